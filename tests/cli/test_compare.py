@@ -89,6 +89,47 @@ def test_compare_gives_one_table_and_one_page(
     assert said.code == 2 and "lr=0.01" in said.words and "another --out" in said.words
 
 
+def test_compare_finds_a_rate_for_each_method_on_validation(
+    intarsia: Intarsia, folder: Path, tmp_path: Path, started: list[str]
+) -> None:
+    out = tmp_path / "c"
+    words = ("compare", folder, *TINY, "--epochs", "1", "--batch-size", "8", "--methods", "lora")
+    words = (*words, "--seeds", "0", "--rates", "1e-3,1e-2", "--out", out)
+    said = intarsia(*words, "--json")
+    assert said.code == 0, said.err
+    rows = {row["method"]: row for row in said.json["rows"]}
+    assert list(rows) == ["lora", "linear probe"]  # which stands beside what was named
+    for name, row in rows.items():
+        search = row["search"]
+        assert row["lr"] == search["rate"] and {1e-3, 1e-2} <= set(search["rates"])
+        assert search["draws"] == 3 and search["samples"] == rows["lora"]["search"]["samples"]
+        kept = json.loads(
+            (out / f"{'lora' if name == 'lora' else 'linear'}-0/run.json").read_text()
+        )
+        assert kept["record"]["search"] == search and kept["training"]["lr"] == row["lr"]
+        assert f"--lr {row['lr']}" in kept["record"]["command"] or row["lr"] == 1e-3
+    assert rows["lora"]["search"]["rates"] == rows["linear probe"]["search"]["rates"]
+    assert (
+        not (out / "rates").exists()
+        and "learning rates (0.001" in (out / "report.html").read_text()
+    )
+    count = len(started)
+    said = intarsia(*words)
+    assert said.code == 0 and len(started) == count and "tried" in said.out and "Rate" in said.out
+    # a rate for all is another comparison
+    said = intarsia(*words[:-4], "--lr", "0.7", "--out", out)
+    assert said.code == 2 and "another --out" in said.words and len(started) == count
+
+
+def test_a_comparison_without_a_probe(
+    intarsia: Intarsia, folder: Path, tmp_path: Path, started: list[str]
+) -> None:
+    words = ("compare", folder, *TINY, *QUICK, "--methods", "lora", "--seeds", "0", "--no-linear")
+    said = intarsia(*words, "--set", "lora.lr=0.02", "--out", tmp_path / "c", "--json")
+    assert said.code == 0 and started == ["lora-0"]
+    assert [(row["method"], row["lr"]) for row in said.json["rows"]] == [("lora", 0.02)]
+
+
 def test_texts_are_compared_by_methods_that_they_can_have(
     intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

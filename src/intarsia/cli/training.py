@@ -55,7 +55,7 @@ def fit(
         str,
         typer.Option(
             autocompletion=completing.methods,
-            help="An adapter or baseline of `intarsia list`, as lora, bottleneck, mosa, linear (the "
+            help="An adapter or baseline of `intarsia list`, as lora, bottleneck, linear (the "
             "head) or full (everything); or official (MoSA's published recipe).",
         ),
     ] = "lora",

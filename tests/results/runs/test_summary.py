@@ -39,7 +39,8 @@ def test_a_comparison_in_words(runs: Path) -> None:
     assert "155 k parameters with the head, 0.70 % of the model" in cost
     assert 'Always answering "whole" would be right for ' in guess
     assert title(comparison) == "Linear probe, plain adapter and mosa on elpv"
-    assert notices(comparison) == []
+    (shared,) = notices(comparison)
+    assert "share the learning rate 0.001" in shared
 
 
 def test_a_single_run_in_words(make_run: Make) -> None:

@@ -1,0 +1,108 @@
+"""A search: kept trials, the mean that decides, an edge that wins and a grid that grows."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from intarsia.experiments.experiment import Experiment, Pictures
+from intarsia.experiments.pool import Trial, TrialEnd
+from intarsia.experiments.searching import (
+    best_of,
+    carry_missing,
+    extended,
+    score_of,
+    scores_by,
+    winning_edge,
+)
+from intarsia.results.store import Store
+
+REACH = (1e-6, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("scores", "edge"),
+    [
+        ({1e-3: 0.5, 3e-3: 0.6, 1e-2: 0.5}, None),
+        ({1e-3: 0.7, 3e-3: 0.6, 1e-2: 0.5}, 1e-3),
+        ({1e-3: 0.5, 3e-3: 0.6, 1e-2: 0.7}, 1e-2),
+        ({1e-2: 0.7, 1e-3: 0.5}, 1e-2),  # in any order
+        ({1e-3: 0.5}, None),  # no neighbour to be better than
+    ],
+)
+def test_an_edge_wins_if_it_is_best_and_better_than_its_neighbour(
+    scores: dict[float, float], edge: float | None
+) -> None:
+    assert winning_edge({rate: (score, -1.0) for rate, score in scores.items()}) == edge
+
+
+def test_an_edge_that_only_ties_does_not_win() -> None:
+    """Where every answer is right the loss falls with the rate, as far as one goes."""
+    scores = {1e-3: (1.0, -0.3), 3e-3: (1.0, -0.2), 1e-2: (1.0, -0.1)}
+    assert best_of(scores) == 1e-2 and winning_edge(scores) is None
+
+
+def test_a_grid_grows_by_half_a_decade_at_the_edges_that_won() -> None:
+    grid = (1e-3, 3e-3, 1e-2)
+    assert extended(grid, [1e-2], REACH) == (1e-3, 3e-3, 1e-2, 3e-2)
+    assert extended(grid, [1e-3, None, 1e-2], REACH) == (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
+    assert extended(grid, [3e-3, None], REACH) == grid
+    assert extended(grid, [1e-3, 1e-2], (1e-3, 2e-2)) == grid
+    assert extended((2e-3, 5e-3), [5e-3], REACH) == (2e-3, 5e-3, 1e-2)
+
+
+@given(st.sets(st.floats(1e-6, 1.0), min_size=2, max_size=6), st.booleans(), st.booleans())
+def test_a_grown_grid_keeps_its_rates_and_its_reach(
+    rates: set[float], low: bool, high: bool
+) -> None:
+    grid = tuple(sorted(rates))
+    grown = extended(grid, [grid[0]] * low + [grid[-1]] * high, REACH)
+    assert set(grid) <= set(grown) and list(grown) == sorted(set(grown))
+    assert len(grown) <= len(grid) + low + high
+    assert all(REACH[0] <= rate <= REACH[1] for rate in grown)
+
+
+def test_the_mean_over_draws_decides_and_a_failed_trial_counts_as_nothing() -> None:
+    start = Experiment(Pictures("x"))
+    runs = [start.changed(lr=rate, seed=seed) for rate in (1e-3, 1e-2, 1e-1) for seed in (0, 1)]
+    accuracies = (0.6, 0.6, 0.9, None, None, None)
+    ends: list[dict[str, Any]] = [
+        {"error": "no"} if a is None else {"val": {"accuracy": a, "loss": 1.0}} for a in accuracies
+    ]
+    scores = scores_by(runs, ends, ["lr"])
+    assert scores == {(1e-3,): (0.6, -1.0), (1e-2,): (0.45, -math.inf)}
+    assert best_of(scores) == (1e-3,)
+
+
+def test_a_text_is_scored_by_its_perplexity() -> None:
+    assert score_of({"perplexity": 8.0, "accuracy": 0.1, "loss": 2.08}) == 1 / 8
+    assert score_of({"mean_average_precision": 0.3, "accuracy": 0.9}) == 0.3
+
+
+def test_a_trial_that_has_ended_is_not_carried_out_again(tmp_path: Path) -> None:
+    trials = [Trial(name, {"key": name}) for name in ("good", "bad", "astray")]
+    ran: list[str] = []
+
+    def carry(left: Any, done: Any) -> None:
+        for trial in left:
+            ran.append(trial.name)
+            loss = math.nan if trial.name == "astray" else 1.0
+            results = {"val": {"accuracy": 0.5, "loss": loss}, "seconds": 2.0}
+            failed = trial.name == "bad"
+            result = None if failed else {"results": results, "sizes": {"val": 30}}
+            done(TrialEnd(trial, result, "no memory" if failed else "", 2.0))
+
+    path = tmp_path / "searches.jsonl"
+    carry_missing(trials, Store(path), carry)
+    kept = Store(path)
+    assert kept["good"]["val"]["accuracy"] == 0.5 and kept["good"]["n"] == 30
+    assert kept["bad"]["error"] == "no memory" and "loss of val" in kept["astray"]["error"]
+    carry_missing(trials, Store(path), carry, again=False)
+    assert ran == ["good", "bad", "astray"]
+    carry_missing(trials, Store(path), carry)  # those that failed are tried once more
+    assert ran == ["good", "bad", "astray", "bad", "astray"]
