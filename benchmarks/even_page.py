@@ -33,7 +33,9 @@ ABOUT = """# Every method, tuned alike
 All methods and their peers on 100 training images for 40 epochs (half as many where a step looks
 at each image twice). A method has one rate for all tasks: of one grid for all methods, the one with
 the highest mean accuracy on the validation parts of three tasks of `mini`, at a seed that nothing
-else has. Validation parts are not trained on; the temperature of the tempered loss is fitted there.
+else has. These figures are of a grid with two fixed ends; the protocol has since learned to try the
+next rate while an end wins for a method, so that the commands below choose others for some.
+Validation parts are not trained on; the temperature of the tempered loss is fitted there.
 Test parts are looked at once. The tasks of `fresh` are those of the pairs' confirmation
 (mosa_pairs.md), the seeds are others; nothing is chosen by this table.
 
