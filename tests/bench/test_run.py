@@ -167,7 +167,9 @@ def test_a_grid_grows_for_all_methods_while_an_edge_of_it_wins_for_one(tmp_path:
         assert ours == set(grid)
     assert all(r.setup.tried == 3 * len(grid) for r in found)
     # the limit of the search holds
-    near = replace(plan.protocol, chosen_on=replace(plan.protocol.chosen_on, reach=(1e-4, 0.1)))
+    on = plan.protocol.chosen_on
+    assert on is not None
+    near = replace(plan.protocol, chosen_on=replace(on, reach=(1e-4, 0.1)))
     (linear, *_) = run_plan(replace(plan, protocol=near), tmp_path / "near", ONE, quiet, work)
     assert linear.setup.selected == {"lr": 0.1}
     # a search that each place has for itself does not grow: its rates are multiples of the arm's

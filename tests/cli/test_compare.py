@@ -130,6 +130,23 @@ def test_a_comparison_without_a_probe(
     assert [(row["method"], row["lr"]) for row in said.json["rows"]] == [("lora", 0.02)]
 
 
+def test_a_text_s_rate_is_the_one_of_lowest_perplexity(
+    intarsia: Intarsia, mixture: Path, tmp_path: Path, started: list[str]
+) -> None:
+    data = tmp_path / "notes.txt"
+    data.write_text("the cat sat on the mat. " * 60)
+    words = ("compare", data, "-m", mixture, "--methods", "lora", "--seeds", "0", "--size", "16")
+    words = (*words, "--epochs", "1", "--rates", "1e-3,1e-1", "--out", tmp_path / "c", "--json")
+    said = intarsia(*words)
+    assert said.code == 0, said.err
+    (row,) = said.json["rows"]  # no probe of a text
+    search = row["search"]
+    assert search["measure"] == "perplexity" and search["draws"] == 1
+    scores = dict(zip(search["rates"], search["scores"], strict=True))
+    assert row["lr"] == max(scores, key=lambda rate: scores[rate])
+    assert "lowest perplexity on" in (tmp_path / "c" / "report.html").read_text()
+
+
 def test_texts_are_compared_by_methods_that_they_can_have(
     intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -159,7 +159,8 @@ def test_a_stopped_run_goes_on_to_the_same_bits(
         return step(self, batches, number, steps, rows)
 
     out = tmp_path / "stopped"
-    words = [folder, *TINY, *QUICK, "--set", "over.bottleneck=4", "--set", "active=2"]
+    words = [folder, *TINY, *QUICK, "--method", "mosa"]
+    words += ["--set", "over.bottleneck=4", "--set", "active=2"]
     with monkeypatch.context() as patch:
         patch.setattr(Learner, "step", interrupted)
         said = intarsia("fit", *words, "--out", out)
@@ -204,7 +205,8 @@ def test_the_method_chooses_for_the_budget(
 ) -> None:
     from intarsia import Mosa
 
-    said = intarsia("fit", folder, *TINY, *QUICK, "--set", "experts=2", "--out", tmp_path / "r")
+    words = ("fit", folder, *TINY, *QUICK, "--method", "mosa", "--set", "experts=2")
+    said = intarsia(*words, "--out", tmp_path / "r")
     assert said.code == 0
     chosen = json.loads((tmp_path / "r" / "run.json").read_text())["record"]["method"]
     images = json.loads((tmp_path / "r" / "run.json").read_text())["data"]["train"]["n"]
@@ -275,8 +277,8 @@ def test_bad_pictures(intarsia: Intarsia, tmp_path: Path, make: Any, says: str) 
     [
         ("--model vit_tiny_patch16_22", "unknown backbone"),
         ("--method moza", "or mosa?"),
-        ("--set experts=0", "want at least 1"),
-        ("--set active=0", "1 ... 4"),
+        ("--set rank=0", "want at least 1"),
+        ("--method mosa --set active=0", "1 ... 4"),
         ("--method linear --set experts=2", "it has no settings"),
         ("--method linear --last-blocks 2", "it adds no cells"),
         ("--method peft-lora --target mlp", "--set roles"),

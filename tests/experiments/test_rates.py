@@ -166,10 +166,12 @@ def test_a_grid_that_cannot_be(grid: tuple[float, ...]) -> None:
 def test_a_method_whose_every_trial_failed_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use(monkeypatch, Fake(fails=("lora",)))
+    failing = use(monkeypatch, Fake(fails=("lora",)))
     with pytest.raises(TrainingError) as refused:
         RateSearch().find(plan(tmp_path), tmp_path, quiet)
     assert "lora: " in str(refused.value.got) and "no memory" in str(refused.value.got)
+    tried = [one["lr"] for one in failing.ran if one["method"] == "lora"]
+    assert len(tried) == len(set(tried))  # no failed trial is repeated as the grid grows
     kept = Store(tmp_path / "searches.jsonl").rows.values()
     assert sum("val" in row for row in kept) == 12  # what the others tried is kept
     fake = use(monkeypatch, Fake())

@@ -63,7 +63,7 @@ def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
         "results": dict(record["results"]),
         "parameters": dict(record["parameters"]),
         "sizes": {part: about["n"] for part, about in record["data"].items()},
-        "origin": {} if shared is None else origin_of(record["record"]),
+        "origin": {} if inputs.get("shared") is None else origin_of(record["record"]),
         "lines": lines,
     }
 

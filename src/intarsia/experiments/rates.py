@@ -72,6 +72,8 @@ class RateSearch:
         taken = {r.experiment.training.seed for r in runs}
         seeds = list(islice((s for s in count(FIRST_SEED) if s not in taken), MOST_DRAWS))
         kept = Store(out / searching.SEARCHES)
+        for key in [key for key, row in kept.rows.items() if "error" in row]:
+            del kept.rows[key]  # it is tried once more, and once only
         trials = _Trials(bases, out / FOLDER, kept, self, report)
         trials.carry(self.rates, seeds[:1])
         found = trials.widest(self.rates, seeds[: trials.draws(seeds[0])])
@@ -121,7 +123,7 @@ class _Trials:
                 self.report(f"Searching learning rates on validation: {len(left)} short trials.")
             run_told(left, run, done=ended, **how)
 
-        searching.carry_missing(trials, self.kept, carry)
+        searching.carry_missing(trials, self.kept, carry, again=False)
 
     def _trial(self, one: Experiment) -> Trial:
         key = key_of(one.flat())

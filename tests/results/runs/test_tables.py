@@ -102,6 +102,7 @@ def test_rows_and_columns_fit(runs: Path) -> None:
     assert titles == [
         "Method", "Accuracy", "Difference", "Balanced", "Loss", "Seeds", "Adapter parameters",
         "With head",
+        "Rate",
         "Time",
         "Peak memory",
     ]  # fmt: skip
