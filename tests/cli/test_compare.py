@@ -209,6 +209,7 @@ def test_report_of_runs(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
         ("--rates 1e-3,x", "numbers with commas"),
         ("--rates ,", "got none"),
         ("--rates 1e-3,1e-2 --lr 1e-3", "a search, or one rate for all"),
+        ("--methods lora --no-linear --set lora.lr=1 --rates 1e-3,1e-2", "a method to search for"),
         ("--val 0", "want a validation part"),
         ("--set mosa.exprts=2", "Did you mean experts"),
         ("--jobs 0", "--jobs"),

@@ -85,7 +85,7 @@ def test_a_text_is_scored_by_its_perplexity() -> None:
 
 
 def test_a_trial_that_has_ended_is_not_carried_out_again(tmp_path: Path) -> None:
-    trials = [Trial(name, {"key": name}) for name in ("good", "bad", "astray")]
+    trials = [Trial(name, {"key": name}) for name in ("good", "bad", "astray", "without")]
     ran: list[str] = []
 
     def carry(left: Any, done: Any) -> None:
@@ -93,6 +93,8 @@ def test_a_trial_that_has_ended_is_not_carried_out_again(tmp_path: Path) -> None
             ran.append(trial.name)
             loss = math.nan if trial.name == "astray" else 1.0
             results = {"val": {"accuracy": 0.5, "loss": loss}, "seconds": 2.0}
+            if trial.name == "without":
+                del results["val"]
             failed = trial.name == "bad"
             result = None if failed else {"results": results, "sizes": {"val": 30}}
             done(TrialEnd(trial, result, "no memory" if failed else "", 2.0))
@@ -102,7 +104,8 @@ def test_a_trial_that_has_ended_is_not_carried_out_again(tmp_path: Path) -> None
     kept = Store(path)
     assert kept["good"]["val"]["accuracy"] == 0.5 and kept["good"]["n"] == 30
     assert kept["bad"]["error"] == "no memory" and "loss of val" in kept["astray"]["error"]
+    assert "validation part" in kept["without"]["error"]
     carry_missing(trials, Store(path), carry, again=False)
-    assert ran == ["good", "bad", "astray"]
+    assert ran == ["good", "bad", "astray", "without"]
     carry_missing(trials, Store(path), carry)  # those that failed are tried once more
-    assert ran == ["good", "bad", "astray", "bad", "astray"]
+    assert ran[4:] == ["bad", "astray", "without"]

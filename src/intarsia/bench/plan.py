@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -80,16 +80,6 @@ class BenchPlan:
             for run in self.search(place):
                 found.setdefault(key_for(run), (place, run))
         return list(found.values())
-
-    def wider(
-        self, searched: Iterable[tuple[Sequence[Experiment], Sequence[Mapping[str, Any]]]]
-    ) -> BenchPlan | None:
-        """The plan with a rate beyond each edge of its grid that won a search; None without one.
-
-        searched: the runs of each search, and their ends.
-        """
-        protocol = self.protocol.wider(searched)
-        return None if protocol is None else replace(self, protocol=protocol)
 
     def _at(self, place: Slot) -> Experiment:
         epochs = self.start.training.epochs

@@ -126,9 +126,10 @@ class Protocol:
     def wider(
         self, searched: Iterable[tuple[Sequence[Experiment], Sequence[Mapping[str, Any]]]]
     ) -> Protocol | None:
-        """The protocol with a rate beyond each edge of its grid that won a search.
+        """Return the protocol with a rate beyond each edge of its grid that won a search.
 
-        None if none did, if the limit is reached, or if each task chooses for itself.
+        searched: the runs of each search, and their ends.  None if no edge won, if the limit is
+        reached, or if each task chooses for itself.
         """
         if self.chosen_on is None:
             return None

@@ -62,9 +62,10 @@ def run_plan(
         places = list(plan.places())
         kept = Store(out / SEARCHES)
         searched = _search(plan, places, kept, out, how, report, work)
-        while (wider := plan.wider(searched.values())) is not None:
-            plan = wider
-            searched = _search(plan, places, kept, out, how, report, work)
+        once = replace(how, again=False)  # what failed has been tried again by now
+        while (wider := plan.protocol.wider(searched.values())) is not None:
+            plan = replace(plan, protocol=wider)
+            searched = _search(plan, places, kept, out, once, report, work)
         return _finish(plan, places, searched, out, how, report, work)
 
 

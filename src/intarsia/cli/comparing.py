@@ -158,6 +158,9 @@ def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[st
     folder = asked["out"] or Path("runs") / f"compare-{Path(data).name}"
     start = Experiment.of(values)
     chosen, fixed = matrix.apart_from_rates(matrix.by_method(settings))
+    if grid is not None and fixed.keys() >= set(names):
+        got, fix = "a rate for every method by --set", "Leave one of them out."
+        raise ConfigError("--rates", got=got, want="a method to search for", fix=fix)
     chosen = matrix.on_one_adapter(start, names, chosen, note)
     once = not given["recompute"]
     runs = matrix.planned(start, names, seeds, chosen, folder, fixed, once=once)

@@ -120,7 +120,7 @@ class _Trials:
                     shutil.rmtree(end.trial.inputs["folder"], ignore_errors=True)
 
             if left:
-                self.report(f"Searching learning rates on validation: {len(left)} short trials.")
+                self.report(f"Searching learning rates on validation: {len(left)} trials.")
             run_told(left, run, done=ended, **how)
 
         searching.carry_missing(trials, self.kept, carry, again=False)

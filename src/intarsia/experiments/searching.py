@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from ..core.errors import TrainingError
+from ..core.errors import DataError, TrainingError
 from ..results.runs.reading import measure
 from ..results.store import Store
 from .experiment import Experiment
@@ -51,6 +51,9 @@ def row_of(end: TrialEnd) -> dict[str, Any]:
     if end.result is None:
         return {"error": end.error}
     results = end.result["results"]
+    if "val" not in results:
+        want, fix = "some pictures or rows", "Give it a part: --val 100."
+        return {"error": str(DataError("validation part", got="none", want=want, fix=fix))}
     if wrong := unusable(results["val"], "val"):
         return {"error": wrong, "seconds": results["seconds"]}
     row = {name: results[name] for name in ("val", "seconds")}

@@ -53,7 +53,7 @@ class Mosa(OverMethod):
     sure of itself, so that loss and calibration error are lower; its accuracy cannot be told from
     that of the same adapter left whole (docs/benchmarks/mosa_pairs.md).
     When to use it: for probabilities that are used as they are, where no validation part can fit a
-    temperature; with one, the gain is gone. For accuracy begin with `Lora`: with every method at its
+    temperature; with one, the gain is gone. For accuracy begin with `Lora`: with each method at its
     own rate MoSA is 6th of 29 on fifteen tasks and 19th on six others (docs/benchmarks/even.md).
     Not for ample data and few steps: every part then sees a fraction of an already short training;
     `Mosa.for_budget` knows when to leave the adapter whole.
