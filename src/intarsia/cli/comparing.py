@@ -19,9 +19,9 @@ from .early import (
     check_rates,
     check_routers,
     is_text,
+    learning_rates,
     method_key,
     numbers,
-    rates,
 )
 from .options import (
     Data,
@@ -172,7 +172,7 @@ def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[st
             if given["lr"] is None:
                 from ..experiments.rates import RATES, RateSearch
 
-                search = RateSearch(RATES if grid is None else rates(grid), **how)
+                search = RateSearch(RATES if grid is None else learning_rates(grid), **how)
                 runs = search.find(runs, folder, note, fixed)
             matrix.run_all(runs, report=note, **how)
         except KeyboardInterrupt as stop:
@@ -275,10 +275,10 @@ def show_comparison(
         differences,
         gather,
         json_rows,
-        rates,
         terminal_table,
         write_report,
     )
+    from ..results.runs.rates import described, shared
 
     comparison = comparison_of(gather(folders), baseline)
     written = write_report(folders, page, baseline=baseline)
@@ -286,8 +286,7 @@ def show_comparison(
         show_json({"report": str(written), "rows": json_rows(comparison)})
         return
     show_rich(terminal_table(comparison))
-    shared = rates.shared(comparison)
-    for line in (*differences(comparison), *rates.described(comparison), shared):
+    for line in (*differences(comparison), *described(comparison), shared(comparison)):
         if line:
             say(line)
     say(f"Report: {written}")

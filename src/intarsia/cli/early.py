@@ -177,7 +177,7 @@ def numbers(what: str, text: str) -> tuple[int, ...]:
     return found
 
 
-def rates(text: str) -> tuple[float, ...]:
+def learning_rates(text: str) -> tuple[float, ...]:
     """Return the learning rates of --rates, in ascending order.  Raises: ConfigError."""
     try:
         grid = [float(word) for word in text.split(",") if word.strip()]
@@ -196,7 +196,7 @@ def check_rates(lr: float | None, grid: str | None) -> None:
         above("--lr", lr, 0, fix="Try 1e-3, or leave it out: each method then gets its own.")
     if grid is None:
         return
-    rates(grid)
+    learning_rates(grid)
     if lr is not None:
         got, fix = f"it and --lr {lr:g}", "Leave one of them out."
         raise ConfigError("--rates", got=got, want="a search, or one rate for all", fix=fix)

@@ -51,6 +51,16 @@ def test_rates_stand_in_the_table_in_json_and_in_words(searched: Any) -> None:
     assert not any("share the learning rate" in notice for notice in notices(comparison))
 
 
+def test_searches_of_two_folders_are_described_each(make_run: Make) -> None:
+    other = SEARCH | {"rates": [1e-4, 1e-3], "scores": [0.1, 0.2], "rate": 1e-3}
+    folders = [
+        make_run("a", label="mosa", change={"record.search": SEARCH}),
+        make_run("b", label="plain adapter", change={"record.search": other}),
+    ]
+    text = " ".join(rates.described(comparison_of(gather(folders))))
+    assert "Mosa tried 3 learning rates" in text and "Plain adapter tried 2 learning" in text
+
+
 def test_the_figure_has_a_line_for_each_method_and_marks_its_rate(searched: Any) -> None:
     comparison = comparison_of(searched)
     figure: Any = rates.against_rates(comparison, looks(comparison))

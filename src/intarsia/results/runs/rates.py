@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from .. import plots
 from ..table import Column, Entry
-from ..wording import joined
+from ..wording import capital, joined
 from .grouping import Comparison, RunGroup
 
 if TYPE_CHECKING:
@@ -40,7 +40,15 @@ def described(comparison: Comparison) -> list[str]:
     searches = {group.label: found for group in comparison.groups if (found := search_of(group))}
     if not searches:
         return []
-    found = [_grid(next(iter(searches.values())), comparison)]
+    alike: dict[str, list[str]] = {}  # labels by what they tried, which differs between folders
+    for label, search in searches.items():
+        alike.setdefault(_tried(search, comparison), []).append(label)
+    found = [
+        f"{'Each method' if len(alike) == 1 else capital(joined(labels))} {tried}"
+        for tried, labels in alike.items()
+    ]
+    if _own_splits(comparison):
+        found.append("Each seed draws its own test part, in which some of these samples may be.")
     if given := [group.label for group in comparison.groups if group.label not in searches]:
         found.append(f"The rate of {joined(given)} was given.")
     if ends := [label for label, search in searches.items() if search["limit"]]:
@@ -48,20 +56,17 @@ def described(comparison: Comparison) -> list[str]:
     return found
 
 
-def _grid(search: Mapping[str, Any], comparison: Comparison) -> str:
+def _tried(search: Mapping[str, Any], comparison: Comparison) -> str:
     rates, draws = [f"{rate:g}" for rate in search["rates"]], search["draws"]
     perplexity = search["measure"] == "perplexity"
     best = "lowest perplexity" if perplexity else f"highest {search['measure'].replace('_', ' ')}"
     kind = "rows" if comparison.runs[0].samples == "tokens" else "pictures"
     where = f"{search['samples']:,} validation {kind}"
     where = where if draws == 1 else f"{draws} draws of {where}"
-    text = (
-        f"Each method tried {len(rates)} learning rates ({', '.join(rates)}) and has the one with "
-        f"the {best} on {where}, for all seeds; no trial looked at its test part."
+    return (
+        f"tried {len(rates)} learning rates ({', '.join(rates)}) and has the one with the {best} on "
+        f"{where}, for all seeds; no trial looked at its test part."
     )
-    if _own_splits(comparison):
-        text += f" Each seed draws its own test part, in which some of these {kind} may be."
-    return text
 
 
 def _own_splits(comparison: Comparison) -> bool:
