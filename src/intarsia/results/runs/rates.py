@@ -64,8 +64,8 @@ def _tried(search: Mapping[str, Any], comparison: Comparison) -> str:
     where = f"{search['samples']:,} validation {kind}"
     where = where if draws == 1 else f"{draws} draws of {where}"
     return (
-        f"tried {len(rates)} learning rates ({', '.join(rates)}) and has the one with the {best} on "
-        f"{where}, for all seeds; no trial looked at its test part."
+        f"tried {len(rates)} learning rates ({', '.join(rates)}) and has the one with the {best} "
+        f"on {where}, for all seeds; no trial looked at its test part."
     )
 
 
