@@ -79,11 +79,14 @@ def test_each_method_gets_its_own_rate_after_as_many_trials(fake: Fake, tmp_path
     assert found(runs) == BEST and len(runs) == 6
     # one grid for all, which grew at both ends: for linear to .1, for bottleneck to 3e-4
     grid = {3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1}
-    assert all(fake.trials(method) == {(rate, 100) for rate in grid} for method in BEST)
+    assert all(
+        fake.trials(method) == {(rate, seed) for rate in grid for seed in (100, 101)}
+        for method in BEST
+    )
     assert not any(one["test"] for one in fake.ran)
     how = runs[0].search
     assert how is not None
-    assert how["rates"] == sorted(grid) and how["samples"] == 200 and how["draws"] == 1
+    assert how["rates"] == sorted(grid) and how["samples"] == 200 and how["draws"] == 2
     assert how["rate"] == 3e-2 and not how["limit"] and how["measure"] == "accuracy"
     assert max(how["scores"]) == how["scores"][how["rates"].index(3e-2)]
     assert runs[0].trial({}, quiet=True).inputs["search"] == how
@@ -109,7 +112,7 @@ def test_a_search_that_was_stopped_goes_on_and_one_that_ended_is_read(
     assert found(runs) == want and not third.ran  # other seeds, the same search
 
 
-@pytest.mark.parametrize(("n", "draws"), [(100, 1), (99, 2), (40, 3), (3, 3)])
+@pytest.mark.parametrize(("n", "draws"), [(150, 2), (149, 3), (3, 3)])
 def test_a_small_validation_part_is_drawn_several_times(
     n: int, draws: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -171,9 +174,11 @@ def test_a_method_whose_every_trial_failed_is_an_error(
         RateSearch().find(plan(tmp_path), tmp_path, quiet)
     assert "lora: " in str(refused.value.got) and "no memory" in str(refused.value.got)
     tried = [one["lr"] for one in failing.ran if one["method"] == "lora"]
-    assert len(tried) == len(set(tried))  # no failed trial is repeated as the grid grows
+    assert len(tried) == 2 * len(
+        set(tried)
+    )  # at two draws; no failed trial is repeated as the grid grows
     kept = Store(tmp_path / "searches.jsonl").rows.values()
-    assert sum("val" in row for row in kept) == 12  # what the others tried is kept
+    assert sum("val" in row for row in kept) == 24  # what the others tried is kept
     fake = use(monkeypatch, Fake())
     assert found(RateSearch().find(plan(tmp_path), tmp_path, quiet)) == BEST
     assert {one["method"] for one in fake.ran} == {"lora"}

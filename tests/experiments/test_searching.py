@@ -18,6 +18,7 @@ from intarsia.experiments.searching import (
     extended,
     score_of,
     scores_by,
+    smoothed,
     winning_edge,
 )
 from intarsia.results.store import Store
@@ -45,6 +46,30 @@ def test_an_edge_that_only_ties_does_not_win() -> None:
     """Where every answer is right the loss falls with the rate, as far as one goes."""
     scores = {1e-3: (1.0, -0.3), 3e-3: (1.0, -0.2), 1e-2: (1.0, -0.1)}
     assert best_of(scores) == 1e-2 and winning_edge(scores) is None
+
+
+def test_a_rate_beside_a_cliff_counts_for_less() -> None:
+    """LoRA on Tux Paint, one draw: best by itself at .01, where another seed lost ten points."""
+    found = {1e-3: 0.53, 3e-3: 0.55, 1e-2: 0.58, 3e-2: 0.34}
+    scores = {rate: (score, -1.0) for rate, score in found.items()}
+    smooth = smoothed(scores, scores)
+    assert best_of(scores) == 1e-2 and best_of(smooth) == 3e-3
+    assert smooth[1e-2][0] == pytest.approx((0.55 + 2 * 0.58 + 0.34) / 4)
+    assert smooth[1e-3][0] == pytest.approx((2 * 0.53 + 0.55) / 3)  # an edge has one neighbour
+    # a rate at which every run failed is such a cliff, too, and is not chosen itself
+    del scores[3e-2]
+    cliff = smoothed(scores, (1e-3, 3e-3, 1e-2, 3e-2))
+    assert cliff.keys() == scores.keys() and best_of(cliff) == 3e-3
+    assert cliff[1e-2][0] == pytest.approx((0.55 + 2 * 0.58) / 4)
+
+
+@given(st.dictionaries(st.floats(1e-6, 1.0), st.floats(0, 1), min_size=1, max_size=6))
+def test_smoothing_keeps_a_level_and_stays_within_its_scores(found: dict[float, float]) -> None:
+    level = smoothed({rate: (0.5, -1.0) for rate in found}, found)
+    assert all(score == (0.5, -1.0) for score in level.values())
+    smooth = smoothed({rate: (score, 0.0) for rate, score in found.items()}, found)
+    low, high = min(found.values()), max(found.values())
+    assert all(low - 1e-9 <= score <= high + 1e-9 for score, _ in smooth.values())
 
 
 def test_a_grid_grows_by_half_a_decade_at_the_edges_that_won() -> None:

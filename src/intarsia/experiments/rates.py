@@ -29,7 +29,8 @@ from .pool import Trial, TrialEnd, refuse_failed, run_told
 RATES = (1e-3, 3e-3, 1e-2)
 """The grid to begin with."""
 FIRST_SEED = 100  # of the draws
-MOST_DRAWS, ENOUGH = 3, 100  # draws, and validation pictures of all draws together
+DRAWS, MOST_DRAWS = 2, 3  # of pictures: in one draw alone a rate may be good by chance
+ENOUGH = 150  # pictures of a validation part; with fewer there are MOST_DRAWS
 FOLDER = "rates"  # of the trials, below that of the comparison
 
 
@@ -55,8 +56,9 @@ class RateSearch:
     def find(
         self, runs: Sequence[PlannedRun], out: Path, report: Report, fixed: Collection[str] = ()
     ) -> list[PlannedRun]:
-        """Give the runs of each method the rate with its best mean score on validation parts.
+        """Give the runs of each method the rate that is best for it on validation parts.
 
+        Its mean score over draws counts, averaged with those of the neighbouring rates.
         runs: as `planned` gives them.  out: the folder that keeps the trials' scores, so that a
         search that was stopped goes on, and one that has ended is only read.
         fixed: methods that keep their rate.
@@ -146,9 +148,9 @@ class _Trials:
 
     def draws(self, seed: int) -> int:
         """Return how many draws a validation part of this size needs; 1 for texts."""
-        size = self._size([seed])
-        text = any(is_text(one.pictures.data) for one in self.bases.values())
-        return 1 if text or not size else min(MOST_DRAWS, -(-ENOUGH // size))
+        if any(is_text(one.pictures.data) for one in self.bases.values()):
+            return 1
+        return MOST_DRAWS if self._size([seed]) < ENOUGH else DRAWS
 
     def _size(self, seeds: Sequence[int]) -> int:
         """Return the size of a draw's validation part, 0 if every trial failed."""
@@ -161,7 +163,11 @@ class _Trials:
         while True:
             self.carry(rates, seeds)
             scores = {m: self._scores(m, rates, seeds) for m in self.bases}
-            winners = [searching.winning_edge(found) for found in scores.values() if found]
+            winners = [
+                searching.winning_edge(searching.smoothed(found, rates))
+                for found in scores.values()
+                if found
+            ]
             wider = searching.extended(rates, winners, self.how.reach)
             if wider == tuple(rates):
                 break
@@ -189,7 +195,8 @@ class _Trials:
         if not scores:
             return {"error": ends[0]["error"]}
         val = next(end["val"] for end in ends if "val" in end)
-        best = searching.best_of(scores)
+        smooth = searching.smoothed(scores, rates)
+        best = searching.best_of(smooth)
         self.report(f"{self.bases[method].label}: rate {best:g}, the best of {len(rates)}.")
         return {
             "rate": best,
@@ -198,7 +205,7 @@ class _Trials:
             "measure": "perplexity" if "perplexity" in val else measure(val),
             "draws": len(seeds),
             "samples": self._size(seeds),
-            "limit": searching.winning_edge(scores) is not None,
+            "limit": searching.winning_edge(smooth) is not None,
         }
 
 

@@ -101,6 +101,22 @@ def best_of(scores: Mapping[Any, Score]) -> Any:
     return max(scores, key=scores.__getitem__)
 
 
+def smoothed(scores: Mapping[float, Score], rates: Iterable[float]) -> dict[float, Score]:
+    """Return the score of each rate averaged with those of its neighbours, which count half.
+
+    One draw's score is noisy, and a rate beside one at which training breaks down is good at some
+    seeds only. rates: the whole grid; one without a score, of which every run failed, counts as 0.
+    """
+    grid = sorted(rates)
+    known = [scores.get(rate, (0.0, -math.inf)) for rate in grid]
+
+    def mean(place: int) -> Score:
+        near = [*known[max(0, place - 1) : place + 2], known[place]]
+        return fmean(score for score, _ in near), fmean(loss for _, loss in near)
+
+    return {rate: mean(place) for place, rate in enumerate(grid) if rate in scores}
+
+
 def winning_edge(scores: Mapping[float, Score]) -> float | None:
     """Return the rate that wins at an edge of its grid, where a better one may lie beyond.
 

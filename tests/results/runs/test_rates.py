@@ -45,7 +45,7 @@ def test_rates_stand_in_the_table_in_json_and_in_words(searched: Any) -> None:
     assert rows[0]["search"] == SEARCH
     text = " ".join(sentences(comparison))
     assert "tried 3 learning rates (0.001, 0.003, 0.01)" in text
-    assert "highest accuracy on 2 draws of 60 validation pictures, for all seeds" in text
+    assert "highest accuracy on 2 draws of 60 validation pictures, averaged with its" in text
     assert "A better rate of mosa may lie beyond the limit" in text
     assert "Each seed draws its own test part" in text  # as these runs do
     assert not any("share the learning rate" in notice for notice in notices(comparison))

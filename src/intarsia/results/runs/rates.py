@@ -65,7 +65,8 @@ def _tried(search: Mapping[str, Any], comparison: Comparison) -> str:
     where = where if draws == 1 else f"{draws} draws of {where}"
     return (
         f"tried {len(rates)} learning rates ({', '.join(rates)}) and has the one with the {best} "
-        f"on {where}, for all seeds; no trial looked at its test part."
+        f"on {where}, averaged with its neighbours, for all seeds; no trial looked at its test "
+        "part."
     )
 
 
