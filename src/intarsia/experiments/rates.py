@@ -172,7 +172,7 @@ class _Trials:
             if wider == tuple(rates):
                 break
             more = " and ".join(f"{rate:g}" for rate in wider if rate not in rates)
-            self.report(f"An edge of the grid is the best rate for a method: {more} is tried, too.")
+            self.report(f"A method's best rate is at an edge of the grid; tried as well: {more}.")
             rates = wider
         return {m: self._how_found(m, scores[m], rates, seeds) for m in self.bases}
 
