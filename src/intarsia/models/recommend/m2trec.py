@@ -35,8 +35,9 @@ class M2TRec(Settings):
     e_i = MLP of the concatenated fields of item i (no id), h = mean or last state of a Transformer
     over the session, item scores h e_j; a head for each task t predicts a field of the next item,
     by cross-entropy where an item has one word, else by binary cross-entropy.  Every place of a
-    session is learned from in one causal pass.  Above 50,000 items the softmax is over the items
-    of the batch and 500 others, each with -log of its chance of being there.
+    session is learned from in one causal pass.  The softmax is over the items that have an event:
+    one without would only be pushed away.  Above 50,000 items it is over those of the batch and
+    500 others, each with -log of its chance of being there.
 
     tasks: names of fields, None = every field of words that the items have; weight: w.
     without: fields that are not read, as a year that gives away what is popular.
@@ -171,7 +172,9 @@ class M2TRecModel(Recommender):
             own = torch.searchsorted(places, wanted)
         h = self.states(x, vectors, places)[known]  # (N, d)
         scores = h @ vectors.T - shift  # logQ: a frequent item is among the sample more often
-        scores[:, 0] = -torch.inf  # no item
+        absent = (self.chance if places is None else self.chance[places]) == 0
+        absent[own] = False  # an event that the model was not built of
+        scores = scores.masked_fill(absent, -torch.inf)
         losses = {"item": F.cross_entropy(scores, own)}
         for name, head in zip(self.names, self.heads, strict=True):
             losses[name] = self.settings.weight * self._of_field(name, head(h), wanted)
@@ -179,12 +182,12 @@ class M2TRecModel(Recommender):
 
     def _sampled(self, x: Tensor, target: Tensor, draws: int) -> tuple[Tensor, Tensor]:
         """Places, sorted, of the batch's items and others, and log of their chance to be there."""
-        n = len(self.known.item_ids)
-        others = torch.randint(1, n + 1, (SAMPLED,), device=x.device)
+        taken = self.chance.nonzero()[:, 0]
+        others = taken[torch.randint(len(taken), (SAMPLED,), device=x.device)]
         zero = x.new_zeros(1)
         places = torch.cat([zero, x.flatten(), target, others]).unique()
         absent = (draws * torch.log1p(-self.chance[places].clamp_max(0.999))).exp()
-        absent = absent * (1 - 1 / n) ** SAMPLED
+        absent = absent * (1 - 1 / len(taken)) ** SAMPLED
         return places, torch.log1p(-absent).clamp_min(-30)
 
     def _of_field(self, name: str, logits: Tensor, wanted: Tensor) -> Tensor:
