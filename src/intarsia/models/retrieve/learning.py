@@ -21,6 +21,7 @@ from ...core.checks import above, at_least, one_of
 from ...core.errors import DataError, MissingExtra
 from ...data.packages import announce
 from .inference_free import InferenceFree, WeightedFlops, ensemble, sentence_transformers
+from .max_logits import in_chunks
 from .teachers import Bm25, teachers_of
 
 Pairs = Sequence[tuple[str, Sequence[int]]]  # a query, and the numbers of documents that answer it
@@ -34,9 +35,10 @@ Report = Callable[[str], None]
 class LearnedRetrieval:
     """How a retriever is trained; `intarsia fit --task sparse-retrieval`.
 
-    L = KL(softmax s_T || softmax s) + weight (t / T)^2 sum_j w_j (mean_d d_j)^2
+    L = KL(softmax s_T || softmax s) + weight (t / T)^2 sum_p sum_j w_j (mean_q d_qpj)^2
 
-    over a query's answer and `negatives` candidates of BM25; s_T: the ensemble of the teachers.
+    over a query's answer and `negatives` candidates of BM25; s_T: the ensemble of the teachers;
+    d_qp: the document at place p of query q, the answer at place 0.
     Without teachers the answer itself is learned, against all documents of the batch (InfoNCE).
     steps of `batch` queries; lr: of AdamW, after a warm-up over a tenth of the steps.
     The ramp (t / T)^2 lasts a third of the steps. penalty: "flops", w = 1; or "idf", w_j ~
@@ -51,14 +53,14 @@ class LearnedRetrieval:
     negatives: int = 7
     lr: float = 5e-5
     penalty: str = "flops"
-    weight: float = 0.02
+    weight: float = 0.0025
 
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 1)
         at_least("batch", self.batch, 1)
         at_least("negatives", self.negatives, 1)
         above("lr", self.lr, 0, fix="Try 5e-5.")
-        at_least("weight", self.weight, 0, fix="Try 0.02.")
+        at_least("weight", self.weight, 0, fix="Try 0.0025.")
         one_of("penalty", self.penalty, PENALTIES)
 
 
@@ -116,7 +118,8 @@ def fit_retriever(
         trainer = _trainer(library, model, rows, recipe, seed, Path(out))
         report(f"intarsia: {recipe.steps} steps of {recipe.batch} queries")
         begun = resume and any(Path(out).glob("checkpoint-*"))
-        trainer.train(resume_from_checkpoint=begun or None)
+        with in_chunks(model.documents, model.megabytes):
+            trainer.train(resume_from_checkpoint=begun or None)
     finally:
         static.weight.data.copy_(whole)
     model.encoder.eval()
@@ -175,6 +178,7 @@ def _trainer(
     except ImportError as error:
         raise MissingExtra("datasets", "search") from error
     losses = library.losses
+    names = [name for name in columns if name.startswith("document")]
     loss = losses.SpladeLoss(
         model.encoder,
         losses.SparseDistillKLDivLoss(model.encoder, temperature=1.0)
@@ -182,10 +186,9 @@ def _trainer(
         else losses.SparseMultipleNegativesRankingLoss(model.encoder),
         document_regularizer_weight=recipe.weight,
         query_regularizer_weight=0.0,
-        document_regularizer=WeightedFlops(penalty_weights(model, recipe.penalty)),
+        document_regularizer=WeightedFlops(penalty_weights(model, recipe.penalty), len(names)),
         query_regularizer=WeightedFlops(torch.zeros(1)),  # looked up: there is nothing to thin out
     )
-    names = [name for name in columns if name.startswith("document")]
     arguments = library.SparseEncoderTrainingArguments(
         output_dir=str(out),
         max_steps=recipe.steps,

@@ -1,0 +1,50 @@
+"""Ours beside the official functions of retrieval."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.models.retrieve.inference_free import WeightedFlops, ensemble
+from intarsia.models.retrieve.max_logits import in_chunks
+
+
+def retrieval_flops(tensors: dict[str, Tensor], places: int) -> dict[str, Tensor]:
+    documents = tensors["documents"].unflatten(0, (-1, places))  # of a query, one after another
+    penalty = WeightedFlops(torch.ones(documents.shape[-1]), places)
+    return {
+        "penalty": penalty.compute_loss_from_embeddings(documents.transpose(0, 1).flatten(0, 1))
+    }
+
+
+def retrieval_ensemble(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    scores: list[Any] = []
+    for teacher in ("0", "1"):
+        queries, documents = tensors[f"queries_{teacher}"], tensors[f"documents_{teacher}"]
+        own = documents.unflatten(0, (len(queries), -1))
+        scores.append(torch.einsum("qd,qcd->qc", queries, own))
+    return {"scores": torch.from_numpy(ensemble(scores))}
+
+
+class _Pooling(nn.Module):
+    pooling_strategy, activation_function = "max", "relu"
+
+
+def retrieval_document(tensors: dict[str, Tensor], size: int) -> dict[str, Tensor]:
+    vocabulary, width = tensors["weight"].shape
+    head = nn.Linear(width, vocabulary)
+    head.load_state_dict({"weight": tensors["weight"], "bias": tensors["bias"]})
+    model = SimpleNamespace(
+        get_output_embeddings=lambda: head, config=SimpleNamespace(vocab_size=vocabulary)
+    )
+    pooling = _Pooling()
+    found: dict[str, Tensor] = {}
+    with torch.no_grad(), in_chunks([SimpleNamespace(auto_model=model), pooling], size):
+        for name, activation in (("once", "relu"), ("twice", "log1p_relu")):
+            pooling.activation_function = activation
+            read = {"token_embeddings": tensors["hidden"], "attention_mask": tensors["mask"]}
+            found[name] = pooling(read)["sentence_embedding"]
+    return found
