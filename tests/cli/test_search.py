@@ -20,13 +20,19 @@ from intarsia.results.local_page import LocalPage, running
 TOYS = Path(__file__).parents[1] / "models" / "retrieve" / "conftest.py"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def _toys() -> Any:
     spec: Any = importlib.util.spec_from_file_location("toys", TOYS)
     toys: Any = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(toys)
+    return toys
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    toys = _toys()
     docs = [*toys.DOCS, ("<i>x</i>", "<script>alert(1)</script> mouse")]
-    return SparseIndex.build(toys.Toy(), docs).save(tmp_path_factory.mktemp("search") / "idx")
+    made = SparseIndex.build(toys.Toy(), docs, lexical=None)
+    return made.save(tmp_path_factory.mktemp("search") / "idx")
 
 
 def _call(*words: object) -> Any:
@@ -42,6 +48,14 @@ def test_a_query_prints_documents_and_why(folder: Path) -> None:
     assert [hit["id"] for hit in found["hits"]] == ["d", "b", "a"]
     assert "no known word" in _call(folder, "zzz").stdout
     assert "none has one of these words" in _call(folder, "runs").stdout
+
+
+def test_stems_are_searched_and_said_too(folder: Path, tmp_path: Path) -> None:
+    docs = [(hit.id, hit.text) for hit in SparseIndex.load(folder).search("the a cat dog", 9)]
+    both = SparseIndex.build(_toys().Toy(), docs).save(tmp_path / "both")
+    said = _call(both, "sleeping cats", "--explain").stdout
+    assert "sleep~ 0.38, cat~ 0.22" in said  # both of BM25's share of 0.6
+    assert "no known word" in _call(both, "zzz").stdout
 
 
 def test_queries_of_a_file_become_a_run(folder: Path, tmp_path: Path) -> None:

@@ -15,11 +15,13 @@ from .options import Json
 from .shell import note, say, show_json, show_table
 
 if TYPE_CHECKING:
+    from ..models.retrieve.inference_free import InferenceFree
     from ..models.retrieve.sparse_index import SparseIndex
 
 BLOCK = 1024  # documents that are encoded between two looks at the disk
 FORMS = ("opensearch", "elasticsearch", "qdrant", "trec")
 META = "meta.json"  # what an index's folder has
+NO_STEMS = "none"  # in the place of a language
 DOCS = "A .jsonl file with id and text in each line, a folder in BEIR's layout, or a collection: "
 NAMED = "naves, naves-nt, reverse-dictionary."
 Save = Annotated[Path | None, typer.Option(help="The folder (or file) to write.")]
@@ -42,12 +44,20 @@ def index(
     ] = None,
     stored: Annotated[str, typer.Option(help="Of weights: float16, float32, uint8.")] = "float16",
     prune: Annotated[float, typer.Option(help="Leave out weights below this share.")] = 0.0,
+    language: Annotated[
+        str, typer.Option(help="Of BM25's stems beside the model; none = the model alone.")
+    ] = "english",
+    megabytes: Annotated[
+        int | None, typer.Option(help="Of the model's logits at a time: what bounds the memory.")
+    ] = None,
     form: Annotated[
         str | None, typer.Option(help=f"Write an index for another engine: {', '.join(FORMS)}.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Index documents by a sparse encoder; an index that was stopped goes on where it stood.
+    """Index documents by a sparse encoder and by BM25; what was stopped goes on where it stood.
+
+    A collection with judged queries for validation has k1, b and the share of BM25 tuned by them.
 
     Example:  intarsia index docs.jsonl --save idx
     Example:  intarsia index new.jsonl --append idx
@@ -65,11 +75,12 @@ def index(
     if save is not None and save.exists():
         fix = "Choose a new folder, or --append."
         raise ConfigError(f"--save {save}", got="something there", want="nothing", fix=fix)
-    found = _indexed(docs, model, save, append, stored, prune)
-    where = save or append
-    sizes = found.sizes()
+    how = {"stored": stored, "prune": prune, "language": language}
+    found = _indexed(docs, model, save, append, how, megabytes)
+    where, sizes = save or append, found.sizes()
     if as_json:
-        show_json({"folder": str(where), "model": found.model} | sizes)
+        lexical = found.lexical and vars(found.lexical)
+        show_json({"folder": str(where), "model": found.model, "lexical": lexical} | sizes)
         return
     say(
         f"{where}: {sizes['documents']:,} documents, {sizes['mean']:.0f} tokens in each, "
@@ -79,30 +90,37 @@ def index(
 
 
 def _indexed(
-    docs: str, model: str, save: Path | None, append: Path | None, stored: str, prune: float
+    docs: str,
+    model: str,
+    save: Path | None,
+    append: Path | None,
+    how: dict[str, Any],
+    megabytes: int | None,
 ) -> SparseIndex:
-    """Encode the documents and write the index, block by block."""
+    """Encode the documents and write the index, block by block.
+
+    how: stored, prune and language, which have to be the same when a command is repeated.
+    """
+    from ..models.retrieve.lexical import Lexical
+
+    language = how["language"]
+    lexical = None if language == NO_STEMS else Lexical(language=language)
     note("Loading PyTorch and sentence-transformers.")
     from ..core.files import alone, write_json
-    from ..models.retrieve.inference_free import InferenceFree
     from ..models.retrieve.sparse_index import SparseIndex, blocks
 
     partial = append or (save.with_name(f".{save.name}.part") if save else Path())
     begun = (partial / META).is_file()
-    asked = {"docs": _known_by(docs), "model": model, "stored": stored, "prune": prune}
+    asked = {"docs": _known_by(docs), "model": model} | how
     if save is not None and begun:
         _check_same(partial, asked, save)
-    texts = None if begun else (text for _, text in _documents(docs))
-    is_saved = (Path(model) / "modules.json").is_file()
-    encoder = InferenceFree.from_pretrained(
-        model, None if is_saved else texts, prune=prune, report=note
-    )
+    encoder = _encoder(docs, model, how["prune"], megabytes, begun)
     with alone(partial.with_name(f".{partial.name.lstrip('.')}.lock")):
         if begun:
             found = SparseIndex.load(partial)
         else:
-            about = {"model": encoder.name, "digest": encoder.digest, "stored": stored}
-            found = SparseIndex(encoder.queries, **about)
+            about = {"model": encoder.name, "digest": encoder.digest, "stored": how["stored"]}
+            found = SparseIndex(encoder.queries, **about, lexical=lexical)
         total = len(found)
         # an index that is going on has the first documents already; of an added file none
         left = (row for row in _documents(docs) if append is not None or row[0] not in found)
@@ -115,13 +133,45 @@ def _indexed(
             note(f"{total:,} documents")
         if not len(found):
             raise DataError(f"documents of {docs}", got="none", want="some", fix="Check the file.")
-        found.merge().save(save or partial)
+        found.merge()
+        if append is None and lexical is not None:
+            _tune(found, docs)
+        found.save(save or partial)
     if save is not None:
         import shutil
 
         shutil.rmtree(partial, ignore_errors=True)
         _asked(partial).unlink(missing_ok=True)
     return found
+
+
+def _encoder(
+    docs: str, model: str, prune: float, megabytes: int | None, begun: bool
+) -> InferenceFree:
+    """The model of documents; idf is of these, but for one that has its own, or has begun."""
+    from ..models.retrieve.inference_free import InferenceFree
+    from ..models.retrieve.max_logits import MEGABYTES
+
+    is_saved = (Path(model) / "modules.json").is_file()
+    texts = None if begun or is_saved else (text for _, text in _documents(docs))
+    limit = MEGABYTES if megabytes is None else megabytes
+    how: dict[str, Any] = {"prune": prune, "megabytes": limit, "report": note}
+    return InferenceFree.from_pretrained(model, texts, **how)
+
+
+def _tune(index: SparseIndex, docs: str) -> None:
+    """Set how much BM25 counts by the validation queries of a collection, where it has some."""
+    from ..data.collections import load_collection
+    from ..models.retrieve.tuning import MOST, tuned
+
+    if Path(docs).is_file():
+        return
+    val = load_collection(docs, "val", report=note)
+    if val.judged:
+        how = tuned(index, val.judged, val.qrels)
+        count = min(MOST, len(val.judged))
+        note(f"By {count:,} queries of validation: share of BM25 {how.share:g}, "
+             f"k1 {how.k1:g}, b {how.b:g}.")  # fmt: skip
 
 
 def _asked(partial: Path) -> Path:
@@ -222,18 +272,18 @@ def _show(found: dict[str, Any], explain: bool, as_json: bool) -> None:
         show_json(found)
         return
     if not found["hits"]:
-        known = found["tokens"]
+        known = found["tokens"] or found["stems"]
         say("No document: " + ("none has one of these words." if known else "no known word."))
         return
     rows = []
     for hit in found["hits"]:
-        words = [f"{t['token']}{'*' if t['expanded'] else ''} {t['score']:.2f}"
-                 for t in hit["terms"]]  # fmt: skip
+        words = [f"{t['token']}{'~' if t['stem'] else '*' if t['expanded'] else ''} "
+                 f"{t['score']:.2f}" for t in hit["terms"]]  # fmt: skip
         text = "".join(part for part, _ in hit["parts"])
         rows.append((hit["id"], f"{hit['score']:.2f}", ", ".join(words) if explain else text[:200]))
     show_table("", ("id", "score", "words" if explain else "text"), rows, right="score")
     if explain:
-        say("* not a word of the text: the model read it into it.")
+        say("* not a word of the text: the model read it into it.  ~ a stem, by BM25.")
     say(f"{found['documents']:,} documents, {found['milliseconds']:.1f} ms.")
 
 

@@ -56,6 +56,7 @@ TEXTS = [
     "the old dog sleeps",
     "the cat runs the mouse runs the dog runs over the house",
 ]
+NAMED = [(f"d{i}", text) for i, text in enumerate(TEXTS)]
 # of libraries that this one calls
 pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning"),
@@ -127,7 +128,7 @@ def test_the_library_s_own_encoder_gives_the_same_scores(
     query = plain.encode_query(["the cat runs"]).to_dense()
     scores = (query @ plain.encode_document(short).to_dense().T)[0].numpy()
     index = SparseIndex.build(model, [(str(i), text) for i, text in enumerate(short)],
-                              stored="float32")  # fmt: skip
+                              stored="float32", lexical=None)  # fmt: skip
     got = {hit.id: hit.score for hit in index.search("the cat runs", 9)}
     assert got == pytest.approx({str(i): s for i, s in enumerate(scores) if s > 0}, rel=1e-4)
     table = json.loads((tmp_path / "enc" / "idf.json").read_text())
@@ -280,7 +281,7 @@ def test_bm25_knows_its_own_documents() -> None:
 
 
 def test_other_engines_give_the_same_documents(model: InferenceFree, tmp_path: Path) -> None:
-    index = SparseIndex.build(model, [(f"d{i}", text) for i, text in enumerate(TEXTS)])
+    index = SparseIndex.build(model, NAMED, lexical=None)
     hits = {hit.id: hit.score for hit in index.search("cat garden", 3)}
     rows = [
         json.loads(line)
@@ -299,7 +300,7 @@ def test_other_engines_give_the_same_documents(model: InferenceFree, tmp_path: P
 
 def test_seismic_finds_the_same(model: InferenceFree) -> None:
     pytest.importorskip("seismic")
-    index = SparseIndex.build(model, [(f"d{i}", text) for i, text in enumerate(TEXTS)])
+    index = SparseIndex.build(model, NAMED, lexical=None)
     found = engines.seismic_index(index)
     got = engines.seismic_search(found, index.queries, ["cat garden", "zzz"], 3)
     hits = index.search("cat garden", 3)
@@ -309,7 +310,7 @@ def test_seismic_finds_the_same(model: InferenceFree) -> None:
 
 def test_a_local_qdrant_finds_the_same(model: InferenceFree, tmp_path: Path) -> None:
     qdrant = pytest.importorskip("qdrant_client")
-    index = SparseIndex.build(model, [(f"d{i}", text) for i, text in enumerate(TEXTS)])
+    index = SparseIndex.build(model, NAMED, lexical=None)
     path = engines.export(index, "qdrant", tmp_path / "points.jsonl")
     points = [json.loads(line) for line in path.read_text().splitlines()]
     client = qdrant.QdrantClient(":memory:")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from ...core.checks import one_of
 from ...core.errors import CheckpointError
 
 Array = np.ndarray
+BLOCK = 64  # scores of which the largest is taken, when the best are looked for
 STORED = ("float16", "float32", "uint8")
 Query = Sequence[tuple[int, float]]  # distinct tokens and their weights
 
@@ -25,7 +27,7 @@ Query = Sequence[tuple[int, float]]  # distinct tokens and their weights
 class Postings:
     """Lists by token in one array each, as a sparse matrix in columns has them.
 
-    starts: (V + 1,) int64, list j is [starts[j], starts[j + 1]); docs: (n,) int32, ascending in
+    starts: (V + 1,) int64, list j is [starts[j], starts[j + 1]); docs: (n,) int64, ascending in
     each list; weights: (n,) float32, above 0; count: the documents, those without a token too.
     """
 
@@ -46,7 +48,7 @@ class Postings:
         matrix.eliminate_zeros()
         columns = matrix.tocsc()
         columns.sort_indices()
-        starts, docs = columns.indptr.astype(np.int64), columns.indices.astype(np.int32)
+        starts, docs = columns.indptr.astype(np.int64), columns.indices.astype(np.int64)
         return cls(starts, docs, columns.data, matrix.shape[0])
 
     @property
@@ -70,12 +72,12 @@ class Postings:
 
     def scores(self, query: Query) -> Array:
         """sum_j q_j d_j of every document.  (documents,) float32."""
-        found = np.zeros(self.count, np.float32)
-        for token, weight in query:
-            part = slice(self.starts[token], self.starts[token + 1])
-            # a document is in a list once, so that no addition is lost
-            found[self.docs[part]] += np.float32(weight) * self.weights[part]
-        return found
+        return added([(self, query)], self.count)
+
+    @cached_property
+    def edges(self) -> list[int]:
+        """starts as Python's own numbers, which cut a list out in half the time."""
+        return self.starts.tolist()
 
     def scores_of(self, query: Query, chosen: Array) -> Array:
         """The scores of some documents, given in ascending order.  (chosen,)."""
@@ -96,7 +98,7 @@ class Postings:
         uint8 has one scale for each token: the weights of its list are k / 255 of their largest.
         """
         one_of("weights", stored, STORED)
-        arrays = {"starts": self.starts, "docs": self.docs}
+        arrays = {"starts": self.starts, "docs": self.docs.astype(np.int32)}
         if stored != "uint8":
             range_ = np.finfo(stored)  # half floats end at 65,504 and have nothing below 6e-8
             within = np.clip(self.weights, range_.smallest_subnormal, range_.max)
@@ -133,12 +135,32 @@ class Postings:
         weights = weights.astype(np.float32)
         if not (np.isfinite(weights).all() and (weights > 0).all()):
             raise _damaged("weights that are not above 0")
-        return cls(starts, docs, weights, count)
+        return cls(starts, docs.astype(np.int64), weights, count)
 
 
 def _damaged(got: str) -> CheckpointError:
     fix = "Copy the index again from its source, or build it anew."
     return CheckpointError("posting lists", got=got, want="what an index writes", fix=fix)
+
+
+def added(parts: Sequence[tuple[Postings, Query]], count: int) -> Array:
+    """The scores of queries for lists over the same `count` documents, added up.  (count,)."""
+    total = np.zeros(count, np.float32)
+    docs, weights, sizes, asked = list[Array](), list[Array](), list[int](), list[float]()
+    for lists, query in parts:
+        edges = lists.edges
+        for token, weight in query:
+            first, last = edges[token], edges[token + 1]
+            docs.append(lists.docs[first:last])
+            weights.append(lists.weights[first:last])
+            sizes.append(last - first)
+            asked.append(weight)
+    if docs:
+        adds = np.concatenate(weights)
+        adds *= np.repeat(np.array(asked, np.float32), sizes)
+        # one call for all lists, and of int64: a fifth of the time of total[docs] += ... for each
+        np.add.at(total, np.concatenate(docs), adds)
+    return total
 
 
 def merged(parts: Sequence[Postings], kept: Sequence[Array | None]) -> Postings:
@@ -152,9 +174,13 @@ def merged(parts: Sequence[Postings], kept: Sequence[Array | None]) -> Postings:
 
 def best(scores: Array, k: int) -> Array:
     """The numbers of the k largest scores above 0, largest first, ties by number.  (<= k,)."""
-    found = np.flatnonzero(scores > 0)
+    blocks, least = len(scores) // BLOCK, np.finfo(np.float32).smallest_subnormal
+    if blocks > k:
+        # k blocks have a score of this and more, so that fewer are looked at than are above 0
+        tops = scores[: blocks * BLOCK].reshape(BLOCK, blocks).max(0)
+        least = max(least, np.partition(tops, blocks - k)[blocks - k])
+    found = np.flatnonzero(scores >= least)
     if k < len(found):
-        # of these alone: numpy's partition takes ten times as long where most scores are 0
         own = scores[found]
         # all that tie with the last one, so that which of them is kept does not depend on chance
         found = found[own >= np.partition(own, len(own) - k)[len(own) - k]]

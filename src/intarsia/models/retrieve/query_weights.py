@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from ...core.files import write_text
 
 TOKENIZER, WEIGHTS = "tokenizer.json", "queries.safetensors"
 LONGEST = 100_000  # characters of a query
+KNOWN = 100_000  # words whose tokens are remembered
+APART = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")  # a space ends a word for these
+SAME = ("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents")
 
 
 def idf(frequencies: np.ndarray, documents: int) -> np.ndarray:
@@ -38,6 +42,7 @@ class QueryWeights:
     def __init__(self, tokenizer: str, weights: np.ndarray) -> None:
         self.json, self.weights = tokenizer, np.ascontiguousarray(weights, np.float32)
         self.tokenizer = _tokenizer(tokenizer)
+        self._apart, self._known = _words_apart(tokenizer), dict[str, list[int]]()
         size = self.tokenizer.get_vocab_size()
         if self.weights.shape != (size,):
             fix = "Take tokenizer and weights of one model."
@@ -67,8 +72,17 @@ class QueryWeights:
                 got, want = f"{len(text):,} characters", f"at most {LONGEST:,}"
                 fix = "Search for what it is about: its title or first paragraph."
                 raise ConfigError("query", got=got, want=want, fix=fix)
-        found = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [one.ids for one in found]
+        if not self._apart:
+            found = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+            return [one.ids for one in found]
+        words = [text.split(" ") for text in texts]
+        new = list({word for own in words for word in own} - self._known.keys())
+        if new:
+            if len(self._known) + len(new) > KNOWN:
+                self._known, new = {}, list({word for own in words for word in own})
+            encoded = self.tokenizer.encode_batch(new, add_special_tokens=False)
+            self._known |= {word: one.ids for word, one in zip(new, encoded, strict=True)}
+        return [[token for word in own for token in self._known[word]] for own in words]
 
     def of(self, text: str, *, prune: float = 0.0) -> list[tuple[int, float]]:
         """The distinct tokens of a query with their weights, heaviest first.
@@ -133,6 +147,16 @@ class QueryWeights:
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             want, fix = "a tokenizer and a weight for each token", "Copy it again from its source."
             raise CheckpointError(f"queries of {folder}", got=error, want=want, fix=fix) from error
+
+
+def _words_apart(tokenizer: str) -> bool:
+    """Whether a text's tokens are those of its words, so that they can be remembered by word."""
+    about = json.loads(tokenizer)
+    normalizer, splitter = about.get("normalizer"), about.get("pre_tokenizer") or {}
+    steps = [normalizer] if normalizer else []
+    if normalizer and normalizer["type"] == "Sequence":
+        steps = normalizer["normalizers"]
+    return splitter.get("type") in APART and all(step["type"] in SAME for step in steps)
 
 
 def _tokenizer(text: str) -> Any:

@@ -13,6 +13,7 @@ from safetensors.numpy import load, save
 
 from ...core.errors import CheckpointError
 from ...core.files import write_text
+from .lexical import Stems
 from .postings import Postings
 
 
@@ -20,12 +21,14 @@ from .postings import Postings
 class Segment:
     """Posting lists, the ids and texts of their documents, and which of them were deleted.
 
-    texts: empty where they are not kept.  deleted: numbers of documents.
+    texts: empty where they are not kept.  stems: None where the index has no BM25.
+    deleted: numbers of documents.
     """
 
     postings: Postings
     ids: list[str]
     texts: list[str]
+    stems: Stems | None = None
     deleted: set[int] = field(default_factory=set[int])
     file: str = ""  # its name on the disk, by its content; "" = not written yet
 
@@ -39,6 +42,8 @@ class Segment:
     def write(self, folder: Path, stored: str) -> str:
         """Write it once; returns the SHA-256 of what is there.  Raises: TrainingError."""
         arrays = self.postings.encode(stored) | _packed("ids", self.ids)
+        if self.stems is not None:
+            arrays |= self.stems.encode() | _packed("names", self.stems.names)
         data = save(arrays | _packed("texts", self.texts))
         digest = hashlib.sha256(data).hexdigest()
         self.file = f"{digest[:16]}.safetensors"
@@ -60,10 +65,13 @@ class Segment:
             if any(type(number) is not int or not 0 <= number < count for number in deleted):
                 raise ValueError("deleted documents that are not there")
             postings = Postings.decode(arrays, count)
+            stems = None
+            if "names" in arrays:
+                stems = Stems.decode(arrays, _unpacked("names", arrays), count)
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
             want, fix = "the file as it was written", "Copy the index again, or build it anew."
             raise CheckpointError(str(path), got=error, want=want, fix=fix) from error
-        return cls(postings, ids, texts, set(deleted), path.name)
+        return cls(postings, ids, texts, stems, set(deleted), path.name)
 
 
 def _packed(name: str, texts: Sequence[str]) -> dict[str, np.ndarray]:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Sequence
 from typing import Any
 
+from .lexical import stems
 from .sparse_index import SparseIndex
 
 WIDTH = 600  # characters of a text that are shown
+WORD = re.compile(r"\w\w+")  # what has a stem
 
 
 def found(index: SparseIndex, query: str, k: int = 10) -> dict[str, Any]:
     """The hits of a query with their terms, as JSON.
 
     hits: id, score, text, parts (pieces of the text and whether each is a word of the query), terms
-    (token, score, expanded); tokens: of the query that the index knows, heaviest first.
+    (token, score, expanded, stem); tokens: of the query that the model knows, heaviest first;
+    stems: of the query.
     Raises: ConfigError.
     """
     start = time.perf_counter()
@@ -22,6 +27,7 @@ def found(index: SparseIndex, query: str, k: int = 10) -> dict[str, Any]:
     seconds = time.perf_counter() - start
     tokens = index.queries.of(query)
     known = {token for token, _ in tokens}
+    words = index.stems_of(query)
     return {
         "query": query,
         "hits": [
@@ -29,25 +35,36 @@ def found(index: SparseIndex, query: str, k: int = 10) -> dict[str, Any]:
                 "id": hit.id,
                 "score": hit.score,
                 "text": hit.text,
-                "parts": parts(index, hit.text, known),
+                "parts": parts(index, hit.text, known, words),
                 "terms": [vars(term) for term in index.explain(query, hit.id)],
             }
             for hit in hits
         ],
         "tokens": [index.queries.word(token) for token, _ in tokens],
+        "stems": words,
         "documents": len(index),
         "milliseconds": 1e3 * seconds,
     }
 
 
 def parts(
-    index: SparseIndex, text: str, known: set[int], width: int = WIDTH
+    index: SparseIndex,
+    text: str,
+    known: set[int],
+    words: Sequence[str] = (),
+    width: int = WIDTH,
 ) -> list[tuple[str, bool]]:
-    """A text in pieces: (piece, whether it is one of the known tokens).
+    """A text in pieces: (piece, whether it is one of the known tokens, or a word of these stems).
 
     Of a long text the part that begins shortly before the first of them.
     """
     marked = [(a, b) for token, a, b in index.queries.places(text) if token in known]
+    if words and index.lexical is not None:
+        others = list(set(WORD.findall(text)))
+        stemmed = zip(others, stems(others, index.lexical.language), strict=True)
+        own = {word for word, found in stemmed if set(found) & set(words)}
+        marked += [(m.start(), m.end()) for m in WORD.finditer(text) if m.group() in own]
+        marked.sort(key=lambda place: (place[0], -place[1]))
     first = 0
     if len(text) > width and marked and marked[0][0] > width // 2:
         first = text.rfind(" ", 0, marked[0][0] - width // 4) + 1

@@ -1,11 +1,11 @@
-"""An index of sparse document vectors in a folder; no model runs when it is searched.
+"""An index of sparse document vectors and of stems in a folder; no model runs when it is searched.
 
     index = SparseIndex.build(encoder, docs)          # docs: (id, text) pairs
     index.save("idx"); index = SparseIndex.load("idx")
     index.search("forgiveness of enemies", k=10)
 
-Added documents are a segment of their own; `merge` makes one of all. Files are named by what is in
-them and never change; meta.json, which is replaced last, says which of them are the index.
+Added documents are a segment of their own; `merge` makes one of all. The files are those of
+`index_folder`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,16 @@ from typing import Any, Protocol
 import numpy as np
 
 from ...core.checks import above, at_least
-from ...core.errors import CheckpointError, ConfigError, DataError
-from ...core.files import check_digest, read_json, sha256, write_json, writing
-from .postings import Postings, best, merged
-from .query_weights import TOKENIZER, WEIGHTS, QueryWeights
+from ...core.errors import ConfigError, DataError
+from ...core.files import writing
+from .index_folder import check_folder, read_index, write_index
+from .lexical import Lexical, Stems, stems
+from .postings import Array, Postings, best, merged
+from .query_weights import QueryWeights
+from .scoring import Scorer, frequencies
 from .segment import Segment
 
-META, KIND, VERSION = "meta.json", "intarsia sparse index", 1
-HEAVY = 0.4  # of the heaviest token's weight: the first of two phases (OpenSearch's default)
+DEFAULT = Lexical()
 
 
 class DocumentEncoder(Protocol):
@@ -57,23 +59,35 @@ class Hit:
 
 @dataclass(frozen=True)
 class Term:
-    """What a token of the query added to a score.  expanded: the text itself does not have it."""
+    """What a token of the query added to a score.  expanded: the text itself does not have it.
+
+    stem: it is a stem that BM25 found, not a token of the model.
+    """
 
     token: str
     score: float
     expanded: bool
+    stem: bool = False
 
 
 class SparseIndex:
-    """Posting lists of documents by segment, and the weights of queries.
+    """Posting lists of documents by segment, of learned tokens and of stems, and queries' weights.
 
     stored: how weights are written, "float16", "float32" or "uint8" (a scale for each token).
+    lexical: BM25 beside the learned vectors, None = without: no stems are kept.
     """
 
     def __init__(
-        self, queries: QueryWeights, *, model: str, digest: str, stored: str = "float16"
+        self,
+        queries: QueryWeights,
+        *,
+        model: str,
+        digest: str,
+        stored: str = "float16",
+        lexical: Lexical | None = DEFAULT,
     ) -> None:
         self.queries, self.model, self.digest, self.stored = queries, model, digest, stored
+        self._lexical, self._scorer = lexical, None
         self.segments: list[Segment] = []
         self._place: dict[str, tuple[int, int]] = {}  # id -> segment, number
 
@@ -84,6 +98,7 @@ class SparseIndex:
         docs: Iterable[tuple[str, str]],
         *,
         stored: str = "float16",
+        lexical: Lexical | None = DEFAULT,
         texts: bool = True,
         block: int = 4096,
     ) -> SparseIndex:
@@ -91,10 +106,27 @@ class SparseIndex:
 
         texts: keep them, for what a search shows.  Raises: DataError for an id that occurs twice.
         """
-        index = cls(encoder.queries, model=encoder.name, digest=encoder.digest, stored=stored)
+        about = {"model": encoder.name, "digest": encoder.digest, "stored": stored}
+        index = cls(encoder.queries, **about, lexical=lexical)
         for part in blocks(docs, block):
             index.append(encoder, part, texts=texts)
         return index.merge()
+
+    @property
+    def lexical(self) -> Lexical | None:
+        """The settings of BM25; others rank at once, but for the language of the stems.
+
+        Raises: ConfigError for another language, or to take BM25 out or in.
+        """
+        return self._lexical
+
+    @lexical.setter
+    def lexical(self, how: Lexical | None) -> None:
+        one, other = (None if x is None else x.language for x in (self._lexical, how))
+        if one != other:
+            fix = "Build the index anew: lexical=..."
+            raise ConfigError("language of the stems", got=other, want=one, fix=fix)
+        self._lexical, self._scorer = how, None
 
     def __len__(self) -> int:
         """The documents that are not deleted."""
@@ -129,8 +161,10 @@ class SparseIndex:
                 got, want = f"{lists.count} for {len(pairs)} texts", "one for each"
                 fix = "Give a text without a token a row of zeros."
                 raise ConfigError("document vectors", got=got, want=want, fix=fix)
-            kept = [text for _, text in pairs] if texts else []
-            self._add(Segment(self._rounded(lists), ids, kept))
+            all_texts = [text for _, text in pairs]
+            how = self.lexical
+            words = None if how is None else Stems.of(all_texts, how.language)
+            self._add(Segment(self._rounded(lists), ids, all_texts if texts else [], words))
         return self
 
     def _rounded(self, lists: Postings) -> Postings:
@@ -141,7 +175,7 @@ class SparseIndex:
         if segment.postings.tokens != len(self.queries.weights):
             got, want = segment.postings.tokens, f"{len(self.queries.weights)} tokens"
             raise ConfigError("document vectors", got=got, want=want, fix="Use one vocabulary.")
-        place = len(self.segments)
+        place, self._scorer = len(self.segments), None
         self.segments.append(segment)
         self._place |= {
             name: (place, i) for i, name in enumerate(segment.ids) if i not in segment.deleted
@@ -174,6 +208,10 @@ class SparseIndex:
                 got, fix = f"one of {other.model}", "Build both with one saved encoder."
                 want = f"{self.model} with the same weights of queries"
                 raise ConfigError("index to merge", got=got, want=want, fix=fix)
+            if other.lexical != self.lexical:
+                fix = "Set lexical of one of them to that of the other, or build it anew."
+                got, want = other.lexical, self.lexical
+                raise ConfigError("BM25 of an index to merge", got=got, want=want, fix=fix)
             if both := next((name for name in other._place if name in self._place), None):
                 fix = "Delete it from one of them."
                 raise DataError("document id", got=f"{both!r} in both", want="each once", fix=fix)
@@ -187,7 +225,9 @@ class SparseIndex:
             texts = _left([part.texts for part in parts], alive)
             whole = all(part.texts or not part.ids for part in parts)
             lists = self._rounded(merged([part.postings for part in parts], alive))
-            self._add(Segment(lists, ids, texts if whole else []))
+            own = [part.stems for part in parts if part.stems is not None]
+            words = Stems.merged(own, alive) if own else None
+            self._add(Segment(lists, ids, texts if whole else [], words))
         return self
 
     def search(
@@ -199,12 +239,13 @@ class SparseIndex:
         two_phase: float | None = None,
         max_df: float = 1.0,
     ) -> list[Hit]:
-        """The k documents of largest sum_j q_j d_j, largest first; only scores above 0.
+        """The k documents of largest score, largest first; only scores above 0.
 
+        The score is that of `Lexical`, or without BM25 sum_j q_j d_j.
         prune: leave out tokens below this share of the heaviest. max_df: leave out tokens in more
-        than this share of the documents. two_phase: score by the tokens of 0.4 of the heaviest and
-        more, then the best k times this number by all; blind to documents with none, and faster
-        only where the lists of light tokens are very long.
+        than this share of the documents. two_phase: the learned score by the tokens of 0.4 of the
+        heaviest and more, then of the best k times this number by all; blind to documents with
+        none, and faster only where the lists of light tokens are very long.
         Empty for a query without a known token.  Raises: ConfigError.
         """
         return self.search_many(
@@ -225,44 +266,37 @@ class SparseIndex:
         above("max_df", max_df, 0, fix="Try 0.5; 1 keeps all.")
         if two_phase is not None:
             at_least("two_phase", two_phase, 1, fix="Try 5.")
-        asked = self.queries.of_many(queries, prune=prune)
-        if max_df < 1:
-            most = max_df * sum(segment.postings.count for segment in self.segments)
-            counts = self.frequencies()
-            asked = [[(t, w) for t, w in query if counts[t] <= most] for query in asked]
-        return [self._found(query, k, two_phase) for query in asked]
+        scorer = self._ready()
+        asked = scorer.asked(queries, prune=prune, max_df=max_df)
+        return [self._found(scorer.scores(query, k, two_phase)[0], k) for query in asked]
+
+    def stems_of(self, query: str) -> list[str]:
+        """The stems of a query that a document has, each once; none without BM25."""
+        if self.lexical is None or not self.lexical.share:
+            return []
+        known = [s.stems.place for s in self.segments if s.stems is not None]
+        own = dict.fromkeys(stems([query], self.lexical.language)[0])
+        return [word for word in own if any(word in place for place in known)]
+
+    def _ready(self) -> Scorer:
+        """What scores the segments as they are now."""
+        if self._scorer is None:
+            self._scorer = Scorer(self.segments, self.queries, self.lexical)
+        return self._scorer
 
     def frequencies(self) -> np.ndarray:
         """In how many documents' vectors each token is, deleted ones too.  (V,)."""
-        total = np.zeros(len(self.queries.weights), np.int64)
-        return sum((s.postings.frequencies() for s in self.segments), total)
+        return frequencies(self.segments, len(self.queries.weights))
 
-    def _found(self, query: list[tuple[int, float]], k: int, two_phase: float | None) -> list[Hit]:
+    def _found(self, scores: Sequence[Array], k: int) -> list[Hit]:
         found: list[Hit] = []
-        for segment in self.segments:
-            scores = self._scores(segment, query, k, two_phase)
-            if segment.deleted:
-                scores[list(segment.deleted)] = 0
-            for number in best(scores, k).tolist():
+        for segment, own in zip(self.segments, scores, strict=True):
+            for number in best(own, k).tolist():
                 text = segment.texts[number] if segment.texts else ""
-                found.append(Hit(segment.ids[number], float(scores[number]), text))
+                found.append(Hit(segment.ids[number], float(own[number]), text))
         if len(self.segments) > 1:
             found.sort(key=lambda hit: -hit.score)  # stable: ties stay in the order of documents
         return found[:k]
-
-    @staticmethod
-    def _scores(
-        segment: Segment, query: list[tuple[int, float]], k: int, two_phase: float | None
-    ) -> np.ndarray:
-        lists = segment.postings
-        if two_phase is None or not query:
-            return lists.scores(query)
-        first = lists.scores([(t, w) for t, w in query if w >= HEAVY * query[0][1]])
-        first[list(segment.deleted)] = 0
-        chosen = np.sort(best(first, int(k * two_phase)))
-        scores = np.zeros(lists.count, np.float32)
-        scores[chosen] = lists.scores_of(query, chosen)
-        return scores
 
     def explain(self, query: str, name: str) -> list[Term]:
         """What each token of a query adds to a document's score, most first; they add up to it.
@@ -273,16 +307,23 @@ class SparseIndex:
             fix = "Take an id that a search returned."
             raise DataError("document id", got=repr(name), want="one of the index", fix=fix)
         place, number = self._place[name]
-        segment, own = self.segments[place], set[int]()
+        segment, own, here = self.segments[place], set[int](), np.array([number])
         if segment.texts:
             own = {token for token, _, _ in self.queries.places(segment.texts[number])}
+        scorer = self._ready()
+        (asked,) = scorer.asked([query], prune=0.0, max_df=1.0)
+        _, (one, other) = scorer.scores(asked)
         terms: list[Term] = []
-        for token, weight in self.queries.of(query):
-            score = float(segment.postings.scores_of([(token, weight)], np.array([number]))[0])
-            if score > 0:
-                expanded = bool(segment.texts) and token not in own
-                terms.append(Term(self.queries.word(token), score, expanded))
-        return sorted(terms, key=lambda term: -term.score)
+        for token, weight in asked.tokens:
+            score = one * float(segment.postings.scores_of([(token, weight)], here)[0])
+            expanded = bool(segment.texts) and token not in own
+            terms.append(Term(self.queries.word(token), float(score), expanded))
+        if scorer.bm25 is not None and segment.stems is not None:
+            behind = here + segment.postings.count
+            for stem, weight in asked.stems[place]:
+                score = other * scorer.bm25.lists[place].scores_of([(stem, weight)], behind)[0]
+                terms.append(Term(segment.stems.names[stem], float(score), False, stem=True))
+        return sorted((t for t in terms if t.score > 0), key=lambda term: -term.score)
 
     def run(self, queries: Mapping[str, str], k: int = 100) -> dict[str, dict[str, float]]:
         """Scores by query and document, as `train.ranked` and TREC's tools take them."""
@@ -302,6 +343,7 @@ class SparseIndex:
         """Documents, postings, postings a document, and bytes of the lists on the disk."""
         postings = sum(len(segment.postings.docs) for segment in self.segments)
         arrays = [segment.postings.encode(self.stored) for segment in self.segments]
+        arrays += [s.stems.encode() for s in self.segments if s.stems is not None]
         size = sum(array.nbytes for one in arrays for array in one.values())
         mean = postings / max(1, sum(segment.postings.count for segment in self.segments))
         return {"documents": len(self), "postings": postings, "mean": mean, "bytes": size}
@@ -313,32 +355,15 @@ class SparseIndex:
         written.
         """
         folder = Path(folder)
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            if not _is_index(folder):
-                got, want = "a file, or other files in it", "a new folder, or one of an index"
-                raise ConfigError(f"folder {folder}", got=got, want=want, fix="Choose another.")
-            self._write(folder)
+        about = {"model": self.model, "digest": self.digest, "stored": self.stored}
+        parts = self.queries, self.segments, about, self.lexical
+        if check_folder(folder):
+            write_index(folder, *parts)
             return folder
         with writing(folder) as scratch:
             scratch.mkdir()
-            self._write(scratch)
+            write_index(scratch, *parts)
         return folder
-
-    def _write(self, folder: Path) -> None:
-        rows = [
-            {"docs": s.postings.count, "sha256": s.write(folder, self.stored), "file": s.file,
-             "deleted": sorted(s.deleted)}
-            for s in self.segments
-        ]  # fmt: skip
-        self.queries.save(folder)
-        about = {"kind": KIND, "version": VERSION, "model": self.model, "digest": self.digest}
-        about |= {"stored": self.stored, "segments": rows}
-        about |= {"sha256": {name: sha256(folder / name) for name in (TOKENIZER, WEIGHTS)}}
-        write_json(folder / META, about)
-        named = {META, TOKENIZER, WEIGHTS, *(row["file"] for row in rows)}
-        for path in folder.glob("*.safetensors"):  # of segments that were merged
-            if path.name not in named:
-                path.unlink()
 
     @classmethod
     def load(cls, folder: str | Path) -> SparseIndex:
@@ -346,34 +371,11 @@ class SparseIndex:
 
         Raises: CheckpointError for a folder that is damaged, or of something else.
         """
-        folder = Path(folder)
-        try:
-            about = read_json(folder / META)
-            if about["kind"] != KIND or about["version"] != VERSION:
-                raise ValueError(f"{about['kind']!r}, version {about['version']!r}")
-            model, digest, stored = (str(about[name]) for name in ("model", "digest", "stored"))
-            rows = [
-                (folder / Path(row["file"]).name, int(row["docs"]), row["sha256"], row["deleted"])
-                for row in about["segments"]
-            ]
-            for name in (TOKENIZER, WEIGHTS):
-                check_digest(folder / name, {name: about["sha256"][name]}, name)
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            want, fix = "the folder of an index", "For one: intarsia index docs.jsonl --save idx"
-            raise CheckpointError(f"folder {folder}", got=error, want=want, fix=fix) from error
-        index = cls(QueryWeights.load(folder), model=model, digest=digest, stored=stored)
-        for row in rows:
-            index._add(Segment.read(*row))
+        saved = read_index(Path(folder))
+        index = cls(saved.queries, **saved.about, lexical=saved.lexical)
+        for segment in saved.segments:
+            index._add(segment)
         return index
-
-
-def _is_index(folder: Path) -> bool:
-    """Whether it is an index's own folder: other things have a meta.json, too."""
-    try:
-        about = read_json(folder / META)
-    except (OSError, ValueError):
-        return False
-    return isinstance(about, dict) and about.get("kind") == KIND
 
 
 def blocks(docs: Iterable[tuple[str, str]], size: int) -> Iterator[list[tuple[str, str]]]:

@@ -8,11 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from ...core.errors import AssetError, ConfigError, MissingExtra
+from ...core.errors import AssetError, ConfigError
 from ...data.packages import announce
 from .inference_free import DENSE, packaged, sentence_transformers
+from .lexical import Lexical, stems
 
-K1, B = 0.9, 0.4  # BM25's, as tuned on validation topics of Nave's
+BM25 = Lexical()  # its language, k1 and b
 Report = Callable[[str], None]
 
 
@@ -30,30 +31,22 @@ class Bm25:
     Raises: MissingExtra without bm25s and PyStemmer.
     """
 
-    def __init__(self, texts: Sequence[str], *, k1: float = K1, b: float = B) -> None:
-        try:
-            import bm25s
-            import Stemmer
-        except ImportError as error:
-            raise MissingExtra("bm25s", "search") from error
-        self._library, self._stemmer = bm25s, Stemmer.Stemmer("english")
-        self.index = bm25s.BM25(method="lucene", k1=k1, b=b)
-        self.index.index(self._tokens(texts), show_progress=False)
-        self.count = len(texts)
+    def __init__(self, texts: Sequence[str], *, k1: float = BM25.k1, b: float = BM25.b) -> None:
+        tokens = stems(texts, BM25.language, numbered=True)
+        import bm25s
 
-    def _tokens(self, texts: Sequence[str], ids: bool = True) -> Any:
-        return self._library.tokenize(
-            list(texts), stopwords="en", stemmer=self._stemmer, show_progress=False, return_ids=ids
-        )
+        self.index = bm25s.BM25(method="lucene", k1=k1, b=b)
+        self.index.index(tokens, show_progress=False)
+        self.count = len(texts)
 
     def found(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
         """Numbers and scores of the best k documents of each query, (queries, k) both."""
-        tokens, k = self._tokens(queries), min(k, self.count)
+        tokens, k = stems(queries, BM25.language, numbered=True), min(k, self.count)
         found: Any = self.index.retrieve(tokens, k=k, show_progress=False, n_threads=1)
         return found
 
     def scores(self, queries: Sequence[str], candidates: np.ndarray) -> np.ndarray:
-        words = self._tokens(queries, ids=False)
+        words = stems(queries, BM25.language)
         rows = [
             self.index.get_scores(own)[row] if own else np.zeros(len(row))
             for own, row in zip(words, candidates, strict=True)

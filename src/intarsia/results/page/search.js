@@ -8,7 +8,7 @@
         word: term.token.replace("##", "…"),
         score: term.score,
         other: term.expanded,
-        said: term.expanded ? "(not a word of the text)" : "",
+        said: term.stem ? "(BM25)" : term.expanded ? "(not a word of the text)" : "",
       })),
       most,
       "What each word added to the score",
