@@ -56,7 +56,7 @@ def split() -> Parts:
 
 def found_of(arm: tuple[str, str], seed: int) -> Ranked:
     """A model of an arm and seed, scored on the test.  arm: model and one of SCHEDULES."""
-    inputs = {"arm": list(arm), "seed": seed, "epochs": EPOCHS[arm[0]], "version": 1}
+    inputs = {"arm": list(arm), "seed": seed, "epochs": EPOCHS[arm[0]], "version": 2}
     return Ranked(*kept("dsl_models", inputs, lambda: list(ranked(arm, seed))))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
 from typing import Any, NamedTuple
@@ -202,14 +203,21 @@ def tuned_of(arm: str, seed: int) -> HitRates:
     return HitRates(*kept("m2trec", inputs, lambda: list(found(best, seed, "test"))))
 
 
-def compared(seeds: tuple[int, ...], report: Report, *, of: Any) -> Result:
+def compared(
+    seeds: tuple[int, ...],
+    report: Report,
+    *,
+    of: Any,
+    over: Callable[[Sequence[float]], float] = statistics.mean,
+) -> Result:
     found = by_arm(ARMS, seeds, found_of, report)
     chance = statistics.mean(one.chance for one in found[FIELDS])
     note = (
         f"{COLD:.0%} of the films are cold: in no input, anywhere. Chance among cold films: "
-        f"{chance:.1f} %. MovieLens-100k by time, sessions by a gap of an hour; films are no shop."
+        f"{chance:.1f} %. The softmax of training is over the films with an event. MovieLens-100k "
+        "by time, sessions by a gap of an hour; films are no shop."
     )
-    return judge(found, of, row_of("items by", COLUMNS), note)
+    return judge(found, of, row_of("items by", COLUMNS), note, over)
 
 
 def compared_tuned(seeds: tuple[int, ...], report: Report, *, of: Any) -> Result:
@@ -225,6 +233,16 @@ def compared_tuned(seeds: tuple[int, ...], report: Report, *, of: Any) -> Result
 def of_cold(one: Any) -> float:
     """Cold hit rate over the larger of twice chance and twice that of ids."""
     return one[FIELDS].among_cold / max(2 * one[FIELDS].chance, 2 * one[IDS].among_cold)
+
+
+def of_all(one: Any) -> float:
+    """Hit rate of cold films among all films over that of TF-IDF."""
+    return one[FIELDS].cold / one[KNN].cold
+
+
+def mean_or_none(values: Sequence[float]) -> float:
+    """The mean over seeds, 0 where a seed found no cold film at all."""
+    return statistics.mean(values) if min(values) > 0 else 0.0
 
 
 def of_cold_tuned(one: Any) -> float:
@@ -268,6 +286,19 @@ CLAIMS = (
         bar=1.1,
         sense=">=",
         run=partial(compared, of=lambda one: one[FIELDS].among_cold / one[KNN].among_cold),
+        seeds=(0, 1, 2, 3, 4),
+        needs="long",
+        minutes=30,
+    ),
+    Claim(
+        "m2trec-cold",
+        sentence="Among all films it finds a cold next film more often than the nearest neighbours "
+        "of the session by the words of their metadata, in every seed some (M2TRec, "
+        "arXiv:2209.11824; MovieLens-100k).",
+        baseline="cosine of TF-IDF with the session's mean, hit rate at 20 of cold films among all",
+        bar=1.0,
+        sense=">=",
+        run=partial(compared, of=of_all, over=mean_or_none),
         seeds=(0, 1, 2, 3, 4),
         needs="long",
         minutes=30,

@@ -23,7 +23,7 @@ from ..data.interactions import Interactions, ItemField
 from ..fitting import fit
 from ..hosts.prune.tables import SavedTable, load_tables, save_tables, unfilled
 from ..models.recommend.measures import full_sort
-from ..models.recommend.recommender import Recommender, Settings
+from ..models.recommend.recommender import Recommender, Settings, seen_rows
 from ..schedules import SparseSchedule
 from ..train import Run
 from ..train.tasks import own_losses
@@ -92,7 +92,7 @@ def fit_recommender(
     found: dict[str, Any] = {}
 
     def finish(run: Run) -> Run:
-        found["measures"] = measured(model, train, test)
+        found["measures"] = measured(model, val, test)
         model.known = data
         report(f"Test, all items ranked: {in_words(found['measures'])}.")
         if out is not None:
@@ -111,18 +111,24 @@ def fit_recommender(
     return FittedRecommender(model, run, found["measures"], found.get("tables", ()))
 
 
-def measured(model: Recommender, train: Interactions, test: Interactions) -> dict[str, float]:
-    """Full-sort measures of a model: of each held-out question, or of each user's test items."""
+def measured(model: Recommender, val: Interactions, test: Interactions) -> dict[str, float]:
+    """Full-sort measures of a model: of each held-out question, or of each user's test items.
+
+    What a user took in training or for validation is no rival of her test items: a recommender that
+    ranks it high is right.
+    """
     questions: Any = model.questions(test)
     ranked: list[Any] = []
     wanted: list[Any] = []
     device = next(model.parameters()).device  # where the training was
     if model.settings.data_of == "ranking":
         users, items = questions.tensors
+        taken = seen_rows(val) & ~seen_rows(test)
         asked = users.unique()
         with evaluating(model), torch.no_grad():
             for part in asked.split(256):
-                ranked += model.ranked(part.to(device), DEEP).tolist()
+                hidden = taken[part].to(device)
+                ranked += model.ranked(part.to(device), DEEP, hidden).tolist()
         wanted = [items[users == user].tolist() for user in asked]
     else:
         with evaluating(model), torch.no_grad():

@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 import intarsia
 from intarsia.core.errors import ConfigError, DataError
-from intarsia.data.interactions import Interactions
+from intarsia.data.interactions import Interactions, events
+from intarsia.experiments.recommending import measured
 from intarsia.models.recommend.lightgcn import LightGcn, LightGcnModel
 from intarsia.models.recommend.measures import full_sort
 from intarsia.models.recommend.multvae import MultVae, MultVaeModel
-from intarsia.models.recommend.neumf import NeuMf
+from intarsia.models.recommend.neumf import NeuMf, NeuMfModel
 from intarsia.models.recommend.ranker import Ranker
+from intarsia.models.recommend.recommender import seen_rows
 from intarsia.schedules import Dsl
 from intarsia.train.tasks import own_losses
 
@@ -54,6 +56,24 @@ def test_what_was_taken_ranks_above_the_rest_but_is_not_said_again(
     found = [one.item for one in model.recommend("u0", 99)]
     taken = {shop.item_ids[i] for i in shop.items[shop.users == 0]}
     assert not taken & set(found) and len(found) == 18 - len(taken)
+
+
+def test_validation_items_are_no_wrong_answers() -> None:
+    """A model that ranks a user's validation items first, then her test items, makes no mistake."""
+    rows = [(f"u{u}", str(u + i), 10.0 * u + i, 5.0) for u in range(4) for i in range(6)]
+    rest, test = events(rows, item_ids=[str(i) for i in range(12)]).leave_last(1)
+    train, val = rest.leave_last(2)
+
+    class Knows(NeuMfModel):
+        def all_scores(self, users: torch.Tensor) -> torch.Tensor:
+            first, second = (seen_rows(part)[users].float() for part in (val, test))
+            return 2 * first + second
+
+    model = Knows(NeuMf(width=8), train, generator=torch.Generator())
+    assert measured(model, val, test)["RR@10"] == 1
+    nothing = val.rows(np.zeros(len(val), dtype=bool))
+    assert measured(model, nothing, test)["RR@10"] < 1
+    assert measured(model, test, test) == measured(model, nothing, test)  # they stay questions
 
 
 def test_the_propagation_is_the_naive_one(shop: Interactions) -> None:

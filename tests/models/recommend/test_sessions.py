@@ -122,6 +122,28 @@ def test_all_prefixes_in_one_pass_are_each_on_its_own(shop: Interactions) -> Non
         assert set(whole) == {"item", "colour", "tags"}
 
 
+def test_items_without_an_event_are_no_negatives(
+    shop: Interactions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Item 17 has no event: no step pushes it away, be the softmax whole or sampled."""
+    cold = shop.rows(shop.items != 17)
+    x, y = padded([[1, 4, 7], [2, 5]], 6), torch.tensor([10, 8])
+    for large in (m2trec.LARGE, 1):
+        monkeypatch.setattr(m2trec, "LARGE", large)
+        monkeypatch.setattr(m2trec, "SAMPLED", 5000)
+        generator = torch.Generator().manual_seed(0)
+        items = IdVectors(18, 16, generator=generator)
+        model = M2TRecModel(TINY, cold, items, generator=generator)
+        loss = known(model)(x, y)["item"]
+        rest = model(x).detach()[:, 1:18].log_softmax(1)  # of the other items
+        (grad,) = torch.autograd.grad(loss, items.table.weight)
+        assert not grad[18].any() and grad[17].any() and rest.isfinite().all()
+    own = model(x[:, 1:].contiguous(), torch.tensor([18, 8]))[
+        "item"
+    ]  # it is learned where it is the answer
+    assert own.isfinite() and torch.autograd.grad(own, items.table.weight)[0][18].any()
+
+
 def test_without_weight_it_is_the_single_task(shop: Interactions) -> None:
     x, y = padded([[1, 4]], 6), torch.tensor([7])
     both = known(replace(TINY, weight=0.0).build(shop))(x, y)
@@ -191,8 +213,10 @@ def test_measures_are_taken_where_the_model_is(
         model = one.build(shop.rows(shop.times % 1e4 < 300)).to("meta")
         seen: list[str] = []
 
-        def ranked(x: torch.Tensor, k: int, seen: list[str] = seen) -> torch.Tensor:
-            seen.append(x.device.type)
+        def ranked(
+            x: torch.Tensor, k: int, hidden: torch.Tensor | None = None, seen: list[str] = seen
+        ) -> torch.Tensor:
+            seen.append(x.device.type if hidden is None else hidden.device.type)
             return torch.arange(1, 19).expand(len(x), -1)
 
         monkeypatch.setattr(model, "ranked", ranked)

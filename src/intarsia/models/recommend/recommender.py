@@ -105,10 +105,15 @@ class Recommender(nn.Module, abc.ABC):
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [Recommendation(ids[place - 1], score) for place, score in pairs]
 
-    def ranked(self, x: Tensor, k: int) -> Tensor:
-        """Places of the k best items for what the model reads.  (B, ...) -> (B, k)"""
+    def ranked(self, x: Tensor, k: int, hidden: Tensor | None = None) -> Tensor:
+        """Places of the k best items for what the model reads.  (B, ...) -> (B, k)
+
+        hidden: (B, items + 1) bool, what is left out.
+        """
         scores = self(x).clone()
         scores[:, 0] = -torch.inf
+        if hidden is not None:
+            scores = scores.masked_fill(hidden, -torch.inf)
         return scores.topk(min(k, scores.shape[1] - 1)).indices
 
     def read(self, who: str | int | Sequence[str]) -> tuple[int | None, list[int]]:
