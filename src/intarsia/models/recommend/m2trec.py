@@ -46,7 +46,8 @@ class M2TRec(Settings):
     model = M2TRec(tasks=("class",)).build(data)
     Raises: ConfigError on a setting that cannot be; in `build` DataError without fields,
     UnknownName for a field that is not there.
-    Not for catalogues whose metadata tell items apart badly: equal metadata are equal scores.
+    Not for catalogues whose metadata tell items apart badly: equal metadata are equal scores. Where
+    only new items compete, nearest neighbours by TF-IDF find more.
     Source: paper, section 3, where w is not told (ours: 1); the mean over a causal encoder's
     states, in the place of one pass for each prefix, is ours.
     """

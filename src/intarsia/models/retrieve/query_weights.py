@@ -76,11 +76,11 @@ class QueryWeights:
             found = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
             return [one.ids for one in found]
         words = [text.split(" ") for text in texts]
-        new = list({word for own in words for word in own} - self._known.keys())
+        new = {word for own in words for word in own if word not in self._known}
+        if len(self._known) + len(new) > KNOWN:
+            self._known, new = {}, {word for own in words for word in own}
         if new:
-            if len(self._known) + len(new) > KNOWN:
-                self._known, new = {}, list({word for own in words for word in own})
-            encoded = self.tokenizer.encode_batch(new, add_special_tokens=False)
+            encoded = self.tokenizer.encode_batch(list(new), add_special_tokens=False)
             self._known |= {word: one.ids for word, one in zip(new, encoded, strict=True)}
         return [[token for word in own for token in self._known[word]] for own in words]
 
