@@ -66,14 +66,14 @@ def encoded(arm: str, seed: int, folder: Path) -> SparseIndex:
     recipe = LearnedRetrieval(steps=STEPS, batch=BATCH, negatives=NEGATIVES, weight=WEIGHT, **how)
     with tempfile.TemporaryDirectory() as out:
         fit_retriever(model, texts, pairs, recipe, seed=seed, out=out)
-    index = SparseIndex.build(model, found.docs.items(), texts=False)
+    index = SparseIndex.build(model, found.docs.items(), lexical=None, texts=False)
     index.save(folder)
     return index
 
 
 def index_of(arm: str, seed: int) -> SparseIndex:
     """The same, from where this machine keeps it."""
-    name = f"{PART}-{arm.replace(' ', '-').replace(',', '')}-{STEPS}-{seed}"
+    name = f"{PART}-{arm.replace(' ', '-').replace(',', '')}-{STEPS}-{seed}-v2"
     return encoded(arm, seed, cache_dir() / "claims" / "inference_free" / name)
 
 
@@ -96,7 +96,7 @@ def thinned(index: SparseIndex, terms: float) -> SparseIndex:
     least = np.partition(score, len(score) - wanted)[len(score) - wanted]
     rows = lists.matrix().copy()
     rows.data[score < least] = 0
-    made = SparseIndex(index.queries, model=index.model, digest=index.digest)
+    made = SparseIndex(index.queries, model=index.model, digest=index.digest, lexical=None)
     made.segments = [type(index.segments[0])(Postings.of(rows), index.segments[0].ids, [])]
     return made
 
@@ -206,9 +206,9 @@ def query_time(seeds: Sequence[int], report: Report) -> Result:
     found = load_collection(PART)
     texts, queries = list(found.docs.values()), list(found.queries.values())
     model = InferenceFree.from_pretrained("splade-tiny", texts)
-    folder = cache_dir() / "claims" / "inference_free" / f"{PART}-untrained"
+    folder = cache_dir() / "claims" / "inference_free" / f"{PART}-untrained-v2"
     if not (folder / "meta.json").exists():
-        SparseIndex.build(model, found.docs.items(), texts=False).save(folder)
+        SparseIndex.build(model, found.docs.items(), lexical=None, texts=False).save(folder)
     index, lexical = SparseIndex.load(folder), Bm25(texts)
     jobs: dict[str, tuple[Callable[[], Any], int]] = {
         "index": (lambda: index.search_many(queries), len(queries)),
