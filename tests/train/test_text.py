@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from transformers import LlamaConfig, LlamaForCausalLM, Trainer, TrainingArguments
@@ -147,7 +148,10 @@ def test_fit_trains_a_language_model_and_says_perplexity(tmp_path: Path) -> None
     assert isinstance(before, TokenMetrics) and isinstance(run.test, TokenMetrics)
     assert run.test.loss < before.loss - 0.05
     assert set(run.record["results"]["test"]) == set(before.scores())
-    assert not (tmp_path / "run" / "predictions.safetensors").exists()
+    found = load_file(tmp_path / "run" / "predictions.safetensors")
+    tokens = found["tokens"].sum()
+    assert float(found["loss"].sum() / tokens) == pytest.approx(run.test.loss)
+    assert float(found["hits"].sum() / tokens) == pytest.approx(run.test.accuracy)
 
 
 class Byte(Router):

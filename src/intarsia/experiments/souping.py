@@ -105,7 +105,8 @@ def _written(
     about["soup"] = said
     experiments.save(first.experiment, out)
     split = "test" if "test" in scores else "val"
-    write_results(out, first.model, record, split, scores.get(split), write_trained)
+    found, evaluated = scores.get(split), kitchen.part(split)
+    write_results(out, first.model, record, split, found, write_trained, evaluated)
     return record
 
 

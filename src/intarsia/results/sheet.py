@@ -18,7 +18,14 @@ import numpy as np
 
 from ..core.errors import ShapeError
 from . import statistics
-from .statistics import DECIMALS, bootstrap_interval, task_means, wilcoxon
+from .statistics import (
+    DECIMALS,
+    PairedInterval,
+    bootstrap_interval,
+    paired_interval,
+    task_means,
+    wilcoxon,
+)
 
 A = TypeVar("A")  # who is compared
 T = TypeVar("T")  # on what
@@ -157,6 +164,38 @@ class Differences:
         With few pairs it is wider than a bootstrap's, which is then too narrow.
         """
         return self.mean - self.half_width, self.mean + self.half_width
+
+
+@dataclass(frozen=True, eq=False)
+class ItemValues:
+    """What one run made of each item of the part that it was scored on.
+
+    items: (n,) int64, equal where the item is, in whatever seed.  values: (n,), bool for right or
+    wrong, else numbers.  weights: (n,), of each in the mean, None = all alike.
+    """
+
+    items: np.ndarray
+    values: np.ndarray
+    weights: np.ndarray | None = None
+
+
+def paired(
+    ours: Mapping[int, ItemValues], theirs: Mapping[int, ItemValues]
+) -> PairedInterval | None:
+    """One arm minus another over the items of one task and the seeds that both have.
+
+    None without such a seed, and where the items of a seed are not the same.
+    """
+    pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
+    if not pairs or not all(np.array_equal(a.items, b.items) for a, b in pairs):
+        return None
+    weights = [a.weights for a, _ in pairs if a.weights is not None]
+    return paired_interval(
+        [a.items for a, _ in pairs],
+        [a.values for a, _ in pairs],
+        [b.values for _, b in pairs],
+        weights or None,
+    )
 
 
 class BySeed(abc.ABC):

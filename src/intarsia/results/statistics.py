@@ -107,7 +107,7 @@ def paired_interval(
     freedom see `_quantile`.  Benchmarks/interval_coverage.py measures how often 0 is excluded where
     nothing differs.  Fewer than six differing items exclude nothing, and neither does one seed
     whose exact McNemar test does not.  One seed speaks of other items, not of other trainings.
-    None for fewer than two items, and where all differences of numbers are the same.
+    None for fewer than two items, where all differences of numbers are the same, and for NaN.
     """
     ids, place = np.unique(np.concatenate(items), return_inverse=True)
     seeds, n = len(items), len(ids)
@@ -126,7 +126,8 @@ def paired_interval(
     between, within = _variances(x, means)
     if whole and (seeds == 1 or _alike(every, place)):
         within += 2 / n**2  # Bonett and Price (2012): two items more, one for each arm
-    if (total := between + within) <= 0:
+    total = between + within
+    if not total > 0:  # NaN neither
         return None
     mean = round(math.fsum(means) / seeds, DECIMALS) + 0.0
     half = _quantile(between / total, seeds, n) * math.sqrt(total)

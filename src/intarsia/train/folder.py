@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import safetensors.torch
 from torch import nn
+from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError
 from ..core.files import alone, digests, disk_error, parse_json, write_json, writing
@@ -21,6 +22,7 @@ from ..parallel.whole_file import write_folder
 from .learner import NotFinite
 from .precision import learned_state
 from .processes import on_main, processes
+from .record import item_numbers
 from .scores import Scores
 
 README = """One training run of intarsia.
@@ -28,7 +30,9 @@ README = """One training run of intarsia.
 run.json                 what was run: command, settings, method, data, machine, versions, results
 metrics.jsonl            one JSON object a line: step, epoch, split, loss, accuracy, lr, seconds
 adapter/                 the trained weights without the frozen trunk (and without the optimiser)
-predictions.safetensors  outputs and labels of the last evaluated split, named in its metadata
+predictions.safetensors  outputs and labels of the last evaluated split, named in its metadata;
+                         of texts the loss, tokens and hits of each; items: a number of each sample,
+                         the same in every run
 state/                   the newest checkpoint; fit(..., out=FOLDER, resume=True) goes on from it
 phases/                  the runs before it, of a method that trains in phases
 tensorboard/             the curves: tensorboard --logdir FOLDER
@@ -164,14 +168,18 @@ def write_results(
     split: str,
     metrics: Scores | None,
     write: Write | None,
+    evaluated: Dataset[Any] | None = None,
 ) -> None:
     """adapter/, predictions.safetensors, and run.json last: with it, all is there.
 
-    write: None where adapter/ is there.
+    write: None where adapter/ is there.  evaluated: the set of that split, whose samples get their
+    numbers beside their outputs, so that runs can be compared sample by sample.
     """
     if write is not None:
         write(model, out / ADAPTER, record)
     if metrics is not None and (tensors := metrics.predictions):
+        if evaluated is not None and (items := item_numbers(evaluated)) is not None:
+            tensors["items"] = items
         with writing(out / "predictions.safetensors") as scratch:
             safetensors.torch.save_file(tensors, scratch, metadata={"split": split})
     found = {f"{ADAPTER}/{name}": digest for name, digest in digests(out / ADAPTER).items()}

@@ -187,6 +187,20 @@ def shared_samples(one: Dataset[Any], two: Dataset[Any]) -> int | None:
     return len(first[1] & second[1])
 
 
+def item_numbers(dataset: Dataset[Any]) -> torch.Tensor | None:
+    """A number of each sample, equal where the sample is, in whatever set: (n,) int64.
+
+    60 bits of the samples' digests, or of a tensor's rows; None where that takes decoding.
+    """
+    if isinstance(dataset, Subset):
+        inner = item_numbers(dataset.dataset)
+        return None if inner is None else inner[torch.as_tensor(list(dataset.indices))]
+    rows = [row.encode() for row in getattr(dataset, "digests", None) or ()]
+    if not rows and isinstance(dataset, TensorDataset):
+        rows = [row.numpy().tobytes() for row in dataset.tensors[0].detach().cpu().contiguous()]
+    return torch.tensor([int(_sha(row)[:15], 16) for row in rows]) if rows else None
+
+
 def _keys(dataset: Dataset[Any]) -> tuple[object, set[Any]] | None:
     """(what kind of key, the samples' keys)."""
     if rows := getattr(dataset, "digests", None):

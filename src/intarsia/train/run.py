@@ -108,7 +108,10 @@ def _fit(
             if parts.parts:  # each process writes its experts
                 write(model, out / ADAPTER, run.record, parts)
                 last = None
-            on_main(ranks, lambda: write_results(out, model, run.record, split, found, last))
+            evaluated = job.sets[2] if split == "test" else job.sets[1]
+            on_main(
+                ranks, lambda: write_results(out, model, run.record, split, found, last, evaluated)
+            )
     return run
 
 

@@ -130,17 +130,24 @@ class TokenMetrics(Scores):
     loss: mean cross-entropy in nats; accuracy: share of tokens that are the likeliest one;
     exact_match: share of texts with every such token right, which is what greedy generation from
     the text before them would give; tokens: how many.
+    rows: (n, 3) of each text, its loss, tokens and hits.
     """
 
     loss: float
     accuracy: float
     exact_match: float
     tokens: int
+    rows: Tensor
 
     @property
     def perplexity(self) -> float:
         """exp(loss)."""
         return math.exp(min(self.loss, 700.0))
+
+    @property
+    def predictions(self) -> dict[str, Tensor]:
+        loss, tokens, hits = self.rows.unbind(1)
+        return {"loss": loss.clone(), "tokens": tokens.int(), "hits": hits.int()}
 
     def scores(self) -> dict[str, float]:
         names = ("loss", "perplexity", "accuracy", "exact_match", "tokens")

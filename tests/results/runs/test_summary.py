@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
-from scipy import stats
+import torch
+from safetensors.torch import load_file, save_file
 
-from intarsia.results import numbers
-from intarsia.results.runs import comparison_of, gather, read_run
+from intarsia.results.runs import comparison_of, gather, json_rows, read_run
+from intarsia.results.runs.grouping import Comparison
 from intarsia.results.runs.sentences import differences, notices, selection_rule, sentences, title
 from intarsia.results.runs.settings_rows import (
     commands,
@@ -20,6 +21,7 @@ from intarsia.results.runs.settings_rows import (
     setting_rows,
     value_text,
 )
+from intarsia.results.runs.tables import table_of
 from intarsia.results.wording import joined
 
 Make = Callable[..., Path]
@@ -56,20 +58,6 @@ def test_a_baseline_that_is_not_beaten_is_said(runs: Path) -> None:
     assert "None does better than the baseline, mosa: it gets " in text
 
 
-def test_a_difference_within_the_spread_is_said(make_run: Make) -> None:
-    scores = {"plain adapter": (0.70, 0.80), "mosa": (0.75, 0.78)}
-    folders = [
-        make_run(f"{label}{seed}", label=label, seed=seed, change={"results.test.accuracy": value})
-        for label, values in scores.items()
-        for seed, value in enumerate(values)
-    ]
-    for folder in folders:
-        (folder / "predictions.safetensors").unlink()
-    text = sentences(comparison_of(gather(folders)))[1]
-    assert "+1.5 ± 4.9" in text and "ahead in 1 of 2" in text
-    assert text.endswith("that is within the spread over seeds.")
-
-
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -92,42 +80,111 @@ def test_runs_that_cannot_be_compared_fairly(
     assert "one seed has no spread" in found[-1] or "in both" in found[-1]
 
 
-@pytest.mark.parametrize(
-    ("scores", "says"),
-    [
-        ((0.70, 0.73, 0.71), "+1.33 points (95 % interval"),
-        ((0.70, 0.73, 0.70), "these pairs cannot tell them apart."),
-        ((0.70, 0.71, 0.70), "mosa is behind."),
-        ((0.73, 0.74, 0.73), "mosa is ahead."),
-    ],
-)
-def test_a_difference_comes_with_its_interval(
-    make_run: Make, scores: tuple[float, ...], says: str
-) -> None:
-    base = {"mosa": scores, "plain adapter": (0.70, 0.70, 0.70)}
-    if "behind" in says:
-        base["plain adapter"] = (0.74, 0.75, 0.73)
-    folders = [
-        make_run(f"{label}{seed}", label=label, seed=seed, change={"results.test.accuracy": value})
-        for label, values in base.items()
-        for seed, value in enumerate(values)
-    ]
-    for folder in folders:
-        (folder / "predictions.safetensors").unlink()
-    comparison = comparison_of(gather(folders), "plain adapter")
-    (told,) = differences(comparison)
-    assert told.startswith("Mosa minus plain adapter: ") and "; 3 pairs): " in told
-    assert says in told and told in sentences(comparison)
-    gaps = np.array(base["mosa"]) - np.array(base["plain adapter"])
-    low, high = stats.t.interval(0.95, 2, gaps.mean(), stats.sem(gaps))
-    assert numbers.signed(100 * low, 2) in told and numbers.signed(100 * high, 2) in told
+Right = Callable[[int, int], float]
 
 
-def test_two_pairs_have_no_interval(make_run: Make) -> None:
-    folders = [
-        make_run(f"{m}{s}", label=m, seed=s) for m in ("mosa", "plain adapter") for s in (0, 1)
-    ]
-    assert differences(comparison_of(gather(folders))) == []
+@pytest.fixture
+def scored(make_run: Make) -> Callable[..., Comparison]:
+    """Runs of two methods on the same 36 pictures, by which of them each has right."""
+
+    def make(seeds: int, **rights: Right) -> Comparison:
+        items = torch.arange(36)
+        for label, right in rights.items():
+            for seed in range(seeds):
+                hits = torch.tensor([right(i, seed) for i in range(36)], dtype=torch.bool)
+                accuracy = float(hits.double().mean())
+                change = {"results.test.accuracy": accuracy, "data.test.n": 36}
+                folder = make_run(f"{label}{seed}", label=label, seed=seed, change=change)
+                logits = torch.eye(4)[torch.where(hits, 0, 1)]
+                tensors = {"logits": logits, "labels": torch.zeros(36).long(), "items": items}
+                save_file(tensors, folder / "predictions.safetensors", {"split": "test"})
+        first = next(iter(rights))
+        return comparison_of(gather([folder.parent]), first)  # pyright: ignore
+
+    return make
+
+
+def base(i: int, seed: int) -> bool:
+    return i % 3 > 0
+
+
+def test_one_picture_decides_nothing(scored: Callable[..., Comparison]) -> None:
+    """It is right in all three seeds: over seeds alone that was +2.78 to +2.78, ahead."""
+    comparison = scored(3, linear=base, lora=lambda i, seed: i == 0 or base(i, seed))
+    (text,) = differences(comparison)
+    assert text.startswith("Lora minus linear: +2.78 points (95 % interval over test pictures and ")
+    assert "3 seeds" in text and "1 of 36 pictures differs)" in text
+    assert text.endswith("The difference is not statistically significant.")
+    found, _ = comparison.groups[1].interval(comparison.groups[0])
+    assert found is not None and found.low < 0 < found.high
+    assert comparison.leader is None and table_of(comparison).best is None
+    result = sentences(comparison)[1]
+    assert result.startswith("The highest accuracy is that of lora, ") and "best" not in result
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_what_is_ahead_is_bold_and_named(scored: Callable[..., Comparison], seeds: int) -> None:
+    comparison = scored(seeds, linear=base, lora=lambda i, seed: i % 4 > 0 or base(i, seed))
+    (text,) = differences(comparison)
+    assert ("Lora is ahead." in text) and "9 of 36 pictures differ" in text
+    assert ("One seed says nothing" in text) == (seeds == 1)
+    assert ("Two seeds say little" in text) == (seeds == 2)
+    assert ("p = 0.004 (exact McNemar test)" in text) == (seeds == 1)
+    assert comparison.leader is comparison.groups[1] and table_of(comparison).best == 1
+    assert sentences(comparison)[1].startswith("The best, lora, gets ")
+    behind = differences(comparison_of(comparison.runs, "lora"))
+    assert "Linear is behind." in behind[0]
+
+
+def test_the_best_is_significantly_ahead_of_every_other(scored: Callable[..., Comparison]) -> None:
+    ahead = {
+        "lora": lambda i, seed: i % 4 > 0 or base(i, seed),
+        "dora": lambda i, seed: (i % 4 > 0 or base(i, seed)) and i != 1,
+    }
+    comparison = scored(3, linear=base, **ahead)
+    assert all("is ahead" in text for text in differences(comparison))
+    assert comparison.leader is None and table_of(comparison).best is None
+
+
+def test_runs_without_numbers_of_their_pictures(make_run: Make) -> None:
+    """Positions do where all seeds have one test part; else there is no interval."""
+    for one in (True, False):
+        for label in ("mosa", "plain adapter"):
+            for seed in range(3):
+                change = {"data.test": {"n": 160, "sha256": "x"}} if one else {}
+                folder = make_run(f"{one}/{label}{seed}", label=label, seed=seed, change=change)
+                tensors = load_file(folder / "predictions.safetensors")
+                del tensors["items"]
+                save_file(tensors, folder / "predictions.safetensors", {"split": "test"})
+        (text,) = differences(comparison_of(gather([folder.parent])))  # pyright: ignore
+        assert ("95 % interval" in text) == one
+        assert ("There is no interval: each seed has a test part of its own" in text) != one
+
+
+def test_without_predictions_the_reason_is_said(runs: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(runs, tmp_path / "runs")
+    for file in copy.glob("*/predictions.safetensors"):
+        file.unlink()
+    comparison = comparison_of(gather([copy]))
+    assert all(t.endswith("the runs kept no predictions.") for t in differences(comparison))
+    assert table_of(comparison).best is None
+    row = json_rows(comparison)[1]["difference"]
+    assert row["interval"] == {"missing": "the runs kept no predictions"}
+
+
+def test_other_scores_have_intervals_too(runs: Path) -> None:
+    first, _, last = comparison_of(gather([runs])).groups
+    for score in ("accuracy", "balanced_accuracy", "loss"):
+        found, _ = last.interval(first, score)
+        assert found is not None and found.items == 320
+        if score != "loss":
+            assert found.low > 0
+        gaps = [
+            a.items.values[score] for run in (last, first) for a in run.runs if a.items is not None
+        ]
+        assert len(gaps) == 6
+    found, missing = last.interval(first, "ece")
+    assert found is None and missing == "ece is no mean over items"
 
 
 def test_a_score_on_val_that_also_chose_the_epoch(make_run: Make) -> None:

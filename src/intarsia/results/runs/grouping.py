@@ -6,10 +6,13 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from ...core.errors import DataError, UnknownName
 from ..sheet import BySeed, Differences, Spread
+from ..statistics import PairedInterval
+from .items import interval_of
 from .reading import FinishedRun
 
 VALUES: Mapping[str, Callable[[FinishedRun], float | None]] = {
@@ -77,6 +80,16 @@ class RunGroup(BySeed):
         """Accuracy minus that of the baseline, seed by seed; None without a seed in common."""
         return self.minus(baseline, "accuracy")
 
+    def interval(
+        self, other: RunGroup, score: str | None = None
+    ) -> tuple[PairedInterval | None, str]:
+        """The interval of a score minus the other's, or what is missing for it.
+
+        score: None = the one that decides.
+        """
+        ours, theirs = ({run.seed: run.items for run in g.runs} for g in (self, other))
+        return interval_of(ours, theirs, score or self.runs[0].scores.measure)
+
 
 @dataclass(frozen=True, eq=False)
 class Comparison:
@@ -89,6 +102,13 @@ class Comparison:
     def best(self) -> RunGroup:
         """Of the highest mean accuracy."""
         return max(self.groups, key=lambda group: group.accuracy.mean)
+
+    @cached_property
+    def leader(self) -> RunGroup | None:
+        """The one of the highest mean, if it is significantly ahead of every other, else None."""
+        rest = [group for group in self.groups if group is not self.best]
+        found = [self.best.interval(group)[0] for group in rest]
+        return self.best if all(one is not None and one.low > 0 for one in found) else None
 
     @property
     def runs(self) -> tuple[FinishedRun, ...]:

@@ -16,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 
 from ...core.errors import CheckpointError, DataError
 from ...core.files import read_json
+from ..wording import joined
 from .curves import Point, read_curve
+from .items import RunItems, Tensors, run_items
 from .mistakes import Mistakes, read_mistakes
 
 RUN, METRICS, PREDICTIONS = "run.json", "metrics.jsonl", "predictions.safetensors"
@@ -83,6 +85,7 @@ class FinishedRun:
     costs: RunCosts
     curve: tuple[Point, ...]
     answers: Predictions | None
+    items: RunItems | None
     mistakes: Mistakes | None
     record: Mapping[str, Any]
 
@@ -124,13 +127,15 @@ def read_run(folder: Path | str) -> FinishedRun:
     folder = Path(folder)
     record = _read_json(folder)
     scores = _scores(folder, record)
+    tensors = _predictions(folder, scores)
     return FinishedRun(
         folder=folder,
         seed=need(record, "training.seed", int, folder),
         scores=scores,
         costs=_costs(folder, record),
         curve=read_curve(folder / METRICS),
-        answers=_answers(folder, record, scores),
+        answers=None if tensors is None else _answers(folder, record, scores, tensors),
+        items=None if tensors is None else _items(record, scores, tensors),
         mistakes=read_mistakes(folder),
         record=record,
     )
@@ -229,19 +234,39 @@ def class_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]:
     return tuple(f"class {i}" for i in range(count))
 
 
-def _answers(folder: Path, record: Mapping[str, Any], scores: SplitScores) -> Predictions | None:
-    """From predictions.safetensors; None if it is missing or of another split than the scores."""
+def _predictions(folder: Path, scores: SplitScores) -> Tensors | None:
+    """predictions.safetensors; None if it is missing or of another split than the scores."""
     path = folder / PREDICTIONS
     if not path.is_file():
         return None
     try:
         with safe_open(path, framework="numpy") as file:
             split = (file.metadata() or {}).get("split")
-            logits, labels = file.get_tensor("logits"), file.get_tensor("labels")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, TypeError) as error:
         raise damaged(path, f"{type(error).__name__}: {error}") from error
-    if split is not None and split != scores.split:
+    names = ("tokens", "hits", "loss") if "tokens" in tensors else ("logits", "labels")
+    if missing := [name for name in names if name not in tensors]:
+        raise damaged(path, f"no {joined(missing)}")
+    if len({len(value) for value in tensors.values()}) > 1:
+        raise damaged(path, "tensors of unequal length")
+    return None if split is not None and split != scores.split else tensors
+
+
+def _items(record: Mapping[str, Any], scores: SplitScores, tensors: Tensors) -> RunItems:
+    data = record.get("data")
+    about = data.get(scores.split) if isinstance(data, Mapping) else None
+    part = about.get("sha256") if isinstance(about, Mapping) else None
+    return run_items(tensors, str(part))
+
+
+def _answers(
+    folder: Path, record: Mapping[str, Any], scores: SplitScores, tensors: Tensors
+) -> Predictions | None:
+    """The classes of pictures; None for texts, and for several labels a picture."""
+    if "tokens" in tensors:
         return None
+    path, logits, labels = folder / PREDICTIONS, tensors["logits"], tensors["labels"]
     if scores.measure != "accuracy" and labels.shape == logits.shape:
         return None  # several labels a picture: no one class for each
     if logits.ndim != 2 or labels.shape != logits.shape[:1] or labels.dtype.kind not in "iu":

@@ -17,7 +17,6 @@ from .grouping import Comparison, RunGroup, model_of, set_of
 from .reading import FinishedRun
 
 PART_NAMES = {"train": "training", "val": "validation", "test": "test"}
-ENOUGH = 3  # pairs for an interval: that of two says nothing
 HOW_CHOSEN = {
     "last": "The last epoch is the result; nothing was chosen.",
     "val": "The epoch with the best validation accuracy is the result.",
@@ -82,35 +81,55 @@ def _result(comparison: Comparison) -> str:
     found = best.difference(base)
     apart = Spread(best.accuracy.mean - base.accuracy.mean, None, 0)
     spread = apart if found is None else found.spread
-    text = f"The best, {best.label}, gets {right}: {numbers.points(spread)} percentage points"
-    text += f" against {base.label}"
+    text = f"The highest {comparison.measure} is that of {best.label}, {right}"
+    if comparison.leader is not None:
+        text = f"The best, {best.label}, gets {right}"
+    text += f": {numbers.points(spread)} percentage points against {base.label}"
     if found is not None and found.n > 1:
         text += f", ahead in {found.ahead} of {found.n} shared seeds"
-    few = found is None or found.n < ENOUGH
-    if few and spread.deviation is not None and spread.mean <= spread.deviation:
-        text += "; that is within the spread over seeds"
     return f"{text}."
 
 
 def differences(comparison: Comparison) -> list[str]:
-    """Each method minus the baseline, with the interval of the mean, where it has enough pairs."""
-    base, told = comparison.baseline, []
+    """Each method minus the baseline, with its interval over test items and seeds, or why not."""
+    base = comparison.baseline
     if base is None:
-        return told
-    for group in comparison.others():
-        found = group.difference(base)
-        if found is None or found.n < ENOUGH:
-            continue
-        low, high = found.t_interval
-        verdict = f"{group.label} is ahead" if low > 0 else f"{group.label} is behind"
-        if low <= 0 <= high:
-            verdict = "these pairs cannot tell them apart"
-        told.append(
-            f"{capital(group.label)} minus {base.label}: {numbers.signed(100 * found.mean, 2)} "
-            f"points (95 % interval {numbers.signed(100 * low, 2)} to "
-            f"{numbers.signed(100 * high, 2)}; {found.n} pairs): {verdict}."
-        )
-    return told
+        return []
+    return [_difference(group, base) for group in comparison.others()]
+
+
+def _difference(group: RunGroup, base: RunGroup) -> str:
+    found, missing = group.interval(base)
+    pairs = group.difference(base)
+    mean = group.accuracy.mean - base.accuracy.mean if pairs is None else pairs.mean
+    text = f"{capital(group.label)} minus {base.label}: {numbers.signed(100 * mean, 2)} points"
+    if found is None:
+        return f"{text}. There is no interval: {missing}."
+    run = group.runs[0]
+    kind = _item(run)
+    differ = f"{found.differing:,} of {found.items:,} {kind}s differ"
+    if found.differing == 1:
+        differ = f"1 of {found.items:,} {kind}s differs"
+    where = PART_NAMES.get(run.scores.split, run.scores.split)
+    over = f"over {where} {kind}s and {numbers.plural(found.seeds, 'seed')}"
+    verdict = f"{capital(group.label)} is {'ahead' if found.low > 0 else 'behind'}."
+    if not found.significant:
+        verdict = "The difference is not statistically significant."
+    test = "" if found.p is None else f", p = {numbers.probability(found.p)} (exact McNemar test)"
+    test = test.replace("= <", "<")
+    ends = f"{numbers.signed(100 * found.low, 2)} to {numbers.signed(100 * found.high, 2)}"
+    text = f"{text} (95 % interval {over} {ends}; {differ}{test}). {verdict}"
+    return f"{text} {_FEW[found.seeds]}" if found.seeds in _FEW else text
+
+
+_FEW = {
+    1: "One seed says nothing about other trainings.",
+    2: "Two seeds say little about other trainings.",
+}
+
+
+def _item(run: FinishedRun) -> str:
+    return "picture" if run.samples == "pictures" else "text"
 
 
 def _cost(best: RunGroup, base: RunGroup) -> str:

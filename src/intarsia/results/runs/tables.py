@@ -51,13 +51,13 @@ def table_of(comparison: Comparison) -> Table:
     if base is not None:
         title = "Difference"
         meaning = f"{capital(comparison.measure)} minus that of {base.label} at the same seed, "
-        meaning += "percentage points"
+        meaning += "percentage points, and its 95 % interval over test items and seeds"
         columns.insert(2, Column(title, meaning))
     table = Table(
         caption=caption(comparison),
         columns=tuple(columns),
         rows=tuple(_row(group, base) for group in groups),
-        best=groups.index(comparison.best),
+        best=None if comparison.leader is None else groups.index(comparison.leader),
         baseline=groups.index(base) if base else None,
     )
     return table.filled()
@@ -109,8 +109,10 @@ def _difference(group: RunGroup, base: RunGroup) -> Entry:
     if found is None:
         apart = group.accuracy.mean - base.accuracy.mean
         return Entry(numbers.signed(100 * apart), "not paired", "no seed in common")
-    remark = f"ahead in {found.ahead} of {found.n}" if found.n > 1 else ""
-    full = f"{found.mean:+.6f} over {found.n} shared seeds"
+    over, missing = group.interval(base)
+    remark = "no interval" if over is None else numbers.interval(over.low, over.high)
+    full = f"{found.mean:+.6f} over {found.n} shared seeds, ahead in {found.ahead}"
+    full += f"; no interval: {missing}" if over is None else ""
     return Entry(numbers.points(found.spread), remark, full)
 
 
@@ -167,5 +169,8 @@ def _paired(group: RunGroup, base: RunGroup) -> dict[str, Any]:
     found = group.difference(base)
     if found is None:
         apart = group.accuracy.mean - base.accuracy.mean
-        return {"mean": apart, "deviation": None, "n": 0, "ahead": 0}
-    return asdict(found.spread) | {"ahead": found.ahead}
+        interval = {"missing": group.interval(base)[1]}
+        return {"mean": apart, "deviation": None, "n": 0, "ahead": 0, "interval": interval}
+    over, missing = group.interval(base)
+    interval = {"missing": missing} if over is None else asdict(over)
+    return asdict(found.spread) | {"ahead": found.ahead, "interval": interval}

@@ -98,4 +98,5 @@ class Tokens(Task):
             accuracy=float(hits.sum() / tokens.sum()),
             exact_match=float((hits == tokens)[asked].double().mean()),
             tokens=int(tokens.sum()),
+            rows=rows[0],
         )

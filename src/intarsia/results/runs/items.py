@@ -1,0 +1,99 @@
+"""What a run made of each item that it was scored on: a picture, or a row of text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from ..sheet import ItemValues, paired
+from ..statistics import PairedInterval
+
+Tensors = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True, eq=False)
+class RunItems:
+    """A run's items.  values: by the score that is their mean; empty where a score is none.
+
+    part: a digest of the part that was scored.  numbered: whether the run has stored which item is
+    which; else they are numbered in the part's order.
+    """
+
+    part: str
+    numbered: bool
+    values: Mapping[str, ItemValues]
+
+
+def run_items(tensors: Tensors, part: str) -> RunItems:
+    """The items of a run's predictions.  part: a digest of the part that was scored."""
+    values: dict[str, ItemValues] = {}
+    if "tokens" in tensors:
+        values = _texts(tensors)
+    elif "logits" in tensors and tensors["labels"].shape == tensors["logits"].shape[:1]:
+        values = _classes(tensors["logits"].astype(float), tensors["labels"])
+    if "items" not in tensors:
+        return RunItems(part, False, values)
+    items = tensors["items"]
+    if "tokens" in tensors:
+        items = items[tensors["tokens"] > 0]
+    return RunItems(part, True, {name: replace(v, items=items) for name, v in values.items()})
+
+
+def _classes(logits: np.ndarray, labels: np.ndarray) -> dict[str, ItemValues]:
+    """Of pictures: logits (n, classes), labels (n,)."""
+    order, right = np.arange(len(labels)), logits.argmax(1) == labels
+    _, place, size = np.unique(labels, return_inverse=True, return_counts=True)
+    loss = np.logaddexp.reduce(logits, axis=1) - logits[order, labels]
+    return {
+        "accuracy": ItemValues(order, right),
+        "balanced_accuracy": ItemValues(order, right, 1 / size[place]),
+        "loss": ItemValues(order, loss),
+    }
+
+
+def _texts(tensors: Tensors) -> dict[str, ItemValues]:
+    """Of texts, whose scores are means over tokens; one without a token is left out."""
+    some = tensors["tokens"] > 0
+    tokens = tensors["tokens"][some].astype(float)
+    order = np.arange(len(tokens))
+    return {
+        name: ItemValues(order, tensors[where][some] / tokens, tokens)
+        for name, where in (("accuracy", "hits"), ("loss", "loss"))
+    }
+
+
+def interval_of(
+    ours: Mapping[int, RunItems | None], theirs: Mapping[int, RunItems | None], score: str
+) -> tuple[PairedInterval | None, str]:
+    """The interval of a score's difference over items and seeds, or what is missing for it.
+
+    ours, theirs: seed -> a run's items, None for a run that kept none.
+    """
+    seeds = [seed for seed in ours if seed in theirs]
+    if not seeds:
+        return None, "no seed in common"
+    runs = [(ours[seed], theirs[seed]) for seed in seeds]
+    each = [run for pair in runs for run in pair if run is not None]
+    if len(each) < 2 * len(seeds):
+        return None, "the runs kept no predictions"
+    if not all(score in run.values for run in each):
+        return None, f"{score.replace('_', ' ')} is no mean over items"
+    if not all(run.numbered for run in each) and _several(run.part for run in each):
+        return None, _UNNUMBERED
+    mine, other = (
+        {seed: run.values[score] for seed in seeds if (run := by[seed])} for by in (ours, theirs)
+    )
+    found = paired(mine, other)
+    return found, "" if found else "the methods were not scored on the same items"
+
+
+_UNNUMBERED = (
+    "each seed has a test part of its own, and these runs, of an earlier version, did not store "
+    "which items they share; train them again"
+)
+
+
+def _several(parts: Iterable[str]) -> bool:
+    return len(set(parts)) > 1
