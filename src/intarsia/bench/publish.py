@@ -34,8 +34,10 @@ def write(
     Raises: DataError and UnknownName as `tables` does; MissingExtra without plotly, jinja2 or
     statsmodels; TrainingError when a file cannot be written.
     """
-    summary, out = tables(records, baseline), Path(out)
-    page = render(summary, panels(Path(runs or out), out), cut)
+    out = Path(out)
+    runs = Path(runs or out)
+    summary = tables(records, baseline, runs)
+    page = render(summary, panels(runs, out), cut)
     written = [
         write_text(out / "index.html", page),
         write_text(out / "table.md", as_markdown(summary, cut)),

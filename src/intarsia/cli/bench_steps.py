@@ -216,7 +216,7 @@ def carry(
             f"{r.task.name}, {r.method.name}, seed {r.seed}: {_error(r)}" for r in failures(found)
         ],
         "results": [r.to_dict() for r in found],
-        "table": as_markdown(tables(found, held), plan.cut),
+        "table": as_markdown(tables(found, held, out), plan.cut),
         "report": str(next((p for p in written if p.suffix == ".html"), out)),
     }
 

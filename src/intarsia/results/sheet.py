@@ -75,10 +75,12 @@ def deviation(values: Sequence[float]) -> float:
 class Differences:
     """One arm minus another, by task and seed: at least one pair.
 
-    pairs: (tasks, seeds), NaN where either arm has no value.
+    pairs: (tasks, seeds), NaN where either arm has no value.  over_items: on one task, the interval
+    over its test items and the seeds, where the runs have kept what it takes.
     """
 
     pairs: np.ndarray
+    over_items: PairedInterval | None = None
 
     @classmethod
     def of(cls, ours: np.ndarray, theirs: np.ndarray) -> Differences | None:
@@ -142,14 +144,18 @@ class Differences:
 
     @cached_property
     def interval(self) -> tuple[float, float] | None:
-        """95 % bootstrap interval of the mean, tasks drawn, then their seeds; None for one pair.
+        """95 % interval of the mean: bootstrap over tasks and their seeds, or on one task its own.
 
         Tasks come first, since the question is what happens on other tasks of this kind; three
         seeds of one task are no three tasks.  Drawing seeds as well keeps the noise of training in
         the interval and makes it a little wider than drawing tasks alone, on the safe side.  With
-        one task there are only seeds to draw, and the interval speaks of that task only.
+        one task it is over that task's items and the seeds; None without `over_items`, since seeds
+        alone say nothing about other items.
         """
-        return bootstrap_interval(self.pairs[~np.isnan(self.by_task)], seed=0)
+        known = ~np.isnan(self.by_task)
+        if known.sum() > 1:
+            return bootstrap_interval(self.pairs[known], seed=0)
+        return self.over_items and (self.over_items.low, self.over_items.high)
 
     @property
     def half_width(self) -> float:
@@ -159,9 +165,10 @@ class Differences:
 
     @property
     def t_interval(self) -> tuple[float, float]:
-        """The 95 % t-interval of the mean, all pairs being one sample: for one task.
+        """The 95 % t-interval of the mean, all pairs being one sample.
 
-        With few pairs it is wider than a bootstrap's, which is then too narrow.
+        For pairs that are draws of everything that varies; of a task's seeds it says nothing about
+        other test items.
         """
         return self.mean - self.half_width, self.mean + self.half_width
 

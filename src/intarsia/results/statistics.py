@@ -185,10 +185,10 @@ def mcnemar(won: int, lost: int) -> float:
     return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
-def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float] | None:
+def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float]:
     """95 % of a two-stage percentile bootstrap of the mean over tasks of the means over seeds.
 
-    pairs: (tasks, seeds), at least one of each task, NaN where there is none.  None for one pair.
+    pairs: (tasks, seeds) of two tasks or more, at least one of each, NaN where there is none.
     """
     from scipy.stats import bootstrap
 
@@ -210,12 +210,7 @@ def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float] | No
         "vectorized": True,
         "rng": outer,
     }
-    if len(table) > 1:
-        found = bootstrap((np.arange(len(table)),), draw, batch=1_000, **options)
-    elif count[0] > 1:
-        found = bootstrap((table[0, : count[0]],), np.mean, **options)
-    else:
-        return None
+    found = bootstrap((np.arange(len(table)),), draw, batch=1_000, **options)
     low, high = np.round(found.confidence_interval, DECIMALS) + 0.0
     return float(low), float(high)
 

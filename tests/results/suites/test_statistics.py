@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import random
+from dataclasses import replace
 from statistics import fmean, stdev
 
 import numpy as np
@@ -125,12 +126,11 @@ def test_the_interval_is_the_same_every_time_and_the_order_of_seeds_does_not_mat
     assert first.interval != other
 
 
-def test_one_task_has_only_its_seeds() -> None:
+def test_one_task_has_an_interval_over_its_items_or_none() -> None:
     found = Differences.of(np.array([[0.5, 0.6, 0.7]]), np.array([[0.4, 0.4, 0.4]]))
-    assert found is not None and found.p is None
-    assert found.interval is not None and 0.1 <= found.interval[0] < found.mean
-    alone = Differences.of(np.array([[0.5]]), np.array([[0.4]]))
-    assert alone is not None and alone.interval is None
+    assert found is not None and found.p is None and found.interval is None
+    over = statistics.PairedInterval(0.2, -0.1, 0.5, 3, 10, 7, None, 0.5)
+    assert replace(found, over_items=over).interval == (-0.1, 0.5)
 
 
 @given(tables)

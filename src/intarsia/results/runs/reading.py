@@ -253,6 +253,19 @@ def _predictions(folder: Path, scores: SplitScores) -> Tensors | None:
     return None if split is not None and split != scores.split else tensors
 
 
+def read_items(folder: Path) -> RunItems | None:
+    """What a run made of each item; None if it kept no predictions.
+
+    Raises: as `read_run`.
+    """
+    if not (folder / PREDICTIONS).is_file():
+        return None
+    record = _read_json(folder)
+    scores = _scores(folder, record)
+    tensors = _predictions(folder, scores)
+    return None if tensors is None else _items(record, scores, tensors)
+
+
 def _items(record: Mapping[str, Any], scores: SplitScores, tensors: Tensors) -> RunItems:
     data = record.get("data")
     about = data.get(scores.split) if isinstance(data, Mapping) else None

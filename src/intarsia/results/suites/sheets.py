@@ -7,13 +7,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from ...core.errors import DataError, UnknownName
-from ..sheet import Sheet
+from ..runs.items import RunItems, interval_of
+from ..runs.reading import read_items
+from ..sheet import Differences, Sheet
+from ..statistics import PairedInterval
 from ..wording import first_line
 from .records import Done, Failed, MethodName, RunResult, TaskName
 
@@ -36,9 +40,37 @@ Key = tuple[MethodName, TaskName, int]
 
 @dataclass(frozen=True, eq=False)
 class SuiteSheet(Sheet[MethodName, TaskName, RunResult]):
-    """Results by method, task and seed; tasks are ordered by group and name."""
+    """Results by method, task and seed; tasks are ordered by group and name.
+
+    runs: the folder that results name their runs from, for the items of a single task; None = they
+    are not at hand.
+    """
 
     title: Title
+    runs: Path | None = None
+
+    def minus(self, arm: MethodName, base: MethodName, name: str) -> Differences | None:
+        found = super().minus(arm, base, name)
+        if found is None or len(self.tasks) > 1:
+            return found
+        return replace(found, over_items=self.over_items(arm, base, name)[0])
+
+    def over_items(
+        self, arm: MethodName, base: MethodName, name: str
+    ) -> tuple[PairedInterval | None, str]:
+        """On a single task, the interval over items and seeds, or what is missing for it."""
+        if self.runs is None:
+            return None, "the folders of the runs are not at hand"
+        return interval_of(self._items(arm), self._items(base), name)
+
+    def _items(self, arm: MethodName) -> dict[int, RunItems | None]:
+        assert self.runs is not None
+        done = {s: self.results.get((arm, self.tasks[0], s)) for s in self.seeds}
+        return {
+            seed: read_items(self.runs / result.folder)
+            for seed, result in done.items()
+            if result is not None and isinstance(result.outcome, Done)
+        }
 
     @cached_property
     def accuracy(self) -> np.ndarray:
@@ -63,8 +95,8 @@ class SuiteSheet(Sheet[MethodName, TaskName, RunResult]):
         return {str(name): names == name for name in np.unique(names)}
 
 
-def sheets(results: Iterable[RunResult]) -> tuple[SuiteSheet, ...]:
-    """Sort results into sheets; their order changes nothing.
+def sheets(results: Iterable[RunResult], runs: Path | None = None) -> tuple[SuiteSheet, ...]:
+    """Sort results into sheets; their order changes nothing.  runs: see `SuiteSheet`.
 
     Raises: DataError for none, for two results of one cell, and for a task or method that is
     described in two ways.
@@ -80,10 +112,10 @@ def sheets(results: Iterable[RunResult]) -> tuple[SuiteSheet, ...]:
             raise DataError(what, got=got, want="one", fix=fix)
     if not found:
         raise DataError("results", got="none", want="at least one", fix="Run a cell first.")
-    return tuple(_sheet(title, found[title]) for title in sorted(found))
+    return tuple(_sheet(title, found[title], runs) for title in sorted(found))
 
 
-def _sheet(title: Title, cells: Mapping[Key, RunResult]) -> SuiteSheet:
+def _sheet(title: Title, cells: Mapping[Key, RunResult], runs: Path | None) -> SuiteSheet:
     methods = sorted({method for method, _, _ in cells})
     tasks = sorted({task for _, task, _ in cells})
     _one_each("method", [m.name for m in methods], methods)
@@ -96,6 +128,7 @@ def _sheet(title: Title, cells: Mapping[Key, RunResult]) -> SuiteSheet:
         results=dict(cells),
         read=lambda result, name: getattr(result.outcome, name, None),
         title=title,
+        runs=runs,
     )
 
 

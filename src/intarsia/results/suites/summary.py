@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -109,15 +110,18 @@ class Summary:
         return only(self.results, "failed")
 
 
-def tables(records: Iterable[RunResult], baseline: str | None = None) -> Summary:
+def tables(
+    records: Iterable[RunResult], baseline: str | None = None, runs: Path | None = None
+) -> Summary:
     """Results of any suites, protocols and backbones, each combination for itself.
 
+    runs: the folder that results name their runs from; it is read where a sheet has one task.
     baseline: name or label of the method that the others are held against; a sheet that has no
     result of it gets no differences.
     Raises: DataError as `sheets` does; UnknownName for a baseline that is in no sheet; MissingExtra
     without statsmodels.
     """
-    found = sheets(records)
+    found = sheets(records, runs)
     base = None
     if baseline is not None:
         base = find((m for sheet in found for m in sheet.arms), baseline).name

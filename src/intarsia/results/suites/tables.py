@@ -55,11 +55,7 @@ def difference_table(findings: Findings) -> Table | None:
             f"Accuracy minus that of {base.label}, percentage points: mean over "
             "tasks of the means over pairs of the same task and seed",
         ),
-        Column(
-            "95 % interval",
-            "Percentile bootstrap of the task mean: tasks drawn with "
-            f"replacement, then their seeds; {statistics.RESAMPLES:,} draws",
-        ),
+        Column("95 % interval", _interval_meaning(findings.sheet)),
         Column("Group mean", "The same difference as a mean over groups of tasks"),
         Column("Tasks", "On how many it was ahead, equal and behind"),
         Column("Pairs", "Number of pairs of the same task and seed"),
@@ -71,9 +67,29 @@ def difference_table(findings: Findings) -> Table | None:
     own = next(row.rank for row in findings.rows if row.method == base)
     below = [] if own is None else [f"The average rank of {base.label} is {own:.2f}."]
     few = len(findings.sheet.tasks) < 6
+    below += _missing(findings)
     below += ["With fewer than six tasks Wilcoxon's p cannot get below 0.05."] if few else []
     caption = f"Paired differences to {base.label}, in percentage points."
     return Table(caption, columns, lines, None, None, tuple(below))
+
+
+def _interval_meaning(sheet: SuiteSheet) -> str:
+    if len(sheet.tasks) == 1:
+        return "Over the task's test pictures and the seeds together"
+    return (
+        "Percentile bootstrap of the task mean: tasks drawn with replacement, then their seeds; "
+        f"{statistics.RESAMPLES:,} draws"
+    )
+
+
+def _missing(findings: Findings) -> list[str]:
+    """Why a difference on a single task has no interval."""
+    sheet, base = findings.sheet, findings.baseline
+    if base is None or len(sheet.tasks) > 1:
+        return []
+    rows = [row.method for row in findings.rows if row.difference]
+    reasons = dict.fromkeys(sheet.over_items(method, base, "accuracy")[1] for method in rows)
+    return [f"There is no interval: {reason}." for reason in reasons if reason]
 
 
 def tasks_table(findings: Findings) -> Table:
