@@ -14,7 +14,8 @@ from .grouping import Comparison, RunGroup
 CALIBRATION = (
     Column(
         "Tempered",
-        "Loss after one temperature for all logits, fitted on the validation part",
+        "Loss after one temperature for all logits, fitted on the validation part, where that is "
+        "large enough and has a mistake",
         spare=5,
     ),
     Column(

@@ -63,7 +63,7 @@ class Done:
 
     own_task_accuracy: of joint tasks, among the classes of an image's own task.
     ece: expected calibration error.  tempered_loss: the loss after one temperature, fitted on
-    validation pictures that were not trained on, where the run had some.
+    validation pictures that were not trained on, where the run had enough of them.
     """
 
     accuracy: float

@@ -257,7 +257,10 @@ def _beside(findings: Findings) -> list[Field]:
         Field(Column("Loss", f"{mean_loss}{where}"), partial(number, "loss")),
     ]
     more = {
-        "tempered": ("Tempered", "The same after one temperature, fitted on the validation part"),
+        "tempered": (
+            "Tempered",
+            "The same after one temperature, fitted on the validation part where that can carry one",
+        ),
         "ece": ("ECE", "Expected calibration error, a share: plain mean over tasks"),
     }
     for name, (title, meaning) in more.items():
