@@ -46,11 +46,11 @@ Test parts are looked at once. The tasks of `fresh` are those of the pairs' conf
     for suite in mini fresh; do cp runs/even-$suite/results.jsonl benchmarks/even-$suite.jsonl; done
     python benchmarks/even_page.py --write
 
-The tempered losses are of the fit before 2026-11-29, by likelihood alone, whose temperature falls to
-its bound of 1/100 on a validation part without a mistake. So it was in nine of the 29 runs on
-elpv-type at seed 20, which lost by it: mosa-64 goes from .55 to 51.9 there, and its mean of 5.025 is
-that temperature, no figure of the method. Today such runs have none (how-to/benchmark.md). What
-validation said is not stored, so that the numbers stay as they were.
+The tempered losses are of the fit before 2026-11-29, by likelihood alone, whose temperature falls
+to its bound of 1/100 on a validation part without a mistake. So it was in nine of the 29 runs on
+elpv-type at seed 20, which lost by it: mosa-64 goes from .55 to 51.9 there, and its mean of 5.025
+is that temperature, no figure of the method. Today such runs have none (how-to/benchmark.md).
+What validation said is not stored, so that the numbers stay as they were.
 """
 
 

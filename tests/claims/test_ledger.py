@@ -11,6 +11,7 @@ from intarsia.claims import claims, ledger
 from intarsia.core import Claim, Result
 from intarsia.core.errors import CheckpointError, UnknownName
 from intarsia.results.sheet import deviation
+from intarsia.results.statistics import verdict
 
 # whose spread is a range, a half-width or a share of the bar
 RANGES = ("bi", "mosa", "mosa-budget", "mosa-long")
@@ -36,15 +37,30 @@ def test_the_bar_decides(got, sense, holds):
     assert lines == ["running"]
 
 
+@pytest.mark.parametrize(
+    ("bar", "got", "values", "says"),
+    [
+        (">= 1", 2.0, (1.9, 2.0, 2.1), "holds"),
+        ("<= 1", 2.0, (1.9, 2.0, 2.1), "fails"),
+        (">= 1", 2.0, (0.9, 2.0, 3.1), "not decided"),  # the bar lies inside
+        (">= 1", 0.9, (1.9, 2.0, 2.1), "not decided"),  # the figure is no mean of the values
+        (">= 1", 2.0, (2.0,), "not decided"),  # one value has no interval
+        ("<= 0", 0.0, (0.0, 0.0, 0.0), "holds"),
+    ],
+)
+def test_one_rule_judges_all_claims(bar, got, values, says):
+    assert verdict(bar, got, values) == says
+
+
 def test_a_record_survives_the_file_and_a_failed_one_is_printed_as_failed(tmp_path, monkeypatch):
     monkeypatch.setattr(ledger, "claims", lambda: (a_claim(0.4),))
-    record = ledger.run_claim(a_claim(0.4), seeds=(7,))
+    record = ledger.run_claim(a_claim(0.4), seeds=(7, 8))
     path = ledger.save(record, tmp_path)
     assert ledger.read(path) == record
     ledger.write_page(tmp_path, tmp_path / "claims.md")
     page = (tmp_path / "claims.md").read_text()
     assert "**fails**" in page
-    assert "intarsia claim toy --seeds 7" in page
+    assert "intarsia claim toy --seeds 7,8" in page
     assert "| ours | 0.4 |" in page
 
 
@@ -123,7 +139,7 @@ def test_the_page_opens_with_a_row_for_each_paper_and_its_interval(tmp_path, mon
     ledger.write_page(tmp_path, tmp_path / "claims.md")
     page = (tmp_path / "claims.md").read_text()
     row = next(line for line in page.splitlines() if "blocks on a carpet" in line)
-    assert row.startswith("| [Toys](#toy) | Ours is better. |") and "**fails**" in row
+    assert row.startswith("| [Toys](#toy) | Ours is better. |") and "not decided" in row
     assert "0.400 [-0.484, 4.484]" in row  # 2 ± 4.303 / sqrt(3)
     assert page.index("A row for each paper") < page.index("## All claims")
 

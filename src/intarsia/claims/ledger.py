@@ -22,7 +22,7 @@ from ..core.claim import Report
 from ..core.errors import CheckpointError, UnknownName
 from ..core.files import read_json, write_json
 from ..results.numbers import plural
-from ..results.statistics import t_interval
+from ..results.statistics import t_interval, verdict
 
 KEPT = 0.1  # of the declared time: less is no run of its own
 
@@ -131,7 +131,10 @@ def write_page(folder: Path, page: Path) -> None:
         "# Claims",
         "",
         "Each paper's headline as the smallest honest experiment. The bar is fixed before the run",
-        "and does not move after it; what fails stays here as failed. *From kept cells*: what is",
+        "and does not move after it; what fails stays here as failed. *Holds* and *fails*: the whole",
+        "95 % interval of the seeds' mean and the figure are on that side of the bar; else the claim",
+        "is *not decided*. The interval is over seeds: it holds the test items for given, since most",
+        "claims have a number for each seed and no result of each item. *From kept cells*: what is",
         "judged was run before, for another claim or for this one.",
         "",
         *_papers(made, records),
@@ -190,7 +193,10 @@ def _bar(found: Claim, record: Record | None) -> str:
 
 
 def _verdict(record: Record | None) -> str:
-    return "not run" if record is None else ("**holds**" if record.holds else "**fails**")
+    if record is None:
+        return "not run"
+    found = verdict(record.bar, record.got, record.values)
+    return found if found == "not decided" else f"**{found}**"
 
 
 def _section(found: Claim, record: Record | None) -> list[str]:

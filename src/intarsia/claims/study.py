@@ -279,7 +279,7 @@ def by_seed(
 
 
 def lower(values: Sequence[float]) -> float:
-    """The lower end of the mean's 95 % interval."""
+    """The lower end of the mean's 95 % interval, over seeds: it holds test items for given."""
     return t_interval(values)[0]
 
 

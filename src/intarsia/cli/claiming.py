@@ -59,13 +59,14 @@ def claim(
         show_json(records)
         return
     from ..claims.ledger import squared
+    from ..results.statistics import verdict
 
     for record in records:
         say(f"{record['key']}: {record['sentence']}")
         say(f"  against {record['baseline']}, bar {record['bar']}")
         say(
             f"  got {record['got']:.3f} (spread {record['spread']:.3f}, {len(record['seeds'])} "
-            f"seeds): {'holds' if record['holds'] else 'FAILS'}"
+            f"seeds): {verdict(record['bar'], record['got'], record['values'])}"
         )
         say(f"  {record['seconds']:.0f} s; {record['machine']}\n  {record['note']}".rstrip())
         names, *cells = squared(record["table"])

@@ -17,6 +17,7 @@ from ..core.errors import DataError
 from ..core.files import read_json
 from .index import write as write_index
 from .method_figures import figure, when
+from .statistics import verdict
 
 INDEX = """# Methods
 
@@ -148,9 +149,10 @@ def page(
     if own := measured(paper["arxiv"], claims):
         lines.append(MEASURED.rstrip("\n"))
         for claim in own:
-            verdict = "holds" if claim["holds"] else "**fails**"
+            found = verdict(claim["bar"], claim["got"], claim["values"])
+            found = f"**{found}**" if found == "fails" else found
             link = f"[{claim['key']}](../claims.md#{claim['key']})"
-            figures = f"{claim['bar']} | {claim['got']:.3f} | {verdict}"
+            figures = f"{claim['bar']} | {claim['got']:.3f} | {found}"
             lines.append(f"| {link} | {claim['baseline']} | {figures} |")
     return "\n".join([*lines, ""])
 

@@ -109,6 +109,22 @@ def test_a_phone_s_width_is_kept(report: Path, on_a_phone: Callable[[Path], str]
     assert on_a_phone(report) == "360 of 360"
 
 
+def test_the_widest_table_fits_its_column(
+    make_run: Callable[..., Path], browse: Browse, tmp_path: Path
+) -> None:
+    more = {"results.test.ece": 0.05, "results.test.tempered_loss": 0.63}
+    labels = ("linear probe", "plain adapter", "adaptformer smoothing")
+    folders = [make_run(f"{m}{s}", label=m, seed=s, change=more) for m in labels for s in (0, 1)]
+    script = """const box = document.querySelector(".results").parentElement;
+    document.body.dataset.width = `${box.scrollWidth} of ${box.clientWidth}`;"""
+    page = tmp_path / "page.html"
+    source = POLICY.sub("", render(gather(folders)))
+    page.write_text(source.replace("</body>", f"<script>{script}</script></body>"), "utf-8")
+    dom = browse(page, "--dump-dom", "--window-size=1280,900")
+    ((whole, seen),) = re.findall(r'data-width="(\d+) of (\d+)"', dom)
+    assert int(whole) <= int(seen)
+
+
 def test_a_single_run_needs_no_choice(runs: Path, browse: Browse, tmp_path: Path) -> None:
     page = tmp_path / "one.html"
     page.write_text(render(gather([runs / "mosa-1"])), "utf-8")

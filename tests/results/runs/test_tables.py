@@ -100,7 +100,7 @@ def test_rows_and_columns_fit(runs: Path) -> None:
     assert all(len(row) == len(table.columns) for row in table.rows)
     titles = [column.title for column in table.columns]
     assert titles == [
-        "Method", "Accuracy", "Difference", "Balanced", "Loss", "Seeds", "Adapter parameters",
+        "Method", "Accuracy", "Difference", "Balanced", "Loss", "Adapter parameters",
         "With head",
         "Rate",
         "Time",

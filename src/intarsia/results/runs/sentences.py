@@ -107,18 +107,16 @@ def _difference(group: RunGroup, base: RunGroup) -> str:
         return f"{text}. There is no interval: {missing}."
     run = group.runs[0]
     kind = _item(run)
-    differ = f"{found.differing:,} of {found.items:,} {kind}s differ"
-    if found.differing == 1:
-        differ = f"1 of {found.items:,} {kind}s differs"
+    differ = f"{numbers.plural(found.differing, kind)} differ{'s' if found.differing == 1 else ''}"
     where = PART_NAMES.get(run.scores.split, run.scores.split)
-    over = f"over {where} {kind}s and {numbers.plural(found.seeds, 'seed')}"
+    over = f"{found.items:,} {where} {kind}s and {numbers.plural(found.seeds, 'seed')}"
     verdict = f"{capital(group.label)} is {'ahead' if found.low > 0 else 'behind'}."
     if not found.significant:
         verdict = "The difference is not statistically significant."
     test = "" if found.p is None else f", p = {numbers.probability(found.p)} (exact McNemar test)"
     test = test.replace("= <", "<")
     ends = f"{numbers.signed(100 * found.low, 2)} to {numbers.signed(100 * found.high, 2)}"
-    text = f"{text} (95 % interval {over} {ends}; {differ}{test}). {verdict}"
+    text = f"{text} (95 % interval {ends} over {over}; {differ}{test}). {verdict}"
     return f"{text} {_FEW[found.seeds]}" if found.seeds in _FEW else text
 
 

@@ -24,6 +24,7 @@ CALIBRATION = (
         spare=4,
     ),
 )
+_SEEDS = Column("Seeds", "Number of runs that differ in the seed only", spare=2)
 _BY_CLASS = (
     Column("Accuracy", "Share of right answers: mean ± sample standard deviation over seeds"),
     Column("Balanced", "Mean over classes of the share of right answers: mean over seeds", spare=3),
@@ -37,12 +38,13 @@ _BY_LABEL = (
 def table_of(comparison: Comparison) -> Table:
     """A row for every group: accuracy, difference, trained parameters, time, memory."""
     groups, base = comparison.groups, comparison.baseline
+    several = len({len(group.runs) for group in groups}) > 1  # else a sentence says how many
     columns = [
         Column("Method", "What was trained", numeric=False),
         *(_BY_LABEL if comparison.several_labels else _BY_CLASS),
         Column("Loss", "Mean cross-entropy of the same part, without class weights"),
         *CALIBRATION,
-        Column("Seeds", "Number of runs that differ in the seed only", spare=2),
+        *([_SEEDS] if several else []),
         Column("Adapter parameters", "Trained parameters outside the classification head"),
         Column("With head", "Trained parameters including the classification head", spare=6),
         rates.COLUMN,
@@ -57,7 +59,7 @@ def table_of(comparison: Comparison) -> Table:
     table = Table(
         caption=caption(comparison),
         columns=tuple(columns),
-        rows=tuple(_row(group, base) for group in groups),
+        rows=tuple(_row(group, base, several) for group in groups),
         best=None if comparison.leader is None else groups.index(comparison.leader),
         baseline=groups.index(base) if base else None,
     )
@@ -74,7 +76,7 @@ def caption(comparison: Comparison) -> str:
     return text + "."
 
 
-def _row(group: RunGroup, base: RunGroup | None) -> tuple[Entry, ...]:
+def _row(group: RunGroup, base: RunGroup | None, seeds: bool) -> tuple[Entry, ...]:
     costs = group.runs[0].costs
     accuracy, seconds = group.accuracy, group.seconds
     balanced, loss = group.balanced_accuracy or group.f1, group.loss
@@ -85,7 +87,7 @@ def _row(group: RunGroup, base: RunGroup | None) -> tuple[Entry, ...]:
         Entry("" if balanced is None else numbers.percent(balanced.mean)),
         Entry("" if loss is None else f"{loss.mean:.3f}"),
         *(Entry("" if v is None else f"{v.mean:.3f}") for v in calibration),
-        Entry(str(accuracy.n)),
+        *([Entry(str(accuracy.n))] if seeds else []),
         Entry(numbers.count(costs.trained_without_head), full=f"{costs.trained_without_head:,}"),
         Entry(numbers.count(costs.trained), full=f"{costs.trained:,}"),
         rates.entry(group),

@@ -259,7 +259,7 @@ def _beside(findings: Findings) -> list[Field]:
     more = {
         "tempered": (
             "Tempered",
-            "The same after one temperature, fitted on the validation part where that can carry one",
+            "The same after one temperature that the validation part carries",
         ),
         "ece": ("ECE", "Expected calibration error, a share: plain mean over tasks"),
     }
