@@ -105,10 +105,13 @@ class Comparison:
 
     @cached_property
     def leader(self) -> RunGroup | None:
-        """The one of the highest mean, if it is significantly ahead of every other, else None."""
+        """The one of the highest mean, if it is significantly ahead of every other, else None.
+
+        With one seed none is: what is ahead is a training then, and not a method.
+        """
         rest = [group for group in self.groups if group is not self.best]
         found = [self.best.interval(group)[0] for group in rest]
-        return self.best if all(one is not None and one.low > 0 for one in found) else None
+        return self.best if all(map(_ahead, found)) else None
 
     @property
     def runs(self) -> tuple[FinishedRun, ...]:
@@ -127,6 +130,10 @@ class Comparison:
     def others(self) -> tuple[RunGroup, ...]:
         """All but the baseline."""
         return tuple(group for group in self.groups if group is not self.baseline)
+
+
+def _ahead(found: PairedInterval | None) -> bool:
+    return found is not None and found.seeds > 1 and found.low > 0
 
 
 def comparison_of(runs: Iterable[FinishedRun], baseline: str | None = None) -> Comparison:

@@ -110,7 +110,10 @@ def _difference(group: RunGroup, base: RunGroup) -> str:
     differ = f"{numbers.plural(found.differing, kind)} differ{'s' if found.differing == 1 else ''}"
     where = PART_NAMES.get(run.scores.split, run.scores.split)
     over = f"{found.items:,} {where} {kind}s and {numbers.plural(found.seeds, 'seed')}"
-    verdict = f"{capital(group.label)} is {'ahead' if found.low > 0 else 'behind'}."
+    side = "ahead" if found.low > 0 else "behind"
+    verdict = f"{capital(group.label)} is {side}."
+    if found.seeds == 1:
+        verdict = f"Of these two trainings that of {group.label} is {side}."
     if not found.significant:
         verdict = "The difference is not statistically significant."
     test = "" if found.p is None else f", p = {numbers.probability(found.p)} (exact McNemar test)"
