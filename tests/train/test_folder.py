@@ -18,16 +18,17 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tiny import CLASSES, host, pictures
 from torch import nn
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, Subset, TensorDataset
 
 from intarsia import Mosa, adapt, load
 from intarsia.adapters import Bottleneck
 from intarsia.core.errors import ConfigError, MissingExtra
 from intarsia.core.files import sha256
+from intarsia.data.loaders import Held
 from intarsia.fitting import fit
 from intarsia.train import evaluate, progress, two_pass
 from intarsia.train.precision import learned_state
-from intarsia.train.record import describe, parameter_counts
+from intarsia.train.record import describe, item_numbers, parameter_counts
 
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 1e-2}
 
@@ -89,11 +90,31 @@ def test_a_run_leaves_a_folder_that_says_everything(tmp_path: Path) -> None:
         assert file.metadata() == {"split": "test"}
     found = load_file(out / "predictions.safetensors")
     assert torch.equal(found["logits"], run.test.logits)
+    assert torch.equal(found["items"], item_numbers(large(20, 2)))  # pyright: ignore
     again = load(vit(), out / "adapter")
     assert evaluate(again, large(20, 2)).scores() == run.test.scores()
     events = EventAccumulator(str(out / "tensorboard")).Reload()
     assert [e.step for e in events.Scalars("train/loss")] == list(range(1, 11))
     assert [e.step for e in events.Scalars("val/accuracy")] == [5, 10]
+
+
+def test_a_sample_has_one_number_in_every_set() -> None:
+    whole = large(20)
+    numbers = item_numbers(whole)
+    assert numbers is not None and len(set(numbers.tolist())) == 20 and int(numbers.min()) >= 0
+    part = item_numbers(Subset(whole, [7, 3]))
+    assert part is not None and part.tolist() == numbers[[7, 3]].tolist()
+    known = Held(*whole.tensors, digests=[f"{i % 5}" for i in range(20)])
+    found = item_numbers(known)  # by the pictures, not by what was computed of them
+    assert found is not None and torch.equal(found[:5], found[5:10])
+    assert item_numbers(TextFiles()) is None
+
+
+class TextFiles(Dataset[Any]):
+    """Samples that nothing is known of without reading them."""
+
+    def __len__(self) -> int:
+        return 3
 
 
 def test_a_model_that_is_no_peft_model_saves_what_it_learned(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from intarsia.results import numbers
 from intarsia.results.runs import comparison_of, gather, json_rows, read_run
 from intarsia.results.runs.grouping import Comparison
 from intarsia.results.runs.sentences import differences, notices, selection_rule, sentences, title
@@ -22,6 +23,9 @@ from intarsia.results.runs.settings_rows import (
     value_text,
 )
 from intarsia.results.runs.tables import table_of
+from intarsia.results.suites.records import Done, MethodName, RunResult, Setup, TaskName
+from intarsia.results.suites.summary import tables
+from intarsia.results.suites.tables import difference_table
 from intarsia.results.wording import joined
 
 Make = Callable[..., Path]
@@ -148,6 +152,39 @@ def test_the_best_is_significantly_ahead_of_every_other(scored: Callable[..., Co
     comparison = scored(3, linear=base, **ahead)
     assert all("is ahead" in text for text in differences(comparison))
     assert comparison.leader is None and table_of(comparison).best is None
+
+
+def test_a_single_task_of_a_benchmark_is_judged_by_the_same_interval(
+    scored: Callable[..., Comparison], tmp_path: Path
+) -> None:
+    comparison = scored(3, linear=base, lora=lambda i, seed: i % 4 > 0 or base(i, seed))
+    task = TaskName("mini", "natural", "toy")
+    records = [
+        RunResult(
+            f"{group.label}-{run.seed}",
+            task,
+            MethodName(group.label, group.label),
+            run.seed,
+            Setup("honest", "vit-s", 8),
+            run.folder.name,
+            Done(run.scores.accuracy, None, None, 10, 5, 1.0, None, None),
+        )
+        for group in comparison.groups
+        for run in group.runs
+    ]
+    folder = comparison.runs[0].folder.parent
+    want, _ = comparison.groups[1].interval(comparison.groups[0])
+    assert want is not None
+    for runs, cell, note in (
+        (folder, numbers.interval(want.low, want.high, 2), ""),
+        (None, "\N{EN DASH}", "There is no interval: the folders of the runs are not at hand."),
+        (tmp_path / "other", "\N{EN DASH}", "There is no interval: the runs kept no predictions."),
+    ):
+        (found,) = tables(records, "linear", runs).findings
+        table = difference_table(found)
+        assert table is not None and ((note in table.notes) == bool(note))
+        row = next(row for row in table.rows if row[0].text == "lora")
+        assert row[2].text == cell
 
 
 def test_runs_without_numbers_of_their_pictures(make_run: Make) -> None:

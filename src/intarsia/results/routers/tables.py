@@ -66,7 +66,7 @@ def table_of(sheet: RouterSheet) -> Table:
         caption=caption(sheet),
         columns=tuple(columns),
         rows=rows,
-        best=sheet.contenders.index(sheet.best),
+        best=None,  # a loss for each seed has no interval over texts by which one could be it
         baseline=sheet.contenders.index(base) if base else None,
         notes=tuple(notes(sheet)),
     )
