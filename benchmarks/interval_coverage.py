@@ -118,7 +118,7 @@ seeds both have the same expected accuracy, {100 * ACCURACY:.0f} %. Per cent of 
 which `compare`, `report`, `auto`, `demo` and `bench` judge on one set: the same pictures at every
 seed, or each seed *drawn* its own half of twice as many, as `compare` does where the data have no
 test part. *Loss* is the same on losses in place of right and wrong. *Seeds alone* is Student's
-interval of the seeds' differences, by which they judged before: it holds the pictures for given.
+interval of the seeds' differences, by which they judged before: it takes the pictures as given.
 With one seed the exact McNemar test decides (on losses Student's interval of the pictures), and
 what a seed does to an arm as a whole cannot be seen: it speaks of these two trainings."""
 

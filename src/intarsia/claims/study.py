@@ -279,7 +279,7 @@ def by_seed(
 
 
 def lower(values: Sequence[float]) -> float:
-    """The lower end of the mean's 95 % interval, over seeds: it holds test items for given."""
+    """The lower end of the mean's 95 % interval, over seeds; test items are taken as given."""
     return t_interval(values)[0]
 
 

@@ -55,7 +55,7 @@ class PairedInterval:
     """Mean of one arm minus another on the same test items, with its 95 % interval.
 
     seeds, items: how many there are of each; differing: items on which the arms differ in any seed.
-    p: of the exact McNemar test, for right or wrong answers of one seed, else None.
+    p: of the exact McNemar test, for right or wrong answers of one seed that count alike.
     by_seed: the share of the variance that a difference between seeds shows, 1 for one that does
     not come from the items at all.
     """
@@ -145,7 +145,8 @@ def paired_interval(
         return None
     mean = round(math.fsum(means) / seeds, DECIMALS) + 0.0
     half = _quantile(between / total, seeds, n) * math.sqrt(total)
-    p = mcnemar(int((every > 0).sum()), int((every < 0).sum())) if whole and seeds == 1 else None
+    exact = whole and seeds == 1 and weights is None
+    p = mcnemar(int((every > 0).sum()), int((every < 0).sum())) if exact else None
     if differing < FEWEST or (p is not None and p >= ALPHA):
         half = max(half, abs(mean))
     low, high = mean - half, mean + half
