@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -85,7 +86,6 @@ class FinishedRun:
     costs: RunCosts
     curve: tuple[Point, ...]
     answers: Predictions | None
-    items: RunItems | None
     mistakes: Mistakes | None
     record: Mapping[str, Any]
 
@@ -94,6 +94,11 @@ class FinishedRun:
         """What the caller of `fit` had written down: label, model, data."""
         found = self.record.get("record")
         return found if isinstance(found, Mapping) else {}
+
+    @cached_property
+    def items(self) -> RunItems | None:
+        """What it made of each item, see `read_items`."""
+        return read_items(self.folder)
 
     @property
     def samples(self) -> str:
@@ -135,7 +140,6 @@ def read_run(folder: Path | str) -> FinishedRun:
         costs=_costs(folder, record),
         curve=read_curve(folder / METRICS),
         answers=None if tensors is None else _answers(folder, record, scores, tensors),
-        items=None if tensors is None else _items(record, scores, tensors),
         mistakes=read_mistakes(folder),
         record=record,
     )
@@ -262,11 +266,8 @@ def read_items(folder: Path) -> RunItems | None:
         return None
     record = _read_json(folder)
     scores = _scores(folder, record)
-    tensors = _predictions(folder, scores)
-    return None if tensors is None else _items(record, scores, tensors)
-
-
-def _items(record: Mapping[str, Any], scores: SplitScores, tensors: Tensors) -> RunItems:
+    if (tensors := _predictions(folder, scores)) is None:
+        return None
     data = record.get("data")
     about = data.get(scores.split) if isinstance(data, Mapping) else None
     part = about.get("sha256") if isinstance(about, Mapping) else None
