@@ -387,7 +387,7 @@ def test_claims_are_run_kept_and_published(
     text = page.read_text()
     assert "**holds**" in text and "**fails**" in text
     assert {p.name for p in (tmp_path / "claims").iterdir()} == {"small.json", "tiny.json"}
-    assert "FAILS" in intarsia("claim", "tiny", "--page", page).out
+    assert ": fails" in intarsia("claim", "tiny", "--page", page).out
     assert [c["name"] for c in intarsia("claim", "--json").json] == ["small", "tiny"]
     assert "It is small." in intarsia("claim").out
 

@@ -44,8 +44,8 @@ def signed(value: float, digits: int = 1) -> str:
 
 
 def interval(low: float, high: float, digits: int = 1) -> str:
-    """Of differences between shares, in percentage points: "[+0.4, +2.1]", without a break."""
-    return f"[{signed(100 * low, digits)},\N{NO-BREAK SPACE}{signed(100 * high, digits)}]"
+    """Of differences between shares, in percentage points: "[+0.4, +2.1]"."""
+    return f"[{signed(100 * low, digits)}, {signed(100 * high, digits)}]"
 
 
 def probability(p: float) -> str:

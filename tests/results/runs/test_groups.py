@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from intarsia.core.errors import DataError, UnknownName
 from intarsia.results.runs import comparison_of, gather, json_rows, read_run
 from intarsia.results.runs.grouping import label_of
+from intarsia.results.runs.items import run_items
 from intarsia.results.sheet import Spread
 
 Make = Callable[..., Path]
@@ -149,3 +150,19 @@ def test_what_the_seed_chose_keeps_no_seeds_apart(make_run: Make) -> None:
     groups = comparison_of(gather(folders)).groups
     assert [len(group.runs) for group in groups] == [2, 1, 1]
     assert "down=0.06" in groups[1].label and "channels" not in groups[1].label
+
+
+def test_texts_are_items_whose_tokens_are_weights() -> None:
+    tensors = {
+        "loss": np.array([2.0, 9.0, 0.0]),
+        "tokens": np.array([4, 6, 0]),
+        "hits": np.array([1, 3, 0]),
+        "items": np.array([7, 5, 3]),
+    }
+    found = run_items(tensors, "part")
+    assert found.numbered and found.values.keys() == {"accuracy", "loss"}
+    for score, mean in (("accuracy", 0.4), ("loss", 1.1)):
+        item = found.values[score]
+        assert item.items.tolist() == [7, 5] and item.weights is not None
+        assert np.average(item.values, weights=item.weights) == pytest.approx(mean)
+    assert not run_items({"scores": np.zeros((3, 2))}, "part").values

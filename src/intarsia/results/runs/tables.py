@@ -114,6 +114,7 @@ def _difference(group: RunGroup, base: RunGroup) -> Entry:
         return Entry(numbers.signed(100 * apart), "not paired", "no seed in common")
     over, missing = group.interval(base)
     remark = "no interval" if over is None else numbers.interval(over.low, over.high)
+    remark = remark.replace(" ", "\N{NO-BREAK SPACE}")  # a narrow column breaks it nowhere
     full = f"{found.mean:+.6f} over {found.n} shared seeds, ahead in {found.ahead}"
     full += f"; no interval: {missing}" if over is None else ""
     return Entry(numbers.points(found.spread), remark, full)
