@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from intarsia.core.errors import ConfigError, DataError, UnknownName
-from intarsia.data import ImageSet, Splits, load_data, make_splits
+from intarsia.data import Fold, ImageSet, Splits, hold_out, load_data, make_splits
+from intarsia.data.splits import deal
 
 Noise = Callable[..., ImageSet]
 Make = Callable[..., Path]
@@ -211,3 +213,38 @@ def test_classes_without_training_image(noise_set: Noise) -> None:
         make_splits(parts, seed=0)
     kept = make_splits(parts, seed=0, every_class=False)
     assert kept.train.counts() == {"c0": 10, "c1": 0, "c2": 0} and len(kept.classes) == 3
+
+
+@given(seed=st.integers(0, 2**32 - 1), counts=st.lists(st.integers(1, 20), min_size=1, max_size=5))
+def test_folds_deal_out_every_class_evenly(seed: int, counts: list[int]) -> None:
+    labels = np.repeat(np.arange(len(counts)), counts)
+    fold = deal(labels, 5, seed)
+    assert np.ptp(np.bincount(fold, minlength=5)) <= 1
+    for label in range(len(counts)):
+        assert np.ptp(np.bincount(fold[labels == label], minlength=5)) <= 1
+    assert (deal(labels, 5, seed) == fold).all()
+    rows = np.eye(len(counts), dtype=np.int64)[labels]  # the same, as rows of labels
+    assert (np.ptp([np.bincount(deal(rows, 5, seed), minlength=5)], axis=1) <= 1).all()
+
+
+def test_a_fold_is_held_out_of_the_training_part_alone(noise_set: Noise) -> None:
+    whole = make_splits({"train": noise_set(23), "test": noise_set(6, seed=1)}, seed=0, val=0)
+    held: set[str] = set()
+    for number in range(5):
+        found = hold_out(whole, Fold(number, 5, seed=3))
+        assert _keys(found.train) | _keys(found.val) == _keys(whole.train)
+        assert not _keys(found.train) & _keys(found.val) and not held & _keys(found.val)
+        assert found.test is whole.test
+        held |= _keys(found.val)
+        assert found.record["fold"] == {"number": number, "folds": 5, "seed": 3}
+        assert found.val is not None and found.record["parts"]["val"]["n"] == len(found.val)
+    assert held == _keys(whole.train)
+
+
+def test_a_validation_part_can_be_trained_on(make_folder: Make) -> None:
+    folder = make_folder({f"{p}/{c}": 4 for p in ("train", "val", "test") for c in ("cat", "dog")})
+    apart, joined = (load_data(f"{folder}{end}", seed=0, val=0) for end in ("", "@train+val"))
+    assert len(apart.train) == 8 and len(joined.train) == 16 and joined.val is None
+    assert joined.test.digests == apart.test.digests
+    with pytest.raises(DataError, match="nothing there"):
+        load_data(f"{folder}x@train+val", seed=0)

@@ -23,6 +23,7 @@ from ..core.checks import (
     rate_grid,
 )
 from ..core.errors import ConfigError, DataError, UnknownName
+from ..core.files import JOINED
 from ..core.pictured import lists_pictures
 from ..core.registry import find, index
 
@@ -60,6 +61,7 @@ RUN = ("adapter", "baseline", "recipe", "change")  # kinds of what can be traine
 
 def check_data(spec: str) -> None:
     """Raises: UnknownName or DataError unless it is a name of the library or a path that exists."""
+    spec = spec.removesuffix(JOINED)
     head, slash, _ = spec.partition("/")
     if spec in (*SETS, *CORPORA) or (slash and head in SUITES):
         return

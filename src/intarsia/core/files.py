@@ -17,6 +17,7 @@ from typing import Any
 from .errors import CheckpointError, ConfigError, TrainingError
 
 LOCK = ".lock"
+JOINED = "@train+val"  # behind a name or path of data: the validation part is trained on, too
 DEEP = 100  # levels of JSON: no file of ours has more than a dozen
 
 

@@ -12,7 +12,9 @@ from .loaders import Held as Held
 from .loaders import Prepared as Prepared
 from .loaders import tensors as tensors
 from .packages import cache_dir as cache_dir
+from .splits import Fold as Fold
 from .splits import Splits as Splits
+from .splits import hold_out as hold_out
 from .splits import load_data as load_data
 from .splits import make_splits as make_splits
 from .tables import from_dataset as from_dataset

@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from difflib import get_close_matches
 from itertools import combinations
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from intarsia.core.checks import one_of, whole
 from intarsia.core.errors import ConfigError, DataError, UnknownName
@@ -71,6 +73,7 @@ def load_data(
     A benchmark task is named "suite/task", see `suites.find`. If the suite publishes a training
     part of the given `fraction`, it replaces the training part and, with "@train+val", also the
     validation part. Otherwise the fraction is drawn from these parts. The record says which.
+    Behind any other name or path, too, "@train+val" joins the two parts that it has.
     See `make_splits` for the sizes.
     Raises: UnknownName or DataError when `spec` is neither a name nor a readable path; ConfigError
     for a size that cannot be.
@@ -117,6 +120,11 @@ def read_data(
 ) -> dict[str, ImageSet]:
     """Return the parts of a name or path as published: `all`, or `train` with `val` or `test`."""
     spec = _named(spec)
+    if spec.endswith(suites.JOINED) and not suites.find(spec):
+        parts = read_data(spec.removesuffix(suites.JOINED), on_error=on_error, progress=progress)
+        if "val" in parts:
+            parts["train"] = suites.chained(parts["train"], parts.pop("val"))
+        return parts
     if spec in sets.SETS:
         full = sets.load(spec, progress=progress)
         if sets.SETS[spec].published_train is None:
@@ -195,6 +203,34 @@ def make_splits(
     return Splits(ready["train"], ready.get("val"), ready["test"], pool.classes, record)
 
 
+@dataclass(frozen=True)
+class Fold:
+    """One of `folds` parts of the training pictures, by its number from 0; seed: of the dealing."""
+
+    number: int
+    folds: int
+    seed: int = 0
+
+
+def deal(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Return the fold of each picture, (n,): every class, or set of labels, is dealt out evenly."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    kinds = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
+    order = order[np.argsort(kinds[order], kind="stable")]
+    fold = np.empty(len(labels), dtype=np.int64)
+    fold[order] = np.arange(len(labels)) % folds
+    return fold
+
+
+def hold_out(splits: Splits, fold: Fold) -> Splits:
+    """Return the splits with one fold of their training part as the validation part."""
+    held = deal(splits.train.labels, fold.folds, fold.seed) == fold.number
+    train, val = (splits.train.select(np.flatnonzero(part)) for part in (~held, held))
+    ready = {"train": train, "val": _renamed(val, "val"), "test": splits.test}
+    record = splits.record | _described(ready) | {"fold": asdict(fold)}
+    return replace(splits, train=train, val=ready["val"], record=record)
+
+
 def _check_sizes(**sizes: int | None) -> None:
     for what, n in sizes.items():
         if n is not None:
@@ -231,10 +267,13 @@ def _renamed(images: ImageSet, part: str) -> ImageSet:
 
 
 def _record(ready: dict[str, ImageSet], parts: dict[str, ImageSet], seed: int) -> dict[str, Any]:
+    published = sorted(set(parts) - {"all"})
+    classes = list(ready["train"].classes)
+    return {"seed": seed, "published_parts": published, "classes": classes, **_described(ready)}
+
+
+def _described(ready: dict[str, ImageSet]) -> dict[str, Any]:
     return {
-        "seed": seed,
-        "published_parts": sorted(set(parts) - {"all"}),
-        "classes": list(ready["train"].classes),
         "parts": {part: fingerprint(images) for part, images in ready.items()},
         "shared_pictures": {
             f"{a} and {b}": len(shared(ready[a], ready[b])) for a, b in combinations(ready, 2)

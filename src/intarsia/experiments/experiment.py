@@ -11,7 +11,7 @@ from types import UnionType
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
 from ..core.errors import CheckpointError, ConfigError
-from ..core.files import read_json, write_json
+from ..core.files import JOINED, read_json, write_json
 from ..core.registry import card, index, keys
 from ..data import sets
 from ..data.texts import is_text
@@ -231,5 +231,8 @@ def resumed(out: Path, asked: Mapping[str, Any]) -> Experiment:
 
 def located(data: str) -> str:
     """A named set as it is, a path in full: a run folder then works from wherever it is read."""
-    path = Path(data).expanduser()
-    return str(path.resolve()) if data not in sets.names() and path.exists() else data
+    plain = data.removesuffix(JOINED)
+    path = Path(plain).expanduser()
+    if plain in sets.names() or not path.exists():
+        return data
+    return str(path.resolve()) + data[len(plain) :]

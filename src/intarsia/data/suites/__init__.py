@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from ...core.errors import UnknownName
+from ...core.files import JOINED as JOINED
 from ..images import ImageSet
 from . import reading
 from .joint import JOINT as JOINT
-from .joint import chained, joint_task
+from .joint import chained as chained
 from .joint import groups as groups
 from .joint import joint as joint
+from .joint import joint_task
 from .reading import home as home
 from .reading import root as root
 from .task import Parts as Parts
@@ -26,7 +28,6 @@ from .task import SuiteTask as SuiteTask
 
 # suite -> its module, imported on use, so that a missing dependency breaks only one suite
 MODULES = {"vtab-1k": "vtab", "fgvc": "fgvc", "gicd": "gicd", "mini": "mini", "fresh": "fresh"}
-JOINED = "@train+val"
 
 
 def suites() -> tuple[Suite, ...]:
