@@ -18,9 +18,9 @@ from typing import Any
 from timm.models.efficientnet import EfficientNet
 from torch import nn
 
-from ..core.checks import above
+from ..core.checks import above, at_least
 from ..core.errors import CheckpointError, ConfigError, MissingExtra, UnknownName
-from ..core.files import alone, read_json, write_json, writing
+from ..core.files import JOINED, alone, read_json, write_json
 from ..data import backbone, input_config, outline
 from ..data.packages import announce
 from ..data.texts import is_text
@@ -36,13 +36,21 @@ from ..results.runs.reading import measure, read_run
 from ..results.table import Column, Entry, Table, markdown
 from ..train.folder import RUN, STATE
 from ..train.processes import device_named
-from .arms import among_batch_norms, arm
-from .choosing import Row, Search, told
+from .arms import BenchArm, among_batch_norms, arm
+from .certainty import Certainty
+from .choosing import Search
+from .folded import Folded, Row
+from .judging import interval
 
-METHODS = ("linear", "adaptformer", "lora", "mosa", "bitfit")
+METHODS = {"linear": 1e-2, "lora": 3e-3, "glora": 3e-3, "dora": 3e-3, "adaptformer-64": 3e-3}
+"""The leaders of docs/benchmarks/even.md and a linear probe, at the rates that were best there."""
+AMONG_BATCH_NORMS = ("linear", "full", "last-1", "loha", "pfeiffer")
+"""The same for networks with batch norms, of docs/benchmarks/mini.md; each at its own rate."""
+FEWEST = 10  # training pictures
 SIZES = (56, 112, 224)  # px, rounded to what a model can take, at most its own
 LAST_BLOCKS = 3  # so that what is frozen below is computed once
 CHOSEN = ("method", "settings", "epochs", "lr", "objective", "last_blocks", "frozen_once", "seed")
+CHOSEN += ("val",)
 ASKED, CHOICE, PAGE = "auto.json", "choice", "report.html"
 LOADING = "loading"  # the key of the time before the search
 SHOWN = 8  # runners-up in the table, and on the page
@@ -55,12 +63,13 @@ class AutoRun:
     """What was chosen, the run that it gave, and what came after it.
 
     choice: can be repeated, see `Experiment.command`.  rows: all candidates, the best first.
-    folder: of the run that counts.  test: its scores, the only look at the test part.
-    report: the page, None without plotly and jinja2.  seconds: of everything.
+    certainty: how sure the choice is.  folder: of the run that counts.  test: its scores, the only
+    look at the test part.  report: the page, None without plotly and jinja2.  seconds: of all.
     """
 
     choice: Experiment
     rows: tuple[Row, ...]
+    certainty: Certainty
     folder: Path
     test: Mapping[str, float]
     report: Path | None
@@ -75,7 +84,7 @@ class AutoRun:
         return _table(self)
 
     def __str__(self) -> str:
-        return markdown(self.table()).strip()
+        return f"{self.certainty.statement}\n\n{markdown(self.table()).strip()}"
 
     __repr__ = __str__
 
@@ -92,26 +101,30 @@ def auto(
     report: Report = announce,
     **options: Any,
 ) -> AutoRun:
-    """Choose a method, a size of pictures, epochs and a rate on validation, and train it.
+    """Choose a method, a size of pictures, epochs and a rate on held-out pictures, and train it.
 
-    A pilot measures what an image costs at each size. Candidates are trained for a few epochs, the
-    better half for twice as many, and so on (successive halving, Jamieson & Talwalkar,
-    arXiv:1502.07943); the best of all validation scores is the choice. It is trained anew, on the
-    same training part, and scored on the test part once.
-    data: pictures, as `load_data` takes them.  minutes: of everything, from now on; what is left
-      out for them is the larger sizes and the longer trainings.  out: the folder, `runs/auto-DATA`
-      if None.  resume: go on with the one that is there, as it was asked for.
-    methods: arms of `intarsia bench` or methods of `intarsia fit`, see METHODS.
-    options: of an `Experiment` by name, as model, size (then no other is tried), val, test,
+    A pilot measures what an image costs at each size. Candidates are trained without a fold of the
+    training pictures and answer it; of few pictures all five folds take their turn, of many one is
+    enough. All methods are looked at first, then neighbours of the leaders in rate, epochs, depth
+    and size, and in the end the finalists again at other seeds. The choice is trained on all
+    training pictures, for as many epochs, and scored on the test part once.
+    data: pictures, as `load_data` takes them; a validation part of theirs is trained on, too, but
+      with images or shots.  minutes: of everything, from now on; they are used as long as something
+      is left to try.  out: the folder, `runs/auto-DATA` if None.  resume: go on with the one that
+      is there, as it was asked for.
+    methods: arms of `intarsia bench` or methods of `intarsia fit`; None = METHODS, or
+      AMONG_BATCH_NORMS for a network with batch norms.
+    options: of an `Experiment` by name, as model, size (then no other is tried), images, test,
       batch_size, precision, class_weights.
-    Raises: ConfigError for texts, a folder in use, a setting that is chosen, or another than that
-    of the search to go on with; UnknownName; TrainingError if no candidate trains.
-    Not for comparing methods: its seeds, epochs and rates differ. Use `intarsia compare`.
+    Raises: ConfigError for texts, fewer than ten training pictures, a folder in use, a setting that
+    is chosen, or another than that of the search to go on with; UnknownName; TrainingError if no
+    candidate trains.
+    Not for comparing methods: their numbers of trials differ. Use `intarsia compare`.
     """
     clock = time.perf_counter()
     above("minutes", minutes, 0, fix="Try 10.")
     device_named(device)
-    asked = {"minutes": minutes, "seed": seed, "methods": list(methods or METHODS), **options}
+    asked = {"minutes": minutes, "seed": seed, "methods": list(methods or ()), **options}
     out, asked = _opened(data, None if out is None else Path(out), asked, resume)
     with alone(out):
         return _chosen(asked, out, device, clock, report)
@@ -124,31 +137,37 @@ def _chosen(
     search = _search(asked, out, device, report)
     if not (out / ASKED).exists():  # before the pictures were read there was nothing to go on with
         write_json(out / ASKED, asked)
-    if LOADING not in search.store:
-        search.store.add(LOADING, {"seconds": time.perf_counter() - clock})
-    search.spent += search.store[LOADING]["seconds"]
+    folded = search.folded
+    if LOADING not in folded.store:
+        folded.store.add(LOADING, {"seconds": time.perf_counter() - clock})
+    folded.spent += folded.store[LOADING]["seconds"]
     rows = search.run()
-    best = rows[0]
-    report(f"Chosen on validation: {best.name}, {told(best.experiment)}. Scoring it on test.")
-    results, spent = _scored(best, out, device, report)
+    best, certainty = rows[0], Certainty.of(rows)
+    report(f"{certainty.statement} Training it on all pictures, to score it on the test part.")
+    results, spent = _scored(best, certainty, out, device, report)
     shutil.rmtree(out / "shared", ignore_errors=True)
-    for folder in (*(row.folder for row in rows), out / CHOICE):
-        shutil.rmtree(folder / STATE, ignore_errors=True)
-    seconds = search.spent + spent
-    found = AutoRun(best.experiment, tuple(rows), out / CHOICE, results["test"], None, seconds)
+    shutil.rmtree(out / CHOICE / STATE, ignore_errors=True)
+    seconds = folded.spent + spent
+    chosen = best.experiment, tuple(rows), certainty, out / CHOICE, results["test"]
+    found = AutoRun(*chosen, None, seconds)
     return dataclasses.replace(found, report=_page(found, out / PAGE, report))
 
 
 def _search(asked: Mapping[str, Any], out: Path, device: str | None, report: Report) -> Search:
-    """The search that was asked for.  Raises: ConfigError for data without a validation part."""
+    """Return the search that was asked for.  Raises: ConfigError for too few pictures."""
     start = _start(asked)
     splits = pictures_of(start, report)
-    if splits.val is None:
-        want, fix = "a validation part", "Leave --val out: everything is chosen on it."
-        raise ConfigError("val", got=0, want=want, fix=fix)
-    counts = len(splits.train), len(splits.val), len(splits.test)
-    arms, running = tuple(_arms(start, asked["methods"])), {"device": device}
-    return Search(start, arms, _sizes(start), counts, 60 * asked["minutes"], out, report, running)
+    pictures = start.pictures
+    limited = pictures.images is not None or pictures.shots is not None
+    if "val" in splits.record["published_parts"] and not limited:
+        start = start.changed(data=pictures.data + JOINED)
+        splits = pictures_of(start, report)
+    at_least("training pictures", len(splits.train), FEWEST, fix="Add pictures.")
+    model = _outline(start)
+    folded = Folded(start, splits.train.labels, len(splits.test), out, {"device": device})
+    arms, sizes = _arms(model, asked["methods"]), _sizes(start, model)
+    depth, seconds = len(getattr(model, "blocks", ())), 60 * asked["minutes"]
+    return Search(folded, arms, sizes, depth, seconds, report)
 
 
 def _opened(
@@ -192,7 +211,7 @@ def _begun(path: Path, data: str | Path | None, now: Mapping[str, Any]) -> dict[
 
     Raises: ConfigError for what is asked for otherwise now; CheckpointError for a damaged file.
     """
-    plain = Experiment(Pictures("")).flat() | {"minutes": 10, "methods": list(METHODS)}
+    plain = Experiment(Pictures("")).flat() | {"minutes": 10, "methods": []}
     try:
         stored = dict(read_json(path))
         then = plain | stored | {name: stored[name] for name in ("data", "minutes", "methods")}
@@ -212,10 +231,9 @@ def _begun(path: Path, data: str | Path | None, now: Mapping[str, Any]) -> dict[
 
 def _start(asked: Mapping[str, Any]) -> Experiment:
     """What all candidates share."""
-    own = {k: v for k, v in asked.items() if k not in ("minutes", "methods")}
-    start = Experiment(Pictures(""), Adapted()).changed(**own)
-    model = _outline(start)
-    splits = isinstance(model, SPLITTABLE) and start.pictures.augment == "none"
+    options = {k: v for k, v in asked.items() if k not in ("minutes", "methods")}
+    start = Experiment(Pictures(""), Adapted()).changed(val=0, **options)
+    splits = isinstance(_outline(start), SPLITTABLE) and start.pictures.augment == "none"
     return start.changed(last_blocks=LAST_BLOCKS, frozen_once=True) if splits else start
 
 
@@ -226,16 +244,23 @@ def _outline(start: Experiment) -> nn.Module:
     return backbone(asked.model, classes=2) if found is None else found
 
 
-def _arms(start: Experiment, names: Sequence[str]) -> list[Any]:
-    norms = any(isinstance(module, nn.BatchNorm2d) for module in _outline(start).modules())
-    return [among_batch_norms(arm(name)) if norms else arm(name) for name in names]
+def _arms(model: nn.Module, names: Sequence[str]) -> list[BenchArm]:
+    """Return the methods, each at the rate that it begins with."""
+    if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
+        return [among_batch_norms(arm(name)) for name in names or AMONG_BATCH_NORMS]
+    arms = [arm(name) for name in names or METHODS]
+    return [
+        dataclasses.replace(a, settings=dataclasses.replace(a.settings, lr=METHODS[a.name]))
+        if a.name in METHODS
+        else a
+        for a in arms
+    ]
 
 
-def _sizes(start: Experiment) -> list[int]:
-    """Sizes to try, the smallest first: the one that was asked for, or SIZES as the model can."""
+def _sizes(start: Experiment, model: nn.Module) -> list[int]:
+    """Return the sizes to try, the smallest first: the one asked for, or SIZES as the model can."""
     if start.adapted.size is not None:
         return [start.adapted.size]
-    model = _outline(start)
     native = input_config(model).size[0]
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
     step = patch[0] if isinstance(patch, tuple) else 32
@@ -245,13 +270,10 @@ def _sizes(start: Experiment) -> list[int]:
 
 
 def _scored(
-    best: Row, out: Path, device: str | None, report: Report
+    best: Row, certainty: Certainty, out: Path, device: str | None, report: Report
 ) -> tuple[dict[str, Any], float]:
-    """The run of the choice with its scores on the test part: no step is left of its training."""
+    """Train the choice on all training pictures and score it on the test part; and the seconds."""
     folder = out / CHOICE
-    if not folder.is_dir():
-        with writing(folder) as scratch:
-            shutil.copytree(best.folder, scratch, ignore=shutil.ignore_patterns(RUN, "*.lock"))
     if (folder / RUN).is_file():
         return dict(read_run(folder).record["results"]), 0.0
     ends: list[TrialEnd] = []
@@ -259,6 +281,7 @@ def _scored(
         "experiment": best.experiment.flat(),
         "folder": str(folder.absolute()),
         "shared": str((out / "shared").absolute()),
+        "choice": {"label": best.name, **certainty.record()},
         "running": {"device": device},
     }
     trial = Trial("the choice", inputs)
@@ -269,78 +292,58 @@ def _scored(
 
 
 def _runners(rows: Sequence[Row]) -> list[Row]:
-    """The best of each method, size, rate and depth."""
-    found: dict[tuple[Any, ...], Row] = {}
-    for row in rows:
-        one = row.experiment
-        key = row.name, one.adapted.size, one.training.lr, one.adapted.last_blocks
-        found.setdefault(key, row)
-    return list(found.values())[: SHOWN + 1]
+    """Return the best candidates that have scores, the choice first."""
+    return [row for row in rows if row.answers is not None and not row.error][: SHOWN + 1]
 
 
 def _table(found: AutoRun) -> Table:
     rows = _runners(found.rows)
     by = measure(found.test).replace("_", " ")
-    n = read_run(found.folder).record["data"]
+    n = read_run(found.folder).record["data"]["test"]["n"]
     columns = (
         Column("Method", "What was trained", numeric=False),
         Column("Size", "Side of the pictures in px"),
-        Column("Epochs", "Passes over the training part"),
+        Column("Epochs", "Passes over the training pictures"),
         Column("Rate", "Learning rate of AdamW"),
         Column("Blocks", "Blocks that are adapted, from the last; all if empty"),
-        Column(f"Val {by}", "On the validation part, by which the first was chosen"),
-        Column(
-            "Balanced", "Mean over classes of the share of right answers, on validation", spare=3
-        ),
-        Column("Val loss", "Mean loss on the validation part", spare=2),
-        Column("Time", "Of this run, with everything it computes once"),
-        Column(f"Test {by}", "Of the choice alone, looked at once"),
-        Column("Test balanced", "Of the choice alone", spare=3),
-        Column("Test loss", "Of the choice alone", spare=2),
+        Column(f"Held-out {by}", "Of pictures that the run was not trained on"),
+        Column("Loss", "Mean loss on them after one temperature; it decides near ties", spare=2),
+        Column("Behind", "Points that the choice is ahead, with the 95 % interval, paired"),
+        Column("Pictures", "Held-out pictures that it has answered", spare=3),
+        Column("Time", "Of all its runs", spare=1),
+        Column(f"Test {by}", "Of the choice alone, trained on everything; looked at once"),
     )
     caption = (
-        f"The choice and its runners-up: chosen on {n['val']['n']:,} validation pictures, scored "
-        f"once on {n['test']['n']:,} test pictures; {numbers.seconds(found.seconds)} in all."
+        f"The choice and its runners-up on held-out training pictures, and the choice on "
+        f"{n:,} test pictures; {numbers.seconds(found.seconds)} in all."
     )
-    if len(found.rows) == 1:
-        caption += " Only one candidate was trained to a score, so nothing was compared: more "
-        caption += "minutes try more."
-    entries = tuple(_line(row, found.test if i == 0 else None) for i, row in enumerate(rows))
-    return Table(caption, columns, entries, best=0, baseline=None)
+    test = numbers.percent(found.test[measure(found.test)])
+    best = rows[0]
+    entries = [(*_line(best, None), Entry(test))]
+    entries += [(*_line(row, best), Entry("")) for row in rows[1:]]
+    return Table(caption, columns, tuple(entries), best=0, baseline=None)
 
 
-def _line(row: Row, test: Mapping[str, float] | None) -> tuple[Entry, ...]:
-    one = row.experiment
-
-    def three(scores: Mapping[str, float]) -> list[str]:
-        balanced = scores.get("balanced_accuracy")
-        shares = [scores[measure(scores)], balanced]
-        shown = ["" if share is None else numbers.percent(share) for share in shares]
-        return [*shown, f"{scores['loss']:.3f}"]
-
+def _line(row: Row, best: Row | None) -> tuple[Entry, ...]:
+    """Return the cells of a candidate.  best: the choice, None for itself."""
+    one, answers = row.experiment, row.answers
+    assert answers is not None
+    behind = ""
+    if best is not None and best.answers is not None:
+        found = interval(best.answers, answers)
+        behind = "0.0" if found is None else numbers.signed(100 * found.mean)
+        behind += "" if found is None else f" {numbers.interval(found.low, found.high)}"
     blocks = "" if one.adapted.last_blocks is None else str(one.adapted.last_blocks)
-    cells = [row.name, str(one.adapted.size), str(one.training.epochs), f"{one.training.lr:g}"]
-    cells += [blocks, *three(row.val), numbers.seconds(row.seconds)]
-    cells += three(test) if test is not None else ["", "", ""]
-    first = Entry(cells[0], "chosen" if test is not None else "")
-    return (first, *map(Entry, cells[1:]))
+    cells = (str(one.adapted.size), str(one.training.epochs), f"{one.training.lr:g}", blocks)
+    cells += (numbers.percent(row.val[measure(row.val)]), f"{answers.loss.mean():.3f}", behind)
+    cells += (f"{answers.pictures:,}", numbers.seconds(row.seconds))
+    return (Entry(row.name, "" if best else "chosen"), *map(Entry, cells))
 
 
 def _page(found: AutoRun, page: Path, report: Report) -> Path | None:
-    """The candidates side by side on validation, and above them what was chosen."""
-    one, by = found.rows[0], measure(found.test)
-    kind = by.replace("_", " ")
-    told_of = (
-        f"Chosen by {kind} on the validation part: {one.name}, {told(one.experiment)}. Scores "
-        f"below are of that part, which chose among them, so the best is too high. On the test "
-        f"part, which was looked at once, the choice has {kind} "
-        f"{numbers.percent(found.test[by])} and loss {found.test['loss']:.3f}."
-    )
-    folders = [row.folder for row in _runners(found.rows)]
+    """Write the page of the choice on the test part, with the other candidates below it."""
     try:
-        return write_report(
-            folders, page, heading="What was chosen, and what else", validation=told_of
-        )
+        return write_report([found.folder], page, others=found.table())
     except MissingExtra as error:
         report(f"No page: {error}")
         return None

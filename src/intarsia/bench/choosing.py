@@ -1,244 +1,212 @@
-"""A search under a clock: successive halving over methods, sizes, epochs and rates, on validation.
+"""A search under a clock: methods, rates, epochs, depths and sizes, judged on held-out pictures.
 
-A short pilot of each size says what an image costs there. Every rung trains what is left of the
-candidates for twice the epochs of the rung before; the better half goes on, and from the second
-rung on neighbours of the leader join. What a candidate would take is estimated before
+The training pictures are dealt into five folds. A candidate is trained without a fold and answers
+it; as many folds take their turn as give ENOUGH answers, so that few pictures are all used
+(cross-validation) and many are held out once. First all methods are looked at on two folds. Then
+neighbours of the best of each method join, the leader's first, and what is clearly behind the
+leader after two folds is given up. In the last third of the time the finalists are trained again
+at other seeds, to make the choice between them surer. What a part would take is estimated before
 it begins, from what was measured.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
+from ..core.checks import RATE_REACH
 from ..core.errors import TrainingError
+from ..experiments import searching
 from ..experiments.experiment import Experiment
-from ..experiments.one_run import run as one_run
-from ..experiments.pool import Trial, TrialEnd, run_trials
 from ..results import numbers
 from ..results.runs.reading import measure
-from ..results.store import Store, key_of
+from ..results.store import key_of
+from . import judging
 from .arms import BenchArm
-from .budget import SCORING, SETTING_UP
+from .folded import FOLDS, Candidate, Folded, Row, described
 
-FIRST_EPOCHS, MOST_EPOCHS = 5, 80
-PILOT_IMAGES, PILOT_EPOCHS = 64, 2
-SIZE_SHARE = 0.15  # of the minutes, which one candidate of a size may take in the first rung
-FINISHING = 3.0  # seconds of the table and the page
-RATES = (0.3, 3.0)  # of the leader's: neighbours
+ENOUGH = 400  # answers that decide, of different pictures
+SCREEN = 2  # folds of the first look at a candidate
+FIRST_STEPS = 60  # optimiser steps of the first look, within these epochs
+FEWEST_EPOCHS, FIRST_EPOCHS, MOST_EPOCHS = 2, 20, 160
+SCREENING = 0.25  # of the minutes, for the first look at all methods
+EXPLORING = 0.67  # of the minutes, before the finalists are trained again
+FINALISTS, REPEATS = 3, 4  # and how many seeds they have at most
 
 Report = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Row:
-    """A candidate that was trained: its validation scores and its seconds; or why it failed.
-
-    beside: of the seconds, those that were not training.
-    """
-
-    experiment: Experiment
-    name: str
-    val: Mapping[str, float]
-    seconds: float
-    beside: float
-    folder: Path
-    error: str = ""
-
-    @property
-    def score(self) -> tuple[float, float]:
-        """Higher is better; the loss decides among equals."""
-        return self.val[measure(self.val)], -self.val["loss"]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """Seconds: of a run beside its training, and of an image, once and in each epoch."""
-
-    overhead: float
-    once: float
-    each: float
-
-    def of(self, images: int, val: int, epochs: int, *, fresh: bool = True) -> float:
-        """Of a run.  fresh: what is computed once is not there yet."""
-        seen = epochs * (images + SCORING * val) * self.each
-        return self.overhead + seen + fresh * (images + val) * self.once
 
 
 @dataclass
 class Search:
     """The candidates, the clock, and what has been trained; a killed one goes on from its folder.
 
-    start: what all candidates share.  counts: images of train, val and test.  seconds: of
-    everything.  running: fields of `Running`.
+    folded: what trains them.  depth: blocks of the model.  seconds: of everything.
     """
 
-    start: Experiment
+    folded: Folded
     arms: Sequence[BenchArm]
     sizes: Sequence[int]
-    counts: tuple[int, int, int]
+    depth: int
     seconds: float
-    out: Path
     report: Report
-    running: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        self.store = Store(self.out / "search.jsonl")
-        self.spent, self.costs = 0.0, dict[int, Cost]()
-        self.beside = SETTING_UP  # of a run's seconds, before a candidate's are known
-        self.rows: list[Row] = []
+        self.rows: dict[str, Row] = {}
+        self.order: list[Row] | None = None  # of `ranked`, until something is trained
+        self.full = min(FOLDS, -(-ENOUGH // self.folded.held))
+        self.screen = min(SCREEN, self.full)
 
     def run(self) -> list[Row]:
-        """All that was trained, the best first.  Raises: TrainingError if nothing could be."""
-        self._time_sizes()
-        epochs = FIRST_EPOCHS
-        left = [self._candidate(arm, size, epochs) for size in self.costs for arm in self.arms]
-        while found := sorted(self._rung(left), key=lambda row: row.score, reverse=True):
-            epochs *= 2
-            best = self.best[0]
-            if epochs > MOST_EPOCHS or (epochs > 2 * FIRST_EPOCHS and best not in found):
-                break  # twice the epochs gave nothing
-            left = [(r.name, r.experiment) for r in found[: -(-len(found) // 2)]]
-            if epochs > 2 * FIRST_EPOCHS:
-                left += [(best.name, near) for near in _neighbours(best.experiment)]
-            left = [(name, one.changed(epochs=epochs)) for name, one in left]
-        if not self.best:
-            fix = "Mend that, or leave --methods out."
-            want = "one candidate that trains"
-            raise TrainingError("search", got=self.rows[0].error, want=want, fix=fix)
-        return self.best
+        """Return all that was tried, the best first.  Raises: TrainingError if nothing trains."""
+        pilot = next((arm for arm in self.arms if arm.name != "linear"), self.arms[0])
+        self.folded.time_sizes(pilot, self.sizes, SCREENING * self.seconds)
+        for candidate in self._first_look():
+            self._advance(candidate, self.screen)
+        ranked = self.ranked()
+        for row in ranked[: -(-len(ranked) // 2)]:
+            self._advance(row.candidate, self.full)
+        while any(self._advance(*move) for move in self._moves()):
+            pass
+        if not (ranked := self.ranked()):
+            fix, want = "Mend that, or leave --methods out.", "one candidate that trains"
+            got = next(row.error for row in self.rows.values())
+            raise TrainingError("search", got=got, want=want, fix=fix)
+        return ranked + [row for row in self.rows.values() if row not in ranked]
 
-    @property
-    def best(self) -> list[Row]:
-        """Those that have a score, the best first; of equals the one that was cheaper."""
-        known = [row for row in self.rows if not row.error]
-        return sorted(known, key=lambda row: (*row.score, -row.seconds), reverse=True)
+    def ranked(self) -> list[Row]:
+        """Return the candidates that have answered the same pictures, the best first.
 
-    def _last_look(self, one: Experiment) -> float:
-        """Seconds of scoring a candidate on the test part, and of the table and the page."""
-        cost = self._cost(one)
-        return cost.overhead + self.counts[2] * (cost.once + SCORING * cost.each) + FINISHING
-
-    def _candidate(self, arm: BenchArm, size: int, epochs: int) -> tuple[str, Experiment]:
-        one = arm.settings.into(self.start.changed(size=size, epochs=epochs))
-        return arm.name, one
-
-    def _time_sizes(self) -> None:
-        """A pilot of each size that the clock allows; the smallest is always there."""
-        arm = next((a for a in self.arms if a.name != "linear"), self.arms[0])
-        images, val = (min(PILOT_IMAGES, count) for count in self.counts[:2])
-        took, before = 0.0, 1
-        for size in self.sizes:
-            if self.costs and took * (size / before) ** 2 > SIZE_SHARE * self.seconds:
-                break
-            _, one = self._candidate(arm, size, PILOT_EPOCHS)
-            row = self._trained("pilot", one.changed(images=images, val=val))
-            if row.error:
-                raise TrainingError("pilot", got=row.error, want="a run", fix="Mend that.")
-            once = self.store[key_of(row.experiment.flat())]["once"]
-            trained = row.seconds - row.beside
-            each = (trained - once) / images / PILOT_EPOCHS
-            cost = Cost(SETTING_UP, once / images, each)
-            if self.costs and cost.of(*self.counts[:2], FIRST_EPOCHS) > SIZE_SHARE * self.seconds:
-                break
-            self.costs[size], took, before = cost, trained, size
-            self.beside = row.beside
-        self.rows.clear()  # pilots are no candidates
-
-    def _fits(self, one: Experiment) -> bool:
-        """Whether a candidate leaves time for the look at the test part; the first always does."""
-        if not self.best:
-            return True
-        again = any(row.experiment.adapted.size == one.adapted.size for row in self.rows)
-        took = self._cost(one).of(*self.counts[:2], one.training.epochs, fresh=not again)
-        return self.spent + took + self._last_look(one) < self.seconds
-
-    def _cut(self, one: Experiment) -> Experiment:
-        """The first candidate, which always trains, with the epochs there is time for, 1 at least.
-
-        By what its size's pilot measured of a step.
+        Those with more answers, the finalists, come first and are judged by all of them.
         """
-        cost, asked = self._cost(one), one.training.epochs
-        none, first = (cost.of(*self.counts[:2], epochs) for epochs in (0, 1))
-        left, pass_over = self.seconds - self.spent - self._last_look(one) - none, first - none
-        epochs = max(1, min(asked, int(left / pass_over))) if pass_over > 0 else asked
+        if self.order is None:
+            base = self._base()
+            most = max((row.parts for row in base), default=0)
+            final = [row for row in base if row.parts == most > self.full]
+            answers = [self.folded.answers(row, most) for row in final]
+            first = [final[i] for i in judging.order(answers)]
+            self.order = first + [row for row in base if row not in first]
+        return self.order
+
+    def _base(self) -> list[Row]:
+        """Return the candidates with as many answers as any has, up to `full` parts, in order."""
+        known = [row for row in self.rows.values() if row.parts and not row.error]
+        level = min(self.full, max((row.parts for row in known), default=0))
+        deep = [row for row in known if row.parts >= level]
+        return [deep[i] for i in judging.order([self.folded.answers(row, level) for row in deep])]
+
+    def _first_look(self) -> list[Candidate]:
+        """Return every method at the largest size that leaves time for the rest of the search."""
+        train = self.folded.trained
+        steps = -(-train // self.folded.start.training.batch_size)
+        epochs = min(max(-(-FIRST_STEPS // steps), FEWEST_EPOCHS), FIRST_EPOCHS)
+
+        def takes(size: int, epochs: int) -> float:
+            each = self.folded.costs[size].of(train, self.folded.held, epochs)
+            return len(self.arms) * self.screen * each
+
+        fitting = [s for s in self.folded.costs if takes(s, epochs) < SCREENING * self.seconds]
+        size = max(fitting, default=min(self.folded.costs))
+        while epochs > 1 and takes(size, epochs) > SCREENING * self.seconds:
+            epochs -= 1
+        start = self.folded.start.changed(size=size, epochs=epochs)
+        return [(arm.name, arm.settings.into(start)) for arm in self.arms]
+
+    def _moves(self) -> Iterator[tuple[Candidate, int]]:
+        """Yield what could be trained next, and up to which part, the most promising first."""
+        ranked = self.ranked()
+        exploring = [(c, self.full) for c in self._neighbours(ranked)]
+        exploring += [(r.candidate, self.full) for r in self.rows.values()]
+        level = [row for row in self._base() if row.parts >= self.full]
+        finalists = [row for row in level[:FINALISTS] if not self._behind(row)]
+        target = min((row.parts for row in finalists), default=0) + self.full
+        target = min(target, REPEATS * FOLDS)
+        confirming = [(row.candidate, target) for row in finalists if len(finalists) > 1]
+        early = self.folded.spent < EXPLORING * self.seconds
+        yield from exploring + confirming if early else confirming + exploring
+
+    def _neighbours(self, ranked: Sequence[Row]) -> Iterator[Candidate]:
+        """Yield neighbours of the best candidate of each method, then those of the others."""
+        best: dict[str, Row] = {}
+        for row in ranked:
+            best.setdefault(row.name, row)
+        for row in (*best.values(), *ranked):
+            one = row.experiment
+            rate = one.training.lr
+            for other in searching.extended([rate], [rate], RATE_REACH):
+                yield row.name, one.changed(lr=other)
+            if 2 * one.training.epochs <= MOST_EPOCHS:
+                yield row.name, one.changed(epochs=2 * one.training.epochs)
+            blocks = one.adapted.last_blocks
+            if blocks and blocks < self.depth:
+                yield row.name, one.changed(last_blocks=min(2 * blocks, self.depth))
+            known = sorted(self.folded.costs)
+            place = known.index(one.adapted.size or known[0])
+            for size in (*known[place + 1 : place + 2], *known[:place][-1:]):
+                yield row.name, one.changed(size=size)
+
+    def _advance(self, candidate: Candidate, parts: int) -> bool:
+        """Train a candidate until it has answered so many parts; tell whether it was trained.
+
+        Not if there is no time for all of them, and no longer than it keeps up with the leader.
+        """
+        name, one = candidate
+        if not any(row.parts for row in self.rows.values()):
+            one = self._cut(name, one)
+            parts = parts if self._fits(name, one, parts) else 1
+        elif not self._fits(name, one, parts):
+            return False
+        before = self.folded.spent
+        while not (row := self._row(name, one)).error and row.parts < parts:
+            if row.parts >= self.screen and self._behind(row):
+                break
+            self.rows[key_of(one.flat())] = self.folded.answer(row)
+            self.order = None
+        if self.folded.spent > before:
+            gone, of = map(numbers.seconds, (self.folded.spent, self.seconds))
+            self.report(f"{name}, {described(one)}: {_result(row)}; {gone} of {of} gone.")
+        return self.folded.spent > before
+
+    def _behind(self, row: Row) -> bool:
+        """Tell whether a candidate may be given up."""
+        ranked = self.ranked()
+        leader = ranked[0] if ranked else row
+        if leader is row or row.answers is None or leader.answers is None:
+            return False
+        return judging.behind(row.answers, leader.answers)
+
+    def _row(self, name: str, one: Experiment) -> Row:
+        return self.rows.get(key_of(one.flat()), Row(name, one))
+
+    def _fits(self, name: str, one: Experiment, parts: int) -> bool:
+        """Tell whether parts of a candidate leave time for the last fit, of it or the leader."""
+        left = range(self._row(name, one).parts, parts)
+        took = self.folded.takes(name, one, left)
+        leaders = [row.candidate for row in self.ranked()[:1]]
+        last = max(self.folded.last_fit(*c) for c in [(name, one), *leaders])
+        return self.folded.spent + took + last < self.seconds
+
+    def _cut(self, name: str, one: Experiment) -> Experiment:
+        """Return the first candidate, which always trains, with as many epochs as there is time.
+
+        Half of what is left, for the last fit takes as long; at least 1.
+        """
+        asked, again = one.training.epochs, len(self.folded.labels) / self.folded.trained
+        none, first = (
+            self.folded.takes(name, one.changed(epochs=epochs), range(1)) for epochs in (1, 2)
+        )
+        each, none = first - none, none - (first - none)
+        left = self.seconds - self.folded.spent - none
+        left -= self.folded.last_fit(name, one.changed(epochs=1)) - again * each
+        each *= 1 + again
+        epochs = max(1, min(asked, int(left / each))) if each > 0 else asked
         if epochs < asked:
-            self.report(
-                f"The first candidate gets {epochs} of {asked} epochs: an epoch takes about "
-                f"{numbers.seconds(pass_over)}."
-            )
+            took = numbers.seconds(each / (1 + again))
+            self.report(f"The first candidate gets {epochs} of {asked} epochs of about {took}.")
         return one.changed(epochs=epochs)
 
-    def _cost(self, one: Experiment) -> Cost:
-        """Of a candidate; what a run takes beside its training is that of the last one."""
-        cost = self.costs[one.adapted.size or 0]
-        trained = [row for row in self.rows if not row.error]
-        return replace(cost, overhead=trained[-1].beside if trained else self.beside)
 
-    def _rung(self, asked: Sequence[tuple[str, Experiment]]) -> list[Row]:
-        """Train the candidates that there is time for, in their order; those with a score."""
-        found: list[Row] = []
-        for name, one in asked:
-            one = one if self.best else self._cut(one)
-            if all(row.experiment != one for row in self.rows) and self._fits(one):
-                found.append(self._trained(name, one))
-        return [row for row in found if not row.error]
-
-    def _trained(self, name: str, one: Experiment) -> Row:
-        """Train it, unless it is kept."""
-        key = key_of(one.flat())
-        inputs = {
-            "experiment": one.flat(),
-            "folder": str(self._folder(key)),
-            "shared": str((self.out / "shared").absolute()),
-            "test": False,
-            "running": self.running,
-        }
-
-        def done(end: TrialEnd) -> None:
-            row: dict[str, Any] = {"seconds": end.seconds, "error": end.error}
-            if end.result is not None:
-                found = end.result["results"]
-                once = found.get("seconds_once", 0.0)
-                row |= {"val": found["val"], "trained": found["seconds"], "once": once}
-            self.store.add(key, row)
-            gone, of = map(numbers.seconds, (self.spent + end.seconds, self.seconds))
-            self.report(
-                f"{end.trial.name}: {_said(end)}, {end.seconds:.0f} s; {gone} of {of} gone."
-            )
-
-        if key not in self.store:
-            trial = Trial(f"{name}, {told(one)}", inputs)
-            run_trials([trial], one_run, jobs=1, executor="here", done=done)
-        kept = self.store[key]
-        beside = kept["seconds"] - kept.get("trained", 0.0)
-        val, folder = kept.get("val") or {}, self._folder(key)
-        row = Row(one, name, val, kept["seconds"], beside, folder, kept["error"])
-        self.spent += row.seconds
-        self.rows.append(row)
-        return row
-
-    def _folder(self, key: str) -> Path:
-        return (self.out / "search" / key).absolute()
-
-
-def told(one: Experiment) -> str:
-    """What is searched for, of a candidate."""
-    return f"{one.adapted.size} px, {one.training.epochs} epochs, rate {one.training.lr:g}"
-
-
-def _neighbours(one: Experiment) -> Iterator[Experiment]:
-    """The same at other rates, and deeper."""
-    for factor in RATES:
-        yield one.changed(lr=float(f"{factor * one.training.lr:.1g}"))
-    if one.adapted.last_blocks:
-        yield one.changed(last_blocks=2 * one.adapted.last_blocks)
-
-
-def _said(end: TrialEnd) -> str:
-    if end.result is None:
-        return f"FAILED, {end.error}"
-    scores = end.result["results"]["val"]
-    return f"{numbers.percent(scores[measure(scores)])} on val"
+def _result(row: Row) -> str:
+    if row.answers is None or row.error:
+        return f"FAILED, {row.error}"
+    share = numbers.percent(row.val[measure(row.val)])
+    return f"{share} on {row.answers.pictures:,} held-out pictures"

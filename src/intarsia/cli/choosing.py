@@ -19,7 +19,17 @@ if TYPE_CHECKING:
     from ..bench.auto import AutoRun
 
 OPTIONS = (
-    *("val", "test", "split_seed", "skip_unreadable", "model", "size", "untrained", "batch_size"),
+    *(
+        "images",
+        "shots",
+        "test",
+        "split_seed",
+        "skip_unreadable",
+        "model",
+        "size",
+        "untrained",
+        "batch_size",
+    ),
     *("weight_decay", "smoothing", "class_weights", "device", "precision", "threads"),
     "max_pixels",
 )
@@ -34,7 +44,7 @@ def auto(
         str | None,
         typer.Option(
             autocompletion=completing.METHODS,
-            help="To choose among, with commas; linear,bitfit,lora,adaptformer,mosa if not given.",
+            help="To choose among, with commas; the leaders of the benchmarks if not given.",
         ),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of weights, draws, order and split.")] = 0,
@@ -47,11 +57,11 @@ def auto(
     as_json: Json = False,
     **given: Any,
 ) -> None:
-    """Choose a method, a size, epochs and a rate for pictures on validation, and train the choice.
+    """Choose a method, a size, epochs and a rate on held-out pictures, and train the choice.
 
-    One step is timed at each size, candidates are trained shortly and the better half longer, all
-    within the minutes; the test part is looked at once, of the choice. The table shows the choice
-    and its runners-up, the page their curves and mistakes.
+    Of few pictures each is held out once (cross-validation), of many a fifth; the choice is trained
+    on all of them, within the minutes. The test part is looked at once, of the choice. The table
+    shows the choice and its runners-up, the page the curves and mistakes of the choice.
 
     Example:  intarsia auto photos --minutes 10
     """
@@ -88,11 +98,21 @@ def _show(found: AutoRun, as_json: bool) -> None:
 
     if as_json:
         rows = [
-            {"method": r.name, "seconds": r.seconds, "val": dict(r.val), **r.experiment.flat()}
-            for r in found.rows
+            {
+                "command": row.experiment.command(),
+                "seconds": row.seconds,
+                "error": row.error,
+                "parts": row.parts,
+                "held_out": dict(row.val),
+            }
+            | row.experiment.flat()
+            | {"method": row.name}
+            for row in found.rows
         ]
-        show_json({"folder": str(found.folder), "test": dict(found.test), "rows": rows})
+        scores = {"test": dict(found.test), "certainty": found.certainty.record()}
+        show_json({"folder": str(found.folder), **scores, "rows": rows})
         return
+    say(found.certainty.statement)
     show_rich(Terminal(found.table()))
     say(f"Report: {found.report}\nRepeat: {found.choice.command()}")
     say(f"Next:  intarsia predict {found.folder} PICTURES")

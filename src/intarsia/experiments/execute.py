@@ -16,6 +16,7 @@ from torch.utils.data import Dataset
 from ..core import interrupts
 from ..core.errors import ConfigError
 from ..data import (
+    Fold,
     Held,
     ImageSet,
     InputConfig,
@@ -23,6 +24,7 @@ from ..data import (
     Splits,
     backbone,
     eval_transform,
+    hold_out,
     input_config,
     load_data,
     suites,
@@ -63,6 +65,8 @@ def carry_out(
     evaluate_every: int = 1,
     temperature: float | None = None,
     search: Mapping[str, Any] | None = None,
+    fold: Fold | None = None,
+    choice: Mapping[str, Any] | None = None,
 ) -> Run:
     """Train as the experiment says; `running.out` becomes a folder that can be resumed and read.
 
@@ -70,7 +74,8 @@ def carry_out(
     score: False does not look at the test part, as a search must not.  whole: True computes all of
     the model in every step, see `once.trimmed`; for tests.  evaluate_every: as `fit` takes it.
     temperature: of the `tempered_loss` of a run without a validation part.  search: how the rate
-    was found, for the record.
+    was found, for the record.  fold: of the training pictures, held out as the validation part.
+    choice: how all of the experiment was chosen, for the record, with the method's "label".
     Texts are carried out by `language`.
     Raises: what `load_data`, `backbone`, `apply` and `fit` raise; UnknownName for a method that is
     not listed.
@@ -95,6 +100,8 @@ def carry_out(
             evaluate_every=evaluate_every,
             temperature=temperature,
             search=search,
+            fold=fold,
+            choice=choice,
         )
 
 
@@ -111,6 +118,8 @@ def _on_pictures(
     evaluate_every: int,
     temperature: float | None,
     search: Mapping[str, Any] | None,
+    fold: Fold | None,
+    choice: Mapping[str, Any] | None,
 ) -> Run:
     report(f"Reading the pictures of {experiment.pictures.data}.")
     data = shared.get("pictures", pictures_key(experiment), lambda: pictures_of(experiment, report))
@@ -124,12 +133,14 @@ def _on_pictures(
     recipe["objective"] = by_task(recipe["objective"], experiment, data)
     if weights := recipe["class_weights"]:
         recipe["class_weights"] = weights_of(weights, data.classes, data.train.labels)
+    data = data if fold is None else hold_out(data, fold)
     method, chosen = for_budget(method, experiment, len(data.train), report)
     adapted, seed, classes = experiment.adapted, experiment.training.seed, len(data.classes)
     key = trunk_key(adapted) | {"classes": classes, "seed": seed}
     model = copy.deepcopy(shared.get("model", key, lambda: model_of(adapted, classes, seed)))
     about = record_of(model, method, experiment, data) | {"chosen": chosen}
     about |= {"search": search} if search else {}
+    about |= {"choice": choice, "label": choice["label"]} if choice else {}
     same = {"inputs": about["inputs"], "pictures": hashes(data)}
     sets = sets_of(experiment, data, input_config(model), shared, same, score=score)
     same = same | {"trunk": about["trunk"]}

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.registry import index
+from ..data import Fold
 from ..data.packages import announce
 from ..data.texts import is_text
 from ..hosts.together import on_one_trunk
@@ -35,8 +36,10 @@ def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
     the learning rate was found, kept in the record), running (fields of
     `Running`), quiet (False: what it says is printed, not only returned), whole (True: every step
     computes all of the model, see `once.trimmed`), evaluate_every (as `fit` takes it), temperature
-    (of `tempered_loss`, where the run has no validation part). Or stack: the inputs of several runs
-    of one shape, which step together; the result is then `ends`, for each its result or its error.
+    (of `tempered_loss`, where the run has no validation part), fold (fields of `Fold`: the part of
+    the training pictures that is held out), choice (as `carry_out` takes it). Or stack: the inputs
+    of several runs of one shape, which step together; the result is then `ends`, for each its
+    result or its error.
     """
     if "stack" in inputs:
         return _stack(inputs["stack"])
@@ -57,6 +60,8 @@ def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
         evaluate_every=inputs.get("evaluate_every", 1),
         temperature=inputs.get("temperature"),
         search=inputs.get("search"),
+        fold=Fold(**inputs["fold"]) if "fold" in inputs else None,
+        choice=inputs.get("choice"),
     )
     record = found.record
     return {

@@ -9,6 +9,7 @@ from typing import Any
 
 from ...core.files import write_text
 from .. import frame, numbers
+from ..table import Table
 from . import figures, rates, sparse
 from .confusion import confusion_of
 from .curves import line_of, mean_line
@@ -35,18 +36,18 @@ def write_report(
     *,
     baseline: str | None = None,
     heading: str | None = None,
-    validation: str | None = None,
+    others: Table | None = None,
 ) -> Path:
     """Read run folders and write their page to `out`; returns its path.
 
     folders: run folders, or folders that hold some.  baseline: label of the method the others are
     held against, None = the first.  heading: of the page, None = the methods and the data set.
-    validation: why runs are scored on validation, None = there is no test part.
+    others: candidates that were not chosen, below the results.
     The same runs give the same bytes.
     Raises: DataError, CheckpointError and UnknownName as `gather` and `comparison_of` do;
     MissingExtra without plotly or jinja2; TrainingError when the file cannot be written.
     """
-    page = render(gather(folders), baseline=baseline, heading=heading, validation=validation)
+    page = render(gather(folders), baseline=baseline, heading=heading, others=others)
     return write_text(out, page)
 
 
@@ -55,7 +56,7 @@ def render(
     *,
     baseline: str | None = None,
     heading: str | None = None,
-    validation: str | None = None,
+    others: Table | None = None,
 ) -> str:
     """The page as text; see `write_report`."""
     comparison = comparison_of(runs, baseline)
@@ -67,8 +68,9 @@ def render(
         sentences(comparison),
         eyebrow="intarsia report",
         heading=heading or title(comparison),
-        notices=notices(comparison, validation),
+        notices=notices(comparison),
         table=table_of(comparison),
+        others=others,
         groups=comparison.groups,
         score=comparison.measure,
         several_labels=comparison.several_labels,

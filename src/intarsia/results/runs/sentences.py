@@ -37,7 +37,8 @@ def _methods(comparison: Comparison) -> str:
 
 def sentences(comparison: Comparison) -> list[str]:
     """What was run, on what, and what came out."""
-    found = [_what(comparison), _result(comparison), *differences(comparison)]
+    found = [_what(comparison), *choices(comparison.runs), _result(comparison)]
+    found += differences(comparison)
     if comparison.baseline is not None and comparison.best is not comparison.baseline:
         found.append(_cost(comparison.best, comparison.baseline))
     if (guess := _guessing(comparison)) is not None:
@@ -176,11 +177,8 @@ def _guessing(comparison: Comparison) -> str | None:
     return f'Always answering "{name}" would be right for {share}.'
 
 
-def notices(comparison: Comparison, validation: str | None = None) -> list[str]:
-    """Reasons to read the table with care: runs that differ in more than the method.
-
-    validation: why runs are scored on validation, None = there is no test part.
-    """
+def notices(comparison: Comparison) -> list[str]:
+    """Reasons to read the table with care: runs that differ in more than the method."""
     runs, groups = comparison.runs, comparison.groups
     kind = _kind(runs)
     found = [
@@ -196,9 +194,7 @@ def notices(comparison: Comparison, validation: str | None = None) -> list[str]:
         )
         if differs
     ]
-    if validation is not None:
-        found.append(validation)
-    elif any(run.scores.split == "val" for run in runs):
+    if any(run.scores.split == "val" for run in runs):
         chosen = any(selection_of(run).get("rule") == "val" for run in runs)
         text = f"There is no test part: {comparison.measure} is that of the validation {kind}"
         found.append(
@@ -262,10 +258,18 @@ def selection_of(run: FinishedRun) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
+def choices(runs: Sequence[FinishedRun]) -> list[str]:
+    """Return what `intarsia auto` said of its choice, for the runs that it chose."""
+    found = [run.given.get("choice") for run in runs]
+    return [str(choice["statement"]) for choice in found if isinstance(choice, Mapping)]
+
+
 def selection_rule(runs: Sequence[FinishedRun]) -> str:
     """In words, for all runs."""
     rules = dict.fromkeys(str(selection_of(run).get("rule")) for run in runs)
     text = " ".join(HOW_CHOSEN.get(rule, f"Selection: {rule}.") for rule in rules)
+    if choices(runs):
+        text = "All settings were chosen on held-out training pictures, as said above."
     text = text.replace("accuracy", runs[0].scores.measure.replace("_", " "))
     if "val" in rules:
         known = {selection_of(run).get("disjoint_from_train") for run in runs}

@@ -19,7 +19,7 @@ from .sentences import PART_NAMES, data_of, selection_of
 
 FEW = 4  # words of a list that are shown one by one
 _SEEN_ELSEWHERE = (
-    *("label", "model", "method", "data", "classes", "command", "experiment", "search"),
+    *("label", "model", "method", "data", "classes", "command", "experiment", "search", "choice"),
 )
 
 

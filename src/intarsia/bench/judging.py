@@ -1,0 +1,124 @@
+"""Judge candidates by their answers to pictures that they were not trained on.
+
+All candidates answer the same pictures, so that two of them are compared picture by picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from sklearn.metrics import label_ranking_average_precision_score
+from torch import Tensor
+
+from ..results.statistics import PairedInterval, paired_interval
+from ..train.scores import Metrics, best_temperature
+from ..train.tasks import MultiLabel
+
+ROUNDING = 1e-9  # one picture more is a tie: its mean and its standard error are the same, 1 / n
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """A candidate's answers to held-out pictures, one row for each picture and training seed.
+
+    picture, seed: (m,).  score: (m,), 1 for a right answer and 0 for a wrong one; where a picture
+    may have several labels, the ranking precision of its logits.  loss: (m,) cross-entropy after
+    one temperature for all rows.  totals: scores of all rows together, by name.
+    """
+
+    picture: np.ndarray
+    seed: np.ndarray
+    score: np.ndarray
+    loss: np.ndarray
+    totals: Mapping[str, float]
+
+    @classmethod
+    def of(cls, parts: Sequence[tuple[int, np.ndarray, Tensor, Tensor]]) -> Answers:
+        """Join the answers to held-out parts: the seed, pictures, logits and labels of each."""
+        picture = np.concatenate([part[1] for part in parts])
+        seed = np.concatenate([np.full(len(part[1]), part[0]) for part in parts])
+        logits, labels = torch.cat([p[2] for p in parts]), torch.cat([p[3] for p in parts])
+        if labels.ndim == 2:
+            rows = zip(labels.numpy(), logits.numpy(), strict=True)
+            ranked = [label_ranking_average_precision_score(y[None], z[None]) for y, z in rows]
+            loss = F.binary_cross_entropy_with_logits(
+                logits.double(), labels.double(), reduction="none"
+            ).mean(1)
+            totals = MultiLabel().scores(logits, labels).scores()
+            return cls(picture, seed, np.array(ranked, float), loss.numpy(), totals)
+        right = (logits.argmax(1) == labels).double()
+        t = best_temperature(logits, labels)
+        loss = F.cross_entropy(logits.double() / t, labels, reduction="none")
+        totals = Metrics.of(logits, labels).scores() | {"tempered_loss": float(loss.mean())}
+        return cls(picture, seed, right.numpy(), loss.numpy(), totals)
+
+    @property
+    def pictures(self) -> int:
+        """The number of different pictures."""
+        return len(np.unique(self.picture))
+
+    def beside(self, other: Answers) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of both that are of the same picture and seed."""
+        keys = [(a.seed.astype(np.int64) << 32) + a.picture for a in (self, other)]
+        _, ours, theirs = np.intersect1d(*keys, assume_unique=True, return_indices=True)
+        return ours, theirs
+
+
+def gap(first: Answers, second: Answers, by: str) -> tuple[float, float]:
+    """Return the mean of first minus second over shared pictures, and its standard error.
+
+    by: "score" or "loss".  Seeds of a picture are averaged first.  (0, infinity) for fewer than two
+    shared pictures.
+    """
+    ours, theirs = first.beside(second)
+    _, picture = np.unique(first.picture[ours], return_inverse=True)
+    rows = getattr(first, by)[ours] - getattr(second, by)[theirs]
+    each = np.bincount(picture, rows) / np.bincount(picture) if len(rows) else rows
+    if len(each) < 2:
+        return 0.0, float("inf")
+    return float(each.mean()), float(each.std(ddof=1) / len(each) ** 0.5)
+
+
+def behind(answers: Answers, leader: Answers) -> bool:
+    """Tell whether a candidate may be given up: no better score, and a loss that is clearly higher.
+
+    Clearly: by more than one standard error of the paired difference.
+    """
+    score, _ = gap(answers, leader, "score")
+    loss, error = gap(answers, leader, "loss")
+    return score <= 0 and loss > error
+
+
+def order(candidates: Sequence[Answers]) -> list[int]:
+    """Return the candidates' positions, the best first.
+
+    Those whose score is within one standard error of the highest one, of the paired difference, are
+    tied: they come first, the lowest loss first. The others follow by score, then by loss.
+    """
+    ranked = sorted(
+        range(len(candidates)),
+        key=lambda i: (-candidates[i].score.mean(), candidates[i].loss.mean()),
+    )
+    gaps = {i: gap(candidates[ranked[0]], candidates[i], "score") for i in ranked}
+    tied = [i for i in ranked if gaps[i][0] <= gaps[i][1] + ROUNDING]
+    tied.sort(key=lambda i: candidates[i].loss.mean())
+    return tied + [i for i in ranked if i not in tied]
+
+
+def interval(first: Answers, second: Answers) -> PairedInterval | None:
+    """Return the difference of two candidates' scores and its interval, paired."""
+    ours, theirs = first.beside(second)
+    seeds = [first.seed[ours] == seed for seed in np.unique(first.seed[ours])]
+    if not seeds:
+        return None
+    binary = bool(np.isin(first.score, (0, 1)).all() and np.isin(second.score, (0, 1)).all())
+    kind = bool if binary else float
+    return paired_interval(
+        [first.picture[ours][rows] for rows in seeds],
+        [first.score[ours][rows].astype(kind) for rows in seeds],
+        [second.score[theirs][rows].astype(kind) for rows in seeds],
+    )
