@@ -85,6 +85,7 @@ def search(data: str, out: Path, **options: Any) -> dict[str, Any]:
         "minutes": round((time.perf_counter() - start) / 60, 2),
         "core_minutes": round(found.seconds / 60, 2),
         "resumed": resumed,
+        "code": one_run.source(),
     }
 
 
@@ -139,7 +140,13 @@ def _table(found: Mapping[str, Mapping[str, Any]], done: Sequence[str]) -> list[
     for place, task in enumerate(done):
         row = found[f"mini/{task}"]
         best = max(by_method, key=lambda name: by_method[name][place])
-        cells = [task, numbers.percent(row["accuracy"]), row["choice"], str(row["candidates"])]
+        older = "" if row.get("code") == one_run.source() else " (an earlier version)"
+        cells = [
+            task + older,
+            numbers.percent(row["accuracy"]),
+            row["choice"],
+            str(row["candidates"]),
+        ]
         cells += [f"{row['core_minutes']:.1f} min"]
         cells += [numbers.percent(by_method[name][place]) for name in ("linear", "lora")]
         cells += [f"{best} {numbers.percent(by_method[best][place])}"]
@@ -167,7 +174,8 @@ def _verdicts(found: Mapping[str, Mapping[str, Any]], done: Sequence[str], of: i
         target = "not 1 point behind" if name == best else "ahead"
         cells = [f"{name}, the best of all" if name == best else name]
         cells += [numbers.percent(means[name]), numbers.signed(100 * fmean(gaps))]
-        cells += [numbers.interval(low, high), target, verdict(low, high, bar)]
+        ends = numbers.interval(low, high) if len(done) > 1 else "none of one task"
+        cells += [ends, target, verdict(low, high, bar)]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
 
