@@ -268,7 +268,7 @@ def selection_rule(runs: Sequence[FinishedRun]) -> str:
     """In words, for all runs."""
     rules = dict.fromkeys(str(selection_of(run).get("rule")) for run in runs)
     text = " ".join(HOW_CHOSEN.get(rule, f"Selection: {rule}.") for rule in rules)
-    if choices(runs):
+    if len(choices(runs)) == len(runs):
         text = "All settings were chosen on held-out training pictures, as said above."
     text = text.replace("accuracy", runs[0].scores.measure.replace("_", " "))
     if "val" in rules:
