@@ -11,15 +11,15 @@ from hypothesis import strategies as st
 from intarsia.bench import judging
 from intarsia.bench.certainty import Certainty
 from intarsia.bench.folded import Row
-from intarsia.bench.judging import Answers
+from intarsia.bench.judging import HeldOutAnswers
 from intarsia.experiments.experiment import Experiment, Pictures
 
 
-def answers(score: list[int], loss: list[float], seed: int = 0) -> Answers:
+def answers(score: list[int], loss: list[float], seed: int = 0) -> HeldOutAnswers:
     """Return answers to the pictures 0, 1, ..."""
     n = len(score)
     place = np.arange(n), np.full(n, seed)
-    return Answers(*place, np.array(score, float), np.array(loss, float), {"accuracy": 0.0})
+    return HeldOutAnswers(*place, np.array(score, float), np.array(loss, float), {"accuracy": 0.0})
 
 
 def test_a_score_decides_beyond_one_standard_error_and_the_loss_within_it() -> None:
@@ -60,8 +60,8 @@ def test_the_order_holds_every_candidate_and_does_not_depend_on_theirs(seed: int
 
 
 def test_seeds_of_a_picture_are_averaged_and_only_shared_ones_count() -> None:
-    first = Answers(np.array([0, 1, 0]), np.array([0, 0, 1]), np.ones(3), np.ones(3), {})
-    second = Answers(np.array([1, 0, 0]), np.array([0, 0, 2]), np.zeros(3), np.zeros(3), {})
+    first = HeldOutAnswers(np.array([0, 1, 0]), np.array([0, 0, 1]), np.ones(3), np.ones(3), {})
+    second = HeldOutAnswers(np.array([1, 0, 0]), np.array([0, 0, 2]), np.zeros(3), np.zeros(3), {})
     ours, theirs = first.beside(second)
     assert first.picture[ours].tolist() == second.picture[theirs].tolist() == [0, 1]
     assert judging.gap(first, second, "score") == (1.0, 0.0)
@@ -73,8 +73,8 @@ def test_answers_have_one_temperature_over_all_parts() -> None:
     logits = torch.randn(40, 2, generator=draw) + torch.eye(2)[labels]
     parts = [(0, np.arange(20), logits[:20], labels[:20])]
     parts.append((0, np.arange(20, 40), logits[20:], labels[20:]))
-    once = Answers.of(parts)
-    sharp = Answers.of([(s, p, 50 * x, y) for s, p, x, y in parts])
+    once = HeldOutAnswers.of(parts)
+    sharp = HeldOutAnswers.of([(s, p, 50 * x, y) for s, p, x, y in parts])
     assert np.allclose(once.loss, sharp.loss, atol=1e-3)  # nobody gains by being less sure
     assert once.pictures == 40 and once.totals["accuracy"] == once.score.mean()
 
@@ -82,12 +82,12 @@ def test_answers_have_one_temperature_over_all_parts() -> None:
 def test_pictures_of_several_labels_are_judged_by_the_order_of_their_logits() -> None:
     labels = torch.tensor([[1, 0, 1], [0, 1, 0]])
     logits = torch.tensor([[2.0, -1.0, 1.0], [1.0, 0.0, -1.0]])
-    found = Answers.of([(0, np.arange(2), logits, labels)])
+    found = HeldOutAnswers.of([(0, np.arange(2), logits, labels)])
     assert found.score.tolist() == [1.0, 0.5]
     assert "mean_average_precision" in found.totals
 
 
-def row(name: str, found: Answers, lr: float = 1e-3) -> Row:
+def row(name: str, found: HeldOutAnswers, lr: float = 1e-3) -> Row:
     return Row(name, Experiment(Pictures("x")).changed(lr=lr), found, 5)
 
 

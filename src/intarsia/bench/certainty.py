@@ -9,13 +9,13 @@ from typing import Any
 from ..results import numbers
 from ..results.statistics import PairedInterval
 from .folded import FOLDS, Row, described
-from .judging import Answers, interval
+from .judging import HeldOutAnswers, interval
 
 UNIT = "points"  # of right answers, or of ranking precision
 
 
 @dataclass(frozen=True)
-class Difference:
+class Margin:
     """The choice minus the best candidate of another method, on pictures that both answered.
 
     found: None where they answered all pictures alike.
@@ -55,7 +55,7 @@ class Certainty:
     pictures: int
     held: int
     seeds: int
-    differences: tuple[Difference, ...]
+    differences: tuple[Margin, ...]
 
     @classmethod
     def of(cls, rows: Sequence[Row]) -> Certainty:
@@ -107,6 +107,6 @@ class Certainty:
         return {name: getattr(self, name) for name in names} | {"differences": rows}
 
 
-def _difference(best: Answers, row: Row) -> Difference:
+def _difference(best: HeldOutAnswers, row: Row) -> Margin:
     assert row.answers is not None
-    return Difference(row.name, described(row.experiment), interval(best, row.answers))
+    return Margin(row.name, described(row.experiment), interval(best, row.answers))

@@ -22,7 +22,7 @@ from ..results.runs.reading import PREDICTIONS
 from ..results.store import Store, key_of
 from .arms import BenchArm
 from .budget import SCORING, SETTING_UP
-from .judging import Answers
+from .judging import HeldOutAnswers
 
 FOLDS = 5
 PILOT_IMAGES, PILOT_EPOCHS = 64, 2
@@ -41,7 +41,7 @@ class Row:
 
     name: str
     experiment: Experiment
-    answers: Answers | None = None
+    answers: HeldOutAnswers | None = None
     parts: int = 0
     seconds: float = 0.0
     error: str = ""
@@ -90,7 +90,7 @@ class Folded:
         self.measured: dict[tuple[Any, ...], float] = {}  # seconds of an image
         self.beside = SETTING_UP  # seconds of a run beside its training
         self.frozen: set[tuple[Any, ...]] = set()  # what was computed once
-        self.known = dict[tuple[str, ...], Answers]()
+        self.known = dict[tuple[str, ...], HeldOutAnswers]()
         split, seed = self.start.pictures.split_seed, self.start.training.seed
         self.split_seed = seed if split is None else split
         self.folds = deal(self.labels, FOLDS, self.split_seed)
@@ -101,7 +101,7 @@ class Folded:
         """The number of pictures that a candidate is trained on."""
         return len(self.labels) - self.held
 
-    def answers(self, row: Row, parts: int) -> Answers:
+    def answers(self, row: Row, parts: int) -> HeldOutAnswers:
         """Return a candidate's answers to its first parts."""
         keys = tuple(self._key(row.experiment, part) for part in range(parts))
         if keys not in self.known:
@@ -109,7 +109,7 @@ class Folded:
             columns = [[f[name] for f in found] for name in ("logits", "labels")]
             seeds, folds = zip(*(divmod(part, FOLDS) for part in range(parts)), strict=True)
             where = [np.flatnonzero(self.folds == fold) for fold in folds]
-            self.known[keys] = Answers.of(list(zip(seeds, where, *columns, strict=True)))
+            self.known[keys] = HeldOutAnswers.of(list(zip(seeds, where, *columns, strict=True)))
         return self.known[keys]
 
     def answer(self, row: Row) -> Row:

@@ -22,7 +22,7 @@ ROUNDING = 1e-9  # one picture more is a tie: its mean and its standard error ar
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class HeldOutAnswers:
     """A candidate's answers to held-out pictures, one row for each picture and training seed.
 
     picture, seed: (m,).  score: (m,), 1 for a right answer and 0 for a wrong one; where a picture
@@ -37,7 +37,7 @@ class Answers:
     totals: Mapping[str, float]
 
     @classmethod
-    def of(cls, parts: Sequence[tuple[int, np.ndarray, Tensor, Tensor]]) -> Answers:
+    def of(cls, parts: Sequence[tuple[int, np.ndarray, Tensor, Tensor]]) -> HeldOutAnswers:
         """Join the answers to held-out parts: the seed, pictures, logits and labels of each."""
         picture = np.concatenate([part[1] for part in parts])
         seed = np.concatenate([np.full(len(part[1]), part[0]) for part in parts])
@@ -61,14 +61,14 @@ class Answers:
         """The number of different pictures."""
         return len(np.unique(self.picture))
 
-    def beside(self, other: Answers) -> tuple[np.ndarray, np.ndarray]:
+    def beside(self, other: HeldOutAnswers) -> tuple[np.ndarray, np.ndarray]:
         """Return the rows of both that are of the same picture and seed."""
         keys = [(a.seed.astype(np.int64) << 32) + a.picture for a in (self, other)]
         _, ours, theirs = np.intersect1d(*keys, assume_unique=True, return_indices=True)
         return ours, theirs
 
 
-def gap(first: Answers, second: Answers, by: str) -> tuple[float, float]:
+def gap(first: HeldOutAnswers, second: HeldOutAnswers, by: str) -> tuple[float, float]:
     """Return the mean of first minus second over shared pictures, and its standard error.
 
     by: "score" or "loss".  Seeds of a picture are averaged first.  (0, infinity) for fewer than two
@@ -83,7 +83,7 @@ def gap(first: Answers, second: Answers, by: str) -> tuple[float, float]:
     return float(each.mean()), float(each.std(ddof=1) / len(each) ** 0.5)
 
 
-def behind(answers: Answers, leader: Answers) -> bool:
+def behind(answers: HeldOutAnswers, leader: HeldOutAnswers) -> bool:
     """Tell whether a candidate may be given up: no better score, and a loss that is clearly higher.
 
     Clearly: by more than one standard error of the paired difference.
@@ -93,7 +93,7 @@ def behind(answers: Answers, leader: Answers) -> bool:
     return score <= 0 and loss > error
 
 
-def order(candidates: Sequence[Answers]) -> list[int]:
+def order(candidates: Sequence[HeldOutAnswers]) -> list[int]:
     """Return the candidates' positions, the best first.
 
     Those whose score is within one standard error of the highest one, of the paired difference, are
@@ -109,7 +109,7 @@ def order(candidates: Sequence[Answers]) -> list[int]:
     return tied + [i for i in ranked if i not in tied]
 
 
-def interval(first: Answers, second: Answers) -> PairedInterval | None:
+def interval(first: HeldOutAnswers, second: HeldOutAnswers) -> PairedInterval | None:
     """Return the difference of two candidates' scores and its interval, paired."""
     ours, theirs = first.beside(second)
     seeds = [first.seed[ours] == seed for seed in np.unique(first.seed[ours])]
