@@ -326,15 +326,16 @@ def _table(found: AutoRun) -> Table:
 
 def _line(row: Row, best: Row | None) -> tuple[Entry, ...]:
     """Return the cells of a candidate.  best: the choice, None for itself."""
-    one, answers = row.experiment, row.answers
+    experiment, answers = row.experiment, row.answers
     assert answers is not None
     behind = ""
     if best is not None and best.answers is not None:
-        found = interval(best.answers, answers)
-        behind = "0.0" if found is None else numbers.signed(100 * found.mean)
-        behind += "" if found is None else f" {numbers.interval(found.low, found.high)}"
-    blocks = "" if one.adapted.last_blocks is None else str(one.adapted.last_blocks)
-    cells = (str(one.adapted.size), str(one.training.epochs), f"{one.training.lr:g}", blocks)
+        gap = interval(best.answers, answers)
+        behind = "0.0" if gap is None else numbers.signed(100 * gap.mean)
+        behind += "" if gap is None else f" {numbers.interval(gap.low, gap.high)}"
+    blocks = "" if experiment.adapted.last_blocks is None else str(experiment.adapted.last_blocks)
+    cells = (str(experiment.adapted.size), str(experiment.training.epochs))
+    cells += (f"{experiment.training.lr:g}", blocks)
     cells += (numbers.percent(row.val[measure(row.val)]), f"{answers.loss.mean():.3f}", behind)
     cells += (f"{answers.pictures:,}", numbers.seconds(row.seconds))
     return (Entry(row.name, "" if best else "chosen"), *map(Entry, cells))

@@ -18,28 +18,28 @@ UNIT = "points"  # of right answers, or of ranking precision
 class Margin:
     """The choice minus the best candidate of another method, on pictures that both answered.
 
-    found: None where they answered all pictures alike.
+    paired: None where they answered all pictures alike.
     """
 
     method: str
     settings: str
-    found: PairedInterval | None
+    paired: PairedInterval | None
 
     @property
     def words(self) -> str:
         """The difference and its interval."""
-        if self.found is None:
+        if self.paired is None:
             return f"{numbers.signed(0.0)} {UNIT}"
-        ends = " to ".join(numbers.signed(100 * end) for end in (self.found.low, self.found.high))
-        return f"{numbers.signed(100 * self.found.mean)} {UNIT} (95 % interval {ends})"
+        ends = " to ".join(numbers.signed(100 * end) for end in (self.paired.low, self.paired.high))
+        return f"{numbers.signed(100 * self.paired.mean)} {UNIT} (95 % interval {ends})"
 
     def record(self) -> dict[str, Any]:
         """Return it as JSON has it."""
         row: dict[str, Any] = {"method": self.method, "settings": self.settings}
-        if self.found is None:
+        if self.paired is None:
             return row | {"mean": 0.0, "significant": False}
         names = ("mean", "low", "high", "items", "seeds", "significant")
-        return row | {name: getattr(self.found, name) for name in names}
+        return row | {name: getattr(self.paired, name) for name in names}
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Certainty:
     @property
     def sure(self) -> bool:
         """Whether the choice is significantly better than the best other method."""
-        first = self.differences[0].found if self.differences else None
+        first = self.differences[0].paired if self.differences else None
         return first is not None and first.low > 0
 
     @property

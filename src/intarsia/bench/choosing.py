@@ -130,40 +130,40 @@ class Search:
         for row in ranked:
             best.setdefault(row.name, row)
         for row in (*best.values(), *ranked):
-            one = row.experiment
-            rate = one.training.lr
+            experiment = row.experiment
+            rate = experiment.training.lr
             for other in searching.extended([rate], [rate], RATE_REACH):
-                yield row.name, one.changed(lr=other)
-            if 2 * one.training.epochs <= MOST_EPOCHS:
-                yield row.name, one.changed(epochs=2 * one.training.epochs)
-            blocks = one.adapted.last_blocks
+                yield row.name, experiment.changed(lr=other)
+            if 2 * experiment.training.epochs <= MOST_EPOCHS:
+                yield row.name, experiment.changed(epochs=2 * experiment.training.epochs)
+            blocks = experiment.adapted.last_blocks
             if blocks and blocks < self.depth:
-                yield row.name, one.changed(last_blocks=min(2 * blocks, self.depth))
+                yield row.name, experiment.changed(last_blocks=min(2 * blocks, self.depth))
             known = sorted(self.folded.costs)
-            place = known.index(one.adapted.size or known[0])
+            place = known.index(experiment.adapted.size or known[0])
             for size in (*known[place + 1 : place + 2], *known[:place][-1:]):
-                yield row.name, one.changed(size=size)
+                yield row.name, experiment.changed(size=size)
 
     def _advance(self, candidate: Candidate, parts: int) -> bool:
         """Train a candidate until it has answered so many parts; tell whether it was trained.
 
         Not if there is no time for all of them, and no longer than it keeps up with the leader.
         """
-        name, one = candidate
+        name, experiment = candidate
         if not any(row.parts for row in self.rows.values()):
-            one = self._cut(name, one)
-            parts = parts if self._fits(name, one, parts) else 1
-        elif not self._fits(name, one, parts):
+            experiment = self._cut(name, experiment)
+            parts = parts if self._fits(name, experiment, parts) else 1
+        elif not self._fits(name, experiment, parts):
             return False
         before = self.folded.spent
-        while not (row := self._row(name, one)).error and row.parts < parts:
+        while not (row := self._row(name, experiment)).error and row.parts < parts:
             if row.parts >= self.screen and self._behind(row):
                 break
-            self.rows[key_of(one.flat())] = self.folded.answer(row)
+            self.rows[key_of(experiment.flat())] = self.folded.answer(row)
             self.order = None
         if self.folded.spent > before:
             gone, of = map(numbers.seconds, (self.folded.spent, self.seconds))
-            self.report(f"{name}, {described(one)}: {_result(row)}; {gone} of {of} gone.")
+            self.report(f"{name}, {described(experiment)}: {_result(row)}; {gone} of {of} gone.")
         return self.folded.spent > before
 
     def _behind(self, row: Row) -> bool:
@@ -174,35 +174,36 @@ class Search:
             return False
         return judging.behind(row.answers, leader.answers)
 
-    def _row(self, name: str, one: Experiment) -> Row:
-        return self.rows.get(key_of(one.flat()), Row(name, one))
+    def _row(self, name: str, experiment: Experiment) -> Row:
+        return self.rows.get(key_of(experiment.flat()), Row(name, experiment))
 
-    def _fits(self, name: str, one: Experiment, parts: int) -> bool:
+    def _fits(self, name: str, experiment: Experiment, parts: int) -> bool:
         """Tell whether parts of a candidate leave time for the last fit, of it or the leader."""
-        left = range(self._row(name, one).parts, parts)
-        took = self.folded.takes(name, one, left)
+        left = range(self._row(name, experiment).parts, parts)
+        took = self.folded.takes(name, experiment, left)
         leaders = [row.candidate for row in self.ranked()[:1]]
-        last = max(self.folded.last_fit(*c) for c in [(name, one), *leaders])
+        last = max(self.folded.last_fit(*c) for c in [(name, experiment), *leaders])
         return self.folded.spent + took + last < self.seconds
 
-    def _cut(self, name: str, one: Experiment) -> Experiment:
+    def _cut(self, name: str, experiment: Experiment) -> Experiment:
         """Return the first candidate, which always trains, with as many epochs as there is time.
 
         Half of what is left, for the last fit takes as long; at least 1.
         """
-        asked, again = one.training.epochs, len(self.folded.labels) / self.folded.trained
+        asked, again = experiment.training.epochs, len(self.folded.labels) / self.folded.trained
         none, first = (
-            self.folded.takes(name, one.changed(epochs=epochs), range(1)) for epochs in (1, 2)
+            self.folded.takes(name, experiment.changed(epochs=epochs), range(1))
+            for epochs in (1, 2)
         )
         each, none = first - none, none - (first - none)
         left = self.seconds - self.folded.spent - none
-        left -= self.folded.last_fit(name, one.changed(epochs=1)) - again * each
+        left -= self.folded.last_fit(name, experiment.changed(epochs=1)) - again * each
         each *= 1 + again
         epochs = max(1, min(asked, int(left / each))) if each > 0 else asked
         if epochs < asked:
             took = numbers.seconds(each / (1 + again))
             self.report(f"The first candidate gets {epochs} of {asked} epochs of about {took}.")
-        return one.changed(epochs=epochs)
+        return experiment.changed(epochs=epochs)
 
 
 def _result(row: Row) -> str:

@@ -105,8 +105,8 @@ class Folded:
         """Return a candidate's answers to its first parts."""
         keys = tuple(self._key(row.experiment, part) for part in range(parts))
         if keys not in self.known:
-            found = [load_file(self._file(key)) for key in keys]
-            columns = [[f[name] for f in found] for name in ("logits", "labels")]
+            parts_read = [load_file(self._file(key)) for key in keys]
+            columns = [[f[name] for f in parts_read] for name in ("logits", "labels")]
             seeds, folds = zip(*(divmod(part, FOLDS) for part in range(parts)), strict=True)
             where = [np.flatnonzero(self.folds == fold) for fold in folds]
             self.known[keys] = HeldOutAnswers.of(list(zip(seeds, where, *columns, strict=True)))
@@ -117,33 +117,33 @@ class Folded:
         key = self._key(row.experiment, row.parts)
         if key not in self.store:
             self._train(row, key)
-        kept = self.store[key]
-        self.spent += kept["seconds"]
-        self._measure(row, kept)
-        grown = replace(row, seconds=row.seconds + kept["seconds"], error=kept["error"])
-        if not kept["error"]:
+        record = self.store[key]
+        self.spent += record["seconds"]
+        self._measure(row, record)
+        grown = replace(row, seconds=row.seconds + record["seconds"], error=record["error"])
+        if not record["error"]:
             parts = row.parts + 1
             grown = replace(grown, parts=parts, answers=self.answers(row, parts))
         return grown
 
-    def takes(self, name: str, one: Experiment, parts: range) -> float:
+    def takes(self, name: str, experiment: Experiment, parts: range) -> float:
         """Return the seconds of so many parts of a candidate."""
-        cost, epochs = self.cost(name, one), one.training.epochs
-        fresh = [(*self._prefix(one), part % FOLDS) not in self.frozen for part in parts]
+        cost, epochs = self.cost(name, experiment), experiment.training.epochs
+        fresh = [(*self._prefix(experiment), part % FOLDS) not in self.frozen for part in parts]
         return sum(cost.of(self.trained, self.held, epochs, fresh=new) for new in fresh)
 
-    def last_fit(self, name: str, one: Experiment) -> float:
+    def last_fit(self, name: str, experiment: Experiment) -> float:
         """Return the seconds of the fit on everything, its look at the test part, and the page."""
-        cost = self.cost(name, one)
-        return cost.of(len(self.labels), self.test, one.training.epochs) + FINISHING
+        cost = self.cost(name, experiment)
+        return cost.of(len(self.labels), self.test, experiment.training.epochs) + FINISHING
 
-    def cost(self, name: str, one: Experiment) -> Cost:
+    def cost(self, name: str, experiment: Experiment) -> Cost:
         """Return what a candidate costs: as measured, or as its method at another depth or size."""
-        size = one.adapted.size or 0
+        size = experiment.adapted.size or 0
         cost = replace(self.costs[size], overhead=self.beside)
-        if (each := self.measured.get((name, *self._prefix(one)))) is not None:
+        if (each := self.measured.get((name, *self._prefix(experiment)))) is not None:
             return replace(cost, each=each)
-        blocks = one.adapted.last_blocks or 1
+        blocks = experiment.adapted.last_blocks or 1
         scaled = [
             seconds * max(1.0, blocks / (depth or blocks)) * max(1.0, size / (side or size)) ** 2
             for (method, side, depth), seconds in self.measured.items()
@@ -161,77 +161,79 @@ class Folded:
         for size in sizes:
             if self.costs and took * (size / before) ** 2 > limit:
                 break
-            one = arm.settings.into(self.start.changed(size=size, epochs=PILOT_EPOCHS))
-            row = Row("pilot", one.changed(images=images, shots=None))
+            experiment = arm.settings.into(self.start.changed(size=size, epochs=PILOT_EPOCHS))
+            row = Row("pilot", experiment.changed(images=images, shots=None))
             key = self._key(row.experiment, 0)
             if key not in self.store:
                 self._train(row, key)
-            kept = self.store[key]
-            self.spent += kept["seconds"]
-            if kept["error"]:
-                raise TrainingError("pilot", got=kept["error"], want="a run", fix="Mend that.")
-            each = (kept["trained"] - kept["once"]) / (images - fold) / PILOT_EPOCHS
-            self.costs[size] = Cost(0.0, kept["once"] / (images - fold), each)
-            self.beside = kept["seconds"] - kept["trained"]
-            took, before = kept["trained"], size
+            record = self.store[key]
+            self.spent += record["seconds"]
+            if record["error"]:
+                raise TrainingError("pilot", got=record["error"], want="a run", fix="Mend that.")
+            each = (record["trained"] - record["once"]) / (images - fold) / PILOT_EPOCHS
+            self.costs[size] = Cost(0.0, record["once"] / (images - fold), each)
+            self.beside = record["seconds"] - record["trained"]
+            took, before = record["trained"], size
 
-    def _measure(self, row: Row, kept: Mapping[str, Any]) -> None:
+    def _measure(self, row: Row, record: Mapping[str, Any]) -> None:
         """Note what a part took."""
-        if kept["error"]:
+        if record["error"]:
             return
-        one, prefix = row.experiment, (*self._prefix(row.experiment), row.parts % FOLDS)
+        experiment, prefix = row.experiment, (*self._prefix(row.experiment), row.parts % FOLDS)
         # a run tells what is computed once as it took the first time
-        training = max(0.0, kept["trained"] - kept["once"])
-        once = 0.0 if prefix in self.frozen else kept["once"]
-        self.measured[row.name, *prefix[:-1]] = training / self.trained / one.training.epochs
-        self.beside = max(0.0, kept["seconds"] - training - once)
+        training = max(0.0, record["trained"] - record["once"])
+        once = 0.0 if prefix in self.frozen else record["once"]
+        self.measured[row.name, *prefix[:-1]] = training / self.trained / experiment.training.epochs
+        self.beside = max(0.0, record["seconds"] - training - once)
         self.frozen.add(prefix)
 
-    def _prefix(self, one: Experiment) -> tuple[Any, ...]:
+    def _prefix(self, experiment: Experiment) -> tuple[Any, ...]:
         """Return what the frozen blocks of a candidate depend on, beside the pictures."""
-        return one.adapted.size, one.adapted.last_blocks
+        return experiment.adapted.size, experiment.adapted.last_blocks
 
     def _train(self, row: Row, key: str) -> None:
         """Train one part, and keep its seconds in the store and its answers in a file."""
         folder = (self.out / "search" / key).absolute()
         seed, fold = divmod(row.parts, FOLDS)
-        one = row.experiment
+        experiment = row.experiment
         if seed:
-            one = one.changed(seed=one.training.seed + seed, split_seed=self.split_seed)
+            experiment = experiment.changed(
+                seed=experiment.training.seed + seed, split_seed=self.split_seed
+            )
         inputs = {
-            "experiment": one.flat(),
+            "experiment": experiment.flat(),
             "folder": str(folder),
             "shared": str((self.out / "shared").absolute()),
             "test": False,
             "fold": asdict(Fold(fold, FOLDS, self.split_seed)),
-            "evaluate_every": one.training.epochs,
+            "evaluate_every": experiment.training.epochs,
             "running": self.running,
         }
 
         def done(end: TrialEnd) -> None:
-            kept: dict[str, Any] = {"seconds": end.seconds, "error": end.error}
+            record: dict[str, Any] = {"seconds": end.seconds, "error": end.error}
             if end.result is not None:
                 results = end.result["results"]
-                kept["error"] = searching.unusable(results["val"], "val")
-                kept |= {"trained": results["seconds"], "once": results.get("seconds_once", 0.0)}
-                if not kept["error"]:
+                record["error"] = searching.unusable(results["val"], "val")
+                record |= {"trained": results["seconds"], "once": results.get("seconds_once", 0.0)}
+                if not record["error"]:
                     shutil.move(folder / PREDICTIONS, self._file(key))
             shutil.rmtree(folder, ignore_errors=True)
-            self.store.add(key, kept)
+            self.store.add(key, record)
 
-        trial = Trial(f"{row.name}, {described(one)}", inputs)
+        trial = Trial(f"{row.name}, {described(experiment)}", inputs)
         run_trials([trial], one_run, jobs=1, executor="here", done=done)
 
-    def _key(self, one: Experiment, part: int) -> str:
-        return key_of({"experiment": one.flat(), "part": part})
+    def _key(self, experiment: Experiment, part: int) -> str:
+        return key_of({"experiment": experiment.flat(), "part": part})
 
     def _file(self, key: str) -> Path:
         return self.out / "search" / f"{key}.safetensors"
 
 
-def described(one: Experiment) -> str:
+def described(experiment: Experiment) -> str:
     """Return what is searched for, of a candidate."""
-    blocks = one.adapted.last_blocks
+    blocks = experiment.adapted.last_blocks
     depth = f", last {blocks} blocks" if blocks else ""
-    epochs = numbers.plural(one.training.epochs, "epoch")
-    return f"{one.adapted.size} px, {epochs}, rate {one.training.lr:g}{depth}"
+    epochs = numbers.plural(experiment.training.epochs, "epoch")
+    return f"{experiment.adapted.size} px, {epochs}, rate {experiment.training.lr:g}{depth}"
