@@ -51,7 +51,7 @@ class HeldOutAnswers:
             totals = MultiLabel().scores(logits, labels).scores()
             return cls(picture, seed, np.array(ranked, float), loss.numpy(), totals)
         right = (logits.argmax(1) == labels).double()
-        t = best_temperature(logits, labels)
+        t = best_temperature(logits, labels) or 1.0  # where the answers carry none
         loss = F.cross_entropy(logits.double() / t, labels, reduction="none")
         totals = Metrics.of(logits, labels).scores() | {"tempered_loss": float(loss.mean())}
         return cls(picture, seed, right.numpy(), loss.numpy(), totals)
