@@ -23,6 +23,7 @@ from transformers import (
 from transformers.configuration_utils import SubConfigSpec
 
 from ...core import Cell
+from ...core.change import is_record
 from ...core.errors import CheckpointError, IntarsiaError
 from ...core.registry import card, settings_from_dict
 from ...core.with_transformers import SEEING
@@ -137,6 +138,8 @@ def auto_model(model: nn.Module) -> SeeingForCausalLM:
     connectors_of(model)
     host: Any = base_of(model)
     text = copy.deepcopy(host.config)
+    if is_record(getattr(text, "quantization_config", None)):
+        del text.quantization_config  # `steps` has what was done
     config = SeeingConfig(text_config=text, steps=entries_of(model))
     config.tie_word_embeddings = False  # the decoder ties its own
     return SeeingForCausalLM(config, model)
