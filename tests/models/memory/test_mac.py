@@ -13,6 +13,7 @@ from PIL import Image
 
 from intarsia.core.errors import CheckpointError, ConfigError, DataError, ShapeError
 from intarsia.models.memory import Mac, SparseyNet, adherence, overlap_maps, similarity
+from intarsia.models.memory.mac import draw
 from intarsia.models.memory.overlap import basis_set_size, code_overlaps, input_overlaps
 
 D, A = 77, 12
@@ -73,6 +74,17 @@ def test_codes_overlap_as_the_closed_form_says(shared: int) -> None:
     assert abs(np.mean(same) - expected) < 4 * np.sqrt(0.25 / (40 * 24))
 
 
+def test_winners_are_drawn_by_psi_over_its_sum() -> None:
+    """V = (1, 1/2, 0) of one module, a = 2, b = 1, floor 1, by hand.
+
+    G = max V = 1 and eta = 2 G = 2.  The sigmoid 1 / (1 + exp(-(26 V - 13))) is 1, 1/2 and 0 to
+    five digits, so psi = 2 (1, 1/2, 0) + 1 = (3, 2, 1), and rho = psi / 6 = (1/2, 1/3, 1/6).
+    """
+    reach = np.array([[1.0, 0.5, 0.0]])
+    winners = [draw(reach, (2.0, 1.0), 1.0, [seed])[0] for seed in range(6000)]
+    assert_allclose(np.bincount(winners) / 6000, [1 / 2, 1 / 3, 1 / 6], atol=0.02)
+
+
 def test_without_expansion_codes_are_drawn_evenly() -> None:
     mac = Mac(n_modules=400, n_units=4, expansion=(0.0, 1.0), random_state=0)
     codes = mac.partial_fit(np.repeat(items(1), 8, axis=0)).codes_
@@ -109,10 +121,29 @@ def test_noisy_items_lead_back_to_the_stored_ones() -> None:
         mac.recall(noisy, active=0)
 
 
+def test_a_cue_that_lost_bits_gets_them_back() -> None:
+    """Nine of twelve bits lead to all twelve, since that is how many the items learned have."""
+    x = items(8)
+    mac = Mac(random_state=0)
+    for row in x:
+        mac.partial_fit(row)
+    cues = x.copy()
+    for row in cues:
+        row[np.flatnonzero(row)[:3]] = 0
+    assert_array_equal(mac.recall(cues), x)
+    few = np.zeros((3, D))
+    few[0, :2], few[1, 10:14], few[2, 20:26] = 1, 1, 1  # 2, 4 and 6 bits: 4 on average
+    assert mac.fit(few).n_active_ == 12
+    assert (mac.recall(few).sum(axis=1) == 4).all()
+
+
 def test_a_sequence_is_replayed_from_its_first_item() -> None:
     x = items(7)
     mac = Mac(random_state=0).learn_sequence(x)
+    cue = x[0].copy()
+    cue[np.flatnonzero(cue)[0]] = 0  # a bit less at the start is no bit less in what follows
     assert_array_equal(mac.replay(x[0], 7), x)
+    assert_array_equal(mac.replay(cue, 7), x)
     assert mac.replay(x[3], 2).shape == (2, D)
 
 

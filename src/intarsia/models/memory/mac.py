@@ -76,6 +76,7 @@ class LearnedCodes(SavedEstimators):
     codes_: Array
     seed_: int
     n_items_: int
+    n_active_: int
     n_features_in_: int
 
 
@@ -94,7 +95,8 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
     = the data are 0 and 1; random_state: a number, or None = another one each time.
 
     Fitted: weights_, bits of (Q, K, D) in bytes; codes_ (n, Q), winners of the last items learned;
-    n_items_.  `transform` gives codes as (n, Q K) zeros and ones.
+    n_items_, and n_active_, their active bits in all.  `transform` gives codes as (n, Q K) zeros
+    and ones.
 
     Raises: ConfigError for an impossible setting; DataError for data that are not binary, and for
     an item without an active bit.  Warns where items collapse into few codes, and says a cure.
@@ -152,13 +154,14 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         """The stored item that an item leads to: the bits that most winners know.  (n, D) -> (n, D)
         of 0 and 1.
 
-        active: how many bits of each, None = as many as the cue has.  Raises: ConfigError.
+        active: how many bits of each, None = as many as the items learned have, on average: a cue
+        that lost some of its bits gets them back.  Raises: ConfigError.
         """
-        x = self._read(_rows(X))
-        if active is not None:
-            between("active", active, 1, self.n_features_in_, "Pass the active bits of an item.")
-        counts = x.sum(axis=1) if active is None else np.full(len(x), active)
-        return self._bits_of(self.code(X), counts)
+        check_is_fitted(self, "weights_")
+        if active is None:
+            active = self._usual_active()
+        between("active", active, 1, self.n_features_in_, "Pass the active bits of an item.")
+        return self._bits_of(self.code(X), active)
 
     def replay(self, X: Any, steps: int) -> Array:
         """The sequence that follows an item: it and what comes after.  (D,) -> (steps, D).
@@ -167,14 +170,13 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         Raises: DataError where no sequence was learned.
         """
         at_least("steps", steps, 1)
-        x = self._read(_rows(X))[:1]
+        codes = [self.code(X)[0]]
         if steps > 1 and not self.previous_.any():
             got, want = "none", "two items of one, or more"
             raise DataError("sequence learned", got=got, want=want, fix="Call learn_sequence.")
-        codes = [self.code(X)[0]]
         for _ in range(steps - 1):
             codes.append(hits(self.previous_, self._one_hot(codes[-1])).argmax(axis=1))
-        return self._bits_of(np.array(codes), np.full(steps, x.sum()))
+        return self._bits_of(np.array(codes), self._usual_active())
 
     def transform(self, X: Any) -> Array:
         """Codes as zeros and ones.  (n, D) -> (n, Q K)."""
@@ -198,7 +200,7 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
         shape = self.n_modules, self.n_units
         self.weights_ = np.zeros((*shape, (features + 7) // 8), np.uint8)
         self.previous_ = np.zeros((*shape, (self.n_modules * self.n_units + 7) // 8), np.uint8)
-        self.n_items_ = 0
+        self.n_items_ = self.n_active_ = 0
 
     def _learn(self, x: Array, chained: bool = False) -> None:
         """Learn rows of bits; chained: a row's code is an input of the next one."""
@@ -217,6 +219,7 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
                 write(self.previous_, made[index], before, units)
             before = self._one_hot(made[index]) if chained else None
             self.n_items_ += 1
+            self.n_active_ += int(row.sum())
         self.codes_ = made
 
     def _one_hot(self, winners: Array) -> Array:
@@ -229,16 +232,20 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
             [scaled(hits(self.weights_, packed(r)) / r.sum(), self.baseline) for r in x]
         )
 
-    def _bits_of(self, codes: Array, counts: Array) -> Array:
-        """The bits that most winners of a code know.  (n, Q), (n,) -> (n, D)."""
+    def _usual_active(self) -> int:
+        """Active bits of an item learned, on average."""
+        return round(self.n_active_ / self.n_items_)
+
+    def _bits_of(self, codes: Array, active: int) -> Array:
+        """The `active` bits that most winners of a code know.  (n, Q) -> (n, D)."""
         q, width = np.arange(self.n_modules), self.n_features_in_
-        found = np.zeros((len(codes), width), np.int64)
-        for row, winners, count in zip(found, codes, counts, strict=True):
+        bits = np.zeros((len(codes), width), np.int64)
+        for row, winners in zip(bits, codes, strict=True):
             known = np.unpackbits(self.weights_[q, winners], axis=1, count=width).sum(
                 axis=0, dtype=int
             )
-            row[np.argsort(-known, kind="stable")[: int(count)]] = 1
-        return found
+            row[np.argsort(-known, kind="stable")[:active]] = 1
+        return bits
 
     def _read(self, X: Any, reset: bool = False) -> Array:
         """Items as bits.  -> (n, D) bool."""
