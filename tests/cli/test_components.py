@@ -22,7 +22,7 @@ def pictures(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("model", ["gsc", "mca"])
+@pytest.mark.parametrize("model", ["gsc", "mca", "mop"])
 def test_a_model_is_learned_saved_and_drawn(model: str, tmp_path: Path) -> None:
     run, source = str(tmp_path / "run"), str(pictures(tmp_path / "p"))
     words = ["--model", model, "--atoms", "3", "--side", "4", "--patches", "40", "--steps", "3"]

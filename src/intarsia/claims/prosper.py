@@ -32,7 +32,7 @@ Array = np.ndarray
 
 def figures(what: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
     """A cell's, from the file of cells or by computing them."""
-    return kept("prosper", {"what": what, "version": 1, **inputs}, make)
+    return kept("prosper", {"what": what, "version": 2, **inputs}, make)
 
 
 def bars(signed: Array | None = None) -> Array:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, cast
 
 import typer
 
@@ -14,7 +14,8 @@ from ..core.files import check_replaceable
 from .options import Json
 from .shell import say, show_json
 
-MODELS = ("bsc", "dsc", "gsc", "mca", "mmca", "tsc")
+MODELS = ("bsc", "dsc", "gsc", "mca", "mmca", "mog", "mop", "tsc")
+NOT_NEGATIVE = ("mca", "mop")
 
 
 def components(
@@ -35,7 +36,8 @@ def components(
 ) -> None:
     """Draw the components of a sparse coding model as tiles, those on most often first.
 
-    With --fit the model is learned from patches of pictures less their mean (of mca: as they are).
+    With --fit the model is learned from patches of pictures less their mean, of mca and mop from
+    patches as they are.
 
     Example:  intarsia components runs/gsc --fit photos/ --atoms 64
     """
@@ -46,13 +48,13 @@ def components(
     if fit is not None and not fit.exists():
         want = "a picture, or a folder of pictures"
         raise ConfigError("--fit", got=f"no {fit}", want=want, fix="Check the path.")
-    from ..models.coding.truncated import Truncated
+    from ..models.coding.annealed import Annealed
     from ..models.saved import CARD, TENSORS
 
     if fit is not None:
         check_replaceable(run, (CARD, TENSORS))
         _learn(fit, run, model, atoms, side, patches, steps, seed)
-    found = Truncated.load(run)
+    found = Annealed.load(run)
     where = run.with_name(run.name + ".png") if out is None else out
     try:
         found.plot_components(where)
@@ -78,6 +80,7 @@ def _learn(
     from ..data.decode import SUFFIXES, read_image
     from ..data.photographs import grey
     from ..data.photographs import patches as cut
+    from ..models.coding.truncated import Truncated
     from ..train.progress import Bar
 
     files = [source] if source.is_file() else sorted(source.rglob("*"))
@@ -87,7 +90,7 @@ def _learn(
         raise ConfigError("--fit", got=f"no picture in {source}", want="pictures", fix=fix)
     pictures = [grey(np.asarray(read_image(file))) for file in files]
     x = cut(pictures, side, patches, np.random.default_rng(seed))
-    if model != "mca":
+    if model not in NOT_NEGATIVE:
         x = x - x.mean(axis=1, keepdims=True)
     start = time.monotonic()
     with Bar(steps, 0, show=True, what=f"fitting {model}", unit="step").shown() as bar:
@@ -96,6 +99,8 @@ def _learn(
             seconds = time.monotonic() - start
             bar.step(step, {"split": "fit", "loss": -evidence, "seconds": seconds})
 
-        settings = {"n_components": atoms, "n_iter": steps, "data_cut": False}
-        made = card(model).config(**settings, random_state=seed).fit(x, progress=told)
+        kind = cast(type, card(model).config)
+        whole = {"data_cut": False} if issubclass(kind, Truncated) else {}
+        learner = kind(n_components=atoms, n_iter=steps, random_state=seed, **whole)
+        made = learner.fit(x, progress=told)
     made.save(run)

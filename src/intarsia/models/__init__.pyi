@@ -5,6 +5,8 @@ from .coding.bsc import TSC as TSC
 from .coding.gsc import GSC as GSC
 from .coding.mca import MCA as MCA
 from .coding.mca import MMCA as MMCA
+from .coding.mog import MoG as MoG
+from .coding.mop import MoP as MoP
 from .convergence import Convergence as Convergence
 from .convergence import convergence_study as convergence_study
 from .convergence import voronoi as voronoi

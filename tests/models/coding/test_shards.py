@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from intarsia.models.coding import BSC, DSC, GSC, MCA, MMCA, TSC
 from intarsia.train import DataShards
 
 KINDS = {"bsc": BSC, "tsc": TSC, "dsc": DSC, "mca": MCA, "mmca": MMCA, "gsc": GSC}
+KINDS |= {"gsc_full": partial(GSC, slab="full")}
 
 
 class Exchange:
@@ -56,7 +58,7 @@ def rows(missing: bool) -> Any:
 
 
 def model(name: str) -> Any:
-    return KINDS[name](5, n_candidates=4, max_active=2, n_iter=12, random_state=0)
+    return KINDS[name](5, n_candidates=4, max_active=2, n_iter=9, random_state=0)
 
 
 PARTS = {2: (slice(0, 20), slice(20, 61)), 4: tuple(slice(k, None, 4) for k in range(4))}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from intarsia.models.coding import BSC, DSC, GSC, MCA, MMCA, TSC
 from intarsia.models.coding.states import States
 
 MODELS = {"bsc": BSC, "tsc": TSC, "dsc": DSC, "mca": MCA, "mmca": MMCA, "gsc": GSC}
+MODELS |= {"gsc_full": partial(GSC, slab="full"), "mca_soft": partial(MCA, maximum="soft")}
+MODELS |= {"mmca_soft": partial(MMCA, maximum="soft")}
 LINEAR = ("bsc", "tsc", "dsc", "gsc")
 H, D = 4, 5
 
@@ -46,12 +49,22 @@ def priors(model: Any) -> dict[float, float]:
 def twin_mean(model: Any, s: Any) -> Any:
     """The data of a state without noise."""
     w = model.components_
+    if isinstance(model, MCA | MMCA) and model.maximum == "soft" and np.count_nonzero(s) > 1:
+        rho, parts = 21 if isinstance(model, MCA) else 6, np.array(s)[:, None] * w
+        signed = (np.sign(parts) * np.abs(parts) ** rho).sum(axis=0)
+        return np.sign(signed) * np.abs(signed) ** (1 / rho)
     if isinstance(model, MCA):
         return (np.array(s)[:, None] * w).max(axis=0)
     if isinstance(model, MMCA):
         parts = np.array(s)[:, None] * w
         return parts[np.abs(parts).argmax(axis=0), np.arange(D)]
     return np.array(s) @ w
+
+
+def slab_of(model: Any, on: Any) -> Any:
+    """The covariance of the strengths that are on."""
+    psi = model.slab_variance_
+    return psi[np.ix_(on, on)] if psi.ndim == 2 else np.diag(psi[on])
 
 
 def twin(model: Any, y: Any) -> tuple[Any, list[Any]]:
@@ -63,7 +76,7 @@ def twin(model: Any, y: Any) -> tuple[Any, list[Any]]:
         for s in itertools.product((0, 1), repeat=H):
             b = np.array(s, dtype=bool)
             w = model.components_[b][:, there]
-            cov = noise * np.eye(there.sum()) + (w.T * model.slab_variance_[b]) @ w
+            cov = noise * np.eye(there.sum()) + w.T @ slab_of(model, b) @ w
             log = multivariate_normal.logpdf(y[there], model.slab_mean_[b] @ w, cov)
             found.append(log + np.log(np.where(b, pi, 1 - pi)).sum())
             states.append(s)
@@ -89,7 +102,7 @@ def test_with_all_states_the_evidence_and_the_code_are_those_of_enumeration(
         log, states = twin(model, y)
         assert_allclose(score, np.logaddexp.reduce(log), rtol=1e-8)
         q = np.exp(log - np.logaddexp.reduce(log))
-        if name != "gsc":
+        if not name.startswith("gsc"):
             assert_allclose(code, q @ np.array(states), atol=1e-9)
             means = np.array([twin_mean(model, s) for s in states])
             assert_allclose(clean, q @ means, atol=1e-9)
@@ -103,18 +116,18 @@ def test_with_all_states_the_evidence_never_falls(name: str, missing: bool) -> N
     assert model.evidences_[-1] > model.evidences_[0] + 0.1
 
 
-def test_the_posterior_of_strengths_is_the_gaussians() -> None:
+@pytest.mark.parametrize("slab", ["diagonal", "full"])
+def test_the_posterior_of_strengths_is_the_gaussians(slab: str) -> None:
     x = data(8)
-    model = whole("gsc").fit(x)
+    model = whole("gsc", slab=slab).fit(x)
     for y, code in zip(x, model.transform(x), strict=True):
         log, states = twin(model, y)
         q, mean = np.exp(log - np.logaddexp.reduce(log)), np.zeros(H)
         for share, s in zip(q, states, strict=True):
             b = np.array(s, dtype=bool)
             w, mu = model.components_[b], model.slab_mean_[b]
-            own = np.linalg.inv(
-                w @ w.T / model.noise_variance_ + np.diag(1 / model.slab_variance_[b])
-            )
+            prior = np.linalg.inv(slab_of(model, b)) if b.any() else 0
+            own = np.linalg.inv(w @ w.T / model.noise_variance_ + prior)
             mean[b] += share * (mu + own @ w @ (y - mu @ w) / model.noise_variance_)
         assert_allclose(code, mean, atol=1e-9)
 
@@ -127,6 +140,49 @@ def test_a_spike_and_slab_density_integrates_to_one() -> None:
     grid = np.linspace(-60, 60, 20001)
     density = np.exp(model.score_samples(grid[:, None]))
     assert_allclose(np.trapezoid(density, grid), 1, rtol=1e-6)
+
+
+def test_strengths_that_rise_together_are_found_by_a_full_slab_alone() -> None:
+    """z_1 = z_0 exactly, W the unit vectors: Psi has the covariance 1 beside the variances 1."""
+    random = np.random.default_rng(0)
+    z = 3 + random.normal(size=(400, 1)) @ np.ones((1, 2))
+    x = z * (random.random((400, 2)) < 0.7) + 0.1 * random.normal(size=(400, 2))
+    how: Any = {"n_iter": 300, "data_cut": False, "random_state": 0, "temperature": 2.0}
+    full, diagonal = (GSC(2, slab=slab, **how).fit(x) for slab in ("full", "diagonal"))
+    w, psi = full.components_, full.slab_variance_
+    order = np.abs(w).argmax(axis=1)
+    assert_array_equal(np.sort(order), [0, 1])
+    size = np.abs(w).max(axis=1)
+    assert_allclose(psi * np.outer(size, size), np.ones((2, 2)), atol=0.2)
+    assert full.score(x) > diagonal.score(x) + 0.5
+
+
+def test_a_full_slab_without_covariances_is_a_diagonal_one() -> None:
+    x = data(20)
+    model = whole("gsc").fit(x)
+    full = whole("gsc", slab="full").fit(x)
+    for name in ("components_", "noise_variance_", "prior_", "slab_mean_"):
+        setattr(full, name, getattr(model, name))
+    full.slab_variance_ = np.diag(model.slab_variance_)
+    assert_allclose(full.score_samples(x), model.score_samples(x), rtol=1e-9)
+    assert_allclose(full.transform(x), model.transform(x), rtol=1e-9)
+
+
+def test_noise_of_the_old_components_is_their_residual() -> None:
+    """sigma^2 = mean <||y - W s||^2> / D under the W before the step, which is never less."""
+    x = data(25)
+    before, new = (whole("bsc", n_iter=n).fit(x) for n in (1, 2))
+    old = whole("bsc", n_iter=2, noise_from="old").fit(x)
+    before_old = whole("bsc", n_iter=1, noise_from="old").fit(x)
+    assert_allclose(before.components_, before_old.components_)
+    off = 0.0
+    for y in x:
+        log, states = twin(before_old, y)
+        for q, s in zip(np.exp(log - np.logaddexp.reduce(log)), states, strict=True):
+            off += q * np.square(y - np.array(s) @ before_old.components_).sum()
+    assert_allclose(old.noise_variance_, off / x.size, rtol=1e-9)
+    assert before_old.noise_variance_ > before.noise_variance_
+    assert not np.allclose(old.components_, new.components_)
 
 
 @pytest.mark.parametrize("name", ["bsc", "gsc"])
@@ -205,7 +261,7 @@ def test_probabilities_of_a_posterior_are_sorted_and_add_up(name: str) -> None:
     found = model.posterior(x, n_states=1000)
     assert_allclose(found.probabilities.sum(axis=1), 1)
     assert (np.diff(found.probabilities, axis=1) <= 1e-15).all()
-    if name != "gsc":
+    if not name.startswith("gsc"):
         code = (found.states * found.probabilities[..., None]).sum(axis=1)
         assert_allclose(code, model.transform(x), atol=1e-12)
     assert (np.count_nonzero(found.states, axis=2) <= 2).all()
@@ -310,6 +366,10 @@ def test_bad_input_is_refused(settings: Any, x: Any, match: str) -> None:
 def test_bad_input_of_single_models_is_refused() -> None:
     with pytest.raises(DataError, match="use MMCA"):
         MCA(2, n_iter=1).fit(-data())
+    for kind, setting in ((BSC, "noise_from"), (MCA, "maximum"), (GSC, "slab")):
+        with pytest.raises(ConfigError) as refusal:
+            cast(Any, kind)(2, n_iter=1, **{setting: "other"}).fit(data())
+        assert refusal.value.what == setting and "other" in str(refusal.value.got)
     for values in ((0, 1), (1, 1), (), (np.nan,)):
         with pytest.raises(ConfigError, match="none of them 0"):
             DSC(2, n_iter=1, values=values).fit(data())

@@ -1,7 +1,9 @@
+from .annealed import Posterior as Posterior
 from .bsc import BSC as BSC
 from .bsc import DSC as DSC
 from .bsc import TSC as TSC
 from .gsc import GSC as GSC
 from .mca import MCA as MCA
 from .mca import MMCA as MMCA
-from .truncated import Posterior as Posterior
+from .mog import MoG as MoG
+from .mop import MoP as MoP

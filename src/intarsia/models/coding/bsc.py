@@ -11,10 +11,13 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from ...core import Card, Paper
+from ...core.checks import one_of
 from ...core.errors import ConfigError
+from .annealed import At, Joint
 from .samples import Samples
+from .shards import RowShards
 from .states import Array, States
-from .truncated import At, Joint, Truncated
+from .truncated import Truncated
 
 coding = partial(
     Card,
@@ -64,6 +67,12 @@ def best(score: Array, width: int) -> Array:
     return np.sort(np.argpartition(-score, width - 1, axis=1)[:, :width], axis=1)
 
 
+def scattered(pairs: Array, candidates: Array, atoms: int) -> Array:
+    """The sum over samples of what their candidates have in pairs.  (n, H', H') -> (H, H)."""
+    place = candidates[:, :, None] * atoms + candidates[:, None]
+    return np.bincount(place.ravel(), pairs.ravel(), atoms * atoms).reshape(atoms, atoms)
+
+
 def second_moments(
     first: Array, diagonal: Array, pairs: Array, candidates: Array, block: Samples
 ) -> At:
@@ -74,29 +83,30 @@ def second_moments(
     missing; "power", the sum of y^2; "values", how many there are.
     """
     n, atoms = first.shape
-    i, j = candidates[:, :, None], candidates[:, None]
     sums = {"ys": first.T @ block.x, "power": np.square(block.x).sum()}
     sums["values"] = np.sum(block.dims() * np.ones(n))
     if block.seen is None:
-        flat = np.bincount((i * atoms + j).ravel(), pairs.ravel(), atoms * atoms)
-        return sums | {"ss": flat.reshape(atoms, atoms) + np.diag(diagonal.sum(0))}
+        return sums | {"ss": scattered(pairs, candidates, atoms) + np.diag(diagonal.sum(0))}
     each = np.zeros((n, atoms, atoms))
-    each[np.arange(n)[:, None, None], i, j] = pairs
+    each[np.arange(n)[:, None, None], candidates[:, :, None], candidates[:, None]] = pairs
     each[:, np.arange(atoms), np.arange(atoms)] += diagonal
     return sums | {"ss": np.tensordot(block.seen.astype(np.float64), each, axes=(0, 0))}
 
 
-def linear_maximise(sums: At) -> At:
-    """W = (sum y <s>^T) (sum <s s^T>)^-1, sigma^2 = mean <||y - W s||^2> / D."""
+def linear_maximise(sums: At, before: Array | None = None) -> At:
+    """W = (sum y <s>^T) (sum <s s^T>)^-1, sigma^2 = mean <||y - W s||^2> / D.
+
+    before: the W that sigma^2 is of, (H, D), in place of the new one.
+    """
     ys, ss = sums["ys"], sums["ss"]
     if ss.ndim == 2:
         w = np.linalg.lstsq(ss, ys, rcond=None)[0]
-        of = np.sum(w * (ss @ w))
     else:
-        w = np.stack([np.linalg.lstsq(s, y, rcond=None)[0] for s, y in zip(ss, ys.T, strict=True)])
-        of = np.einsum("dh,dhk,dk->", w, ss, w)
-        w = w.T
-    noise = (sums["power"] - 2 * np.sum(w * ys) + of) / sums["values"]
+        each = zip(ss, ys.T, strict=True)
+        w = np.stack([np.linalg.lstsq(s, y, rcond=None)[0] for s, y in each], axis=1)
+    used = w if before is None else before
+    of = np.sum(used * (ss @ used)) if ss.ndim == 2 else np.einsum("hd,dhk,kd->", used, ss, used)
+    noise = (sums["power"] - 2 * np.sum(used * ys) + of) / sums["values"]
     least = 1e-9 * sums["power"] / sums["values"]
     return {"W": w, "noise": np.maximum(noise, np.maximum(least, 1e-200))}
 
@@ -104,6 +114,12 @@ def linear_maximise(sums: At) -> At:
 @dataclass(repr=False)
 class Discrete(Truncated, abc.ABC):
     """y ~ N(sum_h s_h W_h, sigma^2), where s_h is 0 or one of a few values."""
+
+    noise_from: str = "new"
+
+    def _check(self, shards: RowShards) -> None:
+        super()._check(shards)
+        one_of("noise_from", self.noise_from, ("new", "old"))
 
     def _prior(self, counts: Array) -> Array:
         """Shares of the values of a cause, by how often each was taken."""
@@ -118,7 +134,7 @@ class Discrete(Truncated, abc.ABC):
         prior = np.full(m, min(0.5, 1 / self.n_components) / m)
         return linear_start(mean, spread, self.n_components, random) | {"prior": prior}
 
-    def _joint(self, at: At, block: Samples, states: States) -> Joint:
+    def _joint(self, at: At, block: Samples, states: States, heat: float = 1.0) -> Joint:
         fit, noise, values = fit_of(at, block), at["noise"], states.values
         atoms, n, none = len(at["W"]), len(block.x), math.log1p(-float(at["prior"].sum()))
         odds = np.log(at["prior"]) - none
@@ -150,7 +166,8 @@ class Discrete(Truncated, abc.ABC):
         share = self._lift(at) * self._prior(sums["counts"]) / sums["samples"] / len(at["W"])
         share = np.maximum(share, 1e-8)
         share *= min(1.0, 0.95 / float(share.sum()))
-        return linear_maximise(sums) | {"prior": share}
+        before = at["W"] if self.noise_from == "old" else None
+        return linear_maximise(sums, before) | {"prior": share}
 
     def _code(self, at: At, joint: Joint, q: Array, states: States) -> Array:
         single, multi = _parted(at, q, states)
@@ -174,7 +191,8 @@ class BSC(Discrete):
     temperature: T at the start, by which the log-likelihood is divided, and which falls to 1 in the
     first 80 % of the steps; data_cut: in the last third leave samples out that more than gamma
     causes explain; reseed: give a component that no sample uses to the sample that is explained
-    worst; random_state: of the start.
+    worst; random_state: of the start; noise_from: the components whose residual sigma^2 is, "new",
+    which is the maximum of the M-step, or "old", those before the step, as in the released code.
 
     Fitted: components_ (H, D), noise_variance_ (sigma^2), prior_ (pi), usage_ (H,), how often each
     is on; evidences_ (n_iter,), the mean log evidence before each step, at its temperature;
@@ -197,14 +215,15 @@ class TSC(Discrete):
     """Ternary sparse coding: as BSC, s_h = 1 or -1 with probability pi / 2 each, else 0.
 
     n_components, n_candidates (7 if None), max_active (5 if None), n_iter, temperature (1 after
-    70 % of the steps), data_cut, reseed, random_state, what is fitted and raised: as in `BSC`;
-    prior_ has the shares of -1 and 1.
+    70 % of the steps), data_cut, reseed, random_state, noise_from, what is fitted and raised: as in
+    `BSC`; prior_ has the shares of -1 and 1.
     Source: arXiv:1908.06843.
     Not for data that are never negative: MCA.
     """
 
     temperature: float = 2.0
-    _usual: ClassVar[tuple[int, int, float]] = (7, 5, 0.7)
+    _usual: ClassVar[tuple[int, int]] = (7, 5)
+    _cooled: ClassVar[float] = 0.7
 
     def _values(self) -> tuple[float, ...]:
         return -1.0, 1.0
@@ -218,8 +237,8 @@ class DSC(Discrete):
     """Discrete sparse coding: as BSC, s_h is 0 or one of `values`, each with a share of its own.
 
     values: what a cause is when it is on; n_components, n_candidates (7 if None), max_active (4 if
-    None), n_iter, temperature (1 after 70 % of the steps), data_cut, reseed, random_state, what is
-    fitted and raised: as in `BSC`; prior_ has the share of each value.
+    None), n_iter, temperature (1 after 70 % of the steps), data_cut, reseed, random_state,
+    noise_from, what is fitted and raised: as in `BSC`; prior_ has the share of each value.
     Raises: ConfigError by `fit` for 0 among the values, or one twice.
     Source: arXiv:1908.06843.
     Not with many values: their number to the power of max_active multiplies the states.
@@ -227,7 +246,8 @@ class DSC(Discrete):
 
     temperature: float = 2.0
     values: tuple[float, ...] = (-1.0, 1.0, 2.0)
-    _usual: ClassVar[tuple[int, int, float]] = (7, 4, 0.7)
+    _usual: ClassVar[tuple[int, int]] = (7, 4)
+    _cooled: ClassVar[float] = 0.7
 
     def _values(self) -> tuple[float, ...]:
         values = tuple(float(v) for v in self.values)

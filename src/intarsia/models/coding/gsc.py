@@ -13,30 +13,46 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
+from ...core.checks import one_of
 from ...core.errors import DataError
-from .bsc import best, coding, fit_of, gram_of, linear_maximise, linear_start, second_moments
+from .annealed import At, Joint
+from .bsc import (
+    best,
+    coding,
+    fit_of,
+    gram_of,
+    linear_maximise,
+    linear_start,
+    scattered,
+    second_moments,
+)
 from .samples import Samples
+from .shards import RowShards
 from .states import Array, States
-from .truncated import At, Joint, Truncated
+from .truncated import Truncated
 
 FLOOR = 1e-6  # least variance of a slab
+ALIVE = 1e-6  # samples that a component is on in, below which its slab stays as it is
 
 
 class Slab(NamedTuple):
     """Of the active sets of one size g: the posterior of z, and what it adds to log p(y).
 
-    mean: (n, K, g); cov: (n, K, g, g); gain: (n, K).
+    mean: (n, K, g); cov: (n, K, g, g); gain: (n, K); of a full psi also slope, u = psi_b^-1 (mean -
+    mu_b), (n, K, g), and curve, psi_b^-1 (psi_b - cov) psi_b^-1, (n, K, g, g).
     """
 
     mean: Array
     cov: Array
     gain: Array
+    slope: Array = np.empty(0)
+    curve: Array = np.empty(0)
 
 
 class Parts(NamedTuple):
-    """single: mean, variance and gain of each component alone, (n, H) each; sets: 2 ... gamma."""
+    """single: each component alone, mean, cov and gain (n, H) each; sets: of 2 ... gamma."""
 
-    single: tuple[Array, Array, Array]
+    single: Slab
     sets: list[Slab]
 
 
@@ -64,6 +80,39 @@ def joined(before: Slab, precision: Array, eta: Array, members: Array, parent: A
     return Slab(mean, np.concatenate([top, low[..., None, :]], axis=2), gain)
 
 
+def independent(
+    single: Slab, precision: Array, eta: Array, rest: Array, states: States
+) -> list[Slab]:
+    """The posteriors of the sets of each size under a diagonal psi, one member after the other.
+
+    single: of each candidate alone; rest: what the prior of each adds to log p(y), (n, H').
+    """
+    level, sets = single, []
+    for members, parent in states.levels:
+        level = joined(level, precision, eta, members, parent)
+        sets.append(level._replace(gain=level.gain + rest[:, members].sum(axis=2)))
+    return sets
+
+
+def covaried(gram: Array, fit: Array, mu: Array, psi: Array, members: Array) -> Slab:
+    """The posterior of the sets of one size under a full psi; its gain has the prior's terms.
+
+    gram: W_i . W_j / sigma^2 of a sample's candidates, (n, H', H'); fit: W y / sigma^2 and mu,
+    (n, H') each; psi: (n, H', H').  Without psi's inverse, which may be nearly singular: with
+    R = (I + gram psi)^-1 and u = R (fit - gram mu) of a set, Lambda^-1 = psi R, mean = mu + psi u,
+    gain = mu^T fit - mu^T gram mu / 2 + ((fit - gram mu)^T psi u + log det R) / 2.
+    """
+    i, j = members[:, :, None], members[:, None]
+    gram, psi, mu, fit = gram[:, i, j], psi[:, i, j], mu[:, members], fit[:, members]
+    ratio = np.linalg.inv(np.eye(members.shape[1]) + gram @ psi)
+    across = np.einsum("nkij,nkj->nki", gram, mu)
+    slope = np.einsum("nkij,nkj->nki", ratio, fit - across)
+    pull = np.einsum("nkij,nkj->nki", psi, slope)
+    explained = (mu * (2 * fit - across)).sum(axis=2) + ((fit - across) * pull).sum(axis=2)
+    gain = (explained + np.linalg.slogdet(ratio)[1]) / 2
+    return Slab(mu + pull, psi @ ratio, gain, slope, ratio @ gram)
+
+
 @dataclass(repr=False)
 class GSC(Truncated):
     """Spike-and-slab sparse coding: y ~ N(sum_h b_h z_h W_h, sigma^2), b_h on or off, z_h Gaussian.
@@ -74,23 +123,36 @@ class GSC(Truncated):
     - eta^T Lambda^-1 eta + log det Lambda + sum log psi_b].
 
     n_components, n_candidates (7 if None), max_active (4 if None), n_iter, temperature, data_cut,
-    reseed, random_state: as in `BSC`; the temperature divides the prior, too. `transform` gives
-    <b z>.
+    reseed, random_state: as in `BSC`; the temperature divides the prior, too; slab: "diagonal", or
+    "full" as in the paper, z ~ N(mu, Psi) with the rows and columns of Psi that are on in place of
+    diag(psi_b). Its M-step moves mu and Psi along the gradient of the evidence, as far as a
+    diagonal psi goes, so that the evidence may fall in a step; the released one, a product with
+    the inverse of the matrix <s s^T>, has another fixed point. `transform` gives <b z>.
 
-    Fitted: as in `BSC`, and prior_ (pi_h), slab_mean_ (mu_h), slab_variance_ (psi_h), (H,) each.
+    Fitted: as in `BSC`, and prior_ (pi_h), slab_mean_ (mu_h), slab_variance_ (psi_h), (H,) each;
+    slab_variance_ is (H, H) of a full slab.
     Raises: as in `BSC`, and DataError for data whose mean is far above what varies.
     Source: arXiv:1908.06843; Sheikh, Shelton and Luecke, JMLR 15, 2014.
     A component's scale is shared with mu_h and sqrt(psi_h): compare components by direction.
     Not for data that are masked by the largest cause (MCA).
     """
 
-    _usual: ClassVar[tuple[int, int, float]] = (7, 4, 0.8)
-    _anneals_prior: ClassVar[bool] = True
+    slab: str = "diagonal"
+
+    _usual: ClassVar[tuple[int, int]] = (7, 4)
     _fitted: ClassVar[Mapping[str, str]] = {
         **Truncated._fitted,
         "mean": "slab_mean_",
         "slab": "slab_variance_",
     }
+
+    @property
+    def _anneals_prior(self) -> bool:
+        return True
+
+    def _check(self, shards: RowShards) -> None:
+        super()._check(shards)
+        one_of("slab", self.slab, ("diagonal", "full"))
 
     def _cells(self, states: States) -> int:
         matrices = (level.members.size * level.members.shape[1] for level in states.levels)
@@ -100,13 +162,15 @@ class GSC(Truncated):
         at = linear_start(mean, spread, self.n_components, random)
         at["prior"] = np.full(self.n_components, min(0.5, 1 / self.n_components))
         at["mean"] = random.standard_normal(self.n_components) * 0.3 + 1
-        return at | {"slab": np.ones(self.n_components)}
+        ones = np.ones(self.n_components)
+        return at | {"slab": np.diag(ones) if self.slab == "full" else ones}
 
     def _shares(self, at: At) -> Array:
         return at["prior"]
 
-    def _joint(self, at: At, block: Samples, states: States) -> Joint:
-        fit, noise, mu, psi = fit_of(at, block), at["noise"], at["mean"], at["slab"]
+    def _joint(self, at: At, block: Samples, states: States, heat: float = 1.0) -> Joint:
+        fit, noise, mu = fit_of(at, block), at["noise"], at["mean"]
+        psi = np.diag(at["slab"]) if self.slab == "full" else at["slab"]  # of one cause alone
         n, atoms = fit.fit.shape
         eta = fit.fit / noise + mu / psi
         own = np.broadcast_to(fit.norm / noise + 1 / psi, eta.shape)  # Lambda of one cause
@@ -114,79 +178,112 @@ class GSC(Truncated):
         rest = -0.5 * (np.square(mu) / psi + np.log(psi))
         odds = np.log(at["prior"]) - np.log1p(-at["prior"])
         chosen = best(gain + rest + odds, states.width)
-        precision = gram_of(at, block, chosen) / noise
-        diagonal = np.arange(states.width)
-        precision[:, diagonal, diagonal] += 1 / psi[chosen]
-        eta_of = np.take_along_axis(eta, chosen, axis=1)
-        lone = [np.take_along_axis(a, chosen, axis=1) for a in (eta / own, 1 / own, gain)]
-        level, sets = Slab(lone[0][..., None], lone[1][..., None, None], lone[2]), []
-        for members, parent in states.levels:
-            level = joined(level, precision, eta_of, members, parent)
-            sets.append(level)
-        member = states.table.T  # (H', K)
-        likelihood = [np.zeros((n, 1)), gain + rest]
-        if sets:
-            multi = np.concatenate([s.gain for s in sets], axis=1)
-            likelihood.append(multi + rest[chosen] @ member)
+        slope = (fit.fit / noise - fit.norm / noise * mu) / (own * psi)
+        single = Slab(eta / own, 1 / own, gain, slope, fit.norm / noise / (own * psi))
+        gram, member = gram_of(at, block, chosen) / noise, states.table.T  # (H', K)
+        mean, cov, alone, fits, etas = (
+            np.take_along_axis(a, chosen, axis=1) for a in (*single[:3], fit.fit / noise, eta)
+        )
+        if self.slab == "full":
+            covariance = at["slab"][chosen[:, :, None], chosen[:, None]]
+            slabs = (gram, fits, mu[chosen], covariance)
+            sets = [covaried(*slabs, members) for members, _ in states.levels]
+        else:
+            gram += np.eye(states.width) / psi[chosen][:, None]
+            lone = Slab(mean[..., None], cov[..., None, None], alone)
+            sets = independent(lone, gram, etas, rest[chosen], states)
+        likelihood = [np.zeros((n, 1)), gain + rest, *(s.gain for s in sets)]
         zero = -0.5 * (fit.power / noise + block.dims() * np.log(2 * math.pi * noise))
         prior = [np.zeros((n, 1)), np.broadcast_to(odds, (n, atoms)), odds[chosen] @ member]
         return Joint(
             zero[:, None] + np.concatenate(likelihood, axis=1),
             np.log1p(-at["prior"]).sum() + np.concatenate(prior, axis=1),
             chosen,
-            Parts((eta / own, 1 / own, gain), sets),
+            Parts(single, sets),
         )
 
     def _sums(
         self, at: At, block: Samples, joint: Joint, q: Array, states: States, heat: float
     ) -> At:
-        n, atoms = len(q), len(at["W"])
-        mean, variance, _ = joint.parts.single
-        single, width, start = q[:, 1 : 1 + atoms], states.width, 1 + atoms
-        pairs = np.zeros((n, width * width))
-        for level, slab in zip(states.levels, joint.parts.sets, strict=True):
-            k, g = level.members.shape
-            share = q[:, start : start + k, None, None]
-            second = share * (slab.mean[..., :, None] * slab.mean[..., None, :] + slab.cov)
-            place = level.members[:, :, None] * width + level.members[:, None]
-            pairs += second.reshape(n, -1) @ _incidence(place, width * width)
-            start += k
+        atoms, width, candidates = len(at["W"]), states.width, joint.candidates
+        one, sets, single = joint.parts.single, joint.parts.sets, q[:, 1 : 1 + atoms]
         first = self._code(at, joint, q, states)
-        pairs = pairs.reshape(n, width, width)
-        lone = single * (np.square(mean) + variance)
-        sums = second_moments(first, lone, pairs, joint.candidates, block)
-        flat = joint.candidates.ravel()
+        lone = single * (np.square(one.mean) + one.cov)
+        pairs = _over_sets(q, states, [_outer(s.mean) + s.cov for s in sets], axes=2)
+        sums = second_moments(first, lone, pairs, candidates, block)
+        flat = candidates.ravel()
         on = q[:, 1 + atoms :] @ states.table
         own = pairs[:, np.arange(width), np.arange(width)]
         sums["usage"] = single.sum(0) + np.bincount(flat, on.ravel(), atoms)
-        sums["square"] = lone.sum(0) + np.bincount(flat, own.ravel(), atoms)
-        return sums | {"first": first.sum(0)}
+        if self.slab == "diagonal":
+            sums["first"] = first.sum(0)
+            sums["square"] = lone.sum(0) + np.bincount(flat, own.ravel(), atoms)
+            return sums
+        slope = _over_sets(q, states, [s.slope for s in sets])
+        curve = _over_sets(q, states, [_outer(s.slope) - s.curve for s in sets], axes=2)
+        sums["slope"] = (single * one.slope).sum(0) + np.bincount(flat, slope.ravel(), atoms)
+        sums["curve"] = scattered(curve, candidates, atoms)
+        sums["curve"] += np.diag((single * (np.square(one.slope) - one.curve)).sum(0))
+        return sums
 
     def _maximise(self, at: At, sums: At) -> At:
-        used = sums["usage"] + 1e-300
-        alive = sums["usage"] > 1e-6
+        mu, psi = (self._full_slab if self.slab == "full" else self._diagonal_slab)(at, sums)
+        share = np.clip(self._lift(at) * sums["usage"] / sums["samples"], 1e-6, 1 - 1e-6)
+        return linear_maximise(sums) | {"prior": share, "mean": mu, "slab": psi}
+
+    def _diagonal_slab(self, at: At, sums: At) -> tuple[Array, Array]:
+        """mu_h = sum <b_h z_h> / sum <b_h>, psi_h = sum <b_h z_h^2> / sum <b_h> - mu_h^2."""
+        alive, used = sums["usage"] > ALIVE, sums["usage"] + 1e-300
         mu = np.where(alive, sums["first"] / used, at["mean"])
         psi = np.where(alive, sums["square"] / used - np.square(mu), at["slab"])
-        share = np.clip(self._lift(at) * sums["usage"] / sums["samples"], 1e-6, 1 - 1e-6)
-        found = {"prior": share, "mean": mu, "slab": np.maximum(psi, FLOOR)}
-        return linear_maximise(sums) | found
+        return mu, np.maximum(psi, FLOOR)
+
+    def _full_slab(self, at: At, sums: At) -> tuple[Array, Array]:
+        """mu and Psi of a full slab, by steps that are those above where Psi is diagonal.
+
+        With u = psi_b^-1 <z_b - mu_b> and M = sum (<u u^T> - psi_b^-1), which are 0 at the maximum,
+        mu + Psi u / N and Psi + Psi M Psi / N, N being how often each component is on.
+        """
+        psi, alive = at["slab"], sums["usage"] > ALIVE
+        root = np.where(alive, 1 / np.sqrt(sums["usage"] + 1e-300), 0)
+        step = psi @ (sums["slope"] * root**2)
+        wide = psi @ (sums["curve"] * np.outer(root, root)) @ psi
+        values, vectors = np.linalg.eigh(psi + wide - np.outer(step, step))
+        return at["mean"] + step, (vectors * np.maximum(values, FLOOR)) @ vectors.T
 
     def _code(self, at: At, joint: Joint, q: Array, states: States) -> Array:
-        n, atoms = len(q), len(at["W"])
-        mean = joint.parts.single[0]
-        code, start = q[:, 1 : 1 + atoms] * mean, 1 + atoms
-        of = np.zeros((n, states.width))
-        for level, slab in zip(states.levels, joint.parts.sets, strict=True):
-            k = len(level.members)
-            part = q[:, start : start + k, None] * slab.mean
-            of += part.reshape(n, -1) @ _incidence(level.members, states.width)
-            start += k
-        code[np.arange(n)[:, None], joint.candidates] += of
+        code = q[:, 1 : 1 + len(at["W"])] * joint.parts.single.mean
+        of = _over_sets(q, states, [s.mean for s in joint.parts.sets])
+        code[np.arange(len(q))[:, None], joint.candidates] += of
         return code
 
     def _reborn(self, at: At, atom: int, row: Array, residual: Array) -> None:
         super()._reborn(at, atom, row, residual)
-        at["prior"][atom], at["mean"][atom], at["slab"][atom] = at["prior"].mean(), 1.0, 1.0
+        at["prior"][atom], at["mean"][atom] = at["prior"].mean(), 1.0
+        if self.slab == "full":
+            at["slab"][atom], at["slab"][:, atom] = 0.0, 0.0
+        at["slab"][(atom, atom) if self.slab == "full" else atom] = 1.0
+
+
+def _outer(vectors: Array) -> Array:
+    return vectors[..., :, None] * vectors[..., None, :]
+
+
+def _over_sets(q: Array, states: States, values: list[Array], axes: int = 1) -> Array:
+    """Sums over the sets of a sample, at their members' places and weighted by q.
+
+    values: of each size vectors (n, K, g), or matrices (n, K, g, g) with axes = 2.
+    -> (n, H') or (n, H', H').
+    """
+    n, width = len(q), states.width
+    total, start = np.zeros((n, width**axes)), q.shape[1] - len(states.table)
+    for level, value in zip(states.levels, values, strict=True):
+        members, k = level.members, len(level.members)
+        place = members if axes == 1 else members[:, :, None] * width + members[:, None]
+        share = q[:, start : start + k].reshape(n, k, *[1] * axes)
+        total += (share * value).reshape(n, -1) @ _incidence(place, width**axes)
+        start += k
+    return total.reshape(n, *[width] * axes)
 
 
 def _incidence(place: Array, width: int) -> Array:

@@ -10,14 +10,15 @@ from typing import Any, ClassVar
 import numpy as np
 from scipy.sparse import csr_array
 
-from ...core.errors import DataError
+from ...core.checks import one_of
+from .annealed import At, Joint
 from .bsc import best, coding
-from .samples import Samples
+from .samples import Samples, not_negative
+from .shards import RowShards
 from .states import Array, States
-from .truncated import At, Joint, Truncated
+from .truncated import Truncated
 
 FLOOR = 1e-4  # least magnitude of a component's entry: 0 would stay 0; less where all are below 1
-HOT = 1.05  # the temperature at which rho stops growing
 NEGLIGIBLE = 1e-12  # posterior probability of a state that the M-step leaves out
 
 
@@ -30,7 +31,22 @@ def lowest(w: Array) -> float:
 class Maximal(Truncated, abc.ABC):
     """y_d ~ N(the entry s_h W_hd that wins, sigma^2), s_h = 1 with probability pi, else 0."""
 
-    _usual: ClassVar[tuple[int, int, float]] = (8, 5, 0.8)
+    maximum: str = "hard"
+    anneal_prior: bool = False
+
+    _hot: ClassVar[float]  # the temperature at which rho stops growing
+
+    @property
+    def _anneals_prior(self) -> bool:
+        return self.anneal_prior
+
+    def _check(self, shards: RowShards) -> None:
+        super()._check(shards)
+        one_of("maximum", self.maximum, ("hard", "soft"))
+
+    def _rho(self, heat: float) -> float:
+        """The exponent of the soft maximum, which nears the true one as the temperature falls."""
+        return 1 / (1 - 1 / max(heat, self._hot))
 
     @abc.abstractmethod
     def _wins(self, one: Array, other: Array) -> Array:
@@ -51,17 +67,14 @@ class Maximal(Truncated, abc.ABC):
         prior = np.full(1, min(0.5, 1 / self.n_components))
         return {"W": self._floored(w), "noise": np.array(spread**2), "prior": prior}
 
-    def _joint(self, at: At, block: Samples, states: States) -> Joint:
+    def _joint(self, at: At, block: Samples, states: States, heat: float = 1.0) -> Joint:
         x, seen, w = block.x, block.seen, at["W"]
         n, atoms = len(x), len(w)
         there = np.ones(1) if seen is None else seen[:, None].astype(np.float64)
         off = self._far(w[None], x[:, None])
         chosen = best(-(off * there).sum(axis=2), states.width)
         means = [np.zeros((n, 1, x.shape[1])), np.broadcast_to(w, (n, *w.shape))]
-        level = w[chosen]
-        for members, parent in states.levels:
-            level = self._wins(level[:, parent], w[chosen[:, members[:, -1]]])
-            means.append(level)
+        means += self._joined(w, chosen, states, heat)
         squares = [(np.square(x[:, None] - mean) * there).sum(axis=2) for mean in means]
         far, noise = np.concatenate(squares, axis=1), at["noise"]
         rest = np.asarray(block.dims() * np.log(2 * math.pi * noise))
@@ -69,6 +82,18 @@ class Maximal(Truncated, abc.ABC):
         sizes = np.concatenate([[0.0], np.ones(atoms), states.counts[:, 0]])
         prior = atoms * math.log1p(-pi) + sizes * (math.log(pi) - math.log1p(-pi))
         return Joint(-0.5 * (far / noise + rest.reshape(-1, 1)), prior, chosen, (far, means))
+
+    def _joined(self, w: Array, chosen: Array, states: States, heat: float) -> list[Array]:
+        """Data of the states of two causes and more without noise: (n, K, D) of each size."""
+        soft, rho, most = self.maximum == "soft", self._rho(heat), np.abs(w).max()
+        if soft:  # Wbar = (sum_h (s_h W_hd)^rho)^(1 / rho), of magnitudes that keep their sign
+            w = np.sign(w) * (np.abs(w) / most) ** rho
+        level, means = w[chosen], []
+        for members, parent in states.levels:
+            before, last = level[:, parent], w[chosen[:, members[:, -1]]]
+            level = before + last if soft else self._wins(before, last)
+            means.append(most * np.sign(level) * np.abs(level) ** (1 / rho) if soft else level)
+        return means
 
     def _sums(
         self, at: At, block: Samples, joint: Joint, q: Array, states: States, heat: float
@@ -80,7 +105,7 @@ class Maximal(Truncated, abc.ABC):
         sums["off"], sums["values"] = (q * far).sum(), np.sum(block.dims() * np.ones(len(q)))
         seen = np.ones_like(block.x) if block.seen is None else block.seen.astype(np.float64)
         # <A_hd> = <(|s_h W_hd| / Wbar_d)^(rho - 1)>, Wbar = (sum_h |s_h W_hd|^rho)^(1 / rho)
-        rho = 1 / (1 - 1 / max(heat, HOT))
+        rho = self._rho(heat)
         size = np.abs(at["W"]) / np.abs(at["W"]).max()
         power = size ** (rho - 1)
         n, k = np.nonzero(multi > NEGLIGIBLE)
@@ -112,10 +137,11 @@ class Maximal(Truncated, abc.ABC):
         return np.einsum("ns,nsd->nd", q, np.concatenate(joint.parts[1], axis=1))
 
     def _decode(self, codes: Array) -> Array:
-        found = np.zeros((len(codes), self.components_.shape[1]))
+        soft, rho, data = self.maximum == "soft", self._rho(1.0), np.zeros(1)
         for code, w in zip(codes.T, self.components_, strict=True):
-            found = self._wins(found, code[:, None] * w)
-        return found
+            part = code[:, None] * w
+            data = data + np.sign(part) * np.abs(part) ** rho if soft else self._wins(data, part)
+        return np.sign(data) * np.abs(data) ** (1 / rho) if soft else data
 
     def _reborn(self, at: At, atom: int, row: Array, residual: Array) -> None:
         at["W"][atom] = row
@@ -127,15 +153,21 @@ class MCA(Maximal):
     """Maximal causes analysis: y_d ~ N(max_h s_h W_hd, sigma^2), W >= 0, s_h = 1 or 0.
 
     n_components, n_candidates (8 if None), max_active (5 if None), n_iter, temperature, data_cut,
-    reseed, random_state, what is fitted: as in `BSC`. The M-step is a fixed-point step with a soft
-    maximum, which nears the true one as the temperature falls: the evidence may fall in a step.
-    `inverse_transform` takes the maximum, too.
+    reseed, random_state, what is fitted: as in `BSC`; anneal_prior: the temperature divides the
+    prior, too, as in the released code, which finds fewer causes in few samples; maximum: of the
+    E-step, "hard", which is the model's, or "soft" as in the released code: Wbar_d = (sum_h
+    (s_h W_hd)^rho)^(1 / rho) with rho = 1 / (1 - 1 / T), at most 21. The M-step is a fixed-point
+    step with that soft maximum in both: the evidence may fall in a step. `inverse_transform` takes
+    the maximum, too.
+    The released M-step weighs samples of one cause by W^2, which the paper's equation does not.
     Raises: as in `BSC`, and DataError for negative data.
     Source: arXiv:1908.06843; Luecke and Sahani, JMLR 9, 2008.
     Not for data without a natural zero, such as patches less their mean: MMCA.
     """
 
     temperature: float = 4.0
+
+    _hot: ClassVar[float] = 1.05
 
     def _wins(self, one: Array, other: Array) -> Array:
         return np.maximum(one, other)
@@ -147,13 +179,7 @@ class MCA(Maximal):
         return np.maximum(w, lowest(w))
 
     def _read(self, X: Any, first: bool = False, least: int = 1) -> Array:
-        x = super()._read(X, first, least)
-        if np.nanmin(x) < 0:
-            got, want = f"values down to {np.nanmin(x):.3g}", "values from 0 on"
-            fix = "Add a constant, or use MMCA, whose components have signs."
-            # scikit-learn's own words, which its checks look for
-            raise DataError("Negative values in data", got=got, want=want, fix=fix)
-        return x
+        return not_negative(super()._read(X, first, least), "MMCA, whose components have signs")
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
@@ -166,12 +192,16 @@ class MMCA(Maximal):
     """Maximal magnitude causes analysis: as MCA; of s_h W_hd the largest magnitude is seen.
 
     n_components, n_candidates (7 if None), max_active (5 if None), n_iter, temperature, data_cut,
-    reseed, random_state, what is fitted and raised: as in `BSC`; the M-step is that of `MCA`.
+    reseed, random_state, what is fitted and raised: as in `BSC`; maximum, anneal_prior and the
+    M-step: as in `MCA`, rho being at most 6.
     Source: arXiv:1908.06843; Bornschein, Henniges and Luecke, PLOS Comput. Biol. 9, 2013.
     Not where causes add up (BSC, GSC).
     """
 
-    _usual: ClassVar[tuple[int, int, float]] = (7, 5, 0.8)
+    anneal_prior: bool = True
+
+    _usual: ClassVar[tuple[int, int]] = (7, 5)
+    _hot: ClassVar[float] = 1.2
 
     def _wins(self, one: Array, other: Array) -> Array:
         return np.where(np.abs(one) >= np.abs(other), one, other)

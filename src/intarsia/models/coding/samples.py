@@ -30,6 +30,16 @@ def block_of(x: Array, missing: bool) -> Samples:
     return Samples(np.nan_to_num(x), ~np.isnan(x)) if missing else Samples(x, None)
 
 
+def not_negative(x: Array, instead: str) -> Array:
+    """The data, if none of them is below 0.  Raises: DataError, with the model to use instead."""
+    if np.nanmin(x) < 0:
+        got, want = f"values down to {np.nanmin(x):.3g}", "values from 0 on"
+        fix = f"Add a constant, or use {instead}."
+        # scikit-learn's own words, which its checks look for
+        raise DataError("Negative values in data", got=got, want=want, fix=fix)
+    return x
+
+
 def moments(data: Samples, shards: RowShards) -> tuple[Array, float]:
     """The mean of each feature, and the root of their mean variance.
 

@@ -1,0 +1,122 @@
+"""A mixture of Gaussians, MoG (arXiv:1908.06843), with the density of a Gaussian.
+
+The library of the paper leaves out the 1/2 of the Gaussian's exponent, as for GSC.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+from scipy.linalg import solve_triangular
+
+from ...core.checks import one_of
+from .annealed import At, Joint
+from .bsc import coding
+from .mixture import Mixture
+from .samples import Samples
+from .shards import RowShards
+from .states import Array, States
+
+FLOOR = 1e-6  # least variance of a component, as a share of that of the data
+
+
+@dataclass(repr=False)
+class MoG(Mixture):
+    """Mixture of Gaussians: y ~ N(W_h, Sigma_h) with probability pi_h.
+
+    q_h(y) = pi_h N(y; W_h, Sigma_h) / sum_k pi_k N(y; W_k, Sigma_k); then pi_h = mean q_h,
+    W_h = sum q_h y / sum q_h and Sigma_h = sum q_h (y - W_h) (y - W_h)^T / sum q_h.
+
+    n_components, n_iter, temperature, reseed, random_state: as in `BSC`; the temperature divides
+    the prior, too; covariance: "full", or "diagonal", with a variance for each feature.
+    `transform` gives q, (n, H); `predict` the likeliest component; `denoise` sum_h q_h W_h.
+
+    Fitted: as in `BSC`, components_ W (H, D), prior_ pi (H,), and covariances_, Sigma (H, D, D) or
+    its diagonal (H, D); no variance is below 1e-6 of the data's.
+    Raises: ConfigError by `fit` for an impossible setting; DataError for constant data and for
+    fewer samples than components.
+    Source: arXiv:1908.06843.
+    EM ends in a local optimum: of several random_state take the one with the highest `score`.
+    Not where causes add up (BSC, GSC), nor for missing values.
+    """
+
+    covariance: str = "full"
+
+    _fitted: ClassVar[Mapping[str, str]] = {
+        "W": "components_",
+        "prior": "prior_",
+        "covariance": "covariances_",
+    }
+
+    def _check(self, shards: RowShards) -> None:
+        super()._check(shards)
+        one_of("covariance", self.covariance, ("full", "diagonal"))
+
+    def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> At:
+        atoms, width = self.n_components, len(mean)
+        w = mean + random.standard_normal((atoms, width)) * spread / 4
+        variance = np.full((atoms, width), spread**2)
+        return {
+            "W": w,
+            "prior": np.full(atoms, 1 / atoms),
+            "covariance": variance if self.covariance == "diagonal" else _diagonals(variance),
+            "least": np.array(FLOOR * spread**2),
+        }
+
+    def _densities(self, at: At, x: Array) -> Array:
+        found = np.empty((len(x), len(at["W"])))
+        for h, (w, sigma) in enumerate(zip(at["W"], at["covariance"], strict=True)):
+            if sigma.ndim == 1:
+                far, volume = np.square(x - w) @ (1 / sigma), np.log(sigma).sum()
+            else:
+                root = np.linalg.cholesky(sigma)
+                far = np.square(solve_triangular(root, (x - w).T, lower=True)).sum(axis=0)
+                volume = 2 * np.log(np.diagonal(root)).sum()
+            found[:, h] = -0.5 * (far + volume + x.shape[1] * math.log(2 * math.pi))
+        return found
+
+    def _sums(
+        self, at: At, block: Samples, joint: Joint, q: Array, states: States, heat: float
+    ) -> At:
+        """With the second moments about the old W, which loses no digits far from 0."""
+        share = self._code(at, joint, q, states)
+        off = [block.x - w for w in at["W"]]
+        if self.covariance == "diagonal":
+            second = [r @ np.square(y) for r, y in zip(share.T, off, strict=True)]
+        else:
+            second = [(r[:, None] * y).T @ y for r, y in zip(share.T, off, strict=True)]
+        sums = super()._sums(at, block, joint, q, states, heat)
+        return sums | {"second": np.stack(second)}
+
+    def _maximise_components(self, at: At, sums: At) -> At:
+        used = np.maximum(sums["usage"], 1e-300)[:, None]
+        alive = sums["usage"][:, None] > 1e-6
+        w = np.where(alive, sums["qy"] / used, at["W"])
+        moved, full = w - at["W"], at["covariance"].ndim == 3
+        alive, used = (alive[..., None], used[..., None]) if full else (alive, used)
+        shift = moved[:, :, None] * moved[:, None] if full else np.square(moved)
+        sigma = np.where(alive, sums["second"] / used - shift, at["covariance"])
+        floor = np.full_like(w, at["least"])
+        sigma = sigma + _diagonals(floor) if full else np.maximum(sigma, floor)
+        return {"W": w, "covariance": sigma, "least": at["least"]}
+
+    def _reborn(self, at: At, atom: int, row: Array, residual: Array) -> None:
+        super()._reborn(at, atom, row, residual)
+        at["covariance"][atom] = at["covariance"].mean(axis=0)
+
+
+def _diagonals(values: Array) -> Array:
+    """(H, D) -> (H, D, D)."""
+    return values[:, :, None] * np.eye(values.shape[1])
+
+
+CARD = coding(
+    "mog",
+    config=MoG,
+    summary="A mixture of Gaussians, by EM with a falling temperature.",
+    names=("Mixture of Gaussians", "Gaussian mixture"),
+)
