@@ -1,0 +1,99 @@
+"""What ours gives for the inputs of the references on sparse coding, mixtures and RECOMBINER."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intarsia.models.coding import BSC, GSC, MCA, MMCA, MoG, MoP
+
+Tensors = dict[str, Tensor]
+
+
+def fitted(kind: Any, start: dict[str, Any], y: Tensor, **settings: Any) -> Tensors:
+    """Return the posterior mean under given parameters, and the parameters after one EM step."""
+    start = {name: np.asarray(value).copy() for name, value in start.items()}
+
+    class Started(kind):
+        def _start(self, *_: Any) -> dict[str, Any]:
+            return {name: value.copy() for name, value in start.items()}
+
+    how = {"temperature": 1.0, "reseed": False, "random_state": 0} | settings
+    model = Started(n_components=len(start["W"]), n_iter=1, **how).fit(y.numpy())
+    after = {name: getattr(model, attribute) for name, attribute in model._fitted.items()}
+    for name, attribute in model._fitted.items():
+        setattr(model, attribute, start[name])
+    outputs = {"code": model.transform(y.numpy())} | after
+    return {name: torch.from_numpy(np.asarray(value)) for name, value in outputs.items()}
+
+
+def only(outputs: Tensors, *names: str) -> Tensors:
+    return {name: outputs[name] for name in names}
+
+
+def binary(kind: Any, tensors: Tensors, candidates: int, active: int, **settings: Any) -> Tensors:
+    """Return code, W, pi and sigma of a model whose causes are on or off."""
+    start = {"W": tensors["W"], "noise": tensors["sigma"][0] ** 2, "prior": tensors["pi"]}
+    how = {"n_candidates": candidates, "max_active": active} | settings
+    outputs = fitted(kind, start, tensors["y"], **how)
+    return outputs | {"pi": outputs["prior"], "sigma": outputs["noise"].sqrt()[None]}
+
+
+def bsc(tensors: Tensors, **arguments: Any) -> Tensors:
+    outputs = binary(BSC, tensors, noise_from="old", **arguments)
+    return only(outputs, "code", "W", "pi", "sigma")
+
+
+def mca(tensors: Tensors, **arguments: Any) -> Tensors:
+    return only(binary(MCA, tensors, **arguments), "code", "pi", "sigma")
+
+
+def mmca(tensors: Tensors, **arguments: Any) -> Tensors:
+    return only(binary(MMCA, tensors, **arguments), "code", "pi", "sigma")
+
+
+def mmca_step(tensors: Tensors, **arguments: Any) -> Tensors:
+    return only(binary(MMCA, tensors, **arguments), "W")
+
+
+def slabs(tensors: Tensors, **arguments: Any) -> Tensors:
+    start = {"W": tensors["W"], "noise": tensors["sigma2"][0], "prior": tensors["pi"]}
+    start |= {"mean": tensors["mu"], "slab": tensors["psi"]}
+    outputs = fitted(GSC, start, tensors["y"], data_cut=False, **arguments)
+    return outputs | {"pi": outputs["prior"], "mu": outputs["mean"]}
+
+
+def gsc(tensors: Tensors, **arguments: Any) -> Tensors:
+    return only(slabs(tensors, **arguments), "code", "W", "pi", "mu")
+
+
+def gsc_full(tensors: Tensors, **arguments: Any) -> Tensors:
+    return only(slabs(tensors, **arguments), "code", "W", "pi")
+
+
+def gsc_exponent(tensors: Tensors, **arguments: Any) -> Tensors:
+    return only(slabs(tensors, **arguments), "code")
+
+
+def mog(tensors: Tensors, **arguments: Any) -> Tensors:
+    start = {name: tensors[key] for name, key in (("W", "W"), ("prior", "pi"))}
+    start |= {"covariance": tensors["covariance"], "least": 0.0}
+    outputs = fitted(MoG, start, tensors["y"], **arguments)
+    return only(outputs | {"pi": outputs["prior"]}, "code", "W", "pi", "covariance")
+
+
+def mog_diagonal(tensors: Tensors, **arguments: Any) -> Tensors:
+    return mog(tensors, **arguments)
+
+
+def mop(tensors: Tensors, **arguments: Any) -> Tensors:
+    start = {"W": tensors["W"], "prior": tensors["pi"], "least": 0.0}
+    outputs = fitted(MoP, start, tensors["y"], **arguments)
+    return only(outputs | {"pi": outputs["prior"]}, "code", "W", "pi")
+
+
+def mop_total(tensors: Tensors, **arguments: Any) -> Tensors:
+    return mop(tensors, **arguments)
