@@ -8,6 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from intarsia.models.codec.coding import log_ratio
+from intarsia.models.codec.prior import divergence, sigma
+from intarsia.models.codec.recombiner import RecombinerSettings
+from intarsia.models.codec.relative_entropy import choose
+from intarsia.models.codec.siren import SignalDecoder, fourier
 from intarsia.models.coding import BSC, GSC, MCA, MMCA, MoG, MoP
 
 Tensors = dict[str, Tensor]
@@ -97,3 +102,33 @@ def mop(tensors: Tensors, **arguments: Any) -> Tensors:
 
 def mop_total(tensors: Tensors, **arguments: Any) -> Tensors:
     return mop(tensors, **arguments)
+
+
+def recombiner_network(tensors: Tensors) -> Tensors:
+    settings = RecombinerSettings(patch=(16, 16), width=4, depth=1, positions=16)
+    decoder = SignalDecoder(settings)
+    maps = {f"maps.{i}": tensors[f"map.{i}"] for i in range(len(decoder.maps))}
+    names = [(i, part) for i in range(3) for part in ("weight", "bias")]
+    convolutions = {f"convolutions.{i}.{part}": tensors[f"conv{i + 1}.{part}"] for i, part in names}
+    decoder.load_state_dict({k: v.float() for k, v in (maps | convolutions).items()})
+    decoder.points = tensors["x"]
+    h = torch.cat([tensors["h"], tensors["z"]], dim=1)
+    return {"y": decoder(h, (1, 1)) - 0.5}
+
+
+def recombiner_fourier(tensors: Tensors, side: int) -> Tensors:
+    by_axis = fourier((side, side))[: len(tensors["xy"])].float()
+    return {"x": by_axis.view(-1, 2, 2, 4).transpose(1, 2).flatten(1)}  # cos of all axes, then sin
+
+
+def recombiner_divergence(tensors: Tensors) -> Tensors:
+    nats = divergence(tensors["mu"], sigma(tensors["rho"]), tensors["mean"], tensors["scale"])
+    return {"nats": nats.sum()[None]}
+
+
+def recombiner_index(tensors: Tensors) -> Tensors:
+    deviation = sigma(tensors["rho"])
+    t, d = tensors["scale"] / deviation, (tensors["mean"] - tensors["mu"]) / deviation
+    ratios = log_ratio(tensors["candidates"], t.T, d.T).double().numpy()
+    order = tensors["gumbels"].numpy()
+    return {"index": torch.tensor([choose(ratio, order) for ratio in ratios.T])}

@@ -102,7 +102,7 @@ def psnr(a: Array, b: Array) -> float:
 
 def coded(size: Size, arm: str, rate: float, seed: int) -> CodedPack:
     """A cell from the file, or by running it; a training that was killed goes on."""
-    inputs = {"size": list(size), "arm": arm, "rate": rate, "seed": seed, "version": 1}
+    inputs = {"size": list(size), "arm": arm, "rate": rate, "seed": seed, "version": 2}
     run = by_coin if arm == "COIN" else by_prior
     folder = packages.cache_dir() / "claims" / key_of(inputs)
     with kept_quiet():

@@ -6,7 +6,7 @@ import json
 import math
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from intarsia.models.codec.levels import groups_by_mean, levels_of, numbered
 from intarsia.models.codec.prior import divergence, joined
 from intarsia.models.codec.recombiner import RecombinerSettings
 from intarsia.models.codec.siren import OMEGA, SignalDecoder, cut, fourier, siren, stitched
+from intarsia.models.codec.training import PriorTraining
 
 from .conftest import TINY, waves
 
@@ -159,7 +160,39 @@ def test_a_training_that_was_stopped_gives_the_same_prior(tmp_path: Path) -> Non
         Recombiner.train(pictures, 0.4, TINY, **how, seed=4, out=tmp_path / "a", every=4)
 
 
+def begun(start: str = "shared") -> PriorTraining:
+    values = torch.rand(3, 1, 256, 3, generator=seeded())
+    how: Any = {"payload": 64.0, "steps": 10, "batch": 3, "seed": 0, "start": start}
+    return PriorTraining(values, (1, 1), TINY, **how)
+
+
+def test_the_maps_are_trained_at_a_tenth_of_the_other_rate() -> None:
+    """A first step of Adam moves what has a gradient by the rate."""
+    training = begun()
+    shared = training.decoder
+    before = {name: p.detach().clone() for name, p in shared.named_parameters()}
+    training._step()
+    moved = {n: float((p.detach() - before[n]).abs().max()) for n, p in shared.named_parameters()}
+    for name, distance in moved.items():
+        rate = 2e-4 if name.startswith("maps") else 2e-3
+        assert distance == pytest.approx(rate, rel=0.05), name
+
+
+def test_signals_and_maps_start_apart_as_released() -> None:
+    own, shared = begun("own"), begun()
+    for training, distinct in ((own, 3), (shared, 1)):
+        latents = cast(Any, training.posteriors[0]).mu.weight
+        assert len(latents.detach().unique(dim=0)) == distinct
+    assert all((mean == 0).all() for mean in own.mean)
+    for apart, near in zip(own.decoder.maps, shared.decoder.maps, strict=True):
+        assert float(apart.detach().abs().max()) <= 1 / len(apart) + 1e-6
+        torch.testing.assert_close(near.detach() - torch.eye(len(near)), apart.detach())
+
+
 def test_what_cannot_be_trained_on_is_refused() -> None:
+    with pytest.raises(ConfigError) as refusal:
+        Recombiner.train([waves(0, 16, 16)], 0.4, TINY, steps=1, start="other")
+    assert refusal.value.what == "start"
     with pytest.raises(ConfigError, match="rate"):
         Recombiner.train([waves(0, 16, 16)], 0.01, TINY)
     with pytest.raises(DataError, match="at least"):

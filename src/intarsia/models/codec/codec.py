@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ...core.checks import above, at_least, between
+from ...core.checks import above, at_least, between, one_of
 from ...core.errors import CheckpointError, ConfigError, DataError
 from ...core.seeds import mix
 from ...train.progress import Bar
@@ -62,18 +62,23 @@ class Recombiner:
         out: str | Path | None = None,
         every: int = 100,
         seed: int = 0,
+        start: str = "shared",
     ) -> Recombiner:
         """Train a prior on parts of signals of one kind, cut at random places.
 
         bits_per_pixel: of the payload, for each point of a signal; a file has some 24 bytes more.
         tiles: patches along each axis of a part. out: a folder of the training's state, kept each
-        `every` steps, from which a killed training goes on with the same bits.
+        `every` steps, from which a killed training goes on with the same bits. start: "shared", all
+        signals begin with one draw of latents and the maps A with I + U(-1, 1) / p, or "own", as
+        released: each signal with a draw of its own, the maps with U(-1, 1) / p, which needs tens
+        of thousands of steps. The maps' rate is the released 2e-4, a tenth of the others'.
         Raises: DataError for signals that cannot be read or are too small; ConfigError for a rate
         below one group a patch.
         """
         above("bits_per_pixel", bits_per_pixel, 0)
         for name, value in (("crops", crops), ("tiles", tiles), ("steps", steps), ("batch", batch)):
             at_least(name, value, 1)
+        one_of("start", start, ("shared", "own"))
         payload = bits_per_pixel * settings.points
         if payload < settings.bits:
             got = f"{bits_per_pixel:g} bits x {settings.points} points = {payload:.0f} bits a patch"
@@ -94,6 +99,7 @@ class Recombiner:
             steps=steps,
             batch=batch,
             seed=seed,
+            start=start,
         )
         with _told("training a prior", steps) as tell:
             return cls(training.run(None if out is None else Path(out), tell, every))

@@ -134,8 +134,7 @@ class GroupPosteriors:
             d = ((mean[column] - mu[:, places]) / deviation[:, places]).T
             whole = candidates(key, columns.first + number, len(places), bits)
             z = torch.from_numpy(whole).float() / UNIT
-            # log q / p up to a constant: z = (h - mean) / scale under the prior
-            ratio = ((z * z) @ ((1 - t * t) / 2) - z @ (t * d)).double().numpy()
+            ratio = log_ratio(z, t, d).double().numpy()
             order = gumbels(key, 1 << bits, columns.first + number)
             picked = [choose(ratio[:, i], order) for i in range(ratio.shape[1])]
             found[:, at] = picked
@@ -143,6 +142,15 @@ class GroupPosteriors:
             self.fixed[level].flatten(1)[:, places] = values
             self.known[level].view(-1)[places] = True
         return found
+
+
+def log_ratio(z: Tensor, t: Tensor, d: Tensor) -> Tensor:
+    """log q(h) / p(h) of candidates h = mean + scale z, up to a constant of each signal.
+
+    z: (candidates, columns); t = scale / deviation and d = (mean - mu) / deviation, (columns,
+    signals).  -> (candidates, signals).
+    """
+    return (z * z) @ ((1 - t * t) / 2) - z @ (t * d)
 
 
 def _rounds(prior: Prior) -> int:

@@ -24,6 +24,7 @@ FASTER = 2.0  # largest factor of beta at each of them
 LEAST_SCALE = 1e-4  # of a prior: a dead latent would make its group endless
 FIRST_RHO, FIRST_BETA = -4.0, 2e-2  # beta for each latent of a patch
 LR, LATE, LATE_LR = 2e-3, 0.6, 0.3  # from this share of the steps on, a part of the rate
+MAPS_LR = 2e-4  # of the maps A, as released: at LR their noise costs more than they give
 
 
 class Posteriors(nn.Module):
@@ -45,7 +46,8 @@ class Posteriors(nn.Module):
 class PriorTraining:
     """The state of a training; `run` goes on from where it is.
 
-    values: (signals, patches, points, channels) in [0, 1]; payload: bits a patch.
+    values: (signals, patches, points, channels) in [0, 1]; payload: bits a patch; start: as of
+    `Recombiner.train`.
     """
 
     def __init__(
@@ -58,18 +60,22 @@ class PriorTraining:
         steps: int,
         batch: int,
         seed: int,
+        start: str = "shared",
     ) -> None:
         generator = torch.Generator().manual_seed(mix(seed, 0))
         self.values, self.tiles, self.settings = values, tuple(tiles), settings
         self.payload, self.steps, self.batch, self.seed = payload, steps, batch, seed
         self.budget = payload * settings.kl_bits / settings.bits  # bits of divergence
         self.levels = levels_of(settings, tiles)
+        self.start = start
         self.decoder = SignalDecoder(settings, generator=generator)
         starts = [self.decoder.start(generator)]
         starts += [torch.zeros(self.decoder.weights, dtype=FLOAT) for _ in self.levels[1:]]
         pairs = zip(self.levels, starts, strict=True)
         self.posteriors = nn.ModuleList(Posteriors(len(values), *pair) for pair in pairs)
-        self.mean = [start.clone() for start in starts]
+        self.mean = [first.clone() for first in starts]
+        if start == "own":
+            self._start_apart(generator)
         self.scale = [
             torch.full_like(x, float(sigma(torch.tensor(-2.0, dtype=FLOAT)))) for x in starts
         ]
@@ -79,8 +85,21 @@ class PriorTraining:
             torch.optim.SparseAdam(list(parameters), lr=rate)
             for parameters, rate in zip(zip(*found, strict=True), (LR, RHO * LR), strict=True)
         ]
-        if shared := list(self.decoder.parameters()):
-            self.optimisers.append(torch.optim.Adam(shared, lr=LR))
+        shared = ((self.decoder.maps, MAPS_LR), (self.decoder.convolutions, LR))
+        groups = [{"params": list(part.parameters()), "lr": rate} for part, rate in shared]
+        if groups := [group for group in groups if group["params"]]:
+            self.optimisers.append(torch.optim.Adam(groups))
+
+    @torch.no_grad()
+    def _start_apart(self, generator: torch.Generator) -> None:
+        """Give every row latents of its own, the prior the mean 0, and the maps U(-1, 1) / p."""
+        for posterior, mean in zip(self.posteriors, self.mean, strict=True):
+            assert isinstance(posterior, Posteriors)
+            for row in posterior.mu.weight:
+                row.copy_(self.decoder.start(generator)[: len(row)])
+            mean.zero_()
+        for matrix in self.decoder.maps:
+            matrix -= torch.eye(len(matrix), dtype=FLOAT)
 
     def run(self, folder: Path | None, tell: Tell, every: int = 100) -> Prior:
         """Train to the end.  folder: where the state is kept each `every` steps, and found.
@@ -180,6 +199,7 @@ class PriorTraining:
         """What another training would not share."""
         return {"steps": self.steps, "seed": self.seed, "batch": self.batch} | {
             "payload": self.payload,
+            "start": self.start,
             "signals": float(self.values.double().sum()),
             "settings": repr(self.settings),
         }
