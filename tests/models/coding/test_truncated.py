@@ -9,11 +9,13 @@ from typing import Any, cast
 
 import numpy as np
 import pytest
+from numpy.random import RandomState
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import multivariate_normal, norm
 
 from intarsia.core.errors import CheckpointError, ConfigError, DataError, ShapeError
 from intarsia.models.coding import BSC, DSC, GSC, MCA, MMCA, TSC
+from intarsia.models.coding.samples import block_of
 from intarsia.models.coding.states import States
 
 MODELS = {"bsc": BSC, "tsc": TSC, "dsc": DSC, "mca": MCA, "mmca": MMCA, "gsc": GSC}
@@ -242,6 +244,22 @@ def test_a_slab_of_no_width_is_a_binary_cause() -> None:
     slab.prior_ = np.full(H, binary.prior_[0])
     slab.slab_mean_, slab.slab_variance_ = np.ones(H), np.full(H, 1e-9)
     assert_allclose(slab.score_samples(x), binary.score_samples(x), rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [MCA, MMCA])
+def test_the_temperature_divides_the_prior_where_it_is_annealed(kind: Any) -> None:
+    """The log evidence of a first step at T is log sum (p(y | s) p(s))^(1 / T) or p(s) whole."""
+    x, heat = data(20), 4.0
+    how = {"n_candidates": H, "max_active": H, "n_iter": 1, "random_state": 0, "reseed": False}
+    begun = {a: kind(H, temperature=heat, anneal_prior=a, **how).fit(x) for a in (True, False)}
+    model = kind(H, temperature=heat, **how)
+    model.n_features_in_ = D
+    at = model._start(x.mean(axis=0), np.sqrt(x.var(axis=0).mean()), RandomState(0))
+    joint = model._joint(at, block_of(x, False), model._states(), heat)
+    for annealed, fitted in begun.items():
+        prior = joint.prior / heat if annealed else joint.prior
+        wanted = np.logaddexp.reduce(joint.likelihood / heat + prior, axis=1).mean()
+        assert_allclose(fitted.evidences_[0], wanted)
 
 
 def test_with_one_cause_the_maximum_is_the_sum() -> None:
