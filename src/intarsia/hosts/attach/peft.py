@@ -62,13 +62,9 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
 
     def __getattr__(self, name: str) -> Any:
         """Return a setting of the module in place that its parent reads, as Hiera's q_stride."""
-        try:
-            return super().__getattr__(name)
-        except AttributeError:
-            value = vars(self._modules.get("base_layer")).get(name)
-            if isinstance(value, (bool, int, float, str, tuple)):
-                return value
-            raise
+        value = vars(vars(self).get("_modules", {}).get("base_layer", self)).get(name)
+        plain = isinstance(value, (bool, int, float, str, tuple))
+        return value if plain else super().__getattr__(name)
 
     def add(self, name: str, cell: Cell, site: Site, *, frozen: bool) -> None:
         """Put a cell in place under an adapter's name."""
