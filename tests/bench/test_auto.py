@@ -76,8 +76,8 @@ def test_the_best_on_held_out_pictures_is_chosen_and_scored_once_on_test(
     assert {row.experiment.training.epochs for row in found.rows} == {1, 2}
     assert len({row.experiment.training.lr for row in found.rows}) > 1  # neighbours in rate
     best = found.rows[0]
-    # 22 training pictures, all of them held out, the finalists at two seeds
-    assert best.answers is not None and best.answers.pictures == 22 and best.parts == 4
+    # 22 training pictures, all of them held out; at two seeds where others come close
+    assert best.answers is not None and best.answers.pictures == 22 and best.parts in (2, 4)
     record = json.loads((found.folder / "run.json").read_text())
     assert record["data"]["train"]["n"] == 22 and "val" not in record["data"]
     assert record["record"]["label"] == best.name
@@ -211,7 +211,7 @@ class Clock:
             found["seconds_once"] = (images + scored) * self.once
             out = Path(trial.inputs["folder"])
             out.mkdir(parents=True)
-            draw = torch.Generator().manual_seed(flat["epochs"] + fold["number"])
+            draw = torch.Generator().manual_seed(fold["number"])  # no candidate falls behind
             logits = torch.randn(scored, 2, generator=draw)
             save_file({"logits": logits, "labels": labels}, out / folded.PREDICTIONS)
             bad = self.fails and "linear" in trial.name

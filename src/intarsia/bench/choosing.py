@@ -167,12 +167,16 @@ class Search:
         return self.folded.spent > before
 
     def _behind(self, row: Row) -> bool:
-        """Tell whether a candidate may be given up."""
+        """Tell whether a candidate may be given up, by the parts that the leader answered, too.
+
+        Of the same pictures alone: a temperature of other ones would move the loss.
+        """
         ranked = self.ranked()
         leader = ranked[0] if ranked else row
-        if leader is row or row.answers is None or leader.answers is None:
+        level = min(row.parts, leader.parts)
+        if leader is row or not level:
             return False
-        return judging.behind(row.answers, leader.answers)
+        return judging.behind(*(self.folded.answers(r, level) for r in (row, leader)))
 
     def _row(self, name: str, experiment: Experiment) -> Row:
         return self.rows.get(key_of(experiment.flat()), Row(name, experiment))
