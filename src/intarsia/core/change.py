@@ -40,8 +40,8 @@ class PlainChange:
     """What a change has that decides nothing for a host and leaves plain modules behind.
 
     stores: which of the host's weights a saved folder needs: "all", those that are "trained", or
-    "nothing".  laws: those that it preserves.  rewires: whether a stock model with the same
-    weights would compute something else.
+    "nothing".  laws: those that it preserves.  rewires: whether a stock model with the config and
+    the weights that it leaves behind would compute something else.
     """
 
     stores: ClassVar[str] = "trained"
@@ -86,8 +86,7 @@ class Step:
     def plain(self) -> bool:
         """Does a stock model with the weights that it leaves behind give the same outputs?"""
         change = self.plan.change
-        stock = isinstance(change, PlainChange) and not change.rewires
-        return stock and "shape" in change.preserves
+        return isinstance(change, PlainChange) and not change.rewires
 
     def entry(self) -> dict[str, Any]:
         """Return it as `intarsia.json` has it."""

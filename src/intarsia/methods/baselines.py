@@ -69,6 +69,7 @@ class _Prompts(PlainChange):
     """See `add_prompts`."""
 
     deep: ClassVar[bool]
+    rewires: ClassVar[bool] = True
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:

@@ -33,6 +33,7 @@ class Momentum(PlainChange):
     update: Update = field(default_factory=HeavyBall)
     paths: tuple[str, ...] = ()
 
+    rewires: ClassVar[bool] = True
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def __post_init__(self) -> None:

@@ -64,6 +64,7 @@ class Qmoe(PlainChange):
     zeros: float = 0.885
 
     stores: ClassVar[str] = "all"
+    rewires: ClassVar[bool] = True
     laws: ClassVar[frozenset[str]] = frozenset()
     walks: ClassVar[bool] = True
 

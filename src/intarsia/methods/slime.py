@@ -83,6 +83,7 @@ class Slime(PlainChange):
     )
 
     stores: ClassVar[str] = "added"
+    rewires: ClassVar[bool] = True
     laws: ClassVar[frozenset[str]] = frozenset({"outputs", "routing"})
     added: ClassVar[tuple[str, ...]] = (NAME,)
 

@@ -142,7 +142,7 @@ def test_a_data_loader_gives_batches() -> None:
 
 def test_what_is_no_calibration_is_refused() -> None:
     wrong: list[tuple[Any, str]] = [
-        (["a text", "another"], "got a str, want rows of tokens.*load_texts"),
+        (["a text", "another"], "got a str, want rows of tokens.*load_calibration"),
         ([{"input_ids": [1, 2, 3]}] * 8, "got 'input_ids', a list"),
         ("austen", "got a str, want rows or batches"),
         (None, "got a NoneType, want rows or batches"),

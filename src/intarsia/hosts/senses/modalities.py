@@ -51,6 +51,7 @@ class Modalities(PlainChange):
     by: tuple[str, str] = ("mlp", "queries")
 
     stores: ClassVar[str] = "added"
+    rewires: ClassVar[bool] = True
     laws: ClassVar[frozenset[str]] = frozenset({"outputs", "routing"})
     added: ClassVar[tuple[str, ...]] = (NAME,)
 

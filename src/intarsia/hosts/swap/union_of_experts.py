@@ -76,6 +76,7 @@ class UnionOfExperts(PlainChange):
     layers: tuple[int, ...] | None = None
 
     stores: ClassVar[str] = "all"
+    rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("parts", "layers"):

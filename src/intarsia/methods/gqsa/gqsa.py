@@ -68,6 +68,7 @@ class Gqsa(PlainChange):
     activations: str = "float"
 
     stores: ClassVar[str] = "all"
+    rewires: ClassVar[bool] = True
     laws: ClassVar[frozenset[str]] = frozenset()
     walks: ClassVar[bool] = True
 
