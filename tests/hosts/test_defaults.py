@@ -129,15 +129,28 @@ def test_a_fold_without_inputs_says_that_it_cannot_guess_them() -> None:
 
 GRIDS = ("convpass",)  # adapters of patches on a grid: text, sound and maps have none
 MIXED = ("mixlora", "llava_mole", "uni_moe")  # of experts in one MLP
+# without a linear layer in a role: experts are stacked tensors, or attention has other parts
+LACKING = {("Mixtral", key) for key in ("lt_sft", "mos", "s2ft", "sparse")}
+LACKING |= {("RWKV", key) for key in ("lt_sft", "mos", "sparse")}
 
 
-def test_the_page_has_every_adapter_and_only_those_of_one_mlp_or_a_grid_are_refused() -> None:
-    for each in cards("adapter"):
-        cells = {name: on_page(each.key, name) for name in HOSTS}
-        refused = [name for name, cell in cells.items() if cell not in ("yes", "folds")]
-        assert each.key in (*MIXED, *GRIDS) or not refused
-        if each.key in GRIDS:
-            assert cells["timm ViT"] in ("yes", "folds")
+def test_the_page_has_every_adapter_and_what_is_refused_has_its_reason() -> None:
+    refused = {
+        (name, card.key)
+        for card in cards("adapter")
+        for name in HOSTS
+        if on_page(card.key, name) not in ("yes", "folds")
+    }
+    assert {(n, key) for n, key in refused if key not in (*MIXED, *GRIDS)} == LACKING
+    assert not {(n, key) for n, key in refused if n == "timm ViT" and key in GRIDS}
+
+
+def test_roles_leave_the_head_out_and_targets_do_not() -> None:
+    adapted: Any = intarsia.adapt(host("XLM-RoBERTa"), "ssf")
+    assert not any("classifier" in path for path in adapted.peft_config["default"].target_modules)
+    with pytest.raises(TargetError) as caught:
+        intarsia.adapt(host("XLM-RoBERTa"), "lora", targets=["classifier.dense"])
+    assert "head=None" in caught.value.fix
 
 
 @pytest.mark.slow
@@ -189,7 +202,7 @@ def test_a_placement_that_was_asked_for_is_not_changed() -> None:
 
 
 def test_a_method_is_taken_by_its_name_with_its_defaults() -> None:
-    assert inspect.signature(intarsia.adapt).parameters["method"].default == "mosa"
+    assert inspect.signature(intarsia.adapt).parameters["method"].default == "lora"
     for name, key in (("mosa", "mosa"), ("MoSA", "mosa"), ("LoRA", "lora")):
         model: Any = intarsia.adapt(host("timm ViT"), name)
         assert model.peft_config["default"].method == key
@@ -204,7 +217,7 @@ def test_a_method_is_taken_by_its_name_with_its_defaults() -> None:
         ("switch", UnknownName, "unknown method"),
         (intarsia.Mosa, ConfigError, "got Mosa, a class"),
         (LinearProbe(), ConfigError, "intarsia.apply"),
-        (3, ConfigError, 'Pass "mosa"'),
+        (3, ConfigError, 'Pass "lora"'),
     ],
 )
 def test_what_is_no_adapter_is_refused_with_what_to_pass(

@@ -207,9 +207,14 @@ def places(block: nn.Module, role: str, position: str = "sequential") -> list[st
     if kind == "hybrid" and (mlp if role == "mlp_linear" else attention) is None:
         return []
     inner = layers_of(block.get_submodule(attention)) if attention else []
+    maps = [
+        p
+        for p, m in layers_of(block.get_submodule(mlp or ""))
+        if not isinstance(m, nn.Conv2d) or is_pointwise(m)  # PVT has a depthwise one between
+    ]
     # a block of ConvNeXt or PoolFormer has linear maps over channels only in its MLP
     if role == "mlp_linear" or not inner:
-        return [f"{mlp}.{p}" for p, _ in layers_of(block.get_submodule(mlp or ""))]
+        return [f"{mlp}.{p}" for p in maps]
     found = [f"{attention}.{p}" for p, _ in inner]
     if kind == "mixer":  # its first layer reads all tokens, as queries and keys do
         return found[:1] if role != "projection" else found[1:]

@@ -78,8 +78,11 @@ class Adapt:
         host = base_of(host)
         heads = named_heads(host, self.head)
         method, sites = planned(host, self.method, self.targets, self.layers, seed, batches)
-        for site in sites:
-            if any(site.path == h or site.path.startswith(f"{h}.") for h in heads):
+        inside = [s for s in sites if any(s.path == h or s.path.startswith(f"{h}.") for h in heads)]
+        if self.targets is None and len(inside) < len(sites):  # roles mean the trunk
+            sites = [site for site in sites if site not in inside]
+        else:
+            for site in inside:
                 what, got = f"target {site.path!r}", "a head, which is trained whole"
                 fix = "Pass head=None to leave the head to the adapter."
                 raise TargetError(what, got=got, want="a module of the trunk", fix=fix)
