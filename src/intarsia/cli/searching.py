@@ -11,6 +11,7 @@ import typer
 
 from ..core.checks import one_of
 from ..core.errors import ConfigError, DataError
+from .begun_index import check_same, known_by, settings_file
 from .options import Json
 from .shell import note, say, show_json, show_table
 
@@ -111,9 +112,9 @@ def _indexed(
 
     partial = append or (save.with_name(f".{save.name}.part") if save else Path())
     begun = (partial / META).is_file()
-    asked = {"docs": _known_by(docs), "model": model} | how
+    asked = {"docs": known_by(docs), "model": model} | how
     if save is not None and begun:
-        _check_same(partial, asked, save)
+        check_same(partial, asked, save)
     encoder = _encoder(docs, model, how["prune"], megabytes, begun)
     with alone(partial.with_name(f".{partial.name.lstrip('.')}.lock")):
         if begun:
@@ -127,7 +128,7 @@ def _indexed(
         for part in blocks(left, BLOCK):
             found.append(encoder, part)
             if append is None:  # documents are added all or none: the command can be repeated
-                write_json(_asked(partial), asked)
+                write_json(settings_file(partial), asked)
                 found.save(partial)
             total += len(part)
             note(f"{total:,} documents")
@@ -141,7 +142,7 @@ def _indexed(
         import shutil
 
         shutil.rmtree(partial, ignore_errors=True)
-        _asked(partial).unlink(missing_ok=True)
+        settings_file(partial).unlink(missing_ok=True)
     return found
 
 
@@ -172,34 +173,6 @@ def _tune(index: SparseIndex, docs: str) -> None:
         count = min(MOST, len(val.judged))
         note(f"By {count:,} queries of validation: share of BM25 {how.share:g}, "
              f"k1 {how.k1:g}, b {how.b:g}.")  # fmt: skip
-
-
-def _asked(partial: Path) -> Path:
-    """The file beside a begun index that says of what it is."""
-    return partial.with_name(f"{partial.name}.json")
-
-
-def _known_by(docs: str) -> list[Any]:
-    """What tells documents apart without reading them: a path, and its file's size and time."""
-    path = Path(docs)
-    file = path / "corpus.jsonl" if path.is_dir() else path
-    if not file.is_file():
-        return [docs]
-    return [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
-
-
-def _check_same(partial: Path, asked: dict[str, Any], save: Path) -> None:
-    """Raises: ConfigError where an index was begun by another command."""
-    from ..core.files import read_json
-
-    try:
-        before = read_json(_asked(partial))
-    except (OSError, ValueError):
-        before = None
-    if before != asked:
-        got = "an index that was begun of other documents, or with other options"
-        fix = f"Repeat that command, or begin anew: rm -r {shlex.quote(str(partial))}"
-        raise ConfigError(f"--save {save}", got=got, want="the same command again", fix=fix)
 
 
 def _documents(docs: str) -> Iterator[tuple[str, str]]:

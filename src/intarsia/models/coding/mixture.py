@@ -14,7 +14,7 @@ from .states import Array, States
 
 
 @dataclass(repr=False)
-class Mixture(Annealed, abc.ABC):
+class AnnealedMixture(Annealed, abc.ABC):
     """y ~ p(y | W_h) with probability pi_h: the base of MoG and MoP."""
 
     _missing: ClassVar[bool] = False

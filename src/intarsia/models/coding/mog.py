@@ -16,7 +16,7 @@ from scipy.linalg import solve_triangular
 from ...core.checks import one_of
 from .annealed import At, Joint
 from .bsc import coding
-from .mixture import Mixture
+from .mixture import AnnealedMixture
 from .samples import Samples
 from .shards import RowShards
 from .states import Array, States
@@ -25,7 +25,7 @@ FLOOR = 1e-6  # least variance of a component, as a share of that of the data
 
 
 @dataclass(repr=False)
-class MoG(Mixture):
+class MoG(AnnealedMixture):
     """Mixture of Gaussians: y ~ N(W_h, Sigma_h) with probability pi_h.
 
     q_h(y) = pi_h N(y; W_h, Sigma_h) / sum_k pi_k N(y; W_k, Sigma_k); then pi_h = mean q_h,

@@ -12,7 +12,7 @@ from scipy.special import gammaln
 from ...core.errors import ConfigError
 from .annealed import At
 from .bsc import coding
-from .mixture import Mixture
+from .mixture import AnnealedMixture
 from .samples import not_negative
 from .shards import RowShards
 from .states import Array
@@ -21,7 +21,7 @@ FLOOR = 1e-9  # least rate, as a share of the mean one: the logarithm of 0 would
 
 
 @dataclass(repr=False)
-class MoP(Mixture):
+class MoP(AnnealedMixture):
     """Mixture of Poisson distributions: y_d ~ Poisson(W_hd) with probability pi_h of h.
 
     log p(y | h) = sum_d y_d log W_hd - W_hd - log y_d!; then pi_h = mean q_h and

@@ -20,7 +20,7 @@ HEAVY = 0.4  # of the heaviest token's weight: the first of two phases (OpenSear
 
 
 @dataclass(frozen=True)
-class Asked:
+class JoinedQuery:
     """A query: its tokens and weights, and its stems as each segment numbers them."""
 
     tokens: Query
@@ -41,8 +41,8 @@ class Scorer:
         self.bm25 = None if lexical is None or not lexical.share else Bm25Lists(own, lexical)
         self.learned = lexical is None or lexical.share < 1
 
-    def asked(self, texts: Sequence[str], *, prune: float, max_df: float) -> Iterator[Asked]:
-        """Queries as they are looked up.
+    def joined(self, texts: Sequence[str], *, prune: float, max_df: float) -> Iterator[JoinedQuery]:
+        """Yield the queries as they are looked up.
 
         prune: of its weights those below this share of the heaviest are left out; max_df: so are
         tokens and stems that are in more than this share of the documents.
@@ -55,25 +55,25 @@ class Scorer:
             counts = frequencies(self.segments, len(self.queries.weights))
             tokens = [[(t, w) for t, w in query if counts[t] <= most] for query in tokens]
         if self.bm25 is None or self.lexical is None:
-            yield from map(Asked, tokens)
+            yield from map(JoinedQuery, tokens)
             return
         words: Any = stems(texts, self.lexical.language)
         for query, own in zip(tokens, words, strict=True):
-            yield Asked(query, self.bm25.queries(own, prune=prune, max_df=max_df))
+            yield JoinedQuery(query, self.bm25.queries(own, prune=prune, max_df=max_df))
 
     def scores(
-        self, asked: Asked, k: int = 10, two_phase: float | None = None
+        self, query: JoinedQuery, k: int = 10, two_phase: float | None = None
     ) -> tuple[list[Array], tuple[float, float]]:
         """The scores of each segment's documents, and what learned and BM25's were multiplied with.
 
         Deleted documents have 0.  two_phase: see `SparseIndex.search`.
         """
         if self.bm25 is None or self.lexical is None:
-            pairs = [(s, self._learned(s, asked.tokens, k, two_phase)) for s in self.segments]
+            pairs = [(s, self._learned(s, query.tokens, k, two_phase)) for s in self.segments]
             return [_alive(s, added(own, s.postings.count)) for s, own in pairs], (1.0, 0.0)
         both: list[Array] = []  # (2, documents) of each segment
-        for segment, lists, query in zip(self.segments, self.bm25.lists, asked.stems, strict=True):
-            parts = [*self._learned(segment, asked.tokens, k, two_phase), (lists, query)]
+        for segment, lists, stem in zip(self.segments, self.bm25.lists, query.stems, strict=True):
+            parts = [*self._learned(segment, query.tokens, k, two_phase), (lists, stem)]
             scores = added(parts, lists.count).reshape(2, segment.postings.count)
             both.append(_alive(segment, scores))
         tops = np.max([own.max(1, initial=0) for own in both], axis=0, initial=0)

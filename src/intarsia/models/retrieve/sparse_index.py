@@ -267,8 +267,8 @@ class SparseIndex:
         if two_phase is not None:
             at_least("two_phase", two_phase, 1, fix="Try 5.")
         scorer = self._ready()
-        asked = scorer.asked(queries, prune=prune, max_df=max_df)
-        return [self._found(scorer.scores(query, k, two_phase)[0], k) for query in asked]
+        joined = scorer.joined(queries, prune=prune, max_df=max_df)
+        return [self._found(scorer.scores(query, k, two_phase)[0], k) for query in joined]
 
     def stems_of(self, query: str) -> list[str]:
         """The stems of a query that a document has, each once; none without BM25."""
@@ -311,16 +311,16 @@ class SparseIndex:
         if segment.texts:
             own = {token for token, _, _ in self.queries.places(segment.texts[number])}
         scorer = self._ready()
-        (asked,) = scorer.asked([query], prune=0.0, max_df=1.0)
-        _, (one, other) = scorer.scores(asked)
+        (joined,) = scorer.joined([query], prune=0.0, max_df=1.0)
+        _, (one, other) = scorer.scores(joined)
         terms: list[Term] = []
-        for token, weight in asked.tokens:
+        for token, weight in joined.tokens:
             score = one * float(segment.postings.scores_of([(token, weight)], here)[0])
             expanded = bool(segment.texts) and token not in own
             terms.append(Term(self.queries.word(token), float(score), expanded))
         if scorer.bm25 is not None and segment.stems is not None:
             behind = here + segment.postings.count
-            for stem, weight in asked.stems[place]:
+            for stem, weight in joined.stems[place]:
                 score = other * scorer.bm25.lists[place].scores_of([(stem, weight)], behind)[0]
                 terms.append(Term(segment.stems.names[stem], float(score), False, stem=True))
         return sorted((t for t in terms if t.score > 0), key=lambda term: -term.score)
