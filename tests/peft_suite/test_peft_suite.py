@@ -75,7 +75,7 @@ VARIANTS: dict[str, Variant] = {
         ("qkv", "fc1"),
         merges=True,
     ),
-    "poly": Variant("poly", {"rank": 1}, ("qkv", "fc1"), merges=True),
+    "poly": Variant("poly", {"rank": 1, "noise": True}, ("qkv", "fc1"), merges=True),
     "poly with heads": Variant("poly", {"rank": 2, "heads": 2}, ("qkv", "fc1"), merges=True),
     # by probability, so that PEFT's tests, which know no balance loss, train the router, too
     "llava_mole": Variant("llava_mole", {"experts": 2, "scale": "prob"}, ("qkv", "mlp")),
