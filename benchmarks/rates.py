@@ -100,7 +100,8 @@ def _means(both: dict[str, dict[str, dict[str, Any]]]) -> Table:
         )
         cells = [method, f"{fixed:.1f}", f"{searched:.1f}", f"{fmean(gains):+.2f}"]
         cells += [f"{min(gains):+.1f}", f"{max(gains):+.1f}"]
-        cells += ["met" if fmean(gains) >= -TARGET else "missed"]
+        verdict = "met" if fmean(gains) >= -TARGET else "missed"
+        cells += [verdict if len(both) == len(tasks()) else "not decided"]
         rows.append(tuple(map(Entry, cells)))
     titles = ("Method", f"Rate {FIXED:g}", "Own rate", "Gain", "Worst task", "Best task", "Target")
     columns = tuple(Column(t, "", numeric=t not in ("Method", "Target")) for t in titles)
