@@ -74,6 +74,7 @@ TEXT = SMALL | {"vocab_size": 64, "num_labels": 5, "pad_token_id": 0}
 IMAGE = SMALL | {"image_size": 32, "patch_size": 16, "num_labels": 5}
 DECODER = TEXT | {"num_key_value_heads": 1, "head_dim": 16, "max_position_embeddings": 64}
 RELATIVE = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"]}
+T5 = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "vocab_size": 64}
 GPT = {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64}
 _hf_image = partial(_pictures, 32, "pixel_values")
 
@@ -221,17 +222,7 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
             vocab_size=64,
             num_labels=5,
         ),
-        "T5": _hf(
-            "T5ForConditionalGeneration",
-            "T5Config",
-            _both_texts,
-            d_model=32,
-            d_kv=16,
-            d_ff=64,
-            num_layers=2,
-            num_heads=2,
-            vocab_size=64,
-        ),
+        "T5": _hf("T5ForConditionalGeneration", "T5Config", _both_texts, **T5),
         "GPT-2": _hf(
             "GPT2ForSequenceClassification",
             "GPT2Config",
@@ -249,17 +240,7 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
         "Qwen3": _classifier("Qwen3"),
         "Gemma": _classifier("Gemma"),
         "Gemma 2": _classifier("Gemma2"),
-        "mT5": _hf(
-            "MT5ForConditionalGeneration",
-            "MT5Config",
-            _both_texts,
-            d_model=32,
-            d_kv=16,
-            d_ff=64,
-            num_layers=2,
-            num_heads=2,
-            vocab_size=64,
-        ),
+        "mT5": _hf("MT5ForConditionalGeneration", "MT5Config", _both_texts, **T5),
         "BART": _hf(
             "BartForSequenceClassification",
             "BartConfig",

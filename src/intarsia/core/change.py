@@ -84,7 +84,7 @@ class Step:
 
     @property
     def plain(self) -> bool:
-        """Does a stock model with the weights that it leaves behind give the same outputs?"""
+        """True if a stock model with the weights that it leaves behind gives the same outputs."""
         change = self.plan.change
         return isinstance(change, PlainChange) and not change.rewires
 
@@ -125,5 +125,5 @@ def set_steps(host: nn.Module, steps: Iterable[Step]) -> None:
 
 
 def is_record(config: Any) -> bool:
-    """Is this the record of steps in a config of transformers?"""
+    """Return True for the record of steps in a config of transformers."""
     return isinstance(config, dict) and cast(dict[str, Any], config).get("quant_method") == RECORD
