@@ -21,10 +21,10 @@ help:  ## this list
 
 setup: $(STAMP)  ## .venv with the package and every tool; again only after pyproject.toml changed
 
-$(STAMP): pyproject.toml
+$(STAMP): pyproject.toml lab/pyproject.toml
 	@[ -n "$(PYTHON)" ] || { echo "Python: got none of 3.11 or newer, want one. Install python3.11, or call: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	$(BIN)/python -m pip install --quiet -e ".[dev]" -e ./lab
 	@touch $@
 
 demo: setup  ## linear probe, plain adapter and MoSA on real photographs; a table and a report
@@ -58,10 +58,11 @@ new: setup  ## begin a method: make new KIND=router NAME=relu PAPER=2412.14711
 	$(BIN)/python scripts/new_method.py $(KIND) $(NAME) --paper $(PAPER)
 
 generate: setup  ## write the files that are generated from the methods' cards, and the names of claims
-	$(BIN)/python -m intarsia.results.pages
-	$(BIN)/python -m intarsia.conformance.composition
-	$(BIN)/python -m intarsia.conformance.hosts
+	$(BIN)/python -m intarsia_lab.pages.methods
+	$(BIN)/python -m intarsia_lab.pages.composition
+	$(BIN)/python -m intarsia_lab.pages.hosts
 	$(BIN)/python -m intarsia.cli.names
+	$(BIN)/python -m intarsia_lab.cli.names
 
 docs: setup  ## build site/, warnings are errors
 	$(BIN)/zensical build --clean --strict
@@ -69,6 +70,7 @@ docs: setup  ## build site/, warnings are errors
 dist: setup  ## a wheel and a source archive in dist/, checked
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
+	$(BIN)/python -m build --outdir dist lab
 	$(BIN)/twine check --strict dist/*
 
 conformance: setup  ## PEFT's own tests on every method

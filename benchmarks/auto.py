@@ -24,14 +24,14 @@ from typing import Any
 import torch
 
 import intarsia
-from intarsia.bench import auto as autos
-from intarsia.bench import folded
-from intarsia.data import suites
+from intarsia.choosing import auto as autos
+from intarsia.choosing import folded
 from intarsia.experiments import one_run, pool
 from intarsia.results import numbers
 from intarsia.results.statistics import t_interval
-from intarsia.results.suites import records
-from intarsia.results.suites.records import Done
+from intarsia_lab.bench.report import records
+from intarsia_lab.bench.report.records import Done
+from intarsia_lab.materials import suites
 
 ROOT = Path(__file__).parents[1]
 ROWS, PAGE = ROOT / "benchmarks" / "auto.jsonl", ROOT / "docs" / "benchmarks" / "auto.md"

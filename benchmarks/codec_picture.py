@@ -15,9 +15,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from intarsia.claims.recombiner import file, psnr
 from intarsia.data.photographs import photographs
 from intarsia.models.codec.codec import Recombiner
+from intarsia_lab.claims.recombiner import file, psnr
 
 DOCS = Path(__file__).parents[1] / "docs"
 WIDTH, HEIGHT = 640, 400

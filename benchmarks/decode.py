@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import frame
 
-from intarsia.claims import sparse_decode
 from intarsia.kernels import native
+from intarsia_lab.claims import sparse_decode
 
 BAR = 2.0
 ABOUT = (

@@ -15,14 +15,14 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from intarsia.bench import RunResult, tables
-from intarsia.bench.profiles import FEW
-from intarsia.bench.protocols import EVEN
-from intarsia.bench.publish import as_markdown
-from intarsia.data import suites
-from intarsia.results.suites import records
-from intarsia.results.suites.records import Done
 from intarsia.results.wording import joined
+from intarsia_lab.bench import RunResult, tables
+from intarsia_lab.bench.profiles import FEW
+from intarsia_lab.bench.protocols import EVEN
+from intarsia_lab.bench.publish import as_markdown
+from intarsia_lab.bench.report import records
+from intarsia_lab.bench.report.records import Done
+from intarsia_lab.materials import suites
 
 ROOT = Path(__file__).parents[1]
 SUITES = ("mini", "fresh")

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 from frame import markdown, parser, publish, read
 
-from intarsia.bench.sparse import (
+from intarsia.core.files import write_text
+from intarsia_lab.bench.sparse import (
     BASELINE,
     DENSE,
     OURS,
@@ -25,7 +26,6 @@ from intarsia.bench.sparse import (
     time_shapes,
     verdict,
 )
-from intarsia.core.files import write_text
 
 SHAPES = ((4096, 4096), (1536, 576), (576, 1536), (576, 576))
 DENSITIES = (0.5, 0.3, 0.1)

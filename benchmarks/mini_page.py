@@ -20,16 +20,16 @@ from pathlib import Path
 
 import numpy as np
 
-from intarsia.bench import RunResult, tables
 from intarsia.results import numbers
 from intarsia.results.sheet import Differences
 from intarsia.results.statistics import task_means
-from intarsia.results.suites import records
-from intarsia.results.suites.records import Done, MethodName
-from intarsia.results.suites.sheets import SuiteSheet, Title, sheets
-from intarsia.results.suites.summary import Findings
-from intarsia.results.suites.tables import tables_of
 from intarsia.results.table import Column, Entry, Table, escape, markdown
+from intarsia_lab.bench import RunResult, tables
+from intarsia_lab.bench.report import records
+from intarsia_lab.bench.report.records import Done, MethodName
+from intarsia_lab.bench.report.sheets import SuiteSheet, Title, sheets
+from intarsia_lab.bench.report.summary import Findings
+from intarsia_lab.bench.report.tables import tables_of
 
 sys.path.insert(0, str(Path(__file__).parent))
 

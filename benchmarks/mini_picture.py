@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 
-from intarsia.results.suites.summary import Findings
+from intarsia_lab.bench.report.summary import Findings
 
 WIDTH, HEIGHT = 660, 480
 LEFT, RIGHT, TOP, BOTTOM = 60, 640, 62, 416  # of the plot

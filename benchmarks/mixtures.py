@@ -24,9 +24,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
 from intarsia import LlavaMole, Lora, MixLora, TopK
-from intarsia.claims.mixtures import naive, shared_mlp
 from intarsia.kernels.experts import Slices, add_mix
 from intarsia.mixtures.lora_experts import dealt
+from intarsia_lab.claims.mixtures import naive, shared_mlp
 
 TOKENS, WIDTH, HIDDEN, RANK, EXPERTS, ADAPTERS = 2048, 576, 1536, 16, 8, 16
 ATTENTION = Lora(RANK, roles=("qkv", "projection"))

@@ -21,13 +21,14 @@ from pathlib import Path
 import torch
 
 import intarsia
-from intarsia.bench.arms import arm
-from intarsia.bench.plan import BenchPlan
-from intarsia.bench.protocols import protocol
-from intarsia.bench.run import How, run_plan
-from intarsia.data import eval_transform, input_config, load_data, suites, tensors
+from intarsia.choosing.arms import arm
+from intarsia.data import eval_transform, input_config, load_data, tensors
 from intarsia.experiments.execute import method_of
 from intarsia.experiments.experiment import Experiment, Pictures
+from intarsia_lab.bench.plan import BenchPlan
+from intarsia_lab.bench.protocols import protocol
+from intarsia_lab.bench.run import How, run_plan
+from intarsia_lab.materials import suites
 
 METHODS = ("adaptformer", "lora", "mosa")
 BAR = 1.03

@@ -22,14 +22,14 @@ from typing import Any
 import torch
 from frame import markdown, parser, publish, read
 
-from intarsia.bench.arms import arm
-from intarsia.bench.plan import BenchPlan
-from intarsia.bench.profiles import FULL
-from intarsia.bench.protocols import HONEST
-from intarsia.data import suites
+from intarsia.choosing.arms import arm
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.one_run import run
 from intarsia.experiments.shared import Spent
+from intarsia_lab.bench.plan import BenchPlan
+from intarsia_lab.bench.profiles import FULL
+from intarsia_lab.bench.protocols import HONEST
+from intarsia_lab.materials import suites
 
 ARMS = ("adaptformer", "pfeiffer", "houlsby", "adapter+", "lora", "mosa", "mosa-64", "mosl")
 TASKS = ("mnist", "elpv")

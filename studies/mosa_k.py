@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 
 from intarsia.adapters import Bottleneck
-from intarsia.claims.ledger import machine, markdown
-from intarsia.claims.mosa import ADAPTER, BASE, SETS, arm, plain
-from intarsia.claims.study import Budget, Score, Study, threads
-from intarsia.data import structured
 from intarsia.methods import Mosa
 from intarsia.results.sheet import Differences
 from intarsia.schedules import active_at, set_active
+from intarsia_lab.claims.ledger import machine, markdown
+from intarsia_lab.claims.mosa import ADAPTER, BASE, SETS, arm, plain
+from intarsia_lab.claims.study import Budget, Score, Study, threads
+from intarsia_lab.materials import structured
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "mosa_k.md"
 FEW = Budget("few steps", images=1000, epochs=5)

@@ -16,11 +16,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from intarsia.claims.ledger import machine, markdown
-from intarsia.claims.routed import CORPUS, Cell, information
-from intarsia.claims.study import threads
-from intarsia.experiments.routing import TEXT, VARIANTS, RouterTrial, Start, Variant, cells
 from intarsia.routers import EvoMoe, Recurrent
+from intarsia_lab.claims.ledger import machine, markdown
+from intarsia_lab.claims.routed import CORPUS, Cell, information
+from intarsia_lab.claims.study import threads
+from intarsia_lab.routing import TEXT, VARIANTS, RouterTrial, Start, Variant, cells
 
 SEED = 0
 Report = Callable[[str], None]

@@ -31,7 +31,7 @@ TENSOR_MATHS = frozenset(
     {"adapters", "core", "formats", "kernels", "mixtures", "partitions", "routers", "scores"}
 )
 
-PRELOAD = ["intarsia.bench.run", "intarsia.parallel.trial"]
+PRELOAD = ["intarsia_lab.bench.run", "intarsia.parallel.trial"]
 
 settings.register_profile(
     "ci",

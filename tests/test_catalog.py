@@ -18,7 +18,7 @@ from intarsia.core import Card, registry
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.core.exports import homes
 from intarsia.core.registry import INDEX, index
-from intarsia.results.index import (
+from intarsia_lab.pages.index import (
     entries,
     index_text,
     modules_with_cards,
@@ -27,7 +27,7 @@ from intarsia.results.index import (
     stubs,
 )
 
-STALE = "run: python -m intarsia.results.pages"
+STALE = "run: python -m intarsia_lab.pages.methods"
 METHODS = [key for key, entry in index().items() if entry["config"]]
 
 

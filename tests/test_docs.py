@@ -85,7 +85,8 @@ def verbs() -> list[str]:
         return []
     typer = importlib.import_module("typer")
     app = importlib.import_module("intarsia.cli").app
-    return sorted(typer.main.get_group(app).commands)
+    group: Any = typer.main.get_group(app)
+    return sorted(group.list_commands(None))
 
 
 def nav(node: Any) -> Iterator[str]:

@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "intarsia"
+LAB = ROOT / "lab" / "src" / "intarsia_lab"
 
 
 def _sources(*but: str) -> list[Path]:
@@ -32,24 +33,25 @@ def _imports(tree: ast.AST) -> Iterator[tuple[str, int]]:
 
 def test_a_class_name_means_one_thing() -> None:
     named: dict[str, list[str]] = {}
-    for path in _sources():
+    for path in (*_sources(), *sorted(LAB.rglob("*.py"))):
         for node in ast.parse(path.read_text()).body:
             if isinstance(node, ast.ClassDef):
-                named.setdefault(node.name, []).append(path.relative_to(SRC).as_posix())
+                named.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
     twice = {name: where for name, where in named.items() if len(where) > 1}
     assert named and not twice, "give all but one of each another name"
 
 
-# grimp finds the package on sys.path, so the first entry decides which tree is read
+# grimp finds the packages on sys.path, so the first entries decide which tree is read
 LINTED = """
 import os, sys
 from importlinter.cli import lint_imports
-for folder, source in zip(sys.argv[1::2], sys.argv[2::2]):
+for folder in sys.argv[1:]:
     os.chdir(folder)
-    sys.path.insert(0, source)
+    sources = [os.path.join(folder, "src"), os.path.join(folder, "lab", "src")]
+    sys.path[:0] = sources
     print("TREE", flush=True)
     print("EXIT", lint_imports(no_cache=True), flush=True)
-    sys.path.remove(source)
+    del sys.path[:2]
 """
 
 
@@ -57,7 +59,7 @@ for folder, source in zip(sys.argv[1::2], sys.argv[2::2]):
 def linted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """What import-linter says of this tree, "", and of each with a violation; in one process."""
     pytest.importorskip("importlinter", reason="import-linter comes with intarsia[dev]")
-    trees = {"": (ROOT, SRC.parent)}
+    trees = {"": ROOT}
     for name, (files, _) in PLANTED.items():
         folder = tmp_path_factory.mktemp("tree")
         package = _copy(folder)
@@ -65,9 +67,8 @@ def linted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
             (package / path).parent.mkdir(exist_ok=True)
             ((package / path).parent / "__init__.py").touch()
             (package / path).write_text(text + "\n")
-        trees[name] = folder, package.parent
-    places = [str(path) for pair in trees.values() for path in pair]
-    words = [sys.executable, "-c", LINTED, *places]
+        trees[name] = folder
+    words = [sys.executable, "-c", LINTED, *map(str, trees.values())]
     run = subprocess.run(words, capture_output=True, text=True, check=False, timeout=300)
     said = run.stdout.split("TREE\n")[1:]
     assert len(said) == len(trees), run.stdout + run.stderr
@@ -78,8 +79,8 @@ def _copy(to: Path) -> Path:
     """The package's tree without its contents but the imports that a test plants."""
     shutil.copy(ROOT / "pyproject.toml", to)
     package = to / "src" / "intarsia"
-    for path in _sources():
-        copy = package / path.relative_to(SRC)
+    for path in (*_sources(), *LAB.rglob("*.py")):
+        copy = to / path.relative_to(ROOT)
         copy.parent.mkdir(parents=True, exist_ok=True)
         copy.touch()
     return package
@@ -89,6 +90,7 @@ PLANTED: dict[str, tuple[dict[str, str], str]] = {
     "up": ({"core/x.py": "import intarsia.scores.y", "scores/y.py": ""}, "imports go down"),
     "sideways": ({"train/x.py": "from ..methods import y", "methods/y.py": ""}, "imports go down"),
     "unplaced": ({"surprise/x.py": ""}, "imports go down"),
+    "laboratory": ({"core/x.py": "import intarsia_lab.claims"}, "nothing of its laboratory"),
     "routers": (
         {"routers/topk.py": "from .topp import z", "routers/topp.py": "z = 1"},
         "a router knows",

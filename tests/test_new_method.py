@@ -40,7 +40,7 @@ keys, tests = sys.argv[1].split(), sys.argv[2:]
 class Pages:
     def pytest_sessionstart(self):  # pytest wants to import its plugins first
         sys.argv[1:] = []
-        runpy.run_module("intarsia.results.pages", run_name="__main__")
+        runpy.run_module("intarsia_lab.pages.methods", run_name="__main__")
 code = pytest.main(["-q", "-p", "no:cacheprovider", *tests], plugins=[Pages()])
 from intarsia.catalog import card
 from intarsia.conformance import check

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SRC = ROOT / "src" / "intarsia"
+LAB = ROOT / "lab" / "src" / "intarsia_lab"  # a file of it is written with lab/ before
 TOUR = (ROOT / "docs" / "tour.md").read_text()
 WALKS = dict(re.findall(r"^## (Walk \d)[^\n]*\n(.*?)(?=^## |\Z)", TOUR, re.M | re.S))
 STEP = re.compile(r"^\| `([\w/]+\.py)`( ↑)? \| `(\w+)` \|", re.M)
@@ -20,9 +21,10 @@ MOST = 3
 def _height(file: str) -> int:
     """The layer of a file, 0 at the top; folders of one layer are as high as each other."""
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]
-    layers = next(c["layers"] for c in contracts["contracts"] if c["id"] == "layers")
-    room = file.partition("/")[0].removesuffix(".py")
-    return next(i for i, layer in enumerate(layers) if room in re.findall(r"\w+", layer))
+    by_id = {c["id"]: c.get("layers", []) for c in contracts["contracts"]}
+    layers = [*(f"lab-{layer}" for layer in by_id["laboratory-layers"]), *by_id["layers"]]
+    room = file.replace("lab/", "lab-", 1).partition("/")[0].removesuffix(".py")
+    return next(i for i, layer in enumerate(layers) if room in re.findall(r"[\w-]+", layer))
 
 
 def climbs(steps: list[str]) -> list[bool]:
@@ -40,7 +42,8 @@ def test_a_walk_names_what_is_there(walk: str) -> None:
     steps = STEP.findall(WALKS[walk])
     assert len(steps) == WALKS[walk].count("\n| `") >= 10
     for file, _, name in steps:
-        tree = ast.parse((SRC / file).read_text())
+        path = LAB / file[4:] if file.startswith("lab/") else SRC / file
+        tree = ast.parse(path.read_text())
         kinds = ast.FunctionDef | ast.ClassDef
         assert name in {n.name for n in tree.body if isinstance(n, kinds)}, f"{file}: {name}"
 

@@ -5,7 +5,7 @@ from .adapters.lora import Lora as Lora
 from .adapters.mos import Mos as Mos
 from .adapters.sparse import Sparse as Sparse
 from .adapters.ssf import Ssf as Ssf
-from .bench.auto import auto as auto
+from .choosing.auto import auto as auto
 from .core import Cell as Cell
 from .core import Partition as Partition
 from .core import Routing as Routing

@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from torch import nn
 
-from intarsia.bench import fitting_methods
-from intarsia.bench.plan import BenchPlan, Slot
-from intarsia.bench.protocols import protocol
-from intarsia.cli.bench_steps import OWN_HEADS, ask, carry
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.data.sets import SETS
-from intarsia.data.suites.vtab import LISTS
+from intarsia_lab.bench import fitting_methods
+from intarsia_lab.bench.plan import BenchPlan, Slot
+from intarsia_lab.bench.protocols import protocol
+from intarsia_lab.cli.bench_steps import OWN_HEADS, ask, carry
+from intarsia_lab.materials.suites.vtab import LISTS
 
 from .conftest import Intarsia
 
@@ -231,7 +231,7 @@ def test_a_run_without_a_score_is_told_by_the_exit_code(
     intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, failed: list[str], code: int, more: Any
 ) -> None:
     summary = {"failed": failed, "plan": {"cut": []}, "table": "the table", "report": "page"}
-    monkeypatch.setattr("intarsia.cli.bench_steps.carry", lambda *_: summary)
+    monkeypatch.setattr("intarsia_lab.cli.bench_steps.carry", lambda *_: summary)
     said = intarsia("bench", "mini", "--tasks", "mnist", *TINY, *more)
     assert said.code == code and "the table" in said.out
 

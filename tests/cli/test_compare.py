@@ -12,15 +12,16 @@ import pytest
 import torch
 
 from intarsia import Bottleneck, Lora, Mosa, TopK, Upcycle
-from intarsia.claims import ledger
-from intarsia.cli import demo_steps, early
-from intarsia.core import Claim, Result
+from intarsia.cli import demo_steps
 from intarsia.core.errors import ConfigError, TrainingError
 from intarsia.experiments import matrix, rates
 from intarsia.experiments.experiment import Adapted, Experiment, Pictures
 from intarsia.experiments.matrix import PlannedRun, by_method, on_one_adapter, planned, run_all
 from intarsia.experiments.settings import method
 from intarsia.train import Training
+from intarsia_lab.claims import ledger
+from intarsia_lab.cli import words as lab_words
+from intarsia_lab.kit import Claim, Result
 
 from .conftest import QUICK, TINY, Intarsia, photos
 
@@ -375,8 +376,8 @@ def test_claims_are_run_kept_and_published(
     intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ledger, "claims", fake_claims)
-    monkeypatch.setattr("intarsia.claims.claims", fake_claims)
-    monkeypatch.setattr(early, "CLAIMS", ("small", "tiny"))
+    monkeypatch.setattr("intarsia_lab.claims.claims", fake_claims)
+    monkeypatch.setattr(lab_words, "CLAIMS", ("small", "tiny"))
     page = tmp_path / "claims.md"
     said = intarsia("claim", "small", "--page", page, "--seeds", "4,5")
     assert said.code == 0, said.err
@@ -394,8 +395,8 @@ def test_claims_are_run_kept_and_published(
 
 def test_wrong_claims(intarsia: Intarsia, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(ledger, "claims", lambda: fake_claims("long"))
-    monkeypatch.setattr("intarsia.claims.claims", lambda: fake_claims("long"))
-    monkeypatch.setattr(early, "CLAIMS", ("small", "tiny"))
+    monkeypatch.setattr("intarsia_lab.claims.claims", lambda: fake_claims("long"))
+    monkeypatch.setattr(lab_words, "CLAIMS", ("small", "tiny"))
     page = tmp_path / "claims.md"
     assert "Did you mean small" in intarsia("claim", "smal", "--page", page).words
     assert "one of them" in intarsia("claim", "small", "--all", "--page", page).words
@@ -419,19 +420,21 @@ def test_auto_chooses_and_says_what_else(
     assert intarsia("evaluate", "runs/auto-photos/choice").code == 0
 
 
-@pytest.mark.parametrize("words", [(), ("--routers", "top-k,switch")])
+@pytest.mark.parametrize("verb", ["compare", "compare-routers"])
 def test_a_folder_in_use_is_refused(
-    intarsia: Intarsia, folder: Path, tmp_path: Path, words: tuple[str, ...]
+    intarsia: Intarsia, folder: Path, tmp_path: Path, verb: str
 ) -> None:
     """The lock of the whole folder, which another process holds, not those of its runs."""
     program = "import sys; from intarsia.core.files import alone\n"
     program += "with alone(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", program, str(tmp_path / "runs")]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    data, options = ("austen", words) if words else (folder, (*TINY, *QUICK))
+    data, options = folder, (*TINY, *QUICK)
+    if verb == "compare-routers":
+        data, options = "austen", ("--routers", "top-k,switch")
     with subprocess.Popen(command, **pipes) as other:
         assert other.stdout is not None and other.stdout.readline() == b"held\n"
-        said = intarsia("compare", data, *options, "--seeds", "0", "--out", tmp_path / "runs")
+        said = intarsia(verb, data, *options, "--seeds", "0", "--out", tmp_path / "runs")
         assert other.stdin is not None
         other.stdin.close()
     assert said.code == 2 and "another process works in" in said.words

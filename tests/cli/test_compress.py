@@ -10,7 +10,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from intarsia import Gqsa, open_run
-from intarsia.bench import sparse
 from intarsia.formats import Bitmask
 from intarsia.hosts.opened import open_language_model
 from intarsia.hosts.swap import timing
@@ -20,6 +19,7 @@ from intarsia.hosts.swap.packed_linear import PackedLinear
 from intarsia.kernels import native
 from intarsia.kernels.native import building
 from intarsia.methods.gqsa.stages import Tuning
+from intarsia_lab.bench import sparse
 
 from .conftest import QUICK, Intarsia
 from .test_sparse import bytes_tokenizer

@@ -12,23 +12,27 @@ from intarsia.cli.options import shared
 from intarsia.core.errors import ConfigError, DataError, UnknownName
 from intarsia.experiments.experiment import FILE
 from intarsia.train.settings import PRECISIONS, SELECTIONS, settle
+from intarsia_lab.cli import names as lab_names
+from intarsia_lab.cli import words
 
 from .conftest import Intarsia
 
-STALE = "run: python -m intarsia.cli.names"
+STALE = "run: make generate"
 
 
 def test_the_names_are_those_of_the_library() -> None:
     """As sets: the order of what two branches add is left to the next `make generate`."""
-    assert set(early.NAMES.read_text().splitlines()) == set(names.text().splitlines()), STALE
+    for file, lists in ((early.NAMES, names.names()), (words.NAMES, lab_names.names())):
+        lines = names.text(lists).splitlines()
+        assert set(file.read_text().splitlines()) == set(lines), STALE
 
 
 def test_every_list_has_its_names() -> None:
-    assert {"mosa", "stack-bytes"} <= set(early.CLAIMS) and "mosa houlsby" in early.ARMS
+    assert {"mosa", "stack-bytes"} <= set(words.CLAIMS) and "mosa houlsby" in early.ARMS
     assert early.RECOMMENDERS["sessions"][0] == "m2trec" and len(early.RECOMMENDERS) == 2
     assert early.SELECTIONS == SELECTIONS and early.CHOICES["precision"] == PRECISIONS
-    lists = (early.SETS, early.CORPORA, early.SUITES, early.TEXTS, early.BACKBONES, early.TRACKERS)
-    assert all((*lists, early.ROUTERS, *early.CHOICES.values(), *early.RECOMMENDERS.values()))
+    lists = (early.SETS, early.CORPORA, early.TEXTS, early.BACKBONES, early.TRACKERS)
+    assert all((*lists, words.ROUTERS, *words.CHOICES.values(), *early.RECOMMENDERS.values()))
 
 
 @pytest.mark.parametrize("spec", ["elpv", "mini/elpv", "vtab-1k/joint@train+val", "austen", "."])

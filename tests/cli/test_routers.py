@@ -1,4 +1,4 @@
-"""compare --routers: cells that are kept, one table, one page; what makes no sense is refused."""
+"""compare-routers: cells that are kept, one table, one page; what makes no sense is refused."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from intarsia.cli import routing
 from intarsia.data import corpora
 from intarsia.data.small_models import Small
-from intarsia.experiments.routing import Scale, cells, materials
+from intarsia_lab.cli import router_steps as routing
+from intarsia_lab.routing import Scale, cells, materials
 
 from .conftest import Intarsia
 
@@ -32,7 +32,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_one_table_one_page_and_cells_that_are_kept(intarsia: Intarsia, tmp_path: Path) -> None:
-    words = ("compare", "toy", "--routers", "dense,top-k,switch", "--seeds", "0,1",
+    words = ("compare-routers", "toy", "--routers", "dense,top-k,switch", "--seeds", "0,1",
              "--budget", "both", "--out", tmp_path / "c")  # fmt: skip
     said = intarsia(*words)
     assert said.code == 0, said.err
@@ -53,8 +53,9 @@ def test_one_table_one_page_and_cells_that_are_kept(intarsia: Intarsia, tmp_path
 
 
 def test_steps_and_baseline(intarsia: Intarsia, tmp_path: Path) -> None:
-    said = intarsia("compare", "toy", "--routers", "hash,dense", "--seeds", "3", "--steps", "2",
-                    "--baseline", "dense", "--out", tmp_path / "c", "--json")  # fmt: skip
+    said = intarsia("compare-routers", "toy", "--routers", "hash,dense", "--seeds", "3",
+                    "--steps", "2", "--baseline", "dense", "--out", tmp_path / "c",
+                    "--json")  # fmt: skip
     assert said.code == 0, said.err
     assert [(r["contender"], r["steps"], r["baseline"]) for r in said.json["rows"]] == [
         ("hash", 2, "dense"), ("dense", 2, "dense"),
@@ -64,10 +65,6 @@ def test_steps_and_baseline(intarsia: Intarsia, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ("--routers top-k --methods mosa", "--methods with --routers"),
-        ("--routers top-k --epochs 3 --set mosa.active=2", "--epochs, --set with --routers"),
-        ("--budget flops", "--budget without --routers"),
-        ("--sees-later --steps 3", "--sees-later, --steps without --routers"),
         ("--routers top-k,comett", "Did you mean comet"),
         ("--routers top-k,top-k", "each once"),
         ("--routers top-k --seeds 0,0", "each once"),
@@ -84,13 +81,13 @@ def test_what_cannot_be_runs_nothing(
     intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, words: str, says: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said = intarsia("compare", "toy", *words.split())
+    said = intarsia("compare-routers", "toy", *words.split())
     assert said.code == 2 and says in said.words, said.err
     assert not (tmp_path / "runs").exists() and not (tmp_path / "home").exists()
 
 
 def test_unknown_data(intarsia: Intarsia) -> None:
-    said = intarsia("compare", "austin", "--routers", "top-k")
+    said = intarsia("compare-routers", "austin", "--routers", "top-k")
     assert said.code == 2 and "Did you mean austen" in said.words
 
 
@@ -99,5 +96,5 @@ def test_ctrl_c_says_how_to_go_on(intarsia: Intarsia, monkeypatch: pytest.Monkey
         raise KeyboardInterrupt
 
     monkeypatch.setattr(routing, "cells", stopped)
-    said = intarsia("compare", "toy", "--routers", "top-k")
+    said = intarsia("compare-routers", "toy", "--routers", "top-k")
     assert said.code == 130 and "same command again" in said.words

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -20,8 +21,8 @@ from intarsia.train.settings import keywords
 
 from .conftest import Intarsia
 
-GROUP = typer.main.get_group(app)
-VERBS = sorted(GROUP.commands)
+GROUP: Any = typer.main.get_group(app)
+VERBS = sorted(GROUP.list_commands(None))
 
 
 def test_the_verbs_of_the_design_are_there() -> None:
@@ -33,7 +34,7 @@ def test_the_verbs_of_the_design_are_there() -> None:
 def test_help_has_an_example_that_parses(intarsia: Intarsia, verb: str) -> None:
     said = intarsia(verb, "--help")
     assert said.code == 0 and intarsia(verb, "-h").out == said.out
-    command = GROUP.commands[verb]
+    command = GROUP.get_command(None, verb)
     found = re.search(r"Example:\s+(intarsia .*)", str(command.help))
     assert found, "no example"
     program, name, *words = shlex.split(found[1].partition(" > ")[0])
@@ -71,7 +72,7 @@ LIGHT = (
     "auto elpv --device gpu",
     "claim mosa --seeds x",
     "compare elpv --seeds 0;1",
-    "compare austen --routers nosuch",
+    "compare-routers austen --routers nosuch",
     "demo --seeds x",
     "fit elpv --epochs 0",
     "fit elpv --device gpu",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from intarsia.core import Card, Claim, Paper, Result
+from intarsia.core import Card, Paper
 from intarsia.core.errors import ConfigError
+from intarsia_lab.kit import Claim, Result
 
 PAPER = Paper("2312.02923", 2023, "Split & Merge")
 

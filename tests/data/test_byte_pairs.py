@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intarsia.core.errors import DataError
-from intarsia.data.byte_pairs import KINDS, kind_of, trained
 from intarsia.data.corpora import r_strings
+from intarsia_lab.materials.byte_pairs import KINDS, kind_of, trained
 
 BPE = trained(["the cat and the hat, 12 of them\n" * 20], 280)
 

@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 
-from intarsia.data.solids import Kind, Solid, View, _cross, depth, render, turn
+from intarsia_lab.materials.solids import Kind, Solid, View, _cross, depth, render, turn
 
 
 def _inside_naive(solid: Solid, point: np.ndarray) -> bool:

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from intarsia.core.errors import ConfigError, UnknownName
-from intarsia.data import structured
-from intarsia.data.solids import depth, turn
+from intarsia_lab.materials import structured
+from intarsia_lab.materials.solids import depth, turn
 
 NAMES = structured.names()
 

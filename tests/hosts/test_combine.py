@@ -10,10 +10,10 @@ import torch
 
 import intarsia
 from intarsia.catalog import cards
-from intarsia.conformance.composition import after, beside, by_trait, over, sums, vit
 from intarsia.core.errors import ConfigError, FoldError
 from intarsia.core.registry import card
 from intarsia.hosts.delta.cells import layers_of
+from intarsia_lab.pages.composition import after, beside, by_trait, over, sums, vit
 
 
 def adapted(*methods: Any, layers: tuple[int, ...] | None = None) -> Any:

@@ -13,11 +13,11 @@ from torch import nn
 
 import intarsia
 from intarsia.catalog import card, cards
-from intarsia.conformance.host_models import HOSTS, host
-from intarsia.conformance.hosts import UPCYCLE, page, said, upcycles, works
 from intarsia.core.errors import ConfigError, TargetError, UnknownName
 from intarsia.hosts.anatomy.blocks import block_kind, blocks, places
 from intarsia.methods import LinearProbe
+from intarsia_lab.pages.host_models import HOSTS, host
+from intarsia_lab.pages.hosts import UPCYCLE, page, said, upcycles, works
 
 PAGE = Path(__file__).parents[2] / "docs" / "hosts.md"
 # a method of each place on a model of each kind; the page has the others

@@ -239,7 +239,7 @@ def test_a_mixture_with_momentum_is_saved_and_comes_back(tmp_path: Path) -> None
 
 
 def test_the_old_name_of_momentum_refuses_what_it_does_not_fit() -> None:
-    from intarsia.conformance.host_models import host
+    from intarsia_lab.pages.host_models import host
 
     with pytest.warns(DeprecationWarning, match="methods.add_momentum"):
         from intarsia.mixtures import add_momentum

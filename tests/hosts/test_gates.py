@@ -12,11 +12,11 @@ from torch.testing import assert_close
 
 import intarsia
 from intarsia import TopK
-from intarsia.conformance.hosts import host
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.hosts.anatomy.gates import OwnGate, followed
 from intarsia.hosts.swap.upcycle import upcycle_step
 from intarsia.methods import Momentum
+from intarsia_lab.pages.hosts import host
 
 IDS = torch.randint(64, (2, 7), generator=torch.Generator().manual_seed(0))
 SIZES = {

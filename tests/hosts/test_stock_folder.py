@@ -15,13 +15,13 @@ import transformers as hf
 from torch import nn
 
 import intarsia
-from intarsia.conformance.host_models import HOSTS, host
-from intarsia.conformance.hosts import said
 from intarsia.core.change import is_record
 from intarsia.core.errors import CheckpointError
 from intarsia.formats import Bitmask, Ternary
 from intarsia.hosts.prune.pruners import Magnitude
 from intarsia.hosts.spans.head_spans import HeadSpans
+from intarsia_lab.pages.host_models import HOSTS, host
+from intarsia_lab.pages.hosts import said
 
 Change = Callable[[nn.Module], nn.Module]
 BATCH = HOSTS["Llama"].batch()

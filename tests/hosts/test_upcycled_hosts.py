@@ -13,11 +13,11 @@ from torch.testing import assert_close
 
 import intarsia
 from intarsia import TopK
-from intarsia.conformance.host_models import HOSTS, host
-from intarsia.conformance.hosts import said
 from intarsia.core.errors import CheckpointError, ConfigError, TargetError
 from intarsia.gating import learned_routers
 from intarsia.mixtures import Mixture
+from intarsia_lab.pages.host_models import HOSTS, host
+from intarsia_lab.pages.hosts import said
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 

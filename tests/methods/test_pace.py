@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 
 from intarsia.adapters import Bottleneck, Lora
-from intarsia.bench.arms import ASKED, arm
+from intarsia.choosing.arms import ASKED, arm
 from intarsia.core import Site
 from intarsia.core.errors import ConfigError
 from intarsia.experiments.execute import method_of, recipe_of

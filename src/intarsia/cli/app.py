@@ -10,9 +10,7 @@ import typer
 from ..core.interrupts import never_lost
 from ..core.quiet import kept_quiet
 from . import searching
-from .benching import bench
 from .choosing import auto
-from .claiming import claim
 from .coding import decode, encode, prior
 from .comparing import compare, report
 from .components import components
@@ -80,7 +78,6 @@ app.command("evaluate")(evaluate)
 app.command("predict")(predict)
 app.command("recommend")(recommend)
 app.command("compare")(compare)
-app.command("bench")(bench)
 app.command("components")(components)
 app.command("export")(export)
 app.command("serve")(serve)
@@ -101,7 +98,6 @@ app.command("encode")(encode)
 app.command("decode")(decode)
 app.command("prior")(prior)
 app.command("sat")(sat)
-app.command("claim")(claim)
 app.command("report")(report)
 app.command("demo")(demo)
 

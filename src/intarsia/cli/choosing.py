@@ -16,7 +16,7 @@ from .shell import note, say, show_json, show_rich
 from .training import use_threads
 
 if TYPE_CHECKING:
-    from ..bench.auto import AutoRun
+    from ..choosing.auto import AutoRun
 
 OPTIONS = (
     *(
@@ -77,7 +77,7 @@ def auto(
     if data is None and not resume:
         want, fix = "a folder of pictures, a named set or a table", "For example: auto elpv"
         raise ConfigError("DATA", got="nothing", want=want, fix=fix)
-    from ..bench.auto import auto as choose
+    from ..choosing.auto import auto as choose
 
     use_threads(given.pop("threads"))
     allow_pixels(ctx, given.pop("max_pixels"))

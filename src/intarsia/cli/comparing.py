@@ -13,11 +13,9 @@ from ..core.files import alone, read_json
 from . import completing
 from .early import (
     check_choices,
-    check_compared,
     check_data,
     check_numbers,
     check_rates,
-    check_routers,
     is_text,
     learning_rates,
     method_key,
@@ -53,31 +51,6 @@ Baseline = Annotated[
 ]
 
 
-def _routers(*names: str, help: str, complete: Any = None) -> Any:
-    return typer.Option(*names, help=help, rich_help_panel="Routers", autocompletion=complete)
-
-
-Routers = Annotated[
-    str | None,
-    _routers(
-        "--routers",
-        complete=completing.ROUTER,
-        help="With commas, as top-k,switch, or all: compare routers in place of methods, in a "
-        "small model, on a corpus (austen, gcide, ...) or a set, several with commas.",
-    ),
-]
-Budget = Annotated[
-    str, _routers("--budget", help="Equal steps, or flops: equal operations; or both.")
-]
-Steps = Annotated[
-    int | None,
-    _routers("--steps", help="Of training; 1500 on texts, 1000 on pictures if not given."),
-]
-SeesLater = Annotated[
-    bool, _routers("--sees-later", help="Let in routers that see later tokens of a text.")
-]
-
-
 @with_options(
     (
         *shared(
@@ -106,31 +79,22 @@ def compare(
     jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
     baseline: Baseline = None,
     as_json: Json = False,
-    routers: Routers = None,
-    budget: Budget = "steps",
-    steps: Steps = None,
-    sees_later: SeesLater = False,
     **given: Any,
 ) -> None:
-    """Train several methods, or routers, at several seeds on the same data: one table, one page.
+    """Train several methods at several seeds on the same data: one table, one page.
 
     Each method has a learning rate of its own: the best of one grid for all, on validation, at a
     seed that no run has; --lr fixes one for all. Settings of a method are given as --set
     METHOD.name=value. Called again, it keeps the runs that are finished and goes on with one that
-    was stopped. With --routers, the same small model under each of them.
+    was stopped.
 
     Example:  intarsia compare elpv --size 70 -n 200 --epochs 40 --seeds 0,1 --set lora.rank=8
     """
     asked = {**locals(), **given}
     words = given_in_words(ctx)
-    check_compared(words, routers is not None)
     allow_pixels(ctx, given["max_pixels"])
     numbers("--seeds", seeds)
-    if routers is not None:
-        check_routers(routers)
-        _compare_routers(asked)
-    else:
-        _compare_methods(asked, given, words)
+    _compare_methods(asked, given, words)
 
 
 def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[str]) -> None:
@@ -193,26 +157,6 @@ def _by_key(settings: Sequence[str], keys: Mapping[str, str]) -> Iterator[str]:
     for text in settings:
         name, dot, rest = text.partition(".")
         yield f"{keys.get(name, name)}{dot}{rest}"
-
-
-def _compare_routers(given: dict[str, Any]) -> None:
-    from ..results.routers.tables import table_of
-    from ..results.table import Terminal
-    from .routing import ask, carry
-
-    try:
-        sheets, found = carry(ask(given), given, note)
-    except KeyboardInterrupt as stop:
-        raise KeyboardInterrupt("Call the same command again to go on.") from stop
-    if given["as_json"]:
-        show_json(found)
-        return
-    for sheet in sheets:
-        table = table_of(sheet)
-        show_rich(Terminal(table))
-        for line in table.notes:
-            say(line)
-    say(f"Report: {found['report']}")
 
 
 def report(

@@ -13,17 +13,15 @@ from typing import Any
 import typer
 
 from ..core.checks import BALANCED, DEVICES
+from ..core.plugins import TASKS, plugins
 from ..core.registry import index
 from .early import (
     BACKBONES,
     CHOICES,
-    CLAIMS,
     CORPORA,
     RECOMMENDERS,
-    ROUTERS,
     RUN,
     SETS,
-    SUITES,
     TRACKERS,
 )
 
@@ -70,7 +68,7 @@ def cards(incomplete: str) -> list[tuple[str, str]]:
 
 def data(incomplete: str) -> Iterator[str]:
     """Named sets, corpora and suites, and what lies in the folder."""
-    yield from among((*SETS, *CORPORA, *(f"{suite}/" for suite in SUITES)))(incomplete)
+    yield from among((*SETS, *CORPORA, *(f"{suite}/" for suite in plugins(TASKS))))(incomplete)
     folder, _, head = incomplete.rpartition("/")
     for path in sorted(Path(folder or ("/" if incomplete.startswith("/") else ".")).glob("*")):
         if path.name.startswith(head) and not path.name.startswith("."):
@@ -113,6 +111,5 @@ OF_OPTION: dict[str, Callable[..., Iterable[Any]]] = {
     "tracker": among(TRACKERS),
     "class_weights": among((BALANCED,)),
 }
-CLAIM, ROUTER = among(CLAIMS), several(among(("all", *ROUTERS)))
 METHODS = several(method_names)
 KIND = among(sorted({entry["kind"] for entry in index().values()}))

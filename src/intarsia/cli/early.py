@@ -25,32 +25,35 @@ from ..core.checks import (
 from ..core.errors import ConfigError, DataError, UnknownName
 from ..core.files import JOINED
 from ..core.pictured import lists_pictures
+from ..core.plugins import TASKS, plugins
 from ..core.registry import find, index
 
+Words = Mapping[str, tuple[str, ...]]
+
+
+def read_words(path: Path) -> Words:
+    """Return the lists of a file that `names.text` wrote: the words of an option under its flag."""
+    lists: dict[str, tuple[str, ...]] = {}
+    for line in path.read_text().splitlines():
+        kind, word = line.split(": ", 1)
+        lists[kind] = (*lists.get(kind, ()), word)
+    return lists
+
+
+def choices(lists: Words) -> Words:
+    """Return the words of each option, by its name without dashes."""
+    return {kind[2:]: words for kind, words in lists.items() if kind.startswith("--")}
+
+
 NAMES = Path(__file__).with_name("names.txt")
-_LINES = tuple(line.split(": ", 1) for line in NAMES.read_text().splitlines())
-
-
-def _of(kind: str) -> tuple[str, ...]:
-    return tuple(word for named, word in _LINES if named == kind)
-
-
-SETS, CORPORA, SUITES, TEXTS = _of("set"), _of("corpus"), _of("suite"), _of("text")
-BACKBONES, TRACKERS, ROUTERS, CLAIMS = map(_of, ("backbone", "tracker", "router", "claim"))
-ARMS = _of("arm")
-"""Of the benchmark, beside the methods."""
-SELECTIONS = _of("selection")
-CALIBRATIONS = _of("calibration")
+WORDS = read_words(NAMES)
+SETS, CORPORA, TEXTS, BACKBONES = map(WORDS.__getitem__, ("set", "corpus", "text", "backbone"))
+TRACKERS, ARMS = WORDS["tracker"], WORDS["arm"]
+SELECTIONS, CALIBRATIONS = WORDS["selection"], WORDS["calibration"]
 """Words of `--calib` that stand for several texts."""
 RETRIEVAL = "sparse-retrieval"
-RECOMMENDERS = {task: _of(f"{task} recommender") for task in _of("--task") if task != RETRIEVAL}
-CHOICES = {kind.removeprefix("--"): _of(kind) for kind, _ in _LINES if kind.startswith("--")}
-OF_ROUTERS = (
-    *("data", "routers", "seeds", "budget", "steps", "sees_later", "jobs", "threads", "out"),
-    *("baseline", "as_json", "ctx", "debug"),
-)
-ONLY_OF_ROUTERS = ("budget", "steps", "sees_later")
-"""Options that mean something to a comparison of routers, and those that mean nothing without."""
+CHOICES = choices(WORDS)
+RECOMMENDERS = {task: WORDS[f"{task} recommender"] for task in CHOICES["task"] if task != RETRIEVAL}
 # numbers of a run that can be too small, and those that are shares below 1
 LEAST = {"epochs": 1, "batch_size": 1, "accumulate": 1, "patience": 1, "lr": 0, "weight_decay": 0}
 LEAST |= {"mixup": 0, "cutmix": 0, "workers": 0, "threads": 1, "jobs": 1}
@@ -63,15 +66,15 @@ def check_data(spec: str) -> None:
     """Raises: UnknownName or DataError unless it is a name of the library or a path that exists."""
     spec = spec.removesuffix(JOINED)
     head, slash, _ = spec.partition("/")
-    if spec in (*SETS, *CORPORA) or (slash and head in SUITES):
+    if spec in (*SETS, *CORPORA) or (slash and head in plugins(TASKS)):
         return
     if os.path.exists(os.path.expanduser(spec)):  # no error for a name that is too long
         return
     if not slash and not Path(spec).suffix:
-        known = (*SETS, *CORPORA, *(f"{name}/TASK" for name in SUITES))
+        known = (*SETS, *CORPORA, *(f"{name}/TASK" for name in plugins(TASKS)))
         raise UnknownName("data set (and no folder of that name is here)", spec, known)
-    if difflib.get_close_matches(head, SUITES, cutoff=0.7):
-        raise UnknownName("suite (and no folder of that name is here)", head, SUITES)
+    if difflib.get_close_matches(head, plugins(TASKS), cutoff=0.7):
+        raise UnknownName("suite (and no folder of that name is here)", head, plugins(TASKS))
     got, want = "nothing there", "a named set, a task, a folder, a table or a text file"
     raise DataError(f"data {spec!r}", got=got, want=want, fix="Check the path.")
 
@@ -110,12 +113,12 @@ def check_run(folder: Path) -> None:
     raise ConfigError(f"run {folder}", got=got, want=want, fix=fix)
 
 
-def check_choices(given: Mapping[str, Any]) -> None:
+def check_choices(given: Mapping[str, Any], known: Words = CHOICES) -> None:
     """Raises: UnknownName for an option whose value is none of its words."""
-    for name in CHOICES.keys() & given.keys():
+    for name in known.keys() & given.keys():
         word = str(given[name]).partition(":")[0].partition("+")[0]  # an objective has settings
-        if given[name] is not None and word not in CHOICES[name]:
-            raise UnknownName(f"--{name}", word, CHOICES[name])
+        if given[name] is not None and word not in known[name]:
+            raise UnknownName(f"--{name}", word, known[name])
 
 
 def check_numbers(given: Mapping[str, Any]) -> None:
@@ -225,31 +228,3 @@ def check_settings(key: str, settings: Iterable[str]) -> None:
         name = text.partition("=")[0].partition(".")[0].strip()
         if known and name and name not in known:
             raise UnknownName(f"setting of {key!r}", name, known)
-
-
-def check_claim(name: str) -> None:
-    """Raises: UnknownName."""
-    if name not in CLAIMS:
-        raise UnknownName("claim", name, CLAIMS)
-
-
-def check_routers(text: str) -> None:
-    """Raises: UnknownName for a router that `compare` does not know."""
-    for name in (word.strip() for word in text.split(",")):
-        if name not in ("", "all", *ROUTERS):
-            raise UnknownName("router", name, ROUTERS)
-
-
-def check_compared(given: set[str], routers: bool) -> None:
-    """Raises: ConfigError for options of `compare` that say nothing about what it compares."""
-    strange = sorted(given - set(OF_ROUTERS) if routers else given & set(ONLY_OF_ROUTERS))
-    if not strange:
-        return
-    names = ", ".join(OPTIONS.get(name, f"--{name.replace('_', '-')}") for name in strange)
-    got = f"{names} {'with' if routers else 'without'} --routers"
-    want, fix = "--routers with them", "For example: --routers top-k,switch --budget both"
-    if routers:
-        of_them = "--seeds, --budget, --steps, --sees-later, --baseline, --jobs, --threads, --out"
-        want = f"with --routers: {of_them}"
-        fix = "Leave them out: models, rates and pictures are one for all routers."
-    raise ConfigError("options of compare", got=got, want=want, fix=fix)

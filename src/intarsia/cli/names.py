@@ -8,15 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import get_args
 
-from ..bench.arms import ARMS
-from ..bench.profiles import PROFILES
-from ..bench.protocols import PROTOCOLS
-from ..claims import claims
+from ..choosing.arms import ARMS
 from ..core.files import write_text
 from ..core.registry import card, index, keys
-from ..data import backbones, calibration, corpora, language_models, sets, suites, texts
+from ..data import backbones, calibration, corpora, language_models, sets, texts
 from ..data.transforms import Augment
-from ..experiments.routing import VARIANTS
 from ..experiments.settings import HEADS, SCHEDULES
 from ..train import OBJECTIVES, progress
 from ..train.settings import PRECISIONS, SELECTIONS
@@ -39,13 +35,10 @@ def names() -> Mapping[str, Iterable[str]]:
     return {
         "set": sorted(sets.names()),
         "corpus": sorted(corpora.names()),
-        "suite": suites.MODULES,
         "text": texts.SUFFIXES,
         "backbone": sorted({*backbones.names(), *language_models.PACKAGED}),
         "arm": sorted({arm.name for arm in ARMS} - index().keys()),
         "tracker": sorted(progress.TRACKERS),
-        "router": sorted(VARIANTS),
-        "claim": sorted(claim.key for claim in claims()),
         "selection": SELECTIONS,
         "calibration": (calibration.MIXED,),
         **{f"{task} recommender": known for task, known in tasks.items()},
@@ -53,17 +46,14 @@ def names() -> Mapping[str, Iterable[str]]:
         "--precision": PRECISIONS,
         "--objective": (*OBJECTIVES, *keys("objective"), HEADS),
         "--schedule": SCHEDULES,
-        "--suite": (*suites.MODULES, "sparse"),
         "--task": (*tasks, RETRIEVAL),
-        "--profile": (profile.name for profile in PROFILES),
-        "--protocol": (protocol.name for protocol in PROTOCOLS),
     }
 
 
-def text() -> str:
-    """The file: a list's name and a word in each line, so that two additions merge."""
-    return "".join(f"{kind}: {word}\n" for kind, words in names().items() for word in words)
+def text(lists: Mapping[str, Iterable[str]]) -> str:
+    """Return the file: a list's name and a word in each line, so that two additions merge."""
+    return "".join(f"{kind}: {word}\n" for kind, words in lists.items() for word in words)
 
 
 if __name__ == "__main__":
-    write_text(NAMES, text())
+    write_text(NAMES, text(names()))

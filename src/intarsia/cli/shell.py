@@ -15,7 +15,8 @@ from rich.table import Table
 from typer import BadParameter
 from typer.core import TyperGroup
 
-from ..core.errors import printable
+from ..core.errors import ConfigError, printable
+from ..core.plugins import LABORATORY, VERBS, plugins
 from ..core.quiet import quiet
 from ..experiments import INTERRUPTED
 
@@ -112,7 +113,27 @@ def show_error(error: Exception) -> None:
 
 
 class Verbs(TyperGroup):
-    """The verbs; errors of the library become one panel and exit code 2, Ctrl-C a clean stop."""
+    """The verbs, with those of other distributions that are installed.
+
+    Errors of the library become one panel and exit code 2, Ctrl-C a clean stop.
+    """
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        return [*super().list_commands(ctx), *plugins(VERBS)]
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Raises: ConfigError for a verb of the laboratory where it is not installed."""
+        if (command := super().get_command(ctx, cmd_name)) is not None:
+            return command
+        if cmd_name in plugins(VERBS):
+            added = typer.Typer(add_completion=False, rich_markup_mode="rich")
+            added.command(cmd_name)(plugins(VERBS)[cmd_name].load())
+            return typer.main.get_command(added)
+        if cmd_name in LABORATORY:
+            got, want = "intarsia alone", "the distribution intarsia-lab beside it"
+            fix = "In a clone of the repository: pip install ./lab"
+            raise ConfigError(f"verb {cmd_name!r}", got=got, want=want, fix=fix)
+        return None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """Keeps the words of a verb, for the error of one that is no value of its option."""

@@ -3,8 +3,6 @@ from .card import Paper as Paper
 from .cell import Cell as Cell
 from .cell import Method as Method
 from .cell import Site as Site
-from .claim import Claim as Claim
-from .claim import Result as Result
 from .format import Format as Format
 from .format import nbytes as nbytes
 from .partition import Partition as Partition

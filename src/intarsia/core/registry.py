@@ -1,6 +1,6 @@
 """The closed list of methods, and methods as JSON: a key and plain settings, never a path.
 
-The list is the card index, cards.json, which `python -m intarsia.results.pages` writes from the
+The list is the card index, cards.json, which `python -m intarsia_lab.pages.methods` writes from the
 cards in the methods' files. Reading it imports no method: an optional dependency breaks one method
 and no more, a list or a refusal needs no torch, and a file can only ever choose from this list.
 """

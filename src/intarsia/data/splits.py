@@ -21,10 +21,12 @@ import numpy as np
 
 from intarsia.core.checks import one_of, whole
 from intarsia.core.errors import ConfigError, DataError, UnknownName
-from intarsia.data import sets, suites
+from intarsia.core.files import JOINED
+from intarsia.data import sets, tasks
 from intarsia.data.fingerprint import fingerprint, shared
 from intarsia.data.folders import check_same_classes, read_folder
 from intarsia.data.images import ImageSet, OnError, check_every_class, stratified, verify
+from intarsia.data.joined import chained
 from intarsia.data.label_sets import strata
 from intarsia.data.packages import announce
 from intarsia.data.subsets import Keep
@@ -70,7 +72,7 @@ def load_data(
     With several labels a picture, as a;b or a list in its column `labels`, a split keeps the sets
     of labels in proportion; where there are too many of them it is drawn at random, which is
     reported and recorded as "drawn_plainly".
-    A benchmark task is named "suite/task", see `suites.find`. If the suite publishes a training
+    A benchmark task is named "suite/task", see `tasks.find`. If the suite publishes a training
     part of the given `fraction`, it replaces the training part and, with "@train+val", also the
     validation part. Otherwise the fraction is drawn from these parts. The record says which.
     Behind any other name or path, too, "@train+val" joins the two parts that it has.
@@ -84,10 +86,10 @@ def load_data(
     kept: dict[str, Any] = {}
     kept |= Keep(train, fraction, shots, fewer).record()  # checks the sizes before reading
     parts = read_data(spec, on_error=on_error, progress=progress)
-    task = suites.find(spec) if spec not in sets.SETS else None
+    task = tasks.find(spec) if spec not in sets.SETS else None
     if task and fraction is not None:
-        drawn = "train and val" if suites.joins(spec) else "train"
-        if small := suites.published(spec, fraction):
+        drawn = "train and val" if task.joins else "train"
+        if small := task.published(fraction):
             parts["train"], fraction = small, None
             kept |= {"published": True, "from": f"{small.source}, in place of {drawn}"}
         else:
@@ -102,8 +104,8 @@ def load_data(
         if n:
             progress(f"intarsia: {spec}: {pair} share {n} identical picture{'s' * (n > 1)}")
     record = {"spec": spec, **splits.record, "kept": kept}
-    if task and task[1].group == suites.JOINT:
-        record["tasks"] = suites.groups(splits.classes)
+    if task and task.groups:
+        record["tasks"] = task.groups(splits.classes)
     return replace(splits, record=record)
 
 
@@ -120,29 +122,30 @@ def read_data(
 ) -> dict[str, ImageSet]:
     """Return the parts of a name or path as published: `all`, or `train` with `val` or `test`."""
     spec = _named(spec)
-    if spec.endswith(suites.JOINED) and not suites.find(spec):
-        parts = read_data(spec.removesuffix(suites.JOINED), on_error=on_error, progress=progress)
+    task = tasks.find(spec)
+    if spec.endswith(JOINED) and not task:
+        parts = read_data(spec.removesuffix(JOINED), on_error=on_error, progress=progress)
         if "val" in parts:
-            parts["train"] = suites.chained(parts["train"], parts.pop("val"))
+            parts["train"] = chained(parts["train"], parts.pop("val"))
         return parts
     if spec in sets.SETS:
         full = sets.load(spec, progress=progress)
         if sets.SETS[spec].published_train is None:
             return {"all": full}
         return {"train": sets.load(spec, part="train"), "test": sets.load(spec, part="test")}
-    if suites.find(spec):
-        parts = suites.read(spec)
+    if task:
+        parts = task.read()
         if on_error == "raise":  # make_splits decodes and checks the images that it keeps
             return parts
         return {part: verify(images, on_error=on_error) for part, images in parts.items()}
     path = Path(spec).expanduser()
     there = os.path.exists(path)  # unlike Path.exists, no error for a name that is too long
     if not there and len(path.parts) == 1 and not path.suffix:
-        known = [*sets.SETS, *(f"{name}/TASK" for name in suites.MODULES)]
+        known = [*sets.SETS, *(f"{name}/TASK" for name in tasks.suites())]
         raise UnknownName("data set (and no folder of that name is here)", spec, known)
     head = path.parts[0] if path.parts else ""
-    if not there and get_close_matches(head, suites.MODULES, cutoff=0.7):
-        raise UnknownName("suite (and no folder of that name is here)", head, suites.MODULES)
+    if not there and get_close_matches(head, tasks.suites(), cutoff=0.7):
+        raise UnknownName("suite (and no folder of that name is here)", head, tasks.suites())
     if not there:
         want = "a named set, a task, a folder, a CSV, Parquet or .jsonl file"
         raise DataError(f"data {spec!r}", got="nothing there", want=want, fix="Check the path.")

@@ -27,7 +27,7 @@ from ..data import (
     hold_out,
     input_config,
     load_data,
-    suites,
+    tasks,
     tensors,
     train_transform,
     trunk_fingerprint,
@@ -309,9 +309,8 @@ def sets_of(
     def of(part: str, images: ImageSet) -> Dataset[Any]:
         return held(images, inputs, shared, once.of_part(same, part))
 
-    found = suites.find(experiment.pictures.data)
-    tasks = suites.members(found[0], found[1].name) if found else ()
-    if augment != "none" and any(task.group == "structured" for task in tasks):
+    task = tasks.find(experiment.pictures.data)
+    if augment != "none" and task and not task.crops:
         got = f"{augment!r} for {experiment.pictures.data}"
         want = "'none': its labels are places, angles and counts, which a crop or flip changes"
         raise ConfigError("--augment", got=got, want=want, fix="Leave it out.")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from intarsia.data import suites
+from intarsia_lab.materials import suites
 
 Picture = Callable[..., Image.Image]
 
@@ -29,7 +29,7 @@ def table(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def change(spec: str, **numbers: object) -> None:
         head, name = spec.split("/")
-        module = import_module(f"intarsia.data.suites.{suites.MODULES[head]}")
+        module = import_module(f"intarsia_lab.materials.suites.{suites.MODULES[head]}")
         tasks = module.SUITE.tasks
         tasks = tuple(replace(t, **numbers) if t.name == name else t for t in tasks)  # pyright: ignore
         monkeypatch.setattr(module, "SUITE", replace(module.SUITE, tasks=tasks))

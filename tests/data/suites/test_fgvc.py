@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from intarsia.core.errors import DataError
-from intarsia.data import load_data, suites
+from intarsia.data import load_data
+from intarsia_lab.materials import suites
 
 Table = Callable[..., None]
 COUNTS = {"train": 12, "val": 3, "test": 6}

@@ -9,8 +9,8 @@ import pytest
 
 from intarsia.data.fingerprint import shared
 from intarsia.data.images import verify
-from intarsia.data.suites import suite
-from intarsia.data.suites.task import SuiteTask
+from intarsia_lab.materials.suites import suite
+from intarsia_lab.materials.suites.task import SuiteTask
 
 SUITE = suite("fresh")
 

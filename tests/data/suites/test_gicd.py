@@ -13,7 +13,8 @@ import pytest
 from torchvision.datasets import CIFAR100
 
 from intarsia.core.errors import DataError
-from intarsia.data import load_data, suites
+from intarsia.data import load_data
+from intarsia_lab.materials import suites
 
 Table = Callable[..., None]
 Draw = Callable[..., None]

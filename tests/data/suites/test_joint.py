@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from intarsia.core.errors import ConfigError
 from intarsia.data import ImageSet, make_splits
-from intarsia.data.suites.joint import groups, joint, joint_task
-from intarsia.data.suites.task import Parts, SuiteTask
+from intarsia_lab.materials.suites.joint import groups, joint, joint_task
+from intarsia_lab.materials.suites.task import Parts, SuiteTask
 
 PARTS = ("train", "val", "test")
 

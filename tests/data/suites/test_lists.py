@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intarsia.core.errors import DataError
-from intarsia.data.suites.lists import leaves, read_json, read_lines
+from intarsia_lab.materials.suites.lists import leaves, read_json, read_lines
 
 PATHS = st.from_regex(r"[a-z0-9_]{1,6}( [a-z]{1,3})?(/[a-z]{1,4}){0,2}\.png", fullmatch=True)
 ROWS = st.dictionaries(PATHS, st.integers(0, 9), min_size=1, max_size=8)

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from intarsia.data import ImageSet, sets, structured
+from intarsia.data import ImageSet, sets
 from intarsia.data.fingerprint import shared
 from intarsia.data.images import check_every_class, verify
 from intarsia.data.packages import Package
-from intarsia.data.suites import mini, suite
-from intarsia.data.suites.task import Parts, SuiteTask
+from intarsia_lab.materials import structured
+from intarsia_lab.materials.suites import mini, suite
+from intarsia_lab.materials.suites.task import Parts, SuiteTask
 
 SUITE = mini.SUITE
 REAL = [task for task in SUITE.tasks if not task.name.startswith("synthetic")]

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from intarsia.core.errors import ConfigError, DataError, UnknownName
-from intarsia.data import load_data, suites
+from intarsia.data import load_data
+from intarsia_lab.materials import suites
 
 Noah = Callable[..., Path]
 Table = Callable[..., None]

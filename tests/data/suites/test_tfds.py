@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from intarsia.core.errors import DataError, MissingExtra
-from intarsia.data import load_data, suites
-from intarsia.data.suites import tfds
+from intarsia.data import load_data
+from intarsia_lab.materials import suites
+from intarsia_lab.materials.suites import tfds
 
 Example = dict[str, Any]
 

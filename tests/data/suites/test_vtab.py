@@ -10,16 +10,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from intarsia.bench.arms import arm
-from intarsia.bench.budget import estimated
-from intarsia.bench.plan import BenchPlan
-from intarsia.bench.protocols import protocol
-from intarsia.bench.run import How, run_plan
+from intarsia.choosing.arms import arm
 from intarsia.core.errors import DataError, UnknownName
-from intarsia.data import load_data, suites
-from intarsia.data.suites import vtab
+from intarsia.data import load_data
 from intarsia.experiments.experiment import Experiment, Pictures
-from intarsia.results.suites.records import Done
+from intarsia_lab.bench.budget import estimated
+from intarsia_lab.bench.plan import BenchPlan
+from intarsia_lab.bench.protocols import protocol
+from intarsia_lab.bench.report.records import Done
+from intarsia_lab.bench.run import How, run_plan
+from intarsia_lab.materials import suites
+from intarsia_lab.materials.suites import vtab
 
 Noah = Callable[..., Path]
 Table = Callable[..., None]

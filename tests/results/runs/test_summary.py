@@ -23,10 +23,10 @@ from intarsia.results.runs.settings_rows import (
     value_text,
 )
 from intarsia.results.runs.tables import table_of
-from intarsia.results.suites.records import Done, MethodName, RunResult, Setup, TaskName
-from intarsia.results.suites.summary import tables
-from intarsia.results.suites.tables import difference_table
 from intarsia.results.wording import joined
+from intarsia_lab.bench.report.records import Done, MethodName, RunResult, Setup, TaskName
+from intarsia_lab.bench.report.summary import tables
+from intarsia_lab.bench.report.tables import difference_table
 
 Make = Callable[..., Path]
 

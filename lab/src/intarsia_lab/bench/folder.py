@@ -1,0 +1,64 @@
+"""The folder of a benchmark: what lies where, and that only one runner works in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from intarsia.core.errors import CheckpointError, ConfigError
+from intarsia.core.files import alone, read_json, write_json, write_text
+
+FORMAT = 1
+SHARED = "suite", "protocol"  # by all results of a folder
+RESULTS, PLAN = "results.jsonl", "bench.json"
+README = """A benchmark of intarsia.
+
+index.html, table.md, table.tex   the tables and their statistics
+results.csv                       one row for each run that counts
+results.jsonl                     the same as JSON, appended as runs end
+searches.jsonl                    runs that chose settings, with their validation accuracy
+pilots.jsonl                      with --budget: how long an image takes each method
+runs/                             the folder of each run: intarsia report runs/TASK/RUN
+shared/                           pictures and features that runs have in common; may be deleted
+bench.json                        what was asked for
+
+The same command again keeps what is finished and goes on.
+"""
+
+
+@contextmanager
+def opened(out: Path, asked: dict[str, Any]) -> Iterator[None]:
+    """Inside, this runner alone works in the folder.
+
+    asked: of the plan, written down; all results of a folder share the suite and the protocol.
+    Raises: ConfigError if another one does, for a folder of another suite or protocol, or if `out`
+    is a file; CheckpointError for a folder of another format or one that is damaged.
+    """
+    with alone(out):
+        _check(out / PLAN, {name: asked[name] for name in SHARED})
+        write_text(out / "README.txt", README)
+        write_json(out / PLAN, {"format": FORMAT, "intarsia": version("intarsia"), **asked})
+        yield
+
+
+def _check(path: Path, same: dict[str, Any]) -> None:
+    if not path.exists():
+        return
+    try:
+        found = read_json(path)
+        number = found["format"]
+    except (ValueError, TypeError, KeyError, OSError) as error:
+        what, got = f"{path}", f"{type(error).__name__}: {error}"
+        fix = "Choose another --out, or delete the file to keep the results beside it."
+        raise CheckpointError(what, got=got, want="what `intarsia bench` wrote", fix=fix) from error
+    if number != FORMAT:
+        got = f"{number}, by intarsia {found.get('intarsia', '?')}"
+        fix = "Choose another --out, or go on with the version that wrote it."
+        raise CheckpointError(f"format of {path}", got=got, want=FORMAT, fix=fix)
+    if other := {name: found[name] for name in same if found.get(name, same[name]) != same[name]}:
+        got = ", ".join(f"{name} {value}" for name, value in other.items())
+        want, fix = ", ".join(f"{name} {same[name]}" for name in other), "Choose another --out."
+        raise ConfigError(f"results folder {path.parent}", got=got, want=want, fix=fix)

@@ -1,0 +1,91 @@
+"""What a click on the page's map shows of a run: its facts, the command that repeats it, links."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from intarsia.core.errors import IntarsiaError
+from intarsia.experiments import experiment
+from intarsia.results import numbers
+from intarsia.results.wording import first_line
+from intarsia.train.folder import RUN
+
+from .report.records import Done, RunResult
+
+PAGES = ("report.html", "index.html")  # of a run folder; the first that is there is linked
+Shown = Mapping[str, Any]
+"""seed, text (its score, or why it has none), facts: [name, value] ..., command, links: [name,
+address] ...; report: the command that makes its report, "" without a folder."""
+
+
+def panels(runs: Path, out: Path) -> Callable[[RunResult], Shown]:
+    """What to show of a run whose folder is below `runs`, in a page that lies in `out`."""
+
+    def shown(result: RunResult) -> Shown:
+        outcome, place = result.outcome, runs / result.folder
+        there = bool(result.folder) and place.is_dir()
+        if isinstance(outcome, Done):
+            text = numbers.percent(outcome.accuracy, 2)
+        else:
+            text = f"failed: {first_line(outcome.error)}"
+        here = Path(os.path.relpath(place, out)).as_posix()
+        words = ["intarsia", "report", here, "--out", f"{here}/{PAGES[0]}"]
+        return {
+            "seed": result.seed,
+            "text": text,
+            "facts": [[name, value] for name, value in facts(result).items()],
+            "command": command(place) if there else "",
+            "report": shlex.join(words) if there and (place / RUN).is_file() else "",
+            "links": links(place, here) if there else [],
+        }
+
+    return shown
+
+
+def facts(result: RunResult) -> dict[str, str]:
+    """What is known of a run, in words, by what it is."""
+    outcome, setup = result.outcome, result.setup
+    found: dict[str, str | None] = {}
+    if isinstance(outcome, Done):
+        balanced, loss, peak = outcome.balanced_accuracy, outcome.loss, outcome.peak_bytes
+        tempered = outcome.tempered_loss
+        found = {
+            "accuracy": numbers.percent(outcome.accuracy, 2),
+            "balanced accuracy": None if balanced is None else numbers.percent(balanced, 2),
+            "loss": None if loss is None else f"{loss:.4f}",
+            "loss after one temperature": None if tempered is None else f"{tempered:.4f}",
+            "calibration error": None if outcome.ece is None else f"{outcome.ece:.4f}",
+            "trained parameters": f"{outcome.trained:,}",
+            "without head": f"{outcome.trained_without_head:,}",
+            "training": numbers.seconds(outcome.seconds),
+            "peak memory": None if peak is None else numbers.size(peak),
+        }
+    else:
+        found = {"error": outcome.error}
+    chosen = ", ".join(f"{name} {value}" for name, value in setup.selected.items())
+    found |= {
+        "epochs": str(setup.epochs),
+        "chosen by a search": f"{chosen}, of {setup.tried} runs" if chosen else None,
+    }
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def command(folder: Path) -> str:
+    """The `intarsia fit` that repeats a run; "" where its folder does not tell."""
+    try:
+        return experiment.read(folder).command()
+    except IntarsiaError:  # it failed before it began, or its files are gone
+        return ""
+
+
+def links(folder: Path, here: str) -> list[tuple[str, str]]:
+    """Name and address of what a browser can open of a run; `here` is the folder, to the page."""
+    page = next((name for name in PAGES if (folder / name).is_file()), None)
+    wanted = {page: "report", RUN: RUN, "metrics.jsonl": "metrics.jsonl"}
+    found = {file: name for file, name in wanted.items() if file and (folder / file).is_file()}
+    return [(name, quote(f"{here}/{file}")) for file, name in found.items()]

@@ -1,0 +1,137 @@
+"""The matrix of a benchmark: tasks x methods x seeds under one protocol, as experiments."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+from intarsia.choosing.arms import BenchArm
+from intarsia.core.errors import ConfigError
+from intarsia.experiments.experiment import Experiment
+from intarsia.results.store import key_of
+
+from ..materials.suites import Suite, SuiteTask
+from .protocols import Protocol
+
+# options that came after results were published: at None, a run has the key it had without them
+LATER = frozenset({"class_weights", "ema", "patience", "schedule"})
+
+
+@dataclass(frozen=True, eq=False)  # one object for each place
+class Slot:
+    """One place of the matrix."""
+
+    task: SuiteTask
+    arm: BenchArm
+    seed: int
+
+    def __str__(self) -> str:
+        return f"{self.task.name}, {self.arm.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class BenchPlan:
+    """What is to be run.
+
+    start: everything the places share, as the model, its size and the epochs.
+    cut: what a budget left out, and what is not as the protocol has it, in sentences.
+    """
+
+    suite: Suite
+    tasks: tuple[SuiteTask, ...]
+    arms: tuple[BenchArm, ...]
+    seeds: tuple[int, ...]
+    protocol: Protocol
+    start: Experiment
+    cut: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for what in ("tasks", "arms", "seeds"):
+            given: tuple[Any, ...] = getattr(self, what)
+            names = [getattr(g, "name", g) for g in given]
+            if not given or len(set(names)) < len(names):
+                got = ", ".join(map(str, names)) or "none"
+                fix = "`intarsia bench --list` names tasks and methods."
+                raise ConfigError(what, got=got, want="each once, at least one", fix=fix)
+        for arm in self.arms:
+            self.protocol.check(arm)
+
+    def places(self) -> Iterator[Slot]:
+        """All of a task beside each other, so that its pictures stay in memory; seeds outside, so
+        that a run that is stopped leaves whole seeds."""
+        for seed in self.seeds:
+            for task in self.tasks:
+                for arm in self.arms:
+                    yield Slot(task, arm, seed)
+
+    def final(self, place: Slot) -> Experiment:
+        """The run that counts, before a search has its say."""
+        return self.protocol.final(place.arm, self._at(place), self._spec(place.task))
+
+    def search(self, place: Slot) -> list[Experiment]:
+        """The runs that choose its settings."""
+        return self.protocol.search(place.arm, self._at(place), self._spec(place.task))
+
+    def searches(self) -> list[tuple[Slot, Experiment]]:
+        """Every run of every search, each once, with the first of the places it chooses for."""
+        found: dict[str, tuple[Slot, Experiment]] = {}
+        for place in self.places():
+            for run in self.search(place):
+                found.setdefault(key_for(run), (place, run))
+        return list(found.values())
+
+    def _at(self, place: Slot) -> Experiment:
+        epochs = self.start.training.epochs
+        return self.start.changed(
+            seed=place.seed, epochs=max(1, epochs // 2) if place.arm.settings.half else epochs
+        )
+
+    def _spec(self, task: SuiteTask) -> str:
+        return f"{self.suite.name}/{task.name}"
+
+    def smaller(self, cut: str, **changes: Any) -> BenchPlan:
+        """The plan with some of it left out, and the sentence that says so."""
+        return replace(self, cut=(*self.cut, cut), **changes)
+
+    @cached_property
+    def model(self) -> str:
+        """The model in a table, with what else the places share: others are in another table."""
+        adapted, asked = self.start.adapted, self.start.pictures
+        blocks = adapted.last_blocks
+        told = [
+            adapted.model if adapted.size is None else f"{adapted.model} at {adapted.size} px",
+            f"last {blocks} block{'s' if blocks > 1 else ''}" if blocks else "",
+            self.start.training.precision,
+            _share(asked.images),
+            f"{asked.shots} images a class" if asked.shots is not None else "",
+        ]
+        return ", ".join(filter(None, told))
+
+    @property
+    def asked(self) -> dict[str, Any]:
+        """All of it for JSON."""
+        return {
+            "suite": self.suite.name,
+            "protocol": self.protocol.name,
+            "model": self.model,
+            "tasks": [task.name for task in self.tasks],
+            "methods": [arm.name for arm in self.arms],
+            "seeds": list(self.seeds),
+            "epochs": self.start.training.epochs,
+            "start": self.start.flat(),
+            "cut": list(self.cut),
+        }
+
+
+def _share(images: float | None) -> str:
+    if images is None:
+        return ""
+    return f"{100 * images:g} % of the images" if images < 1 else f"{images:,} images"
+
+
+def key_for(experiment: Experiment) -> str:
+    """The key of a run: everything its result depends on but the code and the suite's files."""
+    given = {k: v for k, v in experiment.flat().items() if v is not None or k not in LATER}
+    return key_of({"format": 1, "experiment": given})

@@ -1,0 +1,110 @@
+"""What can be told of a plan before its first run: a model that cannot be, data that are not there.
+
+Without it either would be found again by every single run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from torch import nn
+
+from intarsia.core.errors import ConfigError, DataError
+from intarsia.data import outline
+from intarsia.experiments.experiment import Adapted
+from intarsia.hosts.anatomy.blocks import blocks
+from intarsia.hosts.anatomy.prefix import SPLITTABLE
+
+from ..materials.suites import reading, root
+from .folder import RESULTS
+from .plan import BenchPlan, Slot
+from .report import records
+
+SHOWN = 20  # missing paths in one message
+
+
+def check(plan: BenchPlan, out: Path, report: Callable[[str], None]) -> None:
+    """Say which of the plan's tasks are not on disk; nothing is read or downloaded.
+
+    Raises: UnknownName, ConfigError and AssetError for a model that does not exist or has no such
+    blocks; DataError if no task is on disk, unless all runs are there already.
+    """
+    check_model(plan)
+    missing = absent(plan)
+    gone = {name: missing[name] for name in unfinished(plan, out) if name in missing}
+    if gone and len(missing) == len(plan.tasks):
+        paths = [path for found in missing.values() for path in found]
+        raise DataError(
+            f"pictures of {plan.suite.name}, {len(missing)} of {len(missing)} tasks",
+            got="missing:"
+            + "".join(f"\n  {path}" for path in paths[:SHOWN])
+            + (f"\n  and {len(paths) - SHOWN} more" if len(paths) > SHOWN else "")
+            + "\n",
+            want="those of one task at least",
+            fix=f"{plan.suite.how} The suite's folder is {root(plan.suite)} "
+            "(set INTARSIA_DATA to move it).",
+        )
+    if gone:
+        told = "; ".join(f"{name} (missing: {paths[0]})" for name, paths in gone.items())
+        report(f"Not on disk, so that every run of it will fail: {told}")
+
+
+def absent(plan: BenchPlan) -> dict[str, list[Path]]:
+    """What is missing, of each task that lacks something."""
+    folder = root(plan.suite)
+    found = {task.name: reading.missing(task, folder) for task in plan.tasks}
+    return {name: paths for name, paths in found.items() if paths}
+
+
+def unfinished(plan: BenchPlan, out: Path) -> list[str]:
+    """The tasks that have a run without a score in the folder."""
+    file = out / RESULTS
+    have = (
+        {
+            (r.task.name, r.method.name, r.seed, r.setup.epochs, r.setup.model)
+            for r in records.read(file)
+            if r.status == "done"
+        }
+        if file.exists()
+        else set()
+    )
+
+    def done(place: Slot) -> bool:
+        epochs = plan.final(place).training.epochs
+        return (place.task.name, place.arm.name, place.seed, epochs, plan.model) in have
+
+    return list(dict.fromkeys(p.task.name for p in plan.places() if not done(p)))
+
+
+def check_model(plan: BenchPlan) -> nn.Module | None:
+    """The plan's model without memory for its weights, None for one in a hub.
+
+    Raises: UnknownName, ConfigError and AssetError, as `check` does.
+    """
+    asked, task, seed = plan.start.adapted, plan.tasks[0], plan.seeds[0]
+    model = outline(asked.model, size=asked.size, pretrained=asked.pretrained)
+    if model is None:
+        return None
+    finals = [plan.final(Slot(task, arm, seed)).adapted for arm in plan.arms]
+    for found in finals:
+        if found.last_blocks is not None:
+            _check_last(found, model)
+    # the features that a linear probe reads can be had of any model
+    split = any(f.frozen_once and f.method != "linear" for f in finals)
+    if split and not isinstance(model, SPLITTABLE):
+        raise ConfigError(
+            f"--last-blocks with model {asked.model!r}",
+            got=type(model).__name__,
+            want="a VisionTransformer or EfficientNet of timm: other blocks are computed once",
+            fix="Use --last-blocks 0: all blocks are trained, in every step.",
+        )
+    return model
+
+
+def _check_last(asked: Adapted, model: nn.Module) -> None:
+    count = len(blocks(model)) - asked.frozen_once  # the first one is frozen then
+    if not 1 <= (asked.last_blocks or 0) <= count:
+        what = f"--last-blocks with model {asked.model!r}"
+        want = f"1 ... {count}" if count > 0 else "0: no blocks are known in it"
+        raise ConfigError(what, got=asked.last_blocks, want=want, fix="0 stands for all of them.")

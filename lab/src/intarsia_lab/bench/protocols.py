@@ -1,0 +1,219 @@
+"""How a method meets a task, as data: protocols whose results never share a column."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import product
+from types import MappingProxyType
+from typing import Any
+
+from intarsia.choosing.arms import BenchArm, named
+from intarsia.core.checks import RATE_REACH
+from intarsia.core.errors import ConfigError
+from intarsia.experiments import searching, settings
+from intarsia.experiments.experiment import Experiment
+from intarsia.methods import Official
+from intarsia.methods.mosa import PUBLISHED as RECIPES
+
+from ..materials.suites import JOINED, JOINT
+
+OFFICIAL = "official"  # the protocol, and the key of the recipe
+BY_SET = ("fgvc", "gicd")  # suites whose sets have a published recipe each
+
+
+@dataclass(frozen=True)
+class ChosenOn:
+    """Where values are chosen once for all tasks of a suite.
+
+    tasks: "suite/task" each, on whose validation parts the mean accuracy decides; seeds: of those
+    runs, which no run that counts has.  reach: the lowest and the highest rate that the grid may be
+    extended to, for all methods, while an edge of it is the best for one of them.
+    """
+
+    tasks: tuple[str, ...]
+    seeds: tuple[int, ...]
+    reach: tuple[float, float] = RATE_REACH
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """Rules that hold for all tasks.
+
+    training: values of `Training` and `Recipe` that all methods share.
+    grid: values by name that the validation part chooses from; their product is the search.
+    only: methods it is defined for; none = all.
+    starts: values of a plan's start that it fixes, in place of a profile's; see `departures`.
+    chosen_on: None = each task and seed chooses for itself.
+    calibrate: without a grid, one run for each that counts still trains on the training part alone,
+    so that a temperature can be fitted on the validation part.
+    A search trains on the training part and reads the validation part. The run that counts trains
+    on both parts, or with `chosen_on` on the first alone; it looks at the test part once, and is
+    its last epoch.
+    """
+
+    name: str
+    about: str
+    training: Mapping[str, Any]
+    grid: Mapping[str, tuple[float, ...]] = field(
+        default_factory=lambda: MappingProxyType(dict[str, tuple[float, ...]]())
+    )
+    only: tuple[str, ...] = ()
+    starts: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType(dict[str, Any]()))
+    chosen_on: ChosenOn | None = None
+    calibrate: bool = False
+
+    def check(self, arm: BenchArm) -> None:
+        """Raises: ConfigError for a method that the protocol says nothing about."""
+        if self.only and arm.name not in self.only:
+            what = f"method {arm.name!r} under protocol {self.name!r}"
+            fix = "Use --protocol honest or tuned."
+            raise ConfigError(what, got="no rule for it", want=f"one of {self.only}", fix=fix)
+
+    def final(self, arm: BenchArm, start: Experiment, task: str) -> Experiment:
+        """The run that counts, before a search has its say."""
+        parts = {"data": task + JOINED, "val": 0} if self.chosen_on is None else {"data": task}
+        values: dict[str, Any] = {**parts, **self.training}
+        chosen = arm.settings.into(start.changed(**values))
+        return _as_published(chosen, task) if self.name == OFFICIAL else chosen
+
+    def departures(self, start: Experiment) -> tuple[str, ...]:
+        """What of a plan's start is not as the protocol fixes it, a sentence each."""
+        flat = start.flat()
+        return tuple(
+            f"Not as published: {tell(flat[name])} in place of {_bare(self.starts[name])}."
+            for name, tell in _TOLD.items()
+            if name in self.starts and flat[name] != self.starts[name]
+        )
+
+    def search(self, arm: BenchArm, start: Experiment, task: str) -> list[Experiment]:
+        """The runs whose validation accuracy chooses; none without a grid.
+
+        "lr" in the grid multiplies the arm's own; with `chosen_on` it is the rate, the same for all
+        methods, and the runs are those of its tasks and seeds, whatever the task.
+        """
+        if not (self.grid or self.calibrate):
+            return []
+        on = self.chosen_on
+        if on is not None:
+            starts = [(name, start.changed(seed=seed)) for name in on.tasks for seed in on.seeds]
+        else:
+            starts = [(task, start)]
+        found: list[Experiment] = []
+        for name, begun in starts:
+            base = self.final(arm, begun, name).changed(data=name, val=None)
+            for values in product(*self.grid.values()):
+                given = dict(zip(self.grid, values, strict=True))
+                if "lr" in given and on is None:
+                    given["lr"] *= arm.settings.lr
+                found.append(base.changed(**given))
+        return found
+
+    def best(
+        self, runs: Sequence[Experiment], ends: Sequence[Mapping[str, Any]]
+    ) -> tuple[Experiment, Mapping[str, Any]] | None:
+        """A run with the values of the highest mean accuracy on validation, and its end.
+
+        The lower loss decides among equals; a run that failed counts as 0. None if all of them
+        failed.
+        """
+        scores = searching.scores_by(runs, ends, self.grid)
+        if not scores:
+            return None
+        best = dict(zip(self.grid, searching.best_of(scores), strict=True))
+        pairs = zip(runs, ends, strict=True)
+        return next((run, end) for run, end in pairs if best.items() <= run.flat().items())
+
+    def wider(
+        self, searched: Iterable[tuple[Sequence[Experiment], Sequence[Mapping[str, Any]]]]
+    ) -> Protocol | None:
+        """Return the protocol with a rate beyond each edge of its grid that won a search.
+
+        searched: the runs of each search, and their ends.  None if no edge won, if the limit is
+        reached, or if each task chooses for itself.
+        """
+        if self.chosen_on is None:
+            return None
+        scores = [searching.scores_by(runs, ends, ["lr"]) for runs, ends in searched]
+        winners = [
+            searching.winning_edge({rate: score for (rate,), score in found.items()})
+            for found in scores
+            if found
+        ]
+        rates = searching.extended(self.grid["lr"], winners, self.chosen_on.reach)
+        return None if rates == self.grid["lr"] else replace(self, grid={**self.grid, "lr": rates})
+
+    def settle(self, final: Experiment, best: Experiment) -> Experiment:
+        """The run that counts, with what the search chose."""
+        flat = best.flat()
+        return final.changed(**{name: flat[name] for name in self.grid})
+
+
+HONEST = Protocol(
+    "honest",
+    "One setting of each method for all tasks; the last epoch.",
+    MappingProxyType({"weight_decay": 0.01, "batch_size": 32, "select": "last"}),
+)
+TUNED = Protocol(
+    "tuned",
+    "A declared grid for every method, chosen on the validation part; its runs are counted.",
+    HONEST.training,
+    MappingProxyType({"lr": (0.3, 1.0, 3.0), "weight_decay": (0.01, 0.1)}),
+)
+EVEN = Protocol(
+    "even",
+    "One rate of each method for all tasks, chosen from one grid on validation parts of three.",
+    HONEST.training,
+    MappingProxyType({"lr": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)}),
+    chosen_on=ChosenOn(("mini/elpv", "mini/emoji", "mini/mnist"), (100,)),
+)
+PUBLISHED = Protocol(
+    OFFICIAL,
+    "MoSA's released recipe for each set: rate, width, parts, epochs, pictures, optimiser.",
+    MappingProxyType({"weight_decay": 0.01, "select": "last"}),
+    only=("mosa",),
+    starts=MappingProxyType(
+        {"epochs": 100, "size": 224, "precision": "fp32", "last_blocks": None, "frozen_once": False}
+    ),
+)
+PROTOCOLS = (HONEST, TUNED, EVEN, PUBLISHED)
+
+
+def protocol(name: str) -> Protocol:
+    """The protocol of that name.  Raises: UnknownName."""
+    return named("protocol", name, PROTOCOLS)
+
+
+def published(spec: str) -> Official:
+    """The released recipe for "suite/task": that set's, VTAB-1k's (`mini`, too), or multi-task."""
+    suite, _, task = spec.removesuffix(JOINED).partition("/")
+    if task == JOINT or "+" in task:
+        return RECIPES["multi-task"]
+    return RECIPES[task if suite in BY_SET else "vtab"]
+
+
+def _as_published(chosen: Experiment, spec: str) -> Experiment:
+    """A run with the cells, rate, batches and crops of the released recipe."""
+    found = published(spec)
+    cells = Official(found.bottleneck, found.experts, found.split, deep=found.deep)
+    return chosen.changed(
+        method=OFFICIAL,
+        settings=settings.words(cells),
+        objective="plain",  # it has its own
+        lr=found.lr,
+        batch_size=found.batch_size,
+        augment="crop" if spec.partition("/")[0] in BY_SET else "none",
+        frozen_once=False,  # its dropout is in every block
+    )
+
+
+_TOLD: Mapping[str, Callable[[Any], str]] = {
+    "epochs": lambda value: f"{value} epochs",
+    "size": lambda value: "the model's own size in px" if value is None else f"{value} px",
+    "precision": str,
+    "last_blocks": lambda value: f"the last {value} blocks",
+}
+
+
+def _bare(value: Any) -> str:
+    return "all" if value is None else str(value)

@@ -1,0 +1,73 @@
+"""The benchmark's results as files: a page, Markdown, LaTeX, and one tidy table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from intarsia.core.errors import MissingExtra
+from intarsia.core.files import write_text
+from intarsia.results.latex import PREAMBLE, latex
+from intarsia.results.table import escape, markdown
+
+from .panel import panels
+from .report.flat_rows import write_csv, write_parquet
+from .report.page import render
+from .report.records import RunResult
+from .report.summary import Summary, tables
+from .report.tables import tables_of
+
+
+def write(
+    records: Iterable[RunResult],
+    out: Path | str,
+    baseline: str | None = None,
+    cut: Sequence[str] = (),
+    *,
+    runs: Path | str | None = None,
+) -> list[Path]:
+    """Write index.html, table.md, table.tex, results.csv and, with pyarrow, results.parquet.
+
+    baseline: name or label of the method that the others are held against.  cut: what was left out
+    or changed, a sentence each.  runs: the folder that results name their runs from, None = `out`.
+    The same results in any order give the same files.  Returns their paths.
+    Raises: DataError and UnknownName as `tables` does; MissingExtra without plotly, jinja2 or
+    statsmodels; TrainingError when a file cannot be written.
+    """
+    out = Path(out)
+    runs = Path(runs or out)
+    summary = tables(records, baseline, runs)
+    page = render(summary, panels(runs, out), cut)
+    written = [
+        write_text(out / "index.html", page),
+        write_text(out / "table.md", as_markdown(summary, cut)),
+        write_text(out / "table.tex", as_latex(summary, cut)),
+        write_csv(summary.results, out / "results.csv"),
+    ]
+    with suppress(MissingExtra):  # the CSV file has the same rows
+        written.append(write_parquet(summary.results, out / "results.parquet"))
+    return written
+
+
+def as_markdown(summary: Summary, cut: Sequence[str] = ()) -> str:
+    """All tables of all sheets, and what was cut or changed."""
+    parts = [
+        f"## {escape(title)}\n\n{markdown(table)}"
+        for findings in summary.findings
+        for title, table in tables_of(findings)
+    ]
+    if cut:
+        parts.append(
+            "\n".join(["## Cut or changed", "", *(f"- {escape(line)}" for line in cut), ""])
+        )
+    return "\n".join(parts)
+
+
+def as_latex(summary: Summary, cut: Sequence[str] = ()) -> str:
+    """All tables of all sheets; what was cut stands in comments."""
+    parts = [
+        latex(table, title) for findings in summary.findings for title, table in tables_of(findings)
+    ]
+    comments = [f"% cut: {' '.join(line.split())}" for line in cut]
+    return "\n".join([PREAMBLE, *comments, "", *parts])

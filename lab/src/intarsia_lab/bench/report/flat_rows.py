@@ -1,0 +1,78 @@
+"""Every result as one row of plain columns: CSV always, Parquet where pyarrow is installed."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from intarsia.core.errors import MissingExtra
+from intarsia.core.files import write_text
+from intarsia.results.table import csv_text
+
+from .records import Done, RunResult
+
+NAMES = """
+suite group task synthetic protocol model method label seed status accuracy balanced_accuracy
+own_task_accuracy loss tempered_loss ece trained trained_without_head seconds cpu_seconds
+peak_bytes epochs tried search_seconds selected folder key code pictures twins chosen error
+"""
+TYPES = {
+    "bool": "synthetic",
+    "int64": "seed trained trained_without_head peak_bytes epochs tried twins",
+    "float64": "accuracy balanced_accuracy own_task_accuracy loss tempered_loss ece seconds "
+    "cpu_seconds search_seconds",
+}
+OTHER = {name: kind for kind, names in TYPES.items() for name in names.split()}
+COLUMNS = {name: OTHER.get(name, "string") for name in NAMES.split()}
+"""column -> type in Parquet"""
+
+
+def tidy(result: RunResult) -> dict[str, Any]:
+    """A result as a flat row; None where it has no such value."""
+    task, method, setup, outcome = result.task, result.method, result.setup, result.outcome
+    row = {
+        "suite": task.suite,
+        "group": task.group,
+        "task": task.name,
+        "synthetic": task.synthetic,
+        "protocol": setup.protocol,
+        "model": setup.model,
+        "method": method.name,
+        "label": method.label,
+        "seed": result.seed,
+        "status": result.status,
+        "epochs": setup.epochs,
+        "tried": setup.tried,
+        "search_seconds": setup.search_seconds,
+        "selected": json.dumps(dict(setup.selected), sort_keys=True),
+        "folder": result.folder,
+        "key": result.key,
+        "code": result.origin.code,
+        "pictures": result.origin.pictures,
+        "twins": result.origin.twins,
+        "chosen": json.dumps(dict(result.origin.chosen), sort_keys=True),
+        "error": None if isinstance(outcome, Done) else outcome.error,
+    }
+    return {name: row[name] if name in row else getattr(outcome, name, None) for name in COLUMNS}
+
+
+def write_csv(results: Iterable[RunResult], out: Path) -> Path:
+    """One header, one line for each result.  Raises: TrainingError when it cannot be written."""
+    return write_text(out, csv_text([tidy(result) for result in results]))
+
+
+def write_parquet(results: Iterable[RunResult], out: Path) -> Path:
+    """The same with types.  Raises: MissingExtra without pyarrow."""
+    try:
+        import pyarrow as pa
+        from pyarrow import parquet
+    except ImportError as error:
+        raise MissingExtra("pyarrow", "bench") from error
+    schema = pa.schema([(name, kind) for name, kind in COLUMNS.items()])
+    table = pa.Table.from_pylist([tidy(result) for result in results], schema=schema)
+    buffer = io.BytesIO()
+    parquet.write_table(table, buffer)
+    return write_text(out, buffer.getvalue())

@@ -1,0 +1,250 @@
+"""One cell's result as a record, and the file of them: results.jsonl, one JSON object a line."""
+
+from __future__ import annotations
+
+import math
+import types
+from collections.abc import Iterable, Mapping
+from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+from intarsia.core.errors import CheckpointError, DataError
+from intarsia.core.files import parse_json
+from intarsia.results.store import append_line
+
+FORMAT = 1
+FIX = "Write it with Result.to_dict of this version, or run the cell again."
+
+
+@dataclass(frozen=True, order=True)
+class TaskName:
+    """A data set with its labels; `synthetic` says that its pictures are rendered."""
+
+    suite: str
+    group: str
+    name: str
+    synthetic: bool = False
+
+
+@dataclass(frozen=True, order=True)
+class MethodName:
+    """`name` tells methods apart, `label` is what people read."""
+
+    name: str
+    label: str
+
+
+@dataclass(frozen=True)
+class Setup:
+    """The rules: protocol, backbone, epochs; what a search chose, of how many, in how many seconds.
+
+    model: with all that the places share, as the size of pictures, the blocks and the precision.
+    search_seconds: of training, over all runs of the search that ended.
+    """
+
+    protocol: str
+    model: str
+    epochs: int
+    selected: Mapping[str, Any] = field(default_factory=dict)
+    tried: int = 0
+    search_seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "tried"):
+            _check(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        spent = self.search_seconds
+        _check(0 <= spent < math.inf, "search_seconds", spent, "a finite value, at least 0")
+
+
+@dataclass(frozen=True)
+class Done:
+    """Shares 0 ... 1, mean cross-entropy, trained parameters, seconds, bytes; None = not known.
+
+    own_task_accuracy: of joint tasks, among the classes of an image's own task.
+    ece: expected calibration error.  tempered_loss: the loss after one temperature, fitted on
+    validation pictures that were not trained on, where the run had enough of them.
+    """
+
+    accuracy: float
+    balanced_accuracy: float | None
+    loss: float | None
+    trained: int
+    trained_without_head: int
+    seconds: float
+    cpu_seconds: float | None
+    peak_bytes: int | None
+    own_task_accuracy: float | None = None
+    ece: float | None = None
+    tempered_loss: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("accuracy", "balanced_accuracy", "own_task_accuracy", "ece"):
+            value = getattr(self, name)
+            _check(value is None or 0 <= value <= 1, name, value, "a share, 0 ... 1")
+        for name in ("trained_without_head", "seconds", "cpu_seconds", "peak_bytes"):
+            value = getattr(self, name)
+            _check(
+                value is None or (value >= 0 and math.isfinite(value)),
+                name,
+                value,
+                "a finite value, at least 0",
+            )
+        _check(
+            self.trained >= self.trained_without_head,
+            "trained",
+            self.trained,
+            f"no less than without the head, {self.trained_without_head}",
+        )
+        for name in ("loss", "tempered_loss"):
+            value = getattr(self, name)
+            _check(value is None or math.isfinite(value), name, value, "a finite value, or None")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a score came out of, beside the settings; "" and None = not known.
+
+    code: digest of the package's source.  pictures: of all parts' pictures and labels.
+    twins: pictures of the training part that are in the test part, too.  chosen: what the method
+    decided for this many images and epochs.
+    """
+
+    code: str = ""
+    pictures: str = ""
+    twins: int | None = None
+    chosen: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Why there is no score: the error's text."""
+
+    error: str
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What became of a cell.  key: hash of its settings.  folder: of its run, relative to the file.
+
+    Raises: DataError for a value that no cell can have.
+    """
+
+    key: str
+    task: TaskName
+    method: MethodName
+    seed: int
+    setup: Setup
+    folder: str
+    outcome: Done | Failed
+    origin: Origin = field(default_factory=Origin)
+
+    @property
+    def status(self) -> str:
+        """ "done" or "failed"."""
+        return _STATUS[type(self.outcome)]
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready; `from_dict` gives the same record back."""
+        return {"format": FORMAT, "status": self.status, **asdict(self)}
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any]) -> RunResult:
+        """The record of `to_dict`, strictly.
+
+        Raises: DataError for a missing, unknown or wrong value; CheckpointError for a record of
+        another format.
+        """
+        if not isinstance(raw, Mapping):
+            raise _wrong("a result", type(raw).__name__, "a JSON object")
+        if raw.get("format") != FORMAT:
+            what, fix = "format of a result", "Read it with the version of intarsia that wrote it."
+            raise CheckpointError(what, got=raw.get("format"), want=FORMAT, fix=fix)
+        status = raw.get("status")
+        kind = next((kind for kind, name in _STATUS.items() if name == status), None)
+        if kind is None:
+            raise _wrong("status of a result", repr(status), "'done' or 'failed'")
+        rest = {name: value for name, value in raw.items() if name not in ("format", "status")}
+        return _decode(cls, rest, "result", {"outcome": kind})
+
+
+_STATUS: dict[type, str] = {Done: "done", Failed: "failed"}
+
+
+def append(path: Path | str, result: RunResult) -> None:
+    """Add one line to results.jsonl: wholly there when this returns, by one writer at a time.
+
+    What a kill left of an unfinished last line is removed first.
+    Raises: TrainingError when the disk is full or the file cannot be written.
+    """
+    append_line(Path(path), result.to_dict())
+
+
+def read(path: Path | str) -> list[RunResult]:
+    """The results of a file: the last line of each key, in the order the keys first came.
+
+    An unfinished last line is left out: a killed run may stand in the middle of it.
+    Raises: DataError if there is no file; CheckpointError for any other line that is damaged.
+    """
+    path = Path(path)
+    try:
+        whole, _, _torn = path.read_bytes().rpartition(b"\n")
+    except OSError as error:
+        what = f"results {str(path)!r}"
+        got, fix = f"{type(error).__name__}", "Check the path, or run the benchmark first."
+        raise DataError(what, got=got, want="a file of results", fix=fix) from error
+    found: dict[str, RunResult] = {}
+    for number, line in enumerate(whole.split(b"\n") if whole else (), start=1):
+        try:
+            result = RunResult.from_dict(parse_json(line))
+        except (ValueError, CheckpointError) as error:
+            what, fix = f"line {number} of {path}", "Remove the line: its cell is run again."
+            want = "a result as this version writes it"
+            raise CheckpointError(what, got=str(error), want=want, fix=fix) from error
+        found[result.key] = result
+    return list(found.values())
+
+
+def only(results: Iterable[RunResult], status: str) -> list[RunResult]:
+    """Those that are "done", or "failed"."""
+    return [result for result in results if result.status == status]
+
+
+def _decode(kind: Any, raw: Any, where: str, choice: Mapping[str, type]) -> Any:
+    """A dataclass from its dict; `choice` says which member of a union a field holds."""
+    if not isinstance(raw, Mapping):
+        raise _wrong(where, type(raw).__name__, "a JSON object")
+    hints, known = get_type_hints(kind), {f.name: f for f in fields(kind)}
+    if unknown := sorted(set(raw) - set(known)):
+        raise _wrong(where, f"unknown {unknown}", f"only {sorted(known)}")
+    needed = {n for n, f in known.items() if f.default is MISSING and f.default_factory is MISSING}
+    if missing := sorted(needed - set(raw)):
+        raise _wrong(where, f"no {missing}", f"all of {sorted(needed)}")
+    values = {
+        name: _value(choice.get(name, hints[name]), value, f"{where}.{name}")
+        for name, value in raw.items()
+    }
+    return kind(**values)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if is_dataclass(hint):
+        return _decode(hint, value, where, {})
+    kinds = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    for kind in kinds:
+        plain = get_origin(kind) or kind
+        wanted: Any = (int, float) if plain is float else plain
+        # a bool is an int to Python, not to a reader
+        if isinstance(value, wanted) and (not isinstance(value, bool) or plain is bool):
+            return value
+    names = " or ".join("None" if k is type(None) else (get_origin(k) or k).__name__ for k in kinds)
+    raise _wrong(where, repr(value), names)
+
+
+def _check(holds: bool, name: str, got: object, want: str) -> None:
+    if not holds:
+        raise _wrong(f"{name} of a result", got, want)
+
+
+def _wrong(where: str, got: object, want: object) -> DataError:
+    return DataError(where, got=got, want=want, fix=FIX)

@@ -1,0 +1,199 @@
+"""Results that may be compared: one suite, one protocol and one backbone make a sheet.
+
+What stands in one sheet is never read in another, so no protocol can lend another its numbers.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from intarsia.core.errors import DataError, UnknownName
+from intarsia.results.runs.items import RunItems, interval_of
+from intarsia.results.runs.reading import read_items
+from intarsia.results.sheet import Differences, Sheet
+from intarsia.results.statistics import PairedInterval
+from intarsia.results.wording import first_line
+
+from .records import Done, Failed, MethodName, RunResult, TaskName
+
+
+@dataclass(frozen=True, order=True)
+class Title:
+    """What all results of a sheet have in common."""
+
+    suite: str
+    protocol: str
+    model: str
+
+    @classmethod
+    def of(cls, result: RunResult) -> Title:
+        return cls(result.task.suite, result.setup.protocol, result.setup.model)
+
+
+Key = tuple[MethodName, TaskName, int]
+
+
+@dataclass(frozen=True, eq=False)
+class SuiteSheet(Sheet[MethodName, TaskName, RunResult]):
+    """Results by method, task and seed; tasks are ordered by group and name.
+
+    runs: the folder that results name their runs from, for the items of a single task; None = they
+    are not at hand.
+    """
+
+    title: Title
+    runs: Path | None = None
+
+    def minus(self, arm: MethodName, base: MethodName, name: str) -> Differences | None:
+        found = super().minus(arm, base, name)
+        if found is None or len(self.tasks) > 1:
+            return found
+        return replace(found, over_items=self.over_items(arm, base, name)[0])
+
+    def over_items(
+        self, arm: MethodName, base: MethodName, name: str
+    ) -> tuple[PairedInterval | None, str]:
+        """On a single task, the interval over items and seeds, or what is missing for it."""
+        if self.runs is None:
+            return None, "the folders of the runs are not at hand"
+        return interval_of(self._items(arm), self._items(base), name)
+
+    def _items(self, arm: MethodName) -> dict[int, RunItems | None]:
+        assert self.runs is not None
+        done = {s: self.results.get((arm, self.tasks[0], s)) for s in self.seeds}
+        return {
+            seed: read_items(self.runs / result.folder)
+            for seed, result in done.items()
+            if result is not None and isinstance(result.outcome, Done)
+        }
+
+    @cached_property
+    def accuracy(self) -> np.ndarray:
+        """(methods, tasks, seeds), shares; NaN where there is none."""
+        return self.values("accuracy")
+
+    @cached_property
+    def complete(self) -> np.ndarray:
+        """Where a method has all the seeds it was begun with.  (methods, tasks), bool."""
+        missing = np.isnan(self.accuracy) & self.begun[:, None, :]
+        return np.asarray(~missing.any(axis=2))
+
+    @cached_property
+    def shared(self) -> np.ndarray:
+        """Tasks that all methods have completed; one without any is not asked.  (tasks,), bool."""
+        asked = self.complete[self.complete.any(axis=1)]
+        return np.asarray(asked.all(axis=0)) & bool(len(asked))
+
+    def groups(self) -> dict[str, np.ndarray]:
+        """Which tasks are in a group.  (tasks,), bool."""
+        names = np.array([task.group for task in self.tasks])
+        return {str(name): names == name for name in np.unique(names)}
+
+
+def sheets(results: Iterable[RunResult], runs: Path | None = None) -> tuple[SuiteSheet, ...]:
+    """Sort results into sheets; their order changes nothing.  runs: see `SuiteSheet`.
+
+    Raises: DataError for none, for two results of one cell, and for a task or method that is
+    described in two ways.
+    """
+    found: dict[Title, dict[Key, RunResult]] = defaultdict(dict)
+    for result in results:
+        cell = (result.method, result.task, result.seed)
+        first = found[Title.of(result)].setdefault(cell, result)
+        if first is not result:
+            what = f"results of {result.method.label!r} on {result.task.name!r}, seed {result.seed}"
+            got = f"two, in {first.folder!r} and {result.folder!r}"
+            fix = "Leave one out: a repeat is no second sample."
+            raise DataError(what, got=got, want="one", fix=fix)
+    if not found:
+        raise DataError("results", got="none", want="at least one", fix="Run a cell first.")
+    return tuple(_sheet(title, found[title], runs) for title in sorted(found))
+
+
+def _sheet(title: Title, cells: Mapping[Key, RunResult], runs: Path | None) -> SuiteSheet:
+    methods = sorted({method for method, _, _ in cells})
+    tasks = sorted({task for _, task, _ in cells})
+    _one_each("method", [m.name for m in methods], methods)
+    _one_each("task", [t.name for t in tasks], tasks)
+    seeds = sorted({seed for _, _, seed in cells})
+    return SuiteSheet(
+        arms=tuple(methods),
+        tasks=tuple(tasks),
+        seeds=tuple(seeds),
+        results=dict(cells),
+        read=lambda result, name: getattr(result.outcome, name, None),
+        title=title,
+        runs=runs,
+    )
+
+
+def _one_each(kind: str, names: Sequence[str], found: Sequence[object]) -> None:
+    for name in set(names):
+        same = [about for about, n in zip(found, names, strict=True) if n == name]
+        if len(same) > 1:
+            what = f"{kind} {name!r}"
+            fix = f"Give the two {kind}s different names, or leave one out."
+            raise DataError(what, got=f"{same[0]} and {same[1]}", want="one description", fix=fix)
+
+
+def find(methods: Iterable[MethodName], name: str) -> MethodName:
+    """The method of a name, or else of a label.  Raises: UnknownName; DataError for two labels."""
+    known = sorted(set(methods))
+    hits = [m for m in known if m.name == name] or [m for m in known if m.label == name]
+    if not hits:
+        raise UnknownName("baseline", name, sorted({m.name for m in known}))
+    if len({m.name for m in hits}) > 1:
+        what, got = f"baseline {name!r}", f"the methods {[m.name for m in hits]}"
+        raise DataError(what, got=got, want="one of them", fix="Call it by its name.")
+    return hits[0]
+
+
+def gaps(sheet: SuiteSheet) -> list[str]:
+    """What is missing and why: a sentence for each method that lacks something."""
+    lines: list[str] = []
+    for method, begun, row in zip(sheet.arms, sheet.begun, sheet.accuracy, strict=True):
+        reasons: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+        for task, scores in zip(sheet.tasks, row, strict=True):
+            for seed, wanted, score in zip(sheet.seeds, begun, scores, strict=True):
+                if wanted and np.isnan(score):
+                    why = _why(sheet.results.get((method, task, seed)))
+                    reasons[why][task.name].append(seed)
+        told = [
+            f"{why} on {_some([_cells(task, seeds, begun) for task, seeds in places.items()])}"
+            for why, places in sorted(reasons.items())
+        ]
+        if told:
+            lines.append(f"{method.label}: {'; '.join(told)}.")
+    return lines
+
+
+def _why(result: RunResult | None) -> str:
+    if result is not None and isinstance(result.outcome, Failed):
+        return f"failed ({first_line(result.outcome.error)})"
+    return "was not run"
+
+
+def _cells(task: str, seeds: Sequence[int], begun: np.ndarray) -> str:
+    if len(seeds) == begun.sum():
+        return task
+    return f"{task} (seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))})"
+
+
+def _some(cells: Sequence[str], most: int = 6) -> str:
+    shown = ", ".join(cells[:most])
+    return shown if len(cells) <= most else f"{shown} and {len(cells) - most} more"
+
+
+def epochs_of(sheet: SuiteSheet) -> dict[MethodName, set[int]]:
+    """Epochs that each method's finished runs were trained for."""
+    found: dict[MethodName, set[int]] = defaultdict(set)
+    for (method, _, _), result in sheet.results.items():
+        if isinstance(result.outcome, Done):
+            found[method].add(result.setup.epochs)
+    return found

@@ -1,0 +1,230 @@
+"""A benchmark's results in numbers: means, spreads, costs and differences to a baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from intarsia.results import statistics
+from intarsia.results.sheet import Differences, Spread, suite_mean
+
+from .records import Done, MethodName, RunResult, only
+from .sheets import SuiteSheet, find, sheets
+
+BESIDE = {
+    "balanced": "balanced_accuracy",
+    "loss": "loss",
+    "tempered": "tempered_loss",
+    "ece": "ece",
+}  # what stands beside accuracy, and where a result has it
+
+
+@dataclass(frozen=True)
+class Means:
+    """Accuracy over the same tasks in two ways.
+
+    group: mean over groups of the means over a group's tasks.  task: plain mean over tasks.
+    own: plain mean over joint tasks of the accuracy among the classes of an image's own task, None
+    where no task is joint.  balanced, loss, tempered, ece: plain means over tasks of balanced
+    accuracy, of the loss, of the loss after one temperature, and of the calibration error.
+    """
+
+    group: Spread
+    task: Spread
+    own: Spread | None = None
+    balanced: Spread | None = None
+    loss: Spread | None = None
+    tempered: Spread | None = None
+    ece: Spread | None = None
+
+
+@dataclass(frozen=True)
+class MeanCosts:
+    """Means over tasks and seeds; `peak_bytes` is the largest.  None = not known."""
+
+    trained: float
+    trained_without_head: float
+    seconds: float
+    cpu_seconds: float | None
+    peak_bytes: int | None
+
+
+@dataclass(frozen=True, eq=False)
+class MethodRow:
+    """A method of a sheet.
+
+    complete: tasks with all of its seeds.  whole: its means, None unless all tasks are complete.
+    shared: over the tasks that all methods have completed, costs too, None without any.
+    p: of the difference, corrected by Holm.  rank: on the shared tasks.
+    """
+
+    method: MethodName
+    complete: int
+    whole: Means | None
+    shared: Means | None
+    costs: MeanCosts | None
+    difference: Differences | None
+    p: float | None
+    rank: float | None
+
+    @property
+    def ppt(self) -> float | None:
+        """Of the group mean and the parameters without the head, where there is such a mean."""
+        if self.whole is None or self.costs is None:
+            return None
+        return statistics.ppt(self.whole.group.mean, self.costs.trained_without_head)
+
+
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """Everything about one sheet; rows are ordered by the mean over shared tasks, best first."""
+
+    sheet: SuiteSheet
+    rows: tuple[MethodRow, ...]
+    baseline: MethodName | None
+    ranking: statistics.Ranking | None
+
+    @property
+    def ragged(self) -> bool:
+        """Whether a method lacks a task."""
+        return any(row.complete < len(self.sheet.tasks) for row in self.rows)
+
+    def row(self, method: MethodName) -> int:
+        """The number of a method's row in the arrays of the sheet."""
+        return self.sheet.arms.index(method)
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """Findings of each sheet, and all results in a fixed order."""
+
+    findings: tuple[Findings, ...]
+    results: tuple[RunResult, ...]
+
+    @property
+    def failed(self) -> list[RunResult]:
+        """Results without a score."""
+        return only(self.results, "failed")
+
+
+def tables(
+    records: Iterable[RunResult], baseline: str | None = None, runs: Path | None = None
+) -> Summary:
+    """Results of any suites, protocols and backbones, each combination for itself.
+
+    runs: the folder that results name their runs from; it is read where a sheet has one task.
+    baseline: name or label of the method that the others are held against; a sheet that has no
+    result of it gets no differences.
+    Raises: DataError as `sheets` does; UnknownName for a baseline that is in no sheet; MissingExtra
+    without statsmodels.
+    """
+    found = sheets(records, runs)
+    base = None
+    if baseline is not None:
+        base = find((m for sheet in found for m in sheet.arms), baseline).name
+    ordered = sorted(
+        (result for sheet in found for result in sheet.results.values()),
+        key=lambda r: (r.task, r.setup.protocol, r.setup.model, r.method, r.seed),
+    )
+    return Summary(tuple(findings_of(sheet, base) for sheet in found), tuple(ordered))
+
+
+def findings_of(sheet: SuiteSheet, baseline: str | None) -> Findings:
+    """The statistics of one sheet; baseline: the name of a method, which may be missing here."""
+    base = next((m for m in sheet.arms if m.name == baseline), None)
+    rows = [_row(sheet, number, base) for number in range(len(sheet.arms))]
+    corrected = statistics.holm([row.difference.p if row.difference else None for row in rows])
+    ranks, ranking = _ranks(sheet)
+    rows = [
+        replace(row, p=p, rank=rank) for row, p, rank in zip(rows, corrected, ranks, strict=True)
+    ]
+    return Findings(sheet, tuple(sorted(rows, key=_place)), base, ranking)
+
+
+def _place(row: MethodRow) -> tuple[float, str, str]:
+    mean = row.shared or row.whole
+    return -mean.group.mean if mean else math.inf, row.method.label, row.method.name
+
+
+def _row(sheet: SuiteSheet, number: int, base: MethodName | None) -> MethodRow:
+    method, complete = sheet.arms[number], sheet.complete[number]
+    difference = None
+    if base is not None and method != base:
+        difference = sheet.minus(method, base, "accuracy")
+    shared = sheet.shared & complete
+    return MethodRow(
+        method=method,
+        complete=int(complete.sum()),
+        whole=means_of(sheet, number, complete) if complete.all() else None,
+        shared=means_of(sheet, number, shared) if shared.any() else None,
+        costs=_costs(sheet, number, shared),
+        difference=difference,
+        p=None,
+        rank=None,
+    )
+
+
+def means_of(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> Means:
+    """Of a method over some of the tasks, all of them complete.  tasks: (tasks,), bool."""
+    accuracy = sheet.accuracy[number]
+    names = [task.group for task, kept in zip(sheet.tasks, tasks, strict=True) if kept]
+    own = sheet.values("own_task_accuracy")[number]
+    joint = tasks & ~np.isnan(own).all(axis=1)
+    beside = {name: sheet.values(field)[number, tasks] for name, field in BESIDE.items()}
+    means = {name: suite_mean(v) for name, v in beside.items() if _every(v)}
+    return Means(
+        group=suite_mean(accuracy[tasks], statistics.weights(names)),
+        task=suite_mean(accuracy[tasks]),
+        own=suite_mean(own[joint]) if joint.any() else None,
+        **means,
+    )
+
+
+def _every(scores: np.ndarray) -> bool:
+    """Whether every task has a score for each seed that any has; older results may lack some."""
+    known = ~np.isnan(scores)
+    return bool(known.any() and known[:, known.any(0)].all())
+
+
+def _costs(sheet: SuiteSheet, number: int, tasks: np.ndarray) -> MeanCosts | None:
+    """Over some tasks: means over tasks of the means over seeds."""
+
+    def mean(name: str) -> float | None:
+        values = statistics.task_means(sheet.values(name)[number, tasks])
+        return None if np.isnan(values).any() else math.fsum(values) / len(values)
+
+    if not tasks.any():
+        return None
+    trained, bare, seconds = mean("trained"), mean("trained_without_head"), mean("seconds")
+    assert trained is not None and bare is not None and seconds is not None
+    peak = sheet.values("peak_bytes")[number, tasks]
+    largest = None if np.isnan(peak).all() else int(np.nanmax(peak))
+    return MeanCosts(trained, bare, seconds, mean("cpu_seconds"), largest)
+
+
+def trials_of(sheet: SuiteSheet) -> set[int]:
+    """Among how many runs the settings of each method were chosen; 0 = they were set by hand."""
+    done = (result for result in sheet.results.values() if isinstance(result.outcome, Done))
+    return {result.setup.tried for result in done}
+
+
+def _ranks(sheet: SuiteSheet) -> tuple[list[float | None], statistics.Ranking | None]:
+    """Average rank of each method over the shared tasks; one without a complete task has none.
+
+    Nobody has one where settings were chosen among more runs for one method than for another.
+    """
+    if len(trials_of(sheet)) > 1:
+        return [None] * len(sheet.arms), None
+    ranked = sheet.complete.any(1) if sheet.shared.any() else np.zeros(len(sheet.arms), bool)
+    found: list[float | None] = [None] * len(sheet.arms)
+    if not ranked.any():
+        return found, None
+    means = statistics.task_means(sheet.accuracy[ranked][:, sheet.shared])
+    average = statistics.ranks(means).mean(1)
+    for number, rank in zip(np.flatnonzero(ranked), average, strict=True):
+        found[number] = float(rank)
+    return found, statistics.ranking(means)

@@ -1,0 +1,272 @@
+"""Carry a plan out: searches first, then the runs that count; what is done is never done again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from intarsia.core.errors import DataError
+from intarsia.experiments.experiment import Experiment
+from intarsia.experiments.one_run import run as one_run
+from intarsia.experiments.one_run import shape_of
+from intarsia.experiments.pool import Trial, TrialEnd, Work, run_told
+from intarsia.experiments.searching import SEARCHES, carry_missing, unusable
+from intarsia.results.store import Store
+from intarsia.train.folder import STATE
+
+from .folder import RESULTS, opened
+from .plan import BenchPlan, Slot, key_for
+from .preflight import check
+from .report import records
+
+Report = Callable[[str], None]
+TOGETHER = 3  # seeds, see `_parts`
+
+
+@dataclass(frozen=True)
+class How:
+    """How runs are carried out; none of it changes a result beyond rounding.
+
+    jobs: runs at a time.  executor: "processes", "ray" or "here".  threads: of torch in each run,
+    None shares the cores out.  again: run failed ones again.  alone: each run by itself, and all of
+    its model in every step, for tests and timings.  device: None is the best that is there.
+    """
+
+    jobs: int = 1
+    executor: str = "processes"
+    threads: int | None = None
+    again: bool = True
+    alone: bool = False
+    device: str | None = None
+
+    @property
+    def running(self) -> dict[str, Any]:
+        """Fields of `Running` for each run."""
+        return {} if self.device is None else {"device": self.device}
+
+
+def run_plan(
+    plan: BenchPlan, out: Path, how: How, report: Report = print, work: Work = one_run
+) -> list[records.RunResult]:
+    """Run what is not finished; returns the results of the plan's places, in their order.
+
+    A run that fails is a result with its error. Killed at any moment and started again, it gives
+    the same results.
+    Raises: what `before.check` raises; ConfigError if another runner works in `out`;
+    KeyboardInterrupt after Ctrl-C.
+    """
+    check(plan, out, report)
+    with opened(out, plan.asked):
+        places = list(plan.places())
+        kept = Store(out / SEARCHES)
+        searched = _search(plan, places, kept, out, how, report, work)
+        once = replace(how, again=False)  # what failed has been tried again by now
+        while (wider := plan.protocol.wider(searched.values())) is not None:
+            plan = replace(plan, protocol=wider)
+            searched = _search(plan, places, kept, out, once, report, work)
+        return _finish(plan, places, searched, out, how, report, work)
+
+
+def _search(
+    plan: BenchPlan,
+    places: Sequence[Slot],
+    kept: Store,
+    out: Path,
+    how: How,
+    report: Report,
+    work: Work,
+) -> dict[Slot, tuple[list[Experiment], list[Mapping[str, Any]]]]:
+    """The searches of each place and their ends; those that had ended are read."""
+    runs = {place: plan.search(place) for place in places}
+    trials: dict[str, Trial] = {}
+    for place, found in runs.items():
+        for e in found:
+            name = f"{place}, search {', '.join(_chosen(plan, e))}"
+            trials.setdefault(key_for(e), _trial(name, key_for(e), e, place, out, test=False))
+
+    def carry(left: Sequence[Trial], done: Callable[[TrialEnd], None]) -> None:
+        _run(left, how, report, work, done)
+
+    carry_missing(list(trials.values()), kept, carry, again=how.again)
+    return {p: (found, [kept[key_for(e)] for e in found]) for p, found in runs.items()}
+
+
+def _chosen(plan: BenchPlan, experiment: Experiment) -> list[str]:
+    flat = experiment.flat()
+    return [f"{name}={flat[name]:g}" for name in plan.protocol.grid]
+
+
+def _finish(
+    plan: BenchPlan,
+    places: Sequence[Slot],
+    searched: Mapping[Slot, tuple[list[Experiment], list[Mapping[str, Any]]]],
+    out: Path,
+    how: How,
+    report: Report,
+    work: Work,
+) -> list[records.RunResult]:
+    file = out / RESULTS
+    have = {r.key: r for r in records.read(file)} if file.exists() else {}
+    finals: dict[Slot, tuple[str, Experiment | None, records.Setup, float | None]] = {}
+    for place in places:
+        experiment, setup, temperature = _settled(plan, place, *searched[place])
+        key = key_for(experiment or plan.final(place))
+        finals[place] = key, experiment, setup, temperature
+    at = {key: place for place, (key, *_) in finals.items()}
+
+    def keep(key: str, outcome: records.Done | records.Failed, origin: records.Origin) -> None:
+        place = at[key]
+        folder, task, name = _folder(place, key).as_posix(), place.task, place.arm.name
+        about = records.TaskName(plan.suite.name, task.group, task.name, task.synthetic)
+        method, setup = records.MethodName(name, name), finals[place][2]
+        found = records.RunResult(key, about, method, place.seed, setup, folder, outcome, origin)
+        records.append(file, found)
+        have[key] = found
+        if found.status == "done":  # nothing will go on from it
+            shutil.rmtree(out / folder / STATE, ignore_errors=True)
+
+    trials: dict[int, list[Trial]] = {}  # by the number of their seeds
+    for place, (key, experiment, _, temperature) in finals.items():
+        if key in have and not (how.again and have[key].status == "failed"):
+            continue
+        if experiment is None:
+            errors = [str(row["error"]) for row in searched[place][1]]
+            why = records.Failed(f"every run of its search failed: {errors[0]}")
+            keep(key, why, records.Origin())
+            continue
+        trial = _trial(str(place), key, experiment, place, out, temperature=temperature)
+        trials.setdefault(_part(plan, place), []).append(trial)
+    if (missing := sum(map(len, trials.values()))) < len(places):
+        report(f"{len(places) - missing} of {len(places)} runs are there already.")
+
+    def done(end: TrialEnd) -> None:
+        key = str(end.trial.inputs["key"])
+        if end.result is None:
+            keep(key, records.Failed(end.error), records.Origin())
+        else:
+            keep(key, measured(end.result), records.Origin(**end.result["origin"]))
+
+    for number, part in sorted(trials.items()):
+        if len(trials) > 1:
+            report(f"Seeds {', '.join(map(str, _parts(plan.seeds)[number]))}:")
+        _run(part, how, report, work, done)
+    # one that another plan ran, as a probe for other last blocks, is this plan's as well
+    return [replace(have[key], setup=setup) for key, _, setup, _ in finals.values()]
+
+
+def _parts(seeds: Sequence[int]) -> list[Sequence[int]]:
+    """So many seeds at a time, that what is stopped has some of them for every method and task."""
+    size = -(-len(seeds) // -(-len(seeds) // TOGETHER))
+    return [seeds[i : i + size] for i in range(0, len(seeds), size)]
+
+
+def _part(plan: BenchPlan, place: Slot) -> int:
+    return next(n for n, seeds in enumerate(_parts(plan.seeds)) if place.seed in seeds)
+
+
+def _settled(
+    plan: BenchPlan, place: Slot, runs: Sequence[Experiment], ends: Sequence[Mapping[str, Any]]
+) -> tuple[Experiment | None, records.Setup, float | None]:
+    """The run that counts with what its search chose, and a temperature that was fitted there.
+
+    None if every run of the search failed.
+    """
+    final, rules = plan.final(place), plan.protocol
+    epochs = final.training.epochs
+    setup = records.Setup(rules.name, plan.model, epochs)
+    if not runs:
+        return final, setup, None
+    best = rules.best(runs, ends)
+    if best is None:
+        return None, setup, None
+    flat = best[0].flat()
+    chosen = {name: flat[name] for name in rules.grid}
+    spent = sum(float(row.get("seconds", 0.0)) for row in ends)
+    if rules.chosen_on is not None:  # one search for all places of the method
+        spent /= len(plan.tasks) * len(plan.seeds)
+    setup = records.Setup(rules.name, plan.model, epochs, chosen, len(runs), spent)
+    # a run that keeps its validation part fits one itself
+    temperature = None if rules.chosen_on is not None else best[1].get("temperature")
+    return rules.settle(final, best[0]), setup, temperature
+
+
+def measured(found: Mapping[str, Any]) -> records.Done | records.Failed:
+    """A run's scores and costs out of what a worker says; failed where they are no numbers."""
+    if wrong := unusable(found["results"]["test"], "test"):
+        return records.Failed(wrong)
+    try:
+        return _done(found)
+    except DataError as error:
+        return records.Failed(str(error))
+
+
+def _done(found: Mapping[str, Any]) -> records.Done:
+    scores, counts = found["results"]["test"], found["parameters"]
+    peak: Mapping[str, int] = found["results"]["peak_bytes"]
+    return records.Done(
+        accuracy=scores["accuracy"],
+        balanced_accuracy=scores["balanced_accuracy"],
+        loss=scores["loss"],
+        trained=counts["trained"],
+        trained_without_head=counts["trained_without_head"],
+        seconds=found["results"]["seconds"],
+        cpu_seconds=found["results"]["cpu_seconds"],
+        peak_bytes=peak.get("accelerator", peak.get("grown")),
+        own_task_accuracy=scores.get("own_task_accuracy"),
+        ece=scores.get("ece"),
+        tempered_loss=scores.get("tempered_loss"),
+    )
+
+
+def _folder(place: Slot, key: str) -> Path:
+    """Of a run, below the benchmark's."""
+    method = place.arm.name.replace(" ", "-")
+    return Path("runs", place.task.name, f"{method}-{place.seed}-{key[:6]}")
+
+
+def _trial(
+    name: str,
+    key: str,
+    experiment: Experiment,
+    place: Slot,
+    out: Path,
+    *,
+    test: bool = True,
+    temperature: float | None = None,
+) -> Trial:
+    inputs = {
+        "key": key,
+        "experiment": experiment.flat(),
+        "folder": str((out / _folder(place, key)).absolute()),
+        "shared": str((out / "shared").absolute()),
+        "test": test,
+        "evaluate_every": int(experiment.recipe.select == "val"),
+        "temperature": temperature,
+    }
+    return Trial(name, inputs, kind=place.arm.name, stack=shape_of(experiment, test=test))
+
+
+def _run(
+    trials: Sequence[Trial], how: How, report: Report, work: Work, done: Callable[[TrialEnd], None]
+) -> None:
+    trials = [replace(t, inputs={**t.inputs, "running": how.running}) for t in trials]
+    if how.alone or work is not one_run:
+        trials = [replace(t, inputs={**t.inputs, "whole": how.alone}, stack="") for t in trials]
+    pool: dict[str, Any] = {"jobs": how.jobs, "executor": how.executor, "threads": how.threads}
+    run_told(trials, work, done=done, said=_said, report=report, **pool)
+
+
+def _said(result: Mapping[str, Any]) -> str:
+    scores: Mapping[str, Any] = result["results"]
+    part = "test" if "test" in scores else "val"
+    if wrong := unusable(scores[part], part):
+        return f"FAILED, {wrong}"
+    return f"{100 * scores[part]['accuracy']:.1f} % of {part}"
+
+
+def failures(found: Iterable[records.RunResult]) -> list[records.RunResult]:
+    """Those that have no score."""
+    return records.only(found, "failed")

@@ -1,0 +1,313 @@
+"""Sparse products of a row beside dense ones, other libraries' few bits, and the machine's floor.
+
+Every contender multiplies the same shapes by one row of inputs. Each has copies of its weight, as
+many as make 128 MiB of float32 (at most 64), and takes them in turns; contenders are interleaved,
+and the best of the repeats counts: CPU time on one thread, since others may use the machine.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+from intarsia.core import Format, nbytes
+from intarsia.core.errors import ConfigError
+from intarsia.formats import Bitmask, Columns, Dense, GroupSparse
+from intarsia.kernels import native
+from intarsia.kernels.native.floor import Floor, measure
+
+GROUP = 32  # weights of int4 that share a scale
+REPEATS, MEBIBYTES = 15, 128  # of float32 weights to go through
+MOST_COPIES = 64
+TORCH, PEER, OURS, BASELINE = "torch", "peer", "ours", "ours, dense"
+DENSE = (TORCH, BASELINE)
+FEW = 0.15  # below it, columns
+Call = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class Contender:
+    """calls: one for each copy of the weight.  bytes: of one; error: largest, of the largest."""
+
+    name: str
+    kind: str
+    calls: Sequence[Call]
+    bytes: int
+    error: float
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A contender's figures at one shape; density: of ours, 1 of dense ones."""
+
+    shape: tuple[int, int]
+    density: float
+    name: str
+    kind: str
+    ms: float
+    bytes: int
+    error: float
+
+    @property
+    def rate(self) -> float:
+        """Bytes of the weight a second."""
+        return self.bytes / (self.ms * 1e-3)
+
+
+@dataclass(frozen=True)
+class ShapeTable:
+    """rows of all shapes; floor: of the machine; left_out: peers that are not here, and why."""
+
+    rows: tuple[Timed, ...]
+    floor: Floor
+    instructions: str
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def best(self, shape: tuple[int, int], *kinds: str) -> Timed:
+        """The fastest of some kinds at a shape."""
+        return min((r for r in self.rows if r.shape == shape and r.kind in kinds), key=_ms)
+
+    def share(self, row: Timed) -> float:
+        """Of the read bandwidth that was measured."""
+        return row.rate / self.floor.read
+
+    def record(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        rows = [asdict(r) | {"GB/s": r.rate / 1e9, "share": self.share(r)} for r in self.rows]
+        floor = {"read GB/s": self.floor.read / 1e9, "threads": self.floor.threads}
+        floor["GFLOP/s"] = {n: f / 1e9 for n, f in self.floor.matmul.items()}  # pyright: ignore
+        verdicts = {f"{r}x{c}": verdict(self, (r, c)) for r, c in dict.fromkeys(_shapes(self))}
+        return {
+            "instructions": self.instructions,
+            "floor": floor,
+            "rows": rows,
+            "verdicts": verdicts,
+            "left out": dict(self.left_out),
+        }
+
+
+def _ms(row: Timed) -> float:
+    return row.ms
+
+
+def _shapes(table: ShapeTable) -> list[tuple[int, int]]:
+    return [row.shape for row in table.rows]
+
+
+def verdict(table: ShapeTable, shape: tuple[int, int]) -> str:
+    """Which is faster at a shape, in words."""
+    dense, ours = table.best(shape, *DENSE), table.best(shape, OURS)
+    by = max(dense.ms, ours.ms) / min(dense.ms, ours.ms)
+    who = f"{ours.name} at density {ours.density:g}"
+    if ours.ms < dense.ms:
+        return f"{who} is {by:.2f}x as fast as the best dense product ({dense.name})"
+    return f"dense is faster: {dense.name}, {by:.2f}x as fast as {who}"
+
+
+def read_shapes(text: str) -> tuple[tuple[int, int], ...]:
+    """ "4096x4096,576x1536" as (out, in).  Raises: ConfigError."""
+    found: list[tuple[int, int]] = []
+    for part in text.split(","):
+        sides = part.strip().lower().split("x")
+        if len(sides) != 2 or not all(s.isdigit() and 0 < int(s) <= 2**16 for s in sides):
+            want, fix = "OUTxIN, each up to 65,536", "For example: --shapes 4096x4096,576x1536"
+            raise ConfigError("--shapes", got=part, want=want, fix=fix)
+        found.append((int(sides[0]), int(sides[1])))
+    return tuple(dict.fromkeys(found))
+
+
+def forms_of(density: float) -> dict[str, Format]:
+    """Our formats that are worth trying at a density, by the name that tables have."""
+    found: dict[str, Format] = {
+        f"bitmask {values}": Bitmask(values) for values in ("fp32", "bf16", "int8")
+    }
+    if density <= FEW:
+        found["columns bf16"] = Columns("bf16")
+    found["group-sparse int4"] = GroupSparse(activations="int8")
+    return found
+
+
+def time_shapes(
+    shapes: Iterable[tuple[int, int]],
+    densities: Sequence[float] = (0.5, 0.3),
+    *,
+    repeats: int = REPEATS,
+    mebibytes: int = MEBIBYTES,
+    seed: int = 0,
+    peers: bool = True,
+    report: Callable[[str], None] = lambda _: None,
+) -> ShapeTable:
+    """Times of every contender at every shape, and the floors of the same process.
+
+    densities: of random unstructured masks; group-sparse int4 keeps as many groups of 16.
+    mebibytes: of float32 weights that copies go through.  peers: also torch's int8 and int4, and
+    onnxruntime's int4 where it is installed.
+    """
+    rows: list[Timed] = []
+    left_out: dict[str, str] = {}
+    for shape in shapes:
+        copies = min(MOST_COPIES, max(1, math.ceil(mebibytes * 2**18 / math.prod(shape))))
+        made = torch.Generator().manual_seed(seed)
+        weight = torch.randn(shape, generator=made) / math.sqrt(shape[1])
+        x = torch.randn(1, shape[1], generator=made)
+        entries = [(1.0, c) for c in _dense(weight, x, copies)]
+        if peers:
+            entries += [(1.0, c) for c in _peers(weight, x, copies, left_out)]
+        for density in densities:
+            kept = torch.rand(shape, generator=made) < density
+            entries += [(density, c) for c in ours(weight, kept, x, copies, density)]
+        spent = interleaved([c for _, c in entries], repeats)
+        for (density, one), ms in zip(entries, spent, strict=True):
+            rows.append(Timed(shape, density, one.name, one.kind, ms, one.bytes, one.error))
+        report(f"{shape[0]}x{shape[1]}: {copies} copies, {len(entries)} contenders")
+    return ShapeTable(tuple(rows), measure(), native.instructions(), left_out)
+
+
+@torch.inference_mode()
+def interleaved(contenders: Sequence[Contender], repeats: int) -> list[float]:
+    """The best milliseconds of a product of each, all in turns."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    best = [math.inf] * len(contenders)
+    for repeat in range(repeats + 1):
+        for at, one in enumerate(contenders):
+            started = clock()
+            for call in one.calls:
+                call()
+            if repeat:  # the first brings caches and pages to where they stay
+                best[at] = min(best[at], (clock() - started) / len(one.calls))
+    return [1e3 * seconds for seconds in best]
+
+
+def ours(
+    weight: Tensor, kept: Tensor, x: Tensor, copies: int, density: float
+) -> Iterable[Contender]:
+    """Our formats on a weight with a mask, as `PackedLinear` calls them."""
+    for name, form in forms_of(density).items():
+        mask = kept
+        if isinstance(form, GroupSparse):
+            if weight.shape[1] % form.group:
+                continue
+            mask = kept[:, :: form.group].repeat_interleave(form.group, 1)  # as many groups
+        yield of_format(name, OURS, form, weight * mask, x, copies)
+
+
+def of_format(
+    name: str, kind: str, form: Format, weight: Tensor, x: Tensor, copies: int
+) -> Contender:
+    """A format's products of copies of one weight."""
+    shape, stored = tuple(weight.shape), form.encode(weight)
+    error = _error(form.matmul(x, stored, shape), x @ weight.T)
+    calls: list[Call] = []
+    for _ in range(copies):
+        own = {n: t.clone() for n, t in stored.items()}
+        bound = form.bound(own, shape)
+        calls.append(_call(bound, x) if bound is not None else _matmul(form, x, own, shape))
+    return Contender(name, kind, calls, nbytes(stored), error)
+
+
+def _call(product: Callable[..., object], *given: Any) -> Call:
+    return lambda: product(*given)
+
+
+def _matmul(form: Format, x: Tensor, stored: Mapping[str, Tensor], shape: Any) -> Call:
+    return lambda: form.matmul(x, stored, shape)
+
+
+def _error(found: Tensor, want: Tensor) -> float:
+    scale = float(want.abs().max()) or 1.0
+    return float((found.float() - want).abs().max()) / scale
+
+
+def _dense(weight: Tensor, x: Tensor, copies: int) -> Iterable[Contender]:
+    half, want = weight.bfloat16(), x @ weight.T
+    for name, w, given in (("torch fp32", weight, x), ("torch bf16", half, x.bfloat16())):
+        calls = [_call(linear, given, w.clone()) for _ in range(copies)]
+        yield Contender(name, TORCH, calls, w.nbytes, _error(linear(given, w), want))
+    yield of_format("dense bf16", BASELINE, Dense(), weight, x, copies)
+
+
+def _peers(weight: Tensor, x: Tensor, copies: int, left_out: dict[str, str]) -> Iterable[Contender]:
+    for name, make in (
+        ("torch int8", _torch_int8),
+        ("torch int4", _torch_int4),
+        ("onnxruntime int4", _onnx_int4),
+    ):
+        try:
+            calls, size, product = make(weight, x, copies)
+        except Exception as error:  # what another library raises where it cannot
+            left_out[name] = f"{type(error).__name__}: {str(error).partition(chr(10))[0][:120]}"
+            continue
+        yield Contender(name, PEER, calls, size, _error(product, x @ weight.T))
+
+
+def _torch_int8(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int, Tensor]:
+    product: Any = torch.ops.aten._weight_int8pack_mm
+    scale = weight.abs().amax(1) / 127
+    codes, half = (weight / scale[:, None]).round().to(torch.int8), x.bfloat16()
+    scales = scale.bfloat16()
+    calls = [_call(product, half, codes.clone(), scales) for _ in range(copies)]
+    return calls, codes.nbytes + scales.nbytes, product(half, codes, scales)
+
+
+def _int4(weight: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes 0 ... 15, the scale and the least of each group."""
+    groups = weight.unflatten(1, (-1, GROUP))
+    least = groups.amin(2)
+    scale = ((groups.amax(2) - least) / 15).clamp(min=1e-9)
+    codes = ((groups - least[..., None]) / scale[..., None]).round().clamp(0, 15)
+    return codes.flatten(1).int(), scale, least
+
+
+def _torch_int4(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int, Tensor]:
+    ops: Any = torch.ops.aten
+    codes, scale, least = _int4(weight)
+    packed = ops._convert_weight_to_int4pack_for_cpu(codes, 1)
+    both = torch.stack([scale, least + 8 * scale], -1).transpose(0, 1).contiguous().bfloat16()
+    half, product = x.bfloat16(), ops._weight_int4pack_mm_for_cpu
+    calls = [_call(product, half, packed.clone(), GROUP, both.clone()) for _ in range(copies)]
+    return calls, weight.numel() // 2 + both.nbytes, product(half, packed, GROUP, both)
+
+
+def _onnx_int4(weight: Tensor, x: Tensor, copies: int) -> tuple[list[Call], int, Tensor]:
+    """MatMulNBits with int8 activations (accuracy_level 4); at most 8 sessions."""
+    import onnxruntime
+    from onnx import TensorProto, helper, numpy_helper
+
+    codes, scale, least = _int4(weight)
+    zeros = (-least / scale).round().clamp(0, 15)
+    out, width = weight.shape
+    blocks = width // GROUP
+    pairs = codes.view(out, blocks, GROUP // 2, 2).to(torch.uint8)
+    packed = pairs[..., 0] | pairs[..., 1] << 4
+    even = torch.nn.functional.pad(zeros.to(torch.uint8), (0, blocks % 2)).view(out, -1, 2)
+    parts = {"B": packed, "s": scale.flatten(), "z": (even[..., 0] | even[..., 1] << 4).flatten()}
+    node = helper.make_node(
+        "MatMulNBits", ["x", "B", "s", "z"], ["y"], domain="com.microsoft",
+        K=width, N=out, bits=4, block_size=GROUP, accuracy_level=4,
+    )  # fmt: skip
+    sides = [("x", width), ("y", out)]
+    given, made = (helper.make_tensor_value_info(n, TensorProto.FLOAT, [1, w]) for n, w in sides)
+    weights = [numpy_helper.from_array(t.contiguous().numpy(), n) for n, t in parts.items()]
+    graph = helper.make_graph([node], "g", [given], [made], weights)
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    model = helper.make_model(graph, opset_imports=opsets)
+    model.ir_version = 9
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.inter_op_num_threads, options.log_severity_level = 1, 3
+    content = model.SerializeToString()
+    sessions = [
+        onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        for _ in range(min(copies, 8))
+    ]
+    feed = {"x": x.numpy()}
+    calls: list[Call] = [_call(s.run, None, feed) for s in sessions]
+    size = packed.nbytes + scale.nbytes + even.numel() // 2
+    return calls, size, torch.from_numpy(sessions[0].run(None, feed)[0])

@@ -1,0 +1,113 @@
+"""BDWP: training with N:M weights in both directions is as good as dense (arXiv:2309.13015)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import SGD, Optimizer
+
+from intarsia.core import NofM
+from intarsia.fitting import fit
+from intarsia.results.statistics import t_interval
+from intarsia.schedules import Bdwp, FixedMask, masked_weights
+from intarsia.schedules.bdwp import n_of_m_mask
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from . import sms
+from .kept import kept
+from .study import by_arm, judge, lower, row_of
+
+EPOCHS, PATTERN, POINTS = 8, "2:8", 1.0
+# not what reads the picture, nor the classifier
+LAYERS = ("0.two", "1.one", "1.two", "1.short", "2.one", "2.two", "2.short")
+OPTIONS: dict[str, Any] = {"batch_size": 128, "lr": 0.1, "weight_decay": 5e-4, "trackers": ()}
+DENSE, BOTH, ONE_SHOT = "dense", "BDWP", "mask of the start, fixed"
+ARMS = {
+    DENSE: None,
+    BOTH: Bdwp(PATTERN, layers=LAYERS),
+    "forward only": Bdwp(PATTERN, "forward", layers=LAYERS),
+    "backward only": Bdwp(PATTERN, "backward", layers=LAYERS),
+    ONE_SHOT: FixedMask(layers=LAYERS),
+}
+
+
+def momentum(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    """SGD with momentum .9, as published."""
+    return SGD(model.parameters(), lr, 0.9, weight_decay=weight_decay)
+
+
+def accuracy(arm: str, seed: int) -> float:
+    """On the test part, in points; from the file of cells, or by training.  arm: one of ARMS."""
+    inputs = {"arm": arm, "seed": seed, "pattern": PATTERN, "epochs": EPOCHS, "version": 1}
+    return kept("bdwp", inputs, lambda: run(arm, seed))
+
+
+def run(arm: str, seed: int) -> float:
+    model = sms.resnet(seed)
+    if arm == ONE_SHOT:
+        with torch.no_grad():
+            for weight in masked_weights(model, LAYERS).values():
+                weight.mul_(n_of_m_mask(weight, NofM.read(PATTERN, 1)))
+    how: Any = {"epochs": EPOCHS, "seed": seed, "optimizer": momentum, "schedule": ARMS[arm]}
+    fit(model, sms.rows("train"), **OPTIONS | how)
+    return sms.accuracy(model)
+
+
+def farthest(values: list[float]) -> float:
+    """Two one-sided tests at 5 %: they hold where the 90 % interval's far end is within POINTS."""
+    return max(abs(end) for end in t_interval(values, 0.9))
+
+
+def against(other: str, over: Any) -> Any:
+    """BDWP's accuracy minus another arm's, in points, over the seeds."""
+
+    def judged(seeds: tuple[int, ...], report: Report) -> Result:
+        found = by_arm({n: n for n in ARMS}, seeds, accuracy, report)
+        ends = t_interval([a - b for a, b in zip(found[BOTH], found[other], strict=True)])
+        note = (
+            f"BDWP minus {other}: 95 % interval {ends[0]:+.2f} ... {ends[1]:+.2f} points. "
+            f"{PATTERN} in seven of the ten layers' weights; {EPOCHS} epochs, one thread."
+        )
+        return judge(
+            found,
+            lambda one: one[BOTH] - one[other],
+            row_of("training", {"test accuracy": ("", ".2f")}),
+            note,
+            over,
+        )
+
+    return judged
+
+
+SCALED = "scaled down: a thin ResNet-8, 10,000 pictures of Fashion-MNIST"
+CLAIMS = (
+    Claim(
+        "bdwp",
+        system="BDWP",
+        work="a thin ResNet-8 from scratch on Fashion-MNIST",
+        sentence="A training whose forward and backward have 2 of 8 weights ends within one point "
+        f"of the dense one's accuracy (BDWP, arXiv:2309.13015; {SCALED}).",
+        baseline="the dense training; the far end of the difference's 90 % interval, in points",
+        bar=POINTS,
+        sense="<=",
+        run=against(DENSE, farthest),
+        seeds=(0, 1, 2, 3, 4),
+        needs="long",
+        minutes=40,
+    ),
+    Claim(
+        "bdwp-one-shot",
+        sentence="It is better than a 2:8 mask that is chosen at the start and stays "
+        f"(BDWP, arXiv:2309.13015; {SCALED}).",
+        baseline="a fixed mask; the lower end of the difference's 95 % interval, in points",
+        bar=0.0,
+        sense=">=",
+        run=against(ONE_SHOT, lower),
+        seeds=(0, 1, 2, 3, 4),
+        needs="long",
+        minutes=40,
+    ),
+)

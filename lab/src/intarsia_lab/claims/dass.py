@@ -1,0 +1,135 @@
+"""DASS: cells that were chosen sparse make better sparse nets (arXiv:2207.06968)."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch.utils.data import TensorDataset
+
+from intarsia.core.seeds import mix
+from intarsia.experiments.pool import Arm
+from intarsia.fitting import fit_in_phases
+from intarsia.methods.dass import Dass
+from intarsia.models.dass import CellSizes, ChosenNet, Genotype, Supernet, summary
+from intarsia.schedules import masked_weights
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from . import sms
+from .kept import kept
+from .study import class_scores, each, result_of, shown
+
+SIZES = CellSizes(classes=10, inputs=1, channels=8, cells=2, nodes=3)
+BUDGET, DENSITY, EPOCHS = 100, 0.05, 2  # weights of every net that is judged; of the search
+OPTIONS: dict[str, Any] = {
+    "epochs": EPOCHS,
+    "batch_size": 64,
+    "lr": 0.025,
+    "weight_decay": 3e-4,
+    "optimizer": sms.nesterov,
+    "trackers": (),
+}
+OURS, DENSE, START, RANDOM = "DASS", "dense search", "sparse from the start", "random cells"
+SEARCHES = {
+    OURS: Dass(DENSITY),
+    DENSE: Dass(1.0),
+    START: Dass(DENSITY, (0.0, 2.0, 1.0)),
+}
+
+
+class ChosenCells(NamedTuple):
+    """Test accuracy of the retrained net in points, its weights that are not 0, and its cells."""
+
+    accuracy: float
+    weights: int
+    cells: str
+
+
+@lru_cache
+def rows(part: str) -> TensorDataset:
+    """Pictures of 14 x 14."""
+    x, y = sms.rows(part).tensors
+    return TensorDataset(F.avg_pool2d(x, 2), y)
+
+
+def chosen(arm: str, seed: int, number: int) -> Genotype:
+    """The cells of an arm: searched on one half for weights, on the other for operations."""
+    if arm == RANDOM:
+        draw = torch.Generator().manual_seed(mix(seed, number))
+        return Genotype.drawn(SIZES.nodes, draw)
+    (x, y), half = rows("train").tensors, sms.TRAIN // 2
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = Supernet(SIZES, (x[half:], y[half:]), lr=3e-3, seed=seed)
+    train = TensorDataset(x[:half], y[:half])
+    found = fit_in_phases(net, SEARCHES[arm], train, seed=seed, **OPTIONS).found
+    return found.genotype
+
+
+def retrained(cells: Genotype, seed: int) -> ChosenCells:
+    """A net of these cells with as many weights as every other, trained in DASS's three steps."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        net = ChosenNet(cells, SIZES)
+    total = sum(w.numel() for w in masked_weights(net).values())
+    fit_in_phases(net, Dass(min(1.0, BUDGET / total)), rows("train"), seed=seed, **OPTIONS)
+    kept = sum(int(w.count_nonzero()) for w in masked_weights(net).values())
+    return ChosenCells(100 * class_scores(net, rows("test"), 512).accuracy, kept, summary(cells))
+
+
+def cell(arm: str, number: int, seed: int) -> ChosenCells:
+    """What came out of an arm, from the file or by running it."""
+    inputs = {"arm": arm, "number": number, "seed": seed, "epochs": EPOCHS, "version": 1}
+    return ChosenCells(*kept("dass", inputs, lambda: retrained(chosen(arm, seed, number), seed)))
+
+
+def judged(seeds: tuple[int, ...], report: Report) -> Result:
+    """DASS's accuracy minus that of the dense search, less a standard error, in points."""
+    searched = each([Arm(n, n) for n in SEARCHES], seeds, cell, report, tasks=[0], said=_said)
+    random = each([Arm(RANDOM, RANDOM)], seeds, cell, report, tasks=[0, 1], said=_said)
+    of = {arm: searched.by_seed(arm, 0) for arm in SEARCHES}
+    of[RANDOM] = [one for number in (0, 1) for one in random.by_seed(RANDOM, number)]
+    gains = [a.accuracy - b.accuracy for a, b in zip(of[OURS], of[DENSE], strict=True)]
+    error = statistics.stdev(gains) / math.sqrt(len(gains)) if len(gains) > 1 else math.inf
+    drawn = [one.accuracy for one in of[RANDOM]]
+    mean = statistics.mean(one.accuracy for one in of[OURS])
+    note = (
+        f"Mean gain {statistics.mean(gains):+.2f} points, standard error {error:.2f}. Against "
+        f"{len(drawn)} random cells: {mean - statistics.mean(drawn):+.2f} points to their mean, "
+        f"{mean - max(drawn):+.2f} to the best."
+    )
+    table = [
+        {"cells": arm, "accuracy": shown([one.accuracy for one in made], ".2f")}
+        | {"weights": f"{statistics.mean(one.weights for one in made):.0f}"}
+        for arm, made in of.items()
+    ]
+    return result_of(gains, table, note, over=lambda v: statistics.mean(v) - error)
+
+
+def _said(found: ChosenCells) -> str:
+    return f"{found.accuracy:.2f} with {found.weights} weights"
+
+
+CLAIMS = (
+    Claim(
+        "dass",
+        system="DASS",
+        work="searched cells from scratch on Fashion-MNIST",
+        sentence="Cells that were searched while sparse make more accurate sparse nets than cells "
+        "that were searched dense and pruned afterwards (DASS, arXiv:2207.06968; scaled down: a "
+        "normal and a reduction cell of three nodes and 8 channels, 100 weights, on pictures of "
+        "14 x 14 of Fashion-MNIST).",
+        baseline="the dense search, in points, less one standard error of the difference",
+        bar=0.0,
+        sense=">=",
+        run=judged,
+        seeds=(0, 1, 2, 3, 4),
+        needs="long",
+        minutes=60,
+    ),
+)

@@ -1,0 +1,203 @@
+"""An MLP beside the experts, more experts in later layers, and students (DeepSpeed-MoE)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from torch import nn
+
+from intarsia.fitting import fit
+from intarsia.hosts import student_of
+from intarsia.routers import TopK
+from intarsia.train import cosine, evaluate
+from intarsia.train.distill import distill, staged_distillation
+from intarsia.train.objectives import Objective, Staged, plain
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from ..routing import VARIANTS, Scale, Variant, material
+from ..routing.build import dense, with_mixtures
+from ..routing.cell import CLIP, WARMUP, WEIGHT_DECAY
+from ..routing.materials import Material, stream
+from .routed import BENCH, Bench, Cell, arm, loss
+from .study import by_seed, judge, row_of, shown
+
+MANY, PYRAMID = 16, (4, 4, 16, 16)
+EVEN = Variant("even", TopK(MANY, 1, "prob"))
+PR = Variant("pr-moe", TopK(MANY, 1, "prob"), residual=True, experts=PYRAMID)
+ONE, BESIDE, TWO = VARIANTS["top-1"], VARIANTS["residual"], VARIANTS["top-k"]
+TEACHER, STUDENT, UNTIL, LAYERS = 1000, 500, 0.6, (0, 1, 3)  # steps; share; blocks that stay
+
+
+def total(cell: Cell) -> float:
+    """All parameters of the model, as the paper counts its sizes."""
+    return cell["parameters"]["total"]
+
+
+def ratio(
+    seeds: Sequence[int],
+    report: Report,
+    *,
+    ours: Variant,
+    base: Variant,
+    of: Callable[[Cell], float] = loss,
+    beside: Sequence[Variant] = (),
+    bench: Bench = BENCH,
+    more: str = "",
+) -> Result:
+    """A figure of one contender over another's, the mean of the seeds."""
+    arms = [arm(variant.name, variant) for variant in (base, ours, *beside)]
+    found, text = bench.cells(arms, seeds, report), bench.scale
+    note = (
+        f"Cells of `{bench.corpus}`: a decoder of {text.shape.layers} layers, "
+        f"{text.shape.width} wide, experts of {text.shape.hidden} units, "
+        f"{text.steps} steps. Names: `even`, {MANY} experts "
+        f"in each layer, top-1; `pr-moe`, {PYRAMID} and an MLP beside them; `top-1`, `residual` "
+        "(an MLP beside) and `top-k` (two a token), eight experts. `all parameters` is what the "
+        f"paper calls the size of a model; `of experts` leaves out the MLPs beside them.{more}"
+    )
+    return judge(found, lambda cells: of(cells[ours.name]) / of(cells[base.name]), _row, note)
+
+
+def _row(name: str, found: Sequence[Cell]) -> dict[str, Any]:
+    parameters = found[0]["parameters"]
+    return {
+        "model": name,
+        "test loss": shown([c["loss"] for c in found], ".4f"),
+        "all parameters": f"{parameters['total']:,}",
+        "of experts": f"{parameters['experts']:,}",
+        "operations": f"{statistics.mean(c['flops']['total'] for c in found):.2e}",
+    }
+
+
+def train(
+    model: nn.Module,
+    found: Material,
+    text: Scale,
+    steps: int,
+    seed: int,
+    objective: Objective | Staged,
+) -> float:
+    """Test loss after so many steps, with the cells' optimiser."""
+    rows = stream(found.train, 0, steps, text.batch, seed)
+    fit(
+        model,
+        rows,
+        epochs=1,
+        batch_size=text.batch,
+        lr=text.lr,
+        weight_decay=WEIGHT_DECAY,
+        clip=CLIP,
+        seed=seed,
+        lr_factor=cosine(WARMUP),
+        objective=objective,
+        trackers=(),
+    )
+    return evaluate(model, found.test, batch_size=64).loss
+
+
+def students(
+    seeds: Sequence[int],
+    report: Report,
+    *,
+    bench: Bench = BENCH,
+    steps: tuple[int, int] = (TEACHER, STUDENT),
+    layers: Sequence[int] = LAYERS,
+) -> Result:
+    """Mean loss with staged distillation over the smaller of those with none and to the end."""
+    data, text = bench.corpus, bench.scale
+    found = material(data, text)
+
+    def run(seed: int) -> dict[str, float]:
+        teacher = with_mixtures(dense(ONE, found, text, seed), ONE, seed)
+        losses = {"teacher": train(teacher, found, text, steps[0], seed, plain)}
+        arms: dict[str, Objective | Staged] = {
+            "labels alone": plain,
+            "distilled to the end": partial(distill, teacher=teacher),
+            "distilled at first": staged_distillation(teacher, until=UNTIL),
+        }
+        for name, objective in arms.items():
+            student = student_of(teacher, layers)
+            losses[name] = train(student, found, text, steps[1], seed + 100, objective)
+        return losses
+
+    losses = by_seed(seeds, run, report)
+    none, full, staged = (statistics.mean(losses[name]) for name in list(losses)[1:])
+    note = (
+        f"`{data}`: a teacher of {text.shape.layers} layers, top-1 of eight experts, "
+        f"{steps[0]} steps; students of its blocks {tuple(layers)}, {steps[1]} steps each on the "
+        f"same rows; the teacher's word has weight 1 and counts for the first {UNTIL:.0%} of the "
+        "steps, or for all. Values of the seeds are over the better of the seed's other two. "
+        "These students overtake their teacher; ones that are drawn anew stay behind it and learn "
+        "best from it to the end (LOG, 2026-11-25)."
+    )
+    result = judge(losses, _over_the_better, row_of("model", {"test loss": ("", ".4f")}), note)
+    return replace(result, got=staged / min(none, full))
+
+
+def _over_the_better(losses: Mapping[str, float]) -> float:
+    _, none, full, staged = losses.values()
+    return staged / min(none, full)
+
+
+SIZES = (
+    " The sizes are arithmetic: experts alone are 0.625 of the baseline's, with the MLPs beside "
+    "them 0.688, and all parameters 0.722, as attention and embeddings are the same in both and "
+    "weigh much in a small model. The paper has 32 and 64 experts where its baseline has 128."
+)
+PAPER = "(arXiv:2201.05596, section 4). "
+
+claim = partial(Claim, sense="<=", needs="long", minutes=14)
+
+CLAIMS = (
+    claim(
+        "deepspeed-moe",
+        system="DeepSpeed-MoE",
+        work="a decoder of width 64 from scratch on Austen",
+        sentence="Fewer experts in early layers and an MLP beside them are as good as many experts "
+        "everywhere " + PAPER + "Test loss.",
+        baseline="16 experts in each layer, top-1",
+        bar=1.01,
+        run=partial(ratio, ours=PR, base=EVEN),
+    ),
+    claim(
+        "deepspeed-moe-size",
+        sentence="Such a pyramid is much smaller than many experts everywhere "
+        + PAPER
+        + "All parameters, as the paper counts.",
+        baseline="16 experts in each layer, top-1",
+        bar=0.65,
+        run=partial(ratio, ours=PR, base=EVEN, of=total, more=SIZES),
+    ),
+    claim(
+        "deepspeed-moe-residual",
+        sentence="One expert beside an MLP is no worse than one expert " + PAPER + "Test loss.",
+        baseline="top-1 of the same eight experts",
+        bar=1.0,
+        run=partial(ratio, ours=BESIDE, base=ONE, beside=(TWO,)),
+        minutes=20,
+    ),
+    claim(
+        "deepspeed-moe-two",
+        sentence="One expert beside an MLP is as good as two experts a token "
+        + PAPER
+        + "Test loss.",
+        baseline="top-2 of the same eight experts",
+        bar=1.01,
+        run=partial(ratio, ours=BESIDE, base=TWO, beside=(ONE,)),
+        minutes=20,
+    ),
+    claim(
+        "deepspeed-moe-students",
+        sentence="A shallower student learns best from a teacher at first and from labels alone "
+        "afterwards " + PAPER + "Test loss of a student of three of four layers.",
+        baseline="the better of no distillation and distillation to the end",
+        bar=1.0,
+        run=students,
+        minutes=12,
+    ),
+)

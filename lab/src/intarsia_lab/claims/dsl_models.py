@@ -1,0 +1,134 @@
+"""DSL on the models of its paper: LightGCN and MultVAE (arXiv:2402.02855)."""
+
+from __future__ import annotations
+
+import statistics
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import torch
+from scipy.stats import spearmanr
+from torch import nn
+
+from intarsia.data.atomic_files import load_interactions
+from intarsia.experiments.recommending import Parts, fit_recommender, parts_of
+from intarsia.models.recommend.lightgcn import LightGcn
+from intarsia.models.recommend.multvae import MultVae
+from intarsia.schedules import Dsl
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from .kept import kept
+from .study import by_arm, judge, lower, row_of
+
+DENSE, HALF, FIFTH, STATIC, NARROW = (
+    *("dense", "DSL, density .5", "DSL, density .2", "fixed random mask, density .2"),
+    "dense, as many weights",
+)
+SCHEDULES = {
+    DENSE: None,
+    HALF: Dsl(0.5, every=50),
+    FIFTH: Dsl(0.2, every=50),
+    STATIC: Dsl(0.2, stop=0.0),
+    NARROW: None,
+}
+MODELS: dict[str, tuple[Any, Any]] = {  # of the paper's width, and a fifth of it
+    "LightGCN": (LightGcn(), LightGcn(width=13)),
+    "MultVAE": (MultVae(), MultVae(width=120)),
+}
+EPOCHS = {"LightGCN": 25, "MultVAE": 80}
+K = "nDCG@20"
+
+
+class Ranked(NamedTuple):
+    """Of held-out films, all others ranked, in percent; kept weights of tables; Spearman."""
+
+    ndcg: float
+    recall: float
+    kept: int
+    popular: float  # of the density of items' rows with their popularity
+
+
+@lru_cache
+def split() -> Parts:
+    """MovieLens-100k: each user's last 5 films for the test, the 5 before them for validation."""
+    return parts_of(load_interactions("ml-100k"), "ranking")
+
+
+def found_of(arm: tuple[str, str], seed: int) -> Ranked:
+    """A model of an arm and seed, scored on the test.  arm: model and one of SCHEDULES."""
+    inputs = {"arm": list(arm), "seed": seed, "epochs": EPOCHS[arm[0]], "version": 2}
+    return Ranked(*kept("dsl_models", inputs, lambda: list(ranked(arm, seed))))
+
+
+def ranked(arm: tuple[str, str], seed: int) -> Ranked:
+    """Train an arm; validation picks the epoch."""
+    (name, how), parts = arm, split()
+    settings, schedule = MODELS[name][how == NARROW], SCHEDULES[how]
+    options: Any = {"epochs": EPOCHS[name], "evaluate_every": 5}
+    done = fit_recommender(settings, parts[0], parts=parts, schedule=schedule, seed=seed, **options)
+    tables = [m for m in done.model.modules() if isinstance(m, nn.Embedding)]
+    items = next(t for t in tables if t.num_embeddings == len(parts[0].item_ids) + 1)
+    rows = (items.weight != 0).sum(1)[1:]
+    even = bool((rows == rows[0]).all())
+    found: Any = None if even else spearmanr(rows.tolist(), parts[0].popularity().tolist())
+    return Ranked(
+        100 * done.measures[K],
+        100 * done.measures["R@20"],
+        int(torch.stack([(t.weight != 0).sum() for t in tables]).sum()),
+        0.0 if even else float(found.statistic),
+    )
+
+
+def compared(seeds: tuple[int, ...], report: Report, *, model: str, of: Any, over: Any) -> Result:
+    found = by_arm({n: (model, n) for n in SCHEDULES}, seeds, found_of, report)
+    columns = {
+        "NDCG@20, %": ("ndcg", ".2f"),
+        "recall@20, %": ("recall", ".2f"),
+        "weights of tables": ("kept", ".0f"),
+        "rows against popularity": ("popular", "+.2f"),
+    }
+    note = (
+        f"{EPOCHS[model]} epochs of MovieLens-100k, the epoch by validation, all films ranked. The "
+        "served table of LightGCN is dense again."
+    )
+    return judge(found, of, row_of("tables", columns), note, over)
+
+
+def of_half(one: Any) -> float:
+    return one[HALF].ndcg / one[DENSE].ndcg
+
+
+def of_small(one: Any) -> float:
+    return one[FIFTH].ndcg - max(one[STATIC].ndcg, one[NARROW].ndcg)
+
+
+def claims_of(key: str, model: str, minutes: float) -> tuple[Claim, Claim]:
+    """Both claims on a model."""
+    named: dict[str, Any] = {"sense": ">=", "seeds": (0, 1, 2, 3, 4), "needs": "long"}
+    named |= {"minutes": minutes}
+    half = partial(compared, model=model, of=of_half, over=statistics.mean)
+    small = partial(compared, model=model, of=of_small, over=lower)
+    return (
+        Claim(
+            f"dsl-{key}",
+            sentence=f"With half of its tables' weights, from the first step, {model} ranks at "
+            "least 0.98 times as well (DSL, arXiv:2402.02855; MovieLens-100k).",
+            baseline=f"dense {model}'s NDCG@20",
+            bar=0.98,
+            run=half,
+            **named,
+        ),
+        Claim(
+            f"dsl-{key}-small",
+            sentence=f"With a fifth of them {model} ranks better than with a mask that stays, and "
+            "than a narrower one of as many weights (DSL, arXiv:2402.02855; MovieLens-100k).",
+            baseline="the better of the two, NDCG@20 in points; the lower end of the 95 % interval",
+            bar=0.0,
+            run=small,
+            **named,
+        ),
+    )
+
+
+CLAIMS = (*claims_of("lightgcn", "LightGCN", 60), *claims_of("multvae", "MultVAE", 60))

@@ -1,0 +1,91 @@
+"""EvoMoE against Switch: whether growing experts out of one, and cooling the gate, pays."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from itertools import pairwise
+
+from ..kit import Claim
+from ..routing import VARIANTS
+from .routed import WIDE, WIDE_WORK, Cell, active, arm, measured, ratio
+
+SMOOTHED = 3  # points of the curve in one mean; a point is the gate of one batch
+
+SWITCH = arm("Switch", VARIANTS["switch"])
+EVOMOE = arm("EvoMoE", VARIANTS["evomoe"])
+EQUAL = arm("EvoMoE, equal operations", VARIANTS["evomoe"], "flops")
+
+PAPER = "(arXiv:2112.14397, abstract)"
+SETUP = (
+    "One expert for all in the first tenth of the steps, then eight copies of it, a tenth of each "
+    "one's weights set to 0; tau falls from 2 to 0.3 in three tenths of the steps that are left, "
+    "then a token has one expert, as in test."
+)
+
+
+def entropy_rise(cell: Cell) -> float:
+    """The largest rise of the gate's entropy above what it was before, as a share of log E.
+
+    Of the points since there is a gate: means over the layers, and over three points on end.
+    """
+    points = [p["layers"] for p in cell["curve"] if p["layers"]]
+    experts = len(cell["layers"][0]["load"])
+    raw = [sum(layer["gate_entropy"] for layer in p) / len(p) for p in points]
+    smooth = [sum(raw[i : i + SMOOTHED]) / SMOOTHED for i in range(len(raw) - SMOOTHED + 1)]
+    least, rise = math.inf, 0.0
+    for before, now in pairwise(smooth):
+        least = min(least, before)
+        rise = max(rise, now - least)
+    return rise / math.log(experts)
+
+
+claim = partial(Claim, sense="<=", needs="long", minutes=20)
+
+CLAIMS = (
+    claim(
+        "evomoe",
+        system="EvoMoE",
+        work="a decoder of width 64 from scratch on Austen",
+        sentence=f"A mixture grown out of one expert, whose gate goes from dense to sparse, is no "
+        f"worse than Switch at equal steps {PAPER}.",
+        baseline="Switch, as many steps; ratio of test losses",
+        bar=1.0,
+        run=partial(ratio, ours=EVOMOE, base=SWITCH, note=SETUP),
+    ),
+    claim(
+        "evomoe-operations",
+        sentence=f"A mixture grown out of one expert, whose gate goes from dense to sparse, is no "
+        f"worse than Switch at equal operations {PAPER}.",
+        baseline="Switch, as many operations; ratio of test losses",
+        bar=1.0,
+        run=partial(ratio, ours=EQUAL, base=SWITCH, beside=(EVOMOE,), note=SETUP),
+        minutes=30,
+    ),
+    claim(
+        "evomoe-wide",
+        work=WIDE_WORK,
+        sentence="A wider and deeper mixture grown out of one expert is no worse than Switch at "
+        f"equal steps {PAPER}.",
+        baseline="Switch, as many steps; ratio of test losses",
+        bar=1.0,
+        run=partial(ratio, ours=EVOMOE, base=SWITCH, note=SETUP, bench=WIDE),
+        minutes=280,
+    ),
+    claim(
+        "evomoe-active",
+        sentence="In the end the gate has become one for a single expert (arXiv:2112.14397, "
+        "section 3): experts of a token in the last step of training.",
+        baseline="Switch's one expert",
+        bar=1.05,
+        run=partial(measured, ours=EVOMOE, base=SWITCH, of=active, note=SETUP),
+    ),
+    claim(
+        "evomoe-entropy",
+        sentence="The gate only ever becomes more decided (arXiv:2112.14397, section 3): the "
+        "largest rise of its smoothed entropy, as a share of log E.",
+        baseline="no rise; a hundredth is noise",
+        bar=0.01,
+        run=partial(measured, ours=EVOMOE, base=SWITCH, of=entropy_rise, note=SETUP),
+    ),
+)

@@ -1,0 +1,213 @@
+"""Hecate: copies of the busiest experts for each batch, against lasting copies and none."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+
+from intarsia.parallel.ep import ExpertParallel
+from intarsia.parallel.fssdp import Fssdp, in_order
+from intarsia.placement.engines import ExpertSize, homes
+from intarsia.placement.eplb import Eplb
+from intarsia.placement.materialise import rows_computed
+from intarsia.placement.timeline import simulate
+from intarsia.placement.topology import Topology
+from intarsia.placement.trace import Trace
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from .routing_traces import traces
+from .study import result_of, shown
+
+DEVICES, TOKENS = 8, 1024  # of a batch
+LINKS = Topology.two_level(2, 4)
+SIZE = ExpertSize(4096, 14336)  # of the time model: Mixtral's; routing is the small mixture's
+# the paper's GPT-MoE, and tokens of a device; each measured row then stands for TIMES like it
+PAPER_SIZE, EACH = ExpertSize(768, 3072, gated=False), 4096
+TIMES = EACH * DEVICES // TOKENS
+COPIES = 16  # places beside the experts' own, for every arm
+SETTINGS = Fssdp(memory=COPIES // DEVICES, hottest=8, window=5)
+EP, EPLB, HECATE, TOLD = "plain", "EPLB of the first batches", "Hecate", "Hecate, calibrated"
+
+
+@lru_cache
+def excess(
+    kind: str, seed: int, report: Report, size: ExpertSize = SIZE, times: int = 1
+) -> dict[str, float]:
+    """Largest load of a device over the mean, less 1: mean of layers and of the batches after the
+    first five. Sequences come in the order of their kinds, so that loads drift. times: rows that
+    each measured one stands for."""
+    trace = traces(seed, report)[kind]
+    batches = [trace.rows(slice(at, at + TOKENS)) for at in range(0, len(trace) - TOKENS, TOKENS)]
+    loads = [times * torch.stack([_loads(b, layer) for layer in range(b.layers)]) for b in batches]
+    owner, first = in_order(trace.layers, trace.experts, DEVICES), SETTINGS.window
+    nodes = LINKS.nodes()
+    own = owner[:, None] == torch.arange(DEVICES)[None, :, None]
+    lasting = Eplb(COPIES).place(trace.rows(slice(0, first * TOKENS)), Topology.uniform(DEVICES))
+    told = Fssdp(SETTINGS.memory, SETTINGS.hottest, SETTINGS.window, calibrate=True)
+    found: dict[str, list[float]] = {EP: [], EPLB: [], HECATE: [], TOLD: []}
+    for at in range(first, len(batches)):
+        for layer in range(trace.layers):
+            past = [of[layer].sum(0) for of in loads[at - first : at]]
+            load = loads[at][layer]
+            held = {
+                EP: own[layer],
+                EPLB: lasting.holds[layer],
+                HECATE: SETTINGS.holds(past, load, owner[layer], size, LINKS),
+                TOLD: told.holds(past, load, owner[layer], size, LINKS),
+            }
+            for name, holds in held.items():
+                rows = rows_computed(load, holds, nodes)
+                found[name].append(float(rows.max() / rows.mean()) - 1)
+    return {name: sum(values) / len(values) for name, values in found.items()}
+
+
+def _loads(batch: Trace, layer: int) -> torch.Tensor:
+    """(D, E) of a batch."""
+    home, chosen = homes(batch, DEVICES), batch.chosen(layer)
+    return torch.zeros(DEVICES, batch.experts, dtype=torch.float64).index_add(0, home, chosen)
+
+
+def run(
+    seeds: tuple[int, ...],
+    report: Report,
+    *,
+    kinds: Sequence[str],
+    arm: str,
+    over: str,
+    size: ExpertSize = SIZE,
+    times: int = 1,
+) -> Result:
+    """The excess of an arm over that of another, on the kind of trace where it is worst."""
+    made = {kind: [excess(kind, seed, report, size, times) for seed in seeds] for kind in kinds}
+    worst = [
+        max(made[kind][at][arm] / made[kind][at][over] for kind in kinds)
+        for at in range(len(seeds))
+    ]
+    rows = [
+        {"trace": kind, "copies": name, "excess": shown([one[name] for one in made[kind]], ".3f")}
+        for kind in kinds
+        for name in made[kind][0]
+    ]
+    return result_of(worst, rows, NOTE if times == 1 else NOTE_PAPER)
+
+
+def repeated(batch: Trace, times: int) -> Trace:
+    """A batch of so many like it: each sequence again, on the same device."""
+    first = batch.sequence.unique(return_inverse=True)[1]
+    copy = torch.arange(times).repeat_interleave(len(batch))
+    weight = None if batch.weight is None else batch.weight.repeat(times, 1, 1)
+    return replace(
+        batch,
+        expert=batch.expert.repeat(times, 1, 1),
+        sequence=first.repeat(times) + copy * (int(first.max()) + 1),
+        position=batch.position.repeat(times),
+        weight=weight,
+        token=None,
+    )
+
+
+def faster(
+    seeds: tuple[int, ...], report: Report, *, size: ExpertSize = SIZE, times: int = 1
+) -> Result:
+    """Simulated time of a batch with gradients, plain over Hecate, mean of the batches."""
+    values: list[float] = []
+    for seed in seeds:
+        trace = traces(seed, report)["balanced"]
+        starts = range(0, len(trace) - TOKENS, TOKENS)
+        batches = [repeated(trace.rows(slice(at, at + TOKENS)), times) for at in starts]
+        seconds = {EP: 0.0, HECATE: 0.0}
+        for at in range(SETTINGS.window, len(batches)):
+            past = [of.load() for of in batches[at - SETTINGS.window : at]]
+            arms: Mapping[str, Any] = {EP: ExpertParallel(), HECATE: SETTINGS}
+            for name, of in arms.items():
+                plan = of.plan(batches[at], size, LINKS, backward=True, past=past)
+                seconds[name] += simulate(plan, LINKS).seconds
+        values.append(seconds[EP] / seconds[HECATE])
+    rows = [{"seed": seed, "times": f"{v:.3f}"} for seed, v in zip(seeds, values, strict=True)]
+    return result_of(values, rows, NOTE if times == 1 else NOTE_PAPER)
+
+
+NOTE = (
+    "Eight devices on two nodes, links 12 : 1; batches of 1,024 tokens in the order of their kinds "
+    "of text, so that loads drift; traces of small mixtures trained for each seed, top-2 of 16 in "
+    "6 layers. Excess: the largest load of a device over the mean, less 1, mean of layers and "
+    "batches. Every arm but plain has 16 places for copies: EPLB places its own once, from the "
+    "first five batches, Hecate anew for each batch, from the five before. Times are those of a "
+    "model of time, with experts of Mixtral's size, not measurements."
+)
+NOTE_PAPER = NOTE.replace(
+    "with experts of Mixtral's size",
+    "with experts of the paper's GPT-MoE (768 wide, 3,072 hidden, two matrices, 2 bytes a number) "
+    "and 4,096 tokens a device, each measured row standing for 32",
+)
+PAPER = "(arXiv:2502.02581, abstract): "
+claim = partial(Claim, needs="long", minutes=30, sense="<=")
+
+CLAIMS = (
+    claim(
+        "hecate",
+        system="Hecate",
+        work="routing traces, simulated",
+        sentence="Copies for one batch even loads that change " + PAPER + "excess, balanced.",
+        baseline="plain expert parallelism; ratio",
+        bar=0.80,
+        run=partial(run, kinds=("balanced",), arm=HECATE, over=EP),
+    ),
+    claim(
+        "hecate-skewed",
+        sentence="The same on a mixture whose layers are not balanced each (arXiv:2502.02581).",
+        baseline="plain expert parallelism; ratio",
+        bar=0.40,
+        run=partial(run, kinds=("skewed",), arm=HECATE, over=EP),
+    ),
+    claim(
+        "hecate-lasting",
+        sentence="Copies for one batch are no worse than lasting ones where loads drift "
+        + PAPER
+        + "excess, the worse of two mixtures.",
+        baseline="EPLB of the first five batches with as many copies; ratio",
+        bar=1.0,
+        run=partial(run, kinds=("balanced", "skewed"), arm=HECATE, over=EPLB),
+    ),
+    claim(
+        "hecate-calibrated",
+        sentence="Choosing again once the gate has spoken evens most of what is left "
+        + PAPER
+        + "excess, the worse of two mixtures.",
+        baseline="plain expert parallelism; ratio",
+        bar=0.40,
+        run=partial(run, kinds=("balanced", "skewed"), arm=TOLD, over=EP),
+    ),
+    claim(
+        "hecate-time",
+        sentence="An iteration takes less time " + PAPER + "simulated, balanced mixture, drift.",
+        baseline="plain expert parallelism; times as fast, simulated",
+        bar=1.2,
+        sense=">=",
+        run=faster,
+    ),
+    claim(
+        "hecate-calibrated-gpt",
+        sentence="Choosing again once the gate has spoken evens most of what is left, at the sizes "
+        "of the paper's model (arXiv:2502.02581): excess, the worse of two mixtures.",
+        baseline="plain expert parallelism; ratio",
+        bar=0.40,
+        run=partial(
+            run, kinds=("balanced", "skewed"), arm=TOLD, over=EP, size=PAPER_SIZE, times=TIMES
+        ),
+    ),
+    claim(
+        "hecate-time-gpt",
+        sentence="An iteration takes less time at the sizes of the paper's model "
+        "(arXiv:2502.02581): simulated, balanced mixture, drift.",
+        baseline="plain expert parallelism; times as fast, simulated",
+        bar=1.2,
+        sense=">=",
+        run=partial(faster, size=PAPER_SIZE, times=TIMES),
+    ),
+)

@@ -1,0 +1,278 @@
+"""Inference-free retrieval on Nave's topics: idf, teachers and time, beside BM25 as tuned."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from intarsia.data.collections import Collection, load_collection
+from intarsia.data.packages import cache_dir
+from intarsia.models.retrieve.inference_free import InferenceFree
+from intarsia.models.retrieve.learning import LearnedRetrieval, fit_retriever
+from intarsia.models.retrieve.postings import Postings
+from intarsia.models.retrieve.sparse_index import SparseIndex
+from intarsia.models.retrieve.teachers import Bm25
+from intarsia.results.sheet import deviation
+from intarsia.train.ranked import by_query
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from .kept import kept
+from .study import result_of
+
+PART, MEASURE = "naves-nt", "nDCG@10"
+STEPS, BATCH, NEGATIVES = 100, 16, 3
+WEIGHT = 0.02 / (1 + NEGATIVES)  # of the penalty, whose sum has a term for each place
+LEAST, DRAWS = 0.008, 10_000  # the bar of idf; bootstrap samples over queries
+ARMS: Mapping[str, Mapping[str, Any]] = {
+    "ensemble": {"teachers": ("minilm", "bm25")},
+    "ensemble, flat queries": {"teachers": ("minilm", "bm25"), "flat": True},
+    "bm25 as teacher": {"teachers": ("bm25",)},
+    "minilm as teacher": {"teachers": ("minilm",)},
+    "no teacher": {"teachers": ()},
+}
+IDF, FLAT = "ensemble", "ensemble, flat queries"
+SINGLE = ("bm25 as teacher", "minilm as teacher")
+Array = np.ndarray
+
+
+def cell(what: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
+    """A cell's figures, computed once."""
+    return kept("inference_free", {"what": what, "version": 2, "part": PART, **inputs}, make)
+
+
+def _numbers(found: Collection) -> tuple[list[str], list[tuple[str, list[int]]]]:
+    """The texts, and each judged query with the numbers of its documents."""
+    place = {name: i for i, name in enumerate(found.docs)}
+    pairs = [(found.queries[q], [place[d] for d in grades]) for q, grades in found.qrels.items()]
+    return list(found.docs.values()), pairs
+
+
+def encoded(arm: str, seed: int, folder: Path) -> SparseIndex:
+    """The index of an arm: trained on the training topics, from a seed; kept in a folder."""
+    if (folder / "meta.json").exists():
+        return SparseIndex.load(folder)
+    how = dict(ARMS[arm])
+    flat = bool(how.pop("flat", False))
+    found = load_collection(PART, "train")
+    texts, pairs = _numbers(found)
+    model = InferenceFree.from_pretrained("splade-tiny", texts, flat=flat)
+    recipe = LearnedRetrieval(steps=STEPS, batch=BATCH, negatives=NEGATIVES, weight=WEIGHT, **how)
+    with tempfile.TemporaryDirectory() as out:
+        fit_retriever(model, texts, pairs, recipe, seed=seed, out=out)
+    index = SparseIndex.build(model, found.docs.items(), lexical=None, texts=False)
+    index.save(folder)
+    return index
+
+
+def index_of(arm: str, seed: int) -> SparseIndex:
+    """The same, from where this machine keeps it."""
+    name = f"{PART}-{arm.replace(' ', '-').replace(',', '')}-{STEPS}-{seed}-v2"
+    return encoded(arm, seed, cache_dir() / "claims" / "inference_free" / name)
+
+
+def mean_terms(index: SparseIndex) -> float:
+    """Tokens of a document."""
+    return float(index.sizes()["mean"])
+
+
+def thinned(index: SparseIndex, terms: float) -> SparseIndex:
+    """An index with so many tokens a document in the mean, those of largest weight.
+
+    Arms are compared at equal terms: what they cost, and what more of them would gain, is then the
+    same. One bound for all documents; the weight of a token is that of the score, q_j d_j.
+    """
+    lists = index.segments[0].postings
+    score = lists.weights * np.repeat(index.queries.weights, lists.frequencies())
+    wanted = round(terms * lists.count)
+    if wanted >= len(score):
+        return index
+    least = np.partition(score, len(score) - wanted)[len(score) - wanted]
+    rows = lists.matrix().copy()
+    rows.data[score < least] = 0
+    made = SparseIndex(index.queries, model=index.model, digest=index.digest, lexical=None)
+    made.segments = [type(index.segments[0])(Postings.of(rows), index.segments[0].ids, [])]
+    return made
+
+
+def measured(index: SparseIndex) -> Array:
+    """nDCG@10 of each test topic."""
+    found = load_collection(PART)
+    return by_query(found.qrels, index.run(found.queries, 10), [MEASURE])[MEASURE]
+
+
+def figures(arm: str, seed: int, terms: float | None = None) -> dict[str, Any]:
+    """nDCG@10 of each test topic and terms, of an arm as trained or with fewer terms."""
+
+    def make() -> dict[str, Any]:
+        index = index_of(arm, seed)
+        index = index if terms is None else thinned(index, terms)
+        return {"values": measured(index).tolist(), "terms": mean_terms(index)}
+
+    inputs = {"arm": arm, "seed": seed, "steps": STEPS, "terms": terms and round(terms, 2)}
+    return cell("arm", inputs, make)
+
+
+def tuned_bm25() -> dict[str, Any]:
+    """nDCG@10 of each test topic by BM25, whose k1 and b are the best on validation topics."""
+
+    def make() -> dict[str, Any]:
+        val, test = load_collection(PART, "val"), load_collection(PART)
+        texts, names = list(test.docs.values()), list(test.docs)
+        scores: dict[tuple[float, float], float] = {}
+
+        def run(part: Collection, k1: float, b: float) -> Array:
+            numbers, values = Bm25(texts, k1=k1, b=b).found(list(part.queries.values()), 10)
+            rows = zip(part.queries, numbers, values, strict=True)
+            ranked = {
+                q: {names[n]: float(v) for n, v in zip(own, of, strict=True) if v > 0}
+                for q, own, of in rows
+            }
+            return by_query(part.qrels, ranked, [MEASURE])[MEASURE]
+
+        for k1 in (0.6, 0.9, 1.2, 1.5):
+            for b in (0.2, 0.4, 0.75):
+                scores[k1, b] = float(run(val, k1, b).mean())
+        k1, b = max(scores, key=lambda pair: scores[pair])
+        return {"values": run(test, k1, b).tolist(), "k1": k1, "b": b}
+
+    return cell("bm25", {}, make)
+
+
+def lower_end(differences: Array) -> float:
+    """The lower end of a 95 % bootstrap interval of the mean over queries.  (queries,)."""
+    draws = np.random.default_rng(0).integers(len(differences), size=(DRAWS, len(differences)))
+    return float(np.quantile(differences[draws].mean(axis=1), 0.025))
+
+
+def idf_over_flat(seeds: Sequence[int], report: Report) -> Result:
+    """nDCG@10 that idf gains over flat queries at equal terms; its interval must be above 0."""
+    gains, rows = [], []
+    for seed in seeds:
+        terms = min(figures(arm, seed)["terms"] for arm in (IDF, FLAT))
+        one, other = (figures(arm, seed, terms) for arm in (IDF, FLAT))
+        gains.append(np.array(one["values"]) - np.array(other["values"]))
+        row = {"seed": seed, "idf": f"{np.mean(one['values']):.4f}"}
+        row |= {"flat": f"{np.mean(other['values']):.4f}"}
+        rows.append(row | {"terms": f"{one['terms']:.0f}, {other['terms']:.0f}"})
+        report(str(rows[-1]))
+    values = tuple(float(gain.mean()) for gain in gains)
+    low = lower_end(np.mean(gains, axis=0))
+    note = (
+        f"{len(gains[0])} test topics; 95 % interval of the mean over topics from {low:+.4f}. Both "
+        f"arms: the ensemble of teachers, {STEPS} steps, then the larger index is cut to the terms "
+        "of the smaller one. Judged is the smaller of the mean and the interval's lower end + "
+        f"{LEAST}, so that an interval with 0 in it fails."
+    )
+    got = min(statistics.mean(values), low + LEAST)
+    return Result(got, deviation(values), values, tuple(rows), note)
+
+
+def over_bm25(seeds: Sequence[int], report: Report) -> Result:
+    """nDCG@10 of the ensemble over that of BM25."""
+    base = tuned_bm25()
+    mean, values, rows = float(np.mean(base["values"])), [], []
+    for seed in seeds:
+        own = float(np.mean(figures(IDF, seed)["values"]))
+        values.append(own / mean)
+        report(f"seed {seed}: {own:.4f} / {mean:.4f}")
+        rows.append({"seed": seed, "ensemble": f"{own:.4f}", "BM25": f"{mean:.4f}"})
+    note = f"BM25 with Snowball's stems, stop words, k1 {base['k1']}, b {base['b']} (validation)."
+    return result_of(values, rows, note)
+
+
+def ensemble_over_single(seeds: Sequence[int], report: Report) -> Result:
+    """nDCG@10 by which the ensemble is at least the best single teacher - 0.002, and InfoNCE."""
+    values, rows = [], []
+    for seed in seeds:
+        means = {a: float(np.mean(figures(a, seed)["values"])) for a in ARMS if a != FLAT}
+        best = max(means[arm] for arm in SINGLE)
+        values.append(min(means[IDF] - best + 0.002, means[IDF] - means["no teacher"]))
+        terms = {arm: figures(arm, seed)["terms"] for arm in means}
+        rows.append({"seed": seed} | {a: f"{m:.4f} ({terms[a]:.0f})" for a, m in means.items()})
+        report(str(rows[-1]))
+    note = "In brackets the tokens of a document. The penalty is one for all arms."
+    return result_of(values, rows, note)
+
+
+def query_time(seeds: Sequence[int], report: Report) -> Result:
+    """CPU seconds of all test queries over those of bm25s, medians of five interleaved runs."""
+    found = load_collection(PART)
+    texts, queries = list(found.docs.values()), list(found.queries.values())
+    model = InferenceFree.from_pretrained("splade-tiny", texts)
+    folder = cache_dir() / "claims" / "inference_free" / f"{PART}-untrained-v2"
+    if not (folder / "meta.json").exists():
+        SparseIndex.build(model, found.docs.items(), lexical=None, texts=False).save(folder)
+    index, lexical = SparseIndex.load(folder), Bm25(texts)
+    jobs: dict[str, tuple[Callable[[], Any], int]] = {
+        "index": (lambda: index.search_many(queries), len(queries)),
+        "bm25s": (lambda: lexical.found(queries, 10), len(queries)),
+        "encoding": (lambda: [model.encode([query]) for query in queries[:20]], 20),
+    }
+    values, rows = [], []
+    for seed in seeds:
+        spent: dict[str, list[float]] = {name: [] for name in jobs}
+        for turn in range(6):
+            order = np.random.default_rng(seed * 100 + turn).permutation(list(jobs))
+            for name in order.tolist():
+                start = time.process_time()
+                jobs[name][0]()
+                if turn:  # the first one fills caches
+                    each = (time.process_time() - start) / jobs[name][1]
+                    spent[name].append(1e3 * each)
+        ms = {name: statistics.median(of) for name, of in spent.items()}
+        report(str(ms))
+        # both bars: 1.1 of bm25s, a twentieth of encoding
+        values.append(max(ms["index"] / ms["bm25s"] / 1.1, 20 * ms["index"] / ms["encoding"]))
+        rows.append({"seed": seed} | {f"{name}, ms": f"{of:.3f}" for name, of in ms.items()})
+    note = "One thread, tokenizing included. Encoding: one query by the encoder of the documents."
+    return result_of(values, rows, note)
+
+
+PAPER = " (arXiv:2411.04403)."
+claim = partial(Claim, sense=">=", needs="long", minutes=25)
+CLAIMS = (
+    claim(
+        "lsr-idf",
+        system="Inference-free sparse retrieval",
+        work="SPLADE-tiny on Nave's topics",
+        sentence="At equal terms a query of idf finds more than a flat one" + PAPER,
+        baseline="flat queries, trained alike, nDCG@10",
+        bar=LEAST,
+        run=idf_over_flat,
+    ),
+    claim(
+        "lsr-bm25",
+        sentence="Looked-up queries find more than BM25" + PAPER,
+        baseline="bm25s, stemmed, k1 and b tuned on validation topics; ratio of nDCG@10",
+        bar=1.08,
+        run=over_bm25,
+    ),
+    claim(
+        "lsr-teachers",
+        sentence="An ensemble of teachers is no worse than the best of them, and better than "
+        "learning without" + PAPER,
+        baseline="each teacher alone (- 0.002), InfoNCE; nDCG@10",
+        bar=0.0,
+        minutes=60,
+        run=ensemble_over_single,
+    ),
+    claim(
+        "lsr-time",
+        sentence="A query takes at most 1.1 of BM25's CPU time and a twentieth of encoding it"
+        + PAPER,
+        baseline="bm25s, and the documents' encoder; the larger of both ratios over their bars",
+        bar=1.0,
+        sense="<=",
+        needs="cpu",
+        minutes=5,
+        run=query_time,
+    ),
+)

@@ -1,0 +1,115 @@
+"""Four kinds of text for small mixtures: code, glosses of a dictionary, help pages, novels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from intarsia.core.seeds import mix
+from intarsia.data.small_models import Small, small_decoder
+from intarsia.fitting import fit
+from intarsia.gating import RouterConfig
+from intarsia.hosts import upcycle
+from intarsia.mixtures import Capacity
+from intarsia.train import cosine
+
+from ..materials import byte_pairs
+from ..materials.byte_pairs import BytePairs
+from ..routing.cell import CLIP, WARMUP, WEIGHT_DECAY
+from ..routing.materials import as_met
+from . import routing_traces
+
+SHAPE, LENGTH, VOCABULARY = Small(), 64, 2048
+BATCH, LR = 16, 3e-3  # those of the routers' comparisons
+LEARNED, TESTED = 0.9, 40  # of each text; rows of what is left of it
+
+
+@dataclass(frozen=True)
+class TextKinds:
+    """Rows of tokens (n, 64) of each kind, to learn from and to test on."""
+
+    train: dict[str, Tensor]
+    test: dict[str, Tensor]
+
+    def parts(self, names: Sequence[str] | None = None) -> TensorDataset:
+        """The test rows of these kinds, of all if none is named."""
+        rows = torch.cat([self.test[name] for name in names or self.test])
+        return TensorDataset(rows, rows)
+
+    def stream(self, order: Sequence[str], first: int, steps: int, seed: int) -> TensorDataset:
+        """Batches with as many rows of each kind, kind after kind in this order.
+
+        Which rows a step sees depends on the seed and its number alone.
+        """
+        each, starts, at = BATCH // len(order), dict[str, int](), 0
+        for name in order:
+            starts[name], at = at, at + len(self.train[name])
+        wanted: list[Tensor] = []
+        for step in range(first, first + steps):
+            draws = torch.Generator().manual_seed(mix(seed, step))
+            for name in sorted(order):  # the same rows in any order of the kinds
+                drawn = torch.randint(len(self.train[name]), (each,), generator=draws)
+                wanted.append(drawn + starts[name])
+        turns = torch.stack(wanted).view(steps, len(order), each)
+        turns = turns[:, [sorted(order).index(name) for name in order]]
+        laid = as_met(turns.reshape(-1), each * len(order), seed)
+        rows = torch.cat([self.train[name] for name in order])[laid]
+        return TensorDataset(rows, rows)
+
+
+@lru_cache(maxsize=1)
+def kinds() -> TextKinds:
+    """The first nine tenths of each text to learn from, rows of its last tenth to test on."""
+    whole = routing_traces.texts()
+    words = vocabulary(list(whole.values()))
+    train, test = dict[str, Tensor](), dict[str, Tensor]()
+    for name, text in whole.items():
+        cut = int(LEARNED * len(text))
+        train[name] = in_rows(words, text[:cut])
+        test[name] = in_rows(words, text[cut:])[:TESTED]
+    return TextKinds(train, test)
+
+
+def vocabulary(texts: Sequence[str]) -> BytePairs:
+    """BPE of the beginnings of texts."""
+    return byte_pairs.trained((text[:300_000] for text in texts), VOCABULARY)
+
+
+def in_rows(words: BytePairs, text: str) -> Tensor:
+    """(n, 64) int64."""
+    ids = torch.tensor(words(text)["input_ids"])
+    return ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
+
+
+def decoder_of_experts(
+    router: RouterConfig,
+    seed: int,
+    *,
+    capacity: Capacity | None = None,
+    shape: Small | None = None,
+) -> nn.Module:
+    """An untrained decoder of four layers, whose MLPs are mixtures of experts drawn anew."""
+    shape = shape or SHAPE
+    model = small_decoder(shape, tokens=VOCABULARY, length=LENGTH, seed=seed)
+    return upcycle(model, router, how="fresh", capacity=capacity, seed=seed, sees_later=True)
+
+
+def learn(model: nn.Module, rows: TensorDataset, seed: int, batch: int = BATCH) -> None:
+    """One pass over rows as they are laid, trained as the routers' comparisons are."""
+    fit(
+        model,
+        rows,
+        epochs=1,
+        batch_size=batch,
+        lr=LR,
+        weight_decay=WEIGHT_DECAY,
+        clip=CLIP,
+        seed=seed,
+        lr_factor=cosine(WARMUP),
+        trackers=(),
+    )

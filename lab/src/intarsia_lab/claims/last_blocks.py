@@ -1,0 +1,230 @@
+"""The last blocks of pretrained language models, on states that the blocks below left once.
+
+What is frozen below the first adapted block is computed once for each text. The last blocks are a
+model of their own that reads these states: of SmolLM2 a `LlamaForCausalLM`, of MiniLM a classifier.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from intarsia.data import packages
+from intarsia.data.language_models import language_model, quietly
+from intarsia.models.retrieve.inference_free import DENSE, packaged
+from intarsia.train.order import IGNORED, Inputs
+from intarsia.train.tasks.classes import Classes
+from intarsia.train.tasks.tokens import Tokens
+
+from .short_texts import QuestionAnswer
+
+LAST = 2  # blocks that can be adapted
+AT_ONCE = 32  # texts
+Row = Mapping[str, Tensor]
+
+
+def padded(items: Sequence[Row]) -> tuple[Inputs, Tensor]:
+    """Rows of states as one batch: {"inputs_embeds", "attention_mask"[, "task_ids"]}, labels."""
+    longest = max(len(row["inputs_embeds"]) for row in items)
+    rests = [longest - len(row["inputs_embeds"]) for row in items]
+    states = [F.pad(r["inputs_embeds"], (0, 0, 0, n)) for r, n in zip(items, rests, strict=True)]
+    batch = {"inputs_embeds": torch.stack(states)}
+    masks = [torch.ones(longest - n, dtype=torch.int64) for n in rests]
+    batch["attention_mask"] = torch.stack(
+        [F.pad(m, (0, n)) for m, n in zip(masks, rests, strict=True)]
+    )
+    if "task_ids" in items[0]:
+        batch["task_ids"] = torch.stack([row["task_ids"] for row in items])
+    labels = [row["labels"] for row in items]
+    if labels[0].ndim:
+        labels = [F.pad(y, (0, n), value=IGNORED) for y, n in zip(labels, rests, strict=True)]
+    return batch, torch.stack(labels)
+
+
+@dataclass(frozen=True)
+class StateTokens(Tokens):
+    """`Tokens` of rows of states."""
+
+    labelled: ClassVar[bool] = False
+
+    def collate(self, items: Sequence[Any]) -> tuple[Inputs, Any]:
+        return padded(items)
+
+
+@dataclass(frozen=True)
+class StateClasses(Classes):
+    """`Classes` of rows of states."""
+
+    labelled: ClassVar[bool] = False
+
+    def collate(self, items: Sequence[Any]) -> tuple[Inputs, Any]:
+        return padded(items)
+
+
+@lru_cache(maxsize=1)
+def decoder() -> tuple[Any, Any]:
+    """SmolLM2 and its tokenizer."""
+    model, tokenizer = language_model("smollm2", progress=lambda _: None)
+    return model.eval(), tokenizer
+
+
+@lru_cache(maxsize=1)
+def encoder() -> tuple[Any, Any]:
+    """MiniLM and its tokenizer."""
+    from transformers import AutoModel, AutoTokenizer
+
+    folder: Any = packaged(DENSE, "minilm", lambda _: None)
+    own: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    with quietly():
+        return AutoModel.from_pretrained(folder, **own).eval(), AutoTokenizer.from_pretrained(
+            folder, **own
+        )
+
+
+class LanguageRows:
+    """Questions and answers as states of SmolLM2, and its last blocks over the answers' tokens.
+
+    sets: name -> questions.  rows: name -> rows with labels on the answers, in numbers of `kept`.
+    The head has the tokens that occur in an answer of any set, so that losses are over these.
+    """
+
+    def __init__(self, sets: Mapping[str, Sequence[QuestionAnswer]]) -> None:
+        _, tokenizer = decoder()
+        tokens = {name: [_ids(tokenizer, one) for one in asked] for name, asked in sets.items()}
+        answers = [a for found in tokens.values() for _, a in found]
+        self.kept = sorted({token for answer in answers for token in answer})
+        number = {token: i for i, token in enumerate(self.kept)}
+        self.rows: dict[str, list[Row]] = {}
+        for name, found in tokens.items():
+            states = decoder_states([p + a for p, a in found])
+            labels = [[IGNORED] * len(p) + [number[t] for t in a] for p, a in found]
+            self.rows[name] = [
+                {"inputs_embeds": x, "labels": torch.tensor(y)}
+                for x, y in zip(states, labels, strict=True)
+            ]
+
+    def model(self) -> nn.Module:
+        """The last blocks, norm and head: a fresh copy.  states (B, T, d) -> logits (B, T, V)."""
+        from transformers import LlamaForCausalLM
+
+        whole, _ = decoder()
+        config = copy.deepcopy(whole.config)
+        config.num_hidden_layers, config.vocab_size = LAST, len(self.kept)
+        config.bos_token_id = config.eos_token_id = config.pad_token_id = None
+        config.use_cache = False
+        with torch.random.fork_rng(devices=[]):
+            tail: Any = LlamaForCausalLM(config)
+        with torch.no_grad():
+            tail.lm_head.weight.copy_(whole.lm_head.weight[self.kept])
+        tail.model.layers.load_state_dict(whole.model.layers[-LAST:].state_dict())
+        tail.model.norm.load_state_dict(whole.model.norm.state_dict())
+        return tail.eval()
+
+
+def _ids(tokenizer: Any, asked: QuestionAnswer) -> tuple[list[int], list[int]]:
+    """Tokens of the question with a line's end, and of the answer; a text has no question."""
+    prompt = tokenizer(f"{asked.prompt}\n", add_special_tokens=False)["input_ids"]
+    answer = tokenizer(asked.answer, add_special_tokens=False)["input_ids"]
+    return (prompt if asked.prompt else answer[:1]), (answer if asked.prompt else answer[1:])
+
+
+def decoder_states(texts: Sequence[Sequence[int]]) -> list[Tensor]:
+    """What enters the last blocks of SmolLM2, (T, d) of each text; kept in a file."""
+    digest = hashlib.sha256(repr((LAST, [list(ids) for ids in texts])).encode()).hexdigest()
+    model, _ = decoder()
+    target = packages.cache_dir() / "features" / f"last-blocks-{digest[:24]}.safetensors"
+    with packages.building(target) as scratch:
+        if scratch is not None:
+            with cut(model) as prefix:
+                found = _decoded(prefix, texts)
+            save_file({"states": torch.cat(found)}, scratch)
+    with packages.reading(target):
+        states = load_file(target)["states"]
+    return list(states.split([len(ids) for ids in texts]))
+
+
+@contextmanager
+def cut(model: Any) -> Iterator[Any]:
+    """Inside, the decoder without its last blocks, norm and head."""
+    inner, layers, norm = model.model, model.model.layers, model.model.norm
+    inner.layers, inner.norm = layers[:-LAST], nn.Identity()
+    try:
+        yield inner
+    finally:
+        inner.layers, inner.norm = layers, norm
+
+
+@torch.no_grad()
+def _decoded(prefix: Any, texts: Sequence[Sequence[int]]) -> list[Tensor]:
+    found: list[Tensor] = []
+    for first in range(0, len(texts), AT_ONCE):
+        part = [torch.tensor(ids) for ids in texts[first : first + AT_ONCE]]
+        ids = nn.utils.rnn.pad_sequence(part, batch_first=True)  # causal: padding is not seen
+        states = prefix(input_ids=ids).last_hidden_state
+        found += [x[: len(own)].clone() for x, own in zip(states, part, strict=True)]
+    return found
+
+
+class SentenceTail(nn.Module):
+    """MiniLM's last blocks, the mean over tokens and a head.  states (B, T, d) -> logits (B, C)."""
+
+    def __init__(self, layers: nn.ModuleList, classes: int) -> None:
+        super().__init__()
+        self.layers = layers
+        last: Any = layers[-1]
+        self.head = nn.Linear(last.output.dense.out_features, classes)
+
+    def features(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        """Mean states of the real tokens.  (B, d)."""
+        x = through(self.layers, inputs_embeds, attention_mask)
+        weight = attention_mask[..., None].to(x)
+        return (x * weight).sum(1) / weight.sum(1)
+
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.head(self.features(inputs_embeds, attention_mask))
+
+
+def through(layers: Any, x: Tensor, attention_mask: Tensor) -> Tensor:
+    """States behind some of BERT's blocks.  x: (B, T, d); attention_mask: (B, T), 0 = padding."""
+    hidden = (1 - attention_mask[:, None, None, :].to(x)) * torch.finfo(x.dtype).min
+    for layer in layers:
+        x = layer(x, hidden)
+    return x
+
+
+def sentence_tail(classes: int) -> SentenceTail:
+    """A fresh copy of MiniLM's last blocks, with a head of zeros."""
+    model, _ = encoder()
+    with torch.random.fork_rng(devices=[]):
+        tail = SentenceTail(copy.deepcopy(model.encoder.layer[-LAST:]), classes)
+    nn.init.zeros_(tail.head.weight)
+    nn.init.zeros_(tail.head.bias)
+    return tail.eval()
+
+
+@torch.no_grad()
+def encoder_states(texts: Sequence[str], length: int) -> list[Tensor]:
+    """What enters the last blocks of MiniLM, (T, d) of each text of at most `length` tokens."""
+    model, tokenizer = encoder()
+    found: list[Tensor] = []
+    for first in range(0, len(texts), AT_ONCE):
+        part = list(texts[first : first + AT_ONCE])
+        made = tokenizer(
+            part, max_length=length, truncation=True, padding=True, return_tensors="pt"
+        )
+        mask = made["attention_mask"]
+        x = through(
+            model.encoder.layer[:-LAST], model.embeddings(input_ids=made["input_ids"]), mask
+        )
+        found += [row[: int(n)].clone() for row, n in zip(x, mask.sum(1), strict=True)]
+    return found

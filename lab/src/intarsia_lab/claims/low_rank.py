@@ -1,0 +1,97 @@
+"""LoRA, PiSSA and DoRA by PEFT's own code, as baselines of claims on pictures, and their table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from intarsia.core import Method
+from intarsia.core.change import Change
+from intarsia.experiments.pool import Arm
+from intarsia.hosts import apply
+from intarsia.methods.peft_methods import PeftMethod, of_settings
+from intarsia.results.sheet import Differences, Sheet
+from intarsia.train import Training
+
+from ..kit.claim import Report
+from .study import Budget, Study, StudyRecipe, StudyScore, shown
+from .tails import bare_tail
+
+Found = Sheet[str, str, StudyScore]
+
+LINEAR = ("qkv", "projection", "mlp_linear")  # every linear map of a block
+PEFT = ("LoRA", "PiSSA", "DoRA")
+
+
+def by_peft(kind: str, rank: int, roles: Sequence[str] = LINEAR) -> PeftMethod:
+    """One of `PEFT` with a scale of 1.
+
+    PiSSA starts at the largest singular values of each weight, which keeps the rest; DoRA trains a
+    magnitude for each output beside the rank.
+    """
+    given: dict[str, Any] = {"r": rank, "lora_alpha": rank, "roles": tuple(roles)}
+    if kind == "PiSSA":
+        given["init_lora_weights"] = "pissa"
+    if kind == "DoRA":
+        return of_settings("dora", use_dora=True, **given)
+    return of_settings("lora", **given)
+
+
+def trained(model: nn.Module) -> int:
+    """Parameters that a model trains."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def parameters(method: Method | Change, first: int) -> int:
+    """What a method trains of the blocks from number `first` on, without the head."""
+    if isinstance(method, PeftMethod) and method.settings["init_lora_weights"] == "pissa":
+        method = method.with_settings(init_lora_weights=True)  # no singular values to count
+    tail = bare_tail(first)
+    head = sum(p.numel() for p in tail.head.parameters())
+    return trained(apply(tail, method)) - head
+
+
+@dataclass(frozen=True)
+class OnPictures:
+    """Adapters of the blocks of ViT-S from number `first` on, each in the same training."""
+
+    methods: Mapping[str, Method | Change]
+    base: Training
+    first: int
+    budget: Budget
+    sets: Sequence[str] = ("elpv", "photo-rotation")
+
+    def measure(self, names: Sequence[str], seeds: Sequence[int], report: Report) -> Found:
+        """The scores of these adapters on the sets."""
+        arms = [Arm(name, StudyRecipe(lambda _, m=self.methods[name]: m)) for name in names]
+        study = Study(base=self.base, first=self.first)
+        return study.sheets(arms, [self.budget], self.sets, seeds, report)[self.budget.name]
+
+
+def rows_of(found: Found, counted: str, count: Callable[[str], int]) -> tuple[dict[str, Any], ...]:
+    """A line for each adapter: what is counted of it, and its accuracy on each set."""
+    rows: list[dict[str, Any]] = []
+    for name in found.arms:
+        line: dict[str, Any] = {"adapter": name, counted: count(name)}
+        for task, values in zip(found.tasks, found.of(name, "accuracy"), strict=True):
+            line[f"{task}, %"] = shown(values.tolist(), ".1f")
+        rows.append(line)
+    return tuple(rows)
+
+
+def less_the_best(
+    found: Found, ours: str, rivals: Sequence[str], called: str
+) -> tuple[list[float], str]:
+    """Accuracy of `ours` less that of the best rival by seed, in points, and it in words."""
+    best = max(rivals, key=lambda name: float(found.of(name, "accuracy").mean()))
+    gain = Differences.of(found.of(ours, "accuracy"), found.of(best, "accuracy"))
+    assert gain is not None
+    words = (
+        f"The best of the three is {best}; {called} less it: {gain.mean:+.2f} points, 95 % "
+        f"interval of {gain.n} pairs (set, seed) {gain.mean - gain.half_width:+.2f} ... "
+        f"{gain.mean + gain.half_width:+.2f}."
+    )
+    return gain.pairs.mean(0).tolist(), words

@@ -1,0 +1,301 @@
+"""LT-SFT on SmolLM2: the places that drift most, and a task and a domain added (2110.07560).
+
+Tasks: the kind of noun that a gloss of WordNet defines, the group of an emoji by its name. Domain:
+the English of GCIDE, a dictionary of 1913, as plain text. Nobody trains on the task in that domain.
+"""
+
+from __future__ import annotations
+
+import statistics
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from intarsia.adapters import Bottleneck, Lora
+from intarsia.core import Method
+from intarsia.fitting import evaluate, fit, fit_in_phases
+from intarsia.hosts import SparseDelta, adapt
+from intarsia.methods import LtSft
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from . import short_texts
+from .kept import kept
+from .last_blocks import LanguageRows, Row, StateTokens
+from .study import result_of, shown, threads
+
+TRAIN, TEST = 400, 192  # rows
+EPOCHS, BATCH = 2, 16  # of a phase: 50 steps
+SEED = 99  # of the runs that choose rates
+DENSITY = 0.02
+VERSION = 2
+CHOSEN = ("model.layers.*",)  # of two blocks with 7,077,888 weights: 141,558 places
+TASKS = ("kinds", "emoji")
+DOMAIN, IN_DOMAIN = "old texts", "old kinds"
+LINEAR = ("qkv", "projection", "mlp_linear")
+
+
+@dataclass(frozen=True)
+class TuningWay:
+    """How the last blocks are trained: sparse or beside them, so many times a phase's epochs."""
+
+    method: Method | None
+    times: int = 1
+
+
+def places(support: str) -> LtSft:
+    return LtSft(DENSITY, support=support, maskable=CHOSEN, head="frozen")
+
+
+OURS, RANDOM, TWICE = "drift, 2 %", "random, 2 %", "random, 2 %, twice the steps"
+LORA, ADAPTER = "LoRA, r = 7, twice the steps", "adapters, b = 31, twice the steps"
+FULL = "full fine-tuning"
+ARMS: dict[str, TuningWay] = {
+    FULL: TuningWay(None),
+    OURS: TuningWay(places("drift")),
+    RANDOM: TuningWay(places("random")),
+    TWICE: TuningWay(places("random"), 2),
+    LORA: TuningWay(Lora(7, roles=LINEAR), 2),
+    ADAPTER: TuningWay(Bottleneck(31, placement="houlsby"), 2),
+}
+SUMS = {OURS: places("drift"), RANDOM: places("random")}
+# rates of the model's own weights, and of what is beside them; each chosen with a baseline
+RATES = {RANDOM: (2e-4, 1e-3), LORA: (1e-3, 4e-3)}
+SUM, TASK_ALONE, DOMAIN_ALONE, AT_HOME = "sum", "task alone", "domain alone", "task at home"
+
+
+@lru_cache(maxsize=1)
+def bench() -> LanguageRows:
+    """Rows of each set: TEST are tested, as many validate, the rest is trained on."""
+    count = TRAIN + 2 * TEST
+    sets = {
+        "kinds": short_texts.kinds()[:count],
+        "emoji": short_texts.emoji()[:count],
+        IN_DOMAIN: short_texts.old_kinds()[: 2 * TEST],
+        DOMAIN: short_texts.old_texts()[2 * TEST : 2 * TEST + TRAIN],
+    }
+    return LanguageRows(sets)
+
+
+def rows(name: str, part: str) -> list[Row]:
+    """part: "train", "test", or "val", which no claim is judged by."""
+    found = bench().rows[name]
+    if name == DOMAIN:
+        return found
+    return {"test": found[:TEST], "val": found[TEST : 2 * TEST], "train": found[2 * TEST :]}[part]
+
+
+def options(seed: int, rate: float, times: int = 1) -> dict[str, Any]:
+    return {
+        "epochs": EPOCHS * times,
+        "batch_size": BATCH,
+        "lr": rate,
+        "weight_decay": 0.0,
+        "seed": seed,
+        "task": StateTokens(),
+        "trackers": (),
+    }
+
+
+def delta(method: LtSft, name: str, seed: int, lr: float, times: int = 1) -> SparseDelta:
+    """What a sparse training on a set changes; random places are others for another set."""
+    found: Any = rows(name, "train")
+    drawn = zlib.crc32(f"{name}, {seed}".encode())
+    return fit_in_phases(bench().model(), method, found, **options(drawn, lr, times)).found
+
+
+def right(model: nn.Module, name: str, part: str = "test") -> float:
+    """The share of answers whose tokens are all right."""
+    found: Any = rows(name, part)
+    return float(evaluate(model, found, task=StateTokens(), batch_size=32).scores()["exact_match"])
+
+
+def trained(way: TuningWay, name: str, seed: int, lr: float) -> nn.Module:
+    """The last blocks, trained in one of the ways."""
+    model, found = bench().model(), rows(name, "train")
+    data: Any = found
+    if isinstance(way.method, LtSft):
+        delta(way.method, name, seed, lr, way.times).apply(model)
+        return model
+    if way.method is None:
+        for parameter_name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter_name.startswith("model.layers."))
+        fit(model, data, **options(seed, lr, way.times))
+        return model
+    model = adapt(model, way.method, head=None, seed=seed)
+    fit(model, data, **options(seed, lr, way.times))
+    return model
+
+
+def inputs_of(**more: Any) -> dict[str, Any]:
+    return {"version": VERSION, "rows": [TRAIN, TEST], "training": [EPOCHS, BATCH]} | more
+
+
+def rate(arm: str, report: Report) -> float:
+    """The rate at which the arm's baseline is best on validation rows of the first task."""
+    method = ARMS[arm].method
+    base = LORA if isinstance(method, Lora | Bottleneck) else RANDOM
+
+    def run() -> dict[str, float]:
+        found: dict[str, float] = {}
+        for lr in RATES[base]:
+            with threads(1):
+                found[str(lr)] = right(trained(ARMS[base], TASKS[0], SEED, lr), TASKS[0], "val")
+            report(f"  {base} at rate {lr}: {found[str(lr)]:.3f} right on validation rows")
+        return found
+
+    found = kept("lt_sft", inputs_of(rates=list(RATES[base]), of=base), run)
+    return max(RATES[base], key=lambda lr: found[str(lr)])
+
+
+def cell(arm: str, task: str, seed: int, report: Report) -> float:
+    """The error of an arm on a task; run once and kept."""
+    if arm in SUMS and task == TASKS[0]:
+        return 1 - sums(arm, seed, report)[AT_HOME]
+    lr = rate(arm, report)
+
+    def run() -> float:
+        with threads(1):
+            wrong = 1 - right(trained(ARMS[arm], task, seed, lr), task)
+        report(f"  seed {seed}, {task}, {arm}: {wrong:.3f} wrong")
+        return wrong
+
+    return kept("lt_sft", inputs_of(arm=arm, task=task, seed=seed, rate=lr), run)
+
+
+def sums(arm: str, seed: int, report: Report) -> Mapping[str, float]:
+    """Right answers of a task's delta, a domain's and their sum; run once and kept."""
+    lr = rate(RANDOM, report)
+
+    def run() -> Mapping[str, float]:
+        with threads(1):
+            task, domain = (delta(SUMS[arm], name, seed, lr) for name in (TASKS[0], DOMAIN))
+            found = {
+                SUM: with_delta(task + domain, IN_DOMAIN),
+                TASK_ALONE: with_delta(task, IN_DOMAIN),
+                DOMAIN_ALONE: with_delta(domain, IN_DOMAIN),
+                AT_HOME: with_delta(task, TASKS[0]),
+            }
+        found["shared places"] = shared(task, domain)
+        report(f"  seed {seed}, {arm}: {found}")
+        return found
+
+    return kept("lt_sft", inputs_of(sum=arm, seed=seed, rate=lr), run)
+
+
+def with_delta(one: SparseDelta, name: str) -> float:
+    """Right answers of the model with a delta."""
+    model = bench().model()
+    one.apply(model)
+    return right(model, name)
+
+
+def of_places(seeds: Sequence[int], report: Report, *, over: Sequence[str]) -> Result:
+    """Error at drifted places over the least error of other arms; the worse task's median."""
+    errors = {
+        (arm, task): [cell(arm, task, seed, report) for seed in seeds]
+        for task in TASKS
+        for arm in ARMS
+    }
+    ratios = {
+        task: [
+            ours / min(others)
+            for ours, *others in zip(*(errors[a, task] for a in (OURS, *over)), strict=True)
+        ]
+        for task in TASKS
+    }
+    table = [
+        {"arm": arm} | {f"error, {task}": shown(errors[arm, task], ".3f") for task in TASKS}
+        for arm in ARMS
+    ]
+    medians = {task: statistics.median(values) for task, values in ratios.items()}
+    said = ", ".join(f"{task} {value:.2f}" for task, value in medians.items())
+    every = tuple(value for values in ratios.values() for value in values)
+    note = f"Ratio of errors, median of {len(seeds)} seeds: {said}. {WORK}"
+    return result_of(every, table, note, lambda _: max(medians.values()))
+
+
+def compose(seeds: Sequence[int], report: Report, *, over: tuple[str, str]) -> Result:
+    """Points by which the sum at drifted places beats another arm's, or one of its own parts."""
+    found = {arm: [sums(arm, seed, report) for seed in seeds] for arm in SUMS}
+    arm, part = over
+    gains = [
+        100 * (ours[SUM] - theirs[part])
+        for ours, theirs in zip(found[OURS], found[arm], strict=True)
+    ]
+    table = [
+        {"places": name} | {what: shown([one[what] for one in made], ".3f") for what in made[0]}
+        for name, made in found.items()
+    ]
+    note = (
+        f"Right answers to the kind of noun in definitions of GCIDE, which no delta saw with its "
+        f"answer, median of {len(seeds)} seeds. The domain's delta is next-token training on "
+        f"{TRAIN} other definitions. 'shared places': of the sparser delta's entries, those that "
+        f"the other has too. {WORK}"
+    )
+    return result_of(gains, table, note, statistics.median)
+
+
+def shared(a: SparseDelta, b: SparseDelta) -> float:
+    """The share of the smaller delta's places that the other changes too."""
+    both = 0
+    for name in a.entries.keys() & b.entries.keys():
+        both += int(torch.isin(a.entries[name][0], b.entries[name][0]).sum())
+    return both / max(1, min(len(a), len(b)))
+
+
+WORK = (
+    f"SmolLM2's last two blocks on states of the other 28; {TRAIN} rows of at most 12 words, "
+    f"{EPOCHS * -(-TRAIN // BATCH)} steps of {BATCH} a phase, {TEST} rows tested; an answer is "
+    "right if all of its tokens are. LoRA and adapters have at least as many trained parameters "
+    f"as places. On validation rows of the first task random places choose from {RATES[RANDOM]} "
+    f"the rate of all arms in the model's own weights, LoRA from {RATES[LORA]} that of LoRA and "
+    "adapters."
+)
+PAPER = "(arXiv:2110.07560)"
+claim = partial(Claim, minutes=20, work="SmolLM2; glosses of WordNet, emoji, definitions of GCIDE")
+
+CLAIMS = (
+    claim(
+        "lt-sft",
+        system="LT-SFT",
+        sentence="Weights chosen by how far they move in a full training, rewound and trained "
+        "alone, solve a task better than as many weights chosen at random and trained for as many "
+        f"steps in all {PAPER}.",
+        baseline="error at random places, equal density, twice the steps; the worse of two tasks",
+        bar=0.75,
+        sense="<=",
+        run=partial(of_places, over=(TWICE,)),
+    ),
+    claim(
+        "lt-sft-lora",
+        sentence="They solve it at least as well as adapters with as many trained parameters, "
+        f"trained for as many steps in all {PAPER}.",
+        baseline="the smaller error of LoRA and of adapters after attention and MLP; worse task",
+        bar=1.0,
+        sense="<=",
+        run=partial(of_places, over=(LORA, ADAPTER)),
+    ),
+    claim(
+        "lt-sft-composition",
+        sentence="Deltas of a domain and of a task at the places that drifted most add up better "
+        f"than those of the same density at random places {PAPER}.",
+        baseline="the same sum at random places, 2 % each; accuracy in points",
+        bar=0.0,
+        sense=">=",
+        run=partial(compose, over=(RANDOM, SUM)),
+    ),
+    claim(
+        "lt-sft-composition-task",
+        sentence=f"Adding the domain's delta makes the task's delta better in the domain {PAPER}.",
+        baseline="the task's delta at drifted places, 2 %, without the domain's; points",
+        bar=0.0,
+        sense=">=",
+        run=partial(compose, over=(OURS, TASK_ALONE)),
+    ),
+)

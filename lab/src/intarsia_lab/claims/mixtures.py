@@ -1,0 +1,354 @@
+"""Mixtures of LoRA experts against plain LoRA on domains that conflict, and what sharing saves.
+
+Domains: the kind of noun of a gloss, the group of an emoji, the definition of a noun, the rest of a
+sentence of Austen's. SmolLM2's last two blocks are adapted, in their MLPs.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import LlamaConfig
+from transformers.models.llama.modeling_llama import LlamaMLP
+
+from intarsia.adapters import Lora
+from intarsia.core import Method, Routing, Site
+from intarsia.fitting import evaluate, fit
+from intarsia.gating import learned_routers
+from intarsia.hosts import adapt
+from intarsia.kernels.experts import add_mix
+from intarsia.methods import LlavaMole, MixLora
+from intarsia.mixtures.lora_experts import OutputExperts, dealt
+from intarsia.routers import TopK
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from . import short_texts
+from .kept import kept
+from .last_blocks import LanguageRows, Row, StateTokens, padded
+from .study import result_of, shown, threads
+
+RANK, EXPERTS = 4, 4  # of LLaVA-MoLE: an expert for each domain
+TRAIN, TEST = 320, 160  # rows of a domain
+EPOCHS, BATCH = 2, 16  # 40 steps a domain, 160 of the mixture
+RATES, SEED = (1e-3, 4e-3), 99  # of which one is chosen; the seed of these runs
+LEAST = 1.02  # below this ratio there is no conflict to resolve
+VERSION = 1
+SHAPE = {"tokens": 2048, "width": 576, "hidden": 1536}  # SmolLM2-135M's MLP
+DOMAINS = {
+    "kinds": short_texts.kinds,
+    "emoji": short_texts.emoji,
+    "definitions": short_texts.defined,
+    "Austen": short_texts.sentences,
+}
+Losses = Mapping[str, tuple[float, float]]  # domain -> loss of a token, answers that are right
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A method on the MLPs, for how many times the epochs, and on the mixture or each domain."""
+
+    method: Method
+    times: int = 1
+    mixed: bool = True
+
+
+def lora(rank: int) -> Lora:
+    return Lora(rank, roles=("mlp_linear",))
+
+
+def mole(scale: str) -> Trained:
+    return Trained(LlavaMole(EXPERTS, lora(RANK), scale, attention=None))
+
+
+LORA, LONG = f"LoRA, r = {RANK}", f"LoRA, r = {RANK}, twice the steps"
+SINGLE = f"LoRA, r = {RANK}, one for each domain"
+MOLE, FREE = (f"MoLE, E = {EXPERTS}, r = {RANK}, scale {scale!r}" for scale in ("prob", "none"))
+MIX, EQUAL = f"MixLoRA, E = 8, k = 2, r = {RANK}", f"LoRA, r = {8 * RANK}"
+ARMS: dict[str, Trained] = {
+    SINGLE: Trained(lora(RANK), mixed=False),
+    LORA: Trained(lora(RANK)),
+    LONG: Trained(lora(RANK), times=2),
+    MOLE: mole("prob"),
+    FREE: mole("none"),
+    EQUAL: Trained(lora(8 * RANK)),
+    MIX: Trained(MixLora(TopK(8, 2), lora(RANK), attention=None)),
+}
+
+
+@lru_cache(maxsize=1)
+def bench() -> LanguageRows:
+    return LanguageRows({name: made()[: TRAIN + 2 * TEST] for name, made in DOMAINS.items()})
+
+
+def rows(domain: str, part: str) -> list[Row]:
+    """part: "train", "test", or "val", which no claim is judged by."""
+    found = bench().rows[domain]
+    return {"test": found[:TEST], "val": found[TEST : 2 * TEST], "train": found[2 * TEST :]}[part]
+
+
+def train(arm: Trained, domains: Sequence[str], lr: float, seed: int) -> nn.Module:
+    """The last blocks, trained on these domains together."""
+    model = adapt(bench().model(), arm.method, head=None, seed=seed)
+    mixed: Any = list(chain(*(rows(domain, "train") for domain in domains)))
+    fit(
+        model,
+        mixed,
+        task=StateTokens(),
+        epochs=EPOCHS * arm.times,
+        batch_size=BATCH,
+        lr=lr,
+        seed=seed,
+        trackers=(),
+    )
+    return model
+
+
+def losses(model: nn.Module, domains: Sequence[str], part: str = "test") -> Losses:
+    found: dict[str, tuple[float, float]] = {}
+    for domain in domains:
+        data: Any = rows(domain, part)
+        one = evaluate(model, data, task=StateTokens(), batch_size=32).scores()
+        found[domain] = float(one["loss"]), float(one["exact_match"])
+    return found
+
+
+def inputs_of(**more: Any) -> dict[str, Any]:
+    found = {"version": VERSION, "rows": [TRAIN, TEST], "training": [EPOCHS, BATCH]}
+    return found | {"domains": list(DOMAINS)} | more
+
+
+def rate(report: Report) -> float:
+    """The rate at which the mixed LoRA is best on validation rows; run once and kept."""
+
+    def run() -> dict[str, float]:
+        found: dict[str, float] = {}
+        for lr in RATES:
+            with threads(1):
+                made = losses(train(ARMS[LORA], list(DOMAINS), lr, SEED), list(DOMAINS), "val")
+            found[str(lr)] = statistics.mean(math.log(loss) for loss, _ in made.values())
+            report(f"  {LORA} at rate {lr}: mean log loss {found[str(lr)]:.4f} on validation rows")
+        return found
+
+    found = kept("mixtures", inputs_of(rates=list(RATES)), run)
+    return min(RATES, key=lambda lr: found[str(lr)])
+
+
+def cell(name: str, seed: int, report: Report) -> dict[str, Any]:
+    """Losses by domain of an arm, and the largest share of an expert; run once and kept."""
+    lr = rate(report)
+
+    def run() -> dict[str, Any]:
+        arm, found, share = ARMS[name], dict[str, tuple[float, float]](), 0.0
+        with threads(1):
+            for domains in [list(DOMAINS)] if arm.mixed else [[domain] for domain in DOMAINS]:
+                model = train(arm, domains, lr, seed)
+                found |= losses(model, domains)
+                share = max(share, largest_share(model))
+        report(f"  seed {seed}, {name}: " + ", ".join(f"{d} {v[0]:.3f}" for d, v in found.items()))
+        return {"losses": found, "share": share}
+
+    return kept("mixtures", inputs_of(arm=name, seed=seed, rate=lr), run)
+
+
+@torch.no_grad()
+def largest_share(model: nn.Module) -> float:
+    """The largest share of an expert in a block's pairs, on test rows of all; 0 for LoRA."""
+    if not learned_routers(model):
+        return 0.0
+    batch: Any = padded(list(chain(*(rows(domain, "test")[:16] for domain in DOMAINS))))[0]
+    model.train()(**batch)
+    routings = [r.last for r in learned_routers(model).values() if r.last is not None]
+    return max((float(r.load().max() / r.load().sum()) for r in routings), default=0.0)
+
+
+def log_loss(found: Mapping[str, Any]) -> float:
+    """The mean over domains of the log of the loss: the log of their geometric mean."""
+    return statistics.mean(math.log(loss) for loss, _ in found["losses"].values())
+
+
+def ratio(seeds: Sequence[int], report: Report, *, ours: str, over: str) -> Result:
+    """The geometric mean over domains of one arm's loss over another's; a value for each seed."""
+    found = cells(seeds, report)
+    logs = {name: [log_loss(one) for one in made] for name, made in found.items()}
+    values = [math.exp(a - b) for a, b in zip(logs[ours], logs[over], strict=True)]
+    return result_of(values, table(found), NOTE)
+
+
+def closed(seeds: Sequence[int], report: Report) -> Result:
+    """The share of the conflict that MoLE resolves; 0 where there is none to resolve."""
+    found = cells(seeds, report)
+    single, mixed, ours = ([log_loss(one) for one in found[name]] for name in (SINGLE, LORA, MOLE))
+    gap = statistics.mean(mixed) - statistics.mean(single)
+    values = [m - o for m, o in zip(mixed, ours, strict=True)]
+    if gap < math.log(LEAST):
+        note = f"No conflict: the mixed LoRA's loss is {math.exp(gap):.3f} times the single ones'. "
+        return Result(0.0, 0.0, tuple(0.0 for _ in values), table(found), note + NOTE)
+    return result_of([value / gap for value in values], table(found), NOTE)
+
+
+def cells(seeds: Sequence[int], report: Report) -> dict[str, list[dict[str, Any]]]:
+    return {name: [cell(name, seed, report) for seed in seeds] for name in ARMS}
+
+
+def table(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[dict[str, Any], ...]:
+    """A line for each arm: loss of a token by domain, right answers of the two with few."""
+    lines: list[dict[str, Any]] = []
+    base = [log_loss(one) for one in found[LORA]]
+    for name, made in found.items():
+        line: dict[str, Any] = {"arm": name}
+        for domain in DOMAINS:
+            line[domain] = shown([one["losses"][domain][0] for one in made], ".3f")
+        for domain in ("kinds", "emoji"):
+            line[f"{domain}, right"] = shown([one["losses"][domain][1] for one in made], ".3f")
+        ratios = [math.exp(log_loss(o) - b) for o, b in zip(made, base, strict=True)]
+        line["over the mixed LoRA"] = shown(ratios, ".3f")
+        share = max(one["share"] for one in made)
+        lines.append(line | {"largest share": f"{share:.2f}" if share else ""})
+    return tuple(lines)
+
+
+NOTE = (
+    "Loss of an answer's token on held-out rows, over the tokens that occur in answers, by domain; "
+    f"arms are compared by geometric means over domains. {TRAIN} rows of each of four domains, "
+    f"{EPOCHS} epochs of batches of {BATCH} for every arm but the one with twice the steps, "
+    f"{TEST} rows tested. SmolLM2's last two blocks on states of the other 28, LoRAs on gate, up "
+    f"and down of their MLPs; the rate is that of {RATES} at which the mixed LoRA is best on "
+    "validation rows. The last column is the largest share that one expert has in a block's pairs "
+    "of a token and an expert, after training. All claims named llava-mole, and mixlora, judge the "
+    "same runs."
+)
+
+
+def shared_mlp(seed: int) -> tuple[OutputExperts, nn.Module, Tensor, Routing]:
+    """MixLoRA's published cell on an MLP of SmolLM2-135M's shape with random weights."""
+    width, hidden = SHAPE["width"], SHAPE["hidden"]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        mlp = LlamaMLP(LlamaConfig(hidden_size=width, intermediate_size=hidden)).eval()
+        x = torch.randn(SHAPE["tokens"], width)
+    layers = tuple(
+        (n, m.in_features, m.out_features)
+        for n, m in mlp.named_children()
+        if isinstance(m, nn.Linear)
+    )
+    generator = torch.Generator().manual_seed(seed)
+    method = MixLora(attention=None)
+    cell = method.build(Site("mlp", width, width, layers=layers), generator=generator)
+    assert isinstance(cell, OutputExperts)
+    with torch.no_grad():
+        for parameter in cell.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.02)
+    cell.eval()
+    return cell, mlp, x, cell.router(x)
+
+
+def naive(cell: OutputExperts, mlp: nn.Module, x: Tensor, routing: Routing) -> Tensor:
+    """Every active expert's whole MLP on its rows."""
+
+    def weighted(e: int, rows: Tensor, weight: Tensor) -> Tensor:
+        return cell.alone(mlp, e, rows) * weight[:, None]
+
+    y = torch.zeros_like(x)
+    add_mix(dealt(routing), x, (y, [partial(weighted, e) for e in range(routing.experts)]))
+    return y
+
+
+@torch.no_grad()
+def time_shared(seeds: Sequence[int], report: Report, reps: int = 15) -> Result:
+    """Wall time of the shared forward over the naive one, medians of interleaved calls."""
+    values: list[float] = []
+    table: list[Mapping[str, Any]] = []
+    with threads(1):
+        for seed in seeds:
+            cell, mlp, x, routing = shared_mlp(seed)
+            jobs = {
+                "naive": partial(naive, cell, mlp, x, routing),
+                "shared": partial(cell.mixed, mlp, x, routing),
+                "bare MLP": partial(mlp, x),
+            }
+            off = float((jobs["naive"]() - jobs["shared"]()).abs().max())
+            times: dict[str, list[float]] = {name: [] for name in jobs}
+            for _ in range(reps):
+                for name, job in jobs.items():
+                    start = time.perf_counter()
+                    job()
+                    times[name].append(time.perf_counter() - start)
+            ms = {name: 1e3 * statistics.median(t) for name, t in times.items()}
+            # outputs that differ are no speed-up
+            values.append(ms["shared"] / ms["naive"] if off <= 1e-5 else float("inf"))
+            table.append(
+                {"seed": seed}
+                | {f"{n}, ms": f"{t:.0f}" for n, t in ms.items()}
+                | {"shared / naive": f"{values[-1]:.3f}", "largest difference": f"{off:.1e}"}
+            )
+            report(f"seed {seed}: {values[-1]:.3f}, outputs differ by {off:.1e}")
+    note = (
+        f"Forward of an MLP of SmolLM2-135M's shape, {SHAPE['tokens']} tokens of width "
+        f"{SHAPE['width']}, {SHAPE['hidden']} hidden units, E = 8, k = 2, r = 16, float32, one "
+        "thread; the router's own work is on neither side. By products of the frozen matrices "
+        "alone the ratio is 3 / 6: gate, up and down once for a token instead of once for each of "
+        "its experts; the paper, which repeats down, has 4 / 6."
+    )
+    return result_of(values, table, note)
+
+
+claim = partial(Claim, sense="<=", minutes=20, work="SmolLM2; four domains of short texts")
+
+CLAIMS = (
+    claim(
+        "llava-mole-conflict",
+        sentence="Domains of instructions that are mixed into one LoRA conflict: it is worse on "
+        "them than a LoRA of each alone (arXiv:2401.16160, section 1).",
+        baseline="a LoRA of the same rank for each domain, as many steps of it; ratio of losses",
+        bar=LEAST,
+        sense=">=",
+        run=partial(ratio, ours=LORA, over=SINGLE),
+    ),
+    claim(
+        "llava-mole",
+        system="LLaVA-MoLE",
+        sentence="One LoRA expert a token resolves the conflict of domains that a plain LoRA of "
+        "the same active rank suffers (arXiv:2401.16160, abstract).",
+        baseline="the gap between one LoRA of all domains and a LoRA of each; the share closed",
+        bar=0.5,
+        sense=">=",
+        run=closed,
+    ),
+    claim(
+        "llava-mole-twice",
+        sentence="A mixture of LoRA experts is better than a plain LoRA that sees twice the "
+        "samples (arXiv:2401.16160, abstract).",
+        baseline="a plain LoRA of an expert's rank, twice the steps; ratio of losses",
+        bar=1.0,
+        run=partial(ratio, ours=MOLE, over=LONG),
+    ),
+    claim(
+        "mixlora",
+        system="MixLoRA",
+        sentence="A mixture of LoRA experts is at least as good as one LoRA of as many parameters "
+        "(arXiv:2404.15159, section 4).",
+        baseline="a plain LoRA with the rank of all experts together, as many steps; of losses",
+        bar=1.0,
+        run=partial(ratio, ours=MIX, over=EQUAL),
+    ),
+    claim(
+        "mixlora-time",
+        sentence="Experts that share the products of their frozen MLP are faster than whole MLPs, "
+        "with the same outputs (arXiv:2404.15159, section 3.3).",
+        baseline="the MLP of every active expert by itself, rows sorted by expert",
+        bar=0.85,
+        run=time_shared,
+        minutes=0.5,
+        work="an MLP of SmolLM2's shape, 2,048 tokens",
+    ),
+)

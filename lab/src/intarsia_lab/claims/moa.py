@@ -1,0 +1,380 @@
+"""MoA on SmolLM2: loss at the end of long texts, retrieval, bytes and time (arXiv:2406.14909)."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.data.language_models import language_model
+from intarsia.data.texts import load_texts
+from intarsia.hosts.decoding import FixedLayer, fixed_cache
+from intarsia.hosts.spans.head_spans import attach_spans, cache_bytes, detach_spans
+from intarsia.hosts.spans.profile import loss_of_end
+from intarsia.hosts.spans.rings import RingLayer
+from intarsia.hosts.spans.spans import Spans
+from intarsia.hosts.spans.windows import Seen, Windows, grouped
+from intarsia.methods.moa import MoA, choose_spans
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from .kept import kept
+from .sparsify import upper
+from .study import result_of, shown
+
+TEXT = "austen"
+LENGTHS, CHECK, BLOCK, STEP = (512, 1024), 1536, 16, 64
+EXTEND = 2048  # for decoding; spans keep their density there, too
+DENSITIES = (0.5, 0.25)
+ROWS, HELD_OUT = 8, 6  # rows that choose, a quarter of them validates; rows that judge
+PROMPTS, LINES = 200, 42  # of retrieval: about 768 tokens a prompt
+ANSWER = 64
+REPEATS = 15
+
+
+def method(density: float) -> MoA:
+    """The settings of all claims."""
+    return MoA(density, LENGTHS, CHECK, EXTEND, block=BLOCK, step=STEP, answer=ANSWER)
+
+
+class SpanCells:
+    """SmolLM2 and texts, made when a cell has to be computed; cells are kept."""
+
+    def __init__(self) -> None:
+        self.made: Any = None
+
+    def model(self) -> tuple[Any, Any, Any]:
+        """The model, its tokenizer and rows of CHECK tokens."""
+        if self.made is None:
+            model, tokenizer = language_model("smollm2", progress=lambda _: None)
+            rows = load_texts(TEXT, tokenizer, length=CHECK, progress=lambda _: None)
+            self.made = model, tokenizer, rows
+        return self.made
+
+    def inputs(self, density: float, seed: int, **more: Any) -> dict[str, Any]:
+        sizes = [*LENGTHS, CHECK, EXTEND, BLOCK, STEP, ROWS, HELD_OUT, ANSWER]
+        return {"density": density, "seed": seed, "sizes": sizes, "version": 2, **more}
+
+    def chosen(self, density: float, seed: int, report: Report) -> dict[str, Any]:
+        """Spans from other rows at each seed."""
+
+        def run() -> dict[str, Any]:
+            model, _, texts = self.model()
+            draw = torch.randperm(len(texts.train), generator=torch.Generator().manual_seed(seed))
+            rows = [texts.train[int(i)] for i in draw[:ROWS]]
+            clock = time.process_time()
+            spans = choose_spans(model, method(density), rows, seed=seed, progress=report)
+            return {"spans": spans.to_dict(), "seconds": time.process_time() - clock}
+
+        return kept("moa-spans", self.inputs(density, seed), run)
+
+    def losses(self, density: float, seed: int, report: Report) -> dict[str, float]:
+        """Of the last third of held-out rows: dense, MoA, uniform and random at its density."""
+        spans = Spans.from_dict(self.chosen(density, seed, report)["spans"])
+
+        def run() -> dict[str, float]:
+            model, _, texts = self.model()
+            ids = torch.stack([_ids(texts.test[i]) for i in range(HELD_OUT)])
+            return {name: _loss(model, of, ids) for name, of in rivals(spans, seed).items()}
+
+        return kept("moa-losses", self.inputs(density, seed), run)
+
+    def found(self, density: float, seed: int, report: Report) -> dict[str, float]:
+        """The share of lines that are found: dense, MoA and the uniform window."""
+        spans = Spans.from_dict(self.chosen(density, seed, report)["spans"])
+
+        def run() -> dict[str, float]:
+            model, tokenizer, _ = self.model()
+            prompts = line_prompts(tokenizer, PROMPTS, LINES, seed)
+            arms = rivals(spans, seed)
+            del arms["random"]
+            return {name: retrieved(model, of, prompts, report) for name, of in arms.items()}
+
+        return kept("moa-lines", self.inputs(density, seed, lines=[PROMPTS, LINES]), run)
+
+
+CELLS = SpanCells()
+
+
+def rivals(spans: Spans, seed: int) -> dict[str, Spans | None]:
+    """What spans are held against, each with their mean span at CHECK, or a block more."""
+    kept_of = spans.at(CHECK).double().mean().item()
+    given: dict[str, Any] = {"sink": spans.sink, "block": spans.block}
+    even = math.ceil(kept_of / spans.block) * spans.block
+    shape = spans.layers, spans.heads
+    uniform = Spans.of(torch.full(shape, even), **given)
+    return {
+        "dense": None,
+        "moa": spans,
+        "uniform": uniform,
+        "random": Spans.of(random_spans(shape, kept_of, seed, spans.sink), **given),
+    }
+
+
+def random_spans(shape: tuple[int, int], mean: float, seed: int, sink: int) -> Tensor:
+    """Spans of heads, drawn evenly and stretched until their mean is a given one, in blocks."""
+    draw = torch.rand(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    low, high = sink + BLOCK, CHECK
+
+    def at(factor: float) -> Tensor:
+        spans = (low + (high - low) * (draw * factor).clamp_max(1)) / BLOCK
+        return spans.round().clamp_min(low / BLOCK) * BLOCK
+
+    least, most = 0.0, 1e6
+    for _ in range(80):  # bisection
+        middle = (least + most) / 2
+        least, most = (middle, most) if float(at(middle).mean()) < mean else (least, middle)
+    return at(most)
+
+
+def _ids(row: Any) -> Tensor:
+    given = row[0] if isinstance(row, (tuple, list)) else row
+    return given["input_ids"] if isinstance(given, dict) else given
+
+
+def _loss(model: nn.Module, spans: Spans | None, ids: Tensor) -> float:
+    if spans is not None:
+        attach_spans(model, spans, length=CHECK)
+    try:
+        return loss_of_end(model, ids)
+    finally:
+        detach_spans(model)
+
+
+def line_prompts(tokenizer: Any, count: int, lines: int, seed: int) -> list[tuple[Tensor, int]]:
+    """Lists of numbered lines and a question about one; token ids, and how many are the answer."""
+    draw = torch.Generator().manual_seed(1000 + seed)
+    made: list[tuple[Tensor, int]] = []
+    for _ in range(count):
+        names = (torch.randperm(900, generator=draw)[:lines] + 100).tolist()
+        values = torch.randint(10_000, 100_000, (lines,), generator=draw).tolist()
+        asked = int(torch.randint(lines, (1,), generator=draw))
+        text = "Below is a list of lines. Each line has a number, and a code to remember.\n"
+        text += "".join(f"Line {n}: the code is {v}.\n" for n, v in zip(names, values, strict=True))
+        text += (
+            f"The question is about one line of the list above.\nLine {names[asked]}: the code is"
+        )
+        before = tokenizer(text)["input_ids"]
+        whole = tokenizer(f"{text} {values[asked]}")["input_ids"]
+        made.append((torch.tensor(whole), len(whole) - len(before)))
+    return made
+
+
+@torch.no_grad()
+def retrieved(
+    model: Any, spans: Spans | None, prompts: Sequence[tuple[Tensor, int]], report: Report
+) -> float:
+    """The share of prompts whose answer is the most likely one, token by token."""
+    hits = 0
+    model.eval()
+    try:
+        if spans is not None:
+            attach_spans(model, spans, length=CHECK)
+        for number, (ids, count) in enumerate(prompts):
+            logits = model(ids[None], use_cache=False, logits_to_keep=count + 1).logits[0, :-1]
+            hits += int(torch.equal(logits.argmax(-1), ids[-count:]))
+            if number % 50 == 49:
+                report(f"{number + 1} prompts, {hits} found")
+    finally:
+        detach_spans(model)
+    return hits / len(prompts)
+
+
+def of_losses(seeds: tuple[int, ...], report: Report) -> Result:
+    """MoA's loss minus the uniform window's; the largest upper end over densities."""
+    cells = {(d, s): CELLS.losses(d, s, report) for d in DENSITIES for s in seeds}
+    over: dict[float, list[float]] = {
+        d: [cells[d, s]["moa"] - cells[d, s]["uniform"] for s in seeds] for d in DENSITIES
+    }
+    worse = {
+        d: statistics.mean(cells[d, s]["random"] - cells[d, s]["uniform"] for s in seeds)
+        for d in DENSITIES
+    }
+    note = "Random spans of heads lose " + ", ".join(
+        f"{of:+.4f} at density {d:g}" for d, of in worse.items()
+    )
+    note += " over the uniform window (wanted: more than 0)."
+    judged = [upper(values) for values in over.values()]
+    every = [v for values in over.values() for v in values]
+    return result_of(every, _table(cells, seeds), note, lambda _: max(judged))
+
+
+def of_gap(seeds: tuple[int, ...], report: Report) -> Result:
+    """The share of the uniform window's gap to dense that MoA closes; the lower density's."""
+    cells = {(d, s): CELLS.losses(d, s, report) for d in DENSITIES for s in seeds}
+    closed = {
+        d: [
+            (cells[d, s]["uniform"] - cells[d, s]["moa"])
+            / (cells[d, s]["uniform"] - cells[d, s]["dense"])
+            for s in seeds
+        ]
+        for d in DENSITIES
+    }
+    worst = min(closed, key=lambda d: statistics.mean(closed[d]))
+    return result_of(closed[worst], _table(cells, seeds), f"At density {worst:g}, the worse one.")
+
+
+def _table(cells: dict[tuple[float, int], dict[str, float]], seeds: Sequence[int]) -> Any:
+    for density in DENSITIES:
+        for arm in ("dense", "moa", "uniform", "random"):
+            losses = [cells[density, s][arm] for s in seeds]
+            yield {
+                "density": density,
+                "spans": arm,
+                "loss": shown(losses, ".4f"),
+                "perplexity": f"{math.exp(statistics.mean(losses)):.2f}",
+            }
+
+
+def of_lines(seeds: tuple[int, ...], report: Report) -> Result:
+    """Points of retrieval over the uniform window, at density .5."""
+    cells = [CELLS.found(0.5, s, report) for s in seeds]
+    rows = [
+        {"spans": arm, "found, %": shown([100 * c[arm] for c in cells], ".1f")} for arm in cells[0]
+    ]
+    note = f"{PROMPTS} prompts of {LINES} lines at each draw."
+    return result_of([100 * (c["moa"] - c["uniform"]) for c in cells], rows, note)
+
+
+def of_bytes(seeds: tuple[int, ...], report: Report) -> Result:
+    """Blocks by which the bytes that are kept differ from density x all; the most."""
+    model, _, _ = CELLS.model()
+    rows: list[dict[str, Any]] = []
+    off: list[float] = []
+
+    @torch.no_grad()
+    def taken() -> int:
+        cache = fixed_cache(model, EXTEND)
+        model(torch.zeros(1, 1, dtype=torch.long), use_cache=True, cache=cache)
+        return cache_bytes(cache)
+
+    whole = taken()
+    for density in DENSITIES:
+        for seed in seeds:
+            spans = Spans.from_dict(CELLS.chosen(density, seed, report)["spans"])
+            attach_spans(model, spans, length=EXTEND)
+            share = taken() / whole
+            detach_spans(model)
+            off.append(abs(share - spans.density(EXTEND)) * EXTEND / BLOCK)
+            row = {"asked": density, "chosen": f"{spans.density(EXTEND):.4f}"}
+            rows.append({**row, "bytes, share": f"{share:.4f}", "draw": seed})
+    return result_of(off, rows, f"Of {whole / 1e6:.1f} MB at {EXTEND} tokens.", max)
+
+
+def of_time(seeds: tuple[int, ...], report: Report) -> Result:
+    """Times of a token's attention, all layers: a full cache over rings at density .25."""
+    ratios: list[float] = []
+    rows: list[dict[str, Any]] = []
+    slowest = 0.0
+    for seed in seeds:
+        chosen = CELLS.chosen(0.25, seed, report)
+        spans = Spans.from_dict(chosen["spans"])
+        slowest = max(slowest, float(chosen["spans"]["about"].get("programmes", math.nan)))
+        full, rings = attention_times(spans)
+        ratios.append(full / rings)
+        rows.append(
+            {"draw": seed, "full, ms": f"{full * 1e3:.2f}", "rings, ms": f"{rings * 1e3:.2f}"}
+        )
+    note = (
+        f"CPU time, one thread, medians of {REPEATS} in turn, at {EXTEND} tokens. All programmes "
+        f"of a choice took {slowest:.0f} CPU seconds at most (wanted: 60)."
+    )
+    return result_of(ratios, rows, note, min)
+
+
+@torch.no_grad()
+def attention_times(spans: Spans) -> tuple[float, float]:
+    """Median CPU seconds of one token's attention in all layers: full, and with rings."""
+    draw = torch.Generator().manual_seed(0)
+    heads, share, size = spans.heads, 3, 64  # SmolLM2's
+    query = torch.randn(1, heads * share, 1, size, generator=draw)
+    new = torch.randn(1, heads, EXTEND, size, generator=draw)
+    windows = [Windows.of(row, spans.sink, EXTEND) for row in spans.at(EXTEND)]
+    past = Seen(EXTEND - REPEATS - 1, EXTEND - REPEATS - 1, 0, None, "cpu", {})
+    layers = [FixedLayer(EXTEND) if w.full else RingLayer(w) for w in windows]
+    stock = [FixedLayer(EXTEND) for _ in windows]
+    for layer in (*layers, *stock):
+        start = new[:, :, : past.keys]
+        layer.update(start, start)
+        if isinstance(layer, RingLayer):
+            for ring in layer.rings:
+                ring.write(start, start, past.places)
+    times: dict[str, list[float]] = {"full": [], "rings": []}
+    for at in range(past.keys, EXTEND):
+        one, seen = new[:, :, at : at + 1], Seen(1, at + 1, at, None, "cpu", {})
+        for name, every in (("full", stock), ("rings", layers)):
+            clock = time.process_time()
+            for layer in every:
+                _attended(layer, query, one, seen)
+            times[name].append(time.process_time() - clock)
+    return statistics.median(times["full"][1:]), statistics.median(times["rings"][1:])
+
+
+def _attended(layer: Any, query: Tensor, new: Tensor, seen: Seen) -> Tensor:
+    keys, values = layer.update(new, new)
+    if isinstance(layer, RingLayer):
+        return layer.attend(query, seen, None, 0.0)
+    return grouped(query, keys, values, None, None)
+
+
+CLAIMS = (
+    Claim(
+        "moa",
+        "Spans that are chosen head by head (MoA, arXiv:2406.14909) lose less than one window for "
+        "all heads, at an equal number of keys and values.",
+        "the uniform window (StreamingLLM) at densities .5 and .25: loss of the last third of "
+        f"{CHECK} tokens; the largest upper end of a 95 % interval",
+        0.0,
+        "<=",
+        of_losses,
+        needs="long",
+        minutes=60,
+        system="MoA",
+        work="SmolLM2-135M on long texts",
+    ),
+    Claim(
+        "moa-gap",
+        "Spans of heads close half of what the uniform window loses to full attention.",
+        "the uniform window; the density at which less is closed",
+        0.5,
+        ">=",
+        of_gap,
+        needs="long",
+        minutes=60,
+    ),
+    Claim(
+        "moa-retrieval",
+        "Spans of heads find lines in a list that the uniform window no longer sees.",
+        "the uniform window at density .5, percentage points of lines found",
+        10.0,
+        ">=",
+        of_lines,
+        needs="long",
+        minutes=60,
+    ),
+    Claim(
+        "moa-bytes",
+        "Keys and values in rings take the share of bytes that the density says.",
+        "density x the bytes of a full cache; the largest difference in blocks of a head",
+        1.0,
+        "<=",
+        of_bytes,
+        needs="long",
+        minutes=30,
+    ),
+    Claim(
+        "moa-time",
+        "A token's attention on rings is faster than on a full cache.",
+        f"a full cache of {EXTEND} tokens in preallocated memory, density .25; the least ratio",
+        1.5,
+        ">=",
+        of_time,
+        needs="long",
+        minutes=30,
+    ),
+)

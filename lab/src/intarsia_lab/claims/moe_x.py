@@ -1,0 +1,315 @@
+"""Routing to the experts that will have the fewest units on, against a linear gate (MoE-X)."""
+
+from __future__ import annotations
+
+import platform
+import statistics
+import tokenize
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from intarsia.data.small_models import Small
+from intarsia.gating import RouterConfig
+from intarsia.mixtures import as_wide_mlp
+from intarsia.mixtures.zcode_m3 import mixtures_in
+from intarsia.routers import MoeX, TopK
+from intarsia.train import evaluate
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from ..routing import VARIANTS, Expert, Variant
+from .code_states import STATES, library, states_of
+from .kept import kept
+from .kinds_of_text import BATCH, LENGTH, decoder_of_experts, in_rows, learn, vocabulary
+from .routed import BENCH, Bench, Cell, arm
+from .study import by_seed, judge, row_of, shown, threads
+
+EXPERTS, ACTIVE = 8, 2
+GATE, WEIGHTS = "linear gate", "score of the weights"
+LINEAR, OURS = VARIANTS["top-k-relu"], Variant("moe-x", MoeX(EXPERTS, ACTIVE), Expert("relu"))
+STEPS, PROBED, LAYER = 700, 160, 2  # of the probe: steps, rows of held-out code, mixture read
+CHARACTERS, VERSION = 2_000_000, 1
+RELU = Small(act="relu")
+SHARES = tuple(tenth / 10 for tenth in range(10))  # of a unit's maximum, above which it is on
+HIGH, LEAST = 0.95, 10  # precision of a unit that is believed, and tokens that show it
+OURS_LEARNED = "score of the weights, temperature learned"
+ROUTERS: dict[str, RouterConfig] = {
+    GATE: TopK(EXPERTS, ACTIVE),
+    WEIGHTS: MoeX(EXPERTS, ACTIVE),
+    OURS_LEARNED: MoeX(EXPERTS, ACTIVE, tau=0.1, learn=True),
+}
+
+
+def mean_of(cell: Cell, name: str) -> float:
+    """A figure of a cell's layers, their mean."""
+    return statistics.mean(layer[name] for layer in cell["layers"])
+
+
+def on_text(
+    seeds: Sequence[int], report: Report, *, of: Callable[[Cell, Cell], float], bench: Bench = BENCH
+) -> Result:
+    """A figure of our cell and the linear gate's, the mean of the seeds."""
+    arms = [arm(GATE, LINEAR), arm(WEIGHTS, OURS)]
+    found, text = bench.cells(arms, seeds, report), bench.scale
+    note = (
+        f"Cells of `{bench.corpus}`: a decoder of {text.shape.layers} layers, "
+        f"{text.shape.width} wide, {EXPERTS} experts of {text.shape.hidden} units "
+        f"with ReLU, {ACTIVE} a token, both drawn "
+        f"anew and trained for {text.steps} steps with the same balance loss; the score has no "
+        "temperature to learn. Units: those that are on of an expert that a token has, mean of the "
+        "layers. Rank: Spearman's, of the router's logits and the units on over all experts of a "
+        "token. Both moe-x claims on text judge the same cells. A temperature that is learned "
+        "from 0.1 costs no loss on the validation part, with 0.91 of the units (LOG, 2026-11-25)."
+    )
+    return judge(found, lambda cells: of(cells[WEIGHTS], cells[GATE]), _row, note)
+
+
+def _row(name: str, found: Sequence[Cell]) -> dict[str, Any]:
+    return {
+        "router": name,
+        "units on": shown([mean_of(c, "hidden_units") for c in found], ".1f"),
+        "test loss": shown([c["loss"] for c in found], ".4f"),
+        "rank": shown([mean_of(c, "score_to_units") for c in found], ".2f"),
+        "variation of the loads": shown([mean_of(c, "load_cv") for c in found], ".2f"),
+        "router's parameters": found[0]["parameters"]["routers"],
+    }
+
+
+def units_ratio(ours: Cell, linear: Cell) -> float:
+    return mean_of(ours, "hidden_units") / mean_of(linear, "hidden_units")
+
+
+def loss_ratio(ours: Cell, linear: Cell) -> float:
+    return ours["loss"] / linear["loss"]
+
+
+class Coverage(NamedTuple):
+    """Of single units on held-out code: the mean over the states of the F1 of the best unit, and of
+    all units of high precision together.
+    """
+
+    best: float
+    together: float
+
+
+class Probed(NamedTuple):
+    """A model of code: test loss, units of a token that are on, what single units say of states."""
+
+    loss: float
+    units: float
+    coverage: float
+    reconstruction: float
+
+
+@lru_cache(maxsize=1)
+def code() -> Code:
+    """Rows of tokens of the standard library; of the last tenth the states after each token."""
+    files = [text for text in library(CHARACTERS) if _reads(text)]
+    cut = round(0.9 * len(files))
+    words = vocabulary(["".join(files[:cut])])
+    train = in_rows(words, "".join(files[:cut]))
+    ids, states = list[int](), list[np.ndarray]()
+    for text in files[cut:]:
+        made, of = words.tokenizer.encode(text), states_of(text)
+        ids += made.ids
+        states.append(of[[end - 1 for _, end in made.offsets]])
+    whole = len(ids) // LENGTH
+    rows = torch.tensor(ids)[: whole * LENGTH].view(whole, LENGTH)
+    of_rows = np.concatenate(states)[: whole * LENGTH].reshape(whole, LENGTH, -1)
+    picked = np.linspace(0, whole - 1, min(PROBED, whole)).astype(int)  # from all modules
+    return Code(train, rows[picked], of_rows[picked].reshape(-1, len(STATES)))
+
+
+class Code(NamedTuple):
+    """Rows of tokens (n, 64) to learn from and to test on; the states after each of the latter."""
+
+    train: Tensor
+    test: Tensor
+    states: np.ndarray
+
+
+def _reads(text: str) -> bool:
+    """Whether Python's tokenizer reads a file to its end."""
+    try:
+        states_of(text)
+    except (tokenize.TokenError, SyntaxError):
+        return False
+    return True
+
+
+def wide_units(model: nn.Module, rows: Tensor, layer: int = LAYER) -> np.ndarray:
+    """The wide hidden layer of one mixture, (tokens, E h)."""
+    found: list[Tensor] = []
+
+    def see(mixture: Any, args: Any, _: Any) -> None:
+        x = args[0].reshape(-1, args[0].shape[-1])
+        found.append(as_wide_mlp(mixture).hidden(x, mixture.routing(x).dense()))
+
+    mixture = list(mixtures_in(model).values())[layer]
+    hook = mixture.register_forward_hook(see)
+    with torch.no_grad():
+        for part in rows.split(32):
+            model.eval()(part)
+    hook.remove()
+    return torch.cat(found).numpy()
+
+
+def thinned(units: np.ndarray, most: int) -> np.ndarray:
+    """The `most` largest units of each token, the others 0.  (tokens, U) likewise."""
+    if most >= units.shape[1]:
+        return units
+    least = np.partition(units, -most, axis=1)[:, -most, None]
+    return np.where(units >= np.maximum(least, np.finfo(units.dtype).tiny), units, 0)
+
+
+def coverage(units: np.ndarray, states: np.ndarray) -> Coverage:
+    """Units (tokens, U) as detectors of states (tokens, S): on above a share of their maximum.
+
+    Unit and share are chosen on the first half of the tokens and scored on the second. Together:
+    any of the pairs whose precision is at least HIGH on the first half, shown by LEAST tokens.
+    The means are over the states that occur in both halves.
+    """
+    half = len(units) // 2
+    states = states[:, states[:half].any(0) & states[half:].any(0)]
+    most = units[:half].max(0)
+    truth = states.astype(np.float32)
+    best = np.full(truth.shape[1], -1.0), np.zeros(truth.shape[1])  # F1 chosen by, F1 scored
+    any_on = np.zeros((len(units) - half, truth.shape[1]), dtype=bool)
+    for share in SHARES:
+        on = ((units > share * most) & (most > 0)).astype(np.float32)
+        told, judged = on[:half], on[half:]
+        precision, f1 = _figures(told, truth[:half])
+        _, scored = _figures(judged, truth[half:])
+        pick = f1.argmax(1)  # of each state
+        for state, unit in enumerate(pick):
+            if f1[state, unit] > best[0][state]:
+                best[0][state], best[1][state] = f1[state, unit], scored[state, unit]
+            sure = (precision[state] >= HIGH) & (told.sum(0) >= LEAST)
+            any_on[:, state] |= judged[:, sure].any(1)
+    together = [_f1_of(any_on[:, s], states[half:, s]) for s in range(truth.shape[1])]
+    return Coverage(float(best[1].mean()), float(np.mean(together)))
+
+
+def _figures(on: np.ndarray, truth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Precision and F1 of every unit for every state, (S, U) each."""
+    hits = truth.T @ on
+    precision = hits / np.maximum(on.sum(0), 1)
+    return precision, 2 * hits / np.maximum(on.sum(0) + truth.sum(0)[:, None], 1)
+
+
+def _f1_of(on: np.ndarray, truth: np.ndarray) -> float:
+    return float(2 * (on & truth).sum() / max(1, on.sum() + truth.sum()))
+
+
+def probed(seed: int, steps: int) -> dict[str, Probed]:
+    """Models of code under each router, read at equal units on.  Run once and kept."""
+
+    def run() -> dict[str, Any]:
+        found, nets = code(), dict[str, nn.Module]()
+        draws = torch.Generator().manual_seed(seed)
+        rows = found.train[torch.randint(len(found.train), (steps * BATCH,), generator=draws)]
+        for name, router in ROUTERS.items():
+            nets[name] = decoder_of_experts(router, seed, shape=RELU)
+            learn(nets[name], TensorDataset(rows, rows), seed)
+        units = {name: wide_units(net, found.test) for name, net in nets.items()}
+        on = {name: float((u != 0).sum(1).mean()) for name, u in units.items()}
+        test, most = TensorDataset(found.test, found.test), max(1, int(min(on.values())))
+        made: dict[str, Any] = {}
+        for name, net in nets.items():
+            said = coverage(thinned(units[name], most), found.states)
+            loss = evaluate(net, test, batch_size=64).loss
+            made[name] = Probed(loss, on[name], said.best, said.together)._asdict()
+        return made
+
+    inputs = {"seed": seed, "steps": steps, "routers": repr(ROUTERS), "states": list(STATES)}
+    inputs |= {"sizes": [CHARACTERS, PROBED, LAYER], "python": platform.python_version()}
+    with threads(1):
+        made = kept("moe-x-probe", inputs | {"version": VERSION}, run)
+    return {name: Probed(**one) for name, one in made.items()}
+
+
+def probe(
+    seeds: Sequence[int], report: Report, *, of: Callable[[Probed], float], steps: int = STEPS
+) -> Result:
+    """A figure of our model's units less that of the linear gate's, mean of the seeds."""
+    found = by_seed(seeds, lambda seed: probed(seed, steps), report)
+    note = (
+        f"Modules of the standard library; decoders of four layers from scratch, {EXPERTS} experts "
+        f"of {RELU.hidden} units with ReLU, {ACTIVE} a token, {steps} steps of {BATCH} rows of "
+        f"{LENGTH} tokens. {len(STATES)} states ({', '.join(STATES)}) after each token of held-out "
+        f"modules, of which those count that occur there. Units of layer {LAYER + 1}, "
+        "weighed by their expert's gate, of each token as many as the sparsest of the three "
+        "models has on, the largest ones. Unit and threshold are chosen on half of the tokens "
+        "and scored on the other. Both claims judge the same runs."
+    )
+    return judge(found, lambda nets: of(nets[OURS_LEARNED]) - of(nets[GATE]), PROBE_ROW, note)
+
+
+PROBE_ROW = row_of(
+    "router",
+    {
+        "coverage": ("coverage", ".4f"),
+        "reconstruction": ("reconstruction", ".4f"),
+        "units on": ("units", ".1f"),
+        "test loss": ("loss", ".3f"),
+    },
+)
+
+PAPER = "(arXiv:2503.07639). "
+BASELINE = "a linear gate over the same ReLU experts, top-2 of 8"
+
+claim = partial(Claim, sense="<=", minutes=14)
+
+CLAIMS = (
+    claim(
+        "moe-x",
+        system="MoE-X",
+        work="a decoder of width 64 from scratch on Austen",
+        sentence="Routing by the experts' own weights leaves fewer units on "
+        + PAPER
+        + "Units on of an expert that a token has.",
+        baseline=BASELINE,
+        bar=0.92,
+        run=partial(on_text, of=units_ratio),
+        needs="long",
+    ),
+    claim(
+        "moe-x-loss",
+        sentence="Routing by the experts' own weights costs no loss " + PAPER + "Test loss.",
+        baseline=BASELINE,
+        bar=1.01,
+        run=partial(on_text, of=loss_ratio),
+        needs="long",
+    ),
+    claim(
+        "moe-x-probe",
+        sentence="Its units are detectors of what a model has to keep in mind, no worse ones, at "
+        "as many units on; brackets, strings and indentation of Python code stand in for a chess "
+        "board " + PAPER + "Mean over the states of the F1 of the best single unit.",
+        baseline=BASELINE + "; difference of the means",
+        bar=0.0,
+        sense=">=",
+        run=partial(probe, of=lambda made: made.coverage),
+        minutes=12,
+        needs="cpu",
+    ),
+    claim(
+        "moe-x-reconstruction",
+        sentence="Its sure units, taken together, say more of what a model has to keep in mind, at "
+        "as many units on; states of Python code stand in for a chess board "
+        + PAPER
+        + "Mean F1 of all units of precision 0.95 together.",
+        baseline=BASELINE + "; difference of the means",
+        bar=0.0,
+        sense=">=",
+        run=partial(probe, of=lambda made: made.reconstruction),
+        minutes=12,
+        needs="cpu",
+    ),
+)

@@ -1,0 +1,185 @@
+"""MoETuner: what a placement is worth on text that it was not made from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+from intarsia.placement.balance import JointSwaps
+from intarsia.placement.cost import Quality, quality
+from intarsia.placement.engines import ExpertSize, expert_parallel
+from intarsia.placement.eplb import Eplb
+from intarsia.placement.exflow import ExFlow
+from intarsia.placement.moetuner import MoeTuner
+from intarsia.placement.placement import Placement
+from intarsia.placement.timeline import simulate
+from intarsia.placement.topology import Topology
+from intarsia.placement.trace import Trace
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from .routing_traces import traces, uniform
+from .study import result_of, shown
+
+DEVICES = 4
+LINKS = Topology.uniform(DEVICES)
+SEARCHES: Mapping[str, Any] = {
+    "MoETuner's programmes": MoeTuner(),
+    "joint swaps, stay": JointSwaps("stay"),
+    "joint swaps, home": JointSwaps("home"),
+    "EPLB, no copies": Eplb(),
+    "EPLB, 4 copies": Eplb(4),
+    "ExFlow": ExFlow(),
+}
+PLAIN, TUNER, STAY, HOME = "experts in order", *list(SEARCHES)[:3]
+TWO_LEVEL = Topology.two_level(2, 2, intra=(250e9, 2e-6), inter=(25e9, 10e-6))
+SIZE = ExpertSize(4096, 14336)  # of the time model: Mixtral's; routing is the small mixture's
+BATCH = 7_680  # tokens
+
+
+@dataclass(frozen=True)
+class Placed:
+    """A placement's worth on the half of the sequences that was not searched."""
+
+    of: Quality
+    seconds: float  # simulated, of a batch whose rows move on
+
+
+@lru_cache
+def placed(kind: str, seed: int, report: Report) -> dict[str, Placed]:
+    """Every search on one trace, and experts in order."""
+    whole = uniform(seed) if kind == "uniform" else traces(seed, report)[kind]
+    searched, unseen = whole.split(seed=seed)
+    found = {PLAIN: Placement.contiguous(whole.layers, whole.experts, DEVICES)}
+    found |= {name: of.place(searched, LINKS) for name, of in SEARCHES.items()}
+    return {name: Placed(quality(unseen, at), _seconds(unseen, at)) for name, at in found.items()}
+
+
+def _seconds(trace: Trace, at: Placement) -> float:
+    rows = trace.rows(slice(BATCH))
+    plan = expert_parallel(rows, at, SIZE, engine="stay", nodes=TWO_LEVEL.nodes())
+    return simulate(plan, TWO_LEVEL).seconds
+
+
+Of = Callable[[Placed], float]
+imbalance: Of = lambda one: one.of.imbalance  # noqa: E731
+cross: Of = lambda one: one.of.cross  # noqa: E731
+destinations: Of = lambda one: one.of.destinations  # noqa: E731
+seconds: Of = lambda one: one.seconds  # noqa: E731
+
+
+def run(
+    seeds: tuple[int, ...],
+    report: Report,
+    *,
+    kinds: Sequence[str],
+    arm: str,
+    of: Of,
+    over: str | None = PLAIN,
+) -> Result:
+    """A figure of an arm, over that of another, on the kind of trace where it is worst."""
+    made = {kind: [placed(kind, seed, report) for seed in seeds] for kind in kinds}
+
+    def value(found: Mapping[str, Placed]) -> float:
+        return of(found[arm]) / (of(found[over]) if over else 1.0)
+
+    worst = [max(value(made[kind][at]) for kind in kinds) for at in range(len(seeds))]
+    rows = [_row(kind, name, made[kind]) for kind in kinds for name in made[kind][0]]
+    return result_of(worst, rows, NOTE)
+
+
+def _row(kind: str, name: str, made: Sequence[Mapping[str, Placed]]) -> dict[str, Any]:
+    columns = {"imbalance": imbalance, "cross": cross, "destinations": destinations}
+    found = {what: shown([of(one[name]) for one in made], ".3f") for what, of in columns.items()}
+    times = [seconds(one[name]) / seconds(one[PLAIN]) for one in made]
+    return {"trace": kind, "placement": name} | found | {"simulated time": shown(times, ".3f")}
+
+
+NOTE = (
+    "Four devices; half of the sequences are searched, the other half is judged; traces of small "
+    "mixtures trained for each seed, top-2 of 16 in 6 layers. imbalance: largest load of a device "
+    "over the mean; cross: share of transitions between layers that change the device; "
+    "destinations: devices of a token's experts. Simulated time: rows that move on, experts of "
+    "Mixtral's size, two nodes with links 10 : 1, over that of experts in order; it is a model of "
+    "time, not a measurement. All claims named moetuner judge the same placements."
+)
+PAPER = "(arXiv:2502.06643, abstract): "
+
+
+def claim(key: str, sentence: str, bar: float, of: Of, **more: Any) -> Claim:
+    """more: arm, kinds and over of `run`, and what else a Claim has."""
+    how = {"kinds": ("balanced",), "arm": STAY}
+    how |= {name: more.pop(name) for name in ("kinds", "arm", "over") if name in more}
+    judged: Any = partial(run, of=of, **how)
+    given = {"baseline": "experts in order; ratio", "sense": "<=", "needs": "long", "minutes": 30}
+    return Claim(key, sentence, bar=bar, run=judged, **given | more)
+
+
+CLAIMS = (
+    claim(
+        "moetuner",
+        "Clusters of experts by an integer programme even the devices' loads "
+        f"{PAPER}largest load over the mean on unseen text, balanced mixture.",
+        1.10,
+        imbalance,
+        arm=TUNER,
+        over=None,
+        baseline="1.25 is usual for experts in order",
+        system="MoETuner",
+        work="routing traces, simulated",
+    ),
+    claim(
+        "moetuner-traffic",
+        "Ordering the clusters by traffic lowers what goes between devices "
+        f"{PAPER}share of transitions that change the device, the worse of two mixtures.",
+        0.94,
+        cross,
+        arm=TUNER,
+        kinds=("balanced", "skewed"),
+    ),
+    claim(
+        "moetuner-joint",
+        "Exchanging experts for balance and traffic at once lowers traffic further than "
+        "the two programmes one after the other (beside arXiv:2502.06643): transitions that "
+        "change the device, balanced mixture.",
+        0.86,
+        cross,
+    ),
+    claim(
+        "moetuner-joint-skewed",
+        "The same on a mixture whose layers are not balanced each (beside arXiv:2502.06643).",
+        0.92,
+        cross,
+        kinds=("skewed",),
+    ),
+    claim(
+        "moetuner-home",
+        "Where rows come back after each layer, exchanges by co-activation lower the "
+        "devices that a token is sent to (beside arXiv:2502.06643), balanced mixture.",
+        0.95,
+        destinations,
+        arm=HOME,
+    ),
+    claim(
+        "moetuner-uniform",
+        "A trace without any structure gives nothing to gain (a control of "
+        "arXiv:2502.06643): transitions that change the device, of exchanges for traffic.",
+        0.98,
+        cross,
+        kinds=("uniform",),
+        sense=">=",
+        needs="cpu",
+        minutes=1,
+    ),
+    claim(
+        "moetuner-time",
+        "Less traffic is less time on two nodes with links 10 : 1 "
+        f"{PAPER}simulated time of a batch whose rows move on, exchanges for traffic, balanced "
+        "mixture.",
+        0.95,
+        seconds,
+        baseline="experts in order; ratio, simulated",
+    ),
+)

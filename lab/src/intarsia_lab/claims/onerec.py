@@ -1,0 +1,290 @@
+"""OneRec: a reward that the model never saw rises by preference alignment, and what it costs."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import replace
+from functools import lru_cache, partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from intarsia.data.atomic_files import load_interactions
+from intarsia.data.interactions import Interactions
+from intarsia.fitting import fit, fit_in_phases
+from intarsia.models.recommend.onerec import OneRec, OneRecModel
+from intarsia.models.recommend.semantic_ids import SemanticIds, item_vectors
+from intarsia.models.recommend.session_encoder import padded
+from intarsia.models.recommend.session_reward import SessionReward
+from intarsia.train.preference import PreferenceRounds
+from intarsia.train.tasks import own_losses
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from .kept import kept
+from .study import by_seed, judge, result_of, row_of
+
+SETTINGS = OneRec()
+EPOCHS, LEAST, SHARE = 12, 5, 0.8  # of training; events of a film; of a user's events, that train
+USERS, SAMPLES, STEPS = 120, 24, 2  # of a round; STEPS epochs
+SUPERVISED, ROUND = "supervised", "after one round"
+WHOLE, SINGLE = "a session at once", "one item after the other"
+OPTIONS: dict[str, Any] = {"batch_size": 64, "trackers": ()}
+
+
+class Aligned(NamedTuple):
+    """The judge's and the reward's score of drawn sessions; recall of logged likes in percent.
+
+    coverage: share of the films that are drawn; repeats: films of the history in a session;
+    twice: films that stand twice in a session.
+    """
+
+    judge: float
+    reward: float
+    recall: float
+    coverage: float
+    repeats: float
+    twice: float
+
+
+@lru_cache
+def films() -> Interactions:
+    """MovieLens-100k without films of fewer than 5 events."""
+    data = load_interactions("ml-100k")
+    known = data.popularity() >= LEAST
+    found, place = data.rows(known[data.items]), known.cumsum() - 1
+    ids = tuple(name for name, there in zip(data.item_ids, known, strict=True) if there)
+    return replace(found, items=place[found.items], item_ids=ids, fields={})
+
+
+def parts() -> tuple[Interactions, Interactions]:
+    """The first 80 % of each user's events, and the rest."""
+    data = films()
+    counts = np.bincount(data.users, minlength=len(data.user_ids))
+    place = np.arange(len(data)) - (counts.cumsum() - counts)[data.users]
+    early = place < counts[data.users] * SHARE
+    return data.rows(early), data.rows(~early)
+
+
+def windows(model: OneRecModel, events: Interactions) -> tuple[Tensor, Tensor]:
+    """Histories and sessions of logged events."""
+    rows: Any = model.questions(events)
+    both = [rows[i] for i in range(len(rows))]
+    return padded([h for h, _ in both], SETTINGS.history), torch.stack([s for _, s in both])
+
+
+def taste(events: Interactions, odd: bool, seed: int) -> SessionReward:
+    """A reward fitted on one half of the users: the policy's own, or the judge, larger."""
+    count = len(events.item_ids)
+    width, layers = (48, 2) if odd else (32, 1)
+    model = SessionReward(count, SETTINGS, width=width, layers=layers, seed=seed + 77 * odd + 11)
+    rows = model.rows(events.rows(events.users % 2 == odd))
+    how: Any = {"epochs": 5, "lr": 2e-3, "weight_decay": 0.02, "seed": seed + 77 * odd}
+    fit(model, rows, task=model.task, **OPTIONS | how)
+    return model
+
+
+def seen_by(
+    model: OneRecModel, reward: SessionReward, judge_: SessionReward, asked: tuple[Tensor, Tensor]
+) -> Aligned:
+    histories, logged = asked
+    drawn = torch.cat(
+        [
+            model.draw(part, 2, torch.Generator().manual_seed(i))
+            for i, part in enumerate(histories.split(128))
+        ]
+    )
+    first = drawn[:, 0]
+    hit = (logged[:, :, None] == first[:, None, :]).any(2).float().mean()
+    again = (first[:, :, None] == histories[:, None, :]).any(2).sum(1).float().mean()
+    twice = [len(row) - len(set(row)) for row in drawn.flatten(0, 1).tolist()]
+    return Aligned(
+        float(judge_.reward(histories, drawn).mean()),
+        float(reward.reward(histories, drawn).mean()),
+        100 * float(hit),
+        len(drawn.unique()) / len(films().item_ids),
+        float(again),
+        statistics.mean(twice),
+    )
+
+
+def found_of(seed: int) -> dict[str, Aligned]:
+    """A model of a seed before and after its round."""
+    inputs = {"seed": seed, "epochs": EPOCHS, "settings": repr(SETTINGS), "version": 1}
+    rows = kept("onerec", inputs, lambda: [list(one) for one in aligned(seed)])
+    return {n: Aligned(*row) for n, row in zip((SUPERVISED, ROUND), rows, strict=True)}
+
+
+def aligned(seed: int) -> tuple[Aligned, Aligned]:
+    """A model before and after its round."""
+    train, test = parts()
+    model = SETTINGS.build(train, seed=seed)
+    reward, judge_ = taste(train, False, seed), taste(train, True, seed)
+    samples = model.samples(train)
+    how: Any = OPTIONS | {"seed": seed, "task": model.task}
+    fit(model, samples, objective=own_losses, epochs=EPOCHS, lr=1e-3, **how)
+    asked = windows(model, test)
+    before = seen_by(model, reward, judge_, asked)
+    histories, _ = windows(model, train)
+    rounds = PreferenceRounds(reward.reward, histories, users=USERS, samples=SAMPLES)
+    fit_in_phases(model, rounds, samples, objective=rounds, epochs=STEPS, lr=1e-4, **how)
+    return before, seen_by(model, reward, judge_, asked)
+
+
+def of_preference(seeds: tuple[int, ...], report: Report, *, of: str, over: Any = min) -> Result:
+    """A figure after one round over the same before it, the least of the seeds."""
+    found = by_seed(seeds, found_of, report)
+    columns = {
+        "judge": ("judge", ".3f"),
+        "reward": ("reward", ".3f"),
+        "recall@5, %": ("recall", ".2f"),
+        "coverage": ("coverage", ".3f"),
+        "films of the history": ("repeats", ".2f"),
+        "films twice": ("twice", ".2f"),
+    }
+    note = (
+        "The reward is fitted on the even users, the judge, of another size and seed, on the odd "
+        "ones; they share films. Sessions are drawn, films of the history may come again."
+    )
+    return judge(
+        found,
+        lambda one: getattr(one[ROUND], of) / getattr(one[SUPERVISED], of),
+        row_of("model", columns),
+        note,
+        over,
+    )
+
+
+def trained(settings: OneRec, train: Interactions, steps: int, seed: int) -> OneRecModel:
+    """A model after so many steps, in whole epochs."""
+    model = settings.build(train, seed=seed)
+    samples: Any = model.samples(train)
+    epochs = max(1, round(steps * OPTIONS["batch_size"] / len(samples)))
+    how: Any = OPTIONS | {"seed": seed, "task": model.task, "epochs": epochs, "lr": 1e-3}
+    fit(model, samples, objective=own_losses, **how)
+    return model
+
+
+def one_by_one(model: OneRecModel, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Sessions drawn item by item, each of which is read with the history before the next.
+
+    model: of sessions of one item.  x: (B, n) -> (B, count, 5); no item twice.
+    """
+    rows = x.repeat_interleave(count, 0)
+    drawn = rows.new_zeros(len(rows), 0)
+    for _ in range(SETTINGS.session):
+        taken = drawn if drawn.shape[1] else None
+        new = model.written(rows, 1, width=1, taken=taken, draws=generator).items[:, 0]  # (R, 1)
+        drawn = torch.cat([drawn, new], 1)
+        rows = torch.cat([rows, new], 1)[:, -model.settings.history :]
+    return drawn.view(len(x), count, -1)
+
+
+def sessions_of(seed: int) -> dict[str, float]:
+    """The judge's mean score of sessions that are drawn at once, and of those item by item."""
+    inputs = {"sessions": seed, "epochs": EPOCHS, "settings": repr(SETTINGS), "version": 1}
+    return kept("onerec", inputs, lambda: both_ways(seed))
+
+
+def both_ways(seed: int) -> dict[str, float]:
+    train, test = parts()
+    judge_ = taste(train, True, seed)
+    rows: Any = SETTINGS.build(train, seed=seed).samples(train)
+    steps = EPOCHS * len(rows) // OPTIONS["batch_size"]
+    whole = trained(SETTINGS, train, steps, seed)
+    single = trained(replace(SETTINGS, session=1), train, steps, seed)
+    histories, _ = windows(whole, test)
+    scores: dict[str, list[Tensor]] = {WHOLE: [], SINGLE: []}
+    for i, part in enumerate(histories.split(128)):
+        generator = torch.Generator().manual_seed(i)
+        drawn = {WHOLE: whole.draw(part, 2, generator)}
+        drawn[SINGLE] = one_by_one(single, part, 2, generator)
+        for name, sessions in drawn.items():
+            scores[name].append(judge_.reward(part, sessions).flatten())
+    return {name: float(torch.cat(own).mean()) for name, own in scores.items()}
+
+
+def of_sessions(seeds: tuple[int, ...], report: Report) -> Result:
+    """The judge's score of sessions at once over that of sessions item by item."""
+    found = by_seed(seeds, sessions_of, report)
+    note = (
+        "As many steps of 64 windows each; a step of the first has five times the tokens. Both "
+        "learn from what was liked, and draw 2 sessions for each test window."
+    )
+    row = row_of("written", {"judge": ("", ".3f")})
+    return judge(found, lambda one: one[WHOLE] / one[SINGLE], row, note)
+
+
+def of_ids(seeds: tuple[int, ...], report: Report) -> Result:
+    """The least entropy of a level of balanced codes over log K."""
+    train, _ = parts()
+    vectors = item_vectors(train)
+    rows: list[dict[str, Any]] = []
+    values: list[float] = []
+    for balanced in (True, False):
+        made = [SemanticIds((16, 16, 16), balanced, seed).fit(vectors) for seed in seeds]
+        least = [min(one.entropies()) for one in made]
+        values = values or least
+        distinct = [len(np.unique(one.codes_[:, :3], axis=0)) for one in made]
+        rows.append(
+            {
+                "codes": "balanced" if balanced else "plain",
+                "entropy / log K, least level": f"{statistics.mean(least):.3f}",
+                "what is left": f"{statistics.mean(one.errors_[-1] for one in made):.3f}",
+                "distinct ids": f"{statistics.mean(distinct):.0f} of {len(vectors)}",
+            }
+        )
+        report(str(rows[-1]))
+    return result_of(values, rows, "Balance uses all codes alike and costs distortion.", min)
+
+
+CLAIMS = (
+    Claim(
+        "onerec-preference",
+        system="OneRec",
+        work="MovieLens-100k, sessions",
+        sentence="One round of preference alignment raises the score of a judge that the policy "
+        "never saw by 5 % in every seed (OneRec, arXiv:2502.18965; MovieLens-100k).",
+        baseline="the supervised model's drawn sessions, by the judge",
+        bar=1.05,
+        sense=">=",
+        run=partial(of_preference, of="judge"),
+        needs="long",
+        minutes=25,
+    ),
+    Claim(
+        "onerec-price",
+        sentence="It keeps 85 % of the recall of what users took (OneRec, arXiv:2502.18965; "
+        "MovieLens-100k).",
+        baseline="the supervised model's recall at 5, all test windows",
+        bar=0.85,
+        sense=">=",
+        run=partial(of_preference, of="recall", over=statistics.mean),
+        needs="long",
+        minutes=25,
+    ),
+    Claim(
+        "onerec-session",
+        sentence="A judge likes sessions that are written at once no less than those of a model "
+        "of the next item, applied five times (OneRec, arXiv:2502.18965; MovieLens-100k).",
+        baseline="the same model of sessions of one item, as many steps; the judge's score",
+        bar=1.0,
+        sense=">=",
+        run=of_sessions,
+        needs="long",
+        minutes=30,
+    ),
+    Claim(
+        "onerec-ids",
+        sentence="Balanced residual k-means uses all codes of each level alike (OneRec, "
+        "arXiv:2502.18965; films of MovieLens-100k).",
+        baseline="entropy of a level's codes over log K, the least of levels and seeds",
+        bar=0.995,
+        sense=">=",
+        run=of_ids,
+        seeds=(0, 1, 2, 3, 4),
+        minutes=2,
+    ),
+)

@@ -1,0 +1,208 @@
+"""QMoE: size and time of ternary words, and what GPTQ by routed rows is worth (2310.16795)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intarsia.core import nbytes
+from intarsia.data.language_models import language_model
+from intarsia.data.texts import load_texts
+from intarsia.formats import GroupSparse, Ternary
+from intarsia.formats.ternary import entropy, levels_of, nearest
+from intarsia.hosts import upcycle
+from intarsia.hosts.prune.matrices import of_experts
+from intarsia.hosts.prune.progress import Kept
+from intarsia.hosts.prune.rows import batched
+from intarsia.hosts.prune.walk import walk_blocks
+from intarsia.kernels.native import instructions
+from intarsia.methods.qmoe import Qmoe, expert_stops
+from intarsia.routers import TopK
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from .kept import kept
+from .products import SIDE, rotating, seconds_of
+from .sparsify import nll
+from .study import result_of
+
+ZEROS = 0.885  # of the paper's models
+CALIBRATION, HELD_OUT, LENGTH = 16, 24, 256  # rows, rows, tokens
+EXPERTS, EVERY = 8, 5  # of each mixture; blocks from one mixture to the next
+
+
+def drawn(seed: int, side: int = SIDE) -> tuple[Tensor, Tensor]:
+    """Digits that are 0 with probability .885, and levels."""
+    draw = torch.Generator().manual_seed(seed)
+    odds = torch.tensor([ZEROS, (1 - ZEROS) / 2, (1 - ZEROS) / 2])
+    digits = torch.multinomial(odds, side * side, True, generator=draw).view(side, side)
+    levels = torch.rand(side, 2, generator=draw) * torch.tensor([-1.0, 1.0])
+    return digits.to(torch.uint8), levels
+
+
+def of_size(seeds: tuple[int, ...], report: Report) -> Result:
+    """Times smaller than bfloat16, all that is stored counted; the least of the seeds."""
+    form, smaller, table = Ternary(), list[float](), list[dict[str, Any]]()
+    for seed in seeds:
+        digits, levels = drawn(seed)
+        stored = form.stored(digits, levels)
+        smaller.append(2 * digits.numel() / nbytes(stored))
+        table.append(_sized(f"{SIDE} x {SIDE}, 88.5 % zeros, seed {seed}", digits, stored))
+        report(f"seed {seed}: {smaller[-1]:.2f} times")
+    model: Any = language_model("smollm2", progress=lambda _: None)[0]
+    for name in ("gate_proj", "down_proj"):
+        weight = getattr(model.model.layers[15].mlp, name).weight.detach().float()
+        levels = levels_of(weight)
+        digits = nearest(weight, levels)
+        table.append(
+            _sized(f"SmolLM2, {name} of block 15, rounded", digits, form.stored(digits, levels))
+        )
+    worst = max(float(row["codes over entropy"]) for row in table[: len(seeds)])
+    note = (
+        f"Codes take {worst:.3f} times the entropy of the digits at most, which no coder of single "
+        "digits can pass (wanted: 1.2). Rows of 576 pay 12 bytes each for offsets and levels."
+    )
+    return result_of(smaller, table, note, min)
+
+
+def _sized(what: str, digits: Tensor, stored: Mapping[str, Tensor]) -> dict[str, Any]:
+    share = float((digits == 0).float().mean())
+    codes = 16 * len(stored["codes"]) / digits.numel()
+    return {
+        "weights": what,
+        "zeros": f"{share:.3f}",
+        "bits of codes": f"{codes:.3f}",
+        "codes over entropy": f"{codes / entropy(share):.3f}",
+        "bits in all": f"{8 * nbytes(stored) / digits.numel():.3f}",
+        "times smaller than bf16": f"{2 * digits.numel() / nbytes(stored):.2f}",
+    }
+
+
+def of_time(seeds: tuple[int, ...], report: Report) -> Result:
+    """Time of a product that decodes over that of torch in bfloat16; the largest of the seeds."""
+    form, ratios, table = Ternary(), list[float](), list[dict[str, Any]]()
+    for seed in seeds:
+        digits, levels = drawn(seed)
+        stored = form.stored(digits, levels)
+        x = torch.randn(1, SIDE, generator=torch.Generator().manual_seed(seed))
+        weight = form.decode(stored, (SIDE, SIDE)).bfloat16()
+        runs = {
+            "torch bf16": rotating(partial(_dense, weight, x.bfloat16()), weight.nbytes),
+            "ternary": rotating(partial(_packed, form, stored, x), nbytes(stored)),
+        }
+        found = seconds_of(runs)
+        ratios.append(found["ternary"] / found["torch bf16"])
+        row = {name: f"{seconds * 1e3:.2f} ms" for name, seconds in found.items()}
+        table.append({"seed": seed, **row, "ratio": f"{ratios[-1]:.3f}"})
+        report(f"seed {seed}: {ratios[-1]:.3f}")
+    note = (
+        f"One row of inputs, {SIDE} x {SIDE}, matrices in no cache, CPU time on one thread, median "
+        f"of interleaved repeats; {instructions()}."
+    )
+    return result_of(ratios, table, note, max)
+
+
+def _dense(weight: Tensor, x: Tensor) -> Callable[[], object]:
+    own = weight.clone()
+    return lambda: torch.nn.functional.linear(x, own)
+
+
+def _packed(form: Ternary, stored: Mapping[str, Tensor], x: Tensor) -> Callable[[], object]:
+    own = {name: t.clone() for name, t in stored.items()}
+    return lambda: form.matmul(x, own, (SIDE, SIDE))
+
+
+def of_experts_of(seeds: tuple[int, ...], report: Report) -> Result:
+    """Output error of rounding over that of GPTQ, mean over layers; the least of the draws."""
+    found: list[dict[str, Any]] = []
+    for seed in seeds:
+        inputs = {"seed": seed, "version": 1}
+        found.append(kept("qmoe", inputs, partial(_mixture, seed)))
+        report(f"seed {seed}: {found[-1]['ratio']:.2f}")
+    ratios = tuple(f["ratio"] for f in found)
+    table = [
+        {"seed": seed, **{name: f"{value:.3f}" for name, value in f["loss"].items()}}
+        for seed, f in zip(seeds, found, strict=True)
+    ]
+    better = sum(f["loss"]["ternary, GPTQ"] < f["loss"]["ternary, rounded"] for f in found)
+    note = (
+        f"SmolLM2-135M upcycled to {EXPERTS} experts in every {EVERY}th block; {CALIBRATION} rows "
+        f"of {LENGTH} tokens of Austen, loss on {HELD_OUT} others. GPTQ has the lower loss in "
+        f"{better} of {len(seeds)} draws (wanted: all). "
+        f"{statistics.mean(f['zeros'] for f in found):.2f} of the weights are 0."
+    )
+    return result_of(ratios, table, note, min)
+
+
+def _mixture(seed: int) -> dict[str, Any]:
+    """Errors and losses of one draw."""
+    model, tokenizer = language_model("smollm2", progress=lambda _: None)
+    blocks = range(EVERY - 1, len(model.model.layers), EVERY)  # pyright: ignore
+    mixed: Any = upcycle(model, TopK(EXPERTS), layers=list(blocks), seed=seed)
+    mixed.requires_grad_(False).eval()
+    texts = load_texts("austen", tokenizer, length=LENGTH, progress=lambda _: None)
+    order = torch.randperm(len(texts.train), generator=torch.Generator().manual_seed(seed))
+    rows = batched([texts.train[int(i)] for i in order[:CALIBRATION]], 4)
+    test = [texts.test[i] for i in range(HELD_OUT)]
+    whole = {n: t.clone() for n, t in mixed.state_dict().items()}
+    loss = {"dense experts": nll(mixed, test)}
+    form = GroupSparse(group=64)
+    for matrix in dict(of_experts(mixed)).values():
+        weight = matrix.read()
+        matrix.write(form.decode(form.encode(weight), weight.shape))
+    loss["int4, groups of 64"] = nll(mixed, test)
+    told: list[dict[str, Any]] = []
+    for start in ("rtn", "gptq"):
+        mixed.load_state_dict(whole)
+        method = Qmoe(start=start)
+        given = rows if method.needs else []
+        edit = partial(method._edit, {})  # in place, nothing is packed
+        stops = expert_stops(mixed, ())
+        told = walk_blocks(mixed, stops, given, edit, needs=method.needs, kept=Kept(None, {}))
+        loss[f"ternary, {'GPTQ' if start == 'gptq' else 'rounded'}"] = nll(mixed, test)
+    ratio = statistics.mean(row["error_rounded"] / row["error"] for row in told)
+    zeros = statistics.mean(1 - row["density"] for row in told)
+    return {"ratio": ratio, "loss": loss, "zeros": zeros}
+
+
+CLAIMS = (
+    Claim(
+        "qmoe-size",
+        system="QMoE",
+        work="4096 x 4096 matrices of experts",
+        sentence="Words of ternary digits (QMoE, arXiv:2310.16795) are twenty times smaller than "
+        "bfloat16 where 88.5 % of the weights are 0, offsets and levels counted.",
+        baseline="the same 4096 x 4096 matrices in bfloat16; the least of the seeds",
+        bar=20.0,
+        sense=">=",
+        run=of_size,
+        minutes=1,
+    ),
+    Claim(
+        "qmoe-time",
+        sentence="A product that decodes ternary words on the way takes half the time of a dense "
+        "one in bfloat16 (QMoE, arXiv:2310.16795).",
+        baseline="torch in bfloat16, one row, matrices in no cache; the largest of the seeds",
+        bar=0.5,
+        sense="<=",
+        run=of_time,
+        minutes=2,
+    ),
+    Claim(
+        "qmoe-gptq",
+        sentence="Ternary experts that make up for their errors on routed rows (QMoE, "
+        "arXiv:2310.16795, section 3.2) err less than those rounded by themselves (scaled down: "
+        "SmolLM2-135M with 8 experts in every fifth block).",
+        baseline="output error of rounding over that of GPTQ, mean over stacks; the least draw",
+        bar=1.5,
+        sense=">=",
+        run=of_experts_of,
+        needs="long",
+        minutes=25,
+    ),
+)

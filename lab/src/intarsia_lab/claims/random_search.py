@@ -1,0 +1,304 @@
+"""Random search: a lower loss before training, and nothing after it (arXiv:2403.08265)."""
+
+from __future__ import annotations
+
+import copy
+import math
+import statistics
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.stats import spearmanr, ttest_1samp
+from torch import Tensor, nn
+from torch.func import functional_call, stack_module_state
+
+from intarsia.core.seeds import mix
+from intarsia.experiments.pool import Arm
+from intarsia.methods.random_search import RandomSearch, cut, search
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from . import sms
+from .kept import kept
+from .study import each, result_of, shown
+
+UNITS, EPOCHS, BATCH, LOOK, BEST, SCORED = 256, 5, 128, 20, 5, 512
+DENSITIES = (0.1, 0.5, 0.2, 0.05)  # the first is judged
+DRAWS, MARGIN, SLOWER, REACHED = 100, 0.5, 0.1, 0.95
+
+
+class Nets(NamedTuple):
+    """Of several nets: loss on the scored pictures before training and after an epoch, test
+    accuracy in points, and steps to 95 % of the parent's accuracy (all steps, if never)."""
+
+    first: list[float]
+    epoch: list[float]
+    accuracy: list[float]
+    steps: list[float]
+
+
+class SearchedNet(NamedTuple):
+    """What came out of a seed: its parent, the selected nets and as many random ones."""
+
+    parent: Nets
+    selected: Nets
+    random: Nets
+
+
+def mlp(seed: int) -> nn.Module:
+    """784-256-256-10."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = [nn.Linear(784, UNITS), nn.Linear(UNITS, UNITS), nn.Linear(UNITS, 10)]
+    return nn.Sequential(nn.Flatten(), layers[0], nn.ReLU(), layers[1], nn.ReLU(), layers[2])
+
+
+def together(nets: Sequence[nn.Module], goal: float | None, seed: int) -> Nets:
+    """Train nets of one shape side by side, on the same batches, by Adam.
+
+    goal: test accuracy in points that counts as reached; None = 95 % of the nets' own at the end.
+    """
+    weights, _ = stack_module_state(list(nets))  # pyright: ignore
+    weights = {n: w.detach().requires_grad_() for n, w in weights.items()}
+    bare = copy.deepcopy(nets[0]).to("meta")
+
+    def one(w: dict[str, Tensor], x: Tensor) -> Tensor:
+        return functional_call(bare, w, (x,))
+
+    every: Callable[..., Tensor] = torch.vmap(one, in_dims=(0, None))
+    (x, y), (test_x, test_y) = (sms.rows(part).tensors for part in ("train", "test"))
+
+    def losses(px: Tensor, py: Tensor) -> Tensor:
+        logits = every(weights, px)  # (nets, rows, 10)
+        each_row = F.cross_entropy(logits.flatten(0, 1), py.repeat(len(nets)), reduction="none")
+        return each_row.view(len(nets), -1).mean(1)
+
+    @torch.no_grad()
+    def looked() -> list[float]:
+        return [
+            100 * float(a) for a in (every(weights, test_x).argmax(-1) == test_y).float().mean(1)
+        ]
+
+    optimizer = torch.optim.Adam(weights.values(), lr=1e-3)
+    draw, seen = torch.Generator().manual_seed(mix(seed, 5)), list[list[float]]()
+    with torch.no_grad():
+        first = epoch = losses(x[:SCORED], y[:SCORED]).tolist()
+    step = 0
+    for number in range(EPOCHS):
+        for rows in torch.randperm(len(x), generator=draw).split(BATCH):
+            optimizer.zero_grad()
+            losses(x[rows], y[rows]).sum().backward()
+            optimizer.step()
+            step += 1
+            if step % LOOK == 0:
+                seen.append(looked())
+        if not number:
+            with torch.no_grad():
+                epoch = losses(x[:SCORED], y[:SCORED]).tolist()
+    accuracy = looked()
+    steps: list[float] = []
+    for i, end in enumerate(accuracy):
+        enough = REACHED * (end if goal is None else goal)
+        reached = (LOOK * (at + 1) for at, one in enumerate(seen) if one[i] >= enough)
+        steps.append(float(next(reached, step)))
+    return Nets(first, epoch, accuracy, steps)
+
+
+def run(density: float, seed: int) -> SearchedNet:
+    """The parent, its five best of so many draws, and five random ones, trained."""
+    parent = mlp(seed)
+    x, y = sms.rows("train").tensors
+    found = search(
+        parent, RandomSearch(density, DRAWS), [(x[:SCORED], y[:SCORED])], seed=mix(seed, 1)
+    )
+    kept = [one.kept for one in found[:BEST]]
+    for i in range(BEST):
+        kept += [search(parent, RandomSearch(density, 1), seed=mix(seed, 2, i))[0].kept]
+    nets = [copy.deepcopy(parent) for _ in kept]
+    for net, units in zip(nets, kept, strict=True):
+        cut(net, units)
+    dense = together([parent], None, seed)
+    made = together(nets, dense.accuracy[0], seed)
+    halves = (Nets(*(v[a : a + BEST] for v in made)) for a in (0, BEST))
+    return SearchedNet(dense, *halves)
+
+
+def cell(_: None, density: float, seed: int) -> SearchedNet:
+    """What came out of a seed, from the file or by running it."""
+    inputs = {"density": density, "seed": seed, "draws": DRAWS, "epochs": EPOCHS, "version": 1}
+    found = kept("random-search", inputs, lambda: run(density, seed))
+    return SearchedNet(*(Nets(*nets) for nets in found))
+
+
+def tost(values: Sequence[float], margin: float) -> float:
+    """The larger p of two one-sided t-tests: that the mean lies outside -margin ... margin."""
+    sides = ((-margin, "greater"), (margin, "less"))
+    return max(one_sided(values, of, side) for of, side in sides)
+
+
+def one_sided(values: Sequence[float], of: float, side: str) -> float:
+    """p of a t-test of the mean against a value."""
+    found: Any = ttest_1samp(values, of, alternative=side)
+    return float(found.pvalue)
+
+
+def interval(one: Sequence[float], two: Sequence[float]) -> tuple[float, float, float]:
+    """Spearman's rank correlation, and the ends of its 95 % interval by Fisher's transform."""
+    found: Any = spearmanr(one, two)
+    rho = float(found.statistic)
+    z, half = np.arctanh(np.clip(rho, -0.999, 0.999)), 1.96 / math.sqrt(max(1, len(one) - 3))
+    return rho, float(np.tanh(z - half)), float(np.tanh(z + half))
+
+
+def _gap(found: Sequence[SearchedNet], name: str) -> list[float]:
+    """Of each seed the mean of the selected nets minus that of the random ones."""
+    halves = ((getattr(s.selected, name), getattr(s.random, name)) for s in found)
+    return [statistics.mean(a) - statistics.mean(b) for a, b in halves]
+
+
+def of_accuracy(found: Sequence[SearchedNet]) -> tuple[float, list[float], str]:
+    """p of accuracies that differ by more than half a point."""
+    gaps = _gap(found, "accuracy")
+    return tost(gaps, MARGIN), gaps, f"Mean difference {statistics.mean(gaps):+.2f} points."
+
+
+def of_loss(found: Sequence[SearchedNet]) -> tuple[float, list[float], str]:
+    """p of initial losses that are not lower."""
+    gaps = _gap(found, "first")
+    return (
+        one_sided(gaps, 0, "less"),
+        gaps,
+        f"Mean difference of the initial loss {statistics.mean(gaps):+.4f}.",
+    )
+
+
+def of_speed(found: Sequence[SearchedNet]) -> tuple[float, list[float], str]:
+    """p of times to 95 % of the parent's accuracy that differ by more than a tenth."""
+    means = ((statistics.mean(s.selected.steps), statistics.mean(s.random.steps)) for s in found)
+    shares = [a / b - 1 for a, b in means]
+    return tost(shares, SLOWER), shares, f"Mean difference {100 * statistics.mean(shares):+.1f} %."
+
+
+def correlations(found: Sequence[SearchedNet], name: str) -> tuple[float, float, float]:
+    """Of the accuracy of 60 nets with a loss of theirs: see `interval`."""
+    pairs = [
+        (getattr(half, name)[i], half.accuracy[i])
+        for s in found
+        for half in (s.selected, s.random)
+        for i in range(BEST)
+    ][:60]
+    return interval([a for a, _ in pairs], [b for _, b in pairs])
+
+
+def _in_words(found: Sequence[SearchedNet]) -> str:
+    ends = (correlations(found, name) for name in ("first", "epoch"))
+    before, after = (f"{rho:+.2f} ({low:+.3f} to {high:+.3f})" for rho, low, high in ends)
+    return (
+        f"Spearman's correlation of accuracy with the initial loss {before}; control, with the "
+        f"loss after one epoch, {after}."
+    )
+
+
+def of_ranks(found: Sequence[SearchedNet]) -> tuple[float, list[float], str]:
+    """How far the interval's nearer end lies beyond 0: at most 0 if the interval contains it."""
+    rho, low, high = correlations(found, "first")
+    return max(low, -high), [rho], _in_words(found)
+
+
+def of_control(found: Sequence[SearchedNet]) -> tuple[float, list[float], str]:
+    """The upper end of the interval: at most 0 if a lower loss goes with a higher accuracy."""
+    rho, _, high = correlations(found, "epoch")
+    return high, [rho], _in_words(found)
+
+
+def judged(
+    seeds: tuple[int, ...],
+    report: Report,
+    *,
+    of: Callable[[Sequence[SearchedNet]], tuple[float, list[float], str]],
+) -> Result:
+    """What `of` says of the first density, and a row for each density."""
+    arms, first, others = [Arm("", None)], DENSITIES[:1], DENSITIES[1:]
+    made = each(arms, seeds, cell, report, tasks=first, said=_said)
+    more = each(arms, seeds[:3], cell, report, tasks=others, said=_said)
+    table: list[dict[str, Any]] = []
+    for density in DENSITIES:
+        found = (made if density in first else more).by_seed("", density)
+        row: dict[str, Any] = {"units kept": f"{density:.0%}"}
+        for name in SearchedNet._fields:
+            scores = [statistics.mean(getattr(s, name).accuracy) for s in found]
+            row[name] = shown(scores, ".2f")
+        row["loss before"] = f"{statistics.mean(_gap(found, 'first')):+.4f}"
+        table.append(row)
+    got, values, note = of(made.by_seed("", DENSITIES[0]))
+    return result_of(values, table, note, over=lambda _: got)
+
+
+def _said(found: SearchedNet) -> str:
+    means = (f"{n} {statistics.mean(getattr(found, n).accuracy):.2f}" for n in found._fields)
+    return ", ".join(means)
+
+
+SCALE = (
+    "(random search, arXiv:2403.08265; a 784-256-256-10 MLP with a tenth of its hidden units, "
+    "five best of 100 draws against five random ones, 10,000 pictures of Fashion-MNIST)"
+)
+
+
+def _claim(key: str, sentence: str, baseline: str, bar: float, of: Any, **names: Any) -> Claim:
+    return Claim(
+        key,
+        sentence=f"{sentence} {SCALE}.",
+        baseline=baseline,
+        bar=bar,
+        sense="<=",
+        run=partial(judged, of=of),
+        seeds=tuple(range(10)),
+        minutes=8,
+        **names,
+    )
+
+
+CLAIMS = (
+    _claim(
+        "random-search",
+        "After training, selected architectures are as accurate as random ones",
+        "a difference of half a point: p of two one-sided tests over seeds",
+        0.05,
+        of_accuracy,
+        system="Random search of sparse nets",
+        work="random sparse nets from scratch on Fashion-MNIST",
+    ),
+    _claim(
+        "random-search-loss",
+        "Before training, selected architectures have a lower loss than random ones",
+        "no difference: p of a one-sided paired test over seeds",
+        0.01,
+        of_loss,
+    ),
+    _claim(
+        "random-search-speed",
+        "Selected architectures reach 95 % of their parent's accuracy no sooner than random ones",
+        "a difference of a tenth of the steps: p of two one-sided tests over seeds",
+        0.05,
+        of_speed,
+    ),
+    _claim(
+        "random-search-rank",
+        "The loss before training does not rank architectures by accuracy",
+        "0, by which the 95 % interval of Spearman's correlation over 60 nets must not miss it",
+        0.0,
+        of_ranks,
+    ),
+    _claim(
+        "random-search-control",
+        "The loss after an epoch does rank architectures by accuracy, as a control",
+        "0: the upper end of the 95 % interval of Spearman's correlation over 60 nets",
+        0.0,
+        of_control,
+    ),
+)

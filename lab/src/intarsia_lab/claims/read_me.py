@@ -1,0 +1,213 @@
+"""Read-ME: experts out of SmolLM2 by kind of text, a gate over ids, batches by expert."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from intarsia.data.language_models import language_model
+from intarsia.hosts.read_me import Batch, channel_masks, masked, pregate_targets, train_gate
+from intarsia.mixtures.read_me import random_masks
+from intarsia.placement.batching import LookAhead, serve
+from intarsia.placement.cache import most_used, replay
+from intarsia.placement.describe import demand
+from intarsia.placement.policies import Belady, Expected, Lru
+from intarsia.routers.pregate import PreGate
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from .kept import kept
+from .routing_traces import KINDS, texts, traces
+from .study import result_of, shown, threads
+
+LENGTH, BATCH, SEEN, JUDGED, STEPS, DENSITY = 128, 4, 3, 1, 100, 0.5
+LIMIT, PATIENCE, STREAMS, SHARE, WINDOW = 8, 8, 24, 0.25, 8
+VERSION = 2
+Cell = Mapping[str, Any]
+
+
+def domains(tokenizer: Any, seed: int) -> tuple[dict[str, list[Batch]], dict[str, list[Batch]]]:
+    """Batches of each kind of text: to make masks of, and to judge by."""
+    draws = torch.Generator().manual_seed(seed)
+    seen: dict[str, list[Batch]] = {}
+    judged: dict[str, list[Batch]] = {}
+    for name, text in texts().items():
+        ids = torch.tensor(tokenizer(text[:400_000], verbose=False)["input_ids"])
+        rows = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
+        rows = rows[torch.randperm(len(rows), generator=draws)[: BATCH * (SEEN + JUDGED)]]
+        batches: list[Batch] = [{"input_ids": part} for part in rows.split(BATCH)]
+        seen[name], judged[name] = batches[:SEEN], batches[SEEN:]
+    return seen, judged
+
+
+@lru_cache
+def extracted(seed: int, report: Report) -> Cell:
+    """Losses of every kind of text under its own mask, random ones and none, and the gate's
+    accuracy; computed once and kept."""
+    inputs = {"seed": seed, "version": VERSION, "density": DENSITY, "steps": STEPS}
+    inputs |= {"rows": [LENGTH, BATCH, SEEN, JUDGED]}
+    with threads(1):
+        return kept("read_me", inputs, lambda: _extracted(seed, report), under="out")
+
+
+def _extracted(seed: int, report: Report) -> dict[str, Any]:
+    model: Any
+    model, tokenizer = language_model("smollm2", progress=report)
+    model.eval()
+    seen, judged = domains(tokenizer, seed)
+    masks = channel_masks(model, seen, DENSITY)
+    draws = torch.Generator().manual_seed(seed)
+    drawn = {path: random_masks(mask, draws) for path, mask in masks.items()}
+    losses: dict[str, dict[str, float]] = {}
+    for i, (name, batches) in enumerate(judged.items()):
+        found = {"dense": _loss(model, batches)}
+        for what, some in (("own mask", masks), ("random mask", drawn)):
+            with masked(model, some, i):
+                found[what] = _loss(model, batches)
+        with masked(model, masks, (i + 1) % len(judged)):
+            found["another's mask"] = _loss(model, batches)
+        losses[name] = found
+        report(f"  {name}, seed {seed}: {found}")
+    words = model.get_input_embeddings().weight
+    gate = PreGate(len(seen), vocabulary=len(words), width=64, heads=4).net(
+        embedding=words, generator=draws
+    )
+    mixed = [batch for some in zip(*seen.values(), strict=True) for batch in some]
+    train_gate(gate, model, masks, mixed, steps=STEPS, seed=seed, report=report)
+    right: list[Tensor] = []
+    wanted: list[Tensor] = []
+    for batches in judged.values():
+        for batch in batches:
+            target = pregate_targets(model, masks, batch).argmax(-1)  # (L, B, T)
+            wanted.append(target.flatten())
+            with torch.no_grad():
+                right.append((gate(batch["input_ids"]).argmax(-1) == target).float().flatten())
+    accuracy = float(torch.cat(right).mean())
+    most = float(torch.bincount(torch.cat(wanted)).max() / len(torch.cat(wanted)))
+    return {"losses": losses, "accuracy": accuracy, "chance": 1 / len(seen), "most": most}
+
+
+@torch.no_grad()
+def _loss(model: Any, batches: list[Batch]) -> float:
+    found: list[float] = []
+    for batch in batches:
+        logits, ids = model(**batch).logits[:, :-1].float(), batch["input_ids"][:, 1:]
+        found.append(float(F.cross_entropy(logits.flatten(0, 1), ids.flatten())))
+    return statistics.mean(found)
+
+
+def model_side(seeds: tuple[int, ...], report: Report, *, of: Callable[[Cell], float]) -> Result:
+    """A figure of each seed's extraction."""
+    found = [extracted(seed, report) for seed in seeds]
+    rows: list[dict[str, Any]] = []
+    for name in found[0]["losses"]:
+        row: dict[str, Any] = {"text": name}
+        for what in found[0]["losses"][name]:
+            row[what] = shown([one["losses"][name][what] for one in found], ".3f")
+        rows.append(row)
+    for what, name in (("gate's accuracy", "accuracy"), ("share of the commonest", "most")):
+        rows.append({"text": what, "own mask": shown([one[name] for one in found], ".3f")})
+    return result_of([of(one) for one in found], rows, NOTE)
+
+
+def worst_gain(found: Cell) -> float:
+    """Loss under the own mask less that under a random one, the text for which it is largest."""
+    return max(one["own mask"] - one["random mask"] for one in found["losses"].values())
+
+
+@lru_cache
+def served(kind: str, seed: int, report: Report) -> dict[str, float]:
+    """Experts of a batch by expert over those in order, waits, and hit rates, on a trace."""
+    trace = traces(seed, report)[kind]
+    ratios: list[float] = []
+    waits: list[tuple[int, int]] = []
+    for layer in range(trace.layers):
+        aware = serve(trace, LIMIT, layer=layer, patience=PATIENCE, streams=STREAMS)
+        fifo = serve(trace, LIMIT, layer=layer, streams=STREAMS, how="fifo")
+        ratios.append(aware.unique / fifo.unique)
+        waits.append((aware.wait(), fifo.wait()))
+    before, after = trace.split(seed=seed)
+    steps, sizes = demand(after, 4), (trace.layers, trace.experts)
+    slots = round(SHARE * trace.layers * trace.experts)
+    warm = most_used(demand(before, 4), slots)
+    policies = {
+        "LRU": Lru().build(*sizes),
+        "expected": Expected().build(*sizes),
+        "one step": LookAhead(*sizes, steps, 1),
+        "eight steps": LookAhead(*sizes, steps, WINDOW),
+        "Belady": Belady(*sizes, steps),
+    }
+    rates = {name: replay(steps, p, slots, start=warm).rate for name, p in policies.items()}
+    found = {"ratio": statistics.mean(ratios)}
+    found |= {"wait": statistics.mean(a for a, _ in waits)}
+    return found | {"wait in order": statistics.mean(b for _, b in waits)} | rates
+
+
+def serving(
+    seeds: tuple[int, ...], report: Report, *, of: Callable[[Mapping[str, float]], float]
+) -> Result:
+    """A figure on the balanced trace; the table has all three."""
+    found = {kind: [served(kind, seed, report) for seed in seeds] for kind in KINDS}
+    rows: list[dict[str, Any]] = []
+    for kind, some in found.items():
+        columns = {name: shown([one[name] for one in some], ".3f") for name in some[0]}
+        rows.append({"trace": kind} | columns)
+    return result_of([of(one) for one in found["balanced"]], rows, SERVED)
+
+
+NOTE = (
+    "SmolLM2-135M cut by four kinds of text, half of the hidden units for each; loss in nats a "
+    "token on rows that made no mask, without any training of the experts. Random masks have the "
+    "same sizes. The gate's accuracy is the agreement with the strongest target there, over all "
+    "layers, each of which has its own; the gate has one choice for all of them."
+)
+SERVED = (
+    "ratio: different experts in a batch of 8 of 24 streams, by queues with ageing after 8 rounds, "
+    "over batches in order, mean of the layers, each with a token's first expert. wait: rounds, "
+    "95th percentile. Hit rates: a quarter of the 96 experts, four streams, warm from other "
+    "sequences."
+)
+claim = partial(Claim, needs="long", minutes=20, sense="<=")
+
+CLAIMS = (
+    claim(
+        "read-me-extraction",
+        sentence="Hidden units that a kind of text uses make its expert (arXiv:2410.19123): loss "
+        "of a text with its own mask less that with a random one of equal size, the worst text.",
+        baseline="random units; difference in nats a token",
+        bar=0.0,
+        run=partial(model_side, of=worst_gain),
+    ),
+    claim(
+        "read-me-gate",
+        system="Read-ME",
+        work="SmolLM2-135M by kind of text",
+        sentence="A gate that reads ids alone foresees the expert (arXiv:2410.19123): its accuracy "
+        "over chance.",
+        baseline="chance; ratio",
+        bar=2.0,
+        sense=">=",
+        run=partial(model_side, of=lambda found: found["accuracy"] / found["chance"]),
+    ),
+    claim(
+        "read-me-batching",
+        sentence="Batches by expert use fewer experts (arXiv:2410.19123), with ageing.",
+        baseline="batches in order of arrival; ratio of different experts in a batch",
+        bar=0.75,
+        run=partial(serving, of=lambda found: found["ratio"]),
+    ),
+    claim(
+        "read-me-ahead",
+        sentence="A cache that knows what is queued comes near the best one (arXiv:2410.19123): "
+        "Belady's hit rate less that with eight steps known, four streams.",
+        baseline="Belady from the same contents; difference",
+        bar=0.005,
+        run=partial(serving, of=lambda found: found["Belady"] - found["eight steps"]),
+    ),
+)

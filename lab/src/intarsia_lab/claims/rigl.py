@@ -1,0 +1,121 @@
+"""RigL: masks that follow the dense gradient beat fixed random ones (arXiv:1911.11134)."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+from intarsia.experiments.pool import Arm
+from intarsia.fitting import fit
+from intarsia.schedules import Gradual, RigL, Set
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from . import sms
+from .kept import kept
+from .sparse_ift import OPTIONS, resnet
+from .study import each, lower, result_of, shown
+
+DENSITY, EVERY, EPOCHS = 0.2, 25, 7
+STEPS = -(-sms.TRAIN // 128)  # of an epoch
+
+
+class MaskWay(NamedTuple):
+    """How masks change, and for how many epochs."""
+
+    schedule: Any
+    epochs: int
+
+
+RIGL, STATIC, GRADUAL = "RigL", "fixed random masks", "gradual, as many operations"
+# the mean density of gradual pruning is .36 of the dense net's: 4 epochs cost what 7 do at .2
+ARMS: Mapping[str, MaskWay] = {
+    RIGL: MaskWay(RigL(DENSITY, every=EVERY, spread="uniform"), EPOCHS),
+    STATIC: MaskWay(Set(DENSITY, every=10**6, spread="uniform"), EPOCHS),  # no change is ever due
+    GRADUAL: MaskWay(Gradual(DENSITY, stop=0.75, every=EVERY), 4),
+    "SET": MaskWay(Set(DENSITY, every=EVERY, spread="uniform"), EPOCHS),
+    "gradual, as many epochs": MaskWay(Gradual(DENSITY, stop=0.75, every=EVERY), EPOCHS),
+    "dense": MaskWay(None, EPOCHS),
+}
+
+
+class MaskScore(NamedTuple):
+    """Test accuracy in points, and operations of training in shares of the dense net's."""
+
+    accuracy: float
+    operations: float
+
+
+def operations(name: str) -> float:
+    """Operations of training: the mean density over the steps; RigL's dense gradients counted."""
+    way = ARMS[name]
+    steps = way.epochs * STEPS
+    match way.schedule:
+        case None:
+            share = 1.0
+        case Gradual() as schedule:
+            share = statistics.mean(schedule.density_at(s, steps) for s in range(steps))
+        case RigL():  # (3 f_s T + 2 f_s + f_d) / (3 (T + 1)): paper, appendix H
+            share = (3 * DENSITY * EVERY + 2 * DENSITY + 1) / (3 * (EVERY + 1))
+        case _:
+            share = DENSITY
+    return share * way.epochs / EPOCHS
+
+
+def cell(name: str, _: str, seed: int) -> MaskScore:
+    """A net of one arm from one seed, from the file or by training it."""
+    inputs = {"arm": name, "seed": seed, "data": sms.DATA, "epochs": EPOCHS, "version": 1}
+    points = kept("rigl", inputs, lambda: accuracy(ARMS[name], seed), under="accuracy")
+    return MaskScore(points, operations(name))
+
+
+def accuracy(way: MaskWay, seed: int) -> float:
+    """Train a net, and score it in points."""
+    model = resnet(seed)
+    how: dict[str, Any] = OPTIONS | {"epochs": way.epochs, "seed": seed}
+    fit(model, sms.rows("train"), schedule=way.schedule, **how)
+    return sms.accuracy(model)
+
+
+def judged(seeds: tuple[int, ...], report: Report, *, beside: str) -> Result:
+    """RigL's accuracy minus another arm's, in points: the lower end of the paired interval."""
+    found = each([Arm(name, name) for name in ARMS], seeds, cell, report)
+    of = {arm: found.by_seed(arm, "") for arm in found.arms}
+    gains = [a.accuracy - b.accuracy for a, b in zip(of[RIGL], of[beside], strict=True)]
+    table = [
+        {"model": arm, "accuracy": shown([one.accuracy for one in made], ".2f")}
+        | {"operations of training": f"{made[0].operations:.3f}"}
+        for arm, made in of.items()
+    ]
+    mean = statistics.mean(gains)
+    note = f"Mean difference {mean:+.2f} points over {len(seeds)} seeds."
+    return result_of(gains, table, note, over=lower)
+
+
+SCALE = (
+    "(RigL, arXiv:1911.11134; scaled down: a thin ResNet-8 on 10,000 pictures of Fashion-MNIST, "
+    "a fifth of the weights)."
+)
+claim = partial(Claim, sense=">=", seeds=(0, 1, 2, 3, 4), needs="long", minutes=20)
+
+CLAIMS = (
+    claim(
+        "rigl",
+        sentence=f"Masks that follow the dense gradient beat masks that stay {SCALE}",
+        baseline="fixed random masks, in points; the lower end of a 95 % interval of paired "
+        "differences",
+        bar=0.0,
+        run=partial(judged, beside=STATIC),
+    ),
+    claim(
+        "rigl-gradual",
+        sentence="Sparse from the start is within half a point of gradual pruning at as many "
+        f"operations {SCALE}",
+        baseline="gradual magnitude pruning, in points; the lower end of a 95 % interval of paired "
+        "differences",
+        bar=-0.5,
+        run=partial(judged, beside=GRADUAL),
+    ),
+)

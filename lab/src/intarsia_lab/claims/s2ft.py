@@ -1,0 +1,268 @@
+"""S2FT against LoRA of its size, each at its own best rate: what it forgets, what it learns."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial
+from typing import Any, cast
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from torch import Tensor, nn
+
+from intarsia.adapters import Lora
+from intarsia.core.change import Change
+from intarsia.experiments.pool import Arm
+from intarsia.fitting import fit
+from intarsia.hosts import apply
+from intarsia.hosts.anatomy.blocks import base_of
+from intarsia.hosts.anatomy.prefix import Tail
+from intarsia.hosts.attach.adapt import Adapt
+from intarsia.methods import S2ft
+from intarsia.train import Training
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from . import tails
+from .kept import kept
+from .low_rank import by_peft
+from .study import class_scores, each, result_of, threads
+from .tails import TailTokens
+
+FIRST = 9  # of twelve blocks; the three from there on are adapted
+SOURCE, TARGETS = "fashion-mnist", ("elpv", "photo-rotation", "prompt-kind")
+IMAGES, EPOCHS, BATCH, EVERY = 640, 3, 16, 20  # 120 steps
+PROBED, TEST = 1000, 250  # pictures of the source's probe; test pictures of either task
+RATES = (3e-4, 1e-3, 3e-3)
+TUNED = 100  # the seed of the trainings by which a rate is chosen
+# for each block 15,360 weights: 40 of 1,536 channels, rank 8 of fc2, rank 4 of both linear maps
+CHANNELS, RANK, BOTH = 40, 8, 4
+VERSION = 1
+OURS, LORA = "S2FT", "LoRA"
+METHODS: Mapping[str, Change] = {
+    OURS: Adapt(S2ft(down=CHANNELS / 1536), targets=("fc2",)),
+    LORA: Adapt(Lora(RANK), targets=("fc2",)),
+    "PiSSA": by_peft("PiSSA", BOTH, ("mlp_linear",)),
+    "DoRA": by_peft("DoRA", BOTH, ("mlp_linear",)),
+}
+ARMS = tuple(Arm(name, name) for name in METHODS)
+
+
+@dataclass
+class Track:
+    """Accuracy on the new task and on the old one, while the new one is trained."""
+
+    target: list[float] = field(default_factory=list)
+    source: list[float] = field(default_factory=list)
+
+    def kept(self, level: float) -> float:
+        """Source accuracy when the target's first was at least `level`."""
+        return next(s for t, s in zip(self.target, self.source, strict=True) if t >= level)
+
+
+def pictures(task: str) -> TailTokens:
+    return tails.pictures(task, FIRST, TEST)
+
+
+@torch.no_grad()
+def features(model: nn.Module, tokens: Tensor) -> Tensor:
+    """What a head reads, (n, d) float32.  tokens: (n, T, d)."""
+    own: Any = base_of(model)
+    dtype = own.norm.weight.dtype
+    with torch.autocast("cpu", torch.bfloat16):
+        parts = [
+            own.fc_norm(own.pool(own.norm(own.blocks(x.to(dtype))))) for x in tokens.split(125)
+        ]
+    return torch.cat(parts).float()
+
+
+Probe = Callable[[nn.Module], float]
+
+
+@lru_cache
+def probe() -> Probe:
+    """What a model still knows of the source: the test accuracy of the pretrained one's probe."""
+    found = pictures(SOURCE)
+    x, y = (t[:PROBED] for t in found.pool.tensors)
+    own = tails.tail(found.classes, FIRST, 0).eval()
+    seen = features(own, x).numpy()
+    mean, spread = seen.mean(0), seen.std(0) + 1e-6
+    lines: Any = LogisticRegression(C=0.1, max_iter=500).fit((seen - mean) / spread, y.numpy())
+    xs, ys = found.test.tensors
+
+    def accuracy(model: nn.Module) -> float:
+        return float(lines.score((features(model, xs).numpy() - mean) / spread, ys.numpy()))
+
+    return accuracy
+
+
+def fitted(arm: str, task: str, rate: float, seed: int, **options: Any) -> nn.Module:
+    """The blocks with one arm's cells, trained on one task at a constant rate."""
+    found = pictures(task)
+    model = apply(tails.tail(found.classes, FIRST, seed), METHODS[arm], seed=seed)
+    training = Training(EPOCHS, BATCH, rate, 0.0, precision="bf16", seed=seed)
+    rows = found.few(IMAGES, seed)
+    fit(model, rows, training=training, lr_factor=lambda *_: 1.0, trackers=(), **options)
+    return model
+
+
+def inputs(arm: str, task: str, seed: int) -> dict[str, Any]:
+    """What a cell depends on."""
+    return {
+        "arm": arm,
+        "method": repr(METHODS[arm]),
+        "task": task,
+        "seed": seed,
+        "blocks": FIRST,
+        "sizes": [IMAGES, EPOCHS, BATCH, TEST],
+        "version": VERSION,
+    }
+
+
+def tried(arm: str, task: str, rate: float) -> float:
+    """Accuracy on validation pictures."""
+
+    def run() -> float:
+        with threads(1):
+            model = fitted(arm, task, rate, TUNED)
+            return class_scores(model, pictures(task).val).accuracy
+
+    return kept("s2ft", inputs(arm, task, TUNED) | {"rate": rate}, run, "validation")
+
+
+@lru_cache
+def rate(arm: str) -> float:
+    """The rate at which an arm is best on validation pictures, the mean over the tasks."""
+    return max(RATES, key=lambda lr: statistics.mean(tried(arm, task, lr) for task in TARGETS))
+
+
+def train(arm: str, task: str, seed: int) -> Track:
+    """One arm trained on one task, looked at every few steps."""
+    lr = rate(arm)
+
+    def run() -> dict[str, list[float]]:
+        track, old = Track(), probe()
+        x, y = pictures(task).test.tensors
+
+        def look(model: nn.Module, step: int, steps: int) -> None:
+            if step % EVERY == 0 or step == steps:
+                model.eval()
+                head = cast(Tail, base_of(model)).head
+                with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                    said = head(features(model, x)).argmax(-1)
+                track.target.append(float((said == y).float().mean()))
+                track.source.append(old(model))
+                model.train()
+
+        model = fitted(arm, task, lr, seed, schedule=look)
+        steps = EPOCHS * -(-min(IMAGES, len(pictures(task).pool)) // BATCH)
+        look(model, steps, steps)
+        return vars(track)
+
+    more = {"rate": lr, "source": SOURCE, "every": EVERY, "probed": PROBED}
+    return Track(**kept("s2ft", inputs(arm, task, seed) | more, run))
+
+
+def tracks(seeds: Sequence[int], report: Report) -> Mapping[tuple[str, str, int], Track]:
+    """Every arm on every task and seed."""
+    return each(
+        ARMS,
+        seeds,
+        train,
+        report,
+        tasks=TARGETS,
+        said=lambda track: f"target {track.target[-1]:.3f}, source {track.source[-1]:.3f}",
+    ).results
+
+
+def matched(
+    found: Mapping[tuple[str, str, int], Track], task: str, seed: int, other: str = LORA
+) -> tuple[float, float, float]:
+    """The highest target accuracy that both reach; what ours and the other kept there."""
+    both = [found[arm, task, seed] for arm in (OURS, other)]
+    level = min(max(track.target) for track in both)
+    return level, both[0].kept(level), both[1].kept(level)
+
+
+def retention(seeds: Sequence[int], report: Report) -> Result:
+    """Share of tasks in which S2FT keeps at least LoRA's source accuracy, one value per seed."""
+    found = tracks(seeds, report)
+    start = statistics.mean(found[LORA, t, s].source[0] for t in TARGETS for s in seeds)
+    at = {(t, s, o): matched(found, t, s, o) for t in TARGETS for s in seeds for o in METHODS}
+    values = [
+        statistics.mean(at[t, s, LORA][1] >= at[t, s, LORA][2] for t in TARGETS) for s in seeds
+    ]
+    rows = [
+        {
+            "task": t,
+            "against": other,
+            "matched target accuracy": _mean(at[t, s, other][0] for s in seeds),
+        }
+        | {
+            "source kept, S2FT": _mean(at[t, s, other][1] for s in seeds),
+            "source kept, the other": _mean(at[t, s, other][2] for s in seeds),
+        }
+        for t in TARGETS
+        for other in METHODS
+        if other != OURS
+    ]
+    note = (
+        f"One value per seed: the share of {len(TARGETS)} tasks. ViT-S at 56 px, its last "
+        f"{12 - FIRST} blocks; the source is {SOURCE}: a probe of the pretrained features "
+        f"({start:.3f} right at first) is read again on what training has made of them. Each arm "
+        f"has the rate of {RATES} that is best on validation pictures: "
+        f"{', '.join(f'{arm} {rate(arm):g}' for arm in METHODS)}; the rate is constant, "
+        f"{IMAGES} pictures x {EPOCHS} epochs looked at every {EVERY} steps; two arms are read "
+        "where they first reach the highest target accuracy that both reach. S2FT and LoRA are in "
+        "the second linear map of each MLP, PEFT's PiSSA and DoRA in both, with as many parameters "
+        "(DoRA: its magnitudes more)."
+    )
+    return result_of(values, rows, note)
+
+
+def in_domain(seeds: Sequence[int], report: Report) -> Result:
+    """Final target accuracy of S2FT minus LoRA's, the mean over the tasks, one value per seed."""
+    found = tracks(seeds, report)
+    end = {key: track.target[-1] for key, track in found.items()}
+    values = tuple(
+        statistics.mean(end[OURS, t, s] - end[LORA, t, s] for t in TARGETS) for s in seeds
+    )
+    rows = [
+        {"task": t} | {arm: _mean(end[arm, t, s] for s in seeds) for arm in METHODS}
+        for t in TARGETS
+    ]
+    note = "The runs of `s2ft`; accuracy on test pictures at the end of training."
+    return result_of(values, rows, note)
+
+
+def _mean(values: Any) -> str:
+    return f"{statistics.mean(values):.3f}"
+
+
+PAPER = "(arXiv:2412.06289, abstract)"
+
+claim = partial(Claim, sense=">=", minutes=15)
+
+CLAIMS = (
+    claim(
+        "s2ft",
+        system="S2FT",
+        work="ViT-S, three new tasks after Fashion-MNIST",
+        sentence="S2FT forgets less than LoRA, each at its own best rate: in a pretrained ViT-S, "
+        "at the same accuracy on a new task it keeps at least LoRA's accuracy on another one, in "
+        f"two thirds of the tasks {PAPER}.",
+        baseline="LoRA of the same size, where both first reach the same target accuracy",
+        bar=2 / 3,
+        run=retention,
+    ),
+    claim(
+        "s2ft-in-domain",
+        sentence="S2FT learns a new task about as well as LoRA of its size: at most 4 points worse "
+        f"{PAPER}.",
+        baseline="LoRA of the same size; final target accuracy, S2FT minus LoRA",
+        bar=-0.04,
+        run=in_domain,
+    ),
+)

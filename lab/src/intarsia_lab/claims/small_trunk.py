@@ -1,0 +1,61 @@
+"""A part of SmolLM2 for claims on models that see: its first blocks, and the words that occur.
+
+The first blocks keep their pretrained weights, and the embeddings those of the tokens that are
+used; the last blocks are gone, so that such a trunk has to be adapted before it can say anything.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import torch
+
+from intarsia.data.language_models import language_model
+
+
+class Words:
+    """A tokenizer of the tokens that occur in some texts, numbered from 0."""
+
+    def __init__(self, tokenizer: Any, texts: Iterable[str]) -> None:
+        self.tokenizer = tokenizer
+        used = {tokenizer.eos_token_id}
+        for text in texts:
+            used.update(tokenizer(text, add_special_tokens=False)["input_ids"])
+        self.kept = sorted(used)
+        self.number = {token: i for i, token in enumerate(self.kept)}
+        self.eos_token_id = self.number[tokenizer.eos_token_id]
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        """Raises: KeyError for a token that was in none of the texts."""
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return {"input_ids": [self.number[i] for i in ids]}
+
+    def decode(self, ids: Sequence[int], **options: Any) -> str:
+        return self.tokenizer.decode([self.kept[int(i)] for i in ids], **options)
+
+
+@lru_cache(maxsize=1)
+def _whole() -> tuple[Any, Any]:
+    return language_model("smollm2")
+
+
+def trunk(texts: Iterable[str], layers: int) -> tuple[Any, Words]:
+    """The first blocks of SmolLM2 with the words of these texts, and their tokenizer."""
+    from transformers import LlamaForCausalLM
+
+    model, tokenizer = _whole()
+    words = Words(tokenizer, texts)
+    config = copy.deepcopy(model.config)
+    config.num_hidden_layers, config.vocab_size = layers, len(words.kept)
+    config.bos_token_id = config.pad_token_id = None
+    config.eos_token_id = words.eos_token_id
+    with torch.random.fork_rng(devices=[]):
+        small: Any = LlamaForCausalLM(config)
+    state = {n: t for n, t in model.state_dict().items() if n in small.state_dict()}
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        state[name] = state[name][words.kept]
+    small.load_state_dict(state)
+    return small.eval(), words

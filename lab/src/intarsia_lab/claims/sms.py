@@ -1,0 +1,218 @@
+"""Sparse Model Soups: an average of pruned nets beats the nets in it (arXiv:2306.16788)."""
+
+from __future__ import annotations
+
+import statistics
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.utils.data import TensorDataset
+
+from intarsia.data import sets
+from intarsia.data.decode import to_rgb
+from intarsia.experiments.pool import Arm
+from intarsia.fitting import fit, fit_in_phases
+from intarsia.methods import SparseModelSoup
+from intarsia.schedules import masked_weights, prune
+from intarsia.schedules.phases import EndedTraining
+from intarsia.train.batch_norms import recalibrate
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from .kept import kept
+from .study import class_scores, each, lower, result_of, shown
+
+DATA, TRAIN, TEST = "fashion-mnist", 10_000, 2_000
+WIDTHS, DENSE_EPOCHS, EPOCHS, ROUNDS, CANDIDATES = (8, 16, 32), 12, 3, 3, 3
+DENSITIES = (0.05,)
+OPTIONS: dict[str, Any] = {"batch_size": 128, "lr": 0.1, "weight_decay": 1e-4, "trackers": ()}
+
+
+class ResidualBlock(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, each with its batch norm behind it."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.one = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm_one = nn.BatchNorm2d(outputs)
+        self.two = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.norm_two = nn.BatchNorm2d(outputs)
+        self.short = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.norm_one(self.one(x)).relu()
+        return (self.norm_two(self.two(h)) + self.short(x)).relu()
+
+
+def resnet(seed: int) -> nn.Module:
+    """A thin ResNet-8 for grey pictures of 28 x 28."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        sizes = zip((1, *WIDTHS), WIDTHS, (1, 2, 2), strict=False)
+        blocks = [ResidualBlock(a, b, stride) for a, b, stride in sizes]
+        pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], 10))
+        return nn.Sequential(*blocks, *pool)
+
+
+def nesterov(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    """SGD with momentum .9, and Nesterov's exactly with weight decay, as published."""
+    decays = weight_decay > 0
+    return SGD(model.parameters(), lr, 0.9, weight_decay=weight_decay, nesterov=decays)
+
+
+@lru_cache
+def rows(part: str) -> TensorDataset:
+    """The first pictures of a part, normalised."""
+    found = sets.load(DATA, part="train" if part == "train" else "test")
+    count = TRAIN if part == "train" else TEST
+    images: Any = found.images
+    grey = [np.asarray(to_rgb(images[i]))[:, :, 0] for i in range(count)]
+    pixels = torch.from_numpy(np.stack(grey)).float()[:, None] / 255
+    return TensorDataset((pixels - 0.3) / 0.35, torch.as_tensor(found.labels[:count]).long())
+
+
+def accuracy(model: nn.Module) -> float:
+    """On the test part, in points."""
+    return 100 * class_scores(model, rows("test"), 512).accuracy
+
+
+ALONE: list[float] = []  # of the candidates of the round that runs
+
+
+@dataclass(frozen=True)
+class ScoredSoup(SparseModelSoup):
+    """The method, whose candidates are scored on the test part, for the table alone."""
+
+    card_key = "sms"
+
+    def _settle(self, run: EndedTraining, **kept: Any) -> None:
+        ALONE[:] = ALONE[-self.candidates + 1 :] + [accuracy(run.model)]
+        super()._settle(run, **kept)
+
+
+class Souped(NamedTuple):
+    """Test accuracy in points of the result, and of its candidates; its density."""
+
+    result: float
+    mean: float
+    best: float
+    density: float
+
+
+class DenseNets:
+    """Dense nets of each seed, trained once; cells are kept."""
+
+    def __init__(self) -> None:
+        self.dense: dict[int, dict[str, Tensor]] = {}
+
+    def start(self, seed: int) -> nn.Module:
+        """The dense net of a seed."""
+        model = resnet(seed)
+        if seed not in self.dense:
+            how: Any = {"epochs": DENSE_EPOCHS, "seed": seed, "optimizer": nesterov}
+            fit(model, rows("train"), **OPTIONS | how)
+            self.dense[seed] = {n: t.clone() for n, t in model.state_dict().items()}
+        model.load_state_dict(self.dense[seed])
+        return model
+
+    def cell(self, arm: str, density: float, seed: int) -> Souped:
+        """A cell from the file, or by running it.  arm: one of ARMS."""
+        inputs = {"arm": arm, "density": density, "seed": seed, "data": DATA, "version": 1}
+        return Souped(*kept("sms", inputs, lambda: self._run(arm, density, seed)))
+
+    def _run(self, arm: str, density: float, seed: int) -> Souped:
+        if arm.startswith("independent"):
+            return self._independent(density, seed, again=arm.endswith("again"))
+        model = self.start(seed)
+        times = CANDIDATES if arm == "IMP, 3x the epochs" else 1
+        count = CANDIDATES if arm == "soup" else 1
+        method = ScoredSoup(density, ROUNDS, count)
+        how: dict[str, Any] = {"epochs": times * EPOCHS, "seed": 100 * seed, "optimizer": nesterov}
+        ALONE.clear()
+        fit_in_phases(model, method, rows("train"), **OPTIONS | how)
+        found = accuracy(model)
+        alone = list(ALONE) or [found]
+        return Souped(found, statistics.mean(alone), max(alone), density_of(model))
+
+    def _independent(self, density: float, seed: int, *, again: bool) -> Souped:
+        """The average of nets that were pruned apart, each with a mask of its own."""
+        states: list[dict[str, Tensor]] = []
+        alone: list[float] = []
+        model = self.start(seed)
+        for i in range(CANDIDATES):
+            model = self.start(seed)
+            how: Any = {"epochs": EPOCHS, "seed": 100 * seed + i, "optimizer": nesterov}
+            method = SparseModelSoup(density, ROUNDS, 1)
+            fit_in_phases(model, method, rows("train"), **OPTIONS | how)
+            states.append({n: t.clone() for n, t in model.state_dict().items()})
+            alone.append(accuracy(model))
+        mean = {
+            n: torch.stack([s[n] for s in states]).mean(0) if t.is_floating_point() else t
+            for n, t in states[0].items()
+        }
+        model.load_state_dict(mean)
+        if again:
+            prune(model, density)
+        recalibrate(model, [rows("train").tensors[0][: TRAIN // 5]])
+        found = accuracy(model)
+        return Souped(found, statistics.mean(alone), max(alone), density_of(model))
+
+
+def density_of(model: nn.Module) -> float:
+    """The share of weights that are not 0."""
+    weights = list(masked_weights(model).values())
+    return sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)
+
+
+ARMS = ("soup", "IMP", "IMP, 3x the epochs", "independent masks", "independent masks, pruned again")
+
+
+def of_soups(seeds: tuple[int, ...], report: Report) -> Result:
+    """The soup's accuracy minus the mean of its candidates', in points; the lower end."""
+    bench = DenseNets()
+    found = each([Arm(n, n) for n in ARMS], seeds, bench.cell, report, tasks=DENSITIES)
+    table: list[dict[str, Any]] = []
+    gains: list[float] = []
+    for density in DENSITIES:
+        of = {arm: [found.results[arm, density, s] for s in seeds] for arm in ARMS}
+        gains += [one.result - one.mean for one in of["soup"]]
+        for arm, made in of.items():
+            values = {f: [getattr(one, f) for one in made] for f in Souped._fields}
+            table.append(
+                {"density": density, "model": arm, "accuracy": shown(values["result"], ".2f")}
+                | {"mean of its parts": shown(values["mean"], ".2f")}
+                | {"kept": f"{statistics.mean(values['density']):.3f}"}
+            )
+    soups, longer = ([found.results[a, DENSITIES[0], s] for s in seeds] for a in (ARMS[0], ARMS[2]))
+    better = sum(one.result >= one.best for one in soups)
+    apart = statistics.mean(a.result - b.result for a, b in zip(soups, longer, strict=True))
+    note = (
+        f"Gain over the mean of its candidates {statistics.mean(gains):+.2f} points; at least its "
+        f"best candidate in {better} of {len(seeds)} seeds (wanted: 3 of 5); against pruning in "
+        f"rounds with 3x the epochs {apart:+.2f} points (wanted: -0.1). The last two rows are "
+        "averages of nets whose masks were chosen apart, as they are and pruned again."
+    )
+    return result_of(gains, table, note, over=lower)
+
+
+CLAIMS = (
+    Claim(
+        "sms",
+        system="Sparse Model Soups",
+        work="a thin ResNet-8 from scratch on Fashion-MNIST",
+        sentence="The average of nets that were trained from one pruned net with one mask is more "
+        "accurate than they are, and as sparse (Sparse Model Soups, arXiv:2306.16788; scaled down: "
+        "a thin ResNet-8 on 10,000 pictures of Fashion-MNIST, 95 % pruned in three rounds).",
+        baseline="the mean of its candidates, in points; the lower end of a 95 % interval",
+        bar=0.0,
+        sense=">=",
+        run=of_soups,
+        needs="long",
+        minutes=40,
+    ),
+)

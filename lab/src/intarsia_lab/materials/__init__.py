@@ -1,0 +1,1 @@
+"""Suites of published tasks, and pictures and texts that are rendered here."""

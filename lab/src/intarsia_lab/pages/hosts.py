@@ -1,0 +1,151 @@
+"""Trials of every adapter, and of upcycling, on tiny models; `python -m` writes their page."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tempfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.catalog import cards
+from intarsia.core import Card
+from intarsia.core.errors import FoldError, IntarsiaError
+from intarsia.hosts import adapt, fold, load, save, upcycle
+from intarsia.hosts.anatomy.compare import outputs, tensors
+from intarsia.hosts.anatomy.own_weights import own_parameters
+
+from .host_models import HOSTS, Batch, host
+
+UPCYCLE = "upcycle"  # the last column
+
+
+def said(model: nn.Module, batch: Batch) -> Tensor:
+    """The first tensor of a model's output in evaluation."""
+    inputs = next(iter(batch.values())) if "x" in batch else batch
+    return outputs(model.eval(), inputs)[0]
+
+
+def one_step(model: nn.Module, batch: Batch) -> None:
+    """A step of AdamW on what is trainable."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, 1e-2)
+    out = model.train()(*batch.values()) if "x" in batch else model.train()(**batch)
+    losses = [t.square().mean() for t in tensors(out)[:2] if t.is_floating_point()]
+    torch.stack(losses).sum().backward()
+    optimizer.step()
+    model.eval()
+
+
+def works(card: Card, name: str) -> str:
+    """ "yes" or "folds": does an adapter's default go on this model, train, save, load and fold?
+
+    Raises: what refuses it; AssertionError where it does something else than it should.
+    """
+    batch, model = HOSTS[name].batch(), host(name)
+    before = said(model, batch)
+    frozen = {n: p.detach().clone() for n, p in own_parameters(model).items()}
+    adapted = adapt(model, card.config())
+    if "zero_start" in card.tags:
+        assert torch.allclose(said(adapted, batch), before, atol=1e-5), "other outputs at the start"
+    one_step(adapted, batch)
+    heads = tuple(f"{h}." for h in adapted.peft_config["default"].modules_to_save or ())  # pyright: ignore
+    moved = [
+        n
+        for n, p in own_parameters(adapted).items()
+        if not n.startswith(heads or ("-",)) and not torch.equal(p, frozen[n])
+    ]
+    assert not moved, f"frozen weights moved: {moved[:2]}"
+    after = said(adapted, batch)
+    assert not torch.allclose(after, before, atol=1e-6), "nothing was trained"
+    with tempfile.TemporaryDirectory() as folder:
+        again = load(host(name), save(adapted, f"{folder}/saved"))
+    assert torch.allclose(said(again, batch), after, rtol=1e-4, atol=1e-5), "loaded: other outputs"
+    if "folds" not in card.tags:
+        return "yes"
+    inputs = next(iter(batch.values())) if "x" in batch else batch
+    try:
+        stock = fold(adapted, inputs=inputs, report=lambda _: None)
+    except FoldError as error:
+        assert "differ" not in str(error), error
+        return "yes"
+    assert torch.allclose(said(stock, batch), after, rtol=1e-3, atol=1e-4), "another fold"
+    return "folds"
+
+
+def upcycles(name: str) -> str:
+    """Upcycle a tiny model by the defaults, train it a step, save it and load it.
+
+    Raises: what refuses it; AssertionError where it does something else than it should.
+    """
+    batch, model = HOSTS[name].batch(), host(name)
+    before = said(model, batch)
+    mixed = upcycle(model)
+    assert torch.allclose(said(mixed, batch), before, rtol=1e-3, atol=1e-4), "other outputs"
+    one_step(mixed, batch)
+    after = said(mixed, batch)
+    assert not torch.allclose(after, before, atol=1e-6), "nothing was trained"
+    with tempfile.TemporaryDirectory() as folder:
+        again = load(host(name), save(mixed, f"{folder}/saved"))
+    assert torch.allclose(said(again, batch), after, rtol=1e-4, atol=1e-5), "loaded: other outputs"
+    return "yes"
+
+
+INTRO = """# Which methods on which models
+
+Every adapter with its default settings on a tiny random model of each family, tried when
+`python -m intarsia_lab.pages.hosts` wrote this page: adapted, one training step that changes the
+adapter and the head alone, saved, loaded into a fresh model with the same outputs, folded. Sizes
+are small, structures are those of the libraries: a host is known by its modules, not by its name.
+
+**folds**: into a stock model of the same outputs. **yes**: all of it but the fold, which is refused
+(a gated MLP, an activation or a norm that the MLP does not have). A number: it is refused, and the
+error says why; see below the table.
+
+What is left open is chosen by the host. A bottleneck (and MoSA, AdaMix, Bi-Adapter over it) sits
+beside the MLP; behind it, inside its branch, where the MLP is two layers of the block (BERT,
+RoBERTa, Whisper); and behind the block in a convolutional net. Its norm is computed from the
+LayerNorm before the MLP; where there is none it is an RMSNorm in a host of RMSNorms, a LayerNorm
+in others, and none over the channels of pictures.
+
+**upcycle** replaces the MLPs by mixtures of experts, or the gates of a sparse model, with the
+outputs of before; trained a step, saved and loaded. Experts see one token at a time, so that an MLP
+with a convolution or a batch norm inside cannot be one.
+
+`intarsia.adapt(model)` takes LoRA, `intarsia.adapt(model, "mosa")` a method by its name.
+"""
+
+
+def page(report: Callable[[str], None] = lambda _: None) -> str:
+    """The page, all of it tried now."""
+    found, reasons = cards("adapter"), list[str]()
+    heads = [*(c.key for c in found), UPCYCLE]
+    lines = [INTRO, f"| | {' | '.join(heads)} |", f"|---{'|---' * len(heads)}|"]
+    for name in HOSTS:
+        cells = [_cell(partial(works, card, name), name, reasons) for card in found]
+        cells.append(_cell(partial(upcycles, name), name, reasons))
+        lines.append(f"| **{name}** | {' | '.join(cells)} |")
+        report(lines[-1])
+    lines += ["", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1)), ""]
+    return "\n".join(lines)
+
+
+def _cell(trial: Callable[[], str], name: str, reasons: list[str]) -> str:
+    try:
+        return trial()
+    except IntarsiaError as error:
+        # the same for all models but for paths and names
+        got = re.sub(r"'[\w.]*'", "…", str(error.got)).replace(type(host(name)).__name__, "a model")
+        reason = f"got {got}; want {error.want}"
+    if reason not in reasons:
+        reasons.append(reason)
+    return str(reasons.index(reason) + 1)
+
+
+if __name__ == "__main__":
+    place = sys.argv[1] if len(sys.argv) > 1 else "docs/hosts.md"
+    Path(place).write_text(page(print))

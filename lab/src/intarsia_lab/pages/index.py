@@ -1,0 +1,129 @@
+"""The card index and the stubs of public names, written from the cards in the methods' files."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from intarsia.core import Card
+from intarsia.core.exports import homes
+from intarsia.core.registry import INDEX, card, cards_in, index, settings_to_dict
+
+ROOT = INDEX.parents[1]
+
+
+def modules_with_cards(root: Path = ROOT) -> list[str]:
+    """Modules below `root` with a line that begins with `CARD = ` or `CARDS = `, sorted."""
+    files = (p for p in root.rglob("*.py") if re.search("^CARDS? = ", p.read_text(), re.MULTILINE))
+    paths = (p.parent if p.stem == "__init__" else p.with_suffix("") for p in files)
+    return sorted(".".join(p.relative_to(root).parts) for p in paths)
+
+
+def entries(*, settings: bool = True) -> dict[str, dict[str, Any]]:
+    """What the index holds, by key, from the methods' modules; all of them are imported.
+
+    settings: False leaves them out; only then may an index be missing or old.
+    """
+    found = {
+        one.key: entry(one, module, settings)
+        for module in modules_with_cards()
+        for one in cards_in(importlib.import_module(f"intarsia.{module}"))
+    }
+    return dict(sorted(found.items()))
+
+
+def entry(found: Card, module: str, settings: bool) -> dict[str, Any]:
+    """A card as JSON can hold it, with each setting's type and default."""
+    config = cast(Any, found.config)
+    named = inspect.isclass(config)
+    return {
+        "kind": found.kind,
+        "module": module,
+        "config": f"{config.__module__}.{config.__name__}".removeprefix("intarsia.")
+        if named
+        else "",
+        "paper": dataclasses.asdict(found.paper),
+        "family": found.family,
+        "summary": found.summary,
+        "names": list(found.names),
+        "tags": sorted(found.tags),
+        "exceptions": dict(found.exceptions),
+        "phased": hasattr(config, "phases"),
+        "settings": _settings(config()) if settings else [],
+    }
+
+
+def _settings(config: Any) -> list[dict[str, Any]]:
+    defaults = settings_to_dict(config)
+    return [
+        {"name": f.name, "type": _type_name(f.type), "default": defaults[f.name]}
+        for f in dataclasses.fields(config)
+        if f.name in defaults
+    ]
+
+
+def _type_name(annotation: object) -> str:
+    # modules postpone annotations, so that they are text already
+    return annotation if isinstance(annotation, str) else getattr(annotation, "__name__", "")
+
+
+def index_text(found: Mapping[str, Mapping[str, Any]]) -> str:
+    """The index as JSON, one field a line, so that changes can be read and merged."""
+    cards = (
+        f" {json.dumps(key)}: {{\n"
+        + ",\n".join(
+            f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}"
+            for name, value in fields.items()
+        )
+        + "\n }"
+        for key, fields in found.items()
+    )
+    return "{\n" + ",\n".join(cards) + "\n}\n"
+
+
+def stubs() -> list[Path]:
+    """The stubs of packages, which list their public names: the top level's and the folders'."""
+    return sorted((*ROOT.glob("__init__.pyi"), *ROOT.glob("*/__init__.pyi")))
+
+
+def stub_text(found: Mapping[str, Mapping[str, Any]], stub: Path, package: str = "") -> str:
+    """A stub: its names as they are, and the settings class of every card below its package.
+
+    package: "routers." for that folder, "" for the top level.
+    """
+    places = (e["config"].rpartition(".") for e in found.values() if e["config"])
+    below = {name: m.removeprefix(package) for m, _, name in places if m.startswith(package)}
+    names = homes(stub) | below
+    rows = sorted((m, n.islower(), n) for n, m in names.items() if _exists(f"{package}{m}"))
+    return "".join(f"from .{m} import {n} as {n}\n" for m, _, n in rows)
+
+
+def package_of(stub: Path) -> str:
+    """The package of a stub, as `stub_text` wants it."""
+    return "".join(f"{part}." for part in stub.parent.relative_to(ROOT).parts)
+
+
+def _exists(module: str) -> bool:
+    path = ROOT.joinpath(*module.split("."))
+    return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def write() -> None:
+    """Write the index and the stubs."""
+    for settings in (False, True):  # a setting may be a method, whose key the index must know
+        found = entries(settings=settings)
+        INDEX.write_text(index_text(found))
+        index.cache_clear()
+        card.cache_clear()
+    for stub in stubs():
+        stub.write_text(stub_text(found, stub, package_of(stub)))
+
+
+if __name__ == "__main__":
+    write()

@@ -1,0 +1,196 @@
+"""What is generated from the cards: `python -m intarsia_lab.pages.methods` writes all of it.
+
+The card index, the top level's stub, docs/methods, and the table of methods in docs/reference.md.
+A method's page has the verdicts of its paper's claims, from the records in docs/claims.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from intarsia.catalog import TAGS, cards, describe, example, shown
+from intarsia.core.card import KINDS
+from intarsia.core.errors import DataError
+from intarsia.core.files import read_json
+from intarsia.results.statistics import verdict
+
+from .index import write as write_index
+from .method_figures import figure, when
+
+INDEX = """# Methods
+
+Each method is one file with a card: its kind, settings, paper, and the tags that the conformance
+suite checks in both directions. `intarsia list` prints the same cards, `intarsia show NAME` one of
+them. These pages are generated from the cards by `python -m intarsia_lab.pages.methods`.
+"""
+REFERENCE = """## Methods
+
+The settings of every method, as in `intarsia.Lora(rank=8)`; generated from the card index.
+
+"""
+MEASURED = """
+## Measured
+
+Claims of its paper that were run here, each against a bar that was fixed before.
+
+| claim | against | bar | got | verdict |
+|---|---|---|---|---|
+"""
+REPOSITORIES = "https://github.com"
+Record = dict[str, Any]
+
+
+def records(folder: Path) -> list[Record]:
+    """Return the JSON records of a folder by name: claims that were run, or reference outputs."""
+    return [read_json(path) for path in sorted(folder.glob("*.json"))]
+
+
+def published(docs: Path) -> tuple[list[Record], list[Record]]:
+    """Return the records of claims and of reference outputs that belong to a folder of docs."""
+    return records(docs / "claims"), records(docs.parent / "tests" / "reference")
+
+
+def pages(claims: Sequence[Record], references: Sequence[Record] = ()) -> dict[str, str]:
+    """Return the text of every page by its file name, index.md among them.
+
+    claims: records of those that were run.  references: records of tests/reference.
+    """
+    found = [describe(card) for card in cards()]
+    made = {f"{c['name']}.md": page(c, claims, references) for c in found if "doc" in c}
+    return made | {"index.md": index(found)}
+
+
+def index(found: list[dict[str, Any]]) -> str:
+    """The table of all methods, by kind."""
+    lines = [INDEX]
+    there = {card["kind"] for card in found}
+    for kind in (kind for kind in KINDS if kind in there):
+        lines += [f"## {kind.capitalize()}s", "", "| name | what it is | paper | tags |"]
+        lines += ["|---|---|---|---|"]
+        for card in found:
+            if card["kind"] == kind:
+                name, paper = card["name"], card["paper"]
+                link = f"[{name}]({name}.md)" if "doc" in card else name
+                lines.append(
+                    f"| {link} | {card['summary']} | "
+                    f"[{paper['title']}]({paper['url']}), {paper['year']} | "
+                    f"{', '.join(card['tags'])} |"
+                )
+        lines.append("")
+    return "\n".join(lines)
+
+
+def measured(arxiv: str, claims: Sequence[Record]) -> list[Record]:
+    """The claims whose sentence names this paper, and those that follow one of them by key."""
+    named = {claim["key"] for claim in claims if arxiv in claim["sentence"]}
+    after = tuple(f"{key}-" for key in named)
+    return [c for c in claims if c["key"] in named or c["key"].startswith(after)]
+
+
+def beside_official(name: str, references: Sequence[Record]) -> str:
+    """Return the section of a method's page that compares it with its paper's code."""
+    heading = "\n## Beside the official code\n"
+    mine = [record for record in references if name in record["methods"]]
+    if not mine:
+        return f"{heading}\nIt was not compared with an official implementation."
+    rows, notes = [], []
+    for record in mine:
+        if record["repository"]:
+            tree = f"{REPOSITORIES}/{record['repository']}/blob/{record['commit']}"
+            source = f"[{record['repository']}]({tree}/{record['path']})"
+            close = f"yes, to {record['tolerance']:g}" if record["tolerance"] else "yes, exactly"
+            equal = close if record["equal"] else "**no**"
+            rows.append(f"| `{record['function']}` of {source} | `{record['ours']}` | {equal} |")
+        else:
+            notes.append(
+                f"There is no official code of its {record['function']}; a test works it by hand "
+                f"(`{record['worked']}`)."
+            )
+        notes += [record["differs"]] if record["differs"] else []
+    table = ["\n| function | ours | equal |", "|---|---|---|", *rows] if rows else []
+    return "\n".join(
+        [heading.rstrip("\n"), *table, *(f"\n{note}" for note in dict.fromkeys(notes))]
+    )
+
+
+def page(
+    card: dict[str, Any], claims: Sequence[Record] = (), references: Sequence[Record] = ()
+) -> str:
+    """Return a method's page: summary, paper, class, docstring, settings, tags, how to run it.
+
+    claims: those of its paper are in a table, held or not.  references: likewise, beside the
+    paper's official code.
+    """
+    paper = card["paper"]
+    names = f"Also called: {', '.join(card['names'])}. " if card["names"] else ""
+    lines = [
+        f"# {card['name']}\n\n{card['summary']}\n",
+        *(f"{part}\n" for part in (figure(card), when(card)) if part),
+        f"[{paper['title']}]({paper['url']}) ({paper['year']}, arXiv:{paper['arxiv']}). {names}"
+        f"Kind: {card['kind']}; family: {card['family']}. In Python: `{card['python']}`.\n",
+        f"```text\n{card['doc']}\n```\n",
+        "## Settings\n\n| setting | type | default |\n|---|---|---|",
+    ]
+    for setting in card["settings"]:
+        kind = setting["type"].replace(" | ", " or ")  # a bar would end the cell
+        lines.append(f"| `{setting['name']}` | `{kind}` | `{shown(setting['default'])}` |")
+    if card["tags"]:
+        lines += ["", "## Tags", ""]
+        lines += [f"- `{tag}`: {TAGS[tag]}" for tag in card["tags"]]
+    if card["exceptions"]:
+        lines += ["", "## Laws of its kind that do not hold", ""]
+        lines += [f"- `{law}`: {reason}" for law, reason in card["exceptions"].items()]
+    if card["kind"] == "adapter":
+        command, python = example(card)
+        lines += ["", "## Run it", "", "```sh", command, "```", "", "```python", python, "```"]
+    lines.append(beside_official(card["name"], references))
+    if own := measured(paper["arxiv"], claims):
+        lines.append(MEASURED.rstrip("\n"))
+        for claim in own:
+            found = verdict(claim["bar"], claim["got"], claim["values"])
+            found = f"**{found}**" if found == "fails" else found
+            link = f"[{claim['key']}](../claims.md#{claim['key']})"
+            figures = f"{claim['bar']} | {claim['got']:.3f} | {found}"
+            lines.append(f"| {link} | {claim['baseline']} | {figures} |")
+    return "\n".join([*lines, ""])
+
+
+def reference(text: str) -> str:
+    """docs/reference.md with its table of methods as the index has them."""
+    before, heading, rest = text.partition(REFERENCE)
+    if not heading:
+        raise DataError(
+            "reference page", got="no section of methods", want=REFERENCE, fix="Put it back."
+        )
+    rows = [
+        f"| [`{card['config']}`](methods/{card['name']}.md) | {card['kind']} | {card['summary']} |"
+        for card in map(describe, cards())
+        if "doc" in card
+    ]
+    table = "\n".join(["| class | kind | what it is |", "|---|---|---|", *rows])
+    return f"{before}{heading}{table}\n\n{rest[rest.index('## ') :]}"
+
+
+def write(folder: Path) -> list[Path]:
+    """Write every page, and remove those of methods that are gone."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = pages(*published(folder.parent))
+    for old in folder.glob("*.md"):
+        if old.name not in made:
+            old.unlink()
+    for name, text in made.items():
+        (folder / name).write_text(text)
+    return [folder / name for name in made]
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="Write the index and the pages of all cards.")
+    parser.add_argument("folder", type=Path, nargs="?", default=Path("docs/methods"))
+    chosen = parser.parse_args().folder
+    write_index()
+    write(chosen)
+    page_of_names = chosen.parent / "reference.md"
+    page_of_names.write_text(reference(page_of_names.read_text()))

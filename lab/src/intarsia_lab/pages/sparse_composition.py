@@ -1,0 +1,215 @@
+"""Which methods go together with sparse weights, tried by trait: a part of the composition page."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+from transformers import MixtralConfig, MixtralForCausalLM
+
+from intarsia.catalog import cards
+from intarsia.conformance.cards import tiny
+from intarsia.conformance.changes import HOSTS, outputs, pictures, vit
+from intarsia.conformance.made import moved, torch_seed
+from intarsia.core import Card
+from intarsia.core.errors import FoldError, IntarsiaError
+from intarsia.hosts import adapt, apply, fold
+from intarsia.hosts.delta.cells import layers_of
+from intarsia.hosts.prune.matrices import seeing
+from intarsia.hosts.prune.pruner import Pruner, sparsify, stops_of
+from intarsia.hosts.prune.pruners import Magnitude
+from intarsia.hosts.soups import soup
+from intarsia.schedules import Masking, SparseSchedule
+from intarsia.schedules.drop_and_grow import DropAndGrow
+
+INTRO = """## Sparse weights
+
+**An adapter on a sparse trunk**: half of each layer is pruned, the adapter trained. *stays*: the
+trunk has its zeros. *fold*: a stock model with the same outputs and zeros; **refused** where the
+adapter would fill them. *keep_zeros*: the fold that drops that part of the adapter. *soup*: two
+adapted models trained from one start are averaged, `intarsia.soup([a, b])`: the average keeps the
+zeros and loads. **of changes**: its change of the weights is the mean of theirs, too; **of
+tensors**: the average of two factors, or of two mixtures, is not.
+"""
+INSIDE = """**Inside a mixture**: a schedule (the row) trains it for some steps; each expert has its
+own density and zeros stay. A pruner (the row) prunes each expert by the tokens that are routed to
+it; one without any stays dense, and so does the router. The weights load into a fresh mixture with
+the same outputs.
+"""
+STEPS = 6
+TRUNK = 0.5  # density
+
+
+def trunk() -> nn.Module:
+    """The small ViT with half of each layer's weights 0."""
+    return apply(vit(), Magnitude(TRUNK))
+
+
+def mixtral() -> nn.Module:
+    """A mixture of transformers, whose experts are one parameter."""
+    sizes: Any = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
+    with torch_seed(0):
+        model = MixtralForCausalLM(MixtralConfig(vocab_size=64, **sizes)).eval()
+    model.config.use_cache = False
+    return model
+
+
+def tokens() -> Tensor:
+    return torch.randint(64, (8, 32), generator=torch.Generator().manual_seed(3))
+
+
+MIXTURES: Mapping[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
+    "upcycled ViT": (HOSTS[1], pictures),
+    "Mixtral": (mixtral, tokens),
+}
+
+
+def zeros_of(model: nn.Module) -> dict[str, Tensor]:
+    """Where the weights that were pruned are 0, by their parameter's own name."""
+    found: dict[str, Tensor] = {}
+    for name, weight in model.named_parameters():
+        where = weight.detach() == 0
+        if weight.dim() > 1 and TRUNK - 0.1 < float(where.float().mean()) < 1:
+            found[name] = where
+    return found
+
+
+def on_sparse_trunk(card: Card) -> list[str]:
+    """stays, fold, keep_zeros, soup: see INTRO."""
+    model = adapt(trunk(), tiny(card), name="one", head=None)
+    before = zeros_of(model)
+    moved(model)
+    after = zeros_of(model)
+    stays = bool(before) and all(torch.equal(after[n], before[n]) for n in before)
+    count = sum(int(where.sum()) for where in before.values())
+    folds = [_folded(model, keep, count) for keep in (None, True)]
+    return ["yes" if stays else "no", *folds, _soup(card)]
+
+
+def _folded(model: Any, keep_zeros: bool | None, count: int) -> str:
+    try:
+        stock = fold(model, keep_zeros=keep_zeros, report=lambda _: None)
+    except FoldError as error:
+        return "refused" if "fills zeros" in str(error) else "no fold"
+    return "yes" if sum(int(w.sum()) for w in zeros_of(stock).values()) == count else "no"
+
+
+def _soup(card: Card) -> str:
+    """ "of changes", "of tensors" or "no": what an average of adapted models is."""
+    start: Any = adapt(trunk(), tiny(card), name="one", head=None)
+    one, two = (moved(copy.deepcopy(start), seed=seed) for seed in (2, 3))
+    try:
+        start.load_state_dict(soup([one, two]))
+    except IntarsiaError:
+        return "no"
+    zeros, want = zeros_of(start), zeros_of(one)
+    if not all(torch.equal(zeros[n], want[n]) for n in want):
+        return "no"
+    if not bool(torch.isfinite(outputs(start)).all()):
+        return "no"
+    return "of changes" if "linear" in card.tags and _is_mean(start, one, two) else "of tensors"
+
+
+def _is_mean(mean: Any, one: Any, two: Any) -> bool:
+    found, first, second = (layers_of(model, "one") for model in (mean, one, two))
+    return all(
+        torch.allclose(
+            layer.delta("one"),
+            (first[path].delta("one") + second[path].delta("one")) / 2,
+            atol=1e-6,
+        )
+        for path, layer in found.items()
+    )
+
+
+def _experts(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    for stop in stops_of(model, ()):
+        yield from ((n, m) for n, m in stop.layers.items() if m.index is not None)
+
+
+def _loads(model: nn.Module, make: Callable[[], nn.Module], inputs: Tensor) -> bool:
+    again = make()
+    again.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        got, want = (getattr(y, "logits", y) for y in (again.eval()(inputs), model.eval()(inputs)))
+    return torch.allclose(got, want, rtol=1e-4, atol=1e-5)
+
+
+def trained_sparse(card: Card, where: str) -> str:
+    """Whether a schedule trains each expert of a mixture at its density, zeros staying zeros."""
+    make, inputs = MIXTURES[where]
+    model, schedule = make(), tiny(card)
+    if not hasattr(schedule, "density"):  # it keeps the zeros that it finds
+        sparsify(model, Magnitude(TRUNK))
+    masking = Masking(schedule, model.train(), 0)
+    counts = {name: int(_mask_of(masking, name).sum()) for name, _ in _experts(model)}
+    optimizer = masking.masked.optimizer(
+        lambda m, lr, decay: AdamW(m.parameters(), lr=lr, weight_decay=decay)
+    )(model, 1e-3, 0.0)
+    for step in range(STEPS):
+        with masking.masked.training():
+            masking.before(step, STEPS)
+            found = model(inputs())
+            getattr(found, "logits", found).square().mean().backward()
+            if masking.replaces(step, STEPS):
+                masking.regrow(step, STEPS)
+            else:
+                optimizer.step()
+            optimizer.zero_grad()
+    for name, layer in (experts := dict(_experts(model))).items():
+        mask = _mask_of(masking, name)
+        want = counts[name] if isinstance(schedule, DropAndGrow) else round(TRUNK * mask.numel())
+        if int(mask.sum()) != want or layer.stored[~mask].any():
+            return "no"
+    return "yes" if experts and _loads(model, make, inputs()) else "no"
+
+
+def _mask_of(masking: Masking, name: str) -> Tensor:
+    """Of an expert, by the name of its matrix."""
+    stack, _, expert = name.rpartition(".")
+    return masking.masked.kept[stack][int(expert)]
+
+
+def pruned(card: Card, where: str) -> str:
+    """Whether a pruner prunes each expert by what was routed to it, and nothing of the router."""
+    make, inputs = MIXTURES[where]
+    model, method = make(), tiny(card)
+    assert isinstance(method, Pruner)
+    layers = dict(_experts(model))
+    with seeing(layers, {"square"}) as seen, torch.no_grad():
+        model(inputs())
+    reached = {n for n, stats in seen.found.items() if stats.count}
+    done = sparsify(model, method, [inputs()])
+    rows = {row["layer"]: row for row in done.table}
+    for name in layers:
+        dense = bool(method.needs) and name not in reached
+        want = 1.0 if dense else method.density
+        if abs(rows[name]["density"] - want) > 0.05 or bool(rows[name].get("told")) != dense:
+            return "no"
+    routers = any("gate" in n.rpartition(".")[2] or "router" in n for n in rows)
+    return "yes" if not routers and _loads(model, make, inputs()) else "no"
+
+
+def schedules() -> list[Card]:
+    """The schedules of masks."""
+    return [card for card in cards("schedule") if isinstance(tiny(card), SparseSchedule)]
+
+
+def pruners() -> list[Card]:
+    return [card for card in cards("change") if isinstance(tiny(card), Pruner)]
+
+
+def parts(firsts: Sequence[Card]) -> Iterator[str | tuple[list[str], dict[str, list[str]]]]:
+    """Texts, and tables as (heads, rows): the part of the page on sparse weights."""
+    yield INTRO
+    heads = ["stays", "fold", "keep_zeros", "soup"]
+    yield heads, {card.key: on_sparse_trunk(card) for card in firsts}
+    yield INSIDE
+    rows = {c.key: [trained_sparse(c, where) for where in MIXTURES] for c in schedules()}
+    rows |= {c.key: [pruned(c, where) for where in MIXTURES] for c in pruners()}
+    yield list(MIXTURES), rows

@@ -1,0 +1,81 @@
+"""The model of a contender: the small dense one of its seed, then mixtures in place of its MLPs."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+from torch import nn
+
+from intarsia.core.errors import ConfigError
+from intarsia.data.small_models import small_decoder, small_vit
+from intarsia.gating import set_ids
+from intarsia.hosts import upcycle
+from intarsia.mixtures import wrap_residuals
+
+from .materials import Material
+from .scale import Scale
+from .variant import Variant
+
+
+def dense(variant: Variant, material: Material, scale: Scale, seed: int) -> nn.Module:
+    """The model before it has experts; of one seed, all but the MLPs is the same for all."""
+    expert = variant.expert
+    shape = dataclasses.replace(
+        scale.shape, hidden=scale.shape.hidden * expert.times, act=expert.act
+    )
+    if material.kinds is not None:
+        return small_decoder(shape, tokens=len(material.kinds), length=scale.length, seed=seed)
+    channels, size = material.train.tensors[0].shape[1:3]
+    model: Any = small_vit(
+        shape,
+        classes=len(material.classes),
+        size=size,
+        patch=scale.patch,
+        channels=channels,
+        seed=seed,
+    )
+    return model
+
+
+def with_mixtures(
+    model: nn.Module, variant: Variant, seed: int, *, sees_later: bool = False
+) -> nn.Module:
+    """Put the contender's mixtures and updates in, in place; a dense one gets its update alone.
+
+    Raises: ConfigError for a router that sees later tokens in a decoder, unless acknowledged.
+    """
+    paths = [path for path, _ in model.named_modules() if path.endswith(".mlp")]
+    if variant.router is not None:
+        upcycle(
+            model,
+            variant.router,
+            how=variant.start.how,
+            fraction=variant.start.fraction,
+            experts=variant.experts,
+            capacity=variant.capacity,
+            seed=seed,
+            sees_later=sees_later,
+            residual="learned" if variant.residual else None,
+        )
+        if hasattr(model, "patch_embed"):
+            model.register_forward_pre_hook(_tell_places)
+    if variant.update is not None:
+        wrap_residuals(model, variant.update, paths)
+    return model
+
+
+def _tell_places(model: Any, args: tuple[Any, ...]) -> None:
+    """A patch has no identity but its place: that is what a hash router is told."""
+    (x,) = args
+    tokens = model.patch_embed.num_patches + 1
+    set_ids(model, torch.arange(tokens, device=x.device).expand(len(x), -1))
+
+
+def check_causal(variant: Variant, data: str, text: bool, sees_later: bool) -> None:
+    """Raises: ConfigError for a text and a contender that sees later tokens, if unacknowledged."""
+    if text and variant.sees_later and not sees_later:
+        what, got = f"{variant.name!r} on {data!r}", "a router that sees later tokens, and a text"
+        fix = "Compare it on pictures, or acknowledge the leak with sees_later=True."
+        raise ConfigError(what, got=got, want="routing that looks back only", fix=fix)

@@ -1,0 +1,75 @@
+"""What a model spends: floating-point operations of its matrix products, experts by the pair."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from intarsia.core.modes import evaluating
+from intarsia.mixtures import Mixture
+
+PASSES = 3  # of a training step: forward, and a backward that costs twice that
+
+
+@dataclass(frozen=True)
+class Price:
+    """Operations of a forward: of all but experts and routers, and of the routers, for a row or
+    picture; of a pair of a token and an expert, for each layer with experts."""
+
+    rest: float
+    routers: float
+    pair: tuple[float, ...]
+
+    def spent(self, rows: int, pairs: Sequence[int]) -> dict[str, float]:
+        """Of training on so many rows with so many pairs in each layer, by what it went into."""
+        found = {
+            "rest": PASSES * rows * self.rest,
+            "routers": PASSES * rows * self.routers,
+            "experts": PASSES * sum(a * b for a, b in zip(pairs, self.pair, strict=True)),
+        }
+        return {"total": sum(found.values()), **found}
+
+
+def mixtures(model: nn.Module) -> dict[str, Mixture]:
+    """Every mixture of a model, by path, in the order of the depth."""
+    return {path: m for path, m in model.named_modules() if isinstance(m, Mixture)}
+
+
+@torch.no_grad()
+def price(model: nn.Module, x: Tensor) -> Price:
+    """Counted in one forward.  x: a few rows or pictures.
+
+    Matrix products only: an addition, a softmax or a sort is nothing beside them, which is not
+    quite so for `Transport`, whose solver has no products.
+    """
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(x)
+    name = type(model).__name__
+    counts = {k: sum(v.values()) for k, v in counter.get_flop_counts().items()}
+    found = mixtures(model)
+    inside = sum(counts.get(f"{name}.{path}", 0) for path in found)
+    routers = sum(counts.get(f"{name}.{path}.router", 0) for path in found)
+    pair = tuple(2.0 * matrices(m.experts) / m.experts.experts for m in found.values())
+    return Price((counter.get_total_flops() - inside) / len(x), routers / len(x), pair)
+
+
+@torch.no_grad()
+def operations(model: nn.Module, x: Tensor) -> int:
+    """Floating-point operations of the matrix products of a forward, two for a MAC.
+
+    By torch's counter, which knows our operators on experts and no fused attention; hence the
+    plain one.
+    """
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(x)
+    return counter.get_total_flops()
+
+
+def matrices(module: nn.Module) -> int:
+    """The entries of a module's matrices."""
+    return sum(p.numel() for n, p in module.named_parameters() if p.dim() > 1 and "bias" not in n)

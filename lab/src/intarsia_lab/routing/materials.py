@@ -1,0 +1,184 @@
+"""What the contenders learn from: rows of a corpus, or pictures, in one order for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.utils.data import TensorDataset
+
+from intarsia.core.errors import DataError
+from intarsia.core.seeds import mix
+from intarsia.data import corpora, sets
+from intarsia.data.images import ImageSet
+from intarsia.data.packages import announce, building, cache_dir
+from intarsia.results.store import key_of
+from intarsia.train.order import Order
+
+from ..materials.byte_pairs import KINDS, BytePairs, trained_once
+from .scale import Scale
+
+SEGMENT = 16_384  # characters of a text that stay together in one part
+PARTS = {"test": 16, "val": 2, "train": 256}
+VAL_PICTURES = 1000
+SWAPPED = 0.025  # of the tokens, where it is asked how a model takes noise
+
+
+@dataclass(frozen=True)
+class Material:
+    """x: rows of tokens (n, T) or pictures (n, C, H, W); y: the same rows, or classes (n,).
+
+    classes: their names, or the kinds of tokens; kinds: of each token of the vocabulary, its
+    class, and sizes: its bytes; None and None for pictures.
+    """
+
+    name: str
+    train: TensorDataset
+    val: TensorDataset
+    test: TensorDataset
+    classes: tuple[str, ...]
+    kinds: Tensor | None = None
+    sizes: Tensor | None = None
+
+    @property
+    def text(self) -> bool:
+        return self.kinds is not None
+
+    @property
+    def swapped(self) -> TensorDataset:
+        """The test part, a fortieth of whose tokens are others; what is to be predicted is not."""
+        assert self.kinds is not None
+        x, y = self.test.tensors
+        draws = torch.Generator().manual_seed(0)
+        hit = torch.rand(x.shape, generator=draws) < SWAPPED
+        other = torch.randint(len(self.kinds), x.shape, generator=draws)
+        return TensorDataset(torch.where(hit, other, x), y)
+
+
+def is_text(name: str) -> bool:
+    """Whether it is a corpus; else it is a set of pictures."""
+    return name in corpora.names()
+
+
+def edition(name: str) -> dict[str, str]:
+    """What tells a corpus from one of the same name elsewhere, if anything does."""
+    found = corpora.CORPORA[name].edition if is_text(name) else ""
+    return {"edition": found} if found else {}
+
+
+def material(name: str, scale: Scale) -> Material:
+    """Of a corpus or a set of pictures by name, obtained and cut up the first time.
+
+    A text is cut into segments, which are drawn into parts by one fixed lot: neighbours do not
+    stand on both sides, and every part has all of the text's subjects. The BPE is learned on the
+    train part. Raises: UnknownName, AssetError, DataError.
+    """
+    return _rows(name, scale) if is_text(name) else _pictures(name, scale)
+
+
+def _rows(name: str, scale: Scale) -> Material:
+    inputs = {
+        "corpus": name,
+        "length": scale.length,
+        "vocabulary": scale.vocabulary,
+        "segment": SEGMENT,
+        "parts": PARTS,
+        **edition(name),
+    }
+    folder, key = cache_dir() / "routing", key_of(inputs)
+    file = folder / f"{name}-{key}.safetensors"
+    with building(file) as scratch:
+        if scratch is not None:
+            _cut(name, scale, folder / f"{name}-{key}.json", scratch)
+    found: dict[str, Tensor] = load_file(str(file))
+    bpe = trained_once(folder / f"{name}-{key}.json", (), scale.vocabulary)
+    rows = {part: found[part].long() for part in PARTS}
+    rows["test"] = rows["test"][: scale.test]
+    of = {part: TensorDataset(x, x) for part, x in rows.items()}
+    kinds, sizes = torch.tensor(bpe.kinds), torch.tensor(bpe.sizes)
+    return Material(name, of["train"], of["val"], of["test"], KINDS, kinds, sizes)
+
+
+def _cut(name: str, scale: Scale, bpe_file: Path, target: Path) -> None:
+    text = corpora.read(name, announce)
+    if not isinstance(text, str):
+        what, got = f"corpus {name!r}", "questions and answers"
+        raise DataError(what, got=got, want="one text", fix=f"Choose another of {corpora.names()}.")
+    parts = segments(text)
+    bpe = trained_once(bpe_file, parts["train"], scale.vocabulary)
+    save_file({p: in_rows(bpe, found, scale.length) for p, found in parts.items()}, str(target))
+
+
+def segments(text: str) -> dict[str, list[str]]:
+    """Pieces of SEGMENT characters by part; a short text gives a tenth of them to val and test.
+
+    Raises: DataError for one of less than three pieces.
+    """
+    whole = [text[i : i + SEGMENT] for i in range(0, len(text), SEGMENT)]
+    if len(whole) < 3:
+        what, got = "text", f"{len(text)} characters"
+        raise DataError(what, got=got, want=f"more than {2 * SEGMENT}", fix="Choose a longer one.")
+    lot = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0)).tolist()
+    found: dict[str, list[str]] = {}
+    for part, most in PARTS.items():
+        count = most if part == "train" else min(most, max(1, len(whole) // 10))
+        found[part], lot = [whole[i] for i in lot[:count]], lot[count:]
+    return found
+
+
+def in_rows(bpe: BytePairs, texts: Sequence[str], length: int) -> Tensor:
+    """Their tokens one after another, (n, length) int16."""
+    ids = torch.tensor([i for text in texts for i in bpe(text)["input_ids"]], dtype=torch.int16)
+    return ids[: len(ids) // length * length].view(-1, length).contiguous()
+
+
+def _pictures(name: str, scale: Scale) -> Material:
+    train, test = sets.load(name, part="train"), sets.load(name, part="test")
+    x, y = _tensor(train), torch.as_tensor(np.asarray(train.labels)).long()
+    val = min(VAL_PICTURES, len(x) // 10)
+    mean, std = x[:-val].mean(), x[:-val].std()
+    seen, labels = _tensor(test)[: scale.test], torch.as_tensor(np.asarray(test.labels)).long()
+    return Material(
+        name,
+        TensorDataset((x[:-val] - mean) / std, y[:-val]),
+        TensorDataset((x[-val:] - mean) / std, y[-val:]),
+        TensorDataset((seen - mean) / std, labels[: scale.test]),
+        tuple(train.classes),
+    )
+
+
+def _tensor(pictures: ImageSet) -> Tensor:
+    """(n, channels, H, W) float32 in 0 ... 1."""
+    if not isinstance(pictures.images, np.ndarray):
+        what, got = f"pictures of {pictures.name!r}", "files of several sizes"
+        raise DataError(what, got=got, want="one array", fix="Choose fashion-mnist.")
+    x = torch.from_numpy(np.ascontiguousarray(pictures.images)).float() / 255
+    return x[:, None] if x.dim() == 3 else x.permute(0, 3, 1, 2).contiguous()
+
+
+def stream(data: TensorDataset, first: int, steps: int, batch: int, seed: int) -> TensorDataset:
+    """The rows of steps first ... first + steps - 1, laid so that one epoch of `fit` meets them so.
+
+    Which rows a step sees depends on the seed and its number alone, never on the contender, on how
+    many steps follow, or in how many runs they are taken.
+    """
+    x, y = data.tensors
+    needed, index = (first + steps) * batch, list[Tensor]()
+    for turn in range(-(-needed // len(x))):
+        draws = torch.Generator().manual_seed(mix(seed, turn))
+        index.append(torch.randperm(len(x), generator=draws))
+    laid = as_met(torch.cat(index)[first * batch : needed], batch, seed)
+    return TensorDataset(x[laid], y[laid])
+
+
+def as_met(wanted: Tensor, batch: int, seed: int) -> Tensor:
+    """Numbers of rows (n,), laid so that the first epoch of `fit` meets them in the order given."""
+    met = torch.tensor([i for b in Order(len(wanted), batch, seed).epoch(0) for i in b])
+    laid = torch.empty_like(wanted)
+    laid[met] = wanted
+    return laid

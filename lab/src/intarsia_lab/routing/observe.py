@@ -1,0 +1,201 @@
+"""A trained contender on the test part: scores, and what each of its layers does with it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from intarsia.core import Routing
+from intarsia.core.modes import modes_kept
+from intarsia.mixtures import Mixture, StackedExperts
+from intarsia.mixtures.mixture import spread
+from intarsia.routers import TopKRouter
+from intarsia.routers.activation import ActivationRouter
+from intarsia.routers.moe_x import MoeXRouter
+from intarsia.train import evaluate
+
+from . import measures
+from .cost import mixtures
+from .materials import Material
+
+BATCH = 64
+PROBED = 512  # rows of a batch on which every expert is tried
+
+
+class SeenRouting:
+    """What one mixture did with the test part, batch by batch."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        self.mixture = mixture
+        self.first: list[Tensor] = []
+        self.entropy: list[tuple[int, float]] = []
+        self.load = torch.zeros(mixture.experts.experts, dtype=torch.int64)
+        self.units: list[tuple[int, int]] = []  # (pairs, hidden units that are not 0)
+        self.ranks: list[float] = []
+
+    def routed(self, x: Tensor, routing: Routing) -> None:
+        """One batch.  x: (..., d)."""
+        routing = spread(routing, x)
+        self.first.append(measures.first_choice(routing).cpu())
+        self.entropy.append((routing.tokens, measures.gate_entropy(routing)))
+        self.load += routing.load().cpu()
+        self._hidden(x.reshape(-1, x.shape[-1])[:PROBED], routing)
+
+    def _hidden(self, rows: Tensor, routing: Routing) -> None:
+        """How many hidden units are at work in experts with ReLU, and whether the router knows."""
+        experts = self.mixture.experts
+        if not isinstance(experts, StackedExperts) or not isinstance(experts.act, nn.ReLU):
+            return
+        inward, bias = experts.up, experts.up_bias
+        if experts.gate is not None:
+            inward, bias = experts.gate, experts.gate_bias
+        z = torch.einsum("ti,eoi->teo", rows, inward)
+        active = ((z if bias is None else z + bias) > 0).sum(-1)  # (t, E)
+        mine = routing.token < len(rows)
+        pairs = active[routing.token[mine], routing.expert[mine]]
+        self.units.append((len(pairs), int(pairs.sum())))
+        scores = scores_of(self.mixture, rows)
+        if scores is not None:
+            self.ranks.append(measures.rank_correlation(scores, active))
+
+    def told(self) -> dict[str, Any]:
+        tokens = sum(n for n, _ in self.entropy)
+        pairs = int(self.load.sum())
+        found: dict[str, Any] = {
+            "experts": len(self.load),
+            "load": self.load.tolist(),
+            "load_cv": measures.variation(self.load),
+            "active": pairs / tokens,
+            "gate_entropy": sum(n * e for n, e in self.entropy) / tokens,
+        }
+        if self.units:
+            found["hidden_units"] = sum(u for _, u in self.units) / sum(n for n, _ in self.units)
+        if self.ranks:
+            found["score_to_units"] = sum(self.ranks) / len(self.ranks)
+        return found
+
+
+def scores_of(mixture: Mixture, rows: Tensor) -> Tensor | None:
+    """How a router rates each expert for each row, (N, E), if it rates them by the row alone."""
+    router: Any = mixture.router
+    by_row = isinstance(router, TopKRouter | ActivationRouter | MoeXRouter)
+    return router.logits(rows) if by_row else None
+
+
+@contextmanager
+def seeing(model: nn.Module) -> Iterator[dict[str, SeenRouting]]:
+    """Inside, every routing of the model is told of."""
+    found = {path: SeenRouting(m) for path, m in mixtures(model).items()}
+    with ExitStack() as stack:
+        for path, mixture in mixtures(model).items():
+            seen = found[path]
+
+            def hook(_: Any, args: Any, routing: Routing, seen: SeenRouting = seen) -> None:
+                seen.routed(args[0], routing)
+
+            stack.callback(mixture.router.register_forward_hook(hook).remove)
+        yield found
+
+
+@torch.no_grad()
+def observed(model: nn.Module, material: Material, batch: int) -> dict[str, Any]:
+    """Scores on the test part and all that is told of its routings, ready for JSON.
+
+    batch: rows or pictures of a training step, in which a capacity drops.
+    """
+    places: list[Tensor] = []
+
+    def by_place(_: Any, args: Any, out: Any) -> None:
+        ids, logits = args[0], out.logits.float()
+        loss = F.cross_entropy(logits[:, :-1].transpose(1, 2), ids[:, 1:], reduction="none")
+        places.append(loss.double().sum(0))
+
+    with seeing(model) as seen, ExitStack() as stack:
+        if material.text:
+            stack.callback(model.register_forward_hook(by_place).remove)
+        scores: Any = evaluate(model, material.test, batch_size=BATCH)
+    found: dict[str, Any] = {"loss": scores.loss, "accuracy": scores.accuracy}
+    if material.text:
+        found |= _of_text(model, material, torch.stack(places).sum(0), scores.loss)
+    layers = [{"path": path, **s.told()} for path, s in seen.items()]
+    firsts = [torch.cat(s.first) for s in seen.values()]
+    for layer, first, drops in zip(layers, firsts, dropped(model, material, batch), strict=True):
+        layer |= drops | _specialised(first, layer["experts"], material)
+    found["layers"] = layers
+    found["agreement"] = [
+        _both(measures.contingency(a, b, one["experts"] + 1, two["experts"] + 1))
+        for a, b, one, two in zip(firsts, firsts[1:], layers, layers[1:], strict=False)
+    ]
+    return found
+
+
+def _of_text(model: nn.Module, material: Material, by_place: Tensor, loss: float) -> dict[str, Any]:
+    assert material.sizes is not None
+    rows = material.test.tensors[0]
+    bytes_each = float(material.sizes[rows[:, 1:]].double().mean())
+    swapped: Any = evaluate(model, material.swapped, batch_size=BATCH)
+    return {
+        "bits_per_byte": loss / math.log(2) / bytes_each,
+        "loss_by_position": measures.by_quarter(by_place / len(rows)),
+        "swapped_loss": swapped.loss,
+    }
+
+
+def _both(table: Tensor) -> dict[str, float]:
+    return {
+        "information": measures.mutual_information(table),
+        "normalised": measures.normalised_information(table),
+    }
+
+
+def _specialised(first: Tensor, experts: int, material: Material) -> dict[str, Any]:
+    """Which expert comes first for tokens of which class; a last row for tokens without one."""
+    x, y = material.test.tensors
+    classes = material.kinds[x].flatten() if material.kinds is not None else None
+    if classes is None:
+        classes = y.repeat_interleave(len(first) // len(y))
+    table = measures.contingency(first, classes, experts + 1, len(material.classes))
+    return {"table": table.tolist(), "specialisation": _both(table)}
+
+
+def dropped(
+    model: nn.Module, material: Material, batch: int, batches: int = 16
+) -> list[dict[str, Any]]:
+    """The share of pairs that a training forward drops, by quarter of the row and of the batch."""
+    found = [mixture for mixture in mixtures(model).values()]
+    lost: list[list[Tensor]] = [[] for _ in found]
+    x = material.test.tensors[0]
+    with modes_kept(model), torch.no_grad():
+        model.train()
+        for part in x.split(batch)[:batches]:
+            model(part)
+            for mixture, mine in zip(found, lost, strict=True):
+                mine.append(_lost(mixture, len(part)))
+    return [
+        {
+            "dropped": float(torch.cat(mine).mean()),
+            "dropped_by_position": measures.by_quarter(torch.cat(mine).mean(0)),
+            "dropped_by_place": measures.by_quarter(_mean([m.flatten() for m in mine])),
+        }
+        for mine in lost
+    ]
+
+
+def _mean(parts: list[Tensor]) -> Tensor:
+    """Place by place, over the parts as long as the first."""
+    return torch.stack([p for p in parts if len(p) == len(parts[0])]).mean(0)
+
+
+def _lost(mixture: Mixture, rows: int) -> Tensor:
+    """The share of each token's pairs that the newest training forward dropped, (rows, T)."""
+    asked: Routing | None = getattr(mixture.router, "last", None)
+    if asked is None:  # a random router keeps nothing, and drops nothing
+        return torch.zeros(rows, 4, dtype=torch.float64)
+    taken = asked if mixture.taken is None else mixture.taken
+    return measures.dropped(asked, taken).view(rows, -1)

@@ -1,0 +1,52 @@
+"""The files that tell of a comparison of routers: a page, Markdown, JSON and one flat table."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from intarsia.core.files import write_text
+from intarsia.results.table import csv_text, escape, markdown
+from intarsia.results.wording import capital
+
+from .findings import RouterSheet, tidy
+from .page import render
+from .tables import sentence, table_of
+
+
+def write(
+    sheets: Sequence[RouterSheet],
+    rows: Sequence[dict[str, Any]],
+    out: Path | str,
+    command: str = "",
+) -> list[Path]:
+    """Write routers.html, routers.md, results.json and results.csv; returns their paths.
+
+    rows: the results as `cells` gave them, for results.json; results.csv has a flat row for each.
+    command: what makes them again, for routers.md.
+    Raises: MissingExtra without plotly or jinja2; TrainingError when a file cannot be written.
+    """
+    out = Path(out)
+    return [
+        write_text(out / "routers.html", render(sheets)),
+        write_text(out / "routers.md", as_markdown(sheets, command)),
+        write_text(out / "results.json", json.dumps(list(rows), indent=1, sort_keys=True) + "\n"),
+        write_text(out / "results.csv", csv_text(tidy(sheets))),
+    ]
+
+
+def as_markdown(sheets: Sequence[RouterSheet], command: str = "") -> str:
+    """All tables, each below its result in words, and once what the columns mean."""
+    parts = ["# Routers beside each other\n"]
+    if command:
+        parts.append(f"By intarsia {version('intarsia')}: `{command}`\n")
+    for sheet in sheets:
+        parts.append(f"## {escape(capital(sheet.title))}\n\n{escape(sentence(sheet))}\n")
+        parts.append(markdown(table_of(sheet)))
+    columns = {c.title: c.meaning for sheet in sheets for c in table_of(sheet).columns}
+    meanings = [f"- **{escape(title)}**: {escape(said)}." for title, said in columns.items()]
+    parts.append("\n".join(["## The columns", "", *meanings, ""]))
+    return "\n".join(parts)

@@ -1,0 +1,183 @@
+"""The table of a sheet, for terminal, Markdown and page; what is said above it and below."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from intarsia.results import numbers
+from intarsia.results.table import Column, Entry, Table
+from intarsia.results.wording import capital, joined
+
+from .findings import RouterResults, RouterSheet, mean_loss
+
+SHARES = ("accuracy", "router_time")
+COLUMNS: tuple[tuple[str, str, str], ...] = (
+    ("bits_per_byte", "Bits/byte", "Test loss in bits, by the bytes of what is predicted"),
+    ("accuracy", "Accuracy, %", "Share of right answers on the test part"),
+    (
+        "load_cv",
+        "Load CV",
+        "Standard deviation over mean of the experts' loads on the test part, "
+        "0 = even: mean over layers",
+    ),
+    (
+        "gate_entropy",
+        "Entropy",
+        "Of a token's weights as shares, in nats, 0 = one expert: mean over tokens and layers",
+    ),
+    ("active", "Active", "Experts of a token on the test part: mean over layers"),
+    (
+        "dropped",
+        "Dropped, %",
+        "Share of a token's pairs that full experts leave out while training: mean over layers",
+    ),
+    (
+        "agreement",
+        "Agreement",
+        "Normalised mutual information, 2 I / (H + H), of the first "
+        "experts in consecutive layers: mean over the pairs",
+    ),
+    (
+        "specialisation",
+        "Special.",
+        "Normalised mutual information of a token's first expert "
+        "and its class or kind: mean over layers",
+    ),
+    ("router_parameters", "Router", "Parameters of all routers"),
+    ("operations", "Operations", "Of training, in matrix products"),
+    ("router_time", "Time, %", "The routers' share of the time of the mixtures' forwards"),
+    ("cpu_seconds", "CPU", "Processor time of training: mean over seeds"),
+)
+
+
+def table_of(sheet: RouterSheet) -> Table:
+    """A row for every contender: mean over its seeds, and beside the baseline."""
+    shown = [column for column in COLUMNS if _is_shown(sheet, column[0])]
+    columns = [
+        Column("Contender", "The router, or what else is its own", numeric=False),
+        Column("Test loss", "Nats a token or picture: mean ± sample standard deviation over seeds"),
+        *(Column(title, meaning) for _, title, meaning in shown),
+    ]
+    base = sheet.baseline
+    if base is not None:
+        meaning = f"Test loss minus that of {base.name} at the same seed: below 0 is better"
+        columns.insert(2, Column("Difference", meaning))
+    rows = tuple(_row(one, sheet, [name for name, _, _ in shown]) for one in sheet.contenders)
+    return Table(
+        caption=caption(sheet),
+        columns=tuple(columns),
+        rows=rows,
+        best=None,  # a loss for each seed has no interval over texts by which one could be it
+        baseline=sheet.contenders.index(base) if base else None,
+        notes=tuple(notes(sheet)),
+    )
+
+
+def _is_shown(sheet: RouterSheet, name: str) -> bool:
+    if name == "accuracy":
+        return not sheet.text
+    values = [v for one in sheet.contenders for v in one.by_seed(name).values()]
+    return any(values) if name == "dropped" else bool(values)
+
+
+def _row(one: RouterResults, sheet: RouterSheet, names: Sequence[str]) -> tuple[Entry, ...]:
+    base = sheet.baseline
+    loss = one.spread("loss")
+    assert loss is not None
+    cells = [
+        Entry(one.name),
+        Entry(loss.text(".3f"), full=", ".join(_per_seed(one))),
+        *(_cell(one, base, name) for name in names),
+    ]
+    if base is not None:
+        cells.insert(2, _difference(one, base))
+    return tuple(cells)
+
+
+def _per_seed(one: RouterResults) -> list[str]:
+    return [f"seed {seed}: {value:.4f}" for seed, value in one.by_seed("loss").items()]
+
+
+def _difference(one: RouterResults, base: RouterResults) -> Entry:
+    if one is base:
+        return Entry("baseline")
+    found = one.difference(base)
+    if found is None:
+        return Entry("", "no seed in common")
+    spread = found.spread
+    text = numbers.signed(spread.mean, 3)
+    if spread.deviation is not None:
+        text += f" ± {spread.deviation:.3f}"
+    ratio = one.ratio(base, "loss")
+    remark = f"lower in {found.behind} of {found.n}" if found.n > 1 else ""
+    return Entry(text, remark, f"{found.mean:+.5f}, ratio {ratio:.4f}")
+
+
+def _cell(one: RouterResults, base: RouterResults | None, name: str) -> Entry:
+    found = one.spread(name)
+    if found is None:
+        return Entry("")
+    mean = found.mean
+    if name in (*SHARES, "dropped"):
+        return Entry(f"{100 * mean:.1f}", full=f"{mean:.5f}")
+    if name == "operations":
+        ratio = one.ratio(base, name) if base else None
+        whole = numbers.count(round(mean))
+        return Entry(whole if ratio is None else numbers.ratio(ratio), full=f"{round(mean):,}")
+    if name == "router_parameters":
+        return Entry(numbers.count(round(mean)), full=f"{round(mean):,}")
+    if name == "cpu_seconds":
+        return Entry(f"{mean:.0f} s", full=f"{mean:.2f} s")
+    return Entry(f"{mean:.3f}" if name == "bits_per_byte" else f"{mean:.2f}", full=f"{mean:.5f}")
+
+
+def caption(sheet: RouterSheet) -> str:
+    """What the numbers were measured on."""
+    seeds = joined([str(seed) for seed in sheet.seeds])
+    text = f"{capital(sheet.title)}, {_steps(sheet)}, "
+    text += f"{'seeds' if len(sheet.seeds) > 1 else 'seed'} {seeds}"
+    if sheet.baseline is not None:
+        text += f"; differences and ratios are to {sheet.baseline.name}"
+    return text + "."
+
+
+def _steps(sheet: RouterSheet) -> str:
+    found = sorted({row["steps"] for one in sheet.contenders for row in one.rows})
+    if len(found) == 1:
+        return numbers.plural(found[0], "step")
+    return f"{found[0]:,} to {found[-1]:,} steps"
+
+
+def notes(sheet: RouterSheet) -> list[str]:
+    """What must be known to read the table."""
+    found: list[str] = []
+    if len(sheet.seeds) == 1:
+        found.append("One seed: how much chance is in a difference is not known.")
+    late = [one.name for one in sheet.contenders if one.rows[0]["sees_later"]]
+    if late:
+        found.append(
+            f"Later tokens had a say in {joined(late)}: on a text the loss may be one that no "
+            "generation would have."
+        )
+    uneven = [one.name for one in sheet.contenders if len(one.rows) < len(sheet.seeds)]
+    if uneven:
+        found.append(f"Not with every seed: {joined(uneven)}.")
+    return found
+
+
+def sentence(sheet: RouterSheet) -> str:
+    """The result in words."""
+    best, base = sheet.best, sheet.baseline
+    loss = best.spread("loss")
+    assert loss is not None
+    ends = loss.text(".3f")
+    if base is None:
+        return f"On {sheet.title}, {best.name} ends with a test loss of {ends}."
+    text = f"On {sheet.title}, {best.name} has the lowest mean test loss, {ends}"
+    found = best.difference(base) if best is not base else None
+    if found is None:
+        second = sorted(sheet.contenders, key=mean_loss)[1]
+        gap = mean_loss(second) - loss.mean
+        return f"{text}; next is {second.name}, {numbers.signed(gap, 3)}."
+    text += f": {numbers.signed(found.mean, 3)} to {base.name}"
+    return f"{text}, lower in {found.behind} of {numbers.plural(found.n, 'seed')}."

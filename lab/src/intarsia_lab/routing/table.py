@@ -1,0 +1,89 @@
+"""The contenders by name: each router of the catalogue at eight experts, as its paper has it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from intarsia.core.errors import UnknownName
+from intarsia.core.registry import card, index, keys
+from intarsia.mixtures import AdamOnce, Capacity, HeavyBall
+from intarsia.routers import (
+    ActivationGate,
+    Comet,
+    DSelectK,
+    EvoMoe,
+    ExpertChoice,
+    Hash,
+    MoeX,
+    NoisyTopK,
+    PermutationSearch,
+    Recurrent,
+    Switch,
+    TopK,
+    TopP,
+    Transport,
+)
+from intarsia.routers.random import RandomRouting
+
+from .variant import Expert, Start, Variant
+
+EXPERTS, ACTIVE = 8, 2
+BASELINE = "top-k"
+STATE = 32  # of the recurrent router: half the width, as in the paper's larger models
+
+PYRAMID = (4, 4, 8, 8)  # twice as many in the later half, as in PR-MoE
+
+DENSE_FIRST = 0.1
+"""Of EvoMoE's steps, one expert for all, as in its experiment; of MoE-X's, too."""
+
+VARIANTS: dict[str, Variant] = {
+    v.name: v
+    for v in (
+        Variant("dense", None),
+        Variant("dense-2x", None, Expert(times=ACTIVE)),
+        Variant("top-k", TopK(EXPERTS, ACTIVE)),
+        Variant("top-1", TopK(EXPERTS, 1, scale="prob")),
+        Variant("switch", Switch(EXPERTS)),
+        Variant("noisy-top-k", NoisyTopK(EXPERTS, ACTIVE)),
+        Variant("top-p", TopP(EXPERTS)),
+        Variant("hash", Hash(EXPERTS, 1)),
+        Variant("random", RandomRouting(EXPERTS, ACTIVE, "sample")),
+        Variant("dselect-k", DSelectK(EXPERTS, ACTIVE)),
+        Variant("comet", Comet(EXPERTS, ACTIVE)),
+        Variant("comet+", PermutationSearch(Comet(EXPERTS, ACTIVE))),
+        Variant("top-k+", PermutationSearch(TopK(EXPERTS, ACTIVE))),
+        Variant("evomoe", EvoMoe(EXPERTS), start=Start("diversified", DENSE_FIRST)),
+        Variant("dts", EvoMoe(EXPERTS, hard_after=None)),  # the gate alone, soft to the end
+        Variant("rmoe", Recurrent(EXPERTS, ACTIVE, hidden=STATE)),
+        Variant("expert-choice", ExpertChoice(EXPERTS, capacity=ACTIVE)),
+        Variant("transport", Transport(EXPERTS, capacity=1.25, iterations=20)),
+        Variant("momentum", TopK(EXPERTS, ACTIVE), update=HeavyBall()),
+        Variant("adam", TopK(EXPERTS, ACTIVE), update=AdamOnce()),
+        Variant("top-1-order", TopK(EXPERTS, 1, scale="prob"), capacity=Capacity(1.0, "order")),
+        Variant("top-1-lots", TopK(EXPERTS, 1, scale="prob"), capacity=Capacity(1.0, "random")),
+        Variant("residual", TopK(EXPERTS, 1, scale="prob"), residual=True),
+        Variant("pyramid", TopK(EXPERTS, 1, scale="prob"), experts=PYRAMID),
+        Variant("pr-moe", TopK(EXPERTS, 1, scale="prob"), residual=True, experts=PYRAMID),
+        Variant("activation-gate", ActivationGate(EXPERTS, ACTIVE)),
+        Variant("top-k-relu", TopK(EXPERTS, ACTIVE), Expert("relu")),
+        Variant("moe-x", MoeX(EXPERTS, ACTIVE), Expert("relu"), Start("diversified", DENSE_FIRST)),
+        Variant("moe-x-fresh", MoeX(EXPERTS, ACTIVE), Expert("relu")),
+    )
+}
+"""Every token of "top-k" passes two of eight experts; "dense" has an expert's hidden units,
+"dense-2x" those that a token of "top-k" meets."""
+
+
+def chosen(names: Iterable[str]) -> list[Variant]:
+    """The contenders of these names; a router without one by its key.  Raises: UnknownName."""
+    return [VARIANTS[name] if name in VARIANTS else _by_key(name) for name in names]
+
+
+def _by_key(name: str) -> Variant:
+    """A router of the catalogue at eight experts, all else as its settings are."""
+    sized = {
+        k for k in keys("router") if any(s["name"] == "experts" for s in index()[k]["settings"])
+    }
+    if name not in sized:
+        raise UnknownName("contender", name, {*VARIANTS, *sized})
+    return Variant(name, card(name).config(experts=EXPERTS))

@@ -1,0 +1,144 @@
+"""A training as it goes on: loss on the validation part, loads, entropies, pairs, time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.data import TensorDataset
+
+from intarsia.core import Routing
+from intarsia.mixtures import Mixture
+from intarsia.train import evaluate
+
+from .cost import Price, mixtures, price
+from .measures import gate_entropy, variation
+
+
+class WatchedMixture:
+    """What one mixture did while training since `forget`, and since the beginning."""
+
+    def __init__(self, mixture: Mixture) -> None:
+        self.pairs = 0
+        self.seconds = {"mixture": 0.0, "router": 0.0}
+        self.last: Routing | None = None
+        self.load = torch.zeros(mixture.experts.experts, dtype=torch.int64)
+        self.rows = 0
+
+    def forget(self) -> None:
+        self.load, self.rows = torch.zeros_like(self.load), 0
+
+    def told(self) -> dict[str, float]:
+        """Of the routings since `forget`; the entropy is the newest one's."""
+        routing = self.last
+        return {
+            "load_cv": variation(self.load),
+            "active": int(self.load.sum()) / max(1, self.rows),
+            "gate_entropy": 0.0 if routing is None else gate_entropy(routing),
+        }
+
+
+class Watch:
+    """Called before each step, as `fit`'s schedule; it changes nothing.
+
+    At each of the marks, and by `note`, a point is added: step, loss on the validation part,
+    operations spent, and what each layer has to say. first: the steps before this training.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        val: TensorDataset,
+        *,
+        batch: int,
+        marks: Sequence[int],
+        first: int = 0,
+        spent: float = 0.0,
+    ) -> None:
+        self.model, self.val, self.batch = model, val, batch
+        self.marks, self.first, self.before = frozenset(marks), first, spent
+        self.layers = {path: WatchedMixture(m) for path, m in mixtures(model).items()}
+        self.price: Price = price(model, val.tensors[0][:2])
+        self.points: list[dict[str, Any]] = []
+
+    def __call__(self, model: nn.Module, step: int, steps: int) -> None:
+        if self.first + step in self.marks and step:
+            self.note(step)
+
+    def note(self, step: int) -> None:
+        """Add a point after so many steps of this training."""
+        scores: Any = evaluate(self.model, self.val, batch_size=max(32, self.batch))
+        self.points.append(
+            {
+                "step": self.first + step,
+                "flops": self.before + self.spent(step)["total"],
+                "loss": scores.loss,
+                "layers": [layer.told() for layer in self.layers.values()],
+            }
+        )
+        for layer in self.layers.values():
+            layer.forget()
+
+    def spent(self, steps: int) -> dict[str, float]:
+        """Operations of so many steps of this training."""
+        return self.price.spent(steps * self.batch, [x.pairs for x in self.layers.values()])
+
+    @property
+    def router_share(self) -> float:
+        """Of the time of the mixtures' forwards, that of their routers."""
+        whole, routers = (
+            sum(layer.seconds[what] for layer in self.layers.values())
+            for what in ("mixture", "router")
+        )
+        return routers / whole if whole else 0.0
+
+    @contextmanager
+    def watching(self):  # noqa: ANN201
+        """Inside, forwards in training are counted and timed."""
+        with ExitStack() as stack:
+            for path, mixture in mixtures(self.model).items():
+                for hook in _hooks(mixture, self.layers[path]):
+                    stack.callback(hook.remove)
+            yield self
+
+
+def _hooks(mixture: Mixture, layer: WatchedMixture) -> list[Any]:
+    begun: dict[str, float] = {}
+
+    def start(what: str) -> Callable[..., None]:
+        def begin(*_: Any) -> None:
+            begun[what] = time.perf_counter()
+
+        return begin
+
+    def stop(what: str) -> Callable[..., None]:
+        def end(module: nn.Module, *_: Any) -> None:
+            if module.training:
+                layer.seconds[what] += time.perf_counter() - begun[what]
+
+        return end
+
+    def routed(router: nn.Module, _: Any, routing: Routing) -> None:
+        if router.training:
+            layer.last = routing
+            layer.load += routing.load().cpu()
+            layer.rows += routing.tokens
+
+    def count(module: nn.Module, args: tuple[Tensor], _: Any) -> None:
+        if module.training and layer.last is not None:
+            taken = layer.last if mixture.taken is None else mixture.taken
+            rows = args[0][..., 0].numel()
+            layer.pairs += len(taken.token) * rows // max(1, taken.tokens)  # each sample's rows
+
+    return [
+        mixture.register_forward_pre_hook(start("mixture")),
+        mixture.register_forward_hook(stop("mixture")),
+        mixture.router.register_forward_pre_hook(start("router")),
+        mixture.router.register_forward_hook(stop("router")),
+        mixture.router.register_forward_hook(routed),
+        mixture.register_forward_hook(count),
+    ]

@@ -1,0 +1,34 @@
+"""Several sets of pictures as one, decoded when they are needed."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from itertools import accumulate
+
+import numpy as np
+
+from .decode import LazyPictures, Picture
+from .images import ImageSet
+
+
+def chained(first: ImageSet, second: ImageSet) -> ImageSet:
+    """Return the two parts of one task as one."""
+    images = in_sequence([first.images, second.images])
+    labels = np.concatenate([first.labels, second.labels])
+    return replace(first, images=images, labels=labels, digests=())
+
+
+def in_sequence(parts: Sequence[Sequence[Picture] | np.ndarray]) -> LazyPictures:
+    """Return the pictures of all parts, one part after the other."""
+    starts = list(accumulate(map(len, parts), initial=0))
+    return LazyPictures(starts[-1], partial(_picture, parts, starts))
+
+
+def _picture(
+    parts: Sequence[Sequence[Picture] | np.ndarray], starts: Sequence[int], index: int
+) -> Picture:
+    part = bisect_right(starts, index) - 1
+    return parts[part][index - starts[part]]

@@ -1,0 +1,323 @@
+"""`intarsia auto`: chosen on held-out pictures in its time, resumed, scored once on test."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import event, example, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from safetensors.torch import save_file
+
+from intarsia.choosing import auto as autos
+from intarsia.choosing import certainty, folded
+from intarsia.choosing import search as choosing
+from intarsia.choosing.arms import arm
+from intarsia.choosing.auto import auto
+from intarsia.choosing.folded import Cost
+from intarsia.core.errors import CheckpointError, ConfigError, DataError, UnknownName
+from intarsia.experiments import one_run
+from intarsia.experiments.experiment import Experiment, Pictures
+from intarsia.experiments.pool import TrialEnd
+from intarsia.results.store import Store
+
+SETTINGS: dict[str, Any] = {"model": "test_vit", "pretrained": False, "batch_size": 8}
+SETTINGS |= {"methods": ("linear", "adaptformer"), "size": 32, "test": 6}
+SETTINGS |= {"report": lambda _: None}
+
+
+def photos(folder: Path, n: int = 14) -> Path:
+    """Dark and light noise."""
+    random = np.random.default_rng(0)
+    for label, name in enumerate(("dark", "light")):
+        (folder / name).mkdir(parents=True)
+        for i in range(n):
+            grey = 50 + 140 * label + random.integers(-20, 20, (36, 36, 3))
+            Image.fromarray(grey.astype(np.uint8)).save(folder / name / f"{i}.png")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two folds, one or two epochs, and two rates a method: a search that ends in seconds."""
+    for module in (choosing, folded, certainty):
+        monkeypatch.setattr(module, "FOLDS", 2)
+    monkeypatch.setattr(choosing, "FIRST_EPOCHS", 1)
+    monkeypatch.setattr(choosing, "FEWEST_EPOCHS", 1)
+    monkeypatch.setattr(choosing, "MOST_EPOCHS", 2)
+    monkeypatch.setattr(choosing, "SCREEN", 1)
+    monkeypatch.setattr(choosing, "REPEATS", 2)
+    monkeypatch.setattr(choosing, "RATE_REACH", (3e-3, 1e-2))
+
+
+def test_the_best_on_held_out_pictures_is_chosen_and_scored_once_on_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[bool] = []
+    run = one_run.run
+
+    def counted(inputs: Any) -> dict[str, Any]:
+        found = run(inputs)
+        looked.append("test" in found["results"])
+        return found
+
+    monkeypatch.setattr(folded, "one_run", counted)
+    monkeypatch.setattr(autos, "one_run", counted)
+    out = tmp_path / "auto"
+    found = auto(photos(tmp_path / "photos"), minutes=5, out=out, **SETTINGS)
+    assert looked.count(True) == 1 and looked[-1]
+    assert found.choice == found.rows[0].experiment
+    assert {row.name for row in found.rows} == {"linear", "adaptformer"}
+    assert {row.experiment.training.epochs for row in found.rows} == {1, 2}
+    assert len({row.experiment.training.lr for row in found.rows}) > 1  # neighbours in rate
+    best = found.rows[0]
+    # 22 training pictures, all of them held out; at two seeds where others come close
+    assert best.answers is not None and best.answers.pictures == 22 and best.parts in (2, 4)
+    record = json.loads((found.folder / "run.json").read_text())
+    assert record["data"]["train"]["n"] == 22 and "val" not in record["data"]
+    assert record["record"]["label"] == best.name
+    assert record["record"]["choice"]["statement"] == found.certainty.statement
+    assert record["results"]["test"] == dict(found.test)
+    assert found.open().evaluate()["accuracy"] == found.test["accuracy"]
+    assert "chosen" in str(found) and found.certainty.statement in str(found)
+    check_page(found)
+    # a finished search is read, not run
+    looked.clear()
+    again = auto(out=out, resume=True, report=lambda _: None)
+    assert not looked and (again.choice, again.test) == (found.choice, found.test)
+    assert again.certainty == found.certainty
+    # the command of the choice gives the run once more
+    command = found.choice.command()
+    assert "--val 0" in command and f"--lr {found.choice.training.lr:g}" in command
+
+
+def check_page(found: autos.AutoRun) -> None:
+    """The page is of the choice on the test part, says once what was chosen, and names it once."""
+    assert found.report is not None
+    page, best = found.report.read_text().replace("\N{NO-BREAK SPACE}", " "), found.rows[0]
+    assert page.count(found.certainty.statement) == 1
+    assert "nothing was chosen" not in page and "no confusion matrix" not in page
+    assert 'id="plot-confusion"' in page and "Accuracy on the test pictures" in page
+    assert "What else was tried" in page and ">bottleneck<" not in page
+    assert page.count(f"<span>{best.name}</span>") >= 2  # with its results, and among the others
+
+
+def test_a_killed_search_goes_on_to_the_same_choice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data, out = photos(tmp_path / "photos"), tmp_path / "auto"
+    run, calls = one_run.run, list[str]()
+
+    def killed(inputs: Any) -> dict[str, Any]:
+        calls.append(inputs["folder"])
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return run(inputs)
+
+    monkeypatch.setattr(folded, "one_run", killed)
+    monkeypatch.setattr(choosing, "MOST_EPOCHS", 1)
+    options = SETTINGS | {"methods": ("linear",)}
+    with pytest.raises(KeyboardInterrupt):
+        auto(data, minutes=5, out=out, **options)
+    done = set(Store(out / "search.jsonl").rows)
+    with pytest.raises(ConfigError, match="resume=True"):
+        auto(data, minutes=5, out=out, **options)
+    found = auto(out=out, resume=True, report=lambda _: None)
+    assert done < set(Store(out / "search.jsonl").rows)
+    assert len(calls) == len(set(calls)) + 1  # only the one that was killed ran twice
+    assert found.choice.adapted.size == 32 and found.folder == out / "choice"
+    whole = auto(data, minutes=5, out=tmp_path / "whole", **options)
+    assert (whole.choice, whole.test) == (found.choice, found.test)
+
+
+def test_a_search_goes_on_as_it_was_begun(tmp_path: Path) -> None:
+    out = tmp_path / "auto"
+    out.mkdir()
+    stored = {"minutes": 5, "seed": 0, "methods": ["linear"], "size": 32, "data": str(tmp_path)}
+    (out / "auto.json").write_text(json.dumps(stored))
+    same = {"size": 32, "precision": "fp32", "methods": ["linear"], "minutes": 5, "seed": 0}
+    assert autos._opened(tmp_path, out, same, True) == (out, stored)
+    other: list[dict[str, Any]] = [{"size": 48}, {"skip_unreadable": True}, {"minutes": 30}]
+    for now in other:
+        with pytest.raises(ConfigError, match="it for a search with.*Leave it out to go on"):
+            autos._opened(None, out, {"minutes": 10, "seed": 0} | now, True)
+    with pytest.raises(ConfigError, match="data = .*it for a search with"):
+        autos._opened("elpv", out, {"minutes": 10}, True)
+    (out / "auto.json").write_text('{"minutes": 5')
+    with pytest.raises(CheckpointError, match=r"auto\.json.*Begin another"):
+        autos._opened(None, out, {"minutes": 10}, True)
+
+
+def test_data_that_cannot_be_read_leave_no_search_behind(tmp_path: Path) -> None:
+    data, out = photos(tmp_path / "photos", n=8), tmp_path / "auto"
+    (data / "dark" / "bad.png").write_text("no picture")
+    for _ in range(2):  # the second time is not told to go on with the first
+        with pytest.raises(DataError, match="on_error='skip'"):
+            auto(data, out=out, **SETTINGS)
+    assert not out.exists()
+
+
+def test_little_time_tries_less(tmp_path: Path) -> None:
+    found = auto(photos(tmp_path / "photos"), minutes=1e-6, out=tmp_path / "a", **SETTINGS)
+    assert [row.experiment.training.epochs for row in found.rows] == [1]
+    assert found.test["accuracy"] >= 0
+    assert "Only one candidate" in str(found) and not found.certainty.sure
+
+
+def test_a_validation_part_of_the_folder_is_trained_on(tmp_path: Path) -> None:
+    for part, n in (("train", 6), ("val", 4), ("test", 3)):
+        photos(tmp_path / "data" / part, n)
+    options = SETTINGS | {"methods": ("linear",), "test": None}
+    found = auto(tmp_path / "data", minutes=1e-6, out=tmp_path / "a", **options)
+    record = json.loads((found.folder / "run.json").read_text())
+    assert record["data"]["train"]["n"] == 20 and record["data"]["test"]["n"] == 6
+    assert found.choice.pictures.data.endswith("data@train+val")
+    limited = auto(tmp_path / "data", minutes=1e-6, out=tmp_path / "b", images=12, **options)
+    assert not limited.choice.pictures.data.endswith("@train+val")
+
+
+class Clock:
+    """Trials of known times and answers, in place of training."""
+
+    def __init__(self, n: int, once: float, each: float, beside: float, fails: bool) -> None:
+        self.labels = np.arange(n) % 2
+        self.once, self.each, self.beside, self.fails = once, each, beside, fails
+        self.frozen: set[tuple[Any, ...]] = set()
+
+    def took(self, images: int, scored: int, epochs: int, *, fresh: bool = True) -> float:
+        """Return the seconds of a training."""
+        seen = (epochs * images + 0.5 * scored) * self.each
+        return seen + fresh * (images + scored) * self.once
+
+    def __call__(self, trials: Any, *_: Any, done: Any, **__: Any) -> None:
+        for trial in trials:
+            flat, fold = trial.inputs["experiment"], trial.inputs["fold"]
+            n = flat["images"] or len(self.labels)
+            dealt = folded.deal(self.labels[:n], fold["folds"], fold["seed"])
+            labels = torch.tensor(self.labels[:n][dealt == fold["number"]])
+            images, scored = n - len(labels), len(labels)
+            prefix = flat["last_blocks"], fold["number"], n
+            fresh = prefix not in self.frozen
+            self.frozen.add(prefix)
+            seconds = self.took(images, scored, flat["epochs"], fresh=fresh)
+            found: dict[str, Any] = {"val": {"accuracy": 0.5, "loss": 1.0}}
+            # of what is computed once a run tells the time that it took the first time
+            found |= {"seconds": self.took(images, scored, flat["epochs"])}
+            found["seconds_once"] = (images + scored) * self.once
+            out = Path(trial.inputs["folder"])
+            out.mkdir(parents=True)
+            draw = torch.Generator().manual_seed(fold["number"])  # no candidate falls behind
+            logits = torch.randn(scored, 2, generator=draw)
+            save_file({"logits": logits, "labels": labels}, out / folded.PREDICTIONS)
+            bad = self.fails and "linear" in trial.name
+            result = None if bad else {"results": found}
+            done(TrialEnd(trial, result, "no" if bad else "", seconds + self.beside))
+
+
+def searched(clock: Clock, test: int, minutes: float, folder: str, told: list[str]) -> Any:
+    """Return a search that has run on a clock."""
+    start = Experiment(Pictures("x")).changed(size=32)
+    trainer = folded.Folded(start, clock.labels, test, Path(folder), {})
+    arms = [arm("linear"), arm("adaptformer")]
+    search = choosing.Search(trainer, arms, [32], 6, 60 * minutes, told.append)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(folded, "run_trials", clock)
+        for module in (choosing, folded):
+            patch.setattr(module, "FOLDS", 5)
+        patch.setattr(choosing, "SCREEN", 2)
+        patch.setattr(choosing, "REPEATS", 4)
+        patch.setattr(choosing, "FIRST_EPOCHS", 20)
+        patch.setattr(choosing, "MOST_EPOCHS", 20)
+        patch.setattr(choosing, "RATE_REACH", (1e-6, 1.0))
+        trainer.__post_init__()
+        search.__post_init__()
+        search.best = search.run()[0]
+    return search
+
+
+@given(
+    each=st.floats(0.001, 0.3),
+    once=st.floats(0, 0.2),
+    beside=st.floats(0.5, 20),
+    minutes=st.floats(0.5, 30),
+    fails=st.booleans(),
+)
+@example(each=0.0005, once=0.01, beside=0.5, minutes=6.5, fails=False)
+@settings(max_examples=6, deadline=None)
+def test_the_minutes_hold_and_are_used(
+    each: float, once: float, beside: float, minutes: float, fails: bool
+) -> None:
+    clock, told = Clock(460, once, each, beside, fails), list[str]()
+    pilot = beside + clock.took(51, 13, folded.PILOT_EPOCHS)
+    with tempfile.TemporaryDirectory() as folder:
+        search = searched(clock, 100, minutes, folder, told)
+    best = search.best.candidate
+    look = search.folded.last_fit(*best)
+    one = beside + clock.took(368, 92, 1)
+    least = pilot + one * (1 + fails) + beside + clock.took(460, 100, 1) + folded.FINISHING
+    seconds = 60 * minutes
+    event("one epoch fits" if least < seconds else "it does not")
+    if least < seconds:
+        assert search.folded.spent + look <= 1.25 * seconds
+    else:
+        assert [row.experiment.training.epochs for row in search.ranked()] == [1]
+    # what is left is less than the dearest candidate would take, and no more than a fifth
+    dearest = search.full * (beside + clock.took(368, 92, 20)) + clock.took(460, 100, 20)
+    dearest = 1.1 * (dearest + beside + folded.FINISHING)
+    if 5 < seconds / dearest < 15 and not fails:
+        event("the minutes are used")
+        assert search.folded.spent + dearest >= seconds
+
+
+def test_what_a_run_costs() -> None:
+    cost = Cost(overhead=2.0, once=0.5, each=0.1)
+    fresh = cost.of(100, 20, 5)
+    assert fresh - cost.of(100, 20, 5, fresh=False) == pytest.approx(60.0)
+    assert cost.of(100, 20, 10) - fresh == pytest.approx(5 * 100 * 0.1)
+
+
+@pytest.mark.parametrize(("n", "parts"), [(100, 5), (1000, 2), (2000, 1), (50_000, 1)])
+def test_as_many_folds_are_held_out_as_decide(n: int, parts: int, tmp_path: Path) -> None:
+    for module in (choosing, folded):
+        module.FOLDS = 5  # the fixture puts it back
+    trainer = folded.Folded(Experiment(Pictures("x")), np.arange(n) % 2, 10, tmp_path, {})
+    assert choosing.Search(trainer, [], [], 0, 60, print).full == parts
+
+
+def test_sizes_are_those_that_the_model_can_take() -> None:
+    start = autos._start({"data": "x", "seed": 0, "model": "test_vit", "pretrained": False})
+    assert start.adapted.frozen_once and start.adapted.last_blocks == autos.LAST_BLOCKS
+    model = autos._outline(start)
+    sizes = autos._sizes(start, model)
+    assert sizes == sorted(sizes) and all(size % 16 == 0 and size <= 160 for size in sizes)
+    assert autos._sizes(start.changed(size=64), model) == [64]
+    assert [a.settings.lr for a in autos._arms(model, ())] == list(autos.METHODS.values())
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "says"),
+    [
+        ({"minutes": 0}, ConfigError, "minutes"),
+        ({"epochs": 3}, ConfigError, "it is chosen"),
+        ({"val": 8}, ConfigError, "it is chosen"),
+        ({"sizes": 3}, UnknownName, "Did you mean size"),
+        ({"methods": ("nosuch",)}, UnknownName, "nosuch"),
+        ({"device": "gpu"}, ConfigError, "cuda:1"),
+        ({"resume": True}, ConfigError, "none to go on with"),
+        ({"images": 6}, ConfigError, "at least 10"),
+    ],
+)
+def test_what_cannot_be(
+    tmp_path: Path, options: dict[str, Any], error: type[Exception], says: str
+) -> None:
+    data = photos(tmp_path / "photos", n=8)
+    with pytest.raises(error, match=says):
+        auto(data, out=tmp_path / "a", **(SETTINGS | options))
+    with pytest.raises(ConfigError, match="a text"):
+        auto("austen", out=tmp_path / "b")

@@ -1,0 +1,28 @@
+"""Opus beside the codec: what its packets weigh, and that its samples are the clip's."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+
+def test_packets_and_samples_of_opus(monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile = pytest.importorskip("soundfile")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[3] / "benchmarks"))
+    benchmark = pytest.importorskip("codec_audio")
+    clip = 0.3 * np.sin(np.arange(800) * 0.2)
+    sizes, quality = [], []
+    for level in (1.0, 0.9):
+        size, found = benchmark.opus(clip, level)
+        assert found.shape == clip.shape
+        sizes.append(size)
+        quality.append(benchmark.psnr(clip, found))
+    assert sizes[0] < sizes[1] and quality[0] < quality[1]
+    kept = io.BytesIO()
+    soundfile.write(kept, clip, 8000, format="OGG", subtype="OPUS")
+    found = benchmark.packets(kept.getvalue())
+    assert found[0] == 19 and 4 <= len(found) - 2 <= 8  # the identification header; frames of 20 ms
+    assert sum(found) < len(kept.getvalue())

@@ -1,0 +1,112 @@
+"""A real run of the benchmark: the same as without the runner, and its folder goes on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from intarsia.choosing.arms import arm
+from intarsia.choosing.arms import by_task as with_heads
+from intarsia.experiments import one_run
+from intarsia.experiments.execute import carry_out
+from intarsia.experiments.experiment import Experiment, Pictures
+from intarsia.train import Running
+from intarsia_lab.bench import tables, write
+from intarsia_lab.bench.plan import BenchPlan
+from intarsia_lab.bench.protocols import protocol
+from intarsia_lab.bench.publish import as_markdown
+from intarsia_lab.bench.report import records
+from intarsia_lab.bench.run import How, run_plan
+from intarsia_lab.materials.suites import find, suite
+
+HERE = How(executor="here")
+
+
+@pytest.fixture
+def plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> BenchPlan:
+    monkeypatch.setenv("INTARSIA_HOME", str(tmp_path / "home"))
+    one_run.shared_in.cache_clear()
+    mini = suite("mini")
+    start = Experiment(Pictures("", images=0.1, test=64)).changed(
+        model="test_vit", size=32, pretrained=False, epochs=1, last_blocks=2, frozen_once=True
+    )
+    names = ("linear", "adaptformer", "mosa")
+    return BenchPlan(
+        mini, (mini.task("synthetic-location"),), tuple(map(arm, names)), (0,),
+        protocol("honest"), start,
+    )  # fmt: skip
+
+
+def test_a_run_is_what_fit_gives_without_the_runner(plan: BenchPlan, tmp_path: Path) -> None:
+    found = run_plan(plan, tmp_path / "out", HERE, lambda _: None)
+    for place, one in zip(plan.places(), found, strict=True):
+        alone = carry_out(plan.final(place), Running(), lambda _: None)
+        assert isinstance(one.outcome, records.Done) and alone.test is not None
+        assert one.outcome.accuracy == alone.test.accuracy
+        assert one.outcome.loss == pytest.approx(alone.test.loss, rel=1e-6)
+        assert one.outcome.trained == alone.record["parameters"]["trained"]
+        record = json.loads((tmp_path / "out" / one.folder / "run.json").read_text())
+        kept = record["record"]["data"]
+        assert kept["spec"] == "mini/synthetic-location@train+val" and "val" not in kept["parts"]
+        assert kept["parts"]["train"]["n"] == 96  # of each of 16 classes, 6 of 62 or 63
+    shared = {p.name.partition("-")[0] for p in (tmp_path / "out" / "shared").glob("*.safetensors")}
+    assert shared == {"pixels", "tokens"}
+
+
+@pytest.mark.parametrize("by_task", [False, True])
+def test_joint_tasks_are_scored_by_their_own_task_too(
+    plan: BenchPlan, tmp_path: Path, by_task: bool
+) -> None:
+    joint = find("mini/synthetic-location+synthetic-orientation")
+    assert joint is not None
+    arms = [with_heads(c) if by_task else c for c in plan.arms]
+    both = replace(plan, tasks=(joint[1],), arms=tuple(arms))
+    found = run_plan(both, tmp_path / "out", HERE, lambda _: None)
+    for one in found:
+        assert isinstance(one.outcome, records.Done), one.outcome
+        own = one.outcome.own_task_accuracy
+        assert own is not None and own >= one.outcome.accuracy
+        experiment = json.loads((tmp_path / "out" / one.folder / "experiment.json").read_text())
+        assert experiment["objective"] == ("task_heads" if by_task else "plain")
+    assert records.read(tmp_path / "out" / "results.jsonl") == found
+    assert "| Own task |" in as_markdown(tables(found, "adaptformer"))
+
+
+def test_the_published_recipe_runs(plan: BenchPlan, tmp_path: Path) -> None:
+    joint = find("mini/synthetic-location+synthetic-orientation")
+    assert joint is not None
+    official = replace(
+        plan, tasks=(*plan.tasks, joint[1]), arms=(arm("mosa"),),
+        protocol=protocol("official"),
+    )  # fmt: skip
+    for one in run_plan(official, tmp_path / "out", HERE, lambda _: None):
+        assert isinstance(one.outcome, records.Done), one.outcome
+        cells = json.loads((tmp_path / "out" / one.folder / "run.json").read_text())
+        said = cells["record"]["method"]
+        assert said["experts"] == (2 if "+" in one.task.name else 4)
+
+
+def test_results_become_tables_and_a_page(plan: BenchPlan, tmp_path: Path) -> None:
+    more = replace(plan, seeds=(0, 1))
+    found = run_plan(more, tmp_path / "out", HERE, lambda _: None)
+    summary = tables(found, "adaptformer")
+    assert len(summary.results) == 6 and not summary.failed
+    written = {p.name for p in write(found, tmp_path / "out", baseline="adaptformer")}
+    assert {"index.html", "table.md", "table.tex", "results.csv"} <= written
+    assert json.loads((tmp_path / "out" / "bench.json").read_text())["suite"] == "mini"
+
+
+def test_a_search_never_looks_at_the_test_part(plan: BenchPlan, tmp_path: Path) -> None:
+    tuned = replace(plan, arms=(arm("linear"),), protocol=protocol("tuned"))
+    said: list[str] = []
+    run_plan(tuned, tmp_path, HERE, said.append)
+    records = [json.loads(p.read_text())["results"] for p in tmp_path.rglob("run.json")]
+    assert sorted("test" in r for r in records) == [False] * 6 + [True]
+    assert (
+        sum("of val" in line for line in said) == 6 and sum("of test" in line for line in said) == 1
+    )
+    for result in records:
+        assert result["cpu_seconds"] > 0 and result["seconds"] > result["seconds_once"] > 0

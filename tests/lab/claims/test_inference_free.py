@@ -1,0 +1,59 @@
+"""The parts of the retrieval claims: equal terms, intervals, and what is judged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from intarsia.models.retrieve.postings import Postings
+from intarsia.models.retrieve.segment import Segment
+from intarsia_lab.claims import inference_free as claims
+
+
+class _Index:
+    """What `thinned` reads of an index."""
+
+    model, digest = "toy", "0"
+
+    def __init__(self, rows: Any, weights: Any) -> None:
+        self.queries = type("Q", (), {"weights": np.asarray(weights, np.float32)})()
+        lists = Postings.of(sp.csr_matrix(np.asarray(rows, np.float32)))
+        self.segments = [Segment(lists, [str(i) for i in range(lists.count)], [])]
+
+    def sizes(self) -> dict[str, float]:
+        return {"mean": len(self.segments[0].postings.docs) / self.segments[0].postings.count}
+
+
+def test_a_thinned_index_keeps_what_scores_most() -> None:
+    index: Any = _Index([[1, 5, 1], [3, 1, 4]], [1, 0.1, 1])
+    less = claims.thinned(index, 1.5)  # scores 1 .5 1 / 3 .1 4: three of them stay
+    kept = np.asarray(less.segments[0].postings.matrix().todense())
+    assert kept[1].tolist() == [3, 0, 4] and kept[0, 1] == 0
+    assert claims.thinned(index, 9) is index
+
+
+def test_an_interval_of_noise_holds_0_and_of_a_shift_does_not() -> None:
+    noise = np.random.default_rng(0).normal(size=400)
+    assert claims.lower_end(noise - noise.mean()) < 0 < claims.lower_end(noise + 1)
+
+
+def test_what_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
+    random = np.random.default_rng(1)
+    base = random.random(300)
+    gain = {"n": 0.02}
+
+    def figures(arm: str, seed: int, terms: float | None = None) -> dict[str, Any]:
+        more = gain["n"] if arm == claims.IDF else 0.0
+        return {"values": (base + more).tolist(), "terms": 40.0}
+
+    monkeypatch.setattr(claims, "figures", figures)
+    held = claims.idf_over_flat((0, 1), lambda _: None)
+    assert held.got == pytest.approx(0.02) and len(held.values) == 2
+    gain["n"] = -0.01
+    assert claims.idf_over_flat((0,), lambda _: None).got < 0
+    assert claims.ensemble_over_single((0,), lambda _: None).got == pytest.approx(-0.01)
+    monkeypatch.setattr(claims, "tuned_bm25", lambda: {"values": base, "k1": 1, "b": 0})
+    assert claims.over_bm25((0,), lambda _: None).got < 1

@@ -1,0 +1,152 @@
+"""Claims are judged by their bar, kept, and printed as they came out."""
+
+import dataclasses
+import json
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from intarsia.core.errors import CheckpointError, UnknownName
+from intarsia.results.sheet import deviation
+from intarsia.results.statistics import verdict
+from intarsia_lab.claims import claims, ledger
+from intarsia_lab.kit import Claim, Result
+
+# whose spread is a range, a half-width or a share of the bar
+RANGES = ("bi", "mosa", "mosa-budget", "mosa-long")
+
+
+def a_claim(got, *, sense=">=", bar=0.5, minutes=1.0):
+    def run(seeds, report):
+        report("running")
+        return Result(got, 0.1, tuple(got for _ in seeds), ({"arm": "ours", "score": got},), "So.")
+
+    return Claim("toy", "Ours is better.", "theirs", bar, sense, run, minutes=minutes)
+
+
+@pytest.mark.parametrize(
+    ("got", "sense", "holds"),
+    [(0.5, ">=", True), (0.4, ">=", False), (0.4, "<=", True), (0.6, "<=", False)],
+)
+def test_the_bar_decides(got, sense, holds):
+    lines = []
+    record = ledger.run_claim(a_claim(got, sense=sense), report=lines.append)
+    assert record.holds is holds
+    assert record.values == (got,) * 3
+    assert lines == ["running"]
+
+
+@pytest.mark.parametrize(
+    ("bar", "got", "values", "says"),
+    [
+        (">= 1", 2.0, (1.9, 2.0, 2.1), "holds"),
+        ("<= 1", 2.0, (1.9, 2.0, 2.1), "fails"),
+        (">= 1", 2.0, (0.9, 2.0, 3.1), "not decided"),  # the bar lies inside
+        (">= 1", 0.9, (1.9, 2.0, 2.1), "not decided"),  # the figure is no mean of the values
+        (">= 1", 2.0, (2.0,), "not decided"),  # one value has no interval
+        ("<= 0", 0.0, (0.0, 0.0, 0.0), "holds"),
+    ],
+)
+def test_one_rule_judges_all_claims(bar, got, values, says):
+    assert verdict(bar, got, values) == says
+
+
+def test_a_record_survives_the_file_and_a_failed_one_is_printed_as_failed(tmp_path, monkeypatch):
+    monkeypatch.setattr(ledger, "claims", lambda: (a_claim(0.4),))
+    record = ledger.run_claim(a_claim(0.4), seeds=(7, 8))
+    path = ledger.save(record, tmp_path)
+    assert ledger.read(path) == record
+    ledger.write_page(tmp_path, tmp_path / "claims.md")
+    page = (tmp_path / "claims.md").read_text()
+    assert "**fails**" in page
+    assert "intarsia claim toy --seeds 7,8" in page
+    assert "| ours | 0.4 |" in page
+
+
+def test_what_was_not_run_says_so(tmp_path):
+    ledger.write_page(tmp_path, tmp_path / "claims.md")
+    page = (tmp_path / "claims.md").read_text()
+    papers = sum(bool(c.system) for c in claims())
+    assert page.count("| not run |") == len(claims()) + papers
+
+
+def test_claims_come_from_every_file_of_the_folder_that_has_some():
+    folder = Path(ledger.__file__).parent
+    modules = [
+        import_module(f"intarsia_lab.claims.{p.stem}") for p in sorted(folder.glob("[a-z]*.py"))
+    ]
+    assert [c.key for c in claims()] == [c.key for m in modules for c in getattr(m, "CLAIMS", ())]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "minutes", "said"),
+    [
+        (0.3, 20, "from kept cells"),
+        (0.3, 0.02, "1 second"),
+        (18.7, 0.5, "19 seconds"),
+        (60, 20, "1 minute"),
+        (571, 20, "10 minutes"),
+    ],
+)
+def test_what_a_run_cost(tmp_path, monkeypatch, seconds, minutes, said):
+    found = a_claim(0.4, minutes=minutes)
+    monkeypatch.setattr(ledger, "claims", lambda: (found,))
+    record = dataclasses.replace(ledger.run_claim(found, report=print), seconds=seconds)
+    ledger.save(record, tmp_path)
+    ledger.write_page(tmp_path, tmp_path / "claims.md")
+    assert f", {said}; " in (tmp_path / "claims.md").read_text()
+
+
+def test_rows_without_some_of_the_keys_have_empty_cells():
+    rows = [{"entries": "none", "nats": 1.0}, {"entries": "a + b"}, {"nats": 2.0, "more": "x"}]
+    wanted = ["| entries | nats | more |", "|---|---|---|"]
+    wanted += ["| none | 1.0 |  |", "| a + b |  |  |", "|  | 2.0 | x |"]
+    assert ledger.markdown(rows) == wanted
+    assert not ledger.markdown([])
+
+
+def test_a_foreign_record_is_refused(tmp_path):
+    (tmp_path / "x.json").write_text(json.dumps({"key": "x"}))
+    with pytest.raises(CheckpointError, match="Run the claim again"):
+        ledger.read(tmp_path / "x.json")
+
+
+def test_an_unknown_claim_names_its_neighbours():
+    with pytest.raises(UnknownName, match="Did you mean .*mosa"):
+        ledger.claim("mosa-lang")
+
+
+def test_the_page_of_claims_is_that_of_their_records(tmp_path):
+    docs = Path(__file__).parents[3] / "docs"
+    ledger.write_page(docs / "claims", tmp_path / "claims.md")
+    assert (tmp_path / "claims.md").read_text() == (docs / "claims.md").read_text()
+
+
+def test_a_published_spread_is_the_deviation_of_its_values():
+    records = [
+        ledger.read(path) for path in (Path(__file__).parents[3] / "docs" / "claims").glob("*.json")
+    ]
+    assert records
+    for record in records:
+        if record.key not in RANGES:
+            assert record.spread == pytest.approx(deviation(record.values)), record.key
+
+
+def test_the_page_opens_with_a_row_for_each_paper_and_its_interval(tmp_path, monkeypatch):
+    headline = dataclasses.replace(a_claim(0.4), system="Toys", work="blocks on a carpet")
+    monkeypatch.setattr(ledger, "claims", lambda: (headline, a_claim(0.4)))
+    record = dataclasses.replace(ledger.run_claim(headline), values=(1.0, 2.0, 3.0))
+    ledger.save(record, tmp_path)
+    ledger.write_page(tmp_path, tmp_path / "claims.md")
+    page = (tmp_path / "claims.md").read_text()
+    row = next(line for line in page.splitlines() if "blocks on a carpet" in line)
+    assert row.startswith("| [Toys](#toy) | Ours is better. |") and "not decided" in row
+    assert "0.400 [-0.484, 4.484]" in row  # 2 ± 4.303 / sqrt(3)
+    assert page.index("A row for each paper") < page.index("## All claims")
+
+
+def test_no_two_claims_are_the_headline_of_one_paper():
+    names = [c.system for c in claims() if c.system]
+    assert len(names) == len(set(names)) >= 46
+    assert not [c.key for c in claims() if c.system and not c.work]

@@ -1,0 +1,111 @@
+"""Claims on MoE-X in their smallest form."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from intarsia.data.small_models import Small
+from intarsia.mixtures.zcode_m3 import mixtures_in
+from intarsia_lab.claims import kinds_of_text, moe_x
+from intarsia_lab.claims.code_states import STATES, states_of
+
+MODULE = '''def f(a, b=[1, (2)]):
+    """Doc."""
+    x = {"k": a}  # why
+    if x:
+        return x
+'''
+
+
+def quiet(_: str) -> None: ...
+
+
+def test_on_text_each_figure_is_of_the_same_cells(bench: Any) -> None:
+    results = [
+        moe_x.on_text((0,), quiet, of=of, bench=bench)
+        for of in (moe_x.units_ratio, moe_x.loss_ratio)
+    ]
+    assert results[0].table == results[1].table and "rank" in results[0].table[0]
+    assert results[0].table[1]["router's parameters"] == 0
+    assert all(r.got > 0 for r in results)
+
+
+@pytest.mark.parametrize(
+    ("state", "where"),
+    [
+        ("comment", "# why"),
+        ("docstring", '"""Doc."""'),
+        ("string", '"""Doc.""""k"'),
+        ("keyword", "defifreturn"),
+        ("in ( )", "(a, b=[1, (2)])"),
+        ("in [ ]", "[1, (2)]"),
+        ("in { }", '{"k": a}'),
+        ("two brackets deep", "[1, (2)]"),
+        ("head of def or class", "def f(a, b=[1, (2)]):"),
+        ("indented twice", "return x"),
+        ("indented three times", ""),
+    ],
+)
+def test_states_are_those_of_the_language(state: str, where: str) -> None:
+    on = states_of(MODULE)[:, STATES.index(state)]
+    found = "".join(c for c, yes in zip(MODULE, on, strict=True) if yes)
+    assert found.strip() == where
+
+
+def test_units_are_those_of_the_wide_mlp_weighed_by_their_gate() -> None:
+    shape = Small(8, 3, 2, 6, "relu")
+    net = kinds_of_text.decoder_of_experts(moe_x.TopK(2, 2), 0, shape=shape).eval()
+    rows, seen = torch.randint(90, (3, 5)), list[torch.Tensor]()
+    mixture: Any = list(mixtures_in(net).values())[1]
+    mixture.register_forward_hook(lambda _, args, __: seen.append(args[0].detach()))
+    units = moe_x.wide_units(net, rows, 1)
+    x = seen[0].reshape(15, 8)
+    gates, up = mixture.router(x).dense(), mixture.experts.up
+    slow = [gates[:, e, None] * torch.relu(x @ up[e].T) for e in range(2)]
+    assert np.allclose(units, torch.cat(slow, 1).detach().numpy(), atol=1e-6)
+
+
+def test_the_largest_units_of_a_token_stay() -> None:
+    units = np.array([[3.0, 0, 2, 1], [0, 0, 5, 0]], dtype=np.float32)
+    assert moe_x.thinned(units, 2).tolist() == [[3, 0, 2, 0], [0, 0, 5, 0]]
+    assert moe_x.thinned(units, 4) is units
+
+
+def test_a_detector_is_found_and_noise_is_none() -> None:
+    draws = np.random.default_rng(0)
+    states = draws.random((400, 2)) < 0.3
+    noise = draws.random((400, 6)).astype(np.float32)
+    sure = np.where(states[:, :1], 1 + noise[:, :1], 0.2 * noise[:, :1])  # low where it is not
+    found = moe_x.coverage(np.concatenate([noise, sure], 1), states)
+    assert found.best > 0.7 and 0.45 < found.together < 0.6  # one state of two is told surely
+    assert moe_x.coverage(noise, states).together < 0.1
+    never = np.concatenate([states, np.zeros((400, 1), dtype=bool)], 1)
+    assert moe_x.coverage(noise, never) == moe_x.coverage(noise, states)
+
+
+@pytest.fixture
+def modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
+    monkeypatch.setattr(moe_x, "library", lambda _: [MODULE * 20] * 9 + ["def (", MODULE * 20])
+    monkeypatch.setattr(moe_x, "RELU", Small(8, 3, 2, 8, "relu"))
+    moe_x.code.cache_clear()
+    yield
+    moe_x.code.cache_clear()
+
+
+def test_both_figures_are_of_the_same_models(
+    modules: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = moe_x.code()
+    assert made.states.shape == (made.test.numel(), len(STATES)) and made.states.any(0)[0]
+    first = moe_x.probe((0,), quiet, of=lambda m: m.coverage, steps=1)
+    monkeypatch.setattr(moe_x, "learn", None)
+    second = moe_x.probe((0,), quiet, of=lambda m: m.reconstruction, steps=1)
+    assert first.table == second.table and -1 <= first.got <= 1
+    assert [row["router"] for row in first.table] == list(moe_x.ROUTERS)

@@ -1,0 +1,58 @@
+"""The experiments of the sparse coding claims, in their smallest form."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from intarsia.data import packages
+from intarsia_lab.claims import prosper, prosper_photographs
+
+
+@pytest.fixture(autouse=True)
+def _small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packages, "cache_dir", lambda: tmp_path)
+    monkeypatch.setattr(prosper, "SAMPLES", 60)
+    monkeypatch.setattr(prosper, "STEPS", 2)
+    monkeypatch.setattr(prosper_photographs, "CROP", 24)
+    own = prosper_photographs.photographs
+    monkeypatch.setattr(prosper_photographs, "photographs", lambda **kw: own((), **kw))
+
+
+def said(_: str) -> None: ...
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_bars_are_counted_of_every_model_and_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = prosper.find_bars((0,), said)
+    assert len(found.table) == 18 and 0 <= found.got <= 1
+    assert len(prosper.masked_bars((0,), said).values) == 1
+    monkeypatch.setattr(prosper, "bar_data", lambda *_: pytest.fail("run a second time"))
+    assert prosper.find_bars((0,), said) == found
+
+
+def test_a_bar_is_found_in_either_direction() -> None:
+    truth = prosper.bars()
+    assert prosper.bars_in(-truth[:4], truth) == 4
+    assert prosper.bars_in(np.ones((3, 25)), truth) == 0
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+def test_every_method_denoises() -> None:
+    picture: Any = prosper_photographs.denoised(0)
+    assert picture["noisy"] < 21
+    for name in prosper_photographs.DENOISERS:
+        assert picture[name]["psnr"] > picture["noisy"]
+
+
+def test_test_patches_are_white_and_of_other_photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = prosper_photographs.photographs
+    monkeypatch.setattr(prosper_photographs, "photographs", lambda **kw: own(**kw) * 4)
+    train, test = prosper_photographs.natural(0, train=200, test=50, whole=20)
+    assert train.shape == (200, 20) and test.shape == (50, 20)
+    np.testing.assert_allclose(train.var(axis=0, ddof=1), 1)

@@ -1,0 +1,98 @@
+"""The claims on routers in their smallest form: every cell runs, and figures are what they say."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from functools import partial
+from typing import Any
+
+import pytest
+
+from intarsia.data import corpora
+from intarsia.data.small_models import Small
+from intarsia.experiments.pool import Arm
+from intarsia_lab.claims import evomoe, momentum, recurrent, routed
+from intarsia_lab.kit import Claim
+from intarsia_lab.routing import Scale, materials
+
+SCALE = Scale(Small(8, 2, 2, 8), batch=4, steps=10, length=8, vocabulary=260, test=16)
+BENCH = routed.Bench("toy", SCALE, "here")
+CLAIMS = {c.key: c for module in (evomoe, momentum, recurrent) for c in module.CLAIMS}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A corpus "toy" of one sentence; claims find the cells of those before them."""
+    text = "The cat sat on 12 mats, and Tom ran.\n" * 1000
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("INTARSIA_HOME", str(tmp_path_factory.mktemp("home")))
+        patched.setattr(materials, "SEGMENT", 256)
+        patched.setitem(corpora.CORPORA, "toy", corpora.Corpus(lambda _: text, "a toy"))
+        yield
+
+
+def arms_of(claim: Claim) -> tuple[Arm[routed.AtBudget], ...]:
+    assert isinstance(claim.run, partial)
+    told = claim.run.keywords
+    return told["base"], told["ours"], *told.get("beside", ())
+
+
+@pytest.mark.usefixtures("toy")
+@pytest.mark.parametrize("key", CLAIMS)
+def test_a_claim_runs_all_its_contenders(key: str) -> None:
+    claim: Any = CLAIMS[key]
+    result = claim.run((0,), lambda _: None, bench=BENCH)
+    assert len(result.values) == 1 and result.got == result.values[0] >= 0
+    assert [row["contender"] for row in result.table] == [arm.name for arm in arms_of(claim)]
+    assert result.table[0]["ratio"] == "1.0000"
+
+
+def cell(loss: float, **more: Any) -> dict[str, Any]:
+    layer = {"load": [1] * 8, "load_cv": 0.0, "active": 1.0}
+    return {
+        "loss": loss, "swapped_loss": loss + 0.1, "steps": 5, "flops": {"total": 1.0},
+        "cpu_seconds": 1.0, "layers": [layer], "data": "toy", "scale": SCALE.to_dict(),
+        "agreement": [{"information": 0.2}, {"information": 0.4}],
+        "curve": [{"layers": [{"active": 1.0}, {"active": 2.0}]}],
+    } | more  # fmt: skip
+
+
+def test_a_ratio_is_the_mean_of_the_seeds() -> None:
+    ours, base = evomoe.EVOMOE, evomoe.SWITCH
+    found = {base.name: [cell(2.0), cell(4.0)], ours.name: [cell(1.0), cell(4.0)]}
+
+    def of(cells: Mapping[str, routed.Cell]) -> float:
+        return routed.loss(cells[ours.name]) / routed.loss(cells[base.name])
+
+    result = routed.judged(found, base, of, "So.")
+    assert result.values == (0.5, 1.0) and result.got == 0.75
+    assert result.note.endswith("So.")
+    assert result.table[1]["ratio"] == "0.7500"
+
+
+def test_figures_of_a_cell() -> None:
+    one = cell(2.0)
+    assert routed.perplexity(one) == pytest.approx(math.exp(2))
+    assert routed.hurt(one) == pytest.approx(math.exp(0.1) - 1)
+    assert routed.information(one) == pytest.approx(0.3)
+    assert routed.active(one) == 1.5
+
+
+@pytest.mark.parametrize(
+    ("entropies", "rise"), [((3, 2, 1, 0), 0), ((2, 2, 2, 2), 0), ((0, 0, 0, 3, 0, 3), 2)]
+)
+def test_only_a_rise_of_the_smoothed_entropy_counts(
+    entropies: tuple[float, ...], rise: float
+) -> None:
+    dense: list[dict[str, Any]] = [{"layers": []}]
+    curve = dense + [{"layers": [{"gate_entropy": e}, {"gate_entropy": e}]} for e in entropies]
+    assert evomoe.entropy_rise(cell(1.0, curve=curve)) == pytest.approx(rise / math.log(8))
+
+
+def test_the_control_without_recurrence_has_as_many_live_parameters() -> None:
+    def live(hidden: int, recurrence: bool) -> int:
+        state = 3 * hidden * hidden if recurrence else 0
+        return 4 * (64 + 8) * hidden + 3 * hidden * hidden + 6 * hidden + state
+
+    assert abs(live(38, False) / live(32, True) - 1) < 0.005

@@ -1,0 +1,123 @@
+"""Baselines of sequence models: numbers are places, neighbours are those of the definition."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from intarsia.data.interactions import Interactions, events
+from intarsia.models.recommend.onerec import OneRec
+from intarsia_lab.claims import m2trec, onerec, onerec_next
+from intarsia_lab.claims import sequence_baselines as baselines
+
+RING = 8
+
+
+@pytest.fixture(scope="module")
+def ring() -> Interactions:
+    """80 users who take 6 of 8 items that follow each other in a ring; two items have no event."""
+    rows = [
+        (f"u{u}", str((u + step) % RING), 1e5 * u + 60.0 * step, 5.0)
+        for u in range(80)
+        for step in range(6)
+    ]
+    return events(rows, item_ids=[str(i) for i in range(RING + 2)])
+
+
+SMALL: dict[str, dict[str, Any]] = {
+    baselines.SASREC: {"embedding_dim": 16, "n_epochs": 30, "learning_rate": 1e-2, "n_sample": 16},
+    baselines.GRU4REC: {"layers": [16], "n_epochs": 60, "learning_rate": 0.1, "n_sample": 16},
+}
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_cornac_s_models_learn_what_follows_and_count_as_we_do(
+    name: str, ring: Interactions
+) -> None:
+    pytest.importorskip("cornac")
+    spans = ring.sessions("60min").spans
+    score = baselines.MAKES[name](ring, spans, SMALL[name], 0)
+    x = torch.tensor([[0, 3, 4], [6, 7, 8]])  # places from 1
+    found = score(x)
+    assert found.shape == (2, RING + 3) and (found[:, 0] == -torch.inf).all()
+    assert found.argmax(1).tolist() == [5, 1]
+
+
+def test_tiger_writes_an_item_of_the_catalogue(ring: Interactions) -> None:
+    pytest.importorskip("cornac")
+    tiny = {"d_model": 16, "d_ff": 16, "num_heads": 2, "d_kv": 8, "num_enc_layers": 1}
+    tiny |= {"num_dec_layers": 1, "n_epochs": 1, "rqvae_codebook_size": 3}
+    score = baselines.tiger(ring, ring.sessions("60min").spans, tiny, 0)
+    found = score(torch.tensor([[0, 3, 4]]))
+    assert found.shape == (1, RING + 3) and torch.isfinite(found[0, 1:]).all()
+    assert (found[0, 1:] > -1e9).any()
+
+
+def test_neighbours_are_those_of_the_definition(ring: Interactions) -> None:
+    spans = ring.sessions("60min").spans
+    settings = {"decay": 0.5, "shrink": 3.0}
+    score = baselines.neighbours(ring, spans, settings, 0)
+    of: list[set[int]] = [
+        {n for n, (a, b) in enumerate(spans) if item in ring.items[a:b]} for item in range(RING + 2)
+    ]
+
+    def alike(i: int, j: int) -> float:
+        norm = math.sqrt(len(of[i]) * len(of[j])) + 3.0
+        return 0.0 if i == j else len(of[i] & of[j]) / norm
+
+    found = score(torch.tensor([[0, 2, 5]]))[0]
+    wanted = [0.5 * alike(1, j) + alike(4, j) for j in range(RING + 2)]
+    assert found[0] == 0 and found[1:].tolist() == pytest.approx(wanted)
+    counts = baselines.popular(ring, spans, {}, 0)(torch.tensor([[1]]))
+    assert counts[0].tolist() == [0, *ring.popularity().tolist()]
+
+
+def test_settings_are_chosen_on_validation_and_scored_on_the_test(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
+    tried: list[tuple[str, float, int]] = []
+
+    def parts(seed: int, part: str) -> Any:
+        return type("T", (), {"sessions": lambda *_: type("S", (), {"spans": ()})}), part, seed
+
+    def judged(model: float, asked: str, seed: int) -> m2trec.HitRates:
+        tried.append((asked, model, seed))
+        return m2trec.HitRates(-model if asked == "test" else model, 0, 0, 0)
+
+    monkeypatch.setattr(m2trec, "parts", parts)
+    monkeypatch.setattr(m2trec, "judged", judged)
+    monkeypatch.setitem(m2trec.MAKES, "toy", lambda _t, _s, settings, _seed: settings["a"])
+    monkeypatch.setitem(m2trec.GRIDS, "toy", baselines.grid({}, a=(1.0, 5.0, 2.0)))
+    for _ in range(2):  # the second time all is kept
+        assert m2trec.tuned_of("toy", 3).warm == -5
+    assert tried == [("val", 1, 0), ("val", 5, 0), ("val", 2, 0), ("test", 5, 3)]
+
+
+def test_questions_ask_for_what_follows_a_history(ring: Interactions) -> None:
+    early, late = onerec_next.early_and_late(ring)
+    assert len(early) + len(late) == len(ring) and len(late) == 80
+    x, y = onerec_next.questions(late, early)
+    assert x.shape == (80, 20) and (x[:, -5:] > 0).all() and (x[:, :-5] == 0).all()
+    own = ring.histories()[7]
+    assert x[7, -5:].tolist() == (own[:5] + 1).tolist() and int(y[7]) == own[5] + 1
+    score = lambda x: torch.arange(RING + 3.0).expand(len(x), -1)  # noqa: E731
+    best = onerec_next.of_scores(score)(torch.tensor([[0, RING + 2]]))
+    assert best[0, 0] == RING + 1 and RING + 2 not in best[0].tolist()[: RING + 1]
+    second = torch.tensor([[9, 4, 3]])
+    found = onerec_next.ranked(lambda x: second.expand(len(x), -1), x[:2], torch.tensor([4, 1]))
+    assert found.ndcg == pytest.approx(50 / np.log2(3)) and found.hits == 50
+
+
+def test_a_session_item_by_item_has_no_item_twice(ring: Interactions) -> None:
+    tiny = OneRec(codes=(3, 3), width=16, layers=1, experts=2, history=4, session=1)
+    model = tiny.build(ring, seed=0)
+    x = torch.tensor([[0, 0, 1, 2], [3, 4, 5, 6]])
+    drawn = onerec.one_by_one(model, x, 3, torch.Generator().manual_seed(0))
+    assert drawn.shape == (2, 3, 5) and (drawn > 0).all()
+    assert all(len(set(one)) == 5 for one in drawn.flatten(0, 1).tolist())

@@ -1,0 +1,46 @@
+"""The claims on unlearning, on a mixture that was trained for three steps."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from intarsia_lab.claims import routing_traces, seuf
+from intarsia_lab.claims.ledger import claim
+
+
+def test_every_arm_is_run_once_and_kept(
+    mixture: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(routing_traces, "HELD_OUT", 1)
+    monkeypatch.setattr(routing_traces, "TRAINED", 1)
+    monkeypatch.setattr(seuf, "texts", lambda: mixture)
+    small = {"FORGOTTEN": ("a",), "LENGTH": 16, "TRAINED": 4, "JUDGED": 2, "STEPS": 2}
+    for name, value in (small | {"RANDOM": 1, "TARGETS": (0.0, 1e-3), "RATE": 0.05}).items():
+        monkeypatch.setattr(seuf, name, value)
+    seuf.rows.cache_clear()
+    said: list[str] = []
+    first = claim("seuf-expert").run((0,), said.append)
+    ran = len(said)
+    assert len(first.table) == 6 and ran >= 6
+    again = claim("seuf-size").run((0,), said.append)
+    assert len(said) == ran and 0 < again.got < 5
+    assert again.table == first.table
+    seuf.rows.cache_clear()
+
+
+def test_damage_is_interpolated_on_the_path() -> None:
+    path = [{"forget": 1.0, "retain": 2.0}, {"forget": 2.0, "retain": 2.4}]
+    assert seuf.rise(path, 0.5) == pytest.approx(0.2) and math.isnan(seuf.rise(path, 2.0))
+
+
+def test_a_random_expert_that_never_comes_so_far_is_left_out() -> None:
+    def cell(a: float | None, b: float | None) -> dict[str, object]:
+        return {"damage": {"0.5": a, "1.0": b}}
+
+    of = seuf.TOP
+    found = {of: cell(0.1, 0.3), f"random 0 beside {of}": cell(0.2, None)}
+    assert seuf.against_random(found, of) == 1.0  # nothing to compare with at the second target
+    found[f"random 1 beside {of}"] = cell(0.2, 0.6)
+    assert seuf.against_random(found, of) == pytest.approx(0.5)

@@ -1,0 +1,127 @@
+"""Claims on adapters of a pretrained ViT's last blocks, in their smallest form."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from intarsia_lab.claims import bi, low_rank, mos, s2ft, study, tails
+
+CLASSES = 2
+
+
+def quiet(_: str) -> None: ...
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Twelve narrow blocks on random tokens; cells are kept in a folder of their own."""
+
+    def trunk(classes: int) -> torch.nn.Module:
+        torch.manual_seed(0)
+        sizes = {"img_size": 28, "embed_dim": 24, "num_heads": 2, "depth": 12}
+        return timm.create_model("vit_small_patch14_dinov2", num_classes=classes, **sizes)
+
+    def prepare(name: str, most: int, first: int) -> tuple[Any, ...]:
+        draws = torch.Generator().manual_seed(len(name))
+        where = np.arange(40)
+        labels = torch.arange(40) % CLASSES
+        return torch.randn(40, 5, 24, generator=draws), labels, where[:24], where[24:], CLASSES
+
+    monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
+    monkeypatch.setattr(study, "_trunk", trunk)
+    monkeypatch.setattr(study, "prepare", prepare)
+    monkeypatch.setattr(s2ft, "IMAGES", 12)
+    few = {"budget": study.Budget("few", 12, 1), "sets": ("a", "bb")}
+    for module in (mos, bi):
+        monkeypatch.setattr(module, "STUDY", replace(module.STUDY, **few))
+    for cached in (tails.pictures, s2ft.probe, s2ft.rate):
+        cached.cache_clear()
+    yield
+    for cached in (tails.pictures, s2ft.probe, s2ft.rate):
+        cached.cache_clear()
+
+
+def test_mos_and_what_it_is_held_against_have_as_many_parameters() -> None:
+    at_two = [mos.MOS[2], mos.SUBSET, mos.POOL, mos.LORA[2], "PiSSA, rank 2"]
+    sizes = {low_rank.parameters(mos.METHODS[name], mos.FIRST) for name in at_two}
+    (size,) = sizes
+    assert low_rank.parameters(mos.METHODS["DoRA, rank 2"], mos.FIRST) > size
+    assert low_rank.parameters(mos.METHODS[mos.MOS[4]], mos.FIRST) == 2 * size
+
+
+def test_ways_to_share_judge_the_same_cells(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mos, "parameters", lambda *_: 7)
+    order = mos.orders((0,), quiet)
+    monkeypatch.setattr(study, "fit", None)  # only what was not run yet would need it
+    assert mos.orders((0,), quiet) == order
+    assert [row["adapter"] for row in order.table] == [mos.MOS[2], mos.SUBSET, mos.POOL]
+    assert len(order.values) == 1 and order.got == order.values[0]
+
+
+def test_mos_is_held_against_the_best_of_peft(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mos, "parameters", lambda *_: 7)
+    result = mos.against_peft((0,), quiet)
+    accuracies = [float(row["a, %"]) + float(row["bb, %"]) for row in result.table]
+    assert result.got == pytest.approx((accuracies[-1] - max(accuracies[:-1])) / 2, abs=0.11)
+
+
+def test_the_saving_factor_is_between_measured_ranks() -> None:
+    errors = [8.0, 6.0, 5.0]
+    assert mos.matching_rank(9, (1, 2, 4), errors) == 1
+    assert mos.matching_rank(7, (1, 2, 4), errors) == pytest.approx(2**0.5)
+    assert mos.matching_rank(4, (1, 2, 4), errors) == 4
+
+
+def test_one_bit_has_as_many_bytes_as_what_it_is_held_against() -> None:
+    size, formula = bi.sizes(bi.CODED[bi.ONE])
+    assert abs(size / formula - 1) < bi.BYTES
+    ours, floats, lora, _, dora = map(bi.weight_bytes, (bi.ONE, bi.SAME_BYTES, *bi.RIVALS))
+    assert floats == lora < dora and ours / floats == pytest.approx(1, abs=0.01)
+
+
+def test_one_bit_is_judged_by_three_figures(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bi, "sizes", lambda *_: (103, 100))
+    monkeypatch.setattr(bi, "weight_bytes", lambda _: 7)
+    result = bi.one_bit((0,), quiet)
+    assert result.got >= 0.03 / bi.BYTES and len(result.table) == len(bi.CODED)
+    assert len(bi.against_peft((0,), quiet).table) == 1 + len(bi.RIVALS)
+
+
+def test_arms_of_s2ft_have_as_many_parameters() -> None:
+    ours, lora, pissa, dora = (low_rank.parameters(m, s2ft.FIRST) for m in s2ft.METHODS.values())
+    assert ours == lora == pissa < dora
+
+
+def test_each_arm_of_s2ft_has_its_own_rate(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[tuple[str, float]] = []
+
+    def accuracy(arm: str, task: str, rate: float) -> float:
+        tried.append((arm, rate))
+        return rate if arm == s2ft.OURS else -rate
+
+    monkeypatch.setattr(s2ft, "tried", accuracy)
+    monkeypatch.setattr(s2ft, "TARGETS", s2ft.TARGETS[:1])
+    result = s2ft.retention((0,), quiet)
+    assert {arm for arm, _ in tried} == set(s2ft.METHODS) and len(tried) == 12
+    assert (s2ft.rate(s2ft.OURS), s2ft.rate(s2ft.LORA)) == (max(s2ft.RATES), min(s2ft.RATES))
+    assert result.got in (0, 1) and len(result.table) == 3
+    found = s2ft.tracks((0,), quiet)  # kept
+    starts = {(t.source[0], len(t.source)) for t in found.values()}
+    assert len(starts) == 1  # all cells but PiSSA's split start as the pretrained blocks
+    assert -1 <= s2ft.in_domain((0,), quiet).got <= 1
+
+
+def test_both_are_read_where_they_reach_the_same_accuracy() -> None:
+    ours, lora = (
+        s2ft.Track([0.2, 0.6, 0.7], [0.9, 0.8, 0.5]),
+        s2ft.Track([0.2, 0.5, 0.6], [0.9] * 3),
+    )
+    found = {(s2ft.OURS, "t", 0): ours, (s2ft.LORA, "t", 0): lora}
+    assert s2ft.matched(found, "t", 0) == (0.6, 0.8, 0.9)

@@ -1,0 +1,74 @@
+"""Claims on sparse transport in their smallest form, and the plan that is shown beside them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+
+from intarsia.mixtures.zcode_m3 import mixtures_in
+from intarsia_lab.claims import study, tails, transport
+
+
+def quiet(_: str) -> None: ...
+
+
+def trunk(classes: int) -> torch.nn.Module:
+    torch.manual_seed(0)
+    sizes = {"img_size": 28, "embed_dim": 16, "num_heads": 2, "depth": 12}
+    return timm.create_model("vit_small_patch14_dinov2", num_classes=classes, **sizes)
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """Narrow blocks on random tokens, two and four experts; cells in a folder of their own."""
+
+    def prepare(name: str, most: int, first: int) -> tuple[Any, ...]:
+        where, labels = np.arange(40), torch.arange(40) % 2
+        return torch.randn(40, 5, 16).bfloat16(), labels, where[:24], where[24:], 2
+
+    monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
+    monkeypatch.setattr(study, "_trunk", trunk)
+    monkeypatch.setattr(study, "prepare", prepare)
+    monkeypatch.setattr(transport, "EXPERTS", (2, 4))
+    tails.pictures.cache_clear()
+    yield
+    tails.pictures.cache_clear()
+
+
+def test_both_claims_judge_the_same_runs(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    uneven = transport.unbalanced((0,), quiet)
+    monkeypatch.setattr(transport, "fit", None)  # only what was not run yet would need it
+    loss = transport.against((0,), quiet)
+    assert uneven.table == loss.table and uneven.got >= 1 and loss.got > 0
+    assert len(loss.table) == 2 * len(transport.ROUTERS)
+    plans = [row for row in loss.table if row["router"] == transport.PLAN]
+    assert all(float(row["largest load / mean"]) <= 1.1 for row in plans)
+
+
+def test_experts_alone_learn_and_their_weights_do_not_depend_on_their_number() -> None:
+    sizes = list[int]()
+    for experts in (2, 4):
+        model = transport.with_experts(
+            tails.split_at(trunk(2), 10)[1], transport.top_1(experts, 0.0), 0
+        )
+        (mixture,) = mixtures_in(model).values()
+        learned = {id(p) for p in model.parameters() if p.requires_grad}
+        own = {id(p) for p in (*mixture.parameters(), *model.head.parameters())}  # pyright: ignore
+        assert learned == own
+        sizes.append(mixture.experts.up.numel())  # pyright: ignore
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("tokens", [1, 7, 64])
+def test_sinkhorn_then_top_c_fills_every_column(tokens: int) -> None:
+    router = transport.Sinkhorn(4, capacity=1.0).build(8, generator=torch.Generator())
+    p = torch.rand(tokens, 4).softmax(-1)
+    plan = router.plan(p)
+    assert ((plan > 0).sum(0) == math.ceil(tokens / 4)).all()

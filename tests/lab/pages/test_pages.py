@@ -1,0 +1,79 @@
+"""The methods' pages are what the cards say, now."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from intarsia.catalog import cards
+from intarsia.core.errors import DataError
+from intarsia_lab.pages.methods import measured, pages, published, reference, write
+
+# PEFT's own methods have no class here: a line in the index says it all
+METHODS = [card for card in cards() if card.family != "peft"]
+DOCS = Path(__file__).parents[3] / "docs" / "methods"
+
+
+def test_every_card_has_a_page_and_a_line_in_the_index() -> None:
+    made = pages([])
+    assert made.keys() == {"index.md", *(f"{card.key}.md" for card in METHODS)}
+    for card in METHODS:
+        assert f"[{card.key}]({card.key}.md)" in made["index.md"]
+        text = made[f"{card.key}.md"]
+        assert card.summary in text and card.paper.url in text
+        assert all(f"`{tag}`" in text for tag in card.tags)
+        assert ("## Tags" in text) == bool(card.tags)
+        assert f".{card.config.__name__}`." in text
+
+
+def test_every_page_is_up_to_date() -> None:
+    for name, text in pages(*published(DOCS.parent)).items():
+        assert (DOCS / name).read_text() == text, f"{name}: run intarsia_lab.pages.methods"
+
+
+def test_a_page_has_the_verdicts_of_its_paper_and_no_other() -> None:
+    paper = next(card.paper.arxiv for card in METHODS if card.key == "mos")
+    said = {"baseline": "LoRA", "bar": "<= 0.85", "got": 0.9, "values": [0.9, 0.9]}
+    own, after = f"MoS is better (arXiv:{paper}).", "In this order."
+    keys = {"mos": own, "mos-order": after, "mosa": "Split (arXiv:2312.02923).", "moss": after}
+    claims = [{"key": key, "sentence": sentence, **said} for key, sentence in keys.items()]
+    assert [claim["key"] for claim in measured(paper, claims)] == ["mos", "mos-order"]
+    text = pages(claims)["mos.md"]
+    assert "| [mos](../claims.md#mos) | LoRA | <= 0.85 | 0.900 | **fails** |" in text
+    assert "#mosa)" not in text and "## Measured" not in pages([])["mos.md"]
+
+
+def test_a_page_has_the_comparisons_with_the_official_code() -> None:
+    run = {"function": "prune", "commit": "abc", "path": "lib/prune.py", "repository": "a/b"}
+    run |= {"methods": ["mos"], "ours": "intarsia.Mos", "tolerance": 1e-6, "differs": ""}
+    worked = {"function": "equation (3)", "methods": ["mos"], "repository": None}
+    worked |= {"worked": "methods/test_mos.py::test_three", "differs": "Ours is plain."}
+    text = pages([], [run | {"equal": True}, run | {"equal": False}, worked])["mos.md"]
+    source = "`prune` of [a/b](https://github.com/a/b/blob/abc/lib/prune.py)"
+    assert f"| {source} | `intarsia.Mos` | yes, to 1e-06 |" in text
+    assert f"| {source} | `intarsia.Mos` | **no** |" in text
+    assert "equation (3)" in text and "Ours is plain." in text
+    assert "not compared with an official" in pages([])["mos.md"]
+
+
+def test_there_is_no_page_of_a_method_that_is_gone() -> None:
+    assert {p.name for p in DOCS.glob("*.md")} == pages([]).keys()
+
+
+def test_write_removes_old_pages_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("gone.md", "picture.svg"):
+        (tmp_path / name).touch()
+    write(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"picture.svg", *pages([])}
+
+
+def test_the_table_of_the_reference_is_up_to_date() -> None:
+    text = (DOCS.parent / "reference.md").read_text()
+    assert reference(text) == text, "run: python -m intarsia_lab.pages.methods"
+    for card in METHODS:
+        assert f"[`{card.config.__name__}`](methods/{card.key}.md)" in text
+    without = "\n".join(line for line in text.splitlines() if "methods/topk.md" not in line)
+    assert reference(without + "\n") == text
+    with pytest.raises(DataError, match="no section of methods"):
+        reference("# Reference\n")

@@ -1,0 +1,148 @@
+"""What cells say together: pairs by seed, what is not there, names that are wrong, files."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from intarsia.core.errors import ConfigError, DataError, UnknownName
+from intarsia.results.sheet import Spread
+from intarsia.results.table import Table
+from intarsia_lab.routing import VARIANTS, Contest, sheets_of, tidy, write
+from intarsia_lab.routing.report.publish import as_markdown
+from intarsia_lab.routing.report.tables import notes, sentence, table_of
+
+Told = Callable[..., dict[str, Any]]
+
+
+def _titles(table: Table) -> list[str]:
+    return [column.title for column in table.columns]
+
+
+def test_differences_are_paired_by_seed(told: Told) -> None:
+    # seeds differ by far more than contenders: only pairs show the difference
+    rows = [told("top-k", s, 3.0 + s) for s in range(3)]
+    rows += [told("comet", s, 2.9 + s) for s in (2, 1, 0)]
+    (sheet,) = sheets_of(rows, "top-k")
+    base, comet = sheet.contenders
+    found = comet.difference(base)
+    assert found is not None and found.n == 3 and found.behind == 3
+    assert found.mean == pytest.approx(-0.1) and found.spread.deviation == pytest.approx(
+        0, abs=1e-9
+    )
+    assert [row["seed"] for row in comet.rows] == [0, 1, 2]
+    assert sheet.best is comet and "lower in 3 of 3 seeds" in sentence(sheet)
+    flat = {(row["contender"], row["seed"]): row for row in tidy([sheet])}
+    for seed in range(3):
+        own = flat["comet", seed]
+        assert own["loss_difference"] == pytest.approx(-0.1)
+        assert own["loss_ratio"] == pytest.approx((2.9 + seed) / (3 + seed))
+        assert own["operations_ratio"] == 1 and own["agreement"] == 0.2
+
+
+def test_a_seed_without_its_pair_is_not_paired(told: Told) -> None:
+    rows = [told("top-k", 0, 3.0), told("top-k", 1, 9.0), told("comet", 0, 2.5)]
+    (sheet,) = sheets_of(rows)
+    found = sheet.contenders[1].difference(sheet.contenders[0])
+    assert found is not None and found.spread == Spread(-0.5, None, 1)
+    assert "Not with every seed: comet." in notes(sheet)
+    (sheet,) = sheets_of([told("top-k", 0), told("comet", 1)])
+    assert sheet.contenders[1].difference(sheet.contenders[0]) is None
+    assert "not paired" not in as_markdown([sheet]) and "no seed in common" in as_markdown([sheet])
+
+
+def test_what_a_contender_has_not_is_left_empty(told: Told) -> None:
+    (sheet,) = sheets_of([told("dense", layers=0), told("switch", drop=0.25)])
+    table = table_of(sheet)
+    dense, switch = (dict(zip(_titles(table), row, strict=True)) for row in table.rows)
+    for title in ("Load CV", "Active", "Agreement", "Special.", "Dropped, %", "Time, %"):
+        assert dense[title].text == "" and switch[title].text
+    assert switch["Dropped, %"].text == "25.0"
+    assert dense["Contender"].text == "dense" and "Bits/byte" in dense
+    assert "Accuracy, %" not in dense
+    (pictures,) = sheets_of([told(text=False), told("comet", text=False)])
+    titles = _titles(table_of(pictures))
+    assert "Accuracy, %" in titles and "Bits/byte" not in titles and "Dropped, %" not in titles
+
+
+def test_a_single_contender_has_no_baseline(told: Told) -> None:
+    (sheet,) = sheets_of([told()])
+    assert sheet.baseline is None
+    assert "Difference" not in _titles(table_of(sheet))
+    assert "One seed" in notes(sheet)[0] and "ends with" in sentence(sheet)
+    assert tidy([sheet])[0]["loss_ratio"] is None
+
+
+def test_materials_and_budgets_are_sheets_of_their_own(told: Told) -> None:
+    rows = [told(name, budget=budget, text=text) for text in (True, False)
+            for budget in ("steps", "flops") for name in ("top-k", "comet")]  # fmt: skip
+    titles = [sheet.title for sheet in sheets_of(rows)]
+    assert titles == [
+        "austen at equal steps", "austen at equal operations",
+        "fashion-mnist at equal steps", "fashion-mnist at equal operations",
+    ]  # fmt: skip
+
+
+def test_wrong_rows(told: Told) -> None:
+    with pytest.raises(DataError, match="at least 1"):
+        sheets_of([])
+    with pytest.raises(DataError, match="seed 0 twice"):
+        sheets_of([told(), told()])
+    with pytest.raises(UnknownName, match="Did you mean top-k"):
+        sheets_of([told(), told("comet")], "topk")
+
+
+def test_who_saw_later_tokens_is_said(told: Told) -> None:
+    (sheet,) = sheets_of([told(), told("expert-choice", sees_later=True)])
+    assert any("a say in expert-choice" in note for note in notes(sheet))
+
+
+def test_the_files(told: Told, tmp_path: Path) -> None:
+    rows = [told(name, seed) for name in ("top-k", "dense|x") for seed in (0, 1)]
+    written = write(sheets_of(rows), rows, tmp_path)
+    assert [path.name for path in written] == [
+        "routers.html", "routers.md", "results.json", "results.csv",
+    ]  # fmt: skip
+    assert json.loads(written[2].read_text()) == rows
+    with written[3].open() as file:
+        table = list(csv.DictReader(file))
+    assert len(table) == 4 and table[0]["loss"] == "3.0" and table[0]["contender"] == "top-k"
+    text = written[1].read_text()
+    assert "dense\\|x" in text and "- **Agreement**" in text
+
+
+@pytest.mark.parametrize(
+    ("contest", "message"),
+    [
+        (Contest(["austen"], ["top-k", "top-k"]), "each once"),
+        (Contest(["austen"], seeds=()), "at least one"),
+        (Contest(["austin"]), "Did you mean austen"),
+        (Contest(["austen"], ["comett"]), "Did you mean comet"),
+        (Contest(["austen"], budgets=["time"]), "budget"),
+    ],
+)
+def test_wrong_contests(contest: Contest, message: str) -> None:
+    with pytest.raises((ConfigError, UnknownName), match=message):
+        contest.asked()
+
+
+def test_all_are_those_that_the_data_allow() -> None:
+    def names(contest: Contest) -> list[str]:
+        return [one.variant.name for one in contest.asked()]
+
+    late = [name for name, one in VARIANTS.items() if one.sees_later]
+    assert late and not set(late) & set(names(Contest(["austen"])))
+    assert names(Contest(["fashion-mnist"])) == list(VARIANTS)
+    assert names(Contest(["austen"], sees_later=True)) == list(VARIANTS)
+    assert Contest(["austen"]).baseline(None) == "top-k"
+    assert Contest(["austen"], ["rmoe", "comet"]).baseline(None) == "rmoe"
+    with pytest.raises(UnknownName):
+        Contest(["austen"], ["rmoe"]).baseline("top-k")
+    assert Contest(["fashion-mnist"]).baseline(late[0]) == late[0]
+    with pytest.raises(UnknownName):  # left out on the text
+        Contest(["austen", "fashion-mnist"]).baseline(late[0])
