@@ -11,6 +11,5 @@ from .core.exports import exports
 
 _peft.register()
 _transformers.register()
-_OLD = {"Bi": "methods.BiAdapter", "Dts": "routers.EvoMoe", "Sparsity": "routers.MoeX"}
 
-__getattr__, __dir__, __all__ = exports(__name__, __file__, _OLD)
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

@@ -17,7 +17,6 @@ from intarsia.adapters.bottleneck import (
     NORMS,
     PLACEMENTS,
     ResidualNorm,
-    WeightDropout,
 )
 from intarsia.core import Site
 from intarsia.core.errors import ConfigError, TargetError
@@ -199,24 +198,6 @@ def test_dropout_is_on_the_bottleneck_and_only_while_training() -> None:
     assert cell.eval()(x)[0, 0].item() == pytest.approx(50)
 
 
-def test_weights_are_dropped_separately_for_each_sample() -> None:
-    layer = WeightDropout(300, 2, dtype=torch.float64)
-    layer.p = 0.25
-    nn.init.ones_(layer.weight)
-    nn.init.zeros_(layer.bias)
-    x = torch.ones(400, 2, 300, dtype=torch.float64)
-    torch.manual_seed(0)
-    y = layer(x)
-    assert torch.equal(y[:, 0], y[:, 1])  # one mask for all tokens of a sample
-    assert len(y[:, 0, 0].unique()) > 20
-    assert abs(y.mean().item() - 300) < 3  # the expectation is the plain layer
-    deviation = (300 * 0.25 / 0.75) ** 0.5
-    assert abs(y[:, 0].std().item() / deviation - 1) < 0.1
-    assert_close(layer.eval()(x), F.linear(x, layer.weight, layer.bias))
-    layer.train().p = 0.0
-    assert_close(layer(x), F.linear(x, layer.weight, layer.bias))
-
-
 @pytest.mark.parametrize("settings", [{}, {"dropout": 0.5}])
 @pytest.mark.parametrize("shape", [(0, 5, WIDTH), (1, WIDTH), (2, 3, 3, WIDTH)])
 def test_inputs_of_any_shape(settings: dict[str, float], shape: tuple[int, ...]) -> None:
@@ -275,7 +256,6 @@ def test_a_cell_is_not_linear() -> None:
         ({"scale": "token"}, "scale: got 'token'"),
         ({"dropout": 1.0}, "dropout: got 1.0, want 0 <= dropout < 1"),
         ({"dropout": -0.1}, "dropout: got -0.1"),
-        ({"weight_dropout": 1.0}, "weight_dropout: got 1.0"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import re
-import warnings
 from typing import Any
 
 import numpy as np
 import pytest
 
-import intarsia
 from intarsia.core.checks import above, at_least, below_one, between, one_of, whole
 from intarsia.core.errors import ConfigError
 
@@ -49,20 +47,3 @@ def test_what_is_not_is_told_in_got_want_fix(check: object, message: str) -> Non
     assert callable(check)
     with pytest.raises(ConfigError, match=re.escape(message)):
         check()
-
-
-@pytest.mark.parametrize(("old", "new"), [("Bi", "BiAdapter"), ("Dts", "EvoMoe")])
-def test_an_old_name_still_works_and_warns(old: str, new: str) -> None:
-    with pytest.warns(DeprecationWarning, match=f"intarsia.{old} is now .*{new}"):
-        assert getattr(intarsia, old) is getattr(intarsia, new)
-
-
-def test_an_old_name_of_a_folder_still_works_and_warns() -> None:
-    from intarsia import gating, routers
-
-    with pytest.warns(DeprecationWarning, match=r"routers\.Thread is now intarsia\.gating\.Layer"):
-        assert routers.Thread is gating.LayerState
-    with pytest.warns(DeprecationWarning, match=r"routers\.Router is now intarsia\.gating\.Router"):
-        assert routers.Router is gating.Router
-    with warnings.catch_warnings(), pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        assert routers.nothing

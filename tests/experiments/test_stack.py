@@ -17,7 +17,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from intarsia import Bottleneck, adapt
-from intarsia.adapters.bottleneck import WeightDropout
+from intarsia.adapters.bottleneck import BottleneckCell
 from intarsia.data import backbone
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.one_run import run, shape_of
@@ -217,7 +217,7 @@ def test_only_runs_on_equal_trunks_step_together() -> None:
     assert together.on_one_trunk(mixed, rows) is None
 
 
-@pytest.mark.parametrize("what", ["attention", "patches", "weights"])
+@pytest.mark.parametrize("what", ["attention", "patches", "adapters"])
 def test_whatever_is_dropped_is_drawn_as_alone(what: str) -> None:
     both: list[Any] = models(2)
     draws = torch.Generator().manual_seed(0)
@@ -227,9 +227,9 @@ def test_whatever_is_dropped_is_drawn_as_alone(what: str) -> None:
             host.blocks[0].attn.attn_drop.p = 0.5  # drawn inside a fused attention
         elif what == "patches":
             host.patch_drop = PatchDropout(0.5)
-        for cell in (m for m in model.modules() if isinstance(m, WeightDropout)):
-            cell.p = 0.5 if what == "weights" else 0.0
-            cell.weight.data += torch.randn(cell.weight.shape, generator=draws)
+        for cell in (m for m in model.modules() if isinstance(m, BottleneckCell)):
+            cell.dropout.p = 0.5 if what == "adapters" else 0.0
+            cell.up.weight.data += torch.randn(cell.up.weight.shape, generator=draws)
         model.train()
     states = [torch.Generator().manual_seed(n).get_state() for n in range(4)]
 

@@ -236,13 +236,3 @@ def test_a_mixture_with_momentum_is_saved_and_comes_back(tmp_path: Path) -> None
     early = intarsia.add_momentum(vit(), HeavyBall(0.7), paths)
     with pytest.raises(TargetError, match="momentum around its MLPs.*Upcycle first"):
         intarsia.upcycle(early, TopK(4, 2))
-
-
-def test_the_old_name_of_momentum_refuses_what_it_does_not_fit() -> None:
-    from intarsia_lab.pages.host_models import host
-
-    with pytest.warns(DeprecationWarning, match="methods.add_momentum"):
-        from intarsia.mixtures import add_momentum
-    paths = ["layers.0.blocks.0.mlp", "layers.1.blocks.0.mlp"]
-    with pytest.raises(TargetError, match="got 2 rows of blocks"):
-        add_momentum(host("timm Swin"), HeavyBall(), paths)

@@ -91,10 +91,3 @@ def test_a_share_p_is_dropped_and_the_mean_over_draws_is_the_adapter() -> None:
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         DropConnect(**settings)
-
-
-def test_the_adapters_own_old_setting_excludes_it() -> None:
-    with pytest.warns(DeprecationWarning, match="DropConnect"):
-        over = Bottleneck(weight_dropout=0.1)
-    with pytest.raises(ConfigError, match="over: got an adapter that drops"):
-        DropConnect(over)

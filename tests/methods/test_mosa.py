@@ -263,11 +263,3 @@ def test_the_paper_forbids_another_k() -> None:
 def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         Mosa(**settings)
-
-
-def test_weight_dropout_and_a_split_up_side_exclude_each_other() -> None:
-    with pytest.warns(DeprecationWarning, match="DropConnect"):
-        over = Bottleneck(4, activation="gelu", weight_dropout=0.5)
-    with pytest.raises(ConfigError, match="weight_dropout: got 0.5"):
-        build(Mosa(over))
-    build(Mosa(over, split="down"))

@@ -11,7 +11,6 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
-from intarsia import fitting, train
 from intarsia.core.errors import TrainingError
 from intarsia.fitting import fit, fit_as, fit_in_phases
 from intarsia.schedules import Phase
@@ -108,9 +107,3 @@ def test_only_a_method_of_phases_is_trained_in_phases() -> None:
     assert fit_as("full") is fit
     run = fit_as(Twice())(net(), rows(), rows(), test=rows(), **OPTIONS)
     assert run.record["training"]["epochs"] == 4 and run.test is not None
-
-
-@pytest.mark.parametrize("name", ["fit", "fit_as", "fit_in_phases", "PhasedRun"])
-def test_the_old_home_of_fit_still_has_it(name: str) -> None:
-    with pytest.warns(DeprecationWarning, match=f"is now intarsia.fitting.{name}"):
-        assert getattr(train, name) is getattr(fitting, name)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -22,7 +21,6 @@ Linear = Callable[[Tensor], Tensor]
 ACTIVATIONS = MappingProxyType({"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU})
 NORMS = ("none", "layer", "rms", "residual")
 SCALES = ("layer", "channel")
-OLD = "Bottleneck(weight_dropout=p) is now DropConnect(Bottleneck(), p=p); it goes in version 0.3."
 
 
 @dataclass(frozen=True)
@@ -63,7 +61,6 @@ class Bottleneck:
       scale: a number, "layer" (one learned number) or "channel" (learned, one per output).
       init: "zero" (Kaiming down, zero up) or "houlsby" (both normal, sigma 0.01, cut at 2 sigma).
     dropout: of the bottleneck, in training only.
-    weight_dropout: the old name of `DropConnect(over, p)`, gone in version 0.3.
 
     Raises: ConfigError on any other setting.
     Source: AdaptFormer (arXiv:2205.13535), Pfeiffer (arXiv:2005.00247), Houlsby (arXiv:1902.00751),
@@ -78,7 +75,6 @@ class Bottleneck:
     scale: float | str | None = None
     init: str | None = None
     dropout: float = 0.0
-    weight_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         if self.placement is not None:
@@ -89,10 +85,7 @@ class Bottleneck:
         if isinstance(self.resolved("scale"), str):
             one_of("scale", self.resolved("scale"), SCALES)
         whole("bottleneck", self.bottleneck, 1, "Try 16.")
-        for name in ("dropout", "weight_dropout"):
-            below_one(name, getattr(self, name))
-        if self.weight_dropout:
-            warnings.warn(OLD, DeprecationWarning, stacklevel=3)
+        below_one("dropout", self.dropout)
 
     def resolved(self, name: str) -> str | float:
         """The setting, or the published one of the placement if it is None."""
@@ -164,25 +157,6 @@ class ResidualNorm(nn.Module):
         return torch.addcmul(shift.to(x.dtype), x, gain.to(x.dtype))
 
 
-class WeightDropout(nn.Linear):
-    """A linear map whose weights are dropped with probability p, separately for each sample.
-
-    x: (B, ..., in) -> (B, ..., out).  Masks come from torch's own generator, as in nn.Dropout.
-    """
-
-    p = 0.0
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not (self.training and self.p and len(input)):
-            return super().forward(input)
-        rows = input.reshape(input.shape[0], -1, self.in_features)
-        weight = F.dropout(self.weight.expand(len(rows), -1, -1), self.p)  # (B, out, in)
-        y = torch.bmm(rows, weight.transpose(1, 2).to(rows.dtype))
-        if self.bias is not None:
-            y = y + self.bias.to(rows.dtype)
-        return y.view(*input.shape[:-1], self.out_features)
-
-
 class BottleneckCell(Cell):
     """s * up(act(down(norm(x)))).  x: (..., d_in) -> (..., d_out)."""
 
@@ -192,8 +166,7 @@ class BottleneckCell(Cell):
         width = site.reads
         with torch.random.fork_rng(devices=[]):  # `_reset` overwrites nn.Linear's initialisation
             self.down = nn.Linear(width, config.bottleneck)
-            self.up = WeightDropout(config.bottleneck, site.outputs)
-        self.up.p = config.weight_dropout
+            self.up = nn.Linear(config.bottleneck, site.outputs)
         self.norm = {
             "none": lambda: nn.Identity(),
             "layer": lambda: nn.LayerNorm(width, eps=1e-6),

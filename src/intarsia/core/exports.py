@@ -8,12 +8,9 @@ from __future__ import annotations
 import ast
 import difflib
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
-
-from .renamed import renamed
 
 
 def homes(stub: Path) -> dict[str, str]:
@@ -23,19 +20,13 @@ def homes(stub: Path) -> dict[str, str]:
 
 
 def exports(
-    package: str, file: str, old: Mapping[str, str] = MappingProxyType({})
+    package: str, file: str
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """`__getattr__`, `__dir__` and `__all__` of a package.
-
-    file: its `__init__.py`.  old: former names that are still found, see `renamed`.
-    """
-    find_old = renamed(package, old, depth=3)
+    """Return `__getattr__`, `__dir__` and `__all__` of a package.  file: its `__init__.py`."""
     known = homes(Path(file).with_suffix(".pyi"))
     names = sorted(known, key=str.casefold)
 
     def get(name: str) -> Any:
-        if name in old:
-            return find_old(name)
         if name not in known:
             near = difflib.get_close_matches(name, names)
             fix = f". Did you mean {' or '.join(near)}?" if near else ""

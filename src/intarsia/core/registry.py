@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 INDEX = Path(__file__).with_name("cards.json")
 KEY = "method"
-RENAMED = {"dts": "evomoe", "sparsity": "moe_x"}  # keys of files of one release ago
 
 
 @functools.cache
@@ -59,7 +58,6 @@ def card(key: str) -> Card:
 
     Raises: UnknownName if the list has no such key.
     """
-    key = RENAMED.get(key, key)
     if key not in index():
         raise UnknownName("method", str(key), index())
     entry = index()[key]
@@ -90,8 +88,8 @@ def find(name: str, *kinds: str) -> str:
     Raises: UnknownName.
     """
     among = {key: entry for key, entry in index().items() if not kinds or entry["kind"] in kinds}
-    if RENAMED.get(name, name) in among:
-        return RENAMED.get(name, name)
+    if name in among:
+        return name
     known = {n: key for key, entry in among.items() for n in (key, *entry["names"])}
     plain = {spelled(n): key for n, key in known.items()}
     if spelled(name) not in plain:
@@ -167,7 +165,7 @@ def _from_dict(settings: Mapping[str, Any], known: tuple[str, ...]) -> Any:
         want = f"a {KEY!r} among them"
         fix = f"Add one of {list(known)}."
         raise ConfigError("method settings", got=sorted(settings), want=want, fix=fix)
-    key = RENAMED.get(str(settings[KEY]), str(settings[KEY]))
+    key = str(settings[KEY])
     if key not in known:
         raise UnknownName("method", key, known)
     rest = {name: value for name, value in settings.items() if name != KEY}

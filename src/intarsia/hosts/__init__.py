@@ -1,6 +1,5 @@
 """Model surgery: where cells go in a host model, how they get there, and how they come out."""
 
-from ..core.renamed import renamed
 from .attach.adapt import Adapt as Adapt
 from .attach.as_lora import as_lora as as_lora
 from .delta.cells import attach_delta as attach_delta
@@ -30,8 +29,3 @@ from .verbs import as_change as as_change
 from .verbs import load_mixture as load_mixture
 from .verbs import save_mixture as save_mixture
 from .verbs import upcycle as upcycle
-
-__getattr__ = renamed(
-    __name__,
-    {n: f"methods.{n}" for n in ("choose_channels", "co_permute", "Permutation")},
-)

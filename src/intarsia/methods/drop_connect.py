@@ -39,9 +39,6 @@ class DropConnect(OverMethod):
         if not isinstance(self.over, Bottleneck | Lora):
             got, fix = type(self.over).__name__, "Pass the adapter whose weights are dropped."
             raise ConfigError("over", got=got, want="Bottleneck or Lora", fix=fix)
-        if getattr(self.over, "weight_dropout", 0):
-            got, fix = "an adapter that drops weights itself", "Leave its weight_dropout at 0."
-            raise ConfigError("over", got=got, want="weight_dropout=0", fix=fix)
         below_one("p", self.p, fix="Try 0.5.")
         one_of("side", self.side, SIDES)
 

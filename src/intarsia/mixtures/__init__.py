@@ -1,6 +1,5 @@
 """How do parts combine?"""
 
-from ..core.renamed import renamed
 from .capacity import Capacity as Capacity
 from .deepspeed_moe import DeepSpeedMoE as DeepSpeedMoE
 from .experts import ExpertList as ExpertList
@@ -30,5 +29,3 @@ from .wide import as_wide_mlp as as_wide_mlp
 from .zcode_m3 import ZCodeM3 as ZCodeM3
 from .zcode_m3 import merged as merged
 from .zcode_m3 import prune as prune
-
-__getattr__ = renamed(__name__, {"add_momentum": "methods.add_momentum"})

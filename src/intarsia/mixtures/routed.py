@@ -42,18 +42,12 @@ class RoutedCell(Cell):
 
     body: the cell; layers: side ("down", "up") -> the GatedLinear that takes its place there;
     routers: side -> the RandomRouter that draws for it, apart from the other side's.
-
-    Raises: ConfigError for a body with weight dropout where the up-projection has experts.
     """
 
     def __init__(
         self, body: Cell, layers: dict[str, nn.Module], routers: dict[str, RandomRouter]
     ) -> None:
         super().__init__()
-        if "up" in layers and (dropped := getattr(getattr(body, "up", None), "p", 0)):
-            want = "0 where the up-projection has experts"
-            fix = "The draw of the experts is the noise; leave weight_dropout at 0."
-            raise ConfigError("weight_dropout", got=dropped, want=want, fix=fix)
         self.body = body
         for side, layer in layers.items():
             setattr(body, side, layer)

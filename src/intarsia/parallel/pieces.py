@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..core.errors import CheckpointError
 from ..core.files import unbroken
-from .layout import STACKED, UnitAxes, put_part
+from .layout import UnitAxes, put_part
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,7 @@ def _sha256(tensor: Tensor) -> str:
 
 
 def _units(piece: Mapping[str, Any]) -> UnitAxes | None:
-    """Where hidden units stand; manifests were once written with the names of our own experts."""
-    if "units" not in piece:
-        return STACKED.get(piece["weight"])
+    """Return where hidden units stand in a weight, or None where it has none."""
     if piece["units"] is None:
         return None
     axis, runs, each = map(int, piece["units"])

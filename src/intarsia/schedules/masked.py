@@ -335,11 +335,9 @@ class Masking:
             want = f"those of {len(own)} by {kind}"
             raise CheckpointError("masks", got=got, want=want, fix=fix)
         self.masked.set(state["kept"])
-        # checkpoints were once written without
-        self.history = [dict(change) for change in state.get("history", ())]
+        self.history = [dict(change) for change in state["history"]]
         device = {n: k.device for n, k in self.masked.kept.items()}
-        ever = state.get("ever", state["kept"])
-        self.ever = {n: k.to(device[n]) for n, k in ever.items()}
-        means = state.get("seen", {})
+        self.ever = {n: k.to(device[n]) for n, k in state["ever"].items()}
+        means = state["seen"]
         self.seen = {n: means[n].to(w.device) for n, w in self.weights.items() if n in means}
         self.generator.set_state(state["generator"])

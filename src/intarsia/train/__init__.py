@@ -1,6 +1,5 @@
 """One loop on accelerate, below hosts and models: it knows tasks and objectives, no method."""
 
-from ..core.renamed import renamed
 from .distill import distill as distill
 from .distill import staged_distillation as staged_distillation
 from .evaluate import evaluate as evaluate
@@ -48,14 +47,3 @@ from .tasks.classes import task_accuracy as task_accuracy
 from .tasks.classes import task_heads as task_heads
 from .tasks.tokens import next_token as next_token
 from .trainer import trainer_loss as trainer_loss
-
-__getattr__ = renamed(
-    __name__,
-    {
-        "PhasedRun": "fitting.PhasedRun",
-        "fit": "fitting.fit",
-        "fit_as": "fitting.fit_as",
-        "fit_in_phases": "fitting.fit_in_phases",
-        "from_sources": "hosts.sources.from_sources",
-    },
-)

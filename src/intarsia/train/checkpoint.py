@@ -151,8 +151,7 @@ def load(path: Path) -> dict[str, Any]:
                 raise _damaged(path / name, "other bytes than were written")
         tree = read_json(path / STATE)
         if "parts" in manifest:
-            # checkpoints were once written without that
-            if hashes.get("parts", _digest(manifest["parts"])) != _digest(manifest["parts"]):
+            if hashes["parts"] != _digest(manifest["parts"]):
                 raise _damaged(path / MANIFEST, "other words than were written")
             pieces = Pieces(path, manifest["parts"])
             with unbroken():

@@ -243,8 +243,7 @@ class Learner:
             self.masking.load_state(state["masks"])
         found = self.parts.own_optimizer(state["optimizer"], self.parameters)
         self.optimizer.load_state_dict(found)
-        fit = state.get("fit", {})  # checkpoints were once written without
-        self.accuracies, self.recent = fit.get("accuracies", []), fit.get("recent", [])
+        self.accuracies, self.recent = state["fit"]["accuracies"], state["fit"]["recent"]
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:

@@ -111,25 +111,25 @@ def restore(
     """
     saved = state["identity"]
     own = at.identity
-    # checkpoints were once written without the task and other parts; one may be left out, or come
+    # a part that is only scored may be left out of the rest of a run, or come to it
     later = {name for name in ("val", "test", "task") if not (saved.get(name) and own.get(name))}
     was, now = ({k: v for k, v in one.items() if k not in later} for one in (saved, own))
     check_same(was, now)
     # before any weight: owners decide what is kept here
-    learner.parts.set_owners(state.get("owners", {}))
+    learner.parts.set_owners(state["owners"])
     mine = learner.parts.own
     put_back(model, mine(state["learned"]))
     learner.load_state(state["learner"])
-    learner.parts.follow(state.get("past", {}))  # checkpoints were once written without
+    learner.parts.follow(state["past"])
     set_generator_states(model, state["draws"])
     random = state["random"]
     set_global_state(random[ranks.process_index % len(random)])  # of fewer processes, perhaps
     at.step, at.metrics_bytes = state["step"], state["metrics_bytes"]
-    at.scored = state.get("scored", at.step)  # checkpoints were once written after scoring only
+    at.scored = state["scored"]
     at.seconds, at.cpu_seconds = state["seconds"], state["cpu_seconds"]
-    at.loads = {name: Load(tuple(share), k) for name, (share, k) in state.get("loads", {}).items()}
+    at.loads = {name: Load(tuple(share), k) for name, (share, k) in state["loads"].items()}
     routers = learned_routers(model)
-    for name, (received, served) in state.get("counts", {}).items():
+    for name, (received, served) in state["counts"].items():
         routers[name].received, routers[name].served = received, served
     best = state["best"]
     at.best = Score(**best | {"learned": mine(best["learned"])}) if best else None
