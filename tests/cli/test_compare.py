@@ -425,7 +425,7 @@ def test_a_folder_in_use_is_refused(
     intarsia: Intarsia, folder: Path, tmp_path: Path, verb: str
 ) -> None:
     """The lock of the whole folder, which another process holds, not those of its runs."""
-    program = "import sys; from intarsia.core.files import alone\n"
+    program = "import sys; from intarsia.core.locks import alone\n"
     program += "with alone(sys.argv[1]): print('held', flush=True); sys.stdin.read()"
     command = [sys.executable, "-c", program, str(tmp_path / "runs")]
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
@@ -437,4 +437,4 @@ def test_a_folder_in_use_is_refused(
         said = intarsia(verb, data, *options, "--seeds", "0", "--out", tmp_path / "runs")
         assert other.stdin is not None
         other.stdin.close()
-    assert said.code == 2 and "another process works in" in said.words
+    assert said.code == 2 and "another process works on" in said.words

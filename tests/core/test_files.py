@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
+import shutil
 import signal
-import subprocess
+import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from intarsia.core import files
 from intarsia.core.errors import CheckpointError, ConfigError, TrainingError
 from intarsia.core.files import (
-    alone,
     check_digest,
     digests,
     parse_json,
     read_json,
+    repaired,
+    reserved,
     unbroken,
     write_json,
     write_text,
@@ -102,38 +107,158 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
 
 
-HOLDS = """
-import sys
-from intarsia.core.files import alone
-with alone(sys.argv[1]):
-    print("mine", flush=True)
-    sys.stdin.read()
-"""
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_the_umask_gives_the_mode(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        with writing(tmp_path / "folder") as scratch:
+            (scratch / "inner").mkdir(parents=True)
+            (scratch / "inner" / "weights").touch(0o600)  # as safetensors makes its files
+        write_text(tmp_path / "page.html", "page")
+    finally:
+        os.umask(before)
+    modes = {p.name: stat.S_IMODE(p.stat().st_mode) for p in tmp_path.rglob("*")}
+    folder, file = 0o777 & ~umask, 0o666 & ~umask
+    assert modes == {"folder": folder, "inner": folder, "weights": file, "page.html": file}
 
 
-def test_a_folder_has_one_worker_until_its_process_ends(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    other = subprocess.Popen(
-        [sys.executable, "-c", HOLDS, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
-    with other:
-        assert other.stdout is not None and other.stdout.readline() == b"mine\n"
-        with pytest.raises(ConfigError, match="another process works in.*Wait for that run"):
-            alone(folder).__enter__()
-        other.kill()
-    with alone(folder), alone(folder):  # one that was killed holds nothing; its own may nest
-        (folder / "result").touch()
-    assert (folder / "result").exists()
+def test_a_link_stays_one(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "page").symlink_to(tmp_path / "disk" / "page")
+    (tmp_path / "folder").symlink_to(tmp_path / "disk" / "folder")
+    for name in ("old", "new"):
+        write_text(tmp_path / "page", name)
+        with writing(tmp_path / "folder") as scratch:
+            scratch.mkdir()
+            (scratch / name).touch()
+    assert (tmp_path / "disk" / "page").read_text() == "new" and (tmp_path / "page").is_symlink()
+    assert [p.name for p in (tmp_path / "folder").iterdir()] == ["new"]
 
 
-def test_a_folder_that_stayed_empty_goes_again(tmp_path: Path) -> None:
-    for name in ("run", "runs/of/mine"):  # with the folders above that were made for it
-        with pytest.raises(EOFError), alone(tmp_path / name):
-            raise EOFError
-    (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match="got a file, want a folder"):
-        alone(tmp_path / "file").__enter__()
-    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+def no_exchange(first: Path, second: Path) -> bool:
+    """The exchange of a system that has none."""
+    return False
+
+
+def replaces(parent: Path, what: str) -> None:
+    """Write the second version of a file, a folder, or a graph with its weights beside it."""
+    with writing(parent / "target") as scratch:
+        if what == "folder":
+            scratch.mkdir()
+            (scratch / "a").write_text("new")
+            (scratch / "b").write_text("new")
+            return
+        scratch.write_text("new")
+        if what == "graph":
+            scratch.with_name("target.data").write_text("new")
+
+
+def kill_at(number: int, work: Callable[[], object]) -> bool:
+    """Do something in a process that is killed before its n-th audited call.  -> is it killed?"""
+    child = os.fork()
+    if child == 0:
+        calls = itertools.count()
+
+        def audit(event: str, _: object) -> None:
+            if event.startswith(("os.", "open", "fcntl.")) and next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(audit)
+        work()
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+@pytest.mark.parametrize("exchanged", [True, False])
+@pytest.mark.parametrize("what", ["file", "folder", "graph"])
+def test_killed_at_any_moment_the_old_or_the_new_one_has_the_name(
+    tmp_path: Path, what: str, exchanged: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not exchanged:
+        monkeypatch.setattr(files, "exchange", no_exchange)
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # a kill loses nothing; it takes its time
+    target = tmp_path / "target"
+    ends = set[str]()
+    for number in itertools.count():
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+        if what == "folder":
+            target.mkdir()
+            (target / "a").write_text("old")
+            (target / "b").write_text("old")
+        else:
+            target.write_text("old")
+            (tmp_path / "target.data").write_text("old")
+        is_killed = kill_at(number, lambda: replaces(tmp_path, what))
+        if not exchanged:
+            repaired(target)  # whoever opens it by name
+        assert target.exists()
+        inside = target.iterdir() if target.is_dir() else [target]
+        words = {path.read_text() for path in inside}
+        assert words in ({"old"}, {"new"})
+        replaces(tmp_path, what)  # the next writer of that name tidies
+        names = {"target"} if what == "folder" else {"target", "target.data"}
+        assert {path.name for path in tmp_path.iterdir()} == names
+        ends |= words
+        if not is_killed:
+            break
+    assert ends == {"old", "new"} and number > 15
+
+
+def test_what_is_ready_is_put_in_place_by_whoever_opens_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def stop(*_: object) -> None:
+        raise Killed
+
+    monkeypatch.setattr(files, "exchange", no_exchange)
+    replaces(tmp_path, "folder")
+    (tmp_path / "target" / "a").write_text("old")
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "_remove", lambda *_: None)
+        patch.setattr(os, "replace", lambda old, new: (os.rename(old, new), stop()))
+        with pytest.raises(Killed):
+            replaces(tmp_path, "folder")
+    assert not (tmp_path / "target").exists()
+    assert repaired(tmp_path / "target") == tmp_path / "target"
+    assert (tmp_path / "target" / "a").read_text() == "new"
+    assert [p.name for p in tmp_path.iterdir()] == ["target"]
+    assert not repaired(tmp_path / "never").exists()
+
+
+def test_only_what_is_told_to_be_scratch_is_removed(tmp_path: Path) -> None:
+    with writing(tmp_path / "a") as living:
+        living.write_text("a")
+        (tmp_path / ".b.checkout").mkdir()  # of somebody else
+        (tmp_path / ".b.writing-12345678").mkdir()  # of a killed writer
+        write_text(tmp_path / "b", "b")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.checkout", "a", "b"]
+
+
+def test_one_rule_for_what_is_there(tmp_path: Path) -> None:
+    page, folder = tmp_path / "page", tmp_path / "folder"
+    page.write_text("<!-- ours --> page")
+    folder.mkdir()
+    (folder / "card").touch()
+    with (
+        reserved(page, mark="<!-- ours"),
+        reserved(folder, own=("card",)),
+        reserved(tmp_path / "x"),
+    ):
+        pass
+    rules: list[tuple[Path, Any]] = [(page, {}), (page, {"mark": "theirs"}), (folder, {})]
+    rules.append((folder, {"own": ("other",)}))
+    for target, rule in rules:
+        with pytest.raises(ConfigError) as refused, reserved(target, **rule):
+            pass
+        assert refused.value.what == str(target) and refused.value.fix == "Choose another name."
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ConfigError), reserved(tmp_path / "pipe", mark="words"):
+        pass  # which would wait for ever if it were read
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["folder", "page", "pipe"]
 
 
 leaves = st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False)

@@ -172,11 +172,11 @@ def test_leftovers_of_a_killed_process_do_no_harm(tmp_path: Path) -> None:
     target = tmp_path / "made"
     command = [sys.executable, "-c", code, packages.__file__, str(target)]
     assert subprocess.run(command, check=False).returncode == 9
-    assert not target.exists() and list(tmp_path.glob(".made@*"))
+    assert not target.exists() and list(tmp_path.glob(".made.writing-*"))
     with building(target) as scratch:
         assert scratch is not None
         scratch.write_text("whole")
-    assert target.read_text() == "whole" and not list(tmp_path.glob(".made@*"))
+    assert target.read_text() == "whole" and not list(tmp_path.glob(".made.writing-*"))
 
 
 def test_the_cache_folder(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -55,7 +55,7 @@ def test_a_run_leaves_a_folder_that_says_everything(tmp_path: Path) -> None:
         record={"source": Path("x"), "classes": ("a", "b")}, **QUICK,
     )  # fmt: skip
     assert {p.name for p in out.iterdir()} == {
-        ".lock", "README.txt", "adapter", "metrics.jsonl", "predictions.safetensors", "run.json",
+        "README.txt", "adapter", "metrics.jsonl", "predictions.safetensors", "run.json",
         "state", "tensorboard",
     }  # fmt: skip
     for name in ("run.json", "metrics.jsonl", "adapter", "predictions.safetensors", "state"):

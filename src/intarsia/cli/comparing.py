@@ -9,7 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from ..core.errors import ConfigError
-from ..core.files import alone, read_json
+from ..core.files import read_json
+from ..core.locks import alone
 from . import completing
 from .early import (
     check_choices,

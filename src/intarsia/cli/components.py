@@ -10,7 +10,7 @@ import typer
 
 from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError, ShapeError
-from ..core.files import check_replaceable
+from ..core.files import check_target
 from .options import Json
 from .shell import say, show_json
 
@@ -52,7 +52,7 @@ def components(
     from ..models.saved import CARD, TENSORS
 
     if fit is not None:
-        check_replaceable(run, (CARD, TENSORS))
+        check_target(run, own=(CARD, TENSORS))
         _learn(fit, run, model, atoms, side, patches, steps, seed)
     found = Annealed.load(run)
     where = run.with_name(run.name + ".png") if out is None else out

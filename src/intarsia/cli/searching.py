@@ -107,7 +107,8 @@ def _indexed(
     language = how["language"]
     lexical = None if language == NO_STEMS else Lexical(language=language)
     note("Loading PyTorch and sentence-transformers.")
-    from ..core.files import alone, write_json
+    from ..core.files import write_json
+    from ..core.locks import alone
     from ..models.retrieve.sparse_index import SparseIndex, blocks
 
     partial = append or (save.with_name(f".{save.name}.part") if save else Path())

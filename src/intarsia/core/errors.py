@@ -116,3 +116,13 @@ class UnknownName(IntarsiaError, LookupError):
         near = next((some for some in found if some), list[str]())
         fix = f"Did you mean {' or '.join(near)}?" if near else "Choose one of them."
         super().__init__(f"unknown {kind}", got=repr(name), want=f"one of {names}", fix=fix)
+
+
+def disk_error(path: object, error: Exception) -> TrainingError:
+    """The error for a file that could not be written."""
+    return TrainingError(
+        f"writing to {path}",
+        got=error,
+        want="a disk with room that can be written to",
+        fix="Free some space, or choose another place; what was there before is intact.",
+    )

@@ -1,86 +1,212 @@
-"""Files and folders that are written whole or not at all, locked, read as JSON, and digested."""
+"""Files and folders that are written whole or not at all, read as JSON, and digested."""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
 import shutil
 import signal
+import stat
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Generator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, ConfigError, TrainingError
+from .errors import CheckpointError, ConfigError, IntarsiaError, disk_error
+from .exchange import exchange
+from .locks import held
 
-LOCK = ".lock"
 JOINED = "@train+val"  # behind a name or path of data: the validation part is trained on, too
 DEEP = 100  # levels of JSON: no file of ours has more than a dozen
 
 
+SCRATCH = ".writing-"  # .NAME.writing-xxxxxxxx is the hidden folder in which NAME is written
+READY, BEFORE = ".ready", ".before"  # in it: all is written; the folder that was there before
+SECONDS = 10  # for another process's short work on the same name
+
+
 @contextmanager
-def writing(target: str | Path, *, spare: bool = False) -> Generator[Path, None, None]:
+def writing(
+    target: str | Path, *, spare: bool = False, wait: float = 0
+) -> Generator[Path, None, None]:
     """Gives a path of the same name, to write a file or a folder at; puts it in place at the end.
 
     What else was written beside it (a graph's weights) is put beside the target, before it. All is
-    on the disk before it takes its name; after an error, or a kill, the target is as it was.
+    on the disk before it takes its name; after an error, or a kill, the target is as it was. A
+    folder takes another's place in one system call (`exchange`), so that its name always has one of
+    the two; where no such call is, `repaired` finishes what a kill interrupts. Files can be read by
+    whom the umask lets. Inside, the target is `held`; what killed processes left goes.
+
     spare: a folder with files that the new one has not is no earlier one of its kind, and stays.
-    Raises: ConfigError for a file where a folder is, and for what is spared; TrainingError if it
-    cannot be written.
+    wait: as of `held`; caches, which each process writes alike, wait for each other.
+    Raises: ConfigError for a file where a folder is, or the reverse, for what is spared, and for
+    what another process writes; TrainingError if it cannot be written.
+    """
+    target = Path(os.path.realpath(target))
+    with held(target, wait=wait):
+        try:
+            tidy(target)
+            folder = Path(tempfile.mkdtemp(prefix=f".{target.name}{SCRATCH}", dir=target.parent))
+        except OSError as error:
+            raise disk_error(target, error) from error
+        try:
+            yield folder / target.name
+            _finish(folder, target, spare)
+        except Exception as error:
+            # safetensors has an error of its own for a full disk
+            if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+                raise disk_error(target, error) from error
+            raise
+        finally:
+            _remove(folder, target)
+
+
+def _finish(folder: Path, target: Path, spare: bool) -> None:
+    """Put what was written into a scratch folder in place of the target, and beside it."""
+    mode = _mode(folder)
+    names = _names(folder, target)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
+        sync(path)
+    for name in names:
+        _check_replaced(target.with_name(name), folder / name, spare)
+    is_replaced = target.is_dir()
+    if len(names) > 1 or (is_replaced and not exchange(folder / target.name, target)):
+        (folder / READY).touch()
+        sync(folder)
+        _put_in_place(folder, target, names)
+    elif not is_replaced:
+        os.replace(folder / target.name, target)
+    sync(target.parent)
+
+
+def _put_in_place(folder: Path, target: Path, names: Iterable[str]) -> None:
+    """Give what is ready its names; repeated after a kill, it goes on where it was stopped."""
+    for name in names:
+        place = target.with_name(name)
+        if place.is_dir():
+            os.replace(place, folder / BEFORE)
+        os.replace(folder / name, place)
+    (folder / READY).unlink(missing_ok=True)
+
+
+def _names(folder: Path, target: Path) -> list[str]:
+    """The names of what was written into a scratch folder, the target's last."""
+    names = {path.name for path in folder.iterdir()} - {READY, BEFORE}
+    return sorted(names, key=lambda name: name == target.name)
+
+
+def _is_ready(folder: Path) -> bool:
+    return (folder / READY).exists()
+
+
+def _mode(folder: Path) -> int:
+    """The mode that the umask gives to a new file, without setting the umask of all threads."""
+    probe = folder / ".mode"
+    handle = os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666)
+    try:
+        return stat.S_IMODE(os.fstat(handle).st_mode)
+    finally:
+        os.close(handle)
+        probe.unlink()
+
+
+def _left(target: Path) -> list[Path]:
+    """The scratch folders of a target."""
+    pattern = f".{glob.escape(target.name)}{SCRATCH}????????"
+    return [path for path in target.parent.glob(pattern) if path.is_dir()]
+
+
+def tidy(target: Path) -> None:
+    """Finish or remove what killed writers of a target left, which is `held`."""
+    for folder in _left(target):
+        _remove(folder, target)
+
+
+def _remove(folder: Path, target: Path) -> None:
+    """Remove a scratch folder; what is ready in it is put in place before."""
+    with suppress(OSError):
+        if _is_ready(folder):
+            _put_in_place(folder, target, _names(folder, target))
+    if (folder / BEFORE).exists() and not target.exists():  # the disk took no second rename
+        os.replace(folder / BEFORE, target)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def repaired(path: str | Path) -> Path:
+    """Finish a folder's replacement that a kill interrupted between two renames; its path.
+
+    Called where folders are opened by name. Nothing is done to a path at which something is.
+    """
+    path = Path(path)
+    target = Path(os.path.realpath(path))
+    if not target.exists() and any(map(_is_ready, _left(target))):
+        with suppress(IntarsiaError, OSError), held(target, wait=SECONDS):
+            tidy(target)
+    return path
+
+
+@contextmanager
+def reserved(
+    target: str | Path, *, mark: str = "", own: Collection[str] = ()
+) -> Generator[Path, None, None]:
+    """Inside, a target is `held` and may be written: the check of every verb before its work.
+
+    One rule for all of them: what is there is replaced only if this kind of writer wrote it.
+
+    mark: words in the first 4,096 bytes of each file of this kind; "" = a file there is refused.
+    own: names of the files of a folder of this kind; with none a folder is refused, unless empty.
+    Raises: ConfigError for what others wrote, and for what another process works on; TrainingError
+    where nothing can be written.
     """
     target = Path(target)
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise disk_error(target, error) from error
-    aside = folder / "before"
-    try:
-        yield folder / target.name
-        for path in folder.rglob("*"):
-            sync(path)
-            if path.parent == folder:
-                _check_replaced(target.with_name(path.name), path, spare)
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == target.name):
-            place = target.with_name(path.name)
-            if place.is_dir():  # a folder with files in it cannot be replaced in one step
-                os.replace(place, aside)
-            os.replace(path, place)
-        sync(target.parent)
-    except Exception as error:
-        # safetensors has an error of its own for a full disk
-        if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
-            raise disk_error(target, error) from error
-        raise
-    finally:
-        if aside.exists() and not target.exists():
-            os.replace(aside, target)
-        shutil.rmtree(folder, ignore_errors=True)
+    with held(target):
+        tidy(Path(os.path.realpath(target)))
+        check_target(target, mark=mark, own=own)
+        yield target
+
+
+def check_target(target: Path, *, mark: str = "", own: Collection[str] = ()) -> None:
+    """Raises: ConfigError for a target with something in its place that would be lost.
+
+    mark, own: as of `reserved`.
+    """
+    if not target.exists():
+        return
+    if target.is_dir():
+        theirs = sorted({path.name for path in target.iterdir()} - {*own})
+        got = f"other files in it, such as {theirs[0]!r}" if theirs else ""
+        want = "a new folder, or one that was written like this"
+    else:
+        is_own = mark and target.is_file() and mark.encode() in _first_bytes(target)
+        got = "" if is_own else "a file that was not written like this"
+        want = "a new name, or a file that was written like this" if mark else "a new name"
+    if got:
+        raise ConfigError(str(target), got=got, want=want, fix="Choose another name.")
+
+
+def _first_bytes(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(4096)
 
 
 def _check_replaced(old: Path, new: Path, spare: bool) -> None:
-    """Raises: ConfigError for a folder that would be lost."""
+    """Raises: ConfigError for a folder that would be lost, and for a file where a folder is due."""
+    if new.is_dir() and old.exists() and not old.is_dir():
+        fix = "Choose another name."
+        raise ConfigError(f"writing to {old}", got="a file", want="a folder", fix=fix)
     if not old.is_dir():
         return
     if not new.is_dir():
         fix = "Name a file, which may be in that folder."
         raise ConfigError(f"writing to {old}", got="a folder", want="a file", fix=fix)
     if spare:
-        check_replaceable(old, {path.name for path in new.iterdir()})
-
-
-def check_replaceable(folder: Path, own: Collection[str]) -> None:
-    """Raises: ConfigError for a file, and for a folder with other files than `own` in it."""
-    if not folder.exists():
-        return
-    theirs = {path.name for path in folder.iterdir()} - {*own} if folder.is_dir() else set[str]()
-    if theirs or not folder.is_dir():
-        got = f"other files in it, such as {min(theirs)!r}" if theirs else "a file"
-        want, fix = "a new folder, or one that was written like this", "Choose another name."
-        raise ConfigError(f"folder {folder}", got=got, want=want, fix=fix)
+        check_target(old, own={path.name for path in new.iterdir()})
 
 
 def write_text(target: str | Path, content: str | bytes) -> Path:
@@ -89,7 +215,7 @@ def write_text(target: str | Path, content: str | bytes) -> Path:
     Raises: ConfigError where a folder is; TrainingError if it cannot be written.
     """
     raw = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
-    with writing(target) as scratch:
+    with writing(target, wait=SECONDS) as scratch:
         scratch.write_bytes(raw)
     return Path(target)
 
@@ -97,16 +223,6 @@ def write_text(target: str | Path, content: str | bytes) -> Path:
 def write_json(target: str | Path, data: Any, indent: int | None = 2) -> Path:
     """Write or replace a JSON file.  Returns its path."""
     return write_text(target, json.dumps(data, indent=indent) + "\n")
-
-
-def disk_error(path: str | Path, error: Exception) -> TrainingError:
-    """The error for a file that could not be written."""
-    return TrainingError(
-        f"writing to {path}",
-        got=error,
-        want="a disk with room that can be written to",
-        fix="Free some space, or choose another place; what was there before is intact.",
-    )
 
 
 def sync(path: Path) -> None:
@@ -119,42 +235,6 @@ def sync(path: Path) -> None:
             raise
     finally:
         os.close(handle)
-
-
-@contextmanager
-def alone(folder: str | Path) -> Generator[None, None, None]:
-    """Inside, no other process works in this folder, which is made; left empty, it goes again.
-
-    The lock ends with its process, however that ends. Within one thread it may be taken again.
-    Raises: ConfigError if another process holds it, or for a file; TrainingError where no folder
-    can be made.
-    """
-    from filelock import FileLock, Timeout  # not needed to read, nor by `import intarsia`
-
-    folder = Path(folder).absolute()
-    made = [path for path in (folder, *folder.parents) if not path.exists()]  # inner first
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK, is_singleton=True)
-        lock.acquire(timeout=0)
-    except FileExistsError as error:
-        what, fix = f"folder {folder}", "Choose another name."
-        raise ConfigError(what, got="a file", want="a folder", fix=fix) from error
-    except Timeout as error:
-        got, want = "one that another process works in", "a folder of its own for each run"
-        fix = "Wait for that run to end, or choose another folder."
-        raise ConfigError(f"folder {folder}", got=got, want=want, fix=fix) from error
-    except OSError as error:
-        raise disk_error(folder, error) from error
-    try:
-        yield
-    finally:
-        if made and [path.name for path in folder.iterdir()] == [LOCK]:
-            shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # others work in one of them by now
-                for parent in made[1:]:
-                    parent.rmdir()
-        lock.release()
 
 
 @contextmanager

@@ -12,24 +12,23 @@ import functools
 import hashlib
 import json
 import os
-import shutil
 import stat
 import subprocess
 import sys
 import tarfile
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import platformdirs
-from filelock import FileLock
 from safetensors import SafetensorError
 
-from intarsia.core.errors import AssetError, printable
+from intarsia.core.errors import AssetError, TrainingError, printable
+from intarsia.core.files import writing
+from intarsia.core.locks import FOREVER, held
 from intarsia.core.quiet import quiet
 
 Registry = Literal["pypi", "debian", "npm"]
@@ -91,28 +90,15 @@ def building(target: Path) -> Iterator[Path | None]:
     if target.exists():
         yield None
         return
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(str(target.parent / f".{target.name}.lock"))
-        lock.acquire()
-    except OSError as error:
-        what = f"cache folder {target.parent}"
-        fix = "Set INTARSIA_HOME to a writable folder with a few GB of free space."
-        raise AssetError(what, got=error, want="a folder that can be written", fix=fix) from error
-    try:
-        if target.exists():  # another process built it meanwhile
-            yield None
-            return
-        for left in target.parent.glob(f".{target.name}@*"):  # from a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}@", dir=target.parent))
+    with ExitStack() as stack:
         try:
-            yield scratch / target.name
-            os.replace(scratch / target.name, target)
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    finally:
-        lock.release()
+            stack.enter_context(held(target, wait=FOREVER))
+        except TrainingError as error:
+            what, got = f"cache folder {target.parent}", error.got
+            fix = "Set INTARSIA_HOME to a writable folder with a few GB of free space."
+            raise AssetError(what, got=got, want="a folder that can be written", fix=fix) from error
+        # another process may have built it meanwhile
+        yield None if target.exists() else stack.enter_context(writing(target))
 
 
 @contextmanager

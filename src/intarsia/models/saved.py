@@ -13,7 +13,7 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from ..core.errors import CheckpointError, ConfigError, IntarsiaError
-from ..core.files import check_digest, check_replaceable, digests, read_json, write_json, writing
+from ..core.files import check_digest, check_target, digests, read_json, write_json, writing
 from ..core.registry import card, keys, method_key, settings_from_dict, settings_to_dict
 
 CARD, TENSORS = "card.json", "tensors.safetensors"
@@ -34,7 +34,7 @@ def save_estimator(estimator: BaseEstimator, folder: str | Path) -> Path:
         got, want = "a RandomState", "a number or None"
         fix = "Call set_params(random_state=0) before save."
         raise ConfigError("random_state", got=got, want=want, fix=fix)
-    check_replaceable(folder, (CARD, TENSORS))
+    check_target(folder, own=(CARD, TENSORS))
     learned = {n: v for n, v in vars(estimator).items() if n.endswith("_") and n[0] != "_"}
     tensors = {n: v for n, v in learned.items() if isinstance(v, np.ndarray) and n != NAMES}
     figures = {n: _plain(v) for n, v in learned.items() if n not in tensors}

@@ -9,8 +9,8 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from ..core.errors import IntarsiaError
-from ..core.files import disk_error, sync, writing
+from ..core.errors import IntarsiaError, disk_error
+from ..core.files import sync, writing
 from .exchange import Group, answered
 
 Said = TypeVar("Said")

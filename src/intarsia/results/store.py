@@ -11,7 +11,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..core.files import disk_error, parse_json
+from ..core.errors import disk_error
+from ..core.files import parse_json
 
 KEY = "key"
 

@@ -15,8 +15,9 @@ import safetensors.torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..core.errors import ConfigError
-from ..core.files import alone, digests, disk_error, parse_json, write_json, writing
+from ..core.errors import ConfigError, disk_error
+from ..core.files import digests, parse_json, write_json, writing
+from ..core.locks import alone
 from ..parallel.attached import Attached
 from ..parallel.whole_file import write_folder
 from .learner import NotFinite

@@ -250,8 +250,8 @@ def test_a_search_that_goes_astray_chooses_among_the_others(tmp_path: Path) -> N
 
 def test_only_one_runner_works_in_a_folder(tmp_path: Path) -> None:
     with (
-        FileLock(str(tmp_path / ".lock")),
-        pytest.raises(ConfigError, match="another process works in"),
+        FileLock(str(tmp_path.with_name(f".{tmp_path.name}.lock"))),
+        pytest.raises(ConfigError, match="another process works on"),
     ):
         run_plan(toys.plan(), tmp_path, ONE, quiet, toys.work)
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.core.errors import CheckpointError, ConfigError
-from intarsia.core.files import alone, read_json, write_json, write_text
+from intarsia.core.files import read_json, write_json, write_text
+from intarsia.core.locks import alone
 
 FORMAT = 1
 SHARED = "suite", "protocol"  # by all results of a folder

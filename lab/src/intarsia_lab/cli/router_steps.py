@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from intarsia.core.files import alone
+from intarsia.core.locks import alone
 from intarsia.experiments.settings import value_of
 from intarsia.results.numbers import plural
 

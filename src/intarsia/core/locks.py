@@ -1,0 +1,83 @@
+"""One process at a time works on a file or a folder."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from .errors import ConfigError, disk_error
+
+FOREVER = -1
+
+
+@contextmanager
+def held(target: str | Path, *, wait: float = 0) -> Generator[None, None, None]:
+    """Inside, no other process writes this file or folder, be there one or not.
+
+    The lock is a hidden file beside the target (in it, where the folder above cannot be written),
+    which goes when the work ends. The system frees it when its process ends, however that ends.
+    Within one thread it may be taken again. Missing folders above are made; left empty, they go.
+
+    wait: seconds for another process to end; `FOREVER` for what all of them write alike.
+    Raises: ConfigError if another process holds it; TrainingError where nothing can be written.
+    """
+    from filelock import FileLock, Timeout  # not needed to read, nor by `import intarsia`
+
+    target = Path(os.path.realpath(target))
+    above = [path for path in target.parents if not path.exists()]  # inner first
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        place = _place(target)
+        lock = FileLock(place, is_singleton=True)
+        lock.acquire(timeout=wait)
+    except Timeout as error:
+        got, want = "a name that another process works on", "one that no other process writes"
+        fix = "Wait for that run to end, or choose another name."
+        raise ConfigError(str(target), got=got, want=want, fix=fix) from error
+    except OSError as error:
+        raise disk_error(target, error) from error
+    try:
+        yield
+    finally:
+        # whoever waits for a file that was deleted looks again, so that two never hold one lock
+        if lock.lock_counter == 1:
+            with suppress(OSError):
+                place.unlink()
+        lock.release()
+        with suppress(OSError):  # others work in one of them by now
+            for folder in above:
+                folder.rmdir()
+
+
+def _place(target: Path) -> Path:
+    """The file to lock for a target."""
+    if target.is_dir() and not os.access(target.parent, os.W_OK):
+        return target / ".lock"
+    return target.parent / f".{target.name}.lock"
+
+
+@contextmanager
+def alone(folder: str | Path) -> Generator[None, None, None]:
+    """Inside, no other process works in this folder, which is made; left empty, it goes again.
+
+    Raises: ConfigError if another process holds it, or for a file; TrainingError where no folder
+    can be made.
+    """
+    folder = Path(folder).absolute()
+    with held(folder):
+        is_new = not folder.exists()
+        try:
+            folder.mkdir(exist_ok=True)
+        except FileExistsError as error:
+            what, fix = f"folder {folder}", "Choose another name."
+            raise ConfigError(what, got="a file", want="a folder", fix=fix) from error
+        except OSError as error:
+            raise disk_error(folder, error) from error
+        try:
+            yield
+        finally:
+            if is_new and folder.is_dir() and not any(folder.iterdir()):
+                shutil.rmtree(folder, ignore_errors=True)
