@@ -89,3 +89,25 @@ def test_a_class_of_ones_own_is_not_in_the_list() -> None:
 
     with pytest.raises(ConfigError, match="want the settings of one of"):
         method_to_dict(Mine())
+
+
+@pytest.mark.parametrize(
+    ("key", "settings", "field"),
+    [
+        ("topk", {"active": 2.0}, "active"),
+        ("topk", {"active": "two"}, "active"),
+        ("topk", {"bias": 1}, "bias"),
+        ("topk", {"experts": True}, "experts"),
+        ("topk", {"std": "small"}, "std"),
+        ("topk", {"scale": 3}, "scale"),
+        ("mosa", {"experts": 2.0}, "experts"),
+        ("upcycle", {"router": {"method": "topk", "jitter": [1]}}, "jitter"),
+    ],
+)
+def test_settings_of_another_type_are_refused_by_field(
+    key: str, settings: dict[str, Any], field: str
+) -> None:
+    with pytest.raises(ConfigError) as error:
+        settings_from_dict(card(key), settings)
+    assert error.value.what == field
+    assert settings_from_dict(card("topk"), {"std": 1, "active": 1, "scale": "prob"}).std == 1

@@ -197,16 +197,6 @@ def test_any_change_is_trained_and_opened_again(case: str, tmp_path: Path) -> No
         return score(opened, images).logits
 
     assert_close(scored(), wanted)
-    as_one_release_ago(out)
-    if method != "upcycle":
-        assert_close(scored(), wanted)
-
-
-def as_one_release_ago(out: Path) -> None:
-    """Runs were without intarsia.json, and the weights of a baseline had another name."""
-    (out / "adapter" / "intarsia.json").unlink()
-    if (out / "adapter" / "host.safetensors").exists():
-        (out / "adapter" / "host.safetensors").rename(out / "adapter" / "trained.safetensors")
 
 
 def test_a_change_is_put_into_the_last_blocks() -> None:

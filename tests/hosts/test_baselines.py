@@ -19,6 +19,7 @@ from intarsia.adapters import Lora
 from intarsia.core.change import steps_of
 from intarsia.core.errors import CheckpointError, ConfigError, TargetError, UnknownName
 from intarsia.core.registry import card, keys, settings_from_dict, settings_to_dict
+from intarsia.core.sealing import seal_folder
 from intarsia.hosts import adapt
 from intarsia.hosts.attach.prompts import Prompts
 from intarsia.train.record import parameter_counts
@@ -160,10 +161,9 @@ def test_what_peft_refuses_is_said_as_ours(make: Make) -> None:
         build("peft-lora", adapt(make("vit"), Lora(2)))
 
 
-def undigested(folder: Path) -> None:
-    """As folders were written before each file had a digest."""
-    record = json.loads((folder / "intarsia.json").read_text())
-    (folder / "intarsia.json").write_text(json.dumps({**record, "sha256": {}}))
+def resealed(folder: Path) -> None:
+    """Seal a folder as it is now, so that the checks behind the seal are met."""
+    seal_folder(folder, "intarsia.json", json.loads((folder / "intarsia.json").read_text()))
 
 
 def test_damaged_and_foreign_files_are_refused(make: Make, tmp_path: Path) -> None:
@@ -176,15 +176,16 @@ def test_damaged_and_foreign_files_are_refused(make: Make, tmp_path: Path) -> No
     with pytest.raises(CheckpointError, match="bytes that changed"):
         intarsia.load(make("vit"), folder)
     (folder / weights).write_bytes(whole)
-    undigested(folder)
     for other, says in (("smaller", r"want \(8, 32\)"), ("peft-loha", "that do not belong")):
         (folder / weights).write_bytes((tmp_path / other / weights).read_bytes())
+        resealed(folder)
         model = make("vit")
         with pytest.raises(CheckpointError, match=says):
             intarsia.load(model, folder)
         assert not hasattr(model, "peft_config") and not steps_of(model)
         (folder / weights).write_bytes(whole)
     (folder / weights).write_bytes(whole[:99])
+    resealed(folder)
     with pytest.raises(CheckpointError, match="no readable safetensors"):
         intarsia.load(make("vit"), folder)
     (folder / weights).unlink()

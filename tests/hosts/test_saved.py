@@ -10,8 +10,8 @@ from typing import Any, cast
 import pytest
 import timm
 import torch
-from peft import PeftModel
-from safetensors.torch import load_file, save_file
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
@@ -20,8 +20,9 @@ import intarsia
 from intarsia import Capacity, MoeX, Switch, TopK
 from intarsia.core.change import steps_of
 from intarsia.core.errors import CheckpointError, ConfigError, TargetError, UnknownName
-from intarsia.core.files import digests, write_json
+from intarsia.core.files import write_json
 from intarsia.core.registry import card
+from intarsia.core.sealing import digests, seal_folder, sealed
 from intarsia.hosts.swap.upcycle import places_in as places
 from intarsia.routers import PermutationSearch, Recurrent
 
@@ -146,17 +147,30 @@ def half(name: str) -> Callable[[Path], None]:
     return damage
 
 
+def edit(folder: Path, change: Callable[[Any], object], name: str = "intarsia.json") -> None:
+    """Change the content of a JSON file of a folder, and nothing else."""
+    content = json.loads((folder / name).read_text())
+    change(content)
+    (folder / name).write_text(json.dumps(content))
+
+
+def resealed(folder: Path) -> None:
+    """Seal a folder as it is now, so that the checks behind the seal are met."""
+    content = json.loads((folder / "intarsia.json").read_text())
+    seal_folder(folder, "intarsia.json", content)
+
+
 def put(*path: str | int, value: object) -> Callable[[Path], None]:
-    """Replaces a value of intarsia.json."""
+    """Replaces a value of intarsia.json, as if it had been written so."""
+
+    def change(content: Any) -> None:
+        for key in path[:-1]:
+            content = content[key]
+        content[path[-1]] = value
 
     def damage(folder: Path) -> None:
-        file = folder / "intarsia.json"
-        found = json.loads(file.read_text())
-        inside = found
-        for key in path[:-1]:
-            inside = inside[key]
-        inside[path[-1]] = value
-        file.write_text(json.dumps(found))
+        edit(folder, change)
+        resealed(folder)
 
     return damage
 
@@ -168,7 +182,7 @@ def step(*path: str, value: object) -> Callable[[Path], None]:
 FEWER = {"paths": ["blocks.0.mlp"], "experts": [2], "parts": [1]}
 DAMAGE: dict[str, tuple[Callable[[Path], object], str]] = {
     "no settings": (lambda f: (f / "intarsia.json").unlink(), "want a folder with"),
-    "no weights": (lambda f: (f / "host.safetensors").unlink(), "no readable safetensors"),
+    "no weights": (lambda f: (f / "host.safetensors").unlink(), "no such file"),
     "half of the settings": (half("intarsia.json"), "not JSON"),
     "half of the weights": (half("host.safetensors"), "bytes that changed"),
     "a list": (lambda f: (f / "intarsia.json").write_text("[]"), "no object"),
@@ -207,72 +221,12 @@ def test_a_damaged_folder_is_refused_and_leaves_the_model(case: str, saved: Path
     assert_close(out(model), wanted)
 
 
-def as_before(folder: Path, **changes: object) -> None:
-    """Turn a folder of one upcycled model into that of one release ago."""
-    content = json.loads((folder / "intarsia.json").read_text())
-    (one,) = content["steps"]
-    names = ("router", "how", "capacity", "residual", "fraction", "act")
-    stored = {"format": 1, "extra": content["extra"], "seed": one["seed"]} | one["decided"]
-    stored |= {name: one["settings"][name] for name in names} | changes
-    stored = {name: value for name, value in stored.items() if value != "left out"}
-    (folder / "mixture.json").write_text(json.dumps(stored))
-    (folder / "host.safetensors").rename(folder / "mixture.safetensors")
-    (folder / "intarsia.json").unlink()
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_the_mixture_folder_of_one_release_ago_is_read(case: str, tmp_path: Path) -> None:
-    make, settings = CASES[case]
-    model = intarsia.upcycle(make(0), **settings)  # pyright: ignore
-    as_before(intarsia.save(model, tmp_path / "mixture"))
-    again = intarsia.load(make(1), tmp_path / "mixture")
-    assert_close(out(again), out(model))
-    assert places(again) == places(model)
-    intarsia.save(again, tmp_path / "mixture")  # the old files give way
-    assert sorted(p.name for p in (tmp_path / "mixture").iterdir()) == [
-        "host.safetensors",
-        "intarsia.json",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("changes", "says"),
-    [
-        ({"format": 2}, "format 2, not 1"),
-        ({"router": {"method": "lora"}}, "'lora' is no router"),
-        ({"act": "swish"}, "act: got 'swish'"),
-        ({"parts": [1]}, "a number of experts and of parts"),
-    ],
-)
-def test_a_damaged_folder_of_one_release_ago(
-    changes: dict[str, object], says: str, saved: Path
-) -> None:
-    as_before(saved, **changes)
-    model = vit(1)
-    with pytest.raises(CheckpointError, match=says):
-        intarsia.load(model, saved)
-    assert not steps_of(model)
-
-
-@pytest.mark.parametrize("how", ["copies", "slices"])
-def test_a_file_from_before_mlps_could_stay_is_read(how: str, tmp_path: Path) -> None:
-    model = intarsia.upcycle(vit(), TopK(experts=2), how=how)
-    folder = intarsia.save_mixture(model, tmp_path / "mixture")
-    as_before(folder, parts="left out", residual="left out")
-    again = intarsia.load_mixture(vit(1), folder)
-    assert places(again) == places(model)
-    assert_close(out(again), out(model))
-
-
 def test_another_architecture_is_refused(saved: Path) -> None:
     with pytest.raises(CheckpointError, match="with other layers"):
         intarsia.load_mixture(llama(), saved)
     slices = intarsia.upcycle(llama(), TopK(experts=3), how="slices")
     folder = intarsia.save_mixture(slices, saved.parent / "slices")
     with pytest.raises(CheckpointError, match="with other layers"):
-        intarsia.load_mixture(mixtral(), folder)
-    as_before(folder)  # without a fingerprint
-    with pytest.raises(CheckpointError, match="settings that do not suit this model"):
         intarsia.load_mixture(mixtral(), folder)
     with pytest.raises(CheckpointError, match="with other layers"):
         intarsia.load_mixture(vit(width=48), saved)
@@ -291,7 +245,7 @@ def test_a_folder_with_other_files_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     model = intarsia.upcycle(vit(), TopK(3, 2))
     for folder in (tmp_path, tmp_path / "notes.txt"):
-        with pytest.raises(ConfigError, match="want a new folder"):
+        with pytest.raises(ConfigError, match="want a new"):
             intarsia.save(model, folder)
     assert [p.name for p in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -357,7 +311,7 @@ def test_an_adapter_that_does_not_fit_leaves_the_host_as_it_was(tmp_path: Path) 
     other = intarsia.save(intarsia.adapt(vit(), intarsia.Mosl(3)), tmp_path / "other")
     for name in ("adapter_config.json", "adapter_model.safetensors"):
         (folder / name).write_bytes((other / name).read_bytes())
-    put("sha256", value={})(folder)
+    resealed(folder)
     dense = vit(2)
     wanted, kinds = out(dense), [type(m) for m in dense.modules()]
     with pytest.raises(CheckpointError, match="trunk"):
@@ -432,30 +386,74 @@ def test_one_flipped_bit_in_any_file_of_weights_is_refused(case: str, tmp_path: 
             file.write_bytes(whole[:where] + bytes([whole[where] ^ 1]) + whole[where + 1 :])
             with pytest.raises(CheckpointError) as error:
                 intarsia.load(vit(), folder)
-            assert error.value.got and error.value.want and "Copy the folder" in error.value.fix
+            assert error.value.got and error.value.want and "Copy it again" in error.value.fix
         file.write_bytes(whole)
-    intarsia.load(vit(), folder)
-    settings = folder / "intarsia.json"
-    content = json.loads(settings.read_text())
-    assert len(content.pop("sha256")) == len(files)
-    settings.write_text(json.dumps(content))  # as folders once were
     intarsia.load(vit(), folder)
 
 
 def test_sizes_that_the_weights_do_not_have_are_refused(saved: Path) -> None:
-    text = (saved / "intarsia.json").read_text()
-    assert '"experts": 2' in text
-    (saved / "intarsia.json").write_text(text.replace('"experts": 2', '"experts": 1000000000'))
+    put("steps", 0, "settings", "router", "experts", value=10**9)(saved)
     with pytest.raises(CheckpointError, match="experts=1000000000"):
         intarsia.load(vit(), saved)
 
 
-def test_the_weights_of_a_run_have_their_digest_in_its_record(tmp_path: Path) -> None:
-    file = tmp_path / "adapter" / "trained.safetensors"
-    file.parent.mkdir()
-    save_file({"head.weight": torch.ones(2)}, file)
-    record = {"record": {"method": "linear"}, "training": {"seed": 0}}
-    write_json(tmp_path / "run.json", record | {"sha256": digests(tmp_path)})
+def test_an_adapter_of_a_run_has_its_digest_in_the_record(tmp_path: Path) -> None:
+    peft = get_peft_model(vit(), LoraConfig(r=2, target_modules=["qkv"]))
+    peft.save_pretrained(tmp_path / "adapter")
+    write_json(tmp_path / "run.json", sealed({"record": {}}, digests(tmp_path)))
+    intarsia.load(vit(), tmp_path)
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:-1] + b"\1")
-    with pytest.raises(CheckpointError, match="got bytes that changed.*Copy the folder"):
+    with pytest.raises(CheckpointError, match="got bytes that changed"):
         intarsia.load(vit(), tmp_path)
+
+
+MIXTURE_EDITS: dict[str, Callable[[Any], object]] = {
+    "active 2 -> 1": lambda c: router(c).update(active=1, scale="prob"),
+    "scale -> none": lambda c: router(c).update(scale="none"),
+    "experts 4 -> 8": lambda c: router(c).update(experts=8),
+    "active 2.0": lambda c: router(c).update(active=2.0),
+    "active 'two'": lambda c: router(c).update(active="two"),
+    "decided {}": lambda c: c["steps"][0].update(decided={}),
+    "no sha256": lambda c: c.pop("sha256"),
+}
+ADAPTER_EDITS: dict[str, Callable[[Any], object]] = {
+    "experts 'four'": lambda c: c["options"].update(experts="four"),
+    "experts renamed": lambda c: c["options"].update(expert=c["options"].pop("experts")),
+    "method mosaic": lambda c: c.update(method="mosaic"),
+}
+
+
+def router(content: Any) -> dict[str, Any]:
+    return content["steps"][0]["settings"]["router"]
+
+
+@pytest.mark.parametrize("sealed_again", [False, True])
+@pytest.mark.parametrize("name", MIXTURE_EDITS)
+def test_an_edited_mixture_is_refused(name: str, sealed_again: bool, tmp_path: Path) -> None:
+    folder = intarsia.save(intarsia.upcycle(vit(), TopK(experts=4)), tmp_path / "mixture")
+    intarsia.load(vit(), folder)
+    edit(folder, MIXTURE_EDITS[name])
+    if sealed_again:  # who writes such a folder on purpose gets words, too
+        resealed(folder)
+        if name in ("active 2 -> 1", "scale -> none", "experts 4 -> 8", "no sha256"):
+            intarsia.load(vit(), folder)  # it is another mixture, and a sealed one
+            return
+    model = vit()
+    with pytest.raises(CheckpointError) as error:
+        intarsia.load(model, folder)
+    assert error.value.got and error.value.want and error.value.fix and not steps_of(model)
+
+
+@pytest.mark.parametrize("name", ADAPTER_EDITS)
+def test_an_edited_adapter_is_refused(name: str, tmp_path: Path) -> None:
+    folder = intarsia.save(intarsia.adapt(vit(), intarsia.Mosa(experts=4)), tmp_path / "adapter")
+    content = json.loads((folder / "intarsia.json").read_text())
+    assert content["adapters"] == [{"name": "default", "left_out": None}] and not content["steps"]
+    intarsia.load(vit(), folder)
+    edit(folder, ADAPTER_EDITS[name], "adapter_config.json")
+    for damage in (lambda: None, lambda: resealed(folder)):
+        damage()
+        with pytest.raises(CheckpointError) as error:
+            intarsia.load(vit(), folder)
+        assert error.value.got and error.value.want and error.value.fix

@@ -23,7 +23,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from intarsia import Mosa, adapt, load
 from intarsia.adapters import Bottleneck
 from intarsia.core.errors import ConfigError, MissingExtra
-from intarsia.core.files import sha256
+from intarsia.core.sealing import sha256
 from intarsia.data.loaders import Held
 from intarsia.fitting import fit
 from intarsia.train import evaluate, progress, two_pass
@@ -62,7 +62,7 @@ def test_a_run_leaves_a_folder_that_says_everything(tmp_path: Path) -> None:
         assert name in (out / "README.txt").read_text()
     record = json.loads((out / "run.json").read_text())
     weights = out / "adapter" / "adapter_model.safetensors"
-    assert record.pop("sha256") == {f"adapter/{weights.name}": sha256(weights)}
+    assert record.pop("sha256")["files"][f"adapter/{weights.name}"] == sha256(weights)
     assert record == json.loads(json.dumps(dict(run.record)))
     assert record.keys() == {
         "format", "command", "started", "method", "parameters", "objective", "training", "recipe",

@@ -97,6 +97,7 @@ def _unlearned(
 ) -> dict[str, Any]:
     """Load, unlearn and write; what there is to tell."""
     from ..core.files import write_json, writing
+    from ..core.sealing import seal_stock
     from ..data.language_models import language_model
     from ..data.texts import load_texts
     from ..methods.seuf import unlearn as carry_out
@@ -131,6 +132,7 @@ def _unlearned(
         host.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         write_json(scratch / RECORD, told)
+        seal_stock(scratch)
     return told
 
 

@@ -1,9 +1,8 @@
-"""Files and folders that are written whole or not at all, read as JSON, and digested."""
+"""Files and folders that are written whole or not at all; JSON that anybody may have written."""
 
 from __future__ import annotations
 
 import glob
-import hashlib
 import json
 import os
 import shutil
@@ -11,12 +10,12 @@ import signal
 import stat
 import tempfile
 import threading
-from collections.abc import Callable, Collection, Generator, Iterable, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError, ConfigError, IntarsiaError, disk_error
+from .errors import ConfigError, IntarsiaError, disk_error
 from .exchange import exchange
 from .locks import held
 
@@ -286,26 +285,3 @@ def read_json(path: str | Path) -> Any:
     if path.exists() and not path.is_file():
         raise OSError(f"{path} is no file")
     return parse_json(path.read_bytes())
-
-
-def sha256(path: Path) -> str:
-    """The SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def digests(folder: Path, pattern: str = "*.safetensors") -> dict[str, str]:
-    """The SHA-256 of each file of a kind below a folder, by its path there."""
-    files = sorted(path for path in folder.rglob(pattern) if path.is_file())
-    return {path.relative_to(folder).as_posix(): sha256(path) for path in files}
-
-
-def check_digest(path: Path, wanted: Mapping[str, str], name: str) -> None:
-    """Raises: CheckpointError if a file is not the one whose SHA-256 was written down.
-
-    wanted: by name, as `digests` gave them; a file that is not in it is older than that.
-    """
-    if name in wanted and path.is_file() and sha256(path) != wanted[name]:
-        got, want = "bytes that changed after they were written", "the file as it was written"
-        fix = "Copy the folder again from its source: a byte was damaged or a file was swapped."
-        raise CheckpointError(str(path), got=got, want=want, fix=fix)

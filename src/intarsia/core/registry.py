@@ -13,6 +13,7 @@ import json
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -183,7 +184,38 @@ def settings_from_dict(found: Card, settings: Mapping[str, Any]) -> Any:
             raise UnknownName(f"setting of {found.key!r}", str(name), known)
     given = {name: _live(value) for name, value in settings.items()}
     try:
-        return found.config(**given)
+        config = found.config(**given)
     except TypeError as error:
         what, want = f"settings of {found.key!r}", "values of the right types"
         raise ConfigError(what, got=given, want=want, fix=f"({error})") from error
+    check_types(config)
+    return config
+
+
+TYPES: Mapping[str, type] = {
+    "bool": bool,
+    "int": Integral,
+    "float": Real,
+    "str": str,
+    "None": type(None),
+}
+
+
+def check_types(settings: object) -> None:
+    """Check settings, and those inside them, against the plain types that their fields declare.
+
+    A whole number may stand for a float; True is no number. Fields of other types are not checked.
+    Raises: ConfigError, with the field's name.
+    """
+    for field in fields(cast(Any, settings)) if is_dataclass(settings) else ():
+        value, declared = getattr(settings, field.name), str(field.type)
+        names = [name.strip() for name in declared.split("|")]
+        if is_dataclass(value) and not isinstance(value, type):
+            check_types(value)
+        elif TYPES.keys() >= {*names} and not any(_is_a(value, name) for name in names):
+            want, fix = declared.replace(" | ", " or "), "Give a value of that type."
+            raise ConfigError(field.name, got=repr(value), want=want, fix=fix)
+
+
+def _is_a(value: object, name: str) -> bool:
+    return isinstance(value, TYPES[name]) and isinstance(value, bool) <= (name == "bool")

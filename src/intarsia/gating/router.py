@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Routing
-from ..core.checks import at_least, between
+from ..core.checks import between, whole
 from ..core.errors import ConfigError, ShapeError
 from .context import ReadsContext, steps_with, told_modules
 
@@ -84,7 +84,8 @@ class Router(ReadsContext, abc.ABC):
 
 def check_counts(experts: int, active: int = 1) -> None:
     """Raise ConfigError unless there is an expert, and `active` of them can be chosen."""
-    at_least("experts", experts, 1, "Try 4.")
+    whole("experts", experts, 1, "Try 4.")
+    whole("active", active, fix="Try 1.")
     between("active", active, 1, experts, "Fewer active experts, or more experts.")
 
 

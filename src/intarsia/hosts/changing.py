@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..core.change import Change, Plan, Step, set_steps, steps_of
-from ..core.registry import card, settings_from_dict
+from ..core.registry import card, check_types, settings_from_dict
 from .anatomy.blocks import base_of
 from .anatomy.origin import fingerprint
 
@@ -24,8 +24,10 @@ def apply_change(
 ) -> nn.Module:
     """The model with a change; on an error it is as it was.
 
-    Raises: what the change's `plan` and `apply` raise.
+    Raises: ConfigError for settings of another type than is declared; what the change's `plan` and
+    `apply` raise.
     """
+    check_types(change)
     return apply_plan(model, change.plan(model, batches, seed=seed), name)
 
 

@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from ..core.errors import TargetError
-from ..core.files import writing
+from ..core.files import read_json, repaired, writing
+from ..core.sealing import seal_folder
 from ..data.language_models import language_model
 from ..data.packages import announce
 from .anatomy.blocks import base_of
@@ -37,11 +38,13 @@ def save_language_model(
         raise TargetError("model", got=type(host).__name__, want=want, fix=fix)
     with writing(folder, spare=True) as scratch:
         save(model, scratch)
+        content = read_json(scratch / SETTINGS)
         host.config.save_pretrained(scratch)
         if tokenizer is not None:
             tokenizer.save_pretrained(scratch)
         for name, value in (record or {}).items():
             (scratch / name).write_text(json.dumps(value, indent=1) + "\n")
+        seal_folder(scratch, SETTINGS, content)
     return Path(folder)
 
 
@@ -53,7 +56,7 @@ def open_language_model(
     dtype: of a stock model, see `language_model`; a compressed one keeps that of its file.
     Raises: as `language_model` and `load`.
     """
-    folder = Path(name)
+    folder = repaired(name)
     if not ((folder / SETTINGS).is_file() and (folder / CONFIG).is_file()):
         return language_model(name, dtype=dtype, progress=progress)
     model, tokenizer = language_model(name, pretrained=False, progress=progress)

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError, TargetError
-from ..core.files import digests, read_json, write_json, writing
+from ..core.files import read_json, write_json, writing
+from ..core.sealing import seal_stock, sha256
 from ..data.language_models import language_model
 from ..mixtures.experts_function import StockExperts, stock_experts
 from ..mixtures.zcode_m3 import check_prune, prune
@@ -106,10 +107,12 @@ def write_relabelled(source: str, target: str | Path, placement: Placement) -> P
     host: Any = model
     host.config.use_cache = read_json(Path(source, "config.json")).get("use_cache", True)
     order = placement.relabelling().tolist()
-    said = {"devices": placement.devices, "order": order, "of": digests(Path(source))}
+    files = {path.name: sha256(path) for path in sorted(Path(source).glob("*.safetensors"))}
+    said = {"devices": placement.devices, "order": order, "of": files}
     with writing(target, spare=True) as scratch:
         scratch.mkdir()
         host.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
         write_json(scratch / RECORD, said, indent=None)
+        seal_stock(scratch)
     return Path(target)

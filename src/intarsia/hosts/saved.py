@@ -1,8 +1,8 @@
 """One folder for whatever was done to a model: `intarsia.json`, safetensors, PEFT's own files.
 
 intarsia.json        {"format", "weights", "extra", "steps": [{"key", "settings", "decided", "seed",
-                     "name", "on"}], "sha256"}: what to do to the pretrained model, in order;
-                     digests of the files of weights
+                     "name", "on"}], "adapters", "sha256"}: what to do to the pretrained model, in
+                     order; names of adapters; digests of the files beside it and of itself
 host.safetensors     weights of the model itself: "all", those that were "trained", or no such file
 adapter_config.json, adapter_model.safetensors     an adapter, as PEFT reads it; named ones in
                      folders of their own
@@ -10,7 +10,6 @@ adapter_config.json, adapter_model.safetensors     an adapter, as PEFT reads it;
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,20 +23,20 @@ from torch import Tensor, nn
 
 from ..core.change import Step, steps_of
 from ..core.errors import CheckpointError, ConfigError, IntarsiaError, TargetError, UnknownName
-from ..core.files import check_digest, digests, read_json, unbroken
+from ..core.files import check_target, read_json, repaired, unbroken
 from ..core.registry import card, method_key
+from ..core.sealing import check_files, check_if_sealed, check_settings, seal_folder
 from ..parallel.attached import Attached
 from ..parallel.whole_file import write_folder
-from . import older
 from .anatomy.blocks import base_of, unwrapped, walk
 from .anatomy.origin import check_sizes, check_trunk, damaged, resampled
-from .attach.adapter_files import WEIGHTS, check_shapes, read_weights
+from .attach.adapter_files import CONFIG, WEIGHTS, check_shapes, read_weights
 from .attach.config import IntarsiaConfig
 from .attach.peft import is_adapted
 from .attach.plain_lora import write_plain
 from .changing import repeat, step_of, undone_on_error
+from .folder_content import ADAPTER, FORMAT, HOST, OURS, RUN, SETTINGS, Adapter, FolderContent
 from .model_card import model_card
-from .older import ADAPTER, FORMAT, HOST, OURS, SETTINGS, Adapter, FolderContent
 
 KEYS = frozenset({"key", "settings", "decided", "seed", "name", "on"})
 
@@ -61,7 +60,8 @@ def save(
     with other files in it; TrainingError if it cannot be written. The folder is then as it was.
     """
     folder, host = Path(folder), base_of(model)
-    steps, adapters = steps_of(host), dict(_adapters(model))
+    steps: tuple[Step, ...] = steps_of(host)
+    adapters: dict[str, Any] = dict.fromkeys(_names(model))
     if not steps and not isinstance(model, PeftModel):
         want = "one with adapters, mixtures or trained parts"
         fix = "Call intarsia.apply, adapt or upcycle first, or save it as its library does."
@@ -75,8 +75,8 @@ def save(
     def adapter_files(scratch: Path) -> None:
         if isinstance(model, PeftModel):
             model.save_pretrained(str(scratch))
-            for name, entry in adapters.items():
-                entry["decided"] = write_plain(model, scratch, name) or {}
+            for name in adapters:
+                adapters[name] = write_plain(model, scratch, name)
             (scratch / "README.md").write_text(model_card(model, record), "utf-8")
 
     def settings(scratch: Path) -> None:
@@ -84,11 +84,11 @@ def save(
             "format": FORMAT,
             "weights": stores,
             "extra": extra,
-            "steps": [*(step.entry() for step in steps), *adapters.values()],
+            "steps": [step.entry() for step in steps],
+            "adapters": [{"name": n, "left_out": left_out} for n, left_out in adapters.items()],
         }
-        if content["steps"]:  # an adapter of PEFT's own is its files alone
-            content["sha256"] = digests(scratch)
-            (scratch / SETTINGS).write_text(json.dumps(content, indent=1) + "\n")
+        if steps or adapters:  # an adapter of PEFT's own is its files alone
+            seal_folder(scratch, SETTINGS, content)
 
     files = {HOST: tensors} if stores != "nothing" else {}
     return write_folder(folder, files, parts, before=adapter_files, after=settings)
@@ -146,7 +146,7 @@ def _replayed(model: nn.Module, found: FolderContent) -> nn.Module:
             check_trunk(host, {"layout": step.on["layout"], **values})
         try:
             model = repeat(model, step)
-        except ConfigError as error:
+        except (ConfigError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
                 f"step {method_key(step.plan.change)!r} of {str(found.folder)!r}",
                 got=f"settings that do not suit this model ({error})",
@@ -168,12 +168,16 @@ def _replayed(model: nn.Module, found: FolderContent) -> nn.Module:
 
 
 def _read(folder: Path) -> FolderContent:
-    """What a folder says, of this format or of an older one."""
-    if (folder / ADAPTER / SETTINGS).is_file():  # a run of `intarsia fit`
-        folder = folder / ADAPTER
+    """What a folder says: ours, a run's, or one of PEFT's files or of a packed adapter alone."""
+    inside = repaired(repaired(folder) / ADAPTER)
+    if (inside / SETTINGS).is_file():
+        folder = inside
+    elif (folder / RUN).is_file():
+        check_if_sealed(folder, RUN)
+        folder = inside
     path = folder / SETTINGS
     if not path.is_file():
-        return older.read(folder)
+        return FolderContent(folder, adapters=(Adapter("default", folder),))
     try:
         content = read_json(path)
         if not isinstance(content, dict) or content.get("format") != FORMAT:
@@ -189,29 +193,29 @@ def _read(folder: Path) -> FolderContent:
 
 
 def _saved(folder: Path, content: Mapping[str, Any]) -> FolderContent:
+    content, files = check_settings(folder / SETTINGS, content)
     steps: list[Step] = []
-    adapters: list[Adapter] = []
     for entry in content["steps"]:
         if set(entry) != KEYS:
             raise ConfigError("step", got=sorted(entry), want=sorted(KEYS), fix="Restore the file.")
-        name, found = str(entry["name"]), card(str(entry["key"]))
-        if found.kind not in ("adapter", "baseline", "change"):
-            raise ConfigError("key", got=f"{found.key!r}, no change", want="one", fix="Restore it.")
-        if found.kind == "adapter":
-            place = folder if name == "default" else folder / name
-            adapters.append(Adapter(name, place, dict(entry["decided"]) or None))
-        else:
-            steps.append(step_of(entry))
+        if (method := card(str(entry["key"]))).kind not in ("baseline", "change"):
+            got = f"{method.key!r}, no change"
+            raise ConfigError("key", got=got, want="one", fix="Restore it.")
+        steps.append(step_of(entry))
+    adapters = tuple(
+        Adapter(name, folder if name == "default" else folder / name, entry["left_out"])
+        for entry in content["adapters"]
+        if (name := str(entry["name"]))
+    )
     stores = str(content["weights"])
     weights = None if stores == "nothing" else folder / HOST
-    wanted = dict(content.get("sha256", {}))  # folders were once written without
-    for name in wanted:
-        check_digest(folder / name, wanted, name)
-    for step in content["steps"]:
-        check_sizes(folder / SETTINGS, step["settings"], weights or folder / WEIGHTS)
-    return FolderContent(
-        folder, tuple(steps), tuple(adapters), weights, stores, dict(content["extra"])
-    )
+    places = [adapter.place for adapter in adapters]
+    needs = [] if weights is None else [weights]
+    needs += [place / name for place in places for name in (CONFIG, WEIGHTS)]
+    check_files(folder, files, [path.relative_to(folder).as_posix() for path in needs])
+    for entry in content["steps"]:
+        check_sizes(folder / SETTINGS, entry["settings"], weights or folder / WEIGHTS)
+    return FolderContent(folder, tuple(steps), adapters, weights, stores, dict(content["extra"]))
 
 
 def _named(adapters: Sequence[Adapter], name: str | None) -> Sequence[Adapter]:
@@ -288,36 +292,34 @@ def _state(host: nn.Module) -> dict[str, Any]:
 
 
 def entries_of(model: nn.Module) -> list[dict[str, Any]]:
-    """What was done to a model, adapters last, as `intarsia.json` has it."""
-    adapters = (entry for _, entry in _adapters(model))
-    return [*(step.entry() for step in steps_of(base_of(model))), *adapters]
+    """Return what was done to a model as entries of steps, adapters last."""
+    return [*(step.entry() for step in steps_of(base_of(model))), *_adapters(model)]
 
 
-def _adapters(model: nn.Module) -> Iterable[tuple[str, dict[str, Any]]]:
-    """The adapters of a model as steps, the active ones first; PEFT's file has what counts."""
+def _names(model: nn.Module) -> list[str]:
+    """The names of a model's adapters, the active ones first."""
     if not is_adapted(model):
-        return
+        return []
     active = list(model.active_adapters)
-    for name in sorted(model.peft_config, key=lambda name: name not in active):
-        config = cast(IntarsiaConfig, model.peft_config[name])
-        yield (
-            name,
-            {
-                "key": config.method,
-                "settings": config.options,
-                "decided": {},
-                "seed": config.seed,
-                "name": name,
-                "on": (config.origin or {}).get("trunk", {}),
-            },
-        )
+    return sorted(model.peft_config, key=lambda name: name not in active)
+
+
+def _adapters(model: nn.Module) -> Iterable[dict[str, Any]]:
+    """The adapters of a model as entries of steps."""
+    for name in _names(model):
+        config = cast(IntarsiaConfig, cast(PeftModel, model).peft_config[name])
+        yield {
+            "key": config.method,
+            "settings": config.options,
+            "decided": {},
+            "seed": config.seed,
+            "name": name,
+            "on": (config.origin or {}).get("trunk", {}),
+        }
 
 
 def _check_target(folder: Path) -> None:
     """Raises: ConfigError for a path with anything but a saved model."""
-    inside = list(folder.iterdir()) if folder.is_dir() else []
-    foreign = [p for p in inside if p.name not in OURS and not (p / WEIGHTS).is_file()]
-    if foreign or (folder.exists() and not folder.is_dir()):
-        got = f"{foreign[0].name!r} in it" if foreign else "a file"
-        want = "a new folder, or one with a saved model, which is replaced"
-        raise ConfigError(f"folder {str(folder)!r}", got=got, want=want, fix="Choose another.")
+    inside = folder.iterdir() if folder.is_dir() else ()
+    named = {path.name for path in inside if (path / WEIGHTS).is_file()}
+    check_target(folder, own=OURS | named)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError, TargetError
 from ..core.files import write_json
+from ..core.sealing import seal_stock
 from ..parallel.attached import Attached
 from ..parallel.exchange import Group
 from ..parallel.pieces import Piece, apart
@@ -70,6 +71,7 @@ def write_sharded(model: Any, parts: Attached, folder: str | Path, group: Group 
         model.config.save_pretrained(scratch)
         if (generation := getattr(model, "generation_config", None)) is not None:
             generation.save_pretrained(scratch)
+        seal_stock(scratch)
 
     return write_together(folder, part, finish, group)
 

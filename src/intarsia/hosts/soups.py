@@ -10,6 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
+from ..core.files import repaired
+from ..core.sealing import STOCK, check_if_sealed
 from ..mixtures.sparse_soup import State, mixed
 from .prune.files import check_shards, decoded
 
@@ -40,7 +42,7 @@ def _state(candidate: str | Path | nn.Module | State) -> State:
         return candidate.state_dict()
     if isinstance(candidate, Mapping):
         return candidate
-    folder = Path(candidate)
+    folder = repaired(candidate)
     folder = folder / ADAPTER_FOLDER if (folder / ADAPTER_FOLDER).is_dir() else folder
     files = sorted(folder.glob("*.safetensors"))
     files = [file for file in files if file.name != "predictions.safetensors"]
@@ -48,6 +50,8 @@ def _state(candidate: str | Path | nn.Module | State) -> State:
         got, want = "no *.safetensors", "a run, or a folder with weights"
         fix = "Check the path."
         raise CheckpointError(f"candidate {candidate}", got=got, want=want, fix=fix)
+    check_if_sealed(folder, STOCK, SETTINGS)
+    check_if_sealed(Path(candidate), RUN)
     check_shards(folder)
     try:
         stored = {name: t for file in files for name, t in load_file(file).items()}
@@ -58,4 +62,4 @@ def _state(candidate: str | Path | nn.Module | State) -> State:
     return decoded(folder, stored)
 
 
-ADAPTER_FOLDER = "adapter"  # of a run
+ADAPTER_FOLDER, RUN, SETTINGS = "adapter", "run.json", "intarsia.json"

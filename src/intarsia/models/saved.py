@@ -13,8 +13,9 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from ..core.errors import CheckpointError, ConfigError, IntarsiaError
-from ..core.files import check_digest, check_target, digests, read_json, write_json, writing
+from ..core.files import check_target, read_json, repaired, writing
 from ..core.registry import card, keys, method_key, settings_from_dict, settings_to_dict
+from ..core.sealing import check_sealed, seal_folder
 
 CARD, TENSORS = "card.json", "tensors.safetensors"
 NAMES = "feature_names_in_"  # of a table's columns: text, so no tensor
@@ -45,7 +46,7 @@ def save_estimator(estimator: BaseEstimator, folder: str | Path) -> Path:
         about = {"format": FORMAT, "key": method_key(estimator), "version": version("intarsia")}
         settings = {n: _plain(v) for n, v in settings_to_dict(estimator).items()}
         about |= {"settings": settings, "figures": figures}
-        write_json(scratch / CARD, about | {"sha256": digests(scratch)})
+        seal_folder(scratch, CARD, about)
     return folder
 
 
@@ -54,12 +55,11 @@ def load_estimator(kind: type[E], folder: str | Path) -> E:
 
     Raises: CheckpointError for a folder that is damaged, or of something else.
     """
-    folder = Path(folder)
+    folder = repaired(folder)
     try:
-        about = read_json(folder / CARD)
+        about = check_sealed(folder / CARD, read_json(folder / CARD), needs=(TENSORS,))
         if about["format"] != FORMAT or about["key"] not in keys("model"):
             raise ValueError(f"format {about['format']!r}, key {about['key']!r}")
-        check_digest(folder / TENSORS, about["sha256"], TENSORS)
         found: Any = settings_from_dict(card(about["key"]), about["settings"])
         learned = load_file(folder / TENSORS) | dict(about["figures"])
     except CheckpointError:

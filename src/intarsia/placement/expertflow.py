@@ -20,6 +20,7 @@ from ..core import Card, Paper
 from ..core.checks import between
 from ..core.errors import ConfigError, DataError
 from ..core.files import writing
+from ..core.sealing import OPEN, check_file, seal_file
 from .cache import Key, Policy
 from .policies import FLOW, NextUse
 from .trace import Trace
@@ -79,13 +80,18 @@ class TokenTable:
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file."""
         with writing(path) as scratch:
-            save_file({"share": self.share.contiguous()}, scratch)
+            save_file({"share": self.share.contiguous()}, scratch, metadata=OPEN)
+            seal_file(scratch)
         return Path(path)
 
     @classmethod
     def load_file(cls, path: str | Path) -> TokenTable:
-        """Read what `save` wrote.  Raises: DataError for anything else."""
+        """Read what `save` wrote.
+
+        Raises: DataError for anything else; CheckpointError for a file that was changed.
+        """
         try:
+            check_file(Path(path))
             with safe_open(str(path), "pt") as file:
                 share = file.get_tensor("share")
             if share.dim() != 3:

@@ -13,6 +13,9 @@ from torch import Tensor
 from ..core.checks import at_least
 from ..core.errors import ConfigError, DataError
 from ..core.files import read_json, write_json
+from ..core.sealing import check_settings, sealed
+
+FORMAT = "intarsia placement"
 
 
 @dataclass(frozen=True)
@@ -132,13 +135,16 @@ class Placement:
 
     def save(self, path: str | Path, **said: Any) -> Path:
         """Write a JSON file; said: what else stands in it."""
-        return write_json(path, self.to_dict() | said, indent=None)
+        return write_json(path, sealed({"format": FORMAT} | self.to_dict() | said), indent=None)
 
     @classmethod
     def load_file(cls, path: str | Path) -> Placement:
-        """Read what `save` wrote.  Raises: DataError for anything else."""
+        """Read what `save` wrote.
+
+        Raises: DataError for anything else; CheckpointError for a file that was changed.
+        """
         try:
-            found = read_json(path)
+            found, _ = check_settings(Path(path), read_json(path))
             placed = cls.of(torch.tensor(found["owner"]), int(found["devices"]))
             holds = placed.holds.clone()
             for layer, device, expert in found["copies"]:

@@ -17,9 +17,12 @@ from ..core import Routing
 from ..core.checks import at_least, between
 from ..core.errors import ConfigError, DataError
 from ..core.files import writing
+from ..core.sealing import OPEN, SEAL, check_file, seal_file
 
 NONE = -1  # in the place of an expert: the token has fewer than k in this layer
 MOST = 2**15 - 1  # experts
+FORMAT = "intarsia trace"
+OWN = ("format", "experts", "names", SEAL)  # metadata that are no `about`
 
 
 @dataclass(frozen=True)
@@ -174,16 +177,22 @@ class Trace:
         for name, kept in (("weight", torch.float16), ("token", torch.int32)):
             if (value := getattr(self, name)) is not None:
                 found[name] = value.to(kept)
-        said = dict(self.about) | {"experts": str(self.experts), "names": json.dumps(self.names)}
+        own = {"format": FORMAT, "experts": str(self.experts), "names": json.dumps(self.names)}
+        said = dict(self.about) | own
         with writing(path) as scratch:
             tensors = {name: tensor.contiguous() for name, tensor in found.items()}
-            save_file(tensors, scratch, metadata=said)
+            save_file(tensors, scratch, metadata=said | OPEN)
+            seal_file(scratch)
         return Path(path)
 
     @classmethod
     def load_file(cls, path: str | Path) -> Trace:
-        """Read what `save` wrote.  Raises: DataError for anything else."""
+        """Read what `save` wrote.
+
+        Raises: DataError for anything else; CheckpointError for a file that was changed.
+        """
         try:
+            check_file(Path(path))
             with safe_open(str(path), "pt") as file:
                 said: dict[str, str] = file.metadata() or {}
                 found: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -198,7 +207,7 @@ class Trace:
                 weight=found.get("weight"),
                 token=None if (token := found.get("token")) is None else token.long(),
                 names=tuple(json.loads(said.get("names", "[]"))),
-                about={n: v for n, v in said.items() if n not in ("experts", "names")},
+                about={n: v for n, v in said.items() if n not in OWN},
             )
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             if isinstance(error, DataError):

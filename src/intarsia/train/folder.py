@@ -16,8 +16,9 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError, disk_error
-from ..core.files import digests, parse_json, write_json, writing
+from ..core.files import parse_json, write_json, writing
 from ..core.locks import alone
+from ..core.sealing import OPEN, digests, seal_file, sealed
 from ..parallel.attached import Attached
 from ..parallel.whole_file import write_folder
 from .learner import NotFinite
@@ -182,9 +183,10 @@ def write_results(
         if evaluated is not None and (items := item_numbers(evaluated)) is not None:
             tensors["items"] = items
         with writing(out / "predictions.safetensors") as scratch:
-            safetensors.torch.save_file(tensors, scratch, metadata={"split": split})
-    found = {f"{ADAPTER}/{name}": digest for name, digest in digests(out / ADAPTER).items()}
-    write_json(out / RUN, {**record, "sha256": found})
+            safetensors.torch.save_file(tensors, scratch, metadata={"split": split, **OPEN})
+            seal_file(scratch)
+    files = {f"{ADAPTER}/{name}": digest for name, digest in digests(out / ADAPTER).items()}
+    write_json(out / RUN, sealed(record, files))
 
 
 def write_learned(model: nn.Module, folder: Path, parts: Attached | None = None) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from intarsia.core.errors import UnknownName
-from intarsia.core.files import sha256
+from intarsia.core.sealing import sha256
 from intarsia.data.backbones import backbone
 from intarsia.data.decode import read_image, to_rgb
 from intarsia.data.packages import announce, building, cache_dir, reading

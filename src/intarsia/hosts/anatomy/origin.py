@@ -188,13 +188,12 @@ def check_digest(
     """Raises: CheckpointError if weights or settings differ from those that were saved together."""
     place = Path(folder) / (subfolder or "")
     wanted, got = (origin or {}).get("digest"), _digest(place, identity)
-    if wanted and got and wanted != got:
+    if got and wanted != got:
         raise CheckpointError(
             f"adapter in {place}",
             got="weights or settings that changed after they were saved",
             want="the files as they were written",
-            fix="Copy the folder again from its source: a byte was damaged or a file was swapped. "
-            "If you changed settings on purpose, delete origin.digest from adapter_config.json.",
+            fix="Copy the folder again from its source: a byte was damaged or a file was swapped.",
         )
 
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from ...core.errors import CheckpointError, IntarsiaError
 from ...core.files import read_json, unbroken
-from ..anatomy.origin import WEIGHTS, check_digest, check_sizes, damaged
+from ..anatomy.origin import WEIGHTS, check_sizes, damaged
 from .adapt import attach, check_model
 from .config import Family, IntarsiaConfig
 from .foreign import read_foreign
-from .plain_lora import ours, plain_config
+from .plain_lora import ours, own_config, plain_config
 
 CONFIG, WRITER = "adapter_config.json", "model.save_pretrained"
 
@@ -30,19 +30,19 @@ def read_adapter(
     *,
     trainable: bool = False,
     classes: Sequence[str] | None = None,
-    told: Mapping[str, Any] | None = None,
+    left_out: Mapping[str, Any] | None = None,
 ) -> PeftModel:
     """Put an adapter of PEFT's files into the pretrained model it was trained on, in place.
 
     Plain LoRA of PEFT's own becomes cells; what else PEFT has is read by PEFT.
-    told: of an adapter in PEFT's own form, what `write_plain` returned.
+    left_out: of plain LoRA in PEFT's own form, what `write_plain` returned.
     Raises: CheckpointError, ConfigError, as `intarsia.load` does; the caller undoes the rest.
     """
     check_model(model, name)
     stored, weights = _stored(folder), read_weights(folder)
     if stored.get("peft_type") == Family.INTARSIA.value:
         config = read_config(folder)
-    elif (found := _plain(model, folder, stored, weights, told)) is not None:
+    elif (found := _plain(model, folder, stored, weights, left_out)) is not None:
         config, weights = found, ours(weights)
     else:
         _check_config(folder, stored)
@@ -93,19 +93,17 @@ def _plain(
     folder: Path,
     stored: Mapping[str, Any],
     weights: Mapping[str, Tensor],
-    told: Mapping[str, Any] | None,
+    left_out: Mapping[str, Any] | None,
 ) -> IntarsiaConfig | None:
-    """The config of an adapter that is plain LoRA, checked against what was told of it."""
-    if told is None:
+    """The config of an adapter that is plain LoRA, ours or PEFT's; None for any other."""
+    if left_out is None:
         return plain_config(model, stored, weights)
-    _check_config(folder, told)
+    _check_config(folder, stored)
     try:
-        config = IntarsiaConfig(**told)
-    except (IntarsiaError, TypeError, ValueError, AttributeError) as error:
+        return own_config(stored, left_out)
+    except (IntarsiaError, TypeError, ValueError, KeyError, AttributeError) as error:
         got = f"settings that no method takes ({error})"
         raise damaged(folder / CONFIG, got, "intarsia.save") from error
-    check_digest(config.origin, folder, None, config._identity())
-    return config
 
 
 def _stored(folder: Path) -> dict[str, Any]:

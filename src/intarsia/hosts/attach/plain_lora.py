@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from peft import LoraConfig, PeftModel
 from safetensors.torch import load_file, save_file
@@ -28,7 +28,6 @@ OURS = {
     ".lora_B.weight": ".intarsia_cells.up.weight",
 }
 PLACES = ("exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
-KEPT = ("method", "options", "seed", "target_modules", "init_weights", "origin", *PLACES)
 # settings of PEFT's LoRA that we have, or that say nothing of the weights
 KNOWN = {f.name for f in fields(IntarsiaConfig)} | {
     "r", "lora_alpha", "lora_dropout", "use_rslora", "init_lora_weights", "peft_version"
@@ -37,7 +36,8 @@ PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # others change t
 
 
 def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | None:
-    """Rewrite the files of an adapter that is plain LoRA as PEFT's; returns what they leave out.
+    """Rewrite the files of an adapter that is plain LoRA as PEFT's; returns what they leave out:
+    the seed, and what the weights belong to.
 
     None for any other adapter, whose files stay as they are.
     """
@@ -66,8 +66,23 @@ def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | N
     theirs = {ours: key for key, ours in OURS.items()}
     tensors = {_renamed(n, theirs): t for n, t in load_file(place / origin.WEIGHTS).items()}
     save_file(tensors, place / origin.WEIGHTS, metadata={"format": "pt"})
-    kept = {key: config.to_dict()[key] for key in KEPT}
-    return kept | {"origin": origin.with_digest(config.origin, place, config._identity())}
+    belongs = {key: value for key, value in (config.origin or {}).items() if key != "digest"}
+    return {"seed": config.seed, "init_weights": config.init_weights, "origin": belongs}
+
+
+def own_config(stored: Mapping[str, Any], left_out: Mapping[str, Any]) -> IntarsiaConfig:
+    """The config of what `write_plain` wrote, out of PEFT's file and what that leaves out."""
+    method = Lora(int(stored["r"]), float(stored["lora_alpha"]), float(stored["lora_dropout"]))
+    options = method_to_dict(method)
+    same = ("target_modules", "task_type", "base_model_name_or_path", "revision", *PLACES)
+    return IntarsiaConfig(
+        method=options.pop(KEY),
+        options=options,
+        seed=left_out["seed"],
+        init_weights=left_out["init_weights"],
+        origin=left_out["origin"],
+        **cast(Any, {key: stored.get(key) for key in same}),
+    )
 
 
 def _plain(layer: IntarsiaLayer, name: str) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from ...core.errors import CheckpointError
 from ...core.files import parse_json, unbroken, writing
+from ...core.sealing import OPEN, check_file, seal_file
 from ..anatomy.origin import damaged
 
 FORMAT, WRITER = "intarsia sparse delta 1", "SparseDelta.save"
@@ -23,9 +23,10 @@ def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -
     """Put tensors and JSON into a file."""
     kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     text = json.dumps(about, sort_keys=True)
-    metadata = {"format": FORMAT, "about": text, "digest": _digest(kept, text)}
+    metadata = {"format": FORMAT, "about": text, **OPEN}
     with writing(path) as scratch:
         safetensors.torch.save_file(kept, scratch, metadata=metadata)
+        seal_file(scratch)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -43,18 +44,8 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         got = f"a file of format {metadata.get('format')!r}"
         fix = "Adapters are read with intarsia.load; other files are no deltas."
         raise CheckpointError(f"delta {str(path)!r}", got=got, want=f"{FORMAT!r}", fix=fix)
-    text = metadata.get("about", "")
-    if metadata.get("digest") != _digest(tensors, text):
-        raise damaged(path, "contents that are not those that were written", WRITER)
+    check_file(path)
     try:
-        return tensors, parse_json(text)
+        return tensors, parse_json(metadata.get("about", ""))
     except ValueError as error:
         raise damaged(path, f"no JSON beside the tensors ({error})", WRITER) from error
-
-
-def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
-    digest = hashlib.sha256(text.encode())
-    for name in sorted(tensors):
-        digest.update(f"{name}:{tensors[name].dtype}:{tuple(tensors[name].shape)}".encode())
-        digest.update(safetensors.torch.save({"t": tensors[name]}))
-    return digest.hexdigest()

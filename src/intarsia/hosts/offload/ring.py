@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from ...core.checks import between
 from ...core.errors import CheckpointError, ConfigError, TargetError
 from ...core.files import writing
+from ...core.sealing import OPEN, check_file, seal_file
 from ...placement.cache import Residency
 from ..anatomy.blocks import blocks
 
@@ -40,8 +41,20 @@ def read_block(path: Path, into: Mapping[str, Tensor]) -> None:
             for name, tensor in into.items():
                 tensor.copy_(file.get_tensor(name))
     except (OSError, SafetensorError, RuntimeError) as error:
-        want, fix = "the block that was written", "Open the model and call ring_offload again."
-        raise CheckpointError(f"block {path}", got=error, want=want, fix=fix) from error
+        raise _unreadable(path, error) from error
+
+
+def check_block(path: Path) -> None:
+    """Raises: CheckpointError for a block's file that is missing or has other bytes."""
+    try:
+        check_file(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    want, fix = "the block that was written", "Open the model and call ring_offload again."
+    return CheckpointError(f"block {path}", got=error, want=want, fix=fix)
 
 
 def ring_offload(
@@ -78,7 +91,9 @@ def ring_offload(
         scratch.mkdir()
         for number, (_, block) in enumerate(found):
             tensors = {n: t.detach().contiguous() for n, t in block.state_dict().items()}
-            save_file(tensors, scratch / f"{number:04d}.safetensors")
+            file = scratch / f"{number:04d}.safetensors"
+            save_file(tensors, file, metadata=OPEN)
+            seal_file(file)
     ring = Ring([block for _, block in found], Path(folder), slots, read)
     model.__dict__[RING] = ring
     weakref.finalize(model, ring.close)
@@ -106,6 +121,7 @@ class Ring:
         self.places = [{n: torch.empty_like(t) for n, t in first.items()} for _ in range(slots)]
         self.size = sum(t.nbytes for t in first.values())
         self.ready = self.waited = self.bytes = 0
+        self.checked: set[int] = set()
         self.seconds = 0.0
         self.failed: BaseException | None = None
         self.todo: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
@@ -129,7 +145,11 @@ class Ring:
         while (asked := self.todo.get()) is not None:
             block, place = asked
             try:
-                self.read(self.folder / f"{block:04d}.safetensors", self.places[place])
+                path = self.folder / f"{block:04d}.safetensors"
+                if block not in self.checked:  # once: every forward reads all of them again
+                    check_block(path)
+                    self.checked.add(block)
+                self.read(path, self.places[place])
                 self.bytes += self.size
             except BaseException as error:  # told where the block is needed
                 self.failed = error

@@ -1,8 +1,9 @@
 """Experts in files, one record each, written and read an expert at a time.
 
-A store is a folder: `experts.json` (sizes, SHA-256 of each record), one safetensors file for each
-layer with the experts one after another, `rest.safetensors` with every other weight, and the
-model's configuration and tokenizer. Packing needs the memory of one expert, and of the rest.
+A store is a folder: `experts.json` (sizes, SHA-256 of each record and of the other files), one
+safetensors file for each layer with the experts one after another, `rest.safetensors` with every
+other weight, and the model's configuration and tokenizer. Packing needs the memory of one expert,
+and of the rest.
 """
 
 from __future__ import annotations
@@ -24,9 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ...core.errors import CheckpointError, ConfigError, TargetError
-from ...core.files import read_json, write_json, writing
+from ...core.files import read_json, repaired, write_json, writing
+from ...core.sealing import STOCK, check_sealed, digests, sealed
 
-INDEX, REST = "experts.json", "rest.safetensors"
+INDEX, REST, CONFIG = "experts.json", "rest.safetensors", "config.json"
 PAGE = 4096
 TEXTS = (".json", ".txt", ".jinja", ".model")
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16", torch.float64: "F64"}
@@ -45,7 +47,7 @@ class Checkpoint:
         try:
             self.files = {name: safe_open(str(name), "pt") for name in files}
             self.where = {key: f for f in self.files.values() for key in f.keys()}  # noqa: SIM118
-            self.config = read_json(folder / "config.json")
+            self.config = read_json(folder / CONFIG)
         except (OSError, ValueError, SafetensorError) as error:
             raise _unreadable(folder, error) from error
         if not self.where:
@@ -148,15 +150,12 @@ def pack_experts(
         rest = [k for k in found.where if not any(k.startswith(f"{p}.") for p in layers)]
         save_file({renamed(k): found.tensor(k).contiguous() for k in rest}, scratch / REST)
         for file in source.iterdir():
-            if file.suffix in TEXTS and not file.name.endswith(".index.json"):
+            is_text = file.suffix in TEXTS and not file.name.endswith(".index.json")
+            if is_text and file.name != STOCK:
                 shutil.copy(file, scratch)
-        write_json(scratch / INDEX, {"layers": records, "config": config_hash(found.config)}, None)
+        files = digests(scratch, besides=[str(row["file"]) for row in records])
+        write_json(scratch / INDEX, sealed({"layers": records}, files), None)
     return store
-
-
-def config_hash(config: Mapping[str, Any]) -> str:
-    """By which a store and a configuration belong together."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()
 
 
 def count_of(source: Checkpoint, path: str) -> int:
@@ -241,11 +240,11 @@ class ExpertStore:
     """
 
     def __init__(self, folder: str | Path, check: str = "first") -> None:
-        self.folder, self.check = Path(folder), check
+        self.folder, self.check = repaired(folder), check
         try:
-            said = read_json(self.folder / INDEX)
-            self.layers: list[dict[str, Any]] = said["layers"]
-            self.config_hash = str(said["config"])
+            path = self.folder / INDEX
+            content = check_sealed(path, read_json(path), needs=(REST, CONFIG))
+            self.layers: list[dict[str, Any]] = content["layers"]
             self.paths = [str(layer["path"]) for layer in self.layers]
             self.experts = max(len(layer["sha256"]) for layer in self.layers)
             self.bytes = max(_bytes_of(layer) for layer in self.layers)

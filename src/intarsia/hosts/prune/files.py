@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from ...core.checks import one_of
 from ...core.errors import CheckpointError, ConfigError, ShapeError, TargetError
-from ...core.files import writing
+from ...core.files import repaired, writing
+from ...core.sealing import STOCK, check_if_sealed, seal_stock
 from ...formats import Bitmask
 from ..anatomy.blocks import base_of
 from ..anatomy.origin import damaged
@@ -92,6 +93,7 @@ def save_sparse(
             config = json.loads((scratch / CONFIG).read_text("utf-8"))
             config["quantization_config"] = quantised
             (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+        seal_stock(scratch)
     return Path(folder)
 
 
@@ -125,16 +127,17 @@ def convert_sparse(old: str | Path, new: str | Path, *, layout: str = "dense") -
         raise ConfigError(f"folder {str(new)!r}", got="something there", want="nothing", fix=fix)
     if layout == PACKED:
         return _packed_folder(old, new)
-    tensors = read_tensors(old)
+    tensors = read_tensors(repaired(old))
     with writing(new) as scratch:
         scratch.mkdir()
         for path in old.iterdir():
-            if path.suffix in TEXTS and path.name not in (CONFIG, INDEX):
+            if path.suffix in TEXTS and path.name not in (CONFIG, INDEX, STOCK):
                 shutil.copy(path, scratch / path.name)
         config = _object(old / CONFIG) if (old / CONFIG).is_file() else {}
         config = {name: value for name, value in config.items() if name not in SAVED_BY}
         (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         _write(scratch, tensors, layout)
+        seal_stock(scratch)
     return new
 
 
@@ -166,6 +169,7 @@ def _packed_folder(old: Path, new: Path) -> Path:
         for path in dense.iterdir():
             if path.suffix in TEXTS and not (new / path.name).exists():
                 shutil.copy(path, new / path.name)
+        seal_stock(new)
     return new
 
 
@@ -179,6 +183,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     if not files:
         want, fix = "*.safetensors", "Give a folder of save_pretrained or of `intarsia sparsify`."
         raise CheckpointError(str(folder), got="no weights", want=want, fix=fix)
+    check_if_sealed(folder)
     check_shards(folder)
     stored: dict[str, Tensor] = {}
     for path in files:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from ...core.errors import CheckpointError, ConfigError
 from ...core.files import write_json, writing
-from ...train.checkpoint import sha256
+from ...core.sealing import check_sealed, sealed, sha256
 from ...train.resume import check_same
 from ..anatomy.origin import damaged
 
@@ -66,7 +66,7 @@ class Kept:
                 fix = "Choose another folder, or go on with resume=True."
                 raise ConfigError(f"out {str(out)!r}", got=got, want=want, fix=fix)
             try:
-                found = json.loads(path.read_text("utf-8"))
+                found = check_sealed(path, json.loads(path.read_text("utf-8")))
                 saved, self.blocks = found["identity"], list(found["blocks"])
                 self.hidden_hash = found["hidden"]
             except (ValueError, KeyError, TypeError) as error:
@@ -146,7 +146,7 @@ class Kept:
         self.blocks.append(block)
         if self.out is not None:
             record = {"identity": self.identity, "blocks": self.blocks, "hidden": self.hidden_hash}
-            write_json(self.out / RECORD, record, indent=None)
+            write_json(self.out / RECORD, sealed(record), indent=None)
             (self.out / f"hidden-{number - 1:03}.safetensors").unlink(missing_ok=True)
         if self.report is not None:
             self.report(self.line())

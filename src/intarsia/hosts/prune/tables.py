@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from ...core.errors import CheckpointError, ShapeError, TargetError, TrainingError
 from ...core.files import writing
 from ...core.format import nbytes
+from ...core.sealing import OPEN, check_file, seal_file
 from ...formats import Columns
 from ...formats.columns import MOST, break_even
 from ...schedules.masked_layers import EMBEDDINGS
@@ -82,7 +83,8 @@ def save_tables(
         even = break_even(width, table.element_size())
         lines.append(SavedTable(name, smaller, density, even, bytes_, whole))
     with writing(path) as scratch:
-        save_file(stored, scratch, metadata={"format": "pt"})
+        save_file(stored, scratch, metadata={"format": "pt", **OPEN})
+        seal_file(scratch)
     return tuple(lines)
 
 
@@ -116,6 +118,15 @@ def load_tables(model: nn.Module, path: str | Path, *, mapped: bool = False) -> 
     The file must stay as it is; changes of a weight are the process's own.
     Raises: CheckpointError for a file that is damaged, or of another model.
     """
+    try:
+        check_file(Path(path))
+    except OSError as error:
+        raise damaged(Path(path), f"no readable safetensors file ({error})") from error
+    put_tables(model, path, mapped)
+
+
+def put_tables(model: nn.Module, path: str | Path, mapped: bool) -> None:
+    """`load_tables`, of a file whose bytes were checked."""
     try:
         stored: Mapping[str, Tensor] = load_file(path)  # which maps it
     except (OSError, SafetensorError) as error:

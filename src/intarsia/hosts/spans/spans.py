@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ...core.checks import above, at_least, between
 from ...core.errors import CheckpointError, ConfigError
-from ...core.files import read_json, write_text
+from ...core.files import read_json, write_json
+from ...core.sealing import check_settings, sealed
 
 FORMAT = "intarsia-spans-1"
 SINK = 64  # first tokens that every head sees (paper, section 4)
@@ -154,18 +155,19 @@ class Spans:
 
     def save(self, path: str | Path) -> Path:
         """Write a JSON file; whole or not at all."""
-        import json
-
-        return write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
+        return write_json(path, sealed(self.to_dict()), indent=1)
 
 
 def load_spans(path: str | Path) -> Spans:
     """Spans of a JSON file: as `Spans.save` wrote it, or {"alphas", "betas"} of the paper's code.
 
-    Raises: CheckpointError for a file that is neither.
+    Raises: CheckpointError for a file that is neither, or changed after it was written.
     """
     try:
-        return Spans.from_dict(read_json(Path(path)))
+        content = read_json(Path(path))
+        if isinstance(content, dict) and content.get("format") == FORMAT:
+            content, _ = check_settings(Path(path), content)
+        return Spans.from_dict(content)
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         want = "a JSON file of spans"
         fix = "Write it with: intarsia spans MODEL --save spans.json"

@@ -19,7 +19,8 @@ from pathlib import Path
 import platformdirs
 
 from ...core.errors import ConfigError
-from ...core.files import sha256, sync
+from ...core.files import sync
+from ...core.sealing import sha256
 
 SOURCES = Path(__file__).parent
 KINDS = ("native", "avx2", "portable")

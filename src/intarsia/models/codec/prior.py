@@ -18,7 +18,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ...core.errors import CheckpointError, IntarsiaError
-from ...core.files import read_json, unbroken, writing
+from ...core.files import read_json, repaired, unbroken, writing
+from ...core.sealing import check_sealed, seal_folder
 from .levels import LatentLevel, numbered
 from .philox import UNIT
 from .recombiner import RecombinerSettings
@@ -134,15 +135,15 @@ class Prior:
             scratch.mkdir()
             tensors = {k: v.contiguous() for k, v in self._tensors().items()}
             safetensors.torch.save_file(tensors, scratch / TENSORS)
-            (scratch / ABOUT).write_text(json.dumps(said, indent=2) + "\n")
+            seal_folder(scratch, ABOUT, said)
         return Path(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Prior:
         """Raises: CheckpointError for a folder that is none, or is damaged."""
-        folder = Path(folder)
+        folder = repaired(folder)
         try:
-            said = read_json(folder / ABOUT)
+            said = check_sealed(folder / ABOUT, read_json(folder / ABOUT), needs=(TENSORS,))
             with unbroken():
                 tensors = safetensors.torch.load_file(folder / TENSORS)
             settings = RecombinerSettings(**said["settings"])

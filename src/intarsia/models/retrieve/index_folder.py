@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...core.errors import CheckpointError, ConfigError
-from ...core.files import check_digest, read_json, sha256, write_json
+from ...core.files import read_json, repaired, write_json
+from ...core.sealing import check_sealed, sealed, sha256
 from .lexical import Lexical
 from .query_weights import TOKENIZER, WEIGHTS, QueryWeights
 from .segment import Segment
 
 META, KIND, VERSION = "meta.json", "intarsia sparse index", 2
+QUERIES = (TOKENIZER, WEIGHTS)
 
 
 class Saved(NamedTuple):
@@ -62,8 +64,7 @@ def write_index(
     queries.save(folder)
     written = {"kind": KIND, "version": VERSION} | dict(about) | {"segments": rows}
     written |= {"lexical": None if lexical is None else asdict(lexical)}
-    written |= {"sha256": {name: sha256(folder / name) for name in (TOKENIZER, WEIGHTS)}}
-    write_json(folder / META, written)
+    write_json(folder / META, sealed(written, {name: sha256(folder / name) for name in QUERIES}))
     named = {META, TOKENIZER, WEIGHTS, *(row["file"] for row in rows)}
     for path in folder.glob("*.safetensors"):  # of segments that were merged
         if path.name not in named:
@@ -75,8 +76,9 @@ def read_index(folder: Path) -> Saved:
 
     Raises: CheckpointError for a folder that is damaged, or of something else.
     """
+    repaired(folder)
     try:
-        about = read_json(folder / META)
+        about = check_sealed(folder / META, read_json(folder / META), needs=QUERIES)
         if about["kind"] != KIND or about["version"] != VERSION:
             raise ValueError(f"{about['kind']!r}, version {about['version']!r}")
         own = {name: str(about[name]) for name in ("model", "digest", "stored")}
@@ -85,8 +87,6 @@ def read_index(folder: Path) -> Saved:
             (folder / Path(row["file"]).name, int(row["docs"]), row["sha256"], row["deleted"])
             for row in about["segments"]
         ]
-        for name in (TOKENIZER, WEIGHTS):
-            check_digest(folder / name, {name: about["sha256"][name]}, name)
     except (OSError, ValueError, LookupError, TypeError) as error:
         want, fix = "the folder of an index", "For one: intarsia index docs.jsonl --save idx"
         raise CheckpointError(f"folder {folder}", got=error, want=want, fix=fix) from error

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 
 from ...core.checks import at_least, between
 from ...core.errors import AssetError, CheckpointError, ConfigError, MissingExtra
-from ...core.files import write_json, writing
+from ...core.files import repaired, write_json, writing
+from ...core.sealing import check_if_sealed, seal_stock
 from ...data.language_models import quietly
 from ...data.packages import announce, obtain, pinned
 from .max_logits import MEGABYTES, in_chunks
@@ -81,6 +82,7 @@ class InferenceFree:
             fix = "Learn from it: intarsia fit docs.jsonl --task sparse-retrieval --teachers "
             raise ConfigError("model of documents", got=got, want=want, fix=f"{fix}{name},bm25")
         folder = packaged(MODELS, name, report) or name
+        check_if_sealed(repaired(folder))
         with quietly():
             encoder = _opened(name, folder)
         static = _static(encoder)
@@ -159,6 +161,7 @@ class InferenceFree:
         with writing(folder, spare=True) as scratch, quietly():
             self.encoder.save_pretrained(str(scratch), create_model_card=False)
             write_json(scratch / IDF, self.queries.table(), indent=None)
+            seal_stock(scratch)
         return Path(folder)
 
 

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 
 from ...core.errors import CheckpointError, DataError
 from ...core.files import read_json
+from ...core.sealing import check_file
 from ..wording import joined
 from .curves import Point, read_curve
 from .items import RunItems, Tensors, run_items
@@ -244,6 +245,7 @@ def _predictions(folder: Path, scores: SplitScores) -> Tensors | None:
     if not path.is_file():
         return None
     try:
+        check_file(path)
         with safe_open(path, framework="numpy") as file:
             split = (file.metadata() or {}).get("split")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

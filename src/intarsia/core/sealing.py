@@ -1,0 +1,186 @@
+"""Seals: SHA-256 of all that a reader will trust, settings included, checked when it is opened.
+
+A folder has a settings file in JSON with digests of its other files and of its own content, a
+single JSON file has the digest of its content, a safetensors file that of its bytes as metadata. A
+missing seal is an error: what cannot be checked is not trusted.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import struct
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from .errors import CheckpointError
+from .files import read_json
+
+SEAL = "sha256"
+FILES, SETTINGS = "files", "settings"  # of a seal: digests of files, and of the content beside it
+OPEN = {SEAL: "0" * 64}  # metadata of a safetensors file that `seal_file` will fill in
+# cards are for people to edit, and no reader trusts them; hidden files are the system's
+FREE = (".md", ".html")
+STOCK = "digests.json"  # the seal of a folder that other libraries open, too
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file.  Raises: OSError if it cannot be read or is no file."""
+    _check_regular(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digests(folder: Path, *, besides: Collection[str] = ()) -> dict[str, str]:
+    """The SHA-256 of each file below a folder, by its path there, without cards and hidden files.
+
+    besides: paths that are left out.
+    """
+    names = {
+        path: path.relative_to(folder).as_posix()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.suffix not in FREE and path.name[0] != "."
+    }
+    return {name: sha256(path) for path, name in names.items() if name not in besides}
+
+
+def sealed(content: Mapping[str, Any], files: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """JSON content with its seal.  files: digests of the files beside it."""
+    seal: dict[str, Any] = {FILES: dict(files or {})}
+    whole = json.loads(json.dumps({**content, SEAL: seal}))
+    whole[SEAL] = {SETTINGS: _digest(whole), **seal}
+    return whole
+
+
+def seal_folder(folder: Path, name: str, content: Mapping[str, Any]) -> None:
+    """Write the settings file of a folder, after all its other files."""
+    whole = sealed(content, digests(folder, besides=(name,)))
+    (folder / name).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+
+
+def check_sealed(path: Path, content: Any, *, needs: Collection[str] = ()) -> dict[str, Any]:
+    """The content of a JSON file without its seal, after the files beside it were checked, too.
+
+    content: as it was read.  needs: files beside it that are read, so that digests are wanted.
+    Raises: CheckpointError for anything that is not as it was written, and for a missing digest.
+    """
+    rest, files = check_settings(path, content)
+    check_files(path.parent, files, needs)
+    return rest
+
+
+def check_settings(path: Path, content: Any) -> tuple[dict[str, Any], dict[str, str]]:
+    """The content of a JSON file without its seal, and the digests of files beside it, unchecked.
+
+    Raises: CheckpointError for content that is not as it was written, or has no digest.
+    """
+    whole = _object(content)
+    seal = _object(whole.get(SEAL))
+    files = _object(seal.get(FILES))
+    if FILES not in seal:
+        raise _changed(path, "settings without the digests that were written with them")
+    rest = {key: value for key, value in whole.items() if key != SEAL}
+    if seal.get(SETTINGS) != _digest({**rest, SEAL: {FILES: files}}):
+        raise _changed(path, "settings that changed after they were written")
+    return rest, files
+
+
+def _object(value: Any) -> dict[str, Any]:
+    """A JSON object; an empty one in the place of anything else."""
+    return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+
+
+def check_files(folder: Path, files: Mapping[str, str], needs: Collection[str] = ()) -> None:
+    """Raises: CheckpointError for a file that is gone or is not the one that was written.
+
+    needs: files that are read, so that digests are wanted.
+    """
+    if missing := sorted({*needs} - files.keys()):
+        raise _changed(folder, f"no digest of {missing[0]!r}")
+    for name, wanted in files.items():
+        place = folder / name
+        if ".." in Path(name).parts or Path(name).is_absolute():
+            raise _changed(folder, f"a digest of a file elsewhere, {name!r}")
+        if not place.is_file():
+            raise _changed(place, "no such file")
+        if sha256(place) != wanted:
+            raise _changed(place, "bytes that changed after they were written")
+
+
+def seal_stock(folder: Path) -> None:
+    """Seal a folder in another library's form, by a file of its own beside the others."""
+    seal_folder(folder, STOCK, {})
+
+
+def check_if_sealed(folder: Path, *names: str) -> None:
+    """Check a folder by those of these settings files that it has; stock ones have none.
+
+    Raises: CheckpointError for a file that is not as it was written.
+    """
+    for path in (folder / name for name in names or (STOCK,)):
+        if path.is_file():
+            try:
+                content = read_json(path)
+            except (OSError, ValueError) as error:
+                raise _changed(path, f"no readable JSON ({error})") from error
+            check_sealed(path, content)
+
+
+def seal_file(path: Path) -> None:
+    """Fill in the digest of a safetensors file that was written with `OPEN` in its metadata."""
+    digest, at = _file_digest(path)
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(digest.encode())
+
+
+def check_file(path: Path) -> None:
+    """Raises: CheckpointError for a safetensors file that has no seal, or another one.
+
+    OSError where it cannot be read.
+    """
+    digest, at = _file_digest(path)
+    with path.open("rb") as file:
+        file.seek(at)
+        if at == 0 or file.read(64) != digest.encode():
+            raise _changed(path, "bytes that changed after they were written, or no digest of them")
+
+
+def _file_digest(path: Path) -> tuple[str, int]:
+    """The SHA-256 of a safetensors file with zeros for its digest, and where that stands in it.
+
+    The place is 0 for a file without one.
+    """
+    total = hashlib.sha256()
+    _check_regular(path)
+    with path.open("rb") as file:
+        front = file.read(8)
+        size = struct.unpack("<Q", front)[0] if len(front) == 8 else 0
+        header = file.read(min(size, path.stat().st_size))
+        key = f'"{SEAL}":"'.encode()
+        at = header.find(key) + len(key)
+        if at < len(key) or len(header) < at + 64:
+            return "", 0
+        total.update(front + header[:at] + b"0" * 64 + header[at + 64 :])
+        while block := file.read(1 << 20):
+            total.update(block)
+    return total.hexdigest(), len(front) + at
+
+
+def _check_regular(path: Path) -> None:
+    """Raises: OSError for a pipe or a device, which would be waited for."""
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _changed(path: Path, got: str) -> CheckpointError:
+    want = "what was written"
+    fix = "Copy it again from its source: a byte was damaged, or something was edited or swapped."
+    return CheckpointError(str(path), got=got, want=want, fix=fix)
