@@ -65,7 +65,7 @@ def test_a_model_is_compressed_saved_and_opened(
     told = intarsia("generate", str(out), "a text", "--tokens", "4", "--json")
     assert told.code == 0 and told.json["tokens"] <= 4, told.err
     again = intarsia(*given, "--force")
-    assert again.code == 2 and "something there" in again.err
+    assert again.code == 2 and "other files in it" in again.err
 
 
 def test_a_slower_model_and_settings_that_cannot_be_are_refused(

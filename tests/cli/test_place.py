@@ -51,9 +51,6 @@ def test_a_mixture_is_traced_placed_and_simulated(
     for by in ("eplb", "joint_home", "exflow"):
         more = ("--redundant", 4) if by == "eplb" else ()
         said = intarsia("place", trace, "--devices", 4, "--by", by, *more, "--save", placed)
-        assert said.code == 2 and "something there" in said.words
-        placed.unlink()
-        said = intarsia("place", trace, "--devices", 4, "--by", by, *more, "--save", placed)
         assert said.code == 0 and by in said.out, said.err
     page = tmp_path / "page.html"
     more = ("--devices", 4, "--placement", placed, "--report", page)

@@ -60,7 +60,7 @@ def test_runs_are_averaged_into_a_run(intarsia: Intarsia, folder: Path, tmp_path
         ((str(a), str(other), "--save", str(tmp_path / "no")), "other parts of data"),
         ((str(a), "--save", str(tmp_path / "no")), "1 candidate"),
         ((str(a), str(b)), "--save"),
-        ((str(a), str(b), "--save", str(out)), "something there"),
+        ((str(a), str(b), "--save", str(out)), "other files in it"),
         ((str(a), str(tmp_path), "--save", str(tmp_path / "no")), "a folder without one"),
         ((str(a), str(b), "--weights", "1,x", "--save", str(tmp_path / "no")), "'1,x'"),
         ((str(a), str(b), "--weights", "1,1", "--save", str(tmp_path / "no")), "add up to 1"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -12,7 +13,15 @@ from hypothesis import strategies as st
 from intarsia.adapters import Bottleneck, Lora
 from intarsia.core import Method
 from intarsia.core.errors import ConfigError, UnknownName
-from intarsia.core.registry import KEY, card, keys, method_from_dict, method_key, method_to_dict
+from intarsia.core.registry import (
+    KEY,
+    card,
+    keys,
+    method_from_dict,
+    method_key,
+    method_to_dict,
+    settings_from_dict,
+)
 from intarsia.methods import Adamix, Mosa, Mosl
 
 bottlenecks = st.builds(

@@ -29,6 +29,7 @@ from .simulating import pack, simulate
 from .souping import soup
 from .sparsifying import convert, sparsify
 from .stacking import stack
+from .targets import holding
 from .training import fit
 from .unlearning import unlearn
 
@@ -64,6 +65,7 @@ def options(
     ] = False,
 ) -> None:
     """Sparse and modular adaptation of pretrained models."""
+    ctx.with_resource(holding())
     if quiet:
         ctx.with_resource(kept_quiet())
 

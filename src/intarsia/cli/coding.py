@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shlex
+import shutil
 import struct
 import time
 import warnings
@@ -15,7 +16,9 @@ import typer
 from ..core.errors import ConfigError, DataError
 from .options import Json
 from .shell import note, say, show_json, show_table, warn
+from .targets import target
 
+IRC = "IRC"  # where a file of `encode` begins
 SUFFIXES = {"image": ".png", "audio": ".wav", "video": ".npy", "structure": ".npy"}
 PriorFolder = Annotated[
     Path | None,
@@ -38,9 +41,10 @@ def encode(
 
     Example:  intarsia encode photo.png -o photo.irc
     """
-    target = out or file.with_suffix(".irc")
-    _no_folder(target)
     _there(file)
+    place = out or file.with_suffix(".irc")
+    _no_folder(place)
+    target(place, "photo.irc", option="--out", mark=IRC)
     signal, rate = _read(file)
     from ..models.codec.codec import Recombiner
 
@@ -50,17 +54,17 @@ def encode(
         data = codec.encode(signal, steps=steps, rate=rate, seed=seed)
     for one in told:
         warn(str(one.message))
-    _write(target, data)
+    _write(place, data)
     points, seconds = _points(data), time.monotonic() - start
     rate_of_file = len(data) * 8 / points
-    said = {"file": str(target), "bytes": len(data), "bits_per_point": rate_of_file}
+    said = {"file": str(place), "bytes": len(data), "bits_per_point": rate_of_file}
     said |= {"seconds": seconds, "seconds_per_million_points": seconds / points * 1e6}
     if as_json:
         show_json(said | {"prior": codec.prior.digest.hex()})
         return
-    say(f"{target}: {len(data):,} bytes, {rate_of_file:.2f} bits for each point.")
+    say(f"{place}: {len(data):,} bytes, {rate_of_file:.2f} bits for each point.")
     say(_speed(seconds, points))
-    say(f"Next:  intarsia decode {shlex.quote(str(target))}")
+    say(f"Next:  intarsia decode {shlex.quote(str(place))}")
 
 
 def decode(
@@ -91,21 +95,22 @@ def decode(
         rows = [(name, str(value)) for name, value in said.items() if value not in (0, ())]
         show_json(said) if as_json else show_table("", ("what", "value"), rows)
         return
-    target = out or file.with_name(f"{file.stem}.decoded{SUFFIXES[header.kind]}")
-    _no_folder(target)
+    place = out or file.with_name(f"{file.stem}.decoded{SUFFIXES[header.kind]}")
+    _no_folder(place)
+    if header.count > 1 and header.kind != "video" and place.suffix != ".npy":
+        place = place.with_suffix(".npy")
+        note(f"A pack of {header.count} signals: written as one array, {place}.")
+    target(place, "photo.png", option="--out")
     from ..models.codec.codec import Recombiner
 
     codec, start = Recombiner.load(prior or _built_in()), time.monotonic()
     signal = codec.decode(data)
     seconds = time.monotonic() - start
-    if header.count > 1 and header.kind != "video" and target.suffix != ".npy":
-        target = target.with_suffix(".npy")
-        note(f"A pack of {header.count} signals: written as one array, {target}.")
-    _save(target, signal, header.rate)
+    _save(place, signal, header.rate)
     if as_json:
-        show_json(said | {"out": str(target), "seconds": seconds})
+        show_json(said | {"out": str(place), "seconds": seconds})
         return
-    say(f"{target}: {header.kind} of {' x '.join(map(str, header.sizes))}.")
+    say(f"{place}: {header.kind} of {' x '.join(map(str, header.sizes))}.")
     say(_speed(seconds, _points(data)))
 
 
@@ -122,12 +127,7 @@ def prior(
 
     Example:  intarsia prior photographs/ --bits-per-pixel 0.5 --save my-prior
     """
-    if save is None:
-        fix = "For example: --save my-prior"
-        raise ConfigError("--save", got="nothing", want="the folder to write", fix=fix)
-    if save.exists():
-        fix = "Choose a new folder."
-        raise ConfigError(f"--save {save}", got="something there", want="nothing", fix=fix)
+    save = target(save, "my-prior")
     from ..data.decode import SUFFIXES as PICTURES
     from ..data.decode import to_rgb
 
@@ -149,6 +149,7 @@ def prior(
         arrays, bits_per_pixel, batch=max(1, 256 // tiles**2), out=state, **how
     )
     codec.save(save)
+    shutil.rmtree(state, ignore_errors=True)
     say(f"{save}: prior {codec.prior.digest.hex()} of {len(files)} pictures.")
     say(f"Next:  intarsia encode photo.png --prior {shlex.quote(str(save))}")
 

@@ -34,6 +34,7 @@ from .options import (
     with_options,
 )
 from .shell import note, say, show_json, show_rich
+from .targets import PAGE, target
 from .training import FOR_TEXTS, use_threads
 
 TEXT_METHODS = "lora,mixlora"  # where nothing is said
@@ -173,6 +174,7 @@ def report(
 
     Example:  intarsia report runs/compare-elpv --out page.html
     """
+    target(out, "page.html", option="--out", mark=PAGE)
     if len(runs) == 1 and runs[0].suffix == ".json":
         _show_spans(runs[0], out, baseline, as_json)
     elif all(any(p.glob("sparsify.json")) or any(p.glob("*/sparsify.json")) for p in runs):

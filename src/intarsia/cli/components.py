@@ -10,9 +10,9 @@ import typer
 
 from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError, ShapeError
-from ..core.files import check_target
 from .options import Json
 from .shell import say, show_json
+from .targets import target
 
 MODELS = ("bsc", "dsc", "gsc", "mca", "mmca", "mog", "mop", "tsc")
 NOT_NEGATIVE = ("mca", "mop")
@@ -49,13 +49,15 @@ def components(
         want = "a picture, or a folder of pictures"
         raise ConfigError("--fit", got=f"no {fit}", want=want, fix="Check the path.")
     from ..models.coding.annealed import Annealed
+    from ..models.coding.pictures import SOFTWARE
     from ..models.saved import CARD, TENSORS
 
+    where = run.with_name(run.name + ".png") if out is None else out
+    target(where, "atoms.png", option="--out", mark=SOFTWARE)
     if fit is not None:
-        check_target(run, own=(CARD, TENSORS))
+        target(run, "runs/gsc", option="RUN", own=(CARD, TENSORS))
         _learn(fit, run, model, atoms, side, patches, steps, seed)
     found = Annealed.load(run)
-    where = run.with_name(run.name + ".png") if out is None else out
     try:
         found.plot_components(where)
     except ShapeError as error:  # its fix is one for Python

@@ -14,6 +14,7 @@ from ..core.errors import ConfigError
 from .early import check_calibration, numbers
 from .options import Calibration, Json
 from .shell import note, say, show_json, show_table
+from .targets import target
 
 RECORD = "compress.json"
 METHODS = {"gqsa": "gqsa", "qmoe": "qmoe", "ternary": "qmoe"}  # of layers, and of experts
@@ -195,12 +196,7 @@ def _check(
         between("--bits", bits, 1, 8, "Try 4.")
     at_least("--rows", rows, 8, fix="Try 64.")
     check_calibration(calib, rows)
-    if save is None:
-        fix = "For example: --save fast"
-        raise ConfigError("--save", got="nothing", want="the folder to write", fix=fix)
-    if save.exists():
-        fix = "Choose a new folder."
-        raise ConfigError(f"--save {save}", got="something there", want="nothing", fix=fix)
+    target(save, "fast")
 
 
 def doctor(as_json: Json = False) -> None:

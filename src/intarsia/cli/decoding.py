@@ -14,7 +14,9 @@ from ..core.errors import ConfigError
 from .early import check_calibration
 from .options import Calibration, Json
 from .shell import note, say, show_json
+from .targets import target
 
+SPANS = "intarsia-spans-1"  # the format of the file
 Name = Annotated[str, typer.Argument(help="smollm2, or a folder of save_pretrained.")]
 
 
@@ -47,6 +49,7 @@ def spans(
         fix = "For example: --save spans.json"
         raise ConfigError("--save", got=save or "nothing", want="a .json file", fix=fix)
     numbers = _numbers(lengths)
+    target(save, "spans.json", mark=SPANS)
     from ..data.calibration import load_calibration
     from ..data.language_models import language_model
     from ..methods.moa import MoA, choose_spans

@@ -12,7 +12,10 @@ from .completing import among
 from .early import check_run
 from .options import Json, RunFolder
 from .shell import note, say, show_json
+from .targets import target
 
+MARKS = {"onnx": "intarsia", "torch": "preprocessing.json"}  # in the files
+EXPORTED = ("config.json", "model.safetensors", "predict.py")  # files of a timm folder
 SUFFIXES = {"timm": "", "onnx": ".onnx", "torch": ".pt2"}
 
 
@@ -46,9 +49,10 @@ def export(
     check_run(run)
     from ..experiments.release import release
 
-    target = out or run / f"export{SUFFIXES[form]}"
+    place = out or run / f"export{SUFFIXES[form]}"
+    target(place, "m.onnx", option="--out", mark=MARKS.get(form, ""), own=EXPORTED)
     lines: list[str] = []
-    path = release(run, form, target, fold_it=not keep_adapter, report=note, result=lines.append)
+    path = release(run, form, place, fold_it=not keep_adapter, report=note, result=lines.append)
     if as_json:
         show_json({"path": str(path), "format": form, "checks": lines})
         return

@@ -10,10 +10,13 @@ import typer
 
 from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
+from ..core.sealing import sealed_names
 from .early import check_data, is_text
 from .options import Json
 from .shell import note, say, show_json, show_table
+from .targets import target
 
+RECORD = "placement.json"  # of a checkpoint in a placement's order
 SEARCHES = ("eplb", "exflow", "joint_home", "joint_stay", "moetuner")
 WORTH = (
     "imbalance: largest load of a device over the mean; cross: share of transitions that change\n"
@@ -48,7 +51,7 @@ def trace(
         raise ConfigError("TEXT", got=text, want=want, fix=fix)
     at_least("--rows", rows, 1)
     at_least("--size", size, 2)
-    target = new_path(save, "t.safetensors")
+    file = target(save, "t.safetensors", mark="intarsia trace")
     from ..data.language_models import language_model
     from ..data.texts import load_texts
     from ..hosts.tracing import trace as record
@@ -59,17 +62,17 @@ def trace(
     started = time.perf_counter()
     found = record(host, (texts[i] for i in range(len(texts))), progress=note)
     seconds = time.perf_counter() - started
-    found.save(target)
+    found.save(file)
     told = {"tokens": len(found), "layers": found.layers, "experts": found.experts}
     told |= {"active": found.active, "tokens_per_second": len(found) / seconds}
     rows_of = described(found)
     if as_json:
-        show_json({"file": str(target), **told, "layer": rows_of})
+        show_json({"file": str(file), **told, "layer": rows_of})
         return
     show_table("", tuple(rows_of[0]), [tuple(map(_shown, r.values())) for r in rows_of])
     say(
         f"{len(found)} tokens, {found.layers} layers, {found.active} of {found.experts} experts; "
-        f"{len(found) / seconds:.0f} tokens/s\n{target}"
+        f"{len(found) / seconds:.0f} tokens/s\n{file}"
     )
 
 
@@ -105,9 +108,11 @@ def place(
     if (checkpoint is None) != (write is None):
         fix = "For example: --checkpoint my-mixtral --write placed"
         raise ConfigError("--write", got="one of the two", want="--checkpoint, too", fix=fix)
-    target = new_path(save, "p.json")
+    file = target(save, "p.json", mark="intarsia placement")
     if write is not None:
-        new_path(write, "placed")
+        target(write, "placed", option="--write", own=sealed_names(write, RECORD))
+    if sglang is not None:
+        target(sglang, "location.json", option="--sglang", mark="physical_to_logical_map")
     from ..placement.searching import place as search
     from ..placement.trace import Trace
 
@@ -115,6 +120,7 @@ def place(
     seen, unseen = found.split()
     placed = search(seen, links, _search(by, redundant))
     told = _judged(by, placed, {"train": seen, "held_out": unseen})
+    placed.save(file, by=by, quality=told)
     if write is not None:
         from ..hosts.relabel import write_relabelled
 
@@ -123,12 +129,11 @@ def place(
         from ..core.files import write_json
 
         write_json(sglang, {"physical_to_logical_map": placed.places()}, indent=None)
-    placed.save(target, by=by, quality=told)
     if as_json:
-        show_json({"file": str(target), "by": by, "quality": told})
+        show_json({"file": str(file), "by": by, "quality": told})
         return
     _show_quality(told)
-    say("\n".join(str(path) for path in (target, write, sglang) if path is not None))
+    say("\n".join(str(path) for path in (file, write, sglang) if path is not None))
 
 
 def _show_quality(told: dict[str, dict[str, dict[str, float]]]) -> None:
@@ -155,17 +160,6 @@ def _judged(by: str, placed: Any, parts: dict[str, Any]) -> dict[str, dict[str, 
         name: {part: dict(vars(quality(of, at))) for part, of in parts.items()}
         for name, at in found.items()
     }
-
-
-def new_path(path: Path | None, example: str) -> Path:
-    """Raises: ConfigError unless there is a path, with nothing at it."""
-    if path is None:
-        fix = f"For example: --save {example}"
-        raise ConfigError("--save", got="nothing", want="what to write", fix=fix)
-    if path.exists():
-        fix = "Choose a new name."
-        raise ConfigError(f"{path}", got="something there", want="nothing", fix=fix)
-    return path
 
 
 def topology_of(devices: int | None, file: Path | None) -> Any:

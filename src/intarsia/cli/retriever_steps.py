@@ -11,6 +11,7 @@ from typing import Any
 from ..core.errors import ConfigError, UnknownName
 from .options import flag
 from .shell import note, say, show_json
+from .targets import target
 
 OWN = ("data", "task", "teachers", "save", "model", "seed", "settings", "resume", "as_json")
 
@@ -27,9 +28,7 @@ def fit_task(given: Mapping[str, Any], words: set[str], teachers: str, save: Pat
     if save is None or given["data"] is None:
         fix = "For example: intarsia fit docs.jsonl --task sparse-retrieval --save enc"
         raise ConfigError("documents and --save", got="not both", want="both", fix=fix)
-    if save.exists():
-        fix = "Choose a new folder."
-        raise ConfigError(f"--save {save}", got="something there", want="nothing", fix=fix)
+    target(save, "enc")
     note("Loading PyTorch and sentence-transformers.")
     from ..data.collections import load_collection
     from ..models.retrieve.inference_free import InferenceFree

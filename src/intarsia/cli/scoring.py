@@ -16,6 +16,7 @@ from .early import check_numbers, check_run
 from .options import Device, Json, MaxPixels, RunFolder, Side, allow_pixels
 from .seeing import evaluate_seeing, is_seeing, predict_seeing
 from .shell import note, say, show_json, show_table, warn
+from .targets import PAGE, target
 
 if TYPE_CHECKING:
     from ..experiments.runs import PictureRun, Prediction
@@ -147,6 +148,8 @@ def predict(
     Example:  intarsia predict runs/elpv-lora-0 new_photos/ --csv > answers.csv
     Example:  intarsia predict runs/pairs-uni_moe-0 "What is this?" --image a.png
     """
+    if page is not None:
+        target(page, "page.html", option="--page", mark=PAGE)
     own = {"image": image, "audio": audio, "page": page}
     if predict_seeing(run, files, own, tokens=tokens, device=device, as_json=as_json):
         return

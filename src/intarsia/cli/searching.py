@@ -14,6 +14,7 @@ from ..core.errors import ConfigError, DataError
 from .begun_index import check_same, known_by, settings_file
 from .options import Json
 from .shell import note, say, show_json, show_table
+from .targets import hold, target
 
 if TYPE_CHECKING:
     from ..models.retrieve.inference_free import InferenceFree
@@ -73,9 +74,7 @@ def index(
     if append is not None and not (append / META).is_file():
         fix = "Begin one with --save."
         raise ConfigError(f"--append {append}", got="no index", want="an index's folder", fix=fix)
-    if save is not None and save.exists():
-        fix = "Choose a new folder, or --append."
-        raise ConfigError(f"--save {save}", got="something there", want="nothing", fix=fix)
+    hold(append) if append is not None else target(save, "idx")
     how = {"stored": stored, "prune": prune, "language": language}
     found = _indexed(docs, model, save, append, how, megabytes)
     where, sizes = save or append, found.sizes()
@@ -108,7 +107,6 @@ def _indexed(
     lexical = None if language == NO_STEMS else Lexical(language=language)
     note("Loading PyTorch and sentence-transformers.")
     from ..core.files import write_json
-    from ..core.locks import alone
     from ..models.retrieve.sparse_index import SparseIndex, blocks
 
     partial = append or (save.with_name(f".{save.name}.part") if save else Path())
@@ -117,28 +115,27 @@ def _indexed(
     if save is not None and begun:
         check_same(partial, asked, save)
     encoder = _encoder(docs, model, how["prune"], megabytes, begun)
-    with alone(partial.with_name(f".{partial.name.lstrip('.')}.lock")):
-        if begun:
-            found = SparseIndex.load(partial)
-        else:
-            about = {"model": encoder.name, "digest": encoder.digest, "stored": how["stored"]}
-            found = SparseIndex(encoder.queries, **about, lexical=lexical)
-        total = len(found)
-        # an index that is going on has the first documents already; of an added file none
-        left = (row for row in _documents(docs) if append is not None or row[0] not in found)
-        for part in blocks(left, BLOCK):
-            found.append(encoder, part)
-            if append is None:  # documents are added all or none: the command can be repeated
-                write_json(settings_file(partial), asked)
-                found.save(partial)
-            total += len(part)
-            note(f"{total:,} documents")
-        if not len(found):
-            raise DataError(f"documents of {docs}", got="none", want="some", fix="Check the file.")
-        found.merge()
-        if append is None and lexical is not None:
-            _tune(found, docs)
-        found.save(save or partial)
+    if begun:
+        found = SparseIndex.load(partial)
+    else:
+        about = {"model": encoder.name, "digest": encoder.digest, "stored": how["stored"]}
+        found = SparseIndex(encoder.queries, **about, lexical=lexical)
+    total = len(found)
+    # an index that is going on has the first documents already; of an added file none
+    left = (row for row in _documents(docs) if append is not None or row[0] not in found)
+    for part in blocks(left, BLOCK):
+        found.append(encoder, part)
+        if append is None:  # documents are added all or none: the command can be repeated
+            write_json(settings_file(partial), asked)
+            found.save(partial)
+        total += len(part)
+        note(f"{total:,} documents")
+    if not len(found):
+        raise DataError(f"documents of {docs}", got="none", want="some", fix="Check the file.")
+    found.merge()
+    if append is None and lexical is not None:
+        _tune(found, docs)
+    found.save(save or partial)
     if save is not None:
         import shutil
 
@@ -192,6 +189,7 @@ def _exported(folder: Path, form: str, save: Path | None) -> None:
     from ..models.retrieve.engines import export
     from ..models.retrieve.sparse_index import SparseIndex
 
+    target(save, "bulk.ndjson")
     found = SparseIndex.load(folder)
     export(found, form, save)
     say(f"{save}: {len(found):,} documents for {form}.")
@@ -229,6 +227,8 @@ def search(
     if (queries is None) != (run is None):
         want, fix = "both or neither", "For example: --queries topics.txt --run run.trec"
         raise ConfigError("--queries and --run", got="one of them", want=want, fix=fix)
+    if run is not None:
+        target(run, "run.trec", option="--run", mark=" intarsia\n")
     from ..models.retrieve.showing import found
     from ..models.retrieve.sparse_index import SparseIndex
 

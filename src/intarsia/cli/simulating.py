@@ -10,12 +10,14 @@ import typer
 from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
 from .options import Json
-from .placing import Devices, TopologyFile, TraceFile, new_path, topology_of
+from .placing import Devices, TopologyFile, TraceFile, topology_of
 from .shell import note, say, show_json
+from .targets import PAGE, target
 
 ENGINES = {"ep": "home", "stay": "stay"}  # plans that know of placements
 STRATEGIES = ("deepspeed", "fssdp", "semoe", "tutel")
 PLANS = ("auto", *ENGINES, *STRATEGIES)
+TIMELINE = '{"otherData": {"by": "intarsia"}'  # where a file of --save begins
 WINDOW = 5  # batches that a strategy may have seen before
 POLICIES = ("belady", "expected", "expertflow", "lfu", "lru")
 
@@ -57,6 +59,10 @@ def simulate(
     Example:  intarsia simulate t.safetensors --devices 8 --placement p.json --report page.html
     """
     _check(plan, policy, tokens, streams, slots, placement)
+    if save is not None:
+        target(save, "timeline.json", mark=TIMELINE)
+    if report is not None:
+        target(report, "page.html", option="--report", mark=PAGE)
     from ..placement.trace import Trace
 
     whole, links = Trace.load_file(trace), topology_of(devices, topology)
@@ -205,7 +211,7 @@ def pack(
     if not model.is_dir():
         fix = "Give the folder that holds config.json and *.safetensors."
         raise ConfigError(f"folder {str(model)!r}", got="nothing there", want="a folder", fix=fix)
-    new_path(out, "my-mixtral-experts")
+    target(out, "my-mixtral-experts", option="OUT")
     from ..hosts.offload.store import ExpertStore, pack_experts
 
     found = ExpertStore(pack_experts(model, out, progress=note))

@@ -12,6 +12,7 @@ from ..core.errors import ConfigError
 from .early import check_run
 from .options import Json
 from .shell import note, say, show_json, show_table
+from .targets import target
 
 
 def soup(
@@ -35,12 +36,7 @@ def soup(
 
     Example:  intarsia soup runs/a runs/b runs/c --save soup
     """
-    if save is None:
-        fix = "For example: --save soup"
-        raise ConfigError("--save", got="nothing", want="the folder to write", fix=fix)
-    if save.exists():
-        fix = "Choose a new folder."
-        raise ConfigError(f"--save {save}", got="something there", want="nothing", fix=fix)
+    save = target(save, "soup")
     if len(runs) < 2:
         fix = "Name two or more: intarsia soup runs/a runs/b --save soup"
         raise ConfigError("soup", got=f"{len(runs)} candidate", want="at least two", fix=fix)

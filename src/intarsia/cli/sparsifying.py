@@ -16,6 +16,7 @@ from ..core.errors import ConfigError, UnknownName
 from .early import check_calibration
 from .options import Calibration, Json
 from .shell import note, say, show_json
+from .targets import target
 
 METHODS = ("dsnot", "magnitude", "sparsegpt", "wanda")
 LAYOUTS = ("bitmask", "dense")
@@ -126,6 +127,7 @@ def convert(
     if not old.is_dir():
         fix = "Give the folder that holds config.json and *.safetensors."
         raise ConfigError(f"folder {str(old)!r}", got="nothing there", want="a folder", fix=fix)
+    target(new, "dense-llama", option="NEW")
     from ..hosts.prune.files import convert_sparse
 
     say(str(convert_sparse(old, new, layout=layout)))
@@ -140,12 +142,7 @@ def _check(names: Sequence[str], density: float, rows: int, calib: str, save: Pa
     between("--density", density, 0.001, 1, "Try 0.5.")
     at_least("--rows", rows, 8, fix="Try 128.")
     check_calibration(calib, rows)
-    if save is None:
-        fix = "For example: --save out"
-        raise ConfigError("--save", got="nothing", want="the folder to write", fix=fix)
-    if save.exists():
-        fix = "Choose a new folder."
-        raise ConfigError(f"--save {save}", got="something there", want="nothing", fix=fix)
+    target(save, "out")
 
 
 def _method(method: str, base: str, density: float, pattern: str | None, layers: Any) -> Any:

@@ -12,7 +12,9 @@ from ..core.errors import ConfigError
 from .early import check_data, is_text
 from .options import Json
 from .shell import note, say, show_json, show_table
+from .targets import target
 
+STACK = "intarsia stack"
 ALL = "prune,merge,student,skip,place,lowrank,quant,offload"
 
 
@@ -49,6 +51,8 @@ def stack(
     ):
         at_least(what, value, least)
     pairs = pairs or entries == ALL
+    if save is not None:
+        target(save, "stack.json", mark=STACK)
     from ..experiments.stack import broken, parsed, stack_of, stack_pairs
 
     settings = parsed(entries, alone=pairs)
@@ -66,7 +70,7 @@ def stack(
     if save is not None:
         from ..core.files import write_json
 
-        write_json(save, told)
+        write_json(save, {"format": STACK} | told)
     if as_json:
         show_json(told)
         return

@@ -12,8 +12,8 @@ from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
 from .early import check_data, is_text
 from .options import Json
-from .placing import new_path
 from .shell import note, say, show_json, show_table
+from .targets import target
 
 LOSSES = ("ga", "gdiff", "npo", "rmu")
 BY = ("affinity", "lift")
@@ -64,14 +64,14 @@ def unlearn(
     place = _place(at)
     for what, value in (("--steps", steps), ("--rows", rows), ("--batch-size", batch_size)):
         at_least(what, value, 1)
-    target = new_path(save, "out")
+    folder = target(save, "out")
     from ..methods.seuf import Seuf
 
     method = Seuf(loss, by, anchor=anchor, lr=lr)
     settings = {"at": place, "steps": steps, "until": until, "batch_size": batch_size, "seed": seed}
-    told = _unlearned(model, method, (forget, retain), (rows, size), settings, target)
+    told = _unlearned(model, method, (forget, retain), (rows, size), settings, folder)
     if as_json:
-        show_json({"folder": str(target), **told})
+        show_json({"folder": str(folder), **told})
         return
     _show(told)
     say(str(target))

@@ -25,6 +25,7 @@ DEEP = 100  # levels of JSON: no file of ours has more than a dozen
 
 SCRATCH = ".writing-"  # .NAME.writing-xxxxxxxx is the hidden folder in which NAME is written
 READY, BEFORE = ".ready", ".before"  # in it: all is written; the folder that was there before
+END = 4096  # bytes of a file's start and end in which a mark is looked for
 SECONDS = 10  # for another process's short work on the same name
 
 
@@ -158,7 +159,8 @@ def reserved(
 
     One rule for all of them: what is there is replaced only if this kind of writer wrote it.
 
-    mark: words in the first 4,096 bytes of each file of this kind; "" = a file there is refused.
+    mark: words in the first or last 4,096 bytes of each file of this kind; "" = no file there may
+      be replaced.
     own: names of the files of a folder of this kind; with none a folder is refused, unless empty.
     Raises: ConfigError for what others wrote, and for what another process works on; TrainingError
     where nothing can be written.
@@ -182,16 +184,19 @@ def check_target(target: Path, *, mark: str = "", own: Collection[str] = ()) -> 
         got = f"other files in it, such as {theirs[0]!r}" if theirs else ""
         want = "a new folder, or one that was written like this"
     else:
-        is_own = mark and target.is_file() and mark.encode() in _first_bytes(target)
+        is_own = mark and target.is_file() and mark.encode() in _ends(target)
         got = "" if is_own else "a file that was not written like this"
         want = "a new name, or a file that was written like this" if mark else "a new name"
     if got:
         raise ConfigError(str(target), got=got, want=want, fix="Choose another name.")
 
 
-def _first_bytes(path: Path) -> bytes:
+def _ends(path: Path) -> bytes:
+    """The first and the last bytes of a file; a zip has its names there."""
     with path.open("rb") as file:
-        return file.read(4096)
+        first = file.read(END)
+        file.seek(max(0, path.stat().st_size - END))
+        return first + file.read(END)
 
 
 def _check_replaced(old: Path, new: Path, spare: bool) -> None:

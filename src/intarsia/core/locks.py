@@ -31,6 +31,7 @@ def held(target: str | Path, *, wait: float = 0) -> Generator[None, None, None]:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         place = _place(target)
+        os.close(os.open(place, os.O_CREAT | os.O_RDWR, 0o666))  # or its error, not a timeout
         lock = FileLock(place, is_singleton=True)
         lock.acquire(timeout=wait)
     except Timeout as error:

@@ -184,3 +184,15 @@ def _changed(path: Path, got: str) -> CheckpointError:
     want = "what was written"
     fix = "Copy it again from its source: a byte was damaged, or something was edited or swapped."
     return CheckpointError(str(path), got=got, want=want, fix=fix)
+
+
+def sealed_names(folder: Path, kind: str) -> list[str]:
+    """The names in a folder with another library's form that was written with a file `kind`.
+
+    Empty for any other folder: nothing in it may be replaced.
+    """
+    try:
+        files = _object(_object(_object(read_json(folder / STOCK)).get(SEAL)).get(FILES))
+    except (OSError, ValueError):
+        return []
+    return [STOCK, *{name.partition("/")[0] for name in files}] if kind in files else []

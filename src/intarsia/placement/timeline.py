@@ -75,7 +75,8 @@ class Timeline:
             }
             for span in self.spans
         ]
-        return json.dumps({"traceEvents": events, "displayTimeUnit": "ms"})
+        by = {"by": "intarsia"}
+        return json.dumps({"otherData": by, "traceEvents": events, "displayTimeUnit": "ms"})
 
 
 def simulate(plan: DevicePlan, topology: Topology) -> Timeline:

@@ -87,6 +87,7 @@ def export_onnx(
             ),
             "export_onnx",
         )
+        program.model.producer_name = "intarsia"
         if classes is not None:
             program.model.metadata_props["classes"] = json.dumps(list(classes))
         if seen is not None:

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from ...core.errors import ShapeError
 from ...core.files import write_text
 
+SOFTWARE = "intarsia components"  # in the PNG
 SIDE = 48  # px of a tile, about
 GAP = 2
 
@@ -43,6 +45,7 @@ def tiles(
     picture = Image.fromarray(sheet)
     if path is not None:
         raw = io.BytesIO()
-        picture.save(raw, "PNG")
+        (about := PngInfo()).add_text("Software", SOFTWARE)
+        picture.save(raw, "PNG", pnginfo=about)
         write_text(path, raw.getvalue())
     return picture

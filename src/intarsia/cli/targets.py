@@ -1,0 +1,58 @@
+"""What a verb writes: checked before its work by one rule, and held until it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+from ..core.errors import ConfigError
+from ..core.files import reserved
+from ..core.locks import held
+
+_HELD: ContextVar[ExitStack] = ContextVar("held")
+PAGE = '<meta name="generator" content="intarsia'
+"""Words at the start of every page that this library writes."""
+
+
+@contextmanager
+def holding() -> Iterator[None]:
+    """Inside, a verb is carried out; at its end it lets go of what it held."""
+    with ExitStack() as stack:
+        before = _HELD.set(stack)
+        try:
+            yield
+        finally:
+            _HELD.reset(before)
+
+
+def target(
+    path: Path | None,
+    example: str,
+    *,
+    option: str = "--save",
+    mark: str = "",
+    own: Collection[str] = (),
+) -> Path:
+    """Return the path that a verb will write; until the verb ends no other process writes it.
+
+    What is there is replaced only if this verb wrote it: a file with its mark, or a folder with its
+    own files, see `core.files.reserved`.
+    example: a value of the option, for the error.
+    Raises: ConfigError for no path, for something else in its place, and for a path that another
+    process works on; TrainingError where nothing can be written.
+    """
+    if path is None:
+        fix = f"For example: {option} {example}"
+        raise ConfigError(option, got="nothing", want="what to write", fix=fix)
+    _HELD.get().enter_context(reserved(path, mark=mark, own=own))
+    return path
+
+
+def hold(path: Path) -> None:
+    """Keep other processes from what a verb adds to, until the verb ends.
+
+    Raises: ConfigError for a path that another process works on.
+    """
+    _HELD.get().enter_context(held(path))

@@ -1,0 +1,123 @@
+"""What is there is not lost, and two processes never write one name: the same in all verbs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from intarsia.models.codec import irc
+
+from .conftest import Intarsia
+
+HELD = """
+import sys
+from contextlib import ExitStack
+from intarsia.core.locks import held
+with ExitStack() as stack:
+    for name in sys.argv[1:]:
+        stack.enter_context(held(name))
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+T = "TARGET"
+VERBS: dict[str, tuple[str, ...]] = {
+    "trace": ("trace", "model", "austen", "--save", T),
+    "place": ("place", "t", "--devices", "4", "--save", T),
+    "place --write": (
+        *("place", "t", "--devices", "4", "--save", "p", "--checkpoint", "m", "--write", T),
+    ),
+    "place --sglang": ("place", "t", "--devices", "4", "--save", "p", "--sglang", T),
+    "unlearn": ("unlearn", "m", "--forget", "austen", "--retain", "wordnet", "--save", T),
+    "simulate --save": ("simulate", "t", "--devices", "4", "--save", T),
+    "simulate --report": ("simulate", "t", "--devices", "4", "--report", T),
+    "pack": ("pack", "photos", T),
+    "encode": ("encode", "photos/a.png", "-o", T),
+    "decode": ("decode", "a.irc", "-o", T),
+    "prior": ("prior", "photos", "--save", T),
+    "compress": ("compress", "m", "--save", T),
+    "sparsify": ("sparsify", "m", "--save", T),
+    "convert": ("convert", "photos", T),
+    "soup": ("soup", "run", "run", "--save", T),
+    "fit --task": ("fit", "docs.jsonl", "--task", "sparse-retrieval", "--save", T),
+    "index": ("index", "docs.jsonl", "--save", T),
+    "index --form": ("index", "idx", "--form", "trec", "--save", T),
+    "search --run": ("search", "idx", "--queries", "q.txt", "--run", T),
+    "spans": ("spans", "m", "--save", f"{T}.json"),
+    "stack": ("stack", "m", "austen", "prune:0.25", "--save", T),
+    "components": ("components", "run", "-o", T),
+    "components --fit": ("components", T, "--fit", "photos"),
+    "export": ("export", "run", "--out", T),
+    "export onnx": ("export", "run", "--format", "onnx", "--out", T),
+    "report": ("report", "run", "--out", T),
+    "predict --page": ("predict", "run", "photos", "--page", T),
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what the verbs read first."""
+    folder = tmp_path_factory.mktemp("targets")
+    for name in ("photos", "run"):
+        (folder / name).mkdir()
+    (folder / "run" / "experiment.json").write_text("{}")
+    Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(folder / "photos" / "a.png")
+    header = irc.Header(bytes(8), "image", 8, (8, 8))
+    (folder / "a.irc").write_bytes(irc.write(header, b""))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def other(place: Path) -> Iterator[None]:
+    """Another process, which works on both targets."""
+    names = [str(place / "busy"), str(place / "busy.json")]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", HELD, *names], **pipes) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"held\n"
+        yield
+        assert process.stdin is not None
+        process.stdin.close()
+
+
+def called(intarsia: Intarsia, verb: str, target: Path) -> Any:
+    return intarsia(*(word.replace(T, str(target)) for word in VERBS[verb]))
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_file_of_somebody_is_not_replaced(
+    intarsia: Intarsia, verb: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    files = place / "thesis", place / "thesis.json"
+    for file in files:
+        file.write_text("years of work")
+    said = called(intarsia, verb, files[0])
+    assert said.code == 2 and "a file that was not written like this" in said.words
+    assert all(file.read_text() == "years of work" for file in files)
+    assert {p.name for p in place.iterdir()} - {".busy.lock", ".busy.json.lock"} == {
+        "photos", "run", "a.irc", "thesis", "thesis.json"
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("other")
+@pytest.mark.parametrize("verb", VERBS)
+def test_a_name_that_another_process_works_on_is_refused_at_once(
+    intarsia: Intarsia, verb: str, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(place)
+    said = called(intarsia, verb, place / "busy")
+    assert said.code == 2 and "another process works on" in said.words
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    intarsia: Intarsia, place: Path
+) -> None:
+    for target in (place / "a.irc" / "new", Path("/proc/new")):
+        said = intarsia("encode", place / "photos" / "a.png", "-o", target)
+        assert said.code == 2 and "writing to" in said.words
