@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
 
 from intarsia.core.errors import ConfigError, DataError
+from intarsia.core.files import write_json
+from intarsia.core.sealing import sealed
 from intarsia.placement import Placement
+from intarsia.placement.placement import FORMAT
 
 
 def drawn(seed: int = 0, layers: int = 3, experts: int = 8, devices: int = 4) -> Placement:
@@ -76,3 +80,7 @@ def test_what_is_no_placement_is_refused(tmp_path: Path) -> None:
         file.write_text(text)
         with pytest.raises((DataError, ConfigError)):
             Placement.load_file(file)
+        if text[:2] == '{"':  # as if `save` had written it
+            write_json(file, sealed({"format": FORMAT} | json.loads(text)))
+            with pytest.raises((DataError, ConfigError)):
+                Placement.load_file(file)

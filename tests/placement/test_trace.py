@@ -12,8 +12,10 @@ from safetensors.torch import save_file
 from torch.testing import assert_close
 
 from intarsia.core.errors import ConfigError, DataError
+from intarsia.core.sealing import OPEN, seal_file
 from intarsia.placement import Trace
 from intarsia.placement.describe import demand, described
+from intarsia.placement.trace import FORMAT
 
 from .made import made
 
@@ -117,6 +119,12 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
         lambda: save_file({"expert": torch.zeros(2, 1, 1)}, file, metadata={"experts": "4"}),
     ):
         write()
+        with pytest.raises(DataError, match=re.escape("intarsia trace")):
+            Trace.load_file(file)
+    for more in ({}, {"experts": "4"}):  # as if `save` had written it
+        expert = {"expert": torch.zeros(2, 1, 1, dtype=torch.uint8 if more else torch.float32)}
+        save_file(expert, file, metadata={"format": FORMAT, **more, **OPEN})
+        seal_file(file)
         with pytest.raises(DataError, match=re.escape("intarsia trace")):
             Trace.load_file(file)
     with pytest.raises(DataError, match="intarsia trace"):

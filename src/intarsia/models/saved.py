@@ -57,9 +57,10 @@ def load_estimator(kind: type[E], folder: str | Path) -> E:
     """
     folder = repaired(folder)
     try:
-        about = check_sealed(folder / CARD, read_json(folder / CARD), needs=(TENSORS,))
+        about = read_json(folder / CARD)
         if about["format"] != FORMAT or about["key"] not in keys("model"):
             raise ValueError(f"format {about['format']!r}, key {about['key']!r}")
+        about = check_sealed(folder / CARD, about, needs=(TENSORS,))
         found: Any = settings_from_dict(card(about["key"]), about["settings"])
         learned = load_file(folder / TENSORS) | dict(about["figures"])
     except CheckpointError:

@@ -144,7 +144,10 @@ class Placement:
         Raises: DataError for anything else; CheckpointError for a file that was changed.
         """
         try:
-            found, _ = check_settings(Path(path), read_json(path))
+            found = read_json(path)
+            if found["format"] != FORMAT:
+                raise ValueError(f"format {found['format']!r}")
+            found, _ = check_settings(Path(path), found)
             placed = cls.of(torch.tensor(found["owner"]), int(found["devices"]))
             holds = placed.holds.clone()
             for layer, device, expert in found["copies"]:

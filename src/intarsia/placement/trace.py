@@ -192,9 +192,11 @@ class Trace:
         Raises: DataError for anything else; CheckpointError for a file that was changed.
         """
         try:
-            check_file(Path(path))
             with safe_open(str(path), "pt") as file:
                 said: dict[str, str] = file.metadata() or {}
+                if said.get("format") != FORMAT:
+                    raise ValueError(f"format {said.get('format')!r}")
+                check_file(Path(path))
                 found: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             expert = found["expert"]
             none = torch.iinfo(expert.dtype).max

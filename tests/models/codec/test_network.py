@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch.distributions import Normal, kl_divergence
 
 from intarsia.core.errors import CheckpointError, ConfigError, DataError, ShapeError
+from intarsia.core.sealing import seal_folder
 from intarsia.models.codec.codec import Recombiner
 from intarsia.models.codec.coin import coin, coin_bytes, coin_width
 from intarsia.models.codec.levels import groups_by_mean, levels_of, numbered
@@ -213,7 +214,7 @@ def test_a_prior_is_the_same_from_its_folder(codec: Recombiner, tmp_path: Path) 
     raw = bytearray(tensors.read_bytes())
     raw[-3] ^= 1
     tensors.write_bytes(bytes(raw))
-    with pytest.raises(CheckpointError, match="digest"):
+    with pytest.raises(CheckpointError, match="bytes that changed"):
         Recombiner.load(tmp_path / "prior")
     with pytest.raises(CheckpointError, match="folder of a prior"):
         Recombiner.load(tmp_path / "nothing")
@@ -235,13 +236,13 @@ def test_a_folder_that_somebody_made_up_is_refused(
     codec: Recombiner, tmp_path: Path, name: str, value: Any, words: str
 ) -> None:
     folder = codec.save(tmp_path / "prior")
+    said = json.loads((folder / "prior.json").read_text())
     if name == "settings":
-        said = json.loads((folder / "prior.json").read_text())
         said["settings"] |= value
-        (folder / "prior.json").write_text(json.dumps(said))
     else:
         tensors = load_file(folder / "prior.safetensors")
         save_file(tensors | {name: value(tensors[name])}, folder / "prior.safetensors")
+    seal_folder(folder, "prior.json", said)
     with pytest.raises(CheckpointError, match=words):
         Recombiner.load(folder)
 

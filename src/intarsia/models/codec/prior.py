@@ -160,6 +160,8 @@ class Prior:
             wanted = str(said["digest"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise _damaged(folder, error) from error
+        except CheckpointError:
+            raise
         except IntarsiaError as error:
             raise _damaged(folder, error) from error
         if found.digest.hex() != wanted:

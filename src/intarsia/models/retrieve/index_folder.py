@@ -78,9 +78,10 @@ def read_index(folder: Path) -> Saved:
     """
     repaired(folder)
     try:
-        about = check_sealed(folder / META, read_json(folder / META), needs=QUERIES)
+        about = read_json(folder / META)
         if about["kind"] != KIND or about["version"] != VERSION:
             raise ValueError(f"{about['kind']!r}, version {about['version']!r}")
+        about = check_sealed(folder / META, about, needs=QUERIES)
         own = {name: str(about[name]) for name in ("model", "digest", "stored")}
         lexical = None if about["lexical"] is None else Lexical(**about["lexical"])
         rows = [

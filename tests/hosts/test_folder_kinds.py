@@ -1,0 +1,138 @@
+"""What every kind of folder and file keeps: its bits, its name at any moment, and its mode."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import signal
+import stat
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from transformers.utils import logging
+
+from intarsia.core import files
+from intarsia.core.errors import CheckpointError, IntarsiaError
+from intarsia.core.files import repaired
+from intarsia.core.sealing import FREE
+
+from .folder_kinds import KINDS, Kind
+
+CALLS = ("os.", "open", "fcntl.")
+MOMENTS = 6  # of a save at which the suite kills; `-m slow` kills 20 times each
+
+
+@pytest.fixture(autouse=True)
+def no_bars() -> Iterator[None]:
+    logging.disable_progress_bar()
+    yield
+    logging.enable_progress_bar()
+
+
+def written(path: Path) -> list[Path]:
+    """The files that a reader trusts."""
+    inside = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    return [file for file in inside if file.suffix not in FREE]
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_flipped_bit_anywhere_is_told_when_it_is_opened(name: str, tmp_path: Path) -> None:
+    kind, path = KINDS[name], tmp_path / "target"
+    kind.write(path, 1)
+    assert kind.version(path) == 1
+    before = os.umask(0)
+    os.umask(before)
+    for file in written(path):
+        assert stat.S_IMODE(file.stat().st_mode) == 0o666 & ~before
+        whole = file.read_bytes()
+        for at in {len(whole) // 2, len(whole) - 2}:
+            file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+            with pytest.raises(IntarsiaError) as error:
+                kind.version(path)
+            assert isinstance(error.value, CheckpointError) or file.suffix != ".safetensors"
+        file.write_bytes(whole)
+    assert kind.version(path) == 1
+
+
+def killed_at(number: int, work: Callable[[], object]) -> bool:
+    """Do something in a process that is killed before its n-th call.  -> is it killed?"""
+    child = os.fork()
+    if child == 0:
+        calls = itertools.count()
+
+        def audit(event: str, _: object) -> None:
+            if event.startswith(CALLS) and next(calls) == number:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        sys.addaudithook(audit)
+        work()
+        os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
+
+
+def calls_of(work: Callable[[], object]) -> int:
+    """How many calls something makes."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        calls = itertools.count()
+        sys.addaudithook(lambda event, _: event.startswith(CALLS) and next(calls) and None)
+        work()
+        os.write(writer, str(next(calls)).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    os.close(writer)
+    with os.fdopen(reader) as said:
+        return int(said.read())
+
+
+def kills(kind: Kind, folder: Path, moments: int) -> list[int]:
+    """Kill a replacing save at so many moments, the last calls among them.  -> who is there."""
+    path, copy = folder / "new" / "target", folder / "old"
+    path.parent.mkdir()
+    kind.write(path, 1)
+    (shutil.copytree if path.is_dir() else shutil.copy)(path, copy)
+    kind.write(path, 2)  # what is imported and compiled once is there in every child
+    total = calls_of(lambda: kind.write(path, 2))
+    last = range(max(0, total - moments // 2), total)
+    step = max(1, total // (moments - len(last)))
+    found: list[int] = []
+    for number in sorted({*range(0, total, step), *last}):
+        shutil.rmtree(path.parent)
+        path.parent.mkdir()
+        (shutil.copytree if copy.is_dir() else shutil.copy)(copy, path)
+        killed_at(number, lambda: kind.write(path, 2))
+        found.append(kind.version(repaired(path)))
+    kind.write(path, 2)
+    left = {entry.name for entry in path.parent.iterdir()} - {"source"}
+    assert kind.version(path) == 2 and left == {"target"}
+    return found
+
+
+REPLACED = [name for name, kind in KINDS.items() if kind.replaces]
+
+
+@pytest.mark.parametrize("name", ["mixture", "index", "delta"])
+def test_a_killed_save_leaves_the_old_or_the_new_one(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)  # a kill loses nothing; it takes its time
+    found = kills(KINDS[name], tmp_path, MOMENTS)
+    assert found == sorted(found) and found[0] == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("exchanged", [True, False])
+@pytest.mark.parametrize("name", REPLACED)
+def test_killed_twenty_times_and_more(
+    name: str, exchanged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    if not exchanged:
+        monkeypatch.setattr(files, "exchange", lambda first, second: False)
+    found = kills(KINDS[name], tmp_path, 24)
+    print(f"{name}: {len(found)} kills, {found.count(1)} times the old one, else the new one")
+    assert set(found) <= {1, 2} and found[0] == 1
