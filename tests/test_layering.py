@@ -121,8 +121,8 @@ def test_a_planted_violation_is_found(name: str, linted: dict[str, str]) -> None
 
 @pytest.mark.parametrize("path", sorted((SRC / "core").rglob("*.py")), ids=lambda p: p.name)
 def test_core_imports_torch_only(path: Path) -> None:
-    # filelock locks files, and torch needs it itself
-    allowed = sys.stdlib_module_names | {"torch", "filelock", "intarsia"}
+    # filelock locks files, and torch needs it itself; safetensors is what every file of tensors is
+    allowed = sys.stdlib_module_names | {"torch", "filelock", "safetensors", "intarsia"}
     outside = {name for name, dots in _imports(ast.parse(path.read_text())) if not dots}
     assert {name.partition(".")[0] for name in outside} <= allowed
 
@@ -149,3 +149,57 @@ def test_no_import_of_our_own_hides_in_a_function() -> None:
                 ours = [n for n, dots in _imports(function) if dots or n.startswith("intarsia")]
                 hidden += [f"{path.relative_to(SRC)}::{function.name}: {name}" for name in ours]
     assert not hidden
+
+
+# the files that do not open what a user hands over, or cannot go through core/reading.py
+OWN_READERS = {
+    "core/reading.py": "is that place",
+    # files of the package itself, of the system, and of this process
+    "catalog.py": "", "cli/completing.py": "", "cli/early.py": "", "core/exports.py": "",
+    "core/registry.py": "", "experiments/one_run.py": "", "hosts/serving/app.py": "",
+    "kernels/native/building.py": "", "results/frame.py": "", "results/index.py": "",
+    "results/pages.py": "", "train/record.py": "", "hosts/prune/tables.py": "",
+    # packages that were downloaded and compared with their digests
+    "data/byte_pairs.py": "", "data/conversions.py": "", "data/corpora.py": "", "data/naves.py": "",
+    "data/packages.py": "", "data/readers.py": "", "data/reverse_dictionary.py": "",
+    "data/senses/hearing.py": "", "data/senses/stamps.py": "", "data/sounds.py": "",
+    "data/decode.py": "Pillow opens by name, so that its errors have the name; checked before",
+    "hosts/out/preprocessing.py": "is copied into exported folders and stands alone there",
+    "train/progress.py": "its own lines of a run that goes on; checked before",
+}  # fmt: skip
+OPENERS = {
+    "read_text", "read_bytes", "safe_open", "from_file", "fromfile", "memmap",
+    "shutil.copy", "shutil.copy2", "shutil.copyfile", "shutil.copytree",
+    "np.load", "numpy.load", "torch.load", "wave.open", "Image.open", "gzip.open", "tarfile.open",
+    "json.load", "wavfile.read", "soundfile.read",
+}  # fmt: skip
+
+
+def _opens(call: ast.Call) -> bool:
+    """Whether a call opens a file for reading by its name."""
+    words = ast.unparse(call.func)
+    name = words.rpartition(".")[2]
+    if name == "load_file":  # our own classes have it, too: Trace.load_file(path)
+        return words == name or words.startswith("safetensors.")
+    if name == "open" and words not in OPENERS:
+        mode = [k.value for k in call.keywords if k.arg == "mode"]
+        mode += call.args[1:2] if words == "open" else call.args[:1]
+        modes = [m.value for m in mode if isinstance(m, ast.Constant)]
+        # others have a method of that name, too
+        return not (mode or words.startswith("os.")) or any(str(m).startswith("r") for m in modes)
+    if words in ("read_text", "read_bytes"):
+        return False  # those of core/reading.py
+    # what it has opened is called raw
+    return (name in OPENERS or words in OPENERS) and "raw" not in map(ast.unparse, call.args)
+
+
+def test_files_of_others_are_opened_in_one_place() -> None:
+    calls: dict[str, list[str]] = {}
+    for path in _sources("claims"):
+        if not re.search(r"(open|load|_file|fromfile|memmap|read_\w+|copy\w*)\(", path.read_text()):
+            continue
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and _opens(node):
+                calls.setdefault(path.relative_to(SRC).as_posix(), []).append(ast.unparse(node))
+    assert calls.keys() - OWN_READERS == set(), "use core/reading.py, or say in OWN_READERS why not"
+    assert OWN_READERS.keys() - calls == set(), "the list only shrinks"

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.torch import load_file
 
 from ..core.errors import TrainingError
+from ..core.reading import read_tensors
 from ..data.splits import Fold, deal
 from ..experiments import searching
 from ..experiments.experiment import Experiment
@@ -106,7 +106,7 @@ class Folded:
         """Return a candidate's answers to its first parts."""
         keys = tuple(self._key(row.experiment, part) for part in range(parts))
         if keys not in self.known:
-            parts_read = [load_file(self._file(key)) for key in keys]
+            parts_read = [read_tensors(self._file(key)) for key in keys]
             columns = [[f[name] for f in parts_read] for name in ("logits", "labels")]
             seeds, folds = zip(*(divmod(part, FOLDS) for part in range(parts)), strict=True)
             where = [np.flatnonzero(self.folds == fold) for fold in folds]

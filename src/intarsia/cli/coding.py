@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ..core.errors import ConfigError, DataError
+from ..core.reading import open_regular, read_bytes
 from .options import Json
 from .shell import note, say, show_json, show_table, warn
 from .targets import target
@@ -83,7 +84,7 @@ def decode(
     from ..models.codec import irc
 
     _there(file)
-    data = file.read_bytes()
+    data = read_bytes(file)
     header, payload = irc.read(data)
     said = dataclasses.asdict(header) | {
         "prior": header.prior.hex(),
@@ -161,9 +162,11 @@ def _built_in() -> Path:
 
 
 def _there(file: Path) -> None:
-    if not file.is_file():
-        got = "a folder" if file.is_dir() else "no such file"
-        raise DataError(str(file), got=got, want="a file", fix="Check the path.")
+    try:
+        open_regular(file).close()
+    except OSError as error:
+        fix = "Check the path."
+        raise DataError(str(file), got=error.strerror, want="a file", fix=fix) from error
 
 
 def _no_folder(target: Path) -> None:
@@ -202,15 +205,17 @@ def _read(file: Path) -> tuple[Any, int]:
     suffix = file.suffix.lower()
     try:
         if suffix == ".npy":
-            return np.load(file, allow_pickle=False), 0
+            with open_regular(file) as raw:
+                return np.lib.format.read_array(raw, allow_pickle=False), 0
         if suffix == ".wav":
             from scipy.io import wavfile
 
-            rate, samples = wavfile.read(file)
+            with open_regular(file) as raw:
+                rate, samples = wavfile.read(raw)
             if samples.dtype == np.int16:
                 samples = samples / 32768
             return (samples.mean(1) if samples.ndim == 2 else samples), int(rate)
-    except (OSError, ValueError, EOFError, struct.error) as error:
+    except (OSError, ValueError, EOFError, MemoryError, struct.error) as error:
         want, fix = f"a whole {suffix} file", "Write it again from its source."
         raise DataError(str(file), got=error, want=want, fix=fix) from error
     return _picture(file), 0

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin
 
 from ..core.errors import CheckpointError, ConfigError, UnknownName
+from ..core.files import read_json
 from .early import method_key
 from .options import flag, shared
 
@@ -29,7 +29,7 @@ def read_config(path: Path) -> dict[str, Any]:
         fix = "For example: --config runs/first/run.json"
         raise ConfigError(f"--config {path}", got=got, want=" or ".join(FILES), fix=fix)
     try:
-        found = json.loads(file.read_text())
+        found = read_json(file)
     except (OSError, ValueError) as error:
         what, fix = f"--config {file}", "Restore it from a copy."
         raise CheckpointError(what, got=error, want="a JSON object", fix=fix) from error

@@ -18,8 +18,10 @@ from typing import Any
 from .errors import ConfigError, IntarsiaError, disk_error
 from .exchange import exchange
 from .locks import held
+from .reading import read_bytes
 
 JOINED = "@train+val"  # behind a name or path of data: the validation part is trained on, too
+LARGEST_JSON = 2**30  # bytes
 DEEP = 100  # levels of JSON: no file of ours has more than a dozen
 
 
@@ -284,9 +286,6 @@ def parse_json(raw: str | bytes, pairs: Callable[[Any], Any] | None = None) -> A
 def read_json(path: str | Path) -> Any:
     """A JSON file that anybody may have written.
 
-    Raises: OSError if it cannot be read or is no file; ValueError as `parse_json` does.
+    Raises: OSError if it cannot be read or is no regular file; ValueError as `parse_json` does.
     """
-    path = Path(path)
-    if path.exists() and not path.is_file():
-        raise OSError(f"{path} is no file")
-    return parse_json(path.read_bytes())
+    return parse_json(read_bytes(path, LARGEST_JSON))

@@ -7,7 +7,6 @@ missing seal is an error: what cannot be checked is not trusted.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
 import struct
@@ -17,6 +16,7 @@ from typing import Any, cast
 
 from .errors import CheckpointError
 from .files import read_json
+from .reading import open_regular
 
 SEAL = "sha256"
 FILES, SETTINGS = "files", "settings"  # of a seal: digests of files, and of the content beside it
@@ -27,9 +27,8 @@ STOCK = "digests.json"  # the seal of a folder that other libraries open, too
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file.  Raises: OSError if it cannot be read or is no file."""
-    _check_regular(path)
-    with path.open("rb") as file:
+    """Return the SHA-256 of a file.  Raises: OSError if it cannot be read or is no regular file."""
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -154,8 +153,7 @@ def _file_digest(path: Path) -> tuple[str, int]:
     The place is 0 for a file without one.
     """
     total = hashlib.sha256()
-    _check_regular(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         front = file.read(8)
         size = struct.unpack("<Q", front)[0] if len(front) == 8 else 0
         header = file.read(min(size, path.stat().st_size))
@@ -167,12 +165,6 @@ def _file_digest(path: Path) -> tuple[str, int]:
         while block := file.read(1 << 20):
             total.update(block)
     return total.hexdigest(), len(front) + at
-
-
-def _check_regular(path: Path) -> None:
-    """Raises: OSError for a pipe or a device, which would be waited for."""
-    if not path.is_file():
-        raise FileNotFoundError(errno.ENOENT, "no such file", str(path))
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from intarsia.core.errors import DataError, UnknownName
+from intarsia.core.reading import open_text, read_text
 from intarsia.data.interactions import SEVERAL, Interactions, ItemField, check_order, events
 from intarsia.data.packages import obtain, pinned
 from intarsia.data.parquet_events import read_parquet
@@ -127,7 +128,7 @@ def _inter(path: Path) -> list[tuple[str, str, float, float]]:
 
 def _csv(path: Path) -> Interactions:
     try:
-        with path.open(newline="", encoding="utf-8-sig") as lines:
+        with open_text(path, "utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, strict=True)
             names = tuple(reader.fieldnames or ())
             found = [(number, row) for number, row in enumerate(reader, 2)]
@@ -166,7 +167,7 @@ def _events(
 def _atomic(path: Path) -> tuple[dict[str, str], Iterator[tuple[int, Row]]]:
     """Names and types of the columns, and the rows with the numbers of their lines."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        lines = read_text(path, "utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         fix = "Check the path, and save the file as UTF-8."
         raise DataError(f"file {path}", got=error, want="an atomic file", fix=fix) from error

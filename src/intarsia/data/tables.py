@@ -21,6 +21,7 @@ from PIL import Image
 from intarsia.core.errors import DataError, MissingExtra
 from intarsia.core.files import parse_json
 from intarsia.core.pictured import IMAGE_COLUMNS, LABEL_COLUMNS
+from intarsia.core.reading import check_regular, open_text, read_text
 from intarsia.data.decode import LazyPictures, Picture
 from intarsia.data.folders import check_same_classes
 from intarsia.data.images import ImageSet, OnError, check_every_class, verify
@@ -95,7 +96,7 @@ Rows = tuple[list[int], Sequence[str], list[dict[str, Any]]]
 def _csv(file: Path) -> Rows:
     """Line numbers, column names and rows."""
     try:
-        with file.open(newline="", encoding="utf-8-sig") as lines:
+        with open_text(file, "utf-8-sig", newline="") as lines:
             reader = csv.DictReader(lines, strict=True)
             names = list(reader.fieldnames or ())
             rows: list[dict[str, Any]] = list(reader)
@@ -111,7 +112,7 @@ def _csv(file: Path) -> Rows:
 def _jsonl(file: Path) -> Rows:
     """Line numbers, names of the first row, and rows."""
     try:
-        text = file.read_text("utf-8-sig")
+        text = read_text(file, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"table {file}", got=error, want="UTF-8", fix="Save it again.") from error
     rows: list[dict[str, Any]] = []
@@ -147,6 +148,7 @@ def read_datasets(path: Path, *, on_error: OnError = "raise") -> dict[str, Image
     except ImportError as error:
         raise MissingExtra("datasets", "hf") from error
     try:
+        check_regular(path)
         if is_saved_dataset(path):
             found = datasets.load_from_disk(str(path))
         else:

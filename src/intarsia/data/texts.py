@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 from intarsia.core.checks import at_least
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.core.pictured import lists_pictures
+from intarsia.core.reading import read_text
 from intarsia.data import corpora
 from intarsia.data.instructions import (
     ANSWER,
@@ -220,9 +221,7 @@ def _limited(chosen: list[int], count: int | float | None) -> list[int]:
 
 def _file(path: Path) -> str | list[Mapping[str, Any]]:
     try:
-        if path.exists() and not path.is_file():
-            raise OSError("a folder, a pipe or a device")
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         fix = "Check the path, or save the file as UTF-8."
         raise DataError(f"text {path}", got=error, want="a UTF-8 text file", fix=fix) from error

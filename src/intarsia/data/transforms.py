@@ -21,6 +21,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from intarsia.core.checks import at_least, one_of
 from intarsia.core.errors import DataError, IntarsiaError
+from intarsia.core.reading import check_regular
 
 Augment = Literal["none", "light", "crop"]
 Transform = Callable[[Image.Image], Tensor]
@@ -111,6 +112,7 @@ def _processor_dict(model: nn.Module, processor: Any) -> Mapping[str, Any]:
             raise OSError("the model does not name its folder or repository")
         from transformers import AutoImageProcessor
 
+        check_regular(where)
         return AutoImageProcessor.from_pretrained(where, trust_remote_code=False).to_dict()
     except (ImportError, OSError, ValueError) as error:
         raise DataError(

@@ -12,12 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from safetensors.torch import load_file as tensors_of
 
 from ..core.errors import CheckpointError, ConfigError, IntarsiaError
 from ..core.files import read_json, repaired, write_json, writing
 from ..core.modes import evaluating
+from ..core.reading import read_tensors
 from ..core.registry import card, method_key, settings_from_dict, settings_to_dict
 from ..core.sealing import check_sealed, seal_folder
 from ..data.interactions import Interactions, ItemField
@@ -193,7 +194,7 @@ def open_recommender(folder: str | Path, *, mapped: bool = False) -> Recommender
         if about["format"] != FORMAT:
             raise ValueError(f"format {about['format']!r}")
         settings: Any = settings_from_dict(card(about["key"]), about["settings"])
-        arrays, names = load_file(folder / EVENTS), read_json(folder / NAMES)
+        arrays, names = read_tensors(folder / EVENTS, "np"), read_json(folder / NAMES)
         known, train = (_events(arrays, names, start) for start in ("", "train."))
         items, users = about["built_of"]
         train = first_of(train, items, users)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch.utils.data import TensorDataset
 
+from ..core.reading import read_tensors
 from ..data.packages import building
 from ..results.store import key_of
 
@@ -80,5 +81,5 @@ class SharedWork:
                 x, y = (t.contiguous() for t in make().tensors)
                 took = torch.tensor(Spent.now().since(start), dtype=torch.float64)
                 save_file({"x": x, "y": y, "spent": took}, str(scratch))
-        found: dict[str, torch.Tensor] = load_file(str(file))
+        found: dict[str, torch.Tensor] = read_tensors(file)
         return TensorDataset(found["x"], found["y"]), Spent(*found["spent"].tolist())

@@ -18,12 +18,12 @@ from typing import Any, cast
 import torch
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..core.change import Step, steps_of
 from ..core.errors import CheckpointError, ConfigError, IntarsiaError, TargetError, UnknownName
 from ..core.files import check_target, read_json, repaired, unbroken
+from ..core.reading import read_tensors
 from ..core.registry import card, method_key
 from ..core.sealing import check_files, check_if_sealed, check_settings, seal_folder
 from ..parallel.attached import Attached
@@ -231,7 +231,7 @@ def _named(adapters: Sequence[Adapter], name: str | None) -> Sequence[Adapter]:
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         with unbroken():
-            return load_file(path)
+            return read_tensors(path)
     except (SafetensorError, OSError) as error:
         raise damaged(path, f"no readable safetensors file ({error})") from error
 

@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..core.errors import CheckpointError
 from ..core.files import repaired
+from ..core.reading import read_tensors
 from ..core.sealing import STOCK, check_if_sealed
 from ..mixtures.sparse_soup import State, mixed
 from .prune.files import check_shards, decoded
@@ -54,7 +54,7 @@ def _state(candidate: str | Path | nn.Module | State) -> State:
     check_if_sealed(Path(candidate), RUN)
     check_shards(folder)
     try:
-        stored = {name: t for file in files for name, t in load_file(file).items()}
+        stored = {name: t for file in files for name, t in read_tensors(file).items()}
     except (SafetensorError, OSError) as error:
         got, fix = f"{type(error).__name__}: {error}", "Restore it from a copy."
         what, want = f"candidate {candidate}", "whole files of weights"

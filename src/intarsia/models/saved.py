@@ -8,12 +8,13 @@ from typing import Any, Self, TypeVar, cast
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import save_file
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from ..core.errors import CheckpointError, ConfigError, IntarsiaError
 from ..core.files import check_target, read_json, repaired, writing
+from ..core.reading import read_tensors
 from ..core.registry import card, keys, method_key, settings_from_dict, settings_to_dict
 from ..core.sealing import check_sealed, seal_folder
 
@@ -62,7 +63,7 @@ def load_estimator(kind: type[E], folder: str | Path) -> E:
             raise ValueError(f"format {about['format']!r}, key {about['key']!r}")
         about = check_sealed(folder / CARD, about, needs=(TENSORS,))
         found: Any = settings_from_dict(card(about["key"]), about["settings"])
-        learned = load_file(folder / TENSORS) | dict(about["figures"])
+        learned = read_tensors(folder / TENSORS, "np") | dict(about["figures"])
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, IntarsiaError) as error:

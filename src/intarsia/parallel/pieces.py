@@ -16,11 +16,12 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ..core.errors import CheckpointError
 from ..core.files import unbroken
+from ..core.reading import open_tensors
 from .layout import UnitAxes, put_part
 
 
@@ -172,7 +173,7 @@ class Pieces:
         """Raises: CheckpointError inside, for what the file has not."""
         try:
             with unbroken():
-                opened = safe_open(str(self.folder / file), "pt")
+                opened = open_tensors(self.folder / file)
             with opened:
                 yield opened
         except (OSError, IndexError, SafetensorError) as error:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,6 +20,7 @@ from ..core import Card, Paper
 from ..core.checks import between
 from ..core.errors import ConfigError, DataError
 from ..core.files import writing
+from ..core.reading import open_tensors
 from ..core.sealing import OPEN, check_file, seal_file
 from .cache import Key, Policy
 from .policies import FLOW, NextUse
@@ -92,7 +93,7 @@ class TokenTable:
         """
         try:
             check_file(Path(path))
-            with safe_open(str(path), "pt") as file:
+            with open_tensors(path) as file:
                 share = file.get_tensor("share")
             if share.dim() != 3:
                 raise ValueError(f"shares of shape {tuple(share.shape)}")

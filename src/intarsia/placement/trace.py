@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,6 +17,7 @@ from ..core import Routing
 from ..core.checks import at_least, between
 from ..core.errors import ConfigError, DataError
 from ..core.files import writing
+from ..core.reading import open_tensors
 from ..core.sealing import OPEN, SEAL, check_file, seal_file
 
 NONE = -1  # in the place of an expert: the token has fewer than k in this layer
@@ -192,7 +193,7 @@ class Trace:
         Raises: DataError for anything else; CheckpointError for a file that was changed.
         """
         try:
-            with safe_open(str(path), "pt") as file:
+            with open_tensors(path) as file:
                 said: dict[str, str] = file.metadata() or {}
                 if said.get("format") != FORMAT:
                     raise ValueError(f"format {said.get('format')!r}")

@@ -11,8 +11,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from ..core.errors import disk_error
-from ..core.files import parse_json
+from ..core.files import disk_error, parse_json
+from ..core.reading import read_bytes
 
 KEY = "key"
 
@@ -35,7 +35,7 @@ class Store:
     def _read(self) -> Iterator[dict[str, Any]]:
         if not self.path.exists():
             return
-        for line in self.path.read_bytes().splitlines():
+        for line in read_bytes(self.path).splitlines():
             try:
                 row = parse_json(line)
             except ValueError:

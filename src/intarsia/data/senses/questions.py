@@ -23,6 +23,7 @@ from torch.utils.data import Dataset
 from intarsia.core.checks import at_least
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.core.files import parse_json
+from intarsia.core.reading import read_text
 from intarsia.data.packages import announce
 from intarsia.data.senses.encoders import MODALITIES, Encoder, Source, features
 from intarsia.data.texts import IGNORED, grouped
@@ -91,7 +92,7 @@ def read_questions(path: str | Path, *, answered: bool = True) -> list[Question]
     """
     path = Path(path)
     try:
-        lines = path.read_text("utf-8-sig").split("\n")
+        lines = read_text(path, "utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         want, fix = "a .jsonl file in UTF-8", "Check the path."
         raise DataError(f"questions {path}", got=error, want=want, fix=fix) from error

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError
+from ...core.reading import open_regular, open_tensors
 from .blocks import unwrapped, walk
 from .quantised import in_full
 
@@ -165,7 +166,7 @@ def _digest(folder: Path, identity: Mapping[str, Any]) -> str | None:
     if not weights.is_file():
         return None
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-    with weights.open("rb") as file:
+    with open_regular(weights) as file:
         while chunk := file.read(2**20):
             digest.update(chunk)
     return digest.hexdigest()
@@ -203,7 +204,7 @@ def check_sizes(path: Path, settings: object, weights: Path, name: str = "settin
     Who builds what `experts=10**9` says runs out of memory before any weight is looked at.
     """
     try:
-        with safe_open(weights, "pt") as file:
+        with open_tensors(weights) as file:
             names = list(file.keys())
             sizes = [size for one in names for size in file.get_slice(one).get_shape()]
     except (SafetensorError, OSError):

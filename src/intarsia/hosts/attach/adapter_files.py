@@ -9,11 +9,11 @@ from typing import Any
 
 from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError, IntarsiaError
 from ...core.files import read_json, unbroken
+from ...core.reading import read_tensors
 from ..anatomy.origin import WEIGHTS, check_sizes, damaged
 from .adapt import attach, check_model
 from .config import Family, IntarsiaConfig
@@ -150,7 +150,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     path = folder / WEIGHTS
     try:
         with unbroken():
-            return load_file(path)
+            return read_tensors(path)
     except (SafetensorError, OSError) as error:
         raise damaged(path, f"no readable safetensors file ({error})", WRITER) from error
 

@@ -5,17 +5,18 @@ Ours are B and A as `up` and `down`; PEFT's are lora_B and lora_A. Nothing else 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, cast
 
 from peft import LoraConfig, PeftModel
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...adapters.lora import Lora, LoraCell
+from ...core.files import read_json
+from ...core.reading import read_tensors
 from ...core.registry import KEY, method_to_dict
 from ..anatomy import origin
 from ..anatomy.blocks import base_of, unwrapped, walk
@@ -48,7 +49,7 @@ def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | N
         return None
     method: Lora = config.settings()
     place = folder if name == "default" else folder / name
-    stored = json.loads((place / "adapter_config.json").read_text("utf-8"))
+    stored = read_json(place / "adapter_config.json")
     alpha = method.rank if method.alpha is None else method.alpha
     plain = LoraConfig(
         r=method.rank,
@@ -64,7 +65,7 @@ def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | N
     )
     plain.save_pretrained(str(place))
     theirs = {ours: key for key, ours in OURS.items()}
-    tensors = {_renamed(n, theirs): t for n, t in load_file(place / origin.WEIGHTS).items()}
+    tensors = {_renamed(n, theirs): t for n, t in read_tensors(place / origin.WEIGHTS).items()}
     save_file(tensors, place / origin.WEIGHTS, metadata={"format": "pt"})
     belongs = {key: value for key, value in (config.origin or {}).items() if key != "digest"}
     return {"seed": config.seed, "init_weights": config.init_weights, "origin": belongs}

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from torch import Tensor
 
 from ...core.errors import CheckpointError
 from ...core.files import parse_json, unbroken, writing
+from ...core.reading import open_tensors
 from ...core.sealing import OPEN, check_file, seal_file
 from ..anatomy.origin import damaged
 
@@ -35,7 +36,7 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises: CheckpointError if it is not there, cut short, changed, or no delta.
     """
     try:
-        with unbroken(), safe_open(path, framework="pt") as file:
+        with unbroken(), open_tensors(path) as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:

@@ -15,6 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from ...core.checks import one_of
 from ...core.errors import CheckpointError, ConfigError
+from ...core.reading import check_regular
 from ...mixtures.experts_function import arguments, stock_experts
 from ...placement.cache import Cache, PolicyConfig, Residency
 from ...placement.expertflow import Foresees, Predictive
@@ -211,17 +212,22 @@ def _skeleton(store: ExpertStore) -> Any:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
-        config = AutoConfig.from_pretrained(store.folder, trust_remote_code=False)
+        check_regular(store.folder)
     except (OSError, ValueError) as error:
         want, fix = "the configuration that was packed", "Pack the model again."
         raise CheckpointError(f"store {store.folder}", got=error, want=want, fix=fix) from error
     rest = store.rest()
     dtype = next((t.dtype for n, t in rest.items() if "embed" in n), torch.float32)
-    with _ExpertsOnMeta(store.experts), torch.random.fork_rng(devices=[]):
-        model: Any = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, experts_implementation="eager", trust_remote_code=False
-        )
-    missing, extra = model.load_state_dict(rest, strict=False, assign=True)
+    try:
+        config = AutoConfig.from_pretrained(store.folder, trust_remote_code=False)
+        with _ExpertsOnMeta(store.experts), torch.random.fork_rng(devices=[]):
+            model: Any = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, experts_implementation="eager", trust_remote_code=False
+            )
+        missing, extra = model.load_state_dict(rest, strict=False, assign=True)
+    except Exception as error:  # a configuration may hold anything, and fail anywhere
+        want, fix = "a configuration and weights of one model", "Pack the model again."
+        raise CheckpointError(f"store {store.folder}", got=error, want=want, fix=fix) from error
     model.tie_weights()
     at_experts = tuple(f"{path}." for path in store.paths)
     left = [
@@ -248,7 +254,7 @@ def _settings(folder: Path) -> Any:
 
     try:
         return GenerationConfig.from_pretrained(folder)
-    except (OSError, ValueError, TypeError) as error:
+    except Exception as error:  # it may hold anything, and fail anywhere
         want, fix = "settings of generate", "Pack the model again."
         raise CheckpointError(f"{folder / SETTINGS}", got=error, want=want, fix=fix) from error
 

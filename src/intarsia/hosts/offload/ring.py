@@ -16,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...core.checks import between
 from ...core.errors import CheckpointError, ConfigError, TargetError
 from ...core.files import writing
+from ...core.reading import open_tensors
 from ...core.sealing import OPEN, check_file, seal_file
 from ...placement.cache import Residency
 from ..anatomy.blocks import blocks
@@ -37,7 +38,7 @@ def read_block(path: Path, into: Mapping[str, Tensor]) -> None:
     Raises: CheckpointError for a file that is missing, damaged or of another block.
     """
     try:
-        with safe_open(str(path), "pt") as file:
+        with open_tensors(path) as file:
             for name, tensor in into.items():
                 tensor.copy_(file.get_tensor(name))
     except (OSError, SafetensorError, RuntimeError) as error:

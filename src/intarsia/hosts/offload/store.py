@@ -13,19 +13,19 @@ import json
 import math
 import os
 import re
-import shutil
 import struct
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from ...core.errors import CheckpointError, ConfigError, TargetError
 from ...core.files import read_json, repaired, write_json, writing
+from ...core.reading import copy_file, open_handle, open_tensors, read_tensors
 from ...core.sealing import STOCK, check_sealed, digests, sealed
 
 INDEX, REST, CONFIG = "experts.json", "rest.safetensors", "config.json"
@@ -45,7 +45,7 @@ class Checkpoint:
         self.folder = folder
         files = sorted(folder.glob("*.safetensors"))
         try:
-            self.files = {name: safe_open(str(name), "pt") for name in files}
+            self.files = {name: open_tensors(name) for name in files}
             self.where = {key: f for f in self.files.values() for key in f.keys()}  # noqa: SIM118
             self.config = read_json(folder / CONFIG)
         except (OSError, ValueError, SafetensorError) as error:
@@ -152,7 +152,7 @@ def pack_experts(
         for file in source.iterdir():
             is_text = file.suffix in TEXTS and not file.name.endswith(".index.json")
             if is_text and file.name != STOCK:
-                shutil.copy(file, scratch)
+                copy_file(file, scratch / file.name)
         files = digests(scratch, besides=[str(row["file"]) for row in records])
         write_json(scratch / INDEX, sealed({"layers": records}, files), None)
     return store
@@ -248,9 +248,7 @@ class ExpertStore:
             self.paths = [str(layer["path"]) for layer in self.layers]
             self.experts = max(len(layer["sha256"]) for layer in self.layers)
             self.bytes = max(_bytes_of(layer) for layer in self.layers)
-            self.files = [
-                os.open(self.folder / layer["file"], os.O_RDONLY) for layer in self.layers
-            ]
+            self.files = [open_handle(self.folder / layer["file"]) for layer in self.layers]
         except (OSError, ValueError, KeyError, TypeError) as error:
             want, fix = "a folder that `intarsia pack` wrote", "Pack the model again."
             raise CheckpointError(f"store {folder}", got=error, want=want, fix=fix) from error
@@ -279,8 +277,7 @@ class ExpertStore:
     def rest(self) -> dict[str, Tensor]:
         """Every weight that is no expert's, by its name in the model."""
         try:
-            with safe_open(str(self.folder / REST), "pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            return read_tensors(self.folder / REST)
         except (OSError, SafetensorError) as error:
             want, fix = "what was packed", "Pack the model again."
             what = f"{self.folder / REST}"

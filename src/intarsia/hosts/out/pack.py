@@ -12,7 +12,7 @@ from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard, cast
 
 import torch
 from peft import PeftModel
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -22,6 +22,7 @@ from ...core import Card, Method, Paper
 from ...core.change import PlainChange, Plan
 from ...core.errors import CheckpointError, ConfigError, TargetError, UnknownName
 from ...core.files import unbroken, writing
+from ...core.reading import open_tensors
 from ...core.registry import KEY, method_to_dict
 from ...core.sealing import OPEN, check_file, seal_file
 from ...formats import Gaussian
@@ -273,7 +274,7 @@ def _read(folder: Path, config: IntarsiaConfig) -> tuple[Tensor, Gaussian | None
     path = folder / PACKED
     try:
         check_file(path)
-        with unbroken(), safe_open(path, "pt") as file:
+        with unbroken(), open_tensors(path) as file:
             raw, metadata = file.get_tensor(BYTES), file.metadata() or {}
         if raw.dtype != torch.uint8 or metadata.get("settings") != _crc(config._identity()):
             raise ValueError("bytes or settings that changed after they were written")

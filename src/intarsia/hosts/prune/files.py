@@ -10,7 +10,6 @@ pack-quantized   compressed-tensors' int4, see `packed`: smaller, opened by `fro
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,12 +17,13 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ...core.checks import one_of
 from ...core.errors import CheckpointError, ConfigError, ShapeError, TargetError
-from ...core.files import repaired, writing
+from ...core.files import read_json, repaired, writing
+from ...core.reading import copy_file, read_tensors
 from ...core.sealing import STOCK, check_if_sealed, seal_stock
 from ...formats import Bitmask
 from ..anatomy.blocks import base_of
@@ -82,15 +82,15 @@ def save_sparse(
         for name, value in (record or {}).items():
             (scratch / name).write_text(json.dumps(value, indent=1) + "\n")
         if layout == "bitmask":
-            _write(scratch, read_tensors(scratch), layout)
+            _write(scratch, read_folder(scratch), layout)
         if quantised is not None:
             packs = {name.rpartition(".")[0] for name in parts}
-            found = read_tensors(scratch).items()  # a layer keeps its bias alone
+            found = read_folder(scratch).items()  # a layer keeps its bias alone
             left = {
                 n: t for n, t in found if n.endswith(".bias") or n.rpartition(".")[0] not in packs
             }
             _write(scratch, left | parts, "dense")
-            config = json.loads((scratch / CONFIG).read_text("utf-8"))
+            config = read_json(scratch / CONFIG)
             config["quantization_config"] = quantised
             (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         seal_stock(scratch)
@@ -127,12 +127,12 @@ def convert_sparse(old: str | Path, new: str | Path, *, layout: str = "dense") -
         raise ConfigError(f"folder {str(new)!r}", got="something there", want="nothing", fix=fix)
     if layout == PACKED:
         return _packed_folder(old, new)
-    tensors = read_tensors(repaired(old))
+    tensors = read_folder(repaired(old))
     with writing(new) as scratch:
         scratch.mkdir()
         for path in old.iterdir():
             if path.suffix in TEXTS and path.name not in (CONFIG, INDEX, STOCK):
-                shutil.copy(path, scratch / path.name)
+                copy_file(path, scratch / path.name)
         config = _object(old / CONFIG) if (old / CONFIG).is_file() else {}
         config = {name: value for name, value in config.items() if name not in SAVED_BY}
         (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
@@ -144,7 +144,7 @@ def convert_sparse(old: str | Path, new: str | Path, *, layout: str = "dense") -
 def _object(path: Path) -> dict[str, Any]:
     """What a JSON file holds.  Raises: CheckpointError for a damaged one, or a list."""
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = read_json(path)
     except (OSError, ValueError) as error:
         raise damaged(path, f"no readable JSON ({error})", "save_pretrained") from error
     if not isinstance(found, dict):
@@ -159,7 +159,7 @@ def _packed_folder(old: Path, new: Path) -> Path:
     with tempfile.TemporaryDirectory() as place:
         dense = convert_sparse(old, Path(place) / "dense")
         config = dense / CONFIG
-        named = json.loads(config.read_text("utf-8")).get("architectures") or [None]
+        named = read_json(config).get("architectures") or [None]
         kind = getattr(transformers, str(named[0]), None)
         if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
             want, fix = "a model of transformers", "Convert it to dense or bitmask."
@@ -168,12 +168,12 @@ def _packed_folder(old: Path, new: Path) -> Path:
         save_sparse(model, new, layout=PACKED)
         for path in dense.iterdir():
             if path.suffix in TEXTS and not (new / path.name).exists():
-                shutil.copy(path, new / path.name)
+                copy_file(path, new / path.name)
         seal_stock(new)
     return new
 
 
-def read_tensors(folder: Path) -> dict[str, Tensor]:
+def read_folder(folder: Path) -> dict[str, Tensor]:
     """All weights of a folder, by name, those with a bitmask as they were.
 
     Raises: CheckpointError for no weights, or files that are damaged, missing or hold something
@@ -188,7 +188,7 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
     stored: dict[str, Tensor] = {}
     for path in files:
         try:
-            stored |= load_file(path)
+            stored |= read_tensors(path)
         except (OSError, SafetensorError) as error:
             raise damaged(path, f"no readable safetensors file ({error})") from error
     return decoded(folder, stored)
@@ -210,7 +210,7 @@ def check_shards(folder: Path) -> None:
 def decoded(folder: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of a folder's tensors, those with a bitmask as they were.
 
-    Raises: as `read_tensors`.
+    Raises: as `read_folder`.
     """
     _check_parts(folder, stored)
     names = {n.rpartition(".")[0] for n in stored if n.endswith(".bitmask")}
@@ -254,7 +254,7 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], layout: str) -> None:
     save_file(stored, folder / SPARSE, metadata={"format": "pt"})
     path = folder / CONFIG
     if path.is_file():
-        config = json.loads(path.read_text("utf-8"))
+        config = read_json(path)
         config["compression_config"] = {
             "quant_method": "compressed-tensors",
             "sparsity_config": {"format": "sparse-bitmask", "sparsity_structure": "unstructured"},

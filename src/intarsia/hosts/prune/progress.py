@@ -16,11 +16,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
 from ...core.errors import CheckpointError, ConfigError
-from ...core.files import write_json, writing
-from ...core.sealing import check_sealed, sealed, sha256
+from ...core.files import read_json, write_json, writing
+from ...core.reading import read_tensors
+from ...core.sealing import check_sealed, sealed
+from ...train.checkpoint import sha256
 from ...train.resume import check_same
 from ..anatomy.origin import damaged
 
@@ -66,10 +68,10 @@ class Kept:
                 fix = "Choose another folder, or go on with resume=True."
                 raise ConfigError(f"out {str(out)!r}", got=got, want=want, fix=fix)
             try:
-                found = check_sealed(path, json.loads(path.read_text("utf-8")))
+                found = check_sealed(path, read_json(path))
                 saved, self.blocks = found["identity"], list(found["blocks"])
                 self.hidden_hash = found["hidden"]
-            except (ValueError, KeyError, TypeError) as error:
+            except (OSError, ValueError, KeyError, TypeError) as error:
                 raise damaged(path, f"no record of a walk ({error})", "sparsify") from error
             check_same(saved, json.loads(json.dumps(self.identity)))
 
@@ -103,7 +105,7 @@ class Kept:
             yield
         except BaseException:
             for stop, held in reversed(self.noted):
-                old = load_file(held) if isinstance(held, Path) else held
+                old = read_tensors(held) if isinstance(held, Path) else held
                 for path, weight in old.items():
                     stop.layers[path].put(weight.clone() if isinstance(held, Path) else weight)
             raise
@@ -178,7 +180,7 @@ class Kept:
             if sha256(path) != digest:
                 raise damaged(path, "other bytes than were written", "sparsify")
             # off the memory map: the file goes away with the next block
-            return {n: t.clone() for n, t in load_file(path).items()}
+            return {n: t.clone() for n, t in read_tensors(path).items()}
         except (OSError, SafetensorError) as error:
             got, fix = error, "Restore it from a copy, or start again in another folder."
             raise CheckpointError(str(path), got=got, want="the file", fix=fix) from error

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from ...core.errors import CheckpointError, ShapeError, TargetError, TrainingError
 from ...core.files import writing
 from ...core.format import nbytes
+from ...core.reading import read_tensors
 from ...core.sealing import OPEN, check_file, seal_file
 from ...formats import Columns
 from ...formats.columns import MOST, break_even
@@ -128,7 +129,7 @@ def load_tables(model: nn.Module, path: str | Path, *, mapped: bool = False) -> 
 def put_tables(model: nn.Module, path: str | Path, mapped: bool) -> None:
     """`load_tables`, of a file whose bytes were checked."""
     try:
-        stored: Mapping[str, Tensor] = load_file(path)  # which maps it
+        stored: Mapping[str, Tensor] = read_tensors(path)  # which maps it
     except (OSError, SafetensorError) as error:
         raise damaged(Path(path), f"no readable safetensors file ({error})") from error
     tables = {n.rpartition(".")[0] for n in stored if n.endswith(".row_offsets")}

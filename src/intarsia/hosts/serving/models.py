@@ -19,6 +19,7 @@ from transformers.cli.serving.model_manager import ModelManager
 
 from ...core.checks import at_least
 from ...core.errors import AssetError, CheckpointError, ConfigError
+from ...core.reading import check_regular
 from ...data.language_models import language_model
 from ...placement.cache import PolicyConfig
 from ..anatomy.blocks import base_of
@@ -110,6 +111,7 @@ def _trunk(
         model = offload(source, slots=slots, policy=policy, progress=progress)
         held = next(m.__dict__[SLOTS][0] for m in model.modules() if SLOTS in m.__dict__)
         try:
+            check_regular(source)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
             fix = "Copy tokenizer.json and tokenizer_config.json into the folder."

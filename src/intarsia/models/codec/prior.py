@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...core.errors import CheckpointError, IntarsiaError
 from ...core.files import read_json, repaired, unbroken, writing
+from ...core.reading import read_tensors
 from ...core.sealing import check_sealed, seal_folder
 from .levels import LatentLevel, numbered
 from .philox import UNIT
@@ -145,7 +146,7 @@ class Prior:
         try:
             said = check_sealed(folder / ABOUT, read_json(folder / ABOUT), needs=(TENSORS,))
             with unbroken():
-                tensors = safetensors.torch.load_file(folder / TENSORS)
+                tensors = read_tensors(folder / TENSORS)
             settings = RecombinerSettings(**said["settings"])
             inside = {k[8:]: v for k, v in tensors.items() if k.startswith("decoder.")}
             _check_shapes(settings, tensors, inside)

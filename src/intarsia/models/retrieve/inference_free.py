@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ...core.checks import at_least, between
 from ...core.errors import AssetError, CheckpointError, ConfigError, MissingExtra
 from ...core.files import repaired, write_json, writing
+from ...core.reading import check_regular
 from ...core.sealing import check_if_sealed, seal_stock
 from ...data.language_models import quietly
 from ...data.packages import announce, obtain, pinned
@@ -247,6 +248,7 @@ def _opened(name: str, folder: str) -> Any:
     sparse = library.sparse_encoder
     own = {"local_files_only": Path(folder).is_dir(), "device": "cpu"}
     try:
+        check_regular(folder)
         if (Path(folder) / "modules.json").is_file():
             return sparse.SparseEncoder(folder, trust_remote_code=False, **own)
         kwargs: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}

@@ -10,11 +10,12 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from ...core.checks import between
 from ...core.errors import CheckpointError, ConfigError, MissingExtra
 from ...core.files import write_text
+from ...core.reading import read_tensors, read_text
 
 TOKENIZER, WEIGHTS = "tokenizer.json", "queries.safetensors"
 LONGEST = 100_000  # characters of a query
@@ -142,8 +143,8 @@ class QueryWeights:
     def load(cls, folder: Path) -> QueryWeights:
         """What `save` wrote.  Raises: CheckpointError."""
         try:
-            text = (folder / TOKENIZER).read_text(encoding="utf-8")
-            return cls(text, load_file(folder / WEIGHTS)["weights"])
+            text = read_text(folder / TOKENIZER)
+            return cls(text, read_tensors(folder / WEIGHTS, "np")["weights"])
         except (OSError, ValueError, KeyError, SafetensorError) as error:
             want, fix = "a tokenizer and a weight for each token", "Copy it again from its source."
             raise CheckpointError(f"queries of {folder}", got=error, want=want, fix=fix) from error

@@ -13,6 +13,7 @@ from safetensors.numpy import load, save
 
 from ...core.errors import CheckpointError
 from ...core.files import write_text
+from ...core.reading import read_bytes
 from .lexical import Stems
 from .postings import Postings
 
@@ -55,7 +56,7 @@ class Segment:
     def read(cls, path: Path, count: int, digest: str, deleted: Sequence[int]) -> Segment:
         """What `write` wrote.  Raises: CheckpointError if it is damaged."""
         try:
-            data = path.read_bytes()
+            data = read_bytes(path)
             if hashlib.sha256(data).hexdigest() != digest:
                 raise ValueError("bytes that changed after they were written")
             arrays = load(data)

@@ -11,6 +11,7 @@ from typing import Any
 
 from ...core.errors import CheckpointError
 from ...core.files import parse_json
+from ...core.reading import read_text
 
 _NOT_VALUES = frozenset({"step", "epoch", "split", "seconds"})
 
@@ -34,7 +35,7 @@ def read_curve(path: Path) -> tuple[Point, ...]:
         return ()
     lines: dict[tuple[str, float], list[Mapping[str, Any]]] = defaultdict(list)
     try:
-        text = path.read_text()
+        text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     *whole, _unfinished = text.split("\n")

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ...core.errors import CheckpointError, ConfigError, DataError
 from ...core.files import read_json, writing
+from ...core.reading import open_regular
 
 MISTAKES, LIST = "mistakes", "mistakes.json"
 FORMAT = 1
@@ -142,7 +143,7 @@ def _mistake(folder: Path, line: dict[str, Any]) -> Mistake:
     if (size := path.stat().st_size) > LARGEST:
         raise _damaged(path, f"{size} bytes")
     try:
-        with Image.open(path, formats=["PNG"]) as picture:
+        with open_regular(path) as raw, Image.open(raw, formats=["PNG"]) as picture:
             picture.verify()
             side = max(picture.size)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

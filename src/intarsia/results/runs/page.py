@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ...core.files import write_text
+from ...core.reading import read_bytes
 from .. import frame, numbers
 from ..table import Table
 from . import figures, rates, sparse
@@ -167,7 +168,7 @@ def _pairs(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> list[tupl
 
 
 def _data_uri(picture: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(picture.read_bytes()).decode()}"
+    return f"data:image/png;base64,{base64.b64encode(read_bytes(picture)).decode()}"
 
 
 def _record(comparison: Comparison) -> dict[str, Any]:

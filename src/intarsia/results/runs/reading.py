@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 
 from ...core.errors import CheckpointError, DataError
 from ...core.files import read_json
+from ...core.reading import open_tensors
 from ...core.sealing import check_file
 from ..wording import joined
 from .curves import Point, read_curve
@@ -246,7 +247,7 @@ def _predictions(folder: Path, scores: SplitScores) -> Tensors | None:
         return None
     try:
         check_file(path)
-        with safe_open(path, framework="numpy") as file:
+        with open_tensors(path, "np") as file:
             split = (file.metadata() or {}).get("split")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, SafetensorError, TypeError) as error:

@@ -11,6 +11,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from intarsia.core.errors import CheckpointError, DataError
 from intarsia.core.files import parse_json
+from intarsia.core.reading import read_bytes
 from intarsia.results.store import append_line
 
 FORMAT = 1
@@ -188,7 +189,7 @@ def read(path: Path | str) -> list[RunResult]:
     """
     path = Path(path)
     try:
-        whole, _, _torn = path.read_bytes().rpartition(b"\n")
+        whole, _, _torn = read_bytes(path).rpartition(b"\n")
     except OSError as error:
         what = f"results {str(path)!r}"
         got, fix = f"{type(error).__name__}", "Check the path, or run the benchmark first."

@@ -12,6 +12,7 @@ import numpy as np
 
 from intarsia.core.errors import DataError
 from intarsia.core.files import parse_json
+from intarsia.core.reading import read_text
 from intarsia.data.images import ImageSet
 
 Row = tuple[str, int]  # path below the folder of the pictures, class id
@@ -89,7 +90,7 @@ class _Pairs(list[tuple[str, object]]):
 
 def _text(file: Path) -> str:
     try:
-        return file.read_text(encoding="utf-8-sig")
+        return read_text(file, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         got = "nothing there" if not file.exists() else f"{type(error).__name__}: {error}"
         raise _bad(file, got, "a readable text file") from error

@@ -1,0 +1,147 @@
+"""Files that anybody may have handed over: only regular ones are opened, and read up to a limit.
+
+A named pipe would wait for ever, a device never ends, and a socket cannot be read. All of them, and
+a folder where a file belongs, are an `OSError` here, which a caller turns into the error of its
+kind of file, as it does for a file that is missing.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import os
+import stat
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+# Windows has neither
+WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
+LARGEST = 2**32  # bytes of a file that is read whole
+KINDS = (
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def open_handle(path: str | Path) -> int:
+    """Open a regular file for reading and return its number; links are followed.
+
+    It is looked at after it was opened, so that nothing can take its place in between, and opened
+    without waiting, since opening a named pipe waits for somebody who writes.
+    Raises: OSError if it is missing or cannot be read, and for anything but a regular file.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | WITHOUT_WAITING)
+    except ValueError as error:  # a zero byte, or a character that no path has
+        raise OSError(errno.EINVAL, str(error), ascii(str(path))) from error
+    try:
+        _check_regular(os.fstat(handle).st_mode, path)
+    except OSError:
+        os.close(handle)
+        raise
+    return handle
+
+
+def open_regular(path: str | Path) -> io.BufferedReader:
+    """Open a regular file for reading bytes.  Raises: OSError as `open_handle`."""
+    return open(open_handle(path), "rb")
+
+
+def _check_regular(mode: int, path: str | Path) -> None:
+    if stat.S_ISREG(mode):
+        return
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "a folder, where a file belongs", str(path))
+    kind = next((name for test, name in KINDS if test(mode)), "something else")
+    raise OSError(errno.EINVAL, f"{kind}, where a regular file belongs", str(path))
+
+
+def check_regular(path: str | Path) -> None:
+    """Check what another library opens by its name: a file, or a folder's files, two levels deep.
+
+    Raises: OSError for anything but regular files; nothing for what is missing.
+    """
+    for file in _inside(Path(path)):
+        if file.exists() and not file.is_dir():
+            _check_regular(file.stat().st_mode, file)
+
+
+def _inside(path: Path, levels: int = 2) -> Iterable[Path]:
+    if not (levels and path.is_dir()):
+        yield path
+        return
+    for inner in path.iterdir():
+        yield from _inside(inner, levels - 1)
+
+
+def read_bytes(path: str | Path, most: int = LARGEST) -> bytes:
+    """Read a regular file whole.
+
+    Raises: OSError as `open_regular`, and for a file of more than `most` bytes.
+    """
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            got = f"{size:,} bytes, where at most {most:,} are read"
+            raise OSError(errno.EFBIG, got, str(path))
+        return file.read(most)
+
+
+def read_text(path: str | Path, encoding: str = "utf-8", most: int = LARGEST) -> str:
+    r"""Read a regular file as text, its line ends as "\n".
+
+    Raises: OSError as `read_bytes`; UnicodeDecodeError for other bytes than the encoding has.
+    """
+    with io.TextIOWrapper(io.BytesIO(read_bytes(path, most)), encoding) as text:
+        return text.read()
+
+
+def open_text(
+    path: str | Path, encoding: str = "utf-8", newline: str | None = None
+) -> io.TextIOBase:
+    """Open a regular file for reading its lines one by one.  newline: as `open` has it.
+
+    Raises: OSError as `open_regular`.
+    """
+    return io.TextIOWrapper(open_regular(path), encoding, newline=newline)
+
+
+def copy_file(source: str | Path, target: str | Path) -> None:
+    """Copy a regular file's bytes and mode.
+
+    Raises: OSError as `open_regular`, and if it cannot be written.
+    """
+    import shutil
+
+    with open_regular(source) as file, open(target, "wb") as out:
+        shutil.copyfileobj(file, out)
+        os.fchmod(out.fileno(), stat.S_IMODE(os.fstat(file.fileno()).st_mode))
+
+
+def open_tensors(path: str | Path, framework: str = "pt") -> Any:
+    """Return `safetensors.safe_open` of a regular file, for use in `with`.
+
+    It is opened by its number among the open files, which is the file that was looked at.
+    Raises: OSError as `open_regular`; SafetensorError for a damaged file.
+    """
+    from safetensors import safe_open
+
+    with open_regular(path) as file:
+        number = f"/dev/fd/{file.fileno()}"
+        return safe_open(number if os.path.exists(number) else str(path), framework)
+
+
+def read_tensors(path: str | Path, framework: str = "pt") -> dict[str, Any]:
+    """Read all tensors of a safetensors file, which are mapped from it, by name.
+
+    Raises: as `open_tensors`; SafetensorError for a type that the framework does not have.
+    """
+    from safetensors import SafetensorError
+
+    with open_tensors(path, framework) as file:
+        try:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (AttributeError, TypeError, RuntimeError) as error:
+            raise SafetensorError(f"{type(error).__name__}: {error}") from error
