@@ -9,8 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from ..core.errors import ConfigError
-from ..core.files import read_json
-from ..core.locks import alone
+from ..core.files import alone
 from . import completing
 from .early import (
     check_choices,
@@ -184,12 +183,12 @@ def report(
 
 
 def _show_spans(path: Path, page: Path, baseline: str | None, as_json: bool) -> None:
-    from ..results.spans import write_page
+    from ..results.spans import read_spans, write_page
 
     if baseline is not None:
         fix = "Leave it out: the uniform window is the baseline of spans."
         raise ConfigError("--baseline", got=baseline, want="none", fix=fix)
-    content = read_json(path)
+    content = read_spans(path)
     written = write_page(content, page, path.name)
     if as_json:
         show_json({"report": str(written), "spans": content})

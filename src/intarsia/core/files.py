@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -22,6 +23,7 @@ from .reading import read_bytes
 
 JOINED = "@train+val"  # behind a name or path of data: the validation part is trained on, too
 LARGEST_JSON = 2**30  # bytes
+HALVES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # of surrogate pairs, in JSON
 DEEP = 100  # levels of JSON: no file of ours has more than a dozen
 
 
@@ -268,12 +270,15 @@ def unbroken() -> Generator[None, None, None]:
 def parse_json(raw: str | bytes, pairs: Callable[[Any], Any] | None = None) -> Any:
     """A JSON text that anybody may have written.  pairs: makes an object of its pairs.
 
-    Raises: ValueError if it is none, or nested so deeply that nothing can work with it.
+    Raises: ValueError if it is none, nested so deeply that nothing can work with it, or has half
+    a character, which no text can have.
     """
     try:
         found = json.loads(raw, object_pairs_hook=pairs)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
+    if HALVES.search(raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogatepass")):
+        json.dumps(found, ensure_ascii=False).encode()  # of two halves that belong together is one
     level: list[Any] = [found]
     for _ in range(DEEP):
         nested: list[Any] = [v for v in level if isinstance(v, dict | list)]

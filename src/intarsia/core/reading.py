@@ -86,7 +86,7 @@ def read_bytes(path: str | Path, most: int = LARGEST) -> bytes:
         if (size := os.fstat(file.fileno()).st_size) > most:
             got = f"{size:,} bytes, where at most {most:,} are read"
             raise OSError(errno.EFBIG, got, str(path))
-        return file.read(most)
+        return file.read()
 
 
 def read_text(path: str | Path, encoding: str = "utf-8", most: int = LARGEST) -> str:

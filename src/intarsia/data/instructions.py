@@ -32,10 +32,7 @@ def tokens_of(sample: Sample, tokenizer: Any) -> tuple[list[int], list[int]]:
     if isinstance(sample, str):
         return [], tokenizer(sample)["input_ids"] + end
     if getattr(tokenizer, "chat_template", None):
-        asked = tokenizer.apply_chat_template(
-            sample[:-1], tokenize=False, add_generation_prompt=True
-        )
-        whole = tokenizer.apply_chat_template(sample, tokenize=False)
+        asked, whole = _chat(sample, tokenizer)
         if whole.startswith(asked):
             parts = asked, whole[len(asked) :].rstrip("\n")
             prompt, answer = (
@@ -44,6 +41,23 @@ def tokens_of(sample: Sample, tokenizer: Any) -> tuple[list[int], list[int]]:
             return prompt, answer
     answer = tokenizer(sample[-1]["content"], add_special_tokens=False)["input_ids"]
     return tokenizer(prompt_of(sample) + "\n")["input_ids"], answer + end
+
+
+def _chat(sample: list[dict[str, str]], tokenizer: Any) -> tuple[str, str]:
+    """Return a chat up to its answer, and all of it, as the tokenizer's template writes them.
+
+    Raises: DataError for a template that fails.
+    """
+    try:
+        asked = tokenizer.apply_chat_template(
+            sample[:-1], tokenize=False, add_generation_prompt=True
+        )
+        return asked, tokenizer.apply_chat_template(sample, tokenize=False)
+    except Exception as error:  # a template is a program, and may raise what it likes
+        roles = [message["role"] for message in sample]
+        want = f"a template that writes chats of {roles}"
+        fix = "Give messages as the template wants them, or take the template out of the tokenizer."
+        raise DataError("chat template", got=error, want=want, fix=fix) from error
 
 
 def prompt_of(sample: Sample) -> str:

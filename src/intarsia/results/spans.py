@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError
-from ..core.files import write_text
+from ..core.files import read_json, write_text
 from . import frame, plots
 from .table import Column, Entry, Table
 
@@ -17,6 +17,19 @@ COLUMNS = (
     Column("Loss", "of a token in the last third of rows that chose nothing"),
     Column("Perplexity", "its exponential; lower is better"),
 )
+
+
+def read_spans(path: Path) -> Mapping[str, Any]:
+    """Read a file of `intarsia spans`, for `write_page`.  Raises: CheckpointError for no JSON."""
+    try:
+        return read_json(path)
+    except (OSError, ValueError) as error:
+        raise _damaged(path, error) from error
+
+
+def _damaged(path: Path | str, error: Exception) -> CheckpointError:
+    want, fix = "a file of spans", "Write it with: intarsia spans MODEL --save spans.json"
+    return CheckpointError(str(path), got=error, want=want, fix=fix)
 
 
 def write_page(content: Mapping[str, Any], out: Path | str, name: str = "spans.json") -> Path:
@@ -28,8 +41,7 @@ def write_page(content: Mapping[str, Any], out: Path | str, name: str = "spans.j
         spans, length = _spans(content)
         table, said = _table(content), _sentences(content, spans, length)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        want, fix = "a file of spans", "Write it with: intarsia spans MODEL --save spans.json"
-        raise CheckpointError(name, got=error, want=want, fix=fix) from error
+        raise _damaged(name, error) from error
     rows = [str(i) for i in range(len(spans))]
     heads = [str(i) for i in range(len(spans[0]))]
     trace = plots.heat(

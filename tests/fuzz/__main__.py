@@ -1,0 +1,79 @@
+"""Damage files and count how they are opened: `make fuzz COUNT=10000`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+# before any of them is imported
+os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+import torch
+
+from . import data, records, saved
+from .running import BAD, OUTCOMES, Case, Ended, Fuzz, counts
+
+KINDS = (*saved.KINDS, *data.KINDS, *records.KINDS)
+
+
+def table(ends: list[Ended]) -> str:
+    """The counts as a table of Markdown."""
+    rows = counts(ends).items()
+    head = ["| kind | " + " | ".join(OUTCOMES) + " |", "|---|" + "--:|" * len(OUTCOMES)]
+    return "\n".join(
+        [*head, *(f"| {name} | " + " | ".join(map(str, row.values())) + " |" for name, row in rows)]
+    )
+
+
+def show(end: Ended) -> None:
+    """One case, with the words that repeat it."""
+    case = end.case
+    print(
+        f"{end.outcome}: make fuzz SEED={case.seed} CASE={case.name}\n  {end.damage}\n{end.error}"
+    )
+
+
+def main() -> int:
+    words = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
+    words.add_argument("--count", type=int, default=500)
+    words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--case", help="one case again, as it was printed: trace/17")
+    words.add_argument("--kind", action="append", help="only these")
+    words.add_argument("--json", type=Path, help="every case, as lines of JSON")
+    told = words.parse_args()
+    torch.set_num_threads(1)
+    wanted = {told.case.partition("/")[0]} if told.case else set(told.kind or ())
+    kinds = [kind for kind in KINDS if not wanted or kind.name in wanted]
+    with tempfile.TemporaryDirectory(prefix="intarsia-fuzz-") as place:
+        os.environ["INTARSIA_HOME"] = f"{place}/home"
+        fuzz = Fuzz(kinds, Path(place))
+        if told.case:
+            number = int(told.case.partition("/")[2])
+            for end in fuzz.run([Case(kinds[0], number, told.seed)]):
+                show(end)
+            return 0
+        started, ends = time.monotonic(), list[Ended]()
+        for end in fuzz.run(fuzz.cases(told.count, told.seed)):
+            ends.append(end)
+            if end.outcome in BAD:
+                show(end)
+    if told.json:
+        lines = [
+            json.dumps(
+                {"case": e.case.name, "outcome": e.outcome, "damage": e.damage, "error": e.error}
+            )
+            for e in ends
+        ]
+        told.json.write_text("\n".join(lines) + "\n")
+    print(table(ends))
+    print(f"{len(ends):,} files of {len(kinds)} kinds in {time.monotonic() - started:.0f} s")
+    return int(any(end.outcome in BAD for end in ends))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

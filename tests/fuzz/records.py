@@ -1,0 +1,252 @@
+"""Records of runs and of measurements, indexes, priors, estimators and recommenders."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from intarsia.bench import auto
+from intarsia.bench import folder as bench_folder
+from intarsia.results.suites import records
+from tokenizers import Tokenizer, models, pre_tokenizers
+from typer.testing import CliRunner
+
+import intarsia
+from intarsia.cli import app, begun_index
+from intarsia.cli import recommending as cli_recommending
+from intarsia.cli.configuring import read_config
+from intarsia.conformance.made import torch_seed
+from intarsia.core.files import write_json
+from intarsia.data.interactions import ItemField, events
+from intarsia.experiments import experiment, seeing
+from intarsia.experiments.recommending import open_recommender, save_recommender
+from intarsia.models.codec.codec import Recombiner
+from intarsia.models.codec.recombiner import CARD, RecombinerSettings
+from intarsia.models.coding.bsc import BSC
+from intarsia.models.coding.mog import MoG
+from intarsia.models.retrieve.query_weights import QueryWeights
+from intarsia.models.retrieve.sparse_index import SparseIndex
+from intarsia.placement import Placement, Topology, Trace
+from intarsia.placement.expertflow import TokenTable
+from intarsia.results import spans as spans_page
+from intarsia.results import sparse as sparse_page
+from intarsia.results.runs import gather, write_report
+from intarsia.results.store import Store
+
+from .data import photos
+from .kinds import Kind
+
+
+def call(*words: object) -> Any:
+    """Run the command line in this process; what it raises is raised here."""
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    if done.exception is not None and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    if done.exit_code:
+        raise AssertionError(done.output)
+    return done.stdout
+
+
+def _run(folder: Path) -> None:
+    words = ("--model", "test_vit", "--untrained", "--size", "32", "--epochs", "1")
+    with tempfile.TemporaryDirectory() as place:
+        photos(Path(place))
+        words = (place, *words, "--batch-size", "4", "--lr", "1e-2", "--method", "mosa")
+        call("fit", *words, "--out", folder / "run")
+
+
+def _open_run(folder: Path) -> Any:
+    run = intarsia.open_run(folder / "run")
+    return run.model.state_dict(), run.classes, run.record["results"]["val"]
+
+
+def _open_report(folder: Path) -> Any:
+    write_report([folder / "run"], folder / "report.html")
+    found = gather([folder / "run"])[0]
+    return found.scores, found.costs, found.curve, vars(found.items)
+
+
+def _settings(folder: Path) -> None:
+    flat = experiment.Experiment(experiment.Pictures("photos")).flat()
+    write_json(folder / "experiment.json", flat)
+    write_json(folder / "auto.json", flat | {"minutes": 1, "methods": ["mosa"]})
+    write_json(folder / "plan.json", {"format": 1, "suite": "mini"})
+    asked = {"data": "shop", "task": "sessions", "method": "m2trec", "settings": []}
+    asked |= {"schedule": None, "density": None, "seed": 0, "options": {}}
+    write_json(folder / "recommend.json", asked)
+    write_json(begun_index.settings_file(folder / "part"), {"model": "toy"})
+
+
+def _open_settings(folder: Path) -> Any:
+    begun_index.check_same(folder / "part", {"model": "toy"}, folder / "idx")
+    return (
+        experiment.read(folder),
+        read_config(folder),
+        auto._begun(folder / "auto.json", None, {}),  # pyright: ignore[reportPrivateUsage]
+        bench_folder._check(folder / "plan.json", {"suite": "mini"}),  # pyright: ignore
+        cli_recommending._read(folder / "recommend.json"),  # pyright: ignore
+    )
+
+
+def _results(folder: Path) -> None:
+    done = records.Done(
+        accuracy=0.8, balanced_accuracy=0.8, loss=0.5, trained=110, trained_without_head=100,
+        seconds=2.0, cpu_seconds=4.0, peak_bytes=10**9, own_task_accuracy=None,
+    )  # fmt: skip
+    for seed in range(3):
+        result = records.RunResult(
+            key=f"mini-mosa-{seed}",
+            task=records.TaskName("mini", "natural", "mnist", False),
+            method=records.MethodName("mosa", "MoSA"),
+            seed=seed,
+            setup=records.Setup("honest", "vit-s", 3),
+            outcome=done,
+            folder="runs/0",
+        )
+        records.append(folder / "results.jsonl", result)
+    store = Store(folder / "store.jsonl")
+    store.add("a", {"loss": 1.5})
+
+
+def _open_results(folder: Path) -> Any:
+    return records.read(folder / "results.jsonl"), Store(folder / "store.jsonl").rows
+
+
+def _pages(folder: Path) -> None:
+    rows = [
+        {"layer": f"model.layers.{i}.mlp.up", "weights": 64, "density": 0.5, "error_masked": 0.3,
+         "error": 0.1 * i}
+        for i in range(2)
+    ]  # fmt: skip
+    pruned = {
+        "model": "tiny", "method": "wanda", "base": None, "settings": {"density": 0.5},
+        "calibration": {"data": "mixed", "rows": 8, "tokens": 64}, "density": 0.5,
+        "perplexity": {"dense": 20.0, "pruned": 30.0, "rows": 8},
+        "bytes": {"dense": 1024, "bitmask": 700}, "seconds": 3.0, "layers": rows,
+        "parts": {"kept values": 500, "bitmasks": 200, "zeros left out": 500, "other": 100},
+    }  # fmt: skip
+    (folder / "pruned").mkdir()
+    write_json(folder / "pruned" / "sparsify.json", pruned)
+    about = {"dense": 3.0, "uniform": 3.2, "loss": {"a": 3.1}, "chosen": "a"}
+    intarsia.Spans.uniform(2, 2, 0.5, longest=128, about=about).save(folder / "spans.json")
+    asked = {"data": "questions.jsonl", "model": "smollm2", "method": "mixlora", "settings": []}
+    asked |= {"see": "pixels", "hear": "log-mel", "options": {"seed": 0}}
+    write_json(folder / seeing.FILE, asked)
+
+
+def _open_pages(folder: Path) -> Any:
+    sparse_page.write_page([folder / "pruned"], folder / "pruned.html")
+    spans_page.write_page(spans_page.read_spans(folder / "spans.json"), folder / "spans.html")
+    asked = seeing.read_asked(folder)
+    return (folder / "pruned.html").read_text(), (folder / "spans.html").read_text(), asked
+
+
+def _trace() -> Trace:
+    draws = torch.Generator().manual_seed(0)
+    chosen = torch.rand(60, 3, 4, generator=draws).topk(2).indices
+    row = torch.arange(60)
+    return Trace(chosen, 4, row // 7, row % 7, torch.rand(60, 3, 2, generator=draws), row % 11)
+
+
+def _placing(folder: Path) -> None:
+    trace = _trace()
+    trace.save(folder / "trace.safetensors")
+    TokenTable.of(trace).save(folder / "table.safetensors")
+    Placement.contiguous(3, 4, 2).save(folder / "placement.json")
+    links = {"nodes": 1, "each": 2, "intra": {"gbps": 300, "us": 2}, "flops": 1e12}
+    write_json(folder / "topology.json", links)
+
+
+def _open_placing(folder: Path) -> Any:
+    trace, table = (
+        kind.load_file(folder / name)
+        for kind, name in ((Trace, "trace.safetensors"), (TokenTable, "table.safetensors"))
+    )
+    placed = Placement.load_file(folder / "placement.json")
+    links = Topology.load_file(folder / "topology.json")
+    return [vars(one) for one in (trace, table, placed, links)]
+
+
+WORDS = ("[UNK]", "the", "cat", "dog", "house", "sleeps")
+DOCS = [("a", "the cat sleeps"), ("b", "the dog"), ("c", ""), ("d", "a cat a dog")]
+
+
+class _Toy:
+    """An encoder that weighs each word by its number."""
+
+    name, digest = "toy", "0" * 64
+
+    def __init__(self) -> None:
+        inner = Tokenizer(models.WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="[UNK]"))
+        inner.pre_tokenizer = pre_tokenizers.Whitespace()
+        weights = np.linspace(0, 1, len(WORDS), dtype=np.float32)
+        self.queries = QueryWeights(inner.to_str(), weights)
+
+    def encode(self, texts: Sequence[str]) -> Any:
+        rows = np.zeros((len(texts), len(WORDS)), np.float32)
+        for i, tokens in enumerate(self.queries.tokens(texts)):
+            rows[i, tokens] = tokens
+        return sp.csr_matrix(rows)
+
+
+def _open_index(folder: Path) -> Any:
+    index = SparseIndex.load(folder / "i")
+    return index.search_many(["cat", "the dog house"]), len(index)
+
+
+def _codec(folder: Path) -> None:
+    random = np.random.default_rng(0)
+    pictures = [random.integers(0, 256, (20, 20, 3), dtype=np.uint8) for _ in range(4)]
+    tiny = RecombinerSettings(**CARD.tiny)
+    codec = Recombiner.train(pictures, 0.4, tiny, crops=16, steps=2)
+    codec.save(folder / "prior")
+    (folder / "a.irc").write_bytes(codec.encode(pictures[0], steps=2))
+
+
+def _open_codec(folder: Path) -> Any:
+    codec = Recombiner.load(folder / "prior")
+    return codec.decode((folder / "a.irc").read_bytes())
+
+
+def _estimator(folder: Path) -> None:
+    data = np.random.default_rng(0).normal(size=(40, 6))
+    BSC(2, n_iter=1, random_state=0).fit(data).save(folder / "bsc")
+    MoG(2, n_iter=1, random_state=0).fit(data).save(folder / "mog")
+
+
+def _open_estimator(folder: Path) -> Any:
+    data = np.linspace(-1, 1, 30).reshape(5, 6)
+    return BSC.load(folder / "bsc").transform(data), MoG.load(folder / "mog").predict(data)
+
+
+def _recommender(folder: Path) -> None:
+    rows = [(f"u{i % 4}", f"i{i * 3 % 7}", float(i), 1.0) for i in range(40)]
+    fields = {"colour": ItemField("token", tuple((f"c{i % 3}",) for i in range(7)))}
+    data = events(rows, item_ids=[f"i{i}" for i in range(7)], fields=fields)
+    with torch_seed(0):
+        model = intarsia.M2TRec(width=16, layers=1).build(data)
+    save_recommender(model, folder / "r", data)
+
+
+def _open_recommender(folder: Path) -> Any:
+    model: Any = open_recommender(folder / "r")
+    return model.state_dict(), vars(model.known)
+
+
+KINDS: tuple[Kind, ...] = (
+    Kind("run", _run, _open_run),
+    Kind("report", _run, _open_report),
+    Kind("settings", _settings, _open_settings),
+    Kind("results", _results, _open_results),
+    Kind("pages", _pages, _open_pages),
+    Kind("placing", _placing, _open_placing),
+    Kind("index", lambda folder: SparseIndex.build(_Toy(), DOCS).save(folder / "i"), _open_index),
+    Kind("codec", _codec, _open_codec),
+    Kind("estimator", _estimator, _open_estimator),
+    Kind("recommender", _recommender, _open_recommender),
+)
