@@ -14,7 +14,7 @@ PYTEST_ARGS ?=
 # the many processes of the suite compile no source that another has compiled
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup demo test numbers lint format new generate docs dist conformance bench claim clean
+.PHONY: help setup demo test numbers fuzz lint format new generate docs dist conformance bench claim clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
@@ -72,6 +72,12 @@ dist: setup  ## a wheel and a source archive in dist/, checked
 	$(BIN)/python -m build --outdir dist
 	$(BIN)/python -m build --outdir dist lab
 	$(BIN)/twine check --strict dist/*
+
+COUNT ?= 10000
+SEED ?= 0
+
+fuzz: setup  ## COUNT malformed files of every kind: how each is opened; CASE=index/17 one again
+	PYTHONPATH=$(CURDIR) nice $(BIN)/python -m tests.fuzz --count $(COUNT) --seed $(SEED) $(if $(CASE),--case $(CASE))
 
 conformance: setup  ## PEFT's own tests on every method
 	PEFT_TESTS="$$($(BIN)/python scripts/peft_tests.py)" $(BIN)/python -m pytest -n $(JOBS) -c tests/peft_suite/pytest.ini tests/peft_suite $(PYTEST_ARGS)

@@ -227,3 +227,11 @@ def test_every_verb_module_is_small() -> None:
         for p in Path(str(shell.__file__)).parent.glob("*.py")
     }
     assert max(sizes.values()) < 300, sizes
+
+
+@pytest.mark.parametrize("words", [("search", "idx"), ("generate", "smollm2")])
+def test_a_text_in_bytes_that_are_no_utf8_is_refused(
+    intarsia: Intarsia, words: tuple[str, ...]
+) -> None:
+    said = intarsia(*words, b"caf\xe9".decode("utf-8", "surrogateescape"))
+    assert said.code == 2 and "got bytes that are no UTF-8" in said.words

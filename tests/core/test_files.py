@@ -316,3 +316,11 @@ def test_one_flipped_bit_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"weighus")
     with pytest.raises(CheckpointError, match=r"w\.safetensors: got bytes.*want.*Copy the folder"):
         check_digest(path, wanted, "a/w.safetensors")
+
+
+@pytest.mark.parametrize("raw", ['["\\ud800"]', '{"a\\udfff": 1}', '["\\ude00\\ud83d"]'])
+def test_half_a_character_is_no_json(raw: str) -> None:
+    for text in (raw, raw.encode()):
+        with pytest.raises(ValueError, match="surrogates not allowed"):
+            parse_json(text)
+    assert parse_json('["\\ud83d\\ude00", "\\\\ud800"]') == ["\U0001f600", "\\ud800"]

@@ -21,7 +21,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "handle": reading.open_handle,
     "bytes": reading.read_bytes,
     "text": reading.read_text,
-    "lines": reading.open_text,
+    "lines": lambda path: list(reading.read_lines(path)),
     "copy": lambda path: reading.copy_file(path, path.with_name("copy")),
     "tensors": reading.read_tensors,
     "json": read_json,
@@ -87,12 +87,23 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
         read_json(path)
 
 
+def test_a_line_that_is_too_long_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reading, "LONGEST", 4)
+    path = tmp_path / "file"
+    path.write_bytes(b"abc\nabcde")
+    lines = reading.read_lines(path)
+    assert next(lines) == "abc\n"
+    with pytest.raises(OSError, match="more than 4 characters"):
+        next(lines)
+
+
 def test_text_is_what_python_reads(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes("\ufeffä\r\nb\rc\n".encode())
     assert reading.read_text(path, "utf-8-sig") == path.read_text("utf-8-sig") == "ä\nb\nc\n"
-    with reading.open_text(path, "utf-8-sig", newline="") as lines:
-        assert list(lines) == ["ä\r\n", "b\r", "c\n"]
+    assert list(reading.read_lines(path, "utf-8-sig", "")) == ["ä\r\n", "b\r", "c\n"]
     path.write_bytes(b"\xff")
     with pytest.raises(UnicodeDecodeError):
         reading.read_text(path)

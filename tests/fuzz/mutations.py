@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from intarsia.core.reading import LARGEST
+
 Mutate = Callable[[bytes, random.Random], bytes]
 MANY = (0, 1, -1, 2**31, 2**63, 10**12, -(10**12), 10**400)
 VALUES: tuple[Any, ...] = (
@@ -272,7 +274,7 @@ def replaced(path: Path, draw: random.Random) -> str:
         path.symlink_to({"device": "/dev/zero", "loop": path.name, "secret": "/etc/passwd"}[name])
     elif name == "sparse":
         with path.open("wb") as file:
-            file.truncate(2**40)
+            file.truncate(LARGEST + 1)
     elif name == "pickle":
         path.write_bytes(pickle.dumps(_Payload()))
     return name

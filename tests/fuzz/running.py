@@ -135,11 +135,11 @@ class Fuzz:
         os.close(write)
         ends: list[Ended] = []
         damage, late = "", False
-        with open(read, "rb") as said:
-            # of each case two lines: what is done, and how that ended
+        # of each case two lines: what is done, and how that ended
+        with open(read, "rb", buffering=0) as said:
             while len(ends) < len(cases):
                 late = not select.select([said], [], [], SECONDS)[0]
-                if late or not (line := said.readline()):
+                if late or not (line := said.readline()):  # a byte at a time: none waits unseen
                     break
                 kind, *rest = json.loads(line)
                 if kind == "damage":
@@ -158,23 +158,20 @@ class Fuzz:
     def _child(self, cases: Sequence[Case], write: int) -> None:
         """Damage and open them, one after the other; never returns."""
         nowhere = os.open(os.devnull, os.O_RDWR)
-        for number in (0, 1, 2):
+        for number in (0, 1):
             os.dup2(nowhere, number)
         own = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        for limit, most in (
-            (resource.RLIMIT_AS, own + MEMORY),
-            (resource.RLIMIT_FSIZE, FILE),
-            (resource.RLIMIT_CORE, 0),
-        ):
-            resource.setrlimit(limit, (most, most))
+        resource.setrlimit(resource.RLIMIT_AS, (own + MEMORY, own + MEMORY))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         with open(write, "w") as said:
             for case in cases:
                 folder = self._copy(case.kind)
                 print(json.dumps(("damage", case.damage(folder))), file=said, flush=True)
                 os.chdir(folder)
-                most = math.ceil(time.process_time()) + CPU_SECONDS
-                resource.setrlimit(resource.RLIMIT_CPU, (most, resource.RLIM_INFINITY))
+                _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + CPU_SECONDS)
+                _limit(resource.RLIMIT_FSIZE, FILE)
                 outcome, error = self._attempt(case.kind, folder)
+                _limit(resource.RLIMIT_FSIZE, resource.RLIM_INFINITY)
                 os.chdir(self.work)
                 if (folder / CANARY).exists():
                     outcome = "ran"
@@ -190,6 +187,11 @@ class Fuzz:
             return "clean", f"{type(error).__name__}: {error}"
         except BaseException:
             return "raw", traceback.format_exc()
+
+
+def _limit(limit: int, most: int) -> None:
+    """Set a limit that can be lifted again."""
+    resource.setrlimit(limit, (most, resource.RLIM_INFINITY))
 
 
 def counts(ends: Sequence[Ended]) -> dict[str, dict[str, int]]:

@@ -12,7 +12,7 @@ import typer
 from ..core.checks import at_least, between
 from ..core.errors import ConfigError
 from .early import check_calibration
-from .options import Calibration, Json
+from .options import Calibration, Json, whole_text
 from .shell import note, say, show_json
 from .targets import target
 
@@ -84,7 +84,7 @@ def _told(found: Any, size: int) -> dict[str, Any]:
 
 def generate(
     model: Name,
-    prompt: Annotated[str, typer.Argument(help="The text to continue.")],
+    prompt: Annotated[str, typer.Argument(help="The text to continue.", callback=whole_text)],
     tokens: Annotated[int, typer.Option(help="Tokens to add.")] = 64,
     spans: Annotated[Path | None, typer.Option(help="A file of intarsia spans.")] = None,
     load: Annotated[

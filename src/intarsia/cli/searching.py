@@ -12,7 +12,7 @@ import typer
 from ..core.checks import one_of
 from ..core.errors import ConfigError, DataError
 from .begun_index import check_same, known_by, settings_file
-from .options import Json
+from .options import Json, whole_text
 from .shell import note, say, show_json, show_table
 from .targets import hold, target
 
@@ -197,7 +197,9 @@ def _exported(folder: Path, form: str, save: Path | None) -> None:
 
 def search(
     folder: Annotated[Path, typer.Argument(help="An index of `intarsia index`.")],
-    query: Annotated[str | None, typer.Argument(help="What to search for.")] = None,
+    query: Annotated[
+        str | None, typer.Argument(help="What to search for.", callback=whole_text)
+    ] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Documents to show.")] = 10,
     explain: Annotated[
         bool, typer.Option("--explain", help="What each token added to the score.")

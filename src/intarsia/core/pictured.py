@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .files import parse_json
-from .reading import open_text
+from .reading import read_lines
 
 IMAGE_COLUMNS = ("image", "file_name", "img", "path")
 LABEL_COLUMNS = ("label", "labels", "class", "fine_label")
@@ -21,8 +21,8 @@ def lists_pictures(file: Path) -> bool:
     if file.suffix.lower() != ".jsonl":
         return False
     try:
-        with open_text(file.expanduser(), "utf-8-sig") as lines:
-            row: Any = parse_json(next(filter(str.strip, lines), "null"))
+        lines = read_lines(file.expanduser(), "utf-8-sig")
+        row: Any = parse_json(next(filter(str.strip, lines), "null"))
     except (OSError, ValueError):
         return False
     if not isinstance(row, dict):

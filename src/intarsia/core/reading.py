@@ -11,13 +11,14 @@ import errno
 import io
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 # Windows has neither
 WITHOUT_WAITING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0)
 LARGEST = 2**32  # bytes of a file that is read whole
+LONGEST = 2**28  # characters of a line
 KINDS = (
     (stat.S_ISFIFO, "a named pipe"),
     (stat.S_ISSOCK, "a socket"),
@@ -98,14 +99,20 @@ def read_text(path: str | Path, encoding: str = "utf-8", most: int = LARGEST) ->
         return text.read()
 
 
-def open_text(
+def read_lines(
     path: str | Path, encoding: str = "utf-8", newline: str | None = None
-) -> io.TextIOBase:
-    """Open a regular file for reading its lines one by one.  newline: as `open` has it.
+) -> Iterator[str]:
+    """Yield the lines of a regular file with their ends.  newline: as `open` has it.
 
-    Raises: OSError as `open_regular`.
+    Raises: OSError as `open_regular`, and for a line of more than LONGEST characters, while it is
+    read; UnicodeDecodeError for other bytes than the encoding has.
     """
-    return io.TextIOWrapper(open_regular(path), encoding, newline=newline)
+    with io.TextIOWrapper(open_regular(path), encoding, newline=newline) as text:
+        while line := text.readline(LONGEST + 1):
+            if len(line) > LONGEST:
+                got = f"a line of more than {LONGEST:,} characters"
+                raise OSError(errno.EFBIG, got, str(path))
+            yield line
 
 
 def copy_file(source: str | Path, target: str | Path) -> None:
@@ -130,7 +137,10 @@ def open_tensors(path: str | Path, framework: str = "pt") -> Any:
 
     with open_regular(path) as file:
         number = f"/dev/fd/{file.fileno()}"
-        return safe_open(number if os.path.exists(number) else str(path), framework)
+        try:
+            return safe_open(number if os.path.exists(number) else str(path), framework)
+        except MemoryError as error:
+            raise OSError(errno.ENOMEM, "too large to be mapped", str(path)) from error
 
 
 def read_tensors(path: str | Path, framework: str = "pt") -> dict[str, Any]:

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from intarsia.core.errors import DataError, UnknownName
-from intarsia.core.reading import open_text, read_text
+from intarsia.core.reading import read_lines, read_text
 from intarsia.data.interactions import SEVERAL, Interactions, ItemField, check_order, events
 from intarsia.data.packages import obtain, pinned
 from intarsia.data.parquet_events import read_parquet
@@ -128,10 +128,9 @@ def _inter(path: Path) -> list[tuple[str, str, float, float]]:
 
 def _csv(path: Path) -> Interactions:
     try:
-        with open_text(path, "utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, strict=True)
-            names = tuple(reader.fieldnames or ())
-            found = [(number, row) for number, row in enumerate(reader, 2)]
+        reader = csv.DictReader(read_lines(path, "utf-8-sig", newline=""), strict=True)
+        names = tuple(reader.fieldnames or ())
+        found = [(number, row) for number, row in enumerate(reader, 2)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         fix = "Save it as UTF-8, with commas between the columns."
         raise DataError(f"file {path}", got=error, want="a CSV file", fix=fix) from error

@@ -19,7 +19,7 @@ from typing import Any
 
 from intarsia.core.errors import DataError, UnknownName
 from intarsia.core.files import parse_json, writing
-from intarsia.core.reading import open_text
+from intarsia.core.reading import read_lines
 from intarsia.data.naves import in_new_testament, read_naves
 from intarsia.data.packages import announce
 from intarsia.data.reverse_dictionary import read_reverse_dictionary
@@ -181,10 +181,9 @@ def _beir(folder: Path, part: str) -> Collection:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """The lines that are not blank, with their numbers.  Raises: DataError."""
     try:
-        with open_text(path, "utf-8-sig") as lines:
-            for number, line in enumerate(lines, 1):
-                if line.strip():
-                    yield number, line
+        for number, line in enumerate(read_lines(path, "utf-8-sig"), 1):
+            if line.strip():
+                yield number, line
     except (OSError, UnicodeDecodeError) as error:
         fix = "Check the path, or save the file as UTF-8."
         raise DataError(str(path), got=error, want="a UTF-8 text file", fix=fix) from error

@@ -72,6 +72,8 @@ def _read(name: str, folder: str, pretrained: bool, seed: int, dtype: str) -> tu
         model, told = found
         if missing := sorted(told["missing_keys"]):
             raise KeyError(f"weights without {', '.join(missing[:3])}")
+        if strange := [n for n, p in model.named_parameters() if not p.is_floating_point()]:
+            raise TypeError(f"whole numbers in {strange[0]}")
         return model, tokenizer
     except IntarsiaError:
         raise

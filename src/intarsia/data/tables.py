@@ -21,7 +21,7 @@ from PIL import Image
 from intarsia.core.errors import DataError, MissingExtra
 from intarsia.core.files import parse_json
 from intarsia.core.pictured import IMAGE_COLUMNS, LABEL_COLUMNS
-from intarsia.core.reading import check_regular, open_text, read_text
+from intarsia.core.reading import check_regular, read_lines, read_text
 from intarsia.data.decode import LazyPictures, Picture
 from intarsia.data.folders import check_same_classes
 from intarsia.data.images import ImageSet, OnError, check_every_class, verify
@@ -96,10 +96,9 @@ Rows = tuple[list[int], Sequence[str], list[dict[str, Any]]]
 def _csv(file: Path) -> Rows:
     """Line numbers, column names and rows."""
     try:
-        with open_text(file, "utf-8-sig", newline="") as lines:
-            reader = csv.DictReader(lines, strict=True)
-            names = list(reader.fieldnames or ())
-            rows: list[dict[str, Any]] = list(reader)
+        reader = csv.DictReader(read_lines(file, "utf-8-sig", newline=""), strict=True)
+        names = list(reader.fieldnames or ())
+        rows: list[dict[str, Any]] = list(reader)
     except UnicodeDecodeError as error:
         fix = "Save the file as UTF-8."
         raise DataError(f"table {file}", got=error, want="UTF-8", fix=fix) from error

@@ -107,11 +107,19 @@ def _part(opened: TextRun, data: str | None, part: str, report: Report) -> Texts
     return texts
 
 
+def _stdin() -> list[str]:
+    try:
+        return sys.stdin.read().split("\n")
+    except UnicodeDecodeError as error:
+        fix = "Convert it, for example with iconv."
+        raise DataError("standard input", got=error, want="UTF-8", fix=fix) from error
+
+
 def prompts_of(opened: TextRun, sources: Iterable[Path | Sequence[str]]) -> list[Prompt]:
     """The prompts of files, "-" for standard input, and of lines.  Raises: DataError."""
     found: list[Prompt] = []
     for source in sources:
-        lines = sys.stdin.read().split("\n") if source == STDIN else source
+        lines = _stdin() if source == STDIN else source
         found += read_prompts(lines, opened.tokenizer, asked=opened.asked)
     return found
 

@@ -100,6 +100,9 @@ def _single(
 ) -> Callable[[int], dict[str, Tensor]]:
     def read(expert: int) -> dict[str, Tensor]:
         gate, up, down = (source.tensor(f"{path}.{expert}.{name}.weight") for name in names)
+        if gate.shape != up.shape or gate.dim() != 2:
+            got = f"expert {expert} of {path} with {tuple(gate.shape)} and {tuple(up.shape)}"
+            raise _unreadable(source.folder, got)
         return {"gate_up_proj": torch.cat([gate, up]), "down_proj": down}
 
     return read

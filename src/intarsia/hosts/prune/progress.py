@@ -34,6 +34,18 @@ BESIDE = "+"  # begins the names of what is no weight; no path in a model begins
 Tensors = Mapping[str, torch.Tensor]
 
 
+def _block(row: dict[str, Any]) -> dict[str, Any]:
+    """Return what is written of a finished block.  Raises: KeyError, TypeError, ValueError."""
+    numbers = [row["seconds"], row["error"] or 0.0]
+    numbers += [n for layer in row["layers"] for n in (layer["density"] or 0.0, layer["weights"])]
+    if not all(isinstance(n, int | float) for n in numbers):
+        raise TypeError(f"numbers of block {row['block']}")
+    texts = [row["block"], row["sha256"], *(layer["layer"] for layer in row["layers"])]
+    if not all(isinstance(text, str) for text in texts):
+        raise TypeError(f"names of block {row['block']}")
+    return row
+
+
 class Kept:
     """out: the folder, None = nothing is written; identity: what a walk must share to go on.
 
@@ -69,7 +81,7 @@ class Kept:
                 raise ConfigError(f"out {str(out)!r}", got=got, want=want, fix=fix)
             try:
                 found = check_sealed(path, read_json(path))
-                saved, self.blocks = found["identity"], list(found["blocks"])
+                saved, self.blocks = found["identity"], [_block(row) for row in found["blocks"]]
                 self.hidden_hash = found["hidden"]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise damaged(path, f"no record of a walk ({error})", "sparsify") from error
@@ -120,8 +132,12 @@ class Kept:
         done = zip(self.blocks, stops, strict=False)
         for number, (block, stop) in enumerate(done):
             self.note(stop)
-            tensors = self._read(f"block-{number:03}.safetensors", block["sha256"])
+            name = f"block-{number:03}.safetensors"
+            tensors = self._read(name, block["sha256"])
             more = {n.removeprefix(BESIDE): tensors.pop(n) for n in [*tensors] if n[0] == BESIDE}
+            shapes = {path: m.stored.shape for path, m in stop.layers.items()}
+            if {path: weight.shape for path, weight in tensors.items()} != shapes:
+                raise damaged((self.out or Path()) / name, "weights of other layers", "sparsify")
             for path, weight in tensors.items():
                 stop.layers[path].put(weight)
             if self.taken is not None:

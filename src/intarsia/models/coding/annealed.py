@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ...core.checks import at_least
-from ...core.errors import ConfigError, DataError
+from ...core.errors import CheckpointError, ConfigError, DataError, IntarsiaError
 from ..saved import SavedEstimators
 from .pictures import tiles
 from .samples import Samples, block_of, moments
@@ -151,6 +151,23 @@ class Annealed(Causes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         if not np.isfinite(found[-1]):
             warnings.warn("the evidence is not finite", ConvergenceWarning, stacklevel=2)
         return self
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Self:
+        """What `save` wrote.
+
+        Raises: CheckpointError for a folder of something else, or arrays that do not fit together.
+        """
+        found = super().load(folder)
+        try:
+            with np.errstate(all="ignore"):
+                found.transform(np.zeros((1, found.n_features_in_)))
+        except IntarsiaError:
+            raise
+        except Exception as error:  # numpy has many for arrays of wrong shapes
+            want, fix = "arrays of one model", "Copy it again, or fit and save anew."
+            raise CheckpointError(f"folder {folder}", got=error, want=want, fix=fix) from error
+        return found
 
     def transform(self, X: Any) -> Array:
         """The posterior mean of the code; NaN = a missing value.  (n, D) -> (n, H)."""

@@ -81,9 +81,18 @@ def write_page(folders: Iterable[Path | str], out: Path | str, heading: str | No
     Raises: as `gather`; MissingExtra without plotly or jinja2.
     """
     found = gather(folders)
+    try:
+        page = _page(found, heading)
+    except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        what, fix = f"{RECORD} of {len(found)} folders", "Prune again; `sparsify` writes the files."
+        raise CheckpointError(what, got=error, want="records", fix=fix) from error
+    return write_text(out, page)
+
+
+def _page(found: Sequence[PrunedModel], heading: str | None) -> str:
     looks = looks_of(found)
     drawn = frame.drawn(figures.plots_of(found, looks))
-    page = frame.render(
+    return frame.render(
         "sparse",
         drawn,
         [look.color for look in looks],
@@ -98,7 +107,6 @@ def write_page(folders: Iterable[Path | str], out: Path | str, heading: str | No
         plots=drawn,
         told=[(label(one, found), told_of(one)) for one in found if told_of(one)],
     )
-    return write_text(out, page)
 
 
 def methods(found: Sequence[PrunedModel]) -> list[str]:

@@ -1,0 +1,110 @@
+"""Malformed files of every kind are refused in words, and the counting sees what is not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.fuzz.kinds import Kind, digest
+from tests.fuzz.mutations import CANARY
+from tests.fuzz.running import BAD, Fuzz, counts
+
+from intarsia.core.errors import CheckpointError, DataError
+from intarsia.core.files import read_json
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are forked and limited")
+def test_no_malformed_file_is_raw_hangs_or_runs() -> None:
+    # a process of its own: it forks, and this one has threads
+    words = [sys.executable, "-m", "tests.fuzz", "--count", "500"]
+    where = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        words, cwd=ROOT, env=os.environ | {"PYTHONPATH": where}, capture_output=True, text=True,
+        check=False, timeout=1_000,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr[-2_000:]
+
+
+def _make(folder: Path) -> None:
+    (folder / "a.json").write_text('{"a": [1, 2, {"b": null}]}')
+
+
+def _clean(folder: Path) -> None:
+    raise DataError("file", got="nothing", want="a file", fix="Write one.")
+
+
+def _raw(folder: Path) -> None:
+    raise TypeError("raw")
+
+
+def _hang(folder: Path) -> None:
+    while True:
+        time.sleep(0.01)
+
+
+def _busy(folder: Path) -> None:
+    while True:
+        pass
+
+
+def _died(folder: Path) -> None:
+    os._exit(3)
+
+
+def _killed(folder: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _ran(folder: Path) -> None:
+    (folder / CANARY).touch()
+
+
+def _greedy(folder: Path) -> None:
+    bytearray(2**33)
+
+
+ENDS = {
+    "other": lambda folder: os.urandom(8), "same": lambda folder: "same", "clean": _clean,
+    "raw": _raw, "hang": _hang, "died": _died, "ran": _ran,
+}  # fmt: skip
+MORE = {"busy": ("hang", _busy), "killed": ("died", _killed), "greedy": ("raw", _greedy)}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="processes are forked and limited")
+def test_each_end_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.fuzz.running.SECONDS", 3)
+    monkeypatch.setattr("tests.fuzz.running.CPU_SECONDS", 1)
+    opens = ENDS | {name: open for name, (_, open) in MORE.items()}
+    fuzz = Fuzz([], tmp_path)  # which would open a good one of each, and end with it
+    fuzz.kinds = tuple(Kind(name, _make, open) for name, open in opens.items())
+    fuzz.results = dict.fromkeys(opens, digest("same"))
+    for name in opens:
+        (tmp_path / "good" / name).mkdir(parents=True)
+        _make(tmp_path / "good" / name)
+    ends = list(fuzz.run(fuzz.cases(len(opens) + 2)))
+    wanted = {name: name for name in ENDS} | {name: outcome for name, (outcome, _) in MORE.items()}
+    assert {end.case.kind.name: end.outcome for end in ends} == wanted
+    assert len(ends) == len(opens) + 2 and counts(ends)["all"]["other"] == 2
+    assert {end.outcome for end in ends if end.outcome in BAD} == set(BAD)
+
+
+def test_a_case_is_the_same_again(tmp_path: Path) -> None:
+    def opened(folder: Path) -> Any:
+        try:
+            return read_json(folder / "a.json")
+        except (OSError, ValueError) as error:
+            raise CheckpointError("file", got=error, want="JSON", fix="Mend it.") from error
+
+    fuzz = Fuzz([Kind("json", _make, opened)], tmp_path)
+    ends = [(e.damage, e.outcome, e.error) for _ in range(2) for e in fuzz.run(fuzz.cases(30))]
+    assert ends[:30] == ends[30:] and len(set(ends)) > 10
+    assert {outcome for _, outcome, _ in ends} <= {"clean", "same", "other"}
+    assert [e.damage for e in fuzz.run(fuzz.cases(30, seed=1))] != [e[0] for e in ends[:30]]
