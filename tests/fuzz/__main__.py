@@ -15,10 +15,10 @@ os.environ |= {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALL
 
 import torch
 
-from . import data, records, saved
+from . import data, of_lab, records, saved
 from .running import BAD, OUTCOMES, Case, Ended, Fuzz, counts
 
-KINDS = (*saved.KINDS, *data.KINDS, *records.KINDS)
+KINDS = (*saved.KINDS, *data.KINDS, *records.KINDS, *of_lab.KINDS)
 
 
 def table(ends: list[Ended]) -> str:

@@ -13,7 +13,6 @@ import numpy as np
 import onnx
 import pyarrow as pa
 import pyarrow.parquet as pq
-from intarsia.data.suites import lists
 from onnx import helper, numpy_helper
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -100,15 +99,6 @@ def _parquet(folder: Path) -> None:
     photo(1).save(raw, "png")
     rows = {"image": [{"bytes": raw.getvalue(), "path": "a.png"}] * 8, "label": ["a", "b"] * 4}
     pq.write_table(pa.table(rows), folder / "photos.parquet")
-
-
-def _lists(folder: Path) -> None:
-    (folder / "train.txt").write_text("a/1.png 0\nb/2.png 1\n")
-    (folder / "train.json").write_text(json.dumps({"a/1.png": 0, "b/2.png": 1}))
-
-
-def _open_lists(folder: Path) -> Any:
-    return lists.read_lines(folder / "train.txt"), lists.read_json(folder / "train.json")
 
 
 def tokenizer() -> Any:
@@ -217,7 +207,6 @@ KINDS = (
     _table(".csv", _csv),
     _table(".jsonl", _jsonl),
     Kind("pictures.parquet", _parquet, lambda f: _decoded(load_data(f / "photos.parquet"))),
-    Kind("lists", _lists, _open_lists),
     Kind("texts", _texts, _open_texts),
     Kind("prompts", _texts, _open_prompts),
     Kind("collection", _collection, _open_collection),

@@ -10,13 +10,11 @@ from typing import Any
 import numpy as np
 import scipy.sparse as sp
 import torch
-from intarsia.bench import auto
-from intarsia.bench import folder as bench_folder
-from intarsia.results.suites import records
 from tokenizers import Tokenizer, models, pre_tokenizers
 from typer.testing import CliRunner
 
 import intarsia
+from intarsia.choosing import auto
 from intarsia.cli import app, begun_index
 from intarsia.cli import recommending as cli_recommending
 from intarsia.cli.configuring import read_config
@@ -36,7 +34,6 @@ from intarsia.placement.expertflow import TokenTable
 from intarsia.results import spans as spans_page
 from intarsia.results import sparse as sparse_page
 from intarsia.results.runs import gather, write_report
-from intarsia.results.store import Store
 
 from .data import photos
 from .kinds import Kind
@@ -75,7 +72,6 @@ def _settings(folder: Path) -> None:
     flat = experiment.Experiment(experiment.Pictures("photos")).flat()
     write_json(folder / "experiment.json", flat)
     write_json(folder / "auto.json", flat | {"minutes": 1, "methods": ["mosa"]})
-    write_json(folder / "plan.json", {"format": 1, "suite": "mini"})
     asked = {"data": "shop", "task": "sessions", "method": "m2trec", "settings": []}
     asked |= {"schedule": None, "density": None, "seed": 0, "options": {}}
     write_json(folder / "recommend.json", asked)
@@ -88,33 +84,8 @@ def _open_settings(folder: Path) -> Any:
         experiment.read(folder),
         read_config(folder),
         auto._begun(folder / "auto.json", None, {}),  # pyright: ignore[reportPrivateUsage]
-        bench_folder._check(folder / "plan.json", {"suite": "mini"}),  # pyright: ignore
         cli_recommending._read(folder / "recommend.json"),  # pyright: ignore
     )
-
-
-def _results(folder: Path) -> None:
-    done = records.Done(
-        accuracy=0.8, balanced_accuracy=0.8, loss=0.5, trained=110, trained_without_head=100,
-        seconds=2.0, cpu_seconds=4.0, peak_bytes=10**9, own_task_accuracy=None,
-    )  # fmt: skip
-    for seed in range(3):
-        result = records.RunResult(
-            key=f"mini-mosa-{seed}",
-            task=records.TaskName("mini", "natural", "mnist", False),
-            method=records.MethodName("mosa", "MoSA"),
-            seed=seed,
-            setup=records.Setup("honest", "vit-s", 3),
-            outcome=done,
-            folder="runs/0",
-        )
-        records.append(folder / "results.jsonl", result)
-    store = Store(folder / "store.jsonl")
-    store.add("a", {"loss": 1.5})
-
-
-def _open_results(folder: Path) -> Any:
-    return records.read(folder / "results.jsonl"), Store(folder / "store.jsonl").rows
 
 
 def _pages(folder: Path) -> None:
@@ -242,7 +213,6 @@ KINDS: tuple[Kind, ...] = (
     Kind("run", _run, _open_run),
     Kind("report", _run, _open_report),
     Kind("settings", _settings, _open_settings),
-    Kind("results", _results, _open_results),
     Kind("pages", _pages, _open_pages),
     Kind("placing", _placing, _open_placing),
     Kind("index", lambda folder: SparseIndex.build(_Toy(), DOCS).save(folder / "i"), _open_index),
