@@ -45,6 +45,7 @@ def test_a_photograph_goes_into_a_file_and_comes_back(folder: Path) -> None:
     assert done.exit_code == 0, done.output
     said = json.loads(done.stdout)
     assert said["bytes"] == (folder / "photo.irc").stat().st_size
+    assert said["steps"] == 30 + int(done.stderr.split(" more between")[0].split()[-1]) > 30
     assert run("decode", folder / "photo.irc", *prior).exit_code == 0
     with Image.open(folder / "photo.decoded.png") as found:
         assert found.size == (24, 20) and found.mode == "RGB"

@@ -197,12 +197,12 @@ def test_report_of_runs(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
         ("--seeds 0,x", "several with commas"),
         ("--seeds 0,0", "each once"),
         ("--set experts=2", "METHOD.name=value"),
-        ("--set bitfit.rank=2", "one of ['bottleneck', 'linear', 'lora', 'mosa']"),
+        ("--set bitfit.rank=2", "one of bottleneck, linear, lora, mosa"),
         ("--lr 0", "want above 0"),
         ("--lr nan", "want"),
         ("--set lora.lr=-1", "--set lora.lr"),
         ("--set lora.lr=fast", "--set lora.lr"),
-        ("--set bitfit.lr=1", "one of ['bottleneck', 'linear', 'lora', 'mosa']"),
+        ("--set bitfit.lr=1", "one of bottleneck, linear, lora, mosa"),
         ("--rates 1e-3", "two or more different rates"),
         ("--rates 1e-3,1e-3", "two or more different rates"),
         ("--rates 1e-3,0", "from 1e-06 to 1"),
@@ -215,7 +215,7 @@ def test_report_of_runs(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
         ("--set mosa.exprts=2", "Did you mean experts"),
         ("--jobs 0", "--jobs"),
         ("--baseline linear", "Did you mean linear probe"),
-        ("--methods vpt-deep,mosa --baseline lora", "['linear probe', 'mosa', 'vpt-deep']"),
+        ("--methods vpt-deep,mosa --baseline lora", "linear probe, mosa, vpt-deep"),
     ],
 )
 def test_bad_contests(

@@ -59,7 +59,7 @@ def test_bad_words_are_refused(tmp_path: Path) -> None:
         (["--fit", str(tmp_path / "empty")], "no picture"),
         (["--model", "pca"], "one of"),
         (["--side", "1"], "--side"),
-        ([], "what save wrote"),
+        ([], "no such folder"),
     ):
         found = CliRunner().invoke(app, ["components", str(tmp_path / "run"), *words])
         assert found.exit_code == 2 and says in " ".join(found.output.split())

@@ -157,6 +157,7 @@ def test_the_doctor_says_what_runs_with_and_without_a_compiler(
     finally:
         building.compiler.cache_clear()
     assert told.code == 0 and "no C compiler" in told.out and "run dense" in told.out
+    assert "why not" not in told.out
 
 
 def test_products_are_timed_at_given_shapes_and_at_those_of_a_model(
@@ -213,3 +214,13 @@ def test_a_run_of_a_convolutional_net_is_packed_into_a_run(
         said = intarsia("compress", *words, "--format", "chw", "--save", str(tmp_path / "no"))
         assert said.code == 2 and says in said.words, said.err
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"), [("gqs", "gqsa"), ("chv", "chw"), ("bitmsk", "bitmask")]
+)
+def test_a_format_that_is_nearly_right_is_suggested(
+    intarsia: Intarsia, tmp_path: Path, written: str, meant: str
+) -> None:
+    said = intarsia("compress", "smollm2", "--format", written, "--save", tmp_path / "new")
+    assert said.code == 2 and f"Did you mean {meant}?" in said.words

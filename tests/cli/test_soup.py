@@ -61,7 +61,8 @@ def test_runs_are_averaged_into_a_run(intarsia: Intarsia, folder: Path, tmp_path
         ((str(a), "--save", str(tmp_path / "no")), "1 candidate"),
         ((str(a), str(b)), "--save"),
         ((str(a), str(b), "--save", str(out)), "other files in it"),
-        ((str(a), str(tmp_path), "--save", str(tmp_path / "no")), "a folder without one"),
+        ((str(a), str(tmp_path), "--save", str(tmp_path / "no")), "a folder with 1 .html file"),
+        ((str(a), f"{a}/.", "--save", str(tmp_path / "no")), "more than once"),
         ((str(a), str(b), "--weights", "1,x", "--save", str(tmp_path / "no")), "'1,x'"),
         ((str(a), str(b), "--weights", "1,1", "--save", str(tmp_path / "no")), "add up to 1"),
     ):

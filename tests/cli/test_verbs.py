@@ -11,11 +11,16 @@ from typing import Any
 
 import pytest
 import typer
+from PIL import Image
 
 from intarsia.catalog import cards
 from intarsia.cli import app, listing, shell
 from intarsia.cli.options import shared
+from intarsia.cli.simulating import PLANS, POLICIES
 from intarsia.core.errors import ConfigError
+from intarsia.experiments.stack_entries import ENTRIES
+from intarsia.experiments.stack_entries import POLICIES as CACHES
+from intarsia.placement.topology import KEYS
 from intarsia.train import Recipe, Running, Training
 from intarsia.train.settings import keywords
 
@@ -235,3 +240,45 @@ def test_a_text_in_bytes_that_are_no_utf8_is_refused(
 ) -> None:
     said = intarsia(*words, b"caf\xe9".decode("utf-8", "surrogateescape"))
     assert said.code == 2 and "got bytes that are no UTF-8" in said.words
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("components", "photos"),
+        ("encode", "signal", "--prior", "photos"),
+        ("evaluate", "photos"),
+        ("generate", "photos", "hello"),
+        ("pack", "photos", "new"),
+        ("predict", "photos", "signal"),
+        ("search", "photos", "cat"),
+    ],
+    ids=lambda words: words[0],
+)
+def test_a_folder_of_another_kind_is_named_in_words(
+    words: tuple[str, ...], intarsia: Intarsia, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("photos").mkdir()
+    Image.new("RGB", (8, 8)).save("photos/a.png")
+    Image.new("RGB", (8, 8)).save("signal", "PNG")
+    said = intarsia(*words)
+    assert said.code == 2 and "a folder with 1 .png file" in said.words, said.err
+
+
+def test_what_is_no_signal_is_told_which_signals_there_are(
+    intarsia: Intarsia, tmp_path: Path
+) -> None:
+    (tmp_path / "docs.jsonl").write_text("{}")
+    assert "a .wav, or a .npy" in intarsia("encode", tmp_path / "docs.jsonl").words
+
+
+@pytest.mark.parametrize(
+    ("verb", "words"),
+    [("simulate", [*PLANS, *POLICIES, *KEYS]), ("stack", [*ENTRIES, *CACHES, "w2", "w3", "stay"])],
+)
+def test_the_help_has_every_word_that_is_taken(
+    verb: str, words: list[str], intarsia: Intarsia
+) -> None:
+    text = re.split(r"[^a-z0-9]+", intarsia(verb, "--help").out)
+    assert not {*words} - {*text}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 
 import pytest
 
@@ -44,7 +45,19 @@ def test_an_error_survives_another_process(error: IntarsiaError) -> None:
 def test_a_name_that_is_nearly_right_is_suggested() -> None:
     assert "Did you mean mosa?" in str(UnknownName("method", "mosaa", ["mosa", "bottleneck"]))
     assert "Choose one of them." in str(UnknownName("method", "xyz", ["mosa", "lora"]))
-    assert "['lora', 'mosa']" in str(UnknownName("method", "xyz", ["mosa", "lora"]))
+    assert UnknownName("method", "xyz", ["mosa", "lora"]).want == "one of lora, mosa"
+
+
+def test_the_nearest_names_come_first_and_a_long_list_is_cut() -> None:
+    known = [f"name-{number:02}" for number in range(30)]
+    error = UnknownName("claim", "name-2", known, "intarsia claim")
+    near = re.match("Did you mean (.*)[?]", error.fix)
+    assert near is not None
+    suggested = near[1].split(" or ")
+    shown = error.want.removeprefix("one of ").removesuffix(" and 20 more").split(", ")
+    assert shown[: len(suggested)] == suggested
+    assert len(shown) == len(set(shown)) == 10
+    assert error.fix.endswith("All 30: intarsia claim")
 
 
 def test_a_missing_extra_says_what_to_install() -> None:

@@ -20,8 +20,8 @@ from torch import nn
 
 from ..core.checks import above, at_least
 from ..core.errors import CheckpointError, ConfigError, MissingExtra, UnknownName
-from ..core.files import JOINED, read_json, write_json
-from ..core.locks import alone
+from ..core.files import JOINED, alone, read_json, write_json
+from ..core.folders import data_name
 from ..data import backbone, input_config, outline
 from ..data.packages import announce
 from ..data.texts import is_text
@@ -179,7 +179,7 @@ def _opened(
     Raises: ConfigError for a folder in use without resume, for none with it, and for no data.
     """
     if out is None and data is not None:
-        out = Path("runs") / f"auto-{Path(data).name}"
+        out = Path("runs") / f"auto-{data_name(data)}"
     if resume:
         if out is None or not (out / ASKED).is_file():
             want, fix = f"one with {ASKED}", "Name it: --out FOLDER."

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import ConfigError
+from ..core.folders import data_name
 from . import completing
 from .early import ARMS, check_choices, check_data, check_numbers, method_key
 from .options import Data, Json, allow_pixels, given_in_words, shared, with_options
@@ -88,7 +89,7 @@ def auto(
     try:
         found = choose(data, minutes=minutes, methods=names, seed=seed, **common, **options)
     except KeyboardInterrupt as stop:
-        where = shlex.quote(str(out or Path("runs") / f"auto-{Path(str(data)).name}"))
+        where = shlex.quote(str(out or Path("runs") / f"auto-{data_name(str(data))}"))
         raise KeyboardInterrupt(f"Go on: intarsia auto --resume --out {where}") from stop
     _show(found, as_json)
 

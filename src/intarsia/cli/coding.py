@@ -31,7 +31,13 @@ def encode(
     file: Annotated[Path, typer.Argument(help="A picture, a .wav, or a .npy of frames or points.")],
     out: Out = None,
     prior: PriorFolder = None,
-    steps: Annotated[int, typer.Option(min=1, help="Of fitting; more are better.")] = 600,
+    steps: Annotated[
+        int,
+        typer.Option(
+            min=1,
+            help="Of fitting before the first part is coded, and about as many between parts.",
+        ),
+    ] = 600,
     seed: Annotated[int, typer.Option(min=0, help="Of the draws.")] = 0,
     as_json: Json = False,
 ) -> None:
@@ -49,6 +55,8 @@ def encode(
     from ..models.codec.codec import Recombiner
 
     codec, start = Recombiner.load(prior or _built_in()), time.monotonic()
+    between = codec.steps_of(steps) - steps
+    note(f"{steps} steps of fitting before the first part, {between} more between the parts.")
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         data = codec.encode(signal, steps=steps, rate=rate, seed=seed)
@@ -58,7 +66,11 @@ def encode(
     points, seconds = _points(data), time.monotonic() - start
     rate_of_file = len(data) * 8 / points
     said = {"file": str(place), "bytes": len(data), "bits_per_point": rate_of_file}
-    said |= {"seconds": seconds, "seconds_per_million_points": seconds / points * 1e6}
+    said |= {
+        "steps": steps + between,
+        "seconds": seconds,
+        "seconds_per_million_points": seconds / points * 1e6,
+    }
     if as_json:
         show_json(said | {"prior": codec.prior.digest.hex()})
         return
@@ -175,8 +187,8 @@ def _no_folder(target: Path) -> None:
         raise ConfigError("--out", got=f"the folder {target}", want="a file", fix=fix)
 
 
-def _picture(file: Path) -> Any:
-    """A picture as it is in its file, turned as its EXIF says.  Raises: DataError."""
+def _picture(file: Path, want: str = "a whole picture") -> Any:
+    """A picture as it is in its file, turned as its EXIF says.  Raises: DataError, with `want`."""
     from PIL import Image, ImageOps
 
     from ..data.decode import opened
@@ -193,7 +205,7 @@ def _picture(file: Path) -> Any:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, DataError):
             raise
-        want, fix = "a whole picture", "Open it in another program, or leave it out."
+        fix = "Open it in another program, or leave it out."
         raise DataError(str(file), got=error, want=want, fix=fix) from error
 
 
@@ -217,7 +229,7 @@ def _read(file: Path) -> tuple[Any, int]:
     except Exception as error:  # a .npy's header is a literal of Python, and may fail anywhere
         want, fix = f"a whole {suffix} file", "Write it again from its source."
         raise DataError(str(file), got=error, want=want, fix=fix) from error
-    return _picture(file), 0
+    return _picture(file, "a whole picture, a .wav, or a .npy of frames or points"), 0
 
 
 def _save(target: Path, signal: Any, rate: int) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from ..core.errors import ConfigError
 from ..core.files import alone
+from ..core.folders import data_name
 from . import completing
 from .early import (
     check_choices,
@@ -120,7 +121,7 @@ def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[st
     if values["lr"] is None:  # a search replaces it
         del values["lr"]
     seeds = numbers("--seeds", asked["seeds"])
-    folder = asked["out"] or Path("runs") / f"compare-{Path(data).name}"
+    folder = asked["out"] or Path("runs") / f"compare-{data_name(data)}"
     start = Experiment.of(values)
     chosen, fixed = matrix.apart_from_rates(matrix.by_method(settings))
     if grid is not None and fixed.keys() >= set(names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Annotated, cast
@@ -10,6 +11,7 @@ import typer
 
 from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError, ShapeError
+from ..core.folders import check_kind
 from .options import Json
 from .shell import say, show_json
 from .targets import target
@@ -48,6 +50,11 @@ def components(
     if fit is not None and not fit.exists():
         want = "a picture, or a folder of pictures"
         raise ConfigError("--fit", got=f"no {fit}", want=want, fix="Check the path.")
+    if fit is None:
+        want = "the folder of a sparse coding model"
+        source = shlex.quote(str(run)) if run.is_dir() else "photos/"
+        fix = f"Learn one from pictures: intarsia components NEW --fit {source}"
+        check_kind(run, "card.json", what=f"model {run}", want=want, fix=fix)
     from ..models.coding.annealed import Annealed
     from ..models.coding.pictures import SOFTWARE
     from ..models.saved import CARD, TENSORS

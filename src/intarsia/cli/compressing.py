@@ -10,8 +10,8 @@ from typing import Annotated, Any
 import typer
 
 from ..core.checks import at_least, between
-from ..core.errors import ConfigError
-from .early import check_calibration, numbers
+from ..core.errors import ConfigError, UnknownName
+from .early import FORMATS, check_calibration, numbers
 from .options import Calibration, Json
 from .shell import note, say, show_json, show_table
 from .targets import target
@@ -64,7 +64,7 @@ def compress(
               intarsia compress smollm2 --format gqsa --density 0.5 --save small
               intarsia compress runs/pruned --format chw --save fast
     """
-    _check(density, bits, rows, calib, save)
+    _check(format, density, bits, rows, calib, save)
     assert save is not None
     settings = {"values": values, "density": density, "bits": bits, "tuning": _tuning(steps)}
     if format == NETS:
@@ -187,9 +187,16 @@ def _tensors(host: Any) -> list[Any]:
 
 
 def _check(
-    density: float | None, bits: int | None, rows: int, calib: str, save: Path | None
+    format: str,
+    density: float | None,
+    bits: int | None,
+    rows: int,
+    calib: str,
+    save: Path | None,
 ) -> None:
-    """What can be refused before torch is imported."""
+    """Refuse what can be refused before torch is imported."""
+    if format not in FORMATS:
+        raise UnknownName("--format", format, FORMATS)
     if density is not None:
         between("--density", density, 0.001, 1, "Try 0.5.")
     if bits is not None:
@@ -220,13 +227,13 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         show_json(record)
         return
-    kernels = record.pop("kernels")
+    kernels, why = record.pop("kernels"), record.pop("why not")
     rows = [(name, _plain(value)) for name, value in record.items()]
     show_table(
         "This machine", ("what", "found"), [*rows, ("kernels", ", ".join(kernels) or "none")]
     )
     if not kernels:
-        say(f"Sparse weights are decoded once and run dense: {found['why not']}")
+        say(f"Sparse weights are decoded once and run dense: {why}")
 
 
 def _plain(value: Any) -> str:

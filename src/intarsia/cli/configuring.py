@@ -79,7 +79,8 @@ def _check(found: Mapping[str, Any], file: Path) -> None:
     types |= {"pretrained": bool, "images": int | float | None}
     for name, value in found.items():
         if name not in types.keys() - INVERSE.keys():
-            raise UnknownName(f"option in {file}", name, types.keys() - INVERSE.keys())
+            known = types.keys() - INVERSE.keys()
+            raise UnknownName(f"option in {file}", name, known, "intarsia fit --help")
         if not _fits(value, types[name]):
             want = str(getattr(types[name], "__name__", types[name]))
             fix = f"See `intarsia fit --help` for {flag(name)}."

@@ -24,6 +24,7 @@ from ..core.checks import (
 )
 from ..core.errors import ConfigError, DataError, UnknownName
 from ..core.files import JOINED
+from ..core.folders import describe_folder
 from ..core.pictured import lists_pictures
 from ..core.plugins import TASKS, plugins
 from ..core.registry import find, index
@@ -48,7 +49,7 @@ def choices(lists: Words) -> Words:
 NAMES = Path(__file__).with_name("names.txt")
 WORDS = read_words(NAMES)
 SETS, CORPORA, TEXTS, BACKBONES = map(WORDS.__getitem__, ("set", "corpus", "text", "backbone"))
-TRACKERS, ARMS = WORDS["tracker"], WORDS["arm"]
+TRACKERS, FORMATS, ARMS = WORDS["tracker"], WORDS["format"], WORDS["arm"]
 SELECTIONS, CALIBRATIONS = WORDS["selection"], WORDS["calibration"]
 """Words of `--calib` that stand for several texts."""
 RETRIEVAL = "sparse-retrieval"
@@ -72,7 +73,8 @@ def check_data(spec: str) -> None:
         return
     if not slash and not Path(spec).suffix:
         known = (*SETS, *CORPORA, *(f"{name}/TASK" for name in plugins(TASKS)))
-        raise UnknownName("data set (and no folder of that name is here)", spec, known)
+        what = "data set (and no folder of that name is here)"
+        raise UnknownName(what, spec, known, "docs/how-to/command-line.md")
     if difflib.get_close_matches(head, plugins(TASKS), cutoff=0.7):
         raise UnknownName("suite (and no folder of that name is here)", head, plugins(TASKS))
     got, want = "nothing there", "a named set, a task, a folder, a table or a text file"
@@ -107,10 +109,9 @@ def check_run(folder: Path) -> None:
     """Raises: ConfigError unless there is such a folder, with a run that has been started."""
     if (folder / "experiment.json").is_file():
         return
-    got = "a folder without one" if folder.is_dir() else "no such folder"
     fix = "Check the path, or start the run with `intarsia fit DATA --out FOLDER`."
     want = "the folder of a run of `intarsia fit`"
-    raise ConfigError(f"run {folder}", got=got, want=want, fix=fix)
+    raise ConfigError(f"run {folder}", got=describe_folder(folder), want=want, fix=fix)
 
 
 def check_choices(given: Mapping[str, Any], known: Words = CHOICES) -> None:
@@ -227,4 +228,4 @@ def check_settings(key: str, settings: Iterable[str]) -> None:
     for text in settings:
         name = text.partition("=")[0].partition(".")[0].strip()
         if known and name and name not in known:
-            raise UnknownName(f"setting of {key!r}", name, known)
+            raise UnknownName(f"setting of {key!r}", name, known, f"intarsia show {key}")

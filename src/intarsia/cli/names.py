@@ -14,8 +14,10 @@ from ..core.registry import card, index, keys
 from ..data import backbones, calibration, corpora, language_models, sets, texts
 from ..data.transforms import Augment
 from ..experiments.settings import HEADS, SCHEDULES
+from ..hosts.swap.compress import format_names
 from ..train import OBJECTIVES, progress
 from ..train.settings import PRECISIONS, SELECTIONS
+from .compressing import METHODS, NETS
 from .early import NAMES, RETRIEVAL
 
 
@@ -37,6 +39,7 @@ def names() -> Mapping[str, Iterable[str]]:
         "corpus": sorted(corpora.names()),
         "text": texts.SUFFIXES,
         "backbone": sorted({*backbones.names(), *language_models.PACKAGED}),
+        "format": sorted({*format_names(), *METHODS, NETS}),
         "arm": sorted({arm.name for arm in ARMS} - index().keys()),
         "tracker": sorted(progress.TRACKERS),
         "selection": SELECTIONS,

@@ -27,7 +27,11 @@ TraceFile = Annotated[Path, typer.Argument(help="A file that `intarsia trace` wr
 Devices = Annotated[int | None, typer.Option(help="So many alike ones.")]
 TopologyFile = Annotated[
     Path | None,
-    typer.Option("--topology", help='JSON: {"nodes": 2, "each": 4, "intra": {"gbps": 300}, ...}.'),
+    typer.Option(
+        "--topology",
+        help="JSON of nodes, each, intra, inter, flops, load, memory, as "
+        '{"nodes": 2, "each": 4, "intra": {"gbps": 300, "us": 2}}.',
+    ),
 ]
 
 

@@ -11,6 +11,7 @@ import typer
 
 from ..core.checks import at_least
 from ..core.errors import CheckpointError, ConfigError, DataError, UnknownName
+from ..core.folders import data_name
 from ..core.registry import find
 from .early import RECOMMENDERS, check_numbers, check_settings
 from .options import Json, flag, with_density
@@ -107,11 +108,11 @@ def _asked(given: Mapping[str, Any], words: set[str]) -> tuple[dict[str, Any], P
     if key not in known:
         raise UnknownName(f"method for --task {given['task']}", key, known)
     check_settings(key, given["settings"] or ())
-    named = Path(given["data"])
-    out = out or Path("runs") / f"{named.stem}-{key}-{given['seed']}"
+    out = out or Path("runs") / f"{data_name(given['data'])}-{key}-{given['seed']}"
     if is_run(out):
         got, fix = "a recommender's run", "Choose another --out, or go on with it: --resume."
         raise ConfigError(f"run folder {out}", got=got, want="a new one", fix=fix)
+    named = Path(given["data"])
     asked = {"data": str(named.resolve()) if named.exists() else given["data"]}
     asked |= {"task": given["task"], "method": key, "settings": list(given["settings"] or ())}
     asked |= {"schedule": given["schedule"], "density": given["density"], "seed": given["seed"]}

@@ -129,7 +129,11 @@ def predict(
         list[Path] | None, typer.Option(help="A sound that a question is about.")
     ] = None,
     page: Annotated[
-        Path | None, typer.Option(help="Write a page: picture and answer, or experts' patches.")
+        Path | None,
+        typer.Option(
+            help="Write a page of the pictures with the answers, and with the patches that experts "
+            "take where the model is a union of experts."
+        ),
     ] = None,
     as_json: Json = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="Print CSV instead of a table.")] = False,
@@ -182,11 +186,11 @@ def _predict_pictures(
     bad = [p for p in found if p.error]
     good = [p for p in found if p.file and not p.error]
     if page is not None and good:
-        from ..experiments.union_page import patches_page
+        from ..experiments.union_page import answers_page
 
         said, own = [_shown(p) for p in good], {"inputs": opened.inputs}
         pictures = [p.file for p in good if p.file]
-        note(str(patches_page(opened.model, pictures, page, answers=said, **own)))
+        note(str(answers_page(opened.model, pictures, page, answers=said, **own)))
     if as_json:
         show_json([p.row() | {"classes": dict(p.classes)} for p in found])
     elif as_csv:

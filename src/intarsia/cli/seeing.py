@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import ConfigError, DataError, UnknownName
+from ..core.folders import data_name
 from .early import check_numbers, check_settings, method_key
 from .options import flag
 from .shell import note, say, show_json, show_table
@@ -89,7 +90,7 @@ def _asked(given: Mapping[str, Any], words: set[str]) -> tuple[dict[str, Any], P
     check_settings(key, given["settings"] or ())
     options = {n: given[n] for n in OPTIONS if n in words} | {"seed": given["seed"]}
     check_numbers(options | {"batch_size": given["batch_size"]})
-    out = out or Path("runs") / f"{Path(data).stem}-{key}-{given['seed']}"
+    out = out or Path("runs") / f"{data_name(data)}-{key}-{given['seed']}"
     if is_seeing(out):
         fix = "Choose another --out, or go on with it: --resume."
         raise ConfigError(f"run folder {out}", got="a run", want="a new one", fix=fix)

@@ -35,8 +35,9 @@ def stack(
 
     prune, merge: the share of experts that goes; student: a dense model of so many experts; skip:
     the quantile of g2 / g1 below which a token has one expert; place: experts ordered for four
-    devices; lowrank: the energy that is kept; quant: w4, w8; offload: the policy of a cache of a
-    quarter of the experts. Times of devices are simulated. Nothing is written but --save.
+    devices, home or stay; lowrank: the energy that is kept; quant: w2, w3, w4 or w8; offload: the
+    policy of a cache of a quarter of the experts, expected, lfu or lru. Times of devices
+    are simulated. Nothing is written but --save.
 
     Example:  intarsia stack my-mixtral austen "prune:0.25,quant:w4"
     """

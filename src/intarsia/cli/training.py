@@ -12,6 +12,7 @@ import typer
 
 from ..core.checks import at_least
 from ..core.errors import ConfigError
+from ..core.folders import data_name
 from . import completing, processes
 from .configuring import with_config
 from .early import (
@@ -202,7 +203,7 @@ def _asked(given: dict[str, Any], words: set[str]) -> tuple[Experiment, Path]:
     values, data, out = experiment_values(given), given["data"], given["out"]
     if data is not None:
         values["data"] = located(data)
-        out = out or Path("runs") / f"{Path(data).name}-{values['method']}-{values['seed']}"
+        out = out or Path("runs") / f"{data_name(data)}-{values['method']}-{values['seed']}"
     if given["resume"] and out is not None:
         named = {"untrained": "pretrained", "fraction": "images"}
         words = {named.get(n, n) for n in words}

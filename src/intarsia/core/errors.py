@@ -21,6 +21,7 @@ import difflib
 import re
 from collections.abc import Iterable
 
+SHOWN = 10  # names of a closed list in an error
 _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
@@ -107,15 +108,23 @@ class MissingExtra(IntarsiaError, ImportError):
 
 
 class UnknownName(IntarsiaError, LookupError):
-    """A name that is not in a closed list; says which names are near."""
+    """A name that is not in a closed list: the nearest names first, and ten of them at most.
 
-    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+    listed: a command, or a call, that prints all of them, for a list that may be longer.
+    """
+
+    def __init__(self, kind: str, name: str, known: Iterable[str], listed: str = "") -> None:
         names = sorted(known)
         parts = (name, name.rpartition(".")[2])  # a setting may be said with its whole path
-        found = (difflib.get_close_matches(part, names, n=3) for part in parts)
-        near = next((some for some in found if some), list[str]())
+        matches = (difflib.get_close_matches(part, names, n=3) for part in parts)
+        near = next((some for some in matches if some), list[str]())
+        shown = [*near, *(other for other in names if other not in near)][:SHOWN]
+        want = f"one of {', '.join(shown)}"
         fix = f"Did you mean {' or '.join(near)}?" if near else "Choose one of them."
-        super().__init__(f"unknown {kind}", got=repr(name), want=f"one of {names}", fix=fix)
+        if left := len(names) - len(shown):
+            want += f" and {left} more"
+            fix += f" All {len(names)}: {listed}" if listed else ""
+        super().__init__(f"unknown {kind}", got=repr(name), want=want, fix=fix)
 
 
 def disk_error(path: object, error: Exception) -> TrainingError:

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 INDEX = Path(__file__).with_name("cards.json")
 KEY = "method"
+LISTED = "intarsia list"
+"""The command that prints every method, for an error."""
 
 
 @functools.cache
@@ -60,7 +62,7 @@ def card(key: str) -> Card:
     Raises: UnknownName if the list has no such key.
     """
     if key not in index():
-        raise UnknownName("method", str(key), index())
+        raise UnknownName("method", str(key), index(), LISTED)
     entry = index()[key]
     found = _Listed.__new__(_Listed)
     found.__dict__.update(
@@ -94,7 +96,7 @@ def find(name: str, *kinds: str) -> str:
     known = {n: key for key, entry in among.items() for n in (key, *entry["names"])}
     plain = {spelled(n): key for n, key in known.items()}
     if spelled(name) not in plain:
-        raise UnknownName("method", name, known)
+        raise UnknownName("method", name, known, LISTED)
     return plain[spelled(name)]
 
 
@@ -168,7 +170,7 @@ def _from_dict(settings: Mapping[str, Any], known: tuple[str, ...]) -> Any:
         raise ConfigError("method settings", got=sorted(settings), want=want, fix=fix)
     key = str(settings[KEY])
     if key not in known:
-        raise UnknownName("method", key, known)
+        raise UnknownName("method", key, known, LISTED)
     rest = {name: value for name, value in settings.items() if name != KEY}
     return settings_from_dict(card(key), rest)
 
@@ -181,7 +183,9 @@ def settings_from_dict(found: Card, settings: Mapping[str, Any]) -> Any:
     known = settings_to_dict(found.config())
     for name in settings:
         if name not in known:
-            raise UnknownName(f"setting of {found.key!r}", str(name), known)
+            raise UnknownName(
+                f"setting of {found.key!r}", str(name), known, f"intarsia show {found.key}"
+            )
     given = {name: _live(value) for name, value in settings.items()}
     try:
         config = found.config(**given)

@@ -15,6 +15,7 @@ from typing import Any
 from torch import nn
 
 from intarsia.core.errors import AssetError, IntarsiaError, MissingExtra
+from intarsia.core.folders import describe_folder
 from intarsia.data.packages import announce, building, cache_dir, obtain, pinned
 
 from ..core.files import repaired
@@ -82,12 +83,20 @@ def _read(name: str, folder: str, pretrained: bool, seed: int, dtype: str) -> tu
 
 
 def _check_files(name: str, folder: Path) -> None:
-    """Raises: AssetError for a folder with a pipe or a device in it, which would be waited for."""
+    """Refuse a folder that holds no model, or a pipe or a device, which would be waited for.
+
+    Raises: AssetError.
+    """
+    what = f"language model {name!r}"
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        want = f"{', '.join(PACKAGED)}, a folder of save_pretrained, or a name on the Hub"
+        fix = "Give the folder that holds config.json, model.safetensors and a tokenizer."
+        raise AssetError(what, got=describe_folder(folder), want=want, fix=fix)
     try:
         check_regular(folder)
     except OSError as error:
         want, fix = "a folder of files", "Copy its files there."
-        raise AssetError(f"language model {name!r}", got=error, want=want, fix=fix) from error
+        raise AssetError(what, got=error, want=want, fix=fix) from error
 
 
 def _unreadable(name: str, error: Exception) -> AssetError:

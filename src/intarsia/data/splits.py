@@ -142,7 +142,8 @@ def read_data(
     there = os.path.exists(path)  # unlike Path.exists, no error for a name that is too long
     if not there and len(path.parts) == 1 and not path.suffix:
         known = [*sets.SETS, *(f"{name}/TASK" for name in tasks.suites())]
-        raise UnknownName("data set (and no folder of that name is here)", spec, known)
+        what = "data set (and no folder of that name is here)"
+        raise UnknownName(what, spec, known, "docs/how-to/command-line.md")
     head = path.parts[0] if path.parts else ""
     if not there and get_close_matches(head, tasks.suites(), cutoff=0.7):
         raise UnknownName("suite (and no folder of that name is here)", head, tasks.suites())

@@ -17,7 +17,16 @@ from ..core import Card, Method
 from ..core.change import Change
 from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
-from ..core.registry import card, find, index, keys, method_key, method_to_dict, settings_to_dict
+from ..core.registry import (
+    LISTED,
+    card,
+    find,
+    index,
+    keys,
+    method_key,
+    method_to_dict,
+    settings_to_dict,
+)
 from ..gating import RouterConfig
 from ..hosts import Adapt, as_change
 from ..hosts.prune.pruner import Pruner
@@ -62,7 +71,7 @@ def method(key: str, settings: Sequence[str], start: Any = None, among: Any = No
     is not of its type or that the method refuses.
     """
     if key not in (among or known()):
-        raise UnknownName("method", key, among or known())
+        raise UnknownName("method", key, among or known(), LISTED)
     return _build(card(key), pairs(settings), start, "")
 
 
@@ -218,7 +227,7 @@ def _inner(
     """A method inside a method: chosen by its key, or the one that is there, with its settings."""
     now = next((k for k, found in options.items() if found.config is type(start)), None)
     if key is not None and key not in options:
-        raise UnknownName(f"method for --set {where}", key, options)
+        raise UnknownName(f"method for --set {where}", key, options, LISTED)
     chosen = key or now or next(iter(options))
     return _build(options[chosen], given, start if chosen == now else None, f"{where}.")
 

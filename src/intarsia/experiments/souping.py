@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,12 +53,17 @@ def soup_runs(
     candidates that are farthest apart, on val, for the report.
     Batch norms are counted anew on a fifth of the training part. Returns the contents of run.json.
     Raises: as `intarsia.soup` and `open_run` do; ConfigError for runs of another pretrained model
-    or other data, and weights with by_val; DataError without a val part of its own.
+    or other data, for one run named twice, and for weights with by_val; DataError without a val
+    part of its own.
     """
     names = [str(folder) for folder in folders]
     if by_val and weights is not None:
         fix = "Leave one of them out."
         raise ConfigError("soup", got="weights and greedy", want="one of them", fix=fix)
+    counts = Counter(Path(folder).resolve() for folder in folders)
+    if twice := [str(folder) for folder, count in counts.items() if count > 1]:
+        want, fix = "runs that differ", "Name each run once; --weights gives one a larger share."
+        raise ConfigError("soup", got=f"{twice[0]} more than once", want=want, fix=fix)
     out = Path(out)
     with owned(out, False):
         runs = [open_run(folder, report=report) for folder in folders]

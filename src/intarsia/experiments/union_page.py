@@ -1,4 +1,4 @@
-"""The page of a union of experts: pictures, answers, and which patches each expert takes."""
+"""The page of predictions: pictures, answers, and which patches each expert of a union takes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from ..data import InputConfig, eval_transform, input_config
 from ..data.decode import Picture, read_image, to_rgb
 from ..data.loaders import side_of
-from ..hosts.swap.union_patches import taken_patches
-from ..results.senses.page import Shown, write_patches
+from ..hosts.swap.union_patches import has_unions, taken_patches
+from ..results.senses.page import Shown, write_pictures
 from ..train.evaluate import device_of
 
 
@@ -36,15 +36,45 @@ def patches_page(
     """
     several: Any = [pictures] if isinstance(pictures, str | Picture) else list(pictures)
     inputs = inputs or input_config(model)
-    transform = eval_transform(inputs)
-    x = torch.stack([_ready(one, transform) for one in several])
+    x = _read(several, inputs)
     taken = taken_patches(model, x.to(device_of(model)))
-    said = [*answers, *[""] * (len(several) - len(answers))]
-    shown = [
-        Shown(Path(one).name if isinstance(one, str | Path) else "", answer, _seen(row, inputs))
-        for one, answer, row in zip(several, said, x, strict=True)
-    ]
-    return write_patches(out, shown, {path: part.numpy() for path, part in taken.items()})
+    shown = _shown(several, answers, x, inputs)
+    return write_pictures(out, shown, {path: part.numpy() for path, part in taken.items()})
+
+
+def answers_page(
+    model: nn.Module,
+    pictures: Sequence[Path],
+    out: str | Path,
+    *,
+    answers: Sequence[str],
+    inputs: InputConfig,
+) -> Path:
+    """Write a page of pictures, as the model reads them, with what it says of each.
+
+    Where `UnionOfExperts` has cut the model, it is `patches_page`.
+    Raises: DataError for a picture that cannot be read; MissingExtra without plotly or jinja2.
+    """
+    if has_unions(model):
+        return patches_page(model, pictures, out, answers=answers, inputs=inputs)
+    x = _read(pictures, inputs)
+    return write_pictures(out, _shown(pictures, answers, x, inputs))
+
+
+def _read(pictures: Sequence[Any], inputs: InputConfig) -> Tensor:
+    """Return the pictures as the model takes them, (B, 3, H, W), normalised."""
+    transform = eval_transform(inputs)
+    return torch.stack([_ready(picture, transform) for picture in pictures])
+
+
+def _shown(
+    pictures: Sequence[Any], answers: Sequence[str], x: Tensor, inputs: InputConfig
+) -> list[Shown]:
+    """Return each picture of the page: its name, the answer, and what the model reads."""
+    answers = [*answers, *[""] * (len(pictures) - len(answers))]
+    names = [Path(p).name if isinstance(p, str | Path) else "" for p in pictures]
+    rows = zip(names, answers, x, strict=True)
+    return [Shown(name, answer, _seen(row, inputs)) for name, answer, row in rows]
 
 
 def _ready(picture: Any, transform: Any) -> Tensor:

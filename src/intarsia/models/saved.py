@@ -13,7 +13,13 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from ..core.errors import CheckpointError, ConfigError, IntarsiaError
-from ..core.files import check_target, read_json, repaired, writing
+from ..core.files import (
+    check_target,
+    read_json,
+    repaired,
+    writing,
+)
+from ..core.folders import check_kind
 from ..core.reading import read_tensors
 from ..core.registry import card, keys, method_key, settings_from_dict, settings_to_dict
 from ..core.sealing import check_sealed, seal_folder
@@ -57,6 +63,11 @@ def load_estimator(kind: type[E], folder: str | Path) -> E:
     Raises: CheckpointError for a folder that is damaged, or of something else.
     """
     folder = repaired(folder)
+    want, fix = (
+        "what the `save` of a fitted estimator wrote",
+        "Copy it again, or fit and save anew.",
+    )
+    check_kind(folder, CARD, what=f"folder {folder}", want=want, fix="Check the path.")
     try:
         about = read_json(folder / CARD)
         if about["format"] != FORMAT or about["key"] not in keys("model"):
@@ -67,7 +78,6 @@ def load_estimator(kind: type[E], folder: str | Path) -> E:
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, IntarsiaError) as error:
-        want, fix = "what save wrote", "Copy it again, or fit and save anew."
         raise CheckpointError(f"folder {folder}", got=error, want=want, fix=fix) from error
     if not isinstance(found, kind):
         got, want = f"a {type(found).__name__}", f"a {kind.__name__}"

@@ -293,7 +293,9 @@ def settle(training: Training | None, options: Options) -> tuple[Training, Recip
     Raises: UnknownName for a keyword that is in none of them.
     """
     for name in options.keys() - Options.__annotations__.keys():
-        raise UnknownName("setting of fit", name, Options.__annotations__)
+        raise UnknownName(
+            "setting of fit", name, Options.__annotations__, "help(intarsia.train.settings.Options)"
+        )
     return (
         with_keywords(training or Training(), options),
         with_keywords(Recipe(), options),

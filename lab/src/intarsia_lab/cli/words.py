@@ -16,7 +16,7 @@ CHOICES = {**early.CHOICES, **early.choices(WORDS)}
 def check_claim(name: str) -> None:
     """Raises: UnknownName."""
     if name not in CLAIMS:
-        raise UnknownName("claim", name, CLAIMS)
+        raise UnknownName("claim", name, CLAIMS, "intarsia claim")
 
 
 def check_routers(text: str) -> None:

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from ...core.errors import CheckpointError, ConfigError, TargetError
 from ...core.files import read_json, repaired, write_json, writing
+from ...core.folders import check_kind
 from ...core.reading import copy_file, open_handle, open_tensors, read_tensors
 from ...core.sealing import STOCK, check_sealed, digests, sealed
 
@@ -43,6 +44,9 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
+        want = "a model's folder, of save_pretrained"
+        fix = "Give the folder that holds config.json and *.safetensors."
+        check_kind(folder, "config.json", what=f"model {folder}", want=want, fix=fix)
         files = sorted(folder.glob("*.safetensors"))
         try:
             self.files = {name: open_tensors(name) for name in files}

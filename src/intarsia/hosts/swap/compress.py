@@ -32,12 +32,17 @@ ROOM = 2**20  # bytes that any format may take beside four a weight and 64 a row
 LAYOUT = 1  # of the stored tensors of all formats: another number is another meaning of the bytes
 
 
+def format_names() -> dict[str, str]:
+    """Return the classes of the formats by their names in lower case, as "bitmask"."""
+    return {name.lower(): name for name in homes(Path(str(formats.__file__)).with_suffix(".pyi"))}
+
+
 def format_named(name: str, **settings: Any) -> Format:
     """A format by its name in lower case, as "bitmask", with settings.
 
     Raises: UnknownName.
     """
-    listed = {n.lower(): n for n in homes(Path(str(formats.__file__)).with_suffix(".pyi"))}
+    listed = format_names()
     if name not in listed:
         raise UnknownName("format", name, listed)
     return getattr(formats, listed[name])(**settings)

@@ -13,6 +13,11 @@ from ...core.modes import evaluating
 from ...routers.union import UnionRouter
 
 
+def has_unions(model: nn.Module) -> bool:
+    """Say if `UnionOfExperts` has cut a part of the model."""
+    return any(isinstance(module, UnionRouter) for module in model.modules())
+
+
 @torch.no_grad()
 def taken_patches(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     """Of each attention and MLP that `UnionOfExperts` cut, the patches that its experts take.

@@ -122,6 +122,10 @@ class Recombiner:
     def settings(self) -> RecombinerSettings:
         return self.prior.settings
 
+    def steps_of(self, steps: int) -> int:
+        """Count the steps of an encoding in all: `steps`, and those between the parts it codes."""
+        return coding.total_steps(self.prior, steps)
+
     def encode(self, signal: Any, *, steps: int = 600, rate: int = 0, seed: int = 0) -> bytes:
         """The bytes of one signal.
 
@@ -155,7 +159,7 @@ class Recombiner:
         cut = [signals.patches(one.values, self.settings) for one in read]
         values = torch.from_numpy(np.stack([values for values, _ in cut])).float()
         own = torch.from_numpy(cut[0][1]).float()
-        with _told("encoding", coding.total_steps(self.prior, steps)) as tell:
+        with _told("encoding", self.steps_of(steps)) as tell:
             indices, over = coding.encode(
                 self.prior,
                 values,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from ...core.errors import CheckpointError, IntarsiaError
 from ...core.files import read_json, repaired, unbroken, writing
+from ...core.folders import check_kind
 from ...core.reading import read_tensors
 from ...core.sealing import check_sealed, seal_folder
 from .levels import LatentLevel, numbered
@@ -143,6 +144,8 @@ class Prior:
     def load(cls, folder: str | Path) -> Prior:
         """Raises: CheckpointError for a folder that is none, or is damaged."""
         folder = repaired(folder)
+        want, fix = "the folder of a prior", "For one: intarsia prior photographs/ --save my-prior"
+        check_kind(folder, ABOUT, what=f"prior {folder}", want=want, fix=fix)
         try:
             said = check_sealed(folder / ABOUT, read_json(folder / ABOUT), needs=(TENSORS,))
             with unbroken():

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...core.errors import CheckpointError, ConfigError
-from ...core.files import read_json, repaired, write_json
-from ...core.sealing import check_sealed, sealed, sha256
+from ...core.files import read_json, repaired, sha256, write_json
+from ...core.folders import check_kind
+from ...core.sealing import check_sealed, sealed
 from .lexical import Lexical
 from .query_weights import TOKENIZER, WEIGHTS, QueryWeights
 from .segment import Segment
@@ -77,6 +78,8 @@ def read_index(folder: Path) -> Saved:
     Raises: CheckpointError for a folder that is damaged, or of something else.
     """
     repaired(folder)
+    want, fix = "the folder of an index", "For one: intarsia index docs.jsonl --save idx"
+    check_kind(folder, META, what=f"folder {folder}", want=want, fix=fix)
     try:
         about = read_json(folder / META)
         if about["kind"] != KIND or about["version"] != VERSION:
@@ -89,7 +92,6 @@ def read_index(folder: Path) -> Saved:
             for row in about["segments"]
         ]
     except (OSError, ValueError, LookupError, TypeError) as error:
-        want, fix = "the folder of an index", "For one: intarsia index docs.jsonl --save idx"
         raise CheckpointError(f"folder {folder}", got=error, want=want, fix=fix) from error
     segments = [Segment.read(*row) for row in rows]
     if any((s.stems is None) != (lexical is None) for s in segments):

@@ -77,26 +77,28 @@ def write_seen(
     return write_text(out, text)
 
 
-def write_patches(
-    out: str | Path,
-    pictures: Sequence[Shown],
-    taken: Mapping[str, np.ndarray],
-    *,
-    heading: str = "Which patches each expert takes",
+def write_pictures(
+    out: str | Path, pictures: Sequence[Shown], taken: Mapping[str, np.ndarray] | None = None
 ) -> Path:
-    """Write the page of a union of experts; it needs no other file.
+    """Write the page of a model's answers to pictures; it needs no other file.
 
-    pictures: as the model reads them, with its answers.  taken: of each part of the model, by path,
-    (pictures, experts, rows, columns) bool, see `intarsia.taken_patches`.
+    pictures: as the model reads them, with its answers.  taken: of a union of experts, by the path
+    of each part of the model, (pictures, experts, rows, columns) bool, of `taken_patches`.
     Raises: MissingExtra without plotly or jinja2; TrainingError if it cannot be written.
     """
-    share = float(np.mean([part.mean() for part in taken.values()]))
+    taken = taken or {}
+    eyebrow, heading = "Predictions", "What the pictures show"
+    sentence = f"{numbers.plural(len(pictures), 'picture')}, as the model reads them."
+    if taken:
+        eyebrow, heading = "Union of Experts", "Which patches each expert takes"
+        share = numbers.percent(float(np.mean([part.mean() for part in taken.values()])), 0)
+        sentence = f"An expert takes {share} of the patches, and every class token."
     text = frame.render(
         "seen",
         {},
         [],
-        [f"An expert takes {numbers.percent(share, 0)} of the patches, and every class token."],
-        eyebrow="Union of Experts",
+        [sentence],
+        eyebrow=eyebrow,
         heading=heading,
         notices=[],
         questions=[],

@@ -1,0 +1,50 @@
+"""Name the kind of a folder, for the error of a command that was given another kind."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from .errors import CheckpointError
+
+MARKS = {
+    "seeing.json": "a run of `intarsia fit` that sees or hears",
+    "experiment.json": "a run of `intarsia fit`",
+    "experts.json": "experts on disk, of `intarsia pack`",
+    "card.json": "an estimator, of its `save`",
+    "prior.json": "a prior, of `intarsia prior`",
+    "meta.json": "an index, of `intarsia index`",
+    "adapter_config.json": "an adapter, of `intarsia.save` or PEFT",
+    "intarsia.json": "a changed model, of `intarsia.save`",
+    "config.json": "a model, of `save_pretrained`",
+}
+"""The file that only folders of one kind have, the most special kind first."""
+
+
+def describe_folder(folder: Path) -> str:
+    """Say in words what stands at a path: a folder of a known kind, or of which files."""
+    if not folder.is_dir():
+        return "a file" if folder.exists() else "no such folder"
+    names = {path.name for path in folder.iterdir()}
+    if (kind := next((MARKS[mark] for mark in MARKS if mark in names), None)) is not None:
+        return kind
+    suffixes = Counter(suffix for name in names if (suffix := Path(name).suffix))
+    if not suffixes:
+        return "a folder of folders" if names else "an empty folder"
+    suffix, count = suffixes.most_common(1)[0]
+    return f"a folder with {count} {suffix} file{'' if count == 1 else 's'}"
+
+
+def data_name(data: str | Path) -> str:
+    """Return the name of data for a run's folder: of a file without its suffix."""
+    path = Path(data).expanduser()
+    return path.stem if path.is_file() else path.name
+
+
+def check_kind(folder: Path, mark: str, *, what: str, want: str, fix: str) -> None:
+    """Check that a folder has the file that marks its kind, before anything in it is read.
+
+    Raises: CheckpointError, which says of what kind it is instead.
+    """
+    if not (folder / mark).is_file():
+        raise CheckpointError(what, got=describe_folder(folder), want=want, fix=fix)
