@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,29 +25,44 @@ from intarsia.results.statistics import t_interval, verdict
 
 from ..kit import Claim
 from ..kit.claim import Report
+from .provenance import code_digest, commit
 
+OLDER = ", of older code"
 KEPT = 0.1  # of the declared time: less is no run of its own
 
 
 def claims() -> tuple[Claim, ...]:
     """Every claim: the CLAIMS of the files in this folder, in the files' order."""
+    return tuple(c for module in _modules() for c in module.CLAIMS)
+
+
+def _modules() -> list[ModuleType]:
     files = sorted(Path(__file__).parent.glob("*.py"))
     names = (p.stem for p in files if "\nCLAIMS = " in p.read_text())
-    modules = (importlib.import_module(f".{name}", __package__) for name in names)
-    return tuple(c for module in modules for c in module.CLAIMS)
+    return [importlib.import_module(f".{name}", __package__) for name in names]
+
+
+def code_of(key: str) -> str:
+    """Return the digest of the code that a claim depends on now; "" for no claim of this folder."""
+    homes = {c.key: Path(str(module.__file__)) for module in _modules() for c in module.CLAIMS}
+    return code_digest(homes[key]) if key in homes else ""
 
 
 def claim(key: str) -> Claim:
     """The claim of that key.  Raises: UnknownName."""
     known = {c.key: c for c in claims()}
     if key not in known:
-        raise UnknownName("claim", key, known)
+        raise UnknownName("claim", key, known, "intarsia claim")
     return known[key]
 
 
 @dataclass(frozen=True)
 class Record:
-    """What came out of a run of a claim, with the machine, the date and the command."""
+    """What came out of a run of a claim, with the machine, the date and the command.
+
+    commit: of the checkout; "+" behind it for changes that were not committed.  code: see
+    `provenance.code_digest`. Both are "" in records of before there were any.
+    """
 
     key: str
     sentence: str
@@ -63,6 +79,13 @@ class Record:
     command: str
     note: str
     table: tuple[Mapping[str, Any], ...]
+    commit: str = ""
+    code: str = ""
+
+    @property
+    def older(self) -> bool:
+        """Whether the code that the figure depends on has changed since; also if it is unknown."""
+        return not self.code or self.code != code_of(self.key)
 
 
 def machine() -> str:
@@ -83,6 +106,7 @@ def run_claim(
 ) -> Record:
     """Run a claim and judge it against its bar, which was fixed before."""
     chosen = tuple(found.seeds if seeds is None else seeds)
+    code = {"commit": commit(), "code": code_of(found.key)}  # before the run, as it was loaded
     start = time.perf_counter()
     result = found.run(chosen, report)
     command = f"intarsia claim {found.key}"
@@ -104,6 +128,7 @@ def run_claim(
         command=command,
         note=result.note,
         table=result.table,
+        **code,
     )
 
 
@@ -137,6 +162,8 @@ def write_page(folder: Path, page: Path) -> None:
         "the claim is *not decided*. The interval is over seeds and takes the test items as given,",
         "since most claims have a number for each seed and no result of each item.",
         "*From kept cells*: what is judged was run before, for another claim or for this one.",
+        "*Of older code*: files that the claim depends on have changed since, or its record does",
+        "not name its code; `intarsia claim NAME` runs it again.",
         "",
         *_papers(made, records),
         "## All claims",
@@ -193,18 +220,25 @@ def _bar(found: Claim, record: Record | None) -> str:
     return record.bar if record else f"{found.sense} {found.bar:g}"
 
 
-def _verdict(record: Record | None) -> str:
+def state(record: Record | None) -> str:
+    """Return the verdict of a record in words, or "not run", and if it is of older code."""
     if record is None:
         return "not run"
-    found = verdict(record.bar, record.got, record.values)
-    return found if found == "not decided" else f"**{found}**"
+    return verdict(record.bar, record.got, record.values) + (OLDER if record.older else "")
+
+
+def _verdict(record: Record | None) -> str:
+    word, comma, rest = state(record).partition(",")
+    return (f"**{word}**" if word in ("holds", "fails") else word) + comma + rest
 
 
 def _section(found: Claim, record: Record | None) -> list[str]:
     lines = ["", f"## {found.key}", "", found.sentence, ""]
     if record is None:
         return [*lines, f"Not run yet: `intarsia claim {found.key}`."]
-    lines += [f"`{record.command}` on {record.date}, {_cost(found, record)}; {record.machine}.", ""]
+    at = f" at commit {record.commit}" if record.commit else ""
+    when = f"on {record.date}{at}, {_cost(found, record)}"
+    lines += [f"`{record.command}` {when}; {record.machine}{OLDER * record.older}.", ""]
     if record.note:
         lines += [*record.note.splitlines(), ""]
     return lines + markdown(record.table)

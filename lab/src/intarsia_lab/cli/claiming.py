@@ -18,7 +18,7 @@ from intarsia.core.errors import ConfigError
 from ..kit import Claim
 from .words import CLAIMS, check_claim
 
-NEEDS = {"cpu": "", "gpu": "needs an accelerator", "long": "takes more than ten minutes"}
+NEEDS = {"cpu": "", "gpu": "an accelerator", "long": "more than ten minutes"}
 
 
 def claim(
@@ -54,7 +54,7 @@ def claim(
     elif not every:
         from ..claims import claims
 
-        _show_list(claims(), as_json)
+        _show_list(claims(), page.with_suffix(""), as_json)
         return
     records = [_judged(one, chosen, page) for one in _chosen(name, long)]
     if as_json:
@@ -71,6 +71,7 @@ def claim(
             f"  got {record['got']:.3f} (spread {record['spread']:.3f}, {len(record['seeds'])} "
             f"seeds): {verdict(record['bar'], record['got'], record['values'])}"
         )
+        say(f"  of commit {record['commit'] or 'unknown'}, code {record['code']}")
         say(f"  {record['seconds']:.0f} s; {record['machine']}\n  {record['note']}".rstrip())
         names, *cells = squared(record["table"])
         if cells:
@@ -105,15 +106,24 @@ def _judged(found: Claim, seeds: Sequence[int] | None, page: Path) -> dict[str, 
     return dataclasses.asdict(record)
 
 
-def _show_list(found: Sequence[Claim], as_json: bool) -> None:
+def _show_list(found: Sequence[Claim], folder: Path, as_json: bool) -> None:
+    """Print the claims, with the verdicts of the records in a folder."""
+    from ..claims.ledger import read, state
+
+    files = {c.key: folder / f"{c.key}.json" for c in found}
+    states = {key: state(read(f) if f.is_file() else None) for key, f in files.items()}
     if as_json:
         names = ("sentence", "baseline", "minutes", "needs")
         show_json(
             [
-                {"name": c.key, "bar": f"{c.sense} {c.bar:g}"} | {n: getattr(c, n) for n in names}
+                {"name": c.key, "bar": f"{c.sense} {c.bar:g}", "result": states[c.key]}
+                | {n: getattr(c, n) for n in names}
                 for c in found
             ]
         )
         return
-    cells = [(c.key, c.sentence, f"{c.minutes:g}", NEEDS.get(c.needs, "")) for c in found]
-    show_table("", ("claim", "what is claimed", "minutes", ""), cells, right="minutes")
+    columns = ("claim", "what is claimed", "minutes", "needs", "result")
+    cells = [
+        (c.key, c.sentence, f"{c.minutes:g}", NEEDS.get(c.needs, ""), states[c.key]) for c in found
+    ]
+    show_table("", columns, cells, right="minutes")
