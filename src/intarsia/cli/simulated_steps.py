@@ -23,20 +23,20 @@ def write_report(
     streams: int,
     backward: bool,
 ) -> Path:
-    """The page of a batch by a plan, beside plain expert parallelism with the experts in order."""
+    """Write the page of a batch by a plan, beside `ep` with the experts in order."""
     from ..placement.cost import device_loads
     from ..placement.engines import ExpertSize, expert_parallel
     from ..placement.placement import Placement
     from ..placement.timeline import simulate
-    from ..results.simulated import Simulated, write_page
+    from ..results.simulated import EXPERTS, IN_ORDER, PLACED, Simulated, write_page
 
     of = ExpertSize.of(batch) if size is None else ExpertSize(*size)
     plain = Placement.contiguous(batch.layers, batch.experts, links.devices)
     before = expert_parallel(batch, plain, of, nodes=links.nodes(), backward=backward)
     load = batch.load()
-    loads = {"Experts": load, "Devices, experts in order": device_loads(load, plain)}
+    loads = {EXPERTS: load, IN_ORDER: device_loads(load, plain)}
     if placement is not None:
-        loads["Devices, as placed"] = device_loads(load, Placement.load_file(placement))
+        loads[PLACED] = device_loads(load, Placement.load_file(placement))
     found = Simulated(
         plan,
         len(batch),

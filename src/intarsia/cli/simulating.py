@@ -111,10 +111,12 @@ def _written(
 
 
 def _show_decoded(told: dict[str, Any], slots: int, policy: str, streams: int) -> None:
+    from ..results.numbers import prefixed
+
     say(
         f"Decoding {streams} at once with {slots} experts in memory, {policy}: hit rate "
-        f"{told['hit_rate']:.3f}, {told['bytes_a_step'] / 1e6:.3g} MB a step, which take "
-        f"{told['floor_seconds'] * 1e3:.3g} ms at least"
+        f"{told['hit_rate']:.3f}, {prefixed(told['bytes_a_step'], 'B')} a step, which take "
+        f"{prefixed(told['floor_seconds'], 's')} at least"
     )
 
 
@@ -161,14 +163,17 @@ def _best(
 
 
 def _show_simulated(told: dict[str, Any]) -> None:
+    from ..results.numbers import prefixed
+
     for name, seconds in told.get("plans", {}).items():
-        say(f"{name:10} {seconds * 1e3:10.3g} ms{'  <- least' if name == told['plan'] else ''}")
-    binds = ", ".join(f"{name} {value * 1e3:.3g} ms" for name, value in told["binds"].items())
-    took = f"{told['seconds'] * 1e3:.3g} ms, of which {binds} (simulated)"
+        least = "  <- least" if name == told["plan"] else ""
+        say(f"{name:10} {prefixed(seconds, 's'):>10}{least}")
+    binds = ", ".join(f"{name} {prefixed(value, 's')}" for name, value in told["binds"].items())
+    took = f"{prefixed(told['seconds'], 's')}, of which {binds} (simulated)"
     say(f"{told['tokens']} tokens: {took}")
-    say(f"{told['link_bytes'] / 1e6:.4g} MB between devices")
+    say(f"{prefixed(told['link_bytes'], 'B')} between devices")
     say(
-        f"An expert has {told['expert_bytes'] / 1e6:.3g} MB. Loading one hides behind its own "
+        f"An expert has {prefixed(told['expert_bytes'], 'B')}. Loading one hides behind its own "
         f"product from {told['rows_to_hide_a_load']:.0f} rows on."
     )
 
@@ -213,12 +218,13 @@ def pack(
         raise ConfigError(f"folder {str(model)!r}", got="nothing there", want="a folder", fix=fix)
     target(out, "my-mixtral-experts", option="OUT")
     from ..hosts.offload.store import ExpertStore, pack_experts
+    from ..results.numbers import prefixed
 
     found = ExpertStore(pack_experts(model, out, progress=note))
     count = sum(len(layer["sha256"]) for layer in found.layers)
     size = found.bytes
     found.close()
-    say(f"{count} experts of {size / 1e6:.3g} MB each\n{out}")
+    say(f"{count} experts of {prefixed(size, 'B')} each\n{out}")
     say(f"Next:  intarsia.offload({str(out)!r}, slots={max(2, count // 4)})")
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from .sheet import Spread
 
 MINUS = "\N{MINUS SIGN}"
+MICRO = "\N{MICRO SIGN}"
+PREFIXES = {1e9: "G", 1e6: "M", 1e3: "k", 1: "", 1e-3: "m", 1e-6: MICRO, 1e-9: "n"}
 
 
 def percent(share: float, digits: int = 1) -> str:
@@ -79,6 +81,20 @@ def size(n: int) -> str:
     if n < 10**9 * 0.9995:
         return f"{max(1, round(n / 10**6))} MB" if n >= 10**6 else f"{n / 1000:.0f} kB"
     return f"{_three(n / 10**9)} GB"
+
+
+def prefix_of(value: float) -> tuple[float, str]:
+    """Return the largest unit that a value is not below, and its prefix: 4.85e-5 -> (1e-6, "µ")."""
+    # 999.95 would round to 1000
+    fitting = (size for size in PREFIXES if abs(value) >= size * 0.9995)
+    size = next(fitting, 1)
+    return size, PREFIXES[size]
+
+
+def prefixed(value: float, unit: str) -> str:
+    """Return three digits with the prefix of their size: 4.85e-5, "s" -> "48.5 µs"."""
+    size, prefix = prefix_of(value)
+    return f"{_three(value / size) if value else 0} {prefix}{unit}"
 
 
 def ratio(value: float) -> str:

@@ -12,8 +12,11 @@ from torch import Tensor
 
 from ..core.files import write_text
 from ..placement.timeline import Timeline
-from . import frame, plots
+from . import frame, numbers, plots
 
+EXPERTS, IN_ORDER, PLACED = "Experts", "Devices, experts in order", "Devices, as placed"
+"""Titles of the loads."""
+LEAST = 0.001  # of the time: a smaller change is called none
 RESOURCES = ("compute", "link", "load")
 
 
@@ -22,7 +25,8 @@ class Simulated:
     """What the page shows.
 
     plan: its name; tokens: of the batch; before, after: bytes (D, D) with the experts
-    in order, and by the plan; line: of the plan; loads: title -> pairs (L, D or E) of each layer;
+    in order, and by the plan; line: of the plan; loads: EXPERTS, IN_ORDER and, of a placement,
+    PLACED -> pairs (L, D or E) of each layer;
     hits: policy -> (share of the experts in memory, hit rate).
     """
 
@@ -45,22 +49,24 @@ def write_page(found: Simulated, out: Path | str) -> Path:
 
 def page(found: Simulated) -> str:
     """The page as text."""
-    top = float(torch.stack([found.before, found.after]).max()) / 1e6
+    top = float(torch.stack([found.before, found.after]).max())
+    size, prefix = numbers.prefix_of(top)
     figures = {
         "before": _traffic(found.before, top),
         "after": _traffic(found.after, top),
         "hits": _hits(found.hits),
         "timeline": _timeline(found.line),
     }
-    figures |= {f"loads-{i}": _loads(load) for i, load in enumerate(found.loads.values())}
-    sent = [float(of.sum()) / 1e6 for of in (found.before, found.after)]
-    binds = ", ".join(f"{name} {s * 1e3:.3g} ms" for name, s in found.line.binds().items() if s)
-    lead = [
-        f"{found.tokens} tokens on {len(found.after)} devices, by the plan {found.plan}: "
-        f"{found.line.seconds * 1e3:.3g} ms and {sent[1]:.3g} MB; experts in order by ep: "
-        f"{found.before_seconds * 1e3:.3g} ms and {sent[0]:.3g} MB.",
-        f"On the chain that the end waits for: {binds or 'nothing'}.",
-    ]
+    even = {title: _over_mean(load) for title, load in found.loads.items()}
+    widest = max(float(load.max()) for title, load in even.items() if title != EXPERTS)
+    figures |= {
+        f"loads-{i}": _loads(load, float(load.max()) if title == EXPERTS else widest)
+        for i, (title, load) in enumerate(even.items())
+    }
+    binds = ", ".join(
+        f"{name} {numbers.prefixed(s, 's')}" for name, s in found.line.binds().items() if s
+    )
+    lead = [*_headline(found, even), f"On the critical path: {binds or 'nothing'}."]
     return frame.render(
         "simulated",
         frame.drawn(figures),
@@ -69,37 +75,69 @@ def page(found: Simulated) -> str:
         eyebrow="intarsia simulate",
         heading="Experts on several devices",
         notices=["A model of time, not a measurement: every product and every link at full rate."],
-        traffic=[("before", _rows(found.before)), ("after", _rows(found.after))],
+        unit=f"{prefix}B",
+        traffic=[("before", _rows(found.before, size)), ("after", _rows(found.after, size))],
         loads=list(found.loads),
         hits={name: list(points) for name, points in found.hits.items()},
     )
 
 
-def _rows(sent: Tensor) -> list[list[str]]:
-    return [[f"{value / 1e6:.3g}" for value in row] for row in sent.tolist()]
+def _headline(found: Simulated, even: Mapping[str, Tensor]) -> list[str]:
+    """Say what the plan takes, and if it is better than experts in order, by how much."""
+    before, after = found.before_seconds, found.line.seconds
+    sent = [float(of.sum()) for of in (found.before, found.after)]
+    took = [
+        f"{numbers.prefixed(s, 's')} and {numbers.prefixed(b, 'B')} between devices"
+        for s, b in zip((before, after), sent, strict=True)
+    ]
+    batch = f"{found.tokens:,} tokens on {numbers.plural(len(found.after), 'device')}"
+    if found.plan == "ep" and PLACED not in even:
+        return [f"{batch}, experts in order: {took[1]}."]
+    by = "As placed" if PLACED in even else f"By the plan {found.plan}"
+    change = after / before - 1 if before else 0.0
+    helps = f"takes {numbers.percent(abs(change))} {'less' if change < 0 else 'more'} time"
+    if abs(change) < LEAST:
+        helps = "does not change the time"
+    lines = [f"{batch}. {by}, this {helps}: {took[1]}; experts in order: {took[0]}."]
+    if PLACED in even:
+        tops = [float(even[title].max()) for title in (IN_ORDER, PLACED)]
+        lines.append(
+            f"The largest load of a device in a layer is {tops[1]:.2f} times the mean, "
+            f"with experts in order {tops[0]:.2f} times."
+        )
+    return lines
+
+
+def _over_mean(load: Tensor) -> Tensor:
+    """Return the loads of each layer over their mean: 1 is even."""
+    return load.double() / load.double().mean(1, keepdim=True).clamp_min(1e-300)
+
+
+def _rows(sent: Tensor, size: float) -> list[list[str]]:
+    return [[f"{value / size:.3g}" for value in row] for row in sent.tolist()]
 
 
 def _traffic(sent: Tensor, top: float) -> Any:
-    """Megabytes from row to column."""
-    values = (sent.double() / 1e6).tolist()
+    """Draw bytes from row to column.  top: the end of the colours."""
+    size, prefix = numbers.prefix_of(top)
+    values = (sent.double() / size).tolist()
     hover = [
-        [f"device {i} to {j}: {v:.3g} MB" for j, v in enumerate(row)]
+        [f"device {i} to {j}: {v:.3g} {prefix}B" for j, v in enumerate(row)]
         for i, row in enumerate(values)
     ]
     text = [[f"{v:.3g}" if len(values) <= 8 else "" for v in row] for row in values]
-    one = plots.heat(values, {}, customdata=hover, text=text, zmin=0, zmax=top, **plots.TOLD)
+    one = plots.heat(values, {}, customdata=hover, text=text, zmin=0, zmax=top / size, **plots.TOLD)
     return _titled(plots.figure_of([one]), "to device", "from device")
 
 
-def _loads(load: Tensor) -> Any:
-    """Pairs over the mean of the layer: 1 is even."""
-    even = load.double() / load.double().mean(1, keepdim=True).clamp_min(1e-300)
+def _loads(even: Tensor, top: float) -> Any:
+    """Draw loads over the mean of their layer.  top: the end of the colours."""
     hover = [
         [f"layer {i}, {j}: {v:.2f} of the mean" for j, v in enumerate(row)]
         for i, row in enumerate(even.tolist())
     ]
     text = [["" for _ in row] for row in hover]
-    one = plots.heat(even.tolist(), {}, customdata=hover, text=text, zmin=0, **plots.TOLD)
+    one = plots.heat(even.tolist(), {}, customdata=hover, text=text, zmin=0, zmax=top, **plots.TOLD)
     return _titled(plots.figure_of([one]), "", "layer")
 
 
@@ -128,24 +166,25 @@ def _timeline(line: Timeline) -> Any:
     """A bar for each span; a row for each device and resource."""
     go = plots.plotly()
     traces: list[Any] = []
+    size, prefix = numbers.prefix_of(line.seconds)
     for number, resource in enumerate(RESOURCES):
         spans = [s for s in line.spans if s.resource == resource and s.end > s.start]
         if spans:
             traces.append(
                 go.Bar(
                     orientation="h",
-                    base=[s.start * 1e3 for s in spans],
-                    x=[(s.end - s.start) * 1e3 for s in spans],
+                    base=[s.start / size for s in spans],
+                    x=[(s.end - s.start) / size for s in spans],
                     y=[f"device {s.device}, {resource}" for s in spans],
                     name=resource,
                     customdata=[s.name for s in spans],
                     meta={"color": number + 1},
-                    hovertemplate="%{customdata}: %{x:.3g} ms<extra></extra>",
+                    hovertemplate=f"%{{customdata}}: %{{x:.3g}} {prefix}s<extra></extra>",
                 )
             )
     figure = plots.figure_of(traces)
     figure.update_layout(barmode="overlay", showlegend=True)
-    figure.update_xaxes(title_text="Milliseconds")
+    figure.update_xaxes(title_text=f"{prefix}s")
     figure.update_yaxes(autorange="reversed", categoryorder="category ascending")
     return figure
 
