@@ -70,6 +70,25 @@ def test_sentences_name_the_best_of_each_density(folders: Path) -> None:
     assert place_of("lm_head") == ("lm_head", "lm_head")
 
 
+def test_each_folder_names_the_texts_that_it_was_calibrated_on(folders: Path) -> None:
+    table = table_of(gather([folders]))
+    assert table.caption == "Calibrated on 8 rows of 64 tokens of austen."
+    record = json.loads((folders / "wanda-0.5" / "sparsify.json").read_text())
+    record["calibration"] |= {"data": "mixed", "of": {"austen": 4, "gcide": 4}}
+    (folders / "wanda-0.5" / "sparsify.json").write_text(json.dumps(record))
+    caption = table_of(gather([folders])).caption
+    assert "; on 8 rows of 64 tokens of mixed (4 of austen and 4 of gcide): wanda-0.5" in caption
+    assert "8 rows of 64 tokens of austen: magnitude-0.5 and wanda-0.7" in caption
+
+
+def test_a_map_of_two_blocks_has_room_for_the_scale_of_its_colours(
+    folders: Path, tmp_path: Path, browse: Browse
+) -> None:
+    dom = browse(write_page([folders], tmp_path / "page.html"), "--dump-dom")
+    bars = re.findall(r'class="cboutline"[^>]* height="([\d.]+)"', dom)
+    assert bars and min(map(float, bars)) > 60
+
+
 def test_without_perplexity_the_page_says_how_to_measure_it(tmp_path: Path) -> None:
     written(tmp_path, "wanda", 0.5, None, errors=False)
     assert "--test" in sentences(gather([tmp_path]))[0]

@@ -37,7 +37,8 @@
     const long = kit.longest(ticks, layout, size);
     const margin = { l: kit.longest(rows, layout, size) + 20, r: phone.matches ? 8 : 56, t: long + 20, b: 8 };
     const side = Math.max(96, Math.min(width - margin.l - margin.r, ticks.length * 40));
-    Object.assign(layout, { autosize: false, margin, width: side + margin.l + margin.r, height: rows.length * 14 + margin.t + margin.b, dragmode: false });
+    // at least 96 px: the numbers beside the colours would overprint
+    Object.assign(layout, { autosize: false, margin, width: side + margin.l + margin.r, height: Math.max(96, rows.length * 14) + margin.t + margin.b, dragmode: false });
     layout.font.size = size;
     const plain = { showgrid: false, showline: false, ticks: "outside", ticklen: 5, tickcolor: "transparent", fixedrange: true };
     Object.assign(layout.xaxis, plain, { tickvals: ticks.map((_, i) => i), ticktext: ticks, tickangle: -90 });

@@ -174,8 +174,16 @@ COLUMNS = (
 )
 
 
+def calibration(one: PrunedModel) -> str:
+    """Say what a folder was calibrated on, with the rows of each text where there are several."""
+    about = one.record["calibration"]
+    texts = about.get("of") or {}
+    each = f" ({joined([f'{n} of {name}' for name, n in texts.items()])})" if len(texts) > 1 else ""
+    return f"{about['rows']} rows of {about['tokens']} tokens of {about['data']}{each}"
+
+
 def table_of(found: Sequence[PrunedModel]) -> Table:
-    """A row for each folder."""
+    """Return a row for each folder; the caption says what each was calibrated on."""
     rows: list[tuple[Entry, ...]] = []
     for one in found:
         pruned, dense = one.perplexity("pruned"), one.perplexity("dense")
@@ -193,6 +201,10 @@ def table_of(found: Sequence[PrunedModel]) -> Table:
     values = [one.perplexity("pruned") for one in found]
     known = [v for v in values if v is not None]
     best = values.index(min(known)) if known else None
-    first = found[0].record["calibration"]
-    caption = f"Calibrated on {first['rows']} rows of {first['tokens']} tokens of {first['data']}."
-    return Table(caption, COLUMNS, tuple(rows), best, None)
+    folders: dict[str, list[str]] = {}
+    for one in found:
+        folders.setdefault(calibration(one), []).append(one.folder.name)
+    texts = [
+        f"{text}: {joined(names)}" if len(folders) > 1 else text for text, names in folders.items()
+    ]
+    return Table(f"Calibrated on {'; on '.join(texts)}.", COLUMNS, tuple(rows), best, None)
