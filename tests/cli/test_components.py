@@ -29,6 +29,7 @@ def test_a_model_is_learned_saved_and_drawn(model: str, tmp_path: Path) -> None:
     first = CliRunner().invoke(app, ["components", run, "--fit", source, *words, "--json"])
     assert first.exit_code == 0, first.output
     assert json.loads(first.stdout)["components"] == 3
+    assert "a temperature that falls to 1 by step 3 of 3" in " ".join(first.stderr.split())
     before = (tmp_path / "run.png").read_bytes()
     again = CliRunner().invoke(app, ["components", run, "-o", str(tmp_path / "w.png")])
     assert "3 components of 16 values" in again.stdout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
-from typing import Annotated, cast
+from typing import Annotated, Any
 
 import typer
 
@@ -13,7 +13,7 @@ from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError, ShapeError
 from ..core.folders import check_kind
 from .options import Json
-from .shell import say, show_json
+from .shell import note, say, show_json
 from .targets import target
 
 MODELS = ("bsc", "dsc", "gsc", "mca", "mmca", "mog", "mop", "tsc")
@@ -98,9 +98,16 @@ def _learn(
         fix = "Name a folder with .png or .jpg files."
         raise ConfigError("--fit", got=f"no picture in {source}", want="pictures", fix=fix)
     pictures = [grey(np.asarray(read_image(file))) for file in files]
+    kind: Any = card(model).config
+    whole = {"data_cut": False} if issubclass(kind, Truncated) else {}
+    learner = kind(n_components=atoms, n_iter=steps, random_state=seed, **whole)
     x = cut(pictures, side, patches, np.random.default_rng(seed))
     if model not in NOT_NEGATIVE:
         x = x - x.mean(axis=1, keepdims=True)
+    note(
+        f"The loss is at a temperature that falls to 1 by step {learner.cooled_at} of {steps}: "
+        "until then it may rise, and losses of two steps do not compare."
+    )
     start = time.monotonic()
     with Bar(steps, 0, show=True, what=f"fitting {model}", unit="step").shown() as bar:
 
@@ -108,8 +115,5 @@ def _learn(
             seconds = time.monotonic() - start
             bar.step(step, {"split": "fit", "loss": -evidence, "seconds": seconds})
 
-        kind = cast(type, card(model).config)
-        whole = {"data_cut": False} if issubclass(kind, Truncated) else {}
-        learner = kind(n_components=atoms, n_iter=steps, random_state=seed, **whole)
         made = learner.fit(x, progress=told)
     made.save(run)

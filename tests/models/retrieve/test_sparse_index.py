@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from intarsia.core.errors import CheckpointError, ConfigError, DataError
 from intarsia.models.retrieve.query_weights import QueryWeights, idf
@@ -223,6 +225,20 @@ def test_what_is_shown_marks_the_query_s_words(toy: Any, docs: Docs) -> None:
     pieces = parts(index, long, {3}, width=100)
     assert pieces[0] == ("… ", False) and pieces[-1] == (" …", False) and ("cat", True) in pieces
     assert sum(len(text) for text, _ in pieces) <= 104
+
+
+def test_a_word_that_did_not_score_is_not_marked(toy: Any, docs: Docs) -> None:
+    class Forgetful(type(toy)):
+        """Drops "the" from documents, as an encoder does with what says little."""
+
+        def encode(self, texts: Sequence[str]) -> Any:
+            rows = super().encode(texts).toarray()
+            rows[:, self.queries.tokenizer.token_to_id("the")] = 0
+            return sp.csr_matrix(rows)
+
+    hit = found(SparseIndex.build(Forgetful(), docs), "the cat")["hits"][0]
+    assert [term["token"] for term in hit["terms"]] == ["cat"]
+    assert hit["parts"] == [("the ", False), ("cat", True), (" sleeps", False)]
 
 
 def test_an_empty_index_takes_in_another(toy: Any, docs: Docs) -> None:

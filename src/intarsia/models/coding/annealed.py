@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -268,6 +269,11 @@ class Annealed(Causes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         if shards.count > 1 and not isinstance(self.random_state, int):
             got, fix = self.random_state, "Pass random_state=0."
             raise ConfigError("random_state", got=got, want="one number for all processes", fix=fix)
+
+    @property
+    def cooled_at(self) -> int:
+        """The step from which the temperature is 1: evidences before it do not compare."""
+        return math.ceil(self._cooled * self.n_iter)
 
     def _heat(self, step: int) -> float:
         """The temperature, which falls in a straight line to 1."""

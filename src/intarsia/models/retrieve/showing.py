@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from .lexical import stems
-from .sparse_index import SparseIndex
+from .sparse_index import Hit, SparseIndex
 
 WIDTH = 600  # characters of a text that are shown
 WORD = re.compile(r"\w\w+")  # what has a stem
@@ -17,7 +17,7 @@ WORD = re.compile(r"\w\w+")  # what has a stem
 def found(index: SparseIndex, query: str, k: int = 10) -> dict[str, Any]:
     """The hits of a query with their terms, as JSON.
 
-    hits: id, score, text, parts (pieces of the text and whether each is a word of the query), terms
+    hits: id, score, text, parts (pieces of the text and whether each is a word that scored), terms
     (token, score, expanded, stem); tokens: of the query that the model knows, heaviest first;
     stems: of the query.
     Raises: ConfigError.
@@ -26,24 +26,31 @@ def found(index: SparseIndex, query: str, k: int = 10) -> dict[str, Any]:
     hits = index.search(query, k)
     seconds = time.perf_counter() - start
     tokens = index.queries.of(query)
-    known = {token for token, _ in tokens}
     words = index.stems_of(query)
     return {
         "query": query,
-        "hits": [
-            {
-                "id": hit.id,
-                "score": hit.score,
-                "text": hit.text,
-                "parts": parts(index, hit.text, known, words),
-                "terms": [vars(term) for term in index.explain(query, hit.id)],
-            }
-            for hit in hits
-        ],
+        "hits": [_hit(index, query, tokens, hit) for hit in hits],
         "tokens": [index.queries.word(token) for token, _ in tokens],
         "stems": words,
         "documents": len(index),
         "milliseconds": 1e3 * seconds,
+    }
+
+
+def _hit(
+    index: SparseIndex, query: str, tokens: Sequence[tuple[int, float]], hit: Hit
+) -> dict[str, Any]:
+    """Return a hit as JSON; marked are the words that added to its score, and no others."""
+    terms = index.explain(query, hit.id)
+    scored = {term.token for term in terms if not term.stem}
+    known = {token for token, _ in tokens if index.queries.word(token) in scored}
+    stemmed = [term.token for term in terms if term.stem]
+    return {
+        "id": hit.id,
+        "score": hit.score,
+        "text": hit.text,
+        "parts": parts(index, hit.text, known, stemmed),
+        "terms": [vars(term) for term in terms],
     }
 
 
