@@ -237,7 +237,7 @@ def test_a_word_that_did_not_score_is_not_marked(toy: Any, docs: Docs) -> None:
             return sp.csr_matrix(rows)
 
     hit = found(SparseIndex.build(Forgetful(), docs), "the cat")["hits"][0]
-    assert [term["token"] for term in hit["terms"]] == ["cat"]
+    assert {term["token"] for term in hit["terms"]} == {"cat"}
     assert hit["parts"] == [("the ", False), ("cat", True), (" sleeps", False)]
 
 
