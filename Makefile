@@ -11,20 +11,22 @@ STAMP := $(VENV)/.setup-done
 CORES := $(shell getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
 JOBS ?= $(shell n=$(CORES); [ $$n -gt 8 ] && n=8; echo $$n)
 PYTEST_ARGS ?=
+# the tested versions; none: make setup CONSTRAINTS=
+CONSTRAINTS ?= constraints.txt
 # the many processes of the suite compile no source that another has compiled
 export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: help setup demo test numbers fuzz lint format new generate docs dist conformance bench claim clean
+.PHONY: help setup demo test numbers fuzz lint format new generate constraints docs dist conformance bench claim clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
 
-setup: $(STAMP)  ## .venv with the package and every tool; again only after pyproject.toml changed
+setup: $(STAMP)  ## .venv with the package and every tool; again only after pyproject.toml or the tested versions changed
 
-$(STAMP): pyproject.toml lab/pyproject.toml
+$(STAMP): pyproject.toml lab/pyproject.toml $(CONSTRAINTS)
 	@[ -n "$(PYTHON)" ] || { echo "Python: got none of 3.11 or newer, want one. Install python3.11, or call: make PYTHON=/path/to/python3.11"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet -e ".[dev]" -e ./lab
+	$(BIN)/python -m pip install --quiet $(addprefix -c ,$(CONSTRAINTS)) -e ".[dev]" -e ./lab
 	@touch $@
 
 demo: setup  ## linear probe, plain adapter and MoSA on real photographs; a table and a report
@@ -63,6 +65,9 @@ generate: setup  ## write the files that are generated from the methods' cards, 
 	$(BIN)/python -m intarsia_lab.pages.hosts
 	$(BIN)/python -m intarsia.cli.names
 	$(BIN)/python -m intarsia_lab.cli.names
+
+constraints: setup  ## write constraints.txt: the versions in .venv, once the suite has passed with them
+	$(BIN)/python scripts/constraints.py
 
 docs: setup  ## build site/, warnings are errors
 	$(BIN)/zensical build --clean --strict
