@@ -22,10 +22,9 @@ from .conftest import Intarsia
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "serve-a-mixture.md"
 
 
-def asked(app: running.Application, listening: Any, said: Any) -> None:
+def asked(app: running.Application, listening: Any, said: Any) -> int:
     """In the place of `run`: one request over a real socket, then the end."""
-    config = running.uvicorn.Config(app, lifespan="off", log_level="error")
-    server = running.Server(config)
+    server = running.Server(app)
     port = listening.getsockname()[1]
     thread = threading.Thread(target=server.run, args=([listening],))
     thread.start()
@@ -39,6 +38,7 @@ def asked(app: running.Application, listening: Any, said: Any) -> None:
         server.should_exit = True
         thread.join(30)
         app.close()
+    return app.gate.cut
 
 
 def test_the_page_s_five_commands_run(
@@ -70,6 +70,11 @@ def test_the_page_s_five_commands_run(
         (("m", "--policy", "fifo"), "unknown --policy"),
         (("m", "--slots", "4", "--memory", "1GB"), "one of the two"),
         (("m", "--slots", "many"), "--slots 0.25"),
+        (("m", "--slots", "2.5"), "2 or more"),
+        (("m", "--slots", "1"), "2 or more"),
+        (("m", "--slots", "nan"), "2 or more"),
+        (("m", "--dtype", "int8"), "bfloat16"),
+        (("m", "--arrival", "0"), "above 0"),
         (("m", "--tokens", "0"), "at least 1"),
         (("m", "--adapter", "=x"), "NAME=FOLDER"),
         (("m", "--port", "99999"), "65535"),

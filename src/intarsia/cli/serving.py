@@ -6,7 +6,7 @@ import shlex
 from contextlib import closing
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -14,21 +14,32 @@ from ..core.checks import one_of
 from ..core.errors import ConfigError, MissingExtra, UnknownName
 from .shell import note, say, warn
 
+if TYPE_CHECKING:
+    from ..hosts.serving.settings import Limits
+
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 ENGINES, POLICIES = ("transformers", "vllm"), ("expected", "lfu", "lru")
-NEEDS = ("fastapi", "uvicorn", "openai", "prometheus_client")
+NEEDS = ("starlette", "uvicorn", "prometheus_client")
 
 
 Models = Annotated[
-    list[str], typer.Argument(help="Folders of save_pretrained or `intarsia pack`, or NAME=FOLDER.")
+    list[str],
+    typer.Argument(
+        help="Folders of save_pretrained, `pack`, `compress` or `sparsify`, or NAME=FOLDER."
+    ),
 ]
 Adapter = Annotated[
     list[str] | None,
-    typer.Option(help="NAME=FOLDER of an adapter, which becomes a model of that name."),
+    typer.Option(help="NAME=FOLDER of an adapter or a change: a model of that name."),
 ]
-Slots = Annotated[str | None, typer.Option(help="Experts in memory: a number, or a share below 1.")]
+Slots = Annotated[
+    str | None,
+    typer.Option(help="Experts in memory: a number, or a share below 1; writes FOLDER-experts."),
+]
 Memory = Annotated[
     str | None, typer.Option(help="The same as a size, such as 8GB; the others stay on disk.")
 ]
+Dtype = Annotated[str, typer.Option(help="Of weights in memory; auto: that of their file.")]
 Policy = Annotated[str, typer.Option(help=f"Of the slots: {', '.join(POLICIES)}.")]
 Host = Annotated[str, typer.Option(help="Others than loopback let others in.")]
 Port = Annotated[int, typer.Option(help="0: any that is free.")]
@@ -39,6 +50,7 @@ Queue = Annotated[int, typer.Option(help="Requests that wait; the next one gets 
 Body = Annotated[int, typer.Option(help="Bytes of a request, at most.")]
 Seconds = Annotated[float, typer.Option(help="Of a request, waiting included.")]
 Drain = Annotated[float, typer.Option(help="Seconds to finish in, after SIGTERM.")]
+Arrival = Annotated[float, typer.Option(help="Seconds for a request to come; then 408.")]
 Batching = Annotated[str, typer.Option(help="continuous, or none: one request after another.")]
 Engine = Annotated[
     str, typer.Option(help="transformers, or vllm: hand a stock checkpoint over to it.")
@@ -51,6 +63,7 @@ def serve(
     slots: Slots = None,
     memory: Memory = None,
     policy: Policy = "expected",
+    dtype: Dtype = "auto",
     host: Host = "127.0.0.1",
     port: Port = 8000,
     tokens: Tokens = 512,
@@ -60,6 +73,7 @@ def serve(
     body: Body = 1_000_000,
     seconds: Seconds = 300.0,
     drain: Drain = 30.0,
+    arrival: Arrival = 10.0,
     batching: Batching = "continuous",
     engine: Engine = "transformers",
 ) -> None:
@@ -72,6 +86,7 @@ def serve(
     Example:  intarsia serve my-mixtral --slots 0.25 --adapter med=out1 --adapter law=out2
     """
     one_of("--engine", engine, ENGINES, "Leave it out.")
+    one_of("--dtype", dtype, DTYPES)
     if policy not in POLICIES:
         raise UnknownName("--policy", policy, POLICIES)
     if slots is not None and memory is not None:
@@ -83,39 +98,55 @@ def serve(
         return
     if missing := next((name for name in NEEDS if find_spec(name) is None), None):
         raise MissingExtra(missing, "serve")
+    from ..hosts.serving.settings import Limits
+
+    limits = Limits(body, tokens, at_once, queue, seconds, drain, batching, arrival)
+    opened = {"slots": room, "context": context, "dtype": dtype}
+    opened["policy"] = _policy(policy) if room is not None else None
+    _serve(models, adapter or [], limits, (host, port), opened)
+
+
+def _serve(
+    models: list[str],
+    adapters: list[str],
+    limits: Limits,
+    address: tuple[str, int],
+    opened: dict[str, Any],
+) -> None:
+    """Open the models, which may take minutes, when the address is ours, and serve them."""
     from ..hosts.serving.app import Application
     from ..hosts.serving.models import open_models
     from ..hosts.serving.naming import names_of
     from ..hosts.serving.running import bound, hosts_of, is_local, run
-    from ..hosts.serving.settings import Limits
 
-    limits = Limits(body, tokens, at_once, queue, seconds, drain, batching)
-    sources, folders = names_of(models), names_of(adapter or [])
-    with closing(bound(host, port)) as listening:
+    host, _ = address
+    sources, folders = names_of(models), names_of(adapters)
+    with closing(bound(*address)) as listening:
         if not is_local(host):
             warn(f"Whoever reaches {host} can use this server; it asks for no key.")
-        found = open_models(
-            sources,
-            {name: Path(folder) for name, folder in folders.items()},
-            slots=room,
-            policy=_policy(policy) if room is not None else None,
-            context=context,
-            progress=note,
-        )
+        at = {name: Path(folder) for name, folder in folders.items()}
+        found = open_models(sources, at, progress=note, **opened)
         say(f"Models: {', '.join(found)}")
-        run(Application(found, limits, hosts_of(host)), listening, say)
-    note("Finished what was in the works.")
+        cut = run(Application(found, limits, hosts_of(host)), listening, say)
+    if cut:
+        warn(f"Cut off {cut} requests that were not done in --drain {limits.drain:g} seconds.")
+    else:
+        note("Finished what was in the works.")
 
 
 def _slots(text: str | None) -> int | float | None:
-    """A number, or a share.  Raises: ConfigError."""
+    """Return a whole number, or a share.  Raises: ConfigError."""
     if text is None:
         return None
+    whole = text.strip().isdecimal()
     try:
-        return int(text) if text.strip().lstrip("+-").isdecimal() else float(text)
-    except ValueError as error:
-        want, fix = "a number, or a share below 1", "For example: --slots 0.25, or --memory 8GB"
-        raise ConfigError("--slots", got=repr(text), want=want, fix=fix) from error
+        value: float = int(text) if whole else float(text)
+    except ValueError:
+        value = -1
+    if not (value >= 2 if whole else 0 < value <= 1):
+        want, fix = "2 or more, or a share below 1", "For example: --slots 0.25, or --memory 8GB"
+        raise ConfigError("--slots", got=repr(text), want=want, fix=fix)
+    return value
 
 
 def _policy(name: str) -> Any:

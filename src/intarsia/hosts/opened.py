@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from ..core.sealing import seal_folder
 from ..data.language_models import language_model
 from ..data.packages import announce
 from .anatomy.blocks import base_of
+from .prune.files import SPARSE, convert_sparse
 from .saved import load, save
 
 SETTINGS, CONFIG = "intarsia.json", "config.json"
@@ -48,16 +50,27 @@ def save_language_model(
     return Path(folder)
 
 
+def is_changed(folder: Path) -> bool:
+    """Return whether a folder is one of `save_language_model`: a change, and what it is done to."""
+    return (folder / SETTINGS).is_file() and (folder / CONFIG).is_file()
+
+
 def open_language_model(
     name: str, *, dtype: str = "float32", progress: Callable[[str], None] = announce
 ) -> tuple[nn.Module, Any]:
-    """A language model and its tokenizer: by name, a stock folder, or one that `compress` wrote.
+    """Open a language model and its tokenizer: by name, or a folder that holds all of it.
 
-    dtype: of a stock model, see `language_model`; a compressed one keeps that of its file.
+    name: smollm2, a stock folder (`sparsify` writes one), a folder of `sparsify --layout bitmask`,
+      or of `save_language_model`, as `compress` writes it.
+    dtype: of a stock model, see `language_model`; one that was changed keeps that of its file.
     Raises: as `language_model` and `load`.
     """
     folder = repaired(name)
-    if not ((folder / SETTINGS).is_file() and (folder / CONFIG).is_file()):
+    if (folder / SPARSE).is_file() and (folder / CONFIG).is_file():
+        with tempfile.TemporaryDirectory() as place:
+            dense = convert_sparse(folder, Path(place) / folder.resolve().name)
+            return language_model(str(dense), dtype=dtype, progress=progress)
+    if not is_changed(folder):
         return language_model(name, dtype=dtype, progress=progress)
     model, tokenizer = language_model(name, pretrained=False, progress=progress)
     if (own := getattr(model.config, "dtype", None)) is not None:

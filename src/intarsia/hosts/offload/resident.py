@@ -91,11 +91,14 @@ def _packed(folder: Path, store: str | Path | None, progress: Report) -> Path:
         return folder
     packed = Path(store) if store is not None else folder.with_name(f"{folder.name}-experts")
     if not (packed / INDEX).is_file():
+        progress(f"copying the experts of {folder} into {packed}, once: as many bytes again")
         pack_experts(folder, packed, progress=progress)
     elif _newer(folder, packed / INDEX):
         got, want = f"experts of an earlier {folder.name}", "those of the folder as it is now"
         fix = f"Remove it, or open it as it is: intarsia.offload({str(packed)!r}, ...)."
         raise CheckpointError(f"store {packed}", got=got, want=want, fix=fix)
+    else:
+        progress(f"experts from {packed}, which is there")
     return packed
 
 
@@ -134,7 +137,8 @@ def slot_count(asked: int | str | float, store: ExpertStore) -> int:
             count = float(text[1]) * UNITS[text[2].upper()] // stride(store.bytes)
     else:
         count = asked * whole if isinstance(asked, float) and asked <= 1 else asked
-    if not count >= 2 or count != count:
+    part = isinstance(asked, float) and asked > 1 and not asked.is_integer()
+    if not count >= 2 or count != count or part:
         raise ConfigError("slots", got=repr(asked), want=want, fix=fix)
     if count > whole:
         if not isinstance(asked, str):

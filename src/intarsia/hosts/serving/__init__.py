@@ -1,1 +1,1 @@
-"""Language models behind the OpenAI routes of transformers' own server, on this machine alone."""
+"""Language models behind OpenAI's routes, on this machine alone."""

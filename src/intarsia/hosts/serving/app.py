@@ -1,35 +1,35 @@
-"""transformers' application with our models: fewer routes, limits in front, counters, a page."""
+"""The application: OpenAI's routes over the models of a server, counters, and a page to try it."""
 
 from __future__ import annotations
 
 import base64
 import hashlib
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI, HTTPException, Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import HTMLResponse, JSONResponse, Response
-from starlette.middleware.trustedhost import TrustedHostMiddleware
-from transformers.cli.serving.server import build_server
-from transformers.cli.serving.utils import CBWorkerDeadError
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
+from starlette.routing import Route, Router
 
+from . import responses
+from .connections import Connections
 from .counters import TYPE, Counters
-from .gate import Gate, error_body
-from .generating import Generations
+from .formats import Completions, event
+from .gate import Gate
+from .generating import DEAD, Generations
 from .models import ServedModel, Shelf
-from .requests import handlers
-from .settings import Limits
+from .parameters import RESPONSES
+from .refusals import Refused, broken, shown
+from .requests import ROUTES, RequestReader
+from .settings import Limits, current
 
-# of transformers' routes, those that load what a client names, forget what runs, or need more
-LEFT_OUT = (
-    *("/load_model", "/reset", "/v1/systemone", "/v1/audio/transcriptions"),
-    *("/docs", "/redoc", "/openapi.json", "/docs/oauth2-redirect"),
-)
+LOG = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("page.html")
-LOCAL = ("127.0.0.1", "localhost", "::1", "[::1]")
+LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 class Application:
@@ -46,49 +46,95 @@ class Application:
     ) -> None:
         self.limits = limits or Limits()
         self.shelf = Shelf(models)
-        self.state = Generations(dict(models), self.limits)
+        self.generations = Generations(models, self.limits)
+        self.reader = RequestReader(self.shelf, self.generations, self.limits)
         self.counters = Counters(self.shelf)
-        completions, chats, responses = handlers(self.shelf, self.state, self.limits)
-        unused: Any = None
-        app = build_server(
-            self.shelf, chats, completions, responses, unused, unused, generation_state=self.state
+        self.connections = Connections(
+            self.limits.connections, self.limits.arrival, self.counters.refused
         )
-        app.router.routes[:] = [r for r in app.router.routes if _path(r) not in LEFT_OUT]
-        _errors(app)
-        self._routes(app)
-        self.app = app
-        self.gate = Gate(app, self.limits, self.counters)
-        self.whole: Any = self.gate
-        if hosts:  # a name of another site that leads here would pass for this one
-            self.whole = TrustedHostMiddleware(self.gate, hosts, www_redirect=False)
+        self.router = Router(
+            routes=[
+                *(Route(path, self._ask, methods=["POST"]) for path in ROUTES),
+                Route("/v1/models", self._models),
+                Route("/v1/models/{name:path}", self._model),
+                Route("/health", self._health),
+                Route("/metrics", self._metrics),
+                Route("/", _page()),
+            ],
+            redirect_slashes=False,
+        )
+        self.gate = Gate(self._routed, self.limits, self.counters, hosts, self.connections)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await self.whole(scope, receive, send)
+        await self.gate(scope, receive, send)
 
     def close(self) -> None:
         """End the threads of generation."""
-        self.state.shutdown()
+        self.generations.shutdown()
 
-    def _routes(self, app: FastAPI) -> None:
-        text, policy = _page()
+    async def _routed(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer by the routes.  Raises: Refused for one that is not there, or by this method."""
+        scope["app"] = self  # has the router raise its errors, and not answer in plain text
+        try:
+            await self.router(scope, receive, send)
+        except HTTPException as error:
+            url = f"{scope['method'][:20]} {shown(scope['path'])}"
+            if error.status_code == 405:
+                raise Refused(405, f"Not allowed: {url}.", code="method_not_supported") from error
+            message = f"Unknown request URL: {url}. There are {', '.join(ROUTES)} and /v1/models."
+            raise Refused(404, message, code="unknown_url") from error
 
-        @app.get("/", include_in_schema=False)
-        def page() -> HTMLResponse:
-            return HTMLResponse(text, headers={"content-security-policy": policy})
+    async def _ask(self, request: Request) -> Response:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json":  # the kind that other sites' forms cannot send
+            message = f"Unsupported content type: {shown(kind)}. It must be 'application/json'."
+            raise Refused(415, message, code="unsupported_content_type")
+        route = ROUTES[request.url.path]
+        ask, given = self.reader.read(await request.body(), route)
+        answer = (
+            responses.Response(ask, given) if route == RESPONSES else Completions(ask, given, route)
+        )
+        if not given.get("stream"):
+            return JSONResponse(await answer.whole())
+        if not ask.generation.alive():
+            raise Refused(503, DEAD)
+        headers = {"cache-control": "no-cache"}
+        return StreamingResponse(_events(answer.events()), 200, headers, "text/event-stream")
 
-        @app.get("/metrics", include_in_schema=False)
-        def metrics() -> Response:
-            return Response(self.counters.text(), media_type=TYPE)
+    async def _models(self, _: Request) -> Response:
+        return JSONResponse({"object": "list", "data": self.shelf.listed()})
+
+    async def _model(self, request: Request) -> Response:
+        name = self.shelf.find(request.path_params["name"]).name
+        return JSONResponse(next(one for one in self.shelf.listed() if one["id"] == name))
+
+    async def _health(self, _: Request) -> Response:
+        if not self.generations.alive():
+            raise Refused(503, DEAD)
+        return JSONResponse({"status": "ok"})
+
+    async def _metrics(self, _: Request) -> Response:
+        return Response(self.counters.text(), media_type=TYPE)
 
 
-def _path(route: Any) -> str:
-    return getattr(route, "path", "")
+async def _events(events: AsyncIterator[str]) -> AsyncIterator[str]:
+    """Yield the events of an answer; an error is the last one."""
+    try:
+        async for text in events:
+            yield text
+    except Refused as error:
+        current().failed = error.status
+        yield event(error.body())
+    except Exception:
+        LOG.exception("a stream failed")
+        current().failed = 500
+        yield event(broken().body())
 
 
-def _page() -> tuple[str, str]:
-    """The page, and the policy that lets it run its own script and nothing else."""
+def _page() -> Any:
+    """Return the page, with the policy that lets it run its own script and nothing else."""
     text = PAGE.read_text("utf-8")
-    said = {
+    digests = {
         tag: "sha256-"
         + base64.b64encode(
             hashlib.sha256(
@@ -98,32 +144,12 @@ def _page() -> tuple[str, str]:
         for tag in ("script", "style")
     }
     policy = (
-        f"default-src 'none'; connect-src 'self'; img-src data:; script-src '{said['script']}'; "
-        f"style-src '{said['style']}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+        "default-src 'none'; connect-src 'self'; img-src data:; "
+        f"script-src '{digests['script']}'; style-src '{digests['style']}'; "
+        "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
     )
-    return text, policy
 
+    async def page(_: Request) -> Response:
+        return HTMLResponse(text, headers={"content-security-policy": policy})
 
-def _errors(app: FastAPI) -> None:
-    """Every error as OpenAI's clients read it."""
-
-    async def told(_: Request, error: Any) -> JSONResponse:
-        status = error.status_code
-        return JSONResponse(error_body(status, str(error.detail)), status)
-
-    async def invalid(_: Request, __: Any) -> JSONResponse:
-        return JSONResponse(error_body(400, "body: want a JSON object."), 400)
-
-    async def dead(_: Request, __: Any) -> JSONResponse:
-        text = "The model has stopped after an error. Restart the server; its log says why."
-        return JSONResponse(error_body(503, text), 503)
-
-    async def unknown(_: Request, __: Any) -> JSONResponse:
-        return JSONResponse(error_body(500, "An error inside; the server's log says which."), 500)
-
-    app.add_exception_handler(HTTPException, told)
-    app.add_exception_handler(404, told)
-    app.add_exception_handler(405, told)
-    app.add_exception_handler(RequestValidationError, invalid)
-    app.add_exception_handler(CBWorkerDeadError, dead)
-    app.add_exception_handler(Exception, unknown)
+    return page

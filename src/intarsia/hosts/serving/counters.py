@@ -35,8 +35,16 @@ class Counters:
         self.waiting = Gauge("requests_waiting", "Waiting for their turn.", **of)
         self.registry.register(_Experts(shelf))  # pyright: ignore[reportArgumentType]
 
+    def refused(self, status: int) -> None:
+        """Count an answer to a request that was never whole."""
+        self.requests.labels("", str(status)).inc()
+
     def ended(self, told: Request, status: int) -> None:
-        """A request is over.  Models that do not exist have no name here."""
+        """A request is over.  Models that do not exist have no name here.
+
+        status: that of the answer, or of the error event that ended its stream; 499 if the client
+        left before its answer was whole.
+        """
         self.requests.labels(told.model, str(status)).inc()
         if not told.model:
             return

@@ -4,105 +4,169 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
+from .connections import Connections, Line
 from .counters import Counters
+from .refusals import GONE, Refused, broken, shown
 from .settings import NOW, Limits, Request
 
-GONE, LATE, FULL = 499, 504, 429  # 499: the client closed the connection, as nginx writes it
-DONE = b"data: [DONE]\n\n"  # what clients of OpenAI's routes wait for; transformers leaves it out
-STREAMS = ("/v1/chat/completions", "/v1/completions")
+LOG = logging.getLogger(__name__)
 READ_OFF = 1 << 20  # bytes of a request that is too large
+NOT_READ = 1.0  # seconds for a client to take an error that ends its request
+READS = ("GET", "HEAD", "OPTIONS")
+CLOSE = (b"connection", b"close")
 Message = dict[str, Any]
-
-
-class Refused(Exception):
-    """An answer before the request is read: its status and what is said."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status, self.text = status, text
 
 
 class Gate:
     """ASGI around the application.
 
     A request is read as a whole, up to so many bytes; waits for its turn, in a queue with an end;
-    and is cancelled when its time is over or its client hangs up.
+    and is cancelled when its time is over or its client hangs up. `end` begins the end: what was
+    taken is finished, for so many seconds, and newcomers get 503.
+
+    hosts: names under which the server may be asked for; () for any.
+    cut: requests that the end has cut off.
     """
 
-    def __init__(self, app: Any, limits: Limits, counters: Counters) -> None:
-        self.app, self.limits, self.counters = app, limits, counters
+    def __init__(
+        self,
+        app: Any,
+        limits: Limits,
+        counters: Counters,
+        hosts: tuple[str, ...] = (),
+        connections: Connections | None = None,
+    ) -> None:
+        self.app, self.limits, self.counters, self.hosts = app, limits, counters, hosts
+        self.connections = connections or Connections(0, 0, lambda _: None)
         self.turns = asyncio.Semaphore(limits.at_once)
-        self.running = self.waiting = 0
+        self.running = self.waiting = self.cut = 0
+        self.ending = False
+        self.ends = set[asyncio.Future[Refused | None]]()  # how to stop each request that was taken
         counters.running.set_function(lambda: self.running)
         counters.waiting.set_function(lambda: self.waiting)
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or scope["method"] in ("GET", "HEAD", "OPTIONS"):
-            await self.app(scope, receive, send)
-            return
-        told = Request()
-        NOW.set(told)
-        answer, status = _Answer(send, scope["path"] in STREAMS), 500
-        try:
-            self._same_site(scope)
-            self._has_room()
-            async with asyncio.timeout(self.limits.seconds):
-                body = await self._read(scope, receive)
-            status = await self._carry_out(scope, body, receive, answer, told)
-        except Refused as error:
-            status = error.status
-            await answer.refuse(error.status, error.text)
-        except TimeoutError:
-            status = 408
-            await answer.refuse(408, "The request did not arrive in time.")
-        except ConnectionError:
-            status = GONE
-        finally:
-            self.counters.ended(told, status)
+    def end(self) -> None:
+        """Take no more requests, and cut off what is left when the seconds of `drain` are over."""
+        self.ending = True
+        asyncio.get_running_loop().call_later(self.limits.drain, self._cut)
 
-    async def _carry_out(
-        self, scope: Any, body: bytes, receive: Any, answer: _Answer, told: Request
-    ) -> int:
-        """Run the application while its client is there and its time is not over."""
-        gone = asyncio.Event()
+    def _cut(self) -> None:
+        text = f"The server ends, and its {self.limits.drain:g} seconds to finish are over."
+        for end in tuple(self.ends):
+            if not end.done():
+                self.cut += 1
+                end.set_result(Refused(503, text))
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        record, status = Request(), 500
+        NOW.set(record)
+        answer = _Answer(send, self)
+        with self.connections.request(scope.get("client")) as line:
+            try:
+                await self._admitted(scope, receive, answer, line)
+                status = record.failed or answer.status
+            except Refused as error:
+                status = error.status
+                LOG.warning("%s %s %s: %s", status, scope["method"], shown(scope["path"]), error)
+                await _told(answer, error, line)
+            except ConnectionError:
+                status = GONE
+            except asyncio.CancelledError:  # the server is killed, and does not wait
+                self.cut += not answer.over
+                raise
+            except Exception:
+                LOG.exception("%s %s failed", scope["method"], shown(scope["path"]))
+                await _told(answer, broken(), line)
+            finally:
+                self.counters.ended(record, status)
+
+    async def _admitted(self, scope: Any, receive: Any, answer: _Answer, line: Line) -> None:
+        """Read a request, and let the application answer it.  Raises: Refused, ConnectionError."""
+        self._named(scope)
+        if scope["method"] in READS:
+            line.working = True
+            await self.app(scope, receive, answer)
+            return
+        self._has_room()
+        try:
+            async with asyncio.timeout(self.limits.arrival):
+                body = await self._read(scope, receive)
+        except TimeoutError as error:
+            text = f"The request's body did not arrive in {self.limits.arrival:g} seconds."
+            raise Refused(408, text) from error
+        line.working = True
+        await self._carry_out(scope, body, receive, answer)
+
+    async def _carry_out(self, scope: Any, body: bytes, receive: Any, answer: _Answer) -> None:
+        """Run the application while its client is there and its time is not over.
+
+        Raises: Refused for what was stopped; ConnectionError where the client has left before its
+        answer was whole.
+        """
         given = iter([{"type": "http.request", "body": body, "more_body": False}])
 
         async def replay() -> Message:
             if (first := next(given, None)) is not None:
                 return first
-            await gone.wait()
+            await asyncio.shield(end)
             return {"type": "http.disconnect"}
 
-        work = asyncio.create_task(self._in_turn(scope, replay, answer))
-        watch = asyncio.create_task(_hung_up(receive))
-        left = self.limits.seconds - (asyncio.get_running_loop().time() - answer.began)
+        with self._stoppable(answer, receive) as end:
+            work = asyncio.create_task(self._in_turn(scope, replay, answer))
+            try:
+                await asyncio.wait({work, end}, return_when=asyncio.FIRST_COMPLETED)
+                if not work.done() and answer.over:  # a client may leave with the last byte
+                    await asyncio.wait({work}, timeout=NOT_READ)
+                if work.done() or answer.over:
+                    if work.done():
+                        work.result()
+                    return
+                work.cancel()
+                await asyncio.wait({work})
+                if (refusal := end.result()) is None:
+                    raise ConnectionError
+                raise refusal
+            finally:
+                work.cancel()
+
+    @contextmanager
+    def _stoppable(self, answer: _Answer, receive: Any) -> Iterator[asyncio.Future[Any]]:
+        """Yield a future that ends with the reason to stop: an error, or None for a client gone."""
+        loop = asyncio.get_running_loop()
+        end: asyncio.Future[Refused | None] = loop.create_future()
+
+        def stop(refusal: Refused | None) -> None:
+            if not end.done():
+                end.set_result(refusal)
+
+        seconds = self.limits.seconds
+        late = Refused(504, f"The answer was not there in {seconds:g} seconds.")
+        clock = loop.call_at(answer.began + seconds, stop, late)
+        watch = loop.create_task(_hung_up(receive))
+        watch.add_done_callback(lambda task: None if task.cancelled() else stop(None))
+        self.ends.add(end)
         try:
-            await asyncio.wait({work, watch}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
-            if work.done():
-                work.result()
-                return answer.status
-            hung_up = watch.done()
-            gone.set()
-            work.cancel()
-            await asyncio.wait({work})
-            if hung_up:
-                return GONE
-            seconds = self.limits.seconds
-            await answer.refuse(LATE, f"The answer was not there in {seconds:g} seconds.")
-            return LATE
-        finally:  # also when the server itself ends
-            for task in (work, watch):
-                task.cancel()
+            yield end
+        finally:
+            self.ends.discard(end)
+            clock.cancel()
+            watch.cancel()
 
     def _has_room(self) -> None:
-        """Raises: Refused, 429, where as many are in the works and wait as may."""
+        """Raises: Refused, 429, where as many are in the works and wait as may; 503 at the end."""
+        if self.ending:
+            raise Refused(503, "The server ends. Ask again when it is back, or ask another one.")
         if self.running >= self.limits.at_once and self.waiting >= self.limits.queue:
             text = f"{self.waiting} requests are waiting. Try again in a second."
-            raise Refused(FULL, text)
+            raise Refused(429, text, code="rate_limit_exceeded")
 
     async def _in_turn(self, scope: Any, receive: Any, send: Any) -> None:
         self._has_room()  # others may have come in while this one was read
@@ -119,78 +183,92 @@ class Gate:
             self.turns.release()
 
     async def _read(self, scope: Any, receive: Callable[..., Any]) -> bytes:
-        """The whole body.  Raises: Refused, 413; ConnectionError if it ends before.
+        """Return the whole body.  Raises: Refused, 413; ConnectionError if it ends before.
 
         Of one that is too large, some is read off: a connection that is closed with bytes unread is
         reset, and its client then may not see the answer.
         """
         most = self.limits.body
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        found, size, more = b"", 0, True
+        parts, size, more = list[bytes](), 0, True
         while more and size <= most + READ_OFF:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ConnectionError
             body = message.get("body", b"")
             size += len(body)
-            found = found + body if size <= most else b""
+            if size <= most:
+                parts.append(body)
             more = message.get("more_body", False)
         if size > most:
             many = int(length) if length.isdigit() else f"more than {most}"
             raise Refused(413, f"The request has {many} bytes, at most {most} are read.")
-        return found
+        return b"".join(parts)
 
-    def _same_site(self, scope: Any) -> None:
-        """Raises: Refused, 403, for a request that a page of another site makes a browser send."""
+    def _named(self, scope: Any) -> None:
+        """Raise Refused for a request that a page of another site makes a browser send.
+
+        That is one with another `origin`, 403, or for a name of another site that leads here, 400.
+        """
         headers = dict(scope["headers"])
-        origin, host = headers.get(b"origin"), headers.get(b"host", b"")
-        if origin is not None and urlsplit(origin).netloc != host:
+        host = headers.get(b"host", b"").decode("latin-1")
+        try:
+            name = urlsplit(f"//{host}").hostname
+            site = urlsplit(headers.get(b"origin", b"").decode("latin-1")).netloc
+        except ValueError as error:
+            raise Refused(400, f"The header 'host' or 'origin' is no address: {error}.") from error
+        if self.hosts and name not in self.hosts:
+            raise Refused(400, f"This server has no name {shown(host)}.")
+        if b"origin" in headers and site != host:
             raise Refused(403, "A page of another site may not ask this server.")
 
 
 class _Answer:
     """Sends on, and knows what was sent."""
 
-    def __init__(self, send: Any, done: bool) -> None:
-        self.send, self.done = send, done
+    def __init__(self, send: Any, gate: Gate) -> None:
+        self.send, self.gate = send, gate
         self.status, self.stream, self.over = 0, False, False
         self.began = asyncio.get_running_loop().time()
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
+            headers = list(message["headers"])
             self.status = message["status"]
-            kinds = dict(message["headers"]).get(b"content-type", b"")
-            self.stream = kinds.startswith(b"text/event-stream")
+            self.stream = dict(headers).get(b"content-type", b"").startswith(b"text/event-stream")
+            if self.gate.ending:  # no further request should be on its way when it is closed
+                message = message | {"headers": [*headers, CLOSE]}
         elif not message.get("more_body", False):
             self.over = True
-            if self.stream and self.done and self.status == 200:
-                message = message | {"body": message.get("body", b"") + DONE}
         await self.send(message)
 
-    async def refuse(self, status: int, text: str) -> None:
-        """Say it, in a stream that has begun as its last line."""
-        told = json.dumps(error_body(status, text)).encode()
+    async def refuse(self, refusal: Refused) -> None:
+        """Send an error: as an answer, or in a stream that has begun as its last event."""
+        body = json.dumps(refusal.body()).encode()
         if self.over:
             return
         if not self.status:
-            headers = [(b"content-type", b"application/json"), (b"connection", b"close")]
-            if status == FULL:
+            headers = [(b"content-type", b"application/json"), CLOSE]
+            if refusal.status in (429, 503):
                 headers.append((b"retry-after", b"1"))
-            await self.send({"type": "http.response.start", "status": status, "headers": headers})
-            await self.send({"type": "http.response.body", "body": told})
+            start = {"type": "http.response.start", "status": refusal.status, "headers": headers}
+            await self.send(start)
+            await self.send({"type": "http.response.body", "body": body})
         elif self.stream:
-            await self.send({"type": "http.response.body", "body": b"data: " + told + b"\n\n"})
+            await self.send({"type": "http.response.body", "body": b"data: " + body + b"\n\n"})
         self.over = True
 
 
-def error_body(status: int, text: str) -> dict[str, Any]:
-    """As OpenAI's clients read it."""
-    kinds = {401: "authentication_error", 403: "permission_error", FULL: "rate_limit_error"}
-    kind = kinds.get(status, "invalid_request_error" if status < 500 else "server_error")
-    code = "model_not_found" if status == 404 else None
-    return {"error": {"message": text, "type": kind, "param": None, "code": code}}
+async def _told(answer: _Answer, refusal: Refused, line: Line) -> None:
+    """Send an error, and drop the connection of a client that does not read it."""
+    try:
+        async with asyncio.timeout(NOT_READ):
+            await answer.refuse(refusal)
+    except TimeoutError:
+        line.abort()
 
 
 async def _hung_up(receive: Any) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+    with suppress(ConnectionError):
+        while (await receive())["type"] != "http.disconnect":
+            pass

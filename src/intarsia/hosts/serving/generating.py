@@ -1,338 +1,311 @@
 """How a model's requests are carried out: in one continuous batch, or one after another.
 
 Greedy requests of a model run together, as transformers' continuous batching does it. That has one
-setting for the whole batch, so a request that samples, or ends at a string, runs by itself on the
-one thread that all models share.
+setting for the whole batch and tells no other token's probability, so a request that samples,
+changes logits or wants log-probabilities runs by itself, on the one thread that all models share.
 """
 
 from __future__ import annotations
 
 import asyncio
 import copy
-import logging
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncGenerator, Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from fastapi import HTTPException
-from transformers import ContinuousBatchingConfig, GenerationConfig, StoppingCriteria
-from transformers.cli.serving.utils import (
-    BaseGenerateManager,
-    CBGenerateManager,
-    CBStreamer,
-    CBWorkerDeadError,
-    DirectStreamer,
-    GenerationState,
-    _GenerationCancelled,
-    _StreamError,
+from torch import Tensor
+from transformers import (
+    ContinuousBatchingConfig,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
 )
 
 from .models import ServedModel
-from .settings import Limits, Request, current
+from .refusals import Refused
+from .settings import Limits
 
-LOG = logging.getLogger(__name__)
 PAGE = 32  # tokens of a block of the cache of keys and values
 PREFILL = 1024  # tokens of one forward at most
+COLD = 1e-4  # a temperature below it overflows logits: it takes the likeliest token
+# of a GenerationConfig, what leaves a greedy answer alone, or is given to the batch by request
+IN_BATCH = frozenset(
+    (
+        *("bos_token_id", "eos_token_id", "pad_token_id", "max_new_tokens", "do_sample"),
+        *("num_beams", "use_cache", "transformers_version", "_from_model_config"),
+    )
+)
+DEAD = "The model has stopped after an error. Restart the server; its log says why."
 
 
-class Generations(GenerationState):
-    """The batch of each model, and the thread for what cannot be batched.
+@dataclass(frozen=True)
+class Sampling:
+    """How the tokens of one answer are drawn.
 
-    transformers' own has one batch, which ends when another model is asked for.
+    bias: added to logits, by token id.  frequency, presence: OpenAI's penalties.  top: so many of
+    the likeliest tokens are told with their log-probabilities; None: no log-probabilities.
+    streamed: tokens are wanted one by one.
     """
 
-    def __init__(self, models: dict[str, ServedModel], limits: Limits) -> None:
-        super().__init__(continuous_batching=True)
-        self.limits, self.models = limits, models
+    config: GenerationConfig
+    seed: int | None = None
+    bias: Mapping[int, float] = field(default_factory=dict)
+    frequency: float = 0.0
+    presence: float = 0.0
+    top: int | None = None
+    streamed: bool = False
+
+    @property
+    def plain(self) -> bool:
+        """Return whether a batch of greedy requests draws the same tokens."""
+        settings = self.config.to_diff_dict().items()
+        changed = {name for name, value in settings if value not in (None, False)} - IN_BATCH
+        adjusted = self.bias or self.frequency or self.presence or self.top is not None
+        return not (changed or adjusted or self.config.do_sample)
+
+
+@dataclass(frozen=True)
+class NewToken:
+    """A token that was drawn, with its log-probability and those of the likeliest, if wanted."""
+
+    id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+def configured(own: GenerationConfig, given: Mapping[str, Any]) -> GenerationConfig:
+    """Return a model's own settings with a request's: temperature, top_p.
+
+    Without either the model's own hold, whether they sample or not.
+    """
+    config = copy.deepcopy(own)
+    config.max_length, config.use_cache, config.num_beams = None, True, 1
+    temperature, top_p = given.get("temperature"), given.get("top_p")
+    if (temperature is not None and temperature < COLD) or top_p == 0:
+        config.do_sample = False
+    elif temperature is not None or top_p is not None:
+        config.do_sample = True
+        config.temperature = config.temperature if temperature is None else float(temperature)
+        config.top_p = config.top_p if top_p is None else float(top_p)
+    if not config.do_sample:
+        config.temperature = config.top_p = config.top_k = None
+    return config
+
+
+class Generations:
+    """The batch of each model, and the thread for what cannot be batched."""
+
+    def __init__(self, models: Mapping[str, ServedModel], limits: Limits) -> None:
         self.thread = ThreadPoolExecutor(1, "generate")
-        self.found: dict[str, Generation] = {}
+        self.of = {n: Generation(model, limits, self.thread) for n, model in models.items()}
 
-    def use_continuous_batching(self, model: Any, modality: Any) -> bool:
-        """Always: prompts come as lists, and `Generation` decides."""
-        return True
-
-    def get_manager(self, model_id: str, use_cb: bool = False) -> Generation:
-        if model_id not in self.found:
-            of = self.models[model_id]
-            self.found[model_id] = Generation(of, self.limits, self.thread)
-        return self.found[model_id]
-
-    def is_cb_alive(self) -> bool:
-        return all(one.batch.is_alive() for one in self.found.values())
+    def alive(self) -> bool:
+        """Return whether no batch has died of an error."""
+        return all(generation.alive() for generation in self.of.values())
 
     def shutdown(self) -> None:
         """Let go of every thread."""
-        for one in self.found.values():
-            one.stop()
+        for generation in self.of.values():
+            generation.stop()
         self.thread.shutdown(wait=True, cancel_futures=True)
 
 
-class _Texts(asyncio.Queue[Any]):
-    """The texts of a stream, and at its end what was held back: half of a character.
+class Generation:
+    """The requests of one model."""
 
-    transformers' streams leave that out, so that their text is not that of the whole answer.
-    """
+    def __init__(self, served: ServedModel, limits: Limits, thread: ThreadPoolExecutor) -> None:
+        self.served, self.limits, self.thread = served, limits, thread
+        self.batch: Any = None
 
-    def __init__(self, whole: Callable[[], str]) -> None:
-        super().__init__()
-        self.sent, self.whole = "", whole
+    async def tokens(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
+        """Yield the tokens of an answer; one that is closed before its end is given up.
 
-    def put_nowait(self, item: Any) -> None:
-        if isinstance(item, str):
-            self.sent += item
-        elif item is None and (whole := self.whole()).startswith(self.sent) and whole != self.sent:
-            super().put_nowait(whole[len(self.sent) :])
-        super().put_nowait(item)
+        Raises: Refused, 503, where the model has died of an error.
+        """
+        if not self.alive():
+            raise Refused(503, DEAD)
+        draw = self._in_batch if self._batched(sampling) else self._by_itself
+        async with aclosing(draw(ids, sampling)) as tokens:
+            async for token in tokens:
+                yield token
+
+    def alive(self) -> bool:
+        """Return whether the batch takes requests."""
+        return self.batch is None or self.batch.background_thread_status.fatal_error is None
+
+    async def _in_batch(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
+        # a name of our own, since clients choose theirs
+        name, outputs = uuid.uuid4().hex, asyncio.Queue[Any]()
+        config, batch = sampling.config, self._started(sampling.config)
+        batch.register_result_handler(name, outputs.put_nowait)
+        count, finished = 0, False
+        try:
+            added = batch.add_request(
+                ids,
+                request_id=name,
+                max_new_tokens=config.max_new_tokens,
+                streaming=sampling.streamed,
+                eos_token_id=config.eos_token_id,
+            )
+            while not finished:
+                output = await outputs.get() if added is not None else None
+                if output is None or output.error is not None:  # whatever fails in a batch ends it
+                    raise Refused(503, DEAD)
+                for token in output.generated_tokens[count:]:
+                    yield NewToken(token)
+                count, finished = len(output.generated_tokens), output.is_finished()
+        finally:
+            if not finished:
+                batch.cancel_request(name)
+            batch.output_router.result_handlers.pop(name, None)
+
+    async def _by_itself(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
+        loop, tokens = asyncio.get_running_loop(), asyncio.Queue[NewToken | None]()
+        gone = threading.Event()
+
+        def hear(token: NewToken) -> None:
+            loop.call_soon_threadsafe(tokens.put_nowait, token)
+
+        def end(done: Future[None] | asyncio.Future[None]) -> None:
+            if not done.cancelled():
+                done.exception()  # heard below, unless nobody is there any more
+            tokens.put_nowait(None)
+
+        work = loop.run_in_executor(self.thread, self._generate, ids, sampling, hear, gone)
+        work.add_done_callback(end)
+        try:
+            while (token := await tokens.get()) is not None:
+                yield token
+            await work
+        finally:
+            gone.set()
+            work.cancel()
+
+    def _generate(
+        self,
+        ids: list[int],
+        sampling: Sampling,
+        hear: Callable[[NewToken], None],
+        gone: threading.Event,
+    ) -> None:
+        """Run one request through `generate`."""
+        if gone.is_set():
+            return
+        model = self.served.model
+        rows = torch.tensor([ids], device=model.device)
+        devices = [model.device] if model.device.type == "cuda" else []
+        logits = _Logits(sampling, len(ids))
+        with torch.random.fork_rng(devices, enabled=sampling.seed is not None):
+            if sampling.seed is not None:
+                torch.manual_seed(sampling.seed)
+            model.generate(
+                input_ids=rows,
+                attention_mask=torch.ones_like(rows),
+                generation_config=sampling.config,
+                tokenizer=self.served.tokenizer,
+                streamer=_Streamer(logits, hear),
+                logits_processor=LogitsProcessorList([logits]),
+                stopping_criteria=StoppingCriteriaList([_Gone(gone)]),
+            )
+
+    def _batched(self, sampling: Sampling) -> bool:
+        """Return whether a request runs in the batch: it is greedy, and asks for nothing else."""
+        return self.limits.batching != "none" and _may_batch(self.served.model) and sampling.plain
+
+    def _started(self, config: GenerationConfig) -> Any:
+        """Return the batch, which is made for the first request."""
+        if self.batch is None:
+            plain = GenerationConfig(
+                do_sample=False, eos_token_id=config.eos_token_id, max_new_tokens=1
+            )
+            self.batch = self.served.model.init_continuous_batching(
+                generation_config=plain,
+                continuous_batching_config=_batch_config(self.served, self.limits),
+            )
+            self.batch.start()
+        return self.batch
+
+    def stop(self) -> None:
+        """End the batch; what is still in it fails.  transformers' `stop` collects garbage, too."""
+        if self.batch is not None:
+            status = self.batch.background_thread_status
+            status.request_stop(status.HARD_STOP, self.batch.distributed_helper.global_rank)
+            self.batch.join(time.perf_counter(), timeout=30)
 
 
-class _Streamer(CBStreamer):
-    """Tells the request of each token, and takes its handler along when it is cancelled."""
+class _Logits(LogitsProcessor):
+    """Notes the model's own log-probabilities, then adds a bias and takes penalties off."""
 
-    def __init__(self, forget: Callable[[], None], *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
-        self._forget = forget
+    def __init__(self, sampling: Sampling, prompt: int) -> None:
+        self.sampling, self.prompt = sampling, prompt
+        self.raw: Tensor | None = None  # (V,)
 
-    def cancel(self) -> None:
-        super().cancel()
-        self._forget()
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """Return logits (1, V).  A penalty is frequency * count + presence * (count > 0)."""
+        sampling = self.sampling
+        if sampling.top is not None:
+            self.raw = scores[0].float().log_softmax(-1)
+        if sampling.frequency or sampling.presence:
+            drawn = input_ids[0, self.prompt :]
+            count = torch.zeros_like(scores[0]).index_add_(
+                0, drawn, torch.ones_like(drawn, dtype=scores.dtype)
+            )
+            penalty = sampling.frequency * count + sampling.presence * (count > 0)
+            scores = scores - penalty
+        if sampling.bias:
+            scores = scores.clone()
+            at = torch.tensor(list(sampling.bias), device=scores.device)
+            scores[0, at] += torch.tensor(list(sampling.bias.values())).to(scores)
+        return scores
+
+    def token(self, number: int) -> NewToken:
+        """Return a token that was drawn, with its log-probability."""
+        if self.raw is None:
+            return NewToken(number)
+        values, ids = self.raw.topk(min(self.sampling.top or 0, len(self.raw)))
+        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+        return NewToken(number, self.raw[number].item(), top)
 
 
-class _Direct(DirectStreamer):
-    """Tells the request of each token."""
+class _Streamer:
+    """What `generate` hands its tokens to, the prompt's first."""
 
-    def __init__(self, told: Request, *given: Any, **named: Any) -> None:
-        super().__init__(*given, **named)
-        self._told, self.made = told, list[int]()
+    def __init__(self, logits: _Logits, hear: Callable[[NewToken], None]) -> None:
+        self.logits, self.hear, self.prompt = logits, hear, True
 
-    def put(self, value: torch.Tensor) -> None:
-        prompt = self._first
-        if not prompt:
-            self.made += value.tolist()
-        super().put(value)
-        if not prompt:
-            self._told.token()
+    def put(self, value: Tensor) -> None:
+        """Tell of a new token."""
+        if not self.prompt:
+            self.hear(self.logits.token(int(value)))
+        self.prompt = False
+
+    def end(self) -> None:
+        """Do nothing: the call of `generate` ends."""
 
 
 class _Gone(StoppingCriteria):
     """Ends a generation whose client has hung up."""
 
-    def __init__(self) -> None:
-        self.event = threading.Event()
+    def __init__(self, event: threading.Event) -> None:
+        self.event = event
 
     def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
         return torch.full((len(input_ids),), self.event.is_set(), device=input_ids.device)
 
 
-class Generation(BaseGenerateManager):
-    """The requests of one model."""
-
-    def __init__(self, of: ServedModel, limits: Limits, thread: ThreadPoolExecutor) -> None:
-        self.of, self.limits, self.thread = of, limits, thread
-        self.batch = CBGenerateManager(_batch_config(of, limits))
-        self.lock = threading.Lock()
-
-    def generate_streaming(
-        self,
-        model: Any,
-        processor: Any,
-        inputs: Any,
-        gen_config: GenerationConfig,
-        request_id: str,
-        response_parser: Any = None,
-    ) -> tuple[asyncio.Queue[Any], Any]:
-        ids = self._fitted(inputs, gen_config)
-        loop, rust, told = asyncio.get_running_loop(), processor._tokenizer, current()
-        made: list[int] = []
-        plain = response_parser is None
-        queue = _Texts(lambda: processor.decode(made, skip_special_tokens=plain) if plain else "")
-        if not self._batched(gen_config):
-            direct = _Direct(told, rust, loop, queue, response_parser=response_parser)
-            made = direct.made
-
-            def run() -> None:
-                try:
-                    self._alone(ids, gen_config, told, streamer=direct)
-                except _GenerationCancelled:
-                    loop.call_soon_threadsafe(queue.put_nowait, None)
-                except Exception as error:
-                    loop.call_soon_threadsafe(queue.put_nowait, _said(error))
-
-            self.thread.submit(run)
-            return queue, direct
-        name, forget = self._name()
-        cb = self.batch._cb
-        streamer = _Streamer(forget, cb, name, rust, loop, queue, response_parser=response_parser)
-
-        def hear(output: Any) -> None:
-            made[:] = output.generated_tokens
-            try:
-                told.generated = len(output.generated_tokens) - 1
-                told.token()
-                streamer.put(output)
-            except Exception as error:
-                queue.put_nowait(_said(error))
-                return
-            if output.error is not None:
-                queue.put_nowait(_said(output.error))
-            if output.error is not None or output.is_finished():
-                streamer.end()
-
-        self._add(name, ids, gen_config, hear, streaming=True)
-        return queue, streamer
-
-    async def generate_non_streaming(
-        self,
-        model: Any,
-        processor: Any,
-        inputs: Any,
-        gen_config: GenerationConfig,
-        request_id: str,
-    ) -> tuple[str, int, Any]:
-        ids, told = self._fitted(inputs, gen_config), current()
-        if self._batched(gen_config):
-            made = await self._in_batch(ids, gen_config)
-        else:
-            made = await self._by_itself(ids, gen_config, told)
-        told.generated = len(made)
-        return processor.decode(made, skip_special_tokens=True), len(ids), made
-
-    async def _in_batch(self, ids: list[int], config: GenerationConfig) -> list[int]:
-        name, forget = self._name()
-        future = asyncio.get_running_loop().create_future()
-
-        def hear(output: Any) -> None:
-            if not future.done():
-                future.set_result(output)
-
-        try:
-            self._add(name, ids, config, hear, streaming=False)
-            output = await future
-        except asyncio.CancelledError:
-            self.batch._cb.cancel_request(name)  # pyright: ignore[reportOptionalMemberAccess]
-            raise
-        finally:
-            forget()
-        if output.error is not None:  # whatever fails in the batch ends it
-            raise CBWorkerDeadError(output.error)
-        return output.generated_tokens
-
-    async def _by_itself(
-        self, ids: list[int], config: GenerationConfig, told: Request
-    ) -> list[int]:
-        gone, loop = _Gone(), asyncio.get_running_loop()
-        try:
-            return await loop.run_in_executor(
-                self.thread, lambda: self._alone(ids, config, told, stopping_criteria=[gone])
-            )
-        except asyncio.CancelledError:
-            gone.event.set()
-            raise
-
-    def _alone(self, ids: list[int], config: Any, told: Request, **named: Any) -> list[int]:
-        """One request through `generate`: the new tokens."""
-        model, config = self.of.model, copy.deepcopy(config)
-        config.use_cache = True
-        rows = torch.tensor([ids], device=model.device)
-        devices = [model.device] if model.device.type == "cuda" else []
-        with torch.random.fork_rng(devices, enabled=told.seed is not None):
-            if told.seed is not None:
-                torch.manual_seed(told.seed)
-            whole = model.generate(
-                input_ids=rows,
-                attention_mask=torch.ones_like(rows),
-                generation_config=config,
-                tokenizer=self.of.tokenizer,
-                **named,
-            )
-        return whole[0, len(ids) :].tolist()
-
-    def _fitted(self, inputs: Any, config: GenerationConfig) -> list[int]:
-        """The prompt's tokens.  Raises: HTTPException, 400, where answer and prompt have no room.
-
-        A number of tokens that was not asked for gives way to the model's context.
-        """
-        ids, told, context = list(inputs["input_ids"]), current(), self.of.context
-        told.prompt, room = len(ids), context - len(ids)
-        asked = int(config.max_new_tokens or 1) if told.asked else 1
-        if not ids:
-            raise HTTPException(400, "prompt: got no tokens, want some text. Say something.")
-        if room < asked:
-            got = f"{len(ids)} tokens of prompt and {asked} of answer"
-            fix = "Shorten the prompt, or lower max_tokens."
-            raise HTTPException(400, f"prompt: got {got}, want at most {context} together. {fix}")
-        config.max_new_tokens = min(int(config.max_new_tokens or 1), room)
-        return ids
-
-    def _batched(self, config: Any) -> bool:
-        """Whether a request may run in the batch: greedy, and nothing else is asked for."""
-        model = self.of.model
-        greedy = not config.do_sample and not config.stop_strings and config.num_beams in (None, 1)
-        if self.limits.batching == "none" or not greedy or not _may_batch(model):
-            return False
-        if len(model._get_logits_processor(config)):
-            return False
-        with self.lock:
-            if self.batch._cb is None:
-                plain = GenerationConfig(
-                    do_sample=False, eos_token_id=config.eos_token_id, max_new_tokens=1
-                )
-                self.batch.init_cb(model, plain)
-        return True
-
-    def _name(self) -> tuple[str, Callable[[], None]]:
-        """A name of our own for the batch, since clients choose theirs, and how to forget it."""
-        name, cb = uuid.uuid4().hex, self.batch._cb
-        assert cb is not None
-        self.batch._check_alive(name)
-
-        def forget() -> None:
-            with cb.output_router._lock:
-                cb.output_router.result_handlers.pop(name, None)
-
-        return name, forget
-
-    def _add(
-        self,
-        name: str,
-        ids: list[int],
-        config: Any,
-        hear: Callable[[Any], None],
-        *,
-        streaming: bool,
-    ) -> None:
-        """Hand a request to the batch; whoever hears its answer listens before it can come."""
-        cb = self.batch._cb
-        assert cb is not None
-        cb.register_result_handler(name, hear)
-        added = cb.add_request(
-            ids,
-            request_id=name,
-            max_new_tokens=config.max_new_tokens,
-            streaming=streaming,
-            eos_token_id=config.eos_token_id,
-        )
-        if added is None:  # refused, and nobody would ever answer
-            raise CBWorkerDeadError("The batch takes no more requests.")
-
-    def stop(self) -> None:
-        """End the batch; what is still in it fails.  transformers' `stop` collects garbage, too."""
-        if (cb := self.batch._cb) is not None:
-            cb.background_thread_status.request_stop(
-                cb.background_thread_status.HARD_STOP, cb.distributed_helper.global_rank
-            )
-            cb._wake_up_loop.set()
-            cb.join(time.perf_counter(), timeout=30)
-
-
 def _may_batch(model: Any) -> bool:
-    """Paged attention needs SDPA or flash attention, and a model that knows them."""
-    return hasattr(model, "init_continuous_batching") and model.config._attn_implementation != (
-        "eager"
-    )
+    """Return whether paged attention takes the place of a model's: SDPA's or flash attention's."""
+    attention = str(model.config._attn_implementation)
+    known = attention == "sdpa" or attention.startswith("flash_attention")
+    return known and hasattr(model, "init_continuous_batching")
 
 
 def _batch_config(of: ServedModel, limits: Limits) -> ContinuousBatchingConfig:
@@ -346,10 +319,3 @@ def _batch_config(of: ServedModel, limits: Limits) -> ContinuousBatchingConfig:
         max_batch_tokens=max(PREFILL, limits.at_once),
         max_requests_per_batch=limits.at_once,
     )
-
-
-def _said(error: object) -> _StreamError:
-    """An error for a stream, which has begun; what is wrong inside is no client's business."""
-    known = isinstance(error, Exception)
-    LOG.error("generation failed: %s", error, exc_info=error if known else None)
-    return _StreamError("An error inside; the server's log says which.")

@@ -11,22 +11,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fastapi import HTTPException
 from peft import PeftModel
 from torch import nn
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
-from transformers.cli.serving.model_manager import ModelManager
 
 from ...core.checks import at_least
 from ...core.errors import AssetError, CheckpointError, ConfigError
 from ...core.reading import check_regular
-from ...data.language_models import language_model
 from ...placement.cache import PolicyConfig
 from ..anatomy.blocks import base_of
 from ..offload.resident import SLOTS, offload
 from ..offload.slots import Slots
 from ..offload.store import INDEX
+from ..opened import is_changed, open_language_model
 from ..saved import load, replays
+from ..spans.head_spans import spans_of
+from .refusals import Refused, shown
 
 Report = Callable[[str], None]
 CONTEXT = 4096  # tokens: a long context's keys and values need more memory than small models
@@ -46,8 +46,14 @@ class ServedModel:
     @property
     def context(self) -> int:
         """Tokens of prompt and answer together."""
-        config = self.model.config.get_text_config()
-        return min(int(getattr(config, "max_position_embeddings", None) or CONTEXT), self.longest)
+        config, spans = self.model.config.get_text_config(), spans_of(self.model)
+        longest = self.longest if spans is None else min(self.longest, spans[1])
+        return min(int(getattr(config, "max_position_embeddings", None) or CONTEXT), longest)
+
+    @property
+    def vocabulary(self) -> int:
+        """Tokens that the model knows."""
+        return int(self.model.config.get_text_config().vocab_size)
 
 
 def open_models(
@@ -57,18 +63,23 @@ def open_models(
     slots: int | float | str | None = None,
     policy: PolicyConfig | None = None,
     context: int = CONTEXT,
+    dtype: str = "auto",
     progress: Report = lambda _: None,
 ) -> dict[str, ServedModel]:
     """Open language models by name, and adapters of the one of them.
 
-    sources: name -> what `language_model` takes, or a folder of `pack_experts`.  adapters: name ->
-    folder, of `intarsia.save`, PEFT or a run.  slots: offload the experts, see `offload`.
+    sources: name -> what `open_language_model` takes, or a folder of `pack_experts`.  adapters:
+    name -> folder, of `intarsia.save`, PEFT or a run.  slots: offload the experts, see `offload`;
+    of a folder of `pack_experts` all are kept in memory if it is not given.
     context: tokens of prompt and answer at most, where the model has room for more.
+    dtype: of a resident model's weights; "auto" for that of its file.
     An adapter is a model of its own whose modules are copies and whose weights are the trunk's, so
-    that no request has to wait for another adapter to be switched off. One forward runs at a time.
+    that no request has to wait for another adapter to be switched off. A folder that changes the
+    model itself, such as a pruned or a spanned one, gets a copy of the weights, too. One forward
+    runs at a time.
 
-    Raises: ConfigError for names that are taken twice and adapters of several models;
-    CheckpointError for a folder that is no adapter alone, or of another model.
+    Raises: ConfigError for names that are taken twice, adapters of several models, and a dtype
+    where weights have their own; CheckpointError for a folder of another model.
     """
     at_least("context", context, 2)
     adapters = dict(adapters or {})
@@ -81,9 +92,9 @@ def open_models(
     found: dict[str, ServedModel] = {}
     for name, source in sources.items():
         progress(f"opening {name}")
-        trunk = replace(_trunk(name, source, slots, policy, progress), longest=context)
+        trunk = replace(_trunk(name, source, slots, policy, dtype, progress), longest=context)
         lock = threading.Lock()
-        twins = {key: twin(trunk.model) for key in adapters}
+        twins = {key: twin(trunk.model, replays(at)) for key, at in adapters.items()}
         one_at_a_time(trunk.model, lock)
         found[name] = trunk
         for key, folder in adapters.items():
@@ -99,14 +110,18 @@ def _trunk(
     source: str,
     slots: int | float | str | None,
     policy: PolicyConfig | None,
+    dtype: str,
     progress: Report,
 ) -> ServedModel:
-    packed, held = (Path(source) / INDEX).is_file(), None
+    folder, held = Path(source), None
+    if slots is None and (folder / INDEX).is_file():
+        progress("all experts stay in memory; --slots 0.25 would keep a quarter of them")
+        slots = 1.0
+    if dtype != "auto" and (slots is not None or is_changed(folder)):
+        got, want = f"{dtype} for {source}", "auto: its weights keep the dtype of their file"
+        raise ConfigError("--dtype", got=got, want=want, fix="Leave it out.")
     if slots is None:
-        if packed:
-            got, want = "a folder of packed experts", "--slots, or a folder of save_pretrained"
-            raise ConfigError(f"model {source!r}", got=got, want=want, fix="Add --slots 0.25.")
-        model, tokenizer = language_model(source, dtype="auto")
+        model, tokenizer = open_language_model(source, dtype=dtype, progress=progress)
     else:
         model = offload(source, slots=slots, policy=policy, progress=progress)
         held = next(m.__dict__[SLOTS][0] for m in model.modules() if SLOTS in m.__dict__)
@@ -124,14 +139,19 @@ def _trunk(
     return ServedModel(name, whole, tokenizer, name, held)
 
 
-def twin(model: nn.Module) -> Any:
-    """A copy of a model's modules over the same weights, buffers and slots."""
-    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+def twin(model: nn.Module, weights: bool = False) -> Any:
+    """Copy a model's modules over the same slots, and the same weights and buffers.
+
+    weights: copy weights and buffers, too.
+    """
+    shared = () if weights else (*model.parameters(), *model.buffers())
+    memo: dict[int, Any] = {id(t): t for t in shared}
     for module in model.modules():
         if (found := module.__dict__.get(SLOTS)) is not None:
             memo[id(found[0])] = found[0]
             memo[id(found[0].cache)] = found[0].cache
-    return copy.deepcopy(model, memo)
+    # a saved folder may hold what was trained, and looks for it among what can be
+    return copy.deepcopy(model, memo).requires_grad_(weights)
 
 
 def one_at_a_time(model: Any, lock: threading.Lock) -> None:
@@ -147,10 +167,6 @@ def one_at_a_time(model: Any, lock: threading.Lock) -> None:
 
 
 def _with_adapter(copied: Any, folder: Path) -> Any:
-    if replays(folder):
-        got, want = "changes of the model's own weights", "an adapter, which leaves them alone"
-        fix = "Fold it, save it with save_pretrained, and serve that folder as a model."
-        raise CheckpointError(f"adapter {str(folder)!r}", got=got, want=want, fix=fix)
     model = load(copied, folder)
     config = model.active_peft_config if isinstance(model, PeftModel) else None
     if config is not None and config.is_prompt_learning:
@@ -165,29 +181,23 @@ def _with_adapter(copied: Any, folder: Path) -> Any:
     return base.eval().requires_grad_(False)
 
 
-class Shelf(ModelManager):
-    """What transformers' handlers ask for models: those of the start, and no other name."""
+class Shelf:
+    """The models of the start, by name, and no other."""
 
-    def __init__(
-        self, models: Mapping[str, ServedModel]
-    ) -> None:  # opens nothing: no super().__init__
+    def __init__(self, models: Mapping[str, ServedModel]) -> None:
         self.models = dict(models)
-        self.force_model = None
 
-    def find(self, name: object) -> ServedModel:
-        """Raises: HTTPException, 404 with what may have been meant."""
-        if isinstance(name, str) and name in self.models:
+    def find(self, name: str) -> ServedModel:
+        """Raises: Refused, 404 with what may have been meant."""
+        if name in self.models:
             return self.models[name]
-        near = difflib.get_close_matches(str(name)[:200], self.models, n=1, cutoff=0.5)
+        near = difflib.get_close_matches(name[:200], self.models, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(self.models)}."
-        raise HTTPException(404, f"The model {str(name)[:200]!r} does not exist. {hint}")
+        message = f"The model {shown(name)} does not exist. {hint}"
+        raise Refused(404, message, param="model", code="model_not_found")
 
-    def load_model_and_processor(self, model_id_and_revision: str, *_: Any, **__: Any) -> Any:
-        found = self.find(model_id_and_revision)
-        return found.model, found.tokenizer
-
-    def list_models(self, cache_dir: str | None = None) -> list[dict[str, Any]]:
-        """Of OpenAI's fields, and whether there is a chat template, and of which trunk it is."""
+    def listed(self) -> list[dict[str, Any]]:
+        """Return OpenAI's fields, whether there is a chat template, and the trunk's name."""
         return [
             {
                 "id": one.name,
@@ -207,6 +217,3 @@ class Shelf(ModelManager):
         for one in self.models.values():
             if one.slots is not None and one.name == one.trunk:
                 yield one.name, one.slots
-
-    def shutdown(self) -> None:
-        """Models stay until the process ends."""

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
-import logging
+import math
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -15,8 +17,10 @@ import uvicorn
 from ...core.checks import between
 from ...core.errors import ConfigError
 from .app import LOCAL, Application
+from .connections import watched
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+LINGER = 0.5  # seconds, at the end, in which connections may still bring a request
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -48,6 +52,23 @@ def hosts_of(host: str) -> tuple[str, ...]:
 class Server(uvicorn.Server):
     """uvicorn's, which answers what it has taken before it ends, and then ends without an error."""
 
+    def __init__(self, app: Application) -> None:
+        limits = app.limits
+        config = uvicorn.Config(
+            app,
+            http=watched(app.connections),
+            ws="none",
+            log_level="warning",
+            lifespan="off",
+            proxy_headers=False,  # a client is its address
+            timeout_graceful_shutdown=math.ceil(limits.drain + LINGER) + 5,  # the gate cuts before
+            timeout_keep_alive=math.ceil(limits.arrival),
+            h11_max_incomplete_event_size=65536,
+            server_header=False,
+        )
+        super().__init__(config)
+        self.gate, self.lines = app.gate, app.connections
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         if threading.current_thread() is not threading.main_thread():
@@ -60,26 +81,24 @@ class Server(uvicorn.Server):
             for number, handler in before.items():
                 signal.signal(number, handler)
 
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let requests that are on their way arrive and be refused in words, before doors close."""
+        self.gate.end()
+        end = time.monotonic() + LINGER
+        while self.lines.lines and time.monotonic() < end and not self.force_exit:
+            await asyncio.sleep(0.05)
+        await super().shutdown(sockets)
 
-def run(app: Application, listening: socket.socket, said: Callable[[str], None]) -> None:
-    """Serve until a signal comes; a second Ctrl-C does not wait.
+
+def run(app: Application, listening: socket.socket, said: Callable[[str], None]) -> int:
+    """Serve until a signal comes; a second Ctrl-C does not wait.  Return how many were cut off.
 
     said: gets the server's address once it answers.
     """
-    logging.getLogger("transformers.cli.serving").setLevel(logging.ERROR)  # a line a request
-    limits = app.limits
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        lifespan="off",
-        timeout_graceful_shutdown=max(1, round(limits.drain)),
-        limit_concurrency=limits.at_once + limits.queue + 256,  # connections, idle ones too
-        h11_max_incomplete_event_size=65536,
-        server_header=False,
-    )
     host, port = listening.getsockname()[:2]
     said(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     try:
-        Server(config).run(sockets=[listening])
+        Server(app).run(sockets=[listening])
     finally:
         app.close()
+    return app.gate.cut

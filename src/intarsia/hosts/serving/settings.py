@@ -19,6 +19,7 @@ class Limits:
     body: bytes of a request.  tokens: new ones of an answer, also where none are asked for.
     at_once: requests in the works.  queue: requests that wait; the next one is told to come back.
     seconds: of a request, waiting included.  drain: seconds for what is in the works at the end.
+    arrival: seconds for a request's headers to arrive, and for its body.
     """
 
     body: int = 1_000_000
@@ -28,6 +29,12 @@ class Limits:
     seconds: float = 300.0
     drain: float = 30.0
     batching: str = "continuous"
+    arrival: float = 10.0
+
+    @property
+    def connections(self) -> int:
+        """Return how many clients may be connected, idle ones included."""
+        return self.at_once + self.queue + 256
 
     def __post_init__(self) -> None:
         at_least("body", self.body, 1000)
@@ -37,6 +44,7 @@ class Limits:
         above("seconds", self.seconds, 0, "Try 300.")
         between("drain", self.drain, 0, DAY)
         one_of("batching", self.batching, BATCHINGS)
+        above("arrival", self.arrival, 0, "Try 10.")
 
 
 @dataclass
@@ -48,13 +56,12 @@ class Request:
     prompt: int = 0
     generated: int = 0
     first: float | None = None  # seconds to the first token
-    seed: int | None = None
-    asked: bool = False  # for so many tokens, by number
+    failed: int = 0  # the status of the error event that ended its stream
 
-    def token(self) -> None:
-        """One more came out."""
+    def token(self, streamed: bool) -> None:
+        """Count a new token, and note when the first one of a stream came."""
         self.generated += 1
-        if self.first is None:
+        if streamed and self.first is None:
             self.first = time.perf_counter() - self.began
 
 

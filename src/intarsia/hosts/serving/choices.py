@@ -1,0 +1,204 @@
+"""The text of an answer, token by token: where it ends, and what is content, thought or a call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+from tokenizers.decoders import DecodeStream
+from transformers.cli.serving.utils import (
+    ReasoningText,
+    ToolCall,
+    build_response_parser,
+    response_events_to_chunks,
+)
+
+from .generating import Generation, NewToken, Sampling
+from .settings import current
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass
+class Increment:
+    """What one step adds to choice `index`.
+
+    parts: texts, `ReasoningText` and `ToolCall` of transformers.  tokens: those behind the texts.
+    finish: why the choice is over, at its last one.
+    """
+
+    index: int
+    parts: list[Any] = field(default_factory=list)
+    tokens: list[NewToken] = field(default_factory=list)
+    finish: str | None = None
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A request for choices: n of each prompt.
+
+    prompts: token ids.  tools: as the model's chat template has them.  parsed: thoughts and calls
+    of tools are told from the text, where the model's makers say how.
+    """
+
+    generation: Generation
+    prompts: Sequence[list[int]]
+    sampling: Sequence[Sampling]
+    n: int = 1
+    stops: tuple[str, ...] = ()
+    tools: list[Any] | None = None
+    parsed: bool = False
+
+    async def increments(self) -> AsyncGenerator[Increment]:
+        """Yield what is new of any choice, choice by choice as it comes.
+
+        Choice i of prompt p has the index p * n + i.
+        """
+        news = asyncio.Queue[Increment | BaseException]()
+        tasks = [
+            asyncio.create_task(self._choice(p * self.n + i, p, news))
+            for p in range(len(self.prompts))
+            for i in range(self.n)
+        ]
+        left = len(tasks)
+        try:
+            while left:
+                new = await news.get()
+                if isinstance(new, BaseException):
+                    raise new
+                left -= new.finish is not None
+                yield new
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _choice(self, index: int, prompt: int, news: asyncio.Queue[Any]) -> None:
+        try:
+            async with aclosing(self._increments(index, prompt)) as steps:
+                async for step in steps:
+                    news.put_nowait(step)
+        except Exception as error:
+            news.put_nowait(error)
+
+    async def _increments(self, index: int, prompt: int) -> AsyncGenerator[Increment]:
+        ids, sampling = self.prompts[prompt], self.sampling[index]
+        served, record = self.generation.served, current()
+        tokenizer: Any = served.tokenizer
+        parser = _Parts(tokenizer, served.model, ids, self.tools) if self.parsed else None
+        words = AnswerText(tokenizer, self.stops, special=parser is not None and parser.active)
+        eos, held = _ids(sampling.config.eos_token_id), list[NewToken]()
+        called, text = False, ""
+        yield Increment(index, parser.start() if parser else [])
+        async with aclosing(self.generation.tokens(ids, sampling)) as tokens:
+            async for token in tokens:
+                record.token(sampling.streamed)
+                text = words.feed(token.id)
+                held += [] if token.id in eos else [token]
+                if words.stopped:
+                    break
+                if text:
+                    parts = parser.feed(text) if parser else [text]
+                    called = called or _calls(parts)
+                    yield Increment(index, parts, held)
+                    held = []
+        text = text if words.stopped else words.end()
+        parts = (parser.feed(text) + parser.end()) if parser else [text] if text else []
+        whole = words.stopped or not eos.isdisjoint(words.ids[-1:])
+        finish = "stop" if whole or len(words.ids) < sampling.config.max_new_tokens else "length"
+        finish = "tool_calls" if called or _calls(parts) else finish
+        yield Increment(index, parts, [] if words.stopped else held, finish)
+
+
+class AnswerText:
+    """Tokens into text: whole characters only, and nothing of a stop text or what may become one.
+
+    `ids`: all tokens; `stopped`: a stop text has come, and nothing behind it counts.
+    """
+
+    def __init__(self, tokenizer: Any, stops: Sequence[str] = (), *, special: bool = False) -> None:
+        self.tokenizer, self.stops, self.special = tokenizer, stops, special
+        self.stream = DecodeStream([], skip_special_tokens=not special)
+        self.ids, self.stopped = list[int](), False
+        self.decoded = self.held = ""
+
+    def feed(self, token: int) -> str:
+        """Return the text that a token completes."""
+        self.ids.append(token)
+        return self._released(self.stream.step(self.tokenizer.backend_tokenizer, token) or "")
+
+    def end(self) -> str:
+        """Return what was held back, half of a character included."""
+        whole = self.tokenizer.decode(self.ids, skip_special_tokens=not self.special)
+        rest = whole[len(self.decoded) :] if whole.startswith(self.decoded) else ""
+        return self._released(rest) + ("" if self.stopped else self.held)
+
+    def _released(self, text: str) -> str:
+        self.decoded += text
+        self.held += text
+        if found := [at for stop in self.stops if (at := self.held.find(stop)) >= 0]:
+            self.stopped = True
+            return self.held[: min(found)]
+        most = min(len(self.held), max(map(len, self.stops), default=1) - 1)
+        keep = next(
+            (size for size in range(most, 0, -1) if self._begins(self.held[-size:])),
+            0,
+        )
+        out, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
+        return out
+
+    def _begins(self, text: str) -> bool:
+        return any(stop.startswith(text) for stop in self.stops)
+
+
+class _Parts:
+    """Text into content, thoughts and calls of tools, where the model's makers say how.
+
+    Text that does not fit, such as a call that is no JSON, is content.
+    """
+
+    def __init__(self, tokenizer: Any, model: Any, ids: list[int], tools: list[Any] | None) -> None:
+        self.parser = build_response_parser(tokenizer, model, ids, tools=tools)
+
+    @property
+    def active(self) -> bool:
+        """Return whether marks between the parts are to be read."""
+        return self.parser is not None
+
+    def start(self) -> list[Any]:
+        """Return the thoughts that the prompt has begun; its other texts are no answer."""
+        events = [] if self.parser is None else self.parser.initial_events
+        return [p for p in response_events_to_chunks(events) if isinstance(p, ReasoningText)]
+
+    def feed(self, text: str) -> list[Any]:
+        """Return the parts that a text completes."""
+        if self.parser is None or not text:
+            return [text] if text else []
+        try:
+            return response_events_to_chunks(self.parser.feed(text))
+        except (ValueError, RuntimeError, KeyError, TypeError) as error:
+            LOG.warning("an answer does not have its model's form: %s", error)
+            self.parser = None
+            return [text]
+
+    def end(self) -> list[Any]:
+        """Return what is left."""
+        if self.parser is None:
+            return []
+        try:
+            return response_events_to_chunks(self.parser.finalize()[1])
+        except (ValueError, RuntimeError, KeyError, TypeError):  # it ends in the middle of a call
+            return []
+
+
+def _calls(parts: list[Any]) -> bool:
+    """Return whether one of them is a call of a tool."""
+    return any(isinstance(part, ToolCall) for part in parts)
+
+
+def _ids(eos: Any) -> frozenset[int]:
+    return frozenset(eos if isinstance(eos, list | tuple) else [] if eos is None else [eos])

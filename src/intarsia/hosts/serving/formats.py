@@ -1,0 +1,158 @@
+"""Answers in the JSON of OpenAI's completions and chat completions, whole or as events."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from transformers.cli.serving.utils import ReasoningText, ToolCall
+
+from .choices import Ask, Increment
+from .generating import NewToken
+from .parameters import COMPLETIONS
+from .settings import Request, current
+
+DONE = "data: [DONE]\n\n"
+Json = dict[str, Any]
+
+
+def event(content: Mapping[str, Any]) -> str:
+    """Return a server-sent event."""
+    return f"data: {json.dumps(content)}\n\n"
+
+
+class Completions:
+    """Completions and chat completions: choices that differ in what a choice looks like."""
+
+    def __init__(self, ask: Ask, given: Mapping[str, Any], route: str) -> None:
+        self.ask, self.chat = ask, route != COMPLETIONS
+        self.usage = bool((given.get("stream_options") or {}).get("include_usage"))
+        self.tokenizer: Any = ask.generation.served.tokenizer
+        self.offsets: dict[int, int] = {}
+        self.calls: dict[int, int] = {}
+        name = "chatcmpl" if self.chat else "cmpl"
+        self.head: Json = {
+            "id": f"{name}-{uuid.uuid4().hex}",
+            "object": "chat.completion" if self.chat else "text_completion",
+            "created": int(time.time()),
+            "model": ask.generation.served.name,
+        }
+
+    async def whole(self) -> Json:
+        """Return the answer when all choices are there."""
+        choices: list[list[Increment]] = [[] for _ in self.ask.sampling]
+        async with aclosing(self.ask.increments()) as increments:
+            async for new in increments:
+                choices[new.index].append(new)
+        answers = [self._choice(i, steps) for i, steps in enumerate(choices)]
+        return self.head | {"choices": answers, "usage": usage(current())}
+
+    async def events(self) -> AsyncIterator[str]:
+        """Yield the answer as events."""
+        if self.chat:
+            self.head["object"] = "chat.completion.chunk"
+        async with aclosing(self.ask.increments()) as increments:
+            async for new in increments:
+                for choice in self._chunks(new):
+                    rest = {"usage": None} if self.usage else {}
+                    yield event(self.head | {"choices": [choice]} | rest)
+        if self.usage:
+            yield event(self.head | {"choices": [], "usage": usage(current())})
+        yield DONE
+
+    def _choice(self, index: int, steps: Sequence[Increment]) -> Json:
+        parts = [part for step in steps for part in step.parts]
+        tokens = [token for step in steps for token in step.tokens]
+        text = "".join(p for p in parts if isinstance(p, str) and not isinstance(p, ReasoningText))
+        choice: Json = {
+            "index": index,
+            "finish_reason": steps[-1].finish,
+            "logprobs": self._logprobs(index, tokens),
+        }
+        if not self.chat:
+            return choice | {"text": text}
+        calls = [self._call(index, part) for part in parts if isinstance(part, ToolCall)]
+        thoughts = "".join(part for part in parts if isinstance(part, ReasoningText))
+        message: Json = {"role": "assistant", "content": text, "refusal": None}
+        message |= {"tool_calls": calls} if calls else {}
+        message |= {"reasoning_content": thoughts} if thoughts else {}
+        return choice | {"message": message}
+
+    def _chunks(self, new: Increment) -> Iterator[Json]:
+        """Yield a choice for each part; the log-probabilities are the first one's."""
+        logprobs = self._logprobs(new.index, new.tokens) if new.tokens else None
+        begun = new.index in self.calls
+        self.calls.setdefault(new.index, 0)
+        if self.chat and not begun:
+            yield self._chunk(new.index, {"role": "assistant", "content": ""}, None)
+        for part in new.parts:
+            yield self._chunk(new.index, self._delta(new.index, part), logprobs)
+            logprobs = None
+        if new.finish is not None or logprobs is not None:
+            yield self._chunk(new.index, self._delta(new.index, None), logprobs, new.finish)
+
+    def _chunk(self, index: int, delta: Json, logprobs: Any, finish: str | None = None) -> Json:
+        choice = {"index": index, "logprobs": logprobs, "finish_reason": finish}
+        return choice | ({"delta": delta} if self.chat else delta)
+
+    def _delta(self, index: int, part: Any) -> Json:
+        if not self.chat:
+            return {"text": part or ""}
+        if isinstance(part, ToolCall):
+            number = self.calls[index]
+            return {"tool_calls": [{"index": number, **self._call(index, part)}]}
+        if isinstance(part, ReasoningText):
+            return {"reasoning_content": str(part)}
+        return {} if part is None else {"content": part}
+
+    def _call(self, index: int, part: ToolCall) -> Json:
+        number = self.calls.get(index, 0)
+        self.calls[index] = number + 1
+        function = {"name": part.name, "arguments": part.arguments}
+        name = f"call_{self.head['id'].rpartition('-')[2]}_{index}_{number}"
+        return {"id": name, "type": "function", "function": function}
+
+    def _logprobs(self, index: int, tokens: Sequence[NewToken]) -> Json | None:
+        if self.ask.sampling[index].top is None:
+            return None
+        if self.chat:
+            return {"content": [self._told(token) for token in tokens], "refusal": None}
+        texts = [self._name(token.id) for token in tokens]
+        offsets: list[int] = []
+        for text in texts:
+            offsets.append(self.offsets.get(index, 0))
+            self.offsets[index] = offsets[-1] + len(text)
+        return {
+            "tokens": texts,
+            "token_logprobs": [token.logprob for token in tokens],
+            "top_logprobs": [{self._name(i): value for i, value in token.top} for token in tokens],
+            "text_offset": offsets,
+        }
+
+    def _told(self, token: NewToken) -> Json:
+        top = [self._entry(number, value) for number, value in token.top]
+        return self._entry(token.id, token.logprob) | {"top_logprobs": top}
+
+    def _name(self, number: int) -> str:
+        """Return a token's text; of a part of a character, which has none, its name."""
+        text = self.tokenizer.decode([number])
+        return self.tokenizer.convert_ids_to_tokens(number) if "\ufffd" in text else text
+
+    def _entry(self, number: int, value: float | None) -> Json:
+        """Return a token with its bytes, which are unknown where it is a part of a character."""
+        whole = "\ufffd" not in self.tokenizer.decode([number])
+        name = self._name(number)
+        return {"token": name, "logprob": value, "bytes": list(name.encode()) if whole else None}
+
+
+def usage(record: Request) -> Json:
+    """Return the counts of completions."""
+    return {
+        "prompt_tokens": record.prompt,
+        "completion_tokens": record.generated,
+        "total_tokens": record.prompt + record.generated,
+    }

@@ -1,0 +1,220 @@
+"""What a client wants to have continued, as token ids."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from jinja2 import TemplateError
+
+from .models import ServedModel
+from .refusals import Refused, invalid_type, invalid_value, missing, unknown, unsupported
+
+ROLES = ("system", "developer", "user", "assistant", "tool")
+PARTS = ("text", "input_text", "output_text")
+IN_MESSAGE = (
+    *("role", "content", "name", "tool_calls", "tool_call_id", "reasoning_content", "refusal"),
+    *("id", "status", "type", "phase"),  # of a response's items, which come back as input
+)
+Messages = list[dict[str, Any]]
+
+
+def of_completion(given: Mapping[str, Any], served: ServedModel, most: int) -> list[list[int]]:
+    """Return the token ids of each prompt.  Raises: Refused for anything but texts and ids."""
+    prompt = given.get("prompt")
+    if prompt is None:
+        raise missing("prompt")
+    want = "a string, or an array of strings, token ids or arrays of token ids"
+    if not isinstance(prompt, str | list):
+        raise invalid_type("prompt", want, prompt)
+    flat = isinstance(prompt, str) or (bool(prompt) and all(_is_id(t) for t in prompt))
+    prompts = [prompt] if flat else prompt
+    if not prompts:
+        raise invalid_value("prompt", "empty array. Expected at least one prompt.", "empty_array")
+    if len(prompts) > most:
+        message = f"array too long. Expected at most {most} prompts, but got {len(prompts)}."
+        raise invalid_value("prompt", message, "array_above_max_length")
+    return [_ids(one, served, want) for one in prompts]
+
+
+def _ids(prompt: object, served: ServedModel, want: str) -> list[int]:
+    if isinstance(prompt, str):
+        return list(served.tokenizer(prompt)["input_ids"])
+    if not isinstance(prompt, list) or not all(_is_id(token) for token in prompt):
+        raise invalid_type("prompt", want, prompt)
+    if wrong := [token for token in prompt if not 0 <= token < served.vocabulary]:
+        message = f"{str(wrong[0])[:50]} is no token id of 0 to {served.vocabulary - 1}."
+        raise invalid_value("prompt", message)
+    return prompt
+
+
+def _is_id(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def of_chat(
+    messages: Messages, given: Mapping[str, Any], served: ServedModel
+) -> tuple[list[int], list[Any] | None]:
+    """Return the token ids of a chat by the model's template, and the tools that it was shown.
+
+    Raises: Refused for a model without a template, tools that its template does not read, and what
+    the template itself refuses.
+    """
+    template = served.tokenizer.chat_template
+    if not template:
+        message = f"The model '{served.name}' has no chat template. Use /v1/completions."
+        raise Refused(400, message, param="model", code="unsupported_value")
+    tools = [_nested(tool) for tool in given.get("tools") or []] or None
+    if given.get("tool_choice") == "none":
+        tools = None
+    if tools and "tools" not in str(template):
+        raise unsupported("tools", "functions", "The model's chat template does not read them.")
+    try:
+        inputs = served.tokenizer.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tools=tools,
+            tokenize=True,
+            return_dict=True,
+            **given.get("chat_template_kwargs", {}),
+        )
+    # a template is the model's makers' program, and messages that it does not expect break it
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        message = f"the model's chat template does not take it: {str(error)[:200]}."
+        raise invalid_value("messages", message) from error
+    return list(inputs["input_ids"]), tools
+
+
+def _nested(tool: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a tool as templates have it; responses have its fields one level higher."""
+    if "function" in tool:
+        return dict(tool)
+    return {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
+
+
+def messages_of(given: Mapping[str, Any]) -> Messages:
+    """Return the messages of a chat request for a template.  Raises: Refused."""
+    messages = given.get("messages")
+    if messages is None:
+        raise missing("messages")
+    _filled(messages, "messages")
+    return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
+
+
+def items_of(given: Mapping[str, Any]) -> Messages:
+    """Return the messages of a request for a response.  Raises: Refused."""
+    items = given.get("input")
+    if items is None:
+        raise missing("input")
+    if isinstance(items, str):
+        items = [{"role": "user", "content": items}]
+    _filled(items, "input")
+    messages: Messages = []
+    thoughts = ""
+    for number, item in enumerate(items):
+        at = f"input[{number}]"
+        kind = item.get("type", "message") if isinstance(item, dict) else "message"
+        if kind == "reasoning":
+            thoughts = _text(item.get("content"), f"{at}.content", ("reasoning_text",))
+        elif kind == "function_call":
+            fields = ("call_id", "name", "arguments")
+            call = dict(
+                zip(("id", *fields[1:]), (_field(item, n, at) for n in fields), strict=True)
+            )
+            _add_call(messages, _call({"id": call.pop("id"), "function": call}, at))
+        elif kind == "function_call_output":
+            output = {"role": "tool", "tool_call_id": _field(item, "call_id", at)}
+            messages.append(output | {"content": _text(item.get("output"), f"{at}.output")})
+        elif kind == "message":
+            message = _message(item, at)
+            if thoughts and message["role"] == "assistant":
+                message["reasoning_content"], thoughts = thoughts, ""
+            messages.append(message)
+        else:
+            raise unsupported(f"{at}.type", kind, "It takes messages and calls of functions.")
+    if given.get("instructions"):
+        messages.insert(0, {"role": "system", "content": given["instructions"]})
+    return messages
+
+
+def _filled(items: object, name: str) -> None:
+    if not isinstance(items, list):
+        raise invalid_type(name, "an array of objects", items)
+    if not items:
+        raise invalid_value(name, "empty array. Expected at least one message.", "empty_array")
+
+
+def _message(message: object, at: str) -> dict[str, Any]:
+    if not isinstance(message, dict):
+        raise invalid_type(at, "an object", message)
+    if other := sorted(message.keys() - set(IN_MESSAGE)):
+        raise unknown(f"{at}.{other[0]}")
+    role = _field(message, "role", at)
+    if role not in ROLES:
+        known = ", ".join(repr(name) for name in ROLES)
+        message_of = f"{role[:50]!r} is none of {known}."
+        raise invalid_value(f"{at}.role", message_of)
+    content = message.get("content")
+    if content is None and role != "assistant":
+        raise missing(f"{at}.content")
+    result: dict[str, Any] = {
+        "role": "system" if role == "developer" else role,
+        "content": _text(content, f"{at}.content"),
+    }
+    for name in ("name", "tool_call_id", "reasoning_content"):
+        if message.get(name) is not None:
+            result[name] = _field(message, name, at)
+    if (calls := message.get("tool_calls")) is not None:
+        if not isinstance(calls, list):
+            raise invalid_type(f"{at}.tool_calls", "an array of objects", calls)
+        result["tool_calls"] = [_call(c, f"{at}.tool_calls[{i}]") for i, c in enumerate(calls)]
+    return result
+
+
+def _call(call: object, at: str) -> dict[str, Any]:
+    """Return a call of a tool with its arguments as the object that templates read."""
+    if not isinstance(call, dict) or not isinstance(function := call.get("function"), dict):
+        raise invalid_type(at, "an object with a function", call)
+    name, text = (_field(function, field, f"{at}.function") for field in ("name", "arguments"))
+    try:
+        arguments = json.loads(text)
+    except (ValueError, RecursionError):
+        arguments = None
+    if not isinstance(arguments, dict):
+        raise invalid_value(f"{at}.function.arguments", "it is no JSON of an object.")
+    function = {"name": name, "arguments": arguments}
+    return {"id": str(call.get("id", ""))[:200], "type": "function", "function": function}
+
+
+def _add_call(messages: Messages, call: dict[str, Any]) -> None:
+    """Put a call into the assistant's message before it, or into one of its own."""
+    if not messages or messages[-1]["role"] != "assistant":
+        messages.append({"role": "assistant", "content": ""})
+    messages[-1].setdefault("tool_calls", []).append(call)
+
+
+def _field(of: Mapping[str, Any], name: str, at: str) -> str:
+    """Return a text of an object.  Raises: Refused."""
+    value = of.get(name)
+    if value is None:
+        raise missing(f"{at}.{name}")
+    if not isinstance(value, str):
+        raise invalid_type(f"{at}.{name}", "a string", value)
+    return value
+
+
+def _text(content: object, at: str, kinds: tuple[str, ...] = PARTS) -> str:
+    """Return a content, or the parts of one, as a text.  Raises: Refused."""
+    if content is None or isinstance(content, str):
+        return content or ""
+    if not isinstance(content, list):
+        raise invalid_type(at, "a string or an array of objects", content)
+    texts: list[str] = []
+    for number, part in enumerate(content):
+        if not isinstance(part, dict):
+            raise invalid_type(f"{at}[{number}]", "an object", part)
+        if part.get("type") not in kinds:
+            raise unsupported(f"{at}[{number}].type", part.get("type"), "This server reads texts.")
+        texts.append(_field(part, "text", f"{at}[{number}]"))
+    return " ".join(texts)

@@ -1,0 +1,181 @@
+"""OpenAI's own client runs every call that the page claims, and reads every answer and error."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import openai
+import pytest
+from openai.types.chat import ChatCompletion
+from openai.types.responses import Response as OpenAIResponse
+from transformers import GenerationConfig
+
+from intarsia.hosts.serving.choices import Ask
+from intarsia.hosts.serving.formats import Completions
+from intarsia.hosts.serving.generating import NewToken, Sampling
+from intarsia.hosts.serving.models import ServedModel
+from intarsia.hosts.serving.parameters import CHATS
+from intarsia.hosts.serving.responses import Response
+
+from .conftest import Running, wanted
+
+HELLO: Any = [{"role": "user", "content": "Hi"}]
+
+
+@pytest.fixture
+def client(server: Running) -> Iterator[openai.OpenAI]:
+    address = f"http://127.0.0.1:{server.port}/v1"
+    with openai.OpenAI(api_key="none", base_url=address, max_retries=0) as found:
+        yield found
+
+
+def test_models(client: openai.OpenAI) -> None:
+    assert [one.id for one in client.models.list()] == ["mix", "med", "law"]
+    assert client.models.retrieve("law").id == "law"
+    with pytest.raises(openai.NotFoundError) as error:
+        client.models.retrieve("a/b")
+    assert error.value.code == "model_not_found"
+
+
+def test_completions(client: openai.OpenAI, opened: dict[str, ServedModel]) -> None:
+    want = wanted(opened["mix"], "one")
+    asked: Any = {"model": "mix", "max_tokens": 8}
+    whole = client.completions.create(prompt=["one", "one"], n=2, logprobs=1, **asked)
+    assert [choice.text for choice in whole.choices] == [want] * 4
+    assert whole.usage is not None and whole.usage.completion_tokens == 32
+    told = whole.choices[0].logprobs
+    assert told is not None and told.top_logprobs is not None and len(told.top_logprobs) == 8
+    options: Any = {"include_usage": True}
+    chunks = list(
+        client.completions.create(prompt="one", stream=True, stream_options=options, **asked)
+    )
+    assert "".join(c.choices[0].text for c in chunks if c.choices) == want
+    assert chunks[-1].usage is not None and chunks[-1].usage.completion_tokens == 8
+    assert chunks[-2].choices[0].finish_reason == "length"
+
+
+def test_chats(client: openai.OpenAI, opened: dict[str, ServedModel]) -> None:
+    want = wanted(opened["med"], "user:Hi\n")
+    asked: Any = {"model": "med", "messages": HELLO, "max_completion_tokens": 8}
+    whole = client.chat.completions.create(logprobs=True, top_logprobs=2, **asked)
+    assert whole.choices[0].message.content == want
+    told = whole.choices[0].logprobs
+    assert told is not None and told.content is not None and len(told.content) == 8
+    chunks = list(client.chat.completions.create(stream=True, n=2, **asked))
+    for index in (0, 1):
+        deltas = [c.choices[0].delta for c in chunks if c.choices[0].index == index]
+        assert deltas[0].role == "assistant"
+        assert "".join(delta.content or "" for delta in deltas) == want
+    with client.chat.completions.stream(stop=want[4], **asked) as stream:
+        for _ in stream:
+            pass
+        last = stream.get_final_completion().choices[0]
+        assert last.message.content == want[: want.index(want[4])] and last.finish_reason == "stop"
+
+
+def test_responses(client: openai.OpenAI, opened: dict[str, ServedModel]) -> None:
+    want = wanted(opened["law"], "system:Be kind.\nuser:Hi\n")
+    asked: Any = {"model": "law", "instructions": "Be kind.", "max_output_tokens": 8}
+    whole = client.responses.create(input="Hi", **asked)
+    assert whole.output_text == want and whole.status == "incomplete"
+    assert whole.usage is not None and whole.usage.output_tokens == 8
+    events = list(client.responses.create(input="Hi", stream=True, **asked))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    last: Any = events[-1]
+    assert last.type == "response.incomplete" and last.response.output_text == want
+    deltas = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(deltas) == want
+    again: Any = [*HELLO, *(item.to_dict() for item in whole.output), *HELLO]
+    assert client.responses.create(input=again, **asked).status == "incomplete"
+
+
+def test_errors_are_the_client_s_exceptions(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError) as error:
+        client.completions.create(model="mix", prompt="one", temperature=3)
+    assert (error.value.param, error.value.type) == ("temperature", "invalid_request_error")
+    with pytest.raises(openai.NotFoundError):
+        client.chat.completions.create(model="nobody", messages=HELLO)
+    with pytest.raises(openai.NotFoundError) as error:  # not done: the models generate text
+        client.embeddings.create(model="mix", input="one")
+    assert error.value.code == "unknown_url"
+
+
+CALL = '<think>Look.</think>It is <call>{"name": "look", "arguments": {"at": "sky"}}</call>'
+TEMPLATE = {
+    "defaults": {"role": "assistant"},
+    "start_anchor": "assistant:",
+    "fields": {
+        "reasoning_content": {"open": "<think>", "close": "</think>", "content": "text"},
+        "tool_calls": {
+            "open": "<call>",
+            "close": "</call>",
+            "repeats": True,
+            "content": "json",
+            "transform": {"type": "function", "function": "{content}"},
+        },
+        "content": {"close": "<end>", "content": "text"},
+    },
+}
+
+
+class Written:
+    """In the place of a generation: a text that is there already, token by token."""
+
+    def __init__(self, served: ServedModel, text: str) -> None:
+        self.served, self.text = served, text
+
+    async def tokens(self, ids: list[int], sampling: Sampling) -> AsyncIterator[NewToken]:
+        for token in self.served.tokenizer(self.text)["input_ids"]:
+            yield NewToken(token)
+
+
+def asked(opened: dict[str, ServedModel], text: str) -> Ask:
+    served = opened["mix"]
+    tokenizer = type(served.tokenizer)(
+        tokenizer_object=served.tokenizer.backend_tokenizer, eos_token="<end>"
+    )
+    tokenizer.response_template = TEMPLATE
+    config = GenerationConfig(max_new_tokens=500)
+    written: Any = Written(replace(served, tokenizer=tokenizer), text)
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
+    return Ask(written, [[1]], [Sampling(config)], tools=tools, parsed=True)
+
+
+def test_thoughts_and_calls_are_told_from_the_text(opened: dict[str, ServedModel]) -> None:
+    ask = asked(opened, CALL)
+    whole = ChatCompletion.model_validate(asyncio.run(Completions(ask, {}, CHATS).whole()))
+    (choice,) = whole.choices
+    assert choice.finish_reason == "tool_calls" and choice.message.content == "It is "
+    assert choice.message.tool_calls is not None
+    function: Any = choice.message.tool_calls[0]
+    assert function.function.name == "look" and json.loads(function.function.arguments) == {
+        "at": "sky"
+    }
+    assert choice.message.model_extra == {"reasoning_content": "Look."}
+
+    response = OpenAIResponse.model_validate(asyncio.run(Response(ask, {}).whole()))
+    assert [item.type for item in response.output] == ["reasoning", "message", "function_call"]
+    assert response.output_text == "It is " and response.status == "completed"
+
+    async def events() -> list[Any]:
+        lines = [event[6:] async for event in Completions(ask, {}, CHATS).events()]
+        return [json.loads(line) for line in lines[:-1]]
+
+    last = SimpleNamespace(calls=[], text="")
+    for chunk in asyncio.run(events()):
+        delta = chunk["choices"][0]["delta"]
+        last.calls += delta.get("tool_calls", [])
+        last.text += delta.get("content") or ""
+    assert last.text == "It is " and [call["index"] for call in last.calls] == [0]
+
+
+def test_a_call_that_is_no_json_is_text(opened: dict[str, ServedModel]) -> None:
+    ask = asked(opened, "<call>{look</call> up")
+    whole = asyncio.run(Completions(ask, {}, CHATS).whole())
+    assert whole["choices"][0]["finish_reason"] == "stop"
+    assert "up" in whole["choices"][0]["message"]["content"]
