@@ -17,11 +17,11 @@ from intarsia.conformance.formats import LAWS
 from intarsia.conformance.verdict import Law
 from intarsia.core import Card, Format, Paper, nbytes
 from intarsia.core.errors import ShapeError
-from intarsia.formats import Bitmask, Columns, Dense, Gaussian, GroupSparse, RowBlocks
+from intarsia.formats import Bitmask, BlockInt, Columns, Dense, Gaussian, GroupSparse, RowBlocks
 
 FORMATS = (
     *(Bitmask(), Bitmask("bf16"), Bitmask("int8"), Columns(), Columns("bf16"), Dense()),
-    *(RowBlocks(2), Gaussian(1), Gaussian(3), GroupSparse()),
+    *(RowBlocks(2), Gaussian(1), Gaussian(3), GroupSparse(), BlockInt(4), BlockInt(8)),
 )
 shapes = st.lists(st.integers(1, 19), min_size=1, max_size=3).map(tuple)
 dtypes = st.sampled_from([torch.float32, torch.float64, torch.bfloat16])

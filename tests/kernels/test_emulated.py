@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 from torch.testing import assert_close
 
-from intarsia.formats import Bitmask, Columns, Dense, GroupSparse, RowBlocks, Ternary
+from intarsia.formats import Bitmask, BlockInt, Columns, Dense, GroupSparse, RowBlocks, Ternary
 from intarsia.kernels import native
 from intarsia.kernels.bitmask import naive_bitmask_linear
+from intarsia.kernels.blockint import naive_blockint
 from intarsia.kernels.chw import NaiveProgram, NativeProgram, ProgramStep, Window
 
 from . import emulation
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.skipif(
 FORMATS = (
     *(Bitmask(values) for values in ("fp32", "bf16", "int8")),
     *(Columns(), Columns("bf16"), Dense()),
-    *(GroupSparse(), GroupSparse(activations="int8"), Ternary()),
+    *(GroupSparse(), GroupSparse(activations="int8"), Ternary(), BlockInt(4), BlockInt(8)),
 )
 
 
@@ -56,6 +57,8 @@ def test_products_are_those_of_what_is_decoded(form: Bitmask, ran: list[str]) ->
         if form == Bitmask("int8"):  # the kernel rounds x, too
             parts = ("bitmask", "compressed", "scales")
             want = naive_bitmask_linear(x, *(stored[part] for part in parts))
+        elif isinstance(form, BlockInt):
+            want = naive_blockint(x, stored["codes"], stored["scales"], 9, form.bits)
         else:
             want = form.matmul(x, stored, weight.shape)
     with native.using("portable"):

@@ -26,7 +26,7 @@ def compress(
         str, typer.Argument(help="smollm2, a folder of save_pretrained, or a run (chw).")
     ],
     format: Annotated[
-        str, typer.Option(help="bitmask, columns, gqsa, ternary, chw, ...")
+        str, typer.Option(help="bitmask, columns, blockint, gqsa, ternary, chw, ...")
     ] = "bitmask",
     values: Annotated[
         str | None, typer.Option(help="Of bitmask: same, fp32, bf16, int8; of columns not int8.")

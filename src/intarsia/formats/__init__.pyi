@@ -1,4 +1,5 @@
 from .bitmask import Bitmask as Bitmask
+from .blockint import BlockInt as BlockInt
 from .columns import Columns as Columns
 from .dense import Dense as Dense
 from .gaussian import Gaussian as Gaussian

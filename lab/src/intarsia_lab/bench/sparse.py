@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 
 from intarsia.core import Format, nbytes
 from intarsia.core.errors import ConfigError
-from intarsia.formats import Bitmask, Columns, Dense, GroupSparse
+from intarsia.formats import Bitmask, BlockInt, Columns, Dense, GroupSparse
 from intarsia.kernels import native
 from intarsia.kernels.native.floor import Floor, measure
 
@@ -28,6 +28,7 @@ REPEATS, MEBIBYTES = 15, 128  # of float32 weights to go through
 MOST_COPIES = 64
 TORCH, PEER, OURS, BASELINE = "torch", "peer", "ours", "ours, dense"
 DENSE = (TORCH, BASELINE)
+WHOLE = {"dense bf16": Dense(), "dense int8": BlockInt(8), "dense int4": BlockInt(4)}  # ours
 FEW = 0.15  # below it, columns
 Call = Callable[[], object]
 
@@ -230,7 +231,8 @@ def _dense(weight: Tensor, x: Tensor, copies: int) -> Iterable[Contender]:
     for name, w, given in (("torch fp32", weight, x), ("torch bf16", half, x.bfloat16())):
         calls = [_call(linear, given, w.clone()) for _ in range(copies)]
         yield Contender(name, TORCH, calls, w.nbytes, _error(linear(given, w), want))
-    yield of_format("dense bf16", BASELINE, Dense(), weight, x, copies)
+    for name, form in WHOLE.items():
+        yield of_format(name, BASELINE, form, weight, x, copies)
 
 
 def _peers(weight: Tensor, x: Tensor, copies: int, left_out: dict[str, str]) -> Iterable[Contender]:

@@ -28,7 +28,7 @@ FLAGS = ("-std=gnu11", "-O3", "-fno-math-errno", "-ffp-contract=fast")
 SHARED = ("-shared", "-fPIC", "-fvisibility=hidden", "-pthread", "-Wno-psabi")
 ABOUT = {
     "native": ("-march=native",),
-    "avx2": ("-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mpopcnt"),
+    "avx2": ("-mavx2", "-mfma", "-mbmi", "-mbmi2", "-mpopcnt", "-mf16c"),
     "portable": (),
 }
 SECONDS = 300  # for a compiler

@@ -68,6 +68,20 @@ ALWAYS float of_bf16(uint16_t half) {
     return value;
 }
 
+/* float16, subnormal numbers too */
+ALWAYS float of_f16(uint16_t half) {
+    const uint32_t rest = (uint32_t)(half & 0x7fff) << 13, sign = (uint32_t)(half & 0x8000) << 16;
+    uint32_t bits = rest + (rest < 0x0f800000u ? 0x38000000u : 0x70000000u); /* NaN, infinity */
+    float value;
+    if (rest < 0x00800000u) {
+        value = (float)rest * 0x1p-37f; /* 2^-24 for each of 2^13 */
+        memcpy(&bits, &value, 4);
+    }
+    bits |= sign;
+    memcpy(&value, &bits, 4);
+    return value;
+}
+
 #if defined(__AVX512F__) && defined(__AVX512BW__)
 ALWAYS __m512 of_bf16_x16(const uint16_t *p) {
     const __m256i halves = _mm256_loadu_si256((const __m256i *)p);

@@ -1,0 +1,79 @@
+"""The kernel of blockint.c: its signature and its operator of torch."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.errors import ShapeError
+from .. import native
+from .naive import BLOCK, BUNDLE, WORD
+
+INPUTS = (torch.float32, torch.bfloat16, torch.float16)
+P, N, I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int  # noqa: E741
+LINEAR = (P, P, N, P, P, N, N, I, I)
+MOST_ROWS = 2**31  # of x: there is no number from which decoding would take less time
+
+
+def runs(x: Tensor) -> bool:
+    """Whether there is a kernel for inputs like these, here."""
+    return x.dtype in INPUTS and x.device.type == "cpu" and native.load() is not None
+
+
+def blockint(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> Tensor:
+    """As `naive.blockint`, by the kernel, in x's type; no gradient.  x: (..., in) -> (..., rows).
+
+    Raises: ShapeError for stored tensors that do not fit x.
+    """
+    flat = x.reshape(x.shape[:-1].numel(), x.shape[-1]).float()
+    y = _operator()(flat, codes, scales, rows, bits)
+    return y.to(x.dtype).view(*x.shape[:-1], rows)
+
+
+def bound(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> native.Bound | None:
+    """`blockint` of a weight that stays; None where there is no kernel."""
+    kernel = native.function("intarsia_blockint", *LINEAR)
+    if kernel is None or codes.device.type != "cpu":
+        return None
+    check(codes, scales, shape, bits)
+    places = codes.data_ptr(), scales.data_ptr()
+
+    def call(x: int, y: int, rows: int, threads: int) -> int:
+        return kernel(x, y, rows, *places, *shape, bits, threads)
+
+    return native.Bound(call, (codes, scales), shape, MOST_ROWS)
+
+
+def check(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> None:
+    """Raises: ShapeError for tensors that a kernel may not be given."""
+    bundles, blocks = -(-shape[0] // BUNDLE), -(-shape[1] // BLOCK)
+    fits = codes.shape == (bundles, blocks, bits, BUNDLE, WORD) and codes.dtype == torch.uint8
+    fits = fits and scales.shape == (bundles, blocks, BUNDLE) and scales.dtype == torch.float16
+    if not fits or not codes.is_contiguous() or not scales.is_contiguous():
+        got = f"codes {tuple(codes.shape)}, scales {tuple(scales.shape)}"
+        want = f"{(bundles, blocks, bits, BUNDLE, WORD)} uint8 and {(bundles, blocks, BUNDLE)} half"
+        fix = "Decode with the format and the shape of the encoding."
+        raise ShapeError("blocks of codes", got=got, want=want, fix=fix)
+
+
+@functools.cache
+def _operator() -> Any:
+    schema = "blockint(Tensor x, Tensor codes, Tensor scales, int rows, int bits) -> Tensor"
+    return native.operator(schema, _run, lambda x, c, s, rows, bits: x.new_empty(len(x), rows))
+
+
+def _run(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> Tensor:
+    kernel = native.function("intarsia_blockint", *LINEAR)
+    assert kernel is not None
+    shape = rows, x.shape[1]
+    check(codes, scales, shape, bits)
+    x, y = x.contiguous(), x.new_empty(len(x), rows)
+    places = codes.data_ptr(), scales.data_ptr()
+    threads = torch.get_num_threads()
+    if fault := kernel(x.data_ptr(), y.data_ptr(), len(x), *places, *shape, bits, threads):
+        native.refuse(fault)
+    return y
