@@ -51,18 +51,11 @@ def bound(
     most: int,
 ) -> native.Bound | None:
     """`linear` of a weight that stays, for up to `most` rows; None where there is no kernel."""
-    kernel = native.function("bitmask_linear", *LINEAR)
-    if kernel is None or values.dtype not in KINDS or values.device.type != "cpu":
+    if values.dtype not in KINDS:
         return None
     check(bits, values, offsets, scales, width)
-    kind, places = KINDS[values.dtype], _pointers(bits, values, offsets, scales)
-    sizes = len(values), len(bits), width
-
-    def call(x: int, y: int, rows: int, threads: int) -> int:
-        return kernel(kind, x, y, *places, *sizes, rows, threads)
-
-    held = tuple(t for t in (bits, values, offsets, scales) if t is not None)
-    return native.Bound(call, held, (len(bits), width), most)
+    settings, tensors = (KINDS[values.dtype], len(values)), (bits, values, offsets, scales)
+    return native.Bound.of("bitmask", (len(bits), width), settings, tensors, most)
 
 
 def linear_many(

@@ -36,16 +36,8 @@ def blockint(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> 
 
 def bound(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> native.Bound | None:
     """`blockint` of a weight that stays; None where there is no kernel."""
-    kernel = native.function("intarsia_blockint", *LINEAR)
-    if kernel is None or codes.device.type != "cpu":
-        return None
     check(codes, scales, shape, bits)
-    places = codes.data_ptr(), scales.data_ptr()
-
-    def call(x: int, y: int, rows: int, threads: int) -> int:
-        return kernel(x, y, rows, *places, *shape, bits, threads)
-
-    return native.Bound(call, (codes, scales), shape, MOST_ROWS)
+    return native.Bound.of("blockint", shape, (bits,), (codes, scales), MOST_ROWS)
 
 
 def check(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> None:

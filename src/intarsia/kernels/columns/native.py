@@ -41,18 +41,11 @@ def bound(
     values: Tensor, columns: Tensor, offsets: Tensor, width: int, most: int
 ) -> native.Bound | None:
     """`linear` of a weight that stays, for up to `most` rows; None where there is no kernel."""
-    kernel = native.function("columns_linear", *LINEAR)
-    if kernel is None or values.dtype not in KINDS or values.device.type != "cpu":
+    if values.dtype not in KINDS:
         return None
     check(values, columns, offsets)
-    kind, held = KINDS[values.dtype], (values, columns, offsets)
-    places = tuple(t.data_ptr() for t in held)
-    sizes = len(values), len(offsets) - 1, width
-
-    def call(x: int, y: int, rows: int, threads: int) -> int:
-        return kernel(kind, x, y, *places, *sizes, rows, threads)
-
-    return native.Bound(call, held, (len(offsets) - 1, width), most)
+    settings, sides = (KINDS[values.dtype], len(values)), (len(offsets) - 1, width)
+    return native.Bound.of("columns", sides, settings, (values, columns, offsets), most)
 
 
 def check(values: Tensor, columns: Tensor, offsets: Tensor) -> None:

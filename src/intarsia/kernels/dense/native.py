@@ -13,12 +13,13 @@ from .. import native
 
 INPUTS = (torch.float32, torch.bfloat16, torch.float16)
 P, N, I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int  # noqa: E741
-LINEAR = (P, P, P, N, N, N, I)
+LINEAR = (I, P, P, P, N, N, N, I)
+KINDS = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def runs(x: Tensor, weight: Tensor) -> bool:
     """Whether there is a kernel for inputs and weights of these types, here."""
-    known = weight.dtype == torch.bfloat16 and x.dtype in INPUTS and weight.is_contiguous()
+    known = weight.dtype in KINDS and x.dtype in INPUTS and weight.is_contiguous()
     return known and x.device.type == "cpu" == weight.device.type and native.load() is not None
 
 
@@ -31,15 +32,10 @@ def linear(x: Tensor, weight: Tensor) -> Tensor:
 
 def bound(weight: Tensor, most: int) -> native.Bound | None:
     """`linear` of a weight that stays, for up to `most` rows; None where there is no kernel."""
-    kernel = native.function("dense_linear", *LINEAR)
-    if kernel is None or not runs(weight, weight):
+    if weight.dtype not in KINDS or weight.dim() != 2:
         return None
-    place, sizes = weight.data_ptr(), tuple(weight.shape)
-
-    def call(x: int, y: int, rows: int, threads: int) -> int:
-        return kernel(x, y, place, *sizes, rows, threads)
-
-    return native.Bound(call, (weight,), (sizes[0], sizes[1]), most)
+    sides = len(weight), weight.shape[1]
+    return native.Bound.of("dense", sides, (KINDS[weight.dtype],), (weight,), most)
 
 
 @functools.cache
@@ -53,5 +49,5 @@ def _run(x: Tensor, weight: Tensor) -> Tensor:
     assert kernel is not None and weight.shape[1] == x.shape[1]
     x, y = x.contiguous(), x.new_empty(len(x), len(weight))
     pointers = (t.data_ptr() for t in (x, y, weight))
-    kernel(*pointers, *weight.shape, len(x), torch.get_num_threads())
+    kernel(KINDS[weight.dtype], *pointers, *weight.shape, len(x), torch.get_num_threads())
     return y

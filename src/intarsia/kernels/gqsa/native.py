@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import ShapeError
-from ..native import Bound, function, load, operator, padded_rows
+from ..native import Bound, function, load, operator
 from .naive import gqsa as naive
 
 SCHEMA = (
@@ -46,23 +46,11 @@ def bound(parts: tuple[Tensor, ...], width: int, integers: bool, most: int) -> B
     parts: offsets, columns, codes, scales, zeros; width: of the weight, whose last group may be
     shorter.
     """
-    call = function("intarsia_gqsa", *TYPES)
-    plain = all(t.is_contiguous() and t.device.type == "cpu" for t in parts)
-    if call is None or not plain:
+    if not all(t.is_contiguous() for t in parts):
         return None
-    kernel, rows, groups = call, len(parts[0]) - 1, len(parts[1])
-    wide = -(-width // 16) * 16
-    check(torch.empty(0, wide), parts[0], *parts[1:])
-    where = [t.data_ptr() for t in parts]
-
-    def product(x: int, y: int, count: int, threads: int) -> int:
-        if wide == width:
-            return kernel(x, y, count, wide // 16, *where, rows, groups, integers, threads)
-        given = padded_rows(x, count, width, wide)
-        at = given.data_ptr()
-        return kernel(at, y, count, wide // 16, *where, rows, groups, integers, threads)
-
-    return Bound(product, parts, (rows, width), most)
+    rows, groups = len(parts[0]) - 1, len(parts[1])
+    check(torch.empty(0, -(-width // 16) * 16), parts[0], *parts[1:])
+    return Bound.of("gqsa", (rows, width), (groups, integers), parts, most)
 
 
 def check(x: Tensor, offsets: Tensor, *parts: Tensor) -> None:

@@ -5,7 +5,6 @@ build, its functions. registering.py: operators of torch. floor.py: what this ma
 """
 
 from .bound import Bound as Bound
-from .bound import padded_rows as padded_rows
 from .faults import refuse as refuse
 from .loading import function as function
 from .loading import instructions as instructions
@@ -23,7 +22,6 @@ __all__ = [
     "kind",
     "load",
     "operator",
-    "padded_rows",
     "refuse",
     "require",
     "using",

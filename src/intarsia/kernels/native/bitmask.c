@@ -9,7 +9,7 @@
  * have some are multiplied number by number. With int8 values x is rounded to int8, 64 columns with a scale each:
  * y = scales[r] sum_g s_g sum_(j in g) q_j w_j, the inner sum exact.
  */
-#include "common.h"
+#include "products.h"
 
 #if defined(__AVX512F__) && defined(__AVX512BW__) && defined(__AVX512VNNI__) && \
     defined(__AVX512VBMI2__)

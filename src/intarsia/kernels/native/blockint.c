@@ -9,7 +9,7 @@
  * x: (batch, cols) float32, rounded to int8 with a scale for each block; y: (batch, rows). The sum
  * of a block is exact. A block of x that is not finite makes its row of y NaN.
  */
-#include "common.h"
+#include "products.h"
 #if defined(__ARM_NEON)
 #include <arm_neon.h>
 #endif

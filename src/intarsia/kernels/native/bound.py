@@ -1,34 +1,59 @@
-"""A kernel with all that does not change from call to call: a few microseconds less each time."""
+"""The product of a weight that stays, as numbers that native/products.c reads."""
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from ctypes import c_int, c_int64, c_void_p
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from .faults import refuse
+from .loading import function
 
 HALVES = (torch.bfloat16, torch.float16)
+PRODUCTS = ("dense", "bitmask", "columns", "gqsa", "ternary", "blockint")  # of products.c
+TYPES = (c_void_p, c_void_p, c_void_p, c_int64, c_int)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Bound:
     """x -> x W^T of a stored weight, outside torch's dispatcher: no gradient, no tracing.
 
-    call: (address of x, of y, rows, threads) -> fault, of x and y in float32.  held: the tensors
-    that it has addresses of.  sides: (out, in).  most: rows of x that it is faster for.
+    numbers: (n,) int64, what `intarsia_product` reads.  held: the tensors of which they have
+    addresses.  sides: (out, in).  most: rows of x up to which this is faster than decoding.
     """
 
-    call: Callable[[int, int, int, int], int]
+    call: Callable[..., int]
+    numbers: Tensor
     held: tuple[Tensor, ...]
     sides: tuple[int, int]
     most: int
 
+    @classmethod
+    def of(
+        cls,
+        kind: str,
+        sides: tuple[int, int],
+        settings: Sequence[int],
+        tensors: Sequence[Tensor | None],
+        most: int,
+    ) -> Bound | None:
+        """Return the product of a format; None where there are no kernels for its tensors here.
+
+        kind: of PRODUCTS.  settings, tensors: what its kernel wants, in the order of products.c.
+        """
+        held = tuple(t for t in tensors if t is not None)
+        call = function("intarsia_product", *TYPES)
+        if call is None or not all(t.is_contiguous() and t.device.type == "cpu" for t in held):
+            return None
+        places = [0 if t is None else t.data_ptr() for t in tensors]
+        numbers = torch.tensor([PRODUCTS.index(kind), *sides, *settings, *places])
+        return cls(call, numbers, held, sides, most)
+
     def takes(self, x: Tensor) -> bool:
-        """Whether this x may be given."""
+        """Return whether this x may be given."""
         return (
             type(x) is Tensor
             and (x.dtype is torch.float32 or x.dtype in HALVES)
@@ -41,18 +66,8 @@ class Bound:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out), in x's type.  Raises: ShapeError for a damaged weight."""
-        given = x.float().contiguous()
-        y = given.new_empty((*x.shape[:-1], self.sides[0]))
-        rows = x.numel() // self.sides[1]
-        if fault := self.call(given.data_ptr(), y.data_ptr(), rows, torch.get_num_threads()):
-            refuse(fault)
+        rows = x.float().contiguous()
+        y = rows.new_empty((*x.shape[:-1], self.sides[0]))
+        count, threads = x.numel() // self.sides[1], torch.get_num_threads()
+        refuse(self.call(self.numbers.data_ptr(), rows.data_ptr(), y.data_ptr(), count, threads))
         return y if x.dtype is torch.float32 else y.to(x.dtype)
-
-
-def padded_rows(x: int, rows: int, width: int, wide: int) -> Tensor:
-    """Float32 rows at an address, (rows, width), with zeros behind: (rows, wide)."""
-    given = torch.zeros(rows, wide)
-    to = given.data_ptr()
-    for row in range(rows):
-        ctypes.memmove(to + 4 * wide * row, x + 4 * width * row, 4 * width)
-    return given

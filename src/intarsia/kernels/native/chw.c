@@ -2,26 +2,15 @@
  *
  * A map is (channels, pitch) float32: each channel's pixels row by row, padded to a multiple of 16
  * floats. A program is a table of steps; intarsia_chw_run carries out some of them, so that a net of
- * a hundred layers pays for one call. GCC's vector types: any instruction set, WebAssembly too. The
- * table is made and checked by programs.py: pointers and offsets in it are trusted.
+ * a hundred layers pays for one call. The table is made and checked by programs.py: pointers and offsets in it are trusted.
  * Source: Fast Sparse ConvNets (arXiv:1911.09723); row blocks of SparseByteNN (arXiv:2310.19509). */
-#include "common.h"
+#include "vectors.h"
 
-#if defined(__AVX512F__)
-#define V 16
-#elif defined(__AVX__)
-#define V 8
-#else
-#define V 4
-#endif
 #if defined(__clang__)
 #define UNROLL _Pragma("unroll")
 #else
 #define UNROLL _Pragma("GCC unroll 24")
 #endif
-
-typedef float vf __attribute__((vector_size(V * 4)));
-typedef int32_t vi __attribute__((vector_size(V * 4)));
 
 struct step { /* a row of the table; pointers as numbers, so that 32-bit machines read it too */
     int64_t kind, act, act2, src, dst, other, ptr, off, val, bias;
@@ -30,43 +19,8 @@ struct step { /* a row of the table; pointers as numbers, so that 32-bit machine
 enum kind { SPMM, DEPTHWISE, CONV, LINEAR, ADD, SCALE, POOL, ACT, BIAS };
 enum act { NONE, RELU, RELU6, HARDSWISH, SILU, SIGMOID, HARDSIGMOID };
 
-/* In memory vectors are aligned as a float is; memcpy says so to every compiler. */
-ALWAYS vf load(const float *p) {
-    vf x;
-    memcpy(&x, p, sizeof x);
-    return x;
-}
-ALWAYS void store(float *p, vf x) { memcpy(p, &x, sizeof x); }
-ALWAYS vf splat(float x) { return x - (vf){}; } /* minus 0 is nothing, plus 0 an addition: of -0 it is 0 */
-ALWAYS vf pick(vi where, vf a, vf b) { return (vf)((where & (vi)a) | (~where & (vi)b)); }
-ALWAYS vf limited(vf x, vf low, vf high) { /* NaN stays: of an unordered pair it is the second */
-#if defined(__AVX512F__)
-    return (vf)_mm512_min_ps((__m512)high, _mm512_max_ps((__m512)low, (__m512)x));
-#elif defined(__AVX__)
-    return (vf)_mm256_min_ps((__m256)high, _mm256_max_ps((__m256)low, (__m256)x));
-#else
-    x = pick(x < low, low, x);
-    return pick(x > high, high, x);
-#endif
-}
 ALWAYS float lowest(int64_t act) { return act == RELU || act == RELU6 ? 0 : -INFINITY; }
 ALWAYS float highest(int64_t act) { return act == RELU6 ? 6 : INFINITY; }
-
-ALWAYS vf exponential(vf x) { /* to 3e-7 of it */
-    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it rounds to a whole number */
-    x = limited(x, splat(-87), splat(88));
-    const vf t = x * 1.44269504f + magic;
-    const vi n = (vi)t - (vi)splat(magic);
-    const vf whole = t - magic, r = x - whole * 0.693359375f + whole * 2.12194440e-4f;
-    vf p = splat(1.9875691500e-4f);
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    p = p * r * r + r + 1.0f;
-    return (vf)((vi)p + (n << 23));
-}
 
 static vf activated(vf x, int64_t act) {
     const vf third = limited(x + 3.0f, splat(0), splat(6)) * (1.0f / 6.0f);
@@ -671,12 +625,6 @@ static void convolve(const struct step *s, int threads) {
 }
 
 /* ------------------------------------------------------------------------ vectors, and elementwise */
-ALWAYS float total(vf x) {
-    float sum = 0;
-    for (int i = 0; i < V; i++) sum += x[i];
-    return sum;
-}
-
 static void linear_part(void *context, int64_t part) { /* y = act(b + W x), W (co, ci) */
     const struct job *j = context;
     const struct step *s = j->s;

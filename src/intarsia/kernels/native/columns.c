@@ -3,7 +3,7 @@
  * values: (kept,) float32 or bfloat16. columns: (kept,) uint16. offsets: (rows + 1,) int32.
  * x: (batch, cols) float32. y: (batch, rows). A column outside x adds nothing, and is a fault.
  */
-#include "common.h"
+#include "products.h"
 
 enum { F32 = 0, BF16 = 1 };
 

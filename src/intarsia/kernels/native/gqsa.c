@@ -5,7 +5,7 @@
    equal runs of units, whatever the rows' lengths. A row that goes on in a later unit has its
    part there in a fix-up array, added in the order of the units: the same bits for any number of
    workers. The zero point is taken off the codes, not off the sums: infinite inputs stay so. */
-#include "common.h"
+#include "products.h"
 
 #define GROUP 16
 #define UNIT 1024

@@ -3,7 +3,7 @@
    y_r = sum_j w_rj x_j, w_rj in {0, min_r, max_r}; a code of 16 bits is a word of at most 28
    digits. A word, 8 bytes of a table: digits 0 ... 15, 2 bits each | digits 16 ... 27, and in the
    top byte how many there are. A row is computed by one thread, in the order of its codes. */
-#include "common.h"
+#include "products.h"
 
 #define DIGITS 28
 #define AHEAD 32 /* codes */

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...core.errors import ShapeError
-from ..native import Bound, function, load, operator, padded_rows
+from ..native import Bound, function, load, operator
 from .dictionary import WORDS, Dictionary
 from .naive import ternary as naive
 
@@ -36,21 +36,12 @@ def bound(parts: tuple[Tensor, ...], width: int, of: Dictionary, most: int) -> B
 
     parts: codes, offsets, levels.
     """
-    call = function("intarsia_ternary", *TYPES)
-    plain = all(t.is_contiguous() and t.device.type == "cpu" for t in parts)
-    if call is None or not plain:
+    if not all(t.is_contiguous() for t in parts):
         return None
-    kernel, across = call, width + width % 2
     codes, offsets, levels = parts
-    check(torch.empty(0, across), codes, offsets, levels)
-    sizes = len(levels), len(codes)
-    where = [t.data_ptr() for t in (codes, offsets, of.table, levels)]
-
-    def product(x: int, y: int, count: int, threads: int) -> int:
-        given = padded_rows(x, count, width, across + BEHIND)
-        return kernel(given.data_ptr(), y, count, across, *where, *sizes, threads)
-
-    return Bound(product, (*parts, of.table), (len(levels), width), most)
+    check(torch.empty(0, width + width % 2), codes, offsets, levels)
+    tensors = (codes, offsets, of.table, levels)
+    return Bound.of("ternary", (len(levels), width), (len(codes),), tensors, most)
 
 
 def check(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor) -> None:
