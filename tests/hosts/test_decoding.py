@@ -11,9 +11,11 @@ from transformers import LlamaConfig, LlamaForCausalLM, MistralConfig, MistralFo
 import intarsia
 from intarsia.core.errors import ConfigError, ShapeError
 from intarsia.formats import Bitmask
-from intarsia.hosts.decoding import cache_name, fixed_cache, generate
+from intarsia.hosts.decoding import generate
+from intarsia.hosts.fixed_cache import cache_name, fixed_cache
 from intarsia.hosts.one_token import one_token
 from intarsia.hosts.spans.spans import Spans
+from intarsia.kernels import native
 
 SIZES: dict[str, Any] = {
     "vocab_size": 64, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -32,7 +34,7 @@ def made(kind: str) -> Any:
     if kind == "sparse":
         intarsia.sparsify(model, intarsia.Magnitude(0.5))
     if kind == "packed":
-        intarsia.compress(model, Bitmask(values="int8"), force=True)
+        intarsia.compress(model, Bitmask(), force=True)  # exact: int8 inputs would round anew
     if kind == "bfloat16":
         model.bfloat16()
     if kind == "hooked":  # what the short way would leave out
@@ -50,11 +52,15 @@ def test_greedy_tokens_are_transformers_own(kind: str) -> None:
     model = made(kind)
     mask = torch.ones_like(IDS)
     mask[1, :6] = 0
-    for kept in (torch.ones_like(mask), mask):
-        want = model.generate(IDS, attention_mask=kept, max_new_tokens=16, do_sample=False)
-        found = generate(model, IDS, 16, mask=kept)
-        assert torch.equal(found.tokens, want[:, 20:])
-    assert found.rate > 0
+    for build in ("native", "off"):
+        for kept in (torch.ones_like(mask), mask):
+            want = model.generate(IDS, attention_mask=kept, max_new_tokens=16, do_sample=False)
+            with native.using(build):
+                found = generate(model, IDS, 16, mask=kept)
+            assert torch.equal(found.tokens, want[:, 20:])
+        assert found.rate > 0
+        suited = build == "native" and native.load() and kind not in ("spans", "hooked")
+        assert found.path.startswith("native" if suited else "transformers' layers: ")
 
 
 def test_room_is_made_once_and_not_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -64,7 +70,8 @@ def test_room_is_made_once_and_not_more(monkeypatch: pytest.MonkeyPatch) -> None
     from intarsia.hosts import decoding
 
     monkeypatch.setattr(decoding, "fixed_cache", lambda *_: cache)
-    generate(model, IDS, 16, heard=lambda _: places.append(cache.layers[0].keys.data_ptr()))
+    with native.using("off"):
+        generate(model, IDS, 16, heard=lambda _: places.append(cache.layers[0].keys.data_ptr()))
     assert len(set(places)) == 1
     assert cache.layers[0].keys.shape == (2, 2, 36, 12)
     with pytest.raises(ConfigError, match="at most 36"), torch.no_grad():

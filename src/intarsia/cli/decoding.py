@@ -119,7 +119,8 @@ def generate(
     sys.stdout.write(told["text"].strip("\n") + "\n")
     say(
         f"{told['tokens']} tokens, {told['a_second']:.1f} a second; prompt of {told['prompt']} in "
-        f"{told['prompt_seconds']:.2f} s; keys and values {told['cache_bytes'] / 1e6:.2f} MB"
+        f"{told['prompt_seconds']:.2f} s; keys and values {told['cache_bytes'] / 1e6:.2f} MB; "
+        f"{told['path']}"
     )
     if beside:
         same = "the same tokens" if told["transformers"]["same"] else "other tokens"
@@ -161,6 +162,7 @@ def _continued(
         "a_second": found.rate,
         "prompt_seconds": found.prompt_seconds,
         "cache_bytes": found.bytes,
+        "path": found.path,
     }
     if beside:
         stock = stock_generate(host, ids, found.tokens.shape[1])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,102 +9,29 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
 from transformers.generation.streamers import BaseStreamer
 
 from ..core.checks import at_least
-from ..core.errors import ConfigError, ShapeError
+from ..core.errors import ShapeError
 from ..core.modes import evaluating
-from .anatomy.blocks import base_of
+from .fixed_cache import cache_name, fixed_cache
+from .native_decoder import SLOTS, NativeText, why_not
 from .one_token import one_token
-from .spans.head_spans import cache_bytes, windows_of
-from .spans.rings import RingLayer
-
-
-class FixedLayer(CacheLayerMixin):
-    """Keys and values of a layer in memory for `length` tokens, taken at the first.
-
-    `update` writes new tokens behind the old ones, and returns views: nothing is copied or grown.
-    """
-
-    is_croppable = True
-    is_sliding = False
-
-    def __init__(self, length: int) -> None:
-        super().__init__()
-        self.length, self.count = length, 0
-
-    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        self.dtype, self.device = key_states.dtype, key_states.device
-        batch, heads, _, size = key_states.shape
-        self.keys = key_states.new_zeros(batch, heads, self.length, size)
-        self.values = value_states.new_zeros(batch, heads, self.length, value_states.shape[-1])
-        self.is_initialized = True
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Raises: ConfigError for more tokens than there is room for."""
-        if not self.is_initialized:
-            self.lazy_initialization(key_states, value_states)
-        start, stop = self.count, self.count + key_states.shape[2]
-        if stop > self.length:
-            fix = "Make room for prompt and answer."
-            raise ConfigError("tokens", got=stop, want=f"at most {self.length}", fix=fix)
-        assert self.keys is not None and self.values is not None
-        self.keys[:, :, start:stop] = key_states
-        self.values[:, :, start:stop] = value_states
-        self.count = stop
-        return self.keys[:, :, :stop], self.values[:, :, :stop]
-
-    def get_seq_length(self) -> int:
-        return self.count
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.count + query_length, 0
-
-    def get_max_length(self) -> int:
-        return self.length
-
-    def reset(self) -> None:
-        """Empty, with the same memory."""
-        self.count = 0
-
-    def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last tokens."""
-        self.count -= abs(tokens_to_remove)
-
-
-def fixed_cache(model: nn.Module, length: int) -> Cache:
-    """An empty cache with room for `length` tokens: rings where heads have spans.
-
-    Layers with windows of their own keep what transformers gives them.
-    """
-    host: Any = base_of(model)
-    cache = DynamicCache(config=host.config)
-    windows = windows_of(host) or [None] * len(cache.layers)
-    cache.layers = [
-        RingLayer(w)
-        if w is not None and not w.full
-        else FixedLayer(length)
-        if type(layer) is DynamicLayer
-        else layer
-        for layer, w in zip(cache.layers, windows, strict=True)
-    ]
-    return cache
+from .spans.head_spans import cache_bytes
 
 
 @dataclass(frozen=True)
 class Generated:
     """Tokens that were added, (B, tokens); seconds of the prompt, and of all but the first.
 
-    bytes: of keys and values.
+    bytes: of keys and values.  path: which code computed the tokens, and why not native steps.
     """
 
     tokens: Tensor
     prompt_seconds: float
     seconds: float
     bytes: int
+    path: str = "transformers' generate"
 
     @property
     def rate(self) -> float:
@@ -126,46 +52,89 @@ def generate(
 
     ids: (B, T); padded on the left, with mask (B, T).  tokens: to add; the end of a text does not
     stop it.  heard: is given each new token (B,), and stops by True.
-    Keys and values have their room from the start. For throughput of many requests see `intarsia
-    serve`, which batches; this is for the latency of one.
+    Keys and values have their room from the start. A token of a Llama-like decoder is one call of
+    native steps (`NativeText`), of another model its own forward: the result's `path` says which.
+    For throughput of many requests see `intarsia serve`, which batches; this is for latency.
     Raises: ShapeError for anything but rows of tokens; ConfigError for no token.
     """
     if ids.dim() != 2 or ids.is_floating_point() or not ids.numel():
         fix = "Pass tokenizer(text, return_tensors='pt').input_ids."
         raise ShapeError("ids", got=tuple(ids.shape), want="(B, T) token ids", fix=fix)
     at_least("tokens", tokens, 1)
-    length = ids.shape[1] + tokens
-    cache, name = fixed_cache(model, length), cache_name(model)
     padded = mask is not None and not bool(mask.all())
-    whole = None
-    if padded:
-        assert mask is not None
-        whole = torch.cat([mask, mask.new_ones(len(ids), tokens)], 1)
-        places = (whole.cumsum(1) - 1).clamp_min(0)
-    step = None if padded else one_token(model)
+    reason = why_not(model) or ("" if len(ids) <= SLOTS else f"more than {SLOTS} texts")
+    way: _Native | _Stock
+    if reason:
+        way = _Stock(model, ids, mask if padded else None, tokens)
+    else:
+        way = _Native(model, ids, mask if padded else None, tokens)
     made = ids.new_zeros(len(ids), tokens)
     clock = began = time.perf_counter()
-    new, count = ids, 0
     with evaluating(model):
         for at in range(tokens):
-            first, count = count, count + new.shape[1]
-            given: dict[str, Any] = {name: cache, "use_cache": True, "logits_to_keep": 1}
-            if whole is not None:
-                given["attention_mask"] = whole[:, :count]
-                given["position_ids"] = places[:, first:count]
-            if step is not None and at:
-                logits = step(new, cache, first)
-            else:
-                logits = model(input_ids=new, **given).logits  # (B, 1, V)
-            new = logits.argmax(-1)
-            made[:, at] = new[:, 0]
+            logits = way.prompt() if at == 0 else way.step(made[:, at - 1])
+            made[:, at] = new = logits.argmax(-1)
             if at == 0:
                 clock = time.perf_counter()
-            if heard(new[:, 0]):
+            if heard(new):
                 made = made[:, : at + 1]
                 break
     ended = time.perf_counter()
-    return Generated(made, clock - began, ended - clock, cache_bytes(cache))
+    path = f"transformers' layers: {reason}" if reason else "native steps, one call a token"
+    return Generated(made, clock - began, ended - clock, way.nbytes, path)
+
+
+class _Native:
+    """Texts by native steps; padding is left out."""
+
+    def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor | None, tokens: int) -> None:
+        keep = torch.ones_like(ids) if mask is None else mask
+        self.prompts = [row[some.bool()].tolist() for row, some in zip(ids, keep, strict=True)]
+        self.text = NativeText(model, slots=len(ids), length=ids.shape[1] + tokens)
+        self.nbytes = self.text.nbytes
+
+    def prompt(self) -> Tensor:
+        """(B, V), behind the prompts."""
+        return torch.stack([self.text.prefill(slot, row) for slot, row in enumerate(self.prompts)])
+
+    def step(self, new: Tensor) -> Tensor:
+        """(B,) -> (B, V)."""
+        return self.text.step(new.tolist())
+
+
+class _Stock:
+    """Texts by the model's own modules, with a cache that is taken once."""
+
+    def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor | None, tokens: int) -> None:
+        self.model, self.ids = model, ids
+        self.cache = fixed_cache(model, ids.shape[1] + tokens)
+        self.name, self.count = cache_name(model), 0
+        self.mask = None if mask is None else torch.cat([mask, mask.new_ones(len(ids), tokens)], 1)
+        self.short = None if mask is not None else one_token(model)
+
+    @property
+    def nbytes(self) -> int:
+        return cache_bytes(self.cache)
+
+    def prompt(self) -> Tensor:
+        """(B, V), behind the prompts."""
+        return self._forward(self.ids)
+
+    def step(self, new: Tensor) -> Tensor:
+        """(B,) -> (B, V)."""
+        if self.short is None:
+            return self._forward(new[:, None])
+        self.count += 1
+        return self.short(new[:, None], self.cache, self.count - 1)[:, -1]
+
+    def _forward(self, new: Tensor) -> Tensor:
+        first, self.count = self.count, self.count + new.shape[1]
+        given: dict[str, Any] = {self.name: self.cache, "use_cache": True, "logits_to_keep": 1}
+        if self.mask is not None:
+            given["attention_mask"] = self.mask[:, : self.count]
+            places = (self.mask.cumsum(1) - 1).clamp_min(0)
+            given["position_ids"] = places[:, first : self.count]
+        return self.model(input_ids=new, **given).logits[:, -1]
 
 
 class _Clock(BaseStreamer):
@@ -202,9 +171,3 @@ def stock_generate(model: nn.Module, ids: Tensor, tokens: int) -> Generated:
     ended = time.perf_counter()
     first = clock.times[1] if len(clock.times) > 1 else began  # the prompt comes before it
     return Generated(made[:, ids.shape[1] :], first - began, ended - first, 0)
-
-
-def cache_name(model: nn.Module) -> str:
-    """What this version of transformers calls the argument."""
-    body: Any = getattr(base_of(model), "base_model", base_of(model))
-    return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"

@@ -65,7 +65,7 @@ class PackedLinear(nn.Linear):
         return self.form.decode(self.stored, self.shape)
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        bound = self._ready()
+        bound = self.product
         if bound is not None and bound.takes(x):
             y = bound(x)
         elif type(self.form).matmul is Format.matmul or native.load() is None:
@@ -74,8 +74,9 @@ class PackedLinear(nn.Linear):
             y = self.form.matmul(x, self.stored, self.shape)
         return y if self.bias is None else y + self.bias.to(y.dtype)
 
-    def _ready(self) -> Any:
-        """What the format binds to the buffers, made anew when they, or the kernels, are others."""
+    @property
+    def product(self) -> Any:
+        """The format's `Bound`, anew when buffers or kernels are others; None without kernels."""
         kind, held, bound = self._bound
         own = self._buffers
         if kind != native.kind() or any(own[n] is not t for n, t in held):

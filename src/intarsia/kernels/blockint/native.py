@@ -16,7 +16,6 @@ from .naive import BLOCK, BUNDLE, WORD
 INPUTS = (torch.float32, torch.bfloat16, torch.float16)
 P, N, I = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int  # noqa: E741
 LINEAR = (P, P, N, P, P, N, N, I, I)
-MOST_ROWS = 2**31  # of x: there is no number from which decoding would take less time
 
 
 def runs(x: Tensor) -> bool:
@@ -37,7 +36,7 @@ def blockint(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> 
 def bound(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> native.Bound | None:
     """`blockint` of a weight that stays; None where there is no kernel."""
     check(codes, scales, shape, bits)
-    return native.Bound.of("blockint", shape, (bits,), (codes, scales), MOST_ROWS)
+    return native.Bound.of("blockint", shape, (bits,), (codes, scales), native.MANY)
 
 
 def check(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> None:

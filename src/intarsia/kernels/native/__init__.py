@@ -4,6 +4,7 @@ One file for each format, all in one shared library. building.py: compiler, cach
 build, its functions. registering.py: operators of torch. floor.py: what this machine can do.
 """
 
+from .bound import MANY as MANY
 from .bound import Bound as Bound
 from .faults import refuse as refuse
 from .loading import function as function
@@ -16,6 +17,7 @@ from .loading import why as why
 from .registering import operator as operator
 
 __all__ = [
+    "MANY",
     "Bound",
     "function",
     "instructions",

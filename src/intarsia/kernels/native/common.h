@@ -68,6 +68,14 @@ ALWAYS float of_bf16(uint16_t half) {
     return value;
 }
 
+/* To the nearest, to even where two are; NaN stays NaN. */
+ALWAYS uint16_t to_bf16(float value) {
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if (value != value) return (uint16_t)(bits >> 16 | 0x40);
+    return (uint16_t)((bits + 0x7fff + (bits >> 16 & 1)) >> 16);
+}
+
 /* float16, subnormal numbers too */
 ALWAYS float of_f16(uint16_t half) {
     const uint32_t rest = (uint32_t)(half & 0x7fff) << 13, sign = (uint32_t)(half & 0x8000) << 16;

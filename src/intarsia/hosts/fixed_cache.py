@@ -1,0 +1,101 @@
+"""A cache of transformers with room that is taken once."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer
+
+from ..core.errors import ConfigError
+from .anatomy.blocks import base_of
+from .spans.head_spans import windows_of
+from .spans.rings import RingLayer
+
+
+class FixedLayer(CacheLayerMixin):
+    """Keys and values of a layer in memory for `length` tokens, taken at the first.
+
+    `update` writes new tokens behind the old ones, and returns views: nothing is copied or grown.
+    """
+
+    is_croppable = True
+    is_sliding = False
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.length, self.count = length, 0
+
+    @classmethod
+    def over(cls, keys: Tensor, values: Tensor, count: int) -> FixedLayer:
+        """Return a layer on memory (B, heads, length, D) with `count` tokens in it."""
+        layer = cls(keys.shape[2])
+        layer.dtype, layer.device, layer.count = keys.dtype, keys.device, count
+        layer.keys, layer.values, layer.is_initialized = keys, values, True
+        return layer
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        batch, heads, _, size = key_states.shape
+        self.keys = key_states.new_zeros(batch, heads, self.length, size)
+        self.values = value_states.new_zeros(batch, heads, self.length, value_states.shape[-1])
+        self.is_initialized = True
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Raises: ConfigError for more tokens than there is room for."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, stop = self.count, self.count + key_states.shape[2]
+        if stop > self.length:
+            fix = "Make room for prompt and answer."
+            raise ConfigError("tokens", got=stop, want=f"at most {self.length}", fix=fix)
+        assert self.keys is not None and self.values is not None
+        self.keys[:, :, start:stop] = key_states
+        self.values[:, :, start:stop] = value_states
+        self.count = stop
+        return self.keys[:, :, :stop], self.values[:, :, :stop]
+
+    def get_seq_length(self) -> int:
+        return self.count
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.count + query_length, 0
+
+    def get_max_length(self) -> int:
+        return self.length
+
+    def reset(self) -> None:
+        """Empty, with the same memory."""
+        self.count = 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Take back the last tokens."""
+        self.count -= abs(tokens_to_remove)
+
+
+def fixed_cache(model: nn.Module, length: int) -> Cache:
+    """An empty cache with room for `length` tokens: rings where heads have spans.
+
+    Layers with windows of their own keep what transformers gives them.
+    """
+    host: Any = base_of(model)
+    cache = DynamicCache(config=host.config)
+    windows = windows_of(host) or [None] * len(cache.layers)
+    cache.layers = [
+        RingLayer(w)
+        if w is not None and not w.full
+        else FixedLayer(length)
+        if type(layer) is DynamicLayer
+        else layer
+        for layer, w in zip(cache.layers, windows, strict=True)
+    ]
+    return cache
+
+
+def cache_name(model: nn.Module) -> str:
+    """What this version of transformers calls the argument."""
+    body: Any = getattr(base_of(model), "base_model", base_of(model))
+    return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"

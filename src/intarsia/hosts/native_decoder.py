@@ -1,0 +1,302 @@
+"""A Llama-like decoder of transformers as a program of native steps: one call a token."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.cache_utils import DynamicCache
+
+from ..core.errors import ConfigError
+from ..kernels import dense, native
+from ..kernels.decoder import (
+    ACTS,
+    AddStep,
+    AttendStep,
+    ClipStep,
+    DecoderStep,
+    EmbedStep,
+    GateStep,
+    LayerCache,
+    NativeDecoder,
+    NormStep,
+    ProductStep,
+    RotateStep,
+    Value,
+)
+from .anatomy.blocks import base_of
+from .fixed_cache import FixedLayer, cache_name
+from .swap.packed_linear import PackedLinear
+
+# of configurations: a residual stream, rotated heads, a gated MLP
+KINDS = ("llama", "mistral", "qwen2", "qwen3", "smollm3", "phi3", "olmo", "olmo2")
+GROWING = ("dynamic", "longrope")  # rotations that depend on the length of the text
+ROWS = 16  # tokens of a prompt that are computed together
+LONG = 32  # tokens of a prompt from which the products of torch take less time
+SLOTS = 16  # texts at once
+TAIL = 2  # steps that only the last token of a prompt needs: norm and head
+EPSILON = 1e-5  # of OLMo's norm, which has no attribute for it
+
+
+class Unsuited(Exception):
+    """Why a model is no program of native steps, in a few words."""
+
+
+def why_not(model: nn.Module) -> str:
+    """Return why `NativeText` cannot compute a model; nothing if it can."""
+    try:
+        _checked(model)
+    except Unsuited as reason:
+        return str(reason)
+    return ""
+
+
+class NativeText:
+    """Texts of a decoder, each in a slot of the cache; tokens are computed by native steps.
+
+    Weights are taken where they are, in the format in which they are stored; keys and values are in
+    the type of the model, products are summed in float32. Logits are those of the model's forward,
+    to 1e-5 in float32 where no format rounds inputs.
+    slots: texts at once, up to 16; length: tokens of each, prompt and answer together.
+    Raises: ConfigError for a model that `why_not` has a reason against, or another number of slots.
+    """
+
+    def __init__(self, model: nn.Module, *, slots: int = 1, length: int) -> None:
+        if reason := why_not(model):
+            want, fix = f"a decoder of {', '.join(KINDS)}", "Use the model's own forward."
+            raise ConfigError("model for native steps", got=reason, want=want, fix=fix)
+        if not 1 <= slots <= SLOTS:
+            fix = "Share the texts out over several."
+            raise ConfigError("slots", got=slots, want=f"1 to {SLOTS}", fix=fix)
+        host: Any = base_of(model)
+        sizes, self.model = _Sizes.of(host), host
+        dtype = host.get_input_embeddings().weight.dtype
+        shape = slots, sizes.groups, length, sizes.size
+        self.caches = [
+            LayerCache(torch.zeros(shape, dtype=dtype), torch.zeros(shape, dtype=dtype))
+            for _ in host.model.layers
+        ]
+        self.windows = any(_window(layer.self_attn) for layer in host.model.layers)
+        steps = list(steps_of(host, self.caches, length))
+        self.program, self.length = NativeDecoder(steps, ROWS), length
+        self.counts = [0] * slots  # tokens that each slot has
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of keys and values."""
+        return sum(t.nbytes for cache in self.caches for t in cache)
+
+    def prefill(self, slot: int, tokens: Sequence[int]) -> Tensor:
+        """Add a prompt, or more of it, to a slot; return the logits behind its last token, (V,).
+
+        16 tokens at a time; more than 32 by the model's forward, whose products of many rows are
+        faster, into the same cache.
+        Raises: ConfigError for no token, or more than there is room for.
+        """
+        room = self.length - self.counts[slot]
+        if not 0 < len(tokens) <= room:
+            fix = "Make room for prompt and answer."
+            raise ConfigError("tokens", got=len(tokens), want=f"1 to {room}", fix=fix)
+        if len(tokens) > LONG and not self.windows:
+            return self._forward(slot, tokens)
+        logits = torch.empty(0)
+        for first in range(0, len(tokens), ROWS):
+            block = tokens[first : first + ROWS]
+            places = range(self.counts[slot], self.counts[slot] + len(block))
+            logits = self.program(block, [slot] * len(block), places, tail=TAIL)
+            self.counts[slot] += len(block)
+        return logits[0]
+
+    @torch.inference_mode()
+    def _forward(self, slot: int, tokens: Sequence[int]) -> Tensor:
+        """The same by transformers' layers."""
+        cache: Any
+        cache, count = DynamicCache(config=self.model.config), self.counts[slot]
+        cache.layers = [
+            FixedLayer.over(keys[slot : slot + 1], values[slot : slot + 1], count)
+            for keys, values in self.caches
+        ]
+        given = {cache_name(self.model): cache, "use_cache": True, "logits_to_keep": 1}
+        logits = self.model(input_ids=torch.tensor([list(tokens)]), **given).logits
+        self.counts[slot] += len(tokens)
+        return logits[0, -1].float()
+
+    def step(self, tokens: Sequence[int], slots: Sequence[int] | None = None) -> Tensor:
+        """Add one token to each slot; (N, V) float32, the logits behind each.
+
+        slots: whose tokens these are; None = 0, 1, ...  Raises: ConfigError as `prefill`.
+        """
+        which = range(len(tokens)) if slots is None else slots
+        logits = self.program(tokens, which, [self.counts[slot] for slot in which])
+        for slot in which:
+            self.counts[slot] += 1
+        return logits
+
+    def clear(self, slot: int) -> None:
+        """Forget the text of a slot."""
+        self.counts[slot] = 0
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """Query heads, key-value heads, numbers of a head."""
+
+    heads: int
+    groups: int
+    size: int
+
+    @classmethod
+    def of(cls, host: Any) -> _Sizes:
+        config, size = host.config, host.model.layers[0].self_attn.head_dim
+        groups = config.num_key_value_heads or config.num_attention_heads
+        return cls(config.num_attention_heads, groups, size)
+
+
+def steps_of(host: Any, caches: Sequence[LayerCache], length: int) -> Iterator[DecoderStep]:
+    """Yield the program of a model as its architecture has it, for texts of `length` tokens."""
+    body, width = host.model, host.config.hidden_size
+    x, h = Value("x", width), Value("h", width)
+    rotation = _rotation(body, length)
+    yield EmbedStep(x, body.embed_tokens.weight)
+    for layer, cache in zip(body.layers, caches, strict=True):
+        yield from _attention(layer, x, h, cache, rotation, _Sizes.of(host))
+        yield from _mlp(layer, x, h, host.config)
+    yield _norm(body.norm, h, x)
+    yield _product(host.lm_head, Value("logits", host.lm_head.out_features), h)
+
+
+def _attention(
+    layer: Any,
+    x: Value,
+    h: Value,
+    cache: LayerCache,
+    rotation: tuple[Tensor, Tensor],
+    sizes: _Sizes,
+) -> Iterator[DecoderStep]:
+    """x += o(attend(q, k, v)), with a norm before (Llama) or behind (OLMo 2)."""
+    of, heads, groups = layer.self_attn, sizes.heads, sizes.groups
+    before = getattr(layer, "input_layernorm", None)
+    if before is not None:
+        yield _norm(before, h, x)
+    given = x if before is None else h
+    wide, narrow = heads * sizes.size, groups * sizes.size
+    if hasattr(of, "qkv_proj"):  # Phi-3
+        yield _product(of.qkv_proj, Value("qkv", wide + 2 * narrow), given)
+        q, k = Value("qkv", wide), Value("qkv", narrow, wide)
+        v = Value("qkv", narrow, wide + narrow)
+    else:
+        q, k, v = Value("q", wide), Value("k", narrow), Value("v", narrow)
+        for value, linear in ((q, of.q_proj), (k, of.k_proj), (v, of.v_proj)):
+            yield _product(linear, value, given)
+    if limit := getattr(of.config, "clip_qkv", None):  # OLMo
+        yield from (ClipStep(value, float(limit)) for value in (q, k, v))
+    if hasattr(of, "q_norm"):  # Qwen3 by heads, OLMo 2 whole
+        yield _norm(of.q_norm, q, q)
+        yield _norm(of.k_norm, k, k)
+    if getattr(of, "use_rope", True):
+        yield RotateStep(q, heads, *rotation)
+        yield RotateStep(k, groups, *rotation)
+    out = Value("heads", wide)
+    yield AttendStep(out, q, k, v, cache, heads, of.scaling, _window(of))
+    yield _product(of.o_proj, h, out)
+    if before is None:
+        yield _norm(layer.post_attention_layernorm, h, h)
+    yield AddStep(x, x, h)
+
+
+def _mlp(layer: Any, x: Value, h: Value, config: Any) -> Iterator[DecoderStep]:
+    """x += down(act(gate) up), with a norm before (Llama) or behind (OLMo 2)."""
+    of, inner = layer.mlp, config.intermediate_size
+    behind = getattr(layer, "post_feedforward_layernorm", None)
+    if behind is None:
+        yield _norm(layer.post_attention_layernorm, h, x)
+    given = h if behind is None else x
+    if hasattr(of, "gate_up_proj"):  # Phi-3
+        yield _product(of.gate_up_proj, Value("both", 2 * inner), given)
+        gate, up = Value("both", inner), Value("both", inner, inner)
+    else:
+        gate, up = Value("gate", inner), Value("up", inner)
+        yield _product(of.gate_proj, gate, given)
+        yield _product(of.up_proj, up, given)
+    hidden = Value("hidden", inner)
+    yield GateStep(hidden, gate, up, config.hidden_act)
+    yield _product(of.down_proj, h, hidden)
+    if behind is not None:
+        yield _norm(behind, h, h)
+    yield AddStep(x, x, h)
+
+
+def _norm(module: Any, dst: Value, src: Value) -> NormStep:
+    weight = getattr(module, "weight", None)
+    size = src.width if weight is None else len(weight)
+    eps = getattr(module, "variance_epsilon", EPSILON)
+    return NormStep(dst, src, weight, eps, size, centred=weight is None)
+
+
+def _product(linear: Any, dst: Value, src: Value) -> ProductStep:
+    bias = None if linear.bias is None else linear.bias.detach()
+    if isinstance(linear, PackedLinear):
+        form, stored, shape = linear.form, linear.stored, linear.shape
+        bound = linear.product
+        assert bound is not None  # `_checked` has looked
+        return ProductStep(dst, src, bound, lambda x: form.matmul(x, stored, shape), bias)
+    weight = linear.weight.detach()
+    bound = dense.bound(weight, native.MANY)
+    assert bound is not None
+    return ProductStep(dst, src, bound, lambda x: x @ weight.float().T, bias)
+
+
+def _rotation(body: Any, length: int) -> tuple[Tensor, Tensor]:
+    """cos and sin of each place, (length, rotated numbers of a head) float32."""
+    places = torch.arange(length)[None]
+    cos, sin = body.rotary_emb(torch.zeros(1, dtype=torch.float32), position_ids=places)
+    return cos[0], sin[0]
+
+
+def _window(of: Any) -> int:
+    """Last places that the tokens of a layer see, 0 = all."""
+    config = of.config
+    whole = config.sliding_window if config.model_type in ("mistral", "phi3") else None
+    return int(getattr(of, "sliding_window", whole) or 0)
+
+
+def _checked(model: nn.Module) -> None:
+    """Raises: Unsuited."""
+    host: Any = base_of(model)
+    config: Any = getattr(host, "config", None)
+    body = getattr(host, "model", None)
+    kind = getattr(config, "model_type", type(host).__name__)
+    if kind not in KINDS or body is None or not hasattr(host, "lm_head"):
+        raise Unsuited(f"a model of kind {kind!r}")
+    if native.load() is None:
+        raise Unsuited(f"no kernels here ({native.why()})")
+    if (config.hidden_act or "") not in ACTS:
+        raise Unsuited(f"activation {config.hidden_act!r}")
+    turned = getattr(body.rotary_emb, "rope_type", "default")
+    if turned in GROWING:
+        raise Unsuited(f"a rotation of kind {turned!r}, which depends on the length")
+    for path, module in host.named_modules():
+        if reason := _against(module):
+            raise Unsuited(f"{reason} at {path or 'the model'}")
+
+
+def _against(module: nn.Module) -> str:
+    """Return what native steps would leave out of a module, or cannot read."""
+    if module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module):
+        return "a hook or another forward"
+    if isinstance(module, PackedLinear):
+        return "" if module.product is not None else f"no kernel for {module.form}"
+    tensors = list(module.parameters(recurse=False))
+    if any(t.device.type != "cpu" for t in tensors):
+        return "weights on another device"
+    if not type(module).__module__.startswith(("torch.nn.", "transformers.")):
+        return f"{type(module).__name__}, which is no native step,"
+    if isinstance(module, nn.Linear | nn.Embedding):
+        if type(module) not in (nn.Linear, nn.Embedding):
+            return f"{type(module).__name__}, which is no native step,"
+        if module.weight.dtype not in dense.KINDS or not module.weight.is_contiguous():
+            return f"weights of {module.weight.dtype}"
+    return ""

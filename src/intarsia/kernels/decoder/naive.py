@@ -1,0 +1,116 @@
+"""The definition of each step, in torch: the twin of native/decoder.c and native/attention.c."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .steps import (
+    AddStep,
+    AttendStep,
+    ClipStep,
+    DecoderStep,
+    EmbedStep,
+    NormStep,
+    ProductStep,
+    RotateStep,
+    Value,
+)
+
+ACT: Mapping[str, Callable[[Tensor], Tensor]] = {
+    "silu": F.silu,
+    "gelu": F.gelu,
+    "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "relu": F.relu,
+}
+
+
+class NaiveDecoder:
+    """Steps on rows of float32, by name.
+
+    Each row is a token with the slot of its text and its place there. New keys and values of all
+    rows are written before any row attends, so that rows of one text may be the tokens of a prompt.
+    """
+
+    def __init__(self, steps: Sequence[DecoderStep]) -> None:
+        self.steps = tuple(steps)
+
+    def __call__(self, tokens: Tensor, slots: Tensor, places: Tensor) -> Tensor:
+        """(N,) of each, int64 -> what the last step wrote, (N, width)."""
+        memory: dict[str, Tensor] = {}
+        for step in self.steps:
+            result = _result(step, memory, tokens, slots, places)
+            _write(memory, step.dst, result)
+        return _read(memory, self.steps[-1].dst)
+
+
+def _read(memory: Mapping[str, Tensor], value: Value) -> Tensor:
+    return memory[value.name][:, value.first : value.first + value.width]
+
+
+def _write(memory: dict[str, Tensor], value: Value, result: Tensor) -> None:
+    """Replace the columns of a value; a whole row when the name is new or of another width."""
+    before = memory.get(value.name)
+    if value.first == 0 and (before is None or before.shape[1] == value.width):
+        memory[value.name] = result
+    else:
+        assert before is not None
+        before[:, value.first : value.first + value.width] = result
+
+
+def _result(
+    step: DecoderStep, memory: dict[str, Tensor], tokens: Tensor, slots: Tensor, places: Tensor
+) -> Tensor:
+    if isinstance(step, EmbedStep):
+        return step.table[tokens].float()
+    if isinstance(step, ClipStep):
+        return _read(memory, step.dst).clamp(-step.limit, step.limit)
+    if isinstance(step, RotateStep):
+        return _rotated(_read(memory, step.dst), step, places)
+    if isinstance(step, AttendStep):
+        return _attended(step, memory, slots, places)
+    x = _read(memory, step.src)
+    if isinstance(step, NormStep):
+        return _normed(x, step)
+    if isinstance(step, ProductStep):
+        y = step.matmul(x)
+        return y if step.bias is None else y + step.bias.float()
+    other = _read(memory, step.other)
+    return x + other if isinstance(step, AddStep) else ACT[step.act](x) * other
+
+
+def _normed(x: Tensor, step: NormStep) -> Tensor:
+    parts = x.unflatten(1, (-1, step.size))
+    if step.centred:
+        parts = parts - parts.mean(2, keepdim=True)
+    parts = parts * (parts.square().mean(2, keepdim=True) + step.eps).rsqrt()
+    return (parts if step.weight is None else parts * step.weight.float()).flatten(1)
+
+
+def _rotated(x: Tensor, step: RotateStep, places: Tensor) -> Tensor:
+    heads = x.unflatten(1, (step.heads, -1))
+    cos, sin = (t[places].float()[:, None] for t in (step.cos, step.sin))  # (N, 1, turned)
+    turned, rest = heads[..., : cos.shape[-1]], heads[..., cos.shape[-1] :]
+    first, second = turned.chunk(2, -1)
+    turned = turned * cos + torch.cat((-second, first), -1) * sin
+    return torch.cat((turned, rest), -1).flatten(1)
+
+
+def _attended(
+    step: AttendStep, memory: Mapping[str, Tensor], slots: Tensor, places: Tensor
+) -> Tensor:
+    keys, values = step.cache
+    groups, length = keys.shape[1], keys.shape[2]
+    for cached, value in ((keys, step.key), (values, step.value)):
+        cached[slots, :, places] = _read(memory, value).unflatten(1, (groups, -1)).to(cached)
+    query = _read(memory, step.query).unflatten(1, (groups, step.heads // groups, -1))
+    scores = torch.einsum("nghd,ngpd->nghp", query, keys[slots].float()) * step.scale
+    place = torch.arange(length)
+    seen = place <= places[:, None]
+    if step.window:
+        seen &= place > places[:, None] - step.window
+    weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1)
+    return torch.einsum("nghp,ngpd->nghd", weights, values[slots].float()).flatten(1)

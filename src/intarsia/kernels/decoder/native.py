@@ -1,0 +1,200 @@
+"""A program as a table for native/decoder.c: one call carries out all steps."""
+
+from __future__ import annotations
+
+import ctypes
+import struct
+import threading
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from ...core.errors import ConfigError, ShapeError
+from .. import native
+from .steps import (
+    ACTS,
+    AddStep,
+    AttendStep,
+    ClipStep,
+    DecoderStep,
+    EmbedStep,
+    GateStep,
+    NormStep,
+    ProductStep,
+    RotateStep,
+    Value,
+)
+
+KINDS = (EmbedStep, NormStep, ProductStep, ClipStep, RotateStep, AttendStep, GateStep, AddStep)
+FIELDS = (  # of a row, as in decoder.h
+    *("kind", "dst", "dst_pitch", "src", "src_pitch", "other", "other_pitch", "third"),
+    *("third_pitch", "width", "size", "weight", "bias", "type", "keys", "values", "length"),
+    *("window", "heads", "groups", "act", "number"),
+)
+TYPES = {torch.float32: 0, torch.bfloat16: 1}  # of dense.c
+I64, POINTER = ctypes.c_int64, ctypes.c_void_p
+
+
+class NativeDecoder:
+    """Steps on rows of float32 in memory that is taken once, carried out by the kernels.
+
+    The values of `NaiveDecoder` to rounding, the same bits for any number of threads. most: rows of
+    a call.  Threads that call it take turns, and the cache is the caller's.
+    Raises: ShapeError for steps that do not fit together, ConfigError where there are no kernels.
+    """
+
+    def __init__(self, steps: Sequence[DecoderStep], most: int) -> None:
+        native.require()
+        self.steps, self.most = tuple(steps), most
+        run = native.function(
+            "intarsia_decoder_run", POINTER, I64, POINTER, I64, POINTER, ctypes.c_int
+        )
+        assert run is not None
+        self._run = run
+        self._held: list[Tensor] = []  # what the table points to
+        widths: dict[str, int] = {}
+        for value in (v for step in self.steps for v in _values(step)):
+            widths[value.name] = max(widths.get(value.name, 0), value.first + value.width)
+        self.memory = {name: torch.zeros(most, width) for name, width in widths.items()}
+        self.table = torch.tensor([self._row(step) for step in self.steps])
+        self.rows, self._at = (
+            torch.zeros(most, 3, dtype=torch.int64),
+            torch.zeros(1, dtype=torch.int64),
+        )
+        tables = [len(s.table) for s in self.steps if isinstance(s, EmbedStep)]
+        caches = [s.cache.keys.shape for s in self.steps if isinstance(s, AttendStep)]
+        turned = [len(s.cos) for s in self.steps if isinstance(s, RotateStep)]
+        self.limits = (
+            min(tables, default=2**62),
+            min((shape[0] for shape in caches), default=2**62),
+            min((*(shape[2] for shape in caches), *turned), default=2**62),
+        )
+        self._turn = threading.Lock()  # there is one memory, and a call lets other threads go on
+
+    def __call__(
+        self, tokens: Sequence[int], slots: Sequence[int], places: Sequence[int], *, tail: int = 0
+    ) -> Tensor:
+        """Return what the last step wrote, (N, width), for N rows of a token, slot and place each.
+
+        tail: steps at the end that are carried out for the last row alone, (1, width).
+        Raises: ConfigError for more than `most` rows, or numbers for which there is no room.
+        """
+        rows = list(zip(tokens, slots, places, strict=True))
+        count = len(rows)
+        self._check(rows)
+        with self._turn:
+            self.rows[:count] = torch.tensor(rows)
+            self._carry_out(0, len(self.steps) - tail, count)
+            if tail:
+                src = self.steps[-tail]
+                for value in _values(src):
+                    self.memory[value.name][0] = self.memory[value.name][count - 1]
+                self.rows[0] = self.rows[count - 1]
+                self._carry_out(len(self.steps) - tail, tail, 1)
+            dst = self.steps[-1].dst
+            found = self.memory[dst.name][: 1 if tail else count, dst.first : dst.first + dst.width]
+            return found.clone()
+
+    def _carry_out(self, first: int, steps: int, count: int) -> None:
+        """Raises: ShapeError for a weight whose stored numbers do not fit together."""
+        row = self.table.data_ptr() + 8 * len(FIELDS) * first
+        threads = torch.get_num_threads()
+        where = self.rows.data_ptr(), count, self._at.data_ptr(), threads
+        native.refuse(self._run(row, steps, *where))
+
+    def _check(self, rows: Sequence[tuple[int, int, int]]) -> None:
+        if not 0 < len(rows) <= self.most:
+            fix = "Make calls of fewer rows."
+            raise ConfigError("rows", got=len(rows), want=f"1 to {self.most}", fix=fix)
+        for what, numbers, limit in zip(
+            ("token", "slot", "place"), zip(*rows, strict=True), self.limits, strict=True
+        ):
+            if min(numbers) < 0 or max(numbers) >= limit:
+                got = min(numbers) if min(numbers) < 0 else max(numbers)
+                want = f"0 to {limit - 1}"
+                raise ConfigError(what, got=got, want=want, fix="Make room for prompt and answer.")
+
+    def _row(self, step: DecoderStep) -> list[int]:
+        """What decoder.c reads of a step, checked, since addresses are trusted behind it."""
+        row = dict.fromkeys(FIELDS, 0)
+        row |= {"kind": KINDS.index(type(step)), "width": step.dst.width}
+        row |= self._place("dst", step.dst)
+        if isinstance(step, EmbedStep):
+            _check(step, step.table.shape[1:] == (step.dst.width,) and step.table.dtype in TYPES)
+            row |= {"weight": self._hold(step.table), "type": TYPES[step.table.dtype]}
+        elif isinstance(step, ClipStep):
+            row |= {"number": _bits(step.limit)}
+        elif isinstance(step, RotateStep):
+            row |= self._rotation(step)
+        elif isinstance(step, AttendStep):
+            row |= self._attention(step)
+        else:
+            row |= self._place("src", step.src)
+            row |= self._others(step)
+        return [int(row[name]) for name in FIELDS]
+
+    def _others(self, step: NormStep | ProductStep | GateStep | AddStep) -> dict[str, int]:
+        if isinstance(step, NormStep):
+            size, weight = step.size, step.weight
+            fits = step.dst.width == step.src.width and size > 0 and step.dst.width % size == 0
+            _check(step, fits and (weight is None or weight.shape == (size,)))
+            place = 0 if weight is None else self._hold(weight.float())
+            act = {"act": step.centred, "number": _bits(step.eps)}
+            return {"size": size, "weight": place, **act}
+        if isinstance(step, ProductStep):
+            whole = all(self.memory[v.name].shape[1] == v.width for v in (step.dst, step.src))
+            fits = step.bound.sides == (step.dst.width, step.src.width) and step.dst != step.src
+            _check(step, whole and fits)
+            bias = 0 if step.bias is None else self._hold(step.bias.float())
+            _check(step, step.bias is None or step.bias.shape == (step.dst.width,))
+            self._held += step.bound.held
+            return {"weight": self._hold(step.bound.numbers), "bias": bias}
+        _check(step, step.dst.width == step.src.width == step.other.width)
+        act = ACTS.index(step.act) if isinstance(step, GateStep) else 0
+        return {**self._place("other", step.other), "act": act}
+
+    def _rotation(self, step: RotateStep) -> dict[str, int]:
+        head, turned = step.dst.width // step.heads, step.cos.shape[1]
+        fits = step.dst.width % step.heads == 0 and turned <= head and turned % 2 == 0
+        _check(step, fits and step.cos.shape == step.sin.shape)
+        tables = {"weight": self._hold(step.cos.float()), "bias": self._hold(step.sin.float())}
+        return {"heads": step.heads, "size": turned, **tables}
+
+    def _attention(self, step: AttendStep) -> dict[str, int]:
+        keys, values = step.cache
+        _, groups, length, size = keys.shape
+        fits = keys.shape == values.shape and keys.dtype == values.dtype and keys.dtype in TYPES
+        fits = fits and step.heads % groups == 0 and keys.is_contiguous() and values.is_contiguous()
+        fits = fits and step.query.width == step.dst.width == step.heads * size
+        _check(step, fits and step.key.width == step.value.width == groups * size)
+        places = self._place("src", step.query) | self._place("other", step.key)
+        cache = {"keys": self._hold(keys), "values": self._hold(values), "length": length}
+        sizes = {"heads": step.heads, "groups": groups, "size": size, "window": step.window}
+        kind = {"type": TYPES[keys.dtype], "number": _bits(step.scale)}
+        return {**places, **self._place("third", step.value), **cache, **sizes, **kind}
+
+    def _place(self, field: str, value: Value) -> dict[str, int]:
+        rows = self.memory[value.name]
+        return {field: rows.data_ptr() + 4 * value.first, f"{field}_pitch": rows.shape[1]}
+
+    def _hold(self, tensor: Tensor) -> int:
+        """The address of a tensor that stays; a copy if it is not in one piece."""
+        self._held.append(tensor.detach().contiguous())
+        return self._held[-1].data_ptr()
+
+
+def _values(step: DecoderStep) -> list[Value]:
+    return [v for v in vars(step).values() if isinstance(v, Value)]
+
+
+def _bits(number: float) -> int:
+    return int(struct.unpack("<i", struct.pack("<f", number))[0])
+
+
+def _check(step: DecoderStep, fits: bool) -> None:
+    """Raises: ShapeError for a step whose tensors and values do not fit together."""
+    if not fits:
+        got = ", ".join(f"{v.name} {v.width}" for v in _values(step))
+        want, fix = "widths, tensors and types that fit together", "Build it from the model anew."
+        raise ShapeError(type(step).__name__, got=got, want=want, fix=fix)

@@ -1,0 +1,128 @@
+"""The steps of a decoder's program, and what they read and write; nothing is computed here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from ..native import Bound
+
+ACTS = ("silu", "gelu", "gelu_pytorch_tanh", "relu")
+
+
+class Value(NamedTuple):
+    """Columns `first` ... `first + width - 1` of the rows with a name; a name has one memory."""
+
+    name: str
+    width: int
+    first: int = 0
+
+
+class LayerCache(NamedTuple):
+    """The keys and values of a layer: (slots, groups, length, size) each, float32 or bfloat16."""
+
+    keys: Tensor
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class EmbedStep:
+    """dst = table[token].  table: (tokens, width) float32 or bfloat16."""
+
+    dst: Value
+    table: Tensor
+
+
+@dataclass(frozen=True)
+class NormStep:
+    """dst = w (src - m) / sqrt(mean (src - m)^2 + eps), of each `size` numbers of a row.
+
+    weight: (size,), None = 1.  centred: m is their mean, else 0.
+    """
+
+    dst: Value
+    src: Value
+    weight: Tensor | None
+    eps: float
+    size: int
+    centred: bool = False
+
+
+@dataclass(frozen=True)
+class ProductStep:
+    """dst = src W^T + bias.
+
+    bound: the weight as its format stores it.  matmul: x (N, in) -> x W^T by torch.
+    """
+
+    dst: Value
+    src: Value
+    bound: Bound
+    matmul: Callable[[Tensor], Tensor]
+    bias: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class ClipStep:
+    """dst = dst, between -limit and limit."""
+
+    dst: Value
+    limit: float
+
+
+@dataclass(frozen=True)
+class RotateStep:
+    """Rotate the first numbers of each head of dst by the token's place, half against half.
+
+    (a, b) -> (a cos - b sin, b cos + a sin).  cos, sin: (length, numbers that are rotated).
+    """
+
+    dst: Value
+    heads: int
+    cos: Tensor
+    sin: Tensor
+
+
+@dataclass(frozen=True)
+class AttendStep:
+    """Write key and value into the cache, then dst_h = sum_p softmax_p(scale q_h k_p) v_p.
+
+    p: the token's own place and those before it, or the last `window` of them; 0 = all.  The heads
+    share the keys of `groups`, as many in order.
+    """
+
+    dst: Value
+    query: Value
+    key: Value
+    value: Value
+    cache: LayerCache
+    heads: int
+    scale: float
+    window: int = 0
+
+
+@dataclass(frozen=True)
+class GateStep:
+    """dst = act(src) other.  act: of ACTS."""
+
+    dst: Value
+    src: Value
+    other: Value
+    act: str
+
+
+@dataclass(frozen=True)
+class AddStep:
+    """dst = src + other."""
+
+    dst: Value
+    src: Value
+    other: Value
+
+
+DecoderStep = (
+    EmbedStep | NormStep | ProductStep | ClipStep | RotateStep | AttendStep | GateStep | AddStep
+)

@@ -1,0 +1,138 @@
+/* Attention of new rows over their caches: out_h = sum_p softmax_p(scale q_h k_p) v_p.
+ *
+ * src: queries (heads x size), other, third: the keys and values (groups x size) of the new rows, all
+ * rotated; keys, values: the cache (slots, groups, length, size) in float32 or bfloat16. A row sees
+ * places 0 ... its own, or the last `window` of them. All new rows are written first, so that rows
+ * of one text, a block of a prompt, see those before them. heads / groups queries share a key. */
+#include "decoder.h"
+
+enum { F32, BF16, CHUNK = 8 /* vectors of an output that are summed in registers */ };
+
+ALWAYS vf cached(const void *cache, int64_t at, const int type) {
+    if (type == F32) return load((const float *)cache + at);
+#if defined(__AVX512F__) && defined(__AVX512BW__)
+    return (vf)of_bf16_x16((const uint16_t *)cache + at);
+#elif defined(__AVX2__)
+    return (vf)of_bf16_x8((const uint16_t *)cache + at);
+#else
+    vf some;
+    for (int i = 0; i < V; i++) some[i] = of_bf16(((const uint16_t *)cache)[at + i]);
+    return some;
+#endif
+}
+ALWAYS float cached_one(const void *cache, int64_t at, const int type) {
+    return type == F32 ? ((const float *)cache)[at] : of_bf16(((const uint16_t *)cache)[at]);
+}
+
+static void keep(void *cache, int64_t at, const float *x, int64_t count, int64_t type) {
+    if (type == F32) memcpy((float *)cache + at, x, (size_t)count * sizeof(float));
+    else for (int64_t i = 0; i < count; i++) ((uint16_t *)cache)[at + i] = to_bf16(x[i]);
+}
+
+/* scores[p] of one head, p from ... place; their largest. */
+ALWAYS float scored(const float *q, const void *keys, int64_t at, int64_t count, int64_t size,
+                    float scale, float *scores, const int type) {
+    float most = -INFINITY;
+    for (int64_t p = 0; p < count; p++, at += size) {
+        vf sum = splat(0);
+        int64_t i = 0;
+        for (; i + V <= size; i += V) sum += load(q + i) * cached(keys, at + i, type);
+        float dot = total(sum);
+        for (; i < size; i++) dot += q[i] * cached_one(keys, at + i, type);
+        scores[p] = dot * scale;
+        most = scores[p] > most ? scores[p] : most;
+    }
+    return most;
+}
+
+/* exp(scores - most) in place, up to whole vectors; 1 / their sum. */
+ALWAYS float weighed(float *scores, int64_t count, float most) {
+    vf sum = splat(0);
+    for (int64_t p = count; p % V; p++) scores[p] = -INFINITY; /* e^-87 of the largest: nothing */
+    for (int64_t p = 0; p < count; p += V) {
+        const vf some = exponential(load(scores + p) - splat(most));
+        store(scores + p, some);
+        sum += some;
+    }
+    return 1.0f / total(sum);
+}
+
+ALWAYS void mixed(float *out, const float *weights, const void *values, int64_t from, int64_t count,
+                  int64_t size, float by, const int type) {
+    int64_t i = 0;
+    for (; i + CHUNK * V <= size; i += CHUNK * V) {
+        vf sums[CHUNK];
+        for (int k = 0; k < CHUNK; k++) sums[k] = splat(0);
+        for (int64_t p = 0; p < count; p++)
+            for (int k = 0; k < CHUNK; k++)
+                sums[k] += splat(weights[p]) * cached(values, from + p * size + i + k * V, type);
+        for (int k = 0; k < CHUNK; k++) store(out + i + k * V, sums[k] * splat(by));
+    }
+    for (; i + 4 * V <= size; i += 4 * V) {
+        vf sums[4] = {splat(0), splat(0), splat(0), splat(0)};
+        for (int64_t p = 0; p < count; p++)
+            for (int k = 0; k < 4; k++)
+                sums[k] += splat(weights[p]) * cached(values, from + p * size + i + k * V, type);
+        for (int k = 0; k < 4; k++) store(out + i + k * V, sums[k] * splat(by));
+    }
+    for (; i + V <= size; i += V) {
+        vf sum = splat(0);
+        for (int64_t p = 0; p < count; p++) sum += splat(weights[p]) * cached(values, from + p * size + i, type);
+        store(out + i, sum * splat(by));
+    }
+    for (; i < size; i++) {
+        float sum = 0;
+        for (int64_t p = 0; p < count; p++) sum += weights[p] * cached_one(values, from + p * size + i, type);
+        out[i] = sum * by;
+    }
+}
+
+/* All heads of one key of one row. */
+ALWAYS int attend_one(const struct decoder_job *j, int64_t unit, const int type) {
+    const struct decoder_step *s = j->s;
+    const int64_t row = unit / s->groups, group = unit % s->groups, each = s->heads / s->groups;
+    const struct decoder_row *r = j->rows + row;
+    const int64_t first = s->window && r->place >= s->window ? r->place + 1 - s->window : 0;
+    const int64_t count = r->place + 1 - first;
+    const int64_t at = ((r->slot * s->groups + group) * s->length + first) * s->size;
+    float *scores = malloc((size_t)(count + V) * sizeof(float));
+    if (!scores) return 1;
+    for (int64_t h = group * each; h < (group + 1) * each; h++) {
+        const float *q = row_at(s->src, s->src_pitch, row) + h * s->size;
+        float *out = row_at(s->dst, s->dst_pitch, row) + h * s->size;
+        const void *keys = (const void *)(intptr_t)s->keys, *values = (const void *)(intptr_t)s->values;
+        const float most = scored(q, keys, at, count, s->size, number_of(s), scores, type);
+        const float by = weighed(scores, count, most);
+        mixed(out, scores, values, at, count, s->size, by, type);
+    }
+    free(scores);
+    return 0;
+}
+
+static void attend_part(void *context, int64_t part) {
+    struct decoder_job *j = context;
+    const int64_t units = j->count * j->s->groups, to = units * (part + 1) / j->parts;
+    for (int64_t unit = units * part / j->parts; unit < to; unit++) {
+        const int failed = j->s->type == F32 ? attend_one(j, unit, F32) : attend_one(j, unit, BF16);
+        if (failed) __atomic_store_n(&j->fault, OUT_OF_MEMORY, __ATOMIC_RELAXED);
+    }
+}
+
+int64_t decoder_attend(const struct decoder_step *s, const struct decoder_row *rows, int64_t count,
+                       int threads) {
+    struct decoder_job j = {.s = s, .rows = rows, .count = count};
+    int64_t bytes = 0;
+    for (int64_t r = 0; r < count; r++) {
+        for (int64_t g = 0; g < s->groups; g++) {
+            const int64_t at = ((rows[r].slot * s->groups + g) * s->length + rows[r].place) * s->size;
+            const int64_t from = g * s->size;
+            keep((void *)(intptr_t)s->keys, at, row_at(s->other, s->other_pitch, r) + from, s->size, s->type);
+            keep((void *)(intptr_t)s->values, at, row_at(s->third, s->third_pitch, r) + from, s->size, s->type);
+        }
+        bytes += (rows[r].place + 1) * s->size * s->heads * 8;
+    }
+    j.parts = parts_of(bytes, threads);
+    if (j.parts > count * s->groups) j.parts = count * s->groups;
+    intarsia_parallel(attend_part, &j, j.parts, threads);
+    return j.fault;
+}

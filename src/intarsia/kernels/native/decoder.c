@@ -1,0 +1,134 @@
+/* One token of a decoder in one call: embedding, norms, products, rotation, attention, gates, head.
+ *
+ * A program is a table of steps on rows of float32, several texts at once or several tokens of one.
+ * The table is made and checked by kernels/decoder/native.py: addresses and places are trusted. */
+#include "decoder.h"
+#include "products.h"
+
+enum kind { EMBED, NORM, PRODUCT, CLIP, ROTATE, ATTEND, GATE, ADD };
+enum act { SILU, GELU, GELU_TANH, RELU };
+enum { F32, BF16 };
+
+#define POINTER(number) ((const void *)(intptr_t)(number))
+
+static void embed(const struct decoder_step *s, int64_t row, int64_t token) {
+    float *y = row_at(s->dst, s->dst_pitch, row);
+    if (s->type == F32) {
+        memcpy(y, (const float *)POINTER(s->weight) + token * s->width, (size_t)s->width * 4);
+        return;
+    }
+    const uint16_t *x = (const uint16_t *)POINTER(s->weight) + token * s->width;
+    for (int64_t i = 0; i < s->width; i++) y[i] = of_bf16(x[i]);
+}
+
+/* y = w (x - m) / sqrt(mean (x - m)^2 + e) of each `size` numbers; act: m is their mean, else 0. */
+static void norm(const struct decoder_step *s, int64_t row) {
+    const float *w = POINTER(s->weight);
+    for (int64_t at = 0; at < s->width; at += s->size) {
+        const float *x = row_at(s->src, s->src_pitch, row) + at;
+        float *y = row_at(s->dst, s->dst_pitch, row) + at, mean = 0, sum;
+        int64_t i;
+        if (s->act) {
+            vf all = splat(0);
+            for (i = 0; i + V <= s->size; i += V) all += load(x + i);
+            for (mean = total(all); i < s->size; i++) mean += x[i];
+            mean /= (float)s->size;
+        }
+        vf squares = splat(0);
+        for (i = 0; i + V <= s->size; i += V) {
+            const vf off = load(x + i) - splat(mean);
+            squares += off * off;
+        }
+        for (sum = total(squares); i < s->size; i++) sum += (x[i] - mean) * (x[i] - mean);
+        const float by = 1.0f / sqrtf(sum / (float)s->size + number_of(s));
+        for (i = 0; i + V <= s->size; i += V) {
+            const vf some = (load(x + i) - splat(mean)) * splat(by);
+            store(y + i, w ? some * load(w + i) : some);
+        }
+        for (; i < s->size; i++) y[i] = (x[i] - mean) * by * (w ? w[i] : 1.0f);
+    }
+}
+
+static int64_t product(const struct decoder_step *s, int64_t rows, int threads) {
+    const float *x = POINTER(s->src), *bias = POINTER(s->bias);
+    float *y = row_at(s->dst, 0, 0);
+    const int64_t fault = intarsia_product(POINTER(s->weight), x, y, rows, threads);
+    for (int64_t r = 0; bias && r < rows; r++)
+        for (int64_t i = 0; i < s->width; i++) y[r * s->width + i] += bias[i];
+    return fault;
+}
+
+/* The first `size` numbers of each head, by halves: (a, b) -> (a cos - b sin, b cos + a sin). */
+static void rotate(const struct decoder_step *s, int64_t row, int64_t place) {
+    const float *cos = (const float *)POINTER(s->weight) + place * s->size;
+    const float *sin = (const float *)POINTER(s->bias) + place * s->size;
+    const int64_t half = s->size / 2, head = s->width / s->heads;
+    for (int64_t h = 0; h < s->heads; h++) {
+        float *a = row_at(s->dst, s->dst_pitch, row) + h * head, *b = a + half;
+        for (int64_t i = 0; i < half; i++) {
+            const float first = a[i], second = b[i];
+            a[i] = first * cos[i] - second * sin[i];
+            b[i] = second * cos[half + i] + first * sin[half + i];
+        }
+    }
+}
+
+static vf activated(vf x, int64_t act) {
+    switch (act) {
+    case SILU: return x / (exponential(-x) + 1.0f);
+    case GELU_TANH: { /* x (1 + tanh u) / 2 = x / (1 + e^-2u) */
+        const vf u = (x + x * x * x * 0.044715f) * 0.7978845608f;
+        return x / (exponential(u * -2.0f) + 1.0f);
+    }
+    case GELU: {
+        vf y;
+        for (int i = 0; i < V; i++) y[i] = x[i] * 0.5f * (1.0f + erff(x[i] * 0.7071067812f));
+        return y;
+    }
+    default: return pick(x > splat(0), x, splat(0));
+    }
+}
+
+static void gate(const struct decoder_step *s, int64_t row) {
+    const float *x = row_at(s->src, s->src_pitch, row), *z = row_at(s->other, s->other_pitch, row);
+    float *y = row_at(s->dst, s->dst_pitch, row);
+    int64_t i = 0;
+    for (; i + V <= s->width; i += V) store(y + i, activated(load(x + i), s->act) * load(z + i));
+    for (; i < s->width; i++) y[i] = activated(splat(x[i]), s->act)[0] * z[i];
+}
+
+static void clip(const struct decoder_step *s, int64_t row) {
+    float *y = row_at(s->dst, s->dst_pitch, row);
+    const float limit = number_of(s);
+    for (int64_t i = 0; i < s->width; i++) y[i] = y[i] > limit ? limit : y[i] < -limit ? -limit : y[i];
+}
+
+static void add(const struct decoder_step *s, int64_t row) {
+    const float *x = row_at(s->src, s->src_pitch, row), *z = row_at(s->other, s->other_pitch, row);
+    float *y = row_at(s->dst, s->dst_pitch, row);
+    for (int64_t i = 0; i < s->width; i++) y[i] = x[i] + z[i];
+}
+
+/* Carry out all steps for `count` rows, (count, 3) numbers. 0; 1 + a row of a weight that does not fit
+ * together, whose step is then in `at`; or OUT_OF_MEMORY. */
+INTARSIA_API int64_t intarsia_decoder_run(const int64_t *table, int64_t steps, const int64_t *rows,
+                                          int64_t count, int64_t *at, int threads) {
+    const struct decoder_row *r = (const struct decoder_row *)rows;
+    for (int64_t i = 0; i < steps; i++) {
+        const struct decoder_step *s = (const struct decoder_step *)table + i;
+        int64_t fault = 0;
+        if (s->kind == PRODUCT) fault = product(s, count, threads);
+        else if (s->kind == ATTEND) fault = decoder_attend(s, r, count, threads);
+        else for (int64_t n = 0; n < count; n++) switch (s->kind) {
+            case EMBED: embed(s, n, r[n].token); break;
+            case NORM: norm(s, n); break;
+            case CLIP: clip(s, n); break;
+            case ROTATE: rotate(s, n, r[n].place); break;
+            case GATE: gate(s, n); break;
+            default: add(s, n);
+            }
+        *at = i;
+        if (fault) return fault;
+    }
+    return 0;
+}

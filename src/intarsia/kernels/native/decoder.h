@@ -1,0 +1,41 @@
+/* A row of a decoder's program: kernels/decoder/native.py makes it, decoder.c carries it out. */
+#ifndef INTARSIA_DECODER_H
+#define INTARSIA_DECODER_H
+
+#include "vectors.h"
+
+/* Pointers are numbers, so that all rows are alike. Values are rows of float32: src, dst, other and
+ * third are the first row's addresses, each with the floats from a row to the next. */
+struct decoder_step {
+    int64_t kind, dst, dst_pitch, src, src_pitch, other, other_pitch, third, third_pitch;
+    int64_t width, size; /* of a row; of a head, or of what is normed together */
+    int64_t weight, bias, type; /* type: of the weight's or the cache's numbers, as in dense.c */
+    int64_t keys, values, length, window, heads, groups;
+    int64_t act, number; /* a float's bits: epsilon, limit or scale */
+};
+
+/* Each row that is computed: a token, whose cache it has, and its place in the text. */
+struct decoder_row {
+    int64_t token, slot, place;
+};
+
+struct decoder_job {
+    const struct decoder_step *s;
+    const struct decoder_row *rows;
+    int64_t count, parts, fault;
+};
+
+ALWAYS float *row_at(int64_t values, int64_t pitch, int64_t row) {
+    return (float *)(intptr_t)values + row * pitch;
+}
+ALWAYS float number_of(const struct decoder_step *s) {
+    const int32_t bits = (int32_t)s->number;
+    float number;
+    memcpy(&number, &bits, 4);
+    return number;
+}
+
+/* Write the keys and values of new rows into the cache, then attend: attention.c. */
+int64_t decoder_attend(const struct decoder_step *s, const struct decoder_row *rows, int64_t count,
+                       int threads);
+#endif

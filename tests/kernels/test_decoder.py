@@ -1,0 +1,203 @@
+"""The steps of a decoder in C against their twin in torch: odd sizes, windows, several texts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+from torch.testing import assert_close
+
+from intarsia.core.errors import ConfigError, ShapeError
+from intarsia.formats import BlockInt
+from intarsia.kernels import dense, native
+from intarsia.kernels.decoder import (
+    AddStep,
+    AttendStep,
+    ClipStep,
+    DecoderStep,
+    EmbedStep,
+    GateStep,
+    LayerCache,
+    NaiveDecoder,
+    NativeDecoder,
+    NormStep,
+    ProductStep,
+    RotateStep,
+    Value,
+)
+
+pytestmark = pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
+LENGTH, SLOTS = 41, 3
+ROWS = [3, 1, 4, 1, 5], [0, 2, 1, 1, 1], [0, 38, 7, 8, 9]  # the last three are of one text
+
+
+@pytest.fixture(params=["native", "avx2", "portable"])
+def build(request: pytest.FixtureRequest) -> Iterator[str]:
+    with native.using(request.param):
+        yield request.param
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed + sum(shape)))
+
+
+def product(dst: Value, src: Value, seed: int, bias: bool = False) -> ProductStep:
+    weight = drawn(dst.width, src.width, seed=seed) / src.width**0.5
+    bound = dense.bound(weight, native.MANY)
+    assert bound is not None
+    more = drawn(dst.width, seed=seed) if bias else None
+    return ProductStep(dst, src, bound, lambda x: x @ weight.T, more)
+
+
+def program(
+    size: int, heads: int, groups: int, dtype: torch.dtype = torch.float32, window: int = 0
+) -> tuple[list[DecoderStep], LayerCache]:
+    """All kinds of steps once, on heads of `size` numbers."""
+    width, turned = 37, size // 4 * 2
+    shape = SLOTS, groups, LENGTH, size
+    cache = LayerCache(*(drawn(*shape, seed=s).to(dtype) for s in (8, 9)))
+    cos, sin = drawn(LENGTH, turned, seed=1), drawn(LENGTH, turned, seed=2)
+    x, h = Value("x", width), Value("h", width)
+    every = Value("qkv", (heads + 2 * groups) * size)
+    q = Value("qkv", heads * size)
+    k = Value("qkv", groups * size, heads * size)
+    v = Value("qkv", groups * size, (heads + groups) * size)
+    out, both = Value("out", heads * size), Value("both", 70)
+    up = Value("hidden", 35)
+    steps: list[DecoderStep] = [
+        EmbedStep(x, drawn(6, width).to(dtype)),
+        NormStep(h, x, drawn(width), 1e-5, width),
+        product(every, h, 3, bias=True),
+        ClipStep(every, 1.5),
+        NormStep(q, q, drawn(size, seed=5), 1e-6, size),
+        RotateStep(q, heads, cos, sin),
+        RotateStep(k, groups, cos, sin),
+        AttendStep(out, q, k, v, cache, heads, 0.3, window),
+        product(h, out, 4),
+        AddStep(x, x, h),
+        NormStep(h, x, None, 1e-5, width, centred=True),
+        product(both, h, 6),
+        *(
+            GateStep(up, Value("both", 35), Value("both", 35, 35), act)
+            for act in ("silu", "gelu", "gelu_pytorch_tanh", "relu")
+        ),
+        GateStep(up, Value("both", 35, 35), Value("both", 35), "silu"),
+        product(Value("logits", 11), up, 7),
+    ]
+    return steps, cache
+
+
+@pytest.mark.parametrize(
+    "sizes", [(2, 1, 1), (10, 3, 1), (12, 4, 2), (64, 9, 3), (80, 2, 2), (130, 2, 1)], ids=str
+)
+@pytest.mark.parametrize("window", [0, 4])
+def test_it_gives_what_its_twin_gives(sizes: tuple[int, int, int], window: int, build: str) -> None:
+    for dtype in (torch.float32, torch.bfloat16):
+        results: list[Tensor] = []
+        for kind in (NaiveDecoder, NativeDecoder):
+            steps, cache = program(*sizes, dtype, window)
+            rows = [torch.tensor(numbers) for numbers in ROWS]
+            for last in range(12, len(steps) + 1):  # each kind of gate, too
+                some = NaiveDecoder(steps[:last]) if kind is NaiveDecoder else None
+                native_steps = None if some else NativeDecoder(steps[:last], 8)
+                results.append(some(*rows) if some else native_steps(*ROWS))  # pyright: ignore
+            results += [cache.keys.float(), cache.values.float()]
+        half = len(results) // 2
+        for got, want in zip(results[half:], results[:half], strict=True):
+            close = 1e-5 if dtype is torch.float32 else 2e-2  # of bfloat16 a rounding of the cache
+            assert_close(got, want, atol=close, rtol=close)
+
+
+def test_any_number_of_threads_and_rows_gives_the_same_bits(build: str, threads: None) -> None:
+    results: list[Tensor] = []
+    for count in (1, 2, 5):
+        torch.set_num_threads(count)
+        steps, _ = program(64, 8, 4)
+        results.append(NativeDecoder(steps, 8)(*ROWS))
+    steps, _ = program(64, 8, 4)
+    whole = NativeDecoder(steps, 1)
+    one = [whole([t], [s], [p]) for t, s, p in zip(*ROWS, strict=True)]
+    assert all(torch.equal(y, results[0]) for y in [*results, torch.cat(one)])
+
+
+def test_the_last_steps_are_for_the_last_row_alone_where_it_is_told() -> None:
+    steps, _ = program(12, 4, 2)
+    for tail in (1, 2, 3):
+        got = NativeDecoder(steps, 8)(*ROWS, tail=tail)
+        assert torch.equal(got, NativeDecoder(steps, 8)(*ROWS)[-1:])
+
+
+def test_rows_that_are_no_rows_and_steps_that_do_not_fit_are_refused() -> None:
+    steps, cache = program(12, 4, 2)
+    decoder = NativeDecoder(steps, 2)
+    for rows, what in (
+        (([0] * 3, [0] * 3, [0, 1, 2]), "rows"),
+        (([], [], []), "rows"),
+        (([6], [0], [0]), "token"),
+        (([-1], [0], [0]), "token"),
+        (([0], [SLOTS], [0]), "slot"),
+        (([0], [0], [LENGTH]), "place"),
+    ):
+        with pytest.raises(ConfigError) as refused:
+            decoder(*rows)
+        assert what in str(refused.value)
+    attend = next(s for s in steps if isinstance(s, AttendStep))
+    for bad in (
+        replace(attend, heads=3),
+        replace(attend, cache=LayerCache(cache.keys, cache.values.bfloat16())),
+        NormStep(Value("x", 37), Value("x", 37), drawn(5), 1e-5, 37),
+        NormStep(Value("x", 37), Value("x", 37), None, 1e-5, 7),
+        AddStep(Value("x", 37), Value("x", 37), Value("h", 36)),
+        RotateStep(Value("x", 37), 4, drawn(9, 2), drawn(9, 2)),
+        replace(product(Value("h", 37), Value("x", 37), 1), dst=Value("h", 36)),
+        EmbedStep(Value("x", 36), drawn(6, 37)),
+    ):
+        with pytest.raises(ShapeError):
+            NativeDecoder([*steps, bad], 2)
+
+
+def test_a_damaged_weight_is_refused_when_it_is_read() -> None:
+    from intarsia.formats import Bitmask
+
+    weight = drawn(11, 37)
+    stored = Bitmask().encode(weight)
+    bound = Bitmask().bound(stored, weight.shape)
+    x = Value("x", 37)
+    steps = [
+        EmbedStep(x, drawn(6, 37)),
+        ProductStep(Value("y", 11), x, bound, lambda x: x @ weight.T),
+    ]
+    decoder = NativeDecoder(steps, 2)
+    assert_close(
+        decoder([1], [0], [0]), NaiveDecoder(steps)(*(torch.tensor([n]) for n in (1, 0, 0)))
+    )
+    stored["row_offsets"][3] += 1
+    with pytest.raises(ShapeError):
+        decoder([1], [0], [0])
+
+
+def test_any_format_may_be_a_product() -> None:
+    weight, x = drawn(20, 37), Value("x", 37)
+    form = BlockInt(8)
+    stored = form.encode(weight)
+    steps: list[DecoderStep] = [
+        EmbedStep(x, drawn(6, 37)),
+        ProductStep(
+            Value("y", 20),
+            x,
+            form.bound(stored, weight.shape),
+            lambda x: form.matmul(x, stored, weight.shape),
+        ),
+    ]
+    rows = [torch.tensor(numbers) for numbers in ROWS]
+    assert torch.equal(NativeDecoder(steps, 8)(*ROWS), NaiveDecoder(steps)(*rows))
