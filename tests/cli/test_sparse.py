@@ -34,11 +34,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def bytes_tokenizer(folder: Path) -> int:
-    """Write a tokenizer whose tokens are bytes; how many it has."""
+def bytes_tokenizer(folder: Path, *merges: tuple[str, str]) -> int:
+    """Write a tokenizer whose tokens are bytes, and some pairs of them; how many it has."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    words = {c: i for i, c in enumerate(["<end>", *alphabet])}
-    bytes_ = Tokenizer(models.BPE(vocab=words, merges=[]))
+    words = {c: i for i, c in enumerate(["<end>", *alphabet, *map("".join, merges)])}
+    bytes_ = Tokenizer(models.BPE(vocab=words, merges=list(merges)))
     bytes_.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bytes_.decoder = decoders.ByteLevel()
     PreTrainedTokenizerFast(tokenizer_object=bytes_, eos_token="<end>").save_pretrained(folder)

@@ -3,30 +3,36 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from ..core.errors import UnknownName
+from ..core.errors import ConfigError, UnknownName
 from .completing import among
-from .early import check_run
-from .options import Json, RunFolder
+from .early import CHOICES, check_choices, check_run
+from .options import Json
 from .shell import note, say, show_json
 from .targets import target
 
-MARKS = {"onnx": "intarsia", "torch": "preprocessing.json"}  # in the files
+MARKS = {"onnx": "intarsia", "torch": "preprocessing.json", "gguf": "GGUF"}  # in the files
 EXPORTED = ("config.json", "model.safetensors", "predict.py")  # files of a timm folder
-SUFFIXES = {"timm": "", "onnx": ".onnx", "torch": ".pt2"}
+SUFFIXES = {"timm": "", "onnx": ".onnx", "torch": ".pt2", "gguf": ".gguf"}
 
 
 def export(
-    run: RunFolder,
+    run: Annotated[
+        str,
+        typer.Argument(
+            help="A run folder that `intarsia fit` wrote; for gguf also smollm2, the folder of a "
+            "language model, or that of an adapter."
+        ),
+    ],
     form: Annotated[
         str,
         typer.Option(
             "--format",
-            help="timm (a folder), onnx, or torch (torch.export).",
-            autocompletion=among(("timm", "onnx", "torch")),
+            help="timm (a folder), onnx, torch (torch.export), or gguf (llama.cpp; texts).",
+            autocompletion=among(SUFFIXES),
         ),
     ] = "timm",
     out: Annotated[
@@ -34,27 +40,68 @@ def export(
         typer.Option(help="Where to; RUN/export with the format's suffix if not given."),
     ] = None,
     keep_adapter: Annotated[
-        bool, typer.Option("--keep-adapter", help="Export it unfolded (onnx and torch).")
+        bool,
+        typer.Option(
+            "--keep-adapter", help="Export it unfolded (onnx and torch), or it alone (gguf)."
+        ),
     ] = False,
+    quant: Annotated[
+        str | None,
+        typer.Option(
+            help="Of gguf: f32, bf16, q8_0 or q4_0; bf16 if not given, f32 for an adapter.",
+            autocompletion=among(CHOICES["quant"]),
+        ),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Fold the adapter into the model's own weights, write it, and compare the outputs.
 
-    The file is loaded again and held against the trained model on pictures of the test part.
+    The file is loaded again and held against the trained model: on pictures of the test part, or
+    weight by weight.
 
     Example:  intarsia export runs/elpv-lora-0 --format onnx
+              intarsia export smollm2 --format gguf --quant q4_0 --out smollm2.gguf
+              intarsia export runs/notes-lora-0 --format gguf --keep-adapter
     """
     if form not in SUFFIXES:
         raise UnknownName("format", form, SUFFIXES)
-    check_run(run)
-    from ..experiments.release import release
-
-    place = out or run / f"export{SUFFIXES[form]}"
+    _check_quant(form, quant)
+    place = _target(run, form, out)
     target(place, "m.onnx", option="--out", mark=MARKS.get(form, ""), own=EXPORTED)
     lines: list[str] = []
-    path = release(run, form, place, fold_it=not keep_adapter, report=note, result=lines.append)
+    how = {"fold_it": not keep_adapter, "report": note, "result": lines.append}
+    path = _written(run, form, place, quant, how)
     if as_json:
         show_json({"path": str(path), "format": form, "checks": lines})
         return
     for line in lines:
         say(line)
+
+
+def _written(run: str, form: str, target: Path, quant: str | None, how: dict[str, Any]) -> Path:
+    """Write the export, and return where.  how: further arguments of both releases."""
+    if form == "gguf":
+        from ..experiments.release_text import release_text
+
+        return release_text(run, target, quant=quant, **how)
+    check_run(Path(run))
+    from ..experiments.release import release
+
+    return release(Path(run), form, target, **how)
+
+
+def _check_quant(form: str, quant: str | None) -> None:
+    """Raises: ConfigError for --quant of another format; UnknownName."""
+    if quant is not None and form != "gguf":
+        got, fix = f"{quant} with --format {form}", "Leave it out."
+        raise ConfigError("--quant", got=got, want="--format gguf with it", fix=fix)
+    check_choices({"quant": quant})
+
+
+def _target(run: str, form: str, out: Path | None) -> Path:
+    """Return where to write: beside the run, or under the model's name in the working folder."""
+    if out is not None:
+        return out
+    if Path(run).is_dir():
+        return Path(run) / f"export{SUFFIXES[form]}"
+    return Path(f"{Path(run).name}{SUFFIXES[form]}")

@@ -14,6 +14,7 @@ from ..core.registry import card, index, keys
 from ..data import backbones, calibration, corpora, language_models, sets, texts
 from ..data.transforms import Augment
 from ..experiments.settings import HEADS, SCHEDULES
+from ..hosts.out.gguf_model import QUANTS
 from ..hosts.swap.compress import format_names
 from ..train import OBJECTIVES, progress
 from ..train.settings import PRECISIONS, SELECTIONS
@@ -50,6 +51,7 @@ def names() -> Mapping[str, Iterable[str]]:
         "--objective": (*OBJECTIVES, *keys("objective"), HEADS),
         "--schedule": SCHEDULES,
         "--task": (*tasks, RETRIEVAL),
+        "--quant": QUANTS,
     }
 
 

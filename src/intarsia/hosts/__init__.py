@@ -8,6 +8,8 @@ from .delta.combine import combine as combine
 from .delta.sparse_delta import SparseDelta as SparseDelta
 from .out.export import export_timm as export_timm
 from .out.fold import fold as fold
+from .out.gguf_adapter import export_gguf_adapter as export_gguf_adapter
+from .out.gguf_model import export_gguf as export_gguf
 from .out.graphs import export_onnx as export_onnx
 from .out.graphs import export_program as export_program
 from .out.pack import code_head as code_head

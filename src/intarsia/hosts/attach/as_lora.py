@@ -31,9 +31,20 @@ def as_lora(model: nn.Module, name: str = "lora", *, of: str | None = None) -> P
     Raises: ConfigError for no such adapter, cells that are no low-rank change beside a linear
     layer, or a name in use; FoldError for Poly with several tasks, see `methods.mhr.to_lora`.
     """
+    adapted, of, _, cells = lora_cells(model, of)
+    return put_beside(adapted, of, name, *_alike(cells))
+
+
+def lora_cells(
+    model: nn.Module, of: str | None = None
+) -> tuple[PeftModel, str, list[IntarsiaLayer], list[LoraCell]]:
+    """Return the model, the adapter's name, its layers, and the LoRA that each layer's cell is.
+
+    Raises: as `as_lora`.
+    """
     adapted, of = _named(model, of)
-    cells: list[LoraCell] = []
-    for layer in layers_of(adapted, of):
+    layers, cells = layers_of(adapted, of), list[LoraCell]()
+    for layer in layers:
         cell = cast(Cell, layer.intarsia_cells[of]).merged()
         if type(cell) is not LoraCell or layer.intarsia_sites[of][0] != "parallel":
             got = f"{type(cell).__name__} at {layer.path!r}"
@@ -41,7 +52,7 @@ def as_lora(model: nn.Module, name: str = "lora", *, of: str | None = None) -> P
             want = "cells that merge into plain LoRA beside their layers"
             raise ConfigError(f"adapter {of!r} as LoRA", got=got, want=want, fix=fix)
         cells.append(cell)
-    return put_beside(adapted, of, name, *_alike(cells))
+    return adapted, of, layers, cells
 
 
 def put_beside(

@@ -112,7 +112,7 @@ def plain_config(
     None for what plain LoRA is not: DoRA, ranks by layer, biases, embeddings, PiSSA ...
     """
     ends = tuple(OURS)
-    if stored.get("peft_type") != "LORA" or not _all_plain(stored):
+    if stored.get("peft_type") != "LORA" or not is_plain(stored):
         return None
     paths = {
         k.removeprefix("base_model.model.").rpartition(".lora_")[0]
@@ -140,7 +140,8 @@ def plain_config(
     )
 
 
-def _all_plain(stored: Mapping[str, Any]) -> bool:
+def is_plain(stored: Mapping[str, Any]) -> bool:
+    """Return True if a config of PEFT's LoRA has no setting that plain LoRA has not."""
     if stored.get("init_lora_weights", True) not in PLAIN_STARTS:
         return False
     known = {f.name: f for f in fields(LoraConfig)}

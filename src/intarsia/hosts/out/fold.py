@@ -81,6 +81,26 @@ def fold(
     return stock
 
 
+def fold_whole(
+    model: nn.Module, *, inputs: Inputs | None = None, report: Report = print
+) -> nn.Module:
+    """Fold the adapter, then every change below it that left other modules than stock ones behind.
+
+    inputs, report: see `fold`.
+    Raises: FoldError for what cannot be folded.
+    """
+    if isinstance(model, PeftModel):
+        model = fold(model, inputs=inputs, report=report)
+    while (steps := steps_of(model)) and not steps[-1].plain:
+        folded = steps[-1].plan.change.fold(model)
+        if len(steps_of(folded)) == len(steps):
+            got = f"{type(steps[-1].plan.change).__name__}, which no stock model is"
+            fix = "Use the model with intarsia."
+            raise FoldError("fold", got=got, want="changes of weights alone", fix=fix)
+        model = folded
+    return model
+
+
 def _merged(
     model: PeftModel, inputs: Inputs | None, tolerance: float | None, report: Report
 ) -> nn.Module:

@@ -69,9 +69,9 @@ def export_onnx(
     Raises: MissingExtra without intarsia[export]; ExportError if torch cannot trace the model or
     onnxruntime says something else; ConfigError for a path that is not *.onnx.
     """
-    target = _target(path, ".onnx")
+    target = target_of(path, ".onnx")
     for package in ("onnx", "onnxscript", "onnxruntime"):
-        _needs(package)
+        needs(package)
     whole, batch = _prepared(model, images, preprocessing)
     seen = inputs_of(base_of(model), preprocessing, batch)
     with writing(target) as scratch:
@@ -121,7 +121,7 @@ def export_program(
     Raises: ExportError if torch cannot trace the model or the loaded program says something else;
     ConfigError for a path that is not *.pt2.
     """
-    target = _target(path, ".pt2")
+    target = target_of(path, ".pt2")
     whole, batch = _prepared(model, images, preprocessing)
     seen = inputs_of(base_of(model), preprocessing, batch)
     extra = (
@@ -146,7 +146,8 @@ def export_program(
     return target
 
 
-def _target(path: str | Path, suffix: str) -> Path:
+def target_of(path: str | Path, suffix: str) -> Path:
+    """Return the file to write.  Raises: ConfigError for a folder, or another suffix."""
     target = Path(path)
     if target.suffix != suffix or target.is_dir():
         what, fix = "path of the export", f"Use {target.with_suffix(suffix).name}."
@@ -154,7 +155,8 @@ def _target(path: str | Path, suffix: str) -> Path:
     return target
 
 
-def _needs(package: str) -> Any:
+def needs(package: str) -> Any:
+    """Return an optional package, imported.  Raises: MissingExtra."""
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -200,7 +202,7 @@ def _bytes(model: nn.Module) -> int:
 
 
 def _runtime(path: Path) -> Callable[[Tensor], Tensor]:
-    onnxruntime = _needs("onnxruntime")
+    onnxruntime = needs("onnxruntime")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:

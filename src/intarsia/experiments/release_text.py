@@ -1,0 +1,60 @@
+"""Write a language model, or what was trained beside it, for llama.cpp."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..core.errors import ConfigError
+from ..core.files import read_json
+from ..data.language_models import language_model
+from ..hosts import export_gguf, export_gguf_adapter, load
+from ..hosts.opened import open_language_model
+from ..hosts.out.fold import fold_whole
+from . import experiment as experiments
+from .opening import open_run
+from .release import Report
+from .writing import TextRun
+
+ADAPTER = "adapter_config.json"
+
+
+def release_text(
+    source: str, target: Path, *, quant: str | None, fold_it: bool, report: Report, result: Report
+) -> Path:
+    """Write a language model as GGUF: folded, or with fold_it=False its LoRA alone.
+
+    source: a run of `intarsia fit` on texts, "smollm2", a folder of `save_pretrained` or of
+    `intarsia compress`, or the folder of an adapter that names its model.  quant: None = "bf16", of
+    an adapter "f32".  result: gets what the checks found, a line each.
+    Raises: as `export_gguf` and `export_gguf_adapter`; ConfigError for a run on pictures.
+    """
+    model, tokenizer = _opened(source, report)
+    if not fold_it:
+        return export_gguf_adapter(model, target, quant=quant or "f32", report=result)
+    tokens: Any = torch.arange(32)[None] % len(tokenizer)
+    stock = fold_whole(model, inputs={"input_ids": tokens}, report=result)
+    return export_gguf(stock, target, tokenizer=tokenizer, quant=quant or "bf16", report=result)
+
+
+def _opened(source: str, report: Report) -> tuple[nn.Module, Any]:
+    """Return the model, as it was trained or packed, and its tokenizer."""
+    folder = Path(source)
+    if (folder / experiments.FILE).is_file():
+        run = open_run(folder, as_trained=False, report=report)
+        if not isinstance(run, TextRun):
+            want, fix = "a run on texts", "Use --format onnx --int8 for a fast net on pictures."
+            raise ConfigError("--format gguf", got="a run on pictures", want=want, fix=fix)
+        return run.model, run.tokenizer
+    if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
+        base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+        if not isinstance(base, str) or not base:
+            want, fix = "base_model_name_or_path, a folder or a name", "Write it into that file."
+            raise ConfigError(str(folder / ADAPTER), got=repr(base), want=want, fix=fix)
+        report(f"The adapter's model is {base}.")
+        model, tokenizer = language_model(base, progress=report)
+        return load(model, folder), tokenizer
+    return open_language_model(source, dtype="auto", progress=report)

@@ -1,0 +1,110 @@
+"""`intarsia export --format gguf`: folders of models, of adapters, packed ones, and runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+import intarsia as library
+from intarsia.data.language_models import language_model
+
+from .conftest import Intarsia
+from .test_sparse import bytes_tokenizer
+
+gguf = pytest.importorskip("gguf")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random Llama."""
+    folder = tmp_path_factory.mktemp("model")
+    words = bytes_tokenizer(folder, ("t", "h"), ("th", "e"))
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=words, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(intarsia: Intarsia, model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A LoRA that was trained on a text."""
+    folder = tmp_path_factory.mktemp("run")
+    text = folder / "text.txt"
+    text.write_text("".join(f"Line {i} of the text, which says {i * i}.\n" for i in range(60)))
+    out = folder / "run"
+    said = intarsia(
+        "fit", text, "--model", model, "--method", "lora", "--epochs", "1", "--batch-size", "8",
+        "--lr", "1e-2", "--size", "64", "--out", out,
+    )  # fmt: skip
+    assert said.code == 0, said.err
+    return out
+
+
+def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    reader = gguf.GGUFReader(path)
+    tensors = {t.name: gguf.quants.dequantize(t.data, t.tensor_type).copy() for t in reader.tensors}
+    return {name: f.contents() for name, f in reader.fields.items()}, tensors
+
+
+def test_a_folder_and_a_packed_one(intarsia: Intarsia, model: Path, tmp_path: Path) -> None:
+    said = intarsia(
+        "export", model, "--format", "gguf", "--quant", "q8_0", "--out", tmp_path / "m.gguf",
+        "--json",
+    )  # fmt: skip
+    assert said.code == 0 and said.json["format"] == "gguf", said.err
+    assert "Q8_0" in said.json["checks"][0]
+    assert read(tmp_path / "m.gguf")[0]["general.file_type"] == 7
+    packed = tmp_path / "packed"
+    assert not intarsia("compress", model, "--values", "fp32", "--force", "--save", packed).code
+    said = intarsia("export", packed, "--format", "gguf", "--quant", "f32")
+    assert said.code == 0, said.err
+    _, tensors = read(packed / "export.gguf")
+    want = language_model(str(model))[0].state_dict()["model.layers.1.mlp.up_proj.weight"]
+    assert torch.equal(torch.from_numpy(tensors["blk.1.ffn_up.weight"]), want)
+
+
+def test_a_run_folded_and_its_adapter_alone(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
+    said = intarsia("export", run, "--format", "gguf", "--quant", "f32")
+    assert said.code == 0 and "fold:" in said.out, said.err
+    said = intarsia(
+        "export", run, "--format", "gguf", "--keep-adapter", "--out", tmp_path / "a.gguf"
+    )
+    assert said.code == 0, said.err
+    fields, tensors = read(tmp_path / "a.gguf")
+    assert fields["general.type"] == "adapter" and "blk.0.attn_q.weight.lora_b" in tensors
+
+
+def test_the_folder_of_an_adapter_names_its_model(
+    intarsia: Intarsia, model: Path, tmp_path: Path
+) -> None:
+    adapted = library.adapt(language_model(str(model))[0], "lora")
+    library.save(adapted, tmp_path / "lora")
+    out = tmp_path / "a.gguf"
+    said = intarsia("export", tmp_path / "lora", "--format", "gguf", "--keep-adapter", "--out", out)
+    assert said.code == 0 and str(model) in said.words.replace(" ", ""), said.err
+    assert read(out)[0]["adapter.type"] == "lora"
+    config = tmp_path / "lora" / "adapter_config.json"
+    config.write_text(config.read_text().replace(str(model), ""))
+    said = intarsia("export", tmp_path / "lora", "--format", "gguf", "--out", out)
+    assert said.code == 2 and "base_model_name_or_path" in said.words
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("--format gguf --quant q9", "q8_0"),
+        ("--format onnx --quant q8_0", "--format gguf with it"),
+        ("--format gguf --out x.bin", "a file *.gguf"),
+        ("--format gguf --keep-adapter", "without an adapter"),
+    ],
+)
+def test_what_cannot_be_is_refused(intarsia: Intarsia, model: Path, words: str, says: str) -> None:
+    said = intarsia("export", model, *words.split())
+    assert said.code == 2 and says in said.words
