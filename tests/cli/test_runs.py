@@ -227,6 +227,15 @@ def test_export_as_a_program(intarsia: Intarsia, run: Path, tmp_path: Path) -> N
     assert said.code == 0 and (tmp_path / "m.pt2").is_file() and "difference" in said.out
 
 
+def test_export_in_eight_bits(intarsia: Intarsia, run: Path, tmp_path: Path) -> None:
+    """Ranges come from training pictures, the accuracy from those of validation."""
+    pytest.importorskip("onnxruntime")
+    out = tmp_path / "m.onnx"
+    said = intarsia("export", run, "--format", "onnx", "--int8", "--out", out, "--json")
+    assert said.code == 0, said.err
+    assert "in int8 on" in said.json["checks"][-1] and (tmp_path / "m.onnx.predict.py").is_file()
+
+
 def test_export_of_a_run_whose_pictures_are_gone(
     intarsia: Intarsia, folder: Path, tmp_path: Path
 ) -> None:
@@ -244,6 +253,7 @@ def test_export_of_a_run_whose_pictures_are_gone(
         ("--format tmm", "Did you mean timm"),
         ("--keep-adapter", "timm knows no adapters"),
         ("--format onnx --out x.pt", "a file *.onnx"),
+        ("--format torch --int8", "--format onnx with it"),
     ],
 )
 def test_bad_exports(intarsia: Intarsia, run: Path, words: str, says: str) -> None:

@@ -52,6 +52,10 @@ def export(
             autocompletion=among(CHOICES["quant"]),
         ),
     ] = None,
+    int8: Annotated[
+        bool,
+        typer.Option("--int8", help="Of onnx: 8 bits, with ranges of the run's own pictures."),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Fold the adapter into the model's own weights, write it, and compare the outputs.
@@ -60,17 +64,21 @@ def export(
     weight by weight.
 
     Example:  intarsia export runs/elpv-lora-0 --format onnx
+              intarsia export runs/elpv-lora-0 --format onnx --int8
               intarsia export smollm2 --format gguf --quant q4_0 --out smollm2.gguf
               intarsia export runs/notes-lora-0 --format gguf --keep-adapter
     """
     if form not in SUFFIXES:
         raise UnknownName("format", form, SUFFIXES)
-    _check_quant(form, quant)
+    _check_bits(form, quant, int8)
+    if form != "gguf":
+        check_run(Path(run))
     place = _target(run, form, out)
     target(place, "m.onnx", option="--out", mark=MARKS.get(form, ""), own=EXPORTED)
     lines: list[str] = []
-    how = {"fold_it": not keep_adapter, "report": note, "result": lines.append}
-    path = _written(run, form, place, quant, how)
+    how: dict[str, Any] = {"fold_it": not keep_adapter, "report": note, "result": lines.append}
+    how |= {"quant": quant} if form == "gguf" else {"int8": int8}
+    path = _written(run, form, place, how)
     if as_json:
         show_json({"path": str(path), "format": form, "checks": lines})
         return
@@ -78,23 +86,25 @@ def export(
         say(line)
 
 
-def _written(run: str, form: str, target: Path, quant: str | None, how: dict[str, Any]) -> Path:
-    """Write the export, and return where.  how: further arguments of both releases."""
+def _written(run: str, form: str, place: Path, how: dict[str, Any]) -> Path:
+    """Write the export, and return where.  how: the other arguments of the release."""
     if form == "gguf":
         from ..experiments.release_text import release_text
 
-        return release_text(run, target, quant=quant, **how)
-    check_run(Path(run))
+        return release_text(run, place, **how)
     from ..experiments.release import release
 
-    return release(Path(run), form, target, **how)
+    return release(Path(run), form, place, **how)
 
 
-def _check_quant(form: str, quant: str | None) -> None:
-    """Raises: ConfigError for --quant of another format; UnknownName."""
+def _check_bits(form: str, quant: str | None, int8: bool) -> None:
+    """Raises: ConfigError for --quant or --int8 of another format; UnknownName."""
     if quant is not None and form != "gguf":
         got, fix = f"{quant} with --format {form}", "Leave it out."
         raise ConfigError("--quant", got=got, want="--format gguf with it", fix=fix)
+    if int8 and form != "onnx":
+        got, fix = f"it with --format {form}", "Leave it out."
+        raise ConfigError("--int8", got=got, want="--format onnx with it", fix=fix)
     check_choices({"quant": quant})
 
 

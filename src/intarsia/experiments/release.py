@@ -11,21 +11,33 @@ from torch import Tensor, nn
 
 from ..core.errors import AssetError, ConfigError, DataError
 from ..data import eval_transform
-from ..hosts import export_onnx, export_program, export_timm, fold
+from ..data.images import ImageSet
+from ..hosts import export_onnx, export_onnx_int8, export_program, export_timm, fold
 from ..hosts.attach.peft import is_adapted
 from .runs import PictureRun, open_pictures, pictures_to_score
 
 Report = Callable[[str], None]
 PICTURES = 8  # on which the outputs are compared
+CALIBRATION, VALIDATION = 100, 500  # at most so many set the ranges of int8, and judge it
 
 
 def release(
-    run: Path, form: str, target: Path, *, fold_it: bool, report: Report, result: Report
+    run: Path,
+    form: str,
+    target: Path,
+    *,
+    fold_it: bool,
+    int8: bool = False,
+    report: Report,
+    result: Report,
 ) -> Path:
     """Fold the model of a run, unless told not to, and write it as "timm", "onnx" or "torch".
 
-    result: gets what the checks found, a line each.
-    Raises: FoldError where no stock model says the same; ExportError where the written one differs.
+    int8: of "onnx": in 8 bits, with ranges of the run's training pictures, compared with float32 on
+      its validation pictures, or else those of the test part.  result: gets what the checks found,
+      a line each.
+    Raises: FoldError where no stock model says the same; ExportError where the written one differs,
+    or loses too much in int8.
     """
     if form == "timm" and not fold_it:
         what, want = "--keep-adapter", "onnx or torch: timm knows no adapters"
@@ -35,6 +47,11 @@ def release(
     model = stock_of(opened, images, result) if fold_it else opened.model
     told: Any = {"classes": list(opened.classes), "preprocessing": opened.inputs, "report": result}
     told["several_labels"] = opened.several_labels
+    if int8:
+        calibration, _ = _spread(opened, "train", CALIBRATION, report)
+        part = "val" if "val" in opened.record["record"]["data"]["parts"] else "test"
+        judged, labels = _spread(opened, part, VALIDATION, report)
+        return export_onnx_int8(model, target, calibration, judged, labels, **told)
     if form == "timm":
         return export_timm(model, target, inputs=images, **told)
     return (export_onnx if form == "onnx" else export_program)(model, target, images=images, **told)
@@ -50,11 +67,20 @@ def stock_of(opened: PictureRun, images: Tensor | None, result: Report) -> nn.Mo
 def some_pictures(opened: PictureRun, report: Report, count: int = PICTURES) -> Tensor | None:
     """So many pictures of the test part as the model sees them; None where the data are gone."""
     try:
-        images = pictures_to_score(opened, None, "test", report)
+        return _spread(opened, "test", count, report)[0]
     except (DataError, AssetError, LookupError) as error:
         report(f"The run's pictures cannot be read ({error}): outputs are compared on noise.")
         return None
+
+
+def _spread(opened: PictureRun, part: str, count: int, report: Report) -> tuple[Tensor, Tensor]:
+    """Return up to `count` pictures from all over a part as the model sees them, and their labels.
+
+    Raises: as `pictures_to_score`.
+    """
+    images: ImageSet = pictures_to_score(opened, None, part, report)
     transform: Any = eval_transform(opened.inputs)
     step = max(1, len(images) // count)
     chosen = range(0, min(len(images), step * count), step)
-    return torch.stack([transform(images.image(i)) for i in chosen])
+    labels = torch.from_numpy(images.labels[list(chosen)])
+    return torch.stack([transform(images.image(i)) for i in chosen]), labels

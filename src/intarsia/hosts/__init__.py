@@ -12,6 +12,7 @@ from .out.gguf_adapter import export_gguf_adapter as export_gguf_adapter
 from .out.gguf_model import export_gguf as export_gguf
 from .out.graphs import export_onnx as export_onnx
 from .out.graphs import export_program as export_program
+from .out.int8 import export_onnx_int8 as export_onnx_int8
 from .out.pack import code_head as code_head
 from .out.pack import pack as pack
 from .out.pack import packed_size as packed_size

@@ -92,7 +92,7 @@ def export_onnx(
             program.model.metadata_props["classes"] = json.dumps(list(classes))
         if seen is not None:
             program.model.metadata_props[KEY] = json.dumps(described(seen, classes, several_labels))
-        program.save(str(scratch), external_data=_bytes(whole) > ONE_FILE)
+        program.save(str(scratch), external_data=size_of(whole) > ONE_FILE)
         found = _compare(whole, _runtime(scratch), batch)
         _judge("export_onnx", found, whole, tolerance)
     script = write_script("onnxruntime", target, seen)
@@ -197,7 +197,8 @@ def _traced(trace: Callable[[], Any], what: str) -> Any:
         raise ExportError(what, got=got, want=want, fix=fix) from error
 
 
-def _bytes(model: nn.Module) -> int:
+def size_of(model: nn.Module) -> int:
+    """Return the bytes of a model's parameters and buffers."""
     return sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
 
 
