@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 from intarsia import Gqsa, open_run
-from intarsia.formats import Bitmask
+from intarsia.formats import Bitmask, rivals
 from intarsia.hosts.opened import open_language_model
 from intarsia.hosts.swap import timing
 from intarsia.hosts.swap.chw_cluster import ChwCluster
@@ -72,6 +72,7 @@ def test_a_slower_model_and_settings_that_cannot_be_are_refused(
     intarsia: Intarsia, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(timing, "pass_seconds", lambda *_: (0.001, 0.002))
+    monkeypatch.setattr(rivals, "advice", lambda *given: f"rather than {given}")
     out = ("--save", str(tmp_path / "out"))
     for more, says in (
         ((*out,), "--force"),
@@ -83,6 +84,8 @@ def test_a_slower_model_and_settings_that_cannot_be_are_refused(
     ):
         said = intarsia("compress", str(model), *more)
         assert said.code == 2 and says in " ".join(said.err.split()), said.err
+        # the better runtime is named before the work
+        assert ("rather than ('text', 'bitmask')" in said.err) == (says == "--force")
     assert not (tmp_path / "out").exists()
 
 
@@ -149,6 +152,8 @@ def test_the_doctor_says_what_runs_with_and_without_a_compiler(
     assert said.code == 0, said.err
     assert said.json["read GB/s"] > 0.1 and said.json["matmul GFLOP/s"]["fp32"] > 0.1
     assert ("bitmask" in said.json["kernels"]) == (native.load() is not None)
+    lines = [line for kind in rivals.KINDS if (line := rivals.advice(kind))]
+    assert said.json["better elsewhere"] == lines
     building.compiler.cache_clear()
     monkeypatch.setattr(building, "compilers", lambda: iter(()))
     try:

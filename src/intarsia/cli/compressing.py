@@ -13,7 +13,7 @@ from ..core.checks import at_least, between
 from ..core.errors import ConfigError, UnknownName
 from .early import FORMATS, check_calibration, numbers
 from .options import Calibration, Json
-from .shell import note, say, show_json, show_table
+from .shell import note, say, show_json, show_table, warn
 from .targets import target
 
 RECORD = "compress.json"
@@ -71,7 +71,8 @@ def compress(
         _net(model, settings | {"layers": layers, "resume": resume or None}, force, save, as_json)
         return
     how = {"layers": layers, "force": force, "seed": seed, "resume": resume}
-    record = _packed(model, chosen_format(format, settings), (calib, rows, size), how, save)
+    chosen = chosen_format(format, settings)
+    record = _packed(model, chosen, (calib, rows, size), how, save, format)
     if as_json:
         show_json({"folder": str(save), **record})
         return
@@ -82,13 +83,22 @@ def compress(
 
 
 def _packed(
-    model: str, chosen: Any, text: tuple[str, int, int], how: dict[str, Any], save: Path
+    model: str,
+    chosen: Any,
+    text: tuple[str, int, int],
+    how: dict[str, Any],
+    save: Path,
+    format: str,
 ) -> dict[str, Any]:
-    """Open, pack and write a model; what is told of it.  text: corpus, rows, tokens of a row."""
+    """Open, pack and write a model; what is told of it.  text: corpus, rows, tokens of a row.
+
+    format: by whose name a better runtime is looked up, before the work.
+    """
     from ..core import nbytes
     from ..data.calibration import load_calibration
     from ..data.language_models import language_model
     from ..hosts.opened import open_language_model, save_language_model
+    from ..hosts.out.gguf_model import ARCHITECTURES
     from ..hosts.swap.compress import compress as pack
     from ..hosts.swap.packed_experts import packed_stacks
     from ..hosts.swap.packed_linear import PackedLinear
@@ -97,6 +107,8 @@ def _packed(
         host, tokenizer = open_language_model(model)
     else:
         host, tokenizer = language_model(model, dtype="auto")
+    if type(host).__name__ in ARCHITECTURES:  # llama.cpp knows it
+        _warn_of_rivals("text", format)
     before = sum(p.nbytes for p in host.parameters())
     calibration: Any = ()
     read: dict[str, int] = {}
@@ -141,6 +153,7 @@ def _net(run: str, given: dict[str, Any], force: bool, save: Path, as_json: bool
         fix = "In Python: intarsia.save(intarsia.compress(net, intarsia.Chw(), picture), 'fast')"
         want = "a run of `intarsia fit` with a convolutional net"
         raise ConfigError(f"net {run!r}", got="no run", want=want, fix=fix)
+    _warn_of_rivals("picture", NETS)
     found = compress_run(run, save, Chw(force=force), report=note)
     if as_json:
         show_json({"folder": str(save), **found})
@@ -149,6 +162,14 @@ def _net(run: str, given: dict[str, Any], force: bool, save: Path, as_json: bool
     took = [f"{times['before']:.2f} ms -> {times['after']:.2f} ms a picture"] if times else []
     left = [f"in torch as before: {', '.join(found['left'])}"] if found["left"] else []
     say("\n".join([f"{len(found['layers'])} layers in CHW", *took, *left, str(save)]))
+
+
+def _warn_of_rivals(kind: str, format: str) -> None:
+    """Warn before a format is written that another runtime was measured to beat."""
+    from ..formats.rivals import advice
+
+    if line := advice(kind, format):
+        warn(line)
 
 
 def chosen_format(name: str, given: dict[str, Any]) -> Any:
@@ -209,10 +230,12 @@ def _check(
 def doctor(as_json: Json = False) -> None:
     """Say what runs sparse weights here: compiler, instruction set, kernels, measured floor.
 
+    And where another runtime is the better choice, with the command that writes a model for it.
     Works without a compiler, too: products then run dense, as it says.
 
     Example:  intarsia doctor
     """
+    from ..formats.rivals import KINDS, advice
     from ..kernels.native import diagnosis
     from ..kernels.native.floor import measure
 
@@ -224,8 +247,9 @@ def doctor(as_json: Json = False) -> None:
         "read GB/s": round(floor.read / 1e9, 2),
         "matmul GFLOP/s": {name: round(f / 1e9, 1) for name, f in floor.matmul.items()},
     }
+    lines = [line for kind in KINDS if (line := advice(kind))]
     if as_json:
-        show_json(record)
+        show_json(record | {"better elsewhere": lines})
         return
     kernels, why = record.pop("kernels"), record.pop("why not")
     rows = [(name, _plain(value)) for name, value in record.items()]
@@ -234,6 +258,8 @@ def doctor(as_json: Json = False) -> None:
     )
     if not kernels:
         say(f"Sparse weights are decoded once and run dense: {why}")
+    for line in lines:
+        say(line)
 
 
 def _plain(value: Any) -> str:

@@ -68,6 +68,7 @@ def _of_model(name: str) -> tuple[dict[tuple[int, int], int], tuple[float, ...]]
 
 def _show(table: Any, shapes: Any, layers: dict[tuple[int, int], int]) -> None:
     from ..bench.sparse import DENSE, verdict
+    from ..formats.rivals import advice
 
     floor = table.floor
     for shape in shapes:
@@ -89,5 +90,7 @@ def _show(table: Any, shapes: Any, layers: dict[tuple[int, int], int]) -> None:
     threads = f"{floor.threads} thread" + "s" * (floor.threads > 1)
     say(f"Floor: {floor.read / 1e9:.1f} GB/s read; products of many rows {peaks}; {threads}.")
     say(f"Kernels: {table.instructions}.")
+    if line := advice("text"):
+        say(line)
     for name, why in table.left_out.items():
         note(f"{name} is left out: {why}")

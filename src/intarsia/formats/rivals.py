@@ -1,0 +1,103 @@
+"""Runtimes of others that are the better choice, by measured time and quality.
+
+The figures are those of docs/benchmarks/rivals.md: `benchmarks/rivals.py` writes both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from ..kernels import native
+
+FILE = Path(__file__).with_suffix(".json")
+KINDS = ("text", "picture")
+LOWER = ("perplexity",)  # of which less is better
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A way to run one net.
+
+    format: ours, by its name on the command line; None = another runtime.  ms: a token or a
+    picture.  megabytes: that are read for it; quality: perplexity or top-1; None = not measured.
+    """
+
+    name: str
+    format: str | None
+    ms: float
+    megabytes: float | None
+    quality: float | None
+
+
+@dataclass(frozen=True)
+class Rivals:
+    """The choices for one kind of net.
+
+    net, unit: what was timed.  quality: the measure's name.  command: writes the net for another
+    runtime.
+    """
+
+    net: str
+    unit: str
+    quality: str
+    command: str
+    choices: Sequence[Choice]
+
+    def beats(self, other: Choice, ours: Choice) -> bool:
+        """Return True for a choice that is at least as fast, and as good as far as is known."""
+        if other.format is not None or other.ms > ours.ms or other.quality is None:
+            return False
+        sign = 1 if self.quality in LOWER else -1
+        return ours.quality is None or sign * other.quality <= sign * ours.quality
+
+    def better(self, format: str) -> tuple[Choice, Choice] | None:
+        """Return the fastest runtime that beats a format, and the format's own figures.
+
+        They are those of its best quality. None where nothing beats it, or it was not measured.
+        """
+        sign = 1 if self.quality in LOWER else -1
+        known = [c for c in self.choices if c.format == format]
+        if not known:
+            return None
+        worst = float("inf")
+        ours = min(known, key=lambda c: worst if c.quality is None else sign * c.quality)
+        others = [c for c in self.choices if self.beats(c, ours)]
+        return (min(others, key=lambda c: c.ms), ours) if others else None
+
+
+@cache
+def rivals(kind: str) -> Rivals:
+    """Return the table of "text" or "picture" nets."""
+    content: Mapping[str, Any] = json.loads(FILE.read_text("utf-8"))[kind]
+    return Rivals(**{**content, "choices": tuple(Choice(**row) for row in content["choices"])})
+
+
+def advice(kind: str, format: str | None = None) -> str | None:
+    """Return one line on the runtime that is the better choice than a format, with the command.
+
+    format: None = the fastest of ours.  None is returned where no runtime was measured to be.
+    """
+    table = rivals(kind)
+    ours = [choice for choice in table.choices if choice.format is not None]
+    form = format or min(ours, key=lambda choice: choice.ms).format
+    if form is None or (found := table.better(form)) is None:
+        return None
+    other, own = found
+    known = other.quality is not None and own.quality is not None
+    qualities = f", {table.quality} {other.quality:g} against {own.quality:g}" if known else ""
+    return (
+        f"{other.name} is the {'better' if known else 'faster'} choice than {own.name} for "
+        f"{table.net}: {other.ms:g} against {own.ms:g} {table.unit}{qualities}{_where()}. "
+        f"{table.command}"
+    )
+
+
+def _where() -> str:
+    """Describe the instructions of the measurement, where this machine has others."""
+    then, now = json.loads(FILE.read_text("utf-8"))["instructions"], native.instructions()
+    return "" if now == then else f" (measured with {then}; here: {now})"
