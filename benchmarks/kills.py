@@ -38,7 +38,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from intarsia.core.errors import TrainingError
-from intarsia.core.files import alone
+from intarsia.core.locks import alone
 from intarsia.mixtures.experts import StackedExperts
 from intarsia.mixtures.mixture import Mixture
 from intarsia.parallel import ExpertParallel, Fssdp, Strategy, Tutel

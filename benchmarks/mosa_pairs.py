@@ -23,7 +23,7 @@ from typing import Any
 from frame import markdown, parser, publish, read
 
 from intarsia.choosing.arms import arm
-from intarsia.core.files import alone
+from intarsia.core.locks import alone
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.one_run import run as one_run
 from intarsia.experiments.one_run import shape_of

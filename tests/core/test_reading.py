@@ -15,7 +15,8 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
 from intarsia.core import reading
-from intarsia.core.files import read_json, sha256
+from intarsia.core.files import read_json
+from intarsia.core.sealing import sha256
 
 READERS: dict[str, Callable[[Path], Any]] = {
     "handle": reading.open_handle,

@@ -20,8 +20,9 @@ from torch import nn
 
 from ..core.checks import above, at_least
 from ..core.errors import CheckpointError, ConfigError, MissingExtra, UnknownName
-from ..core.files import JOINED, alone, read_json, write_json
+from ..core.files import JOINED, read_json, write_json
 from ..core.folders import data_name
+from ..core.locks import alone
 from ..data import backbone, input_config, outline
 from ..data.packages import announce
 from ..data.texts import is_text

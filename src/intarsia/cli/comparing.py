@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from ..core.errors import ConfigError
-from ..core.files import alone
 from ..core.folders import data_name
+from ..core.locks import alone
 from . import completing
 from .early import (
     check_choices,

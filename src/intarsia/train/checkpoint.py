@@ -23,8 +23,9 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from ..core.errors import CheckpointError, TrainingError
-from ..core.files import read_json, sha256, unbroken, writing
+from ..core.files import read_json, unbroken, writing
 from ..core.reading import read_tensors
+from ..core.sealing import sha256
 from ..parallel.exchange import Group
 from ..parallel.pieces import Piece, Pieces, Stored, apart, write_file
 from ..parallel.together import write_together

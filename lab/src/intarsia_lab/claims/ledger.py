@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import importlib
 import math
 import os
@@ -44,8 +45,13 @@ def _modules() -> list[ModuleType]:
 
 def code_of(key: str) -> str:
     """Return the digest of the code that a claim depends on now; "" for no claim of this folder."""
-    homes = {c.key: Path(str(module.__file__)) for module in _modules() for c in module.CLAIMS}
-    return code_digest(homes[key]) if key in homes else ""
+    return code_digest(_homes()[key]) if key in _homes() else ""
+
+
+@functools.cache
+def _homes() -> dict[str, Path]:
+    """Return the file of each claim."""
+    return {c.key: Path(str(module.__file__)) for module in _modules() for c in module.CLAIMS}
 
 
 def claim(key: str) -> Claim:

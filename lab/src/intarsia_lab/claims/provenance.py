@@ -1,17 +1,16 @@
 """Which code a claim's figure comes from: the commit, and a digest of the files it depends on.
 
-A claim depends on its own module and on the modules of this package that are reached from there by
-imports, those inside functions too, by names of a package's `__init__`, and by keys of cards, as
-in `card("lora")`; with the native kernels come their C sources. Docstrings, lines of comment and
-blank lines do not count, nor do the files of `WORDS`. Versions of other packages stand in the
-record's line of the machine.
-
-Imports are found by a regular expression: parsing the package takes four seconds, this a fraction
-of one. Code that a method chooses by a computed name is not seen.
+A claim depends on its own module, on the modules of the laboratory that are reached from there by
+imports, those inside functions too, and on the modules of the library that all of these name: by
+imports, through the lists of public names, and by keys of cards, as in `card("lora")`. With
+formats and kernels come the C sources. What those modules of the library import in turn is under
+every claim alike: the commit stands for it, since a digest of it would change with every commit.
+Docstrings, lines of comment and blank lines do not count.
 """
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import re
@@ -19,16 +18,15 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
-from ..core.registry import index
+import intarsia
+from intarsia.core.registry import index
 
-PACKAGE = Path(__file__).parents[1]
-WORDS = ("core/errors.py", "core/folders.py")
-"""Files that decide no figure: they word errors."""
-NATIVE, CHECKOUT = "kernels/native", "src/intarsia/"
+LABORATORY, LIBRARY = Path(__file__).parents[1], Path(intarsia.__file__).parent
+CHECKOUT = "lab/src/intarsia_lab/"  # where the laboratory stands in its repository
+COMPILED = ("formats", "kernels")  # folders of the library whose modules call C
 DOCSTRING = re.compile(r'^[ \t]*[rR]?"""(?:[^"\\]|\\.|"(?!""))*"""[ \t]*\n', re.M)
 COMMENT = re.compile(r"^[ \t]*(?:#[^\n]*)?\n", re.M)
-FROM = re.compile(r"^[ \t]*from[ \t]+(\.*[\w.]*)[ \t]+import[ \t]+(?:\(([^)]*)\)|([^\n]+))", re.M)
-CARD = re.compile(r'\b(?:card|by_name|find)\(\s*"(\w+)"')
+CARDS = ("card", "by_name", "find")  # functions whose first argument is a method's key
 
 
 @functools.cache
@@ -36,20 +34,21 @@ def code_digest(module: Path) -> str:
     """Return 16 hexadecimal digits of the code that a claim's module depends on."""
     whole = hashlib.sha256()
     for path in sorted(dependencies(module)):
-        whole.update(f"{path.relative_to(PACKAGE).as_posix()}\0{_code(path)}\0".encode())
+        whole.update(f"{_name(path)}\0{_code(path)}\0".encode())
     return whole.hexdigest()[:16]
 
 
 def dependencies(module: Path) -> set[Path]:
-    """Return the files of this package that a module depends on, itself among them."""
+    """Return the files that a claim's module depends on, itself among them."""
     reached: set[Path] = set()
     left = [module]
     while left:
         path = left.pop()
-        if path in reached or path.relative_to(PACKAGE).as_posix() in WORDS:
-            continue
-        reached.add(path)
-        left += _imported(path)
+        if path not in reached:
+            reached.add(path)
+            left += _named(path) if path.is_relative_to(LABORATORY) else ()
+    if any(_name(path).split("/")[1] in COMPILED for path in reached):
+        reached |= {*(LIBRARY / "kernels" / "native").glob("*.[ch]")}
     return reached
 
 
@@ -64,9 +63,15 @@ def commit() -> str:
 
 
 def _git(*words: str) -> str:
-    command = ("git", "-C", str(PACKAGE), *words)
+    command = ("git", "-C", str(LABORATORY), *words)
     done = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
     return done.stdout.strip()
+
+
+def _name(path: Path) -> str:
+    """Return a file's path with its package before, as intarsia/routers/topk.py."""
+    root = LABORATORY if path.is_relative_to(LABORATORY) else LIBRARY
+    return path.relative_to(root.parent).as_posix()
 
 
 @functools.cache
@@ -77,59 +82,63 @@ def _code(path: Path) -> str:
 
 
 @functools.cache
-def _imported(path: Path) -> tuple[Path, ...]:
-    """Return the files that one file names: by imports, by keys of cards, and C sources."""
-    if path.suffix != ".py":
-        return ()
-    code = _code(path)
-    targets = [target for base, names in _imports(code) for target in _targets(path, base, names)]
-    for key in CARD.findall(code):
-        if key in index():
-            targets += _home(PACKAGE, index()[key]["module"].split("."))
-    if path.parent == PACKAGE / NATIVE:
-        targets += [*path.parent.glob("*.c"), *path.parent.glob("*.h")]
-    return tuple(targets)
+def _named(path: Path) -> tuple[Path, ...]:
+    """Return the files of both packages that one file names: by imports, and by keys of cards."""
+    files: list[Path] = []
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            if (folder := _folder(path, node)) is not None:
+                files += (file for alias in node.names for file in _home(folder, alias.name))
+        elif isinstance(node, ast.Call) and node.args:
+            called = getattr(node.func, "id", getattr(node.func, "attr", ""))
+            key = getattr(node.args[0], "value", None)
+            if called in CARDS and isinstance(key, str) and key in index():
+                *folders, last = index()[key]["module"].split(".")
+                files += _home(LIBRARY.joinpath(*folders), last)
+    return tuple(files)
 
 
-def _imports(code: str) -> Iterator[tuple[str, list[str]]]:
-    """Yield each `from X import a, b` as ("X", ["a", "b"])."""
-    for base, several, line in FROM.findall(code):
-        names = re.sub(r"#[^\n]*", "", several or line).split(",")
-        yield base, [name.split()[0] for name in names if name.strip()]
+def _folder(path: Path, node: ast.ImportFrom) -> Path | None:
+    """Return the path, without a suffix, of the module that is imported from; None for others'."""
+    parts = (node.module or "").split(".") if node.module else []
+    if node.level:
+        return path.parents[node.level - 1].joinpath(*parts)
+    roots = {LABORATORY.name: LABORATORY, LIBRARY.name: LIBRARY}
+    return roots[parts[0]].joinpath(*parts[1:]) if parts[0] in roots else None
 
 
-def _targets(path: Path, base: str, names: list[str]) -> Iterator[Path]:
-    """Yield the files of names that a file imports from `base`, relative or not."""
-    dots = len(base) - len(base.lstrip("."))
-    parts = [part for part in base.lstrip(".").split(".") if part]
-    if not dots:
-        if parts[:1] != [PACKAGE.name]:
-            return
-        folder, parts = PACKAGE, parts[1:]
+def _home(module: Path, name: str) -> Iterator[Path]:
+    """Yield the file in which a name of a module is: its own, a module in it, or where it lists it.
+
+    module: the path of a module or a package, without a suffix.
+    """
+    if module.with_suffix(".py").is_file():
+        yield module.with_suffix(".py")
+    elif (module / f"{name}.py").is_file():
+        yield module / f"{name}.py"
+    elif (module / name / "__init__.py").is_file():
+        yield module / name / "__init__.py"
     else:
-        folder = path.parents[dots - 1]
-    for name in names:
-        yield from _home(folder, [*parts, name])
+        listed = next(
+            (p for p in (module / "__init__.pyi", module / "__init__.py") if p.is_file()), None
+        )
+        if listed is not None:
+            yield from _listed(listed, name) or [module / "__init__.py"]
 
 
-def _home(folder: Path, parts: list[str]) -> Iterator[Path]:
-    """Yield the file of a dotted name below a folder: a module, or the one that a package names."""
-    *modules, last = parts
-    for place in (folder.joinpath(*parts), folder.joinpath(*modules)):
-        if place.with_suffix(".py").is_file():
-            yield place.with_suffix(".py")
-            return
-    package = folder.joinpath(*modules)
-    stub = package / "__init__.pyi"
-    listed = stub if stub.is_file() else package / "__init__.py"
-    if (folder.joinpath(*parts) / "__init__.py").is_file():  # a package, by its attributes
-        yield folder.joinpath(*parts) / "__init__.py"
-        return
-    if not listed.is_file():
-        return
-    homes = {name: base for base, names in _imports(_code(listed)) for name in names}
-    base = homes.get(last, "")
-    if base.startswith(".") and base != ".":
-        yield from _home(package, [*base.lstrip(".").split("."), last])
-    else:
-        yield package / "__init__.py"
+def _listed(listed: Path, name: str) -> list[Path]:
+    """Return the file of a public name, from the `from .x import name` of its package."""
+    module = _modules(listed).get(name)
+    return [] if module is None else [*_home(listed.parent.joinpath(*module.split(".")), name)]
+
+
+@functools.cache
+def _modules(listed: Path) -> dict[str, str]:
+    """Return the module of each name that a package's list imports from its own modules."""
+    imports = (n for n in ast.parse(listed.read_text()).body if isinstance(n, ast.ImportFrom))
+    return {
+        alias.asname or alias.name: node.module
+        for node in imports
+        if node.level == 1 and node.module
+        for alias in node.names
+    }

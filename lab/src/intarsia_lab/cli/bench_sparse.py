@@ -67,8 +67,9 @@ def _of_model(name: str) -> tuple[dict[tuple[int, int], int], tuple[float, ...]]
 
 
 def _show(table: Any, shapes: Any, layers: dict[tuple[int, int], int]) -> None:
+    from intarsia.formats.rivals import advice
+
     from ..bench.sparse import DENSE, verdict
-    from ..formats.rivals import advice
 
     floor = table.floor
     for shape in shapes:

@@ -26,8 +26,8 @@ from intarsia.data.packages import announce, building, cache_dir, reading
 from intarsia.data.senses import hearing
 from intarsia.data.senses.views import views
 
-from ...core.files import sha256
 from ...core.reading import read_tensors
+from ...core.sealing import sha256
 
 Encode = Callable[[Any], Tensor]
 Source = Any  # a Path; a PIL picture; samples and their rate

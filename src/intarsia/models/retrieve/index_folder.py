@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...core.errors import CheckpointError, ConfigError
-from ...core.files import read_json, repaired, sha256, write_json
+from ...core.files import read_json, repaired, write_json
 from ...core.folders import check_kind
-from ...core.sealing import check_sealed, sealed
+from ...core.sealing import check_sealed, sealed, sha256
 from .lexical import Lexical
 from .query_weights import TOKENIZER, WEIGHTS, QueryWeights
 from .segment import Segment
