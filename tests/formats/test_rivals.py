@@ -7,16 +7,19 @@ from dataclasses import replace
 import pytest
 
 from intarsia.formats import rivals as module
-from intarsia.formats.rivals import Choice, Rivals, advice, rivals
+from intarsia.formats.rivals import Rivals, RuntimeFigures, advice, rivals
 from intarsia.kernels import native
 
 
-def table(*choices: Choice, quality: str = "perplexity") -> Rivals:
+def table(*choices: RuntimeFigures, quality: str = "perplexity") -> Rivals:
     return Rivals("a net", "ms", quality, "do this", choices)
 
 
-FAST, GOOD = Choice("fast", None, 2.0, None, 30.0), Choice("good", None, 5.0, None, 20.0)
-OURS = Choice("ours", "bitmask", 6.0, 1.0, 25.0)
+FAST, GOOD = (
+    RuntimeFigures("fast", None, 2.0, None, 30.0),
+    RuntimeFigures("good", None, 5.0, None, 20.0),
+)
+OURS = RuntimeFigures("ours", "bitmask", 6.0, 1.0, 25.0)
 
 
 def test_a_choice_is_better_in_both_or_not_at_all() -> None:

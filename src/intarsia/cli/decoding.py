@@ -12,8 +12,8 @@ import typer
 from ..core.checks import at_least, between
 from ..core.errors import ConfigError
 from .early import check_calibration
-from .options import Calibration, Json, whole_text
-from .shell import note, say, show_json
+from .options import Calibration, Json
+from .shell import note, say, show_json, whole_text
 from .targets import target
 
 SPANS = "intarsia-spans-1"  # the format of the file

@@ -68,13 +68,8 @@ def export(
               intarsia export smollm2 --format gguf --quant q4_0 --out smollm2.gguf
               intarsia export runs/notes-lora-0 --format gguf --keep-adapter
     """
-    if form not in SUFFIXES:
-        raise UnknownName("format", form, SUFFIXES)
     _check_bits(form, quant, int8)
-    if form != "gguf":
-        check_run(Path(run))
     place = _target(run, form, out)
-    target(place, "m.onnx", option="--out", mark=MARKS.get(form, ""), own=EXPORTED)
     lines: list[str] = []
     how: dict[str, Any] = {"fold_it": not keep_adapter, "report": note, "result": lines.append}
     how |= {"quant": quant} if form == "gguf" else {"int8": int8}
@@ -99,6 +94,8 @@ def _written(run: str, form: str, place: Path, how: dict[str, Any]) -> Path:
 
 def _check_bits(form: str, quant: str | None, int8: bool) -> None:
     """Raises: ConfigError for --quant or --int8 of another format; UnknownName."""
+    if form not in SUFFIXES:
+        raise UnknownName("format", form, SUFFIXES)
     if quant is not None and form != "gguf":
         got, fix = f"{quant} with --format {form}", "Leave it out."
         raise ConfigError("--quant", got=got, want="--format gguf with it", fix=fix)
@@ -109,9 +106,13 @@ def _check_bits(form: str, quant: str | None, int8: bool) -> None:
 
 
 def _target(run: str, form: str, out: Path | None) -> Path:
-    """Return where to write: beside the run, or under the model's name in the working folder."""
-    if out is not None:
-        return out
-    if Path(run).is_dir():
-        return Path(run) / f"export{SUFFIXES[form]}"
-    return Path(f"{Path(run).name}{SUFFIXES[form]}")
+    """Return where to write, which is held until the verb ends.
+
+    Where nothing is said it is beside the run, or under the model's name in the working folder.
+    Raises: ConfigError for what is no run, and for something else in the place.
+    """
+    if form != "gguf":
+        check_run(Path(run))
+    inside = Path(run) / "export" if Path(run).is_dir() else Path(Path(run).name)
+    place = out or inside.with_name(inside.name + SUFFIXES[form])
+    return target(place, "m.onnx", option="--out", mark=MARKS.get(form, ""), own=EXPORTED)

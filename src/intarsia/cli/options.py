@@ -63,16 +63,6 @@ Side = Annotated[
 RunFolder = Annotated[Path, typer.Argument(help="A run folder that `intarsia fit` wrote.")]
 
 
-def whole_text(text: str | None) -> str | None:
-    """Return a text of the command line.  Raises: ConfigError for bytes that are no UTF-8."""
-    try:
-        (text or "").encode()
-    except UnicodeEncodeError as error:
-        got, fix = "bytes that are no UTF-8", "Set the terminal to UTF-8, or give the text again."
-        raise ConfigError(f"text {text!r}", got=got, want="a text", fix=fix) from error
-    return text
-
-
 def flag(name: str) -> str:
     """A parameter as its option."""
     return f"--{LONG.get(name, name).replace('_', '-')}"

@@ -16,7 +16,7 @@ from .early import check_numbers, check_run
 from .options import Device, Json, MaxPixels, RunFolder, Side, allow_pixels
 from .seeing import evaluate_seeing, is_seeing, predict_seeing
 from .shell import note, say, show_json, show_table, warn
-from .targets import PAGE, target
+from .targets import page_target
 
 if TYPE_CHECKING:
     from ..experiments.runs import PictureRun, Prediction
@@ -152,8 +152,7 @@ def predict(
     Example:  intarsia predict runs/elpv-lora-0 new_photos/ --csv > answers.csv
     Example:  intarsia predict runs/pairs-uni_moe-0 "What is this?" --image a.png
     """
-    if page is not None:
-        target(page, "page.html", option="--page", mark=PAGE)
+    page_target(page, "--page")
     own = {"image": image, "audio": audio, "page": page}
     if predict_seeing(run, files, own, tokens=tokens, device=device, as_json=as_json):
         return
@@ -171,10 +170,15 @@ def predict(
     if isinstance(opened, TextRun):
         _predict_texts(opened, [*map(Path, files)], page, as_csv=as_csv, tokens=tokens)
         return
+    _check_no_tokens(tokens)
+    _predict_pictures(opened, [*map(Path, files)], page, as_json=as_json, as_csv=as_csv)
+
+
+def _check_no_tokens(tokens: int | None) -> None:
+    """Raises: ConfigError for a length of completions."""
     if tokens is not None:
         got, want = f"{tokens} for a run on pictures", "a run on texts"
         raise ConfigError("--tokens", got=got, want=want, fix="Leave it out.")
-    _predict_pictures(opened, [*map(Path, files)], page, as_json=as_json, as_csv=as_csv)
 
 
 def _predict_pictures(

@@ -12,8 +12,8 @@ import typer
 from ..core.checks import one_of
 from ..core.errors import ConfigError, DataError
 from .begun_index import check_same, known_by, settings_file
-from .options import Json, whole_text
-from .shell import note, say, show_json, show_table
+from .options import Json
+from .shell import note, say, show_json, show_table, whole_text
 from .targets import hold, target
 
 if TYPE_CHECKING:
@@ -22,8 +22,7 @@ if TYPE_CHECKING:
 
 BLOCK = 1024  # documents that are encoded between two looks at the disk
 FORMS = ("opensearch", "elasticsearch", "qdrant", "trec")
-META = "meta.json"  # what an index's folder has
-NO_STEMS = "none"  # in the place of a language
+META, NO_STEMS = "meta.json", "none"  # of an index's folder; in the place of a language
 DOCS = "A .jsonl file with id and text in each line, a folder in BEIR's layout, or a collection: "
 NAMED = "naves, naves-nt, reverse-dictionary."
 Save = Annotated[Path | None, typer.Option(help="The folder (or file) to write.")]
@@ -197,9 +196,7 @@ def _exported(folder: Path, form: str, save: Path | None) -> None:
 
 def search(
     folder: Annotated[Path, typer.Argument(help="An index of `intarsia index`.")],
-    query: Annotated[
-        str | None, typer.Argument(help="What to search for.", callback=whole_text)
-    ] = None,
+    query: Annotated[str | None, typer.Argument(help="What to find.", callback=whole_text)] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Documents to show.")] = 10,
     explain: Annotated[
         bool, typer.Option("--explain", help="What each token added to the score.")

@@ -12,7 +12,7 @@ from ..core.errors import ConfigError, UnknownName
 from .options import Json
 from .placing import Devices, TopologyFile, TraceFile, topology_of
 from .shell import note, say, show_json
-from .targets import PAGE, target
+from .targets import page_target, target
 
 ENGINES = {"ep": "home", "stay": "stay"}  # plans that know of placements
 STRATEGIES = ("deepspeed", "fssdp", "semoe", "tutel")
@@ -61,8 +61,7 @@ def simulate(
     _check(plan, policy, tokens, streams, slots, placement)
     if save is not None:
         target(save, "timeline.json", mark=TIMELINE)
-    if report is not None:
-        target(report, "page.html", option="--report", mark=PAGE)
+    page_target(report, "--report")
     from ..placement.trace import Trace
 
     whole, links = Trace.load_file(trace), topology_of(devices, topology)
@@ -73,8 +72,7 @@ def simulate(
         told, line, made = _best(whole, links, plan, tokens, expert, backward)
     if slots is not None:
         told |= _decoded(whole, slots, policy, streams, told["expert_bytes"], links)
-    name = told.get("plan", plan)
-    of = whole.rows(slice(tokens)), links, name, made, line
+    of = whole.rows(slice(tokens)), links, told.get("plan", plan), made, line
     _written(save, report, of, placement, expert, streams, backward)
     if as_json:
         show_json(told)
@@ -82,9 +80,8 @@ def simulate(
     _show_simulated(told)
     if slots is not None:
         _show_decoded(told, slots, policy, streams)
-    for file in (save, report):
-        if file is not None:
-            say(str(file))
+    for file in filter(None, (save, report)):
+        say(str(file))
 
 
 def _written(

@@ -50,6 +50,12 @@ def target(
     return path
 
 
+def page_target(path: Path | None, option: str) -> None:
+    """Do the same for a page, if there is to be one.  Raises: as `target`."""
+    if path is not None:
+        target(path, "page.html", option=option, mark=PAGE)
+
+
 def hold(path: Path) -> None:
     """Keep other processes from what a verb adds to, until the verb ends.
 

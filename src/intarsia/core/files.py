@@ -19,7 +19,7 @@ from typing import Any
 from .errors import ConfigError, IntarsiaError, disk_error
 from .exchange import exchange
 from .locks import held
-from .reading import read_bytes
+from .reading import open_regular, read_bytes
 
 JOINED = "@train+val"  # behind a name or path of data: the validation part is trained on, too
 LARGEST_JSON = 2**30  # bytes
@@ -197,7 +197,7 @@ def check_target(target: Path, *, mark: str = "", own: Collection[str] = ()) -> 
 
 def _ends(path: Path) -> bytes:
     """The first and the last bytes of a file; a zip has its names there."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         first = file.read(END)
         file.seek(max(0, path.stat().st_size - END))
         return first + file.read(END)

@@ -141,7 +141,7 @@ def check_file(path: Path) -> None:
     OSError where it cannot be read.
     """
     digest, at = _file_digest(path)
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         file.seek(at)
         if at == 0 or file.read(64) != digest.encode():
             raise _changed(path, "bytes that changed after they were written, or no digest of them")

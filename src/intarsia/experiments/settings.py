@@ -13,20 +13,11 @@ from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import partial
 from typing import Any, cast, get_args, get_origin, get_type_hints
 
-from ..core import Card, Method
+from ..core import Card, Method, registry
 from ..core.change import Change
 from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
-from ..core.registry import (
-    LISTED,
-    card,
-    find,
-    index,
-    keys,
-    method_key,
-    method_to_dict,
-    settings_to_dict,
-)
+from ..core.registry import card, find, index, keys, method_key, method_to_dict, settings_to_dict
 from ..gating import RouterConfig
 from ..hosts import Adapt, as_change
 from ..hosts.prune.pruner import Pruner
@@ -71,7 +62,7 @@ def method(key: str, settings: Sequence[str], start: Any = None, among: Any = No
     is not of its type or that the method refuses.
     """
     if key not in (among or known()):
-        raise UnknownName("method", key, among or known(), LISTED)
+        raise UnknownName("method", key, among or known(), registry.LISTED)
     return _build(card(key), pairs(settings), start, "")
 
 
@@ -227,7 +218,7 @@ def _inner(
     """A method inside a method: chosen by its key, or the one that is there, with its settings."""
     now = next((k for k, found in options.items() if found.config is type(start)), None)
     if key is not None and key not in options:
-        raise UnknownName(f"method for --set {where}", key, options, LISTED)
+        raise UnknownName(f"method for --set {where}", key, options, registry.LISTED)
     chosen = key or now or next(iter(options))
     return _build(options[chosen], given, start if chosen == now else None, f"{where}.")
 

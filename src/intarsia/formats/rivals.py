@@ -5,13 +5,13 @@ The figures are those of docs/benchmarks/rivals.md: `benchmarks/rivals.py` write
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from ..core.files import read_json
 from ..kernels import native
 
 FILE = Path(__file__).with_suffix(".json")
@@ -20,7 +20,7 @@ LOWER = ("perplexity",)  # of which less is better
 
 
 @dataclass(frozen=True)
-class Choice:
+class RuntimeFigures:
     """A way to run one net.
 
     format: ours, by its name on the command line; None = another runtime.  ms: a token or a
@@ -46,16 +46,16 @@ class Rivals:
     unit: str
     quality: str
     command: str
-    choices: Sequence[Choice]
+    choices: Sequence[RuntimeFigures]
 
-    def beats(self, other: Choice, ours: Choice) -> bool:
+    def beats(self, other: RuntimeFigures, ours: RuntimeFigures) -> bool:
         """Return True for a choice that is at least as fast, and as good as far as is known."""
         if other.format is not None or other.ms > ours.ms or other.quality is None:
             return False
         sign = 1 if self.quality in LOWER else -1
         return ours.quality is None or sign * other.quality <= sign * ours.quality
 
-    def better(self, format: str) -> tuple[Choice, Choice] | None:
+    def better(self, format: str) -> tuple[RuntimeFigures, RuntimeFigures] | None:
         """Return the fastest runtime that beats a format, and the format's own figures.
 
         They are those of its best quality. None where nothing beats it, or it was not measured.
@@ -73,8 +73,10 @@ class Rivals:
 @cache
 def rivals(kind: str) -> Rivals:
     """Return the table of "text" or "picture" nets."""
-    content: Mapping[str, Any] = json.loads(FILE.read_text("utf-8"))[kind]
-    return Rivals(**{**content, "choices": tuple(Choice(**row) for row in content["choices"])})
+    content: Mapping[str, Any] = read_json(FILE)[kind]
+    return Rivals(
+        **{**content, "choices": tuple(RuntimeFigures(**row) for row in content["choices"])}
+    )
 
 
 def advice(kind: str, format: str | None = None) -> str | None:
@@ -99,5 +101,5 @@ def advice(kind: str, format: str | None = None) -> str | None:
 
 def _where() -> str:
     """Describe the instructions of the measurement, where this machine has others."""
-    then, now = json.loads(FILE.read_text("utf-8"))["instructions"], native.instructions()
+    then, now = read_json(FILE)["instructions"], native.instructions()
     return "" if now == then else f" (measured with {then}; here: {now})"
