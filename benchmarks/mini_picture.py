@@ -14,8 +14,11 @@ from intarsia_lab.bench.report.summary import Findings
 
 WIDTH, HEIGHT = 660, 480
 LEFT, RIGHT, TOP, BOTTOM = 60, 640, 62, 416  # of the plot
-SECONDS, PERCENT = (3.0, 300.0), (56.5, 65.0)  # of the axes
-TICKS_X, TICKS_Y = (3, 10, 30, 100, 300), (58, 60, 62, 64)
+SECONDS, PERCENT = (4.0, 400.0), (56.5, 65.0)  # of the axes
+COST_SEED = 0
+"""The seed whose times are shown: at it all methods met the machine in one state. At the others
+adaptformer and mosa met it at half its speed, which no mean and no median over seeds mends."""
+TICKS_X, TICKS_Y = (5, 10, 30, 100, 300), (58, 60, 62, 64)
 LETTER = 7.6  # width of one at 14 px, about
 # which labels are placed first; one that finds no room is left out
 FIRST = [
@@ -60,7 +63,10 @@ THEMES = {
 
 @dataclass(frozen=True)
 class Dot:
-    """A method: its name, CPU seconds of a run, mean over tasks and its spread, in per cent."""
+    """A method: its name, CPU seconds of a run at COST_SEED, mean over tasks in per cent.
+
+    spread: the sample standard deviation of that mean over the seeds.
+    """
 
     name: str
     seconds: float
@@ -89,15 +95,18 @@ def height_of(percent: float) -> float:
 
 def dots(findings: Findings) -> list[Dot]:
     """Every method that has all tasks."""
+    sheet = findings.sheet
+    at = sheet.seeds.index(COST_SEED)
+    seconds = sheet.values("cpu_seconds")[:, :, at].mean(1)  # (methods,)
     found = [
         Dot(
             row.method.label,
-            row.costs.cpu_seconds,
+            float(seconds[findings.row(row.method)]),
             100 * row.whole.task.mean,
             100 * (row.whole.task.deviation or 0),
         )
         for row in findings.rows
-        if row.whole is not None and row.costs is not None and row.costs.cpu_seconds is not None
+        if row.whole is not None
     ]
     return sorted(found, key=lambda dot: -dot.percent)
 
@@ -148,7 +157,8 @@ def picture(findings: Findings, theme: str) -> str:
         f'<text x="{LEFT}" y="24" font-size="16" font-weight="600">Accuracy, mean of {tasks} tasks '
         f"(1,000 images each, {seeds} seeds)</text>",
         f'<text x="{(LEFT + RIGHT) / 2}" y="{BOTTOM + 44}" text-anchor="middle" '
-        f'fill="{colors["soft"]}">CPU time of one training, seconds (one core, log scale)</text>',
+        f'fill="{colors["soft"]}">CPU time of one training at seed {COST_SEED}, seconds '
+        "(one core, log scale)</text>",
     ]
     for value in TICKS_Y:
         y = height_of(value)
@@ -191,4 +201,7 @@ def picture(findings: Findings, theme: str) -> str:
             f'stroke-width="1.8"/><text x="{x + 17}" y="46.5">{words}</text>'
         )
         x += 34 + int(LETTER * len(words))
+    lines.append(
+        f'<text x="{x + 4}" y="46.5" fill="{colors["soft"]}">bars: ± deviation over seeds</text>'
+    )
     return "\n".join([*lines, "</svg>", ""])

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import re
 import runpy
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,6 +175,37 @@ def test_the_benchmark_s_tables_are_those_of_its_results() -> None:
     for theme, picture in script["pictures"](found).items():
         path = Path(str(script["PICTURE"]).format(theme))
         assert path.read_text() == picture, "run benchmarks/mini_page.py --write"
+
+
+def test_the_first_picture_s_times_are_of_one_state_of_the_machine() -> None:
+    script = runpy.run_path(str(ROOT / "benchmarks" / "mini_page.py"))
+    _, ours = next(script["by_model"](script["records"].read(script["RESULTS"])))
+    _, findings = next(script["parts"](ours))
+    seconds = {dot.name: dot.seconds for dot in sys.modules["mini_picture"].dots(findings)}
+    # adapters of one size at the same places, with MoSA and without
+    alike = [seconds[name] for name in ("adaptformer", "pfeiffer", "adapter+", "mosa")]
+    assert max(alike) < 1.1 * min(alike)
+
+
+def test_every_figure_of_the_readme_s_pairs_has_a_file_of_raw_results() -> None:
+    counts = re.findall(r"(\d+)\npairs\)|(\d+) pairs\)", (ROOT / "README.md").read_text())
+    known = {"15": "docs/claims/mosa-long.json", "72": "benchmarks/mosa_pairs.jsonl"}
+    known |= {"18": "benchmarks/even-fresh.jsonl"}
+    assert {a or b for a, b in counts} == known.keys()
+    assert all((ROOT / path).is_file() for path in known.values())
+
+
+def test_the_readme_s_places_of_mosa_are_by_the_mean_that_stands_beside_them() -> None:
+    page = (DOCS / "benchmarks" / "even.md").read_text()
+    places: list[int] = []
+    for table in re.findall(r"## Differences: .*?\n\n(.*?)\n\n", page, re.S):
+        cells = [row.split("|") for row in table.splitlines()[2:]]
+        means = {c[1].strip(): float(c[2].strip().replace("−", "-")) for c in cells}
+        assert "adaptformer" not in means  # the baseline, 0 points off itself
+        others = [0.0, *means.values()]
+        places.append(1 + sum(mean > means["mosa"] for mean in others))
+    readme = (ROOT / "README.md").read_text()
+    assert [int(n) for n in re.findall(r"(\d+)th by", readme)] == places[::-1]
 
 
 def test_contributing_fits_on_a_page() -> None:

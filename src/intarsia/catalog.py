@@ -10,7 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from .core import Card, registry
-from .core.card import KINDS
+from .core.card import KINDS, Paper
 from .core.errors import UnknownName
 from .core.registry import card as card
 from .core.registry import find as find
@@ -32,6 +32,21 @@ TAGS: Mapping[str, str] = MappingProxyType(
     }
 )
 """What the tags mean; conformance checks each in both directions."""
+
+
+COMMANDS: Mapping[str, tuple[Paper, str]] = MappingProxyType(
+    {
+        "stack": (
+            Paper(
+                "2412.14219",
+                2024,
+                "A Survey on Inference Optimization Techniques for Mixture of Experts Models",
+            ),
+            "Techniques that make a sparse model cheaper, alone and in pairs: intarsia stack.",
+        )
+    }
+)
+"""By the name of the command: its paper, and what it is."""
 
 
 def cards(
@@ -66,6 +81,20 @@ def cards(
 
 def _texts(found: Card) -> tuple[str, ...]:
     return (found.key, *found.names, found.summary, found.paper.title, found.paper.arxiv)
+
+
+def commands(text: str = "") -> list[dict[str, Any]]:
+    """Return the commands that carry out a paper and are no method of a kind, as `describe` does.
+
+    text: as of `cards`.
+    """
+    wanted = registry.spelled(text)
+    return [
+        {"name": name, "kind": "command", "paper": vars(paper) | {"url": paper.url}}
+        | {"family": "", "names": [], "tags": [], "summary": summary}
+        for name, (paper, summary) in COMMANDS.items()
+        if any(wanted in registry.spelled(t) for t in (name, summary, paper.title, paper.arxiv))
+    ]
 
 
 def describe(found: Card) -> dict[str, Any]:

@@ -242,6 +242,14 @@ def test_a_text_in_bytes_that_are_no_utf8_is_refused(
     assert said.code == 2 and "got bytes that are no UTF-8" in said.words
 
 
+def test_the_list_knows_the_survey_whose_techniques_a_command_stacks(intarsia: Intarsia) -> None:
+    (row,) = intarsia("list", "2412.14219", "--json").json
+    assert (row["name"], row["kind"], row["paper"]["arxiv"]) == ("stack", "command", "2412.14219")
+    assert row["name"] in VERBS and "stack" in intarsia("list", "inference optimization").out
+    rows = intarsia("list", "stack", "--kind", "change", "--json").json
+    assert "command" not in {row["kind"] for row in rows}
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -11,9 +11,11 @@ from hypothesis import strategies as st
 
 from intarsia.core.errors import ConfigError
 from intarsia.parallel import Processes, SeMoe, bucketed, elastic
+from intarsia.parallel.processes import Processes
 from intarsia.parallel.semoe import memory
 from intarsia.parallel.trial import LINKS, ExpertTrial
 from intarsia.placement import ExpertSize, Topology, simulate
+from intarsia.train.processes import EXCHANGE
 
 
 def test_a_table_cut_by_columns_is_the_table(group: Processes) -> None:
@@ -82,3 +84,7 @@ def test_settings_that_cannot_be_are_refused() -> None:
     with pytest.raises(ConfigError, match="exchange"):
         SeMoe(exchange="ring")
     assert SeMoe().plan(ExpertTrial().trace(), ExpertSize(4, 4), LINKS).steps
+
+
+def test_a_job_has_as_long_as_an_exchange() -> None:
+    assert Processes(1).seconds == EXCHANGE

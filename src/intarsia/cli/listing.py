@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from ..catalog import TAGS, card, cards, describe, example, find, shown
+from ..catalog import TAGS, card, cards, commands, describe, example, find, shown
 from ..core.registry import settings_to_dict
 from .completing import KIND
 from .completing import cards as CARD
@@ -32,6 +32,8 @@ def list_methods(
     Example:  intarsia list RMoE
     """
     found = [describe(card) for card in cards(kind, tag, family, text)]
+    if kind is tag is family is None:
+        found += commands(text)
     if as_json:
         hidden = ("settings", "doc")
         show_json([{k: v for k, v in card.items() if k not in hidden} for card in found])

@@ -28,11 +28,12 @@ STRAGGLERS = 5.0  # seconds that others have after one has failed
 class Processes:
     """`count` gloo processes on this machine's CPU, for experiments and tests without a cluster.
 
-    seconds: that a job may take, and an exchange may wait.  Use it in a `with`, or call `close`.
+    seconds: that a job, with the start before the first one, may take, and an exchange may wait:
+    a busy machine needs minutes for both.  Use it in a `with`, or call `close`.
     Nothing here starts a run on several machines: torchrun does.
     """
 
-    def __init__(self, count: int, seconds: float = 60.0) -> None:
+    def __init__(self, count: int, seconds: float = 600.0) -> None:
         at_least("count", count, 1)
         self.count, self.seconds = count, seconds
         self._started: list[tuple[Any, Connection]] = []

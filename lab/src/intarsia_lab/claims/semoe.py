@@ -58,7 +58,7 @@ CLAIMS = (
     Claim(
         "semoe-bucket",
         system="SE-MoE",
-        work="two processes, 200 tensors",
+        work=f"{PROCESSES} processes, {TENSORS} tensors",
         sentence="Many small tensors in one buffer take one exchange's time "
         "(arXiv:2205.10034, section 3.2).",
         baseline="a collective for each of 200; times as fast",
