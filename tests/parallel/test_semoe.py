@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 
 from intarsia.core.errors import ConfigError
 from intarsia.parallel import Processes, SeMoe, bucketed, elastic
-from intarsia.parallel.processes import Processes
 from intarsia.parallel.semoe import memory
 from intarsia.parallel.trial import LINKS, ExpertTrial
 from intarsia.placement import ExpertSize, Topology, simulate
