@@ -62,6 +62,8 @@ def test_a_record_survives_the_file_and_a_failed_one_is_printed_as_failed(tmp_pa
     assert "**fails**" in page
     assert "intarsia claim toy --seeds 7,8" in page
     assert "| ours | 0.4 |" in page
+    folded = page.partition("<details")[2]  # note and table are opened by who wants them
+    assert "So." in folded and "| ours | 0.4 |" in folded and "</details>" in folded
 
 
 def test_a_record_of_other_code_is_marked_everywhere(tmp_path, monkeypatch):

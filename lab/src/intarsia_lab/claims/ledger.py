@@ -245,9 +245,13 @@ def _section(found: Claim, record: Record | None) -> list[str]:
     at = f" at commit {record.commit}" if record.commit else ""
     when = f"on {record.date}{at}, {_cost(found, record)}"
     lines += [f"`{record.command}` {when}; {record.machine}{OLDER * record.older}.", ""]
-    if record.note:
-        lines += [*record.note.splitlines(), ""]
-    return lines + markdown(record.table)
+    folded = [*record.note.splitlines(), ""] if record.note else []
+    folded += markdown(record.table)
+    if not folded:
+        return lines
+    # a page of two hundred open tables is too long to find anything in
+    opening = '<details markdown="1"><summary>What was run, and its figures</summary>'
+    return [*lines, opening, "", *folded, "", "</details>"]
 
 
 def _cost(found: Claim, record: Record) -> str:
