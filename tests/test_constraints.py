@@ -59,7 +59,8 @@ def test_an_upper_bound_is_the_next_minor_version(name: str) -> None:
 def test_packages_whose_private_parts_are_imported_have_an_upper_bound() -> None:
     used = {
         package
-        for path in (ROOT / "src").rglob("*.py")
+        for folder in ("src", "lab/src")
+        for path in (ROOT / folder).rglob("*.py")
         for package in PRIVATE.findall(path.read_text())
     }
     assert {"timm", "transformers"} <= used
