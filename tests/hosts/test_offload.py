@@ -22,6 +22,8 @@ from transformers import MixtralForCausalLM
 
 import intarsia
 from intarsia.core.errors import CheckpointError, ConfigError, TargetError, TrainingError
+from intarsia.core.files import write_json
+from intarsia.core.sealing import sealed
 from intarsia.hosts.offload.resident import slot_count, slots_of
 from intarsia.hosts.offload.slots import Slots
 from intarsia.hosts.offload.store import INDEX, ExpertStore
@@ -241,11 +243,11 @@ def test_a_short_missing_or_foreign_file_is_refused(store: Path, tmp_path: Path)
     file.write_bytes(whole)
     config = copy / "config.json"
     config.write_text(config.read_text().replace('"rms_norm_eps": 1e-05', '"rms_norm_eps": 1e-06'))
-    with pytest.raises(CheckpointError, match="another model"):
+    with pytest.raises(CheckpointError, match="config.json: got bytes that changed"):
         intarsia.offload(copy, slots=4)
     for text in ("{", "[]", '{"layers": [{}]}'):
         (copy / INDEX).write_text(text)
-        with pytest.raises(CheckpointError, match="intarsia pack"):
+        with pytest.raises(CheckpointError):
             intarsia.offload(copy, slots=4)
 
 
@@ -312,7 +314,7 @@ def test_generate_ends_and_samples_as_the_folder_says(
     found = model.generation_config
     assert (found.eos_token_id, found.do_sample, found.temperature) == ([3, 5], True, 0.5)
     (tmp_path / "m-experts" / said.name).write_text("{")
-    with pytest.raises(CheckpointError, match="settings of generate"):
+    with pytest.raises(CheckpointError, match=f"{said.name}: got bytes that changed"):
         intarsia.offload(source, slots=4)
 
 
@@ -403,7 +405,7 @@ def test_an_index_that_contradicts_itself_is_refused(
     copy = shutil.copytree(store, tmp_path / "copy")
     said = json.loads((copy / INDEX).read_text())
     said["layers"][0] |= change
-    (copy / INDEX).write_text(json.dumps(said))
+    write_json(copy / INDEX, sealed(said, said["sha256"]["files"]))
     with pytest.raises(CheckpointError, match="again"):
         intarsia.offload(copy, slots=4)
 

@@ -87,7 +87,7 @@ def test_a_run_leaves_a_folder_that_says_everything(tmp_path: Path) -> None:
     }  # fmt: skip
     assert [line["epoch"] for line in lines[:7]] == [1] * 6 + [2]
     with safe_open(out / "predictions.safetensors", "pt") as file:
-        assert file.metadata() == {"split": "test"}
+        assert file.metadata()["split"] == "test"
     found = load_file(out / "predictions.safetensors")
     assert torch.equal(found["logits"], run.test.logits)
     assert torch.equal(found["items"], item_numbers(large(20, 2)))  # pyright: ignore

@@ -59,9 +59,7 @@ def simulate(
     Example:  intarsia simulate t.safetensors --devices 8 --placement p.json --report page.html
     """
     _check(plan, policy, tokens, streams, slots, placement)
-    if save is not None:
-        target(save, "timeline.json", mark=TIMELINE)
-    page_target(report, "--report")
+    _hold(save, report)
     from ..placement.trace import Trace
 
     whole, links = Trace.load_file(trace), topology_of(devices, topology)
@@ -82,6 +80,13 @@ def simulate(
         _show_decoded(told, slots, policy, streams)
     for file in filter(None, (save, report)):
         say(str(file))
+
+
+def _hold(save: Path | None, report: Path | None) -> None:
+    """Check the timeline and the page, and keep other processes from them."""
+    if save is not None:
+        target(save, "timeline.json", mark=TIMELINE)
+    page_target(report, "--report")
 
 
 def _written(

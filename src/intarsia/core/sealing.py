@@ -124,7 +124,14 @@ def check_if_sealed(folder: Path, *names: str) -> None:
                 content = read_json(path)
             except (OSError, ValueError) as error:
                 raise _changed(path, f"no readable JSON ({error})") from error
-            check_sealed(path, content)
+            try:
+                check_sealed(path, content)
+            except CheckpointError as error:
+                if path.name != STOCK:
+                    raise
+                fix = f"{error.fix} If you changed it on purpose, delete {STOCK}."
+                got, want = error.got, error.want
+                raise CheckpointError(error.what, got=got, want=want, fix=fix) from error
 
 
 def seal_file(path: Path) -> None:

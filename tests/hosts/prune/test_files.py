@@ -272,6 +272,9 @@ def test_only_a_model_of_transformers_is_converted_to_pack_quantized(tmp_path: P
     config = json.loads((tmp_path / "old" / "config.json").read_text())
     config["architectures"] = ["MyOwnForCausalLM"]
     (tmp_path / "old" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="on purpose, delete digests.json"):
+        intarsia.convert_sparse(tmp_path / "old", tmp_path / "new", layout="pack-quantized")
+    (tmp_path / "old" / "digests.json").unlink()
     with pytest.raises(CheckpointError, match="got MyOwnForCausalLM, want a model of transf"):
         intarsia.convert_sparse(tmp_path / "old", tmp_path / "new", layout="pack-quantized")
     assert not (tmp_path / "new").exists()

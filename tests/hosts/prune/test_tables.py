@@ -12,6 +12,7 @@ from torch import nn
 
 import intarsia
 from intarsia.core.errors import CheckpointError, TargetError
+from intarsia.core.sealing import OPEN, seal_file
 from intarsia.hosts.prune import tables
 from intarsia.schedules import Dsl
 from intarsia.schedules.masked import Masking
@@ -52,11 +53,12 @@ def test_damaged_files_and_other_models_are_refused(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError):
             intarsia.load_tables(other, path)
     stored = load_file(path)
-    save_file({n: t for n, t in stored.items() if n != "films.weight.values"}, path)
+    save_file({n: t for n, t in stored.items() if n != "films.weight.values"}, path, OPEN)
+    seal_file(path)
     with pytest.raises(CheckpointError, match=r"'films\.weight' that does not fit"):
         intarsia.load_tables(net, path)
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="no readable safetensors"):
+    with pytest.raises(CheckpointError, match="bytes that changed"):
         intarsia.load_tables(net, path)
     with pytest.raises(TargetError, match="no embedding table"):
         intarsia.save_tables(nn.Linear(2, 2), path)
@@ -92,6 +94,7 @@ def test_mapped_tables_are_views_of_the_file(
     stored = load_file(path)
     wrong = stored["films.weight.row_offsets"].clone()
     wrong[3] = 10**6
-    save_file(stored | {"films.weight.row_offsets": wrong}, tmp_path / "b.safetensors")
+    save_file(stored | {"films.weight.row_offsets": wrong}, tmp_path / "b.safetensors", OPEN)
+    seal_file(tmp_path / "b.safetensors")
     with pytest.raises(CheckpointError, match=r"'films\.weight' that does not fit"):
         intarsia.load_tables(mapped, tmp_path / "b.safetensors", mapped=True)

@@ -24,7 +24,6 @@ from ...core.errors import CheckpointError, ConfigError, TargetError, UnknownNam
 from ...core.files import unbroken, writing
 from ...core.reading import open_tensors
 from ...core.registry import KEY, method_to_dict
-from ...core.sealing import OPEN, check_file, seal_file
 from ...formats import Gaussian
 from ..anatomy.blocks import walk
 from ..anatomy.origin import damaged
@@ -127,8 +126,8 @@ def pack(model: PeftModel, folder: str | Path, *, name: str | None = None) -> Pa
 
     Weight matrices are codes, b bits each, and two float32; everything else (a float head, biases,
     gains) is float32. The file has ceil(n b / 8) + 8 bytes for each matrix of n weights, 4 for each
-    other number, and a header of about two hundred. What `unpack` reads from it gives the outputs
-    of training, bit by bit.
+    other number, and a header of about a hundred. What `unpack` reads from it gives the outputs of
+    training, bit by bit.
 
     name: the adapter; None = the active one.
     Raises: ConfigError if the adapter is not of a method that codes its weights, and for a folder
@@ -138,14 +137,13 @@ def pack(model: PeftModel, folder: str | Path, *, name: str | None = None) -> Pa
     cells = [(c.body, c.format) for c in _cells(model, name) if isinstance(c, CodedCell)]
     found = [*_cell_entries(cells, settings.biases), *_head_entries(model, name, None)]
     raw = torch.cat([part for entry in found for part in entry.encode()])
-    metadata = {"settings": _crc(config._identity()), **OPEN}
-    if (coded := _head_format(model, name)) is not None:
-        metadata["head"] = f"{coded.bits} {coded.codebook}"
+    coded = _head_format(model, name)
+    metadata = {} if coded is None else {"head": f"{coded.bits} {coded.codebook}"}
+    metadata["crc"] = _crc(config._identity(), metadata.get("head"), raw)
     config.inference_mode = True
     with writing(folder, spare=True) as scratch:
         scratch.mkdir()
         save_file({BYTES: raw}, scratch / PACKED, metadata)
-        seal_file(scratch / PACKED)
         config.save_pretrained(str(scratch))
     return Path(folder) / PACKED
 
@@ -264,19 +262,20 @@ def _head_entries(model: PeftModel, name: str, coded: Gaussian | None) -> Iterat
             yield PackedTensor(tensor, formats.get(id(tensor)))
 
 
-def _crc(identity: object) -> str:
-    """Of the settings, which stand in another file; the bytes have a seal."""
-    return f"{zlib.crc32(json.dumps(identity, sort_keys=True).encode()):08x}"
+def _crc(identity: object, head: str | None, raw: Tensor) -> str:
+    """A sum of settings and bytes: a file of a few hundred bytes has no room for a SHA-256."""
+    settings = json.dumps([identity, head], sort_keys=True)
+    return f"{zlib.crc32(raw.numpy().tobytes(), zlib.crc32(settings.encode())):08x}"
 
 
 def _read(folder: Path, config: IntarsiaConfig) -> tuple[Tensor, Gaussian | None]:
     """The bytes of a packed file, and the format of the linear maps in its heads."""
     path = folder / PACKED
     try:
-        check_file(path)
         with unbroken(), open_tensors(path) as file:
             raw, metadata = file.get_tensor(BYTES), file.metadata() or {}
-        if raw.dtype != torch.uint8 or metadata.get("settings") != _crc(config._identity()):
+        wanted = _crc(config._identity(), metadata.get("head"), raw)
+        if raw.dtype != torch.uint8 or metadata.get("crc") != wanted:
             raise ValueError("bytes or settings that changed after they were written")
         head = metadata.get("head")
         bits, _, codebook = (head or "").partition(" ")
