@@ -8,8 +8,7 @@ import os
 import shutil
 import signal
 import stat
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ from intarsia.core.files import (
     write_text,
     writing,
 )
+
+from ..killed import killed_at
 
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:
@@ -151,22 +152,6 @@ def replaces(parent: Path, what: str) -> None:
             scratch.with_name("target.data").write_text("new")
 
 
-def kill_at(number: int, work: Callable[[], object]) -> bool:
-    """Do something in a process that is killed before its n-th audited call.  -> is it killed?"""
-    child = os.fork()
-    if child == 0:
-        calls = itertools.count()
-
-        def audit(event: str, _: object) -> None:
-            if event.startswith(("os.", "open", "fcntl.")) and next(calls) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(audit)
-        work()
-        os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
 @pytest.mark.parametrize("exchanged", [True, False])
 @pytest.mark.parametrize("what", ["file", "folder", "graph"])
 def test_killed_at_any_moment_the_old_or_the_new_one_has_the_name(
@@ -187,7 +172,7 @@ def test_killed_at_any_moment_the_old_or_the_new_one_has_the_name(
         else:
             target.write_text("old")
             (tmp_path / "target.data").write_text("old")
-        is_killed = kill_at(number, lambda: replaces(tmp_path, what))
+        is_killed = killed_at(number, lambda: replaces(tmp_path, what))
         if not exchanged:
             repaired(target)  # whoever opens it by name
         assert target.exists()

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import shutil
-import signal
 import stat
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,9 +16,9 @@ from intarsia.core.errors import CheckpointError, IntarsiaError
 from intarsia.core.files import repaired
 from intarsia.core.sealing import FREE
 
+from ..killed import calls_of, killed_at
 from .folder_kinds import KINDS, Kind
 
-CALLS = ("os.", "open", "fcntl.")
 MOMENTS = 6  # of a save at which the suite kills; `-m slow` kills twice as often, all kinds
 
 
@@ -55,38 +52,6 @@ def test_a_flipped_bit_anywhere_is_told_when_it_is_opened(name: str, tmp_path: P
             assert isinstance(error.value, CheckpointError) or file.suffix != ".safetensors"
         file.write_bytes(whole)
     assert kind.version(path) == 1
-
-
-def killed_at(number: int, work: Callable[[], object]) -> bool:
-    """Do something in a process that is killed before its n-th call.  -> is it killed?"""
-    child = os.fork()
-    if child == 0:
-        calls = itertools.count()
-
-        def audit(event: str, _: object) -> None:
-            if event.startswith(CALLS) and next(calls) == number:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(audit)
-        work()
-        os._exit(0)
-    return os.WIFSIGNALED(os.waitpid(child, 0)[1])
-
-
-def calls_of(work: Callable[[], object]) -> int:
-    """How many calls something makes."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        calls = itertools.count()
-        sys.addaudithook(lambda event, _: event.startswith(CALLS) and next(calls) and None)
-        work()
-        os.write(writer, str(next(calls)).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    os.close(writer)
-    with os.fdopen(reader) as said:
-        return int(said.read())
 
 
 def kills(kind: Kind, folder: Path, moments: int) -> list[int]:

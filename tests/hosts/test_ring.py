@@ -57,6 +57,15 @@ def test_any_number_of_places_gives_the_same_bits(dense: Any, slots: int, tmp_pa
     )
 
 
+def test_a_flipped_bit_is_told_when_its_block_is_first_read(dense: Any, tmp_path: Path) -> None:
+    model = ring_offload(copy.deepcopy(dense), tmp_path / "ring", slots=1)
+    file = tmp_path / "ring" / "0002.safetensors"
+    whole = file.read_bytes()
+    file.write_bytes(whole[:-9] + bytes([whole[-9] ^ 1]) + whole[-8:])
+    with torch.no_grad(), pytest.raises(CheckpointError, match="0002.safetensors: got bytes that"):
+        model(IDS)
+
+
 def test_blocks_are_read_while_others_are_computed(dense: Any, tmp_path: Path) -> None:
     seen: list[str] = []
     gate = threading.Semaphore(0)
