@@ -17,9 +17,11 @@ import intarsia
 from intarsia.choosing import auto
 from intarsia.cli import app, begun_index
 from intarsia.cli import recommending as cli_recommending
+from intarsia.cli.coding import _there  # pyright: ignore[reportPrivateUsage]
 from intarsia.cli.configuring import read_config
 from intarsia.conformance.made import torch_seed
 from intarsia.core.files import write_json
+from intarsia.core.reading import read_bytes
 from intarsia.data.interactions import ItemField, events
 from intarsia.experiments import experiment, seeing
 from intarsia.experiments.recommending import open_recommender, save_recommender
@@ -181,7 +183,8 @@ def _codec(folder: Path) -> None:
 
 def _open_codec(folder: Path) -> Any:
     codec = Recombiner.load(folder / "prior")
-    return codec.decode((folder / "a.irc").read_bytes())
+    _there(folder / "a.irc")
+    return codec.decode(read_bytes(folder / "a.irc"))
 
 
 def _estimator(folder: Path) -> None:

@@ -35,7 +35,8 @@ OUTCOMES = {
 }
 BAD = ("raw", "hang", "died", "ran")
 BATCH = 10  # cases of a process: forking takes longer than most of them
-SECONDS, CPU_SECONDS = 30, 10  # a named pipe that is waited for takes no time of the processor
+CPU_SECONDS = 10
+SECONDS = 15  # without any time of the processor: something is waited for
 MEMORY, FILE = 2**31, 2**28  # bytes beside what a process has at its start, and of a file it writes
 
 
@@ -138,7 +139,7 @@ class Fuzz:
         # of each case two lines: what is done, and how that ended
         with open(read, "rb", buffering=0) as said:
             while len(ends) < len(cases):
-                late = not select.select([said], [], [], SECONDS)[0]
+                late = _is_late(child, said)
                 if late or not (line := said.readline()):  # a byte at a time: none waits unseen
                     break
                 kind, *rest = json.loads(line)
@@ -187,6 +188,17 @@ class Fuzz:
             return "clean", f"{type(error).__name__}: {error}"
         except BaseException:
             return "raw", traceback.format_exc()
+
+
+def _is_late(child: int, said: Any) -> bool:
+    """Wait for a line; True for a process that has none and takes no time of the processor."""
+    before = -1
+    while not select.select([said], [], [], SECONDS)[0]:
+        fields = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()
+        if (ticks := int(fields[11]) + int(fields[12])) <= before + 1:
+            return True
+        before = ticks
+    return False
 
 
 def _limit(limit: int, most: int) -> None:

