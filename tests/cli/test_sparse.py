@@ -195,3 +195,12 @@ def test_a_sparse_picture_model_follows_a_run(
     assert '"feature"' in (run / "metrics.jsonl").read_text()
     said = intarsia(*given, "--frozen-once", "--out", str(tmp_path / "no"))
     assert said.code == 2 and "--frozen-once with it" in said.words
+
+
+@pytest.mark.parametrize("words", [("sparsify", "smollm2", "--save", "out"), ("convert", ".", "b")])
+def test_a_layout_of_a_library_that_is_missing_is_refused_before_the_work(
+    intarsia: Intarsia, words: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("intarsia.cli.sparsifying.find_spec", lambda name: None)
+    said = intarsia(*words, "--layout", "pack-quantized")
+    assert said.code == 2 and "pip install 'intarsia[hf-int4]'" in said.words

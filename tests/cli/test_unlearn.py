@@ -57,3 +57,8 @@ def test_what_cannot_be_is_refused(
     (tmp_path / "nothing").mkdir()
     found = intarsia("unlearn", "nothing", "--forget", "austen", *words)
     assert found.code == 2 and said in found.words
+
+
+def test_a_missing_file_is_told_before_what_else_is_missing(intarsia: Intarsia) -> None:
+    said = intarsia("unlearn", "model", "--forget", "nothing.jsonl")
+    assert said.code == 2 and "nothing.jsonl" in said.words

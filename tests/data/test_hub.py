@@ -77,7 +77,12 @@ def test_a_hub_or_a_proxy_that_answers_is_left_to_its_client(
 def test_a_name_server_that_is_silent_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     over = threading.Event()
     monkeypatch.setattr(hub, "SECONDS", 0.1)
-    monkeypatch.setattr(socket, "create_connection", lambda *_: over.wait(60))
+
+    def connect(*_: Any) -> None:
+        over.wait(60)
+        raise OSError
+
+    monkeypatch.setattr(socket, "create_connection", connect)
     assert "no answer in 0.1 s" in str(refused("gpt3").got)
     over.set()
 

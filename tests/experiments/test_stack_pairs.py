@@ -210,3 +210,13 @@ def biases(model: Any) -> list[torch.Tensor]:
     found = [t for n, t in model.state_dict().items() if n.endswith("e_score_correction_bias")]
     assert len(found) == 2
     return found
+
+
+@pytest.mark.parametrize(
+    "spec", ["prune:2", "merge:x", "student:0", "skip:-1", "place:here", "lowrank:0", "quant:w5",
+             "offload:best"],
+)  # fmt: skip
+def test_a_value_that_an_entry_does_not_take_is_refused_without_a_model(spec: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        parsed(spec)
+    assert spec.partition(":")[2] in str(caught.value.got) or caught.value.got == -1.0

@@ -58,18 +58,13 @@ def main() -> int:
                 show(end)
             return 0
         started, ends = time.monotonic(), list[Ended]()
-        for end in fuzz.run(fuzz.cases(told.count, told.seed)):
-            ends.append(end)
-            if end.outcome in BAD:
-                show(end)
-    if told.json:
-        lines = [
-            json.dumps(
-                {"case": e.case.name, "outcome": e.outcome, "damage": e.damage, "error": e.error}
-            )
-            for e in ends
-        ]
-        told.json.write_text("\n".join(lines) + "\n")
+        with (told.json or Path(os.devnull)).open("w") as out:
+            for end in fuzz.run(fuzz.cases(told.count, told.seed)):
+                ends.append(end)
+                line = json.dumps([end.case.name, end.outcome, end.damage, end.error])
+                print(line, file=out, flush=True)
+                if end.outcome in BAD:
+                    show(end)
     print(table(ends))
     print(f"{len(ends):,} files of {len(kinds)} kinds in {time.monotonic() - started:.0f} s")
     return int(any(end.outcome in BAD for end in ends))

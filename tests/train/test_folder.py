@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,12 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from intarsia import Mosa, adapt, load
 from intarsia.adapters import Bottleneck
-from intarsia.core.errors import ConfigError, MissingExtra
-from intarsia.core.sealing import sha256
+from intarsia.core.errors import ConfigError, MissingExtra, TrainingError
+from intarsia.core.files import sha256
 from intarsia.data.loaders import Held
 from intarsia.fitting import fit
 from intarsia.train import evaluate, progress, two_pass
+from intarsia.train.folder import owned
 from intarsia.train.precision import learned_state
 from intarsia.train.record import describe, item_numbers, parameter_counts
 
@@ -236,3 +238,14 @@ def test_a_tracker_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(progress.Accelerator, "init_trackers", refuse)
     with pytest.raises(ConfigError, match="tracker tensorboard: got .*no account"):
         fit(host(), pictures(40), **(QUICK | {"trackers": ["tensorboard"], "out": tmp_path}))
+
+
+def test_a_folder_that_was_deleted_during_the_run_is_an_error(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with pytest.raises(TrainingError) as caught, owned(out, False):
+        shutil.rmtree(out)
+        (out / "adapter").mkdir(parents=True)  # as writing the results does
+    assert caught.value.what == f"run folder {out}"
+    assert str(out / "adapter") in caught.value.fix
+    with owned(tmp_path / "other", False):
+        (tmp_path / "other" / "adapter").mkdir()

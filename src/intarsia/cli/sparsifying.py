@@ -6,13 +6,14 @@ import dataclasses
 import shutil
 import time
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from ..core.checks import at_least, between
-from ..core.errors import ConfigError, UnknownName
+from ..core.errors import ConfigError, MissingExtra, UnknownName
 from .early import check_calibration
 from .options import Calibration, Json
 from .shell import note, say, show_json
@@ -20,7 +21,8 @@ from .targets import target
 
 METHODS = ("dsnot", "magnitude", "sparsegpt", "wanda")
 LAYOUTS = ("bitmask", "dense")
-SAVED = (*LAYOUTS, "pack-quantized")
+PACKED = "pack-quantized"
+SAVED = (*LAYOUTS, PACKED)
 RECORD = "sparsify.json"
 ORDERS = ("block", "layer")
 
@@ -122,8 +124,7 @@ def convert(
 
     Example:  intarsia convert sparse-llama dense-llama
     """
-    if layout not in SAVED:
-        raise UnknownName("--layout", layout, SAVED)
+    _check_layout(layout)
     if not old.is_dir():
         fix = "Give the folder that holds config.json and *.safetensors."
         raise ConfigError(f"folder {str(old)!r}", got="nothing there", want="a folder", fix=fix)
@@ -135,14 +136,23 @@ def convert(
 
 def _check(names: Sequence[str], density: float, rows: int, calib: str, save: Path | None) -> None:
     """What can be refused before torch is imported.  names: method, base, layout, sequential."""
-    whats = ("--method", "--base", "--layout", "--sequential")
-    for what, got, known in zip(whats, names, (METHODS, METHODS[1:], SAVED, ORDERS), strict=True):
+    closed = {"--method": METHODS, "--base": METHODS[1:], "--layout": SAVED, "--sequential": ORDERS}
+    for (what, known), got in zip(closed.items(), names, strict=True):
         if got not in known:
             raise UnknownName(what, got, known)
+    _check_layout(names[2])
     between("--density", density, 0.001, 1, "Try 0.5.")
     at_least("--rows", rows, 8, fix="Try 128.")
     check_calibration(calib, rows)
     target(save, "out")
+
+
+def _check_layout(layout: str) -> None:
+    """Raises: UnknownName; MissingExtra for a layout that another library writes."""
+    if layout not in SAVED:
+        raise UnknownName("--layout", layout, SAVED)
+    if layout == PACKED and find_spec("compressed_tensors") is None:
+        raise MissingExtra("compressed-tensors", "hf-int4")
 
 
 def _method(method: str, base: str, density: float, pattern: str | None, layers: Any) -> Any:

@@ -52,15 +52,15 @@ def unlearn(
     for what, got, known in (("--loss", loss, LOSSES), ("--by", by, BY)):
         if got not in known:
             raise UnknownName(what, got, known)
-    if retain is None and (loss != "ga" or by == "lift"):
-        want, fix = "a text to keep", "Give --retain, or --loss ga --by affinity."
-        raise ConfigError("--retain", got="nothing", want=want, fix=fix)
     for what, text in (("--forget", forget), ("--retain", retain)):
         if text is not None:
             check_data(text)
             if not is_text(text):
                 want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: austen"
                 raise ConfigError(what, got=text, want=want, fix=fix)
+    if retain is None and (loss != "ga" or by == "lift"):
+        want, fix = "a text to keep", "Give --retain, or --loss ga --by affinity."
+        raise ConfigError("--retain", got="nothing", want=want, fix=fix)
     place = _place(at)
     for what, value in (("--steps", steps), ("--rows", rows), ("--batch-size", batch_size)):
         at_least(what, value, 1)

@@ -30,8 +30,8 @@ def parsed(spec: str, *, alone: bool = False) -> dict[str, str]:
     """ "prune:0.25,quant:w4" as settings by entry, in the order that they are carried out.
 
     alone: they are not put on one model, so that conflicts do not matter.
-    Raises: UnknownName, ConfigError for an entry given twice, in an order that cannot be, or
-    beside one that it conflicts with.
+    Raises: UnknownName, ConfigError for an entry given twice, with a value that it does not take,
+    in an order that cannot be, or beside one that it conflicts with.
     """
     found: dict[str, str] = {}
     for word in (w.strip() for w in spec.split(",") if w.strip()):
@@ -41,6 +41,7 @@ def parsed(spec: str, *, alone: bool = False) -> dict[str, str]:
         if name in found:
             raise ConfigError("entry", got=f"{name} twice", want="once", fix="Leave one out.")
         found[name] = value or ENTRIES[name].default
+        ENTRIES[name].read(found[name])
     if not found:
         raise ConfigError("entries", got="none", want=tuple(ENTRIES), fix="For example: quant:w4")
     if not alone:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.checks import between, one_of
+from ..core.checks import at_least, between, one_of
 from ..core.modes import evaluating
 from ..formats.absmax import Absmax
 from ..hosts.relabel import relabel
@@ -57,13 +57,15 @@ class Stacked:
 
 @dataclass(frozen=True)
 class StackEntry:
-    """A technique.  stage: when it is carried out; preserves: "outputs", "routing", which become
+    """A technique.  read: refuses a value that it does not take, before there is a model;
+    stage: when it is carried out; preserves: "outputs", "routing", which become
     tests; conflicts: another entry -> why the two cannot be together."""
 
     name: str
     level: str
     stage: int
     default: str
+    read: Callable[[str], object]
     carry: Callable[[Stacked, str], None]
     preserves: frozenset[str] = frozenset()
     conflicts: Mapping[str, str] = field(default_factory=dict)
@@ -98,30 +100,49 @@ def _merge(on: Stacked, text: str) -> None:
     merge_stock_experts(on.model, seen_by_experts(on.model, on.calibration), _left(on, text))
 
 
-def _student(on: Stacked, text: str) -> None:
+def _count(text: str) -> int:
     count = int(text) if text.isdecimal() else 0
+    at_least("experts of a student", count, 1, "For example: student:2.")
+    return count
+
+
+def _student(on: Stacked, text: str) -> None:
+    count = _count(text)
     first = next(iter(gated_experts(on.model).values()))
     between("experts of a student", count, 1, first.experts, "For example: student:2.")
     dense_from_most_used(on.model, _loads(on), count)
 
 
-def _skip(on: Stacked, text: str) -> None:
+def _quantile(text: str) -> float:
     share = float(text) if text.replace(".", "", 1).isdecimal() else -1.0
     between("quantile of g2 / g1", share, 0, 1, "For example: skip:0.5.")
+    return share
+
+
+def _skip(on: Stacked, text: str) -> None:
+    share = _quantile(text)
     for path, of in seen_by_experts(on.model, on.calibration).items():
         if share and of.weight.shape[1] > 1:
             ratio = of.weight[:, 1:].sum(1) / of.weight[:, 0].clamp(min=1e-9)
             on.below[path] = float(ratio.quantile(share))
 
 
-def _place(on: Stacked, text: str) -> None:
+def _placement(text: str) -> None:
     one_of("placement", text, ("home", "stay"))
+
+
+def _place(on: Stacked, text: str) -> None:
     relabel(on.model, place(trace_of(on, on.calibration), DEVICES, JointSwaps(text)))
 
 
-def _low_rank(on: Stacked, text: str) -> None:
+def _energy(text: str) -> float:
     energy = float(text) if text.replace(".", "", 1).isdecimal() else -1.0
     between("energy", energy, 0.01, 1, "For example: lowrank:0.9.")
+    return energy
+
+
+def _low_rank(on: Stacked, text: str) -> None:
+    energy = _energy(text)
     seen, stock = seen_by_experts(on.model, on.calibration), gated_experts(on.model)
     made: dict[tuple[str, str, int], tuple[Tensor, ...]] = {}
     for path, name, expert, weight in on.matrices():
@@ -135,9 +156,13 @@ def _low_rank(on: Stacked, text: str) -> None:
     on.stored |= made
 
 
-def _quantise(on: Stacked, text: str) -> None:
+def _bits(text: str) -> int:
     one_of("quant", text, ("w2", "w3", "w4", "w8"), "For example: quant:w4.")
-    on.format = form = Absmax(int(text[1:]))
+    return int(text[1:])
+
+
+def _quantise(on: Stacked, text: str) -> None:
+    on.format = form = Absmax(_bits(text))
     stock = gated_experts(on.model)
     for path, name, expert, weight in on.matrices():
         parts = on.stored.get((path, name, expert), (weight,))
@@ -147,8 +172,11 @@ def _quantise(on: Stacked, text: str) -> None:
         getattr(stock[path].module, name).data[expert].copy_(whole)
 
 
-def _offload(on: Stacked, text: str) -> None:
+def _policy(text: str) -> None:
     one_of("policy", text, tuple(POLICIES))
+
+
+def _offload(on: Stacked, text: str) -> None:
     on.policy = text
 
 
@@ -156,24 +184,33 @@ SAME = "both decide which experts are left"
 ENTRIES: dict[str, StackEntry] = {
     entry.name: entry
     for entry in (
-        StackEntry("prune", "model", 1, "0.25", _prune, conflicts={"student": SAME}),
-        StackEntry("merge", "model", 2, "0.25", _merge, conflicts={"student": SAME}),
+        StackEntry("prune", "model", 1, "0.25", _share, _prune, conflicts={"student": SAME}),
+        StackEntry("merge", "model", 2, "0.25", _share, _merge, conflicts={"student": SAME}),
         StackEntry(
-            "student", "model", 2, "2", _student, conflicts={"skip": "a student has no router"}
+            "student",
+            "model",
+            2,
+            "2",
+            _count,
+            _student,
+            conflicts={"skip": "a student has no router"},
         ),
-        StackEntry("skip", "model", 3, "0.5", _skip),
+        StackEntry("skip", "model", 3, "0.5", _quantile, _skip),
         StackEntry(
             "place",
             "system",
             4,
             "home",
+            _placement,
             _place,
             frozenset({"outputs", "routing"}),
             {"student": f"its experts are fewer than {DEVICES} devices"},
         ),
-        StackEntry("lowrank", "model", 5, "0.9", _low_rank),
-        StackEntry("quant", "model", 6, "w4", _quantise),
-        StackEntry("offload", "system", 7, "expected", _offload, frozenset({"outputs", "routing"})),
+        StackEntry("lowrank", "model", 5, "0.9", _energy, _low_rank),
+        StackEntry("quant", "model", 6, "w4", _bits, _quantise),
+        StackEntry(
+            "offload", "system", 7, "expected", _policy, _offload, frozenset({"outputs", "routing"})
+        ),
     )
 }
 

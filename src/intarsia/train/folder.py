@@ -15,8 +15,8 @@ import safetensors.torch
 from torch import nn
 from torch.utils.data import Dataset
 
-from ..core.errors import ConfigError, disk_error
-from ..core.files import parse_json, write_json, writing
+from ..core.errors import ConfigError, TrainingError, disk_error
+from ..core.files import alone, digests, disk_error, parse_json, write_json, writing
 from ..core.locks import alone
 from ..core.sealing import OPEN, digests, seal_file, sealed
 from ..parallel.attached import Attached
@@ -136,7 +136,8 @@ def owned(out: Path | None, resume: bool) -> Iterator[None]:
     """Inside, this run alone works in the folder, which is made; None = no folder.
 
     A run whose loss was no number leaves its place to the next one.
-    Raises: ConfigError if another process works there, or it holds another run.
+    Raises: ConfigError if another process works there, or it holds another run; TrainingError at
+    the end if the folder was deleted or replaced meanwhile.
     """
     with ExitStack() as stack:
         if out is not None:
@@ -156,11 +157,25 @@ def _owned(out: Path, resume: bool) -> Iterator[None]:
             got, want = "a folder with a run in it", "a new one"
             fix = "Choose another folder, or go on with that run: resume=True."
             raise ConfigError(f"run folder {out}", got=got, want=want, fix=fix)
+        begun = out.stat()
         try:
             yield
         except NotFinite as error:
             write_json(out / FAILED, {"error": str(error)})
             raise
+        _check_same_folder(out, begun)
+
+
+def _check_same_folder(out: Path, begun: os.stat_result) -> None:
+    """Raises: TrainingError for another folder, or none, where a run began."""
+    now = out.stat() if out.is_dir() else None
+    if now is not None and os.path.samestat(begun, now):
+        return
+    learned = out / ADAPTER
+    rescued = f"What was learned is in {learned}. " if learned.is_dir() else ""
+    got = "deleted, or replaced by another folder, while the run worked in it"
+    want, fix = "the folder that the run began in", f"{rescued}Run it again in another folder."
+    raise TrainingError(f"run folder {out}", got=got, want=want, fix=fix)
 
 
 def write_results(
