@@ -33,15 +33,15 @@ def table(ends: list[Ended]) -> str:
 def show(end: Ended) -> None:
     """One case, with the words that repeat it."""
     case = end.case
-    print(
-        f"{end.outcome}: make fuzz SEED={case.seed} CASE={case.name}\n  {end.damage}\n{end.error}"
-    )
+    again = "--irregular" if case.seed is None else f"make fuzz SEED={case.seed} CASE={case.name}"
+    print(f"{end.outcome}: {again}\n  {end.damage}\n{end.error}")
 
 
 def main() -> int:
     words = argparse.ArgumentParser(prog="python -m tests.fuzz", description=__doc__)
     words.add_argument("--count", type=int, default=500)
     words.add_argument("--seed", type=int, default=0)
+    words.add_argument("--irregular", action="store_true", help="files as pipes, devices ...")
     words.add_argument("--case", help="one case again, as it was printed: trace/17")
     words.add_argument("--kind", action="append", help="only these")
     words.add_argument("--json", type=Path, help="every case, as lines of JSON")
@@ -59,7 +59,8 @@ def main() -> int:
             return 0
         started, ends = time.monotonic(), list[Ended]()
         with (told.json or Path(os.devnull)).open("w") as out:
-            for end in fuzz.run(fuzz.cases(told.count, told.seed)):
+            cases = [*fuzz.cases(told.count, told.seed)]
+            for end in fuzz.run([*cases, *fuzz.irregular()] if told.irregular else cases):
                 ends.append(end)
                 line = json.dumps([end.case.name, end.outcome, end.damage, end.error])
                 print(line, file=out, flush=True)

@@ -257,14 +257,12 @@ class _Payload:
         return os.system, (f"touch {CANARY}",)
 
 
-INSTEAD = ("nothing", "pipe", "device", "folder", "loop", "sparse", "pickle", "secret")
+IRREGULAR = ("pipe", "device", "folder")
+INSTEAD = ("nothing", *IRREGULAR, "loop", "sparse", "pickle", "secret")
 
 
-def replaced(path: Path, draw: random.Random) -> str:
-    """Put something that is no such file in a file's place.  Returns its name."""
-    name = draw.choice(
-        ("nothing", "pipe", "device", "folder", "loop", "sparse", "pickle", "secret")
-    )
+def replace(path: Path, name: str) -> None:
+    """Put something that is no such file in a file's place.  name: one of INSTEAD."""
     path.unlink()
     if name == "pipe":
         os.mkfifo(path)
@@ -277,4 +275,3 @@ def replaced(path: Path, draw: random.Random) -> str:
             file.truncate(LARGEST + 1)
     elif name == "pickle":
         path.write_bytes(pickle.dumps(_Payload()))
-    return name

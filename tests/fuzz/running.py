@@ -22,7 +22,7 @@ from typing import Any
 from intarsia.core.errors import IntarsiaError
 
 from .kinds import Kind, digest
-from .mutations import BYTES, CANARY, of_format, replaced
+from .mutations import BYTES, CANARY, INSTEAD, IRREGULAR, of_format, replace
 
 OUTCOMES = {
     "clean": "an IntarsiaError",
@@ -42,11 +42,15 @@ MEMORY, FILE = 2**31, 2**28  # bytes beside what a process has at its start, and
 
 @dataclass(frozen=True)
 class Case:
-    """One damaged file.  number: with the seed, which damage is done."""
+    """One damaged file.
+
+    number: with the seed, which damage is done; seed: None for the file of that number in the place
+    of which stands no regular file, but a pipe, a device or a folder.
+    """
 
     kind: Kind
     number: int
-    seed: int = 0
+    seed: int | None = 0
 
     @property
     def name(self) -> str:
@@ -54,12 +58,14 @@ class Case:
 
     def damage(self, folder: Path) -> str:
         """Damage one file in a folder.  Returns what was done."""
-        draw = random.Random(f"{self.seed}/{self.name}")
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        path = draw.choice(files)
+        draw, files = random.Random(f"{self.seed}/{self.name}"), _files(folder)
+        path = files[self.number] if self.seed is None else draw.choice(files)
         place = path.relative_to(folder).as_posix()
-        if draw.random() < 0.1:
-            return f"{place}: replaced by {replaced(path, draw)}"
+        if self.seed is None or draw.random() < 0.1:
+            irregular = IRREGULAR[self.number % len(IRREGULAR)]
+            name = irregular if self.seed is None else draw.choice(INSTEAD)
+            replace(path, name)
+            return f"{place}: replaced by {name}"
         before = path.read_bytes()
         knowing = of_format(path, before)
         mutate = draw.choice(knowing if knowing and draw.random() < 0.7 else BYTES)
@@ -67,6 +73,10 @@ class Case:
         path.write_bytes(after)
         signed = draw.random() < 0.5 and _signed(folder, before, after)
         return f"{place}: {mutate.__name__.strip('_')}{', signed again' if signed else ''}"
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def _signed(folder: Path, before: bytes, after: bytes) -> bool:
@@ -111,6 +121,12 @@ class Fuzz:
         """So many cases, of all kinds in turn."""
         for i in range(count):
             yield Case(self.kinds[i % len(self.kinds)], i // len(self.kinds), seed)
+
+    def irregular(self) -> Iterator[Case]:
+        """A case for every good file, which is no regular one any more."""
+        for kind in self.kinds:
+            for number in range(len(_files(self.work / "good" / kind.name))):
+                yield Case(kind, number, None)
 
     def run(self, cases: Iterable[Case]) -> Iterator[Ended]:
         """Carry cases out, some in each forked process; after a bad end begin another."""

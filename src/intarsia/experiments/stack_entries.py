@@ -127,12 +127,13 @@ def _skip(on: Stacked, text: str) -> None:
             on.below[path] = float(ratio.quantile(share))
 
 
-def _placement(text: str) -> None:
+def _placement(text: str) -> str:
     one_of("placement", text, ("home", "stay"))
+    return text
 
 
 def _place(on: Stacked, text: str) -> None:
-    relabel(on.model, place(trace_of(on, on.calibration), DEVICES, JointSwaps(text)))
+    relabel(on.model, place(trace_of(on, on.calibration), DEVICES, JointSwaps(_placement(text))))
 
 
 def _energy(text: str) -> float:
@@ -172,12 +173,13 @@ def _quantise(on: Stacked, text: str) -> None:
         getattr(stock[path].module, name).data[expert].copy_(whole)
 
 
-def _policy(text: str) -> None:
+def _policy(text: str) -> str:
     one_of("policy", text, tuple(POLICIES))
+    return text
 
 
 def _offload(on: Stacked, text: str) -> None:
-    on.policy = text
+    on.policy = _policy(text)
 
 
 SAME = "both decide which experts are left"
