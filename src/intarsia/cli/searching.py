@@ -196,7 +196,7 @@ def _exported(folder: Path, form: str, save: Path | None) -> None:
 
 def search(
     folder: Annotated[Path, typer.Argument(help="An index of `intarsia index`.")],
-    query: Annotated[str | None, typer.Argument(help="What to find.", callback=whole_text)] = None,
+    query: Annotated[str | None, typer.Argument(help="The query.", callback=whole_text)] = None,
     k: Annotated[int, typer.Option("-k", min=1, help="Documents to show.")] = 10,
     explain: Annotated[
         bool, typer.Option("--explain", help="What each token added to the score.")

@@ -26,6 +26,16 @@ ANYWHERE = ("--debug", "--quiet", "-q")
 PIPE = 200  # characters of a line where there is no terminal
 
 
+def whole_text(text: str | None) -> str | None:
+    """Return a text of the command line.  Raises: ConfigError for bytes that are no UTF-8."""
+    try:
+        (text or "").encode()
+    except UnicodeEncodeError as error:
+        got, fix = "bytes that are no UTF-8", "Set the terminal to UTF-8, or give the text again."
+        raise ConfigError(f"text {text!r}", got=got, want="a text", fix=fix) from error
+    return text
+
+
 def note(line: str) -> None:
     """One progress line, on stderr: stdout is for results."""
     if not quiet():

@@ -184,7 +184,7 @@ def _read(folder: Path) -> FolderContent:
             got = content.get("format") if isinstance(content, dict) else "no object"
             raise damaged(path, f"format {got!r}, not {FORMAT}")
         return _saved(folder, content)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         if isinstance(error, IntarsiaError):
             raise damaged(path, f"settings that no method takes ({error})") from error
         raise damaged(path, f"text that is not JSON ({error})") from error

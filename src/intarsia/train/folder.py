@@ -16,7 +16,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError, TrainingError, disk_error
-from ..core.files import alone, digests, disk_error, parse_json, write_json, writing
+from ..core.files import parse_json, write_json, writing
 from ..core.locks import alone
 from ..core.sealing import OPEN, digests, seal_file, sealed
 from ..parallel.attached import Attached
