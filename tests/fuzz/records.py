@@ -67,7 +67,7 @@ def _open_run(folder: Path) -> Any:
 def _open_report(folder: Path) -> Any:
     write_report([folder / "run"], folder / "report.html")
     found = gather([folder / "run"])[0]
-    return found.scores, found.costs, found.curve, vars(found.items)
+    return found.scores, found.costs, found.curve, found.items and vars(found.items)
 
 
 def _settings(folder: Path) -> None:

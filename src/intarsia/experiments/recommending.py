@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
-from safetensors.torch import load_file as tensors_of
 
 from ..core.errors import CheckpointError, ConfigError, IntarsiaError
 from ..core.files import read_json, repaired, write_json, writing
@@ -199,7 +198,7 @@ def open_recommender(folder: str | Path, *, mapped: bool = False) -> Recommender
         items, users = about["built_of"]
         train = first_of(train, items, users)
         with unfilled() if mapped else nullcontext():
-            model: Recommender = settings.restore(train, tensors_of(folder / WEIGHTS))
+            model: Recommender = settings.restore(train, read_tensors(folder / WEIGHTS))
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, IntarsiaError) as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from ..core.errors import CheckpointError
 from ..core.files import disk_error, parse_json
 from ..core.reading import read_bytes
 
@@ -35,7 +36,12 @@ class Store:
     def _read(self) -> Iterator[dict[str, Any]]:
         if not self.path.exists():
             return
-        for line in read_bytes(self.path).splitlines():
+        try:
+            raw = read_bytes(self.path)
+        except OSError as error:
+            fix = "Name another file, or move it away."
+            raise CheckpointError(str(self.path), got=error, want="a file", fix=fix) from error
+        for line in raw.splitlines():
             try:
                 row = parse_json(line)
             except ValueError:
