@@ -9,10 +9,6 @@ import sys
 from collections.abc import Callable
 
 CALLS = ("os.", "open", "fcntl.")  # audit events of what changes and opens files
-    "os.",
-    "open",
-    "fcntl.",
-)  # of Python's audit events: what changes files, and what opens them
 
 
 def killed_at(number: int, work: Callable[[], object]) -> bool:

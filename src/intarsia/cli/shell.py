@@ -122,16 +122,6 @@ def show_error(error: Exception) -> None:
     Console(stderr=True).print(panel, highlight=False)
 
 
-def whole_text(text: str | None) -> str | None:
-    """Return a text of the command line.  Raises: ConfigError for bytes that are no UTF-8."""
-    try:
-        (text or "").encode()
-    except UnicodeEncodeError as error:
-        got, fix = "bytes that are no UTF-8", "Set the terminal to UTF-8, or give the text again."
-        raise ConfigError(f"text {text!r}", got=got, want="a text", fix=fix) from error
-    return text
-
-
 class Verbs(TyperGroup):
     """The verbs, with those of other distributions that are installed.
 
