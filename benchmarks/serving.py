@@ -5,6 +5,10 @@
 Starts the command line's server as a process of its own, over a mixture whose experts stay on disk
 and random adapters beside it, asks from 16 threads, half of the answers streamed, and compares each
 text with `generate` on the same weights. Ends the server with SIGTERM.
+
+    python benchmarks/serving.py smollm2 --edges --write docs/benchmarks/serving_edges.json
+
+sends half requests, hostile ones and a SIGTERM under load instead, see `serving_edges.py`.
 """
 
 from __future__ import annotations
@@ -19,7 +23,10 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -131,14 +138,10 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     todo = asks(given.requests, list(adapters), given.prompts, given.tokens)
     plain = {Ask(a.model, a.prompt, a.tokens, False) for a in todo}
     texts = wanted(folder, adapters, plain, given.slots)
-    words = [sys.executable, "-m", "intarsia", "serve", f"base={folder / 'store'}", "--port", "0"]
-    words += ["--slots", given.slots, "--seconds", "600", "--batching", given.batching]
+    words = [f"base={folder / 'store'}", "--slots", given.slots, "--batching", given.batching]
     words += [w for name, at in adapters.items() for w in ("--adapter", f"{name}={at}")]
-    server = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-    assert server.stdout is not None
-    try:
-        address = next(line for line in server.stdout if line.startswith("http"))
-        client, process = Client(int(address.rsplit(":", 1)[1])), psutil.Process(server.pid)
+    with started(*words, "--seconds", "600") as (server, port):
+        client, process = Client(port), psutil.Process(server.pid)
         memory, done = list[float](), list[tuple[Ask, int, str, float]]()
         began = time.perf_counter()
 
@@ -163,10 +166,8 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         with ThreadPoolExecutor(given.at_once) as pool:
             list(pool.map(one, todo))
         seconds, used = time.perf_counter() - began, sum(process.cpu_times()[:2])
-        metrics = client_metrics(client)
-    finally:
-        server.send_signal(signal.SIGTERM)
-        code = server.wait(60)
+        hits, count = hit_rate(client), counted(client, *adapters)
+    code = server.wait(60)
     times = sorted(s for _, status, _, s in done if status == 200) or [0.0]
     return {
         "requests": given.requests,
@@ -183,26 +184,98 @@ def run(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "p50": round(times[len(times) // 2], 3),
         "p95": round(times[int(len(times) * 0.95)], 3),
         "memory_mb": [round(m, 1) for m in memory],
-        "hit_rate": metrics,
+        "hit_rate": hits,
+        "answers_200": sum(status == 200 for _, status, _, _ in done),
+        "counted_200": count,
         "exit_code": code,
     }
 
 
-def client_metrics(client: Client) -> float:
-    """The share of experts that were in memory."""
+@contextmanager
+def started(*words: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A server of its own and its port; SIGTERM at the end."""
+    line = [sys.executable, "-m", "intarsia", "serve", *words, "--port", "0"]
+    server = subprocess.Popen(line, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
+    try:
+        address = next(line for line in server.stdout if line.startswith("http"))
+        yield server, int(address.rsplit(":", 1)[1])
+    finally:
+        if server.poll() is None:
+            server.send_signal(signal.SIGTERM)
+            server.wait(60)
+
+
+def metric(client: Client, *starts: str) -> float:
+    """The sum of the lines of /metrics that start so."""
     client.to.request("GET", "/metrics")
     lines = client.to.getresponse().read().decode().splitlines()
-    hits, loads = (
-        sum(float(x.split()[-1]) for x in lines if x.startswith(f"intarsia_expert_{name}_total"))
-        for name in ("hits", "loads")
-    )
+    return sum(float(line.split()[-1]) for line in lines if line.startswith(starts))
+
+
+def hit_rate(client: Client) -> float:
+    """The share of experts that were in memory."""
+    hits, loads = (metric(client, f"intarsia_expert_{name}_total") for name in ("hits", "loads"))
     return round(hits / max(1.0, hits + loads), 3)
+
+
+def counted(client: Client, *models: str) -> int:
+    """Answers with status 200 by the server's own count; "" is for what names no model."""
+    of = (f'intarsia_requests_total{{model="{name}",status="200"' for name in models)
+    return int(metric(client, *of))
+
+
+def edges(given: argparse.Namespace) -> dict[str, Any]:
+    """Figures of hostile clients, each part against a server of its own."""
+    import serving_edges
+
+    model, found = given.model.name, dict[str, Any]()
+    source = f"{model}={given.model}"
+    with started(source, "--drain", "2") as (_, port):
+        client = Client(port)
+        texts = asks(given.at_once * 10, [model], given.prompts, given.tokens)
+        quiet = {one: client.ask(one)[1] for one in set(texts)}
+
+        def right(number: int) -> bool:
+            one = texts[number]
+            try:
+                return client.ask(one)[:2] == (200, quiet[one])
+            except (OSError, http.client.HTTPException):
+                client.to.close()
+                raise
+
+        found["half requests"] = serving_edges.lockout(port, right, given.at_once)
+    with started(source, "--tokens", "16") as (server, port):
+        statuses = Counter[str]()
+
+        def one(seed: int) -> None:
+            status = serving_edges.hostile(port, random.Random(seed), model)
+            statuses[str(status)] += 1
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(one, range(given.hostile)))
+        found["hostile"] = {
+            "requests": given.hostile,
+            "status_500": sum(count for name, count in statuses.items() if name >= "500"),
+            "answers_200": statuses["200"],
+            "counted_200": counted(Client(port), model, ""),
+            "statuses": dict(sorted(statuses.items())),
+            "alive": server.poll() is None,
+        }
+    rng, ends = random.Random(0), list[dict[str, Any]]()
+    for _ in range(given.ends):
+        with started(source, "--drain", "1") as (server, port):
+            ends.append(serving_edges.ended(port, server, model, rng.uniform(1, 4)))
+    found["SIGTERM under load"] = ends
+    return found
 
 
 def main() -> None:
     """Run one load and print its figures."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("model", type=Path, help="a mixture of save_pretrained")
+    parser.add_argument(
+        "model", type=Path, help="a mixture of save_pretrained; with --edges, any model"
+    )
     parser.add_argument("--requests", type=int, default=100)
     parser.add_argument("--at-once", type=int, default=16)
     parser.add_argument("--adapters", type=int, default=8)
@@ -210,10 +283,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=10)
     parser.add_argument("--slots", default="0.25")
     parser.add_argument("--batching", default="continuous")
+    parser.add_argument("--edges", action="store_true", help="hostile clients instead")
+    parser.add_argument("--hostile", type=int, default=5000)
+    parser.add_argument("--ends", type=int, default=10)
     parser.add_argument("--write", type=Path)
     given = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        found = run(given, Path(folder))
+    if given.edges:
+        found = edges(given)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            found = run(given, Path(folder))
     text = json.dumps(found, indent=1)
     print(text)
     if given.write is not None:

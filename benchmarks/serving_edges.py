@@ -9,6 +9,7 @@ import contextlib
 import http.client
 import json
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -168,6 +169,13 @@ def request_of(rng: random.Random, model: str) -> bytes:
     return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode("latin-1") + raw
 
 
+def whole(request: bytes) -> bool:
+    """Whether a server has no reason to wait for more of a request."""
+    head, end, body = request.partition(b"\r\n\r\n")
+    length = re.search(rb"\r\ncontent-length: (\d+)\r?$", head, re.MULTILINE)
+    return bool(end) and length is not None and int(length[1]) <= len(body)
+
+
 def hostile(port: int, rng: random.Random, model: str) -> int:
     """Send one request and return the status of its answer, 0 if the connection just ended.
 
@@ -176,11 +184,15 @@ def hostile(port: int, rng: random.Random, model: str) -> int:
     raw = b""
     with socket.create_connection(("127.0.0.1", port), timeout=60) as to:
         with contextlib.suppress(OSError):
-            to.sendall(request_of(rng, model))
-            to.shutdown(socket.SHUT_WR)
+            request = request_of(rng, model)
+            to.sendall(request)
+            if not whole(request):  # or its end would be waited for
+                to.shutdown(socket.SHUT_WR)
         with contextlib.suppress(ConnectionError):
             while part := to.recv(65536):
                 raw += part
+    if raw.startswith(b"HTTP/1.1 100"):
+        raw = raw.partition(b"\r\n\r\n")[2]
     words = raw.split(b" ", 2)
     if len(words) < 3 or not words[0].startswith(b"HTTP/"):
         return 0
@@ -239,7 +251,7 @@ def lockout(
         for line in held:
             line.close()
     plain = {name: counts[name] for name in ("right", "wrong", "refused")}
-    return {"half_requests": sent, "clients": clients, "asked": clients * each, **plain}
+    return {"half_requests": sent, "clients": clients, "asked": clients * each, **plain, **counts}
 
 
 def ended(port: int, server: subprocess.Popen[Any], model: str, seconds: float) -> dict[str, Any]:

@@ -124,6 +124,25 @@ def test_where_every_connection_is_at_work_a_newcomer_gets_503() -> None:
     assert statuses == [503]
 
 
+def test_the_clock_stands_while_a_next_request_has_come() -> None:
+    """Before the end of the last one was noticed, as a fast client's does."""
+    wire = Wire()
+
+    async def overlapping() -> None:
+        house = Connections(2, 0.05, lambda _: None)
+        house.opened(wire, ("127.0.0.1", 1))
+        last, following = (house.request(("127.0.0.1", 1)) for _ in range(2))
+        with contextlib.ExitStack() as second:
+            with last:
+                second.enter_context(following)
+            await asyncio.sleep(0.2)
+            assert not wire.closed
+        await asyncio.sleep(0.2)
+
+    asyncio.run(overlapping())
+    assert wire.closed
+
+
 def test_counters_have_the_status_that_was_sent(opened: dict[str, ServedModel]) -> None:
     found = Running(opened, tokens=64, at_once=4)
     try:

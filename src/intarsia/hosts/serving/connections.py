@@ -35,6 +35,7 @@ class Line:
     clock: asyncio.TimerHandle | None = None
     heard: bool = False  # some bytes of a request have come since then
     working: bool = False  # a whole request has come, and its answer is not over
+    requests: int = 0  # a next one may have come before the last one's end was noticed
 
     def close(self, refusal: Refused | None = None) -> None:
         """Close it, with an answer if one is given; what was half read is forgotten."""
@@ -63,6 +64,7 @@ class Connections:
     def __init__(self, most: int, seconds: float, refused: Callable[[int], None]) -> None:
         self.most, self.seconds, self.refused = most, seconds, refused
         self.lines: dict[Address, Line] = {}
+        self.logged, self.unlogged = -1.0, 0  # a flood of such clients is a line a second
 
     def opened(self, transport: Any, address: Address) -> None:
         """A client has connected: a place, with its clock, or 503 if every place is at work."""
@@ -92,12 +94,15 @@ class Connections:
             return
         if line.clock is not None:
             line.clock.cancel()
+        line.requests += 1
         try:
             yield line
         finally:
-            line.working = False
-            if self.lines.get(line.address) is line:
-                self._start(line)
+            line.requests -= 1
+            if not line.requests:
+                line.working = False
+                if self.lines.get(line.address) is line:
+                    self._start(line)
 
     def _start(self, line: Line) -> None:
         loop = asyncio.get_running_loop()
@@ -122,9 +127,17 @@ class Connections:
     def _end(self, line: Line, refusal: Refused | None) -> None:
         self.closed(line.address)
         if refusal is not None:
-            LOG.warning("%s from %s: %s", refusal.status, line.address[0], refusal.message)
+            self._log(refusal, line.address[0])
             self.refused(refusal.status)
         line.close(refusal)
+
+    def _log(self, refusal: Refused, host: str) -> None:
+        now = asyncio.get_running_loop().time()
+        self.unlogged += 1
+        if now - self.logged >= 1:
+            text = "%s to %s: %s (%d such answers since the last line)"
+            LOG.warning(text, refusal.status, host, refusal.message, self.unlogged)
+            self.logged, self.unlogged = now, 0
 
 
 def watched(connections: Connections) -> type[H11Protocol]:
