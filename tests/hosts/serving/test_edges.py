@@ -29,7 +29,8 @@ HALF = b"POST /v1/completions HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-"
 
 def half_sent(port: int, raw: bytes = HALF, source: str = "127.0.0.2") -> socket.socket:
     to = socket.create_connection(("127.0.0.1", port), timeout=20, source_address=(source, 0))
-    to.sendall(raw)
+    with contextlib.suppress(ConnectionError):  # it may be closed already
+        to.sendall(raw)
     return to
 
 
@@ -46,7 +47,7 @@ def test_a_request_that_does_not_arrive_is_closed_with_408(opened: dict[str, Ser
                 error = json.loads(answer.read())["error"]
                 assert answer.status == 408 and "0.3 seconds" in error["message"]
                 assert line.recv(1) == b"", "the connection is closed"
-        assert found.counts('requests_total{model="",status="408"}') == 2
+        until(lambda: found.counts('requests_total{model="",status="408"}') == 2)
         to = http.client.HTTPConnection("127.0.0.1", found.port, timeout=20)
         for _ in range(2):  # a connection that is kept has its clock from the last answer
             to.request("GET", "/health")
@@ -60,7 +61,7 @@ def test_a_request_that_does_not_arrive_is_closed_with_408(opened: dict[str, Ser
 def test_a_full_house_closes_the_oldest_idle_one_of_the_greediest_address(
     opened: dict[str, ServedModel],
 ) -> None:
-    found = Running(opened, at_once=2, queue=2)
+    found = Running(opened, at_once=2, queue=2, arrival=60)
     found.app.connections.most = 12
     want = wanted(opened["mix"], "one")
     try:
@@ -156,7 +157,7 @@ def test_counters_have_the_status_that_was_sent(opened: dict[str, ServedModel]) 
         with ThreadPoolExecutor(6) as pool:
             statuses = list(pool.map(lambda more: found.say("one", **more)[0], asked))
         assert statuses == [200] * 10 + [400, 404]
-        assert found.counts('requests_total{model="mix",status="200"}') == 10
+        until(lambda: found.counts('requests_total{model="mix",status="200"}') == 10)
         assert found.counts('requests_total{model="mix",status="400"}') == 1
         assert found.counts('requests_total{model="",status="404"}') == 1
         assert not found.counts('requests_total{model="mix",status="499"}')
@@ -215,6 +216,12 @@ def test_a_client_s_mistake_is_one_line_in_the_log(
     assert "tool_calls" in lines[0] and not any(record.exc_info for record in caplog.records)
 
 
+def sent(server: Running) -> float:
+    """All answers with status 200, read past the server, which would count the look."""
+    lines = server.app.counters.text().decode().splitlines()
+    return sum(float(x.split()[-1]) for x in lines if "requests_total" in x and '="200"' in x)
+
+
 def test_hostile_requests_are_the_client_s_mistakes(
     server: Running, opened: dict[str, ServedModel], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,8 +229,7 @@ def test_hostile_requests_are_the_client_s_mistakes(
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     hostile = importlib.import_module("serving_edges").hostile
     rng = random.Random(7)
-    before = server.counts('requests_total{model="mix",status="200"}')
-    before += server.counts('requests_total{model="",status="200"}')
+    before = sent(server)
     answered = 0
     statuses = set[int]()
     for _ in range(200):
@@ -232,9 +238,7 @@ def test_hostile_requests_are_the_client_s_mistakes(
         answered += status == 200
     assert not {s for s in statuses if s >= 500}, statuses
     assert {200, 400, 404, 405} <= statuses
-    after = server.counts('requests_total{model="mix",status="200"}')
-    after += server.counts('requests_total{model="",status="200"}')
-    assert after - before == answered + 2, "two looks at /metrics are in between"
+    until(lambda: sent(server) - before == answered)
     want = wanted(opened["mix"], "one")
     assert server.say("one")[1]["choices"][0]["text"] == want
-    assert server.app.gate.running == 0
+    until(lambda: server.app.gate.running == 0)

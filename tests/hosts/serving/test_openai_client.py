@@ -20,7 +20,7 @@ from intarsia.hosts.serving.formats import Completions
 from intarsia.hosts.serving.generating import NewToken, Sampling
 from intarsia.hosts.serving.models import ServedModel
 from intarsia.hosts.serving.parameters import CHATS
-from intarsia.hosts.serving.responses import Response
+from intarsia.hosts.serving.responses import Responses
 
 from .conftest import Running, wanted
 
@@ -158,7 +158,7 @@ def test_thoughts_and_calls_are_told_from_the_text(opened: dict[str, ServedModel
     }
     assert choice.message.model_extra == {"reasoning_content": "Look."}
 
-    response = OpenAIResponse.model_validate(asyncio.run(Response(ask, {}).whole()))
+    response = OpenAIResponse.model_validate(asyncio.run(Responses(ask, {}).whole()))
     assert [item.type for item in response.output] == ["reasoning", "message", "function_call"]
     assert response.output_text == "It is " and response.status == "completed"
 

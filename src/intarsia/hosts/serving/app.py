@@ -15,7 +15,6 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, Router
 
-from . import responses
 from .connections import Connections
 from .counters import TYPE, Counters
 from .formats import Completions, event
@@ -25,6 +24,7 @@ from .models import ServedModel, Shelf
 from .parameters import RESPONSES
 from .refusals import Refused, broken, shown
 from .requests import ROUTES, RequestReader
+from .responses import Responses
 from .settings import Limits, current
 
 LOG = logging.getLogger(__name__)
@@ -85,16 +85,16 @@ class Application:
             raise Refused(404, message, code="unknown_url") from error
 
     async def _ask(self, request: Request) -> Response:
-        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if kind != "application/json":  # the kind that other sites' forms cannot send
-            message = f"Unsupported content type: {shown(kind)}. It must be 'application/json'."
+        media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if media != "application/json":  # the kind that other sites' forms cannot send
+            message = f"Unsupported content type: {shown(media)}. It must be 'application/json'."
             raise Refused(415, message, code="unsupported_content_type")
         route = ROUTES[request.url.path]
-        ask, given = self.reader.read(await request.body(), route)
-        answer = (
-            responses.Response(ask, given) if route == RESPONSES else Completions(ask, given, route)
-        )
-        if not given.get("stream"):
+        ask, parameters = self.reader.read(await request.body(), route)
+        answer: Any = Completions(ask, parameters, route)
+        if route == RESPONSES:
+            answer = Responses(ask, parameters)
+        if not parameters.get("stream"):
             return JSONResponse(await answer.whole())
         if not ask.generation.alive():
             raise Refused(503, DEAD)

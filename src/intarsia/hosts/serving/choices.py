@@ -140,9 +140,9 @@ class AnswerText:
     def _released(self, text: str) -> str:
         self.decoded += text
         self.held += text
-        if found := [at for stop in self.stops if (at := self.held.find(stop)) >= 0]:
+        if starts := [at for stop in self.stops if (at := self.held.find(stop)) >= 0]:
             self.stopped = True
-            return self.held[: min(found)]
+            return self.held[: min(starts)]
         most = min(len(self.held), max(map(len, self.stops), default=1) - 1)
         keep = next(
             (size for size in range(most, 0, -1) if self._begins(self.held[-size:])),

@@ -67,7 +67,7 @@ class Connections:
         self.logged, self.unlogged = -1.0, 0  # a flood of such clients is a line a second
 
     def opened(self, transport: Any, address: Address) -> None:
-        """A client has connected: a place, with its clock, or 503 if every place is at work."""
+        """Give a new connection a place and a clock, or 503 if every place is at work."""
         line = Line(address, transport)
         if len(self.lines) >= self.most and not self._give_way():
             self._end(line, Refused(503, "All connections are at work. Try again in a second."))
@@ -76,12 +76,12 @@ class Connections:
         self._start(line)
 
     def heard(self, address: Address) -> None:
-        """Bytes have come."""
+        """Note that bytes of a request have come."""
         if (line := self.lines.get(address)) is not None:
             line.heard = True
 
     def closed(self, address: Address) -> None:
-        """The connection is gone."""
+        """Forget a connection that is gone."""
         if (line := self.lines.pop(address, None)) is not None and line.clock is not None:
             line.clock.cancel()
 

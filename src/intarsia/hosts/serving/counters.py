@@ -39,20 +39,20 @@ class Counters:
         """Count an answer to a request that was never whole."""
         self.requests.labels("", str(status)).inc()
 
-    def ended(self, told: Request, status: int) -> None:
+    def ended(self, record: Request, status: int) -> None:
         """A request is over.  Models that do not exist have no name here.
 
         status: that of the answer, or of the error event that ended its stream; 499 if the client
         left before its answer was whole.
         """
-        self.requests.labels(told.model, str(status)).inc()
-        if not told.model:
+        self.requests.labels(record.model, str(status)).inc()
+        if not record.model:
             return
-        self.prompt.labels(told.model).inc(told.prompt)
-        self.generated.labels(told.model).inc(told.generated)
-        self.seconds.labels(told.model).observe(time.perf_counter() - told.began)
-        if told.first is not None:
-            self.first.labels(told.model).observe(told.first)
+        self.prompt.labels(record.model).inc(record.prompt)
+        self.generated.labels(record.model).inc(record.generated)
+        self.seconds.labels(record.model).observe(time.perf_counter() - record.began)
+        if record.first is not None:
+            self.first.labels(record.model).observe(record.first)
 
     def text(self) -> bytes:
         """All of it."""

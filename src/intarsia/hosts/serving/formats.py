@@ -28,9 +28,9 @@ def event(content: Mapping[str, Any]) -> str:
 class Completions:
     """Completions and chat completions: choices that differ in what a choice looks like."""
 
-    def __init__(self, ask: Ask, given: Mapping[str, Any], route: str) -> None:
+    def __init__(self, ask: Ask, parameters: Mapping[str, Any], route: str) -> None:
         self.ask, self.chat = ask, route != COMPLETIONS
-        self.usage = bool((given.get("stream_options") or {}).get("include_usage"))
+        self.usage = bool((parameters.get("stream_options") or {}).get("include_usage"))
         self.tokenizer: Any = ask.generation.served.tokenizer
         self.offsets: dict[int, int] = {}
         self.calls: dict[int, int] = {}
@@ -120,7 +120,7 @@ class Completions:
         if self.ask.sampling[index].top is None:
             return None
         if self.chat:
-            return {"content": [self._told(token) for token in tokens], "refusal": None}
+            return {"content": [self._token(token) for token in tokens], "refusal": None}
         texts = [self._name(token.id) for token in tokens]
         offsets: list[int] = []
         for text in texts:
@@ -133,7 +133,7 @@ class Completions:
             "text_offset": offsets,
         }
 
-    def _told(self, token: NewToken) -> Json:
+    def _token(self, token: NewToken) -> Json:
         top = [self._entry(number, value) for number, value in token.top]
         return self._entry(token.id, token.logprob) | {"top_logprobs": top}
 

@@ -76,7 +76,7 @@ class Gate:
             except Refused as error:
                 status = error.status
                 LOG.warning("%s %s %s: %s", status, scope["method"], shown(scope["path"]), error)
-                await _told(answer, error, line)
+                await _refuse(answer, error, line)
             except ConnectionError:
                 status = GONE
             except asyncio.CancelledError:  # the server is killed, and does not wait
@@ -84,7 +84,7 @@ class Gate:
                 raise
             except Exception:
                 LOG.exception("%s %s failed", scope["method"], shown(scope["path"]))
-                await _told(answer, broken(), line)
+                await _refuse(answer, broken(), line)
             finally:
                 self.counters.ended(record, status)
 
@@ -111,10 +111,10 @@ class Gate:
         Raises: Refused for what was stopped; ConnectionError where the client has left before its
         answer was whole.
         """
-        given = iter([{"type": "http.request", "body": body, "more_body": False}])
+        messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
         async def replay() -> Message:
-            if (first := next(given, None)) is not None:
+            if (first := next(messages, None)) is not None:
                 return first
             await asyncio.shield(end)
             return {"type": "http.disconnect"}
@@ -224,7 +224,7 @@ class Gate:
 
 
 class _Answer:
-    """Sends on, and knows what was sent."""
+    """A response on its way to the client, and how much of it was sent."""
 
     def __init__(self, send: Any, gate: Gate) -> None:
         self.send, self.gate = send, gate
@@ -259,7 +259,7 @@ class _Answer:
         self.over = True
 
 
-async def _told(answer: _Answer, refusal: Refused, line: Line) -> None:
+async def _refuse(answer: _Answer, refusal: Refused, line: Line) -> None:
     """Send an error, and drop the connection of a client that does not read it."""
     try:
         async with asyncio.timeout(NOT_READ):

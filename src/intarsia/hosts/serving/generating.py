@@ -81,14 +81,14 @@ class NewToken:
     top: tuple[tuple[int, float], ...] = ()
 
 
-def configured(own: GenerationConfig, given: Mapping[str, Any]) -> GenerationConfig:
+def configured(defaults: GenerationConfig, parameters: Mapping[str, Any]) -> GenerationConfig:
     """Return a model's own settings with a request's: temperature, top_p.
 
     Without either the model's own hold, whether they sample or not.
     """
-    config = copy.deepcopy(own)
+    config = copy.deepcopy(defaults)
     config.max_length, config.use_cache, config.num_beams = None, True, 1
-    temperature, top_p = given.get("temperature"), given.get("top_p")
+    temperature, top_p = parameters.get("temperature"), parameters.get("top_p")
     if (temperature is not None and temperature < COLD) or top_p == 0:
         config.do_sample = False
     elif temperature is not None or top_p is not None:
@@ -242,7 +242,7 @@ class Generation:
 
 
 class _Logits(LogitsProcessor):
-    """Notes the model's own log-probabilities, then adds a bias and takes penalties off."""
+    """A processor that notes the model's log-probabilities, adds a bias and takes penalties off."""
 
     def __init__(self, sampling: Sampling, prompt: int) -> None:
         self.sampling, self.prompt = sampling, prompt
@@ -276,7 +276,7 @@ class _Logits(LogitsProcessor):
 
 
 class _Streamer:
-    """What `generate` hands its tokens to, the prompt's first."""
+    """A receiver of the tokens of `generate`, the prompt's first."""
 
     def __init__(self, logits: _Logits, hear: Callable[[NewToken], None]) -> None:
         self.logits, self.hear, self.prompt = logits, hear, True
@@ -292,7 +292,7 @@ class _Streamer:
 
 
 class _Gone(StoppingCriteria):
-    """Ends a generation whose client has hung up."""
+    """A criterion that ends a generation whose client has hung up."""
 
     def __init__(self, event: threading.Event) -> None:
         self.event = event

@@ -188,7 +188,7 @@ class Shelf:
         self.models = dict(models)
 
     def find(self, name: str) -> ServedModel:
-        """Raises: Refused, 404 with what may have been meant."""
+        """Return a model by its name.  Raises: Refused, 404 with what may have been meant."""
         if name in self.models:
             return self.models[name]
         near = difflib.get_close_matches(name[:200], self.models, n=1, cutoff=0.5)
@@ -213,7 +213,7 @@ class Shelf:
         ]
 
     def slots(self) -> Iterator[tuple[str, Slots]]:
-        """The slots of each offloaded trunk."""
+        """Yield the slots of each offloaded trunk."""
         for one in self.models.values():
             if one.slots is not None and one.name == one.trunk:
                 yield one.name, one.slots

@@ -7,6 +7,7 @@ docs/how-to/serve-a-mixture.md is `table()`.
 from __future__ import annotations
 
 import inspect
+import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,13 +39,13 @@ def anything(name: str, value: Any, limits: Limits) -> None:
 
 
 def boolean(name: str, value: Any, limits: Limits) -> None:
-    """Raises: Refused."""
+    """Check for true or false.  Raises: Refused."""
     if not isinstance(value, bool):
         raise invalid_type(name, "a boolean", value)
 
 
 def text(name: str, value: Any, limits: Limits) -> None:
-    """Raises: Refused."""
+    """Check for a text.  Raises: Refused."""
     if not isinstance(value, str):
         raise invalid_type(name, "a string", value)
 
@@ -83,7 +84,7 @@ def only(*values: object) -> Check:
 
 
 def stops(name: str, value: Any, limits: Limits) -> None:
-    """Raises: Refused."""
+    """Check for a text, or a few.  Raises: Refused."""
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
         raise invalid_type(name, "a string or an array of strings", value)
@@ -95,7 +96,7 @@ def stops(name: str, value: Any, limits: Limits) -> None:
 
 
 def bias(name: str, value: Any, limits: Limits) -> None:
-    """Raises: Refused unless it is {"token id": number from -100 to 100}."""
+    """Check for {"token id": number from -100 to 100}.  Raises: Refused."""
     if not isinstance(value, dict):
         raise invalid_type(name, "an object", value)
     for key, amount in value.items():
@@ -107,7 +108,7 @@ def bias(name: str, value: Any, limits: Limits) -> None:
 
 
 def stream_options(name: str, value: Any, limits: Limits) -> None:
-    """Raises: Refused."""
+    """Check for the switches that a stream has.  Raises: Refused."""
     if not isinstance(value, dict):
         raise invalid_type(name, "an object", value)
     for key, flag in value.items():
@@ -117,7 +118,7 @@ def stream_options(name: str, value: Any, limits: Limits) -> None:
 
 
 def tools(name: str, value: Any, limits: Limits) -> None:
-    """Raises: Refused unless they are functions."""
+    """Check for a list of functions.  Raises: Refused."""
     if not isinstance(value, list):
         raise invalid_type(name, "an array of objects", value)
     for number, tool in enumerate(value):
@@ -134,7 +135,7 @@ def tools(name: str, value: Any, limits: Limits) -> None:
 
 
 def template(name: str, value: Any, limits: Limits) -> None:
-    """Raises: Refused for what would take the place of the model's own template."""
+    """Check for values that replace nothing of the template's call.  Raises: Refused."""
     if not isinstance(value, dict):
         raise invalid_type(name, "an object", value)
     if reserved := sorted(TEMPLATE & value.keys()):
@@ -157,8 +158,6 @@ def _between(name: str, value: float, low: float, high: float, kind: str) -> Non
 
 def shown_json(value: object) -> str:
     """Return a value as JSON has it."""
-    import json
-
     return json.dumps(value)
 
 
@@ -273,14 +272,14 @@ def checked(body: Mapping[str, Any], route: str, limits: Limits) -> dict[str, An
     for name in body:
         if name not in known:
             raise unknown(name)
-    given = {name: value for name, value in body.items() if value is not None}
-    for name, value in given.items():
+    values = {name: value for name, value in body.items() if value is not None}
+    for name, value in values.items():
         known[name].check(name, value, limits)
-    if "top_logprobs" in given and not given.get("logprobs"):
+    if "top_logprobs" in values and not values.get("logprobs"):
         raise invalid_value("top_logprobs", "'logprobs' must be true where it is given.")
-    if "stream_options" in given and not given.get("stream"):
+    if "stream_options" in values and not values.get("stream"):
         raise invalid_value("stream_options", "'stream' must be true where it is given.")
-    return given
+    return values
 
 
 def table() -> str:

@@ -20,9 +20,9 @@ IN_MESSAGE = (
 Messages = list[dict[str, Any]]
 
 
-def of_completion(given: Mapping[str, Any], served: ServedModel, most: int) -> list[list[int]]:
+def of_completion(parameters: Mapping[str, Any], served: ServedModel, most: int) -> list[list[int]]:
     """Return the token ids of each prompt.  Raises: Refused for anything but texts and ids."""
-    prompt = given.get("prompt")
+    prompt = parameters.get("prompt")
     if prompt is None:
         raise missing("prompt")
     want = "a string, or an array of strings, token ids or arrays of token ids"
@@ -54,7 +54,7 @@ def _is_id(value: object) -> bool:
 
 
 def of_chat(
-    messages: Messages, given: Mapping[str, Any], served: ServedModel
+    messages: Messages, parameters: Mapping[str, Any], served: ServedModel
 ) -> tuple[list[int], list[Any] | None]:
     """Return the token ids of a chat by the model's template, and the tools that it was shown.
 
@@ -65,8 +65,8 @@ def of_chat(
     if not template:
         message = f"The model '{served.name}' has no chat template. Use /v1/completions."
         raise Refused(400, message, param="model", code="unsupported_value")
-    tools = [_nested(tool) for tool in given.get("tools") or []] or None
-    if given.get("tool_choice") == "none":
+    tools = [_nested(tool) for tool in parameters.get("tools") or []] or None
+    if parameters.get("tool_choice") == "none":
         tools = None
     if tools and "tools" not in str(template):
         raise unsupported("tools", "functions", "The model's chat template does not read them.")
@@ -77,7 +77,7 @@ def of_chat(
             tools=tools,
             tokenize=True,
             return_dict=True,
-            **given.get("chat_template_kwargs", {}),
+            **parameters.get("chat_template_kwargs", {}),
         )
     # a template is the model's makers' program, and messages that it does not expect break it
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
@@ -93,18 +93,18 @@ def _nested(tool: Mapping[str, Any]) -> dict[str, Any]:
     return {"type": "function", "function": {k: v for k, v in tool.items() if k != "type"}}
 
 
-def messages_of(given: Mapping[str, Any]) -> Messages:
+def messages_of(parameters: Mapping[str, Any]) -> Messages:
     """Return the messages of a chat request for a template.  Raises: Refused."""
-    messages = given.get("messages")
+    messages = parameters.get("messages")
     if messages is None:
         raise missing("messages")
     _filled(messages, "messages")
     return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
-def items_of(given: Mapping[str, Any]) -> Messages:
+def items_of(parameters: Mapping[str, Any]) -> Messages:
     """Return the messages of a request for a response.  Raises: Refused."""
-    items = given.get("input")
+    items = parameters.get("input")
     if items is None:
         raise missing("input")
     if isinstance(items, str):
@@ -133,8 +133,8 @@ def items_of(given: Mapping[str, Any]) -> Messages:
             messages.append(message)
         else:
             raise unsupported(f"{at}.type", kind, "It takes messages and calls of functions.")
-    if given.get("instructions"):
-        messages.insert(0, {"role": "system", "content": given["instructions"]})
+    if parameters.get("instructions"):
+        messages.insert(0, {"role": "system", "content": parameters["instructions"]})
     return messages
 
 

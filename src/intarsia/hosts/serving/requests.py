@@ -19,7 +19,7 @@ TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
 class RequestReader:
-    """Reads requests for the models of a server."""
+    """The reader of requests for the models of a server."""
 
     def __init__(self, shelf: Shelf, generations: Generations, limits: Limits) -> None:
         self.shelf, self.generations, self.limits = shelf, generations, limits
@@ -34,69 +34,69 @@ class RequestReader:
         served = self.shelf.find(body["model"])
         record = current()
         record.model = served.name
-        given = checked(body, route, self.limits)
+        parameters = checked(body, route, self.limits)
         tools = None
         if route == COMPLETIONS:
-            prompts = of_completion(given, served, self.limits.at_once)
+            prompts = of_completion(parameters, served, self.limits.at_once)
         else:
-            messages = messages_of(given) if route == CHATS else items_of(given)
-            ids, tools = of_chat(messages, given, served)
+            messages = messages_of(parameters) if route == CHATS else items_of(parameters)
+            ids, tools = of_chat(messages, parameters, served)
             prompts = [ids]
         record.prompt = sum(map(len, prompts))
         generation = self.generations.of[served.name]
-        n = given.get("n", 1)
+        n = parameters.get("n", 1)
         if len(prompts) * n > self.limits.at_once:
             message = f"{len(prompts)} prompts of {n} choices. Expected at most "
             raise invalid_value("n", f"{message}{self.limits.at_once} choices of a request.")
-        samplings = [s for ids in prompts for s in self._samplings(given, ids, generation, n)]
-        stops = given.get("stop", ())
+        samplings = [s for ids in prompts for s in self._samplings(parameters, ids, generation, n)]
+        stops = parameters.get("stop", ())
         stops = (stops,) if isinstance(stops, str) else tuple(stops)
         ask = Ask(generation, prompts, samplings, n, stops, tools, route != COMPLETIONS)
-        return ask, given
+        return ask, parameters
 
     def _samplings(
-        self, given: Mapping[str, Any], ids: list[int], generation: Generation, n: int
+        self, parameters: Mapping[str, Any], ids: list[int], generation: Generation, n: int
     ) -> list[Sampling]:
         """Return how each choice of a prompt is drawn."""
         served = generation.served
-        config = configured(served.model.generation_config, given)
-        config.max_new_tokens = self._room(given, len(ids), served.context)
-        bias = {int(key): float(value) for key, value in given.get("logit_bias", {}).items()}
+        config = configured(served.model.generation_config, parameters)
+        config.max_new_tokens = self._room(parameters, len(ids), served.context)
+        bias = {int(key): float(value) for key, value in parameters.get("logit_bias", {}).items()}
         if wrong := [token for token in bias if token >= served.vocabulary]:
             message = f"{wrong[0]} is no token id of 0 to {served.vocabulary - 1}."
             raise invalid_value("logit_bias", message)
-        wanted = given.get("logprobs", False)  # a number in completions, a switch in chats
-        top = given.get("top_logprobs", 0) if wanted is True else wanted
+        logprobs = parameters.get("logprobs", False)  # a number in completions, a switch in chats
+        top = parameters.get("top_logprobs", 0) if logprobs is True else logprobs
         return [
             Sampling(
                 config,
-                seed=None if given.get("seed") is None else _wrapped(given["seed"] + i),
+                seed=None if parameters.get("seed") is None else _wrapped(parameters["seed"] + i),
                 bias=bias,
-                frequency=given.get("frequency_penalty", 0.0),
-                presence=given.get("presence_penalty", 0.0),
-                top=None if wanted is False else top,
-                streamed=bool(given.get("stream") or given.get("stop")),
+                frequency=parameters.get("frequency_penalty", 0.0),
+                presence=parameters.get("presence_penalty", 0.0),
+                top=None if logprobs is False else top,
+                streamed=bool(parameters.get("stream") or parameters.get("stop")),
             )
             for i in range(n)
         ]
 
-    def _room(self, given: Mapping[str, Any], prompt: int, context: int) -> int:
+    def _room(self, parameters: Mapping[str, Any], prompt: int, context: int) -> int:
         """Return how many new tokens an answer may have.
 
         A number that was not asked for gives way to the model's context.
         Raises: Refused where prompt and answer have no room.
         """
-        name = next((name for name in TOKENS if name in given), None)
-        asked = given[name] if name is not None else 1
+        name = next((name for name in TOKENS if name in parameters), None)
+        wanted = parameters[name] if name is not None else 1
         if prompt == 0:
             raise invalid_value("prompt", "it has no tokens.", "empty_string")
-        if prompt + asked > context:
+        if prompt + wanted > context:
             message = (
                 f"This model's maximum context length is {context} tokens. However, you requested "
-                f"{prompt + asked} tokens ({prompt} in the prompt, {asked} in the completion)."
+                f"{prompt + wanted} tokens ({prompt} in the prompt, {wanted} in the completion)."
             )
             raise Refused(400, message, param=name, code="context_length_exceeded")
-        return min(asked if name is not None else self.limits.tokens, context - prompt)
+        return min(wanted if name is not None else self.limits.tokens, context - prompt)
 
 
 def parsed(raw: bytes) -> dict[str, Any]:

@@ -18,13 +18,13 @@ Json = dict[str, Any]
 THOUGHTS, MESSAGE = "reasoning", "message"
 
 
-class Response:
+class Responses:
     """A response: items of thoughts, texts and calls of functions, in the order in which they come.
 
     Each event has a number and what changed; a whole response is what its last event holds.
     """
 
-    def __init__(self, ask: Ask, given: Mapping[str, Any]) -> None:
+    def __init__(self, ask: Ask, parameters: Mapping[str, Any]) -> None:
         self.ask, self.number, self.open = ask, 0, ""
         self.id = uuid.uuid4().hex
         self.output = list[Json]()
@@ -35,14 +35,14 @@ class Response:
             "model": ask.generation.served.name,
             "error": None,
             "incomplete_details": None,
-            "instructions": given.get("instructions"),
-            "metadata": given.get("metadata") or {},
-            "max_output_tokens": given.get("max_output_tokens"),
-            "temperature": given.get("temperature"),
-            "top_p": given.get("top_p"),
+            "instructions": parameters.get("instructions"),
+            "metadata": parameters.get("metadata") or {},
+            "max_output_tokens": parameters.get("max_output_tokens"),
+            "temperature": parameters.get("temperature"),
+            "top_p": parameters.get("top_p"),
             "parallel_tool_calls": True,
-            "tool_choice": given.get("tool_choice", "auto"),
-            "tools": given.get("tools") or [],
+            "tool_choice": parameters.get("tool_choice", "auto"),
+            "tools": parameters.get("tools") or [],
             "store": False,
         }
 
