@@ -203,7 +203,7 @@ def started(*words: str) -> Iterator[tuple[subprocess.Popen[str], int]]:
     finally:
         if server.poll() is None:
             server.send_signal(signal.SIGTERM)
-            server.wait(60)
+            server.wait(300)
 
 
 def metric(client: Client, *starts: str) -> float:
@@ -227,13 +227,45 @@ def counted(client: Client, *models: str) -> int:
 
 def edges(given: argparse.Namespace) -> dict[str, Any]:
     """Figures of hostile clients, each part against a server of its own."""
+    source = f"{given.model.name}={given.model}"
+    found: dict[str, Any] = {}
+    for name, part in (("hostile", hostile), ("half requests", half_requests), ("ends", ends)):
+        found[name] = part(given, source)
+        print(name, json.dumps(found[name]), file=sys.stderr, flush=True)
+    return found
+
+
+def hostile(given: argparse.Namespace, source: str) -> dict[str, Any]:
+    """Requests of every wrong kind, from eight threads."""
     import serving_edges
 
-    model, found = given.model.name, dict[str, Any]()
-    source = f"{model}={given.model}"
+    model, statuses = given.model.name, Counter[str]()
+    with started(source, "--tokens", "16") as (server, port):
+
+        def one(seed: int) -> None:
+            status = serving_edges.hostile(port, random.Random(seed), model)
+            statuses[str(status)] += 1
+
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(one, range(given.hostile)))
+        time.sleep(1)  # an answer is counted when the server has noticed its end
+        return {
+            "requests": given.hostile,
+            "status_5xx": sum(count for name, count in statuses.items() if name >= "500"),
+            "answers_200": statuses["200"],
+            "counted_200": counted(Client(port), model, ""),
+            "statuses": dict(sorted(statuses.items())),
+            "alive": server.poll() is None,
+        }
+
+
+def half_requests(given: argparse.Namespace, source: str) -> dict[str, Any]:
+    """400 half requests of one client, again and again, while others ask."""
+    import serving_edges
+
     with started(source, "--drain", "2") as (_, port):
         client = Client(port)
-        texts = asks(given.at_once * 10, [model], given.prompts, given.tokens)
+        texts = asks(given.requests, [given.model.name], given.prompts, given.tokens)
         quiet = {one: client.ask(one)[1] for one in set(texts)}
 
         def right(number: int) -> bool:
@@ -244,30 +276,18 @@ def edges(given: argparse.Namespace) -> dict[str, Any]:
                 client.to.close()
                 raise
 
-        found["half requests"] = serving_edges.lockout(port, right, given.at_once)
-    with started(source, "--tokens", "16") as (server, port):
-        statuses = Counter[str]()
+        each = given.requests // given.at_once
+        return serving_edges.lockout(port, right, given.at_once, each)
 
-        def one(seed: int) -> None:
-            status = serving_edges.hostile(port, random.Random(seed), model)
-            statuses[str(status)] += 1
 
-        with ThreadPoolExecutor(8) as pool:
-            list(pool.map(one, range(given.hostile)))
-        time.sleep(1)  # an answer is counted when the server has noticed its end
-        found["hostile"] = {
-            "requests": given.hostile,
-            "status_500": sum(count for name, count in statuses.items() if name >= "500"),
-            "answers_200": statuses["200"],
-            "counted_200": counted(Client(port), model, ""),
-            "statuses": dict(sorted(statuses.items())),
-            "alive": server.poll() is None,
-        }
-    rng, ends = random.Random(0), list[dict[str, Any]]()
+def ends(given: argparse.Namespace, source: str) -> list[dict[str, Any]]:
+    """SIGTERM at a random time while 16 clients ask, several times."""
+    import serving_edges
+
+    rng, found = random.Random(0), list[dict[str, Any]]()
     for _ in range(given.ends):
         with started(source, "--drain", "1") as (server, port):
-            ends.append(serving_edges.ended(port, server, model, rng.uniform(1, 4)))
-    found["SIGTERM under load"] = ends
+            found.append(serving_edges.ended(port, server, given.model.name, rng.uniform(1, 4)))
     return found
 
 

@@ -251,7 +251,7 @@ def lockout(
         for line in held:
             line.close()
     plain = {name: counts[name] for name in ("right", "wrong", "refused")}
-    return {"half_requests": sent, "clients": clients, "asked": clients * each, **plain, **counts}
+    return {"half_requests": sent, "clients": clients, "asked": clients * each, **plain}
 
 
 def ended(port: int, server: subprocess.Popen[Any], model: str, seconds: float) -> dict[str, Any]:
@@ -298,4 +298,4 @@ def ended(port: int, server: subprocess.Popen[Any], model: str, seconds: float) 
         server.send_signal(signal.SIGTERM)
         for one in clients:
             one.result()
-    return {"exit_code": server.wait(60), **dict(sorted(counts.items()))}
+    return {"exit_code": server.wait(300), **dict(sorted(counts.items()))}

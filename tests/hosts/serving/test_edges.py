@@ -70,7 +70,8 @@ def test_a_full_house_closes_the_oldest_idle_one_of_the_greediest_address(
             kept.request("GET", "/health")
             kept.getresponse().read()
             first = open_lines.enter_context(half_sent(found.port))
-            until(lambda: any(line.heard for line in found.app.connections.lines.values()))
+            lines = found.app.connections.lines
+            until(lambda: any(a[0] == "127.0.0.2" and lines[a].heard for a in tuple(lines)))
             for _ in range(40):
                 open_lines.enter_context(half_sent(found.port))
             assert first.recv(12) == b"HTTP/1.1 408"
