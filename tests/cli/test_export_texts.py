@@ -94,6 +94,9 @@ def test_the_folder_of_an_adapter_names_its_model(
     config.write_text(config.read_text().replace(str(model), ""))
     said = intarsia("export", tmp_path / "lora", "--format", "gguf", "--out", out)
     assert said.code == 2 and "base_model_name_or_path" in said.words
+    config.write_text("[]")
+    said = intarsia("export", tmp_path / "lora", "--format", "gguf", "--out", out)
+    assert said.code == 2 and "CheckpointError" in said.err
 
 
 @pytest.mark.parametrize(

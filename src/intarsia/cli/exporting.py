@@ -23,8 +23,7 @@ def export(
     run: Annotated[
         str,
         typer.Argument(
-            help="A run folder that `intarsia fit` wrote; for gguf also smollm2, the folder of a "
-            "language model, or that of an adapter."
+            help="A run of `intarsia fit`; for gguf also smollm2, or a model's or adapter's folder."
         ),
     ],
     form: Annotated[

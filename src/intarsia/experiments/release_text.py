@@ -12,14 +12,16 @@ from ..core.errors import ConfigError
 from ..core.files import read_json
 from ..data.language_models import language_model
 from ..hosts import export_gguf, export_gguf_adapter, load
+from ..hosts.anatomy.origin import damaged
 from ..hosts.opened import open_language_model
 from ..hosts.out.fold import fold_whole
+from ..hosts.out.graphs import needs, target_of
 from . import experiment as experiments
 from .opening import open_run
 from .release import Report
 from .writing import TextRun
 
-ADAPTER = "adapter_config.json"
+ADAPTER, WRITER = "adapter_config.json", "intarsia.save or PEFT's save_pretrained"
 
 
 def release_text(
@@ -30,8 +32,11 @@ def release_text(
     source: a run of `intarsia fit` on texts, "smollm2", a folder of `save_pretrained` or of
     `intarsia compress`, or the folder of an adapter that names its model.  quant: None = "bf16", of
     an adapter "f32".  result: gets what the checks found, a line each.
-    Raises: as `export_gguf` and `export_gguf_adapter`; ConfigError for a run on pictures.
+    Raises: as `export_gguf` and `export_gguf_adapter`; ConfigError for a run on pictures;
+    CheckpointError for a damaged adapter.
     """
+    target_of(target, ".gguf")  # refused before a model is opened
+    needs("gguf")
     model, tokenizer = _opened(source, report)
     if not fold_it:
         return export_gguf_adapter(model, target, quant=quant or "f32", report=result)
@@ -50,7 +55,11 @@ def _opened(source: str, report: Report) -> tuple[nn.Module, Any]:
             raise ConfigError("--format gguf", got="a run on pictures", want=want, fix=fix)
         return run.model, run.tokenizer
     if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
-        base = read_json(folder / ADAPTER).get("base_model_name_or_path")
+        try:
+            content = read_json(folder / ADAPTER)
+            base = content["base_model_name_or_path"]
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(folder / ADAPTER, f"{type(error).__name__}: {error}", WRITER) from error
         if not isinstance(base, str) or not base:
             want, fix = "base_model_name_or_path, a folder or a name", "Write it into that file."
             raise ConfigError(str(folder / ADAPTER), got=repr(base), want=want, fix=fix)
