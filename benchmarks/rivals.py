@@ -43,7 +43,9 @@ perplexity on a text, or top-1 accuracy on 500 photographs of the 1,000 classes,
 calibrated on. A format of ours that is slower and worse than another row serves nobody:
 `intarsia compress` warns before it writes one, and `intarsia doctor` and `intarsia bench sparse`
 say the same in a line. [Fold and export](../how-to/fold-and-export.md) writes the files for the
-others."""
+others. OpenVINO's int8 was calibrated on 40 pictures, without training. What `export --int8` wrote
+of the same net, by onnxruntime's quantiser, gave 86 % of 300 crops of photographs float32's class,
+in .46 of its time; its accuracy on the 500 has not been measured."""
 Logits = Callable[[Tensor], Tensor]
 Token = Callable[[Tensor], list[float]]
 
