@@ -24,7 +24,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 from intarsia import Mosa, adapt, load
 from intarsia.adapters import Bottleneck
 from intarsia.core.errors import ConfigError, MissingExtra, TrainingError
-from intarsia.core.files import sha256
+from intarsia.core.sealing import sha256
 from intarsia.data.loaders import Held
 from intarsia.fitting import fit
 from intarsia.train import evaluate, progress, two_pass

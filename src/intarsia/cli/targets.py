@@ -18,7 +18,7 @@ PAGE = '<meta name="generator" content="intarsia'
 
 @contextmanager
 def holding() -> Iterator[None]:
-    """Inside, a verb is carried out; at its end it lets go of what it held."""
+    """Carry out a verb inside, and let go at its end of what it held."""
     with ExitStack() as stack:
         before = _HELD.set(stack)
         try:

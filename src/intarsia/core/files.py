@@ -25,8 +25,6 @@ JOINED = "@train+val"  # behind a name or path of data: the validation part is t
 LARGEST_JSON = 2**30  # bytes
 HALVES = re.compile(rb"\\u[dD][89a-fA-F]|\xed[\xa0-\xbf]")  # of surrogate pairs, in JSON
 DEEP = 100  # levels of JSON: no file of ours has more than a dozen
-
-
 SCRATCH = ".writing-"  # .NAME.writing-xxxxxxxx is the hidden folder in which NAME is written
 READY, BEFORE = ".ready", ".before"  # in it: all is written; the folder that was there before
 END = 4096  # bytes of a file's start and end in which a mark is looked for
@@ -37,7 +35,7 @@ SECONDS = 10  # for another process's short work on the same name
 def writing(
     target: str | Path, *, spare: bool = False, wait: float = 0
 ) -> Generator[Path, None, None]:
-    """Gives a path of the same name, to write a file or a folder at; puts it in place at the end.
+    """Give a path of the same name to write a file or a folder at, and put it in place at the end.
 
     What else was written beside it (a graph's weights) is put beside the target, before it. All is
     on the disk before it takes its name; after an error, or a kill, the target is as it was. A
@@ -100,7 +98,7 @@ def _put_in_place(folder: Path, target: Path, names: Iterable[str]) -> None:
 
 
 def _names(folder: Path, target: Path) -> list[str]:
-    """The names of what was written into a scratch folder, the target's last."""
+    """Return the names of what was written into a scratch folder, the target's last."""
     names = {path.name for path in folder.iterdir()} - {READY, BEFORE}
     return sorted(names, key=lambda name: name == target.name)
 
@@ -110,7 +108,7 @@ def _is_ready(folder: Path) -> bool:
 
 
 def _mode(folder: Path) -> int:
-    """The mode that the umask gives to a new file, without setting the umask of all threads."""
+    """Return the mode of a new file, by making one: to ask for the umask is to set it."""
     probe = folder / ".mode"
     handle = os.open(probe, os.O_CREAT | os.O_WRONLY, 0o666)
     try:
@@ -121,7 +119,7 @@ def _mode(folder: Path) -> int:
 
 
 def _left(target: Path) -> list[Path]:
-    """The scratch folders of a target."""
+    """Return the scratch folders of a target."""
     pattern = f".{glob.escape(target.name)}{SCRATCH}????????"
     return [path for path in target.parent.glob(pattern) if path.is_dir()]
 
@@ -143,7 +141,7 @@ def _remove(folder: Path, target: Path) -> None:
 
 
 def repaired(path: str | Path) -> Path:
-    """Finish a folder's replacement that a kill interrupted between two renames; its path.
+    """Finish a folder's replacement that a kill interrupted between two renames; return its path.
 
     Called where folders are opened by name. Nothing is done to a path at which something is.
     """
@@ -159,7 +157,7 @@ def repaired(path: str | Path) -> Path:
 def reserved(
     target: str | Path, *, mark: str = "", own: Collection[str] = ()
 ) -> Generator[Path, None, None]:
-    """Inside, a target is `held` and may be written: the check of every verb before its work.
+    """Check a target before the work, and keep it `held` inside: what every verb does first.
 
     One rule for all of them: what is there is replaced only if this kind of writer wrote it.
 
@@ -196,7 +194,7 @@ def check_target(target: Path, *, mark: str = "", own: Collection[str] = ()) -> 
 
 
 def _ends(path: Path) -> bytes:
-    """The first and the last bytes of a file; a zip has its names there."""
+    """Return the first and the last bytes of a file; a zip has its names there."""
     with open_regular(path) as file:
         first = file.read(END)
         file.seek(max(0, path.stat().st_size - END))

@@ -15,7 +15,7 @@ FOREVER = -1
 
 @contextmanager
 def held(target: str | Path, *, wait: float = 0) -> Generator[None, None, None]:
-    """Inside, no other process writes this file or folder, be there one or not.
+    """Keep other processes from writing a file or folder, be there one or not.
 
     The lock is a hidden file beside the target (in it, where the folder above cannot be written),
     which goes when the work ends. The system frees it when its process ends, however that ends.
@@ -54,7 +54,7 @@ def held(target: str | Path, *, wait: float = 0) -> Generator[None, None, None]:
 
 
 def _place(target: Path) -> Path:
-    """The file to lock for a target."""
+    """Return the file to lock for a target."""
     if target.is_dir() and not os.access(target.parent, os.W_OK):
         return target / ".lock"
     return target.parent / f".{target.name}.lock"
@@ -62,7 +62,7 @@ def _place(target: Path) -> Path:
 
 @contextmanager
 def alone(folder: str | Path) -> Generator[None, None, None]:
-    """Inside, no other process works in this folder, which is made; left empty, it goes again.
+    """Keep other processes from a folder, which is made; left empty, it goes again.
 
     Raises: ConfigError if another process holds it, or for a file; TrainingError where no folder
     can be made.

@@ -33,7 +33,7 @@ def sha256(path: Path) -> str:
 
 
 def digests(folder: Path, *, besides: Collection[str] = ()) -> dict[str, str]:
-    """The SHA-256 of each file below a folder, by its path there, without cards and hidden files.
+    """Return the SHA-256 of each file below a folder by its path, without cards and hidden files.
 
     besides: paths that are left out.
     """
@@ -46,7 +46,7 @@ def digests(folder: Path, *, besides: Collection[str] = ()) -> dict[str, str]:
 
 
 def sealed(content: Mapping[str, Any], files: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """JSON content with its seal.  files: digests of the files beside it."""
+    """Return JSON content with its seal.  files: digests of the files beside it."""
     seal: dict[str, Any] = {FILES: dict(files or {})}
     whole = json.loads(json.dumps({**content, SEAL: seal}))
     whole[SEAL] = {SETTINGS: _digest(whole), **seal}
@@ -60,7 +60,7 @@ def seal_folder(folder: Path, name: str, content: Mapping[str, Any]) -> None:
 
 
 def check_sealed(path: Path, content: Any, *, needs: Collection[str] = ()) -> dict[str, Any]:
-    """The content of a JSON file without its seal, after the files beside it were checked, too.
+    """Check a JSON file and the files beside it, and return its content without the seal.
 
     content: as it was read.  needs: files beside it that are read, so that digests are wanted.
     Raises: CheckpointError for anything that is not as it was written, and for a missing digest.
@@ -71,7 +71,7 @@ def check_sealed(path: Path, content: Any, *, needs: Collection[str] = ()) -> di
 
 
 def check_settings(path: Path, content: Any) -> tuple[dict[str, Any], dict[str, str]]:
-    """The content of a JSON file without its seal, and the digests of files beside it, unchecked.
+    """Check a JSON file; return its content without the seal, and the digests of other files.
 
     Raises: CheckpointError for content that is not as it was written, or has no digest.
     """
@@ -87,7 +87,7 @@ def check_settings(path: Path, content: Any) -> tuple[dict[str, Any], dict[str, 
 
 
 def _object(value: Any) -> dict[str, Any]:
-    """A JSON object; an empty one in the place of anything else."""
+    """Return a JSON object; an empty one in the place of anything else."""
     return cast("dict[str, Any]", value) if isinstance(value, dict) else {}
 
 
@@ -155,7 +155,7 @@ def check_file(path: Path) -> None:
 
 
 def _file_digest(path: Path) -> tuple[str, int]:
-    """The SHA-256 of a safetensors file with zeros for its digest, and where that stands in it.
+    """Return the SHA-256 of a safetensors file with zeros for its digest, and where that stands.
 
     The place is 0 for a file without one.
     """
@@ -186,7 +186,7 @@ def _changed(path: Path, got: str) -> CheckpointError:
 
 
 def sealed_names(folder: Path, kind: str) -> list[str]:
-    """The names in a folder with another library's form that was written with a file `kind`.
+    """Return the names in a folder of another library's form that was written with a file `kind`.
 
     Empty for any other folder: nothing in it may be replaced.
     """

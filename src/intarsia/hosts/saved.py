@@ -168,7 +168,7 @@ def _replayed(model: nn.Module, found: FolderContent) -> nn.Module:
 
 
 def _read(folder: Path) -> FolderContent:
-    """What a folder says: ours, a run's, or one of PEFT's files or of a packed adapter alone."""
+    """Read a folder: ours, a run's, or one of PEFT's files or of a packed adapter alone."""
     inside = repaired(repaired(folder) / ADAPTER)
     if (inside / SETTINGS).is_file():
         folder = inside
@@ -297,7 +297,7 @@ def entries_of(model: nn.Module) -> list[dict[str, Any]]:
 
 
 def _names(model: nn.Module) -> list[str]:
-    """The names of a model's adapters, the active ones first."""
+    """Return the names of a model's adapters, the active ones first."""
     if not is_adapted(model):
         return []
     active = list(model.active_adapters)
@@ -305,7 +305,7 @@ def _names(model: nn.Module) -> list[str]:
 
 
 def _adapters(model: nn.Module) -> Iterable[dict[str, Any]]:
-    """The adapters of a model as entries of steps."""
+    """Return the adapters of a model as entries of steps."""
     for name in _names(model):
         config = cast(IntarsiaConfig, cast(PeftModel, model).peft_config[name])
         yield {
