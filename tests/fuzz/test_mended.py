@@ -81,6 +81,10 @@ MENDED: dict[str, tuple[str, Damage]] = {
     ),
     "no JSON of spans": ("pages", text("spans.json", "{", "[")),
     "blocks of a walk": ("walk", settings("walk/walk.json", lambda c: c.update(blocks=[{"a": 1}]))),
+    "identity of a walk": ("walk", settings("walk/walk.json", lambda c: c.update(identity="x"))),
+    "settings of a tokenizer": (
+        "language", settings("model/tokenizer_config.json", lambda c: c.update(model_max_length="x")),
+    ),
     "layers of a walk": ("walk", tensors("walk/block-000.safetensors", renamed)),
     "arrays of an estimator": ("estimator", tensors("bsc/tensors.safetensors", renamed)),
     "experts of unequal shapes": (

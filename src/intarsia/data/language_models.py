@@ -66,6 +66,7 @@ def _read(name: str, folder: str, pretrained: bool, seed: int, dtype: str) -> tu
         if pretrained:
             check_if_sealed(Path(folder))
         tokenizer = AutoTokenizer.from_pretrained(folder, **own)
+        tokenizer("a")  # or its settings fail at the first text
         if not pretrained:
             config = AutoConfig.from_pretrained(folder, **own)
             with torch.random.fork_rng(devices=[]):

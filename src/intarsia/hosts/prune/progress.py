@@ -81,7 +81,7 @@ class Kept:
                 raise ConfigError(f"out {str(out)!r}", got=got, want=want, fix=fix)
             try:
                 found = check_sealed(path, read_json(path))
-                saved, self.blocks = found["identity"], [_block(row) for row in found["blocks"]]
+                saved, self.blocks = dict(found["identity"]), list(map(_block, found["blocks"]))
                 self.hidden_hash = found["hidden"]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise damaged(path, f"no record of a walk ({error})", "sparsify") from error
