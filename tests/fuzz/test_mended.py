@@ -83,7 +83,8 @@ MENDED: dict[str, tuple[str, Damage]] = {
     "blocks of a walk": ("walk", settings("walk/walk.json", lambda c: c.update(blocks=[{"a": 1}]))),
     "identity of a walk": ("walk", settings("walk/walk.json", lambda c: c.update(identity="x"))),
     "settings of a tokenizer": (
-        "language", settings("model/tokenizer_config.json", lambda c: c.update(model_max_length="x")),
+        "language",
+        settings("model/tokenizer_config.json", lambda c: c.update(model_max_length="x")),
     ),
     "layers of a walk": ("walk", tensors("walk/block-000.safetensors", renamed)),
     "arrays of an estimator": ("estimator", tensors("bsc/tensors.safetensors", renamed)),
