@@ -177,7 +177,8 @@ def _there(file: Path) -> None:
         open_regular(file).close()
     except OSError as error:
         fix = "Check the path."
-        raise DataError(str(file), got=error.strerror, want="a file", fix=fix) from error
+        got = str(error.strerror).lower()
+        raise DataError(str(file), got=got, want="a file", fix=fix) from error
 
 
 def _no_folder(target: Path) -> None:
