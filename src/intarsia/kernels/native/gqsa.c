@@ -19,6 +19,7 @@ typedef struct {
   const float *x;      /* (in) */
   const int8_t *x8;    /* (in), or NULL: fp32 activations */
   const float *xscale; /* (in / GROUP) */
+  const int32_t *xless; /* (in / GROUP): -1 times the sum of x8 */
   float *y;            /* (rows) */
   gqsa_part *part;     /* (units) */
   const int32_t *ptr;
@@ -96,46 +97,38 @@ static float gqsa_f32(const gqsa_job *j, int64_t g, int64_t e) {
   return t;
 }
 
-/* Two groups in one step of dot products, 4 sums for each.  z: their zeros in all their bytes,
-   f: their scales in all their lanes. */
-ALWAYS __m256 gqsa_two(const int8_t *x0, const int8_t *x1, const uint8_t *code, __m256i z, __m256 f,
-                       __m256 a) {
-  const __m256i none = _mm256_setzero_si256();
-  __m256i w = _mm256_cvtepu8_epi16(_mm_loadu_si128((const __m128i *)code));
-  w = _mm256_and_si256(_mm256_or_si256(w, _mm256_slli_epi16(w, 4)), _mm256_set1_epi8(15));
-  __m256i x = _mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)x0));
-  x = _mm256_inserti128_si256(x, _mm_loadu_si128((const __m128i *)x1), 1);
-  __m256i d = _mm256_sub_epi32(_mm256_dpbusd_epi32(none, w, x), _mm256_dpbusd_epi32(none, z, x));
-  return _mm256_fmadd_ps(_mm256_cvtepi32_ps(d), f, a);
-}
-
-/* a + b: the sums of eight groups.  code: 64 bytes, zeros: 8 nibbles. */
+/* Sums of eight groups: (q - z) x = q x - z sum x, exact, 4 sums for each.  code: 64 bytes, zeros: 8
+   nibbles. */
 ALWAYS void gqsa_eight(const gqsa_job *j, const uint16_t *col, const uint8_t *code,
-                       const uint16_t *scale, uint32_t zeros, __m256 *a, __m256 *b) {
-  const int8_t *x = j->x8;
-  const float *t = j->xscale;
-  const __m256i pair = _mm256_set_epi32(1, 1, 1, 1, 0, 0, 0, 0), two = _mm256_set1_epi32(2);
-  const __m256i byte = _mm256_mullo_epi32(pair, _mm256_set1_epi32(0x01010101));
-  const __m256i more = _mm256_set1_epi8(2);
-  __m256i z = _mm256_set1_epi64x((int64_t)_pdep_u64(zeros, 0x0f0f0f0f0f0f0f0f));
-  __m256i halves = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)scale));
-  __m256 s = _mm256_castsi256_ps(_mm256_slli_epi32(halves, 16));
-  __m256 f = _mm256_mul_ps(s, _mm256_set_ps(t[col[7]], t[col[6]], t[col[5]], t[col[4]], t[col[3]],
-                                            t[col[2]], t[col[1]], t[col[0]]));
-  __m256i at = pair, own = byte;
-  for (int k = 0; k < 4; k++) {
-    const int8_t *x0 = x + 16 * (int64_t)col[2 * k], *x1 = x + 16 * (int64_t)col[2 * k + 1];
-    __m256i zk = _mm256_shuffle_epi8(z, own);
-    __m256 fk = _mm256_permutevar8x32_ps(f, at);
-    if (k & 1) *b = gqsa_two(x0, x1, code + 16 * k, zk, fk, *b);
-    else *a = gqsa_two(x0, x1, code + 16 * k, zk, fk, *a);
-    at = _mm256_add_epi32(at, two);
-    own = _mm256_add_epi8(own, more);
+                       const uint16_t *scale, uint32_t zeros, __m512 *a, __m512 *b) {
+  const __m256i at = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)col));
+  const __m256i halves = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)scale));
+  const __m256 s = _mm256_castsi256_ps(_mm256_slli_epi32(halves, 16));
+  const __m256 f = _mm256_mul_ps(s, _mm256_i32gather_ps(j->xscale, at, 4));
+  __m256i z = _mm256_srlv_epi32(_mm256_set1_epi32((int)zeros),
+                                _mm256_set_epi32(28, 24, 20, 16, 12, 8, 4, 0));
+  z = _mm256_mullo_epi32(_mm256_and_si256(z, _mm256_set1_epi32(15)),
+                         _mm256_i32gather_epi32(j->xless, at, 4));
+  __m512i each = _mm512_set_epi32(3, 3, 3, 3, 2, 2, 2, 2, 1, 1, 1, 1, 0, 0, 0, 0);
+  for (int k = 0; k < 2; k++, col += 4, code += 32) {
+    __m512i w = _mm512_cvtepu8_epi16(_mm256_loadu_si256((const __m256i *)code));
+    w = _mm512_and_si512(_mm512_or_si512(w, _mm512_slli_epi16(w, 4)), _mm512_set1_epi8(15));
+    __m512i x = _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(j->x8 + 16 * (int64_t)col[0])));
+    for (int i = 1; i < 4; i++) {
+      const __m128i one = _mm_loadu_si128((const __m128i *)(j->x8 + 16 * (int64_t)col[i]));
+      x = _mm512_mask_broadcast_i32x4(x, (__mmask16)(15 << (4 * i)), one);
+    }
+    const __m512i less = _mm512_maskz_permutexvar_epi32(0x1111, each, _mm512_castsi256_si512(z));
+    const __m512 dots = _mm512_cvtepi32_ps(_mm512_dpbusd_epi32(less, w, x));
+    const __m512 by = _mm512_permutexvar_ps(each, _mm512_castps256_ps512(f));
+    if (k) *b = _mm512_fmadd_ps(dots, by, *b);
+    else *a = _mm512_fmadd_ps(dots, by, *a);
+    each = _mm512_add_epi32(each, _mm512_set1_epi32(4));
   }
 }
 
 static float gqsa_i8(const gqsa_job *j, int64_t g, int64_t e) {
-  __m256 a = _mm256_setzero_ps(), b = a;
+  __m512 a = _mm512_setzero_ps(), b = a;
   const uint8_t *code = j->code + g * 8, *zero = j->zero + (g >> 1);
   const int odd = (int)(g & 1);
   for (; g + 7 < e; g += 8, code += 64, zero += 4) {
@@ -148,18 +141,25 @@ static float gqsa_i8(const gqsa_job *j, int64_t g, int64_t e) {
     _mm_prefetch((const char *)(j->col + g) + 512, _MM_HINT_T0);
   }
   if (g < e) { /* the last ones, with a scale of 0 behind them */
-    uint16_t col[8], scale[8] = {0};
+    const __mmask8 some = (__mmask8)((1u << (e - g)) - 1);
+    uint16_t col[8], scale[8];
     uint8_t last[64] = {0};
     uint32_t zeros = 0;
-    for (int i = 0; i < 8; i++) col[i] = j->col[g + i < e ? g + i : e - 1];
-    for (int i = 0; g + i < e; i++) {
-      scale[i] = j->scale[g + i];
-      zeros |= (uint32_t)gqsa_zero(j->zero, g + i) << (4 * i);
+    /* no column of the next row, which nobody has looked at, nor one that may be NaN */
+    const __m128i again = _mm_set1_epi16((short)j->col[e - 1]);
+    _mm_storeu_si128((__m128i *)col, _mm_mask_loadu_epi16(again, some, j->col + g));
+    _mm_storeu_si128((__m128i *)scale, _mm_maskz_loadu_epi16(some, j->scale + g));
+    if (g + 8 < j->groups) { /* codes and zeros of the next row are there to be read */
+      memcpy(&zeros, zero, 4);
+      zeros = (uint32_t)(((uint64_t)zeros | (uint64_t)zero[3 + odd] << 32) >> (4 * odd));
+      gqsa_eight(j, col, code, scale, zeros, &a, &b);
+    } else {
+      for (int i = 0; g + i < e; i++) zeros |= (uint32_t)gqsa_zero(j->zero, g + i) << (4 * i);
+      memcpy(last, code, (size_t)(e - g) * 8);
+      gqsa_eight(j, col, last, scale, zeros, &a, &b);
     }
-    memcpy(last, j->code + g * 8, (size_t)(e - g) * 8);
-    gqsa_eight(j, col, last, scale, zeros, &a, &b);
   }
-  return sum_x8(_mm256_add_ps(a, b));
+  return _mm512_reduce_add_ps(_mm512_add_ps(a, b));
 }
 
 #elif defined(__AVX2__) && defined(__FMA__)
@@ -269,7 +269,7 @@ static void gqsa_units(void *given, int64_t part) {
 }
 
 /* x as int8, a scale for each group; one that is not finite makes its group NaN */
-static void gqsa_rounded(const float *x, int64_t groups, int8_t *x8, float *xscale) {
+static void gqsa_rounded(const float *x, int64_t groups, int8_t *x8, float *xscale, int32_t *xless) {
   for (int64_t c = 0; c < groups; c++, x += GROUP, x8 += GROUP) {
     float most = 0, finite = 0;
     for (int i = 0; i < GROUP; i++) {
@@ -280,7 +280,11 @@ static void gqsa_rounded(const float *x, int64_t groups, int8_t *x8, float *xsca
     float inverse = most > 0 ? 127.0f / most : 0.0f;
     xscale[c] = most / 127.0f + finite;
     if (finite != 0 || inverse > 3e38f) inverse = 0; /* NaN, or too small to divide by */
-    for (int i = 0; i < GROUP; i++) x8[i] = (int8_t)__builtin_rintf(x[i] * inverse * (finite == 0));
+    xless[c] = 0;
+    for (int i = 0; i < GROUP; i++) {
+      x8[i] = (int8_t)__builtin_rintf(x[i] * inverse * (finite == 0));
+      xless[c] -= x8[i];
+    }
   }
 }
 
@@ -308,12 +312,13 @@ INTARSIA_API int64_t intarsia_gqsa(const float *x, float *y, int64_t batch, int6
   gqsa_part *part = malloc((size_t)units * sizeof(gqsa_part));
   int8_t *x8 = rounded ? malloc((size_t)(across * GROUP)) : NULL;
   float *xscale = rounded ? malloc((size_t)across * sizeof(float)) : NULL;
-  if (!part || (rounded && !(x8 && xscale))) fault = OUT_OF_MEMORY;
+  int32_t *xless = rounded ? malloc((size_t)across * sizeof(int32_t)) : NULL;
+  if (!part || (rounded && !(x8 && xscale && xless))) fault = OUT_OF_MEMORY;
   const int64_t parts = parts_of(groups * 13, threads);
   for (int64_t b = 0; b < batch && !fault; b++, x += across * GROUP, y += rows) {
-    gqsa_job job = {x,   x8,   xscale, y,      part,  ptr,   col,    code,
-                    scale, zero, rows,   groups, across, parts < units ? parts : units, &fault};
-    if (rounded) gqsa_rounded(x, across, x8, xscale);
+    gqsa_job job = {x,    x8,   xscale, xless,  y,      part, ptr, col, code, scale,
+                    zero, rows, groups, across, parts < units ? parts : units, &fault};
+    if (rounded) gqsa_rounded(x, across, x8, xscale, xless);
     intarsia_parallel(gqsa_units, &job, job.parts, threads);
     if (fault) break;
     for (int64_t u = 0; u < units; u++)
@@ -322,5 +327,6 @@ INTARSIA_API int64_t intarsia_gqsa(const float *x, float *y, int64_t batch, int6
   free(part);
   free(x8);
   free(xscale);
+  free(xless);
   return fault;
 }
