@@ -55,7 +55,7 @@ def test_what_is_no_regular_file_is_refused_at_once(
         READERS[name](path)
 
 
-@pytest.mark.parametrize("name", READERS.keys() - {"check"})
+@pytest.mark.parametrize("name", sorted(READERS.keys() - {"check"}))
 def test_a_folder_and_nothing_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         READERS[name](tmp_path)

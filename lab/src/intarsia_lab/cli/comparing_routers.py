@@ -24,7 +24,7 @@ def compare_routers(
         str,
         typer.Argument(
             help="Corpora (austen, gcide, ...) and sets of pictures (fashion-mnist), with commas.",
-            autocompletion=completing.several(completing.data),
+            autocompletion=completing.several(lambda word: [*completing.data(word)]),
         ),
     ],
     routers: Annotated[
