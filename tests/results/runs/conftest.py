@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from intarsia.core.sealing import OPEN, seal_file
 from intarsia.results.runs import save_mistakes
 
 HOSTILE = '<script>alert("x")</script>'
@@ -124,7 +125,8 @@ def write_run(
     (folder / "metrics.jsonl").write_text(text)
     items = torch.arange(len(labels)) + 80 * seed  # half of a part is in the next seed's, too
     tensors = {"logits": logits, "labels": labels, "items": items}
-    save_file(tensors, folder / "predictions.safetensors", metadata={"split": "test"})
+    save_file(tensors, folder / "predictions.safetensors", metadata={"split": "test", **OPEN})
+    seal_file(folder / "predictions.safetensors")
     save_mistakes(folder, picture, logits, labels, CLASSES, k=6)
     return folder
 

@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import save_file
 
 from intarsia.core.errors import CheckpointError, DataError, IntarsiaError
+from intarsia.core.sealing import OPEN, seal_file
 from intarsia.results.runs import gather, read_run
 
 Make = Callable[..., Path]
@@ -39,6 +40,11 @@ def test_training_values_are_means_over_an_epoch(make_run: Make) -> None:
     assert len(losses) == 5
     assert math.isclose(point.values["loss"], sum(losses) / 5)
     assert "seconds" not in point.values
+
+
+def write_predictions(folder: Path, tensors: dict[str, torch.Tensor]) -> None:
+    save_file(tensors, folder / "predictions.safetensors", OPEN)
+    seal_file(folder / "predictions.safetensors")
 
 
 @pytest.mark.parametrize("name", ["metrics.jsonl", "predictions.safetensors", "mistakes"])
@@ -104,8 +110,8 @@ def broken(folder: Path, name: str, content: bytes) -> Path:
         ("metrics.jsonl", b'{"epoch": 1}\n', "line 1: KeyError"),
         ("metrics.jsonl", b"7\n", "line 1: TypeError"),
         ("metrics.jsonl", b"\xff\n", "Unicode"),
-        ("predictions.safetensors", b"", "SafetensorError"),
-        ("predictions.safetensors", b"\x00" * 64, "SafetensorError"),
+        ("predictions.safetensors", b"", "no digest"),
+        ("predictions.safetensors", b"\x00" * 64, "no digest"),
     ],
 )
 def test_a_damaged_file_is_named(make_run: Make, name: str, content: bytes, says: str) -> None:
@@ -156,14 +162,14 @@ def test_predictions_that_do_not_fit(
     make_run: Make, logits: torch.Tensor, labels: torch.Tensor
 ) -> None:
     folder = make_run()
-    save_file({"logits": logits, "labels": labels}, folder / "predictions.safetensors")
+    write_predictions(folder, {"logits": logits, "labels": labels})
     with pytest.raises(CheckpointError, match="predictions.safetensors"):
         read_run(folder)
 
 
 def test_predictions_without_labels(make_run: Make) -> None:
     folder = make_run()
-    save_file({"logits": torch.zeros(3, 4)}, folder / "predictions.safetensors")
+    write_predictions(folder, {"logits": torch.zeros(3, 4)})
     with pytest.raises(CheckpointError, match="labels"):
         read_run(folder)
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from intarsia.core.sealing import OPEN, seal_file
 from intarsia.results import numbers
 from intarsia.results.runs import comparison_of, gather, json_rows, read_run
 from intarsia.results.runs.grouping import Comparison
@@ -101,7 +102,8 @@ def scored(make_run: Make) -> Callable[..., Comparison]:
                 folder = make_run(f"{label}{seed}", label=label, seed=seed, change=change)
                 logits = torch.eye(4)[torch.where(hits, 0, 1)]
                 tensors = {"logits": logits, "labels": torch.zeros(36).long(), "items": items}
-                save_file(tensors, folder / "predictions.safetensors", {"split": "test"})
+                save_file(tensors, folder / "predictions.safetensors", {"split": "test", **OPEN})
+                seal_file(folder / "predictions.safetensors")
         first = next(iter(rights))
         return comparison_of(gather([folder.parent]), first)  # pyright: ignore
 
@@ -196,7 +198,8 @@ def test_runs_without_numbers_of_their_pictures(make_run: Make) -> None:
                 folder = make_run(f"{one}/{label}{seed}", label=label, seed=seed, change=change)
                 tensors = load_file(folder / "predictions.safetensors")
                 del tensors["items"]
-                save_file(tensors, folder / "predictions.safetensors", {"split": "test"})
+                save_file(tensors, folder / "predictions.safetensors", {"split": "test", **OPEN})
+                seal_file(folder / "predictions.safetensors")
         (text,) = differences(comparison_of(gather([folder.parent])))  # pyright: ignore
         assert ("95 % interval" in text) == one
         assert ("There is no interval: each seed has a test part of its own" in text) != one
