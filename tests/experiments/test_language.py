@@ -111,7 +111,7 @@ def test_a_text_file_needs_no_more_than_its_path(
     said = CliRunner().invoke(app, words)
     assert said.exit_code == 0, said.output
     assert "test, before" in said.stdout and "exact match" in said.stdout
-    record = json.loads(Path("runs/notes.txt-lora-0/run.json").read_text())
+    record = json.loads(Path("runs/notes-lora-0/run.json").read_text())
     assert record["record"]["method"]["method"] == "lora"
     assert record["record"]["data"]["form"] == "text"
 

@@ -18,7 +18,7 @@ from intarsia.data.language_models import language_model
 from intarsia.hosts.delta import file as delta_file
 from intarsia.hosts.offload.store import ExpertStore, pack_experts
 from intarsia.hosts.opened import open_language_model, save_language_model
-from intarsia.hosts.prune.files import read_tensors, save_sparse
+from intarsia.hosts.prune.files import read_folder, save_sparse
 from intarsia.hosts.prune.tables import load_tables, save_tables
 from intarsia.hosts.relabel import write_relabelled as relabelled
 from intarsia.hosts.spans.spans import Spans, load_spans
@@ -99,7 +99,7 @@ def write_changed(path: Path, version: int) -> object:
 
 def sparse(layout: str) -> Kind:
     def version(path: Path) -> int:
-        return int(read_tensors(path)["model.norm.weight"][0])
+        return int(read_folder(path)["model.norm.weight"][0])
 
     return Kind(lambda p, v: save_sparse(llama(v), p, layout=layout, tokenizer=words()), version)
 

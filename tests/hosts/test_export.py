@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +19,7 @@ from torch import nn
 from transformers import ViTConfig, ViTForImageClassification
 
 from intarsia.adapters import Bottleneck, Lora
-from intarsia.core import Method
+from intarsia.core import Method, files
 from intarsia.core.errors import ConfigError, ExportError, MissingExtra, TrainingError
 from intarsia.hosts import adapt
 from intarsia.hosts.anatomy.compare import difference, image_shape, sample
@@ -188,15 +187,11 @@ def test_an_export_that_cannot_be_put_in_place_leaves_the_earlier_one(
     stock, out = folded(vit()), tmp_path / "out"
     export_timm(stock, out, report=quiet)
     before = (out / "model.safetensors").read_bytes()
-    replace, calls = os.replace, []
 
-    def full(source: Any, target: Any) -> None:
-        calls.append(target)
-        if len(calls) == 2:
-            raise OSError(28, "No space left on device")
-        replace(source, target)
+    def full(*_: Any) -> bool:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
+    monkeypatch.setattr(files, "exchange", full)
     with pytest.raises(TrainingError, match="No space"):
         export_timm(stock, out, report=quiet)
     assert (out / "model.safetensors").read_bytes() == before

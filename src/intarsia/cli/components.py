@@ -50,18 +50,18 @@ def components(
     if fit is not None and not fit.exists():
         want = "a picture, or a folder of pictures"
         raise ConfigError("--fit", got=f"no {fit}", want=want, fix="Check the path.")
-    if fit is None:
-        want = "the folder of a sparse coding model"
-        source = shlex.quote(str(run)) if run.is_dir() else "photos/"
-        fix = f"Learn one from pictures: intarsia components NEW --fit {source}"
-        check_kind(run, "card.json", what=f"model {run}", want=want, fix=fix)
     from ..models.coding.annealed import Annealed
     from ..models.coding.pictures import SOFTWARE
     from ..models.saved import CARD, TENSORS
 
     where = run.with_name(run.name + ".png") if out is None else out
     target(where, "atoms.png", option="--out", mark=SOFTWARE)
-    if fit is not None:
+    if fit is None:
+        want = "the folder of a sparse coding model"
+        source = shlex.quote(str(run)) if run.is_dir() else "photos/"
+        repair = f"Learn one from pictures: intarsia components NEW --fit {source}"
+        check_kind(run, CARD, what=f"model {run}", want=want, fix=repair)
+    else:
         target(run, "runs/gsc", option="RUN", own=(CARD, TENSORS))
         _learn(fit, run, model, atoms, side, patches, steps, seed)
     found = Annealed.load(run)

@@ -25,7 +25,7 @@ def describe_folder(folder: Path) -> str:
     """Say in words what stands at a path: a folder of a known kind, or of which files."""
     if not folder.is_dir():
         return "a file" if folder.exists() else "no such folder"
-    names = {path.name for path in folder.iterdir()}
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     if (kind := next((MARKS[mark] for mark in MARKS if mark in names), None)) is not None:
         return kind
     suffixes = Counter(suffix for name in names if (suffix := Path(name).suffix))

@@ -208,14 +208,16 @@ TYPES: Mapping[str, type] = {
 def check_types(settings: object) -> None:
     """Check settings, and those inside them, against the plain types that their fields declare.
 
-    A whole number may stand for a float; True is no number. Fields of other types are not checked.
+    A whole number may stand for a float; True is no number. Fields of other types are not checked,
+    and settings of PEFT neither, which fills in what it declares.
     Raises: ConfigError, with the field's name.
     """
     for field in fields(cast(Any, settings)) if is_dataclass(settings) else ():
         value, declared = getattr(settings, field.name), str(field.type)
         names = [name.strip() for name in declared.split("|")]
         if is_dataclass(value) and not isinstance(value, type):
-            check_types(value)
+            if type(value).__module__.partition(".")[0] != "peft":
+                check_types(value)
         elif TYPES.keys() >= {*names} and not any(_is_a(value, name) for name in names):
             want, fix = declared.replace(" | ", " or "), "Give a value of that type."
             raise ConfigError(field.name, got=repr(value), want=want, fix=fix)

@@ -136,10 +136,23 @@ def check_if_sealed(folder: Path, *names: str) -> None:
 
 def seal_file(path: Path) -> None:
     """Fill in the digest of a safetensors file that was written with `OPEN` in its metadata."""
+    _sort_metadata(path)
     digest, at = _file_digest(path)
     with path.open("r+b") as file:
         file.seek(at)
         file.write(digest.encode())
+
+
+def _sort_metadata(path: Path) -> None:
+    """Put a safetensors file's metadata in order, so that equal contents are equal bytes."""
+    with path.open("r+b") as file:
+        size = struct.unpack("<Q", file.read(8))[0]
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # the same words in another order
+            file.seek(8)
+            file.write(text.ljust(size))
 
 
 def check_file(path: Path) -> None:

@@ -92,15 +92,15 @@ def _check_files(name: str, folder: Path) -> None:
     Raises: AssetError.
     """
     what = f"language model {name!r}"
-    if folder.is_dir() and not (folder / "config.json").is_file():
-        want = f"{', '.join(PACKAGED)}, a folder of save_pretrained, or a name on the Hub"
-        fix = "Give the folder that holds config.json, model.safetensors and a tokenizer."
-        raise AssetError(what, got=describe_folder(folder), want=want, fix=fix)
     try:
         check_regular(folder)
     except OSError as error:
         want, fix = "a folder of files", "Copy its files there."
         raise AssetError(what, got=error, want=want, fix=fix) from error
+    if folder.is_dir() and not (folder / "config.json").is_file():
+        want = f"{', '.join(PACKAGED)}, a folder of save_pretrained, or a name on the Hub"
+        fix = "Give the folder that holds config.json, model.safetensors and a tokenizer."
+        raise AssetError(what, got=describe_folder(folder), want=want, fix=fix)
 
 
 def _unreadable(name: str, error: Exception) -> AssetError:

@@ -157,13 +157,15 @@ def _owned(out: Path, resume: bool) -> Iterator[None]:
             got, want = "a folder with a run in it", "a new one"
             fix = "Choose another folder, or go on with that run: resume=True."
             raise ConfigError(f"run folder {out}", got=got, want=want, fix=fix)
-        begun = out.stat()
+        handle = os.open(out, os.O_RDONLY)  # held open, so that no other folder gets its number
         try:
             yield
+            _check_same_folder(out, os.fstat(handle))
         except NotFinite as error:
             write_json(out / FAILED, {"error": str(error)})
             raise
-        _check_same_folder(out, begun)
+        finally:
+            os.close(handle)
 
 
 def _check_same_folder(out: Path, begun: os.stat_result) -> None:
