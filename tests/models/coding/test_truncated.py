@@ -326,7 +326,7 @@ def test_a_damaged_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="bytes that changed"):
         BSC.load(folder)
     (folder / "card.json").write_text('{"format": 1}')
-    with pytest.raises(CheckpointError, match="what save wrote"):
+    with pytest.raises(CheckpointError, match="of a fitted estimator wrote"):
         BSC.load(folder)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "letter.txt").write_text("")
