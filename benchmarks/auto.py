@@ -162,7 +162,7 @@ def _verdicts(found: Mapping[str, Mapping[str, Any]], done: Sequence[str], of: i
     ahead = sum(mean > fmean(ours) for mean in means.values())
     lines = [
         f"Over {len(done)} of {of} tasks `auto` has a mean of {numbers.percent(fmean(ours))}; "
-        f"{ahead} of {len(means)} methods of even.md have a higher one.",
+        f"{ahead} of {len(means)} methods of even.md are higher.",
         "",
         "| Against | Mean | auto minus it | 95 % interval over tasks | Target | Verdict |",
         "| --- | ---: | ---: | ---: | --- | --- |",
