@@ -21,6 +21,8 @@ from intarsia.gating import learned_routers
 from intarsia.hosts.swap.upcycle import places_in as places
 from intarsia.routers import Hash, PermutationSearch
 
+from ..refusals import refused
+
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -199,9 +201,9 @@ def test_adapters_come_afterwards() -> None:
     wanted = out(model)
     adapted = intarsia.adapt(model, intarsia.Lora(rank=2), head=None)
     assert_close(out(adapted), wanted, rtol=1e-5, atol=1e-5)
-    with pytest.raises(TargetError, match="one with adapters"):
+    with refused(TargetError, what="model", got="one with adapters"):
         intarsia.prune_experts(adapted, 2, "random")
-    with pytest.raises(TargetError, match="one with adapters"):
+    with refused(TargetError, what="model", got="one with adapters"):
         intarsia.merge_mixtures(adapted, adapted)
 
 
@@ -229,18 +231,18 @@ def test_what_cannot_be_pruned_is_refused_and_leaves_the_model(case: str) -> Non
 
 
 def test_models_that_have_no_mixtures_of_ours() -> None:
-    with pytest.raises(TargetError, match="one that was not upcycled"):
+    with refused(TargetError, what="model", got="one that was not upcycled"):
         intarsia.prune_experts(vit(), 2, "random")
-    with pytest.raises(TargetError, match="one that was not upcycled"):
+    with refused(TargetError, what="model", got="one that was not upcycled"):
         intarsia.merge_mixtures(trained("vit", "copies"), vit())
     host = intarsia.upcycle(mixtral(), TopK(experts=4))
-    with pytest.raises(TargetError, match="experts of the host's own"):
+    with refused(TargetError, what="'model.layers.0.mlp'"):
         intarsia.prune_experts(host, 2, "random")
-    with pytest.raises(TargetError, match="experts of the host's own"):
+    with refused(TargetError, what="'model.layers.0.mlp'"):
         intarsia.merge_mixtures(host, copy.deepcopy(host))
-    with pytest.raises(ConfigError, match="got 0 batches for 2 routers"):
+    with refused(ConfigError, what="loads"):
         intarsia.expert_loads(host, [])
-    with pytest.raises(ConfigError, match="got 1 batches for 0 routers"):
+    with refused(ConfigError, what="loads"):
         intarsia.expert_loads(vit(), [inputs("vit")])
 
 
@@ -256,22 +258,22 @@ def test_models_that_do_not_fit_are_refused() -> None:
         other = intarsia.upcycle(vit(), **({"router": TopK(experts=4)} | settings))
         with pytest.raises(ConfigError, match=message):
             intarsia.merge_mixtures(one, other)
-    with pytest.raises(ShapeError, match="experts of 'blocks.0.mlp'"):
+    with refused(ShapeError, what="experts of 'blocks.0.mlp'"):
         intarsia.merge_mixtures(one, intarsia.upcycle(vit(width=48), TopK(experts=4)))
-    with pytest.raises(ConfigError, match="kind of the models"):
+    with refused(ConfigError, what="kind of the models to merge"):
         intarsia.merge_mixtures(one, trained("llama", "copies"))
     trees = intarsia.upcycle(vit(), Comet(experts=4))
-    with pytest.raises(ConfigError, match="CometRouter, built for its number of experts"):
+    with refused(ConfigError, what="router", got="a CometRouter, built for its number of experts"):
         intarsia.merge_mixtures(trees, trees)
-    with pytest.raises(ConfigError, match="CometRouter, built for its number of experts"):
+    with refused(ConfigError, what="router", got="a CometRouter, built for its number of experts"):
         intarsia.prune_experts(trees, 2, "random")
 
 
 def test_experts_of_another_activation_do_not_merge() -> None:
     plain, relu = (intarsia.upcycle(vit(), TopK(experts=4), act=act) for act in (None, "relu"))
-    with pytest.raises(ConfigError, match="act of the models to merge"):
+    with refused(ConfigError, what="act of the models to merge"):
         intarsia.merge_mixtures(plain, relu)
-    with pytest.raises(ShapeError, match="experts of"):  # layers, without the record of a model
+    with refused(ShapeError, what="experts of ''"):  # layers, without the record of a model
         intarsia.mixtures.merged(mixtures(plain)[0], mixtures(relu)[0])
 
 
@@ -302,7 +304,7 @@ def test_loads_that_were_not_counted_are_refused() -> None:
     model, x = intarsia.upcycle(vit(), TopK(3, 2)), torch.randn(2, 3, 32, 32)
     loads = intarsia.expert_loads(model, [x])
     model.blocks[0].mlp.compile(backend="eager")
-    with pytest.raises(ConfigError, match="torch.compile"):
+    with refused(ConfigError, what="loads of 'blocks.0.mlp.router'"):
         intarsia.expert_loads(model, [x])
     assert len(loads) == 2
     searched = intarsia.upcycle(vit(), PermutationSearch(TopK(4, 2)))

@@ -20,6 +20,8 @@ from intarsia.methods import Mosa, Poly
 from intarsia.mixtures import SkillsCell
 from intarsia.routers import TaskRouter
 
+from ..refusals import refused
+
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )
@@ -191,36 +193,36 @@ def test_the_delta_of_a_task_is_what_its_samples_get() -> None:
     for task in range(3):
         assert_close(added(made, x, [task, task]), x @ made.delta(task).T)
         assert_close(made.of_task(task)(x), x @ made.delta(task).T)
-    with pytest.raises(FoldError, match=r"got 3 tasks.*to_lora\(model, task\)"):
+    with refused(FoldError, what="merging Poly at 'b.fc'"):
         made.delta()
-    with pytest.raises(FoldError, match="got 3 tasks"):
+    with refused(FoldError, what="merging Poly at 'b.fc'"):
         made.merged()
-    with pytest.raises(ConfigError, match=r"want 0 \.\.\. 2"):
+    with refused(ConfigError, what="task_ids", got="3 ... 3"):
         made.delta(3)
     mean = cell(unknown="mean")  # pyright: ignore
     assert_close(mean(x), x @ mean.delta().T)
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "message"),
+    ("settings", "error", "what"),
     [
-        ({"heads": 4}, TargetError, r"heads at 'b.fc': got 4.*one of \[1, 2, 3, 6\]"),
-        ({"rank": 13}, TargetError, "rank at 'b.fc': got 13, want at most 12"),
-        ({"rank": 0}, ConfigError, "rank: got 0"),
-        ({"tasks": 0}, ConfigError, "tasks: got 0"),
-        ({"skills": 0}, ConfigError, "skills: got 0"),
-        ({"unknown": "x"}, ConfigError, "unknown: got 'x'"),
+        ({"heads": 4}, TargetError, "heads at 'b.fc'"),
+        ({"rank": 13}, TargetError, "rank at 'b.fc'"),
+        ({"rank": 0}, ConfigError, "rank"),
+        ({"tasks": 0}, ConfigError, "tasks"),
+        ({"skills": 0}, ConfigError, "skills"),
+        ({"unknown": "x"}, ConfigError, "unknown"),
     ],
 )
 def test_bad_settings_are_refused(
-    settings: dict[str, int], error: type[Exception], message: str
+    settings: dict[str, int], error: type[Exception], what: str
 ) -> None:
-    with pytest.raises(error, match=message):
+    with refused(error, what=what):
         cell(**settings)
 
 
 def test_a_fused_layer_is_adapted_whole() -> None:
-    with pytest.raises(TargetError, match="got a fused qkv layer"):
+    with refused(TargetError, what="role 'qv' at 'a.qkv'"):
         Poly(roles=("qv",)).build(Site("a.qkv", 24, 72), generator=torch.Generator())
 
 
@@ -277,10 +279,10 @@ def test_ids_of_another_number_than_the_batch_are_refused() -> None:
     model = vit()
     with (
         intarsia.task_ids(model, torch.tensor([0, 1])),
-        pytest.raises(ShapeError, match="got 2 for a batch of 4"),
+        refused(ShapeError, what="task_ids"),
     ):
         model(IMAGES)
-    with pytest.raises(ConfigError, match="task_ids: got none"):
+    with refused(ConfigError, what="task_ids", got="none"):
         model(IMAGES)
 
 

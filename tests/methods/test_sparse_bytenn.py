@@ -22,6 +22,8 @@ from intarsia.hosts.anatomy.channel_groups import channels_of
 from intarsia.partitions import keep_row_blocks, keep_shares
 from intarsia.partitions.row_blocks import kept_in_blocks, row_order
 
+from ..refusals import refused
+
 
 class Net(nn.Module):
     """Stem, two residual blocks, one with squeeze and excitation, a k x k layer, a head."""
@@ -160,9 +162,9 @@ def test_a_training_prunes_by_blocks_and_keeps_zeros() -> None:
 
 
 def test_gradual_refuses_what_blocks_cannot_have() -> None:
-    with pytest.raises(ConfigError, match="spread"):
+    with refused(ConfigError, what="spread", got="'global'"):
         Gradual(0.5, rows=4, spread="global")
-    with pytest.raises(ConfigError, match="rows"):
+    with refused(ConfigError, what="rows", got=0):
         Gradual(0.5, rows=0)
 
 
@@ -201,7 +203,7 @@ def test_two_layers_of_one_weight_are_refused_and_groups_keep_their_order() -> N
     assert "2 groups" in fixed["a"]
     assert "2 groups" in fixed["b"] or fixed["b"] == "the net's output"
     net.b.weight = net.a.weight
-    with pytest.raises(TargetError, match="'b' that 'a' uses"):
+    with refused(TargetError, what="order of channels", got="a weight of 'b' that 'a' uses, too"):
         channels_of(net)
     for wrong in ({"density": 0.0}, {"rows": 0}, {"rounds": -1}):
         with pytest.raises(ConfigError):

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
 from intarsia.catalog import cards
 from intarsia.core.errors import DataError
 from intarsia_lab.pages.methods import measured, pages, published, reference, write
+
+from ...refusals import refused
 
 # PEFT's own methods have no class here: a line in the index says it all
 METHODS = [card for card in cards() if card.family != "peft"]
@@ -75,5 +75,5 @@ def test_the_table_of_the_reference_is_up_to_date() -> None:
         assert f"[`{card.config.__name__}`](methods/{card.key}.md)" in text
     without = "\n".join(line for line in text.splitlines() if "methods/topk.md" not in line)
     assert reference(without + "\n") == text
-    with pytest.raises(DataError, match="no section of methods"):
+    with refused(DataError, what="reference page"):
         reference("# Reference\n")
