@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
-from intarsia import LlavaMole, Lora, MixLora, TopK
+from intarsia import Lora, TopK
 from intarsia.kernels.experts import Slices, add_mix
+from intarsia.methods import MixLora
 from intarsia.mixtures.lora_experts import dealt
+from intarsia.senses import LlavaMole
 from intarsia_lab.claims.mixtures import naive, shared_mlp
 
 TOKENS, WIDTH, HIDDEN, RANK, EXPERTS, ADAPTERS = 2048, 576, 1536, 16, 8, 16
@@ -66,7 +68,7 @@ def stepper(method: Any, args: argparse.Namespace) -> Job:
     ids = torch.randint(0, 512, (4, TOKENS // 4), generator=torch.Generator().manual_seed(0))
 
     def step() -> None:
-        loss = model(input_ids=ids, labels=ids).loss + intarsia.aux_loss(model)
+        loss = model(input_ids=ids, labels=ids).loss + intarsia.gating.aux_loss(model)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

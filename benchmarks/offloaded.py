@@ -109,7 +109,7 @@ def run(source: str, trace: str, turns: int, tokens: int) -> dict[str, Any]:
     table = TokenTable.of(Trace.load_file(trace))
     with tempfile.TemporaryDirectory() as folder:
         resident.save_pretrained(Path(folder) / "m")
-        store = intarsia.pack_experts(Path(folder) / "m", Path(folder) / "s")
+        store = intarsia.offloading.pack_experts(Path(folder) / "m", Path(folder) / "s")
         arms: dict[str, Any] = {
             "expected": intarsia.offload(store, slots=0.25, policy=Expected()),
             "lru": intarsia.offload(store, slots=0.25, policy=Lru()),
@@ -128,7 +128,7 @@ def run(source: str, trace: str, turns: int, tokens: int) -> dict[str, Any]:
                 if turn:  # the first one fills slots and caches
                     ratios[name].append(took / seconds)
             base.append(seconds)
-        found = {name: intarsia.residency(model).rate for name, model in arms.items()}
+        found = {name: intarsia.offloading.residency(model).rate for name, model in arms.items()}
     return {
         "streams": len(PROMPTS),
         "slots": 0.25,

@@ -37,7 +37,7 @@ from intarsia.kernels import native
 
 def pruned() -> nn.Module:
     model = vit()
-    intarsia.sparsify(model, intarsia.Magnitude(density=0.5))
+    intarsia.sparsify(model, intarsia.sparse.Magnitude(density=0.5))
     return model
 
 
