@@ -6,7 +6,7 @@
 
 Llama blocks of SmolLM2-135M's shape (width 576, hidden 1536) with random weights and a small
 vocabulary, 2,048 tokens. Every row is a ratio of two cases, timed in one interleaved run whose
-order rotates; a second copy of the baseline shows the noise. One thread; bars are for wall time,
+order rotates; a second copy of the baseline shows the noise. One thread; targets are for wall time,
 so the machine should be idle: CPU time, beside it, says how far it was not.
 """
 
@@ -193,7 +193,7 @@ def main() -> None:
     args = read(made)
     table, cases = measure(args)
     body = [
-        *markdown(["", "got", "bar", "", "by CPU time", "floor"], table),
+        *markdown(["", "got", "target", "", "by CPU time", "lower bound"], table),
         "",
         "The floor counts the operations of matrix products; for routing and dispatch it is "
         "the time in which the rows could be copied in parts that fit the cache.",

@@ -190,7 +190,7 @@ def main() -> None:
         return
     table, cases = measure(args)
     body = [
-        *markdown(["", "got", "bar", "", "by CPU time", "floor"], table),
+        *markdown(["", "got", "target", "", "by CPU time", "lower bound"], table),
         "",
         "The floor counts the operations of matrix products in forward and backward; AdamW and "
         "what is done element by element are not in it. A frozen linear layer costs two "

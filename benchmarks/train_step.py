@@ -218,7 +218,7 @@ def main() -> None:
         return
     table, cases = measure(args)
     body = [
-        *markdown(["", "got", "bar", "", "by CPU time", "floor"], table),
+        *markdown(["", "got", "target", "", "by CPU time", "lower bound"], table),
         "",
         "The floor counts the operations of matrix products; for bf16 it is the ratio of "
         "measured matrix-product times. Memory is what three steps add to the built model, at "
