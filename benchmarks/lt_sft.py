@@ -169,8 +169,8 @@ def main() -> None:
             "# LT-SFT's second phase beside full fine-tuning\n\n"
             f"{args.blocks} blocks, {args.tokens} tokens a step, one thread, float32, AdamW; "
             f"medians of {args.reps} interleaved repetitions of CPU\ntime. The target is {TARGET} "
-            "of full fine-tuning's step.\nThe gathered form keeps gradients and moments of the chosen "
-            "weights only; masking\ngradients is what it is tested against.\n\n"
+            "of full fine-tuning's step.\nThe gathered form keeps gradients and moments of the "
+            "chosen weights only; masking\ngradients is what it is tested against.\n\n"
             f"`python benchmarks/lt_sft.py --write` on {now}; {found['processor']}, "
             f"{found['cores']} cores, torch {versions()['torch']}.\n\n" + "\n".join(lines) + "\n"
         )
