@@ -72,7 +72,7 @@ STACKS = {"ViT-S/16 blocks": vit, "SmolLM2 blocks": smol}
 
 
 def masked(index: dict[nn.Parameter, Tensor], make: Make) -> Make:
-    """The naive twin: full moments, and gradients times a mask before every step."""
+    """Full moments, and gradients times a mask before every step."""
     masks = {}
     for parameter, places in index.items():
         masks[parameter] = torch.zeros(parameter.numel()).index_fill_(0, places, 1.0)

@@ -195,7 +195,7 @@ def main() -> None:
     body = [
         *markdown(["", "got", "target", "", "by CPU time", "lower bound"], table),
         "",
-        "The floor counts the operations of matrix products; for routing and dispatch it is "
+        "The lower bound counts the operations of matrix products; for routing and dispatch it is "
         "the time in which the rows could be copied in parts that fit the cache.",
         "",
         *markdown(["case", "CPU, ms", "wall, ms", "GFLOP"], cases),

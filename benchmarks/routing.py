@@ -358,7 +358,7 @@ def main() -> None:
     body = [
         *markdown(["", "got", "target", "", "by CPU time", "lower bound"], ratios),
         "",
-        "The floor is what the products alone take as if all rows were of one expert, measured in "
+        "The lower bound is the products alone as if all rows were of one expert, measured in "
         "the same run, three times as much with a backward, over the baseline. At T = 64 the rows "
         "are few and the weights, 170 MB in fp32, are read, and their gradients written: about "
         "10 ms for each pass at 17 GB/s.",

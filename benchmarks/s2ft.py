@@ -1,4 +1,4 @@
-"""A training step of S2FT beside LoRA's and full fine-tuning's: time, memory, and the floors.
+"""A training step of S2FT beside LoRA's and full fine-tuning's: time, memory, and the lower bounds.
 
     python benchmarks/s2ft.py                       # the tables on the terminal
     python benchmarks/s2ft.py --write               # and into docs/benchmarks/s2ft.md
@@ -192,7 +192,7 @@ def main() -> None:
     body = [
         *markdown(["", "got", "target", "", "by CPU time", "lower bound"], table),
         "",
-        "The floor counts the operations of matrix products in forward and backward; AdamW and "
+        "The lower bound counts the matrix products of forward and backward; AdamW and "
         "what is done element by element are not in it. A frozen linear layer costs two "
         "products in place of three, and the lowest block, below whose down projection nothing "
         "learns, one: (2 - 1 / L) / 3 of full fine-tuning's for L blocks, "

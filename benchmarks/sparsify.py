@@ -4,8 +4,8 @@
     python benchmarks/sparsify.py --write                # and into docs/benchmarks/sparsify.md
     python benchmarks/sparsify.py --rows 8 --length 32 --reps 1     # a smoke test
 
-SmolLM2-135M with its weights. A walk has to compute every block twice: what its layers see, and
-what the edited block gives to the next one. The floor is therefore two forwards of the body, and
+SmolLM2-135M with its weights. A pass has to compute every block twice: what its layers see, and
+what the edited block gives to the next one. The lower bound is two forwards of the body, and
 the ratio to it has the target. Seconds of pruning that no token causes (a choice among 106 million
 weights) weigh less the more tokens there are. Peak memory is that of a fresh process, above what
 it holds with the model loaded.
