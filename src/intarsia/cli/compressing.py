@@ -228,7 +228,7 @@ def _check(
 
 
 def doctor(as_json: Json = False) -> None:
-    """Say what runs sparse weights here: compiler, instruction set, kernels, measured speed of memory.
+    """Say what runs sparse weights here: compiler, instruction set, kernels, speed of memory.
 
     And where another runtime is the better choice, with the command that writes a model for it.
     Works without a compiler, too: products then run dense, as it says.
