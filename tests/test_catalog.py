@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import intarsia
 from intarsia.catalog import TAGS, card, cards, describe, find
 from intarsia.core import Card, registry
 from intarsia.core.errors import ConfigError, UnknownName
-from intarsia.core.exports import homes
+from intarsia.core.exports import homes, namespaces, public_path
 from intarsia.core.registry import INDEX, index
 from intarsia_lab.pages.index import (
     entries,
@@ -41,12 +42,30 @@ def test_the_index_is_what_the_methods_say_now() -> None:
 def test_a_stub_has_every_name(stub: Path) -> None:
     assert stub_text(index(), stub, package_of(stub)) == stub.read_text(), STALE
     # a module of a name's own name would hide it once it is imported
-    assert not homes(stub).keys() & {p.stem for p in stub.parent.iterdir()}
+    names = {name for name, module in homes(stub).items() if module}
+    assert not names & {p.stem for p in stub.parent.iterdir()}
 
 
-def test_the_top_level_has_the_settings_of_every_card() -> None:
+def test_every_card_has_a_public_name() -> None:
     for key in METHODS:
-        assert getattr(intarsia, index()[key]["config"].rpartition(".")[2]) is card(key).config
+        path = public_path(index()[key]["config"].rpartition(".")[2])
+        assert attrgetter(path.removeprefix("intarsia."))(intarsia) is card(key).config
+
+
+def test_the_top_level_has_at_most_forty_names() -> None:
+    names = [name for name, space in namespaces().items() if not space]
+    assert {"fit", "Lora", "Training"} <= set(names)
+    assert len(names) <= 40
+
+
+def test_every_public_name_is_where_it_is_said_to_be() -> None:
+    for name in namespaces():
+        assert attrgetter(public_path(name).removeprefix("intarsia."))(intarsia) is not None
+
+
+def test_a_name_asked_for_at_the_top_is_told_where_it_is() -> None:
+    with pytest.raises(AttributeError, match=r"It is intarsia\.routers\.Transport"):
+        _ = intarsia.routers.Transport  # pyright: ignore
 
 
 def test_the_stub_gains_a_new_card_and_loses_what_is_gone(tmp_path: Path) -> None:
@@ -58,9 +77,7 @@ def test_the_stub_gains_a_new_card_and_loses_what_is_gone(tmp_path: Path) -> Non
     )
     found = {"topp": index()["topp"], "peft-lora": index()["peft-lora"]}
     assert stub_text(found, stub) == (
-        "from .core import Site as Site\n"
-        "from .routers.topk import TopK as TopK\n"
-        "from .routers.topp import TopP as TopP\n"
+        "from .core import Site as Site\nfrom .routers.topk import TopK as TopK\n"
     )
     stub.write_text("from .topk import TopKRouter as TopKRouter\n")
     assert stub_text(found, stub, "routers.") == (

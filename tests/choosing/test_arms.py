@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from intarsia import Upcycle
 from intarsia.choosing.arms import ARMS, arm, by_task
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.experiments.execute import method_of, recipe_of
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.settings import change_of
+from intarsia.experts import Upcycle
 from intarsia.methods import Official
 from intarsia.methods.mosa import PUBLISHED
 from intarsia_lab.bench.plan import key_for

@@ -6,7 +6,8 @@ from functools import partial
 
 import pytest
 
-from intarsia import Adamix, BiAdapter, Bottleneck, Lora, MixLora, Mos, Mosa, Switch, TopK, TopP
+from intarsia import Bottleneck, Lora, Mosa, TopK
+from intarsia.adapters import Mos
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.experiments.experiment import Adapted
 from intarsia.experiments.settings import (
@@ -16,6 +17,8 @@ from intarsia.experiments.settings import (
     said,
     words,
 )
+from intarsia.methods import Adamix, BiAdapter, MixLora
+from intarsia.routers import Switch, TopP
 from intarsia.train import Training, plain, two_pass
 
 from ..refusals import refused

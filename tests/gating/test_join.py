@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 from torch.utils.checkpoint import checkpoint
 
-from intarsia import EvoMoe, Hash, Mixture, NoisyTopK, PermutationSearch, Recurrent, TopK
+from intarsia import TopK
 from intarsia.core.errors import ConfigError
 from intarsia.gating import (
     ReadsContext,
@@ -30,7 +30,8 @@ from intarsia.gating import (
     unwatch,
     watch,
 )
-from intarsia.mixtures import StackedExperts
+from intarsia.mixtures import Mixture, StackedExperts
+from intarsia.routers import EvoMoe, Hash, NoisyTopK, PermutationSearch, Recurrent
 
 from ..refusals import refused
 

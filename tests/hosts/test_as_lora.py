@@ -13,9 +13,11 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
-from intarsia import Bottleneck, Lora, Mos, Mosa, Poly
+from intarsia import Bottleneck, Lora, Mosa
+from intarsia.adapters import Mos
 from intarsia.core.errors import ConfigError, FoldError
 from intarsia.hosts.attach.as_lora import layers_of
+from intarsia.methods import Poly
 
 from ..refusals import refused
 

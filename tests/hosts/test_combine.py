@@ -38,9 +38,9 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def test_the_sum_is_both_at_once_and_the_difference_none() -> None:
-    model = adapted(intarsia.Lora(2), intarsia.Sparse(0.1))
-    model = intarsia.combine(model, {"n0": 1.0, "n1": 1.0}, "sum")
-    model = intarsia.combine(model, {"n0": 1.0, "n1": -1.0}, "difference")
+    model = adapted(intarsia.Lora(2), intarsia.adapters.Sparse(0.1))
+    model = intarsia.sparse.combine(model, {"n0": 1.0, "n1": 1.0}, "sum")
+    model = intarsia.sparse.combine(model, {"n0": 1.0, "n1": -1.0}, "difference")
     model.base_model.set_adapter(["n0", "n1"])
     both = logits(model)
     model.set_adapter("sum")
@@ -53,7 +53,7 @@ def test_the_sum_is_both_at_once_and_the_difference_none() -> None:
 
 def test_a_mean_is_saved_and_loaded(tmp_path: Path) -> None:
     model = adapted(intarsia.Lora(2), intarsia.Lora(3, roles=("mlp_linear",)))
-    model = intarsia.combine(model, {"n0": 0.5, "n1": 0.5}, "mean")
+    model = intarsia.sparse.combine(model, {"n0": 0.5, "n1": 0.5}, "mean")
     model.set_adapter("mean")
     want = logits(model)
     model.save_pretrained(tmp_path)
@@ -67,11 +67,11 @@ def test_a_mean_is_saved_and_loaded(tmp_path: Path) -> None:
 def test_what_cannot_be_combined_says_why() -> None:
     model = adapted(intarsia.Lora(2), intarsia.Bottleneck(4))
     with refused(FoldError, what="merging adapter 'n1' at 'blocks.0.mlp'"):
-        intarsia.combine(model, {"n0": 1.0, "n1": 1.0}, "sum")
+        intarsia.sparse.combine(model, {"n0": 1.0, "n1": 1.0}, "sum")
     with refused(ConfigError, what="weights", got="none"):
-        intarsia.combine(model, {}, "sum")
+        intarsia.sparse.combine(model, {}, "sum")
     with refused(ConfigError, what="adapter", got="'n7'"):
-        intarsia.combine(model, {"n7": 1.0}, "sum")
+        intarsia.sparse.combine(model, {"n7": 1.0}, "sum")
     assert list(model.peft_config) == ["n0", "n1"]
 
 

@@ -39,7 +39,7 @@ from ..refusals import refused
 
 def pruned() -> nn.Module:
     model = vit()
-    intarsia.sparsify(model, intarsia.Magnitude(density=0.5))
+    intarsia.sparsify(model, intarsia.sparse.Magnitude(density=0.5))
     return model
 
 

@@ -34,7 +34,7 @@ def made(kind: str) -> Any:
             return MistralForCausalLM(MistralConfig(**SIZES, sliding_window=12)).eval()
         model = LlamaForCausalLM(LlamaConfig(**SIZES)).eval()
     if kind == "sparse":
-        intarsia.sparsify(model, intarsia.Magnitude(0.5))
+        intarsia.sparsify(model, intarsia.sparse.Magnitude(0.5))
     if kind == "packed":
         intarsia.compress(model, Bitmask(), force=True)  # exact: int8 inputs would round anew
     if kind == "bfloat16":
@@ -43,7 +43,7 @@ def made(kind: str) -> Any:
         model.model.layers[0].register_forward_hook(lambda _m, _a, out: 2 * out)
     if kind == "spans":
         spans = Spans.of(torch.tensor([[6, 12], [40, 8]]), sink=2)
-        intarsia.attach_spans(model, spans, length=40)
+        intarsia.spans.attach_spans(model, spans, length=40)
     return model
 
 

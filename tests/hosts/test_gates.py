@@ -117,9 +117,9 @@ def test_gates_that_differ_are_not_followed() -> None:
 
 def test_a_router_with_a_state_wants_one_row_of_blocks() -> None:
     with refused(TargetError, what="blocks for Recurrent"):
-        intarsia.upcycle(host("timm Swin"), intarsia.Recurrent(4, 2))
-    intarsia.upcycle(host("timm Swin"), intarsia.Recurrent(4, 2), layers=[1, 2])
-    intarsia.upcycle(host("timm ViT"), intarsia.Recurrent(4, 2))
+        intarsia.upcycle(host("timm Swin"), intarsia.routers.Recurrent(4, 2))
+    intarsia.upcycle(host("timm Swin"), intarsia.routers.Recurrent(4, 2), layers=[1, 2])
+    intarsia.upcycle(host("timm ViT"), intarsia.routers.Recurrent(4, 2))
 
 
 @pytest.mark.parametrize("paths", [(), ("layers.0.blocks.0.mlp", "layers.1.blocks.0.mlp")])

@@ -14,11 +14,14 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
 import intarsia
-from intarsia import LlavaMole, Lora, MixLora, Poly, S2ft, Sparse, TopK
+from intarsia import Lora, TopK
+from intarsia.adapters import Sparse
 from intarsia.core.errors import ConfigError, FoldError, TargetError, UnknownName
 from intarsia.hosts.anatomy.prefix import first_trained_block, split_at
 from intarsia.hosts.attach.adapt import find_heads
 from intarsia.hosts.out.export import export_timm
+from intarsia.methods import MixLora, Poly, S2ft
+from intarsia.senses import LlavaMole
 from intarsia.train.record import parameter_counts
 
 from ..refusals import refused
@@ -64,11 +67,11 @@ def test_the_losses_are_those_of_the_adapter_that_ran() -> None:
     x = images()
     model.set_adapter("a")
     model.train()
-    (model(x).sum() + intarsia.aux_loss(model)).backward()
-    assert intarsia.aux_loss(model) > 0
+    (model(x).sum() + intarsia.gating.aux_loss(model)).backward()
+    assert intarsia.gating.aux_loss(model) > 0
     model.set_adapter("b")
-    (model(x).sum() + intarsia.aux_loss(model)).backward()
-    assert intarsia.aux_loss(model) == 0
+    (model(x).sum() + intarsia.gating.aux_loss(model)).backward()
+    assert intarsia.gating.aux_loss(model) == 0
 
 
 def test_the_classifier_of_a_decoder_is_found() -> None:
@@ -89,15 +92,15 @@ def test_experts_do_not_route_by_task() -> None:
 
 def test_what_knows_the_order_of_units_is_not_left_behind() -> None:
     model = llama()
-    method = intarsia.choose_channels(model, S2ft(down=0.3))
+    method = intarsia.methods.choose_channels(model, S2ft(down=0.3))
     with refused(ConfigError, what="channels", got="none"):
-        intarsia.co_permute(llama(), S2ft(down=0.3))
+        intarsia.methods.co_permute(llama(), S2ft(down=0.3))
     adapted = intarsia.adapt(model, MixLora(TopK(2, 1, "prob"), Lora(2), None))
     stir(adapted)
     ids = torch.arange(6)[None]
     before = adapted(ids).logits
     with refused(TargetError, what="permutation inside 'model.layers.0.mlp'"):
-        intarsia.co_permute(adapted, method)
+        intarsia.methods.co_permute(adapted, method)
     assert_close(adapted(ids).logits, before)
 
 
@@ -149,9 +152,9 @@ def test_a_merged_adapter_is_no_delta() -> None:
     stir(model)
     model.merge_adapter()
     with refused(FoldError, what="delta"):
-        intarsia.delta_of(model)
+        intarsia.sparse.delta_of(model)
     model.unmerge_adapter()
-    assert intarsia.delta_of(model).entries
+    assert intarsia.sparse.delta_of(model).entries
 
 
 @pytest.mark.filterwarnings("ignore:Model has .tie_word_embeddings")

@@ -50,7 +50,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def store(saved: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return intarsia.pack_experts(saved["mixtral"], tmp_path_factory.mktemp("stores") / "s")
+    return intarsia.offloading.pack_experts(
+        saved["mixtral"], tmp_path_factory.mktemp("stores") / "s"
+    )
 
 
 def resident(name: str) -> Any:
@@ -69,7 +71,7 @@ def test_outputs_are_the_same_bits(name: str, saved: dict[str, Path], tmp_path: 
         model: Any = intarsia.offload(saved[name], slots=slots, policy=policy, store=store)
         assert torch.equal(model(IDS).logits, want)
         assert torch.equal(model.generate(IDS[:, :4], max_new_tokens=6, do_sample=False), words)
-        found = intarsia.residency(model)
+        found = intarsia.offloading.residency(model)
         assert found.bytes == found.loads * ExpertStore(store).bytes and found.loads
         assert not any(".experts." in name for name, _ in model.named_parameters())
     assert found.loads <= 16  # pyright: ignore
@@ -91,7 +93,7 @@ def test_two_models_have_their_own_slots(store: Path) -> None:
     with torch.no_grad():
         for _ in range(2):
             assert torch.equal(a(IDS).logits, b(IDS).logits)
-    assert intarsia.residency(a).loads > intarsia.residency(b).loads == 16
+    assert intarsia.offloading.residency(a).loads > intarsia.offloading.residency(b).loads == 16
 
 
 @torch.no_grad()
@@ -108,7 +110,7 @@ def test_a_wrong_predictor_changes_no_bit(store: Path) -> None:
         assert torch.equal(words, whole.generate(IDS[:1, :4], max_new_tokens=6, do_sample=False))
         embedded = model.get_input_embeddings()(IDS)
         assert torch.equal(model(inputs_embeds=embedded).logits, whole(IDS).logits)
-        rates[name] = intarsia.residency(model).rate
+        rates[name] = intarsia.offloading.residency(model).rate
     assert rates["right"] >= rates["wrong"]
     alone: Any = intarsia.offload(store, slots=6, predictor=table)  # and no policy
     assert isinstance(slots_of(alone).cache.policy, Foreseen)
@@ -139,7 +141,7 @@ def test_what_is_foreseen_is_read_before_its_layer_asks(store: Path) -> None:
 
         for ids in (IDS[:1, :3], IDS[1:2, :3], IDS[2:, 3:6]):
             assert torch.equal(model(ids).logits, whole(ids).logits)
-        found = intarsia.residency(model)
+        found = intarsia.offloading.residency(model)
         assert found.ahead > 0 and found.hits + found.loads == found.asks
         assert len(slots.cache.pinned) == len(slots.guesses) <= 3
         slots.store.read = once  # type: ignore[method-assign]
@@ -271,9 +273,9 @@ def test_what_cannot_be_offloaded_is_refused(
     store: Path, saved: dict[str, Path], tmp_path: Path
 ) -> None:
     with refused(ConfigError, got="something there"):
-        intarsia.pack_experts(saved["mixtral"], store)
+        intarsia.offloading.pack_experts(saved["mixtral"], store)
     with refused(CheckpointError, got="an empty folder"):
-        intarsia.pack_experts(tmp_path, tmp_path / "new")
+        intarsia.offloading.pack_experts(tmp_path, tmp_path / "new")
     from transformers import LlamaConfig, LlamaForCausalLM
 
     sizes: dict[str, Any] = {"vocab_size": 8, "hidden_size": 8, "intermediate_size": 8}
@@ -281,19 +283,22 @@ def test_what_cannot_be_offloaded_is_refused(
         LlamaConfig(**sizes, num_hidden_layers=1, num_attention_heads=2)
     ).save_pretrained(tmp_path / "dense")
     with refused(TargetError, got="llama without experts"):
-        intarsia.pack_experts(tmp_path / "dense", tmp_path / "new")
+        intarsia.offloading.pack_experts(tmp_path / "dense", tmp_path / "new")
     assert not (tmp_path / "new").exists()
     model: Any = intarsia.offload(store, slots=2)
     model.train()
     with refused(ConfigError, what="offloaded model"):
         model(IDS)
-    for call in (lambda: intarsia.trace(model, [IDS]), lambda: intarsia.relabel(model, IDS)):
+    for call in (
+        lambda: intarsia.trace(model, [IDS]),
+        lambda: intarsia.experts.relabel(model, IDS),
+    ):
         with refused(
             TargetError, what="experts at 'model.layers.0.mlp.experts'", got="experts on disk"
         ):
             call()
     with refused(ConfigError, what="model", got="a Linear in memory"):
-        intarsia.residency(nn.Linear(1, 1))
+        intarsia.offloading.residency(nn.Linear(1, 1))
     with refused(ConfigError, what="check", got="'sometimes'"):
         intarsia.offload(store, slots=2, check="sometimes")
 
@@ -362,12 +367,12 @@ def test_weights_that_are_missing_or_coded_are_said_to_be(
         what="experts model.layers.0.block_sparse_moe.experts",
         got="{torch.float8_e4m3fn}",
     ):
-        intarsia.pack_experts(coded, tmp_path / "s")
+        intarsia.offloading.pack_experts(coded, tmp_path / "s")
     torn = changed(
         mix, tmp_path / "torn", lambda of: {n: t for n, t in of.items() if expert not in n}
     )
     with refused(CheckpointError, got="no model.layers.0.block_sparse_moe.experts.3.w2.weight"):
-        intarsia.pack_experts(torn, tmp_path / "s")
+        intarsia.offloading.pack_experts(torn, tmp_path / "s")
     assert not (tmp_path / "s").exists()
     short = changed(
         mix,
@@ -388,7 +393,7 @@ def test_a_full_disk_leaves_no_store(
 
     monkeypatch.setattr(packing, "_bytes", full)
     with refused(TrainingError, got="OSError: [Errno 28] No space left on device"):
-        intarsia.pack_experts(saved["mixtral"], tmp_path / "s")
+        intarsia.offloading.pack_experts(saved["mixtral"], tmp_path / "s")
     assert not list(tmp_path.iterdir())
 
 
@@ -455,7 +460,7 @@ def test_a_model_larger_than_the_memory_limit_is_built(tmp_path: Path) -> None:
     model: Any = MixtralForCausalLM(config).eval()
     model.set_experts_implementation("eager")
     model.save_pretrained(tmp_path / "m")
-    intarsia.pack_experts(tmp_path / "m", tmp_path / "s")
+    intarsia.offloading.pack_experts(tmp_path / "m", tmp_path / "s")
 
     def run(what: str) -> subprocess.CompletedProcess[str]:
         words = (tmp_path / "m", tmp_path / "s", 60_000_000, what)

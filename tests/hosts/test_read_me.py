@@ -276,6 +276,6 @@ def test_what_cannot_be_is_refused(dense: Any) -> None:
     ):
         with pytest.raises(error, match=words):
             call()
-    intarsia.set_ids(router, torch.zeros(1, 2, dtype=torch.int64))
+    intarsia.gating.set_ids(router, torch.zeros(1, 2, dtype=torch.int64))
     with refused(ShapeError, what="ids", got="ids (1, 2) for 3 tokens"):
         router(torch.ones(1, 3, 16))

@@ -14,10 +14,9 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
-from intarsia import S2ft, choose_channels
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.hosts.attach.config import IntarsiaConfig
-from intarsia.methods import S2ftCell
+from intarsia.methods import S2ft, S2ftCell, choose_channels
 from intarsia.methods.s2ft.spelling import read
 
 from ..refusals import refused

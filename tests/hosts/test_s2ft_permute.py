@@ -14,9 +14,8 @@ from torch.testing import assert_close
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForCausalLM
 
 import intarsia
-from intarsia import S2ft, choose_channels, co_permute
 from intarsia.core.errors import TargetError
-from intarsia.methods import S2ftCell
+from intarsia.methods import S2ft, S2ftCell, choose_channels, co_permute
 from intarsia.methods.s2ft.spelling import read
 
 from ..refusals import refused

@@ -19,12 +19,13 @@ from transformers import (
 )
 
 import intarsia
-from intarsia import Lora, Modalities, Slime, UniMoe
+from intarsia import Lora
 from intarsia.conformance.made import moved
 from intarsia.conformance.senses import Letters, decoder, picture, questions
 from intarsia.core.errors import CheckpointError, ConfigError
 from intarsia.hosts.senses.auto import SeeingForCausalLM, auto_model
 from intarsia.hosts.senses.modalities import connectors_of
+from intarsia.senses import Modalities, Slime, UniMoe
 from intarsia.train.tasks.answers import answers_batch
 
 from ..refusals import refused
@@ -38,7 +39,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 
 def quiet(model: nn.Module) -> Any:
-    return intarsia.processor(model, Letters(), progress=lambda _: None)
+    return intarsia.senses.processor(model, Letters(), progress=lambda _: None)
 
 
 def seeing(method: Any = None, change: Any = SMALL) -> Any:
@@ -74,7 +75,7 @@ def test_its_folder_is_opened_by_auto_classes(method: Any, change: Any, tmp_path
     frozen = ("embed_tokens", "base_layer", "layernorm.weight")
     assert learn and not any(part in name for name in learn for part in frozen)
     picked = picture(1, (300, 120))
-    answers = [intarsia.answer(m, quiet(m), "which?", image=picked) for m in (model, again)]
+    answers = [intarsia.senses.answer(m, quiet(m), "which?", image=picked) for m in (model, again)]
     assert answers[0] == answers[1]
     row = quiet(again).rows([intarsia_question(picked)])[0]
     out = again.generate(**answers_batch([_unanswered(row)]), max_new_tokens=4, pad_token_id=0)

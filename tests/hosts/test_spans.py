@@ -58,7 +58,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def spanned() -> Any:
-    return intarsia.attach_spans(copy.deepcopy(STOCK), Spans.of(MIXED, sink=2), length=LENGTH)
+    return intarsia.spans.attach_spans(copy.deepcopy(STOCK), Spans.of(MIXED, sink=2), length=LENGTH)
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def test_heads_that_see_everything_are_the_stock_model_to_the_bit(model: Any) ->
     padded = torch.ones_like(IDS)
     padded[1, :7] = 0
     alike = logits(model, IDS, attention_mask=padded)
-    intarsia.attach_spans(model, Spans.uniform(LAYERS, HEADS, 1.0, sink=2), length=LENGTH)
+    intarsia.spans.attach_spans(model, Spans.uniform(LAYERS, HEADS, 1.0, sink=2), length=LENGTH)
     assert torch.equal(logits(model, IDS), want[0])
     assert torch.equal(generated(model, IDS), want[1])
     assert torch.equal(logits(model, IDS, attention_mask=padded), alike)
@@ -168,17 +168,17 @@ def test_beams_and_a_prompt_on_a_cache_go_on_as_one_text(spanned: Any) -> None:
 
 def test_a_folder_and_a_file_bring_spans_back(model: Any, tmp_path: Path) -> None:
     spans = Spans.of(MIXED, sink=2)
-    intarsia.attach_spans(model, spans, length=LENGTH)
+    intarsia.spans.attach_spans(model, spans, length=LENGTH)
     want = logits(model, IDS)
     intarsia.save(model, tmp_path / "saved")
     again = intarsia.load(copy.deepcopy(STOCK), tmp_path / "saved")
     assert torch.equal(logits(again, IDS), want)
     assert load_spans(spans.save(tmp_path / "spans.json")) == spans
-    intarsia.detach_spans(again)
+    intarsia.spans.detach_spans(again)
     assert torch.equal(logits(again, IDS), logits(STOCK, IDS))
     assert spans_of(again) is None
     # replaced, not stacked
-    intarsia.attach_spans(model, Spans.uniform(LAYERS, HEADS, 1.0, sink=2), length=LENGTH)
+    intarsia.spans.attach_spans(model, Spans.uniform(LAYERS, HEADS, 1.0, sink=2), length=LENGTH)
     assert torch.equal(logits(model, IDS), logits(STOCK, IDS))
 
 
@@ -215,24 +215,24 @@ def test_windows_of_their_own_are_refused_by_layer() -> None:
         num_key_value_heads=2, intermediate_size=16, sliding_window=8, max_position_embeddings=32,
     )  # fmt: skip
     with refused(TargetError, what="layer 'layers.0.self_attn'"):
-        intarsia.attach_spans(MistralForCausalLM(config), Spans.uniform(2, 2, 0.5, sink=2))
+        intarsia.spans.attach_spans(MistralForCausalLM(config), Spans.uniform(2, 2, 0.5, sink=2))
 
 
 def test_longer_texts_other_models_and_masks_are_refused(model: Any) -> None:
     with refused(ConfigError, what="length of the text", got=40):
-        intarsia.attach_spans(model, Spans.of(MIXED, sink=2, longest=32), length=40)
+        intarsia.spans.attach_spans(model, Spans.of(MIXED, sink=2, longest=32), length=40)
     with refused(TargetError, what="spans"):
-        intarsia.attach_spans(model, Spans.uniform(2, HEADS, 0.5, sink=2))
+        intarsia.spans.attach_spans(model, Spans.uniform(2, HEADS, 0.5, sink=2))
     assert torch.equal(logits(model, IDS), logits(STOCK, IDS))
-    intarsia.attach_spans(model, Spans.of(MIXED, sink=2), length=32)
+    intarsia.spans.attach_spans(model, Spans.of(MIXED, sink=2), length=32)
     with refused(ConfigError, what="tokens of a text", got=40):
         logits(model, IDS)
     with refused(ConfigError, what="attention_mask"):
         logits(model, IDS[:, :8], attention_mask=torch.ones(2, 1, 8, 8, dtype=torch.bool))
     with refused(TargetError, what="model", got="one with spans"):
-        intarsia.apply(model, intarsia.HeadSpans(length=32, sink=2, block=2))
+        intarsia.apply(model, intarsia.spans.HeadSpans(length=32, sink=2, block=2))
     with pytest.raises(FoldError):
-        intarsia.HeadSpans().fold(model)
+        intarsia.spans.HeadSpans().fold(model)
 
 
 def test_spans_that_cannot_be_are_refused() -> None:

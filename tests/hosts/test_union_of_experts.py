@@ -25,8 +25,8 @@ from transformers import (
 )
 
 import intarsia
-from intarsia import UnionOfExperts
 from intarsia.core.errors import CheckpointError, ConfigError, FoldError, TargetError
+from intarsia.experts import UnionOfExperts
 from intarsia.hosts.anatomy.heads import attention_from
 from intarsia.mixtures.union import UnionMlp
 
@@ -183,7 +183,7 @@ def test_put_together_again_it_is_the_stock_model_bit_for_bit(
     vit: Any, decoder: Any, x: Tensor
 ) -> None:
     for model in (vit, decoder):
-        folded = intarsia.recompose(cut(model, 4, 2))
+        folded = intarsia.experts.recompose(cut(model, 4, 2))
         ours, theirs = folded.state_dict(), model.state_dict()
         assert list(ours) == list(theirs)
         assert all(torch.equal(ours[n], t) for n, t in theirs.items())
@@ -194,7 +194,7 @@ def test_put_together_again_it_is_the_stock_model_bit_for_bit(
     with refused(FoldError, what="fold", got="a union of which 2 of 4 experts are active"):
         intarsia.fold(cut(vit, 4, 2))
     with refused(TargetError, what="model", got="one without unions"):
-        intarsia.recompose(vit)
+        intarsia.experts.recompose(vit)
 
 
 @torch.no_grad()
@@ -241,7 +241,7 @@ def test_the_gate_learns_the_sizes_of_outputs(vit: Any) -> None:
     losses = list[float]()
     for _ in range(60):
         mlp(rows)
-        losses.append((loss := intarsia.aux_loss(mlp)).item())
+        losses.append((loss := intarsia.gating.aux_loss(mlp)).item())
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -311,18 +311,18 @@ def test_scores_that_a_tanh_cuts_are_refused() -> None:
 
 def test_what_each_expert_takes_is_shown(vit: Any, x: Tensor, tmp_path: Path) -> None:
     model = cut(vit, 4, 2, heads=3)
-    taken = intarsia.taken_patches(model, x)
+    taken = intarsia.experts.taken_patches(model, x)
     assert list(taken) == [f"blocks.{i}.{part}" for i in range(2) for part in ("attn", "mlp")]
     for path, part in taken.items():
         assert part.shape == (3, 4 if path.endswith("mlp") else 3, 3, 3)
         assert (part.sum((2, 3)) == 4).all()  # five of ten positions, the class token among them
-    alone = intarsia.taken_patches(model, x[1:2])
+    alone = intarsia.experts.taken_patches(model, x[1:2])
     assert all(torch.equal(part[1:2], alone[path]) for path, part in taken.items())
     for other in (vit, nn.Sequential(model.blocks)):
         with pytest.raises(TargetError):
-            intarsia.taken_patches(other, x)
+            intarsia.experts.taken_patches(other, x)
     pictures = [Image.new("RGB", (70, 50), "red"), np.zeros((48, 48, 3), np.uint8)]
-    page = intarsia.patches_page(model, pictures, tmp_path / "a.html", answers=["<b>", ""])
+    page = intarsia.experts.patches_page(model, pictures, tmp_path / "a.html", answers=["<b>", ""])
     text = page.read_text()
     assert text.count("bright is what it takes") == 2 * 2 * (3 + 4)
     assert "&lt;b&gt;" in text and re.search(r"takes 44.?% of the patches", text)

@@ -18,8 +18,9 @@ from torch.nn.utils import parametrize
 from torch.testing import assert_close
 from torch.utils.data import TensorDataset, default_collate
 
-from intarsia import Dass, fit_in_phases
+from intarsia import fit_in_phases
 from intarsia.core.errors import ConfigError, DataError
+from intarsia.methods import Dass
 from intarsia.models.dass import (
     OPERATIONS,
     CellSizes,

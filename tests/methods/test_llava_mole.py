@@ -14,12 +14,13 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
-from intarsia import LlavaMole, Lora
+from intarsia import Lora
 from intarsia.adapters import LoraCell
 from intarsia.core import Cell, Site
 from intarsia.core.errors import ConfigError, FoldError, TargetError
 from intarsia.gating import Router, learned_routers
 from intarsia.mixtures.lora_experts import DeltaExperts
+from intarsia.senses import LlavaMole
 
 from ..refusals import refused
 
@@ -72,7 +73,9 @@ def test_it_starts_as_its_host_and_trains() -> None:
     model = intarsia.adapt(llama(), SMALL, head=None)
     assert torch.equal(model.eval()(input_ids=ids).logits, want)
     loss = moved(model).train()(input_ids=ids).logits.square().mean()
-    (loss + intarsia.aux_loss(model)).backward()  # the task's loss does not reach the routers
+    (
+        loss + intarsia.gating.aux_loss(model)
+    ).backward()  # the task's loss does not reach the routers
     routers = learned_routers(model).values()
     assert len(routers) == 2
     assert all(p.grad is not None and p.grad.any() for r in routers for p in r.parameters())
@@ -88,13 +91,13 @@ def test_without_a_scale_the_task_does_not_teach_the_router(scale: str) -> None:
     assert all((w.grad is not None) == (scale != "none") for w in weights[-1:])
     for weight in weights:
         weight.grad = None
-    intarsia.aux_loss(model).backward()  # the balance loss always does
+    intarsia.gating.aux_loss(model).backward()  # the balance loss always does
     assert all(w.grad is not None and w.grad.any() for w in weights)
 
 
 def balance_of(model: nn.Module, **inputs: Tensor) -> Tensor:
     model(**inputs)
-    return intarsia.aux_loss(model)
+    return intarsia.gating.aux_loss(model)
 
 
 def test_padding_changes_neither_outputs_nor_losses() -> None:
@@ -104,13 +107,13 @@ def test_padding_changes_neither_outputs_nor_losses() -> None:
             part.train()
     ids = torch.randint(1, 64, (2, 5))
     alone = model(input_ids=ids).logits
-    loss = intarsia.aux_loss(model)
+    loss = intarsia.gating.aux_loss(model)
     for filler in (0, 7):
         padded = torch.cat([ids, torch.full((2, 3), filler)], 1)
         mask = (torch.arange(8) < 5).long().expand(2, 8)
         got = model(input_ids=padded, attention_mask=mask).logits
         assert_close(got[:, :5], alone)
-        assert_close(intarsia.aux_loss(model), loss)
+        assert_close(intarsia.gating.aux_loss(model), loss)
     # the next forward without a mask forgets it
     assert_close(model(input_ids=ids).logits, alone)
 

@@ -45,7 +45,7 @@ def trained(**settings: object) -> PeftModel:
 def logits(model: nn.Module, ids: Tensor | None = None) -> Tensor:
     if ids is None:
         return model.eval()(IMAGES)
-    with intarsia.task_ids(model, ids):
+    with intarsia.gating.task_ids(model, ids):
         return model.eval()(IMAGES)
 
 

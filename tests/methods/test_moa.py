@@ -117,7 +117,7 @@ def test_chosen_spans_are_attached_and_the_model_stays_as_it_is() -> None:
     assert 0.45 <= spans.density(48) <= 0.5
     assert spans.longest == 48
     assert spans.about["loss"][spans.about["chosen"]] == min(spans.about["loss"])
-    intarsia.attach_spans(model, spans)
+    intarsia.spans.attach_spans(model, spans)
     assert loss_of_end(model, ROWS) != before
     with refused(TargetError, what="model", got="one with spans"):
         choose_spans(model, METHOD, ROWS)

@@ -41,7 +41,7 @@ def cell(
 
 
 def added(made: SkillsCell, x: Tensor, ids: list[int]) -> Tensor:
-    with intarsia.task_ids(made, torch.tensor(ids)):
+    with intarsia.gating.task_ids(made, torch.tensor(ids)):
         return made(x)
 
 
@@ -250,12 +250,12 @@ IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 def test_a_timm_model_answers_each_image_by_its_task() -> None:
     model, ids = vit(), torch.tensor([0, 2, 1, 2])
     with torch.no_grad():
-        with intarsia.task_ids(model, ids):
+        with intarsia.gating.task_ids(model, ids):
             together = model(IMAGES)
         for i, task in enumerate(ids):
-            with intarsia.task_ids(model, task[None]):
+            with intarsia.gating.task_ids(model, task[None]):
                 assert_close(model(IMAGES[i : i + 1]), together[i : i + 1], rtol=1e-4, atol=1e-5)
-        with intarsia.task_ids(model, ids.flip(0)):
+        with intarsia.gating.task_ids(model, ids.flip(0)):
             assert not torch.allclose(model(IMAGES), together, atol=1e-3)
 
 
@@ -268,17 +268,17 @@ def test_windows_of_a_swin_follow_their_image() -> None:
     model = stirred(intarsia.adapt(host, Poly(tasks=3, rank=2)))
     ids = torch.tensor([0, 2, 1, 2])
     with torch.no_grad():
-        with intarsia.task_ids(model, ids):
+        with intarsia.gating.task_ids(model, ids):
             together = model(IMAGES)
         for i, task in enumerate(ids):
-            with intarsia.task_ids(model, task[None]):
+            with intarsia.gating.task_ids(model, task[None]):
                 assert_close(model(IMAGES[i : i + 1]), together[i : i + 1], rtol=1e-4, atol=1e-5)
 
 
 def test_ids_of_another_number_than_the_batch_are_refused() -> None:
     model = vit()
     with (
-        intarsia.task_ids(model, torch.tensor([0, 1])),
+        intarsia.gating.task_ids(model, torch.tensor([0, 1])),
         refused(ShapeError, what="task_ids"),
     ):
         model(IMAGES)
@@ -292,7 +292,7 @@ def test_a_recomputed_forward_meets_the_same_tasks_and_draws() -> None:
     for recompute in (False, True):
         model = vit().train()
         model.get_base_model().set_grad_checkpointing(recompute)  # pyright: ignore
-        with intarsia.task_ids(model, ids):
+        with intarsia.gating.task_ids(model, ids):
             loss = model(IMAGES).square().mean()
         loss.backward()  # the context is over
         found.append([p.grad for p in model.parameters() if p.requires_grad])
@@ -302,7 +302,7 @@ def test_a_recomputed_forward_meets_the_same_tasks_and_draws() -> None:
 
 def test_images_of_one_batch_may_have_adapters_of_their_own_and_tasks() -> None:
     model, ids = vit(), torch.tensor([0, 2, 1, 2])
-    with torch.no_grad(), intarsia.task_ids(model, ids):
+    with torch.no_grad(), intarsia.gating.task_ids(model, ids):
         full = model(IMAGES)
         mixed = model(IMAGES, adapter_names=["default", "__base__", "__base__", "default"])
     with torch.no_grad(), model.disable_adapter():  # pyright: ignore
@@ -315,7 +315,7 @@ def test_images_of_one_batch_may_have_adapters_of_their_own_and_tasks() -> None:
 def test_it_sits_beside_another_method_and_survives_saving(tmp_path: object) -> None:
     model = intarsia.adapt(vit(), Mosa(), name="other", targets=["mlp"])
     ids = torch.tensor([0, 2, 1, 2])
-    with torch.no_grad(), intarsia.task_ids(model, ids):
+    with torch.no_grad(), intarsia.gating.task_ids(model, ids):
         want = model(IMAGES)
     model.save_pretrained(str(tmp_path))
     torch.manual_seed(0)
@@ -323,7 +323,7 @@ def test_it_sits_beside_another_method_and_survives_saving(tmp_path: object) -> 
         "vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=32, num_heads=2, num_classes=5
     )
     again = intarsia.load(host, str(tmp_path))
-    with torch.no_grad(), intarsia.task_ids(again, ids):
+    with torch.no_grad(), intarsia.gating.task_ids(again, ids):
         assert_close(again(IMAGES), want)
 
 
@@ -339,7 +339,7 @@ def test_a_language_model_generates_by_task() -> None:
     stirred(model)
     words, ids = torch.arange(10).view(2, 5), torch.tensor([2, 0])
     given = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
-    with intarsia.task_ids(model, ids):
+    with intarsia.gating.task_ids(model, ids):
         both = model.generate(input_ids=words, **given)
         padded = torch.cat([torch.zeros(2, 2, dtype=torch.int64), words], 1)
         mask = torch.ones_like(padded)
@@ -347,9 +347,9 @@ def test_a_language_model_generates_by_task() -> None:
         shifted = model.generate(input_ids=padded, attention_mask=mask, **given)
     assert torch.equal(shifted[:, 2:], both)
     for i, task in enumerate(ids):
-        with intarsia.task_ids(model, task[None]):
+        with intarsia.gating.task_ids(model, task[None]):
             assert torch.equal(model.generate(input_ids=words[i : i + 1], **given)[0], both[i])
-    with intarsia.task_ids(model, ids.repeat_interleave(2)):
+    with intarsia.gating.task_ids(model, ids.repeat_interleave(2)):
         assert model.generate(input_ids=words, num_beams=2, **given).shape == both.shape
 
 

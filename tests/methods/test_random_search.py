@@ -18,10 +18,11 @@ from torch.utils.data import TensorDataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
-from intarsia import RandomSearch, fit
+from intarsia import fit
 from intarsia.core.errors import ConfigError, DataError, TargetError
 from intarsia.core.seeds import mix
 from intarsia.methods.random_search import SCORES, cut, drawn, hidden_layers, masked, search
+from intarsia.sparse import RandomSearch
 
 from ..refusals import refused
 

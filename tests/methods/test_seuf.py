@@ -36,7 +36,7 @@ def model(stock: Any) -> Any:
 
 def test_affinities_of_a_layer_are_the_mean_probabilities(stock: Any) -> None:
     ids = torch.stack(FORGET)
-    table = intarsia.attribute_experts(stock, [ids], [torch.stack(RETAIN)])
+    table = intarsia.experts.attribute_experts(stock, [ids], [torch.stack(RETAIN)])
     torch.testing.assert_close(table.affinity.sum(1), torch.ones(2, dtype=torch.float64))
     with torch.no_grad():
         logits = stock(input_ids=ids, output_router_logits=True).router_logits

@@ -13,13 +13,14 @@ from torch import nn
 from torch.testing import assert_close
 
 import intarsia
-from intarsia import Lora, Slime
+from intarsia import Lora
 from intarsia.conformance.made import moved
 from intarsia.conformance.senses import Letters, decoder, picture
 from intarsia.core.errors import ConfigError
 from intarsia.data.senses.questions import Question
 from intarsia.hosts.senses.answering import prompt
 from intarsia.methods.slime import TiledView, kept, selection, set_budget, tiled_view
+from intarsia.senses import Slime
 from intarsia.train.tasks.answers import Answers, answers_batch
 
 from ..refusals import refused
@@ -47,7 +48,7 @@ def model() -> Any:
 
 
 def make(model: nn.Module) -> Any:
-    return intarsia.processor(model, Letters(), progress=lambda _: None)
+    return intarsia.senses.processor(model, Letters(), progress=lambda _: None)
 
 
 def row_of(
@@ -174,7 +175,7 @@ def test_the_gate_mixes_two_experts() -> None:
 def test_the_gate_has_tokens_of_pictures_alone(model: Any) -> None:
     row = make(model).rows([Question("what is <image>", None, image=(coloured(),))])[0]
     batch = {n: t for n, t in answers_batch([row]).items() if n != "labels"}
-    (table,) = intarsia.expert_loads(model, [batch], by="modality").values()
+    (table,) = intarsia.experts.expert_loads(model, [batch], by="modality").values()
     assert table.tolist() == [[0, 0], [4, 4], [0, 0]]
 
 
@@ -221,4 +222,4 @@ def test_what_cannot_be_is_refused(model: Any) -> None:
     with refused(ConfigError, what="model", got="no LoRA in the decoder"):
         next(Slime(tiles=4, whole=4, queries=4, budget=12).phases(model))
     with refused(ConfigError, what="model", got="PlainConnector"):
-        tiled_view(intarsia.apply(decoder(), intarsia.Modalities(vectors=(4, 2))))
+        tiled_view(intarsia.apply(decoder(), intarsia.senses.Modalities(vectors=(4, 2))))

@@ -16,11 +16,12 @@ from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 
 import intarsia
-from intarsia import Gradual, SparseByteNn
 from intarsia.core.errors import ConfigError, TargetError
 from intarsia.hosts.anatomy.channel_groups import channels_of
 from intarsia.partitions import keep_row_blocks, keep_shares
 from intarsia.partitions.row_blocks import kept_in_blocks, row_order
+from intarsia.schedules import Gradual
+from intarsia.sparse import SparseByteNn
 
 from ..refusals import refused
 
@@ -157,7 +158,7 @@ def test_a_training_prunes_by_blocks_and_keeps_zeros() -> None:
     assert int(blocks.sum()) == round(0.5 * blocks.numel())
     assert bool((net.get_parameter("stem.weight") != 0).all())
     with torch.no_grad():
-        fast = intarsia.compress(net.eval(), intarsia.Chw(rows=4), picture()[:1], force=True)
+        fast = intarsia.compress(net.eval(), intarsia.sparse.Chw(rows=4), picture()[:1], force=True)
         assert_close(fast(picture()[:1]), net(picture()[:1]), atol=1e-4, rtol=1e-4)
 
 

@@ -18,11 +18,12 @@ from torch.utils.data import TensorDataset
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
-from intarsia import FixedMask, Gradual, RigL, Set, SparseIft, fit, flop_audit
+from intarsia import fit
 from intarsia.core.errors import ConfigError, FoldError, TargetError
 from intarsia.methods.sparse_ift import KINDS
 from intarsia.mixtures.iso_flop import Doped, Parallel
-from intarsia.schedules import masked_weights
+from intarsia.schedules import FixedMask, Gradual, RigL, Set, masked_weights
+from intarsia.sparse import SparseIft, flop_audit
 
 from ..refusals import refused
 

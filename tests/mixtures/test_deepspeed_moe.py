@@ -7,8 +7,8 @@ import torch
 from torch import nn
 from torch.testing import assert_close
 
-from intarsia import Capacity, DeepSpeedMoE, ResidualMixture
 from intarsia.core.errors import ConfigError
+from intarsia.mixtures import Capacity, DeepSpeedMoE, ResidualMixture
 
 from ..refusals import refused
 

@@ -13,12 +13,12 @@ from torch.testing import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import intarsia
-from intarsia import Switch, TopK, TopP
+from intarsia import TopK
 from intarsia.core import Routing
 from intarsia.core.errors import CheckpointError, ConfigError, ShapeError
 from intarsia.gating import Router
 from intarsia.mixtures import Capacity, ExpertList, Mixture, ResidualMixture, StackedExperts
-from intarsia.routers import RandomRouter, TaskRouter
+from intarsia.routers import RandomRouter, Switch, TaskRouter, TopP
 
 from ..refusals import refused
 
@@ -132,14 +132,14 @@ def test_padding_is_inert(name: str, capacity: Capacity | None) -> None:
     layer, x = mixture(name, capacity), batch(2, 5).detach()
     valid = torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 0]]).bool()
     layer.router.context.valid = valid
-    y, losses = layer(x), intarsia.aux_loss(layer)
+    y, losses = layer(x), intarsia.gating.aux_loss(layer)
     assert not y[~valid].any() and y[valid].any()
     other = x.clone()
     other[~valid] = 1e6
     assert_close(layer(other), y, rtol=0, atol=0)
     layer.router.context.valid = None
     assert_close(layer(x[valid]), y[valid])
-    assert_close(intarsia.aux_loss(layer), losses)
+    assert_close(intarsia.gating.aux_loss(layer), losses)
 
 
 def test_a_batch_of_padding_alone() -> None:
@@ -147,7 +147,7 @@ def test_a_batch_of_padding_alone() -> None:
     layer.router.context.valid = torch.zeros(2, 3, dtype=torch.bool)
     y = layer(x)
     assert not y.any()
-    (y.sum() + intarsia.aux_loss(layer)).backward()
+    (y.sum() + intarsia.gating.aux_loss(layer)).backward()
     assert not any(p.grad is not None and p.grad.any() for p in layer.parameters())
 
 

@@ -13,24 +13,23 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from intarsia import (
-    Capacity,
-    Comet,
-    ExpertChoice,
-    ExpertList,
-    Mixture,
-    NoisyTopK,
-    StackedExperts,
-    Switch,
-    TopK,
-    TopP,
-    ZCodeM3,
-)
+from intarsia import TopK
 from intarsia.core.errors import ConfigError, ShapeError
 from intarsia.gating import learned_routers
 from intarsia.gating.load import counting, loads
-from intarsia.mixtures import merged, prune
-from intarsia.routers import EvoMoe, Hash, RandomRouter, Recurrent, Transport
+from intarsia.mixtures import Capacity, ExpertList, Mixture, StackedExperts, ZCodeM3, merged, prune
+from intarsia.routers import (
+    Comet,
+    EvoMoe,
+    ExpertChoice,
+    Hash,
+    NoisyTopK,
+    RandomRouter,
+    Recurrent,
+    Switch,
+    TopP,
+    Transport,
+)
 
 from ..refusals import refused
 

@@ -116,8 +116,10 @@ def test_an_activation_that_learns_is_refused() -> None:
         stacked(experts(act=nn.PReLU()))
 
 
-@pytest.mark.parametrize("router", [intarsia.Switch(4), intarsia.ExpertChoice(4)], ids=repr)
-def test_routers_of_the_whole_batch_are_refused(router: intarsia.Switch) -> None:
+@pytest.mark.parametrize(
+    "router", [intarsia.routers.Switch(4), intarsia.routers.ExpertChoice(4)], ids=repr
+)
+def test_routers_of_the_whole_batch_are_refused(router: intarsia.routers.Switch) -> None:
     """Half of the rows have other experts than among all of them."""
     draws = torch.Generator().manual_seed(0)
     mixture = Mixture(experts(), router.build(8, generator=draws))

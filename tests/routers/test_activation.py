@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from intarsia import ActivationGate
 from intarsia.core.errors import ConfigError
 from intarsia.models.gaussian_mixture import Parameters, log_gates
+from intarsia.routers import ActivationGate
 from intarsia.routers.activation import PHI, ActivationRouter
 
 from ..refusals import refused

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import intarsia
-from intarsia import Mixture, MoeX, PermutationSearch, StackedExperts
 from intarsia.core.errors import ConfigError
+from intarsia.mixtures import Mixture, StackedExperts
+from intarsia.routers import MoeX, PermutationSearch
 from intarsia.routers.moe_x import MoeXRouter
 
 from ..refusals import refused
@@ -139,7 +140,7 @@ def test_statistics_follow_the_weights_after_a_step() -> None:
     mixture = layer(experts(bias=True)).train()
     before = mixture.router(rows()).dense()
     optimiser = torch.optim.SGD(mixture.parameters(), lr=0.5)
-    (mixture(rows()).square().mean() + intarsia.aux_loss(mixture)).backward()
+    (mixture(rows()).square().mean() + intarsia.gating.aux_loss(mixture)).backward()
     optimiser.step()
     assert isinstance(mixture.experts, StackedExperts)
     after = layer(copy.deepcopy(mixture.experts)).router(rows()).dense()
@@ -222,7 +223,7 @@ def test_a_search_around_it_reads_the_experts_too() -> None:
     config = PermutationSearch(MoeX(4), steps=1)
     of = experts()
     found = Mixture(of, config.build(WIDTH, generator=torch.Generator().manual_seed(0))).double()
-    intarsia.search_step(found, 1)
+    intarsia.routers.search_step(found, 1)
     assert_close(
         found.router(rows()).dense().sort().values, router(of)(rows()).dense().sort().values
     )

@@ -43,7 +43,7 @@ def rows(count: int) -> Tensor:
 
 def gates(made: TaskRouter, ids: list[int], count: int | None = None) -> Tensor:
     """(rows, heads, skills)."""
-    with intarsia.task_ids(made, torch.tensor(ids, dtype=torch.int64)):
+    with intarsia.gating.task_ids(made, torch.tensor(ids, dtype=torch.int64)):
         routing = made(rows(len(ids) if count is None else count))
     return routing.dense().view(-1, made.heads, made.experts)
 
@@ -175,7 +175,7 @@ def test_ids_of_another_batch_are_refused() -> None:
         with refused(ShapeError, what="task_ids"):
             gates(router(), ids, count)
     made = router()
-    with intarsia.task_ids(made, torch.tensor([0, 1])):
+    with intarsia.gating.task_ids(made, torch.tensor([0, 1])):
         made.context.check_task_ids(2)
         # looks like two windows a sample to a layer, but the model knows its batch
         with refused(ShapeError, what="task_ids"):
@@ -188,17 +188,17 @@ def test_ids_of_another_batch_are_refused() -> None:
 def test_ids_are_one_whole_number_for_each_sample(ids: Tensor) -> None:
     with (
         refused(ConfigError, what="task_ids", want="one whole number for each sample"),
-        intarsia.task_ids(router(), ids),
+        intarsia.gating.task_ids(router(), ids),
     ):
         pass
 
 
 def test_ids_are_put_back() -> None:
     made = router()
-    with intarsia.task_ids(made, torch.tensor([1])):
+    with intarsia.gating.task_ids(made, torch.tensor([1])):
         with (
             pytest.raises(RuntimeError, match="stop"),
-            intarsia.task_ids(made, torch.tensor([2])),
+            intarsia.gating.task_ids(made, torch.tensor([2])),
         ):
             raise RuntimeError("stop")
         assert made.context.task_ids is not None and made.context.task_ids.tolist() == [1]

@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
-from intarsia import Capacity, Switch
 from intarsia.adapters import Bottleneck
 from intarsia.core.errors import CheckpointError, ConfigError
 from intarsia.fitting import fit
+from intarsia.mixtures import Capacity
+from intarsia.routers import Switch
 from intarsia.train import Staged, TargetLoss, Tokens, distill, plain, staged_distillation
 
 from ..refusals import refused
@@ -126,7 +127,7 @@ def test_the_teacher_is_in_evaluation_drops_nothing_and_is_left_as_it_was() -> N
     with torch.no_grad():
         for p in teacher.parameters():
             p.add_(0.2 * torch.randn_like(p))
-    student, x = intarsia.student_of(teacher, [0]), torch.randn(4, 3, 32, 32)
+    student, x = intarsia.experts.student_of(teacher, [0]), torch.randn(4, 3, 32, 32)
     loss_of = TargetLoss(F.cross_entropy, torch.tensor([0, 1, 2, 0]))
     found = [
         distill(student.eval(), x, loss_of, teacher=teacher).parts["divergence"].detach()
@@ -135,14 +136,14 @@ def test_the_teacher_is_in_evaluation_drops_nothing_and_is_left_as_it_was() -> N
     assert found[0] == found[1]
     free = copy.deepcopy(teacher).eval()
     for module in free.modules():
-        if isinstance(module, intarsia.Mixture):
+        if isinstance(module, intarsia.mixtures.Mixture):
             module.capacity = None
     with torch.no_grad():
         wanted = (free(x).log_softmax(-1), student.eval()(x).log_softmax(-1))
     by_hand = (wanted[0].exp() * (wanted[0] - wanted[1])).sum(-1).mean()
     torch.testing.assert_close(found[0], by_hand)
     assert all(m.training for m in teacher.modules())
-    layers = [m for m in teacher.modules() if isinstance(m, intarsia.Mixture)]
+    layers = [m for m in teacher.modules() if isinstance(m, intarsia.mixtures.Mixture)]
     assert all(m.capacity == tight and m.router.last is None for m in layers)
     assert not any(p.grad is not None for p in teacher.parameters())
 

@@ -11,11 +11,12 @@ import torch
 from tiny import CLASSES, pictures
 from torch import nn
 
-from intarsia import Comet, PermutationSearch, TopK
+from intarsia import TopK
 from intarsia.core.errors import CheckpointError
 from intarsia.fitting import fit
 from intarsia.gating import learned_routers
 from intarsia.mixtures import Mixture, StackedExperts
+from intarsia.routers import Comet, PermutationSearch
 from intarsia.train import Interrupted
 
 from ..refusals import refused

@@ -33,14 +33,14 @@ def test_killed_anywhere_it_ends_in_the_same_bits(
 
 def test_another_walk_is_not_gone_on_with(tmp_path: Path) -> None:
     out = tmp_path / "walk"
-    first = intarsia.Gqsa(density=0.75, start="rtn", tuning=UNTRAINED)
+    first = intarsia.sparse.Gqsa(density=0.75, start="rtn", tuning=UNTRAINED)
     intarsia.compress(llama(2), first, rows(), force=True, out=out)
     with refused(ConfigError, got="a folder with a walk in it"):
         intarsia.compress(llama(2), first, rows(), force=True, out=out)
     with refused(
         (ConfigError, CheckpointError), what="checkpoint of another run, settings.density", got=0.5
     ):
-        other = intarsia.Gqsa(density=0.5, start="rtn", tuning=UNTRAINED)
+        other = intarsia.sparse.Gqsa(density=0.5, start="rtn", tuning=UNTRAINED)
         intarsia.compress(llama(2), other, rows(), force=True, out=out, resume=True)
     block = out / "block-001.safetensors"
     block.write_bytes(block.read_bytes()[:-1] + b"x")

@@ -200,7 +200,7 @@ def test_what_is_in_the_works_is_finished_before_the_end(opened: dict[str, Serve
 
 
 def test_a_damaged_expert_is_an_error_and_no_hang(folders: dict[str, Path], tmp_path: Path) -> None:
-    store = intarsia.pack_experts(folders["mix"], tmp_path / "store")
+    store = intarsia.offloading.pack_experts(folders["mix"], tmp_path / "store")
     file = store / "layer-0001.safetensors"
     raw = bytearray(file.read_bytes())
     raw[4096:] = bytes(len(raw) - 4096)
