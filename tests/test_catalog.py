@@ -65,7 +65,7 @@ def test_every_public_name_is_where_it_is_said_to_be() -> None:
 
 def test_a_name_asked_for_at_the_top_is_told_where_it_is() -> None:
     with pytest.raises(AttributeError, match=r"It is intarsia\.routers\.Transport"):
-        _ = intarsia.routers.Transport  # pyright: ignore
+        getattr(intarsia, "Transport")  # noqa: B009
 
 
 def test_the_stub_gains_a_new_card_and_loses_what_is_gone(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_a_name_that_is_near_is_proposed() -> None:
         UnknownName,
         what="unknown method",
         got="'Polytropen'",
-        near=("Polytropon", "Polytropon", "router"),
+        near=("Polytropon", "Polytropon router"),
     ):
         find("Polytropen")
 
