@@ -142,7 +142,7 @@ def test_rows_whose_answer_does_not_fit_are_left_out_and_counted(tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    ("name", "role and content in each", "want"),
+    ("name", "content", "want"),
     [
         ("a.jsonl", '{"prompt": "a"}', "text, messages, or prompt and response"),
         ("a.jsonl", '{"text": "a"}\n[1]', "one JSON object"),
