@@ -383,7 +383,7 @@ def test_an_unused_component_is_given_to_the_sample_that_is_explained_worst() ->
     ],
 )
 def test_bad_input_is_refused(settings: Any, x: Any, got: str) -> None:
-    with refused((ConfigError, DataError), got=got):
+    with refused(ConfigError, DataError, got=got):
         BSC(**({"n_components": H, "n_iter": 2} | settings)).fit(data() if x is None else x)
 
 
