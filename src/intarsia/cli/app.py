@@ -44,9 +44,9 @@ app = typer.Typer(
 )
 
 
-def version(asked: bool) -> None:
+def version(requested: bool) -> None:
     """Print the version and stop."""
-    if asked:
+    if requested:
         from importlib.metadata import version as of
 
         say(of("intarsia"))

@@ -57,22 +57,22 @@ def encode(
     codec, start = Recombiner.load(prior or _built_in()), time.monotonic()
     between = codec.steps_of(steps) - steps
     note(f"{steps} steps of fitting before the first part, {between} more between the parts.")
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         data = codec.encode(signal, steps=steps, rate=rate, seed=seed)
-    for one in told:
-        warn(str(one.message))
+    for warning in caught:
+        warn(str(warning.message))
     _write(place, data)
     points, seconds = _points(data), time.monotonic() - start
     rate_of_file = len(data) * 8 / points
-    said = {"file": str(place), "bytes": len(data), "bits_per_point": rate_of_file}
-    said |= {
+    record = {"file": str(place), "bytes": len(data), "bits_per_point": rate_of_file}
+    record |= {
         "steps": steps + between,
         "seconds": seconds,
         "seconds_per_million_points": seconds / points * 1e6,
     }
     if as_json:
-        show_json(said | {"prior": codec.prior.digest.hex()})
+        show_json(record | {"prior": codec.prior.digest.hex()})
         return
     say(f"{place}: {len(data):,} bytes, {rate_of_file:.2f} bits for each point.")
     say(_speed(seconds, points))
@@ -97,15 +97,15 @@ def decode(
     _there(file)
     data = read_bytes(file)
     header, payload = irc.read(data)
-    said = dataclasses.asdict(header) | {
+    record = dataclasses.asdict(header) | {
         "prior": header.prior.hex(),
         "version": irc.VERSION,
         "bytes": len(data),
         "payload": len(payload),
     }
     if inspect:
-        rows = [(name, str(value)) for name, value in said.items() if value not in (0, ())]
-        show_json(said) if as_json else show_table("", ("what", "value"), rows)
+        rows = [(name, str(value)) for name, value in record.items() if value not in (0, ())]
+        show_json(record) if as_json else show_table("", ("what", "value"), rows)
         return
     place = out or file.with_name(f"{file.stem}.decoded{SUFFIXES[header.kind]}")
     _no_folder(place)
@@ -120,7 +120,7 @@ def decode(
     seconds = time.monotonic() - start
     _save(place, signal, header.rate)
     if as_json:
-        show_json(said | {"out": str(place), "seconds": seconds})
+        show_json(record | {"out": str(place), "seconds": seconds})
         return
     say(f"{place}: {header.kind} of {' x '.join(map(str, header.sizes))}.")
     say(_speed(seconds, _points(data)))
@@ -145,9 +145,9 @@ def prior(
 
     files = [
         path
-        for one in pictures
-        for path in (sorted(one.rglob("*")) if one.is_dir() else [one])
-        if one.is_file() or path.suffix.lower() in PICTURES
+        for picture in pictures
+        for path in (sorted(picture.rglob("*")) if picture.is_dir() else [picture])
+        if picture.is_file() or path.suffix.lower() in PICTURES
     ]
     if not files:
         got, want = "none", f"files ending in {', '.join(sorted(PICTURES))}"
@@ -156,9 +156,9 @@ def prior(
 
     arrays = [to_rgb(_picture(path)) for path in files]
     state = save.with_name(f".{save.name}.training")
-    how: dict[str, Any] = {"crops": crops, "tiles": tiles, "steps": steps, "seed": seed}
+    options: dict[str, Any] = {"crops": crops, "tiles": tiles, "steps": steps, "seed": seed}
     codec = Recombiner.train(
-        arrays, bits_per_pixel, batch=max(1, 256 // tiles**2), out=state, **how
+        arrays, bits_per_pixel, batch=max(1, 256 // tiles**2), out=state, **options
     )
     codec.save(save)
     shutil.rmtree(state, ignore_errors=True)
@@ -240,19 +240,19 @@ def _save(target: Path, signal: Any, rate: int) -> None:
     import numpy as np
     from PIL import Image
 
-    kept, suffix = io.BytesIO(), target.suffix.lower()
+    buffer, suffix = io.BytesIO(), target.suffix.lower()
     if suffix == ".npy":
-        np.save(kept, signal)
+        np.save(buffer, signal)
     elif suffix == ".wav" and signal.ndim == 1:
         from scipy.io import wavfile
 
-        wavfile.write(kept, rate or 16_000, np.rint(signal * 32767).astype(np.int16))
+        wavfile.write(buffer, rate or 16_000, np.rint(signal * 32767).astype(np.int16))
     elif suffix in (".png", ".tif", ".tiff", ".bmp") and signal.dtype == np.uint8:
-        Image.fromarray(signal).save(kept, Image.registered_extensions()[suffix])
+        Image.fromarray(signal).save(buffer, Image.registered_extensions()[suffix])
     else:
         want = ".png, .tif or .bmp for a picture, .wav for audio, .npy for anything"
         raise ConfigError("--out", got=target.name, want=want, fix="Choose another suffix.")
-    _write(target, kept.getvalue())
+    _write(target, buffer.getvalue())
 
 
 def _write(target: Path, data: bytes) -> None:

@@ -45,8 +45,8 @@ def components(
     """
     one_of("--model", model, MODELS)
     counts = {"--atoms": atoms, "--side": side, "--patches": patches, "--steps": steps}
-    for what, count in counts.items():
-        at_least(what, count, 2)
+    for option, count in counts.items():
+        at_least(option, count, 2)
     if fit is not None and not fit.exists():
         want = "a picture, or a folder of pictures"
         raise ConfigError("--fit", got=f"no {fit}", want=want, fix="Check the path.")
@@ -54,29 +54,31 @@ def components(
     from ..models.coding.pictures import SOFTWARE
     from ..models.saved import CARD, TENSORS
 
-    where = run.with_name(run.name + ".png") if out is None else out
-    target(where, "atoms.png", option="--out", mark=SOFTWARE)
+    picture = run.with_name(run.name + ".png") if out is None else out
+    target(picture, "atoms.png", option="--out", mark=SOFTWARE)
     if fit is None:
         want = "the folder of a sparse coding model"
         source = shlex.quote(str(run)) if run.is_dir() else "photos/"
         repair = f"Learn one from pictures: intarsia components NEW --fit {source}"
         check_kind(run, CARD, what=f"model {run}", want=want, fix=repair)
     else:
-        target(run, "runs/gsc", option="RUN", own=(CARD, TENSORS))
+        target(run, "runs/gsc", option="RUN", written_names=(CARD, TENSORS))
         _learn(fit, run, model, atoms, side, patches, steps, seed)
-    found = Annealed.load(run)
+    learner = Annealed.load(run)
     try:
-        found.plot_components(where)
+        learner.plot_components(picture)
     except ShapeError as error:  # its fix is one for Python
-        name = type(found).__name__
+        name = type(learner).__name__
         fix = f"In Python: {name}.load({str(run)!r}).plot_components(shape=(height, width))"
         raise ShapeError("component", got=error.got, want=error.want, fix=fix) from error
-    count, values = found.components_.shape
+    count, values = learner.components_.shape
     if as_json:
-        row = {"picture": str(where), "components": count, "values": values}
-        show_json(row | {"usage": found.usage_.tolist(), "log_evidence": found.evidences_[-1]})
+        row = {"picture": str(picture), "components": count, "values": values}
+        show_json(row | {"usage": learner.usage_.tolist(), "log_evidence": learner.evidences_[-1]})
         return
-    say(f"{where}: {count} components of {values} values, on {found.usage_.sum():.2f} at a time")
+    say(
+        f"{picture}: {count} components of {values} values, on {learner.usage_.sum():.2f} at a time"
+    )
 
 
 def _learn(
@@ -99,8 +101,8 @@ def _learn(
         raise ConfigError("--fit", got=f"no picture in {source}", want="pictures", fix=fix)
     pictures = [grey(np.asarray(read_image(file))) for file in files]
     kind: Any = card(model).config
-    whole = {"data_cut": False} if issubclass(kind, Truncated) else {}
-    learner = kind(n_components=atoms, n_iter=steps, random_state=seed, **whole)
+    settings = {"data_cut": False} if issubclass(kind, Truncated) else {}
+    learner = kind(n_components=atoms, n_iter=steps, random_state=seed, **settings)
     x = cut(pictures, side, patches, np.random.default_rng(seed))
     if model not in NOT_NEGATIVE:
         x = x - x.mean(axis=1, keepdims=True)
@@ -111,9 +113,9 @@ def _learn(
     start = time.monotonic()
     with Bar(steps, 0, show=True, what=f"fitting {model}", unit="step").shown() as bar:
 
-        def told(step: int, of: int, evidence: float) -> None:
+        def told(step: int, steps: int, evidence: float) -> None:
             seconds = time.monotonic() - start
             bar.step(step, {"split": "fit", "loss": -evidence, "seconds": seconds})
 
-        made = learner.fit(x, progress=told)
-    made.save(run)
+        fitted = learner.fit(x, progress=told)
+    fitted.save(run)

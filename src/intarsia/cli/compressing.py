@@ -70,13 +70,13 @@ def compress(
     if format == NETS:
         _net(model, settings | {"layers": layers, "resume": resume or None}, force, save, as_json)
         return
-    how = {"layers": layers, "force": force, "seed": seed, "resume": resume}
-    chosen = chosen_format(format, settings)
-    record = _packed(model, chosen, (calib, rows, size), how, save, format)
+    options = {"layers": layers, "force": force, "seed": seed, "resume": resume}
+    stored = chosen_format(format, settings)
+    record = _packed(model, stored, (calib, rows, size), options, save, format)
     if as_json:
         show_json({"folder": str(save), **record})
         return
-    before, after = (record["bytes"][when] / 1e6 for when in ("before", "after"))
+    before, after = (record["bytes"][moment] / 1e6 for moment in ("before", "after"))
     count = record["layers"] or record["stacks of experts"]
     first = f"{count} layers as {record['format']}, {record['seconds']} s"
     say(f"{first}\n{before:.1f} MB -> {after:.1f} MB\n{save}")
@@ -84,9 +84,9 @@ def compress(
 
 def _packed(
     model: str,
-    chosen: Any,
+    stored: Any,
     text: tuple[str, int, int],
-    how: dict[str, Any],
+    options: dict[str, Any],
     save: Path,
     format: str,
 ) -> dict[str, Any]:
@@ -112,19 +112,19 @@ def _packed(
     before = sum(p.nbytes for p in host.parameters())
     calibration: Any = ()
     read: dict[str, int] = {}
-    if getattr(chosen, "needs", None) or callable(getattr(chosen, "apply", None)):
+    if getattr(stored, "needs", None) or callable(getattr(stored, "apply", None)):
         corpus, rows, size = text
         texts = load_calibration(corpus, tokenizer, rows=rows, length=size, progress=note)
         calibration, read = texts.train, texts.record["rows"]
     started, walk = time.perf_counter(), save.with_name(f"{save.name}.walk")
-    if getattr(chosen, "walks", False):
-        how |= {"out": walk, "progress": note}
-    host = pack(host, chosen, calibration, **how)
+    if getattr(stored, "walks", False):
+        options |= {"out": walk, "progress": note}
+    host = pack(host, stored, calibration, **options)
     packed = [m for m in host.modules() if isinstance(m, PackedLinear)]
     stacks = packed_stacks(host)
     record = {
         "model": model,
-        "format": repr(chosen),
+        "format": repr(stored),
         "calibration": read,
         "layers": len(packed),
         "stacks of experts": len(stacks),
@@ -140,13 +140,13 @@ def _packed(
     return record
 
 
-def _net(run: str, given: dict[str, Any], force: bool, save: Path, as_json: bool) -> None:
-    """A run's net in CHW.  given: options, of which it has none."""
+def _net(run: str, options: dict[str, Any], force: bool, save: Path, as_json: bool) -> None:
+    """A run's net in CHW.  options: options, of which it has none."""
     from ..experiments.experiment import FILE
     from ..experiments.packing import compress_run
     from ..methods.fast_convnets import Chw
 
-    if some := {name: value for name, value in given.items() if value is not None}:
+    if some := {name: value for name, value in options.items() if value is not None}:
         fix = "Leave them out."
         raise ConfigError("--format chw", got=f"{sorted(some)}", want="no such options", fix=fix)
     if not (Path(run) / FILE).is_file():
@@ -154,14 +154,14 @@ def _net(run: str, given: dict[str, Any], force: bool, save: Path, as_json: bool
         want = "a run of `intarsia fit` with a convolutional net"
         raise ConfigError(f"net {run!r}", got="no run", want=want, fix=fix)
     _warn_of_rivals("picture", NETS)
-    found = compress_run(run, save, Chw(force=force), report=note)
+    report = compress_run(run, save, Chw(force=force), report=note)
     if as_json:
-        show_json({"folder": str(save), **found})
+        show_json({"folder": str(save), **report})
         return
-    times = found["milliseconds"]
+    times = report["milliseconds"]
     took = [f"{times['before']:.2f} ms -> {times['after']:.2f} ms a picture"] if times else []
-    left = [f"in torch as before: {', '.join(found['left'])}"] if found["left"] else []
-    say("\n".join([f"{len(found['layers'])} layers in CHW", *took, *left, str(save)]))
+    notes = [f"in torch as before: {', '.join(report['left'])}"] if report["left"] else []
+    say("\n".join([f"{len(report['layers'])} layers in CHW", *took, *notes, str(save)]))
 
 
 def _warn_of_rivals(kind: str, format: str) -> None:
@@ -172,7 +172,7 @@ def _warn_of_rivals(kind: str, format: str) -> None:
         warn(line)
 
 
-def chosen_format(name: str, given: dict[str, Any]) -> Any:
+def chosen_format(name: str, options: dict[str, Any]) -> Any:
     """A format, or a method that packs layers itself, with the settings that were given.
 
     Raises: UnknownName; ConfigError for a setting that it does not have.
@@ -180,7 +180,7 @@ def chosen_format(name: str, given: dict[str, Any]) -> Any:
     from ..core.registry import card
     from ..hosts.swap.compress import Compress, format_named
 
-    settings = {n: v for n, v in given.items() if v is not None}
+    settings = {n: v for n, v in options.items() if v is not None}
     try:
         if name in METHODS:
             return card(METHODS[name]).config(**settings)
@@ -203,8 +203,8 @@ def _tuning(steps: str | None) -> dict[str, int] | None:
 
 
 def _tensors(host: Any) -> list[Any]:
-    found = {t.data_ptr(): t for t in (*host.parameters(), *host.buffers())}
-    return list(found.values())
+    tensors = {t.data_ptr(): t for t in (*host.parameters(), *host.buffers())}
+    return list(tensors.values())
 
 
 def _check(
@@ -239,10 +239,10 @@ def doctor(as_json: Json = False) -> None:
     from ..kernels.native import diagnosis
     from ..kernels.native.floor import measure
 
-    found = diagnosis.examined()
+    machine = diagnosis.examined()
     floor = measure()
     record = {
-        **found,
+        **machine,
         "threads": floor.threads,
         "read GB/s": round(floor.read / 1e9, 2),
         "matmul GFLOP/s": {name: round(f / 1e9, 1) for name, f in floor.matmul.items()},
@@ -251,13 +251,13 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         show_json(record | {"better elsewhere": lines})
         return
-    kernels, why = record.pop("kernels"), record.pop("why not")
+    kernels, missing = record.pop("kernels"), record.pop("why not")
     rows = [(name, _plain(value)) for name, value in record.items()]
     show_table(
         "This machine", ("what", "found"), [*rows, ("kernels", ", ".join(kernels) or "none")]
     )
     if not kernels:
-        say(f"Sparse weights are decoded once and run dense: {why}")
+        say(f"Sparse weights are decoded once and run dense: {missing}")
     for line in lines:
         say(line)
 

@@ -58,27 +58,29 @@ def spans(
     host, tokenizer = language_model(model)
     size = max(*numbers, check)
     texts = load_calibration(calib, tokenizer, rows=rows, length=size, progress=note)
-    found = choose_spans(host, method, texts.train, seed=seed, progress=note)
-    found = replace(found, about={**found.about, "calibration": texts.record["rows"]})
-    found.save(save)
-    told = {"file": str(save), **_told(found, size)}
+    chosen = choose_spans(host, method, texts.train, seed=seed, progress=note)
+    chosen = replace(chosen, about={**chosen.about, "calibration": texts.record["rows"]})
+    chosen.save(save)
+    record = {"file": str(save), **_told(chosen, size)}
     if as_json:
-        show_json(told)
+        show_json(record)
         return
-    losses = ", ".join(f"{value:.4f} {name}" for name, value in told["loss"].items())
-    say(f"{found.layers} layers of {found.heads} heads, density {told['density']:.3f} at {size}")
+    losses = ", ".join(f"{value:.4f} {name}" for name, value in record["loss"].items())
+    say(
+        f"{chosen.layers} layers of {chosen.heads} heads, density {record['density']:.3f} at {size}"
+    )
     say(f"loss of the last third on other rows: {losses}")
     say(f"{save}\nNext:  intarsia generate {model} '...' --spans {save}")
 
 
-def _told(found: Any, size: int) -> dict[str, Any]:
-    about = found.about
-    chosen = about["loss"][about["chosen"]]
+def _told(spans: Any, size: int) -> dict[str, Any]:
+    details = spans.about
+    loss = details["loss"][details["chosen"]]
     return {
-        "density": found.density(size),
-        "loss": {"dense": about["dense"], "uniform": about["uniform"], "spans": chosen},
-        "seconds": about["seconds"],
-        "spans": found.at(size).tolist(),
+        "density": spans.density(size),
+        "loss": {"dense": details["dense"], "uniform": details["uniform"], "spans": loss},
+        "seconds": details["seconds"],
+        "spans": spans.at(size).tolist(),
     }
 
 
@@ -91,7 +93,7 @@ def generate(
         Path | None, typer.Option(help="A folder of intarsia.save: compressed, adapted ...")
     ] = None,
     dtype: Annotated[str, typer.Option(help="Of the weights: float32 or auto.")] = "float32",
-    beside: Annotated[
+    compare: Annotated[
         bool, typer.Option("--beside", help="Time transformers' own generate, too.")
     ] = False,
     as_json: Json = False,
@@ -109,22 +111,25 @@ def generate(
     if dtype not in ("float32", "auto"):
         fix = "Leave it out, or --dtype auto."
         raise ConfigError("--dtype", got=dtype, want="float32 or auto", fix=fix)
-    for what, path in (("--spans", spans), ("--load", load)):
+    for option, path in (("--spans", spans), ("--load", load)):
         if path is not None and not path.exists():
-            raise ConfigError(f"{what} {path}", got="nothing there", want="a path", fix="Check it.")
-    told = _continued(model, prompt, tokens, (spans, load), dtype, beside)
+            raise ConfigError(
+                f"{option} {path}", got="nothing there", want="a path", fix="Check it."
+            )
+    record = _continued(model, prompt, tokens, (spans, load), dtype, compare)
     if as_json:
-        show_json(told)
+        show_json(record)
         return
-    sys.stdout.write(told["text"].strip("\n") + "\n")
+    sys.stdout.write(record["text"].strip("\n") + "\n")
     say(
-        f"{told['tokens']} tokens, {told['a_second']:.1f} a second; prompt of {told['prompt']} in "
-        f"{told['prompt_seconds']:.2f} s; keys and values {told['cache_bytes'] / 1e6:.2f} MB; "
-        f"{told['path']}"
+        f"{record['tokens']} tokens, {record['a_second']:.1f} a second; "
+        f"prompt of {record['prompt']} in "
+        f"{record['prompt_seconds']:.2f} s; keys and values {record['cache_bytes'] / 1e6:.2f} MB; "
+        f"{record['path']}"
     )
-    if beside:
-        same = "the same tokens" if told["transformers"]["same"] else "other tokens"
-        say(f"transformers' generate: {told['transformers']['a_second']:.1f} a second, {same}")
+    if compare:
+        verdict = "the same tokens" if record["transformers"]["same"] else "other tokens"
+        say(f"transformers' generate: {record['transformers']['a_second']:.1f} a second, {verdict}")
 
 
 def _continued(
@@ -133,7 +138,7 @@ def _continued(
     tokens: int,
     paths: tuple[Path | None, Path | None],
     dtype: str,
-    beside: bool,
+    compare: bool,
 ) -> dict[str, Any]:
     """Load, decode, and what there is to tell.  paths: of spans, and of a saved folder."""
     from ..hosts.decoding import generate as continued
@@ -144,31 +149,31 @@ def _continued(
     from ..hosts.spans.spans import load_spans
 
     spans, load = paths
-    chosen = None if spans is None else load_spans(spans)
+    spans_of_heads = None if spans is None else load_spans(spans)
     host: Any
     host, tokenizer = open_language_model(model, dtype=dtype)
     if load is not None:
         host = load_saved(host, load)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
-    if chosen is not None:
-        least = chosen.sink + chosen.block
-        attach_spans(host, chosen, length=max(ids.shape[1] + tokens, least))
+    if spans_of_heads is not None:
+        least = spans_of_heads.sink + spans_of_heads.block
+        attach_spans(host, spans_of_heads, length=max(ids.shape[1] + tokens, least))
     end = tokenizer.eos_token_id
-    found = continued(host, ids, tokens, heard=lambda new: end is not None and int(new[0]) == end)
-    told: dict[str, Any] = {
-        "text": tokenizer.decode(found.tokens[0], skip_special_tokens=True),
-        "tokens": found.tokens.shape[1],
+    decoded = continued(host, ids, tokens, heard=lambda new: end is not None and int(new[0]) == end)
+    record: dict[str, Any] = {
+        "text": tokenizer.decode(decoded.tokens[0], skip_special_tokens=True),
+        "tokens": decoded.tokens.shape[1],
         "prompt": ids.shape[1],
-        "a_second": found.rate,
-        "prompt_seconds": found.prompt_seconds,
-        "cache_bytes": found.bytes,
-        "path": found.path,
+        "a_second": decoded.rate,
+        "prompt_seconds": decoded.prompt_seconds,
+        "cache_bytes": decoded.bytes,
+        "path": decoded.path,
     }
-    if beside:
-        stock = stock_generate(host, ids, found.tokens.shape[1])
-        same = stock.tokens.tolist() == found.tokens.tolist()
-        told["transformers"] = {"a_second": stock.rate, "same": same}
-    return told
+    if compare:
+        stock = stock_generate(host, ids, decoded.tokens.shape[1])
+        equal = stock.tokens.tolist() == decoded.tokens.tolist()
+        record["transformers"] = {"a_second": stock.rate, "same": equal}
+    return record
 
 
 def _numbers(text: str) -> tuple[int, ...]:

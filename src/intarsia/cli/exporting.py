@@ -114,4 +114,4 @@ def _target(run: str, form: str, out: Path | None) -> Path:
         check_run(Path(run))
     inside = Path(run) / "export" if Path(run).is_dir() else Path(Path(run).name)
     place = out or inside.with_name(inside.name + SUFFIXES[form])
-    return target(place, "m.onnx", option="--out", mark=MARKS.get(form, ""), own=EXPORTED)
+    return target(place, "m.onnx", option="--out", mark=MARKS.get(form, ""), written_names=EXPORTED)

@@ -31,12 +31,12 @@ def list_methods(
     Example:  intarsia list --kind adapter --tag folds
     Example:  intarsia list RMoE
     """
-    found = [describe(card) for card in cards(kind, tag, family, text)]
+    described = [describe(card) for card in cards(kind, tag, family, text)]
     if kind is tag is family is None:
-        found += commands(text)
+        described += commands(text)
     if as_json:
         hidden = ("settings", "doc")
-        show_json([{k: v for k, v in card.items() if k not in hidden} for card in found])
+        show_json([{k: v for k, v in card.items() if k not in hidden} for card in described])
         return
     rows = [
         (
@@ -46,7 +46,7 @@ def list_methods(
             " ".join(c["tags"]),
             c["summary"],
         )
-        for c in found
+        for c in described
     ]
     show_table("", ("name", "kind", "paper", "tags", "what it is"), rows)
 
@@ -61,30 +61,33 @@ def show(
 
     Example:  intarsia show mosa
     """
-    found = describe(card(find(method)))
-    if "peft" in found["family"]:
-        found["settings"] = _with_pefts(found)
+    described = describe(card(find(method)))
+    if "peft" in described["family"]:
+        described["settings"] = _with_pefts(described)
     if as_json:
-        show_json(found)
+        show_json(described)
         return
-    paper = found["paper"]
-    say(f"{found['name']} ({found['kind']}, {found['family']}): {found['summary']}\n")
+    paper = described["paper"]
+    say(
+        f"{described['name']} ({described['kind']}, {described['family']}): "
+        f"{described['summary']}\n"
+    )
     say(f"{paper['title']} ({paper['year']})\n{paper['url']}\n")
-    if "python" in found:
-        say(f"In Python: {found['python']}\n")
-    if found["names"]:
-        say(f"Also called: {', '.join(found['names'])}\n")
-    if "doc" in found:
-        say(f"{found['doc']}\n")
-    rows = [(s["name"], s["type"], shown(s["default"])) for s in found["settings"]]
+    if "python" in described:
+        say(f"In Python: {described['python']}\n")
+    if described["names"]:
+        say(f"Also called: {', '.join(described['names'])}\n")
+    if "doc" in described:
+        say(f"{described['doc']}\n")
+    rows = [(s["name"], s["type"], shown(s["default"])) for s in described["settings"]]
     show_table("Settings", ("setting", "type", "default"), rows)
-    if found["tags"]:
-        show_table("Tags", ("tag", "meaning"), [(t, TAGS.get(t, "")) for t in found["tags"]])
-    if found["kind"] in ("adapter", "baseline"):
-        say("\n  ".join(["Run it:", *example(found)]))
+    if described["tags"]:
+        show_table("Tags", ("tag", "meaning"), [(t, TAGS.get(t, "")) for t in described["tags"]])
+    if described["kind"] in ("adapter", "baseline"):
+        say("\n  ".join(["Run it:", *example(described)]))
 
 
-def _with_pefts(found: dict[str, Any]) -> list[dict[str, Any]]:
+def _with_pefts(described: dict[str, Any]) -> list[dict[str, Any]]:
     """The settings of a baseline out of PEFT: with those of PEFT's config, which is imported."""
-    settings = settings_to_dict(card(found["name"]).config())
+    settings = settings_to_dict(card(described["name"]).config())
     return [{"name": n, "type": type(v).__name__, "default": v} for n, v in settings.items()]

@@ -64,19 +64,20 @@ def trace(
     host, tokenizer = language_model(model)
     texts = load_texts(text, tokenizer, length=size, train=rows, progress=note).train
     started = time.perf_counter()
-    found = record(host, (texts[i] for i in range(len(texts))), progress=note)
+    routed = record(host, (texts[i] for i in range(len(texts))), progress=note)
     seconds = time.perf_counter() - started
-    found.save(file)
-    told = {"tokens": len(found), "layers": found.layers, "experts": found.experts}
-    told |= {"active": found.active, "tokens_per_second": len(found) / seconds}
-    rows_of = described(found)
+    routed.save(file)
+    summary = {"tokens": len(routed), "layers": routed.layers, "experts": routed.experts}
+    summary |= {"active": routed.active, "tokens_per_second": len(routed) / seconds}
+    rows_of = described(routed)
     if as_json:
-        show_json({"file": str(file), **told, "layer": rows_of})
+        show_json({"file": str(file), **summary, "layer": rows_of})
         return
     show_table("", tuple(rows_of[0]), [tuple(map(_shown, r.values())) for r in rows_of])
     say(
-        f"{len(found)} tokens, {found.layers} layers, {found.active} of {found.experts} experts; "
-        f"{len(found) / seconds:.0f} tokens/s\n{file}"
+        f"{len(routed)} tokens, {routed.layers} layers, "
+        f"{routed.active} of {routed.experts} experts; "
+        f"{len(routed) / seconds:.0f} tokens/s\n{file}"
     )
 
 
@@ -114,17 +115,17 @@ def place(
         raise ConfigError("--write", got="one of the two", want="--checkpoint, too", fix=fix)
     file = target(save, "p.json", mark="intarsia placement")
     if write is not None:
-        target(write, "placed", option="--write", own=sealed_names(write, RECORD))
+        target(write, "placed", option="--write", written_names=sealed_names(write, RECORD))
     if sglang is not None:
         target(sglang, "location.json", option="--sglang", mark="physical_to_logical_map")
     from ..placement.searching import place as search
     from ..placement.trace import Trace
 
-    found, links = Trace.load_file(trace), topology_of(devices, topology)
-    seen, unseen = found.split()
-    placed = search(seen, links, _search(by, redundant))
-    told = _judged(by, placed, {"train": seen, "held_out": unseen})
-    placed.save(file, by=by, quality=told)
+    routed, links = Trace.load_file(trace), topology_of(devices, topology)
+    past, future = routed.split()
+    placed = search(past, links, _search(by, redundant))
+    record = _judged(by, placed, {"train": past, "held_out": future})
+    placed.save(file, by=by, quality=record)
     if write is not None:
         from ..hosts.relabel import write_relabelled
 
@@ -134,16 +135,16 @@ def place(
 
         write_json(sglang, {"physical_to_logical_map": placed.places()}, indent=None)
     if as_json:
-        show_json({"file": str(file), "by": by, "quality": told})
+        show_json({"file": str(file), "by": by, "quality": record})
         return
-    _show_quality(told)
+    _show_quality(record)
     say("\n".join(str(path) for path in (file, write, sglang) if path is not None))
 
 
-def _show_quality(told: dict[str, dict[str, dict[str, float]]]) -> None:
+def _show_quality(qualities: dict[str, dict[str, dict[str, float]]]) -> None:
     cells = [
         (name, part, *(f"{value:.3f}" for value in values.values()))
-        for name, parts in told.items()
+        for name, parts in qualities.items()
         for part, values in parts.items()
     ]
     columns = ("placement", "sequences", "imbalance", "cross", "destinations")
@@ -151,18 +152,20 @@ def _show_quality(told: dict[str, dict[str, dict[str, float]]]) -> None:
     say(WORTH)
 
 
-def _judged(by: str, placed: Any, parts: dict[str, Any]) -> dict[str, dict[str, dict[str, float]]]:
-    """What a placement, and experts in order, are worth on each part."""
+def _judged(
+    search: str, placed: Any, parts: dict[str, Any]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Measure a placement, and experts in order, on each part of a trace."""
     from ..placement.cost import quality
     from ..placement.placement import Placement
 
-    found = {by: placed}
+    placements = {search: placed}
     if placed.experts % placed.devices == 0:
         plain = Placement.contiguous(placed.layers, placed.experts, placed.devices)
-        found = {"contiguous": plain} | found
+        placements = {"contiguous": plain} | placements
     return {
-        name: {part: dict(vars(quality(of, at))) for part, of in parts.items()}
-        for name, at in found.items()
+        name: {part: dict(vars(quality(batch, placement))) for part, batch in parts.items()}
+        for name, placement in placements.items()
     }
 
 
@@ -179,13 +182,13 @@ def topology_of(devices: int | None, file: Path | None) -> Any:
     return Topology.uniform(devices)
 
 
-def _search(by: str, redundant: int) -> Any:
+def _search(search: str, redundant: int) -> Any:
     from ..core.registry import card
 
-    key, _, how = by.partition("_")
+    key, _, variant = search.partition("_")
     if key == "joint":
-        return card("joint_swaps").config(how)
-    return card(by).config(**({"redundant": redundant} if redundant else {}))
+        return card("joint_swaps").config(variant)
+    return card(search).config(**({"redundant": redundant} if redundant else {}))
 
 
 def _shown(value: Any) -> str:

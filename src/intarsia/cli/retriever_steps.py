@@ -16,16 +16,16 @@ from .targets import target
 OWN = ("data", "task", "teachers", "save", "model", "seed", "settings", "resume", "as_json")
 
 
-def fit_task(given: Mapping[str, Any], words: set[str], teachers: str, save: Path | None) -> None:
+def fit_task(options: Mapping[str, Any], words: set[str], teachers: str, save: Path | None) -> None:
     """`intarsia fit DOCS --task sparse-retrieval`.
 
-    given: the options of `fit`; words: those that were said.
+    options: the options of `fit`; words: those that were said.
     """
     if strange := sorted(words - {*OWN, "ctx"}):
         got = ", ".join(flag(name) for name in strange)
         want = "--model, --teachers, --save, --seed, --resume, --set steps=300 and the like"
         raise ConfigError("options of --task", got=got, want=want, fix="Leave it out.")
-    if save is None or given["data"] is None:
+    if save is None or options["data"] is None:
         fix = "For example: intarsia fit docs.jsonl --task sparse-retrieval --save enc"
         raise ConfigError("documents and --save", got="not both", want="both", fix=fix)
     target(save, "enc")
@@ -34,53 +34,53 @@ def fit_task(given: Mapping[str, Any], words: set[str], teachers: str, save: Pat
     from ..models.retrieve.inference_free import InferenceFree
     from ..models.retrieve.learning import drawn_pairs, fit_retriever
 
-    recipe = _recipe(given, teachers)
-    found = load_collection(given["data"], "train", report=note)
-    numbers = {name: i for i, name in enumerate(found.docs)}
-    texts = list(found.docs.values())
+    recipe = _recipe(options, teachers)
+    collection = load_collection(options["data"], "train", report=note)
+    numbers = {name: i for i, name in enumerate(collection.docs)}
+    texts = list(collection.docs.values())
     answered = [
-        (found.queries[q], [numbers[d] for d, g in found.qrels[q].items() if g > 0])
-        for q in found.judged
+        (collection.queries[q], [numbers[d] for d, g in collection.qrels[q].items() if g > 0])
+        for q in collection.judged
     ]
     drawn = not answered
-    pairs = answered or drawn_pairs(texts, recipe.steps * recipe.batch, given["seed"])
+    pairs = answered or drawn_pairs(texts, recipe.steps * recipe.batch, options["seed"])
     note("Queries are drawn from the documents." if drawn else f"{len(pairs):,} judged queries.")
-    name = given["model"] if "model" in words else "splade-tiny"
+    name = options["model"] if "model" in words else "splade-tiny"
     model = InferenceFree.from_pretrained(name, texts, report=note)
     out = save.with_name(f".{save.name}.training")
-    if not given["resume"]:  # what an earlier run left is no part of this one
+    if not options["resume"]:  # what an earlier run left is no part of this one
         shutil.rmtree(out, ignore_errors=True)
-    how: dict[str, Any] = {"seed": given["seed"], "out": out, "resume": given["resume"]}
+    running: dict[str, Any] = {"seed": options["seed"], "out": out, "resume": options["resume"]}
     try:
-        fit_retriever(model, texts, pairs, recipe, report=note, **how)
+        fit_retriever(model, texts, pairs, recipe, report=note, **running)
     except KeyboardInterrupt as stop:
         raise KeyboardInterrupt("Go on: the same command with --resume.") from stop
     model.save(save)
     shutil.rmtree(out, ignore_errors=True)
-    told = {"folder": str(save), "queries": len(pairs), "drawn": drawn, "documents": len(texts)}
-    if given["as_json"]:
-        show_json(told)
+    record = {"folder": str(save), "queries": len(pairs), "drawn": drawn, "documents": len(texts)}
+    if options["as_json"]:
+        show_json(record)
         return
     say(f"{save}: {recipe.steps} steps on {len(pairs):,} queries of {len(texts):,} documents.")
-    say(f"Next:  intarsia index {shlex.quote(given['data'])} --model {shlex.quote(str(save))} "
+    say(f"Next:  intarsia index {shlex.quote(options['data'])} --model {shlex.quote(str(save))} "
         "--save idx")  # fmt: skip
 
 
-def _recipe(given: Mapping[str, Any], teachers: str) -> Any:
+def _recipe(options: Mapping[str, Any], teachers: str) -> Any:
     """The recipe of the options; --set steps=300 and the like.  Raises: UnknownName."""
     from dataclasses import fields
 
     from ..models.retrieve.learning import LearnedRetrieval
 
-    own = {f.name: f.default for f in fields(LearnedRetrieval)}
+    defaults = {f.name: f.default for f in fields(LearnedRetrieval)}
     values: dict[str, Any] = {"teachers": tuple(n.strip() for n in teachers.split(",") if n)}
-    for text in given["settings"] or ():
+    for text in options["settings"] or ():
         name, _, value = text.partition("=")
-        if name not in own or name == "teachers":
-            raise UnknownName("setting of sparse-retrieval", name, own)
+        if name not in defaults or name == "teachers":
+            raise UnknownName("setting of sparse-retrieval", name, defaults)
         try:
-            values[name] = type(own[name])(value)
+            values[name] = type(defaults[name])(value)
         except ValueError as error:
-            want = f"as {own[name]}"
+            want = f"as {defaults[name]}"
             raise ConfigError(name, got=repr(value), want=want, fix="Correct it.") from error
     return LearnedRetrieval(**values)

@@ -74,18 +74,18 @@ def index(
         fix = "Begin one with --save."
         raise ConfigError(f"--append {append}", got="no index", want="an index's folder", fix=fix)
     hold(append) if append is not None else target(save, "idx")
-    how = {"stored": stored, "prune": prune, "language": language}
-    found = _indexed(docs, model, save, append, how, megabytes)
-    where, sizes = save or append, found.sizes()
+    options = {"stored": stored, "prune": prune, "language": language}
+    searchable = _indexed(docs, model, save, append, options, megabytes)
+    folder, sizes = save or append, searchable.sizes()
     if as_json:
-        lexical = found.lexical and vars(found.lexical)
-        show_json({"folder": str(where), "model": found.model, "lexical": lexical} | sizes)
+        lexical = searchable.lexical and vars(searchable.lexical)
+        show_json({"folder": str(folder), "model": searchable.model, "lexical": lexical} | sizes)
         return
     say(
-        f"{where}: {sizes['documents']:,} documents, {sizes['mean']:.0f} tokens in each, "
+        f"{folder}: {sizes['documents']:,} documents, {sizes['mean']:.0f} tokens in each, "
         f"{sizes['bytes'] / 1e6:.1f} MB."
     )
-    say(f'Next:  intarsia search {shlex.quote(str(where))} "..."  (--serve: a page)')
+    say(f'Next:  intarsia search {shlex.quote(str(folder))} "..."  (--serve: a page)')
 
 
 def _indexed(
@@ -93,16 +93,16 @@ def _indexed(
     model: str,
     save: Path | None,
     append: Path | None,
-    how: dict[str, Any],
+    options: dict[str, Any],
     megabytes: int | None,
 ) -> SparseIndex:
     """Encode the documents and write the index, block by block.
 
-    how: stored, prune and language, which have to be the same when a command is repeated.
+    options: stored, prune and language, which have to be the same when a command is repeated.
     """
     from ..models.retrieve.lexical import Lexical
 
-    language = how["language"]
+    language = options["language"]
     lexical = None if language == NO_STEMS else Lexical(language=language)
     note("Loading PyTorch and sentence-transformers.")
     from ..core.files import write_json
@@ -110,37 +110,37 @@ def _indexed(
 
     partial = append or (save.with_name(f".{save.name}.part") if save else Path())
     begun = (partial / META).is_file()
-    asked = {"docs": known_by(docs), "model": model} | how
+    identity = {"docs": known_by(docs), "model": model} | options
     if save is not None and begun:
-        check_same(partial, asked, save)
-    encoder = _encoder(docs, model, how["prune"], megabytes, begun)
+        check_same(partial, identity, save)
+    encoder = _encoder(docs, model, options["prune"], megabytes, begun)
     if begun:
-        found = SparseIndex.load(partial)
+        searchable = SparseIndex.load(partial)
     else:
-        about = {"model": encoder.name, "digest": encoder.digest, "stored": how["stored"]}
-        found = SparseIndex(encoder.queries, **about, lexical=lexical)
-    total = len(found)
+        details = {"model": encoder.name, "digest": encoder.digest, "stored": options["stored"]}
+        searchable = SparseIndex(encoder.queries, **details, lexical=lexical)
+    total = len(searchable)
     # an index that is going on has the first documents already; of an added file none
-    left = (row for row in _documents(docs) if append is not None or row[0] not in found)
-    for part in blocks(left, BLOCK):
-        found.append(encoder, part)
+    documents = (row for row in _documents(docs) if append is not None or row[0] not in searchable)
+    for part in blocks(documents, BLOCK):
+        searchable.append(encoder, part)
         if append is None:  # documents are added all or none: the command can be repeated
-            write_json(settings_file(partial), asked)
-            found.save(partial)
+            write_json(settings_file(partial), identity)
+            searchable.save(partial)
         total += len(part)
         note(f"{total:,} documents")
-    if not len(found):
+    if not len(searchable):
         raise DataError(f"documents of {docs}", got="none", want="some", fix="Check the file.")
-    found.merge()
+    searchable.merge()
     if append is None and lexical is not None:
-        _tune(found, docs)
-    found.save(save or partial)
+        _tune(searchable, docs)
+    searchable.save(save or partial)
     if save is not None:
         import shutil
 
         shutil.rmtree(partial, ignore_errors=True)
         settings_file(partial).unlink(missing_ok=True)
-    return found
+    return searchable
 
 
 def _encoder(
@@ -153,8 +153,8 @@ def _encoder(
     is_saved = (Path(model) / "modules.json").is_file()
     texts = None if begun or is_saved else (text for _, text in _documents(docs))
     limit = MEGABYTES if megabytes is None else megabytes
-    how: dict[str, Any] = {"prune": prune, "megabytes": limit, "report": note}
-    return InferenceFree.from_pretrained(model, texts, **how)
+    options: dict[str, Any] = {"prune": prune, "megabytes": limit, "report": note}
+    return InferenceFree.from_pretrained(model, texts, **options)
 
 
 def _tune(index: SparseIndex, docs: str) -> None:
@@ -166,10 +166,10 @@ def _tune(index: SparseIndex, docs: str) -> None:
         return
     val = load_collection(docs, "val", report=note)
     if val.judged:
-        how = tuned(index, val.judged, val.qrels)
+        weights = tuned(index, val.judged, val.qrels)
         count = min(MOST, len(val.judged))
-        note(f"By {count:,} queries of validation: share of BM25 {how.share:g}, "
-             f"k1 {how.k1:g}, b {how.b:g}.")  # fmt: skip
+        note(f"By {count:,} queries of validation: share of BM25 {weights.share:g}, "
+             f"k1 {weights.k1:g}, b {weights.b:g}.")  # fmt: skip
 
 
 def _documents(docs: str) -> Iterator[tuple[str, str]]:
@@ -189,9 +189,9 @@ def _exported(folder: Path, form: str, save: Path | None) -> None:
     from ..models.retrieve.sparse_index import SparseIndex
 
     target(save, "bulk.ndjson")
-    found = SparseIndex.load(folder)
-    export(found, form, save)
-    say(f"{save}: {len(found):,} documents for {form}.")
+    searchable = SparseIndex.load(folder)
+    export(searchable, form, save)
+    say(f"{save}: {len(searchable):,} documents for {form}.")
 
 
 def search(
@@ -240,16 +240,16 @@ def search(
         _show(found(index, query or "", k), explain, as_json)
 
 
-def _show(found: dict[str, Any], explain: bool, as_json: bool) -> None:
+def _show(answer: dict[str, Any], explain: bool, as_json: bool) -> None:
     if as_json:
-        show_json(found)
+        show_json(answer)
         return
-    if not found["hits"]:
-        known = found["tokens"] or found["stems"]
-        say("No document: " + ("none has one of these words." if known else "no known word."))
+    if not answer["hits"]:
+        terms = answer["tokens"] or answer["stems"]
+        say("No document: " + ("none has one of these words." if terms else "no known word."))
         return
     rows = []
-    for hit in found["hits"]:
+    for hit in answer["hits"]:
         words = [f"{t['token']}{'~' if t['stem'] else '*' if t['expanded'] else ''} "
                  f"{t['score']:.2f}" for t in hit["terms"]]  # fmt: skip
         text = "".join(part for part, _ in hit["parts"])
@@ -257,7 +257,7 @@ def _show(found: dict[str, Any], explain: bool, as_json: bool) -> None:
     show_table("", ("id", "score", "words" if explain else "text"), rows, right="score")
     if explain:
         say("* not a word of the text: the model read it into it.  ~ a stem, by BM25.")
-    say(f"{found['documents']:,} documents, {found['milliseconds']:.1f} ms.")
+    say(f"{answer['documents']:,} documents, {answer['milliseconds']:.1f} ms.")
 
 
 def _run(index: SparseIndex, queries: Path, run: Path, k: int) -> None:
@@ -265,21 +265,21 @@ def _run(index: SparseIndex, queries: Path, run: Path, k: int) -> None:
     from ..data.collections import read_queries
     from ..train.ranked import run_lines
 
-    asked = read_queries(queries)
-    lines = run_lines(index.run(asked, k))
+    questions = read_queries(queries)
+    lines = run_lines(index.run(questions, k))
     write_text(run, "\n".join(lines) + "\n")
-    say(f"{run}: {len(lines):,} rows of {len(asked):,} queries.")
+    say(f"{run}: {len(lines):,} rows of {len(questions):,} queries.")
 
 
 def answers(index: SparseIndex) -> dict[str, Any]:
-    """What the page to search asks for."""
+    """Return the function that answers requests of the page to search."""
     from ..models.retrieve.showing import found
 
-    def answer(asked: dict[str, Any]) -> dict[str, Any]:
-        query, k = asked.get("query"), asked.get("k", 10)
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        query, k = request.get("query"), request.get("k", 10)
         if not isinstance(query, str) or not isinstance(k, int) or not 1 <= k <= 100:
             fix = 'For example {"query": "...", "k": 10}.'
-            raise DataError("question", got=sorted(asked), want="a query and a k", fix=fix)
+            raise DataError("question", got=sorted(request), want="a query and a k", fix=fix)
         return found(index, query, k)
 
     return {"/search": answer}

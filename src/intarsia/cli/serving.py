@@ -124,10 +124,10 @@ def _serve(
     with closing(bound(*address)) as listening:
         if not is_local(host):
             warn(f"Whoever reaches {host} can use this server; it asks for no key.")
-        at = {name: Path(folder) for name, folder in folders.items()}
-        found = open_models(sources, at, progress=note, **opened)
-        say(f"Models: {', '.join(found)}")
-        cut = run(Application(found, limits, hosts_of(host)), listening, say)
+        places = {name: Path(folder) for name, folder in folders.items()}
+        served = open_models(sources, places, progress=note, **opened)
+        say(f"Models: {', '.join(served)}")
+        cut = run(Application(served, limits, hosts_of(host)), listening, say)
     if cut:
         warn(f"Cut off {cut} requests that were not done in --drain {limits.drain:g} seconds.")
     else:
@@ -138,12 +138,12 @@ def _slots(text: str | None) -> int | float | None:
     """Return a whole number, or a share.  Raises: ConfigError."""
     if text is None:
         return None
-    whole = text.strip().isdecimal()
+    numeric = text.strip().isdecimal()
     try:
-        value: float = int(text) if whole else float(text)
+        value: float = int(text) if numeric else float(text)
     except ValueError:
         value = -1
-    if not (value >= 2 if whole else 0 < value <= 1):
+    if not (value >= 2 if numeric else 0 < value <= 1):
         want, fix = "2 or more, or a share below 1", "For example: --slots 0.25, or --memory 8GB"
         raise ConfigError("--slots", got=repr(text), want=want, fix=fix)
     return value
@@ -164,7 +164,7 @@ def _to_vllm(models: list[str], adapters: list[str], room: object, host: str, po
     from ..hosts.serving.vllm import command, hand_over
 
     ((name, folder),) = names_of(models).items()
-    folders = {key: Path(at) for key, at in names_of(adapters).items()}
+    folders = {key: Path(path) for key, path in names_of(adapters).items()}
     words = command(name, folder, folders, host, port)
     say(shlex.join(words))
     hand_over(words)

@@ -37,13 +37,13 @@ def whole_text(text: str | None) -> str | None:
 
 
 def note(line: str) -> None:
-    """One progress line, on stderr: stdout is for results."""
+    """Print a line of progress on stderr: stdout is for results."""
     if not quiet():
         warn(line)
 
 
 def warn(line: str) -> None:
-    """One line on stderr that --quiet does not silence: something is not as it was asked for."""
+    """Print a line on stderr that --quiet does not silence: a result is not as requested."""
     Console(stderr=True, soft_wrap=True).print(escape(printable(line)), highlight=False)
 
 
@@ -113,7 +113,7 @@ def in_words(text: str) -> str:
 
 
 def show_error(error: Exception) -> None:
-    """What went wrong, in the four parts of a library error."""
+    """Print an error of the library in its four parts."""
     parts = {name: str(getattr(error, name, "")) for name in ("got", "want", "fix")}
     parts["fix"] = in_words(parts["fix"])
     lines = [f"[bold]{name:<5}[/bold]{escape(printable(text))}" for name, text in parts.items()]
@@ -170,13 +170,13 @@ class Verbs(TyperGroup):
 
 
 def _word(words: Sequence[str], names: Sequence[str]) -> str:
-    """What stands last behind one of an option's names on the command line."""
-    found = ""
+    """Return the last value behind one of an option's names on the command line."""
+    last = ""
     for word, after in zip(words, [*words[1:], ""], strict=True):
         name, equals, value = word.partition("=")
         if name in names:
-            found = value if equals else after
-    return found
+            last = value if equals else after
+    return last
 
 
 def _is_ours(error: Exception) -> bool:
@@ -189,5 +189,5 @@ def _is_ours(error: Exception) -> bool:
 
 def arguments(argv: Sequence[str]) -> list[str]:
     """`--debug` and `--quiet` belong in front of the verb and may stand anywhere."""
-    left = [a for a in argv if a not in ANYWHERE]
-    return [*(a for a in ANYWHERE if a in argv), *left]
+    rest = [a for a in argv if a not in ANYWHERE]
+    return [*(a for a in ANYWHERE if a in argv), *rest]

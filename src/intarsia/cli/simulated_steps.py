@@ -15,7 +15,7 @@ def write_report(
     batch: Any,
     links: Any,
     plan: str,
-    made: Any,
+    devices_plan: Any,
     line: Any,
     *,
     placement: Path | None,
@@ -30,24 +30,24 @@ def write_report(
     from ..placement.timeline import simulate
     from ..results.simulated import EXPERTS, IN_ORDER, PLACED, Simulated, write_page
 
-    of = ExpertSize.of(batch) if size is None else ExpertSize(*size)
+    bytes_of_expert = ExpertSize.of(batch) if size is None else ExpertSize(*size)
     plain = Placement.contiguous(batch.layers, batch.experts, links.devices)
-    before = expert_parallel(batch, plain, of, nodes=links.nodes(), backward=backward)
+    before = expert_parallel(batch, plain, bytes_of_expert, nodes=links.nodes(), backward=backward)
     load = batch.load()
     loads = {EXPERTS: load, IN_ORDER: device_loads(load, plain)}
     if placement is not None:
         loads[PLACED] = device_loads(load, Placement.load_file(placement))
-    found = Simulated(
+    simulated = Simulated(
         plan,
         len(batch),
         before.bytes(),
-        made.bytes(),
+        devices_plan.bytes(),
         line,
         simulate(before, links).seconds,
         loads,
         hit_rates(batch.rows(slice(DECODED)), streams),
     )
-    return write_page(found, out)
+    return write_page(simulated, out)
 
 
 def hit_rates(trace: Any, streams: int) -> dict[str, list[tuple[float, float]]]:
@@ -58,13 +58,15 @@ def hit_rates(trace: Any, streams: int) -> dict[str, list[tuple[float, float]]]:
     from ..placement.policies import Belady
 
     steps, sizes = demand(trace, streams), (trace.layers, trace.experts)
-    whole = trace.layers * trace.experts
-    found: dict[str, list[tuple[float, float]]] = {}
+    experts = trace.layers * trace.experts
+    rates: dict[str, list[tuple[float, float]]] = {}
     for name in POLICIES:
         points: list[tuple[float, float]] = []
         for share in SHARES:
-            slots = max(2, round(share * whole))
-            of = Belady(*sizes, steps) if name == "belady" else card(name).config().build(*sizes)
-            points.append((slots / whole, replay(steps, of, slots).rate))
-        found[name] = points
-    return found
+            slots = max(2, round(share * experts))
+            policy = (
+                Belady(*sizes, steps) if name == "belady" else card(name).config().build(*sizes)
+            )
+            points.append((slots / experts, replay(steps, policy, slots).rate))
+        rates[name] = points
+    return rates

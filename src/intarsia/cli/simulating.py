@@ -62,22 +62,24 @@ def simulate(
     _hold(save, report)
     from ..placement.trace import Trace
 
-    whole, links = Trace.load_file(trace), topology_of(devices, topology)
+    routed, links = Trace.load_file(trace), topology_of(devices, topology)
     if plan in ENGINES:
-        found = whole.rows(slice(tokens))
-        told, line, made = _simulated(found, links, ENGINES[plan], placement, expert, backward)
+        batch = routed.rows(slice(tokens))
+        record, line, devices_plan = _simulated(
+            batch, links, ENGINES[plan], placement, expert, backward
+        )
     else:
-        told, line, made = _best(whole, links, plan, tokens, expert, backward)
+        record, line, devices_plan = _best(routed, links, plan, tokens, expert, backward)
     if slots is not None:
-        told |= _decoded(whole, slots, policy, streams, told["expert_bytes"], links)
-    of = whole.rows(slice(tokens)), links, told.get("plan", plan), made, line
-    _written(save, report, of, placement, expert, streams, backward)
+        record |= _decoded(routed, slots, policy, streams, record["expert_bytes"], links)
+    parts = routed.rows(slice(tokens)), links, record.get("plan", plan), devices_plan, line
+    _written(save, report, parts, placement, expert, streams, backward)
     if as_json:
-        show_json(told)
+        show_json(record)
         return
-    _show_simulated(told)
+    _show_simulated(record)
     if slots is not None:
-        _show_decoded(told, slots, policy, streams)
+        _show_decoded(record, slots, policy, streams)
     for file in filter(None, (save, report)):
         say(str(file))
 
@@ -92,33 +94,33 @@ def _hold(save: Path | None, report: Path | None) -> None:
 def _written(
     save: Path | None,
     report: Path | None,
-    of: tuple[Any, ...],
+    parts: tuple[Any, ...],
     placement: Path | None,
     expert: str | None,
     streams: int,
     backward: bool,
 ) -> None:
-    """The timeline and the page.  of: batch, topology, the plan's name, the plan, its timeline."""
+    """Write the timeline and the page.  parts: batch, topology, plan's name, plan, timeline."""
     if save is not None:
         from ..core.files import write_text
 
-        write_text(save, of[-1].chrome())
+        write_text(save, parts[-1].chrome())
     if report is not None:
         from .simulated_steps import write_report
 
         size = None if expert is None else _size(expert)
         write_report(
-            report, *of, placement=placement, size=size, streams=streams, backward=backward
+            report, *parts, placement=placement, size=size, streams=streams, backward=backward
         )
 
 
-def _show_decoded(told: dict[str, Any], slots: int, policy: str, streams: int) -> None:
+def _show_decoded(record: dict[str, Any], slots: int, policy: str, streams: int) -> None:
     from ..results.numbers import prefixed
 
     say(
         f"Decoding {streams} at once with {slots} experts in memory, {policy}: hit rate "
-        f"{told['hit_rate']:.3f}, {prefixed(told['bytes_a_step'], 'B')} a step, which take "
-        f"{prefixed(told['floor_seconds'], 's')} at least"
+        f"{record['hit_rate']:.3f}, {prefixed(record['bytes_a_step'], 'B')} a step, which take "
+        f"{prefixed(record['floor_seconds'], 's')} at least"
     )
 
 
@@ -139,7 +141,7 @@ def _check(
 
 
 def _best(
-    whole: Any, links: Any, plan: str, tokens: int, expert: str | None, backward: bool
+    routed: Any, links: Any, plan: str, tokens: int, expert: str | None, backward: bool
 ) -> tuple[dict[str, Any], Any, Any]:
     """A strategy, or the one with the least time; of the batch after those that it has seen."""
     from ..core.registry import card
@@ -147,8 +149,8 @@ def _best(
     from ..placement.engines import ExpertSize
     from ..placement.timeline import simulate as run
 
-    seen = min(WINDOW, max(0, len(whole) // tokens - 1))
-    batches = [whole.rows(slice(at * tokens, (at + 1) * tokens)) for at in range(seen + 1)]
+    batches_before = min(WINDOW, max(0, len(routed) // tokens - 1))
+    batches = [routed.rows(slice(i * tokens, (i + 1) * tokens)) for i in range(batches_before + 1)]
     past, batch = [of.load() for of in batches[:-1]], batches[-1]
     size = ExpertSize.of(batch) if expert is None else ExpertSize(*_size(expert))
     lines: dict[str, tuple[Any, Any]] = {}
@@ -156,34 +158,38 @@ def _best(
         strategy: Any = card(name).config()
         if name == "tutel":
             strategy = Tutel.tuned(batch, size, links)
-        made = strategy.plan(batch, size, links, backward=backward, past=past)
-        lines[name] = made, run(made, links)
+        devices_plan = strategy.plan(batch, size, links, backward=backward, past=past)
+        lines[name] = devices_plan, run(devices_plan, links)
     best = min(lines, key=lambda name: lines[name][1].seconds)
-    made, line = lines[best]
-    every = {name: of.seconds for name, (_, of) in lines.items()}
-    return _told(made, line, batch, size, links) | {"plan": best, "plans": every}, line, made
+    devices_plan, line = lines[best]
+    seconds = {name: of.seconds for name, (_, of) in lines.items()}
+    return (
+        _told(devices_plan, line, batch, size, links) | {"plan": best, "plans": seconds},
+        line,
+        devices_plan,
+    )
 
 
-def _show_simulated(told: dict[str, Any]) -> None:
+def _show_simulated(record: dict[str, Any]) -> None:
     from ..results.numbers import prefixed
 
-    for name, seconds in told.get("plans", {}).items():
-        least = "  <- least" if name == told["plan"] else ""
+    for name, seconds in record.get("plans", {}).items():
+        least = "  <- least" if name == record["plan"] else ""
         say(f"{name:10} {prefixed(seconds, 's'):>10}{least}")
-    binds = ", ".join(f"{name} {prefixed(value, 's')}" for name, value in told["binds"].items())
-    took = f"{prefixed(told['seconds'], 's')}, of which {binds} (simulated)"
-    say(f"{told['tokens']} tokens: {took}")
-    say(f"{prefixed(told['link_bytes'], 'B')} between devices")
+    binds = ", ".join(f"{name} {prefixed(value, 's')}" for name, value in record["binds"].items())
+    took = f"{prefixed(record['seconds'], 's')}, of which {binds} (simulated)"
+    say(f"{record['tokens']} tokens: {took}")
+    say(f"{prefixed(record['link_bytes'], 'B')} between devices")
     say(
-        f"An expert has {prefixed(told['expert_bytes'], 'B')}. Loading one hides behind its own "
-        f"product from {told['rows_to_hide_a_load']:.0f} rows on."
+        f"An expert has {prefixed(record['expert_bytes'], 'B')}. Loading one hides behind its own "
+        f"product from {record['rows_to_hide_a_load']:.0f} rows on."
     )
 
 
 def _decoded(
     trace: Any, slots: int, policy: str, streams: int, size: int, links: Any
 ) -> dict[str, Any]:
-    """What a cache would do while the trace's sequences are decoded, from an empty start."""
+    """Replay a cache from an empty start while the trace's sequences are decoded."""
     from ..core.registry import card
     from ..placement.cache import replay
     from ..placement.describe import demand
@@ -194,14 +200,16 @@ def _decoded(
         learned, trace = trace.split()
     steps = demand(trace, streams)
     sizes = trace.layers, trace.experts
-    told = foreseen(trace, TokenTable.of(learned), streams) if policy == "expertflow" else ()
-    of = Belady(*sizes, steps) if policy == "belady" else card(policy).config().build(*sizes)
-    found = replay(steps, of, slots, expert_bytes=size, foreseen=told)
-    each = found.bytes / len(steps)
+    foreseen_experts = (
+        foreseen(trace, TokenTable.of(learned), streams) if policy == "expertflow" else ()
+    )
+    cache = Belady(*sizes, steps) if policy == "belady" else card(policy).config().build(*sizes)
+    replayed = replay(steps, cache, slots, expert_bytes=size, foreseen=foreseen_experts)
+    bytes_a_step = replayed.bytes / len(steps)
     return {
-        "hit_rate": found.rate,
-        "bytes_a_step": each,
-        "floor_seconds": each / float(links.load[0]),
+        "hit_rate": replayed.rate,
+        "bytes_a_step": bytes_a_step,
+        "floor_seconds": bytes_a_step / float(links.load[0]),
     }
 
 
@@ -222,41 +230,43 @@ def pack(
     from ..hosts.offload.store import ExpertStore, pack_experts
     from ..results.numbers import prefixed
 
-    found = ExpertStore(pack_experts(model, out, progress=note))
-    count = sum(len(layer["sha256"]) for layer in found.layers)
-    size = found.bytes
-    found.close()
+    store = ExpertStore(pack_experts(model, out, progress=note))
+    count = sum(len(layer["sha256"]) for layer in store.layers)
+    size = store.bytes
+    store.close()
     say(f"{count} experts of {prefixed(size, 'B')} each\n{out}")
     say(f"Next:  intarsia.offload({str(out)!r}, slots={max(2, count // 4)})")
 
 
 def _simulated(
-    found: Any, links: Any, engine: str, file: Path | None, expert: str | None, backward: bool
+    batch: Any, links: Any, engine: str, file: Path | None, expert: str | None, backward: bool
 ) -> tuple[dict[str, Any], Any, Any]:
-    """What is told of a batch, and its timeline."""
+    """Return the record of a batch, its timeline and the plan."""
     from ..placement.engines import ExpertSize, expert_parallel
     from ..placement.placement import Placement
     from ..placement.timeline import simulate as run
 
-    size = ExpertSize.of(found) if expert is None else ExpertSize(*_size(expert))
+    size = ExpertSize.of(batch) if expert is None else ExpertSize(*_size(expert))
     if file is None:
-        placed = Placement.contiguous(found.layers, found.experts, links.devices)
+        placed = Placement.contiguous(batch.layers, batch.experts, links.devices)
     else:
         placed = Placement.load_file(file)
     nodes = links.nodes()
-    made = expert_parallel(found, placed, size, engine=engine, nodes=nodes, backward=backward)
-    line = run(made, links)
-    return _told(made, line, found, size, links), line, made
+    devices_plan = expert_parallel(
+        batch, placed, size, engine=engine, nodes=nodes, backward=backward
+    )
+    line = run(devices_plan, links)
+    return _told(devices_plan, line, batch, size, links), line, devices_plan
 
 
-def _told(made: Any, line: Any, batch: Any, size: Any, links: Any) -> dict[str, Any]:
-    """What is said of a plan."""
+def _told(devices_plan: Any, line: Any, batch: Any, size: Any, links: Any) -> dict[str, Any]:
+    """Return the record of a plan."""
     from ..placement.timeline import rows_to_hide
 
     return {
         "seconds": line.seconds,
         "binds": dict(line.binds()),
-        "link_bytes": int(made.bytes().sum()),
+        "link_bytes": int(devices_plan.bytes().sum()),
         "tokens": len(batch),
         "rows_to_hide_a_load": rows_to_hide(size.item, links),
         "expert_bytes": size.weights,

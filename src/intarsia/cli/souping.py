@@ -46,9 +46,9 @@ def soup(
     from ..experiments.souping import soup_runs
 
     record = soup_runs(runs, save, weights=shares, by_val=greedy, line=line, report=note)
-    said, results = record["record"]["soup"], record["results"]
+    described, results = record["record"]["soup"], record["results"]
     if as_json:
-        show_json({"folder": str(save), **said, "results": results})
+        show_json({"folder": str(save), **described, "results": results})
         return
     rows = [
         (part, *(f"{results[part][name]:.4f}" for name in ("accuracy", "loss")))
@@ -56,7 +56,9 @@ def soup(
         if part in results
     ]
     show_table("", ("part", "accuracy", "loss"), rows, right="accuracy,loss")
-    say(f"In the soup: {', '.join(said['chosen'])}; mean distance {said['distance']:.3g}.")
+    say(
+        f"In the soup: {', '.join(described['chosen'])}; mean distance {described['distance']:.3g}."
+    )
     say(f"Next:  intarsia evaluate {shlex.quote(str(save))}")
 
 

@@ -66,18 +66,24 @@ def sparsify(
     from ..hosts.prune.files import save_sparse
 
     assert save is not None
-    chosen = _method(method, base, density, pattern, tuple(layers or ()))
+    pruner = _method(method, base, density, pattern, tuple(layers or ()))
     walk = save.with_name(f"{save.name}.walk")
     host, tokenizer = language_model(model)
     texts = load_calibration(calib, tokenizer, rows=rows, length=size, test=test, progress=note)
-    how = {"out": walk, "resume": resume, "seed": seed, "errors": errors, "sequential": sequential}
-    done, found = _pruned(host, chosen, texts, test, how)
+    options = {
+        "out": walk,
+        "resume": resume,
+        "seed": seed,
+        "errors": errors,
+        "sequential": sequential,
+    }
+    done, perplexities = _pruned(host, pruner, texts, test, options)
     record = {
         "model": model,
         "method": method,
         "seed": seed,
         "calibration": {"data": calib, "rows": rows, "tokens": size, "of": texts.record["rows"]},
-        **found,
+        **perplexities,
         "layers": list(done.table),
     }
     save_sparse(host, save, layout=layout, tokenizer=tokenizer, record={RECORD: record})
@@ -85,17 +91,17 @@ def sparsify(
     if as_json:
         show_json({"folder": str(save), **record})
     else:
-        say(f"{_said(done, found)}\n{save}")
+        say(f"{_said(done, perplexities)}\n{save}")
 
 
-def _said(done: Any, found: dict[str, Any]) -> str:
-    dense, pruned = (found["perplexity"][which] for which in ("dense", "pruned"))
-    told = [] if dense is None else [f"perplexity {dense:.1f} dense, {pruned:.1f} pruned"]
-    return "\n".join([str(done), *told, f"{found['seconds']} s"])
+def _said(done: Any, record: dict[str, Any]) -> str:
+    dense, pruned = (record["perplexity"][which] for which in ("dense", "pruned"))
+    sentences = [] if dense is None else [f"perplexity {dense:.1f} dense, {pruned:.1f} pruned"]
+    return "\n".join([str(done), *sentences, f"{record['seconds']} s"])
 
 
 def _pruned(
-    host: Any, method: Any, texts: Any, test: int, how: dict[str, Any]
+    host: Any, method: Any, texts: Any, test: int, options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
     """Prune, and measure: what `sparsify` returns, and the part of the record that is measured."""
     from ..core.registry import method_key
@@ -103,7 +109,7 @@ def _pruned(
 
     dense = _perplexity(host, texts.test) if test else None
     started = time.perf_counter()
-    done = sparsify(host, method, texts.train, progress=note, **how)
+    done = sparsify(host, method, texts.train, progress=note, **options)
     seconds = round(time.perf_counter() - started, 1)
     pruned = _perplexity(host, texts.test) if test else None
     return done, {
@@ -137,11 +143,11 @@ def convert(
 
 
 def _check(names: Sequence[str], density: float, rows: int, calib: str, save: Path | None) -> None:
-    """What can be refused before torch is imported.  names: method, base, layout, sequential."""
+    """Refuse wrong words before torch is imported.  names: method, base, layout, sequential."""
     closed = {"--method": METHODS, "--base": METHODS[1:], "--layout": SAVED, "--sequential": ORDERS}
-    for (what, known), got in zip(closed.items(), names, strict=True):
-        if got not in known:
-            raise UnknownName(what, got, known)
+    for (option, words), got in zip(closed.items(), names, strict=True):
+        if got not in words:
+            raise UnknownName(option, got, words)
     _check_layout(names[2])
     between("--density", density, 0.001, 1, "Try 0.5.")
     at_least("--rows", rows, 8, fix="Try 128.")

@@ -45,37 +45,37 @@ def stack(
     if not is_text(text):
         want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: austen"
         raise ConfigError("TEXT", got=text, want=want, fix=fix)
-    for what, value, least in (
+    for option, value, least in (
         ("--rows", rows, 1),
         ("--calibration", calibration, 1),
         ("--size", size, 2),
     ):
-        at_least(what, value, least)
+        at_least(option, value, least)
     pairs = pairs or entries == ALL
     if save is not None:
         target(save, "stack.json", mark=STACK)
     from ..experiments.stack import broken, parsed, stack_of, stack_pairs
 
     settings = parsed(entries, alone=pairs)
-    found = _texts(model, text, (calibration, rows, size))
+    texts = _texts(model, text, (calibration, rows, size))
     if pairs:
-        table = stack_pairs(*found[:1], settings, *found[1:], report=note)
+        table = stack_pairs(*texts[:1], settings, *texts[1:], report=note)
     else:
-        table = stack_of(*found[:1], settings, *found[1:], report=note)
-    told = {
+        table = stack_of(*texts[:1], settings, *texts[1:], report=note)
+    record = {
         "rows": table.rows(),
-        "refused": {" + ".join(names): why for names, why in table.refused.items()},
+        "refused": {" + ".join(names): reason for names, reason in table.refused.items()},
         "broken": broken(table),
         "sha256": table.digest(),
     }
     if save is not None:
         from ..core.files import write_json
 
-        write_json(save, {"format": STACK} | told)
+        write_json(save, {"format": STACK} | record)
     if as_json:
-        show_json(told)
+        show_json(record)
         return
-    _show(told)
+    _show(record)
 
 
 def _texts(model: str, text: str, sizes: tuple[int, int, int]) -> tuple[Any, Any, Any]:
@@ -88,17 +88,17 @@ def _texts(model: str, text: str, sizes: tuple[int, int, int]) -> tuple[Any, Any
     host, tokenizer = language_model(model)
     parts = load_texts(text, tokenizer, length=size, train=calibration, test=rows, progress=note)
     some = [[part[i] for i in range(len(part))] for part in (parts.train, parts.test)]
-    whole = [[row for row in part if len(row["input_ids"]) == size] for part in some]
-    if not all(whole):
+    full_rows = [[row for row in part if len(row["input_ids"]) == size] for part in some]
+    if not all(full_rows):
         got, fix = f"no row of {size} tokens", "Give more text, or a smaller --size."
         raise ConfigError("TEXT", got=got, want="rows without padding", fix=fix)
-    return host, inputs_of(whole[0], 8), inputs_of(whole[1], 8)
+    return host, inputs_of(full_rows[0], 8), inputs_of(full_rows[1], 8)
 
 
-def _show(told: dict[str, Any]) -> None:
+def _show(record: dict[str, Any]) -> None:
     columns = ("entries", "nats", "MB", "Mop/token", "hits", "B/token sent", "ms simulated")
     cells: list[tuple[str, ...]] = []
-    for row in told["rows"]:
+    for row in record["rows"]:
         mark = " *" if row["front"] else ""
         sent, seconds = row["sent_bytes"], row["simulated_seconds"]
         cells.append(
@@ -113,15 +113,15 @@ def _show(told: dict[str, Any]) -> None:
             )
         )
     show_table("", columns, cells, right=",".join(columns[1:]))
-    for row in told["rows"]:
-        if (found := row.get("interaction")) is not None:
-            mean, low, high = found
+    for row in record["rows"]:
+        if (interaction := row.get("interaction")) is not None:
+            mean, low, high = interaction
             if low > 0 or high < 0:
                 word = "more" if mean > 0 else "less"
                 interval = f"({low:.4f} ... {high:.4f})"
                 say(f"{row['entries']}: {abs(mean):.4f} nats {word} than the two {interval}")
-    for pair, why in told["refused"].items():
-        say(f"{pair}: refused, {why}")
-    for law in told["broken"]:
+    for pair, reason in record["refused"].items():
+        say(f"{pair}: refused, {reason}")
+    for law in record["broken"]:
         say(f"broken: {law}")
     say("* : none is better in nats, bytes and operations at once. Devices are simulated.")

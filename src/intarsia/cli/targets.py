@@ -33,7 +33,7 @@ def target(
     *,
     option: str = "--save",
     mark: str = "",
-    own: Collection[str] = (),
+    written_names: Collection[str] = (),
 ) -> Path:
     """Return the path that a verb will write; until the verb ends no other process writes it.
 
@@ -46,7 +46,7 @@ def target(
     if path is None:
         fix = f"For example: {option} {example}"
         raise ConfigError(option, got="nothing", want="what to write", fix=fix)
-    _HELD.get().enter_context(reserved(path, mark=mark, own=own))
+    _HELD.get().enter_context(reserved(path, mark=mark, own=written_names))
     return path
 
 

@@ -49,41 +49,41 @@ def unlearn(
 
     Example:  intarsia unlearn my-mixtral --forget a.jsonl --retain b.jsonl --save out
     """
-    for what, got, known in (("--loss", loss, LOSSES), ("--by", by, BY)):
-        if got not in known:
-            raise UnknownName(what, got, known)
-    for what, text in (("--forget", forget), ("--retain", retain)):
+    for option, got, words in (("--loss", loss, LOSSES), ("--by", by, BY)):
+        if got not in words:
+            raise UnknownName(option, got, words)
+    for option, text in (("--forget", forget), ("--retain", retain)):
         if text is not None:
             check_data(text)
             if not is_text(text):
                 want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: austen"
-                raise ConfigError(what, got=text, want=want, fix=fix)
+                raise ConfigError(option, got=text, want=want, fix=fix)
     if retain is None and (loss != "ga" or by == "lift"):
         want, fix = "a text to keep", "Give --retain, or --loss ga --by affinity."
         raise ConfigError("--retain", got="nothing", want=want, fix=fix)
     place = _place(at)
-    for what, value in (("--steps", steps), ("--rows", rows), ("--batch-size", batch_size)):
-        at_least(what, value, 1)
+    for option, value in (("--steps", steps), ("--rows", rows), ("--batch-size", batch_size)):
+        at_least(option, value, 1)
     folder = target(save, "out")
     from ..methods.seuf import Seuf
 
     method = Seuf(loss, by, anchor=anchor, lr=lr)
     settings = {"at": place, "steps": steps, "until": until, "batch_size": batch_size, "seed": seed}
-    told = _unlearned(model, method, (forget, retain), (rows, size), settings, folder)
+    record = _unlearned(model, method, (forget, retain), (rows, size), settings, folder)
     if as_json:
-        show_json({"folder": str(folder), **told})
+        show_json({"folder": str(folder), **record})
         return
-    _show(told)
+    _show(record)
     say(str(target))
 
 
-def _place(at: str | None) -> tuple[int, int] | str | None:
-    if at is None or at == "all":
-        return at
-    parts = at.split(",")
+def _place(text: str | None) -> tuple[int, int] | str | None:
+    if text is None or text == "all":
+        return text
+    parts = text.split(",")
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         want, fix = "LAYER,EXPERT or all", "For example: --at 3,7"
-        raise ConfigError("--at", got=at, want=want, fix=fix)
+        raise ConfigError("--at", got=text, want=want, fix=fix)
     return int(parts[0]), int(parts[1])
 
 
@@ -111,40 +111,43 @@ def _unlearned(
     judge = tuple(
         [] if r is None else [r.test[i] for i in range(min(32, len(r.test)))] for r in read
     )
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
-        found = carry_out(host, method, *some, judge=judge, progress=note, **settings)  # pyright: ignore
-    for one in said:
-        note(f"intarsia: {one.message}")
-    told: dict[str, Any] = {
-        "at": list(found.at) if found.at else "all",
-        "trained": found.trained,
-        "total": found.total,
-        "path": [dict(one) for one in found.path],
-        "doubts": [str(one.message) for one in said],
+        unlearned = carry_out(host, method, *some, judge=judge, progress=note, **settings)  # pyright: ignore
+    for item in caught:
+        note(f"intarsia: {item.message}")
+    record: dict[str, Any] = {
+        "at": list(unlearned.at) if unlearned.at else "all",
+        "trained": unlearned.trained,
+        "total": unlearned.total,
+        "path": [dict(item) for item in unlearned.path],
+        "doubts": [str(item.message) for item in caught],
         "texts": list(texts),
-        "settings": dict(found.settings) | {n: v for n, v in settings.items() if n != "at"},
+        "settings": dict(unlearned.settings) | {n: v for n, v in settings.items() if n != "at"},
     }
-    if found.attribution is not None:
-        told["affinity"] = found.attribution.affinity.tolist()
+    if unlearned.attribution is not None:
+        record["affinity"] = unlearned.attribution.affinity.tolist()
     with writing(target) as scratch:
         scratch.mkdir()
         host.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        write_json(scratch / RECORD, told)
+        write_json(scratch / RECORD, record)
         seal_stock(scratch)
-    return told
+    return record
 
 
-def _show(told: dict[str, Any]) -> None:
-    names = list(told["path"][-1])
+def _show(record: dict[str, Any]) -> None:
+    names = list(record["path"][-1])
     rows = [
-        tuple(f"{one[n]:.3f}" if n != "step" else f"{one[n]:.0f}" for n in names)
-        for one in told["path"]
+        tuple(f"{point[n]:.3f}" if n != "step" else f"{point[n]:.0f}" for n in names)
+        for point in record["path"]
     ]
     show_table("", tuple(names), rows, right=",".join(names))
-    where = "all weights" if told["at"] == "all" else "expert {1} of layer {0}".format(*told["at"])
+    place = (
+        "all weights" if record["at"] == "all" else "expert {1} of layer {0}".format(*record["at"])
+    )
     say(
-        f"Trained {told['trained']} of {told['total']} weights: {where}. Cross-entropy in nats a "
+        f"Trained {record['trained']} of {record['total']} weights: {place}. "
+        "Cross-entropy in nats a "
         "token; share: the expert's, of the probability of the tokens to forget"
     )
