@@ -225,7 +225,7 @@ def trace_of(on: Stacked, rows: Sequence[Batch]) -> Trace:
     count = next(iter(stock.values())).experts
     with evaluating(on.model), ExitStack() as inside:
         inside.enter_context(skipping(on.model, on.below))
-        seen = inside.enter_context(recording(on.model)).seen
+        seen = inside.enter_context(recording(on.model)).routes
         for batch in rows:
             on.model(**batch)
             index = torch.stack([seen[path][0] for path in stock], 1)  # (T, L, k)
