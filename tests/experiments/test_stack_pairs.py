@@ -19,7 +19,7 @@ from intarsia.hosts.swap.stock import (
     gated_experts,
     keep_stock_experts,
     merge_stock_experts,
-    seen_by_experts,
+    expert_inputs,
     skipping,
 )
 
@@ -117,7 +117,7 @@ def test_copies_merge_into_what_they_were(model: Any) -> None:
             experts.gate_up_proj[4:] = torch.cat([gate[:, order], up[:, order]], 1)
             experts.down_proj[4:] = experts.down_proj[:4][:, :, order]
     first = [layer.mlp.experts.down_proj[:4].clone() for layer in doubled.model.layers]
-    merge_stock_experts(doubled, seen_by_experts(doubled, CALIBRATION), 4)
+    merge_stock_experts(doubled, expert_inputs(doubled, CALIBRATION), 4)
     for layer, down in zip(doubled.model.layers, first, strict=True):
         got = layer.mlp.experts.down_proj
         for one in got:  # each is one of them, its units in some order

@@ -24,9 +24,9 @@ FLAT = 0.95  # of log E
 class Attribution:
     """Affinity of a text to the experts of every layer, and its lift over another text.
 
-    s_le, the affinity of the text to expert e of layer l, is the mean over sequences of the mean over
-    tokens of the probability p_le.  lift = affinity / reference: how much more often the text is
-    routed to an expert than the reference text is.
+    s_le, the affinity of the text to expert e of layer l, is the mean over sequences of the mean
+    over tokens of the probability p_le.  lift = affinity / reference: how much more often the text
+    is routed to an expert than the reference text is.
 
     affinity: (L, E) float64, each layer sums to 1;  reference: the same of another text, or None;
     names: paths of the layers;  tokens: number of tokens that the text has.
@@ -94,7 +94,8 @@ class Attribution:
         if entropy > FLAT:
             reasons.append(
                 f"layer {expert[0]} gives its experts nearly equal shares of this text (entropy "
-                f"{entropy:.2f} of 1, its expert {expert[1]} has {share:.2f}): one expert holds little"
+                f"{entropy:.2f} of 1, its expert {expert[1]} has {share:.2f}): "
+                "one expert holds little"
             )
         return tuple(reasons)
 

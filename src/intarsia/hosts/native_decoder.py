@@ -128,7 +128,8 @@ class NativeText:
     def step(self, tokens: Sequence[int], slots: Sequence[int] | None = None) -> Tensor:
         """Add one token to each slot; (N, V) float32, the logits behind each.
 
-        tokens: (N,) ids.  slots: the slot of each token; None = 0, 1, ...  Raises: ConfigError as `prefill`.
+        tokens: (N,) ids.  slots: the slot of each token; None = 0, 1, ...  Raises: ConfigError as
+        `prefill`.
         """
         indices = range(len(tokens)) if slots is None else slots
         logits = self.program(tokens, indices, [self.counts[slot] for slot in indices])

@@ -19,9 +19,9 @@ Step = Callable[[Tensor, Any, int], Tensor]
 def one_token(model: nn.Module) -> Step | None:
     """Return a function (ids (B, 1), cache, tokens in it) -> logits (B, 1, V), or None.
 
-    It gives the same bits as the model's forward, without what transformers does around a layer: masks, the choice of an
-    attention, checks, records of outputs. None for models of other kinds, with windows of their
-    own, or with hooks that would not be called.
+    It gives the same bits as the model's forward, without what transformers does around a layer:
+    masks, the choice of an attention, checks, records of outputs. None for models of other kinds,
+    with windows of their own, or with hooks that would not be called.
     """
     host: Any = model
     config = getattr(host, "config", None)

@@ -301,7 +301,12 @@ def _check_masks(masks: Masks, dense_mlps: Mapping[str, DenseMlp], experts: int)
     if wrong := [path for path in {**expected, **shapes} if expected.get(path) != shapes.get(path)]:
         wrong_path = wrong[0]
         fix = "Make them by channel_masks of this model."
-        raise ShapeError(f"masks of {wrong_path}", got=shapes.get(wrong_path), want=expected.get(wrong_path), fix=fix)
+        raise ShapeError(
+            f"masks of {wrong_path}",
+            got=shapes.get(wrong_path),
+            want=expected.get(wrong_path),
+            fix=fix,
+        )
 
 
 CARD = Card(

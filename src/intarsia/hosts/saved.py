@@ -246,7 +246,9 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 @contextmanager
 def _numbers_kept(model: nn.Module, enabled: bool) -> Iterator[None]:
-    """Restore the model's numbers if the body of the `with` raises.  enabled: False does nothing."""
+    """Restore the model's numbers if the body of the `with` raises.  enabled: False does
+    nothing.
+    """
     tensors = (*model.parameters(), *model.buffers()) if enabled else ()
     saved = [(t, t.detach().clone()) for t in tensors]
     try:
