@@ -18,7 +18,7 @@ import torch
 
 import intarsia
 from intarsia.core.errors import CheckpointError, ConfigError
-from intarsia.hosts.serving.gate import Gate
+from intarsia.hosts.serving.gate import RequestGate
 from intarsia.hosts.serving.models import ServedModel, open_models
 from intarsia.hosts.serving.naming import names_of
 from intarsia.hosts.serving.running import bound, hosts_of, is_local
@@ -289,7 +289,7 @@ def test_a_burst_does_not_pass_the_queue() -> None:
         await send({"type": "http.response.body", "body": b""})
 
     async def all_at_once() -> None:
-        gate = Gate(app, Limits(at_once=2, queue=1), counters)
+        gate = RequestGate(app, Limits(at_once=2, queue=1), counters)
 
         async def one() -> None:
             body = iter([{"type": "http.request", "body": b"{}", "more_body": False}])
