@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from .spans.attention import RingCaches
 from .spans.rings import RingLayer
-from .spans.windows import Seen, grouped
+from .spans.windows import TokenPositions, grouped
 
 KINDS = ("llama", "mistral", "qwen2")  # of configurations: one residual stream, rotated heads
 Step = Callable[[Tensor, Any, int], Tensor]
@@ -57,7 +57,7 @@ def _step(host: Any, ids: Tensor, cache: Any, position: int) -> Tensor:
     x = body.embed_tokens(ids)  # (B, 1, d)
     places = torch.full((1, 1), position, device=ids.device)
     cos, sin = (t[:, None] for t in body.rotary_emb(x, position_ids=places))  # (1, 1, 1, D)
-    window = Seen(1, position + 1, position, None, ids.device, {})
+    window = TokenPositions(1, position + 1, position, None, ids.device, {})
     for layer, store in zip(body.layers, cache.layers, strict=True):
         attention = layer.self_attn
         # attention over the cache, with the residual around it
