@@ -149,7 +149,7 @@ def test_a_client_that_hangs_up_ends_its_generation(
         until(lambda: server.counts('requests_total{model="law",status="499"}') == before + 1)
     finally:
         slots.store.read = slow  # type: ignore[method-assign]
-    until(lambda: not slots.cache.pinned and slots.held is None)
+    until(lambda: not slots.cache.pinned and slots.in_use is None)
     batch = server.app.generations.of["law"].batch
     if not more.get("temperature"):
         until(lambda: not batch.batch_processor.scheduler.active_requests)

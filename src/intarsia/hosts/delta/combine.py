@@ -1,4 +1,4 @@
-"""Sums, means and differences of adapters whose cells are changes of weights."""
+"""Combine adapters whose cells are changes of weights: sums, means, differences."""
 
 from __future__ import annotations
 

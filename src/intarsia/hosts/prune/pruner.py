@@ -44,9 +44,7 @@ class Keeping(NamedTuple):
     report: Report | None = None
 
     def of(self, method: object, host: nn.Module, seed: int, decided: Mapping[str, Any]) -> Kept:
-        """Open the progress of a method's walk over a model.  decided: what else identifies the
-        walk.
-        """
+        """Open a walk's progress.  decided: what identifies it beside method, seed and model."""
         identity = {
             "method": method_key(method),
             "settings": settings_to_dict(method),
@@ -123,7 +121,6 @@ class Pruner(PlainChange, abc.ABC):
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """Prune the model; a plan that was read from a folder leaves the weights to that folder."""
         if isinstance(plan, Calibrated):
-            # the plan carries the table back to `sparsify`
             plan.found[:] = prune_blocks(host, self, plan)
         return host
 
@@ -168,13 +165,11 @@ def prune_blocks(host: nn.Module, method: Pruner, plan: Calibrated) -> list[dict
     """Prune the blocks of a model with a method; returns a row for each layer."""
     stops = stops_of(host, method.layers)
     keeping = Keeping(plan.out, plan.resume, plan.report)
-    progress = keeping.of(method, host, plan.seed, plan.decided)
+    walk = keeping.of(method, host, plan.seed, plan.decided)
     edit = partial(edit_block, method, plan.seed)
     needs = method.needs | {"hessian"} if plan.decided.get("errors") else method.needs
     by_layer = plan.decided.get("sequential") == "layer"
-    return walk_blocks(
-        host, stops, plan.batches, edit, needs=needs, kept=progress, by_layer=by_layer
-    )
+    return walk_blocks(host, stops, plan.batches, edit, needs=needs, kept=walk, by_layer=by_layer)
 
 
 def edit_block(
@@ -200,7 +195,6 @@ def edit_block(
         part, new = method.edit(name, weight, layer_statistics, generator)
         layer.write(new)
         row["density"] = part.density()
-        # only the full second moment gives the error of an output
         if "hessian" in layer_statistics.collected:
             # both errors on the same moments: what the mask costs, and what compensation wins back
             row["error_masked"] = output_error(
@@ -214,9 +208,7 @@ def edit_block(
 def _masked_only(
     method: Any, name: str, part: Partition, weight: Tensor, statistics: Statistics
 ) -> Tensor:
-    """Return the weight masked alone, before compensation; of swaps, by the mask they began
-    with.
-    """
+    """Return the weight with the mask alone: without compensation, or before swaps."""
     if isinstance(base := getattr(method, "base", None), Pruner) and "hessian" not in base.needs:
         return base.edit(name, weight, statistics, torch.Generator())[1]
     return weight.masked_fill(~part.mask(name, 0).to(weight.device), 0)
@@ -248,7 +240,6 @@ def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
     used: set[str] = set()
     for path, block in all_blocks:
         layers: dict[str, Matrix] = {}
-        # layers inside the blocks, by globs
         for inner, layer in _matrices(block):
             name = f"{path}.{inner}"
             hits = [g for g in globs or ["*"] if matches(name, layer.owner, g)]
@@ -256,8 +247,7 @@ def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
             if hits:
                 layers[name] = layer
         stops.append(Stop(path, block, layers))
-    for path, module in model.named_modules():  # outside the blocks
-        # heads and the like are pruned only where somebody says so
+    for path, module in model.named_modules():  # heads and the like by their full names alone
         named = path in globs and not any(inside(path, b) for b, _ in all_blocks)
         if named and (layer := matrix_of(module)) is not None:
             used.add(path)
@@ -354,7 +344,6 @@ def sparsify(
         raise ConfigError("method", got=type(method).__name__, want=want, fix=fix)
     if layers is not None:
         method = method.on(layers)
-    # files of blocks are written by one process
     ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
     if out is not None and ranks > 1:
         fix = "Leave `out` out, or prune in one process."
@@ -369,7 +358,6 @@ def sparsify(
         plan = replace(plan, decided={**plan.decided, "sequential": sequential})
     if errors:
         check_rows(rows)
-        # a pruner that reads nothing has planned without rows
         decided = {**plan.decided, "errors": True, "calibration": digest_of(rows)}
         plan = replace(plan, batches=tuple(rows), decided=decided)
     apply_plan(model, plan)
@@ -403,7 +391,6 @@ def bytes_by_part(model: nn.Module, stops: Sequence[Stop]) -> dict[str, int]:
         sizes["kept values"] += count * size
         sizes["zeros left out"] += (weight.numel() - count) * size
         sizes["bitmasks"] += len(weight) * (-(-weight.shape[1] // 8) + 8)
-    # the rest: matrices outside the blocks, and then norms, biases and dense layers
     inner = {id(p) for _, block in blocks(base_of(model)) for p in block.parameters()}
     rest = [p for p in base_of(model).parameters() if id(p) not in pruned]
     outer = [p.nbytes for p in rest if id(p) not in inner and p.dim() > 1]

@@ -116,12 +116,11 @@ class Upcycle:
         """
         check_plain(host)
         chosen_blocks = _chosen_blocks(host, self.layers)
+        # open settings of the router are those of the host's own gates, and are recorded so
         router = _followed(chosen_blocks, self.router)
-        # open settings of the router are those of the host's own gates, then they are recorded
         counts = _counts(self.experts, router, len(chosen_blocks))
         if not sees_later:
             _check_causal(chosen_blocks, router, self.capacity)
-        # a router that reads the layer before needs one row of layers
         if passes_state(router):
             check_one_row((path for path, _ in chosen_blocks), type(router).__name__)
         parts = counts if self.how == "slices" else (1,) * len(counts)
@@ -135,14 +134,11 @@ class Upcycle:
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Refuse: no plain layer chooses among experts.
-
-        Raises: FoldError.
-        """
-        subject = f"fold {type(host).__name__}"
+        """Refuse: no plain layer chooses among experts.  Raises: FoldError."""
         got = "mixtures, whose router chooses experts for each token"
         fix = "Keep the mixtures: save the model with intarsia.save."
-        raise FoldError(subject, got=got, want="a change of weights, or units of an MLP", fix=fix)
+        want = "a change of weights, or units of an MLP"
+        raise FoldError(f"fold {type(host).__name__}", got=got, want=want, fix=fix)
 
 
 @dataclass(frozen=True)
@@ -192,32 +188,21 @@ def move_places(model: nn.Module, places: MixturePlaces, *, elsewhere: bool = Fa
 
 
 def check_plain(model: nn.Module) -> None:
-    """Check that a model has neither adapters nor mixtures nor momentum.
-
-    Raises: TargetError.
-    """
+    """Check that a model has no adapters, mixtures or momentum.  Raises: TargetError."""
     check_unadapted(model)
     if any(isinstance(module, Residual) for module in model.modules()):
         got, fix = "one with momentum around its MLPs", "Upcycle first, then call add_momentum."
         raise TargetError("model", got=got, want="one without", fix=fix)
     if upcycle_step(model) is not None:
-        subject, got = "model", "one that was upcycled before"
-        raise TargetError(
-            subject, got=got, want="a dense model", fix="Start from a fresh copy of it."
-        )
+        got, fix = "one that was upcycled before", "Start from a fresh copy of it."
+        raise TargetError("model", got=got, want="a dense model", fix=fix)
 
 
 def check_unadapted(model: nn.Module) -> None:
-    """Check that a model has no adapters.
-
-    Raises: TargetError.
-    """
+    """Check that a model has no adapters.  Raises: TargetError."""
     if isinstance(model, PeftModel) or wrapped_paths(model):
-        subject, fix = (
-            "model",
-            "Do this first, then intarsia.adapt; or merge and unload the adapters.",
-        )
-        raise TargetError(subject, got="one with adapters", want="a plain model", fix=fix)
+        fix = "Do this first, then intarsia.adapt; or merge and unload the adapters."
+        raise TargetError("model", got="one with adapters", want="a plain model", fix=fix)
 
 
 def _put(model: nn.Module, change: Upcycle, places: MixturePlaces, seed: int) -> None:
@@ -229,11 +214,9 @@ def _put(model: nn.Module, change: Upcycle, places: MixturePlaces, seed: int) ->
         fix = "Create the dense model with the architecture of the training run."
         raise CheckpointError("mixture", got=got, want=want, fix=fix)
     # an error in the last block must leave the first one as it was
-    new = {
-        path: _build(change, places, i, mlp_places[path][1].mlp, seed)
-        for i, path in enumerate(places.paths)
-    }
-    for path, (name, module) in new.items():
+    mlps = (mlp_places[path][1].mlp for path in places.paths)
+    new = [_build(change, places, i, mlp, seed) for i, mlp in enumerate(mlps)]
+    for path, (name, module) in zip(places.paths, new, strict=True):
         block, place = mlp_places[path]
         # BERT's MLP is two layers of the block: the first becomes the mixture, the second nothing
         for emptied in place.emptied:
@@ -255,9 +238,7 @@ def _refuse_others(model: nn.Module, state_dict: Any, prefix: str, *_: Any) -> N
 
 
 def _chosen_blocks(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[str, nn.Module]]:
-    """Return the blocks to change, with their paths: those that have experts already, or all
-    named.
-    """
+    """Return the blocks to change, with their paths; of a sparse model the sparse ones."""
     candidates = [(p, b) for p, b in blocks(model) if mlp_place(b) is not None]
     if not candidates:
         subject = f"model {type(model).__name__}"
@@ -306,9 +287,7 @@ def passes_state(router: RouterConfig) -> bool:
 
 def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -> tuple[int, ...]:
     """Return the number of experts of each of n layers."""
-    default = int(router.experts)
-    if experts is None:
-        return (default,) * n
+    experts = int(router.experts) if experts is None else experts
     if isinstance(experts, int):
         return (experts,) * n
     if len(experts) != n:
@@ -322,7 +301,6 @@ def _check_causal(
 ) -> None:
     """Check that no token of a decoder is routed by later ones.  Raises: ConfigError."""
     attentions = (block.get_submodule(attention_of(block) or "") for _, block in chosen_blocks)
-    # decoders mark their attentions; an encoder's tokens may see all others
     flags = (getattr(m, name, None) for a in attentions for m in a.modules() for name in CAUSAL)
     if not any(flag is True for flag in flags):
         return
@@ -333,9 +311,7 @@ def _check_causal(
 
 
 def looks_ahead(router: RouterConfig, capacity: Capacity | None = None) -> str | None:
-    """Name the router or policy by which later tokens decide where earlier ones go; None if none
-    does.
-    """
+    """Name the router or policy by which later tokens have a say in earlier ones, or None."""
     if non_causal(router):
         return type(router).__name__
     if capacity is None:
@@ -358,25 +334,18 @@ def generator(seed: int, path: str) -> torch.Generator:
 def _build(
     change: Upcycle, places: MixturePlaces, i: int, mlp: nn.Module, seed: int
 ) -> tuple[str, nn.Module]:
-    """Build the mixture in the place of an MLP, or the router in the place of a sparse block's
-    gate.
+    """Build what replaces the MLP of place i: a mixture, or a router for a sparse block's gate.
 
-    change: the settings.  places, i: the plan's places, and which of them.  mlp: the module there.
     Returns the name inside the MLP that is replaced, "" for the MLP itself, and the new module.
     Raises: ConfigError for settings that a block with experts of its own cannot have.
     """
-    path, count = places.paths[i], places.experts[i]
+    path, count, parts = places.paths[i], places.experts[i], places.parts[i]
     draws = generator(seed, path)
     config = change.router
-    if count != config.experts:
-        config = with_experts(config, count)
+    config = config if count == config.experts else with_experts(config, count)
     if (gate := own_gate(mlp)) is not None:
-        if (change.how, change.capacity, change.residual, change.act) != (
-            "copies",
-            None,
-            None,
-            None,
-        ):
+        settings = change.how, change.capacity, change.residual, change.act
+        if settings != ("copies", None, None, None):
             got = "how, capacity, residual or act for a block with experts of its own"
             fix = "Leave them out, or choose layers=[...] that are dense."
             raise ConfigError(f"{path!r}", got=got, want="a router alone", fix=fix)
@@ -385,9 +354,8 @@ def _build(
         name = gate_name(mlp) or ""
         return name, hosted(f"{path}.{name}", gate, new, count).train(mlp.training)
     dense = dense_mlp(path, mlp)
-    parts = places.parts[i]
     experts = drawn(dense, count, parts, path, draws) if change.how == "fresh" else None
-    # the experts have to compute what the MLP computes; of fresh ones a copy is compared
+    # the parts must compute what the MLP computes; of fresh experts a copy is compared
     like_mlp = stacked(dense, count if experts is None else 1, parts, path, draws)
     check_output(mlp, like_mlp, parts, path)
     experts = experts or like_mlp
@@ -397,16 +365,13 @@ def _build(
         experts.diversify(change.fraction, draws)
     router = cast(Router, config.build(dense.up.in_features, generator=draws))
     mixture = Mixture(experts, router, capacity=change.capacity, generator=draws)
-    # nothing is frozen and nothing is thawed
     for new, old in zip(experts.parameters(), _flags(experts, dense), strict=True):
         new.requires_grad_(old)
     result: nn.Module = mixture
     if change.residual is not None:
-        width = dense.up.in_features
-        result = ResidualMixture(mixture, mlp, width=width, mix=change.residual, generator=draws)
-    # experts are built in the MLP's type; the router follows
-    like = dense.up.weight
-    return "", result.to(like.device, like.dtype).train(mlp.training)
+        width, mix = dense.up.in_features, change.residual
+        result = ResidualMixture(mixture, mlp, width=width, mix=mix, generator=draws)
+    return "", result.to(dense.up.weight.device, dense.up.weight.dtype).train(mlp.training)
 
 
 def _flags(experts: StackedExperts, dense: DenseMlp) -> list[bool]:
