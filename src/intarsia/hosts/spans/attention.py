@@ -72,7 +72,7 @@ def spanned(
         got = "a mask (B, 1, Q, K)" if isinstance(positions, Tensor) else type(positions).__name__
         raise ConfigError("attention_mask", got=got, want=want, fix=fix)
     if windows is not None and positions.longest > windows.length:
-        fix = "Attach them for longer texts: intarsia.attach_spans(model, spans, length=...)."
+        fix = "Attach them for longer texts: intarsia.spans.attach_spans(model, spans, length=...)."
         want = f"at most {windows.length}, which the spans are for"
         raise ConfigError("tokens of a text", got=positions.longest, want=want, fix=fix)
     # a text within the shortest window: no head leaves anything out

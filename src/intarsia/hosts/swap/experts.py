@@ -258,7 +258,9 @@ def _scores(path: str, count: int, scores: Mapping[str, Tensor] | str | None, se
     if key is None or len(scores[key]) != count:  # pyright: ignore
         got = "none for this layer" if key is None else f"{len(scores[key])} numbers"  # pyright: ignore
         what = f"loads of {path!r}"
-        fix = "Pass by=intarsia.expert_loads(model, batches) of this very model, or 'random'."
+        fix = (
+            "Pass by=intarsia.experts.expert_loads(model, batches) of this very model, or 'random'."
+        )
         raise ConfigError(what, got=got, want=f"a number for each of {count} experts", fix=fix)
     return torch.as_tensor(scores[key])  # pyright: ignore
 
