@@ -131,6 +131,9 @@ class _Stock:
         return self.short(new[:, None], self.cache, self.count - 1)[:, -1]
 
     def _forward(self, new: Tensor) -> Tensor:
+        """Run the model on new tokens (B, n) behind those in the cache; logits of the last, (B,
+        V).
+        """
         first, self.count = self.count, self.count + new.shape[1]
         arguments: dict[str, Any] = {self.name: self.cache, "use_cache": True, "logits_to_keep": 1}
         if self.mask is not None:

@@ -124,6 +124,7 @@ def train_gate(
     targets: dict[int, Tensor] = {}
 
     def loss(index: int) -> Tensor:
+        """Compute the gate's loss on a batch, by its number."""
         if index not in targets:
             targets[index] = pregate_targets(model, masks, batches[index])
         real = _real(batches[index])
@@ -152,6 +153,7 @@ def train_experts(
     """
 
     def loss(index: int) -> Tensor:
+        """Compute the loss of the next token on a batch, each token by its expert."""
         ids, real = batches[index]["input_ids"], _real(batches[index])[:, 1:]
         with torch.no_grad():
             expert = gate(ids).argmax(-1)

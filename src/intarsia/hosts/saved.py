@@ -73,6 +73,7 @@ def save(
     extra = {n: v for n, v in state.items() if n not in tensors} if stores == "all" else {}
 
     def adapter_files(scratch: Path) -> None:
+        """Write PEFT's files of all adapters, and the model card."""
         if isinstance(model, PeftModel):
             model.save_pretrained(str(scratch))
             for name in adapters:
@@ -80,6 +81,7 @@ def save(
             (scratch / "README.md").write_text(model_card(model, record), "utf-8")
 
     def settings(scratch: Path) -> None:
+        """Write intarsia.json, with the digests of the files beside it."""
         content = {
             "format": FORMAT,
             "weights": stores,
@@ -197,8 +199,8 @@ def _read(folder: Path) -> FolderContent:
 
 
 def _checked_content(folder: Path, content: Mapping[str, Any]) -> FolderContent:
-    # the digest of the settings is checked before a word of them is used
     """Check the settings and files of one of our folders, and return its content."""
+    # the digest of the settings is checked before a word of them is used
     content, files = check_settings(folder / SETTINGS, content)
     steps: list[Step] = []
     for entry in content["steps"]:

@@ -62,11 +62,15 @@ def write_sharded(model: Any, parts: Attached, folder: str | Path, group: Group 
         shard |= _stock_names(model, rest)
 
     def part(scratch: Path) -> dict[str, int]:
+        """Write this process's shard; returns name -> bytes."""
         file = scratch / SHARD.format(rank + 1, world)
         safetensors.torch.save_file(apart(shard), file, metadata={"format": "pt"})
         return {name: t.numel() * t.element_size() for name, t in shard.items()}
 
     def finish(scratch: Path, shards: list[dict[str, int]]) -> None:
+        """Write the index of all shards, and the configuration.  shards: name -> bytes, of each
+        process.
+        """
         weight_map = {
             k: SHARD.format(number + 1, world) for number, keys in enumerate(shards) for k in keys
         }

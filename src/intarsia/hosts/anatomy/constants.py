@@ -113,7 +113,7 @@ class Constants:
 
 
 Once = Callable[[dict[str, Any], Callable[[], Tensor]], Tensor]
-"""Rows from memory, by their mark, or made."""
+"""(key of the rows, function that computes them) -> rows, computed once or read from memory."""
 
 
 @contextmanager
@@ -140,6 +140,7 @@ def keeping_constants(
     mark, cached = constants.mark, constants
 
     def rows_of(dataset: Held, once: Once) -> Held:
+        """Return a set as rows with cached outputs, or as it is where memory is short."""
         if not _room(cached, dataset):
             return dataset
 
@@ -193,6 +194,7 @@ def _calls(model: nn.Module, x: Tensor) -> list[_Recorded]:
     inside: list[nn.Module] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Note the outermost module that gradients do not pass through."""
         if not inside and not any(p.requires_grad for p in module.parameters()):
             read = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
             # gradients are on: an input that a trained weight reached requires one

@@ -46,6 +46,7 @@ class HostedRouter(nn.Module):
         self.router, self.factor = router, factor
 
     def forward(self, hidden_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Route tokens and return what the host's gate returned: log weights, weights, experts."""
         rows, valid = hidden_states.reshape(-1, hidden_states.shape[-1]), self.router.context.valid
         if valid is not None and len(rows) % len(valid) == 0:
             rows = rows.view(len(valid), -1, rows.shape[-1])  # as the mask is, which may be longer

@@ -233,6 +233,7 @@ def check_sizes(path: Path, settings: object, weights: Path, name: str = "settin
     limit = max(len(names), *sizes, FEW)
 
     def look(value: object, name: str) -> None:
+        """Compare the numbers in nested settings with the limit.  name: their path."""
         if isinstance(value, Mapping):
             for key, inner in cast("Mapping[str, object]", value).items():
                 look(inner, f"{name}.{key}")

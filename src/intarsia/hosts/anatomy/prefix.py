@@ -29,6 +29,7 @@ class Prefix(nn.Module):
         self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute what enters the block, from images (B, 3, H, W)."""
         model = self.model
         if isinstance(model, EfficientNet):
             x = model.bn1(model.conv_stem(x))
@@ -109,7 +110,7 @@ def split_at(model: nn.Module, block: None) -> tuple[Features, nn.Module]: ...
 @overload
 def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]: ...
 def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]:
-    """model(x) = tail(prefix(x)), cut before block number `block`, or before the classifier (None).
+    """Split a model before a block, or before its classifier (None): model(x) = tail(prefix(x)).
 
     Adapting only the tail is adapting the model with `layers=range(block, depth)`, except that the
     prefix can be run once (see `run_prefix`): with half of the blocks frozen below the first cell,

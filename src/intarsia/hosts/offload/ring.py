@@ -189,6 +189,7 @@ class Ring:
         """Return the hook that waits for a block before it is computed."""
 
         def wait(block: nn.Module, _: Any) -> None:
+            """Wait for the block's read, and give the block its weights."""
             if torch.is_grad_enabled():
                 fix = "Run it under torch.no_grad()."
                 raise ConfigError("model with a ring", got="gradients", want="inference", fix=fix)
@@ -217,6 +218,9 @@ class Ring:
         """
 
         def free(block: nn.Module, *_: Any) -> None:
+            """Take the block's weights away, and queue the read of the block that gets its
+            place.
+            """
             count, slots = len(self.blocks), len(self.places)
             self.turn = (number + 1) % count
             # with a place for every block nothing is ever read again

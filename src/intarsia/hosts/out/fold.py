@@ -162,6 +162,7 @@ def _stock(host: nn.Module, names: list[str], keep_zeros: bool | None) -> tuple[
     foreign = ("peft",) if steps_of(host) else OURS  # an earlier change has put in what is ours
 
     def visit(parent: nn.Module, path: str) -> None:
+        """Enter into `memo` what takes the place of wrapped modules and heads, depth first."""
         for name, child in parent.named_children():
             child_path = f"{path}.{name}" if path else name
             if isinstance(child, IntarsiaLayer):

@@ -37,6 +37,7 @@ class Logits(nn.Module):
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
+        """Compute logits (B, K) of images (B, C, H, W)."""
         out = self.model(images)
         # timm gives a tensor, transformers an object or a tuple
         if isinstance(out, Tensor):

@@ -105,6 +105,7 @@ class CodeHead(PlainChange):
     laws: ClassVar[frozenset[str]] = frozenset({"shape"})
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Replace the linear heads by coded ones with the same weights."""
         heads = [p for p in find_heads(host) if isinstance(host.get_submodule(p), nn.Linear)]
         if not heads:
             got, want = "no linear classifier", "one, such as a timm model's head"

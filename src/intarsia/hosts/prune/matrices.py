@@ -129,6 +129,7 @@ def _counting_fused(owner: nn.Module, count: Any) -> Iterator[None]:
     """
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Report the rows of a call and the expert of each choice."""
         x, expert, *_ = (*args, *kwargs.values())
         x = x.reshape(-1, x.shape[-1])
         # (T, k) choices as T k pairs

@@ -90,6 +90,9 @@ class SparseGPT(LayerPruner):
     def edit(
         self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
+        """Choose weights column by column and compensate; returns the partition and the new
+        weight.
+        """
         return choose_and_compensate(
             weight,
             statistics,

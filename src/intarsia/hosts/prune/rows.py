@@ -101,9 +101,7 @@ def batched(calib: Any, size: int = BATCH) -> list[Any]:
 
 
 def _listed(calib: Any) -> list[Any]:
-    """List the items of a data set by their numbers, as a loader reads it; all else in its
-    order.
-    """
+    """List the items of a data set, by number where it has numbers."""
     by_number = hasattr(calib, "__getitem__") and hasattr(calib, "__len__")
     if isinstance(calib, (str, Mapping)) or not (by_number or isinstance(calib, Iterable)):
         fix = "Pass a list of rows or batches, such as [batch], or load_texts(...).train."

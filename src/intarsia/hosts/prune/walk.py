@@ -190,7 +190,10 @@ class Chain:
         return first
 
     def onward(self, number: int, before: Tensor | None) -> float | None:
-        """Make the edited block's outputs the next inputs; returns ||new - old|| / ||old||."""
+        """Make the edited block's outputs the next inputs; returns ||new - old|| / ||old||.
+
+        number: of the block; before: its outputs for the first batch before the edit.
+        """
         error: float | None = None
         last = number == len(self.stops) - 1  # nothing reads what it gives
         for batch in range(1 if last else len(self.masks)):
@@ -237,6 +240,7 @@ def recorded(stops: Sequence[Stop]) -> Iterator[list[tuple[Tensor, tuple[Any, ..
     tail: list[tuple[Any, ...] | None] = []
 
     def forward(stop: Stop, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Note a block's inputs and return its hidden state as it came."""
         by_keyword = not args
         x = kwargs.pop("hidden_states") if by_keyword else args[0]
         # a block is run more than once: it may not see keys of the run before

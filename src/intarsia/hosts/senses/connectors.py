@@ -105,6 +105,7 @@ class Resampler(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         # 1. positions on queries and keys, as in the released code
+        """Read (P, n, w) by the queries, (P, count, w)."""
         x = self.norm_kv(x.to(self.q.weight.dtype))
         place_q, place_k = (p.to(x) for p in positions(len(self.queries), *x.shape[1:]))
         query = (self.norm_q(self.queries) + place_q).expand(len(x), -1, -1)

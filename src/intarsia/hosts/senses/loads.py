@@ -31,6 +31,8 @@ def modality_loads(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor
     }
 
     def count(path: str) -> Any:
+        """Return a hook that counts the tokens of a router."""
+
         def hook(router: Router, _inputs: Any, routing: Any) -> None:
             modality = router.context.modality
             if modality is None:

@@ -258,7 +258,6 @@ class _Answer:
 
     async def refuse(self, refusal: Refused) -> None:
         """Send an error: as an answer, or in a stream that has begun as its last event."""
-        # before the headers an error is an answer; in a stream it is the last event
         body = json.dumps(refusal.body()).encode()
         if self.over:
             return

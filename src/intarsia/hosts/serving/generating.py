@@ -145,8 +145,8 @@ class Generation:
         return self.batch is None or self.batch.background_thread_status.fatal_error is None
 
     async def _in_batch(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
-        # a name of our own, since clients choose theirs
         """Yield the tokens of a request that runs in the continuous batch."""
+        # a name of our own, since clients choose theirs
         name, outputs = uuid.uuid4().hex, asyncio.Queue[Any]()
         config, batch = sampling.config, self._started(sampling.config)
         batch.register_result_handler(name, outputs.put_nowait)

@@ -130,6 +130,7 @@ class HeadSpans(PlainChange):
         return planned(host, spans, self.length, self)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Set the attention function, a window for each layer, and the hook that makes rings."""
         spans, length = Spans.from_dict(plan.decided["spans"]), int(plan.decided["length"])
         decoder = attentions(host)
         if hasattr(base_of(host), UNDO):

@@ -91,8 +91,12 @@ def profile(
     total: list[Tensor | None] = [None] * len(decoder.modules)
 
     def listener_of(layer: int) -> Listener:
+        """Return the listener of a layer, which adds its influence to the total."""
+
         def of_layer(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: Any) -> None:
             # the hook runs in the backward pass, where dL / d(A v) is known
+            """Wait for the gradient of the attention's output."""
+
             def backward(gradient: Tensor) -> None:  # (B, N, H, D), dL / d(A v)
                 tensors = [t.detach() for t in (q, k, v, gradient.transpose(1, 2))]
                 influence = by_distance(*tensors, sink=sink, block=block, scale=scale) * len(q)

@@ -49,6 +49,7 @@ class ChwCluster(nn.Module):
         self.register_load_state_dict_post_hook(_forget)
 
     def forward(self, *inputs: Tensor) -> Any:
+        """Compute the outputs of each picture, stacked."""
         for x in inputs:
             if x.requires_grad and torch.is_grad_enabled():
                 got, fix = "an input that asks for a gradient", "Train the net, then compress it."

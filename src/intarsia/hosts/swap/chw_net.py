@@ -71,6 +71,7 @@ class ChwNet(nn.Module):
             setattr(self, name, value)
 
     def forward(self, *args_of_net: Any) -> Any:
+        """Carry out the calls in order, each on the results of those before."""
         values: list[Any] = []
         inputs = iter(args_of_net)
 

@@ -39,6 +39,7 @@ class MergeMixtures(PlainChange):
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Merge the other model's experts into a copy."""
         if self.other is None:
             raise ConfigError(
                 "other", got="no model", want="a second upcycled one", fix="MergeMixtures(model)."

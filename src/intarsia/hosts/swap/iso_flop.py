@@ -186,8 +186,9 @@ def _sizes(layer: Any) -> tuple[int, int]:
 def widen(
     host: nn.Module, density: float, layers: Mapping[str, int], draws: torch.Generator
 ) -> dict[str, int]:
-    """Give layers and batch norms new widths, in place; return path -> weights that stay
-    non-zero.
+    """Give layers and batch norms new widths, in place.
+
+    layers: path -> number of non-zero weights that the layer is to have.  Returns the same.
     """
     is_transformer = of_tokens(host)
     config: Any = getattr(host, "config", None)
@@ -260,7 +261,10 @@ def _with_outputs(
 
 
 def _second_factor(layer: Any, rank: int, draw: torch.Generator, std: float) -> Any:
-    """Build the second factor V, from a rank to the layer's outputs, at each position by itself."""
+    """Build V, the second of the two factors that replace a layer: `rank` inputs, its outputs.
+
+    A convolution's V is 1x1, so that it works at each position by itself.  std: of its weights.
+    """
     outs, bias = _sizes(layer)[1], layer.bias is not None
     conv = isinstance(layer, nn.Conv2d)
     new: Any = nn.Conv2d(rank, outs, 1, bias=bias) if conv else nn.Linear(rank, outs, bias=bias)

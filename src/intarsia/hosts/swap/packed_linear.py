@@ -66,6 +66,9 @@ class PackedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         # fastest first: a kernel bound to the buffers, a dense product, the format's own matmul
+        """Multiply by the fastest way that there is: a bound kernel, a decoded weight, the
+        format.
+        """
         bound = self.product
         if bound is not None and bound.takes(x):
             y = bound(x)

@@ -71,6 +71,8 @@ def expert_inputs(model: nn.Module, batches: Sequence[Any]) -> dict[str, ExpertI
     parts: dict[str, list[tuple[Tensor, Tensor, Tensor]]] = {}
 
     def keep(path: str) -> Any:
+        """Return a hook that records the inputs of the experts at a path."""
+
         def hook(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
             values = [t.detach().cpu() for t in arguments(args, kwargs)]
             parts.setdefault(path, []).append((values[0].float(), values[1], values[2].float()))
@@ -266,7 +268,10 @@ def skipping(model: nn.Module, below: Mapping[str, float]) -> Iterator[None]:
     """
 
     def hook(path: str, experts: int) -> Any:
+        """Return a hook of the gate at a path.  experts: their number, which stands for none."""
+
         def skip(_: Any, __: Any, output: Any) -> Any:
+            """Give the first expert the weight of both where the second is small."""
             logits, weight, index = output
             skipped = weight[:, 1:].sum(1) < below[path] * weight[:, 0]  # (T,)
             weight_alone = F.pad(weight.sum(1, keepdim=True), (0, weight.shape[1] - 1))

@@ -36,6 +36,8 @@ def taken_patches(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     patches: dict[str, Tensor] = {}
 
     def keep(path: str) -> Any:
+        """Return a hook that records which patches the experts of a router take."""
+
         def hook(router: UnionRouter, _inputs: Any, routing: Routing) -> None:
             selected = torch.zeros(routing.tokens, router.experts, dtype=torch.bool)
             selected[routing.token.cpu(), routing.expert.cpu()] = True
