@@ -15,11 +15,11 @@ from intarsia.experiments.stack import broken, conflict, parsed, stack_of, stack
 from intarsia.experiments.stack_entries import ENTRIES, Stacked, trace_of
 from intarsia.experiments.stack_measures import _operations, expected_bytes, stored_bytes
 from intarsia.hosts.swap.stock import (
+    expert_inputs,
     factors,
     gated_experts,
     keep_stock_experts,
     merge_stock_experts,
-    expert_inputs,
     skipping,
 )
 

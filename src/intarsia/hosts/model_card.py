@@ -170,6 +170,7 @@ def _facts(
 ) -> dict[str, str]:
     """Return the rows of the card's first table, title -> text."""
     facts: dict[str, str] = {}
+    # each adapter with its method and settings; of PEFT's own only the kind is known
     for name, config in model.peft_config.items():
         if isinstance(config, IntarsiaConfig):
             options = ", ".join(f"{k}={_short(v)}" for k, v in (config.options or {}).items())
@@ -181,6 +182,7 @@ def _facts(
     revision = f", revision {base['revision']}" if base["revision"] else ""
     facts["base"] = f"`{base['name']}`{revision}"
     facts["base, layers"] = f"sha256 of names and shapes {fingerprint(base_of(model))['layout']}"
+    # the weights' digest is in the record of an experiment, not in every folder
     if trunk := record.get("record", {}).get("trunk"):
         facts["base, weights"] = f"sha256 {trunk}"
     if data["name"] or data["parts"]:
@@ -192,6 +194,7 @@ def _facts(
         facts["pictures"] = f"{size[0]} x {size[1]} px"
     for part, part_data in data["parts"].items():
         facts[f"data, {part}"] = f"{part_data.get('n')} samples, sha256 {part_data.get('sha256')}"
+    # rows of a training run: an adapter that was saved without one has none of them
     if counts := record.get("parameters"):
         facts["parameters"] = f"{counts['trained']:,} of {counts['all']:,} trained"
     if training := record.get("training"):

@@ -112,7 +112,10 @@ class NativeText:
 
     @torch.inference_mode()
     def _forward(self, slot: int, tokens: Sequence[int]) -> Tensor:
-        """Add a long prompt by transformers' layers; return the last token's logits, (V,)."""
+        """Add a long prompt to a slot by transformers' layers; return the last token's logits, (V,).
+
+        slot: number of the sequence.  tokens: ids, which go behind those that it has.
+        """
         cache: Any
         cache, count = DynamicCache(config=self.model.config), self.counts[slot]
         # views of this slot's memory: transformers writes where the native steps will read
@@ -289,6 +292,7 @@ def _check_suited(model: nn.Module) -> None:
         raise Unsuited(f"no kernels here ({native.why()})")
     if (config.hidden_act or "") not in ACTS:
         raise Unsuited(f"activation {config.hidden_act!r}")
+    # tables of rotations are computed once, for all lengths
     rotation = getattr(body.rotary_emb, "rope_type", "default")
     if rotation in GROWING:
         raise Unsuited(f"a rotation of kind {rotation!r}, which depends on the length")

@@ -71,7 +71,9 @@ def hidden_units(model: nn.Module) -> Iterator[dict[str, Tensor]]:
         return hook
 
     hooks = [
-        dense.down.register_forward_pre_hook(keep(path)) for path, dense in mlps(model).items()
+        # what the last layer of an MLP reads are its hidden units
+        dense.down.register_forward_pre_hook(keep(path))
+        for path, dense in mlps(model).items()
     ]
     try:
         yield hidden

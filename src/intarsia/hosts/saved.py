@@ -182,6 +182,7 @@ def _read(folder: Path) -> FolderContent:
         check_if_sealed(folder, RUN)
         folder = inside
     path = folder / SETTINGS
+    # no settings of ours: PEFT's own files, or a packed adapter, stand in the folder itself
     if not path.is_file():
         return FolderContent(folder, adapters=(Adapter("default", folder),))
     try:
@@ -191,6 +192,7 @@ def _read(folder: Path) -> FolderContent:
             raise damaged(path, f"format {got!r}, not {FORMAT}")
         return _checked_content(folder, content)
     except (OSError, ValueError) as error:
+        # a setting that its class refuses is damage, too, since it was valid when it was saved
         if isinstance(error, IntarsiaError):
             raise damaged(path, f"settings that no method takes ({error})") from error
         raise damaged(path, f"text that is not JSON ({error})") from error

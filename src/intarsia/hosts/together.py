@@ -195,11 +195,15 @@ def _begin(model: nn.Module, x: Tensor) -> None:
 
 @torch.no_grad()
 def _equal(together: OnOneTrunk, rows: Sequence[Tensor]) -> bool:
-    """Compare each model's logits in the joint forward with those of the model alone."""
+    """Return True if each model's logits are the same in the joint forward as alone.
+
+    rows: inputs of each model, of which two or three are compared.
+    """
     models = together.models
     learns = [p for model in models for p in model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in learns]
     noise = torch.Generator().manual_seed(0)
+    # rows of unlike counts, so that one model's rows cannot pass for another's
     sample = [x[: 2 + i % 2] for i, x in enumerate(rows)]
     with ExitStack() as modes:
         for model in models:
@@ -215,6 +219,7 @@ def _equal(together: OnOneTrunk, rows: Sequence[Tensor]) -> bool:
             got = together(sample, lambda _: nullcontext())
         finally:
             for p, value in zip(learns, before, strict=True):
+                # the same bits, which subtracting the noise would not give back
                 p.copy_(value)
     near = [(a - b).abs().max() <= NEAR * b.abs().max() for a, b in zip(got, want, strict=True)]
     return all(bool(near_enough) for near_enough in near)

@@ -45,6 +45,8 @@ def recording(model: nn.Module, *, probabilities: bool = False) -> Iterator[Reco
     """
     recorder = Recorder()
     stock = stock_experts(model)
+    # a stock gate's output has a probability for every expert; its experts' input, the chosen
+    # ones
     if probabilities:
         hooks = [
             stock_gate(model, path).register_forward_hook(_every(recorder, path)) for path in stock

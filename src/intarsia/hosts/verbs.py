@@ -59,6 +59,8 @@ def as_change(settings: Any) -> Change:
         settings = by_name(settings, *NAMED)
     if callable(getattr(settings, "apply", None)):
         return settings
+    # a recipe prepares a method, an adapter has roles of layers, a router builds gates for
+    # experts
     if isinstance(settings, PeftConfig):
         return AdaptByPeft(settings)
     if hasattr(settings, "prepare"):

@@ -62,7 +62,7 @@ def test_a_full_house_closes_the_oldest_idle_one_of_the_greediest_address(
     opened: dict[str, ServedModel],
 ) -> None:
     found = Running(opened, at_once=2, queue=2, arrival=60)
-    found.app.connections.most = 12
+    found.app.connections.places = 12
     want = wanted(opened["mix"], "one")
     try:
         with contextlib.ExitStack() as open_lines:

@@ -148,6 +148,7 @@ class AdaptByPeft(PlainChange):
             decided["task_type"] = task_type_of(host)
         if getattr(self.config, "modules_to_save", ...) is None:
             decided["modules_to_save"] = named_heads(host, self.head) or None
+        # `...` stands for a config without that setting, None for one that leaves it open
         places = getattr(self.config, "target_modules", ...)
         names_places = self.targets is not None or self.layers is not None
         if names_places and places is not None:
@@ -195,6 +196,7 @@ def _paths(model: nn.Module, roles: Sequence[str], last_blocks: int) -> list[str
         raise ConfigError(
             "last_blocks", got=last_blocks, want=f"0 ... {count}", fix="0 stands for all of them."
         )
+    # counted from the last block: -1 is the last
     layers = range(-last_blocks, 0) if last_blocks else None
     places: Any = _Places(tuple(roles))
     paths = [site.path for site in find_sites(model, places, layers=layers)]

@@ -37,6 +37,7 @@ def attach_delta(model: nn.Module, delta: SparseDelta, name: str = "default") ->
     check_model(model, name)
     host = base_of(model)
     delta.check(host)
+    # a parameter that is named but never changes may be of any kind
     modules = {path: unwrapped(module) for path, module in walk(host)}
     changed = {n: entry for n, entry in delta.entries.items() if len(entry[0])}
     for parameter in changed:
@@ -73,6 +74,7 @@ def put_entries(model: PeftModel, name: str, entries: Mapping[str, Entry]) -> No
     """Replace an adapter's cells by sparse ones with these entries."""
     config = model.peft_config[name]
     assert isinstance(config, IntarsiaConfig)
+    # the config says what the cells are, so that saving and loading find the same sizes
     options = method_to_dict(sparse_of(entries))
     config.method, config.options = options.pop(KEY), options
     host = model.get_base_model()
@@ -115,6 +117,7 @@ def delta_of(model: nn.Module, name: str | None = None) -> SparseDelta:
         raise ConfigError(
             "adapter", got=repr(name), want=f"one of {names}", fix="Pass the name of one of them."
         )
+    # the samples of the base would be those of changed weights
     if merged := sorted({n for m in layers_of(model, adapter).values() for n in m.merged_adapters}):
         got, want = f"a model with {merged} merged into its weights", "the weights it started from"
         raise FoldError("delta", got=got, want=want, fix="Call model.unmerge_adapter() first.")

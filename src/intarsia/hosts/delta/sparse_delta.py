@@ -91,6 +91,7 @@ class SparseDelta:
         entries: dict[str, Entry] = {}
         for name, old in start.items():
             change = (weights[name].detach() - old.to(weights[name].device)).reshape(-1)
+            # what differs by a bit is an entry, however small
             index = change.nonzero().flatten()
             entries[name] = index.cpu(), change[index].cpu()
         head_copies = {name: head.detach().cpu().clone() for name, head in (heads or {}).items()}
@@ -190,6 +191,7 @@ class SparseDelta:
         applied: entries that are expected to be in the model already.
         """
         weights = own_parameters(model)
+        # heads are set whole, at names that no entry changes
         expected = dict(self.shapes) | {n: tuple(h.shape) for n, h in self.heads.items()}
         first_name: dict[int, str] = {}
         for name, shape in expected.items():
@@ -246,6 +248,7 @@ class SparseDelta:
             )
 
     def __add__(self, other: SparseDelta) -> SparseDelta:
+        # samples of the bases are compared bit by bit: a sum of deltas of two bases fits neither
         for name in self.base.keys() & other.base.keys():
             if self.base[name] != other.base[name]:
                 got = f"deltas of two base models, which differ in {name!r}"
@@ -256,6 +259,7 @@ class SparseDelta:
             if not torch.equal(self.heads[name], other.heads[name]):
                 got, fix = "two that differ", "Keep that of the task: a + b.without_heads()."
                 raise ConfigError(f"sum of deltas, head {name!r}", got=got, want="one", fix=fix)
+        # the order of the first, then what only the second changes
         names = list(dict.fromkeys((*self.entries, *other.entries)))
         entries = {n: _sum(self.entries.get(n), other.entries.get(n)) for n in names}
         return SparseDelta(

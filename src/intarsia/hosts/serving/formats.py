@@ -78,6 +78,7 @@ class Completions:
         }
         if not self.chat:
             return choice | {"text": text}
+        # a chat's message has thoughts and calls in fields of their own, beside the text
         calls = [self._call(index, part) for part in parts if isinstance(part, ToolCall)]
         thoughts = "".join(part for part in parts if isinstance(part, ReasoningText))
         message: Json = {"role": "assistant", "content": text, "refusal": None}

@@ -202,6 +202,7 @@ class RequestGate:
         """
         limit = self.limits.body
         length = dict(scope["headers"]).get(b"content-length", b"0")
+        # the header may be absent or false: what counts is what arrives
         parts, size, unfinished = list[bytes](), 0, True
         while unfinished and size <= limit + READ_OFF:
             message = await receive()

@@ -167,6 +167,7 @@ def _message(message: object, place: str) -> dict[str, Any]:
         roles = ", ".join(repr(name) for name in ROLES)
         problem = f"{role[:50]!r} is none of {roles}."
         raise invalid_value(f"{place}.role", problem)
+    # only an assistant may have no content: calls of functions, then, are what it says
     content = message.get("content")
     if content is None and role != "assistant":
         raise missing(f"{place}.content")
@@ -174,6 +175,7 @@ def _message(message: object, place: str) -> dict[str, Any]:
         "role": "system" if role == "developer" else role,
         "content": _text(content, f"{place}.content"),
     }
+    # a null counts as absent: templates ask whether a field is there
     for name in ("name", "tool_call_id", "reasoning_content"):
         if message.get(name) is not None:
             result[name] = _field(message, name, place)

@@ -29,6 +29,7 @@ class Responses:
         self.ask, self.number, self.open = ask, 0, ""
         self.id = uuid.uuid4().hex
         self.output = list[Json]()
+        # what the first and the last event say alike; status, output and usage are added to it
         self.head: Json = {
             "id": f"resp_{self.id}",
             "object": "response",
@@ -93,6 +94,7 @@ class Responses:
         """Yield the events of a part of the answer: it goes into the open item, or opens
         another.
         """
+        # a call comes whole, so that its item opens and closes at once
         if isinstance(part, ToolCall):
             yield from self._close()
             yield from self._called(part)

@@ -54,6 +54,7 @@ class ChwCluster(nn.Module):
             if x.requires_grad and torch.is_grad_enabled():
                 got, fix = "an input that asks for a gradient", "Train the net, then compress it."
                 raise ConfigError("compressed net", got=got, want="a forward alone", fix=fix)
+        # kernels read one picture: several are computed in turn
         pictures = len(inputs[0])
         if pictures != 1 and not self.batches:
             got, want = f"{pictures} pictures at once", "one: of several a dense net is faster"

@@ -260,6 +260,8 @@ def _moments(
         want, fix = "rows that the model sees", "compress(model, format, texts.train[:64])."
         raise DataError("calib", got="none", want=want, fix=fix)
     check_rows(batches)
+    # forward passes in the order of the batches; the hooks of `seeing` add up what each layer
+    # reads
     with torch.no_grad(), seeing(matrices, needs) as statistics:
         for batch in batches:
             inputs = inputs_of(batch)

@@ -108,10 +108,12 @@ def _take_node(graph: fx.GraphModule, cluster: Cluster, node: fx.Node) -> bool:
     inputs, module = tensors_in(node), module_of(graph, node)
     if not inputs or any(len(n.meta["shape"]) not in (2, 4) for n in (*inputs, node)):
         return False
+    # a kind is a class of modules, or the names of functions that compute the same
     for kind, take in TAKES:
         if isinstance(module, kind) if isinstance(kind, type) else function_of(node) in kind:
             return take(graph, cluster, node, module)
     name = type(module).__name__
+    # dropout and the like pass their input on: the node is another name for it
     if (name in NOTHING and name != "Identity") or isinstance(module, nn.Identity):
         cluster.values[node] = cluster.read(inputs[0])
         return True
@@ -315,6 +317,7 @@ def _norm(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, norm: Any) -> 
 def _pool(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any) -> bool:
     """Take the mean of every channel."""
     source = tensors_in(node)[0]
+    # of means over positions the kernels know that over all of them
     if isinstance(pool, nn.AdaptiveAvgPool2d):
         is_global = pool.output_size in (1, (1, 1), [1, 1])
     else:

@@ -74,6 +74,7 @@ def expert_inputs(model: nn.Module, batches: Sequence[Any]) -> dict[str, ExpertI
         """Return a hook that records the inputs of the experts at a path."""
 
         def hook(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+            # tokens (N, d), chosen experts (N, k) and their gates (N, k)
             values = [t.detach().cpu() for t in arguments(args, kwargs)]
             parts.setdefault(path, []).append((values[0].float(), values[1], values[2].float()))
 
@@ -92,6 +93,7 @@ def expert_inputs(model: nn.Module, batches: Sequence[Any]) -> dict[str, ExpertI
         for hook in hooks:
             hook.remove()
     return {
+        # batches are joined part by part: all tokens, all choices, all gates
         path: ExpertInputs(*(torch.cat(values)[:ROWS] for values in zip(*recorded, strict=True)))
         for path, recorded in parts.items()
     }
