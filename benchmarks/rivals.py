@@ -83,7 +83,7 @@ def ours(model: Any) -> tuple[Logits, Token]:
         clock: list[float] = []
         count = len(ids) - PROMPT + 1
         generate(
-            model, ids[None, :PROMPT], count, heard=lambda _: clock.append(time.process_time())
+            model, ids[None, :PROMPT], count, on_token=lambda _: clock.append(time.process_time())
         )
         return [after - before for before, after in zip(clock, clock[1:], strict=False)]
 

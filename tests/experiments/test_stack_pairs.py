@@ -15,11 +15,11 @@ from intarsia.experiments.stack import broken, conflict, parsed, stack_of, stack
 from intarsia.experiments.stack_entries import ENTRIES, Stacked, trace_of
 from intarsia.experiments.stack_measures import _operations, expected_bytes, stored_bytes
 from intarsia.hosts.swap.stock import (
+    expert_inputs,
     factors,
     gated_experts,
     keep_stock_experts,
     merge_stock_experts,
-    seen_by_experts,
     skipping,
 )
 
@@ -119,7 +119,7 @@ def test_copies_merge_into_what_they_were(model: Any) -> None:
             experts.gate_up_proj[4:] = torch.cat([gate[:, order], up[:, order]], 1)
             experts.down_proj[4:] = experts.down_proj[:4][:, :, order]
     first = [layer.mlp.experts.down_proj[:4].clone() for layer in doubled.model.layers]
-    merge_stock_experts(doubled, seen_by_experts(doubled, CALIBRATION), 4)
+    merge_stock_experts(doubled, expert_inputs(doubled, CALIBRATION), 4)
     for layer, down in zip(doubled.model.layers, first, strict=True):
         got = layer.mlp.experts.down_proj
         for one in got:  # each is one of them, its units in some order

@@ -73,7 +73,7 @@ def test_room_is_made_once_and_not_more(monkeypatch: pytest.MonkeyPatch) -> None
 
     monkeypatch.setattr(decoding, "fixed_cache", lambda *_: cache)
     with native.using("off"):
-        generate(model, IDS, 16, heard=lambda _: places.append(cache.layers[0].keys.data_ptr()))
+        generate(model, IDS, 16, on_token=lambda _: places.append(cache.layers[0].keys.data_ptr()))
     assert len(set(places)) == 1
     assert cache.layers[0].keys.shape == (2, 2, 36, 12)
     with refused(ConfigError, what="tokens", got=55), torch.no_grad():
@@ -97,7 +97,7 @@ def test_the_short_way_gives_the_bits_of_the_model_s_own_forward() -> None:
 
 def test_it_stops_when_told_and_refuses_what_is_no_prompt() -> None:
     model = made("plain")
-    assert generate(model, IDS, 16, heard=lambda _: True).tokens.shape == (2, 1)
+    assert generate(model, IDS, 16, on_token=lambda _: True).tokens.shape == (2, 1)
     with refused(ShapeError, what="ids", got=(20,)):
         generate(model, IDS[0], 4)
     with refused(ConfigError, what="tokens", got=0):

@@ -174,7 +174,7 @@ def test_the_next_experts_are_read_while_one_is_computed(store: Path) -> None:
         assert all(name.startswith("experts") for name, _ in log)
         slots.expert(0, 5)  # one is left out: what was read ahead for it is let go
         slots.let_go()
-        assert not slots.cache.pinned and not slots.taken and slots.held is None
+        assert not slots.cache.pinned and not slots.taken and slots.in_use is None
         assert torch.equal(model(IDS).logits, want)
         assert not slots.cache.pinned and len(slots.cache.at) <= count
 

@@ -19,7 +19,7 @@ import intarsia
 from intarsia.core.errors import CheckpointError, ConfigError, FoldError, TargetError
 from intarsia.hosts.spans.head_spans import cache_bytes, spans_of
 from intarsia.hosts.spans.spans import Spans, load_spans
-from intarsia.hosts.spans.windows import Seen, Windows, attended, attended_naive
+from intarsia.hosts.spans.windows import TokenPositions, Windows, attended, attended_naive
 
 from ..refusals import refused
 
@@ -100,9 +100,9 @@ def test_blocks_of_queries_are_one_masked_product(
     k, v = (torch.randn(2, 2, keys, 3, generator=draw, requires_grad=True) for _ in range(2))
     kept = torch.ones(2, keys, dtype=torch.bool)
     kept[1, : min(offset, 2)] = False
-    seen = Seen(queries, keys, offset, kept if padded else None, "cpu", {})
+    seen = TokenPositions(queries, keys, offset, kept if padded else None, "cpu", {})
     of = Windows.of(torch.tensor(windows) + sink, sink, 64)
-    found, want = (f(q, k, v, windows=of, seen=seen) for f in (attended, attended_naive))
+    found, want = (f(q, k, v, windows=of, positions=seen) for f in (attended, attended_naive))
     assert_close(found, want)
     for ours, theirs in zip(
         torch.autograd.grad(found.square().sum(), (q, k, v)),
@@ -111,7 +111,7 @@ def test_blocks_of_queries_are_one_masked_product(
     ):
         assert_close(ours, theirs)
     with torch.no_grad():
-        assert_close(attended(q, k, v, windows=of, seen=seen), want)
+        assert_close(attended(q, k, v, windows=of, positions=seen), want)
 
 
 def test_the_share_of_the_mask_is_the_density() -> None:

@@ -45,7 +45,7 @@ def test_affinities_of_a_layer_are_the_mean_probabilities(stock: Any) -> None:
         torch.testing.assert_close(table.affinity[layer].float(), p)
     assert table.best() == divmod(int(table.affinity.argmax()), 4)
     layer, expert = table.best("lift")
-    assert table.lift[layer, expert] == (table.affinity / table.others).max()
+    assert table.lift[layer, expert] == (table.affinity / table.reference).max()
     assert "nearly equal" in table.doubts((0, 0))[-1] and "tokens" in table.doubts((0, 0))[0]
 
 

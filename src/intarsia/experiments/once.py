@@ -110,7 +110,7 @@ def _told_prefix(
             seconds = time.monotonic() - started
             bar.step(done, {"split": part, "epoch": 0, "seconds": seconds})
 
-        return run_prefix(prefix, images, dtype=dtype, told=told)
+        return run_prefix(prefix, images, dtype=dtype, report=told)
 
 
 @contextmanager

@@ -16,12 +16,12 @@ from ..formats.absmax import Absmax
 from ..hosts.relabel import relabel
 from ..hosts.swap.stock import (
     dense_from_most_used,
+    expert_inputs,
     factors,
     gated_experts,
     hidden_of,
     keep_stock_experts,
     merge_stock_experts,
-    seen_by_experts,
     skipping,
 )
 from ..hosts.tracing import recording
@@ -86,7 +86,7 @@ def _left(on: Stacked, text: str) -> int:
 
 
 def _loads(on: Stacked) -> dict[str, Tensor]:
-    seen = seen_by_experts(on.model, on.calibration)
+    seen = expert_inputs(on.model, on.calibration)
     return {p: seen[p].load(of.experts) for p, of in gated_experts(on.model).items()}
 
 
@@ -97,7 +97,7 @@ def _prune(on: Stacked, text: str) -> None:
 
 
 def _merge(on: Stacked, text: str) -> None:
-    merge_stock_experts(on.model, seen_by_experts(on.model, on.calibration), _left(on, text))
+    merge_stock_experts(on.model, expert_inputs(on.model, on.calibration), _left(on, text))
 
 
 def _count(text: str) -> int:
@@ -121,7 +121,7 @@ def _quantile(text: str) -> float:
 
 def _skip(on: Stacked, text: str) -> None:
     share = _quantile(text)
-    for path, of in seen_by_experts(on.model, on.calibration).items():
+    for path, of in expert_inputs(on.model, on.calibration).items():
         if share and of.weight.shape[1] > 1:
             ratio = of.weight[:, 1:].sum(1) / of.weight[:, 0].clamp(min=1e-9)
             on.below[path] = float(ratio.quantile(share))
@@ -144,7 +144,7 @@ def _energy(text: str) -> float:
 
 def _low_rank(on: Stacked, text: str) -> None:
     energy = _energy(text)
-    seen, stock = seen_by_experts(on.model, on.calibration), gated_experts(on.model)
+    seen, stock = expert_inputs(on.model, on.calibration), gated_experts(on.model)
     made: dict[tuple[str, str, int], tuple[Tensor, ...]] = {}
     for path, name, expert, weight in on.matrices():
         x = seen[path].of(expert)
@@ -225,7 +225,7 @@ def trace_of(on: Stacked, rows: Sequence[Batch]) -> Trace:
     count = next(iter(stock.values())).experts
     with evaluating(on.model), ExitStack() as inside:
         inside.enter_context(skipping(on.model, on.below))
-        seen = inside.enter_context(recording(on.model)).seen
+        seen = inside.enter_context(recording(on.model)).routes
         for batch in rows:
             on.model(**batch)
             index = torch.stack([seen[path][0] for path in stock], 1)  # (T, L, k)

@@ -22,11 +22,14 @@ FLAT = 0.95  # of log E
 
 @dataclass(frozen=True)
 class Attribution:
-    """affinity s_le: the mean over sequences of the mean over tokens of the probability p_le.
+    """Affinity of a text to the experts of every layer, and its lift over another text.
 
-    affinity: (L, E) float64, each layer sums to 1;  others: the same of another text, or None;
-    names: paths of the layers;  tokens: how many were seen.
-    lift = affinity / others: how much more often the text has an expert than other text has.
+    s_le, the affinity of the text to expert e of layer l, is the mean over sequences of the mean
+    over tokens of the probability p_le.  lift = affinity / reference: how much more often the text
+    is routed to an expert than the reference text is.
+
+    affinity: (L, E) float64, each layer sums to 1;  reference: the same of another text, or None;
+    names: paths of the layers;  tokens: number of tokens that the text has.
 
     Source: arXiv:2411.18797, expert attribution; lift is not of the paper.
     """
@@ -34,83 +37,95 @@ class Attribution:
     affinity: Tensor
     names: tuple[str, ...]
     tokens: int
-    others: Tensor | None = None
+    reference: Tensor | None = None
 
     @classmethod
-    def of(cls, text: Trace, others: Trace | None = None) -> Attribution:
-        """From traces: best recorded with probabilities=True, else from the weights of k experts.
+    def of(cls, text: Trace, reference: Trace | None = None) -> Attribution:
+        """Compute the affinities of a text, and of a reference, from their traces.
 
+        text, reference: best recorded with probabilities=True; otherwise the weights of the k
+        experts of each token stand for the probabilities.
         Raises: DataError for traces of different models, or without weights.
         """
-        if others is not None and (others.layers, others.experts) != (text.layers, text.experts):
-            got = f"{others.layers} layers of {others.experts} experts"
+        if reference is not None and (reference.layers, reference.experts) != (
+            text.layers,
+            text.experts,
+        ):
+            got = f"{reference.layers} layers of {reference.experts} experts"
             want, fix = f"{text.layers} of {text.experts}", "Trace both texts with one model."
             raise DataError("the other trace", got=got, want=want, fix=fix)
-        beside = None if others is None else affinity(others)
-        return cls(affinity(text), text.names, len(text), beside)
+        reference_affinity = None if reference is None else affinity(reference)
+        return cls(affinity(text), text.names, len(text), reference_affinity)
 
     @property
     def lift(self) -> Tensor:
-        """(L, E).  Raises: ConfigError without another text."""
-        if self.others is None:
+        """Ratio of the text's affinity to the reference's, (L, E).
+
+        Raises: ConfigError without a reference.
+        """
+        if self.reference is None:
             fix = "Give the text that is to stay, too."
             raise ConfigError("lift", got="one text", want="another beside it", fix=fix)
-        return self.affinity / self.others.clamp(min=1e-12)
+        # an expert that the reference text never reaches must not divide by zero
+        return self.affinity / self.reference.clamp(min=1e-12)
 
     @property
     def entropy(self) -> Tensor:
-        """Of each layer, over log E: 1 where all experts are alike.  (L,)"""
+        """Entropy of each layer's affinities over log E, (L,): 1 where all experts are alike."""
         p = self.affinity.clamp(min=1e-12)
         return -(p * p.log()).sum(1) / math.log(max(2, p.shape[1]))
 
     def best(self, by: str = "affinity") -> tuple[int, int]:
-        """(layer, expert) of the largest affinity, or lift, of all layers.
+        """Return (layer, expert) of the largest affinity, or lift, of all layers.
 
         Raises: ConfigError for another way.
         """
         one_of("by", by, BY)
         score = self.affinity if by == "affinity" else self.lift
-        at = int(score.argmax())
-        return at // score.shape[1], at % score.shape[1]
+        index = int(score.argmax())
+        return index // score.shape[1], index % score.shape[1]
 
-    def doubts(self, at: tuple[int, int]) -> tuple[str, ...]:
-        """Reasons not to trust the choice of (layer, expert); none if there is none."""
-        found: list[str] = []
+    def doubts(self, expert: tuple[int, int]) -> tuple[str, ...]:
+        """List the reasons not to trust the choice of (layer, expert); empty if there is none."""
+        reasons: list[str] = []
         if self.tokens < FEW:
-            found.append(f"experts are attributed from {self.tokens} tokens; give {FEW} or more")
-        entropy, share = float(self.entropy[at[0]]), float(self.affinity[at])
+            reasons.append(f"experts are attributed from {self.tokens} tokens; give {FEW} or more")
+        entropy, share = float(self.entropy[expert[0]]), float(self.affinity[expert])
         if entropy > FLAT:
-            found.append(
-                f"layer {at[0]} gives its experts nearly equal shares of this text (entropy "
-                f"{entropy:.2f} of 1, its expert {at[1]} has {share:.2f}): one expert holds little"
+            reasons.append(
+                f"layer {expert[0]} gives its experts nearly equal shares of this text (entropy "
+                f"{entropy:.2f} of 1, its expert {expert[1]} has {share:.2f}): "
+                "one expert holds little"
             )
-        return tuple(found)
+        return tuple(reasons)
 
 
-def affinity(of: Trace) -> Tensor:
-    """Mean over sequences of the mean over tokens of each expert's weight.  -> (L, E) float64.
+def affinity(routes: Trace) -> Tensor:
+    """Average each expert's weight over a sequence's tokens, then over sequences, (L, E) float64.
 
     Raises: DataError for a trace without weights.
     """
-    if of.weight is None:
+    if routes.weight is None:
         fix = "Record it with trace(model, texts, probabilities=True)."
         raise DataError("trace", got="no weights", want="probabilities", fix=fix)
-    names, row, counts = of.sequence.unique(return_inverse=True, return_counts=True)
+    # a token counts 1 / (sequences x tokens of its sequence): long texts do not outweigh
+    names, row, counts = routes.sequence.unique(return_inverse=True, return_counts=True)
     share = 1.0 / (len(names) * counts.double())[row]  # (N,)
-    total = torch.zeros(of.layers, of.experts + 1, dtype=torch.float64)
-    weight = of.weight.double()
+    # the last column collects the entries of tokens with fewer than k experts, and is cut off
+    total = torch.zeros(routes.layers, routes.experts + 1, dtype=torch.float64)
+    weight = routes.weight.double()
     weight = weight / weight.sum(2, keepdim=True).clamp(min=1e-12)
-    for layer in range(of.layers):
-        expert = of.expert[:, layer].long()  # (N, k)
-        where = torch.where(expert < 0, of.experts, expert)
-        total[layer].index_add_(0, where.flatten(), (weight[:, layer] * share[:, None]).flatten())
-    return total[:, : of.experts]
+    for layer in range(routes.layers):
+        expert = routes.expert[:, layer].long()  # (N, k)
+        column = torch.where(expert < 0, routes.experts, expert)
+        total[layer].index_add_(0, column.flatten(), (weight[:, layer] * share[:, None]).flatten())
+    return total[:, : routes.experts]
 
 
 def attribute_experts(
     model: nn.Module, forget: Iterable[Any], retain: Iterable[Any] | None = None
 ) -> Attribution:
-    """Which experts a sparse model has for a text.  forget, retain: rows, as of `trace`.
+    """Attribute a text to experts of a sparse model.  forget, retain: rows, as of `trace`.
 
     The paper uses 100,000 tokens and more. Shared experts, which every token passes, do not count.
     Raises: TargetError for a model without experts; DataError for no texts.

@@ -22,7 +22,7 @@ def apply_change(
     seed: int = 0,
     name: str = "default",
 ) -> nn.Module:
-    """The model with a change; on an error it is as it was.
+    """Plan a change, apply it to a model and return the model; on an error it is as it was.
 
     Raises: ConfigError for settings of another type than is declared; what the change's `plan` and
     `apply` raise.
@@ -32,7 +32,7 @@ def apply_change(
 
 
 def apply_plan(model: nn.Module, plan: Plan, name: str = "default") -> nn.Module:
-    """The model with a plan applied; on an error it is as it was."""
+    """Apply a plan, record the step and return the model; on an error the model is as it was."""
     host = base_of(model)
     before, on = steps_of(host), fingerprint(host)
     # a plan with a folder undoes its own numbers from there, and so holds no second copy of them
@@ -61,7 +61,7 @@ def repeat(model: nn.Module, step: Step) -> nn.Module:
 
 @contextmanager
 def undone_on_error(model: nn.Module, numbers: bool = True) -> Iterator[None]:
-    """Inside, a model is changed; after an error its modules are what they were.
+    """Restore a model's modules if the body of the `with` raises.
 
     Modules, hooks, flags, modes, attributes, the config and each weight's tensor are put back;
     numbers written into a tensor that stays are not: a change writes those last.
@@ -70,20 +70,21 @@ def undone_on_error(model: nn.Module, numbers: bool = True) -> Iterator[None]:
     config = getattr(model, "config", None)
     owners: list[Any] = [*model.modules(), *([config] if hasattr(config, "__dict__") else [])]
     # their own `copy`: `copy.copy` asks an OrderedDict how it is pickled, and there are thousands
-    held = [(vars(owner), vars(owner).copy()) for owner in owners]
-    inside = [
+    saved = [(vars(owner), vars(owner).copy()) for owner in owners]
+    containers = [
         (value, value.copy())
-        for _, before in held
+        for _, before in saved
         for value in before.values()
         if isinstance(value, (dict, list, set))
     ]
+    # lists, dicts and sets one level down: an attribute may be changed without being assigned
     trained = [(p, p.requires_grad) for p in model.parameters()]
     tensors = [(p, p.data) for p in model.parameters()] if numbers else []
     try:
         yield
     except BaseException:
         # in place, since others hold the same containers: handles of hooks, PEFT's layers
-        for now, before in (*held, *inside):
+        for now, before in (*saved, *containers):
             now.clear()
             (now.extend if isinstance(now, list) else now.update)(before)
         for parameter, tensor in tensors:

@@ -22,7 +22,7 @@ from .spans.head_spans import cache_bytes
 
 @dataclass(frozen=True)
 class Generated:
-    """Tokens that were added, (B, tokens); seconds of the prompt, and of all but the first.
+    """New tokens (B, tokens), with the seconds of the prompt and of all tokens but the first.
 
     bytes: of keys and values.  path: which code computed the tokens, and why not native steps.
     """
@@ -35,7 +35,7 @@ class Generated:
 
     @property
     def rate(self) -> float:
-        """Tokens a second and row, the first apart."""
+        """Tokens per second in each row, the first token left out."""
         return (self.tokens.shape[1] - 1) / max(self.seconds, 1e-9)
 
 
@@ -46,12 +46,12 @@ def generate(
     tokens: int,
     *,
     mask: Tensor | None = None,
-    heard: Callable[[Tensor], bool | None] = lambda _: None,
+    on_token: Callable[[Tensor], bool | None] = lambda _: None,
 ) -> Generated:
-    """The most likely continuation of prompts, token by token, as `generate` without sampling.
+    """Generate the most likely continuation of prompts, greedily, token by token.
 
     ids: (B, T); padded on the left, with mask (B, T).  tokens: to add; the end of a text does not
-    stop it.  heard: is given each new token (B,), and stops by True.
+    stop it.  on_token: is called with each new token (B,), and stops the loop by True.
     Keys and values have their room from the start. A token of a Llama-like decoder is one call of
     native steps (`NativeText`), of another model its own forward: the result's `path` says which.
     For throughput of many requests see `intarsia serve`, which batches; this is for latency.
@@ -61,31 +61,34 @@ def generate(
         fix = "Pass tokenizer(text, return_tensors='pt').input_ids."
         raise ShapeError("ids", got=tuple(ids.shape), want="(B, T) token ids", fix=fix)
     at_least("tokens", tokens, 1)
+    # a mask of ones is no padding: the code without a mask is faster
     padded = mask is not None and not bool(mask.all())
     reason = why_not(model) or ("" if len(ids) <= SLOTS else f"more than {SLOTS} texts")
-    way: _Native | _Stock
+    engine: _Native | _Stock
     if reason:
-        way = _Stock(model, ids, mask if padded else None, tokens)
+        engine = _Stock(model, ids, mask if padded else None, tokens)
     else:
-        way = _Native(model, ids, mask if padded else None, tokens)
-    made = ids.new_zeros(len(ids), tokens)
+        engine = _Native(model, ids, mask if padded else None, tokens)
+    answer = ids.new_zeros(len(ids), tokens)
     clock = began = time.perf_counter()
     with evaluating(model):
-        for at in range(tokens):
-            logits = way.prompt() if at == 0 else way.step(made[:, at - 1])
-            made[:, at] = new = logits.argmax(-1)
-            if at == 0:
+        for position in range(tokens):
+            # the first token comes from the prompt, every later one from the token before it
+            logits = engine.prompt() if position == 0 else engine.step(answer[:, position - 1])
+            answer[:, position] = new = logits.argmax(-1)
+            # the clock of the rate starts behind the prompt
+            if position == 0:
                 clock = time.perf_counter()
-            if heard(new):
-                made = made[:, : at + 1]
+            if on_token(new):
+                answer = answer[:, : position + 1]
                 break
     ended = time.perf_counter()
     path = f"transformers' layers: {reason}" if reason else "native steps, one call a token"
-    return Generated(made, clock - began, ended - clock, way.nbytes, path)
+    return Generated(answer, clock - began, ended - clock, engine.nbytes, path)
 
 
 class _Native:
-    """Texts by native steps; padding is left out."""
+    """Decoder of prompts by native steps; padding is left out of the rows."""
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor | None, tokens: int) -> None:
         keep = torch.ones_like(ids) if mask is None else mask
@@ -94,16 +97,16 @@ class _Native:
         self.nbytes = self.text.nbytes
 
     def prompt(self) -> Tensor:
-        """(B, V), behind the prompts."""
+        """Compute the logits behind the prompts, (B, V)."""
         return torch.stack([self.text.prefill(slot, row) for slot, row in enumerate(self.prompts)])
 
     def step(self, new: Tensor) -> Tensor:
-        """(B,) -> (B, V)."""
+        """Add one token to each row, (B,), and compute its logits, (B, V)."""
         return self.text.step(new.tolist())
 
 
 class _Stock:
-    """Texts by the model's own modules, with a cache that is taken once."""
+    """Decoder of prompts by the model's own modules, with a cache that is allocated once."""
 
     def __init__(self, model: nn.Module, ids: Tensor, mask: Tensor | None, tokens: int) -> None:
         self.model, self.ids = model, ids
@@ -117,28 +120,32 @@ class _Stock:
         return cache_bytes(self.cache)
 
     def prompt(self) -> Tensor:
-        """(B, V), behind the prompts."""
+        """Compute the logits behind the prompts, (B, V)."""
         return self._forward(self.ids)
 
     def step(self, new: Tensor) -> Tensor:
-        """(B,) -> (B, V)."""
+        """Add one token to each row, (B,), and compute its logits, (B, V)."""
         if self.short is None:
             return self._forward(new[:, None])
         self.count += 1
         return self.short(new[:, None], self.cache, self.count - 1)[:, -1]
 
     def _forward(self, new: Tensor) -> Tensor:
+        """Run the model on new tokens (B, n) behind those in the cache; logits of the last, (B,
+        V).
+        """
         first, self.count = self.count, self.count + new.shape[1]
-        given: dict[str, Any] = {self.name: self.cache, "use_cache": True, "logits_to_keep": 1}
+        arguments: dict[str, Any] = {self.name: self.cache, "use_cache": True, "logits_to_keep": 1}
         if self.mask is not None:
-            given["attention_mask"] = self.mask[:, : self.count]
+            arguments["attention_mask"] = self.mask[:, : self.count]
+            # padding is on the left: positions count from the first token of the text itself
             places = (self.mask.cumsum(1) - 1).clamp_min(0)
-            given["position_ids"] = places[:, first : self.count]
-        return self.model(input_ids=new, **given).logits[:, -1]
+            arguments["position_ids"] = places[:, first : self.count]
+        return self.model(input_ids=new, **arguments).logits[:, -1]
 
 
 class _Clock(BaseStreamer):
-    """When the first and the last token came."""
+    """Streamer that notes when each token came."""
 
     def __init__(self) -> None:
         self.times: list[float] = []
@@ -152,14 +159,14 @@ class _Clock(BaseStreamer):
 
 @torch.inference_mode()
 def stock_generate(model: nn.Module, ids: Tensor, tokens: int) -> Generated:
-    """The same by transformers' own `generate`, to hold `generate` against.
+    """Generate the same tokens by transformers' own `generate`, to compare `generate` with.
 
     ids: (B, T), not padded.  bytes are not counted: 0.
     """
     host: Any = model
     clock, began = _Clock(), time.perf_counter()
     with evaluating(model):
-        made = host.generate(
+        sequences = host.generate(
             ids,
             attention_mask=torch.ones_like(ids),
             max_new_tokens=tokens,
@@ -170,4 +177,4 @@ def stock_generate(model: nn.Module, ids: Tensor, tokens: int) -> Generated:
         )
     ended = time.perf_counter()
     first = clock.times[1] if len(clock.times) > 1 else began  # the prompt comes before it
-    return Generated(made[:, ids.shape[1] :], first - began, ended - first, 0)
+    return Generated(sequences[:, ids.shape[1] :], first - began, ended - first, 0)

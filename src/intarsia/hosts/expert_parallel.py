@@ -48,6 +48,7 @@ def register_exchange(meter: Meter | None = None) -> str:
         want = "one with EPImplementationInterface, 5.21 or newer"
         raise ConfigError("expert parallelism", got=got, want=want, fix=fix) from error
 
+    # one number per sharded layer, across all models that are loaded after this call
     numbers = itertools.count()
 
     class Exchange(theirs.EPImplementation):
@@ -58,20 +59,21 @@ def register_exchange(meter: Meter | None = None) -> str:
                 fix = "Use tp_size=1, or ep_implementation='all_to_all'."
                 raise ConfigError("expert parallelism", got=got, want=want, fix=fix)
             local, group = _Local(self.experts_forward, experts.num_experts), ep_mesh.get_group()
-            whole = local.experts * ep_mesh.size()
-            holds = Placement.contiguous(1, whole, ep_mesh.size()).holds[0]
+            experts_of_all = local.experts * ep_mesh.size()
+            holds = Placement.contiguous(1, experts_of_all, ep_mesh.size()).holds[0]
+            # expert e is on process e // (E / D), as transformers shards the weights
             part = Sharded(local, holds, group=group, meter=meter, layer=next(numbers))
-            self.called = Called(part, whole)
+            self.called = Called(part, experts_of_all)
 
-        def __call__(self, *given: Any) -> Tensor:
-            return self.called(*given)
+        def __call__(self, *arguments: Any) -> Tensor:
+            return self.called(*arguments)
 
     theirs.EPImplementationInterface.register(NAME, Exchange)
     return NAME
 
 
 class _Local(Experts):
-    """The experts of this process, by transformers' own function of theirs."""
+    """Experts of this process, computed by transformers' own function for them."""
 
     def __init__(self, function: Callable[..., Tensor], experts: int) -> None:
         super().__init__()
@@ -84,5 +86,5 @@ class _Local(Experts):
         return self.function(rows, expert[:, None], rows.new_ones(len(rows), 1))
 
     def every(self, x: Tensor) -> Tensor:
-        each = (torch.full((len(x),), e, device=x.device) for e in range(self.experts))
-        return torch.stack([self.forward(x, expert) for expert in each], 1)
+        indices = (torch.full((len(x),), e, device=x.device) for e in range(self.experts))
+        return torch.stack([self.forward(x, expert) for expert in indices], 1)

@@ -15,7 +15,7 @@ from .spans.rings import RingLayer
 
 
 class FixedLayer(CacheLayerMixin):
-    """Keys and values of a layer in memory for `length` tokens, taken at the first.
+    """Layer cache for `length` tokens, whose memory is allocated at the first token.
 
     `update` writes new tokens behind the old ones, and returns views: nothing is copied or grown.
     """
@@ -45,7 +45,10 @@ class FixedLayer(CacheLayerMixin):
     def update(
         self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any
     ) -> tuple[Tensor, Tensor]:
-        """Raises: ConfigError for more tokens than there is room for."""
+        """Append new keys and values, and return views of all of them.
+
+        Raises: ConfigError for more tokens than there is room for.
+        """
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, stop = self.count, self.count + key_states.shape[2]
@@ -68,16 +71,16 @@ class FixedLayer(CacheLayerMixin):
         return self.length
 
     def reset(self) -> None:
-        """Empty, with the same memory."""
+        """Empty the cache and keep its memory."""
         self.count = 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Take back the last tokens."""
+        """Remove the last tokens; what they wrote is overwritten by the next ones."""
         self.count -= abs(tokens_to_remove)
 
 
 def fixed_cache(model: nn.Module, length: int) -> Cache:
-    """An empty cache with room for `length` tokens: rings where heads have spans.
+    """Allocate an empty cache with room for `length` tokens: rings where heads have spans.
 
     Layers with windows of their own keep what transformers gives them.
     """
@@ -85,6 +88,8 @@ def fixed_cache(model: nn.Module, length: int) -> Cache:
     cache = DynamicCache(config=host.config)
     windows = windows_of(host) or [None] * len(cache.layers)
     cache.layers = [
+        # heads that see a span need no more than a ring of that length; layers that
+        # transformers made for windows of their own stay as they are
         RingLayer(w)
         if w is not None and not w.full
         else FixedLayer(length)
@@ -96,6 +101,6 @@ def fixed_cache(model: nn.Module, length: int) -> Cache:
 
 
 def cache_name(model: nn.Module) -> str:
-    """What this version of transformers calls the argument."""
+    """Return the name of the cache's argument in this version of transformers."""
     body: Any = getattr(base_of(model), "base_model", base_of(model))
     return "cache" if "cache" in inspect.signature(body.forward).parameters else "past_key_values"

@@ -34,7 +34,7 @@ class Adapter:
     def read(
         self, model: nn.Module, name: str, trainable: bool, classes: Sequence[str] | None
     ) -> nn.Module:
-        """Put it into a model."""
+        """Put the adapter into a model.  classes: names its head must have been trained for."""
         if self.place.is_file():
             return attach_delta(model, SparseDelta.load(self.place), name)
         if (self.place / PACKED).is_file():
@@ -46,11 +46,12 @@ class Adapter:
 
 @dataclass(frozen=True)
 class FolderContent:
-    """What a folder says: steps, adapters, and which weights of the host are in which file."""
+    """Content of a saved folder: steps, adapters, and which of the host's weights it has."""
 
     folder: Path
+    # what is done to the host before its adapters are attached, in order
     steps: tuple[Step, ...] = ()
     adapters: tuple[Adapter, ...] = ()
     weights: Path | None = None
-    stores: str = "nothing"
+    stores: str = "nothing"  # or "all", "trained", "added": which of the host's weights
     extra: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any]())

@@ -21,7 +21,7 @@ PERCENT = ("accuracy", "balanced_accuracy", "exact_match")
 
 
 def model_card(model: PeftModel, record: Mapping[str, Any] | None = None) -> str:
-    """The card of a model's adapters.  record: of the training, as in run.json, None = unknown."""
+    """Write the model card of a model's adapters, as Markdown with Hugging Face's metadata."""
     record, host = record or {}, base_of(model)
     method, base = _method(model), _base(host, record)
     data, scores = _data(record), _scores(record)
@@ -44,50 +44,56 @@ def model_card(model: PeftModel, record: Mapping[str, Any] | None = None) -> str
 
 
 def _method(model: PeftModel) -> str:
-    found: list[str] = []
+    """Name the methods of the active adapters, joined by " + "."""
+    methods: list[str] = []
     for name in model.active_adapters:
         config = model.peft_config[name]
         steps = [s for s in steps_of(base_of(model)) if s.name == name]
         if isinstance(config, IntarsiaConfig):
-            found.append(config.method)
+            methods.append(config.method)
         elif steps:
-            found.append(method_key(steps[-1].plan.change))
+            methods.append(method_key(steps[-1].plan.change))
         else:
-            found.append(str(getattr(config.peft_type, "value", config.peft_type)).lower())
-    return " + ".join(dict.fromkeys(found))
+            methods.append(str(getattr(config.peft_type, "value", config.peft_type)).lower())
+    return " + ".join(dict.fromkeys(methods))
 
 
 def _base(host: Any, record: Mapping[str, Any]) -> dict[str, Any]:
-    """Where the pretrained model is from, and the lines that make it again."""
-    about, timms = record.get("record", {}), isinstance(getattr(host, "pretrained_cfg", None), dict)
-    found = _of_timm(host) if timms else _of_transformers(host)
-    found["timm"] = timms
-    if (told := about.get("model")) is None:
-        return found
-    if timms:
+    """Describe the pretrained model: name, page on the Hub, task, the lines that make it again."""
+    settings, is_timm = (
+        record.get("record", {}),
+        isinstance(getattr(host, "pretrained_cfg", None), dict),
+    )
+    base = _of_timm(host) if is_timm else _of_transformers(host)
+    base["timm"] = is_timm
+    # a run that named its model by our own loader is loaded again by that loader
+    if (spec := settings.get("model")) is None:
+        return base
+    if is_timm:
         size, classes = (
-            about.get("inputs", {}).get("size", [None])[0],
+            settings.get("inputs", {}).get("size", [None])[0],
             getattr(host, "num_classes", 0),
         )
-        line = f"backbone({told!r}, classes={classes}, size={size})"
+        line = f"backbone({spec!r}, classes={classes}, size={size})"
     else:
-        line = f"language_model({told!r})[0]"
-    home, function = ("" if timms else ".language_models"), line.partition("(")[0]
+        line = f"language_model({spec!r})[0]"
+    home, function = ("" if is_timm else ".language_models"), line.partition("(")[0]
     imports = f"from intarsia.data{home} import {function}"
-    return found | {"name": told, "hub": None, "import": imports, "line": line}
+    return base | {"name": spec, "hub": None, "import": imports, "line": line}
 
 
 def _of_timm(host: Any) -> dict[str, Any]:
-    own = host.pretrained_cfg
-    name = own.get("architecture", type(host).__name__) + (
-        f".{own['tag']}" if own.get("tag") else ""
+    """Describe a model of timm by its pretrained configuration."""
+    config = host.pretrained_cfg
+    name = config.get("architecture", type(host).__name__) + (
+        f".{config['tag']}" if config.get("tag") else ""
     )
-    given = {"pretrained": True, "num_classes": getattr(host, "num_classes", 0)}
-    arguments = ", ".join(f"{k}={v!r}" for k, v in (given | dict(get_model_args(host))).items())
+    defaults = {"pretrained": True, "num_classes": getattr(host, "num_classes", 0)}
+    arguments = ", ".join(f"{k}={v!r}" for k, v in (defaults | dict(get_model_args(host))).items())
     return {
         "name": name,
-        "hub": own.get("hf_hub_id"),
-        "revision": own.get("hf_hub_revision"),
+        "hub": config.get("hf_hub_id"),
+        "revision": config.get("hf_hub_revision"),
         "task": "image-classification",
         "import": "import timm",
         "line": f"timm.create_model({name!r}, {arguments})",
@@ -95,8 +101,10 @@ def _of_timm(host: Any) -> dict[str, Any]:
 
 
 def _of_transformers(host: Any) -> dict[str, Any]:
+    """Describe a model of transformers by its class and the path that it was loaded from."""
     kind, config = type(host).__name__, getattr(host, "config", None)
     path = str(getattr(host, "name_or_path", "") or "")
+    # a path on this machine says nothing to a reader of the card: only its last part is named
     local = path != "" and (Path(path).exists() or path.count("/") > 1)
     name = Path(path).name if local else path or kind
     return {
@@ -110,7 +118,7 @@ def _of_transformers(host: Any) -> dict[str, Any]:
 
 
 def _task(kind: str, language: bool) -> str | None:
-    """The Hub's name for what a class of transformers does."""
+    """Return the Hub's name for the task of a class of transformers, or None."""
     if kind.endswith("ForImageClassification"):
         return "image-classification"
     if kind.endswith("LM"):
@@ -119,14 +127,15 @@ def _task(kind: str, language: bool) -> str | None:
 
 
 def _data(record: Mapping[str, Any]) -> dict[str, Any]:
-    found = record.get("record", {}).get("data", {})
-    name = str(found.get("spec") or found.get("name") or "")
-    parts = found.get("parts") or record.get("data", {})
+    """Return the name of the data set of a run and its parts with their sizes."""
+    data = record.get("record", {}).get("data", {})
+    name = str(data.get("spec") or data.get("name") or "")
+    parts = data.get("parts") or record.get("data", {})
     return {"name": Path(name).name or None, "parts": parts}
 
 
 def _scores(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Part -> its scores, with the number of samples."""
+    """Return each part's scores, the loss last, with the number of samples."""
     results = record.get("results", {})
     return {
         part: {n: results[part][n] for n in sorted(results[part], key=lambda n: n == "loss")}
@@ -139,6 +148,7 @@ def _scores(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 def _evaluated(
     scores: Mapping[str, Mapping[str, Any]], data: Mapping[str, Any], task: str | None
 ) -> list[EvalResult]:
+    """List the scores as the Hub's results of an evaluation."""
     name = data["name"] or "own data"
     return [
         EvalResult(
@@ -149,8 +159,8 @@ def _evaluated(
             metric_type=metric,
             metric_value=value,
         )
-        for part, found in scores.items()
-        for metric, value in found.items()
+        for part, metrics in scores.items()
+        for metric, value in metrics.items()
         if metric != "samples"
     ]
 
@@ -158,12 +168,13 @@ def _evaluated(
 def _facts(
     model: PeftModel, record: Mapping[str, Any], base: Mapping[str, Any], data: Mapping[str, Any]
 ) -> dict[str, str]:
-    """What the card's first table says."""
+    """Return the rows of the card's first table, title -> text."""
     facts: dict[str, str] = {}
+    # each adapter with its method and settings; of PEFT's own only the kind is known
     for name, config in model.peft_config.items():
         if isinstance(config, IntarsiaConfig):
-            told = ", ".join(f"{k}={_short(v)}" for k, v in (config.options or {}).items())
-            facts[f"adapter `{name}`"] = f"`{config.method}`, seed {config.seed}: {told}"
+            options = ", ".join(f"{k}={_short(v)}" for k, v in (config.options or {}).items())
+            facts[f"adapter `{name}`"] = f"`{config.method}`, seed {config.seed}: {options}"
         else:
             facts[f"adapter `{name}`"] = (
                 f"PEFT's {getattr(config.peft_type, 'value', config.peft_type)}"
@@ -171,17 +182,19 @@ def _facts(
     revision = f", revision {base['revision']}" if base["revision"] else ""
     facts["base"] = f"`{base['name']}`{revision}"
     facts["base, layers"] = f"sha256 of names and shapes {fingerprint(base_of(model))['layout']}"
+    # the weights' digest is in the record of an experiment, not in every folder
     if trunk := record.get("record", {}).get("trunk"):
         facts["base, weights"] = f"sha256 {trunk}"
     if data["name"] or data["parts"]:
         facts["data"] = str(data["name"] or "own")
-    about = record.get("record", {})
-    if classes := about.get("data", {}).get("classes"):
+    settings = record.get("record", {})
+    if classes := settings.get("data", {}).get("classes"):
         facts["classes"] = ", ".join(map(str, classes))
-    if size := about.get("inputs", {}).get("size"):
+    if size := settings.get("inputs", {}).get("size"):
         facts["pictures"] = f"{size[0]} x {size[1]} px"
-    for part, found in data["parts"].items():
-        facts[f"data, {part}"] = f"{found.get('n')} samples, sha256 {found.get('sha256')}"
+    for part, part_data in data["parts"].items():
+        facts[f"data, {part}"] = f"{part_data.get('n')} samples, sha256 {part_data.get('sha256')}"
+    # rows of a training run: an adapter that was saved without one has none of them
     if counts := record.get("parameters"):
         facts["parameters"] = f"{counts['trained']:,} of {counts['all']:,} trained"
     if training := record.get("training"):
@@ -191,6 +204,7 @@ def _facts(
 
 
 def _short(value: Any) -> str:
+    """Format a setting's value in one line."""
     if isinstance(value, Mapping):
         inside = ", ".join(f"{k}={v}" for k, v in value.items() if k != "method")
         return f"{value.get('method')}({inside})"
@@ -198,7 +212,7 @@ def _short(value: Any) -> str:
 
 
 def _table(title: str, rows: Mapping[str, Any]) -> str:
-    """A table of two columns, or of one for each score."""
+    """Format a table in Markdown, of two columns or of one for each score."""
     if all(isinstance(row, Mapping) for row in rows.values()):
         names = list(dict.fromkeys(name for row in rows.values() for name in row))
         lines = [["part", *names]] + [
@@ -213,25 +227,27 @@ def _table(title: str, rows: Mapping[str, Any]) -> str:
 
 
 def _cell(text: str) -> str:
+    """Escape the characters that would end a table's field."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 
 def _number(name: str, value: float) -> str:
+    """Format a score: in percent, as a count, or with four digits."""
     if name in PERCENT:
         return f"{100 * value:.1f} %"
     return f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
 
 
 def _load(model: PeftModel, method: str, base: Mapping[str, Any]) -> str:
-    """How to load it with this library, with PEFT, and as a stock model."""
+    """Write the code that loads the adapters with this library, with PEFT, and as a stock model."""
     configs = model.peft_config
-    own = any(isinstance(c, IntarsiaConfig) and c.method != "lora" for c in configs.values())
+    of_ours = any(isinstance(c, IntarsiaConfig) and c.method != "lora" for c in configs.values())
     inside = "FOLDER" if "default" in configs else f"FOLDER/{next(iter(configs))}"
     base_line = f"base = {base['line']}\n"
     code = {
         "With intarsia": f"import intarsia\n{base['import']}\n\n{base_line}"
         'model = intarsia.load(base, "FOLDER")',
-        "With PEFT": ("import intarsia  # so that PEFT knows the type\n" if own else "")
+        "With PEFT": ("import intarsia  # so that PEFT knows the type\n" if of_ours else "")
         + f"{base['import']}\nfrom peft import PeftModel\n\n{base_line}"
         f'model = PeftModel.from_pretrained(base, "{inside}")',
     }
@@ -243,6 +259,8 @@ def _load(model: PeftModel, method: str, base: Mapping[str, Any]) -> str:
 
 
 def _folds(method: str) -> bool:
-    """Whether every adapter folds, by the cards; those of PEFT's own merge."""
-    known = [card(key) for key in method.split(" + ") if key in index()]
-    return all(found.kind != "adapter" or "folds" in found.tags for found in known)
+    """Return True if every adapter folds, by the cards' tags; PEFT's own adapters always merge."""
+    cards = [card(key) for key in method.split(" + ") if key in index()]
+    return all(
+        method_card.kind != "adapter" or "folds" in method_card.tags for method_card in cards
+    )

@@ -42,13 +42,13 @@ EPSILON = 1e-5  # of OLMo's norm, which has no attribute for it
 
 
 class Unsuited(Exception):
-    """Why a model is no program of native steps, in a few words."""
+    """Reason, in a few words, why a model cannot be a program of native steps."""
 
 
 def why_not(model: nn.Module) -> str:
     """Return why `NativeText` cannot compute a model; nothing if it can."""
     try:
-        _checked(model)
+        _check_suited(model)
     except Unsuited as reason:
         return str(reason)
     return ""
@@ -112,26 +112,31 @@ class NativeText:
 
     @torch.inference_mode()
     def _forward(self, slot: int, tokens: Sequence[int]) -> Tensor:
-        """The same by transformers' layers."""
+        """Add a long prompt to a slot by transformers' layers; return the last token's logits, (V,).
+
+        slot: number of the sequence.  tokens: ids, which go behind those that it has.
+        """
         cache: Any
         cache, count = DynamicCache(config=self.model.config), self.counts[slot]
+        # views of this slot's memory: transformers writes where the native steps will read
         cache.layers = [
             FixedLayer.over(keys[slot : slot + 1], values[slot : slot + 1], count)
             for keys, values in self.caches
         ]
-        given = {cache_name(self.model): cache, "use_cache": True, "logits_to_keep": 1}
-        logits = self.model(input_ids=torch.tensor([list(tokens)]), **given).logits
+        arguments = {cache_name(self.model): cache, "use_cache": True, "logits_to_keep": 1}
+        logits = self.model(input_ids=torch.tensor([list(tokens)]), **arguments).logits
         self.counts[slot] += len(tokens)
         return logits[0, -1].float()
 
     def step(self, tokens: Sequence[int], slots: Sequence[int] | None = None) -> Tensor:
         """Add one token to each slot; (N, V) float32, the logits behind each.
 
-        slots: whose tokens these are; None = 0, 1, ...  Raises: ConfigError as `prefill`.
+        tokens: (N,) ids.  slots: the slot of each token; None = 0, 1, ...  Raises: ConfigError as
+        `prefill`.
         """
-        which = range(len(tokens)) if slots is None else slots
-        logits = self.program(tokens, which, [self.counts[slot] for slot in which])
-        for slot in which:
+        indices = range(len(tokens)) if slots is None else slots
+        logits = self.program(tokens, indices, [self.counts[slot] for slot in indices])
+        for slot in indices:
             self.counts[slot] += 1
         return logits
 
@@ -142,7 +147,7 @@ class NativeText:
 
 @dataclass(frozen=True)
 class _Sizes:
-    """Query heads, key-value heads, numbers of a head."""
+    """Sizes of the attention: query heads, key-value heads, width of a head."""
 
     heads: int
     groups: int
@@ -150,16 +155,18 @@ class _Sizes:
 
     @classmethod
     def of(cls, host: Any) -> _Sizes:
+        """Read the sizes from a model's configuration and its first layer."""
         config, size = host.config, host.model.layers[0].self_attn.head_dim
         groups = config.num_key_value_heads or config.num_attention_heads
         return cls(config.num_attention_heads, groups, size)
 
 
 def steps_of(host: Any, caches: Sequence[LayerCache], length: int) -> Iterator[DecoderStep]:
-    """Yield the program of a model as its architecture has it, for texts of `length` tokens."""
+    """Yield the steps of a model's forward in order, for texts of at most `length` tokens."""
     body, width = host.model, host.config.hidden_size
     x, h = Value("x", width), Value("h", width)
     rotation = _rotation(body, length)
+    # x is the residual stream, h the scratch value that each layer part reads and writes
     yield EmbedStep(x, body.embed_tokens.weight)
     for layer, cache in zip(body.layers, caches, strict=True):
         yield from _attention(layer, x, h, cache, rotation, _Sizes.of(host))
@@ -176,60 +183,65 @@ def _attention(
     rotation: tuple[Tensor, Tensor],
     sizes: _Sizes,
 ) -> Iterator[DecoderStep]:
-    """x += o(attend(q, k, v)), with a norm before (Llama) or behind (OLMo 2)."""
-    of, heads, groups = layer.self_attn, sizes.heads, sizes.groups
-    before = getattr(layer, "input_layernorm", None)
-    if before is not None:
-        yield _norm(before, h, x)
-    given = x if before is None else h
+    """Yield x += o(attend(q, k, v)), with a norm before (Llama) or behind (OLMo 2)."""
+    attention, heads, groups = layer.self_attn, sizes.heads, sizes.groups
+    norm_before = getattr(layer, "input_layernorm", None)
+    if norm_before is not None:
+        yield _norm(norm_before, h, x)
+    source = x if norm_before is None else h
+    # 1. queries, keys and values: one product with three views of its output, or three products
     wide, narrow = heads * sizes.size, groups * sizes.size
-    if hasattr(of, "qkv_proj"):  # Phi-3
-        yield _product(of.qkv_proj, Value("qkv", wide + 2 * narrow), given)
+    if hasattr(attention, "qkv_proj"):  # Phi-3
+        yield _product(attention.qkv_proj, Value("qkv", wide + 2 * narrow), source)
         q, k = Value("qkv", wide), Value("qkv", narrow, wide)
         v = Value("qkv", narrow, wide + narrow)
     else:
         q, k, v = Value("q", wide), Value("k", narrow), Value("v", narrow)
-        for value, linear in ((q, of.q_proj), (k, of.k_proj), (v, of.v_proj)):
-            yield _product(linear, value, given)
-    if limit := getattr(of.config, "clip_qkv", None):  # OLMo
+        for value, linear in ((q, attention.q_proj), (k, attention.k_proj), (v, attention.v_proj)):
+            yield _product(linear, value, source)
+    # 2. what architectures do to queries and keys before the scores
+    if limit := getattr(attention.config, "clip_qkv", None):  # OLMo
         yield from (ClipStep(value, float(limit)) for value in (q, k, v))
-    if hasattr(of, "q_norm"):  # Qwen3 by heads, OLMo 2 whole
-        yield _norm(of.q_norm, q, q)
-        yield _norm(of.k_norm, k, k)
-    if getattr(of, "use_rope", True):
+    if hasattr(attention, "q_norm"):  # Qwen3 by heads, OLMo 2 whole
+        yield _norm(attention.q_norm, q, q)
+        yield _norm(attention.k_norm, k, k)
+    if getattr(attention, "use_rope", True):
         yield RotateStep(q, heads, *rotation)
         yield RotateStep(k, groups, *rotation)
+    # 3. attention over the slot's cache, output projection, residual
     out = Value("heads", wide)
-    yield AttendStep(out, q, k, v, cache, heads, of.scaling, _window(of))
-    yield _product(of.o_proj, h, out)
-    if before is None:
+    yield AttendStep(out, q, k, v, cache, heads, attention.scaling, _window(attention))
+    yield _product(attention.o_proj, h, out)
+    if norm_before is None:
         yield _norm(layer.post_attention_layernorm, h, h)
     yield AddStep(x, x, h)
 
 
 def _mlp(layer: Any, x: Value, h: Value, config: Any) -> Iterator[DecoderStep]:
-    """x += down(act(gate) up), with a norm before (Llama) or behind (OLMo 2)."""
-    of, inner = layer.mlp, config.intermediate_size
-    behind = getattr(layer, "post_feedforward_layernorm", None)
-    if behind is None:
+    """Yield x += down(act(gate) up), with a norm before (Llama) or behind (OLMo 2)."""
+    mlp, inner = layer.mlp, config.intermediate_size
+    norm_behind = getattr(layer, "post_feedforward_layernorm", None)
+    if norm_behind is None:
         yield _norm(layer.post_attention_layernorm, h, x)
-    given = h if behind is None else x
-    if hasattr(of, "gate_up_proj"):  # Phi-3
-        yield _product(of.gate_up_proj, Value("both", 2 * inner), given)
+    source = h if norm_behind is None else x
+    # one product whose output has both halves, or two products
+    if hasattr(mlp, "gate_up_proj"):  # Phi-3
+        yield _product(mlp.gate_up_proj, Value("both", 2 * inner), source)
         gate, up = Value("both", inner), Value("both", inner, inner)
     else:
         gate, up = Value("gate", inner), Value("up", inner)
-        yield _product(of.gate_proj, gate, given)
-        yield _product(of.up_proj, up, given)
+        yield _product(mlp.gate_proj, gate, source)
+        yield _product(mlp.up_proj, up, source)
     hidden = Value("hidden", inner)
     yield GateStep(hidden, gate, up, config.hidden_act)
-    yield _product(of.down_proj, h, hidden)
-    if behind is not None:
-        yield _norm(behind, h, h)
+    yield _product(mlp.down_proj, h, hidden)
+    if norm_behind is not None:
+        yield _norm(norm_behind, h, h)
     yield AddStep(x, x, h)
 
 
 def _norm(module: Any, dst: Value, src: Value) -> NormStep:
+    """Return the step of an RMS norm; a norm without a weight is OLMo's, which centres."""
     weight = getattr(module, "weight", None)
     size = src.width if weight is None else len(weight)
     eps = getattr(module, "variance_epsilon", EPSILON)
@@ -237,34 +249,39 @@ def _norm(module: Any, dst: Value, src: Value) -> NormStep:
 
 
 def _product(linear: Any, dst: Value, src: Value) -> ProductStep:
+    """Return the step y = W x + b of a linear layer, packed or dense, with its naive twin."""
     bias = None if linear.bias is None else linear.bias.detach()
     if isinstance(linear, PackedLinear):
         form, stored, shape = linear.form, linear.stored, linear.shape
         bound = linear.product
-        assert bound is not None  # `_checked` has looked
+        assert bound is not None  # `_check_suited` has looked
         return ProductStep(dst, src, bound, lambda x: form.matmul(x, stored, shape), bias)
     weight = linear.weight.detach()
+    # a kernel bound to the weight where it is: no copy is made
     bound = dense.bound(weight, native.MANY)
     assert bound is not None
     return ProductStep(dst, src, bound, lambda x: x @ weight.float().T, bias)
 
 
 def _rotation(body: Any, length: int) -> tuple[Tensor, Tensor]:
-    """cos and sin of each place, (length, rotated numbers of a head) float32."""
+    """Compute cos and sin of each position, (length, rotated numbers of a head) float32."""
     places = torch.arange(length)[None]
     cos, sin = body.rotary_emb(torch.zeros(1, dtype=torch.float32), position_ids=places)
     return cos[0], sin[0]
 
 
-def _window(of: Any) -> int:
-    """Last places that the tokens of a layer see, 0 = all."""
-    config = of.config
-    whole = config.sliding_window if config.model_type in ("mistral", "phi3") else None
-    return int(getattr(of, "sliding_window", whole) or 0)
+def _window(attention: Any) -> int:
+    """Return how many last positions a token of this layer attends to; 0 means all."""
+    config = attention.config
+    window_of_all = config.sliding_window if config.model_type in ("mistral", "phi3") else None
+    return int(getattr(attention, "sliding_window", window_of_all) or 0)
 
 
-def _checked(model: nn.Module) -> None:
-    """Raises: Unsuited."""
+def _check_suited(model: nn.Module) -> None:
+    """Check that native steps can compute a model.
+
+    Raises: Unsuited, with the reason.
+    """
     host: Any = base_of(model)
     config: Any = getattr(host, "config", None)
     body = getattr(host, "model", None)
@@ -275,21 +292,23 @@ def _checked(model: nn.Module) -> None:
         raise Unsuited(f"no kernels here ({native.why()})")
     if (config.hidden_act or "") not in ACTS:
         raise Unsuited(f"activation {config.hidden_act!r}")
-    turned = getattr(body.rotary_emb, "rope_type", "default")
-    if turned in GROWING:
-        raise Unsuited(f"a rotation of kind {turned!r}, which depends on the length")
+    # tables of rotations are computed once, for all lengths
+    rotation = getattr(body.rotary_emb, "rope_type", "default")
+    if rotation in GROWING:
+        raise Unsuited(f"a rotation of kind {rotation!r}, which depends on the length")
     for path, module in host.named_modules():
-        if reason := _against(module):
+        if reason := _objection(module):
             raise Unsuited(f"{reason} at {path or 'the model'}")
 
 
-def _against(module: nn.Module) -> str:
-    """Return what native steps would leave out of a module, or cannot read."""
+def _objection(module: nn.Module) -> str:
+    """Return the reason why native steps cannot compute a module; "" if they can."""
     if module._forward_pre_hooks or module._forward_hooks or "forward" in vars(module):
         return "a hook or another forward"
     if isinstance(module, PackedLinear):
         return "" if module.product is not None else f"no kernel for {module.form}"
     tensors = list(module.parameters(recurse=False))
+    # a module of unknown code may do anything in its forward
     if any(t.device.type != "cpu" for t in tensors):
         return "weights on another device"
     if not type(module).__module__.startswith(("torch.nn.", "transformers.")):

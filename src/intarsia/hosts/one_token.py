@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from .spans.attention import RingCaches
 from .spans.rings import RingLayer
-from .spans.windows import Seen, grouped
+from .spans.windows import TokenPositions, grouped
 
 KINDS = ("llama", "mistral", "qwen2")  # of configurations: one residual stream, rotated heads
 Step = Callable[[Tensor, Any, int], Tensor]
 
 
 def one_token(model: nn.Module) -> Step | None:
-    """(ids (B, 1), cache, its tokens) -> logits (B, 1, V), the same bits as the model's forward.
+    """Return a function (ids (B, 1), cache, tokens in it) -> logits (B, 1, V), or None.
 
-    What it leaves out is what transformers does around each layer: masks, the choice of an
-    attention, checks, records of outputs. None for models of other kinds, with windows of their
-    own, or with hooks that would not be called.
+    It gives the same bits as the model's forward, without what transformers does around a layer:
+    masks, the choice of an attention, checks, records of outputs. None for models of other kinds,
+    with windows of their own, or with hooks that would not be called.
     """
     host: Any = model
     config = getattr(host, "config", None)
@@ -29,6 +29,7 @@ def one_token(model: nn.Module) -> Step | None:
     if getattr(config, "model_type", None) not in KINDS or body is None:
         return None
     layers = list(body.layers)
+    # a window of the layers' own needs the masks that this code leaves out
     kinds = getattr(config, "layer_types", None) or []
     if getattr(config, "sliding_window", None) and "full_attention" not in kinds:
         return None
@@ -38,43 +39,46 @@ def one_token(model: nn.Module) -> Step | None:
     if any(_hooked(module) for module in around):
         return None
 
-    def step(ids: Tensor, cache: Any, at: int) -> Tensor:
-        return _step(host, ids, cache, at)
+    def step(ids: Tensor, cache: Any, position: int) -> Tensor:
+        return _step(host, ids, cache, position)
 
     return step
 
 
 def _hooked(module: nn.Module) -> bool:
-    """Whether a forward does more than its class says; rings come by another way here."""
+    """Return True if a forward does more than its class says; hooks of rings do not count."""
     before = [h for h in module._forward_pre_hooks.values() if not isinstance(h, RingCaches)]
     return bool(before or module._forward_hooks or "forward" in vars(module))
 
 
-def _step(host: Any, ids: Tensor, cache: Any, at: int) -> Tensor:
+def _step(host: Any, ids: Tensor, cache: Any, position: int) -> Tensor:
+    """Compute the logits of the token at a position: embedding, layers, norm, head."""
     body, rows = host.model, len(ids)
     x = body.embed_tokens(ids)  # (B, 1, d)
-    places = torch.full((1, 1), at, device=ids.device)
+    places = torch.full((1, 1), position, device=ids.device)
     cos, sin = (t[:, None] for t in body.rotary_emb(x, position_ids=places))  # (1, 1, 1, D)
-    seen = Seen(1, at + 1, at, None, ids.device, {})
+    window = TokenPositions(1, position + 1, position, None, ids.device, {})
     for layer, store in zip(body.layers, cache.layers, strict=True):
-        of = layer.self_attn
+        attention = layer.self_attn
+        # attention over the cache, with the residual around it
         h = layer.input_layernorm(x)
         q, k, v = (
-            proj(h).view(rows, 1, -1, of.head_dim).transpose(1, 2)
-            for proj in (of.q_proj, of.k_proj, of.v_proj)
+            proj(h).view(rows, 1, -1, attention.head_dim).transpose(1, 2)
+            for proj in (attention.q_proj, attention.k_proj, attention.v_proj)
         )
-        q, k = q * cos + _turned(q) * sin, k * cos + _turned(k) * sin
+        # rotary embedding: each pair of channels turns by an angle of its position
+        q, k = q * cos + _quarter_turn(q) * sin, k * cos + _quarter_turn(k) * sin
         keys, values = store.update(k, v)
         if isinstance(store, RingLayer):
-            out = store.attend(q, seen, of.scaling, 0.0)
+            out = store.attend(q, window, attention.scaling, 0.0)
         else:
-            out = grouped(q, keys, values, None, of.scaling)
-        x = x + of.o_proj(out.transpose(1, 2).reshape(rows, 1, -1))
+            out = grouped(q, keys, values, None, attention.scaling)
+        x = x + attention.o_proj(out.transpose(1, 2).reshape(rows, 1, -1))
         x = x + layer.mlp(layer.post_attention_layernorm(x))
     return host.lm_head(body.norm(x))
 
 
-def _turned(x: Tensor) -> Tensor:
-    """Each half of the channels in the place of the other, the second negative."""
+def _quarter_turn(x: Tensor) -> Tensor:
+    """Rotate the channels by a quarter turn: (a, b) -> (-b, a) of the two halves."""
     first, second = x.chunk(2, -1)
     return torch.cat((-second, first), -1)

@@ -29,7 +29,7 @@ def save_language_model(
     tokenizer: Any = None,
     record: Mapping[str, Any] | None = None,
 ) -> Path:
-    """`save`, with the model's configuration and tokenizer, so that the folder opens by itself.
+    """Save a changed model with configuration and tokenizer, so that its folder opens by itself.
 
     record: file name -> what it holds as JSON.
     Raises: TargetError for a model of another library; as `save`.
@@ -46,6 +46,7 @@ def save_language_model(
             tokenizer.save_pretrained(scratch)
         for name, value in (record or {}).items():
             (scratch / name).write_text(json.dumps(value, indent=1) + "\n")
+        # `save` sealed its own files; the seal is renewed, since there are more of them now
         seal_folder(scratch, SETTINGS, content)
     return Path(folder)
 
@@ -58,7 +59,7 @@ def is_changed(folder: Path) -> bool:
 def open_language_model(
     name: str, *, dtype: str = "float32", progress: Callable[[str], None] = announce
 ) -> tuple[nn.Module, Any]:
-    """Open a language model and its tokenizer: by name, or a folder that holds all of it.
+    """Open a language model and its tokenizer, by name or from a folder that holds all of it.
 
     name: smollm2, a stock folder (`sparsify` writes one), a folder of `sparsify --layout bitmask`,
       or of `save_language_model`, as `compress` writes it.
@@ -66,13 +67,15 @@ def open_language_model(
     Raises: as `language_model` and `load`.
     """
     folder = repaired(name)
+    # a packed sparse folder is decoded into a stock one, which is deleted after it was read
     if (folder / SPARSE).is_file() and (folder / CONFIG).is_file():
         with tempfile.TemporaryDirectory() as place:
             dense = convert_sparse(folder, Path(place) / folder.resolve().name)
             return language_model(str(dense), dtype=dtype, progress=progress)
     if not is_changed(folder):
         return language_model(name, dtype=dtype, progress=progress)
+    # every weight comes from the folder, so none is downloaded or drawn for it
     model, tokenizer = language_model(name, pretrained=False, progress=progress)
-    if (own := getattr(model.config, "dtype", None)) is not None:
-        model = model.to(own)  # pyright: ignore[reportCallIssue]
+    if (dtype_of_file := getattr(model.config, "dtype", None)) is not None:
+        model = model.to(dtype_of_file)  # pyright: ignore[reportCallIssue]
     return load(model, folder).eval(), tokenizer

@@ -63,7 +63,7 @@ class ReadMe(PlainChange):
 
 @torch.no_grad()
 def pregate_targets(model: nn.Module, masks: Masks, batch: Batch) -> Tensor:
-    """Return what the gate shall say of each token, by every layer.  (L, B, T, E), of sum 1.
+    """Compute what the gate has to predict for each token, by every layer, (L, B, T, E) of sum 1.
 
     Hits of an expert: how many of a token's n largest hidden units are its own, that is in its mask
     and not in all masks, added up for n = N (1, .8, .6, .4, .2), N the first expert's own units;
@@ -71,27 +71,29 @@ def pregate_targets(model: nn.Module, masks: Masks, batch: Batch) -> Tensor:
     Source: arXiv:2410.19123, section 3.3, as the released code has it, where the largest n is
     N - 1.
     """
-    with evaluating(model), hidden_units(model) as seen:
+    with evaluating(model), hidden_units(model) as hidden:
         model(**batch)
     layers: list[Tensor] = []
-    for path, h in seen.items():
+    for path, h in hidden.items():
         mask = masks[path].to(h.device)
-        own = (mask & ~residual_of(mask)).to(torch.float32)  # (E, h); bf16 counts to 256
-        size = int(own[0].sum())
-        total = own.new_zeros(*h.shape[:-1], len(own))
+        exclusive = (mask & ~residual_of(mask)).to(torch.float32)  # (E, h); bf16 counts to 256
+        size = int(exclusive[0].sum())
+        total = exclusive.new_zeros(*h.shape[:-1], len(exclusive))
         if size:
+            # hits[n - 1, e]: how many of a token's n largest hidden units belong to expert e alone
             largest = h.sort(-1, descending=True).indices  # (B, T, h)
-            hits = own.T[largest].cumsum(-2)  # (B, T, h, E)
+            hits = exclusive.T[largest].cumsum(-2)  # (B, T, h, E)
             for share in THRESHOLDS:
                 count = size - 1 if share == 1 else int(share * size + 1e-9)
                 total = total + (hits[..., count - 1, :] if count else 0)
+            # 3 is the sum of the five shares, so that a token with all hits at one expert has 1
             total = total / (3 * size)
         layers.append((SHARP * total).softmax(-1))
     return torch.stack(layers)
 
 
 def gate_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """.75 CE(argmax of the target, smoothing .5) + .25 CE(target), the sum over layers.
+    """Compute .75 CE(argmax of the target, smoothing .5) + .25 CE(target), summed over layers.
 
     logits: (N, E), targets: (L, N, E) -> ().
     """
@@ -113,19 +115,21 @@ def train_gate(
     seed: int = 0,
     report: Report = lambda _: None,
 ) -> list[float]:
-    """Teach the gate the targets of a dense model.  Returns the losses, means of the layers.
+    """Train the gate on the targets of a dense model.  Returns the losses, means of the layers.
 
     batches: of mixed domains, drawn by the seed. Targets of a batch are computed once. Padding does
     not count.
     """
+    # the dense model stays as it is in here, so the targets of a batch never change
     targets: dict[int, Tensor] = {}
 
-    def loss(at: int) -> Tensor:
-        if at not in targets:
-            targets[at] = pregate_targets(model, masks, batches[at])
-        real = _real(batches[at])
-        total = gate_loss(gate(batches[at]["input_ids"])[real], targets[at][:, real])
-        return total / len(targets[at])  # Adam does not mind, and a mean can be read
+    def loss(index: int) -> Tensor:
+        """Compute the gate's loss on a batch, by its number."""
+        if index not in targets:
+            targets[index] = pregate_targets(model, masks, batches[index])
+        real = _real(batches[index])
+        total = gate_loss(gate(batches[index]["input_ids"])[real], targets[index][:, real])
+        return total / len(targets[index])  # Adam does not mind, and a mean can be read
 
     turn = "gate", gate.parameters(), loss, len(batches)
     return _train(*turn, steps=steps, lr=lr, seed=seed, report=report)
@@ -148,12 +152,14 @@ def train_experts(
     Returns the losses.
     """
 
-    def loss(at: int) -> Tensor:
-        ids, real = batches[at]["input_ids"], _real(batches[at])[:, 1:]
+    def loss(index: int) -> Tensor:
+        """Compute the loss of the next token on a batch, each token by its expert."""
+        ids, real = batches[index]["input_ids"], _real(batches[index])[:, 1:]
         with torch.no_grad():
-            chosen = gate(ids).argmax(-1)
-        with masked(model, masks, chosen):
-            logits: Tensor = model(**batches[at]).logits
+            expert = gate(ids).argmax(-1)
+        # the slow form of the mixture: the dense model, each token with its expert's units alone
+        with masked(model, masks, expert):
+            logits: Tensor = model(**batches[index]).logits
         return F.cross_entropy(logits[:, :-1][real].float(), ids[:, 1:][real])
 
     weights = (p for p in model.parameters() if p.requires_grad)
@@ -215,6 +221,7 @@ def train_in_turns(
     at_least("rounds", rounds, 1)
     losses: list[tuple[float, float]] = []
     for number in range(rounds):
+        # one turn of the gate, then one of the experts, at rates that fall with each round
         of_gate, of_experts = (
             turn(
                 gate,
@@ -271,31 +278,37 @@ def extract(
     Source: arXiv:2410.19123.
     """
     settings = settings or ReadMe()
-    found = mlps(model)
+    dense_mlps = mlps(model)
     masks = masks or channel_masks(model, domains, settings.density)
     if gate is None:
         gate = pre_gate(model, len(domains), settings, seed=seed)
-        mixed = [batch for some in zip(*domains.values(), strict=False) for batch in some]
+        # a batch of each domain by turns, as many as the shortest domain has
+        mixed = [batch for turn in zip(*domains.values(), strict=False) for batch in turn]
         train_gate(gate, model, masks, mixed, steps=steps, seed=seed, report=report)
-    _check_masks(masks, found, gate.config.experts)
-    for path, dense in found.items():
+    _check_masks(masks, dense_mlps, gate.config.experts)
+    for path, dense in dense_mlps.items():
         parent, _, name = path.rpartition(".")
         router = PreGateRouter(gate)
-        made = read_me_mixture(dense.up, dense.gate, dense.down, dense.act, masks[path], router)
-        made.to(dense.down.weight.device)  # the gate keeps the numbers that it was trained in
-        setattr(model.get_submodule(parent), name, made)
+        mixture = read_me_mixture(dense.up, dense.gate, dense.down, dense.act, masks[path], router)
+        mixture.to(dense.down.weight.device)  # the gate keeps the numbers that it was trained in
+        setattr(model.get_submodule(parent), name, mixture)
     watch(model)
     return model
 
 
-def _check_masks(masks: Masks, found: Mapping[str, DenseMlp], experts: int) -> None:
-    """Raises: ShapeError for masks of another model, before an MLP of this one is replaced."""
-    wanted = {path: (experts, dense.down.in_features) for path, dense in found.items()}
+def _check_masks(masks: Masks, dense_mlps: Mapping[str, DenseMlp], experts: int) -> None:
+    """Check the masks' paths and shapes before an MLP is replaced.  Raises: ShapeError."""
+    expected = {path: (experts, dense.down.in_features) for path, dense in dense_mlps.items()}
     shapes = {path: tuple(mask.shape) for path, mask in masks.items()}
-    if wrong := [path for path in {**wanted, **shapes} if wanted.get(path) != shapes.get(path)]:
-        at = wrong[0]
+    if wrong := [path for path in {**expected, **shapes} if expected.get(path) != shapes.get(path)]:
+        wrong_path = wrong[0]
         fix = "Make them by channel_masks of this model."
-        raise ShapeError(f"masks of {at}", got=shapes.get(at), want=wanted.get(at), fix=fix)
+        raise ShapeError(
+            f"masks of {wrong_path}",
+            got=shapes.get(wrong_path),
+            want=expected.get(wrong_path),
+            fix=fix,
+        )
 
 
 CARD = Card(

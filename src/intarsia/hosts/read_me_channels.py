@@ -21,35 +21,36 @@ Masks = Mapping[str, Tensor]  # path of the MLP -> (E, h) bool
 
 
 def mlps(model: nn.Module) -> dict[str, DenseMlp]:
-    """The MLPs of a dense model by path.  Raises: TargetError for a model without."""
+    """Return the MLPs of a dense model by path.  Raises: TargetError for a model without."""
     check_unadapted(model)
-    found: dict[str, DenseMlp] = {}
+    dense_mlps: dict[str, DenseMlp] = {}
     for path, block in blocks(model):
         place = mlp_place(block)
         if place is None or place.emptied:
             got, fix = f"a {type(block).__name__} at {path!r}", "Use Llama, Qwen or the like."
             raise TargetError("model to extract from", got=got, want="an MLP of its own", fix=fix)
-        found[f"{path}.{place.path}"] = dense_mlp(path, place.mlp)
-    if not found:
+        dense_mlps[f"{path}.{place.path}"] = dense_mlp(path, place.mlp)
+    if not dense_mlps:
         got, fix = f"a {type(model).__name__} without blocks", "Use Llama, Qwen or the like."
         raise TargetError("model to extract from", got=got, want="a language model", fix=fix)
-    return found
+    return dense_mlps
 
 
 @torch.no_grad()
 def channel_use(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]:
-    """Mean |input of the last layer| of every MLP's hidden units.  Path -> (h,) float64.
+    """Compute the mean magnitude of every MLP's hidden units over texts.  Path -> (h,) float64.
 
-    Padding does not count.  Raises: DataError for no tokens.
+    The hidden units are the input of the MLP's last layer. Padding does not count.
+    Raises: DataError for no tokens.
     """
     total: dict[str, Tensor] = {}
     count = 0
     for batch in batches:
         mask = batch.get("attention_mask")
-        with evaluating(model), hidden_units(model) as seen:
+        with evaluating(model), hidden_units(model) as hidden:
             model(**batch)
         keep = None if mask is None else mask.flatten().bool()
-        for path, h in seen.items():
+        for path, h in hidden.items():
             rows = h.flatten(0, -2) if keep is None else h.flatten(0, -2)[keep]
             total[path] = total.get(path, 0) + rows.double().abs().sum(0)
         count += batch["input_ids"].numel() if keep is None else int(keep.sum())
@@ -60,20 +61,22 @@ def channel_use(model: nn.Module, batches: Sequence[Batch]) -> dict[str, Tensor]
 
 @contextmanager
 def hidden_units(model: nn.Module) -> Iterator[dict[str, Tensor]]:
-    """Inside, the newest hidden units (B, T, h) of each MLP, by path, in the order of the depth."""
-    seen: dict[str, Tensor] = {}
+    """Record the newest hidden units (B, T, h) of each MLP while the body of the `with` runs."""
+    hidden: dict[str, Tensor] = {}
 
     def keep(path: str) -> Any:
-        def hook(_: nn.Module, given: tuple[Tensor, ...]) -> None:
-            seen[path] = given[0].detach()
+        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            hidden[path] = inputs[0].detach()
 
         return hook
 
     hooks = [
-        dense.down.register_forward_pre_hook(keep(path)) for path, dense in mlps(model).items()
+        # what the last layer of an MLP reads are its hidden units
+        dense.down.register_forward_pre_hook(keep(path))
+        for path, dense in mlps(model).items()
     ]
     try:
-        yield seen
+        yield hidden
     finally:
         for hook in hooks:
             hook.remove()
@@ -82,7 +85,7 @@ def hidden_units(model: nn.Module) -> Iterator[dict[str, Tensor]]:
 def channel_masks(
     model: nn.Module, domains: Mapping[str, Sequence[Batch]], density: float = 0.5
 ) -> dict[str, Tensor]:
-    """m_i: the round(density h) hidden units that text of domain i uses most, in every MLP.
+    """Choose the round(density h) hidden units that text of domain i uses most, in every MLP.
 
     Returns path -> (E, h) bool, a row for each domain, in their order.
     Raises: ConfigError for no domain, or a density outside 0 ... 1; DataError for an empty one.
@@ -91,35 +94,42 @@ def channel_masks(
     at_least("domains", len(domains), 1)
     above("density", density, 0, "Try 0.5.")
     between("density", density, 0, 1, "Try 0.5.")
+    # one pass over the data of each domain
     use = [channel_use(model, batches) for batches in domains.values()]
     return {
         path: torch.stack(
-            [_top(one[path], max(1, round(density * one[path].numel()))) for one in use]
+            [
+                _top(path_use[path], max(1, round(density * path_use[path].numel())))
+                for path_use in use
+            ]
         )
         for path in use[0]
     }
 
 
 def _top(values: Tensor, count: int) -> Tensor:
-    """The `count` largest along the last axis, as bool."""
+    """Select the `count` largest values along the last axis, as bool."""
     index = values.topk(count, -1).indices
     return torch.zeros_like(values, dtype=torch.bool).scatter(-1, index, True)
 
 
 @contextmanager
 def masked(model: nn.Module, masks: Masks, expert: int | Tensor) -> Iterator[None]:
-    """Inside, the dense model has the units of one expert alone: the slow twin of the mixture.
+    """Run the dense model with the units of one expert alone, a slow form of the mixture.
 
     expert: of all tokens, or of each one, (B, T) int64.
     """
 
+    # the mask is applied to the input of the last layer, that is to the hidden units
     def hook(keep: Tensor) -> Any:
-        return lambda _, given: (given[0] * keep.to(given[0]),)
+        return lambda _, inputs: (inputs[0] * keep.to(inputs[0]),)
 
-    found = mlps(model)
-    hooks = [found[p].down.register_forward_pre_hook(hook(m[expert])) for p, m in masks.items()]
+    dense_mlps = mlps(model)
+    hooks = [
+        dense_mlps[p].down.register_forward_pre_hook(hook(m[expert])) for p, m in masks.items()
+    ]
     try:
         yield
     finally:
-        for one in hooks:
-            one.remove()
+        for handle in hooks:
+            handle.remove()

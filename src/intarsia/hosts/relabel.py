@@ -23,7 +23,7 @@ RECORD = "placement.json"
 
 @torch.no_grad()
 def relabel(model: nn.Module, placement: Placement | Tensor) -> nn.Module:
-    """Permute gate rows and experts of every layer, in place, so that experts in order have it.
+    """Permute gate rows and experts of every layer, in place, into the order of a placement.
 
     Engines lay experts out in order, E / D on each device; new expert i of a layer is the old one
     `placement.relabelling()[layer, i]`, or `placement[layer, i]` for such a tensor (L, E), whose
@@ -37,12 +37,14 @@ def relabel(model: nn.Module, placement: Placement | Tensor) -> nn.Module:
     """
     check_unadapted(model)
     order = placement.relabelling() if isinstance(placement, Placement) else placement.long()
-    stock, own = stock_experts(model), own_mixtures(model)
-    sizes = [of.experts for of in stock.values()] + [m.experts.experts for _, m in own]
+    stock, mixtures = stock_experts(model), own_mixtures(model)
+    sizes = [experts.experts for experts in stock.values()] + [
+        m.experts.experts for _, m in mixtures
+    ]
     if not sizes:
         got, fix = f"a {type(model).__name__} without experts", "Use a sparse model."
         raise TargetError("model to relabel", got=got, want="mixtures of experts", fix=fix)
-    if stock and own:
+    if stock and mixtures:
         got, fix = "stock experts and mixtures of ours", "Relabel a model of one kind."
         raise TargetError("model to relabel", got=got, want="one of them", fix=fix)
     if order.dim() != 2 or set(sizes) != {order.shape[1]} or len(sizes) != len(order):
@@ -52,29 +54,32 @@ def relabel(model: nn.Module, placement: Placement | Tensor) -> nn.Module:
     if bool((order.sort(1).values != torch.arange(order.shape[1])).any()):
         got, fix = "an order that leaves experts out", "Take placement.relabelling()."
         raise ConfigError("placement", got=got, want="each expert once", fix=fix)
-    gates = [_gate(model, of) for of in stock.values()]  # all are there, before any is changed
+    # every check comes before the first weight is moved
+    gates = [
+        _gate(model, experts) for experts in stock.values()
+    ]  # all are there, before any is changed
     for row, (_, gate) in zip(order, gates, strict=False):
         _check_groups(model, gate, row)
-    for row, (_, mixture) in zip(order, own, strict=False):
+    for row, (_, mixture) in zip(order, mixtures, strict=False):
         check_prune(mixture, row.tolist())
-    for row, of, (block, gate) in zip(order, stock.values(), gates, strict=False):
-        _permute(of.module, row, recurse=False)
+    for row, experts, (block, gate) in zip(order, stock.values(), gates, strict=False):
+        _permute(experts.module, row, recurse=False)
         _permute(gate, row, recurse=True)
         _permute(block, row, recurse=False)  # some keep the bias of the choice there
-    for row, (_, mixture) in zip(order, own, strict=False):
+    for row, (_, mixture) in zip(order, mixtures, strict=False):
         prune(mixture, row.tolist())  # all experts, in this order
     return model
 
 
-def _gate(model: nn.Module, of: StockExperts) -> tuple[nn.Module, nn.Module]:
-    """The block of the experts, and its gate."""
-    return model.get_submodule(of.path.rpartition(".")[0]), stock_gate(model, of.path)
+def _gate(model: nn.Module, experts: StockExperts) -> tuple[nn.Module, nn.Module]:
+    """Return the block around the experts, and its gate."""
+    return model.get_submodule(experts.path.rpartition(".")[0]), stock_gate(model, experts.path)
 
 
 def _permute(module: nn.Module, order: Tensor, *, recurse: bool) -> None:
-    """Every tensor with a row for each expert, and those that are one row of E numbers."""
-    own = [*module.parameters(recurse), *module.buffers(recurse)]
-    for tensor in own:
+    """Reorder every tensor with a row for each expert, and those that are one row of E numbers."""
+    tensors = [*module.parameters(recurse), *module.buffers(recurse)]
+    for tensor in tensors:
         if tensor.dim() and len(tensor) == len(order):
             tensor.copy_(tensor[order.to(tensor.device)])
         elif tensor.shape == (1, len(order)):  # ERNIE's bias
@@ -82,19 +87,20 @@ def _permute(module: nn.Module, order: Tensor, *, recurse: bool) -> None:
 
 
 def _check_groups(model: nn.Module, gate: nn.Module, order: Tensor) -> None:
-    """Raises: ConfigError where experts would change from one group of the router to another."""
+    """Check that experts stay in their group of the router.  Raises: ConfigError."""
     config: Any = getattr(model, "config", None)
     groups = getattr(gate, "n_group", None) or getattr(config, "n_group", None) or 1
     if groups > 1:
-        of = order // (len(order) // groups)
-        if bool((of.view(groups, -1) != of.view(groups, -1)[:, :1]).any()):
+        group = order // (len(order) // groups)
+        # each run of E / groups new places must take its experts from a single old group
+        if bool((group.view(groups, -1) != group.view(groups, -1)[:, :1]).any()):
             got = f"an order that mixes the router's {groups} groups of experts"
             want, fix = "whole groups, and orders inside a group", f"Eplb(groups={groups})."
             raise ConfigError("placement", got=got, want=want, fix=fix)
 
 
 def write_relabelled(source: str, target: str | Path, placement: Placement) -> Path:
-    """A stock checkpoint of transformers with the experts in a placement's order.
+    """Write a stock checkpoint of transformers with the experts in a placement's order.
 
     source: a folder of save_pretrained. The folder's own type of numbers stays, tokenizer and
     configuration are copied, and `placement.json` has the order and the SHA-256 of the files it was
@@ -105,14 +111,15 @@ def write_relabelled(source: str, target: str | Path, placement: Placement) -> P
     model, tokenizer = language_model(source, dtype="auto")
     relabel(model, placement)
     host: Any = model
+    # our loader switches the cache off; the new configuration says what the old one said
     host.config.use_cache = read_json(Path(source, "config.json")).get("use_cache", True)
     order = placement.relabelling().tolist()
     files = {path.name: sha256(path) for path in sorted(Path(source).glob("*.safetensors"))}
-    said = {"devices": placement.devices, "order": order, "of": files}
+    content = {"devices": placement.devices, "order": order, "of": files}
     with writing(target, spare=True) as scratch:
         scratch.mkdir()
         host.save_pretrained(scratch)
         tokenizer.save_pretrained(scratch)
-        write_json(scratch / RECORD, said, indent=None)
+        write_json(scratch / RECORD, content, indent=None)
         seal_stock(scratch)
     return Path(target)

@@ -67,12 +67,13 @@ def save(
         fix = "Call intarsia.apply, adapt or upcycle first, or save it as its library does."
         raise ConfigError("model", got="one that was not changed", want=want, fix=fix)
     _check_target(folder)
-    stores, state = _stored(steps, bool(adapters)), _state(host)
+    stores, state = _stores(steps, bool(adapters)), _state(host)
     tensors = {n: t for n, t in state.items() if isinstance(t, Tensor)}
-    tensors = _wanted(host, tensors, stores, steps)
+    tensors = _select_tensors(host, tensors, stores, steps)
     extra = {n: v for n, v in state.items() if n not in tensors} if stores == "all" else {}
 
     def adapter_files(scratch: Path) -> None:
+        """Write PEFT's files of all adapters, and the model card."""
         if isinstance(model, PeftModel):
             model.save_pretrained(str(scratch))
             for name in adapters:
@@ -80,6 +81,7 @@ def save(
             (scratch / "README.md").write_text(model_card(model, record), "utf-8")
 
     def settings(scratch: Path) -> None:
+        """Write intarsia.json, with the digests of the files beside it."""
         content = {
             "format": FORMAT,
             "weights": stores,
@@ -115,60 +117,64 @@ def load(
     Raises: CheckpointError for a folder that is damaged, foreign, or belongs to another method,
     trunk, head or class list; ConfigError for a name in use. The model is then as it was.
     """
-    found = _read(Path(folder))
-    adapters = _named(found.adapters, name)
-    with undone_on_error(model), _kept(model, bool(found.steps and adapters)):
-        new = _replayed(model, found)
+    content = _read(Path(folder))
+    adapters = _named(content.adapters, name)
+    with undone_on_error(model), _numbers_kept(model, bool(content.steps and adapters)):
+        new = _replay(model, content)
         for adapter in adapters:
             new = adapter.read(new, name or adapter.name, trainable, classes)
     return new
 
 
 def replays(folder: str | Path) -> bool:
-    """Whether a saved folder changes the host itself, and is not an adapter alone.
+    """Return True if a saved folder changes the host itself, and is not an adapter alone.
 
     Raises: CheckpointError for a folder that is damaged or foreign.
     """
     return bool(_read(Path(folder)).steps)
 
 
-def _replayed(model: nn.Module, found: FolderContent) -> nn.Module:
-    """The steps that are no adapters, and the weights of the host."""
-    weights = None if found.weights is None else _tensors(found.weights)
-    if found.steps and (done := steps_of(base_of(model))):
-        got = f"one that was changed before, by {method_key(cast(Any, done[0].plan.change))!r}"
+def _replay(model: nn.Module, content: FolderContent) -> nn.Module:
+    """Repeat the steps of a folder on a model and read the host's weights; return the model."""
+    weights = None if content.weights is None else _tensors(content.weights)
+    if content.steps and (earlier := steps_of(base_of(model))):
+        got = f"one that was changed before, by {method_key(cast(Any, earlier[0].plan.change))!r}"
         want = "the pretrained one"
         raise TargetError("model", got=got, want=want, fix="Start from a fresh copy of it.")
-    for number, step in enumerate(found.steps):
+    for number, step in enumerate(content.steps):
         host = base_of(model)
         if number == 0 and step.on:
-            values = {} if found.stores == "all" else {"values": step.on["values"]}
+            # weights that the folder replaces need not be those of the training run
+            values = {} if content.stores == "all" else {"values": step.on["values"]}
             check_trunk(host, {"layout": step.on["layout"], **values})
         try:
             model = repeat(model, step)
         except (ConfigError, TypeError, KeyError, AttributeError) as error:
             raise CheckpointError(
-                f"step {method_key(step.plan.change)!r} of {str(found.folder)!r}",
+                f"step {method_key(step.plan.change)!r} of {str(content.folder)!r}",
                 got=f"settings that do not suit this model ({error})",
                 want="the architecture of the training run",
                 fix="Create the pretrained model as it was.",
             ) from error
     if weights is not None:
         host = base_of(model)
-        wanted = {n: t for n, t in _state(host).items() if isinstance(t, Tensor)}
-        wanted = _wanted(host, wanted, found.stores, found.steps)
+        expected = {n: t for n, t in _state(host).items() if isinstance(t, Tensor)}
+        expected = _select_tensors(host, expected, content.stores, content.steps)
+        # position embeddings of another image size are interpolated, as timm does it
         weights = resampled(weights, host)
-        check_shapes(found.folder, wanted, weights)
-        host.load_state_dict({**weights, **found.extra}, strict=False)  # tied ones are there once
-    elif found.steps and isinstance(model, PeftModel) and not is_adapted(model):
-        saved = read_weights(found.folder)
-        check_shapes(found.folder, get_peft_model_state_dict(model), saved)
+        check_shapes(content.folder, expected, weights)
+        host.load_state_dict({**weights, **content.extra}, strict=False)  # tied ones are there once
+    elif content.steps and isinstance(model, PeftModel) and not is_adapted(model):
+        # steps that end in an adapter of PEFT's own keep its numbers in PEFT's file
+        saved = read_weights(content.folder)
+        check_shapes(content.folder, get_peft_model_state_dict(model), saved)
         set_peft_model_state_dict(model, saved)
     return model
 
 
 def _read(folder: Path) -> FolderContent:
     """Read a folder: ours, a run's, or one of PEFT's files or of a packed adapter alone."""
+    # a run of `fit` has its model in a folder inside
     inside = repaired(repaired(folder) / ADAPTER)
     if (inside / SETTINGS).is_file():
         folder = inside
@@ -176,6 +182,7 @@ def _read(folder: Path) -> FolderContent:
         check_if_sealed(folder, RUN)
         folder = inside
     path = folder / SETTINGS
+    # no settings of ours: PEFT's own files, or a packed adapter, stand in the folder itself
     if not path.is_file():
         return FolderContent(folder, adapters=(Adapter("default", folder),))
     try:
@@ -183,8 +190,9 @@ def _read(folder: Path) -> FolderContent:
         if not isinstance(content, dict) or content.get("format") != FORMAT:
             got = content.get("format") if isinstance(content, dict) else "no object"
             raise damaged(path, f"format {got!r}, not {FORMAT}")
-        return _saved(folder, content)
+        return _checked_content(folder, content)
     except (OSError, ValueError) as error:
+        # a setting that its class refuses is damage, too, since it was valid when it was saved
         if isinstance(error, IntarsiaError):
             raise damaged(path, f"settings that no method takes ({error})") from error
         raise damaged(path, f"text that is not JSON ({error})") from error
@@ -192,7 +200,9 @@ def _read(folder: Path) -> FolderContent:
         raise damaged(path, f"settings that no method takes ({error})") from error
 
 
-def _saved(folder: Path, content: Mapping[str, Any]) -> FolderContent:
+def _checked_content(folder: Path, content: Mapping[str, Any]) -> FolderContent:
+    """Check the settings and files of one of our folders, and return its content."""
+    # the digest of the settings is checked before a word of them is used
     content, files = check_settings(folder / SETTINGS, content)
     steps: list[Step] = []
     for entry in content["steps"]:
@@ -210,6 +220,7 @@ def _saved(folder: Path, content: Mapping[str, Any]) -> FolderContent:
     stores = str(content["weights"])
     weights = None if stores == "nothing" else folder / HOST
     places = [adapter.place for adapter in adapters]
+    # a file that the settings name must be there and have its digest
     needs = [] if weights is None else [weights]
     needs += [place / name for place in places for name in (CONFIG, WEIGHTS)]
     check_files(folder, files, [path.relative_to(folder).as_posix() for path in needs])
@@ -219,16 +230,17 @@ def _saved(folder: Path, content: Mapping[str, Any]) -> FolderContent:
 
 
 def _named(adapters: Sequence[Adapter], name: str | None) -> Sequence[Adapter]:
-    """All adapters of a folder, or the one of several that has a name."""
+    """Return all adapters of a folder, or the one of several that has this name."""
     if name is None or len(adapters) < 2:
         return adapters
-    chosen = [adapter for adapter in adapters if adapter.name == name]
-    if not chosen:
+    matching = [adapter for adapter in adapters if adapter.name == name]
+    if not matching:
         raise UnknownName("adapter", name, [adapter.name for adapter in adapters])
-    return chosen
+    return matching
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
+    """Read a safetensors file.  Raises: CheckpointError for a damaged one."""
     try:
         with unbroken():
             return read_tensors(path)
@@ -237,34 +249,36 @@ def _tensors(path: Path) -> dict[str, Tensor]:
 
 
 @contextmanager
-def _kept(model: nn.Module, wanted: bool) -> Iterator[None]:
-    """Inside, numbers may be written into a model; after an error they are what they were."""
-    tensors = (*model.parameters(), *model.buffers()) if wanted else ()
-    held = [(t, t.detach().clone()) for t in tensors]
+def _numbers_kept(model: nn.Module, enabled: bool) -> Iterator[None]:
+    """Restore the model's numbers if the body of the `with` raises.  enabled: False does
+    nothing.
+    """
+    tensors = (*model.parameters(), *model.buffers()) if enabled else ()
+    saved = [(t, t.detach().clone()) for t in tensors]
     try:
         yield
     except BaseException:
         with torch.no_grad():
-            for tensor, value in held:
+            for tensor, value in saved:
                 tensor.copy_(value)
         raise
 
 
-def _stored(steps: Iterable[Step], adapted: bool) -> str:
-    """Which weights of the host a folder needs: "all", "trained", "added" or "nothing".
+def _stores(steps: Iterable[Step], adapted: bool) -> str:
+    """Return which weights of the host a folder needs: "all", "trained", "added" or "nothing".
 
     "added": those of the modules that the changes have put in, whether they are trained or not.
     """
-    wanted = {getattr(step.plan.change, "stores", "trained") for step in steps}
-    if "all" in wanted or (adapted and "trained" in wanted):
+    needs = {getattr(step.plan.change, "stores", "trained") for step in steps}
+    if "all" in needs or (adapted and "trained" in needs):
         return "all"  # an adapter freezes what was trained before it
-    return next((word for word in ("trained", "added") if word in wanted), "nothing")
+    return next((word for word in ("trained", "added") if word in needs), "nothing")
 
 
-def _wanted(
+def _select_tensors(
     host: nn.Module, tensors: Mapping[str, Tensor], stores: str, steps: Iterable[Step]
 ) -> dict[str, Tensor]:
-    """Those of a host's tensors that a folder has which stores "trained" or "added" ones."""
+    """Select the host's tensors that a folder has which stores "trained" or "added" ones."""
     added = tuple(f"{p}." for s in steps for p in getattr(s.plan.change, "added", ()))
     if stores == "trained":
         frozen = {n for n, p in host.named_parameters() if not p.requires_grad}
@@ -275,20 +289,21 @@ def _wanted(
 
 
 def _state(host: nn.Module) -> dict[str, Any]:
-    """A model's state dict without adapters, tied tensors once."""
-    whole: dict[str, Any] = {}
+    """Return a model's state dict without adapters, with each tied tensor once."""
+    state: dict[str, Any] = {}
+    # behind an adapter's layer stands the host's own module, under the host's own name
     for path, module in walk(host):
-        unwrapped(module)._save_to_state_dict(whole, f"{path}." if path else "", False)
-    found: dict[str, Any] = {}
-    seen: set[tuple[Any, ...]] = set()
-    for name, value in whole.items():
+        unwrapped(module)._save_to_state_dict(state, f"{path}." if path else "", False)
+    unique: dict[str, Any] = {}
+    views: set[tuple[Any, ...]] = set()
+    for name, value in state.items():
         if isinstance(value, Tensor) and value.numel() and not value.is_meta:
-            where = (value.data_ptr(), value.shape, value.stride())
-            if where in seen:
+            view = (value.data_ptr(), value.shape, value.stride())
+            if view in views:
                 continue
-            seen.add(where)
-        found[name] = value
-    return found
+            views.add(view)
+        unique[name] = value
+    return unique
 
 
 def entries_of(model: nn.Module) -> list[dict[str, Any]]:
@@ -305,7 +320,7 @@ def _names(model: nn.Module) -> list[str]:
 
 
 def _adapters(model: nn.Module) -> Iterable[dict[str, Any]]:
-    """Return the adapters of a model as entries of steps."""
+    """Yield the adapters of a model as entries of steps."""
     for name in _names(model):
         config = cast(IntarsiaConfig, cast(PeftModel, model).peft_config[name])
         yield {
@@ -319,7 +334,10 @@ def _adapters(model: nn.Module) -> Iterable[dict[str, Any]]:
 
 
 def _check_target(folder: Path) -> None:
-    """Raises: ConfigError for a path with anything but a saved model."""
+    """Check that a path has nothing but a saved model, which may be replaced.
+
+    Raises: ConfigError.
+    """
     inside = folder.iterdir() if folder.is_dir() else ()
     named = {path.name for path in inside if (path / WEIGHTS).is_file()}
     check_target(folder, own=OURS | named)

@@ -28,7 +28,7 @@ SHARD = "model-{:05d}-of-{:05d}.safetensors"
 
 
 def write_sharded(model: Any, parts: Attached, folder: str | Path, group: Group = None) -> Path:
-    """`save_pretrained` of a model inside `attached`, called by every process.
+    """Write a model inside `attached` as `save_pretrained` would; every process calls it.
 
     Each process writes a shard with its experts, under the names that the architecture's
     checkpoints have (w1, w2, w3 of each expert, or gate_proj, ...); the first one all the rest, the
@@ -48,26 +48,34 @@ def write_sharded(model: Any, parts: Attached, folder: str | Path, group: Group 
         raise ConfigError("model", got=got, want="one inside of attached(...)", fix=fix)
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     rest: dict[str, Tensor] = {}
-    own: dict[str, Tensor] = {}
-    for name, found in parts.pieces(model.state_dict()).items():
-        if isinstance(found, Piece):
-            own |= _single(model, name, found)
+    shard: dict[str, Tensor] = {}
+    for name, value in parts.pieces(model.state_dict()).items():
+        if isinstance(value, Piece):
+            shard |= _expert_tensors(model, name, value)
         else:
-            rest[name] = found
+            rest[name] = value
+    # tied weights are written once; loading ties them again
     for name in set(getattr(model, "all_tied_weights_keys", None) or ()):
         rest.pop(name, None)
+    # what every process has alike is written by the first one
     if rank == 0:
-        own |= _stock_names(model, rest)
+        shard |= _stock_names(model, rest)
 
     def part(scratch: Path) -> dict[str, int]:
+        """Write this process's shard; returns name -> bytes."""
         file = scratch / SHARD.format(rank + 1, world)
-        safetensors.torch.save_file(apart(own), file, metadata={"format": "pt"})
-        return {name: t.numel() * t.element_size() for name, t in own.items()}
+        safetensors.torch.save_file(apart(shard), file, metadata={"format": "pt"})
+        return {name: t.numel() * t.element_size() for name, t in shard.items()}
 
-    def finish(scratch: Path, said: list[dict[str, int]]) -> None:
-        where = {k: SHARD.format(of + 1, world) for of, keys in enumerate(said) for k in keys}
-        size = sum(sum(keys.values()) for keys in said)
-        write_json(scratch / INDEX, {"metadata": {"total_size": size}, "weight_map": where})
+    def finish(scratch: Path, shards: list[dict[str, int]]) -> None:
+        """Write the index of all shards, and the configuration.  shards: name -> bytes, of each
+        process.
+        """
+        weight_map = {
+            k: SHARD.format(number + 1, world) for number, keys in enumerate(shards) for k in keys
+        }
+        size = sum(sum(keys.values()) for keys in shards)
+        write_json(scratch / INDEX, {"metadata": {"total_size": size}, "weight_map": weight_map})
         model.config.save_pretrained(scratch)
         if (generation := getattr(model, "generation_config", None)) is not None:
             generation.save_pretrained(scratch)
@@ -77,21 +85,21 @@ def write_sharded(model: Any, parts: Attached, folder: str | Path, group: Group 
 
 
 def _stock_names(model: Any, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Weights under the names and in the form of the architecture's checkpoints."""
+    """Rename and reshape weights into the form of the architecture's checkpoints."""
     from transformers.core_model_loading import revert_weight_conversion
 
     return dict(revert_weight_conversion(model, dict(state)))
 
 
-def _single(model: Any, name: str, piece: Piece) -> dict[str, Tensor]:
-    """This process's experts of a weight, one tensor each."""
+def _expert_tensors(model: Any, name: str, piece: Piece) -> dict[str, Tensor]:
+    """Return this process's experts of a weight, one tensor each, by their checkpoint names."""
     if piece.of > 1:
         got, want = f"slices of experts in {name!r}", "whole experts on each process"
         fix = "Use at most as many processes as experts, or ExpertParallel()."
         raise ConfigError("experts to write", got=got, want=want, fix=fix)
     if not len(piece.index):
         return {}
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     numbered = re.compile(r"(\.experts\.)(\d+)(\.)")
     index = piece.index.tolist()
     for key, value in _stock_names(model, {name: piece.value}).items():
@@ -99,6 +107,7 @@ def _single(model: Any, name: str, piece: Piece) -> dict[str, Tensor]:
             got = f"{key!r}, one tensor for all experts, in {type(model).__name__}'s checkpoints"
             want, fix = "a tensor for each", "Leave attached(...), then call save_pretrained."
             raise ConfigError("experts to write", got=got, want=want, fix=fix)
+        # the conversion counts from 0 in this process; the file counts over all processes
         key = numbered.sub(lambda m: f"{m[1]}{index[int(m[2])]}{m[3]}", key, count=1)
-        found[key] = value
-    return found
+        tensors[key] = value
+    return tensors

@@ -19,7 +19,7 @@ from .prune.files import check_shards, decoded
 def soup(
     candidates: Sequence[str | Path | nn.Module | State], weights: Sequence[float] | None = None
 ) -> dict[str, Tensor]:
-    """sum_i w_i theta_i of models that were trained from one pruned model with the same mask.
+    """Average models, sum_i w_i theta_i, that were trained from one pruned model with one mask.
 
     candidates: models, tensors by name, or folders with safetensors: of `save_pretrained`, of
       `save` or `save_sparse`, or runs of `intarsia fit`, of which it is what they have learned.
@@ -34,10 +34,11 @@ def soup(
     Source: arXiv:2306.16788, section 3; Wortsman et al. (2022).
     """
     names = [str(c) if isinstance(c, str | Path) else str(i + 1) for i, c in enumerate(candidates)]
-    return mixed([_state(one) for one in candidates], weights, names)
+    return mixed([_state(candidate) for candidate in candidates], weights, names)
 
 
 def _state(candidate: str | Path | nn.Module | State) -> State:
+    """Return the weights of a candidate by name, read from its folder if it is one."""
     if isinstance(candidate, nn.Module):
         return candidate.state_dict()
     if isinstance(candidate, Mapping):
@@ -45,6 +46,7 @@ def _state(candidate: str | Path | nn.Module | State) -> State:
     folder = repaired(candidate)
     folder = folder / ADAPTER_FOLDER if (folder / ADAPTER_FOLDER).is_dir() else folder
     files = sorted(folder.glob("*.safetensors"))
+    # a run of `fit` keeps its predictions in the same format
     files = [file for file in files if file.name != "predictions.safetensors"]
     if not files:
         got, want = "no *.safetensors", "a run, or a folder with weights"
@@ -57,8 +59,8 @@ def _state(candidate: str | Path | nn.Module | State) -> State:
         stored = {name: t for file in files for name, t in read_tensors(file).items()}
     except (SafetensorError, OSError) as error:
         got, fix = f"{type(error).__name__}: {error}", "Restore it from a copy."
-        what, want = f"candidate {candidate}", "whole files of weights"
-        raise CheckpointError(what, got=got, want=want, fix=fix) from error
+        subject, want = f"candidate {candidate}", "whole files of weights"
+        raise CheckpointError(subject, got=got, want=want, fix=fix) from error
     return decoded(folder, stored)
 
 

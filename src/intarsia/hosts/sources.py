@@ -17,7 +17,7 @@ from .delta.sparse_delta import SparseDelta
 def from_sources(
     model: nn.Module, x: Inputs, loss_of: LossOf, *, deltas: Sequence[SparseDelta]
 ) -> Outcome:
-    """The loss of one forward at theta + phi_s for the rows of each source s; theta learns.
+    """Compute the loss of one batch at theta + phi_s for the rows of each source s; theta learns.
 
     x: the model's arguments by name, and "task_ids" (B,), the place of each row's source in
     `deltas`. Not in the weights: the sums are made anew in each step, so that nothing has to be
@@ -39,16 +39,19 @@ def from_sources(
         _logits(model, {n: t[r] for n, t in x.items() if n != "task_ids"}, deltas[s])
         for s, r in zip(sources, rows, strict=True)
     ]
+    # back from the order of sources to the order of the batch
     logits = torch.cat(parts)[torch.cat(rows).argsort()]
     return Outcome(loss_of(logits), logits)
 
 
 def _logits(model: nn.Module, x: dict[str, Tensor], delta: SparseDelta) -> Tensor:
-    own = own_parameters(model)
+    """Run the model with one source's delta added to its weights; float32 logits or wider."""
+    weights = own_parameters(model)
     moved: dict[str, Tensor] = {}
     for name, (index, values) in delta.entries.items():
-        flat, device = own[name].flatten(), own[name].device
-        moved[name] = flat.index_add(0, index.to(device), values.to(flat)).view_as(own[name])
+        # index_add keeps the gradient of theta; the delta itself is constant
+        flat, device = weights[name].flatten(), weights[name].device
+        moved[name] = flat.index_add(0, index.to(device), values.to(flat)).view_as(weights[name])
     out = torch.func.functional_call(model, moved, (), x)
     logits = getattr(out, "logits", out)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -26,14 +26,14 @@ from .changing import repeat, step_of
 
 @dataclass
 class ChangedConfig(QuantizationConfigMixin):
-    """The steps that were done to a model, each as `intarsia.json` has it."""
+    """Configuration with the steps that were done to a model, each as `intarsia.json` has it."""
 
     quant_method: Any = RECORD
     steps: Sequence[dict[str, Any]] = ()
 
 
 class ChangedQuantizer(HfQuantizer):
-    """The quantizer that repeats the steps on a model without weights.
+    """Quantizer that repeats the steps on a model without weights.
 
     Raises: CheckpointError for steps that are damaged, or do not suit the model.
     """
@@ -47,13 +47,13 @@ class ChangedQuantizer(HfQuantizer):
                 for entry in self.quantization_config.steps:
                     repeat(model, step_of(entry))
         except (RuntimeError, LookupError, TypeError, AttributeError, ValueError) as error:
-            what, got = "steps in config.json", f"{type(error).__name__}: {error}"
+            subject, got = "steps in config.json", f"{type(error).__name__}: {error}"
             fix = "Use intarsia.save and intarsia.load, or restore the file from a copy."
             want = "steps that this model takes"
-            raise CheckpointError(what, got=got, want=want, fix=fix) from error
+            raise CheckpointError(subject, got=got, want=want, fix=fix) from error
 
     def postprocess_model(self, model: nn.Module, **kwargs: Any) -> nn.Module:
-        """Leave a model behind like the one that was saved, which no quantizer holds."""
+        """Detach the quantizer, so that the model is like the one that was saved."""
         owner: Any = model
         owner.hf_quantizer = None
         owner.config.quantization_config = self.quantization_config.to_dict()

@@ -28,8 +28,9 @@ Alone = Callable[[int], Any]
 
 
 class OnOneTrunk:
-    """One forward for models that differ in what is trained: their logits, each its own.
+    """Joint forward of models that share frozen modules and differ in what is trained.
 
+    rows: the input of each model; the result is a list of logits, one (B_i, ...) for each model.
     Frozen modules that are equal in all models compute the rows of all in one call; any other
     module computes each model's rows in that model. models: of one method and one architecture.
     """
@@ -41,11 +42,11 @@ class OnOneTrunk:
         self.open = ExitStack()
         for modules in places:
             first, *_ = modules
-            each = partial(self._each, modules, first.forward, draws=_draws(first))
-            self.open.enter_context(forward_as(first, each))
+            forward = partial(self._each, modules, first.forward, draws=_draws(first))
+            self.open.enter_context(forward_as(first, forward))
 
     def __call__(self, rows: Sequence[Tensor], alone: Alone) -> list[Tensor]:
-        """rows: the input of each model, (B_i, ...).  alone(i): inside, draws are those of i."""
+        """Compute each model's logits in one forward."""
         for model, x in zip(self.models[1:], rows[1:], strict=True):
             _begin(model, x)
         self.sizes, self.alone = [len(x) for x in rows], alone
@@ -56,36 +57,44 @@ class OnOneTrunk:
         return list(getattr(out, "logits", out).split([len(x) for x in rows]))
 
     def _each(
-        self, modules: Sequence[nn.Module], own: Any, *args: Any, draws: bool, **kwargs: Any
+        self,
+        modules: Sequence[nn.Module],
+        first_forward: Any,
+        *args: Any,
+        draws: bool,
+        **kwargs: Any,
     ) -> Any:
-        """Each model's rows in its own module, one after another."""
+        """Compute each model's rows in its own module and join the outputs."""
         if not self.sizes:
-            return own(*args, **kwargs)
-        sizes, found = self.sizes, list[Tensor]()
-        read = [self._split(value) for value in args]
+            return first_forward(*args, **kwargs)
+        sizes, outputs = self.sizes, list[Tensor]()
+        arguments = [self._split(value) for value in args]
         for i, module in enumerate(modules):
-            compute = module if i else own
+            # the first module's forward is the one that was replaced by this method
+            compute = module if i else first_forward
             with self.alone(i) if draws else nullcontext():
-                found.append(compute(*(value[i] for value in read), **kwargs))
-        if any(len(part) % size for part, size in zip(found, sizes, strict=True)):
+                outputs.append(compute(*(value[i] for value in arguments), **kwargs))
+        if any(len(part) % size for part, size in zip(outputs, sizes, strict=True)):
             raise ValueError("not a row for each image")
-        return torch.cat(found)
+        return torch.cat(outputs)
 
     def _split(self, value: Any) -> Sequence[Any]:
+        """Split an argument into the rows of each model; what is no tensor goes to all."""
         if not isinstance(value, Tensor):
             return [value] * len(self.sizes)
+        # a module may see several rows for each image, such as windows or tokens
         times, rest = divmod(len(value), sum(self.sizes))
         if rest:
             raise ValueError("not a row for each image")
         return value.split([times * size for size in self.sizes])
 
     def close(self) -> None:
-        """Every model computes for itself again."""
+        """Give every model its own forward back."""
         self.open.close()
 
 
 def on_one_trunk(models: Sequence[nn.Module], rows: Sequence[Tensor]) -> OnOneTrunk | None:
-    """Models as one, tried on some rows; None where nothing would be gained, or rows be mixed up.
+    """Join models into one forward, tried on some rows; None where it gains nothing.
 
     That is: one model alone, other hosts than timm's VisionTransformer and EfficientNet, routers
     that learn, hooks on what is trained, or a trunk of which less than half is shared.
@@ -95,21 +104,24 @@ def on_one_trunk(models: Sequence[nn.Module], rows: Sequence[Tensor]) -> OnOneTr
         return None
     if any(learned_routers(model) for model in models):
         return None
-    found: list[list[nn.Module]] = []
+    places: list[list[nn.Module]] = []
+    # descend from the top modules to what each model has to compute for itself
     names = [name for name, child in hosts[0].named_children() if _used(child, hosts[0])]
     for name in names:
         modules = [host._modules.get(name) for host in hosts]
         if any(module is None for module in modules):
             return None
-        found += _places(cast(list[nn.Module], modules))
-    if any(module._forward_hooks or module._forward_pre_hooks for module in chain(*found)):
+        places += _places(cast(list[nn.Module], modules))
+    if any(module._forward_hooks or module._forward_pre_hooks for module in chain(*places)):
         return None
-    own = {id(p) for place in found for p in place[0].parameters()}
+    # at least half of the frozen weights must be computed for all models at once
+    separate = {id(p) for place in places for p in place[0].parameters()}
     blocks = [p for p in cast(nn.Module, hosts[0].blocks).parameters() if not p.requires_grad]
-    if 2 * sum(p.numel() for p in blocks if id(p) in own) > sum(p.numel() for p in blocks):
+    if 2 * sum(p.numel() for p in blocks if id(p) in separate) > sum(p.numel() for p in blocks):
         return None
-    together = OnOneTrunk(models, found)
+    together = OnOneTrunk(models, places)
     try:
+        # the architecture may do more than our reading of it: compare once before it is trusted
         equal = _equal(together, rows)
     except (ValueError, RuntimeError):
         equal = False
@@ -120,7 +132,7 @@ def on_one_trunk(models: Sequence[nn.Module], rows: Sequence[Tensor]) -> OnOneTr
 
 
 def _places(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
-    """The modules, or what is in them, that compute each model's rows for themselves."""
+    """Yield the modules, or what is in them, that compute each model's rows for themselves."""
     first = modules[0]
     learns = any(p.requires_grad for module in modules for p in module.parameters())
     if not learns and not _draws(first) and _same(modules):
@@ -134,7 +146,7 @@ def _places(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
 
 
 def _is_open(module: nn.Module) -> bool:
-    """Whether its forward is its children's, called one by one on all rows."""
+    """Return True if a module's forward only calls its children, one by one on all rows."""
     if any(True for _ in module.parameters(recurse=False)):
         return False
     if module._forward_hooks or module._forward_pre_hooks:
@@ -148,13 +160,13 @@ def _is_open(module: nn.Module) -> bool:
 
 
 def _same(modules: Sequence[nn.Module]) -> bool:
-    """Equal parameters and buffers."""
-    first, *others = ([*module.parameters(), *module.buffers()] for module in modules)
-    return all(len(first) == len(state) and all(map(torch.equal, first, state)) for state in others)
+    """Return True if parameters and buffers of the modules are equal."""
+    first, *rest = ([*module.parameters(), *module.buffers()] for module in modules)
+    return all(len(first) == len(state) and all(map(torch.equal, first, state)) for state in rest)
 
 
 def _draws(module: nn.Module) -> bool:
-    """Whether anything in it is random in training, or looks at the whole batch."""
+    """Return True if a module is random in training, or looks at the whole batch."""
     for part in module.modules():
         # dropout of values, of paths, of patches, of weights
         shares = (getattr(part, name, None) for name in ("p", "drop_prob", "prob"))
@@ -166,12 +178,12 @@ def _draws(module: nn.Module) -> bool:
 
 
 def _used(child: nn.Module, host: nn.Module) -> bool:
-    """Whether a model that reads tokens may call this child; what makes tokens is frozen."""
+    """Return True if a child sees rows of trained tokens; the patch embedding is always shared."""
     return any(True for _ in child.modules()) and child is not getattr(host, "patch_embed", None)
 
 
 def _begin(model: nn.Module, x: Tensor) -> None:
-    """What a forward of the model does before it computes: its hooks."""
+    """Call the hooks that a forward of the model would call before it computes."""
     host = base_of(model)
     for module in dict.fromkeys((model, host)):
         for number, hook in module._forward_pre_hooks.items():
@@ -183,25 +195,31 @@ def _begin(model: nn.Module, x: Tensor) -> None:
 
 @torch.no_grad()
 def _equal(together: OnOneTrunk, rows: Sequence[Tensor]) -> bool:
-    """Whether each model's logits are those it has alone, where nothing is at its start of 0."""
+    """Return True if each model's logits are the same in the joint forward as alone.
+
+    rows: inputs of each model, of which two or three are compared.
+    """
     models = together.models
     learns = [p for model in models for p in model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in learns]
     noise = torch.Generator().manual_seed(0)
-    few = [x[: 2 + i % 2] for i, x in enumerate(rows)]
+    # rows of unlike counts, so that one model's rows cannot pass for another's
+    sample = [x[: 2 + i % 2] for i, x in enumerate(rows)]
     with ExitStack() as modes:
         for model in models:
             modes.enter_context(evaluating(model))
         try:
+            # adapters begin at 0, where a mix-up of models would not show
             for p in learns:
                 p += 0.1 * torch.randn(p.shape, generator=noise).to(p)
             want = [
                 getattr(out := model(x), "logits", out)
-                for model, x in zip(models, few, strict=True)
+                for model, x in zip(models, sample, strict=True)
             ]
-            got = together(few, lambda _: nullcontext())
+            got = together(sample, lambda _: nullcontext())
         finally:
             for p, value in zip(learns, before, strict=True):
+                # the same bits, which subtracting the noise would not give back
                 p.copy_(value)
     near = [(a - b).abs().max() <= NEAR * b.abs().max() for a, b in zip(got, want, strict=True)]
-    return all(bool(one) for one in near)
+    return all(bool(near_enough) for near_enough in near)

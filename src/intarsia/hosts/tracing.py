@@ -31,42 +31,46 @@ def _empty() -> dict[str, tuple[Tensor, Tensor]]:
 
 @dataclass
 class Recorder:
-    """The newest forward's experts and weights of each layer, (T, k) each, by path."""
+    """Record of the newest forward: experts and weights of each layer, (T, k) each, by path."""
 
-    seen: dict[str, tuple[Tensor, Tensor]] = field(default_factory=_empty)
+    routes: dict[str, tuple[Tensor, Tensor]] = field(default_factory=_empty)
 
 
 @contextmanager
 def recording(model: nn.Module, *, probabilities: bool = False) -> Iterator[Recorder]:
-    """Inside, each forward's routing is kept; outputs are the same bits.
+    """Record the routing of every forward in the body of the `with`; outputs keep their bits.
 
     probabilities: of a stock model, every expert of each token with the gate's probability.
     Raises: TargetError for a model without experts, or gates whose probabilities are not known.
     """
-    found = Recorder()
+    recorder = Recorder()
     stock = stock_experts(model)
+    # a stock gate's output has a probability for every expert; its experts' input, the chosen
+    # ones
     if probabilities:
         hooks = [
-            stock_gate(model, path).register_forward_hook(_every(found, path)) for path in stock
+            stock_gate(model, path).register_forward_hook(_every(recorder, path)) for path in stock
         ]
     else:
         hooks = [
-            of.module.register_forward_pre_hook(_stock(found, path), with_kwargs=True)
-            for path, of in stock.items()
+            experts.module.register_forward_pre_hook(_stock(recorder, path), with_kwargs=True)
+            for path, experts in stock.items()
         ]
-    hooks += [m.router.register_forward_hook(_own(found, path)) for path, m in own_mixtures(model)]
+    hooks += [
+        m.router.register_forward_hook(_own(recorder, path)) for path, m in own_mixtures(model)
+    ]
     if not hooks:
         got, fix = f"a {type(model).__name__} without experts", "Use a sparse model, or upcycle it."
         raise TargetError("model to trace", got=got, want="mixtures of experts", fix=fix)
     try:
-        yield found
+        yield recorder
     finally:
         for hook in hooks:
             hook.remove()
 
 
 def stock_gate(model: nn.Module, path: str) -> nn.Module:
-    """The host's own gate beside the experts at a path.
+    """Return the host's own gate beside the experts at a path.
 
     Raises: TargetError for none, or a router put in its place.
     """
@@ -80,41 +84,48 @@ def stock_gate(model: nn.Module, path: str) -> nn.Module:
 
 
 def own_mixtures(model: nn.Module) -> list[tuple[str, Mixture]]:
-    """Our mixtures in a model, by path, in order."""
+    """List our mixtures in a model with their paths, in order."""
     return [(path, m) for path, m in model.named_modules() if isinstance(m, Mixture)]
 
 
-def _stock(into: Recorder, path: str) -> Callable[..., None]:
-    def keep(_: Any, given: tuple[Any, ...], named: Mapping[str, Any]) -> None:
-        _, index, weights = arguments(given, named)
-        into.seen[path] = index.detach().cpu(), weights.detach().float().cpu()
+def _stock(recorder: Recorder, path: str) -> Callable[..., None]:
+    """Return a hook that records what the stock experts of a layer are called with."""
+
+    def keep(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        _, index, weights = arguments(args, kwargs)
+        recorder.routes[path] = index.detach().cpu(), weights.detach().float().cpu()
 
     return keep
 
 
-def _every(into: Recorder, path: str) -> Callable[..., None]:
+def _every(recorder: Recorder, path: str) -> Callable[..., None]:
+    """Return a hook that records the gate's probability of every expert."""
+
     def keep(gate: nn.Module, _: Any, output: Any) -> None:
         p = probabilities_of(gate, output).detach().cpu()  # (T, E)
-        into.seen[path] = torch.arange(p.shape[1]).expand(p.shape), p
+        recorder.routes[path] = torch.arange(p.shape[1]).expand(p.shape), p
 
     return keep
 
 
-def _own(into: Recorder, path: str) -> Callable[..., None]:
-    def keep(_: Any, given: tuple[Any, ...], routing: Routing) -> None:
-        into.seen[path] = in_columns(spread(routing, given[0]))
+def _own(recorder: Recorder, path: str) -> Callable[..., None]:
+    """Return a hook that records the routing of one of our routers."""
+
+    def keep(_: Any, args: tuple[Any, ...], routing: Routing) -> None:
+        recorder.routes[path] = in_columns(spread(routing, args[0]))
 
     return keep
 
 
 def in_columns(routing: Routing) -> tuple[Tensor, Tensor]:
-    """A routing as (T, k) experts, -1 where a token has fewer, and their weights."""
-    some = routing.weight.detach().float().cpu() != 0  # padding may have pairs, of weight 0
-    token, expert = routing.token.cpu()[some], routing.expert.cpu()[some]
-    weight = routing.weight.detach().float().cpu()[some]
+    """Arrange a routing as (T, k) experts, -1 where a token has fewer, and their weights."""
+    used = routing.weight.detach().float().cpu() != 0  # padding may have pairs, of weight 0
+    token, expert = routing.token.cpu()[used], routing.expert.cpu()[used]
+    weight = routing.weight.detach().float().cpu()[used]
     order = token.argsort(stable=True)
     token = token[order]
     counts = torch.bincount(token, minlength=routing.tokens)
+    # column of an entry: its place among the entries of its token
     place = torch.arange(len(token)) - (counts.cumsum(0) - counts)[token]
     k = max(1, int(counts.max())) if len(counts) else 1
     experts = torch.full((routing.tokens, k), NONE)
@@ -147,9 +158,10 @@ def trace(
     with evaluating(model), recording(model, probabilities=probabilities) as recorder:
         for batch in texts:
             inputs = _inputs(batch)
-            recorder.seen.clear()
+            recorder.routes.clear()
             call(model, inputs)
-            part = _rows(inputs, recorder.seen, sequences)
+            part = _rows(inputs, recorder.routes, sequences)
+            # sequences are numbered on from batch to batch
             sequences = int(part["sequence"].max()) + 1 if len(part["sequence"]) else sequences
             parts.append(part)
             tokens += len(part["sequence"])
@@ -157,20 +169,21 @@ def trace(
                 progress(f"{tokens} tokens of {sequences} sequences")
     if not tokens:
         raise DataError("texts", got="no tokens", want="some rows of text", fix="Pass a few rows.")
+    # top-p routers give each batch another k
     k = max(part["expert"].shape[2] for part in parts)
-    wide = [_widened(part, k) for part in parts]
-    joined = {n: torch.cat([part[n] for part in wide]) for n in wide[0]}
-    named, about = _about(model)
+    padded = [_widened(part, k) for part in parts]
+    joined = {n: torch.cat([part[n] for part in padded]) for n in padded[0]}
+    named, facts = _about(model)
     experts = max(stock.experts for stock in named.values())
     token = joined.pop("token", None)
-    return Trace(**joined, experts=experts, token=token, names=tuple(named), about=about)
+    return Trace(**joined, experts=experts, token=token, names=tuple(named), about=facts)
 
 
 def _inputs(batch: Any) -> dict[str, Tensor] | Tensor:
-    """A batch as the model takes it; a single row becomes a batch."""
+    """Return a batch as the model takes it; a single row becomes a batch."""
     if isinstance(batch, Mapping):
-        given = {n: t for n, t in cast("Mapping[str, Tensor]", batch).items() if n != "labels"}
-        return {n: t[None] if t.dim() == 1 else t for n, t in given.items()}
+        inputs = {n: t for n, t in cast("Mapping[str, Tensor]", batch).items() if n != "labels"}
+        return {n: t[None] if t.dim() == 1 else t for n, t in inputs.items()}
     rows = cast(Tensor, batch[0] if isinstance(batch, tuple | list) else batch)
     if rows.is_floating_point():
         return rows
@@ -178,39 +191,42 @@ def _inputs(batch: Any) -> dict[str, Tensor] | Tensor:
 
 
 def _rows(
-    inputs: dict[str, Tensor] | Tensor, seen: Mapping[str, tuple[Tensor, Tensor]], first: int
+    inputs: dict[str, Tensor] | Tensor, routes: Mapping[str, tuple[Tensor, Tensor]], first: int
 ) -> dict[str, Tensor]:
-    """One batch's rows: sequence, position, expert, weight and token, padding left out."""
-    whole = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
-    counts = {path: len(index) for path, (index, _) in seen.items()}
-    if not counts or len(set(counts.values())) > 1 or next(iter(counts.values())) % len(whole):
-        got = f"{counts or 'no tokens'} of {len(whole)} sequences"
+    """Return the columns of a trace for one batch, padding left out."""
+    sequences = inputs if isinstance(inputs, Tensor) else next(iter(inputs.values()))
+    counts = {path: len(index) for path, (index, _) in routes.items()}
+    # one trace has one row of experts per token: an encoder and a decoder cannot share it
+    if not counts or len(set(counts.values())) > 1 or next(iter(counts.values())) % len(sequences):
+        got = f"{counts or 'no tokens'} of {len(sequences)} sequences"
         want, fix = "the same tokens in every layer", "Trace a decoder or an encoder by itself."
         raise TargetError("layers to trace", got=got, want=want, fix=fix)
-    each = next(iter(counts.values())) // len(whole)
-    k = max(index.shape[1] for index, _ in seen.values())
-    expert = torch.stack([_padded(index, k, NONE) for index, _ in seen.values()], 1)
-    weight = torch.stack([_padded(w, k, 0.0) for _, w in seen.values()], 1)
-    found = {
+    length = next(iter(counts.values())) // len(sequences)
+    k = max(index.shape[1] for index, _ in routes.values())
+    expert = torch.stack([_padded(index, k, NONE) for index, _ in routes.values()], 1)
+    weight = torch.stack([_padded(w, k, 0.0) for _, w in routes.values()], 1)
+    columns = {
         "expert": expert.to(torch.int16),
         "weight": weight,
-        "sequence": first + torch.arange(len(whole)).repeat_interleave(each),
-        "position": torch.arange(each).repeat(len(whole)),
+        "sequence": first + torch.arange(len(sequences)).repeat_interleave(length),
+        "position": torch.arange(length).repeat(len(sequences)),
     }
     if isinstance(inputs, Tensor):
-        return found
+        return columns
     if "input_ids" in inputs:
-        found["token"] = inputs["input_ids"].flatten().cpu()
+        columns["token"] = inputs["input_ids"].flatten().cpu()
     if (mask := inputs.get("attention_mask")) is not None:
-        found = {name: t[mask.flatten().bool().cpu()] for name, t in found.items()}
-    return found
+        columns = {name: t[mask.flatten().bool().cpu()] for name, t in columns.items()}
+    return columns
 
 
 def _padded(t: Tensor, k: int, value: float) -> Tensor:
+    """Pad the last axis to k with a value."""
     return nn.functional.pad(t, (0, k - t.shape[-1]), value=value)
 
 
 def _widened(part: dict[str, Tensor], k: int) -> dict[str, Tensor]:
+    """Pad the experts and weights of a part to k columns."""
     return part | {
         "expert": _padded(part["expert"], k, NONE),
         "weight": _padded(part["weight"], k, 0.0),
@@ -218,19 +234,20 @@ def _widened(part: dict[str, Tensor], k: int) -> dict[str, Tensor]:
 
 
 def _about(model: nn.Module) -> tuple[dict[str, StockExperts], dict[str, str]]:
-    """The layers, in the order in which they stand in the model, and what a trace says of it."""
+    """Return the layers in the order of the model, and the facts that a trace states about it."""
     named = stock_experts(model)
     for path, mixture in own_mixtures(model):
-        of = mixture.experts
-        stacked = isinstance(of, StackedExperts)
-        hidden, width = of.up.shape[1:] if stacked else (0, 0)
-        gated = stacked and of.gate is not None
-        named[path] = StockExperts(path, mixture, of.experts, width, hidden, gated)
+        experts = mixture.experts
+        stacked = isinstance(experts, StackedExperts)
+        hidden, width = experts.up.shape[1:] if stacked else (0, 0)
+        gated = stacked and experts.gate is not None
+        named[path] = StockExperts(path, mixture, experts.experts, width, hidden, gated)
     order = {path: i for i, (path, _) in enumerate(model.named_modules())}
     named = dict(sorted(named.items(), key=lambda item: order[item[0]]))
-    about = {"model": type(model).__name__}
+    facts = {"model": type(model).__name__}
     kinds = {(stock.width, stock.hidden, stock.gated) for stock in named.values()}
+    # bytes of an expert follow from these; layers of different sizes have no common answer
     if len(kinds) == 1 and math.prod(next(iter(kinds))[:2]):
         width, hidden, gated = next(iter(kinds))
-        about |= {"width": str(width), "hidden": str(hidden), "gated": str(gated).lower()}
-    return named, about
+        facts |= {"width": str(width), "hidden": str(hidden), "gated": str(gated).lower()}
+    return named, facts

@@ -51,7 +51,7 @@ def apply(
 
 
 def as_change(settings: Any) -> Change:
-    """The change that settings, or the name of some, stand for.
+    """Return the change that settings, or the name of some, stand for.
 
     Raises: ConfigError; UnknownName for a name that the list does not have.
     """
@@ -59,6 +59,8 @@ def as_change(settings: Any) -> Change:
         settings = by_name(settings, *NAMED)
     if callable(getattr(settings, "apply", None)):
         return settings
+    # a recipe prepares a method, an adapter has roles of layers, a router builds gates for
+    # experts
     if isinstance(settings, PeftConfig):
         return AdaptByPeft(settings)
     if hasattr(settings, "prepare"):
@@ -106,12 +108,16 @@ def adapt(
             raise ConfigError("classes", got=list(classes), want=want, fix=fix)
         change: Change = AdaptByPeft(method, targets, layers, head)
         return cast(PeftModel, apply_change(model, change, seed=seed, name=name))
-    given: Any = by_name(method, "adapter") if isinstance(method, str) else method
-    if isinstance(given, type) or not hasattr(given, "roles"):
+    settings: Any = by_name(method, "adapter") if isinstance(method, str) else method
+    if isinstance(settings, type) or not hasattr(settings, "roles"):
         fix = 'Pass "lora", or an instance such as intarsia.Lora(rank=8); others: intarsia.apply.'
-        got = f"{given.__name__}, a class" if isinstance(given, type) else type(given).__name__
+        got = (
+            f"{settings.__name__}, a class"
+            if isinstance(settings, type)
+            else type(settings).__name__
+        )
         raise ConfigError("method", got=got, want="the settings or the name of an adapter", fix=fix)
-    change = Adapt(given, targets, layers, head, classes)
+    change = Adapt(settings, targets, layers, head, classes)
     return cast(PeftModel, apply_change(model, change, seed=seed, name=name))
 
 
@@ -147,18 +153,21 @@ def upcycle(
 
 
 def save_mixture(model: nn.Module, folder: str | Path) -> Path:
-    """`save`, for a model with mixtures and without adapters.
+    """Save a model with mixtures and without adapters, as `save`.
 
     Raises: ConfigError for a model that is not upcycled; TargetError for one with adapters.
     """
     check_unadapted(model)
     if upcycle_step(model) is None:
-        what, fix = "model", "Call intarsia.upcycle(model), or save it with intarsia.save."
-        raise ConfigError(what, got="one that was not upcycled", want="one that was", fix=fix)
+        subject, fix = "model", "Call intarsia.upcycle(model), or save it with intarsia.save."
+        raise ConfigError(subject, got="one that was not upcycled", want="one that was", fix=fix)
     return save(model, folder)
 
 
 def load_mixture(model: nn.Module, folder: str | Path) -> nn.Module:
-    """`load`, for a plain model.  Raises: TargetError for a model that is a mixture already."""
+    """Load a folder into a plain model, as `load`.
+
+    Raises: TargetError for a model that is a mixture already.
+    """
     check_plain(model)
     return load(model, folder)

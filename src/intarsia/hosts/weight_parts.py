@@ -17,8 +17,8 @@ class WeightParts:
     another row.  Between `begin` and `end` nothing else of the model has gradients.
     """
 
-    def __init__(self, model: nn.Module, chosen: Sequence[tuple[nn.Parameter, int | None]]) -> None:
-        self.model, self.chosen = model, list(chosen)
+    def __init__(self, model: nn.Module, parts: Sequence[tuple[nn.Parameter, int | None]]) -> None:
+        self.model, self.chosen = model, list(parts)
         self.first = [self._row(p, row).detach().clone() for p, row in self.chosen]
         self.leaves = [
             nn.Parameter(w.to(torch.promote_types(w.dtype, torch.float32), copy=True))
@@ -28,26 +28,29 @@ class WeightParts:
 
     @property
     def count(self) -> int:
-        """How many numbers are trained."""
+        """Number of weights that are trained."""
         return sum(leaf.numel() for leaf in self.leaves)
 
     def begin(self) -> None:
+        """Switch gradients on for the chosen weights alone, and remember the flags."""
         self.asked = {p: p.requires_grad for p in self.model.parameters()}
         mine = {p for p, _ in self.chosen}
         for p in self.asked:
             p.requires_grad_(p in mine)
 
     def end(self) -> None:
-        for p, asked in self.asked.items():
-            p.requires_grad_(asked)
+        """Restore the flags of `begin`."""
+        for p, flag in self.asked.items():
+            p.requires_grad_(flag)
 
     def gradients(self, loss: Tensor) -> None:
-        """Each leaf's gradient of a loss; 0 where the loss does not read it."""
-        whole = list(dict.fromkeys(p for p, _ in self.chosen))
-        found = torch.autograd.grad(loss, whole, allow_unused=True)
-        by = dict(zip(whole, found, strict=True))
+        """Compute each leaf's gradient of a loss; 0 where the loss does not read it."""
+        # several rows of one weight share its gradient, which is computed once
+        weights = list(dict.fromkeys(p for p, _ in self.chosen))
+        grads = torch.autograd.grad(loss, weights, allow_unused=True)
+        gradient_of = dict(zip(weights, grads, strict=True))
         for leaf, (p, row) in zip(self.leaves, self.chosen, strict=True):
-            grad = by[p]
+            grad = gradient_of[p]
             leaf.grad = torch.zeros_like(leaf) if grad is None else self._row(grad, row).to(leaf)
 
     def put(self) -> None:
@@ -55,12 +58,12 @@ class WeightParts:
         self._write(self.leaves)
 
     def restore(self) -> None:
-        """Write what was there at first."""
+        """Write the weights of the start into the model."""
         self._write(self.first)
 
     @contextmanager
     def before(self) -> Iterator[None]:
-        """Inside, the model has the weights that it had at first."""
+        """Give the model the weights of the start while the body of the `with` runs."""
         self.restore()
         try:
             yield
@@ -69,9 +72,11 @@ class WeightParts:
 
     @torch.no_grad()
     def _write(self, values: Sequence[Tensor]) -> None:
+        """Copy a value into each chosen weight or row."""
         for value, (p, row) in zip(values, self.chosen, strict=True):
             self._row(p, row).copy_(value)
 
     @staticmethod
-    def _row(of: Tensor, row: int | None) -> Tensor:
-        return of if row is None else of[row]
+    def _row(tensor: Tensor, row: int | None) -> Tensor:
+        """Return one row of a stacked tensor, or all of it for None."""
+        return tensor if row is None else tensor[row]

@@ -15,7 +15,7 @@ from ..core.change import PlainChange, Plan, set_steps, steps_of
 from ..core.checks import above, between, one_of
 from ..core.errors import ConfigError, TargetError
 from ..core.seeds import mix
-from ..hosts.swap.iso_flop import MADE, layers_to_change, norm_place, sparsify_layer, widen
+from ..hosts.swap.iso_flop import REPLACERS, layers_to_change, norm_place, sparsify_layer, widen
 from ..hosts.swap.upcycle import check_unadapted
 from ..mixtures.iso_flop import Doped, Parallel
 from ..schedules import RigL, SparseSchedule
@@ -114,7 +114,7 @@ class SparseIft(PlainChange):
             kept = {
                 f"{path}.{inner}": count
                 for path in layers
-                for inner, count in MADE[self.kind](host, path, self.density, draw).items()
+                for inner, count in REPLACERS[self.kind](host, path, self.density, draw).items()
             }
         for path, count in kept.items():
             sparsify_layer(path, host.get_submodule(path), count, draw)

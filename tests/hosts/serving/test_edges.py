@@ -62,7 +62,7 @@ def test_a_full_house_closes_the_oldest_idle_one_of_the_greediest_address(
     opened: dict[str, ServedModel],
 ) -> None:
     found = Running(opened, at_once=2, queue=2, arrival=60)
-    found.app.connections.most = 12
+    found.app.connections.places = 12
     want = wanted(opened["mix"], "one")
     try:
         with contextlib.ExitStack() as open_lines:
@@ -70,7 +70,7 @@ def test_a_full_house_closes_the_oldest_idle_one_of_the_greediest_address(
             kept.request("GET", "/health")
             kept.getresponse().read()
             first = open_lines.enter_context(half_sent(found.port))
-            lines = found.app.connections.lines
+            lines = found.app.connections.open
             until(lambda: any(a[0] == "127.0.0.2" and lines[a].heard for a in tuple(lines)))
             for _ in range(40):
                 open_lines.enter_context(half_sent(found.port))
@@ -80,7 +80,7 @@ def test_a_full_house_closes_the_oldest_idle_one_of_the_greediest_address(
                 assert status == 200 and said["choices"][0]["text"] == want
             kept.request("GET", "/health")  # an older one, of an address that holds one
             assert kept.getresponse().status == 200
-            assert len(found.app.connections.lines) <= 12
+            assert len(found.app.connections.open) <= 12
             kept.close()
     finally:
         found.end()
@@ -117,10 +117,10 @@ def test_where_every_connection_is_at_work_a_newcomer_gets_503() -> None:
             late = Wire()
             house.opened(late, ("127.0.0.9", 3))
             assert late.closed and late.written.startswith(b"HTTP/1.1 503 Service Unavailable")
-            assert len(house.lines) == 2
+            assert len(house.open) == 2
         idle = Wire()  # both are idle now, and the one that is so for longer gives way
         house.opened(idle, ("127.0.0.9", 4))
-        assert not idle.closed and ("127.0.0.1", 2) not in house.lines
+        assert not idle.closed and ("127.0.0.1", 2) not in house.open
 
     asyncio.run(full())
     assert statuses == [503]

@@ -15,7 +15,7 @@ from openai.types.chat import ChatCompletion
 from openai.types.responses import Response as OpenAIResponse
 from transformers import GenerationConfig
 
-from intarsia.hosts.serving.choices import Ask
+from intarsia.hosts.serving.choices import ChoicesRequest
 from intarsia.hosts.serving.formats import Completions
 from intarsia.hosts.serving.generating import NewToken, Sampling
 from intarsia.hosts.serving.models import ServedModel
@@ -134,7 +134,7 @@ class Written:
             yield NewToken(token)
 
 
-def asked(opened: dict[str, ServedModel], text: str) -> Ask:
+def asked(opened: dict[str, ServedModel], text: str) -> ChoicesRequest:
     served = opened["mix"]
     tokenizer = type(served.tokenizer)(
         tokenizer_object=served.tokenizer.backend_tokenizer, eos_token="<end>"
@@ -143,7 +143,7 @@ def asked(opened: dict[str, ServedModel], text: str) -> Ask:
     config = GenerationConfig(max_new_tokens=500)
     written: Any = Written(replace(served, tokenizer=tokenizer), text)
     tools = [{"type": "function", "function": {"name": "look", "parameters": {}}}]
-    return Ask(written, [[1]], [Sampling(config)], tools=tools, parsed=True)
+    return ChoicesRequest(written, [[1]], [Sampling(config)], tools=tools, parsed=True)
 
 
 def test_thoughts_and_calls_are_told_from_the_text(opened: dict[str, ServedModel]) -> None:

@@ -18,7 +18,7 @@ import torch
 
 import intarsia
 from intarsia.core.errors import CheckpointError, ConfigError
-from intarsia.hosts.serving.gate import Gate
+from intarsia.hosts.serving.gate import RequestGate
 from intarsia.hosts.serving.models import ServedModel, open_models
 from intarsia.hosts.serving.naming import names_of
 from intarsia.hosts.serving.running import bound, hosts_of, is_local
@@ -150,7 +150,7 @@ def test_a_client_that_hangs_up_ends_its_generation(
         until(lambda: server.counts('requests_total{model="law",status="499"}') == before + 1)
     finally:
         slots.store.read = slow  # type: ignore[method-assign]
-    until(lambda: not slots.cache.pinned and slots.held is None)
+    until(lambda: not slots.cache.pinned and slots.in_use is None)
     batch = server.app.generations.of["law"].batch
     if not more.get("temperature"):
         until(lambda: not batch.batch_processor.scheduler.active_requests)
@@ -290,7 +290,7 @@ def test_a_burst_does_not_pass_the_queue() -> None:
         await send({"type": "http.response.body", "body": b""})
 
     async def all_at_once() -> None:
-        gate = Gate(app, Limits(at_once=2, queue=1), counters)
+        gate = RequestGate(app, Limits(at_once=2, queue=1), counters)
 
         async def one() -> None:
             body = iter([{"type": "http.request", "body": b"{}", "more_body": False}])

@@ -18,7 +18,7 @@ from intarsia.hosts.spans.head_spans import attach_spans, cache_bytes, detach_sp
 from intarsia.hosts.spans.profile import loss_of_end
 from intarsia.hosts.spans.rings import RingLayer
 from intarsia.hosts.spans.spans import Spans
-from intarsia.hosts.spans.windows import Seen, Windows, grouped
+from intarsia.hosts.spans.windows import TokenPositions, Windows, grouped
 from intarsia.methods.moa import MoA, choose_spans
 
 from ..kit import Claim, Result
@@ -295,7 +295,7 @@ def attention_times(spans: Spans) -> tuple[float, float]:
     query = torch.randn(1, heads * share, 1, size, generator=draw)
     new = torch.randn(1, heads, EXTEND, size, generator=draw)
     windows = [Windows.of(row, spans.sink, EXTEND) for row in spans.at(EXTEND)]
-    past = Seen(EXTEND - REPEATS - 1, EXTEND - REPEATS - 1, 0, None, "cpu", {})
+    past = TokenPositions(EXTEND - REPEATS - 1, EXTEND - REPEATS - 1, 0, None, "cpu", {})
     layers = [FixedLayer(EXTEND) if w.full else RingLayer(w) for w in windows]
     stock = [FixedLayer(EXTEND) for _ in windows]
     for layer in (*layers, *stock):
@@ -306,7 +306,7 @@ def attention_times(spans: Spans) -> tuple[float, float]:
                 ring.write(start, start, past.places)
     times: dict[str, list[float]] = {"full": [], "rings": []}
     for at in range(past.keys, EXTEND):
-        one, seen = new[:, :, at : at + 1], Seen(1, at + 1, at, None, "cpu", {})
+        one, seen = new[:, :, at : at + 1], TokenPositions(1, at + 1, at, None, "cpu", {})
         for name, every in (("full", stock), ("rings", layers)):
             clock = time.process_time()
             for layer in every:
@@ -315,7 +315,7 @@ def attention_times(spans: Spans) -> tuple[float, float]:
     return statistics.median(times["full"][1:]), statistics.median(times["rings"][1:])
 
 
-def _attended(layer: Any, query: Tensor, new: Tensor, seen: Seen) -> Tensor:
+def _attended(layer: Any, query: Tensor, new: Tensor, seen: TokenPositions) -> Tensor:
     keys, values = layer.update(new, new)
     if isinstance(layer, RingLayer):
         return layer.attend(query, seen, None, 0.0)

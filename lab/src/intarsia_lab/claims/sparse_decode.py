@@ -58,7 +58,7 @@ def packed(model: nn.Module, form: Any, layers: Sequence[str] | None = None) -> 
 def ours(model: nn.Module, ids: Tensor) -> list[float]:
     """CPU seconds of each token after the first, in our loop."""
     clock: list[float] = []
-    generate(model, ids, TOKENS + 1, heard=lambda _: clock.append(time.process_time()))
+    generate(model, ids, TOKENS + 1, on_token=lambda _: clock.append(time.process_time()))
     return [b - a for a, b in itertools.pairwise(clock)]
 
 

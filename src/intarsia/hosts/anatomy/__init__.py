@@ -1,1 +1,1 @@
-"""What a host is made of: blocks, sites, gates, weights and their fingerprint."""
+"""Read a host's structure: blocks, sites, gates, weights and their fingerprint."""

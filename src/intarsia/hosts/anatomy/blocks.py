@@ -53,31 +53,31 @@ Layer = nn.Linear | nn.Conv2d | Conv1D
 
 
 def base_of(model: nn.Module) -> nn.Module:
-    """The model without PEFT's wrapper."""
+    """Return the model without PEFT's wrapper."""
     return model.get_base_model() if isinstance(model, PeftModel) else model
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
-    """The host's own module, whatever adapters surround it."""
+    """Return the host's own module, whatever adapters surround it."""
     while inner := next((m for n in INNER if (m := module._modules.get(n)) is not None), None):
         module = inner
     return module
 
 
 def walk(model: nn.Module, path: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The host's modules, wrapped or not, by the paths they have without adapters."""
+    """Yield the host's modules, wrapped or not, by the paths they have without adapters."""
     yield path, model
     for name, child in unwrapped(model).named_children():
         yield from walk(child, f"{path}.{name}" if path else name)
 
 
 def wrapped_paths(model: nn.Module) -> list[str]:
-    """Where adapters already are."""
+    """List the paths of modules that carry adapters."""
     return [p for p, m in walk(model) if m._modules.get("base_layer") is not None]
 
 
 def block_kind(module: nn.Module) -> str | None:
-    """What a block is; None for anything else.
+    """Return the kind of a block; None for a module that is none.
 
     "attention", tokens, and an MLP that is a module; "split", an MLP that is two layers; "mixer",
     an MLP over tokens; "hybrid", one of several mixers; "convnext"; "mbconv", as in EfficientNet;
@@ -87,6 +87,7 @@ def block_kind(module: nn.Module) -> str | None:
     children = module._modules
     if _t5(module):
         return "attention"
+    # in order of certainty: names of attentions first, bare convolutions last
     if any(name in children for name in ATTENTION):
         if any(name in children for name in MLP):
             return "attention"
@@ -104,19 +105,23 @@ def block_kind(module: nn.Module) -> str | None:
 
 
 def _t5(module: nn.Module) -> bool:
-    """A block of T5, whose parts stand in a list."""
+    """Return True for a block of T5, whose parts stand in a list."""
     parts = module._modules.get("layer")
     first = parts[0] if isinstance(parts, nn.ModuleList) and len(parts) > 1 else None
     return hasattr(first, "SelfAttention")
 
 
 def _split(module: nn.Module) -> tuple[str, str] | None:
+    """Return the names of the two parts of an MLP that is no module of its own, or None."""
     return next((both for both in SPLIT_MLP if all(n in module._modules for n in both)), None)
 
 
 def _convolutions(module: nn.Module) -> bool:
-    """Several convolutions with norms, one after the other, and no stage of blocks inside."""
+    """Return True for several convolutions with norms in a row, without a stage of blocks
+    inside.
+    """
     children = [unwrapped(m) for m in module._modules.values() if m is not None]
+    # one convolution each: a stage of blocks has children with several
     counts = [sum(isinstance(m, nn.Conv2d) for m in child.modules()) for child in children]
     stages = (nn.Sequential, nn.ModuleList)
     if isinstance(module, stages) or counts.count(1) < 2:
@@ -127,15 +132,18 @@ def _convolutions(module: nn.Module) -> bool:
 
 
 def blocks(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Every block of the model, in order, with its path; of tokens, if it has any."""
+    """List every block of the model, in order, with its path; blocks of tokens, if there are
+    any.
+    """
     kinds = {p: kind for p, m in walk(model) if p and (kind := block_kind(m))}
     tokens = {p for p, kind in kinds.items() if kind not in CONVOLUTIONAL}
-    paths = tokens or {p for p in kinds if not any(inside(p, other) for other in kinds)}
+    # of nested modules of convolutions the outermost is the block
+    paths = tokens or {p for p in kinds if not any(inside(p, outer) for outer in kinds)}
     return [(p, unwrapped(m)) for p, m in walk(model) if p in paths]
 
 
 def attention_of(block: nn.Module) -> str | None:
-    """The path of what mixes the tokens of a block."""
+    """Return the path of the module that mixes the tokens of a block, or None."""
     if _t5(block):
         return "layer.0.SelfAttention"
     if block_kind(block) == "hybrid":
@@ -144,7 +152,7 @@ def attention_of(block: nn.Module) -> str | None:
 
 
 def mlp_of(block: nn.Module) -> str | None:
-    """The path of a block's MLP, if that is a module."""
+    """Return the path of a block's MLP, if that is a module."""
     if _t5(block):
         return f"layer.{len(block.get_submodule('layer')) - 1}.DenseReluDense"  # pyright: ignore
     if block_kind(block) == "hybrid":
@@ -154,13 +162,13 @@ def mlp_of(block: nn.Module) -> str | None:
 
 
 def _attends(module: nn.Module) -> bool:
-    """Is there a layer that makes queries inside?  A state space model has none."""
+    """Return True if a layer inside makes queries; a state space model has none."""
     names = {p.rpartition(".")[2] for p, _ in layers_of(module)}
     return not names.isdisjoint((*FUSED[:-2], *QUERIES))
 
 
 def split_mlp_of(block: nn.Module) -> tuple[str, str] | None:
-    """The paths of the two layers that are a block's MLP, if that is no module."""
+    """Return the paths of the two layers that are a block's MLP, if that is no module."""
     if (both := _split(block)) is None:
         return None
     first, last = (
@@ -170,7 +178,7 @@ def split_mlp_of(block: nn.Module) -> tuple[str, str] | None:
 
 
 def layers_of(module: nn.Module) -> list[tuple[str, Layer]]:
-    """The layers inside, by path; not a gate like Llama 4's, a Linear that gives a tuple."""
+    """List the layers inside, by path; not a gate like Llama 4's, a Linear that gives a tuple."""
     inside = ((p, unwrapped(w)) for p, w in walk(module))
     return [
         (p, m)
@@ -180,9 +188,10 @@ def layers_of(module: nn.Module) -> list[tuple[str, Layer]]:
 
 
 def places(block: nn.Module, role: str, position: str = "sequential") -> list[str]:
-    """Paths of a role inside a block; "" is the block itself.  Raises: UnknownName for no role.
+    """List the paths of a role inside a block; "" is the block itself.
 
     Beside an MLP of two layers ("parallel") there is no place.
+    Raises: UnknownName for no role.
     """
     if role not in ROLES:
         raise UnknownName("role", role, ROLES)
@@ -193,12 +202,14 @@ def places(block: nn.Module, role: str, position: str = "sequential") -> list[st
         return [p for p, m in walk(block) if norm_width(m)]
     if role == "embedding":
         return []
+    # the block itself, for a cell around all of it
     if role == "block" or (role == "mlp" and kind in CONVOLUTIONAL):
         return [""]
     if kind in CONVOLUTIONAL:
         return _pointwise(block) if role != "attention" else []
     if kind == "split" and role in ("mlp", "attention", "mlp_linear"):
         return _split_places(block, role, position)
+    # from here on a block of tokens with an attention or a mixer, and an MLP
     mlp, attention = mlp_of(block), attention_of(block)
     if role == "mlp":
         return [mlp] if mlp else []
@@ -215,17 +226,20 @@ def places(block: nn.Module, role: str, position: str = "sequential") -> list[st
     # a block of ConvNeXt or PoolFormer has linear maps over channels only in its MLP
     if role == "mlp_linear" or not inner:
         return [f"{mlp}.{p}" for p in maps]
-    found = [f"{attention}.{p}" for p, _ in inner]
+    attention_layers = [f"{attention}.{p}" for p, _ in inner]
     if kind == "mixer":  # its first layer reads all tokens, as queries and keys do
-        return found[:1] if role != "projection" else found[1:]
-    if role == "projection" and f"{attention}.output.dense" in found:
+        return attention_layers[:1] if role != "projection" else attention_layers[1:]
+    if role == "projection" and f"{attention}.output.dense" in attention_layers:
         return [f"{attention}.output.dense"]
     # LeViT's layers stand in a module with their batch norm: attn.qkv.linear
     return [f"{attention}.{p}" for p, _ in inner if not {*SEPARATE[role]}.isdisjoint(p.split("."))]
 
 
 def _split_places(block: nn.Module, role: str, position: str) -> list[str]:
-    """An MLP of two layers is followed by its second; BERT's attention has the residual inside."""
+    """List the paths of a role in a block whose MLP is two layers.
+
+    A sequential cell follows the second layer; BERT's attention has its residual inside.
+    """
     both = split_mlp_of(block) or ()
     if role == "mlp_linear":
         return list(both)
@@ -239,31 +253,38 @@ def _split_places(block: nn.Module, role: str, position: str) -> list[str]:
 
 
 def _pointwise(block: nn.Module) -> list[str]:
-    """The 1x1 convolutions in a row of a block's layers, not those of a gate (squeeze, excite)."""
+    """List the 1x1 convolutions in a row of a block's layers, not those of a gate (squeeze,
+    excite).
+    """
     if block_kind(block) == "mbconv":
         return [n for n in POINTWISE if is_pointwise(block._modules.get(n))]
-    each = [(n, layers_of(m)) for n, m in block._modules.items() if m is not None]
-    alone = [(n, *found[0]) for n, found in each if len(found) == 1]
-    return [f"{n}.{p}".rstrip(".") for n, p, m in alone if is_pointwise(m)]
+    layers_by_child = [(n, layers_of(m)) for n, m in block._modules.items() if m is not None]
+    single = [(n, *layers[0]) for n, layers in layers_by_child if len(layers) == 1]
+    return [f"{n}.{p}".rstrip(".") for n, p, m in single if is_pointwise(m)]
 
 
-def outside(model: nn.Module, found: list[tuple[str, nn.Module]], role: str) -> list[str]:
-    """Paths of a role outside the blocks: all norms, or the layers before and between blocks."""
-    outside = [(p, m) for p, m in walk(model) if not any(p == b or inside(p, b) for b, _ in found)]
+def outside(model: nn.Module, all_blocks: list[tuple[str, nn.Module]], role: str) -> list[str]:
+    """List the paths of a role outside the blocks: all norms, or layers before and between
+    blocks.
+    """
+    outside = [
+        (p, m) for p, m in walk(model) if not any(p == b or inside(p, b) for b, _ in all_blocks)
+    ]
     if role == "norm":
         return [p for p, m in outside if norm_width(m)]
+    # layers behind the last block are heads
     order = {p: i for i, (p, _) in enumerate(walk(model))}
-    last = order[found[-1][0]]
+    last = order[all_blocks[-1][0]]
     return [p for p, m in outside if isinstance(unwrapped(m), LAYERS) and order[p] < last]
 
 
 def is_norm(module: nn.Module) -> bool:
-    """A LayerNorm or its like; transformers has an RMSNorm of its own for each family."""
+    """Return True for a LayerNorm or its like; transformers has an RMSNorm for each family."""
     return isinstance(module, NORMS) or type(module).__name__.endswith(("RMSNorm", "LayerNorm"))
 
 
 def norm_kind(module: nn.Module) -> str:
-    """How the outermost norms inside normalise: "layer", "rms", or "none" where there are none."""
+    """Return how the outermost norms inside normalise: "layer", "rms", or "none" without norms."""
     norms = [unwrapped(m) for _, m in walk(module) if norm_width(m)]
     if not norms:
         return "none"
@@ -271,7 +292,7 @@ def norm_kind(module: nn.Module) -> str:
 
 
 def norm_width(module: nn.Module) -> int | None:
-    """The channels of a norm that is nothing but one; None for anything else."""
+    """Return the channels of a module that is a norm and nothing else; None for any other."""
     module = unwrapped(module)
     if not is_norm(module) or any(
         not isinstance(child, nn.Identity) for child in module.children()
@@ -286,6 +307,7 @@ def norm_width(module: nn.Module) -> int | None:
 
 
 def is_pointwise(module: nn.Module | None) -> bool:
+    """Return True for a 1x1 convolution without stride and groups."""
     module = module if module is None else unwrapped(module)
     return isinstance(module, nn.Conv2d) and (module.kernel_size, module.stride, module.groups) == (
         (1, 1),
@@ -295,7 +317,9 @@ def is_pointwise(module: nn.Module | None) -> bool:
 
 
 def widths(module: nn.Module) -> tuple[int, int] | None:
-    """(inputs, outputs) by the first and last layer inside, or by a gate; a norm's channels."""
+    """Return (inputs, outputs), by the first and last layer inside, a gate, or a norm's
+    channels.
+    """
     if width := norm_width(module):
         return width, width
     if isinstance(matrix := getattr(own_gate(unwrapped(module)), "weight", None), Tensor):
@@ -312,7 +336,7 @@ def widths(module: nn.Module) -> tuple[int, int] | None:
 
 
 def sizes(layer: Layer) -> tuple[int, int]:
-    """Inputs and outputs of a linear map or a convolution."""
+    """Return inputs and outputs of a linear map or a convolution."""
     if isinstance(layer, Conv1D):  # GPT-2's Linear, whose weight is (inputs, outputs)
         return layer.weight.shape[0], layer.weight.shape[1]
     if isinstance(layer, nn.Linear):
@@ -321,4 +345,5 @@ def sizes(layer: Layer) -> tuple[int, int]:
 
 
 def inside(path: str, outer: str) -> bool:
+    """Return True if a path lies below another."""
     return path.startswith(f"{outer}.")

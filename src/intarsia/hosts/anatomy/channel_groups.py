@@ -29,9 +29,11 @@ POOLS = ("mean", "adaptive_avg_pool2d")
 
 @dataclass
 class ChannelGroup:
-    """Channels that have one order: who makes them, who reads them, who has a value for each.
+    """Channels that have one order, with the paths of the layers that share it.
 
-    fixed: why their order cannot change, "" if it can.
+    makes: layers whose outputs they are; reads: layers whose inputs they are; follows: norms and
+    depthwise convolutions, with a value for each.  fixed: the reason why their order cannot change,
+    "" if it can.  size: number of channels.
     """
 
     makes: list[str] = field(default_factory=lambda: list[str]())
@@ -43,14 +45,14 @@ class ChannelGroup:
 
 @dataclass
 class _Value:
-    """A node's channels: a number of a group, and whether pictures have been pooled to vectors."""
+    """Channels of a node: the number of a group, and whether maps have been pooled to vectors."""
 
     group: int
     pooled: bool = False
 
 
-class _Walk:
-    """Goes along the graph and joins groups."""
+class _GroupFinder:
+    """Visitor of the graph that joins groups, by union-find."""
 
     def __init__(self, graph: fx.GraphModule) -> None:
         self.graph, self.groups, self.parent = graph, list[ChannelGroup](), list[int]()
@@ -59,20 +61,24 @@ class _Walk:
         self.inputs: set[str] = set()  # layers that read the net's input
 
     def new(self, fixed: str = "", size: int = 0) -> int:
+        """Add a group and return its number."""
         self.groups.append(ChannelGroup(fixed=fixed, size=size))
         self.parent.append(len(self.parent))
         return self.parent[-1]
 
     def root(self, number: int) -> int:
+        """Return the number of the group that a group was joined to."""
         while self.parent[number] != number:
             number = self.parent[number]
         return number
 
     def at(self, number: int) -> ChannelGroup:
+        """Return the joined group of a number."""
         return self.groups[self.root(number)]
 
-    def join(self, one: int, other: int) -> int:
-        a, b = self.root(one), self.root(other)
+    def join(self, first_number: int, second_number: int) -> int:
+        """Join two groups and return the number of the joined one."""
+        a, b = self.root(first_number), self.root(second_number)
         if a != b:
             first, second = self.groups[a], self.groups[b]
             for name in ("makes", "reads", "follows"):
@@ -82,14 +88,14 @@ class _Walk:
         return a
 
     def visit(self, node: fx.Node) -> None:
-        """Give a node its value.  Raises: TargetError, by name, for what is not known."""
+        """Assign a node its channels.  Raises: TargetError, by name, for operations not known."""
         if node.op == "placeholder":
             self.values[node] = _Value(self.new("the net's input"))
             return
         inputs = [self.values[n] for n in tensors_in(node) if n in self.values]
         if node.op == "output":
-            for one in _nodes(node.args):
-                self.at(self.values[one].group).fixed = "the net's output"
+            for value in _nodes(node.args):
+                self.at(self.values[value].group).fixed = "the net's output"
             return
         module = module_of(self.graph, node)
         path = str(node.target)
@@ -106,43 +112,53 @@ class _Walk:
             self.values[node] = _Value(inputs[0].group, pooled)
         elif function_of(node) in (ADD, MUL) and inputs:
             group = inputs[0].group
-            for other in inputs[1:]:
-                group = self.join(group, other.group)
-            self.values[node] = _Value(group, all(one.pooled for one in inputs))
+            for operand in inputs[1:]:
+                # what is added or multiplied has to have one order
+                group = self.join(group, operand.group)
+            self.values[node] = _Value(group, all(value.pooled for value in inputs))
         else:
-            what = type(module).__name__ if module is not None else function_of(node) or node.op
-            got, want = f"{what} at {node.name!r}", "layers whose channels are known to go along"
+            description = (
+                type(module).__name__ if module is not None else function_of(node) or node.op
+            )
+            got, want = (
+                f"{description} at {node.name!r}",
+                "layers whose channels are known to go along",
+            )
             fix = "Leave this net as it is: blocks of rows work without a new order."
             raise TargetError("order of channels", got=got, want=want, fix=fix)
 
     def _layer(self, path: str, layer: Any, value: _Value) -> _Value:
+        """Record a convolution or a linear layer, and return the channels that it makes."""
         if value.pooled:
             self.pooled.add(path)
         if self.at(value.group).fixed == "the net's input":
             self.inputs.add(path)
         outs = len(layer.weight)
         groups = getattr(layer, "groups", 1)
+        # a depthwise convolution keeps channel i at place i
         if groups > 1 and groups == layer.in_channels == layer.out_channels:
             self.at(value.group).follows.append(path)
             return value
         if groups > 1:
+            # groups of a convolution read runs of channels: neither side can move
             self.at(value.group).fixed = f"{path}, a convolution of {groups} groups"
             return _Value(self.new(f"{path}, a convolution of {groups} groups", outs), value.pooled)
         self.at(value.group).reads.append(path)
-        made = self.new(size=outs)
-        self.groups[made].makes.append(path)
-        return _Value(made, value.pooled)
+        new_group = self.new(size=outs)
+        self.groups[new_group].makes.append(path)
+        return _Value(new_group, value.pooled)
 
 
 def _nodes(args: Any) -> Iterator[fx.Node]:
-    found: list[fx.Node] = []
-    map_arg(args, lambda n: found.append(n) or n)
-    yield from found
+    """Yield the nodes in nested arguments."""
+    nodes: list[fx.Node] = []
+    map_arg(args, lambda n: nodes.append(n) or n)
+    yield from nodes
 
 
 @dataclass(frozen=True)
 class Channels:
-    """The groups of a net, and which layers may be sparse.
+    """Channel groups of a net, and the layers that may be sparse.
 
     layers: 1x1 and k x k convolutions and linear maps, without those that read the net's input or
     make its output (stem, classifier), depthwise ones, and those of vectors (squeeze, excitation).
@@ -153,31 +169,34 @@ class Channels:
 
     @property
     def free(self) -> tuple[ChannelGroup, ...]:
-        """The groups whose order can change."""
+        """Groups whose order can change."""
         return tuple(g for g in self.groups if not g.fixed and g.makes)
 
 
 def channels_of(net: nn.Module) -> Channels:
-    """The channels of a convolutional net; those that a residual addition joins are one group.
+    """Find the channel groups of a convolutional net; residual additions join groups.
 
     Raises: TargetError for a net that cannot be traced, a weight that two layers share, a layer
     that is called twice, or a join that is not known, each by name.
     """
     graph = traced(net)
     _refuse_shared(net, graph)
-    walk = _Walk(graph)
+    walk = _GroupFinder(graph)
     for node in graph.graph.nodes:
         walk.visit(node)
+    # groups that were joined into another are left out
     groups = [g for i, g in enumerate(walk.groups) if walk.root(i) == i]
     ends = {p for g in groups if g.fixed == "the net's output" for p in g.makes}
-    made = [p for g in groups for p in g.makes]
+    paths = [p for g in groups for p in g.makes]
     order = {str(n.target): i for i, n in enumerate(graph.graph.nodes)}
+    # stem, squeeze-and-excite and classifier stay dense
     dense = walk.inputs | walk.pooled | ends
-    layers = sorted((p for p in made if p not in dense), key=lambda p: order[p])
+    layers = sorted((p for p in paths if p not in dense), key=lambda p: order[p])
     return Channels(tuple(groups), tuple(layers))
 
 
 def _refuse_shared(net: nn.Module, graph: fx.GraphModule) -> None:
+    """Refuse weights that two layers share, and layers that are called twice."""
     owner: dict[int, str] = {}
     called: set[str] = set()
     for node in graph.graph.nodes:
@@ -185,9 +204,9 @@ def _refuse_shared(net: nn.Module, graph: fx.GraphModule) -> None:
         if module is None or not list(module.parameters(recurse=False)):
             continue
         names = {id(p): path for p in module.parameters(recurse=False)}
-        twice = path if path in called else next((owner[i] for i in names if i in owner), "")
-        if twice:
-            got = f"a weight of {path!r} that {twice!r} uses, too"
+        sharer = path if path in called else next((owner[i] for i in names if i in owner), "")
+        if sharer:
+            got = f"a weight of {path!r} that {sharer!r} uses, too"
             fix = "Give each its own, or prune without a new order."
             raise TargetError("order of channels", got=got, want="a weight a layer", fix=fix)
         called.add(path)
@@ -196,7 +215,7 @@ def _refuse_shared(net: nn.Module, graph: fx.GraphModule) -> None:
 
 @torch.no_grad()
 def reorder_channels(net: nn.Module, group: ChannelGroup, order: Tensor) -> None:
-    """Give a group's channels a new order, in place: what is channel i was order[i].
+    """Reorder a group's channels, in place: channel i becomes what was channel order[i].
 
     Rows of those that make them, values of batch norms and depthwise convolutions, and columns of
     all that read them; the net's outputs stay the same.
@@ -205,13 +224,14 @@ def reorder_channels(net: nn.Module, group: ChannelGroup, order: Tensor) -> None
         reorder(net.get_submodule(path), order, 0, fresh=True)
     for path in group.reads:
         layer: Any = net.get_submodule(path)
-        each = layer.weight.shape[1] // len(order)  # pixels of a channel, where a map was flattened
-        columns = (order[:, None] * each + torch.arange(each)).flatten()
+        # of a flattened map each channel has as many columns as pixels
+        pixels = layer.weight.shape[1] // len(order)
+        columns = (order[:, None] * pixels + torch.arange(pixels)).flatten()
         reorder(layer, columns, 1, fresh=True)
 
 
 def orders_to_json(
     groups: tuple[ChannelGroup, ...], orders: Mapping[int, Tensor]
 ) -> list[list[int]]:
-    """The order of every free group, [] = as it is."""
+    """Return the order of every free group as lists, [] = as it is."""
     return [orders[i].tolist() if i in orders else [] for i in range(len(groups))]

@@ -20,12 +20,12 @@ from .blocks import base_of, unwrapped
 
 @contextmanager
 def reading_class_token(model: nn.Module, x: Tensor) -> Iterator[bool]:
-    """Inside, the last block of a ViT gives its class token alone, where its head reads no other.
+    """Compute the last block of a ViT for its class token alone, inside the `with`.
 
     Queries, projection and MLP then see one token in place of T; keys and values are those of all.
-    The logits are the same to rounding. Gives whether it is so: False, and the model as it is, for
-    a model that pools its tokens, blocks of another kind, cells that mix tokens, or routers that
-    learn, whose loads and losses are over all tokens.
+    The logits are the same to rounding. Yields True if it is done; False, and the model as it is,
+    for a model that pools its tokens, blocks of another kind, cells that mix tokens, or routers
+    that learn, whose loads and losses are over all tokens.
     x: an input of the model, (1, ...), to try it on while its weights are in float32.
     Not with an objective that reads more than logits.
     """
@@ -38,10 +38,11 @@ def reading_class_token(model: nn.Module, x: Tensor) -> Iterator[bool]:
 
 
 def _last(model: nn.Module) -> tuple[Block, Attention] | None:
-    """The last block and its attention, if their forwards are timm's own."""
+    """Return the last block and its attention, if their forwards are timm's own; None otherwise."""
     host = base_of(model)
     if not isinstance(host, VisionTransformer) or learned_routers(model):
         return None
+    # any other pooling reads all tokens of the last block
     if host.global_pool != "token" or host.attn_pool is not None or not host.num_prefix_tokens:
         return None
     outer = cast(nn.Sequential, host.blocks)[-1]
@@ -49,15 +50,17 @@ def _last(model: nn.Module) -> tuple[Block, Attention] | None:
     if type(block) is not Block:
         return None
     attention = unwrapped(block.attn)
-    own = outer, block, block.attn, attention
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in own)
+    modules = outer, block, block.attn, attention
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in modules)
     if type(attention) is not Attention or attention.gate is not None or hooked:
         return None
     return block, attention
 
 
 def _equal(model: nn.Module, block: Block, attention: Attention, x: Tensor) -> bool:
-    """Whether the short way gives the logits of the long one, with nothing at its start of 0."""
+    """Compare the logits of the short way with those of the full one, with noise on trained
+    weights.
+    """
     learns = [p for p in model.parameters() if p.requires_grad]
     before = [p.detach().clone() for p in learns]
     noise = torch.Generator().manual_seed(0)
@@ -65,8 +68,10 @@ def _equal(model: nn.Module, block: Block, attention: Attention, x: Tensor) -> b
     norm = cast(nn.Module, base_of(model).norm)
     with torch.no_grad(), evaluating(model):
         try:
+            # adapters begin at 0, where a cell that mixes tokens would not show
             for p in learns:
                 p += 0.02 * torch.randn(p.shape, generator=noise).to(p)
+            # both ways on the same input
             long = _logits(model, x)
             hook = norm.register_forward_pre_hook(lambda _m, args: tokens.append(args[0].shape[1]))
             try:
@@ -78,24 +83,26 @@ def _equal(model: nn.Module, block: Block, attention: Attention, x: Tensor) -> b
             for p, value in zip(learns, before, strict=True):
                 p.copy_(value)
     near = torch.allclose(short, long, rtol=0, atol=1e-3 * float(long.abs().max()))
+    # and the norm behind the blocks really sees one token
     return tokens == [1] and near
 
 
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
-    """In float32, whatever the type that the weights are held in."""
+    """Compute logits in float32, whatever the type of the weights."""
     out = model(x)
     return getattr(out, "logits", out).float()
 
 
 @contextmanager
 def _short(block: Block, attention: Attention) -> Iterator[None]:
-    one = partial(_attention, attention)
-    with forward_as(block, partial(_block, block)), forward_as(attention, one):
+    """Replace the forwards of block and attention by those for the first token."""
+    first_token = partial(_attention, attention)
+    with forward_as(block, partial(_block, block)), forward_as(attention, first_token):
         yield
 
 
 def _block(block: Any, x: Tensor, **kwargs: Any) -> Tensor:
-    """`Block.forward` for the first token.  (B, T, d) -> (B, 1, d)."""
+    """Compute `Block.forward` for the first token.  (B, T, d) -> (B, 1, d)."""
     attended = block.attn(block.norm1(x), **kwargs)
     x = x[:, :1] + block.drop_path1(block.ls1(attended))
     return x + block.drop_path2(block.ls2(block.mlp(block.norm2(x))))
@@ -104,16 +111,18 @@ def _block(block: Any, x: Tensor, **kwargs: Any) -> Tensor:
 def _attention(
     attention: Any, x: Tensor, attn_mask: None = None, is_causal: bool = False
 ) -> Tensor:
-    """`Attention.forward` for the first token.  (B, T, d) -> (B, 1, d)."""
+    """Compute `Attention.forward` for the first token.  (B, T, d) -> (B, 1, d)."""
     norms = attention.q_norm, attention.k_norm
-    own = type(attention.qkv) is nn.Linear and "forward" not in vars(attention.qkv)
-    plain = own and all(type(n) is nn.Identity for n in norms)
+    is_plain_layer = type(attention.qkv) is nn.Linear and "forward" not in vars(attention.qkv)
+    plain = is_plain_layer and all(type(n) is nn.Identity for n in norms)
+    # norms of keys, cells at qkv and dropout of shares need keys or shares as such
     if plain and not (attention.training and attention.attn_drop.p):
         attended = _without_keys(attention, x)
         return attention.proj_drop(attention.proj(attention.norm(attended)))
     rows, count, _ = x.shape
-    each = rows, count, 3, attention.num_heads, attention.head_dim
-    q, k, v = attention.qkv(x).reshape(each).permute(2, 0, 3, 1, 4).unbind(0)
+    shape = rows, count, 3, attention.num_heads, attention.head_dim
+    # the general case: keys and values of all tokens, the query of the first
+    q, k, v = attention.qkv(x).reshape(shape).permute(2, 0, 3, 1, 4).unbind(0)
     q, k = attention.q_norm(q[:, :, :1]), attention.k_norm(k)  # (B, h, 1, d / h), (B, h, T, d / h)
     shares = (attention.scale * q @ k.transpose(-2, -1)).softmax(-1)
     x = (attention.attn_drop(shares) @ v).transpose(1, 2).reshape(rows, 1, attention.attn_dim)
@@ -121,19 +130,19 @@ def _attention(
 
 
 def _without_keys(attention: Any, x: Tensor) -> Tensor:
-    """What the first token takes from all, no key or value being computed.  -> (B, 1, h e).
+    """Attend with the first token without computing keys or values.  -> (B, 1, h e).
 
     q.(W_k x_t + b_k) = (q W_k).x_t + q.b_k, whose last term is the same for all t and goes out of
     the softmax; sum_t a_t (W_v x_t + b_v) = W_v sum_t a_t x_t + b_v, for the shares add up to 1.
     """
     heads, width = attention.num_heads, attention.head_dim
-    own_q, *_ = attention.qkv.weight.chunk(3)
+    weight_q, *_ = attention.qkv.weight.chunk(3)
     bias = attention.qkv.bias
     bias_q, _, bias_v = (None, None, None) if bias is None else bias.chunk(3)
     _, keys, values = attention.qkv.weight.view(3, heads, width, -1)  # (h, e, d)
-    q = F.linear(x[:, 0], own_q, bias_q) * attention.scale
+    q = F.linear(x[:, 0], weight_q, bias_q) * attention.scale
     q = q.view(-1, heads, width).transpose(0, 1) @ keys  # (h, B, d)
     shares = (x @ q.permute(1, 2, 0)).softmax(1)  # (B, T, h)
-    seen = (shares.transpose(1, 2) @ x).transpose(0, 1)  # (h, B, d)
-    found = (seen @ values.transpose(1, 2)).transpose(0, 1).reshape(len(x), 1, heads * width)
-    return found if bias_v is None else found + bias_v
+    mixed = (shares.transpose(1, 2) @ x).transpose(0, 1)  # (h, B, d)
+    output = (mixed @ values.transpose(1, 2)).transpose(0, 1).reshape(len(x), 1, heads * width)
+    return output if bias_v is None else output + bias_v

@@ -25,47 +25,52 @@ TOLERANCE = {
 
 @dataclass(frozen=True)
 class Difference:
-    """The largest difference of two models' outputs, and the largest output it is measured by."""
+    """Largest difference of two models' outputs, and the largest output it is measured by."""
 
     largest: float
     scale: float
 
     @property
     def relative(self) -> float:
+        """Difference as a share of the largest output."""
         return self.largest / self.scale if self.scale else self.largest
 
     def __str__(self) -> str:
         return f"{self.largest:.1e} ({self.relative:.1e} of the largest output)"
 
-    def check(self, what: str, tolerance: float, error: type[IntarsiaError], fix: str) -> None:
+    def check(self, subject: str, tolerance: float, error: type[IntarsiaError], fix: str) -> None:
         """Raise `error` unless the relative difference is within the tolerance; NaN never is."""
         if not self.relative <= tolerance:
             raise error(
-                what, got=f"outputs that differ by {self}", want=f"at most {tolerance:.0e}", fix=fix
+                subject,
+                got=f"outputs that differ by {self}",
+                want=f"at most {tolerance:.0e}",
+                fix=fix,
             )
 
 
 def tolerance_of(model: nn.Module) -> float:
-    """The tolerance that the model's coarsest floating-point parameters deserve."""
-    found = {p.dtype for p in model.parameters() if p.is_floating_point()}
-    return max((TOLERANCE.get(dtype, 5e-2) for dtype in found), default=TOLERANCE[torch.float32])
+    """Return the tolerance for the model's coarsest floating-point parameters."""
+    dtypes = {p.dtype for p in model.parameters() if p.is_floating_point()}
+    return max((TOLERANCE.get(dtype, 5e-2) for dtype in dtypes), default=TOLERANCE[torch.float32])
 
 
 def image_shape(model: nn.Module) -> tuple[int, int, int]:
-    """(channels, height, width) of a timm or transformers vision model's input.
+    """Return (channels, height, width) of a timm or transformers vision model's input.
 
     Raises: ConfigError if the model does not say.
     """
     config = getattr(model, "config", None)
     if isinstance(cfg := getattr(model, "pretrained_cfg", None), Mapping) and cfg.get("input_size"):
         channels, *size = cfg["input_size"]
+        # the size a model was built for may differ from its pretrained one
         height, width = _built_for(model) or size
         return int(getattr(model, "in_chans", None) or channels), int(height), int(width)
     size = getattr(config, "image_size", None)
     if size is None:
-        what, want = f"input of {type(model).__name__}", "a timm or transformers vision model"
+        subject, want = f"input of {type(model).__name__}", "a timm or transformers vision model"
         got = "a model that does not say its image size"
-        raise ConfigError(what, got=got, want=want, fix="Pass inputs=, a batch of its inputs.")
+        raise ConfigError(subject, got=got, want=want, fix="Pass inputs=, a batch of its inputs.")
     height, width = (size, size) if isinstance(size, int) else size
     return int(getattr(config, "num_channels", 3)), int(height), int(width)
 
@@ -79,7 +84,7 @@ def _built_for(model: nn.Module) -> Sequence[int] | None:
 
 
 def inputs_for(model: nn.Module, inputs: Inputs | None) -> Inputs:
-    """Return the inputs given, or seeded noise that the model is seen to take.
+    """Return the inputs given, or seeded noise that the model takes, which is tried.
 
     Raises: ConfigError for a model that does not take images of the size it says.
     """
@@ -89,28 +94,28 @@ def inputs_for(model: nn.Module, inputs: Inputs | None) -> Inputs:
     try:
         outputs(shared_copy(model).eval(), batch)
     except RuntimeError as error:
-        what, got = f"input of {type(model).__name__}", f"{tuple(batch.shape[1:])}: {error}"
+        subject, got = f"input of {type(model).__name__}", f"{tuple(batch.shape[1:])}: {error}"
         want, fix = "images that the model takes", "Pass inputs=, a batch of its inputs."
-        raise ConfigError(what, got=got, want=want, fix=fix) from error
+        raise ConfigError(subject, got=got, want=want, fix=fix) from error
     return batch
 
 
 def sample(model: nn.Module, batch: int = 2, size: tuple[int, int] | None = None) -> Tensor:
-    """Seeded normal noise of the model's input size, or another, dtype and device."""
+    """Draw seeded normal noise of the model's dtype, device and input size, or of another size."""
     like = next(p for p in model.parameters() if p.is_floating_point())
     generator = torch.Generator().manual_seed(0)
-    channels, *own = image_shape(model)
-    images = torch.randn(batch, channels, *(size or own), generator=generator)
+    channels, *model_size = image_shape(model)
+    images = torch.randn(batch, channels, *(size or model_size), generator=generator)
     return images.to(like.device, like.dtype)
 
 
 def call(model: nn.Module, inputs: Inputs) -> Any:
-    """The model's own output for a tensor or for keyword inputs."""
+    """Call a model with a tensor or with keyword inputs."""
     return model(**inputs) if isinstance(inputs, Mapping) else model(inputs)
 
 
 def tensors(output: Any) -> list[Tensor]:
-    """Every tensor in an output: a tensor, or any nesting of mappings and sequences."""
+    """List every tensor in an output: a tensor, or any nesting of mappings and sequences."""
     if isinstance(output, Tensor):
         return [output]
     if isinstance(output, Mapping):
@@ -121,15 +126,16 @@ def tensors(output: Any) -> list[Tensor]:
 
 
 def outputs(model: nn.Module, inputs: Inputs) -> list[Tensor]:
-    """What the model says, without gradients, as it stands."""
+    """Compute a model's outputs without gradients, in its present mode."""
     with torch.no_grad():
         return [t.detach() for t in tensors(call(model, inputs))]
 
 
 def difference(got: list[Tensor], want: list[Tensor]) -> Difference:
-    """The largest absolute difference over all outputs; infinite if their shapes differ."""
+    """Compute the largest absolute difference over all outputs; infinite if their shapes differ."""
     if [t.shape for t in got] != [t.shape for t in want] or not want:
         return Difference(float("inf"), 1.0)
+    # in double, so that the comparison itself rounds nothing
     pairs = [(a.cpu().double(), b.cpu().double()) for a, b in zip(got, want, strict=True)]
     pairs = [(a, b) for a, b in pairs if b.numel()]
     if any(not torch.isfinite(t).all() for pair in pairs for t in pair):
@@ -139,7 +145,7 @@ def difference(got: list[Tensor], want: list[Tensor]) -> Difference:
 
 
 def shared_copy(model: nn.Module) -> nn.Module:
-    """A copy of the structure on the same memory, whose modes and flags are its own."""
+    """Copy the structure on the same memory, with modes and flags of its own."""
     memo: dict[int, Any] = {id(b): b.detach() for b in model.buffers()}
     memo |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
     return copy.deepcopy(model, memo)

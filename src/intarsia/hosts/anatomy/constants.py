@@ -1,4 +1,4 @@
-"""What frozen modules above the cut make of an image is the same in every step: kept with it."""
+"""Cache the outputs of frozen modules that depend on the image alone, with the image's tokens."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCH = 64
 
 
 class _Recorded(NamedTuple):
-    """A module that no trained parameter reaches, what it read and what it gave."""
+    """Call of a module that no trained parameter reaches: its inputs and its output."""
 
     module: nn.Module
     args: tuple[Any, ...]
@@ -34,24 +34,27 @@ class _Recorded(NamedTuple):
 
 
 class _Enough(Exception):
-    """All that is kept has been computed."""
+    """Signal that all outputs to be cached have been computed."""
 
 
 class Constants:
-    """Modules of a host whose output depends on the image alone, and the outputs of this batch."""
+    """Modules of a host whose output depends on the image alone, and their outputs for this
+    batch.
+    """
 
     def __init__(self, calls: Sequence[_Recorded], x: Tensor) -> None:
+        """Take recorded calls, on the tokens x (B, T, d)."""
         self.modules = [call.module for call in calls]
         self.outs = [(tuple(call.out.shape[1:]), call.out.dtype) for call in calls]
-        self.needed = [True] * len(calls)
+        self.needed = [True] * len(calls)  # False: only other modules of these read the output
         self.shape, self.dtype = tuple(x.shape[1:]), x.dtype
-        self.now: list[Tensor] | None = None
+        self.now: list[Tensor] | None = None  # cached outputs of this batch
 
     @property
     def parts(self) -> list[tuple[tuple[int, ...], torch.dtype]]:
-        """Shape and type of what a row holds, tokens first."""
-        kept = [out for out, needed in zip(self.outs, self.needed, strict=True) if needed]
-        return [(self.shape, self.dtype), *kept]
+        """Shape and type of each part of a row, tokens first."""
+        outputs = [out for out, needed in zip(self.outs, self.needed, strict=True) if needed]
+        return [(self.shape, self.dtype), *outputs]
 
     @property
     def sizes(self) -> list[int]:
@@ -60,12 +63,15 @@ class Constants:
         return [torch.Size(s).numel() * t.itemsize // unit for s, t in self.parts]
 
     def pack(self, parts: Sequence[Tensor]) -> Tensor:
-        """Rows of the parts' bits.  [(B, ...)] -> (B, sum of sizes)."""
+        """Join the parts' bits into rows.  [(B, ...)] -> (B, sum of sizes)."""
         return torch.cat([p.contiguous().flatten(1).view(self.dtype) for p in parts], 1)
 
     def before(self, _host: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """A forward pre-hook: the tokens of the rows; what is kept is there for its modules."""
+        """Split the rows of a batch before a forward: tokens go in, cached outputs are kept
+        aside.
+        """
         self.now = None
+        # tokens have three axes: nothing is cached for such a batch
         if not args or not isinstance(args[0], Tensor) or args[0].ndim != 2:
             return args
         split = args[0].split(self.sizes, 1)
@@ -76,9 +82,9 @@ class Constants:
         return x, *args[1:]
 
     def give(self, number: int, compute: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The output of a module for as many rows as were asked for.
+        """Return the cached output of a module for as many rows as its input has.
 
-        One that only other modules of these read is not kept: nobody looks at what it gives.
+        An output that only other modules of these read is not cached, since nothing looks at it.
         """
         if self.now is None:
             return compute(x, *args, **kwargs)
@@ -88,14 +94,16 @@ class Constants:
 
     @property
     def mark(self) -> dict[str, Any]:
-        """What tells rows of the same tokens apart: the modules' weights, and what is kept."""
+        """Key of cached rows: digest of the modules' weights, and the parts of a row."""
         states = [(f"{n}.{k}", t) for n, m in enumerate(self.modules) for k, t in _state(m)]
         parts = [(list(shape), str(dtype)) for shape, dtype in self.parts]
         return {"weights": tensors_hash(states), "parts": parts, "needed": self.needed}
 
     @contextmanager
-    def given(self, host: nn.Module) -> Iterator[None]:
-        """Inside, the modules give what is kept for rows, and compute it for tokens."""
+    def providing(self, host: nn.Module) -> Iterator[None]:
+        """Let the modules return cached outputs for rows, and compute for tokens, inside the
+        `with`.
+        """
         with ExitStack() as stack:
             stack.callback(host.register_forward_pre_hook(self.before).remove)
             for number, module in enumerate(self.modules):
@@ -105,89 +113,98 @@ class Constants:
 
 
 Once = Callable[[dict[str, Any], Callable[[], Tensor]], Tensor]
-"""Rows from memory, by their mark, or made."""
+"""(key of the rows, function that computes them) -> rows, computed once or read from memory."""
 
 
 @contextmanager
 def keeping_constants(
     model: nn.Module, tokens: Held, *, dtype: torch.dtype
 ) -> Iterator[tuple[Held, Callable[[Held, Once], Held]]]:
-    """Inside, the model reads rows that hold the tokens and what its frozen modules make of them.
+    """Let the model read rows that hold tokens and cached outputs of its frozen modules.
 
-    Gives those rows for the training set, and a function that gives them for another set; the sets
-    as they are where there is nothing to keep, or no room for it. Tokens are read as before, and
+    Yields those rows for the training set, and a function that makes them for another set; the sets
+    as they are where there is nothing to cache, or no memory for it. Tokens are read as before, and
     give the same to rounding. The model is one that reads tokens (`reading_tokens`), its weights
     held in the type that they are trained in.
     An AdaptFormer in its first trained block then needs neither the attention nor the MLP of it.
     """
     x, device = tokens.tensors[0][:2], next(model.parameters()).device
     with written_out(slow_attention(model, device, dtype)):  # as in training
-        found = find_constants(model, x, dtype)
-        kept = found is not None and _room(found, tokens)
-        rows = _rows(model, found, tokens.tensors[0], dtype) if found and kept else None
-    if found is None or rows is None:
-        yield tokens, lambda held, _: held
+        constants = find_constants(model, x, dtype)
+        # rows of the training set now, those of further sets when they are asked for
+        fits = constants is not None and _room(constants, tokens)
+        rows = _rows(model, constants, tokens.tensors[0], dtype) if constants and fits else None
+    if constants is None or rows is None:
+        yield tokens, lambda dataset, _: dataset
         return
-    mark, made = found.mark, found
+    mark, cached = constants.mark, constants
 
-    def also(held: Held, once: Once) -> Held:
-        if not _room(made, held):
-            return held
+    def rows_of(dataset: Held, once: Once) -> Held:
+        """Return a set as rows with cached outputs, or as it is where memory is short."""
+        if not _room(cached, dataset):
+            return dataset
 
         def make() -> Tensor:
             with written_out(slow_attention(model, device, dtype)):
-                return _rows(model, made, held.tensors[0], dtype)
+                return _rows(model, cached, dataset.tensors[0], dtype)
 
-        return Held(once(mark, make), held.tensors[1], digests=held.digests)
+        return Held(once(mark, make), dataset.tensors[1], digests=dataset.digests)
 
-    with found.given(base_of(model)):
-        yield Held(rows, tokens.tensors[1], digests=tokens.digests), also
+    with constants.providing(base_of(model)):
+        yield Held(rows, tokens.tensors[1], digests=tokens.digests), rows_of
 
 
-def _room(found: Constants, tokens: Held) -> bool:
-    """Whether there is memory for the rows of a set."""
-    size = sum(found.sizes) * len(tokens) * tokens.tensors[0].dtype.itemsize
+def _room(constants: Constants, tokens: Held) -> bool:
+    """Return True if there is memory for the rows of a set."""
+    size = sum(constants.sizes) * len(tokens) * tokens.tensors[0].dtype.itemsize
     return size <= SHARE * psutil.virtual_memory().available
 
 
 def _state(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield parameters and buffers by name."""
     yield from module.named_parameters()
     yield from module.named_buffers()
 
 
 def find_constants(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Constants | None:
-    """The modules whose output is the same in every step, None if there are none.  x: tokens."""
+    """Find the modules whose output is the same in every step, None without any.  x: tokens."""
     device = next(model.parameters()).device
     x = x.to(device)
     with evaluating(model), autocast(device, dtype):
+        # 1. calls that no trained parameter reaches, 2. without randomness, 3. whose output fits a
+        # row
         calls = _calls(model, x)
         with modes_kept(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             training_mode(model)
             calls = list(takewhile(_same, calls))  # what comes later may read what is drawn
-        calls = [c for c in calls if _keeps(c, x)]
-        found = Constants(calls, x)
-        with torch.no_grad(), found.given(base_of(model)):
-            rows = found.pack([x, *(call.out for call in calls)])
+        calls = [c for c in calls if _fits_a_row(c, x)]
+        constants = Constants(calls, x)
+        with torch.no_grad(), constants.providing(base_of(model)):
+            rows = constants.pack([x, *(call.out for call in calls)])
             if not learned_routers(model):  # they choose by numbers
-                found.needed = [_matters(model, found, rows, i) for i in range(len(calls))]
-    return found if any(found.needed) else None
+                constants.needed = [_matters(model, constants, rows, i) for i in range(len(calls))]
+    return constants if any(constants.needed) else None
 
 
 def _calls(model: nn.Module, x: Tensor) -> list[_Recorded]:
-    """The outermost modules that no trained parameter reaches, in the order of their calls."""
-    found: list[_Recorded] = []
+    """Record the outermost modules that no trained parameter reaches, in the order of their
+    calls.
+    """
+    calls: list[_Recorded] = []
     inside: list[nn.Module] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        """Note the outermost module that gradients do not pass through."""
         if not inside and not any(p.requires_grad for p in module.parameters()):
             read = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+            # gradients are on: an input that a trained weight reached requires one
             if read and not any(v.requires_grad for v in read):
                 inside.append(module)
 
     def after(module: nn.Module, args: Any, kwargs: Any, out: Any) -> None:
         if inside and inside[-1] is module:
             inside.clear()
-            found.append(_Recorded(module, args, kwargs, out))
+            calls.append(_Recorded(module, args, kwargs, out))
 
     host = base_of(model)
     modules = [m for m in host.modules() if m is not host]
@@ -199,12 +216,12 @@ def _calls(model: nn.Module, x: Tensor) -> list[_Recorded]:
     finally:
         for hook in hooks:
             hook.remove()
-    twice = {id(m) for n, (m, *_) in enumerate(found) if any(m is c.module for c in found[:n])}
-    return [call for call in found if id(call.module) not in twice]
+    repeated = {id(m) for n, (m, *_) in enumerate(calls) if any(m is c.module for c in calls[:n])}
+    return [call for call in calls if id(call.module) not in repeated]
 
 
-def _keeps(call: _Recorded, x: Tensor) -> bool:
-    """Whether a row can hold the output: a tensor of its own, a row for each image."""
+def _fits_a_row(call: _Recorded, x: Tensor) -> bool:
+    """Return True if a row can hold the output: a tensor of its own, with a row for each image."""
     _, args, _, out = call
     if not args or not isinstance(args[0], Tensor) or not isinstance(out, Tensor) or out is args[0]:
         return False
@@ -212,7 +229,9 @@ def _keeps(call: _Recorded, x: Tensor) -> bool:
 
 
 def _same(call: _Recorded) -> bool:
-    """Whether a module gives the same in training as in evaluation: no dropout acts in it."""
+    """Return True if a module gives the same in training as in evaluation: no dropout acts in
+    it.
+    """
     norms = (m for m in call.module.modules() if isinstance(m, _BatchNorm))
     if any(norm.training for norm in norms):  # the output then depends on the batch
         return False
@@ -220,30 +239,36 @@ def _same(call: _Recorded) -> bool:
     return isinstance(out, Tensor) and torch.equal(out, call.out)
 
 
-def _matters(model: nn.Module, found: Constants, rows: Tensor, number: int) -> bool:
-    """Whether anything but other modules of these reads an output: without it, logits are lost."""
-    first = sum(found.sizes[: number + 1])
+def _matters(model: nn.Module, constants: Constants, rows: Tensor, number: int) -> bool:
+    """Return True if anything but the cached modules reads an output: without it, logits are
+    lost.
+    """
+    first = sum(constants.sizes[: number + 1])
     spoiled = rows.clone()
-    kept = spoiled[:, first : first + found.sizes[number + 1]]
-    kept.view(found.outs[number][1]).fill_(float("nan"))
+    part = spoiled[:, first : first + constants.sizes[number + 1]]
+    # NaN spreads to the logits from whatever reads it
+    part.view(constants.outs[number][1]).fill_(float("nan"))
     out = model(spoiled)
     return not bool(torch.isfinite(getattr(out, "logits", out)).all())
 
 
 @torch.no_grad()
-def _rows(model: nn.Module, found: Constants, x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The rows of all images, BATCH at a time; nothing above the last kept module is computed."""
-    kept = [m for m, needed in zip(found.modules, found.needed, strict=True) if needed]
-    rows = torch.empty(len(x), sum(found.sizes), dtype=x.dtype)
+def _rows(model: nn.Module, constants: Constants, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Compute the rows of all images, BATCH at a time; nothing behind the last cached module is
+    run.
+    """
+    cached = [m for m, needed in zip(constants.modules, constants.needed, strict=True) if needed]
+    rows = torch.empty(len(x), sum(constants.sizes), dtype=x.dtype)
     device = next(model.parameters()).device
     outs: list[Tensor] = []
 
     def after(_module: nn.Module, _args: Any, out: Tensor) -> None:
         outs.append(out)
-        if len(outs) == len(kept):
+        # the rest of the forward is not needed
+        if len(outs) == len(cached):
             raise _Enough
 
-    hooks = [m.register_forward_hook(after) for m in kept]
+    hooks = [m.register_forward_hook(after) for m in cached]
     try:
         with evaluating(model), autocast(device, dtype):
             for first in range(0, len(x), BATCH):
@@ -251,7 +276,7 @@ def _rows(model: nn.Module, found: Constants, x: Tensor, dtype: torch.dtype) -> 
                 outs.clear()
                 with suppress(_Enough):
                     model(part)
-                rows[first : first + BATCH] = found.pack([part, *outs]).cpu()
+                rows[first : first + BATCH] = constants.pack([part, *outs]).cpu()
     finally:
         for hook in hooks:
             hook.remove()

@@ -21,7 +21,7 @@ ACTS = ("activation_fn", "intermediate_act_fn", "act")  # beside the first layer
 
 @dataclass(frozen=True)
 class DenseMlp:
-    """The parts of down(act(up x)), or of down(act(gate x) * up x)."""
+    """Parts of down(act(up x)), or of down(act(gate x) * up x)."""
 
     up: nn.Linear
     gate: nn.Linear | None
@@ -30,7 +30,7 @@ class DenseMlp:
 
 
 class SplitMlp(nn.Module):
-    """An MLP whose layers a block holds itself: down(act(up x)).  (..., d) -> (..., d)."""
+    """MLP whose layers a block holds itself: down(act(up x)).  (..., d) -> (..., d)."""
 
     def __init__(self, fc1: nn.Module, act: nn.Module, fc2: nn.Module) -> None:
         super().__init__()
@@ -42,9 +42,9 @@ class SplitMlp(nn.Module):
 
 @dataclass(frozen=True)
 class MlpPlace:
-    """Where a block has its MLP: what stands in for it goes to `path`.
+    """Place of a block's MLP: its replacement goes to `path`.
 
-    mlp: the MLP as a module; emptied: paths in the block of what then passes on what it gets.
+    mlp: the MLP as a module; emptied: paths in the block of modules that then become identities.
     """
 
     path: str
@@ -53,7 +53,7 @@ class MlpPlace:
 
 
 def mlp_place(block: nn.Module) -> MlpPlace | None:
-    """The MLP of a block of tokens; None for a block without one.
+    """Return the MLP of a block of tokens; None for a block without one.
 
     One of two layers becomes a module of its own, in the place of the second (BERT, BART).
     """
@@ -64,6 +64,7 @@ def mlp_place(block: nn.Module) -> MlpPlace | None:
     owner = both[0].rpartition(".")[0]
     inside = block.get_submodule(owner)
     act = next((n for n in ACTS if isinstance(getattr(inside, n, None), nn.Module)), None)
+    # dropout between the layers has no place in a mixture
     if act is None or getattr(block, "activation_dropout", 0):
         return None
     emptied = (both[0], f"{owner}.{act}".lstrip("."))
@@ -72,7 +73,7 @@ def mlp_place(block: nn.Module) -> MlpPlace | None:
 
 
 def dense_mlp(path: str, module: nn.Module) -> DenseMlp:
-    """The parts of an MLP.
+    """Return the parts of an MLP.
 
     Raises: TargetError for one that computes otherwise, or drops out.
     """
@@ -81,9 +82,10 @@ def dense_mlp(path: str, module: nn.Module) -> DenseMlp:
     drops = [m.p for m in module.modules() if isinstance(m, nn.Dropout) and m.p]
     if dialect is not None and not drops:
         linears = [m for n in dialect.linears if (m := _linear(children[n])) is not None]
-        act, *others = (children[n] for n in dialect.between if n in children)
-        inert = all(isinstance(m, nn.Dropout) for m in others)
+        act, *between = (children[n] for n in dialect.between if n in children)
+        inert = all(isinstance(m, nn.Dropout) for m in between)
         if inert and len(linears) == len(dialect.linears):
+            # gate and up, or one layer with both in halves, or up alone
             *reads, down = linears
             reads = _halves(reads[0]) if dialect.halves else reads
             if reads[-1].out_features == down.in_features:  # no halves that are multiplied
@@ -99,7 +101,7 @@ def dense_mlp(path: str, module: nn.Module) -> DenseMlp:
 
 
 def _linear(module: nn.Module) -> nn.Linear | None:
-    """A linear layer; GPT-2's as one, which has its weight transposed."""
+    """Return a linear layer, GPT-2's Conv1D as one; None for others."""
     # Falcon's is one with a matmul of its own
     if type(module) is nn.Linear or type(module).__name__ == "FalconLinear":
         return cast(nn.Linear, module)
@@ -107,7 +109,7 @@ def _linear(module: nn.Module) -> nn.Linear | None:
 
 
 def _plain(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A linear layer on the memory of another's weights."""
+    """Build a linear layer on the memory of another's weights."""
     plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     plain.weight = nn.Parameter(weight.detach(), weight.requires_grad)
     if bias is not None:
@@ -116,7 +118,7 @@ def _plain(weight: Tensor, bias: Tensor | None) -> nn.Linear:
 
 
 def _halves(fused: nn.Linear) -> list[nn.Linear]:
-    """A gate and its factor out of the layer that makes both."""
+    """Split the layer that makes a gate and its factor into two."""
     biases = (None, None) if fused.bias is None else fused.bias.chunk(2)
     return [_plain(w, b) for w, b in zip(fused.weight.chunk(2), biases, strict=True)]
 
@@ -124,7 +126,7 @@ def _halves(fused: nn.Linear) -> list[nn.Linear]:
 def drawn(
     dense: DenseMlp, experts: int, parts: int, path: str, draws: torch.Generator
 ) -> StackedExperts:
-    """New experts, each of the size of one of so many parts of an MLP.
+    """Draw new experts, each of the size of one of so many parts of an MLP.
 
     Raises: ConfigError for units that do not divide among the parts.
     """
@@ -145,39 +147,46 @@ def drawn(
 def stacked(
     dense: DenseMlp, experts: int, parts: int, path: str, draws: torch.Generator
 ) -> StackedExperts:
-    """The experts that an MLP becomes: one of its parts each, in turn; whole copies if parts = 1.
+    """Build the experts that an MLP becomes: one of its parts each, by turns; copies if parts = 1.
 
     Raises: as `drawn` does.
     """
-    made = drawn(dense, experts, parts, path, draws)
+    stack = drawn(dense, experts, parts, path, draws)
     hidden = dense.up.out_features
 
     def dealt(matrix: Tensor) -> Tensor:  # (hidden, ...) -> (experts, hidden / parts, ...)
+        # expert e has part e mod parts
         pieces = matrix.view(parts, hidden // parts, *matrix.shape[1:])
         return pieces[torch.arange(experts, device=pieces.device) % parts]
 
     for name, layer in (("up", dense.up), ("gate", dense.gate)):
         if layer is not None:
-            getattr(made, name).copy_(dealt(layer.weight))
+            getattr(stack, name).copy_(dealt(layer.weight))
             if layer.bias is not None:
-                getattr(made, f"{name}_bias").copy_(dealt(layer.bias))
-    made.down.copy_(dealt(dense.down.weight.t().contiguous()).transpose(1, 2))
-    if dense.down.bias is not None and made.down_bias is not None:
-        made.down_bias.copy_(dense.down.bias / parts)  # slices are summed
-    return made
+                getattr(stack, f"{name}_bias").copy_(dealt(layer.bias))
+    stack.down.copy_(dealt(dense.down.weight.t().contiguous()).transpose(1, 2))
+    if dense.down.bias is not None and stack.down_bias is not None:
+        stack.down_bias.copy_(dense.down.bias / parts)  # slices are summed
+    return stack
 
 
 @torch.no_grad()
-def check_output(mlp: nn.Module, made: StackedExperts, parts: int, path: str) -> None:
-    """Raises: TargetError if the MLP's forward is not what its parts say."""
-    weight = made.up
-    if weight.is_meta or made.experts < parts:  # some were taken away since
+def check_output(mlp: nn.Module, experts: StackedExperts, parts: int, path: str) -> None:
+    """Check that the MLP's forward is what its parts say, on a few inputs.
+
+    experts: built of its parts.  parts: how many of them sum to the MLP.
+    Raises: TargetError.
+    """
+    weight = experts.up
+    if weight.is_meta or experts.experts < parts:  # some were taken away since
         return
+    # two rows of distinct numbers show another activation or order
     x = torch.linspace(-1, 1, 2 * weight.shape[2]).to(weight).view(2, -1)
-    every = made.every(x)  # (2, E, out)
-    y = every[:, :parts].sum(1)
+    outputs = experts.every(x)  # (2, E, out)
+    # the slices of one copy sum to the dense output
+    y = outputs[:, :parts].sum(1)
     close = 1e-4 if weight.dtype in (torch.float32, torch.float64) else 0.1
     if not torch.allclose(y, mlp(x), rtol=close, atol=close, equal_nan=True):
-        what, want = f"MLP {path!r}", "down(act(up(x))), or down(act(gate(x)) * up(x))"
+        subject, want = f"MLP {path!r}", "down(act(up(x))), or down(act(gate(x)) * up(x))"
         got = f"a {type(mlp).__name__} with a forward of its own"
-        raise TargetError(what, got=got, want=want, fix="Choose layers=[...] without it.")
+        raise TargetError(subject, got=got, want=want, fix="Choose layers=[...] without it.")

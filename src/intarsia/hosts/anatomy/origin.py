@@ -1,4 +1,4 @@
-"""What saved weights belong to: the frozen trunk, the head's shape, the class names, the bytes."""
+"""Check what saved weights belong to: the frozen trunk, the head's shape, classes, bytes."""
 
 from __future__ import annotations
 
@@ -30,32 +30,32 @@ RELATIVE, ABSOLUTE = 2**-6, 1e-6
 
 
 def _tensors(model: nn.Module, heads: Sequence[str], sized: bool) -> dict[str, Tensor]:
-    """The trunk's own parameters and buffers, by their names without adapters and heads.
+    """Return the trunk's own parameters and buffers, by their names without adapters and heads.
 
     sized: with the tables of positions, and with buffers that are made anew at each start.
     """
-    found: dict[str, Tensor] = {}
+    trunk: dict[str, Tensor] = {}
     heads = [*heads, *(p for p, m in walk(model) if ADDED in vars(unwrapped(m)))]
     for path, wrapped in walk(model):
         if any(path == h or path.startswith(f"{h}.") for h in heads):
             continue
         module = unwrapped(wrapped)
-        own = dict(module.named_parameters(recurse=False)) | dict(
+        tensors = dict(module.named_parameters(recurse=False)) | dict(
             module.named_buffers(recurse=False)
         )
-        own |= module.__dict__.get(ELSEWHERE, {})
+        tensors |= module.__dict__.get(ELSEWHERE, {})
         if not sized:
-            made = POSITIONS | module._non_persistent_buffers_set
-            own = {name: t for name, t in own.items() if name not in made}
-        own = {name: in_full(module, name, t) for name, t in own.items()}
-        found |= {f"{path}.{n}" if path else n: t for n, t in own.items()}
-    return found
+            excluded = POSITIONS | module._non_persistent_buffers_set
+            tensors = {name: t for name, t in tensors.items() if name not in excluded}
+        tensors = {name: in_full(module, name, t) for name, t in tensors.items()}
+        trunk |= {f"{path}.{n}" if path else n: t for n, t in tensors.items()}
+    return trunk
 
 
 def fingerprint(
     model: nn.Module, heads: Sequence[str] = (), *, sized: bool = False
 ) -> dict[str, Any]:
-    """{"layout": sha256 of names and shapes, "values": sampled weights}, heads left out.
+    """Compute {"layout": sha256 of names and shapes, "values": sampled weights}, heads left out.
 
     Tables of positions are left out, so that a model is the same at every picture size that leaves
     its layers as they are.  sized: with them, as folders once had it.
@@ -64,27 +64,34 @@ def fingerprint(
     quantised one, so that an adapter moves between a model and its quantised twin.
     """
     tensors = _tensors(model, heads, sized)
+    # the order of modules may differ between versions of a library
     layout = sorted((name, tuple(t.shape)) for name, t in tensors.items())
     digest = hashlib.sha256(json.dumps(layout).encode()).hexdigest()
     matrices = [
         t for _, t in sorted(tensors.items()) if t.dim() > 1 and t.is_floating_point() and t.numel()
     ]
+    # spread over the depth: fine-tuning may have left the first layers alone
     step = max(1, len(matrices) // SAMPLES)
     return {"layout": digest[:32], "values": [_sampled(t) for t in matrices[::step]]}
 
 
 def _sampled(t: Tensor) -> float | None:
+    """Return one weight, at a fixed place, to five digits; None on the meta device."""
     if t.is_meta:
         return None
     return float(f"{float(t.detach().reshape(-1)[t.numel() // 3]):.5g}")
 
 
-def check_trunk(model: nn.Module, wanted: Mapping[str, Any], heads: Sequence[str] = ()) -> None:
-    """Raises: CheckpointError if the model is not the trunk that `wanted` was taken from."""
+def check_trunk(model: nn.Module, expected: Mapping[str, Any], heads: Sequence[str] = ()) -> None:
+    """Check that the model is the trunk that a fingerprint was taken from.
+
+    Raises: CheckpointError for another architecture, or other weights.
+    """
     got = fingerprint(model, heads)
-    if got["layout"] != wanted.get("layout"):
+    if got["layout"] != expected.get("layout"):
+        # older files count the tables of positions
         got = fingerprint(model, heads, sized=True)
-    if got["layout"] != wanted.get("layout"):
+    if got["layout"] != expected.get("layout"):
         raise CheckpointError(
             "trunk",
             got=f"{type(unwrapped(model)).__name__} with other layers",
@@ -92,16 +99,16 @@ def check_trunk(model: nn.Module, wanted: Mapping[str, Any], heads: Sequence[str
             fix="Create the model with the name and settings of the training run; with its picture "
             "size, too, where layers depend on it (MLP-Mixer), or if the adapter is an older file.",
         )
-    if "values" not in wanted:
+    if "values" not in expected:
         return
     # quantised, or on the meta device, there is nothing to compare
     try:
-        count = len(got["values"]), len(wanted["values"])
-        known = [p for p in zip(got["values"], wanted["values"], strict=False) if None not in p]
-        a, b = torch.tensor(known, dtype=torch.float64).view(-1, 2).unbind(1)
+        count = len(got["values"]), len(expected["values"])
+        pairs = [p for p in zip(got["values"], expected["values"], strict=False) if None not in p]
+        a, b = torch.tensor(pairs, dtype=torch.float64).view(-1, 2).unbind(1)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        what, fix = "fingerprint of the trunk", "Copy the folder again from its source."
-        raise CheckpointError(what, got=error, want="a list of numbers", fix=fix) from error
+        subject, fix = "fingerprint of the trunk", "Copy the folder again from its source."
+        raise CheckpointError(subject, got=error, want="a list of numbers", fix=fix) from error
     if (all(count) and count[0] != count[1]) or not torch.allclose(
         a, b, rtol=RELATIVE, atol=ABSOLUTE
     ):
@@ -114,19 +121,24 @@ def check_trunk(model: nn.Module, wanted: Mapping[str, Any], heads: Sequence[str
 
 
 def resampled(weights: Mapping[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
-    """Weights with position embeddings as the model's grid has them, by timm's own function."""
-    own, patches = model.state_dict(), getattr(model, "patch_embed", None)
+    """Interpolate position embeddings to the model's grid, by timm's own function."""
+    model_state, patches = model.state_dict(), getattr(model, "patch_embed", None)
     grid = getattr(patches, "grid_size", None)
-    found = dict(weights)
+    result = dict(weights)
     for name, table in weights.items():
-        if name == "pos_embed" and grid and name in own and own[name].shape != table.shape:
-            first = own[name].shape[1] - grid[0] * grid[1]  # tokens in front of the patches
-            found[name] = resample_abs_pos_embed(table, list(grid), num_prefix_tokens=first)
-    return found
+        if (
+            name == "pos_embed"
+            and grid
+            and name in model_state
+            and model_state[name].shape != table.shape
+        ):
+            first = model_state[name].shape[1] - grid[0] * grid[1]  # tokens in front of the patches
+            result[name] = resample_abs_pos_embed(table, list(grid), num_prefix_tokens=first)
+    return result
 
 
 def head_shapes(model: nn.Module, heads: Sequence[str]) -> dict[str, list[int]]:
-    """The shapes of the trained heads' parameters, by name."""
+    """Return the shapes of the trained heads' parameters, by name."""
     modules = dict(walk(model))
     return {
         f"{head}.{name}": list(p.shape)
@@ -137,34 +149,39 @@ def head_shapes(model: nn.Module, heads: Sequence[str]) -> dict[str, list[int]]:
 
 
 def check_heads(
-    model: nn.Module, wanted: Mapping[str, Sequence[int]], heads: Sequence[str]
+    model: nn.Module, expected: Mapping[str, Sequence[int]], heads: Sequence[str]
 ) -> None:
-    """Raises: CheckpointError if a saved head does not fit the model's."""
+    """Check that a saved head fits the model's.
+
+    Raises: CheckpointError.
+    """
     got = head_shapes(model, heads)
-    if got != {name: list(shape) for name, shape in wanted.items()}:
-        what, fix = "head", "Create the model with the number of classes of the training run."
-        raise CheckpointError(what, got=got, want=dict(wanted), fix=fix)
+    if got != {name: list(shape) for name, shape in expected.items()}:
+        subject, fix = "head", "Create the model with the number of classes of the training run."
+        raise CheckpointError(subject, got=got, want=dict(expected), fix=fix)
 
 
 def matched(
-    wanted: Mapping[str, Any] | None, model: nn.Module, heads: Sequence[str]
+    expected: Mapping[str, Any] | None, model: nn.Module, heads: Sequence[str]
 ) -> dict[str, Any]:
-    """The origin of an adapter on this model; the wanted one, checked, where there is one.
+    """Return the origin of an adapter on this model; an expected one is checked.
 
     Raises: CheckpointError if the model has another trunk or other heads.
     """
-    if not wanted or "trunk" not in wanted:
-        found = {"trunk": fingerprint(model, heads), "heads": head_shapes(model, heads)}
-        return dict(wanted or {}) | found
-    check_trunk(model, wanted["trunk"], heads)
-    check_heads(model, wanted.get("heads", {}), heads)
-    return dict(wanted)
+    if not expected or "trunk" not in expected:
+        current = {"trunk": fingerprint(model, heads), "heads": head_shapes(model, heads)}
+        return dict(expected or {}) | current
+    check_trunk(model, expected["trunk"], heads)
+    check_heads(model, expected.get("heads", {}), heads)
+    return dict(expected)
 
 
 def _digest(folder: Path, identity: Mapping[str, Any]) -> str | None:
+    """Hash a folder's weights with the settings that they depend on; None without weights."""
     weights = folder / WEIGHTS
     if not weights.is_file():
         return None
+    # settings are part of it: the same bytes mean something else with others
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
     with open_regular(weights) as file:
         while chunk := file.read(2**20):
@@ -175,7 +192,7 @@ def _digest(folder: Path, identity: Mapping[str, Any]) -> str | None:
 def with_digest(
     origin: Mapping[str, Any] | None, folder: str | Path, identity: Mapping[str, Any]
 ) -> dict[str, Any] | None:
-    """The origin together with a digest of the weights just saved and of what they depend on."""
+    """Add a digest of the weights just saved, and of what they depend on, to an origin."""
     digest = _digest(Path(folder), identity)
     return dict(origin or {}) | {"digest": digest} if digest else dict(origin or {}) or None
 
@@ -186,10 +203,13 @@ def check_digest(
     subfolder: str | None,
     identity: Mapping[str, Any],
 ) -> None:
-    """Raises: CheckpointError if weights or settings differ from those that were saved together."""
+    """Check that weights and settings are those that were saved together.
+
+    Raises: CheckpointError.
+    """
     place = Path(folder) / (subfolder or "")
-    wanted, got = (origin or {}).get("digest"), _digest(place, identity)
-    if got and wanted != got:
+    expected, got = (origin or {}).get("digest"), _digest(place, identity)
+    if got and expected != got:
         raise CheckpointError(
             f"adapter in {place}",
             got="weights or settings that changed after they were saved",
@@ -199,32 +219,34 @@ def check_digest(
 
 
 def check_sizes(path: Path, settings: object, weights: Path, name: str = "settings") -> None:
-    """Raises: CheckpointError for a number that no size in the file of the weights comes near.
+    """Check that no number in settings is larger than any size in the file of the weights.
 
-    Who builds what `experts=10**9` says runs out of memory before any weight is looked at.
+    A model with `experts=10**9` would run out of memory before any weight is looked at.
+    Raises: CheckpointError.
     """
     try:
         with open_tensors(weights) as file:
             names = list(file.keys())
-            sizes = [size for one in names for size in file.get_slice(one).get_shape()]
+            sizes = [size for n in names for size in file.get_slice(n).get_shape()]
     except (SafetensorError, OSError):
         return  # its reader tells what is wrong
-    most = max(len(names), *sizes, FEW)
+    limit = max(len(names), *sizes, FEW)
 
     def look(value: object, name: str) -> None:
+        """Compare the numbers in nested settings with the limit.  name: their path."""
         if isinstance(value, Mapping):
             for key, inner in cast("Mapping[str, object]", value).items():
                 look(inner, f"{name}.{key}")
         elif isinstance(value, list):
             for inner in cast("list[object]", value):
                 look(inner, name)
-        elif isinstance(value, int) and name.rpartition(".")[2] not in UNSIZED and value > most:
-            raise damaged(path, f"{name}={value}, where the largest size is {most}")
+        elif isinstance(value, int) and name.rpartition(".")[2] not in UNSIZED and value > limit:
+            raise damaged(path, f"{name}={value}, where the largest size is {limit}")
 
     look(settings, name)
 
 
 def damaged(path: Path, got: str, writer: str = "intarsia.save") -> CheckpointError:
-    """The error for a file that is not as it was written."""
+    """Build the error for a file that is not as it was written."""
     want, fix = f"a file as {writer} wrote it", "Copy the folder again from its source."
     return CheckpointError(str(path), got=got, want=want, fix=fix)

@@ -1,4 +1,4 @@
-"""A model's own weights: by name, which of them a method may change, and back as they were held."""
+"""Find a model's own weights: by name, which of them a method may change, and undo its flags."""
 
 from __future__ import annotations
 
@@ -14,7 +14,9 @@ from .blocks import base_of, unwrapped, walk
 
 
 def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The host's parameters by their names without adapters; a tied one has all of its names."""
+    """Return the host's parameters by their names without adapters; a tied one has all of its
+    names.
+    """
     host = base_of(model)
     return {
         f"{path}.{name}" if path else name: parameter
@@ -27,51 +29,60 @@ def own_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 def weights_of(
     model: nn.Module, maskable: tuple[str, ...], *, trunk: bool = False
 ) -> tuple[dict[str, nn.Parameter], dict[str, nn.Parameter]]:
-    """(weights to choose from, weights of the heads); norms are in neither, tied ones in one, once.
+    """Return (weights to choose from, weights of the heads), by name.
 
-    trunk: choose from what models of all tasks have, without the layers of a language model or
-    another task behind it.
+    Norms are in neither, tied ones in one of them, once.
+    maskable: names or globs.  trunk: choose from what models of all tasks have, without the layers
+    of a language model or another task behind it.
     Raises: ConfigError for a name or glob that matches no parameter.
     """
-    own = own_parameters(model)
+    parameters = own_parameters(model)
     for glob in maskable:
-        if not any(fnmatchcase(n, glob) for n in own):
-            what, fix = f"maskable {glob!r}", f"The first of the model's own: {list(own)[:3]}."
-            raise ConfigError(what, got="no parameter of that name", want="names or globs", fix=fix)
+        if not any(fnmatchcase(n, glob) for n in parameters):
+            subject, fix = (
+                f"maskable {glob!r}",
+                f"The first of the model's own: {list(parameters)[:3]}.",
+            )
+            raise ConfigError(
+                subject, got="no parameter of that name", want="names or globs", fix=fix
+            )
+    # heads are trained whole, and so are no choice
     inside = tuple(f"{head}." for head in find_heads(model))
-    heads = {n: p for n, p in own.items() if n.startswith(inside)} if inside else {}
+    heads = {n: p for n, p in parameters.items() if n.startswith(inside)} if inside else {}
     modules = dict(walk(model))
     shared = _trunk(base_of(model)) if trunk else ""
-    seen = {id(p) for p in heads.values()}
-    found: dict[str, nn.Parameter] = {}
-    for n, p in own.items():
-        wanted = any(fnmatchcase(n, glob) for glob in maskable) and p.is_floating_point()
-        wanted = wanted and n.startswith(shared)
-        if wanted and id(p) not in seen and not is_norm(modules[n.rpartition(".")[0]]):
-            found[n] = p
-            seen.add(id(p))
-    return found, heads
+    taken_ids = {id(p) for p in heads.values()}
+    choices: dict[str, nn.Parameter] = {}
+    for n, p in parameters.items():
+        eligible = any(fnmatchcase(n, glob) for glob in maskable) and p.is_floating_point()
+        eligible = eligible and n.startswith(shared)
+        if eligible and id(p) not in taken_ids and not is_norm(modules[n.rpartition(".")[0]]):
+            choices[n] = p
+            taken_ids.add(id(p))
+    return choices, heads
 
 
 def _trunk(host: nn.Module) -> str:
-    """How the names of a transformers model's trunk begin; "" where all of the model is one."""
+    """Return the prefix of the names of a transformers model's trunk; "" if all of it is trunk."""
     name = getattr(host, "base_model_prefix", "")
     return f"{name}." if name and isinstance(getattr(host, name, None), nn.Module) else ""
 
 
 def is_norm(module: nn.Module) -> bool:
-    """By its type's name, which every library's norms have."""
+    """Return True for a norm, by its type's name, as every library's norms have it."""
     return "norm" in type(unwrapped(module)).__name__.lower()
 
 
 @contextmanager
 def handed_back(model: nn.Module) -> Iterator[Callable[[Iterable[nn.Parameter]], None]]:
-    """Gives `train(parameters)`, which freezes the others; flags and types end as they began."""
-    held = [(p, p.requires_grad, p.data) for p in model.parameters()]
+    """Yield `train(parameters)`, which freezes the others; flags and types are restored at the
+    end.
+    """
+    originals = [(p, p.requires_grad, p.data) for p in model.parameters()]
 
     def retyped() -> None:
         # mixed precision casts what is frozen, for good: what it cast is put back
-        for parameter, _, data in held:
+        for parameter, _, data in originals:
             if parameter.dtype != data.dtype:
                 parameter.data = data.to(parameter.device)
 
@@ -85,5 +96,5 @@ def handed_back(model: nn.Module) -> Iterator[Callable[[Iterable[nn.Parameter]],
         yield train
     finally:
         retyped()
-        for parameter, flag, _ in held:
+        for parameter, flag, _ in originals:
             parameter.requires_grad_(flag)

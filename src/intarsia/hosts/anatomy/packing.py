@@ -18,25 +18,28 @@ ROWS = 1632  # 96 pictures of 17 tokens
 
 @contextmanager
 def packing(model: nn.Module) -> Iterator[int]:
-    """Inside, the large frozen linear maps in a model's blocks compute with packed weights.
+    """Pack the large frozen linear maps in a model's blocks for the processor, inside the `with`.
 
     Those that are `nn.Linear` itself, in bfloat16 on a CPU; any other is left as it is, and so are
     all where this machine has no such kernel. Outputs and gradients are the same to rounding.
-    Gives how many. Their weights must stay inside.
+    Yields their number. Their weights must not change inside.
     """
-    found = list(_places(model))
+    layers = list(_places(model))
     with ExitStack() as stack:
-        for layer in found:
+        for layer in layers:
             stack.enter_context(forward_as(layer, Packed(layer.weight, layer.bias, ROWS)))
-        yield len(found)
+        yield len(layers)
 
 
 def _places(model: nn.Module) -> Iterator[nn.Linear]:
+    """Yield the frozen linear layers that are worth packing."""
     host = base_of(model)
-    found = [block for _, block in blocks(host)]
+    all_blocks = [block for _, block in blocks(host)]
     # an attention of the last block reads the weight of its qkv, see `class_token`
-    read = {id(m.qkv) for last in found[-1:] for m in last.modules() if isinstance(m, Attention)}
-    for block in found:
+    read = {
+        id(m.qkv) for last in all_blocks[-1:] for m in last.modules() if isinstance(m, Attention)
+    }
+    for block in all_blocks:
         if not any(p.requires_grad for p in block.parameters()):
             continue  # below the first trained one, nothing of it is computed in a step
         for layer in block.modules():

@@ -21,7 +21,7 @@ SPLITTABLE = (VisionTransformer, EfficientNet)  # of timm
 
 
 class Prefix(nn.Module):
-    """A model up to a block.  images (B, 3, H, W) -> tokens (B, T, d) or maps (B, C, h, w)."""
+    """Model up to a block.  images (B, 3, H, W) -> tokens (B, T, d) or maps (B, C, h, w)."""
 
     def __init__(self, model: VisionTransformer | EfficientNet, block: int) -> None:
         super().__init__()
@@ -29,6 +29,7 @@ class Prefix(nn.Module):
         self.block = block
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute what enters the block, from images (B, 3, H, W)."""
         model = self.model
         if isinstance(model, EfficientNet):
             x = model.bn1(model.conv_stem(x))
@@ -40,7 +41,7 @@ class Prefix(nn.Module):
 
 
 class Tail(nn.Module):
-    """The rest of a ViT.  tokens (B, T, d) -> logits.  Its modules are the given model's own."""
+    """Rest of a ViT.  tokens (B, T, d) -> logits.  Its modules are the given model's own."""
 
     def __init__(self, model: VisionTransformer, block: int) -> None:
         super().__init__()
@@ -63,7 +64,7 @@ class Tail(nn.Module):
 
 
 class ConvTail(nn.Module):
-    """The rest of an EfficientNet.  maps (B, C, h, w) -> logits.  Modules are the model's own."""
+    """Rest of an EfficientNet.  maps (B, C, h, w) -> logits.  Modules are the model's own."""
 
     def __init__(self, model: EfficientNet, block: int) -> None:
         super().__init__()
@@ -83,7 +84,7 @@ class ConvTail(nn.Module):
 
 
 class Features(nn.Module):
-    """A timm model up to its classifier.  images (B, 3, H, W) -> features (B, d)."""
+    """Model of timm up to its classifier.  images (B, 3, H, W) -> features (B, d)."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -95,11 +96,11 @@ class Features(nn.Module):
 
 
 def _blocks(model: VisionTransformer | EfficientNet) -> list[nn.Module]:
-    """In order; an EfficientNet's lie in stages."""
-    found = list(cast(nn.Sequential, model.blocks))
+    """List the blocks in order; an EfficientNet has them in stages."""
+    stages = list(cast(nn.Sequential, model.blocks))
     if isinstance(model, EfficientNet):
-        return [block for stage in found for block in cast(nn.Sequential, stage)]
-    return found
+        return [block for stage in stages for block in cast(nn.Sequential, stage)]
+    return stages
 
 
 @overload
@@ -109,7 +110,7 @@ def split_at(model: nn.Module, block: None) -> tuple[Features, nn.Module]: ...
 @overload
 def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]: ...
 def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]:
-    """model(x) = tail(prefix(x)), cut before block number `block`, or before the classifier (None).
+    """Split a model before a block, or before its classifier (None): model(x) = tail(prefix(x)).
 
     Adapting only the tail is adapting the model with `layers=range(block, depth)`, except that the
     prefix can be run once (see `run_prefix`): with half of the blocks frozen below the first cell,
@@ -131,8 +132,8 @@ def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]
         fix = "Adapt the whole model with layers=... instead."
         raise TargetError("model to split", got=type(model).__name__, want=want, fix=fix)
     if not 0 <= block < len(_blocks(model)):
-        what, want = "block", f"0 ... {len(_blocks(model)) - 1}"
-        raise ConfigError(what, got=block, want=want, fix="Half the depth is usual.")
+        subject, want = "block", f"0 ... {len(_blocks(model)) - 1}"
+        raise ConfigError(subject, got=block, want=want, fix="Half the depth is usual.")
     if isinstance(model, EfficientNet):
         _no_dropout(model)
         return Prefix(model, block), ConvTail(model, block)
@@ -140,19 +141,21 @@ def split_at(model: nn.Module, block: int | None) -> tuple[nn.Module, nn.Module]
 
 
 def _classifier(model: nn.Module) -> nn.Module:
-    timms = all(hasattr(model, n) for n in ("forward_features", "forward_head", "get_classifier"))
-    found = cast(Any, model).get_classifier() if timms else None
-    if not isinstance(found, nn.Module) or isinstance(found, nn.Identity):
+    """Return the classifier of a timm model.  Raises: TargetError without one."""
+    is_timm = all(hasattr(model, n) for n in ("forward_features", "forward_head", "get_classifier"))
+    classifier = cast(Any, model).get_classifier() if is_timm else None
+    if not isinstance(classifier, nn.Module) or isinstance(classifier, nn.Identity):
         got, fix = type(model).__name__, "Train every block in every step instead."
         raise TargetError("model to split", got=got, want="a timm model with a classifier", fix=fix)
     _no_dropout(model)
-    return found
+    return classifier
 
 
 def _no_dropout(model: nn.Module) -> None:
+    """Check that no dropout stands before the classifier.  Raises: ConfigError."""
     if drop := getattr(model, "drop_rate", 0.0):
-        what, want = "dropout before the classifier", "0: each image is seen once"
-        raise ConfigError(what, got=drop, want=want, fix="Create the model with drop_rate=0.")
+        subject, want = "dropout before the classifier", "0: each image is seen once"
+        raise ConfigError(subject, got=drop, want=want, fix="Create the model with drop_rate=0.")
 
 
 @torch.no_grad()
@@ -162,27 +165,30 @@ def run_prefix(
     *,
     dtype: torch.dtype,
     batch_size: int = 64,
-    told: Callable[[int], None] = lambda _: None,
+    report: Callable[[int], None] = lambda _: None,
 ) -> TensorDataset:
-    """(tokens, label) pairs of a set of (image, label) pairs, tokens held in `dtype`.
+    """Compute (tokens, label) pairs of a set of (image, label) pairs, tokens stored in `dtype`.
 
-    told: called with the number of images done, after each batch.
+    report: called with the number of images done, after each batch.
     """
     prefix.eval()
     tokens, labels = [], []
     device = next(prefix.parameters()).device
+    # autocast takes no float32, and is off then
     low = dtype if dtype != torch.float32 else torch.bfloat16
     for x, y in DataLoader(dataset, batch_size):
         with torch.autocast(device.type, low, enabled=dtype != torch.float32):
             tokens.append(prefix(x.to(device)).to("cpu", dtype))
         labels.append(y)
-        told(sum(map(len, labels)))
+        report(sum(map(len, labels)))
     return TensorDataset(torch.cat(tokens), torch.cat(labels))
 
 
 def first_trained_block(model: nn.Module) -> int | None:
-    """The number of the first block with something to train in it; the last one's, if only what
-    comes after the blocks is trained; None if that is the classifier alone.
+    """Return the number of the first block with something to train in it.
+
+    It is that of the last block, if only what comes after the blocks is trained; None if that is
+    the classifier alone.
 
     Raises: TargetError for a model that cannot be split, unless the classifier alone is trained;
     ConfigError if what comes before the blocks, or the first of them, is trained: nothing can be
@@ -191,33 +197,35 @@ def first_trained_block(model: nn.Module) -> int | None:
     host = base_of(model)
     trained = {id(p) for p in host.parameters() if p.requires_grad}
     if hasattr(host, "get_classifier"):
-        found = cast(Any, host).get_classifier()
-        found = found if isinstance(found, tuple) else (found,)
-        own = {id(p) for head in found for p in head.parameters()}
-        if trained and trained <= own:
+        heads = cast(Any, host).get_classifier()
+        heads = heads if isinstance(heads, tuple) else (heads,)
+        of_heads = {id(p) for head in heads for p in head.parameters()}
+        if trained and trained <= of_heads:
             return None
     _, tail = split_at(host, 0)
     learns = [any(p.requires_grad for p in block.parameters()) for block in tail.blocks]
-    own = getattr(host, NAME, None)  # prompts are the model's, but enter at a block
-    if isinstance(own, Prompts):
-        learns[own.first] = True
+    prompts = getattr(host, NAME, None)  # prompts are the model's, but enter at a block
+    if isinstance(prompts, Prompts):
+        learns[prompts.first] = True
     first = learns.index(True) if any(learns) else len(learns) - 1
-    entering = list(own.parameters()) if isinstance(own, Prompts) else []
+    # prompts enter behind the cut, though they are no part of a block
+    entering = list(prompts.parameters()) if isinstance(prompts, Prompts) else []
     after = {id(p) for p in (*split_at(host, first)[1].parameters(), *entering)}
     before = [n for n, p in host.named_parameters() if p.requires_grad and id(p) not in after]
     if before or not first:
-        what, got = "blocks to compute once", f"{before[0] if before else 'block 0'} is trained"
+        subject, got = "blocks to compute once", f"{before[0] if before else 'block 0'} is trained"
         fix = "Adapt the last blocks only, or compute every block in every step."
-        raise ConfigError(what, got=got, want="frozen blocks below the first trained one", fix=fix)
+        raise ConfigError(
+            subject, got=got, want="frozen blocks below the first trained one", fix=fix
+        )
     return first
 
 
 @contextmanager
 def reading_tokens(model: nn.Module, block: int | None) -> Iterator[nn.Module]:
-    """Inside, the model takes the tokens that enter block number `block` in place of images, or the
-    features that enter its classifier (None).
-
-    Gives the module that makes them. Modules, names and hooks stay the model's own, so that it is
+    """Let the model take the tokens that enter a block in place of images, inside the `with`.
+    block: its number; None = the features that enter the classifier.
+    Yields the module that makes them. Modules, names and hooks stay the model's own, so that it is
     trained, saved and loaded as ever.
     Raises: as split_at does.
     """

@@ -1,4 +1,4 @@
-"""Layers whose weights a quantiser holds: bitsandbytes' int8 and 4 bits, torchao's tensors."""
+"""Recognise layers with quantised weights: bitsandbytes' int8 and 4 bits, torchao's tensors."""
 
 from __future__ import annotations
 
@@ -12,32 +12,36 @@ from .blocks import unwrapped, walk
 
 
 def quantised(module: nn.Module) -> bool:
-    """Does a quantiser, or a format that it is stored in, hold this layer's weight?"""
+    """Return True if a quantiser, or a format that it is stored in, holds this layer's weight."""
     if getattr(unwrapped(module), "packed", False):
         return True
     weight = getattr(unwrapped(module), "weight", None)
-    return isinstance(weight, Tensor) and _held(weight)
+    return isinstance(weight, Tensor) and _is_quantised(weight)
 
 
-def _held(t: Tensor) -> bool:
+def _is_quantised(t: Tensor) -> bool:
+    """Return True for numbers that are no plain floating-point tensor."""
     return not (t.is_floating_point() or t.is_complex()) or type(t.detach()) is not Tensor
 
 
 def in_full(module: nn.Module, name: str, t: Tensor) -> Tensor:
-    """A parameter or buffer as it is; a quantised weight as one of its shape on the meta device."""
-    if not _held(t) or not isinstance(t, nn.Parameter):
+    """Return a tensor as it is; a quantised weight as one of its shape on the meta device."""
+    if not _is_quantised(t) or not isinstance(t, nn.Parameter):
         return t
     if isinstance(module, nn.Linear) and name == "weight":  # 4 bits are packed, two in a byte
         return torch.empty(module.out_features, module.in_features, device="meta")
     return torch.empty(t.shape, device="meta")
 
 
-def refuse_quantised(what: str, module: nn.Module, path: str) -> None:
-    """Raises: FoldError if a quantiser holds the weight that would change."""
+def refuse_quantised(subject: str, module: nn.Module, path: str) -> None:
+    """Refuse to change a weight that a quantiser holds.
+
+    subject: of the error.  Raises: FoldError.
+    """
     if quantised(module):
         got = f"{type(unwrapped(module)).__name__} at {path!r}, whose weight is quantised"
         fix = "Load the adapter into the model in floating point and fold that: intarsia.load."
-        raise FoldError(what, got=got, want="weights in floating point", fix=fix)
+        raise FoldError(subject, got=got, want="weights in floating point", fix=fix)
 
 
 def keep_trainable(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Another order of a layer's rows or columns."""
+"""Reorder a layer's rows or columns."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 @torch.no_grad()
 def reorder(layer: nn.Module, index: Tensor, axis: int, *, fresh: bool = False) -> None:
-    """Row (axis 0) or column (axis 1) i becomes what was index[i], with all that is as long.
+    """Reorder rows (axis 0) or columns (axis 1): i becomes what was index[i].
 
-    Of rows: bias, and a batch norm's statistics.  fresh: put the numbers into new tensors of the
-    same parameters, so that a change that fails can be taken back; else they are written in place.
+    With rows go the bias and a batch norm's statistics.  fresh: put the numbers into new tensors of
+    the same parameters, so that a change that fails can be taken back; else they are written in
+    place.
     """
-    own: Any = layer
+    owner: Any = layer
     for name, parameter in [*layer.named_parameters(recurse=False)]:
         if axis < parameter.dim() and (axis == 0 or name == "weight"):
             moved = parameter.data.index_select(axis, index.to(parameter.device))
@@ -25,4 +26,4 @@ def reorder(layer: nn.Module, index: Tensor, axis: int, *, fresh: bool = False) 
                 parameter.copy_(moved)
     for name, buffer in [*layer.named_buffers(recurse=False)]:
         if axis == 0 and buffer.dim() and len(buffer) == len(index):
-            own._buffers[name] = buffer.index_select(0, index.to(buffer.device))
+            owner._buffers[name] = buffer.index_select(0, index.to(buffer.device))

@@ -1,4 +1,4 @@
-"""Roles to places: where in a host model a method's cells go."""
+"""Find where in a host model a method's cells go, by roles or by names."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ FEEDS = {
 
 
 def _chain(model: nn.Module, path: str) -> list[nn.Module]:
-    """The unwrapped modules from the model down to `path`."""
+    """Return the unwrapped modules from the model down to `path`."""
     chain = [unwrapped(model)]
     for name in path.split("."):
         child = chain[-1]._modules.get(name)
@@ -69,7 +69,7 @@ def _chain(model: nn.Module, path: str) -> list[nn.Module]:
 
 
 def _feeding_norm(chain: Sequence[nn.Module], path: str) -> tuple[Tensor, Tensor] | None:
-    """Weight and bias of the LayerNorm whose output the module at the chain's end reads."""
+    """Return weight and bias of the LayerNorm whose output the module at the chain's end reads."""
     names = path.split(".")
     # the module itself, or the first layer inside it
     up = 2 if names[-1] in (*QKV, "fc1") else 1
@@ -84,7 +84,9 @@ def _feeding_norm(chain: Sequence[nn.Module], path: str) -> tuple[Tensor, Tensor
 
 
 def _read_as_weight(parent: nn.Module, path: str) -> bool:
-    """Does an attention use its qkv layer as F.linear(x, qkv.weight), like Swin v2 and EVA?"""
+    """Return True if an attention uses its qkv layer as F.linear(x, qkv.weight), as Swin v2 and
+    EVA.
+    """
     separate = getattr(parent, "qkv_bias_separate", False)
     return (
         path.rpartition(".")[2] == "qkv"
@@ -101,23 +103,25 @@ def call_layer(parent: nn.Module, path: str) -> None:
 
 
 def site_at(model: nn.Module, path: str, position: str) -> Site:
-    """The site at a path, read off the host's structure; the same whenever it is asked.
+    """Read the site at a path off the host's structure; the same whenever it is asked for.
 
     Blocks of convolutions change the resolution, so they are always "sequential".
     Raises: TargetError if nothing is there, it has no widths, or "parallel" cannot work.
     """
     chain = _chain(model, path)
     module = chain[-1]
-    both = widths(module)
-    if both is None:
-        what = f"target {path!r}"
+    in_and_out = widths(module)
+    if in_and_out is None:
+        subject = f"target {path!r}"
         got = f"{type(module).__name__}, which has no input and output width"
         want = "a Linear, a pointwise convolution, an MLP, an attention or a block"
-        raise TargetError(what, got=got, want=want, fix=f"Candidates: {_candidates(model)}.")
+        raise TargetError(subject, got=got, want=want, fix=f"Candidates: {_candidates(model)}.")
     if _read_as_weight(chain[-2], path) and not hasattr(chain[-2], "qkv_bias_separate"):
-        what, want = f"target {path!r}", "a module that is called, or the cell would do nothing"
+        subject, want = f"target {path!r}", "a module that is called, or the cell would do nothing"
         got = "a layer whose weight the host reads without calling it"
-        raise TargetError(what, got=got, want=want, fix="Target the attention or the MLP instead.")
+        raise TargetError(
+            subject, got=got, want=want, fix="Target the attention or the MLP instead."
+        )
     kind = block_kind(module)
     layers = [layer for _, layer in layers_of(module)]
     convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d)]
@@ -132,27 +136,36 @@ def site_at(model: nn.Module, path: str, position: str) -> Site:
         got, want = "an attention that pools its tokens", "one that gives as many as it gets"
         fix = "Choose layers=[...] without it, or target its layers."
         raise TargetError(f"target {path!r}", got=got, want=want, fix=fix)
+    # where the channels stand in tensors of this site: (B, C, H, W), or last
     first = kind in ("convnext", *CONVOLUTIONAL)
     first = first or isinstance([module, *layers][-1], CHANNELS_FIRST)
     norm = _feeding_norm(chain, path) if position == "parallel" else None
+    # layers inside, for cells that change several of them
     inner = tuple((p, *sizes) for p, m in layers_of(module) if p and (sizes := widths(m)))
+    # the norm of the nearest surrounding module that has one
     kinds = (norm_kind(m) for m in reversed(chain[:-1]))
     norms = "none" if first else next((k for k in kinds if k != "none"), "none")
-    return Site(path, *both, position, "first" if first else "last", norm, inner, norms)
+    return Site(path, *in_and_out, position, "first" if first else "last", norm, inner, norms)
 
 
 def select_blocks(blocks_: list[tuple[str, nn.Module]], layers: Sequence[int] | None) -> list[str]:
-    """The paths of the blocks of these numbers.  Raises: TargetError for one that is not there."""
+    """Return the paths of the blocks of these numbers.
+
+    Raises: TargetError for one that is not there.
+    """
     count = len(blocks_)
     if layers is None:
         return [p for p, _ in blocks_]
     wrong = [i for i in layers if not -count <= i < count]
     if wrong or not layers:
-        what, fix = "layers", f"The model has {count} blocks; negative numbers count from the last."
+        subject, fix = (
+            "layers",
+            f"The model has {count} blocks; negative numbers count from the last.",
+        )
         got = ", ".join(map(str, wrong[:3])) + ", ..." * (len(wrong) > 3) or "none"
-        raise TargetError(what, got=got, want=f"{-count} ... {count - 1}", fix=fix)
-    wanted = {i % count for i in layers}
-    return [p for i, (p, _) in enumerate(blocks_) if i in wanted]
+        raise TargetError(subject, got=got, want=f"{-count} ... {count - 1}", fix=fix)
+    numbers = {i % count for i in layers}
+    return [p for i, (p, _) in enumerate(blocks_) if i in numbers]
 
 
 def find_sites(
@@ -161,7 +174,7 @@ def find_sites(
     targets: Sequence[str] | str | None = None,
     layers: Sequence[int] | None = None,
 ) -> list[Site]:
-    """The sites of a method in a host model, in the model's order.
+    """Find the sites of a method in a host model, in the model's order.
 
     By default the method's roles decide. In convolutional nets "qkv", "projection" and "mlp_linear"
     all mean the pointwise layers, and where there is no MLP, "mlp" means the block.
@@ -173,14 +186,14 @@ def find_sites(
     Raises: TargetError if a role or target matches nothing or has no widths, or if a site lies
     inside or around another site or an adapted module.
     """
-    found = blocks(model)
-    chosen = select_blocks(found, layers)
+    all_blocks = blocks(model)
+    block_paths = select_blocks(all_blocks, layers)
     if targets is None:
-        paths = _by_role(model, found, None if layers is None else chosen, method)
+        paths = _by_role(model, all_blocks, None if layers is None else block_paths, method)
     else:
-        wanted = [targets] if isinstance(targets, str) else list(targets)
-        within = None if layers is None else chosen
-        paths = _by_name(model, wanted, within)
+        names = [targets] if isinstance(targets, str) else list(targets)
+        within = None if layers is None else block_paths
+        paths = _by_name(model, names, within)
     check_nesting(model, paths)
     return [site_at(model, path, method.position) for path in paths]
 
@@ -193,7 +206,7 @@ def planned(
     seed: int = 0,
     batches: Iterable[Any] = (),
 ) -> tuple[Method, list[Site]]:
-    """A method with what it decides for a whole host, and its sites there.
+    """Return a method with what it decides for a whole host, and its sites there.
 
     A method may offer `plan(host, batches, targets=, layers=, seed=)`, which gives the settings to
     use; `paths`, in place of the roles; `elsewhere`, the settings for a host that has no place for
@@ -207,9 +220,9 @@ def planned(
     try:
         sites = find_sites(host, method, targets, layers)
     except TargetError:
-        if (other := getattr(method, "elsewhere", None)) is None:
+        if (fallback := getattr(method, "elsewhere", None)) is None:
             raise
-        method, sites = other, find_sites(host, other, targets, layers)
+        method, sites = fallback, find_sites(host, fallback, targets, layers)
     _refuse_rescaled(host, sites)
     if callable(check := getattr(method, "check_sites", None)):
         check([site.path for site in sites])
@@ -217,13 +230,16 @@ def planned(
 
 
 def _refuse_rescaled(host: nn.Module, sites: Sequence[Site]) -> None:
-    """Raises: TargetError where RWKV divides weights for inference: a cell would stay as it is."""
-    every = getattr(getattr(unwrapped(host), "config", None), "rescale_every", 0)
-    for site in sites if every else ():
+    """Refuse layers whose weights RWKV divides for inference: a cell would not be divided.
+
+    Raises: TargetError.
+    """
+    interval = getattr(getattr(unwrapped(host), "config", None), "rescale_every", 0)
+    for site in sites if interval else ():
         if not site.path.endswith(("key", "receptance", "attention.value")):
             raise TargetError(
                 f"target {site.path!r}",
-                got=f"a model with rescale_every={every}, which divides weights in evaluation",
+                got=f"a model with rescale_every={interval}, which divides weights in evaluation",
                 want="a layer that is not divided: a key, a receptance, attention.value",
                 fix="Set model.config.rescale_every = 0 first.",
             )
@@ -231,51 +247,60 @@ def _refuse_rescaled(host: nn.Module, sites: Sequence[Site]) -> None:
 
 def _by_role(
     model: nn.Module,
-    found: list[tuple[str, nn.Module]],
-    chosen: list[str] | None,
+    all_blocks: list[tuple[str, nn.Module]],
+    chosen_paths: list[str] | None,
     method: Method,
 ) -> list[str]:
-    """Places of the roles in the chosen blocks; None = in all of them, and around them."""
-    if not found:
-        what = f"model {type(unwrapped(model)).__name__}"
+    """Return the places of the roles in the chosen blocks; None = in all of them, and around
+    them.
+    """
+    if not all_blocks:
+        subject = f"model {type(unwrapped(model)).__name__}"
         want = "a transformer, a Mixer or a convolutional net of timm or transformers"
         fix = f"Name the modules, targets=[...]. Candidates: {_candidates(model)}."
-        raise TargetError(what, got="no block that is known by its structure", want=want, fix=fix)
+        raise TargetError(
+            subject, got="no block that is known by its structure", want=want, fix=fix
+        )
     paths: list[str] = []
     for role in method.roles:
-        there = [
+        hits = [
             f"{p}.{place}" if place else p
-            for p, block in found
-            if chosen is None or p in chosen
+            for p, block in all_blocks
+            if chosen_paths is None or p in chosen_paths
             for place in places(block, role, method.position)
         ]
-        if role in AROUND and chosen is None:
-            there += outside(model, found, role)
-        if not there and not (role in AROUND and len(method.roles) > 1):
-            what, got = f"role {role!r}", f"{type(unwrapped(model)).__name__}, which has none"
+        if role in AROUND and chosen_paths is None:
+            hits += outside(model, all_blocks, role)
+        if not hits and not (role in AROUND and len(method.roles) > 1):
+            subject, got = f"role {role!r}", f"{type(unwrapped(model)).__name__}, which has none"
             if role == "mlp":  # parallel, or it would be at the second of two layers
                 got = f"{type(unwrapped(model)).__name__}, whose MLPs are no modules of their own"
             fix = "Choose another placement or method, or name modules with targets=[...]."
-            raise TargetError(what, got=got, want="at least one module in that role", fix=fix)
-        both = [
-            (p, other) for p in there for other in paths if inside(p, other) or inside(other, p)
+            raise TargetError(subject, got=got, want="at least one module in that role", fix=fix)
+        nested = [
+            (p, earlier)
+            for p in hits
+            for earlier in paths
+            if inside(p, earlier) or inside(earlier, p)
         ]
-        if both:
-            (one, other), name = both[0], type(unwrapped(model)).__name__
-            got = f"{name}, where {one!r} and {other!r} lie inside one another"
+        if nested:
+            (first, earlier), name = nested[0], type(unwrapped(model)).__name__
+            got = f"{name}, where {first!r} and {earlier!r} lie inside one another"
             fix = "Choose another method, or name modules with targets=[...]."
             raise TargetError(f"roles {method.roles}", got=got, want="separate places", fix=fix)
-        paths += [p for p in there if p not in paths]
+        paths += [p for p in hits if p not in paths]
     order = {p: i for i, (p, _) in enumerate(walk(model))}
     return sorted(paths, key=order.__getitem__)
 
 
-def _by_name(model: nn.Module, wanted: list[str], within: list[str] | None) -> list[str]:
+def _by_name(model: nn.Module, patterns: list[str], within: list[str] | None) -> list[str]:
+    """Return the paths that names match: whole paths, else ends of paths, else globs."""
     names = [p for p, _ in walk(model) if p]
     if within is not None:
         names = [n for n in names if any(n == b or inside(n, b) for b in within)]
     hits: set[str] = set()
-    for pattern in wanted:
+    for pattern in patterns:
+        # an exact path must not match other paths that end the same way
         matched = [n for n in names if n == pattern]
         matched = matched or [n for n in names if n.endswith(f".{pattern}")]
         matched = matched or [n for n in names if fnmatchcase(n, pattern)]
@@ -288,6 +313,7 @@ def _by_name(model: nn.Module, wanted: list[str], within: list[str] | None) -> l
 
 
 def _no_match(model: nn.Module, pattern: str) -> TargetError:
+    """Build the error for a name that matches nothing, with similar names."""
     names = [p for p, _ in walk(model) if p]
     ends = sorted({n.rpartition(".")[2] for n in names if not n.rpartition(".")[2].isdigit()})
     near = difflib.get_close_matches(pattern, ends, 3) or difflib.get_close_matches(
@@ -303,6 +329,7 @@ def _no_match(model: nn.Module, pattern: str) -> TargetError:
 
 
 def _candidates(model: nn.Module) -> str:
+    """List names of modules that have widths, with their types."""
     ends = {
         p.rpartition(".")[2]: type(m).__name__ for p, m in walk(model) if p and widths(unwrapped(m))
     }
@@ -312,24 +339,27 @@ def _candidates(model: nn.Module) -> str:
 
 def check_nesting(model: nn.Module, paths: Sequence[str]) -> None:
     """Refuse sites inside or around each other or an adapted module: a host would skip them."""
-    others = (*paths, *wrapped_paths(model))
+    occupied = (*paths, *wrapped_paths(model))
     for path in paths:
-        for other in others:
-            if inside(path, other) or inside(other, path):
-                place = "inside" if inside(path, other) else "around"
-                why = "is a target too" if other in paths else "carries an adapter already"
-                got = f"a module {place} {other!r}, which {why}"
+        for outer in occupied:
+            if inside(path, outer) or inside(outer, path):
+                place = "inside" if inside(path, outer) else "around"
+                reason = "is a target too" if outer in paths else "carries an adapter already"
+                got = f"a module {place} {outer!r}, which {reason}"
                 want = "modules that do not contain each other"
                 fix = "Choose targets=[...] outside it, or adapt a fresh copy of the model."
                 raise TargetError(f"target {path!r}", got=got, want=want, fix=fix)
 
 
-def check_one_row(blocks_: Iterable[str], what: str) -> None:
-    """Raises: TargetError unless blocks stand in one row, so that all have the same tokens."""
+def check_one_row(blocks_: Iterable[str], subject: str) -> None:
+    """Check that blocks stand in one row, so that all have the same tokens.
+
+    subject: of the error.  Raises: TargetError.
+    """
     rows = list(dict.fromkeys(path.rpartition(".")[0] for path in blocks_))
     if len(rows) > 1:
         raise TargetError(
-            f"blocks for {what}",
+            f"blocks for {subject}",
             got=f"{len(rows)} rows of blocks, {', '.join(rows[:3])}, each with tokens of its own",
             want="one row, since each layer reads what the one before left for the same tokens",
             fix="Choose blocks of one row.",

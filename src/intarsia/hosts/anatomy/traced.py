@@ -1,4 +1,4 @@
-"""The graph of a convolutional net: its layers, and the functions between them."""
+"""Trace a convolutional net as a graph of layers and the functions between them."""
 
 from __future__ import annotations
 
@@ -18,19 +18,20 @@ FUNCTIONS: Mapping[str, str] = {"add": ADD, "iadd": ADD, "add_": ADD, "mul": MUL
 
 
 class _Layers(fx.Tracer):
-    """Stops at layers: what torch has, what timm builds of one piece, and batch norms."""
+    """Tracer that stops at layers: what torch has, what timm builds of one piece, batch norms."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # a module without children is a layer whatever its class
         alone = next(m.children(), None) is None
-        whole = isinstance(m, BATCH_NORM | nn.Conv2d | nn.Linear)
-        return whole or alone or super().is_leaf_module(m, module_qualified_name)
+        is_layer = isinstance(m, BATCH_NORM | nn.Conv2d | nn.Linear)
+        return is_layer or alone or super().is_leaf_module(m, module_qualified_name)
 
 
 def traced(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
-    """The net as a graph of layers and functions, which shares its modules.
+    """Trace a net, as it is in evaluation, as a graph of layers and functions that shares its
+    modules.
 
-    As the net is in evaluation, whatever its mode.
-    example: with one, every node's shape is in its meta["shape"], from a forward.
+        example: with one, every node's shape is in its meta["shape"], from a forward.
     Raises: TargetError for a net whose path depends on its data, or that cannot take the example.
     """
     kind = type(net).__name__
@@ -52,13 +53,13 @@ def traced(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
         fix = "Give one picture as the net reads it, such as torch.randn(1, 3, 224, 224)."
         raise TargetError("example", got=got, want="an input of the net", fix=fix) from error
     for node in module.graph.nodes:
-        made = node.meta.get("tensor_meta")
-        node.meta["shape"] = tuple(made.shape) if hasattr(made, "shape") else ()
+        metadata = node.meta.get("tensor_meta")
+        node.meta["shape"] = tuple(metadata.shape) if hasattr(metadata, "shape") else ()
     return module
 
 
 def function_of(node: fx.Node) -> str:
-    """The name of what a node calls, "add" and "mul" in all their spellings; "" for a module."""
+    """Return the name of a node's function, "add" and "mul" in all spellings; "" for a module."""
     if node.op not in ("call_function", "call_method"):
         return ""
     target: Any = node.target
@@ -67,10 +68,10 @@ def function_of(node: fx.Node) -> str:
 
 
 def module_of(graph: fx.GraphModule, node: fx.Node) -> nn.Module | None:
-    """The layer that a node calls."""
+    """Return the layer that a node calls, or None."""
     return graph.get_submodule(str(node.target)) if node.op == "call_module" else None
 
 
 def tensors_in(node: fx.Node) -> list[fx.Node]:
-    """The nodes that a node reads, in the order of its arguments."""
+    """List the nodes that a node reads, in the order of its arguments."""
     return [a for a in node.args if isinstance(a, fx.Node)]

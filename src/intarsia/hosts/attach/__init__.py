@@ -1,1 +1,1 @@
-"""What is put beside a host or trained in it: cells through PEFT, prompts, parts."""
+"""Put cells, through PEFT, or prompts beside a host, or train parts of it."""

@@ -25,17 +25,17 @@ from .peft import is_adapted
 
 
 def find_heads(model: nn.Module) -> list[str]:
-    """The classifiers of `heads_of` that have weights, by path."""
-    own = [unwrapped(m) for m in heads_of(model)]
+    """List the paths of the classifiers of `heads_of` that have weights."""
+    heads = [unwrapped(m) for m in heads_of(model)]
     return [
         p
         for p, m in walk(model)
-        if any(unwrapped(m) is h for h in own) and next(m.parameters(), None) is not None
+        if any(unwrapped(m) is h for h in heads) and next(m.parameters(), None) is not None
     ]
 
 
 class PublishedRecipe(Protocol):
-    """A published training: a method, and what it does to the model before cells go in."""
+    """Published training: a method, and what it does to the model before cells go in."""
 
     @property
     def method(self) -> Method: ...
@@ -45,7 +45,7 @@ class PublishedRecipe(Protocol):
 
 @dataclass(frozen=True)
 class Adapt:
-    """A method's cells in a frozen pretrained model, and its head trained whole.
+    """Change that puts a method's cells into a frozen pretrained model; its head is trained whole.
 
     targets: module names, ends of names or globs, where the method's own places do not suit.
     layers: numbers of the blocks to adapt; negative ones count from the last.
@@ -68,68 +68,76 @@ class Adapt:
 
     @property
     def preserves(self) -> frozenset[str]:
-        """The outputs, if the method adds nothing at first and no recipe changes the host."""
+        """Set with "outputs", if the method adds nothing at first and no recipe changes the
+        host.
+        """
         starts = "zero_start" in card(method_key(self.method)).tags and self.recipe is None
         return frozenset({"outputs"}) if starts else frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """The method with what it decides for the whole host, its sites and the heads by path."""
+        """Decide the method's settings for the whole host, its sites, and the paths of the
+        heads.
+        """
         check_addable(host)
         host = base_of(host)
         heads = named_heads(host, self.head)
         method, sites = planned(host, self.method, self.targets, self.layers, seed, batches)
+        # a head is trained whole: a cell in it would train the same weights twice
         inside = [s for s in sites if any(s.path == h or s.path.startswith(f"{h}.") for h in heads)]
         if self.targets is None and len(inside) < len(sites):  # roles mean the trunk
             sites = [site for site in sites if site not in inside]
         else:
             for site in inside:
-                what, got = f"target {site.path!r}", "a head, which is trained whole"
+                subject, got = f"target {site.path!r}", "a head, which is trained whole"
                 fix = "Pass head=None to leave the head to the adapter."
-                raise TargetError(what, got=got, want="a module of the trunk", fix=fix)
+                raise TargetError(subject, got=got, want="a module of the trunk", fix=fix)
         targets = tuple(site.path for site in sites)
         return Plan(replace(self, method=method, targets=targets, layers=None, head=heads), seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> PeftModel:
-        """A PEFT model; a model that is adapted already gets the adapter, inactive."""
+        """Build a PEFT model; a model that is adapted already gets the adapter, inactive."""
         check_model(host, name)
         if self.recipe is not None:
             self.recipe.prepare(host, plan.seed)
+        # the method's key stands apart from its settings in PEFT's file
         options = method_to_dict(self.method)
         classes = None if self.classes is None else {"classes": list(self.classes)}
         config = IntarsiaConfig(
             method=options.pop(KEY),
             options=options,
             seed=plan.seed,
-            target_modules=exactly(base_of(host), list(self.targets or ())),
+            target_modules=exact_targets(base_of(host), list(self.targets or ())),
             modules_to_save=list(self.head or ()) or None,
             origin=classes,
         )
         return attach(host, config, name)
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """See `intarsia.fold`."""
+        """Fold the adapter, see `intarsia.fold`."""
         return fold(cast(PeftModel, host))
 
 
 @contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Without PEFT's warnings about what it does itself."""
+    """Silence PEFT's warnings about what it does itself."""
     with warnings.catch_warnings():
         # PEFT 0.21 asks transformers 5.24 for what that has renamed
-        asked = "`is_gradient_checkpointing` is deprecated"
-        warnings.filterwarnings("ignore", asked, FutureWarning)
+        renamed = "`is_gradient_checkpointing` is deprecated"
+        warnings.filterwarnings("ignore", renamed, FutureWarning)
         # LNTuning does not know timm's LayerNorm, a LayerNorm like any other
         warnings.filterwarnings("ignore", "Unsupported layer type", UserWarning)
         yield
 
 
 def attach(model: nn.Module, config: IntarsiaConfig, name: str) -> PeftModel:
-    """A PEFT model with the config's cells under a name; a plain model is wrapped first."""
+    """Add the config's cells to a model under a name; a plain model is wrapped first."""
+    # a further adapter of an adapted model is inactive until it is set
     if is_adapted(model):
         model.add_adapter(name, config)
         _check_words(model)
         return model
     config.base_model_name_or_path = getattr(model, "name_or_path", None) or None
+    # PEFT chooses its wrapper by it, whose `generate` knows adapters
     config.task_type = task_type_of(model)
     kind = MODEL_TYPE_TO_PEFT_MODEL_MAPPING.get(str(config.task_type), PeftModel)
     with quiet_peft():
@@ -153,10 +161,12 @@ def task_type_of(model: nn.Module) -> str | None:
 
 
 def _check_words(model: PeftModel) -> None:
-    """Raises: ConfigError for an adapter that is called as a module or weight is.
+    """Check that no adapter is called as a module or weight is.
 
     PEFT saves an adapter as all weights in whose path no other adapter's name stands.
+    Raises: ConfigError.
     """
+    # every word in the path of a weight, but adapters' own names
     words: set[str] = set()
     for path in model.state_dict():
         parts = path.split(".")
@@ -167,13 +177,18 @@ def _check_words(model: PeftModel) -> None:
             if before not in ("intarsia_cells", "modules_to_save")
         }
     if clash := sorted(words & set(model.peft_config)):
-        what = "adapter name"
+        subject = "adapter name"
         fix = f"Choose another, such as '{clash[0]}-adapter': weights would be lost when saved."
-        raise ConfigError(what, got=repr(clash[0]), want="no word in the path of a weight", fix=fix)
+        raise ConfigError(
+            subject, got=repr(clash[0]), want="no word in the path of a weight", fix=fix
+        )
 
 
 def check_addable(model: nn.Module) -> None:
-    """Raises: ConfigError for a model with adapters that are not ours."""
+    """Check that a model has no adapters of another library.
+
+    Raises: ConfigError.
+    """
     if isinstance(model, PeftModel) and not is_adapted(model):
         got = "a PeftModel with adapters of PEFT's own"
         fix = "Call model.unload() or model.merge_and_unload() first."
@@ -181,13 +196,19 @@ def check_addable(model: nn.Module) -> None:
 
 
 def check_model(model: nn.Module, name: str) -> None:
-    """Raises: ConfigError if the model cannot take one more adapter of ours of this name."""
+    """Check that a model can take one more adapter of ours of this name.
+
+    Raises: ConfigError.
+    """
     check_addable(model)
     check_name(model, name)
 
 
 def check_name(model: nn.Module, name: str) -> None:
-    """Raises: ConfigError for a name that an adapter cannot have, or one of the model has."""
+    """Check that an adapter can have this name, and that none of the model has it.
+
+    Raises: ConfigError.
+    """
     if not name or "." in name or hasattr(nn.ModuleDict(), name):
         want = "a name without dots that torch does not use itself"
         fix = "Letters, digits, - and _ are fine: 'solar-cells'."
@@ -198,9 +219,12 @@ def check_name(model: nn.Module, name: str) -> None:
         raise ConfigError("adapter name", got=repr(name), want=want, fix=fix)
 
 
-def exactly(host: nn.Module, paths: list[str]) -> set[str] | str:
-    """What makes PEFT, which goes by the ends of names, choose these paths and no other."""
+def exact_targets(host: nn.Module, paths: list[str]) -> set[str] | str:
+    """Return target_modules by which PEFT, which goes by the ends of names, finds these paths
+    alone.
+    """
     names = [p for p, _ in walk(host)]
+    # a string is a pattern for the whole path, a set means ends of paths
     if any(n.endswith(f".{p}") and n not in paths for n in names for p in paths):
         return "|".join(re.escape(p) for p in paths)
     return set(paths)
@@ -216,12 +240,12 @@ def named_heads(host: nn.Module, head: Sequence[str] | str | None) -> list[str]:
     names = [head] if isinstance(head, str) else list(head)
     names = find_heads(host) if names == ["auto"] else names
     paths = [p for p, _ in walk(host) if p]
-    for wanted in names:
+    for head_path in names:
         # PEFT goes by the ends of names
-        also = [p for p in paths if p.endswith(wanted) and p not in names]
-        if wanted not in paths or also:
-            got = f"the end of {also} too" if wanted in paths else "no module of that path"
+        also = [p for p in paths if p.endswith(head_path) and p not in names]
+        if head_path not in paths or also:
+            got = f"the end of {also} too" if head_path in paths else "no module of that path"
             want = "the path of one module, to be trained and saved whole"
             fix = f"The model's own: {find_heads(host) or 'none found'}; or pass head=None."
-            raise TargetError(f"head {wanted!r}", got=got, want=want, fix=fix)
+            raise TargetError(f"head {head_path!r}", got=got, want=want, fix=fix)
     return names

@@ -32,20 +32,22 @@ def read_adapter(
     classes: Sequence[str] | None = None,
     left_out: Mapping[str, Any] | None = None,
 ) -> PeftModel:
-    """Put an adapter of PEFT's files into the pretrained model it was trained on, in place.
+    """Attach an adapter of PEFT's files to the pretrained model it was trained on, in place.
 
     Plain LoRA of PEFT's own becomes cells; what else PEFT has is read by PEFT.
     left_out: of plain LoRA in PEFT's own form, what `write_plain` returned.
     Raises: CheckpointError, ConfigError, as `intarsia.load` does; the caller undoes the rest.
     """
     check_model(model, name)
+    # three families: our methods, plain LoRA of either library, other types of PEFT
     stored, weights = _stored(folder), read_weights(folder)
     if stored.get("peft_type") == Family.INTARSIA.value:
         config = read_config(folder)
-    elif (found := _plain(model, folder, stored, weights, left_out)) is not None:
-        config, weights = found, ours(weights)
+    elif (plain := _plain(model, folder, stored, weights, left_out)) is not None:
+        config, weights = plain, ours(weights)
     else:
         _check_config(folder, stored)
+        # PEFT reads its own; names and shapes are checked afterwards, since it passes over misfits
         foreign = read_foreign(model, folder, name, stored, trainable=trainable)
         check_shapes(folder, get_peft_model_state_dict(foreign, adapter_name=name), weights)
         return foreign if trainable else foreign.eval()
@@ -69,7 +71,7 @@ def read_adapter(
 
 
 def read_config(folder: Path) -> IntarsiaConfig:
-    """The method and places of a saved adapter, checked against its weights' digest.
+    """Read the method and places of a saved adapter, checked against its weights' digest.
 
     Raises: CheckpointError if the folder holds no adapter of this library, or a damaged one.
     """
@@ -95,7 +97,7 @@ def _plain(
     weights: Mapping[str, Tensor],
     left_out: Mapping[str, Any] | None,
 ) -> IntarsiaConfig | None:
-    """The config of an adapter that is plain LoRA, ours or PEFT's; None for any other."""
+    """Return the config of an adapter that is plain LoRA, ours or PEFT's; None for any other."""
     if left_out is None:
         return plain_config(model, stored, weights)
     _check_config(folder, stored)
@@ -107,6 +109,7 @@ def _plain(
 
 
 def _stored(folder: Path) -> dict[str, Any]:
+    """Read adapter_config.json.  Raises: CheckpointError."""
     path = folder / CONFIG
     try:
         stored = read_json(path)
@@ -125,25 +128,29 @@ def _stored(folder: Path) -> dict[str, Any]:
 
 
 def _check_config(folder: Path, stored: Mapping[str, Any]) -> None:
-    """Raises: CheckpointError for regular expressions, and sizes that the weights have not."""
+    """Refuse regular expressions, and sizes that the weights have not.
+
+    Raises: CheckpointError.
+    """
     path = folder / CONFIG
     for name in ("target_modules", "exclude_modules", "layers_pattern"):
-        if not _is_plain(found := stored.get(name)):
-            got = f"{name}={found!r}, a regular expression"
+        if not _is_plain(pattern := stored.get(name)):
+            got = f"{name}={pattern!r}, a regular expression"
             fix = "If you trust the folder: peft.PeftModel.from_pretrained(model, folder)."
             raise CheckpointError(str(path), got=got, want="paths of modules", fix=fix)
+    # a pattern of a stranger could take for ever to match, and sizes all memory
     weights = next(folder.glob("adapter_*.safetensors"), folder / WEIGHTS)
     check_sizes(path, stored.get("options"), weights, "options")
 
 
 def _is_plain(pattern: object) -> bool:
-    """Whether PEFT, which compiles it, finds paths in it: alternatives, nothing that repeats."""
+    """Return True if a pattern, which PEFT compiles, is paths and alternatives: nothing repeats."""
     texts = pattern if isinstance(pattern, list) else [pattern]
     return all(re.fullmatch(r"([\w|.-]|\\[.\-])*", t) for t in texts if isinstance(t, str))
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of a saved adapter, on the CPU.
+    """Read the tensors of a saved adapter, on the CPU.
 
     Raises: CheckpointError if there are none, or the file is cut short or not safetensors.
     """
@@ -155,26 +162,30 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
         raise damaged(path, f"no readable safetensors file ({error})", WRITER) from error
 
 
-def _check_classes(stored: Sequence[str] | None, wanted: Sequence[str] | None) -> None:
-    if wanted is None or stored is None or list(stored) == list(wanted):
+def _check_classes(stored: Sequence[str] | None, expected: Sequence[str] | None) -> None:
+    """Check that an adapter was trained for these classes.  Raises: CheckpointError."""
+    if expected is None or stored is None or list(stored) == list(expected):
         return
-    what, fix = "classes", "Use the data the adapter was trained on, or train a new head."
-    raise CheckpointError(what, got=list(stored), want=list(wanted), fix=fix)
+    subject, fix = "classes", "Use the data the adapter was trained on, or train a new head."
+    raise CheckpointError(subject, got=list(stored), want=list(expected), fix=fix)
 
 
-def check_shapes(folder: Path, wanted: dict[str, Any], got: dict[str, Tensor]) -> None:
-    """Raises: CheckpointError unless names and shapes are those of the adapter just attached."""
-    missing, foreign = sorted(wanted.keys() - got.keys()), sorted(got.keys() - wanted.keys())
+def check_shapes(folder: Path, expected: dict[str, Any], got: dict[str, Tensor]) -> None:
+    """Check that names and shapes are those of the adapter just attached.
+
+    Raises: CheckpointError.
+    """
+    missing, foreign = sorted(expected.keys() - got.keys()), sorted(got.keys() - expected.keys())
     if missing or foreign:
         raise CheckpointError(
             f"weights in {str(folder)!r}",
             got=f"{len(foreign)} tensors that do not belong, such as {foreign[:1]}; "
             f"{len(missing)} missing, such as {missing[:1]}",
-            want=f"the {len(wanted)} tensors of the method in {CONFIG}",
+            want=f"the {len(expected)} tensors of the method in {CONFIG}",
             fix="The weights are of another method or model; copy the folder again.",
         )
     for key, tensor in got.items():
-        if tensor.shape != wanted[key].shape:
-            what, want = f"{key} in {str(folder)!r}", tuple(wanted[key].shape)
+        if tensor.shape != expected[key].shape:
+            subject, want = f"{key} in {str(folder)!r}", tuple(expected[key].shape)
             fix = "Create the model with the sizes and classes of the training run."
-            raise CheckpointError(what, got=tuple(tensor.shape), want=want, fix=fix)
+            raise CheckpointError(subject, got=tuple(tensor.shape), want=want, fix=fix)

@@ -1,4 +1,4 @@
-"""An adapter whose cells are low-rank changes, as the plain LoRA that PEFT and servers know."""
+"""Convert an adapter of low-rank changes to the plain LoRA that PEFT and servers know."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def as_lora(model: nn.Module, name: str = "lora", *, of: str | None = None) -> P
     layer, or a name in use; FoldError for Poly with several tasks, see `methods.mhr.to_lora`.
     """
     adapted, of, _, cells = lora_cells(model, of)
-    return put_beside(adapted, of, name, *_alike(cells))
+    return put_beside(adapted, of, name, *_one_rank(cells))
 
 
 def lora_cells(
@@ -45,6 +45,7 @@ def lora_cells(
     adapted, of = _named(model, of)
     layers, cells = layers_of(adapted, of), list[LoraCell]()
     for layer in layers:
+        # a trained mixture of low-rank cells merges into one
         cell = cast(Cell, layer.intarsia_cells[of]).merged()
         if type(cell) is not LoraCell or layer.intarsia_sites[of][0] != "parallel":
             got = f"{type(cell).__name__} at {layer.path!r}"
@@ -58,11 +59,13 @@ def lora_cells(
 def put_beside(
     model: PeftModel, of: str, name: str, settings: Lora, cells: Sequence[LoraCell]
 ) -> PeftModel:
-    """A LoRA at the places of another adapter, with these cells and that one's heads; it is active.
+    """Add a LoRA at the places of another adapter, with these cells and that one's heads; activate
+    it.
 
-    cells: in the order of `layers_of`.
+    of: the other adapter.  cells: in the order of `layers_of`.
     """
     check_model(model, name)
+    # the same places and heads, another method
     config = copy.deepcopy(cast(IntarsiaConfig, model.peft_config[of]))
     config.options = method_to_dict(settings)
     config.method = config.options.pop(KEY)
@@ -80,40 +83,42 @@ def put_beside(
 
 
 def layers_of(model: nn.Module, name: str) -> list[IntarsiaLayer]:
-    """The layers with a cell of an adapter, in the model's order."""
+    """List the layers with a cell of an adapter, in the model's order."""
     layers = (m for m in model.modules() if isinstance(m, IntarsiaLayer))
     return [layer for layer in layers if name in layer.intarsia_cells]
 
 
 @torch.no_grad()
-def _alike(cells: Sequence[LoraCell]) -> tuple[Lora, Sequence[LoraCell]]:
-    """The cells as ones of one rank and one scale, and the settings of that LoRA."""
+def _one_rank(cells: Sequence[LoraCell]) -> tuple[Lora, Sequence[LoraCell]]:
+    """Bring cells to one rank and one scale; returns the settings of that LoRA and its cells."""
     rank = max(cell.down.out_features for cell in cells)
     scale = cells[0].scale
     settings = Lora(rank, scale * rank, cells[0].dropout.p)
-    made: list[LoraCell] = []
+    padded: list[LoraCell] = []
     for cell in cells:
+        # one scale for all: the rest of a cell's own goes into B
         a, b = cell.down.weight, cell.up.weight * (cell.scale / scale)  # (r, d_in), (d_out, r)
-        more = rank - len(a)
+        # rows of zeros in A and columns of zeros in B change nothing
+        missing = rank - len(a)
         filled: Mapping[str, torch.Tensor] = {
-            "down.weight": nn.functional.pad(a, (0, 0, 0, more)),
-            "up.weight": nn.functional.pad(b, (0, more)),
+            "down.weight": nn.functional.pad(a, (0, 0, 0, missing)),
+            "up.weight": nn.functional.pad(b, (0, missing)),
         }
         plain = copy.deepcopy(cell)
         plain.down.weight = nn.Parameter(filled["down.weight"])
         plain.up.weight = nn.Parameter(filled["up.weight"])
-        made.append(plain)
-    return settings, made
+        padded.append(plain)
+    return settings, padded
 
 
 def _named(model: nn.Module, of: str | None) -> tuple[PeftModel, str]:
-    """The model, and the adapter that is asked for."""
+    """Return the model and the name of the adapter that is meant."""
     active = list(model.active_adapters) if is_adapted(model) else []
-    known = list(model.peft_config) if is_adapted(model) else []
+    names = list(model.peft_config) if is_adapted(model) else []
     if of is None and len(active) == 1:
         of = active[0]
-    if is_adapted(model) and of in known and layers_of(model, of):
+    if is_adapted(model) and of in names and layers_of(model, of):
         return model, of
     got = f"{len(active)} active ones" if of is None else repr(of)
     fix = "Name one of them with of=, or call intarsia.adapt(model, ...) first."
-    raise ConfigError("adapter", got=got, want=f"one of {known}", fix=fix)
+    raise ConfigError("adapter", got=got, want=f"one of {names}", fix=fix)

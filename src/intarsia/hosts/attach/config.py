@@ -31,14 +31,14 @@ KINDS: dict[str, tuple[type, ...]] = {
 
 
 class Family(str, enum.Enum):  # noqa: UP042  PEFT's mappings want a str enum whose name is its value
-    """The type under which PEFT knows every method."""
+    """Type under which PEFT knows every method."""
 
     INTARSIA = "INTARSIA"
 
 
 @dataclass
 class IntarsiaConfig(PeftConfig):
-    """Which method goes where, as PEFT stores it: `adapter_config.json`.
+    """Configuration of an adapter, as PEFT stores it in `adapter_config.json`.
 
     method, options: the catalogue's key and settings, see `intarsia.core.registry`.
     seed: with a site's path, the source of its cell's first weights, so that two methods with one
@@ -61,6 +61,7 @@ class IntarsiaConfig(PeftConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        # JSON has lists where PEFT wants sets
         self.peft_type = Family.INTARSIA
         for name in ("target_modules", "exclude_modules"):
             if isinstance(value := getattr(self, name), (list, tuple)):
@@ -74,7 +75,7 @@ class IntarsiaConfig(PeftConfig):
         self.settings()
 
     def settings(self) -> Method:
-        """The method's own frozen settings."""
+        """Return the method's own frozen settings."""
         return method_from_dict({"method": self.method} | (self.options or {}))
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,7 +90,10 @@ class IntarsiaConfig(PeftConfig):
     def from_pretrained(
         cls, pretrained_model_name_or_path: str, subfolder: str | None = None, **kwargs: Any
     ) -> IntarsiaConfig:
-        """Raises: CheckpointError if the folder's weights are not those it was saved with."""
+        """Read the config of a folder.
+
+        Raises: CheckpointError if the folder's weights are not those it was saved with.
+        """
         config = cast(
             IntarsiaConfig,
             super().from_pretrained(pretrained_model_name_or_path, subfolder, **kwargs),
@@ -100,7 +104,7 @@ class IntarsiaConfig(PeftConfig):
         return config
 
     def _identity(self) -> dict[str, Any]:
-        """The part of the config that the weights depend on."""
+        """Return the part of the config that the weights depend on."""
         stored = self.to_dict()
         names = (
             "method",
@@ -116,11 +120,15 @@ class IntarsiaConfig(PeftConfig):
         return {name: stored[name] for name in names} | {"classes": classes}
 
     def _generator(self, path: str, salt: str) -> torch.Generator:
+        """Return a random generator for a path."""
+        # by the path alone: the order in which cells are built does not matter
         digest = hashlib.sha256(f"{self.seed}:{path}:{salt}".encode()).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
     def share(self, sites: Iterable[Site]) -> Shared:
-        """What the cells of this adapter share; sites are asked for only if they do."""
+        """Return the state that the adapter's cells share; sites are read only if they share
+        some.
+        """
         method = self.settings()
         if not shares(method):
             return Shared()
@@ -128,10 +136,11 @@ class IntarsiaConfig(PeftConfig):
         return Shared(lambda: method.share(list(sites), generator=generator))
 
     def build(self, site: Site, name: str, shared: Shared) -> Cell:
-        """The cell of this adapter for a site."""
+        """Build the cell of this adapter for a site."""
         generator = self._generator(site.path, "" if self.init_weights else name)
         cell = shared.build(self.settings(), site, generator=generator)
         if not self.init_weights:
+            # PEFT's own tests need cells that are not zero at first
             for parameter in cell.parameters():
                 nn.init.normal_(parameter, std=0.2, generator=generator)
         return cell

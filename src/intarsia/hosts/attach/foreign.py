@@ -1,4 +1,4 @@
-"""Adapters of PEFT's own types: read by PEFT, and checked."""
+"""Read adapters of PEFT's own types, by PEFT, and check them."""
 
 from __future__ import annotations
 
@@ -19,22 +19,25 @@ ELSEWHERE = ("XLORA",)  # reads further adapters, from wherever its config says
 def read_foreign(
     model: nn.Module, folder: Path, name: str, stored: Mapping[str, Any], *, trainable: bool
 ) -> PeftModel:
-    """A PEFT model with a saved adapter of DoRA, IA3, LoHa, OFT ...
+    """Load a saved adapter of DoRA, IA3, LoHa, OFT ... into a model.
 
     stored: its adapter_config.json.
     Raises: CheckpointError for a type that PEFT has not, prompts (they load tokenizers), and what
     PEFT refuses; ConfigError for a model that has adapters of ours.
     """
     kind = stored.get("peft_type")
-    what = str(folder / "adapter_config.json")
+    subject = str(folder / "adapter_config.json")
+    # types that only change layers: others read tokenizers, prompts or further adapters
     tuner: Any = PEFT_TYPE_TO_TUNER_MAPPING.get(kind)  # pyright: ignore[reportArgumentType]
     if kind in ELSEWHERE or not (isinstance(tuner, type) and issubclass(tuner, BaseTuner)):
         want = "'INTARSIA', or a type of PEFT that changes layers and reads no other files"
         fix = "Load it with peft.PeftModel.from_pretrained, if you trust where it comes from."
-        raise CheckpointError(what, got=f"type {kind!r}", want=want, fix=fix)
+        raise CheckpointError(subject, got=f"type {kind!r}", want=want, fix=fix)
     if is_adapted(model):
         got, want = f"PEFT's {kind} beside adapters of ours", "one family of adapters in a model"
-        raise ConfigError(what, got=got, want=want, fix="Load it into a fresh copy of the model.")
+        raise ConfigError(
+            subject, got=got, want=want, fix="Load it into a fresh copy of the model."
+        )
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Found missing adapter keys", UserWarning)
@@ -45,4 +48,4 @@ def read_foreign(
     except (AttributeError, ImportError, KeyError, RuntimeError, TypeError, ValueError) as error:
         got, want = f"one that PEFT cannot load ({error})", "an adapter of this model"
         fix = "Create the model with the name and settings of the training run."
-        raise CheckpointError(what, got=got, want=want, fix=fix) from error
+        raise CheckpointError(subject, got=got, want=want, fix=fix) from error

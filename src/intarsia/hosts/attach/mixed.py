@@ -1,4 +1,4 @@
-"""Batches whose samples each name their adapter: what is refused before a forward."""
+"""Check batches whose samples each name their adapter, before a forward."""
 
 from __future__ import annotations
 
@@ -12,19 +12,20 @@ BASE = "__base__"  # no adapter
 
 
 def check_names(
-    names: Sequence[str], known: Collection[str], inputs: Sequence[Tensor], *, training: bool
+    names: Sequence[str], available: Collection[str], inputs: Sequence[Tensor], *, training: bool
 ) -> None:
-    """One known adapter for each sample, in evaluation.
+    """Check that each sample names one adapter of the model, in evaluation.
 
     Raises: ConfigError.
     """
+    # gradients would reach only the adapters of this batch
     if training:
         got = "a model in training mode"
         fix = "Call model.eval(); to train, set one adapter at a time."
         raise ConfigError("adapter_names", got=got, want="a model in evaluation mode", fix=fix)
-    if unknown := sorted(set(names) - set(known) - {BASE}):
-        what, want = "adapter_names", f"some of {sorted(known)} or {BASE!r}"
-        raise ConfigError(what, got=unknown, want=want, fix="Name one adapter for each sample.")
+    if unknown := sorted(set(names) - set(available) - {BASE}):
+        subject, want = "adapter_names", f"some of {sorted(available)} or {BASE!r}"
+        raise ConfigError(subject, got=unknown, want=want, fix="Name one adapter for each sample.")
     if inputs and len(inputs[0]) != len(names):
         got = f"{len(names)} names for {len(inputs[0])} samples"
         fix = "Name one adapter for each sample."

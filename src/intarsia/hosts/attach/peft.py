@@ -1,8 +1,7 @@
 """The plug-in by which every cell lives in a PEFT model; nothing else touches PEFT's internals.
 
 One family type, INTARSIA, with a `method` key: cells of different methods sit, save and load side
-by side in one model, which PEFT refuses to distinct types. `intarsia` must be imported before
-is imported, see `core.with_peft`.
+by side in one model, which PEFT refuses to distinct types. `core.with_peft` imports this file.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ PREFIX = "intarsia_"
 
 
 class IntarsiaLayer(nn.Module, BaseTunerLayer):
-    """A host's module with cells beside ("parallel") or behind it ("sequential").
+    """Host's module with cells beside it ("parallel") or behind it ("sequential").
 
     y = f(x) + sum over active adapters of cell(x), or of cell(f(x)). Cells read the width as the
     last axis. Random routers hold their draw until the host's next forward, so that the
@@ -86,6 +85,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return first.device, first.dtype
 
     def _addition(self, name: str, x: Tensor, y: Tensor) -> Tensor:
+        """Compute what one cell adds.  x, y: input and output of the module."""
         position, channels = self.intarsia_sites[name]
         cell = self.intarsia_cells[name]
         if isinstance(cell, Cell) and cell.whole:
@@ -96,33 +96,36 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return cell(read).to(y.dtype).view_as(y)  # Llama 4's experts give their tokens in one row
 
     def _alone(self) -> Cell | None:
-        """The cell that computes this place by itself: the only one active, `whole` or `fused`."""
+        """Return the only active cell, if it computes the place by itself: `whole` or `fused`."""
         if self.disable_adapters or self.merged_adapters:
             return None
         active = [n for n in self.active_adapters if n in self.intarsia_cells]
         cell = self.intarsia_cells[active[0]] if len(active) == 1 else None
         if isinstance(cell, Cell) and cell.fused:
-            beside = self.intarsia_sites[active[0]] == ("parallel", "last")
-            return cell if beside and type(self.base_layer) is nn.Linear else None
+            is_parallel = self.intarsia_sites[active[0]] == ("parallel", "last")
+            return cell if is_parallel and type(self.base_layer) is nn.Linear else None
         return cell if isinstance(cell, Cell) and cell.whole else None
 
     def _per_sample(self, x: Tensor, y: Tensor, names: Sequence[str]) -> Tensor:
+        """Add to each sample's rows what the cell of its adapter gives."""
         total = torch.zeros_like(y)
         for name in dict.fromkeys(names):
             if name in self.intarsia_cells:
-                chosen = torch.tensor([n == name for n in names])
+                selected = torch.tensor([n == name for n in names])
                 # windows of one sample follow each other
                 read, rows = (
-                    chosen.repeat_interleave(len(t) // len(names)).to(y.device) for t in (x, y)
+                    selected.repeat_interleave(len(t) // len(names)).to(y.device) for t in (x, y)
                 )
-                with of_samples(self.intarsia_cells[name], chosen):
+                with of_samples(self.intarsia_cells[name], selected):
                     total[rows] = self._addition(name, x[read], y[rows])
         return y + total
 
     def forward(self, *args: Any, adapter_names: Sequence[str] | None = None, **kwargs: Any) -> Any:
+        # merged weights have one adapter for all samples
         if self.merged and (self.disable_adapters or adapter_names is not None):
             self.unmerge()
         x = args[0] if args else next(iter(kwargs.values()))
+        # such a cell takes the module's place, so that the module itself need not be run
         if adapter_names is None and (cell := self._alone()) is not None:
             return cell.around(self.base_layer, x)
         out = self.base_layer(*args, **kwargs)
@@ -132,41 +135,39 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         if adapter_names is not None:
             total = self._per_sample(x, y, adapter_names)
         else:
-            active = [n for n in self.active_adapters if n in self.intarsia_cells]
-            total = y
+            total, active = y, [n for n in self.active_adapters if n in self.intarsia_cells]
             for name in active:
                 if name not in self.merged_adapters:
                     total = total + self._addition(name, x, y)
         return (total, *out[1:]) if isinstance(out, tuple) else total
 
     def delta(self, name: str) -> Tensor:
-        """The change of the host's weight, in its shape.
+        """Compute the change of the host's weight, in its shape.
 
         Raises: FoldError if the cell is not linear, or what it sits on has no such weight.
         """
         cell, base = self.intarsia_cells[name], self.get_base_layer()
         refuse_quantised(f"merging adapter {name!r}", base, self.path)
         delta = cell.merged().delta() if isinstance(cell, Cell) else None
+        subject = f"merging adapter {name!r} at {self.path!r}"
         if delta is None:
-            raise FoldError(
-                f"merging adapter {name!r} at {self.path!r}",
-                got=f"{type(cell).__name__}, which is not linear in its input",
-                want="a cell that is a change of weights, such as LoRA",
-                fix="Try intarsia.fold(model), or keep the adapter attached.",
-            )
+            got = f"{type(cell).__name__}, which is not linear in its input"
+            want = "a cell that is a change of weights, such as LoRA"
+            fix = "Try intarsia.fold(model), or keep the adapter attached."
+            raise FoldError(subject, got=got, want=want, fix=fix)
         if self.intarsia_sites[name][0] != "parallel" or not isinstance(base, LAYERS):
-            what = f"merging adapter {name!r} at {self.path!r}"
             want = "a Linear or pointwise convolution with the cell beside it"
-            raise FoldError(what, got=type(base).__name__, want=want, fix="Target linear layers.")
+            got, fix = type(base).__name__, "Target linear layers."
+            raise FoldError(subject, got=got, want=want, fix=fix)
         return (delta.T if isinstance(base, Conv1D) else delta).reshape(base.weight.shape)
 
     def _shift(self, name: str, sign: int, safe: bool) -> None:
+        """Add an adapter's change to the host's weight, or subtract it (sign -1)."""
         weight = self.get_base_weight()
         merged = weight + (sign * self.delta(name)).to(weight.dtype)
         if safe and not torch.isfinite(merged).all():
-            raise ValueError(
-                f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
-            )
+            text = f"NaNs detected in the merged weights. The adapter {name} seems to be broken"
+            raise ValueError(text)
         self.set_base_weight(merged)
 
     @torch.no_grad()
@@ -187,12 +188,12 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
         return False
 
     def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """What merging adds to the host's weight."""
+        """Return the change that merging adds to the host's weight."""
         return self.delta(adapter_name)
 
 
 class IntarsiaModel(BaseTuner):
-    """PEFT's tuner for every method."""
+    """Tuner of PEFT for every method."""
 
     prefix = PREFIX
     tuner_layer_cls = IntarsiaLayer
@@ -201,10 +202,9 @@ class IntarsiaModel(BaseTuner):
     def _prepare_adapter_config(self, peft_config: IntarsiaConfig, model_config: Any) -> Any:
         layers = peft_config.layers_to_transform
         if peft_config.target_modules is None:
-            chosen = [layers] if isinstance(layers, int) else layers
-            method, sites = planned(
-                self.model, peft_config.settings(), None, chosen, peft_config.seed
-            )
+            numbers = [layers] if isinstance(layers, int) else layers
+            settings = peft_config.settings()
+            method, sites = planned(self.model, settings, None, numbers, peft_config.seed)
             peft_config.options = settings_to_dict(method)
             peft_config.target_modules = {site.path for site in sites}
         if layers is not None and not peft_config.layers_pattern:
@@ -214,18 +214,19 @@ class IntarsiaModel(BaseTuner):
         return peft_config
 
     def _prepare_model(self, peft_config: IntarsiaConfig, model: nn.Module) -> None:
-        """Everything that can be refused is refused here, before a module is touched."""
+        """Refuse whatever can be refused, before a module is touched."""
         names = [p for p, _ in walk(model) if p]
         paths = [n for n in names if self._check_target_module_exists(peft_config, n)]
         check_nesting(model, paths)
         position = peft_config.settings().position
+        # what all cells share is made once, in the order of the sites
         self._shared = peft_config.share(site_at(model, p, position) for p in paths)
         saved = peft_config.modules_to_save or ()
         for head in saved:
             if not any(n.endswith(head) for n in names):
-                what, fix = f"head {head!r}", "Name it as in model.named_modules()."
+                subject, fix = f"head {head!r}", "Name it as in model.named_modules()."
                 want = "a module that is trained and saved whole"
-                raise TargetError(what, got="no module of that name", want=want, fix=fix)
+                raise TargetError(subject, got="no module of that name", want=want, fix=fix)
         heads = [n for n in names if any(n.endswith(h) for h in saved)]
         peft_config.origin = origin.matched(peft_config.origin, model, heads)
 
@@ -265,12 +266,11 @@ class IntarsiaModel(BaseTuner):
         return self
 
     def _rest_statistics(self) -> None:
-        """Batch statistics of a frozen trunk stay as they are."""
+        """Keep the batch statistics of a frozen trunk as they are."""
         for _, module in walk(self.model):
             norm = unwrapped(module)
-            if isinstance(norm, nn.modules.batchnorm._BatchNorm) and not any(
-                p.requires_grad for p in norm.parameters()
-            ):
+            frozen = not any(p.requires_grad for p in norm.parameters())
+            if frozen and isinstance(norm, nn.modules.batchnorm._BatchNorm):
                 norm.eval()
 
     @classmethod
@@ -288,8 +288,8 @@ class IntarsiaModel(BaseTuner):
 
     def delete_adapter(self, adapter_name: str) -> None:
         was_active = adapter_name in self.active_adapters
-        left = [n for n in self.peft_config if n != adapter_name]
-        active = [n for n in self.active_adapters if n != adapter_name] or left[:1]
+        remaining = [n for n in self.peft_config if n != adapter_name]
+        active = [n for n in self.active_adapters if n != adapter_name] or remaining[:1]
         super().delete_adapter(adapter_name)
         # the stock one asks the first layer what is active now, which may carry no other adapter
         if was_active and active:
@@ -339,12 +339,11 @@ class IntarsiaModel(BaseTuner):
         if merge:
             self._check_deltas(adapter_names)
         super()._unload_and_optionally_merge(merge, progressbar, safe_merge, adapter_names)
-        host = self.model
-        unwatch(host)
-        return host
+        unwatch(self.model)
+        return self.model
 
     def _check_deltas(self, adapter_names: list[str] | None) -> None:
-        """Raises: FoldError for the first cell that cannot merge, before a layer is touched."""
+        """Check that every cell can merge, before a layer is touched.  Raises: FoldError."""
         names = self.active_adapters if adapter_names is None else adapter_names
         for module in self.model.modules():
             if isinstance(module, IntarsiaLayer):
@@ -354,12 +353,13 @@ class IntarsiaModel(BaseTuner):
                         self._check_own(module)
 
     def _check_own(self, layer: IntarsiaLayer) -> None:
+        """Check that no other module has a layer's weight.  Raises: FoldError."""
         weight = getattr(layer.get_base_layer(), "weight", None)
         shared = [p for p, m in self.model.named_modules() if weight is m._parameters.get("weight")]
         if weight is not None and len(shared) > 1:
-            what, got = f"merging at {layer.path!r}", f"a weight that {shared[0]!r} has, too"
+            subject, got = f"merging at {layer.path!r}", f"a weight that {shared[0]!r} has, too"
             fix = "Use intarsia.fold(model), which unties a copy."
-            raise FoldError(what, got=got, want="a weight of its own", fix=fix)
+            raise FoldError(subject, got=got, want="a weight of its own", fix=fix)
 
     def _cast_adapter_dtype(self, adapter_name: str, autocast_adapter_dtype: bool = True) -> None:
         super()._cast_adapter_dtype(adapter_name, autocast_adapter_dtype)
@@ -375,23 +375,23 @@ class IntarsiaModel(BaseTuner):
 
 
 def is_peft(model: nn.Module) -> TypeGuard[PeftModel]:
-    """Is this a PEFT model, with adapters of any type?"""
+    """Return True for a PEFT model, with adapters of any type."""
     return isinstance(model, PeftModel)
 
 
 def is_adapted(model: nn.Module) -> TypeGuard[PeftModel]:
-    """Is this a PEFT model that carries cells?"""
+    """Return True for a PEFT model that carries cells."""
     return isinstance(model, PeftModel) and isinstance(model.base_model, IntarsiaModel)
 
 
 def has_places(method: str, host: nn.Module) -> bool:
     """Return whether PEFT needs no target_modules for a method of its own in this kind of model."""
     tuners: Any = PEFT_TYPE_TO_TUNER_MAPPING
-    known = getattr(tuners[method], "target_module_mapping", None)
+    mapping = getattr(tuners[method], "target_module_mapping", None)
     if method == "IA3":  # whose tuner has the table elsewhere
-        known = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
+        mapping = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
     kind = getattr(getattr(host, "config", None), "model_type", None)
-    return known is None or kind in known
+    return mapping is None or kind in mapping
 
 
 # what register_peft_method does, less its check that the name is in PEFT's own closed enum

@@ -1,4 +1,4 @@
-"""LoRA in PEFT's own files: what else reads LoRA reads ours, and PEFT's adapters become cells.
+"""Write LoRA as PEFT's own files, which others read, and read PEFT's adapters as cells.
 
 Ours are B and A as `up` and `down`; PEFT's are lora_B and lora_A. Nothing else differs.
 """
@@ -20,7 +20,7 @@ from ...core.reading import read_tensors
 from ...core.registry import KEY, method_to_dict
 from ..anatomy import origin
 from ..anatomy.blocks import base_of, unwrapped, walk
-from .adapt import exactly
+from .adapt import exact_targets
 from .config import IntarsiaConfig
 from .peft import IntarsiaLayer
 
@@ -37,14 +37,15 @@ PLAIN_STARTS = (True, False, "gaussian", "orthogonal", "eva")  # others change t
 
 
 def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | None:
-    """Rewrite the files of an adapter that is plain LoRA as PEFT's; returns what they leave out:
-    the seed, and what the weights belong to.
+    """Rewrite the files of an adapter that is plain LoRA as PEFT's; returns what they leave out.
 
-    None for any other adapter, whose files stay as they are.
+    That is the seed, and what the weights belong to. None for any other adapter, whose files stay
+    as they are.
     """
     config: Any = model.peft_config[name]
     layers = [m for m in model.modules() if isinstance(m, IntarsiaLayer)]
     mine = [layer for layer in layers if name in layer.intarsia_cells]
+    # one cell that is more than LoRA, and PEFT could not read the folder
     if config.method != "lora" or not all(_plain(layer, name) for layer in mine):
         return None
     method: Lora = config.settings()
@@ -64,6 +65,7 @@ def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | N
         **{key: getattr(config, key) for key in PLACES},
     )
     plain.save_pretrained(str(place))
+    # the same numbers under PEFT's names
     theirs = {ours: key for key, ours in OURS.items()}
     tensors = {_renamed(n, theirs): t for n, t in read_tensors(place / origin.WEIGHTS).items()}
     save_file(tensors, place / origin.WEIGHTS, metadata={"format": "pt"})
@@ -72,21 +74,22 @@ def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | N
 
 
 def own_config(stored: Mapping[str, Any], left_out: Mapping[str, Any]) -> IntarsiaConfig:
-    """The config of what `write_plain` wrote, out of PEFT's file and what that leaves out."""
+    """Build the config of what `write_plain` wrote, out of PEFT's file and what that leaves out."""
     method = Lora(int(stored["r"]), float(stored["lora_alpha"]), float(stored["lora_dropout"]))
     options = method_to_dict(method)
-    same = ("target_modules", "task_type", "base_model_name_or_path", "revision", *PLACES)
+    unchanged = ("target_modules", "task_type", "base_model_name_or_path", "revision", *PLACES)
     return IntarsiaConfig(
         method=options.pop(KEY),
         options=options,
         seed=left_out["seed"],
         init_weights=left_out["init_weights"],
         origin=left_out["origin"],
-        **cast(Any, {key: stored.get(key) for key in same}),
+        **cast(Any, {key: stored.get(key) for key in unchanged}),
     )
 
 
 def _plain(layer: IntarsiaLayer, name: str) -> bool:
+    """Return True if a layer's cell is a LoRA beside a linear layer."""
     return (
         type(layer.intarsia_cells[name]) is LoraCell
         and isinstance(unwrapped(layer), nn.Linear)
@@ -95,19 +98,20 @@ def _plain(layer: IntarsiaLayer, name: str) -> bool:
 
 
 def _renamed(key: str, ends: Mapping[str, str]) -> str:
+    """Replace the end of a tensor's name by its counterpart."""
     end = next((end for end in ends if key.endswith(end)), None)
     return key if end is None else key.removesuffix(end) + ends[end]
 
 
 def ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of PEFT's LoRA by the names of our cells."""
+    """Rename tensors of PEFT's LoRA to the names of our cells."""
     return {_renamed(key, OURS): tensor for key, tensor in tensors.items()}
 
 
 def plain_config(
     model: nn.Module, stored: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> IntarsiaConfig | None:
-    """PEFT's LoRA as a config of our cells, in the places where its tensors are.
+    """Convert PEFT's LoRA to a config of our cells, in the places where its tensors are.
 
     None for what plain LoRA is not: DoRA, ranks by layer, biases, embeddings, PiSSA ...
     """
@@ -121,6 +125,7 @@ def plain_config(
     }
     modules = {path: unwrapped(module) for path, module in walk(base_of(model))}
     heads = tuple(f"{name}." for name in stored.get("modules_to_save") or ())
+    # tensors that are neither LoRA nor a head: something that plain LoRA has not
     rest = [
         k for k in tensors if not k.endswith(ends) and not any(f".{h}" in f".{k}" for h in heads)
     ]
@@ -132,7 +137,7 @@ def plain_config(
     return IntarsiaConfig(
         method=options.pop(KEY),
         options=options,
-        target_modules=exactly(base_of(model), sorted(paths)),
+        target_modules=exact_targets(base_of(model), sorted(paths)),
         modules_to_save=stored.get("modules_to_save"),
         base_model_name_or_path=stored.get("base_model_name_or_path"),
         revision=stored.get("revision"),
@@ -144,9 +149,10 @@ def is_plain(stored: Mapping[str, Any]) -> bool:
     """Return True if a config of PEFT's LoRA has no setting that plain LoRA has not."""
     if stored.get("init_lora_weights", True) not in PLAIN_STARTS:
         return False
-    known = {f.name: f for f in fields(LoraConfig)}
+    lora_fields = {f.name: f for f in fields(LoraConfig)}
     for key in stored.keys() - KNOWN:
-        field = known.get(key)
+        field = lora_fields.get(key)
+        # settings that PEFT adds later are no obstacle as long as they are off
         default = field.default if field is not None and field.default is not MISSING else None
         if stored[key] != default and stored[key]:
             return False

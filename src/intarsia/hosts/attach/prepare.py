@@ -1,4 +1,4 @@
-"""What published recipes do to a backbone before cells go in: its dropout, its head's start."""
+"""Prepare a backbone as published recipes do: its dropout, its head's start."""
 
 from __future__ import annotations
 
@@ -15,27 +15,27 @@ DROPOUTS = ("pos_drop", "mlp.drop1", "mlp.drop2")
 
 
 def set_dropout(model: nn.Module, p: float) -> None:
-    """Dropout of a timm vision transformer's embedding and MLPs, in place.
+    """Set the dropout of a timm vision transformer's embedding and MLPs, in place.
 
     Of use to what needs noisy forwards, as the published MoSA and R-Drop do. Stays in the model.
     Raises: TargetError for a model without these modules; ConfigError unless 0 <= p < 1.
     """
     below_one("dropout", p)
-    found = [
+    modules = [
         module
         for name, module in model.named_modules()
         if isinstance(module, nn.Dropout) and f".{name}".endswith(tuple(f".{d}" for d in DROPOUTS))
     ]
-    if not found:
-        what = f"dropout of {type(model).__name__}"
+    if not modules:
+        subject = f"dropout of {type(model).__name__}"
         got, want = f"no nn.Dropout named {DROPOUTS}", "a timm vision transformer"
-        raise TargetError(what, got=got, want=want, fix="Set the rates where the model is made.")
-    for module in found:
+        raise TargetError(subject, got=got, want=want, fix="Set the rates where the model is made.")
+    for module in modules:
         module.p = p
 
 
 def linear_head(model: nn.Module) -> nn.Linear:
-    """The one linear classifier of a model.  Raises: ConfigError for another head."""
+    """Return the one linear classifier of a model.  Raises: ConfigError for another head."""
     heads = heads_of(model)
     if len(heads) != 1 or not isinstance(heads[0], nn.Linear):
         got = " and ".join(type(head).__name__ for head in heads) or "none"

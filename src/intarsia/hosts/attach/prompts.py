@@ -41,22 +41,24 @@ class Prompts(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def insert(self, row: int, x: Tensor) -> Tensor:
-        """(B, prefix + patches, d) -> (B, prefix + n + patches, d)."""
+        """Insert a row of prompts.  (B, prefix + patches, d) -> (B, prefix + n + patches, d)."""
         tokens = self.dropout(self.tokens[row].expand(len(x), -1, -1)).to(x.dtype)
         return torch.cat([x[:, : self.prefix], tokens, x[:, self.prefix :]], 1)
 
     def remove(self, x: Tensor) -> Tensor:
-        """The inverse of insert."""
+        """Remove the prompts; the inverse of insert."""
         after = self.prefix + self.tokens.shape[1]
         return torch.cat([x[:, : self.prefix], x[:, after:]], 1)
 
 
 # hooks, not another forward: the modules, their names and gradient checkpointing stay the model's
 def _before(prompts: Prompts, row: int, block: nn.Module, args: tuple[Any, ...]) -> Any:
+    """Insert prompts before a block: a forward pre-hook."""
     return (prompts.insert(row, args[0]), *args[1:])
 
 
 def _after(prompts: Prompts, block: nn.Module, args: Any, out: Tensor) -> Tensor:
+    """Remove prompts behind a block: a forward hook."""
     return prompts.remove(out)
 
 
@@ -82,17 +84,20 @@ def add_prompts(
     Not with `forward_intermediates`, whose maps have no place for shallow prompts.
     """
     if not isinstance(model, VisionTransformer) or hasattr(model, NAME):
-        again = "one with prompts" if hasattr(model, NAME) else type(model).__name__
-        what = "model for prompts"
+        unsuitable = "one with prompts" if hasattr(model, NAME) else type(model).__name__
+        subject = "model for prompts"
         fix = "Use a ViT, DeiT or DINOv2 of timm, or another method: --method ssf."
-        raise TargetError(what, got=again, want="a timm VisionTransformer without prompts", fix=fix)
+        raise TargetError(
+            subject, got=unsuitable, want="a timm VisionTransformer without prompts", fix=fix
+        )
     at_least("prompts", prompts, 0, "Try 10.")
     below_one("dropout", dropout)
     stack = list(cast(nn.Sequential, model.blocks))
     if not 0 <= last_blocks <= (len(stack) if deep else 0):
-        what = "last_blocks"
+        subject = "last_blocks"
         want = f"0 ... {len(stack)}" if deep else "0: shallow prompts stand before the first"
-        raise ConfigError(what, got=last_blocks, want=want, fix="0 stands for all of them.")
+        raise ConfigError(subject, got=last_blocks, want=want, fix="0 stands for all of them.")
+    # everything is frozen but the head; then the prompts join
     train_part(model, "linear")
     if not prompts:
         return model
@@ -100,12 +105,14 @@ def add_prompts(
     stack = stack[first:]
     patch = cast(Any, model.patch_embed).proj.weight[0].numel()
     shape = (len(stack) if deep else 1, prompts, model.embed_dim)
+    # Xavier's uniform bound of a patch embedding, as in the released code
     bound, generator = (6 / (patch + model.embed_dim)) ** 0.5, torch.Generator().manual_seed(seed)
-    own = Prompts(shape, model.num_prefix_tokens, bound, dropout, generator, first)
-    own.to(next(model.parameters()).device).train(model.training)
-    model.add_module(NAME, own)
+    tokens = Prompts(shape, model.num_prefix_tokens, bound, dropout, generator, first)
+    tokens.to(next(model.parameters()).device).train(model.training)
+    model.add_module(NAME, tokens)
     for row, block in enumerate(stack if deep else stack[:1]):
-        block.register_forward_pre_hook(partial(_before, own, row))
+        block.register_forward_pre_hook(partial(_before, tokens, row))
+    # deep prompts live for one block, shallow ones until the last
     for block in stack if deep else stack[-1:]:
-        block.register_forward_hook(partial(_after, own))
+        block.register_forward_hook(partial(_after, tokens))
     return model

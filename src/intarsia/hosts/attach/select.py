@@ -1,4 +1,4 @@
-"""Baselines that train a part of the model as it is: nothing is added, the rest is frozen."""
+"""Train a part of the model as it is, as baselines do: nothing is added, the rest is frozen."""
 
 from __future__ import annotations
 
@@ -30,49 +30,53 @@ def train_part(model: nn.Module, part: str, *, blocks: int = 1, last_blocks: int
         raise UnknownName("part of a model", part, PARTS)
     heads = find_heads(model)
     if not heads and part == "linear":
-        what, want = f"head of {type(model).__name__}", "a classifier to train"
-        raise ConfigError(what, got="none", want=want, fix="Use another method or model.")
+        subject, want = f"head of {type(model).__name__}", "a classifier to train"
+        raise ConfigError(subject, got="none", want=want, fix="Use another method or model.")
     learns = [p for head in heads for p in model.get_submodule(head).parameters()]
     last = partial(_last, "blocks", blocks)
-    others = {"full": _all, "bitfit": _biases, "norms": _norms, "last-k": last}
-    found = list(others[part](model)) if part in others else []
+    selectors = {"full": _all, "bitfit": _biases, "norms": _norms, "last-k": last}
+    selected = list(selectors[part](model)) if part in selectors else []
     if last_blocks:
-        kept = {id(p) for p in _last("last_blocks", last_blocks, model)}
-        found = [p for p in found if id(p) in kept]
-    if part in others and not found:
+        last_ids = {id(p) for p in _last("last_blocks", last_blocks, model)}
+        selected = [p for p in selected if id(p) in last_ids]
+    if part in selectors and not selected:
         got = f"{type(model).__name__}, which has nothing of the kind"
         fix = "Use another method or model."
         raise ConfigError(f"method {part!r}", got=got, want="a model with that part", fix=fix)
+    # checked first, so that an error leaves the flags alone
     model.requires_grad_(False)
-    for parameter in (*learns, *found):
+    for parameter in (*learns, *selected):
         parameter.requires_grad_(True)
     return model
 
 
 def _all(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Return all parameters."""
     return model.parameters()
 
 
 def _biases(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Biases by name; the table of Swin's relative positions is none."""
+    """Yield biases, by name; the table of Swin's relative positions is none."""
     for name, parameter in model.named_parameters():
         if name.rpartition(".")[2].endswith("bias"):
             yield parameter
 
 
 def _norms(model: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the weights and biases of all norms."""
     for module in model.modules():
         if is_norm(module) or isinstance(module, BATCH_NORM):
             yield from module.parameters(recurse=False)
 
 
-def _last(what: str, count: int, model: nn.Module) -> Iterator[nn.Parameter]:
-    """Parameters of the last blocks, and of all modules behind the first of these."""
-    found = [path for path, _ in blocks(model)]
-    if not 1 <= count <= len(found):
-        want, fix = f"1 ... {len(found)}", f"{type(model).__name__} has {len(found)} blocks."
-        raise ConfigError(what, got=count, want=want, fix=fix)
+def _last(subject: str, count: int, model: nn.Module) -> Iterator[nn.Parameter]:
+    """Yield the parameters of the last blocks, and of all modules behind the first of these."""
+    paths = [path for path, _ in blocks(model)]
+    if not 1 <= count <= len(paths):
+        want, fix = f"1 ... {len(paths)}", f"{type(model).__name__} has {len(paths)} blocks."
+        raise ConfigError(subject, got=count, want=want, fix=fix)
+    # walk order is the order of the forward in these models
     order = dict(walk(model))
-    start = list(order).index(found[-count])
+    start = list(order).index(paths[-count])
     for module in list(order.values())[start:]:
         yield from module.parameters(recurse=False)

@@ -1,4 +1,4 @@
-"""What the cells of one adapter share, held by the first of them.
+"""Share state between the cells of one adapter; the first of them holds it.
 
 A method with `share(sites, generator=)` gets, in `build(site, generator=, shared=)`, the module
 that it made for all sites; every cell refers to it, and the first cell also registers it. So it is
@@ -17,7 +17,7 @@ from ...core import Cell, Method, Site
 
 
 class Sharing(Method, Protocol):
-    """A method whose cells share state."""
+    """Method whose cells share state."""
 
     def share(self, sites: Sequence[Site], *, generator: torch.Generator) -> nn.Module: ...
 
@@ -27,14 +27,15 @@ class Sharing(Method, Protocol):
 
 
 def shares(method: Method) -> TypeGuard[Sharing]:
-    """Do the cells of this method share state?"""
+    """Return True if the cells of this method share state."""
     return callable(getattr(method, "share", None))
 
 
 class Shared:
-    """Builds the cells of one adapter; make: what they share, None = nothing.
+    """Builder of the cells of one adapter.
 
-    It is made with the first cell, so that it is where that cell is, be it the meta device.
+    make: returns what they share, None = nothing. It is called with the first cell, so that the
+    state is where that cell is, be it the meta device.
     """
 
     def __init__(self, make: Callable[[], nn.Module] | None = None) -> None:
@@ -42,12 +43,13 @@ class Shared:
         self._module: nn.Module | None = None
 
     def build(self, method: Method, site: Site, *, generator: torch.Generator) -> Cell:
-        """The method's cell for a site."""
+        """Build the method's cell for a site."""
         if self._make is None:
             return method.build(site, generator=generator)
         first = self._module is None
         module = self._module = self._make() if self._module is None else self._module
         cell = cast(Sharing, method).build(site, generator=generator, shared=module)
+        # registered once, by the first cell: state dicts would have it several times
         if first:
             cell.add_module("shared", module)
         return cell

@@ -1,4 +1,4 @@
-"""PEFT's own methods, by name or by PEFT's config: PEFT's code, our places, a trained head."""
+"""Use PEFT's own methods, by name or config: PEFT's code, our places, a trained head."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ...core.change import PlainChange, Plan
 from ...core.errors import ConfigError
 from ..anatomy.blocks import base_of, blocks
 from ..anatomy.sites import call_layer, find_sites
-from .adapt import check_model, check_name, exactly, named_heads, quiet_peft, task_type_of
+from .adapt import check_model, check_name, exact_targets, named_heads, quiet_peft, task_type_of
 from .peft import has_places
 
 # what we decide, or what is no setting of a method
@@ -50,7 +50,9 @@ class _Places:
 
 
 def plain_settings(kind: str) -> dict[str, Any]:
-    """Name and default of the settings of a PEFT method that are numbers, words or switches."""
+    """Return the settings of a PEFT method that are numbers, words or switches, with their
+    defaults.
+    """
     config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]]
     return {
         f.name: f.default
@@ -70,7 +72,7 @@ def through_peft(
     last_blocks: int = 0,
     seed: int = 0,
 ) -> PeftModel:
-    """The model with one of PEFT's methods in it, in place; the head is trained and saved whole.
+    """Attach one of PEFT's methods to a model, in place; the head is trained and saved whole.
 
     kind: PEFT's name for the method's type, as "LORA".  settings: of its config, see
     `plain_settings`.  roles: where it goes, as in `adapt`.  last_blocks: so many blocks, 0 = all.
@@ -80,11 +82,12 @@ def through_peft(
     """
     check_model(model, "default")
     paths = _paths(model, roles, last_blocks)
-    own = dict(settings) | _targets(model, kind, paths)
-    own |= {"modules_to_save": named_heads(model, "auto") or None}
+    options = dict(settings) | _targets(model, kind, paths)
+    options |= {"modules_to_save": named_heads(model, "auto") or None}
     with _refused_by_peft(kind, settings), torch.random.fork_rng(devices=[]), quiet_peft():
+        # PEFT draws from torch's global generator
         torch.manual_seed(seed)
-        config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]](**own)
+        config = PEFT_TYPE_TO_CONFIG_MAPPING[PeftType[kind]](**options)
         adapted = get_peft_model(model, config)
     assert isinstance(adapted, PeftModel)
     return adapted
@@ -92,7 +95,8 @@ def through_peft(
 
 @dataclass(frozen=True)
 class AdaptByPeft(PlainChange):
-    """An adapter that a config of PEFT describes, as `LoraConfig(r=8)`, by PEFT's own code.
+    """Change to an adapter that a config of PEFT describes, as `LoraConfig(r=8)`, by PEFT's own
+    code.
 
     config: left as it is. What it leaves open is chosen as PEFT does, and where PEFT does not know
       the model, as for a method of this library: attention's layers, the head, the task's type.
@@ -111,13 +115,14 @@ class AdaptByPeft(PlainChange):
     laws: ClassVar[frozenset[str]] = frozenset()  # some of PEFT's methods change outputs at once
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> PeftModel:
-        """A PEFT model; one that has adapters of this type gets a further one, inactive."""
+        """Build a PEFT model; one that has adapters of this type gets a further one, inactive."""
         check_name(host, name)
         config, kind = copy.deepcopy(self.config), self._kind
         for setting, value in self._open(base_of(host)).items():
             setattr(config, setting, value)
         got = type(config).__name__
         with _refused_by_peft(kind, got), torch.random.fork_rng(devices=[]), quiet_peft():
+            # PEFT draws from torch's global generator
             torch.manual_seed(plan.seed)
             if isinstance(host, PeftModel):
                 host.add_adapter(name, config)
@@ -127,29 +132,32 @@ class AdaptByPeft(PlainChange):
         return adapted
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """PEFT's own merge.  Raises: what PEFT raises for a method that does not merge."""
+        """Merge by PEFT.  Raises: what PEFT raises for a method that does not merge."""
         model: Any = host
         return model.merge_and_unload()
 
     @property
     def _kind(self) -> str:
+        """PEFT's name for the adapter's type."""
         return str(getattr(self.config.peft_type, "value", self.config.peft_type))
 
     def _open(self, host: nn.Module) -> dict[str, Any]:
-        """The settings that the config leaves open, with their values for a host."""
+        """Return the settings that the config leaves open, with their values for a host."""
         decided: dict[str, Any] = {}
         if self.config.task_type is None:
             decided["task_type"] = task_type_of(host)
         if getattr(self.config, "modules_to_save", ...) is None:
             decided["modules_to_save"] = named_heads(host, self.head) or None
+        # `...` stands for a config without that setting, None for one that leaves it open
         places = getattr(self.config, "target_modules", ...)
-        asked = self.targets is not None or self.layers is not None
-        if asked and places is not None:
+        names_places = self.targets is not None or self.layers is not None
+        if names_places and places is not None:
             has = "has no places" if places is ... else "says where"
             got = f"with a {type(self.config).__name__} that {has}"
             fix = "Leave targets and layers out, or the config's target_modules."
             raise ConfigError("targets", got=got, want="places that are given once", fix=fix)
-        if places is None and (asked or not has_places(self._kind, host)):
+        if places is None and (names_places or not has_places(self._kind, host)):
+            # LNTuning trains norms, all others sit at layers of the attention
             roles = ("norm",) if self._kind == "LN_TUNING" else ("qkv",)
             method: Any = _Places(roles)
             sites = find_sites(host, method, self.targets, self.layers)
@@ -159,35 +167,41 @@ class AdaptByPeft(PlainChange):
 
 @contextmanager
 def _refused_by_peft(kind: str, settings: object) -> Iterator[None]:
-    """Inside, what PEFT refuses is a ConfigError."""
+    """Turn what PEFT refuses into a ConfigError, inside the `with`."""
     try:
         yield
     except (ValueError, TypeError, ZeroDivisionError, AssertionError, KeyError) as error:
-        what, fix = f"settings of PEFT's {kind}", f"It says: {str(error).rstrip('.')}."
+        subject, fix = f"settings of PEFT's {kind}", f"It says: {str(error).rstrip('.')}."
         got = dict(settings) if isinstance(settings, Mapping) else settings
-        raise ConfigError(what, got=got, want="what PEFT can build", fix=fix) from error
+        raise ConfigError(subject, got=got, want="what PEFT can build", fix=fix) from error
 
 
 def _targets(model: nn.Module, kind: str, paths: list[str]) -> dict[str, Any]:
     """Return the settings of a config of PEFT that name these places."""
     if kind != "IA3":
-        return {"target_modules": exactly(model, paths)}
+        return {"target_modules": exact_targets(model, paths)}
     # it scales what the last layer of an MLP reads, and what others say
     last = list({p.rpartition(".")[0]: p for p in paths if ".mlp." in p}.values())
     rest = [p for p in paths if ".mlp." not in p or p in last]
-    return {"target_modules": exactly(model, rest), "feedforward_modules": exactly(model, last)}
+    return {
+        "target_modules": exact_targets(model, rest),
+        "feedforward_modules": exact_targets(model, last),
+    }
 
 
 def _paths(model: nn.Module, roles: Sequence[str], last_blocks: int) -> list[str]:
+    """Return the paths of roles in the last blocks, and let attentions call their qkv layers."""
     count = len(blocks(model))
     if not 0 <= last_blocks <= count:
         raise ConfigError(
             "last_blocks", got=last_blocks, want=f"0 ... {count}", fix="0 stands for all of them."
         )
+    # counted from the last block: -1 is the last
     layers = range(-last_blocks, 0) if last_blocks else None
     places: Any = _Places(tuple(roles))
-    found = [site.path for site in find_sites(model, places, layers=layers)]
-    for path in found:
+    paths = [site.path for site in find_sites(model, places, layers=layers)]
+    for path in paths:
+        # Swin v2 reads the weight of its qkv layer: a cell there would not be called
         parent, _, name = path.rpartition(".")
         call_layer(model.get_submodule(parent), name)
-    return found
+    return paths

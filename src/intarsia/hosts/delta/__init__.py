@@ -1,1 +1,1 @@
-"""Changes of single weights, to apply, add and send around."""
+"""Apply, add and save changes of single weights."""

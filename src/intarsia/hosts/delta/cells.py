@@ -1,4 +1,4 @@
-"""Deltas as adapters and adapters as deltas: sparse cells of a model, and what they hold."""
+"""Convert deltas to adapters of sparse cells, and adapters to deltas."""
 
 from __future__ import annotations
 
@@ -25,9 +25,10 @@ LAYERS = (nn.Linear, nn.Conv2d)
 
 
 def attach_delta(model: nn.Module, delta: SparseDelta, name: str = "default") -> PeftModel:
-    """Put a delta beside a model's weights as an adapter, in place: switched, mixed, saved as any.
+    """Attach a delta beside a model's weights as an adapter, in place.
 
-    Its heads become the adapter's trained heads. The model must be the delta's base, without it.
+    It is then switched, mixed and saved as any. Its heads become the adapter's trained heads. The
+    model must be the delta's base, without it.
 
     Raises: TargetError if the delta changes what is no weight of a linear layer (biases, tables
     of embeddings); CheckpointError for another base; ConfigError for a name in use. The model is
@@ -36,24 +37,27 @@ def attach_delta(model: nn.Module, delta: SparseDelta, name: str = "default") ->
     check_model(model, name)
     host = base_of(model)
     delta.check(host)
+    # a parameter that is named but never changes may be of any kind
     modules = {path: unwrapped(module) for path, module in walk(host)}
     changed = {n: entry for n, entry in delta.entries.items() if len(entry[0])}
     for parameter in changed:
+        # biases and tables of embeddings have no cell that could stand beside them
         path, _, leaf = parameter.rpartition(".")
         if leaf != "weight" or not isinstance(modules[path], LAYERS):
             got = f"a {leaf} of {type(modules[path]).__name__}"
             want = "weights of linear layers, beside which a cell can stand"
             fix = "Use delta.apply(model), or adapt(model, LtSft()), which stays within those."
             raise TargetError(f"delta of {parameter!r}", got=got, want=want, fix=fix)
-    found = {n.rpartition(".")[0]: entry for n, entry in changed.items()}
-    if not found:
+    entries = {n.rpartition(".")[0]: entry for n, entry in changed.items()}
+    if not entries:
         raise ConfigError(
             "delta", got="no entries", want="at least one", fix="Use the model as it is."
         )
+    # modules of the heads' parameters
     heads = sorted({n.rpartition(".")[0] for n in delta.heads})
-    change = Adapt(sparse_of(found), list(found), head=heads or None)
+    change = Adapt(sparse_of(entries), list(entries), head=heads or None)
     adapted = cast(PeftModel, apply_change(model, change, name=name))
-    put_entries(adapted, name, found)
+    put_entries(adapted, name, entries)
     saved = _heads(adapted, name)
     with torch.no_grad():
         for parameter, head in delta.heads.items():
@@ -62,21 +66,24 @@ def attach_delta(model: nn.Module, delta: SparseDelta, name: str = "default") ->
 
 
 def sparse_of(entries: Mapping[str, Entry]) -> Sparse:
-    """The settings of cells with so many entries at each path."""
+    """Return the settings of cells with so many entries at each path."""
     return Sparse(entries=tuple(f"{path}={len(i)}" for path, (i, _) in entries.items()))
 
 
 def put_entries(model: PeftModel, name: str, entries: Mapping[str, Entry]) -> None:
-    """Let an adapter's cells be sparse ones with these entries, whatever they were."""
+    """Replace an adapter's cells by sparse ones with these entries."""
     config = model.peft_config[name]
     assert isinstance(config, IntarsiaConfig)
+    # the config says what the cells are, so that saving and loading find the same sizes
     options = method_to_dict(sparse_of(entries))
     config.method, config.options = options.pop(KEY), options
     host = model.get_base_model()
     for path, layer in layers_of(model, name).items():
+        # the new cell learns or not, and lies where the old one did
         old = next(layer.intarsia_cells[name].parameters())
         index, values = entries[path]
         site = site_at(host, path, "parallel")
+        # all entries: a cell without places is dense
         if len(index) == site.outputs * site.reads:
             index = index[:0]
         cell = SparseCell(site, index, values.to(old.device, torch.float32).clone())
@@ -85,7 +92,7 @@ def put_entries(model: PeftModel, name: str, entries: Mapping[str, Entry]) -> No
 
 
 def layers_of(model: PeftModel, name: str) -> dict[str, IntarsiaLayer]:
-    """The wrapped modules that carry an adapter, by path."""
+    """Return the wrapped modules that carry an adapter, by path."""
     return {
         path: module
         for path, module in walk(model.get_base_model())
@@ -94,38 +101,40 @@ def layers_of(model: PeftModel, name: str) -> dict[str, IntarsiaLayer]:
 
 
 def cells_of(model: PeftModel, name: str) -> dict[str, SparseCell]:
-    """The sparse cells of an adapter, by path."""
-    found = {p: layer.intarsia_cells[name] for p, layer in layers_of(model, name).items()}
-    return {p: cell for p, cell in found.items() if isinstance(cell, SparseCell)}
+    """Return the sparse cells of an adapter, by path."""
+    cells = {p: layer.intarsia_cells[name] for p, layer in layers_of(model, name).items()}
+    return {p: cell for p, cell in cells.items() if isinstance(cell, SparseCell)}
 
 
 def delta_of(model: nn.Module, name: str | None = None) -> SparseDelta:
-    """The delta that an adapter of linear cells is: all entries that they change, and its heads.
+    """Compute the delta that an adapter of linear cells is: all entries it changes, and its heads.
 
     Raises: ConfigError for a model without that adapter; FoldError for a cell that is not linear.
     """
     names = list(model.peft_config) if is_adapted(model) else []
-    chosen = name or (names[0] if len(names) == 1 else None)
-    if not is_adapted(model) or chosen not in names:
+    adapter = name or (names[0] if len(names) == 1 else None)
+    if not is_adapted(model) or adapter not in names:
         raise ConfigError(
             "adapter", got=repr(name), want=f"one of {names}", fix="Pass the name of one of them."
         )
-    if merged := sorted({n for m in layers_of(model, chosen).values() for n in m.merged_adapters}):
+    # the samples of the base would be those of changed weights
+    if merged := sorted({n for m in layers_of(model, adapter).values() for n in m.merged_adapters}):
         got, want = f"a model with {merged} merged into its weights", "the weights it started from"
         raise FoldError("delta", got=got, want=want, fix="Call model.unmerge_adapter() first.")
-    own, entries = own_parameters(model), dict[str, Entry]()
+    weights, entries = own_parameters(model), dict[str, Entry]()
     with torch.no_grad():
-        for path, layer in layers_of(model, chosen).items():
-            change = layer.delta(chosen).reshape(-1)
+        for path, layer in layers_of(model, adapter).items():
+            # computed from the cell, not from merged weights, whose rounding would show as entries
+            change = layer.delta(adapter).reshape(-1)
             index = change.nonzero().flatten()
             entries[f"{path}.weight"] = index.cpu(), change[index].cpu()
-    start = {n: own[n] for n in entries}
-    heads = {n: p.detach().cpu().clone() for n, p in _heads(model, chosen).items()}
+    start = {n: weights[n] for n in entries}
+    heads = {n: p.detach().cpu().clone() for n, p in _heads(model, adapter).items()}
     return SparseDelta.of(entries, start, heads)
 
 
 def _heads(model: PeftModel, name: str) -> dict[str, Tensor]:
-    """The adapter's own trained heads, by the names of the host's."""
+    """Return the adapter's own trained heads, by the names of the host's."""
     return {
         f"{path}.{leaf}": parameter
         for path, module in walk(model.get_base_model())

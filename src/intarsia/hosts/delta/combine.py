@@ -1,4 +1,4 @@
-"""Sums, means and differences of adapters whose cells are changes of weights."""
+"""Combine adapters whose cells are changes of weights: sums, means, differences."""
 
 from __future__ import annotations
 
@@ -24,5 +24,6 @@ def combine(model: PeftModel, weights: Mapping[str, float], name: str) -> PeftMo
     """
     if not weights:
         raise ConfigError("weights", got="none", want="a number for each adapter", fix="Add some.")
+    # deltas are summed exactly, entry by entry: no cell has to have another's rank or places
     first, *rest = (factor * delta_of(model, part) for part, factor in weights.items())
     return attach_delta(model, sum(rest, first), name)

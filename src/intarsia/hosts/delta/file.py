@@ -1,4 +1,4 @@
-"""A delta on disk: one safetensors file with a digest, whole or not at all."""
+"""Write and read a delta: one safetensors file with a digest, whole or not at all."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from ..anatomy.origin import damaged
 FORMAT, WRITER = "intarsia sparse delta 1", "SparseDelta.save"
 
 
-def write(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
-    """Put tensors and JSON into a file."""
-    kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    text = json.dumps(about, sort_keys=True)
+def write(path: Path, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> None:
+    """Write tensors and JSON into a file."""
+    stored = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    # sorted, so that equal deltas have equal bytes
+    text = json.dumps(content, sort_keys=True)
     metadata = {"format": FORMAT, "about": text, **OPEN}
     with writing(path) as scratch:
-        safetensors.torch.save_file(kept, scratch, metadata=metadata)
+        safetensors.torch.save_file(stored, scratch, metadata=metadata)
         seal_file(scratch)
 
 
 def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and the JSON of a file.
+    """Read the tensors and the JSON of a file.
 
     Raises: CheckpointError if it is not there, cut short, changed, or no delta.
     """

@@ -29,22 +29,25 @@ Touched = tuple[nn.Parameter, Any, Tensor, Tensor]  # places, what was there, wh
 
 
 def samples(tensors: Mapping[str, Tensor]) -> dict[str, list[float]]:
-    """A few weights of each tensor, at fixed places: what tells one base model from others."""
-    found: dict[str, list[float]] = {}
+    """Take a few weights of each tensor, at fixed places, which identify a base model."""
+    values_by_name: dict[str, list[float]] = {}
     for name, tensor in tensors.items():
         places = _places(tensor.numel()).to(tensor.device)
-        found[name] = [float(f"{v:.5g}") for v in tensor.detach().reshape(-1)[places].tolist()]
-    return found
+        values_by_name[name] = [
+            float(f"{v:.5g}") for v in tensor.detach().reshape(-1)[places].tolist()
+        ]
+    return values_by_name
 
 
 def _places(size: int) -> Tensor:
+    """Return up to eight flat places, evenly spread over a tensor of a size."""
     count = min(SAMPLES, size)
     return (2 * torch.arange(count) + 1) * size // max(1, 2 * count)
 
 
 @dataclass(frozen=True, eq=False)
 class SparseDelta:
-    """phi: the change of some entries of a model's weights, theta = theta_0 + phi.
+    """Change phi of some entries of a model's weights, theta = theta_0 + phi.
 
     entries: parameter -> (flat places, int64, rising; values); shapes: of those parameters.
     base: a few weights of theta_0, see `samples`.  heads: layers that theta_0 has not trained,
@@ -66,6 +69,7 @@ class SparseDelta:
     def __post_init__(self) -> None:
         for name, (index, values) in self.entries.items():
             size = torch.Size(self.shapes[name]).numel() if name in self.shapes else -1
+            # rising places are unique, which sums rely on
             rising = index.dtype == torch.int64 and bool((index[1:] > index[:-1]).all())
             inside = not len(index) or (int(index[0]) >= 0 and int(index[-1]) < size)
             if index.dim() != 1 or values.shape != index.shape or not rising or not inside:
@@ -82,36 +86,37 @@ class SparseDelta:
         *,
         heads: Mapping[str, Tensor] | None = None,
     ) -> SparseDelta:
-        """What differs between a model's parameters and their start, tensor by tensor."""
-        own = own_parameters(model)
+        """Compute what differs between a model's parameters and their start, tensor by tensor."""
+        weights = own_parameters(model)
         entries: dict[str, Entry] = {}
         for name, old in start.items():
-            change = (own[name].detach() - old.to(own[name].device)).reshape(-1)
+            change = (weights[name].detach() - old.to(weights[name].device)).reshape(-1)
+            # what differs by a bit is an entry, however small
             index = change.nonzero().flatten()
             entries[name] = index.cpu(), change[index].cpu()
-        whole = {name: head.detach().cpu().clone() for name, head in (heads or {}).items()}
-        return cls.of(entries, start, whole)
+        head_copies = {name: head.detach().cpu().clone() for name, head in (heads or {}).items()}
+        return cls.of(entries, start, head_copies)
 
     @classmethod
     def of(
         cls, entries: Mapping[str, Entry], start: Mapping[str, Tensor], heads: Mapping[str, Tensor]
     ) -> SparseDelta:
-        """The delta with these entries, of a base with these weights."""
+        """Build the delta with these entries, of a base with these weights."""
         shapes = {name: tuple(old.shape) for name, old in start.items()}
         return cls(entries, shapes, samples(start), heads)._without_zeros()
 
     def __len__(self) -> int:
-        """How many entries change, heads apart."""
+        """Count the entries that change, heads apart."""
         return sum(len(index) for index, _ in self.entries.values())
 
     @property
     def density(self) -> float:
-        """The share of the entries of the named parameters that change."""
+        """Share of the entries of the named parameters that change."""
         total = sum(torch.Size(shape).numel() for shape in self.shapes.values())
         return len(self) / total if total else 0.0
 
     def apply(self, model: nn.Module, *, check: bool = True) -> None:
-        """theta + phi, in place, and the heads set; a tied parameter is changed once.
+        """Add phi to theta, in place, and set the heads; a tied parameter is changed once.
 
         check: look at the base's weights; False for a model that has been trained on since, of
         which names and shapes are then all that is looked at.
@@ -121,7 +126,7 @@ class SparseDelta:
         self._put(self._fitting(model, check))
 
     def revert(self, model: nn.Module, *, check: bool = True) -> None:
-        """theta - phi, in place: theta before `apply`, but for the rounding of one addition.
+        """Subtract phi from theta, in place: theta before `apply`, but for one rounding.
 
         Heads stay as they are. For the same bits, and heads, use `applied`.
         check, Raises: as in `apply`.
@@ -130,12 +135,15 @@ class SparseDelta:
         away._put(away._fitting(model, check, applied=self.entries))
 
     def check(self, model: nn.Module) -> None:
-        """Raises: CheckpointError if `apply` would."""
+        """Check that `apply` would succeed.
+
+        Raises: CheckpointError.
+        """
         self._fitting(model)
 
     @contextmanager
     def applied(self, model: nn.Module, *, check: bool = True) -> Iterator[None]:
-        """Inside, the delta is in the model; afterwards what it touched has the bits it had.
+        """Apply the delta inside the `with`; afterwards what it touched has the bits it had.
 
         What has been trained meanwhile keeps its change: so each batch of a training on several
         sources can be learned with the delta of its source in place.
@@ -148,17 +156,22 @@ class SparseDelta:
             with torch.no_grad():
                 for parameter, place, before, after in reversed(touched):
                     now = parameter.view(-1)[place]
+                    # untouched entries get their bits back, trained ones keep what they learned
                     back = torch.where(now == after, before, before + (now - after))
                     parameter.view(-1)[place] = back
 
     @torch.no_grad()
-    def _put(self, own: Mapping[str, nn.Parameter]) -> list[Touched]:
-        """Add the entries, rounding once, and set the heads; returns what was where."""
-        wanted: list[tuple[str, Any, Tensor]] = [(n, i, v) for n, (i, v) in self.entries.items()]
-        wanted += [(n, slice(None), head.reshape(-1)) for n, head in self.heads.items()]
+    def _put(self, weights: Mapping[str, nn.Parameter]) -> list[Touched]:
+        """Add the entries, rounding once, and set the heads; returns old and new values by
+        place.
+        """
+        changes: list[tuple[str, Any, Tensor]] = [(n, i, v) for n, (i, v) in self.entries.items()]
+        # heads are set as a whole
+        changes += [(n, slice(None), head.reshape(-1)) for n, head in self.heads.items()]
         touched: list[Touched] = []
-        for name, place, values in wanted:
-            parameter = own[name]
+        for name, place, values in changes:
+            parameter = weights[name]
+            # flat places need a flat view of the weight
             if not parameter.is_contiguous():
                 parameter.data = parameter.data.contiguous()
             flat, values = parameter.view(-1), values.to(parameter.device)
@@ -173,17 +186,22 @@ class SparseDelta:
     def _fitting(
         self, model: nn.Module, check: bool = True, applied: Mapping[str, Entry] | None = None
     ) -> dict[str, nn.Parameter]:
-        """The model's parameters, once it is sure that all of the delta fits.
+        """Return the model's parameters, after it was checked that all of the delta fits.
 
         applied: entries that are expected to be in the model already.
         """
-        own = own_parameters(model)
-        wanted = dict(self.shapes) | {n: tuple(h.shape) for n, h in self.heads.items()}
-        seen: dict[int, str] = {}
-        for name, shape in wanted.items():
-            got = tuple(own[name].shape) if name in own else "no parameter of that name"
-            if name in own and (other := seen.setdefault(id(own[name]), name)) != name:
-                got = f"a weight that is tied to {other!r}, which the delta changes too"
+        weights = own_parameters(model)
+        # heads are set whole, at names that no entry changes
+        expected = dict(self.shapes) | {n: tuple(h.shape) for n, h in self.heads.items()}
+        first_name: dict[int, str] = {}
+        for name, shape in expected.items():
+            got = tuple(weights[name].shape) if name in weights else "no parameter of that name"
+            if (
+                name in weights
+                and (tied_name := first_name.setdefault(id(weights[name]), name)) != name
+            ):
+                # a tied weight would be changed twice
+                got = f"a weight that is tied to {tied_name!r}, which the delta changes too"
             if got != shape:
                 raise CheckpointError(
                     f"delta of {name!r}",
@@ -193,35 +211,44 @@ class SparseDelta:
                     + (HEADLESS if name in self.heads else TRUNK),
                 )
         if check:
-            self._check_base(own, applied or {})
-        return own
+            self._check_base(weights, applied or {})
+        return weights
 
-    def _check_base(self, own: Mapping[str, nn.Parameter], applied: Mapping[str, Entry]) -> None:
-        """Raises: CheckpointError unless most of the samples are those of the base.
+    def _check_base(
+        self, weights: Mapping[str, nn.Parameter], applied: Mapping[str, Entry]
+    ) -> None:
+        """Check that most of the samples are those of the base.
 
         Most, since other deltas may be in the model already; weights that are zero say nothing.
+        applied: entries that are expected to be in the model.  Raises: CheckpointError.
         """
-        told = same = 0
-        for name, values in samples({n: own[n] for n in self.base}).items():
+        compared = equal = 0
+        for name, values in samples({n: weights[n] for n in self.base}).items():
             want, got = torch.tensor([self.base[name], values], dtype=torch.float64)
             near = torch.isclose(got, want, rtol=RELATIVE, atol=ABSOLUTE)
+            # where the delta is in the model, its samples are those of theta + phi
             if name in applied:
                 full = torch.zeros(torch.Size(self.shapes[name]).numel(), dtype=torch.float64)
                 full[applied[name][0]] = applied[name][1].double()
                 moved = want + full[_places(len(full))]
                 near |= torch.isclose(got, moved, rtol=RELATIVE, atol=ABSOLUTE)
-            telling = (got.abs() > ABSOLUTE) | (want.abs() > ABSOLUTE)
-            told, same = told + int(telling.sum()), same + int((near & telling).sum())
-        if 2 * same < told:
+            informative = (got.abs() > ABSOLUTE) | (want.abs() > ABSOLUTE)
+            compared, equal = (
+                compared + int(informative.sum()),
+                equal + int((near & informative).sum()),
+            )
+        # another delta may be in the model, but a whole other training may not
+        if 2 * equal < compared:
             raise CheckpointError(
                 "base of the delta",
-                got=f"other weights ({same} of {told} samples are the same)",
+                got=f"other weights ({equal} of {compared} samples are the same)",
                 want="the pretrained weights that the delta was found in",
                 fix="Load those weights. Of deltas that change most entries, apply the sum; for a "
                 "model that was trained on since, pass check=False.",
             )
 
     def __add__(self, other: SparseDelta) -> SparseDelta:
+        # samples of the bases are compared bit by bit: a sum of deltas of two bases fits neither
         for name in self.base.keys() & other.base.keys():
             if self.base[name] != other.base[name]:
                 got = f"deltas of two base models, which differ in {name!r}"
@@ -232,6 +259,7 @@ class SparseDelta:
             if not torch.equal(self.heads[name], other.heads[name]):
                 got, fix = "two that differ", "Keep that of the task: a + b.without_heads()."
                 raise ConfigError(f"sum of deltas, head {name!r}", got=got, want="one", fix=fix)
+        # the order of the first, then what only the second changes
         names = list(dict.fromkeys((*self.entries, *other.entries)))
         entries = {n: _sum(self.entries.get(n), other.entries.get(n)) for n in names}
         return SparseDelta(
@@ -242,7 +270,7 @@ class SparseDelta:
         )._without_zeros()
 
     def rebased(self, source: SparseDelta) -> SparseDelta:
-        """The same change, told of the base that `source` was found in.
+        """Express the same change relative to the base that `source` was found in.
 
         For a task that was trained with the delta of its source language in place, at theta_0 +
         phi_S: `task.rebased(source) + target` is then a delta of theta_0 (paper, section 3.2).
@@ -254,6 +282,7 @@ class SparseDelta:
             if name in source.entries:
                 index, values = source.entries[name]
                 full[index] = values.double()
+            # the source's own base, moved by the source's delta, must be where the task began
             start = torch.tensor(source.base[name], dtype=torch.float64)
             want, got = start + full[_places(len(full))], torch.tensor(self.base[name]).double()
             if not torch.allclose(got, want, rtol=RELATIVE, atol=ABSOLUTE):
@@ -277,28 +306,30 @@ class SparseDelta:
         return self + (-other)
 
     def without_heads(self) -> SparseDelta:
-        """The entries alone."""
+        """Return the entries alone."""
         return replace(self, heads={})
 
     def only(self, *names: str) -> SparseDelta:
-        """The part that changes parameters of these names or globs: only("bert.*") is the trunk's.
+        """Select the part that changes parameters of these names or globs: only("bert.*") is the
+        trunk's.
 
         Raises: ConfigError for a name or glob that the delta has nothing of.
         """
-        every = (*self.shapes, *self.heads)
+        available = (*self.shapes, *self.heads)
         for glob in names:
-            if not any(fnmatchcase(n, glob) for n in every):
-                got, fix = "no parameter of that name", f"The first of its own: {every[:3]}."
+            if not any(fnmatchcase(n, glob) for n in available):
+                got, fix = "no parameter of that name", f"The first of its own: {available[:3]}."
                 raise ConfigError(f"only {glob!r}", got=got, want="names or globs", fix=fix)
 
-        def part(of: Mapping[str, T]) -> dict[str, T]:
-            return {n: v for n, v in of.items() if any(fnmatchcase(n, glob) for glob in names)}
+        def part(mapping: Mapping[str, T]) -> dict[str, T]:
+            return {n: v for n, v in mapping.items() if any(fnmatchcase(n, glob) for glob in names)}
 
         return SparseDelta(*map(part, (self.entries, self.shapes, self.base, self.heads)))  # pyright: ignore
 
     def _without_zeros(self) -> SparseDelta:
-        kept = {n: (i[v != 0], v[v != 0]) for n, (i, v) in self.entries.items()}
-        return replace(self, entries=kept)
+        """Drop entries whose value is 0."""
+        entries = {n: (i[v != 0], v[v != 0]) for n, (i, v) in self.entries.items()}
+        return replace(self, entries=entries)
 
     def save(self, path: str | Path) -> None:
         """Write a safetensors file, whole or not at all: 12 bytes for an entry in float32."""
@@ -314,7 +345,7 @@ class SparseDelta:
 
         Raises: CheckpointError if the file is not there, damaged, cut short, or no delta.
         """
-        tensors, about = delta_file.read(Path(path))
+        tensors, content = delta_file.read(Path(path))
         parts: dict[str, dict[str, Tensor]] = {"index": {}, "values": {}, "head": {}}
         for key, tensor in tensors.items():
             kind, _, name = key.partition(":")
@@ -322,8 +353,8 @@ class SparseDelta:
         try:
             return cls(
                 {n: (index, parts["values"][n]) for n, index in parts["index"].items()},
-                {n: tuple(shape) for n, shape in about["shapes"].items()},
-                about["base"],
+                {n: tuple(shape) for n, shape in content["shapes"].items()},
+                content["base"],
                 parts["head"],
             )
         except (KeyError, ShapeError, AttributeError, TypeError) as error:
@@ -332,10 +363,12 @@ class SparseDelta:
 
 
 def _sum(a: Entry | None, b: Entry | None) -> Entry:
+    """Add two sets of entries; None is an empty one."""
     if a is None or b is None:
-        found = a or b
-        assert found is not None
-        return found
+        entry = a or b
+        assert entry is not None
+        return entry
+    # unique sorts, so that places rise; overlaps are added up
     index, place = torch.cat([a[0], b[0]]).unique(return_inverse=True)
     values = torch.zeros(len(index), dtype=torch.promote_types(a[1].dtype, b[1].dtype))
     values.index_add_(0, place, torch.cat([a[1], b[1]]).to(values.dtype))

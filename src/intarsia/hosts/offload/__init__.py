@@ -1,1 +1,1 @@
-"""Sparse models whose experts stay on disk, with a few of them in memory."""
+"""Run sparse models whose experts stay on disk, with a few of them in memory."""

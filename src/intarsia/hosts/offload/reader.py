@@ -9,41 +9,42 @@ from typing import Any
 
 
 class PendingRead:
-    """A read that is under way, or waits for those before it; `result` waits for it."""
+    """Read that is under way, or waits for those before it; `result` waits for it."""
 
-    __slots__ = ("_begun", "_ended", "_error", "_given", "_job", "_size")
+    __slots__ = ("_arguments", "_begun", "_ended", "_error", "_job", "_size")
 
-    def __init__(self, job: Callable[..., int], given: tuple[Any, ...]) -> None:
-        self._job, self._given = job, given
+    def __init__(self, job: Callable[..., int], arguments: tuple[Any, ...]) -> None:
+        self._job, self._arguments = job, arguments
         self._size, self._error = 0, None
+        # held from the begin of the read, and until its end: cheaper than an Event for each
         self._begun, self._ended = threading.Lock(), threading.Lock()
         self._ended.acquire()
 
     def run(self) -> None:
-        """In the thread; of a read that was cancelled, nothing."""
+        """Carry the read out, on the reading thread; nothing if it was cancelled."""
         if self._begun.acquire(blocking=False):
             try:
-                self._size = self._job(*self._given)
+                self._size = self._job(*self._arguments)
             except BaseException as error:  # raised where the result is asked for
                 self._error = error
-        self._given = ()
+        self._arguments = ()
         self._ended.release()
 
     def cancel(self) -> bool:
-        """Whether it had not begun, and will not."""
+        """Return True if the read had not begun; it never will."""
         return self._begun.acquire(blocking=False)
 
     def done(self) -> bool:
-        """Whether it has ended."""
+        """Return True if the read has ended."""
         return not self._ended.locked()
 
     def exception(self) -> BaseException | None:
-        """Its error, once it has ended."""
+        """Wait for the end, and return the error or None."""
         with self._ended:
             return self._error
 
     def result(self) -> int:
-        """The bytes that were read.  Raises: what the read raised."""
+        """Wait for the end, and return the bytes that were read.  Raises: what the read raised."""
         with self._ended:
             if self._error is not None:
                 raise self._error
@@ -51,7 +52,7 @@ class PendingRead:
 
 
 class BlockReader:
-    """Reads in the order in which they are submitted, in a thread of its own.
+    """Reader that carries out reads in the order of their submission, on a thread of its own.
 
     An executor's futures take 30 us for each; half of that is more than a small expert's product.
     """
@@ -62,9 +63,9 @@ class BlockReader:
         self._thread = threading.Thread(target=_work, args=(self._jobs,), name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, job: Callable[..., int], *given: Any) -> PendingRead:
-        """Have job(*given) run after those before it."""
-        reading = PendingRead(job, given)
+    def submit(self, job: Callable[..., int], *arguments: Any) -> PendingRead:
+        """Queue job(*arguments) behind the reads before it; job returns a number of bytes."""
+        reading = PendingRead(job, arguments)
         self._jobs.put(reading)
         return reading
 
@@ -75,5 +76,6 @@ class BlockReader:
 
 
 def _work(jobs: SimpleQueue[PendingRead | None]) -> None:
+    """Run the reads of a queue until it ends with None."""
     while (reading := jobs.get()) is not None:
         reading.run()

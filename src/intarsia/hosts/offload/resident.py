@@ -43,7 +43,7 @@ def offload(
     check: str = "first",
     progress: Report = lambda _: None,
 ) -> nn.Module:
-    """A causal language model of transformers of which only `slots` experts are in memory.
+    """Open a causal language model of transformers of which only `slots` experts are in memory.
 
     source: a store that `pack_experts` wrote, or a folder of save_pretrained, which is packed into
     `store` first, an expert at a time.  slots: how many experts, of all layers together, as a
@@ -65,25 +65,27 @@ def offload(
         got, fix = f"one with {policy}", "Leave policy out, or the predictor."
         raise ConfigError("predictor", got=got, want="one with Predictive()", fix=fix)
     policy = policy or (Expected() if predictor is None else Predictive())
-    found = ExpertStore(_packed(Path(source), store, progress), check)
+    expert_store = ExpertStore(_packed(Path(source), store, progress), check)
     try:
-        count = slot_count(slots, found)
-        model = _skeleton(found)
-        cache = Cache(count, policy.build(len(found.layers), found.experts))
-        arena = Slots(found, cache)
-        _attach(model, found, arena)
+        count = slot_count(slots, expert_store)
+        model = _skeleton(expert_store)
+        cache = Cache(count, policy.build(len(expert_store.layers), expert_store.experts))
+        arena = Slots(expert_store, cache)
+        _attach(model, expert_store, arena)
         if predictor is not None:
+            # one token, so that a predictor of another model is refused here
             cache.policy.foresee(predictor.chances(torch.zeros(1, dtype=torch.int64)))  # its sizes
             model.register_forward_pre_hook(_Foreseeing(cache, predictor), with_kwargs=True)
     except BaseException:
-        found.close()
+        expert_store.close()
         raise
+    # the thread ends and files are closed when nobody has the model any more
     weakref.finalize(model, arena.close)
     return model
 
 
 def _packed(folder: Path, store: str | Path | None, progress: Report) -> Path:
-    """The store of a folder, which is one itself, has one, or gets one.
+    """Return the store of a folder, which is one itself, has one, or gets one.
 
     Raises: CheckpointError for a store of weights that the folder had before.
     """
@@ -102,14 +104,14 @@ def _packed(folder: Path, store: str | Path | None, progress: Report) -> Path:
     return packed
 
 
-def _newer(folder: Path, than: Path) -> bool:
-    """Whether weights in a folder were written after a file."""
+def _newer(folder: Path, reference: Path) -> bool:
+    """Return True if weights in a folder were written after a file."""
     files = folder.glob("*.safetensors")
-    return any(file.stat().st_mtime_ns > than.stat().st_mtime_ns for file in files)
+    return any(weights.stat().st_mtime_ns > reference.stat().st_mtime_ns for weights in files)
 
 
 def residency(model: nn.Module) -> Residency:
-    """What an offloaded model found in its slots and what it read, since it was opened.
+    """Return what an offloaded model found in its slots and what it read, since it was opened.
 
     Raises: ConfigError for another model.
     """
@@ -117,51 +119,52 @@ def residency(model: nn.Module) -> Residency:
 
 
 def slots_of(model: nn.Module) -> Slots:
-    """The slots of an offloaded model.  Raises: ConfigError for another model."""
+    """Return the slots of an offloaded model.  Raises: ConfigError for another model."""
     for module in model.modules():
-        if (found := module.__dict__.get(SLOTS)) is not None:
-            return found[0]
+        if (entry := module.__dict__.get(SLOTS)) is not None:
+            return entry[0]
     got, fix = f"a {type(model).__name__} in memory", "Open it with intarsia.offload."
     raise ConfigError("model", got=got, want="an offloaded one", fix=fix)
 
 
-def slot_count(asked: int | str | float, store: ExpertStore) -> int:
-    """Slots as a number.  Raises: ConfigError."""
-    whole = sum(len(layer["sha256"]) for layer in store.layers)
-    want = f"2 ... {whole} experts of {store.bytes} bytes each"
-    fix = f"For example: slots={max(2, whole // 4)}, or {_size(2 * stride(store.bytes))!r}."
+def slot_count(slots: int | str | float, store: ExpertStore) -> int:
+    """Convert a number of slots, a size or a share to a number.  Raises: ConfigError."""
+    experts = sum(len(layer["sha256"]) for layer in store.layers)
+    want = f"2 ... {experts} experts of {store.bytes} bytes each"
+    fix = f"For example: slots={max(2, experts // 4)}, or {_size(2 * stride(store.bytes))!r}."
     count: float = -1
-    if isinstance(asked, str):
-        text = re.fullmatch(r"\s*([\d.]+)\s*([KMG]i?B)\s*", asked, re.IGNORECASE)
+    if isinstance(slots, str):
+        text = re.fullmatch(r"\s*([\d.]+)\s*([KMG]i?B)\s*", slots, re.IGNORECASE)
         if text is not None and text[1].count(".") < 2 and text[1] != ".":
             count = float(text[1]) * UNITS[text[2].upper()] // stride(store.bytes)
     else:
-        count = asked * whole if isinstance(asked, float) and asked <= 1 else asked
-    part = isinstance(asked, float) and asked > 1 and not asked.is_integer()
-    if not count >= 2 or count != count or part:
-        raise ConfigError("slots", got=repr(asked), want=want, fix=fix)
-    if count > whole:
-        if not isinstance(asked, str):
-            text_of = f"slots={asked} are more than the {whole} experts there are: all stay."
-            warnings.warn(text_of, stacklevel=3)
-        count = whole
+        count = slots * experts if isinstance(slots, float) and slots <= 1 else slots
+    is_fraction = isinstance(slots, float) and slots > 1 and not slots.is_integer()
+    if not count >= 2 or count != count or is_fraction:
+        raise ConfigError("slots", got=repr(slots), want=want, fix=fix)
+    # a size that is too large is no mistake: it says what memory there is
+    if count > experts:
+        if not isinstance(slots, str):
+            message = f"slots={slots} are more than the {experts} experts there are: all stay."
+            warnings.warn(message, stacklevel=3)
+        count = experts
     return int(count)
 
 
 def _size(count: int) -> str:
-    """Bytes as text that `slot_count` reads, rounded up."""
+    """Format bytes as text that `slot_count` reads, rounded up."""
     name = next((n for n in ("GB", "MB") if count >= 100 * UNITS[n]), "KB")
     return f"{-(-count // UNITS[name])}{name}"
 
 
 class _Foreseeing:
-    """Before each forward: what its token ids foretell."""
+    """Hook before each forward that predicts its experts from its token ids."""
 
     def __init__(self, cache: Cache, predictor: Foresees) -> None:
         self.cache, self.predictor = cache, predictor
 
-    def __call__(self, _: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        ids = given[0] if given else named.get("input_ids")
+    def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        ids = args[0] if args else kwargs.get("input_ids")
         if isinstance(ids, Tensor) and not ids.is_floating_point():
             self.cache.policy.foresee(self.predictor.chances(ids.flatten()))
         else:
@@ -169,7 +172,9 @@ class _Foreseeing:
 
 
 class _View:
-    """What stands in the place of a stacked weight: by an expert's number, its own."""
+    """Stand-in for a stacked weight: indexed by an expert's number, it gives that expert's
+    weight.
+    """
 
     def __init__(self, slots: Slots, layer: int, name: str) -> None:
         self.slots, self.layer, self.name = slots, layer, name
@@ -178,26 +183,29 @@ class _View:
         return self.slots.expert(self.layer, int(expert))[self.name]
 
 
-def _offloaded(self: Any, *given: Any, **named: Any) -> Tensor:
-    """The experts function: says what is needed, then the model's own products, one by one."""
+def _offloaded(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+    """Compute a layer's experts one by one, each from its slot; the function in transformers'
+    table.
+    """
     slots, layer = cast("tuple[Slots, int]", getattr(self, SLOTS))
-    hidden, index, _ = arguments(given, named)
+    hidden, index, _ = arguments(args, kwargs)
     if torch.is_grad_enabled() and hidden.requires_grad:
         got, fix = "a forward with gradients", "Run it under torch.no_grad()."
         raise ConfigError("offloaded model", got=got, want="inference", fix=fix)
-    asked = set(index.flatten().tolist()) if index.numel() <= FEW else index.unique().tolist()
-    experts = sorted(e for e in asked if e < slots.store.experts)
+    routed = set(index.flatten().tolist()) if index.numel() <= FEW else index.unique().tolist()
+    experts = sorted(e for e in routed if e < slots.store.experts)
     try:
+        # the reads begin now, while the products of the first expert are computed
         slots.ask(layer, experts)
-        made = type(self).forward.__wrapped__(self, *given, **named)
+        output = type(self).forward.__wrapped__(self, *args, **kwargs)
     finally:
         slots.let_go()
     slots.guess()
-    return made
+    return output
 
 
 class _ExpertsOnMeta(TorchFunctionMode):
-    """Inside, stacked weights of so many experts have no memory."""
+    """Mode in which stacked weights of so many experts get no memory."""
 
     def __init__(self, experts: int) -> None:
         super().__init__()
@@ -207,12 +215,13 @@ class _ExpertsOnMeta(TorchFunctionMode):
         kwargs = kwargs or {}
         shape = args[0] if args and isinstance(args[0], tuple | list | torch.Size) else args
         if func in (torch.empty, torch.zeros) and len(shape) in (2, 3) and shape[0] == self.experts:
+            # stacked weights have experts as their first side, and are the only ones that do
             kwargs = kwargs | {"device": "meta"}
         return func(*args, **kwargs)
 
 
 def _skeleton(store: ExpertStore) -> Any:
-    """The model with every weight but the experts'."""
+    """Build the model with every weight but the experts'."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
@@ -228,21 +237,22 @@ def _skeleton(store: ExpertStore) -> Any:
             model: Any = AutoModelForCausalLM.from_config(
                 config, dtype=dtype, experts_implementation="eager", trust_remote_code=False
             )
+        # assign: the tensors of the file become the weights, without a copy
         missing, extra = model.load_state_dict(rest, strict=False, assign=True)
     except Exception as error:  # a configuration may hold anything, and fail anywhere
         want, fix = "a configuration and weights of one model", "Pack the model again."
         raise CheckpointError(f"store {store.folder}", got=error, want=want, fix=fix) from error
     model.tie_weights()
     at_experts = tuple(f"{path}." for path in store.paths)
-    left = [
+    unfilled = [
         name
         for name, t in model.state_dict().items()
         if t.is_meta and not name.startswith(at_experts)
     ]
     tied = set(getattr(model, "all_tied_weights_keys", None) or ())
-    lost = [n for n in missing if not n.startswith(at_experts) and n not in tied]
-    if extra or left or lost:
-        names = [*extra, *left, *lost]
+    unread = [n for n in missing if not n.startswith(at_experts) and n not in tied]
+    if extra or unfilled or unread:
+        names = [*extra, *unfilled, *unread]
         got = f"weights that do not belong together: {', '.join(names[:3])}"
         fix = "Its layout on disk is not known; save it with this version of transformers."
         want = f"the weights of {type(model).__name__}"
@@ -253,7 +263,7 @@ def _skeleton(store: ExpertStore) -> Any:
 
 
 def _settings(folder: Path) -> Any:
-    """What the model's makers want `generate` to do: where it ends, and how it samples."""
+    """Read the settings of `generate` that the model's makers chose: its end, and its sampling."""
     from transformers import GenerationConfig
 
     try:
@@ -264,29 +274,38 @@ def _settings(folder: Path) -> Any:
 
 
 def _attach(model: Any, store: ExpertStore, slots: Slots) -> None:
-    """Views in the place of the stacked weights, and the function that reads through them."""
+    """Put views in the place of the stacked weights, and set the function that reads through
+    them.
+    """
     from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS
 
     if NAME not in ALL_EXPERTS_FUNCTIONS:
         ALL_EXPERTS_FUNCTIONS.register(NAME, _offloaded)
-    found = stock_experts(model)
-    if list(found) != store.paths:
-        got, want = f"experts at {list(found)[:2]}", f"at {store.paths[:2]}, as packed"
+    stock = stock_experts(model)
+    # three checks before anything is taken out: paths, numbers and names of the experts
+    if list(stock) != store.paths:
+        got, want = f"experts at {list(stock)[:2]}", f"at {store.paths[:2]}, as packed"
         raise CheckpointError(f"store {store.folder}", got=got, want=want, fix="Pack it again.")
-    for layer, (path, of) in enumerate(found.items()):
+    for layer, (path, experts) in enumerate(stock.items()):
         count = len(store.layers[layer]["sha256"])
-        if count != of.experts:
-            got, want = f"{count} experts at {path}", f"{of.experts}, as the configuration says"
+        if count != experts.experts:
+            got, want = (
+                f"{count} experts at {path}",
+                f"{experts.experts}, as the configuration says",
+            )
             fix = "Copy the model's folder again: a file is missing. Then pack it again."
             raise CheckpointError(f"store {store.folder}", got=got, want=want, fix=fix)
         names = {part["name"] for part in store.layers[layer]["parts"]}
-        own = {name for name, _ in of.module.named_parameters(recurse=False)}
-        if own != names:
-            got, want = f"{sorted(names)} of {path}", f"{sorted(own)}"
+        parameters = {name for name, _ in experts.module.named_parameters(recurse=False)}
+        if parameters != names:
+            got, want = f"{sorted(names)} of {path}", f"{sorted(parameters)}"
             raise CheckpointError(f"store {store.folder}", got=got, want=want, fix="Pack it again.")
-        of.module.__dict__[ELSEWHERE] = {n: of.module._parameters[n] for n in sorted(names)}
+        # shapes and names stay known, for whoever fingerprints the model
+        experts.module.__dict__[ELSEWHERE] = {
+            n: experts.module._parameters[n] for n in sorted(names)
+        }
         for name in names:
-            delattr(of.module, name)
-            of.module.__dict__[name] = _View(slots, layer, name)
-        of.module.__dict__[SLOTS] = slots, layer
+            delattr(experts.module, name)
+            experts.module.__dict__[name] = _View(slots, layer, name)
+        experts.module.__dict__[SLOTS] = slots, layer
     model.set_experts_implementation(NAME)

@@ -46,7 +46,10 @@ def read_block(path: Path, into: Mapping[str, Tensor]) -> None:
 
 
 def check_block(path: Path) -> None:
-    """Raises: CheckpointError for a block's file that is missing or has other bytes."""
+    """Check that a block's file is there, with the bytes that were written.
+
+    Raises: CheckpointError.
+    """
     try:
         check_file(path)
     except OSError as error:
@@ -54,6 +57,7 @@ def check_block(path: Path) -> None:
 
 
 def _unreadable(path: Path, error: Exception) -> CheckpointError:
+    """Build the error for a block's file that cannot be read."""
     want, fix = "the block that was written", "Open the model and call ring_offload again."
     return CheckpointError(f"block {path}", got=error, want=want, fix=fix)
 
@@ -66,8 +70,8 @@ def ring_offload(
     Outputs are the same bits: the same products of the same weights. Memory of the blocks falls to
     K / N; embeddings, head and norms outside them stay. Two places are enough to hide the shorter
     of reading and computing; more hide no more on an even machine.
-    folder: a new one, for one safetensors file of each block; read: who reads one, for tests and
-    other stores.
+    folder: a new one, for one safetensors file of each block; read: the function that reads one,
+    for tests and other stores.
     `ring_residency(model)` says how often it waited.
 
     Raises: TargetError for a model whose blocks have different shapes; ConfigError for slots
@@ -79,30 +83,33 @@ def ring_offload(
     if RING in model.__dict__:
         got, fix = "a model with a ring", "Open the model again."
         raise ConfigError("model for a ring", got=got, want="its blocks in memory", fix=fix)
-    if (there := Path(folder)).is_file() or (there.is_dir() and any(there.iterdir())):
+    if (target := Path(folder)).is_file() or (target.is_dir() and any(target.iterdir())):
         fix = "Choose a new folder."
         raise ConfigError(f"folder {folder}", got="something there", want="nothing", fix=fix)
-    found = blocks(model)
-    shapes = [{n: (t.shape, t.dtype) for n, t in b.state_dict().items()} for _, b in found]
-    if not found or any(s != shapes[0] for s in shapes):
-        got, fix = f"{len(found)} blocks of {len({str(s) for s in shapes})} shapes", "Use offload."
+    model_blocks = blocks(model)
+    shapes = [{n: (t.shape, t.dtype) for n, t in b.state_dict().items()} for _, b in model_blocks]
+    if not model_blocks or any(s != shapes[0] for s in shapes):
+        got, fix = (
+            f"{len(model_blocks)} blocks of {len({str(s) for s in shapes})} shapes",
+            "Use offload.",
+        )
         raise TargetError("model for a ring", got=got, want="blocks of one shape", fix=fix)
-    between("slots", slots, 1, len(found), "2 hide the shorter of reading and computing.")
+    between("slots", slots, 1, len(model_blocks), "2 hide the shorter of reading and computing.")
     with writing(folder) as scratch:
         scratch.mkdir()
-        for number, (_, block) in enumerate(found):
+        for number, (_, block) in enumerate(model_blocks):
             tensors = {n: t.detach().contiguous() for n, t in block.state_dict().items()}
             file = scratch / f"{number:04d}.safetensors"
             save_file(tensors, file, metadata=OPEN)
             seal_file(file)
-    ring = Ring([block for _, block in found], Path(folder), slots, read)
+    ring = Ring([block for _, block in model_blocks], Path(folder), slots, read)
     model.__dict__[RING] = ring
     weakref.finalize(model, ring.close)
     return model.eval().requires_grad_(False)
 
 
 def ring_residency(model: nn.Module) -> Residency:
-    """Blocks that were there when they were needed, those that were waited for, bytes, seconds.
+    """Count blocks that were there in time, blocks that were waited for, bytes and seconds.
 
     Raises: ConfigError for a model without a ring.
     """
@@ -114,11 +121,13 @@ def ring_residency(model: nn.Module) -> Residency:
 
 
 class Ring:
-    """K places, a thread that fills them in the order of the blocks, and hooks that wait for it."""
+    """Ring of K places, a thread that fills them in the order of the blocks, and hooks that
+    wait.
+    """
 
-    def __init__(self, found: list[nn.Module], folder: Path, slots: int, read: Read) -> None:
-        self.blocks, self.folder, self.read = found, folder, read
-        first = found[0].state_dict()
+    def __init__(self, model_blocks: list[nn.Module], folder: Path, slots: int, read: Read) -> None:
+        self.blocks, self.folder, self.read = model_blocks, folder, read
+        first = model_blocks[0].state_dict()
         self.places = [{n: torch.empty_like(t) for n, t in first.items()} for _ in range(slots)]
         self.size = sum(t.nbytes for t in first.values())
         self.ready = self.waited = self.bytes = 0
@@ -126,12 +135,15 @@ class Ring:
         self.seconds = 0.0
         self.failed: BaseException | None = None
         self.todo: queue.SimpleQueue[tuple[int, int] | None] = queue.SimpleQueue()
-        self.done = [threading.Event() for _ in found]
+        self.done = [threading.Event() for _ in model_blocks]
         self.turn = 0  # the block that is computed next
-        self.at = {number: number for number in range(slots)}  # block -> its place, now or next
-        for number, block in enumerate(found):
+        self.place_of = {
+            number: number for number in range(slots)
+        }  # block -> its place, now or next
+        for number, block in enumerate(model_blocks):
             block.register_forward_pre_hook(self._enter(number))
             block.register_forward_hook(self._leave(number))
+            # the block's own memory is given up; outside its turn it has none
             _point(block, {n: t.new_empty(0) for n, t in first.items()})
         self.thread = threading.Thread(target=self._load, name="ring", daemon=True)
         self.thread.start()
@@ -143,8 +155,9 @@ class Ring:
         self.todo.put(None)
 
     def _load(self) -> None:
-        while (asked := self.todo.get()) is not None:
-            block, place = asked
+        """Read blocks into their places, as they are queued, until None comes."""
+        while (task := self.todo.get()) is not None:
+            block, place = task
             try:
                 path = self.folder / f"{block:04d}.safetensors"
                 if block not in self.checked:  # once: every forward reads all of them again
@@ -157,7 +170,7 @@ class Ring:
             self.done[block].set()
 
     def _again(self) -> None:
-        """Begin at the first block, after a forward that was broken off."""
+        """Begin again at the first block, after a forward that was broken off."""
         broken, self.turn = self.turn, 0
         count, slots = len(self.blocks), len(self.places)
         if slots == count:
@@ -168,12 +181,15 @@ class Ring:
         empty = {n: t.new_empty(0) for n, t in self.places[0].items()}
         _point(self.blocks[broken], empty)
         self.failed = None
-        self.at = {number: number for number in range(slots)}
+        self.place_of = {number: number for number in range(slots)}
         for number in range(slots):
             self.todo.put((number, number))
 
     def _enter(self, number: int) -> Any:
+        """Return the hook that waits for a block before it is computed."""
+
         def wait(block: nn.Module, _: Any) -> None:
+            """Wait for the block's read, and give the block its weights."""
             if torch.is_grad_enabled():
                 fix = "Run it under torch.no_grad()."
                 raise ConfigError("model with a ring", got="gradients", want="inference", fix=fix)
@@ -182,6 +198,7 @@ class Ring:
             if number != self.turn:
                 got, fix = f"block {number} after {self.turn - 1}", "Run whole forwards."
                 raise ConfigError("model with a ring", got=got, want="blocks in order", fix=fix)
+            # either the thread was faster, or the computation waits for it
             if self.done[number].is_set():
                 self.ready += 1
             else:
@@ -191,32 +208,40 @@ class Ring:
                 self.waited += 1
             if self.failed is not None:
                 raise self.failed
-            _point(block, self.places[self.at[number]])
+            _point(block, self.places[self.place_of[number]])
 
         return wait
 
     def _leave(self, number: int) -> Any:
+        """Return the hook that frees a block's place, and queues the read of the next one for
+        it.
+        """
+
         def free(block: nn.Module, *_: Any) -> None:
+            """Take the block's weights away, and queue the read of the block that gets its
+            place.
+            """
             count, slots = len(self.blocks), len(self.places)
             self.turn = (number + 1) % count
+            # with a place for every block nothing is ever read again
             if slots < count:
-                place = self.at[number]
+                place = self.place_of[number]
                 _point(block, {n: t.new_empty(0) for n, t in self.places[0].items()})
                 self.done[number].clear()
                 after = (number + slots) % count
-                self.at[after] = place
+                self.place_of[after] = place
                 self.todo.put((after, place))
 
         return free
 
 
-def _point(block: nn.Module, at: Mapping[str, Tensor]) -> None:
-    """Let a block's weights and buffers be these tensors."""
-    for name, tensor in at.items():
+def _point(block: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Make these tensors a block's weights and buffers."""
+    for name, tensor in tensors.items():
         path, _, last = name.rpartition(".")
         owner = block.get_submodule(path)
-        held = owner._parameters.get(last)
-        if held is not None:
-            held.data = tensor
+        parameter = owner._parameters.get(last)
+        if parameter is not None:
+            parameter.data = tensor
         else:
             owner._buffers[last] = tensor

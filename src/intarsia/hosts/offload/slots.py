@@ -20,18 +20,19 @@ GUESSES = 3  # reads for later layers that are under way while a layer has none 
 
 
 def stride(size: int) -> int:
-    """Bytes from one slot to the next."""
+    """Return the bytes from one slot to the next."""
     return -(-size // ALIGNED) * ALIGNED
 
 
 class Slots:
-    """One block of memory with a place for each resident expert, and who stands in it.
+    """Memory with a slot for each resident expert, and a thread that reads experts into it.
 
-    A layer says which experts it computes, in ascending order. From then on a thread reads those
-    that come next and are not in, while others are computed. Once it has all of them, it reads what
-    the policy foresees for later layers; a read of these that has not begun gives way to the next
-    layer's own. The thread only reads: who gets a slot and who gives it is decided by the caller
-    alone. Without a predictor the same asks have the same decisions.
+    A layer announces the experts that it computes, in ascending order (`ask`). While one is
+    computed, the thread reads those that come next and are not resident. Once a layer has all of
+    its experts, the thread reads what the policy foresees for later layers; such a guess that has
+    not begun is cancelled for the next layer's own reads. The thread only reads: evictions are
+    decided by the caller alone, so that without a predictor the same requests lead to the same
+    decisions.
     """
 
     def __init__(self, store: ExpertStore, cache: Cache) -> None:
@@ -43,7 +44,7 @@ class Slots:
             fix = f"Try slots={max(2, cache.slots // 2)}."
             raise ConfigError("slots", got=got, want="fewer", fix=fix) from error
         self.seconds, self.bytes, self.layer = 0.0, 0, 0
-        self.held: Key | None = None
+        self.in_use: Key | None = None  # the expert that is computed now
         self.coming: deque[Key] = deque()  # of this layer, not taken yet
         self.taken: deque[tuple[Key, PendingRead | None]] = deque()  # pinned, perhaps being read
         self.guesses: dict[Key, PendingRead] = {}  # pinned, of later layers
@@ -54,35 +55,38 @@ class Slots:
         self.places = [memoryview(row) for row in raw]
 
     def ask(self, layer: int, experts: list[int]) -> None:
-        """A layer's experts are about to be computed, in ascending order."""
+        """Announce the experts that a layer is about to compute, in ascending order."""
+        # layers begin anew: another forward
         if layer <= self.layer:
             self.cache.begin()
         self.layer = layer
-        self._give_way({(layer, expert) for expert in experts})
+        self._clear_guesses({(layer, expert) for expert in experts})
         self.guessing = True
         self.cache.ask(layer, experts)
         self.coming = deque((layer, expert) for expert in experts)
         self._look_ahead()
 
     def expert(self, layer: int, number: int) -> dict[str, Tensor]:
-        """An expert's tensors, in their slot until another one is asked for."""
+        """Return an expert's tensors, which stay in their slot until another expert is
+        requested.
+        """
         key = layer, number
-        if self.held != key:
-            self._give_held()
+        if self.in_use != key:
+            self._release_in_use()
             self._skip_to(key)
             if not self.taken:
                 self._take(key)
-            self._arrived(*self.taken.popleft())
-            self.held = key
+            self._wait_for(*self.taken.popleft())
+            self.in_use = key
             self._look_ahead()
         place = layer, self.cache.at[key]
-        if (found := self.parts.get(place)) is None:  # views of the slot, whoever stands in it
-            found = self.parts[place] = dict(self.store.views(layer, self.arena[place[1]]))
-        return found
+        if (tensors := self.parts.get(place)) is None:  # views of the slot, whoever stands in it
+            tensors = self.parts[place] = dict(self.store.views(layer, self.arena[place[1]]))
+        return tensors
 
     def let_go(self) -> None:
-        """Nothing is in use, and nothing comes."""
-        self._give_held()
+        """Release everything: nothing is in use, and nothing is expected."""
+        self._release_in_use()
         self.coming.clear()
         while self.taken:
             key, reading = self.taken.popleft()
@@ -97,16 +101,18 @@ class Slots:
         self.store.close()
 
     def residency(self) -> Residency:
+        """Return hits, loads, bytes and seconds since the model was opened."""
         hits, loads, ahead = self.cache.hits, self.cache.loads, self.cache.ahead
         return Residency(hits, loads, self.bytes, self.seconds, ahead)
 
-    def _give_held(self) -> None:
-        if self.held is not None:
-            self.cache.give(self.held)
-            self.held = None
+    def _release_in_use(self) -> None:
+        """Release the expert in use."""
+        if self.in_use is not None:
+            self.cache.give(self.in_use)
+            self.in_use = None
 
     def _skip_to(self, key: Key) -> None:
-        """Let go of what was expected before this one; a model may leave out what it asked for."""
+        """Drop the experts expected before this one; a model may leave out what it announced."""
         if self.taken and self.taken[0][0] != key:
             self.let_go()
         while not self.taken and self.coming and self.coming.popleft() != key:
@@ -114,25 +120,27 @@ class Slots:
 
     def _take(self, key: Key) -> None:
         """Pin an expert; if it is not in, a thread begins to read it."""
-        taken = self.cache.take(key)
+        entry = self.cache.take(key)
         reading = self.guesses.pop(key, None)
         if reading is not None:
             self.cache.give(key)  # the guess's own pin
-        elif taken.load:
-            reading = self._read(key, taken.slot)
+        elif entry.load:
+            reading = self._read(key, entry.slot)
         self.taken.append((key, reading))
 
     def _read(self, key: Key, slot: int) -> PendingRead:
+        """Queue the read of an expert into a slot."""
         return self.thread.submit(self.store.read, *key, self.places[slot])
 
-    def _give_way(self, asked: set[Key]) -> None:
-        """Let go of guesses: those that are over, and those that have not begun and are not asked.
+    def _clear_guesses(self, needed: set[Key]) -> None:
+        """Release guesses that have ended, and cancel those that have not begun and are not needed.
 
-        One that failed is forgotten: who asks for it is told then.
+        A guess that failed is forgotten: the layer that needs the expert reads it again, and fails
+        then.
         """
         for key, reading in list(self.guesses.items()):
             over = reading.done()
-            if key in asked or not (over or reading.cancel()):
+            if key in needed or not (over or reading.cancel()):
                 continue
             del self.guesses[key]
             if over and reading.exception() is None:
@@ -142,7 +150,7 @@ class Slots:
                 self.cache.drop(key)
 
     def guess(self) -> None:
-        """Begin to read what later layers are foreseen to ask for; the thread is about to rest."""
+        """Begin to read what later layers are expected to need; the thread would rest otherwise."""
         pinned, room = self.cache.pinned, self.cache.slots - 2  # two are for what is asked
         if not self.guessing or len(self.guesses) == GUESSES or len(pinned) >= room:
             return
@@ -158,7 +166,8 @@ class Slots:
                 return
 
     def _look_ahead(self) -> None:
-        """Take what comes next, as long as a slot is free for it; then guess."""
+        """Take the next experts, as long as slots are free for them; then guess."""
+        # never more than two reads ahead: a slot that is read into is lost to the cache
         reads = sum(reading is not None for _, reading in self.taken)
         while self.coming and reads < AHEAD and len(self.cache.pinned) < self.cache.slots:
             key = self.coming.popleft()
@@ -167,7 +176,7 @@ class Slots:
         if not self.coming:
             self.guess()
 
-    def _arrived(self, key: Key, reading: PendingRead | None) -> None:
+    def _wait_for(self, key: Key, reading: PendingRead | None) -> None:
         """Wait until an expert has been read."""
         if reading is None:
             return

@@ -40,7 +40,7 @@ Report = Callable[[str], None]
 
 
 class Checkpoint:
-    """The safetensors of a folder of save_pretrained, read a tensor or a slice at a time."""
+    """Safetensors of a folder of save_pretrained, read a tensor or a slice at a time."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -58,50 +58,60 @@ class Checkpoint:
             raise _unreadable(folder, "no *.safetensors")
 
     def tensor(self, key: str) -> Tensor:
+        """Read a tensor by its name."""
         return self._file(key).get_tensor(key)
 
     def row(self, key: str, index: int) -> Tensor:
-        """One row of the first axis, alone."""
+        """Read one row of a tensor's first axis, alone."""
         return self._file(key).get_slice(key)[index]
 
     def rows(self, key: str) -> int:
+        """Return the size of a tensor's first axis."""
         return self._file(key).get_slice(key).get_shape()[0]
 
     def _file(self, key: str) -> Any:
-        """Raises: CheckpointError for a tensor that no file has."""
+        """Return the file that has a tensor.
+
+        Raises: CheckpointError for a tensor that no file has.
+        """
         if key not in self.where:
             raise _unreadable(self.folder, f"no {key}")
         return self.where[key]
 
 
 def _unreadable(folder: Path, got: object) -> CheckpointError:
+    """Build the error for a folder that cannot be read."""
     want, fix = "config.json and safetensors of save_pretrained", "Copy the folder again."
     return CheckpointError(f"model {folder}", got=got, want=want, fix=fix)
 
 
 def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor]]]:
-    """By the path of each layer's experts: number -> that expert's tensors, of their fused names.
+    """Return, by the path of each layer's experts, a function: number -> that expert's tensors.
 
+    The tensors have the names of fused experts, in the order of the layers.
     Raises: TargetError for a folder without experts.
     """
-    found: dict[str, Callable[[int], dict[str, Tensor]]] = {}
+    readers: dict[str, Callable[[int], dict[str, Tensor]]] = {}
     for key in source.where:
         if (single := re.fullmatch(r"(.+\.experts)\.0\.(w1|gate_proj)\.weight", key)) is not None:
             names = next(names for names in SINGLE if names[0] == single[2])
-            found[single[1]] = _single(source, single[1], names)
+            readers[single[1]] = _single(source, single[1], names)
         elif (fused := re.fullmatch(r"(.+\.experts)\.down_proj", key)) is not None:
-            found[fused[1]] = _fused(source, fused[1])
-    if not found:
+            readers[fused[1]] = _fused(source, fused[1])
+    if not readers:
         fix = "Give a sparse model of transformers, such as a Mixtral."
         got = f"{source.config.get('model_type')} without experts"
         raise TargetError(f"model {source.folder}", got=got, want="mixtures", fix=fix)
-    order = sorted(found, key=lambda path: [int(n) for n in re.findall(r"\d+", path)])
-    return {path: found[path] for path in order}
+    # files list names alphabetically, layer 10 before layer 2
+    order = sorted(readers, key=lambda path: [int(n) for n in re.findall(r"\d+", path)])
+    return {path: readers[path] for path in order}
 
 
 def _single(
     source: Checkpoint, path: str, names: tuple[str, str, str]
 ) -> Callable[[int], dict[str, Tensor]]:
+    """Return the reader of experts that a checkpoint has one tensor each for."""
+
     def read(expert: int) -> dict[str, Tensor]:
         gate, up, down = (source.tensor(f"{path}.{expert}.{name}.weight") for name in names)
         if gate.shape != up.shape or gate.dim() != 2:
@@ -113,6 +123,8 @@ def _single(
 
 
 def _fused(source: Checkpoint, path: str) -> Callable[[int], dict[str, Tensor]]:
+    """Return the reader of experts that a checkpoint has stacked."""
+    # sorted, so that every expert's record has the same order
     keys = sorted(key for key in source.where if re.fullmatch(re.escape(path) + r"\.\w+", key))
 
     def read(expert: int) -> dict[str, Tensor]:
@@ -122,7 +134,7 @@ def _fused(source: Checkpoint, path: str) -> Callable[[int], dict[str, Tensor]]:
 
 
 def renamed(key: str) -> str:
-    """A checkpoint's name as the module's."""
+    """Return a checkpoint's name as the module's."""
     for old, new in RENAMED:
         key = key.replace(old, new)
     return key
@@ -143,19 +155,20 @@ def pack_experts(
     if store.exists():
         fix = "Choose a new folder."
         raise ConfigError(f"store {store}", got="something there", want="nothing", fix=fix)
-    found = Checkpoint(source)
-    layers = experts_of(found)
+    checkpoint = Checkpoint(source)
+    layers = experts_of(checkpoint)
     with writing(store) as scratch:
         scratch.mkdir()
         records: list[dict[str, Any]] = []
         for number, (path, read) in enumerate(layers.items()):
             file = scratch / f"layer-{number:04d}.safetensors"
             records.append(
-                {"path": renamed(path), "file": file.name} | _write(file, found, path, read)
+                {"path": renamed(path), "file": file.name} | _write(file, checkpoint, path, read)
             )
             progress(f"layer {number + 1} of {len(layers)}")
-        rest = [k for k in found.where if not any(k.startswith(f"{p}.") for p in layers)]
-        save_file({renamed(k): found.tensor(k).contiguous() for k in rest}, scratch / REST)
+        # all other weights in one file, which is read as a whole
+        rest = [k for k in checkpoint.where if not any(k.startswith(f"{p}.") for p in layers)]
+        save_file({renamed(k): checkpoint.tensor(k).contiguous() for k in rest}, scratch / REST)
         for file in source.iterdir():
             is_text = file.suffix in TEXTS and not file.name.endswith(".index.json")
             if is_text and file.name != STOCK:
@@ -166,22 +179,22 @@ def pack_experts(
 
 
 def count_of(source: Checkpoint, path: str) -> int:
-    """How many experts a layer has."""
+    """Count the experts of a layer."""
     if f"{path}.down_proj" in source.where:
         return source.rows(f"{path}.down_proj")
     numbers = (re.match(re.escape(path) + r"\.(\d+)\.", key) for key in source.where)
-    return 1 + max(int(found[1]) for found in numbers if found)
+    return 1 + max(int(match[1]) for match in numbers if match)
 
 
 def _write(
     file: Path, source: Checkpoint, path: str, read: Callable[[int], dict[str, Tensor]]
 ) -> dict[str, Any]:
-    """One layer's records, each expert's tensors one after the other; what the index says of it."""
+    """Write one layer's records, expert after expert; returns the layer's entry in the index."""
     count = count_of(source, path)
     first = {name: t.contiguous() for name, t in read(0).items()}
-    if other := {t.dtype for t in first.values()} - NAMES.keys():
+    if unsupported := {t.dtype for t in first.values()} - NAMES.keys():
         fix = "Open it with its numbers decoded, save it in bfloat16, and pack that."
-        raise TargetError(f"experts {path}", got=other, want=f"one of {set(NAMES)}", fix=fix)
+        raise TargetError(f"experts {path}", got=unsupported, want=f"one of {set(NAMES)}", fix=fix)
     parts = [
         {"name": name, "shape": list(t.shape), "dtype": NAMES[t.dtype]} for name, t in first.items()
     ]
@@ -202,29 +215,30 @@ def _write(
 
 
 def _bytes(tensor: Tensor) -> bytes:
+    """Return the bytes of a tensor's numbers."""
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def _header(first: Mapping[str, Tensor], count: int) -> bytes:
-    """Of safetensors, blanks up to the next page, so that records can be read without it."""
-    said: dict[str, Any] = {}
-    at = 0
+    """Build the header of safetensors, padded to a page, so that records can be read without it."""
+    entries: dict[str, Any] = {}
+    offset = 0
     for expert in range(count):
         for name, t in first.items():
-            end = at + t.nbytes
-            said[f"{expert}.{name}"] = {
+            end = offset + t.nbytes
+            entries[f"{expert}.{name}"] = {
                 "dtype": NAMES[t.dtype],
                 "shape": list(t.shape),
-                "data_offsets": [at, end],
+                "data_offsets": [offset, end],
             }
-            at = end
-    text = json.dumps(said).encode()
+            offset = end
+    text = json.dumps(entries).encode()
     text += b" " * (-(len(text) + 8) % PAGE)
     return struct.pack("<Q", len(text)) + text
 
 
 def _bytes_of(layer: Mapping[str, Any]) -> int:
-    """Of a record, from what an index says of a layer.
+    """Return the bytes of a record, from a layer's entry in the index.
 
     Raises: KeyError, TypeError and ValueError for an index that contradicts itself.
     """
@@ -233,13 +247,14 @@ def _bytes_of(layer: Mapping[str, Any]) -> int:
     size, start = int(layer["bytes"]), int(layer["start"])
     if sum(sizes) != size or min(sizes) < 1 or start < 0:
         raise ValueError(f"records of {size} bytes from {start} on, with parts of {sizes}")
+    # an index that was tampered with must not open files outside the store
     if Path(layer["file"]).name != layer["file"]:
         raise ValueError(f"a file elsewhere, {layer['file']!r}")
     return size
 
 
 class ExpertStore:
-    """An opened store: reads a record into memory that it is given, and checks it.
+    """Opened store that reads a record into memory that it is given, and checks it.
 
     check: "first", the SHA-256 of each record when it is first read; "always"; "never".
     Raises: CheckpointError for a folder that is no store; in `read`, for a record that is short,
@@ -259,46 +274,50 @@ class ExpertStore:
         except (OSError, ValueError, KeyError, TypeError) as error:
             want, fix = "a folder that `intarsia pack` wrote", "Pack the model again."
             raise CheckpointError(f"store {folder}", got=error, want=want, fix=fix) from error
-        self.seen: set[tuple[int, int]] = set()
+        self.verified: set[tuple[int, int]] = set()  # (layer, expert) whose SHA-256 was right
 
     def read(self, layer: int, expert: int, into: memoryview) -> int:
         """Read a record into memory of its size.  Returns its bytes."""
-        of = self.layers[layer]
-        size, at = int(of["bytes"]), int(of["start"]) + expert * int(of["bytes"])
+        entry = self.layers[layer]
+        size, offset = int(entry["bytes"]), int(entry["start"]) + expert * int(entry["bytes"])
         done = 0
+        # a read may return less than was asked for
         while done < size:
-            got = os.preadv(self.files[layer], [into[done:size]], at + done)
+            got = os.preadv(self.files[layer], [into[done:size]], offset + done)
             if not got:
                 raise self._wrong(layer, expert, f"{done} bytes", f"{size}")
             done += got
-        if self.check == "always" or (self.check == "first" and (layer, expert) not in self.seen):
-            if hashlib.sha256(into[:size]).hexdigest() != of["sha256"][expert]:
+        if self.check == "always" or (
+            self.check == "first" and (layer, expert) not in self.verified
+        ):
+            if hashlib.sha256(into[:size]).hexdigest() != entry["sha256"][expert]:
                 raise self._wrong(layer, expert, "bytes that changed", "those that were packed")
-            self.seen.add((layer, expert))
+            self.verified.add((layer, expert))
         return size
 
     def _wrong(self, layer: int, expert: int, got: str, want: str) -> CheckpointError:
-        what = f"expert {expert} of {self.paths[layer]} in {self.folder}"
-        return CheckpointError(what, got=got, want=want, fix="Pack the model again.")
+        """Build the error for a record that is not what was packed."""
+        subject = f"expert {expert} of {self.paths[layer]} in {self.folder}"
+        return CheckpointError(subject, got=got, want=want, fix="Pack the model again.")
 
     def rest(self) -> dict[str, Tensor]:
-        """Every weight that is no expert's, by its name in the model."""
+        """Read every weight that is no expert's, by its name in the model."""
         try:
             return read_tensors(self.folder / REST)
         except (OSError, SafetensorError) as error:
             want, fix = "what was packed", "Pack the model again."
-            what = f"{self.folder / REST}"
-            raise CheckpointError(what, got=error, want=want, fix=fix) from error
+            subject = f"{self.folder / REST}"
+            raise CheckpointError(subject, got=error, want=want, fix=fix) from error
 
     def views(self, layer: int, record: Tensor) -> Iterator[tuple[str, Tensor]]:
-        """A record (bytes,) as its tensors, by name."""
+        """Yield a record (bytes,) as its tensors, by name."""
         types = {name: dtype for dtype, name in NAMES.items()}
-        at = 0
+        offset = 0
         for part in self.layers[layer]["parts"]:
             dtype, shape = types[part["dtype"]], tuple(part["shape"])
-            end = at + dtype.itemsize * torch.Size(shape).numel()
-            yield part["name"], record[at:end].view(dtype).view(shape)
-            at = end
+            end = offset + dtype.itemsize * torch.Size(shape).numel()
+            yield part["name"], record[offset:end].view(dtype).view(shape)
+            offset = end
 
     def close(self) -> None:
         """Let go of the files."""

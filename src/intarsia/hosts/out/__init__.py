@@ -1,1 +1,1 @@
-"""How a changed model comes out: folded, exported, packed."""
+"""Turn a changed model into a stock one, or write it as a file: fold, export, pack."""

@@ -60,32 +60,33 @@ def export_timm(
     target = Path(path)
     _check(model, target, classes)
     source, arguments, padded = _buildable(model)
-    seen, named = inputs_of(model, preprocessing), classes or _label_names(model)
+    pictures_config, names = inputs_of(model, preprocessing), classes or _label_names(model)
     with writing(target) as folder:
         folder.mkdir()
         config: dict[str, Any] = {"label_names": list(classes)} if classes else {}
-        pictures = None if seen is None else _for_timm(seen)
-        if seen is not None:
-            config["preprocessing"] = described(seen, named, several_labels)
+        pictures = None if pictures_config is None else _for_timm(pictures_config)
+        if pictures_config is not None:
+            config["preprocessing"] = described(pictures_config, names, several_labels)
             (folder / SCRIPT).write_text(script("timm", target), "utf-8")
         save_for_hf(
             source, str(folder), config, arguments, safe_serialization=True, data_config=pictures
         )
-        found = _reload(source, folder, model, inputs)
+        deviation = _reload(source, folder, model, inputs)
     ratio = arguments.get("mlp_ratio")
     widened = "" if ratio is None else f" mlp_ratio={ratio}, {padded} zero units added;"
-    report(f"export_timm: {target};{widened} rebuilt by timm, output difference {found}.")
-    if seen is not None:
+    report(f"export_timm: {target};{widened} rebuilt by timm, output difference {deviation}.")
+    if pictures_config is not None:
         report(f"Without intarsia: python {target / SCRIPT} PICTURES")
     return target
 
 
 def _label_names(model: nn.Module) -> list[str] | None:
+    """Return the class names in a timm model's configuration, or None."""
     return getattr(model, "pretrained_cfg", {}).get("label_names")
 
 
 def _for_timm(inputs: InputConfig) -> dict[str, Any]:
-    """An input configuration as timm names it."""
+    """Convert an input configuration to timm's names."""
     return {
         "input_size": (3, *inputs.size),
         "mean": inputs.mean,
@@ -97,6 +98,7 @@ def _for_timm(inputs: InputConfig) -> dict[str, Any]:
 
 
 def _check(model: nn.Module, target: Path, classes: Sequence[str] | None) -> None:
+    """Check the model, the number of class names, and the target folder.  Raises: ConfigError."""
     if is_adapted(model) or wrapped_paths(model):
         got, want = "a model with adapters in it", "a stock timm model"
         raise ConfigError("export_timm", got=got, want=want, fix="Pass intarsia.fold(model).")
@@ -110,15 +112,16 @@ def _check(model: nn.Module, target: Path, classes: Sequence[str] | None) -> Non
         got = f"{len(classes)} names, {len(set(classes))} distinct"
         fix = "Give them in the order of the outputs."
         raise ConfigError("classes", got=got, want=f"{count}, one for each output", fix=fix)
+    # an export replaces its folder: nothing else may be in it
     strangers = sorted(p.name for p in target.iterdir()) if target.is_dir() else []
-    if (target.exists() and not target.is_dir()) or (strangers and not _exported(target)):
+    if (target.exists() and not target.is_dir()) or (strangers and not _is_export(target)):
         got = f"{target} with {strangers or 'a file'} in it"
         want = "a new folder, an empty one, or an earlier export"
         raise ConfigError("path of the export", got=got, want=want, fix="Choose another path.")
 
 
-def _exported(folder: Path) -> bool:
-    """Whether a folder holds what `export_timm` wrote, and nothing else."""
+def _is_export(folder: Path) -> bool:
+    """Return True if a folder holds what `export_timm` wrote, and nothing else."""
     try:
         config = read_json(folder / "config.json")
     except (OSError, ValueError):
@@ -128,37 +131,43 @@ def _exported(folder: Path) -> bool:
 
 
 def whole_width(ratio: float, inputs: int) -> int:
-    """The hidden width that timm derives from a ratio."""
+    """Return the hidden width that timm derives from a ratio."""
     return int(inputs * ratio)
 
 
 def ratio_for(hidden: int, inputs: int) -> float:
-    """A ratio whose product with `inputs`, cut to an integer, is `hidden`."""
+    """Return a ratio whose product with `inputs`, cut to an integer, is `hidden`."""
     quotient = hidden / inputs
     # half a unit up: no rounding of a product moves it across an integer
     return quotient if whole_width(quotient, inputs) == hidden else (hidden + 0.5) / inputs
 
 
 def _ratios(model: nn.Module) -> list[dict[str, Any]]:
-    """What might have timm build these MLPs: nothing more, one ratio, one for each stage."""
-    found = list(dict.fromkeys((m.inputs, m.hidden) for m in mlps(model).values()))
-    stages = [ratio_for(hidden, inputs) for inputs, hidden in found]
-    tries: list[dict[str, Any]] = [{}]
-    if len(stages) == len({inputs for inputs, _ in found}) and stages:
-        one = stages[0]
-        if all(whole_width(one, i) == h for i, h in found):
-            tries.append({"mlp_ratio": one})
-        tries.append({"mlp_ratio": stages})
-    return tries
+    """List arguments with which timm may build these MLPs: none, one ratio, one for each stage."""
+    widths = list(dict.fromkeys((m.inputs, m.hidden) for m in mlps(model).values()))
+    stages = [ratio_for(hidden, inputs) for inputs, hidden in widths]
+    candidates: list[dict[str, Any]] = [{}]
+    if len(stages) == len({inputs for inputs, _ in widths}) and stages:
+        ratio = stages[0]
+        if all(whole_width(ratio, i) == h for i, h in widths):
+            candidates.append({"mlp_ratio": ratio})
+        # Swin and the like take a ratio for each stage, which have unlike input widths
+        candidates.append({"mlp_ratio": stages})
+    return candidates
 
 
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each weight and buffer."""
     return {name: tuple(t.shape) for name, t in model.state_dict().items()}
 
 
 def _buildable(model: nn.Module) -> tuple[nn.Module, dict[str, Any], int]:
-    """The model, padded in a copy where need be, and the arguments that build its shapes."""
+    """Return the model, padded in a copy where needed, with arguments that build its shapes.
+
+    The last of the three is the number of zero units.  Raises: ExportError if nothing builds them.
+    """
     tried: dict[str, str] = {}
+    # first as it is; MLPs of unlike widths get zero units only if that does not work
     for padded in (False, True):
         source, units = model, 0
         if padded:
@@ -170,19 +179,21 @@ def _buildable(model: nn.Module) -> tuple[nn.Module, dict[str, Any], int]:
             if wrong is None:
                 return source, arguments, units
             tried[str(arguments or "its own arguments")] = wrong
-    got = "; ".join(f"with {key}: {why}" for key, why in tried.items())
+    got = "; ".join(f"with {key}: {reason}" for key, reason in tried.items())
     want = "arguments from which timm.create_model builds these shapes"
     raise ExportError(f"export_timm of {_architecture(model)}", got=got, want=want, fix=ELSEWHERE)
 
 
 def _architecture(model: nn.Module) -> str:
+    """Return timm's name of a model's architecture."""
     return str(vars(model)["pretrained_cfg"]["architecture"])
 
 
 def _misfit(model: nn.Module, arguments: dict[str, Any]) -> str | None:
-    """Why timm does not build the model's shapes from its arguments and these; None if it does."""
+    """Return why timm does not build the model's shapes from these arguments; None if it does."""
     settings = get_model_args(model, dict(arguments))
     try:
+        # shapes only: nothing is allocated or drawn
         with torch.device("meta"):
             built = timm.create_model(_architecture(model), **settings)
     except (AssertionError, RuntimeError, TypeError, ValueError) as error:
@@ -199,17 +210,19 @@ def _reload(source: nn.Module, folder: Path, model: nn.Module, inputs: Inputs | 
     """Build the model from the files alone and compare weights and outputs."""
     like = next(p for p in source.parameters() if p.is_floating_point())
     try:
-        again = timm.create_model(f"local-dir:{folder}", pretrained=True)
+        rebuilt = timm.create_model(f"local-dir:{folder}", pretrained=True)
     except (AssertionError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        what, got = "export_timm", f"{type(error).__name__}: {error}"
-        raise ExportError(what, got=got, want="files that timm loads", fix=ELSEWHERE) from error
-    again = again.to(like.device, like.dtype).eval()
+        subject, got = "export_timm", f"{type(error).__name__}: {error}"
+        raise ExportError(subject, got=got, want="files that timm loads", fix=ELSEWHERE) from error
+    rebuilt = rebuilt.to(like.device, like.dtype).eval()
     want = source.state_dict()
-    wrong = [k for k, t in again.state_dict().items() if not torch.equal(t, want[k])]
+    # files keep every bit, so equal means equal
+    wrong = [k for k, t in rebuilt.state_dict().items() if not torch.equal(t, want[k])]
     if wrong:
-        what, got = "export_timm", f"other weights after loading: {wrong[:3]}"
-        raise ExportError(what, got=got, want="the model's own, bit by bit", fix=ELSEWHERE)
+        subject, got = "export_timm", f"other weights after loading: {wrong[:3]}"
+        raise ExportError(subject, got=got, want="the model's own, bit by bit", fix=ELSEWHERE)
+    # the model that was passed, not the padded copy, is what has to come back
     batch = inputs_for(model, inputs)
-    found = difference(outputs(again, batch), outputs(model, batch))
-    found.check("export_timm", 1e-4, ExportError, ELSEWHERE)
-    return found
+    deviation = difference(outputs(rebuilt, batch), outputs(model, batch))
+    deviation.check("export_timm", 1e-4, ExportError, ELSEWHERE)
+    return deviation

@@ -37,10 +37,10 @@ def fold(
     keep_zeros: bool | None = None,
     report: Report = print,
 ) -> nn.Module:
-    """A stock model with the adapted model's evaluation outputs; earlier changes stay in it.
+    """Turn an adapted model into a stock one with the same outputs in evaluation.
 
-    Mixtures and other changes from before the adapter are kept; of a model without an adapter, the
-    last change is folded, where it can be.
+    Mixtures and other changes from before the adapter stay in it; of a model without an adapter,
+    the last change is folded, where it can be.
 
     A linear cell is added to the weight it sits on, W' = W + delta; a scale behind a layer scales
     its weights, W' = (1 + s) W. An AdaptFormer-style bottleneck becomes hidden units of its MLP,
@@ -58,26 +58,33 @@ def fold(
     behind its module, a norm of its own, another activation, a gated MLP), and if the outputs
     differ. UnknownName for an adapter that is not there.
     """
+    # without an adapter on top, the last change knows how it is folded
     if not isinstance(model, PeftModel) and (steps := steps_of(model)):
         return steps[-1].plan.change.fold(model)
     if isinstance(model, PeftModel) and not is_adapted(model):
         return _merged(model, inputs, tolerance, report)
     names = _names(model, name)
     host = model.get_base_model()
+    # 1. plain weights in place of wrapped modules, in a copy
     stock, counts = _stock(host, names, keep_zeros)
+    # 2. one width for all MLPs, and what the configuration says of it
     if uniform:
         pad(stock, _whole_ratio if _wants_whole_ratio(stock) else None)
     note = _describe(stock)
     _name_classes(stock, getattr(model.peft_config[names[0]], "origin", None) or {})
     batch = inputs_for(host, inputs)
-    twin = cast(PeftModel, shared_copy(model).eval())
-    twin.base_model.enable_adapter_layers()  # pyright: ignore[reportCallIssue]
-    twin.base_model.set_adapter(names, inference_mode=True)  # pyright: ignore[reportCallIssue]
-    found = difference(outputs(stock, batch), outputs(twin, batch))
+    # 3. both models on the same inputs, with the adapters of `names` active
+    reference = cast(PeftModel, shared_copy(model).eval())
+    reference.base_model.enable_adapter_layers()  # pyright: ignore[reportCallIssue]
+    reference.base_model.set_adapter(names, inference_mode=True)  # pyright: ignore[reportCallIssue]
+    deviation = difference(outputs(stock, batch), outputs(reference, batch))
     limit = tolerance_of(stock) if tolerance is None else tolerance
-    report(f"fold: {counts}; largest output difference {found}.{note}")
+    # kept zeros change the outputs on purpose: they are reported, not refused
+    report(f"fold: {counts}; largest output difference {deviation}.{note}")
     if not keep_zeros:
-        found.check("fold", limit, FoldError, "Fold in float32 or float64, or keep the adapter.")
+        deviation.check(
+            "fold", limit, FoldError, "Fold in float32 or float64, or keep the adapter."
+        )
     return stock
 
 
@@ -93,6 +100,7 @@ def fold_whole(
         model = fold(model, inputs=inputs, report=report)
     while (steps := steps_of(model)) and not steps[-1].plain:
         folded = steps[-1].plan.change.fold(model)
+        # a change that returns itself has no stock form
         if len(steps_of(folded)) == len(steps):
             got = f"{type(steps[-1].plan.change).__name__}, which no stock model is"
             fix = "Use the model with intarsia."
@@ -104,36 +112,39 @@ def fold_whole(
 def _merged(
     model: PeftModel, inputs: Inputs | None, tolerance: float | None, report: Report
 ) -> nn.Module:
-    """PEFT's own merge of its own adapters, in a copy, and the same comparison."""
-    twin = cast(Any, copy.deepcopy(model).eval())
+    """Merge PEFT's own adapters by PEFT, in a copy, with the same comparison."""
+    merged_copy = cast(Any, copy.deepcopy(model).eval())
     try:
-        stock: nn.Module = twin.merge_and_unload()
+        stock: nn.Module = merged_copy.merge_and_unload()
     except (AttributeError, NotImplementedError, TypeError, ValueError) as error:
         got, fix = f"adapters that PEFT does not merge ({error})", "Keep the adapter attached."
         raise FoldError("fold", got=got, want="a change of weights", fix=fix) from error
     stock.__dict__.pop("peft_config", None)
     host = model.get_base_model()
     batch = inputs_for(host, inputs)
-    found = difference(outputs(stock, batch), outputs(shared_copy(host).eval(), batch))
-    report(f"fold: merged by PEFT; largest output difference {found}.")
+    deviation = difference(outputs(stock, batch), outputs(shared_copy(host).eval(), batch))
+    report(f"fold: merged by PEFT; largest output difference {deviation}.")
     limit = tolerance_of(stock) if tolerance is None else tolerance
-    found.check("fold", limit, FoldError, "Fold in float32 or float64, or keep the adapter.")
+    deviation.check("fold", limit, FoldError, "Fold in float32 or float64, or keep the adapter.")
     return stock.eval().requires_grad_(True)
 
 
 def _names(model: PeftModel, name: str | None) -> list[str]:
+    """Return the names of the adapters to fold.  Raises: FoldError, ConfigError, UnknownName."""
     if not is_adapted(model):
         got = f"{type(model).__name__}, which carries no adapter"
         want = "a model from intarsia.adapt or intarsia.load"
         raise FoldError("fold", got=got, want=want, fix="Fold the adapted model.")
-    known = list(model.peft_config)
-    if name is not None and name not in known:
-        raise UnknownName("adapter", name, known)
+    available = list(model.peft_config)
+    if name is not None and name not in available:
+        raise UnknownName("adapter", name, available)
     names = list(model.active_adapters) if name is None else [name]
     layers = [m for m in model.modules() if isinstance(m, IntarsiaLayer)]
     if not names or (name is None and any(layer.disable_adapters for layer in layers)):
-        what, got = "active adapter", "none, or all of them disabled"
-        raise ConfigError(what, got=got, want=f"one of {known}", fix="Pass name=, or activate one.")
+        subject, got = "active adapter", "none, or all of them disabled"
+        raise ConfigError(
+            subject, got=got, want=f"one of {available}", fix="Pass name=, or activate one."
+        )
     if merged := sorted({n for layer in layers for n in layer.merged_adapters}):
         got, fix = f"a model with {merged} merged into its weights", "Call model.unmerge_adapter()."
         raise FoldError("fold", got=got, want="the adapter beside the pretrained weights", fix=fix)
@@ -141,7 +152,7 @@ def _names(model: PeftModel, name: str | None) -> list[str]:
 
 
 def _stock(host: nn.Module, names: list[str], keep_zeros: bool | None) -> tuple[nn.Module, str]:
-    """A copy of the host whose wrapped modules are replaced by plain ones, and what was done."""
+    """Copy the host with plain modules in place of wrapped ones; returns it and what was done."""
     # what is in the memo is taken, not copied: every module shares one config, wrappers give way
     memo: dict[int, Any] = {}
     if (config := getattr(host, "config", None)) is not None:
@@ -151,12 +162,14 @@ def _stock(host: nn.Module, names: list[str], keep_zeros: bool | None) -> tuple[
     foreign = ("peft",) if steps_of(host) else OURS  # an earlier change has put in what is ours
 
     def visit(parent: nn.Module, path: str) -> None:
+        """Enter into `memo` what takes the place of wrapped modules and heads, depth first."""
         for name, child in parent.named_children():
-            at = f"{path}.{name}" if path else name
+            child_path = f"{path}.{name}" if path else name
             if isinstance(child, IntarsiaLayer):
                 memo[id(child)] = _folded(child, names, memo, done)
                 _zeros(child, memo[id(child)], keep_zeros)
             elif isinstance(saved := child._modules.get("modules_to_save"), nn.ModuleDict):
+                # a trained head, if one of the adapters has one
                 trained = next((saved[n] for n in names if n in saved), child.original_module)
                 merge = getattr(trained, "merged", None)  # a head of few bits
                 trained = merge() if callable(merge) else trained
@@ -164,13 +177,15 @@ def _stock(host: nn.Module, names: list[str], keep_zeros: bool | None) -> tuple[
             elif type(child).__module__.split(".")[0] in foreign:
                 want = "cells and trained heads only"
                 fix = "Merge or delete what else PEFT has put into the model."
-                raise FoldError(f"fold {at!r}", got=type(child).__name__, want=want, fix=fix)
+                raise FoldError(
+                    f"fold {child_path!r}", got=type(child).__name__, want=want, fix=fix
+                )
             else:
-                visit(child, at)
+                visit(child, child_path)
 
     visit(host, "")
     stock = copy.deepcopy(host, memo)
-    _forget(stock)
+    _remove_traces(stock)
     counts = f"{done['widened']} MLPs widened, {done['changed']} weights changed"
     return stock.eval().requires_grad_(True), counts
 
@@ -178,7 +193,9 @@ def _stock(host: nn.Module, names: list[str], keep_zeros: bool | None) -> tuple[
 def _folded(
     layer: IntarsiaLayer, names: list[str], memo: dict[int, Any], done: dict[str, int]
 ) -> nn.Module:
+    """Build the plain module of a wrapped one, with the cells of these adapters folded in."""
     for inner, module in walk(layer.base_layer, layer.path):
+        # rounded weights have no room for a change that is smaller than their steps
         refuse_quantised("fold", module, inner)
     plain = exact(layer.base_layer, memo)
     for name in names:
@@ -202,6 +219,7 @@ def _zeros(layer: IntarsiaLayer, plain: nn.Module, keep: bool | None) -> None:
         if old.dim() < 2 or weight is None or weight.shape != old.shape:
             continue
         zero = (old == 0).to(weight.device)
+        # how sparse the weight was, and how many of its zeros the adapter would fill
         share, filled = float(zero.float().mean()), int((weight[zero] != 0).sum())
         if keep is False or not SPARSE <= share < 1 or not filled:
             continue
@@ -221,15 +239,16 @@ def _zeros(layer: IntarsiaLayer, plain: nn.Module, keep: bool | None) -> None:
 def fold_cell(
     plain: nn.Module, cell: nn.Module, path: str, position: str, channels: str = "last"
 ) -> str:
-    """Fold one cell into the float64 copy of its module, in place; says "widened" or "changed".
+    """Fold one cell into the float64 copy of its module, in place; returns "widened" or "changed".
 
     Both sides are compared on random features before the result counts.
     Raises: FoldError, naming `path`.
     """
     if position == "sequential" and isinstance(cell, Cell):
-        behind = exact(cell.merged())
-        assert isinstance(behind, Cell)
-        if (affine := behind.affine()) is not None:
+        sequential_cell = exact(cell.merged())
+        assert isinstance(sequential_cell, Cell)
+        # y + s * y + t behind a layer is a change of that layer's own weights
+        if (affine := sequential_cell.affine()) is not None:
             rescale(plain, *affine, path, channels)
             return "changed"
     if position != "parallel" or not isinstance(cell, Cell):
@@ -240,51 +259,53 @@ def fold_cell(
             "else follows a module cannot go into its weights",
             fix=KEEP,
         )
-    before, beside = exact(plain), exact(cell.merged())
-    assert isinstance(beside, Cell)
-    if (delta := beside.delta()) is not None:
+    original, parallel_cell = exact(plain), exact(cell.merged())
+    assert isinstance(parallel_cell, Cell)
+    if (delta := parallel_cell.delta()) is not None:
         add_weight(plain, delta.detach(), path)
-        what = "changed"
-    elif (units := _units(beside, path)) is not None:
+        result = "changed"
+    elif (units := _units(parallel_cell, path)) is not None:
         widen(plain, units, path)
-        what = "widened"
+        result = "widened"
     else:
-        got = f"{type(beside).__name__}, which is no linear map"
+        got = f"{type(parallel_cell).__name__}, which is no linear map"
         want = "a cell that is a weight change or a bottleneck"
         raise FoldError(f"fold {path!r}", got=got, want=want, fix=KEEP)
-    inputs = 0 if isinstance(before, Conv1D) else 1
-    width = next(p for p in before.parameters() if p.dim() > 1).shape[inputs]
+    inputs = 0 if isinstance(original, Conv1D) else 1
+    width = next(p for p in original.parameters() if p.dim() > 1).shape[inputs]
+    # compared on noise: a wrong formula shows here, with the path of its module
     x = torch.randn(64, width, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        added = beside(x)
+        added = parallel_cell(x)
         if channels == "first":
             x, added = x[..., None, None], added[..., None, None]
-        found = difference([plain(x)], [before(x) + added])
-    found.check(f"fold {path!r}", 1e3 * EXACT, FoldError, KEEP)
-    return what
+        deviation = difference([plain(x)], [original(x) + added])
+    deviation.check(f"fold {path!r}", 1e3 * EXACT, FoldError, KEEP)
+    return result
 
 
 def _units(cell: Cell, path: str) -> Units | None:
+    """Return the hidden units that a cell stands for, or None; errors name the module."""
     try:
         return cell.units()
     except FoldError as error:
         raise FoldError(f"fold {path!r}", got=error.got, want=error.want, fix=KEEP) from error
 
 
-def _forget(stock: nn.Module) -> None:
-    """Take away what PEFT and the cells' draws leave on a host: a config and hooks."""
+def _remove_traces(stock: nn.Module) -> None:
+    """Remove what PEFT and the cells' draws leave on a host: a config and hooks."""
     stock.__dict__.pop("peft_config", None)
     for module in stock.modules():
         for kind in ("_forward_pre_hooks", "_forward_hooks"):
             hooks = getattr(module, kind)
             for key, hook in list(hooks.items()):
-                own = getattr(hook, "__module__", "").split(".")[0] in OURS
-                if own and not getattr(hook, "stays", False):
+                is_ours = getattr(hook, "__module__", "").split(".")[0] in OURS
+                if is_ours and not getattr(hook, "stays", False):
                     del hooks[key]
 
 
 def _wants_whole_ratio(stock: nn.Module) -> bool:
-    """Does the model's transformers config hold the MLP's width as a whole multiple only?"""
+    """Return True if a transformers config holds the MLP's width as a whole multiple only."""
     config = getattr(stock, "config", None)
     return isinstance(getattr(config, "mlp_ratio", None), int) and not hasattr(
         config, "intermediate_size"
@@ -292,20 +313,22 @@ def _wants_whole_ratio(stock: nn.Module) -> bool:
 
 
 def _whole_ratio(inputs: int, widest: int) -> int:
+    """Round a width up to a whole multiple of the inputs."""
     return -(-widest // inputs) * inputs
 
 
 def _describe(stock: nn.Module) -> str:
     """Write the MLPs' width into a transformers config, or say why save_pretrained will not do."""
     config = getattr(stock, "config", None)
-    found = {(m.inputs, m.hidden) for m in mlps(stock).values()}
-    if config is None or not hasattr(config, "hidden_size") or not found:
+    widths = {(m.inputs, m.hidden) for m in mlps(stock).values()}
+    if config is None or not hasattr(config, "hidden_size") or not widths:
         return ""
-    inputs, hidden = next(iter(found))
-    if len(found) == 1 and hasattr(config, "intermediate_size"):
+    inputs, hidden = next(iter(widths))
+    # most configurations have the width itself, ViT-MAE's kind a ratio
+    if len(widths) == 1 and hasattr(config, "intermediate_size"):
         config.intermediate_size = hidden
         return ""
-    if len(found) == 1 and _wants_whole_ratio(stock) and hidden % inputs == 0:
+    if len(widths) == 1 and _wants_whole_ratio(stock) and hidden % inputs == 0:
         config.mlp_ratio = hidden // inputs
         return ""
     return (
@@ -315,11 +338,12 @@ def _describe(stock: nn.Module) -> str:
 
 
 def _name_classes(stock: nn.Module, origin: Mapping[str, Any]) -> None:
-    """The class names that came with the adapter, where timm and transformers keep theirs."""
+    """Write the class names that came with the adapter where timm and transformers keep theirs."""
     classes: list[str] = list(origin.get("classes") or ())
-    ours, theirs = getattr(stock, "pretrained_cfg", None), getattr(stock, "config", None)
-    if classes and isinstance(ours, dict):
-        ours |= {"label_names": classes, "num_classes": len(classes)}
-    elif classes and theirs is not None and hasattr(theirs, "id2label"):
-        theirs.id2label = dict(enumerate(classes))
-        theirs.label2id = {name: i for i, name in enumerate(classes)}
+    timm_config, config = getattr(stock, "pretrained_cfg", None), getattr(stock, "config", None)
+    # timm writes these into its own exports, transformers into config.json
+    if classes and isinstance(timm_config, dict):
+        timm_config |= {"label_names": classes, "num_classes": len(classes)}
+    elif classes and config is not None and hasattr(config, "id2label"):
+        config.id2label = dict(enumerate(classes))
+        config.label2id = {name: i for i, name in enumerate(classes)}

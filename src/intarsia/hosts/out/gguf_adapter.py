@@ -26,7 +26,7 @@ WHOLE = "Write the whole model: export_gguf(intarsia.fold(model), ...), without 
 
 @dataclass(frozen=True)
 class LowRank:
-    """The change scale B A of one layer.  a: (r, d_in); b: (d_out, r)."""
+    """Change scale B A of one layer.  a: (r, d_in); b: (d_out, r)."""
 
     path: str
     a: Tensor
@@ -91,9 +91,10 @@ def _changes(model: nn.Module, name: str | None) -> tuple[nn.Module, list[LowRan
         raise ExportError("GGUF adapter", got=got, want="a model with a LoRA", fix=fix)
     host = model.get_base_model()
     heads = any(isinstance(m, ModulesToSaveWrapper) for m in model.modules())
-    other = [type(step.plan.change).__name__ for step in steps_of(host)]
-    if heads or other:
-        got = "a trained head" if heads else f"{', '.join(other)} in the model"
+    changes_below = [type(step.plan.change).__name__ for step in steps_of(host)]
+    # llama.cpp adds low-rank changes to matrices, and nothing else
+    if heads or changes_below:
+        got = "a trained head" if heads else f"{', '.join(changes_below)} in the model"
         want = "LoRA beside linear layers, and nothing else"
         raise ExportError("GGUF adapter", got=got, want=want, fix=WHOLE)
     if not is_adapted(model):
@@ -106,7 +107,7 @@ def _changes(model: nn.Module, name: str | None) -> tuple[nn.Module, list[LowRan
 
 
 def _of_peft(model: PeftModel, name: str) -> Iterator[LowRank]:
-    """Give the changes of PEFT's own LoRA.
+    """Yield the changes of PEFT's own LoRA.
 
     Raises: ExportError for DoRA, biases, embeddings, and ranks by layer.
     """
@@ -117,6 +118,7 @@ def _of_peft(model: PeftModel, name: str) -> Iterator[LowRank]:
         got = f"{stored['peft_type']} with other settings, or {rest[:1]}"
         raise ExportError("GGUF adapter", got=got, want="plain LoRA", fix=WHOLE)
     rank = stored["r"]
+    # rsLoRA divides by the root of the rank
     scale = stored["lora_alpha"] / (rank**0.5 if stored["use_rslora"] else rank)
     first, second = OURS
     for key, a in tensors.items():
@@ -138,6 +140,7 @@ def _tensors(named: GgufNames, changes: list[LowRank]) -> tuple[dict[str, np.nda
         if key in HEADS:
             got, want = f"LoRA at {change.path!r}", "layers inside the blocks"
             raise ExportError("GGUF adapter", got=got, want=want, fix=WHOLE)
+        # llama.cpp has one alpha for all layers: another scale goes into B
         rest = change.scale * len(change.a) / alpha if alpha else 1.0
         tensors[f"{key}.lora_a"] = numbers_of(change.a)
         tensors[f"{key}.lora_b"] = numbers_of(named.ordered(path, change.b) * rest)
@@ -145,7 +148,11 @@ def _tensors(named: GgufNames, changes: list[LowRank]) -> tuple[dict[str, np.nda
 
 
 def _read_back(gguf: Any, file: Path, tensors: dict[str, np.ndarray]) -> None:
-    """Raises: ExportError for a tensor that differs by more than the rounding to bfloat16."""
+    """Compare the tensors of a file with those that were written.
+
+    Raises: ExportError for one that differs by more than the rounding to bfloat16.
+    """
+    # what the file has, decoded by GGUF's own package
     stored = {tensor.name: tensor for tensor in gguf.GGUFReader(file).tensors}
     for key, want in tensors.items():
         got = gguf.quants.dequantize(stored[key].data, stored[key].tensor_type)

@@ -48,20 +48,20 @@ STOCK = "Fold it first: intarsia.fold(model). A mixture or a model with spans ha
 
 @dataclass(frozen=True)
 class GgufNames:
-    """A model as llama.cpp sees it: its architecture, and each tensor's name there."""
+    """Model as llama.cpp sees it: its architecture, and each tensor's name there."""
 
     model: Any
     architecture: str
     names: dict[str, str]  # the model's own -> GGUF's
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
-        """Give each tensor, as llama.cpp orders its rows, by GGUF's name."""
+        """Yield each tensor with its rows in llama.cpp's order, by GGUF's name."""
         state = self.model.state_dict()
         for path, name in self.names.items():
             yield name, self.ordered(path, state[path])
 
     def ordered(self, path: str, tensor: Tensor) -> Tensor:
-        """Return rows of queries and keys as the architecture "llama" turns them.
+        """Return rows of queries and keys in the order of the architecture "llama".
 
         transformers turns feature i with i + D / 2 of a head, llama.cpp 2 i with 2 i + 1.
         """
@@ -70,6 +70,7 @@ class GgufNames:
             return tensor
         config = self.model.config
         heads = config.num_attention_heads if part[1] == "q" else config.num_key_value_heads
+        # rows (head, half, i) -> (head, i, half)
         return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).flatten(0, 2)
 
 
@@ -133,6 +134,7 @@ def names_in_gguf(model: nn.Module) -> GgufNames:
     host: Any = model
     state = host.state_dict()
     if "lm_head.weight" in state and _tied(host):
+        # GGUF leaves a tied head out: the embedding then serves as head
         del state["lm_head.weight"]
     named = names_for(host, state)
     _check_shapes(host, state)
@@ -153,8 +155,10 @@ def names_for(host: Any, paths: Iterable[str]) -> GgufNames:
     table = gguf.get_tensor_name_map(gguf.MODEL_ARCH[kind.upper()], host.config.num_hidden_layers)
     names = {path: table.get_name(path, try_suffixes=(".weight", ".bias")) for path in paths}
     biases = BIASES.get(kind, ())
-    for path, other in names.items():
-        if other is None or (other.endswith(".bias") and other.split(".")[-2] not in biases):
+    for path, gguf_name in names.items():
+        if gguf_name is None or (
+            gguf_name.endswith(".bias") and gguf_name.split(".")[-2] not in biases
+        ):
             got, want = f"a tensor {path!r}", f"those that llama.cpp's {kind!r} has"
             raise ExportError("model for GGUF", got=got, want=want, fix=STOCK)
     return GgufNames(host, kind, names)
@@ -166,8 +170,12 @@ def _tied(host: Any) -> bool:
 
 
 def _check_shapes(host: Any, state: dict[str, Tensor]) -> None:
-    """Raises: ExportError unless tensors are those that the config builds."""
+    """Check that tensors are those that the config builds.
+
+    Raises: ExportError.
+    """
     with torch.device("meta"):
+        # on "meta": shapes alone
         like = type(host)(host.config).state_dict()
     wrong = [n for n, t in state.items() if n not in like or like[n].shape != t.shape]
     missing = sorted(like.keys() - state.keys() - {"lm_head.weight"})
@@ -178,9 +186,12 @@ def _check_shapes(host: Any, state: dict[str, Tensor]) -> None:
 
 
 def _check_settings(config: Any) -> None:
-    """Raises: ExportError for settings that llama.cpp's architectures have not."""
+    """Check that llama.cpp's architectures have the config's settings.
+
+    Raises: ExportError.
+    """
     rope = config.rope_parameters
-    wanted = {
+    settings = {
         "hidden_act": (config.hidden_act, ("silu",)),
         "rope_type": (rope.get("rope_type", "default"), ("default", "linear", "llama3", "yarn")),
         "partial_rotary_factor": (rope.get("partial_rotary_factor") or 1.0, (1.0,)),
@@ -188,18 +199,20 @@ def _check_settings(config: Any) -> None:
         "truncate of yarn": (rope.get("truncate", True), (True,)),
     }
     if type(config).__name__ not in ("LlamaConfig", "MistralConfig", "Qwen3Config"):
+        # these architectures of llama.cpp compute the width of a head themselves
         width = config.hidden_size // config.num_attention_heads
-        wanted["head_dim"] = (_head_dim(config), (width,))
-    for name, (got, known) in wanted.items():
-        if got not in known:
-            want = " or ".join(map(str, known))
+        settings["head_dim"] = (_head_dim(config), (width,))
+    for name, (got, supported) in settings.items():
+        if got not in supported:
+            want = " or ".join(map(str, supported))
             fix = "llama.cpp has no word for it; export another model."
             raise ExportError(f"{name} of the model for GGUF", got=got, want=want, fix=fix)
 
 
 def _head_dim(config: Any) -> int:
-    own = getattr(config, "head_dim", None)
-    return own or config.hidden_size // config.num_attention_heads
+    """Return the width of an attention head."""
+    stated = getattr(config, "head_dim", None)
+    return stated or config.hidden_size // config.num_attention_heads
 
 
 def _types(gguf: Any, named: GgufNames, quant: str) -> dict[str, Any]:
@@ -211,6 +224,7 @@ def _types(gguf: Any, named: GgufNames, quant: str) -> dict[str, Any]:
     state, types = named.model.state_dict(), dict[str, Any]()
     for path, name in named.names.items():
         kind = quant if state[path].dim() > 1 else "f32"
+        # rounding errors of embedding and head reach every token
         if kind == "q4_0" and name in HEADS:
             kind = "q8_0"
         if kind.startswith("q") and state[path].shape[-1] % BLOCK:
@@ -221,7 +235,7 @@ def _types(gguf: Any, named: GgufNames, quant: str) -> dict[str, Any]:
 
 
 def _describe(gguf: Any, writer: Any, named: GgufNames, quant: str) -> None:
-    """Add what llama.cpp wants to know of the architecture."""
+    """Add the settings that llama.cpp reads of the architecture."""
     config, rope = named.model.config, named.model.config.rope_parameters
     writer.add_type(gguf.GGUFType.MODEL)
     writer.add_name(Path(config.name_or_path).name)  # by "phi-3" llama.cpp knows that tokenizer
@@ -245,6 +259,7 @@ def _describe(gguf: Any, writer: Any, named: GgufNames, quant: str) -> None:
         writer.add_rope_scaling_type(gguf.RopeScalingType(kind))
         writer.add_rope_scaling_factor(rope["factor"])
     if kind == "yarn":
+        # yarn stretches the context that the model was trained with
         first = rope.get("original_max_position_embeddings") or config.max_position_embeddings
         writer.add_rope_scaling_orig_ctx_len(first)
         for setting in ("beta_fast", "beta_slow"):
@@ -260,6 +275,7 @@ def _context(config: Any) -> int:
 
 
 def _context_note(named: GgufNames) -> str:
+    """Return the note that the context is the sliding window, or ""."""
     config = named.model.config
     if _context(config) == config.max_position_embeddings:
         return ""
@@ -274,9 +290,10 @@ def _frequencies(named: GgufNames) -> dict[str, Tensor]:
     rope = config.rope_parameters
     if rope.get("rope_type") != "llama3":
         return {}
-    own = named.model.model.rotary_emb.inv_freq.detach().float().cpu()
-    plain = rope["rope_theta"] ** -(torch.arange(0, 2 * len(own), 2).float() / (2 * len(own)))
-    return {"rope_freqs.weight": plain / own}
+    scaled = named.model.model.rotary_emb.inv_freq.detach().float().cpu()
+    # theta^(-2 i / D), the frequencies without Llama 3's scaling
+    plain = rope["rope_theta"] ** -(torch.arange(0, 2 * len(scaled), 2).float() / (2 * len(scaled)))
+    return {"rope_freqs.weight": plain / scaled}
 
 
 def _write(
@@ -287,6 +304,7 @@ def _write(
     state = named.model.state_dict()
     shapes = {name: tuple(state[path].shape) for path, name in named.names.items()}
     shapes |= {name: tuple(tensor.shape) for name, tensor in extra.items()}
+    # names and shapes first, since GGUF has them all in front of the numbers
     for name, shape in shapes.items():
         kind = types.get(name, exact)
         if kind == exact:
@@ -320,7 +338,9 @@ def _read_back(
     worst: dict[str, float] = {}
     for name, tensor in named.tensors():
         want, kind = numbers_of(tensor), types[name].name
+        # every tensor is decoded again: a wrong order of rows would show only in the text
         got = gguf.quants.dequantize(stored[name].data, stored[name].tensor_type)
+        # relative to the tensor's own norm: weights of different layers differ in size
         scale = float(np.linalg.norm(want))
         share = float(np.linalg.norm(got.reshape(want.shape) - want)) / (scale or 1.0)
         if not share <= ROUNDING[kind]:

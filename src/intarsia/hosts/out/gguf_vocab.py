@@ -47,7 +47,7 @@ PROBE = (
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What a GGUF file says of a tokenizer.
+    """Vocabulary of a tokenizer as a GGUF file has it.
 
     model: "gpt2" or "llama".  pre: llama.cpp's rule that cuts text.  tokens, types: of each id.
     order: the merges of "gpt2", as "a b"; the scores of "llama".  special: "bos", "eos", "unk",
@@ -85,11 +85,13 @@ def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
     tokens, types = _tokens(tokenizer, pairs["vocab"], content["added_tokens"], size)
     names = ("bos", "eos", "unk", "pad")
     ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in names}
-    around = tokenizer("a").input_ids
+    # tokens that are added by themselves show at the ends of any text
+    sample_ids = tokenizer("a").input_ids
     added = {
-        "bos": bool(around) and around[0] == ids["bos"],
-        "eos": bool(around) and around[-1] == ids["eos"],
+        "bos": bool(sample_ids) and sample_ids[0] == ids["bos"],
+        "eos": bool(sample_ids) and sample_ids[-1] == ids["eos"],
     }
+    # only SentencePiece's pairs fall back to bytes
     if pairs.get("byte_fallback"):
         model, pre, order = "llama", "default", _scores(tokens, pairs["merges"])
         added["space"] = _space_before(content)
@@ -130,49 +132,52 @@ def _tokens(
     tokenizer: Any, vocab: Mapping[str, int], added: Sequence[Mapping[str, Any]], size: int
 ) -> tuple[list[str], list[int]]:
     """Return the text and the type of each id.  added: those that are found before text is cut."""
-    more = {entry["id"]: entry for entry in added}
-    last = max([*vocab.values(), *more], default=-1)
+    added_by_id = {entry["id"]: entry for entry in added}
+    last = max([*vocab.values(), *added_by_id], default=-1)
     if last >= size:
         got, want = f"{last + 1} tokens", f"at most {size}, the rows of the model's embedding"
         fix = "Use the model's own tokenizer, or model.resize_token_embeddings(len(tokenizer))."
         raise ExportError("tokenizer", got=got, want=want, fix=fix)
+    # embeddings may have more rows than the tokenizer has tokens
     tokens = [f"[PAD{number}]" for number in range(size)]
     types = [UNUSED] * size
     for text, number in vocab.items():
         tokens[number], types[number] = text, NORMAL
-    for number, entry in more.items():
+    for number, entry in added_by_id.items():
         tokens[number] = entry["content"]
         types[number] = CONTROL if entry["special"] else USER_DEFINED
     return tokens, types
 
 
 def _rule(backend: Any, content: Mapping[str, Any]) -> str:
-    """Return llama.cpp's name for how a byte-level tokenizer cuts text.
+    """Find llama.cpp's name for the rule by which a byte-level tokenizer cuts text.
 
     The names are tried on a text, since several patterns cut in the same way.
     """
     from tokenizers import Regex, pre_tokenizers
 
     normal = content["normalizer"]
-    if normal is not None and normal["type"] != "NFC":  # which llama.cpp leaves to its user
+    # llama.cpp normalises nothing
+    if normal is not None and normal["type"] != "NFC":
         raise _unknown(f"the normalizer {normal['type']!r}", "none, or NFC")
     cut = backend.pre_tokenizer
     ignores = bool(content["model"].get("ignore_merges"))
     parts = None if cut is None else cut.pre_tokenize_str(PROBE)
-    for name, (pattern, digits, whole) in RULES.items():
+    for name, (pattern, digits, takes_whole_words) in RULES.items():
         steps: list[Any] = [pre_tokenizers.Digits(individual_digits=True)] if digits else []
         if pattern is not None:
             steps.append(pre_tokenizers.Split(Regex(pattern), "isolated"))
         steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None))
+        # compared on a text with everything that such rules differ in
         like = pre_tokenizers.Sequence(steps).pre_tokenize_str(PROBE)
-        if like == parts and whole == ignores:
+        if like == parts and takes_whole_words == ignores:
             return name
     got = f"{json.dumps(content['pre_tokenizer'])[:200]} with ignore_merges={ignores}"
     raise _unknown(got, f"text cut as by one of {', '.join(RULES)}")
 
 
 def _space_before(content: Mapping[str, Any]) -> bool:
-    """Return whether SentencePiece's pairs put a space before the text.
+    """Return True if SentencePiece's pairs put a space before the text.
 
     Raises: ExportError for anything else that changes or cuts the text.
     """
@@ -192,7 +197,7 @@ def _space_before(content: Mapping[str, Any]) -> bool:
 
 
 def _steps(part: Mapping[str, Any] | None) -> Iterator[Mapping[str, Any]]:
-    """Give the steps of a normalizer or pre-tokenizer, one by one."""
+    """Yield the steps of a normalizer or pre-tokenizer, one by one."""
     if part is None:
         return
     if part["type"] != "Sequence":
@@ -207,6 +212,7 @@ def _scores(tokens: Sequence[str], merges: Sequence[Any]) -> list[float]:
 
     A piece has the negative place of the first merge that gives it, so that both choose alike.
     """
+    # the first merge that makes a piece decides, as in the merge order itself
     place: dict[str, int] = {}
     for rank, merge in enumerate(merges):
         place.setdefault("".join(_pair(merge)), rank)
@@ -219,10 +225,12 @@ def _pair(merge: Any) -> Sequence[str]:
 
 
 def _sentencepiece_type(token: str, kind: int, unknown: str | None) -> int:
+    """Return the type of a piece: a byte, the unknown token, or the type it has."""
     if re.fullmatch(r"<0x[0-9A-F]{2}>", token):
         return BYTE
     return UNKNOWN if token == unknown else kind
 
 
 def _unknown(got: str, want: str) -> ExportError:
+    """Build the error for a tokenizer that llama.cpp does not know."""
     return ExportError("tokenizer for GGUF", got=got, want=want, fix=ELSEWHERE)

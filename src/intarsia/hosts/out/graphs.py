@@ -30,14 +30,16 @@ INPUT, OUTPUT = "images", "logits"
 
 
 class Logits(nn.Module):
-    """A model as images -> one tensor: timm's output, or a transformers classifier's logits."""
+    """Model as images -> one tensor: timm's output, or a transformers classifier's logits."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, images: Tensor) -> Tensor:
+        """Compute logits (B, K) of images (B, C, H, W)."""
         out = self.model(images)
+        # timm gives a tensor, transformers an object or a tuple
         if isinstance(out, Tensor):
             return out
         return out.logits if hasattr(out, "logits") else out[0]
@@ -72,12 +74,12 @@ def export_onnx(
     target = target_of(path, ".onnx")
     for package in ("onnx", "onnxscript", "onnxruntime"):
         needs(package)
-    whole, batch = _prepared(model, images, preprocessing)
-    seen = inputs_of(base_of(model), preprocessing, batch)
+    wrapped, batch = _prepared(model, images, preprocessing)
+    pictures_config = inputs_of(base_of(model), preprocessing, batch)
     with writing(target) as scratch:
         program = _traced(
             lambda: torch.onnx.export(
-                whole,
+                wrapped,
                 (_example(batch),),
                 dynamo=True,
                 verbose=False,
@@ -90,14 +92,17 @@ def export_onnx(
         program.model.producer_name = "intarsia"
         if classes is not None:
             program.model.metadata_props["classes"] = json.dumps(list(classes))
-        if seen is not None:
-            program.model.metadata_props[KEY] = json.dumps(described(seen, classes, several_labels))
-        program.save(str(scratch), external_data=size_of(whole) > ONE_FILE)
-        found = _compare(whole, _runtime(scratch), batch)
-        _judge("export_onnx", found, whole, tolerance)
-    script = write_script("onnxruntime", target, seen)
+        if pictures_config is not None:
+            program.model.metadata_props[KEY] = json.dumps(
+                described(pictures_config, classes, several_labels)
+            )
+        # compared before the file gets its name: a wrong export never appears
+        program.save(str(scratch), external_data=size_of(wrapped) > ONE_FILE)
+        deviation = _compare(wrapped, _runtime(scratch), batch)
+        _judge("export_onnx", deviation, wrapped, tolerance)
+    script = write_script("onnxruntime", target, pictures_config)
     opset = program.model.opset_imports.get("", "?")
-    report(f"export_onnx: {target}, opset {opset}; largest output difference {found}.{script}")
+    report(f"export_onnx: {target}, opset {opset}; largest output difference {deviation}.{script}")
     return target
 
 
@@ -122,27 +127,27 @@ def export_program(
     ConfigError for a path that is not *.pt2.
     """
     target = target_of(path, ".pt2")
-    whole, batch = _prepared(model, images, preprocessing)
-    seen = inputs_of(base_of(model), preprocessing, batch)
+    wrapped, batch = _prepared(model, images, preprocessing)
+    pictures_config = inputs_of(base_of(model), preprocessing, batch)
     extra = (
         {}
-        if seen is None
-        else {f"{KEY}.json": json.dumps(described(seen, classes, several_labels))}
+        if pictures_config is None
+        else {f"{KEY}.json": json.dumps(described(pictures_config, classes, several_labels))}
     )
     dynamic = ({0: torch.export.Dim("batch")},)
     program = _traced(
-        lambda: torch.export.export(whole, (_example(batch),), dynamic_shapes=dynamic),
+        lambda: torch.export.export(wrapped, (_example(batch),), dynamic_shapes=dynamic),
         "export_program",
     )
     with writing(target) as scratch:
         # torch's own writer raises an error of its own on a full disk, or ends the process
-        torch.export.save(program, (whole_file := io.BytesIO()), extra_files=extra)
-        scratch.write_bytes(whole_file.getbuffer())
-        again = torch.export.load(scratch).module()
-        found = _compare(whole, again, batch)
-        _judge("export_program", found, whole, tolerance)
-    script = write_script("torch", target, seen)
-    report(f"export_program: {target}; largest output difference {found}.{script}")
+        torch.export.save(program, (buffer := io.BytesIO()), extra_files=extra)
+        scratch.write_bytes(buffer.getbuffer())
+        loaded = torch.export.load(scratch).module()
+        deviation = _compare(wrapped, loaded, batch)
+        _judge("export_program", deviation, wrapped, tolerance)
+    script = write_script("torch", target, pictures_config)
+    report(f"export_program: {target}; largest output difference {deviation}.{script}")
     return target
 
 
@@ -150,8 +155,8 @@ def target_of(path: str | Path, suffix: str) -> Path:
     """Return the file to write.  Raises: ConfigError for a folder, or another suffix."""
     target = Path(path)
     if target.suffix != suffix or target.is_dir():
-        what, fix = "path of the export", f"Use {target.with_suffix(suffix).name}."
-        raise ConfigError(what, got=str(target), want=f"a file *{suffix}", fix=fix)
+        subject, fix = "path of the export", f"Use {target.with_suffix(suffix).name}."
+        raise ConfigError(subject, got=str(target), want=f"a file *{suffix}", fix=fix)
     return target
 
 
@@ -166,24 +171,27 @@ def needs(package: str) -> Any:
 def _prepared(
     model: nn.Module, images: Tensor | None, inputs: InputConfig | None
 ) -> tuple[Logits, Tensor]:
-    """The model in evaluation on shared memory, and the images it is checked on."""
+    """Return the model in evaluation on shared memory, and the images that it is checked on."""
     host = base_of(model)
     size = None if inputs is None else inputs.size
     batch = sample(host, size=size) if images is None else images
     if batch.dim() != 4 or not len(batch):
-        what, fix = "images", "Pass a batch as the transforms and loader give it."
-        raise ConfigError(what, got=tuple(batch.shape), want="(B, C, H, W), B at least 1", fix=fix)
+        subject, fix = "images", "Pass a batch as the transforms and loader give it."
+        raise ConfigError(
+            subject, got=tuple(batch.shape), want="(B, C, H, W), B at least 1", fix=fix
+        )
     # PEFT's outer layers take arbitrary arguments; the host inside carries the cells as well
-    whole = Logits(shared_copy(host)).eval().requires_grad_(False)
-    return whole, batch
+    wrapped = Logits(shared_copy(host)).eval().requires_grad_(False)
+    return wrapped, batch
 
 
 def _example(batch: Tensor) -> Tensor:
-    """What is traced: two blank images, since a batch of one is specialised and files keep it."""
+    """Return two blank images for tracing; a batch of one would be fixed in the graph."""
     return torch.zeros_like(batch[:1]).repeat(2, 1, 1, 1)
 
 
-def _traced(trace: Callable[[], Any], what: str) -> Any:
+def _traced(trace: Callable[[], Any], subject: str) -> Any:
+    """Trace a model.  Raises: ExportError with the first line of torch's own error."""
     try:
         with warnings.catch_warnings():
             # torch's exporter calls what torch itself has deprecated
@@ -194,7 +202,7 @@ def _traced(trace: Callable[[], Any], what: str) -> Any:
         got = f"{type(error).__name__}: {lines[0] if lines else ''}"
         want = "a model that torch.export can trace"
         fix = "Fold it first; torch's own message above this one names the line."
-        raise ExportError(what, got=got, want=want, fix=fix) from error
+        raise ExportError(subject, got=got, want=want, fix=fix) from error
 
 
 def size_of(model: nn.Module) -> int:
@@ -203,6 +211,7 @@ def size_of(model: nn.Module) -> int:
 
 
 def _runtime(path: Path) -> Callable[[Tensor], Tensor]:
+    """Return a function that runs an ONNX file in onnxruntime."""
     onnxruntime = needs("onnxruntime")
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
 
@@ -212,16 +221,23 @@ def _runtime(path: Path) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _compare(whole: nn.Module, again: Callable[[Tensor], Tensor], batch: Tensor) -> Difference:
-    """The worst of the batch, twice the batch, and one image: the batch size must stay free."""
-    found: list[Difference] = []
+def _compare(wrapped: nn.Module, exported: Callable[[Tensor], Tensor], batch: Tensor) -> Difference:
+    """Return the largest difference of outputs for the batch, twice the batch, and one image."""
+    differences: list[Difference] = []
+    # a graph may have the traced batch size in it: three sizes show that
     for images in (batch, torch.cat([batch, batch.flip(0)]), batch[:1]):
         with torch.no_grad():
-            got = again(images).detach()
-        found.append(difference([got], outputs(whole, images)))
-    return max(found, key=lambda d: (d.relative != d.relative, d.relative))
+            got = exported(images).detach()
+        differences.append(difference([got], outputs(wrapped, images)))
+    # NaN is the worst of all, and compares as nothing
+    return max(differences, key=lambda d: (d.relative != d.relative, d.relative))
 
 
-def _judge(what: str, found: Difference, whole: nn.Module, tolerance: float | None) -> None:
-    limit = tolerance_of(whole) if tolerance is None else tolerance
-    found.check(what, limit, ExportError, "Export in float32, or set tolerance= as you accept it.")
+def _judge(
+    subject: str, deviation: Difference, wrapped: nn.Module, tolerance: float | None
+) -> None:
+    """Check a difference against the tolerance.  Raises: ExportError."""
+    limit = tolerance_of(wrapped) if tolerance is None else tolerance
+    deviation.check(
+        subject, limit, ExportError, "Export in float32, or set tolerance= as you accept it."
+    )

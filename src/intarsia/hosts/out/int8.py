@@ -26,7 +26,7 @@ REPEATS = 15
 
 
 class CalibrationPictures:
-    """Pictures one by one, as onnxruntime's quantiser asks for them."""
+    """Iterator over pictures one by one, as onnxruntime's quantiser asks for them."""
 
     def __init__(self, pictures: Tensor) -> None:
         self._arrays = iter(pictures.split(1))
@@ -73,13 +73,14 @@ def export_onnx_int8(
     if (size := size_of(model)) > ONE_FILE:
         fix = "Export it in float32."
         raise ConfigError("model", got=f"{size / 1e9:.1f} GB", want="at most 2 GB", fix=fix)
-    told: Any = {"classes": classes, "preprocessing": preprocessing}
+    options: Any = {"classes": classes, "preprocessing": preprocessing}
     with tempfile.TemporaryDirectory() as folder, writing(target) as scratch:
         plain, prepared = Path(folder, "plain.onnx"), Path(folder, "prepared.onnx")
         export_onnx(
             model, plain, images=images[:BATCH], several_labels=several_labels,
-            report=lambda _: None, **told,
+            report=lambda _: None, **options,
         )  # fmt: skip
+        # shapes and folded constants, without which the quantiser finds fewer operators
         prepare = importlib.import_module("onnxruntime.quantization.shape_inference")
         prepare.quant_pre_process(str(plain), str(prepared), skip_symbolic_shape=True)
         quantization.quantize_static(
@@ -91,6 +92,7 @@ def export_onnx_int8(
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
+        # the quantiser writes a new graph, without the metadata of the old one
         _copy_metadata(plain, scratch)
         line = _compared(plain, scratch, images.float().cpu(), labels, most_lost)
     script = write_script("onnxruntime", target, inputs_of(base_of(model), preprocessing, images))
@@ -108,6 +110,7 @@ def _copy_metadata(source: Path, target: Path) -> None:
 
 
 def _session(path: Path) -> Any:
+    """Open an ONNX file with as many threads as torch has."""
     runtime = needs("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
@@ -117,11 +120,12 @@ def _session(path: Path) -> Any:
 def _compared(
     plain: Path, small: Path, images: Tensor, labels: Tensor | None, most_lost: float
 ) -> str:
-    """Describe accuracy and time of two graphs.
+    """Compare accuracy and time of two graphs, as a line of the report.
 
     Raises: ExportError where the second is wrong for more pictures than it may.
     """
     sessions = _session(plain), _session(small)
+    # both graphs on the same pictures, in the same batches
     first, second = (
         torch.cat([_run(session, part) for part in images.split(BATCH)]) for session in sessions
     )
@@ -133,21 +137,23 @@ def _compared(
         want = f"at most {100 * most_lost:g} points less"
         raise ExportError("export_onnx_int8", got=got, want=want, fix=fix)
     slow, fast = _milliseconds(sessions, images[:1])
-    same = _accuracy(second, first.argmax(1) if truth.dim() == 1 else (first > 0).to(truth))
-    better = "" if fast < slow else " The float32 file is faster here."
+    agreement = _accuracy(second, first.argmax(1) if truth.dim() == 1 else (first > 0).to(truth))
+    note = "" if fast < slow else " The float32 file is faster here."
     return (
         f"accuracy {before:.1%} in float32, {after:.1%} in int8 on {len(images)} pictures, "
-        f"{same:.1%} as in float32; a picture takes {fast / slow:.2f} of the time on this machine "
-        f"({fast:.2f} of {slow:.2f} ms, threads: {torch.get_num_threads()}).{better}"
+        f"{agreement:.1%} as in float32; a picture takes {fast / slow:.2f} of the time on this "
+        f"machine ({fast:.2f} of {slow:.2f} ms, threads: {torch.get_num_threads()}).{note}"
     )
 
 
 def _run(session: Any, images: Tensor) -> Tensor:
+    """Run a batch through a session."""
     return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
 
 def _accuracy(logits: Tensor, truth: Tensor) -> float:
     """Return the share of right classes, or of right labels where there are several."""
+    # several labels: each counts, at the threshold 0
     right = logits.argmax(1) == truth if truth.dim() == 1 else (logits > 0) == (truth > 0)
     return float(right.double().mean())
 
@@ -156,9 +162,11 @@ def _milliseconds(sessions: Sequence[Any], image: Tensor) -> list[float]:
     """Return the median time of each on one picture, in turns."""
     spent: list[list[float]] = [[] for _ in sessions]
     for repeat in range(REPEATS + 1):
+        # by turns, so that other work on the machine hits both alike
         for session, times in zip(sessions, spent, strict=True):
             started = time.perf_counter()
             _run(session, image)
-            if repeat:  # the first run makes its plans
+            # the first run plans its memory, and does not count
+            if repeat:
                 times.append(1e3 * (time.perf_counter() - started))
     return [statistics.median(times) for times in spent]

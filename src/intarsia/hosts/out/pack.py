@@ -38,7 +38,7 @@ BYTES = "bytes"  # the one tensor of the file, so that its header stays small
 
 
 class Coded(Protocol):
-    """A method over another one, whose weights are stored in a format."""
+    """Method over another one, whose weights are stored in a format."""
 
     over: Method
     biases: bool
@@ -48,13 +48,14 @@ class Coded(Protocol):
 
 
 class PackedTensor(NamedTuple):
-    """A tensor that the file holds: in a format, or None, as it is (floats as float32)."""
+    """Tensor in the file: in a format, or None, as it is (floats as float32)."""
 
     tensor: Tensor
     format: Gaussian | None
 
     @property
     def nbytes(self) -> int:
+        """Bytes of the tensor in the file."""
         if self.format is not None:
             return self.format.size(self.tensor.shape)
         return self.tensor.numel() * (4 if self._is_float else self.tensor.element_size())
@@ -64,32 +65,33 @@ class PackedTensor(NamedTuple):
         return self.tensor.is_floating_point()
 
     def encode(self) -> list[Tensor]:
-        """The tensors that are written, as bytes."""
+        """Return the parts of the tensor that are written, as bytes."""
         if self.format is None:
-            kept = self.tensor.detach().float() if self._is_float else self.tensor.detach()
-            return [_bytes(kept)]
-        made = self.format.encode(self.tensor)
-        return [_bytes(made["moments"]), made["codes"].cpu()]
+            numbers = self.tensor.detach().float() if self._is_float else self.tensor.detach()
+            return [_bytes(numbers)]
+        encoded = self.format.encode(self.tensor)
+        return [_bytes(encoded["moments"]), encoded["codes"].cpu()]
 
     def decode(self, raw: Tensor) -> None:
-        """Write into the tensor what was stored of it."""
+        """Write the stored bytes into the tensor."""
         if self.format is None:
             dtype = torch.float32 if self._is_float else self.tensor.dtype
-            found = raw.clone().view(dtype).view(self.tensor.shape)
+            decoded = raw.clone().view(dtype).view(self.tensor.shape)
         else:
             moments = raw[:8].clone().view(torch.float32)
-            found = self.format.decode({"moments": moments, "codes": raw[8:]}, self.tensor.shape)
+            decoded = self.format.decode({"moments": moments, "codes": raw[8:]}, self.tensor.shape)
         with torch.no_grad():
-            self.tensor.copy_(found)
+            self.tensor.copy_(decoded)
 
 
 def _bytes(tensor: Tensor) -> Tensor:
+    """View a tensor as bytes."""
     return tensor.cpu().contiguous().view(-1).view(torch.uint8)
 
 
 @dataclass(frozen=True)
 class CodeHead(PlainChange):
-    """A classifier that trains with weights of few bits, for `BiAdapter`; apply it first.
+    """Change to a classifier that trains with weights of few bits, for `BiAdapter`; apply it first.
 
     bits, codebook: see `intarsia.formats.Gaussian`.
 
@@ -103,6 +105,7 @@ class CodeHead(PlainChange):
     laws: ClassVar[frozenset[str]] = frozenset({"shape"})
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Replace the linear heads by coded ones with the same weights."""
         heads = [p for p in find_heads(host) if isinstance(host.get_submodule(p), nn.Linear)]
         if not heads:
             got, want = "no linear classifier", "one, such as a timm model's head"
@@ -135,11 +138,13 @@ def pack(model: PeftModel, folder: str | Path, *, name: str | None = None) -> Pa
     """
     config, settings, name = _described(model, name)
     cells = [(c.body, c.format) for c in _cells(model, name) if isinstance(c, CodedCell)]
-    found = [*_cell_entries(cells, settings.biases), *_head_entries(model, name, None)]
-    raw = torch.cat([part for entry in found for part in entry.encode()])
+    entries = [*_cell_entries(cells, settings.biases), *_head_entries(model, name, None)]
+    # one run of bytes: safetensors' header would cost more than most tensors
+    raw = torch.cat([part for entry in entries for part in entry.encode()])
     coded = _head_format(model, name)
     metadata = {} if coded is None else {"head": f"{coded.bits} {coded.codebook}"}
     metadata["crc"] = _crc(config._identity(), metadata.get("head"), raw)
+    # as PEFT saves its adapters
     config.inference_mode = True
     with writing(folder, spare=True) as scratch:
         scratch.mkdir()
@@ -149,11 +154,11 @@ def pack(model: PeftModel, folder: str | Path, *, name: str | None = None) -> Pa
 
 
 def packed_size(model: PeftModel, *, name: str | None = None) -> int:
-    """The bytes that `pack` writes, without the header."""
+    """Count the bytes that `pack` writes, without the header."""
     _, settings, name = _described(model, name)
     cells = [(c.body, c.format) for c in _cells(model, name) if isinstance(c, CodedCell)]
-    found = [*_cell_entries(cells, settings.biases), *_head_entries(model, name, None)]
-    return sum(entry.nbytes for entry in found)
+    entries = [*_cell_entries(cells, settings.biases), *_head_entries(model, name, None)]
+    return sum(entry.nbytes for entry in entries)
 
 
 def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> PeftModel:
@@ -170,24 +175,28 @@ def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> Pe
     config = read_config(folder)
     settings = config.settings()
     if not _codes(settings):
-        what = f"packed adapter in {str(folder)!r}"
+        subject = f"packed adapter in {str(folder)!r}"
         got, want = f"method {config.method!r}", "one that codes its weights, such as 'bi'"
-        raise CheckpointError(what, got=got, want=want, fix="Load it with intarsia.load.")
+        raise CheckpointError(subject, got=got, want=want, fix="Load it with intarsia.load.")
     raw, head = _read(folder, config)
     options = method_to_dict(settings.over)
+    # the float method below the coded one
     plain = copy.deepcopy(config)
     plain.method, plain.options = options.pop(KEY), options
     with undone_on_error(model):
         adapted = attach(model, plain, name)
+        # decoded weights would be rounded again
         if _head_format(adapted, name) is not None:
             got, fix = "one that codes its weights", "Call code_head before training only."
             raise ConfigError("head", got=got, want="a plain one, for decoded weights", fix=fix)
         cells = [(cell, settings.format) for cell in _cells(adapted, name)]
         entries = [*_cell_entries(cells, settings.biases), *_head_entries(adapted, name, head)]
+        # the order is that of paths, so that lengths alone say where each tensor is
         if (want := sum(entry.nbytes for entry in entries)) != len(raw):
-            what = f"{PACKED} in {str(folder)!r}"
+            subject = f"{PACKED} in {str(folder)!r}"
             fix = "Use the pretrained model and the settings of the training run."
-            raise CheckpointError(what, got=f"{len(raw)} bytes", want=f"{want}", fix=fix)
+            raise CheckpointError(subject, got=f"{len(raw)} bytes", want=f"{want}", fix=fix)
+        # biases that are not stored were 0 in training, too
         for cell, _ in cells if not settings.biases else ():
             _drop_biases(cell)
         for entry in entries:
@@ -197,51 +206,57 @@ def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> Pe
 
 
 def _codes(settings: Any) -> TypeGuard[Coded]:
+    """Return True if a method codes its weights."""
     return all(hasattr(settings, name) for name in ("over", "biases", "format"))
 
 
 def _described(model: PeftModel, name: str | None) -> tuple[IntarsiaConfig, Coded, str]:
-    """The adapter's config (a copy), settings and name."""
+    """Return a copy of the adapter's config, its settings and its name."""
     names = list(model.peft_config) if is_adapted(model) else []
     if not names or (name is None and len(model.active_adapters) != 1):
-        what, fix = "adapter to pack", "Pass name=, and a model from intarsia.adapt."
-        raise ConfigError(what, got="none, or several active ones", want=f"one of {names}", fix=fix)
+        subject, fix = "adapter to pack", "Pass name=, and a model from intarsia.adapt."
+        raise ConfigError(
+            subject, got="none, or several active ones", want=f"one of {names}", fix=fix
+        )
     name = model.active_adapters[0] if name is None else name
     if name not in names:
         raise UnknownName("adapter", name, names)
     config = copy.deepcopy(cast(IntarsiaConfig, model.peft_config[name]))
     settings = config.settings()
     if not _codes(settings):
-        what, want = f"adapter {name!r}", "one that codes them while it trains"
+        subject, want = f"adapter {name!r}", "one that codes them while it trains"
         got = f"method {config.method!r}, whose weights are floats"
         raise ConfigError(
-            what, got=got, want=want, fix="Train intarsia.methods.BiAdapter(over=...)."
+            subject, got=got, want=want, fix="Train intarsia.methods.BiAdapter(over=...)."
         )
     return config, settings, name
 
 
 def _cells(model: PeftModel, name: str) -> Iterator[nn.Module]:
+    """Yield the cells of an adapter, sorted by path: the order in the file."""
     for _, module in sorted(walk(model.get_base_model())):
         if isinstance(module, IntarsiaLayer) and name in module.intarsia_cells:
             yield module.intarsia_cells[name]
 
 
 def _cell_entries(cells: list[tuple[Any, Gaussian | None]], biases: bool) -> Iterator[PackedTensor]:
+    """Yield the tensors of cells in the order of the file."""
     for body, format in cells:
         for tensor, coded in stored(body, biases=biases).values():
             yield PackedTensor(tensor, format if coded else None)
 
 
 def _drop_biases(cell: nn.Module) -> None:
-    """The float adapter keeps its biases, at zero."""
-    kept = stored(cell, biases=False)
+    """Set the biases of the float adapter to 0, as they were in training."""
+    stored_names = stored(cell, biases=False)
     with torch.no_grad():
         for name, parameter in cell.named_parameters():
-            if name not in kept:
+            if name not in stored_names:
                 parameter.zero_()
 
 
 def _heads(model: PeftModel, name: str) -> list[nn.Module]:
+    """Return the trained heads of an adapter, sorted by path."""
     return [
         module.modules_to_save[name]
         for _, module in sorted(walk(model.get_base_model()))
@@ -250,34 +265,43 @@ def _heads(model: PeftModel, name: str) -> list[nn.Module]:
 
 
 def _head_format(model: PeftModel, name: str) -> Gaussian | None:
-    found = (m for head in _heads(model, name) for m in head.modules())
-    return next((m.format for m in found if isinstance(m, CodedLinear)), None)
+    """Return the format of a coded head, or None."""
+    modules = (m for head in _heads(model, name) for m in head.modules())
+    return next((m.format for m in modules if isinstance(m, CodedLinear)), None)
 
 
 def _head_entries(model: PeftModel, name: str, coded: Gaussian | None) -> Iterator[PackedTensor]:
-    """coded: the format of the linear maps in heads; None = each head's own."""
+    """Yield the tensors of heads in the order of the file.
+
+    coded: the format of the linear maps in heads; None = each head's own.
+    """
     for head in _heads(model, name):
-        own = {id(m.weight): m.format for m in head.modules() if isinstance(m, CodedLinear)}
+        formats_of_heads = {
+            id(m.weight): m.format for m in head.modules() if isinstance(m, CodedLinear)
+        }
         linear = {id(m.weight): coded for m in head.modules() if isinstance(m, nn.Linear)}
-        formats = own if coded is None else linear
+        # at `unpack` the heads are plain layers, and the file says their format
+        formats = formats_of_heads if coded is None else linear
         for _, tensor in sorted(head.state_dict(keep_vars=True).items()):
             yield PackedTensor(tensor, formats.get(id(tensor)))
 
 
 def _crc(identity: object, head: str | None, raw: Tensor) -> str:
-    """A sum of settings and bytes: a file of a few hundred bytes has no room for a SHA-256."""
+    """Compute a checksum of settings and bytes: a file of a few hundred bytes has no room for
+    SHA-256.
+    """
     settings = json.dumps([identity, head], sort_keys=True)
     return f"{zlib.crc32(raw.numpy().tobytes(), zlib.crc32(settings.encode())):08x}"
 
 
 def _read(folder: Path, config: IntarsiaConfig) -> tuple[Tensor, Gaussian | None]:
-    """The bytes of a packed file, and the format of the linear maps in its heads."""
+    """Read the bytes of a packed file, and the format of the linear maps in its heads."""
     path = folder / PACKED
     try:
         with unbroken(), open_tensors(path) as file:
             raw, metadata = file.get_tensor(BYTES), file.metadata() or {}
-        wanted = _crc(config._identity(), metadata.get("head"), raw)
-        if raw.dtype != torch.uint8 or metadata.get("crc") != wanted:
+        expected = _crc(config._identity(), metadata.get("head"), raw)
+        if raw.dtype != torch.uint8 or metadata.get("crc") != expected:
             raise ValueError("bytes or settings that changed after they were written")
         head = metadata.get("head")
         bits, _, codebook = (head or "").partition(" ")

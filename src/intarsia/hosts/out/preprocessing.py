@@ -25,35 +25,36 @@ SCRIPT = "predict.py"
 
 
 def inputs_of(
-    model: nn.Module, given: InputConfig | None, images: Tensor | None = None
+    model: nn.Module, stated: InputConfig | None, images: Tensor | None = None
 ) -> InputConfig | None:
-    """The given input configuration, or the model's own; None where it has none.
+    """Return the given input configuration, or the model's own; None where it has none.
 
     images: of one size, (B, C, H, W), which a graph will be bound to.
-    Raises: ConfigError if they are of another size than `given`.
+    Raises: ConfigError if they are of another size than `stated`.
     """
     size = None if images is None else (int(images.shape[-2]), int(images.shape[-1]))
-    if given is not None:
-        if size is not None and size != tuple(given.size):
+    if stated is not None:
+        if size is not None and size != tuple(stated.size):
             fix = "Prepare the images as the configuration says, or leave one of both out."
-            raise ConfigError("images", got=f"{size} px", want=f"{given.size} px", fix=fix)
-        return given
+            raise ConfigError("images", got=f"{size} px", want=f"{stated.size} px", fix=fix)
+        return stated
     try:
-        own = input_config(model)
+        model_inputs = input_config(model)
     except DataError:
         return None
-    return own if size is None else replace(own, size=size)
+    return model_inputs if size is None else replace(model_inputs, size=size)
 
 
 def described(
     inputs: InputConfig, classes: Sequence[str] | None, several_labels: bool = False
 ) -> dict[str, Any]:
-    """JSON for `prepare`: how pictures become inputs, and the names of the outputs.
+    """Describe for `prepare`, as JSON, how pictures become inputs, and the names of the outputs.
 
     resize: "to" a height and width; "shorter" side in px; or as large as "covers", or fits
     "inside", a height and width, proportions kept.  outputs: logits of one class, or with
     several_labels of each label by itself.
     """
+    # timm: resize to size / crop, then crop the middle
     height, width = (math.floor(side / inputs.crop) for side in inputs.size)
     if inputs.crop_mode == "squash":
         resize: dict[str, Any] = {"to": [height, width]}
@@ -75,22 +76,29 @@ def described(
     }
 
 
-def prepare(picture: Any, how: Mapping[str, Any]) -> np.ndarray:
-    """A picture file as the model's input, (1, 3, height, width).  how: its "preprocessing"."""
+def prepare(picture: Any, settings: Mapping[str, Any]) -> np.ndarray:
+    """Read a picture file as the model's input, (1, 3, height, width).
+
+    settings: the export's "preprocessing".
+    """
     with Image.open(picture) as file:
+        # cameras store how they were held
         image = ImageOps.exif_transpose(file)
     if image.mode == "F" or image.mode.startswith("I"):
+        # pictures of 16 or 32 bits, which Pillow would clip
         values = np.asarray(image).astype(np.float32)
         values = values * 255 if image.mode == "F" else values / 257
         image = Image.fromarray(np.round(values).astype(np.uint8))
     elif image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        # transparent parts show the background
         layer = image.convert("RGBA")
-        behind = Image.new("RGBA", layer.size, (*how["background"], 255))
-        image = Image.alpha_composite(behind, layer)
+        backdrop = Image.new("RGBA", layer.size, (*settings["background"], 255))
+        image = Image.alpha_composite(backdrop, layer)
     image = image.convert("RGB")
 
     width, height = image.size
-    kind, size = next(iter(how["resize"].items()))
+    # resize as timm does, to its rounding of the longer side
+    kind, size = next(iter(settings["resize"].items()))
     if kind == "shorter":
         short, long = sorted((width, height))
         size = [size if side == short else int(size * long / short) for side in (height, width)]
@@ -98,18 +106,19 @@ def prepare(picture: Any, how: Mapping[str, Any]) -> np.ndarray:
         ratio = (min if kind == "covers" else max)(height / size[0], width / size[1])
         size = [round(height / ratio), round(width / ratio)]
     if size != [height, width]:
-        image = image.resize(size[::-1], Image.Resampling[how["interpolation"].upper()])
+        image = image.resize(size[::-1], Image.Resampling[settings["interpolation"].upper()])
 
-    (width, height), (rows, columns) = image.size, how["crop"]
+    (width, height), (rows, columns) = image.size, settings["crop"]
+    # smaller than the crop: padded with the mean colour, in the middle
     if rows > height or columns > width:
         size = max(columns, width), max(rows, height)
-        canvas = Image.new("RGB", size, tuple(how["fill"]))
+        canvas = Image.new("RGB", size, tuple(settings["fill"]))
         canvas.paste(image, ((size[0] - width) // 2, (size[1] - height) // 2))
         image, (width, height) = canvas, size
     top, left = round((height - rows) / 2), round((width - columns) / 2)
     image = image.crop((left, top, left + columns, top + rows))
     pixels = np.asarray(image).astype(np.float32) / np.float32(255)
-    pixels = (pixels - np.float32(how["mean"])) / np.float32(how["std"])
+    pixels = (pixels - np.float32(settings["mean"])) / np.float32(settings["std"])
     return np.ascontiguousarray(pixels.transpose(2, 0, 1)[None])
 
 
@@ -170,22 +179,25 @@ _FORMS = {
 
 
 def script(needs: str, path: Path) -> str:
-    """Python that classifies pictures with an export.  needs: "timm", "onnxruntime" or "torch"."""
+    """Write the Python that classifies pictures with an export.
+
+    needs: "timm", "onnxruntime" or "torch".  path: of the exported file or folder.
+    """
     imports, load, run = _FORMS[needs]
     name = SCRIPT if needs == "timm" else script_of(path).name
     model = "" if needs == "timm" else f" / {path.name!r}"  # quoted, whatever it is called
-    told = repr(name)[1:-1].replace('"', "'")  # inside a docstring
-    head = _HEAD.format(script=told, needs=needs, imports=imports, model=model, load=load)
+    docstring_name = repr(name)[1:-1].replace('"', "'")  # inside a docstring
+    head = _HEAD.format(script=docstring_name, needs=needs, imports=imports, model=model, load=load)
     return head + inspect.getsource(prepare) + _TAIL.format(run=run)
 
 
 def script_of(path: Path) -> Path:
-    """Where the script of an exported file is: m.onnx has m.onnx.predict.py."""
+    """Return the path of an exported file's script: m.onnx has m.onnx.predict.py."""
     return path.with_name(f"{path.name}.{SCRIPT}")
 
 
 def write_script(needs: str, path: Path, inputs: InputConfig | None) -> str:
-    """Put the script beside an exported file; says how it is called, or why there is none."""
+    """Put the script beside an exported file; returns how it is called, or why there is none."""
     if inputs is None:
         return " The model does not say how it wants pictures: pass preprocessing= to have it kept."
     with writing(script_of(path)) as scratch:

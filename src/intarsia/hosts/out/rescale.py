@@ -12,17 +12,19 @@ from .widen import EXACT, KEEP, add_bias, exact, set_weights
 
 
 def rescale(layer: nn.Module, scale: Tensor, shift: Tensor, path: str, channels: str) -> None:
-    """Make a layer say y + scale * y + shift, in place; compared on random inputs.
+    """Change a layer's weights so that it computes y + scale * y + shift, in place.
 
+    Both are compared on random inputs.
     layer: a Linear, a convolution or a norm, in float64.  scale, shift: (out,).
     Raises: FoldError for another module, one without the weights it would need (patch merging in
     Swin has no bias), or one that does not scale with its weights.
     """
     weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
     if not isinstance(layer, (nn.Linear, nn.Conv2d, *NORMS)) or not isinstance(weight, Tensor):
-        what, want = f"fold {path!r}", "a Linear, a convolution or a norm with weights"
-        raise FoldError(what, got=f"a scale behind {type(layer).__name__}", want=want, fix=KEEP)
-    before = exact(layer)
+        subject, want = f"fold {path!r}", "a Linear, a convolution or a norm with weights"
+        raise FoldError(subject, got=f"a scale behind {type(layer).__name__}", want=want, fix=KEEP)
+    original = exact(layer)
+    # y (1 + s) + t = W' x + b' with W' = (1 + s) W, b' = (1 + s) b + t
     gain = (1 + scale.detach()).to(weight)
     by_row = isinstance(layer, (nn.Linear, nn.Conv2d))  # (out, ...), a norm's is (..., out)
     rows = gain.view(-1, *[1] * (weight.dim() - 1)) if by_row else gain
@@ -30,17 +32,18 @@ def rescale(layer: nn.Module, scale: Tensor, shift: Tensor, path: str, channels:
     if isinstance(bias, Tensor):
         set_weights(layer, bias=bias * gain)
     add_bias(layer, shift.detach(), path)
+    # the old layer with scale and shift behind it, against the new one
     x = _inputs(layer, channels)
     with torch.no_grad():
-        y = before(x)
+        y = original(x)
         if channels == "first":
             scale, shift = scale[:, None, None], shift[:, None, None]
-        found = difference([layer(x)], [y + scale * y + shift])
-    found.check(f"fold {path!r}", 1e3 * EXACT, FoldError, KEEP)
+        deviation = difference([layer(x)], [y + scale * y + shift])
+    deviation.check(f"fold {path!r}", 1e3 * EXACT, FoldError, KEEP)
 
 
 def _inputs(layer: nn.Module, channels: str) -> Tensor:
-    """Random features that the layer can read."""
+    """Draw random features that the layer can read."""
     generator = torch.Generator().manual_seed(0)
     if isinstance(layer, nn.Conv2d):
         sides = [k + s for k, s in zip(layer.kernel_size, layer.stride, strict=True)]

@@ -26,7 +26,7 @@ EXACT = 1e-12
 
 @dataclass(frozen=True)
 class PlainMlp:
-    """The parts of a module known to be fc2(act(fc1(x))) in evaluation."""
+    """Parts of a module known to be fc2(act(fc1(x))) in evaluation."""
 
     fc1: nn.Linear | nn.Conv2d
     act: nn.Module
@@ -34,15 +34,17 @@ class PlainMlp:
 
     @property
     def inputs(self) -> int:
+        """Width of the inputs."""
         return self.fc1.weight.shape[1]
 
     @property
     def hidden(self) -> int:
+        """Number of hidden units."""
         return self.fc1.weight.shape[0]
 
 
 def is_pointwise(module: nn.Module | None) -> bool:
-    """Is this a Linear, or a convolution that is one at each position?"""
+    """Return True for a Linear, or a convolution that is one at each position."""
     if not isinstance(module, (nn.Linear, nn.Conv2d)) or not module.weight.is_floating_point():
         return False
     if isinstance(module, nn.Linear):
@@ -52,7 +54,7 @@ def is_pointwise(module: nn.Module | None) -> bool:
 
 
 def plain_mlp(module: nn.Module) -> PlainMlp | None:
-    """The parts of an MLP, or None: with a gate or a norm inside it is another map."""
+    """Return the parts of an MLP, or None: with a gate or a norm inside it is another map."""
     children = dict(module.named_children())
     fc1, fc2 = children.pop("fc1", None), children.pop("fc2", None)
     act = next((children.pop(name) for name in ACTS if name in children), None)
@@ -67,7 +69,11 @@ def plain_mlp(module: nn.Module) -> PlainMlp | None:
 
 
 def same_function(a: nn.Module, b: nn.Module) -> bool:
-    """Are two activations one function, up to rounding in float64? Read off a grid, not a name."""
+    """Return True if two activations are one function, up to rounding in float64.
+
+    They are compared on a grid, since names differ between libraries.
+    """
+    # activations differ most around 0, and are straight lines beyond 12
     grid = torch.linspace(-12, 12, 4097, dtype=torch.float64)
     try:
         with torch.no_grad():
@@ -78,9 +84,9 @@ def same_function(a: nn.Module, b: nn.Module) -> bool:
 
 
 def exact(module: nn.Module, memo: Mapping[int, Any] | None = None) -> nn.Module:
-    """A copy in float64 on the CPU, in evaluation mode, to compute without rounding.
+    """Copy a module in float64 on the CPU, in evaluation mode, to compute without rounding.
 
-    memo: what is taken as it is in place of being copied, by id.
+    memo: objects that are taken as they are, not copied, by id.
     """
     return copy.deepcopy(module, dict(memo or {})).cpu().double().eval()
 
@@ -97,12 +103,17 @@ def widen(module: nn.Module, units: Units, path: str) -> None:
         want = "an MLP that is fc2(act(fc1(x))), without gate or norm inside"
         raise FoldError(f"fold {path!r}", got=got, want=want, fix=KEEP)
     if not same_function(mlp.act, units.act):
-        what, got = f"fold {path!r}", f"{units.act} in the cell beside {mlp.act} in the MLP"
-        raise FoldError(what, got=got, want="one activation, to the last digit", fix=KEEP)
-    sizes, own = (units.rows.shape[1], len(units.columns)), (mlp.inputs, len(mlp.fc2.weight))
-    if sizes != own:
-        what, got = f"fold {path!r}", f"a cell {sizes[0]} -> {sizes[1]}"
-        raise FoldError(what, got=got, want=f"the MLP's {own[0]} -> {own[1]}", fix=KEEP)
+        subject, got = f"fold {path!r}", f"{units.act} in the cell beside {mlp.act} in the MLP"
+        raise FoldError(subject, got=got, want="one activation, to the last digit", fix=KEEP)
+    cell_sizes, mlp_sizes = (
+        (units.rows.shape[1], len(units.columns)),
+        (mlp.inputs, len(mlp.fc2.weight)),
+    )
+    if cell_sizes != mlp_sizes:
+        subject, got = f"fold {path!r}", f"a cell {cell_sizes[0]} -> {cell_sizes[1]}"
+        raise FoldError(
+            subject, got=got, want=f"the MLP's {mlp_sizes[0]} -> {mlp_sizes[1]}", fix=KEEP
+        )
     append_units(mlp, units.rows, units.bias, units.columns, path)
     add_bias(mlp.fc2, units.shift, f"{path}.fc2")
 
@@ -110,6 +121,7 @@ def widen(module: nn.Module, units: Units, path: str) -> None:
 def append_units(mlp: PlainMlp, rows: Tensor, bias: Tensor, columns: Tensor, path: str) -> None:
     """Append hidden units.  rows: (r, in), bias: (r,), columns: (out, r)."""
     fc1, fc2 = mlp.fc1, mlp.fc2
+    # a pointwise convolution is a Linear with two more axes of size 1
     tail = fc1.weight.shape[2:]  # () or (1, 1)
     with torch.no_grad():
         rows = rows.reshape(*rows.shape, *tail).to(fc1.weight)
@@ -121,20 +133,22 @@ def append_units(mlp: PlainMlp, rows: Tensor, bias: Tensor, columns: Tensor, pat
         elif bool((bias != 0).any()):
             raise _no_bias(f"{path}.fc1")
     unit = "features" if isinstance(fc1, nn.Linear) else "channels"
+    # the attributes that constructors and printers read
     setattr(fc1, f"out_{unit}", mlp.hidden)
     setattr(fc2, f"in_{unit}", mlp.hidden)
 
 
 def add_bias(layer: nn.Module, bias: Tensor, path: str) -> None:
     """Add to a layer's bias, in place.  Raises: FoldError if it has none and needs one."""
-    own = getattr(layer, "bias", None)
-    if isinstance(own, Tensor):
-        set_weights(layer, bias=own + bias.to(own))
+    current = getattr(layer, "bias", None)
+    if isinstance(current, Tensor):
+        set_weights(layer, bias=current + bias.to(current))
     elif bool((bias != 0).any()):
         raise _no_bias(path)
 
 
 def _no_bias(path: str) -> FoldError:
+    """Build the error for a layer that needs a bias and has none."""
     return FoldError(
         f"fold {path!r}",
         got="a layer without a bias, and a cell with one",
@@ -144,7 +158,7 @@ def _no_bias(path: str) -> FoldError:
 
 
 def set_weights(layer: nn.Module, **tensors: Tensor) -> None:
-    """Give a layer other weights, in place."""
+    """Replace weights of a layer, in place."""
     # new parameters, never a write: a weight tied to another layer must not change there
     for name, value in tensors.items():
         setattr(layer, name, nn.Parameter(value.detach().contiguous()))
@@ -155,19 +169,19 @@ def add_weight(layer: nn.Module, delta: Tensor, path: str) -> None:
     if isinstance(layer, Conv1D):  # its weight is (in, out)
         return set_weights(layer, weight=layer.weight.detach() + delta.T.to(layer.weight))
     if not isinstance(layer, (nn.Linear, nn.Conv2d)) or not is_pointwise(layer):
-        what, got = f"fold {path!r}", f"a linear cell beside {type(layer).__name__}"
-        raise FoldError(what, got=got, want="a Linear or a 1x1 convolution", fix=KEEP)
+        subject, got = f"fold {path!r}", f"a linear cell beside {type(layer).__name__}"
+        raise FoldError(subject, got=got, want="a Linear or a 1x1 convolution", fix=KEEP)
     weight = layer.weight.detach()
     if delta.shape != weight.shape[:2]:
-        what, got = f"fold {path!r}", f"a weight change of shape {tuple(delta.shape)}"
-        raise FoldError(what, got=got, want=f"{tuple(weight.shape[:2])}", fix=KEEP)
+        subject, got = f"fold {path!r}", f"a weight change of shape {tuple(delta.shape)}"
+        raise FoldError(subject, got=got, want=f"{tuple(weight.shape[:2])}", fix=KEEP)
     set_weights(layer, weight=weight + delta.reshape(weight.shape).to(weight))
 
 
 def mlps(model: nn.Module) -> dict[str, PlainMlp]:
-    """Every plain MLP of a model, by path."""
-    found = {path: plain_mlp(module) for path, module in model.named_modules()}
-    return {path: mlp for path, mlp in found.items() if mlp is not None}
+    """Return every plain MLP of a model, by path."""
+    candidates = {path: plain_mlp(module) for path, module in model.named_modules()}
+    return {path: mlp for path, mlp in candidates.items() if mlp is not None}
 
 
 def pad(model: nn.Module, target: Callable[[int, int], int] | None = None) -> int:
@@ -176,10 +190,11 @@ def pad(model: nn.Module, target: Callable[[int, int], int] | None = None) -> in
     target: (inputs, widest hidden) -> hidden, at least the widest; None = the widest.
     In place; the outputs stay the same whatever the activation, since a zero column reads them.
     """
-    found, padded = mlps(model), 0
-    for width in {m.inputs for m in found.values()}:
-        group = {p: m for p, m in found.items() if m.inputs == width}
+    plain_mlps, padded = mlps(model), 0
+    for width in {m.inputs for m in plain_mlps.values()}:
+        group = {p: m for p, m in plain_mlps.items() if m.inputs == width}
         widest = max(m.hidden for m in group.values())
+        # MLPs of one input width, which one constructor argument builds
         hidden = widest if target is None else target(width, widest)
         for path, mlp in group.items():
             if extra := hidden - mlp.hidden:

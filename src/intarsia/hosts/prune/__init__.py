@@ -1,1 +1,1 @@
-"""A model pruned block by block: what each layer sees, what is kept, and how it is written."""
+"""Prune a model block by block: calibration, the choice of weights, folders of sparse models."""

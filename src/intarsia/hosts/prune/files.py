@@ -76,20 +76,22 @@ def save_sparse(
     parts, quantised = packed(host) if layout == PACKED else ({}, None)
     with writing(folder, spare=True) as scratch:
         host.save_pretrained(scratch)
-        words = tokenizer or _tokenizer_of(host)
-        if words is not None:
-            words.save_pretrained(scratch)
+        tokenizer_to_save = tokenizer or _tokenizer_of(host)
+        if tokenizer_to_save is not None:
+            tokenizer_to_save.save_pretrained(scratch)
         for name, value in (record or {}).items():
             (scratch / name).write_text(json.dumps(value, indent=1) + "\n")
+        # the model's library writes everything; then weights are written again in the layout
         if layout == "bitmask":
             _write(scratch, read_folder(scratch), layout)
         if quantised is not None:
+            # weights of packed layers are replaced, everything else stays
             packs = {name.rpartition(".")[0] for name in parts}
-            found = read_folder(scratch).items()  # a layer keeps its bias alone
-            left = {
-                n: t for n, t in found if n.endswith(".bias") or n.rpartition(".")[0] not in packs
+            weights = read_folder(scratch).items()  # a layer keeps its bias alone
+            unpacked = {
+                n: t for n, t in weights if n.endswith(".bias") or n.rpartition(".")[0] not in packs
             }
-            _write(scratch, left | parts, "dense")
+            _write(scratch, unpacked | parts, "dense")
             config = read_json(scratch / CONFIG)
             config["quantization_config"] = quantised
             (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
@@ -105,6 +107,7 @@ def _tokenizer_of(host: Any) -> Any:
     from transformers import AutoTokenizer
 
     try:
+        # from the cache of this machine alone, and without code of the repository
         return AutoTokenizer.from_pretrained(source, local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError):  # of pictures, or loaded from elsewhere
         return None
@@ -133,7 +136,8 @@ def convert_sparse(old: str | Path, new: str | Path, *, layout: str = "dense") -
         for path in old.iterdir():
             if path.suffix in TEXTS and path.name not in (CONFIG, INDEX, STOCK):
                 copy_file(path, scratch / path.name)
-        config = _object(old / CONFIG) if (old / CONFIG).is_file() else {}
+        config = _read_object(old / CONFIG) if (old / CONFIG).is_file() else {}
+        # these would make transformers open the new weights in the old format
         config = {name: value for name, value in config.items() if name not in SAVED_BY}
         (scratch / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
         _write(scratch, tensors, layout)
@@ -141,24 +145,27 @@ def convert_sparse(old: str | Path, new: str | Path, *, layout: str = "dense") -
     return new
 
 
-def _object(path: Path) -> dict[str, Any]:
-    """What a JSON file holds.  Raises: CheckpointError for a damaged one, or a list."""
+def _read_object(path: Path) -> dict[str, Any]:
+    """Read a JSON object.  Raises: CheckpointError for a damaged file, or a list."""
     try:
-        found = read_json(path)
+        content = read_json(path)
     except (OSError, ValueError) as error:
         raise damaged(path, f"no readable JSON ({error})", "save_pretrained") from error
-    if not isinstance(found, dict):
-        raise damaged(path, f"a {type(found).__name__}", "save_pretrained")
-    return cast("dict[str, Any]", found)
+    if not isinstance(content, dict):
+        raise damaged(path, f"a {type(content).__name__}", "save_pretrained")
+    return cast("dict[str, Any]", content)
 
 
 def _packed_folder(old: Path, new: Path) -> Path:
-    """By way of the model: which layers are packed depends on its blocks."""
+    """Convert a folder to "pack-quantized", by way of the model, whose blocks decide what is
+    packed.
+    """
     import transformers
 
     with tempfile.TemporaryDirectory() as place:
         dense = convert_sparse(old, Path(place) / "dense")
         config = dense / CONFIG
+        # the class of a trusted library, chosen by name: no code of the folder is run
         named = read_json(config).get("architectures") or [None]
         kind = getattr(transformers, str(named[0]), None)
         if not (isinstance(kind, type) and issubclass(kind, transformers.PreTrainedModel)):
@@ -174,7 +181,7 @@ def _packed_folder(old: Path, new: Path) -> Path:
 
 
 def read_folder(folder: Path) -> dict[str, Tensor]:
-    """All weights of a folder, by name, those with a bitmask as they were.
+    """Read all weights of a folder, by name; those with a bitmask are decoded.
 
     Raises: CheckpointError for no weights, or files that are damaged, missing or hold something
     else.
@@ -195,8 +202,11 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def check_shards(folder: Path) -> None:
-    """Raises: CheckpointError for a folder without some of the files that its index names."""
-    names = _object(folder / INDEX).get("weight_map") if (folder / INDEX).is_file() else {}
+    """Check that a folder has every file that its index names.
+
+    Raises: CheckpointError.
+    """
+    names = _read_object(folder / INDEX).get("weight_map") if (folder / INDEX).is_file() else {}
     if not isinstance(names, Mapping):
         raise damaged(folder / INDEX, "no 'weight_map'", "save_pretrained")
     named = {str(name) for name in cast("Mapping[str, Any]", names).values()}
@@ -208,35 +218,37 @@ def check_shards(folder: Path) -> None:
 
 
 def decoded(folder: Path, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The weights of a folder's tensors, those with a bitmask as they were.
+    """Decode a folder's tensors into weights, by name.
 
     Raises: as `read_folder`.
     """
     _check_parts(folder, stored)
     names = {n.rpartition(".")[0] for n in stored if n.endswith(".bitmask")}
-    of_them = {f"{name}.{part}" for name in names for part in PARTS}
-    found = {n: t for n, t in stored.items() if n not in of_them}
+    encoded = {f"{name}.{part}" for name in names for part in PARTS}
+    weights = {n: t for n, t in stored.items() if n not in encoded}
     for name in sorted(names):
         try:
             shape = [int(side) for side in stored[f"{name}.shape"].tolist()]
+            # row offsets follow from the bitmask, and are not read
             parts = {p: stored[f"{name}.{p}"] for p in ("compressed", "bitmask")}
             parts["compressed"] = parts["compressed"].flatten()  # 2:4 has rows of it
-            found[name] = Bitmask().decode(parts, shape)
+            weights[name] = Bitmask().decode(parts, shape)
         except (KeyError, ShapeError, TypeError, RuntimeError) as error:
             raise damaged(folder, f"{name!r} that does not fit together ({error})") from error
-    return found
+    return weights
 
 
 def _check_parts(folder: Path, stored: Mapping[str, Tensor]) -> None:
-    other = [n for n in stored if n.endswith((".weight_packed", ".weight_scale"))]
-    if other:
-        got = f"quantised weights, such as {other[0]!r}"
+    """Check that no weight is quantised by another library.  Raises: CheckpointError."""
+    quantised = [n for n in stored if n.endswith((".weight_packed", ".weight_scale"))]
+    if quantised:
+        got = f"quantised weights, such as {quantised[0]!r}"
         fix = "Open it with the library that wrote it, which unpacks it; prune what comes out."
         raise CheckpointError(str(folder), got=got, want="real numbers", fix=fix)
 
 
 def _write(folder: Path, tensors: Mapping[str, Tensor], layout: str) -> None:
-    """Replace the weights in a folder by those, in a layout."""
+    """Replace the weights in a folder by these, in a layout."""
     for path in (*folder.glob("*.safetensors"), folder / INDEX):
         path.unlink(missing_ok=True)
     if layout == "dense":
@@ -246,6 +258,7 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], layout: str) -> None:
     for name, tensor in tensors.items():
         packed = Bitmask().encode(tensor) if tensor.dim() == 2 else {}
         size = sum(t.numel() * t.element_size() for t in packed.values())
+        # a bitmask costs one bit per weight: a dense weight would grow
         if packed and size < tensor.numel() * tensor.element_size():
             stored |= {f"{name}.{part}": value for part, value in packed.items()}
             stored[f"{name}.shape"] = torch.tensor(tensor.shape)
@@ -255,6 +268,7 @@ def _write(folder: Path, tensors: Mapping[str, Tensor], layout: str) -> None:
     path = folder / CONFIG
     if path.is_file():
         config = read_json(path)
+        # as compressed-tensors described such folders, so that its readers know the format
         config["compression_config"] = {
             "quant_method": "compressed-tensors",
             "sparsity_config": {"format": "sparse-bitmask", "sparsity_structure": "unstructured"},

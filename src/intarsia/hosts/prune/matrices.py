@@ -19,7 +19,7 @@ from ...scores.statistics import Observed, Statistics, observing
 
 @dataclass(frozen=True, eq=False)
 class Matrix:
-    """A weight (out, in); a convolution's is (out, in kh kw).
+    """Weight (out, in) of a layer, or of one expert in a stack; a convolution's is (out, in kh kw).
 
     owner: the module that has it as the parameter `name`; index: of an expert, None = no stack;
     turned: it is stored as (in, out).
@@ -32,26 +32,29 @@ class Matrix:
 
     @property
     def stored(self) -> Tensor:
-        """The numbers as the parameter holds them."""
-        whole: Tensor = getattr(self.owner, self.name).detach()
-        return whole if self.index is None else whole[self.index]
+        """Numbers as the parameter holds them."""
+        parameter: Tensor = getattr(self.owner, self.name).detach()
+        return parameter if self.index is None else parameter[self.index]
 
     def detach_stack(self) -> None:
-        """Give the stack numbers of its own: editing it leaves those before as they are."""
+        """Give the stack new memory, so that editing it leaves earlier references unchanged."""
         stack: nn.Parameter = getattr(self.owner, self.name)
         stack.data = stack.data.clone()
 
     def read(self) -> Tensor:
-        """The matrix, (out, in)."""
+        """Return the matrix, (out, in)."""
         weight = self.stored.flatten(1)
         return weight.T if self.turned else weight
 
     def write(self, weight: Tensor) -> None:
-        """Put a matrix in its place.  weight: (out, in)."""
+        """Write a matrix, (out, in), into the parameter."""
         self.put(weight.T if self.turned else weight)
 
     def put(self, stored: Tensor) -> None:
-        """Put back what `stored` gave; a tensor of its own, except in a stack."""
+        """Write numbers in the form that `stored` has.
+
+        The parameter then has this tensor itself, except in a stack, which is copied into.
+        """
         old = self.stored
         new = stored.to(old.device, old.dtype).reshape(old.shape)
         if self.index is None:
@@ -61,7 +64,7 @@ class Matrix:
 
 
 def matrix_of(layer: nn.Module) -> Matrix | None:
-    """Of a linear layer, or a convolution that is not grouped; None for anything else.
+    """Return the matrix of a linear layer, or of a convolution without groups; None for others.
 
     A layer that a format holds (`PackedLinear`) has no matrix that could be written.
     """
@@ -69,12 +72,12 @@ def matrix_of(layer: nn.Module) -> Matrix | None:
         return None
     if isinstance(layer, Conv1D):
         return Matrix(layer, turned=True)
-    whole = isinstance(layer, nn.Conv2d) and layer.groups == 1
-    return Matrix(layer) if whole or isinstance(layer, nn.Linear) else None
+    is_plain_convolution = isinstance(layer, nn.Conv2d) and layer.groups == 1
+    return Matrix(layer) if is_plain_convolution or isinstance(layer, nn.Linear) else None
 
 
 def of_experts(block: nn.Module) -> Iterator[tuple[str, Matrix]]:
-    """Every matrix of stacked experts inside a block: "mlp.experts.up.3" is that of expert 3."""
+    """Yield every matrix of stacked experts in a block: "mlp.experts.up.3" is that of expert 3."""
     for path, module in block.named_modules():
         for name, turned in stacked_matrices(module).items():
             for expert in range(len(getattr(module, name))):
@@ -83,31 +86,36 @@ def of_experts(block: nn.Module) -> Iterator[tuple[str, Matrix]]:
 
 @contextmanager
 def seeing(layers: Mapping[str, Matrix], needs: Collection[str]) -> Iterator[Observed]:
-    """Inside, every forward is counted as in `observing`; of an expert, the rows routed to it."""
+    """Collect statistics of the layers' inputs in every forward inside the `with`, as
+    `observing`.
+    """
+    # layers are observed by hooks; experts in a stack have no module of their own to hook
     plain = {name: m.owner for name, m in layers.items() if m.index is None}
     stacks: dict[nn.Module, dict[tuple[str, int], str]] = {}
     for name, m in layers.items():
         if m.index is not None:
             stacks.setdefault(m.owner, {})[m.name, m.index] = name
-    with observing(plain, needs=needs, unfolded=True) as seen, ExitStack() as stack:
+    with observing(plain, needs=needs, unfolded=True) as observed, ExitStack() as stack:
         for owner, names in stacks.items():
-            count = partial(_count, seen, frozenset(needs), owner, names)
+            count = partial(_count, observed, frozenset(needs), owner, names)
             stack.enter_context(
-                _mixing(owner, count) if hasattr(owner, "mix") else _fused(owner, count)
+                _counting_mixture(owner, count)
+                if hasattr(owner, "mix")
+                else _counting_fused(owner, count)
             )
-        yield seen
+        yield observed
 
 
 @contextmanager
-def _mixing(owner: Any, count: Any) -> Iterator[None]:
-    """Inside, `StackedExperts` shows its rows and their pairs."""
-    own = owner.mix
+def _counting_mixture(owner: Any, count: Any) -> Iterator[None]:
+    """Report the rows of `StackedExperts` and their (token, expert) pairs to `count`."""
+    original = owner.mix
 
     def mix(x: Tensor, routing: Routing) -> Tensor:
         count(x, routing.token, routing.expert)
-        return own(x, routing)
+        return original(x, routing)
 
-    owner.mix = mix
+    owner.mix = mix  # an attribute of the module hides the method of its class
     try:
         yield
     finally:
@@ -115,14 +123,18 @@ def _mixing(owner: Any, count: Any) -> Iterator[None]:
 
 
 @contextmanager
-def _fused(owner: nn.Module, count: Any) -> Iterator[None]:
-    """Inside, experts of transformers show theirs; chosen: (T, k), E = no expert."""
+def _counting_fused(owner: nn.Module, count: Any) -> Iterator[None]:
+    """Report the rows and choices of transformers' experts to `count`; choices are (T, k), E =
+    none.
+    """
 
     def hook(module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        x, chosen, *_ = (*args, *kwargs.values())
+        """Report the rows of a call and the expert of each choice."""
+        x, expert, *_ = (*args, *kwargs.values())
         x = x.reshape(-1, x.shape[-1])
-        token = torch.arange(len(x), device=x.device).repeat_interleave(chosen.shape[-1])
-        count(x, token, chosen.flatten())
+        # (T, k) choices as T k pairs
+        token = torch.arange(len(x), device=x.device).repeat_interleave(expert.shape[-1])
+        count(x, token, expert.flatten())
 
     handle = owner.register_forward_pre_hook(hook, with_kwargs=True)
     try:
@@ -132,7 +144,7 @@ def _fused(owner: nn.Module, count: Any) -> Iterator[None]:
 
 
 def _count(
-    seen: Observed,
+    observed: Observed,
     needs: frozenset[str],
     owner: Any,
     names: Mapping[tuple[str, int], str],
@@ -140,30 +152,38 @@ def _count(
     token: Tensor,
     expert: Tensor,
 ) -> None:
-    """Add up what each expert's matrices read.  x: (T, d); token, expert: (N,), the pairs."""
-    if seen.mask is not None and seen.mask.numel() == len(x):
-        real = seen.mask.flatten().to(x.device)[token]
+    """Add what each expert's matrices read to the statistics.  x: (T, d); token, expert: (N,),
+    pairs.
+    """
+    # padding is routed like any token, and must not count
+    if observed.mask is not None and observed.mask.numel() == len(x):
+        real = observed.mask.flatten().to(x.device)[token]
         token, expert = token[real], expert[real]
     for e in sorted({index for _, index in names}):
         rows = x[token[expert == e]]
         if not len(rows):
             continue
-        given = {n: name for (n, index), name in names.items() if index == e}
-        outer = [name for n, name in given.items() if not n.startswith("down")]
-        inner = [name for n, name in given.items() if n.startswith("down")]
-        for group, read in ((outer, rows), (inner, _hidden(owner, rows, e) if inner else rows)):
+        names_of_expert = {n: name for (n, index), name in names.items() if index == e}
+        # gate and up read the token; down reads the hidden units, which are computed again
+        input_names = [name for n, name in names_of_expert.items() if not n.startswith("down")]
+        hidden_names = [name for n, name in names_of_expert.items() if n.startswith("down")]
+        for group, read in (
+            (input_names, rows),
+            (hidden_names, _hidden(owner, rows, e) if hidden_names else rows),
+        ):
             new = Statistics.of(read, needs=needs) if group else None
             for name in group:
                 assert new is not None
-                seen.add(name, new)
+                observed.add(name, new)
 
 
 def _hidden(owner: Any, rows: Tensor, expert: int) -> Tensor:
-    """What the second matrix of an expert reads.  (N, d) -> (N, h)."""
+    """Compute the input of an expert's second matrix.  (N, d) -> (N, h)."""
     if hasattr(owner, "hidden"):
         return owner.hidden(rows, torch.full((len(rows),), expert, device=rows.device))
     name = "gate_up_proj" if owner.has_gate else "up_proj"
     weight = getattr(owner, name)[expert]
+    # as transformers' own forward computes it, up to the second matrix
     y = rows @ (weight if owner.is_transposed else weight.T)
     if owner.has_bias:
         y = y + getattr(owner, f"{name}_bias")[expert]

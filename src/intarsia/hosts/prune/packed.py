@@ -23,7 +23,7 @@ BITS, GROUP = 4, 16
 
 
 def packable(model: nn.Module) -> dict[str, nn.Linear]:
-    """The linear layers inside the blocks whose inputs are whole groups, by path.
+    """Return the linear layers inside the blocks whose inputs are whole groups, by path.
 
     Raises: TargetError for none, or a model with experts in stacks: transformers unpacks layers;
     for layers that were packed otherwise.
@@ -32,22 +32,23 @@ def packable(model: nn.Module) -> dict[str, nn.Linear]:
     for name, layer in coded.items():
         _check_coded(name, layer)
     matrices = {n: m for stop in stops_of(model, ()) for n, m in stop.layers.items()}
+    # transformers unpacks layers, not parameters of a stack
     stacked = [n for n, m in matrices.items() if m.index is not None]
-    found = {
+    layers = {
         n: m.owner
         for n, m in matrices.items()
         if isinstance(m.owner, nn.Linear) and m.owner.in_features % GROUP == 0
     }
-    found |= {n: m for n, m in coded.items() if isinstance(m, nn.Linear)}
-    if stacked or not found:
+    layers |= {n: m for n, m in coded.items() if isinstance(m, nn.Linear)}
+    if stacked or not layers:
         got = f"experts in stacks, such as {stacked[0]!r}" if stacked else "none"
         want, fix = f"linear layers with whole groups of {GROUP} inputs", "Use layout='dense'."
         raise TargetError("layers to pack", got=got, want=want, fix=fix)
-    return found
+    return layers
 
 
 def packed(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What takes the place of the layers' weights, by name; and the config of quantisation.
+    """Pack the layers' weights; returns tensors by name, and the configuration of quantisation.
 
     Raises: MissingExtra without the library; TargetError as `packable`.
     """
@@ -59,49 +60,57 @@ def packed(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     args = made_of.QuantizationArgs(
         num_bits=BITS, strategy="group", group_size=GROUP, symmetric=True
     )
-    how: Any = made_of.QuantizationScheme(targets=["Linear"], weights=args)
+    scheme: Any = made_of.QuantizationScheme(targets=["Linear"], weights=args)
     layers = packable(model)
     compressor = compressors.BaseCompressor.get_value_from_registry("pack-quantized")
     stored: dict[str, Tensor] = {}
     for path, layer in layers.items():
         weight = layer.weight.detach()
         coded = getattr(layer, "packed", False)
-        given = {"weight": weight, "weight_scale": scales_of(layer) if coded else scales(weight)}
-        made: Mapping[str, Tensor] = compressor.compress(given, how)
-        stored |= {f"{path}.{name}": value.cpu().contiguous() for name, value in made.items()}
-    others = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in layers]
+        inputs = {"weight": weight, "weight_scale": scales_of(layer) if coded else scales(weight)}
+        parts: Mapping[str, Tensor] = compressor.compress(inputs, scheme)
+        stored |= {f"{path}.{name}": value.cpu().contiguous() for name, value in parts.items()}
+    # named as ignored, or transformers would expect packed weights there
+    ignored = [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n not in layers]
     config = made_of.QuantizationConfig(
-        config_groups={"group_0": how},
+        config_groups={"group_0": scheme},
         format="pack-quantized",
         quantization_status="compressed",
-        ignore=others,
+        ignore=ignored,
     )
     return stored, config.to_dict()
 
 
 def scales(weight: Tensor) -> Tensor:
-    """max |w| / 7.5 of each group, 1 where all of it is 0.  (out, in) -> (out, in / 16)."""
+    """Compute max |w| / 7.5 of each group, 1 where all of it is 0.  (out, in) -> (out, in / 16)."""
     largest = weight.detach().float().unflatten(1, (-1, GROUP)).abs().amax(-1)
+    # the range -7.5 ... 7.5 of 16 codes, as compressed-tensors computes it
     scale = (largest / (2**BITS - 1) * 2).to(weight.dtype)
     return torch.where(scale > 0, scale, 1).to(weight.dtype)
 
 
 def scales_of(layer: Any) -> Tensor:
-    """Of each group of a layer in `GroupSparse`, 1 where it is pruned.  (out, in / 16)."""
-    stored, across = layer.stored, layer.in_features // GROUP
-    kept = stored["scales"].float()[:, None]
-    found = spread(kept, stored["row_offsets"], stored["columns"], across)
-    return torch.where(found > 0, found, 1)
+    """Return the scale of each group of a layer in `GroupSparse`, 1 where it is pruned.  (out, in /
+    16).
+    """
+    stored, groups = layer.stored, layer.in_features // GROUP
+    stored_scales = stored["scales"].float()[:, None]
+    scale = spread(stored_scales, stored["row_offsets"], stored["columns"], groups)
+    return torch.where(scale > 0, scale, 1)
 
 
 def _check_coded(name: str, layer: Any) -> None:
-    """Raises: TargetError for a packed layer that has no codes of this kind."""
-    form, middle = layer.form, 2 ** (BITS - 1)
+    """Check that a packed layer has symmetric codes of 4 bits in groups of 16.
+
+    Raises: TargetError.
+    """
+    form, zero_code = layer.form, 2 ** (BITS - 1)
     fits = isinstance(form, GroupSparse) and (form.bits, form.group) == (BITS, GROUP)
     if fits and layer.in_features % GROUP == 0:
         stored = layer.stored
+        # symmetric: the code of 0 is the same in each group, which pack-quantized takes for granted
         zeros = unpack_bits(stored["zeros"], BITS, len(stored["columns"]))
-        fits = bool((zeros == middle).all())
+        fits = bool((zeros == zero_code).all())
     else:
         fits = False
     if not fits:
@@ -111,7 +120,8 @@ def _check_coded(name: str, layer: Any) -> None:
 
 
 def rounded(weight: Tensor) -> Tensor:
-    """The weight that a folder of `pack-quantized` gives back.  (out, in) -> (out, in)."""
+    """Round a weight as a folder of `pack-quantized` gives it back.  (out, in) -> (out, in)."""
     scale = scales(weight)[..., None]
+    # codes -8 ... 7
     code = (weight.detach().unflatten(1, (-1, GROUP)) / scale).round().clamp(-8, 7)
     return (code * scale).flatten(1)

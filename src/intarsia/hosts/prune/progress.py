@@ -34,8 +34,12 @@ BESIDE = "+"  # begins the names of what is no weight; no path in a model begins
 Tensors = Mapping[str, torch.Tensor]
 
 
-def _block(row: dict[str, Any]) -> dict[str, Any]:
-    """Return what is written of a finished block.  Raises: KeyError, TypeError, ValueError."""
+def _checked_block(row: dict[str, Any]) -> dict[str, Any]:
+    """Check the record of a finished block and return it.
+
+    Raises: KeyError, TypeError, ValueError.
+    """
+    # a damaged record must fail here, not in a table that is printed hours later
     numbers = [row["seconds"], row["error"] or 0.0]
     numbers += [n for layer in row["layers"] for n in (layer["density"] or 0.0, layer["weights"])]
     if not all(isinstance(n, int | float) for n in numbers):
@@ -47,9 +51,11 @@ def _block(row: dict[str, Any]) -> dict[str, Any]:
 
 
 class Kept:
-    """out: the folder, None = nothing is written; identity: what a walk must share to go on.
+    """Progress of a walk over the blocks: finished ones on disk, rows of the table, lines of
+    output.
 
-    report: is given a line for each block.
+    out: the folder, None = nothing is written; identity: settings that two walks must share for one
+    to go on with the other's blocks.  report: is called with a line for each block.
     Raises: ConfigError for a folder with a walk in it, unless `resume`; CheckpointError for files
     of another walk, or damaged ones.
     """
@@ -66,8 +72,8 @@ class Kept:
         self.blocks: list[dict[str, Any]] = []
         self.noted: list[tuple[Stop, Mapping[str, torch.Tensor] | Path]] = []
         self.total = 0
-        self.beside: Callable[[Stop], Tensors] | None = None
-        self.taken: Callable[[Stop, Tensors], None] | None = None
+        self.tensors_of: Callable[[Stop], Tensors] | None = None
+        self.on_resume: Callable[[Stop, Tensors], None] | None = None
         if out is None:
             if resume:
                 want, fix = "the folder of the walk to go on with", "Pass out='that/folder'."
@@ -80,68 +86,78 @@ class Kept:
                 fix = "Choose another folder, or go on with resume=True."
                 raise ConfigError(f"out {str(out)!r}", got=got, want=want, fix=fix)
             try:
-                found = check_sealed(path, read_json(path))
-                saved, self.blocks = dict(found["identity"]), list(map(_block, found["blocks"]))
-                self.hidden_hash = found["hidden"]
+                content = check_sealed(path, read_json(path))
+                saved, self.blocks = (
+                    dict(content["identity"]),
+                    list(map(_checked_block, content["blocks"])),
+                )
+                self.hidden_hash = content["hidden"]
             except (OSError, ValueError, KeyError, TypeError) as error:
                 raise damaged(path, f"no record of a walk ({error})", "sparsify") from error
+            # through JSON, which turns tuples into lists, as the saved settings were
             check_same(saved, json.loads(json.dumps(self.identity)))
 
     def with_beside(
-        self, beside: Callable[[Stop], Tensors], taken: Callable[[Stop, Tensors], None]
+        self, tensors_of: Callable[[Stop], Tensors], on_resume: Callable[[Stop, Tensors], None]
     ) -> Kept:
-        """Keep more of each block than its weights.
+        """Save further tensors of each block beside its weights; returns self.
 
-        beside: what, of a block that is finished; taken: is given it when a walk goes on.
+        tensors_of: returns the tensors of a finished block, by name; on_resume: is called with them
+        when a walk goes on.
         """
-        self.beside, self.taken = beside, taken
+        self.tensors_of, self.on_resume = tensors_of, on_resume
         return self
 
     def note(self, stop: Stop) -> None:
-        """Remember a block's weights before they are edited: on disk, if there is a folder."""
-        old = {path: m.stored for path, m in stop.layers.items()}
-        held: Mapping[str, torch.Tensor] | Path = old
+        """Save a block's weights before they are edited: on disk, if there is a folder."""
+        weights = {path: m.stored for path, m in stop.layers.items()}
+        backup: Mapping[str, torch.Tensor] | Path = weights
         if self.out is None:
+            # layers get a new tensor when edited; a stack is edited in place, and so is copied once
             stacks = {(m.owner, m.name): m for m in stop.layers.values() if m.index is not None}
             for m in stacks.values():
                 m.detach_stack()
         else:
-            held = self.out / f"before-{len(self.noted):03}.safetensors"
-            self._write(held.name, {p: w.cpu().contiguous() for p, w in old.items()})
-        self.noted.append((stop, held))
+            backup = self.out / f"before-{len(self.noted):03}.safetensors"
+            self._write(backup.name, {p: w.cpu().contiguous() for p, w in weights.items()})
+        self.noted.append((stop, backup))
 
     @contextmanager
     def undone_on_error(self) -> Iterator[None]:
-        """Inside, blocks that are noted may be edited; after an error they are what they were."""
+        """Restore the blocks that were noted if the body of the `with` raises."""
         try:
             yield
         except BaseException:
-            for stop, held in reversed(self.noted):
-                old = read_tensors(held) if isinstance(held, Path) else held
-                for path, weight in old.items():
-                    stop.layers[path].put(weight.clone() if isinstance(held, Path) else weight)
+            # backwards, so that a weight edited twice ends as it was at first
+            for stop, backup in reversed(self.noted):
+                weights = read_tensors(backup) if isinstance(backup, Path) else backup
+                for path, weight in weights.items():
+                    stop.layers[path].put(weight.clone() if isinstance(backup, Path) else weight)
             raise
         finally:
-            for _, held in self.noted:
-                if isinstance(held, Path):
-                    held.unlink(missing_ok=True)
+            for _, backup in self.noted:
+                if isinstance(backup, Path):
+                    backup.unlink(missing_ok=True)
 
     def restored(self, stops: Sequence[Stop], flow: Flow) -> list[dict[str, Any]]:
-        """Put the finished blocks' weights into the model, and the hidden states behind them."""
+        """Put the finished blocks' weights into the model, and their hidden states into the
+        flow.
+        """
         self.total = len(stops)
         done = zip(self.blocks, stops, strict=False)
         for number, (block, stop) in enumerate(done):
             self.note(stop)
             name = f"block-{number:03}.safetensors"
             tensors = self._read(name, block["sha256"])
-            more = {n.removeprefix(BESIDE): tensors.pop(n) for n in [*tensors] if n[0] == BESIDE}
+            extra = {n.removeprefix(BESIDE): tensors.pop(n) for n in [*tensors] if n[0] == BESIDE}
             shapes = {path: m.stored.shape for path, m in stop.layers.items()}
             if {path: weight.shape for path, weight in tensors.items()} != shapes:
                 raise damaged((self.out or Path()) / name, "weights of other layers", "sparsify")
             for path, weight in tensors.items():
                 stop.layers[path].put(weight)
-            if self.taken is not None:
-                self.taken(stop, more)
+            if self.on_resume is not None:
+                self.on_resume(stop, extra)
+        # the walk goes on where the hidden states stand: behind the last finished block
         if self.blocks and flow.hidden:
             states = self._read(f"hidden-{len(self.blocks) - 1:03}.safetensors", self.hidden_hash)
             like = flow.hidden[0]
@@ -149,15 +165,16 @@ class Kept:
         return self.blocks
 
     def finished(
-        self, stop: Stop, rows: list[dict[str, Any]], flow: Flow, more: Mapping[str, Any]
+        self, stop: Stop, rows: list[dict[str, Any]], flow: Flow, figures: Mapping[str, Any]
     ) -> None:
-        """Note a block, write it, and say so."""
+        """Record a finished block, write it, and report it.  figures: error and seconds."""
         number = len(self.blocks)
-        block: dict[str, Any] = {"block": stop.path, **more, "layers": rows, "sha256": ""}
+        block: dict[str, Any] = {"block": stop.path, **figures, "layers": rows, "sha256": ""}
         if self.out is not None:
             weights = {p: m.stored.cpu().contiguous() for p, m in stop.layers.items()}
-            more = {} if self.beside is None else self.beside(stop)
-            weights |= {BESIDE + name: t.contiguous() for name, t in more.items()}
+            # a "+" keeps them apart from weights, whose paths never begin so
+            extra = {} if self.tensors_of is None else self.tensors_of(stop)
+            weights |= {BESIDE + name: t.contiguous() for name, t in extra.items()}
             block["sha256"] = self._write(f"block-{number:03}.safetensors", weights)
             states = {str(i): h.cpu().contiguous() for i, h in enumerate(flow.hidden)}
             self.hidden_hash = self._write(f"hidden-{number:03}.safetensors", states)
@@ -165,31 +182,36 @@ class Kept:
         if self.out is not None:
             record = {"identity": self.identity, "blocks": self.blocks, "hidden": self.hidden_hash}
             write_json(self.out / RECORD, sealed(record), indent=None)
+            # first the record that names the new file, then the old one goes: killed between, both
+            # are there
             (self.out / f"hidden-{number - 1:03}.safetensors").unlink(missing_ok=True)
         if self.report is not None:
             self.report(self.line())
 
     def line(self) -> str:
-        """block 12/30  model.layers.11  density .400  error .061  2.1 s  left 1:02"""
+        """Format the newest block, as "block 12/30  model.layers.11  density .400  left 1:02"."""
         block, done = self.blocks[-1], len(self.blocks)
         rows = [row for row in block["layers"] if row["density"] is not None]
         weights = sum(row["weights"] for row in rows)
         density = sum(row["density"] * row["weights"] for row in rows) / max(1, weights)
         error = "" if block["error"] is None else f"  error {block['error']:.3f}"
-        left = round(sum(b["seconds"] for b in self.blocks) / done * (self.total - done))
-        told = [f"  {row['layer']}: {row['told']}" for row in block["layers"] if row.get("told")]
+        seconds_left = round(sum(b["seconds"] for b in self.blocks) / done * (self.total - done))
+        notes = [f"  {row['layer']}: {row['told']}" for row in block["layers"] if row.get("told")]
         return (
             f"block {done}/{self.total}  {block['block']}  density {density:.3f}{error}  "
-            f"{block['seconds']:.1f} s  left {left // 60}:{left % 60:02}" + "".join(told)
+            f"{block['seconds']:.1f} s  left {seconds_left // 60}:{seconds_left % 60:02}"
+            + "".join(notes)
         )
 
     def _write(self, name: str, tensors: Mapping[str, torch.Tensor]) -> str:
+        """Write tensors as a safetensors file, whole or not at all; returns its SHA-256."""
         assert self.out is not None
         with writing(self.out / name) as scratch:
             save_file(dict(tensors), scratch)
         return sha256(self.out / name)
 
     def _read(self, name: str, digest: str) -> dict[str, torch.Tensor]:
+        """Read a file of the walk.  Raises: CheckpointError for other bytes than were written."""
         assert self.out is not None
         path = self.out / name
         try:

@@ -37,14 +37,14 @@ Report = Callable[[str], None]
 
 
 class Keeping(NamedTuple):
-    """Where a walk is kept, and whether it goes on there: see `Kept`."""
+    """Options of a walk's progress: folder, whether to go on there, and who is told; see `Kept`."""
 
     out: Path | None = None
     resume: bool = False
     report: Report | None = None
 
     def of(self, method: object, host: nn.Module, seed: int, decided: Mapping[str, Any]) -> Kept:
-        """What a walk of a method over a model has finished.  decided: what else it is of."""
+        """Open a walk's progress.  decided: what identifies it beside method, seed and model."""
         identity = {
             "method": method_key(method),
             "settings": settings_to_dict(method),
@@ -57,7 +57,7 @@ class Keeping(NamedTuple):
 
 @dataclass(frozen=True)
 class Calibrated(Plan):
-    """A plan that was made with calibration batches; loaded from a folder it is a plain one.
+    """Plan that was made with calibration batches; loaded from a folder it is a plain one.
 
     found: the rows of the walk, once it is done.
     """
@@ -70,7 +70,7 @@ class Calibrated(Plan):
 
 
 class Pruner(PlainChange, abc.ABC):
-    """A change that prunes, block by block: a `Sparsifier` with layers, and a pattern or none."""
+    """Change that prunes, block by block: a `Sparsifier` with layers, and a pattern or none."""
 
     stores: ClassVar[str] = "all"
     laws: ClassVar[frozenset[str]] = frozenset({"shape"})
@@ -80,11 +80,11 @@ class Pruner(PlainChange, abc.ABC):
     @property
     @abc.abstractmethod
     def density(self) -> float:
-        """The share of each layer that is kept."""
+        """Share of each layer that is kept."""
 
     @property
     def n_of_m(self) -> NofM | None:
-        """The pattern, if the method has one."""
+        """Pattern, if the method has one."""
         return None
 
     @property
@@ -93,18 +93,18 @@ class Pruner(PlainChange, abc.ABC):
         return frozenset()
 
     def on(self, layers: Sequence[str]) -> Any:
-        """The method on other layers."""
+        """Return the method for other layers."""
         settings: Any = self
         return replace(settings, layers=tuple(layers))
 
     @abc.abstractmethod
     def edit(
-        self, name: str, weight: Tensor, seen: Statistics, generator: torch.Generator
+        self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
-        """See `Sparsifier`."""
+        """Choose the weights to keep and the new weight, see `Sparsifier`."""
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """The layers are looked up and the rows are looked at; nothing is pruned.
+        """Look up the layers and check the calibration rows; nothing is pruned.
 
         Raises: TargetError for a model with adapters, without blocks, or layers outside them;
         DataError for no rows where the method reads some, or too few; ShapeError for a pattern that
@@ -112,14 +112,14 @@ class Pruner(PlainChange, abc.ABC):
         """
         stops = stops_of(host, self.layers)
         _check_widths(stops, self.n_of_m)
-        held = tuple(batches) if self.needs else ()
+        rows = tuple(batches) if self.needs else ()
         if self.needs:
-            check_rows(held)
-        decided = {"calibration": digest_of(held), "batches": len(held)}
-        return Calibrated(self, seed, decided, held)
+            check_rows(rows)
+        decided = {"calibration": digest_of(rows), "batches": len(rows)}
+        return Calibrated(self, seed, decided, rows)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """The walk; a plan that was read from a folder leaves the weights to that folder."""
+        """Prune the model; a plan that was read from a folder leaves the weights to that folder."""
         if isinstance(plan, Calibrated):
             plan.found[:] = prune_blocks(host, self, plan)
         return host
@@ -127,7 +127,7 @@ class Pruner(PlainChange, abc.ABC):
 
 @dataclass(frozen=True)
 class LayerPruner(Pruner):
-    """Linear layers, convolutions and experts inside the blocks keep a part of their weights.
+    """Pruner of linear layers, convolutions and experts inside the blocks.
 
     density: the share of each layer that is kept.  pattern: None, or "n:m", n of each m consecutive
     inputs.  layers: globs of paths, none = all of them; other layers stay dense, and so do
@@ -146,30 +146,30 @@ class LayerPruner(Pruner):
         object.__setattr__(self, "layers", tuple(self.layers))
         above("density", self.density, 0, "Try 0.5.")
         between("density", self.density, 0, 1, "Try 0.5.")
-        if (given := self.n_of_m) is not None and given.n / given.m != self.density:
+        if (n_of_m := self.n_of_m) is not None and n_of_m.n / n_of_m.m != self.density:
             got = f"{self.pattern!r} with density {self.density}"
-            fix = f"Set density={given.n / given.m:g}, or leave the pattern out."
-            raise ConfigError("pattern", got=got, want=f"density {given.n / given.m:g}", fix=fix)
+            fix = f"Set density={n_of_m.n / n_of_m.m:g}, or leave the pattern out."
+            raise ConfigError("pattern", got=got, want=f"density {n_of_m.n / n_of_m.m:g}", fix=fix)
 
     @property
     def n_of_m(self) -> NofM | None:
-        """The pattern, of which the text says n and m."""
+        """Pattern, of which the text says n and m."""
         return None if self.pattern is None else NofM.read(self.pattern)
 
-    def score(self, weight: Tensor, seen: Statistics) -> Tensor:
-        """How much each weight matters: |w|, unless a method says more.  (out, in) -> (out, in)."""
+    def score(self, weight: Tensor, statistics: Statistics) -> Tensor:
+        """Score each weight, |w| unless a method does otherwise.  (out, in) -> (out, in)."""
         return magnitude(weight)
 
 
 def prune_blocks(host: nn.Module, method: Pruner, plan: Calibrated) -> list[dict[str, Any]]:
-    """Walk over the blocks of a model with a method; returns a row for each layer."""
+    """Prune the blocks of a model with a method; returns a row for each layer."""
     stops = stops_of(host, method.layers)
     keeping = Keeping(plan.out, plan.resume, plan.report)
-    kept = keeping.of(method, host, plan.seed, plan.decided)
+    walk = keeping.of(method, host, plan.seed, plan.decided)
     edit = partial(edit_block, method, plan.seed)
     needs = method.needs | {"hessian"} if plan.decided.get("errors") else method.needs
     by_layer = plan.decided.get("sequential") == "layer"
-    return walk_blocks(host, stops, plan.batches, edit, needs=needs, kept=kept, by_layer=by_layer)
+    return walk_blocks(host, stops, plan.batches, edit, needs=needs, kept=walk, by_layer=by_layer)
 
 
 def edit_block(
@@ -177,47 +177,52 @@ def edit_block(
     seed: int,
     path: str,
     layers: Mapping[str, Matrix],
-    seen: Mapping[str, Statistics],
+    statistics: Mapping[str, Statistics],
 ) -> list[dict[str, Any]]:
-    """Prune the layers of a block; returns what became of each."""
+    """Prune the layers of a block; returns a row of the table for each."""
     rows: list[dict[str, Any]] = []
     for name, layer in layers.items():
         weight = layer.read()
         row: dict[str, Any] = {"layer": name, "weights": weight.numel(), "density": 1.0}
-        stats = seen.get(name, Statistics(0, None, None))
-        if method.needs and not stats.count:
+        layer_statistics = statistics.get(name, Statistics(0, None, None))
+        # an expert that no token reached: its inputs are not known
+        if method.needs and not layer_statistics.count:
             rows.append(row | {"told": "no calibration row reached it; it stays dense"})
             continue
+        # a layer's draws depend on its name, not on which layers were pruned before it
         number = int.from_bytes(hashlib.sha256(name.encode()).digest()[:6])
         generator = torch.Generator().manual_seed(mix(seed, number))
-        part, new = method.edit(name, weight, stats, generator)
+        part, new = method.edit(name, weight, layer_statistics, generator)
         layer.write(new)
         row["density"] = part.density()
-        if "hessian" in stats.collected:
+        if "hessian" in layer_statistics.collected:
+            # both errors on the same moments: what the mask costs, and what compensation wins back
             row["error_masked"] = output_error(
-                weight, _first(method, name, part, weight, stats), stats
+                weight, _masked_only(method, name, part, weight, layer_statistics), layer_statistics
             )
-            row["error"] = output_error(weight, new, stats)
+            row["error"] = output_error(weight, new, layer_statistics)
         rows.append(row)
     return rows
 
 
-def _first(method: Any, name: str, part: Partition, weight: Tensor, seen: Statistics) -> Tensor:
-    """What the weight was before kept ones were changed, or before the swaps of a base's mask."""
+def _masked_only(
+    method: Any, name: str, part: Partition, weight: Tensor, statistics: Statistics
+) -> Tensor:
+    """Return the weight with the mask alone: without compensation, or before swaps."""
     if isinstance(base := getattr(method, "base", None), Pruner) and "hessian" not in base.needs:
-        return base.edit(name, weight, seen, torch.Generator())[1]
+        return base.edit(name, weight, statistics, torch.Generator())[1]
     return weight.masked_fill(~part.mask(name, 0).to(weight.device), 0)
 
 
-def output_error(weight: Tensor, new: Tensor, seen: Statistics) -> float:
-    """||(W' - W) X|| / ||W X||, from the second moments of X."""
-    moment = seen.second_moment.to(weight.device, torch.float32)
-    off, all_of = (((t @ moment) * t).sum() for t in ((new - weight).float(), weight.float()))
-    return float((off.clamp_min(0) / all_of.clamp_min(1e-30)).sqrt())
+def output_error(weight: Tensor, new: Tensor, statistics: Statistics) -> float:
+    """Compute ||(W' - W) X|| / ||W X||, from the second moments of X."""
+    moment = statistics.second_moment.to(weight.device, torch.float32)
+    difference, total = (((t @ moment) * t).sum() for t in ((new - weight).float(), weight.float()))
+    return float((difference.clamp_min(0) / total.clamp_min(1e-30)).sqrt())
 
 
 def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
-    """The blocks with layers to prune, in order.
+    """Return the blocks with layers to prune, in order.
 
     Raises: TargetError for adapters, no blocks, a glob that matches nothing, and one that matches
     what is outside the blocks.
@@ -226,14 +231,14 @@ def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
     if is_adapted(host) or wrapped_paths(model):
         fix = "Fold the adapters first: model = intarsia.fold(model)."
         raise TargetError("model", got="one with adapters", want="a plain one", fix=fix)
-    found = blocks(model)
-    if not found:
-        what, got = f"blocks of {type(model).__name__}", "none that are known"
+    all_blocks = blocks(model)
+    if not all_blocks:
+        subject, got = f"blocks of {type(model).__name__}", "none that are known"
         fix = "Take a transformer of timm or transformers, or a schedule: fit(..., Gradual())."
-        raise TargetError(what, got=got, want="blocks with an mlp and an attention", fix=fix)
+        raise TargetError(subject, got=got, want="blocks with an mlp and an attention", fix=fix)
     stops: list[Stop] = []
     used: set[str] = set()
-    for path, block in found:
+    for path, block in all_blocks:
         layers: dict[str, Matrix] = {}
         for inner, layer in _matrices(block):
             name = f"{path}.{inner}"
@@ -242,8 +247,8 @@ def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
             if hits:
                 layers[name] = layer
         stops.append(Stop(path, block, layers))
-    for path, module in model.named_modules():  # outside the blocks by its full name alone
-        named = path in globs and not any(inside(path, b) for b, _ in found)
+    for path, module in model.named_modules():  # heads and the like by their full names alone
+        named = path in globs and not any(inside(path, b) for b, _ in all_blocks)
         if named and (layer := matrix_of(module)) is not None:
             used.add(path)
             stops.append(Stop(path, module, {path: layer}, outside=True))
@@ -252,16 +257,17 @@ def stops_of(host: nn.Module, globs: Sequence[str]) -> list[Stop]:
 
 
 def _matrices(block: nn.Module) -> Iterator[tuple[str, Matrix]]:
-    """All that can be pruned inside a block; a router chooses, and stays dense."""
+    """Yield all that can be pruned inside a block; a router chooses, and stays dense."""
     routers = [path for path, m in block.named_modules() if isinstance(m, Router)]
     for path, layer in layers_of(block):
-        found = matrix_of(layer)
-        if found is not None and not any(path == r or inside(path, r) for r in routers):
-            yield path, found
+        matrix = matrix_of(layer)
+        if matrix is not None and not any(path == r or inside(path, r) for r in routers):
+            yield path, matrix
     yield from of_experts(block)
 
 
 def _check_globs(model: nn.Module, unused: Sequence[str]) -> None:
+    """Refuse globs that match nothing inside the blocks.  Raises: TargetError."""
     for glob in unused:
         outside = [p for p, m in model.named_modules() if p and matches(p, unwrapped(m), glob)]
         got = f"{outside[0]!r}, outside the blocks" if outside else "no layer of that name"
@@ -270,6 +276,7 @@ def _check_globs(model: nn.Module, unused: Sequence[str]) -> None:
 
 
 def _check_widths(stops: Sequence[Stop], pattern: NofM | None) -> None:
+    """Check that a pattern divides each layer's inputs.  Raises: ShapeError."""
     m = 1 if pattern is None else pattern.m
     for stop in stops:
         for name, layer in stop.layers.items():
@@ -281,7 +288,7 @@ def _check_widths(stops: Sequence[Stop], pattern: NofM | None) -> None:
 
 @dataclass(frozen=True)
 class Sparsified:
-    """What `sparsify` did: a row for each layer, and the bytes of the pruned layers.
+    """Result of `sparsify`: a row for each layer, and the bytes of the pruned layers.
 
     table: {"layer", "weights", "density", and where moments were collected "error_masked" and
     "error", the relative error of its output before and after compensation or swaps}.
@@ -292,15 +299,15 @@ class Sparsified:
 
     @property
     def density(self) -> float:
-        """Of all layers together."""
+        """Density of all layers together."""
         total = sum(row["weights"] for row in self.table)
         return sum(row["density"] * row["weights"] for row in self.table) / max(1, total)
 
     def __str__(self) -> str:
         megabytes = {name: f"{size / 1e6:.1f} MB" for name, size in self.bytes.items()}
-        told = [f"{row['layer']}: {row['told']}" for row in self.table if row.get("told")]
+        notes = [f"{row['layer']}: {row['told']}" for row in self.table if row.get("told")]
         first = f"{len(self.table)} layers, density {self.density:.3f}"
-        return "\n".join([first, ", ".join(f"{n} {s}" for n, s in megabytes.items()), *told])
+        return "\n".join([first, ", ".join(f"{n} {s}" for n, s in megabytes.items()), *notes])
 
 
 def sparsify(
@@ -358,35 +365,36 @@ def sparsify(
 
 
 def bytes_of(stops: Sequence[Stop]) -> dict[str, int]:
-    """What the layers' weights take as they are, and as `formats.Bitmask` stores them."""
+    """Count the bytes of the layers' weights as they are, and as `formats.Bitmask` stores them."""
     dense = packed = 0
     for layer in (m for stop in stops for m in stop.layers.values()):
         weight = layer.read()
         rows, columns = weight.shape
         dense += weight.numel() * weight.element_size()
         packed += int(weight.count_nonzero()) * weight.element_size()
+        # a bit for each weight in whole bytes, and an offset of 8 bytes for each row
         packed += rows * (-(-columns // 8) + 8)
     return {"dense": dense, "bitmask": packed}
 
 
 def bytes_by_part(model: nn.Module, stops: Sequence[Stop]) -> dict[str, int]:
-    """Where the bytes are, weights of the pruned layers as `formats.Bitmask` stores them.
+    """Count the bytes of each part of the model, pruned layers as `formats.Bitmask` stores them.
 
     Returns "kept values", "bitmasks", "zeros left out", "embeddings and heads", "other": the first
     two and the last two are the file, the middle one what it saves.
     """
     pruned = {id(getattr(m.owner, m.name)) for stop in stops for m in stop.layers.values()}
-    found = {"kept values": 0, "bitmasks": 0, "zeros left out": 0}
+    sizes = {"kept values": 0, "bitmasks": 0, "zeros left out": 0}
     for layer in (m for stop in stops for m in stop.layers.values()):
         weight, size = layer.read(), layer.read().element_size()
-        kept = int(weight.count_nonzero())
-        found["kept values"] += kept * size
-        found["zeros left out"] += (weight.numel() - kept) * size
-        found["bitmasks"] += len(weight) * (-(-weight.shape[1] // 8) + 8)
+        count = int(weight.count_nonzero())
+        sizes["kept values"] += count * size
+        sizes["zeros left out"] += (weight.numel() - count) * size
+        sizes["bitmasks"] += len(weight) * (-(-weight.shape[1] // 8) + 8)
     inner = {id(p) for _, block in blocks(base_of(model)) for p in block.parameters()}
     rest = [p for p in base_of(model).parameters() if id(p) not in pruned]
     outer = [p.nbytes for p in rest if id(p) not in inner and p.dim() > 1]
-    return found | {
+    return sizes | {
         "embeddings and heads": sum(outer),
         "other": sum(p.nbytes for p in rest) - sum(outer),
     }

@@ -16,24 +16,24 @@ from .pruner import LayerPruner
 
 
 class MaskPruner(LayerPruner):
-    """Keeps the weights of the largest scores as they are."""
+    """Pruner that keeps the weights of the largest scores as they are."""
 
     def choose(self, scores: Mapping[str, Tensor]) -> Partition:
-        """As many of a layer's weights as the density says."""
+        """Select the largest scores of a layer, as many as the density says."""
         return keep_shares(scores, dict.fromkeys(scores, self.density))
 
     def edit(
-        self, name: str, weight: Tensor, seen: Statistics, generator: torch.Generator
+        self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
-        """The partition, and the weight, 0 outside it."""
-        scores, given = {name: self.score(weight, seen)}, self.n_of_m
-        part = self.choose(scores) if given is None else keep_n_of_m(scores, given.n, given.m)
+        """Return the partition, and the weight with zeros outside it."""
+        scores, n_of_m = {name: self.score(weight, statistics)}, self.n_of_m
+        part = self.choose(scores) if n_of_m is None else keep_n_of_m(scores, n_of_m.n, n_of_m.m)
         return part, weight.masked_fill(~part.mask(name, 0).to(weight.device), 0)
 
 
 @dataclass(frozen=True)
 class Magnitude(MaskPruner):
-    """The largest |W| of each layer are kept; needs no calibration.
+    """Pruner that keeps the largest |W| of each layer; needs no calibration.
 
     density, pattern, layers: see `LayerPruner`.  Source: Han et al. (2015). For a language model
     Wanda is as cheap and far better.
@@ -42,7 +42,7 @@ class Magnitude(MaskPruner):
 
 @dataclass(frozen=True)
 class Wanda(MaskPruner):
-    """In each row the largest |W_ij| ||x_j|| are kept, as they are.
+    """Pruner that keeps the largest |W_ij| ||x_j|| of each row, as they are.
 
     density, pattern, layers: see `LayerPruner`; of a row of C weights C - floor((1 - density) C)
     are kept.  Source: paper, equation 1 and algorithm 1. Two forwards of each block; SparseGPT is
@@ -53,18 +53,18 @@ class Wanda(MaskPruner):
     def needs(self) -> frozenset[str]:
         return frozenset({"square"})
 
-    def score(self, weight: Tensor, seen: Statistics) -> Tensor:
-        """|W_ij| sqrt(mean x_j^2)."""
-        return wanda(weight, seen)
+    def score(self, weight: Tensor, statistics: Statistics) -> Tensor:
+        """Compute |W_ij| sqrt(mean x_j^2)."""
+        return wanda(weight, statistics)
 
     def choose(self, scores: Mapping[str, Tensor]) -> Partition:
-        """As many of each row's weights."""
+        """Select the largest scores of each row."""
         return keep_rows(scores, self.density)
 
 
 @dataclass(frozen=True)
 class SparseGPT(LayerPruner):
-    """Column by column the weights of the least error go, and later columns make up for it.
+    """Pruner that removes weights column by column, and lets later columns make up for them.
 
     density, pattern, layers: see `LayerPruner`; the density holds in each `block` of columns.
     damp: of the Hessian, a share of its mean diagonal.  block: columns that are chosen at once.
@@ -83,16 +83,19 @@ class SparseGPT(LayerPruner):
     def needs(self) -> frozenset[str]:
         return frozenset({"hessian"})
 
-    def score(self, weight: Tensor, seen: Statistics) -> Tensor:
-        """W_ij^2 / U_jj^2."""
-        return obs(weight, seen, self.damp)
+    def score(self, weight: Tensor, statistics: Statistics) -> Tensor:
+        """Compute W_ij^2 / U_jj^2, U the Cholesky factor of the inverse Hessian."""
+        return obs(weight, statistics, self.damp)
 
     def edit(
-        self, name: str, weight: Tensor, seen: Statistics, generator: torch.Generator
+        self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
+        """Choose weights column by column and compensate; returns the partition and the new
+        weight.
+        """
         return choose_and_compensate(
             weight,
-            seen,
+            statistics,
             self.density,
             pattern=self.n_of_m,
             damp=self.damp,
@@ -104,6 +107,7 @@ class SparseGPT(LayerPruner):
 def _card(
     key: str, config: type, paper: Paper, summary: str, *tags: str, names: Sequence[str] = ()
 ) -> Card:
+    """Build the card of a pruner."""
     return Card(
         key,
         kind="change",

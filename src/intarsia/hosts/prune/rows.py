@@ -18,12 +18,17 @@ OF_TRAINING = 128  # rows, where a training's own are taken
 
 
 def check_rows(batches: Sequence[Any]) -> None:
-    """Raises: DataError for no calibration rows, what is none, or too few or too short ones."""
+    """Check that there are enough calibration rows, and that they are long enough.
+
+    batches: as a model takes them.
+    Raises: DataError for none, for what is no tensor, and for too few or too short ones.
+    """
     for batch in batches:
         check_tensors(inputs_of(batch))
     shapes = [tuple(t.shape) for b in batches if (t := _tokens(inputs_of(b))) is not None]
     count, length = sum(s[0] for s in shapes), min((s[1] for s in shapes), default=0)
     pictures = [t for b in batches for t in _named(inputs_of(b)).values() if t.dim()]
+    # pictures: each has many patches, so a few are enough
     if not shapes and any(map(len, pictures)):
         return
     if count < ROWS or length < LENGTH:
@@ -33,9 +38,12 @@ def check_rows(batches: Sequence[Any]) -> None:
         raise DataError("calibration", got=got, want=want, fix=fix)
 
 
-def check_tensors(given: Any) -> None:
-    """Raises: DataError for inputs that are no tensors, such as texts."""
-    for name, value in _named(given).items():
+def check_tensors(inputs: Any) -> None:
+    """Check that all inputs of a batch are tensors.
+
+    Raises: DataError for others, such as texts.
+    """
+    for name, value in _named(inputs).items():
         if not isinstance(value, Tensor):
             got = f"{f'{name!r}, ' if name else ''}a {type(value).__name__}"
             want, fix = "rows of tokens or pictures, as tensors", "Load texts as rows of tokens: "
@@ -43,28 +51,30 @@ def check_tensors(given: Any) -> None:
             raise DataError("calibration", got=got, want=want, fix=fix)
 
 
-def _tokens(given: Any) -> Tensor | None:
-    ids = given.get("input_ids") if isinstance(given, Mapping) else given
+def _tokens(inputs: Any) -> Tensor | None:
+    """Return the token ids (B, T) of a batch, or None."""
+    ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dim() != 2:
         return None
     return ids
 
 
 def digest_of(batches: Sequence[Any]) -> str:
-    """A hash of the calibration rows."""
+    """Hash calibration rows: names, types, shapes and numbers."""
     total = hashlib.sha256()
     for batch in batches:
-        given = inputs_of(batch)
-        parts = given if isinstance(given, Mapping) else {"x": given}
+        inputs = inputs_of(batch)
+        parts = inputs if isinstance(inputs, Mapping) else {"x": inputs}
         for name in sorted(parts):
             value = parts[name].detach().cpu().contiguous()
+            # names and shapes too, or [1, 2] and [[1], [2]] would be the same rows
             total.update(f"{name}:{value.dtype}:{tuple(value.shape)}\n".encode())
             total.update(value.view(torch.uint8).numpy().tobytes() if value.numel() else b"")
     return total.hexdigest()
 
 
 def batched(calib: Any, size: int = BATCH) -> list[Any]:
-    """Rows as batches a model takes: those of a data set are stacked where they are as long.
+    """Group rows into batches that a model takes; rows of one length are stacked.
 
     calib: a tensor of rows, a data set or a list of rows ({"input_ids": (T,)}, or (input, label)),
     or batches, in a list, a data loader or whatever else gives one after the other.
@@ -80,6 +90,7 @@ def batched(calib: Any, size: int = BATCH) -> list[Any]:
         for row in rows:
             shape = {n: tuple(t.shape) for n, t in _named(row).items()}
             last = groups[-1] if groups else []
+            # only neighbours are joined, so that rows keep their order
             alike = last and shape == {n: tuple(t.shape) for n, t in _named(last[0]).items()}
             if alike and len(last) < size:
                 last.append(row)
@@ -90,34 +101,36 @@ def batched(calib: Any, size: int = BATCH) -> list[Any]:
 
 
 def _listed(calib: Any) -> list[Any]:
-    """Data sets are read by number, as a loader reads them; all else one after the other."""
+    """List the items of a data set, by number where it has numbers."""
     by_number = hasattr(calib, "__getitem__") and hasattr(calib, "__len__")
     if isinstance(calib, (str, Mapping)) or not (by_number or isinstance(calib, Iterable)):
         fix = "Pass a list of rows or batches, such as [batch], or load_texts(...).train."
         got, want = f"a {type(calib).__name__}", "rows or batches"
         raise DataError("calibration", got=got, want=want, fix=fix)
-    given: Any = calib
-    return [given[i] for i in range(len(given))] if by_number else list(given)
+    source: Any = calib
+    return [source[i] for i in range(len(source))] if by_number else list(source)
 
 
 def _single(row: Any) -> bool:
-    """Whether it is one row, and no batch."""
+    """Return True for one row, False for a batch."""
     ids = row.get("input_ids") if isinstance(row, Mapping) else row
     return isinstance(ids, Tensor) and ids.dim() == (3 if ids.is_floating_point() else 1)
 
 
 def _named(row: Any) -> dict[str, Tensor]:
+    """Return a row's tensors by name, without labels."""
     named = row if isinstance(row, Mapping) else {"": row}
     return {n: t for n, t in named.items() if n != "labels"}
 
 
 def _stacked(rows: Sequence[Any]) -> Any:
+    """Stack rows of equal shapes into a batch."""
     named = {n: torch.stack([_named(row)[n] for row in rows]) for n in _named(rows[0])}
     return named if isinstance(rows[0], Mapping) else named[""]
 
 
 def training_rows(change: Any, train: Any) -> list[Any]:
-    """Batches of 128 rows, evenly spread over training data, for a change that reads some.
+    """Take batches of 128 rows, evenly spread over training data, for a change that reads some.
 
     No batches for a change that does not, such as an adapter; with their labels, and four times as
     many, for one that needs "labels".
@@ -128,6 +141,7 @@ def training_rows(change: Any, train: Any) -> list[Any]:
     count = 4 * OF_TRAINING if "labels" in needs else OF_TRAINING
     step = max(1, len(train) // count)
     rows = [train[i] for i in range(0, len(train), step)][:count]
+    # gradients of a loss vary more than moments of inputs
     if "labels" in needs:
         return [default_collate(rows[i : i + 64]) for i in range(0, len(rows), 64)]
     return batched(rows)

@@ -32,7 +32,7 @@ BLOCK = 1 << 22  # numbers of a table that are decoded at a time
 
 @dataclass(frozen=True)
 class SavedTable:
-    """A table as it was written.  bytes: of it; dense: of the whole table in its own type."""
+    """Record of a written table."""
 
     name: str
     rows: bool
@@ -42,10 +42,10 @@ class SavedTable:
     dense: int
 
     def __str__(self) -> str:
-        how = "rows" if self.rows else "dense"
+        form = "rows" if self.rows else "dense"
         sizes = f"{self.bytes:,} of {self.dense:,} bytes"
         return (
-            f"{self.name}: {how}, density {self.density:.3f} (rows are smaller below "
+            f"{self.name}: {form}, density {self.density:.3f} (rows are smaller below "
             f"{self.break_even:.3f}), {sizes}"
         )
 
@@ -60,29 +60,30 @@ def save_tables(
     Returns a line for each table: `print(*save_tables(model, path), sep="\\n")`.
     Raises: TargetError for a model without embeddings; TrainingError if it cannot be written.
     """
-    found = {
+    tables = {
         f"{n}.weight".lstrip("."): m for n, m in model.named_modules() if isinstance(m, EMBEDDINGS)
     }
-    if not found:
+    if not tables:
         fix = "Write it with safetensors.torch.save_model."
         raise TargetError("model", got="no embedding table", want="one at least", fix=fix)
     stored: dict[str, Tensor] = {}
     lines: list[SavedTable] = []
     for name, tensor in model.state_dict().items():
         tensor = tensor.detach().cpu().contiguous()
-        if name not in found:
+        if name not in tables:
             stored[name] = tensor.clone()  # of tied weights each has its own
             continue
         table = tensor.half() if half else tensor
-        width, whole = table.shape[1], tensor.numel() * tensor.element_size()
+        width, dense_bytes = table.shape[1], tensor.numel() * tensor.element_size()
         parts = Columns().encode(table) if width <= MOST else {}
         parts |= {"shape": torch.tensor(table.shape)} if parts else {}
+        # rows of columns pay off below a density that depends on the width
         smaller = bool(parts) and nbytes(parts) < nbytes({"": table})
         stored |= {f"{name}.{p}": t for p, t in parts.items()} if smaller else {name: table.clone()}
         bytes_ = nbytes(parts if smaller else {"": table})
         density = int(table.count_nonzero()) / max(1, table.numel())
         even = break_even(width, table.element_size())
-        lines.append(SavedTable(name, smaller, density, even, bytes_, whole))
+        lines.append(SavedTable(name, smaller, density, even, bytes_, dense_bytes))
     with writing(path) as scratch:
         save_file(stored, scratch, metadata={"format": "pt", **OPEN})
         seal_file(scratch)
@@ -90,7 +91,7 @@ def save_tables(
 
 
 class unfilled(TorchFunctionMode):
-    """Inside, a model is built whose large weights have no memory, until they are mapped.
+    """Mode in which a model is built whose large weights have no memory until they are mapped.
 
     with unfilled():
         model = LightGcn().build(train)
@@ -99,6 +100,7 @@ class unfilled(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        # modules allocate by torch.empty and then fill: both are skipped for large weights
         if func is torch.empty:
             shape = torch.Size(args[0] if len(args) == 1 and not isinstance(args[0], int) else args)
             if shape.numel() >= LARGE:
@@ -127,28 +129,37 @@ def load_tables(model: nn.Module, path: str | Path, *, mapped: bool = False) -> 
 
 
 def put_tables(model: nn.Module, path: str | Path, mapped: bool) -> None:
-    """`load_tables`, of a file whose bytes were checked."""
+    """Read the tables of a file whose bytes were checked, as `load_tables`."""
     try:
         stored: Mapping[str, Tensor] = read_tensors(path)  # which maps it
     except (OSError, SafetensorError) as error:
         raise damaged(Path(path), f"no readable safetensors file ({error})") from error
     tables = {n.rpartition(".")[0] for n in stored if n.endswith(".row_offsets")}
     parts = {f"{name}.{part}" for name in tables for part in PARTS}
+    # what was written as it is
     state = {n: t for n, t in stored.items() if n not in parts}
-    own = model.state_dict()
+    model_state = model.state_dict()
     for name in sorted(tables):
         try:
-            held: dict[str, Any] = {part: stored[f"{name}.{part}"] for part in PARTS}
-            shape = tuple(int(side) for side in held["shape"].tolist())
-            if name not in own or shape != tuple(own[name].shape):
+            encoded: dict[str, Any] = {part: stored[f"{name}.{part}"] for part in PARTS}
+            shape = tuple(int(side) for side in encoded["shape"].tolist())
+            if name not in model_state or shape != tuple(model_state[name].shape):
                 raise ShapeError(name, got=shape, want="a table of the model", fix="")
-            dtype = own[name].dtype
-            state[name] = _spread(held, shape, dtype) if mapped else Columns().decode(held, shape)
+            dtype = model_state[name].dtype
+            state[name] = (
+                _decode_mapped(encoded, shape, dtype)
+                if mapped
+                else Columns().decode(encoded, shape)
+            )
         except (KeyError, ShapeError, TypeError, RuntimeError) as error:
             raise damaged(Path(path), f"{name!r} that does not fit ({error})") from error
     if mapped:
-        state = {n: _as_own(t, own[n].dtype) if n in own else t for n, t in state.items()}
+        state = {
+            n: _converted(t, model_state[n].dtype) if n in model_state else t
+            for n, t in state.items()
+        }
     try:
+        # assign: the parameter becomes the view of the file
         model.load_state_dict(state, assign=mapped)
     except RuntimeError as error:
         want, fix = "those of this model", "Build the model as it was when it was saved."
@@ -156,13 +167,16 @@ def put_tables(model: nn.Module, path: str | Path, mapped: bool) -> None:
 
 
 def _nameless(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A tensor of a file without a name.  Raises: TrainingError where the disk has no room."""
+    """Create a tensor in a file without a name.  Raises: TrainingError where the disk has no
+    room.
+    """
     size = torch.Size(shape).numel()
     if not size:
         return torch.zeros(shape, dtype=dtype)
     handle, name = tempfile.mkstemp(prefix="intarsia-table-")
     try:
-        if hasattr(os, "posix_fallocate"):  # a full disk is told now, not by a signal later
+        # a full disk is an error now, not a signal at a later write
+        if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(handle, 0, size * dtype.itemsize)
         return torch.from_file(name, shared=True, size=size, dtype=dtype).view(shape)
     except OSError as error:
@@ -175,33 +189,37 @@ def _nameless(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
 
 
 def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Rows of a table, some at a time."""
+    """Split the rows of a table into slices of a few million numbers."""
     rows = max(1, BLOCK // max(1, torch.Size(shape[1:]).numel()))
     return (slice(first, min(first + rows, shape[0])) for first in range(0, shape[0], rows))
 
 
-def _spread(held: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """A table of rows, decoded block by block into a mapped one."""
-    table, offsets = _nameless(shape, dtype), held["row_offsets"].long()
-    if len(offsets) != shape[0] + 1 or int(offsets[-1]) != len(held["values"]):
+def _decode_mapped(
+    encoded: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype
+) -> Tensor:
+    """Decode a table of rows into a mapped tensor, block by block."""
+    table, offsets = _nameless(shape, dtype), encoded["row_offsets"].long()
+    if len(offsets) != shape[0] + 1 or int(offsets[-1]) != len(encoded["values"]):
         got, fix = f"{len(offsets)} offsets", "Copy the file again."
         raise ShapeError("rows", got=got, want=f"{shape[0] + 1}", fix=fix)
     for rows in _blocks(shape):
+        # offsets of the block, counted from its own first value
         part = offsets[rows.start : rows.stop + 1]
         first, last = int(part[0]), int(part[-1])
-        own = {"row_offsets": part - first}
-        own |= {name: held[name][first:last] for name in ("values", "columns")}
-        table[rows] = Columns().decode(own, (rows.stop - rows.start, *shape[1:])).to(dtype)
+        block = {"row_offsets": part - first}
+        block |= {name: encoded[name][first:last] for name in ("values", "columns")}
+        table[rows] = Columns().decode(block, (rows.stop - rows.start, *shape[1:])).to(dtype)
     return table
 
 
-def _as_own(stored: Tensor, dtype: torch.dtype) -> Tensor:
-    """As the file has it, or in the model's type in a mapped one."""
+def _converted(stored: Tensor, dtype: torch.dtype) -> Tensor:
+    """Convert a tensor to the model's type; a large one becomes a mapped tensor."""
     if stored.dtype == dtype:
         return stored
+    # small ones need no file
     if stored.numel() < LARGE or not stored.ndim:
         return stored.to(dtype)
-    found = _nameless(tuple(stored.shape), dtype)
+    converted = _nameless(tuple(stored.shape), dtype)
     for rows in _blocks(tuple(stored.shape)):
-        found[rows] = stored[rows].to(dtype)
-    return found
+        converted[rows] = stored[rows].to(dtype)
+    return converted

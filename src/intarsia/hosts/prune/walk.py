@@ -31,9 +31,9 @@ Tune = Callable[["Stop", "Flow", int], None]
 
 @dataclass(frozen=True)
 class Stop:
-    """A block, and the matrices in it that are edited, by their paths in the model.
+    """Block of a walk, and the matrices in it that are edited, by their paths in the model.
 
-    outside: it is no block, but a layer behind them, such as a language model's head.
+    outside: it is no block, but a layer outside them, such as a language model's head.
     """
 
     path: str
@@ -55,44 +55,52 @@ def walk_blocks(
 ) -> list[dict[str, Any]]:
     """Edit each block in order; returns the rows that `edit` gives, block by block.
 
-    edit: (path of the block, its layers, what they saw) -> rows, after it has changed the weights.
-    by_layer: what a layer sees has gone through the edited ones before it in its block, too; a pass
-    for each group of layers that are given one tensor.  batches: as the model takes them.
-    tune: is given each edited block, the flow and the block's number before its outputs go on: a
-    `Chain` has what the block is given.
-    needs: see `Statistics.of`; empty = no forward at all.
+    stops: the blocks.  batches: calibration data, as the model takes it.
+    edit: (path of the block, its layers, statistics of their inputs) -> rows; it changes the
+    weights.
+    needs: statistics to collect, see `Statistics.of`; empty = no forward at all.
     kept: where finished blocks and hidden states are written, and read again.
-    A model whose blocks do not follow one another directly (Swin, EfficientNet) goes through
-    whole, once for each block.
+    by_layer: the inputs of a layer have gone through the edited layers before it in its block, too;
+      a pass for each group of layers that read one tensor.
+    tune: is called with each edited block, the flow and the block's number before its outputs go
+      on: a `Chain` has the inputs of the block.
+    A model whose blocks do not follow one another directly (Swin, EfficientNet) is run as a whole,
+    once for each block.
     """
     with torch.no_grad(), evaluating(model), kept.undone_on_error():
+        # finished blocks are restored, and the walk goes on behind them
         chained = [stop for stop in stops if not stop.outside]
         flow = flow_of(model, chained, batches) if needs else Still()
-        done = kept.restored(stops, flow)
-        for number, stop in enumerate(stops[len(done) :], len(done)):
+        finished = kept.restored(stops, flow)
+        for number, stop in enumerate(stops[len(finished) :], len(finished)):
             clock = time.perf_counter()
-            here = Whole(model, rowwise(batches)) if needs and stop.outside else flow
-            before, found = None, list[dict[str, Any]]()
+            # a head reads what the last block gives: the whole model, row by row
+            block_flow = Whole(model, rowwise(batches)) if needs and stop.outside else flow
+            before, edited = None, list[dict[str, Any]]()
+            # 1. the inputs of the block's layers: all at once, or group by group behind edited ones
             groups = [stop.layers]
             if by_layer and needs:
-                groups = in_order(stop.layers, partial(here.through, number, Observed()))
+                groups = in_order(stop.layers, partial(block_flow.through, number, Observed()))
             for group in groups:
-                with seeing(group, needs) as seen:
-                    out = here.through(number, seen)
+                with seeing(group, needs) as observed:
+                    outputs = block_flow.through(number, observed)
                 if group is groups[0]:
-                    before = out
+                    before = outputs
+                    # the first pass shows the block as it was: its outputs measure the error
                     kept.note(stop)
-                found += edit(stop.path, group, of_all_processes(seen.found))
+                edited += edit(stop.path, group, of_all_processes(observed.found))
+            # 2. further training of the block, if the method has any
             if tune is not None:
-                tune(stop, here, number)
-            error = here.onward(number, before)
+                tune(stop, block_flow, number)
+            # 3. the edited block's outputs are the next block's inputs
+            error = block_flow.onward(number, before)
             seconds = time.perf_counter() - clock
-            kept.finished(stop, found, flow, {"error": error, "seconds": round(seconds, 3)})
+            kept.finished(stop, edited, flow, {"error": error, "seconds": round(seconds, 3)})
         return [row for rows in kept.blocks for row in rows["layers"]]
 
 
 def in_order(layers: Mapping[str, Matrix], run: Callable[[], object]) -> list[Mapping[str, Matrix]]:
-    """Layers as a forward calls them, those together that are given one tensor.
+    """Group layers in the order of a forward; those that read one tensor are together.
 
     run: the forward. Of experts those that read what the others give ("down") come behind them;
     what is not called comes last.
@@ -100,7 +108,7 @@ def in_order(layers: Mapping[str, Matrix], run: Callable[[], object]) -> list[Ma
     calls: list[tuple[nn.Module, Any]] = []
 
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if all(module is not known for known, _ in calls):
+        if all(module is not called for called, _ in calls):
             calls.append((module, next(iter((*args, *kwargs.values())), None)))
 
     with ExitStack() as stack:
@@ -109,11 +117,13 @@ def in_order(layers: Mapping[str, Matrix], run: Callable[[], object]) -> list[Ma
             stack.callback(hook.remove)
         run()
     places: dict[nn.Module, int] = {}
-    for number, (module, given) in enumerate(calls):
-        same = bool(number) and given is calls[number - 1][1]
-        places[module] = places[calls[number - 1][0]] if same else number
+    for number, (module, first_input) in enumerate(calls):
+        # q, k and v read the very same tensor, and so need only one pass
+        shared = bool(number) and first_input is calls[number - 1][1]
+        places[module] = places[calls[number - 1][0]] if shared else number
     groups: dict[tuple[int, bool], dict[str, Matrix]] = {}
     for name, layer in layers.items():
+        # `down` reads what gate and up give, and so comes in a later group
         inner = layer.index is not None and layer.name.startswith("down")
         key = places.get(layer.owner, len(calls)), inner
         groups.setdefault(key, {})[name] = layer
@@ -121,37 +131,42 @@ def in_order(layers: Mapping[str, Matrix], run: Callable[[], object]) -> list[Ma
 
 
 class Still:
-    """Nothing flows: the method looks at weights alone."""
+    """Flow of a method that looks at weights alone: nothing is computed."""
 
     hidden: list[Tensor] = []  # noqa: RUF012 - never written to
 
-    def through(self, number: int, seen: Any) -> Tensor | None:
+    def through(self, number: int, observed: Any) -> Tensor | None:
+        """Do nothing."""
         return None
 
     def onward(self, number: int, before: Tensor | None) -> float | None:
+        """Do nothing."""
         return None
 
 
 class Whole:
-    """All batches through the whole model, once for each block."""
+    """Flow of all batches through the whole model, once for each block."""
 
     def __init__(self, model: nn.Module, batches: Iterable[Any]) -> None:
         self.model, self.batches, self.hidden = model, batches, list[Tensor]()
 
-    def through(self, number: int, seen: Any) -> Tensor | None:
+    def through(self, number: int, observed: Any) -> Tensor | None:
+        """Run all batches, so that the layers of the block are observed."""
         for batch in self.batches:
-            seen.mask = mask_of(batch)
+            observed.mask = mask_of(batch)
             call(self.model, inputs_of(batch))
         return None
 
     def onward(self, number: int, before: Tensor | None) -> float | None:
+        """Do nothing: the next block's run begins at the model's inputs."""
         return None
 
 
 class Chain:
-    """Hidden states that go from block to block.
+    """Flow of hidden states from block to block.
 
-    calls: of each batch, what each block is given beside its hidden state.
+    masks: of each batch, None = no padding.  hidden: of each batch, the inputs of the next block.
+    calls: of each batch, the further arguments of each block.
     """
 
     def __init__(self, stops: Sequence[Stop], masks: Sequence[Tensor | None]) -> None:
@@ -160,21 +175,25 @@ class Chain:
         self.calls: list[list[tuple[tuple[Any, ...], dict[str, Any]]]] = []
 
     def run(self, number: int, batch: int) -> Tensor:
+        """Compute one block's outputs for one batch."""
         args, kwargs = self.calls[batch][number]
         out = self.stops[number].block(self.hidden[batch], *args, **kwargs)
         return out[0] if isinstance(out, tuple) else out
 
-    def through(self, number: int, seen: Any) -> Tensor | None:
-        """Lets the layers see their inputs; returns the outputs of the first batch."""
+    def through(self, number: int, observed: Any) -> Tensor | None:
+        """Run a block, so that its layers are observed; returns the outputs of the first batch."""
         first: Tensor | None = None
         for batch, mask in enumerate(self.masks):
-            seen.mask = mask
+            observed.mask = mask
             out = self.run(number, batch)
             first = out if first is None else first
         return first
 
     def onward(self, number: int, before: Tensor | None) -> float | None:
-        """The outputs of the edited block are the next inputs; returns ||new - old|| / ||old||."""
+        """Make the edited block's outputs the next inputs; returns ||new - old|| / ||old||.
+
+        number: of the block; before: its outputs for the first batch before the edit.
+        """
         error: float | None = None
         last = number == len(self.stops) - 1  # nothing reads what it gives
         for batch in range(1 if last else len(self.masks)):
@@ -183,6 +202,7 @@ class Chain:
                 error = float(
                     (out - before).float().norm() / before.float().norm().clamp_min(1e-12)
                 )
+            # in place of the inputs: one block's hidden states at a time
             self.hidden[batch] = out
         return error
 
@@ -191,82 +211,90 @@ Flow = Still | Whole | Chain
 
 
 def flow_of(model: nn.Module, stops: Sequence[Stop], batches: Sequence[Any]) -> Flow:
-    """A chain where each block is given the very tensor that the one before it returned."""
+    """Return a chain if each block is given the very tensor that the one before it returned.
+
+    Otherwise the whole model is run for each block.
+    """
     if any(block_kind(stop.block) in CONVOLUTIONAL for stop in stops):  # they change the channels
         return Whole(model, batches)
     chain = Chain(stops, [mask_of(batch) for batch in batches])
+    # the head is not run: its outputs are large and nothing here reads them
     inner = getattr(model, "base_model", model)  # of transformers, without its head
     body = inner if isinstance(inner, nn.Module) else model
     for batch in batches:
-        with recorded(stops) as found:
+        with recorded(stops) as calls:
             call(body, inputs_of(batch))
-        linked = len(found) == len(stops) and all(x is found[0][0] for x, _, _ in found)
+        # with blocks that give back their input, a chain has one tensor at every block
+        linked = len(calls) == len(stops) and all(x is calls[0][0] for x, _, _ in calls)
         if not linked:
             return Whole(model, batches)
-        chain.hidden.append(found[0][0])
-        chain.calls.append([(args, kwargs) for _, args, kwargs in found])
+        chain.hidden.append(calls[0][0])
+        chain.calls.append([(args, kwargs) for _, args, kwargs in calls])
     return chain
 
 
 @contextmanager
 def recorded(stops: Sequence[Stop]) -> Iterator[list[tuple[Tensor, tuple[Any, ...], Any]]]:
-    """Inside, blocks give back their hidden state as it is, and note what they were given."""
-    found: list[tuple[Tensor, tuple[Any, ...], Any]] = []
+    """Record the arguments of each block inside the `with`; blocks give back their hidden state."""
+    calls: list[tuple[Tensor, tuple[Any, ...], Any]] = []
     tail: list[tuple[Any, ...] | None] = []
 
-    def forward(stop: Stop, own: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        named = not args
-        x = kwargs.pop("hidden_states") if named else args[0]
+    def forward(stop: Stop, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Note a block's inputs and return its hidden state as it came."""
+        by_keyword = not args
+        x = kwargs.pop("hidden_states") if by_keyword else args[0]
         # a block is run more than once: it may not see keys of the run before
         fresh = {n: None if isinstance(v, Cache) else v for n, v in kwargs.items()}
         fresh |= {"use_cache": False} if "use_cache" in kwargs else {}
-        found.append((x, args[1:], fresh))
+        calls.append((x, args[1:], fresh))
         if not tail:  # what a block returns beside its hidden state
-            out = own(x, *args[1:], **kwargs)
+            out = original(x, *args[1:], **kwargs)
             tail.append(out[1:] if isinstance(out, tuple) else None)
         return x if tail[0] is None else (x, *tail[0])
 
     with ExitStack() as stack:
         for stop in stops:
-            own = stop.block.forward
-            held = stop.block.__dict__.get("forward")
-            stop.block.forward = _bound(forward, stop, own)  # type: ignore[method-assign]
-            stack.callback(_restore, stop.block, held)
-        yield found
+            module_forward = stop.block.forward
+            replaced = stop.block.__dict__.get("forward")
+            stop.block.forward = _bound(forward, stop, module_forward)  # type: ignore[method-assign]
+            stack.callback(_restore, stop.block, replaced)
+        yield calls
 
 
-def _bound(forward: Callable[..., Any], stop: Stop, own: Any) -> Callable[..., Any]:
-    return lambda *args, **kwargs: forward(stop, own, *args, **kwargs)
+def _bound(forward: Callable[..., Any], stop: Stop, original: Any) -> Callable[..., Any]:
+    """Bind a replacement of `forward` to a block and its original."""
+    return lambda *args, **kwargs: forward(stop, original, *args, **kwargs)
 
 
-def _restore(block: nn.Module, held: Any) -> None:
-    if held is None:
+def _restore(block: nn.Module, replaced: Any) -> None:
+    """Undo the replacement of a block's `forward`."""
+    if replaced is None:
         del block.forward
     else:
-        block.forward = held
+        block.forward = replaced
 
 
 def inputs_of(batch: Any) -> Any:
-    """What a model without its head takes: the tensor, or the arguments without labels."""
-    given = batch[0] if isinstance(batch, (tuple, list)) else batch
-    if isinstance(given, Mapping):
-        return {name: value for name, value in given.items() if name != "labels"}
-    return given
+    """Return the inputs of a batch: the tensor, or the arguments without labels."""
+    inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+    if isinstance(inputs, Mapping):
+        return {name: value for name, value in inputs.items() if name != "labels"}
+    return inputs
 
 
 def rowwise(batches: Sequence[Any]) -> Iterator[Any]:
-    """Row by row: the outputs of a language model's head are large."""
+    """Split batches into rows, since the outputs of a language model's head are large."""
     for batch in batches:
-        given = inputs_of(batch)
-        if isinstance(given, Mapping):
-            count = len(next(iter(given.values())))
-            yield from ({n: v[i : i + 1] for n, v in given.items()} for i in range(count))
+        inputs = inputs_of(batch)
+        if isinstance(inputs, Mapping):
+            count = len(next(iter(inputs.values())))
+            yield from ({n: v[i : i + 1] for n, v in inputs.items()} for i in range(count))
         else:
-            yield from given.split(1)
+            yield from inputs.split(1)
 
 
 def mask_of(batch: Any) -> Tensor | None:
-    """True where a token is no padding."""
-    given = batch[0] if isinstance(batch, (tuple, list)) else batch
-    mask = given.get("attention_mask") if isinstance(given, Mapping) else None
+    """Return the mask of a batch, True where a token is no padding; None for none."""
+    inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
+    mask = inputs.get("attention_mask") if isinstance(inputs, Mapping) else None
     return None if mask is None else mask.bool()

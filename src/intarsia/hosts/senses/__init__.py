@@ -1,1 +1,1 @@
-"""A language model that reads pictures and sounds through connectors."""
+"""Let a language model read pictures and sounds through connectors."""

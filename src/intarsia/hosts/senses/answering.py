@@ -28,7 +28,7 @@ def processor(
     length: int = 2048,
     progress: Callable[[str], None] = announce,
 ) -> Processor:
-    """What makes rows for this model out of questions, pictures and sounds.
+    """Build the processor that makes rows for this model out of questions, pictures and sounds.
 
     length: tokens of a row, at most, marks among them.
     Raises: ConfigError for a model without connectors.
@@ -48,13 +48,13 @@ def processor(
 
 
 def prompt(model: nn.Module, row: dict[str, Tensor]) -> Tensor:
-    """The embeddings of a question, vectors that are not to be read left out.  (1, T, d)."""
+    """Embed a question; vectors that are not to be read are left out.  (1, T, d)."""
     batch = answers_batch([{n: t for n, t in row.items() if n != "labels"}])
     host: Any = decoder_of(model)
     device = next(host.parameters()).device
     batch = {n: t.to(device) for n, t in batch.items()}
-    ids, given = batch["input_ids"], {n: batch.get(n) for n in INPUTS}
-    laid = lay(host, ids, batch["attention_mask"], given)
+    ids, inputs = batch["input_ids"], {n: batch.get(n) for n in INPUTS}
+    laid = lay(host, ids, batch["attention_mask"], inputs)
     if laid is None:
         return host.get_input_embeddings()(ids)
     return laid[0][:, laid[1][0].bool()]
@@ -70,20 +70,21 @@ def answer(
     audio: Any = (),
     tokens: int = 32,
 ) -> str:
-    """The model's answer to a question about pictures and sounds, the likeliest token at a time.
+    """Answer a question about pictures and sounds, the likeliest token at a time.
 
     image: a path, a PIL picture, or several; audio: a path, (samples, rate), or a list of them.
     tokens: at most so many.
     Raises: DataError for files that cannot be read, and a prompt that leaves no room.
     """
-    given = Question(question, None, _several(image), _several(audio))
-    return answer_of(model, processor, given, tokens)
+    asked_question = Question(question, None, _several(image), _several(audio))
+    return answer_of(model, processor, asked_question, tokens)
 
 
 @torch.no_grad()
 def answer_of(model: nn.Module, processor: Processor, question: Question, tokens: int = 32) -> str:
-    """`answer`, of a `Question`; an answer that it has is not looked at."""
+    """Answer a `Question`, as `answer`; an answer that it has is not looked at."""
     at_least("tokens", tokens, 1)
+    # the answer must not be part of the prompt
     unanswered = Question(
         question.question, None, question.image, question.audio, where=question.where
     )
@@ -91,11 +92,13 @@ def answer_of(model: nn.Module, processor: Processor, question: Question, tokens
     host: Any = model
     with evaluating(model):
         embeds = prompt(model, row)
+        # pictures count with as many tokens as they have vectors
         room = getattr(decoder_of(model).config, "max_position_embeddings", None)
         if room is not None and embeds.shape[1] + tokens > room:
             got = f"{embeds.shape[1]} tokens and {tokens} to come"
             fix = "Shorten the question, or ask for fewer tokens."
             raise DataError(question.where, got=got, want=f"at most {room} together", fix=fix)
+        # one row without padding: every vector is read
         mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=embeds.device)
         out = host.generate(
             inputs_embeds=embeds,
@@ -111,8 +114,10 @@ def answer_of(model: nn.Module, processor: Processor, question: Question, tokens
 
 
 def _several(value: Any) -> tuple[Any, ...]:
+    """Return pictures or sounds as a tuple, of none, one or several."""
     if value is None:
         return ()
+    # (samples, rate) is one sound, not two
     pair = isinstance(value, tuple) and len(value) == 2 and isinstance(value[1], Real)
     if isinstance(value, list) or (isinstance(value, tuple) and not pair):
         return tuple(Path(v) if isinstance(v, str) else v for v in cast(Sequence[Any], value))

@@ -35,8 +35,10 @@ from .modalities import INPUTS, connectors_of, lay
 
 
 class SeeingConfig(PreTrainedConfig):
-    """Of a `SeeingForCausalLM`.  text_config: of the decoder; steps: what was done to it, in order,
-    as `intarsia.json` has them."""
+    """Configuration of a `SeeingForCausalLM`.
+
+    text_config: of the decoder; steps: what was done to it, in order, as `intarsia.json` has them.
+    """
 
     model_type = SEEING
     sub_configs_defaults = {  # noqa: RUF012  as transformers has it
@@ -48,7 +50,7 @@ class SeeingConfig(PreTrainedConfig):
 
 
 class SeeingForCausalLM(PreTrainedModel, GenerationMixin):
-    """A decoder with connectors, and maybe adapters, as one model of transformers.
+    """Decoder with connectors, and maybe adapters, as one model of transformers.
 
     The forward takes what `intarsia.senses.processor(model, tokenizer)` makes, and labels.
     `generate` takes such a row or batch, padded on the left.
@@ -63,32 +65,34 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin):
     def __init__(self, config: SeeingConfig, decoder: nn.Module | None = None) -> None:
         super().__init__(config)
         with torch.device("cpu"):  # transformers makes models without weights, ours draw some
-            self.decoder: Any = _built(config) if decoder is None else decoder
+            self.decoder: Any = _build(config) if decoder is None else decoder
         self.post_init()
         saved = self.state_dict().keys()
         # what no file has, and what transformers does not keep
-        self._made = {n: b.clone() for n, b in self.named_buffers() if n not in saved}
-        self._learns = {n: p.requires_grad for n, p in self.named_parameters()}
+        self._computed = {n: b.clone() for n, b in self.named_buffers() if n not in saved}
+        self._trainable = {n: p.requires_grad for n, p in self.named_parameters()}
 
     @classmethod
     def from_pretrained(cls, *args: Any, **options: Any) -> Any:
-        """As transformers does it; weights that are not in the files are an error."""
-        wanted = options.pop("output_loading_info", False)
-        found: Any = super().from_pretrained(*args, output_loading_info=True, **options)
-        model, about = found
-        if missing := sorted(about["missing_keys"]):
+        """Load a folder as transformers does; weights that are not in the files are an error."""
+        with_info = options.pop("output_loading_info", False)
+        loaded: Any = super().from_pretrained(*args, output_loading_info=True, **options)
+        model, info = loaded
+        if missing := sorted(info["missing_keys"]):
             want, fix = "all weights", "Copy the folder again from its source."
-            what = f"model {str(args[0])!r}"
-            raise CheckpointError(what, got=f"no {missing[0]!r}", want=want, fix=fix)
+            subject = f"model {str(args[0])!r}"
+            raise CheckpointError(subject, got=f"no {missing[0]!r}", want=want, fix=fix)
         with torch.no_grad():
-            for name, value in model._made.items():
+            # buffers that no file has, which transformers leaves without numbers
+            for name, value in model._computed.items():
                 model.get_buffer(name).copy_(value)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(model._learns[name])
-        return found if wanted else model
+            parameter.requires_grad_(model._trainable[name])
+        return loaded if with_info else model
 
     def init_weights(self) -> None:
-        """The decoder's ties, which PEFT has under other names; nothing is drawn here."""
+        """Tie the decoder's weights, which PEFT has under other names; nothing is drawn."""
+        # PEFT wraps the decoder, so that its tied weights lie under longer paths
         inside = base_of(self.decoder)
         place = next(name for name, m in self.named_modules() if m is inside)
         tied: dict[str, str] = getattr(inside, "all_tied_weights_keys", {})
@@ -96,7 +100,7 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin):
         self.tie_weights(recompute_mapping=False)
 
     def initialize_weights(self) -> None:
-        """Nothing: the parts have drawn their weights, or are read from files."""
+        """Do nothing: the parts have drawn their weights, or are read from files."""
 
     def get_input_embeddings(self) -> nn.Module:
         return self.decoder.get_input_embeddings()
@@ -108,16 +112,17 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         **inputs: Any,
     ) -> Any:
-        given = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
-        return self.decoder(**{n: t for n, t in given.items() if t is not None}, **inputs)
+        """Compute the decoder's outputs."""
+        arguments = {"input_ids": input_ids, "attention_mask": attention_mask, "labels": labels}
+        return self.decoder(**{n: t for n, t in arguments.items() if t is not None}, **inputs)
 
     @torch.no_grad()
     def generate(self, inputs: Tensor | None = None, **options: Any) -> Any:
-        """The tokens that follow a question, as the decoder's `generate` gives them."""
-        given = {name: options.pop(name, None) for name in INPUTS}
+        """Generate the tokens that follow a question, by the decoder's `generate`."""
+        inputs_of_senses = {name: options.pop(name, None) for name in INPUTS}
         ids, host = options.pop("input_ids", inputs), base_of(self.decoder)
         if ids is not None and options.get("inputs_embeds") is None:
-            laid = lay(host, ids, options.get("attention_mask"), given)
+            laid = lay(host, ids, options.get("attention_mask"), inputs_of_senses)
             if laid is None:
                 options["input_ids"] = ids
             else:
@@ -126,7 +131,7 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin):
 
 
 def auto_model(model: nn.Module) -> SeeingForCausalLM:
-    """A model that sees or hears as one of transformers, around the same weights.
+    """Wrap a model that sees or hears as one of transformers, around the same weights.
 
     Its `save_pretrained` writes decoder, connectors and adapters to one folder, which
     `AutoModelForCausalLM.from_pretrained` opens after `import intarsia`, with no code of the
@@ -145,23 +150,26 @@ def auto_model(model: nn.Module) -> SeeingForCausalLM:
     return SeeingForCausalLM(config, model)
 
 
-def _built(config: SeeingConfig) -> nn.Module:
-    """The decoder of a config with everything that was done to it, of weights drawn anew."""
+def _build(config: SeeingConfig) -> nn.Module:
+    """Build the decoder of a config and repeat everything done to it, with weights drawn anew."""
     try:
         model: Any = AutoModelForCausalLM.from_config(cast(Any, config).text_config)
         for entry in config.steps or ():
-            model = _again(model, entry)
+            model = _repeat(model, entry)
         connectors = connectors_of(model)
     except (IntarsiaError, KeyError, TypeError, AttributeError) as error:
-        what, fix = "config.json of a seeing model", "Restore it from a copy."
-        raise CheckpointError(what, got=error, want="steps as they were saved", fix=fix) from error
+        subject, fix = "config.json of a seeing model", "Restore it from a copy."
+        raise CheckpointError(
+            subject, got=error, want="steps as they were saved", fix=fix
+        ) from error
+    # as it was trained: connectors and adapters learn, the decoder does not
     for module in (*connectors.values(), *(m for m in model.modules() if isinstance(m, Cell))):
         module.requires_grad_(True)
     return model
 
 
-def _again(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
-    """One step, as `intarsia.load` does it."""
+def _repeat(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
+    """Repeat one step, as `intarsia.load` does it."""
     method, seed, name = card(str(entry["key"])), int(entry["seed"]), str(entry["name"])
     if method.kind == "adapter":
         change = Adapt(settings_from_dict(method, entry["settings"]), head=None)

@@ -18,7 +18,7 @@ BY = ("mlp", "queries")
 
 @dataclass(frozen=True)
 class AskedTokens:
-    """What is asked about each picture: the token embeddings of its row, and which are asked.
+    """Question about each picture: the token embeddings of its row, and which of them are asked.
 
     embeds: (P, T, d); mask: (P, T) bool.
     """
@@ -29,10 +29,11 @@ class AskedTokens:
 
 @dataclass(frozen=True)
 class Vectors:
-    """What a connector gives, in the order of the marks.
+    """Output of a connector, in the order of the marks.
 
-    rows: (N, d), of all pictures one after the other; counts: (P,) how many are each one's;
-    keep: (N,) bool, False = not to be read; None = all are.  chosen: what a page wants to show.
+    rows: (N, d), of all pictures one after the other; counts: (P,) int64, vectors of each picture;
+    keep: (N,) bool, False = not to be read; None = all are read.  chosen: for pages that show which
+    vectors were selected.
     """
 
     rows: Tensor
@@ -42,7 +43,7 @@ class Vectors:
 
 
 class Connector(nn.Module, abc.ABC):
-    """The vectors of one modality.  width: of the encoder, outputs: of the language model."""
+    """Module that makes the vectors of one modality."""
 
     def __init__(self, width: int, outputs: int) -> None:
         super().__init__()
@@ -50,14 +51,17 @@ class Connector(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def count(self, views: int) -> int:
-        """How many vectors a picture of so many views, or a sound, becomes."""
+        """Return how many vectors a picture of so many views, or a sound, becomes."""
 
     @abc.abstractmethod
     def forward(self, features: Tensor, views: Tensor, asked: AskedTokens | None) -> Vectors:
-        """features: (all views, vectors, width); views: (P,) of each picture."""
+        """Make vectors.  features: (all views, vectors, width); views: (P,) of each picture."""
 
     def check(self, features: Tensor) -> None:
-        """Raises: ShapeError for features of another width."""
+        """Check the features' shape.
+
+        Raises: ShapeError for features of another width.
+        """
         if features.dim() != 3 or features.shape[-1] != self.width:
             got = f"features of shape {tuple(features.shape)}"
             fix = "Use the encoder that the connector was made for."
@@ -65,8 +69,9 @@ class Connector(nn.Module, abc.ABC):
 
 
 class Projector(nn.Module):
-    """y = W_2 gelu(W_1 norm(x)), as LLaVA-1.5's but for the norm.  (..., width) -> (..., outputs).
+    """MLP y = W_2 gelu(W_1 norm(x)), as LLaVA-1.5's but for the norm.
 
+    x: (..., width) -> (..., outputs).
     The norm is ours: features of encoders differ in their scale by a factor of a hundred.
     """
 
@@ -81,7 +86,7 @@ class Projector(nn.Module):
 
 
 class Resampler(nn.Module):
-    """`count` learned queries read n vectors in one cross-attention.  (P, n, w) -> (P, count, w).
+    """Cross-attention in which `count` learned queries read n vectors.  (P, n, w) -> (P, count, w).
 
     Sine and cosine positions are added to queries and keys, in two dimensions where both numbers
     are squares: those of the queries are whole numbers, and their table is resized to the keys.
@@ -91,6 +96,7 @@ class Resampler(nn.Module):
 
     def __init__(self, width: int, count: int, *, generator: torch.Generator) -> None:
         super().__init__()
+        # heads of 128 channels, or the nearest number that divides the width
         self.heads = next(h for h in range(max(1, width // 128), 0, -1) if width % h == 0)
         self.queries = nn.Parameter(torch.empty(count, width))
         nn.init.trunc_normal_(self.queries, std=0.02, generator=generator)
@@ -98,10 +104,13 @@ class Resampler(nn.Module):
         self.norm_q, self.norm_kv, self.norm_o = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
+        # 1. positions on queries and keys, as in the released code
+        """Read (P, n, w) by the queries, (P, count, w)."""
         x = self.norm_kv(x.to(self.q.weight.dtype))
         place_q, place_k = (p.to(x) for p in positions(len(self.queries), *x.shape[1:]))
         query = (self.norm_q(self.queries) + place_q).expand(len(x), -1, -1)
         q, k, v = self.q(query), self.k(x + place_k), self.v(x)
+        # 2. one cross-attention, 3. output projection and norm
         parts = (t.unflatten(-1, (self.heads, -1)).transpose(1, 2) for t in (q, k, v))
         mixed = F.scaled_dot_product_attention(*parts)  # (P, heads, count, w / heads)
         return self.norm_o(self.o(mixed.transpose(1, 2).flatten(2)))
@@ -114,27 +123,30 @@ def positions(queries: int, keys: int, width: int) -> tuple[Tensor, Tensor]:
     the table is resized as a picture is; else they are numbers in a row.
     Returns (queries, width), (keys, width).
     """
-    side, to = math.isqrt(queries), math.isqrt(keys)
-    if side * side != queries or to * to != keys:
+    side, key_side = math.isqrt(queries), math.isqrt(keys)
+    if side * side != queries or key_side * key_side != keys:
         table = _waves(torch.arange(queries), width)
         resized = F.interpolate(table.T[None], size=keys, mode="linear")[0].T
         return table, resized
+    # half of the channels have the column, the others the row
     half, line = width // 2, torch.arange(side)
     column, row = _waves(line, half), _waves(line, width - half)
     table = torch.cat([column.repeat(side, 1), row.repeat_interleave(side, 0)], -1)
+    # the keys are a finer grid over the same picture
     grid = table.T.reshape(1, width, side, side)
-    return table, F.interpolate(grid, size=(to, to), mode="bicubic").flatten(2)[0].T
+    return table, F.interpolate(grid, size=(key_side, key_side), mode="bicubic").flatten(2)[0].T
 
 
 def _waves(place: Tensor, width: int) -> Tensor:
-    """(n,) -> (n, width): sines, then cosines, of wavelengths from 2 pi to 2 pi 10,000."""
+    """Compute sines, then cosines, of wavelengths from 2 pi to 2 pi 10,000.  (n,) -> (n, width)."""
     half = -(-width // 2)
     angle = place[:, None] * 10_000 ** -(torch.arange(half) / half)
     return torch.cat([angle.sin(), angle.cos()], -1)[:, :width]
 
 
 def drawn(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
-    """A linear layer with weights from U(-1/sqrt(inputs), 1/sqrt(inputs)) and biases of 0."""
+    """Draw a linear layer: weights from U(-1/sqrt(inputs), 1/sqrt(inputs)), biases of 0."""
+    # without torch's own draw, which would use the global generator
     layer = cast(nn.Linear, nn.utils.skip_init(nn.Linear, inputs, outputs))
     bound = inputs**-0.5
     nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
@@ -143,7 +155,7 @@ def drawn(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
 
 
 class PlainConnector(Connector):
-    """Pooling or queries, then the projector: `vectors` of each picture or sound.
+    """Connector of pooling or queries, then the projector: `vectors` of each picture or sound.
 
     by: "mlp", means over neighbours and then the projector (LLaVA); "queries", the resampler and
     then the projector.  reads: vectors of the encoder; grid: they are a square of patches.
@@ -180,18 +192,25 @@ class PlainConnector(Connector):
 
 
 def pooled(x: Tensor, vectors: int, grid: bool) -> Tensor:
-    """Means over neighbours.  (P, n, w) -> (P, vectors, w)."""
+    """Average neighbouring vectors.  (P, n, w) -> (P, vectors, w)."""
     if x.shape[1] == vectors:
         return x
     rows = x.transpose(1, 2)
     if not grid:
+        # sounds: neighbours in time
         return F.adaptive_avg_pool1d(rows, vectors).transpose(1, 2)
-    side, to = math.isqrt(x.shape[1]), math.isqrt(vectors)
-    return F.adaptive_avg_pool2d(rows.unflatten(2, (side, side)), to).flatten(2).transpose(1, 2)
+    side, new_side = math.isqrt(x.shape[1]), math.isqrt(vectors)
+    return (
+        F.adaptive_avg_pool2d(rows.unflatten(2, (side, side)), new_side).flatten(2).transpose(1, 2)
+    )
 
 
 def check_pooled(reads: int, vectors: int, grid: bool) -> None:
-    """Raises: ConfigError where means of neighbours do not make so many vectors."""
+    """Check that means of neighbours make so many vectors.
+
+    reads: vectors of the encoder.  grid: they are a square of patches.
+    Raises: ConfigError.
+    """
     side = math.isqrt(vectors)
     if not 1 <= vectors <= reads or (grid and side * side != vectors):
         want = f"a square number up to {reads}" if grid else f"1 ... {reads}"

@@ -17,28 +17,32 @@ from ..anatomy.compare import call
 
 @torch.no_grad()
 def modality_loads(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
-    """How many tokens of each modality each expert gets in evaluation, see `expert_loads`.
+    """Count the tokens of each modality that each expert gets in evaluation, see `expert_loads`.
 
     Returns path of each router -> (modalities, experts) int64, in the order of `MODALITIES`.
     Raises: ConfigError for no batch, a model without routers, or one that does not say which
     modality a token is of.
     """
-    routers, seen = learned_routers(model), 0
+    routers, passes = learned_routers(model), 0
+    # routers inside another router route nothing themselves
     routers = {p: r for p, r in routers.items() if not any(p.startswith(f"{q}.") for q in routers)}
-    found = {
+    loads = {
         p: torch.zeros(len(MODALITIES), r.experts, dtype=torch.int64) for p, r in routers.items()
     }
 
     def count(path: str) -> Any:
+        """Return a hook that counts the tokens of a router."""
+
         def hook(router: Router, _inputs: Any, routing: Any) -> None:
-            of = router.context.modality
-            if of is None:
+            modality = router.context.modality
+            if modality is None:
                 fix = "Apply Modalities to the model, and give it rows of its processor."
                 want = "the modality of each token"
                 raise ConfigError("loads by modality", got="none", want=want, fix=fix)
-            place = of.flatten().to(routing.token.device)[routing.token] * router.experts
-            cells = (place + routing.expert).bincount(minlength=found[path].numel())
-            found[path] += cells.view(found[path].shape).cpu()
+            # one number for each (modality, expert), so that bincount counts both at once
+            row = modality.flatten().to(routing.token.device)[routing.token] * router.experts
+            counts = (row + routing.expert).bincount(minlength=loads[path].numel())
+            loads[path] += counts.view(loads[path].shape).cpu()
 
         return hook
 
@@ -47,11 +51,11 @@ def modality_loads(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor
         with evaluating(model):
             for batch in batches:
                 call(model, batch[0] if isinstance(batch, (tuple, list)) else batch)
-                seen += 1
+                passes += 1
     finally:
         for hook in hooks:
             hook.remove()
-    if not (found and seen):
-        got, fix = f"{seen} batches for {len(found)} routers", "Give a few batches, and routers."
+    if not (loads and passes):
+        got, fix = f"{passes} batches for {len(loads)} routers", "Give a few batches, and routers."
         raise ConfigError("loads", got=got, want="at least one of each", fix=fix)
-    return found
+    return loads

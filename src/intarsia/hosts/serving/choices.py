@@ -25,10 +25,10 @@ LOG = logging.getLogger(__name__)
 
 @dataclass
 class Increment:
-    """What one step adds to choice `index`.
+    """Addition of one step to choice `index`.
 
-    parts: texts, `ReasoningText` and `ToolCall` of transformers.  tokens: those behind the texts.
-    finish: why the choice is over, at its last one.
+    parts: texts, `ReasoningText` and `ToolCall` of transformers.  tokens: those of the texts.
+    finish: reason why the choice is over, in its last increment.
     """
 
     index: int
@@ -38,11 +38,12 @@ class Increment:
 
 
 @dataclass(frozen=True)
-class Ask:
-    """A request for choices: n of each prompt.
+class ChoicesRequest:
+    """Request for choices: n of each prompt.
 
-    prompts: token ids.  tools: as the model's chat template has them.  parsed: thoughts and calls
-    of tools are told from the text, where the model's makers say how.
+    prompts: token ids.  sampling: of each choice.  stops: texts that end an answer.  tools: as the
+    model's chat template has them.  parsed: thoughts and calls of tools are separated from the
+    text, where the model's makers say how.
     """
 
     generation: Generation
@@ -59,25 +60,28 @@ class Ask:
         Choice i of prompt p has the index p * n + i.
         """
         news = asyncio.Queue[Increment | BaseException]()
+        # choices are generated at the same time, and share one queue
         tasks = [
             asyncio.create_task(self._choice(p * self.n + i, p, news))
             for p in range(len(self.prompts))
             for i in range(self.n)
         ]
-        left = len(tasks)
+        open_choices = len(tasks)
         try:
-            while left:
-                new = await news.get()
-                if isinstance(new, BaseException):
-                    raise new
-                left -= new.finish is not None
-                yield new
+            while open_choices:
+                increment = await news.get()
+                if isinstance(increment, BaseException):
+                    raise increment
+                open_choices -= increment.finish is not None
+                yield increment
         finally:
             for task in tasks:
                 task.cancel()
+            # a client that is gone, or an error of one choice, stops the others
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _choice(self, index: int, prompt: int, news: asyncio.Queue[Any]) -> None:
+        """Put the increments of one choice, or its error, into the queue of all."""
         try:
             async with aclosing(self._increments(index, prompt)) as steps:
                 async for step in steps:
@@ -86,36 +90,41 @@ class Ask:
             news.put_nowait(error)
 
     async def _increments(self, index: int, prompt: int) -> AsyncGenerator[Increment]:
+        """Yield the increments of one choice."""
         ids, sampling = self.prompts[prompt], self.sampling[index]
         served, record = self.generation.served, current()
         tokenizer: Any = served.tokenizer
-        parser = _Parts(tokenizer, served.model, ids, self.tools) if self.parsed else None
+        parser = _AnswerParser(tokenizer, served.model, ids, self.tools) if self.parsed else None
         words = AnswerText(tokenizer, self.stops, special=parser is not None and parser.active)
-        eos, held = _ids(sampling.config.eos_token_id), list[NewToken]()
-        called, text = False, ""
+        eos, pending = _ids(sampling.config.eos_token_id), list[NewToken]()
+        has_call, text = False, ""
+        # the prompt may end inside a thought, which the answer goes on with
         yield Increment(index, parser.start() if parser else [])
         async with aclosing(self.generation.tokens(ids, sampling)) as tokens:
             async for token in tokens:
                 record.token(sampling.streamed)
                 text = words.feed(token.id)
-                held += [] if token.id in eos else [token]
+                pending += [] if token.id in eos else [token]
+                # nothing behind a stop text is an answer, its tokens included
                 if words.stopped:
                     break
                 if text:
                     parts = parser.feed(text) if parser else [text]
-                    called = called or _calls(parts)
-                    yield Increment(index, parts, held)
-                    held = []
+                    has_call = has_call or _calls(parts)
+                    yield Increment(index, parts, pending)
+                    pending = []
+        # the rest: what was held back because a stop text might have begun in it
         text = text if words.stopped else words.end()
         parts = (parser.feed(text) + parser.end()) if parser else [text] if text else []
-        whole = words.stopped or not eos.isdisjoint(words.ids[-1:])
-        finish = "stop" if whole or len(words.ids) < sampling.config.max_new_tokens else "length"
-        finish = "tool_calls" if called or _calls(parts) else finish
-        yield Increment(index, parts, [] if words.stopped else held, finish)
+        ended = words.stopped or not eos.isdisjoint(words.ids[-1:])
+        # "stop" by an end token or a stop text, "length" if the tokens were used up
+        finish = "stop" if ended or len(words.ids) < sampling.config.max_new_tokens else "length"
+        finish = "tool_calls" if has_call or _calls(parts) else finish
+        yield Increment(index, parts, [] if words.stopped else pending, finish)
 
 
 class AnswerText:
-    """Tokens into text: whole characters only, and nothing of a stop text or what may become one.
+    """Decoder of tokens into text: whole characters, and no stop text or possible begin of one.
 
     `ids`: all tokens; `stopped`: a stop text has come, and nothing behind it counts.
     """
@@ -133,30 +142,33 @@ class AnswerText:
 
     def end(self) -> str:
         """Return what was held back, half of a character included."""
-        whole = self.tokenizer.decode(self.ids, skip_special_tokens=not self.special)
-        rest = whole[len(self.decoded) :] if whole.startswith(self.decoded) else ""
+        decoded = self.tokenizer.decode(self.ids, skip_special_tokens=not self.special)
+        rest = decoded[len(self.decoded) :] if decoded.startswith(self.decoded) else ""
         return self._released(rest) + ("" if self.stopped else self.held)
 
     def _released(self, text: str) -> str:
+        """Add decoded text and return what can be sent: all but a possible begin of a stop text."""
         self.decoded += text
         self.held += text
-        if starts := [at for stop in self.stops if (at := self.held.find(stop)) >= 0]:
+        if starts := [start for stop in self.stops if (start := self.held.find(stop)) >= 0]:
             self.stopped = True
             return self.held[: min(starts)]
-        most = min(len(self.held), max(map(len, self.stops), default=1) - 1)
+        # hold back the longest end that a stop text begins with
+        longest = min(len(self.held), max(map(len, self.stops), default=1) - 1)
         keep = next(
-            (size for size in range(most, 0, -1) if self._begins(self.held[-size:])),
+            (size for size in range(longest, 0, -1) if self._begins(self.held[-size:])),
             0,
         )
         out, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         return out
 
     def _begins(self, text: str) -> bool:
+        """Return True if a stop text begins with this text."""
         return any(stop.startswith(text) for stop in self.stops)
 
 
-class _Parts:
-    """Text into content, thoughts and calls of tools, where the model's makers say how.
+class _AnswerParser:
+    """Parser of text into content, thoughts and calls of tools, where the model's makers say how.
 
     Text that does not fit, such as a call that is no JSON, is content.
     """
@@ -166,7 +178,7 @@ class _Parts:
 
     @property
     def active(self) -> bool:
-        """Return whether marks between the parts are to be read."""
+        """True if marks between the parts are to be read."""
         return self.parser is not None
 
     def start(self) -> list[Any]:
@@ -180,13 +192,14 @@ class _Parts:
             return [text] if text else []
         try:
             return response_events_to_chunks(self.parser.feed(text))
+        # a small model's call may be no JSON: the client then sees the text itself
         except (ValueError, RuntimeError, KeyError, TypeError) as error:
             LOG.warning("an answer does not have its model's form: %s", error)
             self.parser = None
             return [text]
 
     def end(self) -> list[Any]:
-        """Return what is left."""
+        """Return the parts that are still open."""
         if self.parser is None:
             return []
         try:
@@ -196,9 +209,10 @@ class _Parts:
 
 
 def _calls(parts: list[Any]) -> bool:
-    """Return whether one of them is a call of a tool."""
+    """Return True if one of the parts is a call of a tool."""
     return any(isinstance(part, ToolCall) for part in parts)
 
 
 def _ids(eos: Any) -> frozenset[int]:
+    """Return the end tokens of a configuration, which may be none, one or several."""
     return frozenset(eos if isinstance(eos, list | tuple) else [] if eos is None else [eos])

@@ -26,8 +26,8 @@ Address = tuple[str, int]
 
 
 @dataclass(eq=False)
-class Line:
-    """One connection."""
+class Connection:
+    """Connection of a client."""
 
     address: Address
     transport: asyncio.Transport | None = None  # None: outside of a server, as in a test
@@ -35,13 +35,14 @@ class Line:
     clock: asyncio.TimerHandle | None = None
     heard: bool = False  # some bytes of a request have come since then
     working: bool = False  # a whole request has come, and its answer is not over
-    requests: int = 0  # a next one may have come before the last one's end was noticed
+    requests: int = 0  # that are carried out
 
     def close(self, refusal: Refused | None = None) -> None:
-        """Close it, with an answer if one is given; what was half read is forgotten."""
+        """Close the connection, with an answer if one is given; what was half read is forgotten."""
         if self.transport is None or self.transport.is_closing():
             return
-        if self.transport.get_write_buffer_size():  # its client does not read: no close would end
+        # a close waits until all is written, which this client never reads
+        if self.transport.get_write_buffer_size():
             self.transport.abort()
             return
         if refusal is not None:
@@ -49,89 +50,105 @@ class Line:
         self.transport.close()
 
     def abort(self) -> None:
-        """Drop it at once, with what its client has not read."""
+        """Drop the connection at once, with what its client has not read."""
         if self.transport is not None:
             self.transport.abort()
 
 
 class Connections:
-    """All connections of a server.
+    """Connections of a server, with a clock for each.
 
-    most: places.  seconds: for a request's headers to arrive, and of a connection without one.
-    refused: hears the status of each answer that is given here, before any request was read.
+    places: connections at once.  seconds: for a request's headers to arrive, and of a connection
+    without a request.  refused: is called with the status of each answer that is given here, before
+    any request was read.
     """
 
-    def __init__(self, most: int, seconds: float, refused: Callable[[int], None]) -> None:
-        self.most, self.seconds, self.refused = most, seconds, refused
-        self.lines: dict[Address, Line] = {}
+    def __init__(self, places: int, seconds: float, refused: Callable[[int], None]) -> None:
+        self.places, self.seconds, self.refused = places, seconds, refused
+        self.open: dict[Address, Connection] = {}
         self.logged, self.unlogged = -1.0, 0  # a flood of such clients is a line a second
 
     def opened(self, transport: Any, address: Address) -> None:
         """Give a new connection a place and a clock, or 503 if every place is at work."""
-        line = Line(address, transport)
-        if len(self.lines) >= self.most and not self._give_way():
-            self._end(line, Refused(503, "All connections are at work. Try again in a second."))
+        connection = Connection(address, transport)
+        if len(self.open) >= self.places and not self._give_way():
+            self._end(
+                connection, Refused(503, "All connections are at work. Try again in a second.")
+            )
             return
-        self.lines[address] = line
-        self._start(line)
+        self.open[address] = connection
+        self._start(connection)
 
     def heard(self, address: Address) -> None:
         """Note that bytes of a request have come."""
-        if (line := self.lines.get(address)) is not None:
-            line.heard = True
+        if (connection := self.open.get(address)) is not None:
+            connection.heard = True
 
     def closed(self, address: Address) -> None:
         """Forget a connection that is gone."""
-        if (line := self.lines.pop(address, None)) is not None and line.clock is not None:
-            line.clock.cancel()
+        if (
+            connection := self.open.pop(address, None)
+        ) is not None and connection.clock is not None:
+            connection.clock.cancel()
 
     @contextmanager
-    def request(self, address: Address | None) -> Iterator[Line]:
+    def request(self, address: Address | None) -> Iterator[Connection]:
         """Stop the clock while a request is carried out, and start it again after its answer."""
-        line = self.lines.get(address) if address is not None else None
-        if line is None:
-            yield Line(address or ("", 0))
+        connection = self.open.get(address) if address is not None else None
+        if connection is None:
+            yield Connection(address or ("", 0))
             return
-        if line.clock is not None:
-            line.clock.cancel()
-        line.requests += 1
+        if connection.clock is not None:
+            connection.clock.cancel()
+        # a client may send its next request before we have seen the end of its last one
+        connection.requests += 1
         try:
-            yield line
+            yield connection
         finally:
-            line.requests -= 1
-            if not line.requests:
-                line.working = False
-                if self.lines.get(line.address) is line:
-                    self._start(line)
+            connection.requests -= 1
+            if not connection.requests:
+                connection.working = False
+                # it may have been closed while its request was carried out
+                if self.open.get(connection.address) is connection:
+                    self._start(connection)
 
-    def _start(self, line: Line) -> None:
+    def _start(self, connection: Connection) -> None:
+        """Start the clock of a connection without a request."""
         loop = asyncio.get_running_loop()
-        line.since, line.heard = loop.time(), False
-        line.clock = loop.call_later(self.seconds, self._late, line)
+        connection.since, connection.heard = loop.time(), False
+        connection.clock = loop.call_later(self.seconds, self._late, connection)
 
-    def _late(self, line: Line) -> None:
+    def _late(self, connection: Connection) -> None:
+        """Close a connection whose request did not arrive in time."""
         text = f"The request's headers did not arrive in {self.seconds:g} seconds."
-        self._end(line, Refused(408, text) if line.heard else None)
+        self._end(connection, Refused(408, text) if connection.heard else None)
 
     def _give_way(self) -> bool:
         """Close a connection without a whole request, if there is one."""
-        held = Counter(host for host, _ in self.lines)
-        idle = (line for line in self.lines.values() if not line.working)
-        line = min(idle, key=lambda line: (-held[line.address[0]], line.since), default=None)
-        if line is None:
+        per_host = Counter(host for host, _ in self.open)
+        # the address that holds most connections loses its oldest one
+        idle = (connection for connection in self.open.values() if not connection.working)
+        connection = min(
+            idle,
+            key=lambda connection: (-per_host[connection.address[0]], connection.since),
+            default=None,
+        )
+        if connection is None:
             return False
         text = "Others were waiting for a connection while this request was not whole."
-        self._end(line, Refused(408, text) if line.heard else None)
+        self._end(connection, Refused(408, text) if connection.heard else None)
         return True
 
-    def _end(self, line: Line, refusal: Refused | None) -> None:
-        self.closed(line.address)
+    def _end(self, connection: Connection, refusal: Refused | None) -> None:
+        """Close a connection and forget it; count and log the answer, if there is one."""
+        self.closed(connection.address)
         if refusal is not None:
-            self._log(refusal, line.address[0])
+            self._log(refusal, connection.address[0])
             self.refused(refusal.status)
-        line.close(refusal)
+        connection.close(refusal)
 
     def _log(self, refusal: Refused, host: str) -> None:
+        """Log a refusal, at most one line a second."""
         now = asyncio.get_running_loop().time()
         self.unlogged += 1
         if now - self.logged >= 1:
@@ -148,6 +165,8 @@ def watched(connections: Connections) -> type[H11Protocol]:
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
+            # without a peer there is nothing to count: sockets of IPv6 have four fields, two are
+            # enough
             self.address: Address = tuple(transport.get_extra_info("peername")[:2])
             connections.opened(transport, self.address)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.cli.serving.utils import ReasoningText, ToolCall
 
-from .choices import Ask, Increment
+from .choices import ChoicesRequest, Increment
 from .generating import NewToken
 from .parameters import COMPLETIONS
 from .settings import Request, current
@@ -26,14 +26,15 @@ def event(content: Mapping[str, Any]) -> str:
 
 
 class Completions:
-    """Completions and chat completions: choices that differ in what a choice looks like."""
+    """Answer of completions and chat completions, which differ in the form of a choice."""
 
-    def __init__(self, ask: Ask, parameters: Mapping[str, Any], route: str) -> None:
+    def __init__(self, ask: ChoicesRequest, parameters: Mapping[str, Any], route: str) -> None:
         self.ask, self.chat = ask, route != COMPLETIONS
         self.usage = bool((parameters.get("stream_options") or {}).get("include_usage"))
         self.tokenizer: Any = ask.generation.served.tokenizer
-        self.offsets: dict[int, int] = {}
-        self.calls: dict[int, int] = {}
+        self.offsets: dict[int, int] = {}  # of each choice, characters before the next token
+        self.calls: dict[int, int] = {}  # of each choice, calls of tools
+        # as OpenAI's ids begin
         name = "chatcmpl" if self.chat else "cmpl"
         self.head: Json = {
             "id": f"{name}-{uuid.uuid4().hex}",
@@ -46,8 +47,8 @@ class Completions:
         """Return the answer when all choices are there."""
         choices: list[list[Increment]] = [[] for _ in self.ask.sampling]
         async with aclosing(self.ask.increments()) as increments:
-            async for new in increments:
-                choices[new.index].append(new)
+            async for increment in increments:
+                choices[increment.index].append(increment)
         answers = [self._choice(i, steps) for i, steps in enumerate(choices)]
         return self.head | {"choices": answers, "usage": usage(current())}
 
@@ -56,8 +57,9 @@ class Completions:
         if self.chat:
             self.head["object"] = "chat.completion.chunk"
         async with aclosing(self.ask.increments()) as increments:
-            async for new in increments:
-                for choice in self._chunks(new):
+            async for increment in increments:
+                for choice in self._chunks(increment):
+                    # with include_usage each event has the field, and the last one the counts
                     rest = {"usage": None} if self.usage else {}
                     yield event(self.head | {"choices": [choice]} | rest)
         if self.usage:
@@ -65,6 +67,7 @@ class Completions:
         yield DONE
 
     def _choice(self, index: int, steps: Sequence[Increment]) -> Json:
+        """Return a choice in OpenAI's form, from all of its increments."""
         parts = [part for step in steps for part in step.parts]
         tokens = [token for step in steps for token in step.tokens]
         text = "".join(p for p in parts if isinstance(p, str) and not isinstance(p, ReasoningText))
@@ -75,6 +78,7 @@ class Completions:
         }
         if not self.chat:
             return choice | {"text": text}
+        # a chat's message has thoughts and calls in fields of their own, beside the text
         calls = [self._call(index, part) for part in parts if isinstance(part, ToolCall)]
         thoughts = "".join(part for part in parts if isinstance(part, ReasoningText))
         message: Json = {"role": "assistant", "content": text, "refusal": None}
@@ -82,24 +86,29 @@ class Completions:
         message |= {"reasoning_content": thoughts} if thoughts else {}
         return choice | {"message": message}
 
-    def _chunks(self, new: Increment) -> Iterator[Json]:
+    def _chunks(self, increment: Increment) -> Iterator[Json]:
         """Yield a choice for each part; the log-probabilities are the first one's."""
-        logprobs = self._logprobs(new.index, new.tokens) if new.tokens else None
-        begun = new.index in self.calls
-        self.calls.setdefault(new.index, 0)
+        logprobs = self._logprobs(increment.index, increment.tokens) if increment.tokens else None
+        # the first event of a chat's choice says who speaks
+        begun = increment.index in self.calls
+        self.calls.setdefault(increment.index, 0)
         if self.chat and not begun:
-            yield self._chunk(new.index, {"role": "assistant", "content": ""}, None)
-        for part in new.parts:
-            yield self._chunk(new.index, self._delta(new.index, part), logprobs)
+            yield self._chunk(increment.index, {"role": "assistant", "content": ""}, None)
+        for part in increment.parts:
+            yield self._chunk(increment.index, self._delta(increment.index, part), logprobs)
             logprobs = None
-        if new.finish is not None or logprobs is not None:
-            yield self._chunk(new.index, self._delta(new.index, None), logprobs, new.finish)
+        if increment.finish is not None or logprobs is not None:
+            yield self._chunk(
+                increment.index, self._delta(increment.index, None), logprobs, increment.finish
+            )
 
     def _chunk(self, index: int, delta: Json, logprobs: Any, finish: str | None = None) -> Json:
+        """Return a choice of an event."""
         choice = {"index": index, "logprobs": logprobs, "finish_reason": finish}
         return choice | ({"delta": delta} if self.chat else delta)
 
     def _delta(self, index: int, part: Any) -> Json:
+        """Return the change that an event states of a choice."""
         if not self.chat:
             return {"text": part or ""}
         if isinstance(part, ToolCall):
@@ -110,6 +119,7 @@ class Completions:
         return {} if part is None else {"content": part}
 
     def _call(self, index: int, part: ToolCall) -> Json:
+        """Return a call of a tool with an id; calls of a choice are numbered."""
         number = self.calls.get(index, 0)
         self.calls[index] = number + 1
         function = {"name": part.name, "arguments": part.arguments}
@@ -117,10 +127,14 @@ class Completions:
         return {"id": name, "type": "function", "function": function}
 
     def _logprobs(self, index: int, tokens: Sequence[NewToken]) -> Json | None:
+        """Return log-probabilities of tokens in the route's form, None where none were asked
+        for.
+        """
         if self.ask.sampling[index].top is None:
             return None
         if self.chat:
             return {"content": [self._token(token) for token in tokens], "refusal": None}
+        # offsets go on from event to event
         texts = [self._name(token.id) for token in tokens]
         offsets: list[int] = []
         for text in texts:
@@ -134,6 +148,7 @@ class Completions:
         }
 
     def _token(self, token: NewToken) -> Json:
+        """Return a token with its log-probability and those of the likeliest."""
         top = [self._entry(number, value) for number, value in token.top]
         return self._entry(token.id, token.logprob) | {"top_logprobs": top}
 
@@ -144,9 +159,9 @@ class Completions:
 
     def _entry(self, number: int, value: float | None) -> Json:
         """Return a token with its bytes, which are unknown where it is a part of a character."""
-        whole = "\ufffd" not in self.tokenizer.decode([number])
+        is_text = "\ufffd" not in self.tokenizer.decode([number])
         name = self._name(number)
-        return {"token": name, "logprob": value, "bytes": list(name.encode()) if whole else None}
+        return {"token": name, "logprob": value, "bytes": list(name.encode()) if is_text else None}
 
 
 def usage(record: Request) -> Json:

@@ -10,10 +10,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from .connections import Connections, Line
+from .connections import Connection, Connections
 from .counters import Counters
 from .refusals import GONE, Refused, broken, shown
-from .settings import NOW, Limits, Request
+from .settings import CURRENT_REQUEST, Limits, Request
 
 LOG = logging.getLogger(__name__)
 READ_OFF = 1 << 20  # bytes of a request that is too large
@@ -23,15 +23,16 @@ CLOSE = (b"connection", b"close")
 Message = dict[str, Any]
 
 
-class Gate:
-    """ASGI around the application.
+class RequestGate:
+    """Admission of requests, around the application.
 
-    A request is read as a whole, up to so many bytes; waits for its turn, in a queue with an end;
-    and is cancelled when its time is over or its client hangs up. `end` begins the end: what was
-    taken is finished, for so many seconds, and newcomers get 503.
+    A request is read as a whole, up to `limits.body` bytes; waits for its turn, in a queue of
+    limited length; and is cancelled when its time is over or its client hangs up. `end` begins the
+    shutdown: requests that were admitted are finished, for `limits.drain` seconds, and new ones get
+    503.
 
-    hosts: names under which the server may be asked for; () for any.
-    cut: requests that the end has cut off.
+    hosts: host names that requests may be addressed to; () for any.
+    cut: number of requests that the shutdown has cut off.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class Gate:
         asyncio.get_running_loop().call_later(self.limits.drain, self._cut)
 
     def _cut(self) -> None:
+        """Stop every request that is still carried out, with 503."""
         text = f"The server ends, and its {self.limits.drain:g} seconds to finish are over."
         for end in tuple(self.ends):
             if not end.done():
@@ -64,19 +66,21 @@ class Gate:
                 end.set_result(Refused(503, text))
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Carry out a request; whatever goes wrong becomes an answer, a log line and a count."""
+        # no lifespan, no web sockets
         if scope["type"] != "http":
             return
         record, status = Request(), 500
-        NOW.set(record)
+        CURRENT_REQUEST.set(record)
         answer = _Answer(send, self)
-        with self.connections.request(scope.get("client")) as line:
+        with self.connections.request(scope.get("client")) as connection:
             try:
-                await self._admitted(scope, receive, answer, line)
+                await self._admitted(scope, receive, answer, connection)
                 status = record.failed or answer.status
             except Refused as error:
                 status = error.status
                 LOG.warning("%s %s %s: %s", status, scope["method"], shown(scope["path"]), error)
-                await _refuse(answer, error, line)
+                await _refuse(answer, error, connection)
             except ConnectionError:
                 status = GONE
             except asyncio.CancelledError:  # the server is killed, and does not wait
@@ -84,15 +88,18 @@ class Gate:
                 raise
             except Exception:
                 LOG.exception("%s %s failed", scope["method"], shown(scope["path"]))
-                await _refuse(answer, broken(), line)
+                await _refuse(answer, broken(), connection)
             finally:
                 self.counters.ended(record, status)
 
-    async def _admitted(self, scope: Any, receive: Any, answer: _Answer, line: Line) -> None:
+    async def _admitted(
+        self, scope: Any, receive: Any, answer: _Answer, connection: Connection
+    ) -> None:
         """Read a request, and let the application answer it.  Raises: Refused, ConnectionError."""
         self._named(scope)
+        # a request that only reads has no body and needs no turn
         if scope["method"] in READS:
-            line.working = True
+            connection.working = True
             await self.app(scope, receive, answer)
             return
         self._has_room()
@@ -102,7 +109,7 @@ class Gate:
         except TimeoutError as error:
             text = f"The request's body did not arrive in {self.limits.arrival:g} seconds."
             raise Refused(408, text) from error
-        line.working = True
+        connection.working = True
         await self._carry_out(scope, body, receive, answer)
 
     async def _carry_out(self, scope: Any, body: bytes, receive: Any, answer: _Answer) -> None:
@@ -111,6 +118,7 @@ class Gate:
         Raises: Refused for what was stopped; ConnectionError where the client has left before its
         answer was whole.
         """
+        # the body was read: the application gets it once, then it hears of the end alone
         messages = iter([{"type": "http.request", "body": body, "more_body": False}])
 
         async def replay() -> Message:
@@ -119,6 +127,7 @@ class Gate:
             await asyncio.shield(end)
             return {"type": "http.disconnect"}
 
+        # the application sees a client that leaves; we see one that never comes back, and the clock
         with self._stoppable(answer, receive) as end:
             work = asyncio.create_task(self._in_turn(scope, replay, answer))
             try:
@@ -131,6 +140,7 @@ class Gate:
                     return
                 work.cancel()
                 await asyncio.wait({work})
+                # None: the client left
                 if (refusal := end.result()) is None:
                     raise ConnectionError
                 raise refusal
@@ -152,6 +162,7 @@ class Gate:
         clock = loop.call_at(answer.began + seconds, stop, late)
         watch = loop.create_task(_hung_up(receive))
         watch.add_done_callback(lambda task: None if task.cancelled() else stop(None))
+        # three things end a request: its time, its client, and the shutdown
         self.ends.add(end)
         try:
             yield end
@@ -161,7 +172,7 @@ class Gate:
             watch.cancel()
 
     def _has_room(self) -> None:
-        """Raises: Refused, 429, where as many are in the works and wait as may; 503 at the end."""
+        """Refuse a request, 429, where as many run and wait as may; 503 during the shutdown."""
         if self.ending:
             raise Refused(503, "The server ends. Ask again when it is back, or ask another one.")
         if self.running >= self.limits.at_once and self.waiting >= self.limits.queue:
@@ -169,6 +180,7 @@ class Gate:
             raise Refused(429, text, code="rate_limit_exceeded")
 
     async def _in_turn(self, scope: Any, receive: Any, send: Any) -> None:
+        """Wait for a turn, then run the application."""
         self._has_room()  # others may have come in while this one was read
         self.waiting += 1
         try:
@@ -188,21 +200,22 @@ class Gate:
         Of one that is too large, some is read off: a connection that is closed with bytes unread is
         reset, and its client then may not see the answer.
         """
-        most = self.limits.body
+        limit = self.limits.body
         length = dict(scope["headers"]).get(b"content-length", b"0")
-        parts, size, more = list[bytes](), 0, True
-        while more and size <= most + READ_OFF:
+        # the header may be absent or false: what counts is what arrives
+        parts, size, unfinished = list[bytes](), 0, True
+        while unfinished and size <= limit + READ_OFF:
             message = await receive()
             if message["type"] == "http.disconnect":
                 raise ConnectionError
             body = message.get("body", b"")
             size += len(body)
-            if size <= most:
+            if size <= limit:
                 parts.append(body)
-            more = message.get("more_body", False)
-        if size > most:
-            many = int(length) if length.isdigit() else f"more than {most}"
-            raise Refused(413, f"The request has {many} bytes, at most {most} are read.")
+            unfinished = message.get("more_body", False)
+        if size > limit:
+            size_text = int(length) if length.isdigit() else f"more than {limit}"
+            raise Refused(413, f"The request has {size_text} bytes, at most {limit} are read.")
         return b"".join(parts)
 
     def _named(self, scope: Any) -> None:
@@ -217,6 +230,7 @@ class Gate:
             site = urlsplit(headers.get(b"origin", b"").decode("latin-1")).netloc
         except ValueError as error:
             raise Refused(400, f"The header 'host' or 'origin' is no address: {error}.") from error
+        # DNS rebinding: another site's name that resolves to this machine
         if self.hosts and name not in self.hosts:
             raise Refused(400, f"This server has no name {shown(host)}.")
         if b"origin" in headers and site != host:
@@ -224,14 +238,15 @@ class Gate:
 
 
 class _Answer:
-    """A response on its way to the client, and how much of it was sent."""
+    """Response on its way to the client, and how much of it was sent."""
 
-    def __init__(self, send: Any, gate: Gate) -> None:
+    def __init__(self, send: Any, gate: RequestGate) -> None:
         self.send, self.gate = send, gate
         self.status, self.stream, self.over = 0, False, False
         self.began = asyncio.get_running_loop().time()
 
     async def __call__(self, message: Message) -> None:
+        """Pass a message on, and note status, kind and end of the answer."""
         if message["type"] == "http.response.start":
             headers = list(message["headers"])
             self.status = message["status"]
@@ -259,16 +274,17 @@ class _Answer:
         self.over = True
 
 
-async def _refuse(answer: _Answer, refusal: Refused, line: Line) -> None:
+async def _refuse(answer: _Answer, refusal: Refused, connection: Connection) -> None:
     """Send an error, and drop the connection of a client that does not read it."""
     try:
         async with asyncio.timeout(NOT_READ):
             await answer.refuse(refusal)
     except TimeoutError:
-        line.abort()
+        connection.abort()
 
 
 async def _hung_up(receive: Any) -> None:
+    """Return when the client has disconnected."""
     with suppress(ConnectionError):
         while (await receive())["type"] != "http.disconnect":
             pass

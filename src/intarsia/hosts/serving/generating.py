@@ -48,11 +48,11 @@ DEAD = "The model has stopped after an error. Restart the server; its log says w
 
 @dataclass(frozen=True)
 class Sampling:
-    """How the tokens of one answer are drawn.
+    """Settings by which the tokens of one answer are drawn.
 
-    bias: added to logits, by token id.  frequency, presence: OpenAI's penalties.  top: so many of
-    the likeliest tokens are told with their log-probabilities; None: no log-probabilities.
-    streamed: tokens are wanted one by one.
+    bias: added to logits, by token id.  frequency, presence: OpenAI's penalties.  top: number of
+    the likeliest tokens that come with log-probabilities; None: no log-probabilities.
+    streamed: tokens are sent one by one.
     """
 
     config: GenerationConfig
@@ -65,8 +65,9 @@ class Sampling:
 
     @property
     def plain(self) -> bool:
-        """Return whether a batch of greedy requests draws the same tokens."""
+        """True if a batch of greedy requests draws the same tokens."""
         settings = self.config.to_diff_dict().items()
+        # anything that differs from a greedy default would change the draws of others in the batch
         changed = {name for name, value in settings if value not in (None, False)} - IN_BATCH
         adjusted = self.bias or self.frequency or self.presence or self.top is not None
         return not (changed or adjusted or self.config.do_sample)
@@ -74,7 +75,7 @@ class Sampling:
 
 @dataclass(frozen=True)
 class NewToken:
-    """A token that was drawn, with its log-probability and those of the likeliest, if wanted."""
+    """Drawn token, with its log-probability and those of the likeliest, if requested."""
 
     id: int
     logprob: float | None = None
@@ -86,6 +87,7 @@ def configured(defaults: GenerationConfig, parameters: Mapping[str, Any]) -> Gen
 
     Without either the model's own hold, whether they sample or not.
     """
+    # temperature 0 is greedy, as OpenAI has it; transformers refuses a 0
     config = copy.deepcopy(defaults)
     config.max_length, config.use_cache, config.num_beams = None, True, 1
     temperature, top_p = parameters.get("temperature"), parameters.get("top_p")
@@ -101,7 +103,7 @@ def configured(defaults: GenerationConfig, parameters: Mapping[str, Any]) -> Gen
 
 
 class Generations:
-    """The batch of each model, and the thread for what cannot be batched."""
+    """Batches of all models, and the thread for requests that cannot be batched."""
 
     def __init__(self, models: Mapping[str, ServedModel], limits: Limits) -> None:
         self.thread = ThreadPoolExecutor(1, "generate")
@@ -119,7 +121,7 @@ class Generations:
 
 
 class Generation:
-    """The requests of one model."""
+    """Generator of the answers of one model, in its batch or one by one."""
 
     def __init__(self, served: ServedModel, limits: Limits, thread: ThreadPoolExecutor) -> None:
         self.served, self.limits, self.thread = served, limits, thread
@@ -132,6 +134,7 @@ class Generation:
         """
         if not self.alive():
             raise Refused(503, DEAD)
+        # greedy requests share a batch, all others run one by one
         draw = self._in_batch if self._batched(sampling) else self._by_itself
         async with aclosing(draw(ids, sampling)) as tokens:
             async for token in tokens:
@@ -142,12 +145,14 @@ class Generation:
         return self.batch is None or self.batch.background_thread_status.fatal_error is None
 
     async def _in_batch(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
+        """Yield the tokens of a request that runs in the continuous batch."""
         # a name of our own, since clients choose theirs
         name, outputs = uuid.uuid4().hex, asyncio.Queue[Any]()
         config, batch = sampling.config, self._started(sampling.config)
         batch.register_result_handler(name, outputs.put_nowait)
         count, finished = 0, False
         try:
+            # None where the batch takes no more: it has ended
             added = batch.add_request(
                 ids,
                 request_id=name,
@@ -168,10 +173,12 @@ class Generation:
             batch.output_router.result_handlers.pop(name, None)
 
     async def _by_itself(self, ids: list[int], sampling: Sampling) -> AsyncGenerator[NewToken]:
+        """Yield the tokens of a request that runs alone, on the shared thread."""
         loop, tokens = asyncio.get_running_loop(), asyncio.Queue[NewToken | None]()
-        gone = threading.Event()
+        client_gone = threading.Event()
 
-        def hear(token: NewToken) -> None:
+        def send(token: NewToken) -> None:
+            # `generate` runs on another thread, and queues of asyncio are not safe there
             loop.call_soon_threadsafe(tokens.put_nowait, token)
 
         def end(done: Future[None] | asyncio.Future[None]) -> None:
@@ -179,30 +186,31 @@ class Generation:
                 done.exception()  # heard below, unless nobody is there any more
             tokens.put_nowait(None)
 
-        work = loop.run_in_executor(self.thread, self._generate, ids, sampling, hear, gone)
+        work = loop.run_in_executor(self.thread, self._generate, ids, sampling, send, client_gone)
         work.add_done_callback(end)
         try:
             while (token := await tokens.get()) is not None:
                 yield token
             await work
         finally:
-            gone.set()
+            client_gone.set()
             work.cancel()
 
     def _generate(
         self,
         ids: list[int],
         sampling: Sampling,
-        hear: Callable[[NewToken], None],
-        gone: threading.Event,
+        send: Callable[[NewToken], None],
+        client_gone: threading.Event,
     ) -> None:
-        """Run one request through `generate`."""
-        if gone.is_set():
+        """Run one request through `generate`.  send: is called with each token, on this thread."""
+        if client_gone.is_set():
             return
         model = self.served.model
         rows = torch.tensor([ids], device=model.device)
         devices = [model.device] if model.device.type == "cuda" else []
         logits = _Logits(sampling, len(ids))
+        # a seed of one request must not touch the draws of others
         with torch.random.fork_rng(devices, enabled=sampling.seed is not None):
             if sampling.seed is not None:
                 torch.manual_seed(sampling.seed)
@@ -211,9 +219,9 @@ class Generation:
                 attention_mask=torch.ones_like(rows),
                 generation_config=sampling.config,
                 tokenizer=self.served.tokenizer,
-                streamer=_Streamer(logits, hear),
+                streamer=_Streamer(logits, send),
                 logits_processor=LogitsProcessorList([logits]),
-                stopping_criteria=StoppingCriteriaList([_Gone(gone)]),
+                stopping_criteria=StoppingCriteriaList([_ClientGone(client_gone)]),
             )
 
     def _batched(self, sampling: Sampling) -> bool:
@@ -223,6 +231,7 @@ class Generation:
     def _started(self, config: GenerationConfig) -> Any:
         """Return the batch, which is made for the first request."""
         if self.batch is None:
+            # settings of the whole batch; length and end tokens come with each request
             plain = GenerationConfig(
                 do_sample=False, eos_token_id=config.eos_token_id, max_new_tokens=1
             )
@@ -242,7 +251,7 @@ class Generation:
 
 
 class _Logits(LogitsProcessor):
-    """A processor that notes the model's log-probabilities, adds a bias and takes penalties off."""
+    """Processor that notes the model's log-probabilities, adds a bias and subtracts penalties."""
 
     def __init__(self, sampling: Sampling, prompt: int) -> None:
         self.sampling, self.prompt = sampling, prompt
@@ -252,8 +261,10 @@ class _Logits(LogitsProcessor):
         """Return logits (1, V).  A penalty is frequency * count + presence * (count > 0)."""
         sampling = self.sampling
         if sampling.top is not None:
+            # before any bias or penalty, as OpenAI reports them
             self.raw = scores[0].float().log_softmax(-1)
         if sampling.frequency or sampling.presence:
+            # OpenAI counts drawn tokens alone, not those of the prompt
             drawn = input_ids[0, self.prompt :]
             count = torch.zeros_like(scores[0]).index_add_(
                 0, drawn, torch.ones_like(drawn, dtype=scores.dtype)
@@ -262,8 +273,8 @@ class _Logits(LogitsProcessor):
             scores = scores - penalty
         if sampling.bias:
             scores = scores.clone()
-            at = torch.tensor(list(sampling.bias), device=scores.device)
-            scores[0, at] += torch.tensor(list(sampling.bias.values())).to(scores)
+            biased = torch.tensor(list(sampling.bias), device=scores.device)
+            scores[0, biased] += torch.tensor(list(sampling.bias.values())).to(scores)
         return scores
 
     def token(self, number: int) -> NewToken:
@@ -276,23 +287,23 @@ class _Logits(LogitsProcessor):
 
 
 class _Streamer:
-    """A receiver of the tokens of `generate`, the prompt's first."""
+    """Receiver of the tokens of `generate`, the prompt's first."""
 
-    def __init__(self, logits: _Logits, hear: Callable[[NewToken], None]) -> None:
-        self.logits, self.hear, self.prompt = logits, hear, True
+    def __init__(self, logits: _Logits, send: Callable[[NewToken], None]) -> None:
+        self.logits, self.send, self.prompt = logits, send, True
 
     def put(self, value: Tensor) -> None:
-        """Tell of a new token."""
+        """Send a new token; the first call has the prompt, which is skipped."""
         if not self.prompt:
-            self.hear(self.logits.token(int(value)))
+            self.send(self.logits.token(int(value)))
         self.prompt = False
 
     def end(self) -> None:
         """Do nothing: the call of `generate` ends."""
 
 
-class _Gone(StoppingCriteria):
-    """A criterion that ends a generation whose client has hung up."""
+class _ClientGone(StoppingCriteria):
+    """Criterion that ends a generation whose client has hung up."""
 
     def __init__(self, event: threading.Event) -> None:
         self.event = event
@@ -302,17 +313,20 @@ class _Gone(StoppingCriteria):
 
 
 def _may_batch(model: Any) -> bool:
-    """Return whether paged attention takes the place of a model's: SDPA's or flash attention's."""
+    """Return True if paged attention can replace a model's own: SDPA or flash attention."""
     attention = str(model.config._attn_implementation)
-    known = attention == "sdpa" or attention.startswith("flash_attention")
-    return known and hasattr(model, "init_continuous_batching")
+    replaceable = attention == "sdpa" or attention.startswith("flash_attention")
+    return replaceable and hasattr(model, "init_continuous_batching")
 
 
-def _batch_config(of: ServedModel, limits: Limits) -> ContinuousBatchingConfig:
-    """On a CPU, room for what may be in the works at once; elsewhere transformers measures it."""
-    if of.model.device.type != "cpu":
+def _batch_config(served: ServedModel, limits: Limits) -> ContinuousBatchingConfig:
+    """Configure the batch: on a CPU with room for all requests, elsewhere as transformers measures
+    it.
+    """
+    if served.model.device.type != "cpu":
         return ContinuousBatchingConfig(max_requests_per_batch=limits.at_once)
-    pages = -(-of.context // PAGE)
+    # whole contexts of four requests; more wait until pages are free
+    pages = -(-served.context // PAGE)
     return ContinuousBatchingConfig(
         page_size=PAGE,
         num_blocks=pages * min(limits.at_once, 4) + 1,

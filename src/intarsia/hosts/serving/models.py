@@ -34,25 +34,25 @@ CONTEXT = 4096  # tokens: a long context's keys and values need more memory than
 
 @dataclass(frozen=True)
 class ServedModel:
-    """A model by its name: a trunk, or a trunk with an adapter, whose weights are the trunk's."""
+    """Model with its name: a trunk, or a trunk with an adapter, whose weights are the trunk's."""
 
     name: str
     model: Any
     tokenizer: Any
     trunk: str
     slots: Slots | None = None
-    longest: int = CONTEXT
+    longest: int = CONTEXT  # tokens that the user allows
 
     @property
     def context(self) -> int:
-        """Tokens of prompt and answer together."""
+        """Number of tokens of prompt and answer together."""
         config, spans = self.model.config.get_text_config(), spans_of(self.model)
         longest = self.longest if spans is None else min(self.longest, spans[1])
         return min(int(getattr(config, "max_position_embeddings", None) or CONTEXT), longest)
 
     @property
     def vocabulary(self) -> int:
-        """Tokens that the model knows."""
+        """Number of tokens that the model knows."""
         return int(self.model.config.get_text_config().vocab_size)
 
 
@@ -83,26 +83,27 @@ def open_models(
     """
     at_least("context", context, 2)
     adapters = dict(adapters or {})
-    if twice := sorted(sources.keys() & adapters.keys()):
-        got, fix = f"{twice[0]!r} twice", "For example: --adapter other=FOLDER"
+    if duplicates := sorted(sources.keys() & adapters.keys()):
+        got, fix = f"{duplicates[0]!r} twice", "For example: --adapter other=FOLDER"
         raise ConfigError("names of models", got=got, want="each one once", fix=fix)
     if adapters and len(sources) != 1:
         got, fix = f"adapters beside {len(sources)} models", "Start a server for each model."
         raise ConfigError("adapters", got=got, want="one model", fix=fix)
-    found: dict[str, ServedModel] = {}
+    served: dict[str, ServedModel] = {}
     for name, source in sources.items():
         progress(f"opening {name}")
         trunk = replace(_trunk(name, source, slots, policy, dtype, progress), longest=context)
         lock = threading.Lock()
-        twins = {key: twin(trunk.model, replays(at)) for key, at in adapters.items()}
+        # copies are made before the trunk's forward is locked, or each would be locked twice
+        twins = {key: twin(trunk.model, replays(path)) for key, path in adapters.items()}
         one_at_a_time(trunk.model, lock)
-        found[name] = trunk
+        served[name] = trunk
         for key, folder in adapters.items():
             progress(f"opening {key}")
             model = _with_adapter(twins[key], folder)
             one_at_a_time(model, lock)
-            found[key] = replace(trunk, name=key, model=model)
-    return found
+            served[key] = replace(trunk, name=key, model=model)
+    return served
 
 
 def _trunk(
@@ -113,10 +114,12 @@ def _trunk(
     dtype: str,
     progress: Report,
 ) -> ServedModel:
-    folder, held = Path(source), None
+    """Open one language model, with its experts in slots if `slots` or its folder says so."""
+    folder, expert_slots = Path(source), None
     if slots is None and (folder / INDEX).is_file():
         progress("all experts stay in memory; --slots 0.25 would keep a quarter of them")
         slots = 1.0
+    # packed experts and changed models keep the type in which they were written
     if dtype != "auto" and (slots is not None or is_changed(folder)):
         got, want = f"{dtype} for {source}", "auto: its weights keep the dtype of their file"
         raise ConfigError("--dtype", got=got, want=want, fix="Leave it out.")
@@ -124,19 +127,20 @@ def _trunk(
         model, tokenizer = open_language_model(source, dtype=dtype, progress=progress)
     else:
         model = offload(source, slots=slots, policy=policy, progress=progress)
-        held = next(m.__dict__[SLOTS][0] for m in model.modules() if SLOTS in m.__dict__)
+        expert_slots = next(m.__dict__[SLOTS][0] for m in model.modules() if SLOTS in m.__dict__)
         try:
             check_regular(source)
             tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
         except (OSError, ValueError) as error:
             fix = "Copy tokenizer.json and tokenizer_config.json into the folder."
             raise AssetError(f"tokenizer of {source!r}", got=error, want="one", fix=fix) from error
+    # slow tokenizers cannot decode a stream token by token
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         got, want = type(tokenizer).__name__, "a fast tokenizer, which tells text token by token"
         raise AssetError(f"tokenizer of {source!r}", got=got, want=want, fix="Save tokenizer.json.")
-    whole: Any = model.eval().requires_grad_(False)
-    whole.config.use_cache = True
-    return ServedModel(name, whole, tokenizer, name, held)
+    served_model: Any = model.eval().requires_grad_(False)
+    served_model.config.use_cache = True
+    return ServedModel(name, served_model, tokenizer, name, expert_slots)
 
 
 def twin(model: nn.Module, weights: bool = False) -> Any:
@@ -145,30 +149,33 @@ def twin(model: nn.Module, weights: bool = False) -> Any:
     weights: copy weights and buffers, too.
     """
     shared = () if weights else (*model.parameters(), *model.buffers())
+    # deepcopy takes what its memo has already: weights, and slots with their cache
     memo: dict[int, Any] = {id(t): t for t in shared}
     for module in model.modules():
-        if (found := module.__dict__.get(SLOTS)) is not None:
-            memo[id(found[0])] = found[0]
-            memo[id(found[0].cache)] = found[0].cache
+        if (expert_slots := module.__dict__.get(SLOTS)) is not None:
+            memo[id(expert_slots[0])] = expert_slots[0]
+            memo[id(expert_slots[0].cache)] = expert_slots[0].cache
     # a saved folder may hold what was trained, and looks for it among what can be
     return copy.deepcopy(model, memo).requires_grad_(weights)
 
 
 def one_at_a_time(model: Any, lock: threading.Lock) -> None:
-    """Let a model's forwards wait for those of its twins: slots and processors are shared."""
+    """Let a model's forwards wait for those of other copies: slots and processors are shared."""
     forward = model.forward
 
     @functools.wraps(forward)  # generate reads the signature
-    def locked(*given: Any, **named: Any) -> Any:
+    def locked(*args: Any, **kwargs: Any) -> Any:
         with lock:
-            return forward(*given, **named)
+            return forward(*args, **kwargs)
 
     model.forward = locked
 
 
 def _with_adapter(copied: Any, folder: Path) -> Any:
+    """Load an adapter into a copied model.  Raises: CheckpointError for one that adds tokens."""
     model = load(copied, folder)
     config = model.active_peft_config if isinstance(model, PeftModel) else None
+    # virtual tokens shift positions, which a batch of several prompts does not expect
     if config is not None and config.is_prompt_learning:
         kind = getattr(config.peft_type, "value", config.peft_type)
         got, want = f"{kind}, tokens in front of the prompt", "weights"
@@ -181,8 +188,8 @@ def _with_adapter(copied: Any, folder: Path) -> Any:
     return base.eval().requires_grad_(False)
 
 
-class Shelf:
-    """The models of the start, by name, and no other."""
+class ServedModels:
+    """Models that the server has opened, by name."""
 
     def __init__(self, models: Mapping[str, ServedModel]) -> None:
         self.models = dict(models)
@@ -191,29 +198,32 @@ class Shelf:
         """Return a model by its name.  Raises: Refused, 404 with what may have been meant."""
         if name in self.models:
             return self.models[name]
+        # a client's text may be long, and is compared no further than any name is
         near = difflib.get_close_matches(name[:200], self.models, n=1, cutoff=0.5)
         hint = f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(self.models)}."
         message = f"The model {shown(name)} does not exist. {hint}"
         raise Refused(404, message, param="model", code="model_not_found")
 
     def listed(self) -> list[dict[str, Any]]:
-        """Return OpenAI's fields, whether there is a chat template, and the trunk's name."""
+        """Return each model in OpenAI's fields, with its trunk and whether there is a chat
+        template.
+        """
         return [
             {
-                "id": one.name,
+                "id": served.name,
                 "object": "model",
                 "created": 0,
                 "owned_by": "local",
-                "root": one.trunk,
-                "parent": None if one.name == one.trunk else one.trunk,
-                "max_model_len": one.context,
-                "chat": bool(one.tokenizer.chat_template),
+                "root": served.trunk,
+                "parent": None if served.name == served.trunk else served.trunk,
+                "max_model_len": served.context,
+                "chat": bool(served.tokenizer.chat_template),
             }
-            for one in self.models.values()
+            for served in self.models.values()
         ]
 
     def slots(self) -> Iterator[tuple[str, Slots]]:
         """Yield the slots of each offloaded trunk."""
-        for one in self.models.values():
-            if one.slots is not None and one.name == one.trunk:
-                yield one.name, one.slots
+        for served in self.models.values():
+            if served.slots is not None and served.name == served.trunk:
+                yield served.name, served.slots

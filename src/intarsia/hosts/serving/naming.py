@@ -8,15 +8,21 @@ from pathlib import Path
 from ...core.errors import ConfigError
 
 
-def names_of(words: Iterable[str]) -> dict[str, str]:
-    """NAME=FOLDER, or a folder alone, which has its own name.  Raises: ConfigError."""
-    found: dict[str, str] = {}
-    for word in words:
-        name, equals, source = word.partition("=")
-        if not equals or Path(word).exists():
-            name, source = Path(word).resolve().name if Path(word).exists() else word, word
-        if not name or not source or name in found:
-            got, want = repr(word), "NAME=FOLDER, each name once"
+def names_of(arguments: Iterable[str]) -> dict[str, str]:
+    """Read names of models: NAME=FOLDER, or a folder alone, which has its own name.
+
+    Raises: ConfigError for no name, no folder or a name that is taken.
+    """
+    sources: dict[str, str] = {}
+    for argument in arguments:
+        name, equals, source = argument.partition("=")
+        if not equals or Path(argument).exists():
+            name, source = (
+                Path(argument).resolve().name if Path(argument).exists() else argument,
+                argument,
+            )
+        if not name or not source or name in sources:
+            got, want = repr(argument), "NAME=FOLDER, each name once"
             raise ConfigError("names of models", got=got, want=want, fix="For example: med=out1")
-        found[name] = source
-    return found
+        sources[name] = source
+    return sources

@@ -26,7 +26,7 @@ TEMPLATE = frozenset(inspect.signature(PreTrainedTokenizerBase.apply_chat_templa
 
 @dataclass(frozen=True)
 class Parameter:
-    """A parameter by its name: the routes that know it, its check, and what it does."""
+    """Parameter of a request: its name, the routes that know it, its check, and its effect."""
 
     name: str
     routes: tuple[str, ...]
@@ -77,6 +77,7 @@ def only(*values: object) -> Check:
     want = f"It takes {', '.join(shown_json(v) for v in values)}." if values else "Leave it out."
 
     def check(name: str, value: Any, limits: Limits) -> None:
+        # by type as well: 1 is no true
         if not any(type(value) is type(v) and value == v for v in values):
             raise unsupported(name, value, want)
 
@@ -122,16 +123,16 @@ def tools(name: str, value: Any, limits: Limits) -> None:
     if not isinstance(value, list):
         raise invalid_type(name, "an array of objects", value)
     for number, tool in enumerate(value):
-        at = f"{name}[{number}]"
+        place = f"{name}[{number}]"
         if not isinstance(tool, dict):
-            raise invalid_type(at, "an object", tool)
+            raise invalid_type(place, "an object", tool)
         if tool.get("type") != "function":
-            raise unsupported(f"{at}.type", tool.get("type"), 'It takes "function".')
+            raise unsupported(f"{place}.type", tool.get("type"), 'It takes "function".')
         function = tool.get("function", tool)  # chats have it one level deeper than responses
         if not isinstance(function, dict) or not isinstance(function.get("name"), str):
-            raise invalid_type(f"{at}.function", "an object with a name", function)
+            raise invalid_type(f"{place}.function", "an object with a name", function)
         if not isinstance(function.get("parameters") or {}, dict):
-            raise invalid_type(f"{at}.function.parameters", "an object", function["parameters"])
+            raise invalid_type(f"{place}.function.parameters", "an object", function["parameters"])
 
 
 def template(name: str, value: Any, limits: Limits) -> None:
@@ -143,6 +144,7 @@ def template(name: str, value: Any, limits: Limits) -> None:
 
 
 def _between(name: str, value: float, low: float, high: float, kind: str) -> None:
+    """Check a number's range, in OpenAI's words.  Raises: Refused."""
     if value != value:  # no JSON, but Python's parser takes NaN
         raise invalid_type(name, f"a {kind}", value)
     for outside, word, comparison, bound in (
@@ -268,13 +270,14 @@ def checked(body: Mapping[str, Any], route: str, limits: Limits) -> dict[str, An
     Raises: Refused for a name that the route does not know, and for a value that cannot be or is
     not done here.
     """
-    known = {p.name: p for p in PARAMETERS if route in p.routes}
+    by_name = {p.name: p for p in PARAMETERS if route in p.routes}
     for name in body:
-        if name not in known:
+        if name not in by_name:
             raise unknown(name)
+    # null is the default, as OpenAI has it
     values = {name: value for name, value in body.items() if value is not None}
     for name, value in values.items():
-        known[name].check(name, value, limits)
+        by_name[name].check(name, value, limits)
     if "top_logprobs" in values and not values.get("logprobs"):
         raise invalid_value("top_logprobs", "'logprobs' must be true where it is given.")
     if "stream_options" in values and not values.get("stream"):

@@ -20,7 +20,9 @@ IN_MESSAGE = (
 Messages = list[dict[str, Any]]
 
 
-def of_completion(parameters: Mapping[str, Any], served: ServedModel, most: int) -> list[list[int]]:
+def of_completion(
+    parameters: Mapping[str, Any], served: ServedModel, limit: int
+) -> list[list[int]]:
     """Return the token ids of each prompt.  Raises: Refused for anything but texts and ids."""
     prompt = parameters.get("prompt")
     if prompt is None:
@@ -28,17 +30,19 @@ def of_completion(parameters: Mapping[str, Any], served: ServedModel, most: int)
     want = "a string, or an array of strings, token ids or arrays of token ids"
     if not isinstance(prompt, str | list):
         raise invalid_type("prompt", want, prompt)
+    # one prompt as a text or as ids, or several of either
     flat = isinstance(prompt, str) or (bool(prompt) and all(_is_id(t) for t in prompt))
     prompts = [prompt] if flat else prompt
     if not prompts:
         raise invalid_value("prompt", "empty array. Expected at least one prompt.", "empty_array")
-    if len(prompts) > most:
-        message = f"array too long. Expected at most {most} prompts, but got {len(prompts)}."
+    if len(prompts) > limit:
+        message = f"array too long. Expected at most {limit} prompts, but got {len(prompts)}."
         raise invalid_value("prompt", message, "array_above_max_length")
-    return [_ids(one, served, want) for one in prompts]
+    return [_ids(item, served, want) for item in prompts]
 
 
 def _ids(prompt: object, served: ServedModel, want: str) -> list[int]:
+    """Return the token ids of one prompt.  Raises: Refused for ids that the model does not have."""
     if isinstance(prompt, str):
         return list(served.tokenizer(prompt)["input_ids"])
     if not isinstance(prompt, list) or not all(_is_id(token) for token in prompt):
@@ -50,6 +54,7 @@ def _ids(prompt: object, served: ServedModel, want: str) -> list[int]:
 
 
 def _is_id(value: object) -> bool:
+    """Return True for a whole number; JSON's booleans are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
@@ -113,76 +118,85 @@ def items_of(parameters: Mapping[str, Any]) -> Messages:
     messages: Messages = []
     thoughts = ""
     for number, item in enumerate(items):
-        at = f"input[{number}]"
+        place = f"input[{number}]"
         kind = item.get("type", "message") if isinstance(item, dict) else "message"
         if kind == "reasoning":
-            thoughts = _text(item.get("content"), f"{at}.content", ("reasoning_text",))
+            thoughts = _text(item.get("content"), f"{place}.content", ("reasoning_text",))
         elif kind == "function_call":
             fields = ("call_id", "name", "arguments")
+            # a call has one level less here than in chats, and another name for its id
             call = dict(
-                zip(("id", *fields[1:]), (_field(item, n, at) for n in fields), strict=True)
+                zip(("id", *fields[1:]), (_field(item, n, place) for n in fields), strict=True)
             )
-            _add_call(messages, _call({"id": call.pop("id"), "function": call}, at))
+            _add_call(messages, _call({"id": call.pop("id"), "function": call}, place))
         elif kind == "function_call_output":
-            output = {"role": "tool", "tool_call_id": _field(item, "call_id", at)}
-            messages.append(output | {"content": _text(item.get("output"), f"{at}.output")})
+            output = {"role": "tool", "tool_call_id": _field(item, "call_id", place)}
+            messages.append(output | {"content": _text(item.get("output"), f"{place}.output")})
         elif kind == "message":
-            message = _message(item, at)
+            message = _message(item, place)
+            # thoughts come as an item before the message that they led to
             if thoughts and message["role"] == "assistant":
                 message["reasoning_content"], thoughts = thoughts, ""
             messages.append(message)
         else:
-            raise unsupported(f"{at}.type", kind, "It takes messages and calls of functions.")
+            raise unsupported(f"{place}.type", kind, "It takes messages and calls of functions.")
     if parameters.get("instructions"):
         messages.insert(0, {"role": "system", "content": parameters["instructions"]})
     return messages
 
 
 def _filled(items: object, name: str) -> None:
+    """Check for a list with something in it.  Raises: Refused."""
     if not isinstance(items, list):
         raise invalid_type(name, "an array of objects", items)
     if not items:
         raise invalid_value(name, "empty array. Expected at least one message.", "empty_array")
 
 
-def _message(message: object, at: str) -> dict[str, Any]:
+def _message(message: object, place: str) -> dict[str, Any]:
+    """Check a message and return it as templates read it.
+
+    place: its path in the request, for errors.  Raises: Refused.
+    """
     if not isinstance(message, dict):
-        raise invalid_type(at, "an object", message)
-    if other := sorted(message.keys() - set(IN_MESSAGE)):
-        raise unknown(f"{at}.{other[0]}")
-    role = _field(message, "role", at)
+        raise invalid_type(place, "an object", message)
+    if unknown_fields := sorted(message.keys() - set(IN_MESSAGE)):
+        raise unknown(f"{place}.{unknown_fields[0]}")
+    role = _field(message, "role", place)
     if role not in ROLES:
-        known = ", ".join(repr(name) for name in ROLES)
-        message_of = f"{role[:50]!r} is none of {known}."
-        raise invalid_value(f"{at}.role", message_of)
+        roles = ", ".join(repr(name) for name in ROLES)
+        problem = f"{role[:50]!r} is none of {roles}."
+        raise invalid_value(f"{place}.role", problem)
+    # only an assistant may have no content: calls of functions, then, are what it says
     content = message.get("content")
     if content is None and role != "assistant":
-        raise missing(f"{at}.content")
+        raise missing(f"{place}.content")
     result: dict[str, Any] = {
         "role": "system" if role == "developer" else role,
-        "content": _text(content, f"{at}.content"),
+        "content": _text(content, f"{place}.content"),
     }
+    # a null counts as absent: templates ask whether a field is there
     for name in ("name", "tool_call_id", "reasoning_content"):
         if message.get(name) is not None:
-            result[name] = _field(message, name, at)
+            result[name] = _field(message, name, place)
     if (calls := message.get("tool_calls")) is not None:
         if not isinstance(calls, list):
-            raise invalid_type(f"{at}.tool_calls", "an array of objects", calls)
-        result["tool_calls"] = [_call(c, f"{at}.tool_calls[{i}]") for i, c in enumerate(calls)]
+            raise invalid_type(f"{place}.tool_calls", "an array of objects", calls)
+        result["tool_calls"] = [_call(c, f"{place}.tool_calls[{i}]") for i, c in enumerate(calls)]
     return result
 
 
-def _call(call: object, at: str) -> dict[str, Any]:
+def _call(call: object, place: str) -> dict[str, Any]:
     """Return a call of a tool with its arguments as the object that templates read."""
     if not isinstance(call, dict) or not isinstance(function := call.get("function"), dict):
-        raise invalid_type(at, "an object with a function", call)
-    name, text = (_field(function, field, f"{at}.function") for field in ("name", "arguments"))
+        raise invalid_type(place, "an object with a function", call)
+    name, text = (_field(function, field, f"{place}.function") for field in ("name", "arguments"))
     try:
         arguments = json.loads(text)
     except (ValueError, RecursionError):
         arguments = None
     if not isinstance(arguments, dict):
-        raise invalid_value(f"{at}.function.arguments", "it is no JSON of an object.")
+        raise invalid_value(f"{place}.function.arguments", "it is no JSON of an object.")
     function = {"name": name, "arguments": arguments}
     return {"id": str(call.get("id", ""))[:200], "type": "function", "function": function}
 
@@ -194,27 +208,29 @@ def _add_call(messages: Messages, call: dict[str, Any]) -> None:
     messages[-1].setdefault("tool_calls", []).append(call)
 
 
-def _field(of: Mapping[str, Any], name: str, at: str) -> str:
+def _field(fields: Mapping[str, Any], name: str, place: str) -> str:
     """Return a text of an object.  Raises: Refused."""
-    value = of.get(name)
+    value = fields.get(name)
     if value is None:
-        raise missing(f"{at}.{name}")
+        raise missing(f"{place}.{name}")
     if not isinstance(value, str):
-        raise invalid_type(f"{at}.{name}", "a string", value)
+        raise invalid_type(f"{place}.{name}", "a string", value)
     return value
 
 
-def _text(content: object, at: str, kinds: tuple[str, ...] = PARTS) -> str:
+def _text(content: object, place: str, kinds: tuple[str, ...] = PARTS) -> str:
     """Return a content, or the parts of one, as a text.  Raises: Refused."""
     if content is None or isinstance(content, str):
         return content or ""
     if not isinstance(content, list):
-        raise invalid_type(at, "a string or an array of objects", content)
+        raise invalid_type(place, "a string or an array of objects", content)
     texts: list[str] = []
     for number, part in enumerate(content):
         if not isinstance(part, dict):
-            raise invalid_type(f"{at}[{number}]", "an object", part)
+            raise invalid_type(f"{place}[{number}]", "an object", part)
         if part.get("type") not in kinds:
-            raise unsupported(f"{at}[{number}].type", part.get("type"), "This server reads texts.")
-        texts.append(_field(part, "text", f"{at}[{number}]"))
+            raise unsupported(
+                f"{place}[{number}].type", part.get("type"), "This server reads texts."
+            )
+        texts.append(_field(part, "text", f"{place}[{number}]"))
     return " ".join(texts)

@@ -14,7 +14,7 @@ KINDS = {
 
 
 class Refused(Exception):
-    """An answer that is no 200: its HTTP status, and what the client's library reads of it."""
+    """Answer that is no 200: its HTTP status, and what the client's library reads of it."""
 
     def __init__(
         self, status: int, message: str, *, param: str | None = None, code: str | None = None
@@ -69,5 +69,5 @@ def unsupported(param: str, got: object, want: str) -> Refused:
 
 
 def broken(cause: str = "An error inside; the server's log says which.") -> Refused:
-    """Return 500, which tells a client nothing about the inside."""
+    """Return 500, which states nothing about the server's inside."""
     return Refused(500, cause)

@@ -6,9 +6,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from .choices import Ask
+from .choices import ChoicesRequest
 from .generating import Generation, Generations, Sampling, configured
-from .models import Shelf
+from .models import ServedModels
 from .parameters import CHATS, COMPLETIONS, RESPONSES, checked
 from .prompts import items_of, messages_of, of_chat, of_completion
 from .refusals import Refused, invalid_type, invalid_value, missing
@@ -19,19 +19,24 @@ TOKENS = ("max_completion_tokens", "max_tokens", "max_output_tokens")
 
 
 class RequestReader:
-    """The reader of requests for the models of a server."""
+    """Reader of requests for the models of a server."""
 
-    def __init__(self, shelf: Shelf, generations: Generations, limits: Limits) -> None:
-        self.shelf, self.generations, self.limits = shelf, generations, limits
+    def __init__(
+        self, served_models: ServedModels, generations: Generations, limits: Limits
+    ) -> None:
+        self.served_models, self.generations, self.limits = served_models, generations, limits
 
-    def read(self, raw: bytes, route: str) -> tuple[Ask, dict[str, Any]]:
-        """Return what a request asks for, and its parameters.  Raises: Refused."""
+    def read(self, raw: bytes, route: str) -> tuple[ChoicesRequest, dict[str, Any]]:
+        """Read the body of a request: what is to be generated, and its parameters.  Raises:
+        Refused.
+        """
         body = parsed(raw)
         if body.get("model") is None:
             raise missing("model")
         if not isinstance(body["model"], str):
             raise invalid_type("model", "a string", body["model"])
-        served = self.shelf.find(body["model"])
+        # the model first: other errors are then counted by its name
+        served = self.served_models.find(body["model"])
         record = current()
         record.model = served.name
         parameters = checked(body, route, self.limits)
@@ -45,19 +50,21 @@ class RequestReader:
         record.prompt = sum(map(len, prompts))
         generation = self.generations.of[served.name]
         n = parameters.get("n", 1)
+        # choices are generated at the same time, and each counts as one
         if len(prompts) * n > self.limits.at_once:
             message = f"{len(prompts)} prompts of {n} choices. Expected at most "
             raise invalid_value("n", f"{message}{self.limits.at_once} choices of a request.")
         samplings = [s for ids in prompts for s in self._samplings(parameters, ids, generation, n)]
+        # one text or several
         stops = parameters.get("stop", ())
         stops = (stops,) if isinstance(stops, str) else tuple(stops)
-        ask = Ask(generation, prompts, samplings, n, stops, tools, route != COMPLETIONS)
+        ask = ChoicesRequest(generation, prompts, samplings, n, stops, tools, route != COMPLETIONS)
         return ask, parameters
 
     def _samplings(
         self, parameters: Mapping[str, Any], ids: list[int], generation: Generation, n: int
     ) -> list[Sampling]:
-        """Return how each choice of a prompt is drawn."""
+        """Return the sampling of each choice of a prompt."""
         served = generation.served
         config = configured(served.model.generation_config, parameters)
         config.max_new_tokens = self._room(parameters, len(ids), served.context)
@@ -81,22 +88,22 @@ class RequestReader:
         ]
 
     def _room(self, parameters: Mapping[str, Any], prompt: int, context: int) -> int:
-        """Return how many new tokens an answer may have.
+        """Return the number of new tokens that an answer may have.
 
         A number that was not asked for gives way to the model's context.
         Raises: Refused where prompt and answer have no room.
         """
         name = next((name for name in TOKENS if name in parameters), None)
-        wanted = parameters[name] if name is not None else 1
+        tokens = parameters[name] if name is not None else 1
         if prompt == 0:
             raise invalid_value("prompt", "it has no tokens.", "empty_string")
-        if prompt + wanted > context:
+        if prompt + tokens > context:
             message = (
                 f"This model's maximum context length is {context} tokens. However, you requested "
-                f"{prompt + wanted} tokens ({prompt} in the prompt, {wanted} in the completion)."
+                f"{prompt + tokens} tokens ({prompt} in the prompt, {tokens} in the completion)."
             )
             raise Refused(400, message, param=name, code="context_length_exceeded")
-        return min(wanted if name is not None else self.limits.tokens, context - prompt)
+        return min(tokens if name is not None else self.limits.tokens, context - prompt)
 
 
 def parsed(raw: bytes) -> dict[str, Any]:
@@ -107,7 +114,8 @@ def parsed(raw: bytes) -> dict[str, Any]:
 
     try:
         body = json.loads(raw.decode(), parse_constant=constant)
-        json.dumps(body, ensure_ascii=False).encode()  # half of a surrogate pair is no text
+        # half of a surrogate pair is no text, and would break where the answer is encoded
+        json.dumps(body, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise Refused(400, f"{NOT_JSON} ({str(error)[:200]})") from error
     if not isinstance(body, dict):

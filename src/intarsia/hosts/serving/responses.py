@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers.cli.serving.utils import ReasoningText, ToolCall
 
-from .choices import Ask
+from .choices import ChoicesRequest
 from .settings import Request, current
 
 Json = dict[str, Any]
@@ -19,15 +19,17 @@ THOUGHTS, MESSAGE = "reasoning", "message"
 
 
 class Responses:
-    """A response: items of thoughts, texts and calls of functions, in the order in which they come.
+    """Response: items of thoughts, texts and calls of functions, in the order in which they come.
 
     Each event has a number and what changed; a whole response is what its last event holds.
     """
 
-    def __init__(self, ask: Ask, parameters: Mapping[str, Any]) -> None:
+    def __init__(self, ask: ChoicesRequest, parameters: Mapping[str, Any]) -> None:
+        # number: of the next event; open: kind of the item that parts go into, "" for none
         self.ask, self.number, self.open = ask, 0, ""
         self.id = uuid.uuid4().hex
         self.output = list[Json]()
+        # what the first and the last event say alike; status, output and usage are added to it
         self.head: Json = {
             "id": f"resp_{self.id}",
             "object": "response",
@@ -57,17 +59,21 @@ class Responses:
                 yield f"event: {step['type']}\ndata: {json.dumps(step)}\n\n"
 
     async def _steps(self) -> AsyncGenerator[Json]:
+        """Yield the events of a response; the last one holds all of it."""
+        # 1. the response begins
         begun = self.head | {"status": "in_progress", "output": [], "usage": None}
         yield self._event("response.created", response=begun)
         yield self._event("response.in_progress", response=begun)
         finish: str | None = None
+        # 2. items, as parts of the answer come
         async with aclosing(self.ask.increments()) as increments:
             async for new in increments:
                 for part in new.parts:
                     for step in self._part(part):
                         yield step
                 finish = new.finish
-        if not self.output:  # an answer without any text is an empty message
+        # 3. the open item ends, and the response with it
+        if not self.output:
             for step in self._begin(MESSAGE):
                 yield step
         for step in self._close():
@@ -80,10 +86,15 @@ class Responses:
         yield self._event(f"response.{status}", response=self.head | last)
 
     def _event(self, kind: str, **fields: Any) -> Json:
+        """Return an event with the next number."""
         self.number += 1
         return {"type": kind, "sequence_number": self.number - 1, **fields}
 
     def _part(self, part: Any) -> Iterator[Json]:
+        """Yield the events of a part of the answer: it goes into the open item, or opens
+        another.
+        """
+        # a call comes whole, so that its item opens and closes at once
         if isinstance(part, ToolCall):
             yield from self._close()
             yield from self._called(part)
@@ -94,21 +105,30 @@ class Responses:
             yield from self._begin(kind)
         item = self.output[-1]
         item["content"][0]["text"] += part
-        yield self._event(f"{self._words}.delta", **self._at(item), delta=str(part), **self._more)
+        yield self._event(
+            f"{self._event_prefix}.delta",
+            **self._position(item),
+            delta=str(part),
+            **self._text_fields,
+        )
 
     @property
-    def _words(self) -> str:
+    def _event_prefix(self) -> str:
+        """Begin of the names of the open item's events."""
         return "response.output_text" if self.open == MESSAGE else "response.reasoning_text"
 
     @property
-    def _more(self) -> Json:
+    def _text_fields(self) -> Json:
+        """Further fields of the open item's text events."""
         return {"logprobs": []} if self.open == MESSAGE else {}
 
-    def _at(self, item: Json, content: bool = True) -> Json:
-        at: Json = {"item_id": item["id"], "output_index": len(self.output) - 1}
-        return at | {"content_index": 0} if content else at
+    def _position(self, item: Json, content: bool = True) -> Json:
+        """Return the fields by which an event names an item, and its content."""
+        position: Json = {"item_id": item["id"], "output_index": len(self.output) - 1}
+        return position | {"content_index": 0} if content else position
 
     def _begin(self, kind: str) -> Iterator[Json]:
+        """Open an item of thoughts or of the message, and yield its events."""
         self.open = kind
         item: Json = {"type": kind, "status": "in_progress", "content": []}
         item |= {"role": "assistant"} if kind == MESSAGE else {"summary": []}
@@ -119,20 +139,28 @@ class Responses:
         if kind != MESSAGE:
             part = {"type": "reasoning_text", "text": ""}
         item["content"] = [part]
-        yield self._event("response.content_part.added", **self._at(item), part=dict(part))
+        yield self._event("response.content_part.added", **self._position(item), part=dict(part))
 
     def _close(self) -> Iterator[Json]:
+        """Close the open item, if there is one, and yield its events."""
         if not self.open:
             return
         item = self.output[-1]
+        # each item has one content
         (part,) = item["content"]
-        yield self._event(f"{self._words}.done", **self._at(item), text=part["text"], **self._more)
-        yield self._event("response.content_part.done", **self._at(item), part=part)
+        yield self._event(
+            f"{self._event_prefix}.done",
+            **self._position(item),
+            text=part["text"],
+            **self._text_fields,
+        )
+        yield self._event("response.content_part.done", **self._position(item), part=part)
         item["status"] = "completed"
         self.open = ""
         yield self._item("done", item)
 
     def _called(self, call: ToolCall) -> Iterator[Json]:
+        """Add a call of a function, and yield its events."""
         name = f"{self.id}_{len(self.output)}"
         item: Json = {"type": "function_call", "id": f"fc_{name}", "call_id": f"call_{name}"}
         item |= {"name": call.name, "arguments": "", "status": "in_progress"}
@@ -140,16 +168,18 @@ class Responses:
         yield self._item("added", item)
         item |= {"arguments": call.arguments, "status": "completed"}
         rest = {"arguments": call.arguments, "name": call.name}
-        at = self._at(item, content=False)
-        yield self._event("response.function_call_arguments.done", **at, **rest)
+        position = self._position(item, content=False)
+        yield self._event("response.function_call_arguments.done", **position, **rest)
         yield self._item("done", item)
 
-    def _item(self, what: str, item: Json) -> Json:
-        at = {"output_index": len(self.output) - 1, "item": dict(item)}
-        return self._event(f"response.output_item.{what}", **at)
+    def _item(self, stage: str, item: Json) -> Json:
+        """Return the event that an item was added or is done."""
+        fields = {"output_index": len(self.output) - 1, "item": dict(item)}
+        return self._event(f"response.output_item.{stage}", **fields)
 
 
 def _usage(record: Request) -> Json:
+    """Return the counts of a response."""
     return {
         "input_tokens": record.prompt,
         "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},

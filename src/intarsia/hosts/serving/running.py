@@ -24,10 +24,11 @@ LINGER = 0.5  # seconds, at the end, in which connections may still bring a requ
 
 
 def bound(host: str, port: int) -> socket.socket:
-    """A listening socket.  Raises: ConfigError where there can be none."""
+    """Open a listening socket.  Raises: ConfigError where there can be none."""
     between("--port", port, 0, 65535, "Try 8000.")
     try:
         family, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        # bound before the models are opened, so that a port in use is an error at once
         return socket.create_server((address[0], port), family=family, backlog=256)
     except OSError as error:
         fix = f"Try --port {port + 1 if 0 < port < 65535 else 0}, or end who listens there."
@@ -37,7 +38,7 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def is_local(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Return True if only this machine reaches an address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -45,12 +46,14 @@ def is_local(host: str) -> bool:
 
 
 def hosts_of(host: str) -> tuple[str, ...]:
-    """The names that a server answers to: on loopback its own, elsewhere any."""
+    """Return the host names that a server answers to: on loopback its own, elsewhere any."""
     return (*LOCAL, host) if is_local(host) else ()
 
 
 class Server(uvicorn.Server):
-    """uvicorn's, which answers what it has taken before it ends, and then ends without an error."""
+    """Server of uvicorn that answers what it has taken before it ends, and ends without an
+    error.
+    """
 
     def __init__(self, app: Application) -> None:
         limits = app.limits
@@ -67,10 +70,11 @@ class Server(uvicorn.Server):
             server_header=False,
         )
         super().__init__(config)
-        self.gate, self.lines = app.gate, app.connections
+        self.gate, self.connections = app.gate, app.connections
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
+        """Handle SIGINT and SIGTERM while the server runs; only a main thread can."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -82,21 +86,21 @@ class Server(uvicorn.Server):
                 signal.signal(number, handler)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Let requests that are on their way arrive and be refused in words, before doors close."""
+        """Let requests that are on their way arrive and be refused, before sockets are closed."""
         self.gate.end()
         end = time.monotonic() + LINGER
-        while self.lines.lines and time.monotonic() < end and not self.force_exit:
+        while self.connections.open and time.monotonic() < end and not self.force_exit:
             await asyncio.sleep(0.05)
         await super().shutdown(sockets)
 
 
-def run(app: Application, listening: socket.socket, said: Callable[[str], None]) -> int:
-    """Serve until a signal comes; a second Ctrl-C does not wait.  Return how many were cut off.
+def run(app: Application, listening: socket.socket, on_ready: Callable[[str], None]) -> int:
+    """Serve until a signal comes; a second Ctrl-C does not wait.  Returns how many were cut off.
 
-    said: gets the server's address once it answers.
+    on_ready: is called with the server's address once it answers.
     """
     host, port = listening.getsockname()[:2]
-    said(f"http://{f'[{host}]' if ':' in host else host}:{port}")
+    on_ready(f"http://{f'[{host}]' if ':' in host else host}:{port}")
     try:
         Server(app).run(sockets=[listening])
     finally:

@@ -14,11 +14,11 @@ DAY = 86400.0  # seconds
 
 @dataclass(frozen=True)
 class Limits:
-    """What a client may ask for; everything else is refused before it costs anything.
+    """Limits of what a client may ask for; everything else is refused before it costs anything.
 
     body: bytes of a request.  tokens: new ones of an answer, also where none are asked for.
-    at_once: requests in the works.  queue: requests that wait; the next one is told to come back.
-    seconds: of a request, waiting included.  drain: seconds for what is in the works at the end.
+    at_once: requests that run.  queue: requests that wait; the next one gets 429.
+    seconds: of a request, waiting included.  drain: seconds for running requests at the shutdown.
     arrival: seconds for a request's headers to arrive, and for its body.
     """
 
@@ -33,7 +33,7 @@ class Limits:
 
     @property
     def connections(self) -> int:
-        """Return how many clients may be connected, idle ones included."""
+        """Number of clients that may be connected, idle ones included."""
         return self.at_once + self.queue + 256
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class Limits:
 
 @dataclass
 class Request:
-    """One request, from its first byte to its last."""
+    """Record of one request, from its first byte to its last."""
 
     began: float = field(default_factory=time.perf_counter)
     model: str = ""
@@ -65,12 +65,12 @@ class Request:
             self.first = time.perf_counter() - self.began
 
 
-NOW: ContextVar[Request] = ContextVar("intarsia_request")
+CURRENT_REQUEST: ContextVar[Request] = ContextVar("intarsia_request")
 
 
 def current() -> Request:
-    """The request that is being carried out; a new one outside the server."""
+    """Return the record of the request that is being carried out; a new one outside the server."""
     try:
-        return NOW.get()
+        return CURRENT_REQUEST.get()
     except LookupError:
         return Request()

@@ -19,26 +19,34 @@ NOT_PLAIN = ("use_dora", "modules_to_save")  # of a LoRA, which vLLM refuses
 def command(
     name: str, folder: str, adapters: Mapping[str, Path], host: str, port: int
 ) -> list[str]:
-    """`vllm serve` for a folder of save_pretrained (relabelled or folded), with plain LoRA beside.
+    """Build the command `vllm serve` for a stock folder, with plain LoRA adapters beside it.
 
     Raises: ConfigError for what vLLM cannot read: packed experts, adapters that are not plain LoRA.
     """
-    at = Path(folder)
-    if (at / INDEX).is_file() or not (at / "config.json").is_file():
+    checkpoint = Path(folder)
+    if (checkpoint / INDEX).is_file() or not (checkpoint / "config.json").is_file():
         got, want = str(folder), "a stock checkpoint, as `intarsia place --write` writes it"
         fix = "Give the folder of save_pretrained; fold adapters first."
         raise ConfigError("model for vLLM", got=got, want=want, fix=fix)
-    words = ["vllm", "serve", str(at), "--served-model-name", name, "--host", host]
+    words = ["vllm", "serve", str(checkpoint), "--served-model-name", name, "--host", host]
     words += ["--port", str(port)]
     if not adapters:
         return words
     ranks = [_rank(path) for path in adapters.values()]
-    most = next((rank for rank in RANKS if rank >= max(ranks)), max(ranks))
-    words += ["--enable-lora", "--max-loras", str(len(adapters)), "--max-lora-rank", str(most)]
+    # vLLM takes only some limits: the smallest one that fits
+    rank_limit = next((rank for rank in RANKS if rank >= max(ranks)), max(ranks))
+    words += [
+        "--enable-lora",
+        "--max-loras",
+        str(len(adapters)),
+        "--max-lora-rank",
+        str(rank_limit),
+    ]
     return [*words, "--lora-modules", *(f"{key}={path}" for key, path in adapters.items())]
 
 
 def _rank(folder: Path) -> int:
+    """Return the rank of a plain LoRA.  Raises: ConfigError for other adapters."""
     try:
         config = read_json(folder / CONFIG)
     except (OSError, ValueError) as error:
@@ -46,18 +54,19 @@ def _rank(folder: Path) -> int:
         raise ConfigError(f"adapter {folder}", got=error, want=want, fix=fix) from error
     config = config if isinstance(config, dict) else {}
     kind, names = config.get("peft_type"), str(config.get("target_modules"))
-    other = next((name for name in NOT_PLAIN if config.get(name)), None)
-    if kind != "LORA" or ".experts" in names or other:
-        got = f"an adapter of type {kind!r}" if kind != "LORA" else other or "LoRA on experts"
+    unsupported = next((name for name in NOT_PLAIN if config.get(name)), None)
+    if kind != "LORA" or ".experts" in names or unsupported:
+        got = f"an adapter of type {kind!r}" if kind != "LORA" else unsupported or "LoRA on experts"
         want, fix = "plain LoRA on attention", "Fold it: intarsia.fold, then save_pretrained."
         raise ConfigError(f"adapter {folder} for vLLM", got=got, want=want, fix=fix)
     return int(config.get("r") or 8)
 
 
 def hand_over(words: list[str]) -> None:
-    """Become vLLM.  Raises: ConfigError where it is not installed."""
-    found = shutil.which(words[0])
-    if found is None:
+    """Replace this process by vLLM.  Raises: ConfigError where it is not installed."""
+    executable = shutil.which(words[0])
+    if executable is None:
         got, fix = "no such command", f"pip install vllm, or where it is: {' '.join(words)}"
         raise ConfigError("vllm", got=got, want="vLLM in this environment", fix=fix)
-    os.execv(found, words)
+    # the same process id, so that whoever started us can stop it
+    os.execv(executable, words)

@@ -1,1 +1,1 @@
-"""Attention with a span for each head: which keys a head sees, and what is kept of them."""
+"""Limit each attention head to its own span: masks, caches and the choice of spans."""

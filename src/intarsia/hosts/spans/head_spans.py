@@ -24,7 +24,7 @@ UNDO = "intarsia_spans"  # attribute of a model with spans: how to take them out
 
 
 class Attentions(NamedTuple):
-    """The attentions of a decoder, in order, and the heads of their keys and values."""
+    """Attentions of a decoder, in order, and the number of key-value heads."""
 
     body: nn.Module
     modules: tuple[nn.Module, ...]
@@ -32,7 +32,7 @@ class Attentions(NamedTuple):
 
 
 class Undo(NamedTuple):
-    """What a model had before it got spans."""
+    """Former state of a model, before it got spans."""
 
     implementation: Any
     hook: RemovableHandle
@@ -40,7 +40,7 @@ class Undo(NamedTuple):
 
 
 def attentions(model: nn.Module) -> Attentions:
-    """The attentions of a causal language model.
+    """Return the attentions of a causal language model.
 
     Raises: TargetError for what is none, and for layers with windows of their own or cross
     attention, by their names.
@@ -52,28 +52,29 @@ def attentions(model: nn.Module) -> Attentions:
     if body is None or not getattr(type(host), "_supports_attention_backend", False):
         fix = "Take one of Llama's family, such as smollm2."
         raise TargetError("model", got=type(host).__name__, want=want, fix=fix)
+    # spans are those of key-value heads: their keys are what is stored
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    found = {
+    modules_by_path = {
         path: module
         for path, module in body.named_modules()
         if hasattr(module, "layer_idx") and hasattr(module, "is_causal")
     }
-    if not found:
+    if not modules_by_path:
         raise TargetError("model", got=f"{type(host).__name__} without attentions", want=want,
                           fix="Take one of Llama's family, such as smollm2.")  # fmt: skip
-    _check_layers(config, found)
-    modules = sorted(found.values(), key=lambda m: int(m.layer_idx))  # pyright: ignore
+    _check_layers(config, modules_by_path)
+    modules = sorted(modules_by_path.values(), key=lambda m: int(m.layer_idx))  # pyright: ignore
     return Attentions(body, tuple(modules), heads)
 
 
-def _check_layers(config: Any, found: dict[str, nn.Module]) -> None:
-    """Raises: TargetError for the first layer that sees less, or other things, than its past."""
+def _check_layers(config: Any, modules_by_path: dict[str, nn.Module]) -> None:
+    """Check that every layer sees its whole past.  Raises: TargetError, with the layer's name."""
     # Mistral's configuration has one window and no kinds of layers
-    every = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
-    kinds = getattr(config, "layer_types", None) or [every] * len(found)
-    for path, module in found.items():
-        at = int(module.layer_idx)  # pyright: ignore
-        kind = kinds[at]
+    default = "sliding_attention" if getattr(config, "sliding_window", None) else "full_attention"
+    kinds = getattr(config, "layer_types", None) or [default] * len(modules_by_path)
+    for path, module in modules_by_path.items():
+        index = int(module.layer_idx)  # pyright: ignore
+        kind = kinds[index]
         crossed = "cross" in path.lower() or getattr(module, "is_cross_attention", False)
         windowed = kind != "full_attention"
         if crossed or windowed or not getattr(module, "is_causal", True):
@@ -85,7 +86,7 @@ def _check_layers(config: Any, found: dict[str, nn.Module]) -> None:
 
 @dataclass(frozen=True)
 class HeadSpans(PlainChange):
-    """Attention in which every head sees sinks and a window: one for all, or spans that are given.
+    """Change to attention in which every head sees sinks and a window of its own.
 
     density: of the uniform window, where `attach_spans` gives no spans of heads: each sees so much
     of a text of `length` tokens, sinks included (StreamingLLM).  sink, block: tokens.
@@ -122,36 +123,43 @@ class HeadSpans(PlainChange):
         )
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """The same span for every head."""
-        found = attentions(host)
-        given = {"sink": self.sink, "block": self.block}
-        spans = Spans.uniform(len(found.modules), found.heads, self.density, **given)
+        """Plan the same span for every head."""
+        decoder = attentions(host)
+        sizes = {"sink": self.sink, "block": self.block}
+        spans = Spans.uniform(len(decoder.modules), decoder.heads, self.density, **sizes)
         return planned(host, spans, self.length, self)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Set the attention function, a window for each layer, and the hook that makes rings."""
         spans, length = Spans.from_dict(plan.decided["spans"]), int(plan.decided["length"])
-        found = attentions(host)
+        decoder = attentions(host)
         if hasattr(base_of(host), UNDO):
             fix = "Call intarsia.spans.detach_spans(model) first."
             raise TargetError("model", got="one with spans", want="one without", fix=fix)
-        if spans.layers != len(found.modules):
+        if spans.layers != len(decoder.modules):
             fix = "Take the spans of this model."
             got = f"{spans.layers} layers"
-            raise TargetError("spans", got=got, want=f"{len(found.modules)} of them", fix=fix)
-        of_heads = spans.for_heads(found.heads, length)
+            raise TargetError("spans", got=got, want=f"{len(decoder.modules)} of them", fix=fix)
+        # one span per key-value head, which all of its query heads share
+        of_heads = spans.for_heads(decoder.heads, length)
         windows = [Windows.of(row, spans.sink, length) for row in of_heads.at(length)]
         register()
         model: Any = base_of(host)
         before = model.config._attn_implementation
+        # transformers then calls our functions for mask and attention, layer by layer
         model.set_attn_implementation(NAME)
-        for module, window in zip(found.modules, windows, strict=True):
+        for module, window in zip(decoder.modules, windows, strict=True):
             setattr(module, WINDOWS, window)
-        hook = found.body.register_forward_pre_hook(RingCaches(windows), with_kwargs=True)  # pyright: ignore
+        # caches are made per call of the model: the hook puts rings into each new one
+        hook = decoder.body.register_forward_pre_hook(RingCaches(windows), with_kwargs=True)  # pyright: ignore
         setattr(model, UNDO, Undo(before, hook, windows))
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Raises: FoldError: a stock model sees everything, and its outputs are others."""
+        """Refuse: a stock model sees everything, and its outputs are others.
+
+        Raises: FoldError.
+        """
         fix = (
             "Save it with intarsia.save, or take the spans out: intarsia.spans.detach_spans(model)."
         )
@@ -165,7 +173,7 @@ def planned(
     change: HeadSpans | None = None,
     seed: int = 0,
 ) -> Plan:
-    """Spans for texts of a length, as the plan that puts them into a model.
+    """Build the plan that puts spans into a model, for texts of a length.
 
     length: None = the longest that spans or the model are made for.
     Raises: ConfigError for a length that the spans are not for.
@@ -178,7 +186,7 @@ def planned(
 
 
 def attach_spans(model: nn.Module, spans: Spans, *, length: int | None = None) -> nn.Module:
-    """Let each head see its span only, in place; spans that it had are replaced.
+    """Limit each head to its span, in place; spans that the model had are replaced.
 
     spans: of `choose_spans`, `load_spans` or `Spans.uniform`.
     length: of the texts, prompt and answer together; None = the longest that the spans are for. It
@@ -191,6 +199,7 @@ def attach_spans(model: nn.Module, spans: Spans, *, length: int | None = None) -
     """
     attentions(model)
     plan = planned(model, spans, length)
+    # checked before the old spans go; they come back if the new ones do not fit
     before = detach_spans(model)
     try:
         return apply_plan(model, plan)
@@ -212,13 +221,14 @@ def detach_spans(model: nn.Module) -> Plan | None:
         if hasattr(module, WINDOWS):
             delattr(module, WINDOWS)
     delattr(host, UNDO)
-    own = [step for step in steps_of(host) if isinstance(step.plan.change, HeadSpans)]
-    set_steps(host, [step for step in steps_of(host) if step not in own])
-    return own[-1].plan if own else None
+    # the folder of the model must not put them in again
+    spans_steps = [step for step in steps_of(host) if isinstance(step.plan.change, HeadSpans)]
+    set_steps(host, [step for step in steps_of(host) if step not in spans_steps])
+    return spans_steps[-1].plan if spans_steps else None
 
 
 def spans_of(model: nn.Module) -> tuple[Spans, int] | None:
-    """The spans of a model and the length that they are for; None for a model without."""
+    """Return the spans of a model and the length that they are for; None for a model without."""
     for step in reversed(steps_of(base_of(model))):
         if isinstance(step.plan.change, HeadSpans):
             return Spans.from_dict(step.plan.decided["spans"]), int(step.plan.decided["length"])
@@ -226,13 +236,13 @@ def spans_of(model: nn.Module) -> tuple[Spans, int] | None:
 
 
 def windows_of(host: nn.Module) -> list[Windows] | None:
-    """What the heads of each layer see; None for a model without spans."""
+    """Return the windows of each layer; None for a model without spans."""
     undo: Undo | None = getattr(host, UNDO, None)
     return None if undo is None else undo.windows
 
 
 def cache_bytes(cache: Any) -> int:
-    """What keys and values of a cache take, of all layers; reserved room counts."""
+    """Count the bytes of keys and values in all layers of a cache; reserved room counts."""
     total = 0
     for layer in cache.layers:
         if isinstance(layer, RingLayer):

@@ -19,9 +19,9 @@ from ..anatomy.blocks import base_of
 from .head_spans import attentions
 
 WATCHED = "intarsia_watched"
-HEARD = "intarsia_heard"  # attribute of an attention module: who hears of its tensors
+LISTENER = "intarsia_heard"  # attribute of an attention module: who hears of its tensors
 
-Heard = Callable[[Tensor, Tensor, Tensor, Tensor, Any], None]
+Listener = Callable[[Tensor, Tensor, Tensor, Tensor, Any], None]
 
 
 def watched(
@@ -34,19 +34,21 @@ def watched(
     scaling: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' own attention, which tells of its tensors."""
+    """Compute transformers' own attention, and report its tensors to the module's listener."""
     out, _ = sdpa_attention_forward(
         module, query, key, value, attention_mask, dropout, scaling, **kwargs
     )
-    heard: Heard | None = getattr(module, HEARD, None)
-    if heard is not None and out.requires_grad:
-        heard(query, key, value, out, scaling)
+    listener: Listener | None = getattr(module, LISTENER, None)
+    if listener is not None and out.requires_grad:
+        listener(query, key, value, out, scaling)
     return out, None
 
 
 @contextmanager
-def _watching(model: nn.Module, heard: Callable[[int], Heard]) -> Generator[None]:
-    """Inside, `heard(layer)` is told of each attention; no weight has a gradient."""
+def _watching(model: nn.Module, listener_of: Callable[[int], Listener]) -> Generator[None]:
+    """Report each attention's tensors inside the `with`, to listener(layer); weights get no
+    gradient.
+    """
     host: Any = base_of(model)
     modules = attentions(model).modules
     AttentionInterface.register(WATCHED, watched)
@@ -54,19 +56,20 @@ def _watching(model: nn.Module, heard: Callable[[int], Heard]) -> Generator[None
     before = host.config._attn_implementation
     flags = [(p, p.requires_grad) for p in model.parameters()]
     embedding: nn.Module = host.get_input_embeddings()
+    # gradients start at the embeddings: activations have them, weights need none
     hook = embedding.register_forward_hook(lambda _m, _a, out: out.detach().requires_grad_())
     try:
         host.set_attn_implementation(WATCHED)
         for parameter, _ in flags:
             parameter.requires_grad_(False)
         for layer, module in enumerate(modules):
-            setattr(module, HEARD, heard(layer))
+            setattr(module, LISTENER, listener_of(layer))
         yield
     finally:
         hook.remove()
         for module in modules:
-            if hasattr(module, HEARD):
-                delattr(module, HEARD)
+            if hasattr(module, LISTENER):
+                delattr(module, LISTENER)
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
         host.set_attn_implementation(before)
@@ -75,7 +78,8 @@ def _watching(model: nn.Module, heard: Callable[[int], Heard]) -> Generator[None
 def profile(
     model: nn.Module, ids: Tensor, answer: int, *, sink: int, block: int, rows: int = 2
 ) -> Tensor:
-    """Attention influence on the loss of each row's last tokens, by layer, head and distance.
+    """Compute attention influence on the loss of each row's last tokens, by layer, head and
+    distance.
 
     ids: (B, N) tokens, of which the last `answer` are judged; rows: at a time.
     Layer by layer in the backward pass: no attention matrix of more than one layer is there.
@@ -83,41 +87,48 @@ def profile(
     key-value head; see `scores.influence.by_distance`.
     """
     host: Any = base_of(model)
-    found = attentions(model)
-    total: list[Tensor | None] = [None] * len(found.modules)
+    decoder = attentions(model)
+    total: list[Tensor | None] = [None] * len(decoder.modules)
 
-    def heard(layer: int) -> Heard:
+    def listener_of(layer: int) -> Listener:
+        """Return the listener of a layer, which adds its influence to the total."""
+
         def of_layer(q: Tensor, k: Tensor, v: Tensor, out: Tensor, scale: Any) -> None:
+            # the hook runs in the backward pass, where dL / d(A v) is known
+            """Wait for the gradient of the attention's output."""
+
             def backward(gradient: Tensor) -> None:  # (B, N, H, D), dL / d(A v)
-                of = [t.detach() for t in (q, k, v, gradient.transpose(1, 2))]
-                own = by_distance(*of, sink=sink, block=block, scale=scale) * len(q)
+                tensors = [t.detach() for t in (q, k, v, gradient.transpose(1, 2))]
+                influence = by_distance(*tensors, sink=sink, block=block, scale=scale) * len(q)
                 before = total[layer]
-                total[layer] = own if before is None else before + own
+                total[layer] = influence if before is None else before + influence
 
             out.register_hook(backward)
 
         return of_layer
 
-    with evaluating(model), _watching(model, heard), torch.enable_grad():
-        for some in ids.split(rows):
-            logits = host(input_ids=some, use_cache=False, logits_to_keep=answer + 1).logits
+    with evaluating(model), _watching(model, listener_of), torch.enable_grad():
+        for part in ids.split(rows):
+            # one logit more than answer tokens: each predicts the token behind it
+            logits = host(input_ids=part, use_cache=False, logits_to_keep=answer + 1).logits
             flat = logits[:, :-1].float().flatten(0, 1)
             # the mean over a row's tokens, the sum over rows: a row's influence knows no other row
-            loss = cross_entropy(flat, some[:, -answer:].flatten(), reduction="sum") / answer
+            loss = cross_entropy(flat, part[:, -answer:].flatten(), reduction="sum") / answer
             loss.backward()
+    # of the query heads of one key-value head the most influenced one counts
     mean = torch.stack([t for t in total if t is not None]) / len(ids)  # (layers, H, bins)
-    return mean.unflatten(1, (found.heads, -1)).amax(2)
+    return mean.unflatten(1, (decoder.heads, -1)).amax(2)
 
 
 @torch.no_grad()
 def loss_of_end(model: nn.Module, ids: Tensor, share: float = 1 / 3, rows: int = 2) -> float:
-    """The mean loss of a token in the last part of each row.  ids: (B, N)."""
+    """Compute the mean loss of a token in the last part of each row.  ids: (B, N)."""
     host: Any = base_of(model)
     count = max(1, round(ids.shape[1] * share))
     total = 0.0
     with evaluating(model):
-        for some in ids.split(rows):
-            logits = host(input_ids=some, use_cache=False, logits_to_keep=count + 1).logits
+        for part in ids.split(rows):
+            logits = host(input_ids=part, use_cache=False, logits_to_keep=count + 1).logits
             flat = logits[:, :-1].float().flatten(0, 1)
-            total += float(cross_entropy(flat, some[:, -count:].flatten(), reduction="sum"))
+            total += float(cross_entropy(flat, part[:, -count:].flatten(), reduction="sum"))
     return total / (len(ids) * count)

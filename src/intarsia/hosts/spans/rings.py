@@ -9,7 +9,7 @@ from torch import Tensor
 from transformers.cache_utils import CacheLayerMixin
 
 from ...core.errors import ConfigError
-from .windows import HeadGroup, Seen, Windows, attended, grouped, heads_of
+from .windows import HeadGroup, TokenPositions, Windows, attended, grouped, heads_of
 
 
 class HeadRing:
@@ -31,34 +31,39 @@ class HeadRing:
         self.index = torch.tensor(group.heads, device=like.device)
 
     def slots(self, places: Tensor) -> Tensor:
-        """Where tokens at these places are."""
+        """Return the slots of tokens at these places."""
         return torch.where(
             places < self.sink, places, self.sink + (places - self.sink) % self.window
         )
 
     def places(self, tokens: Tensor) -> Tensor:
-        """The place of what is in each slot after so many tokens, (B, slots); -1 for nothing."""
+        """Return the place of the token in each slot, (B, slots), after so many tokens; -1 for
+        none.
+        """
+        # sinks stay in the slots of their places; a ring holds the newest token of each remainder
         slot = torch.arange(self.sink + self.window, device=tokens.device)
         last = tokens[:, None] - 1
+        # how many tokens ago a slot of the ring was written
         back = (last - self.sink - (slot - self.sink)) % self.window
         ring = torch.where(last - back >= self.sink, last - back, -1)
         return torch.where(slot < self.sink, torch.where(slot <= last, slot, -1), ring)
 
     def write(self, keys: Tensor, values: Tensor, places: Tensor) -> None:
-        """Take new tokens in.  keys, values: (B, G, Q, D) of all heads; places: (B or 1, Q)."""
+        """Store new tokens.  keys, values: (B, G, Q, D) of all heads; places: (B or 1, Q)."""
+        # of many new tokens a ring keeps those that no later one overwrites
         last = places.amax(1, keepdim=True)
-        stays = (places >= 0) & ((places < self.sink) | (last - places < self.window))
-        for to, new in ((self.keys, keys), (self.values, values)):
+        stored = (places >= 0) & ((places < self.sink) | (last - places < self.window))
+        for buffer, new in ((self.keys, keys), (self.values, values)):
             new = new.index_select(1, self.index)
             if len(places) == 1:
-                at = stays[0]
-                to.index_copy_(2, self.slots(places[0, at]), new[:, :, at])
+                selected = stored[0]
+                buffer.index_copy_(2, self.slots(places[0, selected]), new[:, :, selected])
                 continue
-            for row, (at, where) in enumerate(zip(stays, places, strict=True)):
-                to[row].index_copy_(1, self.slots(where[at]), new[row][:, at])
+            for row, (selected, row_places) in enumerate(zip(stored, places, strict=True)):
+                buffer[row].index_copy_(1, self.slots(row_places[selected]), new[row][:, selected])
 
     def select(self, rows: Tensor) -> None:
-        """Other rows of the batch in the place of these."""
+        """Keep these rows of the batch, in this order."""
         self.keys, self.values = self.keys[rows], self.values[rows]
 
     @property
@@ -67,7 +72,7 @@ class HeadRing:
 
 
 class RingLayer(CacheLayerMixin):
-    """The cache of a layer whose heads have spans; attention reads it by `attend`.
+    """Cache of a layer whose heads have spans; attention reads it by `attend`.
 
     Raises: ConfigError in `crop`: what left a ring cannot come back.
     """
@@ -101,73 +106,91 @@ class RingLayer(CacheLayerMixin):
         self.count += key_states.shape[2]
         return self, self
 
-    def attend(self, query: Tensor, seen: Seen, scale: float | None, dropout: float) -> Tensor:
-        """Attention of the new tokens on those before and on themselves; then they are stored.
+    def attend(
+        self, query: Tensor, positions: TokenPositions, scale: float | None, dropout: float
+    ) -> Tensor:
+        """Compute attention of the new tokens on those before and on themselves; then store them.
 
         query: (B, H, Q, D) -> (B, H, Q, D).
         """
         assert self.new is not None
         (keys, values), self.new = self.new, None
+        # 1. decoding: one token, the rings are read where they are
         if query.shape[2] == 1:
-            return self._decoded(query, keys, values, seen, scale)
-        places = seen.places[:, seen.offset : seen.keys]
-        if seen.offset == 0:
+            return self._attend_one(query, keys, values, positions, scale)
+        places = positions.places[:, positions.offset : positions.keys]
+        # 2. a prompt: nothing is stored yet; 3. a further chunk: rings and the chunk itself
+        if positions.offset == 0:
             out = attended(
-                query, keys, values, windows=self.windows, seen=seen, scale=scale, dropout=dropout
+                query,
+                keys,
+                values,
+                windows=self.windows,
+                positions=positions,
+                scale=scale,
+                dropout=dropout,
             )
         else:
             out = torch.empty_like(query)
             for ring in self.rings:
                 heads = heads_of(query, ring.group.heads, keys.shape[1])
-                out[:, heads] = self._onto(ring, query[:, heads], keys, values, seen, places, scale)
+                out[:, heads] = self._attend_ring(
+                    ring, query[:, heads], keys, values, positions, places, scale
+                )
+        # stored after they were read: a chunk may overwrite what its own queries still see
         with torch.no_grad():
             for ring in self.rings:
                 ring.write(keys, values, places)
         return out
 
-    def _decoded(
-        self, query: Tensor, keys: Tensor, values: Tensor, seen: Seen, scale: Any
+    def _attend_one(
+        self, query: Tensor, keys: Tensor, values: Tensor, positions: TokenPositions, scale: Any
     ) -> Tensor:
-        """One token of each row: stored first, then what is stored is read where it is."""
+        """Attend with one token of each row: it is stored first, then the rings are read in
+        place.
+        """
         place = self.count - 1
         out = torch.empty_like(query)
         for ring in self.rings:
             size, mask = min(self.count, ring.sink + ring.window), None
-            if seen.kept is None:
+            if positions.real is None:
                 slot = place if place < ring.sink else ring.sink + (place - ring.sink) % ring.window
                 ring.keys[:, :, slot] = keys[:, ring.index, 0]
                 ring.values[:, :, slot] = values[:, ring.index, 0]
             else:
-                ring.write(keys, values, seen.places[:, -1:])
-                there = ring.places(seen.tokens + seen.kept[:, -1])[:, None, :size] >= 0
-                mask = there | ~there.any(-1, keepdim=True)  # no row is empty
+                ring.write(keys, values, positions.places[:, -1:])
+                # rows with padding have fewer tokens: slots that they have not filled are masked
+                filled = ring.places(positions.tokens + positions.real[:, -1])[:, None, :size] >= 0
+                mask = filled | ~filled.any(-1, keepdim=True)  # no row is empty
             heads = heads_of(query, ring.group.heads, keys.shape[1])
             stored = ring.keys[:, :, :size], ring.values[:, :, :size]
             out[:, heads] = grouped(query[:, heads], *stored, mask, scale)
         return out
 
-    def _onto(
+    def _attend_ring(
         self,
         ring: HeadRing,
         query: Tensor,
         keys: Tensor,
         values: Tensor,
-        seen: Seen,
+        positions: TokenPositions,
         places: Tensor,
         scale: Any,
     ) -> Tensor:
-        """New tokens on a ring and on themselves."""
-        at = list(ring.group.heads)
-        old = ring.places(seen.tokens).expand(len(places), -1)
+        """Attend with new tokens on a ring and on themselves."""
+        heads = list(ring.group.heads)
+        # keys are those in the ring, then those of the new tokens themselves
+        old = ring.places(positions.tokens).expand(len(places), -1)
         key = torch.cat([old, places], 1)[:, None]
-        own = torch.zeros(places.shape[1], key.shape[2], dtype=torch.bool, device=query.device)
-        own[:, old.shape[1] :].fill_diagonal_(True)  # padding sees itself, so that no row is empty
-        mask = self.windows.sees(ring.group, places[:, :, None], key) | own
-        whole = [
-            torch.cat([stored, new[:, at]], 2)
+        is_self = torch.zeros(places.shape[1], key.shape[2], dtype=torch.bool, device=query.device)
+        # padding sees itself, so that no row is empty
+        is_self[:, old.shape[1] :].fill_diagonal_(True)
+        mask = self.windows.sees(ring.group, places[:, :, None], key) | is_self
+        joined = [
+            torch.cat([stored, new[:, heads]], 2)
             for stored, new in ((ring.keys, keys), (ring.values, values))
         ]
-        return grouped(query, whole[0], whole[1], mask, scale)
+        return grouped(query, joined[0], joined[1], mask, scale)
 
     def get_seq_length(self) -> int:
         return self.count
@@ -179,25 +202,25 @@ class RingLayer(CacheLayerMixin):
         return self.windows.length
 
     def reset(self) -> None:
-        """Empty, with the same memory."""
+        """Empty the cache, with the same memory."""
         self.count = 0
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         self.batch_select_indices(beam_idx)
 
     def batch_select_indices(self, indices: Tensor) -> None:
-        """Only these rows of the batch."""
+        """Keep only these rows of the batch."""
         for ring in self.rings:
             ring.select(indices)
 
     def batch_repeat_interleave(self, repeats: int) -> None:
-        """Each row so often."""
+        """Repeat each row so many times."""
         if self.rings:
             rows = torch.arange(len(self.rings[0].keys), device=self.device)
             self.batch_select_indices(rows.repeat_interleave(repeats))
 
     def crop(self, tokens_to_remove: int) -> None:
-        """Nothing can be taken back.  Raises: ConfigError."""
+        """Refuse to take tokens back.  Raises: ConfigError."""
         if tokens_to_remove:
             fix = "Detach the spans for assisted decoding: intarsia.spans.detach_spans(model)."
             want = "tokens that are only added"
@@ -205,5 +228,5 @@ class RingLayer(CacheLayerMixin):
 
     @property
     def nbytes(self) -> int:
-        """Of all keys and values."""
+        """Bytes of all keys and values."""
         return sum(ring.nbytes for ring in self.rings)

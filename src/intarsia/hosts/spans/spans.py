@@ -23,9 +23,10 @@ Lines = Sequence[Sequence[float]]  # (layers, heads)
 
 @dataclass(frozen=True)
 class Spans:
-    """span_h(N) = alpha_h + beta_h N keys for head h of a text of N tokens, the sink included.
+    """Spans of all heads, span_h(N) = alpha_h + beta_h N keys for a text of N tokens.
 
-    A query at place i sees the first `sink` tokens and the last span - sink up to its own. Spans
+    The sink is part of a span: a query at place i sees the first `sink` tokens and the last
+    span - sink up to its own. Spans
     are whole blocks, at least one beside the sink and at most N.
     alpha, beta: (layers, heads), heads those of keys and values, or of queries in old files.
     block: tokens.  longest: of the texts that they were chosen for, None = any.  about: what chose
@@ -51,20 +52,22 @@ class Spans:
             fix = "Give one alpha and one beta for each head of each layer."
             raise ConfigError("alpha and beta", got=got, want="as many of both", fix=fix)
         for row in self.beta:
-            for one in row:
-                between("beta", one, 0, 1, "A span grows at most as the text does.")
+            for slope in row:
+                between("beta", slope, 0, 1, "A span grows at most as the text does.")
         if self.longest is not None:
             at_least("longest", self.longest, self.sink + self.block)
 
     @classmethod
     def of(cls, spans: Tensor, **named: Any) -> Spans:
-        """The same spans at every length.  spans: (layers, heads)."""
+        """Build spans that are the same at every length.  spans: (layers, heads)."""
         alpha = tuple(tuple(map(float, row)) for row in spans.tolist())
         return cls(alpha, tuple(tuple(0.0 for _ in row) for row in alpha), **named)
 
     @classmethod
     def uniform(cls, layers: int, heads: int, density: float, **named: Any) -> Spans:
-        """Every head sees a share of the text: sinks and one window (StreamingLLM, 2309.17453)."""
+        """Give every head the same share of the text: sinks and one window (StreamingLLM,
+        2309.17453).
+        """
         above("density", density, 0)
         between("density", density, 0, 1)
         rows = tuple((0.0,) * heads for _ in range(layers))
@@ -72,15 +75,16 @@ class Spans:
 
     @property
     def layers(self) -> int:
+        """Number of layers."""
         return len(self.alpha)
 
     @property
     def heads(self) -> int:
-        """Of each layer."""
+        """Number of heads in each layer."""
         return len(self.alpha[0])
 
     def at(self, length: int) -> Tensor:
-        """span_h(N) in tokens, (layers, heads) int64.
+        """Compute span_h(N) in tokens, (layers, heads) int64.
 
         Raises: ConfigError for a length with no room for sink and block, or beyond `longest`.
         """
@@ -89,21 +93,25 @@ class Spans:
             fix = "Choose spans for it: intarsia.spans.MoA(extend=...), or give a shorter length."
             want = f"at most {self.longest}, which the spans were chosen for"
             raise ConfigError("length of the text", got=length, want=want, fix=fix)
-        alpha, beta = (torch.tensor(of, dtype=torch.float64) for of in (self.alpha, self.beta))
+        alpha, beta = (
+            torch.tensor(numbers, dtype=torch.float64) for numbers in (self.alpha, self.beta)
+        )
+        # whole blocks, as the paper's kernels need them; 1e-9 against rounding of alpha + beta N
         blocks = torch.floor((alpha + beta * length) / self.block + 1e-9)
         least = -(-(self.sink + 1) // self.block)  # in blocks: the sink, and a token beside it
         spans = blocks.clamp_min(least) * self.block
         return spans.clamp_max(length).long()
 
     def density(self, length: int) -> float:
-        """Keys and values that are kept at the end of a text, of all: mean over heads of span / N.
+        """Compute the share of keys and values kept at the end of a text: mean over heads of span /
+        N.
 
         The mask's share of entries is this one, too, where it is counted in its last row.
         """
         return float(self.at(length).double().mean()) / length
 
     def for_heads(self, heads: int, length: int) -> Spans:
-        """Spans for so many key-value heads; of several query heads of one, the largest at N.
+        """Reduce spans to so many key-value heads; of several query heads of one, the largest at N.
 
         Query heads of a key-value head are consecutive, as in transformers.
         Raises: ConfigError for heads that do not divide.
@@ -114,17 +122,19 @@ class Spans:
             fix = "Take the file of this model."
             raise ConfigError("spans", got=f"{self.heads} heads", want=f"{heads} of them", fix=fix)
         groups = self.at(length).view(self.layers, heads, -1)
-        at = groups.argmax(-1) + torch.arange(heads) * (self.heads // heads)
-        of = [
+        # the line of the head with the largest span at N, not the largest numbers of both lines
+        widest = groups.argmax(-1) + torch.arange(heads) * (self.heads // heads)
+        reduced = [
             tuple(
-                tuple(row[i] for i in where) for row, where in zip(rows, at.tolist(), strict=True)
+                tuple(row[i] for i in indices)
+                for row, indices in zip(rows, widest.tolist(), strict=True)
             )
             for rows in (self.alpha, self.beta)
         ]
-        return replace(self, alpha=of[0], beta=of[1])
+        return replace(self, alpha=reduced[0], beta=reduced[1])
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the spans ready for JSON."""
         return {
             "format": FORMAT,
             "alpha": [list(row) for row in self.alpha],
@@ -137,10 +147,11 @@ class Spans:
 
     @classmethod
     def from_dict(cls, content: Any) -> Spans:
-        """What `to_dict` wrote, or a list of alphas and betas of the paper's own repository.
+        """Read what `to_dict` wrote, or alphas and betas of the paper's own repository.
 
         Raises: ConfigError, TypeError, KeyError for anything else.
         """
+        # the paper's files have no sink, no block and no longest text
         if isinstance(content, Mapping) and set(content) == {"alphas", "betas"}:
             return cls(content["alphas"], content["betas"], about={"read": "alphas and betas"})
         if not isinstance(content, Mapping) or content.get("format") != FORMAT:
@@ -159,7 +170,7 @@ class Spans:
 
 
 def load_spans(path: str | Path) -> Spans:
-    """Spans of a JSON file: as `Spans.save` wrote it, or {"alphas", "betas"} of the paper's code.
+    """Load spans from JSON: as `Spans.save` wrote it, or {"alphas", "betas"} of the paper's code.
 
     Raises: CheckpointError for a file that is neither, or changed after it was written.
     """
@@ -175,7 +186,7 @@ def load_spans(path: str | Path) -> Spans:
 
 
 def _lines(name: str, rows: Any) -> Lines:
-    """Rows of finite numbers, all as long.  Raises: ConfigError."""
+    """Check rows of finite numbers, all of one length.  Raises: ConfigError."""
     fix = "Give a list for each layer, with a number for each head."
     listed = isinstance(rows, Sequence) and not isinstance(rows, str) and len(rows) > 0
     if not listed or not all(isinstance(r, Sequence) and not isinstance(r, str) for r in rows):

@@ -17,7 +17,7 @@ QUERIES = 256  # rows of a mask at a time
 
 @dataclass(frozen=True)
 class HeadGroup:
-    """Key-value heads of one span.
+    """Group of key-value heads with one span.
 
     heads: their numbers, in order.  window: last keys that they see, themselves included.
     """
@@ -28,7 +28,7 @@ class HeadGroup:
 
 @dataclass(frozen=True)
 class Windows:
-    """What the heads of a layer see: `sink` first keys, and a window of each group of heads.
+    """Windows of a layer: `sink` first keys for all heads, and a window for each group of heads.
 
     length: of the texts that this is for; a head whose sink and window reach it sees everything.
     """
@@ -39,65 +39,70 @@ class Windows:
 
     @classmethod
     def of(cls, spans: Tensor, sink: int, length: int) -> Windows:
-        """spans: (heads,) tokens, sink included. Groups in order of their span."""
+        """Group heads by their spans, in ascending order.
+
+        spans: (heads,) tokens, sink included.
+        """
+        # few different spans: one masked product for each of them, not for each head
         sizes = sorted({int(s) for s in spans})
-        every = {s: tuple(i for i, of in enumerate(spans.tolist()) if of == s) for s in sizes}
-        return cls(sink, tuple(HeadGroup(every[s], s - sink) for s in sizes), length)
+        heads = {s: tuple(i for i, span in enumerate(spans.tolist()) if span == s) for s in sizes}
+        return cls(sink, tuple(HeadGroup(heads[s], s - sink) for s in sizes), length)
 
     @property
     def reach(self) -> int:
-        """Tokens of a text up to which every head sees everything."""
+        """Number of tokens of a text up to which every head sees everything."""
         return self.length if self.full else self.sink + self.groups[0].window
 
     @property
     def full(self) -> bool:
-        """Whether every head sees everything."""
+        """True if every head sees everything."""
         return self.sink + self.groups[0].window >= self.length
 
     def sees(self, group: HeadGroup, query: Tensor, key: Tensor) -> Tensor:
-        """Whether places of keys are seen from places of queries.  (..., Q, 1), (..., 1, K)."""
+        """Return which keys are seen from queries, by their places, (..., Q, 1) and (..., 1, K)."""
         near = (query - key < group.window) | (key < self.sink)
         return (key <= query) & near & (key >= 0)
 
 
 @dataclass
-class Seen:
-    """What a forward knows of its tokens, in the place of transformers' mask.
+class TokenPositions:
+    """Positions of a forward's tokens, in the place of transformers' mask.
 
-    kept: (B, keys) bool, False for padding; None where nothing is padded.  offset: keys before the
-    first query.  The rest is what transformers' own mask is made of.
+    queries, keys: number of each.  offset: keys before the first query.  real: (B, keys) bool,
+    False for padding; None where nothing is padded.  mask_arguments: from which transformers' own
+    mask is made.
     """
 
     queries: int
     keys: int
     offset: int
-    kept: Tensor | None
+    real: Tensor | None
     device: Any
-    given: dict[str, Any]
+    mask_arguments: dict[str, Any]
 
     @cached_property
     def stock(self) -> Tensor | None:
-        """The mask of transformers."""
-        return sdpa_mask(**self.given)
+        """Mask of transformers."""
+        return sdpa_mask(**self.mask_arguments)
 
     @cached_property
     def places(self) -> Tensor:
-        """The place of each key in its row's text, (B or 1, keys); -1 for padding."""
-        if self.kept is None:
+        """Place of each key in its row's text, (B or 1, keys); -1 for padding."""
+        if self.real is None:
             return torch.arange(self.keys, device=self.device)[None]
-        return (self.kept.long().cumsum(1) - 1).masked_fill(~self.kept, -1)
+        return (self.real.long().cumsum(1) - 1).masked_fill(~self.real, -1)
 
     @cached_property
     def tokens(self) -> Tensor:
-        """How many keys before the first query are no padding, of each row (B or 1,)."""
-        if self.kept is None:
+        """Number of keys before the first query that are no padding, for each row (B or 1,)."""
+        if self.real is None:
             return torch.full((1,), self.offset, device=self.device)
-        return self.kept[:, : self.offset].sum(1)
+        return self.real[:, : self.offset].sum(1)
 
     @cached_property
     def longest(self) -> int:
-        """Tokens of the longest row."""
-        return self.keys if self.kept is None else int(self.kept.sum(1).max())
+        """Number of tokens of the longest row."""
+        return self.keys if self.real is None else int(self.real.sum(1).max())
 
 
 def attended(
@@ -106,13 +111,14 @@ def attended(
     values: Tensor,
     *,
     windows: Windows,
-    seen: Seen,
+    positions: TokenPositions,
     scale: float | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """softmax(q k / sqrt(D) + mask) v with the mask of each head.  (B, H, Q, D) -> (B, H, Q, D).
+    """Compute softmax(q k / sqrt(D) + mask) v with the mask of each head.
 
-    keys, values: (B, G, K, D) of all tokens so far, H a multiple of G. In blocks of queries, with
+    query: (B, H, Q, D) -> (B, H, Q, D).  keys, values: (B, G, K, D) of all tokens so far, H a
+    multiple of G. In blocks of queries, with
     the keys that a block's heads can see and no others, so that time falls with the span. What a
     padded token gives is of no use to anyone.
     """
@@ -120,52 +126,72 @@ def attended(
     parts = [
         (group, heads_of(query, group.heads, keys.shape[1])) for group in windows.groups
     ]  # a head's queries, and which they are
-    made: list[tuple[Sequence[int], Tensor]] = []
+    outputs: list[tuple[Sequence[int], Tensor]] = []
     for group, heads in parts:
-        at = list(group.heads)
-        got = _of_group(
-            query[:, heads], keys[:, at], values[:, at], group, windows, seen, scale, dropout
+        key_heads = list(group.heads)
+        got = _attend_group(
+            query[:, heads],
+            keys[:, key_heads],
+            values[:, key_heads],
+            group,
+            windows,
+            positions,
+            scale,
+            dropout,
         )
-        made.append((heads, got))
+        outputs.append((heads, got))
+    # autograd knows no writes into slices: join the heads and put them in order
     if query.requires_grad or keys.requires_grad:
-        order = torch.tensor([h for heads, _ in made for h in heads], device=query.device)
-        return torch.cat([got for _, got in made], 1)[:, order.argsort()]
-    for heads, got in made:
+        order = torch.tensor([h for heads, _ in outputs for h in heads], device=query.device)
+        return torch.cat([got for _, got in outputs], 1)[:, order.argsort()]
+    for heads, got in outputs:
         out[:, heads] = got
     return out
 
 
-def heads_of(query: Tensor, heads: Sequence[int], of: int) -> list[int]:
-    """The query heads of some of so many key-value heads, which serve consecutive ones."""
-    share = query.shape[1] // of
+def heads_of(query: Tensor, heads: Sequence[int], count: int) -> list[int]:
+    """Return the query heads of some of `count` key-value heads, which serve consecutive ones."""
+    share = query.shape[1] // count
     return [h * share + i for h in heads for i in range(share)]
 
 
-def _of_group(
+def _attend_group(
     query: Tensor,
     keys: Tensor,
     values: Tensor,
     group: HeadGroup,
     windows: Windows,
-    seen: Seen,
+    positions: TokenPositions,
     scale: float | None,
     dropout: float,
 ) -> Tensor:
-    made: list[Tensor] = []
-    for start in range(0, seen.queries, QUERIES):
-        stop = min(start + QUERIES, seen.queries)
-        first, last = seen.offset + start, seen.offset + stop  # keys of these queries themselves
-        at = torch.arange(last, device=query.device)
+    """Compute the attention of the heads of one span, in blocks of queries."""
+    outputs: list[Tensor] = []
+    for start in range(0, positions.queries, QUERIES):
+        stop = min(start + QUERIES, positions.queries)
+        first, last = (
+            positions.offset + start,
+            positions.offset + stop,
+        )  # keys of these queries themselves
+        visible = torch.arange(last, device=query.device)
         low = first - group.window + 1  # padding moves places: then no key is left out
-        if seen.kept is None and low > windows.sink:
-            at = torch.cat([at[: windows.sink], at[low:]])
-        own = torch.arange(first, last, device=query.device)
-        q, k = seen.places[:, own, None], seen.places[:, None, at]
-        mask = windows.sees(group, q, k) | (own[:, None] == at)  # (B or 1, Q, K)
-        made.append(
-            grouped(query[:, :, start:stop], keys[:, :, at], values[:, :, at], mask, scale, dropout)
+        # a block of queries sees the sink and a band of keys: all others are left out
+        if positions.real is None and low > windows.sink:
+            visible = torch.cat([visible[: windows.sink], visible[low:]])
+        query_index = torch.arange(first, last, device=query.device)
+        q, k = positions.places[:, query_index, None], positions.places[:, None, visible]
+        mask = windows.sees(group, q, k) | (query_index[:, None] == visible)  # (B or 1, Q, K)
+        outputs.append(
+            grouped(
+                query[:, :, start:stop],
+                keys[:, :, visible],
+                values[:, :, visible],
+                mask,
+                scale,
+                dropout,
+            )
         )
-    return torch.cat(made, 2)
+    return torch.cat(outputs, 2)
 
 
 def grouped(
@@ -176,8 +202,9 @@ def grouped(
     scale: float | None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention of H query heads on G key-value heads, whose queries are laid one after another.
+    """Compute attention of H query heads on G key-value heads.
 
+    The queries of a key-value head are laid one after another, so that keys are not repeated.
     mask: (B or 1, Q, K), for all heads.  Returns (B, H, Q, D).
     """
     batch, heads, count, size = query.shape
@@ -196,16 +223,16 @@ def attended_naive(
     values: Tensor,
     *,
     windows: Windows,
-    seen: Seen,
+    positions: TokenPositions,
     scale: float | None = None,
 ) -> Tensor:
-    """`attended`, with one mask of all heads and keys."""
+    """Compute `attended` with one mask of all heads and keys: its definition."""
     share = query.shape[1] // keys.shape[1]
-    own = torch.arange(seen.offset, seen.offset + seen.queries)
+    query_index = torch.arange(positions.offset, positions.offset + positions.queries)
     masks: list[Tensor] = [torch.empty(0)] * keys.shape[1]
     for group in windows.groups:
-        q, k = seen.places[:, own, None], seen.places[:, None, :]
-        mask = windows.sees(group, q, k) | (own[:, None] == torch.arange(seen.keys))
+        q, k = positions.places[:, query_index, None], positions.places[:, None, :]
+        mask = windows.sees(group, q, k) | (query_index[:, None] == torch.arange(positions.keys))
         for head in group.heads:
             masks[head] = mask
     mask = torch.stack(masks, 1).repeat_interleave(share, 1)  # (B, H, Q, K)

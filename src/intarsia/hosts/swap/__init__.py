@@ -1,1 +1,1 @@
-"""What takes the place of layers: mixtures, more or fewer experts, students."""
+"""Replace layers of a model: mixtures, more or fewer experts, packed layers, students."""

@@ -26,13 +26,13 @@ REPEATS = 5
 
 
 class Form(NamedTuple):
-    """How a layer is stored: rows of its blocks, 0 = dense; kept columns; its density; timings.
+    """Storage form of a layer: rows of its blocks, 0 = dense; stored columns; density; timings.
 
     measured: rows -> microseconds of a call.
     """
 
-    rows: int
-    kept: int
+    rows: int  # 0 = dense
+    columns: int
     density: float
     measured: dict[str, float]
 
@@ -41,7 +41,7 @@ Forms = dict[str, Form]
 
 
 def lowered(net: nn.Module, example: Tensor) -> tuple[fx.GraphModule, list[Cluster]]:
-    """The traced net and its clusters.
+    """Trace a net for pictures of the example's size, and find its clusters.
 
     Raises: TargetError for a net that cannot be traced, or of which no layer is known.
     """
@@ -54,7 +54,11 @@ def lowered(net: nn.Module, example: Tensor) -> tuple[fx.GraphModule, list[Clust
 
 
 def choose_forms(clusters: Iterable[Cluster], rows: int | None) -> Forms:
-    """The form of each 1x1 and k x k layer; rows: of all of them, None = what is fastest here."""
+    """Choose the form of each 1x1 and k x k layer.
+
+    rows: of the blocks of all layers; None = the form that is fastest on this machine, for each
+    layer.
+    """
     forms: Forms = {}
     for cluster in clusters:
         nodes = {value: node for node, value in (cluster.values | cluster.inputs).items()}
@@ -66,55 +70,61 @@ def choose_forms(clusters: Iterable[Cluster], rows: int | None) -> Forms:
 
 
 def key_of(layer: DenseStep) -> str:
-    """The name of a layer in a plan: of one that is called twice, each call has its own."""
+    """Return the name of a layer in a plan; a layer that is called twice has one for each call."""
     return f"{layer.name}@{layer.dst}"
 
 
 def _form(layer: DenseStep, shape: tuple[int, ...], rows: int | None) -> Form:
+    """Choose the form of one layer: as many rows as asked, or the fastest by measurement."""
     weight = layer.tensors["weight"]
+    # for the report alone: it decides nothing
     density = round(int(weight.count_nonzero()) / max(1, weight.numel()), 6)
-    if rows is not None or not available():  # in torch every form is a dense product
-        return Form(rows or 1, _kept(weight, rows or 1), density, {})
-    found: dict[int, float] = {}
-    for one in (*FORMS, *([0] if layer.kind == "spmm" else [])):
-        if one in (0, 1) or filled(weight, one) >= LEAST:
+    # in torch every form is a dense product
+    if rows is not None or not available():
+        return Form(rows or 1, _stored_columns(weight, rows or 1), density, {})
+    times: dict[int, float] = {}
+    for block in (*FORMS, *([0] if layer.kind == "spmm" else [])):
+        # blocks that would store mostly zeros cannot win, and are not measured
+        if block in (0, 1) or filled(weight, block) >= LEAST:
+            # the layer alone, reading value 0 and writing value 1, on a picture of its own size
             alone = replace(layer, src=0, dst=1, other=None)
-            program = NativeProgram([step_of(alone, Form(one, 0, 1, {}))], {0: shape}, [1])
+            program = NativeProgram([step_of(alone, Form(block, 0, 1, {}))], {0: shape}, [1])
             x = torch.ones(shape)
-            found[one] = seconds(lambda p=program, x=x: p([x], [1]))
-    best = min(found, key=lambda one: found[one])
-    measured = {str(one): round(1e6 * t, 1) for one, t in found.items()}
-    return Form(best, _kept(weight, best), density, measured)
+            times[block] = seconds(lambda p=program, x=x: p([x], [1]))
+    best = min(times, key=lambda block: times[block])
+    microseconds = {str(block): round(1e6 * t, 1) for block, t in times.items()}
+    return Form(best, _stored_columns(weight, best), density, microseconds)
 
 
-def _kept(weight: Tensor, rows: int) -> int:
+def _stored_columns(weight: Tensor, rows: int) -> int:
+    """Return how many columns blocks of `rows` rows store; 0 for a dense layer."""
     return len(RowBlocks(rows).encode(weight)["channels"]) if rows else 0
 
 
 def seconds(run: Callable[[], Any], repeats: int = REPEATS) -> float:
-    """The least time of a call, after a first one."""
+    """Return the least time of a call, after a first one that is not counted."""
     run()
-    found: list[float] = []
+    times: list[float] = []
     for _ in range(repeats):
         start = time.perf_counter()
         run()
-        found.append(time.perf_counter() - start)
-    return min(found)
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 @torch.no_grad()
 def net_seconds(net: nn.Module, picture: Tensor) -> float:
-    """The least time of a forward in evaluation."""
+    """Return the least time of a forward in evaluation."""
     with evaluating(net):
         return seconds(lambda: net(picture))
 
 
 def step_of(layer: DenseStep, form: Form | None) -> ProgramStep:
-    """A layer as a step, in its form."""
+    """Encode a layer in its form, as a step of a program; None leaves it as it is."""
     tensors, rows, reads = dict(layer.tensors), 1, 0
     if form is not None and form.rows:
         rows, reads = form.rows, tensors["weight"].shape[1]
-        stored = _as_decided(RowBlocks(rows).encode(tensors["weight"]), form)
+        stored = _with_planned_columns(RowBlocks(rows).encode(tensors["weight"]), form)
         tensors = {**stored, "bias": tensors["bias"]}
     elif form is not None:
         tensors["weight"] = tensors["weight"].flatten(1)
@@ -122,12 +132,14 @@ def step_of(layer: DenseStep, form: Form | None) -> ProgramStep:
     return ProgramStep(*place, tensors, layer.window, rows, reads)
 
 
-def _as_decided(stored: dict[str, Tensor], form: Form) -> dict[str, Tensor]:
-    """What was encoded, with as many columns as a saved net keeps, whose numbers are read later."""
-    if form.kept == len(stored["channels"]) or form.density == 1 and not form.kept:
+def _with_planned_columns(stored: dict[str, Tensor], form: Form) -> dict[str, Tensor]:
+    """Give the stored tensors the planned number of columns, whose values are read from a file
+    later.
+    """
+    if form.columns == len(stored["channels"]) or form.density == 1 and not form.columns:
         return stored
-    values = stored["values"].new_zeros(form.kept, *stored["values"].shape[1:])
-    return stored | {"channels": torch.zeros(form.kept, dtype=torch.int32), "values": values}
+    values = stored["values"].new_zeros(form.columns, *stored["values"].shape[1:])
+    return stored | {"channels": torch.zeros(form.columns, dtype=torch.int32), "values": values}
 
 
 def rewritten(
@@ -137,41 +149,49 @@ def rewritten(
     forms: Forms,
     batches: bool = False,
 ) -> ChwNet:
-    """A net with a `ChwCluster` in the place of each cluster; the rest is shared with `net`."""
+    """Build a net with a `ChwCluster` in the place of each cluster; the rest is shared with
+    `net`.
+    """
     for number, cluster in enumerate(clusters):
         steps = [step_of(layer, forms.get(key_of(layer))) for layer in cluster.layers]
         names = [key_of(layer) for layer in cluster.layers]
+        # several nodes may be one value, such as a map and what dropout makes of it
         readers: dict[int, list[fx.Node]] = {}
         for node, value in cluster.outputs().items():
             readers.setdefault(value, []).append(node)
+        # 1. the cluster becomes one module, called before the first node that it does not contain
         axes = {v: len(nodes[0].meta["shape"]) for v, nodes in readers.items()}
         module = ChwCluster(steps, names, tuple(cluster.inputs.values()), axes, batches)
         graph.add_submodule(f"chw_{number}", module)
         with graph.graph.inserting_before(cluster.before):
             call = graph.graph.call_module(f"chw_{number}", tuple(cluster.inputs))
+            # 2. whoever read a value of the cluster from outside now reads the module's output
             for i, nodes in enumerate(readers.values()):
-                made = call
+                result = call
                 if len(axes) > 1:
-                    made = graph.graph.call_function(_item, (call, i))
+                    result = graph.graph.call_function(_item, (call, i))
                 for node in nodes:  # those inside go away by themselves
-                    new = _shaped(graph, made, node, nodes[0])
-                    node.replace_all_uses_with(new, partial(_outside, cluster))
+                    new = _reshape(graph, result, node, nodes[0])
+                    node.replace_all_uses_with(new, partial(_is_outside, cluster))
+    # 3. the nodes inside have no readers any more
     graph.graph.eliminate_dead_code()
     return ChwNet(graph, net)
 
 
-def _outside(cluster: Cluster, user: fx.Node) -> bool:
+def _is_outside(cluster: Cluster, user: fx.Node) -> bool:
+    """Return True if a node that reads a value is not part of the cluster."""
     return user not in cluster.values
 
 
 def _item(values: tuple[Tensor, ...], number: int) -> Tensor:
+    """Return one of a cluster's several outputs."""
     return values[number]
 
 
-def _shaped(graph: fx.GraphModule, made: fx.Node, node: fx.Node, first: fx.Node) -> fx.Node:
-    """A value as a node has it: one vector may be (1, C) and (1, C, 1, 1)."""
+def _reshape(graph: fx.GraphModule, result: fx.Node, node: fx.Node, first: fx.Node) -> fx.Node:
+    """Reshape a value as a node has it: one vector may be (1, C) and (1, C, 1, 1)."""
     wide, axes = (len(n.meta["shape"]) for n in (node, first))
     if wide == axes:
-        return made
+        return result
     ends = (1,) if wide == 2 else (-1, node.meta["shape"][1], 1, 1)
-    return graph.graph.call_method("flatten" if wide == 2 else "view", (made, *ends))
+    return graph.graph.call_method("flatten" if wide == 2 else "view", (result, *ends))

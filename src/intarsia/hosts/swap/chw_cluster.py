@@ -17,8 +17,9 @@ SIZES = 8  # of pictures that programs are kept for
 
 
 class ChwCluster(nn.Module):
-    """Steps on one picture, whose weights are buffers; a program for each size of it is kept.
+    """Run of steps that kernels carry out on one picture, whose weights are buffers.
 
+    A program is kept for each size of the picture.
     (1, channels, height, width) or (1, channels) of float32 -> the same; of several outputs a
     tuple. batches: several pictures, one after the other.
     Raises: ShapeError for more than one picture without `batches`, and inputs of other channels;
@@ -33,7 +34,11 @@ class ChwCluster(nn.Module):
         outputs: Mapping[int, int],
         batches: bool = False,
     ) -> None:
-        """names: of the layers of the steps.  outputs: value -> its number of axes in the net."""
+        """Take the steps in order, and register their weights as buffers.
+
+        names: of the layers of the steps.  inputs: numbers of the values that the cluster reads.
+        outputs: value -> its number of axes in the net.
+        """
         super().__init__()
         self.steps, self.names, self.batches = tuple(steps), tuple(names), batches
         self.inputs, self.outputs = tuple(inputs), dict(outputs)
@@ -43,38 +48,49 @@ class ChwCluster(nn.Module):
         self._programs: dict[Any, Any] = {}
         self.register_load_state_dict_post_hook(_forget)
 
-    def forward(self, *given: Tensor) -> Any:
-        for x in given:
+    def forward(self, *inputs: Tensor) -> Any:
+        """Compute the outputs of each picture, stacked."""
+        for x in inputs:
             if x.requires_grad and torch.is_grad_enabled():
                 got, fix = "an input that asks for a gradient", "Train the net, then compress it."
                 raise ConfigError("compressed net", got=got, want="a forward alone", fix=fix)
-        many = len(given[0])
-        if many != 1 and not self.batches:
-            got, want = f"{many} pictures at once", "one: of several a dense net is faster"
+        # kernels read one picture: several are computed in turn
+        pictures = len(inputs[0])
+        if pictures != 1 and not self.batches:
+            got, want = f"{pictures} pictures at once", "one: of several a dense net is faster"
             fix = "Give one at a time, or compress with Chw(force=True), which does so for you."
             raise ShapeError("pictures", got=got, want=want, fix=fix)
-        made = [self._one([x[i] for x in given]) for i in range(many)]
-        whole = (
-            [torch.stack(some) for some in zip(*made, strict=True)] if many else self._none(given)
+        per_picture = [self._compute_picture([x[i] for x in inputs]) for i in range(pictures)]
+        outputs = (
+            [torch.stack(values) for values in zip(*per_picture, strict=True)]
+            if pictures
+            else self._empty_outputs(inputs)
         )
-        return whole[0] if len(whole) == 1 else tuple(whole)
+        return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
-    def _one(self, given: Sequence[Tensor]) -> list[Tensor]:
-        """What one picture becomes."""
-        program = self.program([tuple(x.shape) for x in given])
-        values = program([x.to(torch.float32) for x in given], tuple(self.outputs))
-        wide = zip(values, self.outputs.values(), strict=True)
-        return [y[:, None, None] if y.dim() == 1 and axes == 4 else y for y, axes in wide]
+    def _compute_picture(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Compute the outputs of one picture."""
+        program = self.program([tuple(x.shape) for x in inputs])
+        values = program([x.to(torch.float32) for x in inputs], tuple(self.outputs))
+        outputs = zip(values, self.outputs.values(), strict=True)
+        # a pooled vector is (C,) in a program, and may be (1, C, 1, 1) in the net
+        return [y[:, None, None] if y.dim() == 1 and axes == 4 else y for y, axes in outputs]
 
-    def _none(self, given: Sequence[Tensor]) -> list[Tensor]:
-        """Of no picture, none of each output."""
-        return [y[None][:0] for y in self._one([x.new_zeros(x.shape[1:]) for x in given])]
+    def _empty_outputs(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Return empty outputs of the right shapes, for a batch without pictures."""
+        return [
+            y[None][:0] for y in self._compute_picture([x.new_zeros(x.shape[1:]) for x in inputs])
+        ]
 
     def program(self, shapes: Sequence[tuple[int, ...]]) -> Any:
-        """The program for a size, made once; by kernels where there are any, else in torch."""
+        """Return the program for a size, built once: native where there are kernels, else in
+        torch.
+        """
+        # a program depends on the threads that share its rows, and on the build of the kernels
         key = (tuple(shapes), torch.get_num_threads(), native.kind())
         program = self._programs.get(key)
         if program is None:
+            # the oldest size goes; dicts keep the order of insertion
             while len(self._programs) >= SIZES:
                 self._programs.pop(next(iter(self._programs)), None)
             inputs = dict(zip(self.inputs, shapes, strict=True))
@@ -89,7 +105,7 @@ class ChwCluster(nn.Module):
         return program
 
     def packed_steps(self) -> list[ProgramStep]:
-        """The steps, with the weights that the buffers hold now."""
+        """Return the steps with the weights that the buffers hold now."""
         return [
             replace(step, weights={n: getattr(self, f"{i}_{n}") for n in step.weights})
             for i, step in enumerate(self.steps)
@@ -105,4 +121,5 @@ class ChwCluster(nn.Module):
 
 
 def _forget(module: nn.Module, _: Any) -> None:
+    """Drop the programs after new weights were loaded."""
     module._programs = {}  # pyright: ignore[reportArgumentType]

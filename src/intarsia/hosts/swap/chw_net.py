@@ -11,18 +11,20 @@ from torch.fx.node import map_aggregate, map_arg
 
 from .chw_cluster import ChwCluster
 
-KEPT = ("pretrained_cfg", "default_cfg", "num_classes", "num_features", "config")
+COPIED = ("pretrained_cfg", "default_cfg", "num_classes", "num_features", "config")
 
 
 @dataclass(frozen=True)
 class _Ref:
-    """The result of the call of a number."""
+    """Reference to the result of an earlier call, by its number."""
 
     number: int
 
 
 @dataclass(frozen=True)
 class _NetCall:
+    """Node of the traced graph: a module, function, method or attribute, with its arguments."""
+
     kind: str  # of a node of torch.fx
     target: Any
     args: Any
@@ -30,76 +32,83 @@ class _NetCall:
 
 
 class ChwNet(nn.Module):
-    """A net of which parts are `ChwCluster`s and the rest is as it was, in evaluation.
+    """Net of which parts are `ChwCluster`s and the rest is as it was, in evaluation.
 
     Layers keep their paths, with "_" for "."; what a model of timm says of itself stays.
     """
 
     def __init__(self, graph: fx.GraphModule, net: nn.Module) -> None:
         super().__init__()
+        # results are kept in one list, so that a net needs no graph to run or to be pickled
         numbers = {node: i for i, node in enumerate(graph.graph.nodes)}
         calls: list[_NetCall] = []
         for node in graph.graph.nodes:
             args, kwargs = map_arg((node.args, node.kwargs), lambda n: _Ref(numbers[n]))  # pyright: ignore
             target: Any = node.target
             if node.op in ("call_module", "get_attr"):
+                # names of modules may not contain dots, and the net is flat
                 target = str(node.target).replace(".", "_")
                 self._adopt(graph, node, target)
             calls.append(_NetCall(node.op, target, args, kwargs))
         self.calls = tuple(calls)
-        for name in KEPT:
+        # timm reads these of a model: the number of classes, sizes of pictures
+        for name in COPIED:
             if hasattr(net, name):
                 setattr(self, name, getattr(net, name))
         self.train(net.training)
 
     def _adopt(self, graph: fx.GraphModule, node: fx.Node, name: str) -> None:
+        """Register the module, buffer or parameter that a node of the graph names."""
         if node.op == "call_module":
             self.add_module(name, graph.get_submodule(str(node.target)))
             return
         owner, _, last = str(node.target).rpartition(".")
         value = getattr(graph.get_submodule(owner), last)
+        # a constant of the forward moves with the net, and is not trained
         if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
             self.register_buffer(name, value)
         else:
             setattr(self, name, value)
 
-    def forward(self, *given: Any) -> Any:
+    def forward(self, *args_of_net: Any) -> Any:
+        """Carry out the calls in order, each on the results of those before."""
         values: list[Any] = []
-        inputs = iter(given)
+        inputs = iter(args_of_net)
 
-        def of(one: Any) -> Any:
-            return values[one.number] if isinstance(one, _Ref) else one
+        def resolve(argument: Any) -> Any:
+            return values[argument.number] if isinstance(argument, _Ref) else argument
 
         for call in self.calls:
-            args, kwargs = map_aggregate((call.args, call.kwargs), of)  # pyright: ignore
+            # references become the results of the calls before
+            args, kwargs = map_aggregate((call.args, call.kwargs), resolve)  # pyright: ignore
             if call.kind == "placeholder":
-                made = next(inputs, args[0] if args else None)
+                result = next(inputs, args[0] if args else None)
             elif call.kind == "output":
                 return args[0]
             elif call.kind == "call_module":
-                made = self._modules[call.target](*args, **kwargs)  # pyright: ignore
+                result = self._modules[call.target](*args, **kwargs)  # pyright: ignore
             elif call.kind == "get_attr":
-                made = getattr(self, call.target)
+                result = getattr(self, call.target)
             elif call.kind == "call_method":
-                made = getattr(args[0], call.target)(*args[1:], **kwargs)
+                result = getattr(args[0], call.target)(*args[1:], **kwargs)
             else:
-                made = call.target(*args, **kwargs)
-            values.append(made)
+                result = call.target(*args, **kwargs)
+            values.append(result)
         return None
 
     @property
     def clusters(self) -> Mapping[str, ChwCluster]:
-        """The parts that kernels carry out, by name."""
+        """Parts that kernels carry out, by name."""
         return {n: m for n, m in self._modules.items() if isinstance(m, ChwCluster)}
 
     @property
     def left(self) -> tuple[str, ...]:
-        """The layers that stayed in torch."""
+        """Names of the layers that stayed in torch."""
         return tuple(
             n for n, m in self._modules.items() if not isinstance(m, ChwCluster | nn.Identity)
         )
 
     @property
     def layout_changes(self) -> int:
-        """How often a picture goes from the net's layout to CHW or back."""
+        """Number of times that a picture goes from the net's layout to CHW or back."""
         return sum(len(c.inputs) + len(c.outputs) for c in self.clusters.values())

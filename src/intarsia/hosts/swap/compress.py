@@ -38,7 +38,7 @@ def format_names() -> dict[str, str]:
 
 
 def format_named(name: str, **settings: Any) -> Format:
-    """A format by its name in lower case, as "bitmask", with settings.
+    """Build a format by its name in lower case, as "bitmask", with settings.
 
     Raises: UnknownName.
     """
@@ -50,7 +50,7 @@ def format_named(name: str, **settings: Any) -> Format:
 
 @dataclass(frozen=True)
 class Compress:
-    """Linear layers keep what a format makes of their weights, and multiply with that.
+    """Change that stores linear layers in a format, whose products read what is stored.
 
     format: `formats.Bitmask()`, `Columns()`, ...; read from a file it is {"name", its settings}.
     layers: globs of paths, none = all linear layers inside the blocks; embeddings, heads, norms,
@@ -71,57 +71,65 @@ class Compress:
         object.__setattr__(self, "layers", tuple(self.layers))
         if isinstance(self.format, Mapping):
             settings = dict(self.format)
-            made = format_named(str(settings.pop("name", "")), **settings)
-            object.__setattr__(self, "format", made)
+            form = format_named(str(settings.pop("name", "")), **settings)
+            object.__setattr__(self, "format", form)
         if not isinstance(self.format, Format):
             fix = "Pass intarsia.formats.Bitmask(values='int8')."
             got = type(self.format).__name__
             raise ConfigError("format", got=got, want="a format", fix=fix)
 
     def settings_to_dict(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the settings ready for JSON."""
         name = type(self.format).__name__.lower()
         return {"format": {"name": name, **asdict(self.format)}, "layers": list(self.layers)}
 
     @property
     def preserves(self) -> frozenset[str]:
-        """The outputs, where the format is exact."""
-        exact = getattr(self.format, "values", "same" if _plain(self.format) else "") == "same"
+        """Set with "outputs", where the format is exact."""
+        # formats without a setting for values are exact or not by their kind
+        exact = (
+            getattr(self.format, "values", "same" if _stores_exact_values(self.format) else "")
+            == "same"
+        )
         return frozenset({"outputs"} if exact else ())
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """What each layer becomes; nothing is replaced.
+        """Encode each layer; nothing is replaced yet.
 
         batches: for a format that chooses its codes by what layers see (`needs`).
         """
         matrices = matrices_of(host, self.layers)
+        # batches may be a stream: it is read only for a format that looks at it
         rows = tuple(batches) if getattr(self.format, "needs", ()) else ()
         moments = _moments(host, self.format, matrices, rows)
         stored = {
             path: self.format.encode(m.read(), moments=moments.get(path))
             for path, m in matrices.items()
         }
-        more = {"calibration": digest_of(rows)} if rows else {}
+        calibration = {"calibration": digest_of(rows)} if rows else {}
         shapes = {path: tuple(m.read().shape) for path, m in matrices.items()}
-        return packing(self, seed, shapes, stored, more)
+        return packing(self, seed, shapes, stored, calibration)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """In place. A plan that was read from a folder leaves the numbers to that folder."""
+        """Replace the layers, in place.  A plan read from a folder leaves the numbers to that
+        folder.
+        """
         model, decided = base_of(host), dict(plan.decided)
         _check_decided(self, decided)
         stored = plan.stored if isinstance(plan, Packing) else None
-        made: dict[str, PackedLinear] = {}
+        packed: dict[str, PackedLinear] = {}
         for path, sketch in decided["layers"].items():
             layer = _linear(model, path, tuple(sketch["shape"]))
-            parts = _room(path, sketch) if stored is None else stored[path]
-            made[path] = PackedLinear(self.format, parts, tuple(sketch["shape"]), layer.bias)
-            made[path].train(layer.training)
-        for path, layer in made.items():
+            parts = _allocate(path, sketch) if stored is None else stored[path]
+            packed[path] = PackedLinear(self.format, parts, tuple(sketch["shape"]), layer.bias)
+            packed[path].train(layer.training)
+        # every layer is built and checked before the first one is replaced
+        for path, layer in packed.items():
             model.set_submodule(path, layer)
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """A copy with plain layers of the decoded weights."""
+        """Copy the model with plain layers of the decoded weights."""
         plain = copy.deepcopy(host)
         model = base_of(plain)
         for path, layer in list(model.named_modules()):
@@ -133,7 +141,7 @@ class Compress:
 
 @dataclass(frozen=True)
 class Packing(Plan):
-    """A plan with what is stored of each layer; read from a folder it is a plain one."""
+    """Plan with the stored tensors of each layer; read from a folder it is a plain one."""
 
     stored: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
@@ -143,14 +151,14 @@ def packing(
     seed: int,
     shapes: Mapping[str, Sequence[int]],
     stored: Mapping[str, Mapping[str, Tensor]],
-    more: Mapping[str, Any],
+    extra: Mapping[str, Any],
 ) -> Packing:
-    """The plan for layers whose stored tensors are known, by path, as a method finds them.
+    """Plan layers whose stored tensors are known, by path, as a method finds them.
 
-    more: what else is decided, ready for JSON.
+    shapes: (out, in) of each layer.  extra: what else is decided, ready for JSON.
     """
-    made = {path: _sketch(shapes[path], parts) for path, parts in stored.items()}
-    decided = {"layout": LAYOUT, "layers": made, **more}
+    sketches = {path: _sketch(shapes[path], parts) for path, parts in stored.items()}
+    decided = {"layout": LAYOUT, "layers": sketches, **extra}
     decided["sha256"] = _digest(change, decided)
     return Packing(change, seed, decided, stored)
 
@@ -182,6 +190,7 @@ def compress(
     done at once; CheckpointError for a folder of another walk, or with a damaged file; as
     `Compress`. The model is then as it was.
     """
+    # 1. what is done: a change that packs by itself, or a format for the linear layers
     rows = batched(calib) if calib is not None and len(calib) else ()
     if callable(getattr(fmt, "apply", None)):
         change = fmt if layers is None else replace(fmt, layers=tuple(layers))
@@ -190,6 +199,7 @@ def compress(
     else:
         form = format_named(fmt) if isinstance(fmt, str) else fmt
         change = Compress(form, () if layers is None else layers)
+    # 2. the plan, which encodes the layers; changes that go block by block can be resumed
     keeping = Keeping(None if out is None else Path(out), resume, progress)
     by_block: Any = change if getattr(change, "walks", False) else None
     if by_block is not None:
@@ -202,36 +212,47 @@ def compress(
         raise ConfigError("out", got=type(change).__name__, want=want, fix=fix)
     else:
         plan = change.plan(model, rows, seed=seed)
+    # 3. dense products win where little was pruned: refuse before anything is replaced
     packs: Any = plan.change
     if not force and isinstance(plan, Packing):
-        found = matrices_of(model, packs.layers)
-        check_faster(packs.format, {path: (found[path], s) for path, s in plan.stored.items()})
+        matrices = matrices_of(model, packs.layers)
+        check_faster(packs.format, {path: (matrices[path], s) for path, s in plan.stored.items()})
     return apply_plan(model, plan)
 
 
 def matrices_of(host: nn.Module, layers: Sequence[str]) -> dict[str, Matrix]:
-    """The linear layers that a format can have, by path.
+    """Return the linear layers that a format can store, by path.
 
     Raises: TargetError for none.
     """
-    every = {n: m for stop in stops_of(host, layers) for n, m in stop.layers.items()}
-    found = {n: m for n, m in every.items() if isinstance(m.owner, nn.Linear | Conv1D)}
-    found = {n: m for n, m in found.items() if m.index is None}
-    if not found:
-        got = f"{len(every)} others, such as {next(iter(every))!r}" if every else "none"
+    # layers of the blocks, and those outside that a glob names in full
+    candidates = {n: m for stop in stops_of(host, layers) for n, m in stop.layers.items()}
+    matrices = {n: m for n, m in candidates.items() if isinstance(m.owner, nn.Linear | Conv1D)}
+    # one matrix of a stack of experts is no layer of its own
+    matrices = {n: m for n, m in matrices.items() if m.index is None}
+    if not matrices:
+        got = (
+            f"{len(candidates)} others, such as {next(iter(candidates))!r}"
+            if candidates
+            else "none"
+        )
         fix = "Name linear layers, or use what packs experts or convolutions."
         raise TargetError("layers to compress", got=got, want="linear layers", fix=fix)
-    return found
+    return matrices
 
 
-def _plain(form: Format) -> bool:
+def _stores_exact_values(form: Format) -> bool:
+    """Return True for formats that store values as they are, without a setting that says so."""
     return type(form).__name__ in ("Columns", "RowBlocks")
 
 
 def _moments(
     host: nn.Module, form: Format, matrices: Mapping[str, Matrix], batches: Sequence[Any]
 ) -> dict[str, Tensor]:
-    """What layers see, for a format that reads it: (in,) or (in, in) of each."""
+    """Collect second moments of the layers' inputs, for a format that needs them.
+
+    Returns path -> (in,) mean squares, or (in, in) if the format needs the Hessian.
+    """
     needs = frozenset(getattr(form, "needs", ()))
     if not needs:
         return {}
@@ -239,73 +260,83 @@ def _moments(
         want, fix = "rows that the model sees", "compress(model, format, texts.train[:64])."
         raise DataError("calib", got="none", want=want, fix=fix)
     check_rows(batches)
-    with torch.no_grad(), seeing(matrices, needs) as seen:
+    # forward passes in the order of the batches; the hooks of `seeing` add up what each layer
+    # reads
+    with torch.no_grad(), seeing(matrices, needs) as statistics:
         for batch in batches:
-            given = inputs_of(batch)
-            host(**given) if isinstance(given, Mapping) else host(given)
-    whole, found = "hessian" in needs, seen.found
+            inputs = inputs_of(batch)
+            host(**inputs) if isinstance(inputs, Mapping) else host(inputs)
+    full, collected = "hessian" in needs, statistics.found
     return {
-        path: found[path].second_moment if whole else found[path].mean_square
+        path: collected[path].second_moment if full else collected[path].mean_square
         for path in matrices
-        if path in found and found[path].count
+        if path in collected and collected[path].count
     }
 
 
 def _sketch(shape: Sequence[int], stored: Mapping[str, Tensor]) -> dict[str, Any]:
-    """What a folder says of a layer: its shape, and type and shape of each stored tensor."""
+    """Describe a layer for a folder: its shape, and type and shape of each stored tensor."""
     parts = {n: [str(t.dtype).removeprefix("torch."), list(t.shape)] for n, t in stored.items()}
     return {"shape": list(shape), "stored": parts}
 
 
 def _digest(change: Compress, decided: Mapping[str, Any]) -> str:
-    """Of all that is decided: a file in which one letter changed is refused."""
-    kept = {name: value for name, value in decided.items() if name != "sha256"}
-    text = json.dumps([change.settings_to_dict(), kept], sort_keys=True)
+    """Hash all that is decided, so that a file in which one letter changed is refused."""
+    hashed = {name: value for name, value in decided.items() if name != "sha256"}
+    text = json.dumps([change.settings_to_dict(), hashed], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_decided(change: Compress, decided: Mapping[str, Any]) -> None:
-    """Raises: CheckpointError for another layout of the bytes, or settings that were changed."""
-    what, fix = "packed layers", "Write them again with this release: intarsia.compress."
+    """Check the layout of the bytes and the digest of the settings.
+
+    Raises: CheckpointError for another layout, or settings that were changed.
+    """
+    subject, fix = "packed layers", "Write them again with this release: intarsia.compress."
     if decided.get("layout") != LAYOUT:
         got, want = f"layout {decided.get('layout')}", f"layout {LAYOUT}, which the kernels read"
-        raise CheckpointError(what, got=got, want=want, fix=fix)
+        raise CheckpointError(subject, got=got, want=want, fix=fix)
     if decided.get("sha256") != _digest(change, decided):
         fix = "Copy the folder again from its source."
         got, want = "settings that changed after they were written", "those that were written"
-        raise CheckpointError(what, got=got, want=want, fix=fix)
+        raise CheckpointError(subject, got=got, want=want, fix=fix)
 
 
-def _room(path: str, sketch: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Empty tensors for what a file holds, of no more bytes than a weight of that shape needs."""
+def _allocate(path: str, sketch: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Allocate the tensors that a file describes, of no more bytes than a weight of that shape
+    needs.
+    """
     rows, width = sketch["shape"]
     parts: dict[str, Tensor] = {}
-    most = 4 * rows * width + 64 * rows + ROOM
+    # a damaged or hostile file must not make us allocate more than the layer could need
+    budget = 4 * rows * width + 64 * rows + ROOM
     for name, (kind, shape) in sketch["stored"].items():
         dtype = getattr(torch, str(kind), None)
         sides = [int(side) for side in shape]
         if not isinstance(dtype, torch.dtype) or min(sides, default=0) < 0:
             raise _damaged(path, f"{name} of type {kind} and shape {shape}")
-        most -= torch.Size(sides).numel() * dtype.itemsize
-        if most < 0:
+        budget -= torch.Size(sides).numel() * dtype.itemsize
+        if budget < 0:
             raise _damaged(path, f"{name} of shape {shape}")
         parts[name] = torch.zeros(sides, dtype=dtype)
     return parts
 
 
 def _linear(model: nn.Module, path: str, shape: tuple[int, ...]) -> Any:
-    """The plain layer that is replaced."""
-    found = dict(model.named_modules()).get(path)
-    if isinstance(found, nn.Linear | Conv1D) and not getattr(found, "packed", False):
-        own = tuple(found.weight.shape)
-        if shape == (own[::-1] if isinstance(found, Conv1D) else own):
-            return found
-    got = "none" if found is None else f"a {type(found).__name__}"
+    """Return the plain layer that is replaced.  Raises: CheckpointError for another layer."""
+    layer = dict(model.named_modules()).get(path)
+    if isinstance(layer, nn.Linear | Conv1D) and not getattr(layer, "packed", False):
+        sizes = tuple(layer.weight.shape)
+        # GPT-2's Conv1D has its weight as (in, out)
+        if shape == (sizes[::-1] if isinstance(layer, Conv1D) else sizes):
+            return layer
+    got = "none" if layer is None else f"a {type(layer).__name__}"
     want, fix = f"a linear layer {shape}", "Create the model as it was, without changes."
     raise CheckpointError(f"layer {path!r}", got=got, want=want, fix=fix)
 
 
 def _damaged(path: str, got: str) -> CheckpointError:
+    """Build the error for a description that no format would write."""
     want, fix = "what a format stores of it", "Copy the folder again from its source."
     return CheckpointError(f"packed layer {path!r}", got=got, want=want, fix=fix)
 

@@ -28,9 +28,9 @@ ALIKE = ("how", "capacity", "residual", "act")  # routers are compared layer by 
 
 @dataclass(frozen=True)
 class MergeMixtures(PlainChange):
-    """The experts of another trained copy of the model beside its own, see `merge_mixtures`.
+    """Change that puts the experts of another trained copy of the model beside its own.
 
-    other: the copy.
+    other: the copy.  See `merge_mixtures`.
     """
 
     other: nn.Module | None = None
@@ -39,6 +39,7 @@ class MergeMixtures(PlainChange):
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Merge the other model's experts into a copy."""
         if self.other is None:
             raise ConfigError(
                 "other", got="no model", want="a second upcycled one", fix="MergeMixtures(model)."
@@ -48,7 +49,7 @@ class MergeMixtures(PlainChange):
 
 @dataclass(frozen=True)
 class PruneExperts(PlainChange):
-    """Only some experts stay, those with the most tokens, see `prune_experts`.
+    """Change that keeps some experts alone, those with the most tokens, see `prune_experts`.
 
     keep: how many, of all layers or of each layer; or which, path of the MLP -> numbers.
     at_random: by the seed and the path, not by tokens; otherwise `plan` wants a few batches.
@@ -57,23 +58,23 @@ class PruneExperts(PlainChange):
     keep: int | Sequence[int] | Mapping[str, Sequence[int]] = 1
     at_random: bool = False
 
-    recorded: ClassVar[bool] = False
+    recorded: ClassVar[bool] = False  # the step of `Upcycle` then has other numbers
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """Which experts stay: path -> numbers."""
+        """Decide which experts stay: path -> numbers."""
         done, _ = upcycled(host)
         if isinstance(self.keep, Mapping):
-            return Plan(self, seed, {"keep": _given(self.keep, done)})
-        by = RANDOM if self.at_random else expert_loads(host, batches)
-        return Plan(self, seed, {"keep": _chosen(self.keep, by, done, seed)})
+            return Plan(self, seed, {"keep": _named_experts(self.keep, done)})
+        scores = RANDOM if self.at_random else expert_loads(host, batches)
+        return Plan(self, seed, {"keep": _best_experts(self.keep, scores, done, seed)})
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         return prune_experts(host, plan.decided["keep"])
 
 
 def merge_mixtures(a: nn.Module, b: nn.Module) -> nn.Module:
-    """A new model with the experts of two upcycled ones, layer by layer, and the mean of the rest.
+    """Merge two upcycled models: the experts of both, layer by layer, and the mean of the rest.
 
     Aggregation of experts: experts and gate rows of a, then those of b; (w_a + w_b) / 2 of every
     other weight. Two trainings of one dense model are what it is for: the merged model has what
@@ -86,20 +87,23 @@ def merge_mixtures(a: nn.Module, b: nn.Module) -> nn.Module:
     other sizes.
     Source: arXiv:2109.10465 (Z-code M3).
     """
-    (ours, one), (theirs, two) = upcycled(a), upcycled(b)
-    for what, mine, other in (
+    (places_a, settings_a), (places_b, settings_b) = upcycled(a), upcycled(b)
+    for subject, value_a, value_b in (
         ("kind", type(a).__name__, type(b).__name__),
-        ("layers", ours.paths, theirs.paths),
-        *((name, getattr(one, name), getattr(two, name)) for name in ALIKE),
+        ("layers", places_a.paths, places_b.paths),
+        *((name, getattr(settings_a, name), getattr(settings_b, name)) for name in ALIKE),
     ):
-        if mine != other:
-            got, fix = f"{other} after {mine}", "Merge two trainings of one upcycled model."
-            raise ConfigError(f"{what} of the models to merge", got=got, want="the same", fix=fix)
-    for path in ours.paths:
+        if value_a != value_b:
+            got, fix = f"{value_b} after {value_a}", "Merge two trainings of one upcycled model."
+            raise ConfigError(
+                f"{subject} of the models to merge", got=got, want="the same", fix=fix
+            )
+    for path in places_a.paths:
         mixture_at(a, path)
+    # the number of experts is part of the recorded step, so that the folder opens again
     new = merged(a, b)
-    counts = tuple(m + n for m, n in zip(ours.experts, theirs.experts, strict=True))
-    move_places(new, replace(ours, experts=counts))
+    counts = tuple(m + n for m, n in zip(places_a.experts, places_b.experts, strict=True))
+    move_places(new, replace(places_a, experts=counts))
     return new
 
 
@@ -107,7 +111,7 @@ def merge_mixtures(a: nn.Module, b: nn.Module) -> nn.Module:
 def expert_loads(
     model: nn.Module, batches: Iterable[Any], by: str | None = None
 ) -> dict[str, Tensor]:
-    """How many tokens each expert gets in evaluation, before any capacity.
+    """Count the tokens that each expert gets in evaluation, before any capacity.
 
     batches: as the model takes them: a tensor, a mapping of keywords, or (x, y), of which the model
     gets x. Padding, by `attention_mask`, does not count.
@@ -119,19 +123,20 @@ def expert_loads(
     if by is not None:
         one_of("by", by, ("modality",))
         return modality_loads(model, batches)
-    routers, seen = learned_routers(model), 0
+    routers, passes = learned_routers(model), 0
     with evaluating(model), counting(model):
         for batch in batches:
             call(model, batch[0] if isinstance(batch, (tuple, list)) else batch)
-            seen += 1
-        found = {path: router.received[0].long() for path, router in routers.items()}
+            passes += 1
+        loads = {path: router.received[0].long() for path, router in routers.items()}
+    # routers inside another router are left out:
     # the gate of a permutation is asked for its scores, and routes nothing itself
-    found = {p: n for p, n in found.items() if not any(p.startswith(f"{q}.") for q in found)}
-    if not (found and seen):
-        got = f"{seen} batches for {len(found)} routers"
+    loads = {p: n for p, n in loads.items() if not any(p.startswith(f"{q}.") for q in loads)}
+    if not (loads and passes):
+        got = f"{passes} batches for {len(loads)} routers"
         fix = "Give a few batches of validation data, and a model with routers."
         raise ConfigError("loads", got=got, want="at least one of each", fix=fix)
-    if empty := [path for path, load in found.items() if not load.any()]:
+    if empty := [path for path, load in loads.items() if not load.any()]:
         raise ConfigError(
             f"loads of {empty[0]!r}",
             got="no token for any expert",
@@ -139,7 +144,7 @@ def expert_loads(
             fix="Give batches that are not all padding, and the model as it was before "
             "torch.compile, whose graphs do not count.",
         )
-    return found
+    return loads
 
 
 def prune_experts(
@@ -162,20 +167,25 @@ def prune_experts(
     than a token has. The model is then as it was.
     Source: arXiv:2109.10465 (Z-code M3).
     """
-    done, _ = upcycled(model)
-    mixtures = {path: mixture_at(model, path) for path in done.paths}
-    chosen = _given(keep, done) if isinstance(keep, Mapping) else _chosen(keep, by, done, seed)
-    for path, kept in chosen.items():
-        check_prune(mixtures[path], kept, f"experts to keep of {path!r}")
-    for path, kept in chosen.items():
-        prune(mixtures[path], kept)
+    places, _ = upcycled(model)
+    mixtures = {path: mixture_at(model, path) for path in places.paths}
+    numbers = (
+        _named_experts(keep, places)
+        if isinstance(keep, Mapping)
+        else _best_experts(keep, by, places, seed)
+    )
+    for path, experts in numbers.items():
+        # every layer is checked before the first one loses an expert
+        check_prune(mixtures[path], experts, f"experts to keep of {path!r}")
+    for path, experts in numbers.items():
+        prune(mixtures[path], experts)
     counts = tuple(mixture.experts.experts for mixture in mixtures.values())
-    move_places(model, replace(done, experts=counts))
+    move_places(model, replace(places, experts=counts))
     return model
 
 
 def upcycled(model: nn.Module) -> tuple[MixturePlaces, Upcycle]:
-    """The mixtures in a model, and the settings they were made with.
+    """Return the mixtures in a model, and the settings that they were made with.
 
     Raises: TargetError where it left nothing, or where adapters are around it.
     """
@@ -193,58 +203,67 @@ def upcycled(model: nn.Module) -> tuple[MixturePlaces, Upcycle]:
 
 
 def mixture_at(model: nn.Module, path: str) -> Mixture:
-    """The mixture in the place of an MLP, with or without that MLP beside it.
+    """Return the mixture in the place of an MLP, with or without that MLP beside it.
 
     Raises: TargetError for a sparse block of the host's own.
     """
-    found = list(mixtures_in(model.get_submodule(path)).values())
-    if not found:
+    mixtures = list(mixtures_in(model.get_submodule(path)).values())
+    if not mixtures:
         got = "a block with experts of the host's own"
         fix = "Only mixtures that upcycle has put in can change their number of experts."
         raise TargetError(f"{path!r}", got=got, want="intarsia's Mixture", fix=fix)
-    return found[0]
+    return mixtures[0]
 
 
-def _given(keep: Mapping[str, Sequence[int]], done: MixturePlaces) -> dict[str, list[int]]:
-    if unknown := sorted(keep.keys() - set(done.paths)):
-        got, fix = f"a layer {unknown[0]!r}", "Layers that are left out stay as they are."
-        raise ConfigError("keep", got=got, want=f"paths among {list(done.paths)}", fix=fix)
-    return {path: [int(i) for i in kept] for path, kept in keep.items()}
-
-
-def _chosen(
-    keep: int | Sequence[int], by: Mapping[str, Tensor] | str | None, done: MixturePlaces, seed: int
+def _named_experts(
+    keep: Mapping[str, Sequence[int]], places: MixturePlaces
 ) -> dict[str, list[int]]:
-    """The experts that stay, of each path, in ascending order."""
-    numbers = [keep] * len(done.paths) if isinstance(keep, int) else list(keep)
-    if len(numbers) != len(done.paths) or not all(
-        1 <= m <= e for m, e in zip(numbers, done.experts, strict=False)
+    """Check the experts that a user names, path -> numbers, and return them as lists."""
+    if unknown := sorted(keep.keys() - set(places.paths)):
+        got, fix = f"a layer {unknown[0]!r}", "Layers that are left out stay as they are."
+        raise ConfigError("keep", got=got, want=f"paths among {list(places.paths)}", fix=fix)
+    return {path: [int(i) for i in numbers] for path, numbers in keep.items()}
+
+
+def _best_experts(
+    keep: int | Sequence[int],
+    scores: Mapping[str, Tensor] | str | None,
+    places: MixturePlaces,
+    seed: int,
+) -> dict[str, list[int]]:
+    """Choose the experts with the largest scores, of each path, in ascending order."""
+    counts = [keep] * len(places.paths) if isinstance(keep, int) else list(keep)
+    if len(counts) != len(places.paths) or not all(
+        1 <= m <= e for m, e in zip(counts, places.experts, strict=False)
     ):
-        want = f"1 ... {list(done.experts)}, one number or one for each layer"
+        want = f"1 ... {list(places.experts)}, one number or one for each layer"
         fix = "Give as many experts as there are, or fewer."
         raise ConfigError("keep", got=keep, want=want, fix=fix)
-    found: dict[str, list[int]] = {}
-    for path, count, m in zip(done.paths, done.experts, numbers, strict=True):
-        order = _scores(path, count, by, seed).argsort(descending=True, stable=True)
-        found[path] = sorted(order[:m].tolist())
-    return found
+    chosen: dict[str, list[int]] = {}
+    for path, count, m in zip(places.paths, places.experts, counts, strict=True):
+        # a stable sort: of equal loads the first expert stays
+        order = _scores(path, count, scores, seed).argsort(descending=True, stable=True)
+        chosen[path] = sorted(order[:m].tolist())
+    return chosen
 
 
-def _scores(path: str, count: int, by: Mapping[str, Tensor] | str | None, seed: int) -> Tensor:
-    if by == RANDOM:
+def _scores(path: str, count: int, scores: Mapping[str, Tensor] | str | None, seed: int) -> Tensor:
+    """Return one score for each expert of a layer: its load, or a random number."""
+    if scores == RANDOM:
         return torch.rand(count, generator=generator(seed, path))
     key = None
-    if isinstance(by, Mapping):
+    if isinstance(scores, Mapping):
+        # with the MLP beside it the mixture is one module further down
         inside = (f"{path}.router", f"{path}.mixture.router")
-        key = next((name for name in inside if name in by), None)
-    if key is None or len(by[key]) != count:  # pyright: ignore
-        got = "none for this layer" if key is None else f"{len(by[key])} numbers"  # pyright: ignore
+        key = next((name for name in inside if name in scores), None)
+    if key is None or len(scores[key]) != count:  # pyright: ignore
+        got = "none for this layer" if key is None else f"{len(scores[key])} numbers"  # pyright: ignore
         what = f"loads of {path!r}"
         fix = (
             "Pass by=intarsia.experts.expert_loads(model, batches) of this very model, or 'random'."
         )
         raise ConfigError(what, got=got, want=f"a number for each of {count} experts", fix=fix)
-    return torch.as_tensor(by[key])  # pyright: ignore
+    return torch.as_tensor(scores[key])  # pyright: ignore
 
 
 _PAPER = Paper(

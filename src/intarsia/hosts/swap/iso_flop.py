@@ -26,32 +26,33 @@ from ..anatomy.dense_mlp import dense_mlp, mlp_place
 def layers_to_change(
     host: nn.Module, kind: str, density: float, globs: Sequence[str] | None = None
 ) -> dict[str, Any]:
-    """The layers that a kind of Sparse-IFT changes, by path; globs: see `SparseIft`.
+    """Return the layers that a kind of Sparse-IFT changes, by path; globs: see `SparseIft`.
 
     Raises: TargetError for layers that cannot be, or are not there.
     """
     if kind == "wide":
         return {p: host.get_submodule(p) for p, *_ in _widths(host, density)}
     inside = [(f"{p}.{i}", m) for p, b in blocks(host) for i, m in layers_of(b)]
-    every = inside or _all_layers(host)[1:-1]
-    found, used = dict[str, Any](), set[str]()
-    for path, layer in every:
+    # without blocks, all layers but the stem and the head
+    candidates = inside or _all_layers(host)[1:-1]
+    chosen, used = dict[str, Any](), set[str]()
+    for path, layer in candidates:
         named = [g for g in globs or ("*",) if matches(path, layer, g)]
         used |= set(named)
-        why = _unfit(host, path, layer, kind, density)
-        if named and why and path in (globs or ()):
+        objection = _unfit(host, path, layer, kind, density)
+        if named and objection and path in (globs or ()):
             fix = "Leave it out of layers=."
-            raise TargetError(f"layer {path!r}", got=why, want="a plain one", fix=fix)
-        if named and not why:
-            found[path] = layer
+            raise TargetError(f"layer {path!r}", got=objection, want="a plain one", fix=fix)
+        if named and not objection:
+            chosen[path] = layer
     if missing := [g for g in globs or () if g not in used]:
         want, fix = "layers inside the blocks", "See model.named_modules()."
         raise TargetError("layers", got=f"none for {missing}", want=want, fix=fix)
-    return found
+    return chosen
 
 
 def _unfit(host: nn.Module, path: str, layer: Any, kind: str, density: float) -> str:
-    """Why a layer cannot be changed; nothing if it can."""
+    """Return the reason why a layer cannot be changed; "" if it can."""
     if not isinstance(layer, nn.Linear | nn.Conv2d) or getattr(layer, "groups", 1) > 1:
         return f"{type(layer).__name__} of groups, or with its weight transposed"
     if layer.weight[0].numel() < 2:
@@ -64,22 +65,26 @@ def _unfit(host: nn.Module, path: str, layer: Any, kind: str, density: float) ->
 
 
 def norm_place(host: nn.Module, path: str, width: int | None = None) -> str:
-    """The path of what stands behind a layer; with a width, only a batch norm of that many."""
+    """Return the path of the module behind a layer, "" for none.
+
+    width: if given, only a batch norm with weights of that many channels counts.
+    """
     owner, _, name = path.rpartition(".")
     names = list(host.get_submodule(owner)._modules)
-    behind = names[names.index(name) + 1 :][:1]
-    place = f"{owner}.{behind[0]}".lstrip(".") if behind else ""
+    next_names = names[names.index(name) + 1 :][:1]
+    place = f"{owner}.{next_names[0]}".lstrip(".") if next_names else ""
     norm: Any = host.get_submodule(place) if place else None
     fits = isinstance(norm, BATCH_NORM) and norm.affine and norm.num_features == width
     return place if width is None or fits else ""
 
 
 def _all_layers(host: nn.Module) -> list[tuple[str, Any]]:
+    """List the linear layers and convolutions with their paths."""
     return [(p, m) for p, m in host.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
 
 
 def _widths(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
-    """Each layer that "wide" changes: its path, and its new inputs and outputs."""
+    """Yield each layer that "wide" changes: its path, and its new inputs and outputs."""
     if of_tokens(host):
         yield from _mlp_widths(host, density)
         return
@@ -88,50 +93,59 @@ def _widths(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
         got, want = f"{len(layers)} in {type(host).__name__}", "at least two: a width between them"
         raise TargetError("layers to widen", got=got, want=want, fix="Use another kind.")
     heads = [m for h in heads_of(host) for m in h.modules() if isinstance(m, nn.Linear)]
+    # the classes stay as many as they are
     last = heads[-1] if heads else layers[-1][1]
-    made = {_sizes(m)[1] for _, m in layers}
+    widths = {_sizes(m)[1] for _, m in layers}
     for number, (path, layer) in enumerate(layers):
         ins, outs = _sizes(layer)
-        reads = ins == _sizes(layers[0][1])[0] and ins not in made  # the picture, as the stem does
+        # the stem, and others that read the picture, keep their inputs
+        reads_picture = ins == _sizes(layers[0][1])[0] and ins not in widths
         depthwise = getattr(layer, "groups", 1)
-        if depthwise not in (1, ins) or (not reads and layer.weight[0].numel() < 2):
+        if depthwise not in (1, ins) or (not reads_picture and layer.weight[0].numel() < 2):
             got, want = f"{depthwise} groups or one input", "a plain or a depthwise convolution"
             raise TargetError(f"layer {path!r}", got=got, want=want, fix="Use another kind.")
-        if number and not reads:
-            ins = _wider_inputs(path, layer, layers[number - 1][1], made, density)
+        if number and not reads_picture:
+            ins = _wider_inputs(path, layer, layers[number - 1][1], widths, density)
         yield path, ins, outs if layer is last else _wider(outs, density)
     for path, module in host.named_modules():
-        own = list(module.parameters(recurse=False)) or list(module.buffers(recurse=False))
-        if own and not isinstance(module, nn.Linear | nn.Conv2d | BATCH_NORM):
+        tensors = list(module.parameters(recurse=False)) or list(module.buffers(recurse=False))
+        if tensors and not isinstance(module, nn.Linear | nn.Conv2d | BATCH_NORM):
             want, fix = "layers and batch norms", "Use kind='parallel', 'factorised' or 'doped'."
             raise TargetError(f"module {path!r}", got=type(module).__name__, want=want, fix=fix)
 
 
-def _wider_inputs(path: str, layer: Any, before: Any, made: Collection[int], density: float) -> int:
-    """The new inputs of a layer that reads others; before: the layer that is named before it.
+def _wider_inputs(
+    path: str, layer: Any, before: Any, widths: Collection[int], density: float
+) -> int:
+    """Return the new inputs of a layer that reads layers which become wider.
 
+    before: the layer that is named before it.  widths: outputs of all layers.
     Raises: TargetError for inputs that rounded widths do not add up to.
     """
-    (ins, _), outs, times = _sizes(layer), _sizes(before)[1], density**-0.5
-    if abs(times - round(times)) < 1e-5:
+    (ins, _), outs, factor = _sizes(layer), _sizes(before)[1], density**-0.5
+    # whole multiples need no rounding: sums of several layers still fit
+    if abs(factor - round(factor)) < 1e-5:
         return _wider(ins, density)
     flat = isinstance(layer, nn.Linear) and isinstance(before, nn.Conv2d)
-    if flat and ins != outs and ins % outs == 0:  # the places of a map side by side
+    if flat and ins != outs and ins % outs == 0:  # the positions of a map side by side
         return _wider(outs, density) * (ins // outs)
-    if ins not in made:
+    if ins not in widths:
         got, want = f"{ins} inputs, of several layers", "those of one layer"
-        near = 1 / max(2, round(times)) ** 2
+        near = 1 / max(2, round(factor)) ** 2
         fix = f"Set density={near:.6g}, whose widths are whole multiples, or use another kind."
         raise TargetError(f"layer {path!r}", got=got, want=want, fix=fix)
     return _wider(ins, density)
 
 
 def of_tokens(host: nn.Module) -> bool:
-    """Whether its blocks are those of a transformer, whose stream keeps its width."""
+    """Return True if the blocks are those of a transformer, whose stream keeps its width."""
     return any(block_kind(block) not in CONVOLUTIONAL for _, block in blocks(host))
 
 
 def _mlp_widths(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
+    """Yield the new inputs and outputs of an MLP's layers: the hidden units become 1 / density
+    wider.
+    """
     paths = {id(m): p for p, m in host.named_modules()}
     for reads, writes in linear_mlps(host):
         hidden = round(writes.in_features / density)
@@ -140,7 +154,7 @@ def _mlp_widths(host: nn.Module, density: float) -> Iterator[tuple[str, int, int
 
 
 def linear_mlps(host: nn.Module) -> Iterator[tuple[list[nn.Linear], nn.Linear]]:
-    """The layers to and from the hidden units of each MLP in a transformer's blocks.
+    """Yield the layers to and from the hidden units of each MLP in a transformer's blocks.
 
     Raises: TargetError for an MLP that computes otherwise, or has its weights transposed.
     """
@@ -158,42 +172,51 @@ def linear_mlps(host: nn.Module) -> Iterator[tuple[list[nn.Linear], nn.Linear]]:
 
 
 def _wider(width: int, density: float) -> int:
+    """Scale a width by density^-1/2, so that width^2 density stays as it was."""
     return round(width * density**-0.5)
 
 
 def _sizes(layer: Any) -> tuple[int, int]:
+    """Return inputs and outputs of a layer."""
     if isinstance(layer, nn.Linear):
         return layer.in_features, layer.out_features
     return layer.in_channels, layer.out_channels
 
 
 def widen(
-    host: nn.Module, density: float, layers: Mapping[str, int], draw: torch.Generator
+    host: nn.Module, density: float, layers: Mapping[str, int], draws: torch.Generator
 ) -> dict[str, int]:
-    """Give layers and batch norms new widths, in place; how many weights each layer keeps."""
-    tokens = of_tokens(host)
+    """Give layers and batch norms new widths, in place.
+
+    layers: path -> number of non-zero weights that the layer is to have.  Returns the same.
+    """
+    is_transformer = of_tokens(host)
     config: Any = getattr(host, "config", None)
     for path, ins, outs in list(_widths(host, density)):
         layer: Any = host.get_submodule(path)
-        gain, kept = _gain(layer), layers[path] / outs
+        # a sum of fewer terms: the weights are larger, so that outputs vary as before
+        gain, row_weights = _gain(layer), layers[path] / outs
         groups = ins if getattr(layer, "groups", 1) > 1 else 1
         _resize(layer, ins, outs, groups)
         shape = (outs, ins // groups, *layer.weight.shape[2:])
-        layer.weight = _normal(shape, gain / math.sqrt(kept), layer.weight, draw)
+        layer.weight = _normal(shape, gain / math.sqrt(row_weights), layer.weight, draws)
         if layer.bias is not None and len(layer.bias) != outs:
             layer.bias = nn.Parameter(layer.bias.new_zeros(outs))
-    if tokens and hasattr(config, "intermediate_size"):
+    if is_transformer and hasattr(config, "intermediate_size"):
         config.intermediate_size = round(config.intermediate_size / density)
-    for module in () if tokens else host.modules():
+    # a transformer's stream keeps its width, and so do its norms
+    for module in () if is_transformer else host.modules():
         if isinstance(module, BATCH_NORM):
             _widen_norm(module, _wider(module.num_features, density))
-    for name in () if tokens else ("num_features", "head_hidden_size"):  # what timm calls them
+    # attributes by which timm knows the width of the features
+    for name in () if is_transformer else ("num_features", "head_hidden_size"):
         if isinstance(width := getattr(host, name, None), int):
             setattr(host, name, _wider(width, density))
     return dict(layers)
 
 
 def _resize(layer: Any, ins: int, outs: int, groups: int = 1) -> None:
+    """Write new sizes into a layer's attributes; its weights are set elsewhere."""
     names = ("in_features", "out_features")
     if isinstance(layer, nn.Conv2d):
         names, layer.groups = ("in_channels", "out_channels"), groups
@@ -202,6 +225,7 @@ def _resize(layer: Any, ins: int, outs: int, groups: int = 1) -> None:
 
 
 def _widen_norm(norm: Any, width: int) -> None:
+    """Give a batch norm fresh tensors of a new width."""
     norm.num_features = width
     for name, tensor in [*norm._parameters.items(), *norm._buffers.items()]:
         if tensor is not None and tensor.dim():
@@ -210,8 +234,9 @@ def _widen_norm(norm: Any, width: int) -> None:
 
 
 def _gain(layer: Any) -> float:
-    """The standard deviation of outputs for inputs of standard deviation 1."""
+    """Return the standard deviation of outputs for inputs of standard deviation 1."""
     weight = layer.weight.detach()
+    # a weight of zeros counts as one of unit gain
     spread = float(weight.float().std()) or weight[0].numel() ** -0.5
     return spread * math.sqrt(weight[0].numel())
 
@@ -219,12 +244,15 @@ def _gain(layer: Any) -> float:
 def _normal(
     shape: tuple[int, ...], std: float, like: Tensor, draw: torch.Generator
 ) -> nn.Parameter:
+    """Draw a weight from a normal distribution, with type and device of another."""
     new = torch.randn(shape, generator=draw) * std
     return nn.Parameter(new.to(like))
 
 
-def _as(layer: Any, outs: int, draw: torch.Generator, std: float, bias: bool = False) -> Any:
-    """A layer of the same kind and inputs with new weights and other outputs."""
+def _with_outputs(
+    layer: Any, outs: int, draw: torch.Generator, std: float, bias: bool = False
+) -> Any:
+    """Copy a layer with new weights and other outputs; std: of the new weights."""
     new: Any = copy.deepcopy(layer)
     _resize(new, _sizes(layer)[0], outs)
     new.weight = _normal((outs, *layer.weight.shape[1:]), std, layer.weight, draw)
@@ -232,39 +260,47 @@ def _as(layer: Any, outs: int, draw: torch.Generator, std: float, bias: bool = F
     return new
 
 
-def _reads(layer: Any, ins: int, draw: torch.Generator, std: float) -> Any:
-    """V: from a rank to the layer's outputs, at each position by itself."""
+def _second_factor(layer: Any, rank: int, draw: torch.Generator, std: float) -> Any:
+    """Build V, the second of the two factors that replace a layer: `rank` inputs, its outputs.
+
+    A convolution's V is 1x1, so that it works at each position by itself.  std: of its weights.
+    """
     outs, bias = _sizes(layer)[1], layer.bias is not None
     conv = isinstance(layer, nn.Conv2d)
-    new: Any = nn.Conv2d(ins, outs, 1, bias=bias) if conv else nn.Linear(ins, outs, bias=bias)
+    new: Any = nn.Conv2d(rank, outs, 1, bias=bias) if conv else nn.Linear(rank, outs, bias=bias)
     new.weight = _normal(tuple(new.weight.shape), std, layer.weight, draw)
     new.bias = layer.bias
     return new
 
 
 def _parallel(host: nn.Module, path: str, density: float, draw: torch.Generator) -> dict[str, int]:
+    """Replace a layer by q = 1 / density sparse ones of its shape, each with a norm, which are
+    summed.
+    """
     layer: Any = host.get_submodule(path)
-    outs, count, q = _sizes(layer)[1], layer.weight.numel(), round(1 / density)
-    kept = [count // q + (i < count % q) for i in range(q)]
-    std = _gain(layer) / math.sqrt(count / q / outs)
-    layers = [_as(layer, outs, draw, std, bias=True) for _ in range(q)]
-    behind = norm_place(host, path, outs)
-    if behind:
-        old: Any = host.get_submodule(behind)
-        norms = [_branch_norm(old, q) for _ in range(q)]
-        host.set_submodule(behind, getattr(old, "act", nn.Identity()))
+    outs, total, branches = _sizes(layer)[1], layer.weight.numel(), round(1 / density)
+    # the weights of the dense layer are dealt out evenly, so that FLOPs stay as they were
+    counts = [total // branches + (i < total % branches) for i in range(branches)]
+    std = _gain(layer) / math.sqrt(total / branches / outs)
+    layers = [_with_outputs(layer, outs, draw, std, bias=True) for _ in range(branches)]
+    norm_path = norm_place(host, path, outs)
+    if norm_path:
+        old: Any = host.get_submodule(norm_path)
+        norms = [_branch_norm(old, branches) for _ in range(branches)]
+        host.set_submodule(norm_path, getattr(old, "act", nn.Identity()))
     else:
-        norms = [nn.LayerNorm(outs).to(layer.weight) for _ in range(q)]
+        norms = [nn.LayerNorm(outs).to(layer.weight) for _ in range(branches)]
     host.set_submodule(path, Parallel(layers, norms))
-    return {f"layers.{i}": n for i, n in enumerate(kept)}
+    return {f"layers.{i}": n for i, n in enumerate(counts)}
 
 
 @torch.no_grad()
 def _branch_norm(old: Any, branches: int) -> nn.Module:
-    """A batch norm of one of so many branches, whose sum is as large as the one was."""
+    """Copy a batch norm for one of several branches, whose sum is as large as the one was."""
     norm: Any = copy.deepcopy(old)
     if hasattr(norm, "act"):
         norm.act = nn.Identity()
+    # the statistics were those of the dense layer's outputs
     norm.reset_running_stats()
     norm.weight.div_(math.sqrt(branches))
     norm.bias.div_(branches)
@@ -274,12 +310,16 @@ def _branch_norm(old: Any, branches: int) -> nn.Module:
 def _factorised(
     host: nn.Module, path: str, density: float, draw: torch.Generator
 ) -> dict[str, int]:
+    """Replace a layer by two sparse factors with a norm and a ReLU between them."""
     layer: Any = host.get_submodule(path)
     outs, count, reads = _sizes(layer)[1], layer.weight.numel(), layer.weight[0].numel()
+    # r (reads + outs) density = count: the FLOPs of both sparse factors are those of the layer
     rank = math.ceil(count / (density * (reads + outs)) - 1e-9)
+    # both factors have the same share of weights that are not 0
     kept_u = round(count * reads / (reads + outs))
-    u = _as(layer, rank, draw, math.sqrt(rank / kept_u))
-    v = _reads(layer, rank, draw, _gain(layer) * math.sqrt(outs / (count - kept_u)))
+    u = _with_outputs(layer, rank, draw, math.sqrt(rank / kept_u))
+    v = _second_factor(layer, rank, draw, _gain(layer) * math.sqrt(outs / (count - kept_u)))
+    # the norm keeps the scale of u's outputs, and the ReLU makes the map non-linear
     norm = nn.BatchNorm2d(rank) if isinstance(layer, nn.Conv2d) else nn.LayerNorm(rank)
     parts = {"u": u, "norm": norm.to(layer.weight), "act": nn.ReLU(), "v": v}
     factors = nn.Sequential()
@@ -290,33 +330,40 @@ def _factorised(
 
 
 def _doped_rank(layer: Any, density: float) -> int:
+    """Return the rank at which two dense factors have the weights that sparsity sets free."""
     reads, outs = layer.weight[0].numel(), len(layer.weight)
     return math.floor((1 - density) * layer.weight.numel() / (reads + outs) + 1e-9)
 
 
 def _doped(host: nn.Module, path: str, density: float, draw: torch.Generator) -> dict[str, int]:
+    """Replace a layer by a sparse one plus two dense factors of low rank."""
     layer: Any = host.get_submodule(path)
     outs, reads, gain = _sizes(layer)[1], layer.weight[0].numel(), _gain(layer)
     rank = _doped_rank(layer, density)
-    kept = layer.weight.numel() - rank * (reads + outs)
-    sparse = _as(layer, outs, draw, gain * math.sqrt(density * outs / kept), bias=True)
-    u = _as(layer, rank, draw, reads**-0.5)
-    v = _reads(layer, rank, draw, gain * math.sqrt((1 - density) / rank))
+    sparse_weights = layer.weight.numel() - rank * (reads + outs)
+    # gains: the sparse part has `density` of the variance, both factors have the rest
+    sparse = _with_outputs(
+        layer, outs, draw, gain * math.sqrt(density * outs / sparse_weights), bias=True
+    )
+    u = _with_outputs(layer, rank, draw, reads**-0.5)
+    v = _second_factor(layer, rank, draw, gain * math.sqrt((1 - density) / rank))
     v.bias = None
     host.set_submodule(path, Doped(sparse, u, v))
-    return {"sparse": kept}
+    return {"sparse": sparse_weights}
 
 
 def sparsify_layer(path: str, layer: Any, count: int, draw: torch.Generator) -> None:
-    """All but `count` weights of a layer, at random, become 0."""
-    rows = count / len(layer.weight)
-    if rows < 1:
-        what = f"{path}: {rows:.2f} weights a row are kept; a row of zeros is a dead unit."
-        warnings.warn(what, stacklevel=2)
+    """Set all but `count` weights of a layer to 0, at random."""
+    row_weights = count / len(layer.weight)
+    if row_weights < 1:
+        message = (
+            f"{path}: {row_weights:.2f} weights a row are kept; a row of zeros is a dead unit."
+        )
+        warnings.warn(message, stacklevel=2)
     shape = tuple(layer.weight.shape)
     mask = keep_random({path: shape}, count, generator=draw).mask(path, 0).to(layer.weight.device)
     layer.weight.data.mul_(mask)
 
 
-MADE = {"parallel": _parallel, "factorised": _factorised, "doped": _doped}
-"""Kind -> (host, path, density, draw) -> how many weights each sparse layer inside keeps."""
+REPLACERS = {"parallel": _parallel, "factorised": _factorised, "doped": _doped}
+"""Kind -> (host, path, density, draws) -> number of weights that each sparse layer inside keeps."""

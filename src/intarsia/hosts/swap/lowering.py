@@ -31,11 +31,11 @@ LARGEST, STRIDES = 11, 4  # side of a kernel, and its stride at most
 
 @dataclass
 class DenseStep:
-    """A step whose weight is dense still, or that has none."""
+    """Step of a program whose weight is still dense, or that has none."""
 
     name: str
-    kind: str
-    src: int
+    kind: str  # "spmm" (1x1), "conv", "depthwise", "linear", "act", "pool", "add", "scale"
+    src: int  # numbers of values: read, written, and added or multiplied
     dst: int
     other: int | None = None
     acts: tuple[str, str] = ("none", "none")
@@ -45,8 +45,11 @@ class DenseStep:
 
 @dataclass
 class Cluster:
-    """Layers that follow each other, which values they read, and which others read.
+    """Run of layers that kernels know, the values that it reads, and those that others read.
 
+    values: node -> number of its value.  inputs: the same for values made outside.  flat: values
+    that
+    are vectors, not maps.  count: number of the next value.
     before: the node in front of which the cluster can be called; None = at the end.
     """
 
@@ -58,7 +61,7 @@ class Cluster:
     count: int = 0
 
     def outputs(self) -> dict[fx.Node, int]:
-        """Its nodes that others read."""
+        """Return the cluster's nodes that nodes outside read."""
         return {
             node: value
             for node, value in self.values.items()
@@ -66,12 +69,12 @@ class Cluster:
         }
 
     def new(self) -> int:
-        """The number of a value that is not there yet."""
+        """Return the number of a new value."""
         self.count += 1
         return self.count - 1
 
     def read(self, node: fx.Node) -> int:
-        """The number of a value, which becomes an input if the cluster did not make it."""
+        """Return the number of a value, which becomes an input if the cluster did not make it."""
         if node in self.values:
             return self.values[node]
         if node not in self.inputs:
@@ -82,167 +85,189 @@ class Cluster:
 
 
 def clusters_of(graph: fx.GraphModule) -> list[Cluster]:
-    """The clusters of a traced net with shapes, in order."""
-    found: list[Cluster] = []
-    now, done = Cluster(), set[fx.Node]()
+    """Split the graph of a traced net with shapes into clusters, in order."""
+    clusters: list[Cluster] = []
+    current, done = Cluster(), set[fx.Node]()
     for node in graph.graph.nodes:
         if node in done or node.op in ("placeholder", "get_attr"):
             continue
-        if node.op == "output" or not _take(graph, now, node):
-            now.before = node
-            found.append(now)
-            now = Cluster()
-        done |= now.values.keys()
-    return [cluster for cluster in found if cluster.layers]
+        # a node that kernels do not know ends the cluster, and the next one may begin behind it
+        if node.op == "output" or not _take_node(graph, current, node):
+            current.before = node
+            clusters.append(current)
+            current = Cluster()
+        done |= current.values.keys()
+    # a cluster in which nothing is computed would only change the layout
+    return [cluster for cluster in clusters if cluster.layers]
 
 
-def _take(graph: fx.GraphModule, now: Cluster, node: fx.Node) -> bool:
-    """Whether a cluster can do what a node does; then it has it, and what is fused with it."""
+def _take_node(graph: fx.GraphModule, cluster: Cluster, node: fx.Node) -> bool:
+    """Add a node, and what is fused with it, to a cluster; return False if kernels cannot compute
+    it.
+    """
     inputs, module = tensors_in(node), module_of(graph, node)
     if not inputs or any(len(n.meta["shape"]) not in (2, 4) for n in (*inputs, node)):
         return False
+    # a kind is a class of modules, or the names of functions that compute the same
     for kind, take in TAKES:
         if isinstance(module, kind) if isinstance(kind, type) else function_of(node) in kind:
-            return take(graph, now, node, module)
+            return take(graph, cluster, node, module)
     name = type(module).__name__
+    # dropout and the like pass their input on: the node is another name for it
     if (name in NOTHING and name != "Identity") or isinstance(module, nn.Identity):
-        now.values[node] = now.read(inputs[0])
+        cluster.values[node] = cluster.read(inputs[0])
         return True
     act = _act_of(module, node)
-    if act and len(inputs[0].meta["shape"]) == 4 and inputs[0] in now.values | now.inputs:
-        if now.read(inputs[0]) in now.flat:
+    if act and len(inputs[0].meta["shape"]) == 4 and inputs[0] in cluster.values | cluster.inputs:
+        if cluster.read(inputs[0]) in cluster.flat:
             return False
-        return _made(
-            now, DenseStep(str(node.target), "act", 0, 0, acts=(act, "none")), node, inputs[0]
+        return _append(
+            cluster, DenseStep(str(node.target), "act", 0, 0, acts=(act, "none")), node, inputs[0]
         )
     return False
 
 
 def _act_of(module: nn.Module | None, node: fx.Node) -> str:
-    """The activation that a node is; "" for anything else."""
+    """Return the activation that a node computes; "" for anything else."""
     if module is not None:
         return ACT_MODULES.get(type(module), "")
     name = function_of(node)
     return name if name in ACT_FUNCTIONS else ""
 
 
-def _made(now: Cluster, layer: DenseStep, node: fx.Node, source: fx.Node) -> bool:
-    layer.src, layer.dst = now.read(source), now.new()
-    now.layers.append(layer)
-    now.values[node] = layer.dst
+def _append(cluster: Cluster, layer: DenseStep, node: fx.Node, source: fx.Node) -> bool:
+    """Append a layer with one input to a cluster; return True."""
+    layer.src, layer.dst = cluster.read(source), cluster.new()
+    cluster.layers.append(layer)
+    cluster.values[node] = layer.dst
     return True
 
 
-def _convolution(graph: fx.GraphModule, now: Cluster, node: fx.Node, conv: Any) -> bool:
-    """A convolution with the batch norm, the activation and the addition behind it."""
+def _convolution(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, conv: Any) -> bool:
+    """Take a convolution with the batch norm, the activation and the addition behind it."""
     source = tensors_in(node)[0]
-    flat = source in now.values and now.values[source] in now.flat
+    flat = source in cluster.values and cluster.values[source] in cluster.flat
     window = _window(conv) if _plain(conv, nn.Conv2d, "Conv2dSame") else None
     depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
     if window is None or (conv.groups > 1 and not depthwise) or (flat and window.size > 1):
         return False
+    # 1. the kind of the product; behind a global pool a 1x1 convolution is a linear layer
     plain = window._replace(same=False) == Window()
     kind = "depthwise" if depthwise else "spmm" if plain else "conv"
     if flat:
         if depthwise:
             return False
         kind = "linear"
-    weight, bias = _numbers(conv)
-    layer = DenseStep(str(node.target), kind, now.read(source), now.new(), window=window)
+    weight, bias = _weight_and_bias(conv)
+    layer = DenseStep(str(node.target), kind, cluster.read(source), cluster.new(), window=window)
     nodes = [node]
+    # 2. the batch norm goes into the weights, and the activation inside it into the step
     norm = _only_user(graph, nodes, BATCH_NORM)
-    own: Any = None if norm is None else module_of(graph, norm)
-    if norm is not None and own.running_mean is not None and (act := _act_inside(own)) != "?":
-        weight, bias = folded(weight, bias, own)
+    norm_module: Any = None if norm is None else module_of(graph, norm)
+    if (
+        norm is not None
+        and norm_module.running_mean is not None
+        and (act := _act_inside(norm_module)) != "?"
+    ):
+        weight, bias = folded(weight, bias, norm_module)
         nodes = [*nodes, *_between(node, norm), norm]
         layer.acts = (act, "none")
-    _fuse(graph, now, layer, nodes)
-    layer.tensors = {"weight": _shaped(weight, kind), "bias": bias}
-    now.layers.append(layer)
-    now.values |= dict.fromkeys(nodes, layer.dst)
+    _fuse(graph, cluster, layer, nodes)
+    layer.tensors = {"weight": _step_weight(weight, kind), "bias": bias}
+    cluster.layers.append(layer)
+    cluster.values |= dict.fromkeys(nodes, layer.dst)
     if flat:
-        now.flat.add(layer.dst)
+        cluster.flat.add(layer.dst)
     return True
 
 
-def _shaped(weight: Tensor, kind: str) -> Tensor:
-    """As steps want it: (out, k, k) of a depthwise, (out, in) of a linear one."""
+def _step_weight(weight: Tensor, kind: str) -> Tensor:
+    """Reshape a weight as steps want it: (out, k, k) of a depthwise, (out, in) of a linear one."""
     if kind == "depthwise":
         return weight[:, 0].contiguous()
     return weight.flatten(1).contiguous() if kind == "linear" else weight.contiguous()
 
 
-def _fuse(graph: fx.GraphModule, now: Cluster, layer: DenseStep, nodes: list[fx.Node]) -> None:
+def _fuse(graph: fx.GraphModule, cluster: Cluster, layer: DenseStep, nodes: list[fx.Node]) -> None:
     """Take in the activation, and for 1x1 an addition, that alone reads the last of the nodes."""
-    while (behind := _reader(nodes[-1])) is not None:
-        module = module_of(graph, behind)
-        act = _act_of(module, behind)
+    while (reader := _reader(nodes[-1])) is not None:
+        module = module_of(graph, reader)
+        act = _act_of(module, reader)
         if type(module).__name__ in NOTHING or act == "none":
-            nodes.append(behind)
+            nodes.append(reader)
             continue
+        # the step computes act2(act1(W x + b) + other): what comes next must fit that order
         first, second = layer.acts
         if act and layer.other is None and first == "none":
             layer.acts = (act, "none")
         elif act and layer.other is not None and second == "none":
             layer.acts = (first, act)
-        elif function_of(behind) == ADD and layer.kind == "spmm" and layer.other is None:
-            others = [n for n in tensors_in(behind) if n is not nodes[-1]]
-            same = others and others[0].meta["shape"] == behind.meta["shape"]
-            if not _bare(behind) or not same or others[0] not in now.values | now.inputs:
+        elif function_of(reader) == ADD and layer.kind == "spmm" and layer.other is None:
+            addends = [n for n in tensors_in(reader) if n is not nodes[-1]]
+            same_shape = addends and addends[0].meta["shape"] == reader.meta["shape"]
+            if (
+                not _bare(reader)
+                or not same_shape
+                or addends[0] not in cluster.values | cluster.inputs
+            ):
                 return
-            layer.other = now.read(others[0])
+            layer.other = cluster.read(addends[0])
         else:
             return
-        nodes.append(behind)
+        nodes.append(reader)
 
 
 def _reader(node: fx.Node) -> fx.Node | None:
-    """The only node that reads one."""
+    """Return the node that reads another, if it is the only one."""
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
 def _only_user(graph: fx.GraphModule, nodes: list[fx.Node], kind: type) -> fx.Node | None:
-    """The only reader of the last node, past what does nothing, if it is a module of a kind."""
-    at = _reader(nodes[-1])
-    while at is not None and type(module_of(graph, at)).__name__ in NOTHING:
-        at = _reader(at)
-    return at if at is not None and isinstance(module_of(graph, at), kind) else None
+    """Return the only reader of the last node, past what does nothing, if it is a module of a
+    kind.
+    """
+    user = _reader(nodes[-1])
+    while user is not None and type(module_of(graph, user)).__name__ in NOTHING:
+        user = _reader(user)
+    return user if user is not None and isinstance(module_of(graph, user), kind) else None
 
 
 def _between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
-    """The nodes from one to another that each is the only reader of the one before."""
-    found: list[fx.Node] = []
-    at = _reader(first)
-    while at is not None and at is not last:
-        found.append(at)
-        at = _reader(at)
-    return found
+    """List the nodes from one to another, each the only reader of the one before."""
+    nodes: list[fx.Node] = []
+    node = _reader(first)
+    while node is not None and node is not last:
+        nodes.append(node)
+        node = _reader(node)
+    return nodes
 
 
 def _bare(node: fx.Node) -> bool:
-    """Whether a function has two arguments and no more, as a factor `alpha` would be."""
+    """Return True if a function has two arguments and no more, as a factor `alpha` would be."""
     return len(node.args) == 2 and not node.kwargs
 
 
-def _plain(layer: nn.Module, kind: type[nn.Module], *known: str) -> bool:
-    """Whether a layer does what its kind does; one that standardises its weight does not."""
-    return type(layer).forward is kind.forward or type(layer).__name__ in known
+def _plain(layer: nn.Module, kind: type[nn.Module], *names: str) -> bool:
+    """Return True if a layer does what its kind does; one that standardises its weight does not."""
+    return type(layer).forward is kind.forward or type(layer).__name__ in names
 
 
 def _act_inside(norm: Any) -> str:
-    """The activation that timm's norms bring with them."""
+    """Return the activation inside one of timm's norms; "?" if kernels do not know it."""
     act = getattr(norm, "act", None)
     return "none" if act is None else ACT_MODULES.get(type(act), "?")
 
 
-def _numbers(layer: Any) -> tuple[Tensor, Tensor]:
+def _weight_and_bias(layer: Any) -> tuple[Tensor, Tensor]:
+    """Return weight and bias in float32, a bias of zeros for none."""
     weight = layer.weight.detach().float()
     bias = layer.bias
     return weight, weight.new_zeros(len(weight)) if bias is None else bias.detach().float()
 
 
 def folded(weight: Tensor, bias: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
-    """A convolution's numbers with the batch norm behind it: g (w x + b - m) / s + beta."""
+    """Fold a batch norm into the convolution before it: g (w x + b - m) / s + beta."""
+    # in double, since the sums are rounded to float32 only once
     scale = (norm.running_var.double() + norm.eps).rsqrt()
     scale = scale if norm.weight is None else scale * norm.weight.detach().double()
     shift = 0 if norm.bias is None else norm.bias.detach().double()
@@ -252,7 +277,7 @@ def folded(weight: Tensor, bias: Tensor, norm: Any) -> tuple[Tensor, Tensor]:
 
 
 def _window(conv: Any) -> Window | None:
-    """A square window without dilation; None for others."""
+    """Return the window of a square kernel without dilation; None for others."""
     sides = {*conv.kernel_size}
     if len(sides) != 1 or len({*conv.stride}) != 1 or {*conv.dilation} != {1}:
         return None
@@ -260,91 +285,99 @@ def _window(conv: Any) -> Window | None:
         return None
     if conv.padding_mode != "zeros" or (size := sides.pop()) > LARGEST:
         return None
-    same = type(conv).__name__ == "Conv2dSame"  # timm's: TensorFlow's zeros
+    same_padding = type(conv).__name__ == "Conv2dSame"  # timm's: TensorFlow's zeros
     if isinstance(conv.padding, str):
         if conv.padding == "same" and (size % 2 == 0 or conv.stride[0] > 1):
             return None
+        # torch pads "same" evenly only for odd sides and stride 1
         pads = (size // 2, size // 2) if conv.padding == "same" else (0, 0)
     else:
-        pads = (0, 0) if same else conv.padding
+        # there the zeros depend on the size of the picture, and are counted when it is known
+        pads = (0, 0) if same_padding else conv.padding
+    # the same on both sides
     top, left = pads
-    return Window(size, conv.stride[0], top, left, top, left, same)
+    return Window(size, conv.stride[0], top, left, top, left, same_padding)
 
 
-def _norm(graph: fx.GraphModule, now: Cluster, node: fx.Node, norm: Any) -> bool:
-    """A batch norm by itself: a depthwise 1x1 convolution."""
+def _norm(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, norm: Any) -> bool:
+    """Take a batch norm by itself, as a depthwise 1x1 convolution."""
     source, act = tensors_in(node)[0], _act_inside(norm)
-    if source in now.values and now.values[source] in now.flat or act == "?":
+    if source in cluster.values and cluster.values[source] in cluster.flat or act == "?":
         return False
     if norm.running_mean is None or len(node.meta["shape"]) != 4:
         return False
+    # scale and shift of each channel
     ones = torch.ones(norm.num_features, 1, 1)
     weight, bias = folded(ones, torch.zeros(norm.num_features), norm)
     layer = DenseStep(str(node.target), "depthwise", 0, 0, acts=(act, "none"))
     layer.tensors = {"weight": weight, "bias": bias}
-    return _made(now, layer, node, source)
+    return _append(cluster, layer, node, source)
 
 
-def _pool(graph: fx.GraphModule, now: Cluster, node: fx.Node, pool: Any) -> bool:
-    """The mean of every channel."""
+def _pool(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any) -> bool:
+    """Take the mean of every channel."""
     source = tensors_in(node)[0]
+    # of means over positions the kernels know that over all of them
     if isinstance(pool, nn.AdaptiveAvgPool2d):
-        whole = pool.output_size in (1, (1, 1), [1, 1])
+        is_global = pool.output_size in (1, (1, 1), [1, 1])
     else:
         axes: Any = node.args[1] if len(node.args) > 1 else node.kwargs.get("dim")
         name: str = function_of(node)
         if name == "adaptive_avg_pool2d":
-            whole = axes in (1, (1, 1), [1, 1])
+            is_global = axes in (1, (1, 1), [1, 1])
         else:
-            whole = isinstance(axes, (tuple, list)) and {int(a) % 4 for a in axes} == {2, 3}
-    if not whole or len(source.meta["shape"]) != 4 or source not in now.values:
+            is_global = isinstance(axes, (tuple, list)) and {int(a) % 4 for a in axes} == {2, 3}
+    if not is_global or len(source.meta["shape"]) != 4 or source not in cluster.values:
         return False
-    if now.read(source) in now.flat:
+    if cluster.read(source) in cluster.flat:
         return False
-    _made(now, DenseStep(str(node.target), "pool", 0, 0), node, source)
-    now.flat.add(now.values[node])
+    _append(cluster, DenseStep(str(node.target), "pool", 0, 0), node, source)
+    cluster.flat.add(cluster.values[node])
     return True
 
 
-def _flatten(graph: fx.GraphModule, now: Cluster, node: fx.Node, module: Any) -> bool:
+def _flatten(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module: Any) -> bool:
+    """Take a flatten of what is a vector already; it computes nothing."""
     source = tensors_in(node)[0]
-    if source in now.values and now.values[source] in now.flat:
-        now.values[node] = now.values[source]
+    if source in cluster.values and cluster.values[source] in cluster.flat:
+        cluster.values[node] = cluster.values[source]
         return True
     return False
 
 
-def _linear(graph: fx.GraphModule, now: Cluster, node: fx.Node, linear: Any) -> bool:
+def _linear(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, linear: Any) -> bool:
+    """Take a linear layer on a pooled vector, with the activation behind it."""
     source = tensors_in(node)[0]
-    if source not in now.values or now.values[source] not in now.flat:
+    if source not in cluster.values or cluster.values[source] not in cluster.flat:
         return False
     if len(node.meta["shape"]) != 2 or not _plain(linear, nn.Linear, "Linear", "PackedLinear"):
         return False
-    weight, bias = _numbers(linear)
-    layer = DenseStep(str(node.target), "linear", now.read(source), now.new())
+    weight, bias = _weight_and_bias(linear)
+    layer = DenseStep(str(node.target), "linear", cluster.read(source), cluster.new())
     layer.tensors = {"weight": weight, "bias": bias}
     nodes = [node]
-    _fuse(graph, now, layer, nodes)
-    now.layers.append(layer)
-    now.values |= dict.fromkeys(nodes, layer.dst)
-    now.flat.add(layer.dst)
+    _fuse(graph, cluster, layer, nodes)
+    cluster.layers.append(layer)
+    cluster.values |= dict.fromkeys(nodes, layer.dst)
+    cluster.flat.add(layer.dst)
     return True
 
 
-def _two(graph: fx.GraphModule, now: Cluster, node: fx.Node, module: Any) -> bool:
-    """An addition of maps, or a map times a vector."""
+def _binary(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module: Any) -> bool:
+    """Take an addition of maps, or a map times a vector."""
     inputs = tensors_in(node)
-    if len(inputs) != 2 or not _bare(node) or not any(n in now.values for n in inputs):
+    if len(inputs) != 2 or not _bare(node) or not any(n in cluster.values for n in inputs):
         return False
+    # either operand may be the map
     for a, b in (inputs, inputs[::-1]):
-        same = a.meta["shape"] == b.meta["shape"] == node.meta["shape"]
-        flat = [n in now.values and now.values[n] in now.flat for n in (a, b)]
+        same_shape = a.meta["shape"] == b.meta["shape"] == node.meta["shape"]
+        flat = [n in cluster.values and cluster.values[n] in cluster.flat for n in (a, b)]
         kind = function_of(node)
-        adds = kind == ADD and same and not any(flat) and len(node.meta["shape"]) == 4
+        adds = kind == ADD and same_shape and not any(flat) and len(node.meta["shape"]) == 4
         scales = kind == MUL and not flat[0] and flat[1] and len(a.meta["shape"]) == 4
         if adds or (scales and len(b.meta["shape"]) == 4):
-            layer = DenseStep(str(node.target), "add" if adds else "scale", 0, 0, now.read(b))
-            return _made(now, layer, node, a)
+            layer = DenseStep(str(node.target), "add" if adds else "scale", 0, 0, cluster.read(b))
+            return _append(cluster, layer, node, a)
     return False
 
 
@@ -357,6 +390,6 @@ TAKES: tuple[tuple[Any, Take], ...] = (
     (nn.Flatten, _flatten),
     (("mean", "adaptive_avg_pool2d"), _pool),
     (("flatten",), _flatten),
-    ((ADD, MUL), _two),
+    ((ADD, MUL), _binary),
 )
-"""A kind of module, or names of functions, and what takes it."""
+"""Kind of module, or names of functions, and the function that takes such a node."""

@@ -18,8 +18,9 @@ PARTS = ("codes", "row_offsets", "levels")
 
 
 class PackedStack(nn.Module):
-    """E matrices (out, in) as one of E out rows, in a format that stores rows one after another.
+    """Stack of E matrices (out, in), stored as one tall matrix of E out rows.
 
+    The format stores rows one after another, so that an expert is a slice of what is stored.
     form: `formats.Ternary`; stored: of the tall matrix; shape: (E, out, in). Buffers that are read
     from a file stay mapped: an expert's pages are read when it is first used.
     """
@@ -33,8 +34,9 @@ class PackedStack(nn.Module):
             self.register_buffer(name, stored[name])
 
     def of(self, expert: int) -> dict[str, Tensor]:
-        """What is stored of one expert."""
+        """Return the stored tensors of one expert."""
         rows = self.sizes[1]
+        # offsets count codes from the start of the stack; an expert's begin at 0 again
         offsets = self.get_buffer("row_offsets")[expert * rows : (expert + 1) * rows + 1]
         first, last = int(offsets[0]), int(offsets[-1])
         levels = self.get_buffer("levels")[expert * rows : (expert + 1) * rows]
@@ -42,33 +44,34 @@ class PackedStack(nn.Module):
         return {"codes": codes, "row_offsets": offsets - first, "levels": levels}
 
     def linear(self, x: Tensor, expert: int) -> Tensor:
-        """x W_e^T.  (N, in) -> (N, out)."""
+        """Compute x W_e^T.  (N, in) -> (N, out)."""
         return self.form.matmul(x, self.of(expert), self.sizes[1:])
 
     def decoded(self) -> Tensor:
-        """(E, out, in) float32."""
+        """Decode all matrices, (E, out, in) float32."""
         experts, rows, width = self.sizes
         stored = {name: self.get_buffer(name) for name in PARTS}
         return self.form.decode(stored, (experts * rows, width)).view(self.sizes)
 
     @property
     def weights(self) -> int:
-        """How many there are."""
+        """Number of weights."""
         experts, rows, width = self.sizes
         return experts * rows * width
 
     @property
     def nbytes(self) -> int:
-        """Of all that is stored."""
+        """Bytes of all that is stored."""
         return sum(b.numel() * b.element_size() for b in self.buffers())
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """A module is moved whole; a type that is asked for is that of inputs, not of the store."""
+        """Move the stored tensors to a device; a type that is asked for is that of inputs alone."""
         before = dict(self._buffers)
         super()._apply(fn, recurse)
         for name, old in before.items():
             now = self._buffers[name]
             if old is not None and now is not None and now.dtype != old.dtype:
+                # `model.half()` must not round codes, offsets or levels
                 self._buffers[name] = old.to(now.device)
         return self
 
@@ -104,40 +107,47 @@ class PackedExperts(Experts):
         return torch.cat(parts) if parts else rows.new_zeros(0, outputs)
 
     def hidden(self, rows: Tensor, expert: Tensor) -> Tensor:
-        """What `down` reads.  rows: (N, d), expert: (N,) int64, ascending -> (N, h)."""
+        """Compute the input of `down`.  rows: (N, d), expert: (N,) int64, ascending -> (N, h)."""
         parts = [self._hidden(x, e) for e, x in self._each(rows, expert)]
         return torch.cat(parts) if parts else rows.new_zeros(0, self._stack("up").sizes[1])
 
     def every(self, x: Tensor) -> Tensor:
-        made = [self._linear(self._hidden(x, e), "down", e) for e in range(self.experts)]
-        return torch.stack(made, 1)
+        outputs = [self._linear(self._hidden(x, e), "down", e) for e in range(self.experts)]
+        return torch.stack(outputs, 1)
 
     def keep(self, index: Tensor) -> None:
-        """Raises: ConfigError: rows of packed stacks cannot be moved."""
+        """Refuse to choose experts: rows of packed stacks cannot be moved.
+
+        Raises: ConfigError.
+        """
         fix = "Prune or merge experts first, then pack them."
         raise ConfigError("experts", got="packed ones", want="plain ones to choose from", fix=fix)
 
     def take_in(self, other: Experts) -> None:
-        """Raises: ConfigError, as `keep`."""
+        """Refuse more experts.  Raises: ConfigError, as `keep`."""
         self.keep(torch.empty(0))
 
     def _each(self, rows: Tensor, expert: Tensor) -> Iterator[tuple[int, Tensor]]:
-        """The experts that have rows, and these."""
+        """Yield the experts that have rows, with these rows."""
+        # rows are sorted by expert, so each expert has one run of them
         loads = ends_of(expert, self.experts).diff(prepend=expert.new_zeros(1)).tolist()
         yield from ((e, x) for e, x in enumerate(rows.split(loads)) if len(x))
 
     def _hidden(self, x: Tensor, expert: int) -> Tensor:
+        """Compute an expert's hidden units, act(gate x) up x or act(up x)."""
         up = self._linear(x, "up", expert)
         if "gate" not in self.stacks:
             return self.shell.act(up)
         return self.shell.act(self._linear(x, "gate", expert)) * up
 
     def _linear(self, x: Tensor, name: str, expert: int) -> Tensor:
+        """Multiply rows with one of an expert's matrices and add its bias."""
         y = self._stack(name).linear(x, expert)
         bias = getattr(self.shell, f"{name}_bias")
         return y if bias is None else y + bias[expert].to(y.dtype)
 
     def _stack(self, name: str) -> PackedStack:
+        """Return one of the stacks, as its type."""
         stack = self.stacks[name]
         assert isinstance(stack, PackedStack)
         return stack
@@ -150,16 +160,18 @@ class PackedStock(nn.Module):
         super().__init__()
         self.shell, self.stacks = shell, nn.ModuleDict(stacks)
 
-    def forward(self, *given: Any, **named: Any) -> Tensor:
-        """hidden (T, d), index (T, k), weights (T, k) -> (T, d)."""
-        hidden, index, weights = arguments(given, named)
+    def forward(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute the mixture: hidden (T, d), index (T, k), weights (T, k) -> (T, d)."""
+        hidden, index, weights = arguments(args, kwargs)
         shell: Any = self.shell
+        # transformers' experts are called with one row of k choices for each token
         inner = "gate_up_proj" if shell.has_gate else "up_proj"
         out = torch.zeros_like(hidden)
         count = self._stack("down_proj").sizes[0]
         for expert in index.unique().tolist():
             if expert >= count:
-                continue  # nobody
+                continue  # a choice that was masked out: no expert has this number
+            # tokens of this expert, and where among its k choices it stands
             token, slot = (index == expert).nonzero(as_tuple=True)
             y = self._linear(hidden[token], inner, expert)
             y = shell._apply_gate(y) if shell.has_gate else shell.act_fn(y)
@@ -168,10 +180,12 @@ class PackedStock(nn.Module):
         return out
 
     def _linear(self, x: Tensor, name: str, expert: int) -> Tensor:
+        """Multiply rows with one of an expert's matrices and add its bias."""
         y = self._stack(name).linear(x, expert)
         return y + getattr(self.shell, f"{name}_bias")[expert] if self.shell.has_bias else y
 
     def _stack(self, name: str) -> PackedStack:
+        """Return one of the stacks, as its type."""
         stack = self.stacks[name]
         assert isinstance(stack, PackedStack)
         return stack
@@ -181,45 +195,48 @@ Packed = PackedExperts | PackedStock
 
 
 def packed(experts: Any, stacks: Mapping[str, PackedStack]) -> Packed:
-    """The experts with these stacks in the place of their parameters, which are let go of."""
+    """Replace the parameters of experts by packed stacks, and return the module that reads them."""
     for name in stacks:
         delattr(experts, name)
     shell = experts.requires_grad_(False)
-    own = isinstance(experts, StackedExperts)
-    return (PackedExperts if own else PackedStock)(shell, stacks).train(experts.training)
+    is_ours = isinstance(experts, StackedExperts)
+    return (PackedExperts if is_ours else PackedStock)(shell, stacks).train(experts.training)
 
 
-def unpacked(experts: Packed, turned: Mapping[str, bool]) -> nn.Module:
-    """The plain experts of the decoded matrices.  turned: stacks that are stored (E, in, out)."""
+def unpacked(experts: Packed, transposed: Mapping[str, bool]) -> nn.Module:
+    """Decode packed experts into plain ones.  transposed: stacks that are stored (E, in, out)."""
     shell: Any = experts.shell
     for name, stack in experts.stacks.items():
         if not isinstance(stack, PackedStack):
-            what, fix = "experts", "Pack them again."
-            raise FoldError(what, got=type(stack).__name__, want="packed stacks", fix=fix)
-        whole = stack.decoded()
-        whole = whole.transpose(1, 2).contiguous() if turned.get(name) else whole
+            subject, fix = "experts", "Pack them again."
+            raise FoldError(subject, got=type(stack).__name__, want="packed stacks", fix=fix)
+        weight = stack.decoded()
+        weight = weight.transpose(1, 2).contiguous() if transposed.get(name) else weight
         if hasattr(shell, name):
             delattr(shell, name)
-        setattr(shell, name, nn.Parameter(whole))
+        setattr(shell, name, nn.Parameter(weight))
     return shell.train(experts.training)
 
 
 def packed_experts(model: nn.Module) -> dict[str, Packed]:
-    """Experts that are packed, by path."""
+    """Return the packed experts of a model, by path."""
     return {p: m for p, m in model.named_modules() if isinstance(m, PackedExperts | PackedStock)}
 
 
 def packed_stacks(model: nn.Module) -> list[PackedStack]:
-    """All stacks that are packed."""
+    """List the packed stacks of a model."""
     return [m for m in model.modules() if isinstance(m, PackedStack)]
 
 
 def room(shape: Sequence[int], codes: int) -> dict[str, Tensor]:
-    """Tensors of the sizes of what a file holds, of no memory.  shape: (E, out, in)."""
+    """Return tensors with the sizes that a file will fill, which take no memory.  shape: (E, out,
+    in).
+    """
     rows = shape[0] * shape[1]
     sizes = {
         "codes": ((codes,), torch.uint16),
         "row_offsets": ((rows + 1,), torch.int64),
         "levels": ((rows, 2), torch.bfloat16),
     }
+    # one number, expanded: loading puts the file's mapped tensor in its place
     return {n: torch.zeros(1, dtype=d).expand(s) for n, (s, d) in sizes.items()}

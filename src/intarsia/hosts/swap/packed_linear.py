@@ -17,7 +17,7 @@ UNDECODED = (None, [])  # the dense weight, and the stored tensors it came from 
 
 
 class PackedLinear(nn.Linear):
-    """y = x W^T + b, W = decode(stored): multiplied by the format's kernel where it has one.
+    """Linear layer y = x W^T + b, W = decode(stored), multiplied by the format's kernel.
 
     x: (..., in) -> (..., out). Stored tensors and b are buffers: nothing here is trained, x has a
     gradient. Where there are no kernels the weight is decoded once, and kept until it changes.
@@ -51,23 +51,28 @@ class PackedLinear(nn.Linear):
 
     @property
     def stored(self) -> dict[str, Tensor]:
-        """What the format reads."""
+        """Tensors that the format reads, by name."""
         return {name: self._buffers[name] for name in self.names}  # pyright: ignore
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(out, in)."""
+        """Shape (out, in) of the weight."""
         return self.out_features, self.in_features
 
     @property
     def weight(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """(out, in), decoded."""
+        """Decoded weight, (out, in), computed anew at each access."""
         return self.form.decode(self.stored, self.shape)
 
     def forward(self, x: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        # fastest first: a kernel bound to the buffers, a dense product, the format's own matmul
+        """Multiply by the fastest way that there is: a bound kernel, a decoded weight, the
+        format.
+        """
         bound = self.product
         if bound is not None and bound.takes(x):
             y = bound(x)
+        # without a kernel `matmul` would decode in every call
         elif type(self.form).matmul is Format.matmul or native.load() is None:
             y = x @ self._decoded_once(x).T
         else:
@@ -76,29 +81,34 @@ class PackedLinear(nn.Linear):
 
     @property
     def product(self) -> Any:
-        """The format's `Bound`, anew when buffers or kernels are others; None without kernels."""
-        kind, held, bound = self._bound
-        own = self._buffers
-        if kind != native.kind() or any(own[n] is not t for n, t in held):
+        """Format's `Bound` to the buffers, renewed when buffers or kernels change; None without
+        kernels.
+        """
+        kind, bound_tensors, bound = self._bound
+        buffers = self._buffers
+        # buffers are compared by identity: loading or moving a model replaces them
+        if kind != native.kind() or any(buffers[n] is not t for n, t in bound_tensors):
             stored = self.stored
             bound = self.form.bound(stored, self.shape)
             self._bound = (native.kind(), tuple(stored.items()), bound)
         return bound
 
     def _decoded_once(self, x: Tensor) -> Tensor:
-        """The weight in x's type, decoded anew when a buffer is another or was written to."""
-        held = [(t, 0 if t.is_inference() else t._version) for t in self.stored.values()]
-        dense, of = self._dense
-        same = len(of) == len(held) and all(
-            t is before and now == then for (t, now), (before, then) in zip(held, of, strict=True)
+        """Return the weight in x's type, decoded anew when a buffer was replaced or written to."""
+        # torch counts writes to a tensor in _version; tensors of inference mode have none
+        sources = [(t, 0 if t.is_inference() else t._version) for t in self.stored.values()]
+        dense, cached_sources = self._dense
+        unchanged = len(cached_sources) == len(sources) and all(
+            t is cached and version == cached_version
+            for (t, version), (cached, cached_version) in zip(sources, cached_sources, strict=True)
         )
-        if not same or dense.dtype != x.dtype or dense.device != x.device:
+        if not unchanged or dense.dtype != x.dtype or dense.device != x.device:
             dense = self.weight.to(x)
-            self._dense = dense, held
+            self._dense = dense, sources
         return dense
 
     def _apply(self, fn: Callable[[Any], Any], recurse: bool = True) -> Any:
-        """A module is moved whole; a type that is asked for is that of inputs, not of the store."""
+        """Move the stored tensors to a device; a type that is asked for is that of inputs alone."""
         before = self.stored
         super()._apply(fn, recurse)
         for name, tensor in before.items():
@@ -116,17 +126,18 @@ class PackedLinear(nn.Linear):
         return self.__dict__ | {"_dense": UNDECODED, "_bound": UNBOUND}
 
     def reset_parameters(self) -> None:
-        """There is nothing to draw."""
+        """Do nothing: the stored tensors are the weight."""
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, {self.form}"
 
 
 def unpacked(layer: PackedLinear) -> nn.Linear:
-    """The plain layer of the decoded weight."""
+    """Decode a packed layer into a plain one."""
     weight = layer.weight
     bias = layer.bias
     sizes = layer.in_features, layer.out_features
+    # on "meta", so that no weights are drawn that nobody reads
     plain: Any = nn.Linear(*sizes, bias is not None, device="meta")
     plain.weight = nn.Parameter(weight)
     plain.bias = None if bias is None else nn.Parameter(torch.clone(bias).to(weight))

@@ -23,7 +23,7 @@ PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # of a transfo
 
 @dataclass(frozen=True)
 class Student(PlainChange):
-    """A copy of the model with some of its blocks, see `student_of`.
+    """Change to a copy of the model with some of its blocks, see `student_of`.
 
     layers: the numbers of those blocks.
     """
@@ -38,7 +38,7 @@ class Student(PlainChange):
 
 
 def student_of(model: nn.Module, layers: Sequence[int]) -> nn.Module:
-    """A copy of a model with some of its blocks, those of these numbers, in their order.
+    """Copy a model with some of its blocks, those of these numbers, in their order.
 
     For timm ViTs, transformers' ViTs and Llama-shaped decoders, upcycled or not. Blocks are
     numbered anew, in the config and in caches, too, so that `save_mixture` saves the student and
@@ -52,79 +52,84 @@ def student_of(model: nn.Module, layers: Sequence[int]) -> nn.Module:
     Source: arXiv:2201.05596, section 4.2.
     """
     check_unadapted(model)
-    place, found = _row(model)
-    kept = select_blocks(found, layers)
-    gone = [block for path, block in found if path not in kept]
+    container, all_blocks = _row(model)
+    kept_paths = select_blocks(all_blocks, layers)
+    dropped = [block for path, block in all_blocks if path not in kept_paths]
     # in the copy something else stands for the blocks that go
-    student = copy.deepcopy(model, {id(block): nn.Identity() for block in gone})
-    row = student.get_submodule(place)
-    old = [int(path.rpartition(".")[2]) for path in kept]
-    stay = [block for i, block in enumerate(row.children()) if i in old]
+    student = copy.deepcopy(model, {id(block): nn.Identity() for block in dropped})
+    row = student.get_submodule(container)
+    numbers = [int(path.rpartition(".")[2]) for path in kept_paths]
+    kept_blocks = [block for i, block in enumerate(row.children()) if i in numbers]
     row._modules.clear()
-    for number, block in enumerate(stay):
+    # the container is emptied and filled in order: its children are called by number
+    for number, block in enumerate(kept_blocks):
         row.add_module(str(number), block)
-    _renumber(student, row, old, len(found))
-    _record(student, {path: f"{place}.{i}" for i, path in enumerate(kept)})
+    _renumber(student, row, numbers, len(all_blocks))
+    _record(student, {path: f"{container}.{i}" for i, path in enumerate(kept_paths)})
+    # routers of the copy share the copy's context, not the teacher's
     rejoin(student)
     return student
 
 
 def _row(model: nn.Module) -> tuple[str, list[tuple[str, nn.Module]]]:
-    """The path of the container that has all blocks and nothing else, and the blocks.
+    """Return the path of the container that has all blocks and nothing else, and the blocks.
 
     Raises: TargetError for a model without one.
     """
-    found = blocks(model)
-    places = {path.rpartition(".")[0] for path, _ in found}
-    place = next(iter(places)) if len(places) == 1 else None
-    row = None if place is None else model.get_submodule(place)
-    whole = isinstance(row, nn.ModuleList | nn.Sequential) and len(row) == len(found)
+    all_blocks = blocks(model)
+    containers = {path.rpartition(".")[0] for path, _ in all_blocks}
+    container = next(iter(containers)) if len(containers) == 1 else None
+    row = None if container is None else model.get_submodule(container)
+    is_complete = isinstance(row, nn.ModuleList | nn.Sequential) and len(row) == len(all_blocks)
     # a mixture of sparse and dense blocks goes by their numbers, and so do these positions
-    mlps = (b.get_submodule(mlp_of(b) or "") for _, b in found)
+    mlps = (b.get_submodule(mlp_of(b) or "") for _, b in all_blocks)
     mixed = len({own_gate(mlp) is None for mlp in mlps}) > 1
-    if place is None or not whole or mixed or getattr(model, "rope_mixed", False):
+    if container is None or not is_complete or mixed or getattr(model, "rope_mixed", False):
         raise TargetError(
             f"model {type(model).__name__}",
-            got=f"{len(found)} blocks in {len(places)} places"
+            got=f"{len(all_blocks)} blocks in {len(containers)} places"
             + (", sparse and dense ones" if mixed else ""),
             want="one row of blocks that do not depend on their number",
             fix="Use a ViT or a Llama-shaped decoder; stages and alternating blocks cannot go.",
         )
-    return place, found
+    return container, all_blocks
 
 
-def _renumber(student: nn.Module, row: nn.Module, old: Sequence[int], count: int) -> None:
-    """Tell whoever knows the number of a block, or how many there are."""
+def _renumber(student: nn.Module, row: nn.Module, numbers: Sequence[int], count: int) -> None:
+    """Write the new numbers, and how many blocks there are, wherever a model stores them."""
     for number, block in enumerate(row.children()):
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
                 cast(Any, module).layer_idx = number  # the place in a cache
     config: Any = getattr(student, "config", None)
     if config is not None:
-        config.num_hidden_layers = len(old)
+        config.num_hidden_layers = len(numbers)
         for name in PER_LAYER:
-            each = getattr(config, name, None)
-            if isinstance(each, (list, tuple)) and len(each) == count:
-                setattr(config, name, [each[i] for i in old])
+            per_layer = getattr(config, name, None)
+            if isinstance(per_layer, (list, tuple)) and len(per_layer) == count:
+                setattr(config, name, [per_layer[i] for i in numbers])
     info: Any = getattr(student, "feature_info", None)
     if isinstance(info, list) and len(info) == count:  # timm: the module of each block
-        cast(Any, student).feature_info = info[: len(old)]
+        cast(Any, student).feature_info = info[: len(numbers)]
 
 
-def _record(student: nn.Module, moved: dict[str, str]) -> None:
+def _record(student: nn.Module, new_paths: dict[str, str]) -> None:
     """Record which mixtures stand in the student, and where."""
-    if (done := places_in(student)) is None:
+    if (places := places_in(student)) is None:
         return
-    ends = [next((b for b in moved if inside(path, b)), None) for path in done.paths]
-    left = [i for i, block in enumerate(ends) if block is not None]
+    owners = [next((b for b in new_paths if inside(path, b)), None) for path in places.paths]
+    # block of the student around each mixture; None for those that were dropped
+    kept_mixtures = [i for i, block in enumerate(owners) if block is not None]
     paths = tuple(
-        f"{moved[block]}{path.removeprefix(block)}"
-        for path, block in zip(done.paths, ends, strict=True)
+        f"{new_paths[block]}{path.removeprefix(block)}"
+        for path, block in zip(places.paths, owners, strict=True)
         if block is not None
     )
-    experts, parts = (tuple(numbers[i] for i in left) for numbers in (done.experts, done.parts))
+    experts, parts = (
+        tuple(numbers[i] for i in kept_mixtures) for numbers in (places.experts, places.parts)
+    )
     move_places(student, MixturePlaces(paths, experts, parts), elsewhere=True)
-    if not left:
+    if not kept_mixtures:
         unwatch(student, all=True)
 
 

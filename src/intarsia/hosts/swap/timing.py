@@ -20,9 +20,10 @@ Pairs = Mapping[str, tuple[Matrix, Mapping[str, Tensor]]]
 
 
 def check_faster(form: Format, pairs: Pairs) -> None:
-    """Raises: ConfigError if the layers' products take at least as long packed as dense.
+    """Check that the layers' products take less time packed than dense.
 
-    pairs: path -> the layer as it is, and what is stored of it.
+    pairs: path -> the layer as it is, and its stored tensors.
+    Raises: ConfigError if they take at least as long.
     """
     dense, packed = pass_seconds(form, pairs)
     if packed < dense:
@@ -35,22 +36,22 @@ def check_faster(form: Format, pairs: Pairs) -> None:
         fix = (
             f"There are no kernels here ({native.why()}); force=True (--force) packs all the same."
         )
-    what = f"compress with {form}, {len(rows)} layers of {', '.join(kinds)}"
-    raise ConfigError(what, got=got, want="a format that is faster on this machine", fix=fix)
+    subject = f"compress with {form}, {len(rows)} layers of {', '.join(kinds)}"
+    raise ConfigError(subject, got=got, want="a format that is faster on this machine", fix=fix)
 
 
 @torch.inference_mode()
 def pass_seconds(form: Format, pairs: Pairs, repeats: int = REPEATS) -> tuple[float, float]:
-    """Seconds of all layers' products, dense and packed, with one row of inputs each.
+    """Measure the seconds of all layers' products, dense and packed, with one row of inputs each.
 
     All layers one after the other, in turns, so that caches hold what they hold in the model; the
     median of CPU times on one thread, of times on several.
     """
     layers: list[tuple[Any, Tensor, Mapping[str, Tensor], tuple[int, ...]]] = []
-    made = torch.Generator().manual_seed(0)
+    draws = torch.Generator().manual_seed(0)
     for matrix, stored in pairs.values():
         weight = matrix.read()
-        x = torch.randn(1, weight.shape[1], generator=made).to(weight)
+        x = torch.randn(1, weight.shape[1], generator=draws).to(weight)
         layers.append((weight, x, stored, tuple(weight.shape)))
 
     def dense() -> None:
@@ -61,12 +62,14 @@ def pass_seconds(form: Format, pairs: Pairs, repeats: int = REPEATS) -> tuple[fl
         for _, x, stored, shape in layers:
             form.matmul(x, stored, shape)
 
+    # CPU time of one thread is blind to other programs on the machine; of several it is not
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
-    found: dict[Callable[[], None], list[float]] = {dense: [], packed: []}
+    times: dict[Callable[[], None], list[float]] = {dense: [], packed: []}
     for repeat in range(repeats + 1):
-        for run, seconds in found.items():
+        for run, seconds in times.items():
             started = clock()
             run()
-            if repeat:  # the first brings both to where they stay
+            # the first turn brings code and weights into the caches, and does not count
+            if repeat:
                 seconds.append(clock() - started)
-    return statistics.median(found[dense]), statistics.median(found[packed])
+    return statistics.median(times[dense]), statistics.median(times[packed])

@@ -32,7 +32,7 @@ PARTS = ("attention", "mlp")
 
 @dataclass(frozen=True)
 class UnionOfExperts(PlainChange):
-    """Attention and MLP of a dense block become experts that add up to it, a share of them active.
+    """Change of attention and MLP into experts that add up to them, a share of them active.
 
     y_t = b + sum_e G_te expert_e(x_t): an expert of an MLP is 1 / E of its hidden units, an expert
     of an attention some of its heads; biases behind the sum are added once. If all are active the
@@ -95,54 +95,66 @@ class UnionOfExperts(PlainChange):
 
     @property
     def preserves(self) -> frozenset[str]:
-        """The outputs, if all experts are active and their scores do not multiply."""
-        whole = self.active == self.experts and self.gate != "score"
-        return frozenset({"outputs"} if whole else ())
+        """Set with "outputs", if all experts are active and their scores do not multiply."""
+        exact = self.active == self.experts and self.gate != "score"
+        return frozenset({"outputs"} if exact else ())
 
     def _gate(self, experts: int, always: int = 0) -> UnionGate:
+        """Return the settings of a router over so many experts; always: tokens that every expert
+        takes.
+        """
         share, select = self.active / self.experts, self.select or "tokens"
         return UnionGate(experts, share, select, self.gate, always, self.warmup)
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """The places: path of each attention and MLP -> its number of experts."""
+        """Decide the places: path of each attention and MLP -> its number of experts."""
         check_plain(host)
         check_whole(host)
-        found = [(p, b) for p, b in blocks(host) if mlp_place(b) is not None and attention_of(b)]
-        if not found:
-            what = f"model {type(host).__name__}"
+        candidates = [
+            (p, b) for p, b in blocks(host) if mlp_place(b) is not None and attention_of(b)
+        ]
+        if not candidates:
+            subject = f"model {type(host).__name__}"
             got, want = "no block of attention and MLP", "a ViT of timm, or a decoder"
-            raise TargetError(what, got=got, want=want, fix="Use upcycle for other models.")
-        wanted = select_blocks(found, self.layers)
+            raise TargetError(subject, got=got, want=want, fix="Use upcycle for other models.")
+        chosen_paths = select_blocks(candidates, self.layers)
         attention, mlp, causal = dict[str, int](), dict[str, int](), False
-        for path, block in ((p, b) for p, b in found if p in wanted):
-            at = f"{path}.{attention_of(block)}"
-            module = host.get_submodule(at)
+        for path, block in ((p, b) for p, b in candidates if p in chosen_paths):
+            attention_path = f"{path}.{attention_of(block)}"
+            module = host.get_submodule(attention_path)
             causal = causal or any(getattr(m, "is_causal", False) for m in module.modules())
             if "attention" in self.parts:
-                count = heads_of(at, module).count
-                attention[at] = count if self.heads is None else self.heads
-                check_heads(at, count, attention[at])
+                # an expert of an attention is a run of heads
+                count = heads_of(attention_path, module).count
+                attention[attention_path] = count if self.heads is None else self.heads
+                check_heads(attention_path, count, attention[attention_path])
             if "mlp" in self.parts:
-                inside = f"{path}.{_mlp_name(path, block)}"
-                _check_units(inside, dense_mlp(inside, host.get_submodule(inside)), self.experts)
-                mlp[inside] = self.experts
+                mlp_path = f"{path}.{_mlp_name(path, block)}"
+                _check_units(
+                    mlp_path, dense_mlp(mlp_path, host.get_submodule(mlp_path)), self.experts
+                )
+                mlp[mlp_path] = self.experts
+        # "data" and "experts" compare the tokens of a sequence, so later ones have a say
         select = self.select or ("tokens" if causal else "data")
         if causal and select != "tokens":
             got, want = f"{select!r}, where later tokens have a say", "'tokens'"
             raise ConfigError("select of a decoder", got=got, want=want, fix="Leave select out.")
+        # class tokens belong to every expert: without them no output could be read
         always = int(getattr(host, "num_prefix_tokens", 0))
         decided = {"attention": attention, "mlp": mlp, "always": always}
         return Plan(replace(self, select=select), seed, decided)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """In place; everything is built before anything is replaced."""
+        """Replace attentions and MLPs, in place; everything is built before anything is
+        replaced.
+        """
         check_plain(host)
         always: int = plan.decided["always"]
         new: dict[str, nn.Module] = {}
         for part in PARTS:
             places: Mapping[str, int] = plan.decided[part]
             for path, count in places.items():
-                old, gate = _at(host, path), self._gate(count, always)
+                old, gate = _module_at(host, path), self._gate(count, always)
                 draws = generator(plan.seed, path)
                 make = _attention if part == "attention" else _mlp
                 new[path] = make(path, old, gate, draws)
@@ -152,7 +164,7 @@ class UnionOfExperts(PlainChange):
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """The dense model, if all experts are active.  Raises: FoldError."""
+        """Return the dense model, if all experts are active.  Raises: FoldError."""
         if "outputs" not in self.preserves:
             got = f"a union of which {self.active} of {self.experts} experts are active"
             fix = "intarsia.experts.recompose(model) gives the dense model, in which all are."
@@ -161,35 +173,42 @@ class UnionOfExperts(PlainChange):
 
 
 def recompose(model: nn.Module) -> nn.Module:
-    """The dense model that `UnionOfExperts` cut, with the weights that its experts have now.
+    """Copy the dense model that `UnionOfExperts` cut, with the weights that its experts have now.
 
-    A copy, of the host's own modules. Its outputs are those of the union if all experts are
+    The copy has the host's own modules. Its outputs are those of the union if all experts are
     active; right after the cut it is the model that was cut, bit for bit.
     Raises: TargetError for a model without unions.
     """
     if not any(isinstance(m, UnionAttention | UnionMlp) for m in model.modules()):
-        what, fix = "model", "Call it on what UnionOfExperts has changed."
-        raise TargetError(what, got="one without unions", want="one with", fix=fix)
-    stock, own = copy.deepcopy(model), steps_of(model)
+        subject, fix = "model", "Call it on what UnionOfExperts has changed."
+        raise TargetError(subject, got="one without unions", want="one with", fix=fix)
+    stock, steps = copy.deepcopy(model), steps_of(model)
     for path, module in list(stock.named_modules()):
         if isinstance(module, UnionAttention):
             stock.set_submodule(path, attention_from(module))
         elif isinstance(module, UnionMlp):
             stock.set_submodule(path, _mlp_from(module))
+    # the hooks that hand each batch to the routers are not needed any more
     if not any(isinstance(m, ReadsContext) for m in stock.modules()):
         unwatch(stock, all=True)
-    set_steps(stock, (s for s in own if not isinstance(s.plan.change, UnionOfExperts)))
+    set_steps(stock, (s for s in steps if not isinstance(s.plan.change, UnionOfExperts)))
     return stock
 
 
 def check_whole(model: nn.Module) -> None:
-    """Raises: TargetError for a model that was cut before."""
+    """Check that no part of a model was cut into experts before.
+
+    Raises: TargetError.
+    """
     if any(isinstance(m, UnionAttention | UnionMlp) for m in model.modules()):
         got, fix = "one that was cut into experts before", "Start from a fresh copy of it."
         raise TargetError("model", got=got, want="a dense model", fix=fix)
 
 
 def _mlp_name(path: str, block: nn.Module) -> str:
+    """Return the path of the MLP in its block.  Raises: TargetError for two layers of the block
+    itself.
+    """
     place = mlp_place(block)
     assert place is not None
     if place.emptied:
@@ -199,6 +218,7 @@ def _mlp_name(path: str, block: nn.Module) -> str:
 
 
 def _check_units(path: str, dense: DenseMlp, experts: int) -> None:
+    """Check that experts divide the hidden units of an MLP of plain linear layers."""
     linears = [m for m in (dense.up, dense.gate, dense.down) if m is not None]
     if any(m.weight.is_meta and not dense.down.weight.is_meta for m in linears):
         raise TargetError(f"MLP {path!r}", got="Conv1D", want="nn.Linear", fix="Use upcycle.")
@@ -207,7 +227,8 @@ def _check_units(path: str, dense: DenseMlp, experts: int) -> None:
         raise ConfigError("experts", got=experts, want=want, fix="Experts are of one size.")
 
 
-def _at(host: nn.Module, path: str) -> nn.Module:
+def _module_at(host: nn.Module, path: str) -> nn.Module:
+    """Return the module at a path of a plan.  Raises: CheckpointError where there is none."""
     try:
         return host.get_submodule(path)
     except AttributeError as error:
@@ -217,56 +238,62 @@ def _at(host: nn.Module, path: str) -> nn.Module:
 
 
 def _attention(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> nn.Module:
-    known = heads_of(path, old)
-    check_heads(path, known.count, gate.experts)
+    """Build the experts of an attention and their router."""
+    heads = heads_of(path, old)
+    check_heads(path, heads.count, gate.experts)
     like = next(old.parameters())
-    router = gate.build(known.width, generator=draws).to(like.device, like.dtype)
+    router = gate.build(heads.width, generator=draws).to(like.device, like.dtype)
     return union_of(path, old, router)
 
 
 def _mlp(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> nn.Module:
+    """Build the experts of an MLP, their router, and the bias that is added once."""
     dense, parts = dense_mlp(path, old), gate.experts
-    made = stacked(dense, parts, parts, path, draws)
-    check_output(old, made, parts, path)
-    made.down_bias = None  # it is added once, not by each expert that is active
-    _flag(made, dense)
+    experts = stacked(dense, parts, parts, path, draws)
+    check_output(old, experts, parts, path)
+    experts.down_bias = None  # it is added once, not by each expert that is active
+    _copy_flags(experts, dense)
     like = dense.up.weight
     router = gate.build(dense.up.in_features, generator=draws).to(like.device, like.dtype)
+    # the old MLP without its numbers: `recompose` takes activation and names from it
     shell = copy.deepcopy(old).to("meta")
-    return UnionMlp(made, router, dense.down.bias, shell).to(like).train(old.training)
+    return UnionMlp(experts, router, dense.down.bias, shell).to(like).train(old.training)
 
 
-def _flag(made: StackedExperts, dense: DenseMlp) -> None:
-    """What is trained is what was trained."""
+def _copy_flags(experts: StackedExperts, dense: DenseMlp) -> None:
+    """Copy the flags of what is trained from an MLP to its experts."""
     for name, layer in (("up", dense.up), ("gate", dense.gate), ("down", dense.down)):
-        for weight in (getattr(made, name), getattr(made, f"{name}_bias")):
+        for weight in (getattr(experts, name), getattr(experts, f"{name}_bias")):
             if weight is not None and layer is not None:
                 weight.requires_grad_(layer.weight.requires_grad)
 
 
 @torch.no_grad()
 def _mlp_from(union: UnionMlp) -> nn.Module:
-    """The MLP that a union was: its slices side by side."""
-    made: Any = copy.deepcopy(union.shell[0])
-    children = {n for n, m in made.named_children() if type(m) is not nn.Identity}
+    """Build the MLP that a union was: its slices side by side."""
+    mlp: Any = copy.deepcopy(union.shell[0])
+    children = {n for n, m in mlp.named_children() if type(m) is not nn.Identity}
     dialect = next(d for d in DIALECTS if d.fits(children))
     experts = cast(StackedExperts, union.experts)
+    # names of the layers that read the input; some hosts keep gate over up in one layer
     *gates, up = dialect.reads
     kinds = (
         {up: ("gate", "up")} if dialect.halves else {up: ("up",), **{g: ("gate",) for g in gates}}
     )
     for name, parts in kinds.items():
+        # hidden units of all experts, in the order in which they were dealt out
         weight = torch.cat([getattr(experts, part).flatten(0, 1) for part in parts])
         bias = None
-        if made.get_submodule(name).bias is not None:
+        if mlp.get_submodule(name).bias is not None:
             bias = torch.cat([getattr(experts, f"{part}_bias").flatten() for part in parts])
         layer = plain_linear(weight, bias)
         layer.requires_grad_(getattr(experts, parts[0]).requires_grad)
-        made.set_submodule(name, layer)
+        mlp.set_submodule(name, layer)
     last = union.shared.bias if isinstance(union.shared, SharedBias) else None
+    # `down` reads the hidden units: its slices are columns
     layer = plain_linear(experts.down.transpose(0, 1).flatten(1), last)
-    made.set_submodule(dialect.writes, layer.requires_grad_(experts.down.requires_grad))
-    return made.train(union.training)
+    mlp.set_submodule(dialect.writes, layer.requires_grad_(experts.down.requires_grad))
+    return mlp.train(union.training)
 
 
 CARD = Card(

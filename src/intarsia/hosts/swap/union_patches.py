@@ -20,10 +20,10 @@ def has_unions(model: nn.Module) -> bool:
 
 @torch.no_grad()
 def taken_patches(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-    """Of each attention and MLP that `UnionOfExperts` cut, the patches that its experts take.
+    """Record the patches that the experts of each attention and MLP take from pictures.
 
-    x: (B, 3, H, W), as the model takes it. Returns, by path, (B, experts, rows, columns) bool; the
-    class token, which every expert takes, is left out.
+    model: one that `UnionOfExperts` cut.  x: (B, 3, H, W), as the model takes it. Returns, by path,
+    (B, experts, rows, columns) bool; the class token, which every expert takes, is left out.
     Raises: TargetError for a model without unions, or without a grid of patches.
     """
     routers = {p: m for p, m in model.named_modules() if isinstance(m, UnionRouter)}
@@ -33,14 +33,17 @@ def taken_patches(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
         fix = "Call it on a ViT of timm that UnionOfExperts has changed."
         raise TargetError("model", got=got, want="a ViT that was cut", fix=fix)
     rows, columns = grid
-    found: dict[str, Tensor] = {}
+    patches: dict[str, Tensor] = {}
 
     def keep(path: str) -> Any:
+        """Return a hook that records which patches the experts of a router take."""
+
         def hook(router: UnionRouter, _inputs: Any, routing: Routing) -> None:
-            taken = torch.zeros(routing.tokens, router.experts, dtype=torch.bool)
-            taken[routing.token.cpu(), routing.expert.cpu()] = True
-            taken = taken.view(len(x), -1, router.experts)[:, -rows * columns :]
-            found[path] = taken.transpose(1, 2).unflatten(2, (rows, columns))
+            selected = torch.zeros(routing.tokens, router.experts, dtype=torch.bool)
+            selected[routing.token.cpu(), routing.expert.cpu()] = True
+            # the last rows x columns tokens are the patches, behind class and register tokens
+            selected = selected.view(len(x), -1, router.experts)[:, -rows * columns :]
+            patches[path] = selected.transpose(1, 2).unflatten(2, (rows, columns))
 
         return hook
 
@@ -51,4 +54,4 @@ def taken_patches(model: nn.Module, x: Tensor) -> dict[str, Tensor]:
     finally:
         for hook in hooks:
             hook.remove()
-    return {path.removesuffix(".router"): found[path] for path in routers}
+    return {path.removesuffix(".router"): patches[path] for path in routers}

@@ -40,7 +40,7 @@ HOW = ("copies", "diversified", "slices", "fresh")
 
 @dataclass(frozen=True)
 class Upcycle:
-    """A `Mixture` in the place of MLPs of a transformer: timm's ViTs, Llama, BERT, GPT-2, T5.
+    """Change that puts a `Mixture` in the place of MLPs: timm's ViTs, Llama, BERT, GPT-2, T5.
 
     router: settings of a router; experts: E in place of the router's own, or one for each layer, in
     the order of the model.
@@ -95,11 +95,11 @@ class Upcycle:
 
     @property
     def preserves(self) -> frozenset[str]:
-        """The outputs, for copies with room for every token and weights that sum to one."""
+        """Set with "outputs", for copies with room for every token and weights that sum to one."""
         changed = (self.capacity, self.residual, self.act) != (None, None, None)
         router = self.router.build(1, generator=torch.Generator())
-        kept = self.how == "copies" and not changed and getattr(router, "normalised", False)
-        return frozenset({"outputs"} if kept else ())
+        exact = self.how == "copies" and not changed and getattr(router, "normalised", False)
+        return frozenset({"outputs"} if exact else ())
 
     def plan(
         self,
@@ -109,42 +109,43 @@ class Upcycle:
         seed: int = 0,
         sees_later: bool = False,
     ) -> Plan:
-        """The places, and the numbers of experts of each.
+        """Decide the places, and the numbers of experts of each.
 
         sees_later: acknowledges that in a decoder a router or policy by which a token's experts
         depend on later tokens lets it look ahead.
         """
         check_plain(host)
-        chosen = _chosen(host, self.layers)
-        router = _followed(chosen, self.router)
-        counts = _counts(self.experts, router, len(chosen))
+        chosen_blocks = _chosen_blocks(host, self.layers)
+        # open settings of the router are those of the host's own gates, and are recorded so
+        router = _followed(chosen_blocks, self.router)
+        counts = _counts(self.experts, router, len(chosen_blocks))
         if not sees_later:
-            _check_causal(chosen, router, self.capacity)
+            _check_causal(chosen_blocks, router, self.capacity)
         if passes_state(router):
-            check_one_row((path for path, _ in chosen), type(router).__name__)
+            check_one_row((path for path, _ in chosen_blocks), type(router).__name__)
         parts = counts if self.how == "slices" else (1,) * len(counts)
-        paths = tuple(f"{path}.{_place(block).path}" for path, block in chosen)
+        paths = tuple(f"{path}.{_place(block).path}" for path, block in chosen_blocks)
         return Plan(replace(self, router=router), seed, asdict(MixturePlaces(paths, counts, parts)))
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """In place; everything is built before anything is replaced."""
+        """Replace the MLPs, in place; everything is built before anything is replaced."""
         check_plain(host)
         _put(host, self, MixturePlaces(**plan.decided), plan.seed)
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Raises: FoldError: no plain layer chooses among experts."""
-        what = f"fold {type(host).__name__}"
+        """Refuse: no plain layer chooses among experts.  Raises: FoldError."""
         got = "mixtures, whose router chooses experts for each token"
         fix = "Keep the mixtures: save the model with intarsia.save."
-        raise FoldError(what, got=got, want="a change of weights, or units of an MLP", fix=fix)
+        want = "a change of weights, or units of an MLP"
+        raise FoldError(f"fold {type(host).__name__}", got=got, want=want, fix=fix)
 
 
 @dataclass(frozen=True)
 class MixturePlaces:
-    """The mixtures that stand in a model.
+    """Places of the mixtures that stand in a model.
 
-    paths: of the MLPs that were there; experts: how many each mixture has by now; parts: in how
+    paths: of the MLPs that were replaced; experts: how many each mixture has by now; parts: in how
     many parts the hidden units of each MLP were dealt out, 1 = its experts are whole copies.
     """
 
@@ -163,17 +164,17 @@ class MixturePlaces:
 
 
 def upcycle_step(model: nn.Module) -> Step | None:
-    """The step that put mixtures into a model, if one did."""
+    """Return the step that put mixtures into a model, or None."""
     return next((s for s in steps_of(model) if isinstance(s.plan.change, Upcycle)), None)
 
 
 def places_in(model: nn.Module) -> MixturePlaces | None:
-    """The mixtures that `upcycle` put into a model, if it did."""
+    """Return the mixtures that `upcycle` put into a model, or None."""
     return None if (step := upcycle_step(model)) is None else MixturePlaces(**step.plan.decided)
 
 
 def move_places(model: nn.Module, places: MixturePlaces, *, elsewhere: bool = False) -> None:
-    """Record that other mixtures stand in a model now; none: that it was never upcycled.
+    """Record that other mixtures stand in a model now; none means that it was never upcycled.
 
     elsewhere: the dense model, too, is another one, whose fingerprint is not known.
     """
@@ -187,38 +188,42 @@ def move_places(model: nn.Module, places: MixturePlaces, *, elsewhere: bool = Fa
 
 
 def check_plain(model: nn.Module) -> None:
-    """Raises: TargetError for a model with adapters or mixtures."""
+    """Check that a model has no adapters, mixtures or momentum.  Raises: TargetError."""
     check_unadapted(model)
     if any(isinstance(module, Residual) for module in model.modules()):
         got, fix = "one with momentum around its MLPs", "Upcycle first, then call add_momentum."
         raise TargetError("model", got=got, want="one without", fix=fix)
     if upcycle_step(model) is not None:
-        what, got = "model", "one that was upcycled before"
-        raise TargetError(what, got=got, want="a dense model", fix="Start from a fresh copy of it.")
+        got, fix = "one that was upcycled before", "Start from a fresh copy of it."
+        raise TargetError("model", got=got, want="a dense model", fix=fix)
 
 
 def check_unadapted(model: nn.Module) -> None:
-    """Raises: TargetError for a model with adapters."""
+    """Check that a model has no adapters.  Raises: TargetError."""
     if isinstance(model, PeftModel) or wrapped_paths(model):
-        what, fix = "model", "Do this first, then intarsia.adapt; or merge and unload the adapters."
-        raise TargetError(what, got="one with adapters", want="a plain model", fix=fix)
+        fix = "Do this first, then intarsia.adapt; or merge and unload the adapters."
+        raise TargetError("model", got="one with adapters", want="a plain model", fix=fix)
 
 
-def _put(model: nn.Module, change: Upcycle, at: MixturePlaces, seed: int) -> None:
-    """Build everything, then put it in place, watched by hooks."""
-    found = _mlps(model)
-    if missing := [path for path in at.paths if path not in found]:
+def _put(model: nn.Module, change: Upcycle, places: MixturePlaces, seed: int) -> None:
+    """Build all mixtures of a plan, then put them in place, watched by hooks."""
+    mlp_places = _mlps(model)
+    if missing := [path for path in places.paths if path not in mlp_places]:
         got = f"a {type(model).__name__} without {missing[0]!r}"
-        want = f"the {len(at.paths)} MLPs that were mixtures"
+        want = f"the {len(places.paths)} MLPs that were mixtures"
         fix = "Create the dense model with the architecture of the training run."
         raise CheckpointError("mixture", got=got, want=want, fix=fix)
-    new = {path: _made(change, at, i, found[path][1].mlp, seed) for i, path in enumerate(at.paths)}
-    for path, (name, module) in new.items():
-        block, place = found[path]
+    # an error in the last block must leave the first one as it was
+    mlps = (mlp_places[path][1].mlp for path in places.paths)
+    new = [_build(change, places, i, mlp, seed) for i, mlp in enumerate(mlps)]
+    for path, (name, module) in zip(places.paths, new, strict=True):
+        block, place = mlp_places[path]
+        # BERT's MLP is two layers of the block: the first becomes the mixture, the second nothing
         for emptied in place.emptied:
             _replace(block, emptied, nn.Identity())
         _replace(block, f"{place.path}.{name}".rstrip("."), module)
     watch(model, stays=True)
+    # a checkpoint of the dense model would load without an error, and lose its MLPs
     model.register_load_state_dict_pre_hook(_refuse_others)
     config: Any = getattr(model, "config", None)
     if getattr(config, "output_router_logits", False):
@@ -226,62 +231,63 @@ def _put(model: nn.Module, change: Upcycle, at: MixturePlaces, seed: int) -> Non
 
 
 def _refuse_others(model: nn.Module, state_dict: Any, prefix: str, *_: Any) -> None:
-    """Before any weight is overwritten, raise CheckpointError for those of the model as it was."""
+    """Refuse weights of the model as it was before any is overwritten.  Raises: CheckpointError."""
     for name, module in model.named_modules():
         if isinstance(module, Mixture | ResidualMixture | HostedRouter):
             module.refuse_others(state_dict, f"{prefix}{name}.")
 
 
-def _chosen(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[str, nn.Module]]:
-    """The blocks to change, by path."""
-    found = [(p, b) for p, b in blocks(model) if mlp_place(b) is not None]
-    if not found:
-        what = f"model {type(model).__name__}"
+def _chosen_blocks(model: nn.Module, layers: Sequence[int] | None) -> list[tuple[str, nn.Module]]:
+    """Return the blocks to change, with their paths; of a sparse model the sparse ones."""
+    candidates = [(p, b) for p, b in blocks(model) if mlp_place(b) is not None]
+    if not candidates:
+        subject = f"model {type(model).__name__}"
         got, want = "no block with an MLP", "a transformer of timm or transformers"
-        raise TargetError(what, got=got, want=want, fix="Put intarsia's Mixture in by hand.")
-    wanted = select_blocks(found, layers)
-    chosen = [(p, b) for p, b in found if p in wanted]
-    sparse = [(p, b) for p, b in chosen if own_gate(_place(b).mlp) is not None]
-    return sparse if sparse and layers is None else chosen
+        raise TargetError(subject, got=got, want=want, fix="Put intarsia's Mixture in by hand.")
+    paths = select_blocks(candidates, layers)
+    named_blocks = [(p, b) for p, b in candidates if p in paths]
+    # in a sparse model the dense blocks between are left, unless they were named
+    sparse = [(p, b) for p, b in named_blocks if own_gate(_place(b).mlp) is not None]
+    return sparse if sparse and layers is None else named_blocks
 
 
 def _place(block: nn.Module) -> MlpPlace:
-    """The MLP of a block that has one."""
+    """Return the place of the MLP in a block that has one."""
     place = mlp_place(block)
     assert place is not None
     return place
 
 
 def _mlps(model: nn.Module) -> dict[str, tuple[nn.Module, MlpPlace]]:
-    """Path of each MLP -> its block and its place there."""
-    found = ((p, b, mlp_place(b)) for p, b in blocks(model))
-    return {f"{p}.{place.path}": (b, place) for p, b, place in found if place is not None}
+    """Return path of each MLP -> its block and its place there."""
+    places = ((p, b, mlp_place(b)) for p, b in blocks(model))
+    return {f"{p}.{place.path}": (b, place) for p, b, place in places if place is not None}
 
 
 def _replace(block: nn.Module, path: str, module: nn.Module) -> None:
+    """Put a module at a path of a block."""
     owner, _, name = path.rpartition(".")
     setattr(block.get_submodule(owner), name, module)
 
 
-def _followed(chosen: Sequence[tuple[str, nn.Module]], router: RouterConfig) -> RouterConfig:
-    """The router, with what it leaves open as the host's own gates have it."""
-    mlps = [(f"{path}.{(at := _place(block)).path}", at.mlp) for path, block in chosen]
+def _followed(chosen_blocks: Sequence[tuple[str, nn.Module]], router: RouterConfig) -> RouterConfig:
+    """Fill in what a router leaves open as the host's own gates have it."""
+    mlps = [(f"{path}.{(place := _place(block)).path}", place.mlp) for path, block in chosen_blocks]
     gates = [(p, gate) for p, mlp in mlps if (gate := own_gate(mlp)) is not None]
     if not gates:
         return router
-    return followed(router, [read_gate(*of) for of in gates], gates[0][0])
+    return followed(router, [read_gate(*path_and_gate) for path_and_gate in gates], gates[0][0])
 
 
 def passes_state(router: RouterConfig) -> bool:
-    """Does each layer's router read what that of the layer before left?"""
+    """Return True if each layer's router reads the state that the layer before left."""
     built = router.build(1, generator=torch.Generator())
     return any(isinstance(m, PassesState) for m in built.modules())
 
 
 def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -> tuple[int, ...]:
-    own = int(router.experts)
-    if experts is None:
-        return (own,) * n
+    """Return the number of experts of each of n layers."""
+    experts = int(router.experts) if experts is None else experts
     if isinstance(experts, int):
         return (experts,) * n
     if len(experts) != n:
@@ -291,21 +297,21 @@ def _counts(experts: int | Sequence[int] | None, router: RouterConfig, n: int) -
 
 
 def _check_causal(
-    chosen: Sequence[tuple[str, nn.Module]], router: RouterConfig, capacity: Capacity | None
+    chosen_blocks: Sequence[tuple[str, nn.Module]], router: RouterConfig, capacity: Capacity | None
 ) -> None:
-    """Raises: ConfigError where a decoder's tokens would be routed by later ones."""
-    attentions = (block.get_submodule(attention_of(block) or "") for _, block in chosen)
+    """Check that no token of a decoder is routed by later ones.  Raises: ConfigError."""
+    attentions = (block.get_submodule(attention_of(block) or "") for _, block in chosen_blocks)
     flags = (getattr(m, name, None) for a in attentions for m in a.modules() for name in CAUSAL)
     if not any(flag is True for flag in flags):
         return
-    if (what := looks_ahead(router, capacity)) is not None:
-        got, want = f"{what}, where later tokens have a say", "routing that looks back only"
+    if (culprit := looks_ahead(router, capacity)) is not None:
+        got, want = f"{culprit}, where later tokens have a say", "routing that looks back only"
         fix = "Use TopK(...) and Capacity(policy='order'), or say sees_later=True."
         raise ConfigError("routing of a decoder", got=got, want=want, fix=fix)
 
 
 def looks_ahead(router: RouterConfig, capacity: Capacity | None = None) -> str | None:
-    """What gives later tokens a say in where earlier ones go, if anything does."""
+    """Name the router or policy by which later tokens have a say in earlier ones, or None."""
     if non_causal(router):
         return type(router).__name__
     if capacity is None:
@@ -319,59 +325,59 @@ def looks_ahead(router: RouterConfig, capacity: Capacity | None = None) -> str |
 
 
 def generator(seed: int, path: str) -> torch.Generator:
+    """Return a random generator of its own for a seed and a path."""
+    # a layer's draws depend on its path alone, not on the layers that were built before it
     digest = hashlib.sha256(f"{seed}:{path}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
 
 
-def _made(
-    asked: Upcycle, at: MixturePlaces, i: int, mlp: nn.Module, seed: int
+def _build(
+    change: Upcycle, places: MixturePlaces, i: int, mlp: nn.Module, seed: int
 ) -> tuple[str, nn.Module]:
-    """What replaces an MLP, "", or its gate, by name."""
-    path, count = at.paths[i], at.experts[i]
+    """Build what replaces the MLP of place i: a mixture, or a router for a sparse block's gate.
+
+    Returns the name inside the MLP that is replaced, "" for the MLP itself, and the new module.
+    Raises: ConfigError for settings that a block with experts of its own cannot have.
+    """
+    path, count, parts = places.paths[i], places.experts[i], places.parts[i]
     draws = generator(seed, path)
-    config = asked.router
-    if count != config.experts:
-        config = with_experts(config, count)
+    config = change.router
+    config = config if count == config.experts else with_experts(config, count)
     if (gate := own_gate(mlp)) is not None:
-        if (asked.how, asked.capacity, asked.residual, asked.act) != (
-            "copies",
-            None,
-            None,
-            None,
-        ):
+        settings = change.how, change.capacity, change.residual, change.act
+        if settings != ("copies", None, None, None):
             got = "how, capacity, residual or act for a block with experts of its own"
             fix = "Leave them out, or choose layers=[...] that are dense."
             raise ConfigError(f"{path!r}", got=got, want="a router alone", fix=fix)
-        own: Any = gate
-        new = config.build(own.weight.shape[-1], generator=draws).to(own.weight.device)
+        host_gate: Any = gate
+        new = config.build(host_gate.weight.shape[-1], generator=draws).to(host_gate.weight.device)
         name = gate_name(mlp) or ""
         return name, hosted(f"{path}.{name}", gate, new, count).train(mlp.training)
     dense = dense_mlp(path, mlp)
-    parts = at.parts[i]
-    made = drawn(dense, count, parts, path, draws) if asked.how == "fresh" else None
-    of_mlp = stacked(dense, count if made is None else 1, parts, path, draws)
-    check_output(mlp, of_mlp, parts, path)
-    made = made or of_mlp
-    if asked.act is not None:
-        made.act = activation(asked.act)
-    if asked.how == "diversified":
-        made.diversify(asked.fraction, draws)
-    chosen = cast(Router, config.build(dense.up.in_features, generator=draws))
-    mixture = Mixture(made, chosen, capacity=asked.capacity, generator=draws)
-    for new, old in zip(made.parameters(), _flags(made, dense), strict=True):
+    experts = drawn(dense, count, parts, path, draws) if change.how == "fresh" else None
+    # the parts must compute what the MLP computes; of fresh experts a copy is compared
+    like_mlp = stacked(dense, count if experts is None else 1, parts, path, draws)
+    check_output(mlp, like_mlp, parts, path)
+    experts = experts or like_mlp
+    if change.act is not None:
+        experts.act = activation(change.act)
+    if change.how == "diversified":
+        experts.diversify(change.fraction, draws)
+    router = cast(Router, config.build(dense.up.in_features, generator=draws))
+    mixture = Mixture(experts, router, capacity=change.capacity, generator=draws)
+    for new, old in zip(experts.parameters(), _flags(experts, dense), strict=True):
         new.requires_grad_(old)
-    whole: nn.Module = mixture
-    if asked.residual is not None:
-        width = dense.up.in_features
-        whole = ResidualMixture(mixture, mlp, width=width, mix=asked.residual, generator=draws)
-    like = dense.up.weight
-    return "", whole.to(like.device, like.dtype).train(mlp.training)
+    result: nn.Module = mixture
+    if change.residual is not None:
+        width, mix = dense.up.in_features, change.residual
+        result = ResidualMixture(mixture, mlp, width=width, mix=mix, generator=draws)
+    return "", result.to(dense.up.weight.device, dense.up.weight.dtype).train(mlp.training)
 
 
-def _flags(made: StackedExperts, dense: DenseMlp) -> list[bool]:
-    """Which parameters of the experts are trained: those whose matrix was."""
+def _flags(experts: StackedExperts, dense: DenseMlp) -> list[bool]:
+    """Return which parameters of the experts are trained: those whose matrix was."""
     layers = {"up": dense.up, "gate": dense.gate, "down": dense.down}
-    names = [name.removesuffix("_bias") for name, _ in made.named_parameters()]
+    names = [name.removesuffix("_bias") for name, _ in experts.named_parameters()]
     return [layer.weight.requires_grad for n in names if (layer := layers[n]) is not None]
 
 
