@@ -59,7 +59,7 @@ class Absmax(Format):
         return made.flatten(1)[:, :width].reshape(tuple(shape))
 
     def size(self, shape: Sequence[int]) -> int:
-        """The bytes of any tensor of that shape."""
+        """Return the bytes of any tensor of that shape."""
         rows = math.prod(shape) // max(1, self._width(shape))
         scales = rows * -(-self._width(shape) // self.group)
         return -(-math.prod(shape) * self.bits // 8) + 2 * scales
@@ -75,5 +75,5 @@ class Absmax(Format):
 
 
 def _least() -> Tensor:
-    """The smallest scale that is not 0."""
+    """Return the smallest scale that is not 0."""
     return torch.tensor(2.0**-24, dtype=torch.float16)

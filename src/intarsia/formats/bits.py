@@ -20,7 +20,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The inverse of `pack_bits`.  (ceil(n b / 8),) uint8 -> (n,) int64.
+    """Return the inverse of `pack_bits`.  (ceil(n b / 8),) uint8 -> (n,) int64.
 
     Raises: ShapeError for another number of bytes.
     """

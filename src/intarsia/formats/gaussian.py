@@ -70,7 +70,7 @@ class Gaussian(Format):
         return (self._levels(mean)[codes] * std + mean).view(*shape)
 
     def size(self, shape: Sequence[int]) -> int:
-        """The bytes of any tensor of that shape: here they do not depend on the data."""
+        """Return the bytes of any tensor of that shape: here they do not depend on the data."""
         return -(-math.prod(shape) * self.bits // 8) + 8
 
     def _levels(self, like: Tensor) -> Tensor:

@@ -46,7 +46,7 @@ class Ternary(Format):
 
     @classmethod
     def of(cls, digits: Tensor) -> Ternary:
-        """The format whose dictionary was made for as many zeros as some digits have."""
+        """Return the format whose dictionary was made for as many zeros as some digits have."""
         share = float((digits == 0).double().mean()) if digits.numel() else 0.885
         return cls(min(0.995, max(0.4, round(share, 3))))
 
@@ -150,7 +150,7 @@ def levels_of(rows: Tensor) -> Tensor:
 
 
 def nearest(rows: Tensor, levels: Tensor) -> Tensor:
-    """The digit of each weight: 1 below half the least, 2 above half the largest.
+    """Return the digit of each weight: 1 below half the least, 2 above half the largest.
 
     A weight is 0 unless it is nearer to a level that is not 0: zeros come first.
     rows: (R, C), levels: (R, 2) -> (R, C) uint8.

@@ -51,7 +51,7 @@ class Dialect:
         return y
 
     def compute(self, module: Any, x: Tensor, add: Add) -> Tensor:
-        """The MLP, with add(name, y, input) in place of each linear map's y."""
+        """Return the MLP, with add(name, y, input) in place of each linear map's y."""
 
         def linear(name: str, x: Tensor) -> Tensor:
             return add(name, module.get_submodule(name)(x), x)

@@ -59,14 +59,14 @@ class FusedExperts(Experts):
         return torch.stack([self.forward(x, expert) for expert in each], 1)
 
     def _function(self) -> Any:
-        """The model's experts function on these weights, by a module like theirs."""
+        """Return the model's experts function on these weights, by a module like theirs."""
         found: Any = copy.copy(vars(self)["shell"])
         vars(found).update({name: getattr(self, name) for name in self.names})
         found.num_experts = self.experts
         return type(found).forward.__get__(found)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedExperts:
-        """The shell is shared: it has the model's configuration, which may change."""
+        """Return the shell is shared: it has the model's configuration, which may change."""
         found = copy.copy(self)
         own = {name: copy.deepcopy(p, memo) for name, p in self._parameters.items()}
         vars(found)["_parameters"] = own

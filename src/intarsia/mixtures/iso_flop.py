@@ -72,7 +72,7 @@ class Doped(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> nn.Module:
-        """The dense layer W_s + V U."""
+        """Return the dense layer W_s + V U."""
         layer = cast(Any, copy.deepcopy(self.sparse))
         low = cast(Any, self.v).weight.flatten(1) @ cast(Any, self.u).weight.flatten(1)
         layer.weight.add_(low.view_as(layer.weight))

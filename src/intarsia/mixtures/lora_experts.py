@@ -26,7 +26,7 @@ FIX = "Adapt its linear layers with Lora(roles=('mlp_linear',)), or target other
 
 
 def dialect_of(site: Site) -> Dialect:
-    """The dialect of the MLP at a site, by its linear maps.
+    """Return the dialect of the MLP at a site, by its linear maps.
 
     Raises: TargetError, with what is there instead.
     """
@@ -44,7 +44,7 @@ def dialect_of(site: Site) -> Dialect:
 
 
 def places(site: Site, experts: int) -> dict[str, list[Site]]:
-    """The linear maps of an MLP as every expert's own sites, by map."""
+    """Return the linear maps of an MLP as every expert's own sites, by map."""
     return {
         name: [Site(f"{site.path}.{e}.{name}", inputs, outputs) for e in range(experts)]
         for name, inputs, outputs in site.layers
@@ -98,16 +98,16 @@ class MlpExperts(Cell):
             raise ConfigError("over", got=got, want=want, fix=fix)
 
     def of(self, name: str) -> Sequence[Cell]:
-        """The experts of one linear map."""
+        """Return the experts of one linear map."""
         return cast("Sequence[Cell]", self.experts[name])
 
     def weighted(self, name: str) -> Sequence[Weighted]:
-        """The same, each with the weights of its rows."""
+        """Return the same, each with the weights of its rows."""
         return [cell.weighted for cell in self.of(name)]
 
     @abc.abstractmethod
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
-        """The MLP with its experts.  (N, d) -> (N, d)."""
+        """Return the MLP with its experts.  (N, d) -> (N, d)."""
 
     def around(self, module: nn.Module, x: Tensor) -> Tensor:
         y = self.mixed(module, x.reshape(-1, x.shape[-1]), self.router(x))
@@ -135,7 +135,7 @@ class MlpExperts(Cell):
 
 
 def dealt(routing: Routing) -> Dealt:
-    """The routing by expert."""
+    """Return the routing by expert."""
     pairs = routing.token, routing.expert, routing.weight
     return deal(*pairs, routing.tokens, routing.experts)
 

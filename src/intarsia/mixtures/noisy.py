@@ -37,7 +37,7 @@ class NoisyCell(Cell):
 
     @abc.abstractmethod
     def disturbed(self, x: Tensor) -> Tensor:
-        """The addition in training.  x: (B, ..., inputs) -> (B, ..., outputs)."""
+        """Return the addition in training.  x: (B, ..., inputs) -> (B, ..., outputs)."""
 
     def merged(self) -> Cell:
         return copy.deepcopy(self.body.merged())

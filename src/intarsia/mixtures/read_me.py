@@ -61,14 +61,14 @@ def _columns(of: nn.Linear, units: Tensor, *, bias: bool) -> nn.Linear:
 
 
 def _empty(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
-    """A linear map whose weights are put in; torch warns when it draws none at all."""
+    """Return a linear map whose weights are put in; torch warns when it draws none at all."""
     made: Any = nn.utils.skip_init(nn.Linear, 1, 1, bias=bias)
     made.in_features, made.out_features = inputs, outputs
     return made
 
 
 def residual_of(masks: Tensor) -> Tensor:
-    """The units that all experts have.  (E, h) bool -> (h,) bool."""
+    """Return the units that all experts have.  (E, h) bool -> (h,) bool."""
     return masks.all(0)
 
 
@@ -80,7 +80,7 @@ def read_me_mixture(
     masks: Tensor,
     router: Router,
 ) -> Mixture:
-    """The mixture in the place of an MLP.  masks: (E, h) bool, the units of each expert.
+    """Return the mixture in the place of an MLP.  masks: (E, h) bool, the units of each expert.
 
     With one expert of weight 1 a token, y = residual(x) + own_i(x): the dense MLP with the units
     outside mask i at 0, to the order of sums; the last bias is the residual's. All masks full is

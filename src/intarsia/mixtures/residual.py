@@ -94,7 +94,7 @@ class AdamOnce(Update):
 
     @classmethod
     def published(cls) -> AdamOnce:
-        """The released code's, for comparison: v_0 = 0, gamma1 = 1, kappa = 1."""
+        """Return the released code's, for comparison: v_0 = 0, gamma1 = 1, kappa = 1."""
         return cls(gamma1=1.0, kappa=1.0, start="zero")
 
     @property

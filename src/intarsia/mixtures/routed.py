@@ -81,7 +81,7 @@ class RoutedCell(Cell):
 
 
 def two_sided(body: Cell) -> Any:
-    """The cell, if it is made of a down and an up projection.
+    """Return the cell, if it is made of a down and an up projection.
 
     Raises: ConfigError if it is not.
     """
@@ -101,5 +101,5 @@ def check_gates(gates: Tensor, experts: int, rows: int) -> None:
 
 
 def draw_apart(experts: int, active: int, per: str, *, generator: torch.Generator) -> RandomRouter:
-    """A random router with a generator of its own, seeded from `generator`."""
+    """Return a random router with a generator of its own, seeded from `generator`."""
     return RandomRouter(experts, active, per, generator=seeded_by(generator))

@@ -44,7 +44,7 @@ class SkillsCell(Cell):
         self.router = router(generator)
 
     def mixed(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The means of the skills, head by head.
+        """Return the means of the skills, head by head.
 
         weight: (N, Q, S) -> A (N, r, d_in), B (N, d_out, r).
         """
@@ -63,7 +63,7 @@ class SkillsCell(Cell):
 
     @torch.no_grad()
     def lora(self, weight: Tensor) -> LoraCell:
-        """The LoRA that the skills make with these shares.  weight: (Q, S)."""
+        """Return the LoRA that the skills make with these shares.  weight: (Q, S)."""
         cell = LoraCell(self.of, self.site, generator=torch.Generator()).to(self.down)
         down, up = self.mixed(weight[None])
         cell.down.weight.copy_(down[0])
@@ -71,7 +71,7 @@ class SkillsCell(Cell):
         return cell
 
     def of_task(self, task: int | None = None) -> LoraCell:
-        """The LoRA of one task; None = the only one, or the mean where `unknown` says so.
+        """Return the LoRA of one task; None = the only one, or the mean where `unknown` says so.
 
         Raises: FoldError for None where there are several; ConfigError for no such task.
         """
@@ -87,5 +87,5 @@ class SkillsCell(Cell):
         return self.of_task()
 
     def delta(self, task: int | None = None) -> Tensor:
-        """The weight change of one task, as `of_task`.  Returns (outputs, inputs)."""
+        """Return the weight change of one task, as `of_task`.  Returns (outputs, inputs)."""
         return self.of_task(task).delta()

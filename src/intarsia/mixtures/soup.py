@@ -30,7 +30,7 @@ class SoupLinear(nn.Module):
         )
 
     def merged(self) -> nn.Linear:
-        """The plain linear layer that stands for the experts after training."""
+        """Return the plain linear layer that stands for the experts after training."""
         bias = None if self.biases is None else self.biases.mean(0)
         return plain_linear(self.weights.mean(0), bias)
 

@@ -56,7 +56,7 @@ class Picked:
 def greedy(
     states: Sequence[State], score: Callable[[State], float], names: Sequence[str] = ()
 ) -> Picked:
-    """The best candidate, averaged with each next one as long as the score does not fall.
+    """Return the best candidate, averaged with each next one as long as the score does not fall.
 
     score: of tensors, on validation data; more is better. It is asked for every candidate, then for
     every average.  Raises: as `mixed`; ConfigError for a score that is no number.
@@ -128,7 +128,7 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
 
 
 def distance(states: Sequence[State], centre: State) -> float:
-    """The mean Euclidean distance of the candidates from an average."""
+    """Return the mean Euclidean distance of the candidates from an average."""
     each = [
         math.sqrt(sum(float((s[n].double() - c.double()).square().sum()) for n, c in floats))
         for floats in [[(n, c) for n, c in centre.items() if c.is_floating_point()]]

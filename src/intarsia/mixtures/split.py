@@ -156,7 +156,7 @@ class SplitLinear(nn.Module):
         return None if self.biases is None else self.biases.mean(0)
 
     def merged(self) -> nn.Linear:
-        """The plain linear layer that stands for the experts after training."""
+        """Return the plain linear layer that stands for the experts after training."""
         return plain_linear(self.merged_weight(), self.merged_bias())
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:

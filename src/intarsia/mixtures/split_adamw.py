@@ -24,7 +24,7 @@ Groups = list[dict[str, Any]]
 
 
 def decay_groups(model: nn.Module, weight_decay: float, norm_decays: bool = False) -> Groups:
-    """The trained parameters in two groups: decayed, and not.
+    """Return the trained parameters in two groups: decayed, and not.
 
     Not decayed: biases (an expert's bias is one, though N of them make a matrix) and every other
     vector, such as gains of norms and learned scales. norm_decays: decay the gains of norms as
@@ -176,7 +176,7 @@ STAY = (1.0, 1.0, 0.0, 1.0, 1.0, 1.0)
 
 
 def _rates(step: int, group: dict[str, Any]) -> tuple[float, ...]:
-    """The six numbers of STAY, for step t."""
+    """Return the six numbers of STAY, for step t."""
     b1, b2 = group["betas"]
     lr, eps = float(group["lr"]), group["eps"]
     corrected = math.sqrt(1 - b2**step)

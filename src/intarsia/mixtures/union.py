@@ -29,7 +29,7 @@ class HeldMap(nn.Module):
         self.weight, self.bias = layer.weight, layer.bias
 
     def layer(self) -> nn.Linear:
-        """The linear map, with these very parameters."""
+        """Return the linear map, with these very parameters."""
         made = plain_linear(self.weight.detach(), None if self.bias is None else self.bias.detach())
         made.weight, made.bias = self.weight, self.bias
         return made
@@ -102,7 +102,7 @@ class UnionAttention(nn.Module):
         self._out = (out,)  # under the host's own name among the modules
 
     def chosen(self, x: Tensor) -> tuple[Segments, Tensor]:
-        """The pairs of x (B, T, d), and their weights (N,)."""
+        """Return the pairs of x (B, T, d), and their weights (N,)."""
         routing: Routing = self.router(x)
         tokens, length = routing.tokens, x.shape[1]
         pairs = Segments.of(routing.token, routing.expert, tokens, length)
@@ -177,7 +177,7 @@ class SelectiveAttention(UnionAttention):
         return weight.reshape(self.experts, 3 * n, d), bias
 
     def naive(self, x: Tensor, routing: Routing) -> Tensor:
-        """The twin of the way through pairs: expert by expert, sequence by sequence."""
+        """Return the twin of the way through pairs: expert by expert, sequence by sequence."""
         gates = routing.dense().view(*x.shape[:2], self.experts)
         kept = torch.zeros_like(gates, dtype=torch.bool).view(-1, self.experts)
         kept[routing.token, routing.expert] = True
@@ -275,7 +275,7 @@ class SelectiveQueries(UnionAttention):
         return k.transpose(1, 2), v.transpose(1, 2)
 
     def _shared(self, owner: Tensor) -> Tensor:
-        """The heads of keys that each expert's heads read.  (S,) -> (S, g)."""
+        """Return the heads of keys that each expert's heads read.  (S,) -> (S, g)."""
         head = owner[:, None] * self.each + torch.arange(self.each, device=owner.device)
         return torch.div(head, self.pairs_of, rounding_mode="floor")
 
@@ -292,7 +292,7 @@ class SelectiveQueries(UnionAttention):
         return mask[:, 0, :, :keys].expand(b, t, keys)
 
     def naive(self, x: Tensor, routing: Routing, positions: tuple[Tensor, Tensor]) -> Tensor:
-        """The twin: every head on every token, what was not chosen times 0."""
+        """Return the twin: every head on every token, what was not chosen times 0."""
         k, v = (t.repeat_interleave(self.pairs_of, 1) for t in self._keys(x, positions))
         q = F.linear(x, self.q_proj.weight, self.q_proj.bias)
         q = self._normed("q_norm", q.view(*x.shape[:2], self.heads, self.width))

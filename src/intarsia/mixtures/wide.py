@@ -40,7 +40,7 @@ class WideMlp(nn.Module):
         self.shared = copy.deepcopy(shared)
 
     def hidden(self, x: Tensor, gates: Tensor) -> Tensor:
-        """The units as `down` reads them, 0 where expert or unit is off.  -> (..., E h)."""
+        """Return the units as `down` reads them, 0 where expert or unit is off.  -> (..., E h)."""
         units = self.act(self.up(x) if self.gate is None else self.gate(x))
         if self.gate is not None:
             units = units * self.up(x)
@@ -55,7 +55,7 @@ class WideMlp(nn.Module):
 
 
 def as_wide_mlp(mixture: Mixture) -> WideMlp:
-    """The wide MLP that a mixture of stacked experts is, in copies of its weights.
+    """Return the wide MLP that a mixture of stacked experts is, in copies of its weights.
 
     as_wide_mlp(mixture)(x, mixture.routing(x).dense()) is mixture(x), up to rounding.
 

@@ -60,7 +60,7 @@ class ZCodeM3:
         return Capacity(self.factor, "random", self.least, self.evaluation)
 
     def build(self, width: int, hidden: int, *, generator: torch.Generator) -> Mixture:
-        """A mixture of MLPs width -> hidden -> width."""
+        """Return a mixture of MLPs width -> hidden -> width."""
         experts = StackedExperts(self.experts, width, hidden, bias=True, generator=generator)
         router = self.router.build(width, generator=generator)
         return Mixture(experts, router, capacity=self.capacity, generator=generator)

@@ -14,7 +14,7 @@ from .topk import keep_random, keep_top
 
 
 def uniform(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
-    """The same density for every layer.  Raises: ConfigError for one outside 0 ... 1."""
+    """Return the same density for every layer.  Raises: ConfigError for one outside 0 ... 1."""
     between("density", density, 0, 1, "Try 0.5.")
     return dict.fromkeys(shapes, density)
 

@@ -29,7 +29,7 @@ def keep_n_of_m(
 
 
 def keep_rows(scores: Mapping[str, Tensor], density: float) -> Partition:
-    """The largest scores of each row (output), C - floor((1 - density) C) of its C weights.
+    """Return the largest scores of each row (output), C - floor((1 - density) C) of its C weights.
 
     That many, as Wanda prunes; of equal scores the first. A weight of more than two axes is
     (out, the rest), a vector one row. Matrices of one width have the pattern `NofM(n, C)`.

@@ -14,7 +14,7 @@ from .topk import keep_top
 
 
 def block_scores(score: Tensor, rows: int) -> Tensor:
-    """The mean score of `rows` output rows x one input, with its whole kernel.
+    """Return the mean score of `rows` output rows x one input, with its whole kernel.
 
     (out, in, ...) -> (ceil(out / rows), in); the last block may have fewer rows, so it is a mean.
     """
@@ -50,7 +50,7 @@ def keep_row_blocks(
 
 
 def kept_in_blocks(weights: Sequence[Tensor], order: Tensor, rows: int, density: float) -> float:
-    """The L1 norm of what blocks keep of some weights (out, in) >= 0, rows in an order."""
+    """Return the L1 norm of what blocks keep of some weights (out, in) >= 0, rows in an order."""
     total = 0.0
     for weight, kept in zip(weights, _kept(weights, order, rows, density), strict=True):
         total += float((weight[order] * kept.repeat_interleave(rows, 0)[: len(order)]).sum())
@@ -58,7 +58,7 @@ def kept_in_blocks(weights: Sequence[Tensor], order: Tensor, rows: int, density:
 
 
 def row_order(weights: Sequence[Tensor], rows: int, density: float, rounds: int = 3) -> Tensor:
-    """An order of the rows of some weights that share them, so that blocks keep more.
+    """Return an order of the rows of some weights that share them, so that blocks keep more.
 
     weights: (out, in) each, >= 0.  Greedy: the strongest free row, and the rows - 1 that have most
     in common with it, sum_j min(w_a, w_b) over its largest columns. Then, `rounds` times, columns

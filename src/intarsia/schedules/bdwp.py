@@ -39,7 +39,7 @@ class LayerSchedule(Protocol):
 
 
 def n_of_m_mask(weight: Tensor, pattern: NofM) -> Tensor:
-    """The n largest |w| of each m along the pattern's axis: bool, of equal ones the first.
+    """Return the n largest |w| of each m along the pattern's axis: bool, of equal ones the first.
 
     A last group of fewer than m weights keeps n of them, or all it has.
     """
@@ -138,7 +138,7 @@ class Bdwp:
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """The layer's own forward, with W_f and, for the gradient of its input, W_b."""
+        """Return the layer's own forward, with W_f and, for the gradient of its input, W_b."""
         call()
         weight, own = cast(Tensor, layer.weight), partial(own, *args, **kwargs)
         ahead = weight if self.directions == "backward" else self.seen(layer, INPUTS)  # W_f
@@ -163,7 +163,7 @@ class Bdwp:
 
 
 def _computed(layer: nn.Module, own: Callable[[], Tensor], weight: Tensor) -> Tensor:
-    """The layer's own forward with another weight."""
+    """Return the layer's own forward with another weight."""
     held: dict[str, Any] = layer._parameters
     before = held["weight"]
     held["weight"] = weight

@@ -107,5 +107,5 @@ class DropAndGrow(MaskSettings):
         }
 
     def grow_score(self, weight: Tensor, grad: Tensor | None) -> Tensor | None:
-        """The largest grow; None = at random."""
+        """Return the largest grow; None = at random."""
         return None

@@ -56,7 +56,7 @@ class Dsl(DropAndGrow):
         return last + (self.drop - last) / 2 * (1 + math.cos(math.pi * at))
 
     def grow_score(self, weight: Tensor, grad: Tensor | None) -> Tensor | None:
-        """The mean of |g|, or |g|."""
+        """Return the mean of |g|, or |g|."""
         return None if grad is None else grad.abs()
 
 

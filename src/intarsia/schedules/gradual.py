@@ -60,12 +60,12 @@ class Gradual(MaskSettings):
         return first <= step <= last and ((step - first) % self.every == 0 or step == last)
 
     def _ends(self, steps: int) -> tuple[int, int]:
-        """The first and the last step that prune; of a run of few steps they may be one."""
+        """Return the first and the last step that prune; of a run of few steps they may be one."""
         last = min(round(self.stop * steps), steps - 1)
         return min(round(self.start * steps), last), last
 
     def density_at(self, step: int, steps: int) -> float:
-        """The density that a step asks for."""
+        """Return the density that a step asks for."""
         first, last = self._ends(steps)
         return 1 - cubic(
             (step - first) / max(1, last - first) if last > first else 1.0, 0.0, 1 - self.density
@@ -79,7 +79,7 @@ class Gradual(MaskSettings):
         at: tuple[int, int],
         generator: torch.Generator,
     ) -> Kept:
-        """The largest of what is kept."""
+        """Return the largest of what is kept."""
         density = self.density_at(*at)
         scores = {n: w.detach().abs().masked_fill(~kept[n], -1) for n, w in weights.items()}
         shapes = {name: tuple(w.shape) for name, w in weights.items()}

@@ -48,5 +48,5 @@ class MaskSettings:
         at: tuple[int, int],
         generator: torch.Generator,
     ) -> Kept:
-        """The masks as they are."""
+        """Return the masks as they are."""
         return kept

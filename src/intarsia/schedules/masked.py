@@ -114,7 +114,7 @@ class Masked:
         self._mask_states(grown)
 
     def density(self) -> float:
-        """The share of these weights that is kept."""
+        """Return the share of these weights that is kept."""
         total = sum(kept.numel() for kept in self.kept.values())
         return sum(int(kept.sum()) for kept in self.kept.values()) / max(1, total)
 
@@ -273,7 +273,7 @@ class Masking:
         return {"changes": self.history, "layers": layers}
 
     def _each(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """The tensors, with those of a stack one by one."""
+        """Return the tensors, with those of a stack one by one."""
         found: dict[str, Any] = {}
         for name, tensor in tensors.items():
             parts = tensor.detach() if name in self.stacks else [tensor]
@@ -282,7 +282,7 @@ class Masking:
         return found
 
     def _joined(self, tensors: Mapping[str, Tensor]) -> Kept:
-        """The inverse of `_each`."""
+        """Return the inverse of `_each`."""
         return {
             name: torch.stack([tensors[f"{name}.{e}"] for e in range(len(weight))])
             if name in self.stacks
@@ -295,7 +295,7 @@ class Masking:
             self.masked.entries.dense = dense
 
     def _dense(self) -> dict[str, Tensor]:
-        """The gradients of all weights, 0 for those without."""
+        """Return the gradients of all weights, 0 for those without."""
         held: Any = self.masked.entries and self.masked.entries.dense
         found: dict[str, Tensor] = {}
         for name, weight in self.weights.items():
@@ -304,7 +304,7 @@ class Masking:
         return found
 
     def digest(self) -> str:
-        """A hash of the masks: equal on all processes."""
+        """Return a hash of the masks: equal on all processes."""
         total = hashlib.sha256()
         for kept in self.masked.kept.values():
             total.update(kept.cpu().numpy().tobytes())

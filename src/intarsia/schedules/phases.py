@@ -27,7 +27,7 @@ class EndedTraining(Protocol):
         ...
 
     def score(self) -> float:
-        """The model's score on the validation set, more is better."""
+        """Return the model's score on the validation set, more is better."""
         ...
 
 

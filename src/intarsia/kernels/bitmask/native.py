@@ -79,7 +79,7 @@ def linear_many(
 def decode(
     bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None, width: int
 ) -> Tensor:
-    """The weight (out, in): float32, or bfloat16 of bfloat16 values."""
+    """Return the weight (out, in): float32, or bfloat16 of bfloat16 values."""
     check(bits, values, offsets, scales, width)
     out = torch.empty(len(bits), width, dtype=dense_type(values))
     _decode(out, 0, bits, values, offsets, scales)

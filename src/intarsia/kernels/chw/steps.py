@@ -31,7 +31,7 @@ class Window(NamedTuple):
     same: bool = False
 
     def at(self, height: int, width: int) -> Window:
-        """The window on a picture, with its zeros counted."""
+        """Return the window on a picture, with its zeros counted."""
         if not self.same:
             return self
         zeros = [
@@ -83,7 +83,7 @@ class ProgramStep:
 
 
 def shapes_of(steps: Sequence[ProgramStep], inputs: Mapping[int, Shape]) -> dict[int, Shape]:
-    """The shape of every value, from those of the inputs.
+    """Return the shape of every value, from those of the inputs.
 
     Raises: ShapeError where a step cannot read what it is given.
     """

@@ -179,7 +179,7 @@ class NativeDecoder:
         return {field: rows.data_ptr() + 4 * value.first, f"{field}_pitch": rows.shape[1]}
 
     def _hold(self, tensor: Tensor) -> int:
-        """The address of a tensor that stays; a copy if it is not in one piece."""
+        """Return the address of a tensor that stays; a copy if it is not in one piece."""
         self._held.append(tensor.detach().contiguous())
         return self._held[-1].data_ptr()
 

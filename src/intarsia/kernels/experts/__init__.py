@@ -30,7 +30,7 @@ from .stacks import stacked_matrices as stacked_matrices
 
 
 def fused(act: nn.Module, x: Tensor, *, learned: bool) -> str | None:
-    """The activation's name for `mixed_mlps`; None where `grouped` products are the way.
+    """Return the activation's name for `mixed_mlps`; None where `grouped` products are the way.
 
     learned: a backward will follow. The operator then returns rows for it, and their number depends
     on the experts' loads, which a compiled graph cannot know.

@@ -36,7 +36,7 @@ def mlps_flops(*args: Any, **_: Any) -> int:
 
 @register_flop_formula(_OPS.mixed_mlps_backward, get_raw=True)
 def mlps_backward_flops(*args: Any, **_: Any) -> int:
-    """A product for each gradient that is asked for, and one that leads to all of them."""
+    """Return a product for each gradient that is asked for, and one that leads to all of them."""
     _dy, x, token, _expert, _weight, up, gate, down, *_rest, need = args
     reads = 1 if gate is None else 2
     inner = (need[0] * reads + need[2] + need[3] * (reads - 1)) * x.shape[1]

@@ -82,7 +82,7 @@ class Slices:
         y.index_add_(0, self.tokens[e], expert(rows, self.weights[e]).to(y.dtype))
 
     def idle(self, tokens: int) -> Tensor | slice:
-        """The tokens that have no expert.  Returns (n,) int64."""
+        """Return the tokens that have no expert.  Returns (n,) int64."""
         seen = torch.zeros(tokens, dtype=torch.bool, device=self.tokens[0].device)
         for token in self.tokens:
             seen[token] = True
@@ -113,7 +113,7 @@ Dealt = Slices | AllTokens
 
 
 def deal(token: Tensor, expert: Tensor, weight: Tensor, tokens: int, experts: int) -> Dealt:
-    """The pairs of tokens and experts, (N,) of each, as the experts take them."""
+    """Return the pairs of tokens and experts, (N,) of each, as the experts take them."""
     if token.is_meta or torch.compiler.is_compiling():
         gates = weight.new_zeros(tokens * experts).index_add(0, token * experts + expert, weight)
         return AllTokens(gates.view(tokens, experts).unbind(1))

@@ -39,7 +39,7 @@ class BuildFailed(Exception):
 
 
 def compilers() -> Iterator[tuple[str, ...]]:
-    """The commands that compile C here: $CC, cc, gcc, clang, the `ziglang` package."""
+    """Yield the commands that compile C here: $CC, cc, gcc, clang, the `ziglang` package."""
     if given := shlex.split(os.environ.get("CC", "")):
         yield tuple(given)
     yield from ((found,) for name in ("cc", "gcc", "clang") if (found := shutil.which(name)))
@@ -49,7 +49,7 @@ def compilers() -> Iterator[tuple[str, ...]]:
 
 @functools.cache
 def compiler() -> tuple[tuple[str, ...], str]:
-    """The first of `compilers` that runs, and the first line of its version.
+    """Return the first of `compilers` that runs, and the first line of its version.
 
     Raises: BuildFailed if none does.
     """
@@ -138,7 +138,7 @@ def check_private(place: Path) -> None:
 
 
 def build(kind: str) -> Path:
-    """The shared library of a kind of build, compiled if it is not there, whole and checked.
+    """Return the shared library of a kind of build, compiled if it is not there, whole and checked.
 
     Raises: BuildFailed if it cannot be compiled; ConfigError as `folder`.
     """

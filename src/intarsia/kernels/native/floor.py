@@ -26,7 +26,7 @@ class Floor:
 
 
 def cpu_seconds(call: Callable[[], object], repeats: int = 7) -> list[float]:
-    """The CPU time of each of some calls on one thread; the time that passed on several.
+    """Return the CPU time of each of some calls on one thread; the time that passed on several.
 
     CPU time, because others may use the machine, too; of several threads it would be their sum.
     """
@@ -62,7 +62,7 @@ def matmul_peak(dtype: torch.dtype, side: int = SIDE, repeats: int = 5) -> float
 
 
 def measure() -> Floor:
-    """The floors, measured now, on torch's number of threads; about half a second."""
+    """Return the floors, measured now, on torch's number of threads; about half a second."""
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     peaks = {name: matmul_peak(dtype) for name, dtype in dtypes.items()}
     return Floor(read_bandwidth(), peaks, torch.get_num_threads())

@@ -48,7 +48,7 @@ def using(which: str) -> Iterator[None]:
 
 
 def load() -> ctypes.CDLL | None:
-    """The kernels, compiled at first use; None where they are off or cannot be had.
+    """Return the kernels, compiled at first use; None where they are off or cannot be had.
 
     Why they cannot be had is told once, in one line; `why` tells it again.
     """
@@ -90,7 +90,7 @@ def instructions() -> str:
 
 
 def function(name: str, *arguments: Any) -> Callable[..., int] | None:
-    """A kernel by its C name, which returns a number; None where there are no kernels.
+    """Return a kernel by its C name, which returns a number; None where there are no kernels.
 
     arguments: ctypes types; `ctypes.c_void_p` takes a tensor's data_ptr().
     """

@@ -41,7 +41,7 @@ class Dictionary:
 
 @lru_cache(maxsize=4)
 def dictionary(zeros: float = 0.885) -> Dictionary:
-    """The words for digits that are 0 with probability `zeros`, and 1 or 2 alike otherwise.
+    """Return the words for digits that are 0 with probability `zeros`, and 1 or 2 alike otherwise.
 
     A word of n pairs with k digits that are not 0 has probability p0^(2n - k) ((1 - p0) / 2)^k.
     Ordered by (-probability, word), words digit by digit. Built once in a process, in 0.3 s.
@@ -93,7 +93,7 @@ def _of_class(pairs: int, others: int) -> Iterator[tuple[int, ...]]:
 
 
 def _in_order(count: int, others: int) -> Iterator[tuple[int, ...]]:
-    """The same of `count` digits, in order."""
+    """Yield the same of `count` digits, in order."""
     if not count:
         yield ()
         return

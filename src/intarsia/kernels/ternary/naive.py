@@ -31,7 +31,7 @@ def words_of(digits: Tensor, of: Dictionary) -> tuple[Tensor, Tensor]:
 
 
 def digits_of(codes: Tensor, of: Dictionary) -> Tensor:
-    """The digits of words, one after the other.  (N,) uint16 -> (sum of lengths,) uint8."""
+    """Return the digits of words, one after the other.  (N,) uint16 -> (sum of lengths,) uint8."""
     chosen = codes.long()
     there = torch.arange(DIGITS) < of.lengths[chosen][:, None]
     return of.digits[chosen][there]
