@@ -34,7 +34,7 @@ class SkillsCell(Cell):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        # the LoRA that a task gets
+        # the settings of the LoRA that a task gets
         self.of, self.site = lora, Site(site.path, site.inputs, site.outputs)
         self.down = nn.Parameter(torch.empty(heads, skills, lora.rank, site.reads // heads))
         self.up = nn.Parameter(torch.zeros(heads, skills, site.outputs // heads, lora.rank))
@@ -44,11 +44,12 @@ class SkillsCell(Cell):
         self.router = router(generator)
 
     def mixed(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the means of the skills, head by head.
+        """Return the weighted means of the skills, head by head.
 
         weight: (N, Q, S) -> A (N, r, d_in), B (N, d_out, r).
         """
         weight = weight.to(self.down.dtype)
+        # each head mixes its own slice of the inputs of A and of the outputs of B
         down = torch.einsum("nqs,qsri->nrqi", weight, self.down).flatten(2)
         up = torch.einsum("nqs,qsor->nqor", weight, self.up).flatten(1, 2)
         return down, up
@@ -78,9 +79,9 @@ class SkillsCell(Cell):
         if task is None and self.router.tasks == 1:
             task = 0
         if task is None and self.router.unknown == "error":
-            what, got = f"merging Poly at {self.site.path!r}", f"{self.router.tasks} tasks"
+            name, got = f"merging Poly at {self.site.path!r}", f"{self.router.tasks} tasks"
             fix = "Merge what intarsia.methods.mhr.to_lora(model, task) or to_mhr_mu(model) gives."
-            raise FoldError(what, got=got, want="one of them, each has its own weights", fix=fix)
+            raise FoldError(name, got=got, want="one of them, each has its own weights", fix=fix)
         return self.lora(self.router.of_task(task))
 
     def merged(self) -> LoraCell:
