@@ -30,7 +30,7 @@ def grow(
 ) -> Tensor:
     """Drop round(drop n) of the n kept weights, the smallest, and grow as many of the others.
 
-    weight, kept (bool), grow_score: one shape -> the new mask, with n weights as before.
+    weight; mask (bool, True = kept); grow_score: all of one shape -> the new mask, of n weights.
     grow_score: the largest grow; None = at random, by `generator`. Of equal ones the earlier entry
     stays or grows. A weight that was just dropped may grow again, and then keeps its value.
     Raises: ConfigError for a share outside 0 ... 1, a NaN, or neither score nor generator.

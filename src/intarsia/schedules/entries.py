@@ -80,7 +80,7 @@ class Entries:
                 vector.data = vector.data.to(parameter.device)
                 self.index[parameter] = self.index[parameter].to(parameter.device)
             optimizer = make(model, lr, weight_decay)
-            # the optimiser sees short vectors, so that decay, moments and clipping touch nothing else
+            # the optimiser sees short vectors: decay, moments and clipping touch nothing else
             for group in optimizer.param_groups:
                 group["params"] = [self.vectors.get(p, p) for p in group["params"]]
             return optimizer

@@ -48,7 +48,7 @@ class Retrain:
         """
         if self.kind == "own":
             return None
-        # where in the original's rates the retraining begins: at its start, before its last share, its end
+        # where in the original's rates it begins: at their start, at the last share, at their end
         start = {"slr": 0.0, "lrw": 1 - self.share, "ft": 1.0}.get(self.kind)
         if self.kind == "clr":
             after: Factor = _cosine
