@@ -239,7 +239,7 @@ def doctor(as_json: Json = False) -> None:
     from ..kernels.native import diagnosis
     from ..kernels.native.floor import measure
 
-    found = diagnosis.examined()
+    found = diagnosis.examine()
     floor = measure()
     record = {
         **found,

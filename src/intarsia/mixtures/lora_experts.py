@@ -14,7 +14,7 @@ from ..adapters import Lora
 from ..core import Cell, Method, Routing, Site
 from ..core.errors import ConfigError, TargetError
 from ..gating import Router
-from ..kernels.experts import Dealt, Weighted, add_mix, deal
+from ..kernels.experts import PairsByExpert, Weighted, add_mix, group_pairs
 from ..routers import TaskRouter
 from .dialects import DIALECTS, Dialect
 
@@ -135,17 +135,17 @@ class MlpExperts(Cell):
             raise TargetError(f"target {self.path!r}", got=got, want=WANT, fix=FIX)
 
 
-def dealt(routing: Routing) -> Dealt:
+def grouped_pairs(routing: Routing) -> PairsByExpert:
     """Return the pairs of a routing grouped by expert."""
     pairs = routing.token, routing.expert, routing.weight
-    return deal(*pairs, routing.tokens, routing.experts)
+    return group_pairs(*pairs, routing.tokens, routing.experts)
 
 
 class DeltaExperts(MlpExperts):
     """P x + sum_e G_te cell_e(x) for each linear map P of the MLP (LLaVA-MoLE, section 3.2)."""
 
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
-        pairs, dialect = dealt(routing), self.dialect
+        pairs, dialect = grouped_pairs(routing), self.dialect
         hidden = [module.get_submodule(name)(rows) for name in dialect.reads]
         add_mix(pairs, rows, *zip(hidden, map(self.weighted, dialect.reads), strict=True))
         a = dialect.inner(module, hidden)
@@ -169,7 +169,7 @@ class OutputExperts(MlpExperts):
         )
 
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
-        pairs, dialect = dealt(routing), self.dialect
+        pairs, dialect = grouped_pairs(routing), self.dialect
         shared = [module.get_submodule(name)(rows) for name in dialect.reads]  # (T, h) each
         bases = zip(*(pairs.rows(base) for base in shared), strict=True)
         width = shared[0].shape[-1] // (1 + dialect.halves)
