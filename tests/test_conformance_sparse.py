@@ -20,7 +20,7 @@ from intarsia.core import Card, Paper, Partition
 from intarsia.core.errors import ConfigError, ConformanceError
 from intarsia.hosts.prune.pruner import LayerPruner
 from intarsia.partitions import keep_rows, keep_shares
-from intarsia.schedules.masked import Kept, Masked, Weights
+from intarsia.schedules.masked import Masked, Masks, Weights
 from intarsia.scores import Statistics
 
 OF_ANY_CARD = {"names_its_exceptions", *(law.__name__ for law in CARD_LAWS)}
@@ -55,18 +55,18 @@ class Half:
     def update(
         self,
         weights: Weights,
-        kept: Kept,
+        masks: Masks,
         gradients: Mapping[str, Tensor],
-        at: tuple[int, int],
+        progress: tuple[int, int],
         generator: torch.Generator,
-    ) -> Kept:
+    ) -> Masks:
         if self.fault == "dense run" and self.density == 1:
             next(iter(weights.values())).data.mul_(0.5)
         if self.fault == "forgets":
             generator = torch.Generator().manual_seed(len(SEEN))
-            SEEN.append(at[0])
-        found = self._masks(weights, generator)
-        return {n: found.mask(n, 0) for n in kept}
+            SEEN.append(progress[0])
+        drawn = self._masks(weights, generator)
+        return {n: drawn.mask(n, 0) for n in masks}
 
 
 SEEN: list[int] = []

@@ -41,9 +41,9 @@ def layer_norm(seed: int = 0, width: int = WIDTH) -> nn.LayerNorm:
 
 
 def site(position: str = "parallel", norm: nn.LayerNorm | None = None) -> Site:
-    known = (norm.weight, norm.bias) if norm is not None else None
+    host_norm = (norm.weight, norm.bias) if norm is not None else None
     outputs = WIDTH if position == "sequential" else OUT
-    return Site("b.mlp", WIDTH, outputs, position, norm=known)
+    return Site("b.mlp", WIDTH, outputs, position, norm=host_norm)
 
 
 def build(config: Bottleneck, seed: int = 0, norm: nn.LayerNorm | None = None) -> BottleneckCell:
@@ -117,17 +117,17 @@ def test_unset_settings_are_those_of_the_placement(placement: str) -> None:
 
 def test_a_norm_of_the_residual_stream_equals_a_second_layer_norm_on_it() -> None:
     """Parallel to an MLP, the cell reads LN_f(h) and still computes LN(h) exactly."""
-    host, own = layer_norm(0), layer_norm(5)
+    host, second = layer_norm(0), layer_norm(5)
     recovered = ResidualNorm(site(norm=host)).double()
-    recovered.weight.data.copy_(own.weight.data)
-    recovered.bias.data.copy_(own.bias.data)
+    recovered.weight.data.copy_(second.weight.data)
+    recovered.bias.data.copy_(second.bias.data)
     h = torch.randn(7, 3, WIDTH, dtype=torch.float64, requires_grad=True)
-    a, b = recovered(host(h)), own(h)
+    a, b = recovered(host(h)), second(h)
     assert_close(a, b, atol=1e-13, rtol=1e-12)
     cotangent = torch.randn_like(a)
-    left = torch.autograd.grad(a, [h, recovered.weight, recovered.bias], cotangent)
-    right = torch.autograd.grad(b, [h, own.weight, own.bias], cotangent)
-    assert_close(left, right, atol=1e-12, rtol=1e-11)
+    gradients = torch.autograd.grad(a, [h, recovered.weight, recovered.bias], cotangent)
+    right = torch.autograd.grad(b, [h, second.weight, second.bias], cotangent)
+    assert_close(gradients, right, atol=1e-12, rtol=1e-11)
 
 
 def test_a_residual_norm_folded_into_the_small_weight_is_the_same_function() -> None:
@@ -140,9 +140,9 @@ def test_a_residual_norm_folded_into_the_small_weight_is_the_same_function() -> 
     assert_close(folded, written_out, atol=1e-12, rtol=1e-12)
     learns = [x, *cell.parameters()]
     cotangent = torch.randn_like(folded)
-    left = torch.autograd.grad(folded, learns, cotangent)
+    gradients = torch.autograd.grad(folded, learns, cotangent)
     right = torch.autograd.grad(written_out, learns, cotangent)
-    assert_close(left, right, atol=1e-11, rtol=1e-11)
+    assert_close(gradients, right, atol=1e-11, rtol=1e-11)
 
 
 def test_a_new_residual_norm_standardises() -> None:
@@ -180,12 +180,12 @@ def test_the_residual_stream_must_be_recoverable() -> None:
 def test_without_a_layer_norm_before_the_site_the_norm_is_of_the_hosts_kind(
     norms: str, kind: type[nn.Module]
 ) -> None:
-    there = replace(site(), norms=norms)
-    assert type(Bottleneck().build(there, generator=gen()).norm) is kind
+    bare_site = replace(site(), norms=norms)
+    assert type(Bottleneck().build(bare_site, generator=gen()).norm) is kind
     # published without a norm, and settings of one's own, stay as they are
-    after = replace(there, position="sequential")
+    after = replace(bare_site, position="sequential")
     assert type(Bottleneck(placement="pfeiffer").build(after, generator=gen()).norm) is nn.Identity
-    assert type(Bottleneck(norm="layer").build(there, generator=gen()).norm) is nn.LayerNorm
+    assert type(Bottleneck(norm="layer").build(bare_site, generator=gen()).norm) is nn.LayerNorm
 
 
 def test_dropout_is_on_the_bottleneck_and_only_while_training() -> None:

@@ -52,12 +52,12 @@ def test_it_computes_with_rounded_matrices(config: Any, biases: bool) -> None:
     plain = body(config).eval()  # the naive twin: a float cell into which rounded weights are put
     with torch.no_grad():
         for name, parameter in plain.named_parameters():
-            own = dict(cell.body.named_parameters()).get(name)
-            if own is None:
+            weight = dict(cell.body.named_parameters()).get(name)
+            if weight is None:
                 parameter.zero_()
             else:
                 is_matrix = parameter.dim() > 1 and "bias" not in name
-                parameter.copy_(Gaussian(2).quantise(own) if is_matrix else own)
+                parameter.copy_(Gaussian(2).quantise(weight) if is_matrix else weight)
     assert_close(cell(x), plain(x))
     assert_close(cell.merged()(x), plain(x))
     cell.train()(x).square().sum().backward()

@@ -36,27 +36,27 @@ def by_hand(cell: Any, x: torch.Tensor, rows: int, columns: int) -> torch.Tensor
     """The definition, pixel by pixel: sums over the neighbours that are there."""
     act = lambda v: v * torch.sigmoid(1.702 * v)  # noqa: E731
     inner = act(x @ cell.down.weight.T + cell.down.bias)
-    other, weight = x.shape[1] - rows * columns, cell.conv.weight
-    found = torch.empty_like(inner)
+    prefix, weight = x.shape[1] - rows * columns, cell.conv.weight
+    convolved = torch.empty_like(inner)
     for t in range(x.shape[1]):
-        found[:, t] = inner[:, t] @ weight[:, :, 1, 1].T + cell.conv.bias
-        if t < other:
+        convolved[:, t] = inner[:, t] @ weight[:, :, 1, 1].T + cell.conv.bias
+        if t < prefix:
             continue
-        row, column = divmod(t - other, columns)
+        row, column = divmod(t - prefix, columns)
         for i in (-1, 0, 1):
             for j in (-1, 0, 1):
                 near = 0 <= row + i < rows and 0 <= column + j < columns
                 if near and (i or j):
-                    place = other + (row + i) * columns + column + j
-                    found[:, t] += inner[:, place] @ weight[:, :, 1 + i, 1 + j].T
-    return cell.config.scale * (act(found) @ cell.up.weight.T + cell.up.bias)
+                    place = prefix + (row + i) * columns + column + j
+                    convolved[:, t] += inner[:, place] @ weight[:, :, 1 + i, 1 + j].T
+    return cell.config.scale * (act(convolved) @ cell.up.weight.T + cell.up.bias)
 
 
 @settings(max_examples=15)
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 3))
-def test_it_is_a_convolution_of_the_patches_alone(rows: int, columns: int, other: int) -> None:
+def test_it_is_a_convolution_of_the_patches_alone(rows: int, columns: int, prefix: int) -> None:
     cell = stirred(scale=0.1, grid=(rows, columns))
-    x = torch.randn(2, other + rows * columns, 6, dtype=torch.float64)
+    x = torch.randn(2, prefix + rows * columns, 6, dtype=torch.float64)
     assert_close(cell(x), by_hand(cell, x, rows, columns))
 
 

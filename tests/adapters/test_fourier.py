@@ -27,13 +27,13 @@ def built(config: Fourier, inputs: int = 6, outputs: int = 4, seed: int = 0) -> 
 def delta_naive(cell: FourierCell) -> Tensor:
     """alpha / (P Q) Re sum_n c_n exp(2 pi i (p j_n / P + q k_n / Q)), entry by entry."""
     rows, columns = cell.shape
-    made = torch.zeros(rows, columns, dtype=torch.float64)
+    delta = torch.zeros(rows, columns, dtype=torch.float64)
     for place, value in zip(cell.place.tolist(), cell.coefficients.tolist(), strict=True):
         j, k = divmod(place, columns)
         for p in range(rows):
             for q in range(columns):
-                made[p, q] += value * math.cos(2 * math.pi * (p * j / rows + q * k / columns))
-    return cell.config.alpha / (rows * columns) * made
+                delta[p, q] += value * math.cos(2 * math.pi * (p * j / rows + q * k / columns))
+    return cell.config.alpha / (rows * columns) * delta
 
 
 @given(st.integers(1, 7), st.integers(1, 7), st.integers(0, 9))
@@ -57,10 +57,12 @@ def test_the_change_and_the_places_are_those_of_peft() -> None:
 
 
 def test_places_are_those_of_all_layers_of_one_shape_and_are_not_stored() -> None:
-    one, two = built(Fourier(5), seed=0), built(Fourier(5), seed=1)
-    assert torch.equal(one.place, two.place) and not torch.equal(one.coefficients, two.coefficients)
-    assert not torch.equal(one.place, built(Fourier(5, seed=1)).place)
-    assert list(one.state_dict()) == ["coefficients"]
+    first, second = built(Fourier(5), seed=0), built(Fourier(5), seed=1)
+    assert torch.equal(first.place, second.place) and not torch.equal(
+        first.coefficients, second.coefficients
+    )
+    assert not torch.equal(first.place, built(Fourier(5, seed=1)).place)
+    assert list(first.state_dict()) == ["coefficients"]
 
 
 def test_a_start_of_zero_changes_nothing() -> None:
@@ -70,8 +72,8 @@ def test_a_start_of_zero_changes_nothing() -> None:
 
 def test_half_precision_is_transformed_in_single() -> None:
     cell = built(Fourier(5)).to(torch.bfloat16)
-    whole = built(Fourier(5)).to(torch.bfloat16).float()
-    assert_close(cell.delta(), whole.delta().bfloat16())
+    single = built(Fourier(5)).to(torch.bfloat16).float()
+    assert_close(cell.delta(), single.delta().bfloat16())
 
 
 def test_more_entries_than_weights_are_refused() -> None:

@@ -159,7 +159,7 @@ def test_other_odds_are_told_and_offered_a_dictionary() -> None:
     digits = (torch.arange(4 * 400).view(4, 400) % 2).to(torch.uint8)
     levels = torch.tensor([[-1.0, 1.0]]).repeat(4, 1)
     stored = FORM.stored(digits, levels)
-    assert "try Ternary(zeros=0.5)" in FORM.told(stored, digits.shape)
+    assert "try Ternary(zeros=0.5)" in FORM.describe(stored, digits.shape)
     better = Ternary.of(digits)
     assert better == Ternary(0.5)
     assert nbytes(better.stored(digits, levels)) < nbytes(stored)

@@ -18,11 +18,11 @@ class Falling(nn.Module):
         self.at = step, steps
 
 
-def model(*more: nn.Module) -> Any:
+def model(*modules: nn.Module) -> Any:
     sources = (RandomSource(torch.Generator().manual_seed(n)) for n in range(2))
-    found = nn.Sequential(nn.Linear(2, 2), nn.Sequential(*sources), *more)
-    join(found)
-    return found
+    network = nn.Sequential(nn.Linear(2, 2), nn.Sequential(*sources), *modules)
+    join(network)
+    return network
 
 
 def test_inside_nothing_is_looked_for_and_all_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,9 +41,9 @@ def test_inside_nothing_is_looked_for_and_all_are_told(monkeypatch: pytest.Monke
 
 
 def test_a_model_that_changes_along_a_run_is_looked_through() -> None:
-    one = Falling()
-    found = model(one)
-    with finding_once(found):
-        found.append(two := Falling())
-        before_step(found, 1, 5)
-        assert one.at == two.at == (1, 5)
+    module = Falling()
+    network = model(module)
+    with finding_once(network):
+        network.append(two := Falling())
+        before_step(network, 1, 5)
+        assert module.at == two.at == (1, 5)

@@ -53,10 +53,10 @@ def test_a_mask_among_the_rest_is_seen_beside_positional_arguments(count: int) -
     model, ids = Host(), torch.arange(6).view(2, 3)
     mask = torch.tensor([[1, 1, 1], [1, 0, 0]])
     named = {"input_ids": ids, "positions": ids}
-    given = {name: t for i, (name, t) in enumerate(named.items()) if i >= count}
+    kwargs = {name: t for i, (name, t) in enumerate(named.items()) if i >= count}
     args = tuple(named.values())[:count]
     watch(model)
-    model(*args, **given, attention_mask=mask)
+    model(*args, **kwargs, attention_mask=mask)
     context = model.mixture.router.context
     assert context.valid is not None and context.valid.tolist() == mask.bool().tolist()
     assert context.input_ids is not None and torch.equal(context.input_ids, ids)
@@ -86,25 +86,25 @@ def test_a_model_has_one_context_and_a_module_alone_its_own() -> None:
 
 
 def test_parts_of_other_models_take_the_context_of_the_model_they_come_into() -> None:
-    other, model = routed(TopK(4)), routed(TopK(4))
-    watch(other)
+    donor, model = routed(TopK(4)), routed(TopK(4))
+    watch(donor)
     watch(model)
     (mine,) = contexts(model)
-    model.insert(0, other[0])
+    model.insert(0, donor[0])
     assert join(model) is mine and contexts(model) == [mine]
     model(torch.randn(3, 6))
     assert mine.routings.keys() == {m.router for m in model}
 
 
 def test_models_do_not_share() -> None:
-    one, two = routed(NoisyTopK(4)), routed(NoisyTopK(4))
-    for model in (one, two):
+    first, second = routed(NoisyTopK(4)), routed(NoisyTopK(4))
+    for model in (first, second):
         watch(model)
-    with task_ids(one, torch.tensor([1])):
-        assert one[0].router.context.task_ids is not None
-        assert two[0].router.context.task_ids is None
-    one.train()(torch.randn(3, 6))
-    assert one[0].router.noise.held is not None and two[0].router.noise.held is None
+    with task_ids(first, torch.tensor([1])):
+        assert first[0].router.context.task_ids is not None
+        assert second[0].router.context.task_ids is None
+    first.train()(torch.randn(3, 6))
+    assert first[0].router.noise.held is not None and second[0].router.noise.held is None
 
 
 @pytest.mark.parametrize("way", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
@@ -145,8 +145,8 @@ def test_a_recomputation_meets_the_draws_and_the_tasks_of_its_forward() -> None:
         h.square().sum().backward()
         grads.append([p.grad.clone() for p in model.parameters() if p.grad is not None])
         model.zero_grad()
-    for one, two in zip(*grads, strict=True):
-        assert_close(one, two)
+    for ours, theirs in zip(*grads, strict=True):
+        assert_close(ours, theirs)
     redraw(model)
     assert contexts(model)[0].tasks() is None
 
@@ -156,9 +156,9 @@ def test_a_router_that_a_forward_does_not_reach_has_no_losses() -> None:
     watch(model)
     model(torch.randn(5, 6))
     assert all(m.router.last is not None for m in model)
-    whole = aux_loss(model)
+    total = aux_loss(model)
     first = aux_loss(model[0])
-    assert 0 < first < whole
+    assert 0 < first < total
     model.forward = model[0].forward  # layer drop
     model(torch.randn(5, 6))
     assert model[1].router.last is None and aux_loss(model) == aux_loss(model[0])
@@ -169,8 +169,8 @@ def test_some_of_the_samples_are_some_of_all_that_a_batch_carries() -> None:
     (context,) = contexts(model)
     set_valid(model, torch.tensor([[1, 1], [1, 0], [0, 1]]))
     set_ids(model, torch.tensor([[1, 2], [3, 4], [5, 6]]))
-    chosen = torch.tensor([True, False, True])
-    with task_ids(model, torch.arange(3)), of_samples(model, chosen):
+    selected = torch.tensor([True, False, True])
+    with task_ids(model, torch.arange(3)), of_samples(model, selected):
         assert context.task_ids is not None and context.task_ids.tolist() == [0, 2]
         assert context.valid is not None and context.valid.tolist() == [[1, 1], [0, 1]]
         assert context.ids is not None and context.ids.tolist() == [[1, 2], [5, 6]]
@@ -205,9 +205,9 @@ def test_threads_compute_models_of_their_own() -> None:
         return [model(torch.full((5, 6), 0.1 * i)).detach() for i in range(20)]
 
     with ThreadPoolExecutor(2) as pool:
-        found = list(pool.map(run, (0, 7)))
-    for one, seed in zip(found, (0, 7), strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one, run(seed), strict=True))
+        outputs = list(pool.map(run, (0, 7)))
+    for output, seed in zip(outputs, (0, 7), strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(output, run(seed), strict=True))
 
 
 def test_before_step_reaches_every_module_that_changes_along_a_run() -> None:
@@ -216,8 +216,8 @@ def test_before_step_reaches_every_module_that_changes_along_a_run() -> None:
     before_step(model, 2, 10)
     router = model[0].router
     assert int(router.step) == 2 and router.gate.clock.tolist() == [2, 10]
-    assert not router.found
+    assert not router.is_final
     before_step(model, 3, 10)
-    assert router.found
+    assert router.is_final
     with refused(ConfigError, what="step", got=10):
         before_step(model, 10, 10)

@@ -76,9 +76,9 @@ def grads(model: nn.Sequential, reentrant: bool | None) -> list[Tensor]:
         h = call(h) + h
     h.square().sum().backward()
     assert x.grad is not None
-    found = [x.grad, *(p.grad for p in model.parameters() if p.grad is not None)]
-    assert len(found) == 4
-    return found
+    gradients = [x.grad, *(p.grad for p in model.parameters() if p.grad is not None)]
+    assert len(gradients) == 4
+    return gradients
 
 
 def test_checkpointing_meets_the_same_states_and_passes_gradients_along_the_thread() -> None:
@@ -114,9 +114,9 @@ def test_several_that_were_never_joined_are_refused() -> None:
 def test_a_copy_has_a_thread_of_its_own_without_states() -> None:
     model, x = stack(), torch.ones(2, 1, dtype=torch.float64)
     run(model, x)
-    other = copy.deepcopy(model)
-    first, second = other[0], other[1]
+    twin = copy.deepcopy(model)
+    first, second = twin[0], twin[1]
     assert isinstance(first, Sum) and isinstance(second, Sum)
     assert first.thread is second.thread is not model[0].thread
     assert isinstance(first.thread, LayerState) and first.thread.left(0) is None
-    assert [y[0].item() for y in run(other, x)] == [1, 3, 12]
+    assert [y[0].item() for y in run(twin, x)] == [1, 3, 12]

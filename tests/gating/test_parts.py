@@ -34,9 +34,9 @@ def test_unsettled_is_1_when_even_0_when_settled_whatever_e_is() -> None:
     for experts in (2, 5, 16):
         even = torch.full((3, 2, experts), 1 / experts, dtype=torch.float64)
         assert_close(unsettled(even).item(), 1.0, atol=1e-4, rtol=0)
-        one = torch.zeros_like(even)
-        one[..., 1] = 1
-        assert abs(unsettled(one)) < 1e-4
+        settled = torch.zeros_like(even)
+        settled[..., 1] = 1
+        assert abs(unsettled(settled)) < 1e-4
     p = torch.tensor([[[0.0, 1.0]]], requires_grad=True)
     unsettled(p).backward()
     assert p.grad is not None and bool(torch.isfinite(p.grad).all())

@@ -98,9 +98,9 @@ def test_balance_is_k_when_even_and_e_k_at_collapse(k: int, times: int, seed: in
     index = (torch.arange(experts * times)[:, None] + torch.arange(k)) % experts
     routing = Routing.from_topk(index, torch.ones_like(index, dtype=torch.float32), experts)
     assert float(balance(even, routing)) == pytest.approx(k)
-    one = torch.zeros(times, experts)
-    one[:, 1] = 1.0
-    assert float(balance(one, _topk(one, 1))) == pytest.approx(experts)
+    collapsed = torch.zeros(times, experts)
+    collapsed[:, 1] = 1.0
+    assert float(balance(collapsed, _topk(collapsed, 1))) == pytest.approx(experts)
     # never below its value at uniform probabilities, for any probabilities that agree with the load
     probs = torch.rand(16, experts, generator=torch.Generator().manual_seed(seed)).softmax(-1)
     full = Routing.from_dense(probs)
@@ -139,17 +139,17 @@ def test_entropy_is_log_e_when_even_and_zero_for_one() -> None:
 def test_loads_are_shares_and_collapse_is_said_once() -> None:
     model = nn.Sequential(First(4))
     model(torch.ones(6, 2))
-    found = statistics.loads(model)
-    assert list(found) == list(learned_routers(model))
-    load = found["0"]
+    by_path = statistics.loads(model)
+    assert list(by_path) == list(learned_routers(model))
+    load = by_path["0"]
     assert load.share == (1, 0, 0, 0) and load.collapsed and load.entropy == 0
     assert load.variation == pytest.approx(3**0.5)
-    assert statistics.summary(found) == {
+    assert statistics.summary(by_path) == {
         "load_variation": load.variation,
         "load_entropy": load.entropy,
     }
     with pytest.warns(statistics.CollapseWarning, match="balance"):
-        assert statistics.warn_of_collapse(found)
+        assert statistics.warn_of_collapse(by_path)
     statistics.forget(model)
     assert statistics.loads(model) == {} and statistics.summary({}) == {}
     even = statistics.Load((0.25,) * 4)
@@ -166,11 +166,13 @@ def test_always_the_same_k_of_more_is_a_collapse_whatever_k_is(active: int) -> N
     with torch.no_grad():
         router.bias.copy_(torch.tensor([9.0, 8.0, 7.0, 6.0]))  # the first k for every row
     router(torch.zeros(1, 10, 2))
-    found = statistics.loads(nn.ModuleList([router]))
-    assert found["0"].active == active and found["0"].collapsed
-    few = "one expert" if active == 1 else f"the same {active} experts"
-    with pytest.warns(statistics.CollapseWarning, match=f"100% to {few} of 4. Raise .* balance"):
-        assert statistics.warn_of_collapse(found)
+    by_path = statistics.loads(nn.ModuleList([router]))
+    assert by_path["0"].active == active and by_path["0"].collapsed
+    experts = "one expert" if active == 1 else f"the same {active} experts"
+    with pytest.warns(
+        statistics.CollapseWarning, match=f"100% to {experts} of 4. Raise .* balance"
+    ):
+        assert statistics.warn_of_collapse(by_path)
     statistics.forget(router)
     with torch.no_grad():
         router.bias.zero_()
@@ -182,17 +184,17 @@ def test_always_the_same_k_of_more_is_a_collapse_whatever_k_is(active: int) -> N
 def test_jitter_is_drawn_in_float32() -> None:
     router = TopK(4, jitter=0.001).build(8, generator=torch.Generator().manual_seed(0)).train()
     x = torch.ones(2000, 8, dtype=torch.bfloat16)
-    seen: list[Tensor] = []
+    inputs: list[Tensor] = []
     logits = router.logits
 
     def watched(rows: Tensor) -> Tensor:
-        seen.append(rows)
+        inputs.append(rows)
         return logits(rows)
 
     router.logits = watched  # type: ignore[method-assign]
     torch.manual_seed(0)
     router(x)
-    factors = seen[0].double()
+    factors = inputs[0].double()
     assert 0.999 <= factors.min() < 0.9992 and 1.0008 < factors.max() <= 1.001
     assert abs(factors.mean() - 1) < 1e-4
 

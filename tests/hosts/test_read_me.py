@@ -65,7 +65,7 @@ class Fixed(torch.nn.Module):
         super().__init__()
         self.config, self.expert = PreGate(experts, vocabulary=WORDS, width=8, heads=2), expert
 
-    def of(self, ids: torch.Tensor) -> torch.Tensor:
+    def cached_logits(self, ids: torch.Tensor) -> torch.Tensor:
         logits = torch.zeros(*ids.shape, self.config.experts)
         logits[..., self.expert] = 1.0
         return logits
@@ -177,12 +177,12 @@ def test_the_gate_is_causal_and_learns_the_targets(dense: Any) -> None:
     losses = train_gate(gate, dense, masks, [b for d in DOMAINS.values() for b in d], steps=40)
     assert sum(losses[-5:]) < 0.9 * sum(losses[:5])
     with torch.no_grad():
-        assert gate.of(ids) is gate.of(ids)
-        first = gate.of(ids)
+        assert gate.cached_logits(ids) is gate.cached_logits(ids)
+        first = gate.cached_logits(ids)
         gate.head.add_(1.0)
-        assert gate.of(ids) is not first
+        assert gate.cached_logits(ids) is not first
         ids.copy_(later)  # a buffer that holds the next batch
-        assert torch.equal(gate.of(ids), gate(later))
+        assert torch.equal(gate.cached_logits(ids), gate(later))
     sharp = torch.tensor([[[0.9, 0.1]]])
     assert gate_loss(torch.tensor([[2.0, 0.0]]), sharp) < gate_loss(torch.zeros(1, 2), sharp)
 

@@ -48,7 +48,9 @@ def inputs(load: tuple[int, ...], gated: bool, dtype: torch.dtype = torch.float6
 
 
 def test_the_loads_take_every_way() -> None:
-    shapes = {name: [(b.count, b.each) for b in blocks(list(load))] for name, load in LOADS.items()}
+    shapes = {
+        name: [(b.count, b.rows_each) for b in blocks(list(load))] for name, load in LOADS.items()
+    }
     assert shapes["few"] == [(5, 5)]  # all at once
     assert shapes["alike"] == [(6, 22)]
     assert shapes["unlike"] == [(1, n) for n in LOADS["unlike"]]
@@ -79,7 +81,7 @@ def test_every_pair_has_a_row_of_its_expert(load: list[int], seed: int) -> None:
     assert len(layout.place.unique()) == len(layout.place)
     assert_close(layout.source[layout.place], routing.token)
     held = {
-        e: set(range(b.rows.start + i * b.each, b.rows.start + (i + 1) * b.each))
+        e: set(range(b.rows.start + i * b.rows_each, b.rows.start + (i + 1) * b.rows_each))
         for b in layout.blocks
         for i, e in enumerate(range(b.experts.start, b.experts.stop))
     }

@@ -15,8 +15,8 @@ from intarsia.kernels.experts import (
     Weighted,
     add_mix,
     by_expert,
-    deal,
     ends_of,
+    group_pairs,
     mix_naive,
 )
 
@@ -48,7 +48,7 @@ def gates(found: Pairs, tokens: int, count: int) -> Tensor:
 
 
 def ways(found: Pairs, tokens: int, count: int) -> tuple[Slices | AllTokens, ...]:
-    return deal(*found, tokens, count), AllTokens(gates(found, tokens, count).unbind(1))
+    return group_pairs(*found, tokens, count), AllTokens(gates(found, tokens, count).unbind(1))
 
 
 @pytest.mark.parametrize("kind", ["two", "one expert", "some without"])
@@ -65,9 +65,9 @@ def test_both_ways_are_the_naive_twin(kind: str, tokens: int, count: int) -> Non
         return y, *torch.autograd.grad((y * scale).sum(), leaves)
 
     want = with_grads(1 + mix_naive(x, gates(found, tokens, count), made))
-    for dealt in ways(found, tokens, count):
+    for grouped in ways(found, tokens, count):
         fast, twice = torch.ones_like(scale), torch.zeros_like(scale)
-        add_mix(dealt, x, (fast, weighted(made)), (twice, weighted(made)))
+        add_mix(grouped, x, (fast, weighted(made)), (twice, weighted(made)))
         assert torch.allclose(twice, fast - 1)
         for ours, theirs in zip(with_grads(fast), want, strict=True):
             assert_close(ours, theirs)
@@ -78,9 +78,9 @@ def test_half_precision_adds_up_in_the_type_of_the_sum() -> None:
     made, found = experts(4, torch.bfloat16), pairs("two", 13, 4, torch.bfloat16)
     x = torch.randn(13, 5, dtype=torch.bfloat16)
     want = mix_naive(x.float(), gates(found, 13, 4).float(), [f.float() for f in made])
-    for dealt in ways(found, 13, 4):
+    for grouped in ways(found, 13, 4):
         y = torch.zeros(13, 7)
-        add_mix(dealt, x, (y, weighted([f.bfloat16() for f in made])))
+        add_mix(grouped, x, (y, weighted([f.bfloat16() for f in made])))
         assert (y - want).norm() <= 0.02 * want.norm()
 
 
@@ -109,7 +109,7 @@ def test_pairs_are_sorted_by_expert_and_keep_their_order(experts_of: list[int]) 
 
 def test_tokens_without_an_expert_are_found() -> None:
     token, expert = torch.tensor([3, 0, 3]), torch.tensor([1, 0, 0])
-    dealt = deal(token, expert, torch.ones(3), 5, 2)
-    assert isinstance(dealt.idle(5), Tensor) and dealt.idle(5).tolist() == [1, 2, 4]  # type: ignore[union-attr]
-    meta = deal(token.to("meta"), expert.to("meta"), torch.ones(3, device="meta"), 5, 2)
+    grouped = group_pairs(token, expert, torch.ones(3), 5, 2)
+    assert isinstance(grouped.idle(5), Tensor) and grouped.idle(5).tolist() == [1, 2, 4]  # type: ignore[union-attr]
+    meta = group_pairs(token.to("meta"), expert.to("meta"), torch.ones(3, device="meta"), 5, 2)
     assert isinstance(meta, AllTokens) and meta.idle(5) == slice(None)

@@ -131,14 +131,14 @@ def test_a_greedy_soup_is_no_worse_than_its_best_candidate(values: list[int]) ->
 
     picked = greedy(states, score)
     assert picked.score >= max(map(score, states)) and picked.score == score(picked.state)
-    wanted = mixed([states[i] for i in picked.chosen]) if len(picked.chosen) > 1 else None
+    wanted = mixed([states[i] for i in picked.indices]) if len(picked.indices) > 1 else None
     assert wanted is None or same(picked.state, wanted)
 
 
 def test_equal_scores_are_taken_in() -> None:
     states = [{"w": torch.tensor([[float(v)]])} for v in (1, 2, 3)]
-    assert greedy(states, lambda _: 1.0).chosen == (0, 1, 2)
-    assert greedy(states, lambda s: -float(s["w"])).chosen == (0,)
+    assert greedy(states, lambda _: 1.0).indices == (0, 1, 2)
+    assert greedy(states, lambda s: -float(s["w"])).indices == (0,)
 
 
 def test_greedy_chooses_by_val_and_never_without_one() -> None:

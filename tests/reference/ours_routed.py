@@ -240,7 +240,7 @@ def comet(tensors: Tensors, gamma: float, active: int) -> Tensors:
 
 
 def comet_permutation(tensors: Tensors, steps: int, step: int) -> Tensors:
-    search = PermutationSearch(Comet(5), steps=steps, each=True).build(1, generator=draws())
+    search = PermutationSearch(Comet(5), steps=steps, per_part=True).build(1, generator=draws())
     put(search, scores=tensors["scores"].mT)
     search.before_step(step, steps)
     soft = search.soft().mT

@@ -50,8 +50,8 @@ def test_with_all_experts_it_is_the_gate_of_the_estimator(phi: str) -> None:
     assert router.bias is not None
     no = np.zeros(EXPERTS)
     weight, bias = (p.detach().numpy() for p in (router.weight, router.bias))
-    at = Parameters(weight, bias, 0.7, np.zeros((EXPERTS, WIDTH)), no, no)
-    want = torch.from_numpy(np.exp(log_gates(at, phi, x.numpy())))
+    parameters = Parameters(weight, bias, 0.7, np.zeros((EXPERTS, WIDTH)), no, no)
+    want = torch.from_numpy(np.exp(log_gates(parameters, phi, x.numpy())))
     assert_close(router(x).dense(), want, rtol=1e-6, atol=1e-7)  # log_tau was in float32
 
 
@@ -84,8 +84,8 @@ def test_the_temperatures_gradient_is_one_of_the_weights_if_linear(phi: str) -> 
 def test_the_k_best_share_as_in_the_softmax_over_all(phi: str, bias: bool) -> None:
     router, x = build(phi, active=2, tau=0.5, bias=bias), rows()
     p = build(phi, active=EXPERTS, tau=0.5, bias=bias)(x).dense()
-    kept = p * (p >= p.topk(2).values[:, -1:])
-    assert_close(router(x).dense(), kept / kept.sum(1, keepdim=True))
+    top = p * (p >= p.topk(2).values[:, -1:])
+    assert_close(router(x).dense(), top / top.sum(1, keepdim=True))
 
 
 def test_the_temperature_decides_how_even_weights_are() -> None:

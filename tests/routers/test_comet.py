@@ -33,7 +33,7 @@ def rows(count: int, seed: int = 2) -> Tensor:
 
 
 def leaf_naive(splits: Tensor, leaf: int) -> Tensor:
-    """One leaf of one tree: from the leaf up to the root.  splits: (E - 1,)."""
+    """Return P of one leaf of one tree, from the leaf up to the root.  splits: (E - 1,)."""
     node, p = len(splits) + leaf, splits.new_ones(())
     while node:
         parent = (node - 1) // 2
@@ -73,11 +73,11 @@ def test_gates_and_gradients_are_those_of_the_naive_twin(experts: int, scale: fl
     router, x = build(Comet(experts, 2), scale), rows(4).requires_grad_()
     weights = [p for p in router.parameters() if p.numel()]
     factor = torch.randn(4, experts, dtype=x.dtype, generator=torch.Generator().manual_seed(3))
-    found = []
+    results = []
     for gates in (router(x).dense(), gates_naive(router, x)):
-        found.append((gates, torch.autograd.grad((gates * factor).sum(), [*weights, x])))
-    assert_close(found[0][0], found[1][0])
-    assert_close(found[0][1], found[1][1], atol=1e-9, rtol=1e-5)
+        results.append((gates, torch.autograd.grad((gates * factor).sum(), [*weights, x])))
+    assert_close(results[0][0], results[1][0])
+    assert_close(results[0][1], results[1][1], atol=1e-9, rtol=1e-5)
 
 
 @given(st.integers(1, 9), st.integers(1, 4), st.floats(0.1, 1e6), st.integers(0, 99))
@@ -115,8 +115,8 @@ def test_the_entropy_is_the_sum_over_trees_in_nats_as_released(experts: int, act
     assert router(x).losses["entropy"].item() == pytest.approx(want, abs=1e-4)
     even = build(Comet(experts, active, entropy=1.0), 0.0)
     if experts in (2, 8):  # a whole tree: its leaves are even while splits say 1/2
-        most = active * math.log(experts)
-        assert even(x).losses["entropy"].item() == pytest.approx(most, abs=1e-4)
+        upper = active * math.log(experts)
+        assert even(x).losses["entropy"].item() == pytest.approx(upper, abs=1e-4)
 
 
 def test_leaves_have_logits_of_their_own_where_a_token_says_nothing() -> None:

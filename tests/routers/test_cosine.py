@@ -32,9 +32,9 @@ def test_weights_are_the_softmax_of_cosines_token_by_token() -> None:
     router, x = build(), rows()
     gates = router(x).dense()
     for t in range(len(x)):
-        here = router.project(x[t])
+        token = router.project(x[t])
         cosines = [
-            float(here @ s / (here.norm() * s.norm())) / 0.5 for s in router.directions.unbind()
+            float(token @ s / (token.norm() * s.norm())) / 0.5 for s in router.directions.unbind()
         ]
         top = sorted(range(4), key=lambda e: -cosines[e])[:2]
         total = sum(math.exp(cosines[e]) for e in top)

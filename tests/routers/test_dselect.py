@@ -51,12 +51,12 @@ def test_gates_and_gradients_are_those_of_the_naive_twin(experts: int, scale: fl
     router, x = build(DSelectK(experts, 2), scale), rows(4).requires_grad_()
     weights = [p for p in (router.bits, router.mix) if p.numel()]
     factor = torch.randn(4, experts, dtype=x.dtype, generator=torch.Generator().manual_seed(3))
-    found = []
+    results = []
     for gates in (router(x).dense(), gates_naive(router, x)):
         grads = torch.autograd.grad((gates * factor).sum(), [*weights, x], allow_unused=True)
-        found.append((gates, grads))
-    assert_close(found[0][0], found[1][0])
-    assert_close(found[0][1], found[1][1])
+        results.append((gates, grads))
+    assert_close(results[0][0], results[1][0])
+    assert_close(results[0][1], results[1][1])
 
 
 def test_a_power_of_two_sums_to_1_another_number_to_what_is_reached() -> None:
@@ -105,15 +105,15 @@ def test_training_brings_selectors_back_from_codes_that_are_nobodys() -> None:
 def test_where_e_is_no_power_of_two_training_leaves_no_token_without_an_expert(
     experts: int,
 ) -> None:
-    """From its own start, with its own settings, while a task asks for experts of their own."""
+    """Train from the default start while a task asks for an expert of each class of tokens."""
     router, x = build(DSelectK(experts, 2)), rows(200)
-    wanted = torch.arange(200) % experts  # which noise does not tell: the bits are pulled about
+    target = torch.arange(200) % experts  # which noise does not tell: the bits are pulled about
     optimiser = torch.optim.Adam(router.parameters(), 0.03)
     for _ in range(150):
         optimiser.zero_grad()
         routing = router(x)
         assert bool((routing.expert < experts).all())
-        task = -(routing.dense()[torch.arange(200), wanted] + 1e-3).log().mean()
+        task = -(routing.dense()[torch.arange(200), target] + 1e-3).log().mean()
         (task + torch.stack(list(routing.losses.values())).sum()).backward()
         optimiser.step()
     total = router.eval()(x).dense().sum(1)

@@ -110,22 +110,22 @@ def test_the_clock_is_in_the_checkpoint_whatever_the_dtype() -> None:
     router = build(tau=(2.0, 0.3), hard_after=0.8)
     assert router.at() == (2.0, False)
     anneal(nn.Sequential(router), 21, 70)
-    at = router.at()
-    assert at[0] == pytest.approx(0.3) and not at[1]
+    state = router.at()
+    assert state[0] == pytest.approx(0.3) and not state[1]
     anneal(router, 10, 70)
-    other = build(tau=(2.0, 0.3), hard_after=0.8)
-    other.load_state_dict(router.state_dict())
-    assert other.at() == router.at() != at
-    assert_close(other(rows()).dense(), router(rows()).dense())
+    restored = build(tau=(2.0, 0.3), hard_after=0.8)
+    restored.load_state_dict(router.state_dict())
+    assert restored.at() == router.at() != state
+    assert_close(restored(rows()).dense(), router(rows()).dense())
     assert copy.deepcopy(router).bfloat16().at() == router.at()
     anneal(router, 56, 70)
     assert router.at()[1]
 
 
 def test_the_clock_is_each_routers_own() -> None:
-    one, other = build(), build()
-    anneal(one, 9, 10)
-    assert one.at()[0] < other.at()[0] == other.config.tau[0]
+    moved, unmoved = build(), build()
+    anneal(moved, 9, 10)
+    assert moved.at()[0] < unmoved.at()[0] == unmoved.config.tau[0]
 
 
 def test_fit_moves_the_clock_and_experts_drop_out() -> None:
@@ -201,20 +201,20 @@ def test_experts_diversify_by_their_own_masks_and_equal_ones_add_up_to_the_dense
         first = nn.Linear(WIDTH, 50).double()
         return [copy.deepcopy(first) for _ in range(4)]
 
-    same, x = experts(), rows()
-    diversify_(same, 0.0, torch.Generator().manual_seed(0))
-    dense = same[0](x)
+    copies, x = experts(), rows()
+    diversify_(copies, 0.0, torch.Generator().manual_seed(0))
+    dense = copies[0](x)
     for settings, exact in (({}, True), ({"weights": "plain", "threshold": 0.2}, False)):
         router = build(tau=(0.5, 0.5), **settings)
-        y = Mixture(same, router)(x)
+        y = Mixture(copies, router)(x)
         assert_close(y, router(x).dense().sum(-1, keepdim=True) * dense)
         assert torch.allclose(y, dense) == exact
     torch.manual_seed(0)
-    other = experts()
-    before = copy.deepcopy(other)
-    diversify_(other, 0.2, torch.Generator().manual_seed(0))
-    gone = [(new.weight == 0) for new in other if isinstance(new, nn.Linear)]
-    for mask, new, old in zip(gone, other, before, strict=True):
+    second = experts()
+    before = copy.deepcopy(second)
+    diversify_(second, 0.2, torch.Generator().manual_seed(0))
+    gone = [(new.weight == 0) for new in second if isinstance(new, nn.Linear)]
+    for mask, new, old in zip(gone, second, before, strict=True):
         assert isinstance(new, nn.Linear) and isinstance(old, nn.Linear)
         assert 0.1 < mask.double().mean() < 0.3 and torch.equal(new.bias, old.bias)
         assert torch.equal(new.weight[~mask], old.weight[~mask])

@@ -55,10 +55,10 @@ def test_each_expert_takes_its_best_tokens(
 def test_gradients_are_those_of_the_naive_twin() -> None:
     router, x = build(ExpertChoice(3, 1.0)), rows(7).requires_grad_()
     scale = rows(7, 5)[:, :3]
-    found = []
+    gradients = []
     for gates in (router(x).dense(), gates_naive(router, x, 3)):
-        found.append(torch.autograd.grad((gates * scale).sum(), [router.weight, x]))
-    assert_close(found[0], found[1])
+        gradients.append(torch.autograd.grad((gates * scale).sum(), [router.weight, x]))
+    assert_close(gradients[0], gradients[1])
 
 
 def test_capacity_of_all_experts_is_the_dense_mixture() -> None:

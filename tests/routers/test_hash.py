@@ -59,8 +59,8 @@ def test_experts_get_equal_shares_of_neighbouring_ids_also_where_e_is_no_power_o
     ids = torch.arange(60_000)[None]
     share = of_ids(build(Hash(6)), ids).bincount(minlength=6) / 60_000
     assert bool((share - 1 / 6).abs().max() < 0.01)
-    other = of_ids(build(Hash(6), seed=1), ids)
-    agree = (other == of_ids(build(Hash(6)), ids)).double().mean()
+    second = of_ids(build(Hash(6), seed=1), ids)
+    agree = (second == of_ids(build(Hash(6)), ids)).double().mean()
     assert abs(agree - 1 / 6) < 0.01  # another seed is another map
 
 
@@ -92,12 +92,12 @@ def test_equal_rows_have_equal_experts_in_any_float() -> None:
 
 
 def test_the_map_is_in_the_checkpoint_and_nothing_is_trained() -> None:
-    router, other = build(Hash(6)), build(Hash(6), seed=1)
+    router, restored = build(Hash(6)), build(Hash(6), seed=1)
     ids = torch.arange(30)[None]
     want = of_ids(router, ids)
     assert not list(router.parameters())
-    other.load_state_dict(router.state_dict())
-    assert torch.equal(of_ids(other, ids), want)
+    restored.load_state_dict(router.state_dict())
+    assert torch.equal(of_ids(restored, ids), want)
 
 
 def test_padding_has_no_expert() -> None:
@@ -143,21 +143,21 @@ SIZES = {
 def test_a_decoder_reads_its_own_ids_and_a_mask_in_any_place() -> None:
     torch.manual_seed(0)
     model = intarsia.upcycle(LlamaForCausalLM(LlamaConfig(**SIZES)).eval(), Hash(4))
-    ids, other = torch.randint(64, (2, 5)), torch.randint(64, (2, 5))
+    ids, second = torch.randint(64, (2, 5)), torch.randint(64, (2, 5))
     mask = torch.ones_like(ids)
     mask[0, 3:] = 0
     want = model(input_ids=ids, attention_mask=mask).logits
     (router, *_) = intarsia.gating.learned_routers(model).values()
     assert router.context.valid is not None
-    model(other)
+    model(second)
     assert router.context.valid is None
     torch.testing.assert_close(model(ids, mask).logits, want)
     assert router.context.valid is not None
     # what a user says goes before, and stays
-    set_ids(model, other)
-    told = model(ids).logits
-    assert not torch.allclose(told, model(other).logits)
-    torch.testing.assert_close(model(ids).logits, told)
+    set_ids(model, second)
+    logits = model(ids).logits
+    assert not torch.allclose(logits, model(second).logits)
+    torch.testing.assert_close(model(ids).logits, logits)
     set_ids(model, None)
     # embeddings have no ids, and those of the forward before are not theirs
     with refused(ConfigError, what="ids", got="none"):

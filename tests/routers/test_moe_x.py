@@ -25,24 +25,24 @@ WIDTH, HIDDEN = 5, 9
 
 
 def experts(count: int = 4, hidden: int = HIDDEN, **settings: Any) -> StackedExperts:
-    made = StackedExperts(
+    stacked = StackedExperts(
         count, WIDTH, hidden, act="relu", generator=torch.Generator().manual_seed(0), **settings
     ).double()
     with torch.no_grad():
-        for n, parameter in enumerate(made.parameters()):
+        for n, parameter in enumerate(stacked.parameters()):
             parameter.normal_(0.1, generator=torch.Generator().manual_seed(n))
-    return made
+    return stacked
 
 
-def layer(of: StackedExperts, **settings: Any) -> Mixture:
-    config = MoeX(of.experts, min(2, of.experts), **settings)
-    return Mixture(of, config.build(WIDTH, generator=torch.Generator())).double()
+def layer(stacked: StackedExperts, **settings: Any) -> Mixture:
+    config = MoeX(stacked.experts, min(2, stacked.experts), **settings)
+    return Mixture(stacked, config.build(WIDTH, generator=torch.Generator())).double()
 
 
-def router(of: StackedExperts, **settings: Any) -> MoeXRouter:
-    found = layer(of, **settings).router
-    assert isinstance(found, MoeXRouter)
-    return found
+def router(stacked: StackedExperts, **settings: Any) -> MoeXRouter:
+    gate = layer(stacked, **settings).router
+    assert isinstance(gate, MoeXRouter)
+    return gate
 
 
 def rows(count: int = 11, seed: int = 3) -> Tensor:
@@ -57,10 +57,12 @@ def test_a_score_of_three_weights_by_hand() -> None:
     m / (sqrt 2 s) = 1 / sqrt(4 / 3) = .8660 and omega = -.7793. The expected share of active units
     is (1 + .7793) / 2 = .8897.
     """
-    of = StackedExperts(1, 1, 3, act="relu", generator=torch.Generator().manual_seed(0)).double()
+    stacked = StackedExperts(
+        1, 1, 3, act="relu", generator=torch.Generator().manual_seed(0)
+    ).double()
     with torch.no_grad():
-        of.up.copy_(torch.tensor([[[0.0], [1.0], [2.0]]]))
-    gate = Mixture(of, MoeX(1, 1).build(1, generator=torch.Generator())).double().router
+        stacked.up.copy_(torch.tensor([[[0.0], [1.0], [2.0]]]))
+    gate = Mixture(stacked, MoeX(1, 1).build(1, generator=torch.Generator())).double().router
     assert isinstance(gate, MoeXRouter)
     x = torch.ones(1, 1, dtype=torch.float64)
     assert gate.scores(x).item() == pytest.approx(-0.7793, abs=1e-4)
@@ -69,14 +71,14 @@ def test_a_score_of_three_weights_by_hand() -> None:
 
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_score_is_the_papers_token_by_token(bias: bool) -> None:
-    of = experts(bias=bias)
-    got = router(of).scores(rows())
+    stacked = experts(bias=bias)
+    got = router(stacked).scores(rows())
     for t, x in enumerate(rows()):
         for e in range(4):
             m = s = 0.0
-            columns = [(x[i], of.up[e, :, i].detach()) for i in range(WIDTH)]
-            if of.up_bias is not None:
-                columns.append((torch.tensor(1.0), of.up_bias[e].detach()))
+            columns = [(x[i], stacked.up[e, :, i].detach()) for i in range(WIDTH)]
+            if stacked.up_bias is not None:
+                columns.append((torch.tensor(1.0), stacked.up_bias[e].detach()))
             for value, column in columns:
                 m += float(value * column.mean())
                 s += float(value**2 * column.var(correction=0))
@@ -86,54 +88,60 @@ def test_the_score_is_the_papers_token_by_token(bias: bool) -> None:
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("gated", [False, True])
 def test_the_expected_share_is_that_of_gaussian_weights(bias: bool, gated: bool) -> None:
-    of = experts(3, 8192, bias=bias, gated=gated)
+    stacked = experts(3, 8192, bias=bias, gated=gated)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, parameter in of.named_parameters():
+        for name, parameter in stacked.named_parameters():
             if name != "down":  # means that differ by expert, so that shares do
                 spread = torch.randn(parameter.shape, generator=draw, dtype=torch.float64)
                 means = torch.randn(3, 1, *parameter.shape[2:], generator=draw).double()
                 parameter.copy_(means + spread)
     x = rows(40)
-    share = router(of).share(x)
+    share = router(stacked).share(x)
     on = torch.stack([
-        (of.hidden(x, torch.full((40,), e)) != 0).double().mean(1) for e in range(3)
+        (stacked.hidden(x, torch.full((40,), e)) != 0).double().mean(1) for e in range(3)
     ], 1)  # fmt: skip
     assert share.min() < 0.1 and share.max() > 0.9
     assert (share - on).abs().max() < 0.02
 
 
 def test_the_sparsest_experts_are_chosen_with_softmax_weights() -> None:
-    of = experts()
-    scores, dense = router(of, tau=0.3).scores(rows()), layer(of, tau=0.3).router(rows()).dense()
+    stacked = experts()
+    scores, dense = (
+        router(stacked, tau=0.3).scores(rows()),
+        layer(stacked, tau=0.3).router(rows()).dense(),
+    )
     best, index = (scores / 0.3).topk(2)
     assert_close(dense, torch.zeros_like(scores).scatter(1, index, best.softmax(1)))
-    shares = router(of).share(rows())
+    shares = router(stacked).share(rows())
     assert bool((shares.gather(1, index).max(1).values <= shares.median(1).values + 1e-9).all())
 
 
 def test_units_of_mean_0_score_0_and_weigh_the_same() -> None:
-    of = experts(bias=True)
+    stacked = experts(bias=True)
     with torch.no_grad():
-        for parameter in (of.up, of.up_bias):
+        for parameter in (stacked.up, stacked.up_bias):
             assert parameter is not None
             parameter.sub_(parameter.mean(1, keepdim=True))
-    routing = router(of)
+    routing = router(stacked)
     assert_close(routing.scores(rows()), torch.zeros(11, 4).double(), atol=1e-9, rtol=0)
     assert_close(routing(rows()).weight, torch.full((22,), 0.5).double(), atol=1e-9, rtol=0)
 
 
 @given(st.floats(1e-4, 1e4), st.integers(0, 99))
 def test_the_score_does_not_know_the_scale_of_x(c: float, seed: int) -> None:
-    found = router(experts())
-    assert_close(found.scores(c * rows(seed=seed)), found.scores(rows(seed=seed)))
+    gate = router(experts())
+    assert_close(gate.scores(c * rows(seed=seed)), gate.scores(rows(seed=seed)))
 
 
 def test_one_expert_is_the_mlp_with_relu() -> None:
-    of = experts(1, bias=True)
-    assert of.up_bias is not None and of.down_bias is not None
-    want = torch.relu(rows() @ of.up[0].T + of.up_bias[0]) @ of.down[0].T + of.down_bias[0]
-    assert_close(layer(of)(rows()), want)
+    stacked = experts(1, bias=True)
+    assert stacked.up_bias is not None and stacked.down_bias is not None
+    want = (
+        torch.relu(rows() @ stacked.up[0].T + stacked.up_bias[0]) @ stacked.down[0].T
+        + stacked.down_bias[0]
+    )
+    assert_close(layer(stacked)(rows()), want)
 
 
 def test_statistics_follow_the_weights_after_a_step() -> None:
@@ -149,14 +157,14 @@ def test_statistics_follow_the_weights_after_a_step() -> None:
 
 
 def test_the_weights_teach_the_encoder_and_the_temperature_and_gradients_are_right() -> None:
-    of = experts(bias=True)
-    found = router(of, learn=True)
-    assert found.log_tau is not None and of.up_bias is not None
+    stacked = experts(bias=True)
+    gate = router(stacked, learn=True)
+    assert gate.log_tau is not None and stacked.up_bias is not None
     weight = torch.randn(22, generator=torch.Generator().manual_seed(4)).double()
-    (found(rows()).weight * weight).sum().backward()
-    for parameter in (of.up, of.up_bias, found.log_tau):
+    (gate(rows()).weight * weight).sum().backward()
+    for parameter in (stacked.up, stacked.up_bias, gate.log_tau):
         assert parameter.grad is not None and bool(parameter.grad.any())
-    assert of.down.grad is None
+    assert stacked.down.grad is None
 
 
 def test_gradients_are_those_of_differences() -> None:
@@ -181,21 +189,21 @@ def test_gradients_are_those_of_differences() -> None:
 
 @pytest.mark.parametrize("x", [torch.zeros(2, WIDTH), torch.eye(2, WIDTH)])
 def test_where_nothing_varies_scores_and_gradients_are_finite(x: Tensor) -> None:
-    of = experts()
+    stacked = experts()
     with torch.no_grad():
-        of.up.fill_(0.5)
-        of.up[0] = -0.5
-    found, x = router(of), x.double().requires_grad_()
-    scores = found.scores(x)
+        stacked.up.fill_(0.5)
+        stacked.up[0] = -0.5
+    gate, x = router(stacked), x.double().requires_grad_()
+    scores = gate.scores(x)
     sign = torch.tensor([1.0, -1, -1, -1]).double()
     assert_close(scores, sign.expand(2, 4) * float(x.detach().any()))
     scores.sum().backward()
-    assert x.grad is not None and of.up.grad is not None
-    assert bool(x.grad.isfinite().all() and of.up.grad.isfinite().all())
+    assert x.grad is not None and stacked.up.grad is not None
+    assert bool(x.grad.isfinite().all() and stacked.up.grad.isfinite().all())
 
 
 def test_the_temperature_starts_as_told_and_is_learned_if_told() -> None:
-    plain, learned = (router(experts(), tau=0.2, learn=each) for each in (False, True))
+    plain, learned = (router(experts(), tau=0.2, learn=learn) for learn in (False, True))
     assert_close(plain(rows()).dense(), learned(rows()).dense())
     assert not list(plain.parameters()) and [n for n, _ in learned.named_parameters()] == [
         "log_tau"
@@ -208,29 +216,31 @@ def test_experts_are_in_one_place_of_the_state_and_a_copy_reads_its_own() -> Non
     mixture = layer(experts())
     assert sorted(mixture.state_dict()) == ["experts.down", "experts.up"]
     assert not list(mixture.router.parameters())
-    other = copy.deepcopy(mixture)
-    assert isinstance(other.experts, StackedExperts)
+    twin = copy.deepcopy(mixture)
+    assert isinstance(twin.experts, StackedExperts)
     before = mixture.router(rows()).dense()
     with torch.no_grad():
-        other.experts.up.neg_()
+        twin.experts.up.neg_()
     assert_close(mixture.router(rows()).dense(), before)
-    assert not torch.allclose(other.router(rows()).dense(), before)
+    assert not torch.allclose(twin.router(rows()).dense(), before)
     narrow = copy.deepcopy(mixture).bfloat16()  # and it follows its owner
     assert narrow.router(rows().bfloat16()).weight.dtype == torch.bfloat16
 
 
 def test_a_search_around_it_reads_the_experts_too() -> None:
     config = PermutationSearch(MoeX(4), steps=1)
-    of = experts()
-    found = Mixture(of, config.build(WIDTH, generator=torch.Generator().manual_seed(0))).double()
-    intarsia.routers.search_step(found, 1)
+    stacked = experts()
+    search = Mixture(
+        stacked, config.build(WIDTH, generator=torch.Generator().manual_seed(0))
+    ).double()
+    intarsia.routers.search_step(search, 1)
     assert_close(
-        found.router(rows()).dense().sort().values, router(of)(rows()).dense().sort().values
+        search.router(rows()).dense().sort().values, router(stacked)(rows()).dense().sort().values
     )
 
 
 def test_statistics_cost_once_per_forward_and_a_token_what_a_linear_gate_does() -> None:
-    of, sizes = experts(3, 64), list[int]()
+    stacked, sizes = experts(3, 64), list[int]()
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
@@ -238,9 +248,9 @@ def test_statistics_cost_once_per_forward_and_a_token_what_a_linear_gate_does() 
             sizes.extend([out.numel()] if isinstance(out, Tensor) else [])
             return out
 
-    found = router(of)
+    gate = router(stacked)
     with Watch():
-        found(rows(1000))
+        gate(rows(1000))
     assert max(sizes) <= 1000 * WIDTH  # nothing of tokens by hidden units
 
 
@@ -262,19 +272,19 @@ def test_bad_settings_are_refused(settings: dict[str, Any], got: str) -> None:
 
 def test_experts_that_cannot_be_read_are_refused() -> None:
     draw = torch.Generator().manual_seed(0)
-    made = MoeX(2).build(WIDTH, generator=draw)
+    gate = MoeX(2).build(WIDTH, generator=draw)
     with refused(ConfigError, what="experts of a MoeXRouter"):
-        made(rows())
+        gate(rows())
     with refused(ConfigError, what="act of experts that a router reads", got="GELU"):
-        Mixture(StackedExperts(2, WIDTH, 3, act="gelu", generator=draw), made)
+        Mixture(StackedExperts(2, WIDTH, 3, act="gelu", generator=draw), gate)
     with refused(ConfigError, what="experts that a router reads", got="ExpertList"):
-        Mixture([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)], made)
+        Mixture([nn.Linear(WIDTH, WIDTH), nn.Linear(WIDTH, WIDTH)], gate)
     with refused(ConfigError, what="experts", got="2 that read 6 numbers"):
-        Mixture(StackedExperts(2, 6, 3, act="relu", generator=draw), made)
-    same = StackedExperts(2, WIDTH, 3, act="relu", generator=draw)
+        Mixture(StackedExperts(2, 6, 3, act="relu", generator=draw), gate)
+    stacked = StackedExperts(2, WIDTH, 3, act="relu", generator=draw)
     with torch.no_grad():
-        same.up[1] = same.up[0]
+        stacked.up[1] = stacked.up[0]
     with refused(
         ConfigError, what="experts", got="2 equal ones, which have one score and stay equal"
     ):
-        Mixture(same, made)
+        Mixture(stacked, gate)

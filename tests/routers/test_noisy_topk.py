@@ -61,14 +61,14 @@ def test_chance_is_how_often_an_expert_is_in_when_its_noise_alone_is_drawn_anew(
     clean, noise = torch.randn(2, 1, 5, dtype=torch.float64, generator=generator)
     spread = torch.rand(1, 5, dtype=torch.float64, generator=generator) + 0.2
     noisy = clean + noise * spread
-    found = chances(clean, noisy, spread, noisy.topk(2).values)
-    assert found is not None
+    computed = chances(clean, noisy, spread, noisy.topk(2).values)
+    assert computed is not None
     for e in range(5):
         again = noisy.expand(20_000, -1).clone()
         fresh = torch.randn(20_000, dtype=torch.float64, generator=generator)
         again[:, e] = clean[0, e] + fresh * spread[0, e]
         often = (again.topk(2).indices == e).any(1).double().mean()
-        assert_close(found[0, e], often, atol=0.02, rtol=0)
+        assert_close(computed[0, e], often, atol=0.02, rtol=0)
 
 
 def test_losses_are_least_at_equal_shares_and_none_is_asked_for_at_k_of_k() -> None:
@@ -94,14 +94,14 @@ def test_the_losses_even_out_the_load() -> None:
 
 def test_padding_has_no_expert_and_no_say() -> None:
     x, valid = rows(8), torch.tensor([True, True, False, True, False, True, True, False])
-    found = []
+    routings = []
     for filler in (0.0, 9.0):
         router = build(NoisyTopK(4, 2))
         router.context.valid = valid[None]
-        found.append(router(torch.where(valid[:, None], x, filler)))
-    assert not found[0].dense()[~valid].any()
-    assert_close(found[0].dense(), found[1].dense())
-    assert_close(found[0].losses, found[1].losses)
+        routings.append(router(torch.where(valid[:, None], x, filler)))
+    assert not routings[0].dense()[~valid].any()
+    assert_close(routings[0].dense(), routings[1].dense())
+    assert_close(routings[0].losses, routings[1].losses)
 
 
 def test_held_noise_is_met_again() -> None:

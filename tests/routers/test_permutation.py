@@ -41,9 +41,9 @@ def put(router: PermutationRouter, order: Tensor) -> None:
 def test_sinkhorn_is_doubly_stochastic() -> None:
     p = sinkhorn(torch.randn(2, 7, 7, dtype=torch.float64,
                              generator=torch.Generator().manual_seed(0)), 100)  # fmt: skip
-    one = torch.ones(2, 7, dtype=torch.float64)
-    assert_close(p.sum(-1), one, atol=1e-12, rtol=0)
-    assert_close(p.sum(-2), one, atol=1e-6, rtol=0)
+    sums = torch.ones(2, 7, dtype=torch.float64)
+    assert_close(p.sum(-1), sums, atol=1e-12, rtol=0)
+    assert_close(p.sum(-2), sums, atol=1e-6, rtol=0)
 
 
 def test_hungarian_is_the_best_of_all_permutations() -> None:
@@ -63,25 +63,25 @@ def test_p_of_the_identity_reproduces_the_gate(gate: Any) -> None:
     assert_close(router(x).dense(), want)
 
 
-@pytest.mark.parametrize("each", [False, True])
-def test_what_is_found_relabels_experts_and_stays(each: bool) -> None:
-    router, x = build(PermutationSearch(Comet(5, 2), steps=3, each=each)), rows(9)
+@pytest.mark.parametrize("per_part", [False, True])
+def test_what_is_found_relabels_experts_and_stays(per_part: bool) -> None:
+    router, x = build(PermutationSearch(Comet(5, 2), steps=3, per_part=per_part)), rows(9)
     order = torch.tensor([3, 0, 4, 1, 2])
     put(router, order)
     plain = router.gate.route(x, None).dense()
     for step in range(3):
         router.before_step(step, 100)
-        assert not router.found
+        assert not router.is_final
         assert_close(router(x).dense()[:, order], plain)  # P is hard already, made from scores
     router.before_step(3, 100)
-    assert router.found
+    assert router.is_final
     put(router, torch.arange(5))  # what is found does not follow its scores any more
     router.before_step(4, 100)
     assert_close(router(x).dense()[:, order], plain)
 
 
 def test_each_part_has_its_own_permutation() -> None:
-    router, x = build(PermutationSearch(Comet(4, 2), steps=1, each=True)), rows(9)
+    router, x = build(PermutationSearch(Comet(4, 2), steps=1, per_part=True)), rows(9)
     first, second = torch.tensor([1, 0, 3, 2]), torch.tensor([0, 2, 1, 3])
     router.scores.data.zero_()
     for part, order in zip(router.scores.data, (first, second), strict=True):
@@ -131,11 +131,11 @@ def test_the_state_of_the_search_is_in_the_checkpoint() -> None:
     ours.before_step(10, 100)
     theirs = build(config, seed=1)
     theirs.load_state_dict(ours.state_dict())
-    assert theirs.found and torch.equal(theirs.order, ours.order)
+    assert theirs.is_final and torch.equal(theirs.order, ours.order)
     assert_close(theirs(x).dense(), ours(x).dense())
     twin = copy.deepcopy(ours)
     twin.load_state_dict(build(config).state_dict())
-    assert not twin.found  # and back
+    assert not twin.is_final  # and back
 
 
 def test_evaluation_is_not_what_the_last_training_step_left() -> None:
@@ -158,15 +158,15 @@ def test_it_counts_and_costs_once() -> None:
 
 
 def test_padding_has_no_expert() -> None:
-    for config in (PermutationSearch(TopK(4)), PermutationSearch(Comet(4), each=True)):
+    for config in (PermutationSearch(TopK(4)), PermutationSearch(Comet(4), per_part=True)):
         router, x = build(config), rows(6)
         valid = torch.tensor([True, False, True, True, False, True])
         alone = router(x[valid])
         router.context.valid = valid[None]
-        found = router(x)
-        assert not found.dense()[~valid].any()
-        assert_close(found.dense()[valid], alone.dense())
-        assert_close(found.losses, alone.losses)
+        routing = router(x)
+        assert not routing.dense()[~valid].any()
+        assert_close(routing.dense()[valid], alone.dense())
+        assert_close(routing.losses, alone.losses)
 
 
 def test_noise_is_of_the_search_in_training_alone() -> None:
@@ -189,7 +189,7 @@ def test_noise_is_of_the_search_in_training_alone() -> None:
         ({"entropy": -1.0}, "entropy"),
         ({"noise": -1.0}, "noise"),
         ({"gate": RandomRouting()}, "gate"),
-        ({"gate": TopK(), "each": True}, "each"),
+        ({"gate": TopK(), "per_part": True}, "per_part"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:

@@ -136,13 +136,13 @@ def test_redraw_reaches_every_router() -> None:
 @pytest.mark.parametrize("copies", [1, 2])
 def test_the_shards_of_a_batch_are_the_joined_batch(per: str, copies: int) -> None:
     world, local = 3, 4
-    whole = router(per=per)
-    whole.context.passes = copies
+    single = router(per=per)
+    single.context.passes = copies
     ranks = [router(per=per) for _ in range(world)]
     for rank, r in enumerate(ranks):
         r.context.shard, r.context.passes = (rank, world), copies
     for _ in range(3):  # step after step
-        joined = whole(rows(world * local * copies)).dense().chunk(copies)
+        joined = single(rows(world * local * copies)).dense().chunk(copies)
         parts = [r(rows(local * copies)).dense().chunk(copies) for r in ranks]
         for copy_number in range(copies):
             assert torch.equal(torch.cat([p[copy_number] for p in parts]), joined[copy_number])

@@ -39,9 +39,9 @@ def run(model: nn.ModuleList, xs: list[Tensor]) -> list[Tensor]:
 
 
 def router(model: nn.ModuleList, layer: int) -> RecurrentRouter:
-    found = model[layer]
-    assert isinstance(found, RecurrentRouter)
-    return found
+    gate = model[layer]
+    assert isinstance(gate, RecurrentRouter)
+    return gate
 
 
 def test_it_is_the_gru_over_depth_token_by_token() -> None:
@@ -52,14 +52,14 @@ def test_it_is_the_gru_over_depth_token_by_token() -> None:
     for t in range(6):
         h = torch.zeros(1, 3, dtype=torch.float64)
         for layer, x in enumerate(xs):
-            own = router(model, layer)
-            h = cell(x[t : t + 1] @ own.down.T, h)
-            p = (h @ own.weight.T).softmax(-1)[0]
+            gate = router(model, layer)
+            h = cell(x[t : t + 1] @ gate.down.T, h)
+            p = (h @ gate.weight.T).softmax(-1)[0]
             best = p.topk(2)
             want = torch.zeros(4, dtype=torch.float64)
             want[best.indices] = best.values / best.values.sum()
             assert_close(got[layer][t], want)
-            state = own.last.state if own.last is not None else None
+            state = gate.last.state if gate.last is not None else None
             assert state is not None
             assert_close(state[t : t + 1], h)
 
@@ -77,9 +77,9 @@ def test_one_cell_serves_all_layers_and_is_counted_once() -> None:
         router(copied, 0).cell.bias_ih.add_(1.0)
     xs = inputs()
     assert not torch.equal(run(copied, xs)[2], run(model, xs)[2])  # the copy follows its own cell
-    other = stack()
-    other.load_state_dict(model.state_dict())
-    assert_close(run(other, xs), run(model, xs))
+    twin = stack()
+    twin.load_state_dict(model.state_dict())
+    assert_close(run(twin, xs), run(model, xs))
 
 
 def test_a_closed_gate_keeps_the_first_state_and_an_open_one_forgets_depth() -> None:
@@ -93,8 +93,8 @@ def test_a_closed_gate_keeps_the_first_state_and_an_open_one_forgets_depth() -> 
         cell.bias_ih[3:6] = -100.0  # z = 0
         cell.bias_ih[:3] = -100.0  # r = 0
     last = run(model, xs)[2]
-    other = inputs(seed=9)[:2] + xs[2:]
-    assert_close(run(model, other)[2], last)  # the layers before do not matter
+    changed = inputs(seed=9)[:2] + xs[2:]
+    assert_close(run(model, changed)[2], last)  # the layers before do not matter
     own = router(model, 2)
     h = torch.tanh(xs[2] @ own.down.T @ cell.weight_ih[6:].T + cell.bias_ih[6:])
     want = (h @ own.weight.T).softmax(-1)
@@ -104,9 +104,9 @@ def test_a_closed_gate_keeps_the_first_state_and_an_open_one_forgets_depth() -> 
 def test_without_carrying_each_layer_is_a_first_one() -> None:
     model, xs = stack(carry=False), inputs()
     for layer, gates in enumerate(run(model, xs)):
-        own = router(model, layer)
-        h = own.recur(xs[layer] @ own.down.T, torch.zeros(6, 3, dtype=torch.float64))
-        want = (h @ own.weight.T).softmax(-1)
+        gate = router(model, layer)
+        h = gate.recur(xs[layer] @ gate.down.T, torch.zeros(6, 3, dtype=torch.float64))
+        want = (h @ gate.weight.T).softmax(-1)
         assert_close(gates, torch.where(gates > 0, want, 0.0) / (want * (gates > 0)).sum(-1, True))
     carrying = stack()
     assert_close(run(carrying, xs)[0], run(model, xs)[0])
@@ -122,9 +122,9 @@ def test_the_thread_is_the_only_way_from_one_layer_to_another() -> None:
     start(model)
     for layer in range(3):
         if layer:
-            left = router(model, 0).thread.left(layer - 1)
-            assert left is not None
-            router(model, 0).thread.leave(layer - 1, left.detach())
+            state = router(model, 0).thread.left(layer - 1)
+            assert state is not None
+            router(model, 0).thread.leave(layer - 1, state.detach())
         gates = model[layer](xs[layer]).dense()
     gates.square().sum().backward()
     assert xs[0].grad is None and xs[2].grad is not None
@@ -176,16 +176,18 @@ def test_a_host_joins_starts_restores_and_checkpoints() -> None:
         again: Any = upcycle(copy.deepcopy(base), Recurrent(4, 2, 8), seed=5)
         again.load_state_dict(model.state_dict())
         assert_close(again.eval()(input_ids=ids).logits, want)
-    found = []
+    outputs = []
     for recompute in (False, True):
         model.zero_grad()
         model.train()
         if recompute:
             model.gradient_checkpointing_enable({"use_reentrant": False})
         model(input_ids=ids).logits.square().mean().backward()
-        found.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
-    assert any("router.cell.weight_hh" in n and bool(g.any()) for n, g in found[0].items())
-    assert_close(found[1], found[0])
+        outputs.append(
+            {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
+        )
+    assert any("router.cell.weight_hh" in n and bool(g.any()) for n, g in outputs[0].items())
+    assert_close(outputs[1], outputs[0])
 
 
 @pytest.mark.parametrize(

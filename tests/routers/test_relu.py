@@ -84,7 +84,7 @@ def test_training_reaches_k_experts_a_token(coefficient: float, experts: int) ->
     x[:, 0] = 1  # around 0 a plane through 0 has half of the tokens above it, whatever its slope
     draw = torch.Generator().manual_seed(2)
     target = torch.randn(400, 8, dtype=torch.float64, generator=draw).abs()
-    optimizer, found = torch.optim.Adam(router.parameters(), 0.01), list[float]()
+    optimizer, shares = torch.optim.Adam(router.parameters(), 0.01), list[float]()
     for step in range(400):
         router.before_step(step, 400)
         routing = router(x)
@@ -92,8 +92,8 @@ def test_training_reaches_k_experts_a_token(coefficient: float, experts: int) ->
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        found.append(len(routing.token) / len(x))
-    assert found[0] > 3 and abs(sum(found[-200:]) / 200 - experts) < 0.5
+        shares.append(len(routing.token) / len(x))
+    assert shares[0] > 3 and abs(sum(shares[-200:]) / 200 - experts) < 0.5
 
 
 def test_the_sparsity_is_that_of_all_layers_together() -> None:
@@ -121,8 +121,8 @@ def test_a_resumed_run_has_the_same_lambda(dtype: torch.dtype) -> None:
     router(rows().to(dtype))  # saved between a forward and the step that follows
     again = built(ReMoe(4, 1), seed=5).to(dtype).train()
     again.load_state_dict(router.state_dict())
-    for one in (router, again):
-        one.before_step(5, 9)
+    for gate in (router, again):
+        gate.before_step(5, 9)
     assert int(again.growth) == int(router.growth) == 5
     assert again.strength() == router.strength()
 
@@ -148,17 +148,17 @@ def stop_at(last: int) -> Any:
 def test_fit_moves_lambda_and_a_run_goes_on_with_the_same_bits(tmp_path: Path) -> None:
     data = TensorDataset(rows(40).float(), torch.arange(40) % 3)
     options: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 0.05, "seed": 0}
-    whole, again = network(), network()
-    fit(whole, data, **options)
-    assert int(whole.get_buffer("0.router.growth")) != 0
+    full, again = network(), network()
+    fit(full, data, **options)
+    assert int(full.get_buffer("0.router.growth")) != 0
 
     options |= {"out": tmp_path, "checkpoint_steps": 1}
     with pytest.raises((KeyboardInterrupt, Interrupted)):
         fit(again, data, schedule=stop_at(6), **options)
     again = network()
     fit(again, data, schedule=stop_at(99), resume=True, **options)
-    for one, two in zip(again.state_dict().values(), whole.state_dict().values(), strict=True):
-        assert torch.equal(one, two)
+    for ours, theirs in zip(again.state_dict().values(), full.state_dict().values(), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 def test_a_token_without_an_expert_adds_nothing() -> None:

@@ -33,11 +33,11 @@ def rows(count: int, seed: int = 2) -> Tensor:
 def capped(router: SwitchRouter, x: Tensor, room: int) -> Tensor:
     """The oracle: token by token, while there is room."""
     probs = (x @ router.weight.T).softmax(-1)
-    gates, taken = torch.zeros_like(probs), [0] * router.experts
+    gates, counts = torch.zeros_like(probs), [0] * router.experts
     for t, best in enumerate(probs.argmax(-1).tolist()):
-        if taken[best] < room:
+        if counts[best] < room:
             gates[t, best] = probs[t, best]
-            taken[best] += 1
+            counts[best] += 1
     return gates
 
 
@@ -61,11 +61,11 @@ def test_padding_takes_no_room_and_counts_for_none() -> None:
 
 
 def test_dropped_tokens_count_in_the_balance_loss() -> None:
-    few, all_ = build(Switch(3, 0.3)), build(Switch(3, 9.0))
+    dropping, all_ = build(Switch(3, 0.3)), build(Switch(3, 9.0))
     x = rows(12)
-    assert few(x).load().sum() < 12
+    assert dropping(x).load().sum() < 12
     for name in ("balance", "z"):
-        assert_close(few(x).losses[name], all_(x).losses[name])
+        assert_close(dropping(x).losses[name], all_(x).losses[name])
 
 
 @pytest.mark.parametrize(

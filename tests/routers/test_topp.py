@@ -30,13 +30,13 @@ def test_the_fewest_experts_that_reach_p(
 ) -> None:
     x = torch.randn(7, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     gates, probs = route(TopP(experts, p, temperature), x)
-    chosen = gates > 0
-    assert_close(gates, probs * chosen)  # not renormalised
+    active = gates > 0
+    assert_close(gates, probs * active)  # not renormalised
     total = gates.sum(1)
     assert bool((total >= p - 1e-9).all())
-    least = torch.where(chosen, gates, torch.inf).min(1).values
+    least = torch.where(active, gates, torch.inf).min(1).values
     assert bool((total - least < p).all())  # without the last one it is too little
-    excluded = torch.where(chosen, 0.0, probs).max(1).values
+    excluded = torch.where(active, 0.0, probs).max(1).values
     assert bool((excluded <= least).all())
 
 
@@ -75,11 +75,11 @@ def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
 
 def test_the_losses_are_of_the_probabilities_that_choose() -> None:
     x = torch.randn(50, 6)
-    found = []
+    losses = []
     for temperature, scale in ((0.1, 1.0), (1.0, 10.0)):
         config = TopP(4, temperature=temperature, balance=0.1, z=0.1)
         router = config.build(6, generator=torch.Generator().manual_seed(0)).train()
         with torch.no_grad():
             router.weight.mul_(scale)
-        found.append(router(x).losses)
-    assert_close(found[0], found[1])
+        losses.append(router(x).losses)
+    assert_close(losses[0], losses[1])

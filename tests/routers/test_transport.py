@@ -38,9 +38,9 @@ def cheapest(cost: Tensor, a: Tensor, b: Tensor) -> float:
     n, m = cost.shape
     rows = torch.kron(torch.eye(n), torch.ones(1, m))
     columns = torch.kron(torch.ones(1, n), torch.eye(m))
-    found = linprog(cost.flatten().numpy(), A_eq=torch.cat([rows, columns]).numpy(),
+    solution = linprog(cost.flatten().numpy(), A_eq=torch.cat([rows, columns]).numpy(),
                     b_eq=torch.cat([a, b]).numpy())  # fmt: skip
-    return float(found.fun)
+    return float(solution.fun)
 
 
 def simplex_naive(x: Tensor, k: int) -> Tensor:
@@ -182,10 +182,12 @@ def test_the_published_cost_leaves_tokens_of_a_sure_gate_without_an_expert() -> 
 def test_weights_are_probabilities_with_the_gradient_of_those_alone() -> None:
     router, x = build(Transport(4, 1.5)), random(12, 5, seed=5)
     gates, p = router(x).dense(), (x @ router.weight.T).softmax(-1)
-    chosen = gates.detach() > 0
-    assert_close(gates, p * chosen)
-    found = [torch.autograd.grad(g.square().sum(), router.weight)[0] for g in (gates, p * chosen)]
-    assert_close(found[0], found[1])
+    active = gates.detach() > 0
+    assert_close(gates, p * active)
+    gradients = [
+        torch.autograd.grad(g.square().sum(), router.weight)[0] for g in (gates, p * active)
+    ]
+    assert_close(gradients[0], gradients[1])
 
 
 def test_per_token_each_goes_to_at_most_so_many_experts() -> None:
@@ -203,10 +205,10 @@ def test_small_and_empty_batches(per: str) -> None:
     router = build(Transport(4, per=per))
     for count in (0, 1, 2):
         assert router(random(count, 5)).tokens == count
-    same = torch.ones(8, 5, dtype=torch.float64)  # nothing to choose between
-    assert bool(torch.isfinite(router(same).weight).all())
+    equal = torch.ones(8, 5, dtype=torch.float64)  # nothing to choose between
+    assert bool(torch.isfinite(router(equal).weight).all())
     router.context.valid = torch.zeros(1, 8, dtype=torch.bool)
-    assert not router(same).dense().any()
+    assert not router(equal).dense().any()
 
 
 @pytest.mark.parametrize(

@@ -62,8 +62,8 @@ def test_a_search_that_was_over_is_over_when_it_goes_on(tmp_path: Path) -> None:
     go_on = stop_at(99)
     fit(net, pictures(40), out=tmp_path, resume=True, schedule=go_on, checkpoint_steps=1,
         **OPTIONS)  # fmt: skip
-    (router,) = [m for m in net.modules() if hasattr(m, "found")]
-    assert router.found and int(router.step) == 4  # type: ignore[arg-type]
+    (router,) = [m for m in net.modules() if hasattr(m, "is_final")]
+    assert router.is_final and int(router.step) == 4  # type: ignore[arg-type]
     for one, two in zip(net.state_dict().values(), whole.state_dict().values(), strict=True):
         assert torch.equal(one, two)
 
@@ -73,9 +73,9 @@ def test_an_epoch_before_the_end_of_a_search_can_be_the_best(tmp_path: Path) -> 
     val = pictures(40, seed=1)
     worse = {"lr": 0.5, "select": "val"}  # the first epoch is best
     run = fit(net, pictures(40), val, **{**OPTIONS, **worse})
-    (router,) = [m for m in net.modules() if hasattr(m, "found")]
+    (router,) = [m for m in net.modules() if hasattr(m, "is_final")]
     best = run.record["results"]["selection"]["epoch"]
-    assert router.found == (5 * best > 12)
+    assert router.is_final == (5 * best > 12)
     assert torch.isfinite(net(val.tensors[0])).all()
 
 

@@ -88,12 +88,16 @@ class Bottleneck:
         below_one("dropout", self.dropout)
 
     def resolved(self, name: str) -> str | float:
-        """The setting, or the published one of the placement if it is None."""
-        own = getattr(self, name)
-        return getattr(self.published, name) if own is None else own
+        """Return the setting `name`; where it is None, the value published for the placement."""
+        value = getattr(self, name)
+        return getattr(self.published, name) if value is None else value
 
     def norm_at(self, site: Site) -> str:
-        """The norm in a cell at a site."""
+        """Return the kind of norm (one of NORMS) for the cell at `site`.
+
+        A norm that was left to the placement, where no LayerNorm feeds the site, is of the host's
+        own kind.
+        """
         norm = str(self.resolved("norm"))
         by_host = self.norm is None and norm == "residual" and site.norm is None
         return site.norms if by_host else norm
@@ -104,7 +108,7 @@ class Bottleneck:
 
     @property
     def elsewhere(self) -> Bottleneck | None:
-        """The settings for a host that has no place beside its MLPs."""
+        """The settings for a host whose MLPs are no modules; None if `placement` was given."""
         return replace(self, placement="pfeiffer") if self.placement is None else None
 
     @property
@@ -133,22 +137,23 @@ class ResidualNorm(nn.Module):
 
     def __init__(self, site: Site) -> None:
         super().__init__()
-        what, fix = f"norm='residual' at {site.path!r}", "Use norm='layer' or norm='none'."
+        name, fix = f"norm='residual' at {site.path!r}", "Use norm='layer' or norm='none'."
         if site.norm is None:
             got = "no LayerNorm that feeds the site"
-            raise TargetError(what, got=got, want="a pre-norm block", fix=fix)
+            raise TargetError(name, got=got, want="a pre-norm block", fix=fix)
         weight, bias = (t.detach().clone() for t in site.norm)
         if not weight.is_meta and bool((weight == 0).any()):
             got = f"{int((weight == 0).sum())} zero gains in the host's LayerNorm"
             want = "none: they lose the residual stream"
-            raise TargetError(what, got=got, want=want, fix=fix)
+            raise TargetError(name, got=got, want=want, fix=fix)
         self.register_buffer("host_weight", weight)
         self.register_buffer("host_bias", bias)
         self.weight = nn.Parameter(torch.ones_like(weight, dtype=torch.float32))
         self.bias = nn.Parameter(torch.zeros_like(bias, dtype=torch.float32))
 
     def affine(self) -> tuple[Tensor, Tensor]:
-        """(g, b) with forward(x) = x * g + b."""
+        """Return gain g and shift b, (d,) each, with forward(x) = x * g + b."""
+        # LN(h) = gamma * n(h) + beta, where n(h) = (x - beta_f) / gamma_f by the host's LayerNorm
         gain = self.weight / self.host_weight
         return gain, self.bias - gain * self.host_bias
 
@@ -196,16 +201,17 @@ class BottleneckCell(Cell):
             nn.init.zeros_(self.up.weight)
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
-        """The cell with the given projections in place of its own."""
+        """Return the cell's output for x with these projections in place of its own."""
         return self.scale * up(self.dropout(self.act(self._normed(x, down))))
 
     def _normed(self, x: Tensor, down: Linear) -> Tensor:
-        """down(norm(x)), with an affine norm folded into the small weight.
+        """Return down(norm(x)), with an affine norm folded into the small weight.
 
         This is faster than a norm of every token, and the backward keeps no second copy of x.
         """
         if isinstance(self.norm, ResidualNorm) and type(down) is nn.Linear:
             gain, shift = self.norm.affine()
+            # W (x * g + b) + c = (W diag(g)) x + (W b + c)
             bias = down.weight @ shift.to(down.weight.dtype)
             bias = bias if down.bias is None else down.bias + bias
             weight = (down.weight * gain).to(down.weight.dtype)
@@ -216,8 +222,9 @@ class BottleneckCell(Cell):
         return self.compute(self.cast(x), self.down, self.up)
 
     def units(self) -> Units:
-        """down' = Wd diag(g), Wd b + bd and up' = s Wu, s bu, with g x + b the norm, s the scale.
+        """Return the cell as plain hidden units, which can be appended to the host's MLP.
 
+        down' = Wd diag(g), Wd b + bd and up' = s Wu, s bu, with g x + b the norm and s the scale.
         Raises: FoldError for a norm that is no affine map of its input.
         """
         down, up = self.down.weight, self.up.weight
@@ -228,6 +235,7 @@ class BottleneckCell(Cell):
             got = f"a cell that normalises its input ({type(self.norm).__name__})"
             want = "norm='none' or norm='residual', which are affine maps of it"
             raise FoldError("fold", got=got, want=want, fix="Keep the adapter attached.")
+        # a gain of 0 in the host's LayerNorm makes the residual norm infinite there
         if not (torch.isfinite(gain).all() and torch.isfinite(shift).all()):
             zeros = int((gain.isinf() | gain.isnan()).sum())
             got = f"{zeros} zero gains in the host's LayerNorm, or infinite ones"

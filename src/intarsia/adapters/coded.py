@@ -20,15 +20,15 @@ CUT = 2.0  # the initial normal distribution is cut at this many sigma
 
 
 def is_coded(name: str, parameter: Tensor) -> bool:
-    """Whether a parameter is quantised: weight matrices are; biases, gains and routers are not."""
+    """Return True for a parameter to quantise: a weight matrix, but no bias, gain or router."""
     is_bias = name.rpartition(".")[2] in BIASES
     return parameter.dim() > 1 and not is_bias and "router" not in name
 
 
 def stored(body: nn.Module, *, biases: bool) -> dict[str, tuple[Tensor, bool]]:
-    """The tensors of a cell that a file must store: name -> (tensor, whether it is coded), sorted.
+    """Return the tensors of a cell that a file must store, sorted by name.
 
-    biases: also store those of its linear maps.
+    name -> (tensor, True if it is quantised).  biases: also store those of the linear maps.
     """
     weights = {n for n, p in body.named_parameters() if is_coded(n, p)}
     linear = {n.rpartition(".")[0] for n in weights}
@@ -77,19 +77,21 @@ class CodedCell(Cell):
             got = f"{type(body).__name__} without a weight matrix of its own"
             fix = "Code a Bottleneck or a Lora."
             raise ConfigError("over", got=got, want="a cell with linear maps", fix=fix)
+        # without them the quantised cell has fewer bits to store; the maps become bias-free
         if not biases:
             for name in weights:
                 owner = body.get_submodule(name.rpartition(".")[0])
                 for bias in BIASES:
                     if isinstance(owner._parameters.get(bias), nn.Parameter):
                         setattr(owner, bias, None)
+        # a matrix of one repeated value (zero at the start) has no distribution to quantise
         for weight in weights.values() if format else ():
             if not weight.is_meta and not bool((weight != weight.flatten()[0]).any()):
                 cut = CUT * start
                 nn.init.trunc_normal_(weight, std=start, a=-cut, b=cut, generator=generator)
 
     def weights(self) -> dict[str, Tensor]:
-        """The quantised weight matrices, by their names in the body."""
+        """Return the quantised weight matrices by their names in the body; none without format."""
         if self.format is None:
             return {}
         return {
@@ -97,6 +99,7 @@ class CodedCell(Cell):
         }
 
     def _call(self, method: str, *args: Any) -> Tensor:
+        """Call a method of the body with the quantised weights in place of the float ones."""
         weights = {f"body.{name}": weight for name, weight in self.weights().items()}
         return functional_call(_MethodCall(self.body, method), weights, args)
 
@@ -110,7 +113,7 @@ class CodedCell(Cell):
         return self._call("around", module, x)
 
     def merged(self) -> Cell:
-        """The float cell with the quantised weights."""
+        """Return a float copy of the body that holds the quantised weights."""
         plain = copy.deepcopy(self.body)
         with torch.no_grad():
             for name, weight in self.weights().items():
@@ -128,7 +131,8 @@ class CodedLinear(nn.Linear):
 
     @classmethod
     def of(cls, linear: nn.Linear, format: Gaussian) -> CodedLinear:
-        """A coded layer with the parameters of a plain one."""
+        """Return a coded layer that shares the parameters of a plain one."""
+        # skip nn.Linear's __init__, which would draw new weights
         coded = cls.__new__(cls)
         nn.Module.__init__(coded)
         coded.in_features, coded.out_features = linear.in_features, linear.out_features
@@ -140,5 +144,5 @@ class CodedLinear(nn.Linear):
         return F.linear(input, self.format.quantise(self.weight), self.bias)
 
     def merged(self) -> nn.Linear:
-        """The plain layer with the quantised weight."""
+        """Return the plain layer with the quantised weight."""
         return plain_linear(self.format.quantise(self.weight), self.bias).train(self.training)

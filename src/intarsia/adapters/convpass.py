@@ -81,33 +81,40 @@ class ConvpassCell(Cell):
         return self.compute(self.cast(x), self.down, self.up)
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
-        """The cell with the given projections in place of its own."""
+        """Return the cell's output for x with these projections in place of its own."""
         return self.config.scale * up(self.dropout(_act(self._convolved(_act(down(x))))))
 
     def _convolved(self, x: Tensor) -> Tensor:
-        """conv over patches, its middle over other tokens.  (B, ..., h) -> (B, ..., h)."""
+        """Convolve the patches; apply the kernel's middle to other tokens.  (B, ..., h), same."""
         if x.dim() == 4:  # a map, as of Swin
             return self._patches(x)
         if x.dim() != 3:
-            return self._apart(x)
+            return self._each_alone(x)
         rows, columns = self._grid(x.shape[1])
         if not rows:
-            return self._apart(x)
-        other = x.shape[1] - rows * columns
-        patches = self._patches(x[:, other:].unflatten(1, (rows, columns))).flatten(1, 2)
-        return torch.cat([self._apart(x[:, :other]), patches], 1) if other else patches
+            return self._each_alone(x)
+        # the tokens before the patches, such as the class token
+        prefix = x.shape[1] - rows * columns
+        patches = self._patches(x[:, prefix:].unflatten(1, (rows, columns))).flatten(1, 2)
+        return torch.cat([self._each_alone(x[:, :prefix]), patches], 1) if prefix else patches
 
     def _patches(self, x: Tensor) -> Tensor:
-        """(B, rows, columns, h), the same."""
+        """Convolve a grid of patches.  (B, rows, columns, h) -> the same shape."""
         return self.conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
-    def _apart(self, x: Tensor) -> Tensor:
-        """Each row as an image of one pixel, of whose padding nothing comes.  (..., h)."""
+    def _each_alone(self, x: Tensor) -> Tensor:
+        """Apply the middle of the kernel to each token as an image of one pixel.  (..., h), same.
+
+        The zero padding around the pixel adds nothing, so that the rest of the kernel is not read.
+        """
         middle = self.conv.weight[:, :, SIDE // 2, SIDE // 2]
         return F.linear(x, middle, self.conv.bias)
 
     def _grid(self, tokens: int) -> tuple[int, int]:
-        """Rows and columns of patches among so many tokens."""
+        """Return rows and columns of the grid of patches that ends a sequence of `tokens`.
+
+        Raises: ShapeError where the grid of the settings has more patches than there are tokens.
+        """
         side = isqrt(tokens)
         if self.config.grid is None:
             return side, side
@@ -122,6 +129,7 @@ class ConvpassCell(Cell):
 
 
 def _act(x: Tensor) -> Tensor:
+    """Apply QuickGELU."""
     return x * torch.sigmoid(SLOPE * x)
 
 

@@ -67,8 +67,10 @@ class FourierCell(Cell):
             want = f"at most the {weights} of a {site.outputs} x {site.reads} weight"
             fix = "Lower the number, or leave this layer out."
             raise ConfigError(f"entries of {site.path!r}", got=entries, want=want, fix=fix)
+        # scale the first change down where it would exceed nn.Linear's initial weights
         first = config.std * math.sqrt(entries / 2 * 3 * site.reads) / weights  # at alpha = 1
         self.alpha = min(ALPHA, 1 / max(first, 1e-9)) if config.alpha is None else config.alpha
+        # the seed alone gives the places, so that they need not be stored
         order = torch.randperm(weights, generator=torch.Generator().manual_seed(config.seed))
         self.register_buffer("place", order[:entries], persistent=False)
         self.coefficients = nn.Parameter(config.std * torch.randn(entries, generator=generator))

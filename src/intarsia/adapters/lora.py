@@ -62,11 +62,11 @@ class LoraCell(Cell):
         nn.init.zeros_(self.up.weight)
 
     def sizes(self, rank: int, outputs: int) -> tuple[int, int]:
-        """Rows of A and of B."""
+        """Return the rows of A and of B for a layer with so many outputs."""
         return rank, outputs
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
-        """The cell with the given projections in place of its own."""
+        """Return the cell's output for x with these projections in place of its own."""
         return up(self.scale * down(self.dropout(x)))  # eq. 3; scaling the r values is cheapest
 
     def forward(self, x: Tensor) -> Tensor:
@@ -89,20 +89,24 @@ class QueryValueCell(LoraCell):
 
     def sizes(self, rank: int, outputs: int) -> tuple[int, int]:
         if outputs % 3:
-            what, want = "role 'qv' in a fused qkv layer", "equally many queries, keys and values"
-            raise TargetError(what, got=f"{outputs} outputs", want=want, fix="Use roles=('qkv',).")
+            name = "role 'qv' in a fused qkv layer"
+            got, want = f"{outputs} outputs", "equally many queries, keys and values"
+            raise TargetError(name, got=got, want=want, fix="Use roles=('qkv',).")
         return 2 * rank, 2 * outputs // 3
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
         rank = self.config.rank
         # both rows pass through all of B, so that `up` can be any linear map; r is small
         y = up((self.scale * down(self.dropout(x))).unflatten(-1, (2, rank)))  # (..., 2, 2d)
+        # of the four blocks, keep A_q x through B_q and A_v x through B_v
         query, value = y.unflatten(-1, (2, y.shape[-1] // 2)).diagonal(dim1=-3, dim2=-2).unbind(-1)
         return torch.cat([query, torch.zeros_like(query), value], -1)
 
     def delta(self) -> Tensor:
         rank = self.config.rank
+        # A_q and A_v are stacked, and so are B_q and B_v: both products in one batched call
         up, down = self.up.weight.unflatten(0, (2, -1)), self.down.weight.unflatten(0, (2, rank))
+        # (2, d, d_in): the change of the queries' rows and of the values'
         query, value = self.scale * torch.bmm(up, down)
         return torch.cat([query, torch.zeros_like(query), value])
 

@@ -16,7 +16,7 @@ from ..core.errors import ConfigError, ShapeError
 from .lora import Lora, LoraCell
 
 PUBLISHED = 8  # the rank
-MOST = 64  # the largest shards_per_vector that an error suggests
+LARGEST_SUGGESTION = 64  # the largest shards_per_vector that an error suggests
 
 
 @dataclass(frozen=True)
@@ -56,30 +56,34 @@ class Mos:
         at_least("rank", rank, 1, "Try rank=8, e=2, l=4.")
         for name in ("equivalent_rank", "shards_per_vector"):
             at_least(name, getattr(self, name), 1, "Try rank=8, e=2, l=4.")
-        most = min(rank, self.equivalent_rank)
-        if not 0 <= self.private_rank <= most:
-            want = f"0 ... {most}, the smaller rank"
+        smaller_rank = min(rank, self.equivalent_rank)
+        if not 0 <= self.private_rank <= smaller_rank:
+            want = f"0 ... {smaller_rank}, the smaller rank"
             raise ConfigError("private_rank", got=self.private_rank, want=want, fix="Try 1.")
         Lora(rank, self.alpha, self.dropout)  # checks alpha and dropout
 
     def share(self, sites: Sequence[Site], *, generator: torch.Generator) -> Shards:
-        """The pools for all sites of a model."""
+        """Return the pools for all sites of a model, one pair for each type of layer."""
         return Shards(self, sites, generator=generator)
 
     def build(
         self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None
     ) -> MosCell:
-        """shared: the result of `share` for all sites; None = pools for this site alone."""
+        """Return the cell for `site`.
+
+        shared: the result of `share` for all sites; None = pools for this site alone.
+        """
         if isinstance(shared, Shards):
             return MosCell(self, site, shared, generator=generator)
-        own = self.share([site], generator=generator)
-        cell = MosCell(self, site, own, generator=generator)
-        cell.add_module("shared", own)
+        # no other layer shares: the cell registers, trains and saves pools of its own
+        pools = self.share([site], generator=generator)
+        cell = MosCell(self, site, pools, generator=generator)
+        cell.add_module("shared", pools)
         return cell
 
 
 def kind(site: Site) -> str:
-    """The type of a layer, its name and shape; layers of one type share a pool."""
+    """Return the type of a layer, its name and shape; layers of one type share a pool."""
     name = site.path.rpartition(".")[2] or "site"
     return f"{name}_{site.inputs}x{site.outputs}"
 
@@ -89,30 +93,36 @@ class Pool(nn.Module):
 
     def __init__(self, config: Mos, sites: Sequence[Site], *, generator: torch.Generator) -> None:
         super().__init__()
-        per, first = config.shards_per_vector, sites[0]
-        shards = config.equivalent_rank * per * len(sites)
-        self.private = config.private_rank * per  # rows of each layer, after the common ones
+        shards_per_vector, first = config.shards_per_vector, sites[0]
+        # rows of a pool: the common ones first, then each layer's private ones (section 3)
+        shards = config.equivalent_rank * shards_per_vector * len(sites)
+        self.private = config.private_rank * shards_per_vector  # rows of each layer
         self.common = shards - self.private * len(sites)
         self.layers = {site.path: layer for layer, site in enumerate(sites)}
-        most = config.private_rank + self.common // per
-        self.rank = min(PUBLISHED, most) if config.rank is None else config.rank
-        if self.rank > most:
-            what = f"rank in the {len(sites)} layers {kind(first)!r}"
-            want = f"at most {most}, so that no shard is used twice"
+        max_rank = config.private_rank + self.common // shards_per_vector
+        self.rank = min(PUBLISHED, max_rank) if config.rank is None else config.rank
+        if self.rank > max_rank:
+            name = f"rank in the {len(sites)} layers {kind(first)!r}"
+            want = f"at most {max_rank}, so that no shard is used twice"
             fix = "Raise equivalent_rank, lower rank, or adapt more layers of this type."
-            raise ConfigError(what, got=config.rank, want=want, fix=fix)
-        self.a = nn.Parameter(torch.empty(shards, first.inputs // per))
-        self.b = nn.Parameter(torch.zeros(shards, first.outputs // per))
+            raise ConfigError(name, got=config.rank, want=want, fix=fix)
+        self.a = nn.Parameter(torch.empty(shards, first.inputs // shards_per_vector))
+        self.b = nn.Parameter(torch.zeros(shards, first.outputs // shards_per_vector))
         bound = first.inputs**-0.5  # Kaiming, with the inputs of a whole vector
         nn.init.uniform_(self.a, -bound, bound, generator=generator)
 
-    def draw(self, path: str, rank: int, per: int, generator: torch.Generator) -> Tensor:
-        """The rows of a layer, (r l,): distinct common rows, then its private rows."""
-        asked = rank * per - self.private
-        common = torch.randperm(self.common, generator=generator, device="cpu")[:asked]
+    def draw(
+        self, path: str, rank: int, shards_per_vector: int, generator: torch.Generator
+    ) -> Tensor:
+        """Draw the pool's rows for the layer at `path`: distinct common ones, then its private.
+
+        rank: r, shards_per_vector: l.  Returns (r l,) int32.
+        """
+        common_count = rank * shards_per_vector - self.private
+        common = torch.randperm(self.common, generator=generator, device="cpu")[:common_count]
         first = self.common + self.layers[path] * self.private
-        own = torch.arange(first, first + self.private, device="cpu")
-        return torch.cat([common, own]).int()
+        private = torch.arange(first, first + self.private, device="cpu")
+        return torch.cat([common, private]).int()
 
 
 class Shards(nn.Module):
@@ -120,24 +130,27 @@ class Shards(nn.Module):
 
     def __init__(self, config: Mos, sites: Sequence[Site], *, generator: torch.Generator) -> None:
         super().__init__()
-        _check_widths(config.shards_per_vector, sites)
+        _check_divisible(config.shards_per_vector, sites)
         kinds: dict[str, list[Site]] = {}
         for site in sites:
             kinds.setdefault(kind(site), []).append(site)
         self.pools = nn.ModuleDict(
-            {name: Pool(config, of, generator=generator) for name, of in kinds.items()}
+            {name: Pool(config, members, generator=generator) for name, members in kinds.items()}
         )
 
 
-def _check_widths(per: int, sites: Sequence[Site]) -> None:
+def _check_divisible(shards_per_vector: int, sites: Sequence[Site]) -> None:
+    """Raise ShapeError for a site whose width is no multiple of shards_per_vector."""
     common = math.gcd(*(width for site in sites for width in (site.inputs, site.outputs)))
     for site in sites:
         for width in (site.inputs, site.outputs):
-            if width % per:
-                works = [i for i in range(1, min(common, MOST) + 1) if common % i == 0]
-                what, want = f"width of {site.path!r}", f"a multiple of {per} shards"
-                fix = f"Values of shards_per_vector that divide every width: {works}."
-                raise ShapeError(what, got=width, want=want, fix=fix)
+            if width % shards_per_vector:
+                numbers = range(1, min(common, LARGEST_SUGGESTION) + 1)
+                divisors = [number for number in numbers if common % number == 0]
+                name = f"width of {site.path!r}"
+                want = f"a multiple of {shards_per_vector} shards"
+                fix = f"Values of shards_per_vector that divide every width: {divisors}."
+                raise ShapeError(name, got=width, want=want, fix=fix)
 
 
 class MosCell(Cell):
@@ -160,19 +173,22 @@ class MosCell(Cell):
         assert isinstance(pool, Pool)
         self._pool = (pool,)  # a tuple: no second registration, and safe to load by assignment
         self.dropout = nn.Dropout(config.dropout)
-        self.rank, rank, per = pool.rank, pool.rank, config.shards_per_vector
+        self.rank, rank, shards_per_vector = pool.rank, pool.rank, config.shards_per_vector
         self.scale = (rank if config.alpha is None else config.alpha) / rank
-        rows = pool.draw(site.path, rank, per, generator)
-        apart = pool.draw(site.path, rank, per, generator) if config.dissociate else rows.clone()
+        a_rows = pool.draw(site.path, rank, shards_per_vector, generator)
+        b_rows = a_rows.clone()
+        if config.dissociate:
+            b_rows = pool.draw(site.path, rank, shards_per_vector, generator)
         # saved, so that a file does not depend on the random generator
-        self.register_buffer("a", rows)
-        self.register_buffer("b", apart)
+        self.register_buffer("a", a_rows)
+        self.register_buffer("b", b_rows)
 
     def sides(self) -> tuple[Tensor, Tensor]:
-        """A (r, d_in) and the transpose of B (r, d_out)."""
+        """Return A (r, d_in) and the transpose of B (r, d_out), read from the pools."""
         (pool,) = self._pool
-        found = (F.embedding(i.to(p.device), p) for i, p in ((self.a, pool.a), (self.b, pool.b)))
-        a, b = (rows.view(self.rank, -1) for rows in found)
+        shards = (F.embedding(i.to(p.device), p) for i, p in ((self.a, pool.a), (self.b, pool.b)))
+        # l shards in sequence make one vector of length d_in or d_out
+        a, b = (rows.view(self.rank, -1) for rows in shards)
         return a, b
 
     def forward(self, x: Tensor) -> Tensor:
@@ -185,7 +201,7 @@ class MosCell(Cell):
         return self.scale * (b.T @ a)
 
     def merged(self) -> LoraCell:
-        """The plain LoRA of rank r."""
+        """Return the plain LoRA of rank r that computes the same."""
         rank = self.rank
         settings = Lora(rank, self.scale * rank, self.config.dropout)
         site = Site(self.path, self.inputs, self.outputs)

@@ -43,25 +43,25 @@ class Sparse:
         self.counts()
 
     def check_sites(self, paths: Sequence[str]) -> None:
-        """Raises: UnknownName for an entry of a site that gets no cell."""
+        """Raise UnknownName if `entries` names a site that is not among `paths`."""
         for path in self.counts():
             if path not in paths:
                 raise UnknownName("site in entries", path, paths)
 
     def counts(self) -> dict[str, int]:
-        """Site -> its number of entries, for the sites in `entries`.
+        """Return site path -> number of entries, for the sites in `entries`.
 
         Raises: ConfigError for text that is not "path=n", or a repeated path.
         """
-        found: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for text in self.entries:
             path, equals, count = text.rpartition("=")
-            if not equals or not path or not count.isdecimal() or path in found:
+            if not equals or not path or not count.isdecimal() or path in counts:
                 want = "a site's path and a number, each path once"
                 fix = "For example: entries=('blocks.0.mlp.fc1=40',)."
                 raise ConfigError("entries", got=repr(text), want=want, fix=fix)
-            found[path] = int(count)
-        return found
+            counts[path] = int(count)
+        return counts
 
     def build(self, site: Site, *, generator: torch.Generator) -> SparseCell:
         weights = site.outputs * site.reads
@@ -70,6 +70,7 @@ class Sparse:
             want = f"at most the {weights} of a {site.outputs} x {site.reads} weight"
             fix = "Lower the number, or attach the delta to the model it was made for."
             raise ConfigError(f"entries of {site.path!r}", got=count, want=want, fix=fix)
+        # an empty index stands for all places, which need no storage
         if count == weights:
             index = torch.empty(0, dtype=torch.int64, device="cpu")
         else:
@@ -95,11 +96,11 @@ class SparseCell(Cell):
 
     @property
     def full(self) -> bool:
-        """Whether all entries of D are trained."""
+        """True if all entries of D are trained."""
         return self.values.numel() == math.prod(self.shape)
 
     def places(self) -> Tensor:
-        """The flat places of the values.  (n,) int64."""
+        """Return the flat place in D of each value.  (n,) int64."""
         if self.full:
             return torch.arange(self.values.numel(), device=self.values.device)
         return self.index

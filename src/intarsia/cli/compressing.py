@@ -239,7 +239,7 @@ def doctor(as_json: Json = False) -> None:
     from ..kernels.native import diagnosis
     from ..kernels.native.floor import measure
 
-    machine = diagnosis.examined()
+    machine = diagnosis.examine()
     floor = measure()
     record = {
         **machine,

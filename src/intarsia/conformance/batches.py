@@ -43,7 +43,7 @@ def build(card: Card, seed: int = 0, **sizes: int) -> nn.Module:
 
 
 def shown(router: nn.Module, like: Tensor) -> nn.Module:
-    """The router, with experts to read that are where `like` is and of its type."""
+    """Return the router, with experts to read that are where `like` is and of its type."""
     for reader in expert_readers(router):
         reader.see(Toy(cast(Any, router).experts, like))
     return router
@@ -68,12 +68,12 @@ def route(router: nn.Module, x: Tensor) -> Routing:
 
 
 def gates(router: nn.Module, x: Tensor) -> Tensor:
-    """The weights of the tokens' experts.  -> (T, E)."""
+    """Return the weights of the tokens' experts.  -> (T, E)."""
     return route(router, x).dense().detach()
 
 
 def _survives(call: Callable[[], Routing], what: str) -> Routing:
-    """The routing of a call that must not fail, its weights and losses finite."""
+    """Return the routing of a call that must not fail, its weights and losses finite."""
     try:
         routing = call()
     except Broken:

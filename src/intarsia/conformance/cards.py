@@ -17,7 +17,7 @@ ARXIV = re.compile(r"\d{4}\.\d{4,5}")
 
 
 def tiny(card: Card) -> Any:
-    """The card's config with its settings for tests."""
+    """Return the card's config with its settings for tests."""
     return _config(card, card.tiny, "tiny settings that work", "Correct the card's tiny={...}.")
 
 

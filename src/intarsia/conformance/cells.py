@@ -16,7 +16,7 @@ DRAWS = 40  # forwards after which no expert of a tiny mixture is still unseen
 
 
 def site(card: Card, *, square: bool = False) -> Site:
-    """A site with a LayerNorm that feeds it, in the position that the method wants.
+    """Return a site with a LayerNorm that feeds it, in the position that the method wants.
 
     An MLP where the method's roles say so, else a linear layer.
     """
@@ -47,13 +47,13 @@ class Beside(Cell):
 
 
 def host() -> nn.Module:
-    """The MLP of `site`."""
+    """Return the MLP of `site`."""
     with torch_seed(0):
         return Mlp(INPUTS, HIDDEN, OUTPUTS).requires_grad_(False)
 
 
 def build(card: Card, seed: int = 0) -> Cell:
-    """A cell with the card's tiny settings, as it is before training."""
+    """Return a cell with the card's tiny settings, as it is before training."""
     cell = tiny(card).build(site(card), generator=seeded(seed))
     return Beside(cell) if isinstance(cell, Cell) and cell.whole else cell
 

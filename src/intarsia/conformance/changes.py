@@ -38,7 +38,7 @@ def vit() -> nn.Module:
 
 
 def decoder() -> nn.Module:
-    """A language model of two blocks, the same weights each time."""
+    """Return a language model of two blocks, the same weights each time."""
     return small_decoder(Small(16, 2, 2, 32), tokens=TOKENS, length=LENGTH)
 
 
@@ -92,12 +92,12 @@ def batches_for(change: Any, host: nn.Module) -> list[Any]:
 
 
 def change_of(card: Card) -> Change:
-    """The change that the card's tiny settings stand for."""
+    """Return the change that the card's tiny settings stand for."""
     return as_change(tiny(card))
 
 
 def changed(host: nn.Module, change: Change, seed: int = 0) -> nn.Module:
-    """The host with the change, which may look at the pictures."""
+    """Return the host with the change, which may look at the pictures."""
     return apply(host, change, batches_for(change, host), seed=seed, name="one")
 
 

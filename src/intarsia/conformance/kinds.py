@@ -71,7 +71,7 @@ SUITES: Mapping[str, Callable[[Card], tuple[Law, ...]]] = MappingProxyType(
 
 
 def check(card: Card) -> Checks:
-    """A check for each law of the card's kind.
+    """Return a check for each law of the card's kind.
 
     Each is called without arguments and raises ConformanceError where the law is broken; a law that
     the card declares an exception to returns the reason, see `Card.exceptions`.

@@ -26,7 +26,7 @@ def normal(*shape: int, seed: int = 1) -> Tensor:
 
 @torch.no_grad()
 def moved(model: M, by: float = 0.1, seed: int = 2) -> M:
-    """The model with every trained weight moved, as training would."""
+    """Return the model with every trained weight moved, as training would."""
     generator = seeded(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -35,7 +35,7 @@ def moved(model: M, by: float = 0.1, seed: int = 2) -> M:
 
 
 def read_again(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors after a safetensors file."""
+    """Return the tensors after a safetensors file."""
     return safetensors.torch.load(
         safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
     )

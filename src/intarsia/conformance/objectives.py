@@ -48,7 +48,7 @@ class SideBySide(nn.Module):
 
 
 def net(seed: int) -> nn.Module:
-    """A model of its seed, without chance in its forward."""
+    """Return a model of its seed, without chance in its forward."""
     with torch_seed(seed):
         return SideBySide().eval()
 

@@ -25,7 +25,7 @@ from .verdict import Broken, Law, laws_of, require
 
 @lru_cache
 def processes() -> Processes:
-    """The four, which end with this program."""
+    """Return the four, which end with this program."""
     found = Processes(LINKS.devices)
     atexit.register(found.close)
     return found

@@ -45,7 +45,7 @@ def follows_device_and_dtype(card: Card) -> None:
 
 
 def _resized(card: Card, **sizes: int) -> nn.Module | None:
-    """A tiny router of other sizes; None if its config does not speak of all of them."""
+    """Return a tiny router of other sizes; None if its config does not speak of all of them."""
     config = tiny(card)
     if not sizes.keys() <= {f.name for f in dataclasses.fields(config)}:
         return None
@@ -162,7 +162,7 @@ def learned_exactly_when_tagged(card: Card) -> None:
 
 
 def after_a_layer(router: nn.Module, x: Tensor, seed: int = 4) -> Routing:
-    """The routing of a router that is not the first of its thread, if it is on one."""
+    """Return the routing of a router that is not the first of its thread, if it is on one."""
     routing = route(router, x)
     if routing.state is None or not isinstance(router, PassesState):
         return routing

@@ -42,7 +42,7 @@ def model() -> nn.Module:
 
 
 def moves(card: Card, steps: int = STEPS) -> list[Move]:
-    """The calls of a run, in order: (model, step, steps), or `follow(model, accuracies)`."""
+    """Return the calls of a run, in order: (model, step, steps), or `follow(model, accuracies)`."""
     schedule: Any = tiny(card)
     if hasattr(schedule, "follow"):
         lengths = range(len(ACCURACIES) + 1)

@@ -34,7 +34,7 @@ def rows(count: int = ROWS) -> Tensor:
 
 
 def _scored(card: Card, w: Tensor, seen: Statistics) -> Tensor:
-    """The config's `score(weight, statistics)`.  (out, in) -> (out, in)."""
+    """Return the config's `score(weight, statistics)`.  (out, in) -> (out, in)."""
     config: Any = tiny(card)
     return config.score(w, seen)
 

@@ -50,12 +50,12 @@ def decoder(width: int = 32, layers: int = 2) -> nn.Module:
 
 
 def picture(number: int, size: tuple[int, int] = (112, 112)) -> Image.Image:
-    """A picture of one colour, another one for each number."""
+    """Return a picture of one colour, another one for each number."""
     return Image.new("RGB", size, (60 * number % 256, 130 * number % 256, 255 - 70 * number % 256))
 
 
 def sound(number: int, seconds: float = 0.3) -> tuple[np.ndarray, int]:
-    """A sine of another height for each number, and its rate."""
+    """Return a sine of another height for each number, and its rate."""
     time = np.arange(round(seconds * 16_000)) / 16_000
     return np.sin(2 * np.pi * 200 * (1 + number) * time).astype(np.float32), 16_000
 

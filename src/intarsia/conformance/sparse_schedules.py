@@ -21,7 +21,7 @@ STEPS = 8
 
 
 def net(sparse: bool = True) -> nn.Module:
-    """A convolution and two linear maps; sparse: a third of their weights is 0."""
+    """Return a convolution and two linear maps; sparse: a third of their weights is 0."""
     with torch_seed(0):
         made = nn.Sequential(
             nn.Conv2d(2, 4, 3),

@@ -45,7 +45,7 @@ def kept_of(model: nn.Module) -> Kept:
 
 
 def trained(method: Any) -> tuple[nn.Module, PhasedRun]:
-    """A small dense net after the method's phases."""
+    """Return a small dense net after the method's phases."""
     model = net(sparse=False)
     rows = TensorDataset(normal(16, 2, 4, 4), torch.arange(16) % 3)
     run = fit_in_phases(model, method, rows, epochs=1, batch_size=8, lr=0.05, trackers=())

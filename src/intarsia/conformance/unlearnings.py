@@ -19,7 +19,7 @@ WORDS, STEPS = 16, 3
 
 
 def mixture() -> nn.Module:
-    """A Mixtral of two layers of four experts."""
+    """Return a Mixtral of two layers of four experts."""
     from transformers import MixtralConfig, MixtralForCausalLM
 
     config = MixtralConfig(

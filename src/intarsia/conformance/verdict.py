@@ -45,7 +45,7 @@ class Broken(Exception):
 
 
 def laws_of(module: str) -> tuple[Law, ...]:
-    """The laws of a module, in order: its own public functions `(card: Card) -> None`."""
+    """Return the laws of a module, in order: its own public functions `(card: Card) -> None`."""
     law = {"card": "Card", "return": "None"}
     own = [f for f in vars(sys.modules[module]).values() if isinstance(f, FunctionType)]
     own = [f for f in own if f.__module__ == module and f.__annotations__ == law]
@@ -53,7 +53,7 @@ def laws_of(module: str) -> tuple[Law, ...]:
 
 
 def checks(card: Card, laws: Iterable[Law]) -> Checks:
-    """A check for each law, and one that every declared exception names one of them."""
+    """Yield a check for each law, and one that every declared exception names one of them."""
     by_name = {law.__name__: law for law in laws}
     yield Check("names_its_exceptions", partial(_names_its_exceptions, card, by_name))
     for name, law in by_name.items():
@@ -68,7 +68,7 @@ def _kept(card: Card, law: Law) -> None:
 
 
 def _excepted(card: Card, law: Law) -> str:
-    """The declared reason, if the law is broken."""
+    """Return the declared reason, if the law is broken."""
     reason = card.exceptions[law.__name__]
     try:
         law(card)

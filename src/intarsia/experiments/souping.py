@@ -76,7 +76,7 @@ def soup_runs(
             kitchen.check_val()
         if by_val:
             picked = greedy(states, kitchen.value, names)
-            chosen, state = sorted(picked.chosen), picked.state
+            chosen, state = sorted(picked.indices), picked.state
         else:
             state = mixed(states, weights, names)
         said = {

@@ -1,4 +1,4 @@
-"""Stored how?"""
+"""Formats: how the numbers of a weight are stored, and multiplied as they are stored."""
 
 from ..core.exports import exports
 

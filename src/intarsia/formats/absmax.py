@@ -1,4 +1,4 @@
-"""A few bits for each weight, in groups with a scale each: what int4 and int8 files have."""
+"""A few bits for each weight, in groups with a scale each, as in int4 and int8 files."""
 
 from __future__ import annotations
 
@@ -36,44 +36,46 @@ class Absmax(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """codes: (ceil(n b / 8),) uint8; scales: (rows, groups) float16."""
+        """Encode a weight as codes (ceil(n b / 8),) uint8 and scales (rows, groups) float16."""
         if keep is not None:
             fix = "Use Bitmask, or encode the weight without a mask."
             raise ConfigError("keep", got="a mask", want="None", fix=fix)
         rows = self._groups(weight.detach().float())  # (R, G, g)
-        most = 2 ** (self.bits - 1) - 1
-        scales = (rows.abs().amax(2) / most).clamp(max=65504).half()  # as stored: codes fit it
+        largest = 2 ** (self.bits - 1) - 1
+        scales = (rows.abs().amax(2) / largest).clamp(max=65504).half()  # as stored: codes fit it
+        # a group of tiny weights gets the smallest scale, not 0
         scales = torch.where((scales == 0) & (rows.abs().amax(2) > 0), _least(), scales)
         divisor = torch.where(scales == 0, 1.0, scales.float())
-        codes = (rows / divisor[..., None]).round().clamp(-most, most).long() + most + 1
+        codes = (rows / divisor[..., None]).round().clamp(-largest, largest).long() + largest + 1
         flat = codes.flatten(1)[:, : self._width(weight.shape)].flatten()
         return {"codes": pack_bits(flat, self.bits), "scales": scales}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """float32 (shape)."""
+        """Return the weight in float32, of this shape."""
         width = self._width(shape)
         flat = unpack_bits(stored["codes"], self.bits, math.prod(shape))
         codes = flat.view(math.prod(shape[:-1]), width)
         codes = self._groups((codes - 2 ** (self.bits - 1)).float())
-        made = codes * stored["scales"].float()[..., None]
-        return made.flatten(1)[:, :width].reshape(tuple(shape))
+        values = codes * stored["scales"].float()[..., None]
+        return values.flatten(1)[:, :width].reshape(tuple(shape))
 
     def size(self, shape: Sequence[int]) -> int:
-        """The bytes of any tensor of that shape."""
+        """Return the bytes of any tensor of that shape."""
         rows = math.prod(shape) // max(1, self._width(shape))
         scales = rows * -(-self._width(shape) // self.group)
         return -(-math.prod(shape) * self.bits // 8) + 2 * scales
 
     def _width(self, shape: Sequence[int]) -> int:
+        """Return the length of a row, 1 for a scalar."""
         return shape[-1] if len(shape) else 1
 
     def _groups(self, weight: Tensor) -> Tensor:
-        """(..., w) -> (R, G, g), a short last group filled up with 0."""
+        """Cut rows into groups.  (..., w) -> (R, G, g), a short last group filled up with 0."""
         rows = weight.reshape(math.prod(weight.shape[:-1]), self._width(weight.shape))
         rows = torch.nn.functional.pad(rows, (0, -rows.shape[1] % self.group))
         return rows.view(len(rows), rows.shape[1] // self.group, self.group)
 
 
 def _least() -> Tensor:
-    """The smallest scale that is not 0."""
+    """Return the smallest scale that is not 0."""
     return torch.tensor(2.0**-24, dtype=torch.float16)

@@ -51,22 +51,22 @@ class Bitmask(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """keep: None = what is not 0."""
+        """Encode the kept weights.  keep: True = kept, None = the weights that are not 0."""
         keep = kept_of(weight, keep)
-        kept = matrix(keep)
-        counts = kept.sum(1)
-        padded = torch.nn.functional.pad(kept, (0, -kept.shape[1] % 8)).long()
+        mask = matrix(keep)
+        counts = mask.sum(1)
+        padded = torch.nn.functional.pad(mask, (0, -mask.shape[1] % 8)).long()
         values = weight.detach()[keep]
         scales: dict[str, Tensor] = {}
         if self.values == "int8":
-            steps = _steps(matrix(weight.detach()), kept)
-            each = steps.repeat_interleave(counts)
-            scaled = values.float() / torch.where(each > 0, each, 1)
+            steps = _steps(matrix(weight.detach()), mask)
+            step = steps.repeat_interleave(counts)
+            scaled = values.float() / torch.where(step > 0, step, 1)
             values = scaled.round().clamp(-127, 127).to(torch.int8)
             scales = {"scales": steps}
         return {
             "compressed": values.to(DTYPES.get(self.values, values.dtype)),
-            "bitmask": pack_bits(padded.flatten(), 1).view(len(kept), padded.shape[1] // 8),
+            "bitmask": pack_bits(padded.flatten(), 1).view(len(mask), padded.shape[1] // 8),
             "row_offsets": counts.cumsum(0) - counts,
             **scales,
         }
@@ -89,7 +89,7 @@ class Bitmask(Format):
         return weight if scales is None else (matrix(weight) * scales[:, None]).view(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """x W^T.  x: (..., in) -> (..., out), see the class."""
+        """Return x W^T.  x: (..., in) -> (..., out), see the class."""
         values, scales = stored["compressed"], stored.get("scales")
         parts = (stored["bitmask"], values, stored["row_offsets"], scales)
         if len(shape) != 2 or not kernels.runs(x, values):
@@ -101,15 +101,15 @@ class Bitmask(Format):
         return kernels.linear(x, *parts)
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """See `Format`."""
+        """Return `matmul` with the least overhead for a few rows of x, see `Format`."""
         names = ("bitmask", "compressed", "row_offsets")
         bits, values, offsets = (stored[name] for name in names)
         return kernels.bound(bits, values, offsets, stored.get("scales"), shape[1], MOST_ROWS)
 
 
-def _steps(weight: Tensor, kept: Tensor) -> Tensor:
-    """max |w| / 127 of the kept weights of each row.  (out, in) -> (out,) float32."""
-    sizes = torch.where(kept, weight.float().abs(), 0)
+def _steps(weight: Tensor, mask: Tensor) -> Tensor:
+    """Return max |w| / 127 over the kept weights of each row.  (out, in) -> (out,) float32."""
+    sizes = torch.where(mask, weight.float().abs(), 0)
     if not bool(sizes.isfinite().all()):
         fix = "Find where the weight became so, or use values='same'."
         raise ConfigError("weight", got="NaN or infinity", want="finite numbers", fix=fix)

@@ -9,7 +9,7 @@ from ..core.errors import ShapeError
 
 
 def pack_bits(codes: Tensor, bits: int) -> Tensor:
-    """Numbers below 2^b, lowest bit first, without gaps.  (n,) int64 -> (ceil(n b / 8),) uint8."""
+    """Pack numbers below 2^b, lowest bit first.  (n,) int64 -> (ceil(n b / 8),) uint8."""
     if bits == 4:  # the same, in a byte for each code in place of 32
         half = torch.cat([codes, codes.new_zeros(len(codes) % 2)]).to(torch.uint8)
         return half[0::2] | half[1::2] << 4
@@ -20,7 +20,7 @@ def pack_bits(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_bits(packed: Tensor, bits: int, count: int) -> Tensor:
-    """The inverse of `pack_bits`.  (ceil(n b / 8),) uint8 -> (n,) int64.
+    """Return the inverse of `pack_bits`.  (ceil(n b / 8),) uint8 -> (n,) int64.
 
     Raises: ShapeError for another number of bytes.
     """

@@ -48,7 +48,7 @@ class BlockInt(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """keep: None = all; a weight that is not kept is 0."""
+        """Encode a weight.  keep: True = kept, others become 0; None = all."""
         w = weight.detach().float()
         if not bool(torch.isfinite(w).all()):
             got = f"{int((~torch.isfinite(w)).sum())} not finite"
@@ -59,20 +59,22 @@ class BlockInt(Format):
         return self._stored(*self._rounded(blocks))
 
     def _rounded(self, blocks: Tensor) -> tuple[Tensor, Tensor]:
-        """Codes (R, K, 32) uint8 and scales (R, K) float16, rounded as GGUF's own writers do."""
+        """Round to codes (R, K, 32) uint8 and scales (R, K) float16, as GGUF's own writers do."""
         sizes = blocks.abs()
         if self.bits == 8:
             d = sizes.amax(2) / 127
             steps = blocks * _inverse(d)[..., None]
+            # half away from zero, as GGUF rounds; torch rounds half to even
             codes = steps.sign() * (steps.abs() + 0.5).floor() + 128
         else:
+            # the weight of largest size, with its sign, becomes the code 0
             d = blocks.gather(2, sizes.argmax(2, keepdim=True))[..., 0] / -8
             codes = (blocks * _inverse(d)[..., None] + 8.5).floor()
         codes = codes.clamp(0, 2**self.bits - 1).to(torch.uint8)
         return codes, d.clamp(-LARGEST, LARGEST).half()
 
     def _stored(self, codes: Tensor, scales: Tensor) -> dict[str, Tensor]:
-        """Rows in bundles of 16, the last one filled up with zeros."""
+        """Lay codes and scales out in bundles of 16 rows, the last one filled up with zeros."""
         missing = -len(codes) % BUNDLE
         zero = 2 ** (self.bits - 1)
         codes = torch.nn.functional.pad(codes, (0, 0, 0, 0, 0, missing), value=zero)
@@ -81,28 +83,28 @@ class BlockInt(Format):
         return {"codes": kernels.bundled(codes, self.bits), "scales": side.contiguous()}
 
     def _rows(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """What `_stored` was given: codes (R, K, 32), scales (R, K)."""
+        """Return codes (R, K, 32) and scales (R, K) by row, the inverse of `_stored`."""
         out, width = matrix(torch.empty(tuple(shape), device="meta")).shape
         kernels.check(stored["codes"], stored["scales"], (out, width), self.bits)
         codes = kernels.unbundled(stored["codes"], self.bits)
         return codes[:out], stored["scales"].transpose(1, 2).flatten(0, 1)[:out]
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """float32 (shape)."""
+        """Return the weight in float32, of this shape."""
         codes, scales = self._rows(stored, shape)
         rows = (codes.float() - 2 ** (self.bits - 1)) * scales.float()[..., None]
         width = torch.Size(shape[1:]).numel() if len(shape) > 1 else shape[0]
         return rows.flatten(1)[:, :width].reshape(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """x W^T.  x: (..., in) -> (..., out), see the class."""
+        """Return x W^T.  x: (..., in) -> (..., out), see the class."""
         learned = torch.is_grad_enabled() and x.requires_grad
         if learned or len(shape) != 2 or not kernels.runs(x):
             return super().matmul(x, stored, shape)
         return kernels.blockint(x, stored["codes"], stored["scales"], shape[0], self.bits)
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """See `Format`."""
+        """Return `matmul` with the least overhead for a few rows of x, see `Format`."""
         sides = shape[0], shape[1]
         return kernels.bound(stored["codes"], stored["scales"], sides, self.bits)
 
@@ -137,6 +139,6 @@ class BlockInt(Format):
 
 
 def _inverse(d: Tensor) -> Tensor:
-    """1 / d, 0 where d has none."""
+    """Return 1 / d, and 0 where that is not finite."""
     inverse = 1 / d
     return torch.where(inverse.isfinite(), inverse, 0)

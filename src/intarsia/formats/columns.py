@@ -47,10 +47,10 @@ class Columns(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """keep: None = what is not 0."""
+        """Encode the kept weights.  keep: True = kept, None = the weights that are not 0."""
         keep = kept_of(weight, keep)
-        kept, width = matrix(keep), matrix(weight).shape[1]
-        counts = kept.sum(1)
+        mask, width = matrix(keep), matrix(weight).shape[1]
+        counts = mask.sum(1)
         if width > MOST or int(counts.sum()) >= 2**31:
             got = f"{width:,} columns, {int(counts.sum()):,} kept"
             want, fix = f"at most {MOST:,} columns and 2^31 - 1 kept", "Use Bitmask."
@@ -58,39 +58,43 @@ class Columns(Format):
         ends = counts.cumsum(0).to(torch.int32)
         return {
             "values": weight.detach()[keep].to(VALUES[self.values] or weight.dtype),
-            "columns": kept.nonzero()[:, 1].to(torch.uint16),
+            "columns": mask.nonzero()[:, 1].to(torch.uint16),
             "row_offsets": torch.cat([ends.new_zeros(1), ends]),
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         values, columns, offsets = (stored[n] for n in ("values", "columns", "row_offsets"))
         weight = values.new_zeros(tuple(shape))
-        whole, columns = matrix(weight), columns.long()
+        dense, columns = matrix(weight), columns.long()
         counts = offsets.long().diff()
-        fits = len(counts) == len(whole) and len(values) == len(columns) == int(offsets[-1])
+        fits = len(counts) == len(dense) and len(values) == len(columns) == int(offsets[-1])
         fits = fits and not int(offsets[0]) and bool((counts >= 0).all())
-        if not fits or bool((columns >= whole.shape[1]).any()):
+        if not fits or bool((columns >= dense.shape[1]).any()):
             got = f"{len(counts)} rows of {len(values)} values and {len(columns)} columns"
             want, fix = f"what a weight of {tuple(shape)} becomes", "Decode with its own shape."
             raise ShapeError("rows", got=got, want=want, fix=fix)
-        rows = torch.arange(len(whole), device=values.device).repeat_interleave(counts)
-        whole[rows, columns] = values  # a view of `weight`
+        rows = torch.arange(len(dense), device=values.device).repeat_interleave(counts)
+        dense[rows, columns] = values  # a view of `weight`
         return weight
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """x W^T.  x: (..., in) -> (..., out), see the class."""
+        """Return x W^T.  x: (..., in) -> (..., out), see the class."""
         values, offsets = stored["values"], stored["row_offsets"]
-        few = len(shape) == 2 and x.shape[:-1].numel() <= MOST_ROWS and x.shape[-1] == shape[-1]
-        if few and len(offsets) == shape[0] + 1 and kernels.runs(x, values):
+        few_rows = x.shape[:-1].numel() <= MOST_ROWS
+        few_rows = few_rows and len(shape) == 2 and x.shape[-1] == shape[-1]
+        if few_rows and len(offsets) == shape[0] + 1 and kernels.runs(x, values):
             return kernels.linear(x, values, stored["columns"], offsets)
         return super().matmul(x, stored, shape)
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """See `Format`."""
+        """Return `matmul` with the least overhead for a few rows of x, see `Format`."""
         values, columns, offsets = (stored[n] for n in ("values", "columns", "row_offsets"))
         return kernels.bound(values, columns, offsets, shape[1], MOST_ROWS)
 
 
 def break_even(width: int, itemsize: int = 2) -> float:
-    """The density below which rows of `width` weights of so many bytes take less than dense."""
+    """Return the density below which `Columns` takes fewer bytes than a dense weight.
+
+    width: weights of a row; itemsize: bytes of a weight.
+    """
     return max(0.0, (itemsize * width - OFFSET) / ((itemsize + INDEX) * width)) if width else 0.0

@@ -1,4 +1,4 @@
-"""The whole weight in bfloat16: what sparse formats are held against."""
+"""The whole weight in bfloat16, the baseline of sparse formats."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ MOST_ROWS = 16  # of x; with more, torch's product takes less time
 
 @dataclass(frozen=True)
 class Dense(Format):
-    """Each weight rounded to bfloat16, two bytes; zeros are stored like others.
+    """Weights rounded to bfloat16, two bytes each; zeros are stored like others.
 
     Stored: values, of the weight's shape. Decoded to bfloat16. Products of up to 16 rows of x on
     the CPU, without gradients, are summed in float32 in compiled code, others are torch's, in the
@@ -32,9 +32,9 @@ class Dense(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """keep: others become 0."""
-        whole = weight if keep is None else weight.masked_fill(~kept_of(weight, keep), 0)
-        return {"values": whole.detach().to(torch.bfloat16, copy=True).contiguous()}
+        """Encode a weight.  keep: True = kept, others become 0; None = all."""
+        masked = weight if keep is None else weight.masked_fill(~kept_of(weight, keep), 0)
+        return {"values": masked.detach().to(torch.bfloat16, copy=True).contiguous()}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         values = stored["values"]
@@ -44,13 +44,13 @@ class Dense(Format):
         return values.clone()
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """x W^T.  x: (..., in) -> (..., out), see the class."""
-        values, few = stored["values"], x.shape[:-1].numel() <= MOST_ROWS
+        """Return x W^T.  x: (..., in) -> (..., out), see the class."""
+        values, few_rows = stored["values"], x.shape[:-1].numel() <= MOST_ROWS
         learned = torch.is_grad_enabled() and x.requires_grad
-        if few and not learned and values.shape == tuple(shape) and kernels.runs(x, values):
+        if few_rows and not learned and values.shape == tuple(shape) and kernels.runs(x, values):
             return kernels.linear(x, values)
         return super().matmul(x, stored, shape)
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """See `Format`."""
+        """Return `matmul` with the least overhead for a few rows of x, see `Format`."""
         return kernels.bound(stored["values"], MOST_ROWS)

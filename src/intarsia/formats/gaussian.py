@@ -41,7 +41,7 @@ class Gaussian(Format):
         one_of("codebook", self.codebook, CODEBOOKS)
 
     def quantise(self, weight: Tensor) -> Tensor:
-        """What is left of a weight; the gradient passes q as if it were not there.
+        """Return the weight as it is decoded; the gradient passes q straight through.
 
         Mean and std are differentiated through. Computed in float32 at least.
         """
@@ -54,7 +54,7 @@ class Gaussian(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """codes: (ceil(n b / 8),) uint8; moments: (2,) float32, mean and std of the weight."""
+        """Encode as codes (ceil(n b / 8),) uint8 and moments (2,) float32, mean and std."""
         if keep is not None:
             fix = "Use Bitmask, or encode the weight without a mask."
             raise ConfigError("keep", got="a mask", want="None: no level is 0", fix=fix)
@@ -64,23 +64,26 @@ class Gaussian(Format):
         return {"codes": pack_bits(codes, self.bits), "moments": torch.stack([mean, std])}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """The float32 tensor (shape) that `quantise` gives for the weight that was encoded."""
+        """Return the weight in float32, of this shape, as `quantise` gives it."""
         mean, std = stored["moments"]
         codes = unpack_bits(stored["codes"], self.bits, math.prod(shape))
         return (self._levels(mean)[codes] * std + mean).view(*shape)
 
     def size(self, shape: Sequence[int]) -> int:
-        """The bytes of any tensor of that shape: here they do not depend on the data."""
+        """Return the bytes of any tensor of that shape: here they do not depend on the data."""
         return -(-math.prod(shape) * self.bits // 8) + 8
 
     def _levels(self, like: Tensor) -> Tensor:
+        """Return the 2^b levels in the dtype and on the device of `like`."""
         return like.new_tensor(codebook(self.bits, self.codebook)[0])
 
     def _codes(self, z: Tensor) -> Tensor:
+        """Return the number of the nearest level for each z."""
         return torch.bucketize(z.detach(), z.new_tensor(codebook(self.bits, self.codebook)[1]))
 
 
 def _moments(w: Tensor) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of all entries, 0 for none."""
     if not w.numel():
         return w.new_zeros(()), w.new_zeros(())
     return w.mean(), w.std(correction=int(w.numel() > 1))  # a single entry has a spread, too: 0
@@ -88,11 +91,12 @@ def _moments(w: Tensor) -> tuple[Tensor, Tensor]:
 
 @lru_cache
 def codebook(bits: int, kind: str = "median") -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Levels (2^b) and the thresholds (2^b - 1) between them for N(0, 1), both rising."""
+    """Return the levels (2^b) for N(0, 1) and the thresholds (2^b - 1) between them, rising."""
     count = 2**bits
     share = (torch.arange(count, dtype=torch.float64) + 0.5) / count
     levels = torch.special.ndtri(share)
     for _ in range(ROUNDS):
+        # Lloyd's iteration: cut half-way between levels, then move each to the middle of its cell
         cuts = (levels[1:] + levels[:-1]) / 2
         ends = torch.cat([cuts.new_tensor([-math.inf]), cuts, cuts.new_tensor([math.inf])])
         below = torch.special.ndtr(ends)

@@ -14,7 +14,7 @@ from ..core.checks import between, one_of
 from ..core.errors import DataError, ShapeError
 from ..kernels.gqsa import affine, bound, codes_of, gqsa, rounded, spread
 from .bits import pack_bits, unpack_bits
-from .rows import kept_of, matrix
+from .rows import kept_of, matrix, sides
 
 ACTIVATIONS = ("float", "int8")
 FAST = (4, 16)  # bits and group of the kernel
@@ -57,56 +57,57 @@ class GroupSparse(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """keep: None = what is not 0. A group with a kept weight is kept, its others as 0."""
+        """Encode a weight; a group with any kept weight is stored, its other weights as 0.
+
+        keep: True = kept, None = the weights that are not 0.
+        """
         keep = kept_of(weight, keep)
         w = weight.detach().float()
         if not bool(torch.isfinite(w).all()):
-            got, fix = (
-                f"{int((~torch.isfinite(w)).sum())} not finite",
-                "Look at how it was trained.",
-            )
+            got = f"{int((~torch.isfinite(w)).sum())} not finite"
+            fix = "Look at how it was trained."
             raise DataError("weight", got=got, want="finite numbers", fix=fix)
-        kept = self.groups(matrix(keep)).any(-1)  # (R, C)
-        some = self.groups(matrix(w.masked_fill(~keep, 0)))[kept]  # (K, G)
-        scales, zeros = affine(some, self.bits)
-        codes = codes_of(some, scales[:, None], zeros[:, None], self.bits)
-        return self.stored(codes, scales, zeros, kept)
+        group_mask = self.groups(matrix(keep)).any(-1)  # (R, C)
+        kept_groups = self.groups(matrix(w.masked_fill(~keep, 0)))[group_mask]  # (K, G)
+        scales, zeros = affine(kept_groups, self.bits)
+        codes = codes_of(kept_groups, scales[:, None], zeros[:, None], self.bits)
+        return self.stored(codes, scales, zeros, group_mask)
 
     def stored(
-        self, codes: Tensor, scales: Tensor, zeros: Tensor, kept: Tensor
+        self, codes: Tensor, scales: Tensor, zeros: Tensor, mask: Tensor
     ) -> dict[str, Tensor]:
-        """What is written for codes that have been chosen.
+        """Return what is stored for codes that have been chosen.
 
-        codes: (K, group), scales, zeros: (K,), row by row; kept: (R, C) bool, K of them.
+        codes: (K, group), scales, zeros: (K,), row by row; mask: (R, C) bool, the K kept groups.
         """
-        rows, across = kept.shape
+        rows, across = mask.shape
         if across > MOST or len(codes) >= 2**31:
             got = f"{across:,} groups in a row, {len(codes):,} in all"
             want, fix = f"at most {MOST:,} and 2^31 - 1", "Take larger groups."
             raise ShapeError("weight", got=got, want=want, fix=fix)
-        ends = kept.sum(1).cumsum(0).to(torch.int32)
+        ends = mask.sum(1).cumsum(0).to(torch.int32)
         return {
             "row_offsets": torch.cat([ends.new_zeros(1), ends]),
-            "columns": kept.nonzero()[:, 1].to(torch.uint16),
+            "columns": mask.nonzero()[:, 1].to(torch.uint16),
             "codes": pack_bits(codes.flatten().long(), self.bits),
             "scales": scales.bfloat16(),
             "zeros": pack_bits(zeros.long(), self.bits),
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """float32 (shape)."""
-        rows, width = _sides(shape)
+        """Return the weight in float32, of this shape."""
+        rows, width = sides(shape)
         across = self.across(width)
         self.check(stored, shape)
         offsets, columns, codes, scales, zeros = (stored[part] for part in PARTS)
         q = unpack_bits(codes, self.bits, len(columns) * self.group).view(-1, self.group)
         z = unpack_bits(zeros, self.bits, len(columns))
-        kept = (q - z[:, None]).float() * scales.float()[:, None]
-        whole = spread(kept, offsets, columns, across)
-        return whole[:, :width].reshape(tuple(shape))
+        groups = (q - z[:, None]).float() * scales.float()[:, None]
+        dense = spread(groups, offsets, columns, across)
+        return dense[:, :width].reshape(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """x W^T; by the kernel for few rows that need no gradient, else decoded first."""
+        """Return x W^T, by the kernel for few rows without gradient, else by decoding first."""
         width = shape[-1] if len(shape) else 1
         flat = x.reshape(x.shape[:-1].numel(), width)
         fast = (self.bits, self.group) == FAST and len(shape) == 2 and x.device.type == "cpu"
@@ -118,20 +119,20 @@ class GroupSparse(Format):
         offsets, columns, codes, scales, zeros = (stored[part] for part in PARTS)
         if len(offsets) != shape[0] + 1:
             self.check(stored, shape)
-        given, integers = self.padded(flat.float()), self.activations == "int8"
-        y = gqsa(given, offsets, columns, codes, scales, zeros, integers)
+        padded, integers = self.padded(flat.float()), self.activations == "int8"
+        y = gqsa(padded, offsets, columns, codes, scales, zeros, integers)
         return y.to(x.dtype).view(*x.shape[:-1], shape[0])
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """See `Format`."""
+        """Return `matmul` with the least overhead for a few rows of x, see `Format`."""
         if (self.bits, self.group) != FAST or len(stored["row_offsets"]) != shape[0] + 1:
             return None
         parts = tuple(stored[part] for part in PARTS)
         return bound(parts, shape[1], self.activations == "int8", FEW)
 
     def check(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> None:
-        """Raises: ShapeError unless what is stored fits together, and the shape."""
-        rows, width = _sides(shape)
+        """Raise ShapeError unless the stored tensors fit each other and the shape."""
+        rows, width = sides(shape)
         offsets, columns, scales = (stored[p] for p in ("row_offsets", "columns", "scales"))
         places, counts = columns.long(), offsets.long().diff()
         count = len(places)
@@ -149,20 +150,14 @@ class GroupSparse(Format):
             raise ShapeError("groups", got=got, want=want, fix=fix)
 
     def across(self, width: int) -> int:
-        """Groups of a row."""
+        """Return the number of groups of a row."""
         return -(-width // self.group)
 
     def padded(self, x: Tensor) -> Tensor:
-        """(..., in) with zeros behind, to whole groups."""
+        """Append zeros to the last axis, up to whole groups."""
         missing = -x.shape[-1] % self.group
         return torch.nn.functional.pad(x, (0, missing)) if missing else x
 
     def groups(self, rows: Tensor) -> Tensor:
-        """(R, in) -> (R, C, group), a short last group filled up with 0."""
+        """Cut rows into groups.  (R, in) -> (R, C, group), a short last group filled with 0."""
         return self.padded(rows).reshape(len(rows), self.across(rows.shape[1]), self.group)
-
-
-def _sides(shape: Sequence[int]) -> tuple[int, int]:
-    """Rows and width of a weight as a matrix, see `rows.matrix`."""
-    size = torch.Size(shape)
-    return (size[0], size[1:].numel()) if len(size) > 1 else (1, size.numel())

@@ -48,26 +48,26 @@ class Rivals:
     command: str
     choices: Sequence[RuntimeFigures]
 
-    def beats(self, other: RuntimeFigures, ours: RuntimeFigures) -> bool:
-        """Return True for a choice that is at least as fast, and as good as far as is known."""
-        if other.format is not None or other.ms > ours.ms or other.quality is None:
+    def beats(self, runtime: RuntimeFigures, ours: RuntimeFigures) -> bool:
+        """Return True if a runtime is as fast as our format, and as good where it was measured."""
+        if runtime.format is not None or runtime.ms > ours.ms or runtime.quality is None:
             return False
         sign = 1 if self.quality in LOWER else -1
-        return ours.quality is None or sign * other.quality <= sign * ours.quality
+        return ours.quality is None or sign * runtime.quality <= sign * ours.quality
 
     def better(self, format: str) -> tuple[RuntimeFigures, RuntimeFigures] | None:
-        """Return the fastest runtime that beats a format, and the format's own figures.
+        """Return the fastest runtime that beats a format, and the format's mine figures.
 
         They are those of its best quality. None where nothing beats it, or it was not measured.
         """
         sign = 1 if self.quality in LOWER else -1
-        known = [c for c in self.choices if c.format == format]
-        if not known:
+        candidates = [c for c in self.choices if c.format == format]
+        if not candidates:
             return None
         worst = float("inf")
-        ours = min(known, key=lambda c: worst if c.quality is None else sign * c.quality)
-        others = [c for c in self.choices if self.beats(c, ours)]
-        return (min(others, key=lambda c: c.ms), ours) if others else None
+        ours = min(candidates, key=lambda c: worst if c.quality is None else sign * c.quality)
+        faster = [c for c in self.choices if self.beats(c, ours)]
+        return (min(faster, key=lambda c: c.ms), ours) if faster else None
 
 
 @cache
@@ -82,19 +82,22 @@ def rivals(kind: str) -> Rivals:
 def advice(kind: str, format: str | None = None) -> str | None:
     """Return one line on the runtime that is the better choice than a format, with the command.
 
-    format: None = the fastest of ours.  None is returned where no runtime was measured to be.
+    kind: "text" or "picture"; format: None = the fastest of ours.  Returns None where no other
+    runtime was measured to be better.
     """
     table = rivals(kind)
     ours = [choice for choice in table.choices if choice.format is not None]
     form = format or min(ours, key=lambda choice: choice.ms).format
-    if form is None or (found := table.better(form)) is None:
+    if form is None or (figures := table.better(form)) is None:
         return None
-    other, own = found
-    known = other.quality is not None and own.quality is not None
-    qualities = f", {table.quality} {other.quality:g} against {own.quality:g}" if known else ""
+    runtime, mine = figures
+    measured = runtime.quality is not None and mine.quality is not None
+    qualities = (
+        f", {table.quality} {runtime.quality:g} against {mine.quality:g}" if measured else ""
+    )
     return (
-        f"{other.name} is the {'better' if known else 'faster'} choice than {own.name} for "
-        f"{table.net}: {other.ms:g} against {own.ms:g} {table.unit}{qualities}{_where()}. "
+        f"{runtime.name} is the {'better' if measured else 'faster'} choice than {mine.name} for "
+        f"{table.net}: {runtime.ms:g} against {mine.ms:g} {table.unit}{qualities}{_where()}. "
         f"{table.command}"
     )
 

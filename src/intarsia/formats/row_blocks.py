@@ -40,35 +40,35 @@ class RowBlocks(Format):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """keep: None = what is not 0."""
+        """Encode the kept blocks.  keep: True = kept, None = the weights that are not 0."""
         keep = kept_of(weight, keep)
-        whole = self._blocks(weight.detach().masked_fill(~keep, 0))
-        kept = self._blocks(keep).flatten(2).any(-1)  # (blocks, in)
-        ends = kept.sum(1).cumsum(0).to(torch.int32)
+        blocks = self._blocks(weight.detach().masked_fill(~keep, 0))
+        block_mask = self._blocks(keep).flatten(2).any(-1)  # (blocks, in)
+        ends = block_mask.sum(1).cumsum(0).to(torch.int32)
         return {
             "ptr": torch.cat([ends.new_zeros(1), ends]),
-            "channels": kept.nonzero()[:, 1].to(torch.int32),
-            "values": whole[kept],
+            "channels": block_mask.nonzero()[:, 1].to(torch.int32),
+            "values": blocks[block_mask],
         }
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
         ptr, channels, values = (stored[name] for name in ("ptr", "channels", "values"))
-        whole = self._blocks(values.new_zeros(tuple(shape)))
+        blocks = self._blocks(values.new_zeros(tuple(shape)))
         counts, channels = ptr.long().diff(), channels.long()
-        fits = len(counts) == len(whole) and values.shape[1:] == whole.shape[2:]
+        fits = len(counts) == len(blocks) and values.shape[1:] == blocks.shape[2:]
         fits = fits and len(values) == len(channels) == int(ptr[-1]) and not int(ptr[0])
         fits = fits and bool((counts >= 0).all()) and bool((channels >= 0).all())
-        if not fits or bool((channels >= whole.shape[1]).any()):
+        if not fits or bool((channels >= blocks.shape[1]).any()):
             got = f"{len(counts)} blocks, {len(channels)} channels, {tuple(values.shape)} values"
             want, fix = f"what a weight of {tuple(shape)} becomes", "Decode with its own shape."
             raise ShapeError("row blocks", got=got, want=want, fix=fix)
-        block = torch.arange(len(whole), device=values.device).repeat_interleave(counts)
-        whole[block, channels] = values
-        rows = whole.permute(0, 3, 1, 2).flatten(0, 1)  # (blocks * rows, in, k k)
+        block = torch.arange(len(blocks), device=values.device).repeat_interleave(counts)
+        blocks[block, channels] = values
+        rows = blocks.permute(0, 3, 1, 2).flatten(0, 1)  # (blocks * rows, in, k k)
         return rows[: shape[0] if len(shape) > 1 else 1].reshape(tuple(shape))
 
     def _blocks(self, weight: Tensor) -> Tensor:
-        """(out, in, ...) -> (blocks, in, k k, rows), with 0 behind the last row."""
+        """Cut the rows into blocks.  (out, in, ...) -> (blocks, in, k k, rows), filled with 0."""
         matrix = weight if weight.dim() > 1 else weight.reshape(1, -1)
         matrix = matrix.reshape(*matrix.shape[:2], matrix.shape[2:].numel())
         padded = torch.nn.functional.pad(matrix, (0, 0, 0, 0, 0, -len(matrix) % self.rows))
@@ -76,6 +76,9 @@ class RowBlocks(Format):
 
 
 def filled(weight: Tensor, rows: int) -> float:
-    """The share of what `RowBlocks(rows)` stores of a weight that is not 0; 1 of an empty one."""
+    """Return the share of the values that `RowBlocks(rows)` stores which are not 0.
+
+    1 for a weight of which nothing is stored.
+    """
     values = RowBlocks(rows).encode(weight)["values"]
     return float((values != 0).float().mean()) if values.numel() else 1.0

@@ -1,19 +1,31 @@
-"""A weight as rows, and which of its entries a format of zeros keeps."""
+"""A weight as a matrix of rows, and the mask of the entries that a sparse format keeps."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import torch
 from torch import Tensor
 
 from ..core.errors import ShapeError
 
 
 def matrix(weight: Tensor) -> Tensor:
-    """(out, the rest); a vector is one row."""
+    """Flatten a weight to (out, the rest); a vector is one row."""
     return weight.flatten(1) if weight.dim() > 1 else weight.reshape(1, -1)
 
 
+def sides(shape: Sequence[int]) -> tuple[int, int]:
+    """Return the rows and the width that `matrix` gives a weight of this shape."""
+    size = torch.Size(shape)
+    return (size[0], size[1:].numel()) if len(size) > 1 else (1, size.numel())
+
+
 def kept_of(weight: Tensor, keep: Tensor | None) -> Tensor:
-    """`keep`; None = what is not 0.  Raises: ShapeError for a mask of another shape."""
+    """Return the mask `keep`, or for None that of the weights that are not 0.
+
+    Raises: ShapeError for a mask of another shape.
+    """
     keep = weight != 0 if keep is None else keep
     if keep.shape != weight.shape:
         want = tuple(weight.shape)

@@ -14,7 +14,7 @@ from ..core import Format
 from ..core.checks import between
 from ..core.errors import DataError, ShapeError
 from ..kernels.ternary import Dictionary, bound, dictionary, digits_of, ternary, words_of
-from .rows import kept_of, matrix
+from .rows import kept_of, matrix, sides
 
 FEW = 4  # rows of x up to which decoding them each time is faster than decoding the weight
 PARTS = ("codes", "row_offsets", "levels")
@@ -22,7 +22,7 @@ PARTS = ("codes", "row_offsets", "levels")
 
 @dataclass(frozen=True)
 class Ternary(Format):
-    """Each weight becomes 0, or the least or largest of its row: whichever is nearest.
+    """Weights rounded to the nearest of 0, the least and the largest of their row.
 
     Levels are min(w, 0), 0 and max(w, 0) of each row in bfloat16, thresholds at half; a weight
     whose row has no negative one, or no positive one, has two. Digits (0 for a zero, 1 for the
@@ -46,20 +46,18 @@ class Ternary(Format):
 
     @classmethod
     def of(cls, digits: Tensor) -> Ternary:
-        """The format whose dictionary was made for as many zeros as some digits have."""
+        """Return the format whose dictionary is made for the share of zeros among these digits."""
         share = float((digits == 0).double().mean()) if digits.numel() else 0.885
         return cls(min(0.995, max(0.4, round(share, 3))))
 
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """keep: None = all; a weight that is not kept is 0, and others may become 0."""
+        """Encode a weight, of which more may become 0.  keep: others are 0, None = all."""
         w = weight.detach().float()
         if not bool(torch.isfinite(w).all()):
-            got, fix = (
-                f"{int((~torch.isfinite(w)).sum())} not finite",
-                "Look at how it was trained.",
-            )
+            got = f"{int((~torch.isfinite(w)).sum())} not finite"
+            fix = "Look at how it was trained."
             raise DataError("weight", got=got, want="finite numbers", fix=fix)
         if keep is not None:
             w = w.masked_fill(~kept_of(weight, keep), 0)
@@ -68,7 +66,7 @@ class Ternary(Format):
         return self.stored(nearest(rows, levels), levels)
 
     def stored(self, digits: Tensor, levels: Tensor) -> dict[str, Tensor]:
-        """What is written for digits that have been chosen.
+        """Return what is stored for digits that have been chosen.
 
         digits: (R, C) uint8, 0 for a zero, 1 for the least, 2 for the largest; levels: (R, 2).
         """
@@ -77,43 +75,44 @@ class Ternary(Format):
         return {"codes": codes, "row_offsets": offsets, "levels": levels.bfloat16()}
 
     def decode(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """float32 (shape)."""
+        """Return the weight in float32, of this shape."""
         self.check(stored, shape)
-        rows, width = _sides(shape)
+        rows, width = sides(shape)
         levels = stored["levels"].float()
         digits = digits_of(stored["codes"], self.dictionary).view(rows, width + width % 2).long()
         level = torch.cat([levels.new_zeros(rows, 1), levels], 1)  # 0, min, max
         return level.gather(1, digits[:, :width]).reshape(tuple(shape))
 
     def matmul(self, x: Tensor, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Tensor:
-        """x W^T; decoded in registers for few rows that need no gradient, else decoded first."""
+        """Return x W^T, decoding in registers for few rows without gradient, else first."""
         width = shape[-1] if len(shape) else 1
         flat = x.reshape(x.shape[:-1].numel(), width)
         learned = torch.is_grad_enabled() and x.requires_grad
-        here = x.device.type == "cpu" and len(shape) == 2 and x.dtype != torch.float64
-        if learned or not here or len(flat) > FEW:
+        suits = x.device.type == "cpu" and len(shape) == 2 and x.dtype != torch.float64
+        if learned or not suits or len(flat) > FEW:
             return (flat @ self.decode(stored, shape).to(x).T).view(*x.shape[:-1], shape[0])
-        given = torch.nn.functional.pad(flat.float(), (0, width % 2))
+        padded = torch.nn.functional.pad(flat.float(), (0, width % 2))
         codes, offsets, levels = (stored[part] for part in PARTS)
         if len(levels) != shape[0]:
             self.check(stored, shape)
-        y = ternary(given, codes, offsets, levels, self.dictionary)
+        y = ternary(padded, codes, offsets, levels, self.dictionary)
         return y.to(x.dtype).view(*x.shape[:-1], shape[0])
 
     def bound(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> Any:
-        """See `Format`."""
+        """Return `matmul` with the least overhead for a few rows of x, see `Format`."""
         if len(shape) != 2 or len(stored["levels"]) != shape[0]:
             return None
         return bound(tuple(stored[part] for part in PARTS), shape[1], self.dictionary, FEW)
 
     def check(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> None:
-        """Raises: ShapeError unless what is stored fits together, and the shape."""
-        rows, width = _sides(shape)
+        """Raise ShapeError unless the stored tensors fit each other and the shape."""
+        rows, width = sides(shape)
         codes, offsets, levels = (stored[part] for part in PARTS)
         fits = offsets.shape == (rows + 1,) and levels.shape == (rows, 2) and codes.dim() == 1
         fits = fits and not int(offsets[0]) and int(offsets[-1]) == len(codes)
         fits = fits and bool((offsets.diff() >= 0).all())
         if fits:
+            # the words of a row must cover exactly its digits
             ends = torch.cat(
                 [offsets.new_zeros(1), self.dictionary.lengths[codes.long()].cumsum(0)]
             )
@@ -128,8 +127,8 @@ class Ternary(Format):
         """The words; built once in a process."""
         return dictionary(self.zeros)
 
-    def told(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> str:
-        """How many bits a weight takes, and a better dictionary where the zeros are others."""
+    def describe(self, stored: Mapping[str, Tensor], shape: Sequence[int]) -> str:
+        """Describe the bits that a weight takes, and a better dictionary if there is one."""
         decoded = matrix(self.decode(stored, shape))
         size = max(1, decoded.numel())
         share = float((decoded == 0).sum()) / size
@@ -142,7 +141,7 @@ class Ternary(Format):
 
 
 def levels_of(rows: Tensor) -> Tensor:
-    """min(w, 0) and max(w, 0) of each row, as bfloat16 has them.  (R, C) -> (R, 2) float32."""
+    """Return min(w, 0) and max(w, 0) of each row, rounded to bfloat16.  (R, C) -> (R, 2)."""
     if not rows.shape[1]:
         return rows.new_zeros(len(rows), 2)
     ends = torch.stack([rows.amin(1).clamp(max=0), rows.amax(1).clamp(min=0)], 1)
@@ -150,7 +149,7 @@ def levels_of(rows: Tensor) -> Tensor:
 
 
 def nearest(rows: Tensor, levels: Tensor) -> Tensor:
-    """The digit of each weight: 1 below half the least, 2 above half the largest.
+    """Return the digit of each weight: 1 below half the least, 2 above half the largest.
 
     A weight is 0 unless it is nearer to a level that is not 0: zeros come first.
     rows: (R, C), levels: (R, 2) -> (R, C) uint8.
@@ -163,13 +162,7 @@ def nearest(rows: Tensor, levels: Tensor) -> Tensor:
 
 
 def entropy(zeros: float) -> float:
-    """Bits of a digit that is 0 with that probability, and 1 or 2 alike otherwise."""
+    """Return the entropy in bits of a digit that is 0 with this probability, else 1 or 2."""
     rest = 1 - zeros
     parts = [(zeros, 1), (rest / 2, 2)]
     return -sum(n * p * math.log2(p) for p, n in parts if p > 0)
-
-
-def _sides(shape: Sequence[int]) -> tuple[int, int]:
-    """Rows and width of a weight as a matrix, see `rows.matrix`."""
-    size = torch.Size(shape)
-    return (size[0], size[1:].numel()) if len(size) > 1 else (1, size.numel())

@@ -9,18 +9,18 @@ from ..core import Routing
 
 
 def _share(probs: Tensor, routing: Routing, valid: Tensor | None) -> tuple[Tensor, Tensor]:
-    """f (pairs of each expert per token) and P (mean probability), both (E,)."""
+    """Return f (pairs of each expert per token) and P (mean probability), both (E,)."""
     tokens = probs.new_tensor(len(probs)) if valid is None else valid.sum().to(probs.dtype)
     tokens = tokens.clamp(min=1)
-    kept = probs if valid is None else probs * valid[:, None]
+    real_probs = probs if valid is None else probs * valid[:, None]
     load = routing.load().to(probs.dtype)
-    if valid is not None:
+    if valid is not None:  # a compiled graph keeps pairs of padding, which count nowhere
         load = torch.zeros_like(load).index_add(0, routing.expert, valid[routing.token].to(load))
-    return load / tokens, kept.sum(0) / tokens
+    return load / tokens, real_probs.sum(0) / tokens
 
 
 def balance(probs: Tensor, routing: Routing, valid: Tensor | None = None) -> Tensor:
-    """E sum_e f_e P_e, with f_e the pairs of an expert per token and P_e its mean probability.
+    """Return E sum_e f_e P_e: f_e are an expert's pairs per token, P_e is its mean probability.
 
     Smallest, k for k experts a token, at uniform routing; E where all tokens have the same k. With
     k = 1 the Switch loss (arXiv:2101.03961, eq. 4), else Mixtral's, as transformers has it.
@@ -31,8 +31,9 @@ def balance(probs: Tensor, routing: Routing, valid: Tensor | None = None) -> Ten
 
 
 def z_loss(logits: Tensor, valid: Tensor | None = None) -> Tensor:
-    """The mean of logsumexp(logits)^2, which keeps logits small (ST-MoE, arXiv:2202.08906, eq. 5).
+    """Return the mean of logsumexp(logits)^2, which keeps logits small.
 
+    Source: ST-MoE, arXiv:2202.08906, eq. 5.
     logits: (N, E); valid: (N,), False = padding.
     """
     squared = logits.logsumexp(-1).square()
@@ -42,5 +43,5 @@ def z_loss(logits: Tensor, valid: Tensor | None = None) -> Tensor:
 
 
 def entropy(probs: Tensor) -> Tensor:
-    """- sum_e p_e log p_e in nats.  (..., E) -> (...)."""
+    """Return - sum_e p_e log p_e in nats.  (..., E) -> (...)."""
     return torch.special.entr(probs).sum(-1)

@@ -1,4 +1,4 @@
-"""What a batch carries beside its inputs: one object for all routers and mixtures of a model."""
+"""The context of a batch, beside its inputs: one object for all routers and mixtures of a model."""
 
 from __future__ import annotations
 
@@ -31,14 +31,15 @@ class LayerState:
         self._left[layer] = (state, torch.is_grad_enabled())
 
     def left(self, layer: int) -> Tensor | None:
-        """The state that this very layer left."""
+        """Return the state that this very layer left."""
         return self._left[layer][0] if layer in self._left else None
 
     def before(self, layer: int) -> Tensor | None:
-        """The state of the nearest layer before; None at the first.
+        """Return the state of the nearest layer before; None at the first.
 
         Raises: ConfigError if it was made without a graph, though this layer has one.
         """
+        # not always layer - 1: a layer in between may have left no state
         earlier = [number for number in self._left if number < layer]
         if not earlier:
             return None
@@ -107,13 +108,13 @@ class Context:
         self._computed = None
 
     def tasks(self) -> Tensor | None:
-        """The task of each sample; also when checkpointing computes a block a second time."""
+        """Return the task of each sample, also when checkpointing computes a block again."""
         if self.task_ids is not None and self.hold:
             self._computed = self.task_ids
         return self.task_ids if self.task_ids is not None else self._computed
 
     def check_task_ids(self, samples: int) -> None:
-        """Raises: ShapeError if there are task ids for another number of samples."""
+        """Raise ShapeError if there are task ids for another number of samples."""
         # only here: asking for the length would fix it in an exported program
         if self.task_ids is not None and len(self.task_ids) != samples:
             got = f"{len(self.task_ids)} for a batch of {samples}"
@@ -122,7 +123,7 @@ class Context:
 
     @contextmanager
     def having(self, **values: Any) -> Iterator[None]:
-        """Inside, these attributes have these values."""
+        """Set these attributes to these values inside the `with` block."""
         before = {name: getattr(self, name) for name in values}
         vars(self).update(values)
         try:
@@ -132,8 +133,8 @@ class Context:
 
     def __getstate__(self) -> dict[str, Any]:
         # a routing holds a graph, which cannot be copied
-        kept = ("states", "hold", "passes", "shard", "counting", "joined")
-        return vars(Context()) | {name: getattr(self, name) for name in kept}
+        settings = ("states", "hold", "passes", "shard", "counting", "joined")
+        return vars(Context()) | {name: getattr(self, name) for name in settings}
 
 
 class ReadsContext(nn.Module):
@@ -148,43 +149,44 @@ FOUND = "_found_once"  # of a model, while `finding_once` holds
 
 
 def steps_with(module: nn.Module) -> bool:
-    """Whether it has a `before_step`."""
+    """Return True if the module's class defines `before_step`."""
     # asked of the class: a module looks through its parameters for what is not there
     return callable(getattr(type(module), "before_step", None))
 
 
 def told_modules(model: nn.Module) -> Sequence[nn.Module]:
-    """The modules inside a model that are told of batches or of steps, in its order."""
-    if (known := vars(model).get(FOUND)) is not None:
-        return known
+    """Return the modules that read a `Context` or have a `before_step`, in the model's order."""
+    # inside `finding_once` the list is stored on the model
+    if (cached := vars(model).get(FOUND)) is not None:
+        return cached
     return [m for m in model.modules() if isinstance(m, ReadsContext) or steps_with(m)]
 
 
 @contextmanager
 def finding_once(*models: nn.Module) -> Iterator[None]:
-    """Inside, `told_modules` of these models are looked for once, not at every step.
+    """Look for the `told_modules` of these models once inside the block, not at every step.
 
     A model whose modules have something to do before a step is looked through each time: they may
     come and go then. Not for a model that gets modules that read a context inside.
     """
     with ExitStack() as stack:
         for model in dict.fromkeys(models):
-            found = told_modules(model)
-            if FOUND not in vars(model) and not any(map(steps_with, found)):
-                vars(model)[FOUND] = found
+            modules = told_modules(model)
+            if FOUND not in vars(model) and not any(map(steps_with, modules)):
+                vars(model)[FOUND] = modules
                 stack.callback(vars(model).pop, FOUND)
         yield
 
 
 def contexts(model: nn.Module) -> list[Context]:
-    """The contexts of a model: one if it was joined, else one for each module that reads one."""
+    """Return the contexts of a model: one after `join`, else one of each module that reads it."""
     readers = (m for m in told_modules(model) if isinstance(m, ReadsContext))
     return list({id(m.context): m.context for m in readers}.values())
 
 
 @contextmanager
 def having(model: nn.Module, **values: Any) -> Iterator[None]:
-    """Inside, the model's `Context` has these values."""
+    """Set these values in the model's `Context` inside the `with` block."""
     with ExitStack() as stack:
         for context in contexts(model):
             stack.enter_context(context.having(**values))
@@ -198,12 +200,12 @@ def redraw(model: nn.Module) -> None:
 
 
 def passes(model: nn.Module, count: int) -> AbstractContextManager[None]:
-    """Inside, the model's input is `count` stacked copies of a batch, each with its own draws."""
+    """Treat the input inside the block as `count` stacked copies of a batch, with own draws."""
     return having(model, passes=count)
 
 
 def task_ids(model: nn.Module, ids: Tensor) -> AbstractContextManager[None]:
-    """Inside, the samples of a batch are of these tasks.  ids: (B,) int64.
+    """Set the task of each sample inside the `with` block.  ids: (B,) int64.
 
     Works for every host, whatever arguments its forward takes:
     `with intarsia.gating.task_ids(model, ids): logits = model(images)`.
@@ -236,13 +238,17 @@ def set_ids(model: nn.Module, ids: Tensor | None) -> None:
 
 
 @contextmanager
-def of_samples(model: nn.Module, chosen: Tensor) -> Iterator[None]:
-    """Inside, the model gets some of the batch's samples.  chosen: (B,) bool, on the CPU."""
+def of_samples(model: nn.Module, selected: Tensor) -> Iterator[None]:
+    """Cut the `Context` to some of the batch's samples inside the `with` block.
+
+    selected: (B,) bool, on the CPU.
+    """
     names = ("valid", "task_ids", "input_ids", "modality", "ids")
     with ExitStack() as stack:
         for context in contexts(model):
-            whole = {name: getattr(context, name) for name in names}
-            fits = {n: t for n, t in whole.items() if t is not None and len(t) == len(chosen)}
-            some = {name: t[chosen.to(t.device)] for name, t in fits.items()}
-            stack.enter_context(context.having(**some))
+            batch = {name: getattr(context, name) for name in names}
+            # only what has a row for each sample is cut
+            fits = {n: t for n, t in batch.items() if t is not None and len(t) == len(selected)}
+            subset = {name: t[selected.to(t.device)] for name, t in fits.items()}
+            stack.enter_context(context.having(**subset))
         yield

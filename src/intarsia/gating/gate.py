@@ -1,4 +1,4 @@
-"""What linear gates have in common: logits in float32, jitter while training, losses."""
+"""The common part of linear gates: logits in float32, jitter while training, losses."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ class Terms:
     z: float = 0.0
 
     def __post_init__(self) -> None:
-        for what in ("std", "balance", "z"):
-            at_least(what, getattr(self, what), 0, "Try 0.01.")
+        for name in ("std", "balance", "z"):
+            at_least(name, getattr(self, name), 0, "Try 0.01.")
         below_one("jitter", self.jitter, fix="Try 0.01.")
 
     @classmethod
     def of(cls, config: object) -> Terms:
-        """Those of a router's settings, by the names of its fields.
+        """Return the terms that a router's settings have among their fields.
 
         Raises: ConfigError for one out of range.
         """
@@ -70,20 +70,22 @@ class ScoreRouter(Router, Generic[C]):
 
     @abc.abstractmethod
     def logits(self, rows: Tensor) -> Tensor:
-        """(N, d) -> (N, E), in float32 or better, under autocast as well."""
+        """Return the logits of rows, float32 or better, also under autocast.  (N, d) -> (N, E)."""
 
     @abc.abstractmethod
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Experts and weights of each row, (N, k) both, and which of them count, (N, k) or None.
+        """Choose experts for each row by its logits (N, E).
 
-        logits: (N, E).
+        Returns experts and weights, (N, k) both, and a mask of those that count, (N, k) bool;
+        None = all count.
         """
 
     def limit(self, routing: Routing) -> Routing:
-        """The routing after what a capacity drops; the losses count all pairs."""
+        """Drop the pairs above a capacity, after the losses were computed from all of them."""
         return routing
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        # a compiled graph has a fixed number of pairs: padding keeps its pairs, with weight 0
         if valid is not None and not (self.by_row and torch.compiler.is_compiling()):
             return of_real(rows, valid, lambda real: self.route(real, None))
         x = rows
@@ -95,12 +97,14 @@ class ScoreRouter(Router, Generic[C]):
         index, weight, counts = self.choose(logits)
         if valid is not None:
             weight = torch.where(valid[:, None], weight, 0)
-        whole = Routing.from_topk(index, weight.to(rows.dtype), self.experts)
-        routing = whole if counts is None else keep_pairs(whole, counts.flatten())
+        all_pairs = Routing.from_topk(index, weight.to(rows.dtype), self.experts)
+        routing = all_pairs if counts is None else keep_pairs(all_pairs, counts.flatten())
+        # the losses see every pair; the capacity drops some after that
         losses = self._losses(logits, routing, valid) if self.training and len(rows) else {}
         return replace(self.limit(routing), losses=losses)
 
     def _losses(self, logits: Tensor, routing: Routing, valid: Tensor | None) -> dict[str, Tensor]:
+        """Return the losses whose coefficient is not 0, by name."""
         losses: dict[str, Tensor] = {}
         if self.terms.balance:
             losses["balance"] = self.terms.balance * balance(logits.softmax(-1), routing, valid)
@@ -125,16 +129,17 @@ class GateRouter(ScoreRouter[C]):
 
 
 def best(logits: Tensor, active: int) -> tuple[Tensor, Tensor, None]:
-    """The experts of largest logits and their softmax, for `choose`.  (N, E) -> (N, active) both.
+    """Choose the `active` experts of largest logits, weighted by their softmax.
 
-    The softmax over the chosen ones is their share of the softmax over all.
+    This is their share of the softmax over all.  (N, E) -> index and weight, (N, active) both, and
+    None, as `choose` returns.
     """
-    chosen, index = logits.topk(active)
-    return index, chosen.softmax(-1), None
+    top, index = logits.topk(active)
+    return index, top.softmax(-1), None
 
 
 def wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """rows W^T + b in float32 or better, under autocast as well.  (N, d) -> (N, out).
+    """Compute rows W^T + b in float32 or better, also under autocast.  (N, d) -> (N, out).
 
     Raises: ShapeError for rows of another width.
     """
@@ -146,7 +151,7 @@ def wide_linear(rows: Tensor, weight: Tensor, bias: Tensor | None = None) -> Ten
 
 
 def wide_layer(rows: Tensor, layer: nn.Linear) -> Tensor:
-    """The same with a layer's weights; a layer with an adapter is called, in its own type."""
+    """Apply a layer as `wide_linear` does; one with an adapter is called, in its own dtype."""
     if type(layer) is nn.Linear:
         return wide_linear(rows, layer.weight, layer.bias)
     with uncast(rows.device):
@@ -155,14 +160,14 @@ def wide_layer(rows: Tensor, layer: nn.Linear) -> Tensor:
 
 
 def uncast(device: torch.device) -> AbstractContextManager[object]:
-    """Inside, autocast is off; the meta device has none."""
+    """Turn autocast off inside the `with` block; the meta device has none."""
     if not torch.amp.is_autocast_available(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
 
 
 def room_for(factor: float, pairs: int, experts: int) -> int:
-    """Places of an expert, ceil(factor pairs / E)."""
+    """Return the places of an expert, ceil(factor pairs / E)."""
     # the product of floats may be a little above the whole number that it should be
     return math.ceil(factor * pairs / experts - 1e-9)
 
@@ -176,24 +181,27 @@ def check_width(rows: Tensor, width: int) -> None:
 
 
 def of_real(rows: Tensor, valid: Tensor, route: Callable[[Tensor], Routing]) -> Routing:
-    """The routing of all rows, made by `route` from those that are not padding."""
+    """Route the rows that are no padding by `route`; padding gets no expert.
+
+    rows: (N, d); valid: (N,) bool, False = padding.  Returns the routing of all N rows.
+    """
     real = valid.nonzero()[:, 0]
-    found = route(rows[real])
-    return replace(found, token=real[found.token], tokens=len(rows))
+    routing = route(rows[real])
+    return replace(routing, token=real[routing.token], tokens=len(rows))
 
 
 def gated(gates: Tensor, dtype: torch.dtype, keep: Tensor | None = None) -> Routing:
-    """The routing of gates (N, E) where `keep` (N, E) is True; without it, of those above 0.
+    """Return the routing whose pairs are the gates (N, E) where `keep` (N, E) is True.
 
-    A gate of NaN is one of them, so that it is seen in the output.
+    keep: None = the gates above 0, and those of NaN, so that a NaN is seen in the output.
     """
     index = torch.arange(gates.shape[1], device=gates.device).expand_as(gates)
-    whole = Routing.from_topk(index, gates.to(dtype), gates.shape[1])
-    return keep_pairs(whole, (~(gates <= 0) if keep is None else keep).flatten())
+    all_pairs = Routing.from_topk(index, gates.to(dtype), gates.shape[1])
+    return keep_pairs(all_pairs, (~(gates <= 0) if keep is None else keep).flatten())
 
 
 def keep_pairs(routing: Routing, keep: Tensor) -> Routing:
-    """The pairs where `keep` is True; all of them on the meta device, which has no values."""
+    """Return the pairs where `keep` is True; on the meta device, which has no values, all."""
     if keep.is_meta:
         return routing
     token, expert, weight = (t[keep] for t in (routing.token, routing.expert, routing.weight))

@@ -1,4 +1,4 @@
-"""How the modules of a model come to share one `Context`, and how a forward sets it."""
+"""Joining the modules of a model to one `Context`, which every forward sets from its arguments."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ class BeforeForward:
         self.context, self.stays = context, stays
 
     def __call__(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
-        """Raises: ShapeError for task ids of another batch."""
+        """Start a forward and set padding and ids.  Raises: ShapeError for other task ids."""
         context = self.context
         context.start()
         if context.task_ids is not None:
-            given = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
-            context.check_task_ids(len(given[0]) if given else 0)
+            tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
+            context.check_task_ids(len(tensors[0]) if tensors else 0)
         if len(args) > 1:  # a mask may be among them
             with contextlib.suppress(TypeError):  # the forward itself will say what is wrong
                 bound = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments
@@ -54,9 +54,10 @@ def join(model: nn.Module) -> Context:
     """
     if stacks := _stacks(model):
         return [join(stack) for stack in stacks][-1]
+    # layers of an earlier join keep their thread; only new ones get a number
     number_layers([m for m in model.modules() if isinstance(m, PassesState)])
-    known = [hook.context for _, hook in _hooks(model)] + [c for c in contexts(model) if c.joined]
-    context = known[0] if known else Context()
+    joined = [hook.context for _, hook in _hooks(model)] + [c for c in contexts(model) if c.joined]
+    context = joined[0] if joined else Context()
     context.joined = True
     threads = dict[int, Any]()
     for module in model.modules():
@@ -69,7 +70,8 @@ def join(model: nn.Module) -> Context:
 
 
 def number_layers(modules: Sequence[PassesState]) -> None:
-    """Put those that are on no thread yet on one for each kin, in this order."""
+    """Number the modules that are on no thread yet, in this order; each kin has one thread."""
+    # a GRU cell of one width cannot serve a thread of another: one thread for each kin
     fresh: dict[Hashable, list[PassesState]] = {}
     for module in modules:
         if not module.joined:
@@ -79,15 +81,17 @@ def number_layers(modules: Sequence[PassesState]) -> None:
 
 
 def _follow(layers: Sequence[PassesState]) -> None:
+    """Make these modules the layers 0, 1, ... of the first one's thread."""
     for number, module in enumerate(layers):
         module.follow(layers[0], number)
 
 
 def rejoin(model: nn.Module) -> Context:
-    """Number the layers anew once some are gone: what those of a thread share is the first's again.
+    """Number the layers anew after some were removed; each stays on its thread.
 
-    Those that were on different threads stay so.
+    What the layers of a thread share belongs to its first one again.
     """
+    # by thread, not by kin: two threads of one kin must not become one
     threads: dict[int, list[PassesState]] = {}
     for module in model.modules():
         if isinstance(module, PassesState) and module.joined:
@@ -111,28 +115,30 @@ def start(model: nn.Module) -> None:
         if not isinstance(module, PassesState) or module.joined:
             continue
         if module.kin in alone:
-            what, got = f"{type(module).__name__}s", "several, each on a thread of its own"
+            name, got = f"{type(module).__name__}s", "several, each on a thread of its own"
             fix = "Call gating.join(model) once, before the optimiser is made."
-            raise ConfigError(what, got=got, want="one thread along the model's depth", fix=fix)
+            raise ConfigError(name, got=got, want="one thread along the model's depth", fix=fix)
         alone.add(module.kin)
 
 
 def watch(model: nn.Module, *, stays: bool = False) -> Callable[[], None]:
-    """Join a model, and set its `Context` before every forward; returns what undoes the hook.
+    """Join a model, and set its `Context` before every forward.
+
+    stays: the hook outlives the removal of adapters.  Returns a function that removes the hook.
 
     Draws are then held until the next forward. A model that is watched is joined again, and has
     the one hook. A model without modules that read a `Context` gets none.
     """
     if stacks := _stacks(model):  # each is called with a mask and ids of its own
-        each = ExitStack()
+        hooks = ExitStack()
         for stack in stacks:
-            each.callback(watch(stack, stays=stays))
-        return each.close
+            hooks.callback(watch(stack, stays=stays))
+        return hooks.close
     if not contexts(model):
         return lambda: None
     context = join(model)
     context.hold = True
-    for _, hook in _hooks(model):
+    for _, hook in _hooks(model):  # watched before: keep the one hook
         hook.stays = hook.stays or stays
         return lambda: None
     hook = BeforeForward(context, stays=stays)
@@ -140,7 +146,7 @@ def watch(model: nn.Module, *, stays: bool = False) -> Callable[[], None]:
 
 
 def unwatch(model: nn.Module, *, all: bool = False) -> None:
-    """Take the hook of `watch` off a model again; one that stays only with `all`."""
+    """Remove the hook of `watch` from a model.  all: also a hook that stays."""
     for stack in _stacks(model):
         unwatch(stack, all=all)
     for key, hook in _hooks(model):
@@ -150,12 +156,14 @@ def unwatch(model: nn.Module, *, all: bool = False) -> None:
 
 
 def _stacks(model: nn.Module) -> list[nn.Module]:
-    """The encoder and the decoder of a transformers model that has both."""
+    """Return the encoder and the decoder of a transformers model that has both."""
     if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
         return []
+    # the first module that holds both is the model itself; others are inside it
     both = (m for m in model.modules() if {"encoder", "decoder"} <= m._modules.keys())
     return [part for m in both for part in (m.encoder, m.decoder)][:2]  # pyright: ignore
 
 
 def _hooks(model: nn.Module) -> list[tuple[int, BeforeForward]]:
+    """Return the hooks of `watch` on a model, with their keys."""
     return [(k, h) for k, h in model._forward_pre_hooks.items() if isinstance(h, BeforeForward)]

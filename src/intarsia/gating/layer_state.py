@@ -24,23 +24,23 @@ class PassesState(ReadsContext):
 
     @property
     def kin(self) -> Hashable:
-        """Modules with equal kin are on one thread."""
+        """The key of the module's thread: modules with equal kin are on one."""
         return type(self)
 
     def follow(self, first: Self, layer: int) -> None:
-        """Be number `layer` on the thread of `first`."""
+        """Become layer number `layer` on the thread of `first`."""
         self.thread, self.layer, self.joined = first.thread, layer, True
 
     def carried(self, rows: int) -> Tensor | None:
-        """The state of the layer before, (rows, ...); None at the first layer.
+        """Return the state of the layer before, (rows, ...); None at the first layer.
 
         Raises: ShapeError for a state of other rows.
         """
         state = self.thread.before(self.layer)
         if state is not None and len(state) != rows:
-            what, got = "state of the layer before", f"{len(state)} rows"
+            name, got = "state of the layer before", f"{len(state)} rows"
             fix = "Call gating.start(model) before each forward; all layers see the same tokens."
-            raise ShapeError(what, got=got, want=f"{rows}", fix=fix)
+            raise ShapeError(name, got=got, want=f"{rows}", fix=fix)
         return state
 
     def carry(self, state: Tensor) -> None:

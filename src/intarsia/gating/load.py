@@ -39,32 +39,38 @@ class Load:
 
     @property
     def entropy(self) -> float:
-        """Of the shares, over its largest value log E: 1 = even, 0 = one has all."""
+        """The entropy of the shares over its largest value log E: 1 = even, 0 = one has all."""
         if len(self.share) == 1:
             return 1.0
         return -sum(s * math.log(s) for s in self.share if s > 0) / math.log(len(self.share))
 
     @property
     def collapsed(self) -> bool:
-        """Whether k experts, as many as one row has, get nearly all of more than k."""
+        """True if k experts, as many as one row has, get over 90 % and there are more than k."""
         k = max(1, round(self.active))
         return len(self.share) > k and sum(sorted(self.share)[-k:]) > COLLAPSED
 
 
 def loads(model: nn.Module) -> dict[str, Load]:
-    """The load of each learned router since `forget`, by path; routers without rows are left out.
+    """Return the load of each learned router since `forget`, by path.
 
-    Counted while training, or inside `counting`: `received` of `Router`.
+    Routers without rows are left out. Counted while training, or inside `counting`: `received` of
+    `Router`.
     """
-    found = {n: _load(r.received, r.served) for n, r in learned_routers(model).items()}
-    return {name: load for name, load in found.items() if load is not None}
+    by_path = {n: _load(r.received, r.served) for n, r in learned_routers(model).items()}
+    return {name: load for name, load in by_path.items() if load is not None}
 
 
 def _load(received: Tensor, served: int) -> Load | None:
+    """Return the load of a router, None without pairs.
+
+    received: (2, E), pairs and weight of each expert; served: rows that had an expert.
+    """
+    # pairs say nothing where every expert has every row: count the weights instead
     pairs, weight = received
     if not bool(pairs.any()):
         return None
-    # where every expert has every row, only weights tell them apart
+
     weighed = served > 0 and bool((pairs == served).all()) and bool(weight.any())
     counted = weight if weighed else pairs
     active = 1.0 if weighed or not served else float(pairs.sum()) / served
@@ -79,7 +85,7 @@ def forget(model: nn.Module) -> None:
 
 @contextmanager
 def counting(model: nn.Module) -> Iterator[None]:
-    """Inside, learned routers count in every mode, from zero; then as before.
+    """Let learned routers count their load from zero, in every mode, inside the `with` block.
 
     `loads(model)`, or `received` of each router, is to be read inside.
     """
@@ -94,30 +100,29 @@ def counting(model: nn.Module) -> Iterator[None]:
             router.received, router.served = received, served
 
 
-def summary(found: Mapping[str, Load]) -> dict[str, float]:
-    """Means over routers, for a curve."""
-    if not found:
+def summary(by_path: Mapping[str, Load]) -> dict[str, float]:
+    """Return the means of variation and entropy over the routers, for a curve."""
+    if not by_path:
         return {}
-    count = len(found)
+    count = len(by_path)
     return {
-        "load_variation": sum(load.variation for load in found.values()) / count,
-        "load_entropy": sum(load.entropy for load in found.values()) / count,
+        "load_variation": sum(load.variation for load in by_path.values()) / count,
+        "load_entropy": sum(load.entropy for load in by_path.values()) / count,
     }
 
 
-def warn_of_collapse(found: Mapping[str, Load]) -> bool:
-    """Warn, with the remedy, where a router has collapsed; returns whether one did."""
-    gone = [name for name, load in found.items() if load.collapsed]
-    if gone:
-        load = found[gone[0]]
+def warn_of_collapse(by_path: Mapping[str, Load]) -> bool:
+    """Warn, with the remedy, where a router has collapsed.  Returns True if one did."""
+    collapsed = [name for name, load in by_path.items() if load.collapsed]
+    if collapsed:
+        load = by_path[collapsed[0]]
         k = max(1, round(load.active))
         share = sum(sorted(load.share)[-k:])
-        few = "one expert" if k == 1 else f"the same {k} experts"
-        warnings.warn(
-            f"{len(gone)} of {len(found)} routers collapsed; the first, {gone[0]}, sends "
-            f"{share:.0%} to {few} of {len(load.share)}. Raise the method's balance loss, lower "
-            "the learning rate, or use fewer experts.",
-            CollapseWarning,
-            stacklevel=2,
+        experts = "one expert" if k == 1 else f"the same {k} experts"
+        message = (
+            f"{len(collapsed)} of {len(by_path)} routers collapsed; the first, {collapsed[0]}, "
+            f"sends {share:.0%} to {experts} of {len(load.share)}. Raise the method's balance "
+            "loss, lower the learning rate, or use fewer experts."
         )
-    return bool(gone)
+        warnings.warn(message, CollapseWarning, stacklevel=2)
+    return bool(collapsed)

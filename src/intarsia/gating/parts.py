@@ -17,22 +17,24 @@ SMALL = 1e-6
 
 
 def smooth_step(u: Tensor, gamma: float) -> Tensor:
-    """S(u): 0 up to -gamma / 2, 1 from gamma / 2, between them -2 (u/gamma)^3 + 3/2 u/gamma + 1/2.
+    """Return S(u): 0 up to -gamma / 2, 1 from gamma / 2, a cubic between them.
 
+    The cubic is -2 (u / gamma)^3 + 3/2 (u / gamma) + 1/2.
     Exactly 0 and 1 outside the band, where its gradient is 0: start inside.
     """
+    # on [-1/2, 1/2] the cubic has slope 0 at both ends, so that S is smooth
     t = (u / gamma).clamp(-0.5, 0.5)
     return 0.5 + t * (1.5 - 2 * t.square())
 
 
 def entropy(p: Tensor) -> Tensor:
-    """Of choices p (N, k, E): sum_t H(p_t), the mean of the rows, in nats, 0-dimensional."""
+    """Return the mean over rows of sum_t H(p_t) in nats.  p: (N, k, E) -> ()."""
     # at p = 0 the gradient of p log p is infinite
     return -(p * (p + SMALL).log()).sum((-2, -1)).mean()
 
 
 def unsettled(p: Tensor) -> Tensor:
-    """The mean entropy of choices p (N, k, E) over log E, 0-dimensional: 1 = even, 0 = settled.
+    """Return the mean entropy of a part over log E: 1 = even, 0 = settled.  (N, k, E) -> ().
 
     A share, not a sum over parts, so that a coefficient means the same at every k and E.
     """
@@ -54,7 +56,10 @@ class PartsRouter(Router):
 
     @abc.abstractmethod
     def parts(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The gates g_t of each part, (N, k, E), and the losses.  rows: (N, d), N may be 0."""
+        """Return the gates g_t of each part, (N, k, E), and the losses by name.
+
+        rows: (N, d), N may be 0.
+        """
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
         if valid is not None:

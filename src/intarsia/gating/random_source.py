@@ -18,7 +18,7 @@ _SOURCES: WeakValueDictionary[int, RandomSource] = WeakValueDictionary()
 
 
 class RandomSource(ReadsContext):
-    """What a module draws for the samples of a batch, one row each.
+    """A source of random numbers for the samples of a batch, one row each.
 
     Draws come from `generator` (on the CPU, so that every device sees the same ones). How long they
     are held, for how many stacked copies of a batch, and for which rows of a batch that several
@@ -33,6 +33,7 @@ class RandomSource(ReadsContext):
         self._enter()
 
     def _enter(self) -> None:
+        """Register the source under a number, by which a compiled graph finds its generator."""
         self._number = next(_NUMBERS)
         _SOURCES[self._number] = self
 
@@ -41,15 +42,16 @@ class RandomSource(ReadsContext):
         self._enter()  # a copy has a generator, and so a number, of its own
 
     def uniform(self, *shape: int) -> Tensor:
-        """New numbers from U(0, 1), on the CPU."""
+        """Draw new numbers from U(0, 1), on the CPU."""
         return self._new("rand", shape)
 
     def normal(self, *shape: int) -> Tensor:
-        """New numbers from N(0, 1), on the CPU."""
+        """Draw new numbers from N(0, 1), on the CPU."""
         return self._new("randn", shape)
 
     def gumbel(self, *shape: int) -> Tensor:
-        """New numbers from the standard Gumbel law, on the CPU."""
+        """Draw new numbers from the standard Gumbel law, on the CPU."""
+        # -log(-log u); the clamps keep both logarithms finite
         return -(-self.uniform(*shape).clamp_min(1e-20).log()).clamp_min(1e-20).log()
 
     def _new(self, law: str, shape: Sequence[int]) -> Tensor:
@@ -63,27 +65,29 @@ class RandomSource(ReadsContext):
         return self.context.held.get(self) if self.context.hold else None
 
     def drawn(self, rows: int, draw: Callable[[int], Tensor]) -> Tensor:
-        """A row for each sample, held or new; draw(n) gives n new rows.  Returns (rows, ...).
+        """Return a random row for each sample, the held ones or new ones.  (rows, ...).
 
+        draw: draw(n) gives n new rows.
         Raises: ShapeError for rows that the stacked copies do not divide, or other rows than those
         of the held draw.
         """
-        context, found = self.context, self.held
-        if found is None:
+        context, held = self.context, self.held
+        if held is None:
             if rows % context.passes:
                 got, fix = f"{rows} rows", "Stack whole copies of the batch."
                 raise ShapeError("passes", got=got, want=f"a multiple of {context.passes}", fix=fix)
             rank, world = context.shard
-            each = rows // context.passes
-            joined = [draw(each * world) for _ in range(context.passes)]
-            found = torch.cat([part[rank * each : (rank + 1) * each] for part in joined])
-            if context.hold:
-                context.held[self] = found
-        if len(found) != rows:
-            want = f"{len(found)}, as when it was drawn"
+            samples = rows // context.passes
+            # every rank draws for the joined batch and takes its own rows
+            joined = [draw(samples * world) for _ in range(context.passes)]
+            held = torch.cat([part[rank * samples : (rank + 1) * samples] for part in joined])
+            if context.hold:  # a recomputed forward finds the same numbers
+                context.held[self] = held
+        if len(held) != rows:
+            want = f"{len(held)}, as when it was drawn"
             fix = "Call redraw(model) before every batch."
             raise ShapeError("held draw", got=f"{rows} rows", want=want, fix=fix)
-        return found
+        return held
 
 
 @torch.library.custom_op(
@@ -93,6 +97,7 @@ class RandomSource(ReadsContext):
     tags=torch.Tag.nondeterministic_seeded,  # two calls are never merged into one
 )
 def _draw(source: int, law: str, shape: Sequence[int]) -> Tensor:
+    """Draw by the generator of source number `source`.  law: "rand" or "randn" of torch."""
     return getattr(torch, law)(tuple(shape), generator=_SOURCES[source].generator)
 
 
@@ -102,10 +107,10 @@ def _(source: int, law: str, shape: Sequence[int]) -> Tensor:
 
 
 def seeded_by(generator: torch.Generator) -> torch.Generator:
-    """A new generator whose seed is the other one's next draw."""
+    """Return a new generator whose seed is the other one's next draw."""
     return torch.Generator().manual_seed(int(torch.randint(2**62, (), generator=generator)))
 
 
 def random_sources(model: nn.Module) -> dict[str, RandomSource]:
-    """Everything inside a model that draws, by path."""
+    """Return every `RandomSource` inside a model, by path."""
     return {n: m for n, m in model.named_modules() if isinstance(m, RandomSource)}

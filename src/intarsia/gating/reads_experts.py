@@ -13,7 +13,7 @@ class Encoded(Protocol):
     """Experts whose hidden unit j of expert e is on exactly where (W_e x + b_e)_j > 0."""
 
     def encoder(self) -> tuple[Tensor, Tensor | None]:
-        """W (E, h, d), and b (E, h) or None, as they are now.
+        """Return W (E, h, d), and b (E, h) or None, as they are now.
 
         Raises: ConfigError for experts whose units are not on or off.
         """
@@ -39,17 +39,17 @@ class ReadsExperts(nn.Module):
         self._seen = (experts,)
 
     def encoder(self) -> tuple[Tensor, Tensor | None]:
-        """W (E, h, d), and b (E, h) or None, of the experts seen.
+        """Return W (E, h, d), and b (E, h) or None, of the experts that `see` was given.
 
-        Raises: ConfigError before any were.
+        Raises: ConfigError before that.
         """
         if not self._seen:
-            what = f"experts of a {type(self).__name__}"
+            name = f"experts of a {type(self).__name__}"
             fix = "Put it into intarsia.mixtures.Mixture(StackedExperts(..., act='relu'), router)."
-            raise ConfigError(what, got="none to read", want="those that it routes over", fix=fix)
+            raise ConfigError(name, got="none to read", want="those that it routes over", fix=fix)
         return self._seen[0].encoder()
 
 
 def expert_readers(router: nn.Module) -> list[ReadsExperts]:
-    """What reads experts in a router: itself, or the gate inside."""
+    """Return the modules of a router that read experts: itself, or the gate inside."""
     return [m for m in router.modules() if isinstance(m, ReadsExperts)]

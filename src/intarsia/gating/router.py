@@ -1,4 +1,4 @@
-"""What all learned routers share: padding, the newest routing, the load of each expert."""
+"""The base of all learned routers: padding, the newest routing, the load of each expert."""
 
 from __future__ import annotations
 
@@ -46,16 +46,17 @@ class Router(ReadsContext, abc.ABC):
 
     @abc.abstractmethod
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """The routing of rows (N, d); valid: (N,) bool or None = all."""
+        """Return the routing of rows (N, d); valid: (N,) bool or None = all."""
 
     def forward(self, x: Tensor) -> Routing:
         rows = x.reshape(-1, x.shape[-1])
         return self.remember(self.route(rows, self._valid_rows(x)))
 
     def remember(self, routing: Routing) -> Routing:
-        """The same routing; while training it is the newest one, and its load is counted."""
+        """Record a routing as the newest one and count its load, while training; return it."""
         if self.training:
             self.context.routings[self] = routing
+        # recomputed forwards and graphs of torch.compile must not count a second time
         counts = self.context.counting or (self.training and torch.is_grad_enabled())
         if counts and not routing.weight.is_meta and not torch.compiler.is_compiling():
             self.received += received(routing)
@@ -68,15 +69,16 @@ class Router(ReadsContext, abc.ABC):
         self.served = 0
 
     def _valid_rows(self, x: Tensor) -> Tensor | None:
-        whole = self.context.valid
-        if whole is None:
+        """Return the context's padding mask for the rows of x, (N,) bool; None = all are real."""
+        mask = self.context.valid
+        if mask is None:
             return None
-        valid = whole.to(x.device)
+        valid = mask.to(x.device)
         # while generating with a cache, x has the newest tokens only
         if x.dim() > 2 and valid.shape[0] == x.shape[0] and valid.shape[1] > x.shape[1]:
             valid = valid[:, -x.shape[1] :]
         if valid.numel() != x[..., 0].numel():
-            got = f"{tuple(whole.shape)} for {tuple(x.shape)}"
+            got = f"{tuple(mask.shape)} for {tuple(x.shape)}"
             fix = "Pass the mask of this very batch."
             raise ShapeError("attention mask", got=got, want="an entry for each token", fix=fix)
         return valid.reshape(-1)
@@ -90,7 +92,7 @@ def check_counts(experts: int, active: int = 1) -> None:
 
 
 def check_renormalised(experts: int, active: int) -> None:
-    """`check_counts`, and raise ConfigError for one expert of several: its weight is always 1."""
+    """Raise ConfigError as `check_counts`, or for one expert of several: its weight is always 1."""
     check_counts(experts, active)
     if active == 1 < experts:
         got, want = "1, whose renormalised weight is 1 always", "a weight that teaches the router"
@@ -99,7 +101,7 @@ def check_renormalised(experts: int, active: int) -> None:
 
 @torch.no_grad()
 def received(routing: Routing) -> Tensor:
-    """Pairs and weight of each expert, (2, E) float64 on the CPU."""
+    """Return pairs and weight of each expert, (2, E) float64 on the CPU."""
     pairs = routing.load().double()
     weight = pairs.new_zeros(routing.experts)
     weight.index_add_(0, routing.expert, routing.weight.double())
@@ -108,19 +110,19 @@ def received(routing: Routing) -> Tensor:
 
 @torch.no_grad()
 def served(routing: Routing) -> int:
-    """How many rows have an expert."""
-    some = torch.zeros(routing.tokens, dtype=torch.bool, device=routing.token.device)
-    some[routing.token] = True
-    return int(some.sum())
+    """Return how many rows have an expert."""
+    has_expert = torch.zeros(routing.tokens, dtype=torch.bool, device=routing.token.device)
+    has_expert[routing.token] = True
+    return int(has_expert.sum())
 
 
 def learned_routers(model: nn.Module) -> dict[str, Router]:
-    """Every learned router inside a model, by path."""
+    """Return every learned router inside a model, by path."""
     return {n: m for n, m in model.named_modules() if isinstance(m, Router)}
 
 
 def aux_loss(model: nn.Module) -> Tensor:
-    """The sum of all routers' losses of the newest forward, by which a mixture balances its load.
+    """Return the sum of all routers' losses of the newest forward, to be added to the task's loss.
 
     loss = criterion(model(x), y) + intarsia.gating.aux_loss(model)
 

@@ -22,21 +22,22 @@ class RouterConfig(Protocol):
 
 
 def non_causal(config: object) -> bool:
-    """Whether later tokens decide where earlier ones go: the tag of its card, or of a gate inside.
+    """Return True if later tokens decide where earlier ones go.
 
-    Settings without a card have an attribute `non_causal` if so.
+    This is a tag of the card of these settings, or of a gate inside. Settings without a card have
+    an attribute `non_causal` if so.
     """
     if not is_dataclass(config) or isinstance(config, type):
         return bool(getattr(config, "non_causal", False))
     try:
-        own = "non_causal" in card(method_key(cast(Any, config))).tags
+        by_itself = "non_causal" in card(method_key(cast(Any, config))).tags
     except ConfigError:  # in no list
-        own = bool(getattr(config, "non_causal", False))
-    return own or any(non_causal(getattr(config, f.name)) for f in fields(config))
+        by_itself = bool(getattr(config, "non_causal", False))
+    return by_itself or any(non_causal(getattr(config, f.name)) for f in fields(config))
 
 
 def with_experts(config: Any, experts: int) -> Any:
-    """The same settings with another number of experts, that of the gate inside if there is one.
+    """Return the settings with another number of experts; of the gate inside, if there is one.
 
     Raises: ConfigError for settings that have no such number, or cannot have this one.
     """

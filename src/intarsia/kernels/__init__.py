@@ -1,1 +1,1 @@
-"""One folder for each operation: its slow twin, its fast ways, and the choice among them."""
+"""Kernels, a folder for each operation: a naive definition, fast implementations, the choice."""

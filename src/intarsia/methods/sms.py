@@ -141,7 +141,7 @@ class SparseModelSoup:
 
         if self.pick == "greedy":
             picked = greedy(states, score)
-            state, members = picked.state, picked.chosen
+            state, members = picked.state, picked.indices
         else:
             state, members = mixed(states), tuple(range(len(states)))  # step 3
         chosen.append(tuple(sorted(members)))

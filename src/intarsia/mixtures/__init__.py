@@ -1,4 +1,4 @@
-"""How do parts combine?"""
+"""Mixtures: layers that combine experts by the routing of a router."""
 
 from .capacity import Capacity as Capacity
 from .deepspeed_moe import DeepSpeedMoE as DeepSpeedMoE

@@ -1,4 +1,4 @@
-"""Limits how many tokens an expert takes; those that stay are the first, random, or the best."""
+"""Limits of how many tokens an expert takes: the first, random ones, or the best stay."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class Capacity:
         at_least("capacity least", self.least, 1, "4 is DeepSpeed's.")
 
     def room(self, routing: Routing, training: bool) -> int | None:
-        """C, or None for no limit."""
+        """Return C, how many pairs each expert may keep, or None for no limit."""
         factor = self.factor if training else self.evaluation
         if factor is None:
             return None
@@ -60,10 +60,14 @@ class Capacity:
     def limit(
         self, routing: Routing, *, training: bool, draws: RandomSource | None = None
     ) -> Routing:
-        """The routing less what is dropped.  draws: of the policy "random", needed to train."""
+        """Return the routing without the pairs that full experts drop.
+
+        draws: the source of the random order, needed to train with the policy "random".
+        """
         room = self.room(routing, training)
         if room is None:
             return routing
+        # `first` has the pairs in the order in which experts admit them
         if self.policy == "random" and training:
             if draws is None:
                 got, fix = "policy='random' and no source of randomness", "Pass a generator."
@@ -80,9 +84,13 @@ class Capacity:
 
 
 def _place(routing: Routing, first: Tensor) -> Tensor:
-    """The place of each pair in its expert's queue, from 0.  first: (N,), the pairs in order."""
+    """Return the place of each pair in its expert's queue, from 0.  (N,) int64.
+
+    first: (N,), the pairs in the order in which they queue.
+    """
     pairs = by_expert(routing.expert[first], routing.experts)
     order = first[pairs.order]  # by expert, then as they came
+    # a pair's place in the sorted list, less the place where its expert begins
     begin = (pairs.ends - pairs.load)[pairs.expert]
-    every = torch.arange(len(order), device=order.device)
-    return torch.empty_like(order).scatter(0, order, every - begin)
+    position = torch.arange(len(order), device=order.device)
+    return torch.empty_like(order).scatter(0, order, position - begin)

@@ -53,10 +53,8 @@ class DeepSpeedMoE:
         if not self.experts:
             raise ConfigError("experts", got="none", want="a number for each layer", fix="Try 4.")
         one_of("mix", self.mix, MIXES)
-        _ = (
-            self.capacity,
-            [self._router(count) for count in self.experts],
-        )  # each checks its settings
+        # each checks its settings
+        _ = self.capacity, [self._router(count) for count in self.experts]
 
     @property
     def router(self) -> TopK:
@@ -64,6 +62,7 @@ class DeepSpeedMoE:
         return self._router(self.experts[0])
 
     def _router(self, experts: int) -> TopK:
+        """Return the router's settings for a layer of so many experts."""
         return TopK(experts, 1, "prob", balance=self.balance)
 
     @property
@@ -73,16 +72,18 @@ class DeepSpeedMoE:
     def build(
         self, width: int, hidden: int, layer: int = 0, *, generator: torch.Generator
     ) -> ResidualMixture:
-        """One layer, of MLPs width -> hidden -> width."""
+        """Return layer number `layer`, of MLPs width -> hidden -> width."""
         count = self.experts[layer]
         experts = StackedExperts(count, width, hidden, bias=True, generator=generator)
         router = self._router(count).build(width, generator=generator)
         mixture = Mixture(experts, router, capacity=self.capacity, generator=generator)
         mlp = StackedExperts(1, width, hidden, bias=True, generator=generator)
-        return ResidualMixture(mixture, Alone(mlp), width=width, mix=self.mix, generator=generator)
+        return ResidualMixture(
+            mixture, SharedMlp(mlp), width=width, mix=self.mix, generator=generator
+        )
 
 
-class Alone(nn.Module):
+class SharedMlp(nn.Module):
     """An MLP that every token passes.  (..., d) -> (..., out)."""
 
     def __init__(self, mlp: StackedExperts) -> None:

@@ -1,4 +1,4 @@
-"""How the MLPs of timm and transformers compute, by the names of their linear maps."""
+"""The forms of the MLPs of timm and transformers, by the names of their linear maps."""
 
 from __future__ import annotations
 
@@ -31,27 +31,32 @@ class Dialect:
         return (*self.reads, self.writes)
 
     def fits(self, children: Iterable[str]) -> bool:
-        """Whether a module has these parts and no others."""
-        own = set(children)
-        return {*self.linears} <= own <= {*self.linears, *self.between, *self.behind}
+        """Return True if a module's children are of this dialect.  children: their names."""
+        names = set(children)
+        return {*self.linears} <= names <= {*self.linears, *self.between, *self.behind}
 
     def inner(self, module: Any, hidden: Sequence[Tensor]) -> Tensor:
-        """What the last linear map reads.  hidden: the outputs of `reads`."""
+        """Compute the input of the last linear map.
+
+        module: the MLP; hidden: the outputs of `reads`, in their order.
+        """
+        # the activation comes first, then the gated factor, then dropout and norm
         y, *factors = hidden[0].chunk(2, -1) if self.halves else hidden
-        act, *others = (part for name in self.between if (part := getattr(module, name, None)))
+        act, *rest = (part for name in self.between if (part := getattr(module, name, None)))
         y = act(y) * factors[0] if factors else act(y)
-        for part in others:
+        for part in rest:
             y = part(y)
         return y
 
     def after(self, module: Any, y: Tensor) -> Tensor:
+        """Apply to y what follows the last linear map of `module`, such as a dropout."""
         for name in self.behind:
             part = getattr(module, name, None)
             y = y if part is None else part(y)
         return y
 
     def compute(self, module: Any, x: Tensor, add: Add) -> Tensor:
-        """The MLP, with add(name, y, input) in place of each linear map's y."""
+        """Compute the MLP `module` on x, each linear map's y replaced by add(name, y, input)."""
 
         def linear(name: str, x: Tensor) -> Tensor:
             return add(name, module.get_submodule(name)(x), x)

@@ -1,4 +1,4 @@
-"""What experts compute, rows sorted by expert: MLPs in stacked matrices, or any modules."""
+"""Experts on rows sorted by expert: MLPs in stacked matrices, or any modules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ Linear = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # x, weight, bias
 
 
 def activation(name: str) -> nn.Module:
-    """Raises: ConfigError for a name that is not known."""
+    """Return the activation of this name.  Raises: ConfigError for a name that is not known."""
     if name not in ACTS:
         want = f"one of {sorted(ACTS)}, or a module"
         raise ConfigError("act", got=repr(name), want=want, fix="Pick one.")
@@ -41,21 +41,27 @@ class Experts(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        """Each row by its expert.  rows: (N, d), expert: (N,) int64, ascending -> (N, out)."""
+        """Compute each row by its expert.  (N, d) -> (N, out).
+
+        expert: (N,) int64, ascending.
+        """
 
     @abc.abstractmethod
     def every(self, x: Tensor) -> Tensor:
-        """Each row by all experts, the slow twin.  (T, d) -> (T, E, out)."""
+        """Compute each row by all experts, slow and obvious.  (T, d) -> (T, E, out)."""
 
     def mix(self, x: Tensor, routing: Routing) -> Tensor:
-        """sum_e G_te expert_e(x_t).  (T, d) -> (T, out)."""
+        """Return sum_e G_te expert_e(x_t), with G the routing.  (T, d) -> (T, out)."""
+        # sort the pairs by expert, compute each group, and add the weighted rows to their tokens
         pairs = by_expert(routing.expert, self.experts)
         token, weight = routing.token[pairs.order], routing.weight[pairs.order]
-        made = self(x.index_select(0, token), pairs.expert) * weight[:, None]  # (N, out)
-        return made.new_zeros(len(x), made.shape[1]).index_add(0, token, made)
+        outputs = self(x.index_select(0, token), pairs.expert) * weight[:, None]  # (N, out)
+        return outputs.new_zeros(len(x), outputs.shape[1]).index_add(0, token, outputs)
 
     def encoder(self) -> tuple[Tensor, Tensor | None]:
-        """For routers that read experts, see `intarsia.gating.reads_experts.Encoded`.
+        """Return the matrix and bias by which hidden units are on or off, for routers that read it.
+
+        See `intarsia.gating.reads_experts.Encoded`.
 
         Raises: ConfigError for experts whose hidden units are not on or off.
         """
@@ -72,16 +78,16 @@ class Experts(nn.Module, abc.ABC):
             replace_rows(self, name, weight[index])
         self.experts = len(index)
 
-    def take_in(self, other: Experts) -> None:
-        """Have the experts of `other` after its own, whose shape and type they have."""
-        theirs = dict(other.named_parameters(recurse=False))
+    def append(self, experts: Experts) -> None:
+        """Append the experts of another module of the same shapes and type to its own."""
+        theirs = dict(experts.named_parameters(recurse=False))
         for name, weight in list(self.named_parameters(recurse=False)):
             replace_rows(self, name, torch.cat([weight, theirs[name].to(weight)]))
-        self.experts += other.experts
+        self.experts += experts.experts
 
 
 def replace_rows(module: nn.Module, name: str, rows: Tensor) -> None:
-    """Put rows in the place of a parameter or buffer of another length."""
+    """Replace a parameter or buffer of a module by rows of another number."""
     old = getattr(module, name)
     rows = rows.detach()
     new = nn.Parameter(rows, old.requires_grad) if isinstance(old, nn.Parameter) else rows
@@ -121,13 +127,13 @@ class StackedExperts(Experts):
         self.experts, self.outputs = experts, outputs
         self.act = activation(act) if isinstance(act, str) else act
 
-        def drawn(to: int, of: int) -> nn.Parameter:
-            bound = 1 / math.sqrt(of)
-            weight = torch.empty(experts, to, of)
+        def drawn(rows: int, columns: int) -> nn.Parameter:
+            bound = 1 / math.sqrt(columns)
+            weight = torch.empty(experts, rows, columns)
             return nn.Parameter(nn.init.uniform_(weight, -bound, bound, generator=generator))
 
-        def zeros(to: int) -> nn.Parameter | None:
-            return nn.Parameter(torch.zeros(experts, to)) if bias else None
+        def zeros(rows: int) -> nn.Parameter | None:
+            return nn.Parameter(torch.zeros(experts, rows)) if bias else None
 
         self.up, self.up_bias = drawn(hidden, width), zeros(hidden)
         self.gate = drawn(hidden, width) if gated else None
@@ -139,11 +145,11 @@ class StackedExperts(Experts):
         return linear(self._hidden(rows, linear), self.down, self.down_bias)
 
     def hidden(self, rows: Tensor, expert: Tensor) -> Tensor:
-        """What `down` reads.  rows: (N, d), expert: (N,) int64, ascending -> (N, h)."""
+        """Compute the input of `down`.  rows: (N, d), expert: (N,) int64, ascending -> (N, h)."""
         return self._hidden(rows, linear_of(expert, self.experts))
 
     def encoder(self) -> tuple[Tensor, Tensor | None]:
-        """The matrix (E, h, d) and bias by which a unit is on or off: of the gate, if there is one.
+        """Return the matrix (E, h, d) and bias by which a unit is on or off: the gate's, or up's.
 
         Raises: ConfigError unless the activation is ReLU: no other leaves a unit at exactly 0.
         """
@@ -156,12 +162,14 @@ class StackedExperts(Experts):
         return self.gate, self.gate_bias
 
     def _hidden(self, rows: Tensor, linear: Linear) -> Tensor:
+        """Compute act(W1 x), gated act(Wg x) * W1 x.  linear: multiplies by stacked matrices."""
         up = linear(rows, self.up, self.up_bias)
         if self.gate is None:
             return self.act(up)
         return self.act(linear(rows, self.gate, self.gate_bias)) * up
 
     def mix(self, x: Tensor, routing: Routing) -> Tensor:
+        # one kernel for both products of all experts, where it has the activation and no bias
         tensors = (x, routing.weight, self.up, self.gate, self.down)
         learned = torch.is_grad_enabled() and any(
             t is not None and t.requires_grad for t in tensors
@@ -197,7 +205,10 @@ class StackedExperts(Experts):
 
 
 def linear_of(expert: Tensor, experts: int) -> Linear:
-    """x W_e^T + b_e of sorted rows, each by its expert's.  expert: (N,) int64, ascending."""
+    """Return a function x, W, b -> x W_e^T + b_e of sorted rows, each by its expert's e.
+
+    expert: (N,) int64, ascending; the function takes x (N, d), W (E, out, d), b (E, out) or None.
+    """
     ends = ends_of(expert, experts)
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -209,7 +220,7 @@ def linear_of(expert: Tensor, experts: int) -> Linear:
 
 
 def _dtype(x: Tensor) -> torch.dtype:
-    """The dtype of a product: autocast's, which knows no operators but torch's, or x's own."""
+    """Return the dtype of a product: autocast's, which does not reach our operators, or x's."""
     device = x.device.type
     if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)
@@ -243,7 +254,7 @@ class ExpertList(Experts):
         self.each = nn.ModuleList(self.each[i] for i in index.tolist())
         self.experts = len(self.each)
 
-    def take_in(self, other: Experts) -> None:
-        assert isinstance(other, ExpertList)  # as `merged` sees to
-        self.each.extend(copy.deepcopy(expert) for expert in other.each)
+    def append(self, experts: Experts) -> None:
+        assert isinstance(experts, ExpertList)  # as `merged` sees to
+        self.each.extend(copy.deepcopy(expert) for expert in experts.each)
         self.experts = len(self.each)

@@ -1,4 +1,4 @@
-"""Where transformers hands tokens to experts: one interface for all of its sparse models.
+"""The interface by which transformers hands tokens to the experts of its sparse models.
 
 The experts of some 75 architectures are modules whose forward is f(self, hidden (T, d),
 index (T, k), weights (T, k)), looked up by name (`model.set_experts_implementation`). Recording
@@ -31,15 +31,16 @@ class StockExperts:
 
 
 def stock_experts(model: nn.Module) -> dict[str, StockExperts]:
-    """Experts that transformers calls through its interface, by path, in the model's order."""
-    found: dict[str, StockExperts] = {}
+    """Return the experts that transformers calls through its interface, by path, in order."""
+    stock: dict[str, StockExperts] = {}
     for path, module in model.named_modules():
         if all(hasattr(module, flag) for flag in FLAGS) and hasattr(module, "config"):
-            found[path] = _read(path, module)
-    return found
+            stock[path] = _read(path, module)
+    return stock
 
 
 def _read(path: str, module: Any) -> StockExperts:
+    """Read the sizes of an experts module.  Raises: TargetError if it has no fused weights."""
     down = getattr(module, "down_proj", None)
     if not isinstance(down, Tensor) or down.dim() != 3:
         got, want = f"{type(module).__name__} without a 3-D down_proj", "experts in one tensor"
@@ -53,8 +54,8 @@ def _read(path: str, module: Any) -> StockExperts:
     return StockExperts(path, module, experts, width, hidden, bool(module.has_gate))
 
 
-def arguments(given: tuple[Any, ...], named: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
-    """(hidden, index, weights) of a call of experts, by position or by name."""
-    values: Iterable[Any] = (*given, *named.values())
+def arguments(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor, Tensor]:
+    """Return (hidden, index, weights) of a call of experts, given by position or by name."""
+    values: Iterable[Any] = (*args, *kwargs.values())
     hidden, index, weights = list(values)[:3]
     return hidden, index, weights

@@ -18,30 +18,31 @@ from .experts_function import StockExperts
 class FusedExperts(Experts):
     """E experts of transformers, fused into one tensor for each matrix.
 
-    of: where they were found.  Parameters are the very ones of that module, under its names
-    (gate_up_proj, down_proj, ...). Products are those of the model's own experts function (see
-    `set_experts_implementation`), so that any layout will do: transposed, interleaved, with biases
-    or without a gate.
+    stock: the experts as `stock_experts` gives them.  Parameters are the very ones of that module,
+    under its names (gate_up_proj, down_proj, ...). Products are those of the model's own experts
+    function (see `set_experts_implementation`), so that any layout will do: transposed,
+    interleaved, with biases or without a gate.
 
     Raises: TargetError for experts with weights that have no row for each expert.
     """
 
-    def __init__(self, of: StockExperts) -> None:
+    def __init__(self, stock: StockExperts) -> None:
         super().__init__()
-        named = dict(of.module.named_parameters())
-        if odd := [n for n, p in named.items() if "." in n or p.shape[:1] != (of.experts,)]:
+        named = dict(stock.module.named_parameters())
+        if odd := [n for n, p in named.items() if "." in n or p.shape[:1] != (stock.experts,)]:
             got, want = f"{odd[0]!r} among their weights", "weights with a row for each expert"
             fix = "Use another architecture."
-            raise TargetError(f"experts at {of.path!r}", got=got, want=want, fix=fix)
-        self.experts, self.width, self.hidden = of.experts, of.width, of.hidden
-        self.outputs, self.gated = of.width, of.gated
-        self.biased, self.names = bool(getattr(of.module, "has_bias", False)), tuple(named)
-        flags: Any = of.module
+            raise TargetError(f"experts at {stock.path!r}", got=got, want=want, fix=fix)
+        self.experts, self.width, self.hidden = stock.experts, stock.width, stock.hidden
+        self.outputs, self.gated = stock.width, stock.gated
+        self.biased, self.names = bool(getattr(stock.module, "has_bias", False)), tuple(named)
+        flags: Any = stock.module
         self.transposed, self.concatenated = bool(flags.is_transposed), bool(flags.is_concatenated)
         # a norm of an expert's output is no sum over its hidden units
-        self.adds = not getattr(of.module, "has_post_expert_norm", False)
-        shell = copy.copy(of.module)
-        vars(shell).update(_parameters={}, _modules=dict(of.module._modules))
+        self.adds = not getattr(stock.module, "has_post_expert_norm", False)
+        # the module without its weights: its forward is the model's own experts function
+        shell = copy.copy(stock.module)
+        vars(shell).update(_parameters={}, _modules=dict(stock.module._modules))
         vars(self)["shell"] = shell  # no part of ours: it has no weights
         for name, weight in named.items():
             self.register_parameter(name, weight)
@@ -55,32 +56,33 @@ class FusedExperts(Experts):
         return self.mix(rows, Routing(token, expert, weight, len(rows), self.experts))
 
     def every(self, x: Tensor) -> Tensor:
-        each = (torch.full((len(x),), e, device=x.device) for e in range(self.experts))
-        return torch.stack([self.forward(x, expert) for expert in each], 1)
+        chosen_expert = (torch.full((len(x),), e, device=x.device) for e in range(self.experts))
+        return torch.stack([self.forward(x, expert) for expert in chosen_expert], 1)
 
     def _function(self) -> Any:
-        """The model's experts function on these weights, by a module like theirs."""
-        found: Any = copy.copy(vars(self)["shell"])
-        vars(found).update({name: getattr(self, name) for name in self.names})
-        found.num_experts = self.experts
-        return type(found).forward.__get__(found)
+        """Return the model's experts function, bound to a module that has these weights."""
+        module: Any = copy.copy(vars(self)["shell"])
+        vars(module).update({name: getattr(self, name) for name in self.names})
+        module.num_experts = self.experts
+        return type(module).forward.__get__(module)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FusedExperts:
-        """The shell is shared: it has the model's configuration, which may change."""
-        found = copy.copy(self)
-        own = {name: copy.deepcopy(p, memo) for name, p in self._parameters.items()}
-        vars(found)["_parameters"] = own
-        return found
+        """Copy the weights; share the shell, whose configuration is the model's and may change."""
+        duplicate = copy.copy(self)
+        parameters = {name: copy.deepcopy(p, memo) for name, p in self._parameters.items()}
+        vars(duplicate)["_parameters"] = parameters
+        return duplicate
 
     def extra_repr(self) -> str:
         return f"{self.experts} experts, {self.width} -> {self.hidden}, gated={self.gated}"
 
 
 def mixed_by(function: Callable[..., Tensor], x: Tensor, routing: Routing) -> Tensor:
-    """sum_e G_te expert_e(x_t) by an experts function.  (T, d) -> (T, d).
+    """Compute sum_e G_te expert_e(x_t) by an experts function.  (T, d) -> (T, d).
 
-    function: f(hidden (N, d), index (N, 1), weights (N, 1)) -> (N, d), weighed. Without pairs it is
-    called with one row of zeros: its weights then have gradients, which other processes wait for.
+    function: f(hidden (N, d), index (N, 1), weights (N, 1)) -> (N, d), times the weights. Without
+    pairs it is called with one row of zeros: its weights then have gradients, which other processes
+    wait for.
     """
     rows, expert = x.index_select(0, routing.token), routing.expert[:, None]
     weight = routing.weight[:, None]
@@ -91,5 +93,5 @@ def mixed_by(function: Callable[..., Tensor], x: Tensor, routing: Routing) -> Te
         pairs = function(*none)[:0]
     else:
         pairs = rows + rows.sum() + weight.sum()
-    made = pairs.new_zeros(len(x), pairs.shape[1])
-    return made.index_add(0, routing.token, pairs)
+    summed = pairs.new_zeros(len(x), pairs.shape[1])
+    return summed.index_add(0, routing.token, pairs)

@@ -18,7 +18,7 @@ BATCH_NORM = nn.modules.batchnorm._BatchNorm
 
 
 class Parallel(nn.Module):
-    """sum_i norm_i(layer_i(x)), what stood for norm(layer(x)) before.  (..., in) -> (..., out)."""
+    """sum_i norm_i(layer_i(x)) in the place of norm(layer(x)).  (..., in) -> (..., out)."""
 
     def __init__(self, layers: Sequence[nn.Module], norms: Sequence[nn.Module]) -> None:
         super().__init__()
@@ -32,7 +32,7 @@ class Parallel(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> tuple[nn.Module, nn.Module]:
-        """One layer and one batch norm with the same outputs in evaluation.
+        """Fold the branches into one layer and one batch norm with the same outputs in evaluation.
 
         Raises: FoldError for norms whose statistics depend on the sample.
         """
@@ -42,17 +42,20 @@ class Parallel(nn.Module):
             raise FoldError(
                 "parallel branches", got=kind, want="batch norms with statistics", fix=fix
             )
+        # norm(W x + b) = s W x + (beta + s (b - mean)) with s = gamma / sqrt(var + eps), summed
         layer, norm = (cast(Any, copy.deepcopy(part[0])) for part in (self.layers, self.norms))
         weight, shift = torch.zeros_like(layer.weight), torch.zeros_like(norm.bias)
-        for branch, own in zip(self.layers, cast("list[Any]", list(self.norms)), strict=True):
+        norms = cast("list[Any]", list(self.norms))
+        for branch, branch_norm in zip(self.layers, norms, strict=True):
             b: Any = branch
-            scale = own.weight * (own.running_var + own.eps).rsqrt()
+            scale = branch_norm.weight * (branch_norm.running_var + branch_norm.eps).rsqrt()
             weight += b.weight * scale.view(-1, *[1] * (b.weight.dim() - 1))
             inner = 0 if b.bias is None else b.bias
-            shift += own.bias + scale * (inner - own.running_mean)
+            shift += branch_norm.bias + scale * (inner - branch_norm.running_mean)
         layer.weight.copy_(weight)
         if layer.bias is not None:
             layer.bias.zero_()
+        # the remaining norm only adds the shift: mean 0, and var + eps = 1
         norm.weight.fill_(1)
         norm.bias.copy_(shift)
         norm.running_mean.zero_()
@@ -72,7 +75,7 @@ class Doped(nn.Module):
 
     @torch.no_grad()
     def folded(self) -> nn.Module:
-        """The dense layer W_s + V U."""
+        """Return the dense layer W_s + V U."""
         layer = cast(Any, copy.deepcopy(self.sparse))
         low = cast(Any, self.v).weight.flatten(1) @ cast(Any, self.u).weight.flatten(1)
         layer.weight.add_(low.view_as(layer.weight))

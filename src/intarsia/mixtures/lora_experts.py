@@ -14,7 +14,7 @@ from ..adapters import Lora
 from ..core import Cell, Method, Routing, Site
 from ..core.errors import ConfigError, TargetError
 from ..gating import Router
-from ..kernels.experts import Dealt, Weighted, add_mix, deal
+from ..kernels.experts import PairsByExpert, Weighted, add_mix, group_pairs
 from ..routers import TaskRouter
 from .dialects import DIALECTS, Dialect
 
@@ -26,9 +26,9 @@ FIX = "Adapt its linear layers with Lora(roles=('mlp_linear',)), or target other
 
 
 def dialect_of(site: Site) -> Dialect:
-    """The dialect of the MLP at a site, by its linear maps.
+    """Return the dialect of the MLP at a site, by its linear maps.
 
-    Raises: TargetError, with what is there instead.
+    Raises: TargetError for other layers, which it names.
     """
     widths = {name: (inputs, outputs) for name, inputs, outputs in site.layers}
     for dialect in DIALECTS:
@@ -44,7 +44,7 @@ def dialect_of(site: Site) -> Dialect:
 
 
 def places(site: Site, experts: int) -> dict[str, list[Site]]:
-    """The linear maps of an MLP as every expert's own sites, by map."""
+    """Return a site for each expert at each linear map of an MLP, by the map's name."""
     return {
         name: [Site(f"{site.path}.{e}.{name}", inputs, outputs) for e in range(experts)]
         for name, inputs, outputs in site.layers
@@ -79,7 +79,7 @@ class MlpExperts(Cell):
         self.path, self.inputs, self.outputs = site.path, site.inputs, site.outputs
         self.dialect, self.router = dialect_of(site), router
         rank: int = getattr(over, "rank", 1)
-        more: dict[str, Any] = {} if shared is None else {"shared": shared}
+        options: dict[str, Any] = {} if shared is None else {"shared": shared}
         experts: dict[str, nn.Module] = {}
         of_map = places(site, router.experts)
         for name, inputs, outputs in site.layers:
@@ -88,7 +88,7 @@ class MlpExperts(Cell):
                 fix = "A full change of the layer has that rank already."
                 raise ConfigError("rank", got=rank, want=want, fix=fix)
             experts[name] = nn.ModuleList(
-                over.build(place, generator=generator, **more) for place in of_map[name]
+                over.build(place, generator=generator, **options) for place in of_map[name]
             )
         self.experts = nn.ModuleDict(experts)
         if any(isinstance(m, TaskRouter) and m.tasks > 1 for m in self.experts.modules()):
@@ -98,53 +98,54 @@ class MlpExperts(Cell):
             raise ConfigError("over", got=got, want=want, fix=fix)
 
     def of(self, name: str) -> Sequence[Cell]:
-        """The experts of one linear map."""
+        """Return the experts' cells of one linear map."""
         return cast("Sequence[Cell]", self.experts[name])
 
     def weighted(self, name: str) -> Sequence[Weighted]:
-        """The same, each with the weights of its rows."""
+        """Return the `weighted` of each expert's cell of one linear map."""
         return [cell.weighted for cell in self.of(name)]
 
     @abc.abstractmethod
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
-        """The MLP with its experts.  (N, d) -> (N, d)."""
+        """Compute the MLP `module` with its experts on rows.  (N, d) -> (N, d)."""
 
     def around(self, module: nn.Module, x: Tensor) -> Tensor:
         y = self.mixed(module, x.reshape(-1, x.shape[-1]), self.router(x))
         return y.view(*x.shape[:-1], y.shape[-1])
 
     def forward(self, x: Tensor) -> Tensor:
-        what, want = f"experts at {self.path!r}", "the MLP whose products they share"
+        name, want = f"experts at {self.path!r}", "the MLP whose products they share"
         fix = "Call cell.around(mlp, x)."
-        raise TargetError(what, got="an input and no MLP", want=want, fix=fix)
+        raise TargetError(name, got="an input and no MLP", want=want, fix=fix)
 
     @torch.no_grad()
     def check(self, module: nn.Module) -> None:
         """Raise TargetError unless the module computes as its dialect says."""
         children = dict(module.named_children())
         weight = cast(Tensor, children[self.dialect.reads[0]].weight)
-        same = self.dialect.fits(children)
+        matches = self.dialect.fits(children)
         drops = any(m.p and m.training for m in module.modules() if isinstance(m, nn.Dropout))
-        if same and not weight.is_meta and not drops and weight.is_floating_point():
+        if matches and not weight.is_meta and not drops and weight.is_floating_point():
+            # the same children do not prove the same computation: try two rows
             x = torch.linspace(-1, 1, 2 * self.inputs).to(weight).view(2, -1)
             plain = self.dialect.compute(module, x, lambda _name, y, _x: y)
-            same = torch.allclose(module(x), plain, rtol=1e-3, atol=1e-5, equal_nan=True)
-        if not same:
+            matches = torch.allclose(module(x), plain, rtol=1e-3, atol=1e-5, equal_nan=True)
+        if not matches:
             got = f"{type(module).__name__} of {', '.join(children)}"
             raise TargetError(f"target {self.path!r}", got=got, want=WANT, fix=FIX)
 
 
-def dealt(routing: Routing) -> Dealt:
-    """The routing by expert."""
+def grouped_pairs(routing: Routing) -> PairsByExpert:
+    """Return the pairs of a routing grouped by expert."""
     pairs = routing.token, routing.expert, routing.weight
-    return deal(*pairs, routing.tokens, routing.experts)
+    return group_pairs(*pairs, routing.tokens, routing.experts)
 
 
 class DeltaExperts(MlpExperts):
-    """Each linear map P of the MLP becomes P x + sum_e G_te cell_e(x) (LLaVA-MoLE, section 3.2)."""
+    """P x + sum_e G_te cell_e(x) for each linear map P of the MLP (LLaVA-MoLE, section 3.2)."""
 
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
-        pairs, dialect = dealt(routing), self.dialect
+        pairs, dialect = grouped_pairs(routing), self.dialect
         hidden = [module.get_submodule(name)(rows) for name in dialect.reads]
         add_mix(pairs, rows, *zip(hidden, map(self.weighted, dialect.reads), strict=True))
         a = dialect.inner(module, hidden)
@@ -162,30 +163,33 @@ class OutputExperts(MlpExperts):
     """
 
     def alone(self, module: nn.Module, expert: int, x: Tensor) -> Tensor:
-        """What one expert says, with products of its own.  (N, d) -> (N, d)."""
+        """Compute one expert alone, with products of its own.  (N, d) -> (N, d)."""
         return self.dialect.compute(
             module, x, lambda name, y, x: y + self.of(name)[expert](x).to(y.dtype)
         )
 
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
-        pairs, dialect = dealt(routing), self.dialect
+        pairs, dialect = grouped_pairs(routing), self.dialect
         shared = [module.get_submodule(name)(rows) for name in dialect.reads]  # (T, h) each
         bases = zip(*(pairs.rows(base) for base in shared), strict=True)
         width = shared[0].shape[-1] // (1 + dialect.halves)
         blend = shared[0].new_zeros(len(rows), width)  # sum_e G_te a_te
         delta = rows.new_zeros(len(rows), self.outputs)
-        for e, (x, mine) in enumerate(zip(pairs.rows(rows), bases, strict=True)):
-            added = [self.of(name)[e](x) for name in dialect.reads]
-            hidden = [y + more.to(y.dtype) for y, more in zip(mine, added, strict=True)]
+        for e, (x, base_rows) in enumerate(zip(pairs.rows(rows), bases, strict=True)):
+            # expert by expert: its changes of the shared products, then its hidden units
+            changes = [self.of(name)[e](x) for name in dialect.reads]
+            hidden = [y + change.to(y.dtype) for y, change in zip(base_rows, changes, strict=True)]
             a = dialect.inner(module, hidden)  # (M_e, h)
             pairs.add(blend, e, lambda a, weight: a * weight[:, None], a)
             pairs.add(delta, e, self.of(dialect.writes)[e].weighted, a)
-        left = pairs.idle(len(rows)) if self.router.normalised else slice(None)
-        rest = (1 - routing.dense().sum(1, keepdim=True))[left]
+        # tokens whose weights sum to less than one get the rest from the plain MLP
+        not_full = pairs.idle(len(rows)) if self.router.normalised else slice(None)
+        rest = (1 - routing.dense().sum(1, keepdim=True))[not_full]
         if len(rest):
-            plain = dialect.inner(module, [base[left] for base in shared])
-            every = torch.arange(len(rows), device=rows.device)
-            blend.index_add_(0, every[left], plain * rest.to(plain.dtype))
+            plain = dialect.inner(module, [base[not_full] for base in shared])
+            position = torch.arange(len(rows), device=rows.device)
+            blend.index_add_(0, position[not_full], plain * rest.to(plain.dtype))
+        # one product for all experts, by linearity
         y = module.get_submodule(dialect.writes)(blend)
         return dialect.after(module, y + delta.to(y.dtype))
 
@@ -198,8 +202,8 @@ class BesideAttention:
     @property
     def elsewhere(self) -> Self | None:
         """The settings for a host without attention."""
-        found: Any = self  # a dataclass
-        return None if self.attention is None else replace(found, attention=None)
+        settings: Any = self  # a dataclass
+        return None if self.attention is None else replace(settings, attention=None)
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -209,7 +213,7 @@ class BesideAttention:
 def attention_cell(
     attention: Lora | None, site: Site, *, generator: torch.Generator
 ) -> Cell | None:
-    """The plain LoRA of a site that is one linear layer; None for an MLP, which gets experts.
+    """Return the plain LoRA of a site that is one linear layer; None for an MLP.
 
     Raises: TargetError for a linear layer where the method has no LoRA for those.
     """

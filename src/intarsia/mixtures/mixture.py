@@ -29,11 +29,12 @@ class _InPlaceOfMlp(nn.Module):
     """A module that stands where an MLP was, and refuses its weights."""
 
     def refuse_others(self, state_dict: Mapping[str, Any], prefix: str) -> None:
-        """Raise CheckpointError for the weights of the MLP that was here."""
+        """Raise CheckpointError if a state dict has weights of the MLP that was at `prefix`."""
         if any(f"{prefix}{name}" in state_dict for name in DENSE):
-            what, want = f"weights of {prefix.rstrip('.') or 'the mixture'!r}", "those of a mixture"
+            layer, want = prefix.rstrip(".") or "the mixture", "those of a mixture"
             fix = "Load them into the dense model, then call intarsia.upcycle."
-            raise CheckpointError(what, got="those of a dense MLP", want=want, fix=fix)
+            got = "those of a dense MLP"
+            raise CheckpointError(f"weights of {layer!r}", got=got, want=want, fix=fix)
 
     def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
         self.refuse_others(state_dict, prefix)
@@ -87,7 +88,7 @@ class Mixture(_InPlaceOfMlp):
         self.taken: Routing | None = None
 
     def routing(self, x: Tensor) -> Routing:
-        """Who goes where, after the capacity.  x: (..., d) -> Routing of shape (rows, E)."""
+        """Route the rows of x, and drop what is above the capacity.  (..., d) -> (rows, E)."""
         routing: Routing = self.router(x)
         # a router may weigh in float32 where the model is half as wide
         routing = spread(replace(routing, weight=routing.weight.to(x.dtype)), x)
@@ -101,15 +102,16 @@ class Mixture(_InPlaceOfMlp):
 
     def forward(self, x: Tensor) -> Tensor:
         rows, routing = x.reshape(-1, x.shape[-1]), self.routing(x)
+        # the values of a graph that is traced or exported are not known: take every pair
         no_values = x.is_meta or torch.compiler.is_exporting()
         y = (self.naive if no_values else self.experts.mix)(rows, routing)
         y = y.view(*x.shape[:-1], y.shape[-1])
         return y if self.shared is None else y + self.shared(x)
 
     def naive(self, rows: Tensor, routing: Routing) -> Tensor:
-        """The twin of `Experts.mix`: every expert on every row, for graphs that know no values."""
-        made = self.experts.every(rows)
-        return torch.einsum("te,teo->to", routing.dense().to(made.dtype), made)
+        """Compute `Experts.mix` by every expert on every row, for graphs that know no values."""
+        outputs = self.experts.every(rows)
+        return torch.einsum("te,teo->to", routing.dense().to(outputs.dtype), outputs)
 
     def __getstate__(self) -> dict[str, Any]:
         # a routing holds a graph, which cannot be copied
@@ -118,22 +120,22 @@ class Mixture(_InPlaceOfMlp):
 
 @contextmanager
 def undropped(model: nn.Module) -> Iterator[None]:
-    """Inside, no capacity of a mixture drops a token."""
-    found = [m for m in model.modules() if isinstance(m, Mixture)]
-    before = [mixture.capacity for mixture in found]
-    for mixture in found:
+    """Switch the capacities of all mixtures in a model off inside the `with` block."""
+    mixtures = [m for m in model.modules() if isinstance(m, Mixture)]
+    before = [mixture.capacity for mixture in mixtures]
+    for mixture in mixtures:
         mixture.capacity = None
     try:
         yield
     finally:
-        for mixture, capacity in zip(found, before, strict=True):
+        for mixture, capacity in zip(mixtures, before, strict=True):
             mixture.capacity = capacity
 
 
 def spread(routing: Routing, x: Tensor) -> Routing:
-    """The routing of the rows of x (B, ..., d); where it is of samples, each row goes with its own.
+    """Return the routing of the rows of x (B, ..., d), where a router of samples routed those.
 
-    Raises: ShapeError for a routing of neither.
+    Each row goes where its sample goes. Raises: ShapeError for a routing of neither.
     """
     rows = x[..., 0].numel()
     if routing.tokens == rows:
@@ -141,13 +143,13 @@ def spread(routing: Routing, x: Tensor) -> Routing:
     if routing.tokens != len(x):
         got, want = f"{routing.tokens} rows for {rows} tokens", "a row for each token or sample"
         raise ShapeError("routing", got=got, want=want, fix="Use a router of tokens.")
-    each = rows // len(x)
-    inside = torch.arange(each, device=routing.token.device)
+    length = rows // len(x)
+    inside = torch.arange(length, device=routing.token.device)
     return replace(
         routing,
-        token=(routing.token[:, None] * each + inside).flatten(),
-        expert=routing.expert.repeat_interleave(each),
-        weight=routing.weight.repeat_interleave(each),
+        token=(routing.token[:, None] * length + inside).flatten(),
+        expert=routing.expert.repeat_interleave(length),
+        weight=routing.weight.repeat_interleave(length),
         tokens=rows,
     )
 

@@ -1,4 +1,4 @@
-"""A cell that is disturbed while it trains, and is what it was in evaluation."""
+"""Cells with noise on their outputs or weights while they train, and none in evaluation."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ class NoisyCell(Cell):
             got, want = type(body).__name__, "an adapter that adds to its site"
             raise ConfigError("over", got=got, want=want, fix="Use over=Bottleneck() or Lora().")
         self.body = body
+        # a copy of its state, so that the body's own draws stay the same
         twin = torch.Generator().set_state(generator.get_state())
         self.noise = RandomSource(seeded_by(twin))
 
@@ -37,7 +38,7 @@ class NoisyCell(Cell):
 
     @abc.abstractmethod
     def disturbed(self, x: Tensor) -> Tensor:
-        """The addition in training.  x: (B, ..., inputs) -> (B, ..., outputs)."""
+        """Compute the cell with its noise, in training.  (B, ..., inputs) -> (B, ..., outputs)."""
 
     def merged(self) -> Cell:
         return copy.deepcopy(self.body.merged())
@@ -63,7 +64,10 @@ class ScaledOutput(NoisyCell):
 
 
 class DroppedWeights(NoisyCell):
-    """The body with the weights of one projection dropped, for each sample others."""
+    """The body with weights of one projection dropped at random, for each sample by itself.
+
+    side: "down" or "up"; p: the share of its weights that is dropped.
+    """
 
     def __init__(self, body: Any, side: str, p: float, generator: torch.Generator) -> None:
         super().__init__(body, generator)
@@ -78,10 +82,12 @@ class DroppedWeights(NoisyCell):
         return body.compute(self.cast(x), sides["down"], sides["up"])
 
     def _dropped(self, layer: Any) -> Callable[[Tensor], Tensor]:
+        """Return the layer as a function with a mask of its own on the weight of each sample."""
+
         def forward(x: Tensor) -> Tensor:
             rows, shape = x.reshape(len(x), -1, x.shape[-1]), layer.weight.shape
-            kept = self.noise.drawn(len(x), lambda n: self.noise.uniform(n, *shape) >= self.p)
-            weight = layer.weight * kept.to(x.device) / (1 - self.p)  # (B, out, in)
+            mask = self.noise.drawn(len(x), lambda n: self.noise.uniform(n, *shape) >= self.p)
+            weight = layer.weight * mask.to(x.device) / (1 - self.p)  # (B, out, in)
             y = torch.bmm(rows, weight.transpose(1, 2).to(rows.dtype))
             y = y if layer.bias is None else y + layer.bias.to(y.dtype)
             return y.view(*x.shape[:-1], shape[0])

@@ -9,12 +9,12 @@ from ..core.errors import ConfigError
 
 
 class OverMethod:
-    """For settings of a method over another one, `over`: its places are those of the other."""
+    """The base of settings of a method over another one, `over`, whose places it takes."""
 
     over: Any
 
     def refuse_shared(self) -> None:
-        """Raises: ConfigError unless `over` is another adapter, with weights of each cell's own."""
+        """Raise ConfigError unless `over` is another adapter whose cells share no weights."""
         name = type(self.over).__name__
         if isinstance(self.over, type(self)) or not callable(getattr(self.over, "build", None)):
             want, fix = "another adapter's settings", "Pass a Bottleneck or a Lora."
@@ -25,9 +25,9 @@ class OverMethod:
 
     @property
     def elsewhere(self) -> Self | None:
-        """These settings over those of `over` elsewhere."""
-        other = getattr(self.over, "elsewhere", None)
-        return None if other is None else replace(self, over=other)  # pyright: ignore
+        """The same settings over `over.elsewhere`, or None if that is None."""
+        over = getattr(self.over, "elsewhere", None)
+        return None if over is None else replace(self, over=over)  # pyright: ignore
 
     @property
     def roles(self) -> tuple[str, ...]:

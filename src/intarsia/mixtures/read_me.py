@@ -1,4 +1,4 @@
-"""Read-ME's experts: parts of one dense MLP, and what all of them share (arXiv:2410.19123).
+"""Read-ME's experts: parts of one dense MLP, and a shared part (arXiv:2410.19123).
 
 m_i: the units that text of domain i uses. residual = AND_i m_i, for every token; expert i has
 m_i AND NOT residual. With expert i, the MLP is the dense one with all other units at 0.
@@ -43,32 +43,37 @@ class SlicedMlp(nn.Module):
         return self.down(self.act(up) if self.gate is None else self.act(self.gate(x)) * up)
 
 
-def _rows(of: nn.Linear, units: Tensor) -> nn.Linear:
-    made = _empty(of.in_features, len(units), bias=of.bias is not None)
-    made.weight = nn.Parameter(of.weight.detach()[units].clone())
-    if of.bias is not None:
-        made.bias = nn.Parameter(of.bias.detach()[units].clone())
-    return made
+def _rows(layer: nn.Linear, units: Tensor) -> nn.Linear:
+    """Return a copy of the layer with these outputs alone.  units: (n,) int64."""
+    sliced = _empty(layer.in_features, len(units), bias=layer.bias is not None)
+    sliced.weight = nn.Parameter(layer.weight.detach()[units].clone())
+    if layer.bias is not None:
+        sliced.bias = nn.Parameter(layer.bias.detach()[units].clone())
+    return sliced
 
 
-def _columns(of: nn.Linear, units: Tensor, *, bias: bool) -> nn.Linear:
-    kept = bias and of.bias is not None
-    made = _empty(len(units), of.out_features, bias=kept)
-    made.weight = nn.Parameter(of.weight.detach()[:, units].clone())
-    if kept:
-        made.bias = nn.Parameter(of.bias.detach().clone())
-    return made
+def _columns(layer: nn.Linear, units: Tensor, *, bias: bool) -> nn.Linear:
+    """Return a copy of the layer with these inputs alone.  bias: keep the layer's bias."""
+    has_bias = bias and layer.bias is not None
+    sliced = _empty(len(units), layer.out_features, bias=has_bias)
+    sliced.weight = nn.Parameter(layer.weight.detach()[:, units].clone())
+    if has_bias:
+        sliced.bias = nn.Parameter(layer.bias.detach().clone())
+    return sliced
 
 
 def _empty(inputs: int, outputs: int, *, bias: bool) -> nn.Linear:
-    """A linear map whose weights are put in; torch warns when it draws none at all."""
-    made: Any = nn.utils.skip_init(nn.Linear, 1, 1, bias=bias)
-    made.in_features, made.out_features = inputs, outputs
-    return made
+    """Return a linear map of these sizes whose weight the caller sets.
+
+    It is made as 1 x 1: torch warns when it initialises an empty weight.
+    """
+    layer: Any = nn.utils.skip_init(nn.Linear, 1, 1, bias=bias)
+    layer.in_features, layer.out_features = inputs, outputs
+    return layer
 
 
 def residual_of(masks: Tensor) -> Tensor:
-    """The units that all experts have.  (E, h) bool -> (h,) bool."""
+    """Return the units that all experts have.  (E, h) bool -> (h,) bool."""
     return masks.all(0)
 
 
@@ -80,7 +85,7 @@ def read_me_mixture(
     masks: Tensor,
     router: Router,
 ) -> Mixture:
-    """The mixture in the place of an MLP.  masks: (E, h) bool, the units of each expert.
+    """Return the mixture in the place of an MLP.  masks: (E, h) bool, the units of each expert.
 
     With one expert of weight 1 a token, y = residual(x) + own_i(x): the dense MLP with the units
     outside mask i at 0, to the order of sums; the last bias is the residual's. All masks full is
@@ -97,13 +102,13 @@ def read_me_mixture(
     def part(mask: Tensor, *, bias: bool) -> SlicedMlp:
         return SlicedMlp(up, gate, down, act, mask.nonzero().flatten(), bias=bias)
 
-    own: Sequence[nn.Module] = [part(mask & ~shared, bias=False) for mask in masks]
-    return Mixture(own, router, part(shared, bias=True))
+    experts: Sequence[nn.Module] = [part(mask & ~shared, bias=False) for mask in masks]
+    return Mixture(experts, router, part(shared, bias=True))
 
 
 def random_masks(masks: Tensor, generator: torch.Generator) -> Tensor:
-    """Masks of the same sizes with units at random: what extraction is judged against."""
-    made = torch.zeros_like(masks)
-    for row, count in zip(made, masks.sum(1).tolist(), strict=True):
+    """Draw masks of the same sizes with units at random, as a baseline for extraction.  (E, h)."""
+    drawn = torch.zeros_like(masks)
+    for row, count in zip(drawn, masks.sum(1).tolist(), strict=True):
         row[torch.randperm(len(row), generator=generator)[:count]] = True
-    return made
+    return drawn

@@ -18,21 +18,24 @@ STARTS = ("tokens", "zero")
 
 
 class Update(abc.ABC):
-    """How a block's f(x) moves the residual stream x, given the momentum m of the blocks before."""
+    """The rule by which a block's f(x) changes the residual stream x, with momentum m."""
 
     @abc.abstractmethod
     def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """What is added to x, and the momentum for the next block; m: None at the first."""
+        """Return what is added to x, and the momentum for the next block.
+
+        f: the block; x: (..., d), the stream; m: the momentum so far, None at the first block.
+        """
 
     @property
     def reads_stream(self) -> bool:
-        """Does it need x itself, and not only f(x)?"""
+        """True if the rule needs x itself, and not only f(x)."""
         return False
 
 
 @dataclass(frozen=True)
 class Plain(Update):
-    """x + f(x): a residual block as it always was."""
+    """x + f(x), the usual residual block without momentum."""
 
     def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, None]:
         return f(x), None
@@ -88,13 +91,13 @@ class AdamOnce(Update):
 
     def __post_init__(self) -> None:
         _momentum(self.mu)
-        for what in ("beta1", "beta2"):
-            below_one(what, getattr(self, what), fix="Try 0.9.")
+        for name in ("beta1", "beta2"):
+            below_one(name, getattr(self, name), fix="Try 0.9.")
         one_of("start", self.start, STARTS)
 
     @classmethod
     def published(cls) -> AdamOnce:
-        """The released code's, for comparison: v_0 = 0, gamma1 = 1, kappa = 1."""
+        """Return the settings of the released code: v_0 = 0, gamma1 = 1, kappa = 1."""
         return cls(gamma1=1.0, kappa=1.0, start="zero")
 
     @property
@@ -102,19 +105,20 @@ class AdamOnce(Update):
         return self.kappa != 0
 
     def step(self, f: F, x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor]:
-        made = f(x)
+        output = f(x)
         if m is not None:
-            m = self.mu * m + self.gamma * made
+            # every later block is a step of heavy ball
+            m = self.mu * m + self.gamma * output
             return m, m
-        p, v = made, (1 - self.beta2) * made.square()
+        p, v = output, (1 - self.beta2) * output.square()
         if self.start == "tokens":
-            v = v + self.beta2 * made.square().mean(-1, keepdim=True)
+            v = v + self.beta2 * output.square().mean(-1, keepdim=True)
         else:
-            p = (1 - self.beta1) * made
+            p = (1 - self.beta1) * output
         change = self.gamma1 * p / (v + 1e-8).sqrt()
         if self.kappa:
             change = change - self.kappa * x
-        return change, self.gamma * made
+        return change, self.gamma * output
 
 
 @dataclass(frozen=True)
@@ -135,8 +139,8 @@ class Robust(Update):
 
     def __post_init__(self) -> None:
         if not (self.k > 1 and self.L > 0):
-            what, got = "k, L", f"{self.k}, {self.L}"
-            raise ConfigError(what, got=got, want="k above 1, L above 0", fix="Try 4 and 1.")
+            name, got = "k, L", f"{self.k}, {self.L}"
+            raise ConfigError(name, got=got, want="k above 1, L above 0", fix="Try 4 and 1.")
         low, high = 1 - self.k**-0.5, 1 - 1 / self.k
         if not low <= self.p <= high:
             want = f"{low:.3f} ... {high:.3f} for k = {self.k}"
@@ -204,20 +208,21 @@ def wrap_residuals(model: nn.Module, update: Update, paths: Sequence[str]) -> nn
 
     Raises: TargetError for a path that is not there; ConfigError as `Residual` does.
     """
-    known = dict(model.named_modules())
-    if missing := [path for path in paths if not path or path not in known]:
-        what, fix = f"path {missing[0]!r}", "Name them as model.named_modules() does."
-        raise TargetError(what, got="no such module", want="modules of the model", fix=fix)
-    made = [Residual(known[path], update, added=True) for path in paths]
-    number_layers(made)
-    for path, wrapped in zip(paths, made, strict=True):
+    modules = dict(model.named_modules())
+    if missing := [path for path in paths if not path or path not in modules]:
+        subject, fix = f"path {missing[0]!r}", "Name them as model.named_modules() does."
+        raise TargetError(subject, got="no such module", want="modules of the model", fix=fix)
+    residuals = [Residual(modules[path], update, added=True) for path in paths]
+    number_layers(residuals)
+    for path, wrapped in zip(paths, residuals, strict=True):
         parent, _, name = path.rpartition(".")
-        setattr(known[parent], name, wrapped)
+        setattr(modules[parent], name, wrapped)
     watch(model, stays=True)
     return model
 
 
 def _momentum(mu: float) -> None:
+    """Raise ConfigError unless |mu| < 1."""
     if not abs(mu) < 1:
         raise ConfigError("mu", got=mu, want="-1 < mu < 1", fix="The paper's is 0.7.")
 

@@ -54,6 +54,7 @@ class RoutedCell(Cell):
         self.routers = nn.ModuleDict(routers)
 
     def _project(self, side: str, x: Tensor) -> Linear:
+        """Return the projection of a side for x, with experts drawn for it while training."""
         layer = getattr(self.body, side)
         if side not in self.routers or not self.training:
             return layer
@@ -70,6 +71,7 @@ class RoutedCell(Cell):
         return body.compute(x, self._project("down", x), self._project("up", x))
 
     def merged(self) -> Cell:
+        # a shallow copy of the body: its experts are merged, not copied first
         plain = copy.copy(self.body)
         plain._modules = dict(self.body._modules)
         for side in self.routers:
@@ -81,9 +83,9 @@ class RoutedCell(Cell):
 
 
 def two_sided(body: Cell) -> Any:
-    """The cell, if it is made of a down and an up projection.
+    """Return the cell `body`, checked to have a down and an up projection.
 
-    Raises: ConfigError if it is not.
+    Raises: ConfigError if it has not.
     """
     if not all(isinstance(getattr(body, side, None), nn.Linear) for side in ("down", "up")):
         want = "a cell of a down and an up projection"
@@ -93,7 +95,7 @@ def two_sided(body: Cell) -> Any:
 
 
 def check_gates(gates: Tensor, experts: int, rows: int) -> None:
-    """Raises: ShapeError unless gates are (G, experts) with G a divisor of the rows."""
+    """Raise ShapeError unless gates are (G, experts) with G a divisor of the rows."""
     if gates.shape[1:] != (experts,) or not len(gates) or rows % len(gates):
         want = f"(G, {experts}) with G a divisor of the rows"
         fix = "One gate row for each sample, or one for the batch."
@@ -101,5 +103,5 @@ def check_gates(gates: Tensor, experts: int, rows: int) -> None:
 
 
 def draw_apart(experts: int, active: int, per: str, *, generator: torch.Generator) -> RandomRouter:
-    """A random router with a generator of its own, seeded from `generator`."""
+    """Return a random router with a generator of its own, seeded from `generator`."""
     return RandomRouter(experts, active, per, generator=seeded_by(generator))

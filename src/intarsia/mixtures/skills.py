@@ -34,7 +34,7 @@ class SkillsCell(Cell):
         generator: torch.Generator,
     ) -> None:
         super().__init__()
-        # the LoRA that a task gets
+        # the settings of the LoRA that a task gets
         self.of, self.site = lora, Site(site.path, site.inputs, site.outputs)
         self.down = nn.Parameter(torch.empty(heads, skills, lora.rank, site.reads // heads))
         self.up = nn.Parameter(torch.zeros(heads, skills, site.outputs // heads, lora.rank))
@@ -44,11 +44,12 @@ class SkillsCell(Cell):
         self.router = router(generator)
 
     def mixed(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """The means of the skills, head by head.
+        """Return the weighted means of the skills, head by head.
 
         weight: (N, Q, S) -> A (N, r, d_in), B (N, d_out, r).
         """
         weight = weight.to(self.down.dtype)
+        # each head mixes its own slice of the inputs of A and of the outputs of B
         down = torch.einsum("nqs,qsri->nrqi", weight, self.down).flatten(2)
         up = torch.einsum("nqs,qsor->nqor", weight, self.up).flatten(1, 2)
         return down, up
@@ -63,7 +64,7 @@ class SkillsCell(Cell):
 
     @torch.no_grad()
     def lora(self, weight: Tensor) -> LoraCell:
-        """The LoRA that the skills make with these shares.  weight: (Q, S)."""
+        """Return the LoRA that the skills make with these shares.  weight: (Q, S)."""
         cell = LoraCell(self.of, self.site, generator=torch.Generator()).to(self.down)
         down, up = self.mixed(weight[None])
         cell.down.weight.copy_(down[0])
@@ -71,21 +72,21 @@ class SkillsCell(Cell):
         return cell
 
     def of_task(self, task: int | None = None) -> LoraCell:
-        """The LoRA of one task; None = the only one, or the mean where `unknown` says so.
+        """Return the LoRA of one task; None = the only one, or the mean where `unknown` says so.
 
         Raises: FoldError for None where there are several; ConfigError for no such task.
         """
         if task is None and self.router.tasks == 1:
             task = 0
         if task is None and self.router.unknown == "error":
-            what, got = f"merging Poly at {self.site.path!r}", f"{self.router.tasks} tasks"
+            name, got = f"merging Poly at {self.site.path!r}", f"{self.router.tasks} tasks"
             fix = "Merge what intarsia.methods.mhr.to_lora(model, task) or to_mhr_mu(model) gives."
-            raise FoldError(what, got=got, want="one of them, each has its own weights", fix=fix)
+            raise FoldError(name, got=got, want="one of them, each has its own weights", fix=fix)
         return self.lora(self.router.of_task(task))
 
     def merged(self) -> LoraCell:
         return self.of_task()
 
     def delta(self, task: int | None = None) -> Tensor:
-        """The weight change of one task, as `of_task`.  Returns (outputs, inputs)."""
+        """Return the weight change of one task, as `of_task`.  Returns (outputs, inputs)."""
         return self.of_task(task).delta()

@@ -30,7 +30,7 @@ class SoupLinear(nn.Module):
         )
 
     def merged(self) -> nn.Linear:
-        """The plain linear layer that stands for the experts after training."""
+        """Return the plain linear layer that stands for the experts after training."""
         bias = None if self.biases is None else self.biases.mean(0)
         return plain_linear(self.weights.mean(0), bias)
 
@@ -40,6 +40,7 @@ class SoupLinear(nn.Module):
             return F.linear(x, self.weights.mean(0), bias)
         check_gates(gates, self.experts, len(x))
         groups = len(gates)
+        # a mean of maps is the map of mean weights: one product for each gate
         share = gates.to(self.weights.dtype) / self.active
         weight = torch.einsum("gn,noi->gio", share, self.weights)  # (G, in, out)
         y = torch.bmm(x.reshape(groups, -1, self.in_features), weight.to(x.dtype))

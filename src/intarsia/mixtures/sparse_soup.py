@@ -18,7 +18,7 @@ State = Mapping[str, Tensor]
 def mixed(
     states: Sequence[State], weights: Sequence[float] | None = None, names: Sequence[str] = ()
 ) -> dict[str, Tensor]:
-    """sum_i w_i theta_i, tensor by tensor; what is 0 in one candidate must be 0 in all.
+    """Return sum_i w_i theta_i, tensor by tensor; a weight that is 0 in one must be 0 in all.
 
     weights: w_i, 0 or more, adding up to 1; None = 1 / m each.  names: of the candidates, for
     errors.  Whole numbers (a batch norm's counter) are those of the first candidate.
@@ -32,85 +32,90 @@ def mixed(
     names = list(names) or [str(i + 1) for i in range(len(states))]
     check_alike(states, names)
     shares = _shares(weights, len(states))
-    found: dict[str, Tensor] = {}
+    averaged: dict[str, Tensor] = {}
     for name, first in states[0].items():
         if not first.is_floating_point():
-            found[name] = first.clone()
+            averaged[name] = first.clone()
             continue
         base = first.double()
         for state, share in zip(states[1:], shares[1:], strict=True):
             base = base + share * (state[name].double() - first.double())
-        found[name] = base.to(first.dtype)
-    return found
+        averaged[name] = base.to(first.dtype)
+    return averaged
 
 
 @dataclass(frozen=True)
-class Picked:
+class GreedySoup:
     """A greedy soup: its tensors, the candidates in it in their order, and its score."""
 
     state: dict[str, Tensor]
-    chosen: tuple[int, ...]
+    indices: tuple[int, ...]
     score: float
 
 
 def greedy(
     states: Sequence[State], score: Callable[[State], float], names: Sequence[str] = ()
-) -> Picked:
-    """The best candidate, averaged with each next one as long as the score does not fall.
+) -> GreedySoup:
+    """Return the best candidate, averaged with each next one as long as the score does not fall.
 
     score: of tensors, on validation data; more is better. It is asked for every candidate, then for
     every average.  Raises: as `mixed`; ConfigError for a score that is no number.
     """
     names = list(names) or [str(i + 1) for i in range(len(states))]
     check_alike(states, names)
-    alone = [score(state) for state in states]
-    if not all(map(math.isfinite, alone)):
+    scores = [score(state) for state in states]
+    if not all(map(math.isfinite, scores)):
         want, fix = "numbers", "Score by accuracy, or look at the candidates."
-        raise ConfigError("scores of the candidates", got=alone, want=want, fix=fix)
-    order = sorted(range(len(states)), key=lambda i: -alone[i])
-    chosen, best, state = [order[0]], alone[order[0]], dict(states[order[0]])
+        raise ConfigError("scores of the candidates", got=scores, want=want, fix=fix)
+    # from the best to the worst: a candidate stays in if the average with it is no worse
+    order = sorted(range(len(states)), key=lambda i: -scores[i])
+    indices, best, state = [order[0]], scores[order[0]], dict(states[order[0]])
     for i in order[1:]:
-        tried = mixed([states[j] for j in (*chosen, i)])
-        if (found := score(tried)) >= best:
-            chosen, best, state = [*chosen, i], found, tried
-    return Picked(state, tuple(chosen), best)
+        average = mixed([states[j] for j in (*indices, i)])
+        if (value := score(average)) >= best:
+            indices, best, state = [*indices, i], value, average
+    return GreedySoup(state, tuple(indices), best)
 
 
 def check_alike(states: Sequence[State], names: Sequence[str]) -> None:
-    """Raises: ConfigError unless there are several, of one architecture, type and mask."""
+    """Raise ConfigError unless there are several states, of one architecture, type and mask."""
     if len(states) < 2:
         got, fix = f"{len(states)} candidate", "Give two or more of one pruned model."
         raise ConfigError("soup", got=got, want="at least two", fix=fix)
     first = states[0]
     for state, name in zip(states[1:], names[1:], strict=True):
-        two = f"candidates {names[0]} and {name}"
+        pair = f"candidates {names[0]} and {name}"
         if odd := sorted(first.keys() ^ state.keys()):
             got = f"{len(odd)} names in one of them only, as {odd[0]}"
-            raise ConfigError(two, got=got, want="the same names", fix="Take runs of one method.")
-        for key, one in first.items():
-            _check_tensor(two, key, one, state[key])
+            raise ConfigError(pair, got=got, want="the same names", fix="Take runs of one method.")
+        for key, tensor in first.items():
+            _check_tensor(pair, key, tensor, state[key])
 
 
-def _check_tensor(two: str, key: str, one: Tensor, other: Tensor) -> None:
-    for what, ours, theirs in (
-        ("shape", tuple(one.shape), tuple(other.shape)),
-        ("type", one.dtype, other.dtype),
+def _check_tensor(pair: str, key: str, first: Tensor, second: Tensor) -> None:
+    """Raise ConfigError where a tensor differs in shape, type or zeros, or is not finite.
+
+    pair: the two candidates in words; key: the tensor's name.
+    """
+    for trait, ours, theirs in (
+        ("shape", tuple(first.shape), tuple(second.shape)),
+        ("type", first.dtype, second.dtype),
     ):
         if ours != theirs:
-            got, want = f"{key} of {what} {ours} and {theirs}", f"one {what}"
-            raise ConfigError(two, got=got, want=want, fix="Take runs of one model.")
-    if not one.is_floating_point():
+            got, want = f"{key} of {trait} {ours} and {theirs}", f"one {trait}"
+            raise ConfigError(pair, got=got, want=want, fix="Take runs of one model.")
+    if not first.is_floating_point():
         return
-    if not (bool(one.isfinite().all()) and bool(other.isfinite().all())):
+    if not (bool(first.isfinite().all()) and bool(second.isfinite().all())):
         fix = "Leave the candidate that diverged out."
-        raise ConfigError(two, got=f"{key} that is not finite", want="numbers", fix=fix)
-    if one.dim() < 2:  # norms and biases have no mask
+        raise ConfigError(pair, got=f"{key} that is not finite", want="numbers", fix=fix)
+    if first.dim() < 2:  # norms and biases have no mask
         return
-    places = int(((one != 0) != (other.to(one.device) != 0)).sum())
+    places = int(((first != 0) != (second.to(first.device) != 0)).sum())
     if places:
         layer = key.removesuffix(".weight")
         raise ConfigError(
-            two,
+            pair,
             got=f"they differ in {places:,} places of {layer}",
             want="the same zeros: an average of others has less of them",
             fix="Train both from one pruned model with schedule=FixedMask().",
@@ -118,6 +123,7 @@ def _check_tensor(two: str, key: str, one: Tensor, other: Tensor) -> None:
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+    """Return the weights of `count` candidates; None = equal.  Raises: ConfigError."""
     if weights is None:
         return [1 / count] * count
     good = len(weights) == count and all(w >= 0 for w in weights)
@@ -128,33 +134,33 @@ def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
 
 
 def distance(states: Sequence[State], centre: State) -> float:
-    """The mean Euclidean distance of the candidates from an average."""
-    each = [
+    """Return the mean Euclidean distance of the candidates from an average."""
+    distances = [
         math.sqrt(sum(float((s[n].double() - c.double()).square().sum()) for n, c in floats))
         for floats in [[(n, c) for n, c in centre.items() if c.is_floating_point()]]
         for s in states
     ]
-    return sum(each) / len(each)
+    return sum(distances) / len(distances)
 
 
 def pairs(states: Sequence[State]) -> list[dict[str, float]]:
-    """Of each two candidates a < b, numbers from 0: Euclidean distance, and cosine of the angle."""
-    found: list[dict[str, float]] = []
+    """Return Euclidean distance and cosine of each two candidates a < b, counted from 0."""
+    rows: list[dict[str, float]] = []
     for a, b in combinations(range(len(states)), 2):
-        one, two = states[a], states[b]
-        names = [n for n, t in one.items() if t.is_floating_point()]
-        dot, first, second = (
+        state_a, state_b = states[a], states[b]
+        names = [n for n, t in state_a.items() if t.is_floating_point()]
+        dot, norm_a, norm_b = (
             sum(float((x[n].double() * y[n].double()).sum()) for n in names)
-            for x, y in ((one, two), (one, one), (two, two))
+            for x, y in ((state_a, state_b), (state_a, state_a), (state_b, state_b))
         )
-        apart = math.sqrt(
-            sum(float((one[n].double() - two[n].double()).square().sum()) for n in names)
+        distance_ab = math.sqrt(
+            sum(float((state_a[n].double() - state_b[n].double()).square().sum()) for n in names)
         )
-        cosine = dot / max(math.sqrt(first * second), 1e-300)
-        found.append({"a": a, "b": b, "distance": apart, "cosine": cosine})
-    return found
+        cosine = dot / max(math.sqrt(norm_a * norm_b), 1e-300)
+        rows.append({"a": a, "b": b, "distance": distance_ab, "cosine": cosine})
+    return rows
 
 
 def nonzeros(state: State) -> int:
-    """How many weights are not 0."""
+    """Count the weights of a state that are not 0."""
     return sum(int(torch.count_nonzero(t)) for t in state.values() if t.is_floating_point())

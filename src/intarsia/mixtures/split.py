@@ -19,8 +19,8 @@ SCALINGS = ("inverted", "paper")
 DECAYS = ("owned", "delta", "official")
 
 
-class _Marked(torch.autograd.Function):
-    """A tensor as it is; its backward adds 1 to the probe's gradient for each active expert."""
+class _CountInBackward(torch.autograd.Function):
+    """The identity; its backward adds 1 to the probe's gradient for each active expert."""
 
     @staticmethod
     def forward(ctx: Any, value: Tensor, probe: Tensor, gates: Tensor) -> Tensor:
@@ -94,12 +94,12 @@ class SplitLinear(nn.Module):
 
     @property
     def seen(self) -> Tensor:
-        """Which experts had a gradient since `forget`.  (N,) bool."""
+        """The experts that had a gradient since `forget`.  (N,) bool."""
         counts = self._probe if self._probe.grad is None else self._probe.grad
         return counts.detach() > 0
 
     def forget(self) -> None:
-        """No expert has been seen."""
+        """Reset `seen`: no expert has had a gradient."""
         self._probe.grad = None
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> SplitLinear:
@@ -113,36 +113,38 @@ class SplitLinear(nn.Module):
         return self.experts / self.active if self.scaling == "inverted" else 1.0
 
     def change(self) -> Tensor:
-        """D = V - W0, (out, in)."""
+        """Return D = V - W0, (out, in)."""
         if self.start is None or self.decay == "delta":
             return self.weight
         return self.weight - self.start
 
     def parts(self) -> Tensor:
-        """What each active expert adds to W0; all of W_i where starts shrink.  (N, out, in)."""
+        """Return c M_i D, what expert i adds to W0; where starts shrink, W_i.  (N, out, in)."""
         label = torch.arange(self.experts, device=self.owner.device, dtype=self.owner.dtype)
-        mine = self.owner == label[:, None, None]
+        owned = self.owner == label[:, None, None]
         if self.rho is not None and self.start is not None:
             rho = self.rho.to(self.start.dtype)
-            return torch.where(mine, self.weight, rho[:, None, None] * self.start)
-        return torch.where(mine, self.change() * self.gain, 0.0)
+            return torch.where(owned, self.weight, rho[:, None, None] * self.start)
+        return torch.where(owned, self.change() * self.gain, 0.0)
 
     def expert_weight(self, gates: Tensor) -> Tensor:
-        """W_S for each row of gates.  (G, N) -> (G, out, in)."""
+        """Return W_S for each row of gates.  (G, N) -> (G, out, in)."""
         if self.experts <= len(gates):
             # a sum of disjoint parts, so exact; one small GEMM is faster than a lookup per entry
             weight = (gates @ self.parts().flatten(1)).view(-1, *self.owner.shape)
             return weight if self.start is None or self.rho is not None else self.start + weight
-        mine = gates.index_select(1, self.owner.flatten().int()).view(-1, *self.owner.shape)
+        # more experts than gates: look up whether the owner of each entry is active
+        owned = gates.index_select(1, self.owner.flatten().int()).view(-1, *self.owner.shape)
         if self.rho is not None and self.start is not None:
             start = (gates @ self.rho.to(gates.dtype))[:, None, None] * self.start
-            return torch.where(mine > 0, self.weight, start)
-        weight = mine * (self.change() * self.gain)
+            return torch.where(owned > 0, self.weight, start)
+        weight = owned * (self.change() * self.gain)
         return weight if self.start is None else self.start + weight
 
     def merged_weight(self) -> Tensor:
-        """E[W_S] over uniform S, (out, in)."""
+        """Return E[W_S] over uniform S, (out, in)."""
         if self.rho is not None and self.start is not None:
+            # an entry is V in its owner's copy, and rho_j W0 in every other copy j
             unowned = self.rho.sum() - self.rho[self.owner.long()]
             return (self.weight + unowned.to(self.start.dtype) * self.start) / self.experts
         share = 1.0 if self.scaling == "inverted" else self.active / self.experts
@@ -152,11 +154,11 @@ class SplitLinear(nn.Module):
         return change if self.start is None else self.start + change
 
     def merged_bias(self) -> Tensor | None:
-        """E[b_S], (out,)."""
+        """Return E[b_S], (out,), or None without biases."""
         return None if self.biases is None else self.biases.mean(0)
 
     def merged(self) -> nn.Linear:
-        """The plain linear layer that stands for the experts after training."""
+        """Return the plain linear layer that stands for the experts after training."""
         return plain_linear(self.merged_weight(), self.merged_bias())
 
     def forward(self, x: Tensor, gates: Tensor | None = None) -> Tensor:
@@ -169,9 +171,9 @@ class SplitLinear(nn.Module):
         bias = None if self.biases is None else gates @ self.biases / self.active  # (G, out)
         # who is active is noted in the backward: a forward without a loss trains nobody
         if weight.requires_grad:
-            weight = _Marked.apply(weight, self._probe, gates)
+            weight = _CountInBackward.apply(weight, self._probe, gates)
         elif bias is not None and bias.requires_grad:
-            bias = _Marked.apply(bias, self._probe, gates)
+            bias = _CountInBackward.apply(bias, self._probe, gates)
         if groups == 1:
             return F.linear(x, weight[0], None if bias is None else bias[0])
         rows, across = x.reshape(groups, -1, self.in_features), weight.transpose(1, 2)
@@ -179,10 +181,11 @@ class SplitLinear(nn.Module):
         return y.view(*x.shape[:-1], self.out_features)
 
     def variance(self, x: Tensor, scale: Tensor | float = 1.0) -> Tensor:
-        """Variance of scale times the output over the draw of S, summed.  (..., in) -> (...).
+        """Return the variance of scale times the output over draws of S, summed over outputs.
 
-        scale s: a number, or one for each output.  With u_i = P_i x + b_i / k: k (N - k) / (N - 1)
-        times the mean over i of |s (u_i - mean u)|^2 (a k-subset drawn without replacement).
+        x: (..., in) -> (...).  scale s: a number, or one for each output.
+        With u_i = P_i x + b_i / k: k (N - k) / (N - 1) times the mean over i of
+        |s (u_i - mean u)|^2 (a k-subset drawn without replacement).
         Costs N masked products.
         """
         if self.experts == 1:
@@ -196,6 +199,7 @@ class SplitLinear(nn.Module):
 
 
 def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, decay: str) -> None:
+    """Raise ConfigError or ShapeError for settings of a `SplitLinear` that cannot be."""
     one_of("scaling", scaling, SCALINGS)
     one_of("decay", decay, DECAYS)
     fix = "k = 1 is the paper, k = experts is the plain layer."
@@ -215,19 +219,19 @@ def _check(base: nn.Linear, partition: Partition, active: int, scaling: str, dec
 
 
 def split_linear_naive(layer: SplitLinear, x: Tensor, gates: Tensor) -> Tensor:
-    """The oracle of SplitLinear.forward: row by row, expert by expert, copies written out."""
+    """Compute SplitLinear.forward slowly: row by row, expert by expert, copies written out."""
     rows = x.shape[0] // gates.shape[0]
     start = torch.zeros_like(layer.weight) if layer.start is None else layer.start
     out = []
     for row in range(x.shape[0]):
-        chosen = gates[row // rows].nonzero().flatten().tolist()
+        active = gates[row // rows].nonzero().flatten().tolist()
         weight, bias = start.clone(), torch.zeros(layer.out_features, dtype=x.dtype)
-        for i in chosen:
+        for i in active:
             rho = 1.0 if layer.rho is None else layer.rho[i]
             weight = torch.where(
                 layer.owner == i, start + layer.gain * layer.change(), weight * rho
             )
             if layer.biases is not None:
-                bias = bias + layer.biases[i] / len(chosen)
+                bias = bias + layer.biases[i] / len(active)
         out.append(F.linear(x[row], weight, bias))
     return torch.stack(out)

@@ -24,7 +24,7 @@ Groups = list[dict[str, Any]]
 
 
 def decay_groups(model: nn.Module, weight_decay: float, norm_decays: bool = False) -> Groups:
-    """The trained parameters in two groups: decayed, and not.
+    """Return the trained parameters in two groups: decayed, and not.
 
     Not decayed: biases (an expert's bias is one, though N of them make a matrix) and every other
     vector, such as gains of norms and learned scales. norm_decays: decay the gains of norms as
@@ -78,8 +78,8 @@ class SplitAdamW(Optimizer):
     ) -> None:
         one_of("update", update, UPDATES)
         one_of("variant", variant, VARIANTS)
-        for what, got in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
-            at_least(what, got, 0, fix="Try the default.")
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+            at_least(name, value, 0, fix="Try the default.")
         if not all(0 <= b < 1 for b in betas):
             raise ConfigError("betas", got=betas, want="0 <= b < 1", fix="Try (0.9, 0.999).")
         # in the groups, so that a checkpoint names them
@@ -123,11 +123,12 @@ class SplitAdamW(Optimizer):
         self._forget()
 
     def _forget(self) -> None:
+        """Reset in every layer which experts had a gradient."""
         for layer in self._layers:
             layer.forget()
 
     def _drawn(self) -> dict[SplitLinear, list[bool]]:
-        """Which experts of each layer had a gradient, on any rank."""
+        """Return for each expert of each layer whether it had a gradient, on any rank."""
         if not self._layers:
             return {}
         marks = torch.cat([layer.seen for layer in self._layers]).to(torch.uint8)
@@ -137,6 +138,7 @@ class SplitAdamW(Optimizer):
         return {layer: [next(flat) for _ in range(layer.experts)] for layer in self._layers}
 
     def _moments(self, parameter: Tensor) -> dict[str, Any]:
+        """Return the state of a parameter, made at first: steps (of each expert), m and v."""
         state = self.state[parameter]
         if not state:
             layer = self._split.get(cast(nn.Parameter, parameter))
@@ -146,6 +148,7 @@ class SplitAdamW(Optimizer):
         return state
 
     def _step_plain(self, parameter: Tensor, group: dict[str, Any]) -> None:
+        """Step a parameter that belongs to no `SplitLinear`."""
         state = self._moments(parameter)
         state["step"] += 1
         _adamw(parameter, state, _rates(state["step"], group), group["variant"])
@@ -153,17 +156,24 @@ class SplitAdamW(Optimizer):
     def _step_split(
         self, parameter: Tensor, layer: SplitLinear, drawn: list[bool], group: dict[str, Any]
     ) -> None:
+        """Step a parameter of a `SplitLinear`, each expert at its own t.
+
+        drawn: for each expert, True if it had a gradient.
+        """
         state = self._moments(parameter)
         before: list[int] = state["step"].tolist()
         lazy = group["update"] == "lazy"
-        takes = [d or (t > 0 and not lazy) for d, t in zip(drawn, before, strict=True)]
-        state["step"] += torch.tensor(takes, dtype=torch.int64)
+        steps_taken = [d or (t > 0 and not lazy) for d, t in zip(drawn, before, strict=True)]
+        state["step"] += torch.tensor(steps_taken, dtype=torch.int64)
+        # a table of six rates by expert, which each weight looks up by its owner
         rows = [
-            _rates(t + 1, group) if take else STAY for t, take in zip(before, takes, strict=True)
+            _rates(t + 1, group) if take else STAY
+            for t, take in zip(before, steps_taken, strict=True)
         ]
         table = torch.tensor(rows, dtype=parameter.dtype, device=parameter.device).T  # (6, N)
         if parameter is layer.weight:
             if layer.rho is not None:
+                # rho of an expert shrinks by 1 - lr wd, as the start of its copy would
                 layer.rho *= table[-1].to(layer.rho.dtype)
             rates = table[:, layer.owner.int()].unbind()  # 6 of (out, in)
         else:
@@ -176,7 +186,7 @@ STAY = (1.0, 1.0, 0.0, 1.0, 1.0, 1.0)
 
 
 def _rates(step: int, group: dict[str, Any]) -> tuple[float, ...]:
-    """The six numbers of STAY, for step t."""
+    """Return the six numbers of STAY for step t of an expert."""
     b1, b2 = group["betas"]
     lr, eps = float(group["lr"]), group["eps"]
     corrected = math.sqrt(1 - b2**step)
@@ -186,7 +196,10 @@ def _rates(step: int, group: dict[str, Any]) -> tuple[float, ...]:
 
 
 def _adamw(parameter: Tensor, state: dict[str, Any], rates: Iterable[Any], variant: str) -> None:
-    """One step in place; each rate is a number, or a tensor that broadcasts over the parameter."""
+    """Make one step of AdamW, in place.
+
+    state: the moments m and v; rates: the six of STAY, numbers or tensors that broadcast.
+    """
     b1, b2, rate, corrected, eps, keep = rates
     gradient, m, v = parameter.grad, state["exp_avg"], state["exp_avg_sq"]
     assert gradient is not None
@@ -202,6 +215,6 @@ def _adamw(parameter: Tensor, state: dict[str, Any], rates: Iterable[Any], varia
 def split_adamw(
     model: nn.Module, lr: float, weight_decay: float, *, norm_decays: bool = False, **settings: Any
 ) -> SplitAdamW:
-    """SplitAdamW over the trained parameters of a model, in the groups of `decay_groups`."""
+    """Return SplitAdamW over a model's trained parameters, in the groups of `decay_groups`."""
     groups = decay_groups(model, weight_decay, norm_decays)
     return SplitAdamW(groups, model, lr=lr, weight_decay=weight_decay, **settings)

@@ -21,26 +21,27 @@ from .experts import StackedExperts, linear_of
 from .mixture import Mixture
 
 
-class HeldMap(nn.Module):
-    """The weights of a linear map of which every expert has a part; not a layer by itself."""
+class CutLinear(nn.Module):
+    """The weights of a linear map that is cut among experts; not a layer by itself."""
 
     def __init__(self, layer: nn.Linear) -> None:
         super().__init__()
         self.weight, self.bias = layer.weight, layer.bias
 
     def layer(self) -> nn.Linear:
-        """The linear map, with these very parameters."""
-        made = plain_linear(self.weight.detach(), None if self.bias is None else self.bias.detach())
-        made.weight, made.bias = self.weight, self.bias
-        return made
+        """Return the linear map, with these very parameters."""
+        bias = None if self.bias is None else self.bias.detach()
+        linear = plain_linear(self.weight.detach(), bias)
+        linear.weight, linear.bias = self.weight, self.bias
+        return linear
 
     def reads(self, experts: int) -> tuple[Tensor, Tensor | None]:
-        """Rows by expert.  (E n, d) -> (E, n, d), and the biases (E, n)."""
+        """Return rows by expert, (E n, d) -> (E, n, d), and the biases (E, n) or None."""
         weight = self.weight.view(experts, -1, self.weight.shape[1])
         return weight, None if self.bias is None else self.bias.view(experts, -1)
 
     def writes(self, experts: int) -> Tensor:
-        """Columns by expert.  (d, E n) -> (E, d, n)."""
+        """Return columns by expert.  (d, E n) -> (E, d, n)."""
         return self.weight.view(len(self.weight), experts, -1).transpose(0, 1)
 
 
@@ -58,7 +59,7 @@ class SharedBias(nn.Module):
 class UnionMlp(Mixture):
     """y_t = b + sum_e G_te W2_e act(W1_e x_t + b1_e), a `Mixture` whose gate can learn from sizes.
 
-    shell: what the MLP was, without weights, for `fold`.
+    shell: the MLP's module without its weights, for `fold`.
     """
 
     def __init__(
@@ -77,23 +78,24 @@ class UnionMlp(Mixture):
             return super().forward(x)
         rows, routing = x.reshape(-1, x.shape[-1]), self.routing(x)
         pairs = by_expert(routing.expert, self.experts.experts)
+        # the gate learns from the sizes of the outputs, so that they are computed here, unweighted
         token, weight = routing.token[pairs.order], routing.weight[pairs.order]
-        made = self.experts(rows.index_select(0, token), pairs.expert)
-        router.teach(rows, token, pairs.expert, made)
-        made = made * weight[:, None]
-        y = made.new_zeros(len(rows), made.shape[1]).index_add(0, token, made)
+        outputs = self.experts(rows.index_select(0, token), pairs.expert)
+        router.teach(rows, token, pairs.expert, outputs)
+        outputs = outputs * weight[:, None]
+        y = outputs.new_zeros(len(rows), outputs.shape[1]).index_add(0, token, outputs)
         y = y.view(*x.shape[:-1], y.shape[-1])
         return y if self.shared is None else y + self.shared(x)
 
 
 class UnionAttention(nn.Module):
-    """What the two attentions have in common: pairs, the sum over experts, the gate's lesson.
+    """The common part of the two attentions: pairs, the sum over experts, the gate's loss.
 
     experts: E, each of heads / E heads in a row.
     """
 
     def __init__(
-        self, router: UnionRouter, out: HeldMap, heads: int, width: int, shell: nn.Module
+        self, router: UnionRouter, out: CutLinear, heads: int, width: int, shell: nn.Module
     ) -> None:
         super().__init__()
         self.router, self.heads, self.width = router, heads, width
@@ -101,30 +103,33 @@ class UnionAttention(nn.Module):
         self.shell = (shell,)
         self._out = (out,)  # under the host's own name among the modules
 
-    def chosen(self, x: Tensor) -> tuple[Segments, Tensor]:
-        """The pairs of x (B, T, d), and their weights (N,)."""
+    def route(self, x: Tensor) -> tuple[Segments, Tensor]:
+        """Return the pairs of tokens of x (B, T, d) and experts, and their weights (N,)."""
         routing: Routing = self.router(x)
         tokens, length = routing.tokens, x.shape[1]
         pairs = Segments.of(routing.token, routing.expert, tokens, length)
         return pairs, routing.weight.to(x.dtype)[pairs.order]
 
-    def summed(self, x: Tensor, pairs: Segments, weight: Tensor, seen: Tensor) -> Tensor:
-        """b_o + sum_e G_te W_o,e seen.  x: (B, T, d), seen: (N, heads of an expert times width)."""
+    def summed(self, x: Tensor, pairs: Segments, weight: Tensor, attended: Tensor) -> Tensor:
+        """Return b_o + sum_e G_te W_o,e a, (B, T, d).
+
+        x: (B, T, d); pairs, weight: as of `route`; attended: a, (N, heads of an expert * width).
+        """
         (out,) = self._out
         linear = linear_of(pairs.expert, self.experts)
-        made = linear(seen, out.writes(self.experts), None)
+        outputs = linear(attended, out.writes(self.experts), None)
         rows = x.reshape(-1, x.shape[-1])
         if self.router.teaches:
-            self.router.teach(rows, pairs.token, pairs.expert, made)
-        y = made.new_zeros(len(rows), made.shape[1])
-        made = made * weight[:, None] if self.router.weighs else made
-        y = y.index_add(0, pairs.token, made)
+            self.router.teach(rows, pairs.token, pairs.expert, outputs)
+        y = outputs.new_zeros(len(rows), outputs.shape[1])
+        outputs = outputs * weight[:, None] if self.router.weighs else outputs
+        y = y.index_add(0, pairs.token, outputs)
         y = y if out.bias is None else y + out.bias.to(y.dtype)
         return y.view(*x.shape[:-1], y.shape[-1])
 
 
 class SelectiveAttention(UnionAttention):
-    """Every head over the tokens that it takes, and no others.  x: (B, T, d) -> (B, T, d).
+    """Attention of every head over the tokens that it takes alone.  (B, T, d) -> (B, T, d).
 
     A token that a head does not take is neither query nor key there. qkv, proj: the host's layers,
     of 3 H w and of d outputs; q_norm, k_norm: over the width w of a head; drop: of the shares while
@@ -145,9 +150,9 @@ class SelectiveAttention(UnionAttention):
         behind: nn.Module,
         shell: nn.Module,
     ) -> None:
-        out = HeldMap(proj)
+        out = CutLinear(proj)
         super().__init__(router, out, heads, qkv.out_features // (3 * heads), shell)
-        self.qkv, self.proj = HeldMap(qkv), out
+        self.qkv, self.proj = CutLinear(qkv), out
         self.q_norm, self.k_norm = norms
         self.drop, self.proj_drop = drop, behind
 
@@ -157,18 +162,20 @@ class SelectiveAttention(UnionAttention):
         if attn_mask is not None or is_causal:
             got, fix = "a mask over pairs of tokens", "Call the model without one."
             raise ConfigError("attention of a union", got=got, want="none", fix=fix)
-        pairs, weight = self.chosen(x)
+        pairs, weight = self.route(x)
+        # project each pair's token by its expert's rows of W_q, W_k and W_v
         rows = x.reshape(-1, x.shape[-1]).index_select(0, pairs.token)
         z = linear_of(pairs.expert, self.experts)(rows, *self._reads())  # (N, 3 g w)
         q, k, v = z.view(len(rows), 3, self.each, self.width).unbind(1)
+        # each (sequence, expert) becomes one padded sequence of the tokens that the expert takes
         q, k, v = (pairs.pad(t).transpose(1, 2) for t in (self.q_norm(q), self.k_norm(k), v))
         drop = self.drop if self.training else 0.0
-        seen = F.scaled_dot_product_attention(q, k, v, attn_mask=pairs.keys(), dropout_p=drop)
-        seen = pairs.unpad(seen.transpose(1, 2)).flatten(1)  # (N, g w)
-        return self.proj_drop(self.summed(x, pairs, weight, seen))
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=pairs.keys(), dropout_p=drop)
+        attended = pairs.unpad(attended.transpose(1, 2)).flatten(1)  # (N, g w)
+        return self.proj_drop(self.summed(x, pairs, weight, attended))
 
     def _reads(self) -> tuple[Tensor, Tensor | None]:
-        """Queries, keys and values of each expert.  (E, 3 g w, d), (E, 3 g w)."""
+        """Return rows of queries, keys and values by expert, (E, 3 g w, d), biases (E, 3 g w)."""
         n, d = self.each * self.width, self.qkv.weight.shape[1]
         weight = self.qkv.weight.view(3, self.experts, n, d).transpose(0, 1)
         bias = self.qkv.bias
@@ -177,31 +184,32 @@ class SelectiveAttention(UnionAttention):
         return weight.reshape(self.experts, 3 * n, d), bias
 
     def naive(self, x: Tensor, routing: Routing) -> Tensor:
-        """The twin of the way through pairs: expert by expert, sequence by sequence."""
+        """Compute the same slowly: expert by expert, sequence by sequence."""
         gates = routing.dense().view(*x.shape[:2], self.experts)
-        kept = torch.zeros_like(gates, dtype=torch.bool).view(-1, self.experts)
-        kept[routing.token, routing.expert] = True
-        kept = kept.view_as(gates)
+        selected = torch.zeros_like(gates, dtype=torch.bool).view(-1, self.experts)
+        selected[routing.token, routing.expert] = True
+        selected = selected.view_as(gates)
         weight, bias = self._reads()
         y = x.new_zeros(*x.shape[:2], len(self.proj.weight))
         if self.proj.bias is not None:
             y = y + self.proj.bias
         for b in range(len(x)):
             for e in range(self.experts):
-                at = kept[b, :, e].nonzero()[:, 0]
-                if not len(at):
+                places = selected[b, :, e].nonzero()[:, 0]
+                if not len(places):
                     continue
-                z = F.linear(x[b, at], weight[e], None if bias is None else bias[e])
-                q, k, v = z.view(len(at), 3, self.each, self.width).permute(1, 2, 0, 3)
+                z = F.linear(x[b, places], weight[e], None if bias is None else bias[e])
+                q, k, v = z.view(len(places), 3, self.each, self.width).permute(1, 2, 0, 3)
                 shares = (self.q_norm(q) @ self.k_norm(k).mT * self.width**-0.5).softmax(-1)
-                seen = (shares @ v).transpose(0, 1).flatten(1)
-                made = seen @ self.proj.writes(self.experts)[e].t() * gates[b, at, e, None]
-                y = y.index_put((torch.tensor(b), at), made, accumulate=True)
+                attended = (shares @ v).transpose(0, 1).flatten(1)
+                output = attended @ self.proj.writes(self.experts)[e].t()
+                output = output * gates[b, places, e, None]
+                y = y.index_put((torch.tensor(b), places), output, accumulate=True)
         return y
 
 
 class SelectiveQueries(UnionAttention):
-    """A decoder's attention whose heads ask for the tokens that they take alone.  (B, T, d).
+    """A decoder's attention whose heads have queries for the tokens they take alone.  (B, T, d).
 
     Keys and values are those of all tokens, so that a cache works as it did, and several heads may
     share them. q, k, v, o: the host's layers; norms: of queries and keys; layer: its number in the
@@ -223,9 +231,9 @@ class SelectiveQueries(UnionAttention):
         shell: nn.Module,
     ) -> None:
         q, k, v, o = layers
-        out = HeldMap(o)
+        out = CutLinear(o)
         super().__init__(router, out, heads, q.out_features // heads, shell)
-        self.q_proj, self.k_proj, self.v_proj, self.o_proj = HeldMap(q), k, v, out
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = CutLinear(q), k, v, out
         if norms[0] is not None:
             self.q_norm, self.k_norm = norms
         self.scale, self.drop, self.layer = scale, drop, layer
@@ -237,37 +245,40 @@ class SelectiveQueries(UnionAttention):
         position_embeddings: tuple[Tensor, Tensor] | None = None,
         attention_mask: Tensor | None = None,
         cache: Any = None,
-        **others: Any,
+        **kwargs: Any,
     ) -> tuple[Tensor, None]:
-        x, cache = hidden_states, others.pop("past_key_values", None) if cache is None else cache
+        x, cache = hidden_states, kwargs.pop("past_key_values", None) if cache is None else cache
         assert position_embeddings is not None
         k, v = self._keys(x, position_embeddings)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
-        pairs, weight = self.chosen(x)
+        pairs, weight = self.route(x)
         rows = x.reshape(-1, x.shape[-1]).index_select(0, pairs.token)
+        # queries of the pairs alone, with the rotary positions of their tokens
         q = linear_of(pairs.expert, self.experts)(rows, *self.q_proj.reads(self.experts))
         q = self._normed("q_norm", q.view(len(rows), self.each, self.width))
         q = rotated(q, *(_of_pairs(t, len(x), pairs.token) for t in position_embeddings))
-        sees = self._sees(x, k, attention_mask)  # (B, T, keys)
-        mask = pairs.pad(sees.reshape(-1, sees.shape[-1])[pairs.token], _all(sees))
+        token_mask = self._sees(x, k, attention_mask)  # (B, T, keys)
+        pair_mask = token_mask.reshape(-1, token_mask.shape[-1])[pairs.token]
+        mask = pairs.pad(pair_mask, _all(token_mask))
         k, v = (t.to(q.dtype)[pairs.sequence[:, None], self._shared(pairs.owner)] for t in (k, v))
         drop = self.drop if self.training else 0.0
-        asked = pairs.pad(q).transpose(1, 2)  # (S, g, n, w)
+        queries = pairs.pad(q).transpose(1, 2)  # (S, g, n, w)
         if mask.dtype != torch.bool:
             mask = mask.to(q.dtype)
-        seen = F.scaled_dot_product_attention(
-            asked, k, v, attn_mask=mask[:, None], dropout_p=drop, scale=self.scale
+        attended = F.scaled_dot_product_attention(
+            queries, k, v, attn_mask=mask[:, None], dropout_p=drop, scale=self.scale
         )
-        seen = pairs.unpad(seen.transpose(1, 2)).flatten(1)
-        return self.summed(x, pairs, weight, seen), None
+        attended = pairs.unpad(attended.transpose(1, 2)).flatten(1)
+        return self.summed(x, pairs, weight, attended), None
 
     def _normed(self, name: str, x: Tensor) -> Tensor:
+        """Apply the norm of this name to x, if the attention has one."""
         norm = self._modules.get(name)
         return x if norm is None else norm(x)
 
     def _keys(self, x: Tensor, positions: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Keys and values of all tokens, (B, heads of keys, T, w) both."""
+        """Return keys and values of all tokens, (B, heads of keys, T, w) both."""
         shape = (*x.shape[:2], -1, self.width)
         k, v = self.k_proj(x).view(shape), self.v_proj(x).view(shape)
         cos, sin = (t[:, :, None] for t in positions)
@@ -275,16 +286,19 @@ class SelectiveQueries(UnionAttention):
         return k.transpose(1, 2), v.transpose(1, 2)
 
     def _shared(self, owner: Tensor) -> Tensor:
-        """The heads of keys that each expert's heads read.  (S,) -> (S, g)."""
+        """Return the key heads that the g heads of each owner read.  owner: (S,) -> (S, g)."""
         head = owner[:, None] * self.each + torch.arange(self.each, device=owner.device)
         return torch.div(head, self.pairs_of, rounding_mode="floor")
 
     def _sees(self, x: Tensor, k: Tensor, mask: Tensor | None) -> Tensor:
-        """Which keys each token sees, or what is added to its scores.  Returns (B, T, keys)."""
+        """Return the mask of the keys that each token sees, or what is added to its scores.
+
+        x: (B, T, d); k: all keys; mask: (B, 1, T, keys), None = causal.  Returns (B, T, keys).
+        """
         (b, t), keys = x.shape[:2], k.shape[2]
         if mask is None:
-            at = torch.arange(t, device=x.device)[:, None] + keys - t
-            return (torch.arange(keys, device=x.device) <= at).expand(b, t, keys)
+            last_key = torch.arange(t, device=x.device)[:, None] + keys - t
+            return (torch.arange(keys, device=x.device) <= last_key).expand(b, t, keys)
         if mask.dim() != 4 or mask.shape[1] != 1:
             got = f"a mask of shape {tuple(mask.shape)}"
             fix = "Load the model with attn_implementation='sdpa' or 'eager'."
@@ -292,29 +306,29 @@ class SelectiveQueries(UnionAttention):
         return mask[:, 0, :, :keys].expand(b, t, keys)
 
     def naive(self, x: Tensor, routing: Routing, positions: tuple[Tensor, Tensor]) -> Tensor:
-        """The twin: every head on every token, what was not chosen times 0."""
+        """Compute the same slowly: every head on every token, times 0 where it was not chosen."""
         k, v = (t.repeat_interleave(self.pairs_of, 1) for t in self._keys(x, positions))
         q = F.linear(x, self.q_proj.weight, self.q_proj.bias)
         q = self._normed("q_norm", q.view(*x.shape[:2], self.heads, self.width))
         q = rotated(q, *(t[:, :, None] for t in positions)).transpose(1, 2)
         shares = (q @ k.mT * self.scale).masked_fill(~self._sees(x, k, None)[:, None], -torch.inf)
-        seen = (shares.softmax(-1) @ v).transpose(1, 2)  # (B, T, H, w)
+        attended = (shares.softmax(-1) @ v).transpose(1, 2)  # (B, T, H, w)
         gates = routing.dense().view(*x.shape[:2], self.experts)
-        seen = seen * gates.repeat_interleave(self.each, -1)[..., None]
-        return F.linear(seen.flatten(2), self.o_proj.weight, self.o_proj.bias)
+        attended = attended * gates.repeat_interleave(self.each, -1)[..., None]
+        return F.linear(attended.flatten(2), self.o_proj.weight, self.o_proj.bias)
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x cos + (-x_2, x_1) sin, x_1 and x_2 the halves of the last axis, as in Llama."""
-    one, two = x.chunk(2, -1)
-    return x * cos + torch.cat([-two, one], -1) * sin
+    """Return x cos + (-x_2, x_1) sin, x_1 and x_2 the halves of the last axis, as in Llama."""
+    first, second = x.chunk(2, -1)
+    return x * cos + torch.cat([-second, first], -1) * sin
 
 
 def _of_pairs(positions: Tensor, batch: int, token: Tensor) -> Tensor:
-    """(1 or B, T, w) -> (N, 1, w), of each pair's token."""
+    """Return the positions of each pair's token.  (1 or B, T, w) -> (N, 1, w)."""
     return positions.expand(batch, -1, -1).reshape(-1, positions.shape[-1])[token][:, None]
 
 
-def _all(sees: Tensor) -> float | bool:
-    """What a place without a pair sees: everything, since a softmax over nothing is NaN."""
-    return True if sees.dtype == torch.bool else 0.0
+def _all(mask: Tensor) -> float | bool:
+    """Return the mask value of padding, which sees everything: a softmax over nothing is NaN."""
+    return True if mask.dtype == torch.bool else 0.0

@@ -40,7 +40,7 @@ class WideMlp(nn.Module):
         self.shared = copy.deepcopy(shared)
 
     def hidden(self, x: Tensor, gates: Tensor) -> Tensor:
-        """The units as `down` reads them, 0 where expert or unit is off.  -> (..., E h)."""
+        """Return the units as `down` reads them, 0 where expert or unit is off.  -> (..., E h)."""
         units = self.act(self.up(x) if self.gate is None else self.gate(x))
         if self.gate is not None:
             units = units * self.up(x)
@@ -55,7 +55,7 @@ class WideMlp(nn.Module):
 
 
 def as_wide_mlp(mixture: Mixture) -> WideMlp:
-    """The wide MLP that a mixture of stacked experts is, in copies of its weights.
+    """Return the wide MLP that a mixture of stacked experts is, in copies of its weights.
 
     as_wide_mlp(mixture)(x, mixture.routing(x).dense()) is mixture(x), up to rounding.
 
@@ -77,7 +77,7 @@ class ActivationL0(NamedTuple):
 
 @torch.no_grad()
 def activation_l0(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, ActivationL0]:
-    """How many hidden units are on in each mixture of a model, by path, in one forward.
+    """Count the hidden units that are on in each mixture of a model, by path, in one forward.
 
     args, kwargs: of the model's forward, model(*args, **kwargs); a mixture by itself has path "".
     In the mode that the model is in, for what a capacity drops while training; a router that draws
@@ -85,17 +85,17 @@ def activation_l0(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Acti
 
     Raises: ConfigError for a model without a mixture of stacked experts.
     """
-    found: dict[str, list[Tensor]] = {}  # (units on, pairs, tokens), of each call
+    by_path: dict[str, list[Tensor]] = {}  # (units on, pairs, tokens), of each call
     hooks: list[Any] = []
     for path, module in model.named_modules():
         if isinstance(module, Mixture) and isinstance(module.experts, StackedExperts):
-            counts = found.setdefault(path, [])
+            counts = by_path.setdefault(path, [])
 
-            def count(mixture: nn.Module, given: Any, counts: list[Tensor] = counts) -> None:
-                counts.append(_counts(cast(Mixture, mixture), given[0]))
+            def count(mixture: nn.Module, inputs: Any, counts: list[Tensor] = counts) -> None:
+                counts.append(_counts(cast(Mixture, mixture), inputs[0]))
 
             hooks.append(module.register_forward_pre_hook(count))
-    if not found:
+    if not by_path:
         got = f"a {type(model).__name__} without a mixture of stacked experts"
         fix = "Use intarsia.upcycle, or Mixture(StackedExperts(...), router)."
         raise ConfigError("model", got=got, want="one", fix=fix)
@@ -104,9 +104,9 @@ def activation_l0(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Acti
     finally:
         for hook in hooks:
             hook.remove()
-    sums = {
-        path: torch.stack(each).sum(0) if each else torch.zeros(3) for path, each in found.items()
-    }
+    # a mixture may be called several times in one forward, or never
+    none = torch.zeros(3)
+    sums = {path: torch.stack(calls).sum(0) if calls else none for path, calls in by_path.items()}
     return {
         path: ActivationL0(float(on / pairs), float(on / tokens))
         for path, (on, pairs, tokens) in sums.items()
@@ -114,7 +114,7 @@ def activation_l0(model: nn.Module, *args: Any, **kwargs: Any) -> dict[str, Acti
 
 
 def _counts(mixture: Mixture, x: Tensor) -> Tensor:
-    """Units on, pairs, and tokens that have an expert, (3,) float64."""
+    """Count units on, pairs, and tokens that have an expert, (3,) float64."""
     experts, routing = _stacked(mixture), mixture.routing(x)
     has = routing.weight != 0
     pairs = by_expert(routing.expert[has], experts.experts)
@@ -124,6 +124,7 @@ def _counts(mixture: Mixture, x: Tensor) -> Tensor:
 
 
 def _stacked(mixture: Mixture) -> StackedExperts:
+    """Return the experts of a mixture, checked to be stacked.  Raises: ConfigError."""
     if not isinstance(mixture.experts, StackedExperts):
         got, want = type(mixture.experts).__name__, "StackedExperts, of one width"
         fix = "Experts of other kinds are not one wide MLP."

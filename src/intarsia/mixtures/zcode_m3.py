@@ -60,20 +60,20 @@ class ZCodeM3:
         return Capacity(self.factor, "random", self.least, self.evaluation)
 
     def build(self, width: int, hidden: int, *, generator: torch.Generator) -> Mixture:
-        """A mixture of MLPs width -> hidden -> width."""
+        """Return a mixture of MLPs width -> hidden -> width."""
         experts = StackedExperts(self.experts, width, hidden, bias=True, generator=generator)
         router = self.router.build(width, generator=generator)
         return Mixture(experts, router, capacity=self.capacity, generator=generator)
 
 
 def mixtures_in(model: nn.Module) -> dict[str, Mixture]:
-    """Every mixture of a model, or the model itself if it is one, by path."""
+    """Return every mixture of a model by path; a model that is one has path ""."""
     return {path: m for path, m in model.named_modules() if isinstance(m, Mixture)}
 
 
 @torch.no_grad()
 def merged(a: nn.Module, b: nn.Module) -> nn.Module:
-    """Aggregation of experts: a new module with the experts of both, all other weights averaged.
+    """Merge two modules into a new one with the experts of both and all other weights averaged.
 
     Of each `Mixture` in a (or a itself) and the one at the same path in b: experts of a, then those
     of b; the rows of the gates likewise; (w_a + w_b) / 2 of every other weight. Capacity, mode and
@@ -91,28 +91,33 @@ def merged(a: nn.Module, b: nn.Module) -> nn.Module:
     if not ours or ours.keys() != theirs.keys():
         got, want = f"{len(ours)} and {len(theirs)}", "at least one, and the same places in both"
         raise ConfigError("mixtures to merge", got=got, want=want, fix=SAME)
+    # check everything before anything is built
     for path, mine in ours.items():
         _check_alike(path, mine, theirs[path])
-    apart, those = dict(_averaged(a)), dict(_averaged(b, twice=True))
-    shapes = {name: tuple(t.shape) for name, t in apart.items()}
-    other = {name: tuple(t.shape) for name, t in those.items() if name in apart}
-    if shapes != other or dict(_averaged(a, twice=True)).keys() != those.keys():
-        raise _unlike("weights", shapes, other)
-    for name, mine in apart.items():
-        if not mine.is_floating_point() and not torch.equal(mine, those[name].to(mine.device)):
+    our_tensors, their_tensors = dict(_averaged(a)), dict(_averaged(b, twice=True))
+    shapes = {name: tuple(t.shape) for name, t in our_tensors.items()}
+    their_shapes = {
+        name: tuple(t.shape) for name, t in their_tensors.items() if name in our_tensors
+    }
+    if shapes != their_shapes or dict(_averaged(a, twice=True)).keys() != their_tensors.keys():
+        raise _unlike("weights", shapes, their_shapes)
+    # whole numbers, such as a counter, must agree; everything else is averaged
+    for name, mine in our_tensors.items():
+        their_tensor = their_tensors[name].to(mine.device)
+        if not mine.is_floating_point() and not torch.equal(mine, their_tensor):
             want = "the same, as these have no mean"
             fix = "Merge models of one seed, trained for as many steps."
             raise ConfigError(f"{name!r}", got="other whole numbers in each", want=want, fix=fix)
     new = copy.deepcopy(a)
     for name, mine in _averaged(new):
         if mine.is_floating_point():
-            mine.lerp_(those[name].to(mine), 0.5)
+            mine.lerp_(their_tensors[name].to(mine), 0.5)
     for path, mine in mixtures_in(new).items():
-        _take_in(mine, theirs[path])
+        _append(mine, theirs[path])
     return new
 
 
-def prune(mixture: Mixture, kept: Sequence[int]) -> None:
+def prune(mixture: Mixture, experts: Sequence[int]) -> None:
     """Keep these experts of a mixture and their rows of the gate, in this order, in place.
 
     Parameters are new ones: make optimisers afterwards. All of them in their order change nothing.
@@ -120,28 +125,29 @@ def prune(mixture: Mixture, kept: Sequence[int]) -> None:
     Raises: ConfigError for a router whose experts cannot go, numbers that are none of its experts,
     or fewer than it chooses for a token. The mixture is then as it was.
     """
-    check_prune(mixture, kept)
-    rows = torch.tensor(list(kept), device=next(mixture.parameters()).device)
+    check_prune(mixture, experts)
+    rows = torch.tensor(list(experts), device=next(mixture.parameters()).device)
     mixture.experts.keep(rows)
     _set_rows(mixture, {name: t[rows] for name, t in _rows(mixture).items()})
 
 
-def check_prune(mixture: Mixture, kept: Sequence[int], where: str = "experts to keep") -> None:
-    """Raises: as `prune` does."""
+def check_prune(mixture: Mixture, experts: Sequence[int], subject: str = "experts to keep") -> None:
+    """Raise what `prune` would raise.  subject: how an error names the experts."""
     count = mixture.experts.experts
-    if not kept or len(set(kept)) < len(kept) or not set(kept) <= set(range(count)):
+    if not experts or len(set(experts)) < len(experts) or not set(experts) <= set(range(count)):
         want = f"some of 0 ... {count - 1}, each once"
-        raise ConfigError(where, got=list(kept), want=want, fix="Count experts from 0.")
+        raise ConfigError(subject, got=list(experts), want=want, fix="Count experts from 0.")
     _rows(mixture)
-    with_experts(_settings(mixture), len(kept))
+    with_experts(_settings(mixture), len(experts))
 
 
 def _settings(mixture: Mixture) -> Any:
+    """Return the settings of a mixture's router, or None."""
     return getattr(mixture.router, "config", None)
 
 
 def _rows(mixture: Mixture) -> dict[str, Tensor]:
-    """What the router has a row of for each expert, by name.
+    """Return the router's tensors that have a row for each expert, by name.
 
     Raises: ConfigError for a router whose experts cannot come or go.
     """
@@ -155,7 +161,7 @@ def _rows(mixture: Mixture) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def _set_rows(mixture: Mixture, rows: dict[str, Tensor]) -> None:
-    """Give the router of a mixture as many experts as the mixture has now."""
+    """Replace the rows of a mixture's router after its experts have changed in number."""
     router: Any = mixture.router
     for name, value in rows.items():
         replace_rows(router, name, value)
@@ -166,55 +172,59 @@ def _set_rows(mixture: Mixture, rows: dict[str, Tensor]) -> None:
     start(mixture)
 
 
-def _take_in(mine: Mixture, theirs: Mixture) -> None:
-    own, other = _rows(mine), _rows(theirs)
-    if "salt" in own:  # of two experts with one hash, the second would never be chosen
-        other["salt"] = _others(own["salt"], other["salt"])
-    mine.experts.take_in(theirs.experts)
-    _set_rows(mine, {n: torch.cat([t, other[n].to(t)]) for n, t in own.items()})
+def _append(mine: Mixture, theirs: Mixture) -> None:
+    """Append the experts of another mixture, and their rows of the router, in place."""
+    our_rows, their_rows = _rows(mine), _rows(theirs)
+    if "salt" in our_rows:  # of two experts with one hash, the second would never be chosen
+        their_rows["salt"] = _distinct(our_rows["salt"], their_rows["salt"])
+    mine.experts.append(theirs.experts)
+    _set_rows(mine, {n: torch.cat([t, their_rows[n].to(t)]) for n, t in our_rows.items()})
 
 
-def _others(own: Tensor, salts: Tensor) -> Tensor:
-    """Salts (E,) int64 on the CPU, those that are taken, by `own` or before, replaced by others."""
-    taken, found = set(own.tolist()), list[Tensor]()
+def _distinct(our_salts: Tensor, salts: Tensor) -> Tensor:
+    """Return `salts` with new ones where a salt is in `our_salts` or came before.  (E,) int64."""
+    used, distinct = set(our_salts.tolist()), list[Tensor]()
     for salt in salts.cpu():
-        while int(salt) in taken:
+        while int(salt) in used:
             salt = mixed(salt + 1)
-        taken.add(int(salt))
-        found.append(salt)
-    return torch.stack(found)
+        used.add(int(salt))
+        distinct.append(salt)
+    return torch.stack(distinct)
 
 
 def _check_alike(path: str, mine: Mixture, theirs: Mixture) -> None:
-    """Raises: ConfigError or ShapeError where experts or gates cannot stand beside each other."""
-    whole = mine.experts.experts + theirs.experts.experts
-    one, two = (
-        (type(m.router), _widths(_rows(m)), with_experts(_settings(m), whole))
+    """Raise ConfigError or ShapeError where two mixtures at `path` cannot be merged."""
+    experts = mine.experts.experts + theirs.experts.experts
+    our_side, their_side = (
+        (type(m.router), _widths(_rows(m)), with_experts(_settings(m), experts))
         for m in (mine, theirs)
     )
-    if one[::2] != two[::2]:
+    if our_side[::2] != their_side[::2]:
         got = f"{_settings(mine)} and {_settings(theirs)}"
         want = "equal settings but for the number of experts"
         raise ConfigError(f"routers of {path!r}", got=got, want=want, fix=SAME)
     stacks = [_stack(m.experts) for m in (mine, theirs)]
-    if one[1] != two[1] or stacks[0] != stacks[1]:
-        raise _unlike(f"experts of {path!r}", (one[1], stacks[0]), (two[1], stacks[1]))
+    if our_side[1] != their_side[1] or stacks[0] != stacks[1]:
+        raise _unlike(f"experts of {path!r}", (our_side[1], stacks[0]), (their_side[1], stacks[1]))
 
 
 def _stack(experts: Experts) -> tuple[str, str, object]:
-    """Kind, activation and shapes: what experts of one stack have in common."""
-    own = dict(experts.named_parameters(recurse=False))
+    """Return kind, activation and shapes of experts, which those of one stack share."""
+    parameters = dict(experts.named_parameters(recurse=False))
     act = repr(experts.act) if isinstance(experts, StackedExperts) else ""
-    return type(experts).__name__, act, _widths(own)
+    return type(experts).__name__, act, _widths(parameters)
 
 
 def _widths(rows: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-    """Shapes without the axis of the experts."""
+    """Return the shapes without the axis of the experts, by name."""
     return {name: tuple(t.shape[1:]) for name, t in rows.items()}
 
 
 def _averaged(model: nn.Module, twice: bool = False) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers but those of single experts; a shared one once, unless `twice`."""
+    """Yield the parameters and buffers that belong to no single expert, by name.
+
+    twice: a shared one comes under each of its names.
+    """
     single: set[int] = set()
     for mixture in mixtures_in(model).values():
         experts = mixture.experts
@@ -230,8 +240,9 @@ def _averaged(model: nn.Module, twice: bool = False) -> Iterator[tuple[str, Tens
             yield name, t
 
 
-def _unlike(what: str, one: object, two: object) -> ShapeError:
-    return ShapeError(what, got=two, want=f"{one}, as in the first", fix=SAME)
+def _unlike(name: str, first: object, second: object) -> ShapeError:
+    """Return the error for shapes of the second model that are not those of the first."""
+    return ShapeError(name, got=second, want=f"{first}, as in the first", fix=SAME)
 
 
 CARD = Card(

@@ -24,20 +24,20 @@ def top_units(scores: Mapping[str, Tensor], share: float) -> Partition:
     """
     between("share of channels", share, 0, 1, "Try 0.03.")
     # float64 on the CPU, so that the selection does not depend on the device of the scores
-    every = torch.cat([s.detach().flatten().cpu().double() for s in scores.values()])
-    if bool(every.isnan().any()):
+    all_scores = torch.cat([s.detach().flatten().cpu().double() for s in scores.values()])
+    if bool(all_scores.isnan().any()):
         fix = "Look at the calibration batches and at the model's weights."
         raise DataError("scores of channels", got="NaN", want="numbers", fix=fix)
-    count, free = int(share * len(every) + 0.5), int((every > -torch.inf).sum())
+    count, free = int(share * len(all_scores) + 0.5), int((all_scores > -torch.inf).sum())
     if not count:
-        got = f"{share} of {len(every)}, which selects nothing"
-        want = f"at least {0.5 / max(1, len(every)):.2g}, one of them"
+        got = f"{share} of {len(all_scores)}, which selects nothing"
+        want = f"at least {0.5 / max(1, len(all_scores)):.2g}, one of them"
         raise ConfigError("share of channels", got=got, want=want, fix="Raise the share.")
     if count > free:
-        got = f"{share}, {count} of {len(every)}"
+        got = f"{share}, {count} of {len(all_scores)}"
         want = f"at most the {free} that no other adapter has"
         raise ConfigError("share of channels", got=got, want=want, fix="Lower the share.")
-    label = torch.full((len(every),), -1, dtype=torch.int8)
-    label[every.argsort(descending=True, stable=True)[:count]] = 0
+    label = torch.full((len(all_scores),), -1, dtype=torch.int8)
+    label[all_scores.argsort(descending=True, stable=True)[:count]] = 0
     sizes = [s.numel() for s in scores.values()]
     return Partition(dict(zip(scores, label.split(sizes), strict=True)), 1)

@@ -1,4 +1,4 @@
-"""Weights to keep and how, while later columns make up for the error: SparseGPT and GPTQ.
+"""Pruning and rounding column by column, later columns making up for it: SparseGPT and GPTQ.
 
 Both are one loop over the columns (SparseGPT, arXiv:2301.00774, algorithm 1; GPTQ,
 arXiv:2210.17323, algorithm 1), so that a weight may be pruned and rounded at once.
@@ -29,19 +29,19 @@ class GroupCode(Protocol):
     group: int
 
     def begin(self, columns: Tensor, start: int) -> None:
-        """columns: (out, group), those from `start` on with all errors so far made up for."""
+        """Look at the next group.  columns: (out, group), from `start` on, errors so far added."""
         ...
 
     def __call__(self, column: Tensor, index: int) -> Tensor: ...
 
 
 NAME = "weight"
-STRIP = 32  # columns whose errors the rest of a block is told at once
+STRIP = 32  # columns whose errors are passed on to the rest of a block at once
 
 
 def choose_and_compensate(
     weight: Tensor,
-    seen: Statistics,
+    statistics: Statistics,
     density: float = 1.0,
     *,
     pattern: Pattern = None,
@@ -51,7 +51,7 @@ def choose_and_compensate(
     keep: Tensor | None = None,
     name: str = NAME,
 ) -> tuple[Partition, Tensor]:
-    """Which weights to keep, and the weights with errors made up for: ||W X - W^ X|| is small.
+    """Choose the weights to keep, and change those behind them so that ||W X - W^ X|| is small.
 
     weight: (out, in) -> a one-part Partition of `name`, and W^ (out, in), 0 where not kept.
     density: with pattern=None the share kept in every `block` columns, over all rows; with Blocks
@@ -66,16 +66,17 @@ def choose_and_compensate(
     """
     _check(weight, density, pattern, block)
     dtype = torch.promote_types(weight.dtype, torch.float32)
-    factor = inverse_factor(seen.second_moment, damp, f"moments of inputs of {name!r}")
+    factor = inverse_factor(statistics.second_moment, damp, f"moments of inputs of {name!r}")
     factor = factor.to(weight.device, dtype)
     # (in, out): here a column of W is a row, whose numbers lie side by side
     w = weight.detach().to(dtype).T.clone(memory_format=torch.contiguous_format)
-    w[seen.second_moment.diagonal().to(w.device) == 0] = 0  # inputs that are always 0
+    w[statistics.second_moment.diagonal().to(w.device) == 0] = 0  # inputs that are always 0
+    # groups of N:M must not cross the borders of blocks and strips
     step = pattern.m if isinstance(pattern, NofM) else block
     block = max(step, block // step * step)
     strip = STRIP if step == block else max(step, STRIP // step * step)
     grouped = _grouped(code, block, strip)
-    kept = torch.ones_like(w, dtype=torch.bool)
+    mask = torch.ones_like(w, dtype=torch.bool)
     for start in range(0, len(w), block):
         stop = min(start + block, len(w))
         errors = torch.zeros_like(w[start:stop])
@@ -86,23 +87,28 @@ def choose_and_compensate(
                     group = slice(j, min(j + step, stop))
                     score = w[group].square() / factor.diagonal()[group, None].square()  # eq. 5
                     outside = None if keep is None else ~keep.T[group]
-                    kept[group] = _chosen(score, density, pattern, outside)
+                    mask[group] = _chosen(score, density, pattern, outside)
+                # round column j, and take its error off the rest of the strip at once
                 if grouped is not None and j % grouped.group == 0:
                     grouped.begin(w[j : j + grouped.group].T, j)
                 stored = w[j] if code is None else code(w[j].clone(), j).to(dtype)
-                stored = stored.masked_fill(~kept[j], 0)
+                stored = stored.masked_fill(~mask[j], 0)
                 error = torch.div(w[j] - stored, factor[j, j], out=errors[j - start])
                 w[j + 1 : last].addr_(factor[j, j + 1 : last], error, alpha=-1)
                 w[j] = stored
-            told = errors[first - start : last - start]
-            w[last:stop].addmm_(factor[first:last, last:stop].T, told, alpha=-1)
+            # off the rest of the block once a strip, and off later blocks once a block
+            strip_errors = errors[first - start : last - start]
+            w[last:stop].addmm_(factor[first:last, last:stop].T, strip_errors, alpha=-1)
         w[stop:].addmm_(factor[start:stop, stop:].T, errors, alpha=-1)
-    kept, w = kept.T.contiguous(), w.T.contiguous()
-    return Partition.from_masks({name: kept.cpu()}, pattern=pattern), w.to(weight.dtype)
+    mask, w = mask.T.contiguous(), w.T.contiguous()
+    return Partition.from_masks({name: mask.cpu()}, pattern=pattern), w.to(weight.dtype)
 
 
 def _grouped(code: Code | None, block: int, strip: int) -> GroupCode | None:
-    """A code of groups, none of which reaches into columns that were not told of all errors."""
+    """Return `code` if it looks at groups, None otherwise.
+
+    Raises: ConfigError for groups that would begin before all errors have been passed on.
+    """
     if not isinstance(code, GroupCode):
         return None
     if block % code.group or (strip % code.group and code.group % strip):
@@ -112,27 +118,31 @@ def _grouped(code: Code | None, block: int, strip: int) -> GroupCode | None:
 
 
 def _chosen(score: Tensor, density: float, pattern: Pattern, outside: Tensor | None) -> Tensor:
-    """The part of a group of columns that is kept.  score, outside, result: (columns, out)."""
+    """Choose the weights of a group of columns to keep.  (columns, out) -> bool.
+
+    outside: bool, weights that are never kept, or None.
+    """
     if outside is not None:
         score = score.masked_fill(outside, -1)
-    found = _largest(score.T, density, pattern).T
-    return found if outside is None else found & ~outside
+    mask = _largest(score.T, density, pattern).T
+    return mask if outside is None else mask & ~outside
 
 
 def _largest(score: Tensor, density: float, pattern: Pattern) -> Tensor:
-    """(out, columns) -> bool."""
+    """Return the mask of the largest scores under a pattern.  (out, columns) -> bool."""
     if isinstance(pattern, NofM):
         return largest(score, pattern.n)
     if density == 1:
         return torch.ones_like(score, dtype=torch.bool)
     groups = score[..., None] if pattern is None else pattern.groups(score)
     sums = groups.sum(-1).flatten()
-    chosen = largest(sums, round(density * len(sums))).view(groups.shape[:-1])
-    whole = chosen[..., None].expand(groups.shape)
-    return chosen if pattern is None else pattern.restored(whole, score.shape)
+    mask = largest(sums, round(density * len(sums))).view(groups.shape[:-1])
+    block_mask = mask[..., None].expand(groups.shape)
+    return mask if pattern is None else pattern.restored(block_mask, score.shape)
 
 
 def _check(weight: Tensor, density: float, pattern: Pattern, block: int) -> None:
+    """Raise ConfigError or ShapeError for settings that cannot be."""
     between("density", density, 0, 1, "Try 0.5.")
     between("block", block, 1, 2**20, "Try 128.")
     if weight.dim() != 2:

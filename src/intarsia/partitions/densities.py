@@ -1,4 +1,4 @@
-"""How dense each layer is, and masks of those densities, by score or at random."""
+"""Densities of layers, and masks of those densities, by score or at random."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from .topk import keep_random, keep_top
 
 
 def uniform(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, float]:
-    """The same density for every layer.  Raises: ConfigError for one outside 0 ... 1."""
+    """Return the same density for every layer.  Raises: ConfigError for one outside 0 ... 1."""
     between("density", density, 0, 1, "Try 0.5.")
     return dict.fromkeys(shapes, density)
 
@@ -22,7 +22,7 @@ def uniform(shapes: Mapping[str, Sequence[int]], density: float) -> dict[str, fl
 def erdos_renyi(
     shapes: Mapping[str, Sequence[int]], density: float, *, kernel: bool = True
 ) -> dict[str, float]:
-    """Layer densities that grow with (out + in [+ kh + kw]) / (out in [kh kw]); `density` in all.
+    """Return layer densities ~ (out + in [+ kh + kw]) / (out in [kh kw]), with `density` in all.
 
     kernel: count the sides of a convolution's kernel, too. A layer that would be more than dense is
     dense, and the others share what it cannot take.
@@ -34,9 +34,10 @@ def erdos_renyi(
     raw = {n: sum(s if kernel else s[:2]) / max(1, size[n]) for n, s in shapes.items()}
     dense: set[str] = {name for name, count in size.items() if not count}
     while True:
-        left = density * sum(size.values()) - sum(size[n] for n in dense)
-        weighed = sum(raw[n] * size[n] for n in raw if n not in dense)
-        scale = left / weighed if weighed else 0.0
+        # layers that would be above 1 are dense; the rest is shared out among the others again
+        remaining = density * sum(size.values()) - sum(size[n] for n in dense)
+        weighted = sum(raw[n] * size[n] for n in raw if n not in dense)
+        scale = remaining / weighted if weighted else 0.0
         over = {n for n in raw if n not in dense and raw[n] * scale > 1}
         if not over:
             return {n: 1.0 if n in dense else max(0.0, raw[n] * scale) for n in raw}
@@ -44,7 +45,7 @@ def erdos_renyi(
 
 
 def keep_shares(scores: Mapping[str, Tensor], densities: Mapping[str, float]) -> Partition:
-    """In each tensor the largest scores, round(density * its size); of equal ones the first.
+    """Select the round(density * size) largest scores of each tensor; of equal ones the first.
 
     Raises: ConfigError for a density outside 0 ... 1, or a NaN.
     """
@@ -61,7 +62,7 @@ def random_masks(
     *,
     generator: torch.Generator,
 ) -> Partition:
-    """In each tensor round(density * its size) weights, all with equal probability.
+    """Select round(density * size) weights of each tensor, all with equal probability.
 
     Raises: as `keep_shares`.
     """

@@ -47,6 +47,7 @@ def random_disjoint(
 
 
 def _deal(shape: tuple[int, ...], parts: int, unit: str, generator: torch.Generator) -> Tensor:
+    """Return a label 0 ... parts - 1 for each weight of a parameter, dealt out by `unit`."""
     # the parts that get one weight more are random
     names = torch.randperm(parts, generator=generator)
     if unit == "element":
@@ -68,9 +69,10 @@ def _deal(shape: tuple[int, ...], parts: int, unit: str, generator: torch.Genera
 
 
 def _deal_rows(
-    rows: int, columns: int, parts: int, whole: bool, generator: torch.Generator
+    rows: int, columns: int, parts: int, whole_rows: bool, generator: torch.Generator
 ) -> Tensor:
-    if whole:
+    """Deal out the weights of a matrix, evenly in every row, or whole rows.  (rows, columns)."""
+    if whole_rows:
         order = torch.randperm(rows, generator=generator)
         dealt = torch.empty(rows, dtype=torch.int64)
         dealt[order] = torch.arange(rows) % parts

@@ -1,4 +1,4 @@
-"""The largest scores within a pattern: so many a row, n of each m, or whole blocks."""
+"""Selection of the largest scores within a pattern: per row, n of each m, or whole blocks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .topk import keep_top
 def keep_n_of_m(
     scores: Mapping[str, Tensor], n: int = 2, m: int = 4, *, axis: int = -1
 ) -> Partition:
-    """The n largest scores of each m along an axis, as the one part; of equal ones the first.
+    """Select the n largest scores of each m along an axis; of equal ones the first.
 
     Raises: ConfigError unless 1 <= n <= m; ShapeError for an axis that m does not divide;
     DataError for a NaN.
@@ -29,9 +29,9 @@ def keep_n_of_m(
 
 
 def keep_rows(scores: Mapping[str, Tensor], density: float) -> Partition:
-    """The largest scores of each row (output), C - floor((1 - density) C) of its C weights.
+    """Select the largest scores of each row (output), C - floor((1 - density) C) of its C weights.
 
-    That many, as Wanda prunes; of equal scores the first. A weight of more than two axes is
+    This is Wanda's number; of equal scores the first. A weight of more than two axes is
     (out, the rest), a vector one row. Matrices of one width have the pattern `NofM(n, C)`.
     Raises: ConfigError for a density outside 0 ... 1; DataError for a NaN.
     """
@@ -44,51 +44,54 @@ def keep_rows(scores: Mapping[str, Tensor], density: float) -> Partition:
         _no_nan(name, matrix)
         masks[name] = largest(matrix.detach(), count).cpu().view(score.shape)
         counts.add((count, matrix.shape[1]) if score.dim() == 2 else (0, 0))
-    one = next(iter(counts)) if len(counts) == 1 else (0, 0)
-    return Partition.from_masks(masks, pattern=NofM(*one) if one[0] else None)
+    pattern = next(iter(counts)) if len(counts) == 1 else (0, 0)
+    return Partition.from_masks(masks, pattern=NofM(*pattern) if pattern[0] else None)
 
 
 def kept_of(width: int, density: float) -> int:
-    """How many of a row's weights are kept: width - floor((1 - density) width)."""
+    """Return how many of a row's weights are kept: width - floor((1 - density) width)."""
     return width - math.floor((1 - density) * width + 1e-6)
 
 
 def keep_blocks(scores: Mapping[str, Tensor], count: int, blocks: Blocks) -> Partition:
-    """The `count` blocks of the largest sums of scores, over all tensors; of equal ones the first.
+    """Select the `count` blocks of the largest sums of scores over all tensors.
 
+    Of equal ones the first.
     Raises: ConfigError for more blocks than there are, or a NaN; ShapeError for a tensor that the
     blocks do not tile.
     """
     sums = {n: blocks.groups(s.detach()).float().sum(-1) for n, s in scores.items()}
-    chosen = keep_top(sums, count)
+    block_part = keep_top(sums, count)
     masks: dict[str, Tensor] = {}
     for name, score in scores.items():
         groups = blocks.groups(score)
-        whole = chosen.mask(name, 0)[..., None].expand(groups.shape)
-        masks[name] = blocks.restored(whole, score.shape)
+        mask = block_part.mask(name, 0)[..., None].expand(groups.shape)
+        masks[name] = blocks.restored(mask, score.shape)
     return Partition.from_masks(masks, pattern=blocks)
 
 
 def _n_of_m(name: str, score: Tensor, pattern: NofM) -> Tensor:
+    """Return the mask of the n largest scores of each group of m.  name: for an error."""
     groups = pattern.groups(score.detach())
     _no_nan(name, groups)
     return pattern.restored(largest(groups, pattern.n)).cpu().contiguous()
 
 
 def largest(scores: Tensor, count: int) -> Tensor:
-    """Where the `count` largest of each last axis are, bool; of equal ones the first."""
+    """Return the mask of the `count` largest along the last axis; of equal ones the first."""
     width = scores.shape[-1]
     if not 0 < count < width:
         return torch.full_like(scores, count > 0, dtype=torch.bool)
     last = scores.kthvalue(width - count + 1, dim=-1, keepdim=True).values
-    found, equal = scores > last, scores == last
-    left = count - found.sum(-1, keepdim=True)
-    if int(equal.sum()) > int(left.sum()):  # equal ones beyond the last that is kept
-        equal &= equal.cumsum(-1) <= left
-    return found | equal
+    larger, equal = scores > last, scores == last
+    ties = count - larger.sum(-1, keepdim=True)
+    if int(equal.sum()) > int(ties.sum()):  # equal ones beyond the last that is kept
+        equal &= equal.cumsum(-1) <= ties
+    return larger | equal
 
 
 def _no_nan(name: str, scores: Tensor) -> None:
+    """Raise DataError for a NaN among the scores."""
     if bool(scores.isnan().any()):
         got, fix = "NaN among them", "Look for a training that diverged: lower its learning rate."
         raise DataError(f"scores of {name!r}", got=got, want="numbers", fix=fix)

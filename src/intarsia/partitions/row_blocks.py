@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from scipy.optimize import linear_sum_assignment
@@ -14,7 +15,7 @@ from .topk import keep_top
 
 
 def block_scores(score: Tensor, rows: int) -> Tensor:
-    """The mean score of `rows` output rows x one input, with its whole kernel.
+    """Return the mean score of `rows` output rows x one input, with its whole kernel.
 
     (out, in, ...) -> (ceil(out / rows), in); the last block may have fewer rows, so it is a mean.
     """
@@ -30,7 +31,7 @@ def block_scores(score: Tensor, rows: int) -> Tensor:
 def keep_row_blocks(
     scores: Mapping[str, Tensor], densities: Mapping[str, float], rows: int = 4
 ) -> Partition:
-    """In each tensor the blocks of the largest mean scores, round(density * blocks), as one part.
+    """Select the round(density * blocks) blocks of the largest mean scores of each tensor.
 
     A block is `rows` consecutive outputs x one input x its whole kernel; of one row and a linear
     map or a 1x1 convolution it is a weight. Of equal ones the first.
@@ -42,23 +43,23 @@ def keep_row_blocks(
     for name, score in scores.items():
         between(f"density of {name!r}", densities[name], 0, 1, "Try 0.5.")
         mean = block_scores(score, rows)
-        kept = keep_top({name: mean}, round(densities[name] * mean.numel())).mask(name, 0)
-        by_row = kept.repeat_interleave(rows, 0)[: len(score)]  # (out, in)
+        block_mask = keep_top({name: mean}, round(densities[name] * mean.numel())).mask(name, 0)
+        by_row = block_mask.repeat_interleave(rows, 0)[: len(score)]  # (out, in)
         wide = by_row.reshape(*by_row.shape, *[1] * (score.dim() - 2))
         masks[name] = wide.expand(score.shape).contiguous()
     return Partition.from_masks(masks)
 
 
 def kept_in_blocks(weights: Sequence[Tensor], order: Tensor, rows: int, density: float) -> float:
-    """The L1 norm of what blocks keep of some weights (out, in) >= 0, rows in an order."""
+    """Return the L1 norm that blocks keep of weights (out, in) >= 0, with their rows in `order`."""
     total = 0.0
-    for weight, kept in zip(weights, _kept(weights, order, rows, density), strict=True):
-        total += float((weight[order] * kept.repeat_interleave(rows, 0)[: len(order)]).sum())
+    for weight, block_mask in zip(weights, _kept(weights, order, rows, density), strict=True):
+        total += float((weight[order] * block_mask.repeat_interleave(rows, 0)[: len(order)]).sum())
     return total
 
 
 def row_order(weights: Sequence[Tensor], rows: int, density: float, rounds: int = 3) -> Tensor:
-    """An order of the rows of some weights that share them, so that blocks keep more.
+    """Return an order of the rows of some weights that share them, so that blocks keep more.
 
     weights: (out, in) each, >= 0.  Greedy: the strongest free row, and the rows - 1 that have most
     in common with it, sum_j min(w_a, w_b) over its largest columns. Then, `rounds` times, columns
@@ -67,31 +68,34 @@ def row_order(weights: Sequence[Tensor], rows: int, density: float, rounds: int 
     """
     plain = torch.arange(len(weights[0]))
     starts = [plain, _greedy(weights, rows, density)]
-    found = [_refined(weights, start, rows, density, rounds) for start in starts]
-    return max([plain, *found], key=lambda order: kept_in_blocks(weights, order, rows, density))
+    candidates = [_refined(weights, start, rows, density, rounds) for start in starts]
+    norm = partial(kept_in_blocks, weights, rows=rows, density=density)
+    return max([plain, *candidates], key=norm)
 
 
 def _kept(weights: Sequence[Tensor], order: Tensor, rows: int, density: float) -> list[Tensor]:
-    """Which columns the blocks keep of each weight, (blocks, in) bool."""
-    found: list[Tensor] = []
+    """Return the columns that the blocks of each weight keep, (blocks, in) bool."""
+    block_masks: list[Tensor] = []
     for weight in weights:
         mean = block_scores(weight[order], rows)
-        found.append(keep_top({"w": mean}, round(density * mean.numel())).mask("w", 0))
-    return found
+        block_masks.append(keep_top({"w": mean}, round(density * mean.numel())).mask("w", 0))
+    return block_masks
 
 
 def _greedy(weights: Sequence[Tensor], rows: int, density: float) -> Tensor:
+    """Order the rows by building one block after the other.  Returns (out,) int64."""
     wide = torch.cat(list(weights), 1)  # (out, sum of in)
     free = torch.ones(len(wide), dtype=torch.bool)
     norms, order = wide.sum(1), list[Tensor]()
     count = max(1, round(density * wide.shape[1]))
     while bool(free.any()):
+        # start a block with the strongest free row, and add those that share most of its columns
         first = norms.masked_fill(~free, -1).argmax()
         free[first] = False
         columns = wide[first].topk(count).indices
-        others = free.nonzero().flatten()
-        common = torch.minimum(wide[others][:, columns], wide[first, columns]).sum(1)
-        near = others[common.topk(min(rows - 1, len(others))).indices]
+        free_rows = free.nonzero().flatten()
+        common = torch.minimum(wide[free_rows][:, columns], wide[first, columns]).sum(1)
+        near = free_rows[common.topk(min(rows - 1, len(free_rows))).indices]
         free[near] = False
         order.append(torch.cat([first[None], near]))
     # the last block, which may have fewer rows, was formed last
@@ -101,17 +105,20 @@ def _greedy(weights: Sequence[Tensor], rows: int, density: float) -> Tensor:
 def _refined(
     weights: Sequence[Tensor], order: Tensor, rows: int, density: float, rounds: int
 ) -> Tensor:
-    best, most = order, kept_in_blocks(weights, order, rows, density)
+    """Improve an order by choosing columns and assigning rows to blocks in turn."""
+    best, best_norm = order, kept_in_blocks(weights, order, rows, density)
     slot = torch.arange(len(order)) // rows
     for _ in range(rounds):
-        kept = _kept(weights, best, rows, density)
-        gain = sum(w @ k.to(w).T for w, k in zip(weights, kept, strict=True))  # (out, blocks)
+        block_masks = _kept(weights, best, rows, density)
+        # gain[i, b]: what block b keeps of row i with its columns fixed
+        pairs = zip(weights, block_masks, strict=True)
+        gain = sum(weight @ mask.to(weight).T for weight, mask in pairs)  # (out, blocks)
         assert isinstance(gain, Tensor)
         row, place = linear_sum_assignment(gain[:, slot].numpy(), maximize=True)
         moved = torch.empty_like(best)
         moved[torch.from_numpy(place)] = torch.from_numpy(row)
-        now = kept_in_blocks(weights, moved, rows, density)
-        if now <= most:
+        norm = kept_in_blocks(weights, moved, rows, density)
+        if norm <= best_norm:
             break
-        best, most = moved, now
+        best, best_norm = moved, norm
     return best

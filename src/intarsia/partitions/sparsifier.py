@@ -1,4 +1,4 @@
-"""What prunes one layer at a time: the protocol that the block walker carries out."""
+"""The protocol of methods that prune one layer at a time, block by block."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from ..scores import Statistics
 class Sparsifier(Protocol):
     """Settings that choose the weights of one layer to keep, and may change them.
 
-    needs: which statistics of the layer's inputs it reads: "mean", "square", "hessian"; others are
-    not collected.
-    edit: (name, weight (out, in), what the layer saw, generator) -> a one-part Partition of `name`,
+    needs: the statistics of the layer's inputs that it reads: "mean", "square", "hessian"; others
+    are not collected.
+    edit: (name, weight (out, in), statistics, generator) -> a one-part Partition of `name`,
     and the new weight, of the same shape and dtype, exactly 0 outside the part.
     """
 

@@ -16,17 +16,17 @@ Code = Callable[[Tensor], Tensor]  # a column of every weight (E, out) -> what c
 
 def compensate_stack(
     weights: Tensor,
-    seen: Sequence[Statistics | None],
+    statistics: Sequence[Statistics | None],
     code: Code,
     *,
     damp: float = 0.1,
     block: int = 128,
 ) -> tuple[Tensor, list[str]]:
-    """Each weight rounded column by column, as `choose_and_compensate` with all kept, E at a time.
+    """Round E weights column by column, as `choose_and_compensate` with all weights kept.
 
-    weights: (E, out, in); seen: what each expert saw; code: a column of all of them to what can be
-    stored.  -> (E, out, in), and for each expert "" or why its columns were rounded by themselves:
-    it saw nothing, or its moments are not positive definite.
+    weights: (E, out, in); statistics: of each expert's inputs; code: a column of all of them to
+    what can be stored.  Returns the new weights (E, out, in), and for each expert "" or why its
+    columns were rounded by themselves: it saw nothing, or its moments are not positive definite.
     The error of a column, e = (w_j - w^_j) / U_jj, is taken off those behind it, W_k -= e U_jk.
 
     Raises: ShapeError for statistics of another number or width.
@@ -34,36 +34,39 @@ def compensate_stack(
     (arXiv:2210.17323), algorithm 1.
     """
     experts, _, width = weights.shape
-    if len(seen) != experts or any(s is not None and s.count and s.width != width for s in seen):
-        got = f"{len(seen)} of widths {sorted({s.width or 0 for s in seen if s is not None})}"
+    collected = [s for s in statistics if s is not None]
+    if len(statistics) != experts or any(s.count and s.width != width for s in collected):
+        got = f"{len(statistics)} of widths {sorted({s.width or 0 for s in collected})}"
         fix = "Give what each expert's inputs were."
         raise ShapeError("statistics", got=got, want=f"{experts} of {width}", fix=fix)
     w = weights.detach().float().transpose(1, 2).contiguous()  # (E, in, out)
     factor = torch.eye(width).repeat(experts, 1, 1)  # alone it makes up for nothing
-    told = [""] * experts
-    for e, stats in enumerate(seen):
+    reasons = [""] * experts
+    for e, stats in enumerate(statistics):
         if stats is None or not stats.count:
-            told[e] = "no row reached it"
+            reasons[e] = "no row reached it"
             continue
         try:
             moment = stats.second_moment
             factor[e] = inverse_factor(moment, damp, f"moments of expert {e}").float()
             w[e, moment.diagonal() == 0] = 0  # inputs that are always 0
         except DataError as error:
-            told[e] = str(error)
+            reasons[e] = str(error)
     for start in range(0, width, block):
         stop = min(start + block, width)
         errors = torch.zeros_like(w[:, start:stop])
         for first in range(start, stop, STRIP):
             last = min(first + STRIP, stop)
             for j in range(first, last):
+                # round column j of all experts, and take its errors off the rest of the strip
                 stored = code(w[:, j])
                 error = (w[:, j] - stored) / factor[:, j, j, None]
                 errors[:, j - start] = error
                 rest = factor[:, j, j + 1 : last, None]
                 w[:, j + 1 : last].baddbmm_(rest, error[:, None], alpha=-1)
                 w[:, j] = stored
+            # off the rest of the block once a strip, and off later blocks once a block
             part = factor[:, first:last, last:stop].transpose(1, 2)
             w[:, last:stop].baddbmm_(part, errors[:, first - start : last - start], alpha=-1)
         w[:, stop:].baddbmm_(factor[:, start:stop, stop:].transpose(1, 2), errors, alpha=-1)
-    return w.transpose(1, 2).contiguous(), told
+    return w.transpose(1, 2).contiguous(), reasons

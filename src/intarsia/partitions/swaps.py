@@ -16,8 +16,11 @@ TINY = 1e-8  # of a channel that never changes
 
 @dataclass(frozen=True)
 class Swapped:
-    """kept: the new mask (out, in); before, after: sum |eps| over the rows; constant: channels
-    without a variance."""
+    """The result of `swap`.
+
+    kept: the new mask (out, in); before, after: sum |eps| over the rows; constant: channels
+    without a variance.
+    """
 
     kept: Tensor
     before: float
@@ -28,8 +31,8 @@ class Swapped:
 @torch.no_grad()
 def swap(
     weight: Tensor,
-    kept: Tensor,
-    seen: Statistics,
+    mask: Tensor,
+    statistics: Statistics,
     score: Tensor,
     *,
     cycles: float = 50,
@@ -40,7 +43,7 @@ def swap(
 ) -> Swapped:
     """Grow and prune a weight of each row at a time while |eps| shrinks, eps = sum_pruned W_j E_j.
 
-    weight, score: (out, in), kept: bool; E_j, V_j: mean and variance of input j. For eps > 0 the
+    weight, score: (out, in), mask: bool; E_j, V_j: mean and variance of input j. For eps > 0 the
     pruned weight of the largest W_j E_j / V_j^power grows, and the kept one of the lowest score
     with W_j E_j < 0 goes; for eps < 0 the other way round (section 3.2). No weight moves twice. A
     row stops after `cycles`, below 1 a share of its width, below `tolerance` times the layer's mean
@@ -50,12 +53,12 @@ def swap(
     """
     dtype = torch.promote_types(weight.dtype, torch.float32)
     w, score = weight.to(dtype), score.to(dtype)
-    mean, spread = seen.mean.to(w), seen.variance.to(w)
+    mean, spread = statistics.mean.to(w), statistics.variance.to(w)
     constant = int((spread <= TINY).sum())
     gain = w * mean  # (out, in): what growing takes off eps
     ranked = gain / spread.clamp_min(TINY) ** power
-    first, kept = kept, kept.clone()
-    eps = gain.masked_fill(kept, 0).sum(1)
+    initial, mask = mask, mask.clone()
+    eps = gain.masked_fill(mask, 0).sum(1)
     before = float(eps.abs().sum())
     least = tolerance * eps.abs().mean()
     rows = torch.arange(len(w), device=w.device)
@@ -64,24 +67,30 @@ def swap(
         if not len(rows):
             break
         sign = eps[rows].sign()[:, None]
-        own = gain[rows] * sign
-        may_come, may_go = ~(first | kept)[rows], (first & kept)[rows]
-        new = (ranked[rows] * sign).masked_fill(~may_come, -math.inf).argmax(1)
-        may_go &= own < 0 if pattern is None else _same_group(new, own.shape[1], pattern)
+        signed_gain = gain[rows] * sign
+        may_come, may_go = ~(initial | mask)[rows], (initial & mask)[rows]
+        # grow: the pruned weight that takes most off |eps| for its variance
+        grown = (ranked[rows] * sign).masked_fill(~may_come, -math.inf).argmax(1)
+        # prune: the lowest score among the kept weights, of the other sign or the same group
+        if pattern is None:
+            may_go &= signed_gain < 0
+        else:
+            may_go &= _same_group(grown, w.shape[1], pattern)
         cost = score[rows].masked_fill(~may_go, math.inf)
-        old = cost.argmin(1)
-        at = torch.arange(len(rows), device=w.device)
-        after = eps[rows] + gain[rows, old] - gain[rows, new]
-        better = may_go[at, old] & may_come[at, new]
+        pruned = cost.argmin(1)
+        row_index = torch.arange(len(rows), device=w.device)
+        after = eps[rows] + gain[rows, pruned] - gain[rows, grown]
+        better = may_go[row_index, pruned] & may_come[row_index, grown]
+        # a row whose swap would not help is done
         if guard:
             better &= (after.abs() < eps[rows].abs()) & (after * eps[rows] >= 0)
-        rows, new, old, after = rows[better], new[better], old[better], after[better]
-        kept[rows, new], kept[rows, old] = True, False
+        rows, grown, pruned, after = rows[better], grown[better], pruned[better], after[better]
+        mask[rows, grown], mask[rows, pruned] = True, False
         eps[rows] = after
-    return Swapped(kept, before, float(eps.abs().sum()), constant)
+    return Swapped(mask, before, float(eps.abs().sum()), constant)
 
 
 def _same_group(place: Tensor, width: int, pattern: NofM) -> Tensor:
-    """Where a row's weights are in the group of m of its place, (rows, in) bool."""
+    """Return the mask of the weights in the same group of m as a row's place.  (rows, in) bool."""
     group = torch.arange(width, device=place.device) // pattern.m
     return group[None, :] == (place // pattern.m)[:, None]

@@ -34,11 +34,11 @@ def keep_top(scores: Mapping[str, Tensor], count: int) -> Partition:
         for name, score in scores.items():
             flat = label[name].view(-1)
             for start, keys in _keys(score):
-                chosen = keys > threshold
+                selected = keys > threshold
                 equal = (keys == threshold).nonzero().flatten()[:ties]
-                chosen[equal] = True
+                selected[equal] = True
                 ties -= len(equal)
-                flat[start : start + len(keys)] = chosen.to(torch.int8).cpu() - 1
+                flat[start : start + len(keys)] = selected.to(torch.int8).cpu() - 1
     return Partition(label, 1)
 
 
@@ -51,25 +51,26 @@ def keep_random(
 
 
 def entries(partition: Partition, part: int = 0) -> dict[str, Tensor]:
-    """Parameter -> flat places of a part in it, (n,) int64, increasing; for all parameters."""
+    """Return for each parameter the flat places of a part in it, (n,) int64, increasing."""
     return {
         name: partition.mask(name, part).flatten().nonzero().flatten() for name in partition.label
     }
 
 
 def _threshold(scores: Mapping[str, Tensor], count: int) -> tuple[int, int]:
-    """(key of the count-th largest score, how many scores with that key to select)."""
+    """Return the key of the count-th largest score, and how many of that key to select."""
+    # the upper 16 bits of the threshold first, then the lower ones among the scores of that bin
     high = _histogram(keys // HALF for score in scores.values() for _, keys in _keys(score))
     top, above = _bin(high, count)
     low = _histogram(
         keys[keys // HALF == top] % HALF for score in scores.values() for _, keys in _keys(score)
     )
-    rest, more = _bin(low, count - above)
-    return top * HALF + rest, count - above - more
+    rest, above_low = _bin(low, count - above)
+    return top * HALF + rest, count - above - above_low
 
 
 def _bin(histogram: Tensor, count: int) -> tuple[int, int]:
-    """(bin of the count-th largest, number of scores in the bins above it)."""
+    """Return the bin of the count-th largest, and the number of scores in the bins above it."""
     reached = histogram.flip(0).cumsum(0)  # number of scores in the last bins
     place = int((reached < count).sum())
     above = int(reached[place - 1]) if place else 0
@@ -77,6 +78,7 @@ def _bin(histogram: Tensor, count: int) -> tuple[int, int]:
 
 
 def _histogram(parts: Iterator[Tensor]) -> Tensor:
+    """Count numbers 0 ... HALF - 1.  Returns (HALF,) int64."""
     total = torch.zeros(HALF, dtype=torch.int64)
     for part in parts:
         total += torch.bincount(part, minlength=HALF).cpu()
@@ -84,12 +86,13 @@ def _histogram(parts: Iterator[Tensor]) -> Tensor:
 
 
 def _keys(score: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """(first entry, keys) of chunks; keys are int64 in 0 ... 2^32 - 1 and sort as the scores do."""
+    """Yield the first entry and the keys of chunks; keys 0 ... 2^32 - 1 sort as the scores do."""
     flat = score.detach().reshape(-1)
     for start in range(0, len(flat), CHUNK):
         chunk = flat[start : start + CHUNK].float()
         if bool(chunk.isnan().any()):
             fix = "Check for a diverged training, and lower its learning rate."
             raise ConfigError("scores", got="NaN", want="numbers", fix=fix)
+        # bits of positive floats sort as they are, those of negative ones the other way round
         bits = (chunk + 0.0).view(torch.int32).long()  # + 0.0: -0 is 0
         yield start, torch.where(bits < 0, -1 - (bits & 0x7FFFFFFF), bits) + 2**31

@@ -72,7 +72,7 @@ class CometRouter(PartsRouter):
         self.leaf_offsets.data.uniform_(-0.05, 0.05, generator=generator)
 
     def trees(self, rows: Tensor) -> Tensor:
-        """P, (N, k, E)."""
+        """Return P, the probability of each leaf of each tree.  (N, d) -> (N, k, E)."""
         u = wide_linear(rows, self.splits, self.offsets)  # w_i x + b_i
         u = u.view(len(rows), self.active, self.experts - 1)
         return leaf_probabilities(smooth_step(u, self.config.gamma))
@@ -89,7 +89,7 @@ class CometRouter(PartsRouter):
 
 
 def leaf_probabilities(splits: Tensor) -> Tensor:
-    """The product of the splits on the way to each leaf, level by level.  (..., E - 1) -> (..., E).
+    """Multiply the splits on the way to each leaf, level by level.  (..., E - 1) -> (..., E).
 
     Node i sends splits[i] of what reaches it to node 2 i + 1, the rest to 2 i + 2; node E - 1 + j
     is leaf j.
@@ -97,13 +97,13 @@ def leaf_probabilities(splits: Tensor) -> Tensor:
     level = splits.new_ones(*splits.shape[:-1], 1)
     first, leaves = 0, list[Tensor]()
     while level.shape[-1]:
-        here = splits[..., first : first + level.shape[-1]]
-        inner = here.shape[-1]  # of this level's nodes, leaves are the last ones
+        level_splits = splits[..., first : first + level.shape[-1]]
+        inner = level_splits.shape[-1]  # of this level's nodes, leaves are the last ones
         leaves.append(level[..., inner:])
         first += level.shape[-1]
         into = level[..., :inner]
         # s to the left child, 1 - s to the right one
-        level = torch.stack([into * here, into * (1 - here)], -1).flatten(-2)
+        level = torch.stack([into * level_splits, into * (1 - level_splits)], -1).flatten(-2)
     return torch.cat(leaves, -1)
 
 

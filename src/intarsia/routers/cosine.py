@@ -72,11 +72,12 @@ class CosineRouter(ScoreRouter[Cosine]):
 
     def logits(self, rows: Tensor) -> Tensor:
         check_width(rows, self.project.in_features)
-        here = F.normalize(wide_layer(rows, self.project), dim=-1)  # (N, n)
-        there = F.normalize(self.directions.to(here.dtype), dim=-1)  # (E, n)
-        scale = self.log_scale.to(here.dtype).clamp(max=math.log(LARGEST)).exp()
+        tokens = F.normalize(wide_layer(rows, self.project), dim=-1)  # (N, n)
+        directions = F.normalize(self.directions.to(tokens.dtype), dim=-1)  # (E, n)
+        scale = self.log_scale.to(tokens.dtype).clamp(max=math.log(LARGEST)).exp()
+        # under autocast the cosine would be computed in half precision
         with uncast(rows.device):
-            return here @ there.T * scale
+            return tokens @ directions.T * scale
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
         if self.normalised:

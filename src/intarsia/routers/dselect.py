@@ -69,12 +69,13 @@ class DSelectKRouter(PartsRouter):
         self.mix.data.uniform_(-0.05, 0.05, generator=generator)
 
     def selectors(self, rows: Tensor) -> Tensor:
-        """r, (N, k, E)."""
+        """Return r, each selector's distribution over the experts.  (N, d) -> (N, k, E)."""
         z = wide_linear(rows, self.bits).view(len(rows), self.active, self.width)  # (N, k, m)
         r = z.new_ones(len(rows), self.active, 1)
         # r(z)_j = prod_b S(z_b) or 1 - S(z_b), bit by bit
         for s in smooth_step(z, self.config.gamma)[..., None].unbind(2):  # (N, k, 1)
             r = torch.cat([r * (1 - s), r * s], -1)  # the next bit of the number is 0, or 1
+        # codes from E on belong to no expert
         return r[..., : self.experts]
 
     def parts(self, rows: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -82,6 +83,7 @@ class DSelectKRouter(PartsRouter):
         losses: dict[str, Tensor] = {}
         if self.config.entropy:
             losses["entropy"] = self.config.entropy * unsettled(r)
+        # the mass on codes without an expert is lost: keep each selector off them
         if self.config.reach and not self.normalised:
             losses["reach"] = self.config.reach * (1 / r.sum(-1).clamp_min(MASS)).mean()
         return wide_linear(rows, self.mix).softmax(-1)[..., None] * r, losses

@@ -72,14 +72,14 @@ class EvoMoe:
         one_of("weights", self.weights, WEIGHTS)
 
     def temperature(self, step: int, steps: int) -> float:
-        """tau at a step of `steps`."""
+        """Return tau at a step of `steps`."""
         (first, last), share = self.tau, min(1.0, step / (self.until * steps))
         if self.shape == "linear":
             return first + (last - first) * share
         return first * (last / first) ** share
 
     def hard(self, step: int, steps: int) -> bool:
-        """Whether each token has its one best expert at a step of `steps`."""
+        """Return True if each token has only its best expert at a step of `steps`."""
         return self.hard_after is not None and step >= max(self.hard_after, self.until) * steps
 
     def build(self, width: int, *, generator: torch.Generator) -> EvoMoeRouter:
@@ -110,7 +110,7 @@ class EvoMoeRouter(Router):
         self.clock.copy_(torch.tensor([step, steps]))
 
     def at(self) -> tuple[float, bool]:
-        """tau, and whether each token has only one expert, now."""
+        """Return tau now, and True if each token has only one expert."""
         step, steps = (0, 1) if self.clock.is_meta else self.clock.tolist()
         return self.config.temperature(step, steps), self.config.hard(step, steps)
 
@@ -119,13 +119,15 @@ class EvoMoeRouter(Router):
         if self.training and not self.at()[1]:
             noise = self.noise.drawn(len(rows), self._gumbel).to(rows.device, non_blocking=True)
         if valid is None:
-            return self._chosen(rows, noise)
-        return of_real(rows, valid, lambda real: self._chosen(real, noise[valid]))
+            return self._route(rows, noise)
+        return of_real(rows, valid, lambda real: self._route(real, noise[valid]))
 
     def _gumbel(self, rows: int) -> Tensor:
+        """Draw zeta for `rows` tokens.  (rows, E)."""
         return self.noise.gumbel(rows, self.experts)
 
-    def _chosen(self, rows: Tensor, noise: Tensor) -> Routing:
+    def _route(self, rows: Tensor, noise: Tensor) -> Routing:
+        """Route rows that are no padding.  rows: (N, d); noise: zeta (N, E), or zeros (N, 1)."""
         tau, hard = self.at()
         hard = hard or (self.config.hard_after is not None and not self.training)
         logits = wide_linear(rows, self.weight)  # (N, E)
@@ -135,6 +137,7 @@ class EvoMoeRouter(Router):
             active = F.one_hot(logits.argmax(-1), self.experts).bool()
         gates = (p if self.config.weights == "gumbel" else logits.softmax(-1)) * active
         if self.config.weights == "renormalised":
+            # the sum has no gradient, so that the gate of a single expert still has one
             gates = gates / gates.detach().sum(-1, keepdim=True)
         routing = gated(gates, rows.dtype, active)
         if not (self.training and len(rows) and self.config.balance):
@@ -143,14 +146,14 @@ class EvoMoeRouter(Router):
 
 
 def anneal(model: nn.Module, step: int, steps: int) -> None:
-    """`before_step` of the `EvoMoe` routers in a model alone; `fit` calls that itself.
+    """Call `before_step` of the `EvoMoe` routers in a model; `fit` calls it itself.
 
     Raises: ConfigError for a model that has none, or a step that is not in the run.
     """
     routers = [module for module in model.modules() if isinstance(module, EvoMoeRouter)]
     if not routers:
-        what, got = "anneal", "a model without EvoMoe routers"
-        raise ConfigError(what, got=got, want="one at least", fix="Use it with router=EvoMoe(...).")
+        name, got = "anneal", "a model without EvoMoe routers"
+        raise ConfigError(name, got=got, want="one at least", fix="Use it with router=EvoMoe(...).")
     for router in routers:
         router.before_step(step, steps)
 

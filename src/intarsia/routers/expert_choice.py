@@ -15,7 +15,7 @@ from ..gating.router import check_counts
 
 @dataclass(frozen=True)
 class ExpertChoice:
-    """Each expert takes the ceil(c T / E) tokens of largest p = softmax(x W^T) (section 3.2).
+    """The ceil(c T / E) tokens of largest p = softmax(x W^T), for each expert (section 3.2).
 
     G, I = top-k(p^T) over the T tokens of the batch, without padding; a pair's weight is p. All
     experts have equally many tokens, without a balance loss; a token has 0 ... E experts, c on
@@ -51,15 +51,15 @@ class ExpertChoiceRouter(GateRouter[ExpertChoice]):
     by_row = False
 
     def room(self, tokens: int) -> int:
-        """k = ceil(c T / E), how many tokens each expert takes."""
+        """Return k = ceil(c T / E), how many tokens each expert takes."""
         return min(tokens, room_for(self.config.capacity, tokens, self.experts))
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         p = logits.softmax(-1)  # S = softmax(x W_g), (N, E)
         ranked = p.detach().nan_to_num(0)  # topk would put a NaN first
         best = ranked.topk(self.room(len(p)), dim=0).indices  # I, of top-k(S^T), as (k, E)
-        taken = torch.zeros_like(p, dtype=torch.bool).scatter(0, best, True)  # P = onehot(I)
-        return torch.arange(self.experts, device=p.device).expand_as(p), p, taken
+        selected = torch.zeros_like(p, dtype=torch.bool).scatter(0, best, True)  # P = onehot(I)
+        return torch.arange(self.experts, device=p.device).expand_as(p), p, selected
 
 
 CARD = Card(

@@ -67,15 +67,17 @@ class HashRouter(Router):
             self.register_buffer("factors", _numbers(width, generator) | 1)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        ids = self._of_rows(rows) if self.config.by == "row" else self._of_tokens(len(rows))
+        ids = self._row_ids(rows) if self.config.by == "row" else self._token_ids(len(rows))
         ids = ids.to(rows.device)
+        # one score per token and expert; the k largest are the token's experts
         score = mixed(ids[:, None] + self.salt)  # (N, E)
         index = score.topk(self.config.active).indices
         weight = rows.new_full(index.shape, 1 / self.config.active)
         routing = Routing.from_topk(index, weight, self.experts)
         return routing if valid is None else keep_pairs(routing, valid[routing.token])
 
-    def _of_rows(self, rows: Tensor) -> Tensor:
+    def _row_ids(self, rows: Tensor) -> Tensor:
+        """Return an id for each row, made of its bits: equal rows have equal ids.  (N,) int64."""
         check_width(rows, len(self.factors))
         x = rows.detach() + 0.0  # -0 + 0 is 0
         if x.dtype == torch.float64:
@@ -85,7 +87,11 @@ class HashRouter(Router):
             bits = x.float().view(torch.int32).long()
         return (bits * self.factors).sum(-1)
 
-    def _of_tokens(self, rows: int) -> Tensor:
+    def _token_ids(self, rows: int) -> Tensor:
+        """Return the context's id for each of `rows` tokens; a sample's id is for all of its own.
+
+        Raises: ConfigError without ids; ShapeError for ids that do not fit.
+        """
         ids = self.context.ids if self.context.ids is not None else self.context.input_ids
         if ids is None:
             want = "the id of each token, such as input_ids"
@@ -104,13 +110,15 @@ class HashRouter(Router):
 
 
 def mixed(number: Tensor) -> Tensor:
-    """A bijection of int64 in which each bit depends on every other."""
+    """Hash int64 numbers by a bijection in which each bit depends on every other (splitmix64)."""
     for shift, factor in ROUNDS:
+        # a logical shift: the mask clears the copies of the sign that `>>` brings in
         number = (number ^ ((number >> shift) & ((1 << (64 - shift)) - 1))) * factor
     return number
 
 
 def _numbers(count: int, generator: torch.Generator) -> Tensor:
+    """Draw `count` random int64 numbers."""
     return torch.randint(-(2**62), 2**62, (count,), generator=generator)
 
 

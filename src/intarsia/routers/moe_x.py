@@ -57,7 +57,7 @@ class MoeX:
         Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> MoeXRouter:
-        """A router without experts yet: `Mixture` shows it some, or `router.see`."""
+        """Return a router without experts yet: `Mixture` shows it some, or `router.see`."""
         return MoeXRouter(self, width)
 
 
@@ -95,13 +95,14 @@ class MoeXRouter(ScoreRouter[MoeX], ReadsExperts):
             return
         with torch.no_grad():
             alike = all(bool((t == t[:1]).all()) for t in self.columns() if t is not None)
+        # equal experts have equal scores and gradients, and would stay equal
         if alike:
             got = f"{e} equal ones, which have one score and stay equal"
             fix = "Use how='diversified' or how='slices' in place of copies."
             raise ConfigError("experts", got=got, want="experts that differ", fix=fix)
 
     def columns(self) -> UnitMoments:
-        """The statistics of W_enc as it is now, in float32 or better."""
+        """Return the statistics of W_enc as it is now, in float32 or better."""
         weight, bias = self.encoder()
         dtype = torch.promote_types(weight.dtype, torch.float32)
         # mu and sigma^2 over the h units; correction 0, so that a single unit has variance 0
@@ -112,15 +113,15 @@ class MoeXRouter(ScoreRouter[MoeX], ReadsExperts):
         return UnitMoments(mean, variance, bias_mean, bias_variance)
 
     def share(self, rows: Tensor) -> Tensor:
-        """The expected share of active units, (1 - omega) / 2.  (N, d) -> (N, E), 0 ... 1."""
+        """Return the expected share of active units, (1 - omega) / 2.  (N, d) -> (N, E)."""
         return (1 - self.scores(rows)) / 2
 
     def scores(self, rows: Tensor) -> Tensor:
-        """omega_e = -erf(m_e / (sqrt 2 s_e)).  (N, d) -> (N, E), -1 ... 1."""
-        of = self.columns()
+        """Return omega_e = -erf(m_e / (sqrt 2 s_e)).  (N, d) -> (N, E), -1 ... 1."""
+        moments = self.columns()
         wide = rows.to(torch.promote_types(rows.dtype, torch.float32))
-        m = wide_linear(wide, of.mean, of.bias_mean)  # (N, E)
-        squared = wide_linear(wide.square(), of.variance, of.bias_variance)  # s^2
+        m = wide_linear(wide, moments.mean, moments.bias_mean)  # (N, E)
+        squared = wide_linear(wide.square(), moments.variance, moments.bias_variance)  # s^2
         return -torch.erf(m * (2 * squared.clamp(min=LEAST)).rsqrt())
 
     def logits(self, rows: Tensor) -> Tensor:

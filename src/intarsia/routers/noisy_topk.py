@@ -44,8 +44,8 @@ class NoisyTopK:
             got = "1, a weight of 1 always"
             fix = "Use intarsia.routers.Switch or TopK(active=1, scale='prob')."
             raise ConfigError("active", got=got, want="at least 2 of several experts", fix=fix)
-        for what in ("std", "importance", "load"):
-            at_least(what, getattr(self, what), 0, "Try 0.1.")
+        for name in ("std", "importance", "load"):
+            at_least(name, getattr(self, name), 0, "Try 0.1.")
 
     def build(self, width: int, *, generator: torch.Generator) -> NoisyTopKRouter:
         return NoisyTopKRouter(self, width, generator=generator)
@@ -74,13 +74,15 @@ class NoisyTopKRouter(Router):
         else:
             noise = self.noise.drawn(len(rows), self._normal).to(rows.device, non_blocking=True)
         if valid is None:
-            return self._chosen(rows, noise)
-        return of_real(rows, valid, lambda real: self._chosen(real, noise[valid]))
+            return self._route(rows, noise)
+        return of_real(rows, valid, lambda real: self._route(real, noise[valid]))
 
     def _normal(self, rows: int) -> Tensor:
+        """Draw z for `rows` tokens.  (rows, E)."""
         return self.noise.normal(rows, self.experts)
 
-    def _chosen(self, rows: Tensor, noise: Tensor) -> Routing:
+    def _route(self, rows: Tensor, noise: Tensor) -> Routing:
+        """Route rows that are no padding.  rows: (N, d); noise: z (N, E), or zeros (N, 1)."""
         clean = wide_linear(rows, self.gate)  # x W_g, (N, E)
         spread = F.softplus(wide_linear(rows, self.spread)).clamp_min(SMALL)
         noisy = clean + noise.to(clean.dtype) * spread  # eq. 4, H
@@ -93,6 +95,7 @@ class NoisyTopKRouter(Router):
         return replace(routing, losses=self._losses(gates, chances(clean, noisy, spread, top)))
 
     def _losses(self, gates: Tensor, chance: Tensor | None) -> dict[str, Tensor]:
+        """Return the losses by name.  gates: G (N, E); chance: P (N, E), None = no load loss."""
         losses: dict[str, Tensor] = {}
         if self.config.importance:
             losses["importance"] = self.config.importance * variation(gates.sum(0))  # eq. 6 and 7
@@ -102,24 +105,23 @@ class NoisyTopKRouter(Router):
 
 
 def chances(clean: Tensor, noisy: Tensor, spread: Tensor, top: Tensor) -> Tensor | None:
-    """P(x)_e, the probability that e is among the k if its noise alone is drawn anew (eq. 8).
+    """Return the probability that e is among the k if its noise alone is drawn anew (eq. 8).
 
-    (N, E), or None at k = E.
-
-    clean, noisy, spread: (N, E); top: (N, k), the largest of `noisy`.
+    clean: x W_g, noisy: H, spread: standard deviation of the noise, all (N, E); top: (N, k), the
+    largest of `noisy`.  Returns P(x)_e, (N, E), or None at k = E, where every expert is among them.
     """
     k, experts = top.shape[1], clean.shape[1]
     if k == experts:
         return None
     # the k-th largest H of all others: the k-th of all for an expert that is out, the (k + 1)-th
     # for one that is in
-    kth, next_one = top[:, -1:], noisy.topk(k + 1).values[:, -1:]  # (N, 1) both
-    others = torch.where(noisy > next_one, next_one, kth)
-    return torch.special.ndtr((clean - others) / spread)  # eq. 9
+    kth, next_largest = top[:, -1:], noisy.topk(k + 1).values[:, -1:]  # (N, 1) both
+    threshold = torch.where(noisy > next_largest, next_largest, kth)
+    return torch.special.ndtr((clean - threshold) / spread)  # eq. 9
 
 
 def variation(total: Tensor) -> Tensor:
-    """CV^2, the variance of a vector over its squared mean.  (E,) -> ()."""
+    """Return CV^2, the variance of a vector over its squared mean.  (E,) -> ()."""
     return total.var(correction=0) / (total.mean().square() + SMALL)
 
 

@@ -39,7 +39,7 @@ class PermutationSearch:
     entropy: coefficient of the entropies of P's rows and columns while it is sought;
     noise: size of the Gumbel noise on M in each forward of the search in training, so that other
     permutations are tried; 0 in all released settings;
-    each: each part of a gate that has parts (COMET, DSelect-k) has its own permutation.
+    per_part: each part of a gate that has parts (COMET, DSelect-k) has its own permutation.
 
     Raises: ConfigError for a setting out of range.
     Source: arXiv:2306.02824, local search.
@@ -52,7 +52,7 @@ class PermutationSearch:
     end: float = 1e-7
     entropy: float = 1e-4
     noise: float = 0.0
-    each: bool = False
+    per_part: bool = False
 
     def __post_init__(self) -> None:
         at_least("steps", self.steps, 1, "Use the gate alone for no search.")
@@ -91,11 +91,11 @@ class PermutationRouter(Router):
         self, config: PermutationSearch, gate: Router, *, generator: torch.Generator
     ) -> None:
         super().__init__(gate.experts)
-        if config.each and not isinstance(gate, PartsRouter):
-            what, got = "each", f"a {type(config.gate).__name__} gate, which has no parts"
-            raise ConfigError(what, got=got, want="Comet or DSelectK", fix="Leave each=False.")
+        if config.per_part and not isinstance(gate, PartsRouter):
+            name, got = "per_part", f"a {type(config.gate).__name__} gate, which has no parts"
+            raise ConfigError(name, got=got, want="Comet or DSelectK", fix="Leave per_part=False.")
         self.config, self.gate, self.normalised = config, gate, gate.normalised
-        count = gate.active if config.each and isinstance(gate, PartsRouter) else 1
+        count = gate.active if config.per_part and isinstance(gate, PartsRouter) else 1
         self.scores = nn.Parameter(torch.empty(count, gate.experts, gate.experts))
         nn.init.uniform_(self.scores, -0.05, 0.05, generator=generator)
         self.noise = RandomSource(seeded_by(generator), self.context)
@@ -106,32 +106,32 @@ class PermutationRouter(Router):
     def read_buffers(self) -> None:
         """Copy the buffers' state to Python, so that no forward waits for a device."""
         self._done = min(1.0, int(self.step) / self.config.steps)
-        self._found = bool((self.order >= 0).all())
+        self._is_final = bool((self.order >= 0).all())
 
     def _load_from_state_dict(self, *args: Any) -> None:
         super()._load_from_state_dict(*args)
         self.read_buffers()
 
     @property
-    def found(self) -> bool:
-        """Whether the search is over."""
-        return self._found
+    def is_final(self) -> bool:
+        """True if the search is over, and P is a permutation."""
+        return self._is_final
 
     def before_step(self, step: int, steps: int) -> None:
-        """Go to a step of training, counted from 0; at N_p the permutation is found."""
-        if self._found:
+        """Go to a step of training, counted from 0; at step N_p, make P a permutation for good."""
+        if self._is_final:
             return
         self.step.fill_(step)
         self._done = min(1.0, step / self.config.steps)
         if step >= self.config.steps:
             plan = self.soft(noisy=False).detach().cpu()
             self.order.copy_(torch.stack([hungarian(p) for p in plan]))
-            self._found = True
+            self._is_final = True
 
     def soft(self, *, noisy: bool = True) -> Tensor:
-        """P in float64, rows and columns of sum 1, with its noise in training if noisy.
+        """Return P = Sinkhorn(M / tau), (k, E, E) float64, rows and columns of sum 1.
 
-        Returns (k, E, E).
+        noisy: add Gumbel noise to M while training.
         """
         # tau of 1e-7 asks for more digits than float32 has
         tau = self.config.start * (self.config.end / self.config.start) ** self._done
@@ -142,29 +142,30 @@ class PermutationRouter(Router):
         return sinkhorn(scores / tau, rounds)
 
     def _gumbel(self) -> Tensor:
-        """Gumbel noise for each entry of M, the same if a forward is computed again.  (k, E, E)"""
+        """Draw Gumbel noise for M, (k, E, E), the same if a forward is computed again."""
         passes, shape = self.context.passes, self.scores.shape
         return self.noise.drawn(passes, lambda n: self.noise.gumbel(n, *shape))[0]
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        if self.config.each:
+        if self.config.per_part:
             if valid is not None:
                 return of_real(rows, valid, lambda real: self.route(real, None))
-            return self._each(rows)
-        found = self.gate.route(rows, valid)
-        if self._found:
-            routing = replace(found, expert=self.order[0][found.expert])
-            return self._with_losses(routing, found.losses, None)
+            return self._route_parts(rows)
+        gate_routing = self.gate.route(rows, valid)
+        if self._is_final:  # P only relabels the experts: no dense mixture any more
+            routing = replace(gate_routing, expert=self.order[0][gate_routing.expert])
+            return self._with_losses(routing, gate_routing.losses, None)
         plan = self.soft()
-        gates = wide_linear(found.dense(), plan[0].T)
-        routing = replace(gated(gates, rows.dtype), state=found.state)
-        return self._with_losses(routing, found.losses, plan)
+        gates = wide_linear(gate_routing.dense(), plan[0].T)
+        routing = replace(gated(gates, rows.dtype), state=gate_routing.state)
+        return self._with_losses(routing, gate_routing.losses, plan)
 
-    def _each(self, rows: Tensor) -> Routing:
+    def _route_parts(self, rows: Tensor) -> Routing:
+        """Route rows (N, d) by a gate whose parts have permutations of their own."""
         assert isinstance(self.gate, PartsRouter)
         parts, losses = self.gate.parts(rows)  # (N, k, E)
         losses = losses if self.training and len(rows) else {}
-        if self._found:
+        if self._is_final:
             gates = parts.gather(2, self.order.argsort(-1).expand_as(parts)).sum(1)
             return self._with_losses(gated(gates, rows.dtype), losses, None)
         plan = self.soft()
@@ -174,21 +175,26 @@ class PermutationRouter(Router):
     def _with_losses(
         self, routing: Routing, losses: Mapping[str, Tensor], plan: Tensor | None
     ) -> Routing:
+        """Return the routing with the gate's losses, and in training the entropy of the plan.
+
+        plan: P (k, E, E) while it is sought; None = it is final.
+        """
         if not self.training:
             return replace(routing, losses=losses)
         # 0, once it is found: data-parallel ranks wait for a gradient of every parameter
-        own = 0 * self.scores.sum()
+        loss = 0 * self.scores.sum()
         if plan is not None:
             # rows and columns have the same entries
-            own = own + self.config.entropy * 2 * -(plan * (plan + 1e-6).log()).sum()
-        return replace(routing, losses={**losses, "permutation": own.to(self.scores.dtype)})
+            loss = loss + self.config.entropy * 2 * -(plan * (plan + 1e-6).log()).sum()
+        return replace(routing, losses={**losses, "permutation": loss.to(self.scores.dtype)})
 
 
 def sinkhorn(scores: Tensor, rounds: int) -> Tensor:
-    """exp(scores), its columns and rows divided by their sums in turn.  (..., E, E) likewise.
+    """Divide columns and rows of exp(scores) by their sums in turn.  (..., E, E), same shape.
 
     Rows come last, so that they sum to 1 exactly, columns as nearly as the rounds allow.
     """
+    # in logarithms, because exp(M / tau) overflows at a small tau
     for _ in range(rounds):
         scores = scores - scores.logsumexp(-2, keepdim=True)
         scores = scores - scores.logsumexp(-1, keepdim=True)
@@ -196,14 +202,17 @@ def sinkhorn(scores: Tensor, rounds: int) -> Tensor:
 
 
 def hungarian(plan: Tensor) -> Tensor:
-    """The permutation of largest sum_i P_i,order(i).  (E, E) -> (E,) int64."""
+    """Return the permutation of largest sum_i P_i,order(i).  (E, E) -> (E,) int64."""
     from scipy.optimize import linear_sum_assignment  # a third of a second, needed once
 
     return torch.from_numpy(linear_sum_assignment(plan.numpy(), maximize=True)[1])
 
 
 def search_step(model: nn.Module, step: int, steps: int | None = None) -> None:
-    """`before_step` of the permutation searches in a model alone, which ask for no `steps`."""
+    """Call `before_step` of the permutation searches in a model.
+
+    step: counted from 0; steps: of the whole run, which the search does not read; None = step.
+    """
     for module in model.modules():
         if isinstance(module, PermutationRouter):
             module.before_step(step, step if steps is None else steps)

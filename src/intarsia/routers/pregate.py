@@ -49,7 +49,7 @@ class PreGate:
             raise ConfigError("width", got=got, want=want, fix=f"Try {16 * self.heads}.")
 
     def net(self, *, embedding: Tensor | None = None, generator: torch.Generator) -> PreGateNet:
-        """The gate itself, which all layers share; see `PreGateNet`."""
+        """Return the gate itself, which all layers share; see `PreGateNet`."""
         return PreGateNet(self, embedding=embedding, generator=generator)
 
 
@@ -57,8 +57,8 @@ class PreGateNet(nn.Module):
     """(B, T) token ids -> (B, T, E) logits, each of the ids up to its own alone.
 
     embedding: (V, n) of the model, whose first `width` columns are where the gate's begins.
-    Rotations say how far apart tokens are. The newest answer is kept while the same ids are asked
-    for again, as every layer does.
+    Rotary positions say how far apart tokens are. The newest logits are cached, because every
+    layer asks for those of the same ids.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class PreGateNet(nn.Module):
         super().__init__()
         d = config.width
 
-        def drawn(out: int, of: int) -> nn.Parameter:
-            bound = 1 / math.sqrt(of)
-            weight = torch.empty(out, of)
+        def drawn(outputs: int, inputs: int) -> nn.Parameter:
+            bound = 1 / math.sqrt(inputs)
+            weight = torch.empty(outputs, inputs)
             return nn.Parameter(nn.init.uniform_(weight, -bound, bound, generator=generator))
 
         self.config = config
@@ -91,6 +91,7 @@ class PreGateNet(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         x = F.embedding(ids, self.words)  # (B, T, d)
         b, t, d = x.shape
+        # attention, then an MLP, both with a residual connection
         qkv = F.linear(self.norms[0](x), self.qkv).view(b, t, 3, self.config.heads, -1)
         q, k, v = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, n)
         q, k = _rotated(q), _rotated(k)
@@ -99,18 +100,21 @@ class PreGateNet(nn.Module):
         x = x + F.linear(F.silu(F.linear(self.norms[1](x), self.up)), self.down)
         return F.linear(self.norms[2](x), self.head)
 
-    def of(self, ids: Tensor) -> Tensor:
-        """`forward`, once for the layers of one model's forward."""
-        mode = torch.is_grad_enabled()
-        kept = self._newest
-        same = kept is not None and kept[0] is ids and kept[2] == self._version() and not mode
-        if kept is not None and same and torch.equal(kept[1], ids):  # and not overwritten since
-            return kept[3]
-        made = self(ids)
-        self._newest = None if mode else (ids, ids.clone(), self._version(), made)
-        return made
+    def cached_logits(self, ids: Tensor) -> Tensor:
+        """Return `forward(ids)`, computed once for all layers of one model's forward."""
+        with_gradient = torch.is_grad_enabled()
+        cached = self._newest
+        # the same tensor, not written to since, with the same parameters; a graph is never shared
+        if cached is not None and cached[0] is ids and not with_gradient:
+            unchanged = cached[2] == self._version() and torch.equal(cached[1], ids)
+            if unchanged:
+                return cached[3]
+        logits = self(ids)
+        self._newest = None if with_gradient else (ids, ids.clone(), self._version(), logits)
+        return logits
 
     def _version(self) -> int:
+        """Return a number that grows whenever a parameter is written to."""
         return sum(p._version for p in self.parameters())
 
     def __getstate__(self) -> dict[str, Any]:
@@ -118,7 +122,7 @@ class PreGateNet(nn.Module):
 
 
 def _rotated(x: Tensor) -> Tensor:
-    """Rotary positions.  (B, H, T, n), n even or its last entry stays."""
+    """Apply rotary positions.  (B, H, T, n), same shape; the last entry of an odd n stays."""
     n = x.shape[-1] // 2
     rate = 10000.0 ** (-torch.arange(n, device=x.device) / max(1, n))
     angle = torch.arange(x.shape[-2], device=x.device)[:, None] * rate  # (T, n)
@@ -152,7 +156,8 @@ class PreGateRouter(Router):
             got, want = f"ids {tuple(ids.shape)} for {len(rows)} tokens", "one for each token"
             fix = "Pass the ids of this very batch, and use_cache=False."
             raise ShapeError("ids", got=got, want=want, fix=fix)
-        index = self.gate.of(ids).flatten(0, 1).topk(self.gate.config.active).indices  # (N, k)
+        logits = self.gate.cached_logits(ids).flatten(0, 1)  # (N, E)
+        index = logits.topk(self.gate.config.active).indices  # (N, k)
         weight = rows.new_ones(index.shape)
         routing = Routing.from_topk(index.to(rows.device), weight, self.experts)
         return routing if valid is None else keep_pairs(routing, valid[routing.token])

@@ -54,6 +54,7 @@ class RandomRouter(RandomSource):
             raise ConfigError("active", got=k, want=want, fix=fix)
 
     def _draw(self, rows: int) -> Tensor:
+        """Draw k experts for each of `rows` samples.  (rows, k) int64."""
         size = 1 if self.per == "batch" else rows
         # the k largest of E uniforms are a uniform k-subset
         index = self.uniform(size, self.experts).topk(self.active).indices
@@ -61,9 +62,10 @@ class RandomRouter(RandomSource):
 
     def forward(self, x: Tensor, state: Tensor | None = None) -> Routing:
         if not self.training:
-            every = torch.arange(self.experts, device=x.device).expand(len(x), -1)
-            share = torch.full_like(every, self.active / self.experts, dtype=x.dtype)
-            return Routing.from_topk(every, share, self.experts)
+            # the mean over all draws, without a draw
+            all_experts = torch.arange(self.experts, device=x.device).expand(len(x), -1)
+            share = torch.full_like(all_experts, self.active / self.experts, dtype=x.dtype)
+            return Routing.from_topk(all_experts, share, self.experts)
         index = self.drawn(x.shape[0], self._draw).to(x.device, non_blocking=True)  # (B, k)
         return Routing.from_topk(index, torch.ones_like(index, dtype=x.dtype), self.experts)
 
@@ -89,12 +91,12 @@ class RandomRouting:
         self.build(1, generator=torch.Generator())
 
     def build(self, width: int, *, generator: torch.Generator) -> RandomRouter:
-        """The router of tokens of any width."""
+        """Return the router of tokens of any width."""
         return RandomRouter(self.experts, self.active, self.draw, generator=generator)
 
 
 def random_routers(model: nn.Module) -> dict[str, RandomRouter]:
-    """Every random router inside a model, by path."""
+    """Return every random router inside a model, by path."""
     return {n: m for n, m in model.named_modules() if isinstance(m, RandomRouter)}
 
 

@@ -50,7 +50,7 @@ class Recurrent:
         Terms.of(self)
 
     def build(self, width: int, *, generator: torch.Generator) -> RecurrentRouter:
-        """A router alone; `gating.join(model)` puts those of a model on one thread."""
+        """Return a router alone; `gating.join(model)` puts those of a model on one thread."""
         return RecurrentRouter(self, width, generator=generator)
 
 
@@ -81,6 +81,7 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
         super().follow(first, layer)
         (cell,) = first._cell
         self._cell = (cell,)
+        # only the first router owns the shared cell: its parameters are saved and counted once
         if first is self:
             self.cell = cell
         elif "cell" in self._modules:
@@ -94,7 +95,7 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
         return wide_linear(state, self.weight)  # eq. 6
 
     def recur(self, u: Tensor, state: Tensor) -> Tensor:
-        """h_l from W1 x and h_{l-1}, all (N, p), in the type of u, under autocast as well."""
+        """Return h_l from u = W1 x and h_{l-1}, all (N, p), in u's dtype, also under autocast."""
         (cell,) = self._cell
         weights = {name: p.to(u.dtype) for name, p in cell.named_parameters()}
         with uncast(u.device):
@@ -104,8 +105,8 @@ class RecurrentRouter(GateRouter[Recurrent], PassesState):
         return best(logits, self.config.active)
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        found = super().route(rows, valid)
-        return replace(found, state=self.thread.left(self.layer))
+        routing = super().route(rows, valid)
+        return replace(routing, state=self.thread.left(self.layer))
 
 
 CARD = Card(

@@ -75,17 +75,18 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         weight = logits.relu()  # (N, E)
-        chosen = ~(weight <= 0)  # a NaN is kept, so that it is seen
+        selected = ~(weight <= 0)  # a NaN is kept, so that it is seen
         index = torch.arange(self.experts, device=logits.device).expand_as(logits)
-        return index, weight, chosen
+        return index, weight, selected
 
     def strength(self) -> Tensor:
-        """lambda.  () float64."""
+        """Return lambda.  () float64."""
         return self.config.coefficient * self.config.factor ** self.growth.double()
 
     def _losses(self, logits: Tensor, routing: Routing, valid: Tensor | None) -> dict[str, Tensor]:
         weight = logits.relu()
         if torch.is_grad_enabled():
+            # count pairs and rows of this forward for the next step's sparsity S
             real = torch.ones_like(weight[:, 0], dtype=torch.bool) if valid is None else valid
             pairs = ((weight > 0) & real[:, None]).sum()
             self.seen += torch.stack([pairs, real.sum()])
@@ -100,9 +101,10 @@ class ReMoeRouter(GateRouter[ReMoe], PassesState):
         share = (pairs / (rows * self.experts))[rows > 0].mean()  # 1 - S
         if share.isfinite():
             # S_target - S = (1 - k / E) - S
-            way = torch.sign(share - self.config.active / self.experts).long()
+            sign = torch.sign(share - self.config.active / self.experts).long()
+            # more pairs than k per token: a larger lambda, and the reverse
             for router in self.layers:
-                router.growth += int(way)
+                router.growth += int(sign)
         for router in self.layers:
             router.seen.zero_()
 

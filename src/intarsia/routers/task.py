@@ -63,14 +63,14 @@ class TaskRouter(Router):
         return len(self.logits)
 
     def add_task(self, generator: torch.Generator) -> None:
-        """One more row of Z, drawn as the first ones were."""
+        """Add a row to Z for one more task, drawn as the first ones were."""
         new = torch.empty(1, *self.logits.shape[1:])
         nn.init.uniform_(new, -SPREAD, SPREAD, generator=generator)
         logits = torch.cat([self.logits.detach(), new.to(self.logits)])
         self.logits = nn.Parameter(logits, requires_grad=self.logits.requires_grad)
 
     def of_task(self, task: int | None) -> Tensor:
-        """w in evaluation of one task, or with None the mean over all.  Returns (heads, skills)."""
+        """Return w of one task in evaluation, (heads, skills); None = the mean over all tasks."""
         if task is None:
             return _shares(self._wide()).mean(0)
         self._check_range(torch.tensor([task]))
@@ -80,7 +80,7 @@ class TaskRouter(Router):
         return self.remember(self.route(x, None))
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
-        """The routing of samples or their parts (N, ...); `valid` is not read."""
+        """Return the routing of samples or their parts (N, ...); `valid` is not read."""
         ids = self._ids(len(rows))
         if ids is None:
             weight = self.of_task(None).expand(len(rows), -1, -1)
@@ -90,6 +90,7 @@ class TaskRouter(Router):
                 drawn = self.noise.drawn(len(ids), partial(self._logistic, self.noise))
                 logits = logits + drawn.to(logits, non_blocking=True)
             weight = _shares(logits)
+            # windows of a sample share its weights
             if len(rows) != len(ids):
                 weight = weight.repeat_interleave(len(rows) // len(ids), 0)
         weight = weight.flatten(0, 1)  # (N heads, skills)
@@ -97,15 +98,17 @@ class TaskRouter(Router):
         return Routing.from_topk(index, weight, self.experts)
 
     def _wide(self) -> Tensor:
+        """Return Z in float32 or better."""
         return self.logits.to(torch.promote_types(self.logits.dtype, torch.float32))
 
     def _logistic(self, noise: RandomSource, samples: int) -> Tensor:
+        """Draw log u - log(1 - u), u ~ U(0, 1), for each sample.  (samples, heads, skills)."""
         u = noise.uniform(samples, *self.logits.shape[1:])
         eps = torch.finfo(u.dtype).eps
         return u.clamp(eps, 1 - eps).logit()
 
     def _ids(self, rows: int) -> Tensor | None:
-        """The task of each sample, on the CPU; None = unknown."""
+        """Return the task of each sample, on the CPU; None = unknown."""
         ids = self.context.tasks()
         if ids is None:
             return self._no_ids(rows)
@@ -117,6 +120,10 @@ class TaskRouter(Router):
         return ids
 
     def _no_ids(self, rows: int) -> Tensor | None:
+        """Return task 0 for all rows of a router of one task, or None for the mean over tasks.
+
+        Raises: ConfigError where ids are required.
+        """
         if self.tasks == 1:
             return torch.zeros(rows, dtype=torch.int64)
         if self.training or self.unknown == "error":
@@ -129,6 +136,7 @@ class TaskRouter(Router):
         return None
 
     def _check_range(self, ids: Tensor) -> None:
+        """Raise ConfigError for an id that is no task."""
         if not len(ids) or torch.compiler.is_compiling():
             return
         low, high = (int(v) for v in ids.aminmax())
@@ -139,7 +147,7 @@ class TaskRouter(Router):
 
 
 def _shares(logits: Tensor) -> Tensor:
-    """sigma(Z) over its sum over skills.  (..., skills) likewise."""
+    """Return sigma(Z) divided by its sum over skills.  (..., skills), same shape."""
     raw = logits.sigmoid()
     return raw / (raw.sum(-1, keepdim=True) + SMALL)
 
@@ -169,7 +177,7 @@ class TaskRouting:
         self.build(1, generator=torch.Generator())
 
     def build(self, width: int, *, generator: torch.Generator) -> TaskRouter:
-        """The router of tokens of any width."""
+        """Return the router of tokens of any width."""
         return TaskRouter(
             self.tasks,
             self.skills,

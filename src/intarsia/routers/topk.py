@@ -67,9 +67,10 @@ class TopKRouter(GateRouter[TopK]):
 
     def __init__(self, config: TopK, width: int, *, generator: torch.Generator) -> None:
         super().__init__(config, width, generator=generator)
-        one = config.active == 1 and config.scale == "none"
+        # a weight that is always 1 has no gradient for the router, but sums to 1
+        single = config.active == 1 and config.scale == "none"
         self.scale = config.scale or SCALES[0]
-        self.normalised = one or self.scale == "renormalised"
+        self.normalised = single or self.scale == "renormalised"
 
     def choose(self, logits: Tensor) -> tuple[Tensor, Tensor, None]:
         p, index = logits.softmax(-1).topk(self.config.active)  # (N, k) both

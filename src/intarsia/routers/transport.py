@@ -58,8 +58,8 @@ class Transport:
     def __post_init__(self) -> None:
         check_counts(self.experts)
         if not 1 <= self.capacity < math.inf:
-            what, fix = "capacity", "1 is one expert per token on average; 1.25 drops fewer tokens."
-            raise ConfigError(what, got=self.capacity, want="a number of at least 1", fix=fix)
+            name, fix = "capacity", "1 is one expert per token on average; 1.25 drops fewer tokens."
+            raise ConfigError(name, got=self.capacity, want="a number of at least 1", fix=fix)
         one_of("per", self.per, SIDES)
         one_of("cost", self.cost, COSTS)
         above("gamma", self.gamma, 0)
@@ -76,16 +76,18 @@ class TransportRouter(GateRouter[Transport]):
     by_row = False
 
     def plan(self, score: Tensor) -> Tensor:
-        """The transport plan of cost -score.  score: (N, E) -> (N, E), 0 or more."""
+        """Return the transport plan of cost -score.  score: (N, E) -> (N, E), 0 or more."""
         config, tokens = self.config, len(score)
         if not tokens:
             return torch.zeros_like(score)
-        one, share = score.new_ones(tokens), score.new_full((self.experts,), tokens / self.experts)
+        token_mass = score.new_ones(tokens)
+        expert_mass = score.new_full((self.experts,), tokens / self.experts)
         solver = {"gamma": config.gamma, "iterations": config.iterations}
         if config.per == "token":
-            return k_sparse_ot(-score.T, share, one, math.ceil(config.capacity), **solver).T
+            room = math.ceil(config.capacity)
+            return k_sparse_ot(-score.T, expert_mass, token_mass, room, **solver).T
         room = room_for(config.capacity, tokens, self.experts)
-        plan = k_sparse_ot(-score, one, share, room, **solver)
+        plan = k_sparse_ot(-score, token_mass, expert_mass, room, **solver)
         if tokens >= FEW:
             warn_of_uncovered(float((plan.amax(1) <= 0).float().mean()))
         return plan
@@ -117,7 +119,7 @@ def warn_of_uncovered(share: float) -> None:
 def k_sparse_ot(
     cost: Tensor, a: Tensor, b: Tensor, k: int, *, gamma: float = 1.0, iterations: int = 200
 ) -> Tensor:
-    """argmin_T <T, C> + gamma/2 |T|^2 with T >= 0, T 1 = a, T' 1 = b, at most k > 0 per column.
+    """Solve argmin_T <T, C> + gamma/2 |T|^2, T >= 0, T 1 = a, T' 1 = b, k entries per column.
 
     By ascent of the semi-dual, a'alpha - sum_j b_j maxOmega_j(alpha - C_j), concave in alpha.
     Columns always sum to b and have at most k entries. Rows sum to a only at the maximum, and not
@@ -132,18 +134,20 @@ def k_sparse_ot(
     at_least("k", k, 1, "k = n / m is the least that covers every row.")
     n, m = cost.shape[-2:]
     if a.shape[-1] != n or b.shape[-1] != m:
-        what, fix = "marginals", "One number for each row, and one for each column, of the cost."
-        raise ShapeError(what, got=f"{a.shape[-1]} and {b.shape[-1]}", want=f"{n} and {m}", fix=fix)
+        name, fix = "marginals", "One number for each row, and one for each column, of the cost."
+        raise ShapeError(name, got=f"{a.shape[-1]} and {b.shape[-1]}", want=f"{n} and {m}", fix=fix)
     cost = cost - cost.mean((-2, -1), keepdim=True)
     return _columns(_ascent(cost, a, b, k, gamma, iterations), cost, b, k, gamma)
 
 
 def _ascent(cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float, iterations: int) -> Tensor:
-    """alpha near the maximum of the semi-dual, (..., n)."""
+    """Return alpha near the maximum of the semi-dual, (..., n)."""
     spread = cost.std((-2, -1), correction=0).clamp_min(1e-6)[..., None]  # (..., 1)
     alpha = _sinkhorn(cost, a, b, START * spread[..., None], iterations)
     first, second = torch.zeros_like(alpha), torch.zeros_like(alpha)
+    # Adam, whose step falls to 0 on a line
     for t in range(1, iterations + 1):
+        # the gradient of the semi-dual: the mass that a row still misses
         slope = a - _columns(alpha, cost, b, k, gamma).sum(-1)  # of the semi-dual, (..., n)
         first = 0.9 * first + 0.1 * slope
         second = 0.99 * second + 0.01 * slope.square()
@@ -154,30 +158,31 @@ def _ascent(cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float, iterations
 
 
 def semi_dual(alpha: Tensor, cost: Tensor, a: Tensor, b: Tensor, k: int, gamma: float) -> Tensor:
-    """The objective of `k_sparse_ot`, a lower bound of the cost of every plan.  Returns (...)."""
+    """Return the semi-dual at alpha, (...): a lower bound of the cost of every plan."""
     plan = _columns(alpha, cost, b, k, gamma)
     gain = (plan * (alpha[..., None] - cost)).sum((-2, -1))
     return (a * alpha).sum(-1) - gain + gamma / 2 * plan.square().sum((-2, -1))
 
 
 def _columns(alpha: Tensor, cost: Tensor, b: Tensor, k: int, gamma: float) -> Tensor:
-    """The plan at alpha: each column on its own, b_j p_j with p_j on the simplex.  (..., n, m)."""
+    """Return the plan at alpha, (..., n, m), with columns b_j p_j and p_j on the simplex."""
     b = b[..., None, :]
     return b * sparse_simplex((alpha[..., None] - cost) / (gamma * b), k)
 
 
 def sparse_simplex(x: Tensor, k: int) -> Tensor:
-    """The nearest point of the simplex with at most k entries, by column.  (..., n, m) likewise."""
+    """Project each column on the simplex, with at most k entries.  (..., n, m), same shape."""
     top, index = x.topk(min(k, x.shape[-2]), dim=-2)  # sorted, (..., k, m)
     above = top.cumsum(-2) - 1
+    # the threshold that leaves a sum of 1, from the largest prefix that stays above it
     count = torch.arange(1, top.shape[-2] + 1, device=x.device)[:, None]
-    some = (top * count > above).sum(-2, keepdim=True).clamp_min(1)  # how many are above 0
-    level = above.gather(-2, some - 1) / some
+    support = (top * count > above).sum(-2, keepdim=True).clamp_min(1)  # entries above 0
+    level = above.gather(-2, support - 1) / support
     return torch.zeros_like(x).scatter(-2, index, (top - level).clamp_min(0))
 
 
 def _sinkhorn(cost: Tensor, a: Tensor, b: Tensor, eps: Tensor, iterations: int) -> Tensor:
-    """The rows' potential of transport with entropy eps.  eps: (..., 1, 1) -> (..., n)."""
+    """Return the rows' potential of transport with entropy eps.  eps: (..., 1, 1) -> (..., n)."""
     scores = -cost / eps
     u, v = torch.zeros_like(a), torch.zeros_like(b)
     for _ in range(iterations):

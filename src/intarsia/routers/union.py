@@ -1,4 +1,4 @@
-"""Which tokens an expert of a union takes, or which experts a token or a sequence (2503.02495)."""
+"""The router of a union of experts: pairs of tokens and experts by a share (arXiv:2503.02495)."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class UnionGate:
 
     @property
     def non_causal(self) -> bool:
-        """Whether later tokens have a say in where earlier ones go."""
+        """True if later tokens have a say in where earlier ones go."""
         return self.select != "tokens"
 
     def build(self, width: int, *, generator: torch.Generator) -> UnionRouter:
@@ -81,21 +81,21 @@ class UnionRouter(Router):
 
     @property
     def share(self) -> float:
-        """Of the pairs, now: in evaluation that of the settings."""
+        """The share of the pairs that is kept now; in evaluation, that of the settings."""
         return self.warm if self.training else self.config.share
 
     @property
     def weighs(self) -> bool:
-        """Whether the weights of pairs are other than 1, or have a gradient."""
+        """True if the weights of pairs are other than 1, or have a gradient."""
         return self.config.gate in WEIGHS
 
     @property
     def teaches(self) -> bool:
-        """Whether the sizes of outputs are to be given to `teach`."""
+        """True if the experts' outputs are to be given to `teach`."""
         return self.training and self.config.gate == "sizes" and torch.is_grad_enabled()
 
     def before_step(self, step: int, steps: int) -> None:
-        """The share falls from 1 to that of the settings, on a line."""
+        """Let the share of pairs fall linearly from 1 to that of the settings."""
         done = 1.0 if not self.config.warmup else min(1, step / (self.config.warmup * steps))
         self.warm = 1 - done * (1 - self.config.share)
 
@@ -108,12 +108,13 @@ class UnionRouter(Router):
         return self._routing(rows, valid, len(rows))
 
     def _routing(self, rows: Tensor, valid: Tensor | None, length: int) -> Routing:
+        """Route rows (B T, d) of sequences of `length` T each; valid: (B T,), None = all."""
         logits = wide_linear(rows if self.weighs else rows.detach(), self.weight, self.bias)
         p = logits.softmax(-1)  # S, (N, E)
         shape = (-1, max(1, length), self.experts)
         mask = None if valid is None else valid.view(shape[:2])
         with torch.no_grad():
-            taken = self._taken(logits.view(shape), p.view(shape), mask).view_as(p)
+            selected = self._select(logits.view(shape), p.view(shape), mask).view_as(p)
         match self.config.gate:
             case "straight-through":
                 weight = 1 + (p - p.detach())  # exactly 1
@@ -121,45 +122,47 @@ class UnionRouter(Router):
                 weight = p * self.experts  # 1 where all are equal
             case _:
                 weight = torch.ones_like(p)
-        return gated(weight, rows.dtype, taken)
+        return gated(weight, rows.dtype, selected)
 
-    def _taken(self, logits: Tensor, p: Tensor, valid: Tensor | None) -> Tensor:
-        """Which pairs are kept.  (B, T, E) both, valid: (B, T) -> (B, T, E) bool."""
+    def _select(self, logits: Tensor, p: Tensor, valid: Tensor | None) -> Tensor:
+        """Select the pairs to keep.  logits, p: (B, T, E); valid: (B, T) -> (B, T, E) bool."""
         if self.config.select == "data":
-            return self._positions(p, valid)
+            return self._best_positions(p, valid)
         k = max(1, math.floor(self.share * self.experts + 1e-9))
         score = logits.nan_to_num(0)
         if self.config.select == "experts":
+            # the mean logit of a sequence, for all of its tokens
             real = torch.ones_like(p[..., 0]) if valid is None else valid.to(p)
             total = (score * real[..., None]).sum(1, keepdim=True)
             score = (total / real.sum(1).clamp_min(1)[:, None, None]).expand_as(p)
-        taken = torch.zeros_like(p, dtype=torch.bool).scatter(-1, score.topk(k).indices, True)
-        taken[:, : self.config.always] = True
-        return taken if valid is None else taken & valid[..., None]
+        selected = torch.zeros_like(p, dtype=torch.bool).scatter(-1, score.topk(k).indices, True)
+        selected[:, : self.config.always] = True
+        return selected if valid is None else selected & valid[..., None]
 
-    def _positions(self, p: Tensor, valid: Tensor | None) -> Tensor:
-        """Of every expert its best positions in each sequence."""
+    def _best_positions(self, p: Tensor, valid: Tensor | None) -> Tensor:
+        """Select each expert's ceil(s T) positions of largest p in each sequence.  (B, T, E)."""
         score = p.nan_to_num(0)  # topk would put a NaN first
-        score[:, : self.config.always] = 2
+        score[:, : self.config.always] = 2  # above every probability
         if valid is None:
             n = math.ceil(self.share * p.shape[1] - 1e-9)
             best = score.topk(n, dim=1).indices
             return torch.zeros_like(p, dtype=torch.bool).scatter(1, best, True)
         score[~valid] = -1
+        # sequences of different lengths: compare each position's rank with its sequence's number
         n = (self.share * valid.sum(1).double() - 1e-9).ceil()
         rank = score.argsort(dim=1, descending=True, stable=True).argsort(dim=1)
         return (rank < n[:, None, None]) & valid[..., None]
 
-    def teach(self, rows: Tensor, token: Tensor, expert: Tensor, made: Tensor) -> None:
+    def teach(self, rows: Tensor, token: Tensor, expert: Tensor, outputs: Tensor) -> None:
         """Add the loss by which the gate learns how large the outputs of pairs are.
 
         0.01 mean (x_t W_e + b_e - log |o_te| + m)^2 over the pairs, m the mean of the logarithms.
-        rows: (N, d); token, expert: (P,); made: (P, out), the experts' outputs o.
+        rows: (N, d); token, expert: (P,); outputs: (P, out), the experts' outputs o.
         """
         last = self.last
         if last is None or not len(token):
             return
-        found = wide_linear(rows.detach(), self.weight, self.bias)[token, expert]
-        size = made.detach().to(found.dtype).norm(dim=-1).clamp_min(LEAST).log()
-        loss = F.mse_loss(found, size - size.mean())
+        predicted = wide_linear(rows.detach(), self.weight, self.bias)[token, expert]
+        size = outputs.detach().to(predicted.dtype).norm(dim=-1).clamp_min(LEAST).log()
+        loss = F.mse_loss(predicted, size - size.mean())
         self.context.routings[self] = replace(last, losses={**last.losses, "sizes": WEIGHT * loss})

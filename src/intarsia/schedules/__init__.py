@@ -1,4 +1,4 @@
-"""When does it change?"""
+"""Schedules: what changes along a training, and when."""
 
 from ..core.exports import exports
 

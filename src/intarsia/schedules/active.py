@@ -1,4 +1,4 @@
-"""How many experts are active, k, as training goes on."""
+"""Schedules of the number of active experts, k."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SHAPES = ("constant", "linear", "step")
 
 
 def active_at(step: int, total: int, *, first: int, last: int, shape: str = "linear") -> int:
-    """k at a step of `total`, counted from 0; from `first` to `last`, up or down.
+    """Return k at a step of `total`, counted from 0; it goes from `first` to `last`.
 
     shape: "constant", first = last throughout; "linear", every k from first to last for an equal
       share of the steps; "step", first in the first half of the steps and last in the second.
@@ -24,13 +24,13 @@ def active_at(step: int, total: int, *, first: int, last: int, shape: str = "lin
     one_of("shape", shape, SHAPES)
     at_least("active", min(first, last), 1, fix="k = 1 is the paper.")
     if shape == "constant" and first != last:
-        what, fix = "shape='constant'", "Use shape='linear' or 'step' to change k."
-        raise ConfigError(what, got=f"first={first}, last={last}", want="the same k", fix=fix)
+        name, fix = "shape='constant'", "Use shape='linear' or 'step' to change k."
+        raise ConfigError(name, got=f"first={first}, last={last}", want="the same k", fix=fix)
     between("step", step, 0, total - 1, fix="Steps count from 0 to total - 1.")
     if shape == "step":
         return first if 2 * step < total else last
-    turn = (abs(last - first) + 1) * step // total
-    return first + turn if first <= last else first - turn
+    changed = (abs(last - first) + 1) * step // total  # every value for an equal number of steps
+    return first + changed if first <= last else first - changed
 
 
 def set_active(model: nn.Module, k: int) -> None:

@@ -28,8 +28,8 @@ INPUTS, OUTPUTS = 1, 0  # axes of a weight (out, in, ...); of a transposed convo
 class LayerSchedule(Protocol):
     """A schedule in which layers compute with other weights than those that are trained.
 
-    layers: see `SparseSchedule`.  training: inside, layers compute so; gives what makes the trained
-    weights those that the layers computed with, which is called when the last step is done.
+    layers: see `SparseSchedule`.  training: a context in which layers compute so; it gives a
+    function to call after the last step, which sets the trained weights to those of the forward.
     """
 
     @property
@@ -39,18 +39,19 @@ class LayerSchedule(Protocol):
 
 
 def n_of_m_mask(weight: Tensor, pattern: NofM) -> Tensor:
-    """The n largest |w| of each m along the pattern's axis: bool, of equal ones the first.
+    """Return the n largest |w| of each m along the pattern's axis: bool, of equal ones the first.
 
     A last group of fewer than m weights keeps n of them, or all it has.
     """
     size = weight.detach().abs().movedim(pattern.axis, -1)
+    # padding of -1 loses against every |w|, so that a short last group keeps its own weights
     padded = F.pad(size, (0, -size.shape[-1] % pattern.m), value=-1.0)
-    kept = largest(padded.unflatten(-1, (-1, pattern.m)), pattern.n).flatten(-2)
-    return kept[..., : size.shape[-1]].movedim(-1, pattern.axis)
+    mask = largest(padded.unflatten(-1, (-1, pattern.m)), pattern.n).flatten(-2)
+    return mask[..., : size.shape[-1]].movedim(-1, pattern.axis)
 
 
-class _Instead(torch.autograd.Function):
-    """The second's values, the first's gradient."""
+class _StraightThrough(torch.autograd.Function):
+    """A tensor with the values of `second` whose gradient goes to `first`."""
 
     @staticmethod
     def forward(ctx: Any, first: Tensor, second: Tensor) -> Tensor:
@@ -61,7 +62,7 @@ class _Instead(torch.autograd.Function):
         return grads[0], None
 
 
-instead: Callable[[Tensor, Tensor], Tensor] = _Instead.apply  # pyright: ignore
+straight_through: Callable[[Tensor, Tensor], Tensor] = _StraightThrough.apply  # pyright: ignore
 
 
 @dataclass(frozen=True)
@@ -94,18 +95,22 @@ class Bdwp:
         NofM.read(self.pattern)
 
     def along(self, axis: int, layer: nn.Module | None = None) -> NofM:
-        """The pattern along INPUTS or OUTPUTS of a layer's weight, (out, in, ...) if None."""
-        turned = bool(getattr(layer, "transposed", False))  # (in, out, ...)
+        """Return the pattern along INPUTS or OUTPUTS of a layer's weight.
+
+        layer: None = a weight (out, in, ...), as of all but transposed convolutions.
+        """
+        # a transposed convolution stores (in, out, ...)
+        turned = bool(getattr(layer, "transposed", False))
         return NofM.read(self.pattern, 1 - axis if turned else axis)
 
     def seen(self, layer: Any, axis: int) -> Tensor:
-        """W_f, along the inputs, or W_b, along the outputs."""
+        """Return W_f, masked along the INPUTS, or W_b, masked along the OUTPUTS."""
         weight: Tensor = layer.weight
         return weight.detach() * n_of_m_mask(weight, self.along(axis, layer))
 
     @contextmanager
     def training(self, model: nn.Module) -> Generator[Callable[[], None]]:
-        """Inside, layers compute with N:M weights; gives what makes W the forward's."""
+        """Let layers compute with N:M weights inside the block; yields a function W <- W_f."""
         called: set[str] = set()
         layers = {name: self._layer(model, name) for name in masked_weights(model, self.layers)}
         with ExitStack() as stack:
@@ -115,11 +120,13 @@ class Bdwp:
             yield partial(self._end, layers, called)
 
     def _layer(self, model: nn.Module, name: str) -> Any:
+        """Return the layer of a weight's name.  Raises: ConfigError, ShapeError if it is unfit."""
         path, _, weight = name.rpartition(".")
         layer = model.get_submodule(path)
         if weight != "weight" or not isinstance(layer, nn.Linear | nn.modules.conv._ConvNd):
             want, fix = "linear maps and convolutions", "Name layers=... without it."
             raise ConfigError("layers of bdwp", got=repr(name), want=want, fix=fix)
+        # with pad=False every group must be whole
         axes = {"both": (INPUTS, OUTPUTS), "forward": (INPUTS,), "backward": (OUTPUTS,)}
         for axis in axes[self.directions] if not self.pad else ():
             try:
@@ -133,44 +140,57 @@ class Bdwp:
     def _forward(
         self,
         layer: Any,
-        own: Callable[..., Tensor],
+        forward: Callable[..., Tensor],
         call: Callable[[], None],
         *args: Any,
         **kwargs: Any,
     ) -> Tensor:
-        """The layer's own forward, with W_f and, for the gradient of its input, W_b."""
+        """Compute the layer with W_f and, for the gradient of its input, W_b.
+
+        forward: the layer's own; call: notes that the layer was called.
+        """
         call()
-        weight, own = cast(Tensor, layer.weight), partial(own, *args, **kwargs)
-        ahead = weight if self.directions == "backward" else self.seen(layer, INPUTS)  # W_f
+        weight, forward = cast(Tensor, layer.weight), partial(forward, *args, **kwargs)
+        forward_weight = (
+            weight if self.directions == "backward" else self.seen(layer, INPUTS)
+        )  # W_f
+        # the forward alone, as in validation: no gradient, so no W_b
         if not torch.is_grad_enabled():
-            return _computed(layer, own, ahead)
+            return _computed(layer, forward, forward_weight)
         if self.directions == "forward":
-            return _computed(layer, own, instead(weight, ahead))
+            return _computed(layer, forward, straight_through(weight, forward_weight))
+        # two products: the output is W_f's without a graph, the graph is W_b's
         with torch.no_grad():
-            y = _computed(layer, own, ahead)
-        back = instead(weight, self.seen(layer, OUTPUTS))  # W_b; dW goes to all of W
-        return instead(_computed(layer, own, back), y)
+            y = _computed(layer, forward, forward_weight)
+        backward_weight = straight_through(
+            weight, self.seen(layer, OUTPUTS)
+        )  # W_b; dW goes to all of W
+        return straight_through(_computed(layer, forward, backward_weight), y)
 
     @torch.no_grad()
     def _end(self, layers: dict[str, Any], called: set[str]) -> None:
+        """Set the weights of the layers that were called to W_f; warn of the others."""
+        # the backward-only variant trains and keeps dense weights
         if self.directions == "backward":
             return
-        if left := sorted(layers.keys() - called):
-            what = f"Weights that the model reads without calling their layer stay dense: {left}."
-            warnings.warn(what, stacklevel=2)
+        if uncalled := sorted(layers.keys() - called):
+            message = (
+                f"Weights that the model reads without calling their layer stay dense: {uncalled}."
+            )
+            warnings.warn(message, stacklevel=2)
         for name in called:
             layers[name].weight.copy_(self.seen(layers[name], INPUTS))
 
 
-def _computed(layer: nn.Module, own: Callable[[], Tensor], weight: Tensor) -> Tensor:
-    """The layer's own forward with another weight."""
-    held: dict[str, Any] = layer._parameters
-    before = held["weight"]
-    held["weight"] = weight
+def _computed(layer: nn.Module, forward: Callable[[], Tensor], weight: Tensor) -> Tensor:
+    """Call `forward` of a layer while it has another weight."""
+    parameters: dict[str, Any] = layer._parameters
+    before = parameters["weight"]
+    parameters["weight"] = weight
     try:
-        return own()
+        return forward()
     finally:
-        held["weight"] = before
+        parameters["weight"] = before
 
 
 CARD = Card(

@@ -15,7 +15,7 @@ from ..partitions import erdos_renyi, random_masks, uniform
 from ..partitions.topk import keep_top
 from .fixed_mask import FixedMask
 from .mask_settings import MaskSettings
-from .masked import Kept, Weights
+from .masked import Masks, Weights
 
 SPREADS = {"uniform": uniform, "erdos-renyi": erdos_renyi}
 
@@ -23,33 +23,37 @@ SPREADS = {"uniform": uniform, "erdos-renyi": erdos_renyi}
 @torch.no_grad()
 def grow(
     weight: Tensor,
-    kept: Tensor,
+    mask: Tensor,
     drop: float,
     grow_score: Tensor | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
     """Drop round(drop n) of the n kept weights, the smallest, and grow as many of the others.
 
-    weight, kept (bool), grow_score: one shape -> the new mask, with n weights as before.
+    weight; mask (bool, True = kept); grow_score: all of one shape -> the new mask, of n weights.
     grow_score: the largest grow; None = at random, by `generator`. Of equal ones the earlier entry
     stays or grows. A weight that was just dropped may grow again, and then keeps its value.
     Raises: ConfigError for a share outside 0 ... 1, a NaN, or neither score nor generator.
     """
     between("drop", drop, 0, 1, "Try 0.3.")
-    count = int(kept.sum())
-    some = min(round(drop * count), kept.numel() - count)
+    count = int(mask.sum())
+    # no more can be exchanged than there are places outside the mask
+    exchanged = min(round(drop * count), mask.numel() - count)
     if grow_score is None:
         at_least("generator", 0 if generator is None else 1, 1, "Pass a torch.Generator.")
         grow_score = torch.rand(weight.shape, generator=generator)
-    size = weight.detach().abs().masked_fill(~kept, -1)
-    stays = keep_top({"": size}, count - some).mask("", 0).to(kept.device)
-    free = grow_score.detach().to(kept.device).float().masked_fill(stays, -math.inf)
-    return stays | keep_top({"": free}, some).mask("", 0).to(kept.device)
+    # step 1: drop the smallest |w| of the mask
+    # what is outside has no size to compete with: only kept weights stay
+    size = weight.detach().abs().masked_fill(~mask, -1)
+    stays = keep_top({"": size}, count - exchanged).mask("", 0).to(mask.device)
+    # step 2: grow the largest scores outside what stays
+    free = grow_score.detach().to(mask.device).float().masked_fill(stays, -math.inf)
+    return stays | keep_top({"": free}, exchanged).mask("", 0).to(mask.device)
 
 
 @dataclass(frozen=True)
 class DropAndGrow(MaskSettings):
-    """What RigL and SET share: sparse from the start, and as sparse to the end.
+    """The common part of RigL and SET: sparse from the start, and as sparse to the end.
 
     density: of all the layers' weights; None = a sparse model's own masks, and as many in each
     layer ever after.  drop: the share of a layer's weights that is exchanged at first; it falls
@@ -76,7 +80,7 @@ class DropAndGrow(MaskSettings):
         one_of("spread", self.spread, tuple(SPREADS))
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
-        """Random masks of the layers' densities; or those that are there."""
+        """Draw random masks of the layers' densities; without a density, take the model's zeros."""
         if self.density is None:
             return FixedMask().begin(weights, generator)
         shapes = {name: tuple(w.shape) for name, w in weights.items()}
@@ -84,28 +88,28 @@ class DropAndGrow(MaskSettings):
         return random_masks(shapes, densities, generator=generator)
 
     def due(self, step: int, steps: int) -> bool:
-        """Every so many steps, until the stop; never where nothing is 0."""
+        """Return True every `every` steps until the stop; never for a dense model."""
         return self.density != 1 and 0 < step < self.stop * steps and step % self.every == 0
 
     def share(self, step: int, steps: int) -> float:
-        """drop / 2 (1 + cos(pi t / T_end)), the share that is exchanged at a step."""
+        """Return drop / 2 (1 + cos(pi t / T_end)), the share that is exchanged at a step."""
         return self.drop / 2 * (1 + math.cos(math.pi * step / (self.stop * steps)))
 
     def update(
         self,
         weights: Weights,
-        kept: Kept,
+        masks: Masks,
         gradients: Mapping[str, Tensor],
-        at: tuple[int, int],
+        progress: tuple[int, int],
         generator: torch.Generator,
-    ) -> Kept:
-        """Layer by layer, `grow` by the scores of `grow_score`."""
-        share = self.share(*at)
+    ) -> Masks:
+        """Apply `grow` to each layer, by the scores of `grow_score`.  progress: (step, steps)."""
+        share = self.share(*progress)
         return {
-            n: grow(w, kept[n], share, self.grow_score(w, gradients.get(n)), generator)
+            n: grow(w, masks[n], share, self.grow_score(w, gradients.get(n)), generator)
             for n, w in weights.items()
         }
 
     def grow_score(self, weight: Tensor, grad: Tensor | None) -> Tensor | None:
-        """The largest grow; None = at random."""
+        """Return the scores by which weights grow, of the weight's shape; None = at random."""
         return None

@@ -50,13 +50,14 @@ class Dsl(DropAndGrow):
         below_one("memory", self.memory)
 
     def share(self, step: int, steps: int) -> float:
-        """rho: a cosine from `drop` at the start to LAST at the stop."""
+        """Return rho: half a cosine from `drop` at the start to LAST at the stop."""
+        # every table keeps an exchange of LAST until the stop, unless `drop` is smaller still
         last = min(LAST, self.drop)
-        at = step / (self.stop * steps)
-        return last + (self.drop - last) / 2 * (1 + math.cos(math.pi * at))
+        time = step / (self.stop * steps)
+        return last + (self.drop - last) / 2 * (1 + math.cos(math.pi * time))
 
     def grow_score(self, weight: Tensor, grad: Tensor | None) -> Tensor | None:
-        """The mean of |g|, or |g|."""
+        """Return the mean of |g|, or |g|."""
         return None if grad is None else grad.abs()
 
 

@@ -16,8 +16,9 @@ from .phases import Make, hooked
 def pull(
     make: Make, towards: Mapping[nn.Parameter, Tensor], weight: float, total: int | None = None
 ) -> Make:
-    """L1 pull, weight / N sum |p - start|: its gradient is added once in every step.
+    """Add the gradient of the L1 pull weight / N sum |p - start| once in every step.
 
+    make: a factory of optimisers; returns a factory whose optimisers do so.
     towards: the start of each parameter; total: N, None = all their entries.
     Behind any clipping of the gradient, and not in the loss that is logged.
     """
@@ -31,6 +32,7 @@ def pull(
         for parameter, start in starts.items():
             if parameter.grad is not None:
                 starts[parameter] = start = start.to(parameter)  # moves at most once
+                # the gradient of |p - start| is a sign
                 away = (parameter - start).sign_()
                 parameter.grad.add_(away.to(parameter.grad.dtype), alpha=share)
 
@@ -54,11 +56,14 @@ class Entries:
         self.vectors = {p: nn.Parameter(self._read(p)) for p in self.index}
 
     def _read(self, parameter: nn.Parameter) -> Tensor:
+        """Return the trained entries of a parameter, (n,)."""
         return parameter.detach().reshape(-1)[self.index[parameter]]
 
     @contextmanager
     def training(self) -> Iterator[Entries]:
+        """Gather gradients of the parameters into the vectors inside the `with` block."""
         for parameter in self.index:
+            # flat views need contiguous memory
             parameter.data = parameter.data.contiguous()
         handles = [p.register_post_accumulate_grad_hook(self._gather) for p in self.index]
         try:
@@ -68,13 +73,14 @@ class Entries:
                 handle.remove()
 
     def optimizer(self, make: Make) -> Make:
-        """Optimisers of the vectors in place of their parameters."""
+        """Return a factory of optimisers that step the vectors in place of their parameters."""
 
         def made(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
             for parameter, vector in self.vectors.items():  # which may have been moved since
                 vector.data = vector.data.to(parameter.device)
                 self.index[parameter] = self.index[parameter].to(parameter.device)
             optimizer = make(model, lr, weight_decay)
+            # the optimiser sees short vectors: decay, moments and clipping touch nothing else
             for group in optimizer.param_groups:
                 group["params"] = [self.vectors.get(p, p) for p in group["params"]]
             return optimizer
@@ -83,37 +89,45 @@ class Entries:
 
     @torch.no_grad()
     def move(self, index: Mapping[nn.Parameter, Tensor], optimizer: Optimizer | None) -> None:
-        """Train other entries from now on; states of those that stay go along, new ones are 0."""
+        """Train other entries from now on.
+
+        index: as of the class.  States of entries that stay go along, those of new ones are 0.
+        """
         for parameter, new in index.items():
             old, new = self.index[parameter], new.to(parameter.device)
             vector = self.vectors[parameter]
-            held = {} if optimizer is None else optimizer.state.get(vector, {})
-            for key, value in held.items():
+            states = {} if optimizer is None else optimizer.state.get(vector, {})
+            for key, value in states.items():
                 if isinstance(value, Tensor) and value.shape == old.shape:
+                    # scatter the state into the parameter's shape, and gather it at the new places
                     full = value.new_zeros(parameter.numel())
                     full[old] = value
-                    held[key] = full[new]
+                    states[key] = full[new]
             self.index[parameter] = new
             vector.grad = None
             vector.data = self._read(parameter)
 
     def _gather(self, parameter: Tensor) -> None:
+        """Move a parameter's new gradient into that of its vector, and forget it."""
         assert isinstance(parameter, nn.Parameter) and parameter.grad is not None
         vector, grad = self.vectors[parameter], parameter.grad
         if self.dense is not None:
             before = self.dense.get(parameter)
             self.dense[parameter] = grad if before is None else before + grad
-        found = grad.reshape(-1)[self.index[parameter]]
-        vector.grad = found if vector.grad is None else vector.grad.add_(found)
+        gathered = grad.reshape(-1)[self.index[parameter]]
+        # several backwards of one step add up, as in `Tensor.grad`
+        vector.grad = gathered if vector.grad is None else vector.grad.add_(gathered)
         parameter.grad = None
 
     @torch.no_grad()
     def _refresh(self, *_: Any) -> None:
+        """Read the vectors from the parameters again, before a step."""
         # the parameters may have been set since: by a checkpoint, or by another delta
         for parameter, vector in self.vectors.items():
             vector.copy_(self._read(parameter))
 
     @torch.no_grad()
     def _write(self, *_: Any) -> None:
+        """Write the vectors back to the parameters, after a step."""
         for parameter, vector in self.vectors.items():
             parameter.view(-1)[self.index[parameter]] = vector

@@ -20,7 +20,7 @@ class ByFit(Protocol):
     """A schedule that depends on how well the model fits its training samples."""
 
     def follow(self, model: nn.Module, accuracies: Sequence[float]) -> None:
-        """Called before each step.  accuracies: mean over the batches of each epoch that ended."""
+        """Change the model before a step.  accuracies: the training accuracy of each past epoch."""
         ...
 
 
@@ -45,7 +45,8 @@ class OnceFitted:
             raise ConfigError("share", got=got, want="0 < share <= 1", fix="Try 0.9.")
 
     def follow(self, model: nn.Module, accuracies: Sequence[float]) -> None:
-        set_active(model, self.active)  # says at the first step what is wrong with k
+        set_active(model, self.active)  # at the first step already, so that a wrong k is refused
+        # until an epoch has fitted, every expert is active: the adapter is whole
         if not any(accuracy >= self.share for accuracy in accuracies):
             for router in random_routers(model).values():
                 router.active = router.experts

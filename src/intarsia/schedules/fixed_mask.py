@@ -14,7 +14,7 @@ from .masked import Weights
 
 @dataclass(frozen=True)
 class FixedMask(MaskSettings):
-    """What is 0 when the training starts is 0 ever after.
+    """Weights that are 0 when the training starts stay 0.
 
     layers, store: see `MaskSettings`.
 
@@ -23,13 +23,13 @@ class FixedMask(MaskSettings):
     """
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
-        """Where weights are not 0."""
-        found = super().begin(weights, generator)
-        if weights and found.density() == 1:
+        """Return the masks of the weights that are not 0.  Raises: ConfigError if all are not."""
+        masks = super().begin(weights, generator)
+        if weights and masks.density() == 1:
             got = f"{len(weights)} layers without a zero"
             fix = "Prune first: intarsia.sparsify(model, intarsia.Wanda(density=0.5), rows)."
             raise ConfigError("fixed mask", got=got, want="a sparse model", fix=fix)
-        return found
+        return masks
 
 
 CARD = Card(

@@ -13,14 +13,14 @@ from ..core.checks import above, at_least, between, one_of
 from ..partitions import erdos_renyi, keep_row_blocks, keep_shares, uniform
 from ..partitions.topk import keep_top
 from .mask_settings import MaskSettings
-from .masked import Kept, Weights
+from .masked import Masks, Weights
 
 SPREADS = ("uniform", "erdos-renyi", "global")
 
 
-def cubic(at: float, first: float, last: float) -> float:
-    """s_t = s_f + (s_i - s_f) (1 - t)^3, t in 0 ... 1 the time between its ends (equation 1)."""
-    return last + (first - last) * (1 - min(1.0, max(0.0, at))) ** 3
+def cubic(time: float, first: float, last: float) -> float:
+    """Return s_t = s_f + (s_i - s_f) (1 - t)^3, t in 0 ... 1 between start and stop (eq. 1)."""
+    return last + (first - last) * (1 - min(1.0, max(0.0, time))) ** 3
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ class Gradual(MaskSettings):
         one_of("spread", self.spread, SPREADS if self.rows == 1 else SPREADS[:2])
 
     def due(self, step: int, steps: int) -> bool:
-        """Every so many steps between the ends, and at the stop."""
+        """Return True every `every` steps between start and stop, and at the stop."""
         first, last = self._ends(steps)
         return first <= step <= last and ((step - first) % self.every == 0 or step == last)
 
     def _ends(self, steps: int) -> tuple[int, int]:
-        """The first and the last step that prune; of a run of few steps they may be one."""
+        """Return the first and the last step that prune; in a short run they may be the same."""
         last = min(round(self.stop * steps), steps - 1)
         return min(round(self.start * steps), last), last
 
     def density_at(self, step: int, steps: int) -> float:
-        """The density that a step asks for."""
+        """Return the density after the pruning of a step."""
         first, last = self._ends(steps)
         return 1 - cubic(
             (step - first) / max(1, last - first) if last > first else 1.0, 0.0, 1 - self.density
@@ -74,27 +74,29 @@ class Gradual(MaskSettings):
     def update(
         self,
         weights: Weights,
-        kept: Kept,
+        masks: Masks,
         gradients: Mapping[str, Tensor],
-        at: tuple[int, int],
+        progress: tuple[int, int],
         generator: torch.Generator,
-    ) -> Kept:
-        """The largest of what is kept."""
-        density = self.density_at(*at)
-        scores = {n: w.detach().abs().masked_fill(~kept[n], -1) for n, w in weights.items()}
+    ) -> Masks:
+        """Keep the largest of the weights that are kept now.  progress: (step, steps)."""
+        density = self.density_at(*progress)
+        # what is 0 already competes last, so that zeros stay zeros
+        scores = {n: w.detach().abs().masked_fill(~masks[n], -1) for n, w in weights.items()}
         shapes = {name: tuple(w.shape) for name, w in weights.items()}
         if self.spread == "global":
             total = sum(w.numel() for w in weights.values())
-            found = keep_top(scores, round(density * total))
+            largest = keep_top(scores, round(density * total))
         else:
             spread = uniform if self.spread == "uniform" else erdos_renyi
             shares = spread(shapes, density)
             if self.rows > 1:
-                whole = {name: w.detach().abs() for name, w in weights.items()}
-                found = keep_row_blocks(whole, shares, self.rows)
+                # blocks are scored whole: a block with a zero inside may still be the best
+                sizes = {name: w.detach().abs() for name, w in weights.items()}
+                largest = keep_row_blocks(sizes, shares, self.rows)
             else:
-                found = keep_shares(scores, shares)
-        return {n: found.mask(n, 0).to(kept[n].device) & kept[n] for n in kept}
+                largest = keep_shares(scores, shares)
+        return {n: largest.mask(n, 0).to(masks[n].device) & masks[n] for n in masks}
 
 
 CARD = Card(

@@ -39,15 +39,16 @@ class Imp:
         at_least("rounds", self.rounds, 1)
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Partition]:
-        """Each round after its pruning; returns the masks of the last."""
-        found: Partition | None = None
+        """Prune, and yield the training of each round.  Returns the masks of the last one."""
+        masks: Partition | None = None
         for number in range(1, self.rounds + 1):
-            found = prune(model, self.density ** (number / self.rounds), self.layers, found)
+            # equal shares of what is left: density^(i / rounds) after round i
+            masks = prune(model, self.density ** (number / self.rounds), self.layers, masks)
             fixed = FixedMask(layers=self.layers, store=self.store)
-            schedule = fixed if found.density() < 1 else None
+            schedule = fixed if masks.density() < 1 else None
             yield Phase(f"round-{number}", last=number == self.rounds, schedule=schedule)
-        assert found is not None
-        return found
+        assert masks is not None
+        return masks
 
 
 @torch.no_grad()
@@ -59,17 +60,18 @@ def prune(
 ) -> Partition:
     """Set all but round(density n) of the n weights of these layers to 0, the smallest first.
 
-    within: masks of an earlier call, outside which nothing is kept.  Raises: ConfigError as
-    `masked_weights` does.
+    within: masks of an earlier call, outside which nothing is kept.  Returns the masks.
+    Raises: ConfigError as `masked_weights` does.
     """
     weights = masked_weights(model, layers)
     scores = {n: w.detach().abs() for n, w in weights.items()}
     if within is not None:
+        # outside earlier masks a weight scores below every other
         scores = {n: s.masked_fill((within[n] < 0).to(s.device), -1) for n, s in scores.items()}
-    found = keep_top(scores, round(density * sum(w.numel() for w in weights.values())))
+    masks = keep_top(scores, round(density * sum(w.numel() for w in weights.values())))
     for name, weight in weights.items():
-        weight.masked_fill_(~found.mask(name, 0).to(weight.device), 0)
-    return found
+        weight.masked_fill_(~masks.mask(name, 0).to(weight.device), 0)
+    return masks
 
 
 CARD = Card(

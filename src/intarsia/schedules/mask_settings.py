@@ -1,4 +1,4 @@
-"""What schedules of masks share: which layers, how states are stored, masks that stay."""
+"""The common settings of schedules of masks: layers, storage of states, masks that stay."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core import Partition
 from ..core.checks import one_of
-from .masked import STORES, Kept, Weights
+from .masked import STORES, Masks, Weights
 
 
 @dataclass(frozen=True)
@@ -33,20 +33,20 @@ class MaskSettings:
         one_of("store", self.store, STORES)
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition:
-        """Where weights are not 0; all of a dense model."""
+        """Return the masks of the weights that are not 0; those of a dense model are all True."""
         return Partition.from_masks({name: w.detach() != 0 for name, w in weights.items()})
 
     def due(self, step: int, steps: int) -> bool:
-        """Never."""
+        """Return False: the masks never change."""
         return False
 
     def update(
         self,
         weights: Weights,
-        kept: Kept,
+        masks: Masks,
         gradients: Mapping[str, Tensor],
-        at: tuple[int, int],
+        progress: tuple[int, int],
         generator: torch.Generator,
-    ) -> Kept:
-        """The masks as they are."""
-        return kept
+    ) -> Masks:
+        """Return the masks as they are."""
+        return masks

@@ -23,7 +23,7 @@ STORES = ("dense", "vectors")
 REFUSED = ("amsgrad",)  # settings of an optimiser that remember more than the step allows
 
 Weights = Mapping[str, nn.Parameter]
-Kept = dict[str, Tensor]  # parameter -> bool, True = kept
+Masks = dict[str, Tensor]  # parameter -> bool, True = kept
 
 
 @runtime_checkable
@@ -53,11 +53,11 @@ class SparseSchedule(Protocol):
     def update(
         self,
         weights: Weights,
-        kept: Kept,
+        masks: Masks,
         gradients: Mapping[str, Tensor],
-        at: tuple[int, int],
+        progress: tuple[int, int],
         generator: torch.Generator,
-    ) -> Kept: ...
+    ) -> Masks: ...
 
 
 class Masked:
@@ -80,6 +80,7 @@ class Masked:
     def __init__(self, weights: Weights, partition: Partition, store: str = "dense") -> None:
         if store not in STORES:
             raise ConfigError("store", got=repr(store), want=f"one of {STORES}", fix="Pick one.")
+        # gradients are gathered by hooks of one process, which an all-reduce does not see
         ranks = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
         if store == "vectors" and ranks > 1:
             fix = "Use store='dense': gradients are gathered in one process only."
@@ -89,18 +90,18 @@ class Masked:
             want, fix = "one part of the same weights", "Choose the masks for these weights."
             raise ConfigError("masks", got=got, want=want, fix=fix)
         self.weights, self.store = dict(weights), store
-        self.kept: Kept = {}
+        self.kept: Masks = {}
         self.entries: Entries | None = None
         self._optimizer: Optimizer | None = None
         self.set({name: partition.mask(name, 0) for name in weights})
 
     @torch.no_grad()
-    def set(self, kept: Mapping[str, Tensor]) -> None:
-        """Change the masks: what is no longer kept is 0, what is new starts with its weight.
+    def set(self, masks: Mapping[str, Tensor]) -> None:
+        """Change the masks: weights outside become 0, new ones start with the value they have.
 
-        States of what is new are 0.
+        masks: name -> bool, True = kept.  Optimiser states of new weights are 0.
         """
-        new = {n: kept[n].to(w.device) for n, w in self.weights.items()}
+        new = {n: masks[n].to(w.device) for n, w in self.weights.items()}
         grown = {n: new[n] & ~self.kept[n] for n in self.kept}
         self.kept = new
         for name, weight in self.weights.items():
@@ -114,13 +115,13 @@ class Masked:
         self._mask_states(grown)
 
     def density(self) -> float:
-        """The share of these weights that is kept."""
-        total = sum(kept.numel() for kept in self.kept.values())
-        return sum(int(kept.sum()) for kept in self.kept.values()) / max(1, total)
+        """Return the share of these weights that is kept."""
+        total = sum(mask.numel() for mask in self.kept.values())
+        return sum(int(mask.sum()) for mask in self.kept.values()) / max(1, total)
 
     @contextmanager
     def training(self) -> Iterator[None]:
-        """While it is open, gradients are gathered for store="vectors"."""
+        """Gather gradients for store="vectors" inside the `with` block."""
         if self.entries is None:
             yield
         else:
@@ -128,11 +129,12 @@ class Masked:
                 yield
 
     def optimizer(self, make: Make) -> Make:
-        """Optimisers that mask before and after every step."""
+        """Return a factory of optimisers that mask before and after every step."""
         inner = make if self.entries is None else self.entries.optimizer(make)
 
         def made(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
             optimizer = inner(model, lr, weight_decay)
+            # such an optimiser remembers the largest moment, which a mask cannot undo
             for name in REFUSED:
                 if any(group.get(name) for group in optimizer.param_groups):
                     got = f"{type(optimizer).__name__}({name}=True)"
@@ -145,13 +147,14 @@ class Masked:
         return hooked(made, before=self.mask_gradients, after=self._after)
 
     def mask_gradients(self, *_: Any) -> None:
-        """Gradients of weights that are not kept are 0; call it before a gradient is clipped."""
+        """Set the gradients of weights that are not kept to 0; call it before any clipping."""
         for name, weight in self.weights.items():
             if weight.grad is not None:
                 weight.grad.masked_fill_(~self.kept[name], 0)
 
     @torch.no_grad()
     def _after(self, *_: Any) -> None:
+        """Mask weights and states after a step, which weight decay and momentum may have moved."""
         if self.entries is None:  # which moves nothing else
             for name, weight in self.weights.items():
                 weight.masked_fill_(~self.kept[name], 0)
@@ -159,12 +162,16 @@ class Masked:
 
     @torch.no_grad()
     def _mask_states(self, grown: Mapping[str, Tensor]) -> None:
-        """States outside the masks are 0, and so are those of weights that have just grown."""
+        """Set states outside the masks to 0, and those of weights that have just grown.
+
+        grown: name -> bool, the weights that are new.  Raises: TrainingError for other shapes.
+        """
         if self._optimizer is None or self.entries is not None:
             return
         for name, weight in self.weights.items():
             away = ~self.kept[name] | grown[name] if name in grown else ~self.kept[name]
             for key, value in self._optimizer.state.get(weight, {}).items():
+                # scalars, such as a step counter, belong to no weight
                 if isinstance(value, Tensor) and value.dim():
                     if value.shape != weight.shape:
                         kind = type(self._optimizer).__name__
@@ -178,7 +185,7 @@ class Masked:
 class Masking:
     """A `SparseSchedule` at work on a model: its masks, its counter and its generator.
 
-    The schedule is shown each expert of a stack as a weight of its own, "mlp.experts.up.3".
+    The schedule sees each expert of a stack as a weight of its own, "mlp.experts.up.3".
     """
 
     def __init__(self, schedule: SparseSchedule, model: nn.Module, seed: int) -> None:
@@ -190,17 +197,19 @@ class Masking:
             for path, module in model.named_modules()
             for name in stacked_matrices(module)
         )
-        start = schedule.begin(self._each(self.weights), self.generator)
-        label = self._joined(start.label)
+        # masks of single experts are joined to those of their stacks
+        start = schedule.begin(self._unstack(self.weights), self.generator)
+        label = self._restack(start.label)
         start = start if label.keys() == start.label.keys() else Partition(label, start.parts)
         self.masked = Masked(self.weights, start, schedule.store)
-        self.history: list[dict[str, float]] = []  # of each change
-        self.ever = {name: kept.clone() for name, kept in self.masked.kept.items()}
+        self.history: list[dict[str, float]] = []  # one entry for each change
+        # weights that were kept at any time
+        self.ever = {name: mask.clone() for name, mask in self.masked.kept.items()}
         self.memory: float = getattr(schedule, "memory", 0.0)
         self.seen: dict[str, Tensor] = {}  # running means of |g|, of a schedule with a memory
 
     def before(self, step: int, steps: int) -> None:
-        """Before a step's forward: change the masks, or watch for the gradients to do so."""
+        """Change the masks before a step's forward, or have its dense gradients collected."""
         due = self.schedule.due(step, steps)
         if self.schedule.reads_gradients and (due or self.memory):
             self._watch({})
@@ -208,7 +217,8 @@ class Masking:
             self._change({}, (step, steps))
 
     def replaces(self, step: int, steps: int) -> bool:
-        """Whether `regrow` stands in the place of a step's update; if not, mask the gradients."""
+        """Return True if `regrow` replaces the optimiser's step; if not, mask the gradients."""
+        # m = b m + (1 - b) |g| of every step; an overflowed gradient is left out
         for name, gradient in self._dense().items() if self.memory else ():
             if bool(torch.isfinite(gradient).all()):
                 size = gradient.abs().float()
@@ -220,29 +230,35 @@ class Masking:
         return False
 
     def regrow(self, step: int, steps: int) -> None:
-        """Change the masks by the dense gradients of the step, or by those that it remembers.
+        """Change the masks by the dense gradients of the step, or by their running means.
 
         They stay where a gradient is not finite, as after a scaled loss that has overflowed.
         """
-        found = self.seen if self.memory else self._dense()
-        if all(bool(torch.isfinite(gradient).all()) for gradient in found.values()):
-            self._change(found, (step, steps))
+        gradients = self.seen if self.memory else self._dense()
+        if all(bool(torch.isfinite(gradient).all()) for gradient in gradients.values()):
+            self._change(gradients, (step, steps))
         self._watch(None)
 
-    def _change(self, gradients: Mapping[str, Tensor], at: tuple[int, int]) -> None:
-        each = self._each
-        kept = self.schedule.update(
-            each(self.weights), each(self.masked.kept), each(gradients), at, self.generator
+    def _change(self, gradients: Mapping[str, Tensor], progress: tuple[int, int]) -> None:
+        """Update the masks at progress = (step, steps), and record how much changed."""
+        unstack = self._unstack
+        masks = self.schedule.update(
+            unstack(self.weights),
+            unstack(self.masked.kept),
+            unstack(gradients),
+            progress,
+            self.generator,
         )
         before = self.masked.kept
-        self.masked.set(self._joined(kept))
+        self.masked.set(self._restack(masks))
         now, total = self.masked.kept, sum(k.numel() for k in before.values())
+        # the exchange of this change, and the weights that were kept at any time so far
         new = sum(int((now[n] & ~before[n]).sum()) for n in now)
-        for name, each_kept in now.items():
-            self.ever[name] = self.ever[name] | each_kept
+        for name, mask in now.items():
+            self.ever[name] = self.ever[name] | mask
         self.history.append(
             {
-                "step": at[0],
+                "step": progress[0],
                 "density": self.masked.density(),
                 "exchanged": new / max(1, sum(int(k.sum()) for k in now.values())),
                 "ever": sum(int(k.sum()) for k in self.ever.values()) / max(1, total),
@@ -250,39 +266,39 @@ class Masking:
         )
 
     def pruning(self, step: int, steps: int) -> bool:
-        """Whether, after so many steps, weights are still to go until the density of the end."""
+        """Return True if weights are still to be pruned after `step` of `steps` steps."""
         density = getattr(self.schedule, "density_at", None)
         return density is not None and density(step - 1, steps) > density(steps, steps)
 
     @property
     def changes(self) -> int:
-        """How often the masks have changed."""
+        """The number of changes of the masks so far."""
         return len(self.history)
 
     def report(self) -> dict[str, Any]:
-        """For a run's record: each change of the masks, and each layer's density now.
+        """Return for a run's record each change of the masks, and each layer's density now.
 
         exchanged: the share of the kept weights that are new; ever: the share of all weights that
         were kept at some time, so far (in-time over-parameterisation).
         """
-        kept = self.masked.kept
+        masks = self.masked.kept
         layers = [
             {"layer": n, "weights": k.numel(), "density": float(k.float().mean())}
-            for n, k in kept.items()
+            for n, k in masks.items()
         ]
         return {"changes": self.history, "layers": layers}
 
-    def _each(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
-        """The tensors, with those of a stack one by one."""
-        found: dict[str, Any] = {}
+    def _unstack(self, tensors: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the tensors by name, each stack of experts cut into one tensor per expert."""
+        unstacked: dict[str, Any] = {}
         for name, tensor in tensors.items():
             parts = tensor.detach() if name in self.stacks else [tensor]
             keys = [f"{name}.{e}" for e in range(len(parts))] if name in self.stacks else [name]
-            found |= dict(zip(keys, parts, strict=True))
-        return found
+            unstacked |= dict(zip(keys, parts, strict=True))
+        return unstacked
 
-    def _joined(self, tensors: Mapping[str, Tensor]) -> Kept:
-        """The inverse of `_each`."""
+    def _restack(self, tensors: Mapping[str, Tensor]) -> Masks:
+        """Return the inverse of `_unstack`."""
         return {
             name: torch.stack([tensors[f"{name}.{e}"] for e in range(len(weight))])
             if name in self.stacks
@@ -291,49 +307,52 @@ class Masking:
         }
 
     def _watch(self, dense: dict[Any, Tensor] | None) -> None:
+        """Collect whole gradients in `dense` for store="vectors"; None = no longer."""
         if self.masked.entries is not None:
             self.masked.entries.dense = dense
 
     def _dense(self) -> dict[str, Tensor]:
-        """The gradients of all weights, 0 for those without."""
-        held: Any = self.masked.entries and self.masked.entries.dense
-        found: dict[str, Tensor] = {}
+        """Return the gradients of all weights, 0 for those without."""
+        # with store="vectors" the whole gradients were moved out of `grad`
+        accumulated: Any = self.masked.entries and self.masked.entries.dense
+        gradients: dict[str, Tensor] = {}
         for name, weight in self.weights.items():
-            gradient = weight.grad if held is None else held.get(weight)
-            found[name] = torch.zeros_like(weight) if gradient is None else gradient.detach()
-        return found
+            gradient = weight.grad if accumulated is None else accumulated.get(weight)
+            gradients[name] = torch.zeros_like(weight) if gradient is None else gradient.detach()
+        return gradients
 
     def digest(self) -> str:
-        """A hash of the masks: equal on all processes."""
+        """Return a SHA-256 of the masks, by which processes check that theirs are equal."""
         total = hashlib.sha256()
-        for kept in self.masked.kept.values():
-            total.update(kept.cpu().numpy().tobytes())
+        for mask in self.masked.kept.values():
+            total.update(mask.cpu().numpy().tobytes())
         return total.hexdigest()
 
     def state(self) -> dict[str, Any]:
-        """Masks, counter and generator, as a checkpoint holds them."""
+        """Return masks, history, running means and generator, as a checkpoint holds them."""
         return {
             "schedule": type(self.schedule).__name__,
-            "kept": {name: kept.clone() for name, kept in self.masked.kept.items()},
-            "ever": {name: kept.clone() for name, kept in self.ever.items()},
+            "kept": {name: mask.clone() for name, mask in self.masked.kept.items()},
+            "ever": {name: mask.clone() for name, mask in self.ever.items()},
             "history": [dict(change) for change in self.history],
             "seen": {name: mean.clone() for name, mean in self.seen.items()},
             "generator": self.generator.get_state(),
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`; call it when the weights are there, and before the optimiser's.
+        """Go on from `state`; call it after the weights are loaded, before the optimiser's state.
 
         Raises: CheckpointError for the masks of another schedule or model.
         """
-        own = {n: tuple(k.shape) for n, k in self.masked.kept.items()}
+        expected = {n: tuple(k.shape) for n, k in self.masked.kept.items()}
         saved = {n: tuple(k.shape) for n, k in state["kept"].items()}
         kind = type(self.schedule).__name__
-        if own != saved or state["schedule"] != kind:
+        if expected != saved or state["schedule"] != kind:
             got = f"masks of {len(saved)} weights by {state['schedule']}"
             fix = "Resume with the schedule and the model of the run's start."
-            want = f"those of {len(own)} by {kind}"
+            want = f"those of {len(expected)} by {kind}"
             raise CheckpointError("masks", got=got, want=want, fix=fix)
+        # first the masks, since the running means and states follow their devices
         self.masked.set(state["kept"])
         self.history = [dict(change) for change in state["history"]]
         device = {n: k.device for n, k in self.masked.kept.items()}

@@ -13,6 +13,7 @@ Make = Callable[[nn.Module, float, float], Optimizer]  # (model, lr, weight deca
 
 
 def unchanged(make: Make) -> Make:
+    """Return the factory of optimisers as it is."""
     return make
 
 
@@ -23,19 +24,20 @@ class EndedTraining(Protocol):
     def model(self) -> nn.Module: ...
 
     def recalibrate(self, share: float) -> None:
-        """Count the statistics of batch norms anew, on a share of the training data."""
+        """Compute the statistics of batch norms anew, on a share of the training data."""
         ...
 
     def score(self) -> float:
-        """The model's score on the validation set, more is better."""
+        """Return the model's score on the validation set, more is better."""
         ...
 
 
 @dataclass(frozen=True)
 class Settle:
-    """What a method does with a trained model before it is scored and saved.
+    """A method's work on a trained model before it is scored and saved.
 
-    by_val: it asks for scores, so that there must be a val that shares no sample with train.
+    run: does it; by_val: it asks for scores, so that there must be validation data which share no
+    sample with the training data.
     """
 
     run: Callable[[EndedTraining], None]
@@ -44,7 +46,7 @@ class Settle:
 
 @dataclass(frozen=True)
 class Phase:
-    """One training of a model, which the method has prepared.
+    """A single training of a model, which the method has prepared.
 
     length: its share of the epochs that were asked for.  optimizer: changes the run's own optimiser
     factory.  last: its result is the result of the training.  schedule: None = the run's own.
@@ -65,9 +67,9 @@ class Phased(Protocol):
     """A method that trains a model several times, and may change it in between."""
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Any]:
-        """Yields each phase when the model is ready for it; returns what was found.
+        """Yield each phase when the model is ready for it; return the method's result.
 
-        seed: of what the method itself draws.
+        seed: of the method's own random draws.
         """
         ...
 
@@ -76,7 +78,7 @@ Hook = Callable[..., None]
 
 
 def hooked(make: Make, *, before: Hook | None = None, after: Hook | None = None) -> Make:
-    """Optimisers that call `before` and `after` around every step."""
+    """Return a factory of optimisers that call `before` and `after` around every step."""
 
     def made(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
         optimizer = make(model, lr, weight_decay)

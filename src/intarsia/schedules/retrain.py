@@ -20,8 +20,8 @@ class Retrain:
 
     kind: "llr", linear from lr to 0; "allr", linear from lr max(d1, d2), d1 = |W - W_pruned| /
     (|W| sqrt s) with s the share that was pruned, d2 = share; "clr", cosine; "slr", the original
-    steps compressed; "lrw", the original's last `share` replayed; "ft", its last rate; "own", what
-    `fit` was told.  original: multiples of the first training's lr, equally long; share: the length
+    steps compressed; "lrw", the original's last `share` replayed; "ft", its last rate; "own", the
+    rate of `fit`.  original: multiples of the first training's lr, equally long; share: the length
     of a retraining over the original's, above 0 and at most 1.  warmup: the share of the steps in
     which the rate rises along half a cosine first, as released; not of "lrw", "ft" and "own".
     "clr" ends at 0, in the released code at the smallest rate of the original.
@@ -42,9 +42,13 @@ class Retrain:
         below_one("warmup", self.warmup)
 
     def factor(self, moved: float = 1.0) -> Factor | None:
-        """(step, steps) -> multiple of lr; None = the run's own.  moved: d1."""
+        """Return the function (step, steps) -> multiple of lr; None = the run's own.
+
+        moved: d1, the relative distance by which pruning moved the weights; of "allr" alone.
+        """
         if self.kind == "own":
             return None
+        # where in the original's rates it begins: at their start, at the last share, at their end
         start = {"slr": 0.0, "lrw": 1 - self.share, "ft": 1.0}.get(self.kind)
         if self.kind == "clr":
             after: Factor = _cosine
@@ -52,13 +56,15 @@ class Retrain:
             after = partial(_linear, top=1.0 if self.kind == "llr" else max(moved, self.share))
         else:
             after = partial(_stepwise, original=self.original, start=start)
+        # replayed rates, as published, begin without a warm-up
         if self.kind in ("lrw", "ft"):
             return after
         return partial(_warm, after=after, share=self.warmup)
 
 
 def _warm(step: int, steps: int, *, after: Factor, share: float) -> float:
-    """Half a cosine from 0 to where `after` begins, held for a step; then `after`."""
+    """Rise along half a cosine from 0 to the first value of `after`, then follow `after`."""
+    # the rest of the schedule is stretched over the steps that the warm-up leaves
     rise = int(share * steps)
     if not rise:
         return after(step, steps)
@@ -68,13 +74,16 @@ def _warm(step: int, steps: int, *, after: Factor, share: float) -> float:
 
 
 def _linear(step: int, steps: int, *, top: float) -> float:
+    """Fall linearly from `top` to 0."""
     return top * (1 - step / max(1, steps))
 
 
 def _cosine(step: int, steps: int) -> float:
+    """Fall along half a cosine from 1 to 0."""
     return (1 + math.cos(math.pi * step / max(1, steps))) / 2
 
 
 def _stepwise(step: int, steps: int, *, original: tuple[float, ...], start: float) -> float:
-    at = start + (1 - start) * step / max(1, steps)
-    return original[min(len(original) - 1, int(at * len(original)))]
+    """Return the original's multiple, from the share `start` of its steps to its end."""
+    position = start + (1 - start) * step / max(1, steps)
+    return original[min(len(original) - 1, int(position * len(original)))]

@@ -29,7 +29,7 @@ class RigL(DropAndGrow):
     reads_gradients = True
 
     def grow_score(self, weight: Tensor, grad: Tensor | None) -> Tensor | None:
-        """|g| of the dense gradient."""
+        """Return |g| of the dense gradient; None without one."""
         return None if grad is None else gradient(weight, grad)
 
 

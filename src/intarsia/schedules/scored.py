@@ -1,4 +1,4 @@
-"""Weights of which the largest scores are kept, and scores that are learned (HYDRA, DASS).
+"""Weights that are masked by learned scores, of which the largest are kept (HYDRA, DASS).
 
 m = the top k of |s| in each layer, the layer computes with w m, and the mask passes its gradient
 straight through: dL/ds = dL/d(w m) w (arXiv:2207.06968, section 3; arXiv:2002.10509).
@@ -31,14 +31,15 @@ class _Mask(torch.autograd.Function):
 
 
 def mask_of(scores: Tensor, count: int) -> Tensor:
-    """Where the `count` largest |s| are, bool; of equal ones the first."""
+    """Return the mask of the `count` largest |s|, bool; of equal ones the first."""
     size = scores.detach().abs().flatten()
     if not count:
         return torch.zeros_like(scores, dtype=torch.bool)
     least = size.kthvalue(len(size) - count + 1).values  # of those that are kept
-    more, equal = size > least, size == least
-    kept = more | (equal & (equal.cumsum(0) <= count - more.sum()))
-    return kept.view_as(scores)
+    # equal scores at the threshold: the first ones fill the rest of `count`
+    larger, equal = size > least, size == least
+    mask = larger | (equal & (equal.cumsum(0) <= count - larger.sum()))
+    return mask.view_as(scores)
 
 
 class Scored(nn.Module):
@@ -47,6 +48,7 @@ class Scored(nn.Module):
     def __init__(self, weight: Tensor, density: float) -> None:
         super().__init__()
         largest = float(weight.detach().abs().max()) or 1.0
+        # as in HYDRA, scores start proportional to the weights, at the scale of a fresh layer
         start = math.sqrt(6 / weight[0].numel()) * weight.detach() / largest
         self.scores, self.count = nn.Parameter(start), round(density * weight.numel())
 

@@ -1,4 +1,4 @@
-"""How much does each weight matter? What layers saw, in one pass over calibration batches."""
+"""Scores of weights, and the statistics of layers over calibration batches that they read."""
 
 from ..core.exports import exports
 

@@ -1,4 +1,4 @@
-"""Attention influence: what the loss becomes, to first order, without one key (MoA)."""
+"""Attention influence: the loss's change, to first order, without one key (MoA)."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ QUERIES = 128  # rows of A at a time
 
 
 def influence(attention: Tensor, gradient: Tensor) -> Tensor:
-    """E_ij = -A_ij (g_ij - sum_k A_ik g_ik) / (1 - A_ij), the loss's change without key j.
+    """Return E_ij = -A_ij (g_ij - sum_k A_ik g_ik) / (1 - A_ij), the loss's change without key j.
 
-    The other keys of query i then share what key j had. Where a query sees one key (row 0) there is
-    nothing to share, and E = -A g.  attention: A (..., Q, K), rows add up to 1.  gradient: dL/dA.
+    The other keys of query i then share the weight of key j. Where a query sees one key (row 0)
+    there is nothing to share, and E = -A g.  attention: A (..., Q, K), rows add up to 1; gradient:
+    dL/dA.
     Not for several keys at once: a sum of E is right as far as each is small.
     Source: arXiv:2406.14909, section 4.1, eq. 4.
     """
     mean = (attention * gradient).sum(-1, keepdim=True)
-    left = 1 - attention
-    shared = -attention * (gradient - mean) / left.clamp_min(EPS)
-    return torch.where(left > EPS, shared, -attention * gradient)
+    remaining = 1 - attention
+    renormalised = -attention * (gradient - mean) / remaining.clamp_min(EPS)
+    return torch.where(remaining > EPS, renormalised, -attention * gradient)
 
 
 def by_distance(
@@ -33,7 +34,7 @@ def by_distance(
     block: int,
     scale: float | None = None,
 ) -> Tensor:
-    """Sums of |E| by how far a key is behind its query, sinks left out: (H, bins).
+    """Sum |E| by the distance of a key from its query, sinks left out: (H, bins).
 
     query: (B, H, N, D) and keys: (B, G, N, D) with positions applied, values: (B, G, N, D'),
     gradient: dL / d(A v), (B, H, N, D'). Bin b has the distances b block ... (b + 1) block - 1, of
@@ -43,21 +44,24 @@ def by_distance(
     all heads is ever there.
     """
     batch, heads, length, size = query.shape
-    share = heads // keys.shape[1]
-    by = size**-0.5 if scale is None else scale
+    heads_per_key = heads // keys.shape[1]
+    factor = size**-0.5 if scale is None else scale
     bins = -(-length // block)
     total = torch.zeros(heads, bins, dtype=torch.float64)
-    keys, values = (t.float().repeat_interleave(share, 1) for t in (keys, values))
+    keys, values = (t.float().repeat_interleave(heads_per_key, 1) for t in (keys, values))
     place = torch.arange(length, device=query.device)
     for first in range(0, length, QUERIES):
-        own = place[first : first + QUERIES, None]
-        seen = place[None, : int(own[-1]) + 1]
-        last = seen.shape[1]
-        scores = query[:, :, own[:, 0]].float() @ keys[:, :, :last].mT * by
-        attention = scores.masked_fill(seen > own, -torch.inf).softmax(-1)  # (B, H, Q, K)
-        g = gradient[:, :, own[:, 0]].float() @ values[:, :, :last].mT
-        found = influence(attention, g).abs().sum(0)  # (H, Q, K)
-        counted = (seen <= own) & (seen >= sink)
-        where = ((own - seen)[counted] // block).cpu()
-        total.index_add_(1, where, found[:, counted].double().cpu())
+        query_place = place[first : first + QUERIES, None]
+        key_place = place[None, : int(query_place[-1]) + 1]
+        last = key_place.shape[1]
+        # recompute A and dL/dA for some queries and the keys that they see
+        scores = query[:, :, query_place[:, 0]].float() @ keys[:, :, :last].mT * factor
+        scores = scores.masked_fill(key_place > query_place, -torch.inf)
+        attention = scores.softmax(-1)  # (B, H, Q, K)
+        g = gradient[:, :, query_place[:, 0]].float() @ values[:, :, :last].mT
+        change = influence(attention, g).abs().sum(0)  # (H, Q, K)
+        # a causal key outside the sinks counts in the bin of its distance
+        counted = (key_place <= query_place) & (key_place >= sink)
+        bin_index = ((query_place - key_place)[counted] // block).cpu()
+        total.index_add_(1, bin_index, change[:, counted].double().cpu())
     return total / batch

@@ -1,4 +1,4 @@
-"""What a layer's inputs or outputs were like: sums, squares and second moments of channels."""
+"""Statistics of a layer's inputs or outputs: sums, squares and second moments of channels."""
 
 from __future__ import annotations
 
@@ -42,14 +42,14 @@ class Statistics:
     def none(
         cls, width: int, *, hessian: bool = False, needs: Collection[str] = SUMS
     ) -> Statistics:
-        """Those of no rows."""
+        """Return the statistics of no rows of `width` channels.  needs, hessian: as of `of`."""
         return cls.of(torch.zeros(0, width), hessian=hessian, needs=needs)
 
     @classmethod
     def of(
         cls, rows: Tensor, *, hessian: bool = False, needs: Collection[str] = SUMS
     ) -> Statistics:
-        """Those of one batch.  rows: (N, d).
+        """Return the statistics of one batch.  rows: (N, d).
 
         needs: of "mean" (with the variance), "square" and "hessian", which `hessian` adds.
         Squares and products are float32 for float32 rows, 1,024 of them at a time.
@@ -70,15 +70,15 @@ class Statistics:
 
     @property
     def collected(self) -> frozenset[str]:
-        """Which of "mean", "square" and "hessian" there are."""
-        there = {"mean": self.total, "square": self.squares, "hessian": self.hessian}
-        return frozenset(name for name, value in there.items() if value is not None)
+        """The names among "mean", "square" and "hessian" that were collected."""
+        values = {"mean": self.total, "square": self.squares, "hessian": self.hessian}
+        return frozenset(name for name, value in values.items() if value is not None)
 
     @property
     def width(self) -> int | None:
         """The number of channels; None where nothing was collected."""
-        there = (t for t in (self.total, self.squares, self.hessian) if t is not None)
-        return next((len(t) for t in there), None)
+        tensors = (t for t in (self.total, self.squares, self.hessian) if t is not None)
+        return next((len(t) for t in tensors), None)
 
     def __add__(self, other: Statistics) -> Statistics:
         if self.width != other.width or self.collected != other.collected:
@@ -91,6 +91,7 @@ class Statistics:
             )
         spread = _plus(self.deviations, other.deviations)
         if spread is not None:
+            # deviations of each part from its own mean, plus those of the two means (Chan et al.)
             share = self.count * other.count / max(1, self.count + other.count)
             spread = spread + (other.mean - self.mean).square() * share
         return Statistics(
@@ -103,46 +104,52 @@ class Statistics:
 
     @property
     def mean(self) -> Tensor:
-        """Of each channel, (d,); 0 for no rows."""
+        """The mean of each channel, (d,); 0 for no rows."""
         return self._read("mean", self.total) / max(1, self.count)
 
     @property
     def mean_square(self) -> Tensor:
-        """Of each channel, (d,); its root is what Wanda multiplies a weight by."""
+        """The mean square of each channel, (d,); Wanda multiplies a weight by its root."""
         return self._read("square", self.squares) / max(1, self.count)
 
     @property
     def variance(self) -> Tensor:
-        """Of each channel, (d,), over the rows seen (no correction)."""
+        """The variance of each channel over the rows (no correction), (d,)."""
         return self._read("mean", self.deviations) / max(1, self.count)
 
     @property
     def second_moment(self) -> Tensor:
-        """mean x x^T, (d, d)."""
+        """The mean of x x^T, (d, d)."""
         return self._read("hessian", self.hessian) / max(1, self.count)
 
     def _read(self, name: str, value: Tensor | None) -> Tensor:
+        """Return `value`; raise ConfigError where it was not collected."""
         if value is None:
-            what, fix = "statistics", f"Collect it: needs={{{name!r}}}."
-            raise ConfigError(what, got=f"no {name!r}", want=f"{name!r} collected", fix=fix)
+            subject, fix = "statistics", f"Collect it: needs={{{name!r}}}."
+            raise ConfigError(subject, got=f"no {name!r}", want=f"{name!r} collected", fix=fix)
         return value
 
 
 def _joined(parts: list[Tensor]) -> Tensor:
+    """Add up tensors of one shape in float64."""
     return reduce(add, (part.double() for part in parts))
 
 
 def _summed(parts: list[Tensor]) -> Tensor:
+    """Sum the rows of chunks (n, d) in float64.  Returns (d,)."""
     return _joined([part.sum(0) for part in parts])
 
 
-def _plus(one: Tensor | None, two: Tensor | None) -> Tensor | None:
-    return None if one is None or two is None else one + two
+def _plus(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    """Add two sums, None where they were not collected."""
+    return None if first is None or second is None else first + second
 
 
 @dataclass
 class Observed:
-    """found: what each layer saw so far, by name; mask: (B, T) bool, False = padding.
+    """The statistics that `observing` collects.
+
+    found: those of each layer so far, by name; mask: (B, T) bool, False = padding.
 
     Set the mask before each forward that has one, and None before each that has none. A layer whose
     input has other leading axes than the mask counts all its rows. Layers that are given the same
@@ -154,7 +161,7 @@ class Observed:
     last: tuple[Tensor, Any, Statistics] | None = None  # an input, and what it gave
 
     def add(self, name: str, new: Statistics) -> None:
-        """Count some rows of a layer."""
+        """Add the statistics of some rows to those of a layer."""
         old = self.found.get(name)
         self.found[name] = new if old is None else old + new
 
@@ -168,7 +175,7 @@ def observing(
     needs: Collection[str] = SUMS,
     unfolded: bool = False,
 ) -> Iterator[Observed]:
-    """Inside, every forward of these layers is counted; their hooks are gone afterwards.
+    """Collect statistics of these layers at every forward inside the `with` block.
 
     with observing({"fc1": model.fc1}) as seen:
         for batch in batches:
@@ -182,35 +189,38 @@ def observing(
     unfolded: the channels of a convolution that is not 1x1 are the (channel, row, column) of what
     its kernel covers, as its weight's `flatten(1)` has them, and a place of its output is a row.
     """
-    wanted = frozenset(needs) | ({"hessian"} if hessian else frozenset())
-    seen = Observed()
+    collected = frozenset(needs) | ({"hessian"} if hessian else frozenset())
+    observed = Observed()
     hooks = [
-        module.register_forward_hook(partial(_count, seen, name, name in outputs, wanted, unfolded))
+        module.register_forward_hook(
+            partial(_count, observed, name, name in outputs, collected, unfolded)
+        )
         for name, module in layers.items()
     ]
     try:
-        yield seen
+        yield observed
     finally:
-        seen.last = None
+        observed.last = None
         for hook in hooks:
             hook.remove()
 
 
-def of_all_processes(found: Mapping[str, Statistics]) -> dict[str, Statistics]:
-    """What all processes saw, layer by layer, added up in the order of the ranks: equal on all."""
+def of_all_processes(statistics: Mapping[str, Statistics]) -> dict[str, Statistics]:
+    """Add up the statistics of all processes, layer by layer; the result is equal on all."""
     if not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1):
-        return dict(found)
-    every: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(every, dict(found))
+        return dict(statistics)
+    # processes add up in the order of their ranks, so that rounding is the same everywhere
+    gathered: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(gathered, dict(statistics))
     joined: dict[str, Statistics] = {}
-    for one in every:
-        for name, new in one.items():
+    for by_layer in gathered:
+        for name, new in by_layer.items():
             joined[name] = joined[name] + new if name in joined else new
     return joined
 
 
 def _count(
-    seen: Observed,
+    observed: Observed,
     name: str,
     output: bool,
     needs: frozenset[str],
@@ -219,27 +229,33 @@ def _count(
     args: Any,
     y: Any,
 ) -> None:
-    given: Tensor = y if output else args[0]
+    """Add a call of a layer to `observed`, as a forward hook.
+
+    output: count its output y in place of its input; needs, unfolded: see `observing`.
+    """
+    activations: Tensor = y if output else args[0]
     if unfolded and not output and isinstance(module, nn.Conv2d) and set(module.kernel_size) != {1}:
-        for one in given.split(1):  # a patch holds kh kw as many numbers as the picture
-            seen.add(name, Statistics.of(_patches(module, one, y), needs=needs))
+        for sample in activations.split(1):  # a patch holds kh kw as many numbers as the picture
+            observed.add(name, Statistics.of(_patches(module, sample, y), needs=needs))
         return
     conv = isinstance(module, nn.modules.conv._ConvNd)
     # the very tensor, not written to since
-    key = (0 if given.is_inference() else given._version, id(seen.mask), conv)
-    if seen.last is not None and seen.last[0] is given and seen.last[1] == key:
-        new = seen.last[2]
+    # layers that are given one tensor share a pass over it
+    key = (0 if activations.is_inference() else activations._version, id(observed.mask), conv)
+    if observed.last is not None and observed.last[0] is activations and observed.last[1] == key:
+        new = observed.last[2]
     else:
-        x = given.movedim(1, -1) if conv else given
-        masked = seen.mask is not None and seen.mask.shape == x.shape[:-1]
-        rows = x[seen.mask.to(x.device)] if masked and seen.mask is not None else x.flatten(0, -2)
+        x = activations.movedim(1, -1) if conv else activations
+        mask = observed.mask
+        masked = mask is not None and mask.shape == x.shape[:-1]
+        rows = x[mask.to(x.device)] if masked and mask is not None else x.flatten(0, -2)
         new = Statistics.of(rows, needs=needs)
-        seen.last = given, key, new
-    seen.add(name, new)
+        observed.last = activations, key, new
+    observed.add(name, new)
 
 
 def _patches(conv: nn.Conv2d, x: Tensor, y: Tensor) -> Tensor:
-    """What a kernel covers at each place of the output.  x: (1, d, H, W) -> (h w, d kh kw).
+    """Return the patch of the input under each output place.  x: (1, d, H, W) -> (h w, d kh kw).
 
     Where the layer pads by itself, as TensorFlow's "SAME" does, the sides follow from the output's.
     """
@@ -248,6 +264,7 @@ def _patches(conv: nn.Conv2d, x: Tensor, y: Tensor) -> Tensor:
     for axis in (1, 0):  # F.pad begins with the last one
         before = after = 0
         if isinstance(conv.padding, str) or not conv.padding[axis]:
+            # the layer pads by itself: enough zeros for the last output, the odd one behind
             span = (y.shape[2 + axis] - 1) * conv.stride[axis]
             need = span + conv.dilation[axis] * (conv.kernel_size[axis] - 1) + 1
             extra = max(0, need - x.shape[2 + axis])
@@ -256,7 +273,7 @@ def _patches(conv: nn.Conv2d, x: Tensor, y: Tensor) -> Tensor:
             before = after = conv.padding[axis]
         sides += [before, after]
     padded = nn.functional.pad(x, sides, mode=mode) if any(sides) else x
-    found = nn.functional.unfold(
+    patches = nn.functional.unfold(
         padded, conv.kernel_size, dilation=conv.dilation, stride=conv.stride
     )
-    return found[0].T
+    return patches[0].T

@@ -1,4 +1,4 @@
-"""How much each weight of a linear map matters: by size, by inputs, by curvature, by gradient."""
+"""Scores of the weights of a linear map: by size, by inputs, by curvature, by gradient."""
 
 from __future__ import annotations
 
@@ -11,45 +11,46 @@ from .statistics import Statistics
 DAMPINGS = 3  # tenfold each
 
 
-def magnitude(weight: Tensor, seen: Statistics | None = None) -> Tensor:
-    """|W|.  (out, in, ...) -> the same shape.  Source: Han et al. (arXiv:1506.02626)."""
+def magnitude(weight: Tensor, statistics: Statistics | None = None) -> Tensor:
+    """Return |W|, (out, in, ...).  Source: Han et al. (arXiv:1506.02626)."""
     return weight.detach().abs()
 
 
-def wanda(weight: Tensor, seen: Statistics) -> Tensor:
-    """|W_ij| sqrt(mean x_j^2).  (out, in) -> (out, in).
+def wanda(weight: Tensor, statistics: Statistics) -> Tensor:
+    """Return |W_ij| sqrt(mean x_j^2).  (out, in) -> (out, in).
 
     The paper has the norm of x_j over all tokens, which is the same but for one factor.
     Source: Wanda (arXiv:2306.11695), equation 1. Reads "square".
     """
-    size = seen.mean_square.sqrt().to(weight)
+    size = statistics.mean_square.sqrt().to(weight)
     return weight.detach().abs() * size.view(1, -1, *[1] * (weight.dim() - 2))
 
 
-def obs(weight: Tensor, seen: Statistics, damp: float = 0.01) -> Tensor:
-    """W_ij^2 / U_jj^2, U as in `inverse_factor`: the error of dropping W_ij alone, where the
-    columns before j are fixed and those behind it make up for it.  (out, in) -> (out, in).
+def obs(weight: Tensor, statistics: Statistics, damp: float = 0.01) -> Tensor:
+    """Return W_ij^2 / U_jj^2, U as in `inverse_factor`: the error of dropping W_ij alone.
 
-    It depends on the order of the columns.  Raises: as `inverse_factor`.
+    The columns before j are fixed, and those behind it make up for the error, so that it depends on
+    the order of the columns.  (out, in) -> (out, in).  Raises: as `inverse_factor`.
     Source: SparseGPT (arXiv:2301.00774), equation 5. Reads "hessian".
     """
-    factor = inverse_factor(seen.second_moment, damp).to(weight)
+    factor = inverse_factor(statistics.second_moment, damp).to(weight)
     return weight.detach().square() / factor.diagonal().square()
 
 
 def gradient(weight: Tensor, grad: Tensor) -> Tensor:
-    """|g|: which weight, were it there, would lower the loss most (RigL, arXiv:1911.11134)."""
+    """Return |g|: the weight that lowers the loss most if it grows (RigL, arXiv:1911.11134)."""
     return grad.detach().abs()
 
 
 def taylor(weight: Tensor, grad: Tensor) -> Tensor:
-    """|W g|: to first order, the change of the loss without the weight (SNIP, arXiv:1810.02340)."""
+    """Return |W g|, to first order the loss's change without the weight (SNIP, 1810.02340)."""
     return (weight.detach() * grad.detach()).abs()
 
 
-def inverse_factor(moment: Tensor, damp: float = 0.01, what: str = "moments of inputs") -> Tensor:
-    """U, upper triangular, U^T U = (H + damp mean(diag H) I)^-1.  moment: H (d, d) -> float64.
+def inverse_factor(moment: Tensor, damp: float = 0.01, name: str = "moments of inputs") -> Tensor:
+    """Return the upper triangular U with U^T U = (H + damp mean(diag H) I)^-1.
 
+    moment: H (d, d) -> U (d, d) float64; name: how an error names H.
     Columns of inputs that are always 0 have a 1 on the diagonal of H in place of 0. Where H is not
     positive definite the damping is made ten times larger, twice at most.
     Raises: DataError for an H that is not finite, or not positive definite after that.
@@ -58,11 +59,12 @@ def inverse_factor(moment: Tensor, damp: float = 0.01, what: str = "moments of i
     if not bool((finite := torch.isfinite(h).all(0)).all()):
         got = f"{int((~finite).sum())} columns not finite"
         fix = "Look at the calibration rows, and at the blocks before: something has overflowed."
-        raise DataError(what, got=got, want="finite numbers", fix=fix)
+        raise DataError(name, got=got, want="finite numbers", fix=fix)
     diagonal = h.diagonal()  # a view
     diagonal[diagonal == 0] = 1
     eye = diagonal.mean().clone() * torch.eye(len(h), dtype=h.dtype)
     for power in range(DAMPINGS):
+        # H^-1 by Cholesky, then the factor of H^-1: both fail where H is not positive definite
         lower, failed = torch.linalg.cholesky_ex(h + damp * 10**power * eye)
         if not failed:
             inverse = torch.cholesky_inverse(lower)
@@ -70,7 +72,7 @@ def inverse_factor(moment: Tensor, damp: float = 0.01, what: str = "moments of i
             if not failed:
                 return upper
     raise DataError(
-        what,
+        name,
         got=f"no positive definite matrix after dampings up to {damp * 10 ** (DAMPINGS - 1)}",
         want="inputs that span their channels",
         fix="Give more calibration rows, or a larger damp.",

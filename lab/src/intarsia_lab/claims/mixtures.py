@@ -27,7 +27,7 @@ from intarsia.gating import learned_routers
 from intarsia.hosts import adapt
 from intarsia.kernels.experts import add_mix
 from intarsia.methods import LlavaMole, MixLora
-from intarsia.mixtures.lora_experts import OutputExperts, dealt
+from intarsia.mixtures.lora_experts import OutputExperts, grouped_pairs
 from intarsia.routers import TopK
 
 from ..kit import Claim, Result
@@ -259,7 +259,7 @@ def naive(cell: OutputExperts, mlp: nn.Module, x: Tensor, routing: Routing) -> T
         return cell.alone(mlp, e, rows) * weight[:, None]
 
     y = torch.zeros_like(x)
-    add_mix(dealt(routing), x, (y, [partial(weighted, e) for e in range(routing.experts)]))
+    add_mix(grouped_pairs(routing), x, (y, [partial(weighted, e) for e in range(routing.experts)]))
     return y
 
 

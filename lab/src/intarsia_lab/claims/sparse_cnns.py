@@ -26,7 +26,7 @@ from intarsia.hosts.anatomy.channel_groups import channels_of
 from intarsia.methods.sparse_bytenn import SparseByteNn
 from intarsia.results.sheet import Sheet
 from intarsia.schedules import Gradual
-from intarsia.schedules.masked import Kept, Weights
+from intarsia.schedules.masked import Masks, Weights
 from intarsia.train.distill import distill
 
 from ..kit import Claim, Result
@@ -53,20 +53,20 @@ class Filters(Gradual):
     def update(
         self,
         weights: Weights,
-        kept: Kept,
+        masks: Masks,
         gradients: Mapping[str, Tensor],
-        at: tuple[int, int],
+        progress: tuple[int, int],
         generator: torch.Generator,
-    ) -> Kept:
+    ) -> Masks:
         """The outputs of the largest norms."""
-        found: dict[str, Tensor] = {}
+        largest: dict[str, Tensor] = {}
         for name, weight in weights.items():
-            norms = (weight.detach().abs() * kept[name]).flatten(1).sum(1)
-            count = max(1, round(self.density_at(*at) * len(norms)))
+            norms = (weight.detach().abs() * masks[name]).flatten(1).sum(1)
+            count = max(1, round(self.density_at(*progress) * len(norms)))
             rows = torch.zeros(len(norms), dtype=torch.bool)
             rows[norms.topk(count).indices.cpu()] = True
-            found[name] = kept[name] & rows.view(-1, 1, 1, 1).to(kept[name].device)
-        return found
+            largest[name] = masks[name] & rows.view(-1, 1, 1, 1).to(masks[name].device)
+        return largest
 
 
 def momentum(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:

@@ -13,7 +13,7 @@ from torch.nn import Identity
 
 from ...core import Routing
 from ...core.errors import ConfigError, TargetError
-from ...mixtures.union import HeldMap, SelectiveAttention, SelectiveQueries, UnionAttention
+from ...mixtures.union import CutLinear, SelectiveAttention, SelectiveQueries, UnionAttention
 from ...routers.union import UnionRouter
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -138,5 +138,5 @@ def attention_from(union: UnionAttention) -> nn.Module:
     attention: Any = copy.deepcopy(union.shell[0])
     for name, part in union.named_children():
         if name != "router":
-            setattr(attention, name, part.layer() if isinstance(part, HeldMap) else part)
+            setattr(attention, name, part.layer() if isinstance(part, CutLinear) else part)
     return attention.train(union.training)

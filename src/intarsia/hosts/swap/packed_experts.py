@@ -123,7 +123,7 @@ class PackedExperts(Experts):
         fix = "Prune or merge experts first, then pack them."
         raise ConfigError("experts", got="packed ones", want="plain ones to choose from", fix=fix)
 
-    def take_in(self, other: Experts) -> None:
+    def append(self, experts: Experts) -> None:
         """Refuse more experts.  Raises: ConfigError, as `keep`."""
         self.keep(torch.empty(0))
 

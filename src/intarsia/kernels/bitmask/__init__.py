@@ -1,4 +1,4 @@
-"""x W^T of kept weights and a bit for each weight: the twin, and the kernel in C."""
+"""x W^T of kept weights and a bit for each weight: the naive definition, and the kernel in C."""
 
 from .naive import bitmask_linear as naive_bitmask_linear
 from .native import bound as bound

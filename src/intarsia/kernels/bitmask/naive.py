@@ -9,9 +9,10 @@ BLOCK = 64  # inputs that share a scale when they are rounded to int8
 
 
 def bitmask_linear(x: Tensor, bits: Tensor, values: Tensor, scales: Tensor | None = None) -> Tensor:
-    """y_br = sum over the kept (r, c) of x_bc w_rc; int8 values: x is rounded first, see `rounded`.
+    """Return y_br = sum over the kept (r, c) of x_bc w_rc; with int8 values x is rounded first.
 
-    x: (batch, in), bits: (out, ceil(in / 8)) uint8, values: (kept,), scales: (out,) of int8.
+    x: (batch, in), see `rounded`; bits: (out, ceil(in / 8)) uint8; values: (kept,); scales: (out,)
+    of int8 values.  Returns (batch, out).
     """
     width = x.shape[1]
     mask = (bits.long()[..., None] >> torch.arange(8) & 1).flatten(1)[:, :width].bool()
@@ -21,13 +22,14 @@ def bitmask_linear(x: Tensor, bits: Tensor, values: Tensor, scales: Tensor | Non
         return y.index_add(1, row, x[:, column] * values.to(x.dtype))
     codes, steps = rounded(x)  # (batch, in) int64, (batch, blocks)
     blocks = steps.shape[1]
+    # exact integer dot products of each row's blocks, then their scales
     dots = codes.new_zeros(len(x), len(bits) * blocks)
     dots.index_add_(1, row * blocks + column // BLOCK, codes[:, column] * values.long())
     return (dots.view(len(x), len(bits), blocks) * steps[:, None]).sum(2) * scales
 
 
 def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
-    """x in int8: q = round(x / s), s = max |x| / 127 of each 64 inputs; NaN for s where not finite.
+    """Round x to int8: q = round(x / s), s = max |x| / 127 of each 64 inputs, NaN if not finite.
 
     (batch, in) -> (batch, in) int64 and (batch, ceil(in / 64)) float32.
     """

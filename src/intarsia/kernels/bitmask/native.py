@@ -21,15 +21,15 @@ TILE = 2**19  # numbers that are decoded at a time: 2 MiB
 
 
 def runs(x: Tensor, values: Tensor) -> bool:
-    """Whether there is a kernel for inputs and values of these types, here."""
-    known = values.dtype in KINDS and x.dtype in INPUTS
-    return known and x.device.type == "cpu" == values.device.type and native.load() is not None
+    """Return True if this machine has a kernel for inputs and values of these types."""
+    supported = values.dtype in KINDS and x.dtype in INPUTS
+    return supported and x.device.type == "cpu" == values.device.type and native.load() is not None
 
 
 def linear(
     x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None = None
 ) -> Tensor:
-    """`naive.bitmask_linear` by the kernel, in x's type, with a gradient for x.
+    """Compute `naive.bitmask_linear` by the kernel, in x's dtype, with a gradient for x.
 
     x: (..., in); offsets: (out,) int64, where each row's values begin.
     Raises: ShapeError where the stored tensors do not fit together.
@@ -48,20 +48,20 @@ def bound(
     offsets: Tensor,
     scales: Tensor | None,
     width: int,
-    most: int,
+    max_rows: int,
 ) -> native.Bound | None:
-    """`linear` of a weight that stays, for up to `most` rows; None where there is no kernel."""
+    """Return `linear` of a fixed weight for up to `max_rows` rows; None without a kernel."""
     if values.dtype not in KINDS:
         return None
     check(bits, values, offsets, scales, width)
     settings, tensors = (KINDS[values.dtype], len(values)), (bits, values, offsets, scales)
-    return native.Bound.of("bitmask", (len(bits), width), settings, tensors, most)
+    return native.Bound.of("bitmask", (len(bits), width), settings, tensors, max_rows)
 
 
 def linear_many(
     x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None = None
 ) -> Tensor:
-    """The same for many rows of x: some rows of the weight are decoded at a time, and multiplied.
+    """Compute `linear` for many rows of x, decoding some rows of the weight at a time.
 
     A tile of the weight stays in the cache between the two, and never is there a dense weight.
     x has no gradient here.
@@ -79,7 +79,7 @@ def linear_many(
 def decode(
     bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None, width: int
 ) -> Tensor:
-    """The weight (out, in): float32, or bfloat16 of bfloat16 values."""
+    """Return the weight (out, in): float32, or bfloat16 of bfloat16 values."""
     check(bits, values, offsets, scales, width)
     out = torch.empty(len(bits), width, dtype=dense_type(values))
     _decode(out, 0, bits, values, offsets, scales)
@@ -87,13 +87,14 @@ def decode(
 
 
 def dense_type(values: Tensor) -> torch.dtype:
-    """What values are decoded to."""
+    """Return the dtype that values are decoded to."""
     return torch.bfloat16 if values.dtype == torch.bfloat16 else torch.float32
 
 
 def _decode(
     out: Tensor, first: int, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None
 ) -> None:
+    """Decode rows `first`, `first` + 1, ... of the weight into out (rows, in)."""
     kernel = native.function("bitmask_decode", *DECODE)
     assert kernel is not None
     fault = kernel(
@@ -111,7 +112,7 @@ def _decode(
 
 
 def check(bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None, width: int) -> None:
-    """Raises: ShapeError for tensors that a kernel may not be given."""
+    """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses."""
     rows = len(bits)
     fits = bits.shape == (rows, -(-width // 8)) and offsets.shape == (rows,) and values.dim() == 1
     fits = fits and bits.dtype == torch.uint8 and offsets.dtype == torch.int64
@@ -128,16 +129,19 @@ def check(bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None, 
 
 
 def _pointers(*tensors: Tensor | None) -> tuple[int | None, ...]:
+    """Return the addresses of tensors, None for None."""
     return tuple(None if t is None else t.data_ptr() for t in tensors)
 
 
 @functools.cache
 def _operator() -> Any:
+    """Register the kernel as an operator of torch, once."""
     schema = "bitmask_linear(Tensor x, Tensor bits, Tensor values, Tensor offsets, Tensor? scales)"
     return native.operator(f"{schema} -> Tensor", _run, _shape)
 
 
 def _run(x: Tensor, bits: Tensor, values: Tensor, offsets: Tensor, scales: Tensor | None) -> Tensor:
+    """Call the kernel for x (N, in) in float32.  Returns (N, out)."""
     kernel = native.function("bitmask_linear", *LINEAR)
     assert kernel is not None
     check(bits, values, offsets, scales, x.shape[1])
@@ -165,6 +169,7 @@ def _shape(
 
 
 def _product(x: Tensor, *stored: Tensor | None) -> Tensor:
+    """Call the operator in float32, and return y in x's dtype."""
     y = _operator()(x.float(), *stored)
     return y if y.dtype == x.dtype else y.to(x.dtype)
 

@@ -1,4 +1,4 @@
-"""x W^T of dense weights at 4 or 8 bits, 32 inputs with a scale each: the twin, and the kernel."""
+"""x W^T of dense weights at 4 or 8 bits, 32 inputs with a scale each: definition and kernel."""
 
 from .naive import BLOCK as BLOCK
 from .naive import BUNDLE as BUNDLE

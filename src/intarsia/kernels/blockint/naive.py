@@ -1,4 +1,4 @@
-"""The definition, in torch: the twin of kernels/native/blockint.c, and the order of its codes."""
+"""The definition of kernels/native/blockint.c in torch, and the order of its codes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ WORD = 4  # codes of a row that stand together
 
 
 def bundled(codes: Tensor, bits: int) -> Tensor:
-    """Codes in the order in which the kernel reads them.
+    """Reorder codes as the kernel reads them.
 
     codes: (R, K, 32) uint8 below 2^bits, R a multiple of 16 -> (R / 16, K, W, 16, 4) uint8: W = 8
     words of 4 columns for 8 bits; for 4 bits W = 4, columns 0 ... 15 in the low nibbles and 16 ...
@@ -24,7 +24,7 @@ def bundled(codes: Tensor, bits: int) -> Tensor:
 
 
 def unbundled(codes: Tensor, bits: int) -> Tensor:
-    """Return what `bundled` was given: (R, K, 32) uint8."""
+    """Return codes (R, K, 32) uint8 by row, the inverse of `bundled`."""
     rows = codes.permute(0, 3, 1, 2, 4).flatten(0, 1).flatten(2)
     return torch.cat([rows & 15, rows >> 4], -1) if bits == 4 else rows
 
@@ -36,21 +36,21 @@ def rounded(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     blocks = torch.nn.functional.pad(x.float(), (0, -x.shape[1] % BLOCK))
     blocks = blocks.unflatten(1, (-1, BLOCK))
-    most = blocks.abs().amax(2)
-    inverse = 127 / most
-    usable = most.isfinite() & inverse.isfinite()
+    largest = blocks.abs().amax(2)
+    inverse = 127 / largest
+    usable = largest.isfinite() & inverse.isfinite()
     codes = (blocks * torch.where(usable, inverse, 0)[..., None]).round()
     codes = torch.where(usable[..., None], codes, 0)
-    return codes, torch.where(most.isfinite(), most / 127, torch.nan)
+    return codes, torch.where(largest.isfinite(), largest / 127, torch.nan)
 
 
 def blockint(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> Tensor:
-    """y_br = sum_k s_bk d_rk sum_j q_bkj (c_rkj - 2^(bits-1)), x being rounded first.
+    """Return y_br = sum_k s_bk d_rk sum_j q_bkj (c_rkj - 2^(bits-1)), x being rounded first.
 
     x: (N, in); codes: see `bundled`; scales: (R / 16, K, 16) float16 -> (N, rows) float32.
     """
-    given, steps = rounded(x)
+    q, steps = rounded(x)
     weight = unbundled(codes, bits).float() - 2 ** (bits - 1)
-    dots = torch.einsum("bkj,rkj->brk", given, weight)  # exact: below 2^24
+    dots = torch.einsum("bkj,rkj->brk", q, weight)  # exact: below 2^24
     d = scales.float().transpose(1, 2).flatten(0, 1)  # (R, K)
     return (dots * d * steps[:, None]).sum(2)[:, :rows]

@@ -19,12 +19,12 @@ LINEAR = (P, P, N, P, P, N, N, I, I)
 
 
 def runs(x: Tensor) -> bool:
-    """Whether there is a kernel for inputs like these, here."""
+    """Return True if this machine has a kernel for inputs of this type."""
     return x.dtype in INPUTS and x.device.type == "cpu" and native.load() is not None
 
 
 def blockint(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> Tensor:
-    """As `naive.blockint`, by the kernel, in x's type; no gradient.  x: (..., in) -> (..., rows).
+    """Compute `naive.blockint` by the kernel, in x's dtype; no gradient.  (..., in) -> (..., rows).
 
     Raises: ShapeError for stored tensors that do not fit x.
     """
@@ -34,13 +34,13 @@ def blockint(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> 
 
 
 def bound(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> native.Bound | None:
-    """`blockint` of a weight that stays; None where there is no kernel."""
+    """Return `blockint` of a fixed weight; None without a kernel.  shape: (out, in)."""
     check(codes, scales, shape, bits)
     return native.Bound.of("blockint", shape, (bits,), (codes, scales), native.MANY)
 
 
 def check(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> None:
-    """Raises: ShapeError for tensors that a kernel may not be given."""
+    """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses."""
     bundles, blocks = -(-shape[0] // BUNDLE), -(-shape[1] // BLOCK)
     fits = codes.shape == (bundles, blocks, bits, BUNDLE, WORD) and codes.dtype == torch.uint8
     fits = fits and scales.shape == (bundles, blocks, BUNDLE) and scales.dtype == torch.float16
@@ -53,11 +53,13 @@ def check(codes: Tensor, scales: Tensor, shape: tuple[int, int], bits: int) -> N
 
 @functools.cache
 def _operator() -> Any:
+    """Register the kernel as an operator of torch, once."""
     schema = "blockint(Tensor x, Tensor codes, Tensor scales, int rows, int bits) -> Tensor"
     return native.operator(schema, _run, lambda x, c, s, rows, bits: x.new_empty(len(x), rows))
 
 
 def _run(x: Tensor, codes: Tensor, scales: Tensor, rows: int, bits: int) -> Tensor:
+    """Call the kernel for x (N, in) in float32.  Returns (N, rows)."""
     kernel = native.function("intarsia_blockint", *LINEAR)
     assert kernel is not None
     shape = rows, x.shape[1]

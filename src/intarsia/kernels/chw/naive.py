@@ -29,17 +29,21 @@ class NaiveProgram:
         self.inputs = tuple(inputs)
         self.weights = [dense_of(s, self.shapes[s.src][0]) for s in self.steps]
 
-    def __call__(self, given: Sequence[Tensor], wanted: Sequence[int]) -> list[Tensor]:
-        """given: the inputs in order, of float32; wanted: which values come back."""
-        values = dict(zip(self.inputs, given, strict=True))
+    def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[int]) -> list[Tensor]:
+        """Carry out the program.
+
+        inputs: float32 tensors, in the order of `self.inputs`; outputs: numbers of the values to
+        return.
+        """
+        values = dict(zip(self.inputs, inputs, strict=True))
         for step, weight in zip(self.steps, self.weights, strict=True):
-            other = None if step.other is None else values[step.other]
-            values[step.dst] = run(step, values[step.src], other, weight)
-        return [values[number] for number in wanted]
+            operand = None if step.other is None else values[step.other]
+            values[step.dst] = run(step, values[step.src], operand, weight)
+        return [values[number] for number in outputs]
 
 
 def dense_of(step: ProgramStep, inputs: int) -> Tensor:
-    """The weight of a step, (out, in, k, k), (out, 1, k, k) or (out, in); empty without one."""
+    """Return a step's weight, (out, in, k, k), (out, 1, k, k) or (out, in); empty without one."""
     if "weight" in step.weights:
         weight = step.weights["weight"]
         return weight[:, None] if step.kind == "depthwise" else weight
@@ -49,19 +53,23 @@ def dense_of(step: ProgramStep, inputs: int) -> Tensor:
     ptr, channels, values = (step.weights[name] for name in ("ptr", "channels", "values"))
     k, blocks = step.window.size, len(ptr) - 1
     weight = values.new_zeros(blocks, inputs, k * k, step.rows)
+    # row blocks: put the kept (block, channel) columns in their places
     block = torch.arange(blocks).repeat_interleave(ptr.long().diff())
     weight[block, channels.long()] = values.view(-1, k * k, step.rows)
     rows = weight.permute(0, 3, 1, 2).flatten(0, 1)[: step.outputs]  # (out, in, k k)
     return rows.reshape(step.outputs, inputs, k, k)
 
 
-def run(step: ProgramStep, x: Tensor, other: Tensor | None, weight: Tensor) -> Tensor:
-    """What one step makes of its inputs."""
+def run(step: ProgramStep, x: Tensor, operand: Tensor | None, weight: Tensor) -> Tensor:
+    """Compute one step.
+
+    x: the value `src`; operand: the value `other`, or None; weight: as of `dense_of`.
+    """
     first, second = (ACT[name] for name in step.acts)
     bias = step.weights.get("bias")
     if step.kind == "spmm":
         y = first(F.conv2d(x[None], weight.view(*weight.shape[:2], 1, 1), bias)[0])
-        return y if other is None else second(y + other)
+        return y if operand is None else second(y + operand)
     if step.kind in ("conv", "depthwise"):
         window = step.window.at(*x.shape[1:])
         padded = F.pad(x[None], (window.left, window.right, window.top, window.bottom))
@@ -72,6 +80,6 @@ def run(step: ProgramStep, x: Tensor, other: Tensor | None, weight: Tensor) -> T
     if step.kind == "pool":
         return first(x.mean((1, 2)))
     if step.kind == "add":
-        assert other is not None
-        return first(x + other)
-    return first(x * other[:, None, None]) if other is not None else first(x)
+        assert operand is not None
+        return first(x + operand)
+    return first(x * operand[:, None, None]) if operand is not None else first(x)

@@ -27,7 +27,7 @@ I64, POINTER = ctypes.c_int64, ctypes.c_void_p
 
 
 def available() -> bool:
-    """Whether the kernels are there; compiles them at first use."""
+    """Return True if the kernels can be used; compiles them at first use."""
     return native.load() is not None
 
 
@@ -63,16 +63,19 @@ class NativeProgram:
         self.views = {n: self._view(n) for n in {*self.inputs, *self.keep}}
         self._turn = threading.Lock()  # there is one memory, and a call lets other threads go on
 
-    def __call__(self, given: Sequence[Tensor], wanted: Sequence[int]) -> list[Tensor]:
-        """given: the inputs in order, float32 and of the shapes; wanted: some of `keep`."""
-        with self._turn:
-            self._take(given)
-            self.carry_out()
-            return [self.views[number].clone() for number in wanted]
+    def __call__(self, inputs: Sequence[Tensor], outputs: Sequence[int]) -> list[Tensor]:
+        """Carry out the program.
 
-    def _take(self, given: Sequence[Tensor]) -> None:
+        inputs: float32 tensors of the shapes, in order; outputs: numbers of values among `keep`.
+        """
+        with self._turn:
+            self._take(inputs)
+            self.carry_out()
+            return [self.views[number].clone() for number in outputs]
+
+    def _take(self, inputs: Sequence[Tensor]) -> None:
         """Copy the inputs into memory, or point to where they are."""
-        for number, x in zip(self.inputs, given, strict=True):
+        for number, x in zip(self.inputs, inputs, strict=True):
             if number in self.direct and x.is_contiguous():
                 for row in self.direct[number]:
                     self.table[row, SRC] = x.data_ptr()
@@ -82,7 +85,7 @@ class NativeProgram:
                 self.views[number].copy_(x)
 
     def carry_out(self) -> None:
-        """All steps, on what is in memory: `views` shows it."""
+        """Carry out all steps on the values in memory, which `views` shows."""
         table = self.table.data_ptr()
         for job in self.work:
             if len(job) == 2:
@@ -91,10 +94,11 @@ class NativeProgram:
                 torch.mm(job[0], job[1], out=job[2])
 
     def _address(self, number: int) -> int:
+        """Return the address of a value in memory."""
         return self.memory.data_ptr() + 4 * self.offsets[number]
 
     def _view(self, number: int, padded: bool = False) -> Tensor:
-        """A value in memory: (channels, height, width), (channels,), or a map with its padding."""
+        """Return a value in memory: (channels, height, width), (channels,), or a padded map."""
         shape = self.shapes[number]
         flat, pitch = self.memory[self.offsets[number] :], pitch_of(shape)
         rows = flat[: shape[0] * pitch].view(shape[0], pitch)
@@ -103,6 +107,10 @@ class NativeProgram:
         return rows.as_strided(shape, (pitch, shape[2], 1), rows.storage_offset())
 
     def _scratch(self, step: ProgramStep, floats: Callable[..., int]) -> int:
+        """Return the floats of scratch memory that a step needs, for all threads.
+
+        floats: the kernels' function for one thread.  Raises: ShapeError for too large a window.
+        """
         if step.kind not in ("conv", "depthwise"):
             return 0
         if step.window.size > SIDE:
@@ -116,8 +124,9 @@ class NativeProgram:
         return self.threads * floats(KINDS.index(step.kind), *sizes, *window)
 
     def _add(self, step: ProgramStep) -> None:
-        """The rows of a step in the table, and its part of the work."""
+        """Append a step to the table, and to the list of work."""
         if step.kind == "spmm" and step.dense:
+            # a dense 1x1 convolution is torch's matrix product, followed by bias and activation
             weight = _floats(step.weights["weight"])
             product = (weight, self._view(step.src, True), self._view(step.dst, True))
             self.work.append(product)
@@ -126,6 +135,7 @@ class NativeProgram:
             self._row(step, kind=step.kind)
 
     def _row(self, step: ProgramStep, kind: str, src: int = 0) -> None:
+        """Append a row of the table.  src: an address in place of the step's own."""
         source, result = self.shapes[step.src], self.shapes[step.dst]
         window = step.window.at(*source[1:]) if len(source) == 3 else step.window
         row = dict.fromkeys(FIELDS, 0)
@@ -146,53 +156,59 @@ class NativeProgram:
         row |= {name: self._hold(t) for name, t in _tensors(step, source).items()}
         self.rows.append([int(row[name]) for name in FIELDS])
         first = len(self.rows) - 1
+        # consecutive rows are carried out by one call
         if self.work and len(self.work[-1]) == 2:
             first = self.work.pop()[0]
         self.work.append((first, len(self.rows)))
 
     def _hold(self, tensor: Tensor) -> int:
+        """Keep a tensor alive, and return its address."""
         self._held.append(tensor)
         return tensor.data_ptr()
 
     def _direct(self) -> dict[int, list[int]]:
-        """Inputs that only k x k steps read, which read them where they are: rows of the table."""
-        found: dict[int, list[int]] = {}
+        """Return the inputs that need no copy, with the table's rows that read them.
+
+        These are read by k x k steps alone, which can read them where they are.
+        """
+        rows: dict[int, list[int]] = {}
         for number in self.inputs:
             readers = [s for s in self.steps if number in (s.src, s.other)]
             fits = all(s.kind in ("conv", "depthwise") and s.src == number for s in readers)
             shape = self.shapes[number]
             if fits and number not in self.keep and pitch_of(shape) == shape[-1] * shape[-2]:
-                found[number] = [i for i, s in enumerate(self.steps) if s.src == number]
-        return found
+                rows[number] = [i for i, s in enumerate(self.steps) if s.src == number]
+        return rows
 
 
 def pitch_of(shape: Shape) -> int:
-    """Floats from a channel of a value to the next: pixels, up to whole lines; 1 in a vector."""
+    """Return the floats from one channel to the next: pixels up to whole lines; 1 in a vector."""
     return 1 if len(shape) == 1 else -(-shape[1] * shape[2] // LINE) * LINE
 
 
 def _floats(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32, in one piece."""
     return tensor.detach().to(torch.float32).contiguous()
 
 
 def _tensors(step: ProgramStep, source: Shape) -> dict[str, Tensor]:
-    """What a step's row points to, checked, since pointers are trusted behind it."""
-    made: dict[str, Tensor] = {}
+    """Return the tensors that a step's row points to, checked: the kernels trust pointers."""
+    tensors: dict[str, Tensor] = {}
     weights = step.weights
     if "bias" in weights:  # as long as whole blocks are
-        made["bias"] = torch.nn.functional.pad(_floats(weights["bias"]), (0, -step.outputs % 8))
+        tensors["bias"] = torch.nn.functional.pad(_floats(weights["bias"]), (0, -step.outputs % 8))
     if "values" in weights:
         checked_blocks(step, source[0])
         gap = 1 if step.kind == "conv" else 4 * pitch_of(source)
         if source[0] * 4 * pitch_of(source) >= 2**31:
             fix = "Use smaller pictures."
             raise ShapeError("map", got=f"{source}", want="less than 2 GiB", fix=fix)
-        made["ptr"] = weights["ptr"].to(torch.int32).contiguous()
-        made["off"] = (weights["channels"].to(torch.int64) * gap).to(torch.int32)
-        made["val"] = _floats(weights["values"])
+        tensors["ptr"] = weights["ptr"].to(torch.int32).contiguous()
+        tensors["off"] = (weights["channels"].to(torch.int64) * gap).to(torch.int32)
+        tensors["val"] = _floats(weights["values"])
     elif step.kind in ("depthwise", "linear"):
-        made["val"] = _floats(weights["weight"])
-    return made
+        tensors["val"] = _floats(weights["weight"])
+    return tensors
 
 
 def _laid_out(
@@ -201,7 +217,11 @@ def _laid_out(
     inputs: Sequence[int],
     keep: Sequence[int],
 ) -> tuple[dict[int, int], int]:
-    """Where each value begins, in floats; memory is used again when nobody reads a value more."""
+    """Return where each value begins, in floats, and the length of the whole memory.
+
+    The memory of a value is used again after the last step that reads it.
+    """
+    # the last step that reads each value
     last = {n: len(steps) for n in keep}
     for i, step in enumerate(steps):
         for number in (step.src, step.dst, step.other):
@@ -211,16 +231,17 @@ def _laid_out(
     offsets: dict[int, int] = {}
     end = 0
 
-    def place(number: int, now: int) -> None:
+    def place(number: int, step_number: int) -> None:
+        """Put a value into the first gap that is large enough while its step runs."""
         nonlocal end
-        taken = sorted((offsets[n], size[n]) for n in offsets if last.get(n, -1) >= now)
-        at = 0
-        for start, length in taken:  # the first gap that is large enough
-            if start - at >= size[number]:
+        occupied = sorted((offsets[n], size[n]) for n in offsets if last.get(n, -1) >= step_number)
+        offset = 0
+        for start, length in occupied:
+            if start - offset >= size[number]:
                 break
-            at = max(at, start + length)
-        offsets[number] = at
-        end = max(end, at + size[number])
+            offset = max(offset, start + length)
+        offsets[number] = offset
+        end = max(end, offset + size[number])
 
     for number in inputs:
         place(number, 0)

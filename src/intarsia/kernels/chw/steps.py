@@ -1,4 +1,4 @@
-"""What a program on maps consists of, and the shapes that it makes; nothing is computed here."""
+"""The steps of a program on maps, and the shapes of their values; nothing is computed here."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Shape = tuple[int, ...]  # a map (channels, height, width), or a vector (channel
 
 
 class Window(NamedTuple):
-    """Of a convolution: the kernel's side, its stride, and rows and columns of zeros around.
+    """The window of a convolution: the kernel's side, its stride, and zeros around the picture.
 
     same: the zeros are TensorFlow's, by the size of the picture: ceil(side / stride) outputs.
     """
@@ -31,7 +31,7 @@ class Window(NamedTuple):
     same: bool = False
 
     def at(self, height: int, width: int) -> Window:
-        """The window on a picture, with its zeros counted."""
+        """Return the window on a picture of this size, its zeros as numbers."""
         if not self.same:
             return self
         zeros = [
@@ -42,15 +42,15 @@ class Window(NamedTuple):
         return Window(self.size, self.stride, top, left, bottom, right)
 
     def outputs(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of the result."""
-        own = self.at(height, width)
-        high = (height + own.top + own.bottom - own.size) // own.stride + 1
-        return high, (width + own.left + own.right - own.size) // own.stride + 1
+        """Return rows and columns of the result."""
+        window = self.at(height, width)
+        high = (height + window.top + window.bottom - window.size) // window.stride + 1
+        return high, (width + window.left + window.right - window.size) // window.stride + 1
 
 
 @dataclass(frozen=True)
 class ProgramStep:
-    """One step of a program: values are numbered, and each is written once.
+    """A step of a program, whose values are numbered and written once each.
 
     kind: "spmm", a 1x1 convolution with zeros; "conv", k x k by row blocks; "depthwise"; "linear",
       of vectors; "add" src + other; "scale", src times the vector other; "pool", the mean of each
@@ -73,17 +73,17 @@ class ProgramStep:
 
     @property
     def outputs(self) -> int:
-        """Channels of the result; 0 = those of src."""
+        """The channels of the result; 0 = those of src."""
         return len(self.weights["bias"]) if "bias" in self.weights else 0
 
     @property
     def dense(self) -> bool:
-        """Whether its weight is stored whole."""
+        """True if its weight is stored whole."""
         return "weight" in self.weights
 
 
 def shapes_of(steps: Sequence[ProgramStep], inputs: Mapping[int, Shape]) -> dict[int, Shape]:
-    """The shape of every value, from those of the inputs.
+    """Return the shape of every value, from those of the inputs.
 
     Raises: ShapeError where a step cannot read what it is given.
     """
@@ -103,28 +103,29 @@ def shapes_of(steps: Sequence[ProgramStep], inputs: Mapping[int, Shape]) -> dict
         else:
             shapes[step.dst] = (step.outputs or source[0], *source[1:])
         if step.other is not None:
-            own = shapes[step.dst]
-            want = own[:1] if step.kind == "scale" else own
+            result = shapes[step.dst]
+            want = result[:1] if step.kind == "scale" else result
             if shapes[step.other] != want:
                 _refuse(number, step, shapes[step.other], want)
     return shapes
 
 
 def _inputs(step: ProgramStep) -> int:
-    """Channels that a step must be given; 0 = any, or as its blocks say."""
+    """Return the channels that a step must be given; 0 = any, or as its blocks say."""
     if step.kind == "depthwise":
         return len(step.weights["weight"])
     return step.weights["weight"].shape[1] if step.dense else step.reads
 
 
 def _refuse(number: int, step: ProgramStep, got: Shape, want: Shape | None = None) -> None:
+    """Raise ShapeError for the input of a step.  want: None = what its weights read."""
     words = "what its weights read" if want is None else str(want)
     fix = "Give the net inputs of the size and channels that it was compressed for."
     raise ShapeError(f"input of step {number}, {step.kind!r}", got=got, want=words, fix=fix)
 
 
 def checked_blocks(step: ProgramStep, inputs: int) -> None:
-    """Raises: ShapeError for row blocks that do not fit together, as a damaged file's do not."""
+    """Raise ShapeError for row blocks that do not fit together, as in a damaged file."""
     ptr, channels, values = (step.weights[name] for name in ("ptr", "channels", "values"))
     blocks, taps = -(-step.outputs // step.rows), step.window.size**2
     counts = ptr.long().diff()

@@ -1,4 +1,4 @@
-"""x W^T of kept weights and the column of each: the twin, and the kernel in C."""
+"""x W^T of kept weights and the column of each: the naive definition, and the kernel in C."""
 
 from .naive import columns_linear as naive_columns_linear
 from .native import bound as bound

@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def columns_linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
-    """y_br = sum over a row's kept weights of x_b,column value.  (batch, in) -> (batch, out).
+    """Return y_br, the sum of x_b,column value over row r's kept weights.  (b, in) -> (b, out).
 
     values, columns: (kept,); offsets: (out + 1,), where each row begins.
     """

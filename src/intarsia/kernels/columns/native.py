@@ -19,13 +19,13 @@ LINEAR = (I, P, P, P, P, P, N, N, N, N, I)
 
 
 def runs(x: Tensor, values: Tensor) -> bool:
-    """Whether there is a kernel for inputs and values of these types, here."""
-    known = values.dtype in KINDS and x.dtype in INPUTS
-    return known and x.device.type == "cpu" == values.device.type and native.load() is not None
+    """Return True if this machine has a kernel for inputs and values of these types."""
+    supported = values.dtype in KINDS and x.dtype in INPUTS
+    return supported and x.device.type == "cpu" == values.device.type and native.load() is not None
 
 
 def linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
-    """`naive.columns_linear` by the kernel, in x's type, with a gradient for x.  x: (..., in).
+    """Compute `naive.columns_linear` by the kernel, in x's dtype, with a gradient for x (..., in).
 
     Raises: ShapeError where the stored tensors do not fit together.
     """
@@ -38,18 +38,18 @@ def linear(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tenso
 
 
 def bound(
-    values: Tensor, columns: Tensor, offsets: Tensor, width: int, most: int
+    values: Tensor, columns: Tensor, offsets: Tensor, width: int, max_rows: int
 ) -> native.Bound | None:
-    """`linear` of a weight that stays, for up to `most` rows; None where there is no kernel."""
+    """Return `linear` of a fixed weight for up to `max_rows` rows; None without a kernel."""
     if values.dtype not in KINDS:
         return None
     check(values, columns, offsets)
     settings, sides = (KINDS[values.dtype], len(values)), (len(offsets) - 1, width)
-    return native.Bound.of("columns", sides, settings, (values, columns, offsets), most)
+    return native.Bound.of("columns", sides, settings, (values, columns, offsets), max_rows)
 
 
 def check(values: Tensor, columns: Tensor, offsets: Tensor) -> None:
-    """Raises: ShapeError for tensors that a kernel may not be given."""
+    """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses."""
     fits = values.shape == columns.shape == (len(values),) and offsets.dim() == 1 and len(offsets)
     fits = fits and columns.dtype == torch.uint16 and offsets.dtype == torch.int32
     if not fits or not all(t.is_contiguous() for t in (values, columns, offsets)):
@@ -60,11 +60,13 @@ def check(values: Tensor, columns: Tensor, offsets: Tensor) -> None:
 
 @functools.cache
 def _operator() -> Any:
+    """Register the kernel as an operator of torch, once."""
     schema = "columns_linear(Tensor x, Tensor values, Tensor columns, Tensor offsets) -> Tensor"
     return native.operator(schema, _run, lambda x, *w: x.new_empty(x.shape[0], w[2].shape[0] - 1))
 
 
 def _run(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
+    """Call the kernel for x (N, in) in float32.  Returns (N, out)."""
     kernel = native.function("columns_linear", *LINEAR)
     assert kernel is not None
     check(values, columns, offsets)
@@ -77,6 +79,7 @@ def _run(x: Tensor, values: Tensor, columns: Tensor, offsets: Tensor) -> Tensor:
 
 
 def _product(x: Tensor, *stored: Tensor) -> Tensor:
+    """Call the operator in float32, and return y in x's dtype."""
     y = _operator()(x.float(), *stored)
     return y if y.dtype == x.dtype else y.to(x.dtype)
 

@@ -1,4 +1,4 @@
-"""The definition of each step, in torch: the twin of native/decoder.c and native/attention.c."""
+"""The definition of each step of native/decoder.c and native/attention.c, in torch."""
 
 from __future__ import annotations
 
@@ -39,7 +39,10 @@ class NaiveDecoder:
         self.steps = tuple(steps)
 
     def __call__(self, tokens: Tensor, slots: Tensor, places: Tensor) -> Tensor:
-        """(N,) of each, int64 -> what the last step wrote, (N, width)."""
+        """Carry out the program for N rows; return what the last step wrote, (N, width).
+
+        tokens, slots, places: (N,) int64, each row's token, its text's slot, its place in the text.
+        """
         memory: dict[str, Tensor] = {}
         for step in self.steps:
             result = _result(step, memory, tokens, slots, places)
@@ -48,6 +51,7 @@ class NaiveDecoder:
 
 
 def _read(memory: Mapping[str, Tensor], value: Value) -> Tensor:
+    """Return the columns of a value, (N, width)."""
     return memory[value.name][:, value.first : value.first + value.width]
 
 
@@ -64,6 +68,7 @@ def _write(memory: dict[str, Tensor], value: Value, result: Tensor) -> None:
 def _result(
     step: DecoderStep, memory: dict[str, Tensor], tokens: Tensor, slots: Tensor, places: Tensor
 ) -> Tensor:
+    """Compute what a step writes, (N, width)."""
     if isinstance(step, EmbedStep):
         return step.table[tokens].float()
     if isinstance(step, ClipStep):
@@ -78,11 +83,12 @@ def _result(
     if isinstance(step, ProductStep):
         y = step.matmul(x)
         return y if step.bias is None else y + step.bias.float()
-    other = _read(memory, step.other)
-    return x + other if isinstance(step, AddStep) else ACT[step.act](x) * other
+    operand = _read(memory, step.other)
+    return x + operand if isinstance(step, AddStep) else ACT[step.act](x) * operand
 
 
 def _normed(x: Tensor, step: NormStep) -> Tensor:
+    """Normalise each `size` numbers of a row: a LayerNorm if centred, else an RMSNorm."""
     parts = x.unflatten(1, (-1, step.size))
     if step.centred:
         parts = parts - parts.mean(2, keepdim=True)
@@ -91,6 +97,7 @@ def _normed(x: Tensor, step: NormStep) -> Tensor:
 
 
 def _rotated(x: Tensor, step: RotateStep, places: Tensor) -> Tensor:
+    """Apply rotary positions to each head of x (N, heads * size)."""
     heads = x.unflatten(1, (step.heads, -1))
     cos, sin = (t[places].float()[:, None] for t in (step.cos, step.sin))  # (N, 1, turned)
     turned, rest = heads[..., : cos.shape[-1]], heads[..., cos.shape[-1] :]
@@ -102,15 +109,18 @@ def _rotated(x: Tensor, step: RotateStep, places: Tensor) -> Tensor:
 def _attended(
     step: AttendStep, memory: Mapping[str, Tensor], slots: Tensor, places: Tensor
 ) -> Tensor:
+    """Write keys and values into the cache, and attend to the cached ones.  (N, heads * size)."""
     keys, values = step.cache
     groups, length = keys.shape[1], keys.shape[2]
+    # write before any row attends: rows of a prompt see each other
     for cached, value in ((keys, step.key), (values, step.value)):
         cached[slots, :, places] = _read(memory, value).unflatten(1, (groups, -1)).to(cached)
     query = _read(memory, step.query).unflatten(1, (groups, step.heads // groups, -1))
     scores = torch.einsum("nghd,ngpd->nghp", query, keys[slots].float()) * step.scale
     place = torch.arange(length)
-    seen = place <= places[:, None]
+    # a row sees its own place and those before it, within the window
+    mask = place <= places[:, None]
     if step.window:
-        seen &= place > places[:, None] - step.window
-    weights = scores.masked_fill(~seen[:, None, None], -torch.inf).softmax(-1)
+        mask &= place > places[:, None] - step.window
+    weights = scores.masked_fill(~mask[:, None, None], -torch.inf).softmax(-1)
     return torch.einsum("nghp,ngpd->nghd", weights, values[slots].float()).flatten(1)

@@ -39,14 +39,15 @@ I64, POINTER = ctypes.c_int64, ctypes.c_void_p
 class NativeDecoder:
     """Steps on rows of float32 in memory that is taken once, carried out by the kernels.
 
-    The values of `NaiveDecoder` to rounding, the same bits for any number of threads. most: rows of
-    a call.  Threads that call it take turns, and the cache is the caller's.
+    The values of `NaiveDecoder` to rounding, the same bits for any number of threads. Threads that
+    call it take turns, and the cache is the caller's.
+    steps: the program; max_rows: the most rows of a call.
     Raises: ShapeError for steps that do not fit together, ConfigError where there are no kernels.
     """
 
-    def __init__(self, steps: Sequence[DecoderStep], most: int) -> None:
+    def __init__(self, steps: Sequence[DecoderStep], max_rows: int) -> None:
         native.require()
-        self.steps, self.most = tuple(steps), most
+        self.steps, self.max_rows = tuple(steps), max_rows
         run = native.function(
             "intarsia_decoder_run", POINTER, I64, POINTER, I64, POINTER, ctypes.c_int
         )
@@ -56,10 +57,10 @@ class NativeDecoder:
         widths: dict[str, int] = {}
         for value in (v for step in self.steps for v in _values(step)):
             widths[value.name] = max(widths.get(value.name, 0), value.first + value.width)
-        self.memory = {name: torch.zeros(most, width) for name, width in widths.items()}
+        self.memory = {name: torch.zeros(max_rows, width) for name, width in widths.items()}
         self.table = torch.tensor([self._row(step) for step in self.steps])
         self.rows, self._at = (
-            torch.zeros(most, 3, dtype=torch.int64),
+            torch.zeros(max_rows, 3, dtype=torch.int64),
             torch.zeros(1, dtype=torch.int64),
         )
         tables = [len(s.table) for s in self.steps if isinstance(s, EmbedStep)]
@@ -78,7 +79,7 @@ class NativeDecoder:
         """Return what the last step wrote, (N, width), for N rows of a token, slot and place each.
 
         tail: steps at the end that are carried out for the last row alone, (1, width).
-        Raises: ConfigError for more than `most` rows, or numbers for which there is no room.
+        Raises: ConfigError for more than `max_rows` rows, or numbers for which there is no room.
         """
         rows = list(zip(tokens, slots, places, strict=True))
         count = len(rows)
@@ -86,6 +87,7 @@ class NativeDecoder:
         with self._turn:
             self.rows[:count] = torch.tensor(rows)
             self._carry_out(0, len(self.steps) - tail, count)
+            # the last steps, such as the head, are needed for the last row alone
             if tail:
                 src = self.steps[-tail]
                 for value in _values(src):
@@ -93,30 +95,36 @@ class NativeDecoder:
                 self.rows[0] = self.rows[count - 1]
                 self._carry_out(len(self.steps) - tail, tail, 1)
             dst = self.steps[-1].dst
-            found = self.memory[dst.name][: 1 if tail else count, dst.first : dst.first + dst.width]
-            return found.clone()
+            result = self.memory[dst.name][
+                : 1 if tail else count, dst.first : dst.first + dst.width
+            ]
+            return result.clone()
 
     def _carry_out(self, first: int, steps: int, count: int) -> None:
-        """Raises: ShapeError for a weight whose stored numbers do not fit together."""
+        """Call the kernels for steps `first` ... `first` + `steps` - 1 on `count` rows.
+
+        Raises: ShapeError for a weight whose stored numbers do not fit together.
+        """
         row = self.table.data_ptr() + 8 * len(FIELDS) * first
         threads = torch.get_num_threads()
-        where = self.rows.data_ptr(), count, self._at.data_ptr(), threads
-        native.refuse(self._run(row, steps, *where))
+        arguments = self.rows.data_ptr(), count, self._at.data_ptr(), threads
+        native.refuse(self._run(row, steps, *arguments))
 
     def _check(self, rows: Sequence[tuple[int, int, int]]) -> None:
-        if not 0 < len(rows) <= self.most:
+        """Raise ConfigError for too many rows, or a token, slot or place without room."""
+        if not 0 < len(rows) <= self.max_rows:
             fix = "Make calls of fewer rows."
-            raise ConfigError("rows", got=len(rows), want=f"1 to {self.most}", fix=fix)
-        for what, numbers, limit in zip(
+            raise ConfigError("rows", got=len(rows), want=f"1 to {self.max_rows}", fix=fix)
+        for name, numbers, limit in zip(
             ("token", "slot", "place"), zip(*rows, strict=True), self.limits, strict=True
         ):
             if min(numbers) < 0 or max(numbers) >= limit:
                 got = min(numbers) if min(numbers) < 0 else max(numbers)
                 want = f"0 to {limit - 1}"
-                raise ConfigError(what, got=got, want=want, fix="Make room for prompt and answer.")
+                raise ConfigError(name, got=got, want=want, fix="Make room for prompt and answer.")
 
     def _row(self, step: DecoderStep) -> list[int]:
-        """What decoder.c reads of a step, checked, since addresses are trusted behind it."""
+        """Return the table's row of a step, checked: decoder.c trusts its addresses."""
         row = dict.fromkeys(FIELDS, 0)
         row |= {"kind": KINDS.index(type(step)), "width": step.dst.width}
         row |= self._place("dst", step.dst)
@@ -131,10 +139,11 @@ class NativeDecoder:
             row |= self._attention(step)
         else:
             row |= self._place("src", step.src)
-            row |= self._others(step)
+            row |= self._row_with_source(step)
         return [int(row[name]) for name in FIELDS]
 
-    def _others(self, step: NormStep | ProductStep | GateStep | AddStep) -> dict[str, int]:
+    def _row_with_source(self, step: NormStep | ProductStep | GateStep | AddStep) -> dict[str, int]:
+        """Return the fields of a step that reads a value `src`."""
         if isinstance(step, NormStep):
             size, weight = step.size, step.weight
             fits = step.dst.width == step.src.width and size > 0 and step.dst.width % size == 0
@@ -143,18 +152,19 @@ class NativeDecoder:
             act = {"act": step.centred, "number": _bits(step.eps)}
             return {"size": size, "weight": place, **act}
         if isinstance(step, ProductStep):
-            whole = all(self.memory[v.name].shape[1] == v.width for v in (step.dst, step.src))
+            unsliced = all(self.memory[v.name].shape[1] == v.width for v in (step.dst, step.src))
             fits = step.bound.sides == (step.dst.width, step.src.width) and step.dst != step.src
-            _check(step, whole and fits)
+            _check(step, unsliced and fits)
             bias = 0 if step.bias is None else self._hold(step.bias.float())
             _check(step, step.bias is None or step.bias.shape == (step.dst.width,))
-            self._held += step.bound.held
+            self._held += step.bound.tensors
             return {"weight": self._hold(step.bound.numbers), "bias": bias}
         _check(step, step.dst.width == step.src.width == step.other.width)
         act = ACTS.index(step.act) if isinstance(step, GateStep) else 0
         return {**self._place("other", step.other), "act": act}
 
     def _rotation(self, step: RotateStep) -> dict[str, int]:
+        """Return the fields of rotary positions."""
         head, turned = step.dst.width // step.heads, step.cos.shape[1]
         fits = step.dst.width % step.heads == 0 and turned <= head and turned % 2 == 0
         _check(step, fits and step.cos.shape == step.sin.shape)
@@ -162,6 +172,7 @@ class NativeDecoder:
         return {"heads": step.heads, "size": turned, **tables}
 
     def _attention(self, step: AttendStep) -> dict[str, int]:
+        """Return the fields of an attention."""
         keys, values = step.cache
         _, groups, length, size = keys.shape
         fits = keys.shape == values.shape and keys.dtype == values.dtype and keys.dtype in TYPES
@@ -175,25 +186,28 @@ class NativeDecoder:
         return {**places, **self._place("third", step.value), **cache, **sizes, **kind}
 
     def _place(self, field: str, value: Value) -> dict[str, int]:
+        """Return a value's address and the width of its rows, as the field and its pitch."""
         rows = self.memory[value.name]
         return {field: rows.data_ptr() + 4 * value.first, f"{field}_pitch": rows.shape[1]}
 
     def _hold(self, tensor: Tensor) -> int:
-        """The address of a tensor that stays; a copy if it is not in one piece."""
+        """Return the address of a tensor that stays; a copy if it is not in one piece."""
         self._held.append(tensor.detach().contiguous())
         return self._held[-1].data_ptr()
 
 
 def _values(step: DecoderStep) -> list[Value]:
+    """Return the values that a step reads and writes."""
     return [v for v in vars(step).values() if isinstance(v, Value)]
 
 
 def _bits(number: float) -> int:
+    """Return the bits of a number in float32 as an integer."""
     return int(struct.unpack("<i", struct.pack("<f", number))[0])
 
 
 def _check(step: DecoderStep, fits: bool) -> None:
-    """Raises: ShapeError for a step whose tensors and values do not fit together."""
+    """Raise ShapeError for a step whose tensors and values do not fit together."""
     if not fits:
         got = ", ".join(f"{v.name} {v.width}" for v in _values(step))
         want, fix = "widths, tensors and types that fit together", "Build it from the model anew."

@@ -1,4 +1,4 @@
-"""x W^T of a whole weight in bfloat16, for a few rows of x: the measure of sparse ones."""
+"""x W^T of a whole weight in bfloat16, for a few rows of x: the baseline of sparse products."""
 
 from .native import KINDS as KINDS
 from .native import bound as bound

@@ -1,4 +1,4 @@
-"""The kernel of dense.c: its signature and its operator. The twin is torch's product."""
+"""The kernel of dense.c: its signature and its operator. Its definition is torch's product."""
 
 from __future__ import annotations
 
@@ -18,33 +18,35 @@ KINDS = {torch.float32: 0, torch.bfloat16: 1}
 
 
 def runs(x: Tensor, weight: Tensor) -> bool:
-    """Whether there is a kernel for inputs and weights of these types, here."""
-    known = weight.dtype in KINDS and x.dtype in INPUTS and weight.is_contiguous()
-    return known and x.device.type == "cpu" == weight.device.type and native.load() is not None
+    """Return True if this machine has a kernel for inputs and weights of these types."""
+    supported = weight.dtype in KINDS and x.dtype in INPUTS and weight.is_contiguous()
+    return supported and x.device.type == "cpu" == weight.device.type and native.load() is not None
 
 
 def linear(x: Tensor, weight: Tensor) -> Tensor:
-    """x W^T in x's type, summed in float32; no gradient.  x: (..., in), weight: (out, in)."""
+    """Compute x W^T in x's dtype, summed in float32; no gradient.  (..., in), (out, in)."""
     rows = x.reshape(x.shape[:-1].numel(), x.shape[-1])
     y = _operator()(rows.float(), weight)
     return y.to(x.dtype).view(*x.shape[:-1], len(weight))
 
 
-def bound(weight: Tensor, most: int) -> native.Bound | None:
-    """`linear` of a weight that stays, for up to `most` rows; None where there is no kernel."""
+def bound(weight: Tensor, max_rows: int) -> native.Bound | None:
+    """Return `linear` of a fixed weight for up to `max_rows` rows; None without a kernel."""
     if weight.dtype not in KINDS or weight.dim() != 2:
         return None
     sides = len(weight), weight.shape[1]
-    return native.Bound.of("dense", sides, (KINDS[weight.dtype],), (weight,), most)
+    return native.Bound.of("dense", sides, (KINDS[weight.dtype],), (weight,), max_rows)
 
 
 @functools.cache
 def _operator() -> Any:
+    """Register the kernel as an operator of torch, once."""
     schema = "dense_linear(Tensor x, Tensor weight) -> Tensor"
     return native.operator(schema, _run, lambda x, w: x.new_empty(x.shape[0], w.shape[0]))
 
 
 def _run(x: Tensor, weight: Tensor) -> Tensor:
+    """Call the kernel for x (N, in) in float32.  Returns (N, out)."""
     kernel = native.function("dense_linear", *LINEAR)
     assert kernel is not None and weight.shape[1] == x.shape[1]
     x, y = x.contiguous(), x.new_empty(len(x), len(weight))

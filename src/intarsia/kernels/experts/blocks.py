@@ -1,4 +1,4 @@
-"""Where sorted pairs stand in blocks that one product computes, and how they add up again."""
+"""The layout of sorted pairs in blocks that one product computes, and their sums by token."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ LARGE = 1 << 22
 
 
 def roomy(shape: tuple[int, ...], like: Tensor) -> Tensor:
-    """An uninitialised tensor on the CPU, a large one in large pages where the system has them.
+    """Return an uninitialised tensor, on the CPU in large pages if it is large.
 
     The first writing of 100 MB is up to five times as fast as in pages of 4 KiB, each of which
     interrupts it.
@@ -39,25 +39,25 @@ def roomy(shape: tuple[int, ...], like: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Block:
-    """Consecutive experts with `each` rows, so that a product of all is one call."""
+    """Consecutive experts with `rows_each` rows, so that a product of all is one call."""
 
     experts: slice
     rows: slice
-    each: int
+    rows_each: int
 
     @property
     def count(self) -> int:
         return self.experts.stop - self.experts.start
 
     def products(self, x: Tensor, weight: Tensor, out: Tensor, *, add: bool = False) -> Tensor:
-        """x_n W_e into `out`, or added to it.  x: (n, i), weight: (count, i, o) -> (n, o)."""
-        if not self.each:
+        """Write x_n W_e into `out`, or add it.  x: (n, i), weight: (count, i, o) -> (n, o)."""
+        if not self.rows_each:
             return out
         if self.count == 1:
             return torch.addmm(out, x, weight[0], beta=int(add), out=out)
-        x, y = (t.view(self.count, self.each, -1) for t in (x, out))
+        x, y = (t.view(self.count, self.rows_each, -1) for t in (x, out))
         # W x^T is up to twice as fast as x W^T where W^T lies in rows
-        turned = self.each <= FEW and x.dtype == torch.float32 and weight.stride(1) == 1
+        turned = self.rows_each <= FEW and x.dtype == torch.float32 and weight.stride(1) == 1
         if add:
             torch.baddbmm(y, x, weight, out=y)
         elif turned:
@@ -67,35 +67,36 @@ class Block:
         return out
 
     def outer(self, a: Tensor, b: Tensor, out: Tensor) -> None:
-        """a_e^T b_e over each expert's rows, into `out`.  (n, i), (n, o) -> (count, i, o)."""
-        if not self.each:
+        """Write a_e^T b_e over each expert's rows into `out`.  (n, i), (n, o) -> (count, i, o)."""
+        if not self.rows_each:
             out.zero_()
         elif self.count == 1:
             torch.mm(a.t(), b, out=out[0])
         else:
-            a, b = (t.view(self.count, self.each, -1) for t in (a, b))
+            a, b = (t.view(self.count, self.rows_each, -1) for t in (a, b))
             torch.bmm(a.transpose(1, 2), b, out=out)
 
 
 def blocks(load: list[int]) -> tuple[Block, ...]:
-    """Experts that have few or about as many rows go together.  load: of each expert.
+    """Divide the experts into blocks of equally many rows.  load: rows of each expert.
 
-    Where all have few, all do; a few neighbours where `TOGETHER` times the most is not much more
-    than they have.
+    Experts with few or similarly many rows share a block, filled up with zeros: all of them where
+    all have few; `TOGETHER` neighbours where that adds few rows.
     """
-    few = max(load) <= FEW and len(load) * max(load) <= SPARE * sum(load)
-    found: list[Block] = []
-    step, row = len(load) if few else TOGETHER, 0
+    # one batched product pays for some rows of zeros, but not for many
+    all_small = max(load) <= FEW and len(load) * max(load) <= SPARE * sum(load)
+    result: list[Block] = []
+    step, row = len(load) if all_small else TOGETHER, 0
     for first in range(0, len(load), step):
         part = load[first : first + step]
-        most = max(part)
-        whole = few or (most <= SOME and len(part) * most <= SHARE * sum(part))
-        for count, each in [(len(part), most)] if whole else [(1, n) for n in part]:
-            begin = found[-1].experts.stop if found else 0
-            experts, end = slice(begin, begin + count), row + count * each
-            found.append(Block(experts, slice(row, end), each))
+        largest = max(part)
+        together = all_small or (largest <= SOME and len(part) * largest <= SHARE * sum(part))
+        for count, rows in [(len(part), largest)] if together else [(1, n) for n in part]:
+            begin = result[-1].experts.stop if result else 0
+            experts, end = slice(begin, begin + count), row + count * rows
+            result.append(Block(experts, slice(row, end), rows))
             row = end
-    return tuple(found)
+    return tuple(result)
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,12 @@ class Layout:
     def of(cls, token: Tensor, expert: Tensor, tokens: int, experts: int) -> Layout:
         pairs = by_expert(expert, experts)
         order, load = pairs.order, pairs.load
-        found = blocks(load.tolist())
-        first = [b.rows.start + i * b.each for b in found for i in range(b.count)]
+        parts = blocks(load.tolist())
+        first = [b.rows.start + i * b.rows_each for b in parts for i in range(b.count)]
         # how far the pairs of an expert are moved by the rows of zeros before them
         moved = (torch.tensor(first) - (pairs.ends - load))[pairs.expert]
         place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order)) + moved)
-        return cls(token, place, tokens, found[-1].rows.stop, found)
+        return cls(token, place, tokens, parts[-1].rows.stop, parts)
 
     @cached_property
     def source(self) -> Tensor:
@@ -129,23 +130,24 @@ class Layout:
         return self.token.new_full((self.rows,), self.tokens).scatter_(0, self.place, self.token)
 
     def spread(self, weight: Tensor) -> Tensor:
-        """Numbers of the pairs (N,) as those of their rows (rows,), 0 for a row of zeros."""
+        """Move numbers of the pairs (N,) to their rows (rows,), 0 for a row of zeros."""
         return weight.new_zeros(self.rows).scatter_(0, self.place, weight)
 
     def padded(self, x: Tensor) -> Tensor:
-        """What `source` counts in: x, and a row of zeros if it is asked for."""
-        more = self.rows > len(self.token)
-        return torch.cat([x, x.new_zeros(1, x.shape[1])]) if more else x
+        """Append a row of zeros to x (T, d) if `source` reads one."""
+        has_padding = self.rows > len(self.token)
+        return torch.cat([x, x.new_zeros(1, x.shape[1])]) if has_padding else x
 
-    def sums(self, made: Tensor, weight: Tensor | None) -> Tensor:
-        """sum of made's rows by token, each times its pair's weight.  (rows, out) -> (T, out)."""
+    def sums(self, outputs: Tensor, weight: Tensor | None) -> Tensor:
+        """Sum rows by token, each times its pair's weight.  (rows, out) -> (T, out)."""
         if not self.tokens or not len(self.token):
-            return made.new_zeros(self.tokens, made.shape[1])
+            return outputs.new_zeros(self.tokens, outputs.shape[1])
         token, place = self.token, self.place
+        # embedding_bag sums consecutive bags, so that pairs must be in the order of tokens
         if not bool((token[1:] >= token[:-1]).all()):
             token, order = token.sort(stable=True)
             place, weight = place[order], None if weight is None else weight[order]
         count = torch.bincount(token, minlength=self.tokens)
         return F.embedding_bag(
-            place, made, count.cumsum(0) - count, mode="sum", per_sample_weights=weight
+            place, outputs, count.cumsum(0) - count, mode="sum", per_sample_weights=weight
         )

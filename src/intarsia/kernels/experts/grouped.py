@@ -16,7 +16,7 @@ FEW = 6
 
 
 def at_once(a: Tensor, b: Tensor) -> bool:
-    """Can `torch.nn.functional.grouped_mm` multiply these?"""
+    """Return True if `torch.nn.functional.grouped_mm` can multiply these."""
     if not hasattr(F, "grouped_mm") or a.dtype not in FAST or not (len(a) and a.numel()):
         return False
     if a.is_cuda and (
@@ -27,17 +27,19 @@ def at_once(a: Tensor, b: Tensor) -> bool:
 
 
 def _aligned(t: Tensor) -> bool:
+    """Return True if a tensor's rows begin at addresses that torch's kernels accept."""
     steps = [s * t.element_size() for s in t.stride() if s != 1]
     return t.data_ptr() % BYTES == 0 and 1 in t.stride()[-2:] and not any(s % BYTES for s in steps)
 
 
 def few(rows: Tensor, weight: Tensor) -> bool:
-    """Is W x^T the faster way for the groups that are small, as most then are?"""
+    """Return True if most groups are so small that W x^T is faster than x W^T."""
     on_cpu = rows.device.type == "cpu" and rows.dtype == torch.float32
     return on_cpu and weight.stride(2) == 1 and len(rows) <= FEW * len(weight)
 
 
 def sizes(ends: Tensor) -> list[int]:
+    """Return the rows of each group."""
     return ends.diff(prepend=ends.new_zeros(1)).tolist()
 
 
@@ -47,7 +49,7 @@ def sizes(ends: Tensor) -> list[int]:
     schema="(Tensor rows, Tensor weight, Tensor ends) -> Tensor",
 )
 def grouped(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-    """W_e x_n, e the group of row n.  rows: (N, d), weight: (E, h, d) -> (N, h).
+    """Multiply each row by its group's matrix, W_e x_n.  rows: (N, d), weight: (E, h, d) -> (N, h).
 
     ends: (E,) int32, where each group of rows ends; a group may be empty. An operator of its own,
     so that torch.compile need not know the sizes.
@@ -68,7 +70,7 @@ def grouped(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
     "intarsia::grouped_outer", mutates_args=(), schema="(Tensor a, Tensor b, Tensor ends) -> Tensor"
 )
 def grouped_outer(a: Tensor, b: Tensor, ends: Tensor) -> Tensor:
-    """a_e^T b_e, over the rows of each group.  a: (N, h), b: (N, d) -> (E, h, d)."""
+    """Compute a_e^T b_e over the rows of each group.  a: (N, h), b: (N, d) -> (E, h, d)."""
     if at_once(a, b):
         return F.grouped_mm(a.t(), b, offs=ends)
     out, parts = a.new_empty(len(ends), a.shape[1], b.shape[1]), sizes(ends)

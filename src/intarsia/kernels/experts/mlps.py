@@ -29,10 +29,10 @@ def mixed_mlps(
     act: str,
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """y_t = sum_n weight_n MLP_e(n)(x_t) over the pairs n of token t; and W1 x, Wg x if `keep`.
+    """Compute y_t = sum_n weight_n MLP_e(n)(x_t) over the pairs n of token t.
 
-    x: (T, d), token, expert, weight: (N,), up, gate: (E, h, d), down: (E, out, h) -> (T, out) and
-    what the backward needs, (rows, h) both.
+    x: (T, d), token, expert, weight: (N,), up, gate: (E, h, d), down: (E, out, h) -> (T, out), and
+    if `keep` W1 x and Wg x for the backward, (rows, h) both, else empty.
     Experts are taken block by block, so that what is between two products stays in the cache. The
     backward takes rows of x again, and the gradient of a weight is <W2' dy, hidden>, so that
     neither rows nor outputs are kept.
@@ -41,20 +41,22 @@ def mixed_mlps(
     size = (layout.rows, up.shape[1])
     all_z = roomy(size, x) if keep else x.new_empty(0)
     all_g = roomy(size, x) if keep and gate is not None else x.new_empty(0)
-    made, source = roomy((layout.rows, down.shape[1]), x), layout.padded(x)
+    outputs, source = roomy((layout.rows, down.shape[1]), x), layout.padded(x)
     for block in layout.blocks:
-        here = source.index_select(0, layout.source[block.rows])
-        z = all_z[block.rows] if keep else x.new_empty(len(here), up.shape[1])
-        block.products(here, up[block.experts].transpose(1, 2), z)
+        # gather a block's rows, both products into the hidden units, and the product out of them
+        block_x = source.index_select(0, layout.source[block.rows])
+        z = all_z[block.rows] if keep else x.new_empty(len(block_x), up.shape[1])
+        block.products(block_x, up[block.experts].transpose(1, 2), z)
         if gate is None:
             hidden = f(z)
         else:
             g = all_g[block.rows] if keep else torch.empty_like(z)
-            block.products(here, gate[block.experts].transpose(1, 2), g)
+            block.products(block_x, gate[block.experts].transpose(1, 2), g)
             hidden = f(g).mul_(z)
-        block.products(hidden, down[block.experts].transpose(1, 2), made[block.rows])
-    made = made.to(torch.promote_types(x.dtype, weight.dtype))
-    return layout.sums(made, weight.to(made.dtype)), all_z, all_g
+        block.products(hidden, down[block.experts].transpose(1, 2), outputs[block.rows])
+    # weighted sums by token, in the wider type of outputs and weights
+    outputs = outputs.to(torch.promote_types(x.dtype, weight.dtype))
+    return layout.sums(outputs, weight.to(outputs.dtype)), all_z, all_g
 
 
 @torch.library.custom_op(
@@ -77,37 +79,43 @@ def mixed_mlps_backward(
     act: str,
     need: list[bool],
 ) -> list[Tensor]:
-    """The gradients of x, weight, up, gate and down; empty ones for what `need` says no to."""
+    """Return the gradients of x, weight, up, gate and down; empty ones where `need` is False.
+
+    dy: (T, out); z, g: W1 x and Wg x of the forward; the rest as `mixed_mlps`.
+    """
     layout, f = Layout.of(token, expert, len(x), len(up)), ACTS[act]
     source, grads = layout.padded(x), layout.padded(dy.to(x.dtype))
     scale = layout.spread(weight)[:, None].to(x.dtype)
     of_rows = roomy((layout.rows, x.shape[1] if need[0] else 0), x)
     of_weight = weight.new_empty(layout.rows)
     of_up, of_gate, of_down = (
-        roomy(tuple(w.shape), w) if w is not None and wanted else x.new_empty(0)
-        for w, wanted in zip((up, gate, down), need[2:], strict=True)
+        roomy(tuple(w.shape), w) if w is not None and needed else x.new_empty(0)
+        for w, needed in zip((up, gate, down), need[2:], strict=True)
     )
     for block in layout.blocks:
-        token_here, e = layout.source[block.rows], block.experts
-        back = grads.index_select(0, token_here)
-        dh = block.products(back, down[e], back.new_empty(len(back), up.shape[1]))
+        block_token, e = layout.source[block.rows], block.experts
+        block_dy = grads.index_select(0, block_token)
+        # dL/d hidden without the pair's weight: block_dy W2
+        dh = block.products(block_dy, down[e], block_dy.new_empty(len(block_dy), up.shape[1]))
         inner = z if gate is None else g
         a = f.forward(inner[block.rows])
         hidden = a if gate is None else a * z[block.rows]
         if need[1]:
+            # dL/d weight_n = <W2' dy, hidden>
             of_weight[block.rows] = (dh * hidden).sum(-1).to(weight.dtype)
         if need[4]:
-            block.outer(back.mul_(scale[block.rows]), hidden, of_down[e])
+            block.outer(block_dy.mul_(scale[block.rows]), hidden, of_down[e])
+        # from here on with the pair's weight
         dh.mul_(scale[block.rows])
         if gate is None:
             dz, dg = f.backward(dh, z[block.rows]), dh
         else:
             dz, dg = dh * a, f.backward(dh.mul_(z[block.rows]), g[block.rows])
-        here = source.index_select(0, token_here) if need[2] or need[3] else source
+        block_x = source.index_select(0, block_token) if need[2] or need[3] else source
         if need[2]:
-            block.outer(dz, here, of_up[e])
+            block.outer(dz, block_x, of_up[e])
         if need[3] and gate is not None:
-            block.outer(dg, here, of_gate[e])
+            block.outer(dg, block_x, of_gate[e])
         if need[0]:
             block.products(dz, up[e], of_rows[block.rows])
             if gate is not None:
@@ -145,13 +153,15 @@ def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]
     if dy is None:
         return (None,) * 9
     x, token, expert, weight, up, gate, down, z, g = ctx.saved_tensors
-    wanted = ctx.needs_input_grad
-    need = [bool(wanted[i]) for i in (0, 3, 4, 5, 6)]
+    needs_grad = ctx.needs_input_grad
+    need = [bool(needs_grad[i]) for i in (0, 3, 4, 5, 6)]
     if torch.is_grad_enabled():  # a gradient of the gradient will be asked for
         y = mlps_naive(x, token, expert, weight, up, gate, down, ctx.act)
-        of = [t for t, n in zip((x, weight, up, gate, down), need, strict=True) if n]
-        found = iter(torch.autograd.grad(y, of, dy, create_graph=True, materialize_grads=True))
-        dx, dw, *rest = (next(found) if n else None for n in need)
+        inputs = [t for t, n in zip((x, weight, up, gate, down), need, strict=True) if n]
+        gradients = iter(
+            torch.autograd.grad(y, inputs, dy, create_graph=True, materialize_grads=True)
+        )
+        dx, dw, *rest = (next(gradients) if n else None for n in need)
     else:
         grads = mixed_mlps_backward(
             dy, x, token, expert, weight, up, gate, down, z, g, ctx.act, need

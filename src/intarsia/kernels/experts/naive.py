@@ -1,4 +1,4 @@
-"""The slow twins of the operations on experts, in torch's own operators."""
+"""The naive definitions of the operations on experts, in torch's own operators."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .acts import ACTS
 
 
 def mix_naive(x: Tensor, gates: Tensor, experts: Sequence[Callable[[Tensor], Tensor]]) -> Tensor:
-    """sum_e G_te expert_e(x_t), every expert on every row.  (T, d), gates: (T, E) -> (T, out)."""
+    """Compute sum_e G_te expert_e(x_t), every expert on every row.  (T, d), (T, E) -> (T, out)."""
     return torch.stack([gates[:, e, None] * f(x) for e, f in enumerate(experts)]).sum(0)
 
 
@@ -25,7 +25,7 @@ def mlps_naive(
     down: Tensor,
     act: str,
 ) -> Tensor:
-    """`mixed_mlps`, expert by expert."""
+    """Compute `mixed_mlps` expert by expert, without what it keeps for the backward."""
     y = x.new_zeros(len(x), down.shape[1], dtype=torch.promote_types(x.dtype, weight.dtype))
     f = ACTS[act].forward
     for e in range(len(up)):
@@ -33,6 +33,6 @@ def mlps_naive(
         rows = x[token[pairs]]
         z = rows @ up[e].t()
         hidden = f(z) if gate is None else f(rows @ gate[e].t()) * z
-        made = (hidden @ down[e].t()) * weight[pairs, None]
-        y = y.index_add(0, token[pairs], made.to(y.dtype))
+        outputs = (hidden @ down[e].t()) * weight[pairs, None]
+        y = y.index_add(0, token[pairs], outputs.to(y.dtype))
     return y

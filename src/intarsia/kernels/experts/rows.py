@@ -16,7 +16,11 @@ Weighted = Callable[[Tensor, Tensor], Tensor]  # rows (M, d), weights (M,) -> we
 
 
 class Sorted(NamedTuple):
-    """Pairs by expert: expert (N,), rising; order (N,), where each stood; ends (E,) int32."""
+    """Pairs sorted by expert.
+
+    expert: (N,), rising; order: (N,), the place of each before; ends: (E,) int32, where the pairs
+    of each expert end.
+    """
 
     expert: Tensor
     order: Tensor
@@ -24,7 +28,7 @@ class Sorted(NamedTuple):
 
     @property
     def load(self) -> Tensor:
-        """How many pairs each expert has, (E,) int64."""
+        """The number of pairs of each expert, (E,) int64."""
         return self.ends.diff(prepend=self.ends.new_zeros(1)).long()
 
 
@@ -35,12 +39,12 @@ def by_expert(expert: Tensor, experts: int) -> Sorted:
 
 
 def ends_of(expert: Tensor, experts: int) -> Tensor:
-    """Where each expert's rows end.  expert: (N,), rising -> (E,) int32."""
-    every = torch.arange(experts, device=expert.device)
-    return torch.searchsorted(expert, every, right=True, out_int32=True)
+    """Return where each expert's rows end.  expert: (N,), rising -> (E,) int32."""
+    numbers = torch.arange(experts, device=expert.device)
+    return torch.searchsorted(expert, numbers, right=True, out_int32=True)
 
 
-class Take(torch.autograd.Function):
+class GatherRows(torch.autograd.Function):
     """x, and its rows at `token`.  A chain of these on x has one buffer for the gradient of x.
 
     Rows are taken when they are needed and are gone before the next ones, so that a large x is
@@ -72,9 +76,9 @@ class Slices:
     weights: tuple[Tensor, ...]
 
     def rows(self, x: Tensor) -> Iterator[Tensor]:
-        """Each expert's rows, one after the other.  (T, d) -> E times (M_e, d)."""
+        """Yield the rows of x of each expert, one after the other.  (T, d) -> E times (M_e, d)."""
         for token in self.tokens:
-            x, rows = Take.apply(x, token)
+            x, rows = GatherRows.apply(x, token)
             yield rows
 
     def add(self, y: Tensor, e: int, expert: Weighted, rows: Tensor) -> None:
@@ -82,11 +86,11 @@ class Slices:
         y.index_add_(0, self.tokens[e], expert(rows, self.weights[e]).to(y.dtype))
 
     def idle(self, tokens: int) -> Tensor | slice:
-        """The tokens that have no expert.  Returns (n,) int64."""
-        seen = torch.zeros(tokens, dtype=torch.bool, device=self.tokens[0].device)
+        """Return the tokens that have no expert, (n,) int64."""
+        has_expert = torch.zeros(tokens, dtype=torch.bool, device=self.tokens[0].device)
         for token in self.tokens:
-            seen[token] = True
-        return seen.logical_not().nonzero()[:, 0]
+            has_expert[token] = True
+        return has_expert.logical_not().nonzero()[:, 0]
 
 
 @dataclass(frozen=True)
@@ -105,15 +109,20 @@ class AllTokens:
         y.add_(expert(rows, self.weights[e]).to(y.dtype))
 
     def idle(self, tokens: int) -> Tensor | slice:
-        """All tokens: which of them have no expert is not known."""
+        """Return all tokens, since a graph does not know which of them have no expert."""
         return slice(None)
 
 
-Dealt = Slices | AllTokens
+PairsByExpert = Slices | AllTokens
 
 
-def deal(token: Tensor, expert: Tensor, weight: Tensor, tokens: int, experts: int) -> Dealt:
-    """The pairs of tokens and experts, (N,) of each, as the experts take them."""
+def group_pairs(
+    token: Tensor, expert: Tensor, weight: Tensor, tokens: int, experts: int
+) -> PairsByExpert:
+    """Group the pairs by expert; in a graph, give each expert all tokens.
+
+    token, expert, weight: (N,), of each pair; tokens: T, experts: E.
+    """
     if token.is_meta or torch.compiler.is_compiling():
         gates = weight.new_zeros(tokens * experts).index_add(0, token * experts + expert, weight)
         return AllTokens(gates.view(tokens, experts).unbind(1))
@@ -122,12 +131,13 @@ def deal(token: Tensor, expert: Tensor, weight: Tensor, tokens: int, experts: in
     return Slices(token[pairs.order].split(sizes), weight[pairs.order].split(sizes))
 
 
-def add_mix(dealt: Dealt, x: Tensor, *into: tuple[Tensor, Sequence[Weighted]]) -> None:
-    """y_t + sum_e G_te expert_e(x_t), in place, for each (y, experts).  x: (T, d), y: (T, out).
+def add_mix(pairs: PairsByExpert, x: Tensor, *into: tuple[Tensor, Sequence[Weighted]]) -> None:
+    """Add sum_e G_te expert_e(x_t) to y_t, in place, for each (y, experts) in `into`.
 
-    Expert by expert, so that what is computed stays in a processor's cache. One without rows is
-    called too: its gradient is then 0, and data-parallel ranks do not wait for it.
+    pairs: as of `group_pairs`; x: (T, d), y: (T, out).  Expert by expert, so that what is computed
+    stays in a processor's cache. One without rows is called too: its gradient is then 0, and
+    data-parallel ranks do not wait for it.
     """
-    for e, rows in enumerate(dealt.rows(x)):
+    for e, rows in enumerate(pairs.rows(x)):
         for y, experts in into:
-            dealt.add(y, e, experts[e], rows)
+            pairs.add(y, e, experts[e], rows)

@@ -28,7 +28,10 @@ class Segments:
 
     @classmethod
     def of(cls, token: Tensor, expert: Tensor, tokens: int, length: int) -> Segments:
-        """token, expert: (N,) of each pair; tokens: B times `length`, in the order of sequences."""
+        """Sort pairs into segments.
+
+        token, expert: (N,), of each pair; tokens: B times `length`, in the order of sequences.
+        """
         order = (expert * tokens + token).argsort()
         token, expert = token[order], expert[order]
         of_each = torch.div(token, max(1, length), rounding_mode="floor")  # its sequence
@@ -44,27 +47,27 @@ class Segments:
 
     @property
     def expert(self) -> Tensor:
-        """(N,), rising."""
+        """The expert of each pair, (N,), rising."""
         return self.owner[self.row]
 
     @property
     def even(self) -> bool:
-        """Whether all segments have one length, so that no place is empty."""
+        """True if all segments have one length, so that no place is empty."""
         return len(self.token) == len(self.count) * self.longest
 
     def pad(self, x: Tensor, fill: float | bool = 0) -> Tensor:
-        """Pairs in the places of their segments.  (N, ...) -> (S, n, ...), `fill` elsewhere."""
+        """Move pairs to the places of their segments.  (N, ...) -> (S, n, ...), `fill` between."""
         shape = (len(self.count), self.longest, *x.shape[1:])
         if self.even:
             return x.view(shape)
         return x.new_full(shape, fill).index_put((self.row, self.place), x)
 
     def unpad(self, x: Tensor) -> Tensor:
-        """Back to pairs.  (S, n, ...) -> (N, ...)."""
+        """Move segments back to pairs.  (S, n, ...) -> (N, ...)."""
         return x.flatten(0, 1) if self.even else x[self.row, self.place]
 
     def keys(self) -> Tensor | None:
-        """Which places of a segment have a pair, (S, 1, 1, n) bool; None where all have."""
+        """Return the mask of the places that have a pair, (S, 1, 1, n) bool; None = all have."""
         if self.even:
             return None
         places = torch.arange(self.longest, device=self.count.device)

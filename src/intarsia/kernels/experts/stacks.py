@@ -8,11 +8,11 @@ FUSED = ("gate_up_proj", "up_proj", "down_proj")  # names of transformers' exper
 
 
 def stacked_matrices(module: nn.Module) -> dict[str, bool]:
-    """The stacks (E, out, in) of a module by name, and whether each is stored as (E, in, out).
+    """Return the stacks (E, out, in) of a module: name -> True if stored as (E, in, out).
 
     Known are modules that name them in `matrices`, and the fused experts of transformers.
     """
     turned = getattr(module, "is_transposed", None)
     names = getattr(module, "matrices", () if turned is None else FUSED)
-    own = module._parameters
-    return {n: bool(turned) for n in names if (w := own.get(n)) is not None and w.dim() == 3}
+    parameters = module._parameters
+    return {n: bool(turned) for n in names if (w := parameters.get(n)) is not None and w.dim() == 3}

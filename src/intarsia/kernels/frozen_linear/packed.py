@@ -12,7 +12,7 @@ OPS: Any = torch.ops.mkldnn  # those that torch.compile calls for a frozen model
 
 
 def packs(weight: Tensor) -> bool:
-    """Whether a weight (out, in) can be packed on this machine, by this torch."""
+    """Return True if a weight (out, in) can be packed on this machine, by this torch."""
     if weight.device.type != "cpu" or weight.dtype != BF16 or weight.dim() != 2:
         return False
     names = ("_reorder_linear_weight", "_linear_pointwise", "_is_mkldnn_bf16_supported")
@@ -45,6 +45,7 @@ class Packed:
 
 
 def _product(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply x by a packed weight, with oneDNN."""
     return OPS._linear_pointwise(x.contiguous(), packed, bias, "none", [], "")
 
 

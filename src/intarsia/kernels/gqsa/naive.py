@@ -1,4 +1,4 @@
-"""The definition, in torch: the twin of kernels/native/gqsa.c, and the grid of its weights."""
+"""The definition of kernels/native/gqsa.c in torch, and the grid of its weights."""
 
 from __future__ import annotations
 
@@ -9,40 +9,43 @@ LEAST = torch.finfo(torch.bfloat16).tiny
 
 
 def affine(groups: Tensor, bits: int, symmetric: bool = False) -> tuple[Tensor, Tensor]:
-    """Scale s and zero z of each group: s = (max - min) / (2^b - 1), z = round(-min / s).
+    """Return scale s and zero z of each group: s = (max - min) / (2^b - 1), z = round(-min / s).
 
     0 lies between min and max, so that it has a code of its own and z is one of them; s is rounded
     to bfloat16 before z is chosen.  symmetric: z = 2^(b-1), s = max |w| / (z - 1/2), as
     compressed-tensors has it.  groups: (..., G) -> float32 (...), (...).
     """
     low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
-    most = 2**bits - 1
+    largest = 2**bits - 1
     span = 2 * torch.maximum(-low, high) if symmetric else high - low
-    scale = (span / most).bfloat16().float()
+    scale = (span / largest).bfloat16().float()
     scale = scale.where(scale >= LEAST, 0.0)  # no group has a scale that cannot be divided by
     if symmetric:
         return scale, torch.full_like(scale, 2 ** (bits - 1))
-    zero = (-low / scale.where(scale > 0, 1.0)).round().clamp(0, most)
+    zero = (-low / scale.where(scale > 0, 1.0)).round().clamp(0, largest)
     return scale, zero.where(scale > 0, 0.0)
 
 
 def codes_of(weight: Tensor, scale: Tensor, zero: Tensor, bits: int) -> Tensor:
-    """q = clamp(round(w / s) + z, 0, 2^b - 1), float; z where s is 0."""
+    """Return q = clamp(round(w / s) + z, 0, 2^b - 1) in float; z where s is 0."""
     steps = (weight / scale.where(scale > 0, 1.0)).round().where(scale > 0, 0.0)
     return (steps + zero).clamp(0, 2**bits - 1)
 
 
 def spread(groups: Tensor, offsets: Tensor, columns: Tensor, across: int) -> Tensor:
-    """Kept groups at their places in rows of zeros.  (K, G), (R + 1,), (K,) -> (R, across G)."""
+    """Put kept groups (K, G) at their places in rows of zeros.  Returns (R, across G).
+
+    offsets: (R + 1,), where each row's groups begin; columns: (K,), their places in the row.
+    """
     counts = offsets.long().diff()
     row = torch.arange(len(counts), device=groups.device).repeat_interleave(counts)
-    whole = groups.new_zeros(len(counts), across, groups.shape[1])
-    whole[row, columns.long()] = groups
-    return whole.flatten(1)
+    dense = groups.new_zeros(len(counts), across, groups.shape[1])
+    dense[row, columns.long()] = groups
+    return dense.flatten(1)
 
 
 def rounded(x: Tensor, group: int) -> Tensor:
-    """x as int8 with a scale for each group: x^ = t round(x / t), t = max |x| / 127.  (..., in)."""
+    """Round x as int8, a scale for each group: t round(x / t), t = max |x| / 127.  (..., in)."""
     parts = x.unflatten(-1, (-1, group))
     step = parts.abs().amax(-1, keepdim=True) / 127
     codes = (parts / step.where(step > 0, 1.0)).round()
@@ -58,7 +61,7 @@ def gqsa(
     zeros: Tensor,
     integers: bool = False,
 ) -> Tensor:
-    """y_r = sum_g s_g sum_j (q_gj - z_g) x_j over the kept groups g of row r.
+    """Return y_r = sum_g s_g sum_j (q_gj - z_g) x_j over the kept groups g of row r.
 
     x: (N, 16 C) float32; offsets: (R + 1,) int32, columns: (K,) uint16; codes: (8 K,) uint8, the
     even weight in the low nibble; scales: (K,) bfloat16; zeros: (ceil(K / 2),) uint8 in nibbles.
@@ -67,6 +70,6 @@ def gqsa(
     pairs = codes.view(-1, 8)
     q = torch.stack([pairs & 15, pairs >> 4], -1).flatten(1).float()  # (K, 16)
     z = torch.stack([zeros & 15, zeros >> 4], -1).flatten()[: len(q)].float()
-    kept = (q - z[:, None]) * scales.float()[:, None]
-    given = rounded(x, 16) if integers else x
-    return given @ spread(kept, offsets, columns, x.shape[1] // 16).T
+    groups = (q - z[:, None]) * scales.float()[:, None]
+    inputs = rounded(x, 16) if integers else x
+    return inputs @ spread(groups, offsets, columns, x.shape[1] // 16).T

@@ -30,7 +30,7 @@ def gqsa(
     zeros: Tensor,
     integers: bool = False,
 ) -> Tensor:
-    """As `naive.gqsa`, by the kernel where there is one; no gradient.
+    """Compute `naive.gqsa` by the kernel where there is one; no gradient.
 
     Raises: ShapeError for groups outside x, rows that do not rise, tensors of other types or sizes.
     """
@@ -40,8 +40,8 @@ def gqsa(
     return _operator()(x, offsets, columns, codes, scales, zeros, integers)
 
 
-def bound(parts: tuple[Tensor, ...], width: int, integers: bool, most: int) -> Bound | None:
-    """`gqsa` of a weight that stays, for up to `most` rows; None where there is no kernel.
+def bound(parts: tuple[Tensor, ...], width: int, integers: bool, max_rows: int) -> Bound | None:
+    """Return `gqsa` of a fixed weight for up to `max_rows` rows; None without a kernel.
 
     parts: offsets, columns, codes, scales, zeros; width: of the weight, whose last group may be
     shorter.
@@ -50,11 +50,11 @@ def bound(parts: tuple[Tensor, ...], width: int, integers: bool, most: int) -> B
         return None
     rows, groups = len(parts[0]) - 1, len(parts[1])
     check(torch.empty(0, -(-width // 16) * 16), parts[0], *parts[1:])
-    return Bound.of("gqsa", (rows, width), (groups, integers), parts, most)
+    return Bound.of("gqsa", (rows, width), (groups, integers), parts, max_rows)
 
 
 def check(x: Tensor, offsets: Tensor, *parts: Tensor) -> None:
-    """Raises: ShapeError for tensors that a kernel may not be given."""
+    """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses."""
     count = len(parts[0])
     types = tuple(t.dtype for t in (x, offsets, *parts))
     sizes = [tuple(t.shape) for t in parts]
@@ -67,6 +67,7 @@ def check(x: Tensor, offsets: Tensor, *parts: Tensor) -> None:
 
 @functools.cache
 def _operator() -> Any:
+    """Register the kernel as an operator of torch, once."""
     return operator(SCHEMA, _run, _shapes)
 
 
@@ -79,17 +80,18 @@ def _run(
     zeros: Tensor,
     integers: bool,
 ) -> Tensor:
+    """Call the kernel.  Raises: ShapeError for groups outside x."""
     call = function("intarsia_gqsa", *TYPES)
     assert call is not None
     rows, groups = len(offsets) - 1, len(columns)
     parts = (offsets, columns, codes, scales, zeros)
     x, *parts = (t.contiguous() for t in (x, *parts))
     y = x.new_empty(len(x), rows)
-    where = [t.data_ptr() for t in parts]
+    addresses = [t.data_ptr() for t in parts]
     across = x.shape[1] // 16
     threads = torch.get_num_threads()
     sizes = len(x), across
-    fault = call(x.data_ptr(), y.data_ptr(), *sizes, *where, rows, groups, integers, threads)
+    fault = call(x.data_ptr(), y.data_ptr(), *sizes, *addresses, rows, groups, integers, threads)
     if fault:
         want, fix = f"groups below {across}, rows one after the other", "Copy the file again."
         raise ShapeError("row of groups", got=f"row {fault - 1}", want=want, fix=fix)

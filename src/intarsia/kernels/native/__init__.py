@@ -1,7 +1,8 @@
-"""The kernels written in C: compiled at first use, checked, loaded, registered; and the floors.
+"""The kernels written in C: compiled at first use, checked, loaded, registered.
 
-One file for each format, all in one shared library. building.py: compiler, cache. loading.py: which
-build, its functions. registering.py: operators of torch. floor.py: what this machine can do.
+One file for each format, all in one shared library. building.py: compiler, cache. loading.py: the
+build and its functions. registering.py: operators of torch. floor.py: this machine's bandwidth and
+peak.
 """
 
 from .bound import MANY as MANY

@@ -1,4 +1,4 @@
-"""The product of a weight that stays, as numbers that native/products.c reads."""
+"""The product of a fixed weight, as numbers that native/products.c reads."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ TYPES = (c_void_p, c_void_p, c_void_p, c_int64, c_int)
 class Bound:
     """x -> x W^T of a stored weight, outside torch's dispatcher: no gradient, no tracing.
 
-    numbers: (n,) int64, what `intarsia_product` reads.  held: the tensors of which they have
-    addresses.  sides: (out, in).  most: rows of x up to which this is faster than decoding.
+    numbers: (n,) int64, what `intarsia_product` reads.  tensors: those tensors of which they have
+    addresses.  sides: (out, in).  max_rows: rows of x up to which this is faster than decoding.
     """
 
     call: Callable[..., int]
     numbers: Tensor
-    held: tuple[Tensor, ...]
+    tensors: tuple[Tensor, ...]
     sides: tuple[int, int]
-    most: int
+    max_rows: int
 
     @classmethod
     def of(
@@ -39,34 +39,35 @@ class Bound:
         sides: tuple[int, int],
         settings: Sequence[int],
         tensors: Sequence[Tensor | None],
-        most: int,
+        max_rows: int,
     ) -> Bound | None:
-        """Return the product of a format; None where there are no kernels for its tensors here.
+        """Return the product of a stored weight; None without a kernel for its tensors.
 
-        kind: of PRODUCTS.  settings, tensors: what its kernel wants, in the order of products.c.
+        kind: of PRODUCTS; sides: (out, in); settings, tensors: its kernel's, in the order of
+        products.c.
         """
-        held = tuple(t for t in tensors if t is not None)
+        present = tuple(t for t in tensors if t is not None)
         call = function("intarsia_product", *TYPES)
-        if call is None or not all(t.is_contiguous() and t.device.type == "cpu" for t in held):
+        if call is None or not all(t.is_contiguous() and t.device.type == "cpu" for t in present):
             return None
         places = [0 if t is None else t.data_ptr() for t in tensors]
         numbers = torch.tensor([PRODUCTS.index(kind), *sides, *settings, *places])
-        return cls(call, numbers, held, sides, most)
+        return cls(call, numbers, present, sides, max_rows)
 
     def takes(self, x: Tensor) -> bool:
-        """Return whether this x may be given."""
+        """Return True if the kernel can multiply this x; otherwise decode the weight."""
         return (
             type(x) is Tensor
             and (x.dtype is torch.float32 or x.dtype in HALVES)
             and x.shape[-1] == self.sides[1]
-            and 0 < x.numel() <= self.most * self.sides[1]
+            and 0 < x.numel() <= self.max_rows * self.sides[1]
             and not (x.requires_grad and torch.is_grad_enabled())
             and x.is_cpu
             and not torch.compiler.is_compiling()
         )
 
     def __call__(self, x: Tensor) -> Tensor:
-        """(..., in) -> (..., out), in x's type.  Raises: ShapeError for a damaged weight."""
+        """Compute x W^T in x's dtype, (..., out).  Raises: ShapeError for a damaged weight."""
         rows = x.float().contiguous()
         y = rows.new_empty((*x.shape[:-1], self.sides[0]))
         count, threads = x.numel() // self.sides[1], torch.get_num_threads()

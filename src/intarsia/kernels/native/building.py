@@ -35,60 +35,60 @@ SECONDS = 300  # for a compiler
 
 
 class BuildFailed(Exception):
-    """Why there are no kernels, in one line."""
+    """The reason why there are no kernels, in one line."""
 
 
 def compilers() -> Iterator[tuple[str, ...]]:
-    """The commands that compile C here: $CC, cc, gcc, clang, the `ziglang` package."""
-    if given := shlex.split(os.environ.get("CC", "")):
-        yield tuple(given)
-    yield from ((found,) for name in ("cc", "gcc", "clang") if (found := shutil.which(name)))
+    """Yield the commands that compile C here: $CC, cc, gcc, clang, the `ziglang` package."""
+    if command := shlex.split(os.environ.get("CC", "")):
+        yield tuple(command)
+    yield from ((path,) for name in ("cc", "gcc", "clang") if (path := shutil.which(name)))
     if importlib.util.find_spec("ziglang") is not None:
         yield (sys.executable, "-m", "ziglang", "cc")
 
 
 @functools.cache
 def compiler() -> tuple[tuple[str, ...], str]:
-    """The first of `compilers` that runs, and the first line of its version.
+    """Return the first of `compilers` that runs, and the first line of its version.
 
     Raises: BuildFailed if none does.
     """
     for command in compilers():
         try:
-            found = subprocess.run([*command, "--version"], capture_output=True, timeout=SECONDS)
+            process = subprocess.run([*command, "--version"], capture_output=True, timeout=SECONDS)
         except (OSError, subprocess.SubprocessError):
             continue
-        if found.returncode == 0:
-            return command, found.stdout.decode(errors="replace").partition("\n")[0]
+        if process.returncode == 0:
+            return command, process.stdout.decode(errors="replace").partition("\n")[0]
     raise BuildFailed("no C compiler: install gcc or clang, or pip install 'intarsia[compiler]'")
 
 
 def flags(kind: str) -> tuple[str, ...]:
-    """What a kind of build is compiled with."""
-    about = ABOUT[kind]
+    """Return the compiler's flags for a kind of build."""
+    target_flags = ABOUT[kind]
     if kind == "native" and platform.machine().lower() not in ("x86_64", "amd64"):
-        about = ("-mcpu=native",)
-    return (*FLAGS, *about, *SHARED)
+        target_flags = ("-mcpu=native",)
+    return (*FLAGS, *target_flags, *SHARED)
 
 
 @functools.cache
 def processor() -> str:
-    """What `-march=native` depends on: the processor's flags, or its name."""
+    """Return the processor's flags, or its name, on which `-march=native` depends."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         lines = []
-    found = [line for line in lines if line.startswith(("flags", "Features", "model name"))]
-    return "\n".join(sorted(set(found))) or platform.processor() or platform.machine()
+    matching = [line for line in lines if line.startswith(("flags", "Features", "model name"))]
+    return "\n".join(sorted(set(matching))) or platform.processor() or platform.machine()
 
 
 def sources() -> Sequence[Path]:
-    """All C of this folder, headers included."""
+    """Return all C files of this folder, headers included."""
     return sorted([*SOURCES.glob("*.c"), *SOURCES.glob("*.h")])
 
 
 def key(kind: str) -> str:
-    """SHA-256 of sources, flags, compiler and processor."""
+    """Return the SHA-256 of sources, flags, compiler and processor, which names a build."""
     digest = hashlib.sha256()
     command, version = compiler()
     of_kind = (*flags(kind), *command, version, platform.machine(), processor())
@@ -100,13 +100,13 @@ def key(kind: str) -> str:
 
 
 def folder() -> Path:
-    """Where built kernels are kept: `$INTARSIA_KERNELS`, or `kernels` in the user's cache.
+    """Return the folder of built kernels: `$INTARSIA_KERNELS`, or `kernels` in the user's cache.
 
     It never comes from a model's folder. It is made with mode 700.
     Raises: ConfigError for a folder that another user owns or can write to.
     """
-    given = os.environ.get("INTARSIA_KERNELS")
-    place = Path(given) if given else Path(platformdirs.user_cache_dir("intarsia")) / "kernels"
+    setting = os.environ.get("INTARSIA_KERNELS")
+    place = Path(setting) if setting else Path(platformdirs.user_cache_dir("intarsia")) / "kernels"
     place = place.expanduser().absolute()
     place.mkdir(parents=True, exist_ok=True, mode=0o700)
     check_private(place)
@@ -114,37 +114,39 @@ def folder() -> Path:
 
 
 def check_private(place: Path) -> None:
-    """Raises: ConfigError if anybody else could put a file into a folder, or another in its place.
+    """Raise ConfigError if anybody else could write into a folder, or replace it.
 
     The folder is ours and only ours to write; others may write to no folder above it, except where
     they cannot rename what is not theirs (/tmp).
     """
-    found = place.lstat()
-    ours = not hasattr(os, "getuid") or found.st_uid == os.getuid()
-    what, want = f"folder of kernels {str(place)!r}", "your own folder, that only you can write"
-    if not stat.S_ISDIR(found.st_mode) or not ours:
-        got = "a link or no folder" if ours else f"a folder of user {found.st_uid}"
+    # a loaded library runs as this user: nobody else may have written it
+    status = place.lstat()
+    ours = not hasattr(os, "getuid") or status.st_uid == os.getuid()
+    name, want = f"folder of kernels {str(place)!r}", "your own folder, that only you can write"
+    if not stat.S_ISDIR(status.st_mode) or not ours:
+        got = "a link or no folder" if ours else f"a folder of user {status.st_uid}"
         fix = "Set INTARSIA_KERNELS to a folder of yours."
-        raise ConfigError(what, got=got, want=want, fix=fix)
-    if os.name == "posix" and found.st_mode & 0o022:
-        got = f"mode {stat.S_IMODE(found.st_mode):o}, which others can write"
+        raise ConfigError(name, got=got, want=want, fix=fix)
+    if os.name == "posix" and status.st_mode & 0o022:
+        got = f"mode {stat.S_IMODE(status.st_mode):o}, which others can write"
         fix = f"Delete it, then: install -d -m 700 {place}"
-        raise ConfigError(what, got=got, want=want, fix=fix)
+        raise ConfigError(name, got=got, want=want, fix=fix)
     for above in place.resolve().parents if os.name == "posix" else ():
         mode = above.stat().st_mode
         if mode & 0o002 and not mode & stat.S_ISVTX:
             got, fix = f"{above} above it, which others can write", f"chmod o-w {above}"
-            raise ConfigError(what, got=got, want=want, fix=fix)
+            raise ConfigError(name, got=got, want=want, fix=fix)
 
 
 def build(kind: str) -> Path:
-    """The shared library of a kind of build, compiled if it is not there, whole and checked.
+    """Return the shared library of a kind of build, compiled unless an intact one is there.
 
     Raises: BuildFailed if it cannot be compiled; ConfigError as `folder`.
     """
     from filelock import FileLock
 
     target = folder() / f"{kind}-{key(kind)[:32]}.so"
+    # other processes may compile the same build: one does, the others wait
     with FileLock(target.with_suffix(".lock"), timeout=2 * SECONDS):
         if not intact(target):
             _compile(kind, target)
@@ -152,7 +154,7 @@ def build(kind: str) -> Path:
 
 
 def intact(target: Path) -> bool:
-    """Whether a built file is there and has the bytes that were written down beside it."""
+    """Return True if a built file is there with the SHA-256 that was stored beside it."""
     note = target.with_suffix(".sha256")
     try:
         return note.read_text().strip() == sha256(target)
@@ -161,22 +163,30 @@ def intact(target: Path) -> bool:
 
 
 def _compile(kind: str, target: Path) -> None:
+    """Compile into a scratch folder, then move library and SHA-256 to `target`.
+
+    Raises: BuildFailed with the compiler's first error.
+    """
     command, _ = compiler()
     with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
-        made = Path(scratch) / target.name
+        built = Path(scratch) / target.name
         inputs = [str(path) for path in sources() if path.suffix == ".c"]
-        line = [*command, *flags(kind), *inputs, "-o", str(made), "-lm"]
+        line = [*command, *flags(kind), *inputs, "-o", str(built), "-lm"]
         try:
-            done = subprocess.run(line, capture_output=True, timeout=SECONDS)
+            process = subprocess.run(line, capture_output=True, timeout=SECONDS)
         except (OSError, subprocess.SubprocessError) as error:
             raise BuildFailed(f"{command[0]}: {error}") from error
-        if done.returncode or not made.is_file():
-            told = [t for t in done.stderr.decode(errors="replace").splitlines() if t.strip()]
-            first = next((t for t in told if "error" in t), told[0] if told else "no message")
+        if process.returncode or not built.is_file():
+            messages = [
+                t for t in process.stderr.decode(errors="replace").splitlines() if t.strip()
+            ]
+            first = next(
+                (t for t in messages if "error" in t), messages[0] if messages else "no message"
+            )
             raise BuildFailed(f"{command[0]}: {first.strip()}")
-        sync(made)
+        sync(built)
         note = Path(scratch) / "note"
-        note.write_text(sha256(made) + "\n")
+        note.write_text(sha256(built) + "\n")
         target.with_suffix(".sha256").unlink(missing_ok=True)  # never a note of other bytes
-        os.replace(made, target)
+        os.replace(built, target)
         os.replace(note, target.with_suffix(".sha256"))

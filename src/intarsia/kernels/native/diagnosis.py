@@ -1,4 +1,4 @@
-"""What `intarsia doctor` says of the kernels."""
+"""The kernels' part of `intarsia doctor`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from . import building
 from .loading import instructions, kind, load, why
 
 
-def examined() -> dict[str, Any]:
-    """Compiler, build, folder, instruction set, and the kernels that run; nothing is raised."""
+def examine() -> dict[str, Any]:
+    """Return compiler, build, folder, instruction set and kernels; an error is a text in it."""
     try:
         command, version = building.compiler()
         compiler = f"{' '.join(command)}: {version}"

@@ -1,4 +1,4 @@
-"""What a kernel's number says."""
+"""Errors for the numbers that kernels return."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ NO_MEMORY = 2**63 - 1
 
 
 def refuse(fault: int) -> None:
-    """Raises: ShapeError for what a kernel found at a row, if it found something; MemoryError."""
+    """Raise the error of a kernel's number: 0 none, n ShapeError at row n - 1, or MemoryError."""
     if not fault:
         return
     if fault == NO_MEMORY:

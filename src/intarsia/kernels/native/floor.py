@@ -1,4 +1,4 @@
-"""What no kernel can pass on this machine: bytes read a second, and the peak of matrix products."""
+"""The roofline of this machine: bytes read a second, and the peak of matrix products."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SIDE = 1024
 
 @dataclass(frozen=True)
 class Floor:
-    """read: bytes/s from memory, matmul: FLOP/s by dtype, on so many threads."""
+    """The roofline: read, bytes/s from memory; matmul, FLOP/s by dtype; threads, of torch."""
 
     read: float
     matmul: Mapping[str, float]
@@ -26,22 +26,23 @@ class Floor:
 
 
 def cpu_seconds(call: Callable[[], object], repeats: int = 7) -> list[float]:
-    """The CPU time of each of some calls on one thread; the time that passed on several.
+    """Return the seconds of each of `repeats` calls, after one that is not counted.
 
-    CPU time, because others may use the machine, too; of several threads it would be their sum.
+    CPU time on one thread, because others may use the machine, too; wall time on several, whose CPU
+    times would add up.
     """
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     call()
-    found: list[float] = []
+    seconds: list[float] = []
     for _ in range(repeats):
         started = clock()
         call()
-        found.append(clock() - started)
-    return found
+        seconds.append(clock() - started)
+    return seconds
 
 
 def read_bandwidth(mebibytes: int = MEBIBYTES, repeats: int = 7) -> float:
-    """Bytes/s at which numbers are read that are in no cache; the median of the repeats."""
+    """Return the bytes/s at which numbers are read from memory, the median of the repeats."""
     numbers = torch.ones(mebibytes * 2**18)
     library, threads = load(), torch.get_num_threads()
     if library is None:  # torch adds them up at about the same speed
@@ -50,19 +51,19 @@ def read_bandwidth(mebibytes: int = MEBIBYTES, repeats: int = 7) -> float:
         read = library.intarsia_read_threads
         read.restype = ctypes.c_float
         read.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int)
-        where, count = numbers.data_ptr(), numbers.numel()
-        seconds = cpu_seconds(lambda: read(where, count, threads), repeats)
+        address, count = numbers.data_ptr(), numbers.numel()
+        seconds = cpu_seconds(lambda: read(address, count, threads), repeats)
     return numbers.nbytes / statistics.median(seconds)
 
 
 def matmul_peak(dtype: torch.dtype, side: int = SIDE, repeats: int = 5) -> float:
-    """FLOP/s of torch's product of two square matrices; the best of the repeats."""
+    """Return the FLOP/s of torch's product of two square matrices, the best of the repeats."""
     a, b = (torch.randn(side, side).to(dtype) for _ in range(2))
     return 2 * side**3 / min(cpu_seconds(lambda: a @ b, repeats))
 
 
 def measure() -> Floor:
-    """The floors, measured now, on torch's number of threads; about half a second."""
+    """Measure the roofline on torch's number of threads, in about half a second."""
     dtypes = {"fp32": torch.float32, "bf16": torch.bfloat16}
     peaks = {name: matmul_peak(dtype) for name, dtype in dtypes.items()}
     return Floor(read_bandwidth(), peaks, torch.get_num_threads())

@@ -1,4 +1,4 @@
-"""Load the built kernels, or none: their torch twins then do the work."""
+"""Load the built kernels, or none: their definitions in torch then do the work."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _forced: list[str] = []  # inside `using`
 
 
 def kind() -> str:
-    """Which build is used: "native", "avx2", "portable", or "off".
+    """Return the build that is used: "native", "avx2", "portable", or "off".
 
     `INTARSIA_NATIVE` says so at the start: 0 is off; not set, or 1, is native.
     """
@@ -30,15 +30,16 @@ def kind() -> str:
 
 @functools.cache
 def _of_environment() -> str:
-    said = os.environ.get("INTARSIA_NATIVE", "1").lower()
-    if said in ("0", "off", "no", "false"):
+    """Return the build that INTARSIA_NATIVE asks for."""
+    setting = os.environ.get("INTARSIA_NATIVE", "1").lower()
+    if setting in ("0", "off", "no", "false"):
         return "off"
-    return said if said in KINDS else "native"
+    return setting if setting in KINDS else "native"
 
 
 @contextmanager
 def using(which: str) -> Iterator[None]:
-    """Inside, this build is used: "native", "avx2", "portable", or "off"."""
+    """Use this build inside the `with` block: "native", "avx2", "portable", or "off"."""
     one_of("kernels", which, (*KINDS, "off"))
     _forced.append(which)
     try:
@@ -48,49 +49,50 @@ def using(which: str) -> Iterator[None]:
 
 
 def load() -> ctypes.CDLL | None:
-    """The kernels, compiled at first use; None where they are off or cannot be had.
+    """Return the kernels, compiled at first use; None where they are off or cannot be had.
 
-    Why they cannot be had is told once, in one line; `why` tells it again.
+    The reason is logged once, in one line; `why` returns it.
     """
     return _loaded(kind())[0]
 
 
 def why() -> str:
-    """Why there are no kernels; nothing if there are."""
+    """Return the reason why there are no kernels; an empty text if there are."""
     return _loaded(kind())[1]
 
 
 @functools.cache
 def _loaded(which: str) -> tuple[ctypes.CDLL | None, str]:
+    """Return the library of a build, or None and the reason."""
     if which == "off":
         return None, "INTARSIA_NATIVE=0"
     try:
         library = ctypes.CDLL(str(build(which)))
-        found = int(library.intarsia_abi())
-        if found != ABI:
-            raise BuildFailed(f"kernels of ABI {found}, not {ABI}")
+        abi = int(library.intarsia_abi())
+        if abi != ABI:
+            raise BuildFailed(f"kernels of ABI {abi}, not {ABI}")
     except (BuildFailed, ConfigError, OSError, AttributeError, TimeoutError) as error:
-        told = str(error)
-        LOG.warning("no native kernels, sparse products run dense: %s", told)
-        return None, told
+        reason = str(error)
+        LOG.warning("no native kernels, sparse products run dense: %s", reason)
+        return None, reason
     return library, ""
 
 
 def require() -> None:
-    """Raises: ConfigError where there are no kernels."""
+    """Raise ConfigError where there are no kernels."""
     if load() is None:
         fix = "Install gcc or clang, or pip install 'intarsia[compiler]'."
         raise ConfigError("kernels", got=why(), want="compiled ones", fix=fix)
 
 
 def instructions() -> str:
-    """What the kernels were compiled for, in words."""
+    """Name the instruction set that the kernels were compiled for."""
     library = load()
     return "none" if library is None else INSTRUCTIONS[library.intarsia_instructions()]
 
 
 def function(name: str, *arguments: Any) -> Callable[..., int] | None:
-    """A kernel by its C name, which returns a number; None where there are no kernels.
+    """Return a kernel by its C name, a function that returns an integer; None without kernels.
 
     arguments: ctypes types; `ctypes.c_void_p` takes a tensor's data_ptr().
     """
@@ -102,6 +104,6 @@ def _function(which: str, name: str, arguments: tuple[Any, ...]) -> Callable[...
     library, _ = _loaded(which)
     if library is None:
         return None
-    found = getattr(library, name)
-    found.argtypes, found.restype = arguments, ctypes.c_int64
-    return found
+    kernel = getattr(library, name)
+    kernel.argtypes, kernel.restype = arguments, ctypes.c_int64
+    return kernel

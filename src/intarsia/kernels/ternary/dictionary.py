@@ -41,63 +41,65 @@ class Dictionary:
 
 @lru_cache(maxsize=4)
 def dictionary(zeros: float = 0.885) -> Dictionary:
-    """The words for digits that are 0 with probability `zeros`, and 1 or 2 alike otherwise.
+    """Return the words for digits that are 0 with probability `zeros`, else 1 or 2 alike.
 
     A word of n pairs with k digits that are not 0 has probability p0^(2n - k) ((1 - p0) / 2)^k.
     Ordered by (-probability, word), words digit by digit. Built once in a process, in 0.3 s.
     """
     words: list[tuple[int, ...]] = []
-    for pairs, others in _classes(zeros):
-        left = WORDS - len(words)
-        if not left:
+    # take the most probable classes whole, and the last one in the order of its words
+    for pairs, nonzeros in _classes(zeros):
+        room = WORDS - len(words)
+        if not room:
             break
-        if math.comb(2 * pairs, others) * 2**others <= left:
-            words += sorted(_of_class(pairs, others))
+        if math.comb(2 * pairs, nonzeros) * 2**nonzeros <= room:
+            words += sorted(_of_class(pairs, nonzeros))
         else:  # far more than are wanted: one after the other
-            words += itertools.islice(_in_order(2 * pairs, others), left)
+            words += itertools.islice(_in_order(2 * pairs, nonzeros), room)
     digits = np.zeros((WORDS, DIGITS), np.uint8)
     lengths = np.array([len(word) for word in words], np.int64)
     code = {word: number for number, word in enumerate(words)}
     following = np.full((WORDS + 1, 9), -1, np.int64)
+    # a word is found by its beginning and its last pair of digits
     for number, word in enumerate(words):
         digits[number, : len(word)] = word
-        *start, one, two = word
-        following[code[tuple(start)] if start else ROOT, 3 * one + two] = number
+        *start, a, b = word
+        following[code[tuple(start)] if start else ROOT, 3 * a + b] = number
     place = np.arange(16, dtype=np.uint64) * 2
     wide = digits.astype(np.uint64)
     first = (wide[:, :16] << place).sum(1)
-    then = (wide[:, 16:] << place[:12]).sum(1) | lengths.astype(np.uint64) << np.uint64(24)
-    table = np.stack([first, then], 1).astype(np.uint32).view(np.int32)
+    second = (wide[:, 16:] << place[:12]).sum(1) | lengths.astype(np.uint64) << np.uint64(24)
+    table = np.stack([first, second], 1).astype(np.uint32).view(np.int32)
     parts = (torch.from_numpy(part) for part in (digits, lengths, following, table))
     return Dictionary(*parts)
 
 
 def _classes(zeros: float) -> list[tuple[int, int]]:
-    """(pairs, digits that are not 0) of all words, the most probable first."""
+    """Return (pairs, digits that are not 0) of all classes of words, most probable first."""
 
-    def log(pairs: int, others: int) -> float:
-        return (2 * pairs - others) * math.log(zeros) + others * math.log((1 - zeros) / 2)
+    def log(pairs: int, nonzeros: int) -> float:
+        return (2 * pairs - nonzeros) * math.log(zeros) + nonzeros * math.log((1 - zeros) / 2)
 
-    every = [(n, k) for n in range(1, PAIRS + 1) for k in range(2 * n + 1)]
-    return sorted(every, key=lambda c: (-log(*c), c))
+    classes = [(n, k) for n in range(1, PAIRS + 1) for k in range(2 * n + 1)]
+    return sorted(classes, key=lambda c: (-log(*c), c))
 
 
-def _of_class(pairs: int, others: int) -> Iterator[tuple[int, ...]]:
-    """Every word of so many pairs with so many digits that are not 0."""
-    for places in itertools.combinations(range(2 * pairs), others):
-        for values in itertools.product((1, 2), repeat=others):
+def _of_class(pairs: int, nonzeros: int) -> Iterator[tuple[int, ...]]:
+    """Yield every word of so many pairs with so many digits that are not 0."""
+    for places in itertools.combinations(range(2 * pairs), nonzeros):
+        for values in itertools.product((1, 2), repeat=nonzeros):
             word = [0] * (2 * pairs)
             for place, value in zip(places, values, strict=True):
                 word[place] = value
             yield tuple(word)
 
 
-def _in_order(count: int, others: int) -> Iterator[tuple[int, ...]]:
-    """The same of `count` digits, in order."""
+def _in_order(count: int, nonzeros: int) -> Iterator[tuple[int, ...]]:
+    """Yield the words of `count` digits with so many that are not 0, in order."""
     if not count:
         yield ()
         return
     for digit in range(3):
-        left = others - (digit > 0)
-        if 0 <= left < count:
-            yield from ((digit, *rest) for rest in _in_order(count - 1, left))
+        remaining = nonzeros - (digit > 0)
+        if 0 <= remaining < count:
+            yield from ((digit, *rest) for rest in _in_order(count - 1, remaining))

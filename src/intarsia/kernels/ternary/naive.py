@@ -1,4 +1,4 @@
-"""The definition, in torch: the twin of kernels/native/ternary.c, and the coder."""
+"""The definition of kernels/native/ternary.c in torch, and the coder."""
 
 from __future__ import annotations
 
@@ -8,42 +8,43 @@ from torch import Tensor
 from .dictionary import DIGITS, ROOT, Dictionary
 
 
-def words_of(digits: Tensor, of: Dictionary) -> tuple[Tensor, Tensor]:
-    """Each row as the longest words that match, one after the other.
+def words_of(digits: Tensor, words: Dictionary) -> tuple[Tensor, Tensor]:
+    """Code each row as the longest words that match, one after the other.
 
     digits: (R, 2 n) uint8, each 0, 1 or 2 -> codes (N,) uint16, row by row, and where each row's
-    begin, (R + 1,) int64. All rows are walked at once, a pair at a time.
+    begin, (R + 1,) int64. All rows are coded at once, a pair at a time.
     """
     rows, width = digits.shape
     pairs = digits[:, 0::2].long() * 3 + digits[:, 1::2].long()  # (R, n)
     word = torch.full((rows,), ROOT)
     ended = torch.full((rows, width // 2 + 1), -1)  # the word that ends before this pair
     for place in range(width // 2):
+        # greedy: follow the dictionary while there is a longer word, else end this one
         symbol = pairs[:, place]
-        longer = of.next[word, symbol]
+        longer = words.next[word, symbol]
         ends = longer < 0
         ended[:, place] = word.where(ends, -1)
-        word = longer.where(~ends, of.next[ROOT, symbol])
+        word = longer.where(~ends, words.next[ROOT, symbol])
     ended[:, -1] = word if width else -1
-    there = ended >= 0
-    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), there.sum(1).cumsum(0)])
-    return ended[there].to(torch.uint16), offsets
+    complete = ended >= 0
+    offsets = torch.cat([torch.zeros(1, dtype=torch.int64), complete.sum(1).cumsum(0)])
+    return ended[complete].to(torch.uint16), offsets
 
 
-def digits_of(codes: Tensor, of: Dictionary) -> Tensor:
-    """The digits of words, one after the other.  (N,) uint16 -> (sum of lengths,) uint8."""
-    chosen = codes.long()
-    there = torch.arange(DIGITS) < of.lengths[chosen][:, None]
-    return of.digits[chosen][there]
+def digits_of(codes: Tensor, words: Dictionary) -> Tensor:
+    """Return the digits of words, one after the other.  (N,) uint16 -> (sum of lengths,) uint8."""
+    numbers = codes.long()
+    within = torch.arange(DIGITS) < words.lengths[numbers][:, None]
+    return words.digits[numbers][within]
 
 
-def ternary(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, of: Dictionary) -> Tensor:
-    """y_r = sum_j w_rj x_j, w_rj = 0, min_r or max_r for the digits 0, 1, 2.
+def ternary(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, words: Dictionary) -> Tensor:
+    """Return y_r = sum_j w_rj x_j, w_rj = 0, min_r or max_r for the digits 0, 1, 2.
 
     x: (N, in), in even; codes: (K,) uint16; offsets: (R + 1,) int64; levels: (R, 2) bfloat16, min
     and max.  -> (N, R)
     """
     rows = len(levels)
-    digits = digits_of(codes, of).view(rows, x.shape[1]).long()
+    digits = digits_of(codes, words).view(rows, x.shape[1]).long()
     level = torch.cat([levels.new_zeros(rows, 1), levels], 1).float()
     return x @ level.gather(1, digits).T

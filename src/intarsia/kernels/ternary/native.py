@@ -19,20 +19,20 @@ TYPES = (c_void_p, c_void_p, c_int64, c_int64, *[c_void_p] * 4, c_int64, c_int64
 BEHIND = 32  # numbers behind x that the kernel may read
 
 
-def ternary(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, of: Dictionary) -> Tensor:
-    """As `naive.ternary`, by the kernel where there is one; x float32; no gradient.
+def ternary(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, words: Dictionary) -> Tensor:
+    """Compute `naive.ternary` by the kernel where there is one; x float32; no gradient.
 
     An infinite input may give NaN where a dense product gives infinity: 0 times it is added.
     Raises: ShapeError for words that do not fill their row, and tensors of other types or sizes.
     """
     check(x, codes, offsets, levels)
     if load() is None:
-        return naive(x, codes, offsets, levels, of)
-    return _operator()(x, codes, offsets, levels, of.table)
+        return naive(x, codes, offsets, levels, words)
+    return _operator()(x, codes, offsets, levels, words.table)
 
 
-def bound(parts: tuple[Tensor, ...], width: int, of: Dictionary, most: int) -> Bound | None:
-    """`ternary` of a weight that stays, for up to `most` rows; None where there is no kernel.
+def bound(parts: tuple[Tensor, ...], width: int, words: Dictionary, max_rows: int) -> Bound | None:
+    """Return `ternary` of a fixed weight for up to `max_rows` rows; None without a kernel.
 
     parts: codes, offsets, levels.
     """
@@ -40,12 +40,12 @@ def bound(parts: tuple[Tensor, ...], width: int, of: Dictionary, most: int) -> B
         return None
     codes, offsets, levels = parts
     check(torch.empty(0, width + width % 2), codes, offsets, levels)
-    tensors = (codes, offsets, of.table, levels)
-    return Bound.of("ternary", (len(levels), width), (len(codes),), tensors, most)
+    tensors = (codes, offsets, words.table, levels)
+    return Bound.of("ternary", (len(levels), width), (len(codes),), tensors, max_rows)
 
 
 def check(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor) -> None:
-    """Raises: ShapeError for tensors that a kernel may not be given."""
+    """Raise ShapeError for tensors that a kernel may not be given: it trusts their addresses."""
     rows = len(levels)
     types = (t.dtype for t in (x, codes, offsets, levels))
     fits = tuple(types) == (torch.float32, torch.uint16, torch.int64, torch.bfloat16)
@@ -58,10 +58,12 @@ def check(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor) -> None:
 
 @functools.cache
 def _operator() -> Any:
+    """Register the kernel as an operator of torch, once."""
     return operator(SCHEMA, _run, _shapes)
 
 
 def _run(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, table: Tensor) -> Tensor:
+    """Call the kernel.  Raises: ShapeError for words that do not fill their row."""
     call = function("intarsia_ternary", *TYPES)
     assert call is not None and table.shape == (WORDS, 2)
     x, codes, offsets, levels, table = (
