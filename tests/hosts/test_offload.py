@@ -28,7 +28,7 @@ from intarsia.hosts.offload.resident import slot_count, slots_of
 from intarsia.hosts.offload.slots import Slots
 from intarsia.hosts.offload.store import INDEX, ExpertStore
 from intarsia.placement.cache import Cache
-from intarsia.placement.expertflow import Foreseen, Predictive, TokenTable
+from intarsia.placement.expertflow import PredictedNextUse, Predictive, TokenTable
 from intarsia.placement.policies import Expected, Lfu, Lru
 
 from .test_tracing import IDS, MODELS, mixtral
@@ -110,7 +110,7 @@ def test_a_wrong_predictor_changes_no_bit(store: Path) -> None:
         rates[name] = intarsia.residency(model).rate
     assert rates["right"] >= rates["wrong"]
     alone: Any = intarsia.offload(store, slots=6, predictor=table)  # and no policy
-    assert isinstance(slots_of(alone).cache.policy, Foreseen)
+    assert isinstance(slots_of(alone).cache.policy, PredictedNextUse)
     with pytest.raises(ConfigError, match=r"want one with Predictive\(\)"):  # it would do nothing
         intarsia.offload(store, slots=6, policy=Lru(), predictor=table)
     with pytest.raises(ConfigError, match="a trace of this model"):

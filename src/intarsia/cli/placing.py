@@ -59,7 +59,7 @@ def trace(
     from ..data.language_models import language_model
     from ..data.texts import load_texts
     from ..hosts.tracing import trace as record
-    from ..placement.describe import described
+    from ..placement.describe import describe_layers
 
     host, tokenizer = language_model(model)
     texts = load_texts(text, tokenizer, length=size, train=rows, progress=note).train
@@ -69,7 +69,7 @@ def trace(
     found.save(file)
     told = {"tokens": len(found), "layers": found.layers, "experts": found.experts}
     told |= {"active": found.active, "tokens_per_second": len(found) / seconds}
-    rows_of = described(found)
+    rows_of = describe_layers(found)
     if as_json:
         show_json({"file": str(file), **told, "layer": rows_of})
         return

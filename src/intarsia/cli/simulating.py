@@ -187,14 +187,14 @@ def _decoded(
     from ..core.registry import card
     from ..placement.cache import replay
     from ..placement.describe import demand
-    from ..placement.expertflow import TokenTable, foreseen
+    from ..placement.expertflow import TokenTable, predicted_steps
     from ..placement.policies import Belady
 
     if policy == "expertflow":  # learned from one half, judged on the other
         learned, trace = trace.split()
     steps = demand(trace, streams)
     sizes = trace.layers, trace.experts
-    told = foreseen(trace, TokenTable.of(learned), streams) if policy == "expertflow" else ()
+    told = predicted_steps(trace, TokenTable.of(learned), streams) if policy == "expertflow" else ()
     of = Belady(*sizes, steps) if policy == "belady" else card(policy).config().build(*sizes)
     found = replay(steps, of, slots, expert_bytes=size, foreseen=told)
     each = found.bytes / len(steps)
