@@ -28,7 +28,7 @@ from intarsia.hosts.offload.resident import slot_count, slots_of
 from intarsia.hosts.offload.slots import Slots
 from intarsia.hosts.offload.store import INDEX, ExpertStore
 from intarsia.placement.cache import Cache
-from intarsia.placement.expertflow import Foreseen, Predictive, TokenTable
+from intarsia.placement.expertflow import PredictedNextUse, Predictive, TokenTable
 from intarsia.placement.policies import Expected, Lfu, Lru
 
 from ..refusals import refused
@@ -113,7 +113,7 @@ def test_a_wrong_predictor_changes_no_bit(store: Path) -> None:
         rates[name] = intarsia.offloading.residency(model).rate
     assert rates["right"] >= rates["wrong"]
     alone: Any = intarsia.offload(store, slots=6, predictor=table)  # and no policy
-    assert isinstance(slots_of(alone).cache.policy, Foreseen)
+    assert isinstance(slots_of(alone).cache.policy, PredictedNextUse)
     with refused(ConfigError, what="predictor", got="one with Lru()"):  # it would do nothing
         intarsia.offload(store, slots=6, policy=Lru(), predictor=table)
     with refused(ConfigError, what="predictor", got="chances (5, 8)"):

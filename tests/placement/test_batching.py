@@ -24,13 +24,13 @@ Steps = list[list[Key]]
 
 
 def test_every_token_is_served_once_and_fewer_experts_are_used() -> None:
-    trace = made(400, each=20, experts=8)
+    trace = made(400, length=20, experts=8)
     for limit in (1, 4, 20, 50):
         aware, fifo = (serve(trace, limit, how=how) for how in ("aware", "fifo"))
-        for one in (aware, fifo):
-            assert sum(map(len, one.batches)) == len(trace) == len(one.waits)
-            assert max(map(len, one.batches)) <= limit
-            assert sorted(e for b in one.batches for e in b) == sorted(
+        for served in (aware, fifo):
+            assert sum(map(len, served.batches)) == len(trace) == len(served.waits)
+            assert max(map(len, served.batches)) <= limit
+            assert sorted(e for b in served.batches for e in b) == sorted(
                 trace.expert[:, 0, 0].tolist()
             )
         assert aware.unique <= fifo.unique
@@ -73,14 +73,14 @@ def test_a_rare_expert_waits_for_ever_without_ageing() -> None:
 
 
 def test_a_stream_that_ends_makes_room() -> None:
-    trace = made(60, each=10)
-    one = serve(trace, 4, streams=1)
-    assert len(one.batches) == 60 and set(one.waits) == {0}
-    assert one.switches == 1 + sum(
-        a != b for a, b in zip(one.batches, one.batches[1:], strict=False)
+    trace = made(60, length=10)
+    served = serve(trace, 4, streams=1)
+    assert len(served.batches) == 60 and set(served.waits) == {0}
+    assert served.switches == 1 + sum(
+        a != b for a, b in zip(served.batches, served.batches[1:], strict=False)
     )
     wrong = ({"limit": 0}, {"patience": 0}, {"how": "lifo"}, {"streams": 0}, {"layer": 3})
-    for bad in ({"limit": 2} | one for one in wrong):
+    for bad in ({"limit": 2} | served for served in wrong):
         with pytest.raises(ConfigError):
             serve(trace, **bad)  # pyright: ignore
 
@@ -89,14 +89,14 @@ def fewest(demand: tuple[Key, ...], slots: int) -> int:
     """Loads of the best choices, by trying all."""
 
     @lru_cache
-    def left(at: int, inside: frozenset[Key]) -> int:
-        if at == len(demand):
+    def left(step: int, inside: frozenset[Key]) -> int:
+        if step == len(demand):
             return 0
-        key = demand[at]
+        key = demand[step]
         if key in inside:
-            return left(at + 1, inside)
+            return left(step + 1, inside)
         outs = [None] if len(inside) < slots else list(inside)
-        return 1 + min(left(at + 1, (inside - {out}) | {key}) for out in outs)
+        return 1 + min(left(step + 1, (inside - {out}) | {key}) for out in outs)
 
     return left(0, frozenset())
 
@@ -116,8 +116,8 @@ def test_looking_ahead_lies_between_expected_and_belady() -> None:
     liked = torch.rand(2, 8, generator=draws) * 2
     demand: Steps = []
     for _ in range(60):
-        chosen = (liked + torch.randn(2, 8, generator=draws)).topk(2).indices.sort(1).values
-        demand.append([(layer, int(e)) for layer in range(2) for e in chosen[layer]])
+        experts = (liked + torch.randn(2, 8, generator=draws)).topk(2).indices.sort(1).values
+        demand.append([(layer, int(e)) for layer in range(2) for e in experts[layer]])
     loads = [replay(demand, LookAhead(2, 8, demand, w), 5).loads for w in (0, 1, 8, 60)]
     assert loads[0] == replay(demand, Expected().build(2, 8), 5).loads
     assert loads[3] == replay(demand, Belady(2, 8, demand), 5).loads

@@ -22,34 +22,34 @@ def fewest(asks: tuple[Key, ...], slots: int, start: frozenset[Key]) -> int:
     """The fewest loads there can be, by trying every eviction."""
 
     @functools.cache
-    def best(at: int, inside: frozenset[Key]) -> int:
-        if at == len(asks):
+    def best(step: int, inside: frozenset[Key]) -> int:
+        if step == len(asks):
             return 0
-        key = asks[at]
+        key = asks[step]
         if key in inside:
-            return best(at + 1, inside)
+            return best(step + 1, inside)
         if len(inside) < slots:
-            return 1 + best(at + 1, inside | {key})
-        return 1 + min(best(at + 1, inside - {out} | {key}) for out in inside)
+            return 1 + best(step + 1, inside | {key})
+        return 1 + min(best(step + 1, inside - {out} | {key}) for out in inside)
 
     return best(0, start)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_belady_is_the_bound_from_the_same_contents(seed: int) -> None:
-    trace = made(tokens=6, layers=2, experts=4, each=3, seed=seed)
+    trace = made(tokens=6, layers=2, experts=4, length=3, seed=seed)
     steps = [[key] for step in demand(trace, 1) for key in step][:14]  # one at a time: no wishes
     start = most_used(steps[::2], 3)
-    found = replay(steps, Belady(2, 4, steps), 3, start=start).loads
+    loads = replay(steps, Belady(2, 4, steps), 3, start=start).loads
     asks = tuple(key for step in steps for key in step)
-    assert found == fewest(asks, 3, frozenset(start))
+    assert loads == fewest(asks, 3, frozenset(start))
     for policy in POLICIES.values():
-        assert replay(steps, policy.build(2, 4), 3, start=start).loads >= found
+        assert replay(steps, policy.build(2, 4), 3, start=start).loads >= loads
 
 
 def test_several_streams_leave_lru_nothing() -> None:
     """A step asks for more experts than there are slots: what was just used is not used next."""
-    trace = made(tokens=240, layers=4, experts=8, k=2, each=20)
+    trace = made(tokens=240, layers=4, experts=8, k=2, length=20)
     steps = demand(trace, 4)
     slots = 8
     assert min(map(len, steps)) > slots
@@ -71,7 +71,7 @@ def test_lfu_keeps_the_counter_of_what_went() -> None:
 
 
 def test_lfu_beats_lru_where_some_experts_are_used_more_than_others() -> None:
-    trace = made(tokens=240, layers=4, experts=8, k=2, each=20)
+    trace = made(tokens=240, layers=4, experts=8, k=2, length=20)
     for streams in (1, 2):
         steps = demand(trace, streams)
         rates = {n: replay(steps, p.build(4, 8), 8).rate for n, p in POLICIES.items()}
@@ -84,9 +84,9 @@ def test_lfu_forgets_and_may_start_at_one() -> None:
     for expert in (0, 0, 0, 1, 2):  # 0 has 3 hits to come, 1 goes
         cache.begin()
         cache.ask(0, [expert])
-        taken = cache.take((0, expert))
+        grant = cache.take((0, expert))
         cache.give((0, expert))
-    assert taken.out == (0, 1) and set(cache.at) == {(0, 0), (0, 2)}  # pyright: ignore
+    assert grant.out == (0, 1) and set(cache.at) == {(0, 0), (0, 2)}  # pyright: ignore
     assert (cache.hits, cache.loads) == (2, 3)
 
 
@@ -107,11 +107,11 @@ def test_what_is_in_use_or_wanted_stays() -> None:
     cache.give((1, 0))
     cache.drop((1, 0))
     assert (1, 0) not in cache.at and cache.free
-    wanted = Cache(2, Lru().build(1, 4))
-    wanted.fill([(0, 0), (0, 1)])
-    wanted.begin()
-    wanted.ask(0, [0, 2])
-    assert wanted.take((0, 2)).out == (0, 1)  # 0 is wanted next, though it is the older one
+    announced = Cache(2, Lru().build(1, 4))
+    announced.fill([(0, 0), (0, 1)])
+    announced.begin()
+    announced.ask(0, [0, 2])
+    assert announced.take((0, 2)).out == (0, 1)  # 0 is wanted next, though it is the older one
 
 
 def test_too_few_slots_are_refused() -> None:

@@ -1,4 +1,4 @@
-"""Foreseen experts: a table against a loop, one step known, regrouping by brute force."""
+"""Experts that are predicted: a table against a loop, one step known, regrouping by brute force."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from intarsia.placement.expertflow import (
     Predictive,
     TokenTable,
     active,
-    foreseen,
+    predicted_steps,
     recall,
     regroup,
 )
@@ -42,7 +42,9 @@ class Perfect:
 
     def __init__(self, trace: Trace, streams: int) -> None:
         self.steps = [
-            torch.stack([trace.rows(rows).chosen(at).amax(0) for at in range(trace.layers)])
+            torch.stack(
+                [trace.rows(rows).membership(layer).amax(0) for layer in range(trace.layers)]
+            )
             for rows in trace.steps(streams)
         ]
 
@@ -55,18 +57,20 @@ def test_a_table_is_the_shares_of_a_loop(tmp_path: Path) -> None:
     table = TokenTable.of(trace, smoothing=0.5)
     assert trace.token is not None
     rows = (trace.token == 4).nonzero().flatten().tolist()
-    whole = trace.load().double() / len(trace)
+    mean = trace.load().double() / len(trace)
     want = torch.zeros(3, 8, dtype=torch.float64)
     for row in rows:
         for layer in range(3):
             want[layer, trace.expert[row, layer].long()] += 1
-    want = (want + 0.5 * whole) / (len(rows) + 0.5)
-    torch.testing.assert_close(table.each(torch.tensor([4]))[0].double(), want, rtol=0, atol=1e-6)
+    want = (want + 0.5 * mean) / (len(rows) + 0.5)
+    torch.testing.assert_close(
+        table.per_token(torch.tensor([4]))[0].double(), want, rtol=0, atol=1e-6
+    )
     for unknown in (-1, 10_000):
-        found = table.each(torch.tensor([unknown]))[0].double()
-        torch.testing.assert_close(found, whole, rtol=0, atol=1e-6)
+        shares = table.per_token(torch.tensor([unknown]))[0].double()
+        torch.testing.assert_close(shares, mean, rtol=0, atol=1e-6)
     both = table.chances(torch.tensor([4, 7]))
-    a, b = table.each(torch.tensor([4, 7]))
+    a, b = table.per_token(torch.tensor([4, 7]))
     torch.testing.assert_close(both, a + b - a * b)
     again = TokenTable.load_file(table.save(tmp_path / "t.safetensors"))
     assert torch.equal(again.share, table.share)
@@ -86,7 +90,7 @@ def test_one_step_ahead_recovers_most_of_belady_where_lru_has_nothing() -> None:
     trace = spoken()
     steps, slots = demand(trace, 4), 8
     start = most_used(steps, slots)
-    told = foreseen(trace, Perfect(trace, 4), 4)
+    told = predicted_steps(trace, Perfect(trace, 4), 4)
     wrong = [1 - chances for chances in told]
     rates = {
         "lru": replay(steps, Lru().build(4, 8), slots, start=start).rate,
@@ -124,14 +128,14 @@ def test_regrouping_is_never_worse_and_near_the_best(seed: int) -> None:
     draws = torch.Generator().manual_seed(seed)
     routes = torch.rand(8, 2, 6, generator=draws) < 0.3
     arrival = active(routes, [range(4), range(4, 8)])
-    found = regroup(routes)
-    assert sorted(found[0] + found[1]) == list(range(8)) and len(found[0]) == 4
+    batches = regroup(routes)
+    assert sorted(batches[0] + batches[1]) == list(range(8)) and len(batches[0]) == 4
     best = min(
         active(routes, [some, [s for s in range(8) if s not in some]])
         for some in itertools.combinations(range(8), 4)
     )
-    assert best <= active(routes, found) <= arrival
-    assert active(routes, found) - best <= 1
+    assert best <= active(routes, batches) <= arrival
+    assert active(routes, batches) - best <= 1
     assert regroup(routes.float(), 4) == regroup(routes, 4)
     with refused(ConfigError, what="groups", got="3 batches of 8 sequences"):
         regroup(routes, 3)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.placement.ilp import OneHot, Rule
+from intarsia.placement.ilp import LinearRule, OneHot
 
 COST = torch.rand(3, 3, generator=torch.Generator().manual_seed(0))
 SIZE = np.array([1.0, 2.0, 4.0])  # of the options
@@ -25,28 +25,28 @@ def best(limit: float, kinds: int) -> float:
 
 @pytest.mark.parametrize(("limit", "kinds"), [(12, 3), (7, 2), (6, 2), (5, 1), (3, 3)])
 def test_three_items_and_options_are_brute_force_s(limit: float, kinds: int) -> None:
-    each = np.eye(9)
+    identity = np.eye(9)
     rules = [
-        Rule(np.tile(SIZE, 3)[None], high=limit),
-        Rule(each, high=0, more=-np.tile(np.eye(3), (3, 1))),  # x_ic <= z_c
-        Rule(np.zeros((1, 9)), high=kinds, more=np.ones((1, 3))),
+        LinearRule(np.tile(SIZE, 3)[None], high=limit),
+        LinearRule(identity, high=0, extra=-np.tile(np.eye(3), (3, 1))),  # x_ic <= z_c
+        LinearRule(np.zeros((1, 9)), high=kinds, extra=np.ones((1, 3))),
     ]
-    found = OneHot(COST, torch.zeros(3), whole=True, rules=rules).solve(gap=0)
-    assert found is not None
-    assert float(COST.gather(1, found[:, None]).sum()) == pytest.approx(best(limit, kinds))
+    option = OneHot(COST, torch.zeros(3), extra_binary=True, rules=rules).solve(gap=0)
+    assert option is not None
+    assert float(COST.gather(1, option[:, None]).sum()) == pytest.approx(best(limit, kinds))
 
 
 def test_what_cannot_be_is_none_and_what_is_set_stays() -> None:
-    too_small = Rule(np.tile(SIZE, 3)[None], high=2)
+    too_small = LinearRule(np.tile(SIZE, 3)[None], high=2)
     assert OneHot(COST, rules=[too_small]).solve() is None
-    found = OneHot(COST, fixed=[(1, 2)]).solve()
-    assert found is not None
-    assert int(found[1]) == 2
+    option = OneHot(COST, fixed=[(1, 2)]).solve()
+    assert option is not None
+    assert int(option[1]) == 2
 
 
 def test_an_option_that_costs_infinity_is_not_taken() -> None:
     cost = COST.clone()
     cost[0, int(cost[0].argmin())] = torch.inf
-    found = OneHot(cost).solve()
-    assert found is not None
-    assert torch.equal(found, cost.argmin(1))
+    option = OneHot(cost).solve()
+    assert option is not None
+    assert torch.equal(option, cost.argmin(1))

@@ -14,8 +14,8 @@ from intarsia.placement.topology import Topology
 
 
 def seconds(layers: int, slots: int, c: float, load: float, rounds: int = 1) -> float:
-    one = torch.ones(1)
-    topology = Topology(torch.ones(1, 1), torch.zeros(1, 1), one * 1e3, one * 1e3, one)
+    unit = torch.ones(1)
+    topology = Topology(torch.ones(1, 1), torch.zeros(1, 1), unit * 1e3, unit * 1e3, unit)
     plan = ring(layers, slots, flops=c * 1e3, bytes=round(load * 1e3), rounds=rounds)
     return simulate(plan, topology).seconds
 
@@ -27,8 +27,8 @@ def test_the_simulator_is_the_recurrence(
     layers: int, slots: int, c: int, load: int, rounds: int
 ) -> None:
     if slots < layers:
-        found = seconds(layers, slots, c, load, rounds)
-        assert found == pytest.approx(ring_seconds(layers * rounds, slots, c, load), abs=1e-9)
+        simulated = seconds(layers, slots, c, load, rounds)
+        assert simulated == pytest.approx(ring_seconds(layers * rounds, slots, c, load), abs=1e-9)
 
 
 def test_the_period_is_the_closed_form() -> None:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intarsia.placement.materialise import by_load, deal, materialised, rows_computed
+from intarsia.placement.materialise import apportion, by_load, materialise, rows_computed
 
 
 def test_three_loads_get_copies_by_hand() -> None:
@@ -16,12 +16,12 @@ def test_three_loads_get_copies_by_hand() -> None:
     that is left belongs to the remainder .57, but an expert has 4 copies at most, one a device; so
     it goes to the next largest remainder, .29: 4, 3, 1.
     """
-    assert deal([40, 20, 10], 8, 4) == [4, 3, 1]
+    assert apportion([40, 20, 10], 8, 4) == [4, 3, 1]
 
 
 def test_slots_are_dealt_in_proportion_and_capped() -> None:
-    assert deal([0, 0], 4, 3) == [2, 2]
-    assert deal([1000, 1, 1, 1], 4, 3) == [1, 1, 1, 1]
+    assert apportion([0, 0], 4, 3) == [2, 2]
+    assert apportion([1000, 1, 1, 1], 4, 3) == [1, 1, 1, 1]
 
 
 @given(
@@ -35,26 +35,26 @@ def test_copies_stay_within_their_slots(
 ) -> None:
     load, nodes = torch.tensor(loads), torch.arange(devices) // 2
     owner = torch.arange(len(loads)) % devices
-    holds = materialised(load, owner, nodes, slots, hottest)
-    own = owner[None] == torch.arange(devices)[:, None]
-    assert bool(holds[own].all())
-    assert int((holds & ~own).sum(1).max()) <= slots
-    assert int((holds & ~own).any(0).sum()) <= hottest
-    each = load[None].repeat(devices, 1)
-    rows = rows_computed(each, holds, nodes)
-    assert abs(float(rows.sum() - each.sum())) < 1e-6, "every pair is computed once"
+    holds = materialise(load, owner, nodes, slots, hottest)
+    owned = owner[None] == torch.arange(devices)[:, None]
+    assert bool(holds[owned].all())
+    assert int((holds & ~owned).sum(1).max()) <= slots
+    assert int((holds & ~owned).any(0).sum()) <= hottest
+    per_device = load[None].repeat(devices, 1)
+    rows = rows_computed(per_device, holds, nodes)
+    assert abs(float(rows.sum() - per_device.sum())) < 1e-6, "every pair is computed once"
 
 
 def test_copies_take_load_off_the_busiest_device() -> None:
     load, nodes = torch.tensor([40.0, 20, 10, 5, 5, 5, 5, 5]), torch.zeros(4, dtype=torch.int64)
     owner = torch.arange(8) // 2
-    each = load[None].repeat(4, 1)
+    per_device = load[None].repeat(4, 1)
     slowest = [
-        float(rows_computed(each, materialised(load, owner, nodes, m, 8), nodes).max())
+        float(rows_computed(per_device, materialise(load, owner, nodes, m, 8), nodes).max())
         for m in (0, 1, 2, 4, 8)
     ]
     assert max(slowest) == slowest[0] == 240, "the owner of the two hottest"
-    assert slowest[-1] == float(each.sum()) / 4, "all copies everywhere is data parallelism"
+    assert slowest[-1] == float(per_device.sum()) / 4, "all copies everywhere is data parallelism"
 
 
 def test_rows_stay_at_home_then_on_their_node() -> None:

@@ -19,11 +19,11 @@ from intarsia.placement import (
     place,
     quality,
 )
-from intarsia.placement.balance import JointSwaps, longest_first, swapped
+from intarsia.placement.balance import JointSwaps, longest_first, swap_until_even
 from intarsia.placement.engines import COUNTS, ENGINES, PAIR, destinations, homes
-from intarsia.placement.eplb import Eplb, copied
+from intarsia.placement.eplb import Eplb, replicate
 from intarsia.placement.exflow import ExFlow
-from intarsia.placement.moetuner import MoeTuner, even_clusters, orders, slowest, uneven
+from intarsia.placement.moetuner import MoeTuner, cluster_devices, even_clusters, slowest, uneven
 
 from ..refusals import refused
 from .made import made
@@ -31,9 +31,9 @@ from .made import made
 
 def every_even(experts: int, devices: int) -> list[Tensor]:
     """All ways to deal experts out in equal counts, by brute force."""
-    each = experts // devices
+    per_device = experts // devices
     ways = itertools.product(range(devices), repeat=experts)
-    return [torch.tensor(w) for w in ways if all(w.count(d) == each for d in range(devices))]
+    return [torch.tensor(w) for w in ways if all(w.count(d) == per_device for d in range(devices))]
 
 
 @pytest.mark.parametrize(("experts", "devices"), [(8, 4), (6, 3)])
@@ -41,11 +41,13 @@ def test_the_first_programme_is_brute_force_s(experts: int, devices: int) -> Non
     ways = every_even(experts, devices)
     load = made(experts=experts).load()[0]
     best = min(uneven(load, way, devices) for way in ways)
-    found = even_clusters(load, devices, gap=0.0, nodes=10**6)
-    assert found is not None and found.bincount().tolist() == [experts // devices] * devices
-    assert_close(uneven(load, found, devices), best, atol=1e-9, rtol=0)
+    clusters = even_clusters(load, devices, gap=0.0, nodes=10**6)
+    assert clusters is not None and clusters.bincount().tolist() == [experts // devices] * devices
+    assert_close(uneven(load, clusters, devices), best, atol=1e-9, rtol=0)
     first = longest_first(load, devices)
-    assert uneven(load, swapped(load, first, devices), devices) <= uneven(load, first, devices)
+    assert uneven(load, swap_until_even(load, first, devices), devices) <= uneven(
+        load, first, devices
+    )
 
 
 def test_the_programmes_of_moetuner_by_hand() -> None:
@@ -60,7 +62,7 @@ def test_the_programmes_of_moetuner_by_hand() -> None:
     assert uneven(load, torch.tensor([0, 0, 1, 1]), 2) == 6
     assert even_clusters(load, 2, gap=0.0, nodes=10**6).tolist() == [0, 1, 1, 0]  # pyright: ignore
     traffic = torch.tensor([[1.0, 5], [2, 1]], dtype=torch.float64)
-    order = orders([traffic], torch.ones(2, 2).double(), 2, 5)
+    order = cluster_devices([traffic], torch.ones(2, 2).double(), 2, 5)
     assert order.tolist() in ([[0, 1], [1, 0]], [[1, 0], [0, 1]])
 
 
@@ -69,15 +71,15 @@ def test_the_second_programme_is_brute_force_s(devices: int) -> None:
     draws = torch.Generator().manual_seed(0)
     traffic = [torch.rand(devices, devices, generator=draws).double() for _ in range(2)]
     links = 1 + torch.rand(devices, devices, generator=draws).double()
-    every = [torch.tensor(p) for p in itertools.permutations(range(devices))]
+    permutations = [torch.tensor(p) for p in itertools.permutations(range(devices))]
 
-    def cost(chosen: tuple[Tensor, ...]) -> float:
-        at = [one.argsort() for one in chosen]
-        moved = [c[a][:, b] for c, a, b in zip(traffic, at, at[1:], strict=False)]
+    def cost(orders: tuple[Tensor, ...]) -> float:
+        inverses = [order.argsort() for order in orders]
+        moved = [c[a][:, b] for c, a, b in zip(traffic, inverses, inverses[1:], strict=False)]
         return sum(float(slowest(m, links)) for m in moved)
 
-    best = min(map(cost, itertools.product(every, repeat=3)))
-    assert_close(cost(tuple(orders(traffic, links, 3, 5))), best, atol=1e-12, rtol=0)
+    best = min(map(cost, itertools.product(permutations, repeat=3)))
+    assert_close(cost(tuple(cluster_devices(traffic, links, 3, 5))), best, atol=1e-12, rtol=0)
 
 
 def test_many_devices_are_ordered_one_layer_at_a_time() -> None:
@@ -91,9 +93,11 @@ def test_joint_swaps_lower_what_they_are_asked_for() -> None:
     trace = made(tokens=200, layers=4)
     links = Topology.uniform(4)
     plain = quality(trace, Placement.contiguous(4, 8, 4))
-    stay, home = (quality(trace, JointSwaps(by).place(trace, links)) for by in ("stay", "home"))
+    stay, home = (
+        quality(trace, JointSwaps(objective).place(trace, links)) for objective in ("stay", "home")
+    )
     assert stay.cross < plain.cross and stay.cross < home.cross
-    start = torch.stack([swapped(of, longest_first(of, 4), 4) for of in trace.load()])
+    start = torch.stack([swap_until_even(load, longest_first(load, 4), 4) for load in trace.load()])
     assert home.destinations < quality(trace, Placement.of(start, 4)).destinations
     flow = quality(trace, ExFlow().place(trace, links))
     assert flow.cross <= plain.cross
@@ -105,11 +109,11 @@ def test_tokens_go_to_no_more_devices_than_with_experts_in_order(seed: int, k: i
     """Busy experts of the same tokens lie side by side, where balance alone takes them apart."""
     weight = torch.tensor([8.0, 7, 6, 0.5, 0.5, 0.3, 0.3, 0.3]).expand(300, 8)
     draws = torch.Generator().manual_seed(seed)
-    chosen = torch.stack([torch.multinomial(weight, k, generator=draws) for _ in range(2)], 1)
-    trace = Trace(chosen, 8, torch.arange(300) // 10, torch.arange(300) % 10)
+    experts = torch.stack([torch.multinomial(weight, k, generator=draws) for _ in range(2)], 1)
+    trace = Trace(experts, 8, torch.arange(300) // 10, torch.arange(300) % 10)
     links, plain = Topology.uniform(4), quality(trace, Placement.contiguous(2, 8, 4))
     home = quality(trace, JointSwaps("home").place(trace, links))
-    start = torch.stack([swapped(of, longest_first(of, 4), 4) for of in trace.load()])
+    start = torch.stack([swap_until_even(load, longest_first(load, 4), 4) for load in trace.load()])
     assert quality(trace, Placement.of(start, 4)).destinations > plain.destinations
     assert home.destinations <= plain.destinations
     assert home.imbalance <= plain.imbalance + 1e-9
@@ -118,7 +122,7 @@ def test_tokens_go_to_no_more_devices_than_with_experts_in_order(seed: int, k: i
 def test_the_slack_bounds_the_load() -> None:
     trace = made(tokens=200, layers=2)
     tight = quality(trace, JointSwaps(slack=1.0).place(trace, Topology.uniform(4)))
-    start = torch.stack([swapped(of, longest_first(of, 4), 4) for of in trace.load()])
+    start = torch.stack([swap_until_even(load, longest_first(load, 4), 4) for load in trace.load()])
     assert tight.imbalance <= quality(trace, Placement.of(start, 4)).imbalance + 1e-9
 
 
@@ -130,9 +134,9 @@ def test_eplb_copies_the_busiest_and_evens_the_load() -> None:
     busiest = trace.load().argmax(1)
     assert bool((with_copies.holds[torch.arange(3), :, busiest].sum(1) > 1).all())
     assert quality(trace, with_copies).imbalance < quality(trace, without).imbalance
-    assert copied([4.0, 1.0], 2, 3) == [0, 0, 0, 1]
+    assert replicate([4.0, 1.0], 2, 3) == [0, 0, 0, 1]
     with refused(ConfigError, what="redundant"):
-        copied([4.0, 1.0], 1, 1)
+        replicate([4.0, 1.0], 1, 1)
 
 
 def test_eplb_keeps_groups_on_their_node() -> None:
@@ -156,12 +160,12 @@ def test_the_plan_s_bytes_are_those_of_a_loop(engine: str, copies: bool) -> None
     want = {name: torch.zeros(4, 4, dtype=torch.int64) for name in ("there", "back")}
     home = homes(trace, 4).tolist()
 
-    def sent(a: int, b: int, there: int, back: int) -> None:
-        want["there"][a, b] += there * (a != b)
+    def sent(a: int, b: int, forward: int, back: int) -> None:
+        want["there"][a, b] += forward * (a != b)
         want["back"][b, a] += back * (a != b)
 
     for layer in range(3):
-        at = trace.expert[:, layer].long()
+        experts = trace.expert[:, layer].long()
         for a in range(4):
             for b in range(4):
                 sent(a, b, COUNTS, 0)
@@ -169,26 +173,26 @@ def test_the_plan_s_bytes_are_those_of_a_loop(engine: str, copies: bool) -> None
             here = home[row]
             if engine == "stay":
                 before = int(placed.owner[layer - 1, trace.expert[row, layer - 1, 0]])
-                here = int(placed.owner[layer, at[row, 0]])
+                here = int(placed.owner[layer, experts[row, 0]])
                 sent(before if layer else home[row], here, size.row, size.row)
-            to = destinations(
-                at[row : row + 1],
+            pair_device = destinations(
+                experts[row : row + 1],
                 torch.tensor([here]),
                 placed.holds[layer],
                 links.nodes(),
                 torch.tensor([row]),
             )[0].tolist()
-            for device in {d for d in to if d >= 0}:
+            for device in {d for d in pair_device if d >= 0}:
                 sent(here, device, size.row, size.row)
                 sent(device, here, size.row, size.row)
-            for device in to:
+            for device in pair_device:
                 if device >= 0:
                     sent(here, device, PAIR + size.item, size.item)
     if engine == "stay":
         for row in range(len(trace)):
             sent(int(placed.owner[2, trace.expert[row, 2, 0]]), home[row], size.row, size.row)
-    there = sum(s.bytes for s in plan.steps if s.resource == "link" and ".back" not in s.name)  # pyright: ignore
-    assert torch.equal(there, want["there"])  # pyright: ignore
+    forward = sum(s.bytes for s in plan.steps if s.resource == "link" and ".back" not in s.name)  # pyright: ignore
+    assert torch.equal(forward, want["there"])  # pyright: ignore
     assert torch.equal(plan.bytes(), want["there"] + want["back"])
     flops = sum(float(s.flops.sum()) for s in plan.steps if s.flops is not None)  # pyright: ignore
     assert flops == 3 * (trace.expert >= 0).sum() * size.flops
@@ -205,10 +209,10 @@ def test_a_copy_close_by_is_taken() -> None:
     holds = torch.tensor([[1, 0], [1, 1], [0, 0], [1, 1]]).bool()  # (D, E)
     nodes = torch.tensor([0, 0, 1, 1])
     expert = torch.tensor([[0, 1], [0, -1], [0, 1], [1, 0]])
-    at, row = torch.tensor([0, 2, 2, 3]), torch.arange(4)
-    found = destinations(expert, at, holds, nodes, row).tolist()
-    assert found == [[0, 1], [3, -1], [3, 3], [3, 3]]
-    apart = destinations(expert[:, :1], at * 0 + 2, holds, torch.arange(4), row)
+    source, row = torch.tensor([0, 2, 2, 3]), torch.arange(4)
+    chosen_device = destinations(expert, source, holds, nodes, row).tolist()
+    assert chosen_device == [[0, 1], [3, -1], [3, 3], [3, 3]]
+    apart = destinations(expert[:, :1], source * 0 + 2, holds, torch.arange(4), row)
     assert apart.flatten().tolist() == [0, 1, 3, 3]  # in turn; the last asks for expert 1: 1 or 3
 
 

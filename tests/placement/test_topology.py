@@ -20,11 +20,11 @@ TWO = {"nodes": 2, "each": 3, "intra": {"gbps": 300, "us": 2}, "inter": {"gbps":
 def test_two_levels_from_json(tmp_path: Path) -> None:
     file = tmp_path / "a.json"
     file.write_text(json.dumps(TWO | {"flops": 1e12}))
-    found = Topology.load_file(file)
-    assert found.devices == 6 and float(found.flops[0]) == 1e12
-    assert float(found.bandwidth[0, 2]) == 300e9 and float(found.bandwidth[2, 3]) == 25e9
-    assert float(found.latency[0, 5]) == pytest.approx(10e-6)
-    assert found.nodes().tolist() == [0, 0, 0, 1, 1, 1]
+    topology = Topology.load_file(file)
+    assert topology.devices == 6 and float(topology.flops[0]) == 1e12
+    assert float(topology.bandwidth[0, 2]) == 300e9 and float(topology.bandwidth[2, 3]) == 25e9
+    assert float(topology.latency[0, 5]) == pytest.approx(10e-6)
+    assert topology.nodes().tolist() == [0, 0, 0, 1, 1, 1]
 
 
 def test_alike_links_are_one_node() -> None:
@@ -33,16 +33,16 @@ def test_alike_links_are_one_node() -> None:
 
 
 def test_a_bad_pair_is_named() -> None:
-    found = Topology.uniform(3)
+    topology = Topology.uniform(3)
     for name, value in (("bandwidth", 0.0), ("bandwidth", -1.0), ("latency", -1.0)):
-        matrix = getattr(found, name).clone()
+        matrix = getattr(topology, name).clone()
         matrix[1, 2] = value
         with refused(ConfigError, what="topology"):
-            replace(found, **{name: matrix})
+            replace(topology, **{name: matrix})
     with refused(ConfigError, what="topology", got="flops of shape (2,)"):
-        replace(found, flops=torch.ones(2))
+        replace(topology, flops=torch.ones(2))
     with refused(ConfigError, what="topology", got="bandwidth of shape (3, 2)"):
-        replace(found, bandwidth=torch.ones(3, 2))
+        replace(topology, bandwidth=torch.ones(3, 2))
 
 
 @pytest.mark.parametrize(

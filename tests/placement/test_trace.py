@@ -14,7 +14,7 @@ from torch.testing import assert_close
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.core.sealing import OPEN, seal_file
 from intarsia.placement import Trace
-from intarsia.placement.describe import demand, described
+from intarsia.placement.describe import demand, describe_layers
 from intarsia.placement.trace import FORMAT
 
 from ..refusals import refused
@@ -23,14 +23,14 @@ from .made import made
 
 @pytest.mark.parametrize("experts", [8, 254, 255, 300])
 def test_a_trace_comes_back_from_its_file(tmp_path: Path, experts: int) -> None:
-    whole = made(experts=experts)
-    whole.expert[::5, 1, 1] = -1
-    whole = replace(whole, weight=whole.weight.half().float(), names=("a", "b", "c"))  # pyright: ignore
-    whole = replace(whole, about={"model": "Toy", "width": "8"})
-    again = Trace.load_file(whole.save(tmp_path / "t.safetensors"))
+    trace = made(experts=experts)
+    trace.expert[::5, 1, 1] = -1
+    trace = replace(trace, weight=trace.weight.half().float(), names=("a", "b", "c"))  # pyright: ignore
+    trace = replace(trace, about={"model": "Toy", "width": "8"})
+    again = Trace.load_file(trace.save(tmp_path / "t.safetensors"))
     for name in ("expert", "sequence", "position", "weight", "token"):
-        assert torch.equal(getattr(again, name), getattr(whole, name)), name
-    assert (again.experts, again.names, again.about) == (experts, whole.names, whole.about)
+        assert torch.equal(getattr(again, name), getattr(trace, name)), name
+    assert (again.experts, again.names, again.about) == (experts, trace.names, trace.about)
 
 
 def test_counts_are_those_of_a_loop() -> None:
@@ -40,14 +40,14 @@ def test_counts_are_those_of_a_loop() -> None:
     ways = torch.zeros(trace.experts, trace.experts, dtype=torch.float64)
     both = torch.zeros(trace.experts, trace.experts, dtype=torch.int64)
     for row in trace.expert.tolist():
-        kept = [[e for e in layer if e >= 0] for layer in row]
-        for layer, some in enumerate(kept):
+        experts = [[e for e in layer if e >= 0] for layer in row]
+        for layer, some in enumerate(experts):
             for expert in some:
                 load[layer, expert] += 1
-        for a in kept[1]:
-            for b in kept[2]:
-                ways[a, b] += 1 / len(kept[1]) / len(kept[2])
-            for b in kept[1]:
+        for a in experts[1]:
+            for b in experts[2]:
+                ways[a, b] += 1 / len(experts[1]) / len(experts[2])
+            for b in experts[1]:
                 both[a, b] += 1
     assert torch.equal(trace.load(), load)
     assert_close(trace.transitions(1), ways, rtol=0, atol=1e-12)
@@ -63,7 +63,7 @@ def test_without_weights_experts_share_alike() -> None:
 
 @pytest.mark.parametrize("streams", [1, 4, 50])
 def test_every_token_is_decoded_once(streams: int) -> None:
-    trace = made(tokens=60, each=7)  # the last sequence is shorter
+    trace = made(tokens=60, length=7)  # the last sequence is shorter
     steps = list(trace.steps(streams))
     assert torch.cat(steps).sort().values.tolist() == list(range(60))
     assert max(map(len, steps)) == min(streams, 9)
@@ -83,9 +83,9 @@ def test_a_split_is_of_whole_sequences() -> None:
 
 
 def test_a_description_knows_repetition() -> None:
-    same = made()
-    same.expert[:] = same.expert[:1]
-    rows = described(same)
+    repeated = made()
+    repeated.expert[:] = repeated.expert[:1]
+    rows = describe_layers(repeated)
     assert [row["repeats"] for row in rows] == [1.0] * 3
     assert rows[0]["largest_share"] == 0.5
 
@@ -128,9 +128,9 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
         write()
         with pytest.raises(DataError, match=re.escape("intarsia trace")):
             Trace.load_file(file)
-    for more in ({}, {"experts": "4"}):  # as if `save` had written it
-        expert = {"expert": torch.zeros(2, 1, 1, dtype=torch.uint8 if more else torch.float32)}
-        save_file(expert, file, metadata={"format": FORMAT, **more, **OPEN})
+    for extra in ({}, {"experts": "4"}):  # as if `save` had written it
+        expert = {"expert": torch.zeros(2, 1, 1, dtype=torch.uint8 if extra else torch.float32)}
+        save_file(expert, file, metadata={"format": FORMAT, **extra, **OPEN})
         seal_file(file)
         with pytest.raises(DataError, match=re.escape("intarsia trace")):
             Trace.load_file(file)

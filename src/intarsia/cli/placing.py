@@ -59,7 +59,7 @@ def trace(
     from ..data.language_models import language_model
     from ..data.texts import load_texts
     from ..hosts.tracing import trace as record
-    from ..placement.describe import described
+    from ..placement.describe import describe_layers
 
     host, tokenizer = language_model(model)
     texts = load_texts(text, tokenizer, length=size, train=rows, progress=note).train
@@ -69,7 +69,7 @@ def trace(
     routed.save(file)
     summary = {"tokens": len(routed), "layers": routed.layers, "experts": routed.experts}
     summary |= {"active": routed.active, "tokens_per_second": len(routed) / seconds}
-    rows_of = described(routed)
+    rows_of = describe_layers(routed)
     if as_json:
         show_json({"file": str(file), **summary, "layer": rows_of})
         return

@@ -193,7 +193,7 @@ def _decoded(
     from ..core.registry import card
     from ..placement.cache import replay
     from ..placement.describe import demand
-    from ..placement.expertflow import TokenTable, foreseen
+    from ..placement.expertflow import TokenTable, predicted_steps
     from ..placement.policies import Belady
 
     if policy == "expertflow":  # learned from one half, judged on the other
@@ -201,7 +201,7 @@ def _decoded(
     steps = demand(trace, streams)
     sizes = trace.layers, trace.experts
     foreseen_experts = (
-        foreseen(trace, TokenTable.of(learned), streams) if policy == "expertflow" else ()
+        predicted_steps(trace, TokenTable.of(learned), streams) if policy == "expertflow" else ()
     )
     cache = Belady(*sizes, steps) if policy == "belady" else card(policy).config().build(*sizes)
     replayed = replay(steps, cache, slots, expert_bytes=size, foreseen=foreseen_experts)

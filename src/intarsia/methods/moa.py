@@ -29,7 +29,7 @@ from ..hosts.spans.head_spans import (
 )
 from ..hosts.spans.profile import loss_of_end, profile
 from ..hosts.spans.spans import SINK, Spans
-from ..placement.ilp import OneHot, Rule
+from ..placement.ilp import LinearRule, OneHot
 
 BETAS = tuple(i / 8 for i in range(9))
 BANDS = 4  # intervals of each further objective
@@ -255,9 +255,9 @@ def pareto(
     """
     rules = _rules(options, shape, density)
 
-    def solved(objective: int, more: Sequence[Rule] = ()) -> Tensor | None:
+    def solved(objective: int, more: Sequence[LinearRule] = ()) -> Tensor | None:
         kinds = torch.zeros(shape[0] * losses[0].shape[1])  # z, the spans of a layer
-        of = OneHot(losses[objective], kinds, whole=True, rules=(*rules, *more))
+        of = OneHot(losses[objective], kinds, extra_binary=True, rules=(*rules, *more))
         return of.solve(gap=GAP, seconds=SECONDS)
 
     sums = [lambda x, of=of: float(of.gather(1, x[:, None]).sum()) for of in losses]
@@ -273,7 +273,7 @@ def pareto(
     ]
     for number, bands in enumerate(itertools.product(range(BANDS), repeat=primary)):
         more = [
-            Rule(losses[i].double().numpy().reshape(1, -1), cuts[i][b], cuts[i][b + 1])
+            LinearRule(losses[i].double().numpy().reshape(1, -1), cuts[i][b], cuts[i][b + 1])
             for i, b in enumerate(bands)
         ]
         if more and (x := solved(primary, more)) is not None:
@@ -292,7 +292,7 @@ def pareto(
     return [found[i] for i in kept]
 
 
-def _rules(options: SpanOptions, shape: tuple[int, int], density: float) -> list[Rule]:
+def _rules(options: SpanOptions, shape: tuple[int, int], density: float) -> list[LinearRule]:
     """Two spans a layer at most, and at each length a mean span of .9 ... 1 of density N."""
     from scipy import sparse
 
@@ -303,16 +303,16 @@ def _rules(options: SpanOptions, shape: tuple[int, int], density: float) -> list
         sparse.kron(sparse.identity(layers), np.ones((heads, 1))), sparse.identity(count)
     )
     rules = [
-        Rule(each, high=0, more=-of_layer),  # x_hc <= z_lc
-        Rule(
+        LinearRule(each, high=0, extra=-of_layer),  # x_hc <= z_lc
+        LinearRule(
             sparse.csr_matrix((layers, items * count)),
             high=A_LAYER,
-            more=sparse.kron(sparse.identity(layers), np.ones((1, count))),
+            extra=sparse.kron(sparse.identity(layers), np.ones((1, count))),
         ),
     ]
     for length, spans in options.spans.items():
         share = np.tile(spans.double().numpy() / (items * length), items)[None]
-        rules.append(Rule(share, 0.9 * density, density + 1e-9))
+        rules.append(LinearRule(share, 0.9 * density, density + 1e-9))
     return rules
 
 

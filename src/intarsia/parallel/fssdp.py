@@ -25,9 +25,9 @@ from ..placement.engines import (
     homes,
     layer_steps,
     off_diagonal,
-    places_at,
+    ranks_on_device,
 )
-from ..placement.materialise import materialised, rows_computed
+from ..placement.materialise import materialise, rows_computed
 from ..placement.placement import Placement
 from ..placement.plan import DevicePlan, PlanStep
 from ..placement.topology import Topology
@@ -91,10 +91,10 @@ class Fssdp(InTurn):
         found = owner[None] == torch.arange(topology.devices)[:, None]
         if past:
             expected = torch.stack(list(past)[-self.window :]).double().mean(0)
-            found = materialised(expected, owner, nodes, self.memory, self.hottest)
+            found = materialise(expected, owner, nodes, self.memory, self.hottest)
         if not self.calibrate or topology.devices == 1:
             return found
-        true = materialised(load.sum(0), owner, nodes, self.memory, self.hottest)
+        true = materialise(load.sum(0), owner, nodes, self.memory, self.hottest)
         slowest, then = (rows_computed(load, held, nodes).max() for held in (found, true))
         seconds = 3 * float(slowest - then) * size.flops / float(topology.flops.min())
         more = int((true & ~found).sum(1).max())
@@ -116,7 +116,7 @@ class Fssdp(InTurn):
         devices, nodes = topology.devices, topology.nodes()
         owner = in_order(trace.layers, trace.experts, devices) if owner is None else owner
         home = homes(trace, devices)
-        row = places_at(home)  # a layer knows its process's rows alone
+        row = ranks_on_device(home)  # a layer knows its process's rows alone
         there: list[PlanStep] = []
         back: list[PlanStep] = []
         after: dict[str, tuple[str, ...]] = {}

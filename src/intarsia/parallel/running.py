@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..core import Routing
 from ..core.errors import ConfigError, TrainingError
-from ..placement.engines import homes, where_rows_are
+from ..placement.engines import homes, row_devices
 from ..placement.measuring import device_of
 from ..placement.placement import Placement
 from ..placement.plan import DevicePlan
@@ -68,7 +68,7 @@ def carry_out(
     if len(x) != len(numbers):
         got, want = f"{len(x)} rows", f"the {len(numbers)} of process {rank}"
         raise ConfigError("rows", got=got, want=want, fix="Take those where homes(...) is here.")
-    at = torch.cat([home[None], where_rows_are(trace, placement, engine, home), home[None]])
+    at = torch.cat([home[None], row_devices(trace, placement, engine, home), home[None]])
     stays = engine == "stay"
     for number, layer in enumerate(layers):
         if stays:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..core.errors import ConfigError
 from ..mixtures.experts import Experts
-from ..placement.engines import ExpertSize, homes, in_a_row
+from ..placement.engines import ExpertSize, chain, homes
 from ..placement.plan import DevicePlan, PlanStep
 from ..placement.topology import Topology
 from ..placement.trace import Trace
@@ -99,7 +99,7 @@ def run(
 
 def chained(there: list[PlanStep], back: list[PlanStep], devices: int) -> DevicePlan:
     """Each step after the one before."""
-    return DevicePlan(in_a_row([*there, *back]), devices)
+    return DevicePlan(chain([*there, *back]), devices)
 
 
 def lined_up(

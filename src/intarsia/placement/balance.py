@@ -1,7 +1,7 @@
 """Experts dealt out to devices: the longest first, then swaps; and joint swaps as a search.
 
-Loads alone are balanced by `longest_first` and `swapped`. `JointSwaps` lowers what goes between
-devices under that balance; it is not of a paper, and stands beside MoETuner's programmes.
+Loads alone are balanced by `longest_first` and `swap_until_even`. `JointSwaps` lowers what goes
+between devices under that balance; it is not of a paper, and stands beside MoETuner's programmes.
 """
 
 from __future__ import annotations
@@ -20,16 +20,18 @@ from .topology import Topology
 from .trace import Trace
 
 OBJECTIVES = ("home", "stay")
-SMALLEST = 1e-9  # a swap that gains less than this share is none
-WIDER = 1.15  # from one load that a device may have to the next one that is tried
+SMALLEST = 1e-9  # a swap must gain more than this share of the load
+WIDER = 1.15  # factor between two slacks that `_home` tries
 
 
 def longest_first(load: Tensor, devices: int) -> Tensor:
-    """Each expert, the largest load first, to the device with the least, E / D on each.
+    """Assign each expert, largest load first, to the least loaded device, E / D on each.
 
-    load: (E,) -> owner (E,) int64.  Source: Graham 1969 (LPT), with equal counts.
+    load: (E,), tokens of each expert; devices: D.  Returns owner (E,) int64, the device of each
+    expert.  Source: Graham 1969 (LPT), with equal counts.
     """
     room = [len(load) // devices] * devices
+    # room: places left; total: load so far, both by device
     total = [0.0] * devices
     owner = torch.empty(len(load), dtype=torch.int64)
     values = load.tolist()
@@ -41,18 +43,19 @@ def longest_first(load: Tensor, devices: int) -> Tensor:
     return owner
 
 
-def swapped(load: Tensor, owner: Tensor, devices: int) -> Tensor:
-    """Pairs of experts exchanged while sum_d |T_d - mean| falls, the best exchange first.
+def swap_until_even(load: Tensor, owner: Tensor, devices: int) -> Tensor:
+    """Swap pairs of experts while sum_d |T_d - mean| falls, T_d the load of device d, best first.
 
-    load: (E,), owner: (E,) -> owner (E,).
+    load: (E,); owner: (E,), the device of each expert before.  Returns the owner after, (E,).
     """
     load, owner = load.double(), owner.clone()
     mean = float(load.sum()) / devices
     for _ in range(len(load) ** 2):
         total = torch.zeros(devices, dtype=torch.float64).index_add(0, owner, load)
         off = total - mean
-        more = load[None, :] - load[:, None]  # what a's device gains if a and b change places
-        new = (off[owner][:, None] + more).abs() + (off[owner][None, :] - more).abs()
+        change = load[None, :] - load[:, None]  # what a's device gains if a and b change places
+        # (E, E): |T_d - mean| of the two devices after and before experts a and b change places
+        new = (off[owner][:, None] + change).abs() + (off[owner][None, :] - change).abs()
         old = off[owner].abs()[:, None] + off[owner].abs()[None, :]
         gain = torch.where(owner[:, None] != owner[None, :], old - new, 0.0)
         best = int(gain.argmax())
@@ -63,51 +66,58 @@ def swapped(load: Tensor, owner: Tensor, devices: int) -> Tensor:
     return owner
 
 
-def affinity(ways: Sequence[Tensor], owner: Tensor, layer: int, devices: int) -> Tensor:
-    """The weight of transitions of each expert to and from each device, by the layers beside it.
+def affinity(
+    transitions_after: Sequence[Tensor], owner: Tensor, layer: int, devices: int
+) -> Tensor:
+    """Return how much traffic each expert of a layer shares with each device, (E, D) float64.
 
-    ways: (E, E) after each layer but the last.  Returns (E, D) float64.
+    Traffic is counted in transitions from the layer before and to the layer after.
+    transitions_after: transitions (E, E) after each layer but the last; owner: (L, E); layer: its
+    index.
     """
-    found = torch.zeros(owner.shape[1], devices, dtype=torch.float64)
+    traffic = torch.zeros(owner.shape[1], devices, dtype=torch.float64)
     if layer:
-        found.index_add_(1, owner[layer - 1], ways[layer - 1].T)
-    if layer < len(ways):
-        found.index_add_(1, owner[layer + 1], ways[layer])
-    return found
+        traffic.index_add_(1, owner[layer - 1], transitions_after[layer - 1].T)
+    if layer < len(transitions_after):
+        traffic.index_add_(1, owner[layer + 1], transitions_after[layer])
+    return traffic
 
 
 def transitions(trace: Trace) -> list[Tensor]:
-    """(E, E) after each layer but the last."""
+    """Return the transitions (E, E) float64 after each layer but the last."""
     return [trace.transitions(layer) for layer in range(trace.layers - 1)]
 
 
 def swap_layer(
-    load: Tensor, owner: Tensor, drawn: Tensor, within: Tensor | None, slack: float
+    load: Tensor, owner: Tensor, outside: Tensor, within: Tensor | None, slack: float
 ) -> tuple[Tensor, float]:
-    """Exchange pairs of experts of a layer while more of their affinity stays on one device.
+    """Swap pairs of experts of a layer while more of their affinity falls on their own device.
 
-    load: (E,); owner: (E,); drawn: (E, D), of each expert to a device because of other layers;
-    within: (E, E), of two experts of this layer, symmetric, or None; slack: no device's load may
-    rise above so many times the mean, or the largest there is.
-    Returns the owners, and what was gained.
+    load: (E,); owner: (E,); outside: (E, D), affinity of each expert to each device because of
+    other layers; within: (E, E), affinity of two experts of this layer, symmetric, or None; slack:
+    no device's load may rise above so many times the mean, or the present maximum if that is
+    larger. Returns the new owner (E,) and the affinity gained.
     """
-    load, owner, devices = load.double(), owner.clone(), drawn.shape[1]
+    load, owner, devices = load.double(), owner.clone(), outside.shape[1]
     cap = slack * float(load.sum()) / devices
     inside = None if within is None else within.double().clone().fill_diagonal_(0)
     gained = 0.0
     for _ in range(len(load) ** 2):
-        pull = drawn
+        # affinity of each expert to each device, (E, D), as the layer's experts lie now
+        pull = outside
         if inside is not None:
-            pull = drawn.index_add(1, owner, inside)
-        own = pull.gather(1, owner[:, None])  # (E, 1)
+            pull = outside.index_add(1, owner, inside)
+        home = pull.gather(1, owner[:, None])  # (E, 1)
+        # (E, E): what a gains on b's device, and b on a's, summed by the transpose
         across = pull[:, owner]  # of a, to the device of b
-        gain = across - own + (across - own).T
+        gain = across - home + (across - home).T
         if inside is not None:  # the two do not come together by changing places
             gain = gain - 2 * inside
         total = torch.zeros(devices, dtype=torch.float64).index_add(0, owner, load)
-        most = max(cap, float(total.max())) * (1 + 1e-12)
+        highest = max(cap, float(total.max())) * (1 + 1e-12)
+        # (E, E): the load of a's device after the swap; transposed, that of b's device
         new = total[owner][:, None] - load[:, None] + load[None, :]
-        fits = (new <= most) & (most >= new.T) & (owner[:, None] != owner[None, :])
+        fits = (new <= highest) & (highest >= new.T) & (owner[:, None] != owner[None, :])
         gain = torch.where(fits, gain, 0.0)
         best = int(gain.argmax())
         gain_of_best = float(gain.flatten()[best])
@@ -121,16 +131,15 @@ def swap_layer(
 
 @dataclass(frozen=True)
 class JointSwaps:
-    """Balance by `longest_first`, then exchanges of two experts that lower what goes between
-    devices.
+    """Placement search: balance by `longest_first`, then swaps that lower traffic between devices.
 
-    by: "stay", transitions between layers that change the device; "home", pairs of experts of one
-    token that are apart, since a token's row goes once to each device;
+    by: the traffic to lower. "stay": transitions between layers that change the device; "home":
+      pairs of experts of one token on two devices, since a token's row goes once to each device;
     slack: a device's load may be so many times the mean. Where busy experts of the same tokens lie
-      side by side, balance takes them apart: with "home" a layer whose tokens would then have more
+      side by side, balance separates them: with "home" a layer whose tokens would then have more
       destinations than with experts in order may have a larger load, in steps of 15 % up to that
-      of experts in order, which is what it has if nothing else is as good;
-    sweeps: over the layers at most, with "stay"; the layers of "home" do not depend on each other.
+      of experts in order, which is the result if nothing else is as good;
+    sweeps: passes over the layers at most, with "stay"; layers of "home" are independent.
 
     Raises: ConfigError for another `by`, or a slack below 1; in `place`, for devices that do not
     divide the experts.
@@ -147,46 +156,61 @@ class JointSwaps:
         at_least("sweeps", self.sweeps, 1)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
-        """Equal counts, no copies."""
+        """Place every expert once, E / D on each device."""
         devices, load = topology.devices, trace.load()
         check_divides(trace.experts, devices)
-        even = torch.stack([swapped(of, longest_first(of, devices), devices) for of in load])
+        even = torch.stack(
+            [
+                swap_until_even(layer_load, longest_first(layer_load, devices), devices)
+                for layer_load in load
+            ]
+        )
         if self.by == "stay":
+            # "stay": a layer depends on its neighbours, so all layers are improved together
             return Placement.of(self._stay(trace, load, even, devices), devices)
         layers = range(trace.layers)
-        owner = [self._home(trace, at, load[at], even[at], devices) for at in layers]
+        owner = [self._home(trace, layer, load[layer], even[layer], devices) for layer in layers]
         return Placement.of(torch.stack(owner), devices)
 
     def _stay(self, trace: Trace, load: Tensor, owner: Tensor, devices: int) -> Tensor:
-        """Exchange experts in sweeps over the layers, from these owners.  (L, E) -> (L, E)."""
+        """Swap experts in passes over the layers, starting at `owner`.  (L, E) -> (L, E)."""
         ways, owner = transitions(trace), owner.clone()
         for _ in range(self.sweeps):
             gained = 0.0
             for layer in range(trace.layers):
-                drawn = affinity(ways, owner, layer, devices)
-                owner[layer], more = swap_layer(load[layer], owner[layer], drawn, None, self.slack)
-                gained += more
+                outside = affinity(ways, owner, layer, devices)
+                owner[layer], improvement = swap_layer(
+                    load[layer], owner[layer], outside, None, self.slack
+                )
+                gained += improvement
             if not gained:
                 break
         return owner
 
     def _home(self, trace: Trace, layer: int, load: Tensor, even: Tensor, devices: int) -> Tensor:
-        """Return the owners of the smallest slack with no more destinations than in order.  (E,)"""
-        chosen, pairs = trace.chosen(layer), trace.coactivation(layer)
+        """Return the owner (E,) of one layer, for traffic of rows that come back after each layer.
+
+        Takes the smallest slack with which tokens have no more destinations than with experts in
+        order.  even: (E,), the balanced owner to start from.
+        """
+        membership, pairs = trace.membership(layer), trace.coactivation(layer)
+        # "home": layers are independent, so nothing outside the layer pulls its experts
         none = torch.zeros(len(load), devices, dtype=torch.float64)
         in_order = Placement.contiguous(1, len(load), devices).owner[0]
-        most = mean_destinations(chosen, in_order, devices)
+        limit = mean_destinations(membership, in_order, devices)
         total = torch.zeros(devices, dtype=torch.float64).index_add(0, in_order, load.double())
+        # widen the slack step by step, up to the imbalance that experts in order have
         slack, highest = self.slack, float(total.max() / total.mean().clamp_min(1e-300))
         while True:
             owner, _ = swap_layer(load, even, none, pairs, slack)
-            if mean_destinations(chosen, owner, devices) <= most:
+            if mean_destinations(membership, owner, devices) <= limit:
                 return owner
             if slack >= highest:
                 break
             slack = min(WIDER * slack, highest)
+        # no slack was enough: start from experts in order, which is never worse than itself
         owner, _ = swap_layer(load, in_order, none, pairs, self.slack)
-        return owner if mean_destinations(chosen, owner, devices) <= most else in_order
+        return owner if mean_destinations(membership, owner, devices) <= limit else in_order
 
 
 CARDS = (

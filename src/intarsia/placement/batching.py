@@ -1,4 +1,4 @@
-"""Batches by expert: requests whose next token has the same expert are served together.
+"""Batches by expert: requests whose next token has the same expert are computed together.
 
 Read-ME's serving side (arXiv:2410.19123, section 4): the router reads token ids alone and chooses
 once for all layers, so that a request's next expert is known before it is computed.
@@ -21,10 +21,11 @@ LEVELS = ("aware", "fifo")
 
 
 @dataclass(frozen=True)
-class Waiting:
-    """A request whose next token is to be computed.
+class QueuedRequest:
+    """Request whose next token is to be computed.
 
-    since: the round in which it came; place: how many had come before it, ever.
+    name: of the request; expert: of its next token; since: the round in which it was queued;
+    place: its number in the order of arrival, over all rounds.
     """
 
     name: Hashable
@@ -34,10 +35,10 @@ class Waiting:
 
 
 class ExpertQueues:
-    """A queue for each expert; a batch takes the longest, and then the next longest, to its limit.
+    """Queues of requests, one for each expert; a batch takes from the longest queues first.
 
-    limit: requests of a batch;  patience: a request that has waited for so many rounds goes before
-    all others, oldest first, so that with n requests none waits longer than
+    limit: requests of a batch at most;  patience: a request that has waited for so many rounds goes
+    before all others, oldest first, so that with n requests none waits longer than
     patience + ceil(n / limit) rounds; inf: never, and a rare expert's requests may wait for ever.
 
     Raises: ConfigError for a limit or a patience below 1, and a request that waits already.
@@ -48,7 +49,7 @@ class ExpertQueues:
         at_least("limit", limit, 1)
         at_least("patience", patience, 1)
         self.limit, self.patience, self.round = limit, patience, 0
-        self.queues: dict[int, deque[Waiting]] = {}
+        self.queues: dict[int, deque[QueuedRequest]] = {}
         self.names: set[Hashable] = set()
         self.came = 0
 
@@ -56,48 +57,50 @@ class ExpertQueues:
         return len(self.names)
 
     def add(self, name: Hashable, expert: int) -> None:
-        """A request waits for its next token, which has this expert."""
+        """Queue a request by the expert of its next token."""
         if name in self.names:
             got, fix = f"{name!r} twice", "Add it again when its batch was computed."
             raise ConfigError("request", got=got, want="each once", fix=fix)
         self.names.add(name)
-        waiting = Waiting(name, expert, self.round, self.came)
+        waiting = QueuedRequest(name, expert, self.round, self.came)
         self.queues.setdefault(expert, deque()).append(waiting)
         self.came += 1
 
-    def batch(self) -> list[Waiting]:
-        """The requests that are computed next; none where none waits."""
-        old = sorted(
+    def batch(self) -> list[QueuedRequest]:
+        """Remove and return the requests to compute next, at most `limit`; [] if none waits."""
+        overdue = sorted(
             (w for q in self.queues.values() for w in q if self.round - w.since >= self.patience),
             key=lambda w: w.place,
         )
-        taken = old[: self.limit]
-        chosen = {w.name for w in taken}
-        # the queue of those that must go comes first: its expert is in use already
+        # requests whose patience is over go first, whatever their expert
+        taken = overdue[: self.limit]
+        names = {w.name for w in taken}
+        # then the queues of experts that are in the batch already, then the longest
         first = {w.expert for w in taken}
         order = sorted(self.queues, key=lambda e: (e not in first, -len(self.queues[e]), e))
         for expert in order:
             room = self.limit - len(taken)
-            more = [w for w in self.queues[expert] if w.name not in chosen][:room]
-            taken += more
-            chosen |= {w.name for w in more}
+            next_requests = [w for w in self.queues[expert] if w.name not in names][:room]
+            taken += next_requests
+            names |= {w.name for w in next_requests}
+        # remove the chosen requests, and queues that are now empty
         for expert in list(self.queues):
-            left = deque(w for w in self.queues[expert] if w.name not in chosen)
-            self.queues[expert] = left
-            if not left:
+            remaining = deque(w for w in self.queues[expert] if w.name not in names)
+            self.queues[expert] = remaining
+            if not remaining:
                 del self.queues[expert]
-        self.names -= chosen
+        self.names -= names
         self.round += 1
         return taken
 
     def ahead(self) -> list[int]:
-        """Experts of what waits, those of the longest queues first: what to bring in next."""
+        """Return the experts with waiting requests, longest queue first, to read them ahead."""
         return sorted(self.queues, key=lambda e: (-len(self.queues[e]), e))
 
 
 @dataclass(frozen=True)
 class Served:
-    """What a batching made of a trace: the experts of each batch, and how long tokens waited."""
+    """Record of a served trace.  batches: the experts of each; waits: rounds each token waited."""
 
     batches: tuple[tuple[int, ...], ...]
     waits: tuple[int, ...] = field(repr=False)
@@ -109,7 +112,7 @@ class Served:
 
     @property
     def switches(self) -> int:
-        """How often an expert comes in that the batch before did not use."""
+        """Number of experts, over all batches, that the batch before did not use."""
         before: set[int] = set()
         count = 0
         for batch in self.batches:
@@ -118,9 +121,9 @@ class Served:
         return count
 
     def wait(self, quantile: float = 0.95) -> int:
-        """Rounds that a token waited, at a quantile."""
-        some = sorted(self.waits)
-        return some[min(len(some) - 1, math.ceil(quantile * len(some)) - 1)] if some else 0
+        """Return the rounds that a token waited, at this quantile of all tokens; 0 without any."""
+        waits = sorted(self.waits)
+        return waits[min(len(waits) - 1, math.ceil(quantile * len(waits)) - 1)] if waits else 0
 
 
 def serve(
@@ -132,60 +135,63 @@ def serve(
     streams: int | None = None,
     how: str = "aware",
 ) -> Served:
-    """Serve a trace's sequences token by token, so many requests a batch.
+    """Serve a trace's sequences token by token, in batches of at most `limit` requests.
 
-    A token's expert is its first one in `layer` (one choice for all layers).  streams: requests at
-    once, a new one begins where one ends; None: all.  how: "aware", `ExpertQueues`; "fifo", in the
-    order in which they became ready.
+    A token's expert is its first one in `layer` (one choice for all layers).  patience: see
+    `ExpertQueues`.  streams: requests at once, a new one begins where one ends; None: all.
+    how: "aware", batches by `ExpertQueues`; "fifo", in the order in which requests became ready.
 
-    Raises: ConfigError for settings that cannot be.
+    Raises: ConfigError for a setting out of range, or an unknown `how`.
     """
     if how not in LEVELS:
         raise ConfigError("how", got=how, want=f"one of {LEVELS}", fix="Take 'aware'.")
     between("layer", layer, 0, trace.layers - 1)
-    of: dict[int, deque[int]] = {}
+    upcoming: dict[int, deque[int]] = {}
     for sequence, expert in zip(
         trace.sequence.tolist(), trace.expert[:, layer, 0].tolist(), strict=True
     ):
-        of.setdefault(sequence, deque()).append(expert)
-    todo = deque(of)
-    at_least("streams", len(of) if streams is None else streams, 1)
+        upcoming.setdefault(sequence, deque()).append(expert)
+    pending = deque(upcoming)
+    at_least("streams", len(upcoming) if streams is None else streams, 1)
     queues = ExpertQueues(limit, patience if how == "aware" else 1)
     batches: list[tuple[int, ...]] = []
     waits: list[int] = []
-    for _ in range(len(of) if streams is None else streams):
-        if todo:
-            _ready(queues, todo.popleft(), of)
+    for _ in range(len(upcoming) if streams is None else streams):
+        if pending:
+            _queue_next(queues, pending.popleft(), upcoming)
+    # one round: compute a batch, then queue each request's next token, or start a new sequence
     while len(queues):
-        now = queues.round
-        batch = queues.batch() if how == "aware" else _oldest(queues)
+        present_round = queues.round
+        batch = queues.batch() if how == "aware" else _batch_in_order(queues)
         batches.append(tuple(w.expert for w in batch))
-        waits += [now - w.since for w in batch]
+        waits += [present_round - w.since for w in batch]
         for w in batch:
             name = int(str(w.name))
-            if of[name]:
-                _ready(queues, name, of)
-            elif todo:
-                _ready(queues, todo.popleft(), of)
+            if upcoming[name]:
+                _queue_next(queues, name, upcoming)
+            elif pending:
+                _queue_next(queues, pending.popleft(), upcoming)
     return Served(tuple(batches), tuple(waits))
 
 
-def _ready(queues: ExpertQueues, name: int, of: dict[int, deque[int]]) -> None:
-    queues.add(name, of[name].popleft())
+def _queue_next(queues: ExpertQueues, name: int, upcoming: dict[int, deque[int]]) -> None:
+    """Queue a sequence's next token.  upcoming: experts of the tokens to come, by sequence."""
+    queues.add(name, upcoming[name].popleft())
 
 
-def _oldest(queues: ExpertQueues) -> list[Waiting]:
-    """A batch in order of arrival: patience 0."""
+def _batch_in_order(queues: ExpertQueues) -> list[QueuedRequest]:
+    """Return a batch in order of arrival, by a patience of 0 rounds."""
     queues.patience = 0
     return queues.batch()
 
 
 class LookAhead(NextUse):
-    """The expert goes whose next use is latest, known for `window` steps, expected beyond them.
+    """Policy that evicts the expert used latest: known for `window` steps, expected beyond them.
 
-    Belady over what is queued (arXiv:2410.19123): of the tokens that wait, the experts are known.
-    demand: all steps, of which each decision sees those up to `window` rounds of the layers ahead
-    of the one at hand. 0 is `Expected`; as many as there are is Belady's choice.
+    Belady's choice over queued tokens, whose experts are known (arXiv:2410.19123).
+    demand: the (layer, expert) of all steps, of which each decision sees those up to `window`
+    rounds of the layers ahead of the present one. 0 is `Expected`; as many as there are steps is
+    `Belady`.  decay: as in `Expected`.
 
     Raises: ConfigError for a window below 0.
     """
@@ -201,7 +207,8 @@ class LookAhead(NextUse):
         super().__init__(layers, experts, decay)
         at_least("window", window, 0)
         self.window = window
-        self.uses: dict[Key, deque[tuple[int, int]]] = {}  # (step, place among all asks)
+        # future uses of each expert; `used` removes the first
+        self.uses: dict[Key, deque[tuple[int, int]]] = {}  # (step, its number among all uses)
         place = 0
         for number, step in enumerate(demand):
             for key in step:
@@ -216,9 +223,9 @@ class LookAhead(NextUse):
         last = self.steps - 1 + self.window, self.layer  # the last step and layer in sight
 
         def next_use(key: Key) -> tuple[float, float, Key]:
-            left = self.uses.get(key)
-            if self.window and left and (left[0][0], key[0]) <= last:
-                return 0, left[0][1], key
-            return 1, self.expected(key), key  # all of these are behind the window
+            uses = self.uses.get(key)
+            if self.window and uses and (uses[0][0], key[0]) <= last:
+                return 0, uses[0][1], key
+            return 1, self.expected(key), key  # 1: later than every use inside the window
 
         return max(resident, key=next_use)

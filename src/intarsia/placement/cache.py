@@ -1,7 +1,7 @@
-"""Which experts stand in the slots of a fast memory: asks and decides, and never reads.
+"""Cache of experts in the slots of a fast memory: decides which expert is where, reads no data.
 
-A slot goes from empty to filled to empty again when another expert takes it; an expert in use is
-pinned and keeps its slot. Whoever asks does the reading.
+An expert that is not in a slot takes a free one, or evicts the expert that the policy names; an
+expert in use is pinned and keeps its slot. The caller reads the weights.
 """
 
 from __future__ import annotations
@@ -20,7 +20,12 @@ Key = tuple[int, int]  # layer, expert
 
 
 class Policy(abc.ABC):
-    """Who goes when a slot is needed. Layers are asked for in a circle, one step after another."""
+    """Eviction policy: chooses the expert that gives up its slot.
+
+    Layers ask in a circle, one step (a forward of the model) after another.
+    layers: L, experts: E of each layer;  layer: the one that asked last;  steps, takes: counts of
+    steps begun and experts used;  chances: (L, E) prediction for the present step, or None.
+    """
 
     def __init__(self, layers: int, experts: int) -> None:
         self.layers, self.experts, self.layer = layers, experts, 0
@@ -28,9 +33,9 @@ class Policy(abc.ABC):
         self.chances: Tensor | None = None
 
     def foresee(self, chances: Tensor | None) -> None:
-        """What is foreseen of the step that begins next: (L, E) chances; None: nothing is.
+        """Accept a prediction of the next step: the chance (L, E) of each expert's use, or None.
 
-        Raises: ConfigError for other sizes.
+        Raises: ConfigError for chances of another shape.
         """
         if chances is not None and tuple(chances.shape) != (self.layers, self.experts):
             got, want = f"chances {tuple(chances.shape)}", f"({self.layers}, {self.experts})"
@@ -39,39 +44,39 @@ class Policy(abc.ABC):
         self.chances = chances
 
     def coming(self) -> Sequence[Key]:
-        """What later layers of this step are foreseen to ask for, the next layer's first."""
+        """Return the experts predicted for later layers of this step, the next layer's first."""
         return ()
 
     def began(self) -> None:
-        """A new step (a forward of the model) begins."""
+        """Note that a new step begins."""
         self.steps += 1
 
     def asked(self, layer: int, experts: Sequence[int]) -> None:
-        """A layer of this step asks for these experts."""
+        """Note that a layer of this step will use these experts."""
         self.layer = layer
 
     def used(self, key: Key, hit: bool) -> None:
-        """An expert is about to be computed, or was brought in for that."""
+        """Note the use of an expert; hit: it was in a slot."""
         self.takes += 1
 
     @abc.abstractmethod
     def victim(self, resident: Iterable[Key]) -> Key:
-        """The one of these, at least one, that goes."""
+        """Return the expert to evict among `resident`, which has at least one."""
 
     def away(self, key: Key) -> int:
-        """Layers until an expert's layer comes again; a whole round for this layer's own."""
+        """Return the layers until an expert's layer comes again; L for the present layer's own."""
         return (key[0] - self.layer - 1) % self.layers + 1
 
 
 class PolicyConfig(Protocol):
-    """Settings of a policy (kind "cache")."""
+    """Settings that build an eviction policy (kind "cache")."""
 
     def build(self, layers: int, experts: int) -> Policy: ...
 
 
 @dataclass(frozen=True)
-class Taken:
-    """The slot of an expert; load: it has to be read into it; out: who was there."""
+class SlotGrant:
+    """Slot of an expert.  load: it must be read into the slot; out: the expert that was evicted."""
 
     slot: int
     load: bool
@@ -79,10 +84,12 @@ class Taken:
 
 
 class Cache:
-    """`slots` places for experts of all layers, with a policy.
+    """Cache with `slots` places for experts of all layers, and an eviction policy.
 
     Call `begin` before each step and `ask` before each layer's experts are taken one by one.
-    hits + loads = takes; never more than `slots` are in; what is pinned stays.
+    hits + loads = takes; at most `slots` experts are resident; a pinned expert is never evicted.
+    at: the slot of each resident expert;  pinned: uses in progress of each;  ahead: reads before
+    their layer asked;  wanted: experts that the present layer has still to take.
 
     Raises: ConfigError for fewer than two slots, or more pins than slots.
     """
@@ -92,44 +99,46 @@ class Cache:
         self.slots, self.policy = slots, policy
         self.at: dict[Key, int] = {}
         self.pinned: dict[Key, int] = {}
+        # reversed, so that slot 0 is popped first
         self.free = list(range(slots))[::-1]
         self.hits = self.loads = self.ahead = 0
         self.wanted: set[Key] = set()
 
     def begin(self) -> None:
-        """A new step."""
+        """Begin a new step."""
         self.policy.began()
 
     def ask(self, layer: int, experts: Sequence[int]) -> None:
-        """What a layer is about to take, each once; those still wanted go last."""
+        """Announce the experts that a layer will take, each once; they are evicted last."""
         self.wanted = {(layer, expert) for expert in experts}
         self.policy.asked(layer, experts)
 
-    def take(self, key: Key) -> Taken:
-        """The expert's slot, pinned until `give`."""
+    def take(self, key: Key) -> SlotGrant:
+        """Return the expert's slot, evicting another expert if need be; pinned until `give`."""
         self.wanted.discard(key)
         if key in self.at:
             self.hits += 1
             self._pin(key)
             self.policy.used(key, True)
-            return Taken(self.at[key], load=False)
+            return SlotGrant(self.at[key], load=False)
         out = None if self.free else self._evict()
         self.at[key] = slot = self.free.pop()
         self.loads += 1
         self._pin(key)
         self.policy.used(key, False)
-        return Taken(slot, True, out)
+        return SlotGrant(slot, True, out)
 
-    def bring(self, key: Key) -> Taken | None:
-        """A slot for an expert that a later layer may ask for, pinned until `give`.
+    def bring(self, key: Key) -> SlotGrant | None:
+        """Return a slot for an expert that a later layer may ask for, pinned until `give`.
 
-        None if it is in, or all others are expected sooner.
+        None if it is resident, or if the policy would evict this expert first.
         """
         if key in self.at:
             return None
         out = None
         if not self.free:
             loose = [k for k in self.at if k not in self.pinned and k not in self.wanted]
+            # the newcomer competes, too: it must not push out an expert that is needed sooner
             out = self.policy.victim([*loose, key])
             if out == key:
                 return None
@@ -137,35 +146,38 @@ class Cache:
         self.at[key] = slot = self.free.pop()
         self.ahead += 1
         self._pin(key)
-        return Taken(slot, True, out)
+        return SlotGrant(slot, True, out)
 
     def give(self, key: Key) -> None:
-        """An expert that was taken is not in use any more."""
-        left = self.pinned[key] - 1
-        if left:
-            self.pinned[key] = left
+        """Release an expert that was taken: one use of it has ended."""
+        remaining = self.pinned[key] - 1
+        if remaining:
+            self.pinned[key] = remaining
         else:
             del self.pinned[key]
 
     def drop(self, key: Key) -> None:
-        """Forget an expert that could not be read."""
+        """Remove an expert that could not be read, and free its slot."""
         self.pinned.pop(key, None)
         self.free.append(self.at.pop(key))
 
     def fill(self, keys: Iterable[Key]) -> None:
-        """Start with these in: not counted."""
+        """Put experts into free slots at the start; they count neither as hits nor as loads."""
         for key in keys:
             if key not in self.at and self.free:
                 self.at[key] = self.free.pop()
 
-    def _pin(self, key: Key) -> None:
+    def _pin(self, key: Key) -> None:  # nested: the same expert may be in use twice
         self.pinned[key] = self.pinned.get(key, 0) + 1
 
     def _evict(self) -> Key:
+        """Free the slot of the policy's victim, if possible none of the present layer's experts."""
         loose = [key for key in self.at if key not in self.pinned]
         if not loose:
             got, fix = f"{len(self.pinned)} experts in use at once", "Give more slots."
             raise ConfigError("slots", got=got, want=f"at most {self.slots}", fix=fix)
+        # the present layer's experts that are still to come are evicted only if nothing else is
+        # left
         unwanted = [key for key in loose if key not in self.wanted]
         out = self.policy.victim(unwanted or loose)
         self.free.append(self.at.pop(out))
@@ -174,10 +186,10 @@ class Cache:
 
 @dataclass(frozen=True)
 class Residency:
-    """How experts were found: hits in the slots, and loads, of so many bytes, in so many seconds.
+    """Counts of a cache.  hits: uses of a resident expert;  loads: reads after a layer asked.
 
-    seconds: in which the products waited for a read; ahead: reads of what was foreseen, before it
-    was asked for. bytes: of both.
+    ahead: reads of predicted experts before their layer asked;  bytes: of loads and reads ahead;
+    seconds: time that the products waited for a read.
     """
 
     hits: int = 0
@@ -192,7 +204,7 @@ class Residency:
 
     @property
     def rate(self) -> float:
-        """Hits among asks; 0 for none."""
+        """Hit rate: hits over hits and loads; 0 without uses."""
         return self.hits / self.asks if self.asks else 0.0
 
 
@@ -205,10 +217,11 @@ def replay(
     expert_bytes: int = 0,
     foreseen: Sequence[Tensor] = (),
 ) -> Residency:
-    """What a cache would have done with these steps, each a list of (layer, expert) in order.
+    """Simulate a cache on recorded steps and return its hits, loads and bytes.
 
-    demand: see `describe.demand`.  start: what is in at first.  foreseen: the chances of each step,
-    see `expertflow.foreseen`.
+    demand: for each step the (layer, expert) in order, see `describe.demand`.  slots: of the cache.
+    start: experts resident at first.  expert_bytes: size of one expert.  foreseen: the chances
+    (L, E) of each step, see `expertflow.predicted_steps`; empty: no prediction.
     """
     cache = Cache(slots, policy)
     cache.fill(start)
@@ -224,15 +237,15 @@ def replay(
 
 
 def by_layer(step: Iterable[Key]) -> Mapping[int, list[int]]:
-    """A step's experts of each layer, in order."""
-    found: dict[int, list[int]] = {}
+    """Group a step's (layer, expert) pairs by layer, in their order."""
+    experts_of: dict[int, list[int]] = {}
     for layer, expert in step:
-        found.setdefault(layer, []).append(expert)
-    return found
+        experts_of.setdefault(layer, []).append(expert)
+    return experts_of
 
 
 def most_used(demand: Iterable[Iterable[Key]], slots: int) -> list[Key]:
-    """Those that most steps asked for: what a cache is warm with."""
+    """Return the `slots` experts that most steps used, to fill a cache before the first step."""
     counts: dict[Key, int] = {}
     for step in demand:
         for key in step:

@@ -1,4 +1,4 @@
-"""How good a placement is for a trace: balance, and what goes between devices."""
+"""Quality of a placement for a trace: balance of the loads, and traffic between devices."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from .trace import Trace
 
 @dataclass(frozen=True)
 class Quality:
-    """imbalance: the largest load of a device over the mean, mean of the layers;  cross: the share
-    of transitions between layers that change the device ("stay");  destinations: devices that a
-    token has experts on, mean over tokens and layers ("home")."""
+    """Quality of a placement, three numbers of which less is better.
+
+    imbalance: the largest load of a device over the mean load, mean over layers, 1 at best;  cross:
+    the share of transitions between layers that change the device (engine "stay");  destinations:
+    number of devices that hold a token's experts, mean over tokens and layers (engine "home").
+    """
 
     imbalance: float
     cross: float
@@ -24,43 +27,48 @@ class Quality:
 
 
 def quality(trace: Trace, placement: Placement) -> Quality:
-    """Of a placement for a trace; the copies of an expert share its load, its owner has its place.
+    """Measure a placement on a trace.
 
+    Copies of an expert share its load equally; traffic is counted to the owner alone.
     Raises: ConfigError for a placement of other layers or experts.
     """
     check_same(trace, placement)
     load = device_loads(trace.load(), placement)
     peak = load.max(1).values / load.mean(1).clamp(min=1e-300)
-    ways = [crossing(trace.transitions(at), placement, at) for at in range(trace.layers - 1)]
-    whole = sum(total for _, total in ways)
+    crossings = [
+        crossing(trace.transitions(layer), placement, layer) for layer in range(trace.layers - 1)
+    ]
+    all_transitions = sum(total for _, total in crossings)
+    # cross: transitions that change the device, over all transitions of all layers
     return Quality(
         float(peak.mean()),
-        sum(crossed for crossed, _ in ways) / whole if whole else 0.0,
+        sum(crossed for crossed, _ in crossings) / all_transitions if all_transitions else 0.0,
         sum(
-            mean_destinations(trace.chosen(at), placement.owner[at], placement.devices)
-            for at in range(trace.layers)
+            mean_destinations(trace.membership(layer), placement.owner[layer], placement.devices)
+            for layer in range(trace.layers)
         )
         / trace.layers,
     )
 
 
 def device_loads(load: Tensor, placement: Placement) -> Tensor:
-    """Tokens of each device.  load: (L, E) -> (L, D) float64."""
+    """Return the tokens that each device computes.  load: (L, E) -> (L, D) float64."""
     copies = placement.holds.sum(1).double()  # (L, E)
+    # each copy takes an equal share of its expert's load
     return torch.einsum("le,lde->ld", load.double() / copies, placement.holds.double())
 
 
 def crossing(transitions: Tensor, placement: Placement, layer: int) -> tuple[float, float]:
-    """Of the transitions (E, E) after a layer: those that change the device, and all."""
-    here, there = placement.owner[layer], placement.owner[layer + 1]
-    apart = here[:, None] != there[None, :]
+    """Return the sum of the transitions (E, E) after a layer that change the device, and of all."""
+    source, target = placement.owner[layer], placement.owner[layer + 1]
+    apart = source[:, None] != target[None, :]
     return float(transitions[apart].sum()), float(transitions.sum())
 
 
-def mean_destinations(chosen: Tensor, owner: Tensor, devices: int) -> float:
+def mean_destinations(membership: Tensor, owner: Tensor, devices: int) -> float:
     """Return the mean number of devices that own a token's experts.
 
-    chosen: (N, E), above 0 where a token has an expert; owner: (E,).
+    membership: (N, E), above 0 where a token has an expert; owner: (E,).
     """
-    owned = (owner[:, None] == torch.arange(devices)[None]).to(chosen.dtype)  # (E, D)
-    return float((chosen @ owned > 0).double().sum(1).mean())
+    owned = (owner[:, None] == torch.arange(devices)[None]).to(membership.dtype)  # (E, D)
+    return float((membership @ owned > 0).double().sum(1).mean())

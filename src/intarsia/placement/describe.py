@@ -1,4 +1,4 @@
-"""What a trace looks like: loads, and how far a token's experts are foreseen."""
+"""Statistics of a trace: loads of experts, and how well the previous token predicts them."""
 
 from __future__ import annotations
 
@@ -9,36 +9,44 @@ import torch
 from .trace import Trace
 
 
-def described(trace: Trace) -> list[dict[str, Any]]:
-    """A row for each layer: coefficient of variation of the loads, the largest share of an expert,
-    the share of a token's experts that the token before it had, too, and that share by chance.
+def describe_layers(trace: Trace) -> list[dict[str, Any]]:
+    """Return a row of statistics for each layer.
+
+    load_cv: coefficient of variation of the loads;  largest_share: of the busiest expert;  repeats:
+    the share of a token's experts that the token before it had, too;  by_chance: that share if
+    tokens were independent.
     """
     rows: list[dict[str, Any]] = []
+    # (N - 1,): the token and the one before it belong to one sequence
     follows = trace.sequence.diff() == 0
     for layer in range(trace.layers):
-        chosen = trace.chosen(layer)
-        load = chosen.sum(0)
+        membership = trace.membership(layer)
+        load = membership.sum(0)
         share = load / load.sum().clamp(min=1)
-        both = (chosen[1:] * chosen[:-1]).sum(1)[follows].sum()
-        asked = chosen[1:].sum(1)[follows].sum().clamp(min=1)
+        repeated = (membership[1:] * membership[:-1]).sum(1)[follows].sum()
+        pairs = membership[1:].sum(1)[follows].sum().clamp(min=1)
+        # by chance: sum over experts of (share of the pairs) x (share of the tokens)
         rows.append(
             {
                 "layer": layer,
                 "load_cv": float(load.std(correction=0) / load.mean().clamp(min=1e-300)),
                 "largest_share": float(share.max()),
-                "repeats": float(both / asked),
-                "by_chance": float((share * chosen.mean(0)).sum()),
+                "repeats": float(repeated / pairs),
+                "by_chance": float((share * membership.mean(0)).sum()),
             }
         )
     return rows
 
 
 def demand(trace: Trace, streams: int) -> list[list[tuple[int, int]]]:
-    """The (layer, expert) that each decode step asks for, layer by layer, each once."""
-    found: list[list[tuple[int, int]]] = []
+    """Return the (layer, expert) pairs that each decode step uses, layer by layer, each once.
+
+    streams: sequences decoded at once, see `Trace.steps`.
+    """
+    steps: list[list[tuple[int, int]]] = []
     for rows in trace.steps(streams):
         expert = trace.expert[rows]
-        found.append(
+        steps.append(
             [
                 (layer, int(e))
                 for layer in range(trace.layers)
@@ -46,4 +54,4 @@ def demand(trace: Trace, streams: int) -> list[list[tuple[int, int]]]:
                 if e >= 0
             ]
         )
-    return found
+    return steps

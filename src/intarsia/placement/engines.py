@@ -1,9 +1,9 @@
 """Expert parallelism as a plan: where each token's row goes, and what every device computes.
 
-home   a token's row lives where its sequence does; a copy goes to each device that has some of its
-       experts, and what they make of it comes back (transformers, DeepSpeed, vLLM)
-stay   it moves on to the device of its first expert in each layer (ExFlow), and goes to those of
-       its other experts from there
+home   a token's row stays on the device of its sequence; a copy goes to each device that has some
+       of its experts, and their outputs come back (transformers, DeepSpeed, vLLM)
+stay   the row moves on to the device of its first expert in each layer (ExFlow), and copies go from
+       there to the devices of its other experts
 """
 
 from __future__ import annotations
@@ -27,14 +27,20 @@ ENGINES: Mapping[str, str] = MappingProxyType(
         "stay": "rows move on to the device of their first expert",
     }
 )
-INDEX = 8  # bytes of an int64: rows and pairs are counted, and pairs told, in them
+INDEX = 8  # bytes of an int64, in which counts and the indices of pairs are sent
 COUNTS, PAIR = 2 * INDEX, 2 * INDEX  # (rows, pairs) of a message; (row, expert) of a pair
 
 
 @dataclass(frozen=True)
 class ExpertSize:
-    """width d and hidden h of an expert; item: bytes of a number; gated: three matrices or two;
-    bias: has each matrix one; weight: bytes of a gate's weight, those of a number if None."""
+    """Sizes of one expert, an MLP.
+
+    width: d, its inputs and outputs;  hidden: h, its hidden units;  item: bytes of a number;
+    gated: three matrices instead of two;  bias: each matrix has a bias;  weight: bytes of a gate
+    weight, `item` if None.
+
+    Raises: ConfigError for a width, hidden or item below 1.
+    """
 
     width: int
     hidden: int
@@ -48,8 +54,8 @@ class ExpertSize:
             at_least(name, getattr(self, name), 1)
 
     @property
-    def told(self) -> int:
-        """Bytes of the weight of a pair of row and expert."""
+    def gate_bytes(self) -> int:
+        """Bytes of the gate weight that is sent with each pair of row and expert."""
         return self.item if self.weight is None else self.weight
 
     @property
@@ -59,22 +65,22 @@ class ExpertSize:
 
     @property
     def weights(self) -> int:
-        """Bytes of an expert."""
+        """Bytes of all weights of an expert."""
         biases = self.bias * ((1 + self.gated) * self.hidden + self.width)
         return ((2 + self.gated) * self.width * self.hidden + biases) * self.item
 
     @property
     def flops(self) -> int:
-        """Of one row: two for each weight."""
+        """Floating-point operations for one row: two for each weight."""
         return 2 * (2 + self.gated) * self.width * self.hidden
 
     @classmethod
     def of(cls, trace: Trace, item: int = 2) -> ExpertSize:
-        """As the trace's model has it.  Raises: ConfigError if the trace does not say."""
-        about = trace.about
+        """Read the sizes from `trace.about`.  Raises: ConfigError if they are not recorded."""
+        metadata = trace.about
         try:
-            gated = about.get("gated", "true") == "true"
-            return cls(int(about["width"]), int(about["hidden"]), item, gated)
+            gated = metadata.get("gated", "true") == "true"
+            return cls(int(metadata["width"]), int(metadata["hidden"]), item, gated)
         except (KeyError, ValueError) as error:
             got = "a trace that does not say how large its experts are"
             fix = "Pass ExpertSize(width, hidden); on the command line --expert 4096x14336."
@@ -82,49 +88,60 @@ class ExpertSize:
 
 
 def homes(trace: Trace, devices: int) -> Tensor:
-    """Sequences dealt out to the devices in turn.  Returns (N,) int64."""
+    """Return each row's home device, sequences dealt out to devices in turn.  (N,) int64."""
     return trace.sequence.unique(return_inverse=True)[1] % devices
 
 
-def places_at(home: Tensor) -> Tensor:
-    """The place of each row among those of its device.  home: (N,) -> (N,) int64."""
+def ranks_on_device(home: Tensor) -> Tensor:
+    """Number the rows of each device from 0, in their order.  home: (N,) devices -> (N,) int64."""
     order = home.argsort(stable=True)
+    # position in the sorted order, less the rows of the devices before
     count = home.bincount()
-    found = torch.empty_like(order)
-    found[order] = torch.arange(len(home)) - (count.cumsum(0) - count)[home[order]]
-    return found
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(home)) - (count.cumsum(0) - count)[home[order]]
+    return rank
 
 
-def destinations(expert: Tensor, at: Tensor, holds: Tensor, nodes: Tensor, row: Tensor) -> Tensor:
-    """The device that computes each pair: the token's own if it holds the expert, else one of its
-    node, else any; among several, by the token's number in turn.
+def destinations(
+    expert: Tensor, source: Tensor, holds: Tensor, nodes: Tensor, row: Tensor
+) -> Tensor:
+    """Choose the device that computes each pair of row and expert.
 
-    expert: (N, k), -1 = none; at: (N,), where the rows are; holds: (D, E) bool; nodes: (D,);
-    row: (N,), the tokens' numbers.  Returns (N, k) int64, -1 = none, on the device of `expert`.
+    The row's own device if it holds the expert, else one of the same node, else any; among several
+    of equal right, in turn by the token's number.
+    expert: (N, k), -1 = none; source: (N,), the device of each row; holds: (D, E) bool; nodes:
+    (D,), the node of each device; row: (N,), the tokens' numbers.  Returns (N, k) int64, -1 = none,
+    on the device of `expert`.
     """
-    devices, here = len(holds), expert.device
-    at, holds, nodes, row = (t.to(here) for t in (at, holds, nodes, row))
-    there = holds.T[expert.long().clamp(min=0)]  # (N, k, D)
-    own = torch.arange(devices, device=here)[None, None] == at[:, None, None]
-    near = nodes[None, None] == nodes[at][:, None, None]
-    for wanted in (there & near, there & own):  # the last one that there is counts
-        there = torch.where(wanted.any(2, keepdim=True), wanted, there)
-    turn = row[:, None] % there.sum(2).clamp(min=1)
-    place = (there & (there.cumsum(2) == turn[:, :, None] + 1)).int().argmax(2)
+    devices, compute_device = len(holds), expert.device
+    source, holds, nodes, row = (t.to(compute_device) for t in (source, holds, nodes, row))
+    candidates = holds.T[expert.long().clamp(min=0)]  # (N, k, D)
+    on_source = torch.arange(devices, device=compute_device)[None, None] == source[:, None, None]
+    on_node = nodes[None, None] == nodes[source][:, None, None]
+    # narrow the candidates to the node, then to the device itself, wherever one is left
+    for preferred in (candidates & on_node, candidates & on_source):
+        candidates = torch.where(preferred.any(2, keepdim=True), preferred, candidates)
+    # several candidates take the tokens in turn
+    turn = row[:, None] % candidates.sum(2).clamp(min=1)
+    # the (turn + 1)-th candidate
+    place = (candidates & (candidates.cumsum(2) == turn[:, :, None] + 1)).int().argmax(2)
     return torch.where(expert >= 0, place, -1)
 
 
-def where_rows_are(trace: Trace, placement: Placement, engine: str, home: Tensor) -> Tensor:
-    """The device of each row while a layer is computed.  Returns (L, N) int64."""
+def row_devices(trace: Trace, placement: Placement, engine: str, home: Tensor) -> Tensor:
+    """Return the device on which each row lies while a layer is computed, (L, N) int64.
+
+    home: (N,), the device of each row before the first layer; engine: "home" or "stay".
+    """
     one_of("engine", engine, ENGINES)
-    found = home.repeat(trace.layers, 1)
+    device = home.repeat(trace.layers, 1)
     if engine == "stay":
         for layer in range(trace.layers):
             first = trace.expert[:, layer, 0].long()
-            before = found[layer - 1] if layer else home
+            previous = device[layer - 1] if layer else home
             owner = placement.owner[layer][first.clamp(min=0)]
-            found[layer] = torch.where(first >= 0, owner, before)
-    return found
+            device[layer] = torch.where(first >= 0, owner, previous)
+    return device
 
 
 def expert_parallel(
@@ -136,12 +153,13 @@ def expert_parallel(
     nodes: Tensor | None = None,
     backward: bool = False,
 ) -> DevicePlan:
-    """The plan of one batch with the trace's routing.
+    """Plan the transfers and products of one batch that has the trace's routing.
 
-    engine: "home" or "stay".  nodes: of the devices, see `Topology.nodes`; one if not given.
-    backward: with the steps of the gradients, which take the same ways back.
+    size: of every expert.  engine: "home" or "stay".  nodes: (D,), the node of each device, see
+    `Topology.nodes`; all one node if None.  backward: add the steps of the gradients, which travel
+    in the opposite direction.
     A device sends a row once to each other device that computes some of its experts, with (row,
-    expert) and the weight of each pair; what comes back is the weighted sum of those experts.
+    expert) and the weight of each pair; that device returns the weighted sum of those experts.
     Raises: ConfigError for a placement of other layers, experts or devices.
     """
     check_same(trace, placement)
@@ -151,40 +169,44 @@ def expert_parallel(
         raise ConfigError("topology", got=got, want=want, fix=f"Place for {len(nodes)} devices.")
     nodes = torch.zeros(count, dtype=torch.int64) if nodes is None else nodes
     home, row = homes(trace, count), torch.arange(len(trace))
-    at = where_rows_are(trace, placement, engine, home)
-    there: list[PlanStep] = []
-    back: list[PlanStep] = []
+    row_device = row_devices(trace, placement, engine, home)
+    forward: list[PlanStep] = []
+    gradient: list[PlanStep] = []
 
-    def move(layer: int, came: Tensor, goes: Tensor) -> None:
-        sent = off_diagonal(_rows(came, goes, count) * size.row)
+    def move(layer: int, source: Tensor, target: Tensor) -> None:
+        sent = off_diagonal(_count_rows(source, target, count) * size.row)
         step = PlanStep(f"{layer}.move", layer, "move", "link", bytes=sent)
-        there.append(step)
-        back.append(replace(step, name=f"{step.name}.back", bytes=sent.T.contiguous()))
+        forward.append(step)
+        gradient.append(replace(step, name=f"{step.name}.back", bytes=sent.T.contiguous()))
 
     for layer in range(trace.layers):
         if engine == "stay":
-            move(layer, at[layer - 1] if layer else home, at[layer])
-        to = destinations(trace.expert[:, layer], at[layer], placement.holds[layer], nodes, row)
-        steps, turned = layer_steps(layer, at[layer], to, size, count)
-        there += steps
-        back += turned[::-1]
-    if engine == "stay":
-        move(trace.layers, at[-1], home)
-    return DevicePlan(in_a_row(there + back[::-1] if backward else there), count)
+            move(layer, row_device[layer - 1] if layer else home, row_device[layer])
+        pair_device = destinations(
+            trace.expert[:, layer], row_device[layer], placement.holds[layer], nodes, row
+        )
+        steps, gradient_steps = layer_steps(layer, row_device[layer], pair_device, size, count)
+        forward += steps
+        gradient += gradient_steps[::-1]
+    if engine == "stay":  # after the last layer rows go back to their sequences
+        move(trace.layers, row_device[-1], home)
+    return DevicePlan(chain(forward + gradient[::-1] if backward else forward), count)
 
 
 def layer_steps(
-    layer: int, at: Tensor, to: Tensor, size: ExpertSize, devices: int
+    layer: int, row_device: Tensor, pair_device: Tensor, size: ExpertSize, devices: int
 ) -> tuple[list[PlanStep], list[PlanStep]]:
-    """Counts, dispatch, experts and combine of a layer; and those of the gradients, in their order.
+    """Return the steps of a layer and those of its gradients, each in their order of time.
 
-    at: (N,), where the rows are;  to: (N, k), the device of each pair, -1 = none.
+    The steps are counts, dispatch, expert and combine; backwards combine, expert and dispatch.
+    row_device: (N,), the device of each row;  pair_device: (N, k), the device of each pair, -1 =
+    none;  size: of an expert;  devices: D.
     """
-    rows, pairs = rows_and_pairs(at, to, devices)
+    rows, pairs = rows_and_pairs(row_device, pair_device, devices)
     name, flops = f"{layer}.expert", pairs.sum(0).double() * size.flops
-    # the gradients of rows and weights come back, not the numbers
-    weighed = rows * size.row + pairs * size.told
-    made = (rows * size.row).T.contiguous()
+    # backwards the gradients of rows and gate weights are sent, but no indices
+    weighed = rows * size.row + pairs * size.gate_bytes
+    outputs = (rows * size.row).T.contiguous()
 
     def link(phase: str, sent: Tensor) -> PlanStep:
         return PlanStep(f"{layer}.{phase}", layer, phase, "link", bytes=off_diagonal(sent))
@@ -192,40 +214,46 @@ def layer_steps(
     def turned(step: PlanStep, sent: Tensor) -> PlanStep:
         return replace(step, name=f"{step.name}.back", bytes=off_diagonal(sent).T.contiguous())
 
-    dispatch, combine = link("dispatch", weighed + pairs * PAIR), link("combine", made)
+    dispatch, combine = link("dispatch", weighed + pairs * PAIR), link("combine", outputs)
     product = PlanStep(name, layer, "expert", "compute", flops=flops)
+    # twice the products: gradients of the inputs and of the weights
     slower = replace(product, name=f"{name}.back", flops=2 * flops)
-    there = [link("counts", torch.full_like(rows, COUNTS)), dispatch, product, combine]
-    return there, [turned(combine, made), slower, turned(dispatch, weighed)]
+    forward = [link("counts", torch.full_like(rows, COUNTS)), dispatch, product, combine]
+    return forward, [turned(combine, outputs), slower, turned(dispatch, weighed)]
 
 
-def in_a_row(steps: Sequence[PlanStep]) -> tuple[PlanStep, ...]:
-    """Each after the one before."""
+def chain(steps: Sequence[PlanStep]) -> tuple[PlanStep, ...]:
+    """Make each step wait for the one before it."""
     after = [(), *((step.name,) for step in steps)]
     return tuple(replace(step, after=names) for names, step in zip(after, steps, strict=False))
 
 
-def _rows(came: Tensor, goes: Tensor, devices: int) -> Tensor:
-    """How many rows go from device to device.  Returns (D, D) int64."""
-    return torch.bincount(came * devices + goes, minlength=devices**2).view(devices, devices)
+def _count_rows(source: Tensor, target: Tensor, devices: int) -> Tensor:
+    """Count the rows from each device to each.  source, target: (M,) devices -> (D, D) int64."""
+    return torch.bincount(source * devices + target, minlength=devices**2).view(devices, devices)
 
 
-def rows_and_pairs(at: Tensor, to: Tensor, devices: int) -> tuple[Tensor, Tensor]:
-    """Rows and pairs from device to device, each (D, D) int64; a row counts once a device."""
-    token, place = (to >= 0).nonzero(as_tuple=True)
-    pairs = _rows(at[token], to[token, place], devices)
-    once = (token * devices + to[token, place]).unique()
-    return _rows(at[once // devices], once % devices, devices), pairs
+def rows_and_pairs(row_device: Tensor, pair_device: Tensor, devices: int) -> tuple[Tensor, Tensor]:
+    """Count rows and pairs of row and expert from each device to each, two (D, D) int64.
+
+    row_device: (N,), the device of each row; pair_device: (N, k), the device of each pair, -1 =
+    none. A row counts once a device, however many of its experts are there.
+    """
+    token, place = (pair_device >= 0).nonzero(as_tuple=True)
+    pairs = _count_rows(row_device[token], pair_device[token, place], devices)
+    # a row is sent once, however many of its experts the device has
+    once = (token * devices + pair_device[token, place]).unique()
+    return _count_rows(row_device[once // devices], once % devices, devices), pairs
 
 
 def off_diagonal(matrix: Tensor) -> Tensor:
-    """What goes over links: nothing from a device to itself."""
+    """Set the diagonal to 0: a device sends nothing to itself.  (D, D) -> (D, D)."""
     return matrix.clone().fill_diagonal_(0)
 
 
 def check_same(trace: Trace, placement: Placement) -> None:
-    """Raises: ConfigError for a placement of other layers or experts than the trace has."""
-    sizes = [f"{of.layers} layers of {of.experts} experts" for of in (placement, trace)]
+    """Raise ConfigError for a placement of other layers or experts than the trace has."""
+    sizes = [f"{sized.layers} layers of {sized.experts} experts" for sized in (placement, trace)]
     if sizes[0] != sizes[1]:
         want = f"{sizes[1]}, as the trace has"
         raise ConfigError("placement", got=sizes[0], want=want, fix="Place this very trace.")

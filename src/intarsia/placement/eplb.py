@@ -17,11 +17,11 @@ from .trace import Trace
 
 @dataclass(frozen=True)
 class Eplb:
-    """Groups of experts to nodes, copies where load / copies is largest, copies to devices.
+    """Placement search: groups of experts to nodes, copies of the busiest, copies to devices.
 
-    redundant: places beside the experts' own, for copies, in all; groups: of consecutive experts
-    that a router limits a token to, kept on one node where nodes divide them. Each device has
-    (E + redundant) / D places. The first copy is the owner's.
+    redundant: places for copies in all devices together, beyond one place for each expert; groups:
+    of consecutive experts that a router limits a token to, placed on one node where nodes divide
+    them. Each device has (E + redundant) / D places. The first copy is the owner's.
 
     Raises: ConfigError in `place` unless devices divide the places, and groups the experts.
     Not where memory is scarce: each copy costs an expert. Traffic is not looked at.
@@ -36,16 +36,17 @@ class Eplb:
         at_least("groups", self.groups, 1)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
-        """Equal numbers of places."""
+        """Place experts and copies, equally many places on each device."""
         experts, devices = trace.experts, topology.devices
         check_divides(experts + self.redundant, devices)
         if experts % self.groups:
             got, want = f"{self.groups} for {experts} experts", "a number that divides them"
             raise ConfigError("groups", got=got, want=want, fix="Try 1.")
         nodes, node = int(topology.nodes().max()) + 1, topology.nodes()
-        whole = bool((node.bincount() == devices // nodes).all()) and devices % nodes == 0
-        if self.groups % nodes or not whole or (experts + self.redundant) % nodes:
-            nodes, node = 1, torch.zeros(devices, dtype=torch.int64)  # globally
+        equal_nodes = bool((node.bincount() == devices // nodes).all()) and devices % nodes == 0
+        if self.groups % nodes or not equal_nodes or (experts + self.redundant) % nodes:
+            # groups and nodes do not match: balance globally, as if there were one node
+            nodes, node = 1, torch.zeros(devices, dtype=torch.int64)
         owner = torch.empty(trace.layers, experts, dtype=torch.int64)
         holds = torch.zeros(trace.layers, devices, experts, dtype=torch.bool)
         for layer, load in enumerate(trace.load().double()):
@@ -56,57 +57,75 @@ class Eplb:
         return Placement(owner, holds)
 
     def _layer(self, load: Tensor, node: Tensor, nodes: int) -> list[tuple[int, int, bool]]:
-        """(expert, device, is it the first copy) of each place."""
+        """Return (expert, device, whether it is the first copy) for each place of one layer.
+
+        load: (E,); node: (D,), the node of each device; nodes: their number.
+        """
         size = len(load) // self.groups
         of_group = load.view(self.groups, size).sum(1)
+        # step 1: groups of experts to nodes, by load
         packed = pack(of_group.tolist(), [0] * self.groups, nodes, self.groups // nodes)
         if nodes == 1:
             packed = [0] * self.groups
-        found: list[tuple[int, int, bool]] = []
-        for at in range(nodes):
-            own = [g * size + i for g in range(self.groups) if packed[g] == at for i in range(size)]
-            on = (node == at).nonzero().flatten().tolist()
-            copies = copied([float(load[e]) for e in own], self.redundant // nodes, len(on))
-            loads = [float(load[own[i]]) / copies.count(i) for i in copies]
-            places = pack(loads, copies, len(on), len(copies) // len(on))
-            seen: set[int] = set()
+        places_of: list[tuple[int, int, bool]] = []
+        for node_index in range(nodes):
+            experts = [
+                g * size + i
+                for g in range(self.groups)
+                if packed[g] == node_index
+                for i in range(size)
+            ]
+            devices = (node == node_index).nonzero().flatten().tolist()
+            # step 2: copies of the busiest experts of the node; step 3: copies to its devices
+            copies = replicate(
+                [float(load[e]) for e in experts], self.redundant // nodes, len(devices)
+            )
+            loads = [float(load[experts[i]]) / copies.count(i) for i in copies]
+            # a copy carries its share of the expert's load
+            places = pack(loads, copies, len(devices), len(copies) // len(devices))
+            placed: set[int] = set()
             for i, place in zip(copies, places, strict=True):
-                found.append((own[i], on[place], i not in seen))
-                seen.add(i)
-        return found
+                places_of.append((experts[i], devices[place], i not in placed))
+                placed.add(i)
+        return places_of
 
 
-def copied(load: list[float], redundant: int, most: int) -> list[int]:
-    """Each expert once, and more copies of the one with the largest load / copies, at most `most`.
+def replicate(load: list[float], redundant: int, limit: int) -> list[int]:
+    """Give each further copy to the expert with the largest load / copies.
 
-    Returns the experts' numbers.
+    load: (E,) of the experts; redundant: copies beyond one each; limit: copies of one expert at
+    most.  Returns the expert of each copy, in ascending order.
     """
     count = [1] * len(load)
     for _ in range(redundant):
-        free = [e for e in range(len(load)) if count[e] < most]
+        free = [e for e in range(len(load)) if count[e] < limit]
         if not free:
-            got, want = f"{redundant} places for copies", f"at most {most} copies of an expert"
+            got, want = f"{redundant} places for copies", f"at most {limit} copies of an expert"
             raise ConfigError("redundant", got=got, want=want, fix="Fewer: each device has all.")
         count[max(free, key=lambda e: (load[e] / count[e], -e))] += 1
     return [e for e in range(len(load)) for _ in range(count[e])]
 
 
 def pack(load: list[float], kind: list[int], packs: int, room: int) -> list[int]:
-    """The pack of each item: the largest first, to the lightest with room that has none of its
-    kind, so many in each.  kind: all 0 if any two may be together; else experts' numbers.
+    """Choose a pack for each item, largest load first: the lightest pack without one of its kind.
+
+    load: of each item; kind: of each item, experts' numbers, so that two copies of one expert are
+    kept apart where possible, or all 0 if any two may be together; packs: how many; room: items
+    that each takes.  Returns the pack of each item.
     """
     plain = not any(kind)
     total, inside = [0.0] * packs, [list[int]() for _ in range(packs)]
-    found = [0] * len(load)
+    pack_of = [0] * len(load)
     # those with many copies first where loads are equal: they need different packs
     for item in sorted(range(len(load)), key=lambda i: (-load[i], i)):
+        # prefer packs without a copy of the same expert, then the lightest
         free = [p for p in range(packs) if len(inside[p]) < room]
         apart = free if plain else [p for p in free if kind[item] not in inside[p]]
-        chosen = min(apart or free, key=lambda p: (total[p], p))
-        found[item] = chosen
-        inside[chosen].append(kind[item])
-        total[chosen] += load[item]
-    return found
+        lightest = min(apart or free, key=lambda p: (total[p], p))
+        pack_of[item] = lightest
+        inside[lightest].append(kind[item])
+        total[lightest] += load[item]
+    return pack_of
 
 
 CARD = Card(

@@ -16,11 +16,11 @@ from .trace import Trace
 
 @dataclass(frozen=True)
 class ExFlow:
-    """max sum_l (transitions between two layers that stay on a device), E / D experts on each.
+    """Placement search: max sum_l (transitions after layer l that stay on a device).
 
-    The programme is solved exactly for one layer given its neighbours (an assignment of experts to
-    places), layer after layer until nothing improves; sweeps: over the layers at most. Loads are
-    not looked at.
+    Each device has E / D experts of each layer. The programme is solved exactly for one layer given
+    its neighbours (an assignment of experts to places), layer after layer until nothing improves;
+    sweeps: passes over the layers at most. Loads are ignored.
 
     Raises: ConfigError for no sweeps; in `place`, for devices that do not divide the experts.
     Not for engines whose rows come back after each layer, which have no such traffic.
@@ -33,22 +33,25 @@ class ExFlow:
         at_least("sweeps", self.sweeps, 1)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
-        """Equal counts, no copies."""
+        """Place every expert once, E / D on each device."""
         from scipy.optimize import linear_sum_assignment  # a third of a second, needed once
 
         devices = topology.devices
         check_divides(trace.experts, devices)
         owner = Placement.contiguous(trace.layers, trace.experts, devices).owner.clone()
-        each, ways = trace.experts // devices, transitions(trace)
+        per_device, ways = trace.experts // devices, transitions(trace)
         for _ in range(self.sweeps):
             before = owner.clone()
             for layer in range(trace.layers):
                 pull = affinity(ways, owner, layer, devices)  # (E, D)
                 now = float(pull.gather(1, owner[layer][:, None]).sum())
-                places = pull.repeat_interleave(each, 1).numpy()  # a device has E / D places
+                # one assignment of E experts to E places; a device has E / D equal columns
+                places = pull.repeat_interleave(per_device, 1).numpy()
                 expert, place = linear_sum_assignment(places, maximize=True)
+                # a margin above rounding errors, so that equal assignments do not alternate for
+                # ever
                 if float(places[expert, place].sum()) > now * (1 + 1e-12):
-                    owner[layer] = torch.from_numpy(place) // each
+                    owner[layer] = torch.from_numpy(place) // per_device
             if torch.equal(before, owner):
                 break
         return Placement.of(owner, devices)

@@ -1,4 +1,4 @@
-"""ExpertFlow (arXiv:2410.17954): experts foreseen from tokens, kept by that, and steps regrouped.
+"""ExpertFlow (arXiv:2410.17954): experts predicted from tokens, cached by that, steps regrouped.
 
 Another paper of 2025 has the same name (2510.26730); this is the one on predictive caches.
 """
@@ -28,55 +28,60 @@ from .trace import Trace
 
 
 @runtime_checkable
-class Foresees(Protocol):
-    """What a step will ask for, said before it begins."""
+class Predictor(Protocol):
+    """Predictor of the experts that a step will use, before it begins."""
 
     def chances(self, tokens: Tensor) -> Tensor:
-        """(B,) ids of the step's tokens -> (L, E), the chance that one of them asks."""
+        """Return the chance (L, E) that some token of the step, ids (B,), uses each expert."""
         ...
 
 
 @dataclass(frozen=True)
 class TokenTable:
-    """P(layer's expert | token id), counted on a trace; of a token not seen, of all tokens.
+    """Table of P(layer's expert | token id), counted on a trace; for unseen tokens, of all tokens.
 
     share: (V + 1, L, E) float32, the last row of all tokens. ExpertFlow's predictor is a small
     transformer over the ids, trained on the routes. The table stands in its place because it needs
     no training and is about as good: on a mixture of 16 experts it knows .71 of a token's experts
     beforehand, such a transformer of .37 million parameters .79, and decoding was 1.31 and 1.28
     times as fast as with LRU for one stream, 1.64 and 1.72 for four. Any other predictor fits that
-    has `Foresees.chances`.
+    has `Predictor.chances`.
     """
 
     share: Tensor
 
     @classmethod
     def of(cls, trace: Trace, smoothing: float = 1.0) -> TokenTable:
-        """smoothing: so many tokens with the shares of all stand beside each token's own.
+        """Count the experts of each token id in a trace.
 
+        smoothing: so many average tokens are added to the counts of each id.
         Raises: DataError for a trace without token ids.
         """
         if trace.token is None:
             fix = "Record one: intarsia trace MODEL TEXT --save t.safetensors"
             raise DataError("trace", got="no token ids", want="ids of the tokens", fix=fix)
-        chosen = torch.stack([trace.chosen(at) for at in range(trace.layers)], 1)  # (N, L, E)
-        whole = chosen.mean(0)
+        membership = torch.stack(
+            [trace.membership(layer) for layer in range(trace.layers)], 1
+        )  # (N, L, E)
+        mean = membership.mean(0)
         size = int(trace.token.max()) + 1
         count = torch.bincount(trace.token, minlength=size).double()
-        total = torch.zeros(size, *whole.shape, dtype=torch.float64)
-        total.index_add_(0, trace.token, chosen)
-        share = (total + smoothing * whole) / (count + smoothing)[:, None, None]
-        return cls(torch.cat([share, whole[None]]).float())
+        total = torch.zeros(size, *mean.shape, dtype=torch.float64)
+        # counts of (token id, layer, expert)
+        total.index_add_(0, trace.token, membership)
+        share = (total + smoothing * mean) / (count + smoothing)[:, None, None]
+        # the last row, the mean of all tokens, answers for ids that were not seen
+        return cls(torch.cat([share, mean[None]]).float())
 
-    def each(self, tokens: Tensor) -> Tensor:
-        """The chances of every token by itself.  (B,) -> (B, L, E)."""
+    def per_token(self, tokens: Tensor) -> Tensor:
+        """Return the chances of every token by itself.  (B,) ids -> (B, L, E)."""
         tokens = tokens.flatten().cpu()
         unknown = len(self.share) - 1
         return self.share[torch.where((tokens < 0) | (tokens > unknown), unknown, tokens)]
 
     def chances(self, tokens: Tensor) -> Tensor:
-        """1 - prod_t (1 - P_t): that at least one of the tokens asks."""
-        return 1 - (1 - self.each(tokens)).prod(0)
+        """Return 1 - prod_t (1 - P_t), (L, E): the chance that some token uses the expert."""
+        return 1 - (1 - self.per_token(tokens)).prod(0)
 
     def save(self, path: str | Path) -> Path:
         """Write a safetensors file."""
@@ -104,30 +109,31 @@ class TokenTable:
 
 
 def recall(table: TokenTable, trace: Trace) -> float:
-    """The share of a token's k experts that are among the k likeliest, over all layers."""
+    """Return the share of the tokens' k experts that are among the k likeliest of the table."""
     assert trace.token is not None
-    likely = table.each(trace.token).topk(trace.active, 2).indices  # (N, L, k)
+    # as many guesses a layer as a token has experts
+    likely = table.per_token(trace.token).topk(trace.active, 2).indices  # (N, L, k)
     expert = trace.expert.long()
-    there = expert >= 0
-    found = (expert[:, :, :, None] == likely[:, :, None, :]).any(3) & there
-    return float(found.sum() / there.sum())
+    present = expert >= 0
+    predicted = (expert[:, :, :, None] == likely[:, :, None, :]).any(3) & present
+    return float(predicted.sum() / present.sum())
 
 
-class Foreseen(NextUse):
-    """`NextUse`, but for this step's layers to come by the chances that are foreseen."""
+class PredictedNextUse(NextUse):
+    """`NextUse` policy that uses predicted chances for the later layers of the present step."""
 
     def __init__(self, layers: int, experts: int, decay: float, likely: float) -> None:
         super().__init__(layers, experts, decay)
         self.likely = likely
-        self.told: list[list[float]] = []
+        self.predicted: list[list[float]] = []
         self.ahead: list[Key] = []  # by layer, the likeliest first
 
     def foresee(self, chances: Tensor | None) -> None:
         super().foresee(chances)
-        self.told = [] if chances is None else chances.tolist()
+        self.predicted = [] if chances is None else chances.tolist()
         some = [
             (layer, -q, expert)
-            for layer, row in enumerate(self.told)
+            for layer, row in enumerate(self.predicted)
             for expert, q in enumerate(row)
             if q >= self.likely
         ]
@@ -137,24 +143,28 @@ class Foreseen(NextUse):
         return [key for key in self.ahead if key[0] > self.layer]
 
     def expected(self, key: Key) -> float:
-        """away + (1 - q) L / p: q the chance in this step, p in others; as before without q."""
+        """Return the layers until the next use: away + (1 - q) L / p.
+
+        q: the chance in this step, p: in others.  Without q, as `NextUse`.
+        """
         if self.chances is None or key[0] <= self.layer:
             return super().expected(key)
-        q = self.told[key[0]][key[1]]
+        q = self.predicted[key[0]][key[1]]
         p = max(self.chance(key), 1e-9)
         return self.away(key) + (1 - q) * self.layers / p
 
 
 @dataclass(frozen=True)
 class Predictive:
-    """The expert goes whose next use is expected latest, by what is foreseen of the step at hand.
+    """Cache policy that evicts the expert whose next use is expected latest, with a prediction.
 
-    decay: as of `Expected`, which it is without a predictor. A wrong prediction costs time and
-    changes no output; what was foreseen and not used in its layer goes first again. likely: the
-    chance from which on an expert of a later layer is read before its layer asks, where the link
-    is free and a slot is worth less.
+    The prediction is of the present step; without a predictor this is `Expected`. A wrong
+    prediction costs time and changes no output; an expert that was predicted and not used in its
+    layer is evicted first again.
+    decay: as of `Expected`.  likely: the chance from which on an expert of a later layer is read
+    before its layer asks, where the link is free and no slot holds an expert needed sooner.
 
-    Raises: ConfigError for settings that cannot be.
+    Raises: ConfigError for a decay outside 0.5 ... 1, or a likely below 0.
     Not for models whose tokens say little of their experts.
     Source: arXiv:2410.17954, section 3.3.
     """
@@ -167,15 +177,16 @@ class Predictive:
         between("likely", self.likely, 0, math.inf)
 
     def build(self, layers: int, experts: int) -> Policy:
-        return Foreseen(layers, experts, self.decay, self.likely)
+        return PredictedNextUse(layers, experts, self.decay, self.likely)
 
 
 def regroup(routes: Tensor, groups: int = 2, sweeps: int = 20) -> list[list[int]]:
-    """Sequences into batches of equal size with few active experts: min sum_b |OR_s in b routes_s|.
+    """Group sequences into equal batches with few active experts: min sum_b |OR_{s in b} routes_s|.
 
-    routes: (S, L, E), bool or chances, which count from a half, of each sequence's next token;
-    groups: how many batches, which divide S.  The start is the order of arrival, and only exchanges
-    that lower the sum are made, so that it is never worse.  Returns each batch's sequences.
+    routes: (S, L, E), the experts of each sequence's next token, bool or chances, which count from
+    a half; groups: number of batches, which divides S; sweeps: passes at most.  The start is the
+    order of arrival, and only swaps that lower the sum are made, so that the result is never worse.
+    Returns each batch's sequences.
 
     Raises: ConfigError for groups that do not divide the sequences.
     Source: arXiv:2410.17954, token scheduler, which regroups two batches.
@@ -188,6 +199,7 @@ def regroup(routes: Tensor, groups: int = 2, sweeps: int = 20) -> list[list[int]
     batch = torch.arange(count) // (count // groups)
     for _ in range(sweeps * count):
         users = torch.zeros(groups, asks.shape[1], dtype=torch.int32).index_add(0, batch, asks)
+        # try every pair of sequences in different batches, and swap the best
         best, pair = 0, None
         for a in range(count):
             for b in range(a + 1, count):
@@ -202,7 +214,11 @@ def regroup(routes: Tensor, groups: int = 2, sweeps: int = 20) -> list[list[int]
 
 
 def _gain(users: Tensor, asks: Tensor, batch: Tensor, a: int, b: int) -> int:
-    """How many fewer experts are active if two sequences change places."""
+    """Return by how many experts the active set shrinks if sequences a and b swap batches.
+
+    users: (batches, L E), sequences that use each expert; asks: (S, L E), 0 or 1; batch: (S,).
+    """
+    # a leaves x's batch for y's, b comes the other way
     change = asks[b] - asks[a]
     x, y = users[batch[a]], users[batch[b]]
     before = (x > 0).sum() + (y > 0).sum()
@@ -210,12 +226,15 @@ def _gain(users: Tensor, asks: Tensor, batch: Tensor, a: int, b: int) -> int:
 
 
 def active(routes: Tensor, batches: Sequence[Sequence[int]]) -> int:
-    """Active experts: the sum over batches of those that some sequence asks for."""
+    """Count the active experts, summed over batches: those that some sequence of a batch uses.
+
+    routes: (S, L, E) bool; batches: the sequences of each.
+    """
     return sum(int(routes[list(batch)].any(0).sum()) for batch in batches)
 
 
-def foreseen(trace: Trace, predictor: Foresees, streams: int) -> list[Tensor]:
-    """The chances (L, E) of each decode step, for `replay`; see `Trace.steps`."""
+def predicted_steps(trace: Trace, predictor: Predictor, streams: int) -> list[Tensor]:
+    """Return the predicted chances (L, E) of each decode step, for `replay`; see `Trace.steps`."""
     assert trace.token is not None
     return [predictor.chances(trace.token[rows]) for rows in trace.steps(streams)]
 

@@ -1,6 +1,6 @@
-"""SE-MoE's ring (arXiv:2205.10034): layers of one model pass through a few places in memory.
+"""SE-MoE's ring memory (arXiv:2205.10034): layers of one model share K slots of device memory.
 
-Layer i is computed while layers behind it are read; its place is then layer i + K's.
+Layer i is computed while later layers are read; its slot is then given to layer i + K.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from .plan import DevicePlan, PlanStep
 
 
 def ring(layers: int, slots: int, *, flops: float, bytes: int, rounds: int = 1) -> DevicePlan:
-    """The plan of a forward whose layers lie outside, K = slots of them in memory at once.
+    """Plan a forward whose layers lie in host memory, K = slots of them on the device at once.
 
-    flops and bytes: of a layer; rounds: forwards in a row, so that the first layers of the next one
-    are read while the last ones are computed. Layer i + K is read after layer i was computed.
-    slots = layers: each is read once, and never again; 1: read and computed by turns. In between, a
-    layer takes max(c, l, (c + l) / K) once it is under way: two places hide the shorter one.
+    layers: L; flops and bytes: of one layer; rounds: forwards in a row, so that the first layers of
+    the next one are read while the last ones are computed. Layer i + K is read after layer i was
+    computed. slots = layers: each is read once, and never again; 1: read and computed by turns. In
+    between, a layer takes max(c, l, (c + l) / K) in steady state, with c seconds to compute it and
+    l to read it: two slots hide the shorter one.
 
     Raises: ConfigError for fewer than one layer, slot or round.
     Source: arXiv:2205.10034, section 4.2 (ring memory offloading).
@@ -31,6 +32,7 @@ def ring(layers: int, slots: int, *, flops: float, bytes: int, rounds: int = 1) 
         layer = turn % layers
         needs: tuple[str, ...] = ()
         if slots < layers or turn < layers:
+            # a read waits for the product that used the slot before
             freed = turn - min(slots, layers)
             after = (f"compute {freed}",) if freed >= 0 and slots < layers else ()
             steps.append(PlanStep(f"load {turn}", layer, "load", "load", after, size))
@@ -40,14 +42,15 @@ def ring(layers: int, slots: int, *, flops: float, bytes: int, rounds: int = 1) 
 
 
 def ring_seconds(turns: int, slots: int, compute: float, load: float) -> float:
-    """The closed form of a ring's time, K < layers: start-up, and the period of each turn after it.
+    """Return the seconds of a ring with K = slots < layers, by its recurrence in time.
 
-    turns: layers times rounds.  compute, load: c and l, seconds of a layer.
+    turns: layers times rounds.  compute, load: seconds to compute and to read a layer.
     """
     at_least("slots", slots, 1)
     # load i ends after load i - 1 and after compute i - K; compute i after load i and compute i - 1
     loads, computes = [0.0] * turns, [0.0] * turns
     for i in range(turns):
+        # the slot is free once the layer that used it was computed
         free = computes[i - slots] if i >= slots else 0.0
         loads[i] = max(loads[i - 1] if i else 0.0, free) + load
         computes[i] = max(computes[i - 1] if i else 0.0, loads[i]) + compute
@@ -55,5 +58,8 @@ def ring_seconds(turns: int, slots: int, compute: float, load: float) -> float:
 
 
 def period(slots: int, compute: float, load: float) -> float:
-    """Seconds of a layer once the ring is under way: max(c, l, (c + l) / K)."""
+    """Return the seconds of a layer in steady state: max(c, l, (c + l) / K), K = slots.
+
+    compute, load: c and l, seconds to compute and to read one layer.
+    """
     return max(compute, load, (compute + load) / slots)

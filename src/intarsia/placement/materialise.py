@@ -1,7 +1,6 @@
-"""Which experts are copied where for one batch, and who owns them: Hecate's decisions.
+"""Hecate (arXiv:2502.02581): which devices own each expert, and which hold copies for one batch.
 
-arXiv:2502.02581. All of it is arithmetic on loads that every process knows, so that all decide the
-same.
+All of it is arithmetic on loads that every process knows, so that all processes decide the same.
 """
 
 from __future__ import annotations
@@ -14,31 +13,35 @@ from torch import Tensor
 from .placement import Placement
 
 
-def deal(load: Sequence[float], slots: int, most: int) -> list[int]:
-    """Slots in proportion to the loads, largest remainders first; each at least 1, at most `most`.
+def apportion(load: Sequence[float], slots: int, limit: int) -> list[int]:
+    """Divide slots in proportion to loads, largest remainders first; each gets 1 to `limit`.
 
-    There are at least as many slots as loads.  Returns their numbers, which add up to `slots` or to
-    what `most` allows.
+    slots: at least as many as loads.  Returns the slots of each load, whose sum is `slots`, or
+    len(load) * most if that is smaller.
     """
     total = sum(load)
-    share = [slots * (one / total if total else 1 / len(load)) for one in load]
-    found = [min(most, max(1, int(s))) for s in share]
-    while sum(found) > slots:  # those below 1 were lifted: the most generous gives
-        given = [i for i, count in enumerate(found) if count > 1]
-        found[max(given, key=lambda i: (found[i] - share[i], i))] -= 1
-    while sum(found) < slots and min(found) < most:
-        free = [i for i, count in enumerate(found) if count < most]
+    share = [slots * (value / total if total else 1 / len(load)) for value in load]
+    found = [min(limit, max(1, int(s))) for s in share]
+    # shares below 1 were raised to 1: take slots back where rounding gained most
+    while sum(found) > slots:
+        above_one = [i for i, count in enumerate(found) if count > 1]
+        found[max(above_one, key=lambda i: (found[i] - share[i], i))] -= 1
+    # hand out what rounding down left, largest remainder first
+    while sum(found) < slots and min(found) < limit:
+        free = [i for i, count in enumerate(found) if count < limit]
         found[max(free, key=lambda i: (share[i] - found[i], -i))] += 1
     return found
 
 
-def materialised(load: Tensor, owner: Tensor, nodes: Tensor, slots: int, hottest: int) -> Tensor:
-    """Who holds which expert for a batch: owners, and copies of the hottest.
+def materialise(load: Tensor, owner: Tensor, nodes: Tensor, slots: int, hottest: int) -> Tensor:
+    """Choose which devices hold which experts for a batch: owners, and copies of the busiest.
 
-    load: (E,), expected;  owner: (E,);  nodes: (D,);  slots: m, copies that a device has room for;
-    hottest: t, experts that are copied at all.  Returns holds (D, E) bool.
-    t <= m: all devices have the t hottest. Else D m slots are dealt to them by load, the hottest
-    first to free devices, on nodes without a copy before others, the least loaded first.
+    load: (E,), expected;  owner: (E,);  nodes: (D,), the node of each device;  slots: m, copies
+    that a device has room for;  hottest: t, number of busiest experts that are copied.  Returns
+    holds (D, E) bool.
+    t <= m: all devices have the t busiest. Else the D m slots are divided among them by load; their
+    copies go, busiest first, to devices with a free slot: nodes without a copy before others, then
+    the least loaded device.
     """
     devices, experts = len(nodes), len(load)
     holds = owner[None] == torch.arange(devices)[:, None]
@@ -48,16 +51,19 @@ def materialised(load: Tensor, owner: Tensor, nodes: Tensor, slots: int, hottest
     hot = sorted(range(experts), key=lambda e: (-values[e], e))[:hottest]
     if not slots or devices == 1:
         return holds
+    # every device has room for all of them: copy them everywhere
     if hottest <= slots:
         holds[:, hot] = True
         return holds
     copies = dict(
-        zip(hot, deal([values[e] for e in hot], devices * slots, devices - 1), strict=True)
+        zip(hot, apportion([values[e] for e in hot], devices * slots, devices - 1), strict=True)
     )
+    # the load of one copy, if owner and copies share it equally
     part = [values[e] / (1 + copies.get(e, 0)) for e in range(experts)]
     total = [0.0] * devices
     for expert, device in enumerate(owner.tolist()):
         total[device] += part[expert]
+    # copies go one by one to free devices, busiest expert first
     used = [0] * devices
     for expert in hot:
         for _ in range(copies[expert]):
@@ -73,28 +79,32 @@ def materialised(load: Tensor, owner: Tensor, nodes: Tensor, slots: int, hottest
 
 
 def rows_computed(load: Tensor, holds: Tensor, nodes: Tensor) -> Tensor:
-    """Pairs that each device computes: its own where it holds the expert, else those of its node
-    share, else all that hold it.
+    """Return the pairs of row and expert that each device computes, (D,) float64.
 
-    load: (D, E), of each device's tokens;  holds: (D, E) bool.  Returns (D,) float64.
+    A pair is computed on its own device if that holds the expert, else it is shared by the devices
+    of the node that hold it, else by all that hold it.
+    load: (D, E), pairs of each device's tokens;  holds: (D, E) bool;  nodes: (D,).
     """
     devices = len(nodes)
-    there = holds[None].expand(devices, -1, -1)  # (from, to, E)
-    near = (nodes[:, None] == nodes[None])[:, :, None]
-    own = torch.eye(devices, dtype=torch.bool)[:, :, None]
-    for wanted in (there & near, there & own):
-        there = torch.where(wanted.any(1, keepdim=True), wanted, there)
-    share = there.double() / there.sum(1, keepdim=True).clamp(min=1)
+    candidates = holds[None].expand(devices, -1, -1)  # (from, to, E)
+    on_node = (nodes[:, None] == nodes[None])[:, :, None]
+    on_source = torch.eye(devices, dtype=torch.bool)[:, :, None]
+    # narrow the candidates to the node, then to the device itself, wherever one is left
+    for preferred in (candidates & on_node, candidates & on_source):
+        candidates = torch.where(preferred.any(1, keepdim=True), preferred, candidates)
+    # several devices that hold the expert share its pairs equally
+    share = candidates.double() / candidates.sum(1, keepdim=True).clamp(min=1)
     return (load.double()[:, None] * share).sum((0, 2))
 
 
 def by_load(load: Tensor, nodes: Tensor, hottest: int) -> Placement:
-    """Owners so that what is not copied is even: heterogeneous sharding.
+    """Choose owners so that experts that are not copied are even: heterogeneous sharding.
 
-    load: (L, E);  hottest: t. In each layer the t most loaded are set aside; the others go to the
-    node, then the device, with the least load of this layer, fewer owned first among equals; those
-    set aside then go wherever there is room, since they are copied anyhow. A device owns E L / D
-    experts, rounded up, over all layers, however many of one layer.
+    load: (L, E);  nodes: (D,), the node of each device;  hottest: t. In each layer the t most
+    loaded are set aside; the others go to the node, then the device, with the least load of this
+    layer, among equals to the one that owns fewer; those set aside then go wherever there is room,
+    since they are copied anyhow. A device owns E L / D experts, rounded up, over all layers,
+    however many of one layer.
     """
     layers, experts = load.shape
     devices, node = len(nodes), nodes.tolist()
@@ -105,6 +115,7 @@ def by_load(load: Tensor, nodes: Tensor, hottest: int) -> Placement:
         total = [0.0] * devices
         hot, cold = order[: min(hottest, experts)], order[min(hottest, experts) :]
         later = experts * (layers - layer - 1)  # what the layers after this one still need
+        # cold experts first, so that their loads are even; hot ones fill the room that is left
         for expert in [*cold, *hot]:
             free = [d for d in range(devices) if room[d]]
             assert free and sum(room) > later

@@ -1,4 +1,4 @@
-"""What processes measure of their devices and of the links between them."""
+"""Measurement of the devices of a process group, and of the links between them."""
 
 from __future__ import annotations
 
@@ -20,15 +20,17 @@ Group = dist.ProcessGroup | None
 
 
 def measure(group: Group = None) -> dict[str, Tensor]:
-    """bandwidth, latency (D, D) and flops, load, memory (D,), alike in every process.
+    """Measure bandwidth and latency, (D, D), and flops, load and memory, (D,), as a dict.
 
-    Called by each of them. Two processes at a time send a short and a long message there and back:
-    t = latency + bytes / bandwidth, half the way each. Others wait, so that a link is measured
-    alone. Links within a factor of two become one level, the median of each: noise is no topology.
-    flops: of a product of float32 matrices; load: of a copy from host memory to the device;
-    memory: of the device, on a CPU of the machine over its processes.
+    Called by every process of the group, and the result is the same in all. Two processes at a time
+    send a short and a long message there and back: t = latency + bytes / bandwidth, half of it each
+    way. The others wait, so that a link is measured alone. Links whose bandwidths are within a
+    factor of two get the medians of all of them, because measurement noise is no topology.
+    bandwidth: B/s; latency: s; flops: FLOP/s of a product of float32 matrices; load: B/s of a copy
+    from host memory to the device; memory: bytes of the device, on CPUs the machine's over its
+    processes.
 
-    Raises: ConfigError without processes.
+    Raises: ConfigError without a process group.
     """
     if not (dist.is_available() and dist.is_initialized()):
         fix = "Start it by torchrun, and call torch.distributed.init_process_group first."
@@ -37,67 +39,80 @@ def measure(group: Group = None) -> dict[str, Tensor]:
     device = device_of(group)
     bandwidth = torch.zeros(world, world, dtype=torch.float64)
     latency = torch.zeros(world, world, dtype=torch.float64)
-    for one in range(world):
-        for two in range(one + 1, world):
+    for first in range(world):
+        for second in range(first + 1, world):
             dist.barrier(group=group)
-            if rank not in (one, two):
+            if rank not in (first, second):
                 continue
-            short, long = (_there(one, two, rank, n, device, group) for n in (SHORT, LONG))
-            if rank == one:
+            short, long = (
+                _message_seconds(first, second, rank, n, device, group) for n in (SHORT, LONG)
+            )
+            if rank == first:
+                # two sizes give both unknowns of t = latency + bytes / bandwidth
                 rate = (LONG - SHORT) / max(long - short, 1e-9)
-                bandwidth[one, two] = bandwidth[two, one] = rate
-                latency[one, two] = latency[two, one] = max(0.0, short - SHORT / rate)
-    own = torch.zeros(3, world, dtype=torch.float64)
-    own[:, rank] = torch.tensor([_flops(device), _load(device), _memory(device, world)])
-    found = [_summed(t, device, group) for t in (bandwidth, latency, own)]
-    rates, delays = levels(found[0], found[1])
+                bandwidth[first, second] = bandwidth[second, first] = rate
+                latency[first, second] = latency[second, first] = max(0.0, short - SHORT / rate)
+    figures = torch.zeros(3, world, dtype=torch.float64)
+    figures[:, rank] = torch.tensor([_flops(device), _load(device), _memory(device, world)])
+    totals = [_sum_over_processes(t, device, group) for t in (bandwidth, latency, figures)]
+    # each process entered its own figures, zeros elsewhere: the sum has all of them
+    rates, delays = levels(totals[0], totals[1])
     names = ("flops", "load", "memory")
-    vectors = dict(zip(names, found[2].unbind(0), strict=True))
+    vectors = dict(zip(names, totals[2].unbind(0), strict=True))
     return {"bandwidth": rates, "latency": delays, **vectors}
 
 
 def levels(bandwidth: Tensor, latency: Tensor) -> tuple[Tensor, Tensor]:
-    """Links sorted by bandwidth, cut where the next is over twice as fast; medians of each level.
+    """Group links of similar bandwidth into levels, and give each link its level's medians.
 
-    (D, D) both; the diagonal becomes infinite, and 0.
+    Sorted by bandwidth, links are cut where the next one is over `ALIKE` times as fast.  Both
+    (D, D) -> both (D, D), with a diagonal of infinite bandwidth and latency 0.
     """
     apart = ~torch.eye(len(bandwidth), dtype=torch.bool)
     rates, delays = bandwidth.clone(), latency.clone()
     values, order = bandwidth[apart].sort()
     sorted_delays = latency[apart][order]
+    # a jump by more than the factor begins a new level
     jumps = (values[1:] > ALIKE * values[:-1]).nonzero()[:, 0] + 1
     cuts = [0, *jumps.tolist(), len(values)]
     for first, last in zip(cuts, cuts[1:], strict=False):
         if first == last:
             continue
-        here = apart & (bandwidth >= values[first]) & (bandwidth <= values[last - 1])
-        rates[here] = values[first:last].median()
-        delays[here] = sorted_delays[first:last].median()
+        in_level = apart & (bandwidth >= values[first]) & (bandwidth <= values[last - 1])
+        rates[in_level] = values[first:last].median()
+        delays[in_level] = sorted_delays[first:last].median()
     return rates.masked_fill(~apart, torch.inf), delays.masked_fill(~apart, 0.0)
 
 
 def device_of(group: Group = None) -> torch.device:
-    """Where tensors are that the processes of a group exchange."""
+    """Return the device of tensors that the group's processes exchange: CUDA for NCCL, else CPU."""
     nccl = dist.get_backend(group) == "nccl"
     return torch.device("cuda", torch.cuda.current_device()) if nccl else torch.device("cpu")
 
 
-def _there(one: int, two: int, rank: int, size: int, device: torch.device, group: Group) -> float:
-    """Seconds of a message of so many bytes from one process to the other, the least of a few."""
-    message = torch.zeros(size, dtype=torch.uint8, device=device)
-    other = two if rank == one else one
-    peer = other if group is None else dist.get_global_rank(group, other)
+def _message_seconds(
+    first: int, second: int, rank: int, size: int, device: torch.device, group: Group
+) -> float:
+    """Measure the seconds of a message of `size` bytes one way, the fastest of `REPEATS`.
 
-    def turn() -> None:
-        steps = (dist.send, dist.recv) if rank == one else (dist.recv, dist.send)
+    first, second: ranks in the group; rank: this process, which is one of the two.
+    """
+    message = torch.zeros(size, dtype=torch.uint8, device=device)
+    partner = second if rank == first else first
+    peer = partner if group is None else dist.get_global_rank(group, partner)
+
+    def exchange() -> None:
+        steps = (dist.send, dist.recv) if rank == first else (dist.recv, dist.send)
         for step in steps:
             step(message, peer, group=group)
 
-    return _fastest(turn, device) / 2
+    return _fastest(exchange, device) / 2
 
 
 def _fastest(work: Callable[[], object], device: torch.device) -> float:
+    """Return the least seconds of `REPEATS` calls, after one call that is not measured."""
     work()
+    # the fastest of several repeats: interruptions only ever add time
     best = float("inf")
     for _ in range(REPEATS):
         _wait(device)
@@ -120,8 +135,8 @@ def _flops(device: torch.device) -> float:
 
 def _load(device: torch.device) -> float:
     host = torch.ones(LONG, dtype=torch.uint8)
-    here = torch.empty_like(host, device=device)
-    return LONG / _fastest(lambda: here.copy_(host), device)
+    copy = torch.empty_like(host, device=device)
+    return LONG / _fastest(lambda: copy.copy_(host), device)
 
 
 def _memory(device: torch.device, world: int) -> float:
@@ -130,8 +145,8 @@ def _memory(device: torch.device, world: int) -> float:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / world
 
 
-def _summed(x: Tensor, device: torch.device, group: Group) -> Tensor:
-    """What each process has entered, in all of them."""
+def _sum_over_processes(x: Tensor, device: torch.device, group: Group) -> Tensor:
+    """Add up a tensor over all processes of the group, and return the sum on the CPU."""
     x = x.to(device)
     dist.all_reduce(x, group=group)
     return x.cpu()

@@ -15,28 +15,28 @@ from torch import Tensor
 
 from ..core import Card, Paper
 from ..core.checks import at_least, between
-from .balance import longest_first, swapped
-from .ilp import OneHot, Rule
+from .balance import longest_first, swap_until_even
+from .ilp import LinearRule, OneHot
 from .placement import Placement, check_divides
 from .topology import Topology
 from .trace import Trace
 
-EXACT = 500  # binaries E D up to which HiGHS is no worse than exchanges
-EVEN = 5e-3  # of the load: where exchanges leave less uneven, nothing can be gained
-ALL_ORDERS = 5  # devices up to which every order of the clusters is looked at
+EXACT = 500  # binary variables E D up to which HiGHS is no worse than swaps
+EVEN = 5e-3  # share of the load: if swaps leave less uneven, the programme is not solved
+ALL_ORDERS = 5  # devices up to which every order of the clusters is tried
 
 
 @dataclass(frozen=True)
 class MoeTuner:
-    """Clusters of equal counts and even loads, then the clusters' devices, layer by layer.
+    """Placement search: clusters of equal counts and even loads, then a device for each cluster.
 
     Programme 1, of a layer: min sum_c |T_c - mean|, T_c the load of cluster c, E / D experts each.
     Programme 2: min sum_l max_{i != j} C_ij / B_ij, C_ij what goes from device i to j between two
-    layers, B_ij their bandwidth; equal maxima are told apart by the sum.
-    gap: of HiGHS, at which it stops; nodes: of its search for one layer at most, so that the end
-    does not depend on the machine's speed; where exchanges alone are no worse, theirs are taken.
-    sweeps: over the layers, where there are more than five devices and programme 2 is solved for
-    one layer after the other, by the sum over i and j.
+    layers, B_ij their bandwidth; the sum decides between equal maxima.
+    gap: relative gap at which HiGHS stops; nodes: of its search for one layer at most, so that the
+    result does not depend on the machine's speed; where swaps alone are no worse, they are used.
+    sweeps: passes over the layers, where there are more than five devices and programme 2 is solved
+    for one layer after the other, by the sum over i and j.
 
     Raises: ConfigError for settings that cannot be; in `place`, for devices that do not divide the
     experts.
@@ -54,51 +54,53 @@ class MoeTuner:
         at_least("sweeps", self.sweeps, 1)
 
     def place(self, trace: Trace, topology: Topology) -> Placement:
-        """Equal counts, no copies."""
+        """Place every expert once, E / D on each device."""
         devices = topology.devices
         check_divides(trace.experts, devices)
         clusters = torch.stack([self.clusters(load, devices) for load in trace.load()])
         traffic = [
-            between_clusters(trace.transitions(at), clusters[at], clusters[at + 1], devices)
-            for at in range(trace.layers - 1)
+            cluster_traffic(trace.transitions(layer), clusters[layer], clusters[layer + 1], devices)
+            for layer in range(trace.layers - 1)
         ]
-        order = orders(traffic, topology.bandwidth, trace.layers, self.sweeps)
+        order = cluster_devices(traffic, topology.bandwidth, trace.layers, self.sweeps)
         return Placement.of(order.gather(1, clusters), devices)
 
     def clusters(self, load: Tensor, devices: int) -> Tensor:
-        """Programme 1.  load: (E,) -> the cluster of each expert, (E,) int64."""
-        near = swapped(load, longest_first(load, devices), devices)
+        """Solve programme 1 for a layer.  load: (E,) -> the cluster of each expert, (E,) int64."""
+        near = swap_until_even(load, longest_first(load, devices), devices)
+        # swaps first; the programme only where they leave something to gain and it is small enough
         even = uneven(load, near, devices) <= EVEN * float(load.sum())
         if even or len(load) * devices > EXACT:
             return near
-        found = even_clusters(load, devices, gap=self.gap, nodes=self.nodes)
-        if found is None or uneven(load, found, devices) >= uneven(load, near, devices):
+        solved = even_clusters(load, devices, gap=self.gap, nodes=self.nodes)
+        if solved is None or uneven(load, solved, devices) >= uneven(load, near, devices):
             return near
-        return found
+        return solved
 
 
 def uneven(load: Tensor, cluster: Tensor, devices: int) -> float:
-    """sum_c |T_c - mean|."""
+    """Return sum_c |T_c - mean|, T_c the load of cluster c.  load, cluster: (E,)."""
     total = torch.zeros(devices, dtype=torch.float64).index_add(0, cluster, load.double())
     return float((total - total.mean()).abs().sum())
 
 
 def even_clusters(load: Tensor, devices: int, *, gap: float, nodes: int) -> Tensor | None:
-    """Programme 1 by HiGHS: one-hot x (E, D), equal counts, u_c >= |T_c - mean|, min sum_c u_c.
+    """Solve programme 1 by HiGHS: one-hot x (E, D), equal counts, u_c >= |T_c - mean|, min sum u_c.
 
-    The largest expert is in cluster 0, since clusters have no names.  None where the search ends
-    before anything is found.
+    The expert of largest load is fixed in cluster 0, since clusters are interchangeable.  Returns
+    the cluster of each expert, (E,); None where the search ends without a solution.
     """
     from scipy import sparse  # a third of a second
 
     experts = len(load)
     t, ones, eye = load.double().numpy(), np.ones((1, experts)), sparse.identity(devices)
     mean, even = t.sum() / devices, experts // devices
+    # x is laid out expert by expert: row c of counts and loads sums over the experts of cluster c
     counts, loads = sparse.kron(ones, eye), sparse.kron(t[None], eye)
     rules = (
-        Rule(counts, even, even),
-        Rule(loads, high=mean, more=-eye),  # T_c - u_c <= mean
-        Rule(loads, low=mean, more=eye),
+        LinearRule(counts, even, even),
+        LinearRule(loads, high=mean, extra=-eye),  # T_c - u_c <= mean
+        LinearRule(loads, low=mean, extra=eye),
     )
     programme = OneHot(
         torch.zeros(experts, devices),
@@ -109,72 +111,82 @@ def even_clusters(load: Tensor, devices: int, *, gap: float, nodes: int) -> Tens
     return programme.solve(gap=gap, nodes=nodes)
 
 
-def between_clusters(ways: Tensor, here: Tensor, there: Tensor, devices: int) -> Tensor:
-    """C: what goes from a cluster of a layer to one of the next.  ways: (E, E) -> (D, D)."""
-    rows = torch.zeros(devices, ways.shape[1], dtype=ways.dtype).index_add(0, here, ways)
-    return torch.zeros(devices, devices, dtype=ways.dtype).index_add(1, there, rows)
+def cluster_traffic(transitions: Tensor, source: Tensor, target: Tensor, devices: int) -> Tensor:
+    """Sum transitions (E, E) of experts to C, the traffic from each cluster to each, (D, D).
+
+    source, target: (E,), the clusters of a layer's experts and of the next layer's.
+    """
+    # sum the experts of each cluster over rows, then over columns
+    rows = torch.zeros(devices, transitions.shape[1], dtype=transitions.dtype).index_add(
+        0, source, transitions
+    )
+    return torch.zeros(devices, devices, dtype=transitions.dtype).index_add(1, target, rows)
 
 
 def slowest(traffic: Tensor, bandwidth: Tensor) -> Tensor:
-    """max_{i != j} C_ij / B_ij, and a ten-thousandth of the sum.  traffic: (..., D, D) -> (...)."""
-    own = torch.eye(len(bandwidth), dtype=torch.bool)
-    takes = traffic / bandwidth.masked_fill(own, torch.inf)
+    """Return max_{i != j} C_ij / B_ij + 1e-4 sum C_ij / B_ij.  traffic C: (..., D, D) -> (...)."""
+    diagonal = torch.eye(len(bandwidth), dtype=torch.bool)
+    takes = traffic / bandwidth.masked_fill(diagonal, torch.inf)
     return takes.amax((-2, -1)) + 1e-4 * takes.sum((-2, -1))
 
 
-def orders(traffic: list[Tensor], bandwidth: Tensor, layers: int, sweeps: int) -> Tensor:
-    """Programme 2: the device of each cluster.  Returns (L, D) int64.
+def cluster_devices(traffic: list[Tensor], bandwidth: Tensor, layers: int, sweeps: int) -> Tensor:
+    """Solve programme 2: return the device of each cluster, (L, D) int64.
 
-    traffic: C of each two layers. The first layer's clusters keep their numbers where all links
-    are alike.
+    traffic: C (D, D) between each two layers; bandwidth: B (D, D); layers: L. The first layer's
+    clusters keep their numbers where all links are alike.
     """
     devices = len(bandwidth)
     if devices <= ALL_ORDERS:
-        return _every_order(traffic, bandwidth, layers)
-    return _one_at_a_time(traffic, bandwidth, layers, sweeps)
+        return _by_viterbi(traffic, bandwidth, layers)
+    return _by_assignment(traffic, bandwidth, layers, sweeps)
 
 
-def _every_order(traffic: list[Tensor], bandwidth: Tensor, layers: int) -> Tensor:
-    """The best way through all orders of all layers (Viterbi)."""
+def _by_viterbi(traffic: list[Tensor], bandwidth: Tensor, layers: int) -> Tensor:
+    """Solve programme 2 exactly, (L, D): Viterbi over the permutations of devices of each layer."""
     devices = len(bandwidth)
-    every = torch.tensor(list(itertools.permutations(range(devices))))  # cluster -> device
-    at = every.argsort(1)  # device -> cluster
-    costs = torch.zeros(len(every), dtype=torch.float64)
-    came: list[Tensor] = []
+    permutations = torch.tensor(list(itertools.permutations(range(devices))))  # cluster -> device
+    inverse = permutations.argsort(1)  # device -> cluster
+    # costs: of the best way to each permutation of the present layer
+    costs = torch.zeros(len(permutations), dtype=torch.float64)
+    predecessors: list[Tensor] = []
     for c in traffic:
-        moved = c[at[:, None, :, None], at[None, :, None, :]]  # (orders, orders, D, D)
+        # traffic between devices for each permutation of this layer and each of the next
+        moved = c[inverse[:, None, :, None], inverse[None, :, None, :]]  # (P, P, D, D), P = D!
         total = costs[:, None] + slowest(moved, bandwidth)
         costs, best = total.min(0)
-        came.append(best)
-    chosen = [int(costs.argmin())]
-    for best in reversed(came):
-        chosen.append(int(best[chosen[-1]]))
-    return every[torch.tensor(chosen[::-1])]
+        predecessors.append(best)
+    # follow the best predecessors back from the last layer
+    path = [int(costs.argmin())]
+    for best in reversed(predecessors):
+        path.append(int(best[path[-1]]))
+    return permutations[torch.tensor(path[::-1])]
 
 
-def _one_at_a_time(traffic: list[Tensor], bandwidth: Tensor, layers: int, sweeps: int) -> Tensor:
-    """Each layer's best devices given its neighbours', until nothing improves; by the sum."""
+def _by_assignment(traffic: list[Tensor], bandwidth: Tensor, layers: int, sweeps: int) -> Tensor:
+    """Assign one layer's clusters after another, given its neighbours, until stable.  (L, D)"""
     from scipy.optimize import linear_sum_assignment  # a third of a second, needed once
 
     devices = len(bandwidth)
-    own = torch.eye(devices, dtype=torch.bool)
-    slow = (1 / bandwidth).masked_fill(own, 0.0)  # seconds for a byte
-    found = torch.arange(devices).repeat(layers, 1)
+    diagonal = torch.eye(devices, dtype=torch.bool)
+    slow = (1 / bandwidth).masked_fill(diagonal, 0.0)  # seconds for a byte
+    device_of = torch.arange(devices).repeat(layers, 1)
     for _ in range(sweeps):
-        before = found.clone()
+        before = device_of.clone()
         for layer in range(layers):
             cost = torch.zeros(devices, devices, dtype=torch.float64)  # cluster, device
             if layer:
-                cost += traffic[layer - 1].T @ slow[found[layer - 1]]
+                cost += traffic[layer - 1].T @ slow[device_of[layer - 1]]
             if layer + 1 < layers:
-                cost += traffic[layer] @ slow[:, found[layer + 1]].T
-            now = cost[torch.arange(devices), found[layer]].sum()
+                cost += traffic[layer] @ slow[:, device_of[layer + 1]].T
+            # cost[c, d]: seconds of all traffic of cluster c if it lies on device d
+            now = cost[torch.arange(devices), device_of[layer]].sum()
             cluster, device = (torch.from_numpy(a) for a in linear_sum_assignment(cost.numpy()))
             if float(cost[cluster, device].sum()) < float(now) * (1 - 1e-12):
-                found[layer][cluster] = device
-        if torch.equal(before, found):
+                device_of[layer][cluster] = device
+        if torch.equal(before, device_of):
             break
-    return found
+    return device_of
 
 
 CARD = Card(

@@ -20,9 +20,10 @@ FORMAT = "intarsia placement"
 
 @dataclass(frozen=True)
 class Placement:
-    """owner: (L, E) int64, the device that keeps an expert;  holds: (L, D, E) bool, who has a copy.
+    """Placement of the experts of all layers on devices, with any number of copies.
 
-    The owner always holds. What `Partition` is to weights, this is to devices.
+    owner: (L, E) int64, the device that owns each expert;  holds: (L, D, E) bool, the devices that
+    have a copy, among them always the owner. Devices are to it what parts are to a `Partition`.
 
     Raises: ConfigError for owners that are no devices, or do not hold what they own.
     """
@@ -48,13 +49,13 @@ class Placement:
 
     @classmethod
     def of(cls, owner: Tensor, devices: int) -> Placement:
-        """One copy of each expert."""
+        """Build a placement with one copy of each expert.  owner: (L, E)."""
         owner = owner.long()
         return cls(owner, owner[:, None, :] == torch.arange(devices)[None, :, None])
 
     @classmethod
     def contiguous(cls, layers: int, experts: int, devices: int) -> Placement:
-        """Experts in order, E / D on each device, as engines lay them out.
+        """Place experts in order, E / D on each device, as inference engines do.
 
         Raises: ConfigError unless D divides E.
         """
@@ -75,31 +76,32 @@ class Placement:
         return self.holds.shape[1]
 
     def sizes(self) -> Tensor:
-        """Experts on each device, copies included.  Returns (L, D) int64."""
+        """Return the number of experts on each device, copies included, (L, D) int64."""
         return self.holds.sum(2)
 
-    def moved(self, other: Placement, expert_bytes: int) -> Tensor:
-        """Bytes that go from device to device when this becomes `other`.  Returns (D, D) int64.
+    def moved(self, target: Placement, expert_bytes: int) -> Tensor:
+        """Return the bytes that devices send each other to reach placement `target`, (D, D) int64.
 
-        A copy comes from its owner of before; what is there already does not move.
+        A copy is sent by its present owner; an expert that is there already does not move.
         Raises: ConfigError for a placement of other layers, experts or devices.
         """
-        if self.holds.shape != other.holds.shape:
-            got, want = tuple(other.holds.shape), f"{tuple(self.holds.shape)}, as this one"
+        if self.holds.shape != target.holds.shape:
+            got, want = tuple(target.holds.shape), f"{tuple(self.holds.shape)}, as this one"
             fix = "Place one trace on as many devices."
             raise ConfigError("layers, devices and experts", got=got, want=want, fix=fix)
-        new = other.holds & ~self.holds
+        # copies that are not there yet
+        new = target.holds & ~self.holds
         layer, device, expert = new.nonzero(as_tuple=True)
-        found = torch.zeros(self.devices * self.devices, dtype=torch.int64)
-        at = self.owner[layer, expert] * self.devices + device
-        return found.index_add(0, at, torch.full_like(at, expert_bytes)).view(
+        sent = torch.zeros(self.devices * self.devices, dtype=torch.int64)
+        link = self.owner[layer, expert] * self.devices + device
+        return sent.index_add(0, link, torch.full_like(link, expert_bytes)).view(
             self.devices, self.devices
         )
 
     def relabelling(self) -> Tensor:
-        """The old number of each new expert, (L, E) int64, so that a stock engine, which lays
-        experts out in order, has this placement.
+        """Return the old number of each new expert, (L, E) int64.
 
+        An engine that places experts in order then has this placement.
         Raises: ConfigError for copies, or devices that have different numbers of experts.
         """
         sizes = self.sizes()
@@ -111,9 +113,9 @@ class Placement:
         return self.owner.argsort(dim=1, stable=True)
 
     def places(self) -> list[list[int]]:
-        """The expert in each place, device after device, of each layer: copies included.
+        """Return for each layer the expert in each place, device after device, copies included.
 
-        What SGLang's `--init-expert-location` reads as `physical_to_logical_map`.
+        SGLang's `--init-expert-location` reads it as `physical_to_logical_map`.
         Raises: ConfigError where devices have different numbers of places.
         """
         sizes = self.sizes()
@@ -124,7 +126,7 @@ class Placement:
         return [layer.nonzero()[:, 1].tolist() for layer in self.holds]
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON: devices, owner, and which devices hold a copy beside the owner's."""
+        """Return a dict for JSON: devices, owner, and copies as [layer, device, expert]."""
         copies = self.holds.clone()
         copies.scatter_(1, self.owner[:, None], False)
         return {
@@ -133,9 +135,9 @@ class Placement:
             "copies": copies.nonzero().tolist(),  # [layer, device, expert]
         }
 
-    def save(self, path: str | Path, **said: Any) -> Path:
-        """Write a JSON file; said: what else stands in it."""
-        return write_json(path, sealed({"format": FORMAT} | self.to_dict() | said), indent=None)
+    def save(self, path: str | Path, **extra: Any) -> Path:
+        """Write a JSON file.  extra: further entries of it, that `load_file` ignores."""
+        return write_json(path, sealed({"format": FORMAT} | self.to_dict() | extra), indent=None)
 
     @classmethod
     def load_file(cls, path: str | Path) -> Placement:
@@ -144,13 +146,13 @@ class Placement:
         Raises: DataError for anything else; CheckpointError for a file that was changed.
         """
         try:
-            found = read_json(path)
-            if found["format"] != FORMAT:
-                raise ValueError(f"format {found['format']!r}")
-            found, _ = check_settings(Path(path), found)
-            placed = cls.of(torch.tensor(found["owner"]), int(found["devices"]))
+            record = read_json(path)
+            if record["format"] != FORMAT:
+                raise ValueError(f"format {record['format']!r}")
+            record, _ = check_settings(Path(path), record)
+            placed = cls.of(torch.tensor(record["owner"]), int(record["devices"]))
             holds = placed.holds.clone()
-            for layer, device, expert in found["copies"]:
+            for layer, device, expert in record["copies"]:
                 if min(layer, device, expert) < 0:
                     raise ValueError(f"a copy at {[layer, device, expert]}")
                 holds[layer, device, expert] = True
@@ -161,7 +163,7 @@ class Placement:
 
 
 def check_divides(experts: int, devices: int) -> None:
-    """Raises: ConfigError, with the nearest numbers that work, unless devices divide experts."""
+    """Raise ConfigError, with the nearest numbers that work, unless devices divide experts."""
     at_least("devices", devices, 1)
     if experts % devices:
         works = [d for d in range(1, experts + 1) if experts % d == 0]

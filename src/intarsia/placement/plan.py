@@ -1,4 +1,4 @@
-"""What devices do and send, step by step: added up by the simulator, carried out by processes."""
+"""Plans of what devices compute and send: timed by the simulator, carried out by processes."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ RESOURCES = ("compute", "link", "load")
 
 @dataclass(frozen=True)
 class PlanStep:
-    """One step of all devices.
+    """Step of a plan, on all devices.
 
-    name: of its own;  layer;  phase: as "dispatch", "expert", "combine";  resource: what it needs,
-    "compute", "link" or "load" (host to device);  after: names of steps that must have ended;
-    bytes: (D, D) int64 from row to column, on a link off the diagonal, of a load on it;
-    flops: (D,) float64.
+    name: unique in its plan;  layer: its index;  phase: such as "dispatch", "expert", "combine";
+    resource: "compute", "link" or "load" (host to device);  after: names of steps that must have
+    ended;  bytes: (D, D) int64 from row to column, off the diagonal for a link, on it for a load;
+    flops: (D,) float64, for compute.
 
     Raises: ConfigError for another resource, or a link step that sends a device its own bytes.
     """
@@ -46,10 +46,10 @@ class PlanStep:
 
 @dataclass(frozen=True)
 class DevicePlan:
-    """Steps in an order in which each comes after those that it waits for, on D devices.
+    """Plan of steps on D devices, each listed after those that it waits for.
 
-    The `Plan` of a parallel strategy. `simulate` adds up its times, `parallel.carry_out` runs it on
-    processes, whose metered bytes are `bytes()` to the byte.
+    This is the `Plan` of a parallel strategy. `simulate` adds up its times; `parallel.carry_out`
+    runs it on processes, which then send exactly `bytes()` bytes.
 
     Raises: ConfigError for two steps of one name, or one that waits for a later one.
     """
@@ -58,27 +58,28 @@ class DevicePlan:
     devices: int
 
     def __post_init__(self) -> None:
-        known: set[str] = set()
+        earlier: set[str] = set()
         for step in self.steps:
-            missing = [name for name in step.after if name not in known]
-            if missing or step.name in known:
+            # one pass suffices: a step may only wait for steps that are listed before it
+            missing = [name for name in step.after if name not in earlier]
+            if missing or step.name in earlier:
                 got = f"{step.name!r} after {missing}" if missing else f"{step.name!r} twice"
                 want = "names of their own, each after those before it"
                 raise ConfigError("steps of a plan", got=got, want=want, fix="Order the steps.")
-            known.add(step.name)
+            earlier.add(step.name)
 
     def bytes(self, phases: Iterable[str] | None = None) -> Tensor:
-        """What goes over the links in these phases, or in all.  Returns (D, D) int64."""
-        wanted = None if phases is None else set(phases)
-        found = torch.zeros(self.devices, self.devices, dtype=torch.int64)
+        """Return the bytes sent over links in these phases, or in all, (D, D) int64."""
+        selected = None if phases is None else set(phases)
+        total = torch.zeros(self.devices, self.devices, dtype=torch.int64)
         for step in self.steps:
-            of_it = step.resource == "link" and (wanted is None or step.phase in wanted)
-            if of_it and step.bytes is not None:
-                found += step.bytes
-        return found
+            counts = step.resource == "link" and (selected is None or step.phase in selected)
+            if counts and step.bytes is not None:
+                total += step.bytes
+        return total
 
     def to_json(self) -> str:
-        """All of it as JSON."""
+        """Return the plan as JSON text."""
         rows = [
             {name: _plain(getattr(step, name)) for name in PlanStep.__dataclass_fields__}
             for step in self.steps
@@ -87,25 +88,27 @@ class DevicePlan:
 
     @classmethod
     def from_json(cls, text: str) -> DevicePlan:
-        """What `to_json` wrote."""
-        found = json.loads(text)
+        """Read a plan from the text of `to_json`."""
+        record = json.loads(text)
         types = {"bytes": torch.int64, "flops": torch.float64}
         steps = [
-            PlanStep(**{name: _live(value, types.get(name)) for name, value in row.items()})
-            for row in found["steps"]
+            PlanStep(**{name: _from_plain(value, types.get(name)) for name, value in row.items()})
+            for row in record["steps"]
         ]
-        return cls(tuple(steps), found["devices"])
+        return cls(tuple(steps), record["devices"])
 
     def digest(self) -> str:
-        """By which processes see that they carry out one plan."""
+        """Return the SHA-256 of the plan, by which processes check that they have the same one."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
 
 def _plain(value: Any) -> Any:
+    """Convert a tensor to lists; return other values as they are."""
     return value.tolist() if isinstance(value, Tensor) else value
 
 
-def _live(value: Any, kind: torch.dtype | None) -> Any:
+def _from_plain(value: Any, kind: torch.dtype | None) -> Any:
+    """Convert a list of JSON to a tensor of dtype `kind`, or to a tuple if that is None."""
     if kind is not None:
         return None if value is None else torch.tensor(value, dtype=kind)
     return tuple(value) if isinstance(value, list) else value

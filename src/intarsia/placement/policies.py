@@ -1,8 +1,7 @@
-"""Policies of a cache of experts: by recency, by counts, by a profile, by the expected next use.
+"""Eviction policies for caches of experts: by recency, by counts, by the expected next use.
 
-Layers are asked for in a circle. When one step asks for more experts than there are slots, LRU
-holds exactly what was just used and hits nothing; LFU keeps what is used often, and `Expected`
-knows the circle.
+Layers ask in a circle. When one step uses more experts than there are slots, LRU keeps exactly the
+experts just used and has no hits; LFU keeps those used often, and `Expected` knows the circle.
 """
 
 from __future__ import annotations
@@ -18,7 +17,9 @@ from ..core.checks import between
 from .cache import Key, Policy
 
 
-class _Recency(Policy):
+class _LeastRecent(Policy):
+    """Policy that evicts the expert used longest ago.  last: the time of each expert's last use."""
+
     def __init__(self, layers: int, experts: int) -> None:
         super().__init__(layers, experts)
         self.last = dict[Key, int]()
@@ -33,17 +34,19 @@ class _Recency(Policy):
 
 @dataclass(frozen=True)
 class Lru:
-    """The expert goes that was used longest ago.
+    """Cache policy LRU: the expert used longest ago is evicted.
 
-    Not for fewer slots than a step asks for, as with several streams: it then hits nothing.
+    Not for fewer slots than a step uses, as with several streams: it then has no hits.
     Source: arXiv:2312.17238, section 3.1.
     """
 
     def build(self, layers: int, experts: int) -> Policy:
-        return _Recency(layers, experts)
+        return _LeastRecent(layers, experts)
 
 
-class _Counts(_Recency):
+class _LeastFrequent(_LeastRecent):
+    """Policy that evicts the expert of the lowest decayed counter, then the least recent."""
+
     def __init__(self, layers: int, experts: int, settings: Lfu) -> None:
         super().__init__(layers, experts)
         self.settings = settings
@@ -56,6 +59,7 @@ class _Counts(_Recency):
 
     def used(self, key: Key, hit: bool) -> None:
         super().used(key, hit)
+        # with `reset` a miss starts the counter again
         forgotten = self.settings.reset and not hit
         self.uses[key] = 1.0 if forgotten else self.uses.get(key, 0.0) + 1
 
@@ -65,15 +69,15 @@ class _Counts(_Recency):
 
 @dataclass(frozen=True)
 class Lfu:
-    """The expert goes that was used least often, by counters that are decayed.
+    """Cache policy LFU: the expert used least often, by decayed counters, is evicted.
 
-    every: K, steps after which counters are multiplied by decay: beta. Among equals the one that
-    was used longest ago goes.
-    reset: count from 1 again when an expert is read in, in place of keeping its counter while it is
-    out. A newcomer is then nearly always the next to go, and the hit rate falls below that of
-    `Lru`; the paper does not say which of the two it means.
+    every: K, steps after which counters are multiplied by decay: beta. Among equal counters the
+    expert used longest ago is evicted.
+    reset: start an expert's counter at 1 again when it is read in, instead of keeping it while the
+    expert is out. A newcomer is then nearly always the next victim, and the hit rate falls below
+    that of `Lru`; the paper does not say which of the two it means.
 
-    Raises: ConfigError for settings that cannot be.
+    Raises: ConfigError for every below 1, or a decay outside 0 ... 1.
     Not where what was used recently says more than what was used often: see `Lru`.
     Source: arXiv:2205.10034 (SE-MoE), which has counters and their decay; the numbers K = 100 and
     beta = 0.5 are ours.
@@ -88,65 +92,72 @@ class Lfu:
         between("decay", self.decay, 0, 1)
 
     def build(self, layers: int, experts: int) -> Policy:
-        return _Counts(layers, experts, self)
+        return _LeastFrequent(layers, experts, self)
 
 
 class NextUse(Policy):
-    """The expert goes whose next use is expected latest: `away` + L (1 / p - 1) layers from now."""
+    """Policy that evicts the expert expected latest: in `away` + L (1 / p - 1) layers."""
 
     def __init__(self, layers: int, experts: int, decay: float) -> None:
         super().__init__(layers, experts)
         self.decay = decay
-        self.sum: dict[Key, tuple[float, int]] = {}  # decayed steps that asked, as of a step
-        self.known: dict[Key, float] = {}  # `expected`, until the next layer asks
+        # (decayed number of steps that used the expert, the step for which it is valid)
+        self.sum: dict[Key, tuple[float, int]] = {}
+        self.cached: dict[Key, float] = {}  # values of `expected`, until the next layer asks
 
     def foresee(self, chances: Tensor | None) -> None:
         super().foresee(chances)
-        self.known.clear()
+        self.cached.clear()
 
     def began(self) -> None:
         super().began()
-        self.known.clear()
+        self.cached.clear()
 
     def asked(self, layer: int, experts: Sequence[int]) -> None:
         super().asked(layer, experts)
         for expert in experts:
             key = layer, expert
-            self.sum[key] = self._now(key) + 1.0, self.steps
-        self.known.clear()
+            self.sum[key] = self._decayed(key) + 1.0, self.steps
+        self.cached.clear()
 
-    def _now(self, key: Key) -> float:
+    def _decayed(self, key: Key) -> float:
+        """Return the number of steps that used the expert, decayed to the present step."""
         total, step = self.sum.get(key, (0.0, self.steps))
         return total * self.decay ** (self.steps - step)
 
     def chance(self, key: Key) -> float:
-        """p: the decayed share of the steps that asked for it."""
-        whole = (1 - self.decay**self.steps) / (1 - self.decay) if self.decay < 1 else self.steps
-        return min(1.0, self._now(key) / max(whole, 1.0))
+        """Return p, the decayed share of the steps that used the expert."""
+        # the decayed number of all steps, a geometric series
+        all_steps = (
+            (1 - self.decay**self.steps) / (1 - self.decay) if self.decay < 1 else self.steps
+        )
+        return min(1.0, self._decayed(key) / max(all_steps, 1.0))
 
     def expected(self, key: Key) -> float:
-        """Layers until the next use."""
+        """Return the expected number of layers until the expert's next use."""
         p = max(self.chance(key), 1e-9)
         return self.away(key) + self.layers * (1 / p - 1)
 
     def victim(self, resident: Iterable[Key]) -> Key:
-        known, found = self.known, list[tuple[float, Key]]()
+        cached, candidates = self.cached, list[tuple[float, Key]]()
+        # `expected` is costly and is asked for often: keep its values until the next layer asks
         for key in resident:
-            if (value := known.get(key)) is None:
-                value = known[key] = self.expected(key)
-            found.append((value, key))
-        return max(found)[1]
+            if (value := cached.get(key)) is None:
+                value = cached[key] = self.expected(key)
+            candidates.append((value, key))
+        return max(candidates)[1]
 
 
 @dataclass(frozen=True)
 class Expected:
-    """The expert goes whose next use is expected latest: layers until its layer comes
-    + L (1 / p - 1), p the share of steps that asked for it, decayed.
+    """Cache policy that evicts the expert whose next use is expected latest.
 
-    decay: of that share, for each step. An expert whose own next use is latest passes through.
+    Its use is expected in the layers until its layer comes + L (1 / p - 1) layers, p the decayed
+    share of steps that used it.
+    decay: of that share, for each step.
 
     Raises: ConfigError for a decay outside 0.5 ... 1.
-    Not of a paper; beside ExpertFlow's caches, whose prediction is of the step at hand.
+    Not from a paper; a companion of ExpertFlow's caches, whose prediction is of the present step.
     """
 
     decay: float = 0.98
@@ -159,9 +170,10 @@ class Expected:
 
 
 class Belady(Policy):
-    """The expert goes whose next use is latest, known from all steps: the fewest loads there are.
+    """Policy that evicts the expert whose next use is latest, known from all steps (Belady).
 
-    A bound for other policies from the same contents, on recorded steps alone.
+    No policy has fewer loads from the same start. It needs recorded steps.
+    demand: the (layer, expert) of each step, in order.
     """
 
     def __init__(self, layers: int, experts: int, demand: Sequence[Sequence[Key]]) -> None:
@@ -169,6 +181,7 @@ class Belady(Policy):
         self.uses: dict[Key, list[int]] = {}
         for number, key in enumerate(key for step in demand for key in step):
             self.uses.setdefault(key, []).append(number)
+        # reversed, so that the next use is the last entry, which `used` pops
         for numbers in self.uses.values():
             numbers.reverse()
 
@@ -178,8 +191,8 @@ class Belady(Policy):
 
     def victim(self, resident: Iterable[Key]) -> Key:
         def next_use(key: Key) -> float:
-            left = self.uses.get(key)
-            return left[-1] if left else math.inf
+            uses = self.uses.get(key)
+            return uses[-1] if uses else math.inf
 
         return max(resident, key=lambda key: (next_use(key), key))
 

@@ -1,4 +1,4 @@
-"""A placement for a trace, by a search, with what it is worth on sequences that it did not see."""
+"""Search of a placement for a trace."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from .trace import Trace
 
 @runtime_checkable
 class PlacementSearch(Protocol):
-    """Settings of a search: deterministic, a placement of every expert of every layer."""
+    """Settings of a deterministic search that places every expert of every layer."""
 
     def place(self, trace: Trace, topology: Topology) -> Placement: ...
 
 
 def place(trace: Trace, topology: Topology | int, by: PlacementSearch | None = None) -> Placement:
-    """Where each expert of each layer shall live.
+    """Choose a device for each expert of each layer, to suit a trace.
 
-    topology: the devices, or their number if all links are alike.  by: `MoeTuner()` if not given,
-    `JointSwaps()`, `Eplb()` or `ExFlow()`.
-    `quality(trace, placement)` says what it is worth: ask it of a part of the trace that `place`
-    was not given (`trace.split()`), since loads change with the text.
+    topology: the devices, or their number if all links are alike.  by: settings of the search,
+    `MoeTuner()` by default, `JointSwaps()`, `Eplb()` or `ExFlow()`.
+    Measure the result by `quality(trace, placement)` on a held-out part of the trace
+    (`trace.split()`), since loads change with the text.
 
-    Raises: ConfigError for what is no search, and for devices that do not divide the experts.
+    Raises: ConfigError if `by` is no search, and for devices that do not divide the experts.
     """
     search = MoeTuner() if by is None else by
     if isinstance(search, type) or not isinstance(search, PlacementSearch):

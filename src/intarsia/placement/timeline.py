@@ -1,4 +1,4 @@
-"""How long a plan takes on a topology: one pass over its steps."""
+"""Simulated time of a plan on a topology, by one pass over its steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .topology import Topology
 
 @dataclass(frozen=True)
 class Span:
-    """A step on a device, in seconds from the start.  waited: the span that it began after."""
+    """Step on one device, in seconds from the start.  waited: index of the span it waited for."""
 
     name: str
     resource: str
@@ -28,41 +28,41 @@ class Span:
 
 @dataclass(frozen=True)
 class Timeline:
-    """What every device did when."""
+    """Timeline of all devices: a span for each step on each device."""
 
     spans: tuple[Span, ...]
 
     @property
     def seconds(self) -> float:
-        """Until the last step has ended."""
+        """Seconds from the start to the end of the last step."""
         return max((span.end for span in self.spans), default=0.0)
 
     def busy(self, resource: str) -> float:
-        """Seconds in which the busiest device uses a resource."""
-        found: dict[int, float] = {}
+        """Return the seconds in which the busiest device uses a resource."""
+        seconds: dict[int, float] = {}
         for span in self.spans:
             if span.resource == resource:
-                found[span.device] = found.get(span.device, 0.0) + span.end - span.start
-        return max(found.values(), default=0.0)
+                seconds[span.device] = seconds.get(span.device, 0.0) + span.end - span.start
+        return max(seconds.values(), default=0.0)
 
     def critical(self) -> tuple[Span, ...]:
-        """The chain of spans that the end waited for, first to last."""
-        at = max(range(len(self.spans)), key=lambda i: self.spans[i].end, default=None)
-        found: list[Span] = []
-        while at is not None:
-            found.append(self.spans[at])
-            at = self.spans[at].waited
-        return tuple(reversed(found))
+        """Return the critical path: the spans that the last span waited for, first to last."""
+        index = max(range(len(self.spans)), key=lambda i: self.spans[i].end, default=None)
+        path: list[Span] = []
+        while index is not None:
+            path.append(self.spans[index])
+            index = self.spans[index].waited
+        return tuple(reversed(path))
 
     def binds(self) -> Mapping[str, float]:
-        """Which resource how many seconds of the critical chain belong to."""
-        found: dict[str, float] = dict.fromkeys(RESOURCES, 0.0)
+        """Return the seconds of the critical path by resource."""
+        seconds: dict[str, float] = dict.fromkeys(RESOURCES, 0.0)
         for span in self.critical():
-            found[span.resource] += span.end - span.start
-        return found
+            seconds[span.resource] += span.end - span.start
+        return seconds
 
     def chrome(self) -> str:
-        """Trace events as chrome://tracing and Perfetto open them; times in microseconds."""
+        """Return trace events in JSON for chrome://tracing and Perfetto, times in microseconds."""
         events = [
             {
                 "name": span.name,
@@ -75,12 +75,12 @@ class Timeline:
             }
             for span in self.spans
         ]
-        by = {"by": "intarsia"}
-        return json.dumps({"otherData": by, "traceEvents": events, "displayTimeUnit": "ms"})
+        source = {"by": "intarsia"}
+        return json.dumps({"otherData": source, "traceEvents": events, "displayTimeUnit": "ms"})
 
 
 def simulate(plan: DevicePlan, topology: Topology) -> Timeline:
-    """Each step starts when its resources are free and what it waits for has ended.
+    """Time a plan: a step starts when its resources are free and its predecessors have ended.
 
     compute: flops_d / F_d on each device by itself.  load: its bytes over the device's own
     host-to-device link.  link: a collective; it begins and ends on all devices at once, and takes
@@ -100,21 +100,24 @@ def simulate(plan: DevicePlan, topology: Topology) -> Timeline:
         takes = durations(step, topology)
         together = step.resource == "link"
         before = [
-            _before(step, device, free, ended, every=together) for device in range(plan.devices)
+            _before(step, device, free, ended, collective=together)
+            for device in range(plan.devices)
         ]
         if together:
-            joint = [at for some in before for at in some]
+            # a collective begins at once everywhere, so it waits for all devices' predecessors
+            joint = [index for indices in before for index in indices]
             before = [joint] * plan.devices
-        made: list[int] = []
+        step_spans: list[int] = []
         for device, waits in enumerate(before):
             last = max(waits, key=lambda at: spans[at].end, default=None)
+            # the latest predecessor decides the start, and is remembered for the critical path
             start = 0.0 if last is None else spans[last].end
             end = start + float(takes[device])
             spans.append(Span(step.name, step.resource, device, start, end, last))
-            made.append(len(spans) - 1)
-        for device, at in enumerate(made):
+            step_spans.append(len(spans) - 1)
+        for device, at in enumerate(step_spans):
             free[step.resource, device] = at
-        ended[step.name] = made
+        ended[step.name] = step_spans
     return Timeline(tuple(spans))
 
 
@@ -124,38 +127,43 @@ def _before(
     free: Mapping[tuple[str, int], int],
     ended: Mapping[str, list[int]],
     *,
-    every: bool,
+    collective: bool,
 ) -> list[int]:
-    """The spans that a step waits for on a device."""
-    found = [ended[name][device] for name in step.after]
-    if every:
-        found = [at for name in step.after for at in ended[name]]
+    """Return the indices of the spans that a step waits for on a device.
+
+    free: the last span of each (resource, device); ended: the spans of each finished step, by
+    device; collective: wait for the predecessors on all devices, not on this one alone.
+    """
+    waits = [ended[name][device] for name in step.after]
+    if collective:
+        waits = [index for name in step.after for index in ended[name]]
     if (step.resource, device) in free:
-        found.append(free[step.resource, device])
-    return found
+        waits.append(free[step.resource, device])
+    return waits
 
 
 def durations(step: PlanStep, topology: Topology) -> Tensor:
-    """Seconds of a step on each device.  Returns (D,) float64."""
+    """Return the seconds of a step on each device, (D,) float64; the rules are `simulate`'s."""
     none = torch.zeros(topology.devices, dtype=torch.float64)
     if step.resource == "compute":
         return none if step.flops is None else step.flops.double() / topology.flops
     if step.bytes is None:
         return none
+    # each device sends its row and receives its column at the same time; the slowest decides
     sent = step.bytes.double()
     if step.resource == "load":
         return sent.diag() / topology.load
     used = sent > 0
     if not bool(used.any()):
         return none
-    own = torch.eye(topology.devices, dtype=torch.bool)
-    takes = (sent / topology.bandwidth.masked_fill(own, torch.inf)).nan_to_num()
+    diagonal = torch.eye(topology.devices, dtype=torch.bool)
+    takes = (sent / topology.bandwidth.masked_fill(diagonal, torch.inf)).nan_to_num()
     slowest = torch.maximum(takes.sum(1), takes.sum(0)).max()
     return none + slowest + topology.latency[used].max()
 
 
 def rows_to_hide(item: int, topology: Topology) -> float:
-    """M* = b F / (2 B): with so many rows, an expert's product takes as long as loading it.
+    """Return M* = b F / (2 B), the rows with which computing an expert takes as long as loading it.
 
     item: b, bytes of a weight; F and B of the first device. 3 d h b / B to load, 6 M d h / F to
     compute, whatever d and h.

@@ -1,4 +1,4 @@
-"""What the devices can do, and what lies between them."""
+"""Devices and the links between them: speeds, bandwidths, latencies, memory."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ GIGABYTE = 1e9
 
 @dataclass(frozen=True)
 class Topology:
-    """D devices.  bandwidth (D, D) in B/s and latency (D, D) in s, from row to column, of no
-    meaning on the diagonal; flops (D,) in FLOP/s; load (D,), host to device, in B/s; memory (D,) in
-    bytes. All float64.
+    """Topology of D devices, all tensors float64.
+
+    bandwidth: (D, D) in B/s and latency: (D, D) in s, from row to column, the diagonal unused;
+    flops: (D,) in FLOP/s;  load: (D,), host to device, in B/s;  memory: (D,) in bytes.
 
     Raises: ConfigError, with the pair, for a bandwidth that is not positive, a negative latency,
     or sizes that differ.
@@ -48,12 +49,14 @@ class Topology:
                         f"{shape}, one device or more",
                     )
                     raise ConfigError("topology", got=got, want=want, fix="Give all one size.")
+                # negated comparisons catch NaN as well
                 bad = ~(value > 0) if name != "latency" else ~(value >= 0) | value.isinf()
                 if name in MATRICES:
                     bad = bad & ~torch.eye(count, dtype=torch.bool)
                 if bool(bad.any()):
-                    where = bad.nonzero()[0].tolist()
-                    got = f"{name} {float(value[tuple(where)]):g} of {' to '.join(map(str, where))}"
+                    position = bad.nonzero()[0].tolist()
+                    pair = " to ".join(map(str, position))
+                    got = f"{name} {float(value[tuple(position)]):g} of {pair}"
                     want = "a time of 0 or more" if name == "latency" else "a number above 0"
                     fix = "A pair without a link has the bandwidth of its way through others."
                     raise ConfigError("topology", got=got, want=want, fix=fix)
@@ -63,7 +66,7 @@ class Topology:
         return len(self.flops)
 
     def nodes(self) -> Tensor:
-        """The node of each device: those that are joined by links faster than the slowest.
+        """Return the node of each device: devices joined by links faster than the slowest.
 
         (D,) int64; one node where all links are alike.
         """
@@ -73,11 +76,12 @@ class Topology:
         if count == 1 or bool((self.bandwidth[apart] == slowest).all()):
             return torch.zeros(count, dtype=torch.int64)
         joined = (self.bandwidth > slowest) & apart
-        found = torch.arange(count)
+        label = torch.arange(count)
         for _ in range(count):
-            reach = torch.where(joined, found[None, :], count).min(1).values
-            found = torch.minimum(found, reach)
-        return found.unique(return_inverse=True)[1]
+            # spread the smallest device number over fast links: a label for each component
+            reach = torch.where(joined, label[None, :], count).min(1).values
+            label = torch.minimum(label, reach)
+        return label.unique(return_inverse=True)[1]
 
     @classmethod
     def two_level(
@@ -91,59 +95,62 @@ class Topology:
         load: float = 25e9,
         memory: float = 80e9,
     ) -> Topology:
-        """`nodes` nodes of `each` devices.  intra, inter: (bandwidth, latency) in B/s and s.
+        """Build `nodes` nodes of `each` devices, with fast links inside a node.
 
-        The defaults are round numbers of one machine with fast links; measure your own.
+        intra, inter: (bandwidth in B/s, latency in s) of links inside a node and between nodes;
+        flops, load, memory: of every device.  The defaults are round numbers; measure your own.
         """
         at_least("nodes", nodes, 1)
         at_least("each", each, 1)
         node = torch.arange(nodes).repeat_interleave(each)
-        same = node[:, None] == node[None, :]
+        same_node = node[:, None] == node[None, :]
         bandwidth, latency = (
-            torch.where(same, *torch.tensor(pair, dtype=torch.float64))
+            torch.where(same_node, *torch.tensor(pair, dtype=torch.float64))
             for pair in zip(intra, inter, strict=True)
         )
         count = nodes * each
-        own = torch.eye(count, dtype=torch.bool)
+        diagonal = torch.eye(count, dtype=torch.bool)
         return cls(
-            bandwidth.masked_fill(own, torch.inf),
-            latency.masked_fill(own, 0.0),
+            bandwidth.masked_fill(diagonal, torch.inf),
+            latency.masked_fill(diagonal, 0.0),
             *(torch.full((count,), v, dtype=torch.float64) for v in (flops, load, memory)),
         )
 
     @classmethod
     def uniform(cls, devices: int) -> Topology:
-        """One node of alike devices."""
+        """Build one node of identical devices, with the defaults of `two_level`."""
         return cls.two_level(1, devices)
 
     @classmethod
     def measured(cls, group: Group = None) -> Topology:
-        """That of the processes of torch.distributed, see `measuring.measure`.
+        """Measure the devices of the processes of torch.distributed, see `measuring.measure`.
 
-        Takes some milliseconds a pair; what is measured is alike in all processes.
+        Takes some milliseconds a pair; the result is the same in all processes.
         Raises: ConfigError without processes.
         """
         return cls(**measure(group))
 
     @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> Topology:
-        """{"nodes": 2, "each": 4, "intra": {"gbps": 300, "us": 2}, "inter": ..., "flops": ...}.
+    def from_dict(cls, record: Mapping[str, Any]) -> Topology:
+        """Read {"nodes": 2, "each": 4, "intra": {"gbps": 300, "us": 2}, "inter": {...}}.
 
-        gbps: gigabytes (1e9 bytes) a second.
+        Also flops, load and memory.  gbps: gigabytes (1e9 bytes) a second; us: microseconds of
+        latency, 0 by default.
+        Raises: UnknownName for another entry; ConfigError for missing or wrong values.
         """
-        for name in found:
+        for name in record:
             if name not in KEYS:
                 raise UnknownName("entry of a topology", str(name), KEYS)
-        given: dict[str, Any] = {}
+        arguments: dict[str, Any] = {}
         try:
             for name in ("intra", "inter"):
-                if name in found:
-                    level = found[name]
+                if name in record:
+                    level = record[name]
                     pair = float(level["gbps"]) * GIGABYTE, float(level.get("us", 0)) * 1e-6
                     above(f"gbps of {name}", pair[0], 0, "Try 25.")
-                    given[name] = pair
-            given |= {name: float(found[name]) for name in VECTORS if name in found}
-            return cls.two_level(int(found["nodes"]), int(found["each"]), **given)
+                    arguments[name] = pair
+            arguments |= {name: float(record[name]) for name in VECTORS if name in record}
+            return cls.two_level(int(record["nodes"]), int(record["each"]), **arguments)
         except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             if isinstance(error, ConfigError):
                 raise
@@ -153,13 +160,13 @@ class Topology:
 
     @classmethod
     def load_file(cls, path: str | Path) -> Topology:
-        """Read a JSON file as `from_dict` has it.  Raises: DataError for what is none."""
+        """Read a JSON file with the entries of `from_dict`.  Raises: DataError if it is none."""
         try:
-            found = read_json(path)
+            record = read_json(path)
         except (OSError, ValueError) as error:
             fix = 'For example: {"nodes": 2, "each": 4, "intra": {"gbps": 300}}'
             raise DataError(f"topology {path}", got=error, want="a JSON file", fix=fix) from error
-        if not isinstance(found, dict):
-            got = type(found).__name__
+        if not isinstance(record, dict):
+            got = type(record).__name__
             raise DataError(f"topology {path}", got=got, want="a JSON object", fix="Write one.")
-        return cls.from_dict(cast("dict[str, Any]", found))
+        return cls.from_dict(cast("dict[str, Any]", record))

@@ -1,4 +1,4 @@
-"""Who went where: the experts of every token in every layer, kept to be looked at later."""
+"""Recorded routing: the experts of every token in every layer."""
 
 from __future__ import annotations
 
@@ -20,20 +20,26 @@ from ..core.files import writing
 from ..core.reading import open_tensors
 from ..core.sealing import OPEN, SEAL, check_file, seal_file
 
-NONE = -1  # in the place of an expert: the token has fewer than k in this layer
-MOST = 2**15 - 1  # experts
+NONE = -1  # instead of an expert: the token has fewer than k in this layer
+MOST_EXPERTS = 2**15 - 1  # that int16 can number
 FORMAT = "intarsia trace"
-OWN = ("format", "experts", "names", SEAL)  # metadata that are no `about`
+RESERVED = (
+    "format",
+    "experts",
+    "names",
+    SEAL,
+)  # metadata of the format itself; the rest is `about`
 
 
 @dataclass(frozen=True)
 class Trace:
-    """Routings of all layers over time.
+    """Trace: the routing of N tokens in L layers, recorded in the order of time.
 
     expert: (N, L, k) int16, -1 where a token has fewer than k;  experts: E of every layer;
     sequence: (N,), ascending, position: (N,), ascending inside a sequence, so that a trace of a
-    prefill is also that of decoding the same text;  weight: (N, L, k) or None;  token: ids (N,) or
-    None;  names: paths of the layers;  about: of the model, as its name, "width" and "hidden".
+    prefill is also that of decoding the same text;  weight: (N, L, k) gate weights or None;  token:
+    (N,) ids or None;  names: module paths of the layers;  about: metadata of the model, such as its
+    name, "width" and "hidden".
 
     Raises: DataError, with the row, for an expert that is not there, tokens out of order, or
     tensors that do not belong together.
@@ -52,13 +58,13 @@ class Trace:
         if self.expert.dim() != 3 or not self.expert.numel():
             got, fix = f"experts of shape {tuple(self.expert.shape)}", "Record some tokens first."
             raise DataError("trace", got=got, want="(tokens, layers, k), none of them 0", fix=fix)
-        between("experts of a trace", self.experts, 1, MOST)
+        between("experts of a trace", self.experts, 1, MOST_EXPERTS)
         rows = len(self.expert)
         for name in ("sequence", "position", "weight", "token"):
-            found = getattr(self, name)
+            tensor = getattr(self, name)
             shape = tuple(self.expert.shape) if name == "weight" else (rows,)
-            if found is not None and tuple(found.shape) != shape:
-                got, fix = f"{_size(found)} of {name}", "Record them together."
+            if tensor is not None and tuple(tensor.shape) != shape:
+                got, fix = f"{_shape_text(tensor)} of {name}", "Record them together."
                 want = f"{' x '.join(map(str, shape))}, one for each token"
                 raise DataError("trace", got=got, want=want, fix=fix)
         wide = self.expert if self.expert.dtype == torch.int16 else self.expert.long()
@@ -66,6 +72,7 @@ class Trace:
         object.__setattr__(self, "expert", wide.to(torch.int16))
         for name in ("sequence", "position"):
             object.__setattr__(self, name, getattr(self, name).long())
+        # in order: sequences never fall, positions rise inside each
         step, ahead = self.sequence.diff(), self.position.diff()
         unsorted = torch.cat([outside[:1] & False, (step < 0) | ((step == 0) & (ahead <= 0))])
         for bad, want in (
@@ -85,57 +92,57 @@ class Trace:
 
     @property
     def active(self) -> int:
-        """k: the most experts that a token has."""
+        """Number k of experts that a token has at most."""
         return self.expert.shape[2]
 
     def __len__(self) -> int:
         return len(self.expert)
 
     def routing(self, layer: int) -> Routing:
-        """One layer's routing; where no weights were recorded, each expert has an equal share."""
-        there = self.expert[:, layer] >= 0
-        token, place = there.nonzero(as_tuple=True)
+        """Return a layer's `Routing`; without recorded weights, experts share a token equally."""
+        present = self.expert[:, layer] >= 0
+        token, place = present.nonzero(as_tuple=True)
         expert = self.expert[token, layer, place].long()
         if self.weight is None:
-            weight = 1.0 / there.sum(1)[token].float()
+            weight = 1.0 / present.sum(1)[token].float()
         else:
             weight = self.weight[token, layer, place].float()
         return Routing(token, expert, weight, len(self), self.experts)
 
-    def chosen(self, layer: int) -> Tensor:
-        """1 where a token has an expert.  Returns (N, E) float64."""
-        return self._chosen(layer, slice(None))
-
-    def _chosen(self, layer: int, rows: slice | Tensor) -> Tensor:
-        expert = self.expert[rows, layer].long()
-        found = torch.zeros(len(expert), self.experts + 1, dtype=torch.float64)
-        found.scatter_(1, torch.where(expert < 0, self.experts, expert), 1.0)
-        return found[:, : self.experts]
+    def membership(self, layer: int) -> Tensor:
+        """Return a layer's membership matrix, (N, E) float64: 1 where a token has an expert."""
+        expert = self.expert[:, layer].long()
+        # a missing expert, -1, falls into a further column, which is cut off
+        matrix = torch.zeros(len(expert), self.experts + 1, dtype=torch.float64)
+        matrix.scatter_(1, torch.where(expert < 0, self.experts, expert), 1.0)
+        return matrix[:, : self.experts]
 
     def load(self) -> Tensor:
-        """Tokens of each expert.  Returns (L, E) int64."""
-        return torch.stack([self.chosen(layer).sum(0) for layer in range(self.layers)]).long()
+        """Return the number of tokens of each expert, (L, E) int64."""
+        return torch.stack([self.membership(layer).sum(0) for layer in range(self.layers)]).long()
 
     def transitions(self, layer: int) -> Tensor:
-        """How often a token goes from an expert of `layer` to one of the next layer.
+        """Count the tokens that go from each expert of `layer` to each of the next layer.
 
         The k x k pairs of a token share its weight of 1.  Returns (E, E) float64.
         """
         between("layer", layer, 0, self.layers - 2)
-        now, then = (_shares(self.chosen(at)) for at in (layer, layer + 1))
+        now, then = (_shares(self.membership(number)) for number in (layer, layer + 1))
         return now.T @ then
 
     def coactivation(self, layer: int) -> Tensor:
-        """How many tokens have both experts.  Returns (E, E) int64, the loads on its diagonal."""
-        chosen = self.chosen(layer)
-        return (chosen.T @ chosen).long()
+        """Count the tokens that have both experts, (E, E) int64, with the loads on the diagonal."""
+        membership = self.membership(layer)
+        return (membership.T @ membership).long()
 
     def steps(self, streams: int) -> Iterator[Tensor]:
-        """Rows of each decode step, where so many sequences are decoded at once, and then the next.
+        """Yield the rows of each decode step, with `streams` sequences decoded at once.
 
-        A step has one token of each stream that has not ended.
+        A step has one token of each sequence that has not ended; when all have, the next `streams`
+        sequences begin.
         """
         at_least("streams", streams, 1)
+        # first and last row of each sequence, whose rows are contiguous
         starts = torch.cat([torch.tensor([True]), self.sequence.diff() != 0]).nonzero().flatten()
         ends = torch.cat([starts[1:], torch.tensor([len(self)])])
         for first in range(0, len(starts), streams):
@@ -145,15 +152,15 @@ class Trace:
                 yield rows[rows < end]
 
     def rows(self, index: Tensor | slice) -> Trace:
-        """These rows alone, in their order.  index: (M,) int64, bool (N,), or a slice."""
-        kept = {
+        """Return a trace of these rows.  index: (M,) int64 ascending, (N,) bool, or a slice."""
+        tensors = {
             name: None if (value := getattr(self, name)) is None else value[index]
             for name in ("expert", "sequence", "position", "weight", "token")
         }
-        return replace(self, **kept)
+        return replace(self, **tensors)
 
     def split(self, share: float = 0.5, seed: int = 0) -> tuple[Trace, Trace]:
-        """Two traces of whole sequences: so large a share of them, drawn by the seed, and the rest.
+        """Split whole sequences at random into two traces: a share of them, and the rest.
 
         Raises: ConfigError where one of them would be empty.
         """
@@ -170,19 +177,19 @@ class Trace:
         """Write a safetensors file: experts in one byte each, or in two where there are many."""
         kind = torch.uint8 if self.experts < 255 else torch.uint16
         none = torch.iinfo(kind).max
-        found: dict[str, Tensor] = {
+        tensors_of: dict[str, Tensor] = {
             "expert": torch.where(self.expert < 0, none, self.expert.int()).to(kind),
             "sequence": self.sequence.int(),
             "position": self.position.int(),
         }
-        for name, kept in (("weight", torch.float16), ("token", torch.int32)):
+        for name, dtype in (("weight", torch.float16), ("token", torch.int32)):
             if (value := getattr(self, name)) is not None:
-                found[name] = value.to(kept)
-        own = {"format": FORMAT, "experts": str(self.experts), "names": json.dumps(self.names)}
-        said = dict(self.about) | own
+                tensors_of[name] = value.to(dtype)
+        reserved = {"format": FORMAT, "experts": str(self.experts), "names": json.dumps(self.names)}
+        metadata = dict(self.about) | reserved
         with writing(path) as scratch:
-            tensors = {name: tensor.contiguous() for name, tensor in found.items()}
-            save_file(tensors, scratch, metadata=said | OPEN)
+            tensors = {name: tensor.contiguous() for name, tensor in tensors_of.items()}
+            save_file(tensors, scratch, metadata=metadata | OPEN)
             seal_file(scratch)
         return Path(path)
 
@@ -194,23 +201,24 @@ class Trace:
         """
         try:
             with open_tensors(path) as file:
-                said: dict[str, str] = file.metadata() or {}
-                if said.get("format") != FORMAT:
-                    raise ValueError(f"format {said.get('format')!r}")
+                metadata: dict[str, str] = file.metadata() or {}
+                if metadata.get("format") != FORMAT:
+                    raise ValueError(f"format {metadata.get('format')!r}")
                 check_file(Path(path))
-                found: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            expert = found["expert"]
+                tensors: dict[str, Any] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            expert = tensors["expert"]
             none = torch.iinfo(expert.dtype).max
             expert = expert.int()
             return cls(
+                # the largest number of the stored type means: no expert
                 expert=torch.where(expert == none, NONE, expert),
-                experts=int(said["experts"]),
-                sequence=found["sequence"],
-                position=found["position"],
-                weight=found.get("weight"),
-                token=None if (token := found.get("token")) is None else token.long(),
-                names=tuple(json.loads(said.get("names", "[]"))),
-                about={n: v for n, v in said.items() if n not in OWN},
+                experts=int(metadata["experts"]),
+                sequence=tensors["sequence"],
+                position=tensors["position"],
+                weight=tensors.get("weight"),
+                token=None if (token := tensors.get("token")) is None else token.long(),
+                names=tuple(json.loads(metadata.get("names", "[]"))),
+                about={n: v for n, v in metadata.items() if n not in RESERVED},
             )
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             if isinstance(error, DataError):
@@ -220,10 +228,10 @@ class Trace:
             raise DataError(f"trace {path}", got=error, want=want, fix=fix) from error
 
 
-def _size(of: Tensor) -> str:
-    return " x ".join(map(str, of.shape)) or "one"
+def _shape_text(tensor: Tensor) -> str:
+    return " x ".join(map(str, tensor.shape)) or "one"
 
 
-def _shares(chosen: Tensor) -> Tensor:
-    """Each token's weight of 1 in equal parts."""
-    return chosen / chosen.sum(1, keepdim=True).clamp(min=1)
+def _shares(membership: Tensor) -> Tensor:
+    """Divide each token's weight of 1 equally among its experts.  (N, E) -> (N, E)."""
+    return membership / membership.sum(1, keepdim=True).clamp(min=1)

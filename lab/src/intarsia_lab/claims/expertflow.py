@@ -11,7 +11,14 @@ from torch import Tensor
 
 from intarsia.placement.cache import Key, Policy, most_used, replay
 from intarsia.placement.describe import demand
-from intarsia.placement.expertflow import Predictive, TokenTable, active, foreseen, recall, regroup
+from intarsia.placement.expertflow import (
+    Predictive,
+    TokenTable,
+    active,
+    predicted_steps,
+    recall,
+    regroup,
+)
 from intarsia.placement.policies import Belady, Expected, Lfu, Lru
 from intarsia.placement.trace import Trace
 
@@ -29,7 +36,7 @@ class Perfect:
     """Knows each step, in the order of the steps."""
 
     def __init__(self, trace: Trace, streams: int) -> None:
-        chosen = torch.stack([trace.chosen(at) for at in range(trace.layers)], 1)
+        chosen = torch.stack([trace.membership(at) for at in range(trace.layers)], 1)
         self.steps = [chosen[rows].amax(0) for rows in trace.steps(streams)]
 
     def chances(self, tokens: Tensor) -> Tensor:
@@ -44,8 +51,8 @@ def rates(seed: int, streams: int, report: Report) -> dict[str, float]:
     steps, sizes = demand(trace, streams), (trace.layers, trace.experts)
     slots = round(SHARE * trace.layers * trace.experts)
     warm = most_used(demand(before, streams), slots)
-    table = foreseen(trace, TokenTable.of(kept(seed, "trained")), streams)
-    perfect = foreseen(trace, Perfect(trace, streams), streams)
+    table = predicted_steps(trace, TokenTable.of(kept(seed, "trained")), streams)
+    perfect = predicted_steps(trace, Perfect(trace, streams), streams)
 
     def rate(policy: Policy, start: list[Key], told: list[Tensor] | None = None) -> float:
         return replay(steps, policy, slots, start=start, foreseen=told or ()).rate
@@ -87,12 +94,12 @@ def regrouped(seeds: tuple[int, ...], report: Report) -> Result:
     for seed in seeds:
         trace = traces(seed, report)["balanced"]
         table = TokenTable.of(kept(seed, "trained"))
-        chosen = torch.stack([trace.chosen(at) for at in range(trace.layers)], 1) > 0
+        chosen = torch.stack([trace.membership(at) for at in range(trace.layers)], 1) > 0
         made = {"arrival": 0, "table": 0, "true routes": 0}
         for step in _mixed(trace):
             routes = chosen[step]
             assert trace.token is not None
-            likely = table.each(trace.token[step]).topk(trace.active, 2).indices
+            likely = table.per_token(trace.token[step]).topk(trace.active, 2).indices
             told = torch.zeros(routes.shape, dtype=torch.bool).scatter(2, likely, True)
             order = list(range(len(step)))
             made["arrival"] += active(routes, [order[:AT_ONCE], order[AT_ONCE:]])

@@ -68,7 +68,7 @@ def excess(
 
 def _loads(batch: Trace, layer: int) -> torch.Tensor:
     """(D, E) of a batch."""
-    home, chosen = homes(batch, DEVICES), batch.chosen(layer)
+    home, chosen = homes(batch, DEVICES), batch.membership(layer)
     return torch.zeros(DEVICES, batch.experts, dtype=torch.float64).index_add(0, home, chosen)
 
 

@@ -18,7 +18,7 @@ from ...core.errors import CheckpointError, ConfigError
 from ...core.reading import check_regular
 from ...mixtures.experts_function import arguments, stock_experts
 from ...placement.cache import Cache, PolicyConfig, Residency
-from ...placement.expertflow import Foresees, Predictive
+from ...placement.expertflow import Predictive, Predictor
 from ...placement.policies import Expected, Lfu, Lru
 from ..anatomy.origin import ELSEWHERE
 from .slots import Slots, stride
@@ -38,7 +38,7 @@ def offload(
     *,
     slots: int | str | float,
     policy: PolicyConfig | None = None,
-    predictor: Foresees | None = None,
+    predictor: Predictor | None = None,
     store: str | Path | None = None,
     check: str = "first",
     progress: Report = lambda _: None,
@@ -160,7 +160,7 @@ def _size(count: int) -> str:
 class _Foreseeing:
     """Hook before each forward that predicts its experts from its token ids."""
 
-    def __init__(self, cache: Cache, predictor: Foresees) -> None:
+    def __init__(self, cache: Cache, predictor: Predictor) -> None:
         self.cache, self.predictor = cache, predictor
 
     def __call__(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
