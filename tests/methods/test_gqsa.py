@@ -81,7 +81,7 @@ def test_compensation_errs_less_than_rounding(density: float) -> None:
     assert made_up < 0.8 * plain
     for coded in found:  # what is stored is what was compensated for
         assert torch.equal(form.decode(coded.stored(), weight.shape), coded.weight())
-        assert int(coded.kept.sum()) == round(density * 36)
+        assert int(coded.mask.sum()) == round(density * 36)
     if density == 1:  # nothing pruned: plain int4
         assert torch.equal(found[0].weight(), form.decode(form.encode(weight), weight.shape))
 
@@ -141,7 +141,7 @@ def test_tuning_a_block_fits_its_outputs_better(model: nn.Module, rows: list[Row
         tuned = tuned_block(stop, flow, 0, dense, seen, Tuning(blocks=100), draw)
         assert error(tuned) < 0.9 * before
     for name, coded in tuned.items():
-        assert torch.equal(coded.kept, seen[name].kept)
+        assert torch.equal(coded.mask, seen[name].mask)
         assert torch.equal(coded.scale, coded.scale.bfloat16().float())
         stored = GroupSparse().decode(coded.stored(), dense[name].shape)
         assert torch.equal(stored, coded.weight())
@@ -171,7 +171,7 @@ def test_scales_end_to_end_lower_the_loss_and_leave_the_codes(
     assert found[64][0] < found[0][0]
     for name, coded in found[64][1].items():
         other = found[0][1][name]
-        assert torch.equal(coded.codes[coded.kept], other.codes[other.kept])
+        assert torch.equal(coded.codes[coded.mask], other.codes[other.mask])
         assert torch.equal(coded.zero, other.zero) and not torch.equal(coded.scale, other.scale)
 
 

@@ -85,7 +85,7 @@ def test_mhr_mu_is_the_function_of_equal_shares() -> None:
     mhr.to_mhr_mu(model)
     assert_close(logits(model), want, rtol=1e-4, atol=1e-5)
     # a mean of the weights, not of the products
-    cell = mhr.cells(model, "default")[0]
+    cell = mhr.poly_cells(model, "default")[0]
     layer = next(m for m in model.modules() if hasattr(m, "intarsia_cells"))
     mu = layer.intarsia_cells["mu"]  # pyright: ignore
     assert_close(mu.down.weight, cell.down.mean(1).permute(1, 0, 2).flatten(1))

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 
 from intarsia.adapters import Bottleneck, Lora
-from intarsia.choosing.arms import ASKED, arm
+from intarsia.choosing.arms import EXTRA, arm
 from intarsia.core import Site
 from intarsia.core.errors import ConfigError
 from intarsia.experiments.execute import method_of, recipe_of
@@ -172,4 +172,4 @@ def test_a_command_trains_it_by_its_own_loss_unless_another_is_asked_for() -> No
     assert found.func is pace and found.keywords == {"weight": 1.0, "every": 1}
     other = own.changed(objective="two_pass")
     assert recipe_of(method_of(other), other)["objective"] is two_pass
-    assert {one.name for one in ASKED} >= {"pace", "drop_connect"}
+    assert {one.name for one in EXTRA} >= {"pace", "drop_connect"}

@@ -21,7 +21,14 @@ import intarsia
 from intarsia import RandomSearch, fit
 from intarsia.core.errors import ConfigError, DataError, TargetError
 from intarsia.core.seeds import mix
-from intarsia.methods.random_search import SCORES, cut, drawn, hidden_layers, masked, search
+from intarsia.methods.random_search import (
+    SCORES,
+    cut,
+    draw_units,
+    hidden_layers,
+    search,
+    units_masked,
+)
 
 
 def mlp(seed: int = 0) -> nn.Module:
@@ -57,9 +64,9 @@ def logits(model: nn.Module, x: Any) -> Tensor:
 @given(density=st.floats(0.15, 1.0), seed=st.integers(0, 50))
 def test_a_mask_is_dropped_rows_and_columns(density: float, seed: int) -> None:
     net, (x, _) = mlp(), batch()
-    kept = drawn(hidden_layers(net), density, seed)
+    kept = draw_units(hidden_layers(net), density, seed)
     one, zeros, small = logits(net, x), copy.deepcopy(net), copy.deepcopy(net)
-    with masked(net, kept):
+    with units_masked(net, kept):
         got = logits(net, x)
     for writes, reads, path in ((0, 2, "2"), (2, 4, "4")):
         gone = torch.ones(zeros[writes].out_features, dtype=torch.bool)
@@ -76,8 +83,8 @@ def test_a_mask_is_dropped_rows_and_columns(density: float, seed: int) -> None:
 def test_the_mlps_of_transformers_become_narrower(make: Any, tmp_path: Path) -> None:
     model, of_text = make(), make is llama
     x = torch.arange(6)[None] if of_text else torch.randn(2, 1, 16, 16)
-    kept = drawn(hidden_layers(model), 0.5, 3)
-    with masked(model, kept):
+    kept = draw_units(hidden_layers(model), 0.5, 3)
+    with units_masked(model, kept):
         want = logits(model, x)
     labelled = {"input_ids": x, "labels": x} if of_text else (x, torch.tensor([0, 2]))
     found = search(model, RandomSearch(0.5, 3), [labelled], seed=3)
@@ -91,10 +98,10 @@ def test_the_mlps_of_transformers_become_narrower(make: Any, tmp_path: Path) -> 
 
 def test_one_draw_is_the_random_choice() -> None:
     alone = search(mlp(), RandomSearch(0.5, 1), seed=4)
-    first = drawn(hidden_layers(mlp()), 0.5, mix(4, 0))
-    assert all(torch.equal(units, first[path]) for path, units in alone[0].kept.items())
+    first = draw_units(hidden_layers(mlp()), 0.5, mix(4, 0))
+    assert all(torch.equal(units, first[path]) for path, units in alone[0].units.items())
     several = search(mlp(), RandomSearch(0.5, 5), [batch()], seed=4)
-    assert any(all(torch.equal(o.kept[p], u) for p, u in first.items()) for o in several)
+    assert any(all(torch.equal(o.units[p], u) for p, u in first.items()) for o in several)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -120,7 +127,7 @@ def test_the_best_of_k_is_where_order_statistics_say() -> None:
 
 def test_scores_are_those_of_the_smaller_net() -> None:
     net, (x, y) = mlp(), batch()
-    kept = drawn(hidden_layers(net), 0.5, 7)
+    kept = draw_units(hidden_layers(net), 0.5, 7)
     small = copy.deepcopy(net)
     cut(small, kept)
     loss = nn.functional.cross_entropy(small(x), y)
@@ -195,4 +202,4 @@ def test_a_score_by_hand() -> None:
         layer.weight.data = torch.tensor(weight)
     found = search(net, RandomSearch(0.5, 16), [(torch.ones(1, 1), torch.tensor([0]))])
     assert [found[0].score, found[-1].score] == pytest.approx([0.3133, 2.1269], abs=1e-4)
-    assert [u.tolist() for u in (*found[0].kept.values(), *found[-1].kept.values())] == [[0], [1]]
+    assert [u.tolist() for u in (*found[0].units.values(), *found[-1].units.values())] == [[0], [1]]

@@ -19,7 +19,7 @@ from intarsia.conformance.senses import Letters, decoder, picture
 from intarsia.core.errors import ConfigError
 from intarsia.data.senses.questions import Question
 from intarsia.hosts.senses.answering import prompt
-from intarsia.methods.slime import TiledView, kept, selection, set_budget, tiled_view
+from intarsia.methods.slime import TiledView, select_largest, selection, set_budget, tiled_view
 from intarsia.train.tasks.answers import Answers, answers_batch
 
 TINY = Slime(tiles=4, whole=4, queries=4, budget=12, over=None)
@@ -67,20 +67,20 @@ def logits(model: Any, *rows: Any) -> torch.Tensor:
 @settings(max_examples=25)
 def test_what_is_kept(values: list[float], top_p: float, room: int) -> None:
     s = torch.tensor(values).softmax(0)
-    exact = kept(s, top_p, room)
+    exact = select_largest(s, top_p, room)
     assert int(exact.sum()) == min(room, len(s))
     if 0 < room < len(s):
         assert s[exact].min() >= s[~exact].max()
-    some = kept(s, top_p, None)
+    some = select_largest(s, top_p, None)
     assert s[some].sum() >= min(top_p, 1) - 1e-5 and some.any()
-    assert int(kept(s, min(1.0, top_p + 0.1), None).sum()) >= int(some.sum())
-    assert kept(s, 1.0, None).all()
+    assert int(select_largest(s, min(1.0, top_p + 0.1), None).sum()) >= int(some.sum())
+    assert select_largest(s, 1.0, None).all()
 
 
 def test_all_are_kept_at_one_though_their_rounded_sum_is_above_it() -> None:
     draw = torch.Generator().manual_seed(0)
     for _ in range(100):
-        assert kept((8 * torch.randn(96, generator=draw)).softmax(0), 1.0, None).all()
+        assert select_largest((8 * torch.randn(96, generator=draw)).softmax(0), 1.0, None).all()
 
 
 @pytest.mark.parametrize("budget", [6, 9, 20, 21, 50])

@@ -96,7 +96,7 @@ def test_a_soup_has_its_candidates_zeros_and_no_fewer() -> None:
     kept = {n: run.found.partition.mask(n, 0) for n in weights}
     assert same({n: w.detach() != 0 for n, w in weights.items()}, kept)
     assert run.found.partition.density() == pytest.approx(0.3, abs=0.01)
-    assert run.found.chosen == ((0, 1), (0, 1)) and min(run.found.distance) > 0
+    assert run.found.members == ((0, 1), (0, 1)) and min(run.found.distance) > 0
     counts = [sum(int(m.sum()) for m in masks(s).values()) for s in seen]
     assert counts == sorted(counts, reverse=True)
     assert [name for name, _ in run.runs] == [
@@ -142,7 +142,7 @@ def test_greedy_chooses_by_val_and_never_without_one() -> None:
     method = SparseModelSoup(**QUICK, pick="greedy")
     model = net(norm=True)
     run = fit_in_phases(model, method, rows(), rows(30, seed=2), **OPTIONS)
-    assert all(set(c) <= {0, 1} and c for c in run.found.chosen)
+    assert all(set(c) <= {0, 1} and c for c in run.found.members)
     with pytest.raises(DataError, match="val: got none"):
         fit_in_phases(net(), method, rows(), **OPTIONS)
     with pytest.raises(DataError, match="val: got 40 samples of train"):

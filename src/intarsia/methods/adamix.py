@@ -46,6 +46,7 @@ class Adamix(OverMethod):
 
     def build(self, site: Site, *, generator: torch.Generator) -> RoutedCell:
         body = two_sided(self.over.build(site, generator=generator))
+        # The shared side stays one projection.
         sides = [side for side in ("down", "up") if side != self.share]
         layers = {
             side: SoupLinear(getattr(body, side), self.experts, active=self.active)
@@ -53,9 +54,11 @@ class Adamix(OverMethod):
         }
         for layer in layers.values():
             if self.noise and not layer.weights.is_meta:
+                # On the meta device, where only shapes are made, there is nothing to draw.
                 shape = layer.weights.shape
                 with torch.no_grad():
                     layer.weights.add_(torch.randn(shape, generator=generator), alpha=self.noise)
+        # Each side draws its copies by itself (section 3.1).
         routers = {
             side: draw_apart(self.experts, self.active, self.draw, generator=generator)
             for side in sides

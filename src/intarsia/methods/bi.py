@@ -51,7 +51,7 @@ class BiAdapter(OverMethod):
 
     @property
     def format(self) -> Gaussian | None:
-        """How a weight matrix is stored; None = as it is."""
+        """The format of a stored weight matrix; None = floats as they are."""
         return None if self.bits == FLOAT else Gaussian(self.bits, self.codebook)
 
     def build(self, site: Site, *, generator: torch.Generator) -> CodedCell:

@@ -57,8 +57,9 @@ class Pace(OverMethod):
 
     @property
     def trained_by(self) -> Objective | OnePass:
-        """The objective that goes with the noise."""
+        """The objective that goes with the noise: `pace`, or `OnePass` where one_pass is set."""
         if self.one_pass:
+            # In one pass the second draw is last epoch's, and a weight of its own suits it.
             return OnePass() if self.weight is None else OnePass(self.weight)
         weight = 1.0 if self.weight is None else self.weight
         return partial(pace, weight=weight, every=self.every)
