@@ -142,16 +142,16 @@ def test_a_search_goes_on_as_it_was_begun(tmp_path: Path) -> None:
     stored = {"minutes": 5, "seed": 0, "methods": ["linear"], "size": 32, "data": str(tmp_path)}
     (out / "auto.json").write_text(json.dumps(stored))
     same = {"size": 32, "precision": "fp32", "methods": ["linear"], "minutes": 5, "seed": 0}
-    assert autos._opened(tmp_path, out, same, True) == (out, stored)
+    assert autos._open_folder(tmp_path, out, same, True) == (out, stored)
     other: list[dict[str, Any]] = [{"size": 48}, {"skip_unreadable": True}, {"minutes": 30}]
     for now in other:
         with pytest.raises(ConfigError, match="it for a search with.*Leave it out to go on"):
-            autos._opened(None, out, {"minutes": 10, "seed": 0} | now, True)
+            autos._open_folder(None, out, {"minutes": 10, "seed": 0} | now, True)
     with pytest.raises(ConfigError, match="data = .*it for a search with"):
-        autos._opened("elpv", out, {"minutes": 10}, True)
+        autos._open_folder("elpv", out, {"minutes": 10}, True)
     (out / "auto.json").write_text('{"minutes": 5')
     with pytest.raises(CheckpointError, match=r"auto\.json.*Begin another"):
-        autos._opened(None, out, {"minutes": 10}, True)
+        autos._open_folder(None, out, {"minutes": 10}, True)
 
 
 def test_data_that_cannot_be_read_leave_no_search_behind(tmp_path: Path) -> None:
@@ -291,13 +291,13 @@ def test_as_many_folds_are_held_out_as_decide(n: int, parts: int, tmp_path: Path
 
 
 def test_sizes_are_those_that_the_model_can_take() -> None:
-    start = autos._start({"data": "x", "seed": 0, "model": "test_vit", "pretrained": False})
+    start = autos._common_settings({"data": "x", "seed": 0, "model": "test_vit", "pretrained": False})
     assert start.adapted.frozen_once and start.adapted.last_blocks == autos.LAST_BLOCKS
-    model = autos._outline(start)
-    sizes = autos._sizes(start, model)
+    model = autos._model_outline(start)
+    sizes = autos._sizes_to_try(start, model)
     assert sizes == sorted(sizes) and all(size % 16 == 0 and size <= 160 for size in sizes)
-    assert autos._sizes(start.changed(size=64), model) == [64]
-    assert [a.settings.lr for a in autos._arms(model, ())] == list(autos.METHODS.values())
+    assert autos._sizes_to_try(start.changed(size=64), model) == [64]
+    assert [a.settings.lr for a in autos._starting_arms(model, ())] == list(autos.METHODS.values())
 
 
 @pytest.mark.parametrize(

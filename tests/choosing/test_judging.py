@@ -63,7 +63,7 @@ def test_the_order_holds_every_candidate_and_does_not_depend_on_theirs(seed: int
 def test_seeds_of_a_picture_are_averaged_and_only_shared_ones_count() -> None:
     first = HeldOutAnswers(np.array([0, 1, 0]), np.array([0, 0, 1]), np.ones(3), np.ones(3), {})
     second = HeldOutAnswers(np.array([1, 0, 0]), np.array([0, 0, 2]), np.zeros(3), np.zeros(3), {})
-    ours, theirs = first.beside(second)
+    ours, theirs = first.shared_rows(second)
     assert first.picture[ours].tolist() == second.picture[theirs].tolist() == [0, 1]
     assert judging.gap(first, second, "score") == (1.0, 0.0)
 
