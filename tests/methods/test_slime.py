@@ -33,10 +33,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 def coloured(size: tuple[int, int] = WIDE) -> Any:
     """A picture whose tiles differ."""
-    whole = picture(0, size)
+    page = picture(0, size)
     for i, box in enumerate(((112, 0), (0, 112), (112, 112)), 1):
-        whole.paste(picture(i), box)
-    return whole
+        page.paste(picture(i), box)
+    return page
 
 
 @pytest.fixture
@@ -122,11 +122,11 @@ def test_masked_vectors_are_as_if_left_out(model: Any) -> None:
 
 def test_the_answer_and_padding_change_no_choice(model: Any) -> None:
     set_budget(model, 9)
-    one, two = row_of(model, answer="a"), row_of(model, answer="bcd")
-    for a, b in zip(selection(model, one), selection(model, two), strict=True):
+    short_row, long_row = row_of(model, answer="a"), row_of(model, answer="bcd")
+    for a, b in zip(selection(model, short_row), selection(model, long_row), strict=True):
         assert torch.equal(a[1], b[1]) and torch.equal(a[0], b[0])
-    asked = len(row_of(model)["input_ids"])
-    together = logits(model, one, two)[:, :asked]
+    prompt_length = len(row_of(model)["input_ids"])
+    together = logits(model, short_row, long_row)[:, :prompt_length]
     assert_close(together[0], together[1], rtol=1e-4, atol=1e-5)
 
 
@@ -134,16 +134,18 @@ def test_permuted_tiles_are_scored_alike(model: Any) -> None:
     row = row_of(model)
     s, _ = selection(model, row)[0]
     order = torch.tensor([2, 0, 3, 1])
-    other = dict(row) | {"image": row["image"][torch.cat([torch.zeros(1).long(), 1 + order])]}
-    again, chosen = selection(model, other)[0]
+    permuted = dict(row) | {"image": row["image"][torch.cat([torch.zeros(1).long(), 1 + order])]}
+    again, selected = selection(model, permuted)[0]
     assert_close(again, s[order])
-    assert int(chosen.sum()) == TINY.budget - 5  # pyright: ignore
+    assert int(selected.sum()) == TINY.budget - 5  # pyright: ignore
 
 
 def test_the_question_chooses(model: Any) -> None:
     set_budget(model, 7)
-    found = {tuple(selection(model, row_of(model, t))[0][1].flatten().tolist()) for t in "abcdefgh"}
-    assert len(found) > 1
+    selections = {
+        tuple(selection(model, row_of(model, t))[0][1].flatten().tolist()) for t in "abcdefgh"
+    }
+    assert len(selections) > 1
 
 
 def test_a_question_without_words_is_by_norm(model: Any) -> None:
@@ -158,10 +160,10 @@ def test_the_gate_mixes_two_experts() -> None:
     x = torch.randn(2, 64, 588, generator=torch.Generator().manual_seed(1))
     both = view.mixture(x)
     view.stage = "global-mlp"
-    one = view.mixture(x)
+    mixed = view.mixture(x)
     view.stage = "global-queries"
     two = view.mixture(x)
-    assert_close(both, (one + two) / 2)  # W_g = 0 at the start
+    assert_close(both, (mixed + two) / 2)  # W_g = 0 at the start
     view.stage = "joint"
     with torch.no_grad():
         view.gate.gate[0] = 100 * x.mean((0, 1))

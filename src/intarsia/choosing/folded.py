@@ -72,9 +72,8 @@ class Cost:
     def of(self, images: int, scored: int, epochs: int, *, fresh: bool = True) -> float:
         """Estimate the seconds of a run.
 
-        images: trained on; scored: held out, which cost half as much; epochs: of the training;
-          fresh:
-        features of frozen blocks are not computed yet.
+        images: trained on.  scored: held out, which cost half as much.  epochs: of the training.
+        fresh: features of frozen blocks are not computed yet.
         """
         training = (epochs * images + SCORING * scored) * self.each
         return self.overhead + training + fresh * (images + scored) * self.once
@@ -157,12 +156,9 @@ class Folded:
         """Return a candidate's cost: as measured, or scaled from other depths and sizes."""
         size = experiment.adapted.size or 0
         cost = replace(self.costs[size], overhead=self.overhead)
-        if (
-            seconds_per_image := self.seconds_per_image.get(
-                (name, *self._frozen_prefix(experiment))
-            )
-        ) is not None:
-            return replace(cost, each=seconds_per_image)
+        measured = self.seconds_per_image.get((name, *self._frozen_prefix(experiment)))
+        if measured is not None:
+            return replace(cost, each=measured)
         blocks = experiment.adapted.last_blocks or 1
         # Cost grows with the adapted blocks and with the square of the side; the worst guess
         # counts.
@@ -243,6 +239,7 @@ class Folded:
         }
 
         def done(end: TrialEnd) -> None:
+            """Store the end of a training: its times, and its answers or its error."""
             record: dict[str, Any] = {"seconds": end.seconds, "error": end.error}
             if end.result is not None:
                 results = end.result["results"]

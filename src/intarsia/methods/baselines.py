@@ -20,7 +20,9 @@ class _PartTuning(PlainChange):
     part: ClassVar[str]
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Freeze all but the method's part of the model, in place."""
         settings: Any = self
+        # The settings of the dataclass are the keywords of `train_part`.
         return train_part(host, self.part, **asdict(settings))
 
 
@@ -79,7 +81,9 @@ class _PromptTuning(PlainChange):
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Add the prompts to the model, in place."""
         settings: Any = self
+        # The settings of the dataclass are the keywords of `add_prompts`.
         return add_prompts(host, deep=self.deep, seed=plan.seed, **asdict(settings))
 
     def fold(self, host: nn.Module) -> nn.Module:

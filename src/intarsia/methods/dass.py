@@ -59,6 +59,7 @@ class Dass:
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Searched]:
         """Yield the trainings; return the masks, and the genotype of a supernet."""
         dense, scores, fine = self.lengths
+        # A supernet chooses operations, too; of any other net the scores alone are trained.
         searches = isinstance(model, Supernet)
         trained = [p for p in model.parameters() if p.requires_grad]
         if isinstance(model, Supernet):
@@ -70,6 +71,8 @@ class Dass:
         # Scores take the weights' place as parameters, which casts frozen weights to the run's
         # dtype.
         weights_before = [p.data for p in trained]
+        # Second training: a score for each weight, of which the largest share is used in the
+        # forward.
         paths = put_scores(model, self.density, self.layers, alone=not searches)
         yield Phase("search" if searches else "scores", scores, last=searches)
         for parameter, data in zip(trained, weights_before, strict=True):

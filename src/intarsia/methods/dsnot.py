@@ -49,6 +49,7 @@ class DSnoT(Pruner):
     guard: bool = True
 
     def __post_init__(self) -> None:
+        # DSnoT on DSnoT would swap a mask that is already at its optimum.
         base: Any = self.base
         if not isinstance(base, Pruner) or isinstance(base, DSnoT):
             want, fix = "Magnitude, Wanda or SparseGPT", "Pass DSnoT(Wanda(density=0.5))."
@@ -107,6 +108,8 @@ class DSnoT(Pruner):
     def edit(
         self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
+        # The base prunes first; a base such as SparseGPT also compensates in `new`.
+        """Prune a layer by the base, then swap; return the mask and the new weight."""
         part, new = self.base.edit(name, weight, statistics, generator)
         mask = part.mask(name, 0).to(weight.device)
         swaps = self.swapped(weight, mask, statistics)

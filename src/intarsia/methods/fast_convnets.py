@@ -86,6 +86,7 @@ class Chw:
         _check(host)
         picture = self._picture(host, batches)
         graph, clusters = lowered(host, picture)
+        # Each layer's storage is measured on this machine: the fastest block size, or dense.
         forms = choose_forms(clusters, self.rows)
         decided: dict[str, Any] = {
             "example": list(picture.shape),
@@ -125,6 +126,7 @@ class Chw:
     def _picture(self, host: nn.Module, batches: Iterable[Any]) -> Tensor:
         """Return the example picture, (1, C, H, W) float32; zeros if a timm model got none."""
         example: Any = next(iter(batches), None)
+        # A batch of a data set is (pictures, labels).
         example = example[0] if isinstance(example, (tuple, list)) else example
         if example is None and isinstance(
             pretrained := getattr(host, "pretrained_cfg", None), dict
@@ -163,6 +165,7 @@ def chw_report(net: nn.Module) -> ChwReport:
 
     Raises: TargetError for one that is not compressed by `Chw`.
     """
+    # The newest step counts, if a net was compressed more than once.
     plans = [s.plan for s in steps_of(net) if isinstance(s.plan.change, Chw)]
     if not plans or not isinstance(net, ChwNet):
         got, fix = type(net).__name__, "Call intarsia.compress(net, intarsia.Chw(), example)."

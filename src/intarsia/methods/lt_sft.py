@@ -131,10 +131,12 @@ class LtSft:
             n: score.detach().abs().masked_fill(selected[n].to(score.device) == 0, -1)
             for n, score in scores.items()
         }
+        # The union keeps earlier entries: a selection only grows.
         return union(selected, keep_top(candidates, share))
 
     def _plain_phases(self, model: nn.Module, generator: torch.Generator) -> Phases:
         """Yield the phases of a plain model, which change its own weights."""
+        # theta_0 of all weights that may change; the head is trained but not selected from.
         weights, heads = weights_of(model, self.maskable, trunk=self.head == "frozen")
         if self.head == "frozen":
             heads = {}
@@ -180,6 +182,7 @@ class LtSft:
                         self._optimizer_of_entries, entries_trained, weights, start, total
                     )
                     yield Phase("chosen", last=j == self.iterations, optimizer=optimizer)
+        # phi = theta - theta_0 at the selected entries; a head is stored whole.
         return SparseDelta.between(model, start, heads=heads)
 
     def _optimizer_of_entries(
@@ -237,6 +240,7 @@ class LtSft:
     def _optimizer_of_cells(self, model: PeftModel, name: str, total: int, make: Make) -> Make:
         """Make the optimiser of the cells' values, which are pulled to zero."""
         vectors = [cell.values for cell in cells_of(model, name).values()]
+        # Cells hold phi itself, so that theta_0 is zero here.
         towards = {vector: torch.zeros_like(vector) for vector in vectors}
         return pull(make, towards, self.pull, total)
 

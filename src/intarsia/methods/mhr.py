@@ -53,6 +53,7 @@ def freeze_to_z(model: nn.Module, *, poly: str | None = None) -> PeftModel:
     adapted, poly = _poly_adapter(model, poly)
     adapted.requires_grad_(False)
     for cell in poly_cells(adapted, poly):
+        # Z alone: the skills A and B stay what all tasks have learned.
         cell.router.logits.requires_grad_(True)
     return adapted
 
@@ -86,6 +87,7 @@ def param_groups(
     logits = {id(m.logits) for m in model.modules() if isinstance(m, TaskRouter)}
     groups: list[dict[str, Any]] = []
     for group in decay_groups(model, weight_decay):
+        # Z is taken out of the group it would otherwise be in.
         rest = [p for p in group["params"] if id(p) not in logits]
         groups += [group | {"params": rest, "lr": lr}] if rest else []
     # Z keeps no weight decay: it would pull all tasks towards equal shares.
@@ -125,5 +127,6 @@ def _add_lora(
 ) -> PeftModel:
     """Add a LoRA at the Poly adapter's places, its skills mixed by `shares`: cell -> (Q, S)."""
     skill_cells = poly_cells(model, poly)
+    # Fixed shares turn the weighted mean of the skills' factors into plain LoRA factors.
     loras = [cell.lora(shares(cell)) for cell in skill_cells]
     return put_beside(model, poly, name, skill_cells[0].of, loras)

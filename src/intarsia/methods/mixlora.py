@@ -65,6 +65,7 @@ class MixLora(BesideAttention):
 
         def of_experts(sites: Sequence[Site], *, generator: torch.Generator) -> nn.Module:
             # Each linear map of each MLP has a site for every expert.
+            """Build the shared state for the sites of all experts."""
             sites_of_maps = (places(site, self.router.experts) for site in sites)
             expert_sites = [
                 expert_site
@@ -80,10 +81,12 @@ class MixLora(BesideAttention):
         self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None
     ) -> Cell:
         # Attention layers get the plain LoRA; what remains is a whole MLP.
+        """Build the plain LoRA of an attention layer, or the routed experts of an MLP."""
         lora = attention_cell(self.attention, site, generator=generator)
         if lora is not None:
             return lora
         router = self.router.build(site.inputs, generator=generator)
+        # The gate reads the MLP's input; experts add at each linear map inside.
         return OutputExperts(router, self.over, site, generator=generator, shared=shared)
 
 

@@ -222,6 +222,7 @@ def configurations(method: MoA) -> SpanOptions:
     """List all lines with 0 < span <= N at each profiled length (paper, section 3.2)."""
     shortest, longest = method.lengths[0], method.lengths[-1]
     step = method.step or max(method.block, shortest // 8)
+    # Negative alpha: heads whose span grows faster than the text.
     alphas = range(-shortest, longest + 1, step)
     lines = [(float(a), b) for b in BETAS for a in alphas]
     fits = [
@@ -252,7 +253,7 @@ def losses_of(bins: Tensor, spans: Tensor, sink: int, block: int) -> Tensor:
     """Compute L(h, c), the influence beyond each span.
 
     bins: (layers, G, bins), influence by distance in blocks; spans: (C,) tokens; sink, block:
-      tokens.
+    tokens.
     -> (layers G, C), divided by its largest, so that lengths count alike.
     """
     # Suffix sums: entry j is the influence of all keys from bin j on.
@@ -261,6 +262,7 @@ def losses_of(bins: Tensor, spans: Tensor, sink: int, block: int) -> Tensor:
     first_bin_beyond = (-((sink - spans) // block)).clamp_max(
         bins.shape[-1]
     )  # a full span need not be blocks
+    # (layers G, C).
     losses = beyond[:, first_bin_beyond]
     return losses / losses.max().clamp_min(1e-300)
 
@@ -283,6 +285,7 @@ def pareto(
 
     def solved(objective: int, bounds: Sequence[Rule] = ()) -> Tensor | None:
         # Variables: x_hc, head h has option c, and z_lc, some head of layer l has it.
+        """Minimise the loss at one length, subject to bounds on the others; None if infeasible."""
         kinds = torch.zeros(shape[0] * losses[0].shape[1])  # z, the spans of a layer
         losses_at_length = OneHot(losses[objective], kinds, whole=True, rules=(*rules, *bounds))
         return losses_at_length.solve(gap=GAP, seconds=SECONDS)
@@ -329,7 +332,10 @@ def pareto(
 
 
 def _programme_rules(options: SpanOptions, shape: tuple[int, int], density: float) -> list[Rule]:
-    """Build the constraints: two spans a layer at most, a mean span of .9 to 1 of density N."""
+    """Build the constraints: two spans a layer at most, a mean span of .9 to 1 of density N.
+
+    shape: (layers, heads); density: share of keys that are kept.
+    """
     from scipy import sparse
 
     layers, heads = shape
@@ -347,6 +353,7 @@ def _programme_rules(options: SpanOptions, shape: tuple[int, int], density: floa
         ),
     ]
     for length, spans in options.spans.items():
+        # Each head's span counts as its share of all keys at this length.
         share = np.tile(spans.double().numpy() / (items * length), items)[None]
         rules.append(Rule(share, 0.9 * density, density + 1e-9))
     return rules

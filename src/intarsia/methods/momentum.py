@@ -65,6 +65,7 @@ class Momentum(PlainChange):
         return Plan(Momentum(self.update, paths), seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        # Each module passes its momentum to the next one along the depth.
         return residual.wrap_residuals(host, self.update, self.paths)
 
     def fold(self, host: nn.Module) -> nn.Module:

@@ -243,6 +243,7 @@ class Official:
 
     def lr_factor(self, step: int, steps: int) -> float:
         """Compute epoch / warm-up epochs, then half a cosine; constant within an epoch."""
+        # The published schedule is set once an epoch.
         epoch, warm = step * self.epochs // steps, self.warmup_epochs
         if epoch < warm:
             return epoch / warm

@@ -67,6 +67,7 @@ class PeftMethod(PlainChange):
         return of_settings(self.method, **(self.settings_to_dict() | changes))
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Put PEFT's layers into the host and return PEFT's model."""
         return through_peft(
             host,
             self._kind,
@@ -87,6 +88,7 @@ _PLACEMENT = ("roles", "last_blocks")
 
 def of_settings(method: str, **settings: Any) -> PeftMethod:
     """Make a method of PEFT from its settings and PEFT's, given together as keywords."""
+    # Keywords of ours are told from PEFT's by their names.
     placement = {name: settings.pop(name) for name in _PLACEMENT if name in settings}
     return PeftMethod(method, settings=settings, **placement)
 

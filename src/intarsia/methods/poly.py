@@ -66,6 +66,7 @@ class Poly:
         return routing.build(1, generator=generator)
 
     def build(self, site: Site, *, generator: torch.Generator) -> SkillsCell:
+        """Build the inventory of skills of a site.  Raises: TargetError for unfit widths."""
         smaller_width = min(site.reads, site.outputs)
         if self.rank > smaller_width:
             subject, want = (
@@ -73,6 +74,7 @@ class Poly:
                 f"at most {smaller_width}, the layer's smaller width",
             )
             raise TargetError(subject, got=self.rank, want=want, fix="Use a smaller rank.")
+        # Each head reads one of Q equal parts of the input, and writes one of the output.
         if site.reads % self.heads or site.outputs % self.heads:
             common_divisor = math.gcd(site.reads, site.outputs)
             raise TargetError(
@@ -82,6 +84,7 @@ class Poly:
                 f"{[q for q in range(1, common_divisor + 1) if common_divisor % q == 0]}",
                 fix="Choose one of these, or other layers.",
             )
+        # A fused layer has queries, keys and values in one output: q and v cannot be adapted alone.
         if "qv" in self.roles and site.path.rpartition(".")[2] == "qkv":
             subject, got = f"role 'qv' at {site.path!r}", "a fused qkv layer"
             raise TargetError(subject, got=got, want="single layers", fix="Use roles=('qkv',).")

@@ -125,6 +125,7 @@ class Qmoe(PlainChange):
             "calibration": calibration["calibration"],
             "told": layer_rows,
         }
+        # Numbers of the experts are in the folder's tensors; the digest binds the settings to them.
         decided["sha256"] = _digest(self, decided)
         return MixturePacking(self, seed, decided, stored)
 
@@ -185,10 +186,12 @@ class Qmoe(PlainChange):
             row: dict[str, Any] = {"layer": path, "weights": digits.numel(), "density": 1 - zeros}
             row |= {"bits": bits, "entropy": entropy(zeros)}
             if self.needs:
+                # Beside it the error of plain rounding, which shows what compensation gained.
                 row["error"] = _mean_output_error(weights, new, expert_statistics)
                 row["error_rounded"] = _mean_output_error(
                     weights, self._nearest(weights, levels), expert_statistics
                 )
+            # Experts without rows, or with singular moments, fall back to plain rounding: say so.
             remarks = [f"expert {e}: {reason}" for e, reason in enumerate(reasons) if reason]
             if abs(zeros - self.zeros) > WARN_DIFFERENCE:
                 remarks.append(f"{zeros:.3f} of its weights are 0: try zeros={zeros:.3f}")

@@ -20,7 +20,7 @@ from ..core import Card, Paper
 from ..core.checks import above, at_least, between, one_of
 from ..core.errors import ConfigError, DataError, TargetError, TrainingError
 from ..core.modes import evaluating
-from ..data.token_batches import Batch, batch_of, batches, first_rows, inputs_of, there
+from ..data.token_batches import Batch, batch_of, batches, first_rows, inputs_of, real_tokens
 from ..hosts.anatomy.gates import probabilities
 from ..hosts.attribution import BY, Attribution, attribute_experts
 from ..hosts.swap.upcycle import check_unadapted
@@ -92,10 +92,8 @@ class Unlearned:
     """Result of `unlearn`: the expert, the course of the measures, and how much was trained.
 
     at: (layer, expert), None for all weights.  path: at each measured step the cross-entropy of
-      both
-    texts (nats a token) and the target's share of the forgotten tokens' probability.  trained,
-    total:
-    numbers of weights.
+    both texts (nats a token) and the target's share of the forgotten tokens' probability.  trained,
+    total: numbers of weights.
     """
 
     at: At | None
@@ -123,15 +121,13 @@ def unlearn(
 ) -> Unlearned:
     """Unlearn a text in place, in a stock sparse model of transformers.
 
-    forget, retain: rows, as `load_texts(...).train`, or token ids (N, T).
-    at: (layer, expert) in place of the one that is attributed; "all": every weight and no anchor,
-    which is the plain method.  steps: of AdamW, at most.  until: stop when the cross-entropy of the
-    text to forget has risen by so many nats.  judge: other rows of both texts to measure by, each
-    `every` steps; the first ones of those trained on if not given.  batch_size: rows of each text
-    in
-    a step.  seed: of the order of rows, and of RMU's vector.  progress: is given a line for each
-    measurement.
-    The model is as before where this raises, Ctrl-C included.
+    forget, retain: rows, as `load_texts(...).train`, or token ids (N, T). at: (layer, expert) in
+    place of the one that is attributed; "all": every weight and no anchor, which is the plain
+    method.  steps: of AdamW, at most.  until: stop when the cross-entropy of the text to forget has
+    risen by so many nats.  judge: other rows of both texts to measure by, each `every` steps; the
+    first ones of those trained on if not given.  batch_size: rows of each text in a step.  seed: of
+    the order of rows, and of RMU's vector.  progress: is given a line for each measurement. The
+    model is as before where this raises, Ctrl-C included.
 
     Raises: TargetError for a model without stock experts, or with adapters; DataError for rows
     without tokens, texts that share rows, or no text to keep where the loss reads one; ConfigError
@@ -149,6 +145,7 @@ def unlearn(
         # The expert with the largest share of the text's tokens is the target.
         table = attribute_experts(model, *(inputs_of(r, batch_size, device) for r in texts))
         target = table.best(method.by)
+        # For example a lead of the expert that is no larger than chance.
         for doubt in table.doubts(target):
             warnings.warn(doubt, stacklevel=2)
     elif at != "all":
@@ -232,9 +229,11 @@ class _Run:
         progress: Report,
     ) -> tuple[Mapping[str, float], ...]:
         """Train, and return the measures of step 0 and of every `every`-th step."""
+        # Measured on rows that do not change, so that two steps can be compared.
         judging_rows = judge or (first_rows(forget, JUDGED), first_rows(retain, JUDGED))
         judging_batches = [batches(rows, size, self.device) for rows in judging_rows]
         path = [self.measure(0, judging_batches)]
+        # No weight decay: it would move weights that no loss asks to move.
         optimiser = torch.optim.AdamW(self.parts.leaves, lr=self.method.lr, weight_decay=0.0)
         streams = [self._endless(rows, size) for rows in (forget, retain) if len(rows)]
         for step in range(1, steps + 1):
@@ -251,6 +250,8 @@ class _Run:
             if step % every == 0 or step == steps:
                 path.append(self.measure(step, judging_batches))
                 progress(_describe_measures(path[-1]))
+                # Stop by what was unlearned, not by steps, so that methods compare at equal
+                # forgetting.
                 if until is not None and path[-1]["forget"] - path[0]["forget"] >= until:
                     break
         return tuple(path)
@@ -281,14 +282,14 @@ class _Run:
         if self.method.loss == "rmu" and retain is not None:
             with self.parts.before():
                 self.model(**retain[0])
-                return there(self.h, retain)
+                return real_tokens(self.h, retain)
         return None
 
     def forgetting(self, batch: Batch, reference: Tensor | None) -> Tensor:
         """Compute l_forget; reference: log pi_0 of each row, (B,), for "npo"."""
         if self.method.loss == "rmu":
             self.model(**batch[0])
-            h = there(self.h, batch)  # (N, d)
+            h = real_tokens(self.h, batch)  # (N, d)
             return (h - self.method.steer * self.direction(h)).square().mean()
         row_log_probability, tokens = self.likelihood(batch)
         if reference is None:
@@ -305,8 +306,9 @@ class _Run:
     def anchoring(self, batch: Batch) -> Tensor:
         """Compute mean_t |p_t - onehot(e)|^2 of the newest forward (equation 3)."""
         assert self.at is not None
-        p = there(self.p, batch)  # (N, E)
+        p = real_tokens(self.p, batch)  # (N, E)
         target = torch.zeros_like(p)
+        # onehot(e), the same for every token.
         target[:, self.at[1]] = 1.0
         return (p - target).square().sum(1).mean()
 
@@ -314,7 +316,7 @@ class _Run:
         """Compute l_retain; reference: h_0 of the real tokens, (N, d), for "rmu"."""
         if self.method.loss == "rmu" and reference is not None:
             self.model(**batch[0])
-            return (there(self.h, batch) - reference).square().mean()
+            return (real_tokens(self.h, batch) - reference).square().mean()
         row_log_probability, tokens = self.likelihood(batch)
         return -row_log_probability.sum() / tokens.sum().clamp(min=1)
 
@@ -323,6 +325,7 @@ class _Run:
         inputs, labels = batch
         logits = self.model(**inputs).logits[:, :-1].float()
         target = labels[:, 1:]
+        # Ignored labels (-100, the prompt or padding) have a loss of 0.
         token_losses = F.cross_entropy(
             logits.transpose(1, 2), target, reduction="none"
         )  # (B, T - 1)
@@ -346,7 +349,7 @@ class _Run:
                 row, tokens = self.likelihood(batch)
                 total, count = total - float(row.sum()), count + int(tokens.sum())
                 if self.at is not None and name == "forget":
-                    p = there(self.p, batch)[:, self.at[1]]
+                    p = real_tokens(self.p, batch)[:, self.at[1]]
                     share, positions = share + float(p.sum()), positions + len(p)
             if name == "forget" and not count:
                 fix = "Give rows of two tokens or more."
@@ -395,6 +398,7 @@ def _check_texts(
 
 def _row_bytes(row: Any) -> bytes:
     """Return the token ids of a row as bytes, by which equal rows are found."""
+    # Rows are compared by their tokens, whatever their labels.
     ids = row if isinstance(row, Tensor) else pair(row)[0]["input_ids"]
     return torch.as_tensor(ids).long().cpu().numpy().tobytes()
 

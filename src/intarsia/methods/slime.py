@@ -106,6 +106,7 @@ class Slime(PlainChange):
         return super().plan(host, batches, seed=seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Put the connector into a decoder, in place."""
         check_decoder(host)
         generator = torch.Generator().manual_seed(plan.seed)
         width = encoder(self.image, "image").width
@@ -195,6 +196,7 @@ class TiledView(Connector):
         self.noise = RandomSource(seeded_by(generator))
 
     def count(self, views: int) -> int:
+        """Return how many vectors a picture of so many views has, the separator counted."""
         overview = self.settings.whole
         if views == 1:
             return overview
@@ -214,12 +216,9 @@ class TiledView(Connector):
         return f"{views} views, {overview} + 1 + {local} vectors: {local} of {local_vectors} local"
 
     def mixture(self, x: Tensor) -> Tensor:
-        """Compute y = G_1 P(x) + G_2 P(R(x)) of the whole pictures.  (P, n, width) -> (P, whole,
-        d).
-        """
+        """Mix the global vectors: y = G_1 P(x) + G_2 P(R(x)).  (P, n, width) -> (P, whole, d)."""
         x = x.to(self.separator.dtype)
         means = pooled(x, self.settings.whole, grid=True)  # (P, whole, width)
-        # While one branch of the mixture trains, the gate is held at it.
         # While one branch of the mixture trains, the gate is held at it.
         if self.stage in ("global-mlp", "local"):
             return self.projector(means)
@@ -227,24 +226,18 @@ class TiledView(Connector):
         if self.stage == "global-queries":
             return queries
         image_modality = torch.full(means.shape[:2], MODALITIES.index("image"))
-        with self.gate.context.having(
-            # The gate sees vectors of pictures alone: the context's padding and modality are of the
-            # text.
-            valid=None,
-            modality=image_modality,
-        ):  # the others are of the text
+        # The gate sees pictures alone: the context's padding and modality are of the text.
+        with self.gate.context.having(valid=None, modality=image_modality):
             g = self.gate(self.projector.norm(means)).dense()  # (P whole, 2)
         g = g.view(*means.shape[:2], 2).to(queries.dtype)
         return g[..., :1] * self.projector(means) + g[..., 1:] * queries
 
     def scores(self, local: Tensor, embeds: Tensor, is_question: Tensor) -> Tensor:
-        """Score a picture's local vectors by their similarity to the question; softmax over
-        vectors.
+        """Score a picture's local vectors by their similarity to the question, by a softmax.
 
         local: (n, d); embeds: (T, d) token embeddings; is_question: (T,) bool, which tokens are of
-          the
-        question.  -> (n,).  For a question without tokens vectors are scored by their norm, with a
-        warning.
+        the question.  -> (n,).  For a question without tokens vectors are scored by their norm,
+        with a warning.
         """
         words = embeds[is_question]
         if not len(words):
@@ -262,6 +255,11 @@ class TiledView(Connector):
         return (similarity / tau).softmax(0)
 
     def forward(self, features: Tensor, views: Tensor, asked: AskedTokens | None) -> Vectors:
+        """Compute the vectors of all pictures, and which of them the decoder reads.
+
+        features: (views of all pictures, n, width); views: (P,) numbers of views; asked: the
+        questions' tokens, None = no question.
+        """
         self.check(features)
         counts = views.tolist()
         # Views of all pictures lie one after another; a picture's first view is the whole picture.

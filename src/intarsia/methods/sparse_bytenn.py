@@ -72,10 +72,12 @@ class SparseByteNn(PlainChange):
             paths = [path for path in group.makes if path in channels.layers]
             weights = [_kernel_norms(host.get_submodule(path)) for path in paths]
             if weights and self.rows > 1 and self.density < 1:
+                # Greedy start, then `rounds` of assigning rows to blocks (the Hungarian method).
                 orders[i] = row_order(weights, self.rows, self.density, self.rounds)
         return orders
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Reorder the channels of the net as planned, in place."""
         groups = channels_of(host).free
         for group, order in zip(groups, plan.decided["orders"], strict=True):
             if order:
@@ -86,8 +88,7 @@ class SparseByteNn(PlainChange):
         """Return the schedule of a training on the reordered net.
 
         None = `Gradual` by blocks of `rows`; a `Gradual` without layers gets these layers and rows;
-        any
-        other schedule is returned as it is.
+        any other schedule is returned as it is.
         """
         layers = tuple(plan.decided["layers"])
         if schedule is None:
@@ -100,6 +101,7 @@ class SparseByteNn(PlainChange):
 def _kernel_norms(layer: Any) -> Tensor:
     """Compute sum |w| of each kernel of a convolution.  (out, in)."""
     weight = layer.weight.detach().float().abs().cpu()
+    # A depthwise or k x k kernel is kept or pruned as a whole: only its sum matters.
     return weight.reshape(*weight.shape[:2], -1).sum(-1)
 
 

@@ -107,7 +107,9 @@ class SparseIft(PlainChange):
         return Plan(self, seed, {"layers": {p: m.weight.numel() for p, m in layers.items()}})
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Replace the planned layers by larger ones, and draw their zeros, in place."""
         layers: Mapping[str, int] = plan.decided["layers"]
+        # The seed is mixed, so that masks do not repeat the draws of another change with this seed.
         draw = torch.Generator().manual_seed(mix(plan.seed, 2303))
         if layers and self.kind == "wide":
             # Widening changes a layer together with its neighbours, the other kinds one layer at a
@@ -192,6 +194,7 @@ def flop_audit(model: nn.Module) -> tuple[Audit, ...]:
     for step in steps_of(model):
         if isinstance(step.plan.change, SparseIft):
             for path, before in step.plan.decided["layers"].items():
+                # Biases and norms multiply nothing by a matrix.
                 weights = [w for w in model.get_submodule(path).parameters() if w.dim() > 1]
                 audits.append(Audit(path, before, sum(int(w.count_nonzero()) for w in weights)))
     return tuple(audits)

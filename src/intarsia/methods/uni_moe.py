@@ -68,13 +68,17 @@ class UniMoe(BesideAttention):
         self.routing()
 
     def routing(self) -> TopK:
+        # With fewer experts than k a token gets all of them.
+        """Return the settings of the gate: k of as many experts as there are modalities."""
         count = len(self.modalities)
         return TopK(count, min(self.active, count), None, balance=self.balance)
 
     def build(self, site: Site, *, generator: torch.Generator) -> Cell:
+        """Build the plain LoRA of an attention layer, or the modality experts of an MLP."""
         lora = attention_cell(self.attention, site, generator=generator)
         if lora is not None:
             return lora
+        # The gate is drawn for the third stage; in the second it is passed over.
         router = ModalityRouter(self.routing(), site.inputs, generator=generator)
         router.modalities = tuple(self.modalities)
         return OutputExperts(router, self.over, site, generator=generator)
@@ -103,6 +107,7 @@ class UniMoe(BesideAttention):
                 # A stage with a share of 0 is left out.
                 if not share:
                     continue
+                # Freeze everything, then open what this stage trains.
                 for parameter in model.parameters():
                     parameter.requires_grad_(False)
                 for parameter in trained[stage]:
@@ -125,8 +130,10 @@ class ModalityRouter(TopKRouter):
     modalities: tuple[str, ...] = MODALITIES
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        """Route rows to the k best experts, or while `forced` to their modality's."""
         if not self.forced:
             return super().route(rows, valid)
+        # Whole samples go to one expert: with its picture or sound goes all of its text.
         expert = self._expert(len(rows), rows.device)[:, None]  # (N, 1)
 
         def to_own(rows: Tensor, expert: Tensor = expert) -> Routing:
@@ -140,6 +147,7 @@ class ModalityRouter(TopKRouter):
 
     def _expert(self, rows: int, device: torch.device) -> Tensor:
         """Return the expert of each row by its sample's modality.  (N,) int64."""
+        # Modalities without an expert are those of the text, or of the first expert.
         names = list(self.modalities)
         text_expert = names.index(MODALITIES[0]) if MODALITIES[0] in names else 0
         expert_of_modality = [

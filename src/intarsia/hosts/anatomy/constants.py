@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...core.modes import evaluating, forward_as, modes_kept
-from ...data.loaders import Held
+from ...data.loaders import ImageTensors
 from ...gating import learned_routers
 from ...train.checkpoint import tensors_hash
 from ...train.precision import autocast, slow_attention, training_mode, written_out
@@ -110,8 +110,8 @@ Once = Callable[[dict[str, Any], Callable[[], Tensor]], Tensor]
 
 @contextmanager
 def keeping_constants(
-    model: nn.Module, tokens: Held, *, dtype: torch.dtype
-) -> Iterator[tuple[Held, Callable[[Held, Once], Held]]]:
+    model: nn.Module, tokens: ImageTensors, *, dtype: torch.dtype
+) -> Iterator[tuple[ImageTensors, Callable[[ImageTensors, Once], ImageTensors]]]:
     """Inside, the model reads rows that hold the tokens and what its frozen modules make of them.
 
     Gives those rows for the training set, and a function that gives them for another set; the sets
@@ -130,7 +130,7 @@ def keeping_constants(
         return
     mark, made = found.mark, found
 
-    def also(held: Held, once: Once) -> Held:
+    def also(held: ImageTensors, once: Once) -> ImageTensors:
         if not _room(made, held):
             return held
 
@@ -138,13 +138,13 @@ def keeping_constants(
             with written_out(slow_attention(model, device, dtype)):
                 return _rows(model, made, held.tensors[0], dtype)
 
-        return Held(once(mark, make), held.tensors[1], digests=held.digests)
+        return ImageTensors(once(mark, make), held.tensors[1], digests=held.digests)
 
     with found.given(base_of(model)):
-        yield Held(rows, tokens.tensors[1], digests=tokens.digests), also
+        yield ImageTensors(rows, tokens.tensors[1], digests=tokens.digests), also
 
 
-def _room(found: Constants, tokens: Held) -> bool:
+def _room(found: Constants, tokens: ImageTensors) -> bool:
     """Whether there is memory for the rows of a set."""
     size = sum(found.sizes) * len(tokens) * tokens.tensors[0].dtype.itemsize
     return size <= SHARE * psutil.virtual_memory().available

@@ -55,14 +55,14 @@ class CodedGroups:
         """Round other numbers to this grid and decode them, with gradients.  -> (out, in).
 
         Rounding passes gradients on (straight-through); the clamp passes them where it does not
-        bite.
-        raw: (out, C, G); scale, zero: (out, C).
+        bite. raw: (out, C, G); scale, zero: (out, C).
         """
         largest_code = 2**self.form.bits - 1
         # Scales are stored as bfloat16 and zeros as codes: training sees the same rounding.
         s = passing(scale, scale.bfloat16().float()).clamp(min=LEAST)[..., None]
         z = passing(zero, zero.round().clamp(0, largest_code))[..., None]
         steps = raw / s
+        # Codes are clamped to their bits after the zero point is added.
         q = (passing(steps, steps.round()) + z).clamp(0, largest_code)
         return (s * (q - z) * self.mask[..., None]).flatten(1)[:, : self.width]
 
@@ -104,10 +104,12 @@ class CodeRecorder:
 
 
 def kept_groups(score: Tensor, form: GroupSparse, density: float) -> Tensor:
-    """Mask the groups with the largest sums over the whole layer; of equal ones the first.
+    """Return a mask of the groups to keep: those of the largest sums over the whole layer.
 
-    score: (out, in) -> (out, C) bool; rows may keep different numbers (section 3.1).
+    Of equal sums the first.  score: (out, in); density: share of groups to keep.
+    -> (out, C) bool; rows may keep different numbers (section 3.1).
     """
+    # (out, C): a group is kept or pruned as a whole.
     sums = form.groups(score).sum(-1)
     return largest(sums.flatten(), round(density * sums.numel())).view(sums.shape)
 

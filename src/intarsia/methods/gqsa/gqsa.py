@@ -112,6 +112,7 @@ class Gqsa(PlainChange):
         rows = tuple(batches)
         stops = linear_stops(host, self.layers)
         check_rows(rows)
+        # Settings and data of a plan identify its progress on disk.
         decided = {"calibration": digest_of(rows), "batches": len(rows)}
         progress = keeping.of(self, host, seed, decided)
         self.tuning.warn_of_few()
@@ -148,11 +149,13 @@ class Gqsa(PlainChange):
         def edit(
             path: str, layers: Mapping[str, Matrix], statistics: Mapping[str, Statistics]
         ) -> list[dict[str, Any]]:
+            """Choose the codes of a block's layers; return a report row for each."""
             return [
                 self._edit(n, m, statistics.get(n), coded_layers, dense) for n, m in layers.items()
             ]
 
         def tune(stop: Stop, flow: Any, number: int) -> None:
+            """Tune the codes of a block by BQPO, and write the decoded weights into it."""
             coded = {path: coded_layers[path] for path in stop.layers if path in coded_layers}
             if coded and not stop.outside:
                 dense_weights = {path: dense.pop(path) for path in coded}
@@ -212,6 +215,7 @@ class Gqsa(PlainChange):
         coded = choose(weight, statistics, self.form, self.density, self.symmetric)
         coded_layers[name], new = coded, coded.weight()
         if self.tuning.blocks:
+            # BQPO compares with the outputs of the dense block.
             dense[name] = weight.detach().float().clone()
         layer.write(new)
         row["density"] = float(coded.mask.float().mean())

@@ -85,6 +85,7 @@ def tuned_block(
         raise TargetError("model", got=got, want="a chain of blocks", fix=fix)
 
     def run(weights: Mapping[str, Tensor], row: int) -> Tensor:
+        """Run the block on a calibration row with these weights, by path, in place of its own."""
         args, kwargs = flow.calls[row][block_number]
         # The block runs with weights that are functions of the trained numbers.
         parameters = {
@@ -97,6 +98,7 @@ def tuned_block(
         return _masked_mse(run(weights, row), targets[row], flow.masks[row])
 
     def error(groups_by_path: Mapping[str, CodedGroups]) -> float:
+        """Sum the error of decoded groups over all calibration rows."""
         weights_now = {
             path: _as_held(stop.layers[path], c.weight()) for path, c in groups_by_path.items()
         }
@@ -163,6 +165,7 @@ def _descend(
     schedule = LambdaLR(optimiser, lambda step: 1 - step / max(1, steps))
     order: list[int] = []
     for _ in range(steps):
+        # An epoch ends when all rows were used; the next one has another order.
         order = order or torch.randperm(rows, generator=generator).tolist()
         optimiser.zero_grad()
         yield order.pop()
@@ -229,8 +232,7 @@ def tuned_scales(
     tuning: Tuning,
     generator: torch.Generator,
 ) -> dict[str, CodedGroups]:
-    """Minimise the language model's loss over all scales, codes and zeros fixed (E2E-OQP, section
-    3.3).
+    """Minimise the language model's loss over all scales; codes and zeros stay (section 3.3).
 
     rows: see `language_rows`. Returns the scales after all steps, or those before if their loss on
     the same rows is no higher.
@@ -256,6 +258,7 @@ def tuned_scales(
 
 def _with_scale(coded: CodedGroups, scale: Tensor) -> CodedGroups:
     """Return the groups with another scale (out, C) and the same codes."""
+    # The latent numbers are reset to the codes, which no longer change.
     steps = coded.codes - coded.zero[..., None]
     return replace(coded, scale=scale, raw=steps * scale[..., None])
 

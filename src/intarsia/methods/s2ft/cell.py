@@ -38,10 +38,12 @@ class LinearWithColumns(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, channels: Channels
     ):
+        """Compute y.  x: (..., d_in); weight: (d_out, d_in); s: (d_out, c); channels: c inputs."""
         rows = x.reshape(-1, x.shape[-1])  # (T, d_in)
         y = linear(x, weight, bias)  # a new tensor and no view: hosts change it in place (Llama 4)
         # a copy, because a view would keep all of x alive
         inputs_read = _select_columns(rows, channels).contiguous()  # (T, c)
+        # y += S x[c]: one product of all rows with a narrow matrix.
         y.view(-1, weight.shape[0]).addmm_(inputs_read, s.T)
         # Autograd may hold tensors alone; a range goes into the context itself.
         ctx.save_for_backward(
@@ -53,6 +55,7 @@ class LinearWithColumns(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Compute the gradients of x and S; W and b are frozen."""
         inputs_read, weight, s, *index = ctx.saved_tensors
         rows, dx = dy.reshape(-1, dy.shape[-1]), None
         if ctx.needs_input_grad[0]:
@@ -73,6 +76,7 @@ class LinearWithRows(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, channels: Channels
     ):
+        """Compute y.  x: (..., d_in); weight: (d_out, d_in); s: (c, d_in); channels: c outputs."""
         rows = x.reshape(-1, x.shape[-1])
         y = linear(x, weight, bias)
         _add_product(y.view(-1, weight.shape[0]), channels, rows, s.T)
@@ -83,10 +87,12 @@ class LinearWithRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Compute the gradients of x and S; W and b are frozen."""
         x, weight, s, *index = ctx.saved_tensors
         rows, dx = dy.reshape(-1, dy.shape[-1]), None
         dy_selected = _select_columns(rows, ctx.selected or index[0])  # (T, c)
         if ctx.needs_input_grad[0]:
+            # dL/dx = W^T dy + S^T dy[c].
             dx = (rows @ weight).addmm_(dy_selected, s).view_as(x)
         ds = dy_selected.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[3] else None
         return dx, None, None, ds, None
@@ -150,14 +156,17 @@ class S2ftCell(Cell):
         self.read_buffers()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the addition to the site's output.  (..., d_in) -> (..., d_out)."""
         x = self.cast(x)
         if self.side == "inputs":
             return linear(_select_columns(x, self.selected), self.weight)
         part = linear(x, self.weight)  # (..., c)
+        # Without the fused path the addition is spread over all outputs.
         zeros = part.new_zeros(*part.shape[:-1], self.outputs)
         return zeros.index_add(-1, self.channels, part)
 
     def around(self, module: nn.Module, x: Tensor) -> Tensor:
+        """Compute module(x) and the addition together, in one function where that is possible."""
         tensors = self._fused_tensors(module, x)
         if tensors is None:
             y = module(x)
@@ -178,6 +187,7 @@ class S2ftCell(Cell):
             return None
         weight, bias, s = module.weight, module.bias, self.weight
         device = x.device.type
+        # Custom functions are not cast by autocast.
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             x, weight, s = x.to(dtype), weight.to(dtype), s.to(dtype)

@@ -48,7 +48,7 @@ def choose_channels(
     loss: (model, batch) -> scalar, for selection="gradient"; None = the output's own `loss`.
     apart: methods whose channels are not chosen, so that adapters do not overlap.
     targets, layers: as in `adapt`. seed: of the random selection.
-    Raises: TargetError for layers without a share, and heads that cannot be told apart; ConfigError
+    Raises: TargetError for layers without a share, and heads that cannot be separated; ConfigError
     for missing data and a share that selects nothing.
     """
     groups = _sites_by_family(model, method, targets, layers)
@@ -158,7 +158,12 @@ def _channel_scores(
     loss: Loss | None,
     seed: int,
 ) -> dict[str, Tensor]:
-    """Compute a score for each channel that may be selected: path -> (width,)."""
+    """Compute a score for each channel that may be selected, by the method's `selection`.
+
+    sites: the layers, by path; batches: calibration data, for scores that need it; loss: for
+    "gradient"; seed: for "random".  -> path -> (width,).
+    Raises: ConfigError for missing data.
+    """
     kind = method.selection
     if kind == "random":
         return {path: _random_scores(method, site, seed) for path, site in sites.items()}
@@ -189,7 +194,11 @@ def _trained_family(method: S2ft, site: Site) -> str:
 
 
 def _random_scores(method: S2ft, site: Site, seed: int) -> Tensor:
-    """Draw a score for each channel, by a seed of the layer's own: others do not change it."""
+    """Draw a random score for each selectable channel of a layer, (width,).
+
+    The generator's seed is a hash of `seed` and the layer's path: targeting other layers, too,
+    changes nothing here.
+    """
     # Python's hash differs between processes.
     digest = hashlib.sha256(f"{seed}:{site.path}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)

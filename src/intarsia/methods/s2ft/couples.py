@@ -85,6 +85,7 @@ def _stray_parameters(
 
     free: the width of a norm over one head, which every head shares.
     """
+    # Modules behind `out` see its output, which no order of inner channels changes.
     behind = out.rpartition(".")[0]
     return tuple(
         f"{p}.{name}".lstrip(".")
@@ -116,6 +117,7 @@ def _attention_couples(root: str, module: nn.Module) -> Iterator[Couple]:
     head_widths = [getattr(m, n, None) for m in inside for n in ("head_dim", "attention_head_size")]
     head_width = next((w for w in head_widths if isinstance(w, int)), 0)
     names = {p.rpartition(".")[2] for p in into}
+    # timm's attention has one layer for queries, keys and values.
     fused = names == {"qkv"}
     if len(out) != 1 or not (fused or len(names) == len(into) == 3):
         return

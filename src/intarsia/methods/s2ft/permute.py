@@ -69,6 +69,7 @@ class Permutation:
                     want = "cells of S2ft, which can follow it"
                     fix = "Permute the model before other adapters go in."
                     raise TargetError(f"permutation at {path!r}", got=got, want=want, fix=fix)
+        # Nothing has been changed before this point: all refusals come first.
         for path, index in rows.items():
             reorder(unwrapped(modules[path]), index, 0)
         for path, index in columns.items():
@@ -142,7 +143,11 @@ def co_permute(model: nn.Module, method: S2ft) -> tuple[S2ft, Permutation]:
 def _selected_units(
     couple: Couple, channels_of_paths: Mapping[str, str], layers: Sequence[tuple[str, int, int]]
 ) -> Tensor:
-    """Mask the units with selected channels in a layer (path, channels, parts).  (units,) bool."""
+    """Return a mask of the units with selected channels, (units,) bool.
+
+    channels_of_paths: channel numbers as text, by path; layers: (path, channels, parts) each.
+    Raises: TargetError where a unit is selected in part.
+    """
     units = torch.zeros(couple.units, dtype=torch.bool)
     for path, channels, parts in layers:
         if path not in channels_of_paths:
@@ -190,4 +195,6 @@ def _update_configs(model: PeftModel, new_places: Mapping[str, Tensor]) -> None:
         heads = list(getattr(config, "modules_to_save", None) or ())
         origin_before = getattr(config, "origin", None) or {}
         origin_now = origin.matched(None, model.get_base_model(), heads)
+        # The adapter's record of its base model is checked at load: weights are in another order
+        # now.
         config.origin = {**origin_before, **origin_now}  # pyright: ignore

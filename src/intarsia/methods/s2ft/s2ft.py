@@ -121,6 +121,7 @@ class S2ft:
         return choose_channels(host, self, batches, targets=targets, layers=layers, seed=seed)
 
     def build(self, site: Site, *, generator: torch.Generator) -> S2ftCell:
+        """Build the slice S of a site.  Raises: TargetError for a layer without a share."""
         family = self.family(site.path)
         if family is None:
             got = "a layer with no share of channels in these settings"
