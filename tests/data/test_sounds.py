@@ -53,7 +53,7 @@ def test_prompts_for_testing_are_no_others(tmp_path: Path) -> None:
     for n in range(9):
         root = tmp_path / "usr/share/asterisk/sounds/en_f/digits"
         _tone(root / f"{n}.wav", 300 + 10 * n, 0.2 + 0.01 * n)
-    early, late = (sounds.prompts(tmp_path, late=late) for late in (False, True))
+    early, late = (sounds.prompts(tmp_path, for_testing=late) for late in (False, True))
     assert len(early) + len(late) == 9 and early and late
     assert len({len(prompt) for prompt in (*early, *late)}) == 9
     assert 0.6 < np.abs(early[0]).max() <= 1

@@ -350,7 +350,7 @@ def _choice_table(run: AutoRun) -> Table:
 
 
 def _table_line(row: Row, best: Row | None) -> tuple[Entry, ...]:
-    """Return the cells of a candidate.  best: the choice, None for itself."""
+    """Make a candidate's line of the table.  best: the choice, None for the choice itself."""
     experiment, answers = row.experiment, row.answers
     assert answers is not None
     behind = ""

@@ -87,9 +87,9 @@ class Search:
         if self.order is None:
             base = self._comparable()
             most_parts = max((row.parts for row in base), default=0)
-            final = [row for row in base if row.parts == most_parts > self.full]
-            answers = [self.folded.answers(row, most_parts) for row in final]
-            first = [final[i] for i in judging.order(answers)]
+            finalists = [row for row in base if row.parts == most_parts > self.full]
+            answers = [self.folded.answers(row, most_parts) for row in finalists]
+            first = [finalists[i] for i in judging.order(answers)]
             self.order = first + [row for row in base if row not in first]
         return self.order
 
@@ -208,7 +208,7 @@ class Search:
     def _shorten_first(self, name: str, experiment: Experiment) -> Experiment:
         """Return the first candidate, which always trains, with the epochs there is time for.
 
-        Half of the remaining time, because the last fit takes as long; at least 1 epoch.
+        They fill half of the remaining time, because the last fit takes as long; at least 1 epoch.
         """
         requested = experiment.training.epochs
         one_epoch, two_epochs = (

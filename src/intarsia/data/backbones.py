@@ -143,7 +143,7 @@ def resize_positions(table: Tensor, side: int) -> Tensor:
     if old_side == side:
         return table
     grid = table[:, 1:].reshape(1, old_side, old_side, -1).permute(0, 3, 1, 2)  # (1, d, s, s)
-    # (1, d, side, side).
+    # (1, d, side, side); the class token has no place on the grid and is put back in front.
     grid = nn.functional.interpolate(grid, (side, side), mode="bicubic", align_corners=False)
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 

@@ -82,7 +82,7 @@ def rows_of(sets: Sequence[Sequence[str]], classes: Sequence[str]) -> np.ndarray
 
 
 def strata(labels: np.ndarray, n: int) -> np.ndarray | None:
-    """Return the set of labels of each picture, by which a split of `n` pictures is stratified.
+    """Number each picture's set of labels, so that a split of `n` keeps sets in proportion.
 
     Sets of a single picture are pooled. None where there are more sets than pictures in a part, so
     that they cannot be kept in proportion.  labels: (n, L) -> (n,).

@@ -85,7 +85,7 @@ def tuxpaint(folder: Path, size: int = 224, fewest: int = 12) -> Decoded:
 
 
 def openclipart(folder: Path, size: int = 224) -> Decoded:
-    """Read drawings on a white square of `size` px, but no `VAGUE` folder and none over 89 Mpx."""
+    """Read drawings on a white square of `size` px, without `VAGUE` folders or any over 89 Mpx."""
     root = folder / "usr/share/openclipart/png"
     images, topics = [], []
     for file in sorted(root.rglob("*.png")):

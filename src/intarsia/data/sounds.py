@@ -63,17 +63,17 @@ def samples_of(file: Path, limit: int = -1) -> np.ndarray:
         return np.frombuffer(sound.readframes(frames), "<i2").astype(np.float64)
 
 
-def prompts(folder: Path, *, late: bool) -> list[np.ndarray]:
-    """Read prompts of a language as samples in -1 ... 1, 8 kHz.
+def prompts(folder: Path, *, for_testing: bool) -> list[np.ndarray]:
+    """Read the prompts of a language as samples in -1 ... 1 at 8 kHz.
 
-    late: those whose names are for testing, else those for training.
+    folder: the unpacked package.  for_testing: prompts whose names are for testing, or the rest.
     """
     names = [file for file, _ in _files_by_part((folder,))]
     place = folder / "usr/share/asterisk/sounds"
     return [
         samples_of(file) / 32768
         for file in names
-        if _is_for_testing("/".join(file.relative_to(place).parts[1:])) == late
+        if _is_for_testing("/".join(file.relative_to(place).parts[1:])) == for_testing
     ]
 
 

@@ -107,8 +107,8 @@ def search(
     """Score random choices of hidden units and return them sorted, the best first.
 
     Of equal scores the earlier draw comes first. The host stays as it was. The first draws are the
-    same for every number of draws. batches: (inputs, labels), or a model's arguments by name with
-    "labels".
+    same for every number of draws.
+    batches: (inputs, labels), or a model's arguments by name with "labels".
     Raises: DataError for batches without labels; ConfigError for a gradient score of a frozen
     model.
     """
