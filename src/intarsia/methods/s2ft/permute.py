@@ -108,7 +108,10 @@ def co_permute(model: nn.Module, method: S2ft) -> tuple[S2ft, Permutation]:
     then.
     """
     if not method.channels:
-        subject, fix = "channels", "Call method = intarsia.choose_channels(model, method) first."
+        subject, fix = (
+            "channels",
+            "Call method = intarsia.methods.choose_channels(model, method) first.",
+        )
         raise ConfigError(subject, got="none", want="those of choose_channels", fix=fix)
     channels_of_paths, orders = dict(method.channels), []
     for couple in couples(base_of(model)):
@@ -165,7 +168,7 @@ def _selected_units(
                 f"all {unit_width} channels of one",
             )
             raise TargetError(
-                subject, got=got, want=want, fix="Choose with intarsia.choose_channels."
+                subject, got=got, want=want, fix="Choose with intarsia.methods.choose_channels."
             )
         units |= count > 0
     return units

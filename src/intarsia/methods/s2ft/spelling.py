@@ -21,7 +21,7 @@ def spell(ids: Iterable[int]) -> str:
 
 def read(text: str) -> list[int]:
     """Parse the text of `spell`.  Raises: ConfigError for other text."""
-    numbers, fix = list[int](), "Take them from intarsia.choose_channels."
+    numbers, fix = list[int](), "Take them from intarsia.methods.choose_channels."
     for range_text in text.split(","):
         first, _, last = range_text.partition("-")
         if not (first.isdecimal() and (last or first).isdecimal()) or range_text.endswith("-"):
