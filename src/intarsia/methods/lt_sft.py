@@ -80,7 +80,7 @@ class LtSft:
         return ("qkv", "projection", "mlp_linear")
 
     def build(self, site: Site, *, generator: torch.Generator) -> SparseCell:
-        """The cell of phase A: every entry of the layer's weight may change."""
+        """Build the cell of phase A, in which every entry of the layer's weight may change."""
         return Sparse(density=1.0).build(site, generator=generator)
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Phases:
@@ -147,26 +147,24 @@ class LtSft:
         with handed_back(model) as train:
             for j, share in enumerate(shares, start=1):
                 head_start = {p: p.detach().clone() for p in heads.values()}
-                progress = {
+                learned = {
                     n: weights[n].detach().flatten()[i] for n, i in entries(selected).items()
                 }
                 scores: Mapping[str, Tensor] = start
                 if self.support == "drift":
-                    # Phase A: train everything, from theta_0 or from where the last iteration
-                    # ended.
+                    # Phase A: train everything, starting where the last iteration ended.
                     train((*weights.values(), *heads.values()))
                     towards = {p: start[n] for n, p in weights.items()}
-                    pulled = partial(pull, towards=towards, weight=self.pull)
-                    yield Phase("all", self.first, optimizer=pulled)
+                    pulled_optimizer = partial(pull, towards=towards, weight=self.pull)
+                    yield Phase("all", self.first, optimizer=pulled_optimizer)
                     scores = {n: p.detach() - start[n].to(p.device) for n, p in weights.items()}
                 # K / J more entries join those of earlier iterations.
                 grown = self._select_more(selected, share, scores, generator)
                 with torch.no_grad():
                     for n, i in entries(selected).items():
-                        # Rewind to theta_0; entries of earlier iterations keep what they have
-                        # learned.
+                        # Rewind to theta_0, but not what earlier iterations have learned.
                         weights[n].copy_(start[n])
-                        weights[n].view(-1)[i.to(weights[n].device)] = progress[n].to(
+                        weights[n].view(-1)[i.to(weights[n].device)] = learned[n].to(
                             weights[n].device
                         )
                     for p, value in head_start.items():
@@ -175,33 +173,31 @@ class LtSft:
                 # Phase B: the selected entries alone, as vectors of an optimiser of their own.
                 index = {n: i for n, i in entries(selected).items() if len(i)}
                 train((*(weights[n] for n in index), *heads.values()))
-                with Entries(
-                    {weights[n]: i for n, i in index.items()}
-                ).training() as entries_trained:
-                    optimizer = partial(
-                        self._optimizer_of_entries, entries_trained, weights, start, total
-                    )
+                with Entries({weights[n]: i for n, i in index.items()}).training() as vectors:
+                    optimizer = partial(self._optimizer_of_entries, vectors, weights, start, total)
                     yield Phase("chosen", last=j == self.iterations, optimizer=optimizer)
         # phi = theta - theta_0 at the selected entries; a head is stored whole.
         return SparseDelta.between(model, start, heads=heads)
 
     def _optimizer_of_entries(
         self,
-        entries_trained: Entries,
+        trained: Entries,
         weights: Mapping[str, nn.Parameter],
         start: Mapping[str, Tensor],
         total: int,
         make: Make,
     ) -> Make:
-        """Make the optimiser of the selected entries, which are pulled to where they started."""
+        """Make the optimiser of the selected entries, which are pulled to where they started.
+
+        trained: the entries as vectors; weights: all parameters, by name; start: theta_0 of each;
+        total: number of weights to choose from; make: makes an optimiser of parameters.
+        """
         towards = {
-            entries_trained.vectors[p]: start[n].flatten()[
-                entries_trained.index[p].to(start[n].device)
-            ]
+            trained.vectors[p]: start[n].flatten()[trained.index[p].to(start[n].device)]
             for n, p in weights.items()
-            if p in entries_trained.vectors
+            if p in trained.vectors
         }
-        return pull(entries_trained.optimizer(make), towards, self.pull, total)
+        return pull(trained.optimizer(make), towards, self.pull, total)
 
     def _adapted_phases(self, model: PeftModel, generator: torch.Generator) -> Phases:
         """Yield the phases of an adapted model, whose cells hold phi."""
@@ -211,30 +207,30 @@ class LtSft:
         total = sum(w.numel() for w in weights.values())
         shares = self.shares(total)
         selected = Partition({p: unowned(w.numel()) for p, w in weights.items()}, 1)
-        pulled = partial(self._optimizer_of_cells, model, name, total)
+        optimizer = partial(self._optimizer_of_cells, model, name, total)
         for j, share in enumerate(shares, start=1):
             cells = cells_of(model, name)
             # What is trained and is no cell's is the head, which is rewound after phase A.
             cell_values = {id(cell.values) for cell in cells.values()}
             heads = [q for q in model.parameters() if q.requires_grad and id(q) not in cell_values]
             head_start = [q.detach().clone() for q in heads]
-            progress = {p: cell.delta().detach().flatten().clone() for p, cell in cells.items()}
+            learned = {p: cell.delta().detach().flatten().clone() for p, cell in cells.items()}
             scores = {p: w.detach().flatten() for p, w in weights.items()}
             if self.support == "drift":
                 # Phase A: cells with every entry, which start from what earlier iterations learned.
                 put_entries(
-                    model, name, {p: dense_entries(change) for p, change in progress.items()}
+                    model, name, {p: dense_entries(change) for p, change in learned.items()}
                 )
-                yield Phase("all", self.first, optimizer=pulled)
+                yield Phase("all", self.first, optimizer=optimizer)
                 scores = {p: cell.delta().flatten() for p, cell in cells_of(model, name).items()}
             selected = self._select_more(selected, share, scores, generator)
-            places = {p: i.to(progress[p].device) for p, i in entries(selected).items()}
+            places = {p: i.to(learned[p].device) for p, i in entries(selected).items()}
             # Phase B: cells with the selected entries alone, rewound to before phase A.
-            put_entries(model, name, {p: (i, progress[p][i]) for p, i in places.items()})
+            put_entries(model, name, {p: (i, learned[p][i]) for p, i in places.items()})
             with torch.no_grad():
                 for q, value in zip(heads, head_start, strict=True):
                     q.copy_(value)
-            yield Phase("chosen", last=j == self.iterations, optimizer=pulled)
+            yield Phase("chosen", last=j == self.iterations, optimizer=optimizer)
         return delta_of(model, name)
 
     def _optimizer_of_cells(self, model: PeftModel, name: str, total: int, make: Make) -> Make:

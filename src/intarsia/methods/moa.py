@@ -378,6 +378,7 @@ def _validation_loss(model: nn.Module, spans: Spans, ids: Tensor, length: int) -
 def _token_rows(texts: Any, length: int, seed: int) -> Tensor:
     """Return rows of token ids, (B, length), shuffled by a seed.
 
+    texts: tensors of ids, or mappings with "input_ids"; length: tokens that are kept of each.
     Raises: DataError for shorter rows, or fewer than two.
     """
     fix = f"Pass load_calibration('mixed', tokenizer, rows=8, length={length}).train."

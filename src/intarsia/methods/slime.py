@@ -301,9 +301,7 @@ class TiledView(Connector):
         return select_largest(s.detach(), self.settings.top_p, capacity)
 
     def _hide(self, is_read: Tensor, selected: Tensor) -> None:
-        """Mask, in place, the vectors of [whole | separator | local] that the decoder must not
-        read.
-        """
+        """Mask, in place, vectors of [whole | separator | local] that are not to be read."""
         overview = self.settings.whole
         if self.budget is None:
             is_read[overview + 1 :] = selected

@@ -142,16 +142,23 @@ class SparseModelSoup:
         distances: list[float],
         last: bool,
     ) -> None:
-        """Store a trained candidate's weights; after the last, load the mean into the model."""
+        """Store a trained candidate's weights; after the last one load the mean into the model.
+
+        states: weights of the candidates so far; members_of_rounds, distances: get an entry for the
+          round;
+        last: this is the round's last candidate.
+        """
         states.append(_copy(run.model))
         if not last:
             return
 
         def put(state: Any) -> None:
+            """Load weights, and count the statistics of batch norms anew."""
             run.model.load_state_dict(state)
             run.recalibrate(BN_SHARE)  # step 4
 
         def score(state: Any) -> float:
+            """Score weights on the validation part."""
             put(state)
             return run.score()
 
