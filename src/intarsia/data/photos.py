@@ -19,13 +19,13 @@ SIDE = 112  # px of a square
 SHORT = 4 * SIDE  # px of a photograph's shorter side, once it is shrunk
 EACH = 80  # squares of a photograph
 RADII = (0.0, 0.7, 1.4, 2.1, 2.8)  # px of the blur
-Square = tuple[Image.Image, int]
+LabelledSquare = tuple[Image.Image, int]
 
 
 def photo_origin(*folders: Path) -> Decoded:
     """Cut 112 px squares, by photograph; left halves are for training, right ones for testing."""
     files = _photograph_files(folders)
-    rows: list[Square] = []
+    rows: list[LabelledSquare] = []
     for half in (0, 1):
         for label, file in enumerate(files):
             photo = _read_shrunk(file)
@@ -41,7 +41,7 @@ def photo_origin(*folders: Path) -> Decoded:
 def photo_rotation(*folders: Path) -> Decoded:
     """Cut 112 px squares, turned by 0, 90, 180 or 270 degrees; other photographs for testing."""
 
-    def turned(square: Image.Image, number: int) -> Square:
+    def turned(square: Image.Image, number: int) -> LabelledSquare:
         return square.rotate(90 * (number % 4)), number % 4
 
     return _as_decoded(list(_squares_by_part(folders, 2, turned)), ["0", "90", "180", "270"])
@@ -50,7 +50,7 @@ def photo_rotation(*folders: Path) -> Decoded:
 def photo_blur(*folders: Path) -> Decoded:
     """Cut 112 px squares, by the radius of their blur; other photographs for testing."""
 
-    def blurred(square: Image.Image, number: int) -> Square:
+    def blurred(square: Image.Image, number: int) -> LabelledSquare:
         label = number % len(RADII)
         return square.filter(ImageFilter.GaussianBlur(RADII[label])), label
 
@@ -92,8 +92,8 @@ def _random_squares(
 
 
 def _squares_by_part(
-    folders: tuple[Path, ...], shrink: int, transform: Callable[[Image.Image, int], Square]
-) -> Iterator[Square]:
+    folders: tuple[Path, ...], shrink: int, transform: Callable[[Image.Image, int], LabelledSquare]
+) -> Iterator[LabelledSquare]:
     """Yield squares of every other photograph (training), then of those between (testing)."""
     files = _photograph_files(folders)
     for part in (files[::2], files[1::2]):
@@ -103,6 +103,6 @@ def _squares_by_part(
                 yield transform(square, number)
 
 
-def _as_decoded(rows: list[Square], classes: list[str]) -> Decoded:
+def _as_decoded(rows: list[LabelledSquare], classes: list[str]) -> Decoded:
     """Stack squares and labels as the reader of a named set returns them."""
     return np.stack([np.asarray(image) for image, _ in rows]), [y for _, y in rows], classes

@@ -17,8 +17,8 @@ from ..schedules.scored import put_scores, take_scores
 
 
 @dataclass(frozen=True)
-class Searched:
-    """The masks at the end, and the architecture that a `Supernet` has chosen (None for others)."""
+class DassResult:
+    """Result of `Dass`: the final masks, and a `Supernet`'s architecture (None for other nets)."""
 
     partition: Partition
     genotype: Genotype | None
@@ -56,7 +56,7 @@ class Dass:
             want, fix = "three numbers, the last two above 0", "Use lengths=(1, 1, 1)."
             raise ConfigError("lengths", got=self.lengths, want=want, fix=fix)
 
-    def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Searched]:
+    def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, DassResult]:
         """Yield the trainings; return the masks, and the genotype of a supernet."""
         dense, scores, fine = self.lengths
         # A supernet chooses operations, too; of any other net the scores alone are trained.
@@ -84,11 +84,11 @@ class Dass:
             parameter.requires_grad_(True)
         if isinstance(model, Supernet):
             model.searching = False
-            return Searched(partition, model.genotype())
+            return DassResult(partition, model.genotype())
         # The third training, of the weights under the mask; a supernet's genotype is trained apart.
         fixed = FixedMask(layers=tuple(paths)) if partition.density() < 1 else None
         yield Phase("fine", fine, last=True, schedule=fixed)
-        return Searched(partition, None)
+        return DassResult(partition, None)
 
 
 CARD = Card(

@@ -37,7 +37,7 @@ class Candidate(NamedTuple):
     units: Units
 
 
-class Hidden(NamedTuple):
+class HiddenLayer(NamedTuple):
     """A hidden layer: the linear maps that write its units, and the one that reads them."""
 
     writes: tuple[nn.Linear, ...]
@@ -133,7 +133,7 @@ def search(
     return sorted(candidates, key=lambda candidate: candidate.score)
 
 
-def hidden_layers(host: nn.Module) -> dict[str, Hidden]:
+def hidden_layers(host: nn.Module) -> dict[str, HiddenLayer]:
     """Find the hidden layers of a model, by the path of the linear map that reads each.
 
     Raises: TargetError for a model that has none, or other layers among them.
@@ -141,7 +141,7 @@ def hidden_layers(host: nn.Module) -> dict[str, Hidden]:
     # A transformer's hidden units are those of its MLPs; a plain net's lie between its linear maps.
     paths = {id(m): path for path, m in host.named_modules()}
     if of_tokens(host):
-        return {paths[id(w)]: Hidden(tuple(r), w) for r, w in linear_mlps(host)}
+        return {paths[id(w)]: HiddenLayer(tuple(r), w) for r, w in linear_mlps(host)}
     layers: list[Any] = [m for m in host.modules() if list(m.parameters(recurse=False))]
     plain = all(type(m) is nn.Linear for m in layers)
     pairs = list(zip(layers, layers[1:], strict=False))
@@ -149,10 +149,10 @@ def hidden_layers(host: nn.Module) -> dict[str, Hidden]:
         got = f"{type(host).__name__} of {sorted({type(m).__name__ for m in layers})}"
         want, fix = "linear maps in a row, or a transformer", "Prune it: see intarsia.sparsify."
         raise TargetError("hidden layers", got=got, want=want, fix=fix)
-    return {paths[id(b)]: Hidden((a,), b) for a, b in pairs}
+    return {paths[id(b)]: HiddenLayer((a,), b) for a, b in pairs}
 
 
-def draw_units(layers: Mapping[str, Hidden], density: float, seed: int) -> Units:
+def draw_units(layers: Mapping[str, HiddenLayer], density: float, seed: int) -> Units:
     """Draw round(density n) units of each hidden layer.  Raises: ConfigError if one gets none."""
     generator, units_by_layer = torch.Generator().manual_seed(seed), Units()
     for path, layer in layers.items():

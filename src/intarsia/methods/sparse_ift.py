@@ -25,8 +25,8 @@ KINDS = ("wide", "parallel", "factorised", "doped")
 PARTS = {"wide": ("",), "factorised": ("u", "v"), "doped": ("sparse",)}  # with masks, inside
 
 
-class Audit(NamedTuple):
-    """Multiplications of a layer at each position of its output, as it was and as it is."""
+class LayerFlops(NamedTuple):
+    """Multiplications of a layer at each position of its output, before and after the change."""
 
     layer: str
     before: int
@@ -185,18 +185,20 @@ class SparseIft(PlainChange):
         return [f"{path}.{part}".rstrip(".") for part in PARTS[self.kind]]
 
 
-def flop_audit(model: nn.Module) -> tuple[Audit, ...]:
+def flop_audit(model: nn.Module) -> tuple[LayerFlops, ...]:
     """Count the multiplications of each layer that `SparseIft` changed, zeros left out.
 
     Returns an empty tuple for a model without the change.
     """
-    audits: list[Audit] = []
+    audits: list[LayerFlops] = []
     for step in steps_of(model):
         if isinstance(step.plan.change, SparseIft):
             for path, before in step.plan.decided["layers"].items():
                 # Biases and norms multiply nothing by a matrix.
                 weights = [w for w in model.get_submodule(path).parameters() if w.dim() > 1]
-                audits.append(Audit(path, before, sum(int(w.count_nonzero()) for w in weights)))
+                audits.append(
+                    LayerFlops(path, before, sum(int(w.count_nonzero()) for w in weights))
+                )
     return tuple(audits)
 
 

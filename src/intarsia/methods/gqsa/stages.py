@@ -200,7 +200,7 @@ def _as_held(matrix: Matrix, weight: Tensor) -> Tensor:
     return weight.T if matrix.turned else weight
 
 
-class Scaled(nn.Module):
+class ScaleOnlyLinear(nn.Module):
     """A layer y = x W^T + b with W = s (q - z), of which s alone is trained.
 
     share: (out, C), what is trained, s in units of what it was.
@@ -238,7 +238,8 @@ def tuned_scales(
     the same rows is no higher.
     """
     scaled = {
-        path: Scaled(c, getattr(layers[path].owner, "bias", None)) for path, c in coded.items()
+        path: ScaleOnlyLinear(c, getattr(layers[path].owner, "bias", None))
+        for path, c in coded.items()
     }
     groups = [{"params": [layer.share for layer in scaled.values()], "lr": tuning.end}]
     with _layers_replaced(model, scaled):

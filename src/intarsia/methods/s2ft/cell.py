@@ -12,15 +12,15 @@ from torch.nn.functional import linear
 from ...core import Cell, Site
 from ...core.errors import CheckpointError
 
-Channels = Tensor | slice  # channel numbers, or a range
+ChannelIndex = Tensor | slice  # channel numbers, or a range
 
 
-def _select_columns(x: Tensor, channels: Channels) -> Tensor:
+def _select_columns(x: Tensor, channels: ChannelIndex) -> Tensor:
     """Return x[..., channels], a view for a range.  (..., n) -> (..., c)."""
     return x[..., channels] if isinstance(channels, slice) else x.index_select(-1, channels)
 
 
-def _add_product(x: Tensor, channels: Channels, rows: Tensor, part: Tensor) -> None:
+def _add_product(x: Tensor, channels: ChannelIndex, rows: Tensor, part: Tensor) -> None:
     """Add rows @ part to x[:, channels] in place.  x: (T, n), rows: (T, k), part: (k, c)."""
     if isinstance(channels, slice):
         x[:, channels].addmm_(rows, part)
@@ -36,7 +36,7 @@ class LinearWithColumns(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, channels: Channels
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, channels: ChannelIndex
     ):
         """Compute y.  x: (..., d_in); weight: (d_out, d_in); s: (d_out, c); channels: c inputs."""
         rows = x.reshape(-1, x.shape[-1])  # (T, d_in)
@@ -74,7 +74,7 @@ class LinearWithRows(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, channels: Channels
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, channels: ChannelIndex
     ):
         """Compute y.  x: (..., d_in); weight: (d_out, d_in); s: (c, d_in); channels: c outputs."""
         rows = x.reshape(-1, x.shape[-1])
@@ -141,7 +141,7 @@ class S2ftCell(Cell):
         self.read_buffers()
 
     @property
-    def selected(self) -> Channels:
+    def selected(self) -> ChannelIndex:
         """The selected channels: a slice if they are contiguous, else their numbers."""
         return self.channels if self.run is None else self.run
 
