@@ -35,7 +35,7 @@ HEAD = ["codec", "kbit/s of the payload", "PSNR, dB", "encoding, CPU s a second 
 def clips(late: bool, count: int, seed: int) -> list[Array]:
     """Loud parts of prompts, each at a drawn place."""
     random = np.random.default_rng(seed)
-    whole = prompts(obtain(pinned("asterisk-core-sounds-en-wav")), late=late)
+    whole = prompts(obtain(pinned("asterisk-core-sounds-en-wav")), for_testing=late)
     found: list[Array] = []
     while len(found) < count:
         one = whole[random.integers(len(whole))]

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from .core.change import steps_of
 from .core.errors import ConfigError
 from .data.images import ImageSet
-from .data.loaders import held
+from .data.loaders import tensors_or_prepared
 from .data.splits import Splits
 from .data.texts import TextSplits
 from .data.transforms import eval_transform, input_config
@@ -138,7 +138,7 @@ def seen_by(model: nn.Module, dataset: Any) -> Any:
     """Pictures resized and normalised as the model's configuration says; other sets as they are."""
     if not isinstance(dataset, ImageSet):
         return dataset
-    return held(dataset, eval_transform(input_config(model)))
+    return tensors_or_prepared(dataset, eval_transform(input_config(model)))
 
 
 def evaluate(

@@ -65,45 +65,45 @@ def test_the_best_on_held_out_pictures_is_chosen_and_scored_once_on_test(
     run = one_run.run
 
     def counted(inputs: Any) -> dict[str, Any]:
-        found = run(inputs)
-        looked.append("test" in found["results"])
-        return found
+        output = run(inputs)
+        looked.append("test" in output["results"])
+        return output
 
     monkeypatch.setattr(folded, "one_run", counted)
     monkeypatch.setattr(autos, "one_run", counted)
     out = tmp_path / "auto"
-    found = auto(photos(tmp_path / "photos"), minutes=5, out=out, **SETTINGS)
+    auto_run = auto(photos(tmp_path / "photos"), minutes=5, out=out, **SETTINGS)
     assert looked.count(True) == 1 and looked[-1]
-    assert found.choice == found.rows[0].experiment
-    assert {row.name for row in found.rows} == {"linear", "adaptformer"}
-    assert {row.experiment.training.epochs for row in found.rows} == {1, 2}
-    assert len({row.experiment.training.lr for row in found.rows}) > 1  # neighbours in rate
-    best = found.rows[0]
+    assert auto_run.choice == auto_run.rows[0].experiment
+    assert {row.name for row in auto_run.rows} == {"linear", "adaptformer"}
+    assert {row.experiment.training.epochs for row in auto_run.rows} == {1, 2}
+    assert len({row.experiment.training.lr for row in auto_run.rows}) > 1  # neighbours in rate
+    best = auto_run.rows[0]
     # 22 training pictures, all of them held out; at two seeds where others come close
     assert best.answers is not None and best.answers.pictures == 22 and best.parts in (2, 4)
-    record = json.loads((found.folder / "run.json").read_text())
+    record = json.loads((auto_run.folder / "run.json").read_text())
     assert record["data"]["train"]["n"] == 22 and "val" not in record["data"]
     assert record["record"]["label"] == best.name
-    assert record["record"]["choice"]["statement"] == found.certainty.statement
-    assert record["results"]["test"] == dict(found.test)
-    assert found.open().evaluate()["accuracy"] == found.test["accuracy"]
-    assert "chosen" in str(found) and found.certainty.statement in str(found)
-    check_page(found)
+    assert record["record"]["choice"]["statement"] == auto_run.certainty.statement
+    assert record["results"]["test"] == dict(auto_run.test)
+    assert auto_run.open().evaluate()["accuracy"] == auto_run.test["accuracy"]
+    assert "chosen" in str(auto_run) and auto_run.certainty.statement in str(auto_run)
+    check_page(auto_run)
     # a finished search is read, not run
     looked.clear()
     again = auto(out=out, resume=True, report=lambda _: None)
-    assert not looked and (again.choice, again.test) == (found.choice, found.test)
-    assert again.certainty == found.certainty
+    assert not looked and (again.choice, again.test) == (auto_run.choice, auto_run.test)
+    assert again.certainty == auto_run.certainty
     # the command of the choice gives the run once more
-    command = found.choice.command()
-    assert "--val 0" in command and f"--lr {found.choice.training.lr:g}" in command
+    command = auto_run.choice.command()
+    assert "--val 0" in command and f"--lr {auto_run.choice.training.lr:g}" in command
 
 
-def check_page(found: autos.AutoRun) -> None:
+def check_page(auto_run: autos.AutoRun) -> None:
     """The page is of the choice on the test part, says once what was chosen, and names it once."""
-    assert found.report is not None
-    page, best = found.report.read_text().replace("\N{NO-BREAK SPACE}", " "), found.rows[0]
-    assert page.count(found.certainty.statement) == 1
+    assert auto_run.report is not None
+    page, best = auto_run.report.read_text().replace("\N{NO-BREAK SPACE}", " "), auto_run.rows[0]
+    assert page.count(auto_run.certainty.statement) == 1
     assert "nothing was chosen" not in page and "no confusion matrix" not in page
     assert 'id="plot-confusion"' in page and "Accuracy on the test pictures" in page
     assert "What else was tried" in page and ">bottleneck<" not in page
@@ -130,12 +130,12 @@ def test_a_killed_search_goes_on_to_the_same_choice(
     done = set(Store(out / "search.jsonl").rows)
     with refused(ConfigError, got="a search in it"):
         auto(data, minutes=5, out=out, **options)
-    found = auto(out=out, resume=True, report=lambda _: None)
+    resumed = auto(out=out, resume=True, report=lambda _: None)
     assert done < set(Store(out / "search.jsonl").rows)
     assert len(calls) == len(set(calls)) + 1  # only the one that was killed ran twice
-    assert found.choice.adapted.size == 32 and found.folder == out / "choice"
-    whole = auto(data, minutes=5, out=tmp_path / "whole", **options)
-    assert (whole.choice, whole.test) == (found.choice, found.test)
+    assert resumed.choice.adapted.size == 32 and resumed.folder == out / "choice"
+    uninterrupted = auto(data, minutes=5, out=tmp_path / "whole", **options)
+    assert (uninterrupted.choice, uninterrupted.test) == (resumed.choice, resumed.test)
 
 
 def test_a_search_goes_on_as_it_was_begun(tmp_path: Path) -> None:
@@ -143,17 +143,17 @@ def test_a_search_goes_on_as_it_was_begun(tmp_path: Path) -> None:
     out.mkdir()
     stored = {"minutes": 5, "seed": 0, "methods": ["linear"], "size": 32, "data": str(tmp_path)}
     (out / "auto.json").write_text(json.dumps(stored))
-    same = {"size": 32, "precision": "fp32", "methods": ["linear"], "minutes": 5, "seed": 0}
-    assert autos._opened(tmp_path, out, same, True) == (out, stored)
-    other: list[dict[str, Any]] = [{"size": 48}, {"skip_unreadable": True}, {"minutes": 30}]
-    for now in other:
+    unchanged = {"size": 32, "precision": "fp32", "methods": ["linear"], "minutes": 5, "seed": 0}
+    assert autos._open_folder(tmp_path, out, unchanged, True) == (out, stored)
+    changes: list[dict[str, Any]] = [{"size": 48}, {"skip_unreadable": True}, {"minutes": 30}]
+    for now in changes:
         with pytest.raises(ConfigError, match="it for a search with.*Leave it out to go on"):
-            autos._opened(None, out, {"minutes": 10, "seed": 0} | now, True)
+            autos._open_folder(None, out, {"minutes": 10, "seed": 0} | now, True)
     with refused(ConfigError, what="data = elpv"):
-        autos._opened("elpv", out, {"minutes": 10}, True)
+        autos._open_folder("elpv", out, {"minutes": 10}, True)
     (out / "auto.json").write_text('{"minutes": 5')
     with refused(CheckpointError, got=json.JSONDecodeError):
-        autos._opened(None, out, {"minutes": 10}, True)
+        autos._open_folder(None, out, {"minutes": 10}, True)
 
 
 def test_data_that_cannot_be_read_leave_no_search_behind(tmp_path: Path) -> None:
@@ -166,20 +166,20 @@ def test_data_that_cannot_be_read_leave_no_search_behind(tmp_path: Path) -> None
 
 
 def test_little_time_tries_less(tmp_path: Path) -> None:
-    found = auto(photos(tmp_path / "photos"), minutes=1e-6, out=tmp_path / "a", **SETTINGS)
-    assert [row.experiment.training.epochs for row in found.rows] == [1]
-    assert found.test["accuracy"] >= 0
-    assert "Only one candidate" in str(found) and not found.certainty.sure
+    auto_run = auto(photos(tmp_path / "photos"), minutes=1e-6, out=tmp_path / "a", **SETTINGS)
+    assert [row.experiment.training.epochs for row in auto_run.rows] == [1]
+    assert auto_run.test["accuracy"] >= 0
+    assert "Only one candidate" in str(auto_run) and not auto_run.certainty.sure
 
 
 def test_a_validation_part_of_the_folder_is_trained_on(tmp_path: Path) -> None:
     for part, n in (("train", 6), ("val", 4), ("test", 3)):
         photos(tmp_path / "data" / part, n)
     options = SETTINGS | {"methods": ("linear",), "test": None}
-    found = auto(tmp_path / "data", minutes=1e-6, out=tmp_path / "a", **options)
-    record = json.loads((found.folder / "run.json").read_text())
+    auto_run = auto(tmp_path / "data", minutes=1e-6, out=tmp_path / "a", **options)
+    record = json.loads((auto_run.folder / "run.json").read_text())
     assert record["data"]["train"]["n"] == 20 and record["data"]["test"]["n"] == 6
-    assert found.choice.pictures.data.endswith("data@train+val")
+    assert auto_run.choice.pictures.data.endswith("data@train+val")
     limited = auto(tmp_path / "data", minutes=1e-6, out=tmp_path / "b", images=12, **options)
     assert not limited.choice.pictures.data.endswith("@train+val")
 
@@ -187,15 +187,15 @@ def test_a_validation_part_of_the_folder_is_trained_on(tmp_path: Path) -> None:
 class Clock:
     """Trials of known times and answers, in place of training."""
 
-    def __init__(self, n: int, once: float, each: float, beside: float, fails: bool) -> None:
+    def __init__(self, n: int, once: float, per_image: float, overhead: float, fails: bool) -> None:
         self.labels = np.arange(n) % 2
-        self.once, self.each, self.beside, self.fails = once, each, beside, fails
+        self.once, self.each, self.beside, self.fails = once, per_image, overhead, fails
         self.frozen: set[tuple[Any, ...]] = set()
 
     def took(self, images: int, scored: int, epochs: int, *, fresh: bool = True) -> float:
         """Return the seconds of a training."""
-        seen = (epochs * images + 0.5 * scored) * self.each
-        return seen + fresh * (images + scored) * self.once
+        training = (epochs * images + 0.5 * scored) * self.each
+        return training + fresh * (images + scored) * self.once
 
     def __call__(self, trials: Any, *_: Any, done: Any, **__: Any) -> None:
         for trial in trials:
@@ -208,26 +208,26 @@ class Clock:
             fresh = prefix not in self.frozen
             self.frozen.add(prefix)
             seconds = self.took(images, scored, flat["epochs"], fresh=fresh)
-            found: dict[str, Any] = {"val": {"accuracy": 0.5, "loss": 1.0}}
+            results: dict[str, Any] = {"val": {"accuracy": 0.5, "loss": 1.0}}
             # of what is computed once a run tells the time that it took the first time
-            found |= {"seconds": self.took(images, scored, flat["epochs"])}
-            found["seconds_once"] = (images + scored) * self.once
+            results |= {"seconds": self.took(images, scored, flat["epochs"])}
+            results["seconds_once"] = (images + scored) * self.once
             out = Path(trial.inputs["folder"])
             out.mkdir(parents=True)
             draw = torch.Generator().manual_seed(fold["number"])  # no candidate falls behind
             logits = torch.randn(scored, 2, generator=draw)
             save_file({"logits": logits, "labels": labels}, out / folded.PREDICTIONS)
             bad = self.fails and "linear" in trial.name
-            result = None if bad else {"results": found}
+            result = None if bad else {"results": results}
             done(TrialEnd(trial, result, "no" if bad else "", seconds + self.beside))
 
 
-def searched(clock: Clock, test: int, minutes: float, folder: str, told: list[str]) -> Any:
+def searched(clock: Clock, test: int, minutes: float, folder: str, lines: list[str]) -> Any:
     """Return a search that has run on a clock."""
     start = Experiment(Pictures("x")).changed(size=32)
     trainer = folded.Folded(start, clock.labels, test, Path(folder), {})
     arms = [arm("linear"), arm("adaptformer")]
-    search = choosing.Search(trainer, arms, [32], 6, 60 * minutes, told.append)
+    search = choosing.Search(trainer, arms, [32], 6, 60 * minutes, lines.append)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(folded, "run_trials", clock)
         for module in (choosing, folded):
@@ -244,25 +244,25 @@ def searched(clock: Clock, test: int, minutes: float, folder: str, told: list[st
 
 
 @given(
-    each=st.floats(0.001, 0.3),
+    per_image=st.floats(0.001, 0.3),
     once=st.floats(0, 0.2),
-    beside=st.floats(0.5, 20),
+    overhead=st.floats(0.5, 20),
     minutes=st.floats(0.5, 30),
     fails=st.booleans(),
 )
-@example(each=0.0005, once=0.01, beside=0.5, minutes=6.5, fails=False)
+@example(per_image=0.0005, once=0.01, overhead=0.5, minutes=6.5, fails=False)
 @settings(max_examples=6, deadline=None)
 def test_the_minutes_hold_and_are_used(
-    each: float, once: float, beside: float, minutes: float, fails: bool
+    per_image: float, once: float, overhead: float, minutes: float, fails: bool
 ) -> None:
-    clock, told = Clock(460, once, each, beside, fails), list[str]()
-    pilot = beside + clock.took(51, 13, folded.PILOT_EPOCHS)
+    clock, lines = Clock(460, once, per_image, overhead, fails), list[str]()
+    pilot = overhead + clock.took(51, 13, folded.PILOT_EPOCHS)
     with tempfile.TemporaryDirectory() as folder:
-        search = searched(clock, 100, minutes, folder, told)
+        search = searched(clock, 100, minutes, folder, lines)
     best = search.best.candidate
     look = search.folded.last_fit(*best)
-    one = beside + clock.took(368, 92, 1)
-    least = pilot + one * (1 + fails) + beside + clock.took(460, 100, 1) + folded.FINISHING
+    shortest = overhead + clock.took(368, 92, 1)
+    least = pilot + shortest * (1 + fails) + overhead + clock.took(460, 100, 1) + folded.FINISHING
     seconds = 60 * minutes
     event("one epoch fits" if least < seconds else "it does not")
     if least < seconds:
@@ -270,8 +270,8 @@ def test_the_minutes_hold_and_are_used(
     else:
         assert [row.experiment.training.epochs for row in search.ranked()] == [1]
     # what is left is less than the dearest candidate would take, and no more than a fifth
-    dearest = search.full * (beside + clock.took(368, 92, 20)) + clock.took(460, 100, 20)
-    dearest = 1.1 * (dearest + beside + folded.FINISHING)
+    dearest = search.full * (overhead + clock.took(368, 92, 20)) + clock.took(460, 100, 20)
+    dearest = 1.1 * (dearest + overhead + folded.FINISHING)
     if 5 < seconds / dearest < 15 and not fails:
         event("the minutes are used")
         assert search.folded.spent + dearest >= seconds
@@ -293,13 +293,14 @@ def test_as_many_folds_are_held_out_as_decide(n: int, parts: int, tmp_path: Path
 
 
 def test_sizes_are_those_that_the_model_can_take() -> None:
-    start = autos._start({"data": "x", "seed": 0, "model": "test_vit", "pretrained": False})
+    request = {"data": "x", "seed": 0, "model": "test_vit", "pretrained": False}
+    start = autos._common_settings(request)
     assert start.adapted.frozen_once and start.adapted.last_blocks == autos.LAST_BLOCKS
-    model = autos._outline(start)
-    sizes = autos._sizes(start, model)
+    model = autos._model_outline(start)
+    sizes = autos._sizes_to_try(start, model)
     assert sizes == sorted(sizes) and all(size % 16 == 0 and size <= 160 for size in sizes)
-    assert autos._sizes(start.changed(size=64), model) == [64]
-    assert [a.settings.lr for a in autos._arms(model, ())] == list(autos.METHODS.values())
+    assert autos._sizes_to_try(start.changed(size=64), model) == [64]
+    assert [a.settings.lr for a in autos._starting_arms(model, ())] == list(autos.METHODS.values())
 
 
 @pytest.mark.parametrize(

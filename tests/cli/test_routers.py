@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 
 from intarsia.data import corpora
-from intarsia.data.small_models import Small
+from intarsia.data.small_models import SmallModel
 from intarsia_lab.cli import router_steps as routing
 from intarsia_lab.routing import Scale, cells, materials
 
 from .conftest import Intarsia
 
-SCALE = Scale(Small(8, 2, 2, 8), batch=4, steps=6, length=8, vocabulary=260, test=16)
+SCALE = Scale(SmallModel(8, 2, 2, 8), batch=4, steps=6, length=8, vocabulary=260, test=16)
 
 
 @pytest.fixture(autouse=True)

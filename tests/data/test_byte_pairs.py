@@ -24,15 +24,15 @@ def test_any_text_round_trips_byte_by_byte(text: str) -> None:
 
 def test_kinds_of_tokens() -> None:
     assert len(BPE) == len(BPE.kinds) == len(BPE.sizes) <= 280
-    wanted = {"\n": "space", "12": "number", ",": "mark", " The": "name", " the": "word"}
-    assert {text: kind_of(text) for text in wanted} == wanted
+    kinds = {"\n": "space", "12": "number", ",": "mark", " The": "name", " the": "word"}
+    assert {text: kind_of(text) for text in kinds} == kinds
     assert kind_of("ing") == "part" and kind_of("\ufffd") == "bytes"
     assert set(BPE.kinds) <= set(range(len(KINDS)))
 
 
 def test_strings_of_r() -> None:
-    def text(said: str) -> bytes:
-        raw = said.encode()
+    def text(content: str) -> bytes:
+        raw = content.encode()
         return b"\0\4\0\x09" + len(raw).to_bytes(4) + raw
 
     head = b"X\n" + bytes(12) + (5).to_bytes(4) + b"UTF-8" + b"\0\0\0\x10"

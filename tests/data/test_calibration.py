@@ -27,11 +27,11 @@ def texts(tmp_path: Path) -> list[str]:
 
 
 def words(rows: object) -> list[str]:
-    found: list[str] = []
+    long_words: list[str] = []
     for row in rows:  # pyright: ignore[reportUnknownVariableType, reportGeneralTypeIssues]
         text = "".join(map(chr, row["input_ids"].tolist()))  # pyright: ignore
-        found += [w for w in text.replace("\x00", " ").split() if len(w) == 5]
-    return found
+        long_words += [w for w in text.replace("\x00", " ").split() if len(w) == 5]
+    return long_words
 
 
 def test_every_text_gives_its_share_from_all_over_it(texts: list[str]) -> None:
@@ -61,12 +61,12 @@ def test_mixed_is_every_corpus() -> None:
 
 def test_what_cannot_be_is_refused(texts: list[str]) -> None:
     for wrong in ("", "austen,,gcide", "mixed,austen"):
-        with pytest.raises(ConfigError) as told:
+        with pytest.raises(ConfigError) as caught:
             intarsia.load_calibration(wrong, Bytes())
-        assert told.value.got == repr(wrong)
-    with pytest.raises(ConfigError) as told:
+        assert caught.value.got == repr(wrong)
+    with pytest.raises(ConfigError) as caught:
         intarsia.load_calibration(",".join(texts), Bytes(), rows=2)
-    assert told.value.got == 2
+    assert caught.value.got == 2
     for name in (texts[0], texts[2]):
         with pytest.raises(DataError) as short:
             intarsia.load_calibration(name, Bytes(), rows=4, length=900)

@@ -97,7 +97,10 @@ def test_references_are_verses_and_headwords_stay_together() -> None:
     assert naves.expanded("Gen.1") == [] == naves.expanded("Gen.1.1-Exod.2.3")
     topics = {f"H{i}: line {j}": ["v"] for i in range(20) for j in range(3)}
     parts = naves.by_headword(topics)
-    heads = {part: {line.split(":")[0] for line in own} for part, own in parts.items()}
+    heads = {
+        part: {line.split(":")[0] for line in topics_of_part}
+        for part, topics_of_part in parts.items()
+    }
     assert sum(map(len, heads.values())) == 20 and set.union(*heads.values()) == {
         f"H{i}" for i in range(20)
     }
@@ -119,7 +122,10 @@ def test_verses_are_read_out_of_their_blocks(
     first = raw.index(b"Second")
     places = [(0, 0, 0)] * 4 + [(0, 0, first), (0, first, len(raw) - first)]
     stem.with_suffix(".bzv").write_bytes(b"".join(struct.pack("<IIH", *p) for p in places))
-    assert dict(naves._verses(tmp_path)) == {"Jude.1.1": "First, verse.", "Jude.1.2": "Second."}
+    assert dict(naves._read_verses(tmp_path)) == {
+        "Jude.1.1": "First, verse.",
+        "Jude.1.2": "Second.",
+    }
 
 
 def test_numbers_of_dictd_are_of_base_64() -> None:

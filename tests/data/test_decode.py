@@ -18,15 +18,15 @@ from PIL import Image
 
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.data import decode
-from intarsia.data.decode import MAX_PIXELS, digest, read_image, room, to_rgb
+from intarsia.data.decode import MAX_PIXELS, decoding_allowed, digest, read_image, to_rgb
 
 from ..refusals import refused
 
 
-def _pixel(path: Path, at: tuple[int, int] = (0, 0)) -> object:
+def _pixel(path: Path, position: tuple[int, int] = (0, 0)) -> object:
     image = read_image(path)
     assert image.mode == "RGB"
-    return image.getpixel(at)
+    return image.getpixel(position)
 
 
 def _png_header(width: int, height: int) -> bytes:
@@ -100,18 +100,18 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
 
 
 def _damaged() -> dict[str, bytes]:
-    whole = io.BytesIO()
+    buffer = io.BytesIO()
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)).save(
-        whole, "PNG"
+        buffer, "PNG"
     )
     jpeg = io.BytesIO()
     Image.new("RGB", (64, 64), "red").save(jpeg, "JPEG")
     return {
         "empty.png": b"",
         "text.jpg": b"this is not a picture",
-        "truncated.png": whole.getvalue()[:5000],
+        "truncated.png": buffer.getvalue()[:5000],
         "truncated.jpg": jpeg.getvalue()[:-200],
-        "head.png": whole.getvalue()[:20],
+        "head.png": buffer.getvalue()[:20],
         "huge.png": _png_header(20_000, 20_000),
         "large.png": _png_header(12_000, 8_000),
     }
@@ -179,10 +179,10 @@ def test_unambiguous_arrays_are_scaled(array: np.ndarray, value: int) -> None:
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 99))
 def test_digest_depends_on_size_and_pixels(width: int, height: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    other = pixels.copy()
-    other[0, 0, 0] ^= 1
-    same = digest(Image.fromarray(pixels))
-    assert same == digest(Image.fromarray(pixels.copy())) != digest(Image.fromarray(other))
+    changed = pixels.copy()
+    changed[0, 0, 0] ^= 1
+    expected = digest(Image.fromarray(pixels))
+    assert expected == digest(Image.fromarray(pixels.copy())) != digest(Image.fromarray(changed))
     blank = np.zeros((height, width, 3), np.uint8)
     turned = np.zeros((width, height, 3), np.uint8)  # same bytes, another shape
     equal = digest(Image.fromarray(blank)) == digest(Image.fromarray(turned))
@@ -223,11 +223,11 @@ def test_a_jpeg_is_decoded_no_larger_than_needed(tmp_path: Path) -> None:
     sizes = {side: read_image(tmp_path / "a.jpg", side=side).size for side in (40, 90, 150, 300)}
     assert sizes == {40: (80, 50), 90: (160, 100), 150: (320, 200), 300: (640, 400)}
     assert read_image(tmp_path / "a.png", side=40).size == (640, 400)
-    small, whole = (
+    small, full_size = (
         np.asarray(read_image(tmp_path / "a.jpg", side=side).resize((20, 12)), dtype=float)
         for side in (60, None)
     )
-    assert abs(small - whole).max() < 3
+    assert abs(small - full_size).max() < 3
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA", "P"])
@@ -242,9 +242,9 @@ def test_strips_are_the_whole_picture(mode: str, monkeypatch: pytest.MonkeyPatch
         monkeypatch.setattr(decode, "STRIP", rows)
         assert to_rgb(image).tobytes() == want.tobytes()
         monkeypatch.setattr(decode, "STRIP", 10_000)
-        whole = digest(want)
+        expected = digest(want)
         monkeypatch.setattr(decode, "STRIP", rows)
-        assert digest(want) == whole
+        assert digest(want) == expected
 
 
 def test_large_pictures_wait_for_each_other(
@@ -256,19 +256,19 @@ def test_large_pictures_wait_for_each_other(
     entered = threading.Event()
 
     def enter() -> None:
-        with room(tmp_path / "large.png"):
+        with decoding_allowed(tmp_path / "large.png"):
             entered.set()
 
     with contextlib.ExitStack() as inside:
-        inside.enter_context(room(tmp_path / "large.png"))
-        inside.enter_context(room(tmp_path / "small.png"))  # 96 of 100: there is room
+        inside.enter_context(decoding_allowed(tmp_path / "large.png"))
+        inside.enter_context(decoding_allowed(tmp_path / "small.png"))  # 96 of 100: there is room
         waits = threading.Thread(target=enter)
         waits.start()
         assert not entered.wait(0.05)
     waits.join(10)
     assert entered.is_set()
     monkeypatch.setattr(decode, "AT_ONCE", 1)
-    with room(tmp_path / "large.png"):  # one alone is never kept out
+    with decoding_allowed(tmp_path / "large.png"):  # one alone is never kept out
         pass
 
 

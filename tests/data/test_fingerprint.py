@@ -39,9 +39,9 @@ def test_format_and_file_names_do_not_change_it(
         for name in "ab":
             (tmp_path / root / name).mkdir(parents=True)
             picture(ord(name)).save(tmp_path / root / name / f"{root}.{suffix}")
-    one, two = (fingerprint(read_folder(tmp_path / root)["all"]) for root in ("one", "two"))
-    assert one["sha256"] == two["sha256"]
-    assert one["formats"] == {".png": 2} and two["formats"] == {".bmp": 2}
+    first, second = (fingerprint(read_folder(tmp_path / root)["all"]) for root in ("one", "two"))
+    assert first["sha256"] == second["sha256"]
+    assert first["formats"] == {".png": 2} and second["formats"] == {".bmp": 2}
 
 
 def test_the_record_is_json_and_complete(noise_set: Callable[..., ImageSet]) -> None:

@@ -28,8 +28,8 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def check(name: str, known: tuple[str, ...] = ("smollm2",)) -> None:
-    check_reachable(name, what=f"model {name!r}", want="a model", known=known)
+def check(name: str, local_names: tuple[str, ...] = ("smollm2",)) -> None:
+    check_reachable(name, what=f"model {name!r}", want="a model", local_names=local_names)
 
 
 def refused(name: str) -> AssetError:

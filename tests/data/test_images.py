@@ -53,31 +53,31 @@ def test_images_and_labels_must_have_equal_numbers() -> None:
 
 @given(st.integers(2, 5), st.integers(4, 12), st.integers(0, 9), st.data())
 def test_stratified_is_disjoint_covering_and_in_proportion(
-    classes: int, each: int, seed: int, data: st.DataObject
+    classes: int, per_class: int, seed: int, data: st.DataObject
 ) -> None:
-    labels = np.repeat(np.arange(classes), each)
+    labels = np.repeat(np.arange(classes), per_class)
     n = data.draw(st.integers(classes, len(labels) - classes))
     names = [str(i) for i in range(classes)]
-    chosen, rest = stratified(labels, n, seed=seed, classes=names)
-    assert len(chosen) == n
-    assert sorted([*chosen, *rest]) == list(range(len(labels)))
-    counts = np.bincount(labels[chosen], minlength=classes)
+    selected, rest = stratified(labels, n, seed=seed, classes=names)
+    assert len(selected) == n
+    assert sorted([*selected, *rest]) == list(range(len(labels)))
+    counts = np.bincount(labels[selected], minlength=classes)
     assert np.abs(counts - n / classes).max() <= 1
     again, _ = stratified(labels, n, seed=seed, classes=names)
-    np.testing.assert_array_equal(chosen, again)
+    np.testing.assert_array_equal(selected, again)
 
 
 def test_another_seed_chooses_other_images(noise_set: Noise) -> None:
     full = noise_set(60)
-    one, two = (full.subset(12, seed=s) for s in (0, 1))
-    assert not np.array_equal(one.images, two.images)
+    first, second = (full.subset(12, seed=s) for s in (0, 1))
+    assert not np.array_equal(first.images, second.images)
 
 
 def test_subset_keeps_the_pair_of_image_and_label(noise_set: Noise) -> None:
     full = noise_set(30)
-    where = {full.images[i].tobytes(): int(full.labels[i]) for i in range(30)}
+    label_of_bytes = {full.images[i].tobytes(): int(full.labels[i]) for i in range(30)}
     part = full.subset(9, seed=3)
-    assert [where[image.tobytes()] for image in part.images] == part.labels.tolist()
+    assert [label_of_bytes[image.tobytes()] for image in part.images] == part.labels.tolist()
     assert part.counts() == {"c0": 3, "c1": 3, "c2": 3}
 
 
@@ -96,11 +96,11 @@ def test_impossible_subsets_are_refused_with_the_possible_sizes(noise_set: Noise
 def test_a_subset_has_every_class_even_one_with_a_single_image(n: int) -> None:
     pixels = np.arange(12, dtype=np.uint8).reshape(12, 1, 1)
     full = ImageSet("s", pixels, np.array([0] * 8 + [1] + [2] * 3), ("a", "b", "c"))
-    part, again, other = (full.subset(n, seed=s) for s in (0, 0, 1))
+    part, again, reseeded = (full.subset(n, seed=s) for s in (0, 0, 1))
     assert sum(part.counts().values()) == n and min(part.counts().values()) >= 1
     assert abs(part.counts()["a"] - max(1, 8 * n / 12)) <= 1
     np.testing.assert_array_equal(part.images, again.images)
-    assert n > 7 or not np.array_equal(part.images, other.images)
+    assert n > 7 or not np.array_equal(part.images, reseeded.images)
 
 
 def test_a_class_with_one_image_cannot_be_split() -> None:
@@ -111,10 +111,10 @@ def test_a_class_with_one_image_cannot_be_split() -> None:
 def test_select_does_not_decode(tmp_path: Path) -> None:
     missing = [tmp_path / f"{i}.png" for i in range(4)]
     lazy = ImageSet("lazy", missing, np.array([0, 1, 0, 1]), ("a", "b"))
-    chosen = lazy.select([3, 1]).select([1])
-    assert chosen.label_of(0) == str(missing[1])
+    selected = lazy.select([3, 1]).select([1])
+    assert selected.label_of(0) == str(missing[1])
     with refused(DataError, got="an empty or missing file"):
-        chosen.image(0)
+        selected.image(0)
 
 
 def test_verify_lists_all_unreadable_up_to_a_limit(
@@ -140,10 +140,10 @@ def test_skipped_pictures_are_recorded(tmp_path: Path, picture: Callable[..., Im
     for i, path in enumerate(paths):
         picture(i).save(path)
     paths[2].write_bytes(paths[2].read_bytes()[:40])
-    kept = verify(ImageSet("s", paths, np.array([0, 1, 0, 1, 0]), ("a", "b")), on_error="skip")
-    assert kept.skipped == (str(paths[2]),)
-    assert kept.labels.tolist() == [0, 1, 1, 0] and len(kept.digests) == 4
-    assert [kept.image(i).tobytes() for i in range(4)] == [
+    readable = verify(ImageSet("s", paths, np.array([0, 1, 0, 1, 0]), ("a", "b")), on_error="skip")
+    assert readable.skipped == (str(paths[2]),)
+    assert readable.labels.tolist() == [0, 1, 1, 0] and len(readable.digests) == 4
+    assert [readable.image(i).tobytes() for i in range(4)] == [
         picture(i).tobytes() for i in (0, 1, 3, 4)
     ]
 

@@ -32,14 +32,14 @@ ROWS = st.lists(
 
 @given(ROWS, st.integers(1, 4), st.integers(0, 4))
 def test_sessions_are_the_events_in_order_and_no_gap_is_inside(
-    rows: list[tuple[str, str, float]], shortest: int, more: int
+    rows: list[tuple[str, str, float]], shortest: int, extra: int
 ) -> None:
     data = made(rows)
-    found = data.sessions(600, shortest=1, longest=shortest + more)
-    assert sum(map(len, found)) == len(data)  # each event is in one
-    assert np.array_equal(np.concatenate(list(found)), data.items)
-    for first, end in found.spans:
-        assert end - first <= shortest + more and len(set(data.users[first:end])) == 1
+    sessions = data.sessions(600, shortest=1, longest=shortest + extra)
+    assert sum(map(len, sessions)) == len(data)  # each event is in one
+    assert np.array_equal(np.concatenate(list(sessions)), data.items)
+    for first, end in sessions.spans:
+        assert end - first <= shortest + extra and len(set(data.users[first:end])) == 1
         assert (np.diff(data.times[first:end]) <= 600).all()
 
 
@@ -54,8 +54,10 @@ def test_splits_are_parts_and_later_ones_are_later(
     rest, last = data.leave_last(count)
     assert len(rest) + len(last) == len(data)
     check_order(rest, last)
-    left = np.bincount(last.users, minlength=len(data.user_ids))
-    assert set(left) <= {0, count} and (np.bincount(rest.users) > 0).sum() == len(data.user_ids)
+    events_split_off = np.bincount(last.users, minlength=len(data.user_ids))
+    assert set(events_split_off) <= {0, count} and (np.bincount(rest.users) > 0).sum() == len(
+        data.user_ids
+    )
 
 
 def test_a_test_event_before_training_is_refused() -> None:

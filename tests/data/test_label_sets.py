@@ -45,7 +45,7 @@ def table(folder: Path, cells: list[str], name: str = "t.csv", column: str = "la
 
 def jsonl(folder: Path, cells: list[object], name: str = "t.jsonl") -> Path:
     both = zip(pictures(folder, len(cells)), cells, strict=True)
-    rows = [{"image": one, "labels": cell} for one, cell in both]
+    rows = [{"image": image, "labels": cell} for image, cell in both]
     (folder / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
     return folder / name
 
@@ -53,22 +53,22 @@ def jsonl(folder: Path, cells: list[object], name: str = "t.jsonl") -> Path:
 def test_all_forms_give_the_same_rows(tmp_path: Path) -> None:
     lists = [text.split(";") for text in SETS]
     folder = table(tmp_path / "d", list(SETS), "labels.csv").parent
-    found = [
+    sets = [
         read_data(str(spec))["all"]
         for spec in (
             table(tmp_path / "a", list(SETS)),
-            table(tmp_path / "b", [json.dumps(one) for one in lists]),
+            table(tmp_path / "b", [json.dumps(item) for item in lists]),
             jsonl(tmp_path / "c", [*lists]),
             folder,
             jsonl(tmp_path / "e", [*lists], "labels.jsonl").parent,
         )
     ]
     want = [[0, 0, 1], [1, 0, 1], [1, 0, 0], [1, 1, 1]]
-    for one in found:
-        assert one.classes == ("big", "old", "red") and one.labels.tolist() == want
-        assert one.several and one.counts() == {"big": 3, "old": 1, "red": 3}
-    assert len({fingerprint(one)["sha256"] for one in found}) == 1
-    assert fingerprint(found[0].select([0, 2, 1, 3]))["sha256"] != fingerprint(found[0])["sha256"]
+    for item in sets:
+        assert item.classes == ("big", "old", "red") and item.labels.tolist() == want
+        assert item.several and item.counts() == {"big": 3, "old": 1, "red": 3}
+    assert len({fingerprint(item)["sha256"] for item in sets}) == 1
+    assert fingerprint(sets[0].select([0, 2, 1, 3]))["sha256"] != fingerprint(sets[0])["sha256"]
 
 
 @pytest.mark.parametrize(
@@ -90,8 +90,8 @@ def test_labels_that_cannot_be_told_apart(tmp_path: Path, cells: list[str], got:
 
 
 def test_one_name_a_row_is_a_class(tmp_path: Path) -> None:
-    one = read_data(str(table(tmp_path / "a", ["x", "y", "x"])))["all"]
-    assert not one.several and one.labels.tolist() == [0, 1, 0]
+    single = read_data(str(table(tmp_path / "a", ["x", "y", "x"])))["all"]
+    assert not single.several and single.labels.tolist() == [0, 1, 0]
     odd = read_data(str(table(tmp_path / "b", ["x;y", "z", "x;y"], column="label")))["all"]
     assert not odd.several and odd.classes == ("x;y", "z")
 
@@ -115,41 +115,41 @@ def test_a_split_keeps_sets_of_labels_in_proportion(
 ) -> None:
     labels = np.array([[code >> bit & 1 for bit in range(3)] for code in codes], dtype=np.int64)
     n = data.draw(st.integers(1, len(codes) - 1))
-    chosen, rest = stratified(labels, n, seed=seed, classes=("a", "b", "c"))
-    assert len(chosen) == n and sorted([*chosen, *rest]) == list(range(len(codes)))
-    if (by := strata(labels, n)) is not None:
-        for group in np.unique(by):
-            wanted = n * (by == group).sum() / len(by)
-            assert abs((by[chosen] == group).sum() - wanted) < 1.5
+    selected, rest = stratified(labels, n, seed=seed, classes=("a", "b", "c"))
+    assert len(selected) == n and sorted([*selected, *rest]) == list(range(len(codes)))
+    if (groups := strata(labels, n)) is not None:
+        for group in np.unique(groups):
+            exact = n * (groups == group).sum() / len(groups)
+            assert abs((groups[selected] == group).sum() - exact) < 1.5
 
 
 def test_splits_say_when_sets_are_too_many(tmp_path: Path) -> None:
-    told: list[str] = []
-    few = table(tmp_path / "a", [SETS[i % 3] for i in range(30)])
-    splits = load_data(str(few), progress=told.append)
-    assert splits.record["several_labels"] and splits.record["drawn_plainly"] == [] and not told
+    lines: list[str] = []
+    few_sets = table(tmp_path / "a", [SETS[i % 3] for i in range(30)])
+    splits = load_data(str(few_sets), progress=lines.append)
+    assert splits.record["several_labels"] and splits.record["drawn_plainly"] == [] and not lines
     assert len(splits.train) + len(splits.test) == 30 - len(splits.val or ())
     cells = [";".join(f"l{b}" for b in range(5) if i >> b & 1 or b == 4) for i in range(16)]
-    many = table(tmp_path / "b", cells)
-    splits = load_data(str(many), progress=told.append, test=3, val=0)
-    assert splits.record["drawn_plainly"] == ["test"] and "at random" in told[0]
-    assert len(load_data(str(few), fraction=0.5, progress=told.append).train) in (10, 11)
+    many_sets = table(tmp_path / "b", cells)
+    splits = load_data(str(many_sets), progress=lines.append, test=3, val=0)
+    assert splits.record["drawn_plainly"] == ["test"] and "at random" in lines[0]
+    assert len(load_data(str(few_sets), fraction=0.5, progress=lines.append).train) in (10, 11)
     with refused(ConfigError, what="shots of 't'"):
-        load_data(str(few), shots=2)
+        load_data(str(few_sets), shots=2)
     with refused(ConfigError, what="size of a split"):
-        load_data(str(few), test=30)
+        load_data(str(few_sets), test=30)
 
 
 def test_rows_reach_the_tensors() -> None:
     labels = np.array([[1, 0], [1, 1], [0, 1]])
     images = np.zeros((3, 4, 4), np.uint8)
-    found = ImageSet("x", images, labels, ("a", "b"))
+    image_set = ImageSet("x", images, labels, ("a", "b"))
 
     def look(_: Image.Image) -> torch.Tensor:
         return torch.zeros(3, 4, 4)
 
-    assert tensors(found, look).tensors[1].tolist() == labels.tolist()
-    assert Prepared(found, look)[1][1].tolist() == [1, 1] and found[0][1].tolist() == [1, 0]
+    assert tensors(image_set, look).tensors[1].tolist() == labels.tolist()
+    assert Prepared(image_set, look)[1][1].tolist() == [1, 1] and image_set[0][1].tolist() == [1, 0]
     for bad in (labels * 2, labels[:, :1], labels.astype(float)):
         with refused(DataError, what="labels of 'x'"):
             ImageSet("x", images, bad, ("a", "b"))

@@ -44,10 +44,14 @@ def _bits(batches: Any) -> list[bytes]:
 
 def test_augmentation_differs_between_epochs_and_seeds(noise_set: Noise) -> None:
     images = noise_set(6, size=16)
-    one = _light(images)
-    draws = [one.drawn(0, 0)[0], one.drawn(1, 0)[0], _light(images, seed=1).drawn(0, 0)[0]]
+    prepared = _light(images)
+    draws = [
+        prepared.drawn(0, 0)[0],
+        prepared.drawn(1, 0)[0],
+        _light(images, seed=1).drawn(0, 0)[0],
+    ]
     assert not any(torch.equal(a, b) for a, b in combinations(draws, 2))
-    assert torch.equal(one[0][0], draws[0]) and torch.equal(one[0][0], one[0][0])
+    assert torch.equal(prepared[0][0], draws[0]) and torch.equal(prepared[0][0], prepared[0][0])
 
 
 def test_the_global_generator_does_not_change(noise_set: Noise) -> None:
@@ -65,10 +69,10 @@ def test_no_space_for_workers_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_tensors_equal_the_transform_one_by_one(noise_set: Noise) -> None:
     images, transform = noise_set(9), eval_transform(INPUTS)
-    held = tensors(images, transform)
-    assert isinstance(held, TensorDataset) and len(held) == 9
+    stacked = tensors(images, transform)
+    assert isinstance(stacked, TensorDataset) and len(stacked) == 9
     for i in (0, 4, 8):
-        x, y = held[i]
+        x, y = stacked[i]
         assert torch.equal(x, transform(images.image(i))) and int(y) == images.labels[i]
 
 
@@ -108,5 +112,5 @@ def test_sets_can_be_pickled_for_worker_processes(tmp_path: Path, noise_set: Noi
     for i, file in enumerate(files):
         full.image(i).save(file)
     lazy = _light(ImageSet("lazy", files, full.labels, full.classes).select([2, 0]))
-    there = ForkingPickler.loads(ForkingPickler.dumps(lazy))  # what "spawn" does with it
-    assert torch.equal(there.drawn(1, 0)[0], lazy.drawn(1, 0)[0]) and there[0][1] == 2
+    unpickled = ForkingPickler.loads(ForkingPickler.dumps(lazy))  # what "spawn" does with it
+    assert torch.equal(unpickled.drawn(1, 0)[0], lazy.drawn(1, 0)[0]) and unpickled[0][1] == 2

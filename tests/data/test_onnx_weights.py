@@ -75,12 +75,12 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
 
 def test_every_truncation_is_an_error(tmp_path: Path) -> None:
     _save(tmp_path / "m.onnx", {"w": np.ones((3, 4), np.float32)})
-    whole = (tmp_path / "m.onnx").read_bytes()
-    graph_ends = len(whole) - len(
+    content = (tmp_path / "m.onnx").read_bytes()
+    graph_ends = len(content) - len(
         onnx.load(tmp_path / "m.onnx").opset_import[0].SerializeToString()
     )
     for size in range(graph_ends - 2):
-        (tmp_path / "m.onnx").write_bytes(whole[:size])
+        (tmp_path / "m.onnx").write_bytes(content[:size])
         with pytest.raises(CheckpointError):
             read_onnx(tmp_path / "m.onnx")
 

@@ -51,9 +51,9 @@ WHEEL = "toy_data-1.0-py3-none-any.whl"
 
 def test_a_supplied_archive_is_unpacked_once(tmp_path: Path) -> None:
     package = _supply(tmp_path, WHEEL, _wheel({"toy/data.csv": b"1,2"}))
-    said: list[str] = []
-    folder = obtain(package, cache=tmp_path, progress=said.append)
-    assert (folder / "toy/data.csv").read_bytes() == b"1,2" and said == []
+    lines: list[str] = []
+    folder = obtain(package, cache=tmp_path, progress=lines.append)
+    assert (folder / "toy/data.csv").read_bytes() == b"1,2" and lines == []
     (tmp_path / "archives" / WHEEL).unlink()
     assert obtain(package, cache=tmp_path) == folder
 
@@ -120,13 +120,13 @@ def test_another_hash_is_refused(tmp_path: Path) -> None:
 def test_no_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     package = Package("pypi", "intarsia-no-such-package", "1.0", "0" * 64, 1, "MIT")
-    said: list[str] = []
+    lines: list[str] = []
     with pytest.raises(AssetError) as caught:
-        obtain(package, cache=tmp_path, progress=said.append)
+        obtain(package, cache=tmp_path, progress=lines.append)
     assert (
         "Check the network" in caught.value.fix and str(tmp_path / "archives") in caught.value.fix
     )
-    assert len(said) == 1 and "intarsia-no-such-package==1.0" in said[0]
+    assert len(lines) == 1 and "intarsia-no-such-package==1.0" in lines[0]
 
 
 @pytest.mark.parametrize(("registry", "program"), [("debian", "apt-get"), ("npm", "npm")])

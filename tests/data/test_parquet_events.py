@@ -36,10 +36,10 @@ def columns_of(rows: list[Any]) -> dict[str, Any]:
     return {"user_id": user, "item_id": item, "timestamp": time, "rating": rating}
 
 
-def same(one: Interactions, other: Interactions) -> None:
-    assert one.user_ids == other.user_ids and one.item_ids == other.item_ids
+def same(first: Interactions, second: Interactions) -> None:
+    assert first.user_ids == second.user_ids and first.item_ids == second.item_ids
     for name in ("users", "items", "times", "ratings"):
-        assert np.array_equal(getattr(one, name), getattr(other, name), equal_nan=True)
+        assert np.array_equal(getattr(first, name), getattr(second, name), equal_nan=True)
 
 
 @pytest.mark.parametrize("block", [1, 4, 100])
@@ -50,24 +50,24 @@ def test_parquet_is_what_csv_is(
     with (tmp_path / "a.csv").open("w", newline="") as out:
         rows = [[*row[:3], "" if row[3] is None else row[3]] for row in ROWS]
         csv.writer(out).writerows([["user", "item", "time", "rating"], *rows])
-    whole = load_interactions(tmp_path / "a.csv")
-    same(load_interactions(write(tmp_path / "a.parquet", **columns_of(ROWS))), whole)
+    from_csv = load_interactions(tmp_path / "a.csv")
+    same(load_interactions(write(tmp_path / "a.parquet", **columns_of(ROWS))), from_csv)
     folder = tmp_path / "shop"  # several files, and what is known of items
     folder.mkdir()
     for part in (0, 1):
         write(folder / f"part-{part}.parquet", **columns_of(ROWS[4 * part : 4 * part + 4]))
     (folder / "shop.item").write_text("item_id:token\tcolour:token\na\tred\nz\tblue\n")
-    found = load_interactions(folder)
-    assert found.item_ids == ("a", "z", "b", "c", "d") and len(found) == len(whole)
-    assert found.fields["colour"].values == (("red",), ("blue",), (), (), ())
-    ids = [whole.item_ids[i] for i in whole.items]
-    assert [found.item_ids[i] for i in found.items] == ids
+    from_parquet = load_interactions(folder)
+    assert from_parquet.item_ids == ("a", "z", "b", "c", "d") and len(from_parquet) == len(from_csv)
+    assert from_parquet.fields["colour"].values == (("red",), ("blue",), (), (), ())
+    ids = [from_csv.item_ids[i] for i in from_csv.items]
+    assert [from_parquet.item_ids[i] for i in from_parquet.items] == ids
 
 
 def test_timestamps_are_seconds_and_without_times_rows_are_in_order(tmp_path: Path) -> None:
-    when = np.array(["1970-01-01T00:00:10.5", "1970-01-01T00:00:02"], "datetime64[ms]")
-    found = load_interactions(write(tmp_path / "a.parquet", user=[1, 1], item=[7, 8], time=when))
-    assert found.times.tolist() == [2.0, 10.5] and found.item_ids == ("7", "8")
+    times = np.array(["1970-01-01T00:00:10.5", "1970-01-01T00:00:02"], "datetime64[ms]")
+    events = load_interactions(write(tmp_path / "a.parquet", user=[1, 1], item=[7, 8], time=times))
+    assert events.times.tolist() == [2.0, 10.5] and events.item_ids == ("7", "8")
     for part in ("b", "c"):
         write(tmp_path / f"{part}.parquet", user=["u"], item=[part])
     (tmp_path / "a.parquet").unlink()
@@ -121,5 +121,5 @@ def spans_naive(data: Interactions, gap: float, shortest: int, longest: int) -> 
 )
 def test_sessions_are_those_of_the_definition(rows: list[tuple[str, int]], longest: int) -> None:
     data = events([(user, "x", float(time), 1.0) for user, time in rows])
-    found = data.sessions(3, shortest=1, longest=longest)
-    assert list(found.spans) == spans_naive(data, 3, 1, longest)
+    sessions = data.sessions(3, shortest=1, longest=longest)
+    assert list(sessions.spans) == spans_naive(data, 3, 1, longest)

@@ -37,20 +37,20 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def processor(**more: Any) -> Processor:
+def processor(**options: Any) -> Processor:
     both = {"image": ENCODERS["pixels"], "audio": ENCODERS["log-mel"]}
     counts = {"image": lambda views: 4 * views, "audio": lambda views: 2}
-    return Processor(Letters(), both, counts, progress=lambda _: None, **more)
+    return Processor(Letters(), both, counts, progress=lambda _: None, **options)
 
 
 @given(st.integers(1, 20_000), st.integers(1, 20_000), st.integers(0, 9))
 @settings(max_examples=25)
-def test_a_grid_has_at_most_so_many_tiles(width: int, height: int, most: int) -> None:
-    rows, columns = grid_of(width, height, 112, most)
-    assert rows * columns <= most and rows * columns != 1
+def test_a_grid_has_at_most_so_many_tiles(width: int, height: int, limit: int) -> None:
+    rows, columns = grid_of(width, height, 112, limit)
+    assert rows * columns <= limit and rows * columns != 1
     assert rows <= -(-height // 112) and columns <= -(-width // 112)
     assert (
-        grid_of(height, width, 112, most)[0] * grid_of(height, width, 112, most)[1]
+        grid_of(height, width, 112, limit)[0] * grid_of(height, width, 112, limit)[1]
         == rows * columns
     )
 
@@ -63,16 +63,16 @@ def test_a_grid_has_at_most_so_many_tiles(width: int, height: int, most: int) ->
 def test_a_picture_of_any_shape_becomes_square_views(
     size: tuple[int, int], grid: tuple[int, int]
 ) -> None:
-    found, got = views(Image.new("RGB", size, "black"), 112, 4)
-    assert got == grid and found.shape == (1 + grid[0] * grid[1], 112, 112, 3)
-    assert found.min() == 0  # even a line of 3 px is there
+    all_views, got = views(Image.new("RGB", size, "black"), 112, 4)
+    assert got == grid and all_views.shape == (1 + grid[0] * grid[1], 112, 112, 3)
+    assert all_views.min() == 0  # even a line of 3 px is there
 
 
 def test_tiles_are_the_picture_row_by_row() -> None:
-    whole = np.random.default_rng(0).integers(0, 255, (224, 336, 3), dtype=np.uint8)
-    found, grid = views(Image.fromarray(whole), 112, 6)
+    pixels = np.random.default_rng(0).integers(0, 255, (224, 336, 3), dtype=np.uint8)
+    all_views, grid = views(Image.fromarray(pixels), 112, 6)
     assert grid == (2, 3)
-    assert np.array_equal(found[1 + 4], whole[112:, 112:224])
+    assert np.array_equal(all_views[1 + 4], pixels[112:, 112:224])
 
 
 def test_a_picture_in_memory_is_read_as_its_file(tmp_path: Path) -> None:
@@ -125,17 +125,20 @@ def test_silence_after_a_sound_is_not_heard() -> None:
 
 @pytest.mark.parametrize("name", ["pixels", "log-mel"])
 def test_features_are_computed_once(name: str, cache: Path) -> None:
-    by = ENCODERS[name]
-    source: Any = picture(1) if by.modality == "image" else sound(1)
-    told: list[str] = []
-    first = features(by, [source, source], progress=told.append)
-    again = features(by, [source], progress=told.append)
-    assert len(told) == 1 and "1 files" in told[0]
+    encoder_used = ENCODERS[name]
+    source: Any = picture(1) if encoder_used.modality == "image" else sound(1)
+    lines: list[str] = []
+    first = features(encoder_used, [source, source], progress=lines.append)
+    again = features(encoder_used, [source], progress=lines.append)
+    assert len(lines) == 1 and "1 files" in lines[0]
     assert torch.equal(first[0], again[0]) and torch.equal(first[0], first[1])
-    assert first[0].shape == (1, by.vectors, by.width) and first[0].dtype == torch.float16
+    assert (
+        first[0].shape == (1, encoder_used.vectors, encoder_used.width)
+        and first[0].dtype == torch.float16
+    )
     next(cache.rglob("*.safetensors")).write_bytes(b"damaged")
     with refused(AssetError, got=SafetensorError):
-        features(by, [source], progress=told.append)
+        features(encoder_used, [source], progress=lines.append)
 
 
 def test_two_channels_are_not_one_that_is_longer() -> None:
@@ -167,15 +170,15 @@ def test_whispers_file_is_read_to_its_last_byte() -> None:
     parts = [tensor("encoder/position_encodings/encodings", 6, 4), *norm("encoder/layer_norm")]
     parts += [*both("encoder/conv1", 4, 2, 3), *both("encoder/conv2", 4, 4, 3)]
     for i in range(hearing.LAYERS):
-        at = f"encoder/layer_{i}"
-        parts += [*norm(f"{at}/self_attention/layer_norm"), *norm(f"{at}/ffn/layer_norm")]
-        parts += both(f"{at}/self_attention/linear_0", 12, 4)
-        parts += both(f"{at}/self_attention/linear_1", 4, 4)
-        parts += [*both(f"{at}/ffn/linear_0", 8, 4), *both(f"{at}/ffn/linear_1", 4, 8)]
+        prefix = f"encoder/layer_{i}"
+        parts += [*norm(f"{prefix}/self_attention/layer_norm"), *norm(f"{prefix}/ffn/layer_norm")]
+        parts += both(f"{prefix}/self_attention/linear_0", 12, 4)
+        parts += both(f"{prefix}/self_attention/linear_1", 4, 4)
+        parts += [*both(f"{prefix}/ffn/linear_0", 8, 4), *both(f"{prefix}/ffn/linear_1", 4, 8)]
     raw = struct.pack("<I", 6) + struct.pack("<H", 2) + b"W\0" + struct.pack("<II", 1, len(parts))
-    found = hearing.encoder_weights(raw + b"".join(parts))
-    assert found["layers.5.self_attn.v_proj.bias"].shape == (4,)
-    assert "layers.5.self_attn.k_proj.bias" not in found and len(found) == 7 + 15 * 6
+    weights = hearing.encoder_weights(raw + b"".join(parts))
+    assert weights["layers.5.self_attn.v_proj.bias"].shape == (4,)
+    assert "layers.5.self_attn.k_proj.bias" not in weights and len(weights) == 7 + 15 * 6
     with refused(AssetError, what="weights of whisper-base"):
         hearing.encoder_weights((raw + b"".join(parts))[:-8])
 
@@ -194,8 +197,8 @@ def test_marks_stand_where_they_are_written() -> None:
 
 
 def test_an_answer_changes_nothing_before_it() -> None:
-    one, two = processor().rows([Question("a", "b"), Question("a", "cdef")])
-    assert torch.equal(one["asked"].nonzero(), two["asked"].nonzero())
+    short_row, long_row = processor().rows([Question("a", "b"), Question("a", "cdef")])
+    assert torch.equal(short_row["asked"].nonzero(), long_row["asked"].nonzero())
 
 
 @pytest.mark.parametrize(
@@ -226,12 +229,12 @@ def test_a_line_that_cannot_be_is_refused(tmp_path: Path, line: str, want: str) 
 
 
 @pytest.mark.parametrize(
-    "given",
+    "source",
     [{"image": picture(0)}, {"image": ("a.png",)}, {"audio": sound(0)}, {"audio": Path("a.wav")}],
 )
-def test_a_source_that_is_none_is_refused(given: Any) -> None:
+def test_a_source_that_is_none_is_refused(source: Any) -> None:
     with pytest.raises(DataError, match="For example"):
-        Question("a", **given)
+        Question("a", **source)
 
 
 def test_a_file_of_questions_is_split_by_picture(tmp_path: Path) -> None:
@@ -240,9 +243,9 @@ def test_a_file_of_questions_is_split_by_picture(tmp_path: Path) -> None:
     lines = [{"image": f"{i % 4}.png", "text": "word"} for i in range(12)]
     lines += [{"question": f"say {i}.", "answer": "word"} for i in "abcdefgh"]
     (tmp_path / "d.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    found = read_questions(tmp_path / "d.jsonl")
-    assert {q.modality for q in found} == {"image", "text"}
-    parts = split_questions(found, processor(), seed=1, val=0, test=4)
+    questions = read_questions(tmp_path / "d.jsonl")
+    assert {q.modality for q in questions} == {"image", "text"}
+    parts = split_questions(questions, processor(), seed=1, val=0, test=4)
     sides = [
         {str(q.image[0]) for q in part.questions if q.image} for part in (parts.train, parts.test)
     ]

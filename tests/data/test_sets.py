@@ -36,15 +36,15 @@ def toy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Any]:
     return {"name": "toy", "progress": lambda _: None, "calls": calls}
 
 
-def _load(toy: dict[str, Any], **more: Any) -> Any:
-    return load(**{k: v for k, v in toy.items() if k != "calls"}, **more)
+def _load(toy: dict[str, Any], **options: Any) -> Any:
+    return load(**{k: v for k, v in toy.items() if k != "calls"}, **options)
 
 
 def test_a_set_is_decoded_once_and_then_cached(toy: dict[str, Any]) -> None:
-    one, two = _load(toy), _load(toy)
+    first, second = _load(toy), _load(toy)
     assert len(toy["calls"]) == 1
-    np.testing.assert_array_equal(one.images, two.images)
-    assert (one.classes, one.licence, one.source) == (("x", "y", "z"), "CC0", "pypi:toy==1")
+    np.testing.assert_array_equal(first.images, second.images)
+    assert (first.classes, first.licence, first.source) == (("x", "y", "z"), "CC0", "pypi:toy==1")
 
 
 def test_the_publishers_parts(toy: dict[str, Any]) -> None:

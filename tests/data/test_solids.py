@@ -44,20 +44,20 @@ def test_the_nearer_of_two_is_seen() -> None:
     front = Solid("ball", (0, -3, 1), colour=(0.8, 0.0, 0.0))
     back = Solid("ball", (0, 0, 1), colour=(0.0, 0.8, 0.0))
     for solids in ([front, back], [back, front]):
-        picture, seen = render(solids, view, 40)
-        assert seen[solids.index(front)] > 0 and seen[solids.index(back)] == 0
+        picture, visible = render(solids, view, 40)
+        assert visible[solids.index(front)] > 0 and visible[solids.index(back)] == 0
         assert picture[20, 20, 0] > 100 > picture[20, 20, 1]
 
 
 def test_a_shadow_falls_away_from_the_lamp() -> None:
     ball = Solid("ball", (0, 0, 2.0))
     eye, target = (0.0, -0.01, 30.0), (0.0, 0.0, 0.0)  # from above: right is +x
-    left, right = (
+    left_lit, right_lit = (
         render([ball], View(eye, target, zoom=3, lamp=(x, 0, 1)), 60)[0][..., 0].astype(int)
         for x in (-1.0, 1.0)
     )
-    assert left[30, 44] < left[30, 15] and right[30, 15] < right[30, 44]
-    np.testing.assert_allclose(left, right[:, ::-1], atol=1)
+    assert left_lit[30, 44] < left_lit[30, 15] and right_lit[30, 15] < right_lit[30, 44]
+    np.testing.assert_allclose(left_lit, right_lit[:, ::-1], atol=1)
 
 
 def test_depth_is_along_the_line_of_sight() -> None:

@@ -40,9 +40,9 @@ def test_all_recordings_of_a_name_are_on_one_side(tmp_path: Path) -> None:
     folders = tmp_path / "one", tmp_path / "two"
     _, languages, classes = sounds.prompt_language(*folders)
     assert len(languages) == 16 and classes == list(sounds.LANGUAGES)  # without silence
-    rows = sounds._rows(folders)
-    late = [sounds._late("/".join(file.parts[-2:])) for file, _ in rows]
-    late = [sounds._late(f.name) if f.name == "hello.wav" else x
+    rows = sounds._files_by_part(folders)
+    late = [sounds._is_for_testing("/".join(file.parts[-2:])) for file, _ in rows]
+    late = [sounds._is_for_testing(f.name) if f.name == "hello.wav" else x
             for x, (f, _) in zip(late, rows, strict=True)]  # fmt: skip
     assert late == sorted(late) and 0 < sum(late) < 16
     _, kinds, names = sounds.prompt_kind(*folders)
@@ -53,7 +53,7 @@ def test_prompts_for_testing_are_no_others(tmp_path: Path) -> None:
     for n in range(9):
         root = tmp_path / "usr/share/asterisk/sounds/en_f/digits"
         _tone(root / f"{n}.wav", 300 + 10 * n, 0.2 + 0.01 * n)
-    early, late = (sounds.prompts(tmp_path, late=late) for late in (False, True))
+    early, late = (sounds.prompts(tmp_path, for_testing=late) for late in (False, True))
     assert len(early) + len(late) == 9 and early and late
-    assert len({len(one) for one in (*early, *late)}) == 9
+    assert len({len(prompt) for prompt in (*early, *late)}) == 9
     assert 0.6 < np.abs(early[0]).max() <= 1

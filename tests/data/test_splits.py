@@ -27,8 +27,8 @@ def _keys(images: ImageSet | None) -> set[str]:
 
 
 def test_any_seed_from_zero_on(noise_set: Noise) -> None:
-    found = [make_splits({"all": noise_set(30)}, seed=seed, val=0) for seed in (2**32, 2**62)]
-    assert found[0].test.digests != found[1].test.digests
+    splits = [make_splits({"all": noise_set(30)}, seed=seed, val=0) for seed in (2**32, 2**62)]
+    assert splits[0].test.digests != splits[1].test.digests
     for make in (
         lambda: make_splits({"all": noise_set(30)}, seed=-1),
         lambda: load_data("x", seed=-1),
@@ -53,12 +53,12 @@ def test_parts_are_disjoint_and_the_test_part_stays(
 ) -> None:
     full = noise_set(60)
     splits = make_splits({"all": full}, seed=seed, train=train, val=val, test=12)
-    one, two, three = _keys(splits.train), _keys(splits.val), _keys(splits.test)
-    assert not one & two and not one & three and not two & three
-    assert (len(one), len(three)) == (train, 12)
-    assert val is None or len(two) == val
+    train_keys, val_keys, test_keys = _keys(splits.train), _keys(splits.val), _keys(splits.test)
+    assert not train_keys & val_keys and not train_keys & test_keys and not val_keys & test_keys
+    assert (len(train_keys), len(test_keys)) == (train, 12)
+    assert val is None or len(val_keys) == val
     again = make_splits({"all": full}, seed=seed, test=12)
-    assert _keys(again.test) == three
+    assert _keys(again.test) == test_keys
 
 
 def test_default_sizes(noise_set: Noise) -> None:
@@ -71,8 +71,8 @@ def test_val_zero_gives_no_validation_part(noise_set: Noise) -> None:
 
 
 def test_another_seed_gives_another_split(noise_set: Noise) -> None:
-    one, two = (make_splits({"all": noise_set(60)}, seed=s) for s in (0, 1))
-    assert _keys(one.test) != _keys(two.test)
+    first, second = (make_splits({"all": noise_set(60)}, seed=s) for s in (0, 1))
+    assert _keys(first.test) != _keys(second.test)
 
 
 def test_published_parts_are_kept_apart(noise_set: Noise) -> None:
@@ -168,33 +168,33 @@ def test_neither_a_name_nor_a_path_is_refused(
 @given(
     seed=st.integers(0, 5),
     published=st.booleans(),
-    asked=st.sampled_from([{"fraction": 0.1}, {"fraction": 0.5}, {"shots": 1}, {"shots": 4}]),
+    size=st.sampled_from([{"fraction": 0.1}, {"fraction": 0.5}, {"shots": 1}, {"shots": 4}]),
 )
 def test_fewer_training_images_leave_the_other_parts_alone(
-    noise_set: Noise, seed: int, published: bool, asked: dict[str, float]
+    noise_set: Noise, seed: int, published: bool, size: dict[str, float]
 ) -> None:
     parts = {"train" if published else "all": noise_set(90)}
     parts |= {"val": noise_set(12, seed=1), "test": noise_set(9, seed=2)} if published else {}
-    full, few = make_splits(parts, seed=seed), make_splits(parts, seed=seed, **asked)  # pyright: ignore
-    assert _keys(few.train) < _keys(full.train)
-    assert few.val is not None and full.val is not None
-    assert few.val.digests == full.val.digests and few.test.digests == full.test.digests
-    per_class = set(few.train.counts().values())
-    if "shots" in asked:
-        assert per_class == {asked["shots"]}
+    full, smaller = make_splits(parts, seed=seed), make_splits(parts, seed=seed, **size)  # pyright: ignore
+    assert _keys(smaller.train) < _keys(full.train)
+    assert smaller.val is not None and full.val is not None
+    assert smaller.val.digests == full.val.digests and smaller.test.digests == full.test.digests
+    per_class = set(smaller.train.counts().values())
+    if "shots" in size:
+        assert per_class == {size["shots"]}
     else:
-        share = len(few.train) / len(full.train)
-        assert abs(share - asked["fraction"]) < 0.5 * 3 / len(full.train) + 1e-9
-    assert few.record["kept"] == asked and full.record["kept"] == {}
+        share = len(smaller.train) / len(full.train)
+        assert abs(share - size["fraction"]) < 0.5 * 3 / len(full.train) + 1e-9
+    assert smaller.record["kept"] == size and full.record["kept"] == {}
 
 
 def test_fewer_shots_where_there_are_not_enough(noise_set: Noise) -> None:
     parts = {"train": noise_set(11), "test": noise_set(6, seed=1)}
     with refused(ConfigError, what="images of each class of 'noise'"):
         make_splits(parts, seed=0, val=0, shots=4)
-    few = make_splits(parts, seed=0, val=0, shots=4, fewer=True)
-    assert list(few.train.counts().values()) == [4, 4, 3]
-    assert few.record["kept"] == {"shots": 4, "fewer": True}
+    splits = make_splits(parts, seed=0, val=0, shots=4, fewer=True)
+    assert list(splits.train.counts().values()) == [4, 4, 3]
+    assert splits.record["kept"] == {"shots": 4, "fewer": True}
 
 
 def test_only_one_way_to_reduce_training_images_may_be_given(
@@ -213,8 +213,8 @@ def test_classes_without_training_image(noise_set: Noise) -> None:
     parts = {"train": full.select(range(0, 30, 3)), "val": full, "test": noise_set(9, seed=1)}
     with refused(DataError, what="classes of 'noise/train'"):
         make_splits(parts, seed=0)
-    kept = make_splits(parts, seed=0, every_class=False)
-    assert kept.train.counts() == {"c0": 10, "c1": 0, "c2": 0} and len(kept.classes) == 3
+    splits = make_splits(parts, seed=0, every_class=False)
+    assert splits.train.counts() == {"c0": 10, "c1": 0, "c2": 0} and len(splits.classes) == 3
 
 
 @given(seed=st.integers(0, 2**32 - 1), counts=st.lists(st.integers(1, 20), min_size=1, max_size=5))
@@ -230,17 +230,17 @@ def test_folds_deal_out_every_class_evenly(seed: int, counts: list[int]) -> None
 
 
 def test_a_fold_is_held_out_of_the_training_part_alone(noise_set: Noise) -> None:
-    whole = make_splits({"train": noise_set(23), "test": noise_set(6, seed=1)}, seed=0, val=0)
-    held: set[str] = set()
+    full = make_splits({"train": noise_set(23), "test": noise_set(6, seed=1)}, seed=0, val=0)
+    held_out: set[str] = set()
     for number in range(5):
-        found = hold_out(whole, Fold(number, 5, seed=3))
-        assert _keys(found.train) | _keys(found.val) == _keys(whole.train)
-        assert not _keys(found.train) & _keys(found.val) and not held & _keys(found.val)
-        assert found.test is whole.test
-        held |= _keys(found.val)
-        assert found.record["fold"] == {"number": number, "folds": 5, "seed": 3}
-        assert found.val is not None and found.record["parts"]["val"]["n"] == len(found.val)
-    assert held == _keys(whole.train)
+        splits = hold_out(full, Fold(number, 5, seed=3))
+        assert _keys(splits.train) | _keys(splits.val) == _keys(full.train)
+        assert not _keys(splits.train) & _keys(splits.val) and not held_out & _keys(splits.val)
+        assert splits.test is full.test
+        held_out |= _keys(splits.val)
+        assert splits.record["fold"] == {"number": number, "folds": 5, "seed": 3}
+        assert splits.val is not None and splits.record["parts"]["val"]["n"] == len(splits.val)
+    assert held_out == _keys(full.train)
 
 
 def test_a_validation_part_can_be_trained_on(make_folder: Make) -> None:

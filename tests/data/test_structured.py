@@ -19,17 +19,17 @@ from ..refusals import refused
 NAMES = structured.names()
 
 
-def _load(name: str, n: int, cache: Path, **more: Any) -> Any:
-    return structured.load(name, n, cache=cache, progress=lambda _: None, **more)
+def _load(name: str, n: int, cache: Path, **options: Any) -> Any:
+    return structured.load(name, n, cache=cache, progress=lambda _: None, **options)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_picture_depends_on_its_number_only(name: str, tmp_path: Path) -> None:
     alone = structured.picture(name, 17)  # before any other
-    many = _load(name, 20, tmp_path)
-    np.testing.assert_array_equal(many.images[17], alone)
+    larger = _load(name, 20, tmp_path)
+    np.testing.assert_array_equal(larger.images[17], alone)
     assert not np.array_equal(structured.picture(name, 17, seed=1), alone)
-    assert many.images.dtype == np.uint8 and many.images[17].std() > 5
+    assert larger.images.dtype == np.uint8 and larger.images[17].std() > 5
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -135,10 +135,10 @@ def test_distance_is_that_of_the_nearest_object() -> None:
 
 def test_objects_do_not_touch() -> None:
     solids, _, _ = structured.arrange("synthetic-count", 0, 7)
-    for i, one in enumerate(solids):
-        assert one.at[2] == one.size[2]
+    for i, solid in enumerate(solids):
+        assert solid.at[2] == solid.size[2]
         for two in solids[:i]:
-            assert math.dist(one.at[:2], two.at[:2]) > one.size[0] + two.size[0]
+            assert math.dist(solid.at[:2], two.at[:2]) > solid.size[0] + two.size[0]
 
 
 def test_azimuth_and_elevation_are_smallnorbs() -> None:

@@ -33,8 +33,8 @@ class Chat(Bytes):
 
     def apply_chat_template(self, messages: Any, tokenize: bool, **rest: Any) -> str:
         assert not tokenize
-        said = "".join(f"<{m['role']}>{m['content']}</>\n" for m in messages)
-        return said + ("<assistant>" if rest.get("add_generation_prompt") else "")
+        rendered = "".join(f"<{m['role']}>{m['content']}</>\n" for m in messages)
+        return rendered + ("<assistant>" if rest.get("add_generation_prompt") else "")
 
 
 def _jsonl(path: Path, rows: list[Any]) -> str:
@@ -52,8 +52,8 @@ def test_a_text_is_cut_in_order_and_its_end_is_the_test_part(tmp_path: Path) -> 
     data = load_texts(str(file), Bytes(), length=10, seed=0)
     parts = (data.train, data.val, data.test)
     assert [len(p) for p in parts if p is not None] == [16, 2, 2]
-    whole = "".join(_text(row["input_ids"]) for p in parts if p is not None for row in p)
-    assert whole == file.read_text()
+    joined = "".join(_text(row["input_ids"]) for p in parts if p is not None for row in p)
+    assert joined == file.read_text()
     assert data.record["parts"]["train"]["tokens"] == 16 * 9
     assert len(load_texts(str(file), Bytes(), length=10, seed=0, train=3, val=0).train) == 3
     half = load_texts(str(file), Bytes(), length=10, seed=0, train=0.5, val=1, test=1)
@@ -65,14 +65,14 @@ def test_read_texts_gives_one_part_even_for_short_texts(tmp_path: Path) -> None:
     file = tmp_path / "a.txt"
     for count, sizes in {5: [5], 10: [10], 25: [10, 10, 5], 31: [10, 10, 10]}.items():
         file.write_text("a" * count)
-        found = read_texts(str(file), Bytes(), length=10)
-        assert [len(row["input_ids"]) for row in found] == sizes
-    assert found.name == "a/all"
+        texts = read_texts(str(file), Bytes(), length=10)
+        assert [len(row["input_ids"]) for row in texts] == sizes
+    assert texts.name == "a/all"
     rows = [{"prompt": "two?", "response": "2"}, {"prompt": "a" * 40, "response": "b"}]
-    said: list[str] = []
-    one = _jsonl(tmp_path / "b.jsonl", rows)
-    assert len(read_texts(one, Bytes(), length=32, progress=said.append)) == 1
-    assert "1 rows left out" in said[0]
+    lines: list[str] = []
+    instructions = _jsonl(tmp_path / "b.jsonl", rows)
+    assert len(read_texts(instructions, Bytes(), length=32, progress=lines.append)) == 1
+    assert "1 rows left out" in lines[0]
     file.write_text("a")
     with refused(DataError, got="no row of two tokens whose answer fits into 10"):
         read_texts(str(file), Bytes(), length=10)
@@ -95,13 +95,13 @@ def test_read_texts_gives_one_part_even_for_short_texts(tmp_path: Path) -> None:
 def test_only_answers_have_labels(tmp_path: Path, row: dict[str, Any]) -> None:
     rows = [row | {"id": i} for i in range(3)] + [{"text": f"free {i}"} for i in range(9)]
     data = load_texts(_jsonl(tmp_path / "a.jsonl", rows), Bytes(), length=32, seed=1)
-    found = [r for p in (data.train, data.val, data.test) if p is not None for r in p]
-    asked = [r for r in found if _text(r["input_ids"]).startswith("two?")]
-    assert len(asked) == 3
-    for r in asked:
+    all_rows = [r for p in (data.train, data.val, data.test) if p is not None for r in p]
+    matching = [r for r in all_rows if _text(r["input_ids"]).startswith("two?")]
+    assert len(matching) == 3
+    for r in matching:
         assert _text(r["input_ids"]) == "two?\n2\x00"
         assert r["labels"].tolist() == [IGNORED] * 5 + [ord("2"), 0]
-    free = [r for r in found if _text(r["input_ids"]).startswith("free")]
+    free = [r for r in all_rows if _text(r["input_ids"]).startswith("free")]
     assert all(torch.equal(r["labels"], r["input_ids"]) for r in free)
 
 
@@ -109,22 +109,22 @@ def test_a_chat_template_is_used_where_the_tokenizer_has_one(tmp_path: Path) -> 
     rows = [{"prompt": f"q{i}", "input": "more", "response": f"a{i}"} for i in range(5)]
     data = load_texts(_jsonl(tmp_path / "a.jsonl", rows), Chat(), length=64, seed=0)
     row = data.train[0]
-    text, known = _text(row["input_ids"]), row["labels"] != IGNORED
+    text, labelled = _text(row["input_ids"]), row["labels"] != IGNORED
     assert text.startswith("<user>q") and text.endswith("</>")
-    assert _text(row["input_ids"][known]) == f"a{text[7]}</>"
+    assert _text(row["input_ids"][labelled]) == f"a{text[7]}</>"
 
 
 @given(st.lists(st.integers(0, 6), min_size=4, max_size=40), st.integers(0, 99))
 @settings(max_examples=30, deadline=None)
 def test_rows_with_one_prompt_stay_in_one_part(groups: list[int], seed: int) -> None:
     parts = grouped([str(g) for g in groups], 1, 1, seed)
-    where = [p for p, rows in parts.items() for _ in rows]
+    part_of_row = [p for p, rows in parts.items() for _ in rows]
     flat = [i for rows in parts.values() for i in rows]
     assert sorted(flat) == list(range(len(groups)))
-    of = dict[int, set[str]]()
-    for i, part in zip(flat, where, strict=True):
-        of.setdefault(groups[i], set()).add(part)
-    assert all(len(found) == 1 for found in of.values())
+    parts_of_prompt = dict[int, set[str]]()
+    for i, part in zip(flat, part_of_row, strict=True):
+        parts_of_prompt.setdefault(groups[i], set()).add(part)
+    assert all(len(prompt_parts) == 1 for prompt_parts in parts_of_prompt.values())
     assert parts == grouped([str(g) for g in groups], 1, 1, seed)
 
 
@@ -132,12 +132,12 @@ def test_rows_whose_answer_does_not_fit_are_left_out_and_counted(tmp_path: Path)
     rows = [{"prompt": "p" * (3 + 30 * (i == 0)), "response": "r" * 9} for i in range(20)]
     for i, row in enumerate(rows):
         row["prompt"] += str(i)
-    told: list[str] = []
+    lines: list[str] = []
     data = load_texts(
-        _jsonl(tmp_path / "a.jsonl", rows), Bytes(), length=10, seed=0, progress=told.append
+        _jsonl(tmp_path / "a.jsonl", rows), Bytes(), length=10, seed=0, progress=lines.append
     )
-    assert data.record["skipped"] == 1 and "1 rows left out" in told[0]
-    assert data.record["cut"] == 19 and "19 answers cut off" in told[1]
+    assert data.record["skipped"] == 1 and "1 rows left out" in lines[0]
+    assert data.record["cut"] == 19 and "19 answers cut off" in lines[1]
     assert all(len(r["input_ids"]) == 10 for r in data.train)
 
 

@@ -72,12 +72,12 @@ def test_light_is_random_of_the_right_shape_and_range(picture: Picture) -> None:
     image, transform = picture(0, (32, 32)), train_transform(HALF, augment="light")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        one, two = transform(image), transform(image)
+        first, second = transform(image), transform(image)
         torch.manual_seed(0)
         again = transform(image)
-    assert one.shape == (3, 8, 8) and one.dtype == torch.float32
-    assert one.min() >= -1 and one.max() <= 1
-    assert torch.equal(one, again) and not torch.equal(one, two)
+    assert first.shape == (3, 8, 8) and first.dtype == torch.float32
+    assert first.min() >= -1 and first.max() <= 1
+    assert torch.equal(first, again) and not torch.equal(first, second)
 
 
 def test_crop_is_a_square_seven_eighths_of_the_shorter_side() -> None:
@@ -88,8 +88,8 @@ def test_crop_is_a_square_seven_eighths_of_the_shorter_side() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         rows = [transform(Image.fromarray(pixels))[0, :, 0] * 255 for _ in range(20)]
-    assert all((found.diff().round() == 1).all() and len(found) == 224 for found in rows)
-    starts = {round(found[0].item()) for found in rows}
+    assert all((row.diff().round() == 1).all() and len(row) == 224 for row in rows)
+    starts = {round(row[0].item()) for row in rows}
     assert len(starts) > 10 and starts <= set(range(33))
 
 
@@ -168,8 +168,12 @@ def test_a_transformers_model_from_its_own_folder(tmp_path: Path, picture: Pictu
     size = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = ViTConfig(image_size=32, patch_size=8, intermediate_size=32, **size)
     ViTForImageClassification(config).save_pretrained(tmp_path)
-    own = {**VIT, "size": {"height": 32, "width": 32}, "image_processor_type": "ViTImageProcessor"}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(own))
+    settings = {
+        **VIT,
+        "size": {"height": 32, "width": 32},
+        "image_processor_type": "ViTImageProcessor",
+    }
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(settings))
     model = ViTForImageClassification.from_pretrained(tmp_path)
     inputs = input_config(model)
     assert inputs.size == (32, 32) and inputs.crop_mode == "squash"

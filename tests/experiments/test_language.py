@@ -234,7 +234,7 @@ def test_predict_goes_on_from_lines_of_a_run_on_a_text(
     writer = open_run(out)
     assert isinstance(writer, TextRun) and not writer.asked
     assert (
-        read_prompts(["to be"], writer.tokenizer, asked=False)[0].ids.tolist()
+        read_prompts(["to be"], writer.tokenizer, as_questions=False)[0].ids.tolist()
         == (writer.tokenizer("to be")["input_ids"])
     )
     for words, message in {

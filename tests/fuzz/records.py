@@ -85,7 +85,7 @@ def _open_settings(folder: Path) -> Any:
     return (
         experiment.read(folder),
         read_config(folder),
-        auto._begun(folder / "auto.json", None, {}),  # pyright: ignore[reportPrivateUsage]
+        auto._stored_request(folder / "auto.json", None, {}),  # pyright: ignore[reportPrivateUsage]
         cli_recommending._read(folder / "recommend.json"),  # pyright: ignore
     )
 

@@ -11,7 +11,7 @@ from torch.utils.data import TensorDataset
 import intarsia
 from intarsia import Bottleneck, Lora, Mosa, adapt
 from intarsia.core.registry import card, settings_from_dict
-from intarsia.data import Held
+from intarsia.data import ImageTensors
 from intarsia.gating import random_sources, redraw
 from intarsia.hosts.anatomy.blocks import base_of
 from intarsia.hosts.anatomy.class_token import reading_class_token
@@ -103,7 +103,7 @@ def test_rows_and_the_class_token_give_what_tokens_give(name, rows):
 
 
 def held(tokens):
-    return Held(*tokens.tensors, digests=[str(n) for n in range(len(tokens))])
+    return ImageTensors(*tokens.tensors, digests=[str(n) for n in range(len(tokens))])
 
 
 def names_of(model, constants):

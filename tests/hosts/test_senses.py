@@ -17,7 +17,7 @@ from intarsia import Lora
 from intarsia.conformance.made import moved
 from intarsia.conformance.senses import Letters, decoder, picture, questions, sound
 from intarsia.core.errors import ConfigError, ShapeError, TargetError, UnknownName
-from intarsia.data.senses.questions import Asked, Question
+from intarsia.data.senses.questions import Question, QuestionRows
 from intarsia.hosts.senses.connectors import PlainConnector, Resampler, pooled
 from intarsia.hosts.senses.modalities import connectors_of
 from intarsia.senses import Modalities
@@ -43,7 +43,7 @@ def seeing() -> nn.Module:
 
 
 @pytest.fixture
-def rows(seeing: nn.Module) -> Asked:
+def rows(seeing: nn.Module) -> QuestionRows:
     return quiet(seeing).asked(questions(2))
 
 
@@ -52,7 +52,7 @@ def logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(**{n: t for n, t in batch.items() if n != "labels"}).logits
 
 
-def test_vectors_stand_at_their_marks(seeing: Any, rows: Asked) -> None:
+def test_vectors_stand_at_their_marks(seeing: Any, rows: QuestionRows) -> None:
     row = rows[0]
     ids = row["input_ids"]
     embeds = seeing.get_input_embeddings()(ids.clamp(min=0))[None]
@@ -63,14 +63,14 @@ def test_vectors_stand_at_their_marks(seeing: Any, rows: Asked) -> None:
     assert_close(logits(seeing, answers_batch([row])), want)
 
 
-def test_a_row_does_not_depend_on_its_batch(seeing: Any, rows: Asked) -> None:
+def test_a_row_does_not_depend_on_its_batch(seeing: Any, rows: QuestionRows) -> None:
     together = logits(seeing, answers_batch([rows[i] for i in range(6)]))
     for i in range(6):
         alone = logits(seeing, answers_batch([rows[i]]))[0]
         assert_close(together[i, : len(alone)], alone, rtol=1e-4, atol=1e-5)
 
 
-def test_text_alone_is_computed_as_before(seeing: Any, rows: Asked) -> None:
+def test_text_alone_is_computed_as_before(seeing: Any, rows: QuestionRows) -> None:
     ids = rows[2]["input_ids"][None]
     assert (ids >= 0).all()
     assert torch.equal(seeing(input_ids=ids).logits, decoder()(input_ids=ids).logits)
@@ -87,7 +87,7 @@ def test_only_connectors_learn_and_encoders_are_no_part_of_it(seeing: Any) -> No
     assert learned == {"connectors"}
 
 
-def test_a_batch_of_text_has_a_gradient_of_nothing(rows: Asked) -> None:
+def test_a_batch_of_text_has_a_gradient_of_nothing(rows: QuestionRows) -> None:
     model: Any = intarsia.apply(decoder(), SMALL)
     model.train()
     batch = answers_batch([rows[2]])
@@ -145,7 +145,7 @@ def test_a_rate_is_any_number(seeing: Any) -> None:
     assert said[0] == said[1] == said[2]
 
 
-def test_trainer_of_transformers_works(tmp_path: Path, rows: Asked) -> None:
+def test_trainer_of_transformers_works(tmp_path: Path, rows: QuestionRows) -> None:
     from transformers import Trainer, TrainingArguments
 
     model: Any = intarsia.apply(decoder(), SMALL)
@@ -174,7 +174,7 @@ def test_means_and_queries_make_so_many_vectors() -> None:
     assert short.shape == (2, 3, 8) and torch.isfinite(short).all()
 
 
-def test_what_cannot_be_is_refused(seeing: Any, rows: Asked) -> None:
+def test_what_cannot_be_is_refused(seeing: Any, rows: QuestionRows) -> None:
     for given in (
         {"image": None, "audio": None},
         {"vectors": (0, 1)},
@@ -197,7 +197,7 @@ def test_what_cannot_be_is_refused(seeing: Any, rows: Asked) -> None:
         intarsia.senses.processor(decoder(), Letters())
 
 
-def test_a_batch_that_does_not_fit_is_refused(seeing: Any, rows: Asked) -> None:
+def test_a_batch_that_does_not_fit_is_refused(seeing: Any, rows: QuestionRows) -> None:
     batch = answers_batch([rows[0]])
     batch.pop("labels")
     with refused(ShapeError, what="batch", got="4 marks and no image"):
@@ -214,7 +214,7 @@ def test_a_batch_that_does_not_fit_is_refused(seeing: Any, rows: Asked) -> None:
         logits(deaf, answers_batch([rows[1]]))
 
 
-def test_ids_and_mask_may_come_by_place(seeing: Any, rows: Asked) -> None:
+def test_ids_and_mask_may_come_by_place(seeing: Any, rows: QuestionRows) -> None:
     batch = answers_batch([rows[0], rows[1]])
     want = logits(seeing, batch)
     others = {n: t for n, t in batch.items() if n in ("image", "image_views", "audio", "asked")}

@@ -71,12 +71,12 @@ def test_a_layer_uses_the_round_k_n_largest_scores(density: float, seed: int) ->
     with torch.no_grad():
         scored.scores.copy_(torch.randn(5, 7, generator=torch.Generator().manual_seed(seed + 1)))
         used = scored(weight)
-    kept = used != 0
-    assert int(kept.sum()) == round(density * 35)
-    if kept.any() and not kept.all():
+    mask = used != 0
+    assert int(mask.sum()) == round(density * 35)
+    if mask.any() and not mask.all():
         size = scored.scores.detach().abs()
-        assert size[kept].min() >= size[~kept].max()
-    assert torch.equal(used, weight * kept)
+        assert size[mask].min() >= size[~mask].max()
+    assert torch.equal(used, weight * mask)
 
 
 def test_scores_start_in_the_order_of_the_weights() -> None:
@@ -95,10 +95,10 @@ def test_the_gradient_of_a_score_is_that_of_the_used_weight_times_the_weight() -
     assert free.grad is not None and scored.scores.grad is not None
     assert_close(scored.scores.grad, free.grad * weight.detach())
     assert_close(weight.grad, free.grad * (used != 0))
-    step, at = 1e-3, (1, 2)  # by finite differences of w m, where the mask is a number
-    loss = [F.linear(x, used.detach() + s * _one(at)).square().sum() for s in (step, -step)]
+    step, entry = 1e-3, (1, 2)  # by finite differences of w m, where the mask is a number
+    loss = [F.linear(x, used.detach() + s * _one(entry)).square().sum() for s in (step, -step)]
     slope = (loss[0] - loss[1]) / (2 * step)
-    assert_close(scored.scores.grad[at], slope * weight.detach()[at], rtol=1e-2, atol=1e-2)
+    assert_close(scored.scores.grad[entry], slope * weight.detach()[entry], rtol=1e-2, atol=1e-2)
 
 
 def _one(at: tuple[int, int]) -> Tensor:
@@ -186,11 +186,13 @@ def test_the_choice_is_of_the_largest_weights_and_never_none() -> None:
         net.alpha.zero_()
         net.alpha[..., 0] = 9  # none
         net.alpha[0, 3, 4], net.alpha[0, 4, 1], net.alpha[0, 2, 2] = 2.0, 1.0, 0.5
-    found = net.genotype()
-    assert found.normal[1] == ((1, "sep3"), (2, "skip"))
-    assert all(o != "none" for cell in (found.normal, found.reduce) for n in cell for _, o in n)
-    assert Genotype(**json.loads(json.dumps(found.to_dict()))) == found
-    assert "normal 3: sep3 of 1, skip of 2" in summary(found)
+    genotype = net.genotype()
+    assert genotype.normal[1] == ((1, "sep3"), (2, "skip"))
+    assert all(
+        o != "none" for cell in (genotype.normal, genotype.reduce) for n in cell for _, o in n
+    )
+    assert Genotype(**json.loads(json.dumps(genotype.to_dict()))) == genotype
+    assert "normal 3: sep3 of 1, skip of 2" in summary(genotype)
 
 
 def test_a_search_moves_alpha_only_while_it_searches_and_ends_sparse() -> None:
@@ -202,41 +204,41 @@ def test_a_search_moves_alpha_only_while_it_searches_and_ends_sparse() -> None:
     net.before_step(0, 1)
     assert torch.equal(net.alpha, start)
     steps.close()
-    found = fit_in_phases(net, method, TensorDataset(*pictures(16)), **QUICK).found
+    searched = fit_in_phases(net, method, TensorDataset(*pictures(16)), **QUICK).found
     assert not torch.equal(net.alpha, start) and not net.alpha.requires_grad
-    assert found.genotype == net.genotype()
+    assert searched.genotype == net.genotype()
     for name, weight in masked_weights(net).items():
-        kept = found.partition.mask(name, 0)
-        assert int(kept.sum()) == round(0.2 * weight.numel()) and not weight[~kept].any()
-    chosen = ChosenNet(found.genotype, SIZES)
-    run = fit_in_phases(chosen, Dass(0.5), TensorDataset(*pictures(16)), **QUICK)
+        mask = searched.partition.mask(name, 0)
+        assert int(mask.sum()) == round(0.2 * weight.numel()) and not weight[~mask].any()
+    small_net = ChosenNet(searched.genotype, SIZES)
+    run = fit_in_phases(small_net, Dass(0.5), TensorDataset(*pictures(16)), **QUICK)
     assert [name for name, _ in run.runs] == ["dense", "scores", "fine"]
-    for name, weight in masked_weights(chosen).items():
+    for name, weight in masked_weights(small_net).items():
         assert torch.equal(weight != 0, run.found.partition.mask(name, 0)), name
-    assert all(p.requires_grad for p in chosen.parameters())
+    assert all(p.requires_grad for p in small_net.parameters())
 
 
 def test_equal_seeds_give_equal_searches() -> None:
-    found: list[Tensor] = []
+    alphas: list[Tensor] = []
     for _ in range(2):
         net = supernet(seed=3)
         fit_in_phases(net, Dass(0.2, (0, 1, 1)), TensorDataset(*pictures()), **QUICK)
-        found.append(net.alpha.clone())
-    assert torch.equal(*found)
+        alphas.append(net.alpha.clone())
+    assert torch.equal(*alphas)
 
 
 def test_a_killed_search_ends_in_the_same_alpha(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     method, rows = Dass(0.3, (0, 1, 1)), TensorDataset(*pictures())
-    how = QUICK | {"batch_size": 4, "checkpoint_steps": 1}
+    options = QUICK | {"batch_size": 4, "checkpoint_steps": 1}
     sizes, nets = CellSizes(classes=3, inputs=1, channels=1, cells=1, nodes=1), list[Supernet]()
     for _ in range(3):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             nets.append(Supernet(sizes, pictures(), batch_size=2, lr=0.05))
-    whole, killed, again = nets
-    want = fit_in_phases(whole, method, rows, **how).found
+    uninterrupted, killed, again = nets
+    want = fit_in_phases(uninterrupted, method, rows, **options).found
     step = Supernet.before_step
 
     def stops(self: Supernet, at: int, steps: int) -> None:
@@ -246,9 +248,11 @@ def test_a_killed_search_ends_in_the_same_alpha(
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Supernet, "before_step", stops)
-        fit_in_phases(killed, method, rows, out=tmp_path / "run", **how)
-    found = fit_in_phases(again, method, rows, out=tmp_path / "run", resume=True, **how).found
-    assert torch.equal(again.alpha, whole.alpha) and found.genotype == want.genotype
+        fit_in_phases(killed, method, rows, out=tmp_path / "run", **options)
+    searched = fit_in_phases(
+        again, method, rows, out=tmp_path / "run", resume=True, **options
+    ).found
+    assert torch.equal(again.alpha, uninterrupted.alpha) and searched.genotype == want.genotype
 
 
 def test_a_search_in_half_precision_holds_alpha_in_float32() -> None:

@@ -36,16 +36,16 @@ def build(config: Any) -> Any:
     return cell.double()
 
 
-def one_by_one(cell: Any, x: Tensor, kept: Tensor) -> Tensor:
-    """Each sample by a cell whose weights were dropped by hand."""
-    body, found = cell.body, []
+def one_by_one(cell: Any, x: Tensor, sample_masks: Tensor) -> Tensor:
+    """Run each sample through a cell whose weights were dropped by hand."""
+    body, outputs = cell.body, []
     sides = {"down": body.down, "up": body.up}
-    for row, mask in zip(x, kept, strict=True):
+    for row, mask in zip(x, sample_masks, strict=True):
         layer = sides[cell.side]
         weight = layer.weight * mask / (1 - cell.p)
         dropped = {cell.side: lambda v, w=weight, b=layer.bias: F.linear(v, w, b)}
-        found.append(body.compute(row[None], **(sides | dropped))[0])
-    return torch.stack(found)
+        outputs.append(body.compute(row[None], **(sides | dropped))[0])
+    return torch.stack(outputs)
 
 
 @pytest.mark.parametrize("over", OVERS, ids=["plain", "normed", "lora", "qv"])
@@ -54,14 +54,14 @@ def one_by_one(cell: Any, x: Tensor, kept: Tensor) -> Tensor:
 def test_each_sample_is_computed_with_its_own_weights(over: Any, side: str, lead: Any) -> None:
     cell = build(DropConnect(over, p=0.25, side=side)).train()
     x = torch.randn(*lead, 6, dtype=torch.float64)
-    kept = torch.rand(lead[0], *getattr(cell.body, side).weight.shape) >= 0.25
-    cell.noise.drawn = lambda *_: kept
-    got, want = cell(x), one_by_one(cell, x, kept)
+    mask = torch.rand(lead[0], *getattr(cell.body, side).weight.shape) >= 0.25
+    cell.noise.drawn = lambda *_: mask
+    got, want = cell(x), one_by_one(cell, x, mask)
     assert_close(got, want)
     parameters = [*cell.parameters()]
     gradients = [torch.autograd.grad(y.square().sum(), parameters) for y in (got, want)]
-    for left, right in zip(*gradients, strict=True):
-        assert_close(left, right)
+    for ours, by_hand in zip(*gradients, strict=True):
+        assert_close(ours, by_hand)
 
 
 @pytest.mark.parametrize("over", OVERS, ids=["plain", "normed", "lora", "qv"])

@@ -32,8 +32,8 @@ def edited(method: Any, needs: Any = NEEDS) -> tuple[Tensor, Tensor]:
     return part.mask("w", 0), new
 
 
-def expected(kept: Tensor) -> float:
-    return float((W * SEEN.mean.float()).masked_fill(kept, 0).sum(1).abs().sum())
+def expected(mask: Tensor) -> float:
+    return float((W * SEEN.mean.float()).masked_fill(mask, 0).sum(1).abs().sum())
 
 
 @pytest.mark.parametrize("base", [intarsia.sparse.Magnitude(0.4), intarsia.Wanda(0.4)])
@@ -48,27 +48,29 @@ def test_the_expected_error_falls_by_far(base: Any) -> None:
 def test_no_cycle_is_the_base() -> None:
     for base in (intarsia.Wanda(0.5), intarsia.SparseGPT(0.5), intarsia.Wanda(0.5, "2:4")):
         want = edited(base)
-        for got, one in zip(edited(intarsia.sparse.DSnoT(base, cycles=0)), want, strict=True):
-            assert torch.equal(got, one)
+        for got, expected_tensor in zip(
+            edited(intarsia.sparse.DSnoT(base, cycles=0)), want, strict=True
+        ):
+            assert torch.equal(got, expected_tensor)
 
 
 def test_after_compensation_regrown_weights_are_dense() -> None:
     base = intarsia.SparseGPT(0.4)
     first, compensated = edited(base)
-    kept, new = edited(intarsia.sparse.DSnoT(base))
-    grown = kept & ~first
+    mask, new = edited(intarsia.sparse.DSnoT(base))
+    grown = mask & ~first
     assert bool(grown.any())
     assert torch.equal(new[grown], W[grown])
-    assert torch.equal(new[kept & first], compensated[kept & first])
-    assert not new[~kept].any()
+    assert torch.equal(new[mask & first], compensated[mask & first])
+    assert not new[~mask].any()
     again, dense = edited(intarsia.sparse.DSnoT(base, restore="dense"))
-    assert torch.equal(again, kept) and torch.equal(dense, W * kept)
+    assert torch.equal(again, mask) and torch.equal(dense, W * mask)
 
 
 def test_settings_survive_json_with_their_base() -> None:
     method = intarsia.sparse.DSnoT(intarsia.SparseGPT(0.4, layers=("mlp.*",)), cycles=9)
-    found = settings_from_dict(card("dsnot"), settings_to_dict(method))
-    assert found == method and found.layers == ("mlp.*",) and found.density == 0.4
+    loaded = settings_from_dict(card("dsnot"), settings_to_dict(method))
+    assert loaded == method and loaded.layers == ("mlp.*",) and loaded.density == 0.4
     assert intarsia.sparse.DSnoT().base == intarsia.Wanda()
 
 

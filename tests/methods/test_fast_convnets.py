@@ -44,7 +44,7 @@ class Block(nn.Module):
 
 
 def pruned(net: nn.Module, share: float = 0.3) -> nn.Module:
-    """In evaluation, with statistics of its own and so many weights of 1x1 convolutions left."""
+    """Make a net in evaluation, with random statistics and a share of its 1x1 weights left."""
     draw = torch.Generator().manual_seed(1)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -61,8 +61,8 @@ def pruned(net: nn.Module, share: float = 0.3) -> nn.Module:
     return net.eval()
 
 
-def picture(side: int = 32, many: int = 1) -> Tensor:
-    return torch.randn(many, 3, side, side, generator=torch.Generator().manual_seed(side))
+def picture(side: int = 32, count: int = 1) -> Tensor:
+    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(side))
 
 
 @torch.no_grad()
@@ -77,12 +77,12 @@ def test_a_net_keeps_its_outputs_at_any_size(act: Any, unknown: bool) -> None:
     net = pruned(Block(act, unknown))
     for rows in (1, 4):
         fast = compress(net, Chw(rows=rows), picture(), force=True)
-        agree(net, fast, picture(), picture(23), picture(32, many=3), picture(32, many=3)[:0])
-    told = chw_report(fast)
-    assert told.clusters == 1 + unknown
-    assert told.left == (("between",) if unknown else ())
-    assert told.layout_changes == 2 * told.clusters
-    densities = {layer.path: layer.density for layer in told.layers}
+        agree(net, fast, picture(), picture(23), picture(32, count=3), picture(32, count=3)[:0])
+    report = chw_report(fast)
+    assert report.clusters == 1 + unknown
+    assert report.left == (("between",) if unknown else ())
+    assert report.layout_changes == 2 * report.clusters
+    densities = {layer.path: layer.density for layer in report.layers}
     weight = net.get_submodule("expand.0").weight
     assert isinstance(weight, Tensor)
     assert densities["expand.0"] == pytest.approx(float((weight != 0).float().mean()), abs=1e-5)
@@ -93,10 +93,10 @@ def test_a_net_of_timm_is_one_call_and_its_forms_are_measured() -> None:
     net = pruned(timm.create_model("mobilenetv3_small_050", num_classes=5))
     fast = compress(net, Chw(), picture(), force=True)
     agree(net, fast, picture(), picture(40))
-    told = chw_report(fast)
-    assert (told.clusters, told.left, told.layout_changes) == (1, (), 2)
+    report = chw_report(fast)
+    assert (report.clusters, report.left, report.layout_changes) == (1, (), 2)
     if native.load() is not None:
-        assert all(str(one.rows) in one.measured for one in told.layers)
+        assert all(str(layer.rows) in layer.measured for layer in report.layers)
         with native.using("off"):  # in torch, where there is no compiler
             agree(net, fast, picture())
 
@@ -168,9 +168,9 @@ def test_a_net_in_training_is_compressed_as_it_evaluates() -> None:
 @pytest.mark.parametrize("rows", [1, 4])
 def test_pictures_of_other_channels_are_refused(rows: int) -> None:
     fast = compress(Block(nn.ReLU).eval(), Chw(rows=rows), picture(), force=True)
-    for many in (1, 4):
+    for count in (1, 4):
         with pytest.raises(ShapeError, match="step 0, 'conv'"):
-            fast(torch.randn(1, many, 32, 32))
+            fast(torch.randn(1, count, 32, 32))
 
 
 def refused(change: Chw, example: Any, net: nn.Module | None = None) -> IntarsiaError:
@@ -180,7 +180,7 @@ def refused(change: Chw, example: Any, net: nn.Module | None = None) -> Intarsia
 
 
 def test_what_cannot_be_is_refused() -> None:
-    assert isinstance(refused(Chw(), picture(many=2)), ConfigError)  # several pictures
+    assert isinstance(refused(Chw(), picture(count=2)), ConfigError)  # several pictures
     assert "example" in str(refused(Chw(), ()))
     assert "float32" in str(refused(Chw(rows=1, force=True), picture(), Block(nn.ReLU).double()))
     mlp = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
@@ -203,7 +203,7 @@ def test_what_cannot_be_is_refused() -> None:
         if hasattr(module, "batches"):
             module.batches = False
     with pytest.raises(ShapeError, match="one: of several"):
-        fast(picture(many=2))
+        fast(picture(count=2))
     with pytest.raises(TargetError, match=r"intarsia\.compress"):
         chw_report(nn.Linear(2, 2))
 

@@ -62,37 +62,39 @@ def layer() -> tuple[Tensor, Statistics]:
     return torch.randn(12, 48, generator=draw), Statistics.of(x, hessian=True)
 
 
-def off(weight: Tensor, new: Tensor, seen: Statistics) -> float:
+def off(weight: Tensor, new: Tensor, statistics: Statistics) -> float:
     difference = (new - weight).double()
-    return float(((difference @ seen.second_moment) * difference).sum())
+    return float(((difference @ statistics.second_moment) * difference).sum())
 
 
 def test_groups_go_over_the_whole_layer_and_ties_to_the_first() -> None:
     score = torch.ones(2, 64)
     score[1, 16:48] = 3
-    kept = kept_groups(score, GroupSparse(), 0.5)
-    assert kept.tolist() == [[True, True, False, False], [False, True, True, False]]
+    mask = kept_groups(score, GroupSparse(), 0.5)
+    assert mask.tolist() == [[True, True, False, False], [False, True, True, False]]
 
 
 @pytest.mark.parametrize("density", [0.5, 1.0])
 def test_compensation_errs_less_than_rounding(density: float) -> None:
-    weight, seen = layer()
+    weight, statistics = layer()
     form = GroupSparse()
-    found = [f(weight, seen, form, density, False) for f in (by_rounding, by_compensation)]
-    plain, made_up = (off(weight, c.weight(), seen) for c in found)
+    candidates = [
+        f(weight, statistics, form, density, False) for f in (by_rounding, by_compensation)
+    ]
+    plain, made_up = (off(weight, c.weight(), statistics) for c in candidates)
     assert made_up < 0.8 * plain
-    for coded in found:  # what is stored is what was compensated for
+    for coded in candidates:  # what is stored is what was compensated for
         assert torch.equal(form.decode(coded.stored(), weight.shape), coded.weight())
-        assert int(coded.kept.sum()) == round(density * 36)
+        assert int(coded.mask.sum()) == round(density * 36)
     if density == 1:  # nothing pruned: plain int4
-        assert torch.equal(found[0].weight(), form.decode(form.encode(weight), weight.shape))
+        assert torch.equal(candidates[0].weight(), form.decode(form.encode(weight), weight.shape))
 
 
 def test_symmetric_codes_are_those_of_a_file_that_others_read() -> None:
     from intarsia.hosts.prune.packed import rounded
 
-    weight, seen = layer()
-    coded = by_rounding(weight, seen, GroupSparse(), 1.0, True)
+    weight, statistics = layer()
+    coded = by_rounding(weight, statistics, GroupSparse(), 1.0, True)
     assert set(coded.zero.unique().tolist()) == {8.0}
     # as compressed-tensors rounds, but for the scale, which is bfloat16 here: a tie may fall apart
     apart = (coded.weight() - rounded(weight)).abs() / coded.scale.repeat_interleave(16, 1)
@@ -103,12 +105,12 @@ def test_a_model_is_packed_saved_and_loaded(
     model: nn.Module, rows: list[Row], tmp_path: Path
 ) -> None:
     dense = logits(model, rows)
-    found = {}
+    results = {}
     for start in ("rtn", "obs"):
         method = Gqsa(density=0.9, start=start, tuning=UNTRAINED)
         small = compress(copy.deepcopy(model), method, rows, force=True)
-        found[start] = float((logits(small, rows) - dense).norm() / dense.norm())
-    assert found["obs"] < found["rtn"] < 1
+        results[start] = float((logits(small, rows) - dense).norm() / dense.norm())
+    assert results["obs"] < results["rtn"] < 1
     layers = [m for m in small.modules() if isinstance(m, PackedLinear)]
     assert len(layers) == 14 and all(m.form == GroupSparse() for m in layers)
     plan = steps_of(small)[0].plan
@@ -128,22 +130,22 @@ def test_tuning_a_block_fits_its_outputs_better(model: nn.Module, rows: list[Row
         assert isinstance(flow, Chain)
         want = [flow.run(0, i) for i in range(len(rows))]
         dense = {n: m.read().clone() for n, m in stop.layers.items()}
-        seen = {}
+        recorded = {}
         for name, weight in dense.items():
             x = torch.randn(200, weight.shape[1], generator=torch.Generator().manual_seed(3))
-            seen[name] = by_rounding(weight, Statistics.of(x), GroupSparse(), 0.5, False)
+            recorded[name] = by_rounding(weight, Statistics.of(x), GroupSparse(), 0.5, False)
 
         def error(coded: Any) -> float:
             for name, c in coded.items():
                 stop.layers[name].write(c.weight())
             return sum(float((flow.run(0, i) - w).square().mean()) for i, w in enumerate(want))
 
-        before = error(seen)
+        before = error(recorded)
         draw = torch.Generator().manual_seed(0)
-        tuned = tuned_block(stop, flow, 0, dense, seen, Tuning(blocks=100), draw)
+        tuned = tuned_block(stop, flow, 0, dense, recorded, Tuning(blocks=100), draw)
         assert error(tuned) < 0.9 * before
     for name, coded in tuned.items():
-        assert torch.equal(coded.kept, seen[name].kept)
+        assert torch.equal(coded.mask, recorded[name].mask)
         assert torch.equal(coded.scale, coded.scale.bfloat16().float())
         stored = GroupSparse().decode(coded.stored(), dense[name].shape)
         assert torch.equal(stored, coded.weight())
@@ -160,7 +162,7 @@ def test_a_block_in_bfloat16_is_tuned(model: nn.Module, rows: list[Row]) -> None
 def test_scales_end_to_end_lower_the_loss_and_leave_the_codes(
     model: nn.Module, rows: list[Row]
 ) -> None:
-    found = {}
+    results = {}
     for steps in (0, 64):
         work = copy.deepcopy(model).requires_grad_(False)
         method = Gqsa(tuning=Tuning(blocks=0, model=steps, end=0.02))
@@ -169,12 +171,12 @@ def test_scales_end_to_end_lower_the_loss_and_leave_the_codes(
         loss = torch.nn.functional.cross_entropy(
             logits(work, rows)[:, :-1].flatten(0, 1), batch["input_ids"][:, 1:].flatten()
         )
-        found[steps] = float(loss), coded
-    assert found[64][0] < found[0][0]
-    for name, coded in found[64][1].items():
-        other = found[0][1][name]
-        assert torch.equal(coded.codes[coded.kept], other.codes[other.kept])
-        assert torch.equal(coded.zero, other.zero) and not torch.equal(coded.scale, other.scale)
+        results[steps] = float(loss), coded
+    assert results[64][0] < results[0][0]
+    for name, coded in results[64][1].items():
+        untuned = results[0][1][name]
+        assert torch.equal(coded.codes[coded.mask], untuned.codes[untuned.mask])
+        assert torch.equal(coded.zero, untuned.zero) and not torch.equal(coded.scale, untuned.scale)
 
 
 def test_the_last_stage_is_of_causal_language_models(model: nn.Module, rows: list[Row]) -> None:

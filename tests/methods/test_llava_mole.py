@@ -55,14 +55,14 @@ def cells(model: nn.Module) -> dict[str, Cell]:
 
 
 def test_the_mlps_have_experts_and_the_attention_has_lora() -> None:
-    found = cells(intarsia.adapt(llama(), SMALL, head=None))
-    kinds = {name: type(cell) for name, cell in found.items()}
+    adapter_cells = cells(intarsia.adapt(llama(), SMALL, head=None))
+    kinds = {name: type(cell) for name, cell in adapter_cells.items()}
     attention = {f"{i}.self_attn.{n}_proj": LoraCell for i in (0, 1) for n in "qkvo"}
     assert kinds == attention | {f"{i}.mlp": DeltaExperts for i in (0, 1)}
-    mlp: Any = found["0.mlp"]
+    mlp: Any = adapter_cells["0.mlp"]
     # each has its own settings: a released implementation gave experts those of the attention
     assert mlp.experts["up_proj"][2].config.rank == 4
-    assert getattr(found["0.self_attn.q_proj"], "config").rank == 2  # noqa: B009
+    assert getattr(adapter_cells["0.self_attn.q_proj"], "config").rank == 2  # noqa: B009
     assert mlp.router.bias is not None and mlp.router.experts == 3
 
 
@@ -124,9 +124,9 @@ def test_it_generates_with_a_cache_and_padding() -> None:
     settings: dict[str, Any] = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     want = model.generate(input_ids=ids, use_cache=False, **settings)  # pyright: ignore
     assert torch.equal(model.generate(input_ids=ids, **settings), want)  # pyright: ignore
-    left = torch.cat([torch.zeros(2, 2, dtype=torch.long), ids], 1)
-    mask = (left > 0).long()
-    got = model.generate(input_ids=left, attention_mask=mask, **settings)  # pyright: ignore
+    left_padded = torch.cat([torch.zeros(2, 2, dtype=torch.long), ids], 1)
+    mask = (left_padded > 0).long()
+    got = model.generate(input_ids=left_padded, attention_mask=mask, **settings)  # pyright: ignore
     assert torch.equal(got[:, 2:], want)
 
 

@@ -69,18 +69,18 @@ TOTAL = 2 * (WIDTH * WIDTH + WIDTH)
 
 def test_it_finds_exactly_k_and_the_delta_is_the_trained_model() -> None:
     model, start = net(), bits(net())
-    found = fit_in_phases(model, LtSft(count=17), rows(), **OPTIONS)
-    assert [name for name, _ in found.runs] == ["all", "chosen"]
-    phi = found.found
+    result = fit_in_phases(model, LtSft(count=17), rows(), **OPTIONS)
+    assert [name for name, _ in result.runs] == ["all", "chosen"]
+    phi = result.found
     assert 0 < len(phi) <= 17
-    other = net()
-    phi.apply(other)
+    pretrained = net()
+    phi.apply(pretrained)
     for n, p in own_parameters(model).items():
-        assert_close(other.get_parameter(n), p, rtol=0, atol=1e-7)
+        assert_close(pretrained.get_parameter(n), p, rtol=0, atol=1e-7)
         if not n.startswith("head"):
             assert int((p != start[n]).sum()) == (len(phi.entries[n][0]) if n in phi.entries else 0)
     assert phi.heads.keys() == {"head.weight", "head.bias"}
-    assert torch.equal(other.head.weight, model.head.weight)
+    assert torch.equal(pretrained.head.weight, model.head.weight)
     assert all(p.requires_grad for p in model.parameters())
 
 
@@ -94,8 +94,8 @@ def test_the_places_are_those_that_drifted_most() -> None:
         for p in model.parameters():
             if p.requires_grad:
                 p.add_(torch.randn(p.shape, generator=generator))
-    own = own_parameters(model)
-    drift = {n: (own[n] - start[n]).abs().detach() for n in own if ".fc." in n}
+    parameters = own_parameters(model)
+    drift = {n: (parameters[n] - start[n]).abs().detach() for n in parameters if ".fc." in n}
     assert sum(d.numel() for d in drift.values()) == TOTAL
     threshold = torch.cat([d.flatten() for d in drift.values()]).topk(17).values[-1]
     next(steps)
@@ -123,8 +123,8 @@ def test_all_weights_are_full_fine_tuning(clip: float | None) -> None:
 
 def test_no_weights_leave_the_head() -> None:
     ours, head, start = net(), net(), bits(net())
-    found = fit_in_phases(ours, LtSft(count=0), rows(), **OPTIONS).found
-    assert len(found) == 0
+    delta = fit_in_phases(ours, LtSft(count=0), rows(), **OPTIONS).found
+    assert len(delta) == 0
     head.requires_grad_(False)
     head.head.requires_grad_(True)
     fit(head, rows(), **OPTIONS)
@@ -147,8 +147,8 @@ def test_decay_and_clipping_do_not_move_the_others() -> None:
 
 def test_norms_and_named_parameters_only() -> None:
     model = net()
-    found, heads = weights_of(model, ("*",))
-    assert set(found) == {f"blocks.{i}.fc.{leaf}" for i in (0, 1) for leaf in ("weight", "bias")}
+    weights, heads = weights_of(model, ("*",))
+    assert set(weights) == {f"blocks.{i}.fc.{leaf}" for i in (0, 1) for leaf in ("weight", "bias")}
     assert set(heads) == {"head.weight", "head.bias"}
     start = bits(model)
     phi = fit_in_phases(model, LtSft(0.5, maskable=("blocks.1.*",)), rows(), **OPTIONS).found
@@ -274,9 +274,9 @@ def test_a_language_model_learns_and_its_tied_weights_stay_one() -> None:
     moved = {n: int((p != q).sum()) for (n, p), q in
              zip(model.named_parameters(), llama().parameters(), strict=True)}  # fmt: skip
     assert sum(moved.values()) == len(phi)
-    other = llama()
-    phi.apply(other)
-    assert_close(other(ids).logits, model.eval()(ids).logits, rtol=1e-4, atol=1e-5)
+    pretrained = llama()
+    phi.apply(pretrained)
+    assert_close(pretrained(ids).logits, model.eval()(ids).logits, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
@@ -287,29 +287,29 @@ def test_a_delta_of_a_language_goes_into_a_classifier() -> None:
         "intermediate_size": 48, "max_position_embeddings": 16,
     }  # fmt: skip
     model = BertForMaskedLM(BertConfig(**sizes))
-    own, _ = weights_of(model, ("*",), trunk=True)
-    assert own and all(name.startswith("bert.") for name in own)
+    weights, _ = weights_of(model, ("*",), trunk=True)
+    assert weights and all(name.startswith("bert.") for name in weights)
     assert any(name.startswith("cls.") for name in weights_of(model, ("*",))[0])
     classifier = BertForSequenceClassification(BertConfig(**sizes, num_labels=3))
     classifier.bert.load_state_dict(model.bert.state_dict(), strict=False)
     phases = LtSft(density=0.1, head="frozen", support="random").phases(model)
     next(phases)
     with torch.no_grad():
-        for parameter in own.values():
+        for parameter in weights.values():
             parameter.add_(0.01)
-    with pytest.raises(StopIteration) as found:
+    with pytest.raises(StopIteration) as stopped:
         next(phases)
     before = classifier.bert.embeddings.word_embeddings.weight.detach().clone()
-    found.value.value.apply(classifier)
+    stopped.value.value.apply(classifier)
     assert not torch.equal(classifier.bert.embeddings.word_embeddings.weight, before)
 
 
 def test_tied_weights_are_chosen_once() -> None:
     model = llama()
-    found, heads = weights_of(model, ("*",))
-    assert not heads and "model.embed_tokens.weight" in found and "lm_head.weight" not in found
-    assert not [n for n in found if "norm" in n]
-    assert len({id(p) for p in found.values()}) == len(found)
+    weights, heads = weights_of(model, ("*",))
+    assert not heads and "model.embed_tokens.weight" in weights and "lm_head.weight" not in weights
+    assert not [n for n in weights if "norm" in n]
+    assert len({id(p) for p in weights.values()}) == len(weights)
     tied, _ = weights_of(model, ("lm_head*", "*embed*"))
     assert len(tied) == 1
 
@@ -319,12 +319,12 @@ def test_in_an_adapted_model_cells_become_sparse() -> None:
     start = bits(net())
     x = torch.randn(5, WIDTH)
     assert_close(model(x), net()(x))
-    found = fit_in_phases(model, LtSft(count=20), rows(), **OPTIONS).found
+    delta = fit_in_phases(model, LtSft(count=20), rows(), **OPTIONS).found
     assert model.peft_config["default"].method == "sparse"  # pyright: ignore
-    assert 10 < len(found) <= 20
+    assert 10 < len(delta) <= 20
     assert all(torch.equal(p, start[n]) for n, p in own_parameters(model).items())
     plain = net()
-    found.apply(plain)
+    delta.apply(plain)
     assert_close(plain(x), model.eval()(x), rtol=1e-4, atol=1e-5)
 
 
@@ -334,18 +334,18 @@ def test_an_adapted_model_and_a_plain_one_choose_alike() -> None:
     weights = ("blocks.*.fc.weight",)
     plain = fit_in_phases(net(), LtSft(count=30, maskable=weights), rows(), **options).found
     model = intarsia.adapt(net(), LtSft(), targets=["fc"], head="head")
-    beside = fit_in_phases(model, LtSft(count=30), rows(), **options).found
+    adapted_delta = fit_in_phases(model, LtSft(count=30), rows(), **options).found
     for n, (index, values) in plain.entries.items():
-        assert torch.equal(index, beside.entries[n][0])
-        assert_close(values, beside.entries[n][1], rtol=0, atol=2e-4)
+        assert torch.equal(index, adapted_delta.entries[n][0])
+        assert_close(values, adapted_delta.entries[n][1], rtol=0, atol=2e-4)
 
 
 def test_more_iterations_in_an_adapted_model() -> None:
     for support in ("drift", "random", "magnitude"):
         method = LtSft(count=11, iterations=2, support=support, pull=0.1)
         model = intarsia.adapt(net(), method, targets=["fc"], head="head")
-        found = fit_in_phases(model, method, rows(), **OPTIONS).found
-        assert 6 < len(found) <= 11
+        delta = fit_in_phases(model, method, rows(), **OPTIONS).found
+        assert 6 < len(delta) <= 11
     model = intarsia.adapt(net(), LtSft(), targets=["fc"], head="head")
     assert len(fit_in_phases(model, LtSft(count=0), rows(), **OPTIONS).found) == 0
 

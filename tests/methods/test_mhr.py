@@ -87,7 +87,7 @@ def test_mhr_mu_is_the_function_of_equal_shares() -> None:
     mhr.to_mhr_mu(model)
     assert_close(logits(model), want, rtol=1e-4, atol=1e-5)
     # a mean of the weights, not of the products
-    cell = mhr.cells(model, "default")[0]
+    cell = mhr.poly_cells(model, "default")[0]
     layer = next(m for m in model.modules() if hasattr(m, "intarsia_cells"))
     mu = layer.intarsia_cells["mu"]  # pyright: ignore
     assert_close(mu.down.weight, cell.down.mean(1).permute(1, 0, 2).flatten(1))
@@ -164,25 +164,25 @@ def test_fit_takes_a_dataset_with_task_ids_and_goes_on_bit_for_bit(tmp_path: Pat
         if step in stops:
             raise KeyboardInterrupt
 
-    def run(name: str, **more: bool) -> list[Tensor]:
+    def run(name: str, **options: bool) -> list[Tensor]:
         model = trained().train()
         before = [z.clone() for z in rows(model)]
         optimizer = partial(mhr.poly_adamw, lr_z=0.05)
         intarsia.fit(
             model, Tasks(), out=tmp_path / name, checkpoint_steps=1, epochs=2, batch_size=4,
-            lr=1e-2, optimizer=optimizer, schedule=schedule, **more,
+            lr=1e-2, optimizer=optimizer, schedule=schedule, **options,
         )  # fmt: skip
         moved = zip(rows(model), before, strict=True)
         assert all(bool((z != old).flatten(1).any(1).all()) for z, old in moved)
         return [p.detach().clone() for p in model.parameters() if p.requires_grad]
 
-    whole = run("whole")
+    uninterrupted = run("whole")
     stops.append(4)
     with pytest.raises(KeyboardInterrupt):
         run("parts")
     stops.clear()
     parts = run("parts", resume=True)
-    assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(uninterrupted, parts, strict=True))
 
 
 def test_what_is_no_poly_is_refused() -> None:

@@ -49,16 +49,16 @@ def test_every_router_starts_as_the_host_and_learns(router: Any) -> None:
                 parameter.add_(torch.randn_like(parameter), alpha=0.1)
     loss = model(input_ids=ids).logits.square().mean()
     loss.backward(retain_graph=True)
-    for found in learned_routers(model).values():
-        gradient = found.get_parameter("weight").grad
+    for learned in learned_routers(model).values():
+        gradient = learned.get_parameter("weight").grad
         assert gradient is not None and gradient.any()
     assert float(intarsia.gating.aux_loss(model).detach()) > 0
 
 
 def test_the_balance_loss_is_k_for_each_layer_at_uniform_logits() -> None:
     model = intarsia.adapt(llama(), MixLora(ROUTERS[0], Lora(4), attention=None), head=None)
-    for found in learned_routers(model).values():
-        nn.init.zeros_(found.get_parameter("weight"))
+    for router in learned_routers(model).values():
+        nn.init.zeros_(router.get_parameter("weight"))
     model.train()(input_ids=torch.randint(0, 64, (3, 7)))
     # P is 1 / E exactly, so that E sum f P = sum f = k, however ties are broken
     assert_close(intarsia.gating.aux_loss(model).detach(), torch.tensor(2 * 2 * 0.1))

@@ -12,14 +12,14 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
 from intarsia.core.errors import ConfigError, DataError, TargetError
-from intarsia.data.small_models import Small, small_decoder
+from intarsia.data.small_models import SmallModel, small_decoder
 from intarsia.hosts.spans.profile import loss_of_end, profile
 from intarsia.methods.moa import MoA, choose_spans, configurations, losses_of, pareto
 
 from ..refusals import refused
 
 METHOD = MoA(0.5, (24, 40), check=48, sink=2, block=2, step=8, answer=6)
-MODEL: Any = small_decoder(Small(24, 2, 3, 48), tokens=32, length=64)
+MODEL: Any = small_decoder(SmallModel(24, 2, 3, 48), tokens=32, length=64)
 ROWS = torch.randint(0, 32, (5, 48), generator=torch.Generator().manual_seed(0))
 SHAPE = 2, 3
 
@@ -57,9 +57,9 @@ def test_heads_of_a_group_are_compared_over_all_rows() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = LlamaForCausalLM(config)
-    one, all_rows = (profile(model, ROWS, 6, sink=2, block=2, rows=n) for n in (1, 5))
-    assert one.shape == (2, 2, 24)
-    torch.testing.assert_close(one, all_rows)
+    row_by_row, all_rows = (profile(model, ROWS, 6, sink=2, block=2, rows=n) for n in (1, 5))
+    assert row_by_row.shape == (2, 2, 24)
+    torch.testing.assert_close(row_by_row, all_rows)
 
 
 def test_a_full_span_loses_nothing_and_a_shorter_one_no_less() -> None:
@@ -72,7 +72,7 @@ def test_a_full_span_loses_nothing_and_a_shorter_one_no_less() -> None:
 
 
 def test_a_full_span_that_is_no_whole_number_of_blocks_loses_nothing() -> None:
-    """Of 12 tokens, 2 of them a sink, distances are 0 to 9: three blocks of 3, and one more."""
+    """Check 12 tokens with a sink of 2: distances 0 to 9 are three blocks of 3, and a rest."""
     bins = torch.ones(1, 1, 4, dtype=torch.float64)
     assert losses_of(bins, torch.tensor([12, 8]), 2, 3).tolist() == [[0, 1]]
 
@@ -82,15 +82,15 @@ def test_lines_are_all_that_fit_at_each_profiled_length() -> None:
     for length in METHOD.lengths:
         assert int(options.spans[length].min()) >= 4
         assert int(options.spans[length].max()) == length
-    every = torch.stack([options.spans[n] for n in (24, 40, 48)], 1)
-    assert len(every.unique(dim=0)) == len(every)
+    all_spans = torch.stack([options.spans[n] for n in (24, 40, 48)], 1)
+    assert len(all_spans.unique(dim=0)) == len(all_spans)
 
 
 def test_the_programme_keeps_density_and_two_spans_a_layer_and_beats_the_uniform_window() -> None:
     options, lost = configurations(METHOD), losses()
-    chosen = pareto(lost, options, SHAPE, METHOD.density)
+    choices = pareto(lost, options, SHAPE, METHOD.density)
     totals = []
-    for x in chosen:
+    for x in choices:
         for spans in options.spans.values():
             share = float(spans[x].double().mean()) / int(spans.max())  # everything is an option
             assert 0.45 <= share <= 0.5 + 1e-9
@@ -102,17 +102,17 @@ def test_the_programme_keeps_density_and_two_spans_a_layer_and_beats_the_uniform
     assert even
     for i, of in enumerate(lost):
         assert min(t[i] for t in totals) <= min(float(of[:, c].sum()) for c in even) * 1.01
-    for one in totals:
-        for other in totals:
-            assert one == other or any(a < b for a, b in zip(one, other, strict=True))
+    for point in totals:
+        for rival in totals:
+            assert point == rival or any(a < b for a, b in zip(point, rival, strict=True))
 
 
 def test_chosen_spans_are_attached_and_the_model_stays_as_it_is() -> None:
     model = copy.deepcopy(MODEL)
     before = loss_of_end(model, ROWS)
-    said: list[str] = []
-    spans = choose_spans(model, METHOD, ROWS, progress=said.append)
-    assert said
+    lines: list[str] = []
+    spans = choose_spans(model, METHOD, ROWS, progress=lines.append)
+    assert lines
     assert loss_of_end(model, ROWS) == before
     assert 0.45 <= spans.density(48) <= 0.5
     assert spans.longest == 48
@@ -137,9 +137,9 @@ def test_chosen_spans_are_attached_and_the_model_stays_as_it_is() -> None:
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], want: str) -> None:
-    kept = {"lengths": (24, 40), "check": 48, "sink": 2, "block": 2, "answer": 6}
+    valid = {"lengths": (24, 40), "check": 48, "sink": 2, "block": 2, "answer": 6}
     with refused(ConfigError, want=want):
-        MoA(**(kept | wrong))
+        MoA(**(valid | wrong))
 
 
 def test_short_or_few_rows_are_refused() -> None:

@@ -117,8 +117,8 @@ def test_a_training_forward_is_the_cell_with_the_drawn_experts(split: str, draw:
         for side, router in draws.items():
             gates = copy.deepcopy(router)(x).dense()[row : row + 1]
             assert int(gates.sum()) == 2
-            layer, one = linear[side], gates
-            linear[side] = lambda z, layer=layer, one=one: layer(z, one)
+            layer, gate = linear[side], gates
+            linear[side] = lambda z, layer=layer, gate=gate: layer(z, gate)
         assert_close(y[row : row + 1], body.compute(x[row : row + 1], **linear))
 
 
@@ -179,10 +179,10 @@ def test_building_and_merging_leave_the_global_generator_alone() -> None:
 
 
 def test_a_saved_cell_computes_the_same_when_loaded() -> None:
-    cell, other = trained(mosa(split="both")), build(mosa(split="both"), seed=7)
+    cell, loaded = trained(mosa(split="both")), build(mosa(split="both"), seed=7)
     x = torch.randn(8, 3, WIDTH, dtype=torch.float64)
-    other.load_state_dict(cell.state_dict())
-    assert_close(other.eval()(x), cell.eval()(x))
+    loaded.load_state_dict(cell.state_dict())
+    assert_close(loaded.eval()(x), cell.eval()(x))
     assert "body.up.owner" in cell.state_dict()
 
 
@@ -193,11 +193,11 @@ def test_one_expert_is_the_plain_adapter() -> None:
     x = torch.randn(4, 3, WIDTH, dtype=torch.float64)
     a, b = plain(x), cell(x)
     assert_close(a, b)
-    left, right = (
+    split, right = (
         torch.autograd.grad(y.square().sum(), weight)
         for y, weight in ((a, plain.up.weight), (b, cell.body.up.weight))
     )
-    assert_close(left, right)
+    assert_close(split, right)
 
 
 @given(st.integers(0, 1000), st.sampled_from(["paper", "inverted"]))
@@ -238,7 +238,7 @@ def test_layers_and_sides_are_dealt_apart() -> None:
         config.build(Site("b", WIDTH, WIDTH, norm=NORM), generator=generator) for _ in range(2)
     ]
     owners = [cast(Tensor, getattr(c.body, side).owner) for c in cells for side in ("down", "up")]
-    assert all(not torch.equal(owners[0], other) for other in owners[1:])
+    assert all(not torch.equal(owners[0], owner) for owner in owners[1:])
 
 
 def test_the_paper_forbids_another_k() -> None:

@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from torch.utils.data import TensorDataset
 
 from intarsia.adapters import Bottleneck, Lora
-from intarsia.choosing.arms import ASKED, arm
+from intarsia.choosing.arms import EXTRA, arm
 from intarsia.core import Site
 from intarsia.core.errors import ConfigError
 from intarsia.experiments.execute import method_of, recipe_of
@@ -69,7 +69,7 @@ def rows(count: int) -> tuple[Tensor, Tensor]:
 
 @contextmanager
 def drawing(cell: ScaledOutput, *draws: Tensor) -> Iterator[None]:
-    """Inside, the cell's noise is these, one after the other."""
+    """Make the cell's noise these tensors, one after the other, while the context is open."""
     queue = iter(draws)
     cell.noise.normal = lambda *_: next(queue)  # pyright: ignore
     try:
@@ -88,11 +88,11 @@ def learned(method: Any, **settings: Any) -> dict[str, Tensor]:
 @pytest.mark.parametrize("over", OVERS, ids=["bottleneck", "lora", "mosa"])
 def test_without_noise_and_without_weight_it_is_the_adapter_bit_for_bit(over: Any) -> None:
     method = Pace(over, sigma=0, weight=0)
-    whole, nothing = learned(over), learned(method, objective=method.trained_by)
+    adapter_weights, nothing = learned(over), learned(method, objective=method.trained_by)
     if not isinstance(over, Mosa):  # whose own names begin with body.
-        assert whole.keys() == nothing.keys()
-    for left, right in zip(whole.values(), nothing.values(), strict=True):
-        assert torch.equal(left, right)
+        assert adapter_weights.keys() == nothing.keys()
+    for expected, right in zip(adapter_weights.values(), nothing.values(), strict=True):
+        assert torch.equal(expected, right)
     loud = Pace(over, sigma=1.0)
     changed = learned(loud, objective=loud.trained_by)
     assert any(not torch.equal(changed[name], nothing[name]) for name in nothing)
@@ -119,17 +119,17 @@ def test_the_loss_is_that_of_two_passes_one_after_the_other(over: Any, count: in
     x, first, second = x.double(), torch.randn(count, WIDTH), torch.randn(count, WIDTH)
     loss_of = partial(_cross_entropy, y)
     with drawing(cell, first, second):
-        found = pace(model, x, loss_of, weight=0.3)
+        our_loss = pace(model, x, loss_of, weight=0.3)
     with drawing(cell, first):
         z1 = plain(model, x, loss_of).logits
     with drawing(cell, second):
         z2 = plain(model, x, loss_of).logits
     want = F.cross_entropy(z1, y) + 0.3 * (z1 - z2).square().sum(1).mean()
-    assert_close(found.loss, want)
-    assert_close(found.logits, z1)
-    gradients = [torch.autograd.grad(loss, [*model.parameters()]) for loss in (found.loss, want)]
-    for left, right in zip(*gradients, strict=True):
-        assert_close(left, right)
+    assert_close(our_loss.loss, want)
+    assert_close(our_loss.logits, z1)
+    gradients = [torch.autograd.grad(loss, [*model.parameters()]) for loss in (our_loss.loss, want)]
+    for ours, right in zip(*gradients, strict=True):
+        assert_close(ours, right)
 
 
 def _cross_entropy(y: Tensor, logits: Tensor) -> Tensor:
@@ -169,9 +169,9 @@ def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
 
 def test_a_command_trains_it_by_its_own_loss_unless_another_is_asked_for() -> None:
     start = Experiment(Pictures("mini/elpv"))
-    own = arm("pace").settings.into(start)
-    found = recipe_of(method_of(own), own)["objective"]
-    assert found.func is pace and found.keywords == {"weight": 1.0, "every": 1}
-    other = own.changed(objective="two_pass")
-    assert recipe_of(method_of(other), other)["objective"] is two_pass
-    assert {one.name for one in ASKED} >= {"pace", "drop_connect"}
+    experiment = arm("pace").settings.into(start)
+    objective = recipe_of(method_of(experiment), experiment)["objective"]
+    assert objective.func is pace and objective.keywords == {"weight": 1.0, "every": 1}
+    with_two_pass = experiment.changed(objective="two_pass")
+    assert recipe_of(method_of(with_two_pass), with_two_pass)["objective"] is two_pass
+    assert {named_arm.name for named_arm in EXTRA} >= {"pace", "drop_connect"}

@@ -34,15 +34,15 @@ def cell(
     """A cell in evaluation mode, all of its parameters random."""
     generator = torch.Generator().manual_seed(seed)
     config = Poly(**({"tasks": 3, "skills": 4, "rank": 2} | settings))  # pyright: ignore
-    made = config.build(Site("b.fc", INPUTS, OUTPUTS), generator=generator).double().eval()
-    for parameter in made.parameters():
+    poly_cell = config.build(Site("b.fc", INPUTS, OUTPUTS), generator=generator).double().eval()
+    for parameter in poly_cell.parameters():
         nn.init.normal_(parameter, generator=generator)
-    return made
+    return poly_cell
 
 
-def added(made: SkillsCell, x: Tensor, ids: list[int]) -> Tensor:
-    with intarsia.gating.task_ids(made, torch.tensor(ids)):
-        return made(x)
+def added(poly_cell: SkillsCell, x: Tensor, ids: list[int]) -> Tensor:
+    with intarsia.gating.task_ids(poly_cell, torch.tensor(ids)):
+        return poly_cell(x)
 
 
 def normal(*shape: int, seed: int = 1) -> Tensor:
@@ -50,21 +50,21 @@ def normal(*shape: int, seed: int = 1) -> Tensor:
     return torch.randn(shape, dtype=torch.float64, generator=generator)
 
 
-def naive(made: SkillsCell, x: Tensor, ids: list[int]) -> Tensor:
+def naive(poly_cell: SkillsCell, x: Tensor, ids: list[int]) -> Tensor:
     """Head by head and skill by skill, sample by sample."""
-    heads, skills = made.down.shape[:2]
+    heads, skills = poly_cell.down.shape[:2]
     rows = []
     for sample, task in zip(x, ids, strict=True):
-        odds = made.router.logits[task].sigmoid()
+        odds = poly_cell.router.logits[task].sigmoid()
         w = odds / odds.sum(-1, keepdim=True)
-        down = [sum(w[q, s] * made.down[q, s] for s in range(skills)) for q in range(heads)]
-        up = [sum(w[q, s] * made.up[q, s] for s in range(skills)) for q in range(heads)]
+        down = [sum(w[q, s] * poly_cell.down[q, s] for s in range(skills)) for q in range(heads)]
+        up = [sum(w[q, s] * poly_cell.up[q, s] for s in range(skills)) for q in range(heads)]
         hidden = sum(
             part @ a.T
             for part, a in zip(sample.chunk(heads, -1), down, strict=True)  # pyright: ignore
         )
         rows.append(torch.cat([hidden @ b.T for b in up], -1))  # pyright: ignore
-    return made.scale * torch.stack(rows)
+    return poly_cell.scale * torch.stack(rows)
 
 
 @given(
@@ -74,13 +74,13 @@ def naive(made: SkillsCell, x: Tensor, ids: list[int]) -> Tensor:
 def test_the_fast_path_is_the_naive_one(
     heads: int, skills: int, rank: int, tasks: int, tokens: bool, data: st.DataObject
 ) -> None:
-    made = cell(heads=heads, skills=skills, rank=rank, tasks=tasks)
+    poly_cell = cell(heads=heads, skills=skills, rank=rank, tasks=tasks)
     ids = data.draw(st.lists(st.integers(0, tasks - 1), min_size=1, max_size=4))
     x = normal(len(ids), *((3,) if tokens else ()), INPUTS).requires_grad_()
-    got, want = added(made, x, ids), naive(made, x, ids)
+    got, want = added(poly_cell, x, ids), naive(poly_cell, x, ids)
     assert_close(got, want)
     weight = normal(*got.shape, seed=2)
-    inputs = [x, *made.parameters()]
+    inputs = [x, *poly_cell.parameters()]
     assert_close(
         torch.autograd.grad((got * weight).sum(), inputs),
         torch.autograd.grad((want * weight).sum(), inputs),
@@ -89,7 +89,7 @@ def test_the_fast_path_is_the_naive_one(
 
 @pytest.mark.parametrize("heads", [1, 2, 3])
 def test_it_is_peft_poly_with_the_same_weights(heads: int) -> None:
-    made = cell(heads=heads)
+    poly_cell = cell(heads=heads)
     theirs = PeftLinear(
         nn.Linear(INPUTS, OUTPUTS),
         "default",
@@ -97,13 +97,13 @@ def test_it_is_peft_poly_with_the_same_weights(heads: int) -> None:
     )
     theirs = theirs.double().eval()
     with torch.no_grad():
-        theirs.poly_lora_A["default"].copy_(made.down.mT)  # theirs: (heads, skills, d, r)
-        theirs.poly_lora_B["default"].copy_(made.up.mT)
-        theirs.poly_router["default"].module_logits.copy_(made.router.logits.flatten(1))
-    made.scale = 1 / 2  # theirs is 1 / r, which is alpha=1
+        theirs.poly_lora_A["default"].copy_(poly_cell.down.mT)  # theirs: (heads, skills, d, r)
+        theirs.poly_lora_B["default"].copy_(poly_cell.up.mT)
+        theirs.poly_router["default"].module_logits.copy_(poly_cell.router.logits.flatten(1))
+    poly_cell.scale = 1 / 2  # theirs is 1 / r, which is alpha=1
     x, ids = normal(5, 4, INPUTS), [2, 0, 1, 1, 2]
     want = theirs(x, task_ids=torch.tensor(ids)) - theirs.base_layer(x)
-    assert_close(added(made, x, ids), want)
+    assert_close(added(poly_cell, x, ids), want)
     assert Poly(rank=2, alpha=1).build(
         Site("b", 4, 4), generator=torch.Generator()
     ).scale == 1 / 2  # fmt: skip
@@ -124,12 +124,12 @@ def test_one_skill_is_lora_from_the_same_seed() -> None:
 
 
 def test_each_task_with_a_skill_of_its_own_is_a_lora_for_each_task() -> None:
-    made = cell(tasks=3, skills=3)
+    poly_cell = cell(tasks=3, skills=3)
     with torch.no_grad():
-        made.router.logits.copy_(torch.where(torch.eye(3).bool(), 40.0, -800.0)[:, None])
+        poly_cell.router.logits.copy_(torch.where(torch.eye(3).bool(), 40.0, -800.0)[:, None])
     x = normal(3, 2, INPUTS)
-    want = [x[t] @ (made.up[0, t] @ made.down[0, t]).T for t in range(3)]
-    assert_close(added(made, x, [0, 1, 2]), torch.stack(want))
+    want = [x[t] @ (poly_cell.up[0, t] @ poly_cell.down[0, t]).T for t in range(3)]
+    assert_close(added(poly_cell, x, [0, 1, 2]), torch.stack(want))
 
 
 def test_heads_that_agree_are_poly() -> None:
@@ -144,12 +144,12 @@ def test_heads_that_agree_are_poly() -> None:
 
 
 def test_equal_shares_are_the_means_of_a_and_b_not_of_their_products() -> None:
-    made = cell(heads=2)
-    nn.init.zeros_(made.router.logits)
-    down = made.down.mean(1).permute(1, 0, 2).flatten(1)
-    up = made.up.mean(1).flatten(0, 1)
+    poly_cell = cell(heads=2)
+    nn.init.zeros_(poly_cell.router.logits)
+    down = poly_cell.down.mean(1).permute(1, 0, 2).flatten(1)
+    up = poly_cell.up.mean(1).flatten(0, 1)
     x = normal(2, 3, INPUTS)
-    assert_close(added(made, x, [0, 2]), x @ (up @ down).T)
+    assert_close(added(poly_cell, x, [0, 2]), x @ (up @ down).T)
     poly = cell(heads=1)
     nn.init.zeros_(poly.router.logits)
     of_products = (poly.up[0] @ poly.down[0]).mean(0)
@@ -158,9 +158,9 @@ def test_equal_shares_are_the_means_of_a_and_b_not_of_their_products() -> None:
 
 def test_heads_cost_no_adapter_parameters() -> None:
     counts = {q: cell(heads=q) for q in (1, 2, 6)}
-    sizes = {made.down.numel() + made.up.numel() for made in counts.values()}
+    sizes = {poly_cell.down.numel() + poly_cell.up.numel() for poly_cell in counts.values()}
     assert sizes == {4 * 2 * (INPUTS + OUTPUTS)}
-    assert [made.router.logits.numel() for made in counts.values()] == [12, 24, 72]
+    assert [poly_cell.router.logits.numel() for poly_cell in counts.values()] == [12, 24, 72]
     # as many as one LoRA of skills times the rank
     lora = intarsia.Lora(8).build(Site("b", INPUTS, OUTPUTS), generator=torch.Generator())
     assert sum(p.numel() for p in lora.parameters()) in sizes
@@ -168,37 +168,37 @@ def test_heads_cost_no_adapter_parameters() -> None:
 
 @pytest.mark.parametrize("heads", [1, 4])
 def test_skills_start_by_the_whole_width_with_any_heads_and_add_nothing(heads: int) -> None:
-    made = Poly(tasks=2, heads=heads, rank=16).build(
+    poly_cell = Poly(tasks=2, heads=heads, rank=16).build(
         Site("b", 64, 64), generator=torch.Generator().manual_seed(0)
     )
     bound = (3 * 64) ** -0.5
-    assert 0.95 * bound < float(made.down.detach().abs().max()) <= bound
-    assert not made.up.any() and made.router.logits.abs().max() <= 1e-3
-    (skills,) = {len(made.down.flatten(0, 1).unique(dim=0))}
+    assert 0.95 * bound < float(poly_cell.down.detach().abs().max()) <= bound
+    assert not poly_cell.up.any() and poly_cell.router.logits.abs().max() <= 1e-3
+    (skills,) = {len(poly_cell.down.flatten(0, 1).unique(dim=0))}
     assert skills == 4 * heads  # none is another's copy
 
 
 def test_noise_makes_training_stochastic_and_evaluation_not() -> None:
-    made, x, ids = cell(noise=True), normal(4, INPUTS), [0, 1, 2, 0]
-    first = added(made, x, ids)
-    assert torch.equal(added(made, x, ids), first)
-    assert not torch.equal(added(made.train(), x, ids), added(made, x, ids))
-    assert torch.equal(added(made.eval(), x, ids), first)
+    poly_cell, x, ids = cell(noise=True), normal(4, INPUTS), [0, 1, 2, 0]
+    first = added(poly_cell, x, ids)
+    assert torch.equal(added(poly_cell, x, ids), first)
+    assert not torch.equal(added(poly_cell.train(), x, ids), added(poly_cell, x, ids))
+    assert torch.equal(added(poly_cell.eval(), x, ids), first)
     calm = cell()
     assert torch.equal(added(calm.train(), x, ids), added(calm.eval(), x, ids))
 
 
 def test_the_delta_of_a_task_is_what_its_samples_get() -> None:
-    made, x = cell(heads=3), normal(2, INPUTS)
+    poly_cell, x = cell(heads=3), normal(2, INPUTS)
     for task in range(3):
-        assert_close(added(made, x, [task, task]), x @ made.delta(task).T)
-        assert_close(made.of_task(task)(x), x @ made.delta(task).T)
+        assert_close(added(poly_cell, x, [task, task]), x @ poly_cell.delta(task).T)
+        assert_close(poly_cell.of_task(task)(x), x @ poly_cell.delta(task).T)
     with refused(FoldError, what="merging Poly at 'b.fc'"):
-        made.delta()
+        poly_cell.delta()
     with refused(FoldError, what="merging Poly at 'b.fc'"):
-        made.merged()
+        poly_cell.merged()
     with refused(ConfigError, what="task_ids", got="3 ... 3"):
-        made.delta(3)
+        poly_cell.delta(3)
     mean = cell(unknown="mean")  # pyright: ignore
     assert_close(mean(x), x @ mean.delta().T)
 
@@ -288,16 +288,16 @@ def test_ids_of_another_number_than_the_batch_are_refused() -> None:
 
 def test_a_recomputed_forward_meets_the_same_tasks_and_draws() -> None:
     ids = torch.tensor([0, 2, 1, 2])
-    found = []
+    gradients = []
     for recompute in (False, True):
         model = vit().train()
         model.get_base_model().set_grad_checkpointing(recompute)  # pyright: ignore
         with intarsia.gating.task_ids(model, ids):
             loss = model(IMAGES).square().mean()
         loss.backward()  # the context is over
-        found.append([p.grad for p in model.parameters() if p.requires_grad])
-        assert all(g is not None for g in found[-1])
-    assert_close(found[1], found[0], rtol=1e-4, atol=1e-6)
+        gradients.append([p.grad for p in model.parameters() if p.requires_grad])
+        assert all(g is not None for g in gradients[-1])
+    assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-6)
 
 
 def test_images_of_one_batch_may_have_adapters_of_their_own_and_tasks() -> None:
@@ -338,19 +338,19 @@ def test_a_language_model_generates_by_task() -> None:
     )
     stirred(model)
     words, ids = torch.arange(10).view(2, 5), torch.tensor([2, 0])
-    given = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    options = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
     with intarsia.gating.task_ids(model, ids):
-        both = model.generate(input_ids=words, **given)
+        both = model.generate(input_ids=words, **options)
         padded = torch.cat([torch.zeros(2, 2, dtype=torch.int64), words], 1)
         mask = torch.ones_like(padded)
         mask[:, :2] = 0
-        shifted = model.generate(input_ids=padded, attention_mask=mask, **given)
+        shifted = model.generate(input_ids=padded, attention_mask=mask, **options)
     assert torch.equal(shifted[:, 2:], both)
     for i, task in enumerate(ids):
         with intarsia.gating.task_ids(model, task[None]):
-            assert torch.equal(model.generate(input_ids=words[i : i + 1], **given)[0], both[i])
+            assert torch.equal(model.generate(input_ids=words[i : i + 1], **options)[0], both[i])
     with intarsia.gating.task_ids(model, ids.repeat_interleave(2)):
-        assert model.generate(input_ids=words, num_beams=2, **given).shape == both.shape
+        assert model.generate(input_ids=words, num_beams=2, **options).shape == both.shape
 
 
 def test_every_layer_decides_by_itself() -> None:

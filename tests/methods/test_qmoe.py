@@ -82,17 +82,17 @@ def test_a_mixture_is_packed_saved_mapped_and_folded(
 ) -> None:
     make, start = HOSTS[host]
     small = intarsia.apply(make(), Qmoe(), batched(rows))
-    found = logits(small, rows)
+    packed_logits = logits(small, rows)
     folded = Qmoe().fold(small)
     assert not packed_experts(folded) and steps_of(folded) == steps_of(make())
-    torch.testing.assert_close(logits(folded, rows), found)
+    torch.testing.assert_close(logits(folded, rows), packed_logits)
     for experts in packed_experts(small).values():
         for stack in experts.stacks.values():  # at most three levels a row
-            whole: Any = stack
-            assert all(len(row.unique()) <= 3 for row in whole.decoded().flatten(0, 1))
+            mapped_stack: Any = stack
+            assert all(len(row.unique()) <= 3 for row in mapped_stack.decoded().flatten(0, 1))
     intarsia.save(small, tmp_path / "small")
     again = intarsia.load(start(), tmp_path / "small")
-    assert torch.equal(logits(again, rows), found)
+    assert torch.equal(logits(again, rows), packed_logits)
     stack: Any = next(iter(next(iter(packed_experts(again).values())).stacks.values()))
     assert mapped_from(stack.codes).endswith("host.safetensors")
 
@@ -105,9 +105,9 @@ def test_by_routed_rows_it_errs_less_than_by_rounding(rows: list[Row]) -> None:
         small = intarsia.apply(ours(), Qmoe(start=start), batches)
         off[start] = float((logits(small, rows) - dense).norm())
     assert off["gptq"] < off["rtn"]
-    told = steps_of(small)[-1].plan.decided["told"]
-    assert len(told) == 6 and all(row["bits"] > row["entropy"] for row in told)
-    assert all("try zeros=" in row["told"] for row in told)  # far fewer than 88.5 % are 0
+    layer_rows = steps_of(small)[-1].plan.decided["told"]
+    assert len(layer_rows) == 6 and all(row["bits"] > row["entropy"] for row in layer_rows)
+    assert all("try zeros=" in row["told"] for row in layer_rows)  # far fewer than 88.5 % are 0
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -128,15 +128,17 @@ def test_packed_experts_compute_what_stacked_ones_of_the_same_numbers_do(
         if bias and (b := getattr(experts, f"{name}_bias")) is not None:
             b.data.normal_(generator=draw)
     want = copy.deepcopy(experts)
-    made = packed_of(experts)
+    packed_module = packed_of(experts)
     x = torch.randn(9, 6, generator=draw)
-    of = torch.tensor([0, 0, 0, 0, 0, 0, 2, 2, 2])
-    torch.testing.assert_close(made(x, of), want(x, of))
-    torch.testing.assert_close(made.every(x), want.every(x))
-    torch.testing.assert_close(made.hidden(x, of), want.hidden(x, of))
-    assert made(x[:0], of[:0]).shape == (0, 5)
+    expert_of_row = torch.tensor([0, 0, 0, 0, 0, 0, 2, 2, 2])
+    torch.testing.assert_close(packed_module(x, expert_of_row), want(x, expert_of_row))
+    torch.testing.assert_close(packed_module.every(x), want.every(x))
+    torch.testing.assert_close(
+        packed_module.hidden(x, expert_of_row), want.hidden(x, expert_of_row)
+    )
+    assert packed_module(x[:0], expert_of_row[:0]).shape == (0, 5)
     with refused(ConfigError, what="experts", got="packed ones"):
-        made.keep(torch.tensor([0]))
+        packed_module.keep(torch.tensor([0]))
 
 
 def packed_of(experts: StackedExperts) -> PackedExperts:
@@ -146,12 +148,12 @@ def packed_of(experts: StackedExperts) -> PackedExperts:
 
     stacks = {}
     for name in stacked_matrices(experts):
-        whole = getattr(experts, name).detach()
-        stored = Ternary().encode(whole.flatten(0, 1))
-        stacks[name] = PackedStack(Ternary(), stored, tuple(whole.shape))
-    found = packed(experts, stacks)
-    assert isinstance(found, PackedExperts)
-    return found
+        weight = getattr(experts, name).detach()
+        stored = Ternary().encode(weight.flatten(0, 1))
+        stacks[name] = PackedStack(Ternary(), stored, tuple(weight.shape))
+    packed_module = packed(experts, stacks)
+    assert isinstance(packed_module, PackedExperts)
+    return packed_module
 
 
 @pytest.mark.parametrize(

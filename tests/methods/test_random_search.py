@@ -21,7 +21,14 @@ import intarsia
 from intarsia import fit
 from intarsia.core.errors import ConfigError, DataError, TargetError
 from intarsia.core.seeds import mix
-from intarsia.methods.random_search import SCORES, cut, drawn, hidden_layers, masked, search
+from intarsia.methods.random_search import (
+    SCORES,
+    cut,
+    draw_units,
+    hidden_layers,
+    search,
+    units_masked,
+)
 from intarsia.sparse import RandomSearch
 
 from ..refusals import refused
@@ -60,32 +67,34 @@ def logits(model: nn.Module, x: Any) -> Tensor:
 @given(density=st.floats(0.15, 1.0), seed=st.integers(0, 50))
 def test_a_mask_is_dropped_rows_and_columns(density: float, seed: int) -> None:
     net, (x, _) = mlp(), batch()
-    kept = drawn(hidden_layers(net), density, seed)
-    one, zeros, small = logits(net, x), copy.deepcopy(net), copy.deepcopy(net)
-    with masked(net, kept):
+    units = draw_units(hidden_layers(net), density, seed)
+    dense, zeros, small = logits(net, x), copy.deepcopy(net), copy.deepcopy(net)
+    with units_masked(net, units):
         got = logits(net, x)
     for writes, reads, path in ((0, 2, "2"), (2, 4, "4")):
         gone = torch.ones(zeros[writes].out_features, dtype=torch.bool)
-        gone[kept[path]] = False
+        gone[units[path]] = False
         zeros[writes].weight.data[gone], zeros[reads].weight.data[:, gone] = 0, 0
-    cut(small, kept)
+    cut(small, units)
     assert_close(logits(zeros, x), got)
     assert_close(logits(small, x), got)
     assert [m.out_features for m in (small[0], small[2])] == [round(density * n) for n in (12, 8)]
-    assert torch.equal(logits(net, x), one)
+    assert torch.equal(logits(net, x), dense)
 
 
 @pytest.mark.parametrize("make", [vit, llama])
 def test_the_mlps_of_transformers_become_narrower(make: Any, tmp_path: Path) -> None:
     model, of_text = make(), make is llama
     x = torch.arange(6)[None] if of_text else torch.randn(2, 1, 16, 16)
-    kept = drawn(hidden_layers(model), 0.5, 3)
-    with masked(model, kept):
+    units = draw_units(hidden_layers(model), 0.5, 3)
+    with units_masked(model, units):
         want = logits(model, x)
     labelled = {"input_ids": x, "labels": x} if of_text else (x, torch.tensor([0, 2]))
-    found = search(model, RandomSearch(0.5, 3), [labelled], seed=3)
-    assert [one.score for one in found] == sorted(one.score for one in found)
-    cut(model, kept)
+    candidates = search(model, RandomSearch(0.5, 3), [labelled], seed=3)
+    assert [candidate.score for candidate in candidates] == sorted(
+        candidate.score for candidate in candidates
+    )
+    cut(model, units)
     assert_close(logits(model, x), want)
     if of_text:
         model.save_pretrained(tmp_path)
@@ -94,10 +103,10 @@ def test_the_mlps_of_transformers_become_narrower(make: Any, tmp_path: Path) -> 
 
 def test_one_draw_is_the_random_choice() -> None:
     alone = search(mlp(), RandomSearch(0.5, 1), seed=4)
-    first = drawn(hidden_layers(mlp()), 0.5, mix(4, 0))
-    assert all(torch.equal(units, first[path]) for path, units in alone[0].kept.items())
+    first = draw_units(hidden_layers(mlp()), 0.5, mix(4, 0))
+    assert all(torch.equal(units, first[path]) for path, units in alone[0].units.items())
     several = search(mlp(), RandomSearch(0.5, 5), [batch()], seed=4)
-    assert any(all(torch.equal(o.kept[p], u) for p, u in first.items()) for o in several)
+    assert any(all(torch.equal(o.units[p], u) for p, u in first.items()) for o in several)
 
 
 @pytest.mark.parametrize("score", SCORES)
@@ -110,7 +119,9 @@ def test_more_draws_end_no_worse(score: str) -> None:
 
 
 def test_the_best_of_k_is_where_order_statistics_say() -> None:
-    scores = [one.score for one in search(mlp(), RandomSearch(0.4, 400), [batch()], seed=1)]
+    scores = [
+        candidate.score for candidate in search(mlp(), RandomSearch(0.4, 400), [batch()], seed=1)
+    ]
     draw = torch.Generator().manual_seed(0)
     for k in (2, 10, 50):
         best = [
@@ -123,16 +134,18 @@ def test_the_best_of_k_is_where_order_statistics_say() -> None:
 
 def test_scores_are_those_of_the_smaller_net() -> None:
     net, (x, y) = mlp(), batch()
-    kept = drawn(hidden_layers(net), 0.5, 7)
+    units = draw_units(hidden_layers(net), 0.5, 7)
     small = copy.deepcopy(net)
-    cut(small, kept)
+    cut(small, units)
     loss = nn.functional.cross_entropy(small(x), y)
-    assert SCORES["loss"](net, kept, [(x, y)]) == pytest.approx(float(loss.detach()), rel=1e-5)
+    assert SCORES["loss"](net, units, [(x, y)]) == pytest.approx(float(loss.detach()), rel=1e-5)
     weights = [p for p in small.parameters() if p.dim() > 1]
-    each = torch.autograd.grad(loss, weights)
-    want = -sum(float((w.detach() * g).abs().sum()) for w, g in zip(weights, each, strict=True))
-    assert SCORES["snip"](net, kept, [(x, y)]) == pytest.approx(want, rel=1e-4)
-    assert SCORES["epoch"](net, kept, [(x, y)]) < float(loss.detach())
+    gradients = torch.autograd.grad(loss, weights)
+    want = -sum(
+        float((w.detach() * g).abs().sum()) for w, g in zip(weights, gradients, strict=True)
+    )
+    assert SCORES["snip"](net, units, [(x, y)]) == pytest.approx(want, rel=1e-4)
+    assert SCORES["epoch"](net, units, [(x, y)]) < float(loss.detach())
 
 
 def test_in_three_lines(tmp_path: Path) -> None:
@@ -196,6 +209,8 @@ def test_a_score_by_hand() -> None:
     net = nn.Sequential(nn.Linear(1, 2, bias=False), nn.ReLU(), nn.Linear(2, 2, bias=False))
     for layer, weight in ((net[0], [[1.0], [2.0]]), (net[2], [[1.0, 0.0], [0.0, 1.0]])):
         layer.weight.data = torch.tensor(weight)
-    found = search(net, RandomSearch(0.5, 16), [(torch.ones(1, 1), torch.tensor([0]))])
-    assert [found[0].score, found[-1].score] == pytest.approx([0.3133, 2.1269], abs=1e-4)
-    assert [u.tolist() for u in (*found[0].kept.values(), *found[-1].kept.values())] == [[0], [1]]
+    candidates = search(net, RandomSearch(0.5, 16), [(torch.ones(1, 1), torch.tensor([0]))])
+    assert [candidates[0].score, candidates[-1].score] == pytest.approx([0.3133, 2.1269], abs=1e-4)
+    assert [
+        u.tolist() for u in (*candidates[0].units.values(), *candidates[-1].units.values())
+    ] == [[0], [1]]

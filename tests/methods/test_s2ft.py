@@ -129,9 +129,11 @@ def kept_bytes(y: Any, weights: list[Tensor]) -> int:
 
     with saved_tensors_hooks(pack, lambda t: t):
         y()
-    own = {w.untyped_storage().data_ptr() for w in weights}
-    kept = [t for p, t in storages.items() if p not in own and t.is_floating_point()]
-    return sum(t.untyped_storage().nbytes() for t in kept)
+    parameter_storages = {w.untyped_storage().data_ptr() for w in weights}
+    saved = [
+        t for p, t in storages.items() if p not in parameter_storages and t.is_floating_point()
+    ]
+    return sum(t.untyped_storage().nbytes() for t in saved)
 
 
 @pytest.mark.parametrize("ids", ["0,3-4", "1-3"])
@@ -172,17 +174,17 @@ def test_layers_that_cannot_be_fused_use_the_sum(family: str) -> None:
 
     layer = frozen()
     want = layer(x) + cell(x)
-    other = Other(6, 5).double()
-    other.load_state_dict(layer.state_dict())
-    assert_close(cell.around(other, x), want)
+    subclass = Other(6, 5).double()
+    subclass.load_state_dict(layer.state_dict())
+    assert_close(cell.around(subclass, x), want)
     # a layer that learns itself, or is watched by a hook, is called as it is
     open_ = copy.deepcopy(layer).requires_grad_(True)
     cell.around(open_, x).sum().backward()
     assert open_.weight.grad is not None
-    seen = []
-    layer.register_forward_hook(lambda *_: seen.append(1))
+    calls = []
+    layer.register_forward_hook(lambda *_: calls.append(1))
     assert_close(cell.around(layer, x), want)
-    assert seen
+    assert calls
 
 
 @pytest.mark.parametrize("family", SIDES)
@@ -268,7 +270,7 @@ def test_values_of_a_fused_layer_are_its_last_third() -> None:
 
 def test_families_depend_on_the_end_of_the_path() -> None:
     config = S2ft(down=0.1, output=0.1, up=0.1, value=0.1)
-    found = {
+    families = {
         path: config.family(path)
         for path in (
             "l.0.mlp.down_proj", "blocks.0.mlp.fc2", "l.0.output.dense", "l.attention.output.dense",
@@ -277,7 +279,7 @@ def test_families_depend_on_the_end_of_the_path() -> None:
         )
     }  # fmt: skip
     want = ["down", "down", "down", "output", "up", "output", "value", "value", None, None, "down"]
-    assert list(found.values()) == want
+    assert list(families.values()) == want
     assert S2ft(down=0, up=0.1).family("lin0") == "up"
     assert S2ft(down=0, up=0.1).family("m.fc2") is None
 

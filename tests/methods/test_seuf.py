@@ -40,8 +40,8 @@ def test_affinities_of_a_layer_are_the_mean_probabilities(stock: Any) -> None:
     torch.testing.assert_close(table.affinity.sum(1), torch.ones(2, dtype=torch.float64))
     with torch.no_grad():
         logits = stock(input_ids=ids, output_router_logits=True).router_logits
-    for layer, of in enumerate(logits):
-        p = of.softmax(-1).view(*ids.shape, -1).mean(1).mean(0)
+    for layer, layer_logits in enumerate(logits):
+        p = layer_logits.softmax(-1).view(*ids.shape, -1).mean(1).mean(0)
         torch.testing.assert_close(table.affinity[layer].float(), p)
     assert table.best() == divmod(int(table.affinity.argmax()), 4)
     layer, expert = table.best("lift")
@@ -72,14 +72,14 @@ def test_sequences_count_alike_and_padding_does_not(stock: Any) -> None:
     mask[0, 3:] = 0
     padded = intarsia.trace(stock, [{"input_ids": ids, "attention_mask": mask}], probabilities=True)
     alone = [intarsia.trace(stock, [row], probabilities=True) for row in (ids[0, :3], *ids[1:])]
-    each = torch.stack([affinity(one) for one in alone]).mean(0)
-    torch.testing.assert_close(affinity(padded), each, rtol=1e-4, atol=1e-5)
+    mean_of_rows = torch.stack([affinity(sequence) for sequence in alone]).mean(0)
+    torch.testing.assert_close(affinity(padded), mean_of_rows, rtol=1e-4, atol=1e-5)
     plain = intarsia.trace(stock, [ids])  # of the k experts' weights
     assert affinity(plain).sum(1).tolist() == pytest.approx([1.0, 1.0])
 
 
 def test_only_the_expert_and_its_gate_change(model: Any, stock: Any) -> None:
-    found = unlearn(model, Seuf(), FORGET, RETAIN, at=(1, 2), steps=3)
+    unlearned = unlearn(model, Seuf(), FORGET, RETAIN, at=(1, 2), steps=3)
     before, after = stock.state_dict(), model.state_dict()
     experts = {n for n in before if ".1.mlp.experts." in n}
     for name, old in before.items():
@@ -90,51 +90,53 @@ def test_only_the_expert_and_its_gate_change(model: Any, stock: Any) -> None:
             assert not bool(same.all())
         else:
             assert bool(same.all()), name
-    assert found.trained == sum(before[n][2].numel() for n in experts) + 4 * 8
-    assert [p["step"] for p in found.path] == [0, 3]
+    assert unlearned.trained == sum(before[n][2].numel() for n in experts) + 4 * 8
+    assert [p["step"] for p in unlearned.path] == [0, 3]
 
 
 @pytest.mark.parametrize("loss", ["ga", "gdiff", "npo", "rmu"])
 def test_every_loss_forgets(model: Any, loss: str) -> None:
     method = Seuf(loss, lr=0.1, beta=1.0, steer=5.0)
-    found = unlearn(model, method, FORGET, RETAIN, at=(1, 2), steps=5)
-    assert found.path[-1]["forget"] > found.path[0]["forget"] + 0.01
+    unlearned = unlearn(model, method, FORGET, RETAIN, at=(1, 2), steps=5)
+    assert unlearned.path[-1]["forget"] > unlearned.path[0]["forget"] + 0.01
 
 
 def test_a_large_anchor_sends_the_text_to_the_expert(model: Any) -> None:
     method = Seuf("ga", anchor=1e4, lr=0.3)
-    found = unlearn(model, method, FORGET, at=(0, 1), steps=25, every=25)
-    assert found.path[-1]["share"] > 0.9 > found.path[0]["share"]
+    unlearned = unlearn(model, method, FORGET, at=(0, 1), steps=25, every=25)
+    assert unlearned.path[-1]["share"] > 0.9 > unlearned.path[0]["share"]
 
 
 def test_all_weights_without_an_anchor_is_gradient_ascent(model: Any, stock: Any) -> None:
     unlearn(model, Seuf("ga", lr=1e-3), FORGET, at="all", steps=1)
-    other = copy.deepcopy(stock)
+    ascended = copy.deepcopy(stock)
     ids = torch.stack(FORGET)
-    optimiser = torch.optim.AdamW(other.parameters(), lr=1e-3, weight_decay=0.0)
-    loss = F.cross_entropy(other(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
+    optimiser = torch.optim.AdamW(ascended.parameters(), lr=1e-3, weight_decay=0.0)
+    loss = F.cross_entropy(
+        ascended(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+    )
     (-loss).backward()
-    torch.nn.utils.clip_grad_norm_(other.parameters(), 1.0)
+    torch.nn.utils.clip_grad_norm_(ascended.parameters(), 1.0)
     optimiser.step()
-    for (name, a), b in zip(model.named_parameters(), other.parameters(), strict=True):
+    for (name, a), b in zip(model.named_parameters(), ascended.parameters(), strict=True):
         torch.testing.assert_close(a, b, msg=name)
 
 
 def test_npo_with_a_small_beta_is_gradient_ascent(stock: Any) -> None:
-    made: list[dict[str, torch.Tensor]] = []
+    states: list[dict[str, torch.Tensor]] = []
     for method in (Seuf("npo", beta=1e-4, retain=0), Seuf("ga")):
         model = copy.deepcopy(stock)
         unlearn(model, method, FORGET, at=(1, 2), steps=2)
-        made.append(model.state_dict())
-    for name, value in made[0].items():
-        torch.testing.assert_close(value, made[1][name], rtol=1e-3, atol=1e-5)
+        states.append(model.state_dict())
+    for name, value in states[0].items():
+        torch.testing.assert_close(value, states[1][name], rtol=1e-3, atol=1e-5)
 
 
 def test_it_stops_at_its_target(model: Any) -> None:
     method = Seuf("ga", lr=0.05)
-    found = unlearn(model, method, FORGET, at=(1, 2), steps=50, until=0.05, every=1)
-    assert found.path[-1]["step"] < 50
-    assert found.path[-1]["forget"] - found.path[0]["forget"] >= 0.05
+    unlearned = unlearn(model, method, FORGET, at=(1, 2), steps=50, until=0.05, every=1)
+    assert unlearned.path[-1]["step"] < 50
+    assert unlearned.path[-1]["forget"] - unlearned.path[0]["forget"] >= 0.05
 
 
 def test_leaves_of_half_precision_are_wide(stock: Any) -> None:
@@ -155,8 +157,10 @@ def test_what_is_doubtful_is_said_once_it_is_chosen(model: Any) -> None:
         pytest.warns(UserWarning, match="nearly equal shares"),
         pytest.warns(UserWarning, match="32 tokens"),
     ):
-        found = unlearn(model, Seuf("ga", by="lift"), FORGET, RETAIN, steps=1)
-    assert isinstance(found.attribution, Attribution) and found.at == found.attribution.best("lift")
+        unlearned = unlearn(model, Seuf("ga", by="lift"), FORGET, RETAIN, steps=1)
+    assert isinstance(
+        unlearned.attribution, Attribution
+    ) and unlearned.at == unlearned.attribution.best("lift")
 
 
 def test_lift_needs_no_other_text_where_the_expert_is_given(model: Any) -> None:
@@ -164,8 +168,8 @@ def test_lift_needs_no_other_text_where_the_expert_is_given(model: Any) -> None:
 
 
 def test_a_batch_with_nothing_to_predict_is_passed_over(model: Any) -> None:
-    found = unlearn(model, Seuf("ga"), [*ONE, *FORGET], at=(1, 2), steps=5, batch_size=1)
-    assert all(abs(p["forget"]) < 99 for p in found.path)  # no NaN
+    unlearned = unlearn(model, Seuf("ga"), [*ONE, *FORGET], at=(1, 2), steps=5, batch_size=1)
+    assert all(abs(p["forget"]) < 99 for p in unlearned.path)  # no NaN
 
 
 def test_batches_are_where_the_model_is() -> None:

@@ -19,7 +19,7 @@ from intarsia.conformance.senses import Letters, decoder, picture
 from intarsia.core.errors import ConfigError
 from intarsia.data.senses.questions import Question
 from intarsia.hosts.senses.answering import prompt
-from intarsia.methods.slime import TiledView, kept, selection, set_budget, tiled_view
+from intarsia.methods.slime import TiledView, select_largest, selection, set_budget, tiled_view
 from intarsia.senses import Slime
 from intarsia.train.tasks.answers import Answers, answers_batch
 
@@ -36,10 +36,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPa
 
 def coloured(size: tuple[int, int] = WIDE) -> Any:
     """A picture whose tiles differ."""
-    whole = picture(0, size)
+    page = picture(0, size)
     for i, box in enumerate(((112, 0), (0, 112), (112, 112)), 1):
-        whole.paste(picture(i), box)
-    return whole
+        page.paste(picture(i), box)
+    return page
 
 
 @pytest.fixture
@@ -70,20 +70,20 @@ def logits(model: Any, *rows: Any) -> torch.Tensor:
 @settings(max_examples=25)
 def test_what_is_kept(values: list[float], top_p: float, room: int) -> None:
     s = torch.tensor(values).softmax(0)
-    exact = kept(s, top_p, room)
+    exact = select_largest(s, top_p, room)
     assert int(exact.sum()) == min(room, len(s))
     if 0 < room < len(s):
         assert s[exact].min() >= s[~exact].max()
-    some = kept(s, top_p, None)
+    some = select_largest(s, top_p, None)
     assert s[some].sum() >= min(top_p, 1) - 1e-5 and some.any()
-    assert int(kept(s, min(1.0, top_p + 0.1), None).sum()) >= int(some.sum())
-    assert kept(s, 1.0, None).all()
+    assert int(select_largest(s, min(1.0, top_p + 0.1), None).sum()) >= int(some.sum())
+    assert select_largest(s, 1.0, None).all()
 
 
 def test_all_are_kept_at_one_though_their_rounded_sum_is_above_it() -> None:
     draw = torch.Generator().manual_seed(0)
     for _ in range(100):
-        assert kept((8 * torch.randn(96, generator=draw)).softmax(0), 1.0, None).all()
+        assert select_largest((8 * torch.randn(96, generator=draw)).softmax(0), 1.0, None).all()
 
 
 @pytest.mark.parametrize("budget", [6, 9, 20, 21, 50])
@@ -125,11 +125,11 @@ def test_masked_vectors_are_as_if_left_out(model: Any) -> None:
 
 def test_the_answer_and_padding_change_no_choice(model: Any) -> None:
     set_budget(model, 9)
-    one, two = row_of(model, answer="a"), row_of(model, answer="bcd")
-    for a, b in zip(selection(model, one), selection(model, two), strict=True):
+    short_row, long_row = row_of(model, answer="a"), row_of(model, answer="bcd")
+    for a, b in zip(selection(model, short_row), selection(model, long_row), strict=True):
         assert torch.equal(a[1], b[1]) and torch.equal(a[0], b[0])
-    asked = len(row_of(model)["input_ids"])
-    together = logits(model, one, two)[:, :asked]
+    prompt_length = len(row_of(model)["input_ids"])
+    together = logits(model, short_row, long_row)[:, :prompt_length]
     assert_close(together[0], together[1], rtol=1e-4, atol=1e-5)
 
 
@@ -137,16 +137,18 @@ def test_permuted_tiles_are_scored_alike(model: Any) -> None:
     row = row_of(model)
     s, _ = selection(model, row)[0]
     order = torch.tensor([2, 0, 3, 1])
-    other = dict(row) | {"image": row["image"][torch.cat([torch.zeros(1).long(), 1 + order])]}
-    again, chosen = selection(model, other)[0]
+    permuted = dict(row) | {"image": row["image"][torch.cat([torch.zeros(1).long(), 1 + order])]}
+    again, selected = selection(model, permuted)[0]
     assert_close(again, s[order])
-    assert int(chosen.sum()) == TINY.budget - 5  # pyright: ignore
+    assert int(selected.sum()) == TINY.budget - 5  # pyright: ignore
 
 
 def test_the_question_chooses(model: Any) -> None:
     set_budget(model, 7)
-    found = {tuple(selection(model, row_of(model, t))[0][1].flatten().tolist()) for t in "abcdefgh"}
-    assert len(found) > 1
+    selections = {
+        tuple(selection(model, row_of(model, t))[0][1].flatten().tolist()) for t in "abcdefgh"
+    }
+    assert len(selections) > 1
 
 
 def test_a_question_without_words_is_by_norm(model: Any) -> None:
@@ -161,10 +163,10 @@ def test_the_gate_mixes_two_experts() -> None:
     x = torch.randn(2, 64, 588, generator=torch.Generator().manual_seed(1))
     both = view.mixture(x)
     view.stage = "global-mlp"
-    one = view.mixture(x)
+    mixed = view.mixture(x)
     view.stage = "global-queries"
     two = view.mixture(x)
-    assert_close(both, (one + two) / 2)  # W_g = 0 at the start
+    assert_close(both, (mixed + two) / 2)  # W_g = 0 at the start
     view.stage = "joint"
     with torch.no_grad():
         view.gate.gate[0] = 100 * x.mean((0, 1))

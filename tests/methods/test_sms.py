@@ -30,8 +30,8 @@ OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 0.05, "trackers":
 QUICK: dict[str, Any] = {"density": 0.3, "rounds": 2, "candidates": 2}
 
 
-def with_(other: dict[str, Any]) -> dict[str, Any]:
-    return OPTIONS | other
+def with_(changes: dict[str, Any]) -> dict[str, Any]:
+    return OPTIONS | changes
 
 
 def net(norm: bool = False, seed: int = 0) -> nn.Module:
@@ -51,8 +51,8 @@ def copied(model: nn.Module) -> dict[str, Tensor]:
     return {n: t.clone() for n, t in model.state_dict().items()}
 
 
-def same(one: Any, two: Any) -> bool:
-    return all(torch.equal(t, two[n]) for n, t in one.items())
+def same(first: Any, second: Any) -> bool:
+    return all(torch.equal(t, second[n]) for n, t in first.items())
 
 
 def masks(state: Any) -> dict[str, Tensor]:
@@ -60,13 +60,15 @@ def masks(state: Any) -> dict[str, Tensor]:
 
 
 def test_one_candidate_is_pruning_in_rounds_bit_for_bit() -> None:
-    found: list[dict[str, Tensor]] = []
+    states: list[dict[str, Tensor]] = []
     for method in (SparseModelSoup(0.3, 2, 1), Imp(0.3, 2)):
         model = net(norm=True)
-        own: Any = {} if isinstance(method, SparseModelSoup) else {"lr_factor": Retrain().factor()}
-        fit_in_phases(model, method, rows(), **OPTIONS, **own)
-        found.append(copied(model))
-    assert same(*found)
+        options: Any = (
+            {} if isinstance(method, SparseModelSoup) else {"lr_factor": Retrain().factor()}
+        )
+        fit_in_phases(model, method, rows(), **OPTIONS, **options)
+        states.append(copied(model))
+    assert same(*states)
 
 
 def test_equal_seeds_give_the_candidate() -> None:
@@ -80,27 +82,27 @@ def test_equal_seeds_give_the_candidate() -> None:
 
 def test_a_soup_has_its_candidates_zeros_and_no_fewer() -> None:
     model = net()
-    seen: list[dict[str, Tensor]] = []
+    states: list[dict[str, Tensor]] = []
 
     class Watched(SparseModelSoup):
         def phases(self, model: nn.Module, *, seed: int = 0) -> Any:
             inner = super().phases(model, seed=seed)
             try:
                 while True:
-                    seen.append(copied(model)) if len(seen) else None
+                    states.append(copied(model)) if len(states) else None
                     phase = next(inner)
-                    seen.append(copied(model))
+                    states.append(copied(model))
                     yield phase
             except StopIteration as end:
                 return end.value
 
     run = fit_in_phases(model, Watched(**QUICK), rows(), **OPTIONS)
     weights = masked_weights(model)
-    kept = {n: run.found.partition.mask(n, 0) for n in weights}
-    assert same({n: w.detach() != 0 for n, w in weights.items()}, kept)
+    kept_weights = {n: run.found.partition.mask(n, 0) for n in weights}
+    assert same({n: w.detach() != 0 for n, w in weights.items()}, kept_weights)
     assert run.found.partition.density() == pytest.approx(0.3, abs=0.01)
-    assert run.found.chosen == ((0, 1), (0, 1)) and min(run.found.distance) > 0
-    counts = [sum(int(m.sum()) for m in masks(s).values()) for s in seen]
+    assert run.found.members == ((0, 1), (0, 1)) and min(run.found.distance) > 0
+    counts = [sum(int(m.sum()) for m in masks(s).values()) for s in states]
     assert counts == sorted(counts, reverse=True)
     assert [name for name, _ in run.runs] == [
         f"round-{r}-candidate-{c}" for r in (1, 2) for c in (1, 2)
@@ -110,11 +112,11 @@ def test_a_soup_has_its_candidates_zeros_and_no_fewer() -> None:
 @given(st.integers(0, 99), st.integers(2, 5))
 def test_the_mean_is_the_mean_and_of_equal_models_their_bits(seed: int, count: int) -> None:
     draw = torch.Generator().manual_seed(seed)
-    kept = torch.rand(4, 5, generator=draw) < 0.5
-    states = [{"w": torch.randn(4, 5, generator=draw) * kept} for _ in range(count)]
+    mask = torch.rand(4, 5, generator=draw) < 0.5
+    states = [{"w": torch.randn(4, 5, generator=draw) * mask} for _ in range(count)]
     mean = mixed(states)
     torch.testing.assert_close(mean["w"], torch.stack([s["w"] for s in states]).mean(0))
-    assert not mean["w"][~kept].any() and nonzeros(mean) <= nonzeros(states[0])
+    assert not mean["w"][~mask].any() and nonzeros(mean) <= nonzeros(states[0])
     assert same(mixed([states[0]] * count), states[0])
     shares = [1.0] + [0.0] * (count - 1)
     assert same(mixed(states, shares), states[0])
@@ -131,8 +133,8 @@ def test_a_greedy_soup_is_no_worse_than_its_best_candidate(values: list[int]) ->
 
     picked = greedy(states, score)
     assert picked.score >= max(map(score, states)) and picked.score == score(picked.state)
-    wanted = mixed([states[i] for i in picked.indices]) if len(picked.indices) > 1 else None
-    assert wanted is None or same(picked.state, wanted)
+    expected = mixed([states[i] for i in picked.indices]) if len(picked.indices) > 1 else None
+    assert expected is None or same(picked.state, expected)
 
 
 def test_equal_scores_are_taken_in() -> None:
@@ -145,7 +147,7 @@ def test_greedy_chooses_by_val_and_never_without_one() -> None:
     method = SparseModelSoup(**QUICK, pick="greedy")
     model = net(norm=True)
     run = fit_in_phases(model, method, rows(), rows(30, seed=2), **OPTIONS)
-    assert all(set(c) <= {0, 1} and c for c in run.found.chosen)
+    assert all(set(c) <= {0, 1} and c for c in run.found.members)
     with refused(DataError, what="val", got="none"):
         fit_in_phases(net(), method, rows(), **OPTIONS)
     with refused(DataError, what="val"):
@@ -180,20 +182,23 @@ def test_candidates_differ_in_what_varies(vary: str) -> None:
     values = {"weight_decay": (0.0, 0.5), "length": (0.5, 1.5), "retrain": ("clr", "ft")}[vary]
     method = SparseModelSoup(0.5, 1, 2, vary, values)
     run = fit_in_phases(net(), method, rows(), **OPTIONS)
-    one, two = (r.record for _, r in run.runs)
+    first_record, second_record = (r.record for _, r in run.runs)
     if vary == "length":
-        assert [r["training"]["epochs"] for r in (one, two)] == [1, 3]
+        assert [r["training"]["epochs"] for r in (first_record, second_record)] == [1, 3]
     elif vary == "weight_decay":
-        assert [r["training"]["weight_decay"] for r in (one, two)] == [0.0, 0.5]
+        assert [r["training"]["weight_decay"] for r in (first_record, second_record)] == [0.0, 0.5]
     else:
-        assert one["recipe"]["lr_factor"] != two["recipe"]["lr_factor"]
-    assert one["training"]["seed"] == two["training"]["seed"] and min(run.found.distance) > 0
+        assert first_record["recipe"]["lr_factor"] != second_record["recipe"]["lr_factor"]
+    assert (
+        first_record["training"]["seed"] == second_record["training"]["seed"]
+        and min(run.found.distance) > 0
+    )
 
 
 def test_a_killed_soup_ends_in_the_same_bits(tmp_path: Path) -> None:
     method = SparseModelSoup(**QUICK, pick="greedy")
-    whole = net(norm=True)
-    fit_in_phases(whole, method, rows(), rows(30, seed=2), **OPTIONS)
+    uninterrupted = net(norm=True)
+    fit_in_phases(uninterrupted, method, rows(), rows(30, seed=2), **OPTIONS)
     calls: list[int] = []
     often = OPTIONS | {"checkpoint_steps": 1, "out": tmp_path / "run"}
 
@@ -216,7 +221,7 @@ def test_a_killed_soup_ends_in_the_same_bits(tmp_path: Path) -> None:
         )
     again = net(norm=True)
     fit_in_phases(again, method, rows(), rows(30, seed=2), resume=True, **often)
-    assert same(copied(again), copied(whole))
+    assert same(copied(again), copied(uninterrupted))
 
 
 @pytest.mark.parametrize("kind", RETRAIN)
@@ -249,7 +254,7 @@ def test_allr_is_scaled_by_what_was_pruned() -> None:
 
 def test_bad_candidates_are_refused(tmp_path: Path) -> None:
     a = {"conv.weight": torch.tensor([[1.0, 0.0, 2.0]]), "conv.bias": torch.zeros(1)}
-    other: dict[str, tuple[Any, str]] = {
+    invalid: dict[str, tuple[Any, str]] = {
         "mask": (
             {"conv.weight": torch.tensor([[0.0, 3.0, 2.0]])},
             "they differ in 2 places of conv",
@@ -259,7 +264,7 @@ def test_bad_candidates_are_refused(tmp_path: Path) -> None:
         "name": ({"head.weight": torch.ones(1, 1)}, "1 names in one of them only, as head.weight"),
         "nan": ({"conv.weight": a["conv.weight"] * torch.nan}, "not finite"),
     }
-    for change, says in other.values():
+    for change, says in invalid.values():
         with pytest.raises(ConfigError, match=says):
             intarsia.soup([a, a | change])
     with refused(ConfigError, what="soup"):
@@ -267,7 +272,7 @@ def test_bad_candidates_are_refused(tmp_path: Path) -> None:
     for weights in ([1.0], [0.5, 0.6], [2.0, -1.0]):
         with refused(ConfigError, what="weights of a soup"):
             intarsia.soup([a, a], weights)
-    for name, change in (("b", {}), ("c", other["mask"][0])):
+    for name, change in (("b", {}), ("c", invalid["mask"][0])):
         (tmp_path / name).mkdir()
         save_file(a | change, tmp_path / name / "model.safetensors")
     b, c = tmp_path / "b", tmp_path / "c"

@@ -53,8 +53,8 @@ class Net(nn.Module):
         return self.head(torch.relu(self.hidden(torch.flatten(self.last(x), 1))))
 
 
-def made() -> nn.Module:
-    """In evaluation; each batch norm has statistics of its own."""
+def random_net() -> nn.Module:
+    """Make a net in evaluation; each batch norm has statistics of its own."""
     torch.manual_seed(0)
     net = Net()
     for module in net.modules():
@@ -76,7 +76,7 @@ def outputs(net: nn.Module) -> Tensor:
 
 @pytest.mark.parametrize("rows", [2, 3, 4])
 def test_a_rearranged_net_has_the_outputs_it_had(rows: int) -> None:
-    net = made()
+    net = random_net()
     before, names = outputs(net), [(n, p.shape) for n, p in net.named_parameters()]
     weight = net.get_parameter("expand.0.weight").clone()
     done = intarsia.apply(net, SparseByteNn(density=0.5, rows=rows))
@@ -96,12 +96,12 @@ def test_a_net_of_timm_is_rearranged() -> None:
 
 
 def test_residual_additions_join_their_layers_and_ends_stay() -> None:
-    found = channels_of(made())
-    by_maker = {path: set(group.makes) for group in found.groups for path in group.makes}
+    channels = channels_of(random_net())
+    by_maker = {path: set(group.makes) for group in channels.groups for path in group.makes}
     assert by_maker["stem"] == {"stem", "project.0", "project.1"}
     assert by_maker["expand.1"] == {"expand.1", "excite"}
-    assert {p for g in found.groups if g.fixed for p in g.makes} == {"head"}
-    assert set(found.layers) == {
+    assert {p for g in channels.groups if g.fixed for p in g.makes} == {"head"}
+    assert set(channels.layers) == {
         *("expand.0", "expand.1", "project.0", "project.1", "last", "hidden"),
     }
 
@@ -116,12 +116,12 @@ def test_an_order_keeps_at_least_what_the_rows_kept(
 ) -> None:
     out, ins, rows, seed = sizes
     draw = torch.Generator().manual_seed(seed)
-    each = [torch.rand(out, ins, generator=draw), torch.rand(out, 3, generator=draw)]
-    order = row_order(each, rows, density)
+    layer_weights = [torch.rand(out, ins, generator=draw), torch.rand(out, 3, generator=draw)]
+    order = row_order(layer_weights, rows, density)
     assert sorted(order.tolist()) == list(range(out))
     plain = torch.arange(out)
-    kept = [kept_in_blocks(each, some, rows, density) for some in (order, plain)]
-    assert kept[0] >= kept[1] - 1e-5
+    kept_sums = [kept_in_blocks(layer_weights, some, rows, density) for some in (order, plain)]
+    assert kept_sums[0] >= kept_sums[1] - 1e-5
 
 
 @settings(max_examples=15)
@@ -133,12 +133,12 @@ def test_blocks_are_whole_and_of_one_row_they_are_weights(
     score = torch.rand(out, ins, 3, 3, generator=torch.Generator().manual_seed(seed))
     mask = keep_row_blocks({"w": score}, {"w": density}, rows).mask("w", 0)
     blocks = -(-out // rows)
-    whole = torch.stack([mask[i * rows : (i + 1) * rows].flatten(2).all(-1).all(0)
+    blocks_kept = torch.stack([mask[i * rows : (i + 1) * rows].flatten(2).all(-1).all(0)
                          for i in range(blocks)])  # fmt: skip
     some = torch.stack([mask[i * rows : (i + 1) * rows].flatten(2).any(-1).any(0)
                         for i in range(blocks)])  # fmt: skip
-    assert torch.equal(whole, some)
-    assert int(whole.sum()) == round(density * blocks * ins)
+    assert torch.equal(blocks_kept, some)
+    assert int(blocks_kept.sum()) == round(density * blocks * ins)
     flat = score[..., 0, 0]
     ours, plain = keep_row_blocks({"w": flat}, {"w": density}, 1), keep_shares(
         {"w": flat}, {"w": density}
@@ -147,13 +147,13 @@ def test_blocks_are_whole_and_of_one_row_they_are_weights(
 
 
 def test_a_training_prunes_by_blocks_and_keeps_zeros() -> None:
-    net = made()
+    net = random_net()
     rows = TensorDataset(torch.randn(16, 3, 16, 16), torch.randint(4, (16,)))
     intarsia.apply(net, SparseByteNn(density=0.5, rows=4))
     intarsia.fit(net, rows, epochs=4, batch_size=8, lr=1e-3, trackers=())
     weight = net.get_parameter("expand.1.weight").detach()[..., 0, 0]
-    kept = weight[:4] != 0
-    assert bool((kept.all(0) == kept.any(0)).all())
+    mask = weight[:4] != 0
+    assert bool((mask.all(0) == mask.any(0)).all())
     blocks = torch.stack([(weight[i : i + 4] != 0).any(0) for i in (0, 4, 8, 12)])
     assert int(blocks.sum()) == round(0.5 * blocks.numel())
     assert bool((net.get_parameter("stem.weight") != 0).all())
@@ -199,8 +199,8 @@ def test_what_is_not_known_is_refused_by_name(case: str) -> None:
 def test_two_layers_of_one_weight_are_refused_and_groups_keep_their_order() -> None:
     forward: Callable[[Any, Tensor], Tensor] = lambda n, x: n.b(n.grouped(n.a(n.stem(x))))  # noqa: E731
     net = type("Grouped", (Shared,), {"forward": forward})()
-    found = channels_of(net)
-    fixed = {path: g.fixed for g in found.groups for path in (*g.makes, *g.reads)}
+    channels = channels_of(net)
+    fixed = {path: g.fixed for g in channels.groups for path in (*g.makes, *g.reads)}
     assert "2 groups" in fixed["a"]
     assert "2 groups" in fixed["b"] or fixed["b"] == "the net's output"
     net.b.weight = net.a.weight
@@ -218,5 +218,5 @@ def test_blocks_by_hand() -> None:
     the second column.
     """
     weight = torch.tensor([[1.0, -3.0, 0.0], [2.0, 1.0, -1.0]])
-    kept = keep_row_blocks({"": weight.abs()}, {"": 1 / 3}, rows=2).mask("", 0)
-    assert kept.tolist() == [[False, True, False]] * 2
+    mask = keep_row_blocks({"": weight.abs()}, {"": 1 / 3}, rows=2).mask("", 0)
+    assert mask.tolist() == [[False, True, False]] * 2

@@ -216,8 +216,10 @@ def test_a_training_moves_the_zeros_and_keeps_their_number(kind: str, schedule: 
     for row, *after in zip(flop_audit(model), *counts, strict=True):
         assert max(after) <= row.before  # a grown weight is 0 until its first step
         assert after[0] == row.before
-    held = masked_weights(model)
-    same = [torch.equal(w.detach() != 0, before[n]) for n, w in held.items() if not before[n].all()]
+    weights = masked_weights(model)
+    same = [
+        torch.equal(w.detach() != 0, before[n]) for n, w in weights.items() if not before[n].all()
+    ]
     assert all(same) == (schedule is None)  # whose first change would come at step 100
 
 

@@ -16,7 +16,7 @@ from intarsia.adapters import Sparse
 from intarsia.conformance.made import moved
 from intarsia.conformance.senses import Letters, decoder, questions
 from intarsia.core.errors import ConfigError
-from intarsia.data.senses.questions import Asked
+from intarsia.data.senses.questions import QuestionRows
 from intarsia.gating import learned_routers
 from intarsia.hosts.senses.modalities import connectors_of, modality_of
 from intarsia.methods.uni_moe import ModalityRouter, by_modality
@@ -39,7 +39,7 @@ def model_of(method: UniMoe = TINY) -> Any:
     return intarsia.adapt(intarsia.apply(decoder(), SEES), method, head=None)
 
 
-def data_of(model: nn.Module) -> Asked:
+def data_of(model: nn.Module) -> QuestionRows:
     return intarsia.senses.processor(model, Letters(), progress=lambda _: None).asked(questions(2))
 
 
@@ -47,7 +47,7 @@ def experts(model: nn.Module) -> list[OutputExperts]:
     return [m for m in model.modules() if isinstance(m, OutputExperts)]
 
 
-def batch_of(data: Asked, *which: int) -> dict[str, torch.Tensor]:
+def batch_of(data: QuestionRows, *which: int) -> dict[str, torch.Tensor]:
     batch = answers_batch([data[i] for i in which])
     batch.pop("labels")
     return batch
@@ -55,7 +55,7 @@ def batch_of(data: Asked, *which: int) -> dict[str, torch.Tensor]:
 
 def test_each_stage_trains_its_own() -> None:
     model = model_of()
-    every = {n for n, p in model.named_parameters() if p.requires_grad}
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
     kinds: dict[str, set[str]] = {}
     for phase in TINY.phases(model):
         learned = {n for n, p in model.named_parameters() if p.requires_grad}
@@ -68,34 +68,36 @@ def test_each_stage_trains_its_own() -> None:
     assert kinds["alignment"] == {"connectors"}
     assert kinds["experts"] == {"connectors", ".experts."}
     assert kinds["joint"] == {"connectors", ".experts.", ".router.", "self_attn"}
-    assert every <= {n for n, p in model.named_parameters() if p.requires_grad}
+    assert trainable <= {n for n, p in model.named_parameters() if p.requires_grad}
     assert [p.name for p in UniMoe(shares=(0.5, 0, 0.5)).phases(model)] == ["alignment", "joint"]
 
 
 def test_a_start_after_an_interruption_trains_all_of_it() -> None:
     model = model_of()
-    every = {n for n, p in model.named_parameters() if p.requires_grad}
+    trainable = {n for n, p in model.named_parameters() if p.requires_grad}
     steps = TINY.phases(model)
     next(steps)
     steps.close()
     learned: set[str] = set()
     for _ in TINY.phases(model):
         learned = {n for n, p in model.named_parameters() if p.requires_grad}
-    assert every <= learned
+    assert trainable <= learned
 
 
 def test_an_expert_learns_from_its_modality_alone() -> None:
     model = model_of()
     data = data_of(model)
-    for row, own in ((0, 1), (1, 2), (2, 0)):  # image, audio, text
+    for row, expert in ((0, 1), (1, 2), (2, 0)):  # image, audio, text
         model.zero_grad()
         with by_modality(model):
             model(**batch_of(data, row)).logits.sum().backward()
         for cell in experts(model):
             for map_ in cell.experts.values():
-                found = [any(p.grad is not None and bool(p.grad.any()) for p in e.parameters())
-                         for e in map_]  # fmt: skip
-                assert found == [e == own for e in range(3)]
+                gradients = [[p.grad for p in e.parameters()] for e in map_]
+                has_gradient = [
+                    any(g is not None and bool(g.any()) for g in grads) for grads in gradients
+                ]
+                assert has_gradient == [e == expert for e in range(3)]
 
 
 def test_forced_experts_are_copies_that_were_trained_apart() -> None:
@@ -104,13 +106,13 @@ def test_forced_experts_are_copies_that_were_trained_apart() -> None:
     data = data_of(model)
     with torch.no_grad(), by_modality(model):
         mixed = model(**batch_of(data, 0, 1, 2)).logits
-    for row, own in ((0, 1), (1, 2), (2, 0)):
+    for row, expert in ((0, 1), (1, 2), (2, 0)):
         alone = moved(model_of()).eval()
         for cell in experts(alone):
             for map_ in cell.experts.values():
                 for e, part in enumerate(map_):
-                    if e != own:
-                        part.load_state_dict(map_[own].state_dict())
+                    if e != expert:
+                        part.load_state_dict(map_[expert].state_dict())
         with torch.no_grad():
             want = alone(**batch_of(data, row)).logits[0]  # equal experts: any gate
         assert_close(mixed[row, : len(want)], want, rtol=1e-4, atol=1e-5)
@@ -121,24 +123,26 @@ def test_one_expert_is_plain_lora_on_the_mlp() -> None:
     ours = moved(model_of(method)).eval()
     plain = intarsia.adapt(intarsia.apply(decoder(), SEES),
                            Lora(2, 4.0, roles=("mlp_linear",)), head=None)  # fmt: skip
-    own = dict(ours.named_parameters())
+    our_parameters = dict(ours.named_parameters())
     for name, p in plain.named_parameters():
         if ".intarsia_cells.default." in name:
             path, _, part = name.partition(".intarsia_cells.default.")
             mlp, _, linear = path.rpartition(".")
-            p.data.copy_(own[f"{mlp}.intarsia_cells.default.experts.{linear}.0.{part}"].data)
+            p.data.copy_(
+                our_parameters[f"{mlp}.intarsia_cells.default.experts.{linear}.0.{part}"].data
+            )
     connectors = {m: c.state_dict() for m, c in connectors_of(ours).items()}
     for modality, connector in connectors_of(plain).items():
         connector.load_state_dict(connectors[modality])
     batch = batch_of(data_of(ours), 0, 1, 2)
     with torch.no_grad():
-        one, two = ours(**batch).logits, plain.eval()(**batch).logits
+        our_logits, plain_logits = ours(**batch).logits, plain.eval()(**batch).logits
     real = batch["attention_mask"].bool()  # padding gets no expert
-    assert_close(one[real], two[real], rtol=1e-4, atol=1e-5)
+    assert_close(our_logits[real], plain_logits[real], rtol=1e-4, atol=1e-5)
 
 
 def test_experts_can_be_whole_mlps() -> None:
-    """With every weight of an expert trained, it is the MLP of a model trained on its modality."""
+    """Compare an expert, every weight of it trained, with a model trained on its modality."""
     method = UniMoe(over=Sparse(1.0), attention=None)
     ours = moved(model_of(method)).eval()
     cells = {path.partition(".intarsia_cells")[0]: m for path, m in ours.named_modules()
@@ -149,16 +153,16 @@ def test_experts_can_be_whole_mlps() -> None:
     with torch.no_grad():
         with by_modality(ours):
             forced = ours(**batch).logits
-        whole = 0
+        weights = 0
         for path, cell in cells.items():
             mlp: Any = ours.get_submodule(f"{path}.base_layer")
             for name in cell.experts:
                 layer = mlp.get_submodule(name)
-                whole += 3 * layer.weight.numel()
+                weights += 3 * layer.weight.numel()
                 layer.weight += cell.of(name)[1].delta()
                 for change in cell.of(name):
                     change.values.zero_()
-        assert trained == whole
+        assert trained == weights
         assert_close(ours(**batch).logits, forced, rtol=1e-4, atol=1e-5)
 
 
@@ -169,8 +173,10 @@ def test_weights_are_the_softmax_of_the_chosen_logits() -> None:
     top, index = (x @ router.weight.T).topk(2)
     want = torch.zeros(50, 3).scatter(1, index, top.softmax(-1))
     assert_close(router.eval()(x).dense(), want)
-    every = UniMoe(active=3).routing().build(8, generator=torch.Generator().manual_seed(0)).eval()
-    assert_close(every(x).dense(), (x @ every.weight.T).softmax(-1))
+    router_of_three = (
+        UniMoe(active=3).routing().build(8, generator=torch.Generator().manual_seed(0)).eval()
+    )
+    assert_close(router_of_three(x).dense(), (x @ router_of_three.weight.T).softmax(-1))
 
 
 def test_three_stages_train_save_and_come_back(tmp_path: Path) -> None:
@@ -179,8 +185,8 @@ def test_three_stages_train_save_and_come_back(tmp_path: Path) -> None:
     frozen = {n: p.clone() for n, p in model.named_parameters() if "intarsia" not in n
               and "connectors" not in n}  # fmt: skip
     options: dict[str, Any] = {"batch_size": 6, "lr": 1e-2, "trackers": (), "task": Answers()}
-    found = intarsia.fit_in_phases(model, TINY, data, epochs=4, out=tmp_path / "run", **options)
-    assert [name for name, _ in found.runs] == ["alignment", "experts", "joint"]
+    result = intarsia.fit_in_phases(model, TINY, data, epochs=4, out=tmp_path / "run", **options)
+    assert [name for name, _ in result.runs] == ["alignment", "experts", "joint"]
     now = dict(model.named_parameters())
     assert all(torch.equal(p, now[n]) for n, p in frozen.items())
     gates = [m.weight for m in model.modules() if isinstance(m, ModalityRouter)]
@@ -196,14 +202,14 @@ def test_the_load_is_told_by_modality() -> None:
     model = moved(model_of())
     data = data_of(model)
     batches = [batch_of(data, 0, 1), batch_of(data, 2)]
-    found = intarsia.experts.expert_loads(model, batches, by="modality")
+    loads = intarsia.experts.expert_loads(model, batches, by="modality")
     kinds = torch.cat([modality_of(b["input_ids"])[b["attention_mask"] > 0] for b in batches])
-    assert len(found) == 2
-    for path, table in found.items():
+    assert len(loads) == 2
+    for path, table in loads.items():
         assert table.sum(1).tolist() == (2 * kinds.bincount(minlength=3)).tolist(), path
-    whole = intarsia.experts.expert_loads(model, batches)
-    for path, load in whole.items():
-        assert torch.equal(found[path].sum(0), load)
+    total_loads = intarsia.experts.expert_loads(model, batches)
+    for path, load in total_loads.items():
+        assert torch.equal(loads[path].sum(0), load)
     with refused(ConfigError, what="loads by modality", got="none"):
         plain = intarsia.adapt(decoder(), TINY, head=None)
         intarsia.experts.expert_loads(plain, [torch.ones(1, 3).long()], by="modality")

@@ -318,6 +318,6 @@ def lt_sft_mask(tensors: Tensors, count: int, iterations: int) -> Tensors:
     total = sum(value.numel() for value in drift.values())
     outputs: Tensors = {}
     for when, share in zip(("first", "second"), method.shares(total), strict=True):
-        taken = method._more(taken, share, drift, drawing())
+        taken = method._select_more(taken, share, drift, drawing())
         outputs |= {f"{when}_{name}": taken.mask(name, 0) for name in names}
     return outputs

@@ -16,7 +16,7 @@ from intarsia.core import Routing
 from intarsia.gating import RandomSource
 from intarsia.hosts import read_me
 from intarsia.hosts.senses.connectors import Resampler
-from intarsia.methods.slime import TiledView, kept
+from intarsia.methods.slime import TiledView, select_largest
 from intarsia.methods.uni_moe import ModalityRouter
 from intarsia.mixtures import AdamOnce, Capacity, HeavyBall, Residual
 from intarsia.mixtures.residual import Update
@@ -82,7 +82,7 @@ def slime_selection(tensors: Tensors, top_p: float) -> Tensors:
     view = TiledView(settings, 8, 8, draws()).train()
     view.noise = Recorded(tensors["noise"])
     scores = view.scores(tensors["local"], tensors["text"], tensors["asked"])
-    return {"scores": scores, "kept": kept(scores, top_p, None)}
+    return {"scores": scores, "kept": select_largest(scores, top_p, None)}
 
 
 def rmoe(tensors: Tensors) -> Tensors:

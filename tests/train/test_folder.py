@@ -25,7 +25,7 @@ from intarsia import Mosa, adapt, load
 from intarsia.adapters import Bottleneck
 from intarsia.core.errors import ConfigError, MissingExtra, TrainingError
 from intarsia.core.sealing import sha256
-from intarsia.data.loaders import Held
+from intarsia.data.loaders import ImageTensors
 from intarsia.fitting import fit
 from intarsia.train import evaluate, progress, two_pass
 from intarsia.train.folder import owned
@@ -108,7 +108,7 @@ def test_a_sample_has_one_number_in_every_set() -> None:
     assert numbers is not None and len(set(numbers.tolist())) == 20 and int(numbers.min()) >= 0
     part = item_numbers(Subset(whole, [7, 3]))
     assert part is not None and part.tolist() == numbers[[7, 3]].tolist()
-    known = Held(*whole.tensors, digests=[f"{i % 5}" for i in range(20)])
+    known = ImageTensors(*whole.tensors, digests=[f"{i % 5}" for i in range(20)])
     found = item_numbers(known)  # by the pictures, not by what was computed of them
     assert found is not None and torch.equal(found[:5], found[5:10])
     assert item_numbers(TextFiles()) is None

@@ -1,4 +1,4 @@
-"""What a benchmark compares: methods with their settings, of one size unless a name says another.
+"""Arms of a benchmark: methods with their settings, of one size unless a name says another.
 
 Learning rates are those of a ViT, set by hand, one for each family but where its rate leads astray,
 as of MoSL, a product of two split sides. Those of a network with batch norms were chosen on
@@ -43,98 +43,105 @@ class Choice:
     recipe: tuple[tuple[str, float], ...] = ()
 
     def into(self, start: Experiment) -> Experiment:
-        """An experiment with this method in it, in the last blocks alone where that can be."""
-        chosen = start.changed(
+        """Return an experiment with this method in it, in the last blocks alone where it can be."""
+        experiment = start.changed(
             method=self.method, settings=self.settings, objective=self.objective, lr=self.lr
         ).changed(**dict(self.recipe))
         if self.method == "linear":  # its features are the same in every epoch
-            chosen = chosen.changed(frozen_once=True)
-        return chosen.suited()
+            experiment = experiment.changed(frozen_once=True)
+        return experiment.suited()
 
 
 BenchArm = Arm[Choice]
 
 
 def among_batch_norms(arm: BenchArm) -> BenchArm:
-    """The same at its rate for a network with batch norms."""
+    """Return the arm at its rate for a network with batch norms."""
     return replace(arm, settings=replace(arm.settings, lr=arm.settings.conv_lr))
 
 
 RECIPES = {"ema": ("ema", 0.99), "smoothing": ("smoothing", 0.1)}
-"""What any method can take: "lora ema" is LoRA with a moving average of its weights."""
+"""Additions to any method's training: "lora ema" is LoRA with a moving average of its weights."""
 
 
 def with_recipe(arm: BenchArm, name: str) -> BenchArm:
-    """The same with one of RECIPES."""
+    """Return the arm with one of RECIPES in its training."""
     recipe = (*arm.settings.recipe, RECIPES[name])
     return Arm(f"{arm.name} {name}", replace(arm.settings, recipe=recipe), arm.version)
 
 
 def by_task(arm: BenchArm) -> BenchArm:
-    """The same with a head for each of joint tasks, over its own objective."""
+    """Return the arm with a head for each of joint tasks, over its own objective."""
     objective = arm.settings.objective
     over = "" if objective == "plain" else f"+{objective}"
     return replace(arm, settings=replace(arm.settings, objective=f"{HEADS}{over}"))
 
 
-def _arm(name: str, *choice: Any, **more: Any) -> BenchArm:
-    return Arm(name, Choice(*choice, **more))
+def _make_arm(name: str, *positional: Any, **keywords: Any) -> BenchArm:
+    """Make an arm; positional and keywords are those of `Choice`."""
+    return Arm(name, Choice(*positional, **keywords))
 
 
-def _bottleneck(placement: str, *more: str, size: int = SIZE) -> tuple[str, ...]:
-    return (f"bottleneck={size}", f"placement={placement}", "activation=gelu", *more)
+def _bottleneck_settings(placement: str, *settings: str, size: int = SIZE) -> tuple[str, ...]:
+    """Return the settings of a bottleneck adapter of width `size` at a placement."""
+    return (f"bottleneck={size}", f"placement={placement}", "activation=gelu", *settings)
 
 
-def _over(placement: str, *more: str, size: int = SIZE) -> tuple[str, ...]:
-    return tuple(f"over.{word}" for word in _bottleneck(placement, *more, size=size))
+def _settings_over(placement: str, *settings: str, size: int = SIZE) -> tuple[str, ...]:
+    """Return the settings of a method whose `over` is such a bottleneck adapter."""
+    return tuple(f"over.{word}" for word in _bottleneck_settings(placement, *settings, size=size))
 
 
 ARMS = (
-    _arm("linear", "linear", conv_lr=0.1),
-    _arm("full", "full", lr=FULL_LR),
-    _arm("bitfit", "bitfit", lr=2e-3, conv_lr=5e-2),
-    _arm("norms", "norms", lr=2e-3, conv_lr=5e-2),
-    _arm("last-1", "last-k", ("blocks=1",), lr=5e-4, conv_lr=2e-2),
-    _arm("vpt-shallow", "vpt-shallow", ("prompts=10",)),
-    _arm("vpt-deep", "vpt-deep", ("prompts=10",)),
-    _arm("ssf", "ssf", lr=2e-3),
-    _arm("houlsby", "bottleneck", _bottleneck("houlsby")),
-    _arm("pfeiffer", "bottleneck", _bottleneck("pfeiffer")),
-    _arm("adaptformer", "bottleneck", _bottleneck("adaptformer")),
-    _arm("adapter+", "bottleneck", _bottleneck("adapter+")),
-    _arm("adaptformer-64", "bottleneck", _bottleneck("adaptformer", size=WIDE)),
-    _arm("lora", "lora", (f"rank={SIZE}",), conv_lr=1e-3),
-    _arm("dora", "peft-dora", (f"r={SIZE}",), lr=1e-3, conv_lr=2e-3),
-    _arm("ia3", "peft-ia3", conv_lr=2e-2),
-    _arm("loha", "peft-loha", (f"r={SIZE}",), lr=1e-3, conv_lr=5e-3),
-    _arm(
+    _make_arm("linear", "linear", conv_lr=0.1),
+    _make_arm("full", "full", lr=FULL_LR),
+    _make_arm("bitfit", "bitfit", lr=2e-3, conv_lr=5e-2),
+    _make_arm("norms", "norms", lr=2e-3, conv_lr=5e-2),
+    _make_arm("last-1", "last-k", ("blocks=1",), lr=5e-4, conv_lr=2e-2),
+    _make_arm("vpt-shallow", "vpt-shallow", ("prompts=10",)),
+    _make_arm("vpt-deep", "vpt-deep", ("prompts=10",)),
+    _make_arm("ssf", "ssf", lr=2e-3),
+    _make_arm("houlsby", "bottleneck", _bottleneck_settings("houlsby")),
+    _make_arm("pfeiffer", "bottleneck", _bottleneck_settings("pfeiffer")),
+    _make_arm("adaptformer", "bottleneck", _bottleneck_settings("adaptformer")),
+    _make_arm("adapter+", "bottleneck", _bottleneck_settings("adapter+")),
+    _make_arm("adaptformer-64", "bottleneck", _bottleneck_settings("adaptformer", size=WIDE)),
+    _make_arm("lora", "lora", (f"rank={SIZE}",), conv_lr=1e-3),
+    _make_arm("dora", "peft-dora", (f"r={SIZE}",), lr=1e-3, conv_lr=2e-3),
+    _make_arm("ia3", "peft-ia3", conv_lr=2e-2),
+    _make_arm("loha", "peft-loha", (f"r={SIZE}",), lr=1e-3, conv_lr=5e-3),
+    _make_arm(
         "r-drop adaptformer",
         "bottleneck",
-        _bottleneck("adaptformer", "dropout=0.1"),
+        _bottleneck_settings("adaptformer", "dropout=0.1"),
         "two_pass:add=1",
         half=True,
     ),
-    _arm("adamix", "adamix", _over("adaptformer", "dropout=0.1"), "two_pass", half=True),
-    _arm("mosa", "mosa", _over("adaptformer")),
-    _arm("mosa-64", "mosa", _over("adaptformer", size=WIDE)),
-    _arm("mosa pfeiffer", "mosa", _over("pfeiffer")),
-    _arm("mosa houlsby", "mosa", _over("houlsby")),
-    _arm("mosa adapter+", "mosa", _over("adapter+")),
-    _arm("mosl", "mosa", ("over=lora", f"over.rank={SIZE}", "split=both"), lr=1e-3, conv_lr=2e-3),
+    _make_arm(
+        "adamix", "adamix", _settings_over("adaptformer", "dropout=0.1"), "two_pass", half=True
+    ),
+    _make_arm("mosa", "mosa", _settings_over("adaptformer")),
+    _make_arm("mosa-64", "mosa", _settings_over("adaptformer", size=WIDE)),
+    _make_arm("mosa pfeiffer", "mosa", _settings_over("pfeiffer")),
+    _make_arm("mosa houlsby", "mosa", _settings_over("houlsby")),
+    _make_arm("mosa adapter+", "mosa", _settings_over("adapter+")),
+    _make_arm(
+        "mosl", "mosa", ("over=lora", f"over.rank={SIZE}", "split=both"), lr=1e-3, conv_lr=2e-3
+    ),
 )
 
-ASKED = (
-    _arm("pace", "pace", _over("adaptformer"), half=True),
-    _arm("pace one-pass", "pace", (*_over("adaptformer"), "one_pass=true")),
-    _arm("drop_connect", "drop_connect", _over("adaptformer")),
-    _arm("convpass", "convpass", (f"width={SIZE}",)),
-    _arm("glora", "peft-glora", (f"r={SIZE}",), lr=1e-3, conv_lr=1e-3),
+EXTRA = (
+    _make_arm("pace", "pace", _settings_over("adaptformer"), half=True),
+    _make_arm("pace one-pass", "pace", (*_settings_over("adaptformer"), "one_pass=true")),
+    _make_arm("drop_connect", "drop_connect", _settings_over("adaptformer")),
+    _make_arm("convpass", "convpass", (f"width={SIZE}",)),
+    _make_arm("glora", "peft-glora", (f"r={SIZE}",), lr=1e-3, conv_lr=1e-3),
 )
-"""Those that are run when they are named, beside the table of all."""
+"""Arms that run only if they are named, beside those of the full table."""
 
 
 def arm(name: str) -> BenchArm:
-    """The arm of that name, or any other method of `intarsia fit` as it is by default.
+    """Return the arm of that name, or any other method of `intarsia fit` with its defaults.
 
     A change that freezes nothing gets the rate of full fine-tuning. A name with one of RECIPES
     behind it is that method with this in its training.
@@ -143,16 +150,16 @@ def arm(name: str) -> BenchArm:
     first, _, last = name.rpartition(" ")
     if first and last in RECIPES:
         return with_recipe(arm(first), last)
-    if all(found.name != name for found in (*ARMS, *ASKED)):
+    if all(known_arm.name != name for known_arm in (*ARMS, *EXTRA)):
         if name in keys("change"):
-            return _arm(name, name, lr=FULL_LR)
+            return _make_arm(name, name, lr=FULL_LR)
         if name in (*keys(), *keys("baseline")):
-            return _arm(name, name)
-    return named("method of the benchmark", name, (*ARMS, *ASKED))
+            return _make_arm(name, name)
+    return named("method of the benchmark", name, (*ARMS, *EXTRA))
 
 
 def named(kind: str, name: str, among: Sequence[T]) -> T:
-    """The one of that name.  Raises: UnknownName."""
+    """Return the item of that name; `kind` is for the error.  Raises: UnknownName."""
     known = {getattr(one, "name"): one for one in among}  # noqa: B009
     if name not in known:
         raise UnknownName(kind, name, list(known))

@@ -1,4 +1,4 @@
-"""`intarsia.auto`: a method, a size, epochs and a rate for a folder of pictures, in some minutes.
+"""Choose a method, a size, epochs and a rate for a folder of pictures, in some minutes.
 
 found = intarsia.auto("photos", minutes=10)
 print(found)
@@ -48,12 +48,12 @@ METHODS = {"linear": 1e-2, "lora": 3e-3, "glora": 3e-3, "dora": 3e-3, "adaptform
 """The leaders of docs/benchmarks/even.md and a linear probe, at the rates that were best there."""
 AMONG_BATCH_NORMS = ("linear", "full", "last-1", "loha", "pfeiffer")
 """The same for networks with batch norms, of docs/benchmarks/mini.md; each at its own rate."""
-FEWEST = 10  # training pictures
+FEWEST = 10  # training pictures, below which folds decide nothing
 SIZES = (56, 112, 224)  # px, rounded to what a model can take, at most its own
 LAST_BLOCKS = 3  # so that what is frozen below is computed once
-CHOSEN = ("method", "settings", "epochs", "lr", "objective", "last_blocks", "frozen_once", "seed")
-CHOSEN += ("val",)
-ASKED, CHOICE, PAGE = "auto.json", "choice", "report.html"
+SEARCHED = ("method", "settings", "epochs", "lr", "objective", "last_blocks", "frozen_once", "seed")
+SEARCHED += ("val",)
+REQUEST, CHOICE, PAGE = "auto.json", "choice", "report.html"
 LOADING = "loading"  # the key of the time before the search
 SHOWN = 8  # runners-up in the table, and on the page
 
@@ -62,7 +62,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True, repr=False)
 class AutoRun:
-    """What was chosen, the run that it gave, and what came after it.
+    """Result of `auto`: the choice, all candidates, and the run that was scored on the test part.
 
     choice: can be repeated, see `Experiment.command`.  rows: all candidates, the best first.
     certainty: how sure the choice is.  folder: of the run that counts.  test: its scores, the only
@@ -78,12 +78,12 @@ class AutoRun:
     seconds: float
 
     def open(self) -> Any:
-        """The run, see `intarsia.open_run`."""
+        """Open the run, see `intarsia.open_run`."""
         return open_run(self.folder)
 
     def table(self) -> Table:
-        """The choice and its runners-up."""
-        return _table(self)
+        """Return the choice and its runners-up as a table."""
+        return _choice_table(self)
 
     def __str__(self) -> str:
         return f"{self.certainty.statement}\n\n{markdown(self.table()).strip()}"
@@ -110,10 +110,10 @@ def auto(
     enough. All methods are looked at first, then neighbours of the leaders in rate, epochs, depth
     and size, and in the end the finalists again at other seeds. The choice is trained on all
     training pictures, for as many epochs, and scored on the test part once.
-    data: pictures, as `load_data` takes them; a validation part of theirs is trained on, too, but
-      with images or shots.  minutes: of everything, from now on; they are used as long as something
-      is left to try.  out: the folder, `runs/auto-DATA` if None.  resume: go on with the one that
-      is there, as it was asked for.
+    data: pictures, as `load_data` takes them; their validation part is trained on, too, unless
+      images or shots limit the training part.  minutes: of everything, from now on; they are used
+      as long as something is left to try.  out: the folder, `runs/auto-DATA` if None.  resume: go
+      on with the search in that folder, with its settings.
     methods: arms of `intarsia bench` or methods of `intarsia fit`; None = METHODS, or
       AMONG_BATCH_NORMS for a network with batch norms.
     options: of an `Experiment` by name, as model, size (then no other is tried), images, test,
@@ -123,130 +123,147 @@ def auto(
     candidate trains.
     Not for comparing methods: their numbers of trials differ. Use `intarsia compare`.
     """
-    clock = time.perf_counter()
+    began = time.perf_counter()
     above("minutes", minutes, 0, fix="Try 10.")
     device_named(device)
-    asked = {"minutes": minutes, "seed": seed, "methods": list(methods or ()), **options}
-    out, asked = _opened(data, None if out is None else Path(out), asked, resume)
+    request = {"minutes": minutes, "seed": seed, "methods": list(methods or ()), **options}
+    out, request = _open_folder(data, None if out is None else Path(out), request, resume)
     with alone(out):
-        return _chosen(asked, out, device, clock, report)
+        return _search_and_score(request, out, device, began, report)
 
 
-def _chosen(
-    asked: Mapping[str, Any], out: Path, device: str | None, clock: float, report: Report
+def _search_and_score(
+    request: Mapping[str, Any], out: Path, device: str | None, began: float, report: Report
 ) -> AutoRun:
-    """Search, and score the best.  clock: when it all began."""
-    search = _search(asked, out, device, report)
-    if not (out / ASKED).exists():  # before the pictures were read there was nothing to go on with
-        write_json(out / ASKED, asked)
+    """Search, and train and score the best candidate.  began: time.perf_counter at the start."""
+    search = _prepare_search(request, out, device, report)
+    if not (
+        out / REQUEST
+    ).exists():  # before the pictures were read there was nothing to go on with
+        write_json(out / REQUEST, request)
     folded = search.folded
     if LOADING not in folded.store:
-        folded.store.add(LOADING, {"seconds": time.perf_counter() - clock})
+        folded.store.add(LOADING, {"seconds": time.perf_counter() - began})
+    # A resumed search counts the first loading, as if it had never stopped.
     folded.spent += folded.store[LOADING]["seconds"]
     rows = search.run()
     best, certainty = rows[0], Certainty.of(rows)
     report(f"{certainty.statement} Training it on all pictures, to score it on the test part.")
-    results, spent = _scored(best, certainty, out, device, report)
+    results, spent = _score_choice(best, certainty, out, device, report)
+    # Shared features and training states are large, and no one reads them again.
     shutil.rmtree(out / "shared", ignore_errors=True)
     shutil.rmtree(out / CHOICE / STATE, ignore_errors=True)
     seconds = folded.spent + spent
-    chosen = best.experiment, tuple(rows), certainty, out / CHOICE, results["test"]
-    found = AutoRun(*chosen, None, seconds)
-    return dataclasses.replace(found, report=_page(found, out / PAGE, report))
+    outcome = best.experiment, tuple(rows), certainty, out / CHOICE, results["test"]
+    run = AutoRun(*outcome, None, seconds)
+    return dataclasses.replace(run, report=_write_page(run, out / PAGE, report))
 
 
-def _search(asked: Mapping[str, Any], out: Path, device: str | None, report: Report) -> Search:
-    """Return the search that was asked for.  Raises: ConfigError for too few pictures."""
-    start = _start(asked)
+def _prepare_search(
+    request: Mapping[str, Any], out: Path, device: str | None, report: Report
+) -> Search:
+    """Read the pictures and return the search.  Raises: ConfigError for too few pictures."""
+    start = _common_settings(request)
     splits = pictures_of(start, report)
     pictures = start.pictures
     limited = pictures.images is not None or pictures.shots is not None
+    # Candidates are judged on folds of the training part; a validation part is spare data for it.
     if "val" in splits.record["published_parts"] and not limited:
         start = start.changed(data=pictures.data + JOINED)
         splits = pictures_of(start, report)
     at_least("training pictures", len(splits.train), FEWEST, fix="Add pictures.")
-    model = _outline(start)
+    model = _model_outline(start)
     folded = Folded(start, splits.train.labels, len(splits.test), out, {"device": device})
-    arms, sizes = _arms(model, asked["methods"]), _sizes(start, model)
-    depth, seconds = len(getattr(model, "blocks", ())), 60 * asked["minutes"]
+    arms, sizes = _starting_arms(model, request["methods"]), _sizes_to_try(start, model)
+    depth, seconds = len(getattr(model, "blocks", ())), 60 * request["minutes"]
     return Search(folded, arms, sizes, depth, seconds, report)
 
 
-def _opened(
-    data: str | Path | None, out: Path | None, asked: dict[str, Any], resume: bool
+def _open_folder(
+    data: str | Path | None, out: Path | None, request: dict[str, Any], resume: bool
 ) -> tuple[Path, dict[str, Any]]:
-    """The folder, and what was asked for when it was begun.
+    """Return the folder, and the settings with which its search was begun.
 
+    request: minutes, seed, methods and options of this call, by name.
     Raises: ConfigError for a folder in use without resume, for none with it, and for no data.
     """
     if out is None and data is not None:
         out = Path("runs") / f"auto-{data_name(data)}"
     if resume:
-        if out is None or not (out / ASKED).is_file():
-            want, fix = f"one with {ASKED}", "Name it: --out FOLDER."
+        if out is None or not (out / REQUEST).is_file():
+            want, fix = f"one with {REQUEST}", "Name it: --out FOLDER."
             raise ConfigError(f"folder {out}", got="none to go on with", want=want, fix=fix)
-        return out, _begun(out / ASKED, data, asked)
+        return out, _stored_request(out / REQUEST, data, request)
     if data is None or out is None:
         want, fix = "a folder of pictures, a named set or a table", "For example: elpv"
         raise ConfigError("data", got="nothing", want=want, fix=fix)
     if is_text(str(data)):
         want, fix = "pictures", "Use `intarsia fit`, or `intarsia compare`, for texts."
         raise ConfigError(f"data {str(data)!r}", got="a text", want=want, fix=fix)
-    if (out / ASKED).exists():
+    if (out / REQUEST).exists():
         fix = "Go on with it (resume=True), or choose another folder."
         raise ConfigError(f"folder {out}", got="a search in it", want="a new one", fix=fix)
-    known = Experiment(Pictures("")).flat().keys()
-    for name in asked.keys() - {"minutes", "seed", "methods"}:
-        if name not in known:
-            raise UnknownName("option of auto", name, known)
-        if name in CHOSEN:
+    option_names = Experiment(Pictures("")).flat().keys()
+    for name in request.keys() - {"minutes", "seed", "methods"}:
+        if name not in option_names:
+            raise UnknownName("option of auto", name, option_names)
+        if name in SEARCHED:
             raise ConfigError(name, got="it given", want="none: it is chosen", fix="Use fit.")
-    asked["data"] = located(str(data))
-    _start(asked)
-    for name in asked["methods"]:
+    request["data"] = located(str(data))
+    _common_settings(request)
+    for name in request["methods"]:
         arm(name)
-    return out, asked
+    return out, request
 
 
-def _begun(path: Path, data: str | Path | None, now: Mapping[str, Any]) -> dict[str, Any]:
-    """What was asked for when a search was begun.
+def _stored_request(
+    path: Path, data: str | Path | None, request_now: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Read the settings with which a search was begun.
 
-    Raises: ConfigError for what is asked for otherwise now; CheckpointError for a damaged file.
+    request_now: those of this call, which must not differ.
+    Raises: ConfigError for a setting that differs; CheckpointError for a damaged file.
     """
-    plain = Experiment(Pictures("")).flat() | {"minutes": 10, "methods": []}
+    defaults = Experiment(Pictures("")).flat() | {"minutes": 10, "methods": []}
     try:
         stored = dict(read_json(path))
-        then = plain | stored | {name: stored[name] for name in ("data", "minutes", "methods")}
+        request_then = (
+            defaults | stored | {name: stored[name] for name in ("data", "minutes", "methods")}
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         got, fix = f"{type(error).__name__}: {error}", "Begin another search in another folder."
         raise CheckpointError(str(path), got=got, want="what auto wrote", fix=fix) from error
-    asked = dict(now) | ({} if data is None else {"data": located(str(data))})
-    for name, value in asked.items():
+    request = dict(request_now) | ({} if data is None else {"data": located(str(data))})
+    for name, value in request.items():
         value = list(value) if isinstance(value, tuple) else value  # as JSON has it
-        given = value != plain.get(name) or name not in ("minutes", "methods", "seed")
-        if given and value != then.get(name):
-            got, want = f"it for a search with {then.get(name)}", "the settings it was begun with"
+        is_given = value != defaults.get(name) or name not in ("minutes", "methods", "seed")
+        if is_given and value != request_then.get(name):
+            got, want = (
+                f"it for a search with {request_then.get(name)}",
+                "the settings it was begun with",
+            )
             fix = "Leave it out to go on, or begin another search in another folder."
             raise ConfigError(f"{name} = {value}", got=got, want=want, fix=fix)
     return stored
 
 
-def _start(asked: Mapping[str, Any]) -> Experiment:
-    """What all candidates share."""
-    options = {k: v for k, v in asked.items() if k not in ("minutes", "methods")}
+def _common_settings(request: Mapping[str, Any]) -> Experiment:
+    """Return the experiment that all candidates share, without method, epochs and rate."""
+    options = {k: v for k, v in request.items() if k not in ("minutes", "methods")}
     start = Experiment(Pictures(""), Adapted()).changed(val=0, **options)
-    splits = isinstance(_outline(start), SPLITTABLE) and start.pictures.augment == "none"
+    # Below the adapted blocks features are frozen: they are computed once for all epochs.
+    splits = isinstance(_model_outline(start), SPLITTABLE) and start.pictures.augment == "none"
     return start.changed(last_blocks=LAST_BLOCKS, frozen_once=True) if splits else start
 
 
-def _outline(start: Experiment) -> nn.Module:
-    """The model, of which only the form is looked at."""
-    asked = start.adapted
-    found = outline(asked.model, size=None, pretrained=asked.pretrained)
-    return backbone(asked.model, classes=2) if found is None else found
+def _model_outline(start: Experiment) -> nn.Module:
+    """Return the model without its weights, to look at its modules."""
+    adapted = start.adapted
+    model = outline(adapted.model, size=None, pretrained=adapted.pretrained)
+    return backbone(adapted.model, classes=2) if model is None else model
 
 
-def _arms(model: nn.Module, names: Sequence[str]) -> list[BenchArm]:
+def _starting_arms(model: nn.Module, names: Sequence[str]) -> list[BenchArm]:
     """Return the methods, each at the rate that it begins with."""
     if any(isinstance(module, nn.BatchNorm2d) for module in model.modules()):
         return [among_batch_norms(arm(name)) for name in names or AMONG_BATCH_NORMS]
@@ -259,23 +276,28 @@ def _arms(model: nn.Module, names: Sequence[str]) -> list[BenchArm]:
     ]
 
 
-def _sizes(start: Experiment, model: nn.Module) -> list[int]:
-    """Return the sizes to try, the smallest first: the one asked for, or SIZES as the model can."""
+def _sizes_to_try(start: Experiment, model: nn.Module) -> list[int]:
+    """Return the picture sizes to try in px, the smallest first.
+
+    The one that was asked for, or SIZES, rounded to what the model can take.
+    """
     if start.adapted.size is not None:
         return [start.adapted.size]
     native = input_config(model).size[0]
     patch = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    # Convolutional networks shrink a picture by 32 in all.
     step = patch[0] if isinstance(patch, tuple) else 32
     if isinstance(model, EfficientNet) or isinstance(patch, tuple):
         return sorted({min(max(step, round(s / step) * step), native) for s in SIZES})
     return [native]  # nobody knows what others can take
 
 
-def _scored(
+def _score_choice(
     best: Row, certainty: Certainty, out: Path, device: str | None, report: Report
 ) -> tuple[dict[str, Any], float]:
-    """Train the choice on all training pictures and score it on the test part; and the seconds."""
+    """Train the choice on all training pictures; return its test scores and the seconds it took."""
     folder = out / CHOICE
+    # A killed search may have finished its last training.
     if (folder / RUN).is_file():
         return dict(read_run(folder).record["results"]), 0.0
     ends: list[TrialEnd] = []
@@ -293,41 +315,42 @@ def _scored(
     return ends[0].result["results"], ends[0].seconds
 
 
-def _runners(rows: Sequence[Row]) -> list[Row]:
+def _scored_candidates(rows: Sequence[Row]) -> list[Row]:
     """Return the best candidates that have scores, the choice first."""
     return [row for row in rows if row.answers is not None and not row.error][: SHOWN + 1]
 
 
-def _table(found: AutoRun) -> Table:
-    rows = _runners(found.rows)
-    by = measure(found.test).replace("_", " ")
-    n = read_run(found.folder).record["data"]["test"]["n"]
+def _choice_table(run: AutoRun) -> Table:
+    """Make the table of the choice, its runners-up, and its test score."""
+    rows = _scored_candidates(run.rows)
+    metric = measure(run.test).replace("_", " ")
+    test_pictures = read_run(run.folder).record["data"]["test"]["n"]
     columns = (
         Column("Method", "What was trained", numeric=False),
         Column("Size", "Side of the pictures in px"),
         Column("Epochs", "Passes over the training pictures"),
         Column("Rate", "Learning rate of AdamW"),
         Column("Blocks", "Blocks that are adapted, from the last; all if empty"),
-        Column(f"Held-out {by}", "Of pictures that the run was not trained on"),
+        Column(f"Held-out {metric}", "Of pictures that the run was not trained on"),
         Column("Loss", "Mean loss on them after one temperature; it decides near ties", spare=2),
         Column("Behind", "Points that the choice is ahead, with the 95 % interval, paired"),
         Column("Pictures", "Held-out pictures that it has answered", spare=3),
         Column("Time", "Of all its runs", spare=1),
-        Column(f"Test {by}", "Of the choice alone, trained on everything; looked at once"),
+        Column(f"Test {metric}", "Of the choice alone, trained on everything; looked at once"),
     )
     caption = (
         f"The choice and its runners-up on held-out training pictures, and the choice on "
-        f"{n:,} test pictures; {numbers.seconds(found.seconds)} in all."
+        f"{test_pictures:,} test pictures; {numbers.seconds(run.seconds)} in all."
     )
-    test = numbers.percent(found.test[measure(found.test)])
+    test = numbers.percent(run.test[measure(run.test)])
     best = rows[0]
-    entries = [(*_line(best, None), Entry(test))]
-    entries += [(*_line(row, best), Entry("")) for row in rows[1:]]
+    entries = [(*_table_line(best, None), Entry(test))]
+    entries += [(*_table_line(row, best), Entry("")) for row in rows[1:]]
     return Table(caption, columns, tuple(entries), best=0, baseline=None)
 
 
-def _line(row: Row, best: Row | None) -> tuple[Entry, ...]:
-    """Return the cells of a candidate.  best: the choice, None for itself."""
+def _table_line(row: Row, best: Row | None) -> tuple[Entry, ...]:
+    """Make a candidate's line of the table.  best: the choice, None for the choice itself."""
     experiment, answers = row.experiment, row.answers
     assert answers is not None
     behind = ""
@@ -343,10 +366,10 @@ def _line(row: Row, best: Row | None) -> tuple[Entry, ...]:
     return (Entry(row.name, "" if best else "chosen"), *map(Entry, cells))
 
 
-def _page(found: AutoRun, page: Path, report: Report) -> Path | None:
+def _write_page(run: AutoRun, page: Path, report: Report) -> Path | None:
     """Write the page of the choice on the test part, with the other candidates below it."""
     try:
-        return write_report([found.folder], page, others=found.table())
+        return write_report([run.folder], page, others=run.table())
     except MissingExtra as error:
         report(f"No page: {error}")
         return None

@@ -1,4 +1,4 @@
-"""Say how sure a choice is: its paired differences to the best candidates of the other methods."""
+"""Certainty of a choice: its paired differences to the best candidates of the other methods."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 from ..results import numbers
 from ..results.statistics import PairedInterval
-from .folded import FOLDS, Row, described
+from .folded import FOLDS, Row, describe_settings
 from .judging import HeldOutAnswers, interval
 
 UNIT = "points"  # of right answers, or of ranking precision
@@ -16,7 +16,7 @@ UNIT = "points"  # of right answers, or of ranking precision
 
 @dataclass(frozen=True)
 class Margin:
-    """The choice minus the best candidate of another method, on pictures that both answered.
+    """Difference between the choice and another method's best candidate, on pictures both answered.
 
     paired: None where they answered all pictures alike.
     """
@@ -27,14 +27,14 @@ class Margin:
 
     @property
     def words(self) -> str:
-        """The difference and its interval."""
+        """The difference and its interval, in words."""
         if self.paired is None:
             return f"{numbers.signed(0.0)} {UNIT}"
         ends = " to ".join(numbers.signed(100 * end) for end in (self.paired.low, self.paired.high))
         return f"{numbers.signed(100 * self.paired.mean)} {UNIT} (95 % interval {ends})"
 
     def record(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Return the margin as JSON stores it."""
         row: dict[str, Any] = {"method": self.method, "settings": self.settings}
         if self.paired is None:
             return row | {"mean": 0.0, "significant": False}
@@ -44,7 +44,7 @@ class Margin:
 
 @dataclass(frozen=True)
 class Certainty:
-    """What was chosen, among how many, on which pictures, and how far ahead of other methods.
+    """Certainty of a choice: among how many, on which pictures, and how far ahead it is.
 
     pictures: held out, with `seeds` trainings for each.  held: how many folds were held out in
     turn.  differences: the best other method first.
@@ -62,28 +62,32 @@ class Certainty:
         """Return the certainty of the first row's choice.  rows: the best first."""
         best = rows[0]
         assert best.answers is not None
-        others: dict[str, Row] = {}
+        best_of_methods: dict[str, Row] = {}
         for row in rows:
             if row.name != best.name and row.answers is not None and not row.error:
-                others.setdefault(row.name, row)
-        differences = [_difference(best.answers, row) for row in others.values()]
+                # Rows are sorted: the first one of a method is its best.
+                best_of_methods.setdefault(row.name, row)
+        differences = [_margin(best.answers, row) for row in best_of_methods.values()]
+        # Parts beyond the five folds are those folds again, at further seeds.
         seeds = -(-best.parts // FOLDS)
-        name = f"{best.name}, {described(best.experiment)}"
+        name = f"{best.name}, {describe_settings(best.experiment)}"
         trained = sum(not row.error for row in rows)
-        held = min(FOLDS, best.parts)
-        return cls(name, trained, best.answers.pictures, held, seeds, tuple(differences))
+        folds_held_out = min(FOLDS, best.parts)
+        return cls(name, trained, best.answers.pictures, folds_held_out, seeds, tuple(differences))
 
     @property
     def sure(self) -> bool:
-        """Whether the choice is significantly better than the best other method."""
+        """The statement that the choice is significantly better than other methods, bool."""
         first = self.differences[0].paired if self.differences else None
         return first is not None and first.low > 0
 
     @property
     def statement(self) -> str:
-        """One statement of what was chosen and how sure that is."""
-        how = "held out once" if self.held == 1 else f"held out in turn ({self.held} of 5 folds)"
-        how = "each held out once in five folds" if self.held == FOLDS else how
+        """The choice and how sure it is, as sentences."""
+        held_out = (
+            "held out once" if self.held == 1 else f"held out in turn ({self.held} of 5 folds)"
+        )
+        held_out = "each held out once in five folds" if self.held == FOLDS else held_out
         text = f"Chosen: {self.choice}"
         if self.candidates == 1:
             return (
@@ -91,7 +95,7 @@ class Certainty:
                 "try more."
             )
         text += f", the best of {self.candidates} candidates on {self.pictures:,} training pictures"
-        text += f", {how}{'' if self.seeds == 1 else f', at {self.seeds} seeds'}."
+        text += f", {held_out}{'' if self.seeds == 1 else f', at {self.seeds} seeds'}."
         if not self.differences:
             return f"{text} No other method was tried to the end."
         first = self.differences[0]
@@ -101,12 +105,13 @@ class Certainty:
         return f"{text}; these pictures do not decide between the two."
 
     def record(self) -> dict[str, Any]:
-        """Return it as JSON has it."""
+        """Return the certainty as JSON stores it."""
         names = ("candidates", "pictures", "held", "seeds", "sure", "statement")
         rows = [difference.record() for difference in self.differences]
         return {name: getattr(self, name) for name in names} | {"differences": rows}
 
 
-def _difference(best: HeldOutAnswers, row: Row) -> Margin:
+def _margin(best: HeldOutAnswers, row: Row) -> Margin:
+    """Compare the choice with a candidate of another method."""
     assert row.answers is not None
-    return Margin(row.name, described(row.experiment), interval(best, row.answers))
+    return Margin(row.name, describe_settings(row.experiment), interval(best, row.answers))

@@ -30,7 +30,7 @@ SCORING = 0.5  # of the time that training takes for an image
 FINISHING = 3.0  # seconds of the table and the page
 
 Candidate = tuple[str, Experiment]
-"""The name of its method, and the run that would count."""
+"""A method's name, and the experiment that would be run as the choice."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,31 +49,39 @@ class Row:
 
     @property
     def val(self) -> Mapping[str, float]:
-        """Its scores on held-out pictures."""
+        """The scores on held-out pictures, by name; empty before there are answers."""
         return {} if self.answers is None else self.answers.totals
 
     @property
     def candidate(self) -> Candidate:
+        """The method's name and the experiment."""
         return self.name, self.experiment
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds: of a run beside its training, and of an image, once and in each epoch."""
+    """Cost in seconds: of a run beside its training, and of an image, once and in each epoch.
+
+    overhead: of a run.  once: of an image, for frozen blocks.  each: of an image in an epoch.
+    """
 
     overhead: float
     once: float
     each: float
 
     def of(self, images: int, scored: int, epochs: int, *, fresh: bool = True) -> float:
-        """Return the seconds of a run.  fresh: what is computed once is not there yet."""
-        seen = (epochs * images + SCORING * scored) * self.each
-        return self.overhead + seen + fresh * (images + scored) * self.once
+        """Estimate the seconds of a run.
+
+        images: trained on.  scored: held out, which cost half as much.  epochs: of the training.
+        fresh: features of frozen blocks are not computed yet.
+        """
+        training = (epochs * images + SCORING * scored) * self.each
+        return self.overhead + training + fresh * (images + scored) * self.once
 
 
 @dataclass
 class Folded:
-    """The training pictures in folds, and what candidates have answered to them.
+    """Training pictures in folds, and the candidates' answers to them.
 
     start: what all candidates share.  labels: of the training pictures.  test: number of test
     pictures.  out: where all of it is kept, so that a search goes on.  running: of `Running`.
@@ -88,10 +96,10 @@ class Folded:
     def __post_init__(self) -> None:
         self.store = Store(self.out / "search.jsonl")
         self.spent, self.costs = 0.0, dict[int, Cost]()
-        self.measured: dict[tuple[Any, ...], float] = {}  # seconds of an image
-        self.beside = SETTING_UP  # seconds of a run beside its training
-        self.frozen: set[tuple[Any, ...]] = set()  # what was computed once
-        self.known = dict[tuple[str, ...], HeldOutAnswers]()
+        self.seconds_per_image: dict[tuple[Any, ...], float] = {}  # seconds of an image
+        self.overhead = SETTING_UP  # seconds of a run beside its training
+        self.prefixes_computed: set[tuple[Any, ...]] = set()  # what was computed once
+        self.answers_read = dict[tuple[str, ...], HeldOutAnswers]()
         split, seed = self.start.pictures.split_seed, self.start.training.seed
         self.split_seed = seed if split is None else split
         self.folds = deal(self.labels, FOLDS, self.split_seed)
@@ -103,97 +111,116 @@ class Folded:
         return len(self.labels) - self.held
 
     def answers(self, row: Row, parts: int) -> HeldOutAnswers:
-        """Return a candidate's answers to its first parts."""
-        keys = tuple(self._key(row.experiment, part) for part in range(parts))
-        if keys not in self.known:
-            parts_read = [read_tensors(self._file(key)) for key in keys]
+        """Return a candidate's answers to its first `parts` parts."""
+        keys = tuple(self._part_key(row.experiment, part) for part in range(parts))
+        if keys not in self.answers_read:
+            parts_read = [read_tensors(self._answers_file(key)) for key in keys]
             columns = [[f[name] for f in parts_read] for name in ("logits", "labels")]
+            # Part p is fold p mod 5, at the (p div 5)-th seed.
             seeds, folds = zip(*(divmod(part, FOLDS) for part in range(parts)), strict=True)
-            where = [np.flatnonzero(self.folds == fold) for fold in folds]
-            self.known[keys] = HeldOutAnswers.of(list(zip(seeds, where, *columns, strict=True)))
-        return self.known[keys]
+            positions = [np.flatnonzero(self.folds == fold) for fold in folds]
+            self.answers_read[keys] = HeldOutAnswers.of(
+                list(zip(seeds, positions, *columns, strict=True))
+            )
+        return self.answers_read[keys]
 
     def answer(self, row: Row) -> Row:
-        """Return a candidate with its answers to the next fold, of a training that is kept."""
-        key = self._key(row.experiment, row.parts)
+        """Train a candidate without the next fold and return it with its answers to that fold."""
+        key = self._part_key(row.experiment, row.parts)
         if key not in self.store:
-            self._train(row, key)
+            self._train_part(row, key)
         record = self.store[key]
         self.spent += record["seconds"]
-        self._measure(row, record)
-        grown = replace(row, seconds=row.seconds + record["seconds"], error=record["error"])
+        self._record_cost(row, record)
+        advanced = replace(row, seconds=row.seconds + record["seconds"], error=record["error"])
         if not record["error"]:
             parts = row.parts + 1
-            grown = replace(grown, parts=parts, answers=self.answers(row, parts))
-        return grown
+            advanced = replace(advanced, parts=parts, answers=self.answers(row, parts))
+        return advanced
 
     def takes(self, name: str, experiment: Experiment, parts: range) -> float:
-        """Return the seconds of so many parts of a candidate."""
+        """Estimate the seconds of a candidate's parts, for example range(1, 5)."""
         cost, epochs = self.cost(name, experiment), experiment.training.epochs
-        fresh = [(*self._prefix(experiment), part % FOLDS) not in self.frozen for part in parts]
+        fresh = [
+            (*self._frozen_prefix(experiment), part % FOLDS) not in self.prefixes_computed
+            for part in parts
+        ]
         return sum(cost.of(self.trained, self.held, epochs, fresh=new) for new in fresh)
 
     def last_fit(self, name: str, experiment: Experiment) -> float:
-        """Return the seconds of the fit on everything, its look at the test part, and the page."""
+        """Estimate the seconds of the fit on all pictures, its test scores, and the page."""
         cost = self.cost(name, experiment)
         return cost.of(len(self.labels), self.test, experiment.training.epochs) + FINISHING
 
     def cost(self, name: str, experiment: Experiment) -> Cost:
-        """Return what a candidate costs: as measured, or as its method at another depth or size."""
+        """Return a candidate's cost: as measured, or scaled from other depths and sizes."""
         size = experiment.adapted.size or 0
-        cost = replace(self.costs[size], overhead=self.beside)
-        if (each := self.measured.get((name, *self._prefix(experiment)))) is not None:
-            return replace(cost, each=each)
+        cost = replace(self.costs[size], overhead=self.overhead)
+        measured = self.seconds_per_image.get((name, *self._frozen_prefix(experiment)))
+        if measured is not None:
+            return replace(cost, each=measured)
         blocks = experiment.adapted.last_blocks or 1
+        # Cost grows with the adapted blocks and with the square of the side; the worst guess
+        # counts.
         scaled = [
             seconds * max(1.0, blocks / (depth or blocks)) * max(1.0, size / (side or size)) ** 2
-            for (method, side, depth), seconds in self.measured.items()
+            for (method, side, depth), seconds in self.seconds_per_image.items()
             if method == name
         ]
         return replace(cost, each=max(scaled, default=cost.each))
 
     def time_sizes(self, arm: BenchArm, sizes: Sequence[int], limit: float) -> None:
-        """Train a pilot of each size that takes less than a limit; the smallest always.
+        """Train a pilot run at each size, while one is expected to take less than `limit` seconds.
 
+        The smallest size is always tried.  arm: the method of the pilot.
         Raises: TrainingError if one fails.
         """
+        # Enough pictures for each class to be in every fold.
         images = min(len(self.labels), max(PILOT_IMAGES, 2 * len(np.unique(self.labels, axis=0))))
-        took, before, fold = 0.0, 1, -(-images // FOLDS)
+        pilot_seconds, previous_size, fold = 0.0, 1, -(-images // FOLDS)
         for size in sizes:
-            if self.costs and took * (size / before) ** 2 > limit:
+            # Cost grows with the square of the side.
+            if self.costs and pilot_seconds * (size / previous_size) ** 2 > limit:
                 break
             experiment = arm.settings.into(self.start.changed(size=size, epochs=PILOT_EPOCHS))
             row = Row("pilot", experiment.changed(images=images, shots=None))
-            key = self._key(row.experiment, 0)
+            key = self._part_key(row.experiment, 0)
             if key not in self.store:
-                self._train(row, key)
+                self._train_part(row, key)
             record = self.store[key]
             self.spent += record["seconds"]
             if record["error"]:
                 raise TrainingError("pilot", got=record["error"], want="a run", fix="Mend that.")
-            each = (record["trained"] - record["once"]) / (images - fold) / PILOT_EPOCHS
-            self.costs[size] = Cost(0.0, record["once"] / (images - fold), each)
-            self.beside = record["seconds"] - record["trained"]
-            took, before = record["trained"], size
+            seconds_per_image = (
+                (record["trained"] - record["once"]) / (images - fold) / PILOT_EPOCHS
+            )
+            self.costs[size] = Cost(0.0, record["once"] / (images - fold), seconds_per_image)
+            self.overhead = record["seconds"] - record["trained"]
+            pilot_seconds, previous_size = record["trained"], size
 
-    def _measure(self, row: Row, record: Mapping[str, Any]) -> None:
-        """Note what a part took."""
+    def _record_cost(self, row: Row, record: Mapping[str, Any]) -> None:
+        """Record the seconds that a part took, for later estimates."""
         if record["error"]:
             return
-        experiment, prefix = row.experiment, (*self._prefix(row.experiment), row.parts % FOLDS)
+        experiment, prefix = (
+            row.experiment,
+            (*self._frozen_prefix(row.experiment), row.parts % FOLDS),
+        )
         # a run tells what is computed once as it took the first time
         training = max(0.0, record["trained"] - record["once"])
-        once = 0.0 if prefix in self.frozen else record["once"]
-        self.measured[row.name, *prefix[:-1]] = training / self.trained / experiment.training.epochs
-        self.beside = max(0.0, record["seconds"] - training - once)
-        self.frozen.add(prefix)
+        once = 0.0 if prefix in self.prefixes_computed else record["once"]
+        self.seconds_per_image[row.name, *prefix[:-1]] = (
+            training / self.trained / experiment.training.epochs
+        )
+        self.overhead = max(0.0, record["seconds"] - training - once)
+        self.prefixes_computed.add(prefix)
 
-    def _prefix(self, experiment: Experiment) -> tuple[Any, ...]:
-        """Return what the frozen blocks of a candidate depend on, beside the pictures."""
+    def _frozen_prefix(self, experiment: Experiment) -> tuple[Any, ...]:
+        """Return what frozen features depend on beside the pictures: size and depth."""
         return experiment.adapted.size, experiment.adapted.last_blocks
 
-    def _train(self, row: Row, key: str) -> None:
-        """Train one part, and keep its seconds in the store and its answers in a file."""
+    def _train_part(self, row: Row, key: str) -> None:
+        """Train one part; store its seconds, and its answers in a file."""
         folder = (self.out / "search" / key).absolute()
         seed, fold = divmod(row.parts, FOLDS)
         experiment = row.experiment
@@ -212,28 +239,32 @@ class Folded:
         }
 
         def done(end: TrialEnd) -> None:
+            """Store the end of a training: its times, and its answers or its error."""
             record: dict[str, Any] = {"seconds": end.seconds, "error": end.error}
             if end.result is not None:
                 results = end.result["results"]
                 record["error"] = searching.unusable(results["val"], "val")
                 record |= {"trained": results["seconds"], "once": results.get("seconds_once", 0.0)}
                 if not record["error"]:
-                    shutil.move(folder / PREDICTIONS, self._file(key))
+                    # The answers alone are stored; weights of candidates are not needed again.
+                    shutil.move(folder / PREDICTIONS, self._answers_file(key))
             shutil.rmtree(folder, ignore_errors=True)
             self.store.add(key, record)
 
-        trial = Trial(f"{row.name}, {described(experiment)}", inputs)
+        trial = Trial(f"{row.name}, {describe_settings(experiment)}", inputs)
         run_trials([trial], one_run, jobs=1, executor="here", done=done)
 
-    def _key(self, experiment: Experiment, part: int) -> str:
+    def _part_key(self, experiment: Experiment, part: int) -> str:
+        """Return the key of a candidate's part in the store."""
         return key_of({"experiment": experiment.flat(), "part": part})
 
-    def _file(self, key: str) -> Path:
+    def _answers_file(self, key: str) -> Path:
+        """Return the file of a part's answers."""
         return self.out / "search" / f"{key}.safetensors"
 
 
-def described(experiment: Experiment) -> str:
-    """Return what is searched for, of a candidate."""
+def describe_settings(experiment: Experiment) -> str:
+    """Describe the settings that are searched for: size, epochs, rate and depth."""
     blocks = experiment.adapted.last_blocks
     depth = f", last {blocks} blocks" if blocks else ""
     epochs = numbers.plural(experiment.training.epochs, "epoch")

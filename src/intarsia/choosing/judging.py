@@ -1,4 +1,4 @@
-"""Judge candidates by their answers to pictures that they were not trained on.
+"""Judgement of candidates by their answers to pictures that they were not trained on.
 
 All candidates answer the same pictures, so that two of them are compared picture by picture.
 """
@@ -51,8 +51,9 @@ class HeldOutAnswers:
             totals = MultiLabel().scores(logits, labels).scores()
             return cls(picture, seed, np.array(ranked, float), loss.numpy(), totals)
         right = (logits.argmax(1) == labels).double()
-        t = best_temperature(logits, labels) or 1.0  # where the answers carry none
-        loss = F.cross_entropy(logits.double() / t, labels, reduction="none")
+        # Loss is compared after calibration, which costs nothing and would hide better logits.
+        temperature = best_temperature(logits, labels) or 1.0  # where the answers carry none
+        loss = F.cross_entropy(logits.double() / temperature, labels, reduction="none")
         totals = Metrics.of(logits, labels).scores() | {"tempered_loss": float(loss.mean())}
         return cls(picture, seed, right.numpy(), loss.numpy(), totals)
 
@@ -61,11 +62,12 @@ class HeldOutAnswers:
         """The number of different pictures."""
         return len(np.unique(self.picture))
 
-    def beside(self, other: HeldOutAnswers) -> tuple[np.ndarray, np.ndarray]:
-        """Return the rows of both that are of the same picture and seed."""
+    def shared_rows(self, other: HeldOutAnswers) -> tuple[np.ndarray, np.ndarray]:
+        """Return the rows of both that are of the same picture and seed, as two index arrays."""
+        # Seed and picture in one integer.
         keys = [(a.seed.astype(np.int64) << 32) + a.picture for a in (self, other)]
-        _, ours, theirs = np.intersect1d(*keys, assume_unique=True, return_indices=True)
-        return ours, theirs
+        _, own_rows, other_rows = np.intersect1d(*keys, assume_unique=True, return_indices=True)
+        return own_rows, other_rows
 
 
 def gap(first: HeldOutAnswers, second: HeldOutAnswers, by: str) -> tuple[float, float]:
@@ -74,17 +76,22 @@ def gap(first: HeldOutAnswers, second: HeldOutAnswers, by: str) -> tuple[float, 
     by: "score" or "loss".  Seeds of a picture are averaged first.  (0, infinity) for fewer than two
     shared pictures.
     """
-    ours, theirs = first.beside(second)
-    _, picture = np.unique(first.picture[ours], return_inverse=True)
-    rows = getattr(first, by)[ours] - getattr(second, by)[theirs]
-    each = np.bincount(picture, rows) / np.bincount(picture) if len(rows) else rows
-    if len(each) < 2:
+    rows_of_first, rows_of_second = first.shared_rows(second)
+    _, picture_index = np.unique(first.picture[rows_of_first], return_inverse=True)
+    differences = getattr(first, by)[rows_of_first] - getattr(second, by)[rows_of_second]
+    # Seeds of a picture are not independent: they are averaged before the standard error.
+    per_picture = (
+        np.bincount(picture_index, differences) / np.bincount(picture_index)
+        if len(differences)
+        else differences
+    )
+    if len(per_picture) < 2:
         return 0.0, float("inf")
-    return float(each.mean()), float(each.std(ddof=1) / len(each) ** 0.5)
+    return float(per_picture.mean()), float(per_picture.std(ddof=1) / len(per_picture) ** 0.5)
 
 
 def behind(answers: HeldOutAnswers, leader: HeldOutAnswers) -> bool:
-    """Tell whether a candidate may be given up: no better score, and a loss that is clearly higher.
+    """Decide whether a candidate may be given up: no better score, and a clearly higher loss.
 
     Clearly: by more than one standard error of the paired difference.
     """
@@ -94,7 +101,7 @@ def behind(answers: HeldOutAnswers, leader: HeldOutAnswers) -> bool:
 
 
 def order(candidates: Sequence[HeldOutAnswers]) -> list[int]:
-    """Return the candidates' positions, the best first.
+    """Rank the candidates; return their positions, the best first.
 
     Those whose score is within one standard error of the highest one, of the paired difference, are
     tied: they come first, the lowest loss first. The others follow by score, then by loss.
@@ -103,22 +110,23 @@ def order(candidates: Sequence[HeldOutAnswers]) -> list[int]:
         range(len(candidates)),
         key=lambda i: (-candidates[i].score.mean(), candidates[i].loss.mean()),
     )
-    gaps = {i: gap(candidates[ranked[0]], candidates[i], "score") for i in ranked}
-    tied = [i for i in ranked if gaps[i][0] <= gaps[i][1] + ROUNDING]
+    gaps_to_first = {i: gap(candidates[ranked[0]], candidates[i], "score") for i in ranked}
+    tied = [i for i in ranked if gaps_to_first[i][0] <= gaps_to_first[i][1] + ROUNDING]
     tied.sort(key=lambda i: candidates[i].loss.mean())
     return tied + [i for i in ranked if i not in tied]
 
 
 def interval(first: HeldOutAnswers, second: HeldOutAnswers) -> PairedInterval | None:
-    """Return the difference of two candidates' scores and its interval, paired."""
-    ours, theirs = first.beside(second)
-    seeds = [first.seed[ours] == seed for seed in np.unique(first.seed[ours])]
+    """Compute the paired difference of scores and its interval; None if no picture is shared."""
+    rows_of_first, rows_of_second = first.shared_rows(second)
+    seeds = [first.seed[rows_of_first] == seed for seed in np.unique(first.seed[rows_of_first])]
     if not seeds:
         return None
+    # Right or wrong answers allow McNemar's test; ranking precisions are real numbers.
     binary = bool(np.isin(first.score, (0, 1)).all() and np.isin(second.score, (0, 1)).all())
     kind = bool if binary else float
     return paired_interval(
-        [first.picture[ours][rows] for rows in seeds],
-        [first.score[ours][rows].astype(kind) for rows in seeds],
-        [second.score[theirs][rows].astype(kind) for rows in seeds],
+        [first.picture[rows_of_first][rows] for rows in seeds],
+        [first.score[rows_of_first][rows].astype(kind) for rows in seeds],
+        [second.score[rows_of_second][rows].astype(kind) for rows in seeds],
     )

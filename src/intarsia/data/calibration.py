@@ -21,14 +21,14 @@ from intarsia.data.packages import announce
 from intarsia.data.texts import Report, Texts, TextSplits, part_record, read_source
 
 MIXED = "mixed"  # every corpus of the library
-MOST = 0.9  # of a text that is read at all: its end is for whoever judges
+MOST = 0.9  # of a text that is read for training rows: its end is left for tests
 CHARACTERS = 12  # of a token, at most in ordinary text
 
 Part = tuple[float, float]
 
 
 def names_of(spec: str) -> tuple[str, ...]:
-    """Names of the corpora and files of a calibration; "mixed" stands for all corpora.
+    """Split a calibration's text into names of corpora and files; "mixed" is all corpora.
 
     Raises: ConfigError for no name, or one that is given twice.
     """
@@ -68,61 +68,85 @@ def load_calibration(
     lists: dict[str, list[list[Tensor]]] = {"train": [], "test": []}
     for number, name in enumerate(names):
         source = read_source(name, progress)
-        train, judged = (n // len(names) + (number < n % len(names)) for n in (rows, test))
-        cut = train / (train + judged)
-        for part, where, count in (
-            ("train", (0, min(MOST, cut)), train),
-            ("test", (cut, 1), judged),
+        # Rows that do not divide evenly go to the first sources.
+        train, tested = (n // len(names) + (number < n % len(names)) for n in (rows, test))
+        # The text is cut where its training rows end, in proportion to the numbers of rows.
+        boundary = train / (train + tested)
+        for part, share_of_text, count in (
+            ("train", (0, min(MOST, boundary)), train),
+            ("test", (boundary, 1), tested),
         ):
-            lists[part].append(_rows(name, source, where, count, length, tokenizer))
-    turns = {part: _in_turns(found) for part, found in lists.items()}
-    sets = {part: Texts(f"{spec}/{part}", [(r, r) for r in some]) for part, some in turns.items()}
+            lists[part].append(_source_rows(name, source, share_of_text, count, length, tokenizer))
+    turns = {part: _interleave(rows_of_sources) for part, rows_of_sources in lists.items()}
+    sets = {
+        part: Texts(f"{spec}/{part}", [(r, r) for r in part_rows])
+        for part, part_rows in turns.items()
+    }
     record: dict[str, Any] = {"spec": spec, "length": length, "form": "calibration"}
-    record["rows"] = {name: len(of) for name, of in zip(names, lists["train"], strict=True)}
-    record["parts"] = {part: part_record(found) for part, found in sets.items() if len(found)}
+    record["rows"] = {
+        name: len(source_rows) for name, source_rows in zip(names, lists["train"], strict=True)
+    }
+    record["parts"] = {
+        part: part_record(rows_of_sources)
+        for part, rows_of_sources in sets.items()
+        if len(rows_of_sources)
+    }
     return TextSplits(sets["train"], None, sets["test"], record)
 
 
-def _in_turns(lists: list[list[Tensor]]) -> list[Tensor]:
-    """One of each, then the next of each."""
-    longest = max(map(len, lists))
-    return [some[i] for i in range(longest) for some in lists if i < len(some)]
+def _interleave(rows_of_sources: list[list[Tensor]]) -> list[Tensor]:
+    """Take the first row of each source, then the second of each, and so on."""
+    longest = max(map(len, rows_of_sources))
+    return [
+        source_rows[i]
+        for i in range(longest)
+        for source_rows in rows_of_sources
+        if i < len(source_rows)
+    ]
 
 
-def _rows(
+def _source_rows(
     name: str, source: str | list[Sample], part: Part, count: int, length: int, tokenizer: Any
 ) -> list[Tensor]:
-    """`count` rows of a part of a source.  Raises: DataError where it has fewer."""
+    """Return `count` rows of a part of a source.  Raises: DataError where it has fewer."""
     first, last = (round(share * len(source)) for share in part)
     if isinstance(source, str):
-        found = _of_text(source[first:last], count, length, tokenizer)
+        token_rows = _rows_of_text(source[first:last], count, length, tokenizer)
     else:
+        # The order is fixed, so that train and test rows come from different samples.
         order = random.Random(0).sample(range(len(source)), len(source))[first:last]
-        found = _of_samples([source[i] for i in order], count, length, tokenizer)
-    if len(found) < count:
-        got = f"{len(found)} rows of {length} tokens"
+        token_rows = _rows_of_samples([source[i] for i in order], count, length, tokenizer)
+    if len(token_rows) < count:
+        got = f"{len(token_rows)} rows of {length} tokens"
         fix = "Ask for fewer or shorter rows (--rows, --size), or leave it out."
         raise DataError(f"text {name}", got=got, want=f"{count}", fix=fix)
-    return found
+    return token_rows
 
 
-def _of_text(text: str, count: int, length: int, tokenizer: Any) -> list[Tensor]:
-    """The first tokens of each of `count` pieces; fewer where a piece has less."""
+def _rows_of_text(text: str, count: int, length: int, tokenizer: Any) -> list[Tensor]:
+    """Return the first `length` tokens of each of `count` equal pieces of a text.
+
+    Fewer rows where a piece has fewer tokens.
+    """
     size = len(text) // max(1, count)
-    found: list[Tensor] = []
+    token_rows: list[Tensor] = []
     for number in range(count):
         piece = text[number * size : (number + 1) * size]
         piece = piece[piece.find(" ") + 1 :] if number else piece  # a word is not cut
+        # Usually a short prefix is enough; only rare texts need the whole piece tokenized.
         for characters in (CHARACTERS * length, len(piece)):
             ids = tokenizer(piece[:characters], verbose=False)["input_ids"][:length]
             if len(ids) == length:
-                found.append(torch.tensor(ids, dtype=torch.int64))
+                token_rows.append(torch.tensor(ids, dtype=torch.int64))
                 break
-    return found
+    return token_rows
 
 
-def _of_samples(samples: list[Sample], count: int, length: int, tokenizer: Any) -> list[Tensor]:
-    """Samples one after the other, cut into rows."""
+def _rows_of_samples(
+    samples: list[Sample], count: int, length: int, tokenizer: Any
+) -> list[Tensor]:
+    """Join the tokens of samples, and cut them into at most `count` rows."""
+    # One long stream, tokenized as far as it is needed.
     tokens: Iterator[int] = chain.from_iterable(
         chain.from_iterable(tokens_of(sample, tokenizer)) for sample in samples
     )

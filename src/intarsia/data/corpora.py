@@ -26,9 +26,10 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Corpus:
-    """How a corpus is read: as one text, or as the rows of a .jsonl file.
+    """A corpus: how it is read, what it is about, and its edition.
 
-    edition: what its text depends on besides its name. Packages are the same everywhere.
+    read: progress -> one text, or the rows of a .jsonl file.  about: a line for lists.  edition:
+    what its text depends on besides its name. Packages are the same everywhere.
     """
 
     read: Callable[[Report], str | list[dict[str, str]]]
@@ -37,41 +38,42 @@ class Corpus:
 
 
 def names() -> tuple[str, ...]:
-    """Names of the corpora that `read` knows."""
+    """Return the names of the corpora that `read` knows."""
     return tuple(CORPORA)
 
 
 def read(name: str, progress: Report) -> Any:
-    """The corpus of that name; downloaded the first time."""
+    """Read the corpus of that name; it is downloaded the first time."""
     return CORPORA[name].read(progress)
 
 
-def _python_docs(_: Report) -> str:
+def _read_python_docs(_: Report) -> str:
+    """Join the topics of Python's help(), in alphabetical order."""
     try:
         from pydoc_data.topics import topics
     except ImportError as error:
         fix = "Install the complete standard library, or choose gcide."
-        what, want = "corpus 'python-docs'", "Python with pydoc_data"
-        raise DataError(what, got="Python without it", want=want, fix=fix) from error
+        subject, want = "corpus 'python-docs'", "Python with pydoc_data"
+        raise DataError(subject, got="Python without it", want=want, fix=fix) from error
     return "\n\n".join(topics[name] for name in sorted(topics))
 
 
-def _dictionary(name: str, progress: Report) -> str:
-    """The entries of a dictionary in dictd's form, in alphabetical order."""
+def _read_dictionary(name: str, progress: Report) -> str:
+    """Read the entries of a dictionary in dictd's form, in alphabetical order."""
     folder = obtain(pinned(f"dict-{name}"), progress=progress)
     with gzip.open(folder / f"usr/share/dictd/{name}.dict.dz") as lines:
         return lines.read().decode("utf-8", "replace")
 
 
-def _austen(progress: Report) -> str:
-    """The six novels in sequence."""
+def _read_austen(progress: Report) -> str:
+    """Join the six novels."""
     folder = obtain(pinned("r-cran-janeaustenr"), progress=progress)
     file = folder / "usr/lib/R/site-library/janeaustenr/data/Rdata.rdb"
-    rest, novels = file.read_bytes(), list[str]()
-    while rest:  # each object is its size (4 bytes), then a zlib stream
+    remaining, novels = file.read_bytes(), list[str]()
+    while remaining:  # each object is its size (4 bytes), then a zlib stream
         stream = zlib.decompressobj()
-        novels.append("\n".join(r_strings(stream.decompress(rest[4:]))))
-        rest = stream.unused_data
+        novels.append("\n".join(r_strings(stream.decompress(remaining[4:]))))
+        remaining = stream.unused_data
     return "\n\n".join(novels)
 
 
@@ -82,19 +84,20 @@ def r_strings(raw: bytes) -> list[str]:
     """
     head = 14 + 4 + len(b"UTF-8")  # "X\n" and three versions; the encoding's length and name
     kind, count = raw[head : head + 4], int.from_bytes(raw[head + 4 : head + 8])
+    # Anything but an uncompressed character vector is refused, not guessed.
     if raw[:2] != b"X\n" or raw[head - 5 : head] != b"UTF-8" or kind != b"\0\0\0\x10":
         got, fix = f"an object that begins with {raw[:head].hex()}", "Obtain the package again."
         raise DataError("R object", got=got, want="a vector of strings", fix=fix)
-    at, found = head + 8, list[str]()
+    position, strings = head + 8, list[str]()
     for _ in range(count):  # flags, length, bytes
-        size = int.from_bytes(raw[at + 4 : at + 8])
-        found.append(raw[at + 8 : at + 8 + size].decode())
-        at += 8 + size
-    return found
+        size = int.from_bytes(raw[position + 4 : position + 8])
+        strings.append(raw[position + 8 : position + 8 + size].decode())
+        position += 8 + size
+    return strings
 
 
-def _wordnet(progress: Report) -> list[dict[str, str]]:
-    """A noun's gloss without its examples, and the noun's kind, one of 26."""
+def _read_wordnet(progress: Report) -> list[dict[str, str]]:
+    """Make a question of each noun's gloss; the answer is the noun's kind, one of 26."""
     file = obtain(pinned("wordnet-base"), progress=progress) / "usr/share/wordnet/data.noun"
     rows: list[dict[str, str]] = []
     for line in file.read_text(encoding="utf-8", errors="replace").splitlines():
@@ -109,15 +112,18 @@ def _wordnet(progress: Report) -> list[dict[str, str]]:
 
 CORPORA: dict[str, Corpus] = {
     "python-docs": Corpus(
-        _python_docs, "the topics of Python's help(), 0.5 M characters", platform.python_version()
+        _read_python_docs,
+        "the topics of Python's help(), 0.5 M characters",
+        platform.python_version(),
     ),
     "foldoc": Corpus(
-        partial(_dictionary, "foldoc"), "an encyclopaedia of computing (FOLDOC), 5 M characters"
+        partial(_read_dictionary, "foldoc"),
+        "an encyclopaedia of computing (FOLDOC), 5 M characters",
     ),
     "gcide": Corpus(
-        partial(_dictionary, "gcide"),
+        partial(_read_dictionary, "gcide"),
         "a dictionary of English (Webster 1913 and later), 40 M characters",
     ),
-    "austen": Corpus(_austen, "six novels of Jane Austen, 4 M characters"),
-    "wordnet": Corpus(_wordnet, "82,115 glosses of nouns; which of 26 kinds of thing is it?"),
+    "austen": Corpus(_read_austen, "six novels of Jane Austen, 4 M characters"),
+    "wordnet": Corpus(_read_wordnet, "82,115 glosses of nouns; which of 26 kinds of thing is it?"),
 }

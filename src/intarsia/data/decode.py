@@ -37,7 +37,7 @@ Picture = Image.Image | np.ndarray | Path | bytes  # bytes: an encoded file
 
 @dataclass(frozen=True, slots=True)
 class LazyPictures(Sequence[Picture]):
-    """`size` pictures; picture i is get(i), called on each access."""
+    """Sequence of `size` pictures; picture i is get(i), called on each access."""
 
     size: int
     get: Callable[[int], Picture]
@@ -50,15 +50,15 @@ class LazyPictures(Sequence[Picture]):
 
 
 def max_pixels() -> int:
-    """The largest picture that is read: `MAX_PIXELS`, or what INTARSIA_MAX_PIXELS says.
+    """Return the largest picture that is read: `MAX_PIXELS`, or INTARSIA_MAX_PIXELS.
 
     Raises: ConfigError for what is no number from 1 on.
     """
     return from_environment(LIMIT, MAX_PIXELS, "a number of pixels")
 
 
-def opened(source: Path | bytes) -> Image.Image:
-    """A picture of one of `FORMATS`, not yet decoded.
+def open_picture(source: Path | bytes) -> Image.Image:
+    """Open a picture of one of `FORMATS` without decoding it.
 
     Raises: OSError for what is no file; what Pillow raises.
     """
@@ -84,11 +84,13 @@ def read_image(
     name = name or (str(source) if isinstance(source, Path) else "encoded image")
     limit = max_pixels()
     try:
-        with opened(source) as image:
+        with open_picture(source) as image:
             if side is not None:
+                # A JPEG can be decoded at a fraction of its size, which is several times faster.
                 image.draft(None, (side, side))
             if image.width * image.height > limit:
                 raise Image.DecompressionBombError(f"Image size ({image.width}x{image.height})")
+            # Checked by the header, before anything is decoded.
             _check_memory(image, name)
             return to_rgb(image)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -100,31 +102,31 @@ def read_image(
     except Exception as error:  # decoders raise OSError, SyntaxError, struct.error, ValueError ...
         raise DataError(
             shortened(name),
-            got=_reason(source, error),
+            got=_why_unreadable(source, error),
             want="a readable image",
             fix="Replace or delete it, or pass on_error='skip'.",
         ) from error
 
 
 def shortened(name: str) -> str:
-    """A file's name in an error: its end, if it is too long to be read."""
+    """Shorten a file's name for an error to its end."""
     return name if len(name) <= LONGEST else f"...{name[-LONGEST:]}"
 
 
-def _reason(source: Path | bytes, error: Exception) -> object:
-    """Why a picture was not read: the error, unless there was nothing to read."""
+def _why_unreadable(source: Path | bytes, error: Exception) -> object:
+    """Return why a picture was not read: the error, unless there was nothing to read."""
     try:
         empty = not (source.lstat().st_size if isinstance(source, Path) else source)
     except FileNotFoundError:
         return "an empty or missing file"
-    except (OSError, ValueError) as no_path:  # a name that is too long, or holds a zero byte
-        return getattr(no_path, "strerror", None) or str(no_path)
+    except (OSError, ValueError) as path_error:  # a name that is too long, or holds a zero byte
+        return getattr(path_error, "strerror", None) or str(path_error)
     regular = isinstance(source, bytes) or os.path.isfile(source)
     return "an empty or missing file" if empty and regular else error
 
 
 def _check_memory(image: Image.Image, name: str) -> None:
-    """Raises: DataError for a large picture whose pixels do not fit into the free memory."""
+    """Refuse a picture whose pixels do not fit into the free memory.  Raises: DataError."""
     needed = image.width * image.height * BYTES
     if needed > STRIP * BYTES and needed > (free := psutil.virtual_memory().available):
         got = f"{image.width}x{image.height} px, {needed / 1e9:.1f} GB while it is decoded"
@@ -132,14 +134,15 @@ def _check_memory(image: Image.Image, name: str) -> None:
         raise DataError(name, got=got, want=f"at most the free {free / 1e9:.1f} GB", fix=fix)
 
 
-class _Room:
-    """How many pixels are being decoded in this process; a large picture waits for others."""
+class _PixelBudget:
+    """A limit of pixels that are decoded at one time in this process; others wait."""
 
     def __init__(self) -> None:
         self.used, self.changed = 0, threading.Condition()
 
     @contextlib.contextmanager
     def of(self, pixels: int) -> Iterator[None]:
+        """Reserve pixels while the context is open; wait until they are free."""
         with self.changed:
             self.changed.wait_for(lambda: not self.used or self.used + pixels <= AT_ONCE)
             self.used += pixels
@@ -151,17 +154,23 @@ class _Room:
                 self.changed.notify_all()
 
 
-_ROOM = _Room()
+_DECODING = _PixelBudget()
 
 
 @contextlib.contextmanager
-def room(picture: Picture) -> Iterator[None]:
-    """Inside, a picture may be decoded: at one time `AT_ONCE` pixels, or one picture with more."""
+def decoding_allowed(picture: Picture) -> Iterator[None]:
+    """Wait until a picture may be decoded, and reserve its pixels while the context is open.
+
+    At one time `AT_ONCE` pixels are decoded, or one picture that has more.
+    """
     pixels = 0
     if isinstance(picture, Path | bytes):
-        with contextlib.suppress(Exception), opened(picture) as image:  # read_image says what is
+        with (
+            contextlib.suppress(Exception),
+            open_picture(picture) as image,
+        ):  # read_image says what is
             pixels = image.width * image.height
-    with _ROOM.of(pixels):
+    with _DECODING.of(pixels):
         yield
 
 
@@ -173,36 +182,37 @@ def to_rgb(picture: Image.Image | np.ndarray) -> Image.Image:
     Raises: DataError for shapes and number types that are ambiguous as a picture.
     """
     if isinstance(picture, np.ndarray):
-        return _from_array(picture)
+        return _array_to_rgb(picture)
     image = picture
     picture.load()  # a PNG may say at its end how it is turned
     if picture.getexif().get(ExifTags.Base.Orientation, 1) != 1:
         image = ImageOps.exif_transpose(picture)
     if image.mode == "F" or image.mode.startswith("I"):
-        return _from_array(np.asarray(image))
+        return _array_to_rgb(np.asarray(image))
     if image.mode in {"RGBA", "LA", "PA", "La", "RGBa"} or "transparency" in image.info:
-        return _on_white(image)
+        return _flatten_on_white(image)
     return image.convert("RGB")
 
 
-def _on_white(image: Image.Image) -> Image.Image:
-    """In strips, so that a large picture is in memory twice and not five times."""
-    found = Image.new("RGB", image.size)
+def _flatten_on_white(image: Image.Image) -> Image.Image:
+    """Lay a transparent image on white, in strips: it is in memory twice, not five times."""
+    page = Image.new("RGB", image.size)
     for strip, place in _strips(image):
         layer = strip.convert("RGBA")
         white = Image.new("RGBA", layer.size, "white")
-        found.paste(Image.alpha_composite(white, layer).convert("RGB"), place)
-    return found
+        page.paste(Image.alpha_composite(white, layer).convert("RGB"), place)
+    return page
 
 
 def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, tuple[int, int]]]:
-    """(some rows of the picture, where they begin), from the top to the bottom."""
+    """Yield strips of rows from top to bottom, and where each begins."""
     rows = max(1, STRIP // image.width)
     for top in range(0, image.height, rows):
         yield image.crop((0, top, image.width, min(image.height, top + rows))), (0, top)
 
 
-def _from_array(array: np.ndarray) -> Image.Image:
+def _array_to_rgb(array: np.ndarray) -> Image.Image:
+    """Convert an array (H, W) or (H, W, 1|3|4) to an RGB image.  Raises: DataError."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[:, :, 0]
     if not (array.ndim == 2 or (array.ndim == 3 and array.shape[2] in (3, 4))) or 0 in array.shape:
@@ -215,6 +225,7 @@ def _from_array(array: np.ndarray) -> Image.Image:
 
 
 def _to_uint8(array: np.ndarray) -> np.ndarray:
+    """Scale values to 0 ... 255.  Raises: DataError for a range that is ambiguous."""
     if array.dtype == np.uint8:
         return array
     if array.dtype == np.bool_:
@@ -230,7 +241,8 @@ def _to_uint8(array: np.ndarray) -> np.ndarray:
 
 
 def digest(image: Image.Image) -> str:
-    """SHA-256 of an RGB image's size and pixels, which does not depend on the file format."""
+    """Hash an RGB image's size and pixels, whatever its file format (SHA-256)."""
+    # The size is hashed, too: a strip of 2x8 px has the bytes of one of 4x4.
     total = hashlib.sha256(f"{image.width}x{image.height}:".encode())
     for strip, _ in _strips(image):
         total.update(strip.tobytes())

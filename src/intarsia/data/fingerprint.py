@@ -18,25 +18,28 @@ def fingerprint(images: ImageSet) -> dict[str, Any]:
     The hash covers decoded RGB pixels, sizes and labels, in order. It changes with any pixel or
     label, but not when files are renamed or saved losslessly in another format.
     """
-    known = images if images.digests else verify(images)
+    # Digests of pixels do not depend on the file format.
+    verified = images if images.digests else verify(images)
     total = hashlib.sha256()
-    for picture, label in zip(known.digests, known.labels, strict=True):
-        words = "".join(map(str, label)) if images.several else label
-        total.update(f"{picture}:{words}\n".encode())
+    for picture, label in zip(verified.digests, verified.labels, strict=True):
+        # Rows of 0 and 1 are written without separators, a class as its number.
+        label_text = "".join(map(str, label)) if images.several else label
+        total.update(f"{picture}:{label_text}\n".encode())
     return {
         "name": images.name,
         "sha256": total.hexdigest(),
         "n": len(images),
         "counts": images.counts(),
-        "formats": _formats(images),
-        "repeated": len(known.digests) - len(set(known.digests)),
+        "formats": _count_formats(images),
+        "repeated": len(verified.digests) - len(set(verified.digests)),
         "skipped": list(images.skipped),
         "licence": images.licence,
         "source": images.source,
     }
 
 
-def _formats(images: ImageSet) -> dict[str, int]:
+def _count_formats(images: ImageSet) -> dict[str, int]:
+    """Count the pictures by file suffix, type or array shape."""
     if isinstance(images.images, np.ndarray):
         height, width = images.images.shape[1:3]
         return {f"array {width}x{height}": len(images)}
@@ -47,13 +50,13 @@ def _formats(images: ImageSet) -> dict[str, int]:
     return dict(sorted(Counter(kinds).items()))
 
 
-def shared(one: ImageSet, two: ImageSet) -> list[tuple[int, int]]:
-    """Positions (i, j) of pictures with equal pixels in both sets.
+def shared(first_set: ImageSet, second_set: ImageSet) -> list[tuple[int, int]]:
+    """Return the positions (i, j) of pictures with equal pixels in both sets.
 
     A test picture that is also a training picture makes the result too good. Only exact copies are
     found, not resized or re-compressed ones.
     """
-    first = one if one.digests else verify(one)
-    second = two if two.digests else verify(two)
-    where = {picture: i for i, picture in enumerate(first.digests)}
-    return [(where[p], j) for j, p in enumerate(second.digests) if p in where]
+    first_verified = first_set if first_set.digests else verify(first_set)
+    second_verified = second_set if second_set.digests else verify(second_set)
+    position = {picture: i for i, picture in enumerate(first_verified.digests)}
+    return [(position[p], j) for j, p in enumerate(second_verified.digests) if p in position]

@@ -28,7 +28,8 @@ def read_folder(root: Path, *, on_error: OnError = "raise") -> dict[str, ImageSe
     in the parts, and unreadable pictures (all in one error; on_error="skip" leaves them out and
     records them).
     """
-    parts = _parts(_directory(root))
+    # Without a train folder every sub-folder is a class.
+    parts = _part_folders(_checked_directory(root))
     if not parts:
         return {"all": verify(_read_classes(root), on_error=on_error)}
     sets = {part: _read_classes(folder) for part, folder in parts.items()}
@@ -38,20 +39,21 @@ def read_folder(root: Path, *, on_error: OnError = "raise") -> dict[str, ImageSe
 
 def check_same_classes(sets: dict[str, ImageSet]) -> None:
     """Raise DataError unless all parts have the same class names in the same order."""
-    first, *others = sets
-    for part in others:
-        one, two = set(sets[first].classes), set(sets[part].classes)
+    first, *other_parts = sets
+    for part in other_parts:
+        expected, present = set(sets[first].classes), set(sets[part].classes)
         if sets[first].classes == sets[part].classes:
             continue
-        only = [f"only in {first}: {sorted(one - two)}"] if one - two else []
-        only += [f"only in {part}: {sorted(two - one)}"] if two - one else []
-        what = f"classes of {first} and {part}"
+        only = [f"only in {first}: {sorted(expected - present)}"] if expected - present else []
+        only += [f"only in {part}: {sorted(present - expected)}"] if present - expected else []
+        subject = f"classes of {first} and {part}"
         got = "; ".join(only) or "the same names in another order"
         fix = "Rename, add or remove class folders until they agree."
-        raise DataError(what, got=got, want="the same classes in every part", fix=fix)
+        raise DataError(subject, got=got, want="the same classes in every part", fix=fix)
 
 
-def _directory(root: Path) -> Path:
+def _checked_directory(root: Path) -> Path:
+    """Return the path if it is a folder.  Raises: DataError."""
     if root.is_dir():
         return root
     got = "a file" if root.exists() else "nothing there"
@@ -59,33 +61,34 @@ def _directory(root: Path) -> Path:
     raise DataError(f"image folder {str(root)!r}", got=got, want=want, fix="Check the path.")
 
 
-def _parts(root: Path) -> dict[str, Path]:
-    """Folders of the parts; empty when there is no train folder."""
+def _part_folders(root: Path) -> dict[str, Path]:
+    """Return the folder of each part; nothing if there is no train folder."""
     inside = sorted(path for path in root.iterdir() if path.is_dir())
-    found = {
+    folders_of_parts = {
         part: [folder for folder in inside if _is_part(folder, names)]
         for part, names in PARTS.items()
     }
-    if not found["train"]:
+    if not folders_of_parts["train"]:
         return {}
-    for part, folders in found.items():
+    for part, folders in folders_of_parts.items():
         if len(folders) > 1:
             got, fix = " and ".join(folder.name for folder in folders), "Merge them or rename one."
             raise DataError(f"part {part!r} of {str(root)!r}", got=got, want="one folder", fix=fix)
-    return {part: folders[0] for part, folders in found.items() if folders}
+    return {part: folders[0] for part, folders in folders_of_parts.items() if folders}
 
 
 def _is_part(folder: Path, names: tuple[str, ...]) -> bool:
-    """Train/ is one, too, where it holds classes: else it is a class, as of vehicles."""
+    """Decide whether a folder is a part: "Train" is one only if it holds classes."""
     if folder.name in names:
         return True
     return folder.name.lower() in names and any(path.is_dir() for path in folder.iterdir())
 
 
 def _read_classes(root: Path) -> ImageSet:
-    """The set in `root/class/**`; classes in alphabetical order, pictures not decoded."""
+    """Read the set in `root/class/**`; classes in alphabetical order, pictures not decoded."""
     folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
     if not folders:
+        # Pictures without class folders are the usual mistake: say how many there are.
         loose = sum(p.suffix.lower() in SUFFIXES for p in root.iterdir())
         got, want = f"no sub-folder ({loose} pictures directly in it)", "one sub-folder per class"
         fix = "Sort the pictures into folders named after their classes."
@@ -94,9 +97,9 @@ def _read_classes(root: Path) -> ImageSet:
     labels: list[int] = []
     for label, folder in enumerate(folders):
         files = (p for p in folder.rglob("*") if not p.name.startswith(".") and p.is_file())
-        found = sorted(p for p in files if p.suffix.lower() in SUFFIXES)
-        paths += found
-        labels += [label] * len(found)
+        pictures = sorted(p for p in files if p.suffix.lower() in SUFFIXES)
+        paths += pictures
+        labels += [label] * len(pictures)
     images = ImageSet(
         name=root.name,
         images=paths,

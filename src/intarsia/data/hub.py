@@ -19,50 +19,53 @@ SECONDS = 3.0  # for one connection, names of hosts included
 PROXIES = ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")
 
 
-def check_reachable(name: str, *, what: str, want: str, known: Iterable[str] = ()) -> None:
+def check_reachable(name: str, *, what: str, want: str, local_names: Iterable[str] = ()) -> None:
     """Check that a name may be had from the Hub: it is in the cache, or the Hub can be reached.
 
-    what, want: for the error.  known: names that need no Hub; the nearest of them are suggested, as
+    what, want: for the error.  local_names: names that need no Hub; the nearest are suggested, as
     are folders that are here.
     Raises: AssetError for a path where nothing is, a name that is not in the cache with
     HF_HUB_OFFLINE set, and a Hub that does not answer in 3 s.
     """
     from huggingface_hub import constants  # seconds to import with what it needs
 
-    if Path(name).exists() or _cache(constants.HF_HUB_CACHE, name).is_dir():
+    if Path(name).exists() or _cached_repository(constants.HF_HUB_CACHE, name).is_dir():
         return
+    # No name on the Hub looks like this: it is a path that does not exist.
     if name.count("/") > 1 or name.startswith((".", "/", "~")):
         got, fix = "nothing there", "Check the path."
     elif constants.HF_HUB_OFFLINE:
         got, fix = "no such folder, and a name that is not in the cache", "Unset HF_HUB_OFFLINE."
-    elif error := _unreachable(constants.ENDPOINT):
+    elif error := _why_unreachable(constants.ENDPOINT):
         got, fix = f"no such folder, and no way to the Hub ({error})", "Check the name."
     else:
         return
-    names = [*known, *(path.name for path in Path().iterdir() if path.is_dir())]
+    names = [*local_names, *(path.name for path in Path().iterdir() if path.is_dir())]
     if near := difflib.get_close_matches(name, names, n=3):
         fix = f"Did you mean {' or '.join(near)}?"
     raise AssetError(what, got=got, want=want, fix=fix)
 
 
-def _cache(root: str, name: str) -> Path:
-    """The folder of a repository in the cache."""
+def _cached_repository(root: str, name: str) -> Path:
+    """Return the folder of a repository in the cache."""
     return Path(root, f"models--{name.replace('/', '--')}")
 
 
-def _unreachable(endpoint: str) -> str:
+def _why_unreachable(endpoint: str) -> str:
     """Return why an address, or the proxy in front of it, cannot be reached; "" = it can.
 
     In a thread of its own, since looking up the name of a host has no limit of time.
     """
+    # Behind a proxy the proxy is what must answer.
     proxy = next((os.environ[name] for name in PROXIES if os.environ.get(name)), endpoint)
     url = urlsplit(proxy if "//" in proxy else f"//{proxy}")
-    place = url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
+    address = url.hostname or "", url.port or (80 if url.scheme == "http" else 443)
     errors = [f"no answer in {SECONDS:g} s"]
 
     def connect() -> None:
+        """Connect once, and note the error if that fails."""
         try:
-            socket.create_connection(place, SECONDS).close()
+            socket.create_connection(address, SECONDS).close()
             errors.clear()
         except OSError as error:
             errors[:] = [str(error)]

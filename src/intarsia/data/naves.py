@@ -31,30 +31,33 @@ Topics = dict[str, dict[str, list[str]]]  # part -> line -> verses
 
 
 def read_naves(report: Callable[[str], None] = announce) -> tuple[dict[str, str], Topics]:
-    """The verses by id, as John.3.16, and of each part the topics with their verses.
+    """Read the verses by id, as John.3.16, and for each part the topics with their verses.
 
     5,174 lines with 3 to 50 verses and at least 3 words; no headword is in two parts.
     Raises: AssetError where a package cannot be had.
     """
     bible = obtain(pinned("sword-text-web"), progress=report)
     nave = obtain(pinned("sword-dict-naves"), progress=report)
-    verses, found = dict(_verses(bible)), dict[str, set[str]]()
-    for head, text in _entries(nave):
+    verses, verses_of_line = dict(_read_verses(bible)), dict[str, set[str]]()
+    for head, text in _read_entries(nave):
         for line in text.split("<lb/>"):
+            # References are tags; those of books that the edition lacks are dropped.
             named = (v for r in re.findall(r'osisRef="([^"]+)"', line) for v in expanded(r))
-            if own := {verse for verse in named if verse in verses}:
-                found.setdefault(_line(head, line), set()).update(own)
+            if line_verses := {verse for verse in named if verse in verses}:
+                verses_of_line.setdefault(_topic_line(head, line), set()).update(line_verses)
+    # Topics with very few or very many verses, or one-word lines, make poor queries.
     usable = {
-        line: sorted(own)
-        for line, own in found.items()
-        if LEAST <= len(own) <= MOST and len(line.split()) >= WORDS
+        line: sorted(line_verses)
+        for line, line_verses in verses_of_line.items()
+        if LEAST <= len(line_verses) <= MOST and len(line.split()) >= WORDS
     }
     return verses, by_headword(usable)
 
 
 def by_headword(topics: Mapping[str, list[str]]) -> Topics:
-    """Topics in parts that share no headword: what stands before the colon."""
+    """Split topics into parts that share no headword, the text before the colon."""
     heads = sorted({line.partition(":")[0] for line in topics})
+    # The split never changes: results on the test part stay comparable.
     random.Random(0).shuffle(heads)
     part_of, first = dict[str, str](), 0
     for part, share in SHARES.items():
@@ -68,17 +71,24 @@ def by_headword(topics: Mapping[str, list[str]]) -> Topics:
 
 
 def in_new_testament(verses: Mapping[str, str], parts: Topics) -> tuple[dict[str, str], Topics]:
-    """The New Testament alone: 7,950 verses, and the topics with two of them or more."""
-    kept = {verse: text for verse, text in verses.items() if verse.split(".")[0] in NEW_TESTAMENT}
-    of_part: Topics = {}
+    """Keep the New Testament: 7,950 verses, and the topics with at least two of them."""
+    new_testament = {
+        verse: text for verse, text in verses.items() if verse.split(".")[0] in NEW_TESTAMENT
+    }
+    parts_left: Topics = {}
     for part, topics in parts.items():
-        left = {line: [v for v in own if v in kept] for line, own in topics.items()}
-        of_part[part] = {line: own for line, own in left.items() if len(own) >= 2}
-    return kept, of_part
+        topics_left = {
+            line: [v for v in line_verses if v in new_testament]
+            for line, line_verses in topics.items()
+        }
+        parts_left[part] = {
+            line: line_verses for line, line_verses in topics_left.items() if len(line_verses) >= 2
+        }
+    return new_testament, parts_left
 
 
 def expanded(reference: str) -> list[str]:
-    """A reference as its verses: Gen.1.1-Gen.1.3 is three; a whole chapter is none."""
+    """Return the verses of a reference: Gen.1.1-Gen.1.3 has three; a whole chapter has none."""
     first, _, last = reference.partition("-")
     low, high = first.split("."), last.split(".")
     if not last:
@@ -88,15 +98,16 @@ def expanded(reference: str) -> list[str]:
     return [f"{low[0]}.{low[1]}.{verse}" for verse in range(int(low[2]), int(high[2]) + 1)]
 
 
-def _line(head: str, text: str) -> str:
-    """A topic in words: "Forgiveness: of enemies"."""
+def _topic_line(head: str, text: str) -> str:
+    """Write a topic in words: "Forgiveness: of enemies"."""
+    # References, tags, arrows and numbers of the outline are no words of the topic.
     text = re.sub(r"<ref osisRef[^>]*>.*?</ref>|<[^>]+>|[→\x00]|\d+\.", " ", text)
     words = " ".join(re.sub(r"[;,()\[\]:]", " ", text).split())
     return f"{head.title()}: {words.lower()}".strip(": ")
 
 
-def _entries(folder: Path) -> Iterator[tuple[str, str]]:
-    """Headwords and their text in TEI.
+def _read_entries(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield headwords and their text in TEI.
 
     .idx (offset, size) -> .dat (headword, block, place) -> .zdx (offset, size) -> .zdt, zlib.
     """
@@ -107,18 +118,19 @@ def _entries(folder: Path) -> Iterator[tuple[str, str]]:
         )
         blocks: dict[int, bytes] = {}
         for offset, size in struct.iter_unpack("<II", idx):
-            head, _, rest = dat[offset : offset + size].partition(b"\r\n")
+            headword, _, rest = dat[offset : offset + size].partition(b"\r\n")
             block, place = struct.unpack("<II", rest[:8])
             if block not in blocks:
                 start, length = struct.unpack_from("<II", zdx, 8 * block)
+                # A block holds many entries and is unpacked once.
                 blocks[block] = zlib.decompress(zdt[start : start + length])
             start, length = struct.unpack_from("<II", blocks[block], 4 + 8 * place)
             text = blocks[block][start : start + length]
-            yield head.decode(), text.decode("utf-8", "replace")
+            yield headword.decode(), text.decode("utf-8", "replace")
 
 
-def _verses(folder: Path) -> Iterator[tuple[str, str]]:
-    """Verses that have a text, by their id.
+def _read_verses(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield the verses that have a text, with their id.
 
     .bzv (block, offset, size; one for each verse) -> .bzs (offset, size, plain size) -> .bzz, zlib.
     """
@@ -130,34 +142,39 @@ def _verses(folder: Path) -> Iterator[tuple[str, str]]:
             sizes = list(struct.iter_unpack("<III", stem.with_suffix(".bzs").read_bytes()))
             packed = stem.with_suffix(".bzz").read_bytes()
             blocks: dict[int, bytes] = {}
-            for name, at in _places(books):
-                block, offset, size = table[at]
+            for name, entry in _entry_numbers(books):
+                block, offset, size = table[entry]
                 if block not in blocks:
                     start, length, _ = sizes[block]
                     blocks[block] = zlib.decompress(packed[start : start + length])
-                if text := _plain(blocks[block][offset : offset + size].decode("utf-8", "replace")):
+                if text := _plain_text(
+                    blocks[block][offset : offset + size].decode("utf-8", "replace")
+                ):
                     yield name, _without_glossary(text) if name == LAST else text
 
 
-def _places(books: Mapping[str, list[int]]) -> Iterator[tuple[str, int]]:
-    """The number of each verse's entry; the testament, each book and each chapter have one too."""
-    at = 1
+def _entry_numbers(books: Mapping[str, list[int]]) -> Iterator[tuple[str, int]]:
+    """Yield each verse and its entry's number; testament, books and chapters have entries, too."""
+    entry = 1
     for book, chapters in books.items():
-        at += 1
+        entry += 1
         for chapter, verses in enumerate(chapters, 1):
-            at += 1
+            entry += 1
             for verse in range(1, verses + 1):
-                at += 1
-                yield f"{book}.{chapter}.{verse}", at
+                entry += 1
+                yield f"{book}.{chapter}.{verse}", entry
 
 
 def _without_glossary(text: str) -> str:
+    """Cut the text behind its "Amen."."""
     verse, amen, _ = text.partition("Amen.")
     return verse + amen
 
 
-def _plain(text: str) -> str:
+def _plain_text(text: str) -> str:
+    """Remove notes, titles and tags, and the blanks that they leave before punctuation."""
     text = re.sub(r"<note.*?</note>|<title.*?</title>", " ", text, flags=re.S)
     words = " ".join(re.sub(r"<[^>]+>", " ", text).split())
+    # Blanks before punctuation and after an opening quote.
     words = re.sub(r"(?<=[“‘(]) | (?=[,.;:!?)”]|’[,.;:!?”])", "", words)
     return re.sub(r"’ (?=(?:t|s|ll|re|ve|d|m)\b)", "’", words)

@@ -23,7 +23,7 @@ _DTYPES = {1: "<f4", 2: "u1", 3: "i1", 6: "<i4", 7: "<i8", 9: "?", 10: "<f2", 11
 
 @dataclass(frozen=True, slots=True)
 class OnnxNode:
-    """One operation: its type and the names of its inputs and outputs."""
+    """An operation of the graph: its type and the names of its inputs and outputs."""
 
     kind: str
     inputs: tuple[str, ...]
@@ -37,14 +37,16 @@ def read_onnx(path: Path) -> tuple[dict[str, np.ndarray], list[OnnxNode]]:
     Not for models over 2 GB, whose weights are in separate files.
     """
     try:
-        (graph,) = [v for f, v in _fields(memoryview(read_bytes(path))) if f == 7]
+        # A model has one graph.
+        (graph,) = [v for f, v in _read_fields(memoryview(read_bytes(path))) if f == 7]
         weights: dict[str, np.ndarray] = {}
         nodes: list[OnnxNode] = []
-        for field, value in _fields(_message(graph)):
+        # Field 1 is a node, field 5 an initializer; all others are metadata.
+        for field, value in _read_fields(_as_message(graph)):
             if field == 1:
-                nodes.append(_node(_message(value)))
+                nodes.append(_read_node(_as_message(value)))
             elif field == 5:
-                name, array = _tensor(_message(value))
+                name, array = _read_tensor(_as_message(value))
                 weights[name] = array
     except (OSError, ValueError, IndexError, KeyError) as error:
         want = "an undamaged ONNX file that contains its weights"
@@ -53,72 +55,80 @@ def read_onnx(path: Path) -> tuple[dict[str, np.ndarray], list[OnnxNode]]:
     return weights, nodes
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
+def _read_varint(data: memoryview, position: int) -> tuple[int, int]:
+    """Read a protobuf varint at `position`; return its value and the position behind it."""
     value = shift = 0
     while True:
-        byte = data[at]
-        at += 1
+        byte = data[position]
+        position += 1
+        # Seven bits a byte, the lowest first; the highest bit says that another byte follows.
         value |= (byte & 0x7F) << shift
         if byte < 0x80:
-            return value, at
+            return value, position
         shift += 7
 
 
-def _fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
-    """(field number, value) pairs of one protobuf message; numbers as int, others as bytes."""
-    at = 0
-    while at < len(data):
-        key, at = _varint(data, at)
-        wire = key & 7
-        if wire == 0:
-            value, at = _varint(data, at)
+def _read_fields(data: memoryview) -> Iterator[tuple[int, int | memoryview]]:
+    """Yield (field number, value) of a protobuf message; integers as int, others as bytes."""
+    position = 0
+    while position < len(data):
+        key, position = _read_varint(data, position)
+        # A key is the field's number and, in three bits, how its value is stored.
+        wire_type = key & 7
+        if wire_type == 0:
+            value, position = _read_varint(data, position)
             yield key >> 3, value
             continue
-        size = {1: 8, 5: 4}.get(wire)
+        # 64 and 32 bits; type 2 has its length before it.
+        size = {1: 8, 5: 4}.get(wire_type)
         if size is None:
-            if wire != 2:
-                raise ValueError(f"wire type {wire}")
-            size, at = _varint(data, at)
-        if at + size > len(data):
+            if wire_type != 2:
+                raise ValueError(f"wire type {wire_type}")
+            size, position = _read_varint(data, position)
+        if position + size > len(data):
             raise ValueError("the file ends early")
-        yield key >> 3, data[at : at + size]
-        at += size
+        yield key >> 3, data[position : position + size]
+        position += size
 
 
-def _message(value: int | memoryview) -> memoryview:
+def _as_message(value: int | memoryview) -> memoryview:
+    """Return the bytes of a nested message.  Raises: ValueError for an integer."""
     if isinstance(value, int):
         raise ValueError("a number in place of a message")
     return value
 
 
-def _text(value: int | memoryview) -> str:
-    return bytes(_message(value)).decode()
+def _read_text(value: int | memoryview) -> str:
+    """Decode a string field."""
+    return bytes(_as_message(value)).decode()
 
 
-def _node(data: memoryview) -> OnnxNode:
-    fields = list(_fields(data))
+def _read_node(data: memoryview) -> OnnxNode:
+    """Read a NodeProto."""
+    fields = list(_read_fields(data))
     return OnnxNode(
-        kind="".join(_text(v) for f, v in fields if f == 4),
-        inputs=tuple(_text(v) for f, v in fields if f == 1),
-        outputs=tuple(_text(v) for f, v in fields if f == 2),
+        kind="".join(_read_text(v) for f, v in fields if f == 4),
+        inputs=tuple(_read_text(v) for f, v in fields if f == 1),
+        outputs=tuple(_read_text(v) for f, v in fields if f == 2),
     )
 
 
-def _tensor(data: memoryview) -> tuple[str, np.ndarray]:
+def _read_tensor(data: memoryview) -> tuple[str, np.ndarray]:
+    """Read a TensorProto with raw data: its name and its array."""
     dims: list[int] = []
-    name, kind, raw = "", 0, memoryview(b"")
-    for field, value in _fields(data):
+    name, data_type, raw = "", 0, memoryview(b"")
+    for field, value in _read_fields(data):
         if field == 1 and isinstance(value, int):
             dims.append(value)
         elif field == 1:  # the same list, packed
-            at = 0
-            while at < len(_message(value)):
-                size, at = _varint(_message(value), at)
+            position = 0
+            while position < len(_as_message(value)):
+                size, position = _read_varint(_as_message(value), position)
                 dims.append(size)
         elif field == 2 and isinstance(value, int):
-            kind = value
+            data_type = value
         elif field == 8:
-            name = _text(value)
+            name = _read_text(value)
         elif field == 9:
-            raw = _message(value)
-    return name, np.frombuffer(raw, dtype=_DTYPES[kind]).reshape(dims)
+            raw = _as_message(value)
+    return name, np.frombuffer(raw, dtype=_DTYPES[data_type]).reshape(dims)

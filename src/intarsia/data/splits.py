@@ -29,7 +29,7 @@ from intarsia.data.images import ImageSet, OnError, check_every_class, stratifie
 from intarsia.data.joined import chained
 from intarsia.data.label_sets import strata
 from intarsia.data.packages import announce
-from intarsia.data.subsets import Keep
+from intarsia.data.subsets import TrainingSize
 from intarsia.data.tables import (
     has_parquet,
     is_saved_dataset,
@@ -80,37 +80,45 @@ def load_data(
     Raises: UnknownName or DataError when `spec` is neither a name nor a readable path; ConfigError
     for a size that cannot be.
     """
-    spec = _named(spec)
+    spec = _checked_spec(spec)
     one_of("on_error", on_error, ("raise", "skip"))
     whole("seed of the split", seed, 0)
-    kept: dict[str, Any] = {}
-    kept |= Keep(train, fraction, shots, fewer).record()  # checks the sizes before reading
+    size_record: dict[str, Any] = {}
+    size_record |= TrainingSize(
+        train, fraction, shots, fewer
+    ).record()  # checks the sizes before reading
     parts = read_data(spec, on_error=on_error, progress=progress)
     task = tasks.find(spec) if spec not in sets.SETS else None
     if task and fraction is not None:
-        drawn = "train and val" if task.joins else "train"
-        if small := task.published(fraction):
-            parts["train"], fraction = small, None
-            kept |= {"published": True, "from": f"{small.source}, in place of {drawn}"}
+        drawn_from = "train and val" if task.joins else "train"
+        # The suite's own subset wins over one drawn here, and the record says so.
+        if published := task.published(fraction):
+            parts["train"], fraction = published, None
+            size_record |= {
+                "published": True,
+                "from": f"{published.source}, in place of {drawn_from}",
+            }
         else:
-            kept["from"] = drawn
+            size_record["from"] = drawn_from
     sizes: dict[str, Any] = {"train": train, "val": val, "test": test, "fraction": fraction}
     sizes |= {"shots": shots, "fewer": fewer}
     splits = make_splits(parts, seed=seed, every_class=not task, **sizes)
-    if plain := splits.record.get("drawn_plainly"):
-        parts_ = " and ".join(plain)
-        progress(f"intarsia: {spec}: {parts_} drawn at random: too many sets of labels to stratify")
+    if drawn_plainly := splits.record.get("drawn_plainly"):
+        part_names = " and ".join(drawn_plainly)
+        progress(
+            f"intarsia: {spec}: {part_names} drawn at random: too many sets of labels to stratify"
+        )
     for pair, n in splits.record["shared_pictures"].items():
         if n:
             progress(f"intarsia: {spec}: {pair} share {n} identical picture{'s' * (n > 1)}")
-    record = {"spec": spec, **splits.record, "kept": kept}
+    record = {"spec": spec, **splits.record, "kept": size_record}
     if task and task.groups:
         record["tasks"] = task.groups(splits.classes)
     return replace(splits, record=record)
 
 
-def _named(spec: str | Path) -> str:
-    """Raises: ConfigError for what is neither a name nor a path, such as a dataset."""
+def _checked_spec(spec: str | Path) -> str:
+    """Return a name or path as text.  Raises: ConfigError for anything else, such as a dataset."""
     if not isinstance(spec, str | Path):
         fix = "A dataset is given to intarsia.fit itself: fit(model, train, val, test=test)."
         raise ConfigError("data", got=type(spec).__name__, want="a name or a path", fix=fix)
@@ -120,8 +128,8 @@ def _named(spec: str | Path) -> str:
 def read_data(
     spec: str | Path, *, on_error: OnError = "raise", progress: Callable[[str], None] = announce
 ) -> dict[str, ImageSet]:
-    """Return the parts of a name or path as published: `all`, or `train` with `val` or `test`."""
-    spec = _named(spec)
+    """Read the parts of a name or path as published: `all`, or `train` with `val` or `test`."""
+    spec = _checked_spec(spec)
     task = tasks.find(spec)
     if spec.endswith(JOINED) and not task:
         parts = read_data(spec.removesuffix(JOINED), on_error=on_error, progress=progress)
@@ -139,22 +147,23 @@ def read_data(
             return parts
         return {part: verify(images, on_error=on_error) for part, images in parts.items()}
     path = Path(spec).expanduser()
-    there = os.path.exists(path)  # unlike Path.exists, no error for a name that is too long
-    if not there and len(path.parts) == 1 and not path.suffix:
-        known = [*sets.SETS, *(f"{name}/TASK" for name in tasks.suites())]
-        what = "data set (and no folder of that name is here)"
-        raise UnknownName(what, spec, known, "docs/how-to/command-line.md")
+    exists = os.path.exists(path)  # unlike Path.exists, no error for a name that is too long
+    if not exists and len(path.parts) == 1 and not path.suffix:
+        known_names = [*sets.SETS, *(f"{name}/TASK" for name in tasks.suites())]
+        subject = "data set (and no folder of that name is here)"
+        raise UnknownName(subject, spec, known_names, "docs/how-to/command-line.md")
+    # A mistyped suite name would otherwise be told as a missing path.
     head = path.parts[0] if path.parts else ""
-    if not there and get_close_matches(head, tasks.suites(), cutoff=0.7):
+    if not exists and get_close_matches(head, tasks.suites(), cutoff=0.7):
         raise UnknownName("suite (and no folder of that name is here)", head, tasks.suites())
-    if not there:
+    if not exists:
         want = "a named set, a task, a folder, a CSV, Parquet or .jsonl file"
         raise DataError(f"data {spec!r}", got="nothing there", want=want, fix="Check the path.")
     table = path.suffix == ".parquet" and path.is_file()
     if table or is_saved_dataset(path) or has_parquet(path):
         return read_datasets(path, on_error=on_error)
-    if lists := labels_file(path):
-        return read_table(lists, on_error=on_error)
+    if labels := labels_file(path):
+        return read_table(labels, on_error=on_error)
     return read_folder(path, on_error=on_error)
 
 
@@ -183,33 +192,40 @@ def make_splits(
     without training images.
     """
     whole("seed of the split", seed, 0)
-    kept = Keep(train, fraction, shots, fewer)
+    training_size = TrainingSize(train, fraction, shots, fewer)
     _check_sizes(train=train, val=val, test=test)
     if "all" not in parts and "train" not in parts:
         want, fix = "'all', or 'train' with 'val' or 'test'", "Name the part to train on 'train'."
         raise DataError("parts of the data", got=", ".join(parts) or "none", want=want, fix=fix)
     check_same_classes(parts)
+    # Missing parts are drawn from the training pictures.
     pool = parts["train"] if "train" in parts else parts["all"]
     default = round(len(pool) * TEST_SHARE)
-    plain: list[str] = []
-    held, pool = _hold_out("test", parts.get("test"), pool, test, default, plain, seed=seed)
-    chosen: ImageSet | None = None
+    drawn_plainly: list[str] = []
+    # The test part first: no other setting may change it.
+    test_part, pool = _draw_part(
+        "test", parts.get("test"), pool, test, default, drawn_plainly, seed=seed
+    )
+    val_part: ImageSet | None = None
     if val != 0:
         default = round(len(pool) * VAL_SHARE)
-        chosen, pool = _hold_out("val", parts.get("val"), pool, val, default, plain, seed=seed)
-    pool = _renamed(kept(pool, seed=seed), "train")
+        val_part, pool = _draw_part(
+            "val", parts.get("val"), pool, val, default, drawn_plainly, seed=seed
+        )
+    pool = _rename_part(training_size(pool, seed=seed), "train")
     if every_class:
         check_every_class(pool)
-    named = {"train": pool, "val": chosen, "test": held}
+    named = {"train": pool, "val": val_part, "test": test_part}
+    # Only pictures that are used are decoded.
     ready = {k: v if v.digests else verify(v) for k, v in named.items() if v is not None}
-    record = _record(ready, parts, seed) | {"kept": kept.record()}
-    record |= {"several_labels": True, "drawn_plainly": plain} if pool.several else {}
+    record = _split_record(ready, parts, seed) | {"kept": training_size.record()}
+    record |= {"several_labels": True, "drawn_plainly": drawn_plainly} if pool.several else {}
     return Splits(ready["train"], ready.get("val"), ready["test"], pool.classes, record)
 
 
 @dataclass(frozen=True)
 class Fold:
-    """One of `folds` parts of the training pictures, by its number from 0; seed: of the dealing."""
+    """A fold of the training pictures: its number from 0, of `folds`, dealt out by `seed`."""
 
     number: int
     folds: int
@@ -217,9 +233,11 @@ class Fold:
 
 
 def deal(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """Return the fold of each picture, (n,): every class, or set of labels, is dealt out evenly."""
+    """Deal pictures into folds, every class or set of labels evenly.  -> (n,), the fold of each."""
     order = np.random.default_rng(seed).permutation(len(labels))
+    # Equal rows of labels are one kind, also with several labels a picture.
     kinds = np.unique(labels, axis=0, return_inverse=True)[1].reshape(-1)
+    # Shuffled within each class; consecutive ones then go to different folds.
     order = order[np.argsort(kinds[order], kind="stable")]
     fold = np.empty(len(labels), dtype=np.int64)
     fold[order] = np.arange(len(labels)) % folds
@@ -228,55 +246,67 @@ def deal(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 def hold_out(splits: Splits, fold: Fold) -> Splits:
     """Return the splits with one fold of their training part as the validation part."""
-    held = deal(splits.train.labels, fold.folds, fold.seed) == fold.number
-    train, val = (splits.train.select(np.flatnonzero(part)) for part in (~held, held))
-    ready = {"train": train, "val": _renamed(val, "val"), "test": splits.test}
-    record = splits.record | _described(ready) | {"fold": asdict(fold)}
+    in_fold = deal(splits.train.labels, fold.folds, fold.seed) == fold.number
+    train, val = (splits.train.select(np.flatnonzero(part)) for part in (~in_fold, in_fold))
+    ready = {"train": train, "val": _rename_part(val, "val"), "test": splits.test}
+    record = splits.record | _describe_parts(ready) | {"fold": asdict(fold)}
     return replace(splits, train=train, val=ready["val"], record=record)
 
 
 def _check_sizes(**sizes: int | None) -> None:
-    for what, n in sizes.items():
+    """Refuse sizes that are no positive integer; val may be 0.  Raises: ConfigError."""
+    for part, n in sizes.items():
         if n is not None:
             larger = "Give a larger number."
             fix = larger if isinstance(n, int) else "For example 100; a share is fraction=0.1."
-            whole(f"{what} images", n, int(what != "val"), fix)
+            whole(f"{part} images", n, int(part != "val"), fix)
 
 
-def _hold_out(
+def _draw_part(
     part: str,
-    given: ImageSet | None,
+    published: ImageSet | None,
     pool: ImageSet,
     n: int | None,
     default: int,
-    plain: list[str],
+    drawn_plainly: list[str],
     *,
     seed: int,
 ) -> tuple[ImageSet, ImageSet]:
-    """(the held-out part, the rest of the pool); the source's own part is used if it has one.
+    """Return a held-out part and the rest of the pool; a published part is used if there is one.
 
-    plain: gets the part's name where sets of labels could not be kept in proportion.
+    part: its name; n: images, None = `default`; drawn_plainly: gets the part's name where sets of
+    labels could not be kept in proportion.
     """
-    if given is not None:
-        return _renamed(given if n is None else given.subset(n, seed=seed), part), pool
+    if published is not None:
+        return _rename_part(published if n is None else published.subset(n, seed=seed), part), pool
     size = n if n is not None else max(default, 1 if pool.several else len(pool.classes))
     if pool.several and strata(pool.labels, size) is None:
-        plain.append(part)
-    chosen, rest = stratified(pool.labels, size, seed=seed, classes=pool.classes)
-    return _renamed(pool.select(chosen), part), pool.select(rest)
+        drawn_plainly.append(part)
+    selected, rest = stratified(pool.labels, size, seed=seed, classes=pool.classes)
+    return _rename_part(pool.select(selected), part), pool.select(rest)
 
 
-def _renamed(images: ImageSet, part: str) -> ImageSet:
+def _rename_part(images: ImageSet, part: str) -> ImageSet:
+    """Name a set after its source and its part, as "elpv/test"."""
     return replace(images, name=f"{images.name.split('/')[0]}/{part}")
 
 
-def _record(ready: dict[str, ImageSet], parts: dict[str, ImageSet], seed: int) -> dict[str, Any]:
+def _split_record(
+    ready: dict[str, ImageSet], parts: dict[str, ImageSet], seed: int
+) -> dict[str, Any]:
+    """Record how the parts were made: seed, published parts, classes, fingerprints."""
     published = sorted(set(parts) - {"all"})
     classes = list(ready["train"].classes)
-    return {"seed": seed, "published_parts": published, "classes": classes, **_described(ready)}
+    return {
+        "seed": seed,
+        "published_parts": published,
+        "classes": classes,
+        **_describe_parts(ready),
+    }
 
 
-def _described(ready: dict[str, ImageSet]) -> dict[str, Any]:
+def _describe_parts(ready: dict[str, ImageSet]) -> dict[str, Any]:
+    """Record the fingerprint of each part, and how many pictures each two share."""
     return {
         "parts": {part: fingerprint(images) for part, images in ready.items()},
         "shared_pictures": {

@@ -17,8 +17,11 @@ from intarsia.data.images import ImageSet
 
 
 @dataclass(frozen=True, slots=True)
-class Keep:
-    """The size of a training part: a number of images, a fraction, or shots per class; None = all.
+class TrainingSize:
+    """Size of a training part as images, a fraction, or shots per class.
+
+    train: images in all.  fraction: of each class.  shots: images of each class.  fewer: a class
+    with fewer images than shots keeps all of them.
 
     Raises: ConfigError for more than one of them, and for `fewer` without shots.
     """
@@ -29,15 +32,15 @@ class Keep:
     fewer: bool = False
 
     def __post_init__(self) -> None:
-        given = self.record()
-        if len(set(given) - {"fewer"}) > 1 or (self.fewer and self.shots is None):
-            got = " and ".join(f"{name}={value}" for name, value in given.items())
+        settings = self.record()
+        if len(set(settings) - {"fewer"}) > 1 or (self.fewer and self.shots is None):
+            got = " and ".join(f"{name}={value}" for name, value in settings.items())
             want = "one of train, fraction and shots; fewer with shots only"
             fix = "Leave out the others."
             raise ConfigError("size of the training part", got=got, want=want, fix=fix)
 
     def __call__(self, images: ImageSet, *, seed: int) -> ImageSet:
-        """The subset, in the set's order."""
+        """Return the subset of that size, in the set's order."""
         if self.train is not None:
             return images.subset(self.train, seed=seed)
         if self.fraction is not None:
@@ -47,10 +50,10 @@ class Keep:
         return images
 
     def record(self) -> dict[str, float | bool]:
-        """The settings that are not default, ready for JSON."""
-        asked = {"train": self.train, "fraction": self.fraction, "shots": self.shots}
-        found: dict[str, float | bool] = {k: v for k, v in asked.items() if v is not None}
-        return found | ({"fewer": True} if self.fewer else {})
+        """Return the settings that differ from the defaults, ready for JSON."""
+        sizes = {"train": self.train, "fraction": self.fraction, "shots": self.shots}
+        settings: dict[str, float | bool] = {k: v for k, v in sizes.items() if v is not None}
+        return settings | ({"fewer": True} if self.fewer else {})
 
 
 def keep_fraction(images: ImageSet, fraction: float, *, seed: int) -> ImageSet:
@@ -60,10 +63,10 @@ def keep_fraction(images: ImageSet, fraction: float, *, seed: int) -> ImageSet:
     total can differ from `fraction`.
     Raises: ConfigError for a fraction outside (0, 1].
     """
-    what, fix = f"fraction of {images.name!r}", "Give 0.1 for 10 %."
-    above(what, fraction, 0, fix)
-    between(what, fraction, 0, 1, fix)
-    return _keep(images, lambda n: max(1, int(fraction * n + 0.5)), seed)
+    subject, fix = f"fraction of {images.name!r}", "Give 0.1 for 10 %."
+    above(subject, fraction, 0, fix)
+    between(subject, fraction, 0, 1, fix)
+    return _keep_per_class(images, lambda n: max(1, int(fraction * n + 0.5)), seed)
 
 
 def keep_shots(images: ImageSet, shots: int, *, seed: int, fewer: bool = False) -> ImageSet:
@@ -73,31 +76,34 @@ def keep_shots(images: ImageSet, shots: int, *, seed: int, fewer: bool = False) 
     Raises: ConfigError for less than one shot, or (unless `fewer`) more than the rarest class has.
     """
     if images.several:
-        what, got = f"shots of {images.name!r}", "several labels a picture"
+        subject, got = f"shots of {images.name!r}", "several labels a picture"
         fix = "Give a number of training images, or a fraction."
-        raise ConfigError(what, got=got, want="one class for each picture", fix=fix)
+        raise ConfigError(subject, got=got, want="one class for each picture", fix=fix)
     whole(f"shots of {images.name!r}", shots)
-    have = {name: n for name, n in images.counts().items() if n}
-    rarest = min(have, key=have.__getitem__, default="")
-    if shots < 1 or (not fewer and shots > have.get(rarest, 0)):
-        short = sum(n < shots for n in have.values())
-        fewest = have.get(rarest, 0)
+    counts = {name: n for name, n in images.counts().items() if n}
+    # The class with the fewest images limits the number of shots.
+    rarest = min(counts, key=counts.__getitem__, default="")
+    if shots < 1 or (not fewer and shots > counts.get(rarest, 0)):
+        classes_short = sum(n < shots for n in counts.values())
+        fewest = counts.get(rarest, 0)
         raise ConfigError(
             f"images of each class of {images.name!r}",
-            got=f"shots={shots}, and {short} of {len(have)} classes have less"
+            got=f"shots={shots}, and {classes_short} of {len(counts)} classes have less"
             f" (fewest: {fewest} of {rarest!r})",
             want=f"from 1 to {fewest}",
             fix="Lower shots, or pass fewer=True." if shots > 0 else "Try 1.",
         )
-    return _keep(images, lambda n: min(n, shots), seed)
+    return _keep_per_class(images, lambda n: min(n, shots), seed)
 
 
-def _keep(images: ImageSet, many: Callable[[int], int], seed: int) -> ImageSet:
-    """The first `many(n)` of the n shuffled images of each class, in the original order."""
-    chosen = []
+def _keep_per_class(images: ImageSet, count_of: Callable[[int], int], seed: int) -> ImageSet:
+    """Keep `count_of(n)` of the n images of each class, drawn by a seed, in the original order."""
+    positions = []
+    # With several labels a picture there are no classes to keep in proportion.
     labels = np.zeros(len(images), np.int64) if images.several else images.labels
     for label in np.unique(labels).tolist():
-        where = np.flatnonzero(labels == label)
-        order = np.random.default_rng((seed, label)).permutation(len(where))
-        chosen.append(where[order[: many(len(where))]])
-    return images.select(np.sort(np.concatenate(chosen)).tolist() if chosen else ())
+        of_class = np.flatnonzero(labels == label)
+        # Each class has one order for all sizes, which makes subsets nested.
+        order = np.random.default_rng((seed, label)).permutation(len(of_class))
+        positions.append(of_class[order[: count_of(len(of_class))]])
+    return images.select(np.sort(np.concatenate(positions)).tolist() if positions else ())

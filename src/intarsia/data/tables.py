@@ -33,19 +33,19 @@ _PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "
 
 
 def labels_file(path: Path) -> Path | None:
-    """The table at a path: a .csv, a .jsonl, or the labels file of a folder; None if none is."""
+    """Return the table at a path: a .csv, a .jsonl, or a folder's labels file; None if none is."""
     if path.is_file():
         return path if path.suffix.lower() in (".csv", ".jsonl") else None
     return next((path / name for name in LABELS if (path / name).is_file()), None)
 
 
 def has_parquet(folder: Path) -> bool:
-    """Whether a folder holds Parquet files, like a dataset downloaded from the Hub."""
+    """Decide whether a folder holds Parquet files, like a dataset downloaded from the Hub."""
     return any(folder.glob("*.parquet")) or any(folder.glob("data/*.parquet"))
 
 
 def is_saved_dataset(folder: Path) -> bool:
-    """Whether a folder was written by `datasets.Dataset.save_to_disk` (or `DatasetDict`)."""
+    """Decide whether a folder was written by `datasets.Dataset.save_to_disk` (or `DatasetDict`)."""
     return (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file()
 
 
@@ -53,38 +53,43 @@ def read_table(file: Path, *, on_error: OnError = "raise") -> dict[str, ImageSet
     """Return the sets of a CSV or .jsonl file: `all`, or one for each value of its `part` column.
 
     Raises: DataError for missing columns, an empty table, a row without a picture or a label,
-    labels that cannot be told apart (see `label_sets`), unreadable pictures (see `verify`).
+    labels in an unclear form (see `label_sets`), unreadable pictures (see `verify`).
     """
-    lines, names, rows = (_jsonl if file.suffix.lower() == ".jsonl" else _csv)(file)
-    image = _column(names, IMAGE_COLUMNS, file.name)
-    label = _column(names, LABEL_COLUMNS, file.name)
+    lines, names, rows = (_read_jsonl if file.suffix.lower() == ".jsonl" else _read_csv)(file)
+    image = _find_column(names, IMAGE_COLUMNS, file.name)
+    label = _find_column(names, LABEL_COLUMNS, file.name)
+    # Every row is checked before any picture is decoded.
     for number, row in zip(lines, rows, strict=True):
         if not isinstance(row.get(image), str) or not row[image] or row.get(label) is None:
-            raise _incomplete(number, file)
+            raise _incomplete_row(number, file)
     cells = [row[label] for row in rows]
     several = has_several(label, cells, file)
     for number, cell in zip(lines, cells, strict=True):
         if not (several or str(cell).strip()):
-            raise _incomplete(number, file)
-    found = label_sets(cells, file, lines) if several else [(str(cell),) for cell in cells]
-    classes = sorted({name for names in found for name in names})
+            raise _incomplete_row(number, file)
+    label_names = label_sets(cells, file, lines) if several else [(str(cell),) for cell in cells]
+    classes = sorted({name for names in label_names for name in names})
+    # Names that are numbers are sorted as such: class 10 comes after class 9.
     if all(name.isdecimal() and len(name) < 19 for name in classes):
         classes.sort(key=int)
-    labels = rows_of(found, classes)
+    labels = rows_of(label_names, classes)
     parts: dict[str, list[int]] = {}
     for i, row in enumerate(rows):
         part = str(row.get("part") or "all")
         parts.setdefault(_PARTS.get(part, part), []).append(i)
     sets = {}
-    for part, chosen in parts.items():
-        own = labels[chosen] if several else labels[chosen].argmax(1)
-        paths = [file.parent / rows[i][image] for i in chosen]
+    for part, positions in parts.items():
+        part_labels = labels[positions] if several else labels[positions].argmax(1)
+        paths = [file.parent / rows[i][image] for i in positions]
         name = file.parent.name if file.name in LABELS else file.stem
-        sets[part] = ImageSet(name, paths, own, tuple(classes), source=file.suffix[1:].lower())
-    return _checked(sets, file, on_error)
+        sets[part] = ImageSet(
+            name, paths, part_labels, tuple(classes), source=file.suffix[1:].lower()
+        )
+    return _check_parts(sets, file, on_error)
 
 
-def _incomplete(line: int, file: Path) -> DataError:
+def _incomplete_row(line: int, file: Path) -> DataError:
+    """Make the error for a row without a picture or a label."""
     got, want = "a row without a picture or a label", "both in every row"
     fix = "Complete the row, or delete it."
     return DataError(f"line {line} of {file}", got=got, want=want, fix=fix)
@@ -93,8 +98,8 @@ def _incomplete(line: int, file: Path) -> DataError:
 Rows = tuple[list[int], Sequence[str], list[dict[str, Any]]]
 
 
-def _csv(file: Path) -> Rows:
-    """Line numbers, column names and rows."""
+def _read_csv(file: Path) -> Rows:
+    """Read line numbers, column names and rows of a CSV file.  Raises: DataError."""
     try:
         reader = csv.DictReader(read_lines(file, "utf-8-sig", newline=""), strict=True)
         names = list(reader.fieldnames or ())
@@ -108,8 +113,8 @@ def _csv(file: Path) -> Rows:
     return list(range(2, len(rows) + 2)), names, rows
 
 
-def _jsonl(file: Path) -> Rows:
-    """Line numbers, names of the first row, and rows."""
+def _read_jsonl(file: Path) -> Rows:
+    """Read line numbers, names of the first row, and rows of a .jsonl file.  Raises: DataError."""
     try:
         text = read_text(file, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -149,10 +154,10 @@ def read_datasets(path: Path, *, on_error: OnError = "raise") -> dict[str, Image
     try:
         check_regular(path)
         if is_saved_dataset(path):
-            found = datasets.load_from_disk(str(path))
+            loaded = datasets.load_from_disk(str(path))
         else:
             cache = str(cache_dir() / "datasets")
-            found = {
+            loaded = {
                 part: datasets.Dataset.from_parquet(files, cache_dir=cache)
                 for part, files in _parquet_files(path).items()
             }
@@ -160,10 +165,11 @@ def read_datasets(path: Path, *, on_error: OnError = "raise") -> dict[str, Image
         want = "a folder of save_to_disk, or Parquet files"
         fix = "Save it again."
         raise DataError(f"dataset {str(path)!r}", got=error, want=want, fix=fix) from error
-    tables = found if isinstance(found, dict) else {"all": found}
+    # A DatasetDict has a table for each part.
+    tables = loaded if isinstance(loaded, dict) else {"all": loaded}
     named = {str(part): table for part, table in tables.items()}
-    sets = {_PARTS.get(k, k): _from_table(table, path.stem) for k, table in named.items()}
-    return _checked(sets, path, on_error)
+    sets = {_PARTS.get(k, k): _table_set(table, path.stem) for k, table in named.items()}
+    return _check_parts(sets, path, on_error)
 
 
 def from_dataset(
@@ -175,37 +181,40 @@ def from_dataset(
     Raises: DataError when its pictures are tensors (a transform is set) or cannot be read.
     """
     targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    # Without a list of labels each item must be read once.
     if targets is None:
         targets = [dataset[i][1] for i in range(len(dataset))]
     labels = np.asarray(targets)
-    known = classes or getattr(dataset, "classes", None)
+    class_names = classes or getattr(dataset, "classes", None)
     count = labels.shape[1] if labels.ndim == 2 else len(set(labels.ravel().tolist()))
-    known = known or [str(i) for i in range(count)]
-    pictures = LazyPictures(len(dataset), partial(_picture, dataset))
-    images = ImageSet(name, pictures, labels, tuple(known), source=type(dataset).__name__)
+    class_names = class_names or [str(i) for i in range(count)]
+    pictures = LazyPictures(len(dataset), partial(_dataset_picture, dataset))
+    images = ImageSet(name, pictures, labels, tuple(class_names), source=type(dataset).__name__)
     check_every_class(images)
     return verify(images, on_error=on_error)
 
 
-def _picture(dataset: Any, index: int) -> Picture:
+def _dataset_picture(dataset: Any, index: int) -> Picture:
+    """Return a picture of a (picture, label) dataset.  Raises: DataError for a tensor."""
     picture = dataset[index][0]
     if isinstance(picture, Image.Image | np.ndarray | Path | bytes):
         return picture
-    what, got = f"picture {index} of {type(dataset).__name__}", type(picture).__name__
+    subject, got = f"picture {index} of {type(dataset).__name__}", type(picture).__name__
     fix = "Make the dataset without a transform: the model's own is applied later."
-    raise DataError(what, got=got, want="a Pillow image or a numpy array", fix=fix)
+    raise DataError(subject, got=got, want="a Pillow image or a numpy array", fix=fix)
 
 
-def _encoded(table: Any, column: str, index: int) -> Picture:
+def _table_picture(table: Any, column: str, index: int) -> Picture:
+    """Return the undecoded picture of a row: its bytes, or its path."""
     cell = table[index][column]
     if cell is None:
-        what, fix = f"row {index + 1}", "Complete the row, or delete it."
-        raise DataError(what, got="no picture", want="one in every row", fix=fix)
+        subject, fix = f"row {index + 1}", "Complete the row, or delete it."
+        raise DataError(subject, got="no picture", want="one in every row", fix=fix)
     return cell["bytes"] if cell["bytes"] is not None else Path(cell["path"])
 
 
 def _parquet_files(path: Path) -> dict[str, list[Any]]:
-    """Files by part; the part is the text before the first hyphen of the file's name."""
+    """Group files by part, the text before the first hyphen of the file's name."""
     files = [path] if path.is_file() else sorted(path.rglob("*.parquet"))
     parts: dict[str, list[Any]] = {}
     for file in files:
@@ -214,57 +223,64 @@ def _parquet_files(path: Path) -> dict[str, list[Any]]:
     return parts
 
 
-def _from_table(table: Any, name: str) -> ImageSet:
+def _table_set(table: Any, name: str) -> ImageSet:
+    """Make a set of a table of the `datasets` package, pictures not decoded."""
     import datasets
 
-    image = _column(table.column_names, IMAGE_COLUMNS, name)
-    label = _column(table.column_names, LABEL_COLUMNS, name)
+    image = _find_column(table.column_names, IMAGE_COLUMNS, name)
+    label = _find_column(table.column_names, LABEL_COLUMNS, name)
     values = list(table[label])
     feature = table.features[label]
     if None in values:
-        raise _incomplete(values.index(None) + 1, Path(name))
+        raise _incomplete_row(values.index(None) + 1, Path(name))
     if has_several(label, values, Path(name)):
-        found = label_sets(values, Path(name), range(1, len(values) + 1))
+        label_names = label_sets(values, Path(name), range(1, len(values) + 1))
         inner: Any = getattr(feature, "feature", None)
+        # Lists of class numbers have their names in the feature.
         if isinstance(inner, datasets.ClassLabel):
-            known = list(inner.names)
-            found = [tuple(known[int(i)] for i in names) for names in found]
+            class_names = list(inner.names)
+            label_names = [tuple(class_names[int(i)] for i in names) for names in label_names]
         else:
-            known = sorted({one for names in found for one in names})
-        pictures = _pictures_of(table, image)
-        return ImageSet(name, pictures, rows_of(found, known), tuple(known), source="datasets")
+            class_names = sorted({label_name for names in label_names for label_name in names})
+        pictures = _lazy_pictures(table, image)
+        return ImageSet(
+            name, pictures, rows_of(label_names, class_names), tuple(class_names), source="datasets"
+        )
     if isinstance(feature, datasets.ClassLabel):
         classes, labels = list(feature.names), values
     else:
         classes = sorted(set(values))
         labels = [classes.index(v) for v in values]
-    pictures = _pictures_of(table, image)
+    pictures = _lazy_pictures(table, image)
     ids = np.asarray(labels, dtype=np.int64)
     return ImageSet(name, pictures, ids, tuple(str(c) for c in classes), source="datasets")
 
 
-def _pictures_of(table: Any, image: str) -> LazyPictures:
+def _lazy_pictures(table: Any, image: str) -> LazyPictures:
+    """Return the pictures of a column, read on access and not decoded."""
     import datasets
 
     undecoded = table.cast_column(image, datasets.Image(decode=False))
-    return LazyPictures(len(table), partial(_encoded, undecoded, image))
+    return LazyPictures(len(table), partial(_table_picture, undecoded, image))
 
 
-def _checked(sets: dict[str, ImageSet], path: Path, on_error: OnError) -> dict[str, ImageSet]:
+def _check_parts(sets: dict[str, ImageSet], path: Path, on_error: OnError) -> dict[str, ImageSet]:
+    """Check names and classes of the parts, and decode every picture once."""
     unknown = set(sets) - {"all", "train", "val", "test"}
     if not sets or unknown or ("all" in sets and len(sets) > 1):
-        what, got = f"parts of {path.name}", ", ".join(sorted(sets)) or "an empty table"
+        subject, got = f"parts of {path.name}", ", ".join(sorted(sets)) or "an empty table"
         fix = "Correct the part column, or name the splits train, val and test."
-        raise DataError(what, got=got, want="train with val or test, or no parts", fix=fix)
+        raise DataError(subject, got=got, want="train with val or test, or no parts", fix=fix)
     check_same_classes(sets)
     for images in sets.values():
         check_every_class(images)
     return {part: verify(images, on_error=on_error) for part, images in sets.items()}
 
 
-def _column(columns: Sequence[str], wanted: Sequence[str], name: str) -> str:
-    for column in wanted:
+def _find_column(columns: Sequence[str], allowed: Sequence[str], name: str) -> str:
+    """Return the first of the allowed names among the columns.  Raises: DataError."""
+    for column in allowed:
         if column in columns:
             return column
-    want, fix = f"one of {list(wanted)}", "Rename the column."
+    want, fix = f"one of {list(allowed)}", "Rename the column."
     raise DataError(f"columns of {name}", got=list(columns), want=want, fix=fix)

@@ -24,7 +24,7 @@ from intarsia.data import corpora
 from intarsia.data.instructions import (
     ANSWER,
     Sample,
-    object_of,
+    parse_row,
     prompt_of,
     sample_of,
     tokens_of,
@@ -57,7 +57,7 @@ class Texts(Dataset[dict[str, Tensor]]):
 
     @property
     def tokens(self) -> int:
-        """How many tokens have a label."""
+        """The number of tokens that have a label."""
         return sum(int((labels[1:] != IGNORED).sum()) for _, labels in self.rows)
 
 
@@ -72,15 +72,18 @@ class TextSplits:
 
 
 def is_text(spec: str) -> bool:
-    """Whether `load_texts` can read it: a named corpus, or a .txt, .md or .jsonl file of texts."""
-    known = spec in corpora.names() or Path(spec).suffix.lower() in SUFFIXES
-    return known and not lists_pictures(Path(spec))
+    """Decide whether `load_texts` can read it: a corpus, or a .txt, .md or .jsonl file of texts."""
+    is_known = spec in corpora.names() or Path(spec).suffix.lower() in SUFFIXES
+    return is_known and not lists_pictures(Path(spec))
 
 
 def check_text(spec: str) -> None:
-    """Raises: as `load_texts` does for a file, before anything that takes long is obtained."""
+    """Refuse a file that `load_texts` cannot read, before anything that takes long is obtained.
+
+    Raises: as `load_texts`.
+    """
     if spec not in corpora.names():
-        _file(Path(spec))
+        _read_file(Path(spec))
 
 
 def load_texts(
@@ -105,26 +108,30 @@ def load_texts(
     Raises: DataError for a file that is missing, empty, not UTF-8, or has a line without these
     keys; ConfigError for impossible numbers; UnknownName for an unknown corpus.
     """
-    rows = _rows(spec, tokenizer, length, progress)
-    notes: dict[str, Any] = {"form": "answers" if isinstance(rows, _Instructions) else "text"}
-    if isinstance(rows, _Instructions):
-        parts = grouped([prompt_of(one) for one in rows.samples], val, test, seed)
+    rows = _token_rows(spec, tokenizer, length, progress)
+    record_extra: dict[str, Any] = {
+        "form": "answers" if isinstance(rows, _InstructionRows) else "text"
+    }
+    if isinstance(rows, _InstructionRows):
+        # Rows with the same prompt in two parts would leak answers into the test part.
+        parts = grouped([prompt_of(sample) for sample in rows.samples], val, test, seed)
     else:
         rows = _full_blocks(rows, length, spec)
-        parts = _consecutive(len(rows), val, test)
-    parts["train"] = _limited(parts["train"], train)
+        parts = _split_consecutively(len(rows), val, test)
+    parts["train"] = _limit_rows(parts["train"], train)
     name, sets = Path(spec).stem, dict[str, Texts]()
-    for part, chosen in parts.items():
-        found = [row for i in chosen if (row := rows[i]) is not None]
-        sets[part] = Texts(f"{name}/{part}", found)
-        if part != "val" and not found:
+    for part, positions in parts.items():
+        complete_rows = [row for i in positions if (row := rows[i]) is not None]
+        sets[part] = Texts(f"{name}/{part}", complete_rows)
+        if part != "val" and not complete_rows:
             got = f"no row whose answer fits into {length} tokens"
             fix = "Give each row more tokens (length, --size)."
             raise DataError(f"{part} part of {spec}", got=got, want="at least one", fix=fix)
+    # Rows whose answer does not fit are counted and reported, not silently dropped.
     skipped = sum(map(len, parts.values())) - sum(map(len, sets.values()))
-    notes |= _report_lost(spec, rows, skipped, length, progress)
-    record = {"spec": spec, "length": length, "seed": seed, **notes}
-    record["parts"] = {part: part_record(found) for part, found in sets.items() if len(found)}
+    record_extra |= _report_lost(spec, rows, skipped, length, progress)
+    record = {"spec": spec, "length": length, "seed": seed, **record_extra}
+    record["parts"] = {part: part_record(texts) for part, texts in sets.items() if len(texts)}
     val_part = sets["val"] if len(sets["val"]) else None
     return TextSplits(sets["train"], val_part, sets["test"], record)
 
@@ -136,15 +143,15 @@ def read_texts(
 
     Raises: as `load_texts` does; DataError for a text without a row of two tokens.
     """
-    rows = _rows(spec, tokenizer, length, progress)
-    every = [rows[i] for i in range(len(rows))]
-    found = [row for row in every if row is not None]
-    if not found:
+    rows = _token_rows(spec, tokenizer, length, progress)
+    all_rows = [rows[i] for i in range(len(rows))]
+    complete_rows = [row for row in all_rows if row is not None]
+    if not complete_rows:
         got = f"no row of two tokens whose answer fits into {length}"
         fix = "Give it more text, or each row more tokens (--size)."
         raise DataError(f"text {spec}", got=got, want="at least one", fix=fix)
-    _report_lost(spec, rows, len(every) - len(found), length, progress)
-    return Texts(f"{Path(spec).stem}/all", found)
+    _report_lost(spec, rows, len(all_rows) - len(complete_rows), length, progress)
+    return Texts(f"{Path(spec).stem}/all", complete_rows)
 
 
 @dataclass(frozen=True)
@@ -156,70 +163,76 @@ class Prompt:
 
 
 def read_prompts(
-    source: Path | Sequence[str], tokenizer: Any, *, asked: bool = True
+    source: Path | Sequence[str], tokenizer: Any, *, as_questions: bool = True
 ) -> list[Prompt]:
     """Return the prompts of a file, or of lines that are given, in order and without blank lines.
 
     A .jsonl file has objects as in `load_texts`; answers are ignored and may be missing. In other
     files each line is a prompt, or such an object if it begins with {.
-    asked: plain lines are questions, in the tokenizer's chat template if it has one; False = they
-    are texts to continue.
+    as_questions: plain lines are questions, in the tokenizer's chat template if it has one; False =
+    they are texts to continue.
 
     Raises: DataError for a file that cannot be read, or a line that is not a prompt.
     """
     name = str(source) if isinstance(source, Path) else "the input"
-    found = _file(source) if isinstance(source, Path) else "\n".join(source)
-    if isinstance(found, str):
-        lines = [line.strip() for line in found.split("\n") if line.strip()]
-        plain = "prompt" if asked else "text"
-        found = [
-            object_of(line, f"line {number} of {name}") if line[0] == "{" else {plain: line}
+    source_lines = _read_file(source) if isinstance(source, Path) else "\n".join(source)
+    if isinstance(source_lines, str):
+        lines = [line.strip() for line in source_lines.split("\n") if line.strip()]
+        plain = "prompt" if as_questions else "text"
+        source_lines = [
+            parse_row(line, f"line {number} of {name}") if line[0] == "{" else {plain: line}
             for number, line in enumerate(lines, 1)
         ]
     prompts = [
-        _prompt_of(line, tokenizer, f"line {i} of {name}") for i, line in enumerate(found, 1)
+        _make_prompt(line, tokenizer, f"line {i} of {name}")
+        for i, line in enumerate(source_lines, 1)
     ]
     if not prompts:
         raise DataError(f"prompts in {name}", got="none", want="at least one line", fix="Add one.")
     return prompts
 
 
-def _prompt_of(line: Mapping[str, Any], tokenizer: Any, where: str) -> Prompt:
-    """The prompt of a line without its answer."""
+def _make_prompt(line: Mapping[str, Any], tokenizer: Any, place: str) -> Prompt:
+    """Return the prompt of a line without its answer; place: of the line, for errors."""
     if isinstance(text := line.get("text"), str):
         ids = tokenizer(text)["input_ids"]
     else:
+        # A chat without an answer at its end gets an empty one, because `sample_of` needs it.
         messages = line.get("messages")
         if isinstance(messages, list) and messages and _role(messages[-1]) != "assistant":
             line = {**line, "messages": [*messages, {"role": "assistant", "content": ""}]}
-        sample = sample_of({ANSWER[-1]: "", **line}, where)
+        # A line without an answer gets an empty one, which is then left out.
+        sample = sample_of({ANSWER[-1]: "", **line}, place)
         text, ids = prompt_of(sample), tokens_of(sample, tokenizer)[0]
     if not ids:
-        raise DataError(where, got="no token", want="a prompt", fix="Leave the line out.")
+        raise DataError(place, got="no token", want="a prompt", fix="Leave the line out.")
     return Prompt(text, torch.tensor(ids, dtype=torch.int64))
 
 
 def _role(message: Any) -> Any:
+    """Return the role of a message, None if it is no message."""
     return message.get("role") if isinstance(message, Mapping) else None
 
 
-def part_record(found: Texts) -> dict[str, Any]:
-    """Name, number of rows and tokens, and SHA-256 of a part."""
-    digest = hashlib.sha256("".join(found.digests).encode()).hexdigest()
-    return {"name": found.name, "n": len(found), "tokens": found.tokens, "sha256": digest}
+def part_record(texts: Texts) -> dict[str, Any]:
+    """Record a part: name, number of rows and tokens, and SHA-256."""
+    digest = hashlib.sha256("".join(texts.digests).encode()).hexdigest()
+    return {"name": texts.name, "n": len(texts), "tokens": texts.tokens, "sha256": digest}
 
 
-def _limited(chosen: list[int], count: int | float | None) -> list[int]:
+def _limit_rows(positions: list[int], count: int | float | None) -> list[int]:
+    """Return the first `count` positions, or a fraction of them.  Raises: ConfigError."""
     if count is None:
-        return chosen
-    wanted = round(count * len(chosen)) if 0 < count < 1 else count
-    if not 1 <= wanted <= len(chosen):
-        want, fix = f"1 ... {len(chosen)}, or a fraction", "Leave it out for all rows."
+        return positions
+    limit = round(count * len(positions)) if 0 < count < 1 else count
+    if not 1 <= limit <= len(positions):
+        want, fix = f"1 ... {len(positions)}, or a fraction", "Leave it out for all rows."
         raise ConfigError("training rows", got=count, want=want, fix=fix)
-    return chosen[: int(wanted)]
+    return positions[: int(limit)]
 
 
-def _file(path: Path) -> str | list[Mapping[str, Any]]:
+def _read_file(path: Path) -> str | list[Mapping[str, Any]]:
+    """Read a text file as text, a .jsonl file as objects.  Raises: DataError."""
     try:
         text = read_text(path, "utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -231,7 +244,7 @@ def _file(path: Path) -> str | list[Mapping[str, Any]]:
     for number, line in enumerate(text.split("\n"), 1):  # JSON strings may hold other line ends
         if not line.strip():
             continue
-        rows.append(object_of(line, f"line {number} of {path}"))
+        rows.append(parse_row(line, f"line {number} of {path}"))
     if not rows:
         raise DataError(f"text {path}", got="no line", want="at least one", fix="Check the file.")
     return rows
@@ -240,40 +253,42 @@ def _file(path: Path) -> str | list[Mapping[str, Any]]:
 Row = tuple[Tensor, Tensor]
 
 
-def _rows(spec: str, tokenizer: Any, length: int, progress: Report) -> list[Row] | _Instructions:
-    """The blocks of a text file (the last may be short), or the rows of an instruction file."""
+def _token_rows(
+    spec: str, tokenizer: Any, length: int, progress: Report
+) -> list[Row] | _InstructionRows:
+    """Return the blocks of a text (the last may be short), or an instruction file's rows."""
     at_least("length", length, 2, "Try 256.")
     source = read_source(spec, progress)
     if not isinstance(source, str):
-        return _Instructions(source, tokenizer, length)
+        return _InstructionRows(source, tokenizer, length)
     ids = torch.tensor(tokenizer(source, verbose=False)["input_ids"], dtype=torch.int64)
     return [(block, block) for block in ids.split(length) if len(block) > 1]
 
 
 def read_source(spec: str, progress: Report) -> str | list[Sample]:
-    """The text of a corpus or file, or its samples.  Raises: as `load_texts`."""
-    source = corpora.read(spec, progress) if spec in corpora.names() else _file(Path(spec))
+    """Read the text of a corpus or file, or its samples.  Raises: as `load_texts`."""
+    source = corpora.read(spec, progress) if spec in corpora.names() else _read_file(Path(spec))
     if isinstance(source, str):
         return source
     return [sample_of(line, f"line {i} of {spec}") for i, line in enumerate(source, 1)]
 
 
 def _full_blocks(blocks: list[Row], length: int, spec: str) -> list[Row]:
-    """The blocks of full length.  Raises: DataError for fewer than three."""
-    found = [block for block in blocks if len(block[0]) == length]
-    if len(found) < 3:
+    """Keep the blocks of full length.  Raises: DataError for fewer than three."""
+    full_blocks = [block for block in blocks if len(block[0]) == length]
+    if len(full_blocks) < 3:
         got = f"{sum(len(ids) for ids, _ in blocks)} tokens"
         want = f"at least {3 * length} (three blocks)"
         fix = "Give it more text, or a smaller length (--size)."
         raise DataError(f"text {spec}", got=got, want=want, fix=fix)
-    return found
+    return full_blocks
 
 
 def _report_lost(
-    spec: str, rows: Sequence[Row] | _Instructions, skipped: int, length: int, progress: Report
+    spec: str, rows: Sequence[Row] | _InstructionRows, skipped: int, length: int, progress: Report
 ) -> dict[str, int]:
     """Report how many rows were left out and how many cut; return the non-zero counts."""
-    cut = rows.cut if isinstance(rows, _Instructions) else 0
+    cut = rows.cut if isinstance(rows, _InstructionRows) else 0
     if skipped:
         progress(f"intarsia: {spec}: {skipped} rows left out, no answer within {length} tokens")
     if cut:
@@ -281,7 +296,7 @@ def _report_lost(
     return {name: n for name, n in {"skipped": skipped, "cut": cut}.items() if n}
 
 
-class _Instructions:
+class _InstructionRows:
     """The rows of an instruction file, tokenized on access; None where the answer does not fit."""
 
     def __init__(self, samples: Sequence[Sample], tokenizer: Any, length: int) -> None:
@@ -295,49 +310,53 @@ class _Instructions:
         prompt, answer = tokens_of(self.samples[index], self.tokenizer)
         if len(prompt) >= self.length or len(prompt) + len(answer) < 2:
             return None
+        # Counted on access, because tokenizing all rows beforehand takes long.
         self.cut += len(prompt) + len(answer) > self.length
         ids = torch.tensor((prompt + answer)[: self.length], dtype=torch.int64)
         labels = ids.clone()
+        # The prompt has no loss.
         labels[: len(prompt)] = IGNORED
         return ids, labels
 
 
-def _counts(rows: int, val: int | None, test: int | None) -> tuple[int, int]:
-    asked = [
+def _part_sizes(rows: int, val: int | None, test: int | None) -> tuple[int, int]:
+    """Return the numbers of validation and test rows; None = a tenth each.  Raises: ConfigError."""
+    counts = [
         max(1, round(share * rows)) if count is None else count
         for share, count in zip(SHARES, (val, test), strict=True)
     ]
-    if min(asked) < 0 or asked[1] < 1 or sum(asked) >= rows:
+    if min(counts) < 0 or counts[1] < 1 or sum(counts) >= rows:
         got, want = (
-            f"{asked[0]} and {asked[1]} of {rows}",
+            f"{counts[0]} and {counts[1]} of {rows}",
             "at least one to test and one to train on",
         )
         raise ConfigError("val and test rows", got=got, want=want, fix="Ask for fewer.")
-    return asked[0], asked[1]
+    return counts[0], counts[1]
 
 
-def _consecutive(rows: int, val: int | None, test: int | None) -> dict[str, list[int]]:
-    """Consecutive rows: the end of a text is not trained on."""
-    vals, tests = _counts(rows, val, test)
-    every, first = list(range(rows)), rows - vals - tests
+def _split_consecutively(rows: int, val: int | None, test: int | None) -> dict[str, list[int]]:
+    """Split rows in their order: the end of a text is not trained on."""
+    vals, tests = _part_sizes(rows, val, test)
+    positions, first = list(range(rows)), rows - vals - tests
     return {
-        "train": every[:first],
-        "val": every[first : first + vals],
-        "test": every[first + vals :],
+        "train": positions[:first],
+        "val": positions[first : first + vals],
+        "test": positions[first + vals :],
     }
 
 
 def grouped(
     groups: list[str], val: int | None, test: int | None, seed: int
 ) -> dict[str, list[int]]:
-    """Rows in random order; all rows of a group (one prompt) are in the same part."""
-    vals, tests = _counts(len(groups), val, test)
+    """Split rows at random, so that all rows of a group (one prompt) are in the same part."""
+    vals, tests = _part_sizes(len(groups), val, test)
     order = torch.randperm(len(groups), generator=torch.Generator().manual_seed(seed)).tolist()
-    of: dict[str, str] = {}
+    part_of_group: dict[str, str] = {}
     parts: dict[str, list[int]] = {"test": [], "val": [], "train": []}
-    wanted = {"test": tests, "val": vals, "train": len(groups)}
+    sizes = {"test": tests, "val": vals, "train": len(groups)}
     for i in order:
-        part = of.get(groups[i]) or next(p for p in parts if len(parts[p]) < wanted[p])
-        of[groups[i]] = part
+        # The test part is filled first, so that it does not depend on the size of the others.
+        part = part_of_group.get(groups[i]) or next(p for p in parts if len(parts[p]) < sizes[p])
+        part_of_group[groups[i]] = part
         parts[part].append(i)
     return parts

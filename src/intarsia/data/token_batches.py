@@ -14,7 +14,7 @@ Batch = tuple[dict[str, Tensor], Tensor]  # arguments of the model, labels (B, T
 
 
 def batch_of(rows: Sequence[Any], device: torch.device | None = None) -> Batch:
-    """Rows as the model's arguments and labels, padded; on the CPU, or a device.
+    """Pad rows into the model's arguments and labels, on the CPU or a device.
 
     rows: of `load_texts`, or token ids (T,), each its own label.
     """
@@ -26,24 +26,24 @@ def batch_of(rows: Sequence[Any], device: torch.device | None = None) -> Batch:
 
 
 def batches(rows: Sequence[Any], size: int, device: torch.device | None = None) -> list[Batch]:
-    """All rows, so many at a time."""
-    ends = [(at, min(at + size, len(rows))) for at in range(0, len(rows), size)]
-    return [batch_of([rows[i] for i in range(at, end)], device) for at, end in ends]
+    """Batch all rows, `size` at a time, in order."""
+    bounds = [(first, min(first + size, len(rows))) for first in range(0, len(rows), size)]
+    return [batch_of([rows[i] for i in range(first, last)], device) for first, last in bounds]
 
 
 def inputs_of(
     rows: Sequence[Any], size: int, device: torch.device | None = None
 ) -> list[dict[str, Tensor]]:
-    """`batches` without labels."""
+    """Batch all rows as `batches` does, without labels."""
     return [inputs for inputs, _ in batches(rows, size, device)]
 
 
 def first_rows(rows: Sequence[Any], count: int) -> list[Any]:
-    """At most so many rows, from the first."""
+    """Return at most `count` rows, from the first."""
     return [rows[i] for i in range(min(count, len(rows)))]
 
 
-def there(of: Tensor, batch: Batch) -> Tensor:
-    """Rows of tokens that are no padding.  of: (B, T, n) or (B T, n) -> (N, n)."""
-    mask = batch[0]["attention_mask"].bool().flatten().to(of.device)
-    return of.reshape(len(mask), -1)[mask]
+def real_tokens(values: Tensor, batch: Batch) -> Tensor:
+    """Select the tokens that are no padding.  values: (B, T, n) or (B T, n) -> (N, n)."""
+    mask = batch[0]["attention_mask"].bool().flatten().to(values.device)
+    return values.reshape(len(mask), -1)[mask]

@@ -48,6 +48,7 @@ class InputConfig:
             or len(self.mean) != 3
             or len(self.std) != 3
             or not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers)
+            # A crop of more than 10 or of 0 has no meaning.
             or min(*self.std, self.crop, 10 - self.crop) <= 0
             or self.interpolation not in {way.value for way in InterpolationMode}
         ):
@@ -56,7 +57,7 @@ class InputConfig:
             raise DataError("input configuration", got=self, want=want, fix=fix)
 
     def record(self, augment: Augment = "none") -> dict[str, Any]:
-        """JSON-ready record for the run folder."""
+        """Return the settings for a run's record, ready for JSON."""
         fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return fields | {"augment": augment}
 
@@ -74,23 +75,27 @@ def input_config(
         at_least("picture size", size, 1, "Give it in pixels.")
     try:
         if processor is None and getattr(model, "pretrained_cfg", None):
-            found = _from_timm(model)
+            config = _timm_config(model)
         else:
-            found = _from_processor(_processor_dict(model, processor), model)
+            config = _processor_config(_processor_dict(model, processor), model)
     except IntarsiaError:
         raise
     except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
-        what, want = f"input configuration of {type(model).__name__}", "numbers where they belong"
+        subject, want = (
+            f"input configuration of {type(model).__name__}",
+            "numbers where they belong",
+        )
         fix = "Copy the model's folder again from its source."
-        raise DataError(what, got=error, want=want, fix=fix) from error
-    return found if size is None else replace(found, size=(size, size))
+        raise DataError(subject, got=error, want=want, fix=fix) from error
+    return config if size is None else replace(config, size=(size, size))
 
 
-def _from_timm(model: nn.Module) -> InputConfig:
+def _timm_config(model: nn.Module) -> InputConfig:
+    """Read the configuration of a timm model."""
     config = resolve_data_config(pretrained_cfg=model.pretrained_cfg)
     # the configuration of a model built with img_size=... still has the pretrained size
-    made_for = getattr(getattr(model, "patch_embed", None), "img_size", None)
-    height, width = made_for or config["input_size"][-2:]
+    built_size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    height, width = built_size or config["input_size"][-2:]
     return InputConfig(
         size=(int(height), int(width)),
         mean=tuple(config["mean"]),
@@ -102,18 +107,19 @@ def _from_timm(model: nn.Module) -> InputConfig:
 
 
 def _processor_dict(model: nn.Module, processor: Any) -> Mapping[str, Any]:
+    """Return the settings of the image processor: given, or of the model's folder or repository."""
     if isinstance(processor, Mapping):
         return processor
     if processor is not None:
         return processor.to_dict()
-    where = getattr(getattr(model, "config", None), "_name_or_path", "")
+    location = getattr(getattr(model, "config", None), "_name_or_path", "")
     try:
-        if not where:
+        if not location:
             raise OSError("the model does not name its folder or repository")
         from transformers import AutoImageProcessor
 
-        check_regular(where)
-        return AutoImageProcessor.from_pretrained(where, trust_remote_code=False).to_dict()
+        check_regular(location)
+        return AutoImageProcessor.from_pretrained(location, trust_remote_code=False).to_dict()
     except (ImportError, OSError, ValueError) as error:
         raise DataError(
             f"input configuration of {type(model).__name__}",
@@ -123,34 +129,37 @@ def _processor_dict(model: nn.Module, processor: Any) -> Mapping[str, Any]:
         ) from error
 
 
-def _from_processor(config: Mapping[str, Any], model: nn.Module) -> InputConfig:
+def _processor_config(config: Mapping[str, Any], model: nn.Module) -> InputConfig:
+    """Read the configuration of a transformers image processor."""
     if config.get("do_flip_channel_order"):
         got = "do_flip_channel_order (BGR pictures)"
         fix = "Flip the channels of the first layer, or use another backbone."
         raise DataError("image processor", got=got, want="RGB pictures", fix=fix)
     resize = _edge(config.get("size"))
-    cut = _edge(config.get("crop_size")) if config.get("do_center_crop") else None
+    # With a centre crop `size` is that of the picture before it.
+    crop = _edge(config.get("crop_size")) if config.get("do_center_crop") else None
     # without a crop use the model's size; DINOv2's (518) is only that of its position embedding
-    side = cut or _edge(getattr(getattr(model, "config", None), "image_size", None)) or resize
+    side = crop or _edge(getattr(getattr(model, "config", None), "image_size", None)) or resize
     if side is None or (config.get("do_normalize", True) and not config.get("image_mean")):
         got = f"size {config.get('size')}, image_mean {config.get('image_mean')}"
         want = "a size (height and width, or shortest_edge), a mean and a deviation"
         fix = "Write the InputConfig(size, mean, std) yourself."
         raise DataError("image processor", got=got, want=want, fix=fix)
-    normal = config.get("do_normalize", True)
+    normalises = config.get("do_normalize", True)
+    # "shortest_edge" keeps proportions; height and width change them.
     shortest = isinstance(config.get("size"), Mapping) and "shortest_edge" in config["size"]
     return InputConfig(
         size=(side, side),
-        mean=tuple(config["image_mean"]) if normal else (0.0, 0.0, 0.0),
-        std=tuple(config["image_std"]) if normal else (1.0, 1.0, 1.0),
+        mean=tuple(config["image_mean"]) if normalises else (0.0, 0.0, 0.0),
+        std=tuple(config["image_std"]) if normalises else (1.0, 1.0, 1.0),
         interpolation=_RESAMPLE.get(int(config.get("resample", 3)), "bicubic"),
-        crop=min(1.0, cut / resize) if cut and resize else 1.0,
-        crop_mode="center" if cut or shortest else "squash",
+        crop=min(1.0, crop / resize) if crop and resize else 1.0,
+        crop_mode="center" if crop or shortest else "squash",
     )
 
 
 def _edge(size: Any) -> int | None:
-    """The shorter side from transformers' 224, (224, 224) or {"shortest_edge": 224}."""
+    """Return the shorter side from transformers' 224, (224, 224) or {"shortest_edge": 224}."""
     if isinstance(size, Mapping):
         size = size.get("shortest_edge") or size.get("height")
     if isinstance(size, tuple | list):
@@ -159,7 +168,7 @@ def _edge(size: Any) -> int | None:
 
 
 @dataclass(frozen=True)
-class Reading:
+class SizedTransform:
     """A transform, and how many px of a picture's sides it needs: see `read_image`."""
 
     steps: Transform
@@ -169,14 +178,14 @@ class Reading:
         return self.steps(picture)
 
 
-def _needed(inputs: InputConfig) -> int:
-    """So many px that a picture may be shrunk to them first, and the result looks the same."""
+def _side_needed(inputs: InputConfig) -> int:
+    """Return the px to which a picture may be shrunk first without a visible difference."""
     return round(SPARE * max(inputs.size) / inputs.crop)
 
 
 def eval_transform(inputs: InputConfig) -> Transform:
     """Resize, centre crop and normalise to (3, H, W), without randomness."""
-    made = create_transform(
+    steps = create_transform(
         input_size=(3, *inputs.size),
         is_training=False,
         interpolation=inputs.interpolation,
@@ -185,7 +194,7 @@ def eval_transform(inputs: InputConfig) -> Transform:
         crop_pct=inputs.crop,
         crop_mode=inputs.crop_mode,
     )
-    return Reading(cast(Transform, made), _needed(inputs))
+    return SizedTransform(cast(Transform, steps), _side_needed(inputs))
 
 
 def train_transform(inputs: InputConfig, *, augment: Augment = "none") -> Transform:
@@ -200,19 +209,20 @@ def train_transform(inputs: InputConfig, *, augment: Augment = "none") -> Transf
     one_of("augment", augment, get_args(Augment))
     if augment == "none":
         return eval_transform(inputs)
-    way = InterpolationMode(inputs.interpolation)
+    interpolation = InterpolationMode(inputs.interpolation)
     if augment == "light":
-        cut = [v2.RandomResizedCrop(inputs.size, scale=(0.6, 1.0), interpolation=way)]
+        crops = [v2.RandomResizedCrop(inputs.size, scale=(0.6, 1.0), interpolation=interpolation)]
     else:
+        # The usual ratio for ImageNet: resized to 256, cropped to 224.
         shorter = round(max(inputs.size) * 256 / 224)
-        cut = [v2.Resize(shorter, interpolation=way), v2.RandomCrop(inputs.size)]
+        crops = [v2.Resize(shorter, interpolation=interpolation), v2.RandomCrop(inputs.size)]
     steps = v2.Compose(
         [
-            *cut,
+            *crops,
             v2.RandomHorizontalFlip(),
             v2.PILToTensor(),
             v2.ToDtype(torch.float32, scale=True),
             v2.Normalize(mean=list(inputs.mean), std=list(inputs.std)),
         ]
     )
-    return Reading(steps, _needed(inputs) * 2)  # a crop keeps 60 % of the area or more
+    return SizedTransform(steps, _side_needed(inputs) * 2)  # a crop keeps 60 % of the area or more

@@ -17,8 +17,8 @@ from ..core import interrupts
 from ..core.errors import ConfigError
 from ..data import (
     Fold,
-    Held,
     ImageSet,
+    ImageTensors,
     InputConfig,
     Prepared,
     Splits,
@@ -335,7 +335,7 @@ def held(
         if shared is None:
             return tensors(images, look)
         found, _ = shared.tensors("pixels", same, lambda: tensors(images, look))
-        return Held(*found.tensors, digests=images.digests)
+        return ImageTensors(*found.tensors, digests=images.digests)
     except ConfigError:  # more than half of the free memory
         return Prepared(images, look)
 

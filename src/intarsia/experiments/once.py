@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from ..core.errors import ConfigError
-from ..data import Held
+from ..data import ImageTensors
 from ..hosts.anatomy.class_token import reading_class_token
 from ..hosts.anatomy.constants import keeping_constants
 from ..hosts.anatomy.packing import packing
@@ -73,12 +73,12 @@ def tokens_once(
     block = first_trained_block(model)
     with reading_tokens(model, block) as prefix:
 
-        def tokens(part: str, images: Dataset[Any]) -> tuple[Held, Spent]:
+        def tokens(part: str, images: Dataset[Any]) -> tuple[ImageTensors, Spent]:
             inputs = {**of_part(same, part), "block": block, "dtype": str(dtype)}
             found, spent = shared.tensors(
                 "tokens", inputs, lambda: _told_prefix(prefix, images, part, dtype)
             )
-            return Held(*found.tensors, digests=getattr(images, "digests", ())), spent
+            return ImageTensors(*found.tensors, digests=getattr(images, "digests", ())), spent
 
         train, once = tokens("train", sets[0])
         val, test = (
@@ -138,7 +138,7 @@ def trimmed(
     with ExitStack() as stack:
         if not isinstance(method, Phased) and reads_logits_only(objective):
             stack.enter_context(reading_class_token(model, train[0][0][None]))
-            if experiment.adapted.frozen_once and isinstance(train, Held):
+            if experiment.adapted.frozen_once and isinstance(train, ImageTensors):
                 start = Spent.now()
                 cast_frozen(model, precision)
                 kept = keeping_constants(model, train, dtype=DTYPES[precision])
@@ -146,7 +146,7 @@ def trimmed(
                 spent = Spent.now().since(start)
                 stack.enter_context(packing(model))
                 for number, part in enumerate(("val", "test")):
-                    if isinstance(found := scored[number], Held):
+                    if isinstance(found := scored[number], ImageTensors):
                         of = of_part(same, part)
                         scored[number] = also(found, partial(_remembered, shared, of))
         val, test = scored

@@ -15,10 +15,10 @@ from ..core.registry import card, find, keys
 from ..data import trunk_fingerprint
 from ..data.language_models import language_model
 from ..data.senses.questions import (
-    Asked,
-    AskedSplits,
     Processor,
     Question,
+    QuestionRows,
+    QuestionSplits,
     read_questions,
     split_questions,
 )
@@ -171,7 +171,7 @@ def run_batch(asked: Seeing) -> int:
     return int(asked.options.get("batch_size", DEFAULTS["batch_size"]))
 
 
-def split_of(asked: Seeing, questions: Sequence[Question], make: Processor) -> AskedSplits:
+def split_of(asked: Seeing, questions: Sequence[Question], make: Processor) -> QuestionSplits:
     """The parts of the run's questions."""
     rows = asked.rows
     return split_questions(
@@ -185,7 +185,7 @@ def split_of(asked: Seeing, questions: Sequence[Question], make: Processor) -> A
 
 
 def scores_by_modality(
-    model: nn.Module, asked: Asked, batch_size: int = 8
+    model: nn.Module, asked: QuestionRows, batch_size: int = 8
 ) -> dict[str, dict[str, float]]:
     """Loss, share of right tokens and of right answers: of all, and of each modality."""
     parts = {"all": asked} | {name: asked.of(name) for name in asked.modalities}
@@ -224,7 +224,7 @@ class SeeingRun:
             raise UnknownName("part", part or "test", [n for n, p in known.items() if p])
         return self._scores(found)
 
-    def _scores(self, asked: Asked) -> dict[str, dict[str, float]]:
+    def _scores(self, asked: QuestionRows) -> dict[str, dict[str, float]]:
         return scores_by_modality(self.model, asked, run_batch(self.asked))
 
     def told(self, question: Question) -> list[str]:

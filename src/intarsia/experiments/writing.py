@@ -120,7 +120,7 @@ def prompts_of(opened: TextRun, sources: Iterable[Path | Sequence[str]]) -> list
     found: list[Prompt] = []
     for source in sources:
         lines = _stdin() if source == STDIN else source
-        found += read_prompts(lines, opened.tokenizer, asked=opened.asked)
+        found += read_prompts(lines, opened.tokenizer, as_questions=opened.asked)
     return found
 
 

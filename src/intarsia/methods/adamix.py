@@ -45,17 +45,24 @@ class Adamix(OverMethod):
         draw_apart(self.experts, self.active, self.draw, generator=torch.Generator())
 
     def build(self, site: Site, *, generator: torch.Generator) -> RoutedCell:
+        # The copies replace projections of one ordinary adapter, so that activation and norm exist
+        # once.
+        """Build the adapter of a site, with N copies of each side that is not shared."""
         body = two_sided(self.over.build(site, generator=generator))
+        # The shared side stays one projection.
         sides = [side for side in ("down", "up") if side != self.share]
+        # SoupLinear: N weights in one tensor, whose mean is used in evaluation (section 3.3).
         layers = {
             side: SoupLinear(getattr(body, side), self.experts, active=self.active)
             for side in sides
         }
         for layer in layers.values():
             if self.noise and not layer.weights.is_meta:
+                # On the meta device, where only shapes are made, there is nothing to draw.
                 shape = layer.weights.shape
                 with torch.no_grad():
                     layer.weights.add_(torch.randn(shape, generator=generator), alpha=self.noise)
+        # Each side draws its copies by itself (section 3.1).
         routers = {
             side: draw_apart(self.experts, self.active, self.draw, generator=generator)
             for side in sides

@@ -14,19 +14,21 @@ from ..hosts.attach.prompts import add_prompts
 from ..hosts.attach.select import train_part
 
 
-class _Part(PlainChange):
-    """Nothing is added: `train_part` freezes the rest."""
+class _PartTuning(PlainChange):
+    """A baseline that adds nothing: `train_part` freezes all but one part of the model."""
 
     part: ClassVar[str]
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Freeze all but the method's part of the model, in place."""
         settings: Any = self
+        # The settings of the dataclass are the keywords of `train_part`.
         return train_part(host, self.part, **asdict(settings))
 
 
 @dataclass(frozen=True)
-class LinearProbe(_Part):
-    """The head alone is trained, on the frozen trunk."""
+class LinearProbe(_PartTuning):
+    """Training of the head alone, on the frozen trunk."""
 
     part: ClassVar[str] = "linear"
     on_top: ClassVar[bool] = True  # the first blocks are frozen, whatever the settings
@@ -34,58 +36,69 @@ class LinearProbe(_Part):
 
 
 @dataclass(frozen=True)
-class FullTuning(_Part):
-    """Every weight of the model is trained."""
+class FullTuning(_PartTuning):
+    """Training of every weight of the model."""
 
     part: ClassVar[str] = "full"
 
 
 @dataclass(frozen=True)
-class BitFit(_Part):
-    """Every bias is trained, and the head.  last_blocks: in so many and behind them, 0 = all."""
+class BitFit(_PartTuning):
+    """Training of every bias, and of the head.
+
+    last_blocks: only biases of so many blocks, counted from the last, and behind them; 0 = all.
+    """
 
     part: ClassVar[str] = "bitfit"
     last_blocks: int = 0
 
 
 @dataclass(frozen=True)
-class NormTuning(_Part):
-    """Gains and biases of every norm are trained, and the head.  last_blocks: see `BitFit`."""
+class NormTuning(_PartTuning):
+    """Training of the gains and biases of every norm, and of the head.
+
+    last_blocks: see `BitFit`.
+    """
 
     part: ClassVar[str] = "norms"
     last_blocks: int = 0
 
 
 @dataclass(frozen=True)
-class LastBlocks(_Part):
-    """The last `blocks` blocks are trained, what follows them, and the head."""
+class LastBlocks(_PartTuning):
+    """Training of the last `blocks` blocks, of what follows them, and of the head."""
 
     part: ClassVar[str] = "last-k"
     on_top: ClassVar[bool] = True
     blocks: int = 1
 
 
-class _Prompts(PlainChange):
-    """See `add_prompts`."""
+class _PromptTuning(PlainChange):
+    """A baseline that trains prompts before the tokens, see `add_prompts`."""
 
     deep: ClassVar[bool]
     rewires: ClassVar[bool] = True
     laws: ClassVar[frozenset[str]] = frozenset()
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Add the prompts to the model, in place."""
         settings: Any = self
+        # The settings of the dataclass are the keywords of `add_prompts`.
         return add_prompts(host, deep=self.deep, seed=plan.seed, **asdict(settings))
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Raises: FoldError."""
+        """Refuse, always: prompts are tokens, which no weight can hold.
+
+        Raises: FoldError.
+        """
         got = "prompts, which are tokens beside the picture's"
         fix = "Keep the prompts: save the model with intarsia.save."
         raise FoldError(f"fold {type(host).__name__}", got=got, want="a change of weights", fix=fix)
 
 
 @dataclass(frozen=True)
-class VptShallow(_Prompts):
-    """Trained tokens stand before the first block; the head is trained, too.
+class VptShallow(_PromptTuning):
+    """Trained tokens before the first block, and a trained head.
 
     prompts: how many; dropout: on them, while training.
     """
@@ -96,8 +109,8 @@ class VptShallow(_Prompts):
 
 
 @dataclass(frozen=True)
-class VptDeep(_Prompts):
-    """Every block has trained tokens of its own; the head is trained, too.
+class VptDeep(_PromptTuning):
+    """Trained tokens in every block, and a trained head.
 
     prompts: how many in each; dropout: on them, while training.
     last_blocks: only so many blocks, from the last, have some; 0 = all.
@@ -109,8 +122,9 @@ class VptDeep(_Prompts):
     last_blocks: int = 0
 
 
-def _card(key: str, config: type, summary: str, paper: Paper, *names: str) -> Card:
-    family = "prompts" if issubclass(config, _Prompts) else "part of the model"
+def _baseline_card(key: str, config: type, summary: str, paper: Paper, *names: str) -> Card:
+    """Make the card of a baseline; `names` are the method's other names."""
+    family = "prompts" if issubclass(config, _PromptTuning) else "part of the model"
     return Card(
         key,
         kind="baseline",
@@ -131,25 +145,31 @@ _NORMS = "The Expressive Power of Tuning Only the Normalization Layers"
 _VPT = Paper("2203.12119", 2022, "Visual Prompt Tuning")
 
 CARDS = (
-    _card(
+    _baseline_card(
         "linear",
         LinearProbe,
         "The head alone, on the frozen trunk.",
         Paper("1610.01644", 2016, _PROBES),
         "linear probe",
     ),
-    _card("full", FullTuning, "Every weight of the model.", _FROZEN, "full fine-tuning"),
-    _card("bitfit", BitFit, "Every bias, and the head.", Paper("2106.10199", 2021, _BITFIT)),
-    _card(
+    _baseline_card("full", FullTuning, "Every weight of the model.", _FROZEN, "full fine-tuning"),
+    _baseline_card(
+        "bitfit", BitFit, "Every bias, and the head.", Paper("2106.10199", 2021, _BITFIT)
+    ),
+    _baseline_card(
         "norms",
         NormTuning,
         "Gains and biases of every norm, and the head.",
         Paper("2302.07937", 2023, _NORMS),
         "norm tuning",
     ),
-    _card("last-k", LastBlocks, "The last blocks, what follows them, and the head.", _FROZEN),
-    _card("vpt-shallow", VptShallow, "Trained tokens before the first block, and the head.", _VPT),
-    _card(
+    _baseline_card(
+        "last-k", LastBlocks, "The last blocks, what follows them, and the head.", _FROZEN
+    ),
+    _baseline_card(
+        "vpt-shallow", VptShallow, "Trained tokens before the first block, and the head.", _VPT
+    ),
+    _baseline_card(
         "vpt-deep",
         VptDeep,
         "Trained tokens of its own for every block, and the head.",

@@ -51,10 +51,12 @@ class BiAdapter(OverMethod):
 
     @property
     def format(self) -> Gaussian | None:
-        """How a weight matrix is stored; None = as it is."""
+        """The format of a stored weight matrix; None = floats as they are."""
         return None if self.bits == FLOAT else Gaussian(self.bits, self.codebook)
 
     def build(self, site: Site, *, generator: torch.Generator) -> CodedCell:
+        # The cell codes the adapter's own weights on the fly; its parameters stay floats.
+        """Build the adapter of a site with coded weight matrices."""
         body = self.over.build(site, generator=generator)
         return CodedCell(
             body, self.format, biases=self.biases, start=self.start, generator=generator

@@ -17,8 +17,8 @@ from ..schedules.scored import put_scores, take_scores
 
 
 @dataclass(frozen=True)
-class Searched:
-    """Masks at the end, and what a `Supernet` has chosen."""
+class DassResult:
+    """Result of `Dass`: the final masks, and a `Supernet`'s architecture (None for other nets)."""
 
     partition: Partition
     genotype: Genotype | None
@@ -26,7 +26,7 @@ class Searched:
 
 @dataclass(frozen=True)
 class Dass:
-    """Dense first, then with learned scores of which a share is kept, then with the mask fixed.
+    """Training in three parts: dense, with learned scores that choose a mask, with the mask fixed.
 
     In each layer the round(density n) weights of the largest |s| are used; scores learn through
     the mask as if it were not there. Of a `Supernet`: (w, s) on the training data and alpha on
@@ -56,9 +56,10 @@ class Dass:
             want, fix = "three numbers, the last two above 0", "Use lengths=(1, 1, 1)."
             raise ConfigError("lengths", got=self.lengths, want=want, fix=fix)
 
-    def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Searched]:
-        """The trainings; returns the masks, and the genotype of a supernet."""
+    def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, DassResult]:
+        """Yield the trainings; return the masks, and the genotype of a supernet."""
         dense, scores, fine = self.lengths
+        # A supernet chooses operations, too; of any other net the scores alone are trained.
         searches = isinstance(model, Supernet)
         trained = [p for p in model.parameters() if p.requires_grad]
         if isinstance(model, Supernet):
@@ -67,21 +68,27 @@ class Dass:
             yield Phase("dense", dense)
         if isinstance(model, Supernet):
             model.searching = True
-        before = [p.data for p in trained]
+        # Scores take the weights' place as parameters, which casts frozen weights to the run's
+        # dtype.
+        weights_before = [p.data for p in trained]
+        # Second training: a score for each weight, of which the largest share is used in the
+        # forward.
         paths = put_scores(model, self.density, self.layers, alone=not searches)
         yield Phase("search" if searches else "scores", scores, last=searches)
-        for parameter, data in zip(trained, before, strict=True):
+        for parameter, data in zip(trained, weights_before, strict=True):
             if parameter.dtype != data.dtype:  # what is frozen is held in the precision of the run
                 parameter.data = data.to(parameter.device)
-        found = take_scores(model, paths)
+        # The mask is fixed: the weights with the largest scores stay.
+        partition = take_scores(model, paths)
         for parameter in trained:
             parameter.requires_grad_(True)
         if isinstance(model, Supernet):
             model.searching = False
-            return Searched(found, model.genotype())
-        fixed = FixedMask(layers=tuple(paths)) if found.density() < 1 else None
+            return DassResult(partition, model.genotype())
+        # The third training, of the weights under the mask; a supernet's genotype is trained apart.
+        fixed = FixedMask(layers=tuple(paths)) if partition.density() < 1 else None
         yield Phase("fine", fine, last=True, schedule=fixed)
-        return Searched(found, None)
+        return DassResult(partition, None)
 
 
 CARD = Card(

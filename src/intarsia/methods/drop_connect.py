@@ -19,7 +19,7 @@ SIDES = ("up", "down")
 
 @dataclass(frozen=True)
 class DropConnect(OverMethod):
-    """An adapter whose weights w of one projection are w m / (1 - p) in training, P(m = 0) = p.
+    """An adapter with weights w m / (1 - p) in one projection while it trains, P(m = 0) = p.
 
     m is drawn for each sample and entry; evaluation is the adapter itself, which for the
     up-projection is the mean over draws. With p = 1 - 1/N an entry is there as often as in MoSA
@@ -43,6 +43,8 @@ class DropConnect(OverMethod):
         one_of("side", self.side, SIDES)
 
     def build(self, site: Site, *, generator: torch.Generator) -> DroppedWeights:
+        # The same weights with and without noise: in evaluation the mask is the whole matrix.
+        """Build the adapter of a site, one projection of which drops weights."""
         body = two_sided(self.over.build(site, generator=generator))
         return DroppedWeights(body, self.side, self.p, generator)
 

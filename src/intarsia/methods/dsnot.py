@@ -49,6 +49,7 @@ class DSnoT(Pruner):
     guard: bool = True
 
     def __post_init__(self) -> None:
+        # DSnoT on DSnoT would swap a mask that is already at its optimum.
         base: Any = self.base
         if not isinstance(base, Pruner) or isinstance(base, DSnoT):
             want, fix = "Magnitude, Wanda or SparseGPT", "Pass DSnoT(Wanda(density=0.5))."
@@ -60,36 +61,42 @@ class DSnoT(Pruner):
 
     @property
     def density(self) -> float:
-        """That of the base."""
+        """The density of the base method."""
         return self.base.density
 
     @property
     def layers(self) -> Sequence[str]:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Those of the base."""
+        """The layers of the base method."""
         return self.base.layers
 
     @property
     def n_of_m(self) -> NofM | None:
-        """That of the base."""
+        """The N:M pattern of the base method, None if it has none."""
         return self.base.n_of_m
 
     @property
     def needs(self) -> frozenset[str]:
-        """Means and variances, sizes, and what the base reads."""
+        """The statistics that are read: means and variances of inputs, and those of the base."""
         return self.base.needs | {"mean", "square"}
 
     def on(self, layers: Sequence[str]) -> Any:
-        """The method on other layers."""
+        """Return the method on other layers."""
         return replace(self, base=self.base.on(layers))
 
-    def swapped(self, weight: Tensor, kept: Tensor, seen: Statistics) -> Swapped:
-        """The swaps from a mask of the base."""
+    def swapped(self, weight: Tensor, mask: Tensor, statistics: Statistics) -> Swapped:
+        """Swap kept for pruned weights, starting from a mask of the base.
+
+        weight: (out, in); mask: (out, in) bool, True = kept; statistics: of the layer's inputs.
+        """
         pattern = self.n_of_m
-        score = wanda(weight, seen) if pattern is None else self.base.score(weight, seen)
+        # Within an N:M pattern the base's score picks the weight to prune, elsewhere Wanda's does.
+        score = (
+            wanda(weight, statistics) if pattern is None else self.base.score(weight, statistics)
+        )
         return swap(
             weight,
-            kept,
-            seen,
+            mask,
+            statistics,
             score,
             cycles=self.cycles,
             tolerance=self.tolerance,
@@ -99,15 +106,18 @@ class DSnoT(Pruner):
         )
 
     def edit(
-        self, name: str, weight: Tensor, seen: Statistics, generator: torch.Generator
+        self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
-        part, new = self.base.edit(name, weight, seen, generator)
-        kept = part.mask(name, 0).to(weight.device)
-        found = self.swapped(weight, kept, seen)
-        stays = kept & found.kept if self.restore == "kept" else torch.zeros_like(kept)
-        new = torch.where(stays, new, weight).masked_fill(~found.kept, 0)
-        held = part.pattern  # rows keep their number, and groups of N:M theirs
-        return Partition.from_masks({name: found.kept.cpu()}, pattern=held), new
+        # The base prunes first; a base such as SparseGPT also compensates in `new`.
+        """Prune a layer by the base, then swap; return the mask and the new weight."""
+        part, new = self.base.edit(name, weight, statistics, generator)
+        mask = part.mask(name, 0).to(weight.device)
+        swaps = self.swapped(weight, mask, statistics)
+        # A weight that was kept all along keeps the base's compensation; a re-grown one is dense.
+        compensated = mask & swaps.kept if self.restore == "kept" else torch.zeros_like(mask)
+        new = torch.where(compensated, new, weight).masked_fill(~swaps.kept, 0)
+        pattern = part.pattern  # rows keep their number, and groups of N:M theirs
+        return Partition.from_masks({name: swaps.kept.cpu()}, pattern=pattern), new
 
 
 CARD = Card(

@@ -21,7 +21,7 @@ from ..kernels.chw.steps import BLOCKS
 
 
 class ChwLayer(NamedTuple):
-    """A layer of a compressed net: the share of its weights that is not 0, and how it is stored.
+    """A layer of a compressed net: its density, and the block size with which it is stored.
 
     rows: of its blocks, 0 = dense.  measured: rows -> microseconds, where it was measured.
     """
@@ -33,8 +33,9 @@ class ChwLayer(NamedTuple):
 
 
 class ChwReport(NamedTuple):
-    """What became of a net: layers, clusters in CHW, layers that stayed in torch, layout changes.
+    """Parts of a compressed net: layers, clusters in CHW, layers left in torch, layout changes.
 
+    clusters: the number of runs of layers that are one call each; left: paths of layers in torch.
     milliseconds: of a picture "before" and "after", where it was measured.
     """
 
@@ -47,7 +48,7 @@ class ChwReport(NamedTuple):
 
 @dataclass(frozen=True)
 class Chw:
-    """A convolutional net runs in CHW, by kernels that skip the zeros of its 1x1 convolutions.
+    """A convolutional net rewritten to CHW, whose kernels skip the zeros of 1x1 convolutions.
 
     y[co, p] = act(b[co] + sum over kept ci of w[co, ci] x[ci, p]), tile by tile of pixels.
 
@@ -77,14 +78,15 @@ class Chw:
 
     @property
     def preserves(self) -> frozenset[str]:
-        """The outputs."""
+        """The property that stays: the outputs."""
         return frozenset({"outputs"})
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """How each layer is stored; batches: the first is an example of one picture."""
+        """Choose how each layer is stored; the first of `batches` is an example of one picture."""
         _check(host)
         picture = self._picture(host, batches)
         graph, clusters = lowered(host, picture)
+        # Each layer's storage is measured on this machine: the fastest block size, or dense.
         forms = choose_forms(clusters, self.rows)
         decided: dict[str, Any] = {
             "example": list(picture.shape),
@@ -92,51 +94,62 @@ class Chw:
             "milliseconds": {},
         }
         if not self.force and available():
+            # Single layers may gain what changes of layout lose: the whole net is timed.
             after = net_seconds(rewritten(host, graph, clusters, forms), picture)
             times = {"before": net_seconds(host, picture), "after": after}
             decided["milliseconds"] = {name: round(1e3 * t, 3) for name, t in times.items()}
             if after >= times["before"]:
-                what, fix = "net in CHW", "Prune it first, or pass Chw(force=True)."
+                subject, fix = "net in CHW", "Prune it first, or pass Chw(force=True)."
                 got = f"{1e3 * after:.2f} ms a picture"
                 want = f"less than the {1e3 * times['before']:.2f} ms of the net as it is"
-                raise ConfigError(what, got=got, want=want, fix=fix)
+                raise ConfigError(subject, got=got, want=want, fix=fix)
         return Plan(self, seed, decided)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """A new net, which shares what stays in torch; the one given is left as it is."""
+        """Return a new net, which shares the modules that stay in torch; `host` is unchanged."""
         decided = plan.decided
+        # The graph is traced with the shape of the planned example, so that names are the same.
         picture = torch.zeros([int(side) for side in decided["example"]])
         graph, clusters = lowered(host, picture)
         forms = {name: Form(*form) for name, form in decided["forms"].items()}
         return rewritten(host, graph, clusters, forms, self.force)
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Raises: FoldError, always: batch norms are in the weights."""
+        """Refuse, always: batch norms are in the packed weights.
+
+        Raises: FoldError.
+        """
         want = "the net before it was compressed"
         fix = "Keep that one: it has the same outputs."
         raise FoldError("net in CHW", got="packed weights", want=want, fix=fix)
 
     def _picture(self, host: nn.Module, batches: Iterable[Any]) -> Tensor:
-        first: Any = next(iter(batches), None)
-        first = first[0] if isinstance(first, (tuple, list)) else first
-        if first is None and isinstance(about := getattr(host, "pretrained_cfg", None), dict):
-            first = torch.zeros(1, *about["input_size"])
-        if not isinstance(first, Tensor) or first.dim() != 4 or not len(first):
-            got = "none" if first is None else f"a {type(first).__name__}"
-            got = f"shape {tuple(first.shape)}" if isinstance(first, Tensor) else got
+        """Return the example picture, (1, C, H, W) float32; zeros if a timm model got none."""
+        example: Any = next(iter(batches), None)
+        # A batch of a data set is (pictures, labels).
+        example = example[0] if isinstance(example, (tuple, list)) else example
+        if example is None and isinstance(
+            pretrained := getattr(host, "pretrained_cfg", None), dict
+        ):
+            example = torch.zeros(1, *pretrained["input_size"])
+        if not isinstance(example, Tensor) or example.dim() != 4 or not len(example):
+            got = "none" if example is None else f"a {type(example).__name__}"
+            got = f"shape {tuple(example.shape)}" if isinstance(example, Tensor) else got
             want, fix = (
                 "one picture (1, channels, height, width)",
                 "Pass torch.randn(1, 3, 224, 224).",
             )
             raise ConfigError("example", got=got, want=want, fix=fix)
-        if len(first) > 1 and not self.force:
-            got, want = f"{len(first)} pictures", "one: of several, dense kernels are faster"
+        # With several pictures dense kernels share the loaded weights and win.
+        if len(example) > 1 and not self.force:
+            got, want = f"{len(example)} pictures", "one: of several, dense kernels are faster"
             fix = "Pass one, or Chw(force=True), which does them one by one."
             raise ConfigError("example", got=got, want=want, fix=fix)
-        return first[:1].detach().float()
+        return example[:1].detach().float()
 
 
 def _check(host: nn.Module) -> None:
+    """Refuse a net with adapters, one in CHW already, or weights that are not float32 on a CPU."""
     check_unadapted(host)
     if isinstance(host, ChwNet):
         fix = "Use it, or compress the net it was made of."
@@ -148,10 +161,11 @@ def _check(host: nn.Module) -> None:
 
 
 def chw_report(net: nn.Module) -> ChwReport:
-    """What a compressed net is made of, layer by layer.
+    """Describe a compressed net layer by layer.
 
     Raises: TargetError for one that is not compressed by `Chw`.
     """
+    # The newest step counts, if a net was compressed more than once.
     plans = [s.plan for s in steps_of(net) if isinstance(s.plan.change, Chw)]
     if not plans or not isinstance(net, ChwNet):
         got, fix = (

@@ -14,7 +14,9 @@ from ..routers.topk import TopK
 
 @dataclass(frozen=True)
 class LlavaMole(BesideAttention):
-    """P x + (alpha / r) g B_e A_e x for each linear map P of an MLP, with e = argmax p(x).
+    """A LoRA expert for each token, P x + (alpha / r) g B_e A_e x with e = argmax p(x).
+
+    P is each linear map of an MLP.
 
     p = softmax(x W^T + b) of the MLP's input: one decision for a token in a block, which all of
     the MLP's linear maps share.
@@ -45,9 +47,10 @@ class LlavaMole(BesideAttention):
         return TopK(self.experts, 1, self.scale, bias=True, balance=self.balance)
 
     def build(self, site: Site, *, generator: torch.Generator) -> Cell:
-        plain = attention_cell(self.attention, site, generator=generator)
-        if plain is not None:
-            return plain
+        """Build the plain LoRA of an attention layer, or the routed LoRAs of an MLP."""
+        lora = attention_cell(self.attention, site, generator=generator)
+        if lora is not None:
+            return lora
         router = self.routing().build(site.inputs, generator=generator)
         return DeltaExperts(router, self.over, site, generator=generator)
 

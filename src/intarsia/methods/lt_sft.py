@@ -76,25 +76,28 @@ class LtSft:
 
     @property
     def roles(self) -> tuple[str, ...]:
+        """The roles of layers that get a cell."""
         return ("qkv", "projection", "mlp_linear")
 
     def build(self, site: Site, *, generator: torch.Generator) -> SparseCell:
-        """The cell of phase A: every entry of the layer's weight may change."""
+        """Build the cell of phase A, in which every entry of the layer's weight may change."""
         return Sparse(density=1.0).build(site, generator=generator)
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Phases:
-        """Both phases, as often as `iterations` says; returns phi. See `schedules.Phased`."""
+        """Yield both phases, `iterations` times; return phi. See `schedules.Phased`."""
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-            what = "LT-SFT"
+            subject = "LT-SFT"
             fix = "Start it without a launcher: gradients are gathered in one process only."
-            raise ConfigError(what, got=f"{dist.get_world_size()} processes", want="one", fix=fix)
+            raise ConfigError(
+                subject, got=f"{dist.get_world_size()} processes", want="one", fix=fix
+            )
         generator = torch.Generator().manual_seed(seed)
         if is_adapted(model):
-            return self._beside(model, generator)
-        return self._inside(model, generator)
+            return self._adapted_phases(model, generator)
+        return self._plain_phases(model, generator)
 
     def shares(self, total: int) -> list[int]:
-        """How many of `total` weights each iteration chooses; K in all.
+        """Return how many of `total` weights each iteration selects, K in all.
 
         Raises: ConfigError if K is more than there are.
         """
@@ -103,122 +106,153 @@ class LtSft:
             want = f"at most the {total} weights to choose from"
             fix = "Lower it, or let more parameters be chosen: `maskable`, or more `targets`."
             raise ConfigError("count", got=count, want=want, fix=fix)
+        # Rounded so that the iterations add up to K exactly.
         ends = [j * count // self.iterations for j in range(self.iterations + 1)]
         return [b - a for a, b in zip(ends, ends[1:], strict=False)]
 
-    def _more(
-        self, taken: Partition, share: int, scores: Mapping[str, Tensor], draws: torch.Generator
+    def _select_more(
+        self,
+        selected: Partition,
+        share: int,
+        scores: Mapping[str, Tensor],
+        generator: torch.Generator,
     ) -> Partition:
-        """What is taken so far and `share` more: drift and magnitude are at least 0, taken's -1."""
+        """Return the selected weights and the `share` others with the largest scores.
+
+        selected: the weights chosen so far; scores: drift or start values of all weights, by name.
+        """
         if self.support == "random":
             scores = {
-                n: torch.rand(label.shape, generator=draws) for n, label in taken.label.items()
+                n: torch.rand(label.shape, generator=generator)
+                for n, label in selected.label.items()
             }
-        free = {
-            n: score.detach().abs().masked_fill(taken[n].to(score.device) == 0, -1)
+        # Scores are at least 0, so that -1 puts weights that are selected already last.
+        candidates = {
+            n: score.detach().abs().masked_fill(selected[n].to(score.device) == 0, -1)
             for n, score in scores.items()
         }
-        return union(taken, keep_top(free, share))
+        # The union keeps earlier entries: a selection only grows.
+        return union(selected, keep_top(candidates, share))
 
-    def _inside(self, model: nn.Module, draws: torch.Generator) -> Phases:
-        """The phases of a plain model, in its own weights."""
-        own, heads = weights_of(model, self.maskable, trunk=self.head == "frozen")
+    def _plain_phases(self, model: nn.Module, generator: torch.Generator) -> Phases:
+        """Yield the phases of a plain model, which change its own weights."""
+        # theta_0 of all weights that may change; the head is trained but not selected from.
+        weights, heads = weights_of(model, self.maskable, trunk=self.head == "frozen")
         if self.head == "frozen":
             heads = {}
-        total = sum(p.numel() for p in own.values())
+        total = sum(p.numel() for p in weights.values())
         shares = self.shares(total)
-        start = {n: p.detach().clone() for n, p in own.items()}
-        taken = Partition({n: nobody(p.shape) for n, p in own.items()}, 1)
+        start = {n: p.detach().clone() for n, p in weights.items()}
+        selected = Partition({n: unowned(p.shape) for n, p in weights.items()}, 1)
         with handed_back(model) as train:
             for j, share in enumerate(shares, start=1):
-                head = {p: p.detach().clone() for p in heads.values()}
-                done = {n: own[n].detach().flatten()[i] for n, i in entries(taken).items()}
+                head_start = {p: p.detach().clone() for p in heads.values()}
+                learned = {
+                    n: weights[n].detach().flatten()[i] for n, i in entries(selected).items()
+                }
                 scores: Mapping[str, Tensor] = start
                 if self.support == "drift":
-                    train((*own.values(), *heads.values()))
-                    towards = {p: start[n] for n, p in own.items()}
-                    pulled = partial(pull, towards=towards, weight=self.pull)
-                    yield Phase("all", self.first, optimizer=pulled)
-                    scores = {n: p.detach() - start[n].to(p.device) for n, p in own.items()}
-                more = self._more(taken, share, scores, draws)
+                    # Phase A: train everything, starting where the last iteration ended.
+                    train((*weights.values(), *heads.values()))
+                    towards = {p: start[n] for n, p in weights.items()}
+                    pulled_optimizer = partial(pull, towards=towards, weight=self.pull)
+                    yield Phase("all", self.first, optimizer=pulled_optimizer)
+                    scores = {n: p.detach() - start[n].to(p.device) for n, p in weights.items()}
+                # K / J more entries join those of earlier iterations.
+                grown = self._select_more(selected, share, scores, generator)
                 with torch.no_grad():
-                    for n, i in entries(taken).items():
-                        own[n].copy_(start[n])
-                        own[n].view(-1)[i.to(own[n].device)] = done[n].to(own[n].device)
-                    for p, value in head.items():
+                    for n, i in entries(selected).items():
+                        # Rewind to theta_0, but not what earlier iterations have learned.
+                        weights[n].copy_(start[n])
+                        weights[n].view(-1)[i.to(weights[n].device)] = learned[n].to(
+                            weights[n].device
+                        )
+                    for p, value in head_start.items():
                         p.copy_(value)
-                taken = more
-                index = {n: i for n, i in entries(taken).items() if len(i)}
-                train((*(own[n] for n in index), *heads.values()))
-                with Entries({own[n]: i for n, i in index.items()}).training() as chosen:
-                    moved = partial(self._vectors, chosen, own, start, total)
-                    yield Phase("chosen", last=j == self.iterations, optimizer=moved)
+                selected = grown
+                # Phase B: the selected entries alone, as vectors of an optimiser of their own.
+                index = {n: i for n, i in entries(selected).items() if len(i)}
+                train((*(weights[n] for n in index), *heads.values()))
+                with Entries({weights[n]: i for n, i in index.items()}).training() as vectors:
+                    optimizer = partial(self._optimizer_of_entries, vectors, weights, start, total)
+                    yield Phase("chosen", last=j == self.iterations, optimizer=optimizer)
+        # phi = theta - theta_0 at the selected entries; a head is stored whole.
         return SparseDelta.between(model, start, heads=heads)
 
-    def _vectors(
+    def _optimizer_of_entries(
         self,
-        chosen: Entries,
-        own: Mapping[str, nn.Parameter],
+        trained: Entries,
+        weights: Mapping[str, nn.Parameter],
         start: Mapping[str, Tensor],
         total: int,
         make: Make,
     ) -> Make:
-        """Optimisers of the chosen entries, which are pulled to where they started."""
-        towards = {
-            chosen.vectors[p]: start[n].flatten()[chosen.index[p].to(start[n].device)]
-            for n, p in own.items()
-            if p in chosen.vectors
-        }
-        return pull(chosen.optimizer(make), towards, self.pull, total)
+        """Make the optimiser of the selected entries, which are pulled to where they started.
 
-    def _beside(self, model: PeftModel, draws: torch.Generator) -> Phases:
-        """The phases of an adapted model: its cells hold phi, and the heads are the adapter's."""
+        trained: the entries as vectors; weights: all parameters, by name; start: theta_0 of each;
+        total: number of weights to choose from; make: makes an optimiser of parameters.
+        """
+        towards = {
+            trained.vectors[p]: start[n].flatten()[trained.index[p].to(start[n].device)]
+            for n, p in weights.items()
+            if p in trained.vectors
+        }
+        return pull(trained.optimizer(make), towards, self.pull, total)
+
+    def _adapted_phases(self, model: PeftModel, generator: torch.Generator) -> Phases:
+        """Yield the phases of an adapted model, whose cells hold phi."""
         name = ticket_of(model)
-        own = own_parameters(model)
-        weights = {p: own[f"{p}.weight"] for p in cells_of(model, name)}
+        parameters = own_parameters(model)
+        weights = {p: parameters[f"{p}.weight"] for p in cells_of(model, name)}
         total = sum(w.numel() for w in weights.values())
         shares = self.shares(total)
-        taken = Partition({p: nobody(w.numel()) for p, w in weights.items()}, 1)
-        pulled = partial(self._pulled, model, name, total)
+        selected = Partition({p: unowned(w.numel()) for p, w in weights.items()}, 1)
+        optimizer = partial(self._optimizer_of_cells, model, name, total)
         for j, share in enumerate(shares, start=1):
             cells = cells_of(model, name)
-            ours = {id(cell.values) for cell in cells.values()}
-            heads = [q for q in model.parameters() if q.requires_grad and id(q) not in ours]
-            head = [q.detach().clone() for q in heads]
-            done = {p: cell.delta().detach().flatten().clone() for p, cell in cells.items()}
+            # What is trained and is no cell's is the head, which is rewound after phase A.
+            cell_values = {id(cell.values) for cell in cells.values()}
+            heads = [q for q in model.parameters() if q.requires_grad and id(q) not in cell_values]
+            head_start = [q.detach().clone() for q in heads]
+            learned = {p: cell.delta().detach().flatten().clone() for p, cell in cells.items()}
             scores = {p: w.detach().flatten() for p, w in weights.items()}
             if self.support == "drift":
-                put_entries(model, name, {p: all_of(change) for p, change in done.items()})
-                yield Phase("all", self.first, optimizer=pulled)
+                # Phase A: cells with every entry, which start from what earlier iterations learned.
+                put_entries(
+                    model, name, {p: dense_entries(change) for p, change in learned.items()}
+                )
+                yield Phase("all", self.first, optimizer=optimizer)
                 scores = {p: cell.delta().flatten() for p, cell in cells_of(model, name).items()}
-            taken = self._more(taken, share, scores, draws)
-            places = {p: i.to(done[p].device) for p, i in entries(taken).items()}
-            put_entries(model, name, {p: (i, done[p][i]) for p, i in places.items()})
+            selected = self._select_more(selected, share, scores, generator)
+            places = {p: i.to(learned[p].device) for p, i in entries(selected).items()}
+            # Phase B: cells with the selected entries alone, rewound to before phase A.
+            put_entries(model, name, {p: (i, learned[p][i]) for p, i in places.items()})
             with torch.no_grad():
-                for q, value in zip(heads, head, strict=True):
+                for q, value in zip(heads, head_start, strict=True):
                     q.copy_(value)
-            yield Phase("chosen", last=j == self.iterations, optimizer=pulled)
+            yield Phase("chosen", last=j == self.iterations, optimizer=optimizer)
         return delta_of(model, name)
 
-    def _pulled(self, model: PeftModel, name: str, total: int, make: Make) -> Make:
-        """Optimisers that pull the cells' changes to zero."""
+    def _optimizer_of_cells(self, model: PeftModel, name: str, total: int, make: Make) -> Make:
+        """Make the optimiser of the cells' values, which are pulled to zero."""
         vectors = [cell.values for cell in cells_of(model, name).values()]
+        # Cells hold phi itself, so that theta_0 is zero here.
         towards = {vector: torch.zeros_like(vector) for vector in vectors}
         return pull(make, towards, self.pull, total)
 
 
-def nobody(shape: torch.Size | int) -> Tensor:
-    """Labels of weights that nobody owns."""
+def unowned(shape: torch.Size | int) -> Tensor:
+    """Return labels of weights that no part owns.  -> shape, int8, all -1."""
     return torch.full((shape,) if isinstance(shape, int) else shape, -1, dtype=torch.int8)
 
 
-def all_of(change: Tensor) -> tuple[Tensor, Tensor]:
-    """Every place and its value."""
+def dense_entries(change: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a dense change as sparse entries: every position, and its value."""
     return torch.arange(change.numel(), device=change.device), change
 
 
 def ticket_of(model: PeftModel) -> str:
-    """The active adapter, if its cells are those of LT-SFT.
+    """Return the name of the active adapter, whose cells must be those of LT-SFT.
 
     Raises: ConfigError if it is another method's.
     """

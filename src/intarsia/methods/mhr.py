@@ -1,5 +1,5 @@
-"""What is done with a trained Poly (arXiv:2211.03831, section 3): a LoRA of one task, MHR-mu,
-MHR-z, new tasks, and two learning rates."""
+"""Uses of a trained Poly (arXiv:2211.03831, section 3): a LoRA of one task, MHR-mu, MHR-z, new
+tasks, and two learning rates."""
 
 from __future__ import annotations
 
@@ -20,56 +20,58 @@ from ..routers import TaskRouter
 def to_lora(
     model: nn.Module, task: int, *, name: str | None = None, poly: str | None = None
 ) -> PeftModel:
-    """Add the LoRA that one task's cells are in evaluation, as an adapter of its own, now active.
+    """Add the LoRA that evaluation uses for one task as an adapter of its own, and activate it.
 
     It merges, folds and saves as any LoRA. name: of the new adapter, None = "task" and its number;
     poly: of the Poly adapter, None = the only one. A trained head goes along.
     Raises: ConfigError for no such task or adapter, or a name in use.
     """
-    adapted, poly = _named(model, poly)
-    return _add(adapted, poly, name or f"task{task}", lambda cell: cell.router.of_task(task))
+    adapted, poly = _poly_adapter(model, poly)
+    return _add_lora(adapted, poly, name or f"task{task}", lambda cell: cell.router.of_task(task))
 
 
 def to_mhr_mu(model: nn.Module, *, name: str = "mu", poly: str | None = None) -> PeftModel:
-    """Add MHR-mu, the LoRA of the skills' plain means, as an adapter of its own, now active.
+    """Add MHR-mu, the LoRA of the skills' plain means, as an adapter of its own, and activate it.
 
     A = mean_s A[s], B = mean_s B[s], head by head: not the mean of the products B[s] A[s]. It is
     what a new task starts from, and is then trained as one LoRA; Z has no part in it.
     name, poly, Raises: as `to_lora`.
     """
-    adapted, poly = _named(model, poly)
-    return _add(
+    adapted, poly = _poly_adapter(model, poly)
+    return _add_lora(
         adapted, poly, name, lambda cell: torch.full(cell.down.shape[:2], 1 / cell.down.shape[1])
     )
 
 
 def freeze_to_z(model: nn.Module, *, poly: str | None = None) -> PeftModel:
-    """Let nothing but the routing logits Z be trained: MHR-z, for a new task on a few numbers.
+    """Freeze everything but the routing logits Z: MHR-z, for a new task on a few numbers.
 
     The head is frozen, too. Other tasks do not change: Z of a task has a gradient from its own
     samples only. `model.set_adapter` lets everything of an adapter be trained again.
     Raises: ConfigError for no such adapter.
     """
-    adapted, poly = _named(model, poly)
+    adapted, poly = _poly_adapter(model, poly)
     adapted.requires_grad_(False)
-    for cell in cells(adapted, poly):
+    for cell in poly_cells(adapted, poly):
+        # Z alone: the skills A and B stay what all tasks have learned.
         cell.router.logits.requires_grad_(True)
     return adapted
 
 
 def add_task(model: nn.Module, *, poly: str | None = None, seed: int = 0) -> int:
-    """One more row of Z in every layer; returns the new task's number.
+    """Add a row of Z in every layer for a new task; return the new task's number.
 
     The rows start as the first ones did, in U(-1e-3, 1e-3): the new task has all skills in equal
     shares, near MHR-mu's first weights, and no other task changes. Make the optimiser afterwards.
     Raises: ConfigError for no such adapter.
     """
-    adapted, poly = _named(model, poly)
+    adapted, poly = _poly_adapter(model, poly)
     generator = torch.Generator().manual_seed(seed)
-    found = cells(adapted, poly)
-    for cell in found:
+    skill_cells = poly_cells(adapted, poly)
+    for cell in skill_cells:
         cell.router.add_task(generator)
-    stored, tasks = cast(IntarsiaConfig, adapted.peft_config[poly]), found[0].router.tasks
+    stored, tasks = cast(IntarsiaConfig, adapted.peft_config[poly]), skill_cells[0].router.tasks
+    # The saved settings must name as many tasks as Z has rows.
     stored.options = stored.options | {"tasks": tasks}
     return tasks - 1
 
@@ -77,7 +79,7 @@ def add_task(model: nn.Module, *, poly: str | None = None, seed: int = 0) -> int
 def param_groups(
     model: nn.Module, lr: float, lr_z: float = 0.1, weight_decay: float = 0.0
 ) -> list[dict[str, Any]]:
-    """The trained parameters for an optimiser: Z at the rate lr_z, all else at lr.
+    """Group the trained parameters for an optimiser: Z at the rate lr_z, all others at lr.
 
     Z moves by steps of its own size (0.1 in the released code beside 1e-3 to 5e-3) and is not
     decayed, nor are biases and norms.
@@ -85,8 +87,10 @@ def param_groups(
     logits = {id(m.logits) for m in model.modules() if isinstance(m, TaskRouter)}
     groups: list[dict[str, Any]] = []
     for group in decay_groups(model, weight_decay):
+        # Z is taken out of the group it would otherwise be in.
         rest = [p for p in group["params"] if id(p) not in logits]
         groups += [group | {"params": rest, "lr": lr}] if rest else []
+    # Z keeps no weight decay: it would pull all tasks towards equal shares.
     z = [p for p in model.parameters() if id(p) in logits and p.requires_grad]
     return groups + ([{"params": z, "lr": lr_z, "weight_decay": 0.0}] if z else [])
 
@@ -94,22 +98,22 @@ def param_groups(
 def poly_adamw(
     model: nn.Module, lr: float, weight_decay: float, *, lr_z: float = 0.1
 ) -> torch.optim.AdamW:
-    """AdamW over `param_groups`, for `fit`: optimizer=poly_adamw, or a partial with lr_z."""
+    """Make AdamW over `param_groups`, for `fit`: optimizer=poly_adamw, or a partial with lr_z."""
     groups = param_groups(model, lr, lr_z, weight_decay)
     devices = {p.device.type for group in groups for p in group["params"]}
     return torch.optim.AdamW(groups, fused=devices <= {"cpu", "cuda"})
 
 
-def cells(model: nn.Module, name: str) -> list[SkillsCell]:
-    """The Poly cells of an adapter, in the model's order."""
-    found = (layer.intarsia_cells[name] for layer in layers_of(model, name))
-    return [cell for cell in found if isinstance(cell, SkillsCell)]
+def poly_cells(model: nn.Module, name: str) -> list[SkillsCell]:
+    """Return the Poly cells of an adapter, in the model's order."""
+    all_cells = (layer.intarsia_cells[name] for layer in layers_of(model, name))
+    return [cell for cell in all_cells if isinstance(cell, SkillsCell)]
 
 
-def _named(model: nn.Module, poly: str | None) -> tuple[PeftModel, str]:
-    """The model, and the name of its Poly adapter."""
-    known = list(model.peft_config) if is_adapted(model) else []
-    names = [n for n in known if cells(model, n)]
+def _poly_adapter(model: nn.Module, poly: str | None) -> tuple[PeftModel, str]:
+    """Return the model and the name of its Poly adapter, `poly` or the only one."""
+    adapters = list(model.peft_config) if is_adapted(model) else []
+    names = [n for n in adapters if poly_cells(model, n)]
     if (poly is None and len(names) == 1) or poly in names:
         return cast(PeftModel, model), poly or names[0]
     got = "several" if poly is None and names else repr(poly)
@@ -118,10 +122,11 @@ def _named(model: nn.Module, poly: str | None) -> tuple[PeftModel, str]:
     raise ConfigError("poly", got=got, want=want, fix=fix)
 
 
-def _add(
+def _add_lora(
     model: PeftModel, poly: str, name: str, shares: Callable[[SkillsCell], Tensor]
 ) -> PeftModel:
-    """A LoRA beside the Poly adapter, at the same places, with skills in these shares (Q, S)."""
-    found = cells(model, poly)
-    loras = [cell.lora(shares(cell)) for cell in found]
-    return put_beside(model, poly, name, found[0].of, loras)
+    """Add a LoRA at the Poly adapter's places, its skills mixed by `shares`: cell -> (Q, S)."""
+    skill_cells = poly_cells(model, poly)
+    # Fixed shares turn the weighted mean of the skills' factors into plain LoRA factors.
+    loras = [cell.lora(shares(cell)) for cell in skill_cells]
+    return put_beside(model, poly, name, skill_cells[0].of, loras)

@@ -26,7 +26,7 @@ from ..routers.topp import TopP
 
 @dataclass(frozen=True)
 class MixLora(BesideAttention):
-    """y = sum_e G_e(x) MLP_e(x), where MLP_e is the frozen MLP with LoRAs of expert e.
+    """A mixture y = sum_e G_e(x) MLP_e(x), where MLP_e is the frozen MLP with LoRAs of expert e.
 
     router: which experts, `TopK` (renormalised, as in the paper), `TopP` (its dynamic variant) or
     `Switch` (one expert, with a capacity); over: the adapter of an expert, any that sits beside a
@@ -58,25 +58,35 @@ class MixLora(BesideAttention):
 
     @property
     def share(self) -> Callable[..., nn.Module] | None:
-        """What makes the state that all experts of a model share; None if theirs share nothing."""
-        own: Any = getattr(self.over, "share", None)
-        if not callable(own):
+        """The function that builds the state that all experts share; None if nothing is shared."""
+        share_of_adapter: Any = getattr(self.over, "share", None)
+        if not callable(share_of_adapter):
             return None
 
         def of_experts(sites: Sequence[Site], *, generator: torch.Generator) -> nn.Module:
-            maps = (places(site, self.router.experts) for site in sites)
-            found = [place for of in maps for each in of.values() for place in each]
-            return cast(nn.Module, own(found, generator=generator))
+            # Each linear map of each MLP has a site for every expert.
+            """Build the shared state for the sites of all experts."""
+            sites_of_maps = (places(site, self.router.experts) for site in sites)
+            expert_sites = [
+                expert_site
+                for linear_maps in sites_of_maps
+                for sites_of_experts in linear_maps.values()
+                for expert_site in sites_of_experts
+            ]
+            return cast(nn.Module, share_of_adapter(expert_sites, generator=generator))
 
         return of_experts
 
     def build(
         self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None
     ) -> Cell:
-        plain = attention_cell(self.attention, site, generator=generator)
-        if plain is not None:
-            return plain
+        # Attention layers get the plain LoRA; what remains is a whole MLP.
+        """Build the plain LoRA of an attention layer, or the routed experts of an MLP."""
+        lora = attention_cell(self.attention, site, generator=generator)
+        if lora is not None:
+            return lora
         router = self.router.build(site.inputs, generator=generator)
+        # The gate reads the MLP's input; experts add at each linear map inside.
         return OutputExperts(router, self.over, site, generator=generator, shared=shared)
 
 

@@ -41,7 +41,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class MoA(PlainChange):
-    """Spans of heads that lose least of the loss at a density, by a mixed-integer programme.
+    """Attention spans of heads with the least loss at a density, by a mixed-integer programme.
 
     1. Influence E of each key on the loss of the model's own answers, at each length N.
     2. L_N(h, c), sum of |E| beyond span c of head h; c = (alpha, beta), span = alpha + beta N.
@@ -108,11 +108,11 @@ class MoA(PlainChange):
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest text that the spans are for."""
+        """The number of tokens of the longest text that the spans are for."""
         return self.extend or max(*self.lengths, self.check)
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """The spans, as the plan of `HeadSpans`: what is saved are they."""
+        """Choose the spans, and return them as the plan of `HeadSpans`, which is what is saved."""
         spans = choose_spans(host, self, list(batches), seed=seed)
         return planned(host, spans, None, seed=seed)
 
@@ -120,7 +120,10 @@ class MoA(PlainChange):
         return HeadSpans().apply(host, plan, name=name)
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Raises: FoldError, as `HeadSpans`."""
+        """Refuse, as `HeadSpans` does.
+
+        Raises: FoldError.
+        """
         return HeadSpans().fold(host)
 
 
@@ -132,7 +135,7 @@ def choose_spans(
     seed: int = 0,
     progress: Report = lambda _: None,
 ) -> Spans:
-    """How far each head of a model should see; the model stays as it is.
+    """Choose how far each head of a model attends; the model stays as it is.
 
     texts: rows of at least `method.check` tokens, such as load_texts(..., length=1536).train[:8];
     a quarter of them, one at least, validates. Cost: a forward and a backward pass of each row at
@@ -141,50 +144,57 @@ def choose_spans(
 
     Raises: as `MoA`; TargetError for a model that has spans.
     """
-    found = attentions(model)
+    layers = attentions(model)
     if spans_of(model) is not None:
         fix = "Call intarsia.spans.detach_spans(model) first."
         raise TargetError("model", got="one with spans", want="one without", fix=fix)
-    span = method.density * method.lengths[0]
-    if span < SPAN:
+    mean_span = method.density * method.lengths[0]
+    if mean_span < SPAN:
         warnings.warn(
-            f"MoA was made for spans of {SPAN} tokens and more, here they have {span:.0f}: one "
-            "window for all heads may be as good. Profile longer texts (lengths).",
+            f"MoA was made for spans of {SPAN} tokens and more, here they have {mean_span:.0f}: "
+            "one window for all heads may be as good. Profile longer texts (lengths).",
             stacklevel=2,
         )
     began = time.perf_counter()
-    rows = _rows(texts, max(*method.lengths, method.check), seed)
-    held = max(1, len(rows) // 4)
+    rows = _token_rows(texts, max(*method.lengths, method.check), seed)
+    validation_rows = max(1, len(rows) // 4)
     options = configurations(method)
-    shape = (len(found.modules), found.heads)
+    shape = (len(layers.modules), layers.heads)
     losses: list[Tensor] = []
     for length in method.lengths:
-        ids = _answered(model, rows[held:, :length], method.answer)
+        # Step 1: influence of each key on the loss of the model's own answers.
+        ids = _with_own_answers(model, rows[validation_rows:, :length], method.answer)
         bins = profile(model, ids, method.answer, sink=method.sink, block=method.block)
+        # Step 2: the loss of each head under each span function, at this length.
         losses.append(losses_of(bins, options.spans[length], method.sink, method.block))
         progress(f"profiled {len(ids)} rows of {length} tokens")
-    clock = time.process_time()
-    chosen = pareto(losses, options, shape, method.density, progress)
-    about: dict[str, Any] = {"method": settings_to_dict(method), "seed": seed}
-    about["programmes"] = round(time.process_time() - clock, 1)  # CPU seconds
-    candidates = [options.as_spans(at, method, shape) for at in chosen]
-    validated = [_validated(model, one, rows[:held], method.check) for one in candidates]
+    cpu_began = time.process_time()
+    # Step 3: the Pareto set of the mixed-integer programme.
+    choices = pareto(losses, options, shape, method.density, progress)
+    record: dict[str, Any] = {"method": settings_to_dict(method), "seed": seed}
+    record["programmes"] = round(time.process_time() - cpu_began, 1)  # CPU seconds
+    # Step 4: the candidate with the least loss on rows and at a length that were not profiled.
+    candidates = [options.as_spans(choice, method, shape) for choice in choices]
+    validated = [
+        _validation_loss(model, candidate, rows[:validation_rows], method.check)
+        for candidate in candidates
+    ]
     best = int(np.argmin(validated))
-    even = Spans.uniform(*shape, method.density, sink=method.sink, block=method.block)
-    about |= {
+    uniform = Spans.uniform(*shape, method.density, sink=method.sink, block=method.block)
+    record |= {
         "loss": validated,
         "chosen": best,
-        "dense": loss_of_end(model, rows[:held, : method.check]),
-        "uniform": _validated(model, even, rows[:held], method.check),
+        "dense": loss_of_end(model, rows[:validation_rows, : method.check]),
+        "uniform": _validation_loss(model, uniform, rows[:validation_rows], method.check),
         "seconds": round(time.perf_counter() - began, 1),
     }
     progress(f"{len(candidates)} candidates, loss {validated[best]:.4f} at {method.check} tokens")
-    return options.as_spans(chosen[best], method, shape, about)
+    return options.as_spans(choices[best], method, shape, record)
 
 
 @dataclass(frozen=True)
 class SpanOptions:
-    """Lines alpha + beta N, each with other spans than all before.
+    """Span functions alpha + beta N, each with other spans than all before it.
 
     alpha, beta: (C,).  spans: length -> (C,) tokens, of all lengths that count.
     """
@@ -194,17 +204,25 @@ class SpanOptions:
     spans: Mapping[int, Tensor]
 
     def as_spans(
-        self, chosen: Tensor, method: MoA, shape: tuple[int, int], about: Any = None
+        self, choice: Tensor, method: MoA, shape: tuple[int, int], record: Any = None
     ) -> Spans:
-        """chosen: (layers G,), an option of each head."""
-        alpha, beta = (of[chosen].view(shape).tolist() for of in (self.alpha, self.beta))
-        return Spans(alpha, beta, method.sink, method.block, method.longest, about or {})
+        """Turn a choice of options into `Spans`.
+
+        choice: (layers G,), the option of each head; method: for sink, block and longest text;
+          shape:
+        (layers, G); record: what a saved plan says of the search.
+        """
+        alpha, beta = (
+            coefficients[choice].view(shape).tolist() for coefficients in (self.alpha, self.beta)
+        )
+        return Spans(alpha, beta, method.sink, method.block, method.longest, record or {})
 
 
 def configurations(method: MoA) -> SpanOptions:
-    """All lines with 0 < span <= N at each profiled length (paper, section 3.2)."""
+    """List all lines with 0 < span <= N at each profiled length (paper, section 3.2)."""
     shortest, longest = method.lengths[0], method.lengths[-1]
     step = method.step or max(method.block, shortest // 8)
+    # Negative alpha: heads whose span grows faster than the text.
     alphas = range(-shortest, longest + 1, step)
     lines = [(float(a), b) for b in BETAS for a in alphas]
     fits = [
@@ -214,29 +232,38 @@ def configurations(method: MoA) -> SpanOptions:
     ]
     if (0.0, 1.0) not in fits:
         fits.append((0.0, 1.0))  # everything
-    every = Spans(
+    lines_as_spans = Spans(
         [[a for a, _ in fits]],
         [[b for _, b in fits]],
         method.sink,
         method.block,
     )
+    # Two lines with equal spans at all lengths that matter are one option.
     lengths = sorted({*method.lengths, method.check, method.longest})
-    spans = {n: every.at(n)[0] for n in lengths}
+    spans = {n: lines_as_spans.at(n)[0] for n in lengths}
     rows = torch.stack([spans[n] for n in lengths], 1).tolist()
     first = [i for i, row in enumerate(rows) if row not in rows[:i]]
     alpha, beta = (torch.tensor([line[i] for line in fits])[first] for i in (0, 1))
-    return SpanOptions(alpha, beta, {n: of[first] for n, of in spans.items()})
+    return SpanOptions(
+        alpha, beta, {n: spans_at_length[first] for n, spans_at_length in spans.items()}
+    )
 
 
 def losses_of(bins: Tensor, spans: Tensor, sink: int, block: int) -> Tensor:
-    """L(h, c): influence beyond each span.  bins: (layers, G, bins); spans: (C,) -> (layers G, C).
+    """Compute L(h, c), the influence beyond each span.
 
-    Divided by its largest, so that lengths count alike.
+    bins: (layers, G, bins), influence by distance in blocks; spans: (C,) tokens; sink, block:
+    tokens.
+    -> (layers G, C), divided by its largest, so that lengths count alike.
     """
+    # Suffix sums: entry j is the influence of all keys from bin j on.
     beyond = bins.flatten(0, 1).flip(1).cumsum(1).flip(1)  # from a bin on
     beyond = torch.cat([beyond, beyond.new_zeros(len(beyond), 1)], 1)
-    at = (-((sink - spans) // block)).clamp_max(bins.shape[-1])  # a full span need not be blocks
-    losses = beyond[:, at]
+    first_bin_beyond = (-((sink - spans) // block)).clamp_max(
+        bins.shape[-1]
+    )  # a full span need not be blocks
+    # (layers G, C).
+    losses = beyond[:, first_bin_beyond]
     return losses / losses.max().clamp_min(1e-300)
 
 
@@ -247,63 +274,84 @@ def pareto(
     density: float,
     progress: Report = lambda _: None,
 ) -> list[Tensor]:
-    """Choices that no other beats at every length, (layers G,) each.
+    """Return the choices that no other beats at every length, (layers G,) each.
 
-    The last length's sum is least; the others' lie in one of 4 intervals between what they are at
-    their own best and at its.
+    The loss at the last length is minimised, while those at the other lengths lie in one of 4
+    intervals between their own minimum and their value where the last length is best.
+    losses: of each length (layers G, C); shape: (layers, G).
     Raises: ConfigError where no spans have the density.
     """
-    rules = _rules(options, shape, density)
+    rules = _programme_rules(options, shape, density)
 
-    def solved(objective: int, more: Sequence[LinearRule] = ()) -> Tensor | None:
+    def solved(objective: int, bounds: Sequence[LinearRule] = ()) -> Tensor | None:
+        """Minimise the loss at one length, subject to bounds on the others; None if infeasible."""
+        # variables: x_hc, head h has option c, and z_lc, some head of layer l has it
         kinds = torch.zeros(shape[0] * losses[0].shape[1])  # z, the spans of a layer
-        of = OneHot(losses[objective], kinds, extra_binary=True, rules=(*rules, *more))
-        return of.solve(gap=GAP, seconds=SECONDS)
+        losses_at_length = OneHot(
+            losses[objective], kinds, extra_binary=True, rules=(*rules, *bounds)
+        )
+        return losses_at_length.solve(gap=GAP, seconds=SECONDS)
 
-    sums = [lambda x, of=of: float(of.gather(1, x[:, None]).sum()) for of in losses]
+    totals = [
+        lambda x, losses_at_length=losses_at_length: float(
+            losses_at_length.gather(1, x[:, None]).sum()
+        )
+        for losses_at_length in losses
+    ]
+    # The epsilon-constraint method: one objective is minimised, the others are bounded.
     primary = len(losses) - 1
+    # Each length's own minimum bounds the intervals of the others.
     extremes = [solved(i) for i in range(len(losses))]
     if any(x is None for x in extremes):
         fix = "Use a smaller sink, or give `step` fewer tokens."
         want = "spans of that density"
         raise ConfigError(f"density {density:g}", got="none that fit", want=want, fix=fix)
-    found = [x for x in extremes if x is not None]
-    cuts = [
-        np.linspace(sums[i](found[i]), sums[i](found[primary]), BANDS + 1) for i in range(primary)
+    solutions = [x for x in extremes if x is not None]
+    band_edges = [
+        np.linspace(totals[i](solutions[i]), totals[i](solutions[primary]), BANDS + 1)
+        for i in range(primary)
     ]
     for number, bands in enumerate(itertools.product(range(BANDS), repeat=primary)):
-        more = [
-            LinearRule(losses[i].double().numpy().reshape(1, -1), cuts[i][b], cuts[i][b + 1])
+        bounds = [
+            LinearRule(
+                losses[i].double().numpy().reshape(1, -1), band_edges[i][b], band_edges[i][b + 1]
+            )
             for i, b in enumerate(bands)
         ]
-        if more and (x := solved(primary, more)) is not None:
-            found.append(x)
+        if bounds and (x := solved(primary, bounds)) is not None:
+            solutions.append(x)
         progress(f"programme {number + 1} of {BANDS**primary}")
-    points = [[of(x) for of in sums] for x in found]
-    kept: list[int] = []
+    points = [[losses_at_length(x) for losses_at_length in totals] for x in solutions]
+    # Keep what no other point beats at all lengths; of equal points the first.
+    undominated: list[int] = []
     for i, point in enumerate(points):
-        worse = any(
-            all(a <= b for a, b in zip(other, point, strict=True)) and (other != point or j < i)
-            for j, other in enumerate(points)
+        dominated = any(
+            all(a <= b for a, b in zip(rival, point, strict=True)) and (rival != point or j < i)
+            for j, rival in enumerate(points)
             if j != i
         )
-        if not worse:
-            kept.append(i)
-    return [found[i] for i in kept]
+        if not dominated:
+            undominated.append(i)
+    return [solutions[i] for i in undominated]
 
 
-def _rules(options: SpanOptions, shape: tuple[int, int], density: float) -> list[LinearRule]:
-    """Two spans a layer at most, and at each length a mean span of .9 ... 1 of density N."""
+def _programme_rules(
+    options: SpanOptions, shape: tuple[int, int], density: float
+) -> list[LinearRule]:
+    """Build the constraints: two spans a layer at most, a mean span of .9 to 1 of density N.
+
+    shape: (layers, heads); density: share of keys that are kept.
+    """
     from scipy import sparse
 
     layers, heads = shape
     items, count = layers * heads, len(options.alpha)
-    each = sparse.identity(items * count)
-    of_layer = sparse.kron(
+    assignments = sparse.identity(items * count)
+    spans_of_layer = sparse.kron(
         sparse.kron(sparse.identity(layers), np.ones((heads, 1))), sparse.identity(count)
     )
     rules = [
-        LinearRule(each, high=0, extra=-of_layer),  # x_hc <= z_lc
+        LinearRule(assignments, high=0, extra=-spans_of_layer),  # x_hc <= z_lc
         LinearRule(
             sparse.csr_matrix((layers, items * count)),
             high=A_LAYER,
@@ -311,20 +359,21 @@ def _rules(options: SpanOptions, shape: tuple[int, int], density: float) -> list
         ),
     ]
     for length, spans in options.spans.items():
+        # Each head's span counts as its share of all keys at this length.
         share = np.tile(spans.double().numpy() / (items * length), items)[None]
         rules.append(LinearRule(share, 0.9 * density, density + 1e-9))
     return rules
 
 
-def _answered(model: nn.Module, ids: Tensor, answer: int) -> Tensor:
-    """Rows whose last tokens are the model's own."""
+def _with_own_answers(model: nn.Module, ids: Tensor, answer: int) -> Tensor:
+    """Replace the last `answer` tokens of each row by the model's own continuation."""
     prompts = ids[:, :-answer]
-    own = [generate(model, some, answer).tokens for some in prompts.split(8)]
-    return torch.cat([prompts, torch.cat(own)], 1)
+    answers = [generate(model, prompts_part, answer).tokens for prompts_part in prompts.split(8)]
+    return torch.cat([prompts, torch.cat(answers)], 1)
 
 
-def _validated(model: nn.Module, spans: Spans, ids: Tensor, length: int) -> float:
-    """The loss of the last third with spans."""
+def _validation_loss(model: nn.Module, spans: Spans, ids: Tensor, length: int) -> float:
+    """Compute the loss of each row's last third with spans attached."""
     attach_spans(model, spans, length=length)
     try:
         return loss_of_end(model, ids[:, :length])
@@ -332,16 +381,17 @@ def _validated(model: nn.Module, spans: Spans, ids: Tensor, length: int) -> floa
         detach_spans(model)
 
 
-def _rows(texts: Any, length: int, seed: int) -> Tensor:
-    """Rows of tokens, (B, length), in an order of the seed.
+def _token_rows(texts: Any, length: int, seed: int) -> Tensor:
+    """Return rows of token ids, (B, length), shuffled by a seed.
 
-    Raises: DataError for shorter ones, or fewer than two.
+    texts: tensors of ids, or mappings with "input_ids"; length: tokens that are kept of each.
+    Raises: DataError for shorter rows, or fewer than two.
     """
     fix = f"Pass load_calibration('mixed', tokenizer, rows=8, length={length}).train."
     rows: list[Tensor] = []
     for row in [texts[i] for i in range(len(texts))]:
-        given = row[0] if isinstance(row, (tuple, list)) else row
-        ids = given.get("input_ids") if isinstance(given, Mapping) else given
+        row_inputs = row[0] if isinstance(row, (tuple, list)) else row
+        ids = row_inputs.get("input_ids") if isinstance(row_inputs, Mapping) else row_inputs
         if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dim() not in (1, 2):
             raise DataError("texts", got=type(ids).__name__, want="rows of token ids", fix=fix)
         rows += list(ids) if ids.dim() == 2 else [ids]
@@ -349,8 +399,8 @@ def _rows(texts: Any, length: int, seed: int) -> Tensor:
     if len(rows) < 2 or shortest < length:
         got = f"{len(rows)} rows of {shortest} tokens and more"
         raise DataError("texts", got=got, want=f"at least two of {length}", fix=fix)
-    draw = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
-    return torch.stack([rows[i][:length] for i in draw])
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    return torch.stack([rows[i][:length] for i in order])
 
 
 CARD = Card(

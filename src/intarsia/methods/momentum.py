@@ -23,7 +23,7 @@ RULES = {kind.__name__: kind for kind in (HeavyBall, AdamOnce, Robust)}
 
 @dataclass(frozen=True)
 class Momentum(PlainChange):
-    """The MLPs, or other modules, write to the residual stream with momentum.
+    """Momentum in the residual stream, to which MLPs or other modules write.
 
     update: `HeavyBall`, `AdamOnce` or `Robust`.  paths: of the modules, in the order of the depth;
     none = the MLP of every block.
@@ -39,35 +39,45 @@ class Momentum(PlainChange):
     def __post_init__(self) -> None:
         object.__setattr__(self, "paths", tuple(self.paths))
         if isinstance(self.update, Mapping):
+            # Read from a file, the update is a mapping with the rule's name.
             settings = dict(cast("Mapping[str, Any]", self.update))
             one_of("update", rule := settings.pop("rule", None), RULES)
             object.__setattr__(self, "update", RULES[str(rule)](**settings))
 
     def settings_to_dict(self) -> dict[str, Any]:
-        """For JSON; the update by its name."""
+        """Return the settings for JSON, the update by its name."""
         update: Any = self.update
         rule = {"rule": type(update).__name__, **asdict(update)}
         return {"update": rule, "paths": list(self.paths)}
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """The places.  Raises: TargetError for blocks whose tokens differ, as Swin's stages."""
-        found = blocks(host)
-        own = {path: f"{path}.{mlp}" for path, block in found if (mlp := mlp_of(block))}
-        paths = self.paths or tuple(own.values())
+        """Find the modules.  Raises: TargetError for blocks with unlike tokens (Swin's stages)."""
+        model_blocks = blocks(host)
+        mlps = {path: f"{path}.{mlp}" for path, block in model_blocks if (mlp := mlp_of(block))}
+        paths = self.paths or tuple(mlps.values())
         if not paths:
-            what, got = f"model {type(host).__name__}", "no block with an MLP of its own"
-            raise TargetError(what, got=got, want="a transformer", fix="Name modules with paths=.")
-        check_one_row((b for b, _ in found if any(inside(p, b) for p in paths)), "momentum")
+            subject, got = f"model {type(host).__name__}", "no block with an MLP of its own"
+            raise TargetError(
+                subject, got=got, want="a transformer", fix="Name modules with paths=."
+            )
+        # Momentum adds outputs of different depths, which must be of the same tokens.
+        check_one_row((b for b, _ in model_blocks if any(inside(p, b) for p in paths)), "momentum")
         return Plan(Momentum(self.update, paths), seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        # Each module passes its momentum to the next one along the depth.
         return residual.wrap_residuals(host, self.update, self.paths)
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Raises: FoldError: what a layer gets depends on the layers before it."""
-        what = f"fold {type(host).__name__}"
+        """Refuse, always: a layer's input depends on the layers before it.
+
+        Raises: FoldError.
+        """
+        subject = f"fold {type(host).__name__}"
         got, want = "momentum along the depth", "layers that do not read one another's"
-        raise FoldError(what, got=got, want=want, fix="Keep it: save the model with intarsia.save.")
+        raise FoldError(
+            subject, got=got, want=want, fix="Keep it: save the model with intarsia.save."
+        )
 
 
 def add_momentum(model: nn.Module, update: Update, paths: Sequence[str]) -> nn.Module:

@@ -49,9 +49,9 @@ class Mosa(OverMethod):
 
     Raises: ConfigError on a setting that cannot be.
     What it is: a DropConnect for each sample whose masks are disjoint, and that merges into the
-    adapter. It regularises: where an adapter over-fits (few images, seen 20 to 60 times) it is less
-    sure of itself, so that loss and calibration error are lower; its accuracy cannot be told from
-    that of the same adapter left whole (docs/benchmarks/mosa_pairs.md).
+    adapter. It regularises: where an adapter over-fits (few images, seen 20 to 60 times) it is
+    better calibrated, so that loss and calibration error are lower; its accuracy does not differ
+    significantly from that of the same adapter left whole (docs/benchmarks/mosa_pairs.md).
     When to use it: for probabilities that are used as they are, where no validation part can fit a
     temperature; with one, the gain is gone. For accuracy begin with `Lora`: with each method at its
     own rate MoSA is 6th of 29 on fifteen tasks and 19th on six others (docs/benchmarks/even.md).
@@ -78,19 +78,19 @@ class Mosa(OverMethod):
         for name, allowed in SETTINGS.items():
             one_of(name, getattr(self, name), allowed)
         if self.decay == "official" and (self.scaling, self.active) != ("paper", 1):
-            what, want = "decay='official'", "scaling='paper', active=1"
+            subject, want = "decay='official'", "scaling='paper', active=1"
             got = f"scaling={self.scaling!r}, active={self.active}"
-            raise ConfigError(what, got=got, want=want, fix="Use decay='owned' elsewhere.")
+            raise ConfigError(subject, got=got, want=want, fix="Use decay='owned' elsewhere.")
         # the router says what else can be wrong
         RandomRouter(self.experts, self.active, self.draw, generator=torch.Generator())
 
     @classmethod
     def for_budget(cls, images: int, epochs: int, **settings: Any) -> Mosa:
-        """The k that suits a budget: for 20 to 60 epochs one part, or half of them; else all.
+        """Choose k for a budget: one part or half of them for 20 to 60 epochs, else all.
 
         A rule from measurements on validation images (docs/benchmarks/mosa_k.md): the split
         regularises. With 100 images seen 40 times one part at a time gained 0.9 there, but nothing
-        that can be told on other sets (docs/benchmarks/mosa_pairs.md); with 800 seen 20 times half
+        significant on other sets (docs/benchmarks/mosa_pairs.md); with 800 seen 20 times half
         of the parts had the lower loss, and more accuracy in an adapter of 64 if not in one of 16;
         the border, 300, lies between.
         With few epochs every part needs all the updates it can get, and at 100 nothing was gained:
@@ -99,10 +99,10 @@ class Mosa(OverMethod):
         """
         at_least("images", images, 1)
         at_least("epochs", epochs, 1)
-        whole = int(settings.get("experts", cls.experts))
+        experts = int(settings.get("experts", cls.experts))
         first, last = cls.EPOCHS
-        split = 1 if images <= cls.FEW else max(1, whole // 2)
-        settings.setdefault("active", split if first <= epochs <= last else whole)
+        active = 1 if images <= cls.FEW else max(1, experts // 2)
+        settings.setdefault("active", active if first <= epochs <= last else experts)
         return cls(**settings)
 
     def build(self, site: Site, *, generator: torch.Generator) -> MosaCell:
@@ -111,12 +111,12 @@ class Mosa(OverMethod):
 
 
 def Mosl(rank: int = 16, **settings: object) -> Mosa:
-    """MoSA over LoRA: both sides split, drawn apart (paper, section on other methods)."""
+    """Make MoSA over LoRA: both sides split, drawn apart (paper, section on other methods)."""
     return Mosa(over=Lora(rank), **({"split": "both"} | settings))  # pyright: ignore
 
 
 class MosaCell(RoutedCell):
-    """The expected addition in evaluation, a random k-part one in training."""
+    """The cell of `Mosa`: the merged adapter in evaluation, k random parts in training."""
 
     def __init__(self, config: Mosa, body: Any, generator: torch.Generator) -> None:
         layers: dict[str, nn.Module] = {}
@@ -125,12 +125,14 @@ class MosaCell(RoutedCell):
             if config.split not in (side, "both"):
                 continue
             linear: nn.Linear = getattr(body, side)
+            # Step 1: deal the entries of the projection out to N disjoint parts.
             partition = random_disjoint(
                 {"weight": linear.weight.shape},
                 config.experts,
                 generator=generator,
                 unit=config.unit,
             )
+            # Step 2: one stored weight, of which a forward reads the active parts.
             layers[side] = SplitLinear(
                 linear,
                 partition,
@@ -139,6 +141,7 @@ class MosaCell(RoutedCell):
                 decay=config.decay,
                 zero_start=side in body.zero_sides,
             )
+            # Each side draws its parts by itself; the paper's scaling holds for one k alone.
             routers[side] = draw_apart(
                 config.experts, config.active, config.draw, generator=generator
             )
@@ -178,14 +181,14 @@ class Official:
 
     @classmethod
     def for_training(cls, training: Training) -> Official:
-        """The recipe for the rate, epochs and batches of a training; a tenth of them warms up."""
+        """Return the recipe for a training's rate, epochs and batches; a tenth of them warms up."""
         epochs, warmup = training.epochs, max(1, training.epochs // 10)
         return cls(
             lr=training.lr, epochs=epochs, warmup_epochs=warmup, batch_size=training.batch_size
         )
 
     def prepare(self, host: nn.Module, seed: int) -> None:
-        """Dropout in the trunk, and the head's published start, in place.
+        """Set dropout in the trunk and the head's published start, in place.
 
         Raises: TargetError for a model without these dropouts; ConfigError for one without one
         linear head.
@@ -196,7 +199,7 @@ class Official:
 
     @property
     def method(self) -> Mosa:
-        """The cells."""
+        """The adapters, with the settings of the released code."""
         over = Bottleneck(
             self.bottleneck, "adaptformer", "gelu", "residual", 0.1, dropout=self.dropout
         )
@@ -206,12 +209,12 @@ class Official:
 
     @property
     def objective(self) -> dict[str, Any]:
-        """Keywords of the two-pass objective; the deep term sums over the first 6 of 12 blocks."""
+        """The keywords of the two-pass objective; the deep term sums over 6 of 12 blocks."""
         return {"add": 0.0, "reg": 1.0, "detach": True, "deep": 0.01 / 12 if self.deep else 0.0}
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Keywords of the training loop."""
+        """The keywords of the training loop."""
         return {
             "epochs": self.epochs,
             "batch_size": self.batch_size,
@@ -223,11 +226,11 @@ class Official:
 
     @property
     def fit_options(self) -> dict[str, Any]:
-        """Keywords of `fit`, the objective among them."""
+        """The keywords of `fit`, the objective among them."""
         return self.settings | {"objective": partial(two_pass, **self.objective)}
 
     def optimizer(self, model: nn.Module, lr: float, weight_decay: float) -> SplitAdamW:
-        """The released code's AdamW over N copies, on the one tensor."""
+        """Make the released code's AdamW over N copies, on the one tensor."""
         return split_adamw(
             model,
             lr,
@@ -239,7 +242,8 @@ class Official:
         )
 
     def lr_factor(self, step: int, steps: int) -> float:
-        """epoch / warm-up epochs, then half a cosine; constant within an epoch."""
+        """Compute epoch / warm-up epochs, then half a cosine; constant within an epoch."""
+        # The published schedule is set once an epoch.
         epoch, warm = step * self.epochs // steps, self.warmup_epochs
         if epoch < warm:
             return epoch / warm

@@ -57,13 +57,17 @@ class Pace(OverMethod):
 
     @property
     def trained_by(self) -> Objective | OnePass:
-        """The objective that goes with the noise."""
+        """The objective that goes with the noise: `pace`, or `OnePass` where one_pass is set."""
         if self.one_pass:
+            # In one pass the second draw is last epoch's, and a weight of its own suits it.
             return OnePass() if self.weight is None else OnePass(self.weight)
+        # Two passes in one step: z1 and z2 with independent noise (section 3).
         weight = 1.0 if self.weight is None else self.weight
         return partial(pace, weight=weight, every=self.every)
 
     def build(self, site: Site, *, generator: torch.Generator) -> ScaledOutput:
+        # The noise multiplies the output, so that an adapter that adds nothing yet stays silent.
+        """Build the adapter of a site, with noise on its output while it trains."""
         body = self.over.build(site, generator=generator)
         return ScaledOutput(body, self.sigma, generator)
 

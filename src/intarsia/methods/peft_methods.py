@@ -17,10 +17,11 @@ from ..hosts.attach.through_peft import plain_settings, through_peft
 
 @dataclass(frozen=True)
 class PeftMethod(PlainChange):
-    """One of PEFT's methods, by the name of its card without "peft-".
+    """A method of PEFT, by the name of its card without "peft-".
 
-    roles: which of the host's layers, see `Method`.  last_blocks: so many blocks from the last, 0 =
-    all.  settings: of PEFT's config, those that are numbers, words or switches.
+    method: such as "lora".  roles: which of the host's layers, see `Method`.  last_blocks: how many
+    blocks, counted from the last, 0 = all.  settings: of PEFT's config; numbers, words and
+    switches.
 
     Raises: UnknownName for a method or a setting that PEFT has not.
     """
@@ -36,15 +37,17 @@ class PeftMethod(PlainChange):
         if self.method not in _METHODS:
             raise UnknownName("method of PEFT", self.method, _METHODS)
         object.__setattr__(self, "roles", tuple(self.roles))
-        known = plain_settings(self._kind)
+        # PEFT's defaults are stored with ours, so that a later release of PEFT changes no saved
+        # run.
+        defaults = plain_settings(self._kind)
         for name in self.settings:
-            if name not in known:
-                raise UnknownName(f"setting of {self.card_key!r}", name, [*_OWN, *known])
-        object.__setattr__(self, "settings", {**known, **self.settings})
+            if name not in defaults:
+                raise UnknownName(f"setting of {self.card_key!r}", name, [*_PLACEMENT, *defaults])
+        object.__setattr__(self, "settings", {**defaults, **self.settings})
 
     @property
     def preserves(self) -> frozenset[str]:
-        """The outputs; the coefficients of FourierFT alone are drawn."""
+        """The property that stays: outputs, except with FourierFT, whose start is drawn."""
         return frozenset() if self.method == "fourierft" else frozenset({"outputs"})
 
     @property
@@ -56,14 +59,15 @@ class PeftMethod(PlainChange):
         return _METHODS[self.method][0]
 
     def settings_to_dict(self) -> dict[str, Any]:
-        """All settings side by side, as `of_settings` takes them."""
+        """Return all settings in one dict, ours and PEFT's, as `of_settings` takes them."""
         return {**self.settings, "roles": list(self.roles), "last_blocks": self.last_blocks}
 
-    def with_settings(self, **given: Any) -> PeftMethod:
-        """The same with other settings, PEFT's among them."""
-        return of_settings(self.method, **(self.settings_to_dict() | given))
+    def with_settings(self, **changes: Any) -> PeftMethod:
+        """Return a copy with some settings changed, PEFT's among them."""
+        return of_settings(self.method, **(self.settings_to_dict() | changes))
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Put PEFT's layers into the host and return PEFT's model."""
         return through_peft(
             host,
             self._kind,
@@ -74,18 +78,19 @@ class PeftMethod(PlainChange):
         )
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """PEFT's own merge.  Raises: what PEFT raises for a method that does not merge."""
+        """Merge by PEFT's own code.  Raises: what PEFT raises for a method that does not merge."""
         model: Any = host
         return model.merge_and_unload()
 
 
-_OWN = ("roles", "last_blocks")
+_PLACEMENT = ("roles", "last_blocks")
 
 
-def of_settings(method: str, **given: Any) -> PeftMethod:
-    """A method of PEFT with its settings and PEFT's side by side."""
-    own = {name: given.pop(name) for name in _OWN if name in given}
-    return PeftMethod(method, settings=given, **own)
+def of_settings(method: str, **settings: Any) -> PeftMethod:
+    """Make a method of PEFT from its settings and PEFT's, given together as keywords."""
+    # Keywords of ours are told from PEFT's by their names.
+    placement = {name: settings.pop(name) for name in _PLACEMENT if name in settings}
+    return PeftMethod(method, settings=settings, **placement)
 
 
 # name -> PEFT's type, what it is, arXiv number, year, title, settings that differ
@@ -209,12 +214,12 @@ CARDS = tuple(
     Card(
         f"peft-{name}",
         kind="baseline",
-        config=partial(of_settings, name, **differs),
+        config=partial(of_settings, name, **changed),
         paper=Paper(arxiv, year, title),
-        summary=f"{about}, by PEFT's own code, and the head.",
+        summary=f"{description}, by PEFT's own code, and the head.",
         family="peft",
         tiny={"r": 8} if name == "miss" else {},
         exceptions={"documents_its_settings": "they are PEFT's, which documents them"},
     )
-    for name, (_, about, arxiv, year, title, differs) in _METHODS.items()
+    for name, (_, description, arxiv, year, title, changed) in _METHODS.items()
 )

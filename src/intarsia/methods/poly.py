@@ -57,30 +57,37 @@ class Poly:
         self.router(torch.Generator())
 
     def lora(self) -> Lora:
-        """The settings of what one task gets."""
+        """Return the settings of the LoRA that one task gets."""
         return Lora(self.rank, self.alpha, roles=self.roles)
 
     def router(self, generator: torch.Generator) -> TaskRouter:
+        """Make the router of one layer: w[t, q, s] from the logits Z."""
         routing = TaskRouting(self.tasks, self.skills, self.heads, self.noise, self.unknown)
         return routing.build(1, generator=generator)
 
     def build(self, site: Site, *, generator: torch.Generator) -> SkillsCell:
-        narrow = min(site.reads, site.outputs)
-        if self.rank > narrow:
-            what, want = f"rank at {site.path!r}", f"at most {narrow}, the layer's smaller width"
-            raise TargetError(what, got=self.rank, want=want, fix="Use a smaller rank.")
+        """Build the inventory of skills of a site.  Raises: TargetError for unfit widths."""
+        smaller_width = min(site.reads, site.outputs)
+        if self.rank > smaller_width:
+            subject, want = (
+                f"rank at {site.path!r}",
+                f"at most {smaller_width}, the layer's smaller width",
+            )
+            raise TargetError(subject, got=self.rank, want=want, fix="Use a smaller rank.")
+        # Each head reads one of Q equal parts of the input, and writes one of the output.
         if site.reads % self.heads or site.outputs % self.heads:
-            both = math.gcd(site.reads, site.outputs)
+            common_divisor = math.gcd(site.reads, site.outputs)
             raise TargetError(
                 f"heads at {site.path!r}",
                 got=self.heads,
                 want=f"a divisor of {site.reads} inputs and {site.outputs} outputs: one of "
-                f"{[q for q in range(1, both + 1) if both % q == 0]}",
+                f"{[q for q in range(1, common_divisor + 1) if common_divisor % q == 0]}",
                 fix="Choose one of these, or other layers.",
             )
+        # A fused layer has queries, keys and values in one output: q and v cannot be adapted alone.
         if "qv" in self.roles and site.path.rpartition(".")[2] == "qkv":
-            what, got = f"role 'qv' at {site.path!r}", "a fused qkv layer"
-            raise TargetError(what, got=got, want="single layers", fix="Use roles=('qkv',).")
+            subject, got = f"role 'qv' at {site.path!r}", "a fused qkv layer"
+            raise TargetError(subject, got=got, want="single layers", fix="Use roles=('qkv',).")
         return SkillsCell(
             self.lora(), self.heads, self.skills, site, router=self.router, generator=generator
         )

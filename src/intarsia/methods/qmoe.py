@@ -31,14 +31,16 @@ from ..partitions.stacks import compensate_stack
 from ..scores import Statistics
 
 STARTS = ("gptq", "rtn")
-NOWHERE = Keeping()
+NOT_KEPT = Keeping()
 LAYOUT = 1  # of the stored tensors
-FAR = 0.05  # share of zeros from that of the dictionary, at which another one is offered
+WARN_DIFFERENCE = (
+    0.05  # share of zeros from that of the dictionary, at which another one is offered
+)
 
 
 @dataclass(frozen=True)
 class Qmoe(PlainChange):
-    """Each expert's matrix has the levels min(w, 0), 0 and max(w, 0) of its rows, as words.
+    """Experts whose matrices have three levels a row, min(w, 0), 0 and max(w, 0), coded as words.
 
     Columns are rounded one after the other, all experts of a layer at once, and later ones make up
     for the error on the rows that are routed to the expert (GPTQ, section 3.2); an expert that no
@@ -76,12 +78,12 @@ class Qmoe(PlainChange):
 
     @property
     def form(self) -> Ternary:
-        """The format."""
+        """The format in which experts are stored."""
         return Ternary(self.zeros)
 
     @property
     def needs(self) -> frozenset[str]:
-        """Statistics that are read."""
+        """The statistics that are read."""
         return frozenset({"hessian"} if self.start == "gptq" else ())
 
     def plan(
@@ -90,63 +92,72 @@ class Qmoe(PlainChange):
         batches: Iterable[Any] = (),
         *,
         seed: int = 0,
-        keeping: Keeping = NOWHERE,
+        keeping: Keeping = NOT_KEPT,
     ) -> Plan:
-        """All experts, on a copy of the model; the host stays as it is.
+        """Round and encode all experts on a copy of the model; the host stays as it is.
 
-        keeping: where finished blocks are written.
+        keeping: where finished blocks are written, so that an interrupted plan can go on.
         """
         expert_stops(host, self.layers)
+        # Rounding each weight by itself reads no data.
         rows = tuple(batches) if self.needs else ()
         if self.needs:
             check_rows(rows)
         stored: dict[str, dict[str, Tensor]] = {}
-        given = {"calibration": digest_of(rows), "batches": len(rows)}
-        kept = keeping.of(self, host, seed, given).with_beside(
-            partial(_beside, stored), lambda _, more: stored.update(_taken(more))
+        calibration = {"calibration": digest_of(rows), "batches": len(rows)}
+        progress = keeping.of(self, host, seed, calibration).with_beside(
+            partial(_block_tensors, stored),
+            lambda _, tensors: stored.update(_read_block_tensors(tensors)),
         )
-        work = copy.deepcopy(base_of(host)).requires_grad_(False).eval()
-        stops = expert_stops(work, self.layers)
+        model = copy.deepcopy(base_of(host)).requires_grad_(False).eval()
+        stops = expert_stops(model, self.layers)
         sizes = {
             path: [len(names), *stop.layers[names[0]].read().shape]
             for stop in stops
             for path, names in stacks_of(stop.layers).items()
         }
         edit = partial(self._edit, stored)
-        told = walk_blocks(work, stops, rows, edit, needs=self.needs, kept=kept)
-        made = {p: {"shape": sizes[p], "codes": len(s["codes"])} for p, s in stored.items()}
+        layer_rows = walk_blocks(model, stops, rows, edit, needs=self.needs, kept=progress)
+        stacks = {p: {"shape": sizes[p], "codes": len(s["codes"])} for p, s in stored.items()}
         decided = {
             "layout": LAYOUT,
-            "stacks": made,
-            "calibration": given["calibration"],
-            "told": told,
+            "stacks": stacks,
+            "calibration": calibration["calibration"],
+            "told": layer_rows,
         }
+        # Numbers of the experts are in the folder's tensors; the digest binds the settings to them.
         decided["sha256"] = _digest(self, decided)
         return MixturePacking(self, seed, decided, stored)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """In place. A plan that was read from a folder leaves the numbers to that folder."""
+        """Replace the experts by packed ones, in place.
+
+        A plan that was read from a folder makes empty ones, which are filled from that folder's
+        file.
+        """
         model, decided = base_of(host), dict(plan.decided)
         _check_decided(self, decided)
         stored = plan.stored if isinstance(plan, MixturePacking) else None
         stacks: dict[str, dict[str, PackedStack]] = {}
-        for path, of in decided["stacks"].items():
+        for path, layout in decided["stacks"].items():
             owner, _, stack = path.rpartition(".")
-            shape = _shape(model, path, of)
-            parts = room(shape, int(of["codes"])) if stored is None else stored[path]
+            # The plan may be of another model: sizes are compared before anything is replaced.
+            shape = _checked_shape(model, path, layout)
+            parts = room(shape, int(layout["codes"])) if stored is None else stored[path]
             stacks.setdefault(owner, {})[stack] = PackedStack(self.form, parts, shape)
-        for owner, some in stacks.items():
-            model.set_submodule(owner, packed(model.get_submodule(owner), some))
+        for owner, packed_stacks in stacks.items():
+            model.set_submodule(owner, packed(model.get_submodule(owner), packed_stacks))
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """A copy with plain experts of the decoded weights."""
+        """Return a copy with plain experts of the decoded weights."""
         plain = copy.deepcopy(host)
         model = base_of(plain)
         for path, experts in packed_experts(model).items():
-            shell: Any = experts.shell
-            turned = bool(getattr(shell, "is_transposed", False))
-            model.set_submodule(path, unpacked(experts, dict.fromkeys(experts.stacks, turned)))
+            original: Any = experts.shell
+            # Fused experts of transformers may hold (in, out); unpacking gives back that layout.
+            transposed = bool(getattr(original, "is_transposed", False))
+            model.set_submodule(path, unpacked(experts, dict.fromkeys(experts.stacks, transposed)))
         set_steps(model, (s for s in steps_of(model) if not isinstance(s.plan.change, Qmoe)))
         return plain
 
@@ -155,146 +166,170 @@ class Qmoe(PlainChange):
         stored: dict[str, dict[str, Tensor]],
         _: str,
         layers: Mapping[str, Matrix],
-        seen: Mapping[str, Statistics],
+        statistics: Mapping[str, Statistics],
     ) -> list[dict[str, Any]]:
-        """Round the stacks of a block, and store them."""
+        """Round the stacks of a block, store their codes, and return a report row for each."""
         rows: list[dict[str, Any]] = []
         for path, names in stacks_of(layers).items():
             weights = torch.stack([layers[n].read().float() for n in names])
-            found = [seen.get(n) for n in names]
+            expert_statistics = [statistics.get(n) for n in names]
+            # The grid of a row: its smallest value, 0 and its largest (section 3.2).
             levels = levels_of(weights.flatten(0, 1))  # (E out, 2)
-            new, told = self.rounded(weights, found, levels)
+            new, reasons = self.rounded(weights, expert_statistics, levels)
             digits = nearest(new.flatten(0, 1), levels)
             stored[path] = self.form.stored(digits, levels)
             for n, w in zip(names, new, strict=True):
                 layers[n].write(w)
-            share = float((digits == 0).float().mean())
+            zeros = float((digits == 0).float().mean())
+            # A code word has 16 bits.
             bits = 16 * len(stored[path]["codes"]) / digits.numel()
-            row: dict[str, Any] = {"layer": path, "weights": digits.numel(), "density": 1 - share}
-            row |= {"bits": bits, "entropy": entropy(share)}
+            row: dict[str, Any] = {"layer": path, "weights": digits.numel(), "density": 1 - zeros}
+            row |= {"bits": bits, "entropy": entropy(zeros)}
             if self.needs:
-                row["error"] = _error(weights, new, found)
-                row["error_rounded"] = _error(weights, self._nearest(weights, levels), found)
-            text = [f"expert {e}: {why}" for e, why in enumerate(told) if why]
-            if abs(share - self.zeros) > FAR:
-                text.append(f"{share:.3f} of its weights are 0: try zeros={share:.3f}")
-            rows.append(row | ({"told": "; ".join(text)} if text else {}))
+                # Beside it the error of plain rounding, which shows what compensation gained.
+                row["error"] = _mean_output_error(weights, new, expert_statistics)
+                row["error_rounded"] = _mean_output_error(
+                    weights, self._nearest(weights, levels), expert_statistics
+                )
+            # Experts without rows, or with singular moments, fall back to plain rounding: say so.
+            remarks = [f"expert {e}: {reason}" for e, reason in enumerate(reasons) if reason]
+            if abs(zeros - self.zeros) > WARN_DIFFERENCE:
+                remarks.append(f"{zeros:.3f} of its weights are 0: try zeros={zeros:.3f}")
+            rows.append(row | ({"told": "; ".join(remarks)} if remarks else {}))
         return rows
 
     def rounded(
-        self, weights: Tensor, seen: Sequence[Statistics | None], levels: Tensor
+        self, weights: Tensor, statistics: Sequence[Statistics | None], levels: Tensor
     ) -> tuple[Tensor, list[str]]:
-        """(E, out, in) on the grid."""
+        """Round a stack of weights to its levels, with GPTQ's compensation unless start="rtn".
+
+        weights: (E, out, in); statistics: of each expert's inputs, None = no row reached it;
+          levels:
+        (E out, 2), the lowest and highest of each row.  Returns (E, out, in) and for each expert a
+        text,
+        empty unless it was rounded without compensation.
+        """
         if self.start == "rtn":
             return self._nearest(weights, levels), []
-        of = levels.view(*weights.shape[:2], 2)
+        expert_levels = levels.view(*weights.shape[:2], 2)
 
         def code(columns: Tensor) -> Tensor:
-            return _level(columns, of[..., 0], of[..., 1])
+            return _nearest_level(columns, expert_levels[..., 0], expert_levels[..., 1])
 
-        return compensate_stack(weights, seen, code, damp=self.damp)
+        return compensate_stack(weights, statistics, code, damp=self.damp)
 
     def _nearest(self, weights: Tensor, levels: Tensor) -> Tensor:
-        """Each weight by itself.  (E, out, in)."""
-        of = levels.view(*weights.shape[:2], 1, 2)
-        return _level(weights, of[..., 0], of[..., 1])
+        """Round each weight to the nearest level of its row.  (E, out, in)."""
+        expert_levels = levels.view(*weights.shape[:2], 1, 2)
+        return _nearest_level(weights, expert_levels[..., 0], expert_levels[..., 1])
 
 
 @dataclass(frozen=True)
 class MixturePacking(Plan):
-    """A plan with what is stored of each stack; read from a folder it is a plain one."""
+    """A plan with the encoded stacks; read from a folder it is a plain one."""
 
     stored: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
 
 def stacks_of(layers: Iterable[str]) -> dict[str, list[str]]:
-    """The experts' matrices of each stack, by its path."""
-    found: dict[str, list[str]] = {}
+    """Group the names of experts' matrices by the path of their stack."""
+    names_of_stacks: dict[str, list[str]] = {}
     for name in layers:
-        found.setdefault(name.rpartition(".")[0], []).append(name)
-    return found
+        names_of_stacks.setdefault(name.rpartition(".")[0], []).append(name)
+    return names_of_stacks
 
 
-def _beside(stored: Mapping[str, Mapping[str, Tensor]], stop: Stop) -> dict[str, Tensor]:
-    """What is stored of a block, to be written."""
+def _block_tensors(stored: Mapping[str, Mapping[str, Tensor]], stop: Stop) -> dict[str, Tensor]:
+    """Return the encoded tensors of a finished block, to be written."""
     paths = stacks_of(stop.layers)
     return {f"{path}/{name}": t for path in paths for name, t in stored[path].items()}
 
 
-def _taken(more: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """What is stored of a block that was finished before."""
-    found: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in more.items():
+def _read_block_tensors(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Read the encoded tensors of a block that was finished before, by stack."""
+    stored: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
         path, _, part = name.rpartition("/")
-        found.setdefault(path, {})[part] = tensor
-    return found
+        stored.setdefault(path, {})[part] = tensor
+    return stored
 
 
 def expert_stops(host: nn.Module, layers: Sequence[str]) -> list[Stop]:
-    """The blocks with matrices of stacked experts alone.
+    """Return the blocks of a model with only the matrices of stacked experts.
 
-    Raises: TargetError for none, and as `stops_of`.
+    layers: globs of stacks' paths.  Raises: TargetError for none, and as `stops_of`.
     """
-    found: list[Stop] = []
+    stops: list[Stop] = []
     for stop in stops_of(host, layers):
-        some = {n: m for n, m in stop.layers.items() if m.index is not None}
-        found.append(Stop(stop.path, stop.block, some))
-    if not any(stop.layers for stop in found):
+        matrices = {n: m for n, m in stop.layers.items() if m.index is not None}
+        stops.append(Stop(stop.path, stop.block, matrices))
+    if not any(stop.layers for stop in stops):
         fix = "Upcycle the model first: intarsia.upcycle(model), or use compress for linear layers."
         got = f"a {type(base_of(host)).__name__} without"
         raise TargetError("stacks of experts", got=got, want="a mixture", fix=fix)
-    return found
+    return stops
 
 
-def _level(weight: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """low, 0 or high, whichever is nearest."""
+def _nearest_level(weight: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """Return low, 0 or high, whichever is nearest to the weight."""
     return high.where(weight > high / 2, low.where(weight < low / 2, 0.0))
 
 
-def _error(weights: Tensor, new: Tensor, seen: Sequence[Statistics | None]) -> float | None:
-    """||(W' - W) X|| / ||W X||, the mean over experts that saw rows."""
-    found = [
+def _mean_output_error(
+    weights: Tensor, new: Tensor, statistics: Sequence[Statistics | None]
+) -> float | None:
+    """Compute ||(W' - W) X|| / ||W X||, the mean over experts that rows were routed to."""
+    errors = [
         output_error(w, n, s)
-        for w, n, s in zip(weights, new, seen, strict=True)
+        for w, n, s in zip(weights, new, statistics, strict=True)
         if s is not None and s.count and "hessian" in s.collected
     ]
-    return sum(found) / len(found) if found else None
+    return sum(errors) / len(errors) if errors else None
 
 
-def _shape(model: nn.Module, path: str, of: Mapping[str, Any]) -> tuple[int, int, int]:
-    """The sizes of a stack, which the model has, too.  Raises: CheckpointError."""
+def _checked_shape(model: nn.Module, path: str, layout: Mapping[str, Any]) -> tuple[int, int, int]:
+    """Return the sizes of a stack (E, out, in), which must be those of the model's.
+
+    layout: the plan's entry of the stack.  Raises: CheckpointError.
+    """
     owner, _, name = path.rpartition(".")
     module = dict(model.named_modules()).get(owner)
-    turned = {} if module is None else stacked_matrices(module)
-    own: list[int] = list(getattr(module, name).shape) if name in turned else []
-    if turned.get(name):
-        own = [own[0], own[2], own[1]]
-    experts, rows, width = (int(side) for side in of["shape"])
-    if own != [experts, rows, width] or not 0 <= int(of["codes"]) <= experts * rows * width:
-        got, want = f"{own or 'none'} in the model", f"a stack of {[experts, rows, width]}"
+    matrices = {} if module is None else stacked_matrices(module)
+    model_shape: list[int] = list(getattr(module, name).shape) if name in matrices else []
+    if matrices.get(name):
+        model_shape = [model_shape[0], model_shape[2], model_shape[1]]
+    experts, rows, width = (int(side) for side in layout["shape"])
+    if (
+        model_shape != [experts, rows, width]
+        or not 0 <= int(layout["codes"]) <= experts * rows * width
+    ):
+        got, want = f"{model_shape or 'none'} in the model", f"a stack of {[experts, rows, width]}"
         fix = "Create the mixture as it was, from the same pretrained model."
         raise CheckpointError(f"experts {path!r}", got=got, want=want, fix=fix)
     return experts, rows, width
 
 
 def _digest(change: Qmoe, decided: Mapping[str, Any]) -> str:
-    """Of all that is decided: a file in which one letter changed is refused."""
-    kept = {name: value for name, value in decided.items() if name != "sha256"}
-    text = json.dumps([settings_to_dict(change), kept], sort_keys=True)
+    """Hash all that is decided, so that a file in which one letter changed is refused."""
+    digested = {name: value for name, value in decided.items() if name != "sha256"}
+    text = json.dumps([settings_to_dict(change), digested], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _check_decided(change: Qmoe, decided: Mapping[str, Any]) -> None:
-    """Raises: CheckpointError for another layout of the bytes, or settings that were changed."""
-    what = "packed experts"
+    """Refuse stored bytes of another layout, or settings that were changed after writing.
+
+    Raises: CheckpointError.
+    """
+    subject = "packed experts"
     if decided.get("layout") != LAYOUT:
         got, want = f"layout {decided.get('layout')}", f"layout {LAYOUT}, which the kernels read"
         fix = "Write them again with this release."
-        raise CheckpointError(what, got=got, want=want, fix=fix)
+        raise CheckpointError(subject, got=got, want=want, fix=fix)
     if decided.get("sha256") != _digest(change, decided):
         got, want = "settings that changed after they were written", "those that were written"
         fix = "Copy the folder again from its source."
-        raise CheckpointError(what, got=got, want=want, fix=fix)
+        raise CheckpointError(subject, got=got, want=want, fix=fix)
 
 
 CARD = Card(

@@ -24,17 +24,20 @@ from ..hosts.swap.iso_flop import linear_mlps, of_tokens
 from ..hosts.swap.upcycle import check_unadapted
 from ..train.objectives import logits_of
 
-Kept = dict[str, Tensor]  # layer that reads hidden units -> the units that stay, increasing
+Units = dict[str, Tensor]  # path of the layer that reads them -> those that stay, sorted
 
 
 class Candidate(NamedTuple):
-    """An architecture, and its score: less is better."""
+    """A random choice of hidden units, and its score: lower is better.
+
+    units: for each hidden layer the numbers of the units that stay.
+    """
 
     score: float
-    kept: Kept
+    units: Units
 
 
-class Hidden(NamedTuple):
+class HiddenLayer(NamedTuple):
     """A hidden layer: the linear maps that write its units, and the one that reads them."""
 
     writes: tuple[nn.Linear, ...]
@@ -43,7 +46,7 @@ class Hidden(NamedTuple):
 
 @dataclass(frozen=True)
 class RandomSearch(PlainChange):
-    """Hidden units are dropped: of `draws` random choices, the one of the best score stays.
+    """Random search over hidden units: of `draws` random choices the one with the best score stays.
 
     Of each hidden layer round(density n) units stay, in an MLP of linear maps or in the MLPs of a
     transformer. Weights between two hidden layers fall to about density^2. Units are taken out of
@@ -78,20 +81,20 @@ class RandomSearch(PlainChange):
 
     @property
     def needs(self) -> frozenset[str]:
-        """Labelled batches, where there is something to choose."""
+        """The labelled batches, if there is more than one draw to choose from."""
         return frozenset({"labels"} if self.draws > 1 else ())
 
     @property
     def preserves(self) -> frozenset[str]:
-        """Everything where all units stay."""
+        """The properties that stay: all of them if every unit stays."""
         return frozenset(("outputs", "shape", "routing") if self.density == 1 else ())
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """The units that stay, and the score."""
+        """Search, and return a plan with the units that stay and their score."""
         best = search(host, self, batches, seed=seed)[self.rank]
-        kept = {path: units.tolist() for path, units in best.kept.items()}
+        units_by_layer = {path: units.tolist() for path, units in best.units.items()}
         score = best.score if math.isfinite(best.score) else None
-        return Plan(self, seed, {"kept": kept, "score": score})
+        return Plan(self, seed, {"kept": units_by_layer, "score": score})
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         cut(host, {path: torch.tensor(units) for path, units in plan.decided["kept"].items()})
@@ -101,39 +104,44 @@ class RandomSearch(PlainChange):
 def search(
     host: nn.Module, settings: RandomSearch, batches: Iterable[Any] = (), *, seed: int = 0
 ) -> list[Candidate]:
-    """All draws, the best first; of equal ones the earlier. The host stays as it was.
+    """Score random choices of hidden units and return them sorted, the best first.
 
-    The first draws are the same for every number of them.
+    Of equal scores the earlier draw comes first. The host stays as it was. The first draws are the
+    same for every number of draws.
     batches: (inputs, labels), or a model's arguments by name with "labels".
+    Raises: DataError for batches without labels; ConfigError for a gradient score of a frozen
+    model.
     """
     check_unadapted(host)
-    layers, held = hidden_layers(host), list(batches)
+    layers, labelled = hidden_layers(host), list(batches)
     if settings.draws == 1:
-        return [Candidate(math.nan, drawn(layers, settings.density, mix(seed, 0)))]
-    if not held or any(labels_of(batch) is None for batch in held):
-        got = "none" if not held else "inputs alone"
+        return [Candidate(math.nan, draw_units(layers, settings.density, mix(seed, 0)))]
+    if not labelled or any(labels_of(batch) is None for batch in labelled):
+        got = "none" if not labelled else "inputs alone"
         fix = "Pass [(images, labels), ...], or draws=1 for a random choice."
         raise DataError("batches of a search", got=got, want="some with labels", fix=fix)
     if settings.score != "loss" and not any(p.requires_grad for p in host.parameters()):
         got, want = "no parameter that is trained", "some"
         fix = "Use score='loss', or model.requires_grad_(True)."
         raise ConfigError(f"score {settings.score!r}", got=got, want=want, fix=fix)
-    score, found = SCORES[settings.score], list[Candidate]()
+    # Each draw has a seed of its own, so that draw i does not depend on how many there are.
+    score, candidates = SCORES[settings.score], list[Candidate]()
     with evaluating(host):
         for i in range(settings.draws):
-            kept = drawn(layers, settings.density, mix(seed, i))
-            found.append(Candidate(score(host, kept, held), kept))
-    return sorted(found, key=lambda one: one.score)
+            units_by_layer = draw_units(layers, settings.density, mix(seed, i))
+            candidates.append(Candidate(score(host, units_by_layer, labelled), units_by_layer))
+    return sorted(candidates, key=lambda candidate: candidate.score)
 
 
-def hidden_layers(host: nn.Module) -> dict[str, Hidden]:
-    """Each hidden layer, by the path of the linear map that reads it.
+def hidden_layers(host: nn.Module) -> dict[str, HiddenLayer]:
+    """Find the hidden layers of a model, by the path of the linear map that reads each.
 
     Raises: TargetError for a model that has none, or other layers among them.
     """
+    # A transformer's hidden units are those of its MLPs; a plain net's lie between its linear maps.
     paths = {id(m): path for path, m in host.named_modules()}
     if of_tokens(host):
-        return {paths[id(w)]: Hidden(tuple(r), w) for r, w in linear_mlps(host)}
+        return {paths[id(w)]: HiddenLayer(tuple(r), w) for r, w in linear_mlps(host)}
     layers: list[Any] = [m for m in host.modules() if list(m.parameters(recurse=False))]
     plain = all(type(m) is nn.Linear for m in layers)
     pairs = list(zip(layers, layers[1:], strict=False))
@@ -141,30 +149,33 @@ def hidden_layers(host: nn.Module) -> dict[str, Hidden]:
         got = f"{type(host).__name__} of {sorted({type(m).__name__ for m in layers})}"
         want, fix = "linear maps in a row, or a transformer", "Prune it: see intarsia.sparsify."
         raise TargetError("hidden layers", got=got, want=want, fix=fix)
-    return {paths[id(b)]: Hidden((a,), b) for a, b in pairs}
+    return {paths[id(b)]: HiddenLayer((a,), b) for a, b in pairs}
 
 
-def drawn(layers: Mapping[str, Hidden], density: float, seed: int) -> Kept:
-    """A random choice of each layer's units.  Raises: ConfigError for a layer without one."""
-    draw, found = torch.Generator().manual_seed(seed), Kept()
+def draw_units(layers: Mapping[str, HiddenLayer], density: float, seed: int) -> Units:
+    """Draw round(density n) units of each hidden layer.  Raises: ConfigError if one gets none."""
+    generator, units_by_layer = torch.Generator().manual_seed(seed), Units()
     for path, layer in layers.items():
         units = layer.reads.in_features
         if not (count := round(density * units)):
             got, want = f"{density} of {units} units before {path!r}", "at least one unit"
             raise ConfigError("density", got=got, want=want, fix=f"Set it above {0.5 / units:.2g}.")
-        found[path] = torch.randperm(units, generator=draw)[:count].sort().values
-    return found
+        units_by_layer[path] = torch.randperm(units, generator=generator)[:count].sort().values
+    return units_by_layer
 
 
 @contextmanager
-def masked(host: nn.Module, kept: Kept) -> Iterator[None]:
-    """Inside, the other units are 0 where they are read; the same as if they were not there."""
+def units_masked(host: nn.Module, units_by_layer: Units) -> Iterator[None]:
+    """Set all other units to 0 where they are read, while the context is open.
+
+    The outputs are those of the model without these units.
+    """
     handles: list[Any] = []
     try:
-        for path, units in kept.items():
+        for path, units in units_by_layer.items():
             reads: Any = host.get_submodule(path)
             mask = torch.zeros_like(reads.weight[0]).index_fill(0, units.to(reads.weight.device), 1)
-            hook = partial(_times, mask)
+            hook = partial(_mask_inputs, mask)
             handles.append(reads.register_forward_pre_hook(hook))
         yield
     finally:
@@ -172,16 +183,17 @@ def masked(host: nn.Module, kept: Kept) -> Iterator[None]:
             handle.remove()
 
 
-def _times(mask: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _mask_inputs(mask: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Multiply a layer's first input by a mask; a forward pre-hook."""
     return (inputs[0] * mask, *inputs[1:])
 
 
 @torch.no_grad()
-def cut(host: nn.Module, kept: Kept) -> None:
-    """Take all other units out of the model, in place."""
+def cut(host: nn.Module, units_by_layer: Units) -> None:
+    """Remove all other units from the model's weights, in place."""
     config: Any = getattr(host, "config", None)
     for path, layer in hidden_layers(host).items():
-        units = kept[path].to(layer.reads.weight.device)
+        units = units_by_layer[path].to(layer.reads.weight.device)
         for writes in layer.writes:
             writes.weight = nn.Parameter(writes.weight[units], writes.weight.requires_grad)
             if writes.bias is not None:
@@ -190,54 +202,59 @@ def cut(host: nn.Module, kept: Kept) -> None:
         reads = layer.reads
         reads.weight = nn.Parameter(reads.weight[:, units], reads.weight.requires_grad)
         reads.in_features = len(units)
-    if hasattr(config, "intermediate_size") and len({len(u) for u in kept.values()}) == 1:
-        config.intermediate_size = len(next(iter(kept.values())))
+    # transformers builds the model from this number when it is loaded again.
+    if hasattr(config, "intermediate_size") and len({len(u) for u in units_by_layer.values()}) == 1:
+        config.intermediate_size = len(next(iter(units_by_layer.values())))
 
 
 def labels_of(batch: Any) -> Tensor | None:
-    """The labels of a batch, if it has some."""
+    """Return the labels of a batch, None if it has none."""
     if isinstance(batch, Mapping):
         return batch.get("labels")
     return batch[1] if isinstance(batch, (tuple, list)) and len(batch) == 2 else None
 
 
 def loss_of(model: nn.Module, batch: Any) -> Tensor:
-    """The mean cross-entropy of a batch; of a language model, of each next token."""
+    """Compute the mean cross-entropy of a batch; for a language model, of each next token."""
     named = isinstance(batch, Mapping)
     x = {n: v for n, v in batch.items() if n != "labels"} if named else batch[0]
     logits, labels = logits_of(model, x).float(), labels_of(batch)
     assert labels is not None
+    # (B, T, V): position t predicts token t + 1.
     if logits.dim() == 3:
         logits, labels = logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten()
     return F.cross_entropy(logits, labels)
 
 
 @torch.no_grad()
-def _loss(host: nn.Module, kept: Kept, batches: Sequence[Any]) -> float:
-    with masked(host, kept):
+def _masked_loss(host: nn.Module, units_by_layer: Units, batches: Sequence[Any]) -> float:
+    """Compute the untrained loss with the other units masked."""
+    with units_masked(host, units_by_layer):
         return _mean_loss(host, batches)
 
 
 def _mean_loss(model: nn.Module, batches: Sequence[Any]) -> float:
+    """Compute the mean loss over batches, weighted by their sizes."""
     counts = [len(labels) for b in batches if (labels := labels_of(b)) is not None]
     losses = [float(loss_of(model, b)) * n for b, n in zip(batches, counts, strict=True)]
     return sum(losses) / sum(counts)
 
 
-def _snip(host: nn.Module, kept: Kept, batches: Sequence[Any]) -> float:
-    """-sum |w dL/dw|: the weights of dropped units have no gradient."""
+def _masked_sensitivity(host: nn.Module, units_by_layer: Units, batches: Sequence[Any]) -> float:
+    """Compute -sum |w dL/dw| (SNIP); the weights of dropped units have no gradient."""
+    # Biases are left out: SNIP scores connections.
     weights = [p for p in host.parameters() if p.requires_grad and p.dim() > 1]
-    with masked(host, kept), torch.enable_grad():
+    with units_masked(host, units_by_layer), torch.enable_grad():
         total = sum((loss_of(host, batch) for batch in batches), torch.zeros(()))
-        found = torch.autograd.grad(total / len(batches), weights, allow_unused=True)
-    pairs = zip(weights, found, strict=True)
+        gradients = torch.autograd.grad(total / len(batches), weights, allow_unused=True)
+    pairs = zip(weights, gradients, strict=True)
     return -sum(float((w.detach() * g).abs().sum()) for w, g in pairs if g is not None)
 
 
-def _epoch(host: nn.Module, kept: Kept, batches: Sequence[Any]) -> float:
-    """The loss after one pass over the batches, of a copy."""
+def _loss_after_epoch(host: nn.Module, units_by_layer: Units, batches: Sequence[Any]) -> float:
+    """Compute the loss of a smaller copy after one pass of Adam over the batches."""
     model = copy.deepcopy(host)
-    cut(model, kept)
+    cut(model, units_by_layer)
     optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=1e-3)
     with torch.enable_grad():
         for batch in batches:
@@ -248,7 +265,7 @@ def _epoch(host: nn.Module, kept: Kept, batches: Sequence[Any]) -> float:
         return _mean_loss(model, batches)
 
 
-SCORES = {"loss": _loss, "snip": _snip, "epoch": _epoch}
+SCORES = {"loss": _masked_loss, "snip": _masked_sensitivity, "epoch": _loss_after_epoch}
 
 CARD = Card(
     "random_search",

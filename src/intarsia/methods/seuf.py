@@ -20,7 +20,7 @@ from ..core import Card, Paper
 from ..core.checks import above, at_least, between, one_of
 from ..core.errors import ConfigError, DataError, TargetError, TrainingError
 from ..core.modes import evaluating
-from ..data.token_batches import Batch, batch_of, batches, first_rows, inputs_of, there
+from ..data.token_batches import Batch, batch_of, batches, first_rows, inputs_of, real_tokens
 from ..hosts.anatomy.gates import probabilities
 from ..hosts.attribution import BY, Attribution, attribute_experts
 from ..hosts.swap.upcycle import check_unadapted
@@ -40,7 +40,7 @@ At = tuple[int, int]  # layer, expert
 
 @dataclass(frozen=True)
 class Seuf:
-    """L = l_forget + retain l_retain + anchor mean_t |p_t - onehot(e)|^2, in one expert e.
+    """Unlearning in one expert e: l_forget + retain l_retain + anchor mean_t |p_t - onehot(e)|^2.
 
     Trained are the expert e with the most of the text (by: "affinity", the paper's, or "lift", over
     what other text gives it) and its layer's gate; every other weight keeps its bits. The anchor,
@@ -77,20 +77,24 @@ class Seuf:
 
     @property
     def keeps(self) -> bool:
-        """Does it read the text that is to stay?"""
+        """The statement that the loss reads the text to keep, bool."""
         return self.loss != "ga" and self.retain > 0
 
     def unlearn(
-        self, model: nn.Module, forget: Sequence[Any], retain: Sequence[Any] = (), **how: Any
+        self, model: nn.Module, forget: Sequence[Any], retain: Sequence[Any] = (), **options: Any
     ) -> Unlearned:
-        """`unlearn(model, self, forget, retain, **how)`."""
-        return unlearn(model, self, forget, retain, **how)
+        """Call `unlearn(model, self, forget, retain, **options)`."""
+        return unlearn(model, self, forget, retain, **options)
 
 
 @dataclass(frozen=True)
 class Unlearned:
-    """at: (layer, expert), None for all weights;  path: step, cross-entropy of both texts (nats a
-    token) and the target's share of the forgotten tokens' probability;  trained, total: weights."""
+    """Result of `unlearn`: the expert, the course of the measures, and how much was trained.
+
+    at: (layer, expert), None for all weights.  path: at each measured step the cross-entropy of
+    both texts (nats a token) and the target's share of the forgotten tokens' probability.  trained,
+    total: numbers of weights.
+    """
 
     at: At | None
     path: tuple[Mapping[str, float], ...]
@@ -115,39 +119,43 @@ def unlearn(
     seed: int = 0,
     progress: Report = lambda _: None,
 ) -> Unlearned:
-    """Unlearn a text in place; a stock sparse model of transformers.
+    """Unlearn a text in place, in a stock sparse model of transformers.
 
-    forget, retain: rows, as `load_texts(...).train`, or token ids (N, T).
-    at: (layer, expert) in place of the one that is attributed; "all": every weight and no anchor,
-    which is the plain method.  until: stop when the cross-entropy of the text to forget has risen
-    by so many nats.  judge: other rows of both texts to measure by, each `every` steps; the first
-    ones of those trained on if not given.  seed: of the order of rows, and of RMU's vector.
-    The model is as before where this raises, Ctrl-C included.
+    forget, retain: rows, as `load_texts(...).train`, or token ids (N, T). at: (layer, expert) in
+    place of the one that is attributed; "all": every weight and no anchor, which is the plain
+    method.  steps: of AdamW, at most.  until: stop when the cross-entropy of the text to forget has
+    risen by so many nats.  judge: other rows of both texts to measure by, each `every` steps; the
+    first ones of those trained on if not given.  batch_size: rows of each text in a step.  seed: of
+    the order of rows, and of RMU's vector.  progress: is given a line for each measurement. The
+    model is as before where this raises, Ctrl-C included.
 
     Raises: TargetError for a model without stock experts, or with adapters; DataError for rows
     without tokens, texts that share rows, or no text to keep where the loss reads one; ConfigError
     for an expert that is not there; TrainingError for a loss that is not finite.
     Source: arXiv:2411.18797.
     """
-    for what, count in (("steps", steps), ("every", every), ("batch_size", batch_size)):
-        at_least(what, count, 1)
+    for setting, count in (("steps", steps), ("every", every), ("batch_size", batch_size)):
+        at_least(setting, count, 1)
     above("until", 1.0 if until is None else until, 0, "Try 1.0; None takes all steps.")
-    stock = _checked(model, method, forget, retain, at is None)
+    layers = _check_texts(model, method, forget, retain, at is None)
     table, target = None, None
     if at is None:
-        there_is = [r for r in (forget, retain) if len(r)]
+        texts = [r for r in (forget, retain) if len(r)]
         device = next(model.parameters()).device
-        table = attribute_experts(model, *(inputs_of(r, batch_size, device) for r in there_is))
+        # The expert with the largest share of the text's tokens is the target.
+        table = attribute_experts(model, *(inputs_of(r, batch_size, device) for r in texts))
         target = table.best(method.by)
+        # For example a lead of the expert that is no larger than chance.
         for doubt in table.doubts(target):
             warnings.warn(doubt, stacklevel=2)
     elif at != "all":
-        target = _given(at, stock)
+        target = _checked_place(at, layers)
     elif method.loss == "rmu":
         fix = "Give at=(layer, expert)."
         raise ConfigError("at", got="'all' with rmu", want="a layer, whose output moves", fix=fix)
-    run = _Run(model, method, target, stock, seed)
+    run = _Run(model, method, target, layers, seed)
     try:
+        # Dropout would make the measures of two steps differ for no reason.
         with evaluating(model), run:
             path = run.walk(forget, retain, judge, steps, until, batch_size, every, progress)
     except BaseException:
@@ -158,14 +166,17 @@ def unlearn(
 
 
 class _Run:
-    """One unlearning: what is trained, what is seen of a forward, and the losses."""
+    """An unlearning run: the trained weights, hooks that record a forward pass, and the losses.
+
+    p: (B T, E), the gate's newest probabilities; h: (B, T, d), the block's newest output.
+    """
 
     def __init__(
         self,
         model: nn.Module,
         method: Seuf,
         at: At | None,
-        stock: Sequence[StockExperts],
+        layers: Sequence[StockExperts],
         seed: int,
     ) -> None:
         self.model, self.method, self.at = model, method, at
@@ -177,19 +188,20 @@ class _Run:
             self.parts = WeightParts(model, [(p, None) for p in model.parameters()])
             self.gate = self.block = None
         else:
-            of = stock[at[0]]
-            self.gate = stock_gate(model, of.path)
-            self.block = _block_of(model, of.path)
-            chosen = [(p, at[1]) for p in of.module.parameters() if len(p) == of.experts]
-            chosen += [(p, None) for p in self.gate.parameters()]
-            self.parts = WeightParts(model, chosen)
+            layer = layers[at[0]]
+            self.gate = stock_gate(model, layer.path)
+            self.block = _block_around(model, layer.path)
+            parts = [(p, at[1]) for p in layer.module.parameters() if len(p) == layer.experts]
+            # Stacked weights are trained in one row, that of the expert; the gate is trained whole.
+            parts += [(p, None) for p in self.gate.parameters()]
+            self.parts = WeightParts(model, parts)
         self.u: Tensor | None = None
 
     def __enter__(self) -> None:
         if self.gate is not None:
-            self.hooks.append(self.gate.register_forward_hook(self._saw_gate))
+            self.hooks.append(self.gate.register_forward_hook(self._store_probabilities))
         if self.block is not None and self.method.loss == "rmu":
-            self.hooks.append(self.block.register_forward_hook(self._saw_block))
+            self.hooks.append(self.block.register_forward_hook(self._store_hidden))
         self.parts.begin()
 
     def __exit__(self, *_: object) -> None:
@@ -197,10 +209,12 @@ class _Run:
         for hook in self.hooks:
             hook.remove()
 
-    def _saw_gate(self, gate: nn.Module, _: Any, output: Any) -> None:
+    def _store_probabilities(self, gate: nn.Module, _: Any, output: Any) -> None:
+        """Keep the gate's probabilities, (B T, E); a forward hook."""
         self.p = probabilities(gate, output)  # (B T, E)
 
-    def _saw_block(self, _block: nn.Module, _: Any, output: Any) -> None:
+    def _store_hidden(self, _block: nn.Module, _: Any, output: Any) -> None:
+        """Keep the block's output h, (B, T, d); a forward hook."""
         self.h = output[0] if isinstance(output, tuple) else output  # (B, T, d)
 
     def walk(
@@ -214,46 +228,53 @@ class _Run:
         every: int,
         progress: Report,
     ) -> tuple[Mapping[str, float], ...]:
-        """Train, and measure on the way."""
-        held = judge or (first_rows(forget, JUDGED), first_rows(retain, JUDGED))
-        judged = [batches(rows, size, self.device) for rows in held]
-        path = [self.measure(0, judged)]
+        """Train, and return the measures of step 0 and of every `every`-th step."""
+        # Measured on rows that do not change, so that two steps can be compared.
+        judging_rows = judge or (first_rows(forget, JUDGED), first_rows(retain, JUDGED))
+        judging_batches = [batches(rows, size, self.device) for rows in judging_rows]
+        path = [self.measure(0, judging_batches)]
+        # No weight decay: it would move weights that no loss asks to move.
         optimiser = torch.optim.AdamW(self.parts.leaves, lr=self.method.lr, weight_decay=0.0)
-        drawn = [self._endless(rows, size) for rows in (forget, retain) if len(rows)]
+        streams = [self._endless(rows, size) for rows in (forget, retain) if len(rows)]
         for step in range(1, steps + 1):
-            loss = self.loss(*(next(rows) for rows in drawn))
+            loss = self.loss(*(next(rows) for rows in streams))
             if not bool(loss.isfinite()):
                 fix = f"Set a smaller rate (lr={self.method.lr / 10:g}), or until=1.0."
-                what, got = f"unlearning, step {step}", f"a loss of {float(loss.detach())}"
-                raise TrainingError(what, got=got, want="a finite one", fix=fix)
+                subject, got = f"unlearning, step {step}", f"a loss of {float(loss.detach())}"
+                raise TrainingError(subject, got=got, want="a finite one", fix=fix)
+            # Gradients of whole stacked tensors are cut down to the trained rows.
             self.parts.gradients(loss)
             torch.nn.utils.clip_grad_norm_(self.parts.leaves, CLIP)
             optimiser.step()
             self.parts.put()
             if step % every == 0 or step == steps:
-                path.append(self.measure(step, judged))
-                progress(_said(path[-1]))
+                path.append(self.measure(step, judging_batches))
+                progress(_describe_measures(path[-1]))
+                # Stop by what was unlearned, not by steps, so that methods compare at equal
+                # forgetting.
                 if until is not None and path[-1]["forget"] - path[0]["forget"] >= until:
                     break
         return tuple(path)
 
     def loss(self, forget: Batch, retain: Batch | None = None) -> Tensor:
-        """The whole loss of a step (equation 4)."""
+        """Compute the whole loss of a step (equation 4)."""
         method = self.method
         keeps = retain if method.keeps else None
-        first = self.reference(forget, keeps)
-        total = self.forgetting(forget, first)
+        reference = self.reference(forget, keeps)
+        total = self.forgetting(forget, reference)
+        # Without the anchor the router sends the text to other experts, which are then damaged.
         if self.at is not None and method.anchor:
             total = total + method.anchor * self.anchoring(forget)
         if keeps is not None:
-            total = total + method.retain * self.keeping(keeps, first)
+            total = total + method.retain * self.keeping(keeps, reference)
         return total
 
     @torch.no_grad()
     def reference(self, forget: Batch, retain: Batch | None) -> Tensor | None:
-        """What the model said at first: of "npo" log pi_0 of each row, of "rmu" h_0 of what stays.
+        """Compute the untrained model's log pi_0 of each row ("npo") or h_0 of `retain` ("rmu").
 
-        Before any graph is made: weights are exchanged in place.
+        None for the other losses. Called before any graph is made, because weights are exchanged in
+        place.
         """
         if self.method.loss == "npo":
             with self.parts.before():
@@ -261,128 +282,151 @@ class _Run:
         if self.method.loss == "rmu" and retain is not None:
             with self.parts.before():
                 self.model(**retain[0])
-                return there(self.h, retain)
+                return real_tokens(self.h, retain)
         return None
 
-    def forgetting(self, batch: Batch, first: Tensor | None) -> Tensor:
-        """l_forget."""
+    def forgetting(self, batch: Batch, reference: Tensor | None) -> Tensor:
+        """Compute l_forget; reference: log pi_0 of each row, (B,), for "npo"."""
         if self.method.loss == "rmu":
             self.model(**batch[0])
-            h = there(self.h, batch)  # (N, d)
+            h = real_tokens(self.h, batch)  # (N, d)
             return (h - self.method.steer * self.direction(h)).square().mean()
-        row, tokens = self.likelihood(batch)
-        if first is None:
-            return row.sum() / tokens.sum().clamp(min=1)  # log pi a token: -CE
+        row_log_probability, tokens = self.likelihood(batch)
+        if reference is None:
+            return row_log_probability.sum() / tokens.sum().clamp(min=1)  # log pi a token: -CE
+        # NPO: 2 / (beta T) log(1 + (pi / pi_0)^beta), softplus of the log-ratio.
         beta = self.method.beta
-        return 2 / beta * F.softplus(beta * (row - first)).sum() / tokens.sum().clamp(min=1)
+        return (
+            2
+            / beta
+            * F.softplus(beta * (row_log_probability - reference)).sum()
+            / tokens.sum().clamp(min=1)
+        )
 
     def anchoring(self, batch: Batch) -> Tensor:
-        """mean_t |p_t - onehot(e)|^2 of the newest forward (equation 3)."""
+        """Compute mean_t |p_t - onehot(e)|^2 of the newest forward (equation 3)."""
         assert self.at is not None
-        p = there(self.p, batch)  # (N, E)
+        p = real_tokens(self.p, batch)  # (N, E)
         target = torch.zeros_like(p)
+        # onehot(e), the same for every token.
         target[:, self.at[1]] = 1.0
         return (p - target).square().sum(1).mean()
 
-    def keeping(self, batch: Batch, first: Tensor | None) -> Tensor:
-        """l_retain."""
-        if self.method.loss == "rmu" and first is not None:
+    def keeping(self, batch: Batch, reference: Tensor | None) -> Tensor:
+        """Compute l_retain; reference: h_0 of the real tokens, (N, d), for "rmu"."""
+        if self.method.loss == "rmu" and reference is not None:
             self.model(**batch[0])
-            return (there(self.h, batch) - first).square().mean()
-        row, tokens = self.likelihood(batch)
-        return -row.sum() / tokens.sum().clamp(min=1)
+            return (real_tokens(self.h, batch) - reference).square().mean()
+        row_log_probability, tokens = self.likelihood(batch)
+        return -row_log_probability.sum() / tokens.sum().clamp(min=1)
 
     def likelihood(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """log pi of each row, and how many tokens of it are labelled.  (B,), (B,)."""
+        """Compute log pi of each row, and the number of its labelled tokens.  (B,), (B,)."""
         inputs, labels = batch
         logits = self.model(**inputs).logits[:, :-1].float()
         target = labels[:, 1:]
-        each = F.cross_entropy(logits.transpose(1, 2), target, reduction="none")  # (B, T - 1)
-        return -each.sum(1), (target != -100).sum(1)
+        # Ignored labels (-100, the prompt or padding) have a loss of 0.
+        token_losses = F.cross_entropy(
+            logits.transpose(1, 2), target, reduction="none"
+        )  # (B, T - 1)
+        return -token_losses.sum(1), (target != -100).sum(1)
 
     def direction(self, h: Tensor) -> Tensor:
-        """u, the same in every step."""
+        """Return RMU's random unit vector u, (d,), the same in every step."""
         if self.u is None:
+            # RMU draws u once; hidden states of the text are steered along it.
             u = torch.rand(h.shape[-1], generator=self.draws)
             self.u = (u / u.norm()).to(h)
         return self.u
 
     @torch.no_grad()
-    def measure(self, step: int, judged: Sequence[Sequence[Batch]]) -> Mapping[str, float]:
-        """Cross-entropy of both texts, and the target's share of the tokens to forget."""
-        found: dict[str, float] = {"step": step}
-        for name, some in zip(("forget", "retain"), judged, strict=True):
-            total = count = share = seen = 0.0
-            for batch in some:
+    def measure(self, step: int, judging_batches: Sequence[Sequence[Batch]]) -> Mapping[str, float]:
+        """Measure both texts' cross-entropy, and the target's share of the tokens to forget."""
+        measures: dict[str, float] = {"step": step}
+        for name, batches_of_text in zip(("forget", "retain"), judging_batches, strict=True):
+            total = count = share = positions = 0.0
+            for batch in batches_of_text:
                 row, tokens = self.likelihood(batch)
                 total, count = total - float(row.sum()), count + int(tokens.sum())
                 if self.at is not None and name == "forget":
-                    p = there(self.p, batch)[:, self.at[1]]
-                    share, seen = share + float(p.sum()), seen + len(p)
+                    p = real_tokens(self.p, batch)[:, self.at[1]]
+                    share, positions = share + float(p.sum()), positions + len(p)
             if name == "forget" and not count:
                 fix = "Give rows of two tokens or more."
                 raise DataError("text to forget", got="no token to predict", want="some", fix=fix)
-            if some:
-                found[name] = total / max(1.0, count)
-            if seen:
-                found["share"] = share / seen
-        return found
+            if batches_of_text:
+                measures[name] = total / max(1.0, count)
+            if positions:
+                measures["share"] = share / positions
+        return measures
 
     def _endless(self, rows: Sequence[Any], size: int) -> Any:
+        """Yield batches of the rows without end, in a new random order each time through."""
         while True:
             order = torch.randperm(len(rows), generator=self.draws).tolist()
             for first in range(0, len(order), size):
                 yield batch_of([rows[i] for i in order[first : first + size]], self.device)
 
 
-def _checked(
+def _check_texts(
     model: nn.Module, method: Seuf, forget: Sequence[Any], retain: Sequence[Any], attributed: bool
 ) -> list[StockExperts]:
-    """The experts of each layer.  Raises: TargetError, DataError."""
+    """Check the model and both texts; return the experts of each layer."""
     check_unadapted(model)
-    stock = list(stock_experts(model).values())
-    if not stock:
+    layers = list(stock_experts(model).values())
+    if not layers:
         got = f"a {type(model).__name__} without stock experts"
         fix = "Use Mixtral, Qwen-MoE, OLMoE or another sparse model of transformers."
         raise TargetError("model to unlearn in", got=got, want="mixtures of experts", fix=fix)
     lift = attributed and method.by == "lift"
-    ways = ["loss='ga'"] * method.keeps + ["by='affinity'"] * lift
-    for name, rows, wanted in (("forget", forget, True), ("retain", retain, bool(ways))):
-        if wanted and not len(rows):
-            fix = "Give some rows" + (f", or {' and '.join(ways)}." if name == "retain" else ".")
+    remedies = ["loss='ga'"] * method.keeps + ["by='affinity'"] * lift
+    for name, rows, required in (("forget", forget, True), ("retain", retain, bool(remedies))):
+        if required and not len(rows):
+            fix = "Give some rows" + (
+                f", or {' and '.join(remedies)}." if name == "retain" else "."
+            )
             raise DataError(f"text to {name}", got="no rows", want="some", fix=fix)
-    kept = {_bits(row) for row in retain}
-    both = sum(_bits(row) in kept for row in forget)
-    if both > OVERLAP * len(forget):
-        got = f"{both} of {len(forget)} rows to forget that are also to be kept"
+    # A row in both texts would be pulled in both directions.
+    retained_rows = {_row_bytes(row) for row in retain}
+    shared_rows = sum(_row_bytes(row) in retained_rows for row in forget)
+    if shared_rows > OVERLAP * len(forget):
+        got = f"{shared_rows} of {len(forget)} rows to forget that are also to be kept"
         fix = "Take them out of one of the two."
         raise DataError("texts", got=got, want=f"at most {OVERLAP:.0%}", fix=fix)
-    return stock
+    return layers
 
 
-def _bits(row: Any) -> bytes:
+def _row_bytes(row: Any) -> bytes:
+    """Return the token ids of a row as bytes, by which equal rows are found."""
+    # Rows are compared by their tokens, whatever their labels.
     ids = row if isinstance(row, Tensor) else pair(row)[0]["input_ids"]
     return torch.as_tensor(ids).long().cpu().numpy().tobytes()
 
 
-def _given(at: Any, stock: Sequence[StockExperts]) -> At:
-    if not (isinstance(at, tuple) and len(at) == 2):
-        raise ConfigError("at", got=repr(at), want="(layer, expert), or 'all'", fix="Try (3, 7).")
-    between("layer", at[0], 0, len(stock) - 1)
-    between("expert", at[1], 0, stock[at[0]].experts - 1)
-    return int(at[0]), int(at[1])
+def _checked_place(place: Any, layers: Sequence[StockExperts]) -> At:
+    """Return (layer, expert) as ints.  Raises: ConfigError for one that is not in the model."""
+    if not (isinstance(place, tuple) and len(place) == 2):
+        raise ConfigError(
+            "at", got=repr(place), want="(layer, expert), or 'all'", fix="Try (3, 7)."
+        )
+    between("layer", place[0], 0, len(layers) - 1)
+    between("expert", place[1], 0, layers[place[0]].experts - 1)
+    return int(place[0]), int(place[1])
 
 
-def _block_of(model: nn.Module, path: str) -> nn.Module:
-    """The repeated block that the experts are in."""
+def _block_around(model: nn.Module, path: str) -> nn.Module:
+    """Return the repeated block that contains the module at `path`."""
     blocks = blocks_of(model)
     inside = [b for b in blocks if any(m is model.get_submodule(path) for m in b.modules())]
     return inside[0]
 
 
-def _said(at: Mapping[str, float]) -> str:
-    words = [f"{name} {at[name]:.3f}" for name in ("forget", "retain", "share") if name in at]
-    return f"step {at['step']:.0f}: {', '.join(words)}"
+def _describe_measures(measures: Mapping[str, float]) -> str:
+    """Format the measures of a step as a line of progress."""
+    words = [
+        f"{name} {measures[name]:.3f}" for name in ("forget", "retain", "share") if name in measures
+    ]
+    return f"step {measures['step']:.0f}: {', '.join(words)}"
 
 
 CARD = Card(

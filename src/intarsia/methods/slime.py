@@ -88,8 +88,8 @@ class Slime(PlainChange):
     added: ClassVar[tuple[str, ...]] = (NAME,)
 
     def __post_init__(self) -> None:
-        for what in ("tiles", "whole", "queries"):
-            at_least(what, getattr(self, what), 1)
+        for setting in ("tiles", "whole", "queries"):
+            at_least(setting, getattr(self, setting), 1)
         between("top_p", self.top_p, 0, 1)
         if self.tau is not None:
             above("tau", self.tau, 0, "Try 0.07, or None.")
@@ -98,7 +98,7 @@ class Slime(PlainChange):
 
     @property
     def encoders(self) -> dict[str, str]:
-        """The encoder of pictures."""
+        """The encoder of pictures, by modality."""
         return {"image": self.image}
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
@@ -106,13 +106,14 @@ class Slime(PlainChange):
         return super().plan(host, batches, seed=seed)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Put the connector into a decoder, in place."""
         check_decoder(host)
         generator = torch.Generator().manual_seed(plan.seed)
         width = encoder(self.image, "image").width
         return install(host, {"image": TiledView(self, width, width_of(host), generator)})
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, None]:
-        """Yields the stages, each of which trains its own part.
+        """Yield the four stages; each trains its own parts of the connector.
 
         global-mlp: the projector, the gate held at it; global-queries: the resampler of the whole,
         the gate held at that; local: the resampler of tiles, without the global view; joint: all of
@@ -143,7 +144,11 @@ class Slime(PlainChange):
 
 
 def check_budget(budget: int | None, whole: int) -> None:
-    """Raises: ConfigError for one without room for the global view, the separator and one more."""
+    """Refuse a budget without room for the global view, the separator and one local vector.
+
+    budget: vectors of a picture, None = no limit; whole: vectors of the global view.
+    Raises: ConfigError.
+    """
     if budget is not None and budget < whole + 2:
         want = f"at least {whole + 2}: {whole} of the whole, a separator, one of a tile"
         fix = f"Raise it, or lower whole={whole}."
@@ -151,7 +156,7 @@ def check_budget(budget: int | None, whole: int) -> None:
 
 
 def tiled_view(model: nn.Module) -> TiledView:
-    """The connector of a model with `Slime`.  Raises: ConfigError for another model."""
+    """Return the image connector of a model with `Slime`.  Raises: ConfigError if it has none."""
     view = connectors_of(model).get("image")
     if not isinstance(view, TiledView):
         want, fix = (
@@ -163,9 +168,9 @@ def tiled_view(model: nn.Module) -> TiledView:
 
 
 def set_budget(model: nn.Module, budget: int | None) -> None:
-    """Answer within another budget from now on; None = by top_p.
+    """Set how many vectors a picture may have from now on, in place; None = chosen by top_p.
 
-    Make the processor's rows afterwards: the number of marks follows.
+    Make the processor's rows afterwards: the number of placeholder tokens follows the budget.
     Raises: ConfigError as `Slime` does.
     """
     view = tiled_view(model)
@@ -194,142 +199,164 @@ class TiledView(Connector):
         self.noise = RandomSource(seeded_by(generator))
 
     def count(self, views: int) -> int:
-        whole = self.settings.whole
+        """Return how many vectors a picture of so many views has, the separator counted."""
+        overview = self.settings.whole
         if views == 1:
-            return whole
-        every = whole + 1 + self.settings.queries * (views - 1)
-        return every if self.budget is None else min(self.budget, every)
+            return overview
+        all_vectors = overview + 1 + self.settings.queries * (views - 1)
+        return all_vectors if self.budget is None else min(self.budget, all_vectors)
 
     def told(self, views: int) -> str:
-        """The budget of a picture of so many views, in words."""
-        whole, every = self.settings.whole, self.settings.queries * (views - 1)
+        """Describe in words how many vectors a picture of so many views has."""
+        overview, local_vectors = self.settings.whole, self.settings.queries * (views - 1)
         if views == 1:
-            return f"1 view, {whole} vectors"
+            return f"1 view, {overview} vectors"
         if self.budget is None:
-            return f"{views} views, {whole} + 1 vectors, and of {every} local ones by top_p"
-        local = self.count(views) - whole - 1
-        return f"{views} views, {whole} + 1 + {local} vectors: {local} of {every} local ones"
+            return (
+                f"{views} views, {overview} + 1 vectors, and of {local_vectors} local ones by top_p"
+            )
+        local = self.count(views) - overview - 1
+        return f"{views} views, {overview} + 1 + {local} vectors: {local} of {local_vectors} local"
 
     def mixture(self, x: Tensor) -> Tensor:
-        """The global vectors of the whole pictures.  (P, n, width) -> (P, whole, d)."""
+        """Mix the global vectors: y = G_1 P(x) + G_2 P(R(x)).  (P, n, width) -> (P, whole, d)."""
         x = x.to(self.separator.dtype)
         means = pooled(x, self.settings.whole, grid=True)  # (P, whole, width)
+        # While one branch of the mixture trains, the gate is held at it.
         if self.stage in ("global-mlp", "local"):
             return self.projector(means)
         queries = self.projector(self.whole(x))
         if self.stage == "global-queries":
             return queries
-        own = torch.full(means.shape[:2], MODALITIES.index("image"))
-        with self.gate.context.having(valid=None, modality=own):  # the others are of the text
+        image_modality = torch.full(means.shape[:2], MODALITIES.index("image"))
+        # The gate sees pictures alone: the context's padding and modality are of the text.
+        with self.gate.context.having(valid=None, modality=image_modality):
             g = self.gate(self.projector.norm(means)).dense()  # (P whole, 2)
         g = g.view(*means.shape[:2], 2).to(queries.dtype)
         return g[..., :1] * self.projector(means) + g[..., 1:] * queries
 
-    def scores(self, local: Tensor, embeds: Tensor, asked: Tensor) -> Tensor:
-        """s of a picture's local vectors for its question.
+    def scores(self, local: Tensor, embeds: Tensor, is_question: Tensor) -> Tensor:
+        """Score a picture's local vectors by their similarity to the question, by a softmax.
 
-        local: (n, d); embeds: (T, d), of which `asked` (T,) bool are the question's.  -> (n,).
-        A question without tokens: by the norm of the vectors, with a warning.
+        local: (n, d); embeds: (T, d) token embeddings; is_question: (T,) bool, which tokens are of
+        the question.  -> (n,).  For a question without tokens vectors are scored by their norm,
+        with a warning.
         """
-        words = embeds[asked]
+        words = embeds[is_question]
         if not len(words):
-            what = "a question without words: local vectors are chosen by their norm"
-            warnings.warn(what, UserWarning, stacklevel=2)
+            message = "a question without words: local vectors are chosen by their norm"
+            warnings.warn(message, UserWarning, stacklevel=2)
             return local.float().norm(dim=-1).softmax(0)
+        # Equation of the selector: s = softmax(mean_t cos(l, t) / tau).
         unit = F.normalize(local.float(), dim=-1)
-        close = (unit @ F.normalize(words.float(), dim=-1).T).mean(1)  # mean cosine, (n,)
+        similarity = (unit @ F.normalize(words.float(), dim=-1).T).mean(1)  # mean cosine, (n,)
         if self.training:
-            close = close + NOISE / len(words) * self.noise.normal(len(close)).to(close)
+            similarity = similarity + NOISE / len(words) * self.noise.normal(len(similarity)).to(
+                similarity
+            )
         tau = 1 / len(words) if self.settings.tau is None else self.settings.tau
-        return (close / tau).softmax(0)
+        return (similarity / tau).softmax(0)
 
     def forward(self, features: Tensor, views: Tensor, asked: AskedTokens | None) -> Vectors:
+        """Compute the vectors of all pictures, and which of them the decoder reads.
+
+        features: (views of all pictures, n, width); views: (P,) numbers of views; asked: the
+        questions' tokens, None = no question.
+        """
         self.check(features)
         counts = views.tolist()
-        first = (views.cumsum(0) - views).to(features.device)
-        whole = self.mixture(features[first])  # (P, whole, d)
-        tile = torch.ones(len(features), dtype=torch.bool, device=features.device)
-        tile[first] = False
-        local = self.projector(self.local(features[tile].to(self.separator.dtype)))
+        # Views of all pictures lie one after another; a picture's first view is the whole picture.
+        first_views = (views.cumsum(0) - views).to(features.device)
+        overview = self.mixture(features[first_views])  # (P, whole, d)
+        is_tile = torch.ones(len(features), dtype=torch.bool, device=features.device)
+        is_tile[first_views] = False
+        local = self.projector(self.local(features[is_tile].to(self.separator.dtype)))
         parts = local.split([n - 1 for n in counts])  # (tiles, queries, d) of each picture
         rows: list[Tensor] = []
-        keep: list[Tensor] = []
-        for number, (n, own) in enumerate(zip(counts, parts, strict=True)):
-            rows.append(whole[number])
-            seen = torch.ones(self.count(n), dtype=torch.bool, device=features.device)
+        masks: list[Tensor] = []
+        for number, (n, tiles) in enumerate(zip(counts, parts, strict=True)):
+            rows.append(overview[number])
+            is_read = torch.ones(self.count(n), dtype=torch.bool, device=features.device)
             if n > 1:
-                flat = own.flatten(0, 1)  # (tiles queries, d), as they lie in the picture
-                chosen = self._chosen(flat, asked, number)
-                rows += [self.separator[None], flat[chosen] if self.budget else flat]
-                self._hide(seen, chosen)
-            keep.append(seen)
-        made = torch.tensor([len(k) for k in keep], device=features.device)
-        return Vectors(torch.cat(rows), made, torch.cat(keep))
+                flat = tiles.flatten(0, 1)  # (tiles queries, d), as they lie in the picture
+                selected = self._select_local(flat, asked, number)
+                # Within a budget unread vectors are left out; by top_p the number varies, so they
+                # are masked.
+                rows += [self.separator[None], flat[selected] if self.budget else flat]
+                self._hide(is_read, selected)
+            masks.append(is_read)
+        lengths = torch.tensor([len(k) for k in masks], device=features.device)
+        return Vectors(torch.cat(rows), lengths, torch.cat(masks))
 
-    def _chosen(self, local: Tensor, asked: AskedTokens | None, number: int) -> Tensor:
-        """Which of a picture's local vectors stay, (n,) bool."""
-        if asked is None:
+    def _select_local(self, local: Tensor, question: AskedTokens | None, number: int) -> Tensor:
+        """Return the mask of a picture's local vectors that stay, (n,) bool; number: of the
+        picture.
+        """
+        if question is None:
             embeds = local.new_zeros(1, local.shape[1])
             s = self.scores(local, embeds, torch.zeros(1, dtype=torch.bool, device=local.device))
         else:
-            s = self.scores(local, asked.embeds[number], asked.mask[number])
-        room = None if self.budget is None else self.budget - self.settings.whole - 1
-        return kept(s.detach(), self.settings.top_p, room)
+            s = self.scores(local, question.embeds[number], question.mask[number])
+        capacity = None if self.budget is None else self.budget - self.settings.whole - 1
+        return select_largest(s.detach(), self.settings.top_p, capacity)
 
-    def _hide(self, seen: Tensor, chosen: Tensor) -> None:
-        """Mark what is not to be read of [whole | separator | local]."""
-        whole = self.settings.whole
+    def _hide(self, is_read: Tensor, selected: Tensor) -> None:
+        """Mask, in place, vectors of [whole | separator | local] that are not to be read."""
+        overview = self.settings.whole
         if self.budget is None:
-            seen[whole + 1 :] = chosen
+            is_read[overview + 1 :] = selected
         if self.stage == "local":
-            seen[:whole] = False
+            is_read[:overview] = False
         elif self.stage != "joint":
-            seen[whole:] = False
+            is_read[overview:] = False
 
 
-def kept(s: Tensor, top_p: float, room: int | None) -> Tensor:
-    """Which of the scores stay: the `room` largest, or the fewest whose sum is above top_p.
+def select_largest(s: Tensor, top_p: float, capacity: int | None) -> Tensor:
+    """Return a mask of the largest scores: `capacity` of them, or the fewest that sum above top_p.
 
-    Of equal ones the first.  (n,) -> (n,) bool.
+    s: (n,) scores that sum to 1; capacity None = by top_p.  Of equal scores the first stay.
+    -> (n,) bool.
     """
     order = s.sort(descending=True, stable=True)
-    if room is None:
-        before = order.values.cumsum(0) - order.values  # the sum of those before each
-        count = int((before.clamp(max=1) <= top_p).sum())  # rounded, a sum may be above 1
+    if capacity is None:
+        # A vector stays while the sum of the larger ones has not yet passed top_p.
+        sum_before = order.values.cumsum(0) - order.values  # the sum of those before each
+        count = int((sum_before.clamp(max=1) <= top_p).sum())  # rounded, a sum may be above 1
     else:
-        count = min(room, len(s))
-    found = torch.zeros(len(s), dtype=torch.bool, device=s.device)
-    found[order.indices[:count]] = True
-    return found
+        count = min(capacity, len(s))
+    mask = torch.zeros(len(s), dtype=torch.bool, device=s.device)
+    mask[order.indices[:count]] = True
+    return mask
 
 
 @torch.no_grad()
 def selection(model: nn.Module, row: dict[str, Tensor]) -> list[tuple[Tensor, Tensor]]:
-    """What is chosen of each picture of a processor's row: scores and whether they stay.
+    """Return the scores and the selected local vectors of each picture in a processor's row.
 
-    Returns for each picture (tiles, queries) float and bool, tiles row by row; none for a picture
-    without tiles.
+    row: one sample with `input_ids`, `image`, `image_views` and `asked`.  Returns for each picture
+    (tiles, queries) float and bool, tiles row by row; nothing for a picture without tiles.
     """
     view = tiled_view(model)
     host: Any = model
     ids = row["input_ids"].to(next(model.parameters()).device)
     embeds = host.get_input_embeddings()(ids.clamp(min=0))
-    before, view.training = view.training, False
+    # Noise is added in training only; the selection shown is the one used in answers.
+    was_training, view.training = view.training, False
     try:
         features = row["image"].to(embeds.device, view.separator.dtype)
-        found: list[tuple[Tensor, Tensor]] = []
+        selections: list[tuple[Tensor, Tensor]] = []
         for part in features.split(row["image_views"].tolist()):
             local = view.projector(view.local(part[1:])).flatten(0, 1)
             if not len(local):
                 continue
             s = view.scores(local, embeds, row["asked"].bool().to(ids.device))
-            room = None if view.budget is None else view.budget - view.settings.whole - 1
-            chosen = kept(s, view.settings.top_p, room)
+            capacity = None if view.budget is None else view.budget - view.settings.whole - 1
+            selected = select_largest(s, view.settings.top_p, capacity)
             shape = (len(part) - 1, view.settings.queries)
-            found.append((s.view(shape).cpu(), chosen.view(shape).cpu()))
-        return found
+            selections.append((s.view(shape).cpu(), selected.view(shape).cpu()))
+        return selections
     finally:
-        view.training = before
+        view.training = was_training
 
 
 CARD = Card(

@@ -27,10 +27,14 @@ State = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Soup:
-    """Masks of the last round, and of each: which candidates are in it, how far from their mean."""
+    """Result of `SparseModelSoup`: the final masks, and each round's averaged candidates.
+
+    partition: the masks of the last round.  members: for each round, the numbers of the candidates
+    in the mean.  distance: for each round, the mean L2 distance of the candidates from their mean.
+    """
 
     partition: Partition
-    chosen: tuple[tuple[int, ...], ...]
+    members: tuple[tuple[int, ...], ...]
     distance: tuple[float, ...]
 
 
@@ -76,36 +80,48 @@ class SparseModelSoup:
         if len(self.values) != self.candidates and (self.values or self.vary != "seed"):
             want, fix = f"{self.candidates}, one for each candidate", "Pass values=(...)."
             raise ConfigError("values", got=f"{len(self.values)}", want=want, fix=fix)
-        object.__setattr__(self, "values", tuple(_value(self.vary, v) for v in self.values))
+        object.__setattr__(self, "values", tuple(_checked_value(self.vary, v) for v in self.values))
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Soup]:
-        """Each candidate of each round; the last one of a round ends as the soup."""
-        found: Partition | None = None
-        chosen: list[tuple[int, ...]] = []
-        far: list[float] = []
+        """Yield one training phase for each candidate of each round; return the `Soup`."""
+        partition: Partition | None = None
+        members_of_rounds: list[tuple[int, ...]] = []
+        distances: list[float] = []
+        # Densities fall geometrically, so that after the last round d of the weights are left.
         for number in range(1, self.rounds + 1):
-            before = _norms(model, self.layers)
-            kept = found.density() if found is not None else 1.0
-            found = prune(model, self.density ** (number / self.rounds), self.layers, found)
-            moved = _moved(before, model, self.layers, 1 - found.density() / kept)
+            before = _masked_weights(model, self.layers)
+            density_before = partition.density() if partition is not None else 1.0
+            partition = prune(model, self.density ** (number / self.rounds), self.layers, partition)
+            distance_pruned = _relative_distance(
+                before, model, self.layers, 1 - partition.density() / density_before
+            )
+            # Steps 1 and 2: all candidates start from the one pruned model.
             start, states = _copy(model), list[State]()
             for i in range(self.candidates):
                 model.load_state_dict(start)
                 last = i == self.candidates - 1
-                settle = partial(self._settle, states=states, chosen=chosen, far=far, last=last)
+                average = partial(
+                    self._average_candidates,
+                    states=states,
+                    members_of_rounds=members_of_rounds,
+                    distances=distances,
+                    last=last,
+                )
                 yield Phase(
                     f"round-{number}-candidate-{i + 1}",
                     length=self.values[i] if self.vary == "length" else 1.0,
                     last=last and number == self.rounds,
-                    schedule=FixedMask(layers=self.layers) if found.density() < 1 else None,
-                    options=self._options(i, seed, moved),
-                    settle=Settle(settle, self.pick == "greedy") if self.candidates > 1 else None,
+                    # A pruned weight stays 0; in the first rounds of density 1 nothing is masked.
+                    schedule=FixedMask(layers=self.layers) if partition.density() < 1 else None,
+                    options=self._candidate_options(i, seed, distance_pruned),
+                    # A single candidate is its own mean, which makes the method `Imp`.
+                    settle=Settle(average, self.pick == "greedy") if self.candidates > 1 else None,
                 )
-        assert found is not None
-        return Soup(found, tuple(chosen), tuple(far))
+        assert partition is not None
+        return Soup(partition, tuple(members_of_rounds), tuple(distances))
 
-    def _options(self, i: int, seed: int, moved: float) -> dict[str, Any]:
-        """What a candidate is told in other words than the run."""
+    def _candidate_options(self, i: int, seed: int, distance_pruned: float) -> dict[str, Any]:
+        """Return the settings in which candidate `i` differs from the run."""
         retrain = self.retrain
         options: dict[str, Any] = {}
         if self.vary == "retrain":
@@ -114,73 +130,88 @@ class SparseModelSoup:
             options["weight_decay"] = self.values[i]
         elif self.vary == "seed":
             options["seed"] = self.values[i] if self.values else seed + i
-        factor = retrain.factor(moved)
+        factor = retrain.factor(distance_pruned)
         return options if factor is None else options | {"lr_factor": factor}
 
-    def _settle(
+    def _average_candidates(
         self,
         run: EndedTraining,
         *,
         states: list[State],
-        chosen: list[tuple[int, ...]],
-        far: list[float],
+        members_of_rounds: list[tuple[int, ...]],
+        distances: list[float],
         last: bool,
     ) -> None:
-        """Keep a candidate; of the last one make the soup."""
+        """Store a trained candidate's weights; after the last one load the mean into the model.
+
+        states: weights of the candidates so far; members_of_rounds, distances: get an entry for the
+          round;
+        last: this is the round's last candidate.
+        """
         states.append(_copy(run.model))
         if not last:
             return
 
         def put(state: Any) -> None:
+            """Load weights, and count the statistics of batch norms anew."""
             run.model.load_state_dict(state)
             run.recalibrate(BN_SHARE)  # step 4
 
         def score(state: Any) -> float:
+            """Score weights on the validation part."""
             put(state)
             return run.score()
 
         if self.pick == "greedy":
-            picked = greedy(states, score)
-            state, members = picked.state, picked.indices
+            # The greedy soup adds a candidate only if the score on val does not fall.
+            soup = greedy(states, score)
+            state, members = soup.state, soup.indices
         else:
             state, members = mixed(states), tuple(range(len(states)))  # step 3
-        chosen.append(tuple(sorted(members)))
-        far.append(distance(states, state))
+        members_of_rounds.append(tuple(sorted(members)))
+        distances.append(distance(states, state))
         put(state)
 
 
-def _value(vary: str, value: Any) -> Any:
-    """One of `values`, which a shell may have given as text.  Raises: ConfigError."""
+def _checked_value(vary: str, value: Any) -> Any:
+    """Return an entry of `values` as a number or a word of `Retrain`.  Raises: ConfigError."""
     if vary == "retrain":
         one_of("values", value, RETRAIN)
         return value
     try:
-        found = int(value) if vary == "seed" else float(value)
+        number = int(value) if vary == "seed" else float(value)
     except (TypeError, ValueError, OverflowError) as error:
         fix = "For example: values=(1, 2, 3)"
         raise ConfigError("values", got=repr(value), want=f"a number, a {vary}", fix=fix) from error
     if vary == "length":
-        above("values", found, 0, "Try 1.0, the epochs of the run.")
-    at_least("values", found, 0)
-    return found
+        above("values", number, 0, "Try 1.0, the epochs of the run.")
+    at_least("values", number, 0)
+    return number
 
 
 def _copy(model: nn.Module) -> State:
+    """Return a copy of the model's state dict, cut off from training."""
     return {name: t.detach().clone() for name, t in model.state_dict().items()}
 
 
-def _norms(model: nn.Module, layers: tuple[str, ...] | None) -> list[Tensor]:
+def _masked_weights(model: nn.Module, layers: tuple[str, ...] | None) -> list[Tensor]:
+    """Return copies of the weights that masks apply to, in the model's order."""
     return [w.detach().clone() for w in masked_weights(model, layers).values()]
 
 
-def _moved(
+def _relative_distance(
     before: list[Tensor], model: nn.Module, layers: tuple[str, ...] | None, pruned: float
 ) -> float:
-    """d1 = |W - W_pruned| / (|W| sqrt s); 0 where nothing was pruned."""
-    now = masked_weights(model, layers).values()
-    lost = sum(float((a - b.detach()).square().sum()) for a, b in zip(before, now, strict=True))
-    whole = sum(float(a.square().sum()) for a in before)
-    return math.sqrt(lost / whole / pruned) if whole and pruned > 0 else 0.0
+    """Return d1 = |W - W_pruned| / (|W| sqrt s), which sets the retraining rate; 0 if s = 0.
+
+    before: the weights before pruning; pruned: s, the share of them that became 0.
+    """
+    after = masked_weights(model, layers).values()
+    removed = sum(
+        float((a - b.detach()).square().sum()) for a, b in zip(before, after, strict=True)
+    )
+    norm_before = sum(float(a.square().sum()) for a in before)
+    return math.sqrt(removed / norm_before / pruned) if norm_before and pruned > 0 else 0.0
 
 
 CARD = Card(

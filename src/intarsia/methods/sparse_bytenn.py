@@ -21,7 +21,7 @@ from ..schedules import Gradual
 
 @dataclass(frozen=True)
 class SparseByteNn(PlainChange):
-    """Channels of a convolutional net in an order in which blocks of rows keep most, for pruning.
+    """An order of a convolutional net's channels in which pruned blocks of rows keep most.
 
     A block is `rows` consecutive outputs x one input x its whole kernel, and is kept or 0 as a
     whole: score sum |w|. The net is rearranged first: each layer's outputs get an order pi, which
@@ -54,26 +54,30 @@ class SparseByteNn(PlainChange):
         at_least("rounds", self.rounds, 0)
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """The order of each group of channels, and the layers to prune."""
+        """Choose the order of each group of channels, and the layers to prune."""
         check_unadapted(host)
-        found = channels_of(host)
-        if not found.layers:
+        channels = channels_of(host)
+        if not channels.layers:
             got, want = f"none in {type(host).__name__}", "convolutions between stem and classifier"
             raise TargetError("layers to prune", got=got, want=want, fix="Use a deeper net.")
-        orders = self._orders(host, found)
-        decided = {"orders": orders_to_json(found.free, orders), "layers": list(found.layers)}
+        orders = self._row_orders(host, channels)
+        decided = {"orders": orders_to_json(channels.free, orders), "layers": list(channels.layers)}
         return Plan(self, seed, decided)
 
-    def _orders(self, host: nn.Module, found: Channels) -> dict[int, Tensor]:
+    def _row_orders(self, host: nn.Module, channels: Channels) -> dict[int, Tensor]:
+        """Return the order of each free group of channels, by the group's number."""
         orders: dict[int, Tensor] = {}
-        for i, group in enumerate(found.free):
-            paths = [path for path in group.makes if path in found.layers]
-            weights = [_norms(host.get_submodule(path)) for path in paths]
+        for i, group in enumerate(channels.free):
+            # Only layers that are pruned by blocks of their own rows have a say in the order.
+            paths = [path for path in group.makes if path in channels.layers]
+            weights = [_kernel_norms(host.get_submodule(path)) for path in paths]
             if weights and self.rows > 1 and self.density < 1:
+                # Greedy start, then `rounds` of assigning rows to blocks (the Hungarian method).
                 orders[i] = row_order(weights, self.rows, self.density, self.rounds)
         return orders
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Reorder the channels of the net as planned, in place."""
         groups = channels_of(host).free
         for group, order in zip(groups, plan.decided["orders"], strict=True):
             if order:
@@ -81,7 +85,11 @@ class SparseByteNn(PlainChange):
         return host
 
     def scheduled(self, plan: Plan, schedule: Any) -> Any:
-        """The schedule of a training: `Gradual` by blocks where none is given, or its layers."""
+        """Return the schedule of a training on the reordered net.
+
+        None = `Gradual` by blocks of `rows`; a `Gradual` without layers gets these layers and rows;
+        any other schedule is returned as it is.
+        """
         layers = tuple(plan.decided["layers"])
         if schedule is None:
             return Gradual(self.density, rows=self.rows, layers=layers)
@@ -90,9 +98,10 @@ class SparseByteNn(PlainChange):
         return schedule
 
 
-def _norms(layer: Any) -> Tensor:
-    """sum |w| of each kernel.  (out, in)"""
+def _kernel_norms(layer: Any) -> Tensor:
+    """Compute sum |w| of each kernel of a convolution.  (out, in)."""
     weight = layer.weight.detach().float().abs().cpu()
+    # A depthwise or k x k kernel is kept or pruned as a whole: only its sum matters.
     return weight.reshape(*weight.shape[:2], -1).sum(-1)
 
 

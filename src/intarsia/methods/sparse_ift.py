@@ -25,8 +25,8 @@ KINDS = ("wide", "parallel", "factorised", "doped")
 PARTS = {"wide": ("",), "factorised": ("u", "v"), "doped": ("sparse",)}  # with masks, inside
 
 
-class Audit(NamedTuple):
-    """Multiplications of a layer at each position of its output, as it was and as it is."""
+class LayerFlops(NamedTuple):
+    """Multiplications of a layer at each position of its output, before and after the change."""
 
     layer: str
     before: int
@@ -34,12 +34,13 @@ class Audit(NamedTuple):
 
     @property
     def ratio(self) -> float:
+        """The quotient after / before."""
         return self.after / self.before
 
 
 @dataclass(frozen=True)
 class SparseIft(PlainChange):
-    """Layers become larger ones with random zeros, so that each multiplies as often as before.
+    """Larger layers with random zeros in place of dense ones, each with as many multiplications.
 
     kind, with d = density = 1 - s, and n weights of a layer before:
       "wide", widths times d^-1/2: all of a convolutional or plain net but its inputs and classes;
@@ -73,8 +74,8 @@ class SparseIft(PlainChange):
         above("density", self.density, 0, "Try 0.25.")
         between("density", self.density, 0, 1, "Try 0.25.")
         if self.kind == "parallel" and abs(1 / self.density - self.branches) > 1e-6:
-            near = 1 / max(1, self.branches)
-            want, fix = "1/2, 1/3, 1/4, ...: so many branches", f"Set density={near:.6g}."
+            nearest = 1 / max(1, self.branches)
+            want, fix = "1/2, 1/3, 1/4, ...: so many branches", f"Set density={nearest:.6g}."
             raise ConfigError("density of parallel branches", got=self.density, want=want, fix=fix)
         if self.kind == "wide" and self.layers is not None:
             fix = "Leave layers out, or use another kind."
@@ -85,67 +86,73 @@ class SparseIft(PlainChange):
 
     @property
     def branches(self) -> int:
-        """How many a parallel layer has."""
+        """The number of branches of a parallel layer."""
         return round(1 / self.density)
 
     @property
     def preserves(self) -> frozenset[str]:
-        """Everything where nothing is done."""
+        """The properties that stay: all of them where nothing is changed."""
         none = self.density == 1 and self.kind != "factorised"
         return frozenset(("outputs", "shape", "routing") if none else ())
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """The layers, and how many weights each has.  Warns of rows with less than one weight."""
+        """Choose the layers, and how many weights each keeps.  Warns of rows with less than one."""
         check_unadapted(host)
         if "outputs" in self.preserves:
             return Plan(self, seed, {"layers": {}})
-        found = layers_to_change(host, self.kind, self.density, self.layers)
-        if not found:
+        layers = layers_to_change(host, self.kind, self.density, self.layers)
+        if not layers:
             got, want = f"none in {type(host).__name__}", "linear maps or convolutions in blocks"
             raise TargetError("layers to change", got=got, want=want, fix="Name some: layers=.")
-        return Plan(self, seed, {"layers": {p: m.weight.numel() for p, m in found.items()}})
+        return Plan(self, seed, {"layers": {p: m.weight.numel() for p, m in layers.items()}})
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Replace the planned layers by larger ones, and draw their zeros, in place."""
         layers: Mapping[str, int] = plan.decided["layers"]
+        # The seed is mixed, so that masks do not repeat the draws of another change with this seed.
         draw = torch.Generator().manual_seed(mix(plan.seed, 2303))
         if layers and self.kind == "wide":
-            kept = widen(host, self.density, layers, draw)
+            # Widening changes a layer together with its neighbours, the other kinds one layer at a
+            # time.
+            weight_counts = widen(host, self.density, layers, draw)
         else:
-            kept = {
+            weight_counts = {
                 f"{path}.{inner}": count
                 for path in layers
                 for inner, count in REPLACERS[self.kind](host, path, self.density, draw).items()
             }
-        for path, count in kept.items():
+        # The new layers are dense so far; each keeps as many random weights as the old one had.
+        for path, count in weight_counts.items():
             sparsify_layer(path, host.get_submodule(path), count, draw)
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """Plain layers: of parallel and doped ones the dense layer that was there before.
+        """Return a copy with plain layers: parallel and doped ones become their dense layer.
 
         Raises: FoldError for linear branches, whose norms depend on the sample.
         """
-        stock, own = copy.deepcopy(host), steps_of(host)
+        stock, applied_steps = copy.deepcopy(host), steps_of(host)
         for path, module in list(stock.named_modules()):
             if isinstance(module, Doped):
                 stock.set_submodule(path, module.folded())
             elif isinstance(module, Parallel):
-                behind = norm_place(stock, path)
+                norm_path = norm_place(stock, path)
+                # Batch norms of the branches are folded: their sum is one convolution and one norm.
                 layer, norm = module.folded()
                 if hasattr(norm, "act"):  # timm's, with the activation inside
-                    cast(Any, norm).act = stock.get_submodule(behind)
+                    cast(Any, norm).act = stock.get_submodule(norm_path)
                 stock.set_submodule(path, layer)
-                stock.set_submodule(behind, norm)
-        set_steps(stock, (s for s in own if not isinstance(s.plan.change, SparseIft)))
+                stock.set_submodule(norm_path, norm)
+        set_steps(stock, (s for s in applied_steps if not isinstance(s.plan.change, SparseIft)))
         return stock
 
     def scheduled(self, plan: Plan, schedule: Any) -> Any:
-        """The schedule of masks that a training of the changed model has.
+        """Return the schedule of masks for a training of the changed model.
 
         None = RigL on the layers that are sparse; another one stays on those, and keeps as many
         weights in each.  Raises: ConfigError for one of another density, or without masks.
         """
-        layers = tuple(p for path in plan.decided["layers"] for p in self._sparse(path))
+        layers = tuple(p for path in plan.decided["layers"] for p in self._masked_paths(path))
         if not layers:
             return schedule
         if schedule is None:
@@ -164,29 +171,35 @@ class SparseIft(PlainChange):
                 want = f"{self.density}, as the model has, or None"
                 raise ConfigError("schedule's density", got=schedule.density, want=want, fix=fix)
             return replace(settings, density=None, layers=layers)
-        if (asked := getattr(schedule, "density", None)) is not None:
-            got = f"{type(schedule).__name__}(density={asked})"
+        if (density := getattr(schedule, "density", None)) is not None:
+            got = f"{type(schedule).__name__}(density={density})"
             fix = "Use RigL(density=None), Set(density=None), FixedMask(), or leave it out."
             want = "as many weights in each layer as it has"
             raise ConfigError("schedule of an iso-FLOP model", got=got, want=want, fix=fix)
         return replace(settings, layers=layers)
 
-    def _sparse(self, path: str) -> list[str]:
-        """The layers with masks that a layer became."""
+    def _masked_paths(self, path: str) -> list[str]:
+        """Return the paths of the layers with masks that the layer at `path` became."""
         if self.kind == "parallel":
             return [f"{path}.layers.{i}" for i in range(self.branches)]
         return [f"{path}.{part}".rstrip(".") for part in PARTS[self.kind]]
 
 
-def flop_audit(model: nn.Module) -> tuple[Audit, ...]:
-    """Multiplications of each layer that `SparseIft` changed, zeros left out; none without."""
-    found: list[Audit] = []
+def flop_audit(model: nn.Module) -> tuple[LayerFlops, ...]:
+    """Count the multiplications of each layer that `SparseIft` changed, zeros left out.
+
+    Returns an empty tuple for a model without the change.
+    """
+    audits: list[LayerFlops] = []
     for step in steps_of(model):
         if isinstance(step.plan.change, SparseIft):
             for path, before in step.plan.decided["layers"].items():
+                # Biases and norms multiply nothing by a matrix.
                 weights = [w for w in model.get_submodule(path).parameters() if w.dim() > 1]
-                found.append(Audit(path, before, sum(int(w.count_nonzero()) for w in weights)))
-    return tuple(found)
+                audits.append(
+                    LayerFlops(path, before, sum(int(w.count_nonzero()) for w in weights))
+                )
+    return tuple(audits)
 
 
 CARD = Card(

@@ -24,7 +24,7 @@ STAGES = ("alignment", "experts", "joint")
 
 @dataclass(frozen=True)
 class UniMoe(BesideAttention):
-    """y = sum_e G_e(x) MLP_e(x) over experts of modalities, trained in three stages.
+    """A mixture with an expert for each modality, y = sum_e G_e(x) MLP_e(x), in three stages.
 
     Stage 1, alignment: the connectors alone. Stage 2, experts: MLP_e, the frozen MLP with the
     changes of expert e, sees the samples of its modality alone, whole samples, as copies trained
@@ -68,38 +68,46 @@ class UniMoe(BesideAttention):
         self.routing()
 
     def routing(self) -> TopK:
+        # With fewer experts than k a token gets all of them.
+        """Return the settings of the gate: k of as many experts as there are modalities."""
         count = len(self.modalities)
         return TopK(count, min(self.active, count), None, balance=self.balance)
 
     def build(self, site: Site, *, generator: torch.Generator) -> Cell:
-        plain = attention_cell(self.attention, site, generator=generator)
-        if plain is not None:
-            return plain
+        """Build the plain LoRA of an attention layer, or the modality experts of an MLP."""
+        lora = attention_cell(self.attention, site, generator=generator)
+        if lora is not None:
+            return lora
+        # The gate is drawn for the third stage; in the second it is passed over.
         router = ModalityRouter(self.routing(), site.inputs, generator=generator)
         router.modalities = tuple(self.modalities)
         return OutputExperts(router, self.over, site, generator=generator)
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, None]:
-        """Yields the stages; the model is left with what the last one trains, if interrupted too.
+        """Yield the three stages; each trains its own parts.
 
+        However it ends, interrupted too, all that the last stage trains can be trained afterwards.
         Raises: ConfigError for a model without connectors, or without the experts of this method.
         """
         connectors = [p for c in connectors_of(model).values() for p in c.parameters()]
         experts = [m for m in model.modules() if isinstance(m, OutputExperts)]
+        # Experts of other methods, which may also be in the model, are left alone.
         experts = [m for m in experts if isinstance(m.router, ModalityRouter)]
         if not experts:
             fix = "Call intarsia.adapt(model, UniMoe(...), head=None) first."
             raise ConfigError("model", got="no experts", want="those of Uni-MoE", fix=fix)
-        every = [p for p in model.parameters() if p.requires_grad]
+        adapter_parameters = [p for p in model.parameters() if p.requires_grad]
         trained = {
             "alignment": connectors,
             "experts": [*connectors, *(p for m in experts for p in m.experts.parameters())],
-            "joint": [*connectors, *every],
+            "joint": [*connectors, *adapter_parameters],
         }
         try:
             for stage, share in zip(STAGES, self.shares, strict=True):
+                # A stage with a share of 0 is left out.
                 if not share:
                     continue
+                # Freeze everything, then open what this stage trains.
                 for parameter in model.parameters():
                     parameter.requires_grad_(False)
                 for parameter in trained[stage]:
@@ -122,8 +130,10 @@ class ModalityRouter(TopKRouter):
     modalities: tuple[str, ...] = MODALITIES
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        """Route rows to the k best experts, or while `forced` to their modality's."""
         if not self.forced:
             return super().route(rows, valid)
+        # Whole samples go to one expert: with its picture or sound goes all of its text.
         expert = self._expert(len(rows), rows.device)[:, None]  # (N, 1)
 
         def to_own(rows: Tensor, expert: Tensor = expert) -> Routing:
@@ -132,24 +142,32 @@ class ModalityRouter(TopKRouter):
 
         if valid is None:
             return to_own(rows)
+        # Padding gets no expert: only the real rows are routed.
         return of_real(rows, valid, lambda real: to_own(real, expert[valid]))
 
     def _expert(self, rows: int, device: torch.device) -> Tensor:
-        """The expert of each row.  (N,) int64."""
+        """Return the expert of each row by its sample's modality.  (N,) int64."""
+        # Modalities without an expert are those of the text, or of the first expert.
         names = list(self.modalities)
-        text = names.index(MODALITIES[0]) if MODALITIES[0] in names else 0
-        of = [names.index(name) if name in names else text for name in MODALITIES]
-        seen = self.context.modality
-        if seen is None:
-            return torch.full((rows,), text, dtype=torch.int64, device=device)
-        first = (seen > 0).int().argmax(1, keepdim=True)  # of a row of text its first token
-        sample = torch.tensor(of, device=device)[seen.gather(1, first)[:, 0].to(device)]
+        text_expert = names.index(MODALITIES[0]) if MODALITIES[0] in names else 0
+        expert_of_modality = [
+            names.index(name) if name in names else text_expert for name in MODALITIES
+        ]
+        modality = self.context.modality
+        if modality is None:
+            return torch.full((rows,), text_expert, dtype=torch.int64, device=device)
+        # modality: (samples, positions), 0 = text. The first picture or sound decides for its
+        # sample.
+        first = (modality > 0).int().argmax(1, keepdim=True)  # (samples, 1); 0 for text alone
+        sample = torch.tensor(expert_of_modality, device=device)[
+            modality.gather(1, first)[:, 0].to(device)
+        ]
         return sample.repeat_interleave(rows // len(sample))
 
 
 @contextmanager
 def by_modality(model: nn.Module, forced: bool = True) -> Iterator[None]:
-    """Inside, each sample has the expert of its modality (stage 2), if forced."""
+    """Send each sample to its modality's expert while the context is open, if `forced`."""
     routers = [m for m in model.modules() if isinstance(m, ModalityRouter)]
     for router in routers:
         router.forced = forced

@@ -59,8 +59,8 @@ def test_each_set_in_its_layout(
 
 
 def test_the_counts_are_those_of_vpt() -> None:
-    found = {t.name: (t.classes, *t.counts.values()) for t in suites.suite("fgvc").tasks}
-    assert found == {
+    counts = {t.name: (t.classes, *t.counts.values()) for t in suites.suite("fgvc").tasks}
+    assert counts == {
         "cub": (200, 5394, 600, 5794),
         "nabirds": (555, 21536, 2393, 24633),
         "flowers": (102, 1020, 1020, 6149),
@@ -99,9 +99,9 @@ def test_with_train_and_val_joined_a_fraction_uses_or_replaces_both(
     assert drawn.record["kept"] == {"fraction": 0.4, "from": "train and val"}
     rows = json.loads((root / "train.json").read_text())
     (root / "train_0.4.json").write_text(json.dumps(dict(list(rows.items())[:3])))
-    given = load_data("fgvc/cub@train+val", seed=0, fraction=0.4, val=0)
-    assert len(given.train) == 3
-    assert given.record["kept"]["from"] == "FGVC, train_0.4.json, in place of train and val"
+    published = load_data("fgvc/cub@train+val", seed=0, fraction=0.4, val=0)
+    assert len(published.train) == 3
+    assert published.record["kept"]["from"] == "FGVC, train_0.4.json, in place of train and val"
 
 
 def test_a_picture_in_two_parts(vpt: Callable[..., Path]) -> None:

@@ -25,6 +25,6 @@ def test_no_task_is_one_of_mini() -> None:
 def test_tasks_match_their_declaration(task: SuiteTask, tmp_path: Path) -> None:
     parts = task.read(tmp_path)
     assert {part: len(images) for part, images in parts.items()} == dict(task.counts)
-    known = {part: verify(images) for part, images in parts.items()}
-    assert not any(shared(known["test"], known[part]) for part in ("train", "val"))
-    assert all(len(np.unique(images.labels)) == task.classes for images in known.values())
+    verified = {part: verify(images) for part, images in parts.items()}
+    assert not any(shared(verified["test"], verified[part]) for part in ("train", "val"))
+    assert all(len(np.unique(images.labels)) == task.classes for images in verified.values())

@@ -76,8 +76,8 @@ def food(home: Path, draw: Draw, table: Table) -> Path:
 
 
 def test_the_table_is_the_publishers() -> None:
-    found = {t.name: (t.classes, dict(t.counts)) for t in suites.suite("gicd").tasks}
-    assert found == {
+    counts = {t.name: (t.classes, dict(t.counts)) for t in suites.suite("gicd").tasks}
+    assert counts == {
         "cifar100": (100, {"train": 50_000, "test": 10_000}),
         "aircraft": (100, {"train": 3_334, "val": 3_333, "test": 3_333}),
         "food101": (101, {"train": 101 * 750, "test": 101 * 250}),

@@ -21,14 +21,14 @@ PARTS = ("train", "val", "test")
 
 
 def _task(name: str, sizes: dict[str, int], classes: int, *, seed: int, lists: bool) -> Parts:
-    found = {}
+    parts = {}
     for i, (part, n) in enumerate(sizes.items()):
         rng = np.random.default_rng((seed, i))
         pixels = rng.integers(0, 256, (n, 3 + seed % 3, 4), dtype=np.uint8)
         labels = np.arange(n, dtype=np.int64) % classes
         names = tuple(f"{name}{c}/x" for c in range(classes))  # a class name may hold a slash
-        found[part] = ImageSet(name, list(pixels) if lists else pixels, labels, names)
-    return found
+        parts[part] = ImageSet(name, list(pixels) if lists else pixels, labels, names)
+    return parts
 
 
 SIZES = st.fixed_dictionaries(
@@ -50,11 +50,11 @@ def test_every_picture_keeps_its_class(made: list[tuple[dict[str, int], int, boo
         f"t{i}": _task(f"t{i}", sizes, classes, seed=i, lists=lists)
         for i, (sizes, classes, lists) in enumerate(made)
     }
-    found = joint(tasks)
-    every = all("val" in parts for parts in tasks.values())
-    assert set(found) == ({"train", "val", "test"} if every else {"train", "test"})
-    for part, images in found.items():
-        sources = ("train", "val") if part == "train" and not every else (part,)
+    joined = joint(tasks)
+    all_have_val = all("val" in parts for parts in tasks.values())
+    assert set(joined) == ({"train", "val", "test"} if all_have_val else {"train", "test"})
+    for part, images in joined.items():
+        sources = ("train", "val") if part == "train" and not all_have_val else (part,)
         expected = [
             pair
             for name, parts in tasks.items()
@@ -63,39 +63,41 @@ def test_every_picture_keeps_its_class(made: list[tuple[dict[str, int], int, boo
             for pair in _pairs(parts[source], f"{name}/")
         ]
         assert sorted(_pairs(images)) == sorted(expected)
-    classes = found["test"].classes
+    classes = joined["test"].classes
     assert groups(classes) == {
         name: [i for i, c in enumerate(classes) if c.startswith(f"{name}/")] for name in tasks
     }
-    assert [i for own in groups(classes).values() for i in own] == list(range(len(classes)))
+    assert [i for members in groups(classes).values() for i in members] == list(range(len(classes)))
 
 
-@given(made=TASKS)
+@given(sizes=TASKS)
 def test_the_joint_counts_match_the_joint_parts(
-    made: list[tuple[dict[str, int], int, bool]],
+    sizes: list[tuple[dict[str, int], int, bool]],
 ) -> None:
-    parts = {f"t{i}": _task(f"t{i}", s, c, seed=i, lists=x) for i, (s, c, x) in enumerate(made)}
+    parts = {f"t{i}": _task(f"t{i}", s, c, seed=i, lists=x) for i, (s, c, x) in enumerate(sizes)}
     tasks = [
         SuiteTask(name, "g", len(p["test"].classes), {k: len(v) for k, v in p.items()},
              lambda _, p=p: p, needs=(name,))
         for name, p in parts.items()
     ]  # fmt: skip
-    found = joint_task(tasks, "all", lambda task, root: task.read(root))
-    read = found.read(Path())
-    assert {part: len(images) for part, images in read.items()} == dict(found.counts)
-    assert {len(images.classes) for images in read.values()} == {found.classes}
-    assert found.needs == tuple(parts) and found.group == "joint"
+    joined = joint_task(tasks, "all", lambda task, root: task.read(root))
+    read = joined.read(Path())
+    assert {part: len(images) for part, images in read.items()} == dict(joined.counts)
+    assert {len(images.classes) for images in read.values()} == {joined.classes}
+    assert joined.needs == tuple(parts) and joined.group == "joint"
 
 
 def test_pictures_are_read_on_access(tmp_path: Path) -> None:
     paths = [tmp_path / f"{i}.png" for i in range(4)]
     labels = np.array([0, 1, 0, 1])
-    one = ImageSet("one", paths, labels, ("a", "b"))
-    two = ImageSet("two", np.zeros((4, 2, 2), np.uint8), labels, ("a", "b"))
-    found = joint({"one": {"train": one, "test": one}, "two": {"train": two, "test": two}})
-    assert [found["train"].images[i] for i in range(4)] == paths
+    first = ImageSet("one", paths, labels, ("a", "b"))
+    second = ImageSet("two", np.zeros((4, 2, 2), np.uint8), labels, ("a", "b"))
+    joined = joint(
+        {"one": {"train": first, "test": first}, "two": {"train": second, "test": second}}
+    )
+    assert [joined["train"].images[i] for i in range(4)] == paths
     with pytest.raises(IndexError):
-        found["train"].images[8]
+        joined["train"].images[8]
 
 
 def test_paths_and_arrays_are_split_and_checked_together(

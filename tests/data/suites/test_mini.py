@@ -24,8 +24,8 @@ RENDERED = [task for task in SUITE.tasks if task.name in structured.names()]
 def test_enough_tasks_of_every_kind() -> None:
     assert suite("mini") is SUITE
     assert len({task.name for task in SUITE.tasks}) == len(SUITE.tasks) == 15
-    known = [*REAL, *suite("fresh").tasks]
-    assert {task.name for task in known} == set(sets.names())
+    all_tasks = [*REAL, *suite("fresh").tasks]
+    assert {task.name for task in all_tasks} == set(sets.names())
     assert {t.name for t in SUITE.tasks if t.synthetic} == {"textile", *structured.names()}
     assert {task.group for task in SUITE.tasks} == set(SUITE.groups)
 
@@ -40,13 +40,13 @@ def test_sizes_are_vtabs_or_declared_smaller(task: SuiteTask) -> None:
 
 def _check(task: SuiteTask, parts: Parts) -> None:
     assert {part: len(images) for part, images in parts.items()} == dict(task.counts)
-    known = {part: verify(images) for part, images in parts.items()}
-    for part, images in known.items():
+    verified = {part: verify(images) for part, images in parts.items()}
+    for part, images in verified.items():
         check_every_class(images)
         assert len(images.classes) == task.classes and images.name == f"{task.name}/{part}"
         assert len(set(images.digests)) == len(images)  # none twice
-    for one, two in (("train", "val"), ("train", "test"), ("val", "test")):
-        assert shared(known[one], known[two]) == []
+    for first_part, second_part in (("train", "val"), ("train", "test"), ("val", "test")):
+        assert shared(verified[first_part], verified[second_part]) == []
 
 
 @pytest.mark.parametrize("task", RENDERED[:2], ids=lambda t: t.name)
@@ -85,19 +85,19 @@ def _toy(monkeypatch: pytest.MonkeyPatch, published: int | None) -> None:
 
 def test_copies_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     _toy(monkeypatch, None)
-    kept = set(mini.distinct(sets.load("toy", progress=lambda _: None)).tolist())
-    assert set(range(100)) - kept == {7, 90, 50, 51}
+    distinct = set(mini.distinct(sets.load("toy", progress=lambda _: None)).tolist())
+    assert set(range(100)) - distinct == {7, 90, 50, 51}
 
 
 def test_parts_are_fixed_disjoint_and_stratified(monkeypatch: pytest.MonkeyPatch) -> None:
     _toy(monkeypatch, None)
-    one, two = (mini.read_named("toy", (40, 16, 32), Path()) for _ in range(2))
-    assert [len(one[part]) for part in mini.PARTS] == [40, 16, 32]
-    pictures = {p.tobytes() for part in one.values() for p in np.asarray(part.images)}
+    first, second = (mini.read_named("toy", (40, 16, 32), Path()) for _ in range(2))
+    assert [len(first[part]) for part in mini.PARTS] == [40, 16, 32]
+    pictures = {p.tobytes() for part in first.values() for p in np.asarray(part.images)}
     assert len(pictures) == 88
     for part in mini.PARTS:
-        np.testing.assert_array_equal(one[part].images, two[part].images)
-        counts = list(one[part].counts().values())
+        np.testing.assert_array_equal(first[part].images, second[part].images)
+        counts = list(first[part].counts().values())
         assert max(counts) - min(counts) <= 2
 
 

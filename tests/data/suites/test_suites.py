@@ -31,12 +31,12 @@ def pair(home: Path, noah: Noah, table: Table) -> Path:
 
 @pytest.mark.parametrize("name", ON_DISK)
 def test_a_suite_by_name(name: str) -> None:
-    found = suites.suite(name)
-    assert found.name == name and found.how and found.about
-    assert {t.group for t in found.tasks} == set(found.groups)
-    assert len({t.name for t in found.tasks}) == len(found.tasks)
-    assert not any(c in t.name for t in found.tasks for c in "/+|*")
-    assert suites.JOINT not in {t.name for t in found.tasks}
+    suite = suites.suite(name)
+    assert suite.name == name and suite.how and suite.about
+    assert {t.group for t in suite.tasks} == set(suite.groups)
+    assert len({t.name for t in suite.tasks}) == len(suite.tasks)
+    assert not any(c in t.name for t in suite.tasks for c in "/+|*")
+    assert suites.JOINT not in {t.name for t in suite.tasks}
 
 
 def test_an_unknown_suite_gets_a_suggestion() -> None:
@@ -61,16 +61,16 @@ def test_the_folder_of_the_pictures(
     assert suites.root(fgvc) == tmp_path / "cache/suites/fgvc"
 
 
-def _record(found: list[dict], suite: str, task: str) -> dict:
-    tasks = next(s["tasks"] for s in found if s["suite"] == suite)
+def _record(records: list[dict], suite: str, task: str) -> dict:
+    tasks = next(s["tasks"] for s in records if s["suite"] == suite)
     return next(t for t in tasks if t["task"] == task)
 
 
 def test_describe_lists_what_is_on_disk(pair: Path) -> None:
-    found = suites.describe()
-    assert json.loads(json.dumps(found)) == found
-    assert [s["suite"] for s in found] == list(suites.MODULES)
-    kitti = _record(found, "vtab-1k", "kitti")
+    records = suites.describe()
+    assert json.loads(json.dumps(records)) == records
+    assert [s["suite"] for s in records] == list(suites.MODULES)
+    kitti = _record(records, "vtab-1k", "kitti")
     assert kitti["on_disk"] is True and kitti["missing"] == []
     assert (kitti["classes"], kitti["counts"], kitti["group"]) == (4, SMALL, "structured")
     assert kitti["spec"] == "vtab-1k/kitti" and kitti["synthetic"] is False
@@ -102,10 +102,10 @@ def test_two_tasks_are_joined(pair: Path) -> None:
     assert (len(data.train), len(data.val or ()), len(data.test)) == (16, 8, 16)
     assert data.record["tasks"] == {"kitti": [0, 1, 2, 3], "patch_camelyon": [4, 5]}
     assert json.loads(json.dumps(data.record)) == data.record
-    few = load_data("vtab-1k/kitti+patch_camelyon", seed=0, shots=2)
-    assert set(few.train.counts().values()) == {2} and len(few.test) == 16
-    other = load_data("vtab-1k/patch_camelyon+kitti", seed=0)
-    assert other.classes[0] == "patch_camelyon/0"
+    with_shots = load_data("vtab-1k/kitti+patch_camelyon", seed=0, shots=2)
+    assert set(with_shots.train.counts().values()) == {2} and len(with_shots.test) == 16
+    reversed_order = load_data("vtab-1k/patch_camelyon+kitti", seed=0)
+    assert reversed_order.classes[0] == "patch_camelyon/0"
     assert "tasks" not in load_data("vtab-1k/kitti", seed=0).record
 
 
@@ -119,9 +119,9 @@ def test_each_task_of_a_join_is_checked(pair: Path) -> None:
 
 
 def test_all_tasks_of_a_suite() -> None:
-    found = suites.find("fgvc/joint")
-    assert found is not None and found[1].classes == 1173  # as MoSA's multi-task table has
-    assert found[1].counts["test"] == sum(t.counts["test"] for t in found[0].tasks)
+    task = suites.find("fgvc/joint")
+    assert task is not None and task[1].classes == 1173  # as MoSA's multi-task table has
+    assert task[1].counts["test"] == sum(t.counts["test"] for t in task[0].tasks)
     gicd = suites.find("gicd/joint")
     assert gicd is not None and dict(gicd[1].counts) == {"train": 132_417, "test": 38_583}
 

@@ -73,8 +73,8 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[str]]:
 def prepared(home: Path) -> Callable[[str], Path]:
     """Leave the file that says a TFDS data set is prepared."""
 
-    def make(where: str) -> Path:
-        folder = home / "vtab-1k" / where
+    def make(path: str) -> Path:
+        folder = home / "vtab-1k" / path
         folder.mkdir(parents=True)
         (folder / "dataset_info.json").write_text("{}")
         return home / "vtab-1k"

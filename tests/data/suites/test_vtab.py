@@ -69,10 +69,10 @@ def test_lists_are_found_under_every_folder_name(
     classes = suites.suite("vtab-1k").task(task).classes
     counts = SMALL | {"test": classes + 1}
     table(f"vtab-1k/{task}", counts=counts)
-    made = noah(home / "vtab-1k" / folder, counts, classes=classes)
+    folders = noah(home / "vtab-1k" / folder, counts, classes=classes)
     parts = suites.read(f"vtab-1k/{task}")
     assert {part: len(images) for part, images in parts.items()} == counts
-    assert parts["val"].images[3] == made / "images/val200/000003.png"
+    assert parts["val"].images[3] == folders / "images/val200/000003.png"
     assert parts["test"].labels.tolist() == [*range(classes), 0]
     assert parts["train"].classes == tuple(map(str, range(classes)))
 
@@ -90,8 +90,8 @@ def test_only_kept_pictures_are_decoded(home: Path, noah: Noah, table: Table) ->
     counts = {"train": 8, "val": 4, "test": 16}
     table("vtab-1k/kitti", counts=counts)
     folder = noah(home / "vtab-1k/kitti", counts, classes=4)
-    kept = load_data("vtab-1k/kitti", seed=0, test=4).test.images
-    for path in {folder / f"images/test/{i:06}.png" for i in range(16)} - set(kept):
+    images = load_data("vtab-1k/kitti", seed=0, test=4).test.images
+    for path in {folder / f"images/test/{i:06}.png" for i in range(16)} - set(images):
         path.write_bytes(b"not a picture")
     assert len(load_data("vtab-1k/kitti", seed=0, test=4).test) == 4
     with refused(DataError, what="12 of 16 pictures of 'kitti/test' cannot be read"):
@@ -101,14 +101,14 @@ def test_only_kept_pictures_are_decoded(home: Path, noah: Noah, table: Table) ->
 
 
 def test_published_parts_are_kept(kitti: Path) -> None:
-    one, two = (load_data("vtab-1k/kitti", seed=seed) for seed in (0, 1))
-    assert (len(one.train), len(one.val or ()), len(one.test)) == (8, 4, 6)
-    assert one.train.digests == two.train.digests and one.test.digests == two.test.digests
-    assert one.val is not None and one.val.images[0] == kitti / "images/val200/000000.png"
-    assert one.record["published_parts"] == ["test", "train", "val"]
-    assert one.record["spec"] == "vtab-1k/kitti"
-    assert one.record["parts"]["train"]["name"] == "kitti/train"
-    assert one.record["shared_pictures"] == {
+    first, second = (load_data("vtab-1k/kitti", seed=seed) for seed in (0, 1))
+    assert (len(first.train), len(first.val or ()), len(first.test)) == (8, 4, 6)
+    assert first.train.digests == second.train.digests and first.test.digests == second.test.digests
+    assert first.val is not None and first.val.images[0] == kitti / "images/val200/000000.png"
+    assert first.record["published_parts"] == ["test", "train", "val"]
+    assert first.record["spec"] == "vtab-1k/kitti"
+    assert first.record["parts"]["train"]["name"] == "kitti/train"
+    assert first.record["shared_pictures"] == {
         "train and val": 0, "train and test": 0, "val and test": 0,
     }  # fmt: skip
 
@@ -175,12 +175,12 @@ def test_a_copy_with_fewer_classes_than_published(kitti: Path) -> None:
 )
 @pytest.mark.parametrize("spelt", ["", "./"])
 def test_a_path_in_two_parts(kitti: Path, first: str, second: str, spelt: str) -> None:
-    one, two = (kitti / vtab.LISTS[part] for part in (first, second))
-    rows = two.read_text().splitlines()
-    shared = [line.split()[0] for line in one.read_text().splitlines()[:2]]
+    first_list, second_list = (kitti / vtab.LISTS[part] for part in (first, second))
+    rows = second_list.read_text().splitlines()
+    shared = [line.split()[0] for line in first_list.read_text().splitlines()[:2]]
     rows[:2] = [f"{spelt}{path} {i}" for i, path in enumerate(shared)]
-    two.write_text("\n".join(rows))
-    says = f"{one.name} and {two.name} in .*: got 2 paths in both, as '{shared[0]}'"
+    second_list.write_text("\n".join(rows))
+    says = f"{first_list.name} and {second_list.name} in .*: got 2 paths in both, as '{shared[0]}'"
     with pytest.raises(DataError, match=says):
         suites.read("vtab-1k/kitti")
 
@@ -238,11 +238,11 @@ def test_the_papers_own_benchmark_runs_on_a_folder_as_noah_has_it(
         **{**rules.starts, "model": "test_vit", "size": 32, "pretrained": False, "epochs": 2}
     )
     plan = BenchPlan(suite, (suite.task("kitti"),), (arm("mosa"),), (0,), rules, start)
-    how, out = How(executor="here"), tmp_path / "out"
-    told = estimated(plan, out, how, lambda _: None)
-    assert told["runs"] == 1 and told["hours"] > 0 and told["peak_bytes"] is not None
-    (found,) = run_plan(plan, out, how, lambda _: None)
-    assert isinstance(found.outcome, Done)
-    record = json.loads((out / found.folder / "run.json").read_text())["record"]
+    settings, out = How(executor="here"), tmp_path / "out"
+    estimate = estimated(plan, out, settings, lambda _: None)
+    assert estimate["runs"] == 1 and estimate["hours"] > 0 and estimate["peak_bytes"] is not None
+    (row,) = run_plan(plan, out, settings, lambda _: None)
+    assert isinstance(row.outcome, Done)
+    record = json.loads((out / row.folder / "run.json").read_text())["record"]
     assert record["data"]["parts"]["train"]["n"] == 12  # train and val together
     assert record["experiment"]["settings"] == ["bottleneck=16"]

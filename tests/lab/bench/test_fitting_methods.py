@@ -24,7 +24,7 @@ def _no_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("weights were asked for")
 
-    monkeypatch.setattr(backbones, "_state", refuse)
+    monkeypatch.setattr(backbones, "_packaged_weights", refuse)
 
 
 def of(*names: str, **values: Any) -> BenchPlan:

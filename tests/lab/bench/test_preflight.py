@@ -131,6 +131,6 @@ def test_what_may_be_is_let_through(
     def refuse(*_: Any, **__: Any) -> Any:
         raise AssertionError("weights were asked for")
 
-    monkeypatch.setattr(backbones, "_state", refuse)
+    monkeypatch.setattr(backbones, "_packaged_weights", refuse)
     plan = toys.plan(arms=(arm(methods),))
     check(replace(plan, start=plan.start.changed(**changes)), tmp_path, print)

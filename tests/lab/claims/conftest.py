@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from intarsia.data import corpora
-from intarsia.data.small_models import Small
+from intarsia.data.small_models import SmallModel
 from intarsia_lab.claims import routed, routing_traces
 from intarsia_lab.routing import Scale, materials
 
@@ -20,7 +20,7 @@ def bench(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> routed.Bench:
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
     monkeypatch.setattr(materials, "SEGMENT", 256)
     monkeypatch.setitem(corpora.CORPORA, "toy", corpora.Corpus(lambda _: WORDS * 1000, "a toy"))
-    scale = Scale(Small(8, 4, 2, 8), batch=4, steps=4, length=8, vocabulary=260, test=16)
+    scale = Scale(SmallModel(8, 4, 2, 8), batch=4, steps=4, length=8, vocabulary=260, test=16)
     return routed.Bench("toy", scale, "here")
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from intarsia.data.small_models import Small, small_decoder
+from intarsia.data.small_models import SmallModel, small_decoder
 from intarsia.hosts.spans.spans import Spans
 from intarsia_lab.claims import moa
 
@@ -39,7 +39,7 @@ def test_rivals_have_the_mean_span_of_what_was_chosen() -> None:
 def test_clocks_run_and_losses_are_of_the_arms() -> None:
     spans = Spans.of(torch.tensor([[12, 60, 96], [20, 20, 128]]), sink=4, block=4)
     assert min(moa.attention_times(spans)) > 0
-    model = small_decoder(Small(24, 2, 3, 48), tokens=32, length=128)
+    model = small_decoder(SmallModel(24, 2, 3, 48), tokens=32, length=128)
     ids = torch.randint(0, 32, (2, 96), generator=torch.Generator().manual_seed(0))
     losses = {name: moa._loss(model, of, ids) for name, of in moa.rivals(spans, 0).items()}
     assert len(set(losses.values())) == 4

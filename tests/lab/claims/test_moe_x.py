@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from intarsia.data.small_models import Small
+from intarsia.data.small_models import SmallModel
 from intarsia.mixtures.zcode_m3 import mixtures_in
 from intarsia_lab.claims import kinds_of_text, moe_x
 from intarsia_lab.claims.code_states import STATES, states_of
@@ -59,7 +59,7 @@ def test_states_are_those_of_the_language(state: str, where: str) -> None:
 
 
 def test_units_are_those_of_the_wide_mlp_weighed_by_their_gate() -> None:
-    shape = Small(8, 3, 2, 6, "relu")
+    shape = SmallModel(8, 3, 2, 6, "relu")
     net = kinds_of_text.decoder_of_experts(moe_x.TopK(2, 2), 0, shape=shape).eval()
     rows, seen = torch.randint(90, (3, 5)), list[torch.Tensor]()
     mixture: Any = list(mixtures_in(net).values())[1]
@@ -93,7 +93,7 @@ def test_a_detector_is_found_and_noise_is_none() -> None:
 def modules(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
     monkeypatch.setattr(moe_x, "library", lambda _: [MODULE * 20] * 9 + ["def (", MODULE * 20])
-    monkeypatch.setattr(moe_x, "RELU", Small(8, 3, 2, 8, "relu"))
+    monkeypatch.setattr(moe_x, "RELU", SmallModel(8, 3, 2, 8, "relu"))
     moe_x.code.cache_clear()
     yield
     moe_x.code.cache_clear()

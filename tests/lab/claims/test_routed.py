@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 
 from intarsia.data import corpora
-from intarsia.data.small_models import Small
+from intarsia.data.small_models import SmallModel
 from intarsia.experiments.pool import Arm
 from intarsia_lab.claims import evomoe, momentum, recurrent, routed
 from intarsia_lab.kit import Claim
 from intarsia_lab.routing import Scale, materials
 
-SCALE = Scale(Small(8, 2, 2, 8), batch=4, steps=10, length=8, vocabulary=260, test=16)
+SCALE = Scale(SmallModel(8, 2, 2, 8), batch=4, steps=10, length=8, vocabulary=260, test=16)
 BENCH = routed.Bench("toy", SCALE, "here")
 CLAIMS = {c.key: c for module in (evomoe, momentum, recurrent) for c in module.CLAIMS}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from intarsia.data.small_models import Small
+from intarsia.data.small_models import SmallModel
 from intarsia.mixtures.zcode_m3 import mixtures_in
 from intarsia.routers import TopK
 from intarsia.train.order import Order
@@ -27,7 +27,7 @@ def few(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
     monkeypatch.setattr(zcode_m3, "OTHERS", 2)
     texts = {"a": WORDS, "b": WORDS.upper()}
     monkeypatch.setattr(routing_traces, "texts", lambda: texts)
-    monkeypatch.setattr(kinds_of_text, "SHAPE", Small(8, 2, 2, 8))
+    monkeypatch.setattr(kinds_of_text, "SHAPE", SmallModel(8, 2, 2, 8))
     kinds_of_text.kinds.cache_clear()
     yield
     kinds_of_text.kinds.cache_clear()
@@ -65,7 +65,7 @@ def test_late_merging_and_pruning(few: None, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_the_largest_scores_stay() -> None:
-    net = kinds_of_text.decoder_of_experts(TopK(4, 1, "prob"), 0, shape=Small(8, 2, 2, 8))
+    net = kinds_of_text.decoder_of_experts(TopK(4, 1, "prob"), 0, shape=SmallModel(8, 2, 2, 8))
     path = list(mixtures_in(net))[1]
     old = mixtures_in(net)[path].experts.up.detach()  # pyright: ignore
     scores = {f"{p}.router": torch.tensor([1.0, 5, 0, 3]) for p in mixtures_in(net)}

@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from intarsia.core.errors import ConfigError, TrainingError, UnknownName
 from intarsia.data import corpora
-from intarsia.data.small_models import Small
+from intarsia.data.small_models import SmallModel
 from intarsia.mixtures import Capacity
 from intarsia.routers import EvoMoe, TopK
 from intarsia.routers.relu import ReMoe
@@ -39,7 +39,7 @@ from intarsia_lab.routing.materials import Material, stream
 
 from ...refusals import refused
 
-SCALE = Scale(Small(8, 2, 2, 8), batch=4, steps=6, length=8, vocabulary=260, test=16)
+SCALE = Scale(SmallModel(8, 2, 2, 8), batch=4, steps=6, length=8, vocabulary=260, test=16)
 WORDS = "The cat sat on 12 mats, and Tom ran.\n"
 
 
@@ -252,7 +252,7 @@ def test_pictures() -> None:
     x, y = torch.randn(24, 1, 8, 8), torch.arange(24) % 3
     part = TensorDataset(x, y)
     pictures = Material("toy", part, part, part, ("a", "b", "c"))
-    scale = Scale(Small(8, 2, 2, 8), batch=4, steps=3, patch=4)
+    scale = Scale(SmallModel(8, 2, 2, 8), batch=4, steps=3, patch=4)
     from intarsia_lab.routing.observe import observed
 
     for name in ("hash", "transport", "momentum"):

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
-from intarsia.choosing.arms import ARMS, ASKED, RECIPES, named
+from intarsia.choosing.arms import ARMS, EXTRA, RECIPES, named
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ QUICK = Profile(
 FEW = Profile(
     "few",
     "Every task and method, the peers too, on 100 images for 40 epochs, five seeds.",
-    methods=(*(a.name for a in (*ARMS, *ASKED)), *(f"adaptformer {name}" for name in RECIPES)),
+    methods=(*(a.name for a in (*ARMS, *EXTRA)), *(f"adaptformer {name}" for name in RECIPES)),
     seeds=(0, 1, 2, 3, 4),
     values={**_SMALL, "epochs": 40, "images": 100},
 )

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
 from intarsia.core.seeds import mix
-from intarsia.data.small_models import Small, small_decoder
+from intarsia.data.small_models import SmallModel, small_decoder
 from intarsia.fitting import fit
 from intarsia.gating import RouterConfig
 from intarsia.hosts import upcycle
@@ -24,7 +24,7 @@ from ..routing.cell import CLIP, WARMUP, WEIGHT_DECAY
 from ..routing.materials import as_met
 from . import routing_traces
 
-SHAPE, LENGTH, VOCABULARY = Small(), 64, 2048
+SHAPE, LENGTH, VOCABULARY = SmallModel(), 64, 2048
 BATCH, LR = 16, 3e-3  # those of the routers' comparisons
 LEARNED, TESTED = 0.9, 40  # of each text; rows of what is left of it
 
@@ -91,7 +91,7 @@ def decoder_of_experts(
     seed: int,
     *,
     capacity: Capacity | None = None,
-    shape: Small | None = None,
+    shape: SmallModel | None = None,
 ) -> nn.Module:
     """An untrained decoder of four layers, whose MLPs are mixtures of experts drawn anew."""
     shape = shape or SHAPE

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from intarsia.data.small_models import Small
+from intarsia.data.small_models import SmallModel
 from intarsia.gating import RouterConfig
 from intarsia.mixtures import as_wide_mlp
 from intarsia.mixtures.zcode_m3 import mixtures_in
@@ -35,7 +35,7 @@ GATE, WEIGHTS = "linear gate", "score of the weights"
 LINEAR, OURS = VARIANTS["top-k-relu"], Variant("moe-x", MoeX(EXPERTS, ACTIVE), Expert("relu"))
 STEPS, PROBED, LAYER = 700, 160, 2  # of the probe: steps, rows of held-out code, mixture read
 CHARACTERS, VERSION = 2_000_000, 1
-RELU = Small(act="relu")
+RELU = SmallModel(act="relu")
 SHARES = tuple(tenth / 10 for tenth in range(10))  # of a unit's maximum, above which it is on
 HIGH, LEAST = 0.95, 10  # precision of a unit that is believed, and tokens that show it
 OURS_LEARNED = "score of the weights, temperature learned"

@@ -115,9 +115,9 @@ def run(density: float, seed: int) -> SearchedNet:
     found = search(
         parent, RandomSearch(density, DRAWS), [(x[:SCORED], y[:SCORED])], seed=mix(seed, 1)
     )
-    kept = [one.kept for one in found[:BEST]]
+    kept = [one.units for one in found[:BEST]]
     for i in range(BEST):
-        kept += [search(parent, RandomSearch(density, 1), seed=mix(seed, 2, i))[0].kept]
+        kept += [search(parent, RandomSearch(density, 1), seed=mix(seed, 2, i))[0].units]
     nets = [copy.deepcopy(parent) for _ in kept]
     for net, units in zip(nets, kept, strict=True):
         cut(net, units)

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from intarsia.data.small_models import Small
+from intarsia.data.small_models import SmallModel
 from intarsia.experiments.pool import Arm
 
 from ..kit import Result
@@ -68,7 +68,7 @@ class Bench(NamedTuple):
 
 
 BENCH = Bench()
-WIDE = Bench(scale=Scale(Small(256, 6, 8, 512), batch=16, steps=2000, lr=1e-3, length=128))
+WIDE = Bench(scale=Scale(SmallModel(256, 6, 8, 512), batch=16, steps=2000, lr=1e-3, length=128))
 """Six layers of width 256 and 4.1 M tokens, 40 CPU minutes a cell on a core of 50 GFLOP/s."""
 WIDE_WORK = "a decoder of width 256 from scratch on Austen, 4.1 M tokens"
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from intarsia.adapters import Lora
 from intarsia.core.modes import evaluating
-from intarsia.data.senses.questions import Asked, Processor, Question
+from intarsia.data.senses.questions import Processor, Question, QuestionRows
 from intarsia.experiments.seeing import scores_by_modality
 from intarsia.fitting import fit_in_phases
 from intarsia.hosts import adapt, apply
@@ -81,7 +81,7 @@ def questions(seed: int) -> tuple[list[Question], list[Question]]:
     return train, canvas_questions(TEST, seed, test=True)
 
 
-def rows(make: Processor, part: list[Question]) -> Asked:
+def rows(make: Processor, part: list[Question]) -> QuestionRows:
     """A processor's rows, with fewer vectors of each view."""
     asked = make.asked(part)
     for row in asked.rows:
@@ -121,17 +121,17 @@ def _run(arm: str, seed: int, report: Report) -> Cell:
     return found
 
 
-def _canvases(asked: Asked) -> Asked:
+def _canvases(asked: QuestionRows) -> QuestionRows:
     """Its questions on canvases, without the tiles."""
     both = list(zip(asked.questions, asked.rows, strict=True))
-    return Asked(*zip(*(p for p in both if p[0].question != WHAT), strict=True))
+    return QuestionRows(*zip(*(p for p in both if p[0].question != WHAT), strict=True))
 
 
-def _right(model: torch.nn.Module, asked: Asked) -> float:
+def _right(model: torch.nn.Module, asked: QuestionRows) -> float:
     return scores_by_modality(model, asked, 32)["all"]["exact_match"]
 
 
-def _at_random(model: torch.nn.Module, asked: Asked, seed: int) -> float:
+def _at_random(model: torch.nn.Module, asked: QuestionRows, seed: int) -> float:
     """With local vectors that are drawn, not chosen."""
     view: Any = tiled_view(model)
     draws = torch.Generator().manual_seed(seed)

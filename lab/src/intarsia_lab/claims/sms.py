@@ -90,9 +90,9 @@ class ScoredSoup(SparseModelSoup):
 
     card_key = "sms"
 
-    def _settle(self, run: EndedTraining, **kept: Any) -> None:
+    def _average_candidates(self, run: EndedTraining, **kept: Any) -> None:
         ALONE[:] = ALONE[-self.candidates + 1 :] + [accuracy(run.model)]
-        super()._settle(run, **kept)
+        super()._average_candidates(run, **kept)
 
 
 class Souped(NamedTuple):

@@ -44,9 +44,9 @@ class CountedDSnoT(DSnoT):
 
     card_key = "dsnot"
 
-    def swapped(self, weight: Tensor, kept: Tensor, seen: Statistics) -> Swapped:
+    def swapped(self, weight: Tensor, mask: Tensor, statistics: Statistics) -> Swapped:
         """The swaps, whose sums are noted."""
-        found = super().swapped(weight, kept, seen)
+        found = super().swapped(weight, mask, statistics)
         SUMS[0] += found.before
         SUMS[1] += found.after
         return found

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from intarsia.data import corpora
 from intarsia.data.language_models import language_model
-from intarsia.data.small_models import Small, small_decoder
+from intarsia.data.small_models import SmallModel, small_decoder
 from intarsia.data.texts import load_texts
 from intarsia.experiments.pool import Arm
 from intarsia.fitting import evaluate, fit
@@ -108,7 +108,7 @@ def small() -> tuple[nn.Module, Any, Any]:
     ids = torch.tensor(list(text[: count * LENGTH])).view(-1, LENGTH)
     rows = [{"input_ids": row, "labels": row} for row in ids]
     test, train = rows[-HELD_OUT:], rows[:-HELD_OUT]
-    model = small_decoder(Small(256, 4, 4, 512), tokens=256, length=LENGTH)
+    model = small_decoder(SmallModel(256, 4, 4, 512), tokens=256, length=LENGTH)
     return trained(model, train[: DENSE_STEPS * BATCH], 2e-3, 0, zeros=False), train, test
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from intarsia.adapters import Lora
-from intarsia.data.senses.questions import Asked, Question
+from intarsia.data.senses.questions import Question, QuestionRows
 from intarsia.experiments.seeing import scores_by_modality
 from intarsia.fitting import fit_in_phases
 from intarsia.hosts import adapt, apply
@@ -103,7 +103,7 @@ def _run(arm: str, seed: int, report: Report) -> Cell:
     model = apply(model, Modalities(SEES, HEARS, VECTORS), seed=seed)
     model = adapt(model, ARMS[arm], head=None, seed=seed)
     make = processor(model, words)
-    train: Asked = make.asked(chosen(seed, arm))
+    train: QuestionRows = make.asked(chosen(seed, arm))
     test = make.asked([q for q in late if q.modality in SHARES])
     options: dict[str, Any] = {"epochs": EPOCHS, "batch_size": BATCH, "lr": RATE, "seed": seed}
     fit_in_phases(model, ARMS[arm], train, task=Answers(), trackers=(), **options)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from intarsia.core.errors import ConfigError
-from intarsia.data.small_models import Small
+from intarsia.data.small_models import SmallModel
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Scale:
     Raises: ConfigError for what leaves nothing to learn or to score.
     """
 
-    shape: Small = field(default_factory=Small)
+    shape: SmallModel = field(default_factory=SmallModel)
     batch: int = 16
     steps: int = 1500
     lr: float = 3e-3
@@ -51,7 +51,7 @@ class Scale:
     @classmethod
     def of(cls, said: Mapping[str, Any]) -> Scale:
         """The scale that `to_dict` wrote."""
-        return cls(**{**said, "shape": Small(**said["shape"])})
+        return cls(**{**said, "shape": SmallModel(**said["shape"])})
 
 
 TEXT = Scale()

@@ -32,7 +32,7 @@ _TYPES = {0: "<f4", 1: "i1", 2: "<i2", 3: "<i4", 4: "<f2"}
 
 
 def read_sound(source: Path | tuple[np.ndarray, int], name: str = "") -> np.ndarray:
-    """A sound as 16 kHz mono float32; channels are averaged.
+    """Read a sound as 16 kHz mono float32; channels are averaged.
 
     source: a file, or samples from -1 to 1, (T,) or (T, channels), and their rate.
     Raises: DataError for a file that cannot be read, no sample, whole numbers, channels in front,
@@ -40,9 +40,9 @@ def read_sound(source: Path | tuple[np.ndarray, int], name: str = "") -> np.ndar
     """
     name = name or (str(source) if isinstance(source, Path) else "sound")
     if isinstance(source, Path):
-        samples, rate = _decoded(source, name)
+        samples, rate = _read_file(source, name)
     else:
-        samples, rate = _given(source, name)
+        samples, rate = _checked_samples(source, name)
     if samples.ndim == 2:
         samples = samples.mean(1)
     if samples.ndim != 1 or not samples.size or rate < 1:
@@ -57,13 +57,14 @@ def read_sound(source: Path | tuple[np.ndarray, int], name: str = "") -> np.ndar
     if rate != RATE:
         from scipy.signal import resample_poly
 
+        # Polyphase resampling by the reduced ratio of the two rates.
         common = np.gcd(rate, RATE)
         samples = resample_poly(samples, RATE // common, rate // common)
     return np.ascontiguousarray(samples, dtype=np.float32)
 
 
-def _given(source: tuple[np.ndarray, int], name: str) -> tuple[np.ndarray, int]:
-    """Samples and rate.  Raises: DataError for those that would be heard as something else."""
+def _checked_samples(source: tuple[np.ndarray, int], name: str) -> tuple[np.ndarray, int]:
+    """Return samples and rate.  Raises: DataError for integers or (channels, T)."""
     samples = np.asarray(source[0])
     if samples.size and not np.issubdtype(samples.dtype, np.floating):
         fix = "Divide 16-bit samples by 32768, or give the file's path."
@@ -74,7 +75,8 @@ def _given(source: tuple[np.ndarray, int], name: str) -> tuple[np.ndarray, int]:
     return samples.astype(np.float32), int(source[1])
 
 
-def _decoded(path: Path, name: str) -> tuple[np.ndarray, int]:
+def _read_file(path: Path, name: str) -> tuple[np.ndarray, int]:
+    """Read samples and rate of a sound file.  Raises: MissingExtra, DataError."""
     try:
         import soundfile
     except ImportError as error:
@@ -88,26 +90,27 @@ def _decoded(path: Path, name: str) -> tuple[np.ndarray, int]:
 
 
 def mel(sound: np.ndarray) -> Tensor:
-    """Log-mel bands as Whisper has them, the window rounded up to 5 s.  (T,) -> (80, frames)."""
+    """Compute Whisper's log-mel bands, the window rounded up to 5 s.  (T,) -> (80, frames)."""
     from transformers import WhisperFeatureExtractor
 
     window = WINDOW * max(1, -(-len(sound) // (WINDOW * RATE)))
-    found: Any = WhisperFeatureExtractor(feature_size=BANDS, chunk_length=window)
-    bands = found(sound, sampling_rate=RATE, return_tensors="np").input_features
+    extractor: Any = WhisperFeatureExtractor(feature_size=BANDS, chunk_length=window)
+    bands = extractor(sound, sampling_rate=RATE, return_tensors="np").input_features
     return torch.from_numpy(np.ascontiguousarray(bands[0]))
 
 
 def pooled(frames: Tensor, seconds: float, rate: int) -> Tensor:
-    """The mean of the frames of the sound itself, not of the silence after it, in 32 parts.
+    """Average the frames of the sound itself, not of the silence after it, in 32 parts.
 
     frames: (F, d), `rate` of them a second.  Returns (32, d).
     """
+    # Frames after the sound's end are padding.
     count = min(len(frames), max(1, -int(-seconds * rate // 1)))
     return nn.functional.adaptive_avg_pool1d(frames[:count].T[None], FRAMES)[0].T
 
 
 def log_mel() -> Callable[[Sequence[np.ndarray]], Tensor]:
-    """Sounds to the log-mel bands of their 32 parts: no weights.  -> (N, 32, 80)."""
+    """Return a function from sounds to the log-mel bands of their 32 parts.  -> (N, 32, 80)."""
 
     def encode(sounds: Sequence[np.ndarray]) -> Tensor:
         return torch.stack([pooled(mel(s).T, len(s) / RATE, 100) for s in sounds])
@@ -116,36 +119,38 @@ def log_mel() -> Callable[[Sequence[np.ndarray]], Tensor]:
 
 
 def whisper_base() -> Callable[[Sequence[np.ndarray]], Tensor]:
-    """Sounds to the last layer of Whisper-base's encoder, in 32 parts.  -> (N, 32, 512).
+    """Return a function from sounds to Whisper-base's last layer in 32 parts.  -> (N, 32, 512).
 
     The encoder reads windows of 5 s, as many as the sound has, in place of 30 s: its cost is that
     of the sound. It was trained on 30 s, and a shorter window changes what it gives a little.
     """
-    encoder = encoder_of(_weights())
+    encoder = encoder_of(_load_weights())
 
     @torch.no_grad()
     def encode(sounds: Sequence[np.ndarray]) -> Tensor:
-        return torch.stack([_heard(encoder, s) for s in sounds])
+        return torch.stack([_encode_sound(encoder, s) for s in sounds])
 
     return encode
 
 
-def _heard(encoder: Any, sound: np.ndarray) -> Tensor:
+def _encode_sound(encoder: Any, sound: np.ndarray) -> Tensor:
+    """Encode one sound with as many positions as it needs.  (T,) -> (32, 512)."""
     bands = mel(sound)  # (80, frames), two frames for each position
     length = bands.shape[1] // 2
-    whole = encoder.embed_positions.weight
-    short = nn.Embedding.from_pretrained(whole[:length].detach())
+    positions = encoder.embed_positions.weight
+    # transformers insists on 30 s: the encoder is told that it has fewer positions.
+    short = nn.Embedding.from_pretrained(positions[:length].detach())
     before = encoder.embed_positions, encoder.config.max_source_positions
     encoder.embed_positions, encoder.config.max_source_positions = short, length
     try:
-        out = encoder(bands[None]).last_hidden_state[0]
+        encoded = encoder(bands[None]).last_hidden_state[0]
     finally:
         encoder.embed_positions, encoder.config.max_source_positions = before
-    return pooled(out, len(sound) / RATE, 50)
+    return pooled(encoded, len(sound) / RATE, 50)
 
 
 def encoder_of(state: dict[str, Tensor]) -> nn.Module:
-    """transformers' Whisper encoder with these weights, frozen, in evaluation mode."""
+    """Make transformers' Whisper encoder with these weights, frozen, in evaluation mode."""
     from transformers import WhisperConfig
     from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
@@ -162,8 +167,8 @@ def encoder_of(state: dict[str, Tensor]) -> nn.Module:
     return encoder.eval().requires_grad_(False)
 
 
-def _weights() -> dict[str, Tensor]:
-    """The encoder's weights, converted the first time."""
+def _load_weights() -> dict[str, Tensor]:
+    """Load the encoder's weights, converted the first time."""
     packages = [pinned(name) for name in PARTS]
     file = cache_dir() / "weights" / f"whisper-base-encoder-{packages[0].version}.safetensors"
     with building(file) as scratch:
@@ -176,28 +181,31 @@ def _weights() -> dict[str, Tensor]:
 
 
 def encoder_weights(raw: bytes) -> dict[str, Tensor]:
-    """The encoder's tensors of CTranslate2's file, by the names of transformers.
+    """Read the encoder's tensors of CTranslate2's file, by the names of transformers.
 
     Raises: AssetError for a file that ends early, or has other tensors.
     """
     try:
-        found = dict(_tensors(raw))
-        return _renamed(found)
+        tensors = dict(_read_tensors(raw))
+        return _rename_tensors(tensors)
     except (struct.error, KeyError, ValueError, UnicodeDecodeError) as error:
         want, fix = "CTranslate2's file of Whisper-base", "Delete the package's folder; try again."
         raise AssetError("weights of whisper-base", got=error, want=want, fix=fix) from error
 
 
-def _tensors(raw: bytes) -> Iterator[tuple[str, Tensor]]:
+def _read_tensors(raw: bytes) -> Iterator[tuple[str, Tensor]]:
+    """Yield names and tensors of CTranslate2's file, see the module."""
     place = 0
 
     def number(form: str) -> int:
+        """Read a number in a format of `struct`, and move on."""
         nonlocal place
         (value,) = struct.unpack_from("<" + form, raw, place)
         place += struct.calcsize("<" + form)
         return value
 
     def text() -> str:
+        """Read a text with its length before it and a zero byte behind it, and move on."""
         nonlocal place
         count = number("H")
         place += count
@@ -215,25 +223,35 @@ def _tensors(raw: bytes) -> Iterator[tuple[str, Tensor]]:
         yield name, torch.from_numpy(data.reshape(sizes).astype(np.float32))
 
 
-def _renamed(found: dict[str, Tensor]) -> dict[str, Tensor]:
-    state = {f"conv{i}.{n}": found[f"encoder/conv{i}/{n}"] for i in (1, 2) for n in _BOTH}
-    state["embed_positions.weight"] = found["encoder/position_encodings/encodings"]
+def _rename_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Rename CTranslate2's tensors to those of transformers, and split fused projections."""
+    state = {f"conv{i}.{n}": tensors[f"encoder/conv{i}/{n}"] for i in (1, 2) for n in _BOTH}
+    state["embed_positions.weight"] = tensors["encoder/position_encodings/encodings"]
 
-    def norm(to: str, of: str) -> None:
-        state[f"{to}.weight"], state[f"{to}.bias"] = found[f"{of}/gamma"], found[f"{of}/beta"]
+    def norm(target_norm: str, source_norm: str) -> None:
+        """Copy gain and bias of a norm to their new names."""
+        state[f"{target_norm}.weight"], state[f"{target_norm}.bias"] = (
+            tensors[f"{source_norm}/gamma"],
+            tensors[f"{source_norm}/beta"],
+        )
 
     norm("layer_norm", "encoder/layer_norm")
     for i in range(LAYERS):
-        to, of = f"layers.{i}", f"encoder/layer_{i}"
-        attention = f"{of}/self_attention"
-        norm(f"{to}.self_attn_layer_norm", f"{attention}/layer_norm")
-        norm(f"{to}.final_layer_norm", f"{of}/ffn/layer_norm")
+        target, source = f"layers.{i}", f"encoder/layer_{i}"
+        attention = f"{source}/self_attention"
+        norm(f"{target}.self_attn_layer_norm", f"{attention}/layer_norm")
+        norm(f"{target}.final_layer_norm", f"{source}/ffn/layer_norm")
         for n in _BOTH:
-            q, k, v = found[f"{attention}/linear_0/{n}"].chunk(3)
-            whole = {"q_proj": q, "v_proj": v} | ({"k_proj": k} if n == "weight" else {})
-            whole["out_proj"] = found[f"{attention}/linear_1/{n}"]
-            state |= {f"{to}.self_attn.{name}.{n}": t.contiguous() for name, t in whole.items()}
-            state |= {f"{to}.fc{j + 1}.{n}": found[f"{of}/ffn/linear_{j}/{n}"] for j in (0, 1)}
+            # CTranslate2 fuses the three projections; Whisper's keys have no bias.
+            q, k, v = tensors[f"{attention}/linear_0/{n}"].chunk(3)
+            projections = {"q_proj": q, "v_proj": v} | ({"k_proj": k} if n == "weight" else {})
+            projections["out_proj"] = tensors[f"{attention}/linear_1/{n}"]
+            state |= {
+                f"{target}.self_attn.{name}.{n}": t.contiguous() for name, t in projections.items()
+            }
+            state |= {
+                f"{target}.fc{j + 1}.{n}": tensors[f"{source}/ffn/linear_{j}/{n}"] for j in (0, 1)
+            }
     return state
 
 

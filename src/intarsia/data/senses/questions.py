@@ -52,39 +52,43 @@ class Question:
     def __post_init__(self) -> None:
         for modality in MARKS:
             _check_sources(getattr(self, modality), modality, self.where)
-            marks, given = self.question.count(f"<{modality}>"), len(getattr(self, modality))
-            if marks not in (0, given):
+            # Marks are all or none: with some, nobody could say which picture stands where.
+            marks, count = self.question.count(f"<{modality}>"), len(getattr(self, modality))
+            if marks not in (0, count):
                 fix = f"Write one <{modality}> for each, or none: they then come first."
-                got = f"{marks} marks <{modality}> for {given}"
-                raise DataError(self.where, got=got, want=f"{given} marks", fix=fix)
+                got = f"{marks} marks <{modality}> for {count}"
+                raise DataError(self.where, got=got, want=f"{count} marks", fix=fix)
         if not (self.question.strip() or self.image or self.audio):
             fix = "Leave the line out."
             raise DataError(self.where, got="nothing", want="a question, or a picture", fix=fix)
 
     @property
     def modality(self) -> str:
-        """ "image", "audio", "image and audio", or "text" for neither."""
+        """The modality: "image", "audio", "image and audio", or "text" for neither."""
         return " and ".join(m for m in MARKS if getattr(self, m)) or MODALITIES[0]
 
     @property
     def parts(self) -> list[str]:
-        """Texts and marks in their order."""
+        """The texts and marks of the question, in their order."""
         front = [f"<{m}>" for m in MARKS if f"<{m}>" not in self.question for _ in getattr(self, m)]
         return [*front, *(part for part in _MARK.split(self.question) if part)]
 
 
-def _check_sources(given: Any, modality: str, where: str) -> None:
-    """Raises: DataError for a source by itself, and for what is none."""
+def _check_sources(sources: Any, modality: str, place: str) -> None:
+    """Refuse a source that is not in a tuple, or is none.
+
+    sources: of a question; place: of its line.  Raises: DataError.
+    """
     kinds = (Path, Image.Image) if modality == "image" else (Path, tuple, list)
-    if not isinstance(given, tuple | list) or not all(isinstance(s, kinds) for s in given):
+    if not isinstance(sources, tuple | list) or not all(isinstance(s, kinds) for s in sources):
         want, fix = "a tuple of paths and PIL pictures", 'For example image=(Path("a.png"),).'
         if modality == "audio":
             want, fix = "a tuple of paths and pairs", "For example audio=((samples, 16_000),)."
-        raise DataError(f"{where}, {modality}", got=repr(given)[:60], want=want, fix=fix)
+        raise DataError(f"{place}, {modality}", got=repr(sources)[:60], want=want, fix=fix)
 
 
 def read_questions(path: str | Path, *, answered: bool = True) -> list[Question]:
-    """The questions of a .jsonl file; paths of pictures and sounds are from its folder.
+    """Read the questions of a .jsonl file; paths of pictures and sounds are from its folder.
 
     answered: each must have an answer.
     Raises: DataError, with the line, for what is no JSON object, keys that are not known, files
@@ -97,54 +101,57 @@ def read_questions(path: str | Path, *, answered: bool = True) -> list[Question]
         want, fix = "a .jsonl file in UTF-8", "Check the path."
         raise DataError(f"questions {path}", got=error, want=want, fix=fix) from error
     rows = [(i, line) for i, line in enumerate(lines, 1) if line.strip()]
-    found = [_question(line, path, f"line {i} of {path}", answered) for i, line in rows]
-    if not found:
+    questions = [_parse_question(line, path, f"line {i} of {path}", answered) for i, line in rows]
+    if not questions:
         raise DataError(f"questions {path}", got="no line", want="at least one", fix="Add one.")
-    return found
+    return questions
 
 
-def _question(line: str, path: Path, where: str, answered: bool) -> Question:
+def _parse_question(line: str, path: Path, place: str, answered: bool) -> Question:
+    """Parse a line; place: of the line, for errors.  Raises: DataError."""
     try:
         row = parse_json(line)
         if not isinstance(row, dict):
             raise ValueError(type(row).__name__)
     except ValueError as error:
         fix = "Correct or delete the line."
-        raise DataError(where, got=error, want="one JSON object", fix=fix) from error
+        raise DataError(place, got=error, want="one JSON object", fix=fix) from error
     if strange := sorted(row.keys() - set(KEYS)):
         fix = f"Known: {', '.join(KEYS)}."
-        raise DataError(where, got=f"the key {strange[0]!r}", want="a known one", fix=fix)
+        raise DataError(place, got=f"the key {strange[0]!r}", want="a known one", fix=fix)
     texts = {n: row.get(n) for n in ("question", "answer", "text")}
     if any(v is not None and not isinstance(v, str) for v in texts.values()):
-        raise DataError(where, got=texts, want="texts", fix="Write them in quotes.")
+        raise DataError(place, got=texts, want="texts", fix="Write them in quotes.")
     if texts["answer"] is not None and texts["text"] is not None:
         fix = "text is the answer of a row without a question."
-        raise DataError(where, got="answer and text", want="one of them", fix=fix)
+        raise DataError(place, got="answer and text", want="one of them", fix=fix)
     answer = texts["answer"] if texts["text"] is None else texts["text"]
     if answered and not (answer or "").strip():
         fix = 'For example {"question": "What is this?", "image": "a.png", "answer": "a cat"}.'
-        raise DataError(where, got="no answer", want="answer, or text", fix=fix)
-    files = {m: _files(row.get(m), path.parent, f"{where}, {m}") for m in MARKS}
+        raise DataError(place, got="no answer", want="answer, or text", fix=fix)
+    files = {m: _existing_files(row.get(m), path.parent, f"{place}, {m}") for m in MARKS}
+    # By default questions about the same picture are one group.
     first = next((str(f[0]) for f in files.values() if f), texts["question"] or "")
     group = first if row.get("group") in (None, "") else str(row["group"])
-    return Question(texts["question"] or "", answer, files["image"], files["audio"], group, where)
+    return Question(texts["question"] or "", answer, files["image"], files["audio"], group, place)
 
 
-def _files(value: Any, folder: Path, where: str) -> tuple[Path, ...]:
+def _existing_files(value: Any, folder: Path, place: str) -> tuple[Path, ...]:
+    """Return the paths of a cell, from the file's folder.  Raises: DataError for none there."""
     names = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(n, str) and n for n in names):
         fix = 'For example "image": "a.png", or ["a.png", "b.png"].'
-        raise DataError(where, got=value, want="a path, or a list of paths", fix=fix)
-    found = tuple(folder / name for name in names)
-    for file in found:
+        raise DataError(place, got=value, want="a path, or a list of paths", fix=fix)
+    files = tuple(folder / name for name in names)
+    for file in files:
         if not file.is_file():
             fix = "Paths are from the folder of the .jsonl file."
-            raise DataError(where, got=f"no file {file}", want="one", fix=fix)
-    return found
+            raise DataError(place, got=f"no file {file}", want="one", fix=fix)
+    return files
 
 
-class Asked(Dataset[Row]):
-    """Rows of a processor, for `fit` with the task `Answers`; questions are beside them."""
+class QuestionRows(Dataset[Row]):
+    """Dataset of questions as rows of a processor, for `fit` with the task `Answers`."""
 
     def __init__(self, questions: Sequence[Question], rows: Sequence[Row]) -> None:
         self.questions, self.rows = list(questions), list(rows)
@@ -155,21 +162,21 @@ class Asked(Dataset[Row]):
     def __getitem__(self, index: int) -> Row:
         return self.rows[index]
 
-    def of(self, modality: str) -> Asked:
-        """Those of one modality, see `Question.modality`."""
+    def of(self, modality: str) -> QuestionRows:
+        """Return the questions of one modality, see `Question.modality`."""
         both = [p for p in zip(self.questions, self.rows, strict=True) if p[0].modality == modality]
-        return Asked([q for q, _ in both], [r for _, r in both])
+        return QuestionRows([q for q, _ in both], [r for _, r in both])
 
     @property
     def modalities(self) -> dict[str, int]:
-        """How many questions there are of each modality."""
+        """The number of questions of each modality."""
         names = [q.modality for q in self.questions]
         return {name: names.count(name) for name in sorted(set(names))}
 
 
 @dataclass(frozen=True)
 class Processor:
-    """Questions to rows: tokens, marks in the places of pictures and sounds, and their features.
+    """Processor of questions: tokens, marks in the places of pictures and sounds, and features.
 
     tokenizer: of the language model.  encoders: by modality.  counts: by modality, how many marks a
     picture of so many views becomes.  tiles: of a picture, at most.
@@ -187,12 +194,12 @@ class Processor:
         at_least("length", self.length, 2)
 
     def rows(self, questions: Sequence[Question]) -> list[Row]:
-        """Each question's row, in order; every file is encoded once.
+        """Return each question's row, in order; every file is encoded once.
 
         Raises: DataError for a row longer than `length`; ConfigError for a modality that the model
         does not have.
         """
-        held: dict[str, list[Tensor]] = {}
+        features_left: dict[str, list[Tensor]] = {}
         for modality in MARKS:
             sources = [s for q in questions for s in getattr(q, modality)]
             if not sources:
@@ -201,35 +208,41 @@ class Processor:
                 want, fix = f"{' and '.join(self.encoders)} alone", f"Give the model {modality}."
                 raise ConfigError("questions", got=modality, want=want, fix=fix)
             tiles = self.tiles if modality == "image" else 0
-            by = self.encoders[modality]
-            held[modality] = features(by, sources, tiles=tiles, progress=self.progress)[::-1]
-        found: list[Row] = []
+            encoder_used = self.encoders[modality]
+            # Reversed, so that pop() returns the features in the order of the questions.
+            features_left[modality] = features(
+                encoder_used, sources, tiles=tiles, progress=self.progress
+            )[::-1]
+        question_rows: list[Row] = []
         for question in questions:
-            own = {m: [held[m].pop() for _ in getattr(question, m)] for m in held}
-            found.append(self.row(question, own))
-        return found
+            question_features = {
+                m: [features_left[m].pop() for _ in getattr(question, m)] for m in features_left
+            }
+            question_rows.append(self.row(question, question_features))
+        return question_rows
 
-    def asked(self, questions: Sequence[Question]) -> Asked:
-        """A dataset of questions that have answers."""
-        return Asked(questions, self.rows(questions))
+    def asked(self, questions: Sequence[Question]) -> QuestionRows:
+        """Return a dataset of questions that have answers."""
+        return QuestionRows(questions, self.rows(questions))
 
-    def row(self, question: Question, own: Mapping[str, list[Tensor]]) -> Row:
-        """The row of a question whose features are at hand.
+    def row(self, question: Question, question_features: Mapping[str, list[Tensor]]) -> Row:
+        """Make the row of a question whose features are computed.
 
-        own: by modality, a tensor (views, vectors, width) for each picture or sound.
+        question_features: by modality, a tensor (views, vectors, width) for each picture or sound.
         Raises: DataError for a row longer than `length`.
         """
         ids: list[int] = []
-        place = {modality: iter(tensors) for modality, tensors in own.items()}
+        place = {modality: iter(tensors) for modality, tensors in question_features.items()}
         for part in question.parts:
             modality = part[1:-1] if _MARK.fullmatch(part) else None
             if modality is None:
                 ids += self.tokenizer(part, add_special_tokens=False)["input_ids"]
             else:
                 views = len(next(place[modality]))
+                # Each vector of a picture or sound has a mark of its own among the tokens.
                 ids += [MARKS[modality]] * self.counts[modality](views)
         ids += self.tokenizer("\n", add_special_tokens=False)["input_ids"]
-        asked = len(ids)
+        prompt_length = len(ids)
         if question.answer is not None:
             end = self.tokenizer.eos_token_id
             ids += self.tokenizer(question.answer, add_special_tokens=False)["input_ids"]
@@ -237,12 +250,14 @@ class Processor:
         if len(ids) > self.length:
             want, fix = f"at most {self.length}", "Shorten it, or give fewer vectors to a picture."
             raise DataError(question.where, got=f"{len(ids)} tokens", want=want, fix=fix)
-        whole = torch.tensor(ids)
-        labels = whole.clone()
-        labels[:asked] = IGNORED
-        text = (torch.arange(len(ids)) < asked) & (whole >= 0)
-        row: Row = {"input_ids": whole, "labels": labels, "asked": text.long()}
-        for modality, tensors in own.items():
+        all_ids = torch.tensor(ids)
+        labels = all_ids.clone()
+        # The question has no loss.
+        labels[:prompt_length] = IGNORED
+        # What a selector of vectors may look at: tokens of the question, no mark and no answer.
+        is_question_text = (torch.arange(len(ids)) < prompt_length) & (all_ids >= 0)
+        row: Row = {"input_ids": all_ids, "labels": labels, "asked": is_question_text.long()}
+        for modality, tensors in question_features.items():
             if tensors:
                 row[modality] = torch.cat(tensors)
                 if modality == "image":
@@ -251,12 +266,12 @@ class Processor:
 
 
 @dataclass(frozen=True)
-class AskedSplits:
+class QuestionSplits:
     """Three disjoint parts, and a JSON-ready record of how they were made."""
 
-    train: Asked
-    val: Asked | None
-    test: Asked
+    train: QuestionRows
+    val: QuestionRows | None
+    test: QuestionRows
     record: dict[str, Any]
 
 
@@ -268,8 +283,8 @@ def split_questions(
     train: int | None = None,
     val: int | None = None,
     test: int | None = None,
-) -> AskedSplits:
-    """Train, val and test (80, 10 and 10 %); questions of a group stay together.
+) -> QuestionSplits:
+    """Split questions into train, val and test (80, 10 and 10 %); a group stays together.
 
     Raises: ConfigError for numbers that cannot be; as `Processor.rows` does.
     """
@@ -277,17 +292,18 @@ def split_questions(
     if train is not None:
         at_least("train", train, 1)
         parts["train"] = parts["train"][:train]
-    whole = processor.asked([questions[i] for part in parts.values() for i in part])
-    sets: dict[str, Asked] = {}
+    # All parts in one call, so that a file in two parts is encoded once.
+    dataset = processor.asked([questions[i] for part in parts.values() for i in part])
+    sets: dict[str, QuestionRows] = {}
     first = 0
-    for part, chosen in parts.items():
-        last = first + len(chosen)
-        sets[part] = Asked(whole.questions[first:last], whole.rows[first:last])
+    for part, positions in parts.items():
+        last = first + len(positions)
+        sets[part] = QuestionRows(dataset.questions[first:last], dataset.rows[first:last])
         first = last
     record = {"seed": seed, "parts": {n: {"n": len(s), **s.modalities} for n, s in sets.items()}}
     if not len(sets["train"]):
         fix = "Give it more questions, or fewer to val and test."
         raise DataError("questions to train on", got=0, want="at least one", fix=fix)
-    return AskedSplits(
+    return QuestionSplits(
         sets["train"], sets["val"] if len(sets["val"]) else None, sets["test"], record
     )

@@ -10,41 +10,45 @@ from intarsia.core.checks import at_least
 Grid = tuple[int, int]  # rows, columns of the tiles; (0, 0) = none
 
 
-def grid_of(width: int, height: int, side: int, most: int) -> Grid:
-    """Rows and columns of tiles of `side` px, at most `most` of them, for a picture's shape.
+def grid_of(width: int, height: int, side: int, limit: int) -> Grid:
+    """Choose rows and columns of tiles of `side` px, at most `limit` of them.
 
     Of all grids the one that keeps the most pixels, then the one that leaves the least empty, as
     LLaVA-NeXT does (anyres). (0, 0) for a picture that one view holds.
     """
-    at_least("tiles", most, 0)
+    at_least("tiles", limit, 0)
     rows_most, columns_most = -(-height // side), -(-width // side)
-    best, chosen = (0.0, 0.0), (1, 1)
-    for rows in range(1, min(most, rows_most) + 1):
-        for columns in range(1, min(most // rows, columns_most) + 1):
+    best_value, best_grid = (0.0, 0.0), (1, 1)
+    for rows in range(1, min(limit, rows_most) + 1):
+        for columns in range(1, min(limit // rows, columns_most) + 1):
+            # The picture is scaled to fit the grid, never enlarged in what counts as pixels.
             scale = min(columns * side / width, rows * side / height)
-            kept = min(width * height * scale * scale, width * height)
-            value = (kept, kept - rows * columns * side * side)  # the second: minus what is empty
-            if value > best or best == (0.0, 0.0):
-                best, chosen = value, (rows, columns)
-    return (0, 0) if chosen == (1, 1) else chosen
+            pixels_kept = min(width * height * scale * scale, width * height)
+            value = (
+                pixels_kept,
+                pixels_kept - rows * columns * side * side,
+            )  # the second: minus what is empty
+            if value > best_value or best_value == (0.0, 0.0):
+                best_value, best_grid = value, (rows, columns)
+    return (0, 0) if best_grid == (1, 1) else best_grid
 
 
-def views(image: Image.Image, side: int, most: int = 0) -> tuple[np.ndarray, Grid]:
-    """The whole picture on a white square, then its tiles, row by row.
+def views(image: Image.Image, side: int, limit: int = 0) -> tuple[np.ndarray, Grid]:
+    """Return the whole picture on a white square, then its tiles, row by row.
 
-    most: tiles, at most.  Returns (1 + rows * columns, side, side, 3) uint8 and (rows, columns).
+    limit: tiles, at most.  Returns (1 + rows * columns, side, side, 3) uint8 and (rows, columns).
     """
-    rows, columns = grid_of(*image.size, side, most)
-    found = [np.asarray(laid(image, side, side))]
+    rows, columns = grid_of(*image.size, side, limit)
+    all_views = [np.asarray(place_on_white(image, side, side))]
     if rows:
-        whole = np.asarray(laid(image, columns * side, rows * side))
-        cut = whole.reshape(rows, side, columns, side, 3).swapaxes(1, 2)
-        found += list(cut.reshape(-1, side, side, 3))
-    return np.stack(found), (rows, columns)
+        page = np.asarray(place_on_white(image, columns * side, rows * side))
+        tiles = page.reshape(rows, side, columns, side, 3).swapaxes(1, 2)
+        all_views += list(tiles.reshape(-1, side, side, 3))
+    return np.stack(all_views), (rows, columns)
 
 
-def laid(image: Image.Image, width: int, height: int) -> Image.Image:
-    """The picture as large as it fits, in the middle of a white rectangle."""
+def place_on_white(image: Image.Image, width: int, height: int) -> Image.Image:
+    """Place a picture, as large as it fits, in the middle of a white rectangle."""
     scale = min(width / image.width, height / image.height)
     size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     shrunk = image.convert("RGB").resize(size, Image.Resampling.BICUBIC, reducing_gap=3.0)

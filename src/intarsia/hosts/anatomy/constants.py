@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ...core.modes import evaluating, forward_as, modes_kept
-from ...data.loaders import Held
+from ...data.loaders import ImageTensors
 from ...gating import learned_routers
 from ...train.checkpoint import tensors_hash
 from ...train.precision import autocast, slow_attention, training_mode, written_out
@@ -118,8 +118,8 @@ Once = Callable[[dict[str, Any], Callable[[], Tensor]], Tensor]
 
 @contextmanager
 def keeping_constants(
-    model: nn.Module, tokens: Held, *, dtype: torch.dtype
-) -> Iterator[tuple[Held, Callable[[Held, Once], Held]]]:
+    model: nn.Module, tokens: ImageTensors, *, dtype: torch.dtype
+) -> Iterator[tuple[ImageTensors, Callable[[ImageTensors, Once], ImageTensors]]]:
     """Let the model read rows that hold tokens and cached outputs of its frozen modules.
 
     Yields those rows for the training set, and a function that makes them for another set; the sets
@@ -139,7 +139,7 @@ def keeping_constants(
         return
     mark, cached = constants.mark, constants
 
-    def rows_of(dataset: Held, once: Once) -> Held:
+    def rows_of(dataset: ImageTensors, once: Once) -> ImageTensors:
         """Return a set as rows with cached outputs, or as it is where memory is short."""
         if not _room(cached, dataset):
             return dataset
@@ -148,13 +148,13 @@ def keeping_constants(
             with written_out(slow_attention(model, device, dtype)):
                 return _rows(model, cached, dataset.tensors[0], dtype)
 
-        return Held(once(mark, make), dataset.tensors[1], digests=dataset.digests)
+        return ImageTensors(once(mark, make), dataset.tensors[1], digests=dataset.digests)
 
     with constants.providing(base_of(model)):
-        yield Held(rows, tokens.tensors[1], digests=tokens.digests), rows_of
+        yield ImageTensors(rows, tokens.tensors[1], digests=tokens.digests), rows_of
 
 
-def _room(constants: Constants, tokens: Held) -> bool:
+def _room(constants: Constants, tokens: ImageTensors) -> bool:
     """Return True if there is memory for the rows of a set."""
     size = sum(constants.sizes) * len(tokens) * tokens.tensors[0].dtype.itemsize
     return size <= SHARE * psutil.virtual_memory().available

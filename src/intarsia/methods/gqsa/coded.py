@@ -19,10 +19,10 @@ DAMP = 0.01
 
 @dataclass
 class CodedGroups:
-    """Of a weight (out, in) in C groups a row: what is stored, and the numbers before rounding.
+    """Groups of a weight (out, in), C a row: scales, zeros, and the numbers before rounding.
 
-    raw: (out, C, G), latent: compensated, not rounded; scale, zero: (out, C) float; kept: (out, C)
-    bool. form: the format.  width: in.
+    form: the format.  width: in.  raw: (out, C, G), latent: compensated, not rounded; scale, zero:
+    (out, C) float; mask: (out, C) bool, True = kept.
     """
 
     form: GroupSparse
@@ -30,45 +30,50 @@ class CodedGroups:
     raw: Tensor
     scale: Tensor
     zero: Tensor
-    kept: Tensor
+    mask: Tensor
 
     @property
     def codes(self) -> Tensor:
-        """(out, C, G)."""
+        """The integer codes q, (out, C, G)."""
         return codes_of(self.raw, self.scale[..., None], self.zero[..., None], self.form.bits)
 
     @property
     def steps(self) -> Tensor:
-        """q - z, 0 where pruned: what the scale multiplies.  (out, C, G)."""
-        return (self.codes - self.zero[..., None]) * self.kept[..., None]
+        """The steps q - z that the scale multiplies, 0 where pruned.  (out, C, G)."""
+        return (self.codes - self.zero[..., None]) * self.mask[..., None]
 
     def weight(self) -> Tensor:
-        """What the format decodes, (out, in) float32."""
+        """Decode the weight, (out, in) float32."""
         return (self.steps * self.scale[..., None]).flatten(1)[:, : self.width]
 
     def stored(self) -> dict[str, Tensor]:
-        """As it is written."""
-        some = self.kept
-        return self.form.stored(self.codes[some], self.scale[some], self.zero[some], some)
+        """Return the tensors that the format writes."""
+        mask = self.mask
+        return self.form.stored(self.codes[mask], self.scale[mask], self.zero[mask], mask)
 
     def rounded(self, raw: Tensor, scale: Tensor, zero: Tensor) -> Tensor:
-        """`weight` of other numbers, with gradients: rounding passes them on, the clamp where it
-        does not bite.  (out, in)."""
-        most = 2**self.form.bits - 1
+        """Round other numbers to this grid and decode them, with gradients.  -> (out, in).
+
+        Rounding passes gradients on (straight-through); the clamp passes them where it does not
+        bite. raw: (out, C, G); scale, zero: (out, C).
+        """
+        largest_code = 2**self.form.bits - 1
+        # Scales are stored as bfloat16 and zeros as codes: training sees the same rounding.
         s = passing(scale, scale.bfloat16().float()).clamp(min=LEAST)[..., None]
-        z = passing(zero, zero.round().clamp(0, most))[..., None]
+        z = passing(zero, zero.round().clamp(0, largest_code))[..., None]
         steps = raw / s
-        q = (passing(steps, steps.round()) + z).clamp(0, most)
-        return (s * (q - z) * self.kept[..., None]).flatten(1)[:, : self.width]
+        # Codes are clamped to their bits after the zero point is added.
+        q = (passing(steps, steps.round()) + z).clamp(0, largest_code)
+        return (s * (q - z) * self.mask[..., None]).flatten(1)[:, : self.width]
 
 
 def passing(exact: Tensor, rounded: Tensor) -> Tensor:
-    """The rounded numbers, with the gradient of the exact ones."""
+    """Return the rounded numbers, with the gradient of the exact ones."""
     return exact + (rounded - exact).detach()
 
 
 class CodeRecorder:
-    """A `GroupCode` that keeps what it chose: scales and zeros when a group begins, then codes.
+    """A `GroupCode` that records scales and zeros when a group begins, then its codes.
 
     out, width: of the weight; symmetric: see `affine`.
     """
@@ -76,14 +81,15 @@ class CodeRecorder:
     def __init__(self, form: GroupSparse, out: int, width: int, symmetric: bool) -> None:
         self.form, self.width, self.group, self.symmetric = form, width, form.group, symmetric
         across = form.across(width)
+        # The last group of a row may be padded with zeros.
         self.raw = torch.zeros(out, across * form.group)
         self.scale, self.zero = torch.zeros(out, across), torch.zeros(out, across)
 
     def begin(self, columns: Tensor, start: int) -> None:
-        """Scale and zero of the group that begins at `start`.  columns: (out, at most G)."""
+        """Choose scale and zero of the group that begins at `start`.  columns: (out, at most G)."""
         place = start // self.group
-        found = affine(columns, self.form.bits, self.symmetric)
-        self.scale[:, place], self.zero[:, place] = found
+        scale_and_zero = affine(columns, self.form.bits, self.symmetric)
+        self.scale[:, place], self.zero[:, place] = scale_and_zero
 
     def __call__(self, column: Tensor, index: int) -> Tensor:
         place = index // self.group
@@ -91,42 +97,49 @@ class CodeRecorder:
         scale, zero = self.scale[:, place], self.zero[:, place]
         return (codes_of(column, scale, zero, self.form.bits) - zero) * scale
 
-    def coded(self, kept: Tensor) -> CodedGroups:
-        """kept: (out, C) bool."""
-        raw = self.raw.view(*kept.shape, self.group)
-        return CodedGroups(self.form, self.width, raw, self.scale, self.zero, kept)
+    def coded(self, mask: Tensor) -> CodedGroups:
+        """Return the recorded groups.  mask: (out, C) bool, True = kept."""
+        raw = self.raw.view(*mask.shape, self.group)
+        return CodedGroups(self.form, self.width, raw, self.scale, self.zero, mask)
 
 
 def kept_groups(score: Tensor, form: GroupSparse, density: float) -> Tensor:
-    """The groups with the largest sums, of the whole layer; of equal ones the first.
+    """Return a mask of the groups to keep: those of the largest sums over the whole layer.
 
-    score: (out, in) -> (out, C) bool; rows may keep different numbers (section 3.1).
+    Of equal sums the first.  score: (out, in); density: share of groups to keep.
+    -> (out, C) bool; rows may keep different numbers (section 3.1).
     """
+    # (out, C): a group is kept or pruned as a whole.
     sums = form.groups(score).sum(-1)
     return largest(sums.flatten(), round(density * sums.numel())).view(sums.shape)
 
 
 def by_rounding(
-    weight: Tensor, seen: Statistics, form: GroupSparse, density: float, symmetric: bool
+    weight: Tensor, statistics: Statistics, form: GroupSparse, density: float, symmetric: bool
 ) -> CodedGroups:
-    """Groups of the largest sums of W^2 mean x^2, each weight to its nearest code."""
+    """Keep groups of the largest sums of W^2 mean x^2; round each weight to its nearest code."""
     w = weight.detach().float()
-    kept = kept_groups(wanda(w, seen).square(), form, density)
-    found = CodeRecorder(form, w.shape[0], w.shape[1], symmetric)
+    mask = kept_groups(wanda(w, statistics).square(), form, density)
+    recorder = CodeRecorder(form, w.shape[0], w.shape[1], symmetric)
     for start in range(0, w.shape[1], form.group):
-        found.begin(w[:, start : start + form.group], start)
-    found.raw[:, : w.shape[1]] = w
-    return found.coded(kept)
+        recorder.begin(w[:, start : start + form.group], start)
+    # Nothing is compensated: the latent numbers are the weights themselves.
+    recorder.raw[:, : w.shape[1]] = w
+    return recorder.coded(mask)
 
 
 def by_compensation(
-    weight: Tensor, seen: Statistics, form: GroupSparse, density: float, symmetric: bool
+    weight: Tensor, statistics: Statistics, form: GroupSparse, density: float, symmetric: bool
 ) -> CodedGroups:
-    """Groups of the largest sums of W^2 / U_jj^2; later columns make up for what is pruned and
-    rounded, column by column: SparseGPT and GPTQ at once."""
+    """Keep groups of the largest sums of W^2 / U_jj^2, and compensate for pruning and rounding.
+
+    Column by column, later columns make up for the error so far: SparseGPT and GPTQ at once.
+    weight: (out, in); statistics: of the layer's inputs; density: share of groups that is kept.
+    """
     w = weight.detach().float()
-    kept = kept_groups(obs(w, seen, DAMP), form, density)
-    keep = kept.repeat_interleave(form.group, 1)[:, : w.shape[1]]
-    found = CodeRecorder(form, w.shape[0], w.shape[1], symmetric)
-    choose_and_compensate(w, seen, code=found, damp=DAMP, keep=keep)
-    return found.coded(kept)
+    mask = kept_groups(obs(w, statistics, DAMP), form, density)
+    # (out, C) -> (out, in), the last group cut to the width.
+    column_mask = mask.repeat_interleave(form.group, 1)[:, : w.shape[1]]
+    recorder = CodeRecorder(form, w.shape[0], w.shape[1], symmetric)
+    choose_and_compensate(w, statistics, code=recorder, damp=DAMP, keep=column_mask)
+    return recorder.coded(mask)

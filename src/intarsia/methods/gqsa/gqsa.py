@@ -28,13 +28,13 @@ from .coded import CodedGroups, by_compensation, by_rounding
 from .stages import Tuning, frozen_copy, language_rows, tuned_block, tuned_scales
 
 STARTS = ("obs", "rtn")
-PARTS = ("raw", "scale", "zero", "kept")  # of `CodedGroups`
-NOWHERE = Keeping()
+PARTS = ("raw", "scale", "zero", "mask")  # of `CodedGroups`
+NOT_KEPT = Keeping()
 
 
 @dataclass(frozen=True)
 class Gqsa(PlainChange):
-    """In each linear layer the groups of least effect go; the others are stored in a few bits.
+    """Linear layers without their groups of least effect, and the other groups in a few bits.
 
     w = s (q - z) in the groups that are kept (eqs. 1, 2), 0 in the others, see
     `formats.GroupSparse`; density: the share of a layer's groups that is kept, rows may have
@@ -89,12 +89,12 @@ class Gqsa(PlainChange):
 
     @property
     def form(self) -> GroupSparse:
-        """The format."""
+        """The format in which weights are stored."""
         return GroupSparse(self.bits, self.group, self.activations)
 
     @property
     def needs(self) -> frozenset[str]:
-        """Statistics that are read."""
+        """The statistics that are read."""
         return frozenset({"hessian"} if self.start == "obs" else {"square"})
 
     def plan(
@@ -103,124 +103,147 @@ class Gqsa(PlainChange):
         batches: Iterable[Any] = (),
         *,
         seed: int = 0,
-        keeping: Keeping = NOWHERE,
+        keeping: Keeping = NOT_KEPT,
     ) -> Plan:
-        """All stages, on a copy of the model; the host stays as it is.
+        """Prune, quantise and tune on a copy of the model; the host stays as it is.
 
         keeping: where finished blocks are written; the end-to-end stage starts anew.
         """
         rows = tuple(batches)
         stops = linear_stops(host, self.layers)
         check_rows(rows)
+        # Settings and data of a plan identify its progress on disk.
         decided = {"calibration": digest_of(rows), "batches": len(rows)}
-        kept = keeping.of(self, host, seed, decided)
+        progress = keeping.of(self, host, seed, decided)
         self.tuning.warn_of_few()
-        work = frozen_copy(base_of(host))
-        found, told = self.coded(work, rows, seed, kept)
+        model = frozen_copy(base_of(host))
+        coded, layer_rows = self.coded(model, rows, seed, progress)
         shapes = {n: tuple(m.read().shape) for s in stops for n, m in s.layers.items()}
-        stored = {path: c.stored() for path, c in found.items()}
-        more = {
+        stored = {path: c.stored() for path, c in coded.items()}
+        record = {
             "method": {"key": "gqsa", **settings_to_dict(self)},
             "calibration": decided["calibration"],
-            "layers told": told,
+            "layers told": layer_rows,
         }
         change = Compress(self.form, self.layers)
-        return packing(change, seed, {p: shapes[p] for p in found}, stored, more)
+        return packing(change, seed, {p: shapes[p] for p in coded}, stored, record)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        """As `Compress`, which the plan is one of."""
+        """Pack the layers as `Compress` does, of which the plan is one."""
         return plan.change.apply(host, plan, name=name)
 
     def coded(
-        self, work: nn.Module, rows: Sequence[Any], seed: int = 0, kept: Kept | None = None
+        self, model: nn.Module, rows: Sequence[Any], seed: int = 0, progress: Kept | None = None
     ) -> tuple[dict[str, CodedGroups], list[dict[str, Any]]]:
-        """The codes of every layer by path, and what is told of each; `work` is left rounded."""
-        found: dict[str, CodedGroups] = {}
+        """Choose and tune the codes of every layer.
+
+        model: a copy to work on, which is left with the rounded weights; rows: calibration batches;
+        seed: of the order of rows; progress: blocks that were finished before, None = none.
+        Returns the codes by path, and a report row for each layer.
+        """
+        coded_layers: dict[str, CodedGroups] = {}
         dense: dict[str, Tensor] = {}
-        stops = linear_stops(work, self.layers)
+        stops = linear_stops(model, self.layers)
         rows, tuning = list(rowwise(rows)), self.tuning
 
         def edit(
-            path: str, layers: Mapping[str, Matrix], seen: Mapping[str, Statistics]
+            path: str, layers: Mapping[str, Matrix], statistics: Mapping[str, Statistics]
         ) -> list[dict[str, Any]]:
-            return [self._edit(n, m, seen.get(n), found, dense) for n, m in layers.items()]
+            """Choose the codes of a block's layers; return a report row for each."""
+            return [
+                self._edit(n, m, statistics.get(n), coded_layers, dense) for n, m in layers.items()
+            ]
 
         def tune(stop: Stop, flow: Any, number: int) -> None:
-            some = {path: found[path] for path in stop.layers if path in found}
-            if some and not stop.outside:
-                old = {path: dense.pop(path) for path in some}
-                draw = _draw(seed, number)
-                found.update(tuned_block(stop, flow, number, old, some, tuning, draw))
-                for path in some:
-                    stop.layers[path].write(found[path].weight())
+            """Tune the codes of a block by BQPO, and write the decoded weights into it."""
+            coded = {path: coded_layers[path] for path in stop.layers if path in coded_layers}
+            if coded and not stop.outside:
+                dense_weights = {path: dense.pop(path) for path in coded}
+                generator = _block_generator(seed, number)
+                coded_layers.update(
+                    tuned_block(stop, flow, number, dense_weights, coded, tuning, generator)
+                )
+                for path in coded:
+                    stop.layers[path].write(coded_layers[path].weight())
 
-        kept = (Kept(None, {}) if kept is None else kept).with_beside(
-            lambda stop: _beside(found, stop),
-            lambda stop, more: found.update(self._taken(stop, more)),
+        # Beside the weights, the codes of finished blocks are written: they cannot be read back.
+        progress = (Kept(None, {}) if progress is None else progress).with_beside(
+            lambda stop: _block_tensors(coded_layers, stop),
+            lambda stop, tensors: coded_layers.update(self._read_block_tensors(stop, tensors)),
         )
-        each = tune if tuning.blocks else None
-        told = walk_blocks(work, stops, rows, edit, needs=self.needs, kept=kept, tune=each)
-        tokens = language_rows(work, rows) if tuning.model else []
+        # BQPO comes after each block's rounding, so that later blocks see the tuned one.
+        tune_block = tune if tuning.blocks else None
+        layer_rows = walk_blocks(
+            model, stops, rows, edit, needs=self.needs, kept=progress, tune=tune_block
+        )
+        # E2E-OQP comes once at the end, and only for a model with a language-model loss.
+        tokens = language_rows(model, rows) if tuning.model else []
         if tokens:
-            layers = {n: m for stop in stops for n, m in stop.layers.items() if n in found}
-            draw = _draw(seed, len(stops))
-            found = tuned_scales(work, layers, found, tokens, tuning, draw)
-            for path, coded in found.items():
+            layers = {n: m for stop in stops for n, m in stop.layers.items() if n in coded_layers}
+            generator = _block_generator(seed, len(stops))
+            coded_layers = tuned_scales(model, layers, coded_layers, tokens, tuning, generator)
+            for path, coded in coded_layers.items():
                 layers[path].write(coded.weight())
-        return found, told
+        return coded_layers, layer_rows
 
-    def _taken(self, stop: Stop, more: Mapping[str, Tensor]) -> dict[str, CodedGroups]:
-        """The codes of a block that was finished before, by path."""
-        found: dict[str, CodedGroups] = {}
+    def _read_block_tensors(
+        self, stop: Stop, tensors: Mapping[str, Tensor]
+    ) -> dict[str, CodedGroups]:
+        """Read the codes of a block that was finished before, by path."""
+        coded: dict[str, CodedGroups] = {}
         for path, layer in stop.layers.items():
-            if f"{path}/raw" in more:
-                parts = (more[f"{path}/{part}"] for part in PARTS)
-                found[path] = CodedGroups(self.form, layer.read().shape[1], *parts)
-        return found
+            if f"{path}/raw" in tensors:
+                parts = (tensors[f"{path}/{part}"] for part in PARTS)
+                coded[path] = CodedGroups(self.form, layer.read().shape[1], *parts)
+        return coded
 
     def _edit(
         self,
         name: str,
         layer: Matrix,
-        seen: Statistics | None,
-        found: dict[str, CodedGroups],
+        statistics: Statistics | None,
+        coded_layers: dict[str, CodedGroups],
         dense: dict[str, Tensor],
     ) -> dict[str, Any]:
-        """Choose a layer's codes and write what they stand for."""
+        """Choose a layer's codes, write the decoded weight, and return the layer's report row."""
         weight = layer.read()
         row: dict[str, Any] = {"layer": name, "weights": weight.numel(), "density": 1.0}
-        if seen is None or not seen.count:
+        # An expert that no token was routed to, for example.
+        if statistics is None or not statistics.count:
             return row | {"told": "no calibration row reached it; it stays dense"}
         choose = by_compensation if self.start == "obs" else by_rounding
-        coded = choose(weight, seen, self.form, self.density, self.symmetric)
-        found[name], new = coded, coded.weight()
+        coded = choose(weight, statistics, self.form, self.density, self.symmetric)
+        coded_layers[name], new = coded, coded.weight()
         if self.tuning.blocks:
+            # BQPO compares with the outputs of the dense block.
             dense[name] = weight.detach().float().clone()
         layer.write(new)
-        row["density"] = float(coded.kept.float().mean())
-        if "hessian" in seen.collected:
-            row["error"] = output_error(weight, new.to(weight), seen)
+        row["density"] = float(coded.mask.float().mean())
+        if "hessian" in statistics.collected:
+            row["error"] = output_error(weight, new.to(weight), statistics)
         if weight.shape[1] % self.group:
             row["told"] = f"{weight.shape[1]} inputs, padded to whole groups of {self.group}"
         return row
 
 
-def _beside(found: Mapping[str, CodedGroups], stop: Stop) -> dict[str, Tensor]:
-    """The codes of a block, to be written."""
-    some = {path: found[path] for path in stop.layers if path in found}
-    return {f"{path}/{part}": getattr(c, part) for path, c in some.items() for part in PARTS}
+def _block_tensors(coded_layers: Mapping[str, CodedGroups], stop: Stop) -> dict[str, Tensor]:
+    """Return the codes of a finished block, to be written."""
+    block_layers = {path: coded_layers[path] for path in stop.layers if path in coded_layers}
+    return {
+        f"{path}/{part}": getattr(c, part) for path, c in block_layers.items() for part in PARTS
+    }
 
 
-def _draw(seed: int, number: int) -> torch.Generator:
-    """Of each block its own, so that a walk goes on as it would have."""
+def _block_generator(seed: int, number: int) -> torch.Generator:
+    """Make the generator of one block, so that an interrupted run draws as a whole one."""
     return torch.Generator().manual_seed(mix(seed, number))
 
 
 def linear_stops(host: nn.Module, layers: Sequence[str]) -> list[Stop]:
-    """The blocks with their linear layers alone.  Raises: as `matrices_of`."""
-    known = matrices_of(host, layers)
+    """Return the blocks of a model with only their linear layers.  Raises: as `matrices_of`."""
+    linear_layers = matrices_of(host, layers)
     return [
-        replace(stop, layers={n: m for n, m in stop.layers.items() if n in known})
+        replace(stop, layers={n: m for n, m in stop.layers.items() if n in linear_layers})
         for stop in stops_of(host, layers)
     ]
 

@@ -65,17 +65,18 @@ class Tuning:
 def tuned_block(
     stop: Stop,
     flow: Flow,
-    number: int,
+    block_number: int,
     dense: Mapping[str, Tensor],
-    found: Mapping[str, CodedGroups],
+    groups_before: Mapping[str, CodedGroups],
     tuning: Tuning,
     generator: torch.Generator,
 ) -> dict[str, CodedGroups]:
-    """min ||B(X) - B^(X)||^2 over weights, scales and zeros of a block; X has gone through the
-    compressed blocks before it (eq. 7).
+    """Minimise ||B(X) - B^(X)||^2 over a block's weights, scales and zeros (BQPO, eq. 7).
 
-    dense: (out, in) of each layer as it was; found: its codes so far, by path. Returns the codes
-    after all steps, or those before where they fit the same rows no worse.
+    X has gone through the compressed blocks before it.
+    stop: the block; flow: its inputs and calls; block_number: of the block in the chain; dense:
+    (out, in) of each layer as it was; groups_before: its codes so far; both by path.
+    Returns the codes after all steps, or those before if they fit the same rows no worse.
 
     Raises: TargetError for a model whose blocks do not follow one another.
     """
@@ -84,39 +85,51 @@ def tuned_block(
         raise TargetError("model", got=got, want="a chain of blocks", fix=fix)
 
     def run(weights: Mapping[str, Tensor], row: int) -> Tensor:
-        args, kwargs = flow.calls[row][number]
-        named = {_parameter(stop, p): w.to(stop.layers[p].stored) for p, w in weights.items()}
-        out = functional_call(stop.block, named, (flow.hidden[row], *args), kwargs)
-        return out[0] if isinstance(out, tuple) else out
+        """Run the block on a calibration row with these weights, by path, in place of its own."""
+        args, kwargs = flow.calls[row][block_number]
+        # The block runs with weights that are functions of the trained numbers.
+        parameters = {
+            _parameter_name(stop, p): w.to(stop.layers[p].stored) for p, w in weights.items()
+        }
+        output = functional_call(stop.block, parameters, (flow.hidden[row], *args), kwargs)
+        return output[0] if isinstance(output, tuple) else output
 
     def loss(weights: Mapping[str, Tensor], row: int) -> Tensor:
-        return _off(run(weights, row), wanted[row], flow.masks[row])
+        return _masked_mse(run(weights, row), targets[row], flow.masks[row])
 
-    def error(coded: Mapping[str, CodedGroups]) -> float:
-        now = {path: _turned(stop.layers[path], c.weight()) for path, c in coded.items()}
-        return sum(float(loss(now, row)) for row in range(count))
+    def error(groups_by_path: Mapping[str, CodedGroups]) -> float:
+        """Sum the error of decoded groups over all calibration rows."""
+        weights_now = {
+            path: _as_held(stop.layers[path], c.weight()) for path, c in groups_by_path.items()
+        }
+        return sum(float(loss(weights_now, row)) for row in range(count))
 
     count = len(flow.hidden)
-    turned = {path: _turned(stop.layers[path], w) for path, w in dense.items()}
-    wanted = [run(turned, row) for row in range(count)]
-    leaves = {path: InSteps.of(coded) for path, coded in found.items()}
+    dense_as_stored = {path: _as_held(stop.layers[path], w) for path, w in dense.items()}
+    # The block's outputs with dense weights, for inputs from the compressed blocks before.
+    targets = [run(dense_as_stored, row) for row in range(count)]
+    # One rate suits all groups if numbers are trained in units of their group's scale.
+    leaves = {path: TrainedNumbers.of(coded) for path, coded in groups_before.items()}
     groups = [
         {"params": [leaf.codes for leaf in leaves.values()], "lr": tuning.weights},
         {"params": [leaf.scale for leaf in leaves.values()], "lr": tuning.scales},
         {"params": [leaf.zero for leaf in leaves.values()], "lr": tuning.scales},
     ]
     with torch.enable_grad():
-        for row in _descent(groups, tuning.blocks, count, generator):
-            now = {
-                path: _turned(stop.layers[path], found[path].rounded(*leaf.numbers()))
+        for row in _descend(groups, tuning.blocks, count, generator):
+            weights_now = {
+                path: _as_held(stop.layers[path], groups_before[path].rounded(*leaf.numbers()))
                 for path, leaf in leaves.items()
             }
-            loss(now, row).backward()
-    trained = {path: _settled(found[path], *leaf.numbers()) for path, leaf in leaves.items()}
-    return trained if error(trained) < error(found) else dict(found)
+            loss(weights_now, row).backward()
+    # Compared as they will be stored, because rounding can undo the gain.
+    trained = {
+        path: _as_stored(groups_before[path], *leaf.numbers()) for path, leaf in leaves.items()
+    }
+    return trained if error(trained) < error(groups_before) else dict(groups_before)
 
 
-class InSteps(NamedTuple):
+class TrainedNumbers(NamedTuple):
     """The numbers of a layer as they are trained, so that one rate suits all groups.
 
     codes: (out, C, G), weights in units of their group's first scale; scale: (out, C), in units of
@@ -129,63 +142,66 @@ class InSteps(NamedTuple):
     first: Tensor
 
     @classmethod
-    def of(cls, coded: CodedGroups) -> InSteps:
-        """Leaves with a gradient, which stand for what is coded."""
+    def of(cls, coded: CodedGroups) -> TrainedNumbers:
+        """Return leaves with a gradient that stand for coded groups."""
         first = coded.scale.clamp(min=LEAST)
         started = coded.raw / first[..., None], coded.scale / first, coded.zero.clone()
         codes, scale, zero = (t.requires_grad_() for t in started)
         return cls(codes, scale, zero, first)
 
     def numbers(self) -> tuple[Tensor, Tensor, Tensor]:
-        """raw, scale and zero, as `CodedGroups` has them."""
+        """Return raw, scale and zero, as `CodedGroups` has them."""
         return self.codes * self.first[..., None], self.scale * self.first, self.zero
 
 
-def _descent(
+def _descend(
     groups: list[dict[str, Any]], steps: int, rows: int, generator: torch.Generator
 ) -> Iterator[int]:
-    """Yield the row of each step, in a new order each time through; AdamW steps when the caller
-    has taken the gradient, at a rate that falls to 0."""
+    """Yield the row of each step, in a new order each time through; step AdamW afterwards.
+
+    The caller takes the gradient before it asks for the next row. The rate falls to 0 linearly.
+    """
     optimiser = AdamW(groups, weight_decay=0)
-    falling = LambdaLR(optimiser, lambda step: 1 - step / max(1, steps))
+    schedule = LambdaLR(optimiser, lambda step: 1 - step / max(1, steps))
     order: list[int] = []
     for _ in range(steps):
+        # An epoch ends when all rows were used; the next one has another order.
         order = order or torch.randperm(rows, generator=generator).tolist()
         optimiser.zero_grad()
         yield order.pop()
         optimiser.step()
-        falling.step()
+        schedule.step()
 
 
-def _off(found: Tensor, wanted: Tensor, mask: Tensor | None) -> Tensor:
-    """The mean square over tokens that are no padding, in float32 of a model in halves."""
-    if mask is not None and mask.shape == found.shape[:-1]:
-        found, wanted = found[mask], wanted[mask]
-    if found.dtype in (torch.bfloat16, torch.float16):
-        found, wanted = found.float(), wanted.float()
-    return F.mse_loss(found, wanted)
+def _masked_mse(output: Tensor, target: Tensor, mask: Tensor | None) -> Tensor:
+    """Compute the mean square over tokens that are no padding, in float32 for half precision."""
+    if mask is not None and mask.shape == output.shape[:-1]:
+        output, target = output[mask], target[mask]
+    if output.dtype in (torch.bfloat16, torch.float16):
+        output, target = output.float(), target.float()
+    return F.mse_loss(output, target)
 
 
-def _settled(coded: CodedGroups, raw: Tensor, scale: Tensor, zero: Tensor) -> CodedGroups:
-    """Scales as bfloat16 has them, zeros as codes."""
-    most = 2**coded.form.bits - 1
-    fixed = scale.detach().bfloat16().float().clamp(min=0)
-    whole = zero.detach().round().clamp(0, most)
-    return replace(coded, raw=raw.detach(), scale=fixed, zero=whole)
+def _as_stored(coded: CodedGroups, raw: Tensor, scale: Tensor, zero: Tensor) -> CodedGroups:
+    """Round scales as bfloat16 stores them, and zeros to codes."""
+    largest_code = 2**coded.form.bits - 1
+    stored_scale = scale.detach().bfloat16().float().clamp(min=0)
+    zero_code = zero.detach().round().clamp(0, largest_code)
+    return replace(coded, raw=raw.detach(), scale=stored_scale, zero=zero_code)
 
 
-def _parameter(stop: Stop, path: str) -> str:
-    """A layer's weight by its name in the block."""
+def _parameter_name(stop: Stop, path: str) -> str:
+    """Return a layer's weight by its name inside the block."""
     return f"{path.removeprefix(stop.path).removeprefix('.')}.weight".lstrip(".")
 
 
-def _turned(matrix: Matrix, weight: Tensor) -> Tensor:
-    """As the layer holds it."""
+def _as_held(matrix: Matrix, weight: Tensor) -> Tensor:
+    """Transpose a weight (out, in) if the layer holds it as (in, out)."""
     return weight.T if matrix.turned else weight
 
 
-class Scaled(nn.Module):
-    """y = x W^T + b with W = s (q - z), s alone to be trained; bfloat16 as it will be stored.
+class ScaleOnlyLinear(nn.Module):
+    """A layer y = x W^T + b with W = s (q - z), of which s alone is trained.
 
     share: (out, C), what is trained, s in units of what it was.
     """
@@ -198,12 +214,12 @@ class Scaled(nn.Module):
         self.register_buffer("steps", coded.steps)
 
     def scale(self) -> Tensor:
-        """As it will be stored, (out, C), with gradients."""
+        """Compute the scale as it will be stored in bfloat16, (out, C), with gradients."""
         scale = self.share * self.get_buffer("first")
         return passing(scale, scale.bfloat16().float())
 
     def forward(self, x: Tensor) -> Tensor:
-        """x: (..., in) -> (..., out)."""
+        """Apply the layer.  x: (..., in) -> (..., out)."""
         weight = (self.get_buffer("steps") * self.scale()[..., None]).flatten(1)[:, : self.width]
         return F.linear(x, weight.to(x.dtype), self.bias)
 
@@ -211,79 +227,87 @@ class Scaled(nn.Module):
 def tuned_scales(
     model: nn.Module,
     layers: Mapping[str, Matrix],
-    found: Mapping[str, CodedGroups],
+    coded: Mapping[str, CodedGroups],
     rows: Sequence[Mapping[str, Tensor]],
     tuning: Tuning,
     generator: torch.Generator,
 ) -> dict[str, CodedGroups]:
-    """min of the language model's loss over all scales, codes and zeros as they are (section 3.3).
+    """Minimise the language model's loss over all scales; codes and zeros stay (section 3.3).
 
-    rows: see `language_rows`. Returns the scales after all steps, or those before where their loss
-    on the same rows is no higher.
+    rows: see `language_rows`. Returns the scales after all steps, or those before if their loss on
+    the same rows is no higher.
     """
     scaled = {
-        path: Scaled(c, getattr(layers[path].owner, "bias", None)) for path, c in found.items()
+        path: ScaleOnlyLinear(c, getattr(layers[path].owner, "bias", None))
+        for path, c in coded.items()
     }
     groups = [{"params": [layer.share for layer in scaled.values()], "lr": tuning.end}]
-    with _in_place(model, scaled):
+    with _layers_replaced(model, scaled):
         before = _mean_loss(model, rows)
         with torch.enable_grad():
-            for row in _descent(groups, tuning.model, len(rows), generator):
+            for row in _descend(groups, tuning.model, len(rows), generator):
                 _loss(model, rows[row]).backward()
         after = _mean_loss(model, rows)
     if after >= before:
-        return dict(found)
+        return dict(coded)
     return {
         # codes are kept: the numbers before rounding are those of the codes from here on
-        path: _with_scale(found[path], scaled[path].scale().detach().clamp(min=0))
-        for path in found
+        path: _with_scale(coded[path], scaled[path].scale().detach().clamp(min=0))
+        for path in coded
     }
 
 
 def _with_scale(coded: CodedGroups, scale: Tensor) -> CodedGroups:
+    """Return the groups with another scale (out, C) and the same codes."""
+    # The latent numbers are reset to the codes, which no longer change.
     steps = coded.codes - coded.zero[..., None]
     return replace(coded, scale=scale, raw=steps * scale[..., None])
 
 
 @contextmanager
-def _in_place(model: nn.Module, layers: Mapping[str, nn.Module]) -> Any:
-    """Inside, these layers stand in the model."""
-    held = {path: model.get_submodule(path) for path in layers}
+def _layers_replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> Any:
+    """Put these layers into the model while the context is open; by path."""
+    originals = {path: model.get_submodule(path) for path in layers}
     try:
         for path, layer in layers.items():
             model.set_submodule(path, layer)
         yield
     finally:
-        for path, layer in held.items():
+        for path, layer in originals.items():
             model.set_submodule(path, layer)
 
 
 def language_rows(model: nn.Module, batches: Sequence[Any]) -> list[dict[str, Tensor]]:
-    """Rows of tokens with their labels; none for anything but a causal language model."""
-    generates: Any = getattr(model, "can_generate", None)
+    """Return rows of tokens with labels; none unless the model is a causal language model."""
+    can_generate: Any = getattr(model, "can_generate", None)
     config = getattr(model, "config", None)
-    if not callable(generates) or not generates() or getattr(config, "is_encoder_decoder", False):
+    if (
+        not callable(can_generate)
+        or not can_generate()
+        or getattr(config, "is_encoder_decoder", False)
+    ):
         return []
     rows: list[dict[str, Tensor]] = []
     for batch in batches:
-        given = inputs_of(batch)
-        named = dict(given) if isinstance(given, Mapping) else {"input_ids": given}
+        inputs = inputs_of(batch)
+        named = dict(inputs) if isinstance(inputs, Mapping) else {"input_ids": inputs}
         ids = named.get("input_ids")
         if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dim() != 2:
             return []
         mask = named.get("attention_mask")
+        # Padding is no target.
         labels = ids if mask is None else ids.masked_fill(~mask.bool(), -100)
         rows.append({**named, "labels": labels})
     return rows
 
 
 def _loss(model: Any, row: Mapping[str, Tensor]) -> Tensor:
-    """The mean loss of a token; labels are those behind.
+    """Compute the mean loss of a token; its label is the next token.
 
     Computed here: a model's own loss needs its head's outputs anyway.
     """
-    given = {name: value for name, value in row.items() if name != "labels"}
-    logits: Tensor = model(**given).logits
+    inputs = {name: value for name, value in row.items() if name != "labels"}
+    logits: Tensor = model(**inputs).logits
     return F.cross_entropy(
         logits[:, :-1].flatten(0, 1).float(), row["labels"][:, 1:].flatten(), ignore_index=-100
     )
@@ -291,9 +315,10 @@ def _loss(model: Any, row: Mapping[str, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def _mean_loss(model: nn.Module, rows: Sequence[Mapping[str, Tensor]]) -> float:
+    """Compute the mean loss over rows, without gradients."""
     return sum(float(_loss(model, row)) for row in rows) / max(1, len(rows))
 
 
 def frozen_copy(model: nn.Module) -> nn.Module:
-    """A copy to work on, nothing of which is trained."""
+    """Return a copy of the model to work on, in evaluation and without gradients."""
     return copy.deepcopy(model).requires_grad_(False).eval()

@@ -12,74 +12,94 @@ from torch.nn.functional import linear
 from ...core import Cell, Site
 from ...core.errors import CheckpointError
 
-At = Tensor | slice  # channel numbers, or a range
+ChannelIndex = Tensor | slice  # channel numbers, or a range
 
 
-def _take(x: Tensor, at: At) -> Tensor:
-    """x[..., at]; a view for a range.  (..., n) -> (..., c)."""
-    return x[..., at] if isinstance(at, slice) else x.index_select(-1, at)
+def _select_columns(x: Tensor, channels: ChannelIndex) -> Tensor:
+    """Return x[..., channels], a view for a range.  (..., n) -> (..., c)."""
+    return x[..., channels] if isinstance(channels, slice) else x.index_select(-1, channels)
 
 
-def _add(x: Tensor, at: At, a: Tensor, b: Tensor) -> None:
-    """x[:, at] += a @ b, in place.  x: (T, n), a: (T, k), b: (k, c)."""
-    if isinstance(at, slice):
-        x[:, at].addmm_(a, b)
+def _add_product(x: Tensor, channels: ChannelIndex, rows: Tensor, part: Tensor) -> None:
+    """Add rows @ part to x[:, channels] in place.  x: (T, n), rows: (T, k), part: (k, c)."""
+    if isinstance(channels, slice):
+        x[:, channels].addmm_(rows, part)
     else:
-        x.index_add_(1, at, a @ b)
+        x.index_add_(1, channels, rows @ part)
 
 
 class LinearWithColumns(torch.autograd.Function):
-    """y = W x + b + S x[at]; of x, only x[at] is kept for the backward."""
+    """The function y = W x + b + S x[c]; only x[c] is kept for the backward, not all of x.
+
+    S: (d_out, c), c: the selected inputs.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, at: At):
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, channels: ChannelIndex
+    ):
+        """Compute y.  x: (..., d_in); weight: (d_out, d_in); s: (d_out, c); channels: c inputs."""
         rows = x.reshape(-1, x.shape[-1])  # (T, d_in)
         y = linear(x, weight, bias)  # a new tensor and no view: hosts change it in place (Llama 4)
-        kept = _take(rows, at).contiguous()  # a view would keep all of x alive
-        y.view(-1, weight.shape[0]).addmm_(kept, s.T)
-        ctx.save_for_backward(kept, weight, s, *((at,) if isinstance(at, Tensor) else ()))
-        ctx.at = at if isinstance(at, slice) else None
+        # a copy, because a view would keep all of x alive
+        inputs_read = _select_columns(rows, channels).contiguous()  # (T, c)
+        # y += S x[c]: one product of all rows with a narrow matrix.
+        y.view(-1, weight.shape[0]).addmm_(inputs_read, s.T)
+        # Autograd may hold tensors alone; a range goes into the context itself.
+        ctx.save_for_backward(
+            inputs_read, weight, s, *((channels,) if isinstance(channels, Tensor) else ())
+        )
+        ctx.selected = channels if isinstance(channels, slice) else None
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        kept, weight, s, *at = ctx.saved_tensors
+        """Compute the gradients of x and S; W and b are frozen."""
+        inputs_read, weight, s, *index = ctx.saved_tensors
         rows, dx = dy.reshape(-1, dy.shape[-1]), None
         if ctx.needs_input_grad[0]:
             dx = rows @ weight
-            _add(dx, ctx.at or at[0], rows, s)
+            _add_product(dx, ctx.selected or index[0], rows, s)
             dx = dx.view(*dy.shape[:-1], weight.shape[1])
-        ds = rows.T @ kept if ctx.needs_input_grad[3] else None
+        ds = rows.T @ inputs_read if ctx.needs_input_grad[3] else None
         return dx, None, None, ds, None
 
 
 class LinearWithRows(torch.autograd.Function):
-    """y = W x + b, then y[at] += S x; the backward of S reads dy[at] and x."""
+    """The function y = W x + b, then y[c] += S x; the backward of S reads dy[c] and x.
+
+    S: (c, d_in), c: the selected outputs.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, at: At):
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, s: Tensor, channels: ChannelIndex
+    ):
+        """Compute y.  x: (..., d_in); weight: (d_out, d_in); s: (c, d_in); channels: c outputs."""
         rows = x.reshape(-1, x.shape[-1])
         y = linear(x, weight, bias)
-        _add(y.view(-1, weight.shape[0]), at, rows, s.T)
-        ctx.save_for_backward(x, weight, s, *((at,) if isinstance(at, Tensor) else ()))
-        ctx.at = at if isinstance(at, slice) else None
+        _add_product(y.view(-1, weight.shape[0]), channels, rows, s.T)
+        ctx.save_for_backward(x, weight, s, *((channels,) if isinstance(channels, Tensor) else ()))
+        ctx.selected = channels if isinstance(channels, slice) else None
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor):  # pyright: ignore[reportIncompatibleMethodOverride]
-        x, weight, s, *at = ctx.saved_tensors
+        """Compute the gradients of x and S; W and b are frozen."""
+        x, weight, s, *index = ctx.saved_tensors
         rows, dx = dy.reshape(-1, dy.shape[-1]), None
-        part = _take(rows, ctx.at or at[0])  # (T, c)
+        dy_selected = _select_columns(rows, ctx.selected or index[0])  # (T, c)
         if ctx.needs_input_grad[0]:
-            dx = (rows @ weight).addmm_(part, s).view_as(x)
-        ds = part.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[3] else None
+            # dL/dx = W^T dy + S^T dy[c].
+            dx = (rows @ weight).addmm_(dy_selected, s).view_as(x)
+        ds = dy_selected.T @ x.reshape(-1, x.shape[-1]) if ctx.needs_input_grad[3] else None
         return dx, None, None, ds, None
 
 
 class S2ftCell(Cell):
-    """S x[c], or S x at the outputs c and 0 elsewhere.  x: (..., d_in) -> (..., d_out).
+    """The cell of S2FT: S x[c], or S x at the outputs c.  x: (..., d_in) -> (..., d_out).
 
     `channels` (c,) are a saved buffer. Contiguous channels are sliced instead of indexed. With a
     plain frozen Linear both are computed together, see `LinearWithColumns` and `LinearWithRows`.
@@ -121,12 +141,14 @@ class S2ftCell(Cell):
         self.read_buffers()
 
     @property
-    def at(self) -> At:
+    def selected(self) -> ChannelIndex:
+        """The selected channels: a slice if they are contiguous, else their numbers."""
         return self.channels if self.run is None else self.run
 
     @torch.no_grad()
     def renumber(self, new: Tensor) -> None:
         """Follow a permutation of the host's channels, i -> new[i], in place; they stay sorted."""
+        # Renumbered channels are sorted again, and S follows in the same order.
         ids, order = new.to(self.channels.device)[self.channels].sort()
         axis = 1 if self.side == "inputs" else 0
         self.weight.copy_(self.weight.index_select(axis, order))
@@ -134,33 +156,38 @@ class S2ftCell(Cell):
         self.read_buffers()
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute the addition to the site's output.  (..., d_in) -> (..., d_out)."""
         x = self.cast(x)
         if self.side == "inputs":
-            return linear(_take(x, self.at), self.weight)
+            return linear(_select_columns(x, self.selected), self.weight)
         part = linear(x, self.weight)  # (..., c)
+        # Without the fused path the addition is spread over all outputs.
         zeros = part.new_zeros(*part.shape[:-1], self.outputs)
         return zeros.index_add(-1, self.channels, part)
 
     def around(self, module: nn.Module, x: Tensor) -> Tensor:
-        tensors = self._together(module, x)
+        """Compute module(x) and the addition together, in one function where that is possible."""
+        tensors = self._fused_tensors(module, x)
         if tensors is None:
             y = module(x)
             return y + self(x).to(y.dtype)
         function = LinearWithColumns if self.side == "inputs" else LinearWithRows
-        return function.apply(*tensors, self.at)
+        return function.apply(*tensors, self.selected)
 
-    def _together(
+    def _fused_tensors(
         self, module: nn.Module, x: Tensor
     ) -> tuple[Tensor, Tensor, Tensor | None, Tensor] | None:
-        """x, W, b, S in one dtype, if the module is a frozen Linear without hooks; else None."""
+        """Return x, W, b, S in one dtype; None unless the module is a frozen plain Linear."""
         if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
             return None
+        # A trained weight needs the gradient that the fused backward leaves out.
         frozen = not any(p.requires_grad for p in module.parameters())
         learns = torch.is_grad_enabled() and self.weight.requires_grad
         if not (frozen and learns) or torch.compiler.is_compiling() or torch.jit.is_tracing():
             return None
         weight, bias, s = module.weight, module.bias, self.weight
         device = x.device.type
+        # Custom functions are not cast by autocast.
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             dtype = torch.get_autocast_dtype(device)
             x, weight, s = x.to(dtype), weight.to(dtype), s.to(dtype)

@@ -1,4 +1,4 @@
-"""Which matrices of a host share their inner channels: up with down, values with the projection."""
+"""Couples of matrices that share their inner channels: up with down, values with the projection."""
 
 from __future__ import annotations
 
@@ -31,39 +31,45 @@ class Couple:
 
     @property
     def paths(self) -> tuple[str, ...]:
+        """The paths of all layers of the couple."""
         return (*(path for path, _, _ in self.into), self.out[0])
 
     def rows(self, order: Tensor) -> dict[str, Tensor]:
-        """The rows of each layer of `into` when its units come in an order (units,)."""
-        return {path: _spread(order, width, parts) for path, width, parts in self.into}
+        """Return the row order of each layer of `into` for an order of the units, (units,)."""
+        return {path: _channel_order(order, width, parts) for path, width, parts in self.into}
 
     def columns(self, order: Tensor) -> dict[str, Tensor]:
-        """The columns of `out` likewise."""
-        return {self.out[0]: _spread(order, self.out[1])}
+        """Return the column order of `out` for an order of the units, (units,)."""
+        return {self.out[0]: _channel_order(order, self.out[1])}
 
 
-def _spread(order: Tensor, width: int, parts: int = 1) -> Tensor:
-    """Channels (width,) in the order of their units (units,), in each part of a layer."""
-    each = width // parts // len(order)
-    one = (order[:, None] * each + torch.arange(each)).flatten()
-    return torch.cat([part * (width // parts) + one for part in range(parts)])
+def _channel_order(order: Tensor, width: int, parts: int = 1) -> Tensor:
+    """Expand an order of units (units,) to an order of channels (width,), in each part of a layer.
+
+    parts: equal parts of the width, each of which has all units (3 in a fused qkv layer).
+    """
+    unit_width = width // parts // len(order)
+    channels = (order[:, None] * unit_width + torch.arange(unit_width)).flatten()
+    return torch.cat([part * (width // parts) + channels for part in range(parts)])
 
 
 def couples(model: nn.Module) -> Iterator[Couple]:
-    """The couples of a host's MLPs and attentions, in order, as far as their layers are known."""
+    """Yield the couples of a host's MLPs and attentions, as far as their layers are known."""
     for path, block in blocks(model):
-        name = next((n for n in ATTENTION if n in block._modules), None)
-        if name is not None:
-            yield from _attention(f"{path}.{name}", block.get_submodule(name))
+        attention_name = next((n for n in ATTENTION if n in block._modules), None)
+        if attention_name is not None:
+            yield from _attention_couples(
+                f"{path}.{attention_name}", block.get_submodule(attention_name)
+            )
         if "mlp" in block._modules:
-            yield from _mlp(f"{path}.mlp", block.get_submodule("mlp"))
+            yield from _mlp_couples(f"{path}.mlp", block.get_submodule("mlp"))
         elif "intermediate" in block._modules:
-            both = nn.ModuleDict({n: block.get_submodule(n) for n in ("intermediate", "output")})
-            yield from _mlp(path, both)
+            mlp = nn.ModuleDict({n: block.get_submodule(n) for n in ("intermediate", "output")})
+            yield from _mlp_couples(path, mlp)
 
 
-def _found(module: nn.Module, names: tuple[str, ...]) -> dict[str, Layer]:
-    """The linear layers inside that have one of the names, by path."""
+def _layers_named(module: nn.Module, names: tuple[str, ...]) -> dict[str, Layer]:
+    """Return the linear layers inside a module that have one of the names, by path."""
     inside = {p: unwrapped(m) for p, m in walk(module) if p}
     return {
         p: m
@@ -72,8 +78,14 @@ def _found(module: nn.Module, names: tuple[str, ...]) -> dict[str, Layer]:
     }
 
 
-def _strays(module: nn.Module, layers: tuple[str, ...], out: str, free: int = 0) -> tuple[str, ...]:
-    """Parameters that are in none of the layers, nor behind `out`, nor the same for all heads."""
+def _stray_parameters(
+    module: nn.Module, layers: tuple[str, ...], out: str, free: int = 0
+) -> tuple[str, ...]:
+    """Return parameters that are neither in these layers, behind `out`, nor equal for all heads.
+
+    free: the width of a norm over one head, which every head shares.
+    """
+    # Modules behind `out` see its output, which no order of inner channels changes.
     behind = out.rpartition(".")[0]
     return tuple(
         f"{p}.{name}".lstrip(".")
@@ -85,54 +97,63 @@ def _strays(module: nn.Module, layers: tuple[str, ...], out: str, free: int = 0)
     )
 
 
-def _couple(
+def _make_couple(
     root: str, module: nn.Module, into: dict[str, Layer], out: str, units: int, *sizes: int
 ) -> Couple:
+    """Make a couple with full paths.  units: its units; sizes: parts of a layer, head width."""
     parts, free = sizes
-    strays = _strays(module, (*into, out), out, free)
-    named = tuple((f"{root}.{p}", _outputs(m), parts) for p, m in into.items())
+    strays = _stray_parameters(module, (*into, out), out, free)
+    into_layers = tuple((f"{root}.{p}", _output_width(m), parts) for p, m in into.items())
     inputs = unwrapped(dict(walk(module))[out]).get_parameter("weight").shape[1]
-    return Couple(units, named, (f"{root}.{out}", inputs), tuple(f"{root}.{s}" for s in strays))
+    return Couple(
+        units, into_layers, (f"{root}.{out}", inputs), tuple(f"{root}.{s}" for s in strays)
+    )
 
 
-def _attention(root: str, module: nn.Module) -> Iterator[Couple]:
-    into, out = _found(module, QKV), _found(module, (*PROJECTION, "output.dense"))
+def _attention_couples(root: str, module: nn.Module) -> Iterator[Couple]:
+    """Yield the couple of an attention: value (or fused qkv) rows and projection columns."""
+    into, out = _layers_named(module, QKV), _layers_named(module, (*PROJECTION, "output.dense"))
     inside = [unwrapped(m) for _, m in walk(module)]
-    said = [getattr(m, n, None) for m in inside for n in ("head_dim", "attention_head_size")]
-    width = next((w for w in said if isinstance(w, int)), 0)
+    head_widths = [getattr(m, n, None) for m in inside for n in ("head_dim", "attention_head_size")]
+    head_width = next((w for w in head_widths if isinstance(w, int)), 0)
     names = {p.rpartition(".")[2] for p in into}
+    # timm's attention has one layer for queries, keys and values.
     fused = names == {"qkv"}
     if len(out) != 1 or not (fused or len(names) == len(into) == 3):
         return
     # the values are the last of them, as the names are listed
     value = max(into, key=lambda p: QKV.index(p.rpartition(".")[2]))
-    (path, layer), rows = next(iter(out.items())), _outputs(into[value])
+    (path, layer), rows = next(iter(out.items())), _output_width(into[value])
     heads = next((h for m in inside if isinstance(h := getattr(m, "num_heads", None), int)), 0)
     inputs = layer.weight.shape[1]
-    width = width or (inputs // heads if heads else 0)
+    head_width = head_width or (inputs // heads if heads else 0)
     parts = 3 if fused else 1
-    if not width or rows % (parts * width):
+    # Heads of unequal width cannot change places.
+    if not head_width or rows % (parts * head_width):
         return
-    units = rows // parts // width
-    if inputs % units or any(_outputs(m) % (parts * units) for m in into.values()):
+    # KV groups: queries that share a key and value move with them.
+    units = rows // parts // head_width
+    if inputs % units or any(_output_width(m) % (parts * units) for m in into.values()):
         return
     if fused and inputs != rows // parts:  # shared keys: the parts are not thirds
         return
-    yield _couple(root, module, into, path, units, parts, width)
+    yield _make_couple(root, module, into, path, units, parts, head_width)
 
 
-def _mlp(root: str, module: nn.Module) -> Iterator[Couple]:
-    into, out = _found(module, UP), _found(module, DOWN)
-    if len(out) != 1 or not into:
+def _mlp_couples(root: str, module: nn.Module) -> Iterator[Couple]:
+    """Yield the couple of an MLP: gate and up rows and down columns."""
+    into, outputs = _layers_named(module, UP), _layers_named(module, DOWN)
+    if len(outputs) != 1 or not into:
         return
-    path, layer = next(iter(out.items()))
+    path, layer = next(iter(outputs.items()))
     units = layer.weight.shape[1]
-    widths = {_outputs(m) for m in into.values()}
+    widths = {_output_width(m) for m in into.values()}
     # a gate and its values in one layer are two parts of it
     if len(widths) != 1 or (width := widths.pop()) not in (units, 2 * units):
         return
-    yield _couple(root, module, into, path, units, width // units, 0)
+    yield _make_couple(root, module, into, path, units, width // units, 0)
 
 
-def _outputs(layer: Layer) -> int:
+def _output_width(layer: Layer) -> int:
+    """Return the number of a layer's outputs."""
     return layer.weight.shape[0]

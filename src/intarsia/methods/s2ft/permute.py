@@ -22,7 +22,7 @@ from .spelling import read, spell
 
 @dataclass(frozen=True)
 class Permutation:
-    """An order of the units of some couples: what now is unit i, was unit order[i].
+    """A permutation of the units of couples: what now is unit i was unit order[i].
 
     `apply` re-orders a model, adapted or not, in place: rows of gate and up with their biases and
     columns of down; rows of query, key and value, by KV groups, and columns of the projection. What
@@ -35,7 +35,7 @@ class Permutation:
     orders: tuple[tuple[Couple, Tensor], ...]
 
     def inverse(self) -> Permutation:
-        """The permutation that takes this one back."""
+        """Return the permutation that takes this one back."""
         return Permutation(tuple((couple, order.argsort()) for couple, order in self.orders))
 
     def apply(self, model: nn.Module) -> None:
@@ -47,7 +47,8 @@ class Permutation:
         modules = dict(walk(host))
         rows, columns = self._rows(), self._columns()
         layers = {p: m for p in (*rows, *columns) if isinstance(m := modules[p], IntarsiaLayer)}
-        around = [
+        # Cells around a whole MLP or attention, whose experts hold copies of its order.
+        wrapping_cells = [
             (p, n)
             for p, m in modules.items()
             if isinstance(m, IntarsiaLayer)
@@ -55,43 +56,49 @@ class Permutation:
             if getattr(cell, "whole", False)
             if any(q.startswith(f"{p}.") for q in (*rows, *columns))
         ]
-        if around:
-            what, want = f"permutation inside {around[0][0]!r}", "a model without it"
-            got = f"adapter {around[0][1]!r}, whose experts know the order of its units"
-            raise TargetError(what, got=got, want=want, fix="Permute before other adapters go in.")
+        if wrapping_cells:
+            subject, want = f"permutation inside {wrapping_cells[0][0]!r}", "a model without it"
+            got = f"adapter {wrapping_cells[0][1]!r}, whose experts know the order of its units"
+            raise TargetError(
+                subject, got=got, want=want, fix="Permute before other adapters go in."
+            )
         for path, layer in layers.items():
             for name, cell in layer.intarsia_cells.items():
-                if not isinstance(cell, S2ftCell) or _side(path, rows) != cell.side:
+                if not isinstance(cell, S2ftCell) or _side_of_path(path, rows) != cell.side:
                     got = f"adapter {name!r}, which has {type(cell).__name__}"
                     want = "cells of S2ft, which can follow it"
                     fix = "Permute the model before other adapters go in."
                     raise TargetError(f"permutation at {path!r}", got=got, want=want, fix=fix)
+        # Nothing has been changed before this point: all refusals come first.
         for path, index in rows.items():
             reorder(unwrapped(modules[path]), index, 0)
         for path, index in columns.items():
             reorder(unwrapped(modules[path]), index, 1)
-        new = {path: index.argsort() for path, index in (rows | columns).items()}
+        # Channel i goes where the order lists it: the inverse order.
+        new_places = {path: index.argsort() for path, index in (rows | columns).items()}
         for path, layer in layers.items():
             for cell in layer.intarsia_cells.values():
                 assert isinstance(cell, S2ftCell)
-                cell.renumber(new[path])
+                cell.renumber(new_places[path])
         if is_adapted(model):
-            _tell(model, new)
+            _update_configs(model, new_places)
 
-    def moved(self, method: S2ft) -> S2ft:
-        """A method whose channels were chosen before, for the model as it is after it."""
+    def renumber(self, method: S2ft) -> S2ft:
+        """Return a method whose channels were chosen before, with the channels' new numbers."""
         index = self._rows() | self._columns()
         return _renumbered(method, {path: i.argsort() for path, i in index.items()})
 
     def _rows(self) -> dict[str, Tensor]:
+        """Return the row order of each re-ordered layer, by path."""
         return {path: i for couple, order in self.orders for path, i in couple.rows(order).items()}
 
     def _columns(self) -> dict[str, Tensor]:
+        """Return the column order of each re-ordered layer, by path."""
         return {p: i for couple, order in self.orders for p, i in couple.columns(order).items()}
 
 
 def co_permute(model: nn.Module, method: S2ft) -> tuple[S2ft, Permutation]:
-    """Re-order a model so that what a method selects is contiguous; the method for it, the order.
+    """Re-order a model so that a method's channels are contiguous; return the method and the order.
 
     In place. The units of each couple come in the order: selected in up (or value) only, in both,
     in down (or projection) only, the rest. Cells on runs of channels slice in place of indexing.
@@ -101,14 +108,14 @@ def co_permute(model: nn.Module, method: S2ft) -> tuple[S2ft, Permutation]:
     then.
     """
     if not method.channels:
-        what, fix = (
+        subject, fix = (
             "channels",
             "Call method = intarsia.methods.choose_channels(model, method) first.",
         )
-        raise ConfigError(what, got="none", want="those of choose_channels", fix=fix)
-    chosen, orders = dict(method.channels), []
+        raise ConfigError(subject, got="none", want="those of choose_channels", fix=fix)
+    channels_of_paths, orders = dict(method.channels), []
     for couple in couples(base_of(model)):
-        if not any(path in chosen for path in couple.paths):
+        if not any(path in channels_of_paths for path in couple.paths):
             continue
         if couple.stray:
             raise TargetError(
@@ -118,67 +125,79 @@ def co_permute(model: nn.Module, method: S2ft) -> tuple[S2ft, Permutation]:
                 "have to follow",
                 fix="Train without co_permute: results are the same.",
             )
-        first = _picked(couple, chosen, couple.into)
-        second = _picked(couple, chosen, [(*couple.out, 1)])
+        # Four groups: in `into` alone, in both, in `out` alone, in none; each side's is then a run.
+        in_rows = _selected_units(couple, channels_of_paths, couple.into)
+        in_columns = _selected_units(couple, channels_of_paths, [(*couple.out, 1)])
         # stable, so that units that were neighbours stay so
-        group = torch.where(first, torch.where(second, 1, 0), torch.where(second, 2, 3))
+        group = torch.where(in_rows, torch.where(in_columns, 1, 0), torch.where(in_columns, 2, 3))
         orders.append((couple, group.argsort(stable=True)))
-    known = {path for couple, _ in orders for path in couple.paths}
-    if lost := sorted(chosen.keys() - known):
+    coupled = {path for couple, _ in orders for path in couple.paths}
+    if uncoupled := sorted(channels_of_paths.keys() - coupled):
         got = "a layer that is coupled to none that is known"
         want = "an MLP of gate, up and down, or an attention of query, key, value and projection"
         fix = "Train without co_permute: results are the same."
-        raise TargetError(f"permutation at {lost[0]!r}", got=got, want=want, fix=fix)
+        raise TargetError(f"permutation at {uncoupled[0]!r}", got=got, want=want, fix=fix)
     permutation = Permutation(tuple(orders))
-    moved = permutation.moved(method)
+    renumber = permutation.renumber(method)
     permutation.apply(model)
-    return moved, permutation
+    return renumber, permutation
 
 
-def _picked(
-    couple: Couple, chosen: Mapping[str, str], layers: Sequence[tuple[str, int, int]]
+def _selected_units(
+    couple: Couple, channels_of_paths: Mapping[str, str], layers: Sequence[tuple[str, int, int]]
 ) -> Tensor:
-    """(units,) bool: units with selected channels in one of the layers (path, channels, parts)."""
+    """Return a mask of the units with selected channels, (units,) bool.
+
+    channels_of_paths: channel numbers as text, by path; layers: (path, channels, parts) each.
+    Raises: TargetError where a unit is selected in part.
+    """
     units = torch.zeros(couple.units, dtype=torch.bool)
     for path, channels, parts in layers:
-        if path not in chosen:
+        if path not in channels_of_paths:
             continue
         width = channels // parts
-        each = width // couple.units
+        unit_width = width // couple.units
         count = torch.zeros(couple.units, dtype=torch.int64)
-        ids = torch.tensor(read(chosen[path])) % width // each
+        ids = torch.tensor(read(channels_of_paths[path])) % width // unit_width
+        # A head can only move as a whole: all of its channels are selected, or none.
         count.index_add_(0, ids, torch.ones_like(ids))
-        if bool(((count > 0) & (count != each)).any()):
-            what = f"permutation at {path!r}"
-            got, want = "a part of a head, or of a group of heads", f"all {each} channels of one"
+        if bool(((count > 0) & (count != unit_width)).any()):
+            subject = f"permutation at {path!r}"
+            got, want = (
+                "a part of a head, or of a group of heads",
+                f"all {unit_width} channels of one",
+            )
             raise TargetError(
-                what, got=got, want=want, fix="Choose with intarsia.methods.choose_channels."
+                subject, got=got, want=want, fix="Choose with intarsia.methods.choose_channels."
             )
         units |= count > 0
     return units
 
 
-def _side(path: str, rows: Mapping[str, Tensor]) -> str:
+def _side_of_path(path: str, rows: Mapping[str, Tensor]) -> str:
+    """Return the side on which a layer's channels are selected, "outputs" or "inputs"."""
     return "outputs" if path in rows else "inputs"
 
 
-def _renumbered(method: S2ft, new: Mapping[str, Tensor]) -> S2ft:
-    """The method's channels where they are now: i of a layer is new[layer][i]."""
+def _renumbered(method: S2ft, new_places: Mapping[str, Tensor]) -> S2ft:
+    """Return the method with new channel numbers: i of a layer becomes new_places[layer][i]."""
     pairs = tuple(
-        (p, spell(new[p][torch.tensor(read(text))].tolist()) if p in new else text)
+        (p, spell(new_places[p][torch.tensor(read(text))].tolist()) if p in new_places else text)
         for p, text in method.channels
     )
     return replace(method, channels=pairs)
 
 
-def _tell(model: PeftModel, new: Mapping[str, Tensor]) -> None:
-    """Write the new places into the adapters' configs, and whose weights they now belong to."""
+def _update_configs(model: PeftModel, new_places: Mapping[str, Tensor]) -> None:
+    """Write the new channel numbers, and the digest of the re-ordered weights, into the configs."""
     for config in model.peft_config.values():
         options = getattr(config, "options", None) or {}
         method = method_from_dict({"method": getattr(config, "method", "")} | options)
         if isinstance(method, S2ft):
-            config.options = settings_to_dict(_renumbered(method, new))  # pyright: ignore
+            config.options = settings_to_dict(_renumbered(method, new_places))  # pyright: ignore
         heads = list(getattr(config, "modules_to_save", None) or ())
-        was = getattr(config, "origin", None) or {}
-        found = origin.matched(None, model.get_base_model(), heads)
-        config.origin = {**was, **found}  # pyright: ignore
+        origin_before = getattr(config, "origin", None) or {}
+        origin_now = origin.matched(None, model.get_base_model(), heads)
+        # The adapter's record of its base model is checked at load: weights are in another order
+        # now.
+        config.origin = {**origin_before, **origin_now}  # pyright: ignore

@@ -86,6 +86,7 @@ class S2ft:
 
     @property
     def roles(self) -> tuple[str, ...]:
+        """The roles of layers that have a share."""
         return tuple(dict.fromkeys(ROLES[name] for name in self.shares))
 
     @property
@@ -94,7 +95,8 @@ class S2ft:
         return tuple(name for name in ROLES if getattr(self, name))
 
     def family(self, path: str) -> str | None:
-        """The family of a layer, "down", "up", "output" or "value"; None if it is not trained."""
+        """Return a layer's family, "down", "up", "output" or "value"; None if it is not trained."""
+        # The longest match decides: "attention.output.dense" is no "output.dense".
         ends = [end for end in FAMILIES if f".{path}".endswith(f".{end}")]
         name = FAMILIES[max(ends, key=len)] if ends else self.shares[0]
         return name if name is None or getattr(self, name) else None
@@ -113,21 +115,23 @@ class S2ft:
         layers: Sequence[int] | None = None,
         seed: int = 0,
     ) -> S2ft:
-        """The method with its channels chosen on a host, see `choose_channels`."""
+        """Choose the method's channels on a host, see `choose_channels`; chosen ones stay."""
         if self.channels:
             return self
         return choose_channels(host, self, batches, targets=targets, layers=layers, seed=seed)
 
     def build(self, site: Site, *, generator: torch.Generator) -> S2ftCell:
+        """Build the slice S of a site.  Raises: TargetError for a layer without a share."""
         family = self.family(site.path)
         if family is None:
             got = "a layer with no share of channels in these settings"
             want = "a down, up, output or value projection whose share is above 0"
             fix = "Target other layers, or set its share: S2ft(up=0.03)."
             raise TargetError(f"target {site.path!r}", got=got, want=want, fix=fix)
-        return S2ftCell(side_of(family), site, self._ids(site, family, generator))
+        return S2ftCell(side_of(family), site, self._channel_numbers(site, family, generator))
 
-    def _ids(self, site: Site, family: str, generator: torch.Generator) -> list[int]:
+    def _channel_numbers(self, site: Site, family: str, generator: torch.Generator) -> list[int]:
+        """Return a layer's channel numbers, drawn at random if none were chosen."""
         first, width = span(site, family)
         if (text := dict(self.channels).get(site.path)) is not None:
             ids = read(text)

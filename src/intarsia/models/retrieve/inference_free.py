@@ -251,7 +251,7 @@ def _opened(name: str, folder: str) -> Any:
     own = {"local_files_only": Path(folder).is_dir(), "device": "cpu"}
     try:
         check_regular(folder)
-        check_reachable(folder, what=f"model {name!r}", want=WANTED, known=MODELS)
+        check_reachable(folder, what=f"model {name!r}", want=WANTED, local_names=MODELS)
         if (Path(folder) / "modules.json").is_file():
             return sparse.SparseEncoder(folder, trust_remote_code=False, **own)
         kwargs: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}

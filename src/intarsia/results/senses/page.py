@@ -15,7 +15,7 @@ from PIL import Image
 
 from ...core.files import write_text
 from ...data.senses.encoders import MODALITIES
-from ...data.senses.views import laid
+from ...data.senses.views import place_on_white
 from .. import frame, numbers, plots
 
 LEFT, VEIL = 0.22, (92, 98, 130)  # how much of what is left out is seen, and the colour over it
@@ -155,7 +155,7 @@ def lit(
     square = cells * cells == chosen.shape[1]
     across = (cells, cells) if square else (1, chosen.shape[1])
     side = max(1, longer // (max(rows, columns) * max(across))) * max(across)
-    page = np.asarray(laid(picture, columns * side, rows * side), dtype=np.float32)
+    page = np.asarray(place_on_white(picture, columns * side, rows * side), dtype=np.float32)
     mask = chosen.reshape(rows, columns, *across).swapaxes(1, 2)
     mask = mask.reshape(rows * across[0], columns * across[1])
     high, wide = side // across[0], side // across[1]
