@@ -112,7 +112,7 @@ class NativeText:
 
     @torch.inference_mode()
     def _forward(self, slot: int, tokens: Sequence[int]) -> Tensor:
-        """Add a long prompt to a slot by transformers' layers; return the last token's logits, (V,).
+        """Add a long prompt to a slot by transformers' layers; return the last logits, (V,).
 
         slot: number of the sequence.  tokens: ids, which go behind those that it has.
         """
