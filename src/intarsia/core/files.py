@@ -282,7 +282,7 @@ def parse_json(raw: str | bytes, pairs: Callable[[Any], Any] | None = None) -> A
         nested: list[Any] = [v for v in level if isinstance(v, dict | list)]
         if not nested:
             return found
-        level = [v for one in nested for v in getattr(one, "values", one.__iter__)()]
+        level = [v for one in nested for v in (one.values() if isinstance(one, dict) else one)]
     raise ValueError(f"nested more than {DEEP} levels deep")
 
 

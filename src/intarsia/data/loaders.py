@@ -18,6 +18,8 @@ from intarsia.data.decode import room
 from intarsia.data.images import ImageSet
 from intarsia.data.transforms import Transform
 
+from .transforms import Reading
+
 MEMORY_SHARE = 0.5  # of the free memory, for a set held as tensors
 
 
@@ -67,7 +69,7 @@ class Held(TensorDataset):
 
 def side_of(transform: Transform) -> int | None:
     """How many px of a picture's sides a transform needs; None = all that there are."""
-    return getattr(transform, "side", None)
+    return transform.side if isinstance(transform, Reading) else None
 
 
 def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> Held:

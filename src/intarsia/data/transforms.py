@@ -21,6 +21,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from intarsia.core.checks import at_least, one_of
 from intarsia.core.errors import DataError, IntarsiaError
+from intarsia.core.foreign import config_of
 from intarsia.core.reading import check_regular
 
 Augment = Literal["none", "light", "crop"]
@@ -106,7 +107,7 @@ def _processor_dict(model: nn.Module, processor: Any) -> Mapping[str, Any]:
         return processor
     if processor is not None:
         return processor.to_dict()
-    where = getattr(getattr(model, "config", None), "_name_or_path", "")
+    where = getattr(config_of(model), "_name_or_path", "")
     try:
         if not where:
             raise OSError("the model does not name its folder or repository")
@@ -131,7 +132,7 @@ def _from_processor(config: Mapping[str, Any], model: nn.Module) -> InputConfig:
     resize = _edge(config.get("size"))
     cut = _edge(config.get("crop_size")) if config.get("do_center_crop") else None
     # without a crop use the model's size; DINOv2's (518) is only that of its position embedding
-    side = cut or _edge(getattr(getattr(model, "config", None), "image_size", None)) or resize
+    side = cut or _edge(getattr(config_of(model), "image_size", None)) or resize
     if side is None or (config.get("do_normalize", True) and not config.get("image_mean")):
         got = f"size {config.get('size')}, image_mean {config.get('image_mean')}"
         want = "a size (height and width, or shortest_edge), a mean and a deviation"

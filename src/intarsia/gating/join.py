@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..core.foreign import is_encoder_decoder
 from .context import Context, ReadsContext, contexts
 from .layer_state import PassesState
 
@@ -151,7 +152,7 @@ def unwatch(model: nn.Module, *, all: bool = False) -> None:
 
 def _stacks(model: nn.Module) -> list[nn.Module]:
     """The encoder and the decoder of a transformers model that has both."""
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    if not is_encoder_decoder(model):
         return []
     both = (m for m in model.modules() if {"encoder", "decoder"} <= m._modules.keys())
     return [part for m in both for part in (m.encoder, m.decoder)][:2]  # pyright: ignore

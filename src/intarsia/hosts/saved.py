@@ -255,7 +255,7 @@ def _stored(steps: Iterable[Step], adapted: bool) -> str:
 
     "added": those of the modules that the changes have put in, whether they are trained or not.
     """
-    wanted = {getattr(step.plan.change, "stores", "trained") for step in steps}
+    wanted = {step.plan.change.stores for step in steps}
     if "all" in wanted or (adapted and "trained" in wanted):
         return "all"  # an adapter freezes what was trained before it
     return next((word for word in ("trained", "added") if word in wanted), "nothing")
@@ -265,7 +265,7 @@ def _wanted(
     host: nn.Module, tensors: Mapping[str, Tensor], stores: str, steps: Iterable[Step]
 ) -> dict[str, Tensor]:
     """Those of a host's tensors that a folder has which stores "trained" or "added" ones."""
-    added = tuple(f"{p}." for s in steps for p in getattr(s.plan.change, "added", ()))
+    added = tuple(f"{p}." for s in steps for p in s.plan.change.added)
     if stores == "trained":
         frozen = {n for n, p in host.named_parameters() if not p.requires_grad}
         return {n: t for n, t in tensors.items() if n not in frozen or n.startswith(added)}

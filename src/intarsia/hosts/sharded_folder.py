@@ -14,6 +14,7 @@ from typing import Any
 import safetensors.torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..core.errors import ConfigError, TargetError
 from ..core.files import write_json
@@ -40,7 +41,7 @@ def write_sharded(model: Any, parts: Attached, folder: str | Path, group: Group 
     (gpt-oss): leave `attached` and call save_pretrained; TrainingError for a full disk, or a
     process that is gone.
     """
-    if not hasattr(model, "save_pretrained"):
+    if not isinstance(model, PreTrainedModel):
         fix = "Use intarsia.save, or the checkpoints of fit."
         raise TargetError("model", got=type(model).__name__, want="one of transformers", fix=fix)
     if not parts.parts:

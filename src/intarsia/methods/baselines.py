@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..core import Card, Paper
-from ..core.change import PlainChange, Plan
+from ..core.change import Change, Plan
 from ..core.errors import FoldError
 from ..hosts.attach.prompts import add_prompts
 from ..hosts.attach.select import train_part
 
 
-class _Part(PlainChange):
+class _Part(Change):
     """Nothing is added: `train_part` freezes the rest."""
 
     part: ClassVar[str]
@@ -65,7 +65,7 @@ class LastBlocks(_Part):
     blocks: int = 1
 
 
-class _Prompts(PlainChange):
+class _Prompts(Change):
     """See `add_prompts`."""
 
     deep: ClassVar[bool]

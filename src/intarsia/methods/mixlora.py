@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 import torch
 from torch import nn
@@ -57,18 +56,15 @@ class MixLora(BesideAttention):
             raise ConfigError("router", got=repr(self.router), want=want, fix=fix)
 
     @property
-    def share(self) -> Callable[..., nn.Module] | None:
-        """What makes the state that all experts of a model share; None if theirs share nothing."""
-        own: Any = getattr(self.over, "share", None)
-        if not callable(own):
-            return None
+    def shares_state(self) -> bool:
+        """True if the adapters of the experts share state."""
+        return self.over.shares_state
 
-        def of_experts(sites: Sequence[Site], *, generator: torch.Generator) -> nn.Module:
-            maps = (places(site, self.router.experts) for site in sites)
-            found = [place for of in maps for each in of.values() for place in each]
-            return cast(nn.Module, own(found, generator=generator))
-
-        return of_experts
+    def shared_state(self, sites: Sequence[Site], *, generator: torch.Generator) -> nn.Module:
+        """Return the state that the adapters of all experts share."""
+        maps = (places(site, self.router.experts) for site in sites)
+        of_experts = [place for of in maps for each in of.values() for place in each]
+        return self.over.shared_state(of_experts, generator=generator)
 
     def build(
         self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..core import Card, Paper
-from ..core.change import PlainChange, Plan
+from ..core.change import Change, Plan
 from ..core.errors import UnknownName
 from ..hosts.attach.through_peft import plain_settings, through_peft
 
 
 @dataclass(frozen=True)
-class PeftMethod(PlainChange):
+class PeftMethod(Change):
     """One of PEFT's methods, by the name of its card without "peft-".
 
     roles: which of the host's layers, see `Method`.  last_blocks: so many blocks from the last, 0 =

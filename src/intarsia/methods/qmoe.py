@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.change import PlainChange, Plan, set_steps, steps_of
+from ..core.change import Change, Plan, set_steps, steps_of
 from ..core.checks import above, one_of
 from ..core.errors import CheckpointError, TargetError
 from ..core.registry import settings_to_dict
@@ -37,7 +37,7 @@ FAR = 0.05  # share of zeros from that of the dictionary, at which another one i
 
 
 @dataclass(frozen=True)
-class Qmoe(PlainChange):
+class Qmoe(Change):
     """Each expert's matrix has the levels min(w, 0), 0 and max(w, 0) of its rows, as words.
 
     Columns are rounded one after the other, all experts of a layer at once, and later ones make up

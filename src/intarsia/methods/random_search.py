@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.change import PlainChange, Plan
+from ..core.change import Change, Plan
 from ..core.checks import above, at_least, between, one_of
 from ..core.errors import ConfigError, DataError, TargetError
+from ..core.foreign import config_of
 from ..core.modes import evaluating
 from ..core.seeds import mix
 from ..hosts.swap.iso_flop import linear_mlps, of_tokens
@@ -42,7 +43,7 @@ class Hidden(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RandomSearch(PlainChange):
+class RandomSearch(Change):
     """Hidden units are dropped: of `draws` random choices, the one of the best score stays.
 
     Of each hidden layer round(density n) units stay, in an MLP of linear maps or in the MLPs of a
@@ -179,7 +180,7 @@ def _times(mask: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple
 @torch.no_grad()
 def cut(host: nn.Module, kept: Kept) -> None:
     """Take all other units out of the model, in place."""
-    config: Any = getattr(host, "config", None)
+    config: Any = config_of(host)
     for path, layer in hidden_layers(host).items():
         units = kept[path].to(layer.reads.weight.device)
         for writes in layer.writes:

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from ..core import Card, Paper
-from ..core.change import PlainChange, Plan, set_steps, steps_of
+from ..core.change import Change, Plan, set_steps, steps_of
 from ..core.checks import above, between, one_of
 from ..core.errors import ConfigError, TargetError
+from ..core.foreign import activation_of
+from ..core.registry import settings_to_dict
 from ..core.seeds import mix
 from ..hosts.swap.iso_flop import MADE, layers_to_change, norm_place, sparsify_layer, widen
 from ..hosts.swap.upcycle import check_unadapted
@@ -38,7 +40,7 @@ class Audit(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SparseIft(PlainChange):
+class SparseIft(Change):
     """Layers become larger ones with random zeros, so that each multiplies as often as before.
 
     kind, with d = density = 1 - s, and n weights of a layer before:
@@ -132,7 +134,7 @@ class SparseIft(PlainChange):
             elif isinstance(module, Parallel):
                 behind = norm_place(stock, path)
                 layer, norm = module.folded()
-                if hasattr(norm, "act"):  # timm's, with the activation inside
+                if activation_of(norm) is not None:  # timm's, with the activation inside
                     cast(Any, norm).act = stock.get_submodule(behind)
                 stock.set_submodule(path, layer)
                 stock.set_submodule(behind, norm)
@@ -164,7 +166,7 @@ class SparseIft(PlainChange):
                 want = f"{self.density}, as the model has, or None"
                 raise ConfigError("schedule's density", got=schedule.density, want=want, fix=fix)
             return replace(settings, density=None, layers=layers)
-        if (asked := getattr(schedule, "density", None)) is not None:
+        if (asked := settings_to_dict(schedule).get("density")) is not None:
             got = f"{type(schedule).__name__}(density={asked})"
             fix = "Use RigL(density=None), Set(density=None), FixedMask(), or leave it out."
             want = "as many weights in each layer as it has"

@@ -137,7 +137,7 @@ def check_prune(mixture: Mixture, kept: Sequence[int], where: str = "experts to 
 
 
 def _settings(mixture: Mixture) -> Any:
-    return getattr(mixture.router, "config", None)
+    return vars(mixture.router).get("config")
 
 
 def _rows(mixture: Mixture) -> dict[str, Tensor]:

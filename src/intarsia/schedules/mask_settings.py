@@ -10,11 +10,11 @@ from torch import Tensor
 
 from ..core import Partition
 from ..core.checks import one_of
-from .masked import STORES, Kept, Weights
+from .masked import STORES, Kept, SparseSchedule, Weights
 
 
 @dataclass(frozen=True)
-class MaskSettings:
+class MaskSettings(SparseSchedule):
     """A `SparseSchedule` whose masks are where weights are not 0, and stay so.
 
     layers: globs of layers, "1x1" for pointwise convolutions, None = all linear maps and

@@ -208,8 +208,10 @@ def write_results(
 
 def write_learned(model: nn.Module, folder: Path, parts: Attached | None = None) -> None:
     """What a model has learned: PEFT's files, or the trained weights.  parts: see `Write`."""
-    save: Any = getattr(model, "save_pretrained", None)
-    if callable(save) and hasattr(model, "peft_config"):
-        write_folder(folder, {}, parts, before=lambda scratch: save(str(scratch)))
+    if hasattr(model, "peft_config"):
+        adapted: Any = model
+        write_folder(
+            folder, {}, parts, before=lambda scratch: adapted.save_pretrained(str(scratch))
+        )
     else:
         write_folder(folder, {TRAINED: learned_state(model)}, parts)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError, ConfigError, TargetError
+from ...core.foreign import tensor_of
 from ...gating import Router, RouterConfig, expert_readers
 from ...routers import TopK
 
@@ -99,7 +100,7 @@ def read_gate(path: str, gate: nn.Module) -> OwnGate:
     if isinstance(gate, HostedRouter):
         what, fix = f"gate {path!r}", "Start from a fresh copy of the model."
         raise TargetError(what, got="a router put there before", want="the host's own", fix=fix)
-    weight = getattr(gate, "weight", None)
+    weight = tensor_of(gate)
     found: Any = None
     if isinstance(weight, Tensor) and weight.dim() == 2:
         draws = torch.Generator().manual_seed(0)
@@ -118,7 +119,7 @@ def read_gate(path: str, gate: nn.Module) -> OwnGate:
         ways = {"renormalised": p / p.sum(-1, keepdim=True), "prob": p}
         near = {n: torch.allclose(weights.float(), factor * w, atol=1e-3) for n, w in ways.items()}
         scale = next((n for n, same in near.items() if same), None)
-    bias = getattr(gate, "bias", None) is not None
+    bias = tensor_of(gate, "bias") is not None
     return OwnGate(logits.shape[1], weights.shape[1], scale, factor, bias)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ...core.errors import ConfigError, TargetError
+from ...core.heads import heads_of
 from ...core.modes import forward_as
 from ..attach.prompts import NAME, Prompts
 from .blocks import base_of
@@ -190,12 +191,8 @@ def first_trained_block(model: nn.Module) -> int | None:
     """
     host = base_of(model)
     trained = {id(p) for p in host.parameters() if p.requires_grad}
-    if hasattr(host, "get_classifier"):
-        found = cast(Any, host).get_classifier()
-        found = found if isinstance(found, tuple) else (found,)
-        own = {id(p) for head in found for p in head.parameters()}
-        if trained and trained <= own:
-            return None
+    if trained and trained <= {id(p) for head in heads_of(host) for p in head.parameters()}:
+        return None
     _, tail = split_at(host, 0)
     learns = [any(p.requires_grad for p in block.parameters()) for block in tail.blocks]
     own = getattr(host, NAME, None)  # prompts are the model's, but enter at a block

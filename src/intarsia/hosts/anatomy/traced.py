@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from ...core.errors import TargetError
 from ...core.modes import evaluating
@@ -53,7 +53,7 @@ def traced(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
         raise TargetError("example", got=got, want="an input of the net", fix=fix) from error
     for node in module.graph.nodes:
         made = node.meta.get("tensor_meta")
-        node.meta["shape"] = tuple(made.shape) if hasattr(made, "shape") else ()
+        node.meta["shape"] = tuple(made.shape) if isinstance(made, TensorMetadata) else ()
     return module
 
 

@@ -11,10 +11,12 @@ from peft import PeftModel
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ...adapters.coded import CodedLinear
 from ...core import Cell
 from ...core.cell import Units
 from ...core.change import steps_of
 from ...core.errors import ConfigError, FoldError, UnknownName
+from ...core.foreign import config_of
 from ..anatomy.blocks import walk
 from ..anatomy.compare import Inputs, difference, inputs_for, outputs, shared_copy, tolerance_of
 from ..anatomy.quantised import refuse_quantised
@@ -68,7 +70,8 @@ def fold(
     if uniform:
         pad(stock, _whole_ratio if _wants_whole_ratio(stock) else None)
     note = _describe(stock)
-    _name_classes(stock, getattr(model.peft_config[names[0]], "origin", None) or {})
+    config: Any = model.peft_config[names[0]]  # one of ours
+    _name_classes(stock, config.origin or {})
     batch = inputs_for(host, inputs)
     twin = cast(PeftModel, shared_copy(model).eval())
     twin.base_model.enable_adapter_layers()  # pyright: ignore[reportCallIssue]
@@ -144,7 +147,7 @@ def _stock(host: nn.Module, names: list[str], keep_zeros: bool | None) -> tuple[
     """A copy of the host whose wrapped modules are replaced by plain ones, and what was done."""
     # what is in the memo is taken, not copied: every module shares one config, wrappers give way
     memo: dict[int, Any] = {}
-    if (config := getattr(host, "config", None)) is not None:
+    if (config := config_of(host)) is not None:
         memo[id(config)] = copy.deepcopy(config)
     done = {"widened": 0, "changed": 0}
 
@@ -158,8 +161,8 @@ def _stock(host: nn.Module, names: list[str], keep_zeros: bool | None) -> tuple[
                 _zeros(child, memo[id(child)], keep_zeros)
             elif isinstance(saved := child._modules.get("modules_to_save"), nn.ModuleDict):
                 trained = next((saved[n] for n in names if n in saved), child.original_module)
-                merge = getattr(trained, "merged", None)  # a head of few bits
-                trained = merge() if callable(merge) else trained
+                if isinstance(trained, CodedLinear):  # a head of few bits
+                    trained = trained.merged()
                 memo[id(child)] = copy.deepcopy(trained, memo)
             elif type(child).__module__.split(".")[0] in foreign:
                 want = "cells and trained heads only"
@@ -285,7 +288,7 @@ def _forget(stock: nn.Module) -> None:
 
 def _wants_whole_ratio(stock: nn.Module) -> bool:
     """Does the model's transformers config hold the MLP's width as a whole multiple only?"""
-    config = getattr(stock, "config", None)
+    config = config_of(stock)
     return isinstance(getattr(config, "mlp_ratio", None), int) and not hasattr(
         config, "intermediate_size"
     )
@@ -297,7 +300,7 @@ def _whole_ratio(inputs: int, widest: int) -> int:
 
 def _describe(stock: nn.Module) -> str:
     """Write the MLPs' width into a transformers config, or say why save_pretrained will not do."""
-    config = getattr(stock, "config", None)
+    config = config_of(stock)
     found = {(m.inputs, m.hidden) for m in mlps(stock).values()}
     if config is None or not hasattr(config, "hidden_size") or not found:
         return ""
@@ -317,7 +320,7 @@ def _describe(stock: nn.Module) -> str:
 def _name_classes(stock: nn.Module, origin: Mapping[str, Any]) -> None:
     """The class names that came with the adapter, where timm and transformers keep theirs."""
     classes: list[str] = list(origin.get("classes") or ())
-    ours, theirs = getattr(stock, "pretrained_cfg", None), getattr(stock, "config", None)
+    ours, theirs = getattr(stock, "pretrained_cfg", None), config_of(stock)
     if classes and isinstance(ours, dict):
         ours |= {"label_names": classes, "num_classes": len(classes)}
     elif classes and theirs is not None and hasattr(theirs, "id2label"):

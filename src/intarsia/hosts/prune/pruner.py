@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...core import NofM, Partition
-from ...core.change import PlainChange, Plan
+from ...core.change import Change, Plan
 from ...core.checks import above, between, one_of
 from ...core.errors import ConfigError, ShapeError, TargetError
 from ...core.registry import method_key, settings_to_dict
@@ -68,8 +68,13 @@ class Calibrated(Plan):
     report: Report | None = None
     found: list[dict[str, Any]] = field(default_factory=lambda: list[dict[str, Any]]())
 
+    @property
+    def undoes_itself(self) -> bool:
+        """True if the walk is kept in a folder."""
+        return self.out is not None
 
-class Pruner(PlainChange, abc.ABC):
+
+class Pruner(Change):
     """A change that prunes, block by block: a `Sparsifier` with layers, and a pattern or none."""
 
     stores: ClassVar[str] = "all"
@@ -88,9 +93,9 @@ class Pruner(PlainChange, abc.ABC):
         return None
 
     @property
-    def needs(self) -> frozenset[str]:
-        """Statistics that are read, see `Sparsifier`."""
-        return frozenset()
+    def base(self) -> Pruner | None:
+        """The pruner whose mask this one starts from, if there is one."""
+        return None
 
     def on(self, layers: Sequence[str]) -> Any:
         """The method on other layers."""
@@ -202,9 +207,9 @@ def edit_block(
     return rows
 
 
-def _first(method: Any, name: str, part: Partition, weight: Tensor, seen: Statistics) -> Tensor:
+def _first(method: Pruner, name: str, part: Partition, weight: Tensor, seen: Statistics) -> Tensor:
     """What the weight was before kept ones were changed, or before the swaps of a base's mask."""
-    if isinstance(base := getattr(method, "base", None), Pruner) and "hessian" not in base.needs:
+    if (base := method.base) is not None and "hessian" not in base.needs:
         return base.edit(name, weight, seen, torch.Generator())[1]
     return weight.masked_fill(~part.mask(name, 0).to(weight.device), 0)
 

@@ -56,6 +56,10 @@ class Connector(nn.Module, abc.ABC):
     def forward(self, features: Tensor, views: Tensor, asked: AskedTokens | None) -> Vectors:
         """features: (all views, vectors, width); views: (P,) of each picture."""
 
+    def describe(self, views: int) -> str:
+        """Say in words what a picture of so many views becomes; "" where all are one view."""
+        return ""
+
     def check(self, features: Tensor) -> None:
         """Raises: ShapeError for features of another width."""
         if features.dim() != 3 or features.shape[-1] != self.width:

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ... import formats
 from ...core import Card, Format, Paper
-from ...core.change import Plan, set_steps, steps_of
+from ...core.change import Change, Plan, set_steps, steps_of
 from ...core.errors import CheckpointError, ConfigError, DataError, TargetError, UnknownName
 from ...core.exports import homes
 from ...formats import Bitmask
@@ -49,7 +49,7 @@ def format_named(name: str, **settings: Any) -> Format:
 
 
 @dataclass(frozen=True)
-class Compress:
+class Compress(Change):
     """Linear layers keep what a format makes of their weights, and multiply with that.
 
     format: `formats.Bitmask()`, `Columns()`, ...; read from a file it is {"name", its settings}.
@@ -66,6 +66,7 @@ class Compress:
     layers: Sequence[str] = ()
 
     stores: ClassVar[str] = "all"
+    rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -86,8 +87,7 @@ class Compress:
     @property
     def preserves(self) -> frozenset[str]:
         """The outputs, where the format is exact."""
-        exact = getattr(self.format, "values", "same" if _plain(self.format) else "") == "same"
-        return frozenset({"outputs"} if exact else ())
+        return frozenset({"outputs"} if self.format.exact else ())
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """What each layer becomes; nothing is replaced.
@@ -95,7 +95,7 @@ class Compress:
         batches: for a format that chooses its codes by what layers see (`needs`).
         """
         matrices = matrices_of(host, self.layers)
-        rows = tuple(batches) if getattr(self.format, "needs", ()) else ()
+        rows = tuple(batches) if self.format.needs else ()
         moments = _moments(host, self.format, matrices, rows)
         stored = {
             path: self.format.encode(m.read(), moments=moments.get(path))
@@ -183,16 +183,15 @@ def compress(
     `Compress`. The model is then as it was.
     """
     rows = batched(calib) if calib is not None and len(calib) else ()
-    if callable(getattr(fmt, "apply", None)):
-        change = fmt if layers is None else replace(fmt, layers=tuple(layers))
-        if force and hasattr(change, "force"):
-            change = replace(change, force=True)
+    if isinstance(fmt, Change):
+        change = fmt if layers is None else fmt.with_settings(layers=tuple(layers))
+        change = change.forced() if force else change
     else:
         form = format_named(fmt) if isinstance(fmt, str) else fmt
         change = Compress(form, () if layers is None else layers)
     keeping = Keeping(None if out is None else Path(out), resume, progress)
-    by_block: Any = change if getattr(change, "walks", False) else None
-    if by_block is not None:
+    if change.walks:
+        by_block: Any = change
         plan = by_block.plan(model, rows, seed=seed, keeping=keeping)
     elif out is not None or resume:
         want, fix = (
@@ -224,26 +223,21 @@ def matrices_of(host: nn.Module, layers: Sequence[str]) -> dict[str, Matrix]:
     return found
 
 
-def _plain(form: Format) -> bool:
-    return type(form).__name__ in ("Columns", "RowBlocks")
-
-
 def _moments(
     host: nn.Module, form: Format, matrices: Mapping[str, Matrix], batches: Sequence[Any]
 ) -> dict[str, Tensor]:
     """What layers see, for a format that reads it: (in,) or (in, in) of each."""
-    needs = frozenset(getattr(form, "needs", ()))
-    if not needs:
+    if not form.needs:
         return {}
     if not batches:
         want, fix = "rows that the model sees", "compress(model, format, texts.train[:64])."
         raise DataError("calib", got="none", want=want, fix=fix)
     check_rows(batches)
-    with torch.no_grad(), seeing(matrices, needs) as seen:
+    with torch.no_grad(), seeing(matrices, form.needs) as seen:
         for batch in batches:
             given = inputs_of(batch)
             host(**given) if isinstance(given, Mapping) else host(given)
-    whole, found = "hessian" in needs, seen.found
+    whole, found = "hessian" in form.needs, seen.found
     return {
         path: found[path].second_moment if whole else found[path].mean_square
         for path in matrices
@@ -296,7 +290,7 @@ def _room(path: str, sketch: Mapping[str, Any]) -> dict[str, Tensor]:
 def _linear(model: nn.Module, path: str, shape: tuple[int, ...]) -> Any:
     """The plain layer that is replaced."""
     found = dict(model.named_modules()).get(path)
-    if isinstance(found, nn.Linear | Conv1D) and not getattr(found, "packed", False):
+    if isinstance(found, nn.Linear | Conv1D) and not isinstance(found, PackedLinear):
         own = tuple(found.weight.shape)
         if shape == (own[::-1] if isinstance(found, Conv1D) else own):
             return found

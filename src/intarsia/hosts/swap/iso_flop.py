@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import TargetError
+from ...core.foreign import activation_of, config_of, groups_of
 from ...core.heads import heads_of
 from ...mixtures.iso_flop import Doped, Parallel
 from ...partitions.topk import keep_random
@@ -52,7 +53,7 @@ def layers_to_change(
 
 def _unfit(host: nn.Module, path: str, layer: Any, kind: str, density: float) -> str:
     """Why a layer cannot be changed; nothing if it can."""
-    if not isinstance(layer, nn.Linear | nn.Conv2d) or getattr(layer, "groups", 1) > 1:
+    if not isinstance(layer, nn.Linear | nn.Conv2d) or groups_of(layer) > 1:
         return f"{type(layer).__name__} of groups, or with its weight transposed"
     if layer.weight[0].numel() < 2:
         return "one input"
@@ -93,7 +94,7 @@ def _widths(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
     for number, (path, layer) in enumerate(layers):
         ins, outs = _sizes(layer)
         reads = ins == _sizes(layers[0][1])[0] and ins not in made  # the picture, as the stem does
-        depthwise = getattr(layer, "groups", 1)
+        depthwise = groups_of(layer)
         if depthwise not in (1, ins) or (not reads and layer.weight[0].numel() < 2):
             got, want = f"{depthwise} groups or one input", "a plain or a depthwise convolution"
             raise TargetError(f"layer {path!r}", got=got, want=want, fix="Use another kind.")
@@ -172,11 +173,11 @@ def widen(
 ) -> dict[str, int]:
     """Give layers and batch norms new widths, in place; how many weights each layer keeps."""
     tokens = of_tokens(host)
-    config: Any = getattr(host, "config", None)
+    config: Any = config_of(host)
     for path, ins, outs in list(_widths(host, density)):
         layer: Any = host.get_submodule(path)
         gain, kept = _gain(layer), layers[path] / outs
-        groups = ins if getattr(layer, "groups", 1) > 1 else 1
+        groups = ins if groups_of(layer) > 1 else 1
         _resize(layer, ins, outs, groups)
         shape = (outs, ins // groups, *layer.weight.shape[2:])
         layer.weight = _normal(shape, gain / math.sqrt(kept), layer.weight, draw)
@@ -252,7 +253,7 @@ def _parallel(host: nn.Module, path: str, density: float, draw: torch.Generator)
     if behind:
         old: Any = host.get_submodule(behind)
         norms = [_branch_norm(old, q) for _ in range(q)]
-        host.set_submodule(behind, getattr(old, "act", nn.Identity()))
+        host.set_submodule(behind, activation_of(old) or nn.Identity())
     else:
         norms = [nn.LayerNorm(outs).to(layer.weight) for _ in range(q)]
     host.set_submodule(path, Parallel(layers, norms))
@@ -263,7 +264,7 @@ def _parallel(host: nn.Module, path: str, density: float, draw: torch.Generator)
 def _branch_norm(old: Any, branches: int) -> nn.Module:
     """A batch norm of one of so many branches, whose sum is as large as the one was."""
     norm: Any = copy.deepcopy(old)
-    if hasattr(norm, "act"):
+    if activation_of(norm) is not None:
         norm.act = nn.Identity()
     norm.reset_running_stats()
     norm.weight.div_(math.sqrt(branches))

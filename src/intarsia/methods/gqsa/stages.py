@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ...core.checks import above, at_least
 from ...core.errors import TargetError
+from ...core.foreign import config_of, tensor_of
 from ...hosts.prune.matrices import Matrix
 from ...hosts.prune.walk import Chain, Flow, Stop, inputs_of
 from ...kernels.gqsa.naive import LEAST
@@ -221,9 +222,7 @@ def tuned_scales(
     rows: see `language_rows`. Returns the scales after all steps, or those before where their loss
     on the same rows is no higher.
     """
-    scaled = {
-        path: Scaled(c, getattr(layers[path].owner, "bias", None)) for path, c in found.items()
-    }
+    scaled = {path: Scaled(c, tensor_of(layers[path].owner, "bias")) for path, c in found.items()}
     groups = [{"params": [layer.share for layer in scaled.values()], "lr": tuning.end}]
     with _in_place(model, scaled):
         before = _mean_loss(model, rows)
@@ -261,7 +260,7 @@ def _in_place(model: nn.Module, layers: Mapping[str, nn.Module]) -> Any:
 def language_rows(model: nn.Module, batches: Sequence[Any]) -> list[dict[str, Tensor]]:
     """Rows of tokens with their labels; none for anything but a causal language model."""
     generates: Any = getattr(model, "can_generate", None)
-    config = getattr(model, "config", None)
+    config = config_of(model)
     if not callable(generates) or not generates() or getattr(config, "is_encoder_decoder", False):
         return []
     rows: list[dict[str, Tensor]] = []

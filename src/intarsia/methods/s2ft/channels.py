@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -233,7 +233,8 @@ def _gradients(
 
 def _own_loss(model: nn.Module, batch: Any) -> Tensor:
     given = batch[0] if isinstance(batch, (tuple, list)) else batch
-    value = getattr(call(model, given), "loss", None)
+    out = call(model, given)
+    value = out.get("loss") if isinstance(out, Mapping) else None  # outputs of transformers
     if not isinstance(value, Tensor):
         got = "outputs without a loss"
         fix = "Pass loss=lambda model, batch: ..., or batches with labels."

@@ -73,6 +73,11 @@ class M2TRec(Settings):
         at_least("layers", self.layers, 1)
         at_least("longest", self.longest, 1)
 
+    @property
+    def reads(self) -> int:
+        """The items of `longest`."""
+        return self.longest
+
     def build(self, data: Interactions, *, seed: int = 0) -> M2TRecModel:
         for name in (*(self.tasks or ()), *self.without):
             if name not in data.fields:
@@ -258,6 +263,8 @@ class Prefixes(Dataset[tuple[Tensor, int]]):
     every: for scores, which look at one place each.
     Raises: DataError for sessions of one event only.
     """
+
+    takes_items = explains = True
 
     def __init__(self, events: Interactions, longest: int, *, every: bool) -> None:
         spans = events.sessions(longest=longest + 1).spans

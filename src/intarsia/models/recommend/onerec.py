@@ -72,6 +72,11 @@ class OneRec(Settings):
         if self.experts > 1:
             TopK(experts=self.experts, active=self.active)
 
+    @property
+    def reads(self) -> int:
+        """The items of `history`."""
+        return self.history
+
     def build(self, data: Interactions, *, seed: int = 0) -> OneRecModel:
         vectors = item_vectors(data)
         ids = SemanticIds(self.codes, self.balanced, seed).fit(vectors)
@@ -246,6 +251,11 @@ class OneRecModel(Recommender):
         """Sessions of the model's own.  x: (B, n) -> (B, count, S)."""
         return self.written(x, self.settings.session, width=count, draws=generator).items
 
+    @property
+    def codes(self) -> np.ndarray:
+        """The ids that were learned."""
+        return self.ids.codes_
+
     def session(
         self, who: str | int | Sequence[str], items: int | None = None, *, exclude_seen: bool = True
     ) -> list[Recommendation]:
@@ -281,6 +291,8 @@ class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
     good: only sessions that were liked, for training; scores look at all.
     Raises: DataError where no user has enough events.
     """
+
+    writes_sessions = True
 
     def __init__(self, events: Interactions, settings: OneRec, *, good: bool) -> None:
         self.settings = settings
