@@ -22,7 +22,7 @@ from .hosts.anatomy.blocks import blocks, layers_of
 from .hosts.attach.config import IntarsiaConfig
 from .hosts.attach.peft import is_adapted, is_peft
 from .hosts.saved import save
-from .parallel.attached import Attached
+from .processes.parallelism import WholeModel
 from .schedules import LayerSchedule, Phased, SparseSchedule
 from .train.evaluate import evaluate as score_set
 from .train.folder import PHASES, owned, write_learned
@@ -164,7 +164,7 @@ def evaluate(
 
 
 def write_trained(
-    model: nn.Module, folder: Path, record: Mapping[str, Any], parts: Attached | None = None
+    model: nn.Module, folder: Path, record: Mapping[str, Any], parts: WholeModel | None = None
 ) -> None:
     """A changed model by `save`; any other as what it has learned.  parts: see `Write`."""
     if is_peft(model) or steps_of(model):

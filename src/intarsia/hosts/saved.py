@@ -26,8 +26,8 @@ from ..core.files import check_target, read_json, repaired, unbroken
 from ..core.reading import read_tensors
 from ..core.registry import card, method_key
 from ..core.sealing import check_files, check_if_sealed, check_settings, seal_folder
-from ..parallel.attached import Attached
-from ..parallel.whole_file import write_folder
+from ..processes.parallelism import WholeModel
+from ..processes.whole_file import write_folder
 from .anatomy.blocks import base_of, unwrapped, walk
 from .anatomy.origin import check_sizes, check_trunk, damaged, resampled
 from .attach.adapter_files import CONFIG, WEIGHTS, check_shapes, read_weights
@@ -46,7 +46,7 @@ def save(
     folder: str | Path,
     *,
     record: Mapping[str, Any] | None = None,
-    parts: Attached | None = None,
+    parts: WholeModel | None = None,
 ) -> Path:
     """Write what was done to a model, and the weights it has from that; whole or not at all.
 

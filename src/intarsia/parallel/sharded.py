@@ -16,7 +16,7 @@ from ..core.errors import ConfigError
 from ..mixtures.experts import Experts
 from ..placement.engines import destinations
 from ..placement.placement import Placement
-from .exchange import Group, Meter, exchanged
+from ..processes.exchange import Group, Meter, exchanged
 from .layout import OwnExperts
 
 

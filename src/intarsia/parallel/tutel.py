@@ -22,6 +22,7 @@ from ..placement.plan import DevicePlan, PlanStep
 from ..placement.timeline import simulate
 from ..placement.topology import Topology
 from ..placement.trace import Trace
+from ..processes.exchange import Wire
 from .blocks import (
     EXCHANGES,
     PairTable,
@@ -32,7 +33,6 @@ from .blocks import (
     swap_steps,
     swaps_of,
 )
-from .exchange import Wire
 from .layout import (
     Cuttable,
     OwnExperts,
@@ -45,14 +45,14 @@ from .layout import (
     stacked,
     unpacked,
 )
-from .strategy import InTurn, check_devices, lined_up
+from .strategy import Strategy, check_devices, lined_up
 
 CHUNKS = (1, 2, 4, 8)  # that `Tutel.tuned` looks at
 BY = ("time", "bytes")
 
 
 @dataclass(frozen=True)
-class Tutel(InTurn):
+class Tutel(Strategy):
     """Rows in tables of C places an expert, sent to r groups of devices that compute part of it.
 
     degree: r, 0 or a divisor of S; None = the best one for the batch at hand, see `by`.
