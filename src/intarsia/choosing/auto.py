@@ -168,7 +168,10 @@ def _search(asked: Mapping[str, Any], out: Path, device: str | None, report: Rep
     model = _outline(start)
     folded = Folded(start, splits.train.labels, len(splits.test), out, {"device": device})
     arms, sizes = _arms(model, asked["methods"]), _sizes(start, model)
-    depth, seconds = len(dict(model.named_children()).get("blocks", ())), 60 * asked["minutes"]
+    depth, seconds = (
+        len(dict(model.named_children()).get("blocks", nn.Identity())._modules),
+        60 * asked["minutes"],
+    )
     return Search(folded, arms, sizes, depth, seconds, report)
 
 

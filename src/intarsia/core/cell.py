@@ -120,13 +120,8 @@ class Method(MethodSettings, abc.ABC):
     "embedding", the layers before and between the blocks); position: "parallel" or "sequential".
     """
 
-    @property
-    @abc.abstractmethod
-    def roles(self) -> tuple[str, ...]: ...
-
-    @property
-    @abc.abstractmethod
-    def position(self) -> str: ...
+    roles: tuple[str, ...]
+    position: str
 
     @abc.abstractmethod
     def build(self, site: Site, *, generator: torch.Generator) -> Cell:

@@ -134,10 +134,11 @@ def set_steps(host: nn.Module, steps: Iterable[Step]) -> None:
     own behind: `from_pretrained` then rebuilds what `save_pretrained` wrote, or refuses it.
     """
     setattr(host, STEPS, tuple(steps))
-    config = config_of(host)
+    config: Any = config_of(host)
     if not hasattr(config, "to_json_string"):  # of another library
         return
-    other = vars(config).get("quantization_config")
+    attributes: dict[str, Any] = vars(config)
+    other = attributes.get("quantization_config")
     if other and not is_record(other):
         return
     entries = [step.entry() for step in steps_of(host) if not step.plain]

@@ -108,8 +108,8 @@ def change_of(
         return dataclasses.replace(
             change, targets=targets, layers=blocks, classes=classes, **places
         )
-    has = blocks is not None and "layers" in settings_to_dict(change)
-    return change.with_settings(layers=tuple(blocks)) if has else change
+    where = {} if blocks is None else {"layers": tuple(blocks)}
+    return change.with_settings(**where) if where.keys() <= {*settings_to_dict(change)} else change
 
 
 def said(found: Any) -> str | dict[str, Any]:

@@ -180,7 +180,7 @@ class DeepSpeedExperts(OwnExperts):
         groups = settings.groups(self.experts, topology)
         self.groups = groups
         self.held = self.lot(wire.rank)[0]
-        self.local = cut(experts, *self.lot(wire.rank))
+        self.local: Cuttable = cut(experts, *self.lot(wire.rank))
         self.exchange, self.slice, self.tensor = (
             of[wire.rank] for of in (groups.exchange, groups.slice, groups.tensor)
         )

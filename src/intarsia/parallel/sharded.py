@@ -46,7 +46,8 @@ class Sharded(OwnExperts):
         layer: int = 0,
     ) -> None:
         super().__init__()
-        self.local, self.holds, self.group = local, holds.bool(), group
+        self.local: Experts = local
+        self.holds, self.group = holds.bool(), group
         self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
         self.experts, self.layer, self.meter = holds.shape[1], layer, meter
         self.nodes = torch.zeros(self.world, dtype=torch.int64) if nodes is None else nodes

@@ -211,7 +211,7 @@ class TutelExperts(OwnExperts):
         self.topology, self.degrees = topology, dict[int, int]()  # places -> the degree
         self.slices = slices_of(self.experts, wire.world)
         self.held = self.lot(wire.rank)[0]
-        self.local = cut(experts, *self.lot(wire.rank))
+        self.local: Cuttable = cut(experts, *self.lot(wire.rank))
         self.swap = swaps_of([range(wire.world)], topology.nodes(), settings.exchange)[wire.rank]
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:

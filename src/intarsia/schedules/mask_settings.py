@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -27,7 +28,7 @@ class MaskSettings(SparseSchedule):
     layers: tuple[str, ...] | None = field(default=None, kw_only=True)
     store: str = field(default="dense", kw_only=True)
 
-    reads_gradients = False
+    reads_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         one_of("store", self.store, STORES)

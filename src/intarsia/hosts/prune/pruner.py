@@ -207,9 +207,12 @@ def edit_block(
     return rows
 
 
-def _first(method: Pruner, name: str, part: Partition, weight: Tensor, seen: Statistics) -> Tensor:
+def _first(
+    method: Sparsifier, name: str, part: Partition, weight: Tensor, seen: Statistics
+) -> Tensor:
     """What the weight was before kept ones were changed, or before the swaps of a base's mask."""
-    if (base := method.base) is not None and "hessian" not in base.needs:
+    base = method.base if isinstance(method, Pruner) else None
+    if base is not None and "hessian" not in base.needs:
         return base.edit(name, weight, seen, torch.Generator())[1]
     return weight.masked_fill(~part.mask(name, 0).to(weight.device), 0)
 

@@ -94,6 +94,7 @@ class M2TRecModel(Recommender):
     items: vectors of all items, by fields or, for comparison, by ids.
     """
 
+    takes_items = explains = True
     settings: M2TRec
 
     def __init__(
@@ -263,8 +264,6 @@ class Prefixes(Dataset[tuple[Tensor, int]]):
     every: for scores, which look at one place each.
     Raises: DataError for sessions of one event only.
     """
-
-    takes_items = explains = True
 
     def __init__(self, events: Interactions, longest: int, *, every: bool) -> None:
         spans = events.sessions(longest=longest + 1).spans

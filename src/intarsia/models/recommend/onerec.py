@@ -141,6 +141,7 @@ class OneRecModel(Recommender):
     session (B,), summed over its tokens.
     """
 
+    writes_sessions = True
     settings: OneRec
 
     def __init__(
@@ -291,8 +292,6 @@ class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
     good: only sessions that were liked, for training; scores look at all.
     Raises: DataError where no user has enough events.
     """
-
-    writes_sessions = True
 
     def __init__(self, events: Interactions, settings: OneRec, *, good: bool) -> None:
         self.settings = settings
