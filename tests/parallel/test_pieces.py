@@ -17,6 +17,7 @@ from torch import Tensor
 
 from intarsia.core.errors import CheckpointError, IntarsiaError
 from intarsia.parallel import ExpertParallel, Processes, Strategy, Tutel
+from intarsia.parallel.attached import Attached
 from intarsia.parallel.layout import STACKED
 from intarsia.processes.pieces import Piece, Pieces, Stored, write_file
 from intarsia.processes.together import _written as written_and_synced
