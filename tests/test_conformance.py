@@ -18,7 +18,7 @@ from intarsia.catalog import card, cards
 from intarsia.conformance import check
 from intarsia.conformance.cards import CARD_LAWS
 from intarsia.conformance.kinds import SUITES
-from intarsia.core import Card, Cell, Paper, Routing, Site
+from intarsia.core import Card, Cell, Method, Paper, Routing, Site
 from intarsia.core.card import KINDS
 from intarsia.core.errors import ConformanceError
 from intarsia.gating import Router
@@ -45,7 +45,7 @@ def test_a_card_keeps_its_laws(card: Card) -> None:
 
 
 @dataclass(frozen=True)
-class Scaled:
+class Scaled(Method):
     """x W * s, an adapter from outside; `fault` is what is wrong with it."""
 
     fault: str = ""

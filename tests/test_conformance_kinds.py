@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from intarsia.conformance import check
 from intarsia.conformance.cards import CARD_LAWS
 from intarsia.core import Card, Format, NofM, Paper, Partition
-from intarsia.core.change import PlainChange, Plan
+from intarsia.core.change import Change, Plan
 from intarsia.core.errors import ConfigError, ConformanceError
 from intarsia.formats import Bitmask
 from intarsia.partitions import keep_n_of_m, keep_top, random_disjoint
@@ -166,7 +166,7 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class HeadAlone(PlainChange):
+class HeadAlone(Change):
     """The head alone is trained, or something else by its `fault`."""
 
     fault: str = ""

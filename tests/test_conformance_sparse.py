@@ -20,6 +20,7 @@ from intarsia.core import Card, Paper, Partition
 from intarsia.core.errors import ConfigError, ConformanceError
 from intarsia.hosts.prune.pruner import LayerPruner
 from intarsia.partitions import keep_rows, keep_shares
+from intarsia.schedules import SparseSchedule
 from intarsia.schedules.masked import Masked, Masks, Weights
 from intarsia.scores import Statistics
 
@@ -28,7 +29,7 @@ PAPER = Paper("1911.11134", 2019, "A paper")
 
 
 @dataclass(frozen=True)
-class Half:
+class Half(SparseSchedule):
     """Half of the weights, exchanged at random at every second step; or else, by its `fault`.
 
     density, layers, store: as others have them.

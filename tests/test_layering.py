@@ -89,6 +89,10 @@ def _copy(to: Path) -> Path:
 PLANTED: dict[str, tuple[dict[str, str], str]] = {
     "up": ({"core/x.py": "import intarsia.scores.y", "scores/y.py": ""}, "imports go down"),
     "sideways": ({"train/x.py": "from ..methods import y", "methods/y.py": ""}, "imports go down"),
+    "strategies": (
+        {"train/x.py": "from ..parallel import y", "parallel/y.py": ""},
+        "imports go down",
+    ),
     "unplaced": ({"surprise/x.py": ""}, "imports go down"),
     "laboratory": ({"core/x.py": "import intarsia_lab.claims"}, "nothing of its laboratory"),
     "routers": (

@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from .core.change import steps_of
 from .core.errors import ConfigError
+from .core.foreign import groups_of
 from .data.images import ImageSet
 from .data.loaders import tensors_or_prepared
 from .data.splits import Splits
@@ -21,13 +22,14 @@ from .hosts.anatomy.blocks import blocks, layers_of
 from .hosts.attach.config import IntarsiaConfig
 from .hosts.attach.peft import is_adapted, is_peft
 from .hosts.saved import save
-from .parallel.attached import Attached
+from .processes.parallelism import WholeModel
 from .schedules import LayerSchedule, Phased, SparseSchedule
 from .train.evaluate import evaluate as score_set
 from .train.folder import PHASES, owned, write_learned
 from .train.loop import Job, Sets
 from .train.objectives import Objective, Staged, plain
 from .train.one_pass import OnePass
+from .train.order import classes_of
 from .train.run import Finish, Run, fit_once
 from .train.scores import Scores
 from .train.settings import Options, Training, settle
@@ -78,16 +80,15 @@ def fit(
     training, recipe, running = settle(training, options)
     recipe = replace(recipe, schedule=in_blocks(model, _own_schedule(model, recipe.schedule)))
     sets, about = sets_of(model, train, val, test)
-    task = chosen(task, sets[0], recipe, getattr(train, "classes", None))
+    task = chosen(task, sets[0], recipe, classes_of(train))
     job = Job(model, sets, task, objective, training, recipe, running)
     return fit_once(job, about | dict(record or {}), evaluate_every, write_trained, finish)
 
 
 def _own_schedule(model: nn.Module, schedule: Any) -> Any:
-    """What a change that leaves zeros makes of a schedule, see `SparseIft.scheduled`."""
+    """Return the schedule that the changes of a model make of one, see `Change.scheduled`."""
     for step in () if is_adapted(model) else steps_of(model):
-        if (own := getattr(step.plan.change, "scheduled", None)) is not None:
-            schedule = own(step.plan, schedule)
+        schedule = step.plan.change.scheduled(step.plan, schedule)
     return schedule
 
 
@@ -104,7 +105,7 @@ def in_blocks(model: nn.Module, schedule: Any) -> Any:
         f"{path}.{inner}"
         for path, block in blocks(model)
         for inner, layer in layers_of(block)
-        if getattr(layer, "groups", 1) == 1
+        if groups_of(layer) == 1
     )
     settings: Any = schedule
     return replace(settings, layers=found) if found else schedule
@@ -163,7 +164,7 @@ def evaluate(
 
 
 def write_trained(
-    model: nn.Module, folder: Path, record: Mapping[str, Any], parts: Attached | None = None
+    model: nn.Module, folder: Path, record: Mapping[str, Any], parts: WholeModel | None = None
 ) -> None:
     """A changed model by `save`; any other as what it has learned.  parts: see `Write`."""
     if is_peft(model) or steps_of(model):
@@ -223,7 +224,7 @@ def fit_in_phases(
     Raises: as `fit` and the method do; the model is then where the phase in question left it.
     """
     settings, recipe, running = settle(training, options)
-    classes = getattr(train, "classes", None)
+    classes = classes_of(train)
     (train, val, test), about = sets_of(model, train, val, test)
     task = chosen(task, train, recipe, classes)
     record = about | dict(record or {})

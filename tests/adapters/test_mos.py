@@ -29,7 +29,7 @@ def sites(name: str = "fc", inputs: int = INPUTS, outputs: int = OUTPUTS) -> lis
 def make(config: Mos, places: list[Site], seed: int = 0) -> tuple[Shards, list[MosCell]]:
     """The cells of a model, with pools handed to them by hand, all of it moved from its start."""
     generator = torch.Generator().manual_seed(seed)
-    shared = config.share(places, generator=generator)
+    shared = config.shared_state(places, generator=generator)
     cells = [config.build(site, generator=generator, shared=shared).double() for site in places]
     for parameter in shared.double().parameters():
         nn.init.normal_(parameter, generator=generator)
@@ -135,7 +135,7 @@ def test_whole_common_vectors_are_a_selection_of_pairs() -> None:
 
 def test_the_start_adds_nothing_and_uses_the_whole_fan_in() -> None:
     config = Mos(8, 4, 4)
-    shared = config.share(sites(), generator=torch.Generator().manual_seed(0))
+    shared = config.shared_state(sites(), generator=torch.Generator().manual_seed(0))
     pool, bound = pool_of(shared), INPUTS**-0.5  # not that of a shard, twice as wide
     assert not pool.b.any()
     assert 0.95 * bound < pool.a.abs().max() <= bound
@@ -165,7 +165,7 @@ def test_a_single_cell_has_its_own_pools() -> None:
 
 def test_a_half_precision_input_is_cast_to_the_pools_dtype() -> None:
     config = Mos(2, 2, 2)
-    shared = config.share(sites(), generator=torch.Generator())
+    shared = config.shared_state(sites(), generator=torch.Generator())
     cell = config.build(sites()[0], generator=torch.Generator(), shared=shared)
     assert cell(torch.ones(2, INPUTS, dtype=torch.bfloat16)).dtype == torch.float32
 
@@ -197,9 +197,9 @@ def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
 
 
 def test_more_shards_than_the_pool_has_are_refused() -> None:
-    Mos(6, 2, 4, 1).share(sites(), generator=torch.Generator())
+    Mos(6, 2, 4, 1).shared_state(sites(), generator=torch.Generator())
     with refused(ConfigError, what="rank in the 5 layers 'fc_24x36'", got=7):
-        Mos(7, 2, 4, 1).share(sites(), generator=torch.Generator())
+        Mos(7, 2, 4, 1).shared_state(sites(), generator=torch.Generator())
     with refused(ConfigError, what="rank in the 1 layers 'fc_24x36'", got=4):
         Mos(4, 2, 2).build(sites()[0], generator=torch.Generator())
 
@@ -207,4 +207,4 @@ def test_more_shards_than_the_pool_has_are_refused() -> None:
 def test_an_indivisible_width_is_refused_with_the_common_divisors() -> None:
     places = [*sites("q_proj", 24, 24), *sites("k_proj", 24, 18)]  # grouped keys are narrower
     with refused(ShapeError, what="width of 'blocks.0.k_proj'", got=18):
-        Mos(4, 2, 4).share(places, generator=torch.Generator())
+        Mos(4, 2, 4).shared_state(places, generator=torch.Generator())

@@ -17,7 +17,7 @@ from intarsia.cli.recommending import answers, page_of
 from intarsia.core.errors import DataError
 from intarsia.core.registry import index
 from intarsia.data.atomic_files import read_items
-from intarsia.experiments.recommending import add_items, open_recommender
+from intarsia.experiments.recommending import open_recommender
 from intarsia.models.recommend.showing import Showing
 from intarsia.results.local_page import LocalPage, running
 
@@ -153,7 +153,7 @@ def showing(shop: Path) -> Showing:
     head, row = (shop / "new.item").read_text().splitlines()
     odd = row.replace("x1", "x2").replace("lamp x", "<b>lamp</b> y")
     (shop / "odd.item").write_text("\n".join([head, row, odd]))
-    add_items(model, *read_items(shop / "odd.item"))
+    model.add_items(*read_items(shop / "odd.item"))
     return Showing(model)
 
 

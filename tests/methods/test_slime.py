@@ -97,7 +97,7 @@ def test_the_budget_is_kept_exactly(model: Any, budget: int, size: tuple[int, in
     text = len(row["input_ids"]) - marks
     with torch.no_grad():
         assert prompt(model, row).shape[1] == text + marks
-    assert str(marks - 5 if views > 1 else marks) in tiled_view(model).told(views)
+    assert str(marks - 5 if views > 1 else marks) in tiled_view(model).describe(views)
 
 
 def test_all_tiles_are_no_selection(model: Any) -> None:

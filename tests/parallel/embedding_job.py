@@ -7,7 +7,8 @@ import torch.distributed as dist
 from torch import nn
 
 from intarsia.core.errors import ConfigError
-from intarsia.parallel import ColumnEmbedding, Meter, Wire
+from intarsia.parallel import ColumnEmbedding
+from intarsia.processes import Meter, Wire
 
 
 def by_columns() -> bool:

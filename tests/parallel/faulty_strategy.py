@@ -14,9 +14,10 @@ from torch import Tensor
 
 from intarsia.core import Routing
 from intarsia.mixtures.experts import Experts
-from intarsia.parallel import ExpertParallel, Wire
+from intarsia.parallel import ExpertParallel
 from intarsia.parallel.sharded import Sharded
 from intarsia.placement import DevicePlan, ExpertSize, Topology, Trace
+from intarsia.processes import Wire
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,6 @@ def misbehaves(how: str) -> Any:
         if how == "sleeps":
             time.sleep(60)
         raise ValueError("process 2 does not feel well")
-    from intarsia.parallel import exchanged
+    from intarsia.processes import exchanged
 
     return exchanged(torch.zeros(4), [1] * 4, [1] * 4)

@@ -18,10 +18,11 @@ from torch.utils.data import TensorDataset
 
 from intarsia.mixtures.experts import StackedExperts
 from intarsia.mixtures.mixture import Mixture
-from intarsia.parallel import Fssdp, Meter, Strategy
-from intarsia.parallel.attached import Attached, attached
+from intarsia.parallel import Fssdp, Strategy
+from intarsia.parallel.attached import attached
 from intarsia.parallel.fssdp import FssdpExperts
 from intarsia.placement import Topology
+from intarsia.processes import Meter, WholeModel
 from intarsia.routers.topk import TopK
 from intarsia.train import checkpoint
 from intarsia.train.folder import write_learned
@@ -231,7 +232,7 @@ def round_trip(strategy: Strategy, experts: int, folder: Path) -> None:
                 assert torch.equal(value, back["state"][at][key])
     after = model.state_dict()
     assert after.keys() == before.keys()
-    whole = Attached({}).own(found["model"])
+    whole = WholeModel().own(found["model"])
     assert all(torch.equal(after[n], whole[n]) for n in whole)
     assert not hasattr(model, "_ddp_params_and_buffers_to_ignore")
 

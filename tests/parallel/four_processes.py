@@ -15,11 +15,12 @@ from torch.testing import assert_close
 from intarsia.core import Routing
 from intarsia.core.errors import ConfigError, IntarsiaError, TrainingError
 from intarsia.mixtures.experts import StackedExperts
-from intarsia.parallel import Meter, Sharded, carry_out, check_agreed, shard
+from intarsia.parallel import Sharded, carry_out, check_agreed, shard
 from intarsia.placement import DevicePlan, ExpertSize, Placement, Topology, Trace, expert_parallel
 from intarsia.placement.balance import JointSwaps
 from intarsia.placement.engines import homes
 from intarsia.placement.eplb import Eplb
+from intarsia.processes import Meter
 
 WORLD, EXPERTS, WIDTH, LAYERS = 4, 8, 5, 2
 LINKS = Topology.two_level(2, 2)

@@ -22,8 +22,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from intarsia.core.errors import TrainingError
-from intarsia.parallel.layout import UnitAxes
-from intarsia.parallel.pieces import Piece, Stored
+from intarsia.processes.pieces import Piece, Stored
+from intarsia.processes.units import UnitAxes
 from intarsia.train import checkpoint
 
 # what a save calls; a child dies in place of the n-th call of all of these together

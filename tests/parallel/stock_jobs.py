@@ -35,11 +35,12 @@ from intarsia.hosts.tracing import trace
 from intarsia.methods.baselines import FullTuning
 from intarsia.mixtures.experts_function import stock_experts
 from intarsia.mixtures.fused_experts import FusedExperts
-from intarsia.parallel import DeepSpeed, ExpertParallel, Fssdp, Meter, Strategy, Tutel
-from intarsia.parallel.attached import Attached, attached
+from intarsia.parallel import DeepSpeed, ExpertParallel, Fssdp, Strategy, Tutel
+from intarsia.parallel.attached import attached
 from intarsia.parallel.layout import size_of
 from intarsia.parallel.trial import LINKS, as_planned
 from intarsia.placement import ExpertSize
+from intarsia.processes import Meter, WholeModel
 from intarsia.train import checkpoint
 
 SIZES: dict[str, Any] = {
@@ -287,7 +288,7 @@ def with_changes(folder: Path) -> None:
                 there = folder / f"{kind}-alone" / name
                 assert (at / name).read_bytes() == there.read_bytes(), name
             found: Any = load(built(kind), at)
-            wanted, whole = model.state_dict(), Attached({}).own(again["model"])
+            wanted, whole = model.state_dict(), WholeModel().own(again["model"])
             assert all(torch.equal(t, wanted[n]) for n, t in found.state_dict().items())
             assert all(torch.equal(t, wanted[n]) for n, t in whole.items())
         dist.barrier()

@@ -18,12 +18,12 @@ from intarsia.mixtures.mixture import Mixture
 from intarsia.parallel import DeepSpeed, ExpertParallel, Fssdp, SeMoe, Strategy, Tutel, running
 from intarsia.parallel.auto import Auto
 from intarsia.parallel.blocks import planned_capacity
-from intarsia.parallel.exchange import Wire
 from intarsia.parallel.layout import stacked
 from intarsia.parallel.places import places
 from intarsia.parallel.trial import LINKS, ExpertTrial
 from intarsia.placement import ExpertSize, Topology
 from intarsia.placement.engines import destinations
+from intarsia.processes.exchange import Wire
 
 from ..refusals import refused
 

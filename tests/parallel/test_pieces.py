@@ -19,8 +19,8 @@ from intarsia.core.errors import CheckpointError, IntarsiaError
 from intarsia.parallel import ExpertParallel, Processes, Strategy, Tutel
 from intarsia.parallel.attached import Attached
 from intarsia.parallel.layout import STACKED
-from intarsia.parallel.pieces import Piece, Pieces, Stored, write_file
-from intarsia.parallel.together import _written as written_and_synced
+from intarsia.processes.pieces import Piece, Pieces, Stored, write_file
+from intarsia.processes.together import _written as written_and_synced
 from intarsia.train import checkpoint
 
 from ..refusals import refused
@@ -186,10 +186,11 @@ def test_a_process_killed_while_all_write_loses_nothing(
 def test_experts_of_another_model_are_refused(tmp_path: Path) -> None:
     """Of fewer and of more experts, from files and whole: what is missing must not be zeros."""
     part = SimpleNamespace(lot=lambda _: (torch.arange(4), 0, 1))
-    parts = Attached({})
     pieces = Pieces(tmp_path / "s", written(tmp_path / "s"))
     patch = pytest.MonkeyPatch()
     patch.setattr("intarsia.parallel.attached.dist.get_rank", lambda _: 0)
+    patch.setattr("intarsia.parallel.attached.dist.get_world_size", lambda _: 1)
+    parts = Attached({})
     for value in (Stored(pieces, "up"), values()["up"]):
         with refused(CheckpointError, what="experts of a checkpoint"):
             parts._mine(part, "up", value)  # pyright: ignore

@@ -18,18 +18,10 @@ from intarsia.hosts.expert_parallel import register_exchange
 from intarsia.mixtures.experts_function import StockExperts, stock_experts
 from intarsia.mixtures.fused_experts import FusedExperts
 from intarsia.parallel import Processes
-from intarsia.parallel.layout import (
-    cut,
-    having,
-    joined,
-    packed,
-    put_part,
-    size_of,
-    units_of,
-    unpacked,
-)
+from intarsia.parallel.layout import cut, having, joined, packed, size_of, units_of, unpacked
 from intarsia.parallel.places import pairs_of, places
 from intarsia.placement import ExpertSize
+from intarsia.processes.units import put_part
 
 from ..refusals import refused
 

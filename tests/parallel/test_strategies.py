@@ -102,7 +102,7 @@ def test_processes_answer_by_rank_and_a_failure_ends_them_all(group: Processes) 
 
 
 def test_a_dead_or_slow_peer_is_named_with_the_exchange() -> None:
-    from intarsia.parallel import exchange
+    from intarsia.processes import exchange
 
     def rank(group: Any = None) -> int:
         return 1

@@ -17,7 +17,7 @@ from intarsia.core import Routing
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.gating import Router, task_ids
 from intarsia.gating.load import CollapseWarning
-from intarsia.parallel.exchange import Meter
+from intarsia.processes.exchange import Meter
 from intarsia.train import (
     Classes,
     TokenMetrics,

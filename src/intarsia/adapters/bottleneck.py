@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Card, Cell, Paper, Site
+from ..core import Card, Cell, Method, Paper, Site
 from ..core.cell import Units
 from ..core.checks import below_one, one_of, whole
 from ..core.errors import FoldError, TargetError
@@ -46,7 +46,7 @@ PLACEMENTS = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class Bottleneck:
+class Bottleneck(Method):
     """A bottleneck adapter, s * up(act(down(norm(x)))).
 
     bottleneck: r, the width inside.

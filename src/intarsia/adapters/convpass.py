@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Card, Cell, Paper, Site
+from ..core import Card, Cell, Method, Paper, Site
 from ..core.checks import at_least, below_one
 from ..core.errors import ConfigError, ShapeError
 
@@ -20,7 +20,7 @@ SIDE = 3  # of the kernel
 
 
 @dataclass(frozen=True)
-class Convpass:
+class Convpass(Method):
     """s * up(act(conv(act(down(x))))), the convolution 3 x 3 over the grid of patches.
 
     A token that is no patch, as the class token, is an image of one pixel: only the middle of the
@@ -71,7 +71,7 @@ class ConvpassCell(Cell):
             self.conv = nn.Conv2d(config.width, config.width, SIDE, padding=SIDE // 2)
             self.up = nn.Linear(config.width, site.outputs)
         self.dropout = nn.Dropout(config.dropout)
-        self.zero_sides = frozenset({"up"})
+        self.zero_sides, self.scale = frozenset({"up"}), config.scale
         nn.init.xavier_uniform_(self.down.weight, generator=generator)
         nn.init.dirac_(self.conv.weight)
         for zero in (self.down.bias, self.conv.bias, self.up.weight, self.up.bias):
@@ -82,7 +82,7 @@ class ConvpassCell(Cell):
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor:
         """Return the cell's output for x with these projections in place of its own."""
-        return self.config.scale * up(self.dropout(_act(self._convolved(_act(down(x))))))
+        return self.scale * up(self.dropout(_act(self._convolved(_act(down(x))))))
 
     def _convolved(self, x: Tensor) -> Tensor:
         """Convolve the patches; apply the kernel's middle to other tokens.  (B, ..., h), same."""

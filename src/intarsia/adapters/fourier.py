@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Card, Cell, Paper, Site
+from ..core import Card, Cell, Method, Paper, Site
 from ..core.checks import at_least
 from ..core.errors import ConfigError
 
@@ -17,7 +17,7 @@ PUBLISHED, ALPHA = 1000, 300.0  # entries of a layer
 
 
 @dataclass(frozen=True)
-class Fourier:
+class Fourier(Method):
     """y = (W + alpha Re(IDFT2(C))) x, with C zero but at n trained entries at fixed places.
 
     entries: n, for each layer; None = 1,000, or all weights of a smaller layer; alpha: the scale;

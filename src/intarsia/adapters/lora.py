@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core import Card, Cell, Paper, Site
+from ..core import Card, Cell, Method, Paper, Site
 from ..core.checks import below_one, whole
 from ..core.errors import TargetError
 
@@ -16,7 +16,7 @@ Linear = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Lora:
+class Lora(Method):
     """Low-rank adaptation, y = W x + (alpha / r) B A x (Hu et al. 2021, section 4.1).
 
     rank: r; alpha: None = r, a scale of 1; dropout: of x in training.

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Card, Cell, Paper, Site
+from ..core import Card, Cell, Method, Paper, Site
 from ..core.checks import at_least
 from ..core.errors import ConfigError, ShapeError
 from .lora import Lora, LoraCell
@@ -20,7 +20,7 @@ LARGEST_SUGGESTION = 64  # the largest shards_per_vector that an error suggests
 
 
 @dataclass(frozen=True)
-class Mos:
+class Mos(Method):
     """y = W x + (alpha / r) B A x, where A and B are assembled from pools that layers share.
 
     All L layers of one type (a name such as "q_proj", and a shape) share two pools, (n, d_in / l)
@@ -62,7 +62,12 @@ class Mos:
             raise ConfigError("private_rank", got=self.private_rank, want=want, fix="Try 1.")
         Lora(rank, self.alpha, self.dropout)  # checks alpha and dropout
 
-    def share(self, sites: Sequence[Site], *, generator: torch.Generator) -> Shards:
+    @property
+    def shares_state(self) -> bool:
+        """True: the pools are one for all sites."""
+        return True
+
+    def shared_state(self, sites: Sequence[Site], *, generator: torch.Generator) -> Shards:
         """Return the pools for all sites of a model, one pair for each type of layer."""
         return Shards(self, sites, generator=generator)
 
@@ -71,12 +76,12 @@ class Mos:
     ) -> MosCell:
         """Return the cell for `site`.
 
-        shared: the result of `share` for all sites; None = pools for this site alone.
+        shared: the result of `shared_state` for all sites; None = pools for this site alone.
         """
         if isinstance(shared, Shards):
             return MosCell(self, site, shared, generator=generator)
         # no other layer shares: the cell registers, trains and saves pools of its own
-        pools = self.share([site], generator=generator)
+        pools = self.shared_state([site], generator=generator)
         cell = MosCell(self, site, pools, generator=generator)
         cell.add_module("shared", pools)
         return cell

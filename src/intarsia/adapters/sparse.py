@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Card, Cell, Paper, Site
+from ..core import Card, Cell, Method, Paper, Site
 from ..core.errors import ConfigError, UnknownName
 
 
 @dataclass(frozen=True)
-class Sparse:
+class Sparse(Method):
     """A sparse change of a linear layer, y = (W + D) x, where D has n entries at fixed places.
 
     density: n / the number of the weight's entries, at least one entry; the places are random.

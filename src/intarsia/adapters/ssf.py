@@ -7,12 +7,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ..core import Card, Cell, Paper, Site
+from ..core import Card, Cell, Method, Paper, Site
 from ..core.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Ssf:
+class Ssf(Method):
     """Scale and shift the output of every layer, y' = gamma * y + beta (Lian et al. 2022, eq. 2).
 
     roles: the host's layers: "linear" (linear maps and convolutions of the blocks), "norm" and

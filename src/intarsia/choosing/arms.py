@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from ..core.errors import UnknownName
 from ..core.registry import keys
@@ -18,7 +18,15 @@ from ..experiments.experiment import Experiment
 from ..experiments.pool import Arm
 from ..experiments.settings import HEADS
 
-T = TypeVar("T")
+
+class HasName(Protocol):
+    """What is chosen by its name."""
+
+    @property
+    def name(self) -> str: ...
+
+
+T = TypeVar("T", bound=HasName)
 ADAPTER_LR, CONV_LR, FULL_LR = 5e-3, 3e-3, 1e-4
 SIZE = 16  # width of a bottleneck, rank of LoRA
 WIDE = 64  # as published for AdaptFormer and MoSA beyond VTAB-1k
@@ -160,7 +168,7 @@ def arm(name: str) -> BenchArm:
 
 def named(kind: str, name: str, among: Sequence[T]) -> T:
     """Return the item of that name; `kind` is for the error.  Raises: UnknownName."""
-    known = {getattr(one, "name"): one for one in among}  # noqa: B009
+    known = {item.name: item for item in among}
     if name not in known:
         raise UnknownName(kind, name, list(known))
     return known[name]

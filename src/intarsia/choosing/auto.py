@@ -175,7 +175,10 @@ def _prepare_search(
     model = _model_outline(start)
     folded = Folded(start, splits.train.labels, len(splits.test), out, {"device": device})
     arms, sizes = _starting_arms(model, request["methods"]), _sizes_to_try(start, model)
-    depth, seconds = len(getattr(model, "blocks", ())), 60 * request["minutes"]
+    depth, seconds = (
+        len(dict(model.named_children()).get("blocks", nn.Identity())._modules),
+        60 * request["minutes"],
+    )
     return Search(folded, arms, sizes, depth, seconds, report)
 
 

@@ -95,6 +95,7 @@ def _packed(
     format: by whose name a better runtime is looked up, before the work.
     """
     from ..core import nbytes
+    from ..core.change import Change
     from ..data.calibration import load_calibration
     from ..data.language_models import language_model
     from ..hosts.opened import open_language_model, save_language_model
@@ -112,12 +113,13 @@ def _packed(
     before = sum(p.nbytes for p in host.parameters())
     calibration: Any = ()
     read: dict[str, int] = {}
-    if getattr(stored, "needs", None) or callable(getattr(stored, "apply", None)):
+    packs_itself = isinstance(stored, Change)
+    if packs_itself or stored.needs:
         corpus, rows, size = text
         texts = load_calibration(corpus, tokenizer, rows=rows, length=size, progress=note)
         calibration, read = texts.train, texts.record["rows"]
     started, walk = time.perf_counter(), save.with_name(f"{save.name}.walk")
-    if getattr(stored, "walks", False):
+    if packs_itself and stored.walks:
         options |= {"out": walk, "progress": note}
     host = pack(host, stored, calibration, **options)
     packed = [m for m in host.modules() if isinstance(m, PackedLinear)]

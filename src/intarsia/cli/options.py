@@ -287,4 +287,4 @@ def running_values(given: dict[str, Any]) -> dict[str, Any]:
 def given_in_words(ctx: typer.Context) -> set[str]:
     """Names of the parameters that stand on the command line."""
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
-    return {name for name, of in sources.items() if getattr(of, "name", "") == "COMMANDLINE"}
+    return {name for name, of in sources.items() if of is not None and of.name == "COMMANDLINE"}

@@ -187,12 +187,12 @@ def recommend(
         fix = "For example: --user 42, or --history 50,181"
         raise ConfigError("--user, --history, --serve", got=got, want="one of them", fix=fix)
     from ..data.atomic_files import read_items
-    from ..experiments.recommending import add_items, open_recommender
+    from ..experiments.recommending import open_recommender
     from ..models.recommend.showing import Showing, found, rows
 
     model = open_recommender(run, mapped=True)
     if new is not None:
-        add_items(model, *read_items(new))
+        model.add_items(*read_items(new))
     if serve:
         _serve(Showing(model), run, port)
         return

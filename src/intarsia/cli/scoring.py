@@ -90,7 +90,9 @@ def _scored(opened: Any, data: str | None, part: str | None, skip: bool) -> dict
     """The scores of a run.  Raises: ConfigError for pictures to leave out, of a run on texts."""
     if not skip:
         return opened.evaluate(data, part, note)
-    if not hasattr(opened, "inputs"):
+    from ..experiments.runs import PictureRun
+
+    if not isinstance(opened, PictureRun):
         got, want = "it for a run on texts", "a run on pictures"
         raise ConfigError("--skip-unreadable", got=got, want=want, fix="Leave it out.")
     return opened.evaluate(data, part, note, on_error="skip")

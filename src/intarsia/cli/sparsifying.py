@@ -113,7 +113,7 @@ def _pruned(
     seconds = round(time.perf_counter() - started, 1)
     pruned = _perplexity(host, texts.test) if test else None
     return done, {
-        "base": method_key(method.base) if hasattr(method, "base") else None,
+        "base": None if method.base is None else method_key(method.base),
         "settings": _settings(method),
         "density": done.density,
         "perplexity": {"dense": dense, "pruned": pruned, "rows": test},

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..core import Card, Routing
 from ..core.errors import IntarsiaError
-from ..gating import Router, expert_readers, start
+from ..gating import ChangesByStep, Router, expert_readers, start
 from .cards import tiny
 from .made import normal, seeded
 from .verdict import Broken, laws_of, require, require_close, require_finite
@@ -227,15 +227,15 @@ def comes_back_from_its_state(card: Card) -> None:
 def remembers_its_steps(card: Card) -> None:
     """What `before_step` changes is in the state dict: a resumed run goes on as it would have."""
     run, resumed = build(card).train(), build(card, seed=5).train()
-    if not hasattr(run, "before_step"):
+    if not isinstance(run, ChangesByStep) or not isinstance(resumed, ChangesByStep):
         return
     for step in range(8):
-        cast(Any, run).before_step(step, 10)
+        run.before_step(step, 10)
         route(run, tokens(seed=step))
     resumed.load_state_dict(run.state_dict())
     found: list[dict[str, Tensor]] = []
     for router in (run, resumed):
-        cast(Any, router).before_step(8, 10)
+        router.before_step(8, 10)
         routing = route(router.train("stochastic" not in card.tags), tokens())
         losses = {name: loss.detach() for name, loss in routing.losses.items()}
         found.append(losses | {"weights": routing.dense().detach()})

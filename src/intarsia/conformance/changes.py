@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from ..core import Card
 from ..core.change import Change, Plan
 from ..core.errors import FoldError, IntarsiaError
+from ..core.foreign import config_of
 from ..data.small_models import SmallModel, small_decoder
 from ..gating import task_ids
 from ..hosts import apply, load, save, upcycle
@@ -71,7 +72,7 @@ def tokens() -> Tensor:
 
 def reads_tokens(model: nn.Module) -> bool:
     """Whether it is a language model."""
-    return hasattr(getattr(base_of(model), "config", None), "vocab_size")
+    return hasattr(config_of(base_of(model)), "vocab_size")
 
 
 @torch.no_grad()
@@ -83,11 +84,11 @@ def outputs(model: nn.Module) -> Tensor:
         return model.eval()(pictures())
 
 
-def batches_for(change: Any, host: nn.Module) -> list[Any]:
+def batches_for(change: Change, host: nn.Module) -> list[Any]:
     """What a change may look at; with labels where it needs them."""
     if reads_tokens(host):
         return [tokens()]
-    labelled = "labels" in getattr(change, "needs", ())
+    labelled = "labels" in change.needs
     return [(pictures(), torch.arange(BATCH) % CLASSES) if labelled else pictures()]
 
 
@@ -139,7 +140,7 @@ def plans_without_a_trace(card: Card) -> None:
 
 
 @dataclass(frozen=True)
-class _Fails:
+class _Fails(Change):
     """A change that raises as soon as the one inside was applied."""
 
     inside: Change
@@ -147,7 +148,7 @@ class _Fails:
 
     @property
     def needs(self) -> frozenset[str]:
-        return getattr(self.inside, "needs", frozenset())
+        return self.inside.needs
 
     @property
     def preserves(self) -> frozenset[str]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 from ..core import Card, registry
+from ..partitions.sparsifier import Sparsifier
+from ..schedules import LayerSchedule, SparseSchedule
 from . import (
     adapters,
     caches,
@@ -36,15 +38,16 @@ def adapter_laws(card: Card) -> tuple[Law, ...]:
 
 def change_laws(card: Card) -> tuple[Law, ...]:
     """Those of a `Change`, or what `intarsia.apply` makes one of; of a `Sparsifier` its own."""
-    own = sparsifiers.SPARSIFIER_LAWS if hasattr(card.config, "edit") else ()
+    own = sparsifiers.SPARSIFIER_LAWS if isinstance(card.config(**card.tiny), Sparsifier) else ()
     return changes.LAWS + own
 
 
 def schedule_laws(card: Card) -> tuple[Law, ...]:
     """Those of (model, step, steps) and `follow(...)`, a `SparseSchedule` or a `LayerSchedule`."""
-    if hasattr(card.config, "training"):
+    schedule = card.config(**card.tiny)
+    if isinstance(schedule, LayerSchedule):
         return layer_schedules.LAWS
-    return sparse_schedules.LAWS if hasattr(card.config, "begin") else schedules.LAWS
+    return sparse_schedules.LAWS if isinstance(schedule, SparseSchedule) else schedules.LAWS
 
 
 SUITES: Mapping[str, Callable[[Card], tuple[Law, ...]]] = MappingProxyType(

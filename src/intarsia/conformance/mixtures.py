@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core import Card
 from ..gating import aux_loss
+from ..mixtures.residual import Update
 from .cards import CARD_LAWS, tiny
 from .made import seeded
 from .verdict import Law, require, require_close, require_equal
@@ -39,10 +40,11 @@ class Stream(nn.Module):
 
 
 def _module(card: Card) -> nn.Module:
-    """A layer if the config offers `build`, its weights drawn, else blocks under its update."""
-    if not hasattr(card.config, "build"):
-        return Stream(tiny(card))
-    made: nn.Module = tiny(card).build(WIDTH, 7, generator=seeded())
+    """Return blocks under the update that the config is, or the layer that it builds, drawn."""
+    settings = tiny(card)
+    if isinstance(settings, Update):
+        return Stream(settings)
+    made: nn.Module = settings.build(WIDTH, 7, generator=seeded())
     draw = seeded(1)
     with torch.no_grad():
         for parameter in made.parameters():  # gates may start at 0
@@ -97,5 +99,5 @@ def layer_learns(card: Card) -> None:
 
 def laws(card: Card) -> tuple[Law, ...]:
     """Those of a layer if its config offers `build`, else those of an update, which has `step`."""
-    learns = layer_learns if hasattr(card.config, "build") else teaches_the_block
+    learns = teaches_the_block if isinstance(tiny(card), Update) else layer_learns
     return (*CARD_LAWS, keeps_shape_and_dtype, keeps_rows_apart, learns)

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..core import Card
+from ..core.registry import settings_to_dict
 from ..placement.engines import ExpertSize, destinations, expert_parallel, homes
 from ..placement.placement import Placement
 from ..placement.topology import Topology
@@ -38,8 +39,8 @@ def places_every_expert(card: Card) -> None:
         found = _placed(card, routed(), links)
         shape = found.layers, found.experts, found.devices
         require_equal(shape, (LAYERS, EXPERTS, links.devices), "Place each layer's experts.")
-        config: Any = tiny(card)
-        places = (EXPERTS + getattr(config, "redundant", 0)) // links.devices
+        copies = settings_to_dict(tiny(card)).get("redundant", 0)
+        places = (EXPERTS + copies) // links.devices
         most = int(found.sizes().max())
         require(most <= places, f"{most} experts on one device", f"{places}", "Keep the counts.")
 

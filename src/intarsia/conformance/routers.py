@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Routing
+from ..core.registry import settings_to_dict
 from ..gating import PassesState, Router, expert_readers
 from .batches import BATCH_LAWS, build, gates, route, shown, tokens
 from .cards import CARD_LAWS, tiny
@@ -63,7 +64,7 @@ def gives_one_expert_all(card: Card) -> None:
 
 def leaves_nobody_out_at_k_of_k(card: Card) -> None:
     """k = E: every expert has every token."""
-    experts = getattr(tiny(card), "experts", 0)
+    experts = settings_to_dict(tiny(card)).get("experts", 0)
     router = _resized(card, experts=experts, active=experts)
     if router is None:
         return

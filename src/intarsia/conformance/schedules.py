@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core import Card
 from ..routers.evomoe import EvoMoe
 from ..routers.random import RandomRouting
+from ..schedules import ByFit
 from .cards import CARD_LAWS, tiny
 from .made import read_again, seeded, torch_seed
 from .verdict import Law, laws_of, require, require_refused
@@ -44,7 +45,7 @@ def model() -> nn.Module:
 def moves(card: Card, steps: int = STEPS) -> list[Move]:
     """Return the calls of a run, in order: (model, step, steps), or `follow(model, accuracies)`."""
     schedule: Any = tiny(card)
-    if hasattr(schedule, "follow"):
+    if isinstance(schedule, ByFit):
         lengths = range(len(ACCURACIES) + 1)
         return [lambda m, n=n: schedule.follow(m, ACCURACIES[:n]) for n in lengths]
     return [lambda m, s=s: schedule(m, s, steps) for s in range(steps)]
@@ -121,7 +122,7 @@ def ends_alike(card: Card) -> None:
 def refuses_a_step_outside(card: Card) -> None:
     """Steps count from 0 to steps - 1; a schedule by fit has none."""
     schedule: Any = tiny(card)
-    if hasattr(schedule, "follow"):
+    if isinstance(schedule, ByFit):
         return
     for step in (-1, STEPS):
         call, got = partial(schedule, model(), step, STEPS), f"step {step} of {STEPS} taken"

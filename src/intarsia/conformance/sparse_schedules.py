@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import AdamW, Optimizer
 
 from ..core import Card
+from ..core.registry import settings_to_dict
 from ..schedules import Masking
 from .cards import CARD_LAWS, tiny
 from .made import normal, read_again, torch_seed
@@ -84,7 +85,7 @@ def is_as_dense_as_it_says(card: Card) -> None:
         holds = due or not _differ(before, after)
         require(holds, f"masks that change at step {step}", "the same", "Say that it is due.")
         before = {n: k.clone() for n, k in after.items()}
-    density = getattr(schedule, "density", None)
+    density = settings_to_dict(schedule).get("density")
     if density is not None:
         kept, total = (sum(int(f(k)) for k in before.values()) for f in (torch.sum, torch.numel))
         off = abs(kept - density * total)
@@ -134,7 +135,7 @@ def resumes_from_its_state(card: Card) -> None:
 
 def leaves_a_dense_run_alone(card: Card) -> None:
     """With density=1 it is the plain training, bit for bit; one without a density refuses."""
-    if not hasattr(tiny(card), "density"):
+    if "density" not in settings_to_dict(tiny(card)):
         return
     found = MaskedRun(replace(tiny(card), density=1.0), net(sparse=False)).to(STEPS).weights()
     plain = net(sparse=False)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+
+from .method_settings import MethodSettings
 
 
 @dataclass(frozen=True)
@@ -108,19 +111,55 @@ class Cell(nn.Module, abc.ABC):
         return x.to(like.dtype)
 
 
-class Method(Protocol):
-    """What every adapter's config offers: where its cells go, and how one is built.
+class Method(MethodSettings, abc.ABC):
+    """Settings of an adapter: where its cells go, and how one is built.
 
+    A subclass has these, and a default for what else a host asks:
     roles: which of the host's modules ("mlp", "attention", "block", "qkv", "qv", "projection",
     "mlp_linear"; "linear", every linear map or convolution in a block, "norm", every norm, and
     "embedding", the layers before and between the blocks); position: "parallel" or "sequential".
-    All random numbers come from `generator`.
     """
 
-    @property
-    def roles(self) -> tuple[str, ...]: ...
+    roles: tuple[str, ...]
+    position: str
+
+    @abc.abstractmethod
+    def build(self, site: Site, *, generator: torch.Generator) -> Cell:
+        """Return the cell of a site; all random numbers come from `generator`.
+
+        A method that shares state takes it, too, as `shared`.
+        """
 
     @property
-    def position(self) -> str: ...
+    def paths(self) -> tuple[str, ...]:
+        """The paths of the sites, in the place of the roles; none leaves it to the roles."""
+        return ()
 
-    def build(self, site: Site, *, generator: torch.Generator) -> Cell: ...
+    @property
+    def elsewhere(self) -> Method | None:
+        """The settings for a host that has no place for these; None if there are none."""
+        return None
+
+    @property
+    def shares_state(self) -> bool:
+        """True if the cells of a model share state, which `shared_state` makes."""
+        return False
+
+    def shared_state(self, sites: Sequence[Site], *, generator: torch.Generator) -> nn.Module:
+        """Return what the cells of these sites, all of a model, share."""
+        raise NotImplementedError
+
+    def for_host(
+        self,
+        host: nn.Module,
+        batches: Iterable[Any] = (),
+        *,
+        targets: Sequence[str] | str | None = None,
+        layers: Sequence[int] | None = None,
+        seed: int = 0,
+    ) -> Method:
+        """Return the settings with what the method decides for a whole host."""
+        return self
+
+    def check_sites(self, paths: Sequence[str]) -> None:
+        """Raise UnknownName if the settings name a site that gets no cell."""

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Self, cast
 
 from torch import nn
 
+from .foreign import config_of
+from .method_settings import MethodSettings
 from .registry import method_key, settings_to_dict
 
 LAWS = ("outputs", "shape", "routing")
@@ -15,51 +18,65 @@ RECORD = "intarsia"  # transformers' name for the kind of a config's record of s
 STEPS = "intarsia_steps"  # the attribute in which a model keeps what was done to it
 
 
-class Change(Protocol):
+class Change(MethodSettings, abc.ABC):
     """Settings that alter a model: an adapter, experts, a baseline, a recipe.
 
-    plan: what the change decides for a host; may look at calibration batches, changes nothing.
-    apply: the changed model, in place where the host can stay; the caller undoes it on an error.
-    fold: the model with this change as plain modules.  Raises: FoldError where none are the same.
-    preserves: which of LAWS hold right after `apply`, before any training: "outputs", the model
-      gives the same in evaluation; "shape", the state dict keeps its names and shapes; "routing",
-      each token keeps its experts. Conformance tests those named.
+    A subclass has `apply`; the other members hold for a change that decides nothing for a host and
+    leaves plain modules behind.
+    laws: which of LAWS hold right after `apply`, before any training: "outputs", the model gives
+      the same in evaluation; "shape", the state dict keeps its names and shapes; "routing", each
+      token keeps its experts. Conformance tests those named.
+    stores: which of the host's weights a saved folder needs: "all", those that are "trained", those
+      of modules that were "added", or "nothing".
+    added: paths of the modules that the change puts in, for "added".
+    rewires: True if a stock model with the config and the weights that the change leaves behind
+      would compute something else.
+    recorded: False if the record of the change is kept elsewhere, or rewritten by its `apply`.
+    walks: True if `plan` goes block by block, and takes `keeping`, where finished blocks are kept.
     """
 
-    @property
-    def preserves(self) -> frozenset[str]: ...
-
-    def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan: ...
-
-    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module: ...
-
-    def fold(self, host: nn.Module) -> nn.Module: ...
-
-
-class PlainChange:
-    """What a change has that decides nothing for a host and leaves plain modules behind.
-
-    stores: which of the host's weights a saved folder needs: "all", those that are "trained", or
-    "nothing".  laws: those that it preserves.  rewires: whether a stock model with the config and
-    the weights that it leaves behind would compute something else.
-    """
-
-    stores: ClassVar[str] = "trained"
-    rewires: ClassVar[bool] = False
     laws: ClassVar[frozenset[str]] = frozenset(LAWS)
+    stores: ClassVar[str] = "trained"
+    added: ClassVar[tuple[str, ...]] = ()
+    rewires: ClassVar[bool] = False
+    recorded: ClassVar[bool] = True
+    walks: ClassVar[bool] = False
 
     @property
     def preserves(self) -> frozenset[str]:
-        """The laws of the class."""
+        """The laws that hold with these settings: those of the class."""
         return self.laws
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The statistics, or "labels", that `plan` reads of calibration batches; none here."""
+        return frozenset()
+
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
-        """The settings as they are."""
-        return Plan(cast(Change, self), seed)
+        """Decide what is open for this host; may look at calibration batches, changes nothing."""
+        return Plan(self, seed)
+
+    @abc.abstractmethod
+    def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
+        """Return the changed model, in place where the host can stay; the caller undoes errors."""
 
     def fold(self, host: nn.Module) -> nn.Module:
-        """The model itself."""
+        """Return the model with this change as plain modules.
+
+        Raises: FoldError where none are the same.
+        """
         return host
+
+    def scheduled(self, plan: Plan, schedule: Any) -> Any:
+        """Return the schedule with which a model that was changed so is trained.
+
+        schedule: the one asked for, None without any.  Raises: ConfigError for one that cannot be.
+        """
+        return schedule
+
+    def forced(self) -> Self:
+        """Return the change with its check that it makes the model faster left out."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -73,6 +90,11 @@ class Plan:
     seed: int = 0
     decided: Mapping[str, Any] = field(default_factory=lambda: dict[str, Any]())
 
+    @property
+    def undoes_itself(self) -> bool:
+        """True if a plan that fails puts the weights back from a folder of its own."""
+        return False
+
 
 @dataclass(frozen=True)
 class Step:
@@ -85,8 +107,7 @@ class Step:
     @property
     def plain(self) -> bool:
         """True if a stock model with the weights that it leaves behind gives the same outputs."""
-        change = self.plan.change
-        return isinstance(change, PlainChange) and not change.rewires
+        return not self.plan.change.rewires
 
     def entry(self) -> dict[str, Any]:
         """Return it as `intarsia.json` has it."""
@@ -113,9 +134,12 @@ def set_steps(host: nn.Module, steps: Iterable[Step]) -> None:
     own behind: `from_pretrained` then rebuilds what `save_pretrained` wrote, or refuses it.
     """
     setattr(host, STEPS, tuple(steps))
-    config: Any = getattr(host, "config", None)
-    other = getattr(config, "quantization_config", None)
-    if not hasattr(config, "to_json_string") or (other and not is_record(other)):
+    config: Any = config_of(host)
+    if not hasattr(config, "to_json_string"):  # of another library
+        return
+    attributes: dict[str, Any] = vars(config)
+    other = attributes.get("quantization_config")
+    if other and not is_record(other):
         return
     entries = [step.entry() for step in steps_of(host) if not step.plain]
     if entries:

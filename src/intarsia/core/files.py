@@ -282,7 +282,8 @@ def parse_json(raw: str | bytes, pairs: Callable[[Any], Any] | None = None) -> A
         nested: list[Any] = [v for v in level if isinstance(v, dict | list)]
         if not nested:
             return found
-        level = [v for one in nested for v in getattr(one, "values", one.__iter__)()]
+        inside: list[Any] = [part.values() if isinstance(part, dict) else part for part in nested]
+        level = [value for part in inside for value in part]
     raise ValueError(f"nested more than {DEEP} levels deep")
 
 

@@ -18,6 +18,16 @@ class Format(abc.ABC):
     stored, never made anew from a decoded tensor.
     """
 
+    @property
+    def needs(self) -> frozenset[str]:
+        """The statistics of a layer's inputs by which codes are chosen: "hessian", none here."""
+        return frozenset()
+
+    @property
+    def exact(self) -> bool:
+        """True if decoding gives the very weight that was encoded."""
+        return False
+
     @abc.abstractmethod
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from .card import Card, Paper
 from .errors import ConfigError, UnknownName
+from .method_settings import MethodSettings
 
 if TYPE_CHECKING:
     from .cell import Method
@@ -111,9 +112,8 @@ def method_key(method: object) -> str:
     Raises: ConfigError if they are of a class that is not in the list.
     """
     kind = type(method)
-    own = str(getattr(method, "card_key", ""))
-    if own in index():
-        return own
+    if isinstance(method, MethodSettings) and method.card_key in index():
+        return method.card_key
     for key, entry in index().items():
         if f"{kind.__module__}.{kind.__name__}" == f"intarsia.{entry['config']}":
             return key
@@ -129,10 +129,11 @@ def method_to_dict(method: Method) -> dict[str, Any]:
 
 def settings_to_dict(config: object) -> dict[str, Any]:
     """The settings of any card's config, ready for JSON."""
-    own: Any = getattr(config, "settings_to_dict", None)
-    if callable(own):
-        return cast("dict[str, Any]", own())
-    return {f.name: _plain(getattr(config, f.name)) for f in fields(cast(Any, config))}
+    if isinstance(config, MethodSettings):
+        settings = config.settings_to_dict()
+    else:
+        settings = {f.name: getattr(config, f.name) for f in fields(cast(Any, config))}
+    return {name: _plain(value) for name, value in settings.items()}
 
 
 def _plain(value: Any) -> Any:

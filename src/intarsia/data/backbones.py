@@ -36,6 +36,8 @@ from intarsia.data.packages import (
     reading,
 )
 
+from ..core.heads import heads_of
+
 HUB = "hf-hub:"  # timm's prefix for a repository
 FOLDER = "local-dir:"  # timm's prefix for a model in a folder
 WEIGHTS = ".safetensors", ".pth", ".pth.tar", ".bin"  # timm reads them; of pickles, tensors only
@@ -283,7 +285,7 @@ def _update_config(model: nn.Module, **changes: object) -> nn.Module:
 
 def _head_prefix(model: nn.Module) -> str:
     """Return the classifier's prefix in the state dict; an unused one without a classifier."""
-    head = getattr(model, "get_classifier", lambda: None)()
+    head = next(iter(heads_of(model)), None)
     names = (name for name, module in model.named_modules() if module is head)
     return next(names, "no classifier") + "."
 

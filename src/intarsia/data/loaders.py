@@ -18,6 +18,8 @@ from intarsia.data.decode import decoding_allowed
 from intarsia.data.images import ImageSet
 from intarsia.data.transforms import Transform
 
+from .transforms import SizedTransform
+
 MEMORY_SHARE = 0.5  # of the free memory, for a set held as tensors
 
 
@@ -71,7 +73,7 @@ class ImageTensors(TensorDataset):
 
 def side_of(transform: Transform) -> int | None:
     """Return how many px of a picture's sides a transform needs; None = all that there are."""
-    return getattr(transform, "side", None)
+    return transform.side if isinstance(transform, SizedTransform) else None
 
 
 def tensors(images: ImageSet, transform: Transform, *, threads: int = 2) -> ImageTensors:

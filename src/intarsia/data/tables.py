@@ -28,6 +28,8 @@ from intarsia.data.images import ImageSet, OnError, check_every_class, verify
 from intarsia.data.label_sets import has_several, label_sets, rows_of
 from intarsia.data.packages import cache_dir
 
+from ..train.order import classes_of
+
 LABELS = ("labels.csv", "labels.jsonl")  # in a folder of pictures
 _PARTS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -180,12 +182,13 @@ def from_dataset(
     Labels are read from its `targets` or `labels` if it has them, class names from its `classes`.
     Raises: DataError when its pictures are tensors (a transform is set) or cannot be read.
     """
-    targets = getattr(dataset, "targets", getattr(dataset, "labels", None))
+    named = (getattr(dataset, name, None) for name in ("targets", "labels"))
+    targets = next((labels for labels in named if labels is not None), None)
     # Without a list of labels each item must be read once.
     if targets is None:
         targets = [dataset[i][1] for i in range(len(dataset))]
     labels = np.asarray(targets)
-    class_names = classes or getattr(dataset, "classes", None)
+    class_names = classes or classes_of(dataset)
     count = labels.shape[1] if labels.ndim == 2 else len(set(labels.ravel().tolist()))
     class_names = class_names or [str(i) for i in range(count)]
     pictures = LazyPictures(len(dataset), partial(_dataset_picture, dataset))

@@ -21,6 +21,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from intarsia.core.checks import at_least, one_of
 from intarsia.core.errors import DataError, IntarsiaError
+from intarsia.core.foreign import config_of
 from intarsia.core.reading import check_regular
 
 Augment = Literal["none", "light", "crop"]
@@ -112,7 +113,7 @@ def _processor_dict(model: nn.Module, processor: Any) -> Mapping[str, Any]:
         return processor
     if processor is not None:
         return processor.to_dict()
-    location = getattr(getattr(model, "config", None), "_name_or_path", "")
+    location = getattr(config_of(model), "_name_or_path", "")
     try:
         if not location:
             raise OSError("the model does not name its folder or repository")
@@ -139,7 +140,7 @@ def _processor_config(config: Mapping[str, Any], model: nn.Module) -> InputConfi
     # With a centre crop `size` is that of the picture before it.
     crop = _edge(config.get("crop_size")) if config.get("do_center_crop") else None
     # without a crop use the model's size; DINOv2's (518) is only that of its position embedding
-    side = crop or _edge(getattr(getattr(model, "config", None), "image_size", None)) or resize
+    side = crop or _edge(getattr(config_of(model), "image_size", None)) or resize
     if side is None or (config.get("do_normalize", True) and not config.get("image_mean")):
         got = f"size {config.get('size')}, image_mean {config.get('image_mean')}"
         want = "a size (height and width, or shortest_edge), a mean and a deviation"

@@ -214,7 +214,7 @@ def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:
     if settings.teacher_of(experiment.objective) and experiment.adapted.frozen_once:
         want, fix = "pictures, which the teacher sees, too", "Leave --frozen-once out."
         raise ConfigError("--teacher", got="--frozen-once with it", want=want, fix=fix)
-    published: Mapping[str, Any] | None = getattr(method, "fit_options", None)
+    published = method.fit_options
     if published is None:
         return own
     if experiment.objective != "plain" or experiment.adapted.frozen_once:
@@ -350,16 +350,14 @@ def for_budget(
 ) -> tuple[Any, dict[str, Any]]:
     """What the method itself would choose for so many images and epochs, where nothing was said.
 
-    A config class may offer `for_budget(images, epochs, **settings)`; it is asked unless `active`
-    was set. Returns the method, and what it chose.
+    See `MethodSettings.suited_to`.  Returns the method, and what it chose.
     """
-    choose = getattr(type(found), "for_budget", None)
     given = {name.partition(".")[0] for name in settings.pairs(experiment.adapted.settings)}
-    if choose is None or "active" in given:
-        return found, {}
     epochs = experiment.training.epochs
-    chosen = choose(images=images, epochs=epochs, **{n: getattr(found, n) for n in given})
-    why = (inspect.getdoc(choose) or "").partition("\n")[0]
+    chosen = found.suited_to(images, epochs, given)
+    if chosen is found:
+        return found, {}
+    why = (inspect.getdoc(type(found).for_budget) or "").partition("\n")[0]
     report(
         f"{experiment.adapted.method}: active={chosen.active} of {chosen.experts} parts for "
         f"{images:,} images x {epochs} epochs. {why} (--set active=K decides it yourself.)"

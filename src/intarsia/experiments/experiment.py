@@ -121,8 +121,9 @@ class Experiment:
             return self
         in_blocks = {setting["name"] for setting in entry["settings"]} & {"last_blocks", "layers"}
         last = self.adapted.last_blocks if in_blocks and entry["family"] not in GLOBS else None
-        on_top = getattr(card(self.adapted.method).config, "on_top", False)
-        freezes = entry["kind"] == "baseline" and (on_top or last is not None)
+        freezes = entry["kind"] == "baseline" and (
+            last is not None or card(self.adapted.method).config().on_top
+        )
         frozen = self.adapted.frozen_once and freezes
         return self.changed(last_blocks=last, frozen_once=frozen, targets=())
 

@@ -121,7 +121,7 @@ def model_of(experiment: Experiment, report: Callable[[str], None]) -> nn.Module
 def check_options(experiment: Experiment) -> None:
     """Raises: ConfigError for an option or a method that only pictures have."""
     flat, method = experiment.flat(), experiment.adapted.method
-    if method in settings.known() and getattr(card(method).config, "needs_head", False):
+    if method in settings.known() and card(method).config().needs_head:
         what, fix = f"method {method!r}", "Use lora, or another of `intarsia list`."
         raise ConfigError(what, got="a text", want="a method without a classifier", fix=fix)
     for name, nothing in PICTURES_ONLY.items():

@@ -14,6 +14,7 @@ from typing import Any
 from ..core import Method
 from ..core.checks import above, at_least
 from ..core.errors import ConfigError, UnknownName
+from ..core.registry import settings_to_dict
 from ..data.texts import is_text
 from ..results import numbers
 from ..results.runs.reading import measure
@@ -167,17 +168,17 @@ def on_one_adapter(
         name: method_of(start.changed(method=name, settings=tuple(chosen.get(name, ()))).suited())
         for name in methods
     }
-    first = next((m for m in made.values() if hasattr(m, "over")), None)
+    first: Any = next((m for m in made.values() if "over" in settings_to_dict(m)), None)
     if first is None:
         return dict(chosen)
-    over: Method = getattr(first, "over")  # noqa: B009
+    over: Method = first.over
     found = dict(chosen)
     for name, method in made.items():
         if name in chosen or method is first:
             continue
         if type(method) is type(over):
             found[name] = settings.words(over)
-        elif hasattr(method, "over"):
+        elif "over" in settings_to_dict(method):
             found[name] = [f"over.{word}" for word in settings.words(over)]
         else:
             continue

@@ -21,6 +21,7 @@ from ..hosts.anatomy.prefix import first_trained_block, reading_tokens, run_pref
 from ..schedules import Phased
 from ..train import OnePass, Running, one_backward, pace, plain, task_heads, two_pass
 from ..train.loop import Sets
+from ..train.order import digests_of
 from ..train.precision import DTYPES, cast_frozen
 from ..train.processes import processes
 from ..train.progress import Bar, FirstSteps
@@ -78,7 +79,7 @@ def tokens_once(
             found, spent = shared.tensors(
                 "tokens", inputs, lambda: _told_prefix(prefix, images, part, dtype)
             )
-            return ImageTensors(*found.tensors, digests=getattr(images, "digests", ())), spent
+            return ImageTensors(*found.tensors, digests=digests_of(images)), spent
 
         train, once = tokens("train", sets[0])
         val, test = (

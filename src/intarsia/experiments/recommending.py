@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -206,12 +206,13 @@ def open_recommender(folder: str | Path, *, mapped: bool = False) -> Recommender
         raise CheckpointError(f"folder {folder}", got=error, want=want, fix=fix) from error
     put_tables(model, folder / WEIGHTS, mapped)
     if len(known.item_ids) > items:
-        grow = getattr(model, "add_items", None)
         new = known.item_ids[items:]
-        if grow is None:
+        if not model.takes_items:
             fix = "Train it anew with these items."
             raise CheckpointError(f"folder {folder}", got="new items", want="none", fix=fix)
-        grow(new, {n: f.take(np.arange(items, len(f.values))) for n, f in known.fields.items()})
+        model.add_items(
+            new, {n: f.take(np.arange(items, len(f.values))) for n, f in known.fields.items()}
+        )
     model.known = known
     model.eval()
     return model
@@ -235,13 +236,3 @@ def first_of(data: Interactions, items: int, users: int) -> Interactions:
     fields = {n: f.take(np.arange(items)) for n, f in data.fields.items()}
     ids = {"item_ids": data.item_ids[:items], "user_ids": data.user_ids[:users]}
     return replace(data, **ids, fields=fields)
-
-
-def add_items(model: Recommender, ids: Sequence[str], fields: Mapping[str, ItemField]) -> None:
-    """Let a model know more items by their fields.  Raises: ConfigError where it cannot."""
-    grow = getattr(model, "add_items", None)
-    if grow is None:
-        got, want = f"{type(model).__name__}, which learns a vector for each", "a model of fields"
-        fix = "Use m2trec, or train anew."
-        raise ConfigError("new items", got=got, want=want, fix=fix)
-    grow(ids, fields)

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..core.errors import CheckpointError, ConfigError, UnknownName
 from ..core.files import read_json, write_json
-from ..core.registry import card, find, keys
+from ..core.registry import card, find, keys, settings_to_dict
 from ..data import trunk_fingerprint
 from ..data.language_models import language_model
 from ..data.senses.questions import (
@@ -25,7 +25,7 @@ from ..data.senses.questions import (
 from ..fitting import evaluate, fit_as
 from ..hosts import Adapt, apply, load
 from ..hosts.senses.answering import answer_of, processor
-from ..hosts.senses.modalities import Modalities, connectors_of
+from ..hosts.senses.modalities import Modalities, Senses, connectors_of
 from ..results.runs import read_run
 from ..train import Run
 from ..train.tasks.answers import Answers
@@ -70,7 +70,7 @@ class FittedReader:
 
 def sees(method: Any) -> bool:
     """Whether a change gives a decoder connectors by itself."""
-    return hasattr(type(method), "encoders")
+    return isinstance(method, Senses)
 
 
 def built(asked: Seeing, report: Report) -> tuple[nn.Module, Processor, Any, str]:
@@ -86,13 +86,13 @@ def built(asked: Seeing, report: Report) -> tuple[nn.Module, Processor, Any, str
     if sees(method):
         change = _with_encoders(method, asked)
         model = apply(model, change, seed=asked.seed)
-        adapter = getattr(change, "over", None)
+        adapter = change.over
         method = change
     else:
         change = Modalities(asked.see, asked.hear)
         model = apply(model, change, seed=asked.seed)
         given = {name.partition("=")[0] for name in asked.settings}
-        if hasattr(method, "modalities") and "modalities" not in given:
+        if "modalities" in settings_to_dict(method) and "modalities" not in given:
             method = methods.with_settings(method, modalities=("text", *change.encoders))
         adapter = method
     if adapter is not None:
@@ -229,11 +229,12 @@ class SeeingRun:
 
     def told(self, question: Question) -> list[str]:
         """What each picture of a question becomes, in words; nothing where all are one view."""
-        view: Any = connectors_of(self.model).get("image")
-        if not hasattr(view, "told") or not question.image:
+        connector = connectors_of(self.model).get("image")
+        if connector is None or not question.image:
             return []
         row = self.make.rows([question])[0]
-        return [view.told(views) for views in row["image_views"].tolist()]
+        described = (connector.describe(views) for views in row["image_views"].tolist())
+        return [text for text in described if text]
 
     def predict(self, question: Question, tokens: int = 32) -> str:
         """The answer, the likeliest token at a time.  Raises: as `intarsia.senses.answer` does."""

@@ -17,11 +17,13 @@ from ..core import Card, Method, registry
 from ..core.change import Change
 from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
+from ..core.method_settings import MethodSettings
 from ..core.registry import card, find, index, keys, method_key, method_to_dict, settings_to_dict
 from ..gating import RouterConfig
 from ..hosts import Adapt, as_change
+from ..hosts.attach.adapt import PublishedRecipe
 from ..hosts.prune.pruner import Pruner
-from ..schedules import FixedMask
+from ..schedules import FixedMask, LayerSchedule, SparseSchedule
 from ..train import OBJECTIVES, Objective, Training
 from .experiment import GLOBS, Adapted
 
@@ -85,7 +87,7 @@ def chosen(asked: Adapted, training: Training) -> Any:
             raise ConfigError(what, got=f"{name}={given[name]}", want="it as an option", fix=fix)
         start = config.for_training(training)
     found = method(asked.method, asked.settings, start)
-    if (blocks := layers(asked)) is None or not hasattr(found, "last_blocks"):
+    if (blocks := layers(asked)) is None or "last_blocks" not in settings_to_dict(found):
         return found
     if "last_blocks" in given:
         got, want = f"{given['last_blocks']}, and --last-blocks {asked.last_blocks}", "one of them"
@@ -106,14 +108,13 @@ def change_of(
         return dataclasses.replace(
             change, targets=targets, layers=blocks, classes=classes, **places
         )
-    if blocks is not None and hasattr(change, "layers"):
-        return dataclasses.replace(cast(Any, change), layers=tuple(blocks))
-    return change
+    where = {} if blocks is None else {"layers": tuple(blocks)}
+    return change.with_settings(**where) if where.keys() <= {*settings_to_dict(change)} else change
 
 
 def said(found: Any) -> str | dict[str, Any]:
     """A method for a run's record: cells with all settings, another change with those set."""
-    found = getattr(found, "method", found) if hasattr(found, "prepare") else found
+    found = found.method if isinstance(found, PublishedRecipe) else found
     key = method_key(found)
     if key in keys():
         return method_to_dict(found)
@@ -208,8 +209,8 @@ def _hints(config: Any) -> dict[str, Any]:
 
 def with_settings(config: Any, **new: Any) -> Any:
     """A config with other values."""
-    change = getattr(config, "with_settings", None) or partial(dataclasses.replace, config)
-    return change(**new)
+    own = isinstance(config, MethodSettings)
+    return config.with_settings(**new) if own else dataclasses.replace(config, **new)
 
 
 def _inner(
@@ -308,15 +309,15 @@ HEADS, TEACHER = "task_heads", "teacher"
 SCHEDULES = ("fixed-mask", "gradual", "rigl", "set", "bdwp", "dsl")
 
 
-def objective(text: str, found: object = None) -> Objective:
+def objective(text: str, found: MethodSettings | None = None) -> Objective:
     """An objective by name, with its settings behind a colon: two_pass:add=1,reg=0.5.
 
-    found: a method, whose own `trained_by`, if it has that, stands in the place of "plain".
+    found: a method, whose own `trained_by`, if it has one, stands in the place of "plain".
     Behind "task_heads+" it is the one that each task's head has; alone, that is "plain".
     Raises: UnknownName for a name or a setting that does not exist.
     """
     if text in ("plain", HEADS):
-        return getattr(found, "trained_by", OBJECTIVES["plain"])
+        return (found and found.trained_by) or OBJECTIVES["plain"]
     name, _, rest = text.removeprefix(f"{HEADS}+").partition(":")
     if name in keys("objective"):
         return configured("objective", name, card(name).config, rest, {TEACHER})
@@ -363,7 +364,7 @@ def schedule(text: str | None) -> Any:
     name, _, rest = text.partition(":")
     key = find(name, "schedule")
     config: Any = card(key).config
-    if not (hasattr(config, "begin") or hasattr(config, "training")):
+    if not isinstance(config(), SparseSchedule | LayerSchedule):
         raise UnknownName("schedule", name, SCHEDULES)
     return configured("schedule", name, config, rest)
 

@@ -48,6 +48,11 @@ class Bitmask(Format):
     def __post_init__(self) -> None:
         one_of("values", self.values, VALUES)
 
+    @property
+    def exact(self) -> bool:
+        """True for values in the weight's own dtype."""
+        return self.values == "same"
+
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:

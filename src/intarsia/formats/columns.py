@@ -44,6 +44,11 @@ class Columns(Format):
     def __post_init__(self) -> None:
         one_of("values", self.values, tuple(VALUES))
 
+    @property
+    def exact(self) -> bool:
+        """True for values in the weight's own dtype."""
+        return self.values == "same"
+
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:

@@ -37,6 +37,11 @@ class RowBlocks(Format):
     def __post_init__(self) -> None:
         one_of("rows", self.rows, BLOCKS)
 
+    @property
+    def exact(self) -> bool:
+        """True: kept blocks are stored as they are."""
+        return True
+
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 from .balance import balance as balance
 from .balance import entropy as entropy
 from .balance import z_loss as z_loss
+from .context import ChangesByStep as ChangesByStep
 from .context import Context as Context
 from .context import LayerState as LayerState
 from .context import ReadsContext as ReadsContext

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -148,10 +148,19 @@ class ReadsContext(nn.Module):
 FOUND = "_found_once"  # of a model, while `finding_once` holds
 
 
+@runtime_checkable
+class ChangesByStep(Protocol):
+    """A module that changes along a training, such as a router whose gate cools."""
+
+    def before_step(self, step: int, steps: int) -> None:
+        """Get ready for a step; called before each one with its number, from 0, and how many."""
+        ...
+
+
 def steps_with(module: nn.Module) -> bool:
-    """Return True if the module's class defines `before_step`."""
+    """Return True for a module that changes along a training."""
     # asked of the class: a module looks through its parameters for what is not there
-    return callable(getattr(type(module), "before_step", None))
+    return issubclass(type(module), ChangesByStep)
 
 
 def told_modules(model: nn.Module) -> Sequence[nn.Module]:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..core.foreign import is_encoder_decoder
 from .context import Context, ReadsContext, contexts
 from .layer_state import PassesState
 
@@ -157,7 +158,7 @@ def unwatch(model: nn.Module, *, all: bool = False) -> None:
 
 def _stacks(model: nn.Module) -> list[nn.Module]:
     """Return the encoder and the decoder of a transformers model that has both."""
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+    if not is_encoder_decoder(model):
         return []
     # the first module that holds both is the model itself; others are inside it
     both = (m for m in model.modules() if {"encoder", "decoder"} <= m._modules.keys())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, is_dataclass, replace
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from ..core.errors import ConfigError
 from ..core.registry import card, method_key
 
 
+@runtime_checkable
 class RouterConfig(Protocol):
     """The settings of a router."""
 
@@ -21,18 +22,27 @@ class RouterConfig(Protocol):
     def build(self, width: int, *, generator: torch.Generator) -> nn.Module: ...
 
 
+@runtime_checkable
+class LooksAhead(Protocol):
+    """Settings without a card that say themselves whether later tokens decide for earlier ones."""
+
+    @property
+    def non_causal(self) -> bool: ...
+
+
 def non_causal(config: object) -> bool:
     """Return True if later tokens decide where earlier ones go.
 
-    This is a tag of the card of these settings, or of a gate inside. Settings without a card have
-    an attribute `non_causal` if so.
+    The tag of its card says so, or that of a gate inside; without a card, see `LooksAhead`.
     """
+    if isinstance(config, LooksAhead) and config.non_causal:
+        return True
     if not is_dataclass(config) or isinstance(config, type):
-        return bool(getattr(config, "non_causal", False))
+        return False
     try:
         by_itself = "non_causal" in card(method_key(cast(Any, config))).tags
     except ConfigError:  # in no list
-        by_itself = bool(getattr(config, "non_causal", False))
+        by_itself = False
     return by_itself or any(non_causal(getattr(config, f.name)) for f in fields(config))
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..core.change import Change, Plan, Step, set_steps, steps_of
+from ..core.foreign import config_of
 from ..core.registry import card, check_types, settings_from_dict
 from .anatomy.blocks import base_of
 from .anatomy.origin import fingerprint
@@ -36,10 +37,9 @@ def apply_plan(model: nn.Module, plan: Plan, name: str = "default") -> nn.Module
     host = base_of(model)
     before, on = steps_of(host), fingerprint(host)
     # a plan with a folder undoes its own numbers from there, and so holds no second copy of them
-    with undone_on_error(model, numbers=getattr(plan, "out", None) is None):
+    with undone_on_error(model, numbers=not plan.undoes_itself):
         new = plan.change.apply(model, plan, name=name)
-    # changes that rewrite what was recorded, or are recorded elsewhere, say so
-    if getattr(plan.change, "recorded", True):
+    if plan.change.recorded:
         set_steps(base_of(new), (*before, Step(plan, name, on)))
     return new
 
@@ -67,7 +67,7 @@ def undone_on_error(model: nn.Module, numbers: bool = True) -> Iterator[None]:
     numbers written into a tensor that stays are not: a change writes those last.
     numbers: False leaves the weights' tensors alone, and holds none of them.
     """
-    config = getattr(model, "config", None)
+    config = config_of(model)
     owners: list[Any] = [*model.modules(), *([config] if hasattr(config, "__dict__") else [])]
     # their own `copy`: `copy.copy` asks an OrderedDict how it is pickled, and there are thousands
     saved = [(vars(owner), vars(owner).copy()) for owner in owners]

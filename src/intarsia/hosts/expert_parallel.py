@@ -18,10 +18,10 @@ from ..core import Routing
 from ..core.errors import ConfigError
 from ..mixtures.experts import Experts
 from ..mixtures.fused_experts import mixed_by
-from ..parallel.exchange import Meter
 from ..parallel.places import Called
 from ..parallel.sharded import Sharded
 from ..placement.placement import Placement
+from ..processes.exchange import Meter
 
 NAME = "intarsia"  # DistributedConfig(ep_implementation=NAME)
 

@@ -12,10 +12,11 @@ from peft import PeftModel
 from timm.models import get_model_args
 
 from ..core.change import steps_of
+from ..core.foreign import config_of
 from ..core.registry import card, index, method_key
 from .anatomy.blocks import base_of
 from .anatomy.origin import fingerprint
-from .attach.config import IntarsiaConfig
+from .attach.config import IntarsiaConfig, peft_kind
 
 PERCENT = ("accuracy", "balanced_accuracy", "exact_match")
 
@@ -54,7 +55,7 @@ def _method(model: PeftModel) -> str:
         elif steps:
             methods.append(method_key(steps[-1].plan.change))
         else:
-            methods.append(str(getattr(config.peft_type, "value", config.peft_type)).lower())
+            methods.append(peft_kind(config).lower())
     return " + ".join(dict.fromkeys(methods))
 
 
@@ -102,7 +103,7 @@ def _of_timm(host: Any) -> dict[str, Any]:
 
 def _of_transformers(host: Any) -> dict[str, Any]:
     """Describe a model of transformers by its class and the path that it was loaded from."""
-    kind, config = type(host).__name__, getattr(host, "config", None)
+    kind, config = type(host).__name__, config_of(host)
     path = str(getattr(host, "name_or_path", "") or "")
     # a path on this machine says nothing to a reader of the card: only its last part is named
     local = path != "" and (Path(path).exists() or path.count("/") > 1)
@@ -176,9 +177,7 @@ def _facts(
             options = ", ".join(f"{k}={_short(v)}" for k, v in (config.options or {}).items())
             facts[f"adapter `{name}`"] = f"`{config.method}`, seed {config.seed}: {options}"
         else:
-            facts[f"adapter `{name}`"] = (
-                f"PEFT's {getattr(config.peft_type, 'value', config.peft_type)}"
-            )
+            facts[f"adapter `{name}`"] = f"PEFT's {peft_kind(config)}"
     revision = f", revision {base['revision']}" if base["revision"] else ""
     facts["base"] = f"`{base['name']}`{revision}"
     facts["base, layers"] = f"sha256 of names and shapes {fingerprint(base_of(model))['layout']}"

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from ..core.errors import ConfigError
+from ..core.foreign import config_of, model_type_of, tensor_of
 from ..kernels import dense, native
 from ..kernels.decoder import (
     ACTS,
@@ -242,7 +243,7 @@ def _mlp(layer: Any, x: Value, h: Value, config: Any) -> Iterator[DecoderStep]:
 
 def _norm(module: Any, dst: Value, src: Value) -> NormStep:
     """Return the step of an RMS norm; a norm without a weight is OLMo's, which centres."""
-    weight = getattr(module, "weight", None)
+    weight = tensor_of(module)
     size = src.width if weight is None else len(weight)
     eps = getattr(module, "variance_epsilon", EPSILON)
     return NormStep(dst, src, weight, eps, size, centred=weight is None)
@@ -283,9 +284,8 @@ def _check_suited(model: nn.Module) -> None:
     Raises: Unsuited, with the reason.
     """
     host: Any = base_of(model)
-    config: Any = getattr(host, "config", None)
-    body = getattr(host, "model", None)
-    kind = getattr(config, "model_type", type(host).__name__)
+    config, body = config_of(host), host._modules.get("model")
+    kind = model_type_of(host) or type(host).__name__
     if kind not in KINDS or body is None or not hasattr(host, "lm_head"):
         raise Unsuited(f"a model of kind {kind!r}")
     if native.load() is None:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.foreign import config_of, model_type_of
 from .spans.attention import RingCaches
 from .spans.rings import RingLayer
 from .spans.windows import TokenPositions, grouped
@@ -24,9 +25,8 @@ def one_token(model: nn.Module) -> Step | None:
     with windows of their own, or with hooks that would not be called.
     """
     host: Any = model
-    config = getattr(host, "config", None)
-    body = getattr(host, "model", None)
-    if getattr(config, "model_type", None) not in KINDS or body is None:
+    config, body = config_of(host), host._modules.get("model")
+    if model_type_of(host) not in KINDS or body is None:
         return None
     layers = list(body.layers)
     # a window of the layers' own needs the masks that this code leaves out

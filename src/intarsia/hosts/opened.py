@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import nn
+from transformers import PreTrainedModel
 
 from ..core.errors import TargetError
 from ..core.files import read_json, repaired, writing
@@ -35,7 +36,7 @@ def save_language_model(
     Raises: TargetError for a model of another library; as `save`.
     """
     host: Any = base_of(model)
-    if not callable(getattr(getattr(host, "config", None), "save_pretrained", None)):
+    if not isinstance(host, PreTrainedModel):
         want, fix = "a model of transformers", "Use intarsia.save."
         raise TargetError("model", got=type(host).__name__, want=want, fix=fix)
     with writing(folder, spare=True) as scratch:

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.change import PlainChange, Plan
+from ..core.change import Change, Plan
 from ..core.checks import above, at_least, between
 from ..core.errors import ConfigError, ShapeError
 from ..core.modes import evaluating
@@ -33,7 +33,7 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class ReadMe(PlainChange):
+class ReadMe(Change):
     """Experts as parts of the dense model's MLPs, chosen by a pre-gate over token ids.
 
     density: the share of hidden units that an expert has, residual included; width, heads: of the

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError, TargetError
 from ..core.files import read_json, write_json, writing
+from ..core.foreign import config_of
 from ..core.sealing import seal_stock, sha256
 from ..data.language_models import language_model
 from ..mixtures.experts_function import StockExperts, stock_experts
@@ -88,7 +89,7 @@ def _permute(module: nn.Module, order: Tensor, *, recurse: bool) -> None:
 
 def _check_groups(model: nn.Module, gate: nn.Module, order: Tensor) -> None:
     """Check that experts stay in their group of the router.  Raises: ConfigError."""
-    config: Any = getattr(model, "config", None)
+    config: Any = config_of(model)
     groups = getattr(gate, "n_group", None) or getattr(config, "n_group", None) or 1
     if groups > 1:
         group = order // (len(order) // groups)

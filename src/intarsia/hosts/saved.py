@@ -26,8 +26,8 @@ from ..core.files import check_target, read_json, repaired, unbroken
 from ..core.reading import read_tensors
 from ..core.registry import card, method_key
 from ..core.sealing import check_files, check_if_sealed, check_settings, seal_folder
-from ..parallel.attached import Attached
-from ..parallel.whole_file import write_folder
+from ..processes.parallelism import WholeModel
+from ..processes.whole_file import write_folder
 from .anatomy.blocks import base_of, unwrapped, walk
 from .anatomy.origin import check_sizes, check_trunk, damaged, resampled
 from .attach.adapter_files import CONFIG, WEIGHTS, check_shapes, read_weights
@@ -46,7 +46,7 @@ def save(
     folder: str | Path,
     *,
     record: Mapping[str, Any] | None = None,
-    parts: Attached | None = None,
+    parts: WholeModel | None = None,
 ) -> Path:
     """Write what was done to a model, and the weights it has from that; whole or not at all.
 
@@ -269,7 +269,7 @@ def _stores(steps: Iterable[Step], adapted: bool) -> str:
 
     "added": those of the modules that the changes have put in, whether they are trained or not.
     """
-    needs = {getattr(step.plan.change, "stores", "trained") for step in steps}
+    needs = {step.plan.change.stores for step in steps}
     if "all" in needs or (adapted and "trained" in needs):
         return "all"  # an adapter freezes what was trained before it
     return next((word for word in ("trained", "added") if word in needs), "nothing")
@@ -279,7 +279,7 @@ def _select_tensors(
     host: nn.Module, tensors: Mapping[str, Tensor], stores: str, steps: Iterable[Step]
 ) -> dict[str, Tensor]:
     """Select the host's tensors that a folder has which stores "trained" or "added" ones."""
-    added = tuple(f"{p}." for s in steps for p in getattr(s.plan.change, "added", ()))
+    added = tuple(f"{p}." for s in steps for p in s.plan.change.added)
     if stores == "trained":
         frozen = {n for n, p in host.named_parameters() if not p.requires_grad}
         return {n: t for n, t in tensors.items() if n not in frozen or n.startswith(added)}

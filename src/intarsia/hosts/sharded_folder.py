@@ -14,20 +14,21 @@ from typing import Any
 import safetensors.torch
 import torch.distributed as dist
 from torch import Tensor
+from transformers import PreTrainedModel
 
 from ..core.errors import ConfigError, TargetError
 from ..core.files import write_json
 from ..core.sealing import seal_stock
-from ..parallel.attached import Attached
-from ..parallel.exchange import Group
-from ..parallel.pieces import Piece, apart
-from ..parallel.together import write_together
+from ..processes.exchange import Group
+from ..processes.parallelism import WholeModel
+from ..processes.pieces import Piece, apart
+from ..processes.together import write_together
 
 INDEX = "model.safetensors.index.json"
 SHARD = "model-{:05d}-of-{:05d}.safetensors"
 
 
-def write_sharded(model: Any, parts: Attached, folder: str | Path, group: Group = None) -> Path:
+def write_sharded(model: Any, parts: WholeModel, folder: str | Path, group: Group = None) -> Path:
     """Write a model inside `attached` as `save_pretrained` would; every process calls it.
 
     Each process writes a shard with its experts, under the names that the architecture's
@@ -40,10 +41,10 @@ def write_sharded(model: Any, parts: Attached, folder: str | Path, group: Group 
     (gpt-oss): leave `attached` and call save_pretrained; TrainingError for a full disk, or a
     process that is gone.
     """
-    if not hasattr(model, "save_pretrained"):
+    if not isinstance(model, PreTrainedModel):
         fix = "Use intarsia.save, or the checkpoints of fit."
         raise TargetError("model", got=type(model).__name__, want="one of transformers", fix=fix)
-    if not parts.parts:
+    if not parts.shared:
         got, fix = "a model that is in one process", "Call model.save_pretrained(folder)."
         raise ConfigError("model", got=got, want="one inside of attached(...)", fix=fix)
     rank, world = dist.get_rank(group), dist.get_world_size(group)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core.errors import ConfigError
+from ..core.foreign import logits_in
 from ..train.order import Inputs
 from ..train.outcome import LossOf, Outcome
 from .anatomy.own_weights import own_parameters
@@ -53,5 +54,5 @@ def _logits(model: nn.Module, x: dict[str, Tensor], delta: SparseDelta) -> Tenso
         flat, device = weights[name].flatten(), weights[name].device
         moved[name] = flat.index_add(0, index.to(device), values.to(flat)).view_as(weights[name])
     out = torch.func.functional_call(model, moved, (), x)
-    logits = getattr(out, "logits", out)
+    logits = logits_in(out)
     return logits.to(torch.promote_types(logits.dtype, torch.float32))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..core import Cell
+from ..core.foreign import logits_in
 from ..core.modes import evaluating, forward_as
 from ..gating import RandomSource, learned_routers
 from .anatomy.blocks import base_of
@@ -54,7 +55,7 @@ class OnOneTrunk:
             out = self.models[0](torch.cat([*rows]))
         finally:
             self.sizes = []
-        return list(getattr(out, "logits", out).split([len(x) for x in rows]))
+        return list(logits_in(out).split([len(x) for x in rows]))
 
     def _each(
         self,
@@ -212,10 +213,7 @@ def _equal(together: OnOneTrunk, rows: Sequence[Tensor]) -> bool:
             # adapters begin at 0, where a mix-up of models would not show
             for p in learns:
                 p += 0.1 * torch.randn(p.shape, generator=noise).to(p)
-            want = [
-                getattr(out := model(x), "logits", out)
-                for model, x in zip(models, sample, strict=True)
-            ]
+            want = [logits_in(model(x)) for model, x in zip(models, sample, strict=True)]
             got = together(sample, lambda _: nullcontext())
         finally:
             for p, value in zip(learns, before, strict=True):

@@ -16,7 +16,7 @@ from ..core.registry import by_name
 from ..gating import RouterConfig
 from ..mixtures.capacity import Capacity
 from ..routers import TopK
-from .attach.adapt import Adapt
+from .attach.adapt import Adapt, PublishedRecipe
 from .attach.through_peft import AdaptByPeft
 from .changing import apply_change, apply_plan
 from .saved import load, save
@@ -57,17 +57,17 @@ def as_change(settings: Any) -> Change:
     """
     if isinstance(settings, str):
         settings = by_name(settings, *NAMED)
-    if callable(getattr(settings, "apply", None)):
+    if isinstance(settings, Change):
         return settings
     # a recipe prepares a method, an adapter has roles of layers, a router builds gates for
     # experts
     if isinstance(settings, PeftConfig):
         return AdaptByPeft(settings)
-    if hasattr(settings, "prepare"):
+    if isinstance(settings, PublishedRecipe):
         return Adapt(settings.method, recipe=settings)
-    if hasattr(settings, "roles"):
+    if isinstance(settings, Method):
         return Adapt(settings)
-    if hasattr(settings, "experts") and hasattr(settings, "build"):
+    if isinstance(settings, RouterConfig) and not isinstance(settings, type):
         return Upcycle(settings)
     want = "settings of an adapter, a router, a baseline, a recipe or a change"
     fix = "`intarsia list` shows them; pass a name, or an instance such as intarsia.Lora(rank=8)."
@@ -109,7 +109,7 @@ def adapt(
         change: Change = AdaptByPeft(method, targets, layers, head)
         return cast(PeftModel, apply_change(model, change, seed=seed, name=name))
     settings: Any = by_name(method, "adapter") if isinstance(method, str) else method
-    if isinstance(settings, type) or not hasattr(settings, "roles"):
+    if not isinstance(settings, Method):
         fix = 'Pass "lora", or an instance such as intarsia.Lora(rank=8); others: intarsia.apply.'
         got = (
             f"{settings.__name__}, a class"

@@ -8,13 +8,13 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..core import Card, Paper
-from ..core.change import PlainChange, Plan
+from ..core.change import Change, Plan
 from ..core.errors import FoldError
 from ..hosts.attach.prompts import add_prompts
 from ..hosts.attach.select import train_part
 
 
-class _PartTuning(PlainChange):
+class _PartTuning(Change):
     """A baseline that adds nothing: `train_part` freezes all but one part of the model."""
 
     part: ClassVar[str]
@@ -73,7 +73,7 @@ class LastBlocks(_PartTuning):
     blocks: int = 1
 
 
-class _PromptTuning(PlainChange):
+class _PromptTuning(Change):
     """A baseline that trains prompts before the tokens, see `add_prompts`."""
 
     deep: ClassVar[bool]

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.change import Plan, steps_of
+from ..core.change import Change, Plan, steps_of
 from ..core.checks import one_of
 from ..core.errors import ConfigError, FoldError, TargetError
 from ..hosts.swap.chw import Form, choose_forms, lowered, net_seconds, rewritten
@@ -47,7 +47,7 @@ class ChwReport(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Chw:
+class Chw(Change):
     """A convolutional net rewritten to CHW, whose kernels skip the zeros of 1x1 convolutions.
 
     y[co, p] = act(b[co] + sum over kept ci of w[co, ci] x[ci, p]), tile by tile of pixels.
@@ -71,6 +71,7 @@ class Chw:
     force: bool = False
 
     stores: ClassVar[str] = "all"
+    rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if self.rows is not None:
@@ -80,6 +81,10 @@ class Chw:
     def preserves(self) -> frozenset[str]:
         """The property that stays: the outputs."""
         return frozenset({"outputs"})
+
+    def forced(self) -> Chw:
+        """Return the same with `force`."""
+        return replace(self, force=True)
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Choose how each layer is stored; the first of `batches` is an example of one picture."""

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ..adapters.sparse import Sparse, SparseCell
-from ..core import Card, Paper, Partition, Site, union
+from ..core import Card, Method, Paper, Partition, Site, union
 from ..core.checks import above, at_least, between, one_of
 from ..core.errors import ConfigError
 from ..hosts.anatomy.own_weights import handed_back, own_parameters, weights_of
@@ -28,7 +28,7 @@ Phases = Generator[Phase, None, SparseDelta]
 
 
 @dataclass(frozen=True)
-class LtSft:
+class LtSft(Method):
     """Lottery-ticket sparse fine-tuning: theta = theta_0 + phi, with K entries in phi.
 
     Phase A trains everything; the K weights with the largest |theta_A - theta_0| are kept, over

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
 
 import torch
 from torch import nn
@@ -57,25 +56,21 @@ class MixLora(BesideAttention):
             raise ConfigError("router", got=repr(self.router), want=want, fix=fix)
 
     @property
-    def share(self) -> Callable[..., nn.Module] | None:
-        """The function that builds the state that all experts share; None if nothing is shared."""
-        share_of_adapter: Any = getattr(self.over, "share", None)
-        if not callable(share_of_adapter):
-            return None
+    def shares_state(self) -> bool:
+        """True if the adapters of the experts share state."""
+        return self.over.shares_state
 
-        def of_experts(sites: Sequence[Site], *, generator: torch.Generator) -> nn.Module:
-            # Each linear map of each MLP has a site for every expert.
-            """Build the shared state for the sites of all experts."""
-            sites_of_maps = (places(site, self.router.experts) for site in sites)
-            expert_sites = [
-                expert_site
-                for linear_maps in sites_of_maps
-                for sites_of_experts in linear_maps.values()
-                for expert_site in sites_of_experts
-            ]
-            return cast(nn.Module, share_of_adapter(expert_sites, generator=generator))
-
-        return of_experts
+    def shared_state(self, sites: Sequence[Site], *, generator: torch.Generator) -> nn.Module:
+        """Return the state that the adapters of all experts share."""
+        # Each linear map of each MLP has a site for every expert.
+        sites_of_maps = (places(site, self.router.experts) for site in sites)
+        expert_sites = [
+            expert_site
+            for linear_maps in sites_of_maps
+            for sites_of_experts in linear_maps.values()
+            for expert_site in sites_of_experts
+        ]
+        return self.over.shared_state(expert_sites, generator=generator)
 
     def build(
         self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.change import PlainChange, Plan
+from ..core.change import Change, Plan
 from ..core.checks import above, at_least, between
 from ..core.errors import ConfigError, DataError, TargetError
 from ..core.registry import settings_to_dict
@@ -40,7 +40,7 @@ Report = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class MoA(PlainChange):
+class MoA(Change):
     """Attention spans of heads with the least loss at a density, by a mixed-integer programme.
 
     1. Influence E of each key on the loss of the model's own answers, at each length N.

@@ -9,7 +9,7 @@ from typing import Any, ClassVar, cast
 from torch import nn
 
 from ..core import Card, Paper
-from ..core.change import PlainChange, Plan
+from ..core.change import Change, Plan
 from ..core.checks import one_of
 from ..core.errors import FoldError, TargetError
 from ..hosts.anatomy.blocks import blocks, inside, mlp_of
@@ -22,7 +22,7 @@ RULES = {kind.__name__: kind for kind in (HeavyBall, AdamOnce, Robust)}
 
 
 @dataclass(frozen=True)
-class Momentum(PlainChange):
+class Momentum(Change):
     """Momentum in the residual stream, to which MLPs or other modules write.
 
     update: `HeavyBall`, `AdamOnce` or `Robust`.  paths: of the modules, in the order of the depth;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from functools import partial
 from types import MappingProxyType
@@ -15,6 +16,7 @@ from ..adapters import Bottleneck, Lora
 from ..core import Card, Paper, Site
 from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError
+from ..hosts.attach.adapt import PublishedRecipe
 from ..hosts.attach.prepare import linear_head, reset_head, set_dropout
 from ..mixtures.over import OverMethod
 from ..mixtures.routed import RoutedCell, draw_apart, two_sided
@@ -105,6 +107,12 @@ class Mosa(OverMethod):
         settings.setdefault("active", active if first <= epochs <= last else experts)
         return cls(**settings)
 
+    def suited_to(self, images: int, epochs: int, given: Collection[str] = ()) -> Mosa:
+        """The k that suits a budget, see `for_budget`, unless `active` was given."""
+        if "active" in given:
+            return self
+        return self.for_budget(images, epochs, **{name: getattr(self, name) for name in given})
+
     def build(self, site: Site, *, generator: torch.Generator) -> MosaCell:
         body = two_sided(self.over.build(site, generator=generator))
         return MosaCell(self, body, generator)
@@ -151,7 +159,7 @@ class MosaCell(RoutedCell):
 
 
 @dataclass(frozen=True)
-class Official:
+class Official(PublishedRecipe):
     """The published training of MoSA, quirks included (released code; 100 epochs of ViT-B/16).
 
     AdaptFormer beside every MLP: own LayerNorm of the residual stream, GELU, scale 0.1, dropout

@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 from torch import nn
 
 from ..core import Card, Paper
-from ..core.change import PlainChange, Plan
+from ..core.change import Change, Plan
 from ..core.errors import UnknownName
 from ..hosts.attach.through_peft import plain_settings, through_peft
 
 
 @dataclass(frozen=True)
-class PeftMethod(PlainChange):
+class PeftMethod(Change):
     """A method of PEFT, by the name of its card without "peft-".
 
     method: such as "lora".  roles: which of the host's layers, see `Method`.  last_blocks: how many

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from ..adapters import Lora
-from ..core import Card, Paper, Site
+from ..core import Card, Method, Paper, Site
 from ..core.errors import TargetError
 from ..mixtures.skills import SkillsCell
 from ..routers import TaskRouter
@@ -17,7 +17,7 @@ from ..routers.task import TaskRouting
 
 
 @dataclass(frozen=True)
-class Poly:
+class Poly(Method):
     """A task's own mean of S LoRAs, y = W x + (alpha / r) B_t A_t x, A_t = sum_s w[t, s] A[s].
 
     The weights are averaged, not their outputs; B_t likewise, with the same w (Poly, section 2.2).

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.change import PlainChange, Plan, set_steps, steps_of
+from ..core.change import Change, Plan, set_steps, steps_of
 from ..core.checks import above, one_of
 from ..core.errors import CheckpointError, TargetError
 from ..core.registry import settings_to_dict
@@ -39,7 +39,7 @@ WARN_DIFFERENCE = (
 
 
 @dataclass(frozen=True)
-class Qmoe(PlainChange):
+class Qmoe(Change):
     """Experts whose matrices have three levels a row, min(w, 0), 0 and max(w, 0), coded as words.
 
     Columns are rounded one after the other, all experts of a layer at once, and later ones make up

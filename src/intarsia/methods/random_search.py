@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.change import PlainChange, Plan
+from ..core.change import Change, Plan
 from ..core.checks import above, at_least, between, one_of
 from ..core.errors import ConfigError, DataError, TargetError
+from ..core.foreign import config_of
 from ..core.modes import evaluating
 from ..core.seeds import mix
 from ..hosts.swap.iso_flop import linear_mlps, of_tokens
@@ -45,7 +46,7 @@ class HiddenLayer(NamedTuple):
 
 
 @dataclass(frozen=True)
-class RandomSearch(PlainChange):
+class RandomSearch(Change):
     """Random search over hidden units: of `draws` random choices the one with the best score stays.
 
     Of each hidden layer round(density n) units stay, in an MLP of linear maps or in the MLPs of a
@@ -191,7 +192,7 @@ def _mask_inputs(mask: Tensor, module: nn.Module, inputs: tuple[Tensor, ...]) ->
 @torch.no_grad()
 def cut(host: nn.Module, units_by_layer: Units) -> None:
     """Remove all other units from the model's weights, in place."""
-    config: Any = getattr(host, "config", None)
+    config: Any = config_of(host)
     for path, layer in hidden_layers(host).items():
         units = units_by_layer[path].to(layer.reads.weight.device)
         for writes in layer.writes:

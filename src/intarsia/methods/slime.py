@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..adapters import Lora
 from ..core import Card, Cell, Paper
-from ..core.change import PlainChange, Plan
+from ..core.change import Plan
 from ..core.checks import above, at_least, between
 from ..core.errors import ConfigError
 from ..data.senses.encoders import MODALITIES, encoder
@@ -28,13 +28,7 @@ from ..hosts.senses.connectors import (
     check_pooled,
     pooled,
 )
-from ..hosts.senses.modalities import (
-    NAME,
-    check_decoder,
-    connectors_of,
-    install,
-    width_of,
-)
+from ..hosts.senses.modalities import NAME, Senses, check_decoder, connectors_of, install, width_of
 from ..routers.noisy_topk import NoisyTopK
 from ..schedules.phases import Phase
 
@@ -43,7 +37,7 @@ NOISE = 0.1  # of the sum of a vector's cosines, while training
 
 
 @dataclass(frozen=True)
-class Slime(PlainChange):
+class Slime(Senses):
     """A decoder that reads pictures of any shape within a budget of vectors, kept exactly.
 
     Global: y = G_1 P(x) + G_2 P(R(x)), P a projector, R a resampler, G = softmax(x W_g + noise) of
@@ -206,7 +200,7 @@ class TiledView(Connector):
         all_vectors = overview + 1 + self.settings.queries * (views - 1)
         return all_vectors if self.budget is None else min(self.budget, all_vectors)
 
-    def told(self, views: int) -> str:
+    def describe(self, views: int) -> str:
         """Describe in words how many vectors a picture of so many views has."""
         overview, local_vectors = self.settings.whole, self.settings.queries * (views - 1)
         if views == 1:

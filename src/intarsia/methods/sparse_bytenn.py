@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import Card, Paper
-from ..core.change import PlainChange, Plan
+from ..core.change import Change, Plan
 from ..core.checks import above, at_least, between
 from ..core.errors import TargetError
 from ..hosts.anatomy.channel_groups import Channels, channels_of, orders_to_json, reorder_channels
@@ -20,7 +20,7 @@ from ..schedules import Gradual
 
 
 @dataclass(frozen=True)
-class SparseByteNn(PlainChange):
+class SparseByteNn(Change):
     """An order of a convolutional net's channels in which pruned blocks of rows keep most.
 
     A block is `rows` consecutive outputs x one input x its whole kernel, and is kept or 0 as a

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from ..core import Card, Paper
-from ..core.change import PlainChange, Plan, set_steps, steps_of
+from ..core.change import Change, Plan, set_steps, steps_of
 from ..core.checks import above, between, one_of
 from ..core.errors import ConfigError, TargetError
+from ..core.foreign import activation_of
+from ..core.registry import settings_to_dict
 from ..core.seeds import mix
 from ..hosts.swap.iso_flop import REPLACERS, layers_to_change, norm_place, sparsify_layer, widen
 from ..hosts.swap.upcycle import check_unadapted
@@ -39,7 +41,7 @@ class LayerFlops(NamedTuple):
 
 
 @dataclass(frozen=True)
-class SparseIft(PlainChange):
+class SparseIft(Change):
     """Larger layers with random zeros in place of dense ones, each with as many multiplications.
 
     kind, with d = density = 1 - s, and n weights of a layer before:
@@ -139,7 +141,7 @@ class SparseIft(PlainChange):
                 norm_path = norm_place(stock, path)
                 # Batch norms of the branches are folded: their sum is one convolution and one norm.
                 layer, norm = module.folded()
-                if hasattr(norm, "act"):  # timm's, with the activation inside
+                if activation_of(norm) is not None:  # timm's, with the activation inside
                     cast(Any, norm).act = stock.get_submodule(norm_path)
                 stock.set_submodule(path, layer)
                 stock.set_submodule(norm_path, norm)
@@ -171,7 +173,7 @@ class SparseIft(PlainChange):
                 want = f"{self.density}, as the model has, or None"
                 raise ConfigError("schedule's density", got=schedule.density, want=want, fix=fix)
             return replace(settings, density=None, layers=layers)
-        if (density := getattr(schedule, "density", None)) is not None:
+        if (density := settings_to_dict(schedule).get("density")) is not None:
             got = f"{type(schedule).__name__}(density={density})"
             fix = "Use RigL(density=None), Set(density=None), FixedMask(), or leave it out."
             want = "as many weights in each layer as it has"

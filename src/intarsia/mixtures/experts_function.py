@@ -14,6 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..core.errors import TargetError
+from ..core.foreign import config_of
 
 FLAGS = ("is_concatenated", "is_transposed", "has_bias", "has_gate")
 
@@ -34,7 +35,7 @@ def stock_experts(model: nn.Module) -> dict[str, StockExperts]:
     """Return the experts that transformers calls through its interface, by path, in order."""
     stock: dict[str, StockExperts] = {}
     for path, module in model.named_modules():
-        if all(hasattr(module, flag) for flag in FLAGS) and hasattr(module, "config"):
+        if all(hasattr(module, flag) for flag in FLAGS) and config_of(module) is not None:
             stock[path] = _read(path, module)
     return stock
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..adapters import Lora
 from ..core import Cell, Method, Routing, Site
 from ..core.errors import ConfigError, TargetError
+from ..core.registry import settings_to_dict
 from ..gating import Router
 from ..kernels.experts import PairsByExpert, Weighted, add_mix, group_pairs
 from ..routers import TaskRouter
@@ -78,7 +79,7 @@ class MlpExperts(Cell):
             raise ConfigError("over", got=type(over).__name__, want=want, fix="Use Lora.")
         self.path, self.inputs, self.outputs = site.path, site.inputs, site.outputs
         self.dialect, self.router = dialect_of(site), router
-        rank: int = getattr(over, "rank", 1)
+        rank: int = settings_to_dict(over).get("rank") or 1  # of an adapter that has one
         options: dict[str, Any] = {} if shared is None else {"shared": shared}
         experts: dict[str, nn.Module] = {}
         of_map = places(site, router.experts)
@@ -194,7 +195,7 @@ class OutputExperts(MlpExperts):
         return dialect.after(module, y + delta.to(y.dtype))
 
 
-class BesideAttention:
+class BesideAttention(Method):
     """Settings of a method with experts in MLPs, and a plain LoRA in the attention, or none."""
 
     attention: Lora | None

@@ -5,10 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any, Self
 
+from ..core import Method
 from ..core.errors import ConfigError
 
 
-class OverMethod:
+class OverMethod(Method):
     """The base of settings of a method over another one, `over`, whose places it takes."""
 
     over: Any
@@ -16,17 +17,17 @@ class OverMethod:
     def refuse_shared(self) -> None:
         """Raise ConfigError unless `over` is another adapter whose cells share no weights."""
         name = type(self.over).__name__
-        if isinstance(self.over, type(self)) or not callable(getattr(self.over, "build", None)):
+        if isinstance(self.over, type(self)) or not isinstance(self.over, Method):
             want, fix = "another adapter's settings", "Pass a Bottleneck or a Lora."
             raise ConfigError("over", got=name, want=want, fix=fix)
-        if callable(getattr(self.over, "share", None)):
+        if self.over.shares_state:
             got, want = f"{name}, whose cells share their weights", "weights of each cell's own"
             raise ConfigError("over", got=got, want=want, fix="Pass a Bottleneck or a Lora.")
 
     @property
     def elsewhere(self) -> Self | None:
         """The same settings over `over.elsewhere`, or None if that is None."""
-        over = getattr(self.over, "elsewhere", None)
+        over = self.over.elsewhere
         return None if over is None else replace(self, over=over)  # pyright: ignore
 
     @property

@@ -23,6 +23,7 @@ class TwoSided(Protocol):
 
     down: nn.Linear
     up: nn.Linear
+    scale: Tensor | float  # of what `up` gives
     zero_sides: frozenset[str]
 
     def compute(self, x: Tensor, down: Linear, up: Linear) -> Tensor: ...

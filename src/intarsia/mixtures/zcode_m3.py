@@ -143,7 +143,7 @@ def check_prune(mixture: Mixture, experts: Sequence[int], subject: str = "expert
 
 def _settings(mixture: Mixture) -> Any:
     """Return the settings of a mixture's router, or None."""
-    return getattr(mixture.router, "config", None)
+    return vars(mixture.router).get("config")
 
 
 def _rows(mixture: Mixture) -> dict[str, Tensor]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from ..core import NofM
 from ..core.checks import above, at_least, one_of
 from ..core.errors import ShapeError
+from ..core.foreign import groups_of
 from ..core.modes import evaluating
 from ..schedules import Bdwp
 from ..schedules.bdwp import n_of_m_mask
@@ -177,7 +178,7 @@ def layer_shapes(model: nn.Module, *inputs: Any, batch: int = 1) -> tuple[LayerS
     found: list[LayerShape] = []
 
     def note(name: str, layer: Any, args: Any, y: Tensor) -> None:
-        groups, one, other = getattr(layer, "groups", 1), *layer.weight.shape[:2]
+        groups, one, other = groups_of(layer), *layer.weight.shape[:2]
         taps = math.prod(layer.weight.shape[2:])
         if getattr(
             layer, "transposed", False

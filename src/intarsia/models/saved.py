@@ -38,7 +38,7 @@ def save_estimator(estimator: BaseEstimator, folder: str | Path) -> Path:
     """
     check_is_fitted(estimator)
     folder = Path(folder)
-    if isinstance(getattr(estimator, "random_state", None), np.random.RandomState):
+    if isinstance(estimator.get_params().get("random_state"), np.random.RandomState):
         got, want = "a RandomState", "a number or None"
         fix = "Call set_params(random_state=0) before save."
         raise ConfigError("random_state", got=got, want=want, fix=fix)

@@ -1,9 +1,6 @@
 from .auto import Auto as Auto
 from .deepspeed import DeepSpeed as DeepSpeed
 from .ep import ExpertParallel as ExpertParallel
-from .exchange import Meter as Meter
-from .exchange import Wire as Wire
-from .exchange import exchanged as exchanged
 from .fssdp import Fssdp as Fssdp
 from .processes import Processes as Processes
 from .running import carry_out as carry_out

@@ -3,58 +3,49 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
 from types import MappingProxyType
-from typing import Any, Protocol, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from ..core.errors import CheckpointError, ConfigError
-from ..placement.materialise import by_load
+from ..core.errors import CheckpointError
 from ..placement.topology import Topology
-from .auto import Auto
-from .exchange import Group, Meter, Wire
-from .fssdp import FssdpExperts
-from .layout import own_part, put_part, put_rows, units_of
-from .pieces import Piece, Stored
+from ..processes.exchange import Group, Meter, Wire
+from ..processes.parallelism import Move, WholeModel
+from ..processes.pieces import Piece, Stored
+from ..processes.units import own_part, put_part, put_rows
+from .layout import OwnExperts, units_of
 from .places import places
 from .running import check_alike
-from .strategy import Strategy
+
+if TYPE_CHECKING:
+    from .strategy import Strategy
 
 IGNORED = "_ddp_params_and_buffers_to_ignore"  # of a module, read by DistributedDataParallel
 LOCAL = "local"
 
 
-class Part(Protocol):
-    """What `Strategy.shard` gives: the experts of this process, and which each process has."""
-
-    local: nn.Module
-
-    def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Experts that a process keeps, and which of how many slices of their hidden units."""
-        ...
-
-
-class Attached:
-    """The parts of a model's mixtures, by path; empty where there is one process.
+class Attached(WholeModel):
+    """The parts of a model's mixtures that this process has, by path.
 
     wholes: path of a part -> that of the experts in one process, where it is another.
     """
 
     def __init__(
         self,
-        parts: Mapping[str, Part],
+        parts: Mapping[str, OwnExperts],
         group: Group = None,
         wholes: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
-        self.parts, self.group = dict(parts), group
-        self.world = dist.get_world_size(group) if self.parts else 1
-        self.of: dict[int, tuple[Part, str]] = {}  # id of a parameter -> its part and name
-        self.names: dict[str, tuple[str, Part, str]] = {}  # its path -> that of the whole, ...
+        self.parts, self.group, self.shared = dict(parts), group, True
+        self.world = dist.get_world_size(group)
+        self.of: dict[int, tuple[OwnExperts, str]] = {}  # id of a parameter -> its part and name
+        self.names: dict[str, tuple[str, OwnExperts, str]] = {}  # its path -> that of the whole
         for path, part in self.parts.items():
             for name, weight in part.local.named_parameters(recurse=False):
                 self.of[id(weight)] = part, name
@@ -69,12 +60,12 @@ class Attached:
             found[to] = value if part is None else self.piece(part, name, value)
         return found
 
-    def piece(self, part: Part, name: str, value: Tensor) -> Piece:
+    def piece(self, part: OwnExperts, name: str, value: Tensor) -> Piece:
         """What this process has of a weight, or of what an optimiser remembers of it."""
         units = units_of(part.local, name)
         return Piece(value, units, *part.lot(dist.get_rank(self.group)), self._experts(part))
 
-    def _experts(self, part: Part) -> int:
+    def _experts(self, part: OwnExperts) -> int:
         """E of a layer."""
         return 1 + max(int(i.max()) for i, *_ in map(part.lot, range(self.world)) if len(i))
 
@@ -87,7 +78,7 @@ class Attached:
             found[to] = self._mine(part, name, value)
         return found
 
-    def _mine(self, part: Part | None, name: str, value: Tensor | Stored) -> Tensor:
+    def _mine(self, part: OwnExperts | None, name: str, value: Tensor | Stored) -> Tensor:
         if part is None:
             return value.all() if isinstance(value, Stored) else value
         index, *sliced = part.lot(dist.get_rank(self.group))
@@ -103,33 +94,27 @@ class Attached:
 
     def past(self) -> dict[str, list[Tensor]]:
         """Loads of the newest batches, by part, of those that go by them; alike everywhere."""
-        found = {path: getattr(part, "past", None) for path, part in self.parts.items()}
-        return {path: list(loads) for path, loads in found.items() if loads is not None}
+        loads = {path: part.past for path, part in self.parts.items()}
+        return {path: list(past) for path, past in loads.items() if past is not None}
 
     def follow(self, past: Mapping[str, Sequence[Tensor]]) -> None:
         """Go on from these loads, of any number of processes."""
         for path, part in self.parts.items():
-            if path in past and hasattr(part, "past"):
-                cast(Any, part).past = list(past[path])
+            if path in past and part.past is not None:
+                part.past = list(past[path])
 
-    def moves(self, step: int) -> Iterator[tuple[str, nn.Parameter, Callable[[Tensor], Tensor]]]:
+    def moves(self, step: int) -> Iterator[Move]:
         """Yield the weights whose experts get new owners after so many steps, for `Fssdp.reshard`.
 
         Path, weight, and what sends rows in the weight's shape to their new owners. The caller puts
         them in, and those of whatever it remembers of the weight. All processes do the same.
         """
-        due = [
-            (path, part)
-            for path, part in self.parts.items()
-            if isinstance(part, FssdpExperts) and part.due(step)
-        ]
+        due = [(path, part) for path, part in self.parts.items() if part.due(step)]
         for experts in sorted({part.experts for _, part in due}):
             layers = [(path, part) for path, part in due if part.experts == experts]
-            load = torch.stack([torch.stack(part.past).double().mean(0) for _, part in layers])
-            first = layers[0][1]
-            owners = by_load(load, first.nodes, first.settings.hottest).owner
+            owners = layers[0][1].new_owners([part for _, part in layers])
             for (path, part), owner in zip(layers, owners, strict=True):
-                if torch.equal(owner, part.owner):
+                if part.owner is not None and torch.equal(owner, part.owner):
                     continue
                 for name, weight in part.local.named_parameters(recurse=False):
                     yield f"{path}.{LOCAL}.{name}", weight, partial(part.moved, owner=owner)
@@ -137,8 +122,9 @@ class Attached:
 
     def owners(self) -> dict[str, Any]:
         """Return who owns the experts of layers where that may change, and how many processes."""
-        parts = {p: part for p, part in self.parts.items() if isinstance(part, FssdpExperts)}
-        return {"world": self.world, "of": {path: part.owner for path, part in parts.items()}}
+        owners = {path: part.owner for path, part in self.parts.items()}
+        of = {path: owner for path, owner in owners.items() if owner is not None}
+        return {"world": self.world, "of": of}
 
     def set_owners(self, owners: Mapping[str, Any]) -> None:
         """Set owners that a checkpoint has, and make room for their weights.
@@ -149,9 +135,9 @@ class Attached:
             return
         for path, owner in owners["of"].items():
             part = self.parts.get(path)
-            if isinstance(part, FssdpExperts):
+            if part is not None and part.owner is not None:
                 part.set_owner(owner)
-                count = len(part.lot(part.rank)[0])
+                count = len(part.lot(dist.get_rank(self.group))[0])
                 for weight in part.local.parameters(recurse=False):
                     put_rows(weight, weight.new_empty([count, *weight.shape[1:]]))
 
@@ -188,7 +174,7 @@ class Attached:
                 }
         return state | {"state": rows}
 
-    def gathered(self, part: Part, name: str, value: Tensor) -> Tensor:
+    def gathered(self, part: OwnExperts, name: str, value: Tensor) -> Tensor:
         """A weight, or what an optimiser remembers of it, of all experts."""
         lots = [part.lot(rank) for rank in range(self.world)]
         rank, experts = dist.get_rank(self.group), self._experts(part)
@@ -207,8 +193,6 @@ class Attached:
     def norm(self, parameters: Sequence[nn.Parameter], meter: Meter | None = None) -> Tensor:
         """The norm of all gradients, those of other processes' experts among them."""
         every = torch.nn.utils.get_total_norm
-        if not self.parts:
-            return every([p.grad for p in parameters if p.grad is not None])
         there = [(p.grad, id(p) in self.of) for p in parameters if p.grad is not None]
         own, rest = (
             every([grad for grad, sharded in there if sharded is kind]).to(parameters[0].device)
@@ -229,7 +213,7 @@ def attached(
     meter: Meter | None = None,
     group: Group = None,
     gather: bool = True,
-) -> Iterator[Attached]:
+) -> Iterator[WholeModel]:
     """Inside, each layer of experts is this process's part of them; afterwards all, as learned.
 
     model: with mixtures of ours, or a sparse model of transformers as it is.
@@ -246,17 +230,17 @@ def attached(
     """
     world = dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
     if strategy is None or world == 1:
-        yield Attached({})
+        yield WholeModel()
         return
     found = places(model)
-    _check(strategy)
+    strategy.check_trains()
     check_alike("model and strategy", _digest(model, strategy), group)
-    links = topology or _links(strategy, world, group)
-    parts: dict[str, Part] = {}
+    links = topology or strategy.links(world, group)
+    parts: dict[str, OwnExperts] = {}
     for number, place in enumerate(found):
         part = strategy.shard(place.experts, Wire(number, group, meter), links, len(found))
         place.put(part)
-        parts[place.part] = cast(Part, part)
+        parts[place.part] = part
         for weight in part.parameters():
             if weight.requires_grad:
                 weight.register_hook(lambda grad: grad / world)
@@ -272,18 +256,6 @@ def attached(
         for name, weight in part.local.named_parameters(recurse=False):
             place.experts.get_parameter(name).data = state.gathered(part, name, weight)
         place.restore()
-
-
-def _links(strategy: Strategy, world: int, group: Group) -> Topology:
-    """Measured where the strategy chooses by them; alike otherwise, so that runs are repeatable."""
-    return Topology.measured(group) if isinstance(strategy, Auto) else Topology.uniform(world)
-
-
-def _check(strategy: Strategy) -> None:
-    if getattr(strategy, "tensor", 1) > 1:
-        got, want = f"tensor={strategy.tensor}", "1: each process has rows of its own"  # pyright: ignore
-        fix = "Use DeepSpeed(exchange='hierarchical'), or carry out a plan: parallel.run."
-        raise ConfigError("parallel", got=got, want=want, fix=fix)
 
 
 def _digest(model: nn.Module, strategy: Strategy) -> str:

@@ -18,17 +18,17 @@ from ..placement.plan import DevicePlan
 from ..placement.timeline import simulate
 from ..placement.topology import Topology
 from ..placement.trace import Trace
+from ..processes.exchange import Group, Wire
 from .deepspeed import DeepSpeed
 from .ep import ExpertParallel
-from .exchange import Wire
 from .fssdp import Fssdp
-from .layout import size_of, stacked
-from .strategy import InTurn, Strategy
+from .layout import OwnExperts, size_of, stacked
+from .strategy import Strategy
 from .tutel import Tutel
 
 
 @dataclass(frozen=True)
-class Auto(InTurn):
+class Auto(Strategy):
     """`ExpertParallel`, `Fssdp`, `Tutel` or `DeepSpeed`, whichever the simulator says is fastest.
 
     tokens: of all processes' rows in a step; active: experts of a token. They are the batch that
@@ -80,7 +80,13 @@ class Auto(InTurn):
             raise refused
         return min(seconds, key=lambda one: seconds[one])
 
-    def shard(self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1) -> Experts:
+    def links(self, world: int, group: Group = None) -> Topology:
+        """The links as they are measured: the choice depends on them."""
+        return Topology.measured(group)
+
+    def shard(
+        self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
+    ) -> OwnExperts:
         best = self.chosen(stacked(experts).experts, size_of(experts), topology)
         return best.shard(experts, wire, topology, layers)
 

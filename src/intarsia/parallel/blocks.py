@@ -14,7 +14,7 @@ from ..core import Routing
 from ..core.errors import ConfigError
 from ..placement.engines import INDEX
 from ..placement.plan import PlanStep
-from .exchange import Wire
+from ..processes.exchange import Wire
 
 EXCHANGES = ("flat", "hierarchical")
 

@@ -21,6 +21,7 @@ from ..placement.engines import ExpertSize
 from ..placement.plan import DevicePlan, PlanStep
 from ..placement.topology import Topology
 from ..placement.trace import Trace
+from ..processes.exchange import Wire
 from .blocks import (
     PairTable,
     Swap,
@@ -33,9 +34,8 @@ from .blocks import (
     swap_steps,
     swaps_of,
 )
-from .exchange import Wire
 from .layout import Cuttable, OwnExperts, check_parts, cut, having, packed, stacked, unpacked
-from .strategy import chained, check_devices, dealt
+from .strategy import Strategy, chained, check_devices, dealt
 from .tutel import slice_weights, slices_of
 
 KINDS: Mapping[str, str] = MappingProxyType(
@@ -48,7 +48,7 @@ KINDS: Mapping[str, str] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class DeepSpeed:
+class DeepSpeed(Strategy):
     """Tables of C places an expert go through the expert group, the devices of equal tensor rank.
 
     tensor: L; rank l of data group p is device p L + l. exchange: "flat"; "hierarchical", G + D / G
@@ -74,6 +74,12 @@ class DeepSpeed:
 
     def rows(self, trace: Trace, devices: int) -> Tensor:
         return dealt(trace, devices, self.tensor)
+
+    def check_trains(self) -> None:
+        if self.tensor > 1:
+            got, want = f"tensor={self.tensor}", "1: each process has rows of its own"
+            fix = "Use DeepSpeed(exchange='hierarchical'), or carry out a plan: parallel.run."
+            raise ConfigError("parallel", got=got, want=want, fix=fix)
 
     def groups(self, experts: int, topology: Topology) -> Groups:
         """Who is with whom."""
@@ -174,7 +180,7 @@ class DeepSpeedExperts(OwnExperts):
         groups = settings.groups(self.experts, topology)
         self.groups = groups
         self.held = self.lot(wire.rank)[0]
-        self.local = cut(experts, *self.lot(wire.rank))
+        self.local: Cuttable = cut(experts, *self.lot(wire.rank))
         self.exchange, self.slice, self.tensor = (
             of[wire.rank] for of in (groups.exchange, groups.slice, groups.tensor)
         )

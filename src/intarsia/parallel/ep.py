@@ -14,13 +14,13 @@ from ..placement.placement import Placement
 from ..placement.plan import DevicePlan
 from ..placement.topology import Topology
 from ..placement.trace import Trace
-from .exchange import Wire
+from ..processes.exchange import Wire
 from .sharded import Sharded, shard
-from .strategy import InTurn, check_devices
+from .strategy import Strategy, check_devices
 
 
 @dataclass(frozen=True)
-class ExpertParallel(InTurn):
+class ExpertParallel(Strategy):
     """Experts in order, E / D on each device; a token's row goes to the devices of its experts.
 
     A row goes once to each such device, which adds its experts up, and comes back. No token is

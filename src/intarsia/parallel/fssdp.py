@@ -27,19 +27,19 @@ from ..placement.engines import (
     off_diagonal,
     ranks_on_device,
 )
-from ..placement.materialise import materialise, rows_computed
+from ..placement.materialise import by_load, materialise, rows_computed
 from ..placement.placement import Placement
 from ..placement.plan import DevicePlan, PlanStep
 from ..placement.topology import Topology
 from ..placement.trace import Trace
-from .exchange import Wire
+from ..processes.exchange import Wire
 from .layout import Cuttable, cut, having, packed, size_of, stacked, unpacked
 from .sharded import Sharded
-from .strategy import InTurn, check_devices, lined_up
+from .strategy import Strategy, check_devices, lined_up
 
 
 @dataclass(frozen=True)
-class Fssdp(InTurn):
+class Fssdp(Strategy):
     """Copies of the busiest experts for one batch, gathered from their owners and forgotten.
 
     memory: m, copies that a device has room for in a layer; hottest: t, experts that are copied,
@@ -200,9 +200,9 @@ class FssdpExperts(Sharded):
         )
         self.local: Cuttable
         self.wire, self.settings, self.topology = wire, settings, topology
-        self.owner, self.size = owner, size_of(experts)
-        self.outputs = experts.outputs
+        self.owner: Tensor = owner
         self.past: list[Tensor] = []
+        self.size, self.outputs = size_of(experts), experts.outputs
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
         own = routing.expert.bincount(minlength=self.experts)
@@ -245,6 +245,11 @@ class FssdpExperts(Sharded):
         """Return whether owners change after so many steps."""
         every = self.settings.reshard
         return bool(every and self.past) and step % every == 0
+
+    def new_owners(self, layers: Sequence[FssdpExperts]) -> Tensor:
+        """The owners that even out the mean loads of the newest batches."""
+        load = torch.stack([torch.stack(part.past).double().mean(0) for part in layers])
+        return by_load(load, self.nodes, self.settings.hottest).owner
 
     @torch.no_grad()
     def moved(self, rows: Tensor, owner: Tensor) -> Tensor:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import abc
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +15,40 @@ from ..core.errors import ConfigError
 from ..mixtures.experts import Experts, StackedExperts
 from ..mixtures.fused_experts import FusedExperts
 from ..placement.engines import ExpertSize
+from ..processes.units import UnitAxes, own_part
 
 
 class OwnExperts(Experts):
-    """Experts of which a process has its own: rows go by way of `mix`, which all take part in."""
+    """Experts of which a process has its own: rows go by way of `mix`, which all take part in.
+
+    local: those of this process.
+    past: loads (E,) of the newest batches, of experts that go by them; None for others.
+    owner: (E,), the process that owns each expert, where that may change; None where it stays.
+    """
+
+    local: nn.Module
+    past: list[Tensor] | None = None
+    owner: Tensor | None = None
+
+    @abc.abstractmethod
+    def lot(self, rank: int) -> tuple[Tensor, int, int]:
+        """Experts that a process keeps, and which of how many slices of their hidden units."""
+
+    def due(self, step: int) -> bool:
+        """Return True if owners change after so many steps."""
+        return False
+
+    def new_owners(self, layers: Sequence[Any]) -> Tensor:
+        """Return the owners that these layers, of one number of experts, are to have.  (L, E)."""
+        raise NotImplementedError
+
+    def moved(self, rows: Tensor, owner: Tensor) -> Tensor:
+        """Send rows of the experts owned here to their owners to be.  (own, ...) -> (new, ...)."""
+        raise NotImplementedError
+
+    def set_owner(self, owner: Tensor) -> None:
+        """Set the owners from now on; the caller puts the weights in."""
+        raise NotImplementedError
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
         token = torch.arange(len(rows), device=rows.device)
@@ -32,33 +63,6 @@ class OwnExperts(Experts):
 
 
 Cuttable = StackedExperts | FusedExperts  # whose weights have a row for each expert
-
-
-@dataclass(frozen=True)
-class UnitAxes:
-    """Where the h hidden units of an expert stand in a weight (E, ...).
-
-    axis: along which; runs: of all of them, one after the other (2: gates, then the values that
-    they gate); each: numbers of a unit side by side (2: a gate and its value).
-    """
-
-    axis: int
-    runs: int = 1
-    each: int = 1
-
-    def part(self, weight: Tensor, part: int, of: int) -> Tensor:
-        """The part-th of `of` equal parts, a view.  (E, ..., runs, h / of, each, ...)."""
-        apart = self.apart(weight)
-        count = apart.shape[self.axis + 1] // of
-        return apart.narrow(self.axis + 1, part * count, count)
-
-    def apart(self, weight: Tensor) -> Tensor:
-        """(E, ..., runs h each, ...) -> (E, ..., runs, h, each, ...)."""
-        return weight.unflatten(self.axis, (self.runs, -1, self.each))
-
-    def together(self, apart: Tensor) -> Tensor:
-        """The inverse of `apart`."""
-        return apart.flatten(self.axis, self.axis + 2)
 
 
 STACKED: Mapping[str, UnitAxes] = {
@@ -153,46 +157,6 @@ def _check_sums(experts: FusedExperts) -> None:
         return
     want, fix = "whole experts", f"Use at most {experts.experts} processes, or ExpertParallel()."
     raise ConfigError("slices of experts", got=got, want=want, fix=fix)
-
-
-def own_part(units: UnitAxes | None, whole: Tensor, index: Tensor, part: int, of: int) -> Tensor:
-    """Of a weight of all experts, what stands in these, in the part-th slice.  (E, ...)."""
-    value = whole[index]
-    if units is not None and of > 1:
-        return units.together(units.part(value, part, of))
-    return torch.zeros_like(value) if part else value
-
-
-def put_part(
-    units: UnitAxes | None,
-    whole: Tensor | None,
-    value: Tensor,
-    experts: int,
-    index: Tensor,
-    part: int,
-    of: int,
-) -> Tensor:
-    """The inverse of `own_part`, one part after another.  Returns the whole so far."""
-    units = units if of > 1 else None
-    if whole is None:
-        shape = [experts, *value.shape[1:]]
-        if units is not None:
-            shape[units.axis] *= of
-        whole = value.new_zeros(shape)
-    if units is not None:
-        rows = units.part(whole, part, of)
-        rows[index] = units.apart(value)
-    elif not part:
-        whole[index] = value
-    return whole
-
-
-def put_rows(weight: nn.Parameter, rows: Tensor) -> None:
-    """Give a weight these rows, of another number than it had; its gradient is gone before."""
-    # autograd remembers a weight's old shape until its dtype changes
-    other = torch.float16 if weight.dtype != torch.float16 else torch.float32
-    weight.data = torch.empty(0, dtype=other, device=weight.device)
-    weight.data = rows
 
 
 def packed(experts: Cuttable) -> Tensor:

@@ -15,7 +15,7 @@ from ..placement.measuring import device_of
 from ..placement.placement import Placement
 from ..placement.plan import DevicePlan
 from ..placement.trace import Trace
-from .exchange import Group, Meter, exchanged
+from ..processes.exchange import Group, Meter, exchanged
 from .sharded import Sharded
 
 

@@ -23,9 +23,9 @@ from ..placement.engines import ExpertSize
 from ..placement.plan import DevicePlan, PlanStep
 from ..placement.topology import Topology
 from ..placement.trace import Trace
+from ..processes.exchange import Wire
 from .deepspeed import DeepSpeed, DeepSpeedExperts
-from .exchange import Wire
-from .strategy import InTurn
+from .strategy import Strategy
 
 PREFETCH: Mapping[str, str] = MappingProxyType(
     {
@@ -37,7 +37,7 @@ PREFETCH: Mapping[str, str] = MappingProxyType(
 
 
 @dataclass(frozen=True)
-class SeMoe(InTurn):
+class SeMoe(Strategy):
     """Tables of places go inside a node first, then between equal places of the nodes; weights are
     brought in one layer ahead.
 

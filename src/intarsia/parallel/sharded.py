@@ -16,7 +16,7 @@ from ..core.errors import ConfigError
 from ..mixtures.experts import Experts
 from ..placement.engines import destinations
 from ..placement.placement import Placement
-from .exchange import Group, Meter, exchanged
+from ..processes.exchange import Group, Meter, exchanged
 from .layout import OwnExperts
 
 
@@ -46,7 +46,8 @@ class Sharded(OwnExperts):
         layer: int = 0,
     ) -> None:
         super().__init__()
-        self.local, self.holds, self.group = local, holds.bool(), group
+        self.local: Experts = local
+        self.holds, self.group = holds.bool(), group
         self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
         self.experts, self.layer, self.meter = holds.shape[1], layer, meter
         self.nodes = torch.zeros(self.world, dtype=torch.int64) if nodes is None else nodes

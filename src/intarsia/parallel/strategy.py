@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
-from typing import Protocol, runtime_checkable
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..mixtures.experts import Experts
@@ -16,18 +17,24 @@ from ..placement.engines import ExpertSize, chain, homes
 from ..placement.plan import DevicePlan, PlanStep
 from ..placement.topology import Topology
 from ..placement.trace import Trace
-from .exchange import Group, Wire
+from ..processes.exchange import Group, Meter, Wire
+from ..processes.parallelism import WholeModel
+from .attached import attached
+from .layout import OwnExperts
 from .running import check_agreed, routed
 
 
-@runtime_checkable
-class Strategy(Protocol):
-    """Settings of a way to compute experts on several devices (kind "parallel")."""
+class Strategy(abc.ABC):
+    """Settings of a way to compute experts on several devices (kind "parallel").
+
+    It is a `Parallelism` for the training loop.
+    """
 
     def rows(self, trace: Trace, devices: int) -> Tensor:
-        """Whose rows are whose.  Returns (D, N) bool."""
-        ...
+        """Return which device has which rows, (D, N) bool; here sequences are dealt out in turn."""
+        return dealt(trace, devices)
 
+    @abc.abstractmethod
     def plan(
         self,
         trace: Trace,
@@ -37,23 +44,29 @@ class Strategy(Protocol):
         backward: bool = False,
         past: Sequence[Tensor] = (),
     ) -> DevicePlan:
-        """What one batch with the trace's routing takes.
+        """Return what one batch with the trace's routing takes.
 
         past: (L, E) loads of the batches before, newest last, for strategies that look at them.
         """
-        ...
 
-    def shard(self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1) -> Experts:
-        """This process's part of a layer's experts, which stay whole."""
-        ...
+    @abc.abstractmethod
+    def shard(
+        self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
+    ) -> OwnExperts:
+        """Return this process's part of a layer's experts, which stay whole."""
 
+    def links(self, world: int, group: Group = None) -> Topology:
+        """Return the links between processes; alike ones make a run repeatable."""
+        return Topology.uniform(world)
 
-class InTurn:
-    """A strategy in which every process has sequences of its own, dealt out in turn."""
+    def check_trains(self) -> None:  # noqa: B027 - most settings can be trained with
+        """Raise ConfigError for settings with which no training is shared out."""
 
-    def rows(self, trace: Trace, devices: int) -> Tensor:
-        """Returns (D, N) bool."""
-        return dealt(trace, devices)
+    def attached(
+        self, model: nn.Module, *, meter: Meter | None = None, gather: bool = True
+    ) -> AbstractContextManager[WholeModel]:
+        """Share the model's experts out, see `parallel.attached.attached`."""
+        return attached(model, self, meter=meter, gather=gather)
 
 
 def dealt(trace: Trace, devices: int, alike: int = 1) -> Tensor:

@@ -15,8 +15,9 @@ from ..mixtures.experts import StackedExperts
 from ..placement.plan import DevicePlan
 from ..placement.topology import Topology
 from ..placement.trace import Trace
-from .exchange import Meter, Wire
-from .layout import own_part, size_of, units_of
+from ..processes.exchange import Meter, Wire
+from ..processes.units import own_part
+from .layout import OwnExperts, size_of, units_of
 from .strategy import Strategy, run
 
 LINKS = Topology.two_level(2, 2)
@@ -136,10 +137,9 @@ def as_planned(meter: Meter, plan: DevicePlan) -> None:
             )
 
 
-def of_part(what: str, part: torch.nn.Module, of: StackedExperts, exact: bool) -> None:
+def of_part(what: str, part: OwnExperts, of: StackedExperts, exact: bool) -> None:
     """The gradients of a process's own experts, or slices of them, beside the whole's."""
-    local = getattr(part, "local", part)
-    lot = part.lot(dist.get_rank())  # pyright: ignore[reportCallIssue]
+    local, lot = part.local, part.lot(dist.get_rank())
     for name, weight in local.named_parameters(recurse=False):
         full = own_part(units_of(local, name), getattr(of, name).grad, *lot)
         grad = torch.zeros_like(weight) if weight.grad is None else weight.grad

@@ -22,6 +22,7 @@ from ..placement.plan import DevicePlan, PlanStep
 from ..placement.timeline import simulate
 from ..placement.topology import Topology
 from ..placement.trace import Trace
+from ..processes.exchange import Wire
 from .blocks import (
     EXCHANGES,
     PairTable,
@@ -32,7 +33,6 @@ from .blocks import (
     swap_steps,
     swaps_of,
 )
-from .exchange import Wire
 from .layout import (
     Cuttable,
     OwnExperts,
@@ -45,14 +45,14 @@ from .layout import (
     stacked,
     unpacked,
 )
-from .strategy import InTurn, check_devices, lined_up
+from .strategy import Strategy, check_devices, lined_up
 
 CHUNKS = (1, 2, 4, 8)  # that `Tutel.tuned` looks at
 BY = ("time", "bytes")
 
 
 @dataclass(frozen=True)
-class Tutel(InTurn):
+class Tutel(Strategy):
     """Rows in tables of C places an expert, sent to r groups of devices that compute part of it.
 
     degree: r, 0 or a divisor of S; None = the best one for the batch at hand, see `by`.
@@ -211,7 +211,7 @@ class TutelExperts(OwnExperts):
         self.topology, self.degrees = topology, dict[int, int]()  # places -> the degree
         self.slices = slices_of(self.experts, wire.world)
         self.held = self.lot(wire.rank)[0]
-        self.local = cut(experts, *self.lot(wire.rank))
+        self.local: Cuttable = cut(experts, *self.lot(wire.rank))
         self.swap = swaps_of([range(wire.world)], topology.nodes(), settings.exchange)[wire.rank]
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from ..core import Partition
 from ..scores import Statistics
 
 
+@runtime_checkable
 class Sparsifier(Protocol):
     """Settings that choose the weights of one layer to keep, and may change them.
 

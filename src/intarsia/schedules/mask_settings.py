@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from ..core import Partition
 from ..core.checks import one_of
-from .masked import STORES, Masks, Weights
+from .masked import STORES, Masks, SparseSchedule, Weights
 
 
 @dataclass(frozen=True)
-class MaskSettings:
+class MaskSettings(SparseSchedule):
     """A `SparseSchedule` whose masks are where weights are not 0, and stay so.
 
     layers: globs of layers, "1x1" for pointwise convolutions, None = all linear maps and
@@ -27,7 +28,7 @@ class MaskSettings:
     layers: tuple[str, ...] | None = field(default=None, kw_only=True)
     store: str = field(default="dense", kw_only=True)
 
-    reads_gradients = False
+    reads_gradients: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         one_of("store", self.store, STORES)

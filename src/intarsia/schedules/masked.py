@@ -32,6 +32,8 @@ class SparseSchedule(Protocol):
 
     layers: globs of layers' paths, "1x1" for pointwise convolutions, "tables" for embeddings; None
     = all linear maps and convolutions that are not grouped.  store: see `Masked`.
+    memory: b; 0 = gradients of the step alone.  density_at: the density that a step asks for, None
+    where it stays as it is.
     reads_gradients: masks change after the backward of a step, by its dense gradients and in place
     of its update (RigL); else before its forward.  begin: the masks at the start, one part.
     due: whether masks change at a step.  update: the new masks, exact where they promise a density,
@@ -45,6 +47,9 @@ class SparseSchedule(Protocol):
     def store(self) -> str: ...
     @property
     def reads_gradients(self) -> bool: ...
+    @property
+    def memory(self) -> float:
+        return 0.0
 
     def begin(self, weights: Weights, generator: torch.Generator) -> Partition: ...
 
@@ -58,6 +63,9 @@ class SparseSchedule(Protocol):
         progress: tuple[int, int],
         generator: torch.Generator,
     ) -> Masks: ...
+
+    def density_at(self, step: int, steps: int) -> float | None:
+        return None
 
 
 class Masked:
@@ -205,7 +213,7 @@ class Masking:
         self.history: list[dict[str, float]] = []  # one entry for each change
         # weights that were kept at any time
         self.ever = {name: mask.clone() for name, mask in self.masked.kept.items()}
-        self.memory: float = getattr(schedule, "memory", 0.0)
+        self.memory = schedule.memory
         self.seen: dict[str, Tensor] = {}  # running means of |g|, of a schedule with a memory
 
     def before(self, step: int, steps: int) -> None:
@@ -267,8 +275,9 @@ class Masking:
 
     def pruning(self, step: int, steps: int) -> bool:
         """Return True if weights are still to be pruned after `step` of `steps` steps."""
-        density = getattr(self.schedule, "density_at", None)
-        return density is not None and density(step - 1, steps) > density(steps, steps)
+        now = self.schedule.density_at(step - 1, steps)
+        end = self.schedule.density_at(steps, steps)
+        return now is not None and end is not None and now > end
 
     @property
     def changes(self) -> int:

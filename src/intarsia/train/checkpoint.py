@@ -26,9 +26,9 @@ from ..core.errors import CheckpointError, TrainingError
 from ..core.files import read_json, unbroken, writing
 from ..core.reading import read_tensors
 from ..core.sealing import sha256
-from ..parallel.exchange import Group
-from ..parallel.pieces import Piece, Pieces, Stored, apart, write_file
-from ..parallel.together import write_together
+from ..processes.exchange import Group
+from ..processes.pieces import Piece, Pieces, Stored, apart, write_file
+from ..processes.together import write_together
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 PARTS = "part-{:05d}-of-{:05d}.safetensors"

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from ..core.checks import whole
 from ..core.errors import DataError
 from ..core.modes import evaluating
-from ..parallel.exchange import answered
+from ..processes.exchange import answered
 from .objectives import logits_of
 from .order import Batch, Key, Reader, read, size_of, to_device
 from .precision import autocast, compute_dtype

@@ -19,8 +19,8 @@ from ..core.errors import ConfigError, TrainingError, disk_error
 from ..core.files import parse_json, write_json, writing
 from ..core.locks import alone
 from ..core.sealing import OPEN, digests, seal_file, sealed
-from ..parallel.attached import Attached
-from ..parallel.whole_file import write_folder
+from ..processes.parallelism import WholeModel
+from ..processes.whole_file import write_folder
 from .learner import NotFinite
 from .precision import learned_state
 from .processes import on_main, processes
@@ -59,7 +59,7 @@ class Write(Protocol):
         model: nn.Module,
         folder: Path,
         record: Mapping[str, Any],
-        parts: Attached | None = None,
+        parts: WholeModel | None = None,
         /,
     ) -> object: ...
 
@@ -206,10 +206,12 @@ def write_results(
     write_json(out / RUN, sealed(record, files))
 
 
-def write_learned(model: nn.Module, folder: Path, parts: Attached | None = None) -> None:
+def write_learned(model: nn.Module, folder: Path, parts: WholeModel | None = None) -> None:
     """What a model has learned: PEFT's files, or the trained weights.  parts: see `Write`."""
-    save: Any = getattr(model, "save_pretrained", None)
-    if callable(save) and hasattr(model, "peft_config"):
-        write_folder(folder, {}, parts, before=lambda scratch: save(str(scratch)))
+    if hasattr(model, "peft_config"):
+        adapted: Any = model
+        write_folder(
+            folder, {}, parts, before=lambda scratch: adapted.save_pretrained(str(scratch))
+        )
     else:
         write_folder(folder, {TRAINED: learned_state(model)}, parts)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError
 from ..gating import finding_once, having, redraw
-from ..parallel.exchange import Meter, exchanged
+from ..processes.exchange import Meter, exchanged
 from .record import bare
 from .settings import Running
 from .stack import Seated

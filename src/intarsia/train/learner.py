@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from ..core.errors import ConfigError, TrainingError
 from ..gating import aux_loss, before_step, learned_routers
-from ..parallel.attached import Attached
-from ..parallel.exchange import Meter
-from ..parallel.layout import put_rows
+from ..processes.exchange import Meter
+from ..processes.parallelism import WholeModel
+from ..processes.units import put_rows
 from ..schedules import ByFit, LayerSchedule, Masking, SparseSchedule
 from .average import Average
 from .objectives import Objective, Staged
@@ -68,7 +68,7 @@ class Learner:
         dtype = DTYPES[training.precision]
         self.attentions = slow_attention(model, accelerator.device, dtype)
         self.routed = bool(learned_routers(model))
-        self.parts = Attached({})  # of experts on several processes
+        self.parts = WholeModel()  # or this process's part of it
         self.meter = Meter()  # of what is waited for there
         self.accuracies: list[float] = []  # of each epoch that ended
         self.recent: list[float] = []  # accuracies of the batches since

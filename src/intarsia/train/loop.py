@@ -20,8 +20,8 @@ from ..core.errors import CheckpointError, ConfigError
 from ..core.modes import evaluating, modes_kept
 from ..core.seeds import mix
 from ..gating import load as statistics
-from ..parallel.attached import Attached, attached
-from ..parallel.exchange import answered
+from ..processes.exchange import answered
+from ..processes.parallelism import WholeModel
 from ..schedules import LayerSchedule, SparseSchedule
 from ..schedules.phases import Settle
 from . import checkpoint, resume
@@ -133,7 +133,7 @@ class Loop:
             yield
 
     @contextmanager
-    def shared_out(self, ranks: Accelerator) -> Iterator[Attached]:
+    def shared_out(self, ranks: Accelerator) -> Iterator[WholeModel]:
         """Inside, the experts of the model's mixtures are on all processes, if that was asked for.
 
         Raises: TrainingError there, where another process does not answer.
@@ -143,8 +143,8 @@ class Loop:
         with here, self._attached() as self.parts:
             yield self.parts
 
-    def _attached(self) -> AbstractContextManager[Attached]:
-        strategy, recipe = self.how.compute.parallel, self.job.recipe
+    def _attached(self) -> AbstractContextManager[WholeModel]:
+        parallel, recipe = self.how.compute.parallel, self.job.recipe
         others = {
             type(recipe.schedule).__name__: isinstance(
                 recipe.schedule, SparseSchedule | LayerSchedule
@@ -152,12 +152,14 @@ class Loop:
             "ema": recipe.ema is not None,
             "runs that step together": self.how.compute.seat is not None,
         }
-        if strategy is not None and any(others.values()):
+        if parallel is None:
+            return nullcontext(WholeModel())
+        if any(others.values()):
             got = next(name for name, there in others.items() if there)
             fix = "Leave one of both out."
             raise ConfigError("parallel", got=got, want="a run of its own weights", fix=fix)
         gather = self.how.compute.gather
-        return attached(self.model, strategy, meter=self.busy.meter, gather=gather)
+        return parallel.attached(self.model, meter=self.busy.meter, gather=gather)
 
     def _look(self) -> Task:
         """The task, knowing the model's output for one sample; labels are checked against it."""
@@ -332,7 +334,7 @@ class Loop:
             return
         self.at.metrics_bytes = self.log.size()
         state = resume.capture(self.model, self.learner, self.at, self.ranks)
-        if self.parts.parts:
+        if self.parts.shared:
             checkpoint.save_together(out / STATE, state)
         else:
             on_main(self.ranks, lambda: checkpoint.save(out / STATE, state))

@@ -12,16 +12,18 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..core import Cell
 from ..core.checks import at_least, between
 from ..core.errors import ConfigError
+from ..core.foreign import logits_in
 from ..gating import contexts, passes, redraw, task_ids
 from ..mixtures import SplitLinear
+from ..mixtures.routed import RoutedCell, TwoSided
 from .order import Inputs
 from .outcome import LossOf, Outcome, counted, divergence_of, wide
 
@@ -65,7 +67,7 @@ def logits_of(model: nn.Module, x: Inputs) -> Tensor:
         told = task_ids(model, x["task_ids"]) if "task_ids" in x else nullcontext()
         with told:
             out = model(**arguments)
-    logits = getattr(out, "logits", out)
+    logits = logits_in(out)
     return logits if logits.ndim == 3 else wide(logits)
 
 
@@ -270,10 +272,9 @@ def _bottlenecks(model: nn.Module) -> Iterator[Bottlenecks]:
 
     hooks = []
     for cell in model.modules():
-        body = getattr(cell, "body", None)
-        up = getattr(body, "up", None)
-        if isinstance(cell, Cell) and isinstance(up, SplitLinear):
-            hooks.append(watch(up, getattr(body, "scale", 1.0)))
+        body = cast(TwoSided, cell.body) if isinstance(cell, RoutedCell) else None
+        if body is not None and isinstance(body.up, SplitLinear):
+            hooks.append(watch(body.up, body.scale))
     try:
         yield seen
     finally:

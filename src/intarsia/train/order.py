@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -69,6 +69,33 @@ class Order:
         return tuple(batch[share * size : (share + 1) * size])
 
 
+@runtime_checkable
+class Augments(Protocol):
+    """A dataset whose items differ from epoch to epoch."""
+
+    def drawn(self, epoch: int, position: int) -> Any:
+        """Return an item as that epoch sees it."""
+        ...
+
+
+@runtime_checkable
+class HasDigests(Protocol):
+    """A dataset that knows the SHA-256 of each of its samples; none of them if it is not known."""
+
+    @property
+    def digests(self) -> Sequence[str]: ...
+
+
+def digests_of(dataset: object) -> Sequence[str]:
+    """Return the SHA-256 of each sample, or nothing for a dataset that does not know them."""
+    return dataset.digests if isinstance(dataset, HasDigests) else ()
+
+
+def classes_of(dataset: object) -> Sequence[Any] | None:
+    """Return the names of the classes, of a dataset that has them: ours, or torchvision's."""
+    return getattr(dataset, "classes", None)
+
+
 class Reader(Dataset[Batch]):
     """Whole batches of a dataset by (epoch, positions): (inputs, target), as the task has them.
 
@@ -116,7 +143,7 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
 def size_of(dataset: Dataset[Any]) -> int:
     """Its length.  Raises: DataError for a dataset without one, and for a loader of batches."""
     what, want = f"dataset {type(dataset).__name__}", "a map-style dataset"
-    if not hasattr(type(dataset), "__getitem__") and hasattr(dataset, "dataset"):
+    if isinstance(dataset, DataLoader):
         fix = "Give the loader's own dataset, and batch_size=..."
         raise DataError(what, got="a loader of batches", want=want, fix=fix)
     try:
@@ -141,9 +168,7 @@ def _tensors(dataset: Dataset[Any], positions: Sequence[int]) -> tuple[Tensor, T
 def _item(dataset: Dataset[Any], epoch: int, position: int) -> Any:
     while isinstance(dataset, Subset):
         dataset, position = dataset.dataset, dataset.indices[position]
-    # a set that augments has its items by epoch
-    drawn = getattr(dataset, "drawn", None)
-    return dataset[position] if drawn is None else drawn(epoch, position)
+    return dataset.drawn(epoch, position) if isinstance(dataset, Augments) else dataset[position]
 
 
 def pair(item: Any) -> tuple[Any, Any]:

@@ -21,7 +21,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from ..core.checks import check_device, from_environment
 from ..core.errors import ConfigError, IntarsiaError
-from ..parallel.exchange import answered
+from ..processes.exchange import answered
 from .progress import CSV
 
 Result = TypeVar("Result")

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from enum import Enum
 from importlib.util import find_spec
 from multiprocessing import parent_process
 from pathlib import Path
@@ -209,7 +210,10 @@ def tracking(accelerator: Accelerator, step: int, csv_in: Path | None) -> Iterat
     Raises: ConfigError for one that cannot start, as without an account.
     """
     if accelerator.log_with:
-        names = [str(getattr(tracker, "value", tracker)) for tracker in accelerator.log_with]
+        names = [
+            str(tracker.value if isinstance(tracker, Enum) else tracker)
+            for tracker in accelerator.log_with
+        ]
         try:
             accelerator.init_trackers(
                 "tensorboard" if names == ["tensorboard"] else "intarsia",

@@ -11,6 +11,7 @@ import platform
 import resource
 import sys
 from collections.abc import Callable, Mapping
+from enum import Enum
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +24,7 @@ from torch.utils.data import Dataset, Subset, TensorDataset
 
 from ..core.heads import heads_of
 from .checkpoint import tensors_hash
-from .order import labels_of, size_of
+from .order import classes_of, digests_of, labels_of, size_of
 from .precision import trained
 
 PACKAGES = ("intarsia", "torch", "timm", "peft", "accelerate", "numpy")
@@ -125,7 +126,7 @@ def plain_values(value: Any) -> Any:
     if isinstance(value, tuple | list):
         return [plain_values(v) for v in value]
     if value is None or isinstance(value, bool | int | float | str):
-        return getattr(value, "value", value)
+        return value.value if isinstance(value, Enum) else value
     if isinstance(value, Path):
         return str(value)
     return describe(value)
@@ -153,13 +154,13 @@ def data_of(dataset: Dataset[Any]) -> dict[str, Any]:
     Pictures are hashed by the digests of their pixels, whatever was computed of them, and texts by
     those of their rows, `digests`; other tensors whole; the rest by their labels.
     """
-    known = getattr(dataset, "classes", None)
+    known = classes_of(dataset)
     if isinstance(dataset, Subset):
         index = np.asarray(dataset.indices, dtype=np.int64).tobytes()
         inner = data_of(dataset.dataset)
         digest = _sha(inner["sha256"].encode() + index)
         known = inner.get("classes")
-    elif rows := getattr(dataset, "digests", None):
+    elif rows := digests_of(dataset):
         labels = labels_of(dataset)  # the rows of a text hold theirs
         digest = _sha(" ".join(rows).encode() + (b"" if labels is None else labels.tobytes()))
     elif isinstance(dataset, TensorDataset):
@@ -195,7 +196,7 @@ def item_numbers(dataset: Dataset[Any]) -> torch.Tensor | None:
     if isinstance(dataset, Subset):
         inner = item_numbers(dataset.dataset)
         return None if inner is None else inner[torch.as_tensor(list(dataset.indices))]
-    rows = [row.encode() for row in getattr(dataset, "digests", None) or ()]
+    rows = [row.encode() for row in digests_of(dataset)]
     if not rows and isinstance(dataset, TensorDataset):
         rows = [row.numpy().tobytes() for row in dataset.tensors[0].detach().cpu().contiguous()]
     return torch.tensor([int(_sha(row)[:15], 16) for row in rows]) if rows else None
@@ -203,7 +204,7 @@ def item_numbers(dataset: Dataset[Any]) -> torch.Tensor | None:
 
 def _keys(dataset: Dataset[Any]) -> tuple[object, set[Any]] | None:
     """(what kind of key, the samples' keys)."""
-    if rows := getattr(dataset, "digests", None):
+    if rows := digests_of(dataset):
         return "digest", set(rows)
     if isinstance(dataset, TensorDataset):
         rows = dataset.tensors[0].detach().cpu().contiguous()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from accelerate import Accelerator
@@ -44,6 +44,15 @@ class Position:
     identity: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
+@runtime_checkable
+class ReadsBuffers(Protocol):
+    """A module that keeps values of its buffers in another form beside them."""
+
+    def read_buffers(self) -> None:
+        """Take the values anew from buffers that were written to."""
+        ...
+
+
 def learned_copy(model: nn.Module) -> dict[str, Tensor]:
     """A copy of the trained parameters and buffers, on the CPU."""
     return {name: t.detach().cpu().clone() for name, t in learned_state(model).items()}
@@ -63,9 +72,8 @@ def put_back(model: nn.Module, learned: Mapping[str, Tensor]) -> None:
         for name, tensor in own.items():
             tensor.copy_(learned[name])
     for module in model.modules():
-        # values that a module keeps beside its buffers, as after load_state_dict
-        if callable(read := getattr(module, "read_buffers", None)):
-            read()
+        if isinstance(module, ReadsBuffers):
+            module.read_buffers()
 
 
 def trunk_hash(model: nn.Module) -> str:

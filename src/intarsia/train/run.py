@@ -105,7 +105,7 @@ def _fit(
         if out is not None:
             split = "test" if "test" in scores else "val"
             found, last = scores.get(split), write
-            if parts.parts:  # each process writes its experts
+            if parts.shared:  # each process writes its experts
                 write(model, out / ADAPTER, run.record, parts)
                 last = None
             evaluated = job.sets[2] if split == "test" else job.sets[1]
@@ -166,8 +166,8 @@ def _about(job: Job) -> dict[str, Any]:
 
 def _shared_out(job: Job) -> Any:
     """How experts are shared out among processes."""
-    strategy = job.running.compute.parallel
-    return None if strategy is None else records.describe(strategy)
+    parallel = job.running.compute.parallel
+    return None if parallel is None else records.describe(parallel)
 
 
 def _beside(job: Job) -> int | None:

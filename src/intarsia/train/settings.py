@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from ..core.checks import above, at_least, below_one, between, one_of, whole
 from ..core.errors import ConfigError, UnknownName
-from ..parallel.strategy import Strategy
+from ..processes.parallelism import Parallelism
 from ..schedules import ByFit, LayerSchedule, SparseSchedule
 from .optimisers import LrFactor, adamw, cosine
 from .stack import Seat
@@ -169,18 +169,15 @@ class Compute:
     device: str | None = None
     recompute: bool = False
     compile: bool = False
-    parallel: Strategy | None = None
+    parallel: Parallelism | None = None
     gather: bool = True
     seat: Seat | None = None
 
     def __post_init__(self) -> None:
         if self.parallel is None:
             return
-        if isinstance(self.parallel, type) or not isinstance(self.parallel, Strategy):
-            got, fix = (
-                repr(self.parallel),
-                "For example: parallel=intarsia.parallel.Fssdp(memory=2)",
-            )
+        if isinstance(self.parallel, type) or not isinstance(self.parallel, Parallelism):
+            got, fix = repr(self.parallel), "For example: intarsia.parallel.Fssdp(memory=2)"
             raise ConfigError("parallel", got=got, want="the settings of a strategy", fix=fix)
         if self.recompute or self.compile:
             other = "recompute" if self.recompute else "compile"
@@ -255,7 +252,7 @@ class Options(TypedDict, total=False):
     device: str | None
     recompute: bool
     compile: bool
-    parallel: Strategy | None
+    parallel: Parallelism | None
     gather: bool
     seat: Seat | None
 

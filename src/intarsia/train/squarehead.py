@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..core import Card, Paper
 from ..core.checks import above, at_least
 from ..core.errors import ConfigError
+from ..core.foreign import is_encoder_decoder
 from .distill import check_logits, taught
 from .objectives import blocks_of, logits_of
 from .order import Inputs
@@ -57,7 +58,7 @@ class SquareHead:
         if self.teacher is None:
             want, fix = "the dense model", "Pass SquareHead(teacher), or fit --teacher NAME."
             raise ConfigError("teacher of SquareHead", got="none", want=want, fix=fix)
-        if getattr(getattr(self.teacher, "config", None), "is_encoder_decoder", False) is True:
+        if is_encoder_decoder(self.teacher):
             want, fix = "blocks with one padding mask", "Use `distill` for it."
             raise ConfigError("teacher", got="an encoder with a decoder", want=want, fix=fix)
         with block_outputs(self.teacher) as wanted:

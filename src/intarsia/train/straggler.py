@@ -12,7 +12,7 @@ from accelerate.utils import gather_object
 from torch import Tensor
 from torch.autograd import Variable
 
-from ..parallel.exchange import Meter
+from ..processes.exchange import Meter
 
 
 def straggler(busy: Sequence[float]) -> dict[str, float]:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from ...core.errors import UnknownName
+from ...core.foreign import tensor_of
 from .gates import own_gate
 
 ATTENTION = ("attn", "attention", "self_attn", "self_attention", "token_mixer")
@@ -299,7 +300,7 @@ def norm_width(module: nn.Module) -> int | None:
     ):
         return None
     if not isinstance(module, NORMS):
-        weight = getattr(module, "weight", None)  # Gemma 4 has norms without
+        weight = tensor_of(module)  # Gemma 4 has norms without
         return weight.numel() if isinstance(weight, Tensor) else None
     if isinstance(module, nn.GroupNorm):
         return module.num_channels
@@ -322,7 +323,7 @@ def widths(module: nn.Module) -> tuple[int, int] | None:
     """
     if width := norm_width(module):
         return width, width
-    if isinstance(matrix := getattr(own_gate(unwrapped(module)), "weight", None), Tensor):
+    if (matrix := tensor_of(own_gate(unwrapped(module)))) is not None:
         return matrix.shape[-1], matrix.shape[-1]  # a block with experts of its own
     if mlp := block_kind(module) in ("attention", "mixer") and mlp_of(module):
         module = unwrapped(module.get_submodule(mlp))

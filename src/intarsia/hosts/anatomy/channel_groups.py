@@ -11,6 +11,7 @@ from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
 
 from ...core.errors import TargetError
+from ...core.foreign import groups_of
 from .reorder import reorder
 from .traced import ADD, BATCH_NORM, MUL, function_of, module_of, tensors_in, traced
 
@@ -134,7 +135,7 @@ class _GroupFinder:
         if self.at(value.group).fixed == "the net's input":
             self.inputs.add(path)
         outs = len(layer.weight)
-        groups = getattr(layer, "groups", 1)
+        groups = groups_of(layer)
         # a depthwise convolution keeps channel i at place i
         if groups > 1 and groups == layer.in_channels == layer.out_channels:
             self.at(value.group).follows.append(path)

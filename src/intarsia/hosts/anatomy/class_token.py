@@ -13,6 +13,7 @@ from timm.layers import Attention
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 
+from ...core.foreign import logits_in
 from ...core.modes import evaluating, forward_as
 from ...gating import learned_routers
 from .blocks import base_of, unwrapped
@@ -90,7 +91,7 @@ def _equal(model: nn.Module, block: Block, attention: Attention, x: Tensor) -> b
 def _logits(model: nn.Module, x: Tensor) -> Tensor:
     """Compute logits in float32, whatever the type of the weights."""
     out = model(x)
-    return getattr(out, "logits", out).float()
+    return logits_in(out).float()
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import ConfigError, IntarsiaError
+from ...core.foreign import config_of
 
 Inputs = Tensor | Mapping[str, Tensor]
 
@@ -60,7 +61,7 @@ def image_shape(model: nn.Module) -> tuple[int, int, int]:
 
     Raises: ConfigError if the model does not say.
     """
-    config = getattr(model, "config", None)
+    config = config_of(model)
     if isinstance(cfg := getattr(model, "pretrained_cfg", None), Mapping) and cfg.get("input_size"):
         channels, *size = cfg["input_size"]
         # the size a model was built for may differ from its pretrained one

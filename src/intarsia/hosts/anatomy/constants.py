@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from ...core.foreign import logits_in
 from ...core.modes import evaluating, forward_as, modes_kept
 from ...data.loaders import ImageTensors
 from ...gating import learned_routers
@@ -249,7 +250,7 @@ def _matters(model: nn.Module, constants: Constants, rows: Tensor, number: int) 
     # NaN spreads to the logits from whatever reads it
     part.view(constants.outs[number][1]).fill_(float("nan"))
     out = model(spoiled)
-    return not bool(torch.isfinite(getattr(out, "logits", out)).all())
+    return not bool(torch.isfinite(logits_in(out)).all())
 
 
 @torch.no_grad()

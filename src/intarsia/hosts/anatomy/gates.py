@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import CheckpointError, ConfigError, TargetError
+from ...core.foreign import tensor_of
 from ...gating import Router, RouterConfig, expert_readers
 from ...routers import TopK
 
@@ -104,7 +105,7 @@ def read_gate(path: str, gate: nn.Module) -> OwnGate:
     if isinstance(gate, HostedRouter):
         subject, fix = f"gate {path!r}", "Start from a fresh copy of the model."
         raise TargetError(subject, got="a router put there before", want="the host's own", fix=fix)
-    weight = getattr(gate, "weight", None)
+    weight = tensor_of(gate)
     output: Any = None
     if isinstance(weight, Tensor) and weight.dim() == 2:
         draws = torch.Generator().manual_seed(0)
@@ -127,7 +128,7 @@ def read_gate(path: str, gate: nn.Module) -> OwnGate:
             n: torch.allclose(weights.float(), factor * w, atol=1e-3) for n, w in candidates.items()
         }
         scale = next((n for n, is_near in near.items() if is_near), None)
-    bias = getattr(gate, "bias", None) is not None
+    bias = tensor_of(gate, "bias") is not None
     return OwnGate(logits.shape[1], weights.shape[1], scale, factor, bias)
 
 

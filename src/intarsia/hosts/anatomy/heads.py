@@ -13,6 +13,7 @@ from torch.nn import Identity
 
 from ...core import Routing
 from ...core.errors import ConfigError, TargetError
+from ...core.foreign import config_of
 from ...mixtures.union import CutLinear, SelectiveAttention, SelectiveQueries, UnionAttention
 from ...routers.union import UnionRouter
 
@@ -42,7 +43,7 @@ def heads_of(path: str, module: nn.Module) -> HeadCounts:
     elif set(LINEARS) <= children <= {*LINEARS, *NORMS}:
         # a window, or scores cut by a tanh (Gemma 2): the kinds that are built have neither
         is_full = not any(getattr(module, n, None) for n in ("sliding_window", SOFTCAP))
-        rotary = getattr(getattr(module, "config", None), "rope_parameters", None) or {}
+        rotary = getattr(config_of(module), "rope_parameters", None) or {}
         # GLM turns half of a head
         is_full = is_full and rotary.get("partial_rotary_factor", 1) == 1
         if is_full and all(type(getattr(module, n)) is nn.Linear for n in LINEARS):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from ...core.errors import ConfigError, TargetError
+from ...core.heads import heads_of
 from ...core.modes import forward_as
 from ..attach.prompts import NAME, Prompts
 from .blocks import base_of
@@ -196,12 +197,8 @@ def first_trained_block(model: nn.Module) -> int | None:
     """
     host = base_of(model)
     trained = {id(p) for p in host.parameters() if p.requires_grad}
-    if hasattr(host, "get_classifier"):
-        heads = cast(Any, host).get_classifier()
-        heads = heads if isinstance(heads, tuple) else (heads,)
-        of_heads = {id(p) for head in heads for p in head.parameters()}
-        if trained and trained <= of_heads:
-            return None
+    if trained and trained <= {id(p) for head in heads_of(host) for p in head.parameters()}:
+        return None
     _, tail = split_at(host, 0)
     learns = [any(p.requires_grad for p in block.parameters()) for block in tail.blocks]
     prompts = getattr(host, NAME, None)  # prompts are the model's, but enter at a block

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import FoldError
+from ...core.foreign import tensor_of
+from ..swap.packed_linear import PackedLinear
 from .blocks import unwrapped, walk
 
 
 def quantised(module: nn.Module) -> bool:
     """Return True if a quantiser, or a format that it is stored in, holds this layer's weight."""
-    if getattr(unwrapped(module), "packed", False):
+    if isinstance(unwrapped(module), PackedLinear):
         return True
-    weight = getattr(unwrapped(module), "weight", None)
+    weight = tensor_of(unwrapped(module))
     return isinstance(weight, Tensor) and _is_quantised(weight)
 
 

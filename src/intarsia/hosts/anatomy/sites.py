@@ -5,13 +5,14 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, cast
+from typing import Any
 
 from timm.layers import LayerNorm2d, RmsNorm2d
 from torch import Tensor, nn
 
 from ...core import Method, Site
 from ...core.errors import TargetError
+from ...core.foreign import config_of, tensor_of
 from .blocks import (
     CONVOLUTIONAL,
     QKV,
@@ -77,7 +78,7 @@ def _feeding_norm(chain: Sequence[nn.Module], path: str) -> tuple[Tensor, Tensor
         return None
     for name in FEEDS.get(names[-up], ()):
         norm = chain[-up - 1]._modules.get(name)
-        weight, bias = getattr(norm, "weight", None), getattr(norm, "bias", None)
+        weight, bias = tensor_of(norm), tensor_of(norm, "bias")
         if isinstance(norm, nn.LayerNorm) and weight is not None and bias is not None:
             return weight, bias
     return None
@@ -208,24 +209,19 @@ def planned(
 ) -> tuple[Method, list[Site]]:
     """Return a method with what it decides for a whole host, and its sites there.
 
-    A method may offer `plan(host, batches, targets=, layers=, seed=)`, which gives the settings to
-    use; `paths`, in place of the roles; `elsewhere`, the settings for a host that has no place for
-    its own; and `check_sites(paths)`.
+    Raises: as `find_sites`, where there is no place `elsewhere` either, and the method do.
     """
-    plan: Any = getattr(method, "plan", None)
-    if callable(plan):
-        method = cast(Method, plan(host, batches, targets=targets, layers=layers, seed=seed))
+    method = method.for_host(host, batches, targets=targets, layers=layers, seed=seed)
     if targets is None:
-        targets = getattr(method, "paths", ()) or None
+        targets = method.paths or None
     try:
         sites = find_sites(host, method, targets, layers)
     except TargetError:
-        if (fallback := getattr(method, "elsewhere", None)) is None:
+        if (fallback := method.elsewhere) is None:
             raise
         method, sites = fallback, find_sites(host, fallback, targets, layers)
     _refuse_rescaled(host, sites)
-    if callable(check := getattr(method, "check_sites", None)):
-        check([site.path for site in sites])
+    method.check_sites([site.path for site in sites])
     return method, sites
 
 
@@ -234,7 +230,7 @@ def _refuse_rescaled(host: nn.Module, sites: Sequence[Site]) -> None:
 
     Raises: TargetError.
     """
-    interval = getattr(getattr(unwrapped(host), "config", None), "rescale_every", 0)
+    interval = getattr(config_of(unwrapped(host)), "rescale_every", 0)
     for site in sites if interval else ():
         if not site.path.endswith(("key", "receptance", "attention.value")):
             raise TargetError(

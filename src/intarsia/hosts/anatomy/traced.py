@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.shape_prop import ShapeProp
+from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from ...core.errors import TargetError
 from ...core.modes import evaluating
@@ -54,7 +54,7 @@ def traced(net: nn.Module, example: Tensor | None = None) -> fx.GraphModule:
         raise TargetError("example", got=got, want="an input of the net", fix=fix) from error
     for node in module.graph.nodes:
         metadata = node.meta.get("tensor_meta")
-        node.meta["shape"] = tuple(metadata.shape) if hasattr(metadata, "shape") else ()
+        node.meta["shape"] = tuple(metadata.shape) if isinstance(metadata, TensorMetadata) else ()
     return module
 
 

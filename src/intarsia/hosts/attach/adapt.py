@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import abc
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, cast
 
 from peft import MODEL_TYPE_TO_PEFT_MODEL_MAPPING, PeftModel
 from torch import nn
 
 from ...core import Method
-from ...core.change import Plan
+from ...core.change import Change, Plan
 from ...core.errors import ConfigError, TargetError
+from ...core.foreign import config_of
 from ...core.heads import heads_of
+from ...core.method_settings import MethodSettings
 from ...core.registry import KEY, card, method_key, method_to_dict
 from ..anatomy.blocks import base_of, unwrapped, walk
 from ..anatomy.sites import planned
@@ -34,17 +37,20 @@ def find_heads(model: nn.Module) -> list[str]:
     ]
 
 
-class PublishedRecipe(Protocol):
+class PublishedRecipe(MethodSettings, abc.ABC):
     """Published training: a method, and what it does to the model before cells go in."""
 
     @property
+    @abc.abstractmethod
     def method(self) -> Method: ...
 
-    def prepare(self, host: nn.Module, seed: int) -> None: ...
+    @abc.abstractmethod
+    def prepare(self, host: nn.Module, seed: int) -> None:
+        """Change the plain model in place, before the method's cells go in."""
 
 
 @dataclass(frozen=True)
-class Adapt:
+class Adapt(Change):
     """Change that puts a method's cells into a frozen pretrained model; its head is trained whole.
 
     targets: module names, ends of names or globs, where the method's own places do not suit.
@@ -64,6 +70,7 @@ class Adapt:
     classes: Sequence[str] | None = None
     recipe: PublishedRecipe | None = None
 
+    rewires: ClassVar[bool] = True
     recorded: ClassVar[bool] = False  # PEFT keeps the list of adapters
 
     @property
@@ -156,7 +163,7 @@ def task_type_of(model: nn.Module) -> str | None:
     reads = getattr(model, "main_input_name", None)
     if not callable(generates) or not generates() or reads != "input_ids":
         return None
-    config: Any = getattr(model, "config", None)
+    config: Any = config_of(model)
     return "SEQ_2_SEQ_LM" if getattr(config, "is_encoder_decoder", False) else "CAUSAL_LM"
 
 

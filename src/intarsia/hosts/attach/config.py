@@ -16,7 +16,7 @@ from ...core import Cell, Method, Site
 from ...core.errors import ConfigError
 from ...core.registry import method_from_dict
 from ..anatomy import origin
-from .shared import Shared, shares
+from .shared import Shared
 
 KINDS: dict[str, tuple[type, ...]] = {
     "options": (dict,),
@@ -34,6 +34,12 @@ class Family(str, enum.Enum):  # noqa: UP042  PEFT's mappings want a str enum wh
     """Type under which PEFT knows every method."""
 
     INTARSIA = "INTARSIA"
+
+
+def peft_kind(config: PeftConfig) -> str:
+    """Return PEFT's name for the kind of an adapter, such as "LORA"."""
+    kind = config.peft_type
+    return str(kind.value if isinstance(kind, enum.Enum) else kind)
 
 
 @dataclass
@@ -130,10 +136,10 @@ class IntarsiaConfig(PeftConfig):
         some.
         """
         method = self.settings()
-        if not shares(method):
+        if not method.shares_state:
             return Shared()
         generator = self._generator("", "shared")
-        return Shared(lambda: method.share(list(sites), generator=generator))
+        return Shared(lambda: method.shared_state(list(sites), generator=generator))
 
     def build(self, site: Site, name: str, shared: Shared) -> Cell:
         """Build the cell of this adapter for a site."""

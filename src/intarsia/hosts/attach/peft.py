@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ...core import Cell, Site
 from ...core.errors import FoldError, TargetError
+from ...core.foreign import model_type_of, tensor_of
 from ...core.registry import settings_to_dict
 from ...gating import of_samples, unwatch, watch
 from ..anatomy import origin
@@ -354,7 +355,7 @@ class IntarsiaModel(BaseTuner):
 
     def _check_own(self, layer: IntarsiaLayer) -> None:
         """Check that no other module has a layer's weight.  Raises: FoldError."""
-        weight = getattr(layer.get_base_layer(), "weight", None)
+        weight = tensor_of(layer.get_base_layer())
         shared = [p for p, m in self.model.named_modules() if weight is m._parameters.get("weight")]
         if weight is not None and len(shared) > 1:
             subject, got = f"merging at {layer.path!r}", f"a weight that {shared[0]!r} has, too"
@@ -390,8 +391,7 @@ def has_places(method: str, host: nn.Module) -> bool:
     mapping = getattr(tuners[method], "target_module_mapping", None)
     if method == "IA3":  # whose tuner has the table elsewhere
         mapping = TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
-    kind = getattr(getattr(host, "config", None), "model_type", None)
-    return mapping is None or kind in mapping
+    return mapping is None or model_type_of(host) in mapping
 
 
 # what register_peft_method does, less its check that the name is in PEFT's own closed enum

@@ -1,34 +1,19 @@
 """Share state between the cells of one adapter; the first of them holds it.
 
-A method with `share(sites, generator=)` gets, in `build(site, generator=, shared=)`, the module
-that it made for all sites; every cell refers to it, and the first cell also registers it. So it is
-saved, moved, cast, frozen, trained and deleted once, and as any cell is.
+A method that shares state gets, in `build(site, generator=, shared=)`, the module that its
+`shared_state` made for all sites; every cell refers to it, and the first cell also registers it. So
+it is saved, moved, cast, frozen, trained and deleted once, and as any cell is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol, TypeGuard, cast
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import nn
 
 from ...core import Cell, Method, Site
-
-
-class Sharing(Method, Protocol):
-    """Method whose cells share state."""
-
-    def share(self, sites: Sequence[Site], *, generator: torch.Generator) -> nn.Module: ...
-
-    def build(
-        self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None
-    ) -> Cell: ...
-
-
-def shares(method: Method) -> TypeGuard[Sharing]:
-    """Return True if the cells of this method share state."""
-    return callable(getattr(method, "share", None))
 
 
 class Shared:
@@ -48,7 +33,8 @@ class Shared:
             return method.build(site, generator=generator)
         first = self._module is None
         module = self._module = self._make() if self._module is None else self._module
-        cell = cast(Sharing, method).build(site, generator=generator, shared=module)
+        sharing: Any = method  # its `build` takes the shared state
+        cell: Cell = sharing.build(site, generator=generator, shared=module)
         # registered once, by the first cell: state dicts would have it several times
         if first:
             cell.add_module("shared", module)

@@ -18,11 +18,12 @@ from peft import (
 )
 from torch import nn
 
-from ...core.change import PlainChange, Plan
+from ...core.change import Change, Plan
 from ...core.errors import ConfigError
 from ..anatomy.blocks import base_of, blocks
 from ..anatomy.sites import call_layer, find_sites
 from .adapt import check_model, check_name, exact_targets, named_heads, quiet_peft, task_type_of
+from .config import peft_kind
 from .peft import has_places
 
 # what we decide, or what is no setting of a method
@@ -94,7 +95,7 @@ def through_peft(
 
 
 @dataclass(frozen=True)
-class AdaptByPeft(PlainChange):
+class AdaptByPeft(Change):
     """Change to an adapter that a config of PEFT describes, as `LoraConfig(r=8)`, by PEFT's own
     code.
 
@@ -139,17 +140,17 @@ class AdaptByPeft(PlainChange):
     @property
     def _kind(self) -> str:
         """PEFT's name for the adapter's type."""
-        return str(getattr(self.config.peft_type, "value", self.config.peft_type))
+        return peft_kind(self.config)
 
     def _open(self, host: nn.Module) -> dict[str, Any]:
         """Return the settings that the config leaves open, with their values for a host."""
         decided: dict[str, Any] = {}
         if self.config.task_type is None:
             decided["task_type"] = task_type_of(host)
-        if getattr(self.config, "modules_to_save", ...) is None:
+        if vars(self.config).get("modules_to_save", ...) is None:
             decided["modules_to_save"] = named_heads(host, self.head) or None
         # `...` stands for a config without that setting, None for one that leaves it open
-        places = getattr(self.config, "target_modules", ...)
+        places = vars(self.config).get("target_modules", ...)
         names_places = self.targets is not None or self.layers is not None
         if names_places and places is not None:
             has = "has no places" if places is ... else "says where"

@@ -11,10 +11,12 @@ from peft import PeftModel
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from ...adapters.coded import CodedLinear
 from ...core import Cell
 from ...core.cell import Units
 from ...core.change import steps_of
 from ...core.errors import ConfigError, FoldError, UnknownName
+from ...core.foreign import config_of
 from ..anatomy.blocks import walk
 from ..anatomy.compare import Inputs, difference, inputs_for, outputs, shared_copy, tolerance_of
 from ..anatomy.quantised import refuse_quantised
@@ -71,7 +73,8 @@ def fold(
     if uniform:
         pad(stock, _whole_ratio if _wants_whole_ratio(stock) else None)
     note = _describe(stock)
-    _name_classes(stock, getattr(model.peft_config[names[0]], "origin", None) or {})
+    config: Any = model.peft_config[names[0]]  # one of ours
+    _name_classes(stock, config.origin or {})
     batch = inputs_for(host, inputs)
     # 3. both models on the same inputs, with the adapters of `names` active
     reference = cast(PeftModel, shared_copy(model).eval())
@@ -155,7 +158,7 @@ def _stock(host: nn.Module, names: list[str], keep_zeros: bool | None) -> tuple[
     """Copy the host with plain modules in place of wrapped ones; returns it and what was done."""
     # what is in the memo is taken, not copied: every module shares one config, wrappers give way
     memo: dict[int, Any] = {}
-    if (config := getattr(host, "config", None)) is not None:
+    if (config := config_of(host)) is not None:
         memo[id(config)] = copy.deepcopy(config)
     done = {"widened": 0, "changed": 0}
 
@@ -171,8 +174,8 @@ def _stock(host: nn.Module, names: list[str], keep_zeros: bool | None) -> tuple[
             elif isinstance(saved := child._modules.get("modules_to_save"), nn.ModuleDict):
                 # a trained head, if one of the adapters has one
                 trained = next((saved[n] for n in names if n in saved), child.original_module)
-                merge = getattr(trained, "merged", None)  # a head of few bits
-                trained = merge() if callable(merge) else trained
+                if isinstance(trained, CodedLinear):  # a head of few bits
+                    trained = trained.merged()
                 memo[id(child)] = copy.deepcopy(trained, memo)
             elif type(child).__module__.split(".")[0] in foreign:
                 want = "cells and trained heads only"
@@ -306,7 +309,7 @@ def _remove_traces(stock: nn.Module) -> None:
 
 def _wants_whole_ratio(stock: nn.Module) -> bool:
     """Return True if a transformers config holds the MLP's width as a whole multiple only."""
-    config = getattr(stock, "config", None)
+    config = config_of(stock)
     return isinstance(getattr(config, "mlp_ratio", None), int) and not hasattr(
         config, "intermediate_size"
     )
@@ -319,7 +322,7 @@ def _whole_ratio(inputs: int, widest: int) -> int:
 
 def _describe(stock: nn.Module) -> str:
     """Write the MLPs' width into a transformers config, or say why save_pretrained will not do."""
-    config = getattr(stock, "config", None)
+    config = config_of(stock)
     widths = {(m.inputs, m.hidden) for m in mlps(stock).values()}
     if config is None or not hasattr(config, "hidden_size") or not widths:
         return ""
@@ -340,7 +343,7 @@ def _describe(stock: nn.Module) -> str:
 def _name_classes(stock: nn.Module, origin: Mapping[str, Any]) -> None:
     """Write the class names that came with the adapter where timm and transformers keep theirs."""
     classes: list[str] = list(origin.get("classes") or ())
-    timm_config, config = getattr(stock, "pretrained_cfg", None), getattr(stock, "config", None)
+    timm_config, config = getattr(stock, "pretrained_cfg", None), config_of(stock)
     # timm writes these into its own exports, transformers into config.json
     if classes and isinstance(timm_config, dict):
         timm_config |= {"label_names": classes, "num_classes": len(classes)}

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from ...core.errors import ConfigError, ExportError, MissingExtra
 from ...core.files import writing
+from ...core.foreign import logits_in
 from ...data.transforms import InputConfig
 from ..anatomy.blocks import base_of
 from ..anatomy.compare import Difference, difference, outputs, sample, shared_copy, tolerance_of
@@ -42,7 +43,8 @@ class Logits(nn.Module):
         # timm gives a tensor, transformers an object or a tuple
         if isinstance(out, Tensor):
             return out
-        return out.logits if hasattr(out, "logits") else out[0]
+        logits = logits_in(out)
+        return logits if isinstance(logits, Tensor) else out[0]
 
 
 def export_onnx(

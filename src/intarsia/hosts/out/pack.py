@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from ...adapters import CodedCell, CodedLinear
 from ...adapters.coded import stored
 from ...core import Card, Method, Paper
-from ...core.change import PlainChange, Plan
+from ...core.change import Change, Plan
 from ...core.errors import CheckpointError, ConfigError, TargetError, UnknownName
 from ...core.files import unbroken, writing
 from ...core.reading import open_tensors
@@ -90,7 +90,7 @@ def _bytes(tensor: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class CodeHead(PlainChange):
+class CodeHead(Change):
     """Change to a classifier that trains with weights of few bits, for `BiAdapter`; apply it first.
 
     bits, codebook: see `intarsia.formats.Gaussian`.

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import FoldError
+from ...core.foreign import tensor_of
 from ..anatomy.blocks import NORMS
 from ..anatomy.compare import difference
 from .widen import EXACT, KEEP, add_bias, exact, set_weights
@@ -19,7 +20,7 @@ def rescale(layer: nn.Module, scale: Tensor, shift: Tensor, path: str, channels:
     Raises: FoldError for another module, one without the weights it would need (patch merging in
     Swin has no bias), or one that does not scale with its weights.
     """
-    weight, bias = getattr(layer, "weight", None), getattr(layer, "bias", None)
+    weight, bias = tensor_of(layer), tensor_of(layer, "bias")
     if not isinstance(layer, (nn.Linear, nn.Conv2d, *NORMS)) or not isinstance(weight, Tensor):
         subject, want = f"fold {path!r}", "a Linear, a convolution or a norm with weights"
         raise FoldError(subject, got=f"a scale behind {type(layer).__name__}", want=want, fix=KEEP)

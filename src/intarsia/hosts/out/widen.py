@@ -17,6 +17,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ...core.cell import Units
 from ...core.errors import FoldError
+from ...core.foreign import tensor_of
 
 KEEP = "Keep the adapter attached: export_onnx and export_program take the adapted model as it is."
 ACTS = ("act", "activation_fn", "activation")
@@ -140,7 +141,7 @@ def append_units(mlp: PlainMlp, rows: Tensor, bias: Tensor, columns: Tensor, pat
 
 def add_bias(layer: nn.Module, bias: Tensor, path: str) -> None:
     """Add to a layer's bias, in place.  Raises: FoldError if it has none and needs one."""
-    current = getattr(layer, "bias", None)
+    current = tensor_of(layer, "bias")
     if isinstance(current, Tensor):
         set_weights(layer, bias=current + bias.to(current))
     elif bool((bias != 0).any()):

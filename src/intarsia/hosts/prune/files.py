@@ -19,6 +19,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ...core.checks import one_of
 from ...core.errors import CheckpointError, ConfigError, ShapeError, TargetError
@@ -70,7 +71,7 @@ def save_sparse(
     if is_adapted(model):
         fix = "Fold the adapters first: intarsia.fold(model, keep_zeros=True)."
         raise TargetError("model", got="one with adapters", want="a plain one", fix=fix)
-    if not callable(getattr(host, "save_pretrained", None)):
+    if not isinstance(host, PreTrainedModel):
         want, fix = "a model of transformers", "Use intarsia.save, or hosts.export_timm for timm."
         raise TargetError("model", got=type(host).__name__, want=want, fix=fix)
     parts, quantised = packed(host) if layout == PACKED else ({}, None)

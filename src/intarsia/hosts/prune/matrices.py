@@ -14,7 +14,9 @@ from transformers.pytorch_utils import Conv1D
 
 from ...core import Routing
 from ...kernels.experts.stacks import stacked_matrices
+from ...mixtures.experts import Experts, StackedExperts
 from ...scores.statistics import Observed, Statistics, observing
+from ..swap.packed_linear import PackedLinear
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,7 +70,7 @@ def matrix_of(layer: nn.Module) -> Matrix | None:
 
     A layer that a format holds (`PackedLinear`) has no matrix that could be written.
     """
-    if getattr(layer, "packed", False):
+    if isinstance(layer, PackedLinear):
         return None
     if isinstance(layer, Conv1D):
         return Matrix(layer, turned=True)
@@ -100,7 +102,7 @@ def seeing(layers: Mapping[str, Matrix], needs: Collection[str]) -> Iterator[Obs
             count = partial(_count, observed, frozenset(needs), owner, names)
             stack.enter_context(
                 _counting_mixture(owner, count)
-                if hasattr(owner, "mix")
+                if isinstance(owner, Experts)
                 else _counting_fused(owner, count)
             )
         yield observed
@@ -179,7 +181,7 @@ def _count(
 
 def _hidden(owner: Any, rows: Tensor, expert: int) -> Tensor:
     """Compute the input of an expert's second matrix.  (N, d) -> (N, h)."""
-    if hasattr(owner, "hidden"):
+    if isinstance(owner, StackedExperts):
         return owner.hidden(rows, torch.full((len(rows),), expert, device=rows.device))
     name = "gate_up_proj" if owner.has_gate else "up_proj"
     weight = getattr(owner, name)[expert]

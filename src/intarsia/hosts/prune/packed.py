@@ -17,6 +17,7 @@ from ...core.errors import MissingExtra, TargetError
 from ...formats import GroupSparse
 from ...formats.bits import unpack_bits
 from ...kernels.gqsa import spread
+from ..swap.packed_linear import PackedLinear
 from .pruner import stops_of
 
 BITS, GROUP = 4, 16
@@ -28,7 +29,7 @@ def packable(model: nn.Module) -> dict[str, nn.Linear]:
     Raises: TargetError for none, or a model with experts in stacks: transformers unpacks layers;
     for layers that were packed otherwise.
     """
-    coded = {n: m for n, m in model.named_modules() if getattr(m, "packed", False)}
+    coded = {n: m for n, m in model.named_modules() if isinstance(m, PackedLinear)}
     for name, layer in coded.items():
         _check_coded(name, layer)
     matrices = {n: m for stop in stops_of(model, ()) for n, m in stop.layers.items()}
@@ -66,8 +67,8 @@ def packed(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, Any]]:
     stored: dict[str, Tensor] = {}
     for path, layer in layers.items():
         weight = layer.weight.detach()
-        coded = getattr(layer, "packed", False)
-        inputs = {"weight": weight, "weight_scale": scales_of(layer) if coded else scales(weight)}
+        scale = scales_of(layer) if isinstance(layer, PackedLinear) else scales(weight)
+        inputs = {"weight": weight, "weight_scale": scale}
         parts: Mapping[str, Tensor] = compressor.compress(inputs, scheme)
         stored |= {f"{path}.{name}": value.cpu().contiguous() for name, value in parts.items()}
     # named as ignored, or transformers would expect packed weights there

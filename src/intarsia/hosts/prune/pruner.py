@@ -15,7 +15,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from ...core import NofM, Partition
-from ...core.change import PlainChange, Plan
+from ...core.change import Change, Plan
 from ...core.checks import above, between, one_of
 from ...core.errors import ConfigError, ShapeError, TargetError
 from ...core.registry import method_key, settings_to_dict
@@ -68,8 +68,13 @@ class Calibrated(Plan):
     report: Report | None = None
     found: list[dict[str, Any]] = field(default_factory=lambda: list[dict[str, Any]]())
 
+    @property
+    def undoes_itself(self) -> bool:
+        """True if the walk is kept in a folder."""
+        return self.out is not None
 
-class Pruner(PlainChange, abc.ABC):
+
+class Pruner(Change):
     """Change that prunes, block by block: a `Sparsifier` with layers, and a pattern or none."""
 
     stores: ClassVar[str] = "all"
@@ -88,9 +93,9 @@ class Pruner(PlainChange, abc.ABC):
         return None
 
     @property
-    def needs(self) -> frozenset[str]:
-        """Statistics that are read, see `Sparsifier`."""
-        return frozenset()
+    def base(self) -> Pruner | None:
+        """The pruner whose mask this one starts from, if there is one."""
+        return None
 
     def on(self, layers: Sequence[str]) -> Any:
         """Return the method for other layers."""
@@ -206,10 +211,11 @@ def edit_block(
 
 
 def _masked_only(
-    method: Any, name: str, part: Partition, weight: Tensor, statistics: Statistics
+    method: Sparsifier, name: str, part: Partition, weight: Tensor, statistics: Statistics
 ) -> Tensor:
     """Return the weight with the mask alone: without compensation, or before swaps."""
-    if isinstance(base := getattr(method, "base", None), Pruner) and "hessian" not in base.needs:
+    base = method.base if isinstance(method, Pruner) else None
+    if base is not None and "hessian" not in base.needs:
         return base.edit(name, weight, statistics, torch.Generator())[1]
     return weight.masked_fill(~part.mask(name, 0).to(weight.device), 0)
 

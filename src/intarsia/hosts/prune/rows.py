@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from ...core.change import Change
 from ...core.errors import DataError
 from .walk import inputs_of
 
@@ -100,9 +101,18 @@ def batched(calib: Any, size: int = BATCH) -> list[Any]:
     return rows
 
 
+@runtime_checkable
+class Numbered(Protocol):
+    """Rows that are read by number, as a loader reads a data set."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, number: int) -> Any: ...
+
+
 def _listed(calib: Any) -> list[Any]:
     """List the items of a data set, by number where it has numbers."""
-    by_number = hasattr(calib, "__getitem__") and hasattr(calib, "__len__")
+    by_number = isinstance(calib, Numbered)
     if isinstance(calib, (str, Mapping)) or not (by_number or isinstance(calib, Iterable)):
         fix = "Pass a list of rows or batches, such as [batch], or load_texts(...).train."
         got, want = f"a {type(calib).__name__}", "rows or batches"
@@ -129,13 +139,13 @@ def _stacked(rows: Sequence[Any]) -> Any:
     return named if isinstance(rows[0], Mapping) else named[""]
 
 
-def training_rows(change: Any, train: Any) -> list[Any]:
+def training_rows(change: Change, train: Any) -> list[Any]:
     """Take batches of 128 rows, evenly spread over training data, for a change that reads some.
 
     No batches for a change that does not, such as an adapter; with their labels, and four times as
     many, for one that needs "labels".
     """
-    needs = getattr(change, "needs", ())
+    needs = change.needs
     if train is None or not needs:
         return []
     count = 4 * OF_TRAINING if "labels" in needs else OF_TRAINING

@@ -18,7 +18,7 @@ from ...data.packages import announce
 from ...data.senses.encoders import encoder
 from ...data.senses.questions import Processor, Question
 from ...train.tasks.answers import answers_batch
-from .modalities import INPUTS, connectors_of, decoder_of, lay
+from .modalities import INPUTS, Senses, connectors_of, decoder_of, lay
 
 
 def processor(
@@ -34,9 +34,8 @@ def processor(
     Raises: ConfigError for a model without connectors.
     """
     connectors = connectors_of(model)
-    change: Any = next(
-        s.plan.change for s in steps_of(decoder_of(model)) if hasattr(s.plan.change, "encoders")
-    )
+    changes = (step.plan.change for step in steps_of(decoder_of(model)))
+    change = next(change for change in changes if isinstance(change, Senses))
     return Processor(
         tokenizer,
         {modality: encoder(name, modality) for modality, name in change.encoders.items()},

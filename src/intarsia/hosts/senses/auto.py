@@ -31,7 +31,7 @@ from ..anatomy.blocks import base_of
 from ..attach.adapt import Adapt
 from ..changing import apply_change, repeat, step_of
 from ..saved import entries_of
-from .modalities import INPUTS, connectors_of, lay
+from .modalities import INPUTS, HoldsDecoder, connectors_of, lay
 
 
 class SeeingConfig(PreTrainedConfig):
@@ -49,7 +49,7 @@ class SeeingConfig(PreTrainedConfig):
     steps: list[dict[str, Any]] | None = None
 
 
-class SeeingForCausalLM(PreTrainedModel, GenerationMixin):
+class SeeingForCausalLM(PreTrainedModel, GenerationMixin, HoldsDecoder):
     """Decoder with connectors, and maybe adapters, as one model of transformers.
 
     The forward takes what `intarsia.senses.processor(model, tokenizer)` makes, and labels.
@@ -57,7 +57,6 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin):
     Raises: CheckpointError for steps that no method takes, and for weights that are not there.
     """
 
-    holds_decoder = True
     config_class = SeeingConfig
     supports_gradient_checkpointing = True
     _supports_sdpa = True
@@ -143,7 +142,7 @@ def auto_model(model: nn.Module) -> SeeingForCausalLM:
     connectors_of(model)
     host: Any = base_of(model)
     text = copy.deepcopy(host.config)
-    if is_record(getattr(text, "quantization_config", None)):
+    if is_record(vars(text).get("quantization_config")):
         del text.quantization_config  # `steps` has what was done
     config = SeeingConfig(text_config=text, steps=entries_of(model))
     config.tie_word_embeddings = False  # the decoder ties its own

@@ -57,6 +57,10 @@ class Connector(nn.Module, abc.ABC):
     def forward(self, features: Tensor, views: Tensor, asked: AskedTokens | None) -> Vectors:
         """Make vectors.  features: (all views, vectors, width); views: (P,) of each picture."""
 
+    def describe(self, views: int) -> str:
+        """Say in words what a picture of so many views becomes; "" where all are one view."""
+        return ""
+
     def check(self, features: Tensor) -> None:
         """Check the features' shape.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -9,11 +10,13 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from ...core import Card, Paper
-from ...core.change import PlainChange, Plan
+from ...core.change import Change, Plan
 from ...core.checks import at_least, one_of
 from ...core.errors import ConfigError, ShapeError, TargetError
+from ...core.foreign import config_of
 from ...data.senses.encoders import encoder
 from ...data.senses.questions import MARKS
 from ...gating.context import contexts
@@ -25,8 +28,27 @@ NAME = "connectors"
 INPUTS = ("image", "image_views", "audio", "asked")  # of the forward, beside the model's own
 
 
+class Senses(Change):
+    """A change that gives a decoder connectors, for pictures, for sounds, or for both.
+
+    over: the adapter that the decoder gets beside them; None = none.
+    """
+
+    over: Any = None
+
+    @property
+    @abc.abstractmethod
+    def encoders(self) -> dict[str, str]:
+        """The encoder of each modality that there is."""
+
+    @property
+    @abc.abstractmethod
+    def tiles(self) -> int:
+        """The parts into which a picture is cut at most, beside the view of the whole."""
+
+
 @dataclass(frozen=True)
-class Modalities(PlainChange):
+class Modalities(Senses):
     """Change that adds connectors from frozen encoders to the embeddings of a frozen decoder.
 
     image, audio: names of encoders, see `intarsia.data.senses`; None = the model does not see, or
@@ -112,8 +134,8 @@ def check_decoder(host: nn.Module) -> None:
     Raises: TargetError.
     """
     base: Any = base_of(host)
-    config = getattr(base, "config", None)
-    table = base.get_input_embeddings() if hasattr(base, "get_input_embeddings") else None
+    config = config_of(base)
+    table = base.get_input_embeddings() if isinstance(base, PreTrainedModel) else None
     if not isinstance(table, nn.Embedding) or getattr(config, "is_encoder_decoder", False):
         got = type(base).__name__
         want = "a causal language model of transformers, such as SmolLM2"
@@ -145,9 +167,15 @@ def install(host: nn.Module, by_modality: Mapping[str, Connector]) -> nn.Module:
     return host
 
 
+class HoldsDecoder:
+    """A model of transformers around a decoder that sees or hears, as `auto_model` makes it."""
+
+    decoder: Any
+
+
 def decoder_of(model: nn.Module) -> nn.Module:
     """Return the decoder without PEFT's wrapper, and without that of `auto_model`."""
-    return base_of(cast(Any, model).decoder if getattr(model, "holds_decoder", False) else model)
+    return base_of(model.decoder if isinstance(model, HoldsDecoder) else model)
 
 
 def connectors_of(model: nn.Module) -> dict[str, Connector]:

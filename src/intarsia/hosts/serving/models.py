@@ -20,6 +20,7 @@ from ...core.errors import AssetError, CheckpointError, ConfigError
 from ...core.reading import check_regular
 from ...placement.cache import PolicyConfig
 from ..anatomy.blocks import base_of
+from ..attach.config import peft_kind
 from ..offload.resident import SLOTS, offload
 from ..offload.slots import Slots
 from ..offload.store import INDEX
@@ -177,7 +178,7 @@ def _with_adapter(copied: Any, folder: Path) -> Any:
     config = model.active_peft_config if isinstance(model, PeftModel) else None
     # virtual tokens shift positions, which a batch of several prompts does not expect
     if config is not None and config.is_prompt_learning:
-        kind = getattr(config.peft_type, "value", config.peft_type)
+        kind = peft_kind(config)
         got, want = f"{kind}, tokens in front of the prompt", "weights"
         fix = "Serve LoRA, or another adapter that sits at layers."
         raise CheckpointError(f"adapter {str(folder)!r}", got=got, want=want, fix=fix)

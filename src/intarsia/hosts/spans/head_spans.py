@@ -10,9 +10,10 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from ...core import Card, Paper
-from ...core.change import PlainChange, Plan, set_steps, steps_of
+from ...core.change import Change, Plan, set_steps, steps_of
 from ...core.checks import above, at_least, between
 from ...core.errors import FoldError, TargetError
+from ...core.foreign import config_of
 from ..anatomy.blocks import base_of
 from ..changing import apply_plan
 from .attention import NAME, WINDOWS, RingCaches, register
@@ -46,7 +47,7 @@ def attentions(model: nn.Module) -> Attentions:
     attention, by their names.
     """
     host: Any = base_of(model)
-    config: Any = getattr(host, "config", None)
+    config: Any = config_of(host)
     body = getattr(host, "base_model", None)
     want = "a causal language model of transformers whose attention can be set"
     if body is None or not getattr(type(host), "_supports_attention_backend", False):
@@ -85,7 +86,7 @@ def _check_layers(config: Any, modules_by_path: dict[str, nn.Module]) -> None:
 
 
 @dataclass(frozen=True)
-class HeadSpans(PlainChange):
+class HeadSpans(Change):
     """Change to attention in which every head sees sinks and a window of its own.
 
     density: of the uniform window, where `attach_spans` gives no spans of heads: each sees so much

@@ -6,7 +6,7 @@ import copy
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -16,7 +16,7 @@ from transformers.pytorch_utils import Conv1D
 
 from ... import formats
 from ...core import Card, Format, Paper
-from ...core.change import Plan, set_steps, steps_of
+from ...core.change import Change, Plan, set_steps, steps_of
 from ...core.errors import CheckpointError, ConfigError, DataError, TargetError, UnknownName
 from ...core.exports import homes
 from ...formats import Bitmask
@@ -49,7 +49,7 @@ def format_named(name: str, **settings: Any) -> Format:
 
 
 @dataclass(frozen=True)
-class Compress:
+class Compress(Change):
     """Change that stores linear layers in a format, whose products read what is stored.
 
     format: `formats.Bitmask()`, `Columns()`, ...; read from a file it is {"name", its settings}.
@@ -66,6 +66,7 @@ class Compress:
     layers: Sequence[str] = ()
 
     stores: ClassVar[str] = "all"
+    rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layers", tuple(self.layers))
@@ -86,12 +87,7 @@ class Compress:
     @property
     def preserves(self) -> frozenset[str]:
         """Set with "outputs", where the format is exact."""
-        # formats without a setting for values are exact or not by their kind
-        exact = (
-            getattr(self.format, "values", "same" if _stores_exact_values(self.format) else "")
-            == "same"
-        )
-        return frozenset({"outputs"} if exact else ())
+        return frozenset({"outputs"} if self.format.exact else ())
 
     def plan(self, host: nn.Module, batches: Iterable[Any] = (), *, seed: int = 0) -> Plan:
         """Encode each layer; nothing is replaced yet.
@@ -100,7 +96,7 @@ class Compress:
         """
         matrices = matrices_of(host, self.layers)
         # batches may be a stream: it is read only for a format that looks at it
-        rows = tuple(batches) if getattr(self.format, "needs", ()) else ()
+        rows = tuple(batches) if self.format.needs else ()
         moments = _moments(host, self.format, matrices, rows)
         stored = {
             path: self.format.encode(m.read(), moments=moments.get(path))
@@ -192,17 +188,16 @@ def compress(
     """
     # 1. what is done: a change that packs by itself, or a format for the linear layers
     rows = batched(calib) if calib is not None and len(calib) else ()
-    if callable(getattr(fmt, "apply", None)):
-        change = fmt if layers is None else replace(fmt, layers=tuple(layers))
-        if force and hasattr(change, "force"):
-            change = replace(change, force=True)
+    if isinstance(fmt, Change):
+        change = fmt if layers is None else fmt.with_settings(layers=tuple(layers))
+        change = change.forced() if force else change
     else:
         form = format_named(fmt) if isinstance(fmt, str) else fmt
         change = Compress(form, () if layers is None else layers)
     # 2. the plan, which encodes the layers; changes that go block by block can be resumed
     keeping = Keeping(None if out is None else Path(out), resume, progress)
-    by_block: Any = change if getattr(change, "walks", False) else None
-    if by_block is not None:
+    if change.walks:
+        by_block: Any = change
         plan = by_block.plan(model, rows, seed=seed, keeping=keeping)
     elif out is not None or resume:
         want, fix = (
@@ -241,11 +236,6 @@ def matrices_of(host: nn.Module, layers: Sequence[str]) -> dict[str, Matrix]:
     return matrices
 
 
-def _stores_exact_values(form: Format) -> bool:
-    """Return True for formats that store values as they are, without a setting that says so."""
-    return type(form).__name__ in ("Columns", "RowBlocks")
-
-
 def _moments(
     host: nn.Module, form: Format, matrices: Mapping[str, Matrix], batches: Sequence[Any]
 ) -> dict[str, Tensor]:
@@ -253,8 +243,7 @@ def _moments(
 
     Returns path -> (in,) mean squares, or (in, in) if the format needs the Hessian.
     """
-    needs = frozenset(getattr(form, "needs", ()))
-    if not needs:
+    if not form.needs:
         return {}
     if not batches:
         want, fix = "rows that the model sees", "compress(model, format, texts.train[:64])."
@@ -262,11 +251,11 @@ def _moments(
     check_rows(batches)
     # forward passes in the order of the batches; the hooks of `seeing` add up what each layer
     # reads
-    with torch.no_grad(), seeing(matrices, needs) as statistics:
+    with torch.no_grad(), seeing(matrices, form.needs) as statistics:
         for batch in batches:
             inputs = inputs_of(batch)
             host(**inputs) if isinstance(inputs, Mapping) else host(inputs)
-    full, collected = "hessian" in needs, statistics.found
+    full, collected = "hessian" in form.needs, statistics.found
     return {
         path: collected[path].second_moment if full else collected[path].mean_square
         for path in matrices
@@ -325,7 +314,7 @@ def _allocate(path: str, sketch: Mapping[str, Any]) -> dict[str, Tensor]:
 def _linear(model: nn.Module, path: str, shape: tuple[int, ...]) -> Any:
     """Return the plain layer that is replaced.  Raises: CheckpointError for another layer."""
     layer = dict(model.named_modules()).get(path)
-    if isinstance(layer, nn.Linear | Conv1D) and not getattr(layer, "packed", False):
+    if isinstance(layer, nn.Linear | Conv1D) and not isinstance(layer, PackedLinear):
         sizes = tuple(layer.weight.shape)
         # GPT-2's Conv1D has its weight as (in, out)
         if shape == (sizes[::-1] if isinstance(layer, Conv1D) else sizes):

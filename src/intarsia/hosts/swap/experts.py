@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core import Card, Paper
-from ...core.change import PlainChange, Plan
+from ...core.change import Change, Plan
 from ...core.checks import one_of
 from ...core.errors import ConfigError, TargetError
 from ...core.modes import evaluating
@@ -27,7 +27,7 @@ ALIKE = ("how", "capacity", "residual", "act")  # routers are compared layer by 
 
 
 @dataclass(frozen=True)
-class MergeMixtures(PlainChange):
+class MergeMixtures(Change):
     """Change that puts the experts of another trained copy of the model beside its own.
 
     other: the copy.  See `merge_mixtures`.
@@ -48,7 +48,7 @@ class MergeMixtures(PlainChange):
 
 
 @dataclass(frozen=True)
-class PruneExperts(PlainChange):
+class PruneExperts(Change):
     """Change that keeps some experts alone, those with the most tokens, see `prune_experts`.
 
     keep: how many, of all layers or of each layer; or which, path of the MLP -> numbers.

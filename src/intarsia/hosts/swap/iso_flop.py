@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core.errors import TargetError
+from ...core.foreign import activation_of, config_of, groups_of
 from ...core.heads import heads_of
 from ...mixtures.iso_flop import Doped, Parallel
 from ...partitions.topk import keep_random
@@ -53,7 +54,7 @@ def layers_to_change(
 
 def _unfit(host: nn.Module, path: str, layer: Any, kind: str, density: float) -> str:
     """Return the reason why a layer cannot be changed; "" if it can."""
-    if not isinstance(layer, nn.Linear | nn.Conv2d) or getattr(layer, "groups", 1) > 1:
+    if not isinstance(layer, nn.Linear | nn.Conv2d) or groups_of(layer) > 1:
         return f"{type(layer).__name__} of groups, or with its weight transposed"
     if layer.weight[0].numel() < 2:
         return "one input"
@@ -100,7 +101,7 @@ def _widths(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
         ins, outs = _sizes(layer)
         # the stem, and others that read the picture, keep their inputs
         reads_picture = ins == _sizes(layers[0][1])[0] and ins not in widths
-        depthwise = getattr(layer, "groups", 1)
+        depthwise = groups_of(layer)
         if depthwise not in (1, ins) or (not reads_picture and layer.weight[0].numel() < 2):
             got, want = f"{depthwise} groups or one input", "a plain or a depthwise convolution"
             raise TargetError(f"layer {path!r}", got=got, want=want, fix="Use another kind.")
@@ -191,12 +192,12 @@ def widen(
     layers: path -> number of non-zero weights that the layer is to have.  Returns the same.
     """
     is_transformer = of_tokens(host)
-    config: Any = getattr(host, "config", None)
+    config: Any = config_of(host)
     for path, ins, outs in list(_widths(host, density)):
         layer: Any = host.get_submodule(path)
         # a sum of fewer terms: the weights are larger, so that outputs vary as before
         gain, row_weights = _gain(layer), layers[path] / outs
-        groups = ins if getattr(layer, "groups", 1) > 1 else 1
+        groups = ins if groups_of(layer) > 1 else 1
         _resize(layer, ins, outs, groups)
         shape = (outs, ins // groups, *layer.weight.shape[2:])
         layer.weight = _normal(shape, gain / math.sqrt(row_weights), layer.weight, draws)
@@ -287,7 +288,7 @@ def _parallel(host: nn.Module, path: str, density: float, draw: torch.Generator)
     if norm_path:
         old: Any = host.get_submodule(norm_path)
         norms = [_branch_norm(old, branches) for _ in range(branches)]
-        host.set_submodule(norm_path, getattr(old, "act", nn.Identity()))
+        host.set_submodule(norm_path, activation_of(old) or nn.Identity())
     else:
         norms = [nn.LayerNorm(outs).to(layer.weight) for _ in range(branches)]
     host.set_submodule(path, Parallel(layers, norms))
@@ -298,7 +299,7 @@ def _parallel(host: nn.Module, path: str, density: float, draw: torch.Generator)
 def _branch_norm(old: Any, branches: int) -> nn.Module:
     """Copy a batch norm for one of several branches, whose sum is as large as the one was."""
     norm: Any = copy.deepcopy(old)
-    if hasattr(norm, "act"):
+    if activation_of(norm) is not None:
         norm.act = nn.Identity()
     # the statistics were those of the dense layer's outputs
     norm.reset_running_stats()

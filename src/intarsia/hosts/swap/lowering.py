@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from ...core.foreign import activation_of
 from ...kernels.chw import Window
 from ..anatomy.traced import ADD, BATCH_NORM, MUL, function_of, module_of, tensors_in
 
@@ -254,7 +255,7 @@ def _plain(layer: nn.Module, kind: type[nn.Module], *names: str) -> bool:
 
 def _act_inside(norm: Any) -> str:
     """Return the activation inside one of timm's norms; "?" if kernels do not know it."""
-    act = getattr(norm, "act", None)
+    act = activation_of(norm)
     return "none" if act is None else ACT_MODULES.get(type(act), "?")
 
 

@@ -26,8 +26,6 @@ class PackedLinear(nn.Linear):
     Raises: ConfigError for a stored tensor of the name of something else here.
     """
 
-    packed = True  # for whoever would change the weight
-
     def __init__(
         self,
         form: Format,

@@ -10,8 +10,9 @@ from typing import Any, ClassVar, cast
 from torch import nn
 
 from ...core import Card, Paper
-from ...core.change import PlainChange, Plan
+from ...core.change import Change, Plan
 from ...core.errors import TargetError
+from ...core.foreign import config_of
 from ...gating import rejoin, unwatch
 from ..anatomy.blocks import blocks, inside, mlp_of
 from ..anatomy.gates import own_gate
@@ -22,7 +23,7 @@ PER_LAYER = ("layer_types", "mlp_layer_types", "no_rope_layers")  # of a transfo
 
 
 @dataclass(frozen=True)
-class Student(PlainChange):
+class Student(Change):
     """Change to a copy of the model with some of its blocks, see `student_of`.
 
     layers: the numbers of those blocks.
@@ -101,7 +102,7 @@ def _renumber(student: nn.Module, row: nn.Module, numbers: Sequence[int], count:
         for module in block.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
                 cast(Any, module).layer_idx = number  # the place in a cache
-    config: Any = getattr(student, "config", None)
+    config: Any = config_of(student)
     if config is not None:
         config.num_hidden_layers = len(numbers)
         for name in PER_LAYER:

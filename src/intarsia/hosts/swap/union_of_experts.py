@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ...core import Card, Paper
-from ...core.change import PlainChange, Plan, set_steps, steps_of
+from ...core.change import Change, Plan, set_steps, steps_of
 from ...core.checks import between, one_of
 from ...core.errors import CheckpointError, ConfigError, FoldError, TargetError
 from ...core.linear import plain_linear
@@ -31,7 +31,7 @@ PARTS = ("attention", "mlp")
 
 
 @dataclass(frozen=True)
-class UnionOfExperts(PlainChange):
+class UnionOfExperts(Change):
     """Change of attention and MLP into experts that add up to them, a share of them active.
 
     y_t = b + sum_e G_te expert_e(x_t): an expert of an MLP is 1 / E of its hidden units, an expert

@@ -12,9 +12,10 @@ from peft import PeftModel
 from torch import nn
 
 from ...core import Card, Paper
-from ...core.change import Plan, Step, set_steps, steps_of
+from ...core.change import Change, Plan, Step, set_steps, steps_of
 from ...core.checks import one_of
 from ...core.errors import CheckpointError, ConfigError, FoldError, TargetError
+from ...core.foreign import config_of
 from ...gating import PassesState, Router, RouterConfig, non_causal, watch, with_experts
 from ...mixtures.capacity import LOOKS_AHEAD, Capacity
 from ...mixtures.experts import StackedExperts, activation
@@ -39,7 +40,7 @@ HOW = ("copies", "diversified", "slices", "fresh")
 
 
 @dataclass(frozen=True)
-class Upcycle:
+class Upcycle(Change):
     """Change that puts a `Mixture` in the place of MLPs: timm's ViTs, Llama, BERT, GPT-2, T5.
 
     router: settings of a router; experts: E in place of the router's own, or one for each layer, in
@@ -77,7 +78,8 @@ class Upcycle:
     fraction: float = 0.1
     act: str | None = None
 
-    stores: ClassVar[str] = "all"  # which of the host's weights a saved folder needs
+    stores: ClassVar[str] = "all"
+    rewires: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         for name in ("experts", "layers"):
@@ -85,7 +87,7 @@ class Upcycle:
                 object.__setattr__(self, name, tuple(value))
         if isinstance(self.capacity, Mapping):
             object.__setattr__(self, "capacity", Capacity(**self.capacity))
-        if getattr(self.router, "experts", None) is None:
+        if not isinstance(self.router, RouterConfig):
             got = f"{type(self.router).__name__}, which routes no tokens to experts"
             fix = "Use TopK(), or adapt(model, Poly(...))."
             raise ConfigError("router", got=got, want="a router of tokens", fix=fix)
@@ -98,7 +100,8 @@ class Upcycle:
         """Set with "outputs", for copies with room for every token and weights that sum to one."""
         changed = (self.capacity, self.residual, self.act) != (None, None, None)
         router = self.router.build(1, generator=torch.Generator())
-        exact = self.how == "copies" and not changed and getattr(router, "normalised", False)
+        normalised = isinstance(router, Router) and router.normalised
+        exact = self.how == "copies" and not changed and normalised
         return frozenset({"outputs"} if exact else ())
 
     def plan(
@@ -225,7 +228,7 @@ def _put(model: nn.Module, change: Upcycle, places: MixturePlaces, seed: int) ->
     watch(model, stays=True)
     # a checkpoint of the dense model would load without an error, and lose its MLPs
     model.register_load_state_dict_pre_hook(_refuse_others)
-    config: Any = getattr(model, "config", None)
+    config: Any = config_of(model)
     if getattr(config, "output_router_logits", False):
         config.output_router_logits = False  # the host's loss would be of its gates, now gone
 

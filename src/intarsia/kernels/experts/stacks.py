@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
 from torch import nn
 
 FUSED = ("gate_up_proj", "up_proj", "down_proj")  # names of transformers' experts
+
+
+@runtime_checkable
+class NamesMatrices(Protocol):
+    """A module that names its stacks of matrices."""
+
+    matrices: Sequence[str]
 
 
 def stacked_matrices(module: nn.Module) -> dict[str, bool]:
@@ -13,6 +23,7 @@ def stacked_matrices(module: nn.Module) -> dict[str, bool]:
     Known are modules that name them in `matrices`, and the fused experts of transformers.
     """
     turned = getattr(module, "is_transposed", None)
-    names = getattr(module, "matrices", () if turned is None else FUSED)
+    fused = () if turned is None else FUSED
+    names = module.matrices if isinstance(module, NamesMatrices) else fused
     parameters = module._parameters
     return {n: bool(turned) for n in names if (w := parameters.get(n)) is not None and w.dim() == 3}

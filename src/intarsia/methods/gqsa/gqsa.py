@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ...core import Card, Paper
-from ...core.change import PlainChange, Plan
+from ...core.change import Change, Plan
 from ...core.checks import above, between, one_of
 from ...core.errors import ConfigError
 from ...core.registry import settings_to_dict
@@ -33,7 +33,7 @@ NOT_KEPT = Keeping()
 
 
 @dataclass(frozen=True)
-class Gqsa(PlainChange):
+class Gqsa(Change):
     """Linear layers without their groups of least effect, and the other groups in a few bits.
 
     w = s (q - z) in the groups that are kept (eqs. 1, 2), 0 in the others, see

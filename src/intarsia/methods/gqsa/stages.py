@@ -19,6 +19,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from ...core.checks import above, at_least
 from ...core.errors import TargetError
+from ...core.foreign import config_of, tensor_of
 from ...hosts.prune.matrices import Matrix
 from ...hosts.prune.walk import Chain, Flow, Stop, inputs_of
 from ...kernels.gqsa.naive import LEAST
@@ -238,8 +239,7 @@ def tuned_scales(
     the same rows is no higher.
     """
     scaled = {
-        path: ScaleOnlyLinear(c, getattr(layers[path].owner, "bias", None))
-        for path, c in coded.items()
+        path: ScaleOnlyLinear(c, tensor_of(layers[path].owner, "bias")) for path, c in coded.items()
     }
     groups = [{"params": [layer.share for layer in scaled.values()], "lr": tuning.end}]
     with _layers_replaced(model, scaled):
@@ -280,7 +280,7 @@ def _layers_replaced(model: nn.Module, layers: Mapping[str, nn.Module]) -> Any:
 def language_rows(model: nn.Module, batches: Sequence[Any]) -> list[dict[str, Tensor]]:
     """Return rows of tokens with labels; none unless the model is a causal language model."""
     can_generate: Any = getattr(model, "can_generate", None)
-    config = getattr(model, "config", None)
+    config = config_of(model)
     if (
         not callable(can_generate)
         or not can_generate()

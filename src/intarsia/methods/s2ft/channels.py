@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -263,7 +263,8 @@ def _weight_gradients(
 def _loss_of_output(model: nn.Module, batch: Any) -> Tensor:
     """Return the loss that the model's output has.  Raises: ConfigError if it has none."""
     inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
-    value = getattr(call(model, inputs), "loss", None)
+    output = call(model, inputs)
+    value = output.get("loss") if isinstance(output, Mapping) else None  # outputs of transformers
     if not isinstance(value, Tensor):
         got = "outputs without a loss"
         fix = "Pass loss=lambda model, batch: ..., or batches with labels."

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from ...core import Cell
 from ...core.errors import ConfigError, TargetError
-from ...core.registry import method_from_dict, settings_to_dict
+from ...core.registry import settings_to_dict
 from ...hosts.anatomy import origin
 from ...hosts.anatomy.blocks import base_of, unwrapped, walk
 from ...hosts.anatomy.reorder import reorder
+from ...hosts.attach.config import IntarsiaConfig
 from ...hosts.attach.peft import IntarsiaLayer, PeftModel, is_adapted
 from .cell import S2ftCell
 from .couples import Couple, couples
@@ -53,7 +55,7 @@ class Permutation:
             for p, m in modules.items()
             if isinstance(m, IntarsiaLayer)
             for n, cell in m.intarsia_cells.items()
-            if getattr(cell, "whole", False)
+            if isinstance(cell, Cell) and cell.whole
             if any(q.startswith(f"{p}.") for q in (*rows, *columns))
         ]
         if wrapping_cells:
@@ -191,13 +193,12 @@ def _renumbered(method: S2ft, new_places: Mapping[str, Tensor]) -> S2ft:
 def _update_configs(model: PeftModel, new_places: Mapping[str, Tensor]) -> None:
     """Write the new channel numbers, and the digest of the re-ordered weights, into the configs."""
     for config in model.peft_config.values():
-        options = getattr(config, "options", None) or {}
-        method = method_from_dict({"method": getattr(config, "method", "")} | options)
+        assert isinstance(config, IntarsiaConfig)  # as all are of a model that is adapted
+        method = config.settings()
         if isinstance(method, S2ft):
-            config.options = settings_to_dict(_renumbered(method, new_places))  # pyright: ignore
-        heads = list(getattr(config, "modules_to_save", None) or ())
-        origin_before = getattr(config, "origin", None) or {}
-        origin_now = origin.matched(None, model.get_base_model(), heads)
+            config.options = settings_to_dict(_renumbered(method, new_places))
         # The adapter's record of its base model is checked at load: weights are in another order
         # now.
-        config.origin = {**origin_before, **origin_now}  # pyright: ignore
+        heads = list(config.modules_to_save or ())
+        origin_now = origin.matched(None, model.get_base_model(), heads)
+        config.origin = {**(config.origin or {}), **origin_now}

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ...core import Card, Paper, Site
+from ...core import Card, Method, Paper, Site
 from ...core.checks import between
 from ...core.errors import ConfigError, ShapeError, TargetError, UnknownName
 from .cell import S2ftCell
@@ -31,7 +31,7 @@ FAMILIES = {end: family for family, ends in _ENDS.items() for end in ends}
 
 
 @dataclass(frozen=True)
-class S2ft:
+class S2ft(Method):
     """Structured sparse fine-tuning: y = W x + S x[c], or y[c] = (W x)[c] + S x (Yang et al. 2024).
 
     S is dense and starts at 0; c are the selected channels of a layer. Down and output projections
@@ -106,7 +106,7 @@ class S2ft:
         """The layers whose channels are chosen."""
         return tuple(path for path, _ in self.channels)
 
-    def plan(
+    def for_host(
         self,
         host: nn.Module,
         batches: Iterable[Any] = (),

@@ -125,7 +125,7 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def partial_fit(self, X: Any, y: Any = None) -> Self:
         """Learn items in their order, after those learned before.  (n, D), or one of (D,)."""
-        first = not hasattr(self, "weights_")
+        first = "weights_" not in vars(self)
         x = self._read(_rows(X), reset=first)
         if first:
             self._begin(x.shape[1])
@@ -135,7 +135,7 @@ class Mac(LearnedCodes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseE
 
     def learn_sequence(self, X: Any) -> Self:
         """Learn items one after another; each code depends on the one before it, too.  (T, D)."""
-        first = not hasattr(self, "weights_")
+        first = "weights_" not in vars(self)
         x = self._read(X, reset=first)
         if first:
             self._begin(x.shape[1])

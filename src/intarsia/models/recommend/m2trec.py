@@ -73,6 +73,11 @@ class M2TRec(Settings):
         at_least("layers", self.layers, 1)
         at_least("longest", self.longest, 1)
 
+    @property
+    def reads(self) -> int:
+        """The items of `longest`."""
+        return self.longest
+
     def build(self, data: Interactions, *, seed: int = 0) -> M2TRecModel:
         for name in (*(self.tasks or ()), *self.without):
             if name not in data.fields:
@@ -89,6 +94,7 @@ class M2TRecModel(Recommender):
     items: vectors of all items, by fields or, for comparison, by ids.
     """
 
+    takes_items = explains = True
     settings: M2TRec
 
     def __init__(

@@ -72,6 +72,11 @@ class OneRec(Settings):
         if self.experts > 1:
             TopK(experts=self.experts, active=self.active)
 
+    @property
+    def reads(self) -> int:
+        """The items of `history`."""
+        return self.history
+
     def build(self, data: Interactions, *, seed: int = 0) -> OneRecModel:
         vectors = item_vectors(data)
         ids = SemanticIds(self.codes, self.balanced, seed).fit(vectors)
@@ -136,6 +141,7 @@ class OneRecModel(Recommender):
     session (B,), summed over its tokens.
     """
 
+    writes_sessions = True
     settings: OneRec
 
     def __init__(
@@ -245,6 +251,11 @@ class OneRecModel(Recommender):
     def draw(self, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
         """Sessions of the model's own.  x: (B, n) -> (B, count, S)."""
         return self.written(x, self.settings.session, width=count, draws=generator).items
+
+    @property
+    def codes(self) -> np.ndarray:
+        """The ids that were learned."""
+        return self.ids.codes_
 
     def session(
         self, who: str | int | Sequence[str], items: int | None = None, *, exclude_seen: bool = True

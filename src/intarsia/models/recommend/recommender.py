@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -39,6 +40,11 @@ class Settings(abc.ABC):
     training: ClassVar[Mapping[str, Any]]
     tables: ClassVar[tuple[str, ...]] = ("tables",)
 
+    @property
+    def reads(self) -> int | None:
+        """The last items of a history that the model looks at; None stands for all of them."""
+        return None
+
     @abc.abstractmethod
     def build(self, data: Interactions, *, seed: int = 0) -> Recommender:
         """An untrained model of the items, and of ranking the users, of the training events."""
@@ -56,6 +62,9 @@ class Recommender(nn.Module, abc.ABC):
     """
 
     settings: Settings
+    takes_items: ClassVar[bool] = False  # has `add_items`
+    explains: ClassVar[bool] = False  # has `reasons`
+    writes_sessions: ClassVar[bool] = False  # has `session`
 
     def __init__(self, settings: Settings, known: Interactions) -> None:
         super().__init__()
@@ -77,6 +86,30 @@ class Recommender(nn.Module, abc.ABC):
     @abc.abstractmethod
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
         """Scores of all items for somebody.  user: a place; history: places from 1.  -> (n + 1,)"""
+
+    @property
+    def codes(self) -> np.ndarray | None:
+        """Semantic ids of the items, (items, levels), of a model that writes them."""
+        return None
+
+    def add_items(self, ids: Sequence[str], fields: Mapping[str, ItemField]) -> None:
+        """Know more items, by their fields alone.  Raises: ConfigError where that cannot be."""
+        got, want = f"{type(self).__name__}, which learns a vector for each", "a model of fields"
+        raise ConfigError("new items", got=got, want=want, fix="Use m2trec, or train anew.")
+
+    def reasons(
+        self, who: str | int | Sequence[str], items: Sequence[str]
+    ) -> list[dict[str, float]]:
+        """What each field adds to the score of each item.  Raises: ConfigError without fields."""
+        got, fix = type(self).__name__, "Leave --why out, or ask a run of m2trec."
+        raise ConfigError("--why", got=got, want="a model of fields", fix=fix)
+
+    def session(
+        self, who: str | int | Sequence[str], items: int | None = None, *, exclude_seen: bool = True
+    ) -> list[Recommendation]:
+        """A whole session, in its order.  Raises: ConfigError for a model that writes none."""
+        got, fix = type(self).__name__, "Leave --session out, or ask a run of onerec."
+        raise ConfigError("--session", got=got, want="a generator", fix=fix)
 
     def recommend(
         self, who: str | int | Sequence[str], k: int = 10, *, exclude_seen: bool = True

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...core.errors import ConfigError, IntarsiaError
+from ...core.errors import IntarsiaError
 from ...data.interactions import ItemField
 from .item_fields import TEXT, FieldCoding
 from .recommender import Recommendation, Recommender
@@ -30,42 +30,39 @@ def _is_title(name: str, field: ItemField) -> bool:
 
 
 def found(
-    model: Any, who: str | Sequence[str], k: int = 10, *, seen: bool = False, session: bool = False
+    model: Recommender,
+    who: str | Sequence[str],
+    k: int = 10,
+    *,
+    seen: bool = False,
+    session: bool = False,
 ) -> tuple[list[Recommendation], list[str]]:
     """What a model recommends, and its warnings.  session: a whole one, by a generator.
 
     Raises: ConfigError for a session of a model that writes none; otherwise as `recommend`.
     """
-    write = getattr(model, "session", None)
-    if session and write is None:
-        fix = "Leave --session out, or ask a run of onerec."
-        raise ConfigError("--session", got=type(model).__name__, want="a generator", fix=fix)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
-        if session and write is not None:
-            items = write(who, exclude_seen=not seen)
+        if session:
+            items = model.session(who, exclude_seen=not seen)
         else:
             items = model.recommend(who, k, exclude_seen=not seen)
     return items, [str(line.message) for line in told]
 
 
 def rows(
-    model: Any, who: str | Sequence[str], items: Sequence[Recommendation], why: bool
+    model: Recommender, who: str | Sequence[str], items: Sequence[Recommendation], why: bool
 ) -> list[dict[str, Any]]:
     """Items with their titles, semantic ids, and what each field adds to the score.
 
     Raises: ConfigError for `why` of a model that has no fields.
     """
-    reasons = getattr(model, "reasons", None)
-    if why and reasons is None:
-        fix = "Leave --why out, or ask a run of m2trec."
-        raise ConfigError("--why", got=type(model).__name__, want="a model of fields", fix=fix)
     taken = model.known.popularity() > 0
     places = [model.known.item(one.item) for one in items]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # told when the items were found
-        said = reasons(who, [one.item for one in items]) if why and reasons else [{}] * len(items)
-    codes = getattr(getattr(model, "ids", None), "codes_", None)
+        said = model.reasons(who, [one.item for one in items]) if why else [{}] * len(items)
+    codes = model.codes
     return [
         {
             "item": one.item,
@@ -92,7 +89,7 @@ class Showing:
         self._joints = {
             n: " " if FieldCoding.of(n, f).how == TEXT else ", " for n, f in self._fields.items()
         }
-        self._explains = callable(getattr(model, "reasons", None))
+        self._explains = model.explains
         self._reads = self._reads_histories()
 
     def about(self) -> dict[str, Any]:
@@ -103,7 +100,7 @@ class Showing:
             "users": [known.user_ids[i] for i in np.argsort(-counts, kind="stable")[:3]],
             "items": [self._item(i) for i in np.argsort(-self.popular, kind="stable")[:3]],
             "histories": self._reads,
-            "session": callable(getattr(model, "session", None)),
+            "session": model.writes_sessions,
             "why": self._explains,
             "new": int((self.popular == 0).sum()),
         }
@@ -154,11 +151,10 @@ class Showing:
             listed = rows(self.model, who, items, self._explains)
         seconds = time.perf_counter() - start
         taken = self._taken(who)
-        settings = self.model.settings
         return {
             "taken": taken[:SHOWN],
             "total": len(taken),
-            "reads": getattr(settings, "longest", getattr(settings, "history", None)),
+            "reads": self.model.settings.reads,
             "items": [row | self._item(self._places[row["item"]]) for row in listed],
             "told": told,
             "milliseconds": 1e3 * seconds,

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from ...core.checks import at_least, between
 from ...core.errors import AssetError, CheckpointError, ConfigError, IntarsiaError, MissingExtra
 from ...core.files import repaired, write_json, writing
+from ...core.foreign import tensor_of
 from ...core.reading import check_regular
 from ...core.sealing import check_if_sealed, seal_stock
 from ...data.hub import check_reachable
@@ -277,7 +278,7 @@ def _static(encoder: Any) -> Any:
     """The module that weighs a query's tokens.  Raises: ConfigError."""
     routes = getattr(encoder[0], "sub_modules", {})
     modules = list(routes["query"]) if "query" in routes and "document" in routes else []
-    if len(modules) != 1 or not hasattr(modules[0], "weight"):
+    if len(modules) != 1 or tensor_of(modules[0]) is None:
         got = " -> ".join(type(module).__name__ for module in encoder)
         want = "a router whose queries are one weight for each token"
         fix = "Use Router.for_query_document([SparseStaticEmbedding(...)], [...])."

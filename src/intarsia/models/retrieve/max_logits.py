@@ -17,6 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ...core.foreign import config_of
+
 MEGABYTES = 4  # of logits at a time: they stay in a processor's cache, and more is slower
 
 
@@ -110,7 +112,7 @@ def _head(documents: Any) -> nn.Linear | None:
         return None
     model = getattr(documents[0], "auto_model", None)
     head = model.get_output_embeddings() if model is not None else None
-    vocabulary = getattr(getattr(model, "config", None), "vocab_size", None)
+    vocabulary = getattr(config_of(model), "vocab_size", None)
     if type(head) is not nn.Linear or head.out_features != vocabulary:
         return None
     return head

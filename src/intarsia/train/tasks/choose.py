@@ -10,7 +10,7 @@ from torch.utils.data import Dataset
 
 from ...core.errors import ConfigError
 from ...schedules import ByFit
-from ..order import Inputs, Reader, labels_of, size_of
+from ..order import Inputs, Reader, classes_of, labels_of, size_of
 from ..settings import Recipe, keywords
 from ..weights import weights_of
 from .classes import Classes
@@ -64,7 +64,7 @@ def chosen(
         raise ConfigError("schedule", got=got, want=want, fix="Use ActiveSchedule.")
     if task is None and type(found) is Classes:
         if weights := given.pop("class_weights", None):
-            names = classes or getattr(dataset, "classes", None)
+            names = classes or classes_of(dataset)
             given["weights"] = weights_of(weights, names, labels_of(dataset))
         return Classes(**given)
     if task is None and type(found) is Tokens and given.keys() <= {"smoothing"}:

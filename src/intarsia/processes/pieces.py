@@ -22,7 +22,7 @@ from torch import Tensor
 from ..core.errors import CheckpointError
 from ..core.files import unbroken
 from ..core.reading import open_tensors
-from .layout import UnitAxes, put_part
+from .units import UnitAxes, put_part
 
 
 @dataclass(frozen=True)

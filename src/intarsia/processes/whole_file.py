@@ -20,12 +20,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from ..core.files import writing
-from .layout import UnitAxes
 from .pieces import Piece, apart
 from .together import write_together
+from .units import UnitAxes
 
 if TYPE_CHECKING:
-    from .attached import Attached
+    from .parallelism import WholeModel
 
 ALIGNED = 8  # bytes of which a header's length is a multiple, blanks at its end
 
@@ -33,7 +33,7 @@ ALIGNED = 8  # bytes of which a header's length is a multiple, blanks at its end
 def write_folder(
     folder: str | Path,
     files: Mapping[str, Mapping[str, Tensor]],
-    parts: Attached | None = None,
+    parts: WholeModel | None = None,
     *,
     before: Callable[[Path], object] = lambda scratch: None,
     after: Callable[[Path], object] = lambda scratch: None,
@@ -41,14 +41,14 @@ def write_folder(
     """Weights of a model, and what goes with them; there as a whole, or not at all.
 
     files: tensors of the model's state by name, for each safetensors file.
-    parts: of a model inside `attached`; every process then calls this, and writes its experts.
+    parts: of a model that is shared out; every process then calls this, and writes its experts.
     before, after: write what else the folder has, in the first process, beside the weights and when
     all of these are there.
 
     Raises: TrainingError for a full disk, or a process that is gone.
     """
     folder = Path(folder)
-    if parts is None or not parts.parts:
+    if parts is None or not parts.shared:
         with writing(folder) as scratch:
             scratch.mkdir()
             before(scratch)
