@@ -11,7 +11,9 @@ from typing import Any
 import pytest
 
 from intarsia.core.errors import ConfigError, DataError
-from intarsia.results.local_page import LARGEST, LocalPage, render, running
+from intarsia.results.local_page import LARGEST, LocalPage, running
+from intarsia.results.page import live
+from intarsia.results.report import Report
 
 
 def _answer(asked: dict[str, Any]) -> Any:
@@ -24,7 +26,7 @@ def _answer(asked: dict[str, Any]) -> Any:
 
 @pytest.fixture(scope="module")
 def place() -> Iterator[tuple[str, int]]:
-    page = LocalPage(render("search", heading="A <b> & c"), {"/ask": _answer})
+    page = LocalPage(live(Report("A <b> & c", ()), "search"), {"/ask": _answer})
     with running(page):
         yield "127.0.0.1", page.server.server_port
 

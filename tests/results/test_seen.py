@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from intarsia.results.senses.page import LEFT, VEIL, Shown, lit, write_seen
+from intarsia.results.pictures import embedded_pictures
+from intarsia.results.senses.page import LEFT, VEIL, Shown, lit, seen_report, write_seen
 
 
 def test_cells_that_were_read_are_bright() -> None:
@@ -33,9 +34,23 @@ def test_a_page_has_question_answer_and_experts(tmp_path: Path) -> None:
         Shown("say it", "it"),
     ]
     loads = {"a.router": torch.tensor([[1, 3], [0, 0], [2, 0]]), "b.router": torch.ones(3, 2)}
+    report = seen_report(shown, loads)
+    assert report.sentences == (
+        "3 questions.",
+        "2 of 8 vectors of tiles were read, the closest to the text.",
+    )
+    (table,) = report.tables()
+    assert table.rows[0][1].text == "0.25 0.75" and table.rows[0][2].text == "none none"
+    assert set(report.figures()) == {"question-0", "question-1", "loads"}
     page = write_seen(tmp_path / "a.html", shown, loads).read_text()
     assert "<script>alert" not in page and "&lt;script&gt;" in page and "a &amp; b" in page
-    assert page.count('<img src="data:image/png;base64,') == 2 and "2 of 8 vectors" in page
-    assert "0.25 0.75" in page and "none none" in page and "plot-loads" in page
-    plain = write_seen(tmp_path / "b.html", shown[2:]).read_text()
-    assert "Experts by modality" not in plain and "vectors of tiles" not in plain
+    assert page.count('<img src="data:image/webp;base64,') == 2
+    plain = seen_report(shown[2:])
+    assert [section.title for section in plain.sections] == ["Questions"]
+
+
+def test_pictures_of_a_page_are_together_no_larger_than_a_page_may_be() -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (300, 300, 3), dtype=np.uint8)
+    pictures = [Image.fromarray(noise)] * 4
+    assert sum(map(len, embedded_pictures(pictures))) > 120_000
+    assert sum(map(len, embedded_pictures(pictures, 60_000))) < 60_200

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import re
-from typing import Any
-
 import pytest
 import torch
 
 from intarsia.placement.timeline import Span, Timeline
 from intarsia.results.numbers import prefixed
-from intarsia.results.simulated import EXPERTS, IN_ORDER, PLACED, Simulated, page
+from intarsia.results.simulated import EXPERTS, IN_ORDER, PLACED, Simulated, report_of
 
 
 def simulated(before: float, after: float, plan: str = "ep", placed: bool = True) -> Simulated:
@@ -24,14 +20,7 @@ def simulated(before: float, after: float, plan: str = "ep", placed: bool = True
 
 
 def words_of(found: Simulated) -> str:
-    """Return the page; a number and its unit are joined by an ordinary space."""
-    return page(found).replace("\N{NO-BREAK SPACE}", " ")
-
-
-def figures(text: str) -> dict[str, Any]:
-    found = re.search(r'<script[^>]*id="data"[^>]*>(.*?)</script>', text, re.S)
-    assert found is not None
-    return json.loads(found[1])["figures"]
+    return " ".join(report_of(found).sentences)
 
 
 @pytest.mark.parametrize(
@@ -55,16 +44,16 @@ def test_the_headline_says_if_placing_helps_and_by_how_much(
 
 
 def test_without_a_placement_nothing_is_compared() -> None:
-    assert "64 tokens on 2 devices, experts in order: 30.0" in page(
+    assert "64 tokens on 2 devices, experts in order: 30.0" in words_of(
         simulated(3e-5, 3e-5, placed=False)
     )
 
 
 def test_loads_of_devices_before_and_after_have_one_scale() -> None:
-    drawn = figures(page(simulated(4e-5, 3e-5)))
-    tops = [drawn[f"loads-{i}"]["data"][0]["zmax"] for i in range(3)]
-    assert tops == [3.0, 1.5, 1.5]
-    assert drawn["before"]["data"][0]["zmax"] == drawn["after"]["data"][0]["zmax"] == 5.0
+    drawn = report_of(simulated(4e-5, 3e-5)).figures()
+    tops = [drawn[f"loads-{i}"].scale for i in range(3)]
+    assert tops == [("0", "3.00"), ("0", "1.50"), ("0", "1.50")]
+    assert drawn["before"].scale == drawn["after"].scale == ("0", "5 kB")
 
 
 @pytest.mark.parametrize(

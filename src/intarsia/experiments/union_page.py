@@ -32,7 +32,7 @@ def patches_page(
     pictures: paths, Pillow images, or arrays (H, W, 3).  answers: what the model says of each; ""
     for nothing.  inputs: how the model takes pictures, None = as its own settings say.
     Raises: TargetError for a model without unions or without a grid of patches; DataError for a
-    picture that cannot be read; MissingExtra without plotly or jinja2.
+    picture that cannot be read.
     """
     several: Any = [pictures] if isinstance(pictures, str | Picture) else list(pictures)
     inputs = inputs or input_config(model)
@@ -53,7 +53,7 @@ def answers_page(
     """Write a page of pictures, as the model reads them, with what it says of each.
 
     Where `UnionOfExperts` has cut the model, it is `patches_page`.
-    Raises: DataError for a picture that cannot be read; MissingExtra without plotly or jinja2.
+    Raises: DataError for a picture that cannot be read.
     """
     if has_unions(model):
         return patches_page(model, pictures, out, answers=answers, inputs=inputs)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from .report import Note, Report, inside
 from .table import Entry, Table
 
 _NAMED = {
@@ -69,3 +70,14 @@ def _cell(cell: Entry) -> str:
         cell.place, text
     )
     return rf"{text} {{\footnotesize {escape(cell.remark)}}}" if cell.remark else text
+
+
+def latex_report(report: Report) -> str:
+    """Return a report as sections with its sentences and tables; figures are left to the page."""
+    parts = ["% intarsia report", PREAMBLE, rf"\section{{{escape(report.title)}}}"]
+    parts += [escape(text) for text in (*report.sentences, *report.notices)]
+    for section in report.sections:
+        blocks = [block for block in inside(section.blocks) if isinstance(block, Table | Note)]
+        parts += [rf"\subsection{{{escape(section.title)}}}"] if blocks else []
+        parts += [latex(b) if isinstance(b, Table) else escape(b.text) for b in blocks]
+    return "\n\n".join([*parts, ""])

@@ -1,11 +1,10 @@
 """A page on this machine: one HTML document, and questions of it that Python answers.
 
-    with LocalPage(render("search", heading="..."), {"/search": answer}) as page:
+    with LocalPage(live(Report("Search docs", ()), "search"), {"/search": answer}) as page:
         print(page.url); page.run()                  # until Ctrl-C
 
-`render` puts KIND.html and KIND.js, which lie beside the style sheet, into the frame of all such
-pages; local.js has what their scripts share. An answer takes the JSON object that the page sent and
-returns what JSON can hold.
+`page.live` writes the document. An answer takes the JSON object that the page sent and returns what
+JSON can hold.
 
 Only this machine is listened to. A question must name this server as its host and be JSON, which a
 page from elsewhere can neither send nor read; a policy lets the page run its one script alone.
@@ -13,45 +12,20 @@ page from elsewhere can neither send nor read; a policy lets the page run its on
 
 from __future__ import annotations
 
-import html
 import json
 import sys
 import threading
 from collections.abc import Callable, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import version
 from typing import Any
 
 from ..core.errors import ConfigError, IntarsiaError
 from ..core.files import parse_json
-from .frame import read, script_hash
 
 HOST = "127.0.0.1"
 LARGEST = 1 << 20  # bytes of a question
 PATIENCE = 30.0  # seconds for a question to arrive
 Answer = Callable[[dict[str, Any]], Any]
-
-
-def render(kind: str, *, heading: str, eyebrow: str = "intarsia", lead: str = "") -> str:
-    """The page of a kind: its parts in the frame.  heading, eyebrow, lead: plain text."""
-    script = read("local.js") + read(f"{kind}.js")
-    parts = {
-        "policy": f"default-src 'none'; style-src 'unsafe-inline'; connect-src 'self'; "
-        f"img-src data:; script-src 'sha256-{script_hash(script)}'; base-uri 'none'; "
-        "form-action 'none'",
-        "css": read("page.css") + read("local.css"),
-        "kind": kind,
-        "heading": html.escape(heading),
-        "eyebrow": html.escape(eyebrow),
-        "lead": html.escape(lead),
-        "version": html.escape(version("intarsia")),
-        "main": read(f"{kind}.html"),
-        "script": script,
-    }
-    page = read("local.html")
-    # one pass over the frame: a text with {{...}} in it is left as it is
-    pieces = [piece.partition("}}") for piece in page.split("{{")[1:]]
-    return page.split("{{")[0] + "".join(parts[name.strip()] + rest for name, _, rest in pieces)
 
 
 class LocalPage:

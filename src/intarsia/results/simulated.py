@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..core.files import write_text
 from ..placement.timeline import Timeline
-from . import frame, numbers, plots
+from . import charts, numbers
+from .looks import COLORS, SYMBOLS, Look
+from .report import Container, Figure, Note, Report, Section
+from .table import Table, plain
+from .writing import write
 
 EXPERTS, IN_ORDER, PLACED = "Experts", "Devices, experts in order", "Devices, as placed"
 """Titles of the loads."""
@@ -41,44 +43,27 @@ class Simulated:
 
 
 def write_page(found: Simulated, out: Path | str) -> Path:
-    """Write the page to `out`.  Raises: MissingExtra without plotly or jinja2."""
-    target = Path(out)
-    write_text(target, page(found))
-    return target
+    """Write the page to `out`.  Raises: TrainingError when it cannot be written."""
+    return write(report_of(found), out)
 
 
-def page(found: Simulated) -> str:
-    """The page as text."""
-    top = float(torch.stack([found.before, found.after]).max())
-    size, prefix = numbers.prefix_of(top)
-    figures = {
-        "before": _traffic(found.before, top),
-        "after": _traffic(found.after, top),
-        "hits": _hits(found.hits),
-        "timeline": _timeline(found.line),
-    }
+def report_of(found: Simulated) -> Report:
+    """Return the report of a simulation."""
     even = {title: _over_mean(load) for title, load in found.loads.items()}
-    widest = max(float(load.max()) for title, load in even.items() if title != EXPERTS)
-    figures |= {
-        f"loads-{i}": _loads(load, float(load.max()) if title == EXPERTS else widest)
-        for i, (title, load) in enumerate(even.items())
-    }
     binds = ", ".join(
         f"{name} {numbers.prefixed(s, 's')}" for name, s in found.line.binds().items() if s
     )
-    lead = [*_headline(found, even), f"On the critical path: {binds or 'nothing'}."]
-    return frame.render(
-        "simulated",
-        frame.drawn(figures),
-        [],
-        lead,
-        eyebrow="intarsia simulate",
-        heading="Experts on several devices",
-        notices=["A model of time, not a measurement: every product and every link at full rate."],
-        unit=f"{prefix}B",
-        traffic=[("before", _rows(found.before, size)), ("after", _rows(found.after, size))],
-        loads=list(found.loads),
-        hits={name: list(points) for name, points in found.hits.items()},
+    return Report(
+        "Experts on several devices",
+        (*_headline(found, even), f"On the critical path: {binds or 'nothing'}."),
+        (
+            Section("Traffic", _traffic(found)),
+            Section("Loads by layer", _loads(even)),
+            Section("A cache of experts", _hits(found.hits)),
+            Section("Timeline", (_timeline(found.line),)),
+        ),
+        ("A model of time, not a measurement: every product and every link at full rate.",),
+        "intarsia simulate",
     )
 
 
@@ -113,83 +98,113 @@ def _over_mean(load: Tensor) -> Tensor:
     return load.double() / load.double().mean(1, keepdim=True).clamp_min(1e-300)
 
 
-def _rows(sent: Tensor, size: float) -> list[list[str]]:
-    return [[f"{value / size:.3g}" for value in row] for row in sent.tolist()]
-
-
-def _traffic(sent: Tensor, top: float) -> Any:
-    """Draw bytes from row to column.  top: the end of the colours."""
+def _traffic(found: Simulated) -> tuple[Container, ...]:
+    """Draw bytes from row to column before and after, with colours that end at the same value."""
+    top = float(torch.stack([found.before, found.after]).max())
     size, prefix = numbers.prefix_of(top)
-    values = (sent.double() / size).tolist()
+    unit = f"{prefix}B"
+    drawn = [
+        _map("before", "Before.", f"{unit} between devices, experts in order.", found.before / size,
+             top / size, unit),
+        _map("after", "After.", "By the plan, on the same scale.", found.after / size, top / size,
+             unit),
+    ]  # fmt: skip
+    tables: list[Table] = []
+    for title, sent in (("before", found.before), ("after", found.after)):
+        rows = [
+            [i, *(f"{value / size:.3g}" for value in row)] for i, row in enumerate(sent.tolist())
+        ]
+        titles = ["device", *map(str, range(len(rows)))]
+        tables.append(plain(f"{title}, {unit} from row to column", titles, rows))
+    return Container(tuple(drawn), kind="pair"), Container(tuple(tables), "The numbers", "fold")
+
+
+def _map(name: str, title: str, caption: str, sent: Tensor, top: float, unit: str) -> Figure:
+    """Draw what devices send each other.  sent: (D, D) in `unit`; top: the end of the colours."""
+    values = sent.tolist()
+    places = [str(i) for i in range(len(values))]
     hover = [
-        [f"device {i} to {j}: {v:.3g} {prefix}B" for j, v in enumerate(row)]
+        [f"device {i} to {j}: {v:.3g} {unit}" for j, v in enumerate(row)]
         for i, row in enumerate(values)
     ]
-    text = [[f"{v:.3g}" if len(values) <= 8 else "" for v in row] for row in values]
-    one = plots.heat(values, {}, customdata=hover, text=text, zmin=0, zmax=top / size, **plots.TOLD)
-    return _titled(plots.figure_of([one]), "to device", "from device")
+    text = [[f"{v:.3g}" for v in row] for row in values] if len(values) <= 8 else ()
+    cells = charts.HeatMap(values, places, places, top, hover, text, x="to device", y="from device")
+    label = f"Bytes between devices {name} placing; the numbers are in the table"
+    drawing = charts.heat(cells, label, width=480)
+    return Figure(name, label, drawing, title, caption, scale=("0", f"{top:.3g} {unit}"))
 
 
-def _loads(even: Tensor, top: float) -> Any:
-    """Draw loads over the mean of their layer.  top: the end of the colours."""
-    hover = [
-        [f"layer {i}, {j}: {v:.2f} of the mean" for j, v in enumerate(row)]
-        for i, row in enumerate(even.tolist())
-    ]
-    text = [["" for _ in row] for row in hover]
-    one = plots.heat(even.tolist(), {}, customdata=hover, text=text, zmin=0, zmax=top, **plots.TOLD)
-    return _titled(plots.figure_of([one]), "", "layer")
+def _loads(even: Mapping[str, Tensor]) -> tuple[Note | Container, ...]:
+    """Draw loads over the mean of their layer; those of devices have one scale of colours."""
+    widest = max(float(load.max()) for title, load in even.items() if title != EXPERTS)
+    drawn: list[Figure] = []
+    for i, (title, load) in enumerate(even.items()):
+        top = float(load.max()) if title == EXPERTS else widest
+        rows = load.tolist()
+        hover = [
+            [f"layer {n}, {j}: {v:.2f} of the mean" for j, v in enumerate(row)]
+            for n, row in enumerate(rows)
+        ]
+        names = [str(n) for n in range(len(rows))], [str(j) for j in range(len(rows[0]))]
+        label = f"{title} by layer, over the mean"
+        cells = charts.HeatMap(rows, *names, top, hover, y="layer")
+        drawing = charts.heat(cells, label, width=960 if i == 0 else 480)
+        drawn.append(Figure(f"loads-{i}", label, drawing, title, scale=("0", f"{top:.2f}")))
+    note = Note("A row is a layer; 1 is the layer's mean. The devices have one scale of colours.")
+    return note, Container((drawn[0],)), Container(tuple(drawn[1:]), kind="pair")
 
 
-def _hits(hits: Mapping[str, Sequence[tuple[float, float]]]) -> Any:
-    go = plots.plotly()
-    traces = [
-        go.Scatter(
-            x=[x for x, _ in points],
-            y=[y for _, y in points],
-            mode="lines+markers",
-            name=name,
-            marker={"symbol": plots.SYMBOLS[i % len(plots.SYMBOLS)], "size": 9},
-            meta={"color": i % plots.COLORS + 1},
-            hovertemplate="%{x:.0%} in memory: %{y:.3f}<extra>%{fullData.name}</extra>",
+def _hits(hits: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[Figure | Table, ...]:
+    series = [
+        charts.Series(
+            name,
+            [100 * x for x, _ in points],
+            [y for _, y in points],
+            Look(i % COLORS + 1, i % len(SYMBOLS)),
+            [f"{x:.0%} in memory: {y:.3f}" for x, y in points],
         )
         for i, (name, points) in enumerate(hits.items())
     ]
-    figure = plots.figure_of(traces)
-    figure.update_layout(showlegend=True)
-    figure.update_xaxes(title_text="Experts in memory", tickformat=".0%")
-    figure.update_yaxes(title_text="Hit rate", range=[0, 1.02])
-    return figure
+    label = "Hit rate against the share of experts in memory; the numbers are in the table"
+    across, up = charts.Axis("Experts in memory", " %"), charts.Axis("Hit rate", limits=(0, 1.02))
+    figure = Figure(
+        "hits",
+        label,
+        charts.lines(series, across, up, label),
+        "Hit rate against slots,",
+        "while the batch's sequences are decoded from an empty start.",
+        legend=tuple((one.look.color, one.name) for one in series),
+    )
+    shares = sorted({share for points in hits.values() for share, _ in points})
+    rows = [
+        [name, *(f"{rates[s]:.3f}" if s in rates else "" for s in shares)]
+        for name, rates in ((name, dict(points)) for name, points in hits.items())
+    ]
+    titles = ["policy", *(f"{share:.0%}" for share in shares)]
+    return figure, plain("Hit rate by experts in memory.", titles, rows, fold="The numbers")
 
 
-def _timeline(line: Timeline) -> Any:
-    """A bar for each span; a row for each device and resource."""
-    go = plots.plotly()
-    traces: list[Any] = []
+def _timeline(line: Timeline) -> Figure:
+    """Draw what each device computes, sends and loads; a row for each device and resource."""
     size, prefix = numbers.prefix_of(line.seconds)
-    for number, resource in enumerate(RESOURCES):
-        spans = [s for s in line.spans if s.resource == resource and s.end > s.start]
-        if spans:
-            traces.append(
-                go.Bar(
-                    orientation="h",
-                    base=[s.start / size for s in spans],
-                    x=[(s.end - s.start) / size for s in spans],
-                    y=[f"device {s.device}, {resource}" for s in spans],
-                    name=resource,
-                    customdata=[s.name for s in spans],
-                    meta={"color": number + 1},
-                    hovertemplate=f"%{{customdata}}: %{{x:.3g}} {prefix}s<extra></extra>",
-                )
-            )
-    figure = plots.figure_of(traces)
-    figure.update_layout(barmode="overlay", showlegend=True)
-    figure.update_xaxes(title_text=f"{prefix}s")
-    figure.update_yaxes(autorange="reversed", categoryorder="category ascending")
-    return figure
-
-
-def _titled(figure: Any, x: str, y: str) -> Any:
-    figure.update_xaxes(title_text=x, dtick=1)
-    figure.update_yaxes(title_text=y, dtick=1, autorange="reversed")
-    return figure
+    spans = [span for span in line.spans if span.end > span.start]
+    names = sorted({f"device {span.device}, {span.resource}" for span in spans})
+    bars = [
+        charts.ChartBar(
+            names.index(f"device {span.device}, {span.resource}"),
+            span.start / size,
+            (span.end - span.start) / size,
+            RESOURCES.index(span.resource) + 1,
+            f"{span.name}: {(span.end - span.start) / size:.3g} {prefix}s",
+        )
+        for span in spans
+    ]
+    label = "What each device computes, sends and loads over time"
+    return Figure(
+        "timeline",
+        label,
+        charts.bars(bars, names, charts.Axis(f"{prefix}s"), label),
+        "Who does what when.",
+        "--save writes the same for Perfetto.",
+        legend=tuple((i + 1, name) for i, name in enumerate(RESOURCES)),
+    )

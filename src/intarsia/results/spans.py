@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..core.errors import CheckpointError
-from ..core.files import read_json, write_text
-from . import frame, plots
+from ..core.files import read_json
+from . import charts
+from .report import Figure, Note, Report, Section
 from .table import Column, Entry, Table
 
 COLUMNS = (
@@ -20,7 +21,7 @@ COLUMNS = (
 
 
 def read_spans(path: Path) -> Mapping[str, Any]:
-    """Read a file of `intarsia spans`, for `write_page`.  Raises: CheckpointError for no JSON."""
+    """Read a file of `intarsia spans`, for `report_of`.  Raises: CheckpointError for no JSON."""
     try:
         return read_json(path)
     except (OSError, ValueError) as error:
@@ -32,43 +33,56 @@ def _damaged(path: Path | str, error: Exception) -> CheckpointError:
     return CheckpointError(str(path), got=error, want=want, fix=fix)
 
 
-def write_page(content: Mapping[str, Any], out: Path | str, name: str = "spans.json") -> Path:
-    """Write the page of a file of `intarsia spans` to `out`; the same file gives the same bytes.
+def report_of(content: Mapping[str, Any], name: str = "spans.json") -> Report:
+    """Return the report of a file of `intarsia spans`.
 
-    Raises: CheckpointError for a file of anything else; MissingExtra without plotly or jinja2.
+    Raises: CheckpointError for a file of anything else.
     """
     try:
         spans, length = _spans(content)
         table, said = _table(content), _sentences(content, spans, length)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise _damaged(name, error) from error
-    rows = [str(i) for i in range(len(spans))]
-    heads = [str(i) for i in range(len(spans[0]))]
-    trace = plots.heat(
-        [[s / length for s in row] for row in spans],
-        {"ticks": heads, "rows": rows},
-        zmin=0,
-        zmax=1,
-        customdata=spans,
-        hovertemplate="layer %{y}, head %{x}: %{customdata} tokens<extra></extra>",
+    return _report(spans, length, table, said)
+
+
+def _report(
+    spans: Sequence[Sequence[int]], length: int, table: Table, said: Sequence[str]
+) -> Report:
+    """Return the report of spans.  spans: tokens of each head, (layers, heads)."""
+    rows, heads = [str(i) for i in range(len(spans))], [str(i) for i in range(len(spans[0]))]
+    cells = charts.HeatMap(
+        [[span / length for span in row] for row in spans],
+        rows,
+        heads,
+        top=1.0,
+        hover=[
+            [f"layer {i}, head {j}: {span} tokens" for j, span in enumerate(row)]
+            for i, row in enumerate(spans)
+        ],
+        x="head",
+        y="layer",
     )
-    figure = plots.figure_of([trace])
-    figure.update_xaxes(automargin=False, side="top")
-    figure.update_yaxes(automargin=False, autorange="reversed")
-    drawn = frame.drawn({"spans": figure})
-    page = frame.render(
+    label = "Span of each head, by layer"
+    figure = Figure(
         "spans",
-        drawn,
-        [],
-        said,
-        eyebrow="intarsia spans",
-        heading=f"Spans of {len(rows)} layers of {len(heads)} heads",
-        notices=[],
-        table=table,
-        looks=None,
-        length=length,
+        label,
+        charts.heat(cells, label),
+        "Span",
+        "as a share of the text",
+        scale=("0", "1"),
     )
-    return write_text(out, page)
+    note = (
+        "A row is a layer, a column one of its key-value heads; dark heads see all of "
+        f"{length} tokens."
+    )
+    results = (Section("Results", (table,)),) if table.rows else ()
+    return Report(
+        f"Spans of {len(rows)} layers of {len(heads)} heads",
+        tuple(said),
+        (*results, Section("Head by head", (Note(note), figure))),
+        eyebrow="intarsia spans",
+    )
 
 
 def _spans(content: Mapping[str, Any]) -> tuple[list[list[int]], int]:
@@ -103,7 +117,7 @@ def _table(content: Mapping[str, Any]) -> Table:
         (Entry(name), Entry(f"{loss:.4f}"), Entry(f"{math.exp(loss):.2f}"))
         for name, loss in _losses(content).items()
     )
-    return Table("On rows that validated.", COLUMNS, rows, None, None)
+    return Table("On rows that validated.", COLUMNS, rows)
 
 
 def _sentences(content: Mapping[str, Any], spans: list[list[int]], length: int) -> list[str]:

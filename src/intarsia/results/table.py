@@ -1,19 +1,14 @@
-"""A table for the terminal, Markdown, LaTeX and a page, from the same rows."""
+"""A table as data; terminal, Markdown, LaTeX and page show the same rows."""
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from rich.console import Console, ConsoleOptions
-from rich.measure import Measurement
-from rich.table import Table as RichTable
-from rich.text import Text
-
-UNBOUND = 10_000  # characters, more than any table asks for
+from .looks import Look
 
 
 @dataclass(frozen=True)
@@ -25,7 +20,7 @@ class Column:
     """
 
     title: str
-    meaning: str
+    meaning: str = ""
     numeric: bool = True
     spare: int = 0
 
@@ -34,28 +29,36 @@ class Column:
 class Entry:
     """What is shown, a smaller remark beside it, the value in full, its place in its column.
 
-    place: "first", "second", or nothing; "mean" for the head of a row of means.
+    place: "first", "second", or nothing; "mean" for the head of a row of means; "warn" for what
+    should be looked at.  shade: 0 ... 1, how dark a page draws it; None = not at all.  hidden: a
+    text that a page shows when it is opened, such as a whole error.
     """
 
     text: str
     remark: str = ""
     full: str = ""
     place: str = ""
+    shade: float | None = None
+    hidden: str = ""
 
 
 @dataclass(frozen=True)
 class Table:
     """Columns and as many cells in every row; `best` and `baseline` are row numbers.
 
-    notes: sentences below the table.
+    notes: sentences below the table.  looks: a mark for each row, for pages.  fold: a page shows it
+    closed, below this summary.  when: the choices of a reader at which it is shown, as in `Report`.
     """
 
     caption: str
     columns: tuple[Column, ...]
     rows: tuple[tuple[Entry, ...], ...]
-    best: int | None
-    baseline: int | None
+    best: int | None = None
+    baseline: int | None = None
     notes: tuple[str, ...] = ()
+    looks: tuple[Look, ...] = ()
+    fold: str = ""
+    when: Mapping[str, str | int] = field(default_factory=dict)
 
     def filled(self) -> Table:
         """Without the columns that say nothing in any row."""
@@ -66,72 +69,23 @@ class Table:
         )
 
 
-@dataclass(frozen=True)
-class Terminal:
-    """A table for rich's console: spare columns are left out, and named, until the rest fits."""
+def plain(
+    caption: str,
+    titles: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    words: int = 1,
+    **more: Any,
+) -> Table:
+    """Return a table whose titles need no explanation.
 
-    table: Table
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
-        left = sorted({0, *(c.spare for c in self.table.columns)})
-        shown = _drawn(self.table, left.pop())
-        wide = options.update(width=UNBOUND)
-        while left and Measurement.get(console, wide, shown).maximum > options.max_width:
-            shown = _drawn(self.table, left.pop())
-        yield shown
-
-
-def _drawn(table: Table, most: int) -> RichTable:
-    """The columns that are spare at `most`."""
-    kept = [i for i, column in enumerate(table.columns) if column.spare <= most]
-    missing = ", ".join(c.title for c in table.columns if c.spare > most)
-    caption = table.caption + (f" In the report also: {missing}." if missing else "")
-    shown = RichTable(caption=Text(caption), caption_justify="left", header_style="bold")
-    for column in (table.columns[i] for i in kept):
-        shown.add_column(Text(column.title), justify="right" if column.numeric else "left")
-    for number, row in enumerate(table.rows):
-        style = "bold" if number == table.best and len(table.rows) > 1 else None
-        shown.add_row(*(_text(row[i]) for i in kept), style=style)
-    return shown
-
-
-def _text(cell: Entry) -> Text:
-    text = Text(cell.text)
-    return text.append(f"  {cell.remark}", style="dim") if cell.remark else text
-
-
-def markdown(table: Table) -> str:
-    """Any table as GitHub-flavoured Markdown: first places in bold, second ones in italics."""
-    rows = [[escape(column.title) for column in table.columns]]
-    rows += [[_marked(cell) for cell in row] for row in table.rows]
-    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(table.columns))]
-    numeric = [column.numeric for column in table.columns]
-    rule = ["-" * (w - 1) + ":" if n else "-" * w for w, n in zip(widths, numeric, strict=True)]
-    lines = [_line(rows[0], widths, numeric), _line(rule, widths, numeric)]
-    lines += [_line(row, widths, numeric) for row in rows[1:]]
-    below = [text for note in (table.caption, *table.notes) for text in ("", escape(note))]
-    return "\n".join([*lines, *below, ""])
-
-
-def _marked(cell: Entry) -> str:
-    text = escape(f"{cell.text} ({cell.remark})" if cell.remark else cell.text)
-    around = {"first": "**", "second": "_"}.get(cell.place, "")
-    return f"{around}{text}{around}"
-
-
-def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
-    padded = (
-        c.rjust(w) if n else c.ljust(w) for c, w, n in zip(cells, widths, numeric, strict=True)
+    words: so many columns at the left are texts, the others numbers.  more: of `Table`.
+    """
+    columns = tuple(Column(title, numeric=i >= words) for i, title in enumerate(titles))
+    entries = tuple(
+        tuple(cell if isinstance(cell, Entry) else Entry(str(cell)) for cell in row) for row in rows
     )
-    return f"| {' | '.join(padded)} |"
-
-
-_SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_|<>[]#~"} | {"\n": " ", "\r": " "})
-
-
-def escape(text: str) -> str:
-    """Text that Markdown shows letter by letter."""
-    return text.translate(_SPECIAL)
+    return Table(caption, columns, entries, **more)
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

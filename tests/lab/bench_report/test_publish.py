@@ -169,7 +169,7 @@ def test_the_tidy_files_hold_every_result(make_suite: MakeAll, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("package", "extra"), [("statsmodels", "bench"), ("plotly", "report"), ("pyarrow", "")]
+    ("package", "extra"), [("statsmodels", "bench"), ("pyarrow", "")]
 )
 def test_without_an_extra(
     make_suite: MakeAll, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, extra: str

@@ -10,7 +10,7 @@ import pytest
 
 from intarsia.results.runs import comparison_of, gather, json_rows, markdown_table, rates
 from intarsia.results.runs.figures import looks
-from intarsia.results.runs.page import render
+from intarsia.results.runs.page import report_of
 from intarsia.results.runs.sentences import notices, sentences
 
 Make = Callable[..., Path]
@@ -63,12 +63,12 @@ def test_searches_of_two_folders_are_described_each(make_run: Make) -> None:
 
 def test_the_figure_has_a_line_for_each_method_and_marks_its_rate(searched: Any) -> None:
     comparison = comparison_of(searched)
-    figure: Any = rates.against_rates(comparison, looks(comparison))
-    assert [list(trace.x) for trace in figure.data] == [[1e-3, 3e-3]] * 2  # one rate failed
-    assert list(figure.data[0].y) == [50.0, 62.5]
-    assert [list(trace.marker.size) for trace in figure.data] == [[7, 13], [13, 7]]
-    page = render(searched)
-    assert 'id="plot-rates"' in page and "tried 3 learning rates" in page
+    lines = rates.series_of(comparison, looks(comparison))
+    assert [list(line.x) for line in lines] == [[1e-3, 3e-3]] * 2  # one rate failed
+    assert list(lines[0].y) == [50.0, 62.5]
+    assert [list(line.sizes) for line in lines] == [[7, 13], [13, 7]]
+    report = report_of(comparison)
+    assert "rates" in report.figures() and "tried 3 learning rates" in " ".join(report.sentences)
 
 
 def test_a_rate_that_all_share_is_said(make_run: Make) -> None:
@@ -77,7 +77,7 @@ def test_a_rate_that_all_share_is_said(make_run: Make) -> None:
     assert any("share the learning rate 0.001" in notice for notice in notices(comparison))
     assert rates.described(comparison) == []
     assert rates.against_rates(comparison, looks(comparison)) is None
-    assert 'id="plot-rates"' not in render(gather(one))
+    assert "rates" not in report_of(comparison).figures()
     other = make_run("linear", label="linear probe", change={"training.lr": 0.5})
     assert rates.shared(comparison_of(gather([*one, other]))) is None
     assert rates.shared(comparison_of(gather(one[:1]))) is None  # nobody to share it with
@@ -91,5 +91,5 @@ def test_a_text_is_chosen_by_perplexity_and_a_given_rate_is_said(make_run: Make)
     text = " ".join(rates.described(comparison))
     assert "lowest perplexity on 60 validation" in text
     assert "The rate of plain adapter was given." in text
-    figure: Any = rates.against_rates(comparison, looks(comparison))
-    assert list(figure.data[0].y) == pytest.approx([20, 10, 50])
+    (line,) = rates.series_of(comparison, looks(comparison))
+    assert list(line.y) == pytest.approx([20, 10, 50])

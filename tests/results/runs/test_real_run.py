@@ -12,7 +12,8 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import intarsia
-from intarsia.results.runs import comparison_of, gather, render, save_mistakes
+from intarsia.results.page import html
+from intarsia.results.runs import comparison_of, gather, report_of, save_mistakes
 from intarsia.results.runs.tables import table_of
 
 
@@ -66,6 +67,6 @@ def test_real_runs_make_a_page(folder: Path) -> None:
     assert [g.label for g in comparison.groups] == ["linear probe", "full fine-tuning"]
     assert [len(g.runs) for g in comparison.groups] == [2, 2]
     assert len(table_of(comparison).rows) == 2
-    page = render(gather([folder]))
+    page = html(report_of(comparison))
     assert all(row[1].text in page for row in table_of(comparison).rows)
     assert "full fine-tuning" in page and "of the test pictures right" in page

@@ -19,8 +19,8 @@ from .report.records import Done, RunResult
 
 PAGES = ("report.html", "index.html")  # of a run folder; the first that is there is linked
 Shown = Mapping[str, Any]
-"""seed, text (its score, or why it has none), facts: [name, value] ..., command, links: [name,
-address] ...; report: the command that makes its report, "" without a folder."""
+"""text (its seed and score, or why it has none), facts: [name, value] ..., commands: [label,
+command] ... that repeat it and make its report, where it has a folder; links: [name, address] ..."""
 
 
 def panels(runs: Path, out: Path) -> Callable[[RunResult], Shown]:
@@ -35,12 +35,16 @@ def panels(runs: Path, out: Path) -> Callable[[RunResult], Shown]:
             text = f"failed: {first_line(outcome.error)}"
         here = Path(os.path.relpath(place, out)).as_posix()
         words = ["intarsia", "report", here, "--out", f"{here}/{PAGES[0]}"]
+        commands: list[tuple[str, str]] = []
+        if there and (repeat := command(place)):
+            commands.append(("Repeat it:", repeat))
+        if there and (place / RUN).is_file():
+            label = "Its curves, mistakes and confusions, from this page's folder:"
+            commands.append((label, shlex.join(words)))
         return {
-            "seed": result.seed,
-            "text": text,
-            "facts": [[name, value] for name, value in facts(result).items()],
-            "command": command(place) if there else "",
-            "report": shlex.join(words) if there and (place / RUN).is_file() else "",
+            "text": f"seed {result.seed}: {text}",
+            "facts": list(facts(result).items()),
+            "commands": commands,
             "links": links(place, here) if there else [],
         }
 

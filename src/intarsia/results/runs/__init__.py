@@ -9,7 +9,7 @@ from .grouping import Comparison as Comparison
 from .grouping import RunGroup as RunGroup
 from .grouping import comparison_of as comparison_of
 from .mistakes import save_mistakes as save_mistakes
-from .page import render as render
+from .page import report_of as report_of
 from .page import write_report as write_report
 from .reading import FinishedRun as FinishedRun
 from .reading import gather as gather

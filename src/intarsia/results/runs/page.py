@@ -1,22 +1,39 @@
-"""The page of a comparison: one HTML file that needs nothing else."""
+"""The report of a comparison of runs."""
 
 from __future__ import annotations
 
-import base64
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ...core.files import write_text
-from ...core.reading import read_bytes
-from .. import frame, numbers
-from ..table import Table
+from PIL import Image
+
+from ...core.reading import open_regular
+from .. import numbers
+from ..pictures import LARGEST, embedded_pictures
+from ..report import (
+    Block,
+    Commands,
+    Container,
+    Control,
+    Facts,
+    Gallery,
+    Note,
+    Report,
+    Section,
+    Thumbnail,
+    present,
+)
+from ..table import Entry, Table, plain
+from ..wording import capital
+from ..writing import write
 from . import figures, rates, sparse
 from .confusion import confusion_of
-from .curves import line_of, mean_line
+from .curves import line_of, mean_line, metrics_of
 from .grouping import Comparison, RunGroup, comparison_of
-from .mistakes import Mistake, Mistakes
-from .reading import FinishedRun, gather
+from .mistakes import Mistake
+from .reading import gather
 from .routing import routings
 from .sentences import notices, selection_rule, sentences, title
 from .settings_rows import (
@@ -46,84 +63,90 @@ def write_report(
     others: candidates that were not chosen, below the results.
     The same runs give the same bytes.
     Raises: DataError, CheckpointError and UnknownName as `gather` and `comparison_of` do;
-    MissingExtra without plotly or jinja2; TrainingError when the file cannot be written.
+    TrainingError when the file cannot be written.
     """
-    page = render(gather(folders), baseline=baseline, heading=heading, others=others)
-    return write_text(out, page)
+    comparison = comparison_of(gather(folders), baseline)
+    return write(report_of(comparison, heading=heading, others=others), out)
 
 
-def render(
-    runs: Iterable[FinishedRun],
-    *,
-    baseline: str | None = None,
-    heading: str | None = None,
-    others: Table | None = None,
-) -> str:
-    """The page as text; see `write_report`."""
-    comparison = comparison_of(runs, baseline)
-    plots, looks = _plots(comparison), figures.looks(comparison)
-    return frame.render(
-        "run",
-        plots,
-        [look.color for look in looks],
-        sentences(comparison),
-        eyebrow="intarsia report",
-        heading=heading or title(comparison),
-        notices=notices(comparison),
-        table=table_of(comparison),
-        others=others,
-        groups=comparison.groups,
-        score=comparison.measure,
-        several_labels=comparison.several_labels,
-        metrics=_metrics(plots),
-        splits=_splits(plots),
-        seeds=any(len(group.runs) > 1 for group in comparison.groups),
-        plots=plots,
-        curve_tables=_curve_tables(comparison),
-        errors=[_errors(i, group) for i, group in enumerate(comparison.groups)],
-        best=comparison.groups.index(comparison.best),
-        routings=routings(comparison),
-        courses=list(sparse.COURSES.items()),
-        soups=sparse.soups(comparison),
-        pictured=any(run.samples == "pictures" for run in comparison.runs),
-        record=_record(comparison),
-        looks=looks,
+def report_of(
+    comparison: Comparison, *, heading: str | None = None, others: Table | None = None
+) -> Report:
+    """Return the report of a comparison; see `write_report`."""
+    looks = tuple(figures.looks(comparison))
+    sections = [
+        Section("Results", (dataclasses.replace(table_of(comparison), looks=looks),)),
+        *([Section("What else was tried", (others,), "others")] if others else []),
+        *_costs(comparison),
+        *_rates(comparison),
+        _curves(comparison),
+        *_masks(comparison),
+        *_soups(comparison),
+        *_errors(comparison),
+        *_routing(comparison),
+        _record(comparison),
+    ]
+    return Report(
+        heading or title(comparison),
+        tuple(sentences(comparison)),
+        tuple(sections),
+        tuple(notices(comparison)),
+        "intarsia report",
     )
 
 
-def _plots(comparison: Comparison) -> dict[str, Any]:
-    """The figures that there are, as JSON."""
-    several = len(comparison.groups) > 1  # one method is a single point
-    looks = figures.looks(comparison)
-    return frame.drawn(
-        {
-            "parameters": figures.by_parameters(comparison) if several else None,
-            "time": figures.by_time(comparison) if several else None,
-            "rates": rates.against_rates(comparison, looks),
-            "curves": figures.curves(comparison),
-            "masks": sparse.courses(comparison, looks),
-            "densities": sparse.densities(comparison),
-            "line": sparse.lines(comparison, looks),
-            "confusion": figures.confusions(comparison),
-        }
+def _several_seeds(comparison: Comparison) -> bool:
+    return any(len(group.runs) > 1 for group in comparison.groups)
+
+
+def _costs(comparison: Comparison) -> list[Section]:
+    """Draw scores against costs; one method alone is a single point and not drawn."""
+    groups = comparison.groups
+    if len(groups) < 2:
+        return []
+    names = tuple((i, group.label) for i, group in enumerate(groups))
+    label = "Methods shown, here and in the other drawings"
+    looks = tuple(figures.looks(comparison))
+    shown = Control("group", label, names, "checkbox", looks=looks)
+    text = "Up and to the left is better."
+    if _several_seeds(comparison):
+        text += " Large marks are means with their spread, small ones single seeds."
+    pair = Container((figures.by_parameters(comparison), figures.by_time(comparison)), kind="pair")
+    title = f"{capital(comparison.measure)} and cost"
+    return [Section(title, (shown, Note(text), pair), "plots")]
+
+
+def _rates(comparison: Comparison) -> list[Section]:
+    figure = rates.against_rates(comparison, figures.looks(comparison))
+    return [Section("Learning rates", (figure,), "rates")] if figure else []
+
+
+def _curves(comparison: Comparison) -> Section:
+    """Draw every value of metrics.jsonl by epoch, and tell the score by epoch as a table."""
+    drawn = figures.curves(comparison)
+    if not drawn:
+        text = "These runs kept no metrics.jsonl, so there are no curves."
+        return Section("Learning curves", (Note(text, "missing"),), "curves")
+    metrics = metrics_of(run.curve for run in comparison.runs)
+    shown = Control("metric", "Show", tuple((m, figures.metric_name(m)) for m in metrics))
+    splits = figures.splits_of(comparison)
+    few = len(comparison.groups) <= 4
+    first = tuple(split for split, _ in splits if split != "train" or few)
+    parts = Control("split", "Parts", splits, "checkbox", first or (splits[0][0],))
+    seeds = Control(
+        "seed", "Lines", (("mean", "mean"), ("single", "each seed")), "checkbox", ("mean",)
     )
+    several = _several_seeds(comparison)
+    text = "Training values are means over the steps of an epoch; their lines are dotted."
+    text = ("Means over seeds. " if several else "") + text
+    blocks = present(
+        shown, parts, seeds if several else None, Note(text), *drawn, _curve_table(comparison)
+    )
+    return Section("Learning curves", blocks, "curves")
 
 
-def _metrics(plots: dict[str, Any]) -> list[tuple[str, str]]:
-    """(key, name, unit) of everything the curves can show."""
-    traces = plots.get("curves", {"data": []})["data"]
-    found = dict.fromkeys(trace["meta"]["metric"] for trace in traces)
-    return [(metric, figures.metric_name(metric)) for metric in found]
-
-
-def _splits(plots: dict[str, Any]) -> list[tuple[str, str]]:
-    traces = plots.get("curves", {"data": []})["data"]
-    found = {trace["meta"]["split"] for trace in traces}
-    return [(split, name) for split, name in figures.SPLITS.items() if split in found]
-
-
-def _curve_tables(comparison: Comparison) -> dict[str, Any] | None:
-    """Mean accuracy by epoch, validation or else training: the curves in words."""
+def _curve_table(comparison: Comparison) -> Table | None:
+    """Return the mean score by epoch, on validation or else training: the curves in words."""
     for split, name in reversed(figures.SPLITS.items()):
         lines = [
             mean_line(line_of(run.curve, split, run.scores.measure) for run in group.runs)
@@ -132,56 +155,188 @@ def _curve_tables(comparison: Comparison) -> dict[str, Any] | None:
         epochs = sorted({epoch for line in lines for epoch in line})
         if epochs:
             rows = [
-                (f"{epoch:g}", [numbers.percent(x[epoch]) if epoch in x else "" for x in lines])
+                [f"{epoch:g}", *(numbers.percent(x[epoch]) if epoch in x else "" for x in lines)]
                 for epoch in epochs
             ]
-            return {"split": name, "rows": rows}
+            titles = ["Epoch", *(group.label for group in comparison.groups)]
+            fold = f"Mean {name} {comparison.measure} by epoch, as a table"
+            return plain("", titles, rows, fold=fold)
     return None
 
 
-def _errors(number: int, group: RunGroup) -> dict[str, Any]:
-    """Confusion counts as a table, and the worst mistakes of the first run that kept some."""
+def _masks(comparison: Comparison) -> list[Section]:
+    densities = sparse.densities(comparison)
+    if densities is None:
+        return []
+    blocks: list[Block] = []
+    if courses := sparse.courses(comparison, figures.looks(comparison)):
+        blocks += [Control("course", "Show", tuple(sparse.COURSES.items())), *courses]
+    return [Section("Masks", (*blocks, densities), "masks")]
+
+
+def _soups(comparison: Comparison) -> list[Section]:
+    tables = sparse.soups(comparison)
+    figure = sparse.lines(comparison, figures.looks(comparison))
+    blocks = present(figure, *tables)
+    return [Section("Candidates of the soup", blocks, "soups")] if tables else []
+
+
+def _errors(comparison: Comparison) -> list[Section]:
+    """Show confusions and the worst mistakes of each method, if the samples are pictures."""
+    if not any(run.samples == "pictures" for run in comparison.runs):
+        return []
+    groups = comparison.groups
+    blocks: list[Block] = []
+    if len(groups) > 1:
+        names = tuple((i, group.label) for i, group in enumerate(groups))
+        best = groups.index(comparison.best)
+        blocks.append(Control("method", "Method", names, chosen=(best,)))
+    if any(confusion_of(group) is not None for group in groups):
+        modes = (("shares", "% of each row"), ("counts", "counts"))
+        blocks.append(Control("mode", "Numbers in the matrix", modes, "radio"))
+    share = LARGEST // len(groups)
+    for number, group in enumerate(groups):
+        inside = (
+            *_confusion(comparison, number),
+            *_mistakes(group, share, _several_seeds(comparison)),
+        )
+        blocks.append(
+            Container(inside, group.label if len(groups) > 1 else "", "", {"method": number})
+        )
+    return [Section("Where it errs", tuple(blocks), "errors")]
+
+
+def _confusion(comparison: Comparison, number: int) -> tuple[Block, ...]:
+    """Return the matrix of a method as a figure for each mode, and its most frequent confusions."""
+    group = comparison.groups[number]
     found, whole = confusion_of(group), confusion_of(group, limit=10**9)
-    run = next((run for run in group.runs if run.mistakes is not None), None)
-    kept: Mistakes | None = run.mistakes if run else None
-    shown: Sequence[Mistake] = kept.shown if kept else ()
-    return {
-        "number": number,
-        "label": group.label,
-        "confusion": found,
-        "pairs": [] if whole is None else _pairs(whole.classes, whole.counts.tolist()),
-        "mistakes": kept,
-        "seed": run.seed if run else None,
-        "pictures": [(mistake, _data_uri(mistake.picture)) for mistake in shown],
-    }
+    if found is None or whole is None:
+        text = "No predictions were kept, so there is no confusion matrix."
+        if comparison.several_labels:
+            text = "A picture may have several labels, so there is no confusion matrix."
+        return (Note(text, "missing"),)
+    pairs = _pairs(whole.classes, whole.counts.tolist())
+    caption, titles = "Most frequent confusions", ["Class", "Taken for", "Pictures"]
+    table = plain(caption, titles, pairs, words=2) if pairs else None
+    notes = [Note(f"Sums over {found.runs} seeds.")] if found.runs > 1 else []
+    if found.joined:
+        text = f"The last row and column join the {found.joined} classes that are mixed up least."
+        notes.append(Note(text))
+    matrix = Container(tuple(figures.confusions(found, number)))
+    return (Container((matrix, Container(present(table, *notes))), kind="pair"),)
 
 
 def _pairs(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> list[tuple[str, str, int]]:
-    """The most frequent (true, predicted, count) off the diagonal."""
-    found = [
+    """Return the most frequent (true, predicted, count) off the diagonal."""
+    pairs = [
         (classes[i], classes[j], n)
         for i, row in enumerate(counts)
         for j, n in enumerate(row)
         if i != j and n
     ]
-    return sorted(found, key=lambda pair: -pair[2])[:8]
+    return sorted(pairs, key=lambda pair: -pair[2])[:8]
 
 
-def _data_uri(picture: Path) -> str:
-    return f"data:image/png;base64,{base64.b64encode(read_bytes(picture)).decode()}"
+def _mistakes(group: RunGroup, largest: int, several: bool) -> tuple[Block, ...]:
+    """Return the worst mistakes of the first run that kept some."""
+    run = next((run for run in group.runs if run.mistakes is not None), None)
+    if run is None or run.mistakes is None:
+        return (Note("No pictures of mistakes were kept.", "missing"),)
+    kept = run.mistakes
+    if not kept.shown:
+        return (Note(f"No mistakes in {numbers.plural(kept.n, 'picture')}.", "missing"),)
+    addresses = embedded_pictures([_picture(mistake.picture) for mistake in kept.shown], largest)
+    text = f"The {numbers.plural(len(kept.shown), 'wrong answer')} given with the most confidence, "
+    text += f"out of {numbers.plural(kept.wrong, 'mistake')} in {numbers.plural(kept.n, 'picture')}"
+    text += f", seed {run.seed}" if several else ""
+    text += ". In bold the answer and its confidence, below it what the picture is."
+    pictures = tuple(map(_thumbnail, kept.shown, addresses))
+    return (Container((Gallery(pictures, text),), "Worst mistakes"),)
 
 
-def _record(comparison: Comparison) -> dict[str, Any]:
-    """Everything needed to judge the numbers and to make them again."""
+def _picture(path: Path) -> Image.Image:
+    with open_regular(path) as raw, Image.open(raw, formats=["PNG"]) as picture:
+        return picture.convert("RGB")
+
+
+def _thumbnail(mistake: Mistake, address: str) -> Thumbnail:
+    return Thumbnail(
+        address,
+        f"Picture {mistake.index}: {mistake.true}, taken for {mistake.predicted}",
+        f"{mistake.predicted} {numbers.percent(mistake.confidence, 0)}",
+        f"is {mistake.true}",
+        pixels=mistake.side < 80,
+    )
+
+
+def _routing(comparison: Comparison) -> list[Section]:
+    """Return the share of each expert in each router, a table for each method that routes."""
+    found = routings(comparison)
+    if not found:
+        return []
+    text = (
+        "Share of each expert in the last epoch of training, one row for each router. Variation is "
+        "the standard deviation of the shares over their mean: 0 is even."
+    )
+    tables: list[Table] = []
+    for routed in found:
+        rows: list[list[Any]] = []
+        for row in routed.rows:
+            load = row.load
+            name = f"{row.place} (collapsed)" if load.collapsed else row.place
+            shares = [Entry(numbers.percent(s, 0), shade=s) for s in load.share]
+            empty = [Entry("")] * (routed.experts - len(shares))
+            head = Entry(name, place="warn" if load.collapsed else "")
+            rows.append([head, *shares, *empty, f"{load.variation:.2f}", f"{load.entropy:.2f}"])
+        titles = ["Router", *map(str, range(routed.experts)), "Variation", "Entropy"]
+        caption = routed.label if len(comparison.groups) > 1 else ""
+        tables.append(plain(caption, titles, rows))
+    return [Section("Who routes where", (Note(text), *tables), "routing")]
+
+
+def _record(comparison: Comparison) -> Section:
+    """Return everything needed to judge the numbers and to make them again."""
     common, own = setting_rows(comparison)
-    return {
-        "selection": selection_rule(comparison.runs),
-        "data": data_parts(comparison),
-        "methods": method_rows(comparison),
-        "common": common,
-        "own": own,
-        "given": given_rows(comparison),
-        "machine": machine_rows(comparison.runs[0]),
-        "runs": run_rows(comparison),
-        "commands": commands(comparison.runs),
-    }
+    several = len(comparison.groups) > 1
+    runs = run_rows(comparison)
+    given, lines = given_rows(comparison), commands(comparison.runs)
+    methods = Facts(tuple(method_rows(comparison)), code=True)
+    labels = [group.label for group in comparison.groups]
+    blocks: list[Block] = [
+        Container((Note(selection_rule(comparison.runs), ""),), "Selection"),
+        Container(_data(comparison, len(runs.rows) > 1), "Data"),
+        Container((methods,), "Methods" if several else "Method"),
+    ]
+    if own:
+        rows = [[name, *values] for name, values in own]
+        table = plain("", ["Setting", *labels], rows, words=len(labels) + 1)
+        blocks.append(Container((table,), "Settings that differ"))
+    shared = "Settings that all share" if several else "Settings"
+    blocks.append(Container((Facts(tuple(common)),), shared, "fold"))
+    if given:
+        blocks.append(Container((Facts(tuple(given)),), "Noted by the caller", "fold"))
+    machine = Facts(tuple(machine_rows(comparison.runs[0])))
+    blocks += [Container((machine,), "Machine and versions", "fold"), runs]
+    if lines:
+        blocks.append(Container((Commands(tuple(lines)),), "To repeat it"))
+    return Section("Record", tuple(blocks), "record")
+
+
+def _data(comparison: Comparison, several: bool) -> tuple[Block, ...]:
+    """Return the parts of the data with their digests, and where they are from."""
+    about = data_parts(comparison)
+    pictured = any(run.samples == "pictures" for run in comparison.runs)
+    titles = ["Part", "Pictures" if pictured else "Rows"]
+    titles.append(f"SHA-256 of {'pixels and labels' if pictured else 'tokens'}")
+    rows = [[Entry(p.name, p.classes), p.count, p.sha256] for p in about["parts"]]
+    blocks: list[Block] = []
+    if rows:
+        table = plain("", titles, rows)
+        columns = (*table.columns[:2], dataclasses.replace(table.columns[2], numeric=False))
+        blocks.append(dataclasses.replace(table, columns=columns))
+        if several:
+            other = f"These are the parts of seed {about['seed']}; other runs had others."
+            blocks.append(Note("All runs used exactly these." if about["same"] else other))
+    if about["origin"]:
+        blocks.append(Facts(tuple(about["origin"])))
+    return tuple(blocks)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .. import plots
+from ..charts import Axis, Series, lines
+from ..looks import Look
+from ..report import Figure
 from ..table import Column, Entry
 from ..wording import capital, joined
 from .grouping import Comparison, RunGroup
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 COLUMN = Column("Rate", "Learning rate; “limit”: the search may try no rate beyond it")
 
@@ -88,35 +87,32 @@ def shared(comparison: Comparison) -> str | None:
     )
 
 
-def against_rates(comparison: Comparison, looks: Sequence[plots.Look]) -> Figure | None:
-    """Draw the validation score of each method by learning rate; the chosen one is larger."""
-    traces: list[Any] = []
-    perplexity = False
+def series_of(comparison: Comparison, looks: Sequence[Look]) -> list[Series]:
+    """Return the validation score of each method by learning rate; the chosen one is larger."""
+    series: list[Series] = []
     for number, group in enumerate(comparison.groups):
         if (search := search_of(group)) is None:
             continue
-        perplexity = search["measure"] == "perplexity"
         tried = zip(search["rates"], search["scores"], strict=True)
         scores = [(rate, score) for rate, score in tried if score]  # None: every trial failed
-        traces.append(
-            plots.plotly().Scatter(
-                x=[rate for rate, _ in scores],
-                y=[1 / score if perplexity else 100 * score for _, score in scores],
-                name=plots.safe(group.label),
-                mode="lines+markers",
-                line={"width": 2},
-                marker={
-                    "size": [13 if rate == search["rate"] else 7 for rate, _ in scores],
-                    "symbol": plots.SYMBOLS[looks[number].symbol],
-                },
-                hovertemplate="%{y:.4g} at %{x:g}<extra>%{fullData.name}</extra>",
-                meta={"group": number},
-            )
-        )
-    if not traces:
+        perplexity = search["measure"] == "perplexity"
+        xs = [rate for rate, _ in scores]
+        ys = [1 / score if perplexity else 100 * score for _, score in scores]
+        hover = [f"{y:.4g} at {x:g}" for x, y in zip(xs, ys, strict=True)]
+        sizes = [13.0 if rate == search["rate"] else 7.0 for rate in xs]
+        look, when = looks[number], {"group": number}
+        series.append(Series(group.label, xs, ys, look, hover, sizes=sizes, when=when))
+    return series
+
+
+def against_rates(comparison: Comparison, looks: Sequence[Look]) -> Figure | None:
+    """Draw `series_of`; None where no rate was searched for."""
+    if not (series := series_of(comparison, looks)):
         return None
-    figure = plots.figure_of(traces)
-    figure.update_xaxes(type="log", title_text="Learning rate", dtick=1)
-    if perplexity:
-        return figure.update_yaxes(title_text="Validation perplexity")
-    return figure.update_yaxes(title_text=f"Validation {comparison.measure}", ticksuffix=" %")
+    searches = [search for group in comparison.groups if (search := search_of(group))]
+    up = Axis(f"Validation {comparison.measure}", " %")
+    up = Axis("Validation perplexity") if searches[-1]["measure"] == "perplexity" else up
+    label = "Validation score against learning rate; the rates are in the table of results"
+    drawing = lines(series, Axis("Learning rate", log=True), up, label)
+    caption = "The large mark is the rate that the method has."
+    return Figure("rates", label, drawing, "On validation, by learning rate.", caption)

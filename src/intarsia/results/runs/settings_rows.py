@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .. import numbers
+from ..table import Table, plain
 from ..wording import capital
 from .grouping import Comparison, adapters_of, differing, flat, set_of, settings_of
 from .reading import FinishedRun
@@ -163,8 +164,8 @@ def machine_rows(run: FinishedRun) -> list[tuple[str, str]]:
 RUN_COLUMNS = ("Method", "Seed", "Accuracy", "Loss", "Epoch", "Time", "Started", "Folder")
 
 
-def run_rows(comparison: Comparison) -> dict[str, Any]:
-    """One row per run."""
+def run_rows(comparison: Comparison) -> Table:
+    """Return a table with a row for each run."""
     rows = [
         [
             group.label,
@@ -181,7 +182,7 @@ def run_rows(comparison: Comparison) -> dict[str, Any]:
         for run in group.runs
     ]
     columns = [capital(comparison.measure) if c == "Accuracy" else c for c in RUN_COLUMNS]
-    return {"columns": columns, "rows": rows}
+    return plain("", columns, rows, words=len(columns), fold=numbers.plural(len(rows), "run"))
 
 
 def commands(runs: Iterable[FinishedRun]) -> list[str]:

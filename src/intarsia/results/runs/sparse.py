@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from .. import plots
+from .. import charts
+from ..looks import Look, short
+from ..report import Figure
+from ..table import Table, plain
 from .grouping import Comparison, RunGroup
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 COURSES = {
     "exchanged": "Exchanged, % of kept weights",
@@ -30,34 +30,48 @@ def soup_of(group: RunGroup) -> dict[str, Any] | None:
     return next((soup for soup in found if isinstance(soup, dict)), None)
 
 
-def courses(comparison: Comparison, looks: Sequence[plots.Look]) -> Figure | None:
-    """Of each of COURSES, a line for each group whose masks changed."""
-    traces: list[Any] = []
-    for number, group in enumerate(comparison.groups):
-        changes = (masks_of(group) or {}).get("changes") or ()
-        for name in COURSES if changes else ():
-            traces.append(
-                plots.plotly().Scatter(
-                    x=[change["step"] for change in changes],
-                    y=[100 * change[name] for change in changes],
-                    name=plots.safe(group.label),
-                    mode="lines+markers",
-                    line={"width": 2},
-                    marker={"size": 7, "symbol": plots.SYMBOLS[looks[number].symbol]},
-                    hovertemplate="%{y:.1f} % at step %{x}<extra>%{fullData.name}</extra>",
-                    meta={"group": number, "course": name},
-                )
+def courses(comparison: Comparison, looks: Sequence[Look]) -> list[Figure]:
+    """Draw each of COURSES, a line for each group whose masks changed."""
+    changes = {
+        number: kept
+        for number, group in enumerate(comparison.groups)
+        if (kept := (masks_of(group) or {}).get("changes"))
+    }
+    figures: list[Figure] = []
+    for name, title in COURSES.items() if changes else ():
+        series = [
+            _line(
+                comparison, number, looks, [(c["step"], 100 * c[name]) for c in rows], "%", "step "
             )
-    if not traces:
-        return None
-    figure = plots.figure_of(traces)
-    figure.update_xaxes(title_text="Step")
-    figure.update_yaxes(ticksuffix=" %", rangemode="tozero")
-    return figure
+            for number, rows in changes.items()
+        ]
+        label = f"{title}, by step"
+        drawing = charts.lines(
+            series, charts.Axis("Step"), charts.Axis(title.split(",")[0], " %", zero=True), label
+        )
+        caption = "At each change of the masks."
+        when = {"course": name}
+        figures.append(Figure(f"masks-{name}", label, drawing, caption=caption, when=when))
+    return figures
+
+
+def _line(
+    comparison: Comparison,
+    number: int,
+    looks: Sequence[Look],
+    points: Sequence[tuple[float, float]],
+    unit: str,
+    before: str,
+) -> charts.Series:
+    """Return the line of a group.  before: what x is, for the tooltip."""
+    hover = [f"{y:.4g} {unit}".strip() + f" at {before}{x:g}" for x, y in points]
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    label = comparison.groups[number].label
+    return charts.Series(label, xs, ys, looks[number], hover, when={"group": number})
 
 
 def densities(comparison: Comparison) -> Figure | None:
-    """A heat map: a row is a group with masks, a column one of its layers."""
+    """Draw a heat map: a row is a group with masks, a column one of its layers."""
     found = {g.label: masks for g in comparison.groups if (masks := masks_of(g))}
     if not found:
         return None
@@ -67,50 +81,52 @@ def densities(comparison: Comparison) -> Figure | None:
     }
     layers = list(dict.fromkeys(layer for row in rows.values() for layer in row))
     names = [layer.removesuffix(".weight") for layer in layers]
-    z = [[row.get(layer) for layer in layers] for row in rows.values()]
-    hover = [[f"{plots.safe(label)}, {plots.safe(name)}" for name in names] for label in rows]
-    meta = {"rows": [plots.safe(plots.short(label, 28)) for label in rows]}
-    form = "%{text}: density %{z:.3f}<extra></extra>"
-    figure = plots.figure_of([plots.heat(z, meta, text=hover, zmin=0, zmax=1, hovertemplate=form)])
-    figure.update_xaxes(title_text="Layers, from the input on", showticklabels=False)
-    return figure.update_yaxes(autorange="reversed", automargin=True)
+    values = [[row.get(layer) for layer in layers] for row in rows.values()]
+    hover = [
+        [
+            f"{label}, {name}: density {'none' if v is None else f'{v:.3f}'}"
+            for name, v in zip(names, row, strict=True)
+        ]
+        for label, row in zip(rows, values, strict=True)
+    ]
+    numbered = [str(i + 1) for i in range(len(layers))]
+    heads = [short(label, 28) for label in rows]
+    cells = charts.HeatMap(values, heads, numbered, 1.0, hover, x="Layers, from the input on")
+    label = "Density of each masked layer"
+    title, caption = "Density of each layer", "at the end; dark is dense."
+    drawing = charts.heat(cells, label, width=960)
+    return Figure("densities", label, drawing, title, caption, scale=("0", "1"))
 
 
-def lines(comparison: Comparison, looks: Sequence[plots.Look]) -> Figure | None:
-    """The score on val along the way between two candidates of each soup."""
-    traces: list[Any] = []
-    for number, group in enumerate(comparison.groups):
-        line = (soup_of(group) or {}).get("line")
-        if line:
-            traces.append(
-                plots.plotly().Scatter(
-                    x=[share for share, _ in line["points"]],
-                    y=[value for _, value in line["points"]],
-                    name=plots.safe(group.label),
-                    mode="lines+markers",
-                    line={"width": 2},
-                    marker={"size": 7, "symbol": plots.SYMBOLS[looks[number].symbol]},
-                    hovertemplate="%{y:.4g} at %{x:.1f}<extra>%{fullData.name}</extra>",
-                    meta={"group": number},
-                )
-            )
-    if not traces:
+def lines(comparison: Comparison, looks: Sequence[Look]) -> Figure | None:
+    """Draw the score on validation along the way between two candidates of each soup."""
+    series = [
+        _line(comparison, number, looks, line["points"], "", "")
+        for number, group in enumerate(comparison.groups)
+        if (line := (soup_of(group) or {}).get("line"))
+    ]
+    if not series:
         return None
-    figure = plots.figure_of(traces)
-    figure.update_xaxes(title_text="Share of the second candidate")
-    return figure.update_yaxes(title_text="Score on validation")
+    label = "Validation score between two candidates"
+    across = charts.Axis("Share of the second candidate")
+    drawing = charts.lines(series, across, charts.Axis("Score on validation"), label)
+    title = "On the way from one candidate to another,"
+    caption = "the two that are farthest apart: a dip says that their average is worse than both."
+    return Figure("line", label, drawing, title, caption)
 
 
-def soups(comparison: Comparison) -> list[dict[str, Any]]:
-    """Of each soup its label, and (candidate, candidate, distance, cosine) of its pairs."""
-    found: list[dict[str, Any]] = []
+def soups(comparison: Comparison) -> list[Table]:
+    """Return a table for each soup: distance and cosine of each pair of its candidates."""
+    tables: list[Table] = []
     for group in comparison.groups:
-        said = soup_of(group)
-        if said and said.get("pairs"):
-            names = [str(name).rpartition("/")[2] or str(name) for name in said["candidates"]]
-            pairs = [
+        soup = soup_of(group)
+        if soup and soup.get("pairs"):
+            names = [str(name).rpartition("/")[2] or str(name) for name in soup["candidates"]]
+            rows = [
                 (names[p["a"]], names[p["b"]], f"{p['distance']:.3g}", f"{p['cosine']:.5f}")
-                for p in said["pairs"]
+                for p in soup["pairs"]
             ]
-            found.append({"label": group.label, "pairs": pairs, "distance": said["distance"]})
-    return found
+            caption = f"{group.label}: mean distance from the average {soup['distance']:.3g}"
+            titles = ["Candidate", "Another", "Distance", "Cosine"]
+            tables.append(plain(caption, titles, rows, words=2))
+    return tables

@@ -6,7 +6,9 @@ from dataclasses import asdict
 from typing import Any
 
 from .. import numbers
-from ..table import Column, Entry, Table, Terminal, markdown
+from ..markdown import markdown
+from ..table import Column, Entry, Table
+from ..terminal import Terminal
 from ..wording import capital
 from . import rates
 from .grouping import Comparison, RunGroup

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +11,12 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from ...core.files import write_text
-from ...data.senses.encoders import MODALITIES
 from ...data.senses.views import laid
-from .. import frame, numbers, plots
+from .. import charts, numbers
+from ..pictures import embedded_pictures
+from ..report import Block, Container, Facts, Figure, Gallery, Report, Section, Thumbnail
+from ..table import plain
+from ..writing import write
 
 LEFT, VEIL = 0.22, (92, 98, 130)  # how much of what is left out is seen, and the colour over it
 SHOWN = 672  # px of a picture's longer side on the page
@@ -53,28 +53,48 @@ def write_seen(
     """Write the page; it needs no other file.
 
     loads: of `expert_loads(..., by="modality")`, (modalities, experts) of each router.
-    Raises: MissingExtra without plotly or jinja2; TrainingError if it cannot be written.
+    Raises: TrainingError if it cannot be written.
     """
-    tables = _tables(loads or {})
+    return write(seen_report(questions, loads, heading=heading), out)
+
+
+def seen_report(
+    questions: Sequence[Shown],
+    loads: Mapping[str, Any] | None = None,
+    *,
+    heading: str = "What was seen",
+) -> Report:
+    """Return the report of questions; see `write_seen`."""
     read = sum(int(q.chosen.sum()) for q in questions if q.chosen is not None)
     every = sum(q.chosen.size for q in questions if q.chosen is not None)
-    sentences = [f"{len(questions)} question{'s' if len(questions) != 1 else ''}."]
+    sentences = [f"{numbers.plural(len(questions), 'question')}."]
     if every:
         sentences.append(f"{read} of {every} vectors of tiles were read, the closest to the text.")
-    text = frame.render(
-        "seen",
-        frame.drawn({"loads": _map(tables) if tables else None}),
-        [],
-        sentences,
-        eyebrow="A model that sees and hears",
-        heading=heading,
-        notices=[],
-        questions=[_row(q) for q in questions],
-        tables=tables,
-        modalities=NAMES,
-        patches=[],
-    )
-    return write_text(out, text)
+    shown = [q for q in questions if q.picture is not None]
+    views = [lit(q.picture, q.chosen, q.grid) for q in shown if q.picture is not None]
+    address = dict(zip(map(id, shown), embedded_pictures(views), strict=True))
+    blocks = tuple(_question(i, q, address.get(id(q))) for i, q in enumerate(questions))
+    sections = [Section("Questions", blocks)]
+    if loads:
+        sections.append(Section("Experts by modality", _modalities(_tables(loads))))
+    return Report(heading, tuple(sentences), tuple(sections), (), "A model that sees and hears")
+
+
+def _question(number: int, q: Shown, picture: str | None) -> Container:
+    """Return a question's picture beside its answer."""
+    facts = [("Question", q.question or "(a description)"), ("Answer", q.answer or "(nothing)")]
+    facts += [("Wanted", q.right)] if q.right is not None else []
+    facts += [("Picture", q.told)] if q.told else []
+    answer = Facts(tuple(facts), large="Answer")
+    if picture is None:
+        return Container((answer,))
+    alt, caption = "The picture", ""
+    if q.chosen is not None:
+        alt = "The picture; bright is what was read of its tiles"
+        caption = "Bright: the vectors of the tiles that were read. A small view of the whole was "
+        caption += "read, too."
+    figure = Figure(f"question-{number}", alt, picture=picture, caption=caption)
+    return Container((figure, answer), kind="pair")
 
 
 def write_pictures(
@@ -84,8 +104,15 @@ def write_pictures(
 
     pictures: as the model reads them, with its answers.  taken: of a union of experts, by the path
     of each part of the model, (pictures, experts, rows, columns) bool, of `taken_patches`.
-    Raises: MissingExtra without plotly or jinja2; TrainingError if it cannot be written.
+    Raises: TrainingError if it cannot be written.
     """
+    return write(pictures_report(pictures, taken), out)
+
+
+def pictures_report(
+    pictures: Sequence[Shown], taken: Mapping[str, np.ndarray] | None = None
+) -> Report:
+    """Return the report of answers to pictures; see `write_pictures`."""
     taken = taken or {}
     eyebrow, heading = "Predictions", "What the pictures show"
     sentence = f"{numbers.plural(len(pictures), 'picture')}, as the model reads them."
@@ -93,47 +120,38 @@ def write_pictures(
         eyebrow, heading = "Union of Experts", "Which patches each expert takes"
         share = numbers.percent(float(np.mean([part.mean() for part in taken.values()])), 0)
         sentence = f"An expert takes {share} of the patches, and every class token."
-    text = frame.render(
-        "seen",
-        {},
-        [],
-        [sentence],
-        eyebrow=eyebrow,
-        heading=heading,
-        notices=[],
-        questions=[],
-        tables={},
-        modalities=NAMES,
-        patches=[
-            {"shown": _row(shown), "blocks": _blocks(shown.picture, i, taken)}
-            for i, shown in enumerate(pictures)
-        ],
-    )
-    return write_text(out, text)
+    whole = [lit(shown.picture) for shown in pictures if shown.picture is not None]
+    views = [view for i in range(len(pictures)) for view in _views(pictures[i].picture, i, taken)]
+    addresses = iter(embedded_pictures([*whole, *views]))
+    shown_at = [next(addresses) for _ in whole]
+    blocks: list[Block] = []
+    for i, (shown, address) in enumerate(zip(pictures, shown_at, strict=True)):
+        facts = (("Picture", shown.question),) if shown.question else ()
+        answer = Facts((*facts, ("Answer", shown.answer or "(nothing)")), large="Answer")
+        alt = "The picture as the model reads it"
+        blocks.append(
+            Container((Figure(f"picture-{i}", alt, picture=address), answer), kind="pair")
+        )
+        for path, parts in taken.items():
+            small = tuple(
+                Thumbnail(next(addresses), f"Expert {e} of {path}; bright is what it takes",
+                          pixels=True)
+                for e in range(len(parts[i]))
+            )  # fmt: skip
+            blocks.append(Gallery(small, f"Experts of {path}"))
+    return Report(heading, (sentence,), (Section("Pictures", tuple(blocks)),), (), eyebrow)
 
 
-def _blocks(
+def _views(
     picture: Image.Image | None, number: int, taken: Mapping[str, np.ndarray]
-) -> dict[str, dict[str, list[str]]]:
-    """Small pictures of the experts of each part of each block, what they take bright."""
+) -> Iterator[Image.Image]:
+    """Yield a small picture for each expert of each part of the model, what it takes bright."""
     assert picture is not None
     small = picture.resize((PATCHED, PATCHED), Image.Resampling.BICUBIC)
-    found: dict[str, dict[str, list[str]]] = {}
-    for path, parts in taken.items():
-        own = parts[number]  # (experts, rows, columns)
-        grid = (own.shape[1], own.shape[2])
-        views = (lit(small, mask.reshape(-1, 1), grid, PATCHED) for mask in own)
-        block, _, part = path.rpartition(".")
-        found.setdefault(block, {})[part] = [_data(view) for view in views]
-    return found
-
-
-def _row(shown: Shown) -> dict[str, Any]:
-    image = None if shown.picture is None else lit(shown.picture, shown.chosen, shown.grid)
-    about = vars(shown) | {"image": None, "wide": False, "lit": shown.chosen is not None}
-    if image is not None:
-        about |= {"image": _data(image), "wide": image.width >= image.height}
-    return about
+    for parts in taken.values():
+        masks = parts[number]  # (experts, rows, columns)
+        grid = (masks.shape[1], masks.shape[2])
+        yield from (lit(small, mask.reshape(-1, 1), grid, PATCHED) for mask in masks)
 
 
 def lit(
@@ -165,12 +183,6 @@ def lit(
     return Image.fromarray((page * seen + np.array(VEIL) * (1 - seen)).astype(np.uint8))
 
 
-def _data(image: Image.Image) -> str:
-    raw = io.BytesIO()
-    image.save(raw, "PNG", optimize=True)
-    return "data:image/png;base64," + base64.b64encode(raw.getvalue()).decode()
-
-
 def _tables(loads: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
     """The share of each expert of the tokens of a modality, by layer; None = no token."""
     found: dict[str, list[list[float | None]]] = {}
@@ -183,15 +195,30 @@ def _tables(loads: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
     return found
 
 
-def _map(tables: Mapping[str, list[list[float | None]]]) -> Any:
-    """Layers down; across, for each modality, its experts."""
-    go = plots.plotly()
+def _modalities(tables: Mapping[str, list[list[float | None]]]) -> tuple[Block, ...]:
+    """Draw layers down and across, for each modality, its experts; the same as a table."""
     first = next(iter(tables.values()))
-    experts = len(first[0])
-    columns = [f"{NAMES[m]}, {e}" for m in range(len(MODALITIES)) for e in range(experts)]
+    columns = [f"{name}, {e}" for name in NAMES for e in range(len(first[0]))]
     values = [[share for row in table for share in row] for table in tables.values()]
-    hover = "layer %{y}, %{x}: %{z:.2f}<extra></extra>"
-    heat = go.Heatmap(
-        z=values, x=columns, y=list(tables), zmin=0, zmax=1, xgap=2, ygap=1, hovertemplate=hover
+    hover = [
+        [f"layer {layer}, {name}: {_share(v)}" for name, v in zip(columns, row, strict=True)]
+        for layer, row in zip(tables, values, strict=True)
+    ]
+    label = "Share of each expert of the tokens of each modality, by layer"
+    cells = charts.HeatMap(values, list(tables), columns, 1.0, hover, y="layer")
+    figure = Figure(
+        "loads",
+        f"{label}; the numbers are in the table",
+        charts.heat(cells, label, width=960),
+        "Share of each expert.",
+        "Of the tokens of text, of pictures and of sounds, in each layer.",
+        scale=("0", "1"),
     )
-    return go.Figure(heat, {"yaxis": {"autorange": "reversed", "title": {"text": "layer"}}})
+    rows = [
+        [layer, *(" ".join(map(_share, row)) for row in table)] for layer, table in tables.items()
+    ]
+    return figure, plain("", ["layer", *NAMES], rows, words=4, fold="The numbers")
+
+
+def _share(share: float | None) -> str:
+    return "none" if share is None else f"{share:.2f}"

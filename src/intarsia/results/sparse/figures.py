@@ -1,118 +1,105 @@
-"""Figures of pruned models: perplexity by density, layers in heat maps, where the bytes are.
-
-meta: group, of a method by number; folder, by number; what, of a heat map.
-"""
+"""Figures of pruned models: perplexity by density, layers in heat maps, where the bytes are."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from ..plots import SYMBOLS, Look, figure_of, heat, plotly, safe
+from ..charts import Axis, ChartBar, HeatMap, Series, bars, heat, lines
+from ..looks import Look
+from ..report import Figure
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
-MAPS = {"density": "density", "before": "error_masked", "after": "error"}
+MAPS = {
+    # name: (key of the record, title, caption)
+    "density": ("density", "Density", ""),
+    "before": ("error_masked", "Error before,", "of the first mask alone"),
+    "after": ("error", "Error after", "compensation or swaps"),
+}
 _NUMBER = re.compile(r"\.(\d+)\.")
 
 
-def plots_of(found: Sequence[Any], looks: Sequence[Look]) -> dict[str, Figure | None]:
-    """By name: perplexity, bytes, and a heat map for each of MAPS."""
-    names = list(dict.fromkeys(one.method for one in found))
-    return {
-        "perplexity": _perplexity(found, names, looks),
-        "bytes": _bytes(found),
-        **{what: _maps(found, what, key) for what, key in MAPS.items()},
-    }
-
-
-def _perplexity(found: Sequence[Any], names: Sequence[str], looks: Sequence[Look]) -> Figure | None:
-    """A line for each method, from the dense model on."""
-    traces: list[Any] = []
+def perplexity(found: Sequence[Any], names: Sequence[str], looks: Sequence[Look]) -> Figure | None:
+    """Draw a line for each method, from the dense model on."""
+    series: list[Series] = []
     for group, name in enumerate(names):
         mine = [one for one in found if one.method == name and one.perplexity("pruned")]
         points = {one.record["density"]: one.perplexity("pruned") for one in mine}
         dense = next((d for one in mine if (d := one.perplexity("dense"))), None)
-        if not points:
-            continue
-        line = sorted(points.items()) + ([(1.0, dense)] if dense else [])
-        traces.append(
-            plotly().Scatter(
-                x=[x for x, _ in line],
-                y=[y for _, y in line],
-                name=safe(name),
-                mode="lines+markers",
-                line={"width": 2},
-                marker={"size": 9, "symbol": SYMBOLS[looks[group].symbol]},
-                hovertemplate="%{y:.1f} at density %{x:.2f}<extra>%{fullData.name}</extra>",
-                meta={"group": group},
-            )
-        )
-    if not traces:
+        if points:
+            line = sorted(points.items()) + ([(1.0, dense)] if dense else [])
+            hover = [f"{y:.1f} at density {x:.2f}" for x, y in line]
+            xs, ys = [x for x, _ in line], [y for _, y in line]
+            series.append(Series(name, xs, ys, looks[group], hover, when={"group": group}))
+    if not series:
         return None
-    figure = figure_of(traces)
-    figure.update_xaxes(title_text="Density", autorange="reversed")
-    figure.update_yaxes(title_text="Perplexity", type="log", nticks=6)
-    return figure.update_layout(hovermode="closest")
+    label = "Perplexity against density; the numbers are in the table of results"
+    drawing = lines(series, Axis("Density", reverse=True), Axis("Perplexity", log=True), label)
+    caption = "Each line begins at the dense model; lower is better."
+    return Figure("perplexity", label, drawing, "Perplexity against density.", caption)
 
 
-def _bytes(found: Sequence[Any]) -> Figure | None:
-    """A stack for each folder: kept values, bitmasks, what is left out, the rest of the model."""
-    parts = [one.record.get("parts") for one in found]
-    names = list(dict.fromkeys(name for part in parts if part for name in part))
+def sizes(found: Sequence[Any]) -> Figure | None:
+    """Draw a stack for each folder: kept values, bitmasks, what is left out, the rest."""
+    parts = [one.record.get("parts") or {} for one in found]
+    names = list(dict.fromkeys(name for part in parts for name in part))
     if not names:
         return None
-    traces = [
-        plotly().Bar(
-            y=list(range(len(found))),
-            x=[(part or {}).get(name, 0) / 1e6 for part in parts],
-            name=name,
-            orientation="h",
-            hovertemplate="%{x:.1f} MB<extra>%{fullData.name}</extra>",
-            meta={"part": number, "left": name == "zeros left out"},
-        )
+    colors: dict[str, int | str] = {
+        name: "left" if name == "zeros left out" else number % 7 + 1
         for number, name in enumerate(names)
-    ]
-    figure = figure_of(traces)
-    figure.update_xaxes(title_text="MB as a bitmask file", rangemode="tozero")
-    figure.update_yaxes(autorange="reversed", tickvals=list(range(len(found))))
-    return figure.update_layout(barmode="stack", showlegend=True)
+    }
+    drawn: list[ChartBar] = []
+    for row, part in enumerate(parts):
+        start = 0.0
+        for name in names:
+            size = part.get(name, 0) / 1e6
+            drawn.append(ChartBar(row, start, size, colors[name], f"{name}: {size:.1f} MB"))
+            start += size
+    rows = [f"{one.method} {one.record['density']:.3f}" for one in found]
+    label = "Bytes by part; the sums are in the table of results"
+    return Figure(
+        "bytes",
+        label,
+        bars(drawn, rows, Axis("MB as a bitmask file"), label),
+        "Where the bytes are.",
+        "Zeros left out are what the file saves.",
+        legend=tuple((colors[name], name) for name in names),
+    )
 
 
-def _maps(found: Sequence[Any], what: str, key: str) -> Figure | None:
-    """Blocks by layers, for each folder that has the values."""
-    traces = [
-        trace
-        for number, one in enumerate(found)
-        if (trace := _map(one.record["layers"], key, {"folder": number, "what": what})) is not None
-    ]
-    if not traces:
-        return None
-    figure = figure_of(traces)
-    figure.update_xaxes(automargin=False, side="top")
-    figure.update_yaxes(automargin=False, autorange="reversed")
-    return figure.update_layout(hovermode="closest")
+def maps(layers: Sequence[Mapping[str, Any]], folder: int) -> list[Figure]:
+    """Draw blocks by layers for each of MAPS that a folder has; errors share one scale."""
+    places = {name: _values(layers, key) for name, (key, _, _) in MAPS.items()}
+    errors = [v for name in ("before", "after") for v in places[name].values()]
+    figures: list[Figure] = []
+    for name, (_, title, caption) in MAPS.items():
+        if not (values := places[name]):
+            continue
+        top = 1.0 if name == "density" else max(errors)
+        label = f"{title.strip(',')} {caption}".strip() + ", by block and layer"
+        drawing = _map(values, top, label)
+        figures.append(
+            Figure(f"{name}-{folder}", label, drawing, title, caption, scale=("0", f"{top:.2g}"))
+        )
+    return figures
 
 
-def _map(rows: Sequence[Mapping[str, Any]], key: str, about: dict[str, Any]) -> Any:
-    values = {place_of(row["layer"]): row[key] for row in rows if row.get(key) is not None}
-    if not values:
-        return None
+def _values(layers: Sequence[Mapping[str, Any]], key: str) -> dict[tuple[str, str], float]:
+    return {place_of(row["layer"]): row[key] for row in layers if row.get(key) is not None}
+
+
+def _map(values: Mapping[tuple[str, str], float], top: float, label: str) -> str:
     blocks = list(dict.fromkeys(block for block, _ in values))
     kinds = list(dict.fromkeys(kind for _, kind in values))
     z = [[values.get((block, kind)) for kind in kinds] for block in blocks]
-    text = [[f"{safe(b)} {safe(k)}" for k in kinds] for b in blocks]
+    hover = [
+        ["" if v is None else f"{b} {k}: {v:.3f}" for k, v in zip(kinds, row, strict=True)]
+        for b, row in zip(blocks, z, strict=True)
+    ]
     short = [kind.rpartition(".")[2] or kind for kind in kinds]
-    ticks = short if len(set(short)) == len(short) else kinds
-    return heat(
-        z,
-        about | {"ticks": [safe(k) for k in ticks], "rows": [safe(b) for b in blocks]},
-        zmin=0,
-        text=text,
-        hovertemplate="%{text}: %{z:.3f}<extra></extra>",
-    )
+    columns = short if len(set(short)) == len(short) else kinds
+    return heat(HeatMap(z, blocks, columns, top, hover), label, width=480)
 
 
 def place_of(layer: str) -> tuple[str, str]:

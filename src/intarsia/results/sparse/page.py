@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...core.errors import CheckpointError, DataError
-from ...core.files import read_json, write_text
-from .. import frame, plots
+from ...core.files import read_json
+from .. import looks
+from ..report import Block, Container, Control, Listing, Note, Report, Section, present
 from ..table import Column, Entry, Table
 from ..wording import joined
 from . import figures
@@ -75,38 +77,58 @@ def _read(path: Path) -> Mapping[str, Any]:
     return record
 
 
-def write_page(folders: Iterable[Path | str], out: Path | str, heading: str | None = None) -> Path:
-    """Write the page of pruned models to `out`; the same folders give the same bytes.
-
-    Raises: as `gather`; MissingExtra without plotly or jinja2.
-    """
-    found = gather(folders)
+def report_of(found: Sequence[PrunedModel], heading: str | None = None) -> Report:
+    """Return the report of pruned models.  Raises: CheckpointError for a damaged record."""
     try:
-        page = _page(found, heading)
+        return _report(found, heading)
     except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
         what, fix = f"{RECORD} of {len(found)} folders", "Prune again; `sparsify` writes the files."
         raise CheckpointError(what, got=error, want="records", fix=fix) from error
-    return write_text(out, page)
 
 
-def _page(found: Sequence[PrunedModel], heading: str | None) -> str:
-    looks = looks_of(found)
-    drawn = frame.drawn(figures.plots_of(found, looks))
-    return frame.render(
-        "sparse",
-        drawn,
-        [look.color for look in looks],
-        sentences(found),
-        eyebrow="intarsia sparsify",
-        heading=heading or f"{joined(methods(found))} on {joined(models(found))}",
-        notices=notices(found),
-        table=table_of(found),
-        looks=[looks[methods(found).index(one.method)] for one in found],
-        methods=list(zip(methods(found), looks, strict=True)),
-        names=[label(one, found) for one in found],
-        plots=drawn,
-        told=[(label(one, found), told_of(one)) for one in found if told_of(one)],
+def _report(found: Sequence[PrunedModel], heading: str | None) -> Report:
+    shapes = looks_of(found)
+    rows = tuple(shapes[methods(found).index(one.method)] for one in found)
+    sections = [Section("Results", (dataclasses.replace(table_of(found), looks=rows),))]
+    perplexity, size = figures.perplexity(found, methods(found), shapes), figures.sizes(found)
+    if perplexity or size:
+        several = perplexity is not None and len(shapes) > 1
+        names = tuple(enumerate(methods(found)))
+        shown = Control("group", "Methods shown", names, "checkbox", looks=tuple(shapes))
+        pair = Container(present(perplexity, size), kind="pair")
+        sections.append(Section("Perplexity and size", present(shown if several else None, pair)))
+    sections.append(Section("Layer by layer", _layers(found)))
+    return Report(
+        heading or f"{joined(methods(found))} on {joined(models(found))}",
+        tuple(sentences(found)),
+        tuple(sections),
+        tuple(notices(found)),
+        "intarsia sparsify",
     )
+
+
+def _layers(found: Sequence[PrunedModel]) -> tuple[Block, ...]:
+    """Return the maps of each folder's layers, and what was said about some of them."""
+    blocks: list[Block] = []
+    if len(found) > 1:
+        names = tuple(enumerate(label(one, found) for one in found))
+        blocks.append(Control("folder", "Model", names))
+    blocks.append(
+        Note(
+            "A row is a block, a column one of its layers. An error is that of the layer's output, "
+            "||(W' \N{MINUS SIGN} W) X|| / ||W X||."
+        )
+    )
+    for number, one in enumerate(found):
+        maps = figures.maps(one.record["layers"], number)
+        if not any(figure.name.startswith("after") for figure in maps):
+            text = "Output errors were not measured: prune with --errors."
+            blocks.append(Note(text, "missing", {"folder": number}))
+        blocks.append(Container(tuple(maps), kind="pair", when={"folder": number}))
+    for one in found:
+        if lines := told_of(one):
+            blocks.append(Container((Listing(tuple(lines)),), label(one, found)))
+    return tuple(blocks)
 
 
 def methods(found: Sequence[PrunedModel]) -> list[str]:
@@ -117,11 +139,11 @@ def models(found: Sequence[PrunedModel]) -> list[str]:
     return list(dict.fromkeys(Path(str(one.record["model"])).name for one in found))
 
 
-def looks_of(found: Sequence[PrunedModel]) -> list[plots.Look]:
+def looks_of(found: Sequence[PrunedModel]) -> list[looks.Look]:
     """One for each method; grey for magnitude, the baseline, where it is among others."""
     names = methods(found)
     base = names.index(BASELINE) if BASELINE in names and len(names) > 1 else None
-    return plots.looks_of(len(names), base)
+    return looks.looks_of(len(names), base)
 
 
 def label(one: PrunedModel, among: Sequence[PrunedModel]) -> str:
