@@ -20,7 +20,7 @@ from .report.records import Done, RunResult
 PAGES = ("report.html", "index.html")  # of a run folder; the first that is there is linked
 Shown = Mapping[str, Any]
 """text (its seed and score, or why it has none), facts: [name, value] ..., commands: [label,
-command] ... that repeat it and make its report, where it has a folder; links: [name, address] ..."""
+command] ... that repeat it and make its report, if it has a folder; links: [name, address] ..."""
 
 
 def panels(runs: Path, out: Path) -> Callable[[RunResult], Shown]:

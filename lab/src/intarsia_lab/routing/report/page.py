@@ -99,8 +99,8 @@ def _test(drawn: Sequence[dict[str, Figure]]) -> tuple[Block, ...]:
         "expert and its class or kind."
     )
     dropped = Note(
-        "The share of a token's pairs that a full expert leaves out in training: by where it stands "
-        "in the batch, rows one after another, and by where it stands in its row."
+        "The share of a token's pairs that a full expert leaves out in training: by where it "
+        "stands in the batch, rows one after another, and by where it stands in its row."
     )
     drops = _pair(drawn, DROPS)
     below = (Container((dropped, *drops), "Dropped pairs"),) if drops else ()
