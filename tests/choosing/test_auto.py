@@ -25,7 +25,7 @@ from intarsia.core.errors import CheckpointError, ConfigError, DataError, Unknow
 from intarsia.experiments import one_run
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.pool import TrialEnd
-from intarsia.results.store import Store
+from intarsia.reports.store import Store
 
 SETTINGS: dict[str, Any] = {"model": "test_vit", "pretrained": False, "batch_size": 8}
 SETTINGS |= {"methods": ("linear", "adaptformer"), "size": 32, "test": 6}

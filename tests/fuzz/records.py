@@ -33,10 +33,10 @@ from intarsia.models.retrieve.query_weights import QueryWeights
 from intarsia.models.retrieve.sparse_index import SparseIndex
 from intarsia.placement import Placement, Topology, Trace
 from intarsia.placement.expertflow import TokenTable
-from intarsia.results import page
-from intarsia.results import spans as spans_page
-from intarsia.results import sparse as sparse_page
-from intarsia.results.runs import gather, write_report
+from intarsia.reports import page
+from intarsia.reports import spans as spans_page
+from intarsia.reports import sparse as sparse_page
+from intarsia.reports.runs import gather, write_report
 
 from .data import photos
 from .kinds import Kind

@@ -32,11 +32,11 @@ from ..experiments.one_run import run as one_run
 from ..experiments.opening import open_run
 from ..experiments.pool import Trial, TrialEnd, refuse_failed, run_trials
 from ..hosts.anatomy.prefix import SPLITTABLE
-from ..results import numbers
-from ..results.markdown import markdown
-from ..results.runs import write_report
-from ..results.runs.reading import measure, read_run
-from ..results.table import Column, Entry, Table
+from ..reports import numbers
+from ..reports.markdown import markdown
+from ..reports.runs import write_report
+from ..reports.runs.reading import measure, read_run
+from ..reports.table import Column, Entry, Table
 from ..train.folder import RUN, STATE
 from ..train.processes import device_named
 from .arms import BenchArm, among_batch_norms, arm

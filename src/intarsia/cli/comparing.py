@@ -38,7 +38,7 @@ from .targets import PAGE, REPORTS, target
 from .training import FOR_TEXTS, use_threads
 
 if TYPE_CHECKING:
-    from ..results.report import Report
+    from ..reports.report import Report
 
 TEXT_METHODS = "lora,mixlora"  # where nothing is said
 PROBE = "linear"
@@ -189,7 +189,7 @@ def report(
 
 
 def _show_spans(path: Path, page: Path, baseline: str | None, as_json: bool) -> None:
-    from ..results.spans import read_spans, report_of
+    from ..reports.spans import read_spans, report_of
 
     if baseline is not None:
         fix = "Leave it out: the uniform window is the baseline of spans."
@@ -199,7 +199,7 @@ def _show_spans(path: Path, page: Path, baseline: str | None, as_json: bool) -> 
 
 
 def _show_sparse(folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool) -> None:
-    from ..results.sparse import gather, report_of
+    from ..reports.sparse import gather, report_of
 
     if baseline is not None:
         fix = "Leave it out: magnitude is the baseline of a page of pruned models."
@@ -213,7 +213,7 @@ def show_comparison(
     folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool
 ) -> None:
     """Print the table of runs and write their page."""
-    from ..results.runs import comparison_of, gather, json_rows, report_of
+    from ..reports.runs import comparison_of, gather, json_rows, report_of
 
     comparison = comparison_of(gather(folders), baseline)
     rows = {"rows": json_rows(comparison)} if as_json else None
@@ -222,8 +222,8 @@ def show_comparison(
 
 def _show_report(report: Report, out: Path, content: Mapping[str, Any] | None) -> None:
     """Write a report, and print its result.  content: what --json prints instead of it."""
-    from ..results.terminal import summary
-    from ..results.writing import write
+    from ..reports.terminal import summary
+    from ..reports.writing import write
 
     written = write(report, out)
     if content is not None:

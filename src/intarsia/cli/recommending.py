@@ -241,8 +241,8 @@ def answers(showing: Showing) -> dict[str, Any]:
 def page_of(showing: Showing, run: Path) -> str:
     """Return the page of recommendations of a run."""
     from ..core.registry import method_key
-    from ..results.page import live
-    from ..results.report import Report
+    from ..reports.page import live
+    from ..reports.report import Report
 
     known = showing.model.known
     lead = (
@@ -253,6 +253,6 @@ def page_of(showing: Showing, run: Path) -> str:
 
 
 def _serve(showing: Showing, run: Path, port: int) -> None:
-    from ..results.local_page import serve_page
+    from ..reports.local_page import serve_page
 
     serve_page(page_of(showing, run), answers(showing), port, say, note)

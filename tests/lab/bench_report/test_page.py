@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 from intarsia.experiments.experiment import Experiment, Pictures, save
-from intarsia.results.page import html as page_of
-from intarsia.results.report import Panels, Report
+from intarsia.reports.page import html as page_of
+from intarsia.reports.report import Panels, Report
 from intarsia_lab.bench.panel import facts, panels
 from intarsia_lab.bench.report.diagram import LEFT, RIGHT, diagram
 from intarsia_lab.bench.report.figures import points_of

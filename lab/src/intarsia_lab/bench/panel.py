@@ -11,8 +11,8 @@ from urllib.parse import quote
 
 from intarsia.core.errors import IntarsiaError
 from intarsia.experiments import experiment
-from intarsia.results import numbers
-from intarsia.results.wording import first_line
+from intarsia.reports import numbers
+from intarsia.reports.wording import first_line
 from intarsia.train.folder import RUN
 
 from .report.records import Done, RunResult

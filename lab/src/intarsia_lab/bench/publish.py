@@ -8,9 +8,9 @@ from pathlib import Path
 
 from intarsia.core.errors import MissingExtra
 from intarsia.core.files import write_text
-from intarsia.results.latex import PREAMBLE, latex
-from intarsia.results.markdown import escape, markdown
-from intarsia.results.page import html
+from intarsia.reports.latex import PREAMBLE, latex
+from intarsia.reports.markdown import escape, markdown
+from intarsia.reports.page import html
 
 from .panel import panels
 from .report.flat_rows import write_csv, write_parquet

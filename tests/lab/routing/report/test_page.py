@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from intarsia.results.page import html as page_of
+from intarsia.reports.page import html as page_of
 from intarsia_lab.routing import sheets_of
 from intarsia_lab.routing.report.figures import drawings, series_of
 from intarsia_lab.routing.report.page import report_of

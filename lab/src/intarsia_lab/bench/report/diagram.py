@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-from intarsia.results.looks import MARKS, Look
+from intarsia.reports.looks import MARKS, Look
 
 from .summary import Findings, MethodRow
 

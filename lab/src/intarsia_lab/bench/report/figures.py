@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from intarsia.results import charts, numbers, statistics
-from intarsia.results.looks import Look, looks_of, short
-from intarsia.results.report import Figure, Panels
-from intarsia.results.sheet import Spread
+from intarsia.reports import charts, numbers, statistics
+from intarsia.reports.looks import Look, looks_of, short
+from intarsia.reports.report import Figure, Panels
+from intarsia.reports.sheet import Spread
 
 from .records import MethodName, RunResult, TaskName
 from .sheets import SuiteSheet

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from intarsia.results import numbers
-from intarsia.results.report import (
+from intarsia.reports import numbers
+from intarsia.reports.report import (
     Block,
     Container,
     Control,
@@ -18,8 +18,8 @@ from intarsia.results.report import (
     Section,
     present,
 )
-from intarsia.results.table import Entry, Table, plain
-from intarsia.results.wording import capital, first_line, joined
+from intarsia.reports.table import Entry, Table, plain
+from intarsia.reports.wording import capital, first_line, joined
 
 from . import figures
 from .diagram import diagram, drawing

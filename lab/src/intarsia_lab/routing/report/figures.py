@@ -7,9 +7,9 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from intarsia.results.charts import Axis, HeatMap, Series, heat, lines
-from intarsia.results.looks import Look, looks_of, short
-from intarsia.results.report import Figure
+from intarsia.reports.charts import Axis, HeatMap, Series, heat, lines
+from intarsia.reports.looks import Look, looks_of, short
+from intarsia.reports.report import Figure
 
 from .findings import RouterResults, RouterSheet, Row
 

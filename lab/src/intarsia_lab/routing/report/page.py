@@ -6,8 +6,8 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from intarsia.results import numbers
-from intarsia.results.report import (
+from intarsia.reports import numbers
+from intarsia.reports.report import (
     Block,
     Container,
     Control,
@@ -17,8 +17,8 @@ from intarsia.results.report import (
     Section,
     present,
 )
-from intarsia.results.table import Table, plain
-from intarsia.results.wording import joined
+from intarsia.reports.table import Table, plain
+from intarsia.reports.wording import joined
 
 from . import figures
 from .findings import RouterSheet, mean_loss, tidy

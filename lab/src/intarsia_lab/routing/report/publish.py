@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.core.files import write_text
-from intarsia.results.markdown import escape, markdown
-from intarsia.results.page import html
-from intarsia.results.table import csv_text
-from intarsia.results.wording import capital
+from intarsia.reports.markdown import escape, markdown
+from intarsia.reports.page import html
+from intarsia.reports.table import csv_text
+from intarsia.reports.wording import capital
 
 from .findings import RouterSheet, tidy
 from .page import report_of

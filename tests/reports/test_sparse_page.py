@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from intarsia.core.errors import CheckpointError, DataError
-from intarsia.results import page
-from intarsia.results.sparse import gather, report_of, table_of
-from intarsia.results.sparse.figures import place_of
-from intarsia.results.sparse.page import sentences
+from intarsia.reports import page
+from intarsia.reports.sparse import gather, report_of, table_of
+from intarsia.reports.sparse.figures import place_of
+from intarsia.reports.sparse.page import sentences
 
 Browse = Callable[..., str]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from intarsia.results.runs import comparison_of, gather, json_rows, markdown_table, rates
-from intarsia.results.runs.figures import looks
-from intarsia.results.runs.page import report_of
-from intarsia.results.runs.sentences import notices, sentences
+from intarsia.reports.runs import comparison_of, gather, json_rows, markdown_table, rates
+from intarsia.reports.runs.figures import looks
+from intarsia.reports.runs.page import report_of
+from intarsia.reports.runs.sentences import notices, sentences
 
 Make = Callable[..., Path]
 SEARCH: dict[str, Any] = {

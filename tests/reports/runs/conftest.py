@@ -15,7 +15,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from intarsia.core.sealing import OPEN, seal_file
-from intarsia.results.runs import save_mistakes
+from intarsia.reports.runs import save_mistakes
 
 HOSTILE = '<script>alert("x")</script>'
 CLASSES = ("whole", "crack & chip", HOSTILE, "finger interruption of the fourth kind")

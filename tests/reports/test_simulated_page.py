@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from intarsia.placement.timeline import Span, Timeline
-from intarsia.results.numbers import prefixed
-from intarsia.results.simulated import EXPERTS, IN_ORDER, PLACED, Simulated, report_of
+from intarsia.reports.numbers import prefixed
+from intarsia.reports.simulated import EXPERTS, IN_ORDER, PLACED, Simulated, report_of
 
 
 def simulated(before: float, after: float, plan: str = "ep", placed: bool = True) -> Simulated:

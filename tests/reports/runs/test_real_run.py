@@ -12,9 +12,9 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 import intarsia
-from intarsia.results.page import html
-from intarsia.results.runs import comparison_of, gather, report_of, save_mistakes
-from intarsia.results.runs.tables import table_of
+from intarsia.reports.page import html
+from intarsia.reports.runs import comparison_of, gather, report_of, save_mistakes
+from intarsia.reports.runs.tables import table_of
 
 
 class Tiny(nn.Module):

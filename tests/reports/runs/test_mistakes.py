@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from intarsia.core.errors import CheckpointError, ConfigError, DataError, TrainingError
-from intarsia.results.runs import save_mistakes
-from intarsia.results.runs.mistakes import file_name, read_mistakes, worst
+from intarsia.reports.runs import save_mistakes
+from intarsia.reports.runs.mistakes import file_name, read_mistakes, worst
 
 NAMES = ("ant", "bee", "cat")
 LOGITS = torch.tensor([[3.0, 0, 0], [0, 5, 0], [0, 0, 1.0], [0, 2, 0], [9, 0, 0]])

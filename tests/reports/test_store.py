@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intarsia.results.store import Store, key_of
+from intarsia.reports.store import Store, key_of
 
 
 def test_rows_are_there_again_and_the_newest_counts(tmp_path: Path) -> None:

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from intarsia.results import numbers
-from intarsia.results.runs import (
+from intarsia.reports import numbers
+from intarsia.reports.runs import (
     comparison_of,
     gather,
     json_rows,
@@ -22,8 +22,8 @@ from intarsia.results.runs import (
     read_run,
     terminal_table,
 )
-from intarsia.results.runs.tables import table_of
-from intarsia.results.sheet import Spread
+from intarsia.reports.runs.tables import table_of
+from intarsia.reports.sheet import Spread
 
 Make = Callable[..., Path]
 

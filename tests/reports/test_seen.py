@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from intarsia.results.pictures import embedded_pictures
-from intarsia.results.senses.page import LEFT, VEIL, Shown, lit, seen_report, write_seen
+from intarsia.reports.pictures import embedded_pictures
+from intarsia.reports.senses.page import LEFT, VEIL, Shown, lit, seen_report, write_seen
 
 
 def test_cells_that_were_read_are_bright() -> None:

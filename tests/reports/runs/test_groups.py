@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from intarsia.core.errors import DataError, UnknownName
-from intarsia.results.runs import comparison_of, gather, json_rows, read_run
-from intarsia.results.runs.grouping import label_of
-from intarsia.results.runs.items import run_items
-from intarsia.results.sheet import Spread
+from intarsia.reports.runs import comparison_of, gather, json_rows, read_run
+from intarsia.reports.runs.grouping import label_of
+from intarsia.reports.runs.items import run_items
+from intarsia.reports.sheet import Spread
 
 Make = Callable[..., Path]
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from intarsia.core.errors import ConfigError, DataError
-from intarsia.results.local_page import LARGEST, LocalPage, running
-from intarsia.results.page import live
-from intarsia.results.report import Report
+from intarsia.reports.local_page import LARGEST, LocalPage, running
+from intarsia.reports.page import live
+from intarsia.reports.report import Report
 
 
 def _answer(asked: dict[str, Any]) -> Any:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from intarsia.core.errors import CheckpointError, DataError, IntarsiaError
 from intarsia.core.sealing import OPEN, seal_file
-from intarsia.results.runs import gather, read_run
+from intarsia.reports.runs import gather, read_run
 
 Make = Callable[..., Path]
 
@@ -204,6 +204,6 @@ def test_a_damaged_run_among_others_is_not_passed_over(make_run: Make) -> None:
 
 
 def test_a_run_says_its_format_and_it_is_the_one_that_is_read() -> None:
-    reading = importlib.import_module("intarsia.results.runs.reading")
+    reading = importlib.import_module("intarsia.reports.runs.reading")
     folder = importlib.import_module("intarsia.train.folder")
     assert folder.FORMAT == reading.FORMAT and folder.RUN == reading.RUN

@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from intarsia.core.errors import IntarsiaError, TrainingError, UnknownName
-from intarsia.results.looks import MARKS, SYMBOLS, Look
-from intarsia.results.page import html
-from intarsia.results.report import Report
-from intarsia.results.runs import comparison_of, gather, read_run, report_of, write_report
-from intarsia.results.runs.figures import looks
+from intarsia.reports.looks import MARKS, SYMBOLS, Look
+from intarsia.reports.page import html
+from intarsia.reports.report import Report
+from intarsia.reports.runs import comparison_of, gather, read_run, report_of, write_report
+from intarsia.reports.runs.figures import looks
 
 Make = Callable[..., Path]
 # what must be closed; void elements never are

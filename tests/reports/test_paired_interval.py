@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from intarsia.results.sheet import ItemValues, paired
-from intarsia.results.statistics import FEWEST, PairedInterval, paired_interval
+from intarsia.reports.sheet import ItemValues, paired
+from intarsia.reports.statistics import FEWEST, PairedInterval, paired_interval
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

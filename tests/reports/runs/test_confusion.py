@@ -8,9 +8,9 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from intarsia.results.runs import comparison_of, gather
-from intarsia.results.runs.confusion import _joined, confusion_of
-from intarsia.results.runs.reading import Predictions
+from intarsia.reports.runs import comparison_of, gather
+from intarsia.reports.runs.confusion import _joined, confusion_of
+from intarsia.reports.runs.reading import Predictions
 
 
 def answers(classes: int, n: int, seed: int) -> Predictions:

@@ -19,7 +19,7 @@ from .charts import shown_when
 from .report import Report
 from .table import Table
 
-_PAGE = files("intarsia.results") / "page"
+_PAGE = files("intarsia.reports") / "page"
 _UNIT, _NO_BREAK = re.compile(r"(?<=\d) (?=[kMG%±]|min\b)|(?<=±) "), "\N{NO-BREAK SPACE}"
 WIDTHS = (20, 28, 36, 44, 52, 60, 68)  # rem; the style sheet has a rule for each
 _TEXT, _SMALL = 0.5, 0.43  # rem of a letter

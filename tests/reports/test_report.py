@@ -10,12 +10,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from intarsia.results import charts
-from intarsia.results.latex import latex_report
-from intarsia.results.looks import Look
-from intarsia.results.markdown import markdown_report
-from intarsia.results.page import html, width_class
-from intarsia.results.report import (
+from intarsia.reports import charts
+from intarsia.reports.latex import latex_report
+from intarsia.reports.looks import Look
+from intarsia.reports.markdown import markdown_report
+from intarsia.reports.page import html, width_class
+from intarsia.reports.report import (
     Commands,
     Container,
     Control,
@@ -27,8 +27,8 @@ from intarsia.results.report import (
     Report,
     Section,
 )
-from intarsia.results.table import Column, Entry, Table, plain
-from intarsia.results.terminal import summary
+from intarsia.reports.table import Column, Entry, Table, plain
+from intarsia.reports.terminal import summary
 
 HOSTILE = "<script>alert(1)</script> & {{ 7 * 7 }} \\ | $x_1$"
 FINITE = st.floats(-1e12, 1e12, allow_subnormal=False)

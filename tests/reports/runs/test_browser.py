@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from intarsia.results.page import html as page_of
-from intarsia.results.runs import comparison_of, gather, report_of, write_report
+from intarsia.reports.page import html as page_of
+from intarsia.reports.runs import comparison_of, gather, report_of, write_report
 
 Browse = Callable[..., str]
 POLICY = re.compile(r'<meta http-equiv="Content-Security-Policy"[^>]*>')

@@ -11,11 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from intarsia.core.sealing import OPEN, seal_file
-from intarsia.results import numbers
-from intarsia.results.runs import comparison_of, gather, json_rows, read_run
-from intarsia.results.runs.grouping import Comparison
-from intarsia.results.runs.sentences import differences, notices, selection_rule, sentences, title
-from intarsia.results.runs.settings_rows import (
+from intarsia.reports import numbers
+from intarsia.reports.runs import comparison_of, gather, json_rows, read_run
+from intarsia.reports.runs.grouping import Comparison
+from intarsia.reports.runs.sentences import differences, notices, selection_rule, sentences, title
+from intarsia.reports.runs.settings_rows import (
     commands,
     data_parts,
     method_rows,
@@ -23,8 +23,8 @@ from intarsia.results.runs.settings_rows import (
     setting_rows,
     value_text,
 )
-from intarsia.results.runs.tables import table_of
-from intarsia.results.wording import joined
+from intarsia.reports.runs.tables import table_of
+from intarsia.reports.wording import joined
 from intarsia_lab.bench.report.records import Done, MethodName, RunResult, Setup, TaskName
 from intarsia_lab.bench.report.summary import tables
 from intarsia_lab.bench.report.tables import difference_table
