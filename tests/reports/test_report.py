@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from typing import Any
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from intarsia.reports import charts
+from intarsia.reports import charts, heat_maps
 from intarsia.reports.latex import latex_report
 from intarsia.reports.looks import Look
 from intarsia.reports.markdown import markdown_report
@@ -72,7 +73,7 @@ def test_other_forms_have_sentences_notices_and_tables(render: Any) -> None:
 def test_a_console_shows_the_first_section_and_the_sentences() -> None:
     table, other = (plain("", ["Method"], [[name]]) for name in ("lora", "elsewhere"))
     sections = (Section("Results", (table,)), Section("Record", (other,)))
-    console = Console(width=80, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=80, record=True, file=io.StringIO())
     console.print(summary(Report("Title", ("[bold]It won.",), sections)))
     text = console.export_text()
     assert "lora" in text and "[bold]It won." in text and "elsewhere" not in text
@@ -121,8 +122,8 @@ def test_a_number_of_an_axis_is_short(value: float, text: str) -> None:
 def test_equal_values_have_equal_colours_in_maps_of_one_scale() -> None:
     shades = []
     for other in (0.1, 0.9):
-        cells = charts.HeatMap([[0.5, other]], ["r"], ["a", "b"], 1.0, [["", ""]])
-        shades.append(re.findall(r"--s:([\d.]+)", charts.heat(cells, "label"))[0])
+        cells = heat_maps.HeatMap([[0.5, other]], ["r"], ["a", "b"], 1.0, [["", ""]])
+        shades.append(re.findall(r"--s:([\d.]+)", heat_maps.heat(cells, "label"))[0])
     assert shades == ["0.5", "0.5"]
 
 

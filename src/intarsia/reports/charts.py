@@ -1,4 +1,4 @@
-"""Charts as SVG: series over two axes, heat maps and bars.
+"""Charts as SVG: series over two axes, and bars.
 
 The style sheet of the page gives colours, so that light and dark are one drawing. Every mark has a
 `title` element, which browsers show as a tooltip. All text is escaped here.
@@ -7,7 +7,7 @@ The style sheet of the page gives colours, so that light and dark are one drawin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from html import escape
 
@@ -70,15 +70,15 @@ def shown_when(when: When) -> str:
 
 def lines(series: Sequence[Series], x: Axis, y: Axis, label: str) -> str:
     """Draw series over two axes.  label: what the drawing is, for readers who cannot see it."""
-    series = [_finite(one) for one in series]
-    xs = [float(v) for one in series for v in _places(one, x)]
-    ys = [v + sign * one.spread for one in series for v in one.y for sign in (-1, 1)]
-    left = 26 + LETTER * max(map(len, (text for _, text in _ticks(y, ys))), default=1)
-    box = (left, 10.0, WIDTH - 12.0, HEIGHT - 46.0)
+    series = [_finite(line) for line in series]
+    xs = [float(v) for line in series for v in _places(line, x)]
+    ys = [v + sign * line.spread for line in series for v in line.y for sign in (-1, 1)]
+    margin = 26 + LETTER * max(map(len, (text for _, text in _ticks(y, ys))), default=1)
+    box = (margin, 10.0, WIDTH - 12.0, HEIGHT - 46.0)
     across = _scale(x, xs, box[0], box[2])
     up = _scale(y, ys, box[3], box[1])
     parts = [*_axis_lines(x, xs, across, box, True), *_axis_lines(y, ys, up, box, False)]
-    inside = "".join(_series(one, x, across, up) for one in series)
+    inside = "".join(_series(line, x, across, up) for line in series)
     if y.limits is not None:  # what lies beyond them is cut off
         place = (
             f"{box[0]:.1f} {box[1] - 6:.1f} {box[2] - box[0] + 12:.1f} {box[3] - box[1] + 12:.1f}"
@@ -87,23 +87,23 @@ def lines(series: Sequence[Series], x: Axis, y: Axis, label: str) -> str:
         size = f'x="{x0}" y="{y0}" width="{wide}" height="{high}"'
         inside = f'<svg {size} viewBox="{place}">{inside}</svg>'
     parts.append(inside)
-    return _svg(WIDTH, HEIGHT, label, parts)
+    return svg(WIDTH, HEIGHT, label, parts)
 
 
-def _finite(one: Series) -> Series:
+def _finite(line: Series) -> Series:
     """Return a series without the points that are not finite: a loss that diverged has no place."""
-    if all(map(math.isfinite, one.y)):
-        return one
-    kept = [i for i, value in enumerate(one.y) if math.isfinite(value)]
-    x, y, hover = ([values[i] for i in kept] for values in (one.x, one.y, one.hover))
-    return replace(one, x=x, y=y, hover=hover, sizes=[one.sizes[i] for i in kept if one.sizes])
+    if all(map(math.isfinite, line.y)):
+        return line
+    finite = [i for i, value in enumerate(line.y) if math.isfinite(value)]
+    x, y, hover = ([values[i] for i in finite] for values in (line.x, line.y, line.hover))
+    return replace(line, x=x, y=y, hover=hover, sizes=[line.sizes[i] for i in finite if line.sizes])
 
 
-def _places(one: Series, axis: Axis) -> list[float]:
+def _places(line: Series, axis: Axis) -> list[float]:
     """Return where the points of a series stand along its horizontal axis."""
     if axis.names:
-        return [float(axis.names.index(str(name))) for name in one.x]
-    return [float(value) for value in one.x]
+        return [float(axis.names.index(str(name))) for name in line.x]
+    return [float(value) for value in line.x]
 
 
 def _limits(axis: Axis, values: Sequence[float]) -> tuple[float, float]:
@@ -150,10 +150,10 @@ def _log_ticks(low: float, high: float) -> list[float]:
     return [value for value in ticks if low <= value <= high][:: 1 + int(decades / 7)]
 
 
-def _round_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Return at most `most` multiples of 1, 2 or 5 times a power of ten between two values."""
-    size = 10.0 ** math.floor(math.log10((high - low) / most))
-    step = next(size * k for k in (1, 2, 5, 10, 20) if (high - low) / (size * k) <= most)
+def _round_ticks(low: float, high: float, limit: int = 6) -> list[float]:
+    """Return at most `limit` multiples of 1, 2 or 5 times a power of ten between two values."""
+    size = 10.0 ** math.floor(math.log10((high - low) / limit))
+    step = next(size * k for k in (1, 2, 5, 10, 20) if (high - low) / (size * k) <= limit)
     first = math.ceil(low / step - 1e-9)
     return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
@@ -173,24 +173,24 @@ def _axis_lines(
     across: bool,
 ) -> list[str]:
     """Draw grid lines, ticks and the title of an axis."""
-    left, top, right, bottom = box
+    start, top, right, bottom = box
     parts: list[str] = []
     for value, text in _ticks(axis, values):
-        at = place(value)
+        pixel = place(value)
         if across:
-            text = text if not axis.names else _cut(text, (right - left) / len(axis.names))
-            parts.append(f'<path class="tick" d="M{at:.1f} {bottom}v4"/>')
-            parts.append(_text(at, bottom + 17, text, "middle"))
+            text = text if not axis.names else _cut(text, (right - start) / len(axis.names))
+            parts.append(f'<path class="tick" d="M{pixel:.1f} {bottom}v4"/>')
+            parts.append(text_at(pixel, bottom + 17, text, "middle"))
         else:
-            parts.append(f'<path class="grid" d="M{left:.1f} {at:.1f}H{right}"/>')
-            parts.append(_text(left - 6, at + 4, text, "end"))
+            parts.append(f'<path class="grid" d="M{start:.1f} {pixel:.1f}H{right}"/>')
+            parts.append(text_at(start - 6, pixel + 4, text, "end"))
     if across:
-        parts.append(f'<path class="tick" d="M{left:.1f} {bottom}H{right}"/>')
-        parts.append(_text((left + right) / 2, bottom + 38, axis.title, "middle"))
+        parts.append(f'<path class="tick" d="M{start:.1f} {bottom}H{right}"/>')
+        parts.append(text_at((start + right) / 2, bottom + 38, axis.title, "middle"))
     elif axis.title:
         middle = (top + bottom) / 2
         turn = f'transform="rotate(-90 12 {middle:.1f})" '
-        parts.append(_text(12, middle, axis.title, "middle", turn))
+        parts.append(text_at(12, middle, axis.title, "middle", turn))
     return parts
 
 
@@ -199,138 +199,39 @@ def _cut(text: str, width: float) -> str:
     return text if len(text) <= count else text[: count - 1] + "\N{HORIZONTAL ELLIPSIS}"
 
 
-def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
-    return f'<text {more}x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+def text_at(x: float, y: float, text: str, anchor: str, attributes: str = "") -> str:
+    """Return a text of a drawing, escaped.  anchor: "start", "middle" or "end"."""
+    return f'<text {attributes}x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def _series(
-    one: Series, axis: Axis, across: Callable[[float], float], up: Callable[[float], float]
+    line: Series, axis: Axis, across: Callable[[float], float], up: Callable[[float], float]
 ) -> str:
-    points = [(across(x), up(y)) for x, y in zip(_places(one, axis), one.y, strict=True)]
+    points = [(across(x), up(y)) for x, y in zip(_places(line, axis), line.y, strict=True)]
     parts: list[str] = []
-    if one.joined and len(points) > 1:
+    if line.joined and len(points) > 1:
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
-        parts.append(f'<path class="line{" dotted" if one.dotted else ""}" d="M{path}"/>')
-    if one.spread:
-        (x, _), y = points[0], one.y[0]
-        low, high = up(y - one.spread), up(y + one.spread)
+        parts.append(f'<path class="line{" dotted" if line.dotted else ""}" d="M{path}"/>')
+    if line.spread:
+        (x, _), y = points[0], line.y[0]
+        low, high = up(y - line.spread), up(y + line.spread)
         bar = f"M{x:.1f} {low:.1f}V{high:.1f}M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8"
         parts.append(f'<path class="spread" d="{bar}"/>')
-    marked = not one.joined or (len(points) <= MARKED and not one.faint) or len(points) == 1
-    sizes = one.sizes or [8.0] * len(points)
+    marked = not line.joined or (len(points) <= MARKED and not line.faint) or len(points) == 1
+    sizes = line.sizes or [8.0] * len(points)
     step = 1 + len(points) // HITS
-    for i, ((x, y), hover) in enumerate(zip(points, one.hover, strict=True)):
-        title = f"<title>{escape(f'{one.name}: {hover}')}</title>"
+    for i, ((x, y), hover) in enumerate(zip(points, line.hover, strict=True)):
+        title = f"<title>{escape(f'{line.name}: {hover}')}</title>"
         if marked:
             half = sizes[i] / 2
             place = f"translate({x - half:.1f} {y - half:.1f}) scale({sizes[i] / 16:.3g})"
-            mark = MARKS[one.look.symbol]
+            mark = MARKS[line.look.symbol]
             parts.append(f'<path class="dot" transform="{place}" d="{mark}">{title}</path>')
-        elif not one.faint and i % step == 0:
+        elif not line.faint and i % step == 0:
             parts.append(f'<circle class="hit" cx="{x:.1f}" cy="{y:.1f}" r="5">{title}</circle>')
-    faint = " faint" if one.faint else ""
+    faint = " faint" if line.faint else ""
     inside = "".join(parts)
-    return f'<g class="series c{one.look.color}{faint}"{shown_when(one.when)}>{inside}</g>'
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    """Values of a heat map, (rows, columns); None = empty.
-
-    text: in each cell; hover: its tooltip.  top: where the colours end, equal for maps that are
-    compared.  diverging: colours for both signs.  panel: number of the panel that a click shows.
-    strong: rows whose names are in bold.
-    """
-
-    values: Sequence[Sequence[float | None]]
-    rows: Sequence[str]
-    columns: Sequence[str]
-    top: float
-    hover: Sequence[Sequence[str]]
-    text: Sequence[Sequence[str]] = ()
-    diverging: bool = False
-    panel: Mapping[tuple[int, int], int] = field(default_factory=dict)
-    strong: frozenset[int] = frozenset()
-    x: str = ""
-    y: str = ""
-
-
-def heat(cells: HeatMap, label: str, *, width: float = 720) -> str:
-    """Draw a heat map; cells are as wide as their text and their number allow.
-
-    width: px that it takes at most, where its texts leave that choice.
-    """
-    across = max(len(cells.columns), 1)
-    letters = max((len(t) for row in cells.text for t in row), default=0)
-    left = 10 + LETTER * max(map(len, cells.rows), default=1) + (18 if cells.y else 0)
-    least = max(10.0, LETTER * letters + 6)
-    cell = max(least, min(64.0, (width - left - 40) / across))
-    longest = LETTER * max(map(len, cells.columns), default=1)
-    every = max(1, math.ceil((longest + 4) / cell))
-    # short names, such as numbers, stand upright and some are left out; others lean
-    leaning = every > 1 and longest > 4 * LETTER
-    lean = longest * (0.64 if leaning else 0) + (16 if leaning else 20)
-    top = lean + (16 if cells.x else 0)
-    high = (
-        max(24.0, min(40.0, 320 / max(len(cells.rows), 1), cell))
-        if letters
-        else max(12.0, min(24.0, cell))
-    )
-    right = longest * 0.77 if leaning else 8
-    parts: list[str] = []
-    for j, name in enumerate(cells.columns):
-        x = left + (j + 0.5) * cell
-        if leaning:
-            turn = f'transform="rotate(-40 {x:.1f} {top - 6:.1f})" '
-            parts.append(_text(x, top - 6, name, "start", turn))
-        elif j % every == 0:
-            parts.append(_text(x, top - 6, name, "middle"))
-    rare = max(1, math.ceil(13 / high))
-    for i, name in enumerate(cells.rows):
-        if i % rare == 0:
-            style = 'class="strong" ' if i in cells.strong else ""
-            parts.append(_text(left - 6, top + (i + 0.5) * high + 4, name, "end", style))
-    parts += _titles(cells, left, across * cell, top, high)
-    for i, row in enumerate(cells.values):
-        drawn = "".join(
-            _cell(cells, i, j, value, j * cell, cell, high) for j, value in enumerate(row)
-        )
-        parts.append(
-            f'<g class="row" transform="translate({left:.1f} {top + i * high:.1f})">{drawn}</g>'
-        )
-    width, height = left + across * cell + right, top + len(cells.rows) * high + 6
-    return _svg(width, height, label, parts, f"--w:{cell - 1:.1f}px;--h:{high - 1:.1f}px")
-
-
-def _titles(cells: HeatMap, left: float, wide: float, top: float, high: float) -> list[str]:
-    """Write the titles of both axes of a heat map."""
-    parts = [_text(left + wide / 2, 12, cells.x, "middle")] if cells.x else []
-    if cells.y:
-        middle = top + len(cells.rows) * high / 2
-        parts.append(_text(12, middle, cells.y, "middle", f'transform="rotate(-90 12 {middle})" '))
-    return parts
-
-
-def _cell(
-    cells: HeatMap, i: int, j: int, value: float | None, x: float, wide: float, high: float
-) -> str:
-    """Draw a cell of row i at x; the style sheet knows its width and height."""
-    text = cells.text[i][j] if cells.text else ""
-    panel = cells.panel.get((i, j))
-    if value is None and not text and panel is None:
-        return ""
-    share = 0.0 if value is None else min(1.0, abs(value) / (cells.top or 1.0))
-    kind = "fall" if cells.diverging and (value or 0) < 0 else "heat"
-    shade = f' style="--s:{share:.2g}"' if value is not None else ""
-    title = f"<title>{escape(cells.hover[i][j])}</title>"
-    drawn = (
-        f'<rect class="{kind if value is not None else "empty"}" x="{x:.4g}"{shade}>{title}</rect>'
-    )
-    if text:
-        over = 'class="on" ' if share > 0.55 else ""
-        place = f'x="{x + wide / 2:.4g}" y="{high / 2 + 4:.3g}"'
-        drawn += f"<text {over}{place}>{escape(text)}</text>"
-    return drawn if panel is None else f'<g class="open" data-panel="{panel}">{drawn}</g>'
+    return f'<g class="series c{line.look.color}{faint}"{shown_when(line.when)}>{inside}</g>'
 
 
 @dataclass(frozen=True)
@@ -346,15 +247,15 @@ class ChartBar:
 
 def bars(bars: Sequence[ChartBar], rows: Sequence[str], axis: Axis, label: str) -> str:
     """Draw horizontal bars, several in a row where they do not begin at the same place."""
-    left = min(220.0, 12 + LETTER * max(map(len, rows), default=1))
+    margin = min(220.0, 12 + LETTER * max(map(len, rows), default=1))
     bottom = 8.0 + 24 * len(rows)
-    box = (left, 4.0, WIDTH - 16.0, bottom)
+    box = (margin, 4.0, WIDTH - 16.0, bottom)
     ends = [bar.start + bar.length for bar in bars] or [1.0]
     axis = replace(axis, limits=(0.0, max(ends) * 1.02 or 1.0))
     across = _scale(axis, ends, box[0], box[2])
     parts = _axis_lines(axis, ends, across, box, True)
     for i, name in enumerate(rows):
-        parts.append(_text(left - 6, 8 + 24 * i + 15, _cut(name, left - 10), "end"))
+        parts.append(text_at(margin - 6, 8 + 24 * i + 15, _cut(name, margin - 10), "end"))
     for bar in bars:
         x, end = across(bar.start), across(bar.start + bar.length)
         place = (
@@ -362,10 +263,10 @@ def bars(bars: Sequence[ChartBar], rows: Sequence[str], axis: Axis, label: str) 
         )
         title = f"<title>{escape(bar.hover)}</title>"
         parts.append(f'<rect class="bar c{bar.color}" {place}>{title}</rect>')
-    return _svg(WIDTH, bottom + 44, label, parts)
+    return svg(WIDTH, bottom + 44, label, parts)
 
 
-def _svg(width: float, height: float, label: str, parts: Sequence[str], style: str = "") -> str:
+def svg(width: float, height: float, label: str, parts: Sequence[str], style: str = "") -> str:
     """Return the drawing.  style: of one that keeps its size in px, and is scrolled if too wide."""
     size = f' width="{width:.0f}" height="{height:.0f}" style="{style}"' if style else ""
     view = f'viewBox="0 0 {width:.0f} {height:.0f}"'
@@ -409,9 +310,9 @@ def by_cost(series: Sequence[Points], y: str, *, seconds: bool, label: str) -> s
             )  # fmt: skip
         deviation, mean = 100 * (points.spread.deviation or 0), 100 * points.spread.mean
         cost = sum(x) / len(x)
-        told = f"{mean:.1f}" + (f" ± {deviation:.1f}" if deviation else "") + " %"
+        score = f"{mean:.1f}" + (f" ± {deviation:.1f}" if deviation else "") + " %"
         drawn.append(
-            Series(points.label, [cost], [mean], points.look, [f"{told}, {unit.format(cost)}"],
+            Series(points.label, [cost], [mean], points.look, [f"{score}, {unit.format(cost)}"],
                    joined=False, sizes=[13.0], spread=deviation, when=points.when)
         )  # fmt: skip
     title = "Training time, seconds" if seconds else "Trained parameters, with head"

@@ -44,12 +44,12 @@ def live(report: Report, kind: str) -> str:
         f"intarsia {version('intarsia')}, on this machine alone. It loads nothing from elsewhere."
     )
     css, script = _style() + read("local.css"), read("local.js") + read(f"{kind}.js")
-    more = {
+    context = {
         "form": read(f"{kind}.html"),
         "kind": f"local {kind}",
         "connect": "connect-src 'self'; ",
     }
-    return _fill(report, script, css=css, footer=footer, **more)
+    return _fill(report, script, css=css, footer=footer, **context)
 
 
 def _fill(
@@ -73,11 +73,12 @@ def _fill(
     environment.filters["data"] = embedded
     environment.filters["next"] = next
     template = environment.get_template("page.html.j2")
-    return template.render(
+    text = template.render(
         report=report, script=script, css=css, footer=footer, form=form, kind=kind,
         policy=POLICY.format(hash=script_hash(script), connect=connect), marks=looks.MARKS,
         version=version("intarsia"), counter=iter(range(10**9)),
     )  # fmt: skip
+    return text.lstrip()  # the macros leave empty lines
 
 
 def _style() -> str:

@@ -109,8 +109,8 @@ class Control:
 
     def is_chosen(self, value: str | int) -> bool:
         """Return whether an option is chosen at first."""
-        every = [option for option, _ in self.options]
-        return value in (self.chosen or (every if self.kind == "checkbox" else every[:1]))
+        values = [option for option, _ in self.options]
+        return value in (self.chosen or (values if self.kind == "checkbox" else values[:1]))
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..placement.timeline import Timeline
-from . import charts, numbers
+from . import charts, heat_maps, numbers
 from .looks import COLORS, SYMBOLS, Look
 from .report import Container, Figure, Note, Report, Section
 from .table import Table, plain
@@ -42,48 +42,48 @@ class Simulated:
     hits: Mapping[str, Sequence[tuple[float, float]]]
 
 
-def write_page(found: Simulated, out: Path | str) -> Path:
+def write_page(simulation: Simulated, out: Path | str) -> Path:
     """Write the page to `out`.  Raises: TrainingError when it cannot be written."""
-    return write(report_of(found), out)
+    return write(report_of(simulation), out)
 
 
-def report_of(found: Simulated) -> Report:
+def report_of(simulation: Simulated) -> Report:
     """Return the report of a simulation."""
-    even = {title: _over_mean(load) for title, load in found.loads.items()}
+    even = {title: _over_mean(load) for title, load in simulation.loads.items()}
     binds = ", ".join(
-        f"{name} {numbers.prefixed(s, 's')}" for name, s in found.line.binds().items() if s
+        f"{name} {numbers.prefixed(s, 's')}" for name, s in simulation.line.binds().items() if s
     )
     return Report(
         "Experts on several devices",
-        (*_headline(found, even), f"On the critical path: {binds or 'nothing'}."),
+        (*_headline(simulation, even), f"On the critical path: {binds or 'nothing'}."),
         (
-            Section("Traffic", _traffic(found)),
+            Section("Traffic", _traffic(simulation)),
             Section("Loads by layer", _loads(even)),
-            Section("A cache of experts", _hits(found.hits)),
-            Section("Timeline", (_timeline(found.line),)),
+            Section("A cache of experts", _hits(simulation.hits)),
+            Section("Timeline", (_timeline(simulation.line),)),
         ),
         ("A model of time, not a measurement: every product and every link at full rate.",),
         "intarsia simulate",
     )
 
 
-def _headline(found: Simulated, even: Mapping[str, Tensor]) -> list[str]:
+def _headline(simulation: Simulated, even: Mapping[str, Tensor]) -> list[str]:
     """Say what the plan takes, and if it is better than experts in order, by how much."""
-    before, after = found.before_seconds, found.line.seconds
-    sent = [float(of.sum()) for of in (found.before, found.after)]
+    before, after = simulation.before_seconds, simulation.line.seconds
+    sent = [float(traffic.sum()) for traffic in (simulation.before, simulation.after)]
     took = [
         f"{numbers.prefixed(s, 's')} and {numbers.prefixed(b, 'B')} between devices"
         for s, b in zip((before, after), sent, strict=True)
     ]
-    batch = f"{found.tokens:,} tokens on {numbers.plural(len(found.after), 'device')}"
-    if found.plan == "ep" and PLACED not in even:
+    batch = f"{simulation.tokens:,} tokens on {numbers.plural(len(simulation.after), 'device')}"
+    if simulation.plan == "ep" and PLACED not in even:
         return [f"{batch}, experts in order: {took[1]}."]
-    by = "As placed" if PLACED in even else f"By the plan {found.plan}"
+    subject = "As placed" if PLACED in even else f"By the plan {simulation.plan}"
     change = after / before - 1 if before else 0.0
     helps = f"takes {numbers.percent(abs(change))} {'less' if change < 0 else 'more'} time"
     if abs(change) < LEAST:
         helps = "does not change the time"
-    lines = [f"{batch}. {by}, this {helps}: {took[1]}; experts in order: {took[0]}."]
+    lines = [f"{batch}. {subject}, this {helps}: {took[1]}; experts in order: {took[0]}."]
     if PLACED in even:
         tops = [float(even[title].max()) for title in (IN_ORDER, PLACED)]
         lines.append(
@@ -98,24 +98,27 @@ def _over_mean(load: Tensor) -> Tensor:
     return load.double() / load.double().mean(1, keepdim=True).clamp_min(1e-300)
 
 
-def _traffic(found: Simulated) -> tuple[Container, ...]:
+def _traffic(simulation: Simulated) -> tuple[Container, ...]:
     """Draw bytes from row to column before and after, with colours that end at the same value."""
-    top = float(torch.stack([found.before, found.after]).max())
+    top = float(torch.stack([simulation.before, simulation.after]).max())
     size, prefix = numbers.prefix_of(top)
     unit = f"{prefix}B"
+    titles = {
+        "before": ("Before.", f"{unit} between devices, experts in order."),
+        "after": ("After.", "By the plan, on the same scale."),
+    }
+    sent = {"before": simulation.before, "after": simulation.after}
     drawn = [
-        _map("before", "Before.", f"{unit} between devices, experts in order.", found.before / size,
-             top / size, unit),
-        _map("after", "After.", "By the plan, on the same scale.", found.after / size, top / size,
-             unit),
-    ]  # fmt: skip
+        _map(name, *titles[name], traffic / size, top / size, unit)
+        for name, traffic in sent.items()
+    ]
     tables: list[Table] = []
-    for title, sent in (("before", found.before), ("after", found.after)):
+    for name, traffic in sent.items():
         rows = [
-            [i, *(f"{value / size:.3g}" for value in row)] for i, row in enumerate(sent.tolist())
+            [i, *(f"{value / size:.3g}" for value in row)] for i, row in enumerate(traffic.tolist())
         ]
-        titles = ["device", *map(str, range(len(rows)))]
-        tables.append(plain(f"{title}, {unit} from row to column", titles, rows))
+        heads = ["device", *map(str, range(len(rows)))]
+        tables.append(plain(f"{name}, {unit} from row to column", heads, rows))
     return Container(tuple(drawn), kind="pair"), Container(tuple(tables), "The numbers", "fold")
 
 
@@ -128,9 +131,11 @@ def _map(name: str, title: str, caption: str, sent: Tensor, top: float, unit: st
         for i, row in enumerate(values)
     ]
     text = [[f"{v:.3g}" for v in row] for row in values] if len(values) <= 8 else ()
-    cells = charts.HeatMap(values, places, places, top, hover, text, x="to device", y="from device")
+    cells = heat_maps.HeatMap(
+        values, places, places, top, hover, text, x="to device", y="from device"
+    )
     label = f"Bytes between devices {name} placing; the numbers are in the table"
-    drawing = charts.heat(cells, label, width=480)
+    drawing = heat_maps.heat(cells, label, width=480)
     return Figure(name, label, drawing, title, caption, scale=("0", f"{top:.3g} {unit}"))
 
 
@@ -147,8 +152,8 @@ def _loads(even: Mapping[str, Tensor]) -> tuple[Note | Container, ...]:
         ]
         names = [str(n) for n in range(len(rows))], [str(j) for j in range(len(rows[0]))]
         label = f"{title} by layer, over the mean"
-        cells = charts.HeatMap(rows, *names, top, hover, y="layer")
-        drawing = charts.heat(cells, label, width=960 if i == 0 else 480)
+        cells = heat_maps.HeatMap(rows, *names, top, hover, y="layer")
+        drawing = heat_maps.heat(cells, label, width=960 if i == 0 else 480)
         drawn.append(Figure(f"loads-{i}", label, drawing, title, scale=("0", f"{top:.2f}")))
     note = Note("A row is a layer; 1 is the layer's mean. The devices have one scale of colours.")
     return note, Container((drawn[0],)), Container(tuple(drawn[1:]), kind="pair")
@@ -173,7 +178,7 @@ def _hits(hits: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[Figure | T
         charts.lines(series, across, up, label),
         "Hit rate against slots,",
         "while the batch's sequences are decoded from an empty start.",
-        legend=tuple((one.look.color, one.name) for one in series),
+        legend=tuple((line.look.color, line.name) for line in series),
     )
     shares = sorted({share for points in hits.values() for share, _ in points})
     rows = [

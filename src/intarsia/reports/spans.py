@@ -9,7 +9,7 @@ from typing import Any
 
 from ..core.errors import CheckpointError
 from ..core.files import read_json
-from . import charts
+from . import heat_maps
 from .report import Figure, Note, Report, Section
 from .table import Column, Entry, Table
 
@@ -40,18 +40,18 @@ def report_of(content: Mapping[str, Any], name: str = "spans.json") -> Report:
     """
     try:
         spans, length = _spans(content)
-        table, said = _table(content), _sentences(content, spans, length)
+        table, sentences = _table(content), _sentences(content, spans, length)
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise _damaged(name, error) from error
-    return _report(spans, length, table, said)
+    return _report(spans, length, table, sentences)
 
 
 def _report(
-    spans: Sequence[Sequence[int]], length: int, table: Table, said: Sequence[str]
+    spans: Sequence[Sequence[int]], length: int, table: Table, sentences: Sequence[str]
 ) -> Report:
     """Return the report of spans.  spans: tokens of each head, (layers, heads)."""
     rows, heads = [str(i) for i in range(len(spans))], [str(i) for i in range(len(spans[0]))]
-    cells = charts.HeatMap(
+    cells = heat_maps.HeatMap(
         [[span / length for span in row] for row in spans],
         rows,
         heads,
@@ -67,7 +67,7 @@ def _report(
     figure = Figure(
         "spans",
         label,
-        charts.heat(cells, label),
+        heat_maps.heat(cells, label),
         "Span",
         "as a share of the text",
         scale=("0", "1"),
@@ -79,7 +79,7 @@ def _report(
     results = (Section("Results", (table,)),) if table.rows else ()
     return Report(
         f"Spans of {len(rows)} layers of {len(heads)} heads",
-        tuple(said),
+        tuple(sentences),
         (*results, Section("Head by head", (Note(note), figure))),
         eyebrow="intarsia spans",
     )
@@ -102,13 +102,13 @@ def _spans(content: Mapping[str, Any]) -> tuple[list[list[int]], int]:
 
 
 def _losses(content: Mapping[str, Any]) -> dict[str, float]:
-    about = content["about"]
-    if "loss" not in about:
+    measured = content["about"]
+    if "loss" not in measured:
         return {}
     return {
-        "everything": float(about["dense"]),
-        "the same window for all": float(about["uniform"]),
-        "spans": float(about["loss"][about["chosen"]]),
+        "everything": float(measured["dense"]),
+        "the same window for all": float(measured["uniform"]),
+        "spans": float(measured["loss"][measured["chosen"]]),
     }
 
 
@@ -121,18 +121,18 @@ def _table(content: Mapping[str, Any]) -> Table:
 
 
 def _sentences(content: Mapping[str, Any], spans: list[list[int]], length: int) -> list[str]:
-    every = [s for row in spans for s in row]
-    share = sum(every) / (len(every) * length)
-    full = sum(s == length for s in every)
-    said = [
+    lengths = [s for row in spans for s in row]
+    share = sum(lengths) / (len(lengths) * length)
+    full = sum(s == length for s in lengths)
+    sentences = [
         f"Of texts of {length} tokens, {share:.0%} of keys and values are kept; "
-        f"{full} of {len(every)} heads see everything."
+        f"{full} of {len(lengths)} heads see everything."
     ]
     losses = _losses(content)
     if losses:
         dense, even, chosen = losses.values()
-        said.append(
+        sentences.append(
             f"On other rows the loss rises by {chosen - dense:.4f}, and by {even - dense:.4f} with "
             "the same window for all heads."
         )
-    return said
+    return sentences

@@ -62,10 +62,10 @@ class Table:
 
     def filled(self) -> Table:
         """Without the columns that say nothing in any row."""
-        kept = [i for i in range(len(self.columns)) if any(row[i].text for row in self.rows)]
-        columns = tuple(self.columns[i] for i in kept)
+        places = [i for i in range(len(self.columns)) if any(row[i].text for row in self.rows)]
+        columns = tuple(self.columns[i] for i in places)
         return replace(
-            self, columns=columns, rows=tuple(tuple(r[i] for i in kept) for r in self.rows)
+            self, columns=columns, rows=tuple(tuple(r[i] for i in places) for r in self.rows)
         )
 
 
@@ -75,17 +75,17 @@ def plain(
     rows: Iterable[Sequence[object]],
     *,
     words: int = 1,
-    **more: Any,
+    **fields: Any,
 ) -> Table:
     """Return a table whose titles need no explanation.
 
-    words: so many columns at the left are texts, the others numbers.  more: of `Table`.
+    words: so many columns at the left are texts, the others numbers.  fields: of `Table`.
     """
     columns = tuple(Column(title, numeric=i >= words) for i, title in enumerate(titles))
     entries = tuple(
         tuple(cell if isinstance(cell, Entry) else Entry(str(cell)) for cell in row) for row in rows
     )
-    return Table(caption, columns, entries, **more)
+    return Table(caption, columns, entries, **fields)
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -23,26 +23,26 @@ class Terminal:
     table: Table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
-        left = sorted({0, *(c.spare for c in self.table.columns)})
-        shown = _drawn(self.table, left.pop())
+        levels = sorted({0, *(c.spare for c in self.table.columns)})
+        drawn = _drawn(self.table, levels.pop())
         wide = options.update(width=UNBOUND)
-        while left and Measurement.get(console, wide, shown).maximum > options.max_width:
-            shown = _drawn(self.table, left.pop())
-        yield shown
+        while levels and Measurement.get(console, wide, drawn).maximum > options.max_width:
+            drawn = _drawn(self.table, levels.pop())
+        yield drawn
 
 
-def _drawn(table: Table, most: int) -> RichTable:
-    """The columns that are spare at `most`."""
-    kept = [i for i, column in enumerate(table.columns) if column.spare <= most]
-    missing = ", ".join(c.title for c in table.columns if c.spare > most)
+def _drawn(table: Table, level: int) -> RichTable:
+    """The columns that are spare at `level`."""
+    places = [i for i, column in enumerate(table.columns) if column.spare <= level]
+    missing = ", ".join(c.title for c in table.columns if c.spare > level)
     caption = table.caption + (f" In the report also: {missing}." if missing else "")
-    shown = RichTable(caption=Text(caption), caption_justify="left", header_style="bold")
-    for column in (table.columns[i] for i in kept):
-        shown.add_column(Text(column.title), justify="right" if column.numeric else "left")
+    drawn = RichTable(caption=Text(caption), caption_justify="left", header_style="bold")
+    for column in (table.columns[i] for i in places):
+        drawn.add_column(Text(column.title), justify="right" if column.numeric else "left")
     for number, row in enumerate(table.rows):
         style = "bold" if number == table.best and len(table.rows) > 1 else None
-        shown.add_row(*(_text(row[i]) for i in kept), style=style)
-    return shown
+        drawn.add_row(*(_text(row[i]) for i in places), style=style)
+    return drawn
 
 
 def _text(cell: Entry) -> Text:

@@ -300,10 +300,10 @@ def test_other_seeds_with_other_pictures_are_said(runs: Path) -> None:
 
 
 def test_runs_one_by_one(runs: Path) -> None:
-    found = run_rows(comparison_of(gather([runs])))
-    assert len(found["rows"]) == 9
-    assert all(len(row) == len(found["columns"]) for row in found["rows"])
-    assert [row[-1] for row in found["rows"][-3:]] == ["mosa-0", "mosa-1", "mosa-2"]
+    table = run_rows(comparison_of(gather([runs])))
+    assert len(table.rows) == 9
+    assert all(len(row) == len(table.columns) for row in table.rows)
+    assert [row[-1].text for row in table.rows[-3:]] == ["mosa-0", "mosa-1", "mosa-2"]
 
 
 @pytest.mark.parametrize(

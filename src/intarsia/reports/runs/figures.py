@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 
-from .. import charts
+from .. import charts, heat_maps
 from ..looks import Look, looks_of, short
 from ..report import Figure, When
 from ..wording import capital
@@ -77,8 +77,8 @@ def _points(comparison: Comparison, cost: Callable[[FinishedRun], float]) -> lis
 
 def splits_of(comparison: Comparison) -> tuple[tuple[str, str], ...]:
     """Return (key, name) of the parts of the data that any curve has values of."""
-    known = {point.split for run in comparison.runs for point in run.curve}
-    return tuple((split, name) for split, name in SPLITS.items() if split in known)
+    splits = {point.split for run in comparison.runs for point in run.curve}
+    return tuple((split, name) for split, name in SPLITS.items() if split in splits)
 
 
 def curves(comparison: Comparison) -> list[Figure]:
@@ -106,11 +106,11 @@ def _curves_of(group: RunGroup, number: int, metric: str, look: Look) -> Iterato
         if not (mean := mean_line(lines.values())):
             continue
         name = f"{group.label}, {part}"
-        about = {"group": number, "split": split}
-        yield _curve(mean, metric, name, look, about | {"seed": "mean"})
+        choices = {"group": number, "split": split}
+        yield _curve(mean, metric, name, look, choices | {"seed": "mean"})
         for seed, line in lines.items():
             if line and len(lines) > 1:
-                about_seed = about | {"seed": "single"}
+                about_seed = choices | {"seed": "single"}
                 yield _curve(line, metric, f"{name}, seed {seed}", look, about_seed)
 
 
@@ -135,31 +135,31 @@ def _curve(
     )
 
 
-def confusions(found: Confusion, number: int) -> list[Figure]:
+def confusions(confusion: Confusion, number: int) -> list[Figure]:
     """Draw the counts of a method and their shares of each row; number: of the method."""
-    names = [short(name) for name in found.classes]
+    names = [short(name) for name in confusion.classes]
     hover = [
         [
-            f"{true} taken for {predicted}: {found.counts[i, j]} pictures, "
-            f"{100 * found.shares[i, j]:.1f} % of the row"
-            for j, predicted in enumerate(found.classes)
+            f"{true} taken for {predicted}: {confusion.counts[i, j]} pictures, "
+            f"{100 * confusion.shares[i, j]:.1f} % of the row"
+            for j, predicted in enumerate(confusion.classes)
         ]
-        for i, true in enumerate(found.classes)
+        for i, true in enumerate(confusion.classes)
     ]
     legible = len(names) <= LEGIBLE
     figures: list[Figure] = []
-    for mode, values in (("shares", 100 * found.shares), ("counts", found.counts)):
+    for mode, values in (("shares", 100 * confusion.shares), ("counts", confusion.counts)):
         text = [
             [f"{v:.0f}" if c and legible else "" for v, c in zip(vs, cs, strict=True)]
-            for vs, cs in zip(values, found.counts, strict=True)
+            for vs, cs in zip(values, confusion.counts, strict=True)
         ]
-        top = 100.0 if mode == "shares" else float(found.counts.max())
-        cells = charts.HeatMap(
+        top = 100.0 if mode == "shares" else float(confusion.counts.max())
+        cells = heat_maps.HeatMap(
             values.tolist(), names, names, top, hover, text, x="Predicted", y="True"
         )
         label = "Confusion matrix; the most frequent confusions are in the table beside it"
         caption = "A row holds the pictures of one class; a column what they were taken for."
-        drawing = charts.heat(cells, label, width=560)
+        drawing = heat_maps.heat(cells, label, width=560)
         name, title, when = f"confusion-{number}-{mode}", "Confusion matrix.", {"mode": mode}
         figures.append(Figure(name, label, drawing, title, caption, when=when))
     return figures

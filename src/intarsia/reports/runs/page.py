@@ -107,13 +107,13 @@ def _costs(comparison: Comparison) -> list[Section]:
     names = tuple((i, group.label) for i, group in enumerate(groups))
     label = "Methods shown, here and in the other drawings"
     looks = tuple(figures.looks(comparison))
-    shown = Control("group", label, names, "checkbox", looks=looks)
+    control = Control("group", label, names, "checkbox", looks=looks)
     text = "Up and to the left is better."
     if _several_seeds(comparison):
         text += " Large marks are means with their spread, small ones single seeds."
     pair = Container((figures.by_parameters(comparison), figures.by_time(comparison)), kind="pair")
     title = f"{capital(comparison.measure)} and cost"
-    return [Section(title, (shown, Note(text), pair), "plots")]
+    return [Section(title, (control, Note(text), pair), "plots")]
 
 
 def _rates(comparison: Comparison) -> list[Section]:
@@ -128,7 +128,7 @@ def _curves(comparison: Comparison) -> Section:
         text = "These runs kept no metrics.jsonl, so there are no curves."
         return Section("Learning curves", (Note(text, "missing"),), "curves")
     metrics = metrics_of(run.curve for run in comparison.runs)
-    shown = Control("metric", "Show", tuple((m, figures.metric_name(m)) for m in metrics))
+    metric = Control("metric", "Show", tuple((m, figures.metric_name(m)) for m in metrics))
     splits = figures.splits_of(comparison)
     few = len(comparison.groups) <= 4
     first = tuple(split for split, _ in splits if split != "train" or few)
@@ -140,7 +140,7 @@ def _curves(comparison: Comparison) -> Section:
     text = "Training values are means over the steps of an epoch; their lines are dotted."
     text = ("Means over seeds. " if several else "") + text
     blocks = present(
-        shown, parts, seeds if several else None, Note(text), *drawn, _curve_table(comparison)
+        metric, parts, seeds if several else None, Note(text), *drawn, _curve_table(comparison)
     )
     return Section("Learning curves", blocks, "curves")
 
@@ -209,8 +209,8 @@ def _errors(comparison: Comparison) -> list[Section]:
 def _confusion(comparison: Comparison, number: int) -> tuple[Block, ...]:
     """Return the matrix of a method as a figure for each mode, and its most frequent confusions."""
     group = comparison.groups[number]
-    found, whole = confusion_of(group), confusion_of(group, limit=10**9)
-    if found is None or whole is None:
+    confusion, whole = confusion_of(group), confusion_of(group, limit=10**9)
+    if confusion is None or whole is None:
         text = "No predictions were kept, so there is no confusion matrix."
         if comparison.several_labels:
             text = "A picture may have several labels, so there is no confusion matrix."
@@ -218,11 +218,13 @@ def _confusion(comparison: Comparison, number: int) -> tuple[Block, ...]:
     pairs = _pairs(whole.classes, whole.counts.tolist())
     caption, titles = "Most frequent confusions", ["Class", "Taken for", "Pictures"]
     table = plain(caption, titles, pairs, words=2) if pairs else None
-    notes = [Note(f"Sums over {found.runs} seeds.")] if found.runs > 1 else []
-    if found.joined:
-        text = f"The last row and column join the {found.joined} classes that are mixed up least."
+    notes = [Note(f"Sums over {confusion.runs} seeds.")] if confusion.runs > 1 else []
+    if confusion.joined:
+        text = (
+            f"The last row and column join the {confusion.joined} classes that are mixed up least."
+        )
         notes.append(Note(text))
-    matrix = Container(tuple(figures.confusions(found, number)))
+    matrix = Container(tuple(figures.confusions(confusion, number)))
     return (Container((matrix, Container(present(table, *notes))), kind="pair"),)
 
 
@@ -242,15 +244,16 @@ def _mistakes(group: RunGroup, largest: int, several: bool) -> tuple[Block, ...]
     run = next((run for run in group.runs if run.mistakes is not None), None)
     if run is None or run.mistakes is None:
         return (Note("No pictures of mistakes were kept.", "missing"),)
-    kept = run.mistakes
-    if not kept.shown:
-        return (Note(f"No mistakes in {numbers.plural(kept.n, 'picture')}.", "missing"),)
-    addresses = embedded_pictures([_picture(mistake.picture) for mistake in kept.shown], largest)
-    text = f"The {numbers.plural(len(kept.shown), 'wrong answer')} given with the most confidence, "
-    text += f"out of {numbers.plural(kept.wrong, 'mistake')} in {numbers.plural(kept.n, 'picture')}"
+    mistakes = run.mistakes
+    if not mistakes.shown:
+        return (Note(f"No mistakes in {numbers.plural(mistakes.n, 'picture')}.", "missing"),)
+    addresses = embedded_pictures([_picture(one.picture) for one in mistakes.shown], largest)
+    answers = numbers.plural(len(mistakes.shown), "wrong answer")
+    wrong, count = numbers.plural(mistakes.wrong, "mistake"), numbers.plural(mistakes.n, "picture")
+    text = f"The {answers} given with the most confidence, out of {wrong} in {count}"
     text += f", seed {run.seed}" if several else ""
     text += ". In bold the answer and its confidence, below it what the picture is."
-    pictures = tuple(map(_thumbnail, kept.shown, addresses))
+    pictures = tuple(map(_thumbnail, mistakes.shown, addresses))
     return (Container((Gallery(pictures, text),), "Worst mistakes"),)
 
 
@@ -271,15 +274,15 @@ def _thumbnail(mistake: Mistake, address: str) -> Thumbnail:
 
 def _routing(comparison: Comparison) -> list[Section]:
     """Return the share of each expert in each router, a table for each method that routes."""
-    found = routings(comparison)
-    if not found:
+    routers = routings(comparison)
+    if not routers:
         return []
     text = (
         "Share of each expert in the last epoch of training, one row for each router. Variation is "
         "the standard deviation of the shares over their mean: 0 is even."
     )
     tables: list[Table] = []
-    for routed in found:
+    for routed in routers:
         rows: list[list[Any]] = []
         for row in routed.rows:
             load = row.load
@@ -296,10 +299,10 @@ def _routing(comparison: Comparison) -> list[Section]:
 
 def _record(comparison: Comparison) -> Section:
     """Return everything needed to judge the numbers and to make them again."""
-    common, own = setting_rows(comparison)
+    common, differing = setting_rows(comparison)
     several = len(comparison.groups) > 1
     runs = run_rows(comparison)
-    given, lines = given_rows(comparison), commands(comparison.runs)
+    notes, lines = given_rows(comparison), commands(comparison.runs)
     methods = Facts(tuple(method_rows(comparison)), code=True)
     labels = [group.label for group in comparison.groups]
     blocks: list[Block] = [
@@ -307,14 +310,14 @@ def _record(comparison: Comparison) -> Section:
         Container(_data(comparison, len(runs.rows) > 1), "Data"),
         Container((methods,), "Methods" if several else "Method"),
     ]
-    if own:
-        rows = [[name, *values] for name, values in own]
+    if differing:
+        rows = [[name, *values] for name, values in differing]
         table = plain("", ["Setting", *labels], rows, words=len(labels) + 1)
         blocks.append(Container((table,), "Settings that differ"))
     shared = "Settings that all share" if several else "Settings"
     blocks.append(Container((Facts(tuple(common)),), shared, "fold"))
-    if given:
-        blocks.append(Container((Facts(tuple(given)),), "Noted by the caller", "fold"))
+    if notes:
+        blocks.append(Container((Facts(tuple(notes)),), "Noted by the caller", "fold"))
     machine = Facts(tuple(machine_rows(comparison.runs[0])))
     blocks += [Container((machine,), "Machine and versions", "fold"), runs]
     if lines:
@@ -324,19 +327,19 @@ def _record(comparison: Comparison) -> Section:
 
 def _data(comparison: Comparison, several: bool) -> tuple[Block, ...]:
     """Return the parts of the data with their digests, and where they are from."""
-    about = data_parts(comparison)
+    parts = data_parts(comparison)
     pictured = any(run.samples == "pictures" for run in comparison.runs)
     titles = ["Part", "Pictures" if pictured else "Rows"]
     titles.append(f"SHA-256 of {'pixels and labels' if pictured else 'tokens'}")
-    rows = [[Entry(p.name, p.classes), p.count, p.sha256] for p in about["parts"]]
+    rows = [[Entry(p.name, p.classes), p.count, p.sha256] for p in parts["parts"]]
     blocks: list[Block] = []
     if rows:
         table = plain("", titles, rows)
         columns = (*table.columns[:2], dataclasses.replace(table.columns[2], numeric=False))
         blocks.append(dataclasses.replace(table, columns=columns))
         if several:
-            other = f"These are the parts of seed {about['seed']}; other runs had others."
-            blocks.append(Note("All runs used exactly these." if about["same"] else other))
-    if about["origin"]:
-        blocks.append(Facts(tuple(about["origin"])))
+            text = f"These are the parts of seed {parts['seed']}; other runs had others."
+            blocks.append(Note("All runs used exactly these." if parts["same"] else text))
+    if parts["origin"]:
+        blocks.append(Facts(tuple(parts["origin"])))
     return tuple(blocks)

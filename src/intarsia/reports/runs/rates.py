@@ -60,11 +60,11 @@ def _tried(search: Mapping[str, Any], comparison: Comparison) -> str:
     perplexity = search["measure"] == "perplexity"
     best = "lowest perplexity" if perplexity else f"highest {search['measure'].replace('_', ' ')}"
     kind = "rows" if comparison.runs[0].samples == "tokens" else "pictures"
-    where = f"{search['samples']:,} validation {kind}"
-    where = where if draws == 1 else f"{draws} draws of {where}"
+    samples = f"{search['samples']:,} validation {kind}"
+    samples = samples if draws == 1 else f"{draws} draws of {samples}"
     return (
         f"tried {len(rates)} learning rates ({', '.join(rates)}) and has the one with the {best} "
-        f"on {where}, averaged with its neighbours, for all seeds; no trial looked at its test "
+        f"on {samples}, averaged with its neighbours, for all seeds; no trial looked at its test "
         "part."
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from .. import charts
+from .. import charts, heat_maps
 from ..looks import Look, short
 from ..report import Figure
 from ..table import Table, plain
@@ -20,14 +20,14 @@ COURSES = {
 
 def masks_of(group: RunGroup) -> dict[str, Any] | None:
     """Of the group's first run that kept them: its changes of masks, and its layers."""
-    found = (run.record["results"].get("masks") for run in group.runs)
-    return next((masks for masks in found if masks), None)
+    records = (run.record["results"].get("masks") for run in group.runs)
+    return next((masks for masks in records if masks), None)
 
 
 def soup_of(group: RunGroup) -> dict[str, Any] | None:
     """What a soup's run says of its candidates."""
-    found = (run.given.get("soup") for run in group.runs)
-    return next((soup for soup in found if isinstance(soup, dict)), None)
+    records = (run.given.get("soup") for run in group.runs)
+    return next((soup for soup in records if isinstance(soup, dict)), None)
 
 
 def courses(comparison: Comparison, looks: Sequence[Look]) -> list[Figure]:
@@ -72,12 +72,12 @@ def _line(
 
 def densities(comparison: Comparison) -> Figure | None:
     """Draw a heat map: a row is a group with masks, a column one of its layers."""
-    found = {g.label: masks for g in comparison.groups if (masks := masks_of(g))}
-    if not found:
+    by_label = {g.label: masks for g in comparison.groups if (masks := masks_of(g))}
+    if not by_label:
         return None
     rows = {
         label: {row["layer"]: row["density"] for row in masks["layers"]}
-        for label, masks in found.items()
+        for label, masks in by_label.items()
     }
     layers = list(dict.fromkeys(layer for row in rows.values() for layer in row))
     names = [layer.removesuffix(".weight") for layer in layers]
@@ -91,10 +91,10 @@ def densities(comparison: Comparison) -> Figure | None:
     ]
     numbered = [str(i + 1) for i in range(len(layers))]
     heads = [short(label, 28) for label in rows]
-    cells = charts.HeatMap(values, heads, numbered, 1.0, hover, x="Layers, from the input on")
+    cells = heat_maps.HeatMap(values, heads, numbered, 1.0, hover, x="Layers, from the input on")
     label = "Density of each masked layer"
     title, caption = "Density of each layer", "at the end; dark is dense."
-    drawing = charts.heat(cells, label, width=960)
+    drawing = heat_maps.heat(cells, label, width=960)
     return Figure("densities", label, drawing, title, caption, scale=("0", "1"))
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from ...data.senses.views import laid
-from .. import charts, numbers
+from .. import heat_maps, numbers
 from ..pictures import embedded_pictures
 from ..report import Block, Container, Facts, Figure, Gallery, Report, Section, Thumbnail
 from ..table import plain
@@ -66,13 +66,13 @@ def seen_report(
 ) -> Report:
     """Return the report of questions; see `write_seen`."""
     read = sum(int(q.chosen.sum()) for q in questions if q.chosen is not None)
-    every = sum(q.chosen.size for q in questions if q.chosen is not None)
+    total = sum(q.chosen.size for q in questions if q.chosen is not None)
     sentences = [f"{numbers.plural(len(questions), 'question')}."]
-    if every:
-        sentences.append(f"{read} of {every} vectors of tiles were read, the closest to the text.")
-    shown = [q for q in questions if q.picture is not None]
-    views = [lit(q.picture, q.chosen, q.grid) for q in shown if q.picture is not None]
-    address = dict(zip(map(id, shown), embedded_pictures(views), strict=True))
+    if total:
+        sentences.append(f"{read} of {total} vectors of tiles were read, the closest to the text.")
+    pictured = [q for q in questions if q.picture is not None]
+    views = [lit(q.picture, q.chosen, q.grid) for q in pictured if q.picture is not None]
+    address = dict(zip(map(id, pictured), embedded_pictures(views), strict=True))
     blocks = tuple(_question(i, q, address.get(id(q))) for i, q in enumerate(questions))
     sections = [Section("Questions", blocks)]
     if loads:
@@ -120,14 +120,14 @@ def pictures_report(
         eyebrow, heading = "Union of Experts", "Which patches each expert takes"
         share = numbers.percent(float(np.mean([part.mean() for part in taken.values()])), 0)
         sentence = f"An expert takes {share} of the patches, and every class token."
-    whole = [lit(shown.picture) for shown in pictures if shown.picture is not None]
+    pages = [lit(question.picture) for question in pictures if question.picture is not None]
     views = [view for i in range(len(pictures)) for view in _views(pictures[i].picture, i, taken)]
-    addresses = iter(embedded_pictures([*whole, *views]))
-    shown_at = [next(addresses) for _ in whole]
+    addresses = iter(embedded_pictures([*pages, *views]))
+    shown_at = [next(addresses) for _ in pages]
     blocks: list[Block] = []
-    for i, (shown, address) in enumerate(zip(pictures, shown_at, strict=True)):
-        facts = (("Picture", shown.question),) if shown.question else ()
-        answer = Facts((*facts, ("Answer", shown.answer or "(nothing)")), large="Answer")
+    for i, (question, address) in enumerate(zip(pictures, shown_at, strict=True)):
+        facts = (("Picture", question.question),) if question.question else ()
+        answer = Facts((*facts, ("Answer", question.answer or "(nothing)")), large="Answer")
         alt = "The picture as the model reads it"
         blocks.append(
             Container((Figure(f"picture-{i}", alt, picture=address), answer), kind="pair")
@@ -177,22 +177,22 @@ def lit(
     mask = chosen.reshape(rows, columns, *across).swapaxes(1, 2)
     mask = mask.reshape(rows * across[0], columns * across[1])
     high, wide = side // across[0], side // across[1]
-    seen = np.ones((rows * side, columns * side, 1), dtype=np.float32)
+    light_map = np.ones((rows * side, columns * side, 1), dtype=np.float32)
     light = np.kron(mask, np.ones((high, wide)))
-    seen[: light.shape[0], : light.shape[1], 0] = LEFT + (1 - LEFT) * light
-    return Image.fromarray((page * seen + np.array(VEIL) * (1 - seen)).astype(np.uint8))
+    light_map[: light.shape[0], : light.shape[1], 0] = LEFT + (1 - LEFT) * light
+    return Image.fromarray((page * light_map + np.array(VEIL) * (1 - light_map)).astype(np.uint8))
 
 
 def _tables(loads: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
     """The share of each expert of the tokens of a modality, by layer; None = no token."""
-    found: dict[str, list[list[float | None]]] = {}
+    tables: dict[str, list[list[float | None]]] = {}
     for number, table in enumerate(loads.values()):
         rows: list[list[float | None]] = []
         for row in np.asarray(table, dtype=np.float64):
             total = float(row.sum())
             rows.append([float(v) / total if total else None for v in row])
-        found[f"{number}"] = rows
-    return found
+        tables[f"{number}"] = rows
+    return tables
 
 
 def _modalities(tables: Mapping[str, list[list[float | None]]]) -> tuple[Block, ...]:
@@ -205,11 +205,11 @@ def _modalities(tables: Mapping[str, list[list[float | None]]]) -> tuple[Block, 
         for layer, row in zip(tables, values, strict=True)
     ]
     label = "Share of each expert of the tokens of each modality, by layer"
-    cells = charts.HeatMap(values, list(tables), columns, 1.0, hover, y="layer")
+    cells = heat_maps.HeatMap(values, list(tables), columns, 1.0, hover, y="layer")
     figure = Figure(
         "loads",
         f"{label}; the numbers are in the table",
-        charts.heat(cells, label, width=960),
+        heat_maps.heat(cells, label, width=960),
         "Share of each expert.",
         "Of the tokens of text, of pictures and of sounds, in each layer.",
         scale=("0", "1"),

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..charts import Axis, ChartBar, HeatMap, Series, bars, heat, lines
+from ..charts import Axis, ChartBar, Series, bars, lines
+from ..heat_maps import HeatMap, heat
 from ..looks import Look
 from ..report import Figure
 
@@ -19,13 +20,13 @@ MAPS = {
 _NUMBER = re.compile(r"\.(\d+)\.")
 
 
-def perplexity(found: Sequence[Any], names: Sequence[str], looks: Sequence[Look]) -> Figure | None:
+def perplexity(models: Sequence[Any], names: Sequence[str], looks: Sequence[Look]) -> Figure | None:
     """Draw a line for each method, from the dense model on."""
     series: list[Series] = []
     for group, name in enumerate(names):
-        mine = [one for one in found if one.method == name and one.perplexity("pruned")]
-        points = {one.record["density"]: one.perplexity("pruned") for one in mine}
-        dense = next((d for one in mine if (d := one.perplexity("dense"))), None)
+        mine = [model for model in models if model.method == name and model.perplexity("pruned")]
+        points = {model.record["density"]: model.perplexity("pruned") for model in mine}
+        dense = next((d for model in mine if (d := model.perplexity("dense"))), None)
         if points:
             line = sorted(points.items()) + ([(1.0, dense)] if dense else [])
             hover = [f"{y:.1f} at density {x:.2f}" for x, y in line]
@@ -39,9 +40,9 @@ def perplexity(found: Sequence[Any], names: Sequence[str], looks: Sequence[Look]
     return Figure("perplexity", label, drawing, "Perplexity against density.", caption)
 
 
-def sizes(found: Sequence[Any]) -> Figure | None:
+def sizes(models: Sequence[Any]) -> Figure | None:
     """Draw a stack for each folder: kept values, bitmasks, what is left out, the rest."""
-    parts = [one.record.get("parts") or {} for one in found]
+    parts = [model.record.get("parts") or {} for model in models]
     names = list(dict.fromkeys(name for part in parts for name in part))
     if not names:
         return None
@@ -56,7 +57,7 @@ def sizes(found: Sequence[Any]) -> Figure | None:
             size = part.get(name, 0) / 1e6
             drawn.append(ChartBar(row, start, size, colors[name], f"{name}: {size:.1f} MB"))
             start += size
-    rows = [f"{one.method} {one.record['density']:.3f}" for one in found]
+    rows = [f"{model.method} {model.record['density']:.3f}" for model in models]
     label = "Bytes by part; the sums are in the table of results"
     return Figure(
         "bytes",
@@ -104,5 +105,5 @@ def _map(values: Mapping[tuple[str, str], float], top: float, label: str) -> str
 
 def place_of(layer: str) -> tuple[str, str]:
     """ "model.layers.3.mlp.up_proj" -> ("3", "mlp.up_proj"); without a number, itself twice."""
-    found = _NUMBER.search(layer)
-    return (found.group(1), layer[found.end() :]) if found else (layer, layer)
+    number = _NUMBER.search(layer)
+    return (number.group(1), layer[number.end() :]) if number else (layer, layer)

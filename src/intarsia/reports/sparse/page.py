@@ -54,15 +54,15 @@ def _below(folder: Path) -> list[Path]:
 
 def gather(folders: Iterable[Path | str]) -> list[PrunedModel]:
     """Raises: DataError for a folder without sparsify.json; CheckpointError for a damaged one."""
-    found: dict[Path, PrunedModel] = {}
+    records: dict[Path, PrunedModel] = {}
     for given in map(Path, folders):
         here = _in(given)
         if not here:
             fix = "Give folders of `intarsia sparsify` alone, or runs of `intarsia fit` alone."
             raise DataError(str(given), got=f"no {RECORD}", want="a pruned model", fix=fix)
         for folder in here:
-            found.setdefault(folder.resolve(), PrunedModel(folder, _read(folder / RECORD)))
-    return list(found.values())
+            records.setdefault(folder.resolve(), PrunedModel(folder, _read(folder / RECORD)))
+    return list(records.values())
 
 
 def _read(path: Path) -> Mapping[str, Any]:
@@ -77,41 +77,44 @@ def _read(path: Path) -> Mapping[str, Any]:
     return record
 
 
-def report_of(found: Sequence[PrunedModel], heading: str | None = None) -> Report:
+def report_of(pruned: Sequence[PrunedModel], heading: str | None = None) -> Report:
     """Return the report of pruned models.  Raises: CheckpointError for a damaged record."""
     try:
-        return _report(found, heading)
+        return _report(pruned, heading)
     except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        what, fix = f"{RECORD} of {len(found)} folders", "Prune again; `sparsify` writes the files."
+        what, fix = (
+            f"{RECORD} of {len(pruned)} folders",
+            "Prune again; `sparsify` writes the files.",
+        )
         raise CheckpointError(what, got=error, want="records", fix=fix) from error
 
 
-def _report(found: Sequence[PrunedModel], heading: str | None) -> Report:
-    shapes = looks_of(found)
-    rows = tuple(shapes[methods(found).index(one.method)] for one in found)
-    sections = [Section("Results", (dataclasses.replace(table_of(found), looks=rows),))]
-    perplexity, size = figures.perplexity(found, methods(found), shapes), figures.sizes(found)
+def _report(pruned: Sequence[PrunedModel], heading: str | None) -> Report:
+    shapes = looks_of(pruned)
+    rows = tuple(shapes[methods(pruned).index(model.method)] for model in pruned)
+    sections = [Section("Results", (dataclasses.replace(table_of(pruned), looks=rows),))]
+    perplexity, size = figures.perplexity(pruned, methods(pruned), shapes), figures.sizes(pruned)
     if perplexity or size:
         several = perplexity is not None and len(shapes) > 1
-        names = tuple(enumerate(methods(found)))
-        shown = Control("group", "Methods shown", names, "checkbox", looks=tuple(shapes))
+        names = tuple(enumerate(methods(pruned)))
+        control = Control("group", "Methods shown", names, "checkbox", looks=tuple(shapes))
         pair = Container(present(perplexity, size), kind="pair")
-        sections.append(Section("Perplexity and size", present(shown if several else None, pair)))
-    sections.append(Section("Layer by layer", _layers(found)))
+        sections.append(Section("Perplexity and size", present(control if several else None, pair)))
+    sections.append(Section("Layer by layer", _layers(pruned)))
     return Report(
-        heading or f"{joined(methods(found))} on {joined(models(found))}",
-        tuple(sentences(found)),
+        heading or f"{joined(methods(pruned))} on {joined(models(pruned))}",
+        tuple(sentences(pruned)),
         tuple(sections),
-        tuple(notices(found)),
+        tuple(notices(pruned)),
         "intarsia sparsify",
     )
 
 
-def _layers(found: Sequence[PrunedModel]) -> tuple[Block, ...]:
+def _layers(pruned: Sequence[PrunedModel]) -> tuple[Block, ...]:
     """Return the maps of each folder's layers, and what was said about some of them."""
     blocks: list[Block] = []
-    if len(found) > 1:
-        names = tuple(enumerate(label(one, found) for one in found))
+    if len(pruned) > 1:
+        names = tuple(enumerate(label(model, pruned) for model in pruned))
         blocks.append(Control("folder", "Model", names))
     blocks.append(
         Note(
@@ -119,70 +122,70 @@ def _layers(found: Sequence[PrunedModel]) -> tuple[Block, ...]:
             "||(W' \N{MINUS SIGN} W) X|| / ||W X||."
         )
     )
-    for number, one in enumerate(found):
-        maps = figures.maps(one.record["layers"], number)
+    for number, model in enumerate(pruned):
+        maps = figures.maps(model.record["layers"], number)
         if not any(figure.name.startswith("after") for figure in maps):
             text = "Output errors were not measured: prune with --errors."
             blocks.append(Note(text, "missing", {"folder": number}))
         blocks.append(Container(tuple(maps), kind="pair", when={"folder": number}))
-    for one in found:
-        if lines := told_of(one):
-            blocks.append(Container((Listing(tuple(lines)),), label(one, found)))
+    for model in pruned:
+        if lines := told_of(model):
+            blocks.append(Container((Listing(tuple(lines)),), label(model, pruned)))
     return tuple(blocks)
 
 
-def methods(found: Sequence[PrunedModel]) -> list[str]:
-    return list(dict.fromkeys(one.method for one in found))
+def methods(pruned: Sequence[PrunedModel]) -> list[str]:
+    return list(dict.fromkeys(model.method for model in pruned))
 
 
-def models(found: Sequence[PrunedModel]) -> list[str]:
-    return list(dict.fromkeys(Path(str(one.record["model"])).name for one in found))
+def models(pruned: Sequence[PrunedModel]) -> list[str]:
+    return list(dict.fromkeys(Path(str(model.record["model"])).name for model in pruned))
 
 
-def looks_of(found: Sequence[PrunedModel]) -> list[looks.Look]:
-    """One for each method; grey for magnitude, the baseline, where it is among others."""
-    names = methods(found)
+def looks_of(pruned: Sequence[PrunedModel]) -> list[looks.Look]:
+    """Return a look for each method; grey for magnitude, the baseline, where it is among others."""
+    names = methods(pruned)
     base = names.index(BASELINE) if BASELINE in names and len(names) > 1 else None
     return looks.looks_of(len(names), base)
 
 
-def label(one: PrunedModel, among: Sequence[PrunedModel]) -> str:
+def label(model: PrunedModel, among: Sequence[PrunedModel]) -> str:
     """Method and density, and the folder where those are not enough."""
-    text = f"{one.method}, density {one.asked:g}"
-    alike = [o for o in among if (o.method, o.asked) == (one.method, one.asked)]
-    return text if len(alike) < 2 else f"{text}, {one.folder.name}"
+    text = f"{model.method}, density {model.asked:g}"
+    alike = [o for o in among if (o.method, o.asked) == (model.method, model.asked)]
+    return text if len(alike) < 2 else f"{text}, {model.folder.name}"
 
 
-def told_of(one: PrunedModel) -> list[str]:
-    """What the walk had to say about single layers."""
-    return [f"{row['layer']}: {row['told']}" for row in one.record["layers"] if row.get("told")]
+def told_of(model: PrunedModel) -> list[str]:
+    """Return what pruning reported about single layers."""
+    return [f"{row['layer']}: {row['told']}" for row in model.record["layers"] if row.get("told")]
 
 
-def sentences(found: Sequence[PrunedModel]) -> list[str]:
+def sentences(pruned: Sequence[PrunedModel]) -> list[str]:
     """The result in words: the best at each density that several methods were tried at."""
-    said: list[str] = []
-    dense = next((d for one in found if (d := one.perplexity("dense"))), None)
+    lines: list[str] = []
+    dense = next((d for model in pruned if (d := model.perplexity("dense"))), None)
     if dense is not None:
-        said.append(f"Dense, the model has a perplexity of {dense:.1f}.")
-    at: dict[float, list[tuple[float, str]]] = {}
-    for one in found:
-        if (value := one.perplexity("pruned")) is not None:
-            at.setdefault(one.asked, []).append((value, one.method))
-    for density, values in sorted(at.items(), reverse=True):
+        lines.append(f"Dense, the model has a perplexity of {dense:.1f}.")
+    by_density: dict[float, list[tuple[float, str]]] = {}
+    for model in pruned:
+        if (value := model.perplexity("pruned")) is not None:
+            by_density.setdefault(model.asked, []).append((value, model.method))
+    for density, values in sorted(by_density.items(), reverse=True):
         best = min(values)
         tail = f", the lowest of {len(values)}" if len(values) > 1 else ""
-        said.append(f"At density {density:g}, {best[1]} has {best[0]:.1f}{tail}.")
-    return said or ["No perplexity was measured: prune with --test 16 or more."]
+        lines.append(f"At density {density:g}, {best[1]} has {best[0]:.1f}{tail}.")
+    return lines or ["No perplexity was measured: prune with --test 16 or more."]
 
 
-def notices(found: Sequence[PrunedModel]) -> list[str]:
-    said: list[str] = []
-    texts = {(str(one.record["model"]), one.record["calibration"]["data"]) for one in found}
+def notices(pruned: Sequence[PrunedModel]) -> list[str]:
+    lines: list[str] = []
+    texts = {(str(model.record["model"]), model.record["calibration"]["data"]) for model in pruned}
     if len(texts) > 1:
-        said.append("The folders are of several models or texts: perplexities do not compare.")
-    if any(math.isclose(one.record["density"], 1) for one in found):
-        said.append("One of them is dense.")
-    return said
+        lines.append("The folders are of several models or texts: perplexities do not compare.")
+    if any(math.isclose(model.record["density"], 1) for model in pruned):
+        lines.append("One of them is dense.")
+    return lines
 
 
 COLUMNS = (
@@ -196,36 +199,38 @@ COLUMNS = (
 )
 
 
-def calibration(one: PrunedModel) -> str:
+def calibration(model: PrunedModel) -> str:
     """Say what a folder was calibrated on, with the rows of each text where there are several."""
-    about = one.record["calibration"]
-    texts = about.get("of") or {}
-    each = f" ({joined([f'{n} of {name}' for name, n in texts.items()])})" if len(texts) > 1 else ""
-    return f"{about['rows']} rows of {about['tokens']} tokens of {about['data']}{each}"
+    record = model.record["calibration"]
+    texts = record.get("of") or {}
+    shares = (
+        f" ({joined([f'{n} of {name}' for name, n in texts.items()])})" if len(texts) > 1 else ""
+    )
+    return f"{record['rows']} rows of {record['tokens']} tokens of {record['data']}{shares}"
 
 
 def table_of(found: Sequence[PrunedModel]) -> Table:
     """Return a row for each folder; the caption says what each was calibrated on."""
     rows: list[tuple[Entry, ...]] = []
-    for one in found:
-        pruned, dense = one.perplexity("pruned"), one.perplexity("dense")
+    for model in found:
+        pruned, dense = model.perplexity("pruned"), model.perplexity("dense")
         over = "" if pruned is None or dense is None else f"{pruned / dense:.2f}"
         rows.append(
             (
-                Entry(one.method, one.folder.name),
-                Entry(f"{one.record['density']:.3f}"),
+                Entry(model.method, model.folder.name),
+                Entry(f"{model.record['density']:.3f}"),
                 Entry("" if pruned is None else f"{pruned:.1f}"),
                 Entry(over),
-                *(Entry(f"{one.record['bytes'][k] / 1e6:.1f}") for k in ("dense", "bitmask")),
-                Entry(f"{one.record['seconds']:.0f}"),
+                *(Entry(f"{model.record['bytes'][k] / 1e6:.1f}") for k in ("dense", "bitmask")),
+                Entry(f"{model.record['seconds']:.0f}"),
             )
         )
-    values = [one.perplexity("pruned") for one in found]
+    values = [model.perplexity("pruned") for model in found]
     known = [v for v in values if v is not None]
     best = values.index(min(known)) if known else None
     folders: dict[str, list[str]] = {}
-    for one in found:
-        folders.setdefault(calibration(one), []).append(one.folder.name)
+    for model in found:
+        folders.setdefault(calibration(model), []).append(model.folder.name)
     texts = [
         f"{text}: {joined(names)}" if len(folders) > 1 else text for text, names in folders.items()
     ]

@@ -44,8 +44,8 @@ class Diagram:
 
 def diagram(findings: Findings) -> Diagram | None:
     """None where there is no ranking: fewer than three methods, or two shared tasks."""
-    found = findings.ranking
-    if found is None:
+    ranking = findings.ranking
+    if ranking is None:
         return None
     rows = [(row.rank, i, row) for i, row in enumerate(findings.rows) if row.rank is not None]
     rows.sort(key=lambda entry: entry[:2])
@@ -59,7 +59,7 @@ def diagram(findings: Findings) -> Diagram | None:
     # a bar reaches a little beyond its ends, so that it is seen where two ranks are equal
     bars = tuple(
         (place(ordered[first]) - 4, place(ordered[final]) + 4, AXIS + BAR * (i + 1))
-        for i, (first, final) in enumerate(found.cliques)
+        for i, (first, final) in enumerate(ranking.cliques)
     )
     top = AXIS + BAR * len(bars) + FIRST
     half = math.ceil(last / 2)
@@ -68,7 +68,7 @@ def diagram(findings: Findings) -> Diagram | None:
     )
     ticks = tuple((place(rank), rank) for rank in range(1, last + 1))
     height = top + STEP * (half - 1) + 14
-    return Diagram(height, ticks, marks, bars, found.critical, found.critical * scale)
+    return Diagram(height, ticks, marks, bars, ranking.critical, ranking.critical * scale)
 
 
 def _mark(n: int, half: int, last: int, top: float, x: float, number: int, row: MethodRow) -> Mark:
@@ -79,23 +79,23 @@ def _mark(n: int, half: int, last: int, top: float, x: float, number: int, row: 
     return Mark(x, y, left, row.method.label, row.rank, number)
 
 
-def drawing(found: Diagram, looks: Sequence[Look]) -> str:
+def drawing(ranks: Diagram, looks: Sequence[Look]) -> str:
     """Return a diagram as SVG.  looks: of the rows of its findings."""
-    start, end = found.ticks[0][0], found.ticks[-1][0]
-    size = f'viewBox="0 0 {WIDTH:g} {found.height:g}" width="{WIDTH:g}" height="{found.height:g}"'
-    ticks = "".join(f"M{x:.1f} 52v-6" for x, _ in found.ticks)
+    start, end = ranks.ticks[0][0], ranks.ticks[-1][0]
+    size = f'viewBox="0 0 {WIDTH:g} {ranks.height:g}" width="{WIDTH:g}" height="{ranks.height:g}"'
+    ticks = "".join(f"M{x:.1f} 52v-6" for x, _ in ranks.ticks)
     parts = [
         f'<svg class="ranks" {size} role="img" aria-label="Critical-difference diagram">',
-        f'<path class="critical" d="M{start} 10v8M{start} 14h{found.span:.1f}m0-4v8"/>',
-        f'<text class="soft" x="{start + found.span + 8:.1f}" y="18">critical difference '
-        f"{found.critical:.2f}</text>",
+        f'<path class="critical" d="M{start} 10v8M{start} 14h{ranks.span:.1f}m0-4v8"/>',
+        f'<text class="soft" x="{start + ranks.span + 8:.1f}" y="18">critical difference '
+        f"{ranks.critical:.2f}</text>",
         f'<path class="axis" d="M{start} 52H{end:.1f}{ticks}"/>',
     ]
-    for x, rank in found.ticks:
+    for x, rank in ranks.ticks:
         parts.append(f'<text class="soft" x="{x:.1f}" y="40" text-anchor="middle">{rank}</text>')
-    for mark in found.marks:
+    for mark in ranks.marks:
         parts += _drawn_mark(mark, looks[mark.row])
-    parts += [f'<path class="bar" d="M{x:.1f} {y:g}H{to:.1f}"/>' for x, to, y in found.bars]
+    parts += [f'<path class="bar" d="M{x:.1f} {y:g}H{to:.1f}"/>' for x, to, y in ranks.bars]
     return "".join([*parts, "</svg>"])
 
 

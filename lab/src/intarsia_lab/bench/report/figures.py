@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from intarsia.reports import charts, numbers, statistics
+from intarsia.reports import charts, heat_maps, numbers, statistics
 from intarsia.reports.looks import Look, looks_of, short
 from intarsia.reports.report import Figure, Panels
 from intarsia.reports.sheet import Spread
@@ -109,7 +109,7 @@ def heat(
             "a task shows its runs."
         )
         when: dict[str, str | int] = {f"mode-{number}": mode} if len(modes) > 1 else {}
-        drawing = charts.heat(cells, label, width=1080)
+        drawing = heat_maps.heat(cells, label, width=1080)
         figures.append(Figure(f"heat-{number}-{mode}", label, drawing, caption=caption, when=when))
     hint = "Click on a task of the map to see its runs."
     return figures, Panels(f"heat-{number}", hint, tuple(panels))
@@ -122,7 +122,7 @@ def _cells(
     mode: str,
     places: Mapping[tuple[int, int], int],
     panels: Sequence[tuple[str, tuple[Shown, ...]]],
-) -> charts.HeatMap:
+) -> heat_maps.HeatMap:
     """Return the map of one mode; an incomplete task says in its cell why it has no number."""
     methods = [row.method for row in findings.rows]
     points = 100 * shares
@@ -146,15 +146,15 @@ def _cells(
             text += f", {numbers.signed(float(points[i, j]), 2)} points to the baseline"
         return text + ("; click for its runs" if (i, j) in places else "")
 
-    known = points[~np.isnan(points)]
-    low = float(known.min()) if known.size else 0.0
-    sizes = np.sort(np.abs(known[known != 0]))
+    finite = points[~np.isnan(points)]
+    low = float(finite.min()) if finite.size else 0.0
+    sizes = np.sort(np.abs(finite[finite != 0]))
     top = max(0.1, float(sizes[int(WITHIN * (len(sizes) - 1))]) if sizes.size else 0.1)
     if mode == "shares":  # the lowest share is the lightest
-        top = max(0.1, float(known.max()) - low) if known.size else 1.0
+        top = max(0.1, float(finite.max()) - low) if finite.size else 1.0
     shift = low if mode == "shares" else 0.0
     across, down = range(len(methods)), range(len(rows))
-    return charts.HeatMap(
+    return heat_maps.HeatMap(
         [[None if np.isnan(v) else float(v) - shift for v in row] for row in points],
         [short(name, LONGEST) for name, _, _, _ in rows],
         [short(method.label) for method in methods],
@@ -171,18 +171,18 @@ def _lines(findings: Findings) -> list[Line]:
     """Rows of the map: name, whether a mean, a spread for each method, and its task, if any."""
     sheet, rows = findings.sheet, findings.rows
 
-    found: list[Line] = [
+    lines: list[Line] = [
         (name, True, [_part(row.whole, kind) for row in rows], None)
         for name, kind in (("Group mean", "group"), ("Task mean", "task"))
     ]
     for name, inside in sheet.groups().items():
         tasks = [task for task, kept in zip(sheet.tasks, inside, strict=True) if kept]
         if 1 < len(tasks) < len(sheet.tasks):
-            found.append((name, True, [mean_of(sheet, row.method, inside) for row in rows], None))
+            lines.append((name, True, [mean_of(sheet, row.method, inside) for row in rows], None))
         for task in tasks:
             own = [mean_of(sheet, row.method, _only(sheet, task)) for row in rows]
-            found.append((task.name, False, own, task))
-    return found
+            lines.append((task.name, False, own, task))
+    return lines
 
 
 def _part(means: Means | None, kind: str) -> Spread | None:

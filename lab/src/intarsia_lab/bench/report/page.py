@@ -40,8 +40,8 @@ def report_of(
     several = len(summary.findings) > 1
     sections = [
         section
-        for i, found in enumerate(summary.findings)
-        for section in _sections(i, found, several, show)
+        for i, findings in enumerate(summary.findings)
+        for section in _sections(i, findings, several, show)
     ]
     if summary.failed:
         sections.append(Section("Failed runs", (_failures(summary),), "failed"))
@@ -57,8 +57,8 @@ def report_of(
 
 
 def _heading(summary: Summary) -> str:
-    suites = list(dict.fromkeys(found.sheet.title.suite for found in summary.findings))
-    methods = {method.name for found in summary.findings for method in found.sheet.arms}
+    suites = list(dict.fromkeys(findings.sheet.title.suite for findings in summary.findings))
+    methods = {method.name for findings in summary.findings for method in findings.sheet.arms}
     return f"{capital(numbers.plural(len(methods), 'method'))} on {joined(suites)}"
 
 
@@ -66,7 +66,7 @@ def _lead(summary: Summary) -> list[str]:
     """In words: of a single sheet all, of several how many there are."""
     if len(summary.findings) == 1:
         return sentences(summary.findings[0])
-    named = joined([heading(found) for found in summary.findings])
+    named = joined([heading(findings) for findings in summary.findings])
     return [
         f"{len(summary.findings)} combinations of suite, backbone and protocol: {named}.",
         "Each stands for itself: no result of one is read in another.",
@@ -75,10 +75,10 @@ def _lead(summary: Summary) -> list[str]:
 
 def _notices(summary: Summary, cut: Sequence[str]) -> list[str]:
     failed = len(summary.failed)
-    found = [f"{numbers.plural(failed, 'run')} failed; the errors are below."] if failed else []
-    found += [f"It was cut or changed in {numbers.plural(len(cut), 'way')}."] if cut else []
+    notices = [f"{numbers.plural(failed, 'run')} failed; the errors are below."] if failed else []
+    notices += [f"It was cut or changed in {numbers.plural(len(cut), 'way')}."] if cut else []
     # several sheets have their notes below their own tables
-    return found + notes(summary.findings[0]) if len(summary.findings) == 1 else found
+    return notices + notes(summary.findings[0]) if len(summary.findings) == 1 else notices
 
 
 def _sections(
@@ -90,7 +90,7 @@ def _sections(
     table = results_table(findings)
     lines = [Note(text, "") for text in sentences(findings)] if several else []
     table = replace(table, looks=looks, notes=table.notes if several else ())
-    found = [
+    sections = [
         Section(f"Results{tail}", (*lines, table)),
         *_costs(i, findings, tail),
         *_against(i, findings, tail),
@@ -104,8 +104,8 @@ def _sections(
         )
         modes = Control(f"mode-{i}", "Numbers in the map", options, "radio")
     tasks = replace(tasks_table(findings), fold="Accuracy by task, as a table")
-    found.append(Section(f"Tasks{tail}", present(modes, *maps, panels, tasks)))
-    return found
+    sections.append(Section(f"Tasks{tail}", present(modes, *maps, panels, tasks)))
+    return sections
 
 
 def _costs(i: int, findings: Findings, tail: str) -> list[Section]:
@@ -115,7 +115,7 @@ def _costs(i: int, findings: Findings, tail: str) -> list[Section]:
         return []
     labels = tuple((n, row.method.label) for n, row in enumerate(findings.rows))
     looks = tuple(figures.looks(findings))
-    shown = Control(f"group-{i}", "Methods shown", labels, "checkbox", looks=looks)
+    control = Control(f"group-{i}", "Methods shown", labels, "checkbox", looks=looks)
     means = (("group", "group mean"), ("task", "task mean"))
     text = "Up and to the left is better."
     if findings.sheet.begun.sum(1).max() > 1:
@@ -124,7 +124,7 @@ def _costs(i: int, findings: Findings, tail: str) -> list[Section]:
         shared = numbers.plural(int(findings.sheet.shared.sum()), "task")
         text += f" Over the {shared} that all methods share."
     mean, pair = Control(f"mean-{i}", "Mean", means, "radio"), (parameters, time)
-    blocks = (shown, mean, Note(text), Container(pair, kind="pair"))
+    blocks = (control, mean, Note(text), Container(pair, kind="pair"))
     return [Section(f"Accuracy and cost{tail}", blocks)]
 
 

@@ -7,7 +7,8 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from intarsia.reports.charts import Axis, HeatMap, Series, heat, lines
+from intarsia.reports.charts import Axis, Series, lines
+from intarsia.reports.heat_maps import HeatMap, heat
 from intarsia.reports.looks import Look, looks_of, short
 from intarsia.reports.report import Figure
 
@@ -61,8 +62,8 @@ def _agreement(row: Row) -> dict[int | None, Line]:
 
 
 def _specialisation(row: Row) -> dict[int | None, Line]:
-    found = [layer["specialisation"]["normalised"] for layer in row["layers"]]
-    return {None: {f"{i + 1}": v for i, v in enumerate(found)}} if found else {}
+    values = [layer["specialisation"]["normalised"] for layer in row["layers"]]
+    return {None: {f"{i + 1}": v for i, v in enumerate(values)}} if values else {}
 
 
 def _drops(name: str) -> Read:
@@ -80,8 +81,8 @@ def _drops(name: str) -> Read:
 
 
 def _positions(row: Row) -> dict[int | None, Line]:
-    found = row.get("loss_by_position")
-    return {None: dict(zip(QUARTERS, found, strict=True))} if found else {}
+    losses = row.get("loss_by_position")
+    return {None: dict(zip(QUARTERS, losses, strict=True))} if losses else {}
 
 
 class Drawing(NamedTuple):
@@ -103,7 +104,7 @@ class Drawing(NamedTuple):
 def drawings() -> tuple[Drawing, ...]:
     """Return the figures of lines: four while training, then five of the test part and of drops."""
     quarters, dropped = QUARTERS, Axis("Dropped", " %", zero=True)
-    known = Axis("Normalised information", zero=True)
+    information = Axis("Normalised information", zero=True)
     loss = Axis("Validation loss")
     return (
         Drawing("by_steps", "Loss by steps", _curve("step"), Axis("Steps"), loss, late=True),
@@ -113,8 +114,10 @@ def drawings() -> tuple[Drawing, ...]:
                 Axis("Load CV", zero=True), layered=True),
         Drawing("gate_entropy", "Gate entropy by steps", _course("gate_entropy"), Axis("Steps"),
                 Axis("Nats", zero=True), layered=True),
-        Drawing("agreement", "Agreement of consecutive layers", _agreement, Axis("Layers"), known),
-        Drawing("specialisation", "Specialisation by layer", _specialisation, Axis("Layer"), known),
+        Drawing("agreement", "Agreement of consecutive layers", _agreement, Axis("Layers"),
+                information),
+        Drawing("specialisation", "Specialisation by layer", _specialisation, Axis("Layer"),
+                information),
         Drawing("loss_by_position", "Loss by position", _positions,
                 Axis("Quarter of the row", names=quarters), Axis("Test loss")),
         Drawing("by_place", "Dropped by place in the batch", _drops("dropped_by_place"),
@@ -135,11 +138,11 @@ def figures_of(sheets: Sequence[RouterSheet], number: int) -> dict[str, Figure]:
 
 def series_of(sheets: Sequence[RouterSheet], number: int, drawing: Drawing) -> list[Series]:
     """Return the lines of a figure: of each contender the mean over seeds, and each seed."""
-    names, shapes = names_of(sheets), looks(sheets)
+    by_name = dict(zip(names_of(sheets), enumerate(looks(sheets)), strict=True))
     return [
         line
-        for one in sheets[number].contenders
-        for line in _of(one, drawing, names.index(one.name), shapes[names.index(one.name)])
+        for contender in sheets[number].contenders
+        for line in _of(contender, drawing, *by_name[contender.name])
     ]
 
 
@@ -156,8 +159,8 @@ def _drawn(drawing: Drawing, series: Sequence[Series], sheet: int) -> Figure:
     return Figure(name, label, lines(series, x, y, label), drawing.title, when=when)
 
 
-def _of(one: RouterResults, drawing: Drawing, group: int, look: Look) -> Iterator[Series]:
-    read = {row["seed"]: drawing.read(row) for row in one.rows}
+def _of(contender: RouterResults, drawing: Drawing, group: int, look: Look) -> Iterator[Series]:
+    read = {row["seed"]: drawing.read(row) for row in contender.rows}
     by_seed = {seed: layers for seed, layers in read.items() if layers}
     if not by_seed:
         return
@@ -166,9 +169,9 @@ def _of(one: RouterResults, drawing: Drawing, group: int, look: Look) -> Iterato
         if drawing.layered:
             when["layer"] = "mean" if layer is None else layer
         seeds = {seed: layers[layer] for seed, layers in by_seed.items()}
-        yield _line(_mean(list(seeds.values())), one.name, look, when | {"seed": "mean"})
+        yield _line(_mean(list(seeds.values())), contender.name, look, when | {"seed": "mean"})
         for seed, line in seeds.items() if len(seeds) > 1 else ():
-            yield _line(line, f"{one.name}, seed {seed}", look, when | {"seed": "single"})
+            yield _line(line, f"{contender.name}, seed {seed}", look, when | {"seed": "single"})
 
 
 def _mean(lines: Sequence[Line]) -> Line:
@@ -189,9 +192,9 @@ def _line(line: Line, name: str, look: Look, when: dict[str, str | int]) -> Seri
 
 def maps(sheets: Sequence[RouterSheet]) -> list[Figure]:
     """Draw experts by classes: of a class's tokens, the share that each expert has first."""
-    names = names_of(sheets)
+    groups = {name: group for group, name in enumerate(names_of(sheets))}
     return [
-        _map(layer, one.rows[0], {"sheet": n, "contender": names.index(one.name), "depth": i})
+        _map(layer, one.rows[0], {"sheet": n, "contender": groups[one.name], "depth": i})
         for n, sheet in enumerate(sheets)
         for one in sheet.contenders
         for i, layer in enumerate(one.rows[0]["layers"])
@@ -202,12 +205,12 @@ def _map(layer: Row, row: Row, when: dict[str, str | int]) -> Figure:
     counts: list[list[int]] = layer["table"]
     if not sum(counts[-1]):  # no token is without an expert
         counts = counts[:-1]
-    kept = [j for j in range(len(row["classes"])) if any(line[j] for line in counts)]
-    total = {j: sum(line[j] for line in counts) for j in kept}
-    shares = [[100 * line[j] / total[j] for j in kept] for line in counts]
-    columns = [short(row["classes"][j]) for j in kept]
+    places = [j for j in range(len(row["classes"])) if any(line[j] for line in counts)]
+    total = {j: sum(line[j] for line in counts) for j in places}
+    shares = [[100 * line[j] / total[j] for j in places] for line in counts]
+    columns = [short(row["classes"][j]) for j in places]
     rows = [*(str(i + 1) for i in range(layer["experts"])), "none"][: len(counts)]
-    hover = [[f"{line[j]:,} of {total[j]:,}" for j in kept] for line in counts]
+    hover = [[f"{line[j]:,} of {total[j]:,}" for j in places] for line in counts]
     text = [[f"{share:.0f}" for share in line] for line in shares]
     cells = HeatMap(shares, rows, columns, 100.0, hover, text, y="Expert")
     label = "Experts by classes; how much they know of each other is in the table"

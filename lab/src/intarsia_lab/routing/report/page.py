@@ -57,7 +57,7 @@ def _heading(sheets: Sequence[RouterSheet]) -> str:
 def _table(sheet: RouterSheet, sheets: Sequence[RouterSheet]) -> Table:
     """Return the table of a sheet with the mark of each contender."""
     looks, names = figures.looks(sheets), figures.names_of(sheets)
-    marks = tuple(looks[names.index(one.name)] for one in sheet.contenders)
+    marks = tuple(looks[names.index(contender.name)] for contender in sheet.contenders)
     return dataclasses.replace(table_of(sheet), looks=marks)
 
 
@@ -66,16 +66,16 @@ def _controls(sheets: Sequence[RouterSheet]) -> tuple[Block, ...]:
     names, layers = figures.names_of(sheets), _layers(sheets)
     seeds = any(len(one.rows) > 1 for sheet in sheets for one in sheet.contenders)
     on = Control("sheet", "On", tuple((i, sheet.title) for i, sheet in enumerate(sheets)))
-    shown = tuple(i for i, kept in enumerate(_shown(sheets, names)) if kept)
+    chosen_first = tuple(i for i, kept in enumerate(_shown(sheets, names)) if kept)
     looks = tuple(figures.looks(sheets))
     contenders = tuple(enumerate(names))
-    who = Control("group", "Contenders shown", contenders, "checkbox", shown, looks)
+    contender = Control("group", "Contenders shown", contenders, "checkbox", chosen_first, looks)
     depths = (("mean", "mean over layers"), *((i, str(i + 1)) for i in range(layers)))
     lines = (("mean", "means over seeds"), ("single", "single seeds, as thin lines"))
     note = "Loss on the validation part; the layer is that of load and entropy, and of drops."
     return present(
         on if len(sheets) > 1 else None,
-        who if len(names) > 1 else None,
+        contender if len(names) > 1 else None,
         Control("layer", "Layer", depths) if layers > 1 else None,
         Control("seed", "Lines", lines, "checkbox", ("mean",)) if seeds else None,
         Note(note + (" Lines are means over seeds." if seeds else "")),
@@ -88,8 +88,8 @@ def _layers(sheets: Sequence[RouterSheet]) -> int:
 
 def _pair(drawn: Sequence[dict[str, Figure]], names: Sequence[str]) -> tuple[Block, ...]:
     """Return the figures of these names, side by side, sheet by sheet."""
-    found = tuple(figures[name] for figures in drawn for name in names if name in figures)
-    return (Container(found, kind="pair"),) if found else ()
+    figures_present = tuple(figures[name] for figures in drawn for name in names if name in figures)
+    return (Container(figures_present, kind="pair"),) if figures_present else ()
 
 
 def _test(drawn: Sequence[dict[str, Figure]]) -> tuple[Block, ...]:
@@ -153,8 +153,8 @@ def _shown(sheets: Sequence[RouterSheet], names: Sequence[str]) -> list[bool]:
     """Of many, those of lowest loss and the baseline: more lines than that nobody tells apart."""
     if len(names) <= figures.FEW:
         return [True] * len(names)
-    shown = {sheet.baseline.name for sheet in sheets if sheet.baseline}
+    names_shown = {sheet.baseline.name for sheet in sheets if sheet.baseline}
     for sheet in sheets:
         ranked = sorted(sheet.contenders, key=mean_loss)
-        shown |= {one.name for one in ranked[: (figures.FEW - 1) // len(sheets) or 1]}
-    return [name in shown for name in names]
+        names_shown |= {one.name for one in ranked[: (figures.FEW - 1) // len(sheets) or 1]}
+    return [name in names_shown for name in names]
