@@ -20,10 +20,10 @@ from intarsia.reports.runs import (
     json_rows,
     markdown_table,
     read_run,
-    terminal_table,
 )
 from intarsia.reports.runs.tables import table_of
 from intarsia.reports.sheet import Spread
+from intarsia.reports.terminal import Terminal
 
 Make = Callable[..., Path]
 
@@ -87,7 +87,7 @@ def printed(comparison: object, width: int = 200) -> str:
 def test_all_forms_have_the_same_numbers(runs: Path) -> None:
     comparison = comparison_of(gather([runs]))
     table = table_of(comparison)
-    shown, text = printed(terminal_table(comparison)), markdown_table(comparison)
+    shown, text = printed(Terminal(table_of(comparison))), markdown_table(comparison)
     for row in table.rows:
         for cell in row:
             assert cell.text in shown and cell.text in text
@@ -112,7 +112,7 @@ def test_rows_and_columns_fit(runs: Path) -> None:
 
 
 def test_a_narrow_terminal_leaves_spare_columns_out_and_names_them(runs: Path) -> None:
-    table = terminal_table(comparison_of(gather([runs])))
+    table = Terminal(table_of(comparison_of(gather([runs]))))
     narrow, wide = " ".join(printed(table, width=100).split()), printed(table)
     assert "With head" in wide and "In the report" not in wide
     assert "…" not in narrow and "Difference" in narrow
@@ -143,4 +143,4 @@ def test_markdown_is_a_table_whatever_the_label_says(make_run: Make) -> None:
 
 def test_markup_in_a_label_is_text_in_the_terminal(make_run: Make) -> None:
     run = read_run(make_run(change={"record.label": "[red]x[/red]"}))
-    assert "[red]x[/red]" in printed(terminal_table(comparison_of([run])))
+    assert "[red]x[/red]" in printed(Terminal(table_of(comparison_of([run]))))

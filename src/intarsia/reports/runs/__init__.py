@@ -17,4 +17,3 @@ from .reading import read_run as read_run
 from .sentences import differences as differences
 from .tables import json_rows as json_rows
 from .tables import markdown_table as markdown_table
-from .tables import terminal_table as terminal_table

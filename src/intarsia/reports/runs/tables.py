@@ -8,7 +8,6 @@ from typing import Any
 from .. import numbers
 from ..markdown import markdown
 from ..table import Column, Entry, Table
-from ..terminal import Terminal
 from ..wording import capital
 from . import rates
 from .grouping import Comparison, RunGroup
@@ -124,11 +123,6 @@ def _difference(group: RunGroup, base: RunGroup) -> Entry:
 
 def _ratio(value: float | None, base: float | None, same: bool) -> str:
     return "" if same or not value or not base else numbers.ratio(value / base)
-
-
-def terminal_table(comparison: Comparison) -> Terminal:
-    """For rich's console; text is shown as it is, without markup."""
-    return Terminal(table_of(comparison))
 
 
 def markdown_table(comparison: Comparison) -> str:
