@@ -27,8 +27,8 @@ import intarsia
 from intarsia.choosing import auto as autos
 from intarsia.choosing import folded
 from intarsia.experiments import one_run, pool
-from intarsia.results import numbers
-from intarsia.results.statistics import t_interval
+from intarsia.reports import numbers
+from intarsia.reports.statistics import t_interval
 from intarsia_lab.bench.report import records
 from intarsia_lab.bench.report.records import Done
 from intarsia_lab.materials import suites

@@ -15,7 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from intarsia.results.wording import joined
+from intarsia.reports.wording import joined
 from intarsia_lab.bench import RunResult, tables
 from intarsia_lab.bench.profiles import FEW
 from intarsia_lab.bench.protocols import EVEN

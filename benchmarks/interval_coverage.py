@@ -20,7 +20,7 @@ from statistics import NormalDist
 import numpy as np
 from frame import markdown, parser, publish, read
 
-from intarsia.results.statistics import paired_interval, t_interval
+from intarsia.reports.statistics import paired_interval, t_interval
 
 ITEMS, SEEDS = (36, 150, 1000), (1, 2, 3, 5, 10)
 ACCURACY = 0.75
@@ -114,7 +114,7 @@ def main() -> None:
 ABOUT = f"""\
 The 95 % interval of a difference between two arms that do not differ: over new pictures and new
 seeds both have the same expected accuracy, {100 * ACCURACY:.0f} %. Per cent of the draws in which
-0 lies outside; 5 is right. *Items and seeds* is `intarsia.results.statistics.paired_interval`, by
+0 lies outside; 5 is right. *Items and seeds* is `intarsia.reports.statistics.paired_interval`, by
 which `compare`, `report`, `auto`, `demo` and `bench` judge on one set: the same pictures at every
 seed, or each seed *drawn* its own half of twice as many, as `compare` does where the data have no
 test part. *Loss* is the same on losses in place of right and wrong. *Seeds alone* is Student's

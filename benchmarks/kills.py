@@ -42,7 +42,7 @@ from intarsia.core.locks import alone
 from intarsia.mixtures.experts import StackedExperts
 from intarsia.mixtures.mixture import Mixture
 from intarsia.parallel import ExpertParallel, Fssdp, Strategy, Tutel
-from intarsia.results.store import Store
+from intarsia.reports.store import Store
 from intarsia.routers.topk import TopK
 from intarsia.train.folder import write_learned
 from intarsia.train.loop import Job

@@ -20,10 +20,11 @@ from pathlib import Path
 
 import numpy as np
 
-from intarsia.results import numbers
-from intarsia.results.sheet import Differences
-from intarsia.results.statistics import task_means
-from intarsia.results.table import Column, Entry, Table, escape, markdown
+from intarsia.reports import numbers
+from intarsia.reports.markdown import escape, markdown
+from intarsia.reports.sheet import Differences
+from intarsia.reports.statistics import task_means
+from intarsia.reports.table import Column, Entry, Table
 from intarsia_lab.bench import RunResult, tables
 from intarsia_lab.bench.report import records
 from intarsia_lab.bench.report.records import Done, MethodName

@@ -28,8 +28,8 @@ from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.one_run import run as one_run
 from intarsia.experiments.one_run import shape_of
 from intarsia.experiments.pool import MOST, Trial, TrialEnd, run_told
-from intarsia.results.sheet import Differences, Sheet, Spread
-from intarsia.results.store import Store, key_of
+from intarsia.reports.sheet import Differences, Sheet, Spread
+from intarsia.reports.store import Store, key_of
 from intarsia_lab.materials.suites import JOINED
 
 FILE = Path(__file__).with_suffix(".json")

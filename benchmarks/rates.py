@@ -18,8 +18,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from intarsia.results.store import Store, key_of
-from intarsia.results.table import Column, Entry, Table, markdown
+from intarsia.reports.markdown import markdown
+from intarsia.reports.store import Store, key_of
+from intarsia.reports.table import Column, Entry, Table
 from intarsia_lab.materials import suites
 
 ROOT = Path(__file__).parents[1]

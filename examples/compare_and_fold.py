@@ -11,7 +11,7 @@ from statistics import fmean
 
 import intarsia
 from intarsia.hosts import export_timm
-from intarsia.results.runs import comparison_of, differences, gather, markdown_table
+from intarsia.reports.runs import comparison_of, differences, gather, markdown_table
 
 parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
 parser.add_argument("folder")

@@ -24,7 +24,7 @@ import numpy as np
 
 from intarsia.adapters import Bottleneck
 from intarsia.methods import Mosa
-from intarsia.results.sheet import Differences
+from intarsia.reports.sheet import Differences
 from intarsia.schedules import active_at, set_active
 from intarsia_lab.claims.ledger import machine, markdown
 from intarsia_lab.claims.mosa import ADAPTER, BASE, SETS, arm, plain

@@ -162,7 +162,7 @@ OWN_READERS = {
     # files of the package itself, of the system, and of this process
     "catalog.py": "", "cli/completing.py": "", "cli/early.py": "", "core/exports.py": "",
     "core/registry.py": "", "experiments/one_run.py": "", "hosts/serving/app.py": "",
-    "kernels/native/building.py": "", "results/frame.py": "", 
+    "kernels/native/building.py": "", "reports/page.py": "", 
     "train/record.py": "", "hosts/prune/tables.py": "",
     # packages that were downloaded and compared with their digests
     "data/conversions.py": "", "data/corpora.py": "", "data/naves.py": "",

@@ -19,7 +19,7 @@ from intarsia.core.registry import index
 from intarsia.data.atomic_files import read_items
 from intarsia.experiments.recommending import open_recommender
 from intarsia.models.recommend.showing import Showing
-from intarsia.results.local_page import LocalPage, running
+from intarsia.reports.local_page import LocalPage, running
 
 from ..refusals import refused
 

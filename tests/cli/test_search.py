@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from intarsia.cli import app, searching
 from intarsia.cli.searching import answers, page_of
 from intarsia.models.retrieve.sparse_index import SparseIndex
-from intarsia.results.local_page import LocalPage, running
+from intarsia.reports.local_page import LocalPage, running
 
 TOYS = Path(__file__).parents[1] / "models" / "retrieve" / "conftest.py"
 

@@ -22,7 +22,7 @@ from intarsia.experiments.execute import carry_out
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.opening import open_run
 from intarsia.experiments.writing import TextRun
-from intarsia.results.runs.page import write_report
+from intarsia.reports.runs.page import write_report
 from intarsia.train import Run, Running, TokenMetrics
 
 from ..refusals import refused

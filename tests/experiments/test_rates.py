@@ -14,7 +14,7 @@ from intarsia.experiments import rates
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.matrix import PlannedRun, apart_from_rates, planned
 from intarsia.experiments.rates import RateSearch
-from intarsia.results.store import Store
+from intarsia.reports.store import Store
 from intarsia.train import Training
 
 BEST = {"linear": 3e-2, "lora": 3e-3, "bottleneck": 1e-3}

@@ -21,7 +21,7 @@ from intarsia.experiments.searching import (
     smoothed,
     winning_edge,
 )
-from intarsia.results.store import Store
+from intarsia.reports.store import Store
 
 REACH = (1e-6, 1.0)
 

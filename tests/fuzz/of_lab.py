@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.core.files import write_json
-from intarsia.results.store import Store
+from intarsia.reports.store import Store
 from intarsia_lab.bench import folder as bench_folder
 from intarsia_lab.bench.report import records
 from intarsia_lab.materials.suites import lists

@@ -33,9 +33,10 @@ from intarsia.models.retrieve.query_weights import QueryWeights
 from intarsia.models.retrieve.sparse_index import SparseIndex
 from intarsia.placement import Placement, Topology, Trace
 from intarsia.placement.expertflow import TokenTable
-from intarsia.results import spans as spans_page
-from intarsia.results import sparse as sparse_page
-from intarsia.results.runs import gather, write_report
+from intarsia.reports import page
+from intarsia.reports import spans as spans_page
+from intarsia.reports import sparse as sparse_page
+from intarsia.reports.runs import gather, write_report
 
 from .data import photos
 from .kinds import Kind
@@ -113,8 +114,8 @@ def _pages(folder: Path) -> None:
 
 
 def _open_pages(folder: Path) -> Any:
-    sparse_page.write_page([folder / "pruned"], folder / "pruned.html")
-    spans_page.write_page(spans_page.read_spans(folder / "spans.json"), folder / "spans.html")
+    page.html(sparse_page.report_of(sparse_page.gather([folder / "pruned"])))
+    page.html(spans_page.report_of(spans_page.read_spans(folder / "spans.json")))
     asked = seeing.read_asked(folder)
     return (folder / "pruned.html").read_text(), (folder / "spans.html").read_text(), asked
 

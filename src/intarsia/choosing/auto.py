@@ -19,7 +19,7 @@ from timm.models.efficientnet import EfficientNet
 from torch import nn
 
 from ..core.checks import above, at_least
-from ..core.errors import CheckpointError, ConfigError, MissingExtra, UnknownName
+from ..core.errors import CheckpointError, ConfigError, UnknownName
 from ..core.files import JOINED, read_json, write_json
 from ..core.folders import data_name
 from ..core.locks import alone
@@ -32,10 +32,11 @@ from ..experiments.one_run import run as one_run
 from ..experiments.opening import open_run
 from ..experiments.pool import Trial, TrialEnd, refuse_failed, run_trials
 from ..hosts.anatomy.prefix import SPLITTABLE
-from ..results import numbers
-from ..results.runs import write_report
-from ..results.runs.reading import measure, read_run
-from ..results.table import Column, Entry, Table, markdown
+from ..reports import numbers
+from ..reports.markdown import markdown
+from ..reports.runs import write_report
+from ..reports.runs.reading import measure, read_run
+from ..reports.table import Column, Entry, Table
 from ..train.folder import RUN, STATE
 from ..train.processes import device_named
 from .arms import BenchArm, among_batch_norms, arm
@@ -66,7 +67,7 @@ class AutoRun:
 
     choice: can be repeated, see `Experiment.command`.  rows: all candidates, the best first.
     certainty: how sure the choice is.  folder: of the run that counts.  test: its scores, the only
-    look at the test part.  report: the page, None without plotly and jinja2.  seconds: of all.
+    look at the test part.  report: the page.  seconds: of all.
     """
 
     choice: Experiment
@@ -74,7 +75,7 @@ class AutoRun:
     certainty: Certainty
     folder: Path
     test: Mapping[str, float]
-    report: Path | None
+    report: Path
     seconds: float
 
     def open(self) -> Any:
@@ -155,8 +156,10 @@ def _search_and_score(
     shutil.rmtree(out / CHOICE / STATE, ignore_errors=True)
     seconds = folded.spent + spent
     outcome = best.experiment, tuple(rows), certainty, out / CHOICE, results["test"]
-    run = AutoRun(*outcome, None, seconds)
-    return dataclasses.replace(run, report=_write_page(run, out / PAGE, report))
+    run = AutoRun(*outcome, out / PAGE, seconds)
+    # The page of the choice on the test part, with the other candidates below it.
+    write_report([run.folder], run.report, others=run.table())
+    return run
 
 
 def _prepare_search(
@@ -367,12 +370,3 @@ def _table_line(row: Row, best: Row | None) -> tuple[Entry, ...]:
     cells += (numbers.percent(row.val[measure(row.val)]), f"{answers.loss.mean():.3f}", behind)
     cells += (f"{answers.pictures:,}", numbers.seconds(row.seconds))
     return (Entry(row.name, "" if best else "chosen"), *map(Entry, cells))
-
-
-def _write_page(run: AutoRun, page: Path, report: Report) -> Path | None:
-    """Write the page of the choice on the test part, with the other candidates below it."""
-    try:
-        return write_report([run.folder], page, others=run.table())
-    except MissingExtra as error:
-        report(f"No page: {error}")
-        return None

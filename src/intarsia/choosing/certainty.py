@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..results import numbers
-from ..results.statistics import PairedInterval
+from ..reports import numbers
+from ..reports.statistics import PairedInterval
 from .folded import FOLDS, Row, describe_settings
 from .judging import HeldOutAnswers, interval
 

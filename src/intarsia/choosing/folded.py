@@ -17,9 +17,9 @@ from ..experiments import searching
 from ..experiments.experiment import Experiment
 from ..experiments.one_run import run as one_run
 from ..experiments.pool import Trial, TrialEnd, run_trials
-from ..results import numbers
-from ..results.runs.reading import PREDICTIONS
-from ..results.store import Store, key_of
+from ..reports import numbers
+from ..reports.runs.reading import PREDICTIONS
+from ..reports.store import Store, key_of
 from .arms import BenchArm
 from .judging import HeldOutAnswers
 

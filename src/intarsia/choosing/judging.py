@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from sklearn.metrics import label_ranking_average_precision_score
 from torch import Tensor
 
-from ..results.statistics import PairedInterval, paired_interval
+from ..reports.statistics import PairedInterval, paired_interval
 from ..train.scores import Metrics, best_temperature
 from ..train.tasks import MultiLabel
 

@@ -18,9 +18,9 @@ from ..core.checks import RATE_REACH
 from ..core.errors import TrainingError
 from ..experiments import searching
 from ..experiments.experiment import Experiment
-from ..results import numbers
-from ..results.runs.reading import measure
-from ..results.store import key_of
+from ..reports import numbers
+from ..reports.runs.reading import measure
+from ..reports.store import key_of
 from . import judging
 from .arms import BenchArm
 from .folded import FOLDS, Candidate, Folded, Row, describe_settings

@@ -95,7 +95,7 @@ def auto(
 
 
 def _show(found: AutoRun, as_json: bool) -> None:
-    from ..results.table import Terminal
+    from ..reports.terminal import Terminal
 
     if as_json:
         rows = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -34,8 +34,11 @@ from .options import (
     with_options,
 )
 from .shell import note, say, show_json, show_rich
-from .targets import PAGE, target
+from .targets import PAGE, REPORTS, target
 from .training import FOR_TEXTS, use_threads
+
+if TYPE_CHECKING:
+    from ..reports.report import Report
 
 TEXT_METHODS = "lora,mixlora"  # where nothing is said
 PROBE = "linear"
@@ -163,7 +166,9 @@ def _by_key(settings: Sequence[str], keys: Mapping[str, str]) -> Iterator[str]:
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders that hold some.")],
-    out: Annotated[Path, typer.Option(help="The page to write.")] = Path("report.html"),
+    out: Annotated[
+        Path, typer.Option(help="The page to write; a name in .md or .tex gives that form.")
+    ] = Path("report.html"),
     baseline: Baseline = None,
     as_json: Json = False,
 ) -> None:
@@ -174,7 +179,7 @@ def report(
 
     Example:  intarsia report runs/compare-elpv --out page.html
     """
-    target(out, "page.html", option="--out", mark=PAGE)
+    target(out, "page.html", option="--out", mark=REPORTS.get(out.suffix.lower(), PAGE))
     if len(runs) == 1 and runs[0].suffix == ".json":
         _show_spans(runs[0], out, baseline, as_json)
     elif all(any(p.glob("sparsify.json")) or any(p.glob("*/sparsify.json")) for p in runs):
@@ -184,56 +189,45 @@ def report(
 
 
 def _show_spans(path: Path, page: Path, baseline: str | None, as_json: bool) -> None:
-    from ..results.spans import read_spans, write_page
+    from ..reports.spans import read_spans, report_of
 
     if baseline is not None:
         fix = "Leave it out: the uniform window is the baseline of spans."
         raise ConfigError("--baseline", got=baseline, want="none", fix=fix)
     content = read_spans(path)
-    written = write_page(content, page, path.name)
-    if as_json:
-        show_json({"report": str(written), "spans": content})
-        return
-    say(f"Report: {written}")
+    _show_report(report_of(content, path.name), page, {"spans": content} if as_json else None)
 
 
 def _show_sparse(folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool) -> None:
-    from ..results.sparse import gather, table_of, write_page
-    from ..results.table import Terminal
+    from ..reports.sparse import gather, report_of
 
     if baseline is not None:
         fix = "Leave it out: magnitude is the baseline of a page of pruned models."
         raise ConfigError("--baseline", got=baseline, want="none", fix=fix)
     found = gather(folders)
-    written = write_page(folders, page)
-    if as_json:
-        show_json({"report": str(written), "models": [dict(one.record) for one in found]})
-        return
-    show_rich(Terminal(table_of(found)))
-    say(f"Report: {written}")
+    models = {"models": [dict(one.record) for one in found]} if as_json else None
+    _show_report(report_of(found), page, models)
 
 
 def show_comparison(
     folders: Sequence[Path], page: Path, baseline: str | None, as_json: bool
 ) -> None:
     """Print the table of runs and write their page."""
-    from ..results.runs import (
-        comparison_of,
-        differences,
-        gather,
-        json_rows,
-        terminal_table,
-        write_report,
-    )
-    from ..results.runs.rates import described, shared
+    from ..reports.runs import comparison_of, gather, json_rows, report_of
 
     comparison = comparison_of(gather(folders), baseline)
-    written = write_report(folders, page, baseline=baseline)
-    if as_json:
-        show_json({"report": str(written), "rows": json_rows(comparison)})
+    rows = {"rows": json_rows(comparison)} if as_json else None
+    _show_report(report_of(comparison), page, rows)
+
+
+def _show_report(report: Report, out: Path, content: Mapping[str, Any] | None) -> None:
+    """Write a report, and print its result.  content: what --json prints instead of it."""
+    from ..reports.terminal import summary
+    from ..reports.writing import write
+
+    written = write(report, out)
+    if content is not None:
+        show_json({"report": str(written), **content})
         return
-    show_rich(terminal_table(comparison))
-    for line in (*differences(comparison), *described(comparison), shared(comparison)):
-        if line:
-            say(line)
+    show_rich(summary(report))
     say(f"Report: {written}")

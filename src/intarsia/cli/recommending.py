@@ -239,19 +239,20 @@ def answers(showing: Showing) -> dict[str, Any]:
 
 
 def page_of(showing: Showing, run: Path) -> str:
-    """The page of recommendations of a run."""
+    """Return the page of recommendations of a run."""
     from ..core.registry import method_key
-    from ..results.local_page import render
+    from ..reports.page import live
+    from ..reports.report import Report
 
     known = showing.model.known
     lead = (
         f"{method_key(showing.model.settings)} knows {len(known.item_ids):,} items and "
         f"{len(known.user_ids):,} users, and ranks all items for each."
     )
-    return render("recommend", heading=f"What comes next, by {run.resolve().name}", lead=lead)
+    return live(Report(f"What comes next, by {run.resolve().name}", (lead,)), "recommend")
 
 
 def _serve(showing: Showing, run: Path, port: int) -> None:
-    from ..results.local_page import serve_page
+    from ..reports.local_page import serve_page
 
     serve_page(page_of(showing, run), answers(showing), port, say, note)

@@ -58,7 +58,7 @@ def evaluate(
     allow_pixels(ctx, max_pixels)
     from ..experiments.opening import open_run
     from ..experiments.writing import TextRun
-    from ..results import numbers
+    from ..reports import numbers
     from ..train.processes import device_named
     from .training import TEXT_COLUMNS, text_row
 
@@ -100,7 +100,7 @@ def _scored(opened: Any, data: str | None, part: str | None, skip: bool) -> dict
 
 def _show_labels(found: dict[str, Any]) -> None:
     """The scores of several labels, and how each is found."""
-    from ..results import numbers
+    from ..reports import numbers
     from .training import LABEL_COLUMNS, label_row
 
     row = (found["set"], *label_row(found))
@@ -215,7 +215,7 @@ def _predict_pictures(
 
 def _shown(found: Prediction) -> str:
     """The likeliest classes with their probabilities; or all labels above one half."""
-    from ..results import numbers
+    from ..reports import numbers
 
     count = SHOWN if found.labels is None else max(1, len(found.labels))
     text = ", ".join(f"{n} {numbers.percent(s)}" for n, s in found.classes[:count])

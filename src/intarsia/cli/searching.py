@@ -286,14 +286,15 @@ def answers(index: SparseIndex) -> dict[str, Any]:
 
 
 def page_of(index: SparseIndex, folder: Path) -> str:
-    """The page to search an index."""
-    from ..results.local_page import render
+    """Return the page to search an index."""
+    from ..reports.page import live
+    from ..reports.report import Report
 
     lead = f"{len(index):,} documents, encoded by {Path(index.model).name}; no model runs here."
-    return render("search", heading=f"Search {folder.name}", lead=lead)
+    return live(Report(f"Search {folder.name}", (lead,)), "search")
 
 
 def _serve(index: SparseIndex, folder: Path, port: int) -> None:
-    from ..results.local_page import serve_page
+    from ..reports.local_page import serve_page
 
     serve_page(page_of(index, folder), answers(index), port, say, note)

@@ -102,7 +102,7 @@ def _asked(given: Mapping[str, Any], words: set[str]) -> tuple[dict[str, Any], P
 
 
 def _show(scores: Mapping[str, Mapping[str, float]]) -> None:
-    from ..results import numbers
+    from ..reports import numbers
 
     rows = [
         (

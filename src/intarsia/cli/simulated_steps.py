@@ -28,7 +28,7 @@ def write_report(
     from ..placement.engines import ExpertSize, expert_parallel
     from ..placement.placement import Placement
     from ..placement.timeline import simulate
-    from ..results.simulated import EXPERTS, IN_ORDER, PLACED, Simulated, write_page
+    from ..reports.simulated import EXPERTS, IN_ORDER, PLACED, Simulated, write_page
 
     bytes_of_expert = ExpertSize.of(batch) if size is None else ExpertSize(*size)
     plain = Placement.contiguous(batch.layers, batch.experts, links.devices)

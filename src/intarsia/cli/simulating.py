@@ -115,7 +115,7 @@ def _written(
 
 
 def _show_decoded(record: dict[str, Any], slots: int, policy: str, streams: int) -> None:
-    from ..results.numbers import prefixed
+    from ..reports.numbers import prefixed
 
     say(
         f"Decoding {streams} at once with {slots} experts in memory, {policy}: hit rate "
@@ -171,7 +171,7 @@ def _best(
 
 
 def _show_simulated(record: dict[str, Any]) -> None:
-    from ..results.numbers import prefixed
+    from ..reports.numbers import prefixed
 
     for name, seconds in record.get("plans", {}).items():
         least = "  <- least" if name == record["plan"] else ""
@@ -228,7 +228,7 @@ def pack(
         raise ConfigError(f"folder {str(model)!r}", got="nothing there", want="a folder", fix=fix)
     target(out, "my-mixtral-experts", option="OUT")
     from ..hosts.offload.store import ExpertStore, pack_experts
-    from ..results.numbers import prefixed
+    from ..reports.numbers import prefixed
 
     store = ExpertStore(pack_experts(model, out, progress=note))
     count = sum(len(layer["sha256"]) for layer in store.layers)

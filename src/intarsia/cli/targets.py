@@ -14,6 +14,8 @@ from ..core.locks import held
 _HELD: ContextVar[ExitStack] = ContextVar("held")
 PAGE = '<meta name="generator" content="intarsia'
 """Words at the start of every page that this library writes."""
+REPORTS = {".md": "<!-- intarsia report -->", ".tex": "% intarsia report"}
+"""The same for reports in other forms, by the end of their names."""
 
 
 @contextmanager

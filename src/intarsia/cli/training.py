@@ -227,7 +227,7 @@ def use_threads(count: int | None) -> None:
 
 def _show(run: Any, out: Path | None) -> None:
     """Scores, costs, and what to do next."""
-    from ..results import numbers
+    from ..reports import numbers
     from ..train import Metrics
 
     before = run.record["record"].get("before")
@@ -260,7 +260,7 @@ LABEL_COLUMNS = ("part", "mean average precision", "F1", "ranking precision", "l
 
 def label_row(found: dict[str, Any]) -> tuple[str, ...]:
     """The scores of several labels, but for their part, as LABEL_COLUMNS names them."""
-    from ..results import numbers
+    from ..reports import numbers
 
     names = ("mean_average_precision", "f1", "ranking_precision")
     return (*(numbers.percent(found[name]) for name in names), f"{found['loss']:.3f}")
@@ -271,7 +271,7 @@ TEXT_COLUMNS = ("part", "perplexity", "loss", "tokens right", "exact match", "to
 
 def text_row(found: dict[str, Any]) -> tuple[str, ...]:
     """The scores of a text, but for its part, as TEXT_COLUMNS names them."""
-    from ..results import numbers
+    from ..reports import numbers
 
     shares = (numbers.percent(found[name]) for name in ("accuracy", "exact_match"))
     return f"{found['perplexity']:.2f}", f"{found['loss']:.3f}", *shares, f"{found['tokens']:,}"

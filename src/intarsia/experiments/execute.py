@@ -36,7 +36,7 @@ from ..data.texts import is_text
 from ..fitting import fit_as
 from ..hosts import apply
 from ..hosts.prune.rows import training_rows
-from ..results.runs import save_mistakes
+from ..reports.runs import save_mistakes
 from ..train import Metrics, Run, Running, task_accuracy, task_heads
 from ..train.folder import owned
 from ..train.loop import Sets

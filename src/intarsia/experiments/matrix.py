@@ -16,8 +16,8 @@ from ..core.checks import above, at_least
 from ..core.errors import ConfigError, UnknownName
 from ..core.registry import settings_to_dict
 from ..data.texts import is_text
-from ..results import numbers
-from ..results.runs.reading import measure
+from ..reports import numbers
+from ..reports.runs.reading import measure
 from ..train.folder import RUN
 from . import experiment as experiments
 from . import language, settings

@@ -12,7 +12,7 @@ from ..data import Fold
 from ..data.packages import announce
 from ..data.texts import is_text
 from ..hosts.together import on_one_trunk
-from ..results.store import key_of
+from ..reports.store import key_of
 from ..train import Running
 from ..train.settings import with_keywords
 from ..train.stack import Seat, stacked

@@ -17,9 +17,9 @@ from typing import Any
 from ..core.checks import RATE_REACH, rate_grid
 from ..core.errors import ConfigError
 from ..data.texts import is_text
-from ..results import numbers
-from ..results.runs.reading import measure
-from ..results.store import Store, key_of
+from ..reports import numbers
+from ..reports.runs.reading import measure
+from ..reports.store import Store, key_of
 from . import searching
 from .experiment import Experiment
 from .matrix import PlannedRun, Report

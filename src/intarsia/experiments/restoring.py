@@ -12,8 +12,8 @@ from torch import nn
 from ..core.errors import CheckpointError
 from ..data import trunk_fingerprint
 from ..hosts import load
-from ..results.runs import read_run
-from ..results.runs.reading import need
+from ..reports.runs import read_run
+from ..reports.runs.reading import need
 from ..train import Objective, SquareHead
 from . import experiment as experiments
 from .experiment import Experiment

@@ -22,8 +22,8 @@ from ..data.loaders import side_of
 from ..data.splits import read_data
 from ..hosts import load
 from ..hosts.anatomy.origin import resampled
-from ..results.runs import read_run
-from ..results.runs.reading import need
+from ..reports.runs import read_run
+from ..reports.runs.reading import need
 from ..train import Metrics, MultiLabel, Scores
 from ..train import predict as predict_logits
 from ..train.evaluate import device_of

@@ -26,7 +26,7 @@ from ..fitting import evaluate, fit_as
 from ..hosts import Adapt, apply, load
 from ..hosts.senses.answering import answer_of, processor
 from ..hosts.senses.modalities import Modalities, Senses, connectors_of
-from ..results.runs import read_run
+from ..reports.runs import read_run
 from ..train import Run
 from ..train.tasks.answers import Answers
 from . import settings as methods

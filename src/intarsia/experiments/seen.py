@@ -15,7 +15,7 @@ from ..gating import learned_routers
 from ..hosts.senses.loads import modality_loads
 from ..hosts.senses.modalities import connectors_of
 from ..methods.slime import TiledView, selection
-from ..results.senses.page import Shown, write_seen
+from ..reports.senses.page import Shown, write_seen
 from ..train.tasks.answers import answers_batch
 from .seeing import SeeingRun
 

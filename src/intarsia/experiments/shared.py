@@ -14,7 +14,7 @@ from torch.utils.data import TensorDataset
 
 from ..core.reading import read_tensors
 from ..data.packages import building
-from ..results.store import key_of
+from ..reports.store import key_of
 
 T = TypeVar("T")
 FORMAT = 2  # of the files

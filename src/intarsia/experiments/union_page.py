@@ -15,7 +15,7 @@ from ..data import InputConfig, eval_transform, input_config
 from ..data.decode import Picture, read_image, to_rgb
 from ..data.loaders import side_of
 from ..hosts.swap.union_patches import has_unions, taken_patches
-from ..results.senses.page import Shown, write_pictures
+from ..reports.senses.page import Shown, write_pictures
 from ..train.evaluate import device_of
 
 
@@ -32,7 +32,7 @@ def patches_page(
     pictures: paths, Pillow images, or arrays (H, W, 3).  answers: what the model says of each; ""
     for nothing.  inputs: how the model takes pictures, None = as its own settings say.
     Raises: TargetError for a model without unions or without a grid of patches; DataError for a
-    picture that cannot be read; MissingExtra without plotly or jinja2.
+    picture that cannot be read.
     """
     several: Any = [pictures] if isinstance(pictures, str | Picture) else list(pictures)
     inputs = inputs or input_config(model)
@@ -53,7 +53,7 @@ def answers_page(
     """Write a page of pictures, as the model reads them, with what it says of each.
 
     Where `UnionOfExperts` has cut the model, it is `patches_page`.
-    Raises: DataError for a picture that cannot be read; MissingExtra without plotly or jinja2.
+    Raises: DataError for a picture that cannot be read.
     """
     if has_unions(model):
         return patches_page(model, pictures, out, answers=answers, inputs=inputs)

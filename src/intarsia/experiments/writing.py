@@ -16,7 +16,7 @@ from ..core.errors import DataError, UnknownName
 from ..core.modes import evaluating
 from ..data.language_models import language_model
 from ..data.texts import Prompt, Texts, read_prompts, read_texts
-from ..results.runs import read_run
+from ..reports.runs import read_run
 from ..train.evaluate import device_of
 from ..train.precision import cast_frozen
 from . import experiment as experiments

@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from intarsia.results.store import Store, key_of
+from intarsia.reports.store import Store, key_of
 from intarsia_lab.materials.suites import suite
 
 FOLDER = Path(__file__).parents[3] / "benchmarks"

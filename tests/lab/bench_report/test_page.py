@@ -15,9 +15,12 @@ import pytest
 from PIL import Image
 
 from intarsia.experiments.experiment import Experiment, Pictures, save
+from intarsia.reports.page import html as page_of
+from intarsia.reports.report import Panels, Report
 from intarsia_lab.bench.panel import facts, panels
 from intarsia_lab.bench.report.diagram import LEFT, RIGHT, diagram
-from intarsia_lab.bench.report.page import render
+from intarsia_lab.bench.report.figures import points_of
+from intarsia_lab.bench.report.page import report_of
 from intarsia_lab.bench.report.records import RunResult
 from intarsia_lab.bench.report.summary import tables
 
@@ -39,73 +42,66 @@ def folder(make_suite: MakeAll, tmp_path_factory: pytest.TempPathFactory) -> Pat
         save(Experiment(Pictures("mini/mnist@train+val")).changed(lr=lr), run)
     for name in ("report.html", "run.json"):
         (runs[0] / name).write_text(name)
-    page = render(tables(results, "adaptformer"), panels(out, out), CUT)
+    page = page_of(report_of(tables(results, "adaptformer"), panels(out, out), CUT))
     (out / "index.html").write_text(page, encoding="utf-8")
     return out
 
 
-def data_of(page: str) -> dict[str, Any]:
-    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page)
-    return json.loads(text)
+@pytest.fixture(scope="module")
+def report(folder: Path, make_suite: MakeAll) -> Report:
+    return report_of(tables(make_suite(gaps=True), "adaptformer"), panels(folder, folder), CUT)
 
 
-def test_the_page_loads_nothing_and_has_all_parts(folder: Path) -> None:
+def test_the_page_loads_nothing_and_has_all_parts(folder: Path, report: Report) -> None:
     page = (folder / "index.html").read_text(encoding="utf-8")
-    plots = data_of(page)["figures"]
-    assert set(plots) == {"parameters-0", "time-0", "heat-0"}
-    assert page.count("<script") - page.count("&lt;script") >= 3
-    head = page[: page.index('id="data"')]
-    assert not re.search(r'(?:src|href)="(?!#|data:)', head)
-    for text in ("Failed cells", "MemoryError: killed", "Cut or changed", CUT[0], "13 of 14 tasks"):
-        assert text in head
-    ids = re.findall(r' id="([^"]+)"', head)
+    assert page == page_of(report) and len(page) < 1_500_000
+    maps = {"heat-0-differences", "heat-0-shares"}
+    assert set(report.figures()) == {"parameters-0", "time-0", "ranks-0"} | maps
+    assert not re.search(r'(?:src|href)="(?!#|data:)', page)
+    for text in ("Failed runs", "MemoryError: killed", "Cut or changed", CUT[0], "13 of 14 tasks"):
+        assert text in page
+    ids = re.findall(r' id="([^"]+)"', page)
     assert len(ids) == len(set(ids))
-    named = re.findall(r'aria-(?:labelledby|describedby)="([^"]+)"', head)
+    named = re.findall(r'aria-(?:labelledby|describedby)="([^"]+)"', page)
     assert set(named) <= set(ids)
 
 
-def test_the_map_has_a_cell_for_every_task_and_method(folder: Path) -> None:
-    figure = data_of((folder / "index.html").read_text(encoding="utf-8"))["figures"]["heat-0"]
-    differences, shares = figure["data"]
-    about, runs = shares["meta"], differences["meta"]["runs"]
-    assert "runs" not in about  # they are in the page once
-    assert len(about["names"]) == 14 + 3 + 2 and len(about["methods"]) == 8
-    base = about["labels"].index("AdaptFormer")
-    for row, other in zip(differences["z"], shares["z"], strict=True):
-        assert row[base] == 0
-        assert all((a is None) == (b is None) for a, b in zip(row, other, strict=True))
-    row, mosa = about["names"].index("mnist"), about["labels"].index("MoSA")
-    assert [dict(run["links"]) for run in runs[row][mosa]] == [
+def test_the_map_has_a_cell_for_every_task_and_method(report: Report) -> None:
+    differences, shares = (report.figures()[f"heat-0-{m}"].svg for m in ("differences", "shares"))
+    for drawing in (differences, shares):
+        assert drawing.count('class="row"') == 14 + 3 + 2
+        assert drawing.count(">failed</text>") == 1
+    assert differences.count(">0.0</text>") >= 14 + 3 + 2  # of the baseline
+    (found,) = [block for block in report.blocks() if isinstance(block, Panels)]
+    runs: Any = dict(found.panels)
+    mosa = runs["MoSA on mnist"]
+    assert [dict(run["links"]) for run in mosa] == [
         {"report": "runs/mosa-mnist-0/report.html", "run.json": "runs/mosa-mnist-0/run.json"},
         {}, {},
     ]  # fmt: skip
-    assert [run["command"] for run in runs[row][mosa]] == [
-        "intarsia fit mini/mnist@train+val", "intarsia fit mini/mnist@train+val --lr 0.005", "",
+    assert [[text for _, text in run["commands"]] for run in mosa] == [
+        ["intarsia fit mini/mnist@train+val",
+         "intarsia report runs/mosa-mnist-0 --out runs/mosa-mnist-0/report.html"],
+        ["intarsia fit mini/mnist@train+val --lr 0.005"],
+        [],
     ]  # fmt: skip
-    assert [run["report"] for run in runs[row][mosa]] == [
-        "intarsia report runs/mosa-mnist-0 --out runs/mosa-mnist-0/report.html", "", "",
-    ]  # fmt: skip
-    row, full = about["names"].index("azimuth"), about["labels"].index("full fine-tuning")
-    failed = runs[row][full][1]
-    assert failed["text"] == "failed: MemoryError: killed"
+    failed = runs["full fine-tuning on azimuth"][1]
+    assert failed["text"] == "seed 1: failed: MemoryError: killed"
     assert dict(failed["facts"]) == {"error": "MemoryError: killed", "epochs": "20"}
-    assert failed["command"] == "intarsia fit mini/mnist@train+val --lr 0.0001"
-    assert shares["z"][row][full] is None
-    assert [note["text"] for note in figure["layout"]["annotations"]] == ["failed"]
+    assert failed["commands"][0][1] == "intarsia fit mini/mnist@train+val --lr 0.0001"
 
 
-def test_points_of_the_cost_plots_are_the_table_s(folder: Path, make_suite: MakeAll) -> None:
-    plots = data_of((folder / "index.html").read_text(encoding="utf-8"))["figures"]
+def test_points_of_the_cost_figures_are_the_table_s(make_suite: MakeAll) -> None:
     (found,) = tables(make_suite(gaps=True), "adaptformer").findings
+    points = points_of(found, 0, "seconds")
     for mean in ("group", "task"):
-        traces = [t for t in plots["time-0"]["data"] if t["meta"]["mean"] == mean]
         for i, row in enumerate(found.rows):
-            seeds, point = [t for t in traces if t["meta"]["group"] == i]
+            (point,) = [p for p in points if p.when == {"group-0": i, "mean-0": mean}]
             assert row.shared is not None and row.costs is not None
             share = getattr(row.shared, mean).mean
-            assert point["y"][0] == pytest.approx(100 * share)
-            assert np.mean(seeds["y"]) == pytest.approx(100 * share)
-            assert point["x"][0] == pytest.approx(row.costs.seconds)
+            assert point.spread.mean == pytest.approx(share)
+            assert np.mean(point.y) == pytest.approx(share)
+            assert np.mean(point.x) == pytest.approx(row.costs.seconds)
 
 
 def test_a_panel_leads_to_what_is_there(make_result: Make, tmp_path: Path) -> None:
@@ -113,15 +109,16 @@ def test_a_panel_leads_to_what_is_there(make_result: Make, tmp_path: Path) -> No
     show = panels(runs, out)
     for folder in ("x#1?", "none", ""):
         found = show(replace(make_result(), folder=folder))
-        assert (found["links"], found["command"], found["report"]) == ([], "", "")
+        assert (found["links"], found["commands"]) == ([], [])
     run = runs / "x#1?"
     run.mkdir(parents=True)
     (run / "run.json").write_text("{}")
     (run / "experiment.json").write_text("{")  # damaged
     found = show(replace(make_result(), folder="x#1?"))
-    assert found["links"] == [("run.json", "../a%20b/x%231%3F/run.json")] and not found["command"]
+    assert found["links"] == [("run.json", "../a%20b/x%231%3F/run.json")]
     place = "'../a b/x#1?'"
-    assert found["report"] == f"intarsia report {place} --out '../a b/x#1?/report.html'"
+    ((_, command),) = found["commands"]
+    assert command == f"intarsia report {place} --out '../a b/x#1?/report.html'"
 
 
 def test_a_panel_has_all_that_is_known_of_a_run(make_result: Make) -> None:
@@ -142,21 +139,19 @@ def test_text_from_results_is_text(make_result: Make, hostile: str, tmp_path: Pa
         for task, group, share in (("x", "g", 0.6), ("y", hostile, 0.5),
                                    (hostile, hostile, None if seed else 0.5))
     ]  # fmt: skip
-    page = render(tables(results, "a"), panels(tmp_path, tmp_path), cut=[hostile])
+    page = page_of(report_of(tables(results, "a"), panels(tmp_path, tmp_path), cut=[hostile]))
     assert page.count('<script>alert("x")') == 0
     assert html.escape(hostile, quote=False).replace('"', "&#34;") in page
-    figure = data_of(page)["figures"]["heat-0"]["data"][0]
-    shown = [*figure["meta"]["ticks"], *figure["meta"]["methods"], *figure["customdata"][0]]
-    assert len(figure["meta"]["ticks"]) == 2 + 1 + 3
-    assert not any("<script" in text for text in shown)
 
 
 def test_several_sheets_stand_for_themselves(make_suite: MakeAll, tmp_path: Path) -> None:
     results = make_suite() + make_suite(protocol="tuned", tried=9)
-    page = render(tables(results, "lora"), panels(tmp_path, tmp_path))
-    assert page.count('class="sheet"') == 2
-    assert "Results: mini, vit-s, protocol honest" in page
-    assert "chosen among 9" in page and len(data_of(page)["figures"]) == 6
+    report = report_of(tables(results, "lora"), panels(tmp_path, tmp_path))
+    titles = [section.title for section in report.sections]
+    assert "Results: mini, vit-s, protocol honest" in titles
+    told = [text for table in report.tables() for text in (table.caption, *table.notes)]
+    assert "chosen among 9" in " ".join(told) and len(report.figures()) == 10
+    assert len(set(report.controls())) == 6  # those of one sheet do not touch the other
 
 
 def test_the_diagram_s_labels_never_meet(make_suite: MakeAll) -> None:
@@ -178,33 +173,32 @@ def test_two_methods_have_no_diagram(make_result: Make) -> None:
 
 
 SCRIPT = """
-const seen = (name) => document.querySelectorAll(`#plot-${name} g.trace`).length;
-const y = () => document.getElementById("plot-time-0").data.at(-1).y[0];
+const shown = (query) => [...document.querySelectorAll(query)]
+  .filter((one) => !one.closest("[hidden]"));
+const seen = (name) => shown(`#plot-${name} g.series`).length;
+const box = (key, value) => `input[data-key=${key}][value="${value}"]`;
+const pick = (key, value) => document.querySelector(box(key, value)).click();
 const marks = {drawn: ["parameters-0", "time-0"].map(seen)};
-document.querySelector("[data-group='0']").click();
+pick("group-0", 0);
 marks.hidden = seen("time-0");
-const before = y();
-document.querySelector("[name=mean-0][value=task]").click();
-marks.mean = y() !== before;
-const heat = document.getElementById("plot-heat-0");
-marks.mode = heat.data[0].meta.mode;
-document.querySelector("[name=mode-0][value=shares]").click();
-marks.then = heat.data[0].meta.mode;
-const about = heat.data[0].meta;
-const point = (x, y) => ({points: [{x, y}]});
-heat.emit("plotly_click", point(about.labels.indexOf("MoSA"), about.names.indexOf("mnist")));
-const seen0 = () => [...document.querySelectorAll("#runs-0 details")];
-marks.told = document.getElementById("runs-0").textContent;
-marks.open = seen0().map((run) => run.open);
-seen0()[0].querySelector("summary").click();
-marks.opened = seen0().map((run) => run.open);
-marks.command = seen0()[0].querySelector("pre").innerText;
-marks.links = [...document.querySelectorAll("#runs-0 a")].map((a) => a.getAttribute("href"));
-const full = about.labels.indexOf("full fine-tuning");
-heat.emit("plotly_click", point(full, about.names.indexOf("azimuth")));
-marks.failed = seen0()[1].querySelector("dd").textContent;
-heat.emit("plotly_click", point(0, 0));
-marks.mean = [marks.mean, document.getElementById("runs-0").textContent];
+marks.mode = shown("[id^=plot-heat-0]").map((one) => one.id);
+pick("mode-0", "shares");
+marks.then = shown("[id^=plot-heat-0]").map((one) => one.id);
+const panels = JSON.parse(document.querySelector("[data-panels=heat-0]").textContent);
+const open = (heading) => document.querySelector(
+  `#plot-heat-0-shares [data-panel="${panels.findIndex(([name]) => name === heading)}"]`
+).dispatchEvent(new Event("click"));
+open("MoSA on mnist");
+const place = document.getElementById("panel-heat-0");
+const runs = () => [...place.querySelectorAll("details")];
+marks.told = place.textContent;
+marks.open = runs().map((run) => run.open);
+runs()[0].querySelector("summary").click();
+marks.opened = runs().map((run) => run.open);
+marks.command = runs()[0].querySelector("pre").innerText;
+marks.links = [...place.querySelectorAll("a")].map((a) => a.getAttribute("href"));
+open("full fine-tuning on azimuth");
+marks.failed = runs()[1].querySelector("dd").textContent;
 document.body.dataset.marks = JSON.stringify(marks);
 """
 
@@ -222,9 +216,8 @@ def test_a_browser_draws_it_and_its_controls_work(folder: Path, browse: Browse) 
     assert found == {
         "drawn": [16, 16],  # seeds and mean of eight methods
         "hidden": 14,
-        "mean": [True, "MoSA on Group mean: a mean, or no run"],
-        "mode": "differences",
-        "then": "shares",
+        "mode": ["plot-heat-0-differences"],
+        "then": ["plot-heat-0-shares"],
         "open": [False, False, False],
         "opened": [True, False, False],
         "command": "intarsia fit mini/mnist@train+val",

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from intarsia.core.errors import MissingExtra
-from intarsia.results.latex import escape, latex
+from intarsia.reports.latex import escape, latex
 from intarsia_lab.bench.publish import as_latex, as_markdown, write
 from intarsia_lab.bench.report.flat_rows import COLUMNS, write_parquet
 from intarsia_lab.bench.report.records import Done, RunResult
@@ -170,9 +170,7 @@ def test_the_tidy_files_hold_every_result(make_suite: MakeAll, tmp_path: Path) -
         assert json.loads(row["selected"]) == {}
 
 
-@pytest.mark.parametrize(
-    ("package", "extra"), [("statsmodels", "bench"), ("plotly", "report"), ("pyarrow", "")]
-)
+@pytest.mark.parametrize(("package", "extra"), [("statsmodels", "bench"), ("pyarrow", "")])
 def test_without_an_extra(
     make_suite: MakeAll, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, package: str, extra: str
 ) -> None:

@@ -15,8 +15,8 @@ from hypothesis.extra.numpy import arrays
 from scipy import stats
 
 from intarsia.core.errors import ShapeError
-from intarsia.results import statistics
-from intarsia.results.sheet import Differences, suite_mean
+from intarsia.reports import statistics
+from intarsia.reports.sheet import Differences, suite_mean
 
 tables = st.tuples(st.integers(1, 7), st.integers(1, 4)).flatmap(
     lambda shape: arrays(float, shape, elements=st.integers(0, 100).map(lambda n: n / 100))

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from intarsia.core.errors import UnknownName
-from intarsia.results.statistics import ppt
+from intarsia.reports.statistics import ppt
 from intarsia_lab.bench.report.records import Done, Origin, RunResult
 from intarsia_lab.bench.report.sentences import notes, sentences
 from intarsia_lab.bench.report.summary import MethodRow, tables

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from intarsia.core.errors import CheckpointError, UnknownName
-from intarsia.results.sheet import deviation
-from intarsia.results.statistics import verdict
+from intarsia.reports.sheet import deviation
+from intarsia.reports.statistics import verdict
 from intarsia_lab.claims import claims, ledger
 from intarsia_lab.kit import Claim, Result
 

@@ -14,7 +14,7 @@ from intarsia.experiments.execute import for_budget, method_of
 from intarsia.experiments.experiment import Pictures
 from intarsia.experiments.one_run import run as one_run
 from intarsia.experiments.pool import Trial, TrialEnd, Work, run_trials
-from intarsia.results.store import Store, key_of
+from intarsia.reports.store import Store, key_of
 
 from ..materials.suites import SuiteTask
 from .folder import opened

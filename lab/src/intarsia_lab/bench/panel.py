@@ -11,20 +11,20 @@ from urllib.parse import quote
 
 from intarsia.core.errors import IntarsiaError
 from intarsia.experiments import experiment
-from intarsia.results import numbers
-from intarsia.results.wording import first_line
+from intarsia.reports import numbers
+from intarsia.reports.wording import first_line
 from intarsia.train.folder import RUN
 
 from .report.records import Done, RunResult
 
 PAGES = ("report.html", "index.html")  # of a run folder; the first that is there is linked
 Shown = Mapping[str, Any]
-"""seed, text (its score, or why it has none), facts: [name, value] ..., command, links: [name,
-address] ...; report: the command that makes its report, "" without a folder."""
+"""text (its seed and score, or why it has none), facts: [name, value] ..., commands: [label,
+command] ... that repeat it and make its report, if it has a folder; links: [name, address] ..."""
 
 
 def panels(runs: Path, out: Path) -> Callable[[RunResult], Shown]:
-    """What to show of a run whose folder is below `runs`, in a page that lies in `out`."""
+    """Return the function that describes a run below `runs` to a page in `out`."""
 
     def shown(result: RunResult) -> Shown:
         outcome, place = result.outcome, runs / result.folder
@@ -35,12 +35,16 @@ def panels(runs: Path, out: Path) -> Callable[[RunResult], Shown]:
             text = f"failed: {first_line(outcome.error)}"
         here = Path(os.path.relpath(place, out)).as_posix()
         words = ["intarsia", "report", here, "--out", f"{here}/{PAGES[0]}"]
+        commands: list[tuple[str, str]] = []
+        if there and (repeat := command(place)):
+            commands.append(("Repeat it:", repeat))
+        if there and (place / RUN).is_file():
+            label = "Its curves, mistakes and confusions, from this page's folder:"
+            commands.append((label, shlex.join(words)))
         return {
-            "seed": result.seed,
-            "text": text,
-            "facts": [[name, value] for name, value in facts(result).items()],
-            "command": command(place) if there else "",
-            "report": shlex.join(words) if there and (place / RUN).is_file() else "",
+            "text": f"seed {result.seed}: {text}",
+            "facts": list(facts(result).items()),
+            "commands": commands,
             "links": links(place, here) if there else [],
         }
 
@@ -48,13 +52,13 @@ def panels(runs: Path, out: Path) -> Callable[[RunResult], Shown]:
 
 
 def facts(result: RunResult) -> dict[str, str]:
-    """What is known of a run, in words, by what it is."""
+    """Return what is known of a run, in words, by its name."""
     outcome, setup = result.outcome, result.setup
-    found: dict[str, str | None] = {}
+    values: dict[str, str | None] = {}
     if isinstance(outcome, Done):
         balanced, loss, peak = outcome.balanced_accuracy, outcome.loss, outcome.peak_bytes
         tempered = outcome.tempered_loss
-        found = {
+        values = {
             "accuracy": numbers.percent(outcome.accuracy, 2),
             "balanced accuracy": None if balanced is None else numbers.percent(balanced, 2),
             "loss": None if loss is None else f"{loss:.4f}",
@@ -66,13 +70,13 @@ def facts(result: RunResult) -> dict[str, str]:
             "peak memory": None if peak is None else numbers.size(peak),
         }
     else:
-        found = {"error": outcome.error}
+        values = {"error": outcome.error}
     chosen = ", ".join(f"{name} {value}" for name, value in setup.selected.items())
-    found |= {
+    values |= {
         "epochs": str(setup.epochs),
         "chosen by a search": f"{chosen}, of {setup.tried} runs" if chosen else None,
     }
-    return {name: value for name, value in found.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def command(folder: Path) -> str:
@@ -83,9 +87,9 @@ def command(folder: Path) -> str:
         return ""
 
 
-def links(folder: Path, here: str) -> list[tuple[str, str]]:
-    """Name and address of what a browser can open of a run; `here` is the folder, to the page."""
+def links(folder: Path, address: str) -> list[tuple[str, str]]:
+    """Return name and address of a run's files.  address: of its folder, from the page."""
     page = next((name for name in PAGES if (folder / name).is_file()), None)
-    wanted = {page: "report", RUN: RUN, "metrics.jsonl": "metrics.jsonl"}
-    found = {file: name for file, name in wanted.items() if file and (folder / file).is_file()}
-    return [(name, quote(f"{here}/{file}")) for file, name in found.items()]
+    names = {page: "report", RUN: RUN, "metrics.jsonl": "metrics.jsonl"}
+    present = {file: name for file, name in names.items() if file and (folder / file).is_file()}
+    return [(name, quote(f"{address}/{file}")) for file, name in present.items()]

@@ -8,12 +8,13 @@ from pathlib import Path
 
 from intarsia.core.errors import MissingExtra
 from intarsia.core.files import write_text
-from intarsia.results.latex import PREAMBLE, latex
-from intarsia.results.table import escape, markdown
+from intarsia.reports.latex import PREAMBLE, latex
+from intarsia.reports.markdown import escape, markdown
+from intarsia.reports.page import html
 
 from .panel import panels
 from .report.flat_rows import write_csv, write_parquet
-from .report.page import render
+from .report.page import report_of
 from .report.records import RunResult
 from .report.summary import Summary, tables
 from .report.tables import tables_of
@@ -32,13 +33,13 @@ def write(
     baseline: name or label of the method that the others are held against.  cut: what was left out
     or changed, a sentence each.  runs: the folder that results name their runs from, None = `out`.
     The same results in any order give the same files.  Returns their paths.
-    Raises: DataError and UnknownName as `tables` does; MissingExtra without plotly, jinja2 or
-    statsmodels; TrainingError when a file cannot be written.
+    Raises: DataError and UnknownName as `tables` does; MissingExtra without statsmodels;
+    TrainingError when a file cannot be written.
     """
     out = Path(out)
     runs = Path(runs or out)
     summary = tables(records, baseline, runs)
-    page = render(summary, panels(runs, out), cut)
+    page = html(report_of(summary, panels(runs, out), cut))
     written = [
         write_text(out / "index.html", page),
         write_text(out / "table.md", as_markdown(summary, cut)),

@@ -14,7 +14,7 @@ from intarsia.experiments.one_run import run as one_run
 from intarsia.experiments.one_run import shape_of
 from intarsia.experiments.pool import Trial, TrialEnd, Work, run_told
 from intarsia.experiments.searching import SEARCHES, carry_missing, unusable
-from intarsia.results.store import Store
+from intarsia.reports.store import Store
 from intarsia.train.folder import STATE
 
 from .folder import RESULTS, opened

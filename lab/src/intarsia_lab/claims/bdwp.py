@@ -10,7 +10,7 @@ from torch.optim import SGD, Optimizer
 
 from intarsia.core import NofM
 from intarsia.fitting import fit
-from intarsia.results.statistics import t_interval
+from intarsia.reports.statistics import t_interval
 from intarsia.schedules import Bdwp, FixedMask, masked_weights
 from intarsia.schedules.bdwp import n_of_m_mask
 

@@ -14,7 +14,7 @@ from intarsia.core import Method
 from intarsia.core.change import Change
 from intarsia.hosts import adapt, pack, packed_size
 from intarsia.methods import BiAdapter
-from intarsia.results.sheet import deviation
+from intarsia.reports.sheet import deviation
 from intarsia.train import Training
 
 from ..kit import Claim, Result

@@ -22,7 +22,7 @@ from intarsia.data.packages import cache_dir
 from intarsia.fitting import fit
 from intarsia.gating import RouterConfig
 from intarsia.gating.load import CollapseWarning
-from intarsia.results.store import Store, key_of
+from intarsia.reports.store import Store, key_of
 from intarsia.routers import Comet, DSelectK, Hash, PermutationSearch, TopK
 from intarsia.train import evaluate
 

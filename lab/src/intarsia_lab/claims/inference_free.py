@@ -19,7 +19,7 @@ from intarsia.models.retrieve.learning import LearnedRetrieval, fit_retriever
 from intarsia.models.retrieve.postings import Postings
 from intarsia.models.retrieve.sparse_index import SparseIndex
 from intarsia.models.retrieve.teachers import Bm25
-from intarsia.results.sheet import deviation
+from intarsia.reports.sheet import deviation
 from intarsia.train.ranked import by_query
 
 from ..kit import Claim, Result

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from intarsia.data import packages
-from intarsia.results.store import Store, key_of
+from intarsia.reports.store import Store, key_of
 
 from ..kit import Result
 from .study import result_of

@@ -21,8 +21,8 @@ import torch
 
 from intarsia.core.errors import CheckpointError, UnknownName
 from intarsia.core.files import read_json, write_json
-from intarsia.results.numbers import plural
-from intarsia.results.statistics import t_interval, verdict
+from intarsia.reports.numbers import plural
+from intarsia.reports.statistics import t_interval, verdict
 
 from ..kit import Claim
 from ..kit.claim import Report

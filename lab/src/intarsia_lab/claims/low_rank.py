@@ -13,7 +13,7 @@ from intarsia.core.change import Change
 from intarsia.experiments.pool import Arm
 from intarsia.hosts import apply
 from intarsia.methods.peft_methods import PeftMethod, of_settings
-from intarsia.results.sheet import Differences, Sheet
+from intarsia.reports.sheet import Differences, Sheet
 from intarsia.train import Training
 
 from ..kit.claim import Report

@@ -12,7 +12,7 @@ import numpy as np
 from intarsia.adapters import Mos
 from intarsia.core import Method
 from intarsia.core.change import Change
-from intarsia.results.sheet import deviation
+from intarsia.reports.sheet import deviation
 from intarsia.train import Training
 
 from ..kit import Claim, Result

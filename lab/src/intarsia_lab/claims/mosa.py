@@ -11,7 +11,7 @@ import numpy as np
 from intarsia.adapters import Bottleneck
 from intarsia.experiments.pool import Arm
 from intarsia.methods import Adamix, DropConnect, Mosa, Official
-from intarsia.results.sheet import Differences, Sheet
+from intarsia.reports.sheet import Differences, Sheet
 from intarsia.train import Training
 from intarsia.train.objectives import two_pass
 

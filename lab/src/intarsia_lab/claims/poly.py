@@ -24,7 +24,7 @@ from intarsia.fitting import evaluate, fit
 from intarsia.hosts import adapt
 from intarsia.hosts.attach.peft import PeftModel
 from intarsia.methods import Poly, mhr
-from intarsia.results.sheet import Differences
+from intarsia.reports.sheet import Differences
 
 from ..kit import Claim, Result
 from ..kit.claim import Report

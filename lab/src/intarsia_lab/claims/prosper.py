@@ -12,7 +12,7 @@ import numpy as np
 from sklearn.decomposition import FastICA, MiniBatchDictionaryLearning
 
 from intarsia.models.coding import BSC, DSC, GSC, MCA, MMCA, TSC
-from intarsia.results.sheet import deviation
+from intarsia.reports.sheet import deviation
 
 from ..kit import Claim, Result
 from ..kit.claim import Report

@@ -29,8 +29,8 @@ from intarsia.models.codec.coin import coin, coin_bytes, coin_width
 from intarsia.models.codec.philox import UNIT
 from intarsia.models.codec.recombiner import RecombinerSettings
 from intarsia.models.codec.relative_entropy import candidates, choose, gumbels, packed_bytes
-from intarsia.results.sheet import Differences
-from intarsia.results.store import key_of
+from intarsia.reports.sheet import Differences
+from intarsia.reports.store import key_of
 
 from ..kit import Claim, Result
 from ..kit.claim import Report

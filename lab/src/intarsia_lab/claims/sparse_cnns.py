@@ -24,7 +24,7 @@ from intarsia.fitting import fit
 from intarsia.hosts import apply
 from intarsia.hosts.anatomy.channel_groups import channels_of
 from intarsia.methods.sparse_bytenn import SparseByteNn
-from intarsia.results.sheet import Sheet
+from intarsia.reports.sheet import Sheet
 from intarsia.schedules import Gradual
 from intarsia.schedules.masked import Masks, Weights
 from intarsia.train.distill import distill

@@ -20,7 +20,7 @@ from intarsia.hosts.prune.pruners import Magnitude, SparseGPT, Wanda
 from intarsia.hosts.prune.rows import batched
 from intarsia.methods.dsnot import DSnoT
 from intarsia.partitions.swaps import Swapped
-from intarsia.results.sheet import deviation
+from intarsia.reports.sheet import deviation
 from intarsia.scores import Statistics
 
 from ..kit import Claim, Result

@@ -19,7 +19,7 @@ from intarsia.experiments.pool import Arm
 from intarsia.fitting import evaluate, fit
 from intarsia.hosts.prune.pruner import sparsify
 from intarsia.hosts.prune.pruners import SparseGPT
-from intarsia.results.sheet import deviation
+from intarsia.reports.sheet import deviation
 from intarsia.schedules import FixedMask
 from intarsia.train import SquareHead, distill, plain
 

@@ -25,9 +25,9 @@ from intarsia.experiments.pool import Arm, Trial, TrialEnd, refuse_failed, run_t
 from intarsia.fitting import fit
 from intarsia.hosts import apply
 from intarsia.hosts.anatomy.prefix import run_prefix, split_at
-from intarsia.results.sheet import Sheet, Spread, deviation
-from intarsia.results.statistics import t_interval
-from intarsia.results.store import Store, key_of
+from intarsia.reports.sheet import Sheet, Spread, deviation
+from intarsia.reports.statistics import t_interval
+from intarsia.reports.store import Store, key_of
 from intarsia.train import Training, evaluate
 from intarsia.train.objectives import Objective, plain
 from intarsia.train.scores import Metrics

@@ -19,7 +19,7 @@ from intarsia.fitting import fit
 from intarsia.gating import RouterConfig
 from intarsia.hosts import upcycle
 from intarsia.mixtures.zcode_m3 import mixtures_in
-from intarsia.results.sheet import Sheet
+from intarsia.reports.sheet import Sheet
 from intarsia.routers import ExpertChoice, Switch, TopK, Transport
 from intarsia.routers.transport import TransportRouter
 from intarsia.train import Training

@@ -15,7 +15,7 @@ from intarsia.core.checks import at_least
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.settings import value_of
-from intarsia.results.numbers import size
+from intarsia.reports.numbers import size
 from intarsia.train.processes import device_named
 
 from ..bench import tables, write

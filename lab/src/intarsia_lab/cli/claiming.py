@@ -60,7 +60,7 @@ def claim(
     if as_json:
         show_json(records)
         return
-    from intarsia.results.statistics import verdict
+    from intarsia.reports.statistics import verdict
 
     from ..claims.ledger import squared
 

@@ -75,7 +75,7 @@ def compare_routers(
 
 
 def _show(sheets: Sequence[RouterSheet], page: str) -> None:
-    from intarsia.results.table import Terminal
+    from intarsia.reports.terminal import Terminal
 
     from ..routing.report.tables import table_of
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from intarsia.core.locks import alone
 from intarsia.experiments.settings import value_of
-from intarsia.results.numbers import plural
+from intarsia.reports.numbers import plural
 
 from ..routing import PICTURES, TEXT, VARIANTS, Contest, Scale, cells, sheets_of, tidy, write
 from ..routing.report.findings import RouterSheet

@@ -15,7 +15,7 @@ from intarsia.catalog import TAGS, cards, describe, example, shown
 from intarsia.core.card import KINDS
 from intarsia.core.errors import DataError
 from intarsia.core.files import read_json
-from intarsia.results.statistics import verdict
+from intarsia.reports.statistics import verdict
 
 from .index import write as write_index
 from .method_figures import figure, when

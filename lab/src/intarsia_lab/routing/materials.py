@@ -18,7 +18,7 @@ from intarsia.core.seeds import mix
 from intarsia.data import corpora, sets
 from intarsia.data.images import ImageSet
 from intarsia.data.packages import announce, building, cache_dir
-from intarsia.results.store import key_of
+from intarsia.reports.store import key_of
 from intarsia.train.order import Order
 
 from ..materials.byte_pairs import KINDS, BytePairs, trained_once

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from intarsia.core.errors import ConfigError, DataError, UnknownName
-from intarsia.results.sheet import Spread
-from intarsia.results.table import Table
+from intarsia.reports.sheet import Spread
+from intarsia.reports.table import Table
 from intarsia_lab.routing import VARIANTS, Contest, sheets_of, tidy, write
 from intarsia_lab.routing.report.publish import as_markdown
 from intarsia_lab.routing.report.tables import notes, sentence, table_of

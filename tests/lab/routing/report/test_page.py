@@ -1,4 +1,4 @@
-"""The page in a real browser: plots are drawn, controls choose, nothing is complained about."""
+"""The page in a real browser: controls choose what is shown, nothing is complained about."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from intarsia.reports.page import html as page_of
 from intarsia_lab.routing import sheets_of
-from intarsia_lab.routing.report.figures import plots
-from intarsia_lab.routing.report.page import render
+from intarsia_lab.routing.report.figures import drawings, series_of
+from intarsia_lab.routing.report.page import report_of
 
 Told = Callable[..., dict[str, Any]]
 Browse = Callable[..., str]
@@ -29,80 +30,81 @@ def _rows(told: Told) -> list[dict[str, Any]]:
     ]
 
 
-def _drawn(dom: str) -> set[str]:
-    return set(re.findall(r'id="plot-(\w+)"[^>]*>\s*<div class="plot-container', dom))
+def _drawn(rows: list[dict[str, Any]], baseline: str | None = None) -> set[str]:
+    """Return the names of figures, without the numbers of sheets, contenders and layers."""
+    figures = report_of(sheets_of(rows, baseline) if baseline else sheets_of(rows)).figures()
+    return {re.sub(r"(-\d+)+$", "", name) for name in figures}
 
 
 SCRIPT = """
-const seen = (name) => document.querySelectorAll(`#plot-${name} g.trace`).length;
-const change = (id, value) => {
-  document.getElementById(id).value = value;
-  document.getElementById(id).dispatchEvent(new Event("change"));
+const seen = (name) => [...document.querySelectorAll(`[id^="plot-${name}-"] g.series`)]
+  .filter((line) => !line.closest("[hidden]")).length;
+const box = (key, value) => `input[data-key=${key}][value="${value}"]`;
+const pick = (key, value) => document.querySelector(box(key, value)).click();
+const change = (key, value) => {
+  const control = document.querySelector(`select[data-key=${key}]`);
+  control.value = value;
+  control.dispatchEvent(new Event("change"));
 };
 const marks = {first: [seen("by_steps"), seen("load_cv"), seen("by_place")]};
-document.getElementById("seeds").click();
+pick("seed", "single");
 marks.seeds = [seen("by_steps"), seen("load_cv")];
-document.querySelector("[data-group='2']").click();
-const shown = (name) => getComputedStyle(document.getElementById(`plot-${name}`)).display;
-marks.hidden = [seen("by_steps"), shown("by_place")];
+pick("group", 2);
+marks.hidden = [seen("by_steps"), seen("by_place")];
 change("layer", "1");
 marks.layer = seen("load_cv");
 change("sheet", "1");
 marks.sheet = seen("by_steps");
 change("contender", "2");
-marks.ticks = [...document.querySelectorAll("#plot-experts .xtick")].map((t) => t.textContent);
-document.getElementById("nobody").click();
-marks.nobody = shown("by_steps");
+const maps = [...document.querySelectorAll("[id^=plot-experts]")]
+  .filter((one) => !one.closest("[hidden]"));
+marks.maps = maps.map((one) => one.id);
 document.body.dataset.marks = JSON.stringify(marks);
 """
 
 
 def test_controls_choose_what_is_drawn(told: Told, browse: Browse, tmp_path: Path) -> None:
+    rows = _rows(told)
+    assert _drawn(rows, "top-k") == ALWAYS | {"by_place", "by_position"}
+    source = page_of(report_of(sheets_of(rows, "top-k")))
+    assert len(source) < 1_500_000 and "<script>alert(1)" not in source
     page = tmp_path / "page.html"
-    source = render(sheets_of(_rows(told), "top-k"))
-    page.write_text(source, "utf-8")
-    assert _drawn(browse(page, "--dump-dom")) == ALWAYS | {"by_place", "by_position"}
     changed = POLICY.sub("", source).replace("</body>", f"<script>{SCRIPT}</script></body>")
     page.write_text(changed, "utf-8")
     (marks,) = re.findall(r'data-marks="([^"]*)"', browse(page, "--dump-dom"))
     assert json.loads(html.unescape(marks)) == {
         "first": [3, 2, 1],
         "seeds": [9, 6],  # the mean and two seeds each
-        "hidden": [6, "none"],
+        "hidden": [6, 0],
         "layer": 3,
         "sheet": 6,
-        "ticks": ["space", "<script>alert(1)<\N{HORIZONTAL ELLIPSIS}", "word"],
-        "nobody": "none",
+        "maps": ["plot-experts-1-2-0"],
     }
 
 
-def test_one_contender_of_one_seed(told: Told, browse: Browse, tmp_path: Path) -> None:
-    page = tmp_path / "page.html"
-    source = render(sheets_of([told()]))
-    page.write_text(source, "utf-8")
-    assert _drawn(browse(page, "--dump-dom")) == ALWAYS
-    shown = source.partition('id="data"')[0]
-    assert not any(f'id="{name}"' in shown for name in ("sheet", "seeds", "nobody"))
-    assert "data-group" not in shown
+def test_one_contender_of_one_seed(told: Told) -> None:
+    assert _drawn([told()]) == ALWAYS
+    controls = report_of(sheets_of([told()])).controls()
+    assert not {"sheet", "seed", "group"} & set(controls)
 
 
 def test_a_dense_model_alone(told: Told) -> None:
-    source = render(sheets_of([told("dense", layers=0)]))
-    shown = source.partition('id="data"')[0]
-    assert "plot-by_steps" in shown and "plot-experts" not in shown and "plot-load_cv" not in shown
+    drawn = _drawn([told("dense", layers=0)])
+    assert "by_steps" in drawn and not {"experts", "load_cv"} & drawn
 
 
 def test_of_many_a_few_are_shown_at_first(told: Told) -> None:
     rows = [told(f"router-{i}", 0, 3 + i) for i in range(12)]
-    shown = render(sheets_of(rows, "router-9")).partition('id="data"')[0]
-    found = [int(n) for n in re.findall(r'data-group="(\d+)" checked', shown)]
-    assert found == [0, 1, 2, 3, 4, 5, 6, 9]
+    shown = report_of(sheets_of(rows, "router-9")).controls()["group"]
+    assert [n for n, _ in shown.options if shown.is_chosen(n)] == [0, 1, 2, 3, 4, 5, 6, 9]
 
 
 def test_means_are_over_seeds_point_by_point(told: Told) -> None:
-    (sheet,) = sheets_of([told(seed=0, loss=3.0), told(seed=1, loss=5.0)])
+    sheets = sheets_of([told(seed=0, loss=3.0), told(seed=1, loss=5.0)])
+    named = {drawing.name: drawing for drawing in drawings()}
     for name, xs in (("by_steps", [25, 50, 75, 100]),
                      ("by_operations", [1.5e10 * s for s in (25, 50, 75, 100)])):  # fmt: skip
-        mean = next(t for t in plots([sheet])[name].data if t.meta["seed"] is None)
+        lines = series_of(sheets, 0, named[name])
+        mean = next(line for line in lines if line.when["seed"] == "mean")
         assert list(mean.x) == xs
-        assert list(mean.y) == [float(f"{4 + 1 / s:.5g}") for s in (25, 50, 75, 100)]
+        assert [f"{y:.5g}" for y in mean.y] == [f"{4 + 1 / s:.5g}" for s in (25, 50, 75, 100)]

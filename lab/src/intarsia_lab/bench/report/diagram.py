@@ -1,12 +1,16 @@
 """The critical-difference diagram: average ranks on a line, bars over what does not differ.
 
-Coordinates only; the page draws them as SVG, so that it prints and needs no script.
+Coordinates first, then SVG that prints and needs no script.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from html import escape
+
+from intarsia.reports.looks import MARKS, Look
 
 from .summary import Findings, MethodRow
 
@@ -40,8 +44,8 @@ class Diagram:
 
 def diagram(findings: Findings) -> Diagram | None:
     """None where there is no ranking: fewer than three methods, or two shared tasks."""
-    found = findings.ranking
-    if found is None:
+    ranking = findings.ranking
+    if ranking is None:
         return None
     rows = [(row.rank, i, row) for i, row in enumerate(findings.rows) if row.rank is not None]
     rows.sort(key=lambda entry: entry[:2])
@@ -55,7 +59,7 @@ def diagram(findings: Findings) -> Diagram | None:
     # a bar reaches a little beyond its ends, so that it is seen where two ranks are equal
     bars = tuple(
         (place(ordered[first]) - 4, place(ordered[final]) + 4, AXIS + BAR * (i + 1))
-        for i, (first, final) in enumerate(found.cliques)
+        for i, (first, final) in enumerate(ranking.cliques)
     )
     top = AXIS + BAR * len(bars) + FIRST
     half = math.ceil(last / 2)
@@ -64,7 +68,7 @@ def diagram(findings: Findings) -> Diagram | None:
     )
     ticks = tuple((place(rank), rank) for rank in range(1, last + 1))
     height = top + STEP * (half - 1) + 14
-    return Diagram(height, ticks, marks, bars, found.critical, found.critical * scale)
+    return Diagram(height, ticks, marks, bars, ranking.critical, ranking.critical * scale)
 
 
 def _mark(n: int, half: int, last: int, top: float, x: float, number: int, row: MethodRow) -> Mark:
@@ -73,3 +77,37 @@ def _mark(n: int, half: int, last: int, top: float, x: float, number: int, row: 
     y = top + STEP * (n if left else last - 1 - n)
     assert row.rank is not None
     return Mark(x, y, left, row.method.label, row.rank, number)
+
+
+def drawing(ranks: Diagram, looks: Sequence[Look]) -> str:
+    """Return a diagram as SVG.  looks: of the rows of its findings."""
+    start, end = ranks.ticks[0][0], ranks.ticks[-1][0]
+    size = f'viewBox="0 0 {WIDTH:g} {ranks.height:g}" width="{WIDTH:g}" height="{ranks.height:g}"'
+    ticks = "".join(f"M{x:.1f} 52v-6" for x, _ in ranks.ticks)
+    parts = [
+        f'<svg class="ranks" {size} role="img" aria-label="Critical-difference diagram">',
+        f'<path class="critical" d="M{start} 10v8M{start} 14h{ranks.span:.1f}m0-4v8"/>',
+        f'<text class="soft" x="{start + ranks.span + 8:.1f}" y="18">critical difference '
+        f"{ranks.critical:.2f}</text>",
+        f'<path class="axis" d="M{start} 52H{end:.1f}{ticks}"/>',
+    ]
+    for x, rank in ranks.ticks:
+        parts.append(f'<text class="soft" x="{x:.1f}" y="40" text-anchor="middle">{rank}</text>')
+    for mark in ranks.marks:
+        parts += _drawn_mark(mark, looks[mark.row])
+    parts += [f'<path class="bar" d="M{x:.1f} {y:g}H{to:.1f}"/>' for x, to, y in ranks.bars]
+    return "".join([*parts, "</svg>"])
+
+
+def _drawn_mark(mark: Mark, look: Look) -> tuple[str, str, str]:
+    """Draw the line from a rank to its label, the mark and the label."""
+    side = 182.0 if mark.left else WIDTH - 182
+    words = [mark.label, f"{mark.rank:.2f}"]
+    text = escape("  ".join(words if mark.left else words[::-1]))
+    anchor, x = ("end", side - 6) if mark.left else ("start", side + 6)
+    return (
+        f'<path class="lead" d="M{mark.x:.1f} 52V{mark.y:g}H{side:g}"/>',
+        f'<path class="c{look.color}" fill="currentColor" d="{MARKS[look.symbol]}" '
+        f'transform="translate({mark.x - 6:.1f} 46) scale(.75)"/>',
+        f'<text x="{x:g}" y="{mark.y + 4:g}" text-anchor="{anchor}">{text}</text>',
+    )

@@ -1,149 +1,188 @@
-"""The benchmark's interactive plots: accuracy against cost, and tasks by methods."""
+"""The benchmark's figures: accuracy against cost, and tasks by methods."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from intarsia.results import numbers, plots, statistics
-from intarsia.results.sheet import Spread
+from intarsia.reports import charts, heat_maps, numbers, statistics
+from intarsia.reports.looks import Look, looks_of, short
+from intarsia.reports.report import Figure, Panels
+from intarsia.reports.sheet import Spread
 
 from .records import MethodName, RunResult, TaskName
 from .sheets import SuiteSheet
 from .summary import Findings, Means, MethodRow
 from .tables import mean_of
 
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
-
 LONGEST = 28  # letters of a task on an axis
+WITHIN = 0.9  # of the differences have a colour of their own; one outlier does not bleach them
 Shown = Mapping[str, Any]  # what a click tells of a run
 
 
-def looks(findings: Findings) -> list[plots.Look]:
-    """One for each row: grey for the baseline."""
+def looks(findings: Findings) -> list[Look]:
+    """Return a look for each row: grey for the baseline."""
     methods = [row.method for row in findings.rows]
     base = findings.baseline
-    return plots.looks_of(len(methods), methods.index(base) if base else None)
+    return looks_of(len(methods), methods.index(base) if base else None)
 
 
-def by_cost(findings: Findings, cost: str) -> Figure | None:
-    """Accuracy over the shared tasks against "trained" (with head) or "seconds"; both means.
+def by_cost(findings: Findings, number: int, cost: str) -> Figure | None:
+    """Draw accuracy over the shared tasks against "trained" (with head) or "seconds"."""
+    points = points_of(findings, number, cost)
+    if not points:
+        return None
+    against = "training time" if cost == "seconds" else "trained parameters"
+    label = f"Accuracy against {against}; the numbers are in the table of results"
+    drawing = charts.by_cost(points, "Accuracy", seconds=cost == "seconds", label=label)
+    name = "time" if cost == "seconds" else "parameters"
+    return Figure(f"{name}-{number}", label, drawing, f"Against {against}")
 
-    A trace's meta says which mean it shows: "group" or "task".
-    """
+
+def points_of(findings: Findings, number: int, cost: str) -> list[charts.Points]:
+    """Return the points of each method for both means; none where fewer than two have a cost."""
     rows = [(i, row) for i, row in enumerate(findings.rows) if row.shared and row.costs]
     if len(rows) < 2:
-        return None
-    draw = plots.against_seconds if cost == "seconds" else plots.against_parameters
-    dressed = looks(findings)
-    traces: list[Any] = []
-    figure = None
-    for mean in ("group", "task"):
-        figure = draw([_points(findings, row, dressed[i], cost, mean) for i, row in rows])
-        for trace in cast(Iterable[Any], figure.data):
-            trace.meta = {"group": rows[trace.meta["group"]][0], "mean": mean}
-            traces.append(trace)
-    assert figure is not None
-    whole = plots.figure_of(traces)
-    whole.layout = figure.layout
-    return whole
+        return []
+    shapes = looks(findings)
+    return [
+        _points(findings, row, shapes[i], cost, {f"group-{number}": i, f"mean-{number}": mean})
+        for mean in ("group", "task")
+        for i, row in rows
+    ]
 
 
 def _points(
-    findings: Findings, row: MethodRow, look: plots.Look, cost: str, mean: str
-) -> plots.Points:
+    findings: Findings, row: MethodRow, look: Look, cost: str, when: dict[str, str | int]
+) -> charts.Points:
+    *_, mean = when.values()
     sheet, number = findings.sheet, findings.sheet.arms.index(row.method)
     shared, begun = sheet.shared, sheet.begun[number]
     accuracy = sheet.accuracy[number, shared][:, begun]
     tasks = [task.group for task, kept in zip(sheet.tasks, shared, strict=True) if kept]
     weight = statistics.weights(tasks) if mean == "group" else np.full(len(tasks), 1 / len(tasks))
     costs = sheet.values(cost)[number, shared][:, begun].mean(0)
-    spread: Spread = getattr(row.shared, mean)
-    return plots.Points(
+    spread: Spread = getattr(row.shared, str(mean))
+    return charts.Points(
         label=row.method.label,
         look=look,
         x=costs.tolist(),
         y=(accuracy * weight[:, None]).sum(0).tolist(),
         names=[f"seed {seed}" for seed, kept in zip(sheet.seeds, begun, strict=True) if kept],
         spread=spread,
+        when=when,
     )
-
-
-def heat(findings: Findings, show: Callable[[RunResult], Shown]) -> Figure:
-    """Means of groups and suite, and each task, by method: two traces, of differences and shares.
-
-    A trace's meta tells its mode; the first one's has, for every cell, what a click shows of each
-    of its runs.
-    """
-    lines = _lines(findings)
-    methods = [row.method for row in findings.rows]
-    names = [(plots.safe(plots.short(name, LONGEST)), bold) for name, bold, _, _ in lines]
-    ticks = [f"<b>{name}</b>" if bold else name for name, bold in names]
-    shares = np.array(
-        [[np.nan if s is None else s.mean for s in spreads] for _, _, spreads, _ in lines]
-    )
-    runs = [
-        [_runs(findings.sheet, m, task, show) for m in methods] if task else [[]] * len(methods)
-        for _, _, _, task in lines
-    ]
-    about = {
-        "ticks": ticks,
-        "names": [name for name, _, _, _ in lines],
-        "methods": [plots.safe(plots.short(m.label)) for m in methods],
-        "labels": [m.label for m in methods],
-    }
-    filled = [[bool(cell) for cell in row] for row in runs]
-    traces = [_heat(shares, "shares", about, filled)]
-    if findings.baseline is not None:
-        base = shares[:, methods.index(findings.baseline)][:, None]
-        traces.insert(0, _heat(shares - base, "differences", about, filled, shares))
-    traces[0].meta = {**traces[0].meta, "runs": runs}
-    figure = plots.figure_of(traces)
-    figure.update_xaxes(automargin=False, side="top", tickangle=-40)
-    figure.update_yaxes(automargin=False, autorange="reversed")
-    figure.update_layout(hovermode="closest")
-    # a cell without a number has no place for text of its own
-    figure.update_layout(
-        annotations=[
-            {
-                "x": j,
-                "y": i,
-                "text": "failed"
-                if any(run["text"].startswith("failed") for run in cell)
-                else "part",
-                "showarrow": False,
-                "captureevents": False,
-            }
-            for i, row in enumerate(runs)
-            for j, cell in enumerate(row)
-            if cell and np.isnan(shares[i, j])
-        ]
-    )
-    return figure
 
 
 Line = tuple[str, bool, list[Spread | None], TaskName | None]
+
+
+def heat(
+    findings: Findings, number: int, show: Callable[[RunResult], Shown]
+) -> tuple[list[Figure], Panels]:
+    """Draw means of groups and suite, and each task, by method: differences, and shares.
+
+    The panels have, for every task and method, what a click shows of each of its runs.
+    """
+    rows = _lines(findings)
+    methods = [row.method for row in findings.rows]
+    shares = np.array(
+        [[np.nan if s is None else s.mean for s in spreads] for _, _, spreads, _ in rows]
+    )
+    panels: list[tuple[str, tuple[Shown, ...]]] = []
+    places: dict[tuple[int, int], int] = {}
+    for i, (name, _, _, task) in enumerate(rows):
+        for j, method in enumerate(methods):
+            runs = _runs(findings.sheet, method, task, show) if task else ()
+            if runs:
+                places[i, j] = len(panels)
+                panels.append((f"{method.label} on {name}", runs))
+    figures: list[Figure] = []
+    modes = ("differences", "shares") if findings.baseline is not None else ("shares",)
+    for mode in modes:
+        cells = _cells(findings, rows, shares, mode, places, panels)
+        label = "Tasks by methods; the numbers are in the table below"
+        caption = (
+            "Means over seeds; in bold means over tasks. Empty: not run with all seeds. A click on "
+            "a task shows its runs."
+        )
+        when: dict[str, str | int] = {f"mode-{number}": mode} if len(modes) > 1 else {}
+        drawing = heat_maps.heat(cells, label, width=1080)
+        figures.append(Figure(f"heat-{number}-{mode}", label, drawing, caption=caption, when=when))
+    hint = "Click on a task of the map to see its runs."
+    return figures, Panels(f"heat-{number}", hint, tuple(panels))
+
+
+def _cells(
+    findings: Findings,
+    rows: Sequence[Line],
+    shares: np.ndarray,
+    mode: str,
+    places: Mapping[tuple[int, int], int],
+    panels: Sequence[tuple[str, tuple[Shown, ...]]],
+) -> heat_maps.HeatMap:
+    """Return the map of one mode; an incomplete task says in its cell why it has no number."""
+    methods = [row.method for row in findings.rows]
+    points = 100 * shares
+    if mode == "differences":
+        points = points - points[:, [methods.index(findings.baseline)]]  # type: ignore[arg-type]
+
+    def text_of(i: int, j: int) -> str:
+        if not np.isnan(points[i, j]):
+            value = float(points[i, j])
+            return numbers.signed(value) if mode == "differences" else f"{value:.1f}"
+        runs = panels[places[i, j]][1] if (i, j) in places else ()
+        failed = any("failed" in str(run["text"]) for run in runs)
+        return "failed" if failed else "part" if runs else ""
+
+    def hover_of(i: int, j: int) -> str:
+        head = f"{rows[i][0]}, {methods[j].label}: "
+        if np.isnan(shares[i, j]):
+            return head + "not complete"
+        text = head + numbers.percent(float(shares[i, j]), 2)
+        if mode == "differences" and not np.isnan(points[i, j]):
+            text += f", {numbers.signed(float(points[i, j]), 2)} points to the baseline"
+        return text + ("; click for its runs" if (i, j) in places else "")
+
+    finite = points[~np.isnan(points)]
+    low = float(finite.min()) if finite.size else 0.0
+    sizes = np.sort(np.abs(finite[finite != 0]))
+    top = max(0.1, float(sizes[int(WITHIN * (len(sizes) - 1))]) if sizes.size else 0.1)
+    if mode == "shares":  # the lowest share is the lightest
+        top = max(0.1, float(finite.max()) - low) if finite.size else 1.0
+    shift = low if mode == "shares" else 0.0
+    across, down = range(len(methods)), range(len(rows))
+    return heat_maps.HeatMap(
+        [[None if np.isnan(v) else float(v) - shift for v in row] for row in points],
+        [short(name, LONGEST) for name, _, _, _ in rows],
+        [short(method.label) for method in methods],
+        top,
+        [[hover_of(i, j) for j in across] for i in down],
+        [[text_of(i, j) for j in across] for i in down],
+        diverging=mode == "differences",
+        panel=places,
+        strong=frozenset(i for i, row in enumerate(rows) if row[1]),
+    )
 
 
 def _lines(findings: Findings) -> list[Line]:
     """Rows of the map: name, whether a mean, a spread for each method, and its task, if any."""
     sheet, rows = findings.sheet, findings.rows
 
-    found: list[Line] = [
+    lines: list[Line] = [
         (name, True, [_part(row.whole, kind) for row in rows], None)
         for name, kind in (("Group mean", "group"), ("Task mean", "task"))
     ]
     for name, inside in sheet.groups().items():
         tasks = [task for task, kept in zip(sheet.tasks, inside, strict=True) if kept]
         if 1 < len(tasks) < len(sheet.tasks):
-            found.append((name, True, [mean_of(sheet, row.method, inside) for row in rows], None))
+            lines.append((name, True, [mean_of(sheet, row.method, inside) for row in rows], None))
         for task in tasks:
             own = [mean_of(sheet, row.method, _only(sheet, task)) for row in rows]
-            found.append((task.name, False, own, task))
-    return found
+            lines.append((task.name, False, own, task))
+    return lines
 
 
 def _part(means: Means | None, kind: str) -> Spread | None:
@@ -154,44 +193,9 @@ def _only(sheet: SuiteSheet, task: TaskName) -> np.ndarray:
     return np.array([other == task for other in sheet.tasks])
 
 
-def _heat(
-    values: np.ndarray,
-    mode: str,
-    about: Mapping[str, Any],
-    filled: list[list[bool]],
-    shares: np.ndarray | None = None,
-) -> Any:
-    points = 100 * values
-
-    def shown(value: float) -> str:
-        if np.isnan(value):
-            return ""
-        return numbers.signed(value) if mode == "differences" else f"{value:.1f}"
-
-    def told(i: int, j: int) -> str:
-        name, method = plots.safe(about["names"][i]), plots.safe(about["labels"][j])
-        share = values[i, j] if shares is None else shares[i, j]
-        if np.isnan(share):
-            return f"{name}<br>{method}<br>not complete"
-        text = f"{name}<br>{method}<br>{numbers.percent(float(share), 2)}"
-        if mode == "differences" and not np.isnan(values[i, j]):
-            text += f", {numbers.signed(float(points[i, j]), 2)} points to the baseline"
-        return text + ("<br>click for its runs" if filled[i][j] else "")
-
-    rows, columns = values.shape
-    return plots.heat(
-        [[None if np.isnan(v) else float(v) for v in row] for row in points],
-        {"mode": mode, **about},
-        text=[[shown(float(v)) for v in row] for row in points],
-        customdata=[[told(i, j) for j in range(columns)] for i in range(rows)],
-        hoverongaps=True,
-        **plots.TOLD,
-    )
-
-
 def _runs(
     sheet: SuiteSheet, method: MethodName, task: TaskName, show: Callable[[RunResult], Shown]
-) -> list[Shown]:
-    """What to show of each run of a cell."""
-    found = (sheet.results.get((method, task, seed)) for seed in sheet.seeds)
-    return [show(result) for result in found if result is not None]
+) -> tuple[Shown, ...]:
+    """Return what to show of each run of a task and method."""
+    results = (sheet.results.get((method, task, seed)) for seed in sheet.seeds)
+    return tuple(show(result) for result in results if result is not None)

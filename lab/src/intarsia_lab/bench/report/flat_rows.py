@@ -10,7 +10,7 @@ from typing import Any
 
 from intarsia.core.errors import MissingExtra
 from intarsia.core.files import write_text
-from intarsia.results.table import csv_text
+from intarsia.reports.table import csv_text
 
 from .records import Done, RunResult
 

@@ -1,4 +1,4 @@
-"""The benchmark's page: one HTML file that needs nothing else, in the look of the run report."""
+"""The benchmark's report."""
 
 from __future__ import annotations
 
@@ -6,60 +6,59 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from intarsia.results import frame, numbers
-from intarsia.results.wording import capital, first_line, joined
+from intarsia.reports import numbers
+from intarsia.reports.report import (
+    Block,
+    Container,
+    Control,
+    Figure,
+    Listing,
+    Note,
+    Report,
+    Section,
+    present,
+)
+from intarsia.reports.table import Entry, Table, plain
+from intarsia.reports.wording import capital, first_line, joined
 
 from . import figures
-from .diagram import WIDTH, diagram
+from .diagram import diagram, drawing
 from .records import Failed, RunResult
 from .sentences import heading, notes, sentences
 from .summary import Findings, Summary
 from .tables import difference_table, results_table, tasks_table
 
 
-def render(
+def report_of(
     summary: Summary, show: Callable[[RunResult], Mapping[str, Any]], cut: Sequence[str] = ()
-) -> str:
-    """The page as text.
+) -> Report:
+    """Return the report of a benchmark.
 
     show: what a click on the map tells of a run.  cut: what was left out or changed, a sentence
     each.
-    Raises: MissingExtra without plotly or jinja2.
     """
-    plots = frame.drawn(
-        {
-            f"{kind}-{i}": figure
-            for i, found in enumerate(summary.findings)
-            for kind, figure in _plots(found, show).items()
-        }
+    several = len(summary.findings) > 1
+    sections = [
+        section
+        for i, findings in enumerate(summary.findings)
+        for section in _sections(i, findings, several, show)
+    ]
+    if summary.failed:
+        sections.append(Section("Failed runs", (_failures(summary),), "failed"))
+    if cut:
+        sections.append(Section("Cut or changed", (Listing(tuple(cut)),), "cut"))
+    return Report(
+        _heading(summary),
+        tuple(_lead(summary)),
+        tuple(sections),
+        tuple(_notices(summary, cut)),
+        "intarsia benchmark",
     )
-    colors = [[look.color for look in figures.looks(found)] for found in summary.findings]
-    return frame.render(
-        "suite",
-        plots,
-        colors,
-        _lead(summary),
-        eyebrow="intarsia benchmark",
-        heading=_heading(summary),
-        notices=_notices(summary, cut),
-        sheets=[_sheet(i, found, plots, summary) for i, found in enumerate(summary.findings)],
-        failed=[_failure(result) for result in summary.failed],
-        cut=list(cut),
-        width=WIDTH,
-    )
-
-
-def _plots(findings: Findings, show: Any) -> dict[str, Any]:
-    return {
-        "parameters": figures.by_cost(findings, "trained"),
-        "time": figures.by_cost(findings, "seconds"),
-        "heat": figures.heat(findings, show),
-    }
 
 
 def _heading(summary: Summary) -> str:
-    suites = list(dict.fromkeys(found.sheet.title.suite for found in summary.findings))
-    methods = {method.name for found in summary.findings for method in found.sheet.arms}
+    suites = list(dict.fromkeys(findings.sheet.title.suite for findings in summary.findings))
+    methods = {method.name for findings in summary.findings for method in findings.sheet.arms}
     return f"{capital(numbers.plural(len(methods), 'method'))} on {joined(suites)}"
 
 
@@ -67,7 +66,7 @@ def _lead(summary: Summary) -> list[str]:
     """In words: of a single sheet all, of several how many there are."""
     if len(summary.findings) == 1:
         return sentences(summary.findings[0])
-    named = joined([heading(found) for found in summary.findings])
+    named = joined([heading(findings) for findings in summary.findings])
     return [
         f"{len(summary.findings)} combinations of suite, backbone and protocol: {named}.",
         "Each stands for itself: no result of one is read in another.",
@@ -76,45 +75,91 @@ def _lead(summary: Summary) -> list[str]:
 
 def _notices(summary: Summary, cut: Sequence[str]) -> list[str]:
     failed = len(summary.failed)
-    found = [f"{numbers.plural(failed, 'cell')} failed; the errors are below."] if failed else []
-    found += [f"It was cut or changed in {numbers.plural(len(cut), 'way')}."] if cut else []
+    notices = [f"{numbers.plural(failed, 'run')} failed; the errors are below."] if failed else []
+    notices += [f"It was cut or changed in {numbers.plural(len(cut), 'way')}."] if cut else []
     # several sheets have their notes below their own tables
-    return found + notes(summary.findings[0]) if len(summary.findings) == 1 else found
+    return notices + notes(summary.findings[0]) if len(summary.findings) == 1 else notices
 
 
-def _sheet(i: int, findings: Findings, plots: dict[str, Any], summary: Summary) -> dict[str, Any]:
-    """What the template asks of a sheet."""
-    titled = len(summary.findings) > 1
-    rows, looks = findings.rows, figures.looks(findings)
-    base = findings.baseline
-    results, against = results_table(findings), difference_table(findings)
-    others = [look for look, row in zip(looks, rows, strict=True) if row.method != base]
-    return {
-        "number": i,
-        "title": heading(findings) if titled else "",
-        "sentences": sentences(findings) if titled else [],
-        "labels": [row.method.label for row in rows],
-        "looks": looks,
-        "others": others,
-        "results": results if titled else replace(results, notes=()),
-        "difference": against,
-        "tasks": tasks_table(findings),
-        "diagram": diagram(findings),
-        "baseline": base.label if base else None,
-        "plots": [kind for kind in ("parameters", "time", "heat") if f"{kind}-{i}" in plots],
-        "shared": int(findings.sheet.shared.sum()) if findings.ragged else None,
-        "seeds": bool(findings.sheet.begun.sum(1).max() > 1),
-    }
+def _sections(
+    i: int, findings: Findings, several: bool, show: Callable[[RunResult], Mapping[str, Any]]
+) -> list[Section]:
+    """Return the sections of a sheet.  several: there are others, so that each has a title."""
+    tail = f": {heading(findings)}" if several else ""
+    looks = tuple(figures.looks(findings))
+    table = results_table(findings)
+    lines = [Note(text, "") for text in sentences(findings)] if several else []
+    table = replace(table, looks=looks, notes=table.notes if several else ())
+    sections = [
+        Section(f"Results{tail}", (*lines, table)),
+        *_costs(i, findings, tail),
+        *_against(i, findings, tail),
+    ]
+    maps, panels = figures.heat(findings, i, show)
+    modes = None
+    if (base := findings.baseline) is not None:
+        options = (
+            ("differences", f"difference to {base.label}, points"),
+            ("shares", "accuracy, %"),
+        )
+        modes = Control(f"mode-{i}", "Numbers in the map", options, "radio")
+    tasks = replace(tasks_table(findings), fold="Accuracy by task, as a table")
+    sections.append(Section(f"Tasks{tail}", present(modes, *maps, panels, tasks)))
+    return sections
 
 
-def _failure(result: RunResult) -> dict[str, Any]:
+def _costs(i: int, findings: Findings, tail: str) -> list[Section]:
+    """Draw accuracy against both costs, where two methods have any."""
+    parameters, time = (figures.by_cost(findings, i, cost) for cost in ("trained", "seconds"))
+    if parameters is None or time is None:
+        return []
+    labels = tuple((n, row.method.label) for n, row in enumerate(findings.rows))
+    looks = tuple(figures.looks(findings))
+    control = Control(f"group-{i}", "Methods shown", labels, "checkbox", looks=looks)
+    means = (("group", "group mean"), ("task", "task mean"))
+    text = "Up and to the left is better."
+    if findings.sheet.begun.sum(1).max() > 1:
+        text += " Large marks are means with their spread, small ones single seeds."
+    if findings.ragged:
+        shared = numbers.plural(int(findings.sheet.shared.sum()), "task")
+        text += f" Over the {shared} that all methods share."
+    mean, pair = Control(f"mean-{i}", "Mean", means, "radio"), (parameters, time)
+    blocks = (control, mean, Note(text), Container(pair, kind="pair"))
+    return [Section(f"Accuracy and cost{tail}", blocks)]
+
+
+def _against(i: int, findings: Findings, tail: str) -> list[Section]:
+    """Return the differences to the baseline and the ranks, whichever there are."""
+    table, ranks, base = difference_table(findings), diagram(findings), findings.baseline
+    looks = figures.looks(findings)
+    blocks: list[Block] = []
+    if table is not None:
+        rows = zip(looks, findings.rows, strict=True)
+        blocks.append(replace(table, looks=tuple(look for look, row in rows if row.method != base)))
+    if ranks is not None:
+        caption = "A bar joins methods whose average ranks differ by less than the critical "
+        caption += "difference (Nemenyi, 0.05); 1 = best."
+        alt = "Critical-difference diagram; the ranks are in the tables"
+        title = "Average ranks over tasks."
+        blocks.append(Figure(f"ranks-{i}", alt, drawing(ranks, looks), title, caption))
+    title = f"Against {base.label}" if table is not None and base else "Ranks"
+    return [Section(title + tail, tuple(blocks))] if blocks else []
+
+
+def _failures(summary: Summary) -> Table:
+    """Return a row for each run that failed, with the first line of its error."""
+    rows = [_failure(result) for result in summary.failed]
+    return plain("", ["Method", "Task", "Seed", "Protocol, backbone", "Error"], rows, words=5)
+
+
+def _failure(result: RunResult) -> list[object]:
     error = result.outcome.error if isinstance(result.outcome, Failed) else ""
+    line = first_line(error)
     setup = result.setup
-    return {
-        "method": result.method.label,
-        "task": f"{result.task.suite}/{result.task.name}",
-        "seed": result.seed,
-        "setup": f"{setup.protocol}, {setup.model}",
-        "line": first_line(error),
-        "whole": error if error.strip() != first_line(error) else "",
-    }
+    return [
+        result.method.label,
+        f"{result.task.suite}/{result.task.name}",
+        result.seed,
+        f"{setup.protocol}, {setup.model}",
+        Entry(line, hidden=error if error.strip() != line else ""),
+    ]

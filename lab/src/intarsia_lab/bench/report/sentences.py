@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from intarsia.results import numbers, statistics
-from intarsia.results.wording import capital, joined
+from intarsia.reports import numbers, statistics
+from intarsia.reports.wording import capital, joined
 
 from .sheets import SuiteSheet, epochs_of, gaps
 from .summary import Findings, MethodRow, trials_of

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 
 from intarsia.core.errors import DataError, UnknownName
-from intarsia.results.runs.items import RunItems, interval_of
-from intarsia.results.runs.reading import read_items
-from intarsia.results.sheet import Differences, Sheet
-from intarsia.results.statistics import PairedInterval
-from intarsia.results.wording import first_line
+from intarsia.reports.runs.items import RunItems, interval_of
+from intarsia.reports.runs.reading import read_items
+from intarsia.reports.sheet import Differences, Sheet
+from intarsia.reports.statistics import PairedInterval
+from intarsia.reports.wording import first_line
 
 from .records import Done, Failed, MethodName, RunResult, TaskName
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from intarsia.results import statistics
-from intarsia.results.sheet import Differences, Spread, suite_mean
+from intarsia.reports import statistics
+from intarsia.reports.sheet import Differences, Spread, suite_mean
 
 from .records import Done, MethodName, RunResult, only
 from .sheets import SuiteSheet, find, sheets

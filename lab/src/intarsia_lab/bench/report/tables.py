@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from intarsia.results import numbers, statistics
-from intarsia.results.sheet import Spread, suite_mean
-from intarsia.results.table import Column, Entry, Table
+from intarsia.reports import numbers, statistics
+from intarsia.reports.sheet import Spread, suite_mean
+from intarsia.reports.table import Column, Entry, Table
 
 from .records import Failed, MethodName, TaskName
 from .sentences import heading, notes, over_seeds

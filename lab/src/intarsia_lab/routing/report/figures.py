@@ -1,21 +1,18 @@
-"""The page's plots as plotly figures; a trace's `meta` says what it shows.
-
-meta: sheet and group by number; seed None = the mean over seeds; layer None = the mean over layers,
-where there are layers. Colours are left to the page.
-"""
+"""The figures of a comparison of routers: curves while training, and shares on the test part."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
-from intarsia.results.plots import SYMBOLS, Look, figure_of, heat, looks_of, plotly, safe, short
+from intarsia.reports.charts import Axis, Series, lines
+from intarsia.reports.heat_maps import HeatMap, heat
+from intarsia.reports.looks import Look, looks_of, short
+from intarsia.reports.report import Figure
 
 from .findings import RouterResults, RouterSheet, Row
-
-if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
 
 QUARTERS = ("first", "second", "third", "last")
 FEW = 8  # contenders that are told apart at one glance
@@ -23,45 +20,15 @@ Line = dict[Any, float]
 
 
 def names_of(sheets: Sequence[RouterSheet]) -> list[str]:
-    """Every contender once; its place is its group's number."""
+    """Return every contender once; its place is its group's number."""
     return list(dict.fromkeys(one.name for sheet in sheets for one in sheet.contenders))
 
 
 def looks(sheets: Sequence[RouterSheet]) -> list[Look]:
-    """One for each contender: grey for the baseline."""
+    """Return a look for each contender: grey for the baseline."""
     base = next((sheet.baseline for sheet in sheets if sheet.baseline), None)
     names = names_of(sheets)
     return looks_of(len(names), names.index(base.name) if base else None)
-
-
-def plots(sheets: Sequence[RouterSheet]) -> dict[str, Figure]:
-    """The figures that there are, by name."""
-    found: dict[str, Figure | None] = {
-        "by_steps": _lines(sheets, _curve("step"), "Steps", "Validation loss"),
-        "by_operations": _lines(sheets, _curve("flops"), "Operations", "Validation loss"),
-        "load_cv": _lines(sheets, _course("load_cv"), "Steps", "Load CV"),
-        "gate_entropy": _lines(sheets, _course("gate_entropy"), "Steps", "Nats"),
-        "agreement": _lines(sheets, _agreement, "Layers", "Normalised information"),
-        "specialisation": _lines(sheets, _specialisation, "Layer", "Normalised information"),
-        "by_place": _lines(sheets, _drops("dropped_by_place"), "Quarter of the batch", "Dropped"),
-        "by_position": _lines(
-            sheets, _drops("dropped_by_position"), "Quarter of the row", "Dropped"
-        ),
-        "loss_by_position": _lines(sheets, _positions, "Quarter of the row", "Test loss"),
-        "experts": _maps(sheets),
-    }
-    for name in ("by_place", "by_position"):
-        if (figure := found[name]) is not None:
-            figure.update_yaxes(ticksuffix=" %", rangemode="tozero")
-    for name in ("agreement", "specialisation", "by_place", "by_position", "loss_by_position"):
-        if (figure := found[name]) is not None:
-            figure.update_xaxes(type="category")
-    for name in ("agreement", "specialisation", "load_cv", "gate_entropy"):
-        if (figure := found[name]) is not None:
-            figure.update_yaxes(rangemode="tozero")
-    if (figure := found["by_operations"]) is not None:
-        figure.update_xaxes(tickformat="~s")
-    return {name: figure for name, figure in found.items() if figure is not None}
 
 
 Read = Callable[[Row], dict[int | None, Line]]
@@ -95,8 +62,8 @@ def _agreement(row: Row) -> dict[int | None, Line]:
 
 
 def _specialisation(row: Row) -> dict[int | None, Line]:
-    found = [layer["specialisation"]["normalised"] for layer in row["layers"]]
-    return {None: {f"{i + 1}": v for i, v in enumerate(found)}} if found else {}
+    values = [layer["specialisation"]["normalised"] for layer in row["layers"]]
+    return {None: {f"{i + 1}": v for i, v in enumerate(values)}} if values else {}
 
 
 def _drops(name: str) -> Read:
@@ -114,42 +81,97 @@ def _drops(name: str) -> Read:
 
 
 def _positions(row: Row) -> dict[int | None, Line]:
-    found = row.get("loss_by_position")
-    return {None: dict(zip(QUARTERS, found, strict=True))} if found else {}
+    losses = row.get("loss_by_position")
+    return {None: dict(zip(QUARTERS, losses, strict=True))} if losses else {}
 
 
-def _lines(sheets: Sequence[RouterSheet], read: Read, x: str, y: str) -> Figure | None:
-    names, shapes = names_of(sheets), [SYMBOLS[look.symbol] for look in looks(sheets)]
-    traces: list[Any] = []
-    for number, sheet in enumerate(sheets):
-        for one in sheet.contenders:
-            group = names.index(one.name)
-            for trace in _of(one, read, {"sheet": number, "group": group}):
-                trace.marker.symbol = shapes[group]
-                traces.append(trace)
-    if not traces:
-        return None
-    figure = figure_of(traces)
-    figure.update_xaxes(title_text=x)
-    figure.update_yaxes(title_text=y)
-    figure.update_layout(hovermode="closest")
-    return figure
+class Drawing(NamedTuple):
+    """A figure of lines: what is read of a row, its title, the titles of its axes, and its kind.
+
+    layered: it has a line for each layer.  late: the first quarter of a course, where values fall
+    fast, does not decide the ends of its axis.
+    """
+
+    name: str
+    title: str
+    read: Read
+    x: Axis
+    y: Axis
+    layered: bool = False
+    late: bool = False
 
 
-def _of(one: RouterResults, read: Read, about: dict[str, Any]) -> Iterator[Any]:
-    found = {row["seed"]: read(row) for row in one.rows}
-    lines = {seed: of for seed, of in found.items() if of}
-    if not lines:
+def drawings() -> tuple[Drawing, ...]:
+    """Return the figures of lines: four while training, then five of the test part and of drops."""
+    quarters, dropped = QUARTERS, Axis("Dropped", " %", zero=True)
+    information = Axis("Normalised information", zero=True)
+    loss = Axis("Validation loss")
+    return (
+        Drawing("by_steps", "Loss by steps", _curve("step"), Axis("Steps"), loss, late=True),
+        Drawing("by_operations", "Loss by operations", _curve("flops"), Axis("Operations"), loss,
+                late=True),
+        Drawing("load_cv", "Load CV by steps", _course("load_cv"), Axis("Steps"),
+                Axis("Load CV", zero=True), layered=True),
+        Drawing("gate_entropy", "Gate entropy by steps", _course("gate_entropy"), Axis("Steps"),
+                Axis("Nats", zero=True), layered=True),
+        Drawing("agreement", "Agreement of consecutive layers", _agreement, Axis("Layers"),
+                information),
+        Drawing("specialisation", "Specialisation by layer", _specialisation, Axis("Layer"),
+                information),
+        Drawing("loss_by_position", "Loss by position", _positions,
+                Axis("Quarter of the row", names=quarters), Axis("Test loss")),
+        Drawing("by_place", "Dropped by place in the batch", _drops("dropped_by_place"),
+                Axis("Quarter of the batch", names=quarters), dropped, layered=True),
+        Drawing("by_position", "Dropped by position in the row", _drops("dropped_by_position"),
+                Axis("Quarter of the row", names=quarters), dropped, layered=True),
+    )  # fmt: skip
+
+
+def figures_of(sheets: Sequence[RouterSheet], number: int) -> dict[str, Figure]:
+    """Return the figures of lines that sheet `number` has, by the names of `drawings`."""
+    figures: dict[str, Figure] = {}
+    for drawing in drawings():
+        if series := series_of(sheets, number, drawing):
+            figures[drawing.name] = _drawn(drawing, series, number)
+    return figures
+
+
+def series_of(sheets: Sequence[RouterSheet], number: int, drawing: Drawing) -> list[Series]:
+    """Return the lines of a figure: of each contender the mean over seeds, and each seed."""
+    by_name = dict(zip(names_of(sheets), enumerate(looks(sheets)), strict=True))
+    return [
+        line
+        for contender in sheets[number].contenders
+        for line in _of(contender, drawing, *by_name[contender.name])
+    ]
+
+
+def _drawn(drawing: Drawing, series: Sequence[Series], sheet: int) -> Figure:
+    x, y = drawing.x, drawing.y
+    if drawing.name in ("agreement", "specialisation"):
+        x = replace(x, names=tuple(dict.fromkeys(str(v) for line in series for v in line.x)))
+    if drawing.late:
+        values = [v for line in series for v in list(line.y)[len(line.y) // 4 :]]
+        margin = 0.05 * (max(values) - min(values)) or 0.1
+        y = replace(y, limits=(min(values) - margin, max(values) + margin))
+    label = f"{drawing.title}; the mean is in the table"
+    name, when = f"{drawing.name}-{sheet}", {"sheet": sheet}
+    return Figure(name, label, lines(series, x, y, label), drawing.title, when=when)
+
+
+def _of(contender: RouterResults, drawing: Drawing, group: int, look: Look) -> Iterator[Series]:
+    read = {row["seed"]: drawing.read(row) for row in contender.rows}
+    by_seed = {seed: layers for seed, layers in read.items() if layers}
+    if not by_seed:
         return
-    for layer in next(iter(lines.values())):
-        seeds = {seed: of[layer] for seed, of in lines.items()}
-        yield _trace(_mean(list(seeds.values())), safe(one.name), about | _at(layer, None))
+    for layer in next(iter(by_seed.values())):
+        when: dict[str, str | int] = {"group": group}
+        if drawing.layered:
+            when["layer"] = "mean" if layer is None else layer
+        seeds = {seed: layers[layer] for seed, layers in by_seed.items()}
+        yield _line(_mean(list(seeds.values())), contender.name, look, when | {"seed": "mean"})
         for seed, line in seeds.items() if len(seeds) > 1 else ():
-            yield _trace(line, f"{safe(one.name)}, seed {seed}", about | _at(layer, seed))
-
-
-def _at(layer: int | None, seed: int | None) -> dict[str, int | None]:
-    return {"layer": layer, "seed": seed}
+            yield _line(line, f"{contender.name}, seed {seed}", look, when | {"seed": "single"})
 
 
 def _mean(lines: Sequence[Line]) -> Line:
@@ -162,55 +184,35 @@ def _middle(xs: Sequence[Any]) -> Any:
     return xs[0] if isinstance(xs[0], str) or len(set(xs)) == 1 else fmean(xs)
 
 
-def _trace(line: Line, name: str, about: dict[str, Any]) -> Any:
-    one = about["seed"] is not None
-    return plotly().Scatter(
-        x=list(line),
-        y=[float(f"{value:.5g}") for value in line.values()],
-        name=name,
-        mode="lines" if one else "lines+markers",
-        line={"width": 1 if one else 2},
-        marker={"size": 7},
-        opacity=0.45 if one else 1,
-        hovertemplate="%{y:.4g} at %{x}<extra>%{fullData.name}</extra>",
-        meta=about,
-    )
+def _line(line: Line, name: str, look: Look, when: dict[str, str | int]) -> Series:
+    hover = [f"{y:.4g} at {x if isinstance(x, str) else f'{x:.6g}'}" for x, y in line.items()]
+    faint = when["seed"] == "single"
+    return Series(name, list(line), list(line.values()), look, hover, faint=faint, when=when)
 
 
-def _maps(sheets: Sequence[RouterSheet]) -> Figure | None:
-    """Experts by classes: of the tokens of a class, the share that each expert has first."""
-    names = names_of(sheets)
-    traces = [
-        _heat(layer, one.rows[0], {"sheet": n, "group": names.index(one.name), "layer": i})
+def maps(sheets: Sequence[RouterSheet]) -> list[Figure]:
+    """Draw experts by classes: of a class's tokens, the share that each expert has first."""
+    groups = {name: group for group, name in enumerate(names_of(sheets))}
+    return [
+        _map(layer, one.rows[0], {"sheet": n, "contender": groups[one.name], "depth": i})
         for n, sheet in enumerate(sheets)
         for one in sheet.contenders
         for i, layer in enumerate(one.rows[0]["layers"])
     ]
-    if not traces:
-        return None
-    figure = figure_of(traces)
-    figure.update_xaxes(automargin=False, side="top")
-    figure.update_yaxes(automargin=False, autorange="reversed")
-    figure.update_layout(hovermode="closest")
-    return figure
 
 
-def _heat(layer: Row, row: Row, about: dict[str, Any]) -> Any:
+def _map(layer: Row, row: Row, when: dict[str, str | int]) -> Figure:
     counts: list[list[int]] = layer["table"]
     if not sum(counts[-1]):  # no token is without an expert
         counts = counts[:-1]
-    kept = [j for j in range(len(row["classes"])) if any(line[j] for line in counts)]
-    total = {j: sum(line[j] for line in counts) for j in kept}
-    shares = [[round(100 * line[j] / total[j], 1) for j in kept] for line in counts]
-    ticks = [safe(short(row["classes"][j])) for j in kept]
-    experts = [str(i + 1) for i in range(layer["experts"])]
-    rows = [*experts, "none"][: len(counts)]
-    return heat(
-        shares,
-        about | {"seed": None, "ticks": ticks, "rows": rows},
-        zmin=0,
-        zmax=100,
-        texttemplate="%{z:.0f}",
-        text=[[f"{line[j]:,} of {total[j]:,}" for j in kept] for line in counts],
-        hovertemplate="%{z} %, %{text}<extra></extra>",
-    )
+    places = [j for j in range(len(row["classes"])) if any(line[j] for line in counts)]
+    total = {j: sum(line[j] for line in counts) for j in places}
+    shares = [[100 * line[j] / total[j] for j in places] for line in counts]
+    columns = [short(row["classes"][j]) for j in places]
+    rows = [*(str(i + 1) for i in range(layer["experts"])), "none"][: len(counts)]
+    hover = [[f"{line[j]:,} of {total[j]:,}" for j in places] for line in counts]
+    text = [[f"{share:.0f}" for share in line] for line in shares]
+    cells = HeatMap(shares, rows, columns, 100.0, hover, text, y="Expert")
+    label = "Experts by classes; how much they know of each other is in the table"
+    name = "experts-" + "-".join(map(str, when.values()))
+    return Figure(name, label, heat(cells, label, width=720), when=when)

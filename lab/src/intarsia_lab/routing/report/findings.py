@@ -8,7 +8,7 @@ from statistics import fmean
 from typing import Any
 
 from intarsia.core.errors import DataError, UnknownName
-from intarsia.results.sheet import BySeed, Differences
+from intarsia.reports.sheet import BySeed, Differences
 
 Row = Mapping[str, Any]
 """A result of `cells`."""

@@ -1,38 +1,50 @@
-"""The page of a comparison of routers: one HTML file that needs nothing else."""
+"""The report of a comparison of routers."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
-from intarsia.results import frame, numbers
-from intarsia.results.wording import joined
+from intarsia.reports import numbers
+from intarsia.reports.report import (
+    Block,
+    Container,
+    Control,
+    Figure,
+    Note,
+    Report,
+    Section,
+    present,
+)
+from intarsia.reports.table import Table, plain
+from intarsia.reports.wording import joined
 
 from . import figures
 from .findings import RouterSheet, mean_loss, tidy
 from .tables import notes, sentence, table_of
 
+TRAINING = ("by_steps", "by_operations", "load_cv", "gate_entropy")
+TEST = ("agreement", "specialisation", "loss_by_position")
+DROPS = ("by_place", "by_position")
 
-def render(sheets: Sequence[RouterSheet]) -> str:
-    """The page as text.  Raises: MissingExtra without plotly or jinja2."""
-    found = frame.drawn(figures.plots(sheets))
-    looks, names = figures.looks(sheets), figures.names_of(sheets)
-    return frame.render(
-        "routers",
-        found,
-        [look.color for look in looks],
-        [sentence(sheet) for sheet in sheets],
-        eyebrow="intarsia routers",
-        heading=_heading(sheets),
-        notices=list(dict.fromkeys(note for sheet in sheets for note in notes(sheet))),
-        sheets=[_sheet(sheet, names, looks) for sheet in sheets],
-        contenders=list(zip(names, looks, _shown(sheets, names), strict=True)),
-        routed=_routed(found, names),
-        plots=found,
-        layers=max(len(r["layers"]) for s in sheets for c in s.contenders for r in c.rows),
-        seeds=any(len(one.rows) > 1 for sheet in sheets for one in sheet.contenders),
-        first=sheets[0].seeds[0],
-        cells=tidy(sheets),
+
+def report_of(sheets: Sequence[RouterSheet]) -> Report:
+    """Return the report of some sheets."""
+    drawn = [figures.figures_of(sheets, number) for number in range(len(sheets))]
+    training = (*_controls(sheets), *_pair(drawn, TRAINING))
+    sections = [Section(f"Results: {sheet.title}", (_table(sheet, sheets),)) for sheet in sheets]
+    sections.append(Section("While training", training, "plots"))
+    sections.append(Section("On the test part", _test(drawn), "test"))
+    if experts := _experts(sheets):
+        sections.append(Section("Who has what", experts, "experts"))
+    sections.append(Section("All runs", (_rows(sheets),), "cells"))
+    return Report(
+        _heading(sheets),
+        tuple(sentence(sheet) for sheet in sheets),
+        tuple(sections),
+        tuple(dict.fromkeys(note for sheet in sheets for note in notes(sheet))),
+        "intarsia routers",
     )
 
 
@@ -42,26 +54,107 @@ def _heading(sheets: Sequence[RouterSheet]) -> str:
     return f"{numbers.plural(count, 'contender')} on {joined(data)}"
 
 
-def _sheet(sheet: RouterSheet, names: Sequence[str], looks: Sequence[Any]) -> dict[str, Any]:
-    return {
-        "title": sheet.title,
-        "table": table_of(sheet),
-        "looks": [looks[names.index(one.name)] for one in sheet.contenders],
-    }
+def _table(sheet: RouterSheet, sheets: Sequence[RouterSheet]) -> Table:
+    """Return the table of a sheet with the mark of each contender."""
+    looks, names = figures.looks(sheets), figures.names_of(sheets)
+    marks = tuple(looks[names.index(contender.name)] for contender in sheet.contenders)
+    return dataclasses.replace(table_of(sheet), looks=marks)
+
+
+def _controls(sheets: Sequence[RouterSheet]) -> tuple[Block, ...]:
+    """Return the choices of sheet, contenders, layer and seeds, where there are several."""
+    names, layers = figures.names_of(sheets), _layers(sheets)
+    seeds = any(len(one.rows) > 1 for sheet in sheets for one in sheet.contenders)
+    on = Control("sheet", "On", tuple((i, sheet.title) for i, sheet in enumerate(sheets)))
+    chosen_first = tuple(i for i, kept in enumerate(_shown(sheets, names)) if kept)
+    looks = tuple(figures.looks(sheets))
+    contenders = tuple(enumerate(names))
+    contender = Control("group", "Contenders shown", contenders, "checkbox", chosen_first, looks)
+    depths = (("mean", "mean over layers"), *((i, str(i + 1)) for i in range(layers)))
+    lines = (("mean", "means over seeds"), ("single", "single seeds, as thin lines"))
+    note = "Loss on the validation part; the layer is that of load and entropy, and of drops."
+    return present(
+        on if len(sheets) > 1 else None,
+        contender if len(names) > 1 else None,
+        Control("layer", "Layer", depths) if layers > 1 else None,
+        Control("seed", "Lines", lines, "checkbox", ("mean",)) if seeds else None,
+        Note(note + (" Lines are means over seeds." if seeds else "")),
+    )
+
+
+def _layers(sheets: Sequence[RouterSheet]) -> int:
+    return max(len(r["layers"]) for s in sheets for c in s.contenders for r in c.rows)
+
+
+def _pair(drawn: Sequence[dict[str, Figure]], names: Sequence[str]) -> tuple[Block, ...]:
+    """Return the figures of these names, side by side, sheet by sheet."""
+    figures_present = tuple(figures[name] for figures in drawn for name in names if name in figures)
+    return (Container(figures_present, kind="pair"),) if figures_present else ()
+
+
+def _test(drawn: Sequence[dict[str, Figure]]) -> tuple[Block, ...]:
+    agreement = Note(
+        "Agreement: how much the first experts of two consecutive layers know of each other, "
+        "0 = nothing, 1 = one follows from the other. Specialisation: the same of a token's first "
+        "expert and its class or kind."
+    )
+    dropped = Note(
+        "The share of a token's pairs that a full expert leaves out in training: by where it "
+        "stands in the batch, rows one after another, and by where it stands in its row."
+    )
+    drops = _pair(drawn, DROPS)
+    below = (Container((dropped, *drops), "Dropped pairs"),) if drops else ()
+    return (agreement, *_pair(drawn, TEST), *below)
+
+
+def _experts(sheets: Sequence[RouterSheet]) -> tuple[Block, ...]:
+    """Return the maps of experts by classes, and the choice of one of them."""
+    maps = figures.maps(sheets)
+    if not maps:
+        return ()
+    names = figures.names_of(sheets)
+    groups = sorted({int(figure.when["contender"]) for figure in maps})
+    depths = tuple((i, str(i + 1)) for i in range(_layers(sheets)))
+    note = (
+        "Of the tokens of each class or kind, the share in % whose first expert this is: experts "
+        f"down, classes across. Seed {sheets[0].seeds[0]}."
+    )
+    contender = Control("contender", "Contender", tuple((i, names[i]) for i in groups))
+    return (contender, Control("depth", "Layer", depths), Note(note), *maps)
+
+
+def _rows(sheets: Sequence[RouterSheet]) -> Table:
+    """Return a row for each run."""
+    titles = ["Contender", "Data", "Equal", "Seed", "Steps", "Test loss", "Difference", "Ratio"]
+    rows = [_row(row) for row in tidy(sheets)]
+    titles += ["Accuracy", "Operations", "CPU, s"]
+    fold = f"{numbers.plural(len(rows), 'run')}, as a table"
+    return plain("", titles, rows, words=3, fold=fold)
+
+
+def _row(row: dict[str, Any]) -> list[str]:
+    apart, ratio = row["loss_difference"], row["loss_ratio"]
+    return [
+        row["contender"],
+        row["data"],
+        "operations" if row["budget"] == "flops" else "steps",
+        str(row["seed"]),
+        f"{row['steps']:,}",
+        f"{row['loss']:.4f}",
+        "" if apart is None else f"{apart:+.4f}",
+        "" if ratio is None else f"{ratio:.4f}",
+        f"{row['accuracy']:.4f}",
+        f"{row['operations']:.3e}",
+        f"{row['cpu_seconds']:.0f}",
+    ]
 
 
 def _shown(sheets: Sequence[RouterSheet], names: Sequence[str]) -> list[bool]:
     """Of many, those of lowest loss and the baseline: more lines than that nobody tells apart."""
     if len(names) <= figures.FEW:
         return [True] * len(names)
-    shown = {sheet.baseline.name for sheet in sheets if sheet.baseline}
+    names_shown = {sheet.baseline.name for sheet in sheets if sheet.baseline}
     for sheet in sheets:
         ranked = sorted(sheet.contenders, key=mean_loss)
-        shown |= {one.name for one in ranked[: (figures.FEW - 1) // len(sheets) or 1]}
-    return [name in shown for name in names]
-
-
-def _routed(found: dict[str, Any], names: Sequence[str]) -> list[tuple[int, str]]:
-    """(group, name) of those that have experts."""
-    groups = {trace["meta"]["group"] for trace in found.get("experts", {"data": []})["data"]}
-    return [(i, name) for i, name in enumerate(names) if i in groups]
+        names_shown |= {one.name for one in ranked[: (figures.FEW - 1) // len(sheets) or 1]}
+    return [name in names_shown for name in names]

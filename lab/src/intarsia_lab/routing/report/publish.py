@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.core.files import write_text
-from intarsia.results.table import csv_text, escape, markdown
-from intarsia.results.wording import capital
+from intarsia.reports.markdown import escape, markdown
+from intarsia.reports.page import html
+from intarsia.reports.table import csv_text
+from intarsia.reports.wording import capital
 
 from .findings import RouterSheet, tidy
-from .page import render
+from .page import report_of
 from .tables import sentence, table_of
 
 
@@ -27,11 +29,11 @@ def write(
 
     rows: the results as `cells` gave them, for results.json; results.csv has a flat row for each.
     command: what makes them again, for routers.md.
-    Raises: MissingExtra without plotly or jinja2; TrainingError when a file cannot be written.
+    Raises: TrainingError when a file cannot be written.
     """
     out = Path(out)
     return [
-        write_text(out / "routers.html", render(sheets)),
+        write_text(out / "routers.html", html(report_of(sheets))),
         write_text(out / "routers.md", as_markdown(sheets, command)),
         write_text(out / "results.json", json.dumps(list(rows), indent=1, sort_keys=True) + "\n"),
         write_text(out / "results.csv", csv_text(tidy(sheets))),

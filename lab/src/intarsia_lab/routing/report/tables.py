@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from intarsia.results import numbers
-from intarsia.results.table import Column, Entry, Table
-from intarsia.results.wording import capital, joined
+from intarsia.reports import numbers
+from intarsia.reports.table import Column, Entry, Table
+from intarsia.reports.wording import capital, joined
 
 from .findings import RouterResults, RouterSheet, mean_loss
 

@@ -1,0 +1,1 @@
+"""What came out: reports as data, their renderers, and paired differences with intervals."""

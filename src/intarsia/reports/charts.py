@@ -1,0 +1,319 @@
+"""Charts as SVG: series over two axes, and bars.
+
+The style sheet of the page gives colours, so that light and dark are one drawing. Every mark has a
+`title` element, which browsers show as a tooltip. All text is escaped here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from html import escape
+
+from .looks import MARKS, Look
+from .numbers import MINUS, PREFIXES
+from .report import When
+from .sheet import Spread
+
+WIDTH, HEIGHT = 520, 320  # px of a chart with two axes
+LETTER = 7.5  # px of a letter of the axes, on average
+MARKED = 12  # points of a line that get a mark each
+HITS = 120  # points of a line that get a tooltip each
+
+
+@dataclass(frozen=True)
+class Series:
+    """Points of a chart, joined by a line or not.
+
+    look: colour and mark.  hover: tooltip of each point.  spread: half the length of an error bar.
+    when: the choices at which it is drawn.
+    """
+
+    name: str
+    x: Sequence[float] | Sequence[str]
+    y: Sequence[float]
+    look: Look
+    hover: Sequence[str]
+    joined: bool = True
+    dotted: bool = False
+    faint: bool = False
+    sizes: Sequence[float] = ()
+    spread: float = 0.0
+    when: When = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Axis:
+    """An axis.
+
+    unit: behind each tick.  zero: it begins at 0.  names: categories instead of numbers.  limits:
+    its ends, None = those of the data with a margin.
+    """
+
+    title: str = ""
+    unit: str = ""
+    log: bool = False
+    reverse: bool = False
+    zero: bool = False
+    limits: tuple[float, float] | None = None
+    names: tuple[str, ...] = ()
+
+
+def shown_when(when: When) -> str:
+    """Return the attribute by which the page's script shows and hides an element."""
+    if not when:
+        return ""
+    pairs = " ".join(f"{key}={value}" for key, value in when.items())
+    return f' data-when="{escape(pairs)}"'
+
+
+def lines(series: Sequence[Series], x: Axis, y: Axis, label: str) -> str:
+    """Draw series over two axes.  label: what the drawing is, for readers who cannot see it."""
+    series = [_finite(line) for line in series]
+    xs = [float(v) for line in series for v in _places(line, x)]
+    ys = [v + sign * line.spread for line in series for v in line.y for sign in (-1, 1)]
+    margin = 26 + LETTER * max(map(len, (text for _, text in _ticks(y, ys))), default=1)
+    box = (margin, 10.0, WIDTH - 12.0, HEIGHT - 46.0)
+    across = _scale(x, xs, box[0], box[2])
+    up = _scale(y, ys, box[3], box[1])
+    parts = [*_axis_lines(x, xs, across, box, True), *_axis_lines(y, ys, up, box, False)]
+    inside = "".join(_series(line, x, across, up) for line in series)
+    if y.limits is not None:  # what lies beyond them is cut off
+        place = (
+            f"{box[0]:.1f} {box[1] - 6:.1f} {box[2] - box[0] + 12:.1f} {box[3] - box[1] + 12:.1f}"
+        )
+        x0, y0, wide, high = place.split()
+        size = f'x="{x0}" y="{y0}" width="{wide}" height="{high}"'
+        inside = f'<svg {size} viewBox="{place}">{inside}</svg>'
+    parts.append(inside)
+    return svg(WIDTH, HEIGHT, label, parts)
+
+
+def _finite(line: Series) -> Series:
+    """Return a series without the points that are not finite: a loss that diverged has no place."""
+    if all(map(math.isfinite, line.y)):
+        return line
+    finite = [i for i, value in enumerate(line.y) if math.isfinite(value)]
+    x, y, hover = ([values[i] for i in finite] for values in (line.x, line.y, line.hover))
+    return replace(line, x=x, y=y, hover=hover, sizes=[line.sizes[i] for i in finite if line.sizes])
+
+
+def _places(line: Series, axis: Axis) -> list[float]:
+    """Return where the points of a series stand along its horizontal axis."""
+    if axis.names:
+        return [float(axis.names.index(str(name))) for name in line.x]
+    return [float(value) for value in line.x]
+
+
+def _limits(axis: Axis, values: Sequence[float]) -> tuple[float, float]:
+    if axis.limits is not None:
+        return axis.limits
+    if axis.names:
+        return -0.5, len(axis.names) - 0.5
+    low, high = min(values, default=0.0), max(values, default=1.0)
+    if axis.log:
+        low, high = math.log10(low), math.log10(high)
+        margin = max(0.1, 0.06 * (high - low))
+        return 10 ** (low - margin), 10 ** (high + margin)
+    margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
+    return (min(0.0, low) if axis.zero else low - margin), high + margin
+
+
+def _scale(
+    axis: Axis, values: Sequence[float], start: float, end: float
+) -> Callable[[float], float]:
+    """Return the function from a value of an axis to its place in px."""
+    low, high = _limits(axis, values)
+    if axis.reverse:
+        start, end = end, start
+    if axis.log:
+        low, high = math.log10(low), math.log10(high)
+        return lambda v: start + (math.log10(v) - low) / (high - low) * (end - start)
+    return lambda v: start + (v - low) / (high - low) * (end - start)
+
+
+def _ticks(axis: Axis, values: Sequence[float]) -> list[tuple[float, str]]:
+    """Return the places of an axis's ticks and their texts."""
+    if axis.names:
+        return [(float(i), name) for i, name in enumerate(axis.names)]
+    low, high = _limits(axis, values)
+    places = _log_ticks(low, high) if axis.log else _round_ticks(low, high)
+    return [(value, f"{tick_text(value)}{axis.unit}") for value in places]
+
+
+def _log_ticks(low: float, high: float) -> list[float]:
+    decades = math.log10(high / low)
+    steps = (1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 0.7 else tuple(range(1, 10))
+    powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    ticks = [step * 10.0**power for power in powers for step in steps]
+    return [value for value in ticks if low <= value <= high][:: 1 + int(decades / 7)]
+
+
+def _round_ticks(low: float, high: float, limit: int = 6) -> list[float]:
+    """Return at most `limit` multiples of 1, 2 or 5 times a power of ten between two values."""
+    size = 10.0 ** math.floor(math.log10((high - low) / limit))
+    step = next(size * k for k in (1, 2, 5, 10, 20) if (high - low) / (size * k) <= limit)
+    first = math.ceil(low / step - 1e-9)
+    return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def tick_text(value: float) -> str:
+    """Return a number of an axis: 0.25, 1500, 20k, 3M."""
+    size = next((s for s in PREFIXES if s >= 1e3 and abs(value) >= max(s, 1e4)), 1)
+    text = f"{value / size:.4g}{PREFIXES[size]}"
+    return text.replace("-", MINUS) if not 0 < abs(value) < 1e-4 else text
+
+
+def _axis_lines(
+    axis: Axis,
+    values: Sequence[float],
+    place: Callable[[float], float],
+    box: tuple[float, float, float, float],
+    across: bool,
+) -> list[str]:
+    """Draw grid lines, ticks and the title of an axis."""
+    start, top, right, bottom = box
+    parts: list[str] = []
+    for value, text in _ticks(axis, values):
+        pixel = place(value)
+        if across:
+            text = text if not axis.names else _cut(text, (right - start) / len(axis.names))
+            parts.append(f'<path class="tick" d="M{pixel:.1f} {bottom}v4"/>')
+            parts.append(text_at(pixel, bottom + 17, text, "middle"))
+        else:
+            parts.append(f'<path class="grid" d="M{start:.1f} {pixel:.1f}H{right}"/>')
+            parts.append(text_at(start - 6, pixel + 4, text, "end"))
+    if across:
+        parts.append(f'<path class="tick" d="M{start:.1f} {bottom}H{right}"/>')
+        parts.append(text_at((start + right) / 2, bottom + 38, axis.title, "middle"))
+    elif axis.title:
+        middle = (top + bottom) / 2
+        turn = f'transform="rotate(-90 12 {middle:.1f})" '
+        parts.append(text_at(12, middle, axis.title, "middle", turn))
+    return parts
+
+
+def _cut(text: str, width: float) -> str:
+    count = max(2, int(width / LETTER))
+    return text if len(text) <= count else text[: count - 1] + "\N{HORIZONTAL ELLIPSIS}"
+
+
+def text_at(x: float, y: float, text: str, anchor: str, attributes: str = "") -> str:
+    """Return a text of a drawing, escaped.  anchor: "start", "middle" or "end"."""
+    return f'<text {attributes}x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _series(
+    line: Series, axis: Axis, across: Callable[[float], float], up: Callable[[float], float]
+) -> str:
+    points = [(across(x), up(y)) for x, y in zip(_places(line, axis), line.y, strict=True)]
+    parts: list[str] = []
+    if line.joined and len(points) > 1:
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
+        parts.append(f'<path class="line{" dotted" if line.dotted else ""}" d="M{path}"/>')
+    if line.spread:
+        (x, _), y = points[0], line.y[0]
+        low, high = up(y - line.spread), up(y + line.spread)
+        bar = f"M{x:.1f} {low:.1f}V{high:.1f}M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8"
+        parts.append(f'<path class="spread" d="{bar}"/>')
+    marked = not line.joined or (len(points) <= MARKED and not line.faint) or len(points) == 1
+    sizes = line.sizes or [8.0] * len(points)
+    step = 1 + len(points) // HITS
+    for i, ((x, y), hover) in enumerate(zip(points, line.hover, strict=True)):
+        title = f"<title>{escape(f'{line.name}: {hover}')}</title>"
+        if marked:
+            half = sizes[i] / 2
+            place = f"translate({x - half:.1f} {y - half:.1f}) scale({sizes[i] / 16:.3g})"
+            mark = MARKS[line.look.symbol]
+            parts.append(f'<path class="dot" transform="{place}" d="{mark}">{title}</path>')
+        elif not line.faint and i % step == 0:
+            parts.append(f'<circle class="hit" cx="{x:.1f}" cy="{y:.1f}" r="5">{title}</circle>')
+    faint = " faint" if line.faint else ""
+    inside = "".join(parts)
+    return f'<g class="series c{line.look.color}{faint}"{shown_when(line.when)}>{inside}</g>'
+
+
+@dataclass(frozen=True)
+class ChartBar:
+    """A bar of a row from `start` on.  color: a number of the style sheet, or "left"."""
+
+    row: int
+    start: float
+    length: float
+    color: int | str
+    hover: str
+
+
+def bars(bars: Sequence[ChartBar], rows: Sequence[str], axis: Axis, label: str) -> str:
+    """Draw horizontal bars, several in a row where they do not begin at the same place."""
+    margin = min(220.0, 12 + LETTER * max(map(len, rows), default=1))
+    bottom = 8.0 + 24 * len(rows)
+    box = (margin, 4.0, WIDTH - 16.0, bottom)
+    ends = [bar.start + bar.length for bar in bars] or [1.0]
+    axis = replace(axis, limits=(0.0, max(ends) * 1.02 or 1.0))
+    across = _scale(axis, ends, box[0], box[2])
+    parts = _axis_lines(axis, ends, across, box, True)
+    for i, name in enumerate(rows):
+        parts.append(text_at(margin - 6, 8 + 24 * i + 15, _cut(name, margin - 10), "end"))
+    for bar in bars:
+        x, end = across(bar.start), across(bar.start + bar.length)
+        place = (
+            f'x="{x:.2f}" y="{8 + 24 * bar.row + 2}" width="{max(end - x, 0.3):.2f}" height="20"'
+        )
+        title = f"<title>{escape(bar.hover)}</title>"
+        parts.append(f'<rect class="bar c{bar.color}" {place}>{title}</rect>')
+    return svg(WIDTH, bottom + 44, label, parts)
+
+
+def svg(width: float, height: float, label: str, parts: Sequence[str], style: str = "") -> str:
+    """Return the drawing.  style: of one that keeps its size in px, and is scrolled if too wide."""
+    size = f' width="{width:.0f}" height="{height:.0f}" style="{style}"' if style else ""
+    view = f'viewBox="0 0 {width:.0f} {height:.0f}"'
+    head = f'<svg class="chart{" fixed" if style else ""}" {view}{size} role="img"'
+    return f'{head} aria-label="{escape(label)}">{"".join(parts)}</svg>'
+
+
+@dataclass(frozen=True)
+class Points:
+    """A method in a chart of scores and costs: costs x and shares y of its runs, and y's spread.
+
+    names: of the runs.  when: the choices at which it is drawn.
+    """
+
+    label: str
+    look: Look
+    x: Sequence[float]
+    y: Sequence[float]
+    names: Sequence[str]
+    spread: Spread
+    when: When
+
+
+def by_cost(series: Sequence[Points], y: str, *, seconds: bool, label: str) -> str:
+    """Draw scores against trained parameters on a log axis, or against training seconds.
+
+    A small mark for each run; a large one with its spread at the mean.
+    """
+    unit = "{:,.1f} s" if seconds else "{:,.0f} parameters"
+    drawn: list[Series] = []
+    for points in series:
+        x = points.x if seconds else [max(count, 1) for count in points.x]
+        shares = [100 * share for share in points.y]
+        if len(shares) > 1:
+            rows = zip(x, shares, points.names, strict=True)
+            hover = [f"{share:.2f} %, {unit.format(spent)}, {name}" for spent, share, name in rows]
+            sizes = [7.0] * len(shares)
+            drawn.append(
+                Series(points.label, x, shares, points.look, hover, joined=False,
+                       faint=True, sizes=sizes, when=points.when)
+            )  # fmt: skip
+        deviation, mean = 100 * (points.spread.deviation or 0), 100 * points.spread.mean
+        cost = sum(x) / len(x)
+        score = f"{mean:.1f}" + (f" ± {deviation:.1f}" if deviation else "") + " %"
+        drawn.append(
+            Series(points.label, [cost], [mean], points.look, [f"{score}, {unit.format(cost)}"],
+                   joined=False, sizes=[13.0], spread=deviation, when=points.when)
+        )  # fmt: skip
+    title = "Training time, seconds" if seconds else "Trained parameters, with head"
+    return lines(drawn, Axis(title, log=not seconds, zero=seconds), Axis(y, " %"), label)

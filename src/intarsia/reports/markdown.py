@@ -1,0 +1,82 @@
+"""Tables and reports as GitHub-flavoured Markdown, aligned in its source."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .report import Block, Commands, Container, Facts, Figure, Listing, Note, Report
+from .table import Entry, Table
+
+
+def markdown(table: Table) -> str:
+    """Return a table: first places in bold, second ones in italics."""
+    rows = [[escape(column.title) for column in table.columns]]
+    rows += [[_marked(cell) for cell in row] for row in table.rows]
+    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(table.columns))]
+    numeric = [column.numeric for column in table.columns]
+    rule = ["-" * (w - 1) + ":" if n else "-" * w for w, n in zip(widths, numeric, strict=True)]
+    lines = [_line(rows[0], widths, numeric), _line(rule, widths, numeric)]
+    lines += [_line(row, widths, numeric) for row in rows[1:]]
+    notes = [note for note in (table.caption, *table.notes) if note]
+    below = [text for note in notes for text in ("", escape(note))]
+    return "\n".join([*lines, *below, ""])
+
+
+def _marked(cell: Entry) -> str:
+    text = escape(f"{cell.text} ({cell.remark})" if cell.remark else cell.text)
+    around = {"first": "**", "second": "_"}.get(cell.place, "")
+    return f"{around}{text}{around}"
+
+
+def _line(cells: Sequence[str], widths: Sequence[int], numeric: Sequence[bool]) -> str:
+    padded = (
+        c.rjust(w) if n else c.ljust(w) for c, w, n in zip(cells, widths, numeric, strict=True)
+    )
+    return f"| {' | '.join(padded)} |"
+
+
+_SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_|<>[]#~"} | {"\n": " ", "\r": " "})
+
+
+def escape(text: str) -> str:
+    """Text that Markdown shows letter by letter."""
+    return text.translate(_SPECIAL)
+
+
+def markdown_report(report: Report) -> str:
+    """Return a report: its sentences and tables; of a figure its caption."""
+    parts = [
+        "<!-- intarsia report -->",
+        f"# {escape(report.title)}",
+        *map(escape, report.sentences),
+    ]
+    if report.notices:
+        parts.append("\n".join(f"- {escape(notice)}" for notice in report.notices))
+    for section in report.sections:
+        parts += [f"## {escape(section.title)}", *_blocks(section.blocks)]
+    return "\n\n".join(parts) + "\n"
+
+
+def _blocks(blocks: Sequence[Block]) -> list[str]:
+    parts: list[str] = []
+    for block in blocks:
+        match block:
+            case Table():
+                parts.append(markdown(block).rstrip())
+            case Note():
+                parts.append(escape(block.text))
+            case Figure():
+                parts.append(f"_{escape(f'{block.title} {block.caption}'.strip())}_")
+            case Facts():
+                rows = [f"- **{escape(name)}**: {escape(value)}" for name, value in block.rows]
+                parts.append("\n".join(rows))
+            case Listing():
+                parts.append("\n".join(f"- {escape(line)}" for line in block.lines))
+            case Commands():
+                parts.append("\n".join(["```sh", *block.lines, "```"]))
+            case Container():
+                heading = [f"### {escape(block.title)}"] if block.title else []
+                parts += heading + _blocks(block.blocks)
+            case _:  # controls, panels and pictures are of a page alone
+                pass
+    return parts

@@ -1,0 +1,165 @@
+"""The figures of a comparison: scores against costs, learning curves, confusion matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+
+from .. import charts, heat_maps
+from ..looks import Look, looks_of, short
+from ..report import Figure, When
+from ..wording import capital
+from .confusion import Confusion
+from .curves import line_of, mean_line, metrics_of
+from .grouping import Comparison, RunGroup
+from .reading import FinishedRun
+
+UNIT = {"accuracy": " %", "balanced_accuracy": " %"}
+NAMES = {
+    "accuracy": "Accuracy",
+    "balanced_accuracy": "Balanced accuracy",
+    "ece": "Calibration error",
+    "mean_average_precision": "Mean average precision",
+    "f1": "F1",
+    "loss": "Loss",
+    "lr": "Learning rate",
+}
+SPLITS = {"train": "training", "val": "validation"}
+LEGIBLE = 20  # classes whose numbers still fit into their cells
+
+
+def looks(comparison: Comparison) -> list[Look]:
+    """Return a look for each group: a grey circle for the baseline, no two alike among 49."""
+    groups, base = comparison.groups, comparison.baseline
+    if base is None:
+        return [Look(1, 0)] * len(groups)
+    return looks_of(len(groups), groups.index(base))
+
+
+def metric_name(metric: str) -> str:
+    """Return the name of a metric as a reader calls it."""
+    return NAMES.get(metric, metric.replace("_", " ").capitalize())
+
+
+def by_parameters(comparison: Comparison) -> Figure:
+    """Draw the score against trained parameters with the head."""
+    points = _points(comparison, lambda run: float(run.costs.trained))
+    measure = capital(comparison.measure)
+    label = f"{measure} against trained parameters; the numbers are in the table of results"
+    drawing = charts.by_cost(points, measure, seconds=False, label=label)
+    return Figure("parameters", label, drawing, "Against trained parameters")
+
+
+def by_time(comparison: Comparison) -> Figure:
+    """Draw the score against training seconds."""
+    points = _points(comparison, lambda run: run.costs.seconds)
+    measure = capital(comparison.measure)
+    label = f"{measure} against training time; the numbers are in the table of results"
+    drawing = charts.by_cost(points, measure, seconds=True, label=label)
+    return Figure("time", label, drawing, "Against training time")
+
+
+def _points(comparison: Comparison, cost: Callable[[FinishedRun], float]) -> list[charts.Points]:
+    return [
+        charts.Points(
+            label=group.label,
+            look=look,
+            x=[cost(run) for run in group.runs],
+            y=[run.scores.accuracy for run in group.runs],
+            names=[f"seed {run.seed}" for run in group.runs],
+            spread=group.accuracy,
+            when={"group": number},
+        )
+        for number, (group, look) in enumerate(
+            zip(comparison.groups, looks(comparison), strict=True)
+        )
+    ]
+
+
+def splits_of(comparison: Comparison) -> tuple[tuple[str, str], ...]:
+    """Return (key, name) of the parts of the data that any curve has values of."""
+    splits = {point.split for run in comparison.runs for point in run.curve}
+    return tuple((split, name) for split, name in SPLITS.items() if split in splits)
+
+
+def curves(comparison: Comparison) -> list[Figure]:
+    """Draw every value of metrics.jsonl by epoch, per method: mean over seeds, and each seed."""
+    figures: list[Figure] = []
+    for metric in metrics_of(run.curve for run in comparison.runs):
+        series = [
+            line
+            for i, group in enumerate(comparison.groups)
+            for line in _curves_of(group, i, metric, looks(comparison)[i])
+        ]
+        if not series:
+            continue
+        name = metric_name(metric)
+        up = charts.Axis(name, UNIT.get(metric, ""))
+        label = f"{name} by epoch"
+        drawing = charts.lines(series, charts.Axis("Epoch"), up, label)
+        figures.append(Figure(f"curves-{metric}", label, drawing, when={"metric": metric}))
+    return figures
+
+
+def _curves_of(group: RunGroup, number: int, metric: str, look: Look) -> Iterator[charts.Series]:
+    for split, part in SPLITS.items():
+        lines = {run.seed: line_of(run.curve, split, metric) for run in group.runs}
+        if not (mean := mean_line(lines.values())):
+            continue
+        name = f"{group.label}, {part}"
+        choices = {"group": number, "split": split}
+        yield _curve(mean, metric, name, look, choices | {"seed": "mean"})
+        for seed, line in lines.items():
+            if line and len(lines) > 1:
+                about_seed = choices | {"seed": "single"}
+                yield _curve(line, metric, f"{name}, seed {seed}", look, about_seed)
+
+
+def _curve(
+    line: Mapping[float, float], metric: str, name: str, look: Look, when: When
+) -> charts.Series:
+    values = [(100 if metric in UNIT else 1) * value for value in line.values()]
+    form = ".1f" if metric in UNIT else ".4g"
+    hover = [
+        f"{value:{form}}{UNIT.get(metric, '')} at epoch {epoch:g}"
+        for epoch, value in zip(line, values, strict=True)
+    ]
+    return charts.Series(
+        name,
+        list(line),
+        values,
+        look,
+        hover,
+        dotted=when["split"] == "train",
+        faint=when["seed"] == "single",
+        when=when,
+    )
+
+
+def confusions(confusion: Confusion, number: int) -> list[Figure]:
+    """Draw the counts of a method and their shares of each row; number: of the method."""
+    names = [short(name) for name in confusion.classes]
+    hover = [
+        [
+            f"{true} taken for {predicted}: {confusion.counts[i, j]} pictures, "
+            f"{100 * confusion.shares[i, j]:.1f} % of the row"
+            for j, predicted in enumerate(confusion.classes)
+        ]
+        for i, true in enumerate(confusion.classes)
+    ]
+    legible = len(names) <= LEGIBLE
+    figures: list[Figure] = []
+    for mode, values in (("shares", 100 * confusion.shares), ("counts", confusion.counts)):
+        text = [
+            [f"{v:.0f}" if c and legible else "" for v, c in zip(vs, cs, strict=True)]
+            for vs, cs in zip(values, confusion.counts, strict=True)
+        ]
+        top = 100.0 if mode == "shares" else float(confusion.counts.max())
+        cells = heat_maps.HeatMap(
+            values.tolist(), names, names, top, hover, text, x="Predicted", y="True"
+        )
+        label = "Confusion matrix; the most frequent confusions are in the table beside it"
+        caption = "A row holds the pictures of one class; a column what they were taken for."
+        drawing = heat_maps.heat(cells, label, width=560)
+        name, title, when = f"confusion-{number}-{mode}", "Confusion matrix.", {"mode": mode}
+        figures.append(Figure(name, label, drawing, title, caption, when=when))
+    return figures

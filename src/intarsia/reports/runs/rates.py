@@ -1,0 +1,118 @@
+"""Learning rates of a comparison, and how each was found: a column, sentences and a figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ..charts import Axis, Series, lines
+from ..looks import Look
+from ..report import Figure
+from ..table import Column, Entry
+from ..wording import capital, joined
+from .grouping import Comparison, RunGroup
+
+COLUMN = Column("Rate", "Learning rate; “limit”: the search may try no rate beyond it")
+
+
+def rate_of(group: RunGroup) -> float | None:
+    """Return the learning rate of a group's runs."""
+    rate = group.runs[0].record["training"].get("lr")
+    return rate if isinstance(rate, int | float) else None
+
+
+def search_of(group: RunGroup) -> Mapping[str, Any] | None:
+    """Return what the record of a group's first run says of the search for its rate."""
+    search = group.runs[0].given.get("search")
+    return search if isinstance(search, Mapping) else None
+
+
+def entry(group: RunGroup) -> Entry:
+    """Return the rate of a group as the table shows it."""
+    rate = rate_of(group)
+    limit = (search_of(group) or {}).get("limit")
+    return Entry("" if rate is None else f"{rate:g}", "limit" if limit else "")
+
+
+def described(comparison: Comparison) -> list[str]:
+    """Say in sentences how the rates were found; nothing where none was searched for."""
+    searches = {group.label: found for group in comparison.groups if (found := search_of(group))}
+    if not searches:
+        return []
+    alike: dict[str, list[str]] = {}  # labels by what they tried, which differs between folders
+    for label, search in searches.items():
+        alike.setdefault(_tried(search, comparison), []).append(label)
+    found = [
+        f"{'Each method' if len(alike) == 1 else capital(joined(labels))} {tried}"
+        for tried, labels in alike.items()
+    ]
+    if _own_splits(comparison):
+        found.append("Each seed draws its own test part, in which some of these samples may be.")
+    if given := [group.label for group in comparison.groups if group.label not in searches]:
+        found.append(f"The rate of {joined(given)} was given.")
+    if ends := [label for label, search in searches.items() if search["limit"]]:
+        found.append(f"A better rate of {joined(ends)} may lie beyond the limit of the search.")
+    return found
+
+
+def _tried(search: Mapping[str, Any], comparison: Comparison) -> str:
+    rates, draws = [f"{rate:g}" for rate in search["rates"]], search["draws"]
+    perplexity = search["measure"] == "perplexity"
+    best = "lowest perplexity" if perplexity else f"highest {search['measure'].replace('_', ' ')}"
+    kind = "rows" if comparison.runs[0].samples == "tokens" else "pictures"
+    samples = f"{search['samples']:,} validation {kind}"
+    samples = samples if draws == 1 else f"{draws} draws of {samples}"
+    return (
+        f"tried {len(rates)} learning rates ({', '.join(rates)}) and has the one with the {best} "
+        f"on {samples}, averaged with its neighbours, for all seeds; no trial looked at its test "
+        "part."
+    )
+
+
+def _own_splits(comparison: Comparison) -> bool:
+    """Return whether the test parts differ between seeds."""
+    parts = [run.record["data"].get("test") or {} for run in comparison.runs]
+    return len({part.get("sha256") for part in parts}) > 1
+
+
+def shared(comparison: Comparison) -> str | None:
+    """Warn of several methods that share one rate which nobody searched for."""
+    groups = comparison.groups
+    rates = {rate_of(group) for group in groups}
+    if len(groups) < 2 or len(rates) > 1 or None in rates or any(map(search_of, groups)):
+        return None
+    return (
+        f"All methods share the learning rate {rates.pop():g}, which may suit some of them better "
+        "than others."
+    )
+
+
+def series_of(comparison: Comparison, looks: Sequence[Look]) -> list[Series]:
+    """Return the validation score of each method by learning rate; the chosen one is larger."""
+    series: list[Series] = []
+    for number, group in enumerate(comparison.groups):
+        if (search := search_of(group)) is None:
+            continue
+        tried = zip(search["rates"], search["scores"], strict=True)
+        scores = [(rate, score) for rate, score in tried if score]  # None: every trial failed
+        perplexity = search["measure"] == "perplexity"
+        xs = [rate for rate, _ in scores]
+        ys = [1 / score if perplexity else 100 * score for _, score in scores]
+        hover = [f"{y:.4g} at {x:g}" for x, y in zip(xs, ys, strict=True)]
+        sizes = [13.0 if rate == search["rate"] else 7.0 for rate in xs]
+        look, when = looks[number], {"group": number}
+        series.append(Series(group.label, xs, ys, look, hover, sizes=sizes, when=when))
+    return series
+
+
+def against_rates(comparison: Comparison, looks: Sequence[Look]) -> Figure | None:
+    """Draw `series_of`; None where no rate was searched for."""
+    if not (series := series_of(comparison, looks)):
+        return None
+    searches = [search for group in comparison.groups if (search := search_of(group))]
+    up = Axis(f"Validation {comparison.measure}", " %")
+    up = Axis("Validation perplexity") if searches[-1]["measure"] == "perplexity" else up
+    label = "Validation score against learning rate; the rates are in the table of results"
+    drawing = lines(series, Axis("Learning rate", log=True), up, label)
+    caption = "The large mark is the rate that the method has."
+    return Figure("rates", label, drawing, "On validation, by learning rate.", caption)

@@ -1,0 +1,132 @@
+"""Masks of runs that trained with some, and the candidates of soups: figures and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from .. import charts, heat_maps
+from ..looks import Look, short
+from ..report import Figure
+from ..table import Table, plain
+from .grouping import Comparison, RunGroup
+
+COURSES = {
+    "exchanged": "Exchanged, % of kept weights",
+    "ever": "Kept so far, % of all weights",
+    "density": "Density, %",
+}
+
+
+def masks_of(group: RunGroup) -> dict[str, Any] | None:
+    """Of the group's first run that kept them: its changes of masks, and its layers."""
+    records = (run.record["results"].get("masks") for run in group.runs)
+    return next((masks for masks in records if masks), None)
+
+
+def soup_of(group: RunGroup) -> dict[str, Any] | None:
+    """What a soup's run says of its candidates."""
+    records = (run.given.get("soup") for run in group.runs)
+    return next((soup for soup in records if isinstance(soup, dict)), None)
+
+
+def courses(comparison: Comparison, looks: Sequence[Look]) -> list[Figure]:
+    """Draw each of COURSES, a line for each group whose masks changed."""
+    changes = {
+        number: kept
+        for number, group in enumerate(comparison.groups)
+        if (kept := (masks_of(group) or {}).get("changes"))
+    }
+    figures: list[Figure] = []
+    for name, title in COURSES.items() if changes else ():
+        series = [
+            _line(
+                comparison, number, looks, [(c["step"], 100 * c[name]) for c in rows], "%", "step "
+            )
+            for number, rows in changes.items()
+        ]
+        label = f"{title}, by step"
+        drawing = charts.lines(
+            series, charts.Axis("Step"), charts.Axis(title.split(",")[0], " %", zero=True), label
+        )
+        caption = "At each change of the masks."
+        when = {"course": name}
+        figures.append(Figure(f"masks-{name}", label, drawing, caption=caption, when=when))
+    return figures
+
+
+def _line(
+    comparison: Comparison,
+    number: int,
+    looks: Sequence[Look],
+    points: Sequence[tuple[float, float]],
+    unit: str,
+    before: str,
+) -> charts.Series:
+    """Return the line of a group.  before: what x is, for the tooltip."""
+    hover = [f"{y:.4g} {unit}".strip() + f" at {before}{x:g}" for x, y in points]
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    label = comparison.groups[number].label
+    return charts.Series(label, xs, ys, looks[number], hover, when={"group": number})
+
+
+def densities(comparison: Comparison) -> Figure | None:
+    """Draw a heat map: a row is a group with masks, a column one of its layers."""
+    by_label = {g.label: masks for g in comparison.groups if (masks := masks_of(g))}
+    if not by_label:
+        return None
+    rows = {
+        label: {row["layer"]: row["density"] for row in masks["layers"]}
+        for label, masks in by_label.items()
+    }
+    layers = list(dict.fromkeys(layer for row in rows.values() for layer in row))
+    names = [layer.removesuffix(".weight") for layer in layers]
+    values = [[row.get(layer) for layer in layers] for row in rows.values()]
+    hover = [
+        [
+            f"{label}, {name}: density {'none' if v is None else f'{v:.3f}'}"
+            for name, v in zip(names, row, strict=True)
+        ]
+        for label, row in zip(rows, values, strict=True)
+    ]
+    numbered = [str(i + 1) for i in range(len(layers))]
+    heads = [short(label, 28) for label in rows]
+    cells = heat_maps.HeatMap(values, heads, numbered, 1.0, hover, x="Layers, from the input on")
+    label = "Density of each masked layer"
+    title, caption = "Density of each layer", "at the end; dark is dense."
+    drawing = heat_maps.heat(cells, label, width=960)
+    return Figure("densities", label, drawing, title, caption, scale=("0", "1"))
+
+
+def lines(comparison: Comparison, looks: Sequence[Look]) -> Figure | None:
+    """Draw the score on validation along the way between two candidates of each soup."""
+    series = [
+        _line(comparison, number, looks, line["points"], "", "")
+        for number, group in enumerate(comparison.groups)
+        if (line := (soup_of(group) or {}).get("line"))
+    ]
+    if not series:
+        return None
+    label = "Validation score between two candidates"
+    across = charts.Axis("Share of the second candidate")
+    drawing = charts.lines(series, across, charts.Axis("Score on validation"), label)
+    title = "On the way from one candidate to another,"
+    caption = "the two that are farthest apart: a dip says that their average is worse than both."
+    return Figure("line", label, drawing, title, caption)
+
+
+def soups(comparison: Comparison) -> list[Table]:
+    """Return a table for each soup: distance and cosine of each pair of its candidates."""
+    tables: list[Table] = []
+    for group in comparison.groups:
+        soup = soup_of(group)
+        if soup and soup.get("pairs"):
+            names = [str(name).rpartition("/")[2] or str(name) for name in soup["candidates"]]
+            rows = [
+                (names[p["a"]], names[p["b"]], f"{p['distance']:.3g}", f"{p['cosine']:.5f}")
+                for p in soup["pairs"]
+            ]
+            caption = f"{group.label}: mean distance from the average {soup['distance']:.3g}"
+            titles = ["Candidate", "Another", "Distance", "Cosine"]
+            tables.append(plain(caption, titles, rows, words=2))
+    return tables

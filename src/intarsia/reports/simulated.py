@@ -1,0 +1,215 @@
+"""The page of `intarsia simulate`: traffic, loads, a cache's hit rate, and who did what when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..placement.timeline import Timeline
+from . import charts, heat_maps, numbers
+from .looks import COLORS, SYMBOLS, Look
+from .report import Container, Figure, Note, Report, Section
+from .table import Table, plain
+from .writing import write
+
+EXPERTS, IN_ORDER, PLACED = "Experts", "Devices, experts in order", "Devices, as placed"
+"""Titles of the loads."""
+LEAST = 0.001  # of the time: a smaller change is called none
+RESOURCES = ("compute", "link", "load")
+
+
+@dataclass(frozen=True)
+class Simulated:
+    """What the page shows.
+
+    plan: its name; tokens: of the batch; before, after: bytes (D, D) with the experts
+    in order, and by the plan; line: of the plan; loads: EXPERTS, IN_ORDER and, of a placement,
+    PLACED -> pairs (L, D or E) of each layer;
+    hits: policy -> (share of the experts in memory, hit rate).
+    """
+
+    plan: str
+    tokens: int
+    before: Tensor
+    after: Tensor
+    line: Timeline
+    before_seconds: float
+    loads: Mapping[str, Tensor]
+    hits: Mapping[str, Sequence[tuple[float, float]]]
+
+
+def write_page(simulation: Simulated, out: Path | str) -> Path:
+    """Write the page to `out`.  Raises: TrainingError when it cannot be written."""
+    return write(report_of(simulation), out)
+
+
+def report_of(simulation: Simulated) -> Report:
+    """Return the report of a simulation."""
+    even = {title: _over_mean(load) for title, load in simulation.loads.items()}
+    binds = ", ".join(
+        f"{name} {numbers.prefixed(s, 's')}" for name, s in simulation.line.binds().items() if s
+    )
+    return Report(
+        "Experts on several devices",
+        (*_headline(simulation, even), f"On the critical path: {binds or 'nothing'}."),
+        (
+            Section("Traffic", _traffic(simulation)),
+            Section("Loads by layer", _loads(even)),
+            Section("A cache of experts", _hits(simulation.hits)),
+            Section("Timeline", (_timeline(simulation.line),)),
+        ),
+        ("A model of time, not a measurement: every product and every link at full rate.",),
+        "intarsia simulate",
+    )
+
+
+def _headline(simulation: Simulated, even: Mapping[str, Tensor]) -> list[str]:
+    """Say what the plan takes, and if it is better than experts in order, by how much."""
+    before, after = simulation.before_seconds, simulation.line.seconds
+    sent = [float(traffic.sum()) for traffic in (simulation.before, simulation.after)]
+    took = [
+        f"{numbers.prefixed(s, 's')} and {numbers.prefixed(b, 'B')} between devices"
+        for s, b in zip((before, after), sent, strict=True)
+    ]
+    batch = f"{simulation.tokens:,} tokens on {numbers.plural(len(simulation.after), 'device')}"
+    if simulation.plan == "ep" and PLACED not in even:
+        return [f"{batch}, experts in order: {took[1]}."]
+    subject = "As placed" if PLACED in even else f"By the plan {simulation.plan}"
+    change = after / before - 1 if before else 0.0
+    helps = f"takes {numbers.percent(abs(change))} {'less' if change < 0 else 'more'} time"
+    if abs(change) < LEAST:
+        helps = "does not change the time"
+    lines = [f"{batch}. {subject}, this {helps}: {took[1]}; experts in order: {took[0]}."]
+    if PLACED in even:
+        tops = [float(even[title].max()) for title in (IN_ORDER, PLACED)]
+        lines.append(
+            f"The largest load of a device in a layer is {tops[1]:.2f} times the mean, "
+            f"with experts in order {tops[0]:.2f} times."
+        )
+    return lines
+
+
+def _over_mean(load: Tensor) -> Tensor:
+    """Return the loads of each layer over their mean: 1 is even."""
+    return load.double() / load.double().mean(1, keepdim=True).clamp_min(1e-300)
+
+
+def _traffic(simulation: Simulated) -> tuple[Container, ...]:
+    """Draw bytes from row to column before and after, with colours that end at the same value."""
+    top = float(torch.stack([simulation.before, simulation.after]).max())
+    size, prefix = numbers.prefix_of(top)
+    unit = f"{prefix}B"
+    titles = {
+        "before": ("Before.", f"{unit} between devices, experts in order."),
+        "after": ("After.", "By the plan, on the same scale."),
+    }
+    sent = {"before": simulation.before, "after": simulation.after}
+    drawn = [
+        _map(name, *titles[name], traffic / size, top / size, unit)
+        for name, traffic in sent.items()
+    ]
+    tables: list[Table] = []
+    for name, traffic in sent.items():
+        rows = [
+            [i, *(f"{value / size:.3g}" for value in row)] for i, row in enumerate(traffic.tolist())
+        ]
+        heads = ["device", *map(str, range(len(rows)))]
+        tables.append(plain(f"{name}, {unit} from row to column", heads, rows))
+    return Container(tuple(drawn), kind="pair"), Container(tuple(tables), "The numbers", "fold")
+
+
+def _map(name: str, title: str, caption: str, sent: Tensor, top: float, unit: str) -> Figure:
+    """Draw what devices send each other.  sent: (D, D) in `unit`; top: the end of the colours."""
+    values = sent.tolist()
+    places = [str(i) for i in range(len(values))]
+    hover = [
+        [f"device {i} to {j}: {v:.3g} {unit}" for j, v in enumerate(row)]
+        for i, row in enumerate(values)
+    ]
+    text = [[f"{v:.3g}" for v in row] for row in values] if len(values) <= 8 else ()
+    cells = heat_maps.HeatMap(
+        values, places, places, top, hover, text, x="to device", y="from device"
+    )
+    label = f"Bytes between devices {name} placing; the numbers are in the table"
+    drawing = heat_maps.heat(cells, label, width=480)
+    return Figure(name, label, drawing, title, caption, scale=("0", f"{top:.3g} {unit}"))
+
+
+def _loads(even: Mapping[str, Tensor]) -> tuple[Note | Container, ...]:
+    """Draw loads over the mean of their layer; those of devices have one scale of colours."""
+    widest = max(float(load.max()) for title, load in even.items() if title != EXPERTS)
+    drawn: list[Figure] = []
+    for i, (title, load) in enumerate(even.items()):
+        top = float(load.max()) if title == EXPERTS else widest
+        rows = load.tolist()
+        hover = [
+            [f"layer {n}, {j}: {v:.2f} of the mean" for j, v in enumerate(row)]
+            for n, row in enumerate(rows)
+        ]
+        names = [str(n) for n in range(len(rows))], [str(j) for j in range(len(rows[0]))]
+        label = f"{title} by layer, over the mean"
+        cells = heat_maps.HeatMap(rows, *names, top, hover, y="layer")
+        drawing = heat_maps.heat(cells, label, width=960 if i == 0 else 480)
+        drawn.append(Figure(f"loads-{i}", label, drawing, title, scale=("0", f"{top:.2f}")))
+    note = Note("A row is a layer; 1 is the layer's mean. The devices have one scale of colours.")
+    return note, Container((drawn[0],)), Container(tuple(drawn[1:]), kind="pair")
+
+
+def _hits(hits: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[Figure | Table, ...]:
+    series = [
+        charts.Series(
+            name,
+            [100 * x for x, _ in points],
+            [y for _, y in points],
+            Look(i % COLORS + 1, i % len(SYMBOLS)),
+            [f"{x:.0%} in memory: {y:.3f}" for x, y in points],
+        )
+        for i, (name, points) in enumerate(hits.items())
+    ]
+    label = "Hit rate against the share of experts in memory; the numbers are in the table"
+    across, up = charts.Axis("Experts in memory", " %"), charts.Axis("Hit rate", limits=(0, 1.02))
+    figure = Figure(
+        "hits",
+        label,
+        charts.lines(series, across, up, label),
+        "Hit rate against slots,",
+        "while the batch's sequences are decoded from an empty start.",
+        legend=tuple((line.look.color, line.name) for line in series),
+    )
+    shares = sorted({share for points in hits.values() for share, _ in points})
+    rows = [
+        [name, *(f"{rates[s]:.3f}" if s in rates else "" for s in shares)]
+        for name, rates in ((name, dict(points)) for name, points in hits.items())
+    ]
+    titles = ["policy", *(f"{share:.0%}" for share in shares)]
+    return figure, plain("Hit rate by experts in memory.", titles, rows, fold="The numbers")
+
+
+def _timeline(line: Timeline) -> Figure:
+    """Draw what each device computes, sends and loads; a row for each device and resource."""
+    size, prefix = numbers.prefix_of(line.seconds)
+    spans = [span for span in line.spans if span.end > span.start]
+    names = sorted({f"device {span.device}, {span.resource}" for span in spans})
+    bars = [
+        charts.ChartBar(
+            names.index(f"device {span.device}, {span.resource}"),
+            span.start / size,
+            (span.end - span.start) / size,
+            RESOURCES.index(span.resource) + 1,
+            f"{span.name}: {(span.end - span.start) / size:.3g} {prefix}s",
+        )
+        for span in spans
+    ]
+    label = "What each device computes, sends and loads over time"
+    return Figure(
+        "timeline",
+        label,
+        charts.bars(bars, names, charts.Axis(f"{prefix}s"), label),
+        "Who does what when.",
+        "--save writes the same for Perfetto.",
+        legend=tuple((i + 1, name) for i, name in enumerate(RESOURCES)),
+    )

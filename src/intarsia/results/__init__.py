@@ -1,1 +1,0 @@
-"""What came out: one sheet of paired differences, one table, one page frame."""
