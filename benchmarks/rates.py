@@ -18,7 +18,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from intarsia.results.store import Store, key_of
+from intarsia.core.store import Store, key_of
 from intarsia.results.table import Column, Entry, Table, markdown
 from intarsia_lab.materials import suites
 
@@ -137,7 +137,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/rates"))
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
-    kept = Store(ROWS)
+    kept = Store(ROWS.parent, ROWS.name)
     for task in tasks() if asked.tasks == ["all"] else asked.tasks:
         run(task, asked.out, kept)
     if asked.write:

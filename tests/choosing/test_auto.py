@@ -22,10 +22,10 @@ from intarsia.choosing.arms import arm
 from intarsia.choosing.auto import auto
 from intarsia.choosing.folded import Cost
 from intarsia.core.errors import CheckpointError, ConfigError, DataError, UnknownName
+from intarsia.core.store import Store
 from intarsia.experiments import one_run
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.pool import TrialEnd
-from intarsia.results.store import Store
 
 SETTINGS: dict[str, Any] = {"model": "test_vit", "pretrained": False, "batch_size": 8}
 SETTINGS |= {"methods": ("linear", "adaptformer"), "size": 32, "test": 6}
@@ -125,11 +125,11 @@ def test_a_killed_search_goes_on_to_the_same_choice(
     options = SETTINGS | {"methods": ("linear",)}
     with pytest.raises(KeyboardInterrupt):
         auto(data, minutes=5, out=out, **options)
-    done = set(Store(out / "search.jsonl").rows)
+    done = set(Store(out, "search.jsonl").rows)
     with pytest.raises(ConfigError, match="resume=True"):
         auto(data, minutes=5, out=out, **options)
     found = auto(out=out, resume=True, report=lambda _: None)
-    assert done < set(Store(out / "search.jsonl").rows)
+    assert done < set(Store(out, "search.jsonl").rows)
     assert len(calls) == len(set(calls)) + 1  # only the one that was killed ran twice
     assert found.choice.adapted.size == 32 and found.folder == out / "choice"
     whole = auto(data, minutes=5, out=tmp_path / "whole", **options)

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple, cast
 import torch
 
 from intarsia.core.registry import method_to_dict
+from intarsia.core.store import Store, key_of
 from intarsia.data.packages import cache_dir
 from intarsia.fitting import fit
 from intarsia.gating import RouterConfig
 from intarsia.gating.load import CollapseWarning
-from intarsia.results.store import Store, key_of
 from intarsia.routers import Comet, DSelectK, Hash, PermutationSearch, TopK
 from intarsia.train import evaluate
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
+from intarsia.core.store import Store, key_of
 from intarsia.data import packages
-from intarsia.results.store import Store, key_of
 
 from ..kit import Result
 from .study import result_of

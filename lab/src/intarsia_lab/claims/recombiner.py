@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from intarsia.core.quiet import kept_quiet
+from intarsia.core.store import key_of
 from intarsia.data import packages
 from intarsia.data.photographs import photographs
 from intarsia.experiments.pool import Arm
@@ -30,7 +31,6 @@ from intarsia.models.codec.philox import UNIT
 from intarsia.models.codec.recombiner import RecombinerSettings
 from intarsia.models.codec.relative_entropy import candidates, choose, gumbels, packed_bytes
 from intarsia.results.sheet import Differences
-from intarsia.results.store import key_of
 
 from ..kit import Claim, Result
 from ..kit.claim import Report

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from intarsia.core.store import building
 from intarsia.data import corpora, packages
 from intarsia.hosts.tracing import trace
 from intarsia.placement.trace import Trace
@@ -68,7 +69,7 @@ def kept(seed: int, name: str) -> Trace:
 
 def made(seed: int, report: Report) -> Path:
     """The folder of a seed's mixture, trained where it is not there yet."""
-    with packages.building(folder(seed)) as scratch:
+    with building(folder(seed)) as scratch:
         if scratch is not None:
             scratch.mkdir(parents=True, exist_ok=True)
             with threads(1):

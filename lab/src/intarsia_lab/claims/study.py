@@ -19,6 +19,7 @@ from torch.utils.data import TensorDataset
 from intarsia.core import Method
 from intarsia.core.change import Change
 from intarsia.core.registry import method_to_dict
+from intarsia.core.store import Store, key_of
 from intarsia.data import backbones, packages, sets
 from intarsia.data.decode import to_rgb
 from intarsia.experiments.pool import Arm, Trial, TrialEnd, refuse_failed, run_told
@@ -27,7 +28,6 @@ from intarsia.hosts import apply
 from intarsia.hosts.anatomy.prefix import run_prefix, split_at
 from intarsia.results.sheet import Sheet, Spread, deviation
 from intarsia.results.statistics import t_interval
-from intarsia.results.store import Store, key_of
 from intarsia.train import Training, evaluate
 from intarsia.train.objectives import Objective, plain
 from intarsia.train.scores import Metrics
