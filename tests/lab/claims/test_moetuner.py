@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from intarsia_lab.claims import expertflow, moetuner, routing_traces
+from intarsia_lab.claims import expertflow, moetuner
 from intarsia_lab.claims.ledger import claim
+from intarsia_lab.materials import routing_traces
 
 
 @pytest.mark.usefixtures("mixture")

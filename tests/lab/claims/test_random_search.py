@@ -14,7 +14,6 @@ from intarsia_lab.claims.random_search import (
     mlp,
     of_control,
     together,
-    tost,
 )
 
 
@@ -27,12 +26,6 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(random_search, "BATCH", 20)
     monkeypatch.setattr(random_search, "EPOCHS", 2)
     monkeypatch.setattr(random_search, "LOOK", 1)
-
-
-def test_equivalence_is_shown_by_small_differences_only() -> None:
-    assert tost([0.1, -0.1, 0.05, 0.0], 0.5) < 0.01
-    assert tost([0.4, 0.6, 0.5, 0.5], 0.5) > 0.3
-    assert tost([2.0, -2.0, 1.0, -1.0], 0.5) > 0.05  # nothing is known
 
 
 def test_an_interval_of_a_correlation_holds_it() -> None:
@@ -53,7 +46,8 @@ def test_the_control_is_judged_by_the_loss_after_an_epoch() -> None:
     up, down = [1.0, 2.0, 3.0, 4.0, 5.0], [5.0, 4.0, 3.0, 2.0, 1.0]
     half = Nets(up, down, up, up)
     found = [SearchedNet(half, half, half)] * 2
-    assert of_control(found)[0] < 0 < random_search.of_ranks(found)[0]
+    (low, high), _, _ = of_control(found)
+    assert low <= high < 0 < random_search.of_ranks(found)[0][0]
 
 
 def test_every_way_of_sparse_ift_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,9 +12,10 @@ import pytest
 from intarsia.data import corpora
 from intarsia.data.small_models import Small
 from intarsia.experiments.pool import Arm
-from intarsia_lab.claims import evomoe, momentum, recurrent, routed
+from intarsia_lab.claims import evomoe, momentum, recurrent
 from intarsia_lab.kit import Claim
 from intarsia_lab.routing import Scale, materials
+from intarsia_lab.routing import contenders as routed
 
 SCALE = Scale(Small(8, 2, 2, 8), batch=4, steps=10, length=8, vocabulary=260, test=16)
 BENCH = routed.Bench("toy", SCALE, "here")

@@ -11,9 +11,9 @@ import pytest
 from intarsia.conformance.senses import Letters, decoder, questions
 from intarsia.data.senses.questions import Question
 from intarsia.methods.slime import Slime
-from intarsia_lab.claims import slime, small_trunk, uni_moe
+from intarsia_lab.claims import slime, uni_moe
 from intarsia_lab.claims.ledger import claim
-from intarsia_lab.materials import canvases
+from intarsia_lab.materials import canvases, small_trunk
 
 
 @pytest.fixture(autouse=True)

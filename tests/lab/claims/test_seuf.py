@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from intarsia_lab.claims import routing_traces, seuf
+from intarsia_lab.claims import seuf
 from intarsia_lab.claims.ledger import claim
+from intarsia_lab.materials import routing_traces
 
 
 def test_every_arm_is_run_once_and_kept(

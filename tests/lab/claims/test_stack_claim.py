@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from intarsia.experiments.stack_entries import ENTRIES
-from intarsia_lab.claims import read_me, routing_traces, seuf, stack
+from intarsia_lab.claims import read_me, seuf, stack
 from intarsia_lab.claims.ledger import claim
+from intarsia_lab.materials import routing_traces
 
 
 def test_pairs_and_batches_are_judged(

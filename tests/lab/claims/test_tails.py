@@ -11,7 +11,8 @@ import pytest
 import timm
 import torch
 
-from intarsia_lab.claims import bi, low_rank, mos, s2ft, study, tails
+from intarsia_lab.claims import bi, mos, s2ft, study
+from intarsia_lab.materials import low_rank, tails
 
 CLASSES = 2
 

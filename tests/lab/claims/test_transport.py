@@ -13,7 +13,8 @@ import timm
 import torch
 
 from intarsia.mixtures.zcode_m3 import mixtures_in
-from intarsia_lab.claims import study, tails, transport
+from intarsia_lab.claims import study, transport
+from intarsia_lab.materials import tails
 
 
 def quiet(_: str) -> None: ...

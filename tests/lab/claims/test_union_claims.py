@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import timm
 import torch
+from intarsia_lab.kit.claim import Report
 from torch import Tensor
 from torch.testing import assert_close
 
@@ -18,7 +19,6 @@ from intarsia_lab.claims import union_gates
 from intarsia_lab.claims.ledger import claim
 from intarsia_lab.claims.union_gates import choose_at_random, drop_patches
 from intarsia_lab.claims.union_of_experts import Cell
-from intarsia_lab.kit.claim import Report
 
 
 @pytest.fixture(scope="module")

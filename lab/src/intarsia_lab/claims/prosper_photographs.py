@@ -17,9 +17,9 @@ from intarsia.data.photographs import grey, patches, photographs
 from intarsia.models.coding import BSC, GSC
 
 from ..kit import Result
+from ..kit.arms import result_of, shown
 from ..kit.claim import Report
 from .prosper import PAPER, Array, claim, figures
-from .study import result_of, shown
 
 
 def natural(seed: int, train: int = 6000, test: int = 3000, whole: int = 40) -> tuple[Array, Array]:

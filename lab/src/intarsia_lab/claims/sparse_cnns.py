@@ -29,10 +29,11 @@ from intarsia.schedules import Gradual
 from intarsia.schedules.masked import Kept, Weights
 from intarsia.train.distill import distill
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .kept import kept
-from .study import class_scores, each, result_of, shown
+from ..kit import Report, Result, Study, above
+from ..kit.arms import class_scores, each, result_of, shown
+from ..kit.stored import Stored
+
+stored = Stored(__file__)
 
 SETS = ("tuxpaint", "textile", "elpv")
 SIDE, TRAIN, TEST, ROWS = 112, 320, 400, 4
@@ -127,8 +128,8 @@ def schedule_of(arm: str, density: float, net: nn.Module) -> Gradual | None:
 
 def cell(arm: tuple[str, float], name: str, seed: int) -> float:
     """Test accuracy in points, from the file or by training.  arm: and its density."""
-    inputs = {"arm": arm, "set": name, "seed": seed, "side": SIDE, "epochs": EPOCHS, "version": 1}
-    return kept("sparse_cnns", inputs, lambda: accuracy(*arm, name, seed), under="accuracy")
+    inputs = {"arm": arm, "set": name, "seed": seed, "side": SIDE, "epochs": EPOCHS}
+    return stored("sparse_cnns", inputs, lambda: accuracy(*arm, name, seed))
 
 
 def accuracy(arm: str, density: float, name: str, seed: int) -> float:
@@ -217,35 +218,38 @@ SCALE = (
     "scaled down: three sets of a few hundred pictures, Tux Paint, textile and solar cells, at "
     f"{SIDE} px"
 )
-claim = partial(Claim, sense=">=", needs="long")
+study = partial(
+    Study,
+    baseline="the dense net, fine-tuned as long, in points; the mean over sets and seeds",
+    sense=">=",
+    control=above("The dense net is above chance by 20 points.", "tuxpaint", 40, {"net": "dense"}),
+    needs="long",
+    minutes=170,
+)
 
 CLAIMS = (
-    claim(
+    study(
         "sparse-bytenn-tuned",
         sentence="EfficientNet-Lite0 with blocks of four rows at a density of .7, its channels "
         "rearranged, loses at most a point to the dense net once it is fine-tuned (SparseByteNN, "
         f"arXiv:2310.19509; {SCALE}).",
-        baseline="the dense net, fine-tuned as long, in points; the mean over sets and seeds",
-        bar=-1.0,
-        minutes=170,
-        run=of_blocks,
+        target=-1.0,
+        measure=of_blocks,
     ),
-    claim(
+    study(
         "sparse-bytenn-order",
         sentence="Fine-tuned, unstructured weights are no worse than rearranged blocks, these no "
         f"worse than blocks as they are, and these no worse than whole filters ({SCALE}).",
         baseline="each one's follower, at .7 and .5, in points; the least mean difference",
-        bar=0.0,
-        minutes=170,
-        run=of_order,
+        target=0.0,
+        measure=of_order,
     ),
-    claim(
+    study(
         "fast-convnets-tuned",
         sentence="EfficientNet-Lite0 with a fifth of its 1x1 weights loses at most a point to the "
         f"dense net once it is fine-tuned (Fast Sparse ConvNets, arXiv:1911.09723; {SCALE}).",
-        baseline="the dense net, fine-tuned as long, in points; the mean over sets and seeds",
-        bar=-1.0,
+        target=-1.0,
+        measure=of_pointwise,
         minutes=35,
-        run=of_pointwise,
     ),
 )

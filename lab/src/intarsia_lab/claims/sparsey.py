@@ -13,9 +13,8 @@ import numpy as np
 from intarsia.data import sets
 from intarsia.models.memory import Mac, SparseyNet, adherence, basis_set_size, similarity
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .study import result_of
+from ..kit import TIMED, NoControl, Report, Result, Study, above
+from ..kit.arms import result_of
 
 Array = np.ndarray
 SIZE, ACTIVE, FAMILIES = 144, 12, 5
@@ -171,39 +170,48 @@ def _both(x: Array, mac: Mac) -> str:
 
 
 PAPER = " (arXiv:1710.07829)."
-claim = partial(Claim, sense=">=", seeds=tuple(range(5)), minutes=1)
+LEARNED = above(
+    "Ten items are recalled, far below the capacity.", "modules recalled", 0.95, {"items": "10"}
+)
+study = partial(Study, sense=">=", seeds=tuple(range(5)), minutes=1)
 
 CLAIMS = (
-    claim(
+    study(
         "sparsey-memory",
         system="Sparsey",
         work="random codes",
         sentence="Items that were seen once are recalled while there are at most 25" + PAPER,
         baseline="1 is all modules",
-        bar=0.95,
-        run=partial(judged, of="recall", over=min),
+        target=0.95,
+        control=LEARNED,
+        measure=partial(judged, of="recall", over=min),
     ),
-    claim(
+    study(
         "sparsey-similarity",
         sentence="Like items have like codes while there are at most 25" + PAPER,
         baseline="correlation of overlaps; random codes have 0",
-        bar=0.5,
-        run=partial(judged, of="similarity", over=min),
+        target=0.5,
+        control=LEARNED,
+        measure=partial(judged, of="similarity", over=min),
     ),
-    claim(
+    study(
         "sparsey-time",
         sentence="The time of an item does not depend on how many are stored" + PAPER,
         baseline="an item at 200 stored ones; at 2,000, ratio",
-        bar=1.2,
+        target=1.2,
         sense="<=",
-        run=timed,
+        control=TIMED,
+        measure=timed,
     ),
-    claim(
+    study(
         "sparsey-collapse",
         sentence="Thin digits keep distinct codes (0.9 n) whose order is that of their likeness "
         "(0.3)" + PAPER + " The smaller of both over its bar.",
         baseline="1 keeps both",
-        bar=1.0,
-        run=spread,
+        target=1.0,
+        control=NoControl(
+            "Codes are compared with those of another rule on the same digits: nothing is trained."
+        ),
+        measure=spread,
     ),
 )

@@ -20,17 +20,17 @@ from intarsia.hosts.swap.union_of_experts import UnionOfExperts
 from intarsia.hosts.swap.upcycle import Upcycle
 from intarsia.routers import Switch
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
+from ..kit import COUNTED, TIMED, Report, Result, Study, above, below
+from ..kit.arms import result_of, shown, threads
+from ..kit.stored import Stored
+from ..materials.routing_traces import texts
 from ..routing.cost import operations
-from .kept import kept
-from .routing_traces import texts
-from .study import result_of, shown, threads
 
-VERSION = 2
+stored = Stored(__file__)
+
 SET, SIZE, IMAGES, TEST, EPOCHS, BATCH, LR = "fashion-mnist", 56, 600, 1000, 3, 32, 1e-4
 LENGTH, ROWS, STEPS, TEXT_LR, HELD_OUT = 128, 4, 10, 2e-4, 4  # rows of a kind of text
-TIMED = 5  # forwards, the fastest of which counts
+FORWARDS = 5  # forwards, the fastest of which counts
 DENSE, UNION, SWITCH = "dense", "union of experts", "Switch"
 PICTURES: dict[str, Any] = {
     DENSE: None,
@@ -50,7 +50,7 @@ def seconds(model: nn.Module, x: Tensor) -> float:
     """CPU seconds of a forward, the fastest of a few."""
     best = float("inf")
     with torch.no_grad(), evaluating(model):
-        for _ in range(TIMED + 1):
+        for _ in range(FORWARDS + 1):
             start = time.process_time()
             model(x)
             best = min(best, time.process_time() - start)
@@ -106,8 +106,8 @@ def arm_cell(
         report(f"  {name}, seed {seed}: {found}")
         return found
 
-    inputs = {"arm": name, "seed": seed, "version": VERSION, "settings": settings}
-    return kept("union_of_experts", inputs, told)
+    inputs = {"arm": name, "seed": seed, "settings": settings}
+    return stored("union_of_experts", inputs, told)
 
 
 class Rows(Dataset[dict[str, Tensor]]):
@@ -209,56 +209,69 @@ _TEXT = (
 _PAPER = "(arXiv:2503.02495, section 4)"
 on_pictures = partial(judge, on=pictures, score="accuracy, %", note=_PICTURES)
 on_text = partial(judge, on=text, score="loss", note=_TEXT)
-claim = partial(Claim, baseline="the dense model, trained alike", needs="long", minutes=15)
+study = partial(
+    Study, baseline="the dense model, trained alike", sense="<=", needs="long", minutes=15
+)
 
 CLAIMS = (
-    claim(
+    study(
         "union-of-experts",
         system="Union of Experts",
         work="ViT-S/14 on pictures",
         sentence=f"Half of the experts of a ViT are as good as all of it {_PAPER}: accuracy less "
         "the dense model's, in points.",
-        bar=-1.0,
+        target=-1.0,
         sense=">=",
-        run=partial(on_pictures, of=points),
+        control=above(
+            "The dense model is above chance, 10 %, by 20 points.",
+            "accuracy, %",
+            30,
+            {"model": "dense"},
+        ),
+        measure=partial(on_pictures, of=points),
     ),
-    claim(
+    study(
         "union-of-experts-macs",
         sentence=f"Half of the experts of a ViT are about half of the work {_PAPER}: ratio of MACs "
         "of a whole forward.",
-        bar=0.6,
-        sense="<=",
-        run=partial(on_pictures, of=partial(ratio, what="macs")),
+        target=0.6,
+        control=COUNTED,
+        measure=partial(on_pictures, of=partial(ratio, what="macs")),
     ),
-    claim(
+    study(
         "union-of-experts-time",
         sentence=f"Half of the experts of a ViT take less time {_PAPER}: ratio of CPU seconds.",
-        bar=0.8,
-        sense="<=",
-        run=partial(on_pictures, of=partial(ratio, what="seconds")),
+        target=0.8,
+        control=TIMED,
+        measure=partial(on_pictures, of=partial(ratio, what="seconds")),
     ),
-    claim(
+    study(
         "union-of-experts-text",
         sentence=f"Part of the experts of a language model are as good as all of it {_PAPER}: "
         "ratio of losses after a short training.",
-        bar=1.01,
-        sense="<=",
-        run=partial(on_text, of=partial(ratio, what="score")),
+        target=1.01,
+        control=below(
+            "The union of experts is better than a uniform guess among 49,152 tokens, 10.8 nats.",
+            "loss",
+            10.8,
+            {"model": "union of experts"},
+        ),
+        measure=partial(on_text, of=partial(ratio, what="score")),
     ),
-    claim(
+    study(
         "union-of-experts-text-macs",
         sentence=f"Part of the experts of a language model are part of the work {_PAPER}: ratio of "
         "MACs of a whole forward, the head's among them.",
-        bar=0.6,
-        sense="<=",
-        run=partial(on_text, of=partial(ratio, what="macs")),
+        target=0.6,
+        control=COUNTED,
+        measure=partial(on_text, of=partial(ratio, what="macs")),
     ),
-    claim(
+    study(
         "union-of-experts-text-time",
         sentence=f"Part of the experts of a language model take less time {_PAPER}: ratio of CPU "
         "seconds of a forward.",
-        bar=0.8,
-        sense="<=",
-        run=partial(on_text, of=partial(ratio, what="seconds")),
+        target=0.8,
+        control=TIMED,
+        measure=partial(on_text, of=partial(ratio, what="seconds")),
     ),
 )
