@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from intarsia_lab.claims import random_search, sms, sparse_ift
+from intarsia_lab.claims import random_search, sparse_ift
 from intarsia_lab.claims.random_search import (
     Nets,
     SearchedNet,
@@ -15,6 +15,7 @@ from intarsia_lab.claims.random_search import (
     of_control,
     together,
 )
+from intarsia_lab.materials import thin_resnets, wide_resnets
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +23,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forty pictures, the same to learn and to test."""
     draw = torch.Generator().manual_seed(0)
     rows = TensorDataset(torch.randn(40, 1, 28, 28, generator=draw), torch.arange(40) % 10)
-    monkeypatch.setattr(sms, "rows", lambda _: rows)
+    monkeypatch.setattr(thin_resnets, "rows", lambda _: rows)
     monkeypatch.setattr(random_search, "BATCH", 20)
     monkeypatch.setattr(random_search, "EPOCHS", 2)
     monkeypatch.setattr(random_search, "LOOK", 1)
@@ -51,7 +52,7 @@ def test_the_control_is_judged_by_the_loss_after_an_epoch() -> None:
 
 
 def test_every_way_of_sparse_ift_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sparse_ift, "EPOCHS", 1)
+    monkeypatch.setattr(wide_resnets, "EPOCHS", 1)
     for name, way in sparse_ift.ARMS.items():
         found = sparse_ift.run(way, 0)
         assert 0 <= found.accuracy <= 100

@@ -18,7 +18,7 @@ from intarsia.schedules.bdwp import n_of_m_mask
 from ..kit import Report, Result, Study, above
 from ..kit.arms import by_arm, judge, row_of
 from ..kit.stored import Stored
-from . import sms
+from ..materials import thin_resnets
 
 stored = Stored(__file__)
 
@@ -48,14 +48,14 @@ def accuracy(arm: str, seed: int) -> float:
 
 
 def run(arm: str, seed: int) -> float:
-    model = sms.resnet(seed)
+    model = thin_resnets.resnet(seed)
     if arm == ONE_SHOT:
         with torch.no_grad():
             for weight in masked_weights(model, LAYERS).values():
                 weight.mul_(n_of_m_mask(weight, NofM.read(PATTERN, 1)))
     how: Any = {"epochs": EPOCHS, "seed": seed, "optimizer": momentum, "schedule": ARMS[arm]}
-    fit(model, sms.rows("train"), **OPTIONS | how)
-    return sms.accuracy(model)
+    fit(model, thin_resnets.rows("train"), **OPTIONS | how)
+    return thin_resnets.accuracy(model)
 
 
 def against(other: str) -> Any:

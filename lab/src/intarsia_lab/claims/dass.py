@@ -21,7 +21,7 @@ from intarsia.schedules import masked_weights
 from ..kit import Report, Result, Study, above
 from ..kit.arms import class_scores, each, result_of, shown
 from ..kit.stored import Stored
-from . import sms
+from ..materials import thin_resnets
 
 stored = Stored(__file__)
 
@@ -32,7 +32,7 @@ OPTIONS: dict[str, Any] = {
     "batch_size": 64,
     "lr": 0.025,
     "weight_decay": 3e-4,
-    "optimizer": sms.nesterov,
+    "optimizer": thin_resnets.nesterov,
     "trackers": (),
 }
 OURS, DENSE, START, RANDOM = "DASS", "dense search", "sparse from the start", "random cells"
@@ -54,7 +54,7 @@ class ChosenCells(NamedTuple):
 @lru_cache
 def rows(part: str) -> TensorDataset:
     """Pictures of 14 x 14."""
-    x, y = sms.rows(part).tensors
+    x, y = thin_resnets.rows(part).tensors
     return TensorDataset(F.avg_pool2d(x, 2), y)
 
 
@@ -63,7 +63,7 @@ def chosen(arm: str, seed: int, number: int) -> Genotype:
     if arm == RANDOM:
         draw = torch.Generator().manual_seed(mix(seed, number))
         return Genotype.drawn(SIZES.nodes, draw)
-    (x, y), half = rows("train").tensors, sms.TRAIN // 2
+    (x, y), half = rows("train").tensors, thin_resnets.TRAIN // 2
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = Supernet(SIZES, (x[half:], y[half:]), lr=3e-3, seed=seed)

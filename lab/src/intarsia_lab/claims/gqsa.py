@@ -28,7 +28,7 @@ from ..kit import TIMED, Report, Result, Study, below
 from ..kit.arms import each, result_of
 from ..kit.stored import Stored
 from ..materials.products import SIDE, int4_onnxruntime, int4_torch, rotating, seconds_of
-from .sparsify import nll
+from ..materials.token_loss import nll
 
 stored = Stored(__file__)
 

@@ -23,9 +23,8 @@ from intarsia.hosts.spans.windows import Seen, Windows, grouped
 from intarsia.methods.moa import MoA, choose_spans
 
 from ..kit import COUNTED, TIMED, NoControl, Report, Result, Study, below
-from ..kit.arms import result_of, shown
+from ..kit.arms import result_of, shown, upper
 from ..kit.stored import Stored
-from .sparsify import upper
 
 stored = Stored(__file__)
 

@@ -19,6 +19,7 @@ from intarsia.train.tasks import own_losses
 from ..kit import Report, Result, Study, above
 from ..kit.arms import by_arm, judge, row_of
 from ..kit.stored import Stored
+from ..materials.film_sessions import EPOCHS, OPTIONS, SETTINGS, parts
 from ..materials.sequence_baselines import (
     LAST,
     MAKES,
@@ -31,7 +32,6 @@ from ..materials.sequence_baselines import (
     best_of,
     grid,
 )
-from .onerec import EPOCHS, OPTIONS, SETTINGS, parts
 
 stored = Stored(__file__)
 

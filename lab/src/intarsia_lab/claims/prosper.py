@@ -32,11 +32,6 @@ KINDS: Mapping[str, Callable[..., Any]] = {
 Array = np.ndarray
 
 
-def figures(what: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
-    """A cell's, from the file of cells or by computing them."""
-    return stored("prosper", {"what": what, **inputs}, make)
-
-
 def bars(signed: Array | None = None) -> Array:
     """Ten bars of 5 x 5 px, 10 bright.  -> (10, 25)."""
     made = np.zeros((10, 5, 5))
@@ -84,7 +79,9 @@ def learned(kind: str, data: str, seed: int) -> dict[str, float]:
         w = model.mixing_.T if kind == "FastICA" else model.components_
         return {"bars": bars_in(w, truth), "cpu": time.process_time() - start}
 
-    return figures("bars", {"kind": kind, "data": data, "seed": seed, "steps": STEPS}, make)
+    return stored(
+        "prosper", {"what": "bars", "kind": kind, "data": data, "seed": seed, "steps": STEPS}, make
+    )
 
 
 def find_bars(seeds: Sequence[int], report: Report) -> Result:

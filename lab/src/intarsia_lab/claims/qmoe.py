@@ -28,7 +28,7 @@ from ..kit import COUNTED, Effect, Report, Result, Study, below
 from ..kit.arms import result_of
 from ..kit.stored import Stored
 from ..materials.products import SIDE, rotating, seconds_of
-from .sparsify import nll
+from ..materials.token_loss import nll
 
 stored = Stored(__file__)
 

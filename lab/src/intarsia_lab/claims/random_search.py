@@ -24,7 +24,7 @@ from intarsia.methods.random_search import RandomSearch, cut, search
 from ..kit import Report, Result, Study, above
 from ..kit.arms import each, result_of, shown
 from ..kit.stored import Stored
-from . import sms
+from ..materials import thin_resnets
 
 stored = Stored(__file__)
 
@@ -72,7 +72,7 @@ def together(nets: Sequence[nn.Module], goal: float | None, seed: int) -> Nets:
         return functional_call(bare, w, (x,))
 
     every: Callable[..., Tensor] = torch.vmap(one, in_dims=(0, None))
-    (x, y), (test_x, test_y) = (sms.rows(part).tensors for part in ("train", "test"))
+    (x, y), (test_x, test_y) = (thin_resnets.rows(part).tensors for part in ("train", "test"))
 
     def losses(px: Tensor, py: Tensor) -> Tensor:
         logits = every(weights, px)  # (nets, rows, 10)
@@ -113,7 +113,7 @@ def together(nets: Sequence[nn.Module], goal: float | None, seed: int) -> Nets:
 def run(density: float, seed: int) -> SearchedNet:
     """The parent, its five best of so many draws, and five random ones, trained."""
     parent = mlp(seed)
-    x, y = sms.rows("train").tensors
+    x, y = thin_resnets.rows("train").tensors
     found = search(
         parent, RandomSearch(density, DRAWS), [(x[:SCORED], y[:SCORED])], seed=mix(seed, 1)
     )

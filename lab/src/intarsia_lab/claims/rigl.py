@@ -14,13 +14,13 @@ from intarsia.schedules import Gradual, RigL, Set
 from ..kit import Report, Result, Study, above
 from ..kit.arms import each, lower, result_of, shown
 from ..kit.stored import Stored
-from . import sms
-from .sparse_ift import OPTIONS, resnet
+from ..materials import thin_resnets
+from ..materials.wide_resnets import OPTIONS, resnet
 
 stored = Stored(__file__)
 
 DENSITY, EVERY, EPOCHS = 0.2, 25, 7
-STEPS = -(-sms.TRAIN // 128)  # of an epoch
+STEPS = -(-thin_resnets.TRAIN // 128)  # of an epoch
 
 
 class MaskWay(NamedTuple):
@@ -67,7 +67,7 @@ def operations(name: str) -> float:
 
 def cell(name: str, _: str, seed: int) -> MaskScore:
     """A net of one arm from one seed, from the file or by training it."""
-    inputs = {"arm": name, "seed": seed, "data": sms.DATA, "epochs": EPOCHS}
+    inputs = {"arm": name, "seed": seed, "data": thin_resnets.DATA, "epochs": EPOCHS}
     points = stored("rigl", inputs, lambda: accuracy(ARMS[name], seed))
     return MaskScore(points, operations(name))
 
@@ -76,8 +76,8 @@ def accuracy(way: MaskWay, seed: int) -> float:
     """Train a net, and score it in points."""
     model = resnet(seed)
     how: dict[str, Any] = OPTIONS | {"epochs": way.epochs, "seed": seed}
-    fit(model, sms.rows("train"), schedule=way.schedule, **how)
-    return sms.accuracy(model)
+    fit(model, thin_resnets.rows("train"), schedule=way.schedule, **how)
+    return thin_resnets.accuracy(model)
 
 
 def judged(seeds: tuple[int, ...], report: Report, *, beside: str) -> Result:

@@ -27,7 +27,7 @@ from ..kit.stored import Stored
 from ..materials import last_blocks
 from ..materials.last_blocks import LanguageRows, Row, StateTokens
 from ..materials.short_texts import QuestionAnswer, kinds, quiet
-from .s2ft import LORA, OURS, RATES, TUNED, Track
+from ..materials.task_tracks import LORA, OURS, RATES, TUNED, Track
 
 stored = Stored(__file__)
 
@@ -105,7 +105,7 @@ def tried(arm: str, rate: float) -> float:
         with threads(1):
             return float(scores(fitted(arm, rate, TUNED), glosses().val).accuracy)
 
-    return stored("s2ft-text", inputs(arm, TUNED, rate), run, "validation")
+    return stored("s2ft-text", inputs(arm, TUNED, rate), run)
 
 
 @lru_cache

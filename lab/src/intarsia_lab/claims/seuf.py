@@ -7,43 +7,29 @@ import math
 import statistics
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from intarsia.methods.seuf import Seuf, Unlearned, unlearn
 
 from ..kit import Control, Effect, Report, Result, Study, numbers
 from ..kit.arms import judged, threads
 from ..kit.stored import Stored
-from ..materials import byte_pairs
-from ..materials.routing_traces import VOCABULARY, made, texts
+from ..materials import held_out_rows
+from ..materials.routing_traces import made
 
 stored = Stored(__file__)
 
 FORGOTTEN = ("code", "glosses", "help")
-LENGTH, TRAINED, JUDGED, STEPS = 128, 64, 16, 80
+TRAINED, JUDGED, STEPS = 64, 16, 80
 RATE, TARGETS = 1e-3, (0.5, 1.0)
 RANDOM = 4  # experts of the attributed one's layer
 ALL, TOP, LIFT, FREE = "all weights", "top affinity", "top lift", "without anchor"
 NEVER = 99.0  # nats: the text has not risen so far
 Cell = Mapping[str, Any]
 ByKind = Mapping[str, Mapping[str, Cell]]
-
-
-@lru_cache(maxsize=1)
-def rows(seed: int) -> dict[str, Tensor]:
-    """Rows of each kind, from the last tenth, which the mixture was not trained on."""
-    whole = texts()
-    words = byte_pairs.trained((text[:300_000] for text in whole.values()), VOCABULARY)
-    found: dict[str, Tensor] = {}
-    for name, text in whole.items():
-        ids = torch.tensor(words(text)["input_ids"])
-        ids = ids[int(len(ids) * 0.9) :]
-        found[name] = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
-    return found
 
 
 def cells(kind: str, seed: int, report: Report) -> dict[str, Cell]:
@@ -71,7 +57,11 @@ def _cell(
     kind: str, seed: int, arm: str, report: Report, at: tuple[int, int] | None = None
 ) -> Cell:
     inputs = {"kind": kind, "seed": seed, "arm": arm, "at": at}
-    inputs |= {"steps": STEPS, "rate": RATE, "rows": [TRAINED, JUDGED, LENGTH]}
+    inputs |= {
+        "steps": STEPS,
+        "rate": RATE,
+        "rows": [TRAINED, JUDGED, held_out_rows.LENGTH],
+    }
 
     def run() -> Cell:
         with threads(1):
@@ -95,7 +85,7 @@ def _run(kind: str, seed: int, arm: str, at: tuple[int, int] | None, report: Rep
 
     model: Any = MixtralForCausalLM.from_pretrained(made(seed, report), dtype=torch.float32)
     model.config.use_cache = False
-    held = rows(seed)
+    held = held_out_rows.rows(seed)
     per = TRAINED // (len(held) - 1)
     keep = torch.cat([r[:per] for name, r in held.items() if name != kind])
     judged = torch.cat([r[-JUDGED // 2 :] for name, r in held.items() if name != kind])

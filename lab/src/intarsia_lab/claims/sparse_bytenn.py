@@ -19,7 +19,7 @@ from intarsia.partitions import keep_row_blocks
 
 from ..kit import COUNTED, TIMED, Report, Result, Study
 from ..kit.arms import result_of
-from .fast_convnets import whole
+from ..materials.convnet_times import whole
 
 PICTURES, SIDE, ROWS, DENSITY = 16, 224, 4, 0.7
 

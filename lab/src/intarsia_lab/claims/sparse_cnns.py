@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
 from torch.utils.data import TensorDataset
 
 from intarsia.data import sets
@@ -32,6 +31,7 @@ from intarsia.train.distill import distill
 from ..kit import Report, Result, Study, above
 from ..kit.arms import class_scores, each, result_of, shown
 from ..kit.stored import Stored
+from ..materials import momentum_sgd
 
 stored = Stored(__file__)
 
@@ -70,11 +70,6 @@ class Filters(Gradual):
         return found
 
 
-def momentum(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-    """SGD with Nesterov's momentum .9; `fit` lowers the rate along a cosine."""
-    return SGD(model.parameters(), lr, 0.9, weight_decay=weight_decay, nesterov=True)
-
-
 @lru_cache
 def pictures(name: str) -> tuple[Tensor, Tensor, Any, Any, int]:
     """Of a set: pixels as Lite0 reads them, labels, the pool to train on, the test part, classes.
@@ -110,7 +105,7 @@ def parts(name: str, seed: int) -> tuple[TensorDataset, TensorDataset]:
 def tuned(name: str, seed: int) -> nn.Module:
     """Lite0 fine-tuned on a set, dense; for all arms of a seed."""
     net = backbone("efficientnet-lite0", classes=pictures(name)[4], size=SIDE, seed=seed)
-    how: Any = OPTIONS | {"epochs": EPOCHS, "seed": seed, "optimizer": momentum}
+    how: Any = OPTIONS | {"epochs": EPOCHS, "seed": seed, "optimizer": momentum_sgd.momentum}
     fit(net, parts(name, seed)[0], **how)
     return net.eval()
 
@@ -139,7 +134,7 @@ def accuracy(arm: str, density: float, name: str, seed: int) -> float:
     if arm != DENSE:
         if arm == MOVED:
             net = apply(net, SparseByteNn(density, ROWS))
-        how: Any = OPTIONS | {"epochs": EPOCHS, "seed": seed, "optimizer": momentum}
+        how: Any = OPTIONS | {"epochs": EPOCHS, "seed": seed, "optimizer": momentum_sgd.momentum}
         more: Any = {"schedule": schedule_of(arm, density, net)}
         fit(net, parts(name, seed)[0], objective=partial(distill, teacher=teacher), **how, **more)
     return 100 * class_scores(net.eval(), parts(name, seed)[1]).accuracy

@@ -16,7 +16,7 @@ from intarsia.models.memory import Mac, SparseyNet
 
 from ..kit import NoControl, Report, Result, Study, above
 from ..kit.arms import result_of, shown
-from .sparsey import PAPER, Array, thin
+from ..materials.thin_digits import Array, thin
 
 TRAIN, TEST = 2000, 1000
 SIZE, ACTIVE, MISSING = 144, 12, 3
@@ -157,6 +157,7 @@ def of_capacity(seeds: Sequence[int], report: Report) -> Result:
     return result_of(values, rows, note)
 
 
+PAPER = " (arXiv:1710.07829)."
 study = partial(Study, sense=">=")
 
 CLAIMS = (

@@ -11,14 +11,13 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from intarsia.data.language_models import language_model
 from intarsia.data.texts import load_texts
 from intarsia.experiments.pool import Arm
 from intarsia.hosts.prune.pruner import Pruner, sparsify
 from intarsia.hosts.prune.pruners import Magnitude, SparseGPT, Wanda
-from intarsia.hosts.prune.rows import batched
 from intarsia.methods.dsnot import DSnoT
 from intarsia.partitions.swaps import Swapped
 from intarsia.results.sheet import deviation
@@ -27,6 +26,7 @@ from intarsia.scores import Statistics
 from ..kit import Control, Report, Result, Study, numbers
 from ..kit.arms import each, upper
 from ..kit.stored import Stored
+from ..materials import token_loss
 
 stored = Stored(__file__)
 
@@ -97,20 +97,7 @@ class PrunedCells:
             draw = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
             rows = [train[int(i)] for i in draw[:CALIBRATION]]
             sparsify(self.model, CountedDSnoT(method) if swaps else method, rows, seed=seed)
-        return Pruned(nll(self.model, test), time.process_time() - clock, *SUMS)
-
-
-@torch.no_grad()
-def nll(model: nn.Module, rows: Sequence[Any]) -> float:
-    """The mean loss of a token."""
-    found: list[float] = []
-    for batch in batched(rows, 4):
-        ids = batch["input_ids"]
-        logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
-        found += nn.functional.cross_entropy(
-            logits, ids[:, 1:].flatten(), reduction="none"
-        ).tolist()
-    return statistics.mean(found)
+        return Pruned(token_loss.nll(self.model, test), time.process_time() - clock, *SUMS)
 
 
 def ran(names: Sequence[str], densities: Sequence[float], seeds: Any, report: Report) -> Any:

@@ -13,8 +13,8 @@ from intarsia.experiments.stack_entries import ENTRIES
 
 from ..kit import NoControl, Report, Result, Study
 from ..kit.arms import result_of, threads
+from ..materials.held_out_rows import rows
 from ..materials.routing_traces import made
-from .seuf import rows
 
 CALIBRATION, MEASURED, BATCH = 32, 48, 16  # rows
 PRODUCT = (("prune", "quant"), ("merge", "quant"), ("student", "quant"))  # bytes multiply

@@ -29,9 +29,9 @@ from intarsia.train.distill import distill
 from ..kit import NoControl, Report, Result, Study, above
 from ..kit.arms import each, result_of, shown, threads
 from ..kit.stored import Stored
-from . import sms
-from .fast_convnets import blocks_of, dense_runtimes, interleaved
-from .sparse_cnns import momentum
+from ..materials import thin_resnets
+from ..materials.convnet_times import blocks_of, dense_runtimes, interleaved
+from ..materials.momentum_sgd import momentum
 
 stored = Stored(__file__)
 
@@ -201,9 +201,13 @@ def trained(arm: str, _: str, seed: int) -> float:
     def run() -> float:
         net = mobilenet(width, seed)
         schedule = Gradual(SPARSE, layers=POINTWISE) if arm == "sparse" else None
-        how: Any = sms.OPTIONS | {"epochs": NET_EPOCHS, "seed": seed, "optimizer": sms.nesterov}
-        fit(net, sms.rows("train"), schedule=schedule, **how)
-        return sms.accuracy(net.eval())
+        how: Any = thin_resnets.OPTIONS | {
+            "epochs": NET_EPOCHS,
+            "seed": seed,
+            "optimizer": thin_resnets.nesterov,
+        }
+        fit(net, thin_resnets.rows("train"), schedule=schedule, **how)
+        return thin_resnets.accuracy(net.eval())
 
     return stored("wide_sparse", inputs, run)
 

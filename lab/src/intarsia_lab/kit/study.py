@@ -142,9 +142,11 @@ class Study:
 
     def _undecided(self, result: Result) -> str:
         """Return how many seeds would decide a claim, if its values kept their mean and spread."""
-        if len(result.values) < 2:
-            return "A single value has no interval."
         low, high = result.interval
+        if not math.isfinite(low):
+            return "A single value has no interval."
+        if len(result.values) < 2:
+            return "The target lies inside the interval over test items of a single value."
         mean = statistics.mean(result.values)
         nearest = math.copysign(self.target, mean) if self.sense == "within" else self.target
         if not low <= nearest <= high:

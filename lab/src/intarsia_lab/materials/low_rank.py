@@ -16,8 +16,8 @@ from intarsia.methods.peft_methods import PeftMethod, of_settings
 from intarsia.results.sheet import Differences, Sheet
 from intarsia.train import Training
 
+from ..kit import Report
 from ..kit.arms import shown
-from ..kit.claim import Report
 from .picture_cells import Budget, PictureCells, StudyRecipe, StudyScore
 from .tails import bare_tail
 

@@ -24,8 +24,8 @@ from intarsia.data import corpora, packages
 from intarsia.hosts.tracing import trace
 from intarsia.placement.trace import Trace
 
+from ..kit import Report
 from ..kit.arms import threads
-from ..kit.claim import Report
 from . import byte_pairs
 
 VOCABULARY, EXPERTS, ACTIVE, LAYERS = 2048, 16, 2, 6

@@ -10,9 +10,8 @@ from typing import Any, NamedTuple
 from intarsia.data.small_models import Small
 from intarsia.experiments.pool import Arm
 
-from ..kit import Result
+from ..kit import Report, Result
 from ..kit.arms import judge, shown
-from ..kit.claim import Report
 from . import TEXT, RouterTrial, Scale, Variant, cells
 
 CORPUS = "austen"
