@@ -108,10 +108,10 @@ def test_a_study_without_a_control_is_refused() -> None:
 
 @pytest.mark.parametrize("seeds", [2, 3, 5, 14])
 def test_without_an_effect_at_most_5_percent_hold(seeds: int) -> None:
-    draws = np.random.default_rng(seeds).normal(size=(1000, seeds))
+    draws = np.random.default_rng(seeds).normal(size=(500, seeds))
     words = [word(tuple(values)) for values in draws]
-    # 2.5 % is the rule's own level, 1.5 % three standard errors of 1,000 draws
-    assert max(words.count("holds"), words.count("fails")) <= 0.04 * len(words)
+    # 2.5 % is the rule's own level; 5 % lies 3.6 standard errors of 500 draws above it
+    assert max(words.count("holds"), words.count("fails")) <= 0.05 * len(words)
     ties = [word(tuple(values + 1), 1.0, "within") for values in draws]
     assert ties.count("holds") <= 0.05 * len(ties)
 

@@ -41,13 +41,9 @@ def momentum(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
     return SGD(model.parameters(), lr, 0.9, weight_decay=weight_decay)
 
 
+@stored.cell
 def accuracy(arm: str, seed: int) -> float:
-    """On the test part, in points; from the file of cells, or by training.  arm: one of ARMS."""
-    inputs = {"arm": arm, "seed": seed, "pattern": PATTERN, "epochs": EPOCHS}
-    return stored("bdwp", inputs, lambda: run(arm, seed))
-
-
-def run(arm: str, seed: int) -> float:
+    """Train an arm; return its accuracy on the test part, in points.  arm: one of ARMS."""
     model = thin_resnets.resnet(seed)
     if arm == ONE_SHOT:
         with torch.no_grad():

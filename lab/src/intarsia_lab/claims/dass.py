@@ -83,10 +83,10 @@ def retrained(cells: Genotype, seed: int) -> ChosenCells:
     return ChosenCells(100 * class_scores(net, rows("test"), 512).accuracy, kept, summary(cells))
 
 
+@stored.cell
 def cell(arm: str, number: int, seed: int) -> ChosenCells:
-    """What came out of an arm, from the file or by running it."""
-    inputs = {"arm": arm, "number": number, "seed": seed, "epochs": EPOCHS}
-    return ChosenCells(*stored("dass", inputs, lambda: retrained(chosen(arm, seed, number), seed)))
+    """Search the cells of an arm and train a net of them."""
+    return retrained(chosen(arm, seed, number), seed)
 
 
 def judged(seeds: tuple[int, ...], report: Report) -> Result:

@@ -93,13 +93,9 @@ class Recommended(NamedTuple):
     popular: float
 
 
+@stored.cell
 def cell(arm: str, seed: int) -> Recommended:
-    """A cell from the file, or by running it.  arm: one of ARMS."""
-    inputs = {"arm": arm, "seed": seed, "epochs": EPOCHS}
-    return Recommended(*stored("dsl", inputs, lambda: run(arm, seed)))
-
-
-def run(arm: str, seed: int) -> Recommended:
+    """Train an arm and score it on the test.  arm: one of ARMS."""
     (width, schedule), data = ARMS[arm], films()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

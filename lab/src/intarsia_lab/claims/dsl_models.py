@@ -56,14 +56,12 @@ def split() -> Parts:
     return parts_of(load_interactions("ml-100k"), "ranking")
 
 
-def found_of(arm: tuple[str, str], seed: int) -> Ranked:
-    """A model of an arm and seed, scored on the test.  arm: model and one of SCHEDULES."""
-    inputs = {"arm": list(arm), "seed": seed, "epochs": EPOCHS[arm[0]]}
-    return Ranked(*stored("dsl_models", inputs, lambda: list(ranked(arm, seed))))
-
-
+@stored.cell
 def ranked(arm: tuple[str, str], seed: int) -> Ranked:
-    """Train an arm; validation picks the epoch."""
+    """Train an arm and score it on the test; validation picks the epoch.
+
+    arm: model and one of SCHEDULES.
+    """
     (name, how), parts = arm, split()
     settings, schedule = MODELS[name][how == NARROW], SCHEDULES[how]
     options: Any = {"epochs": EPOCHS[name], "evaluate_every": 5}
@@ -82,7 +80,7 @@ def ranked(arm: tuple[str, str], seed: int) -> Ranked:
 
 
 def compared(seeds: tuple[int, ...], report: Report, *, model: str, of: Any, over: Any) -> Result:
-    found = by_arm({n: (model, n) for n in SCHEDULES}, seeds, found_of, report)
+    found = by_arm({n: (model, n) for n in SCHEDULES}, seeds, ranked, report)
     columns = {
         "NDCG@20, %": ("ndcg", ".2f"),
         "recall@20, %": ("recall", ".2f"),

@@ -174,17 +174,9 @@ def one_by_one(model: OneRecModel, x: Tensor, count: int, generator: torch.Gener
     return drawn.view(len(x), count, -1)
 
 
+@stored.cell
 def sessions_of(seed: int) -> dict[str, float]:
-    """The judge's mean score of sessions that are drawn at once, and of those item by item."""
-    inputs = {
-        "sessions": seed,
-        "epochs": film_sessions.EPOCHS,
-        "settings": repr(film_sessions.SETTINGS),
-    }
-    return stored("onerec", inputs, lambda: both_ways(seed))
-
-
-def both_ways(seed: int) -> dict[str, float]:
+    """Return the judge's mean score of sessions drawn at once, and of those item by item."""
     train, test = film_sessions.parts()
     judge_ = taste(train, True, seed)
     rows: Any = film_sessions.SETTINGS.build(train, seed=seed).samples(train)

@@ -121,14 +121,13 @@ def schedule_of(arm: str, density: float, net: nn.Module) -> Gradual | None:
     return kind(density, every=EVERY, rows=ROWS if arm in (PLAIN, MOVED) else 1, layers=layers)
 
 
-def cell(arm: tuple[str, float], name: str, seed: int) -> float:
-    """Test accuracy in points, from the file or by training.  arm: and its density."""
-    inputs = {"arm": arm, "set": name, "seed": seed, "side": SIDE, "epochs": EPOCHS}
-    return stored("sparse_cnns", inputs, lambda: accuracy(*arm, name, seed))
+@stored.cell
+def cell(of: tuple[str, float], name: str, seed: int) -> float:
+    """Train an arm from the dense net on, with that as its teacher; return its test accuracy.
 
-
-def accuracy(arm: str, density: float, name: str, seed: int) -> float:
-    """Train an arm from the dense net on, with that as its teacher, and score it."""
+    of: the arm and its density.
+    """
+    arm, density = of
     teacher = tuned(name, seed)
     net = copy.deepcopy(teacher)
     if arm != DENSE:

@@ -51,19 +51,15 @@ def loss(model: nn.Module, texts: TextKinds, names: Sequence[str] | None = None)
     return evaluate(model, texts.parts(names), batch_size=64).loss
 
 
+@stored.cell
 def of_policy(policy: str, seed: int, steps: int) -> Late:
-    """A model whose experts are full, with the same kind at the end of every batch."""
-
-    def run() -> dict[str, float]:
+    """Train a model whose experts are full, with the same kind at the end of every batch."""
+    with threads(1):
         texts = kinds()
         order = turned(list(texts.train), seed)
         model = decoder_of_experts(router(), seed, capacity=Capacity(TIGHT, policy))
         learn(model, texts.stream(order, 0, steps, seed), seed)
-        return Late(loss(model, texts, order[-1:]), loss(model, texts))._asdict()
-
-    inputs = {"policy": policy, "seed": seed, "steps": steps, "factor": TIGHT}
-    with threads(1):
-        return Late(**stored("zcode-m3-late", inputs, run))
+        return Late(loss(model, texts, order[-1:]), loss(model, texts))
 
 
 def router() -> TopK:
@@ -90,10 +86,10 @@ class Further(NamedTuple):
     after: float
 
 
+@stored.cell
 def family(seed: int, steps: int) -> dict[str, Any]:
-    """Two parents, what they merge into, and the first one pruned.  Run once and kept."""
-
-    def run() -> dict[str, Any]:
+    """Train two parents, merge them, and prune the first one."""
+    with threads(1):
         texts = kinds()
         a, b = parents(texts, seed, steps)
         further: dict[str, list[float]] = {}
@@ -102,10 +98,6 @@ def family(seed: int, steps: int) -> dict[str, Any]:
             learn(more, texts.stream(list(texts.train), steps, part(steps, MORE), seed), seed)
             further[name] = [loss(net, texts), loss(more, texts)]
         return {"further": further, "pruned": pruned(a, texts, seed)}
-
-    inputs = {"seed": seed, "steps": [steps, SHARED, MORE, PARENT]}
-    with threads(1):
-        return stored("zcode-m3-family", inputs, run)
 
 
 def part(steps: int, of: int) -> int:

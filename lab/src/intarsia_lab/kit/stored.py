@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import inspect
+import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from intarsia.core.store import Store
 from intarsia.data.packages import cache_dir
 
 from .provenance import code_digest
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
 class Stored:
@@ -35,3 +42,31 @@ class Stored:
         if store.stale(inputs):
             report(f"{name}: the stored result is of older code, so that it is computed again.")
         return store.record(inputs, run)
+
+    def cell(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Store what a function returns under its arguments; they and the result are JSON-ready.
+
+        A NamedTuple or a dataclass is returned as such, if the function's annotation says so. An
+        argument called `report` is told of stale results, and is no input.
+        """
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            inputs = dict(bound.arguments)
+            report = inputs.pop("report", None) or (lambda _: None)
+
+            def compute() -> Any:
+                result: Any = function(*args, **kwargs)
+                return dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result
+
+            name = f"{self.module.stem}-{function.__name__}"
+            plain = self(name, inputs, compute, report)
+            kind: Any = typing.get_type_hints(function)["return"]
+            if hasattr(kind, "_make"):
+                return kind(*plain)
+            return kind(**plain) if dataclasses.is_dataclass(kind) else plain
+
+        return wrapper

@@ -170,11 +170,15 @@ def seeds_needed(pilot: Sequence[float], effect: float) -> int | None:
     if spread == 0:
         return 2
     standard = abs(effect) / spread
-    for count in range(2, MOST_SEEDS + 1):
-        # more than a few seeds are searched in growing steps: the answer is "about"
-        if count > 20 and count % max(1, 10 ** (len(str(count)) - 2)):
-            continue
+
+    def shows(count: int) -> bool:
         critical = t.ppf(0.975, count - 1)
-        if nct.sf(critical, count - 1, standard * math.sqrt(count)) >= POWER:
-            return count
-    return None
+        return bool(nct.sf(critical, count - 1, standard * math.sqrt(count)) >= POWER)
+
+    if not shows(MOST_SEEDS):
+        return None
+    low, high = 1, MOST_SEEDS  # power grows with the seeds: too few, enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if shows(middle) else (middle, high)
+    return high
