@@ -39,10 +39,10 @@ from torch.utils.data import TensorDataset
 
 from intarsia.core.errors import TrainingError
 from intarsia.core.locks import alone
+from intarsia.core.store import Store
 from intarsia.mixtures.experts import StackedExperts
 from intarsia.mixtures.mixture import Mixture
 from intarsia.parallel import ExpertParallel, Fssdp, Strategy, Tutel
-from intarsia.reports.store import Store
 from intarsia.routers.topk import TopK
 from intarsia.train.folder import write_learned
 from intarsia.train.loop import Job
@@ -334,7 +334,7 @@ def main() -> None:
     args = read(made)
     args.out = args.out.absolute()
     with alone(args.out):
-        kept = Store(args.out / "kills.jsonl")
+        kept = Store(args.out, "kills.jsonl")
         against: dict[str, Whole] = {}
         trial = done = 0
         found: list[dict[str, Any]] = []

@@ -24,12 +24,12 @@ from frame import markdown, parser, publish, read
 
 from intarsia.choosing.arms import arm
 from intarsia.core.locks import alone
+from intarsia.core.store import Store, key_of
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.one_run import run as one_run
 from intarsia.experiments.one_run import shape_of
 from intarsia.experiments.pool import MOST, Trial, TrialEnd, run_told
 from intarsia.reports.sheet import Differences, Sheet, Spread
-from intarsia.reports.store import Store, key_of
 from intarsia_lab.materials.suites import JOINED
 
 FILE = Path(__file__).with_suffix(".json")
@@ -245,7 +245,7 @@ def main() -> None:
     args: argparse.Namespace = read(made)
     rules: Row = json.loads(FILE.read_text())
     digest = hashlib.sha256(FILE.read_bytes()).hexdigest()
-    kept = Store(args.results)
+    kept = Store(args.results.parent, args.results.name)
     if args.stage == "page":
         page(rules, kept, args)
         return

@@ -18,8 +18,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from intarsia.core.store import Store, key_of
 from intarsia.reports.markdown import markdown
-from intarsia.reports.store import Store, key_of
 from intarsia.reports.table import Column, Entry, Table
 from intarsia_lab.materials import suites
 
@@ -138,7 +138,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/rates"))
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
-    kept = Store(ROWS)
+    kept = Store(ROWS.parent, ROWS.name)
     for task in tasks() if asked.tasks == ["all"] else asked.tasks:
         run(task, asked.out, kept)
     if asked.write:

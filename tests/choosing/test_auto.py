@@ -22,10 +22,10 @@ from intarsia.choosing.arms import arm
 from intarsia.choosing.auto import auto
 from intarsia.choosing.folded import Cost
 from intarsia.core.errors import CheckpointError, ConfigError, DataError, UnknownName
+from intarsia.core.store import Store
 from intarsia.experiments import one_run
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.pool import TrialEnd
-from intarsia.reports.store import Store
 
 from ..refusals import refused
 
@@ -127,11 +127,11 @@ def test_a_killed_search_goes_on_to_the_same_choice(
     options = SETTINGS | {"methods": ("linear",)}
     with pytest.raises(KeyboardInterrupt):
         auto(data, minutes=5, out=out, **options)
-    done = set(Store(out / "search.jsonl").rows)
+    done = set(Store(out, "search.jsonl").rows)
     with refused(ConfigError, got="a search in it"):
         auto(data, minutes=5, out=out, **options)
     resumed = auto(out=out, resume=True, report=lambda _: None)
-    assert done < set(Store(out / "search.jsonl").rows)
+    assert done < set(Store(out, "search.jsonl").rows)
     assert len(calls) == len(set(calls)) + 1  # only the one that was killed ran twice
     assert resumed.choice.adapted.size == 32 and resumed.folder == out / "choice"
     uninterrupted = auto(data, minutes=5, out=tmp_path / "whole", **options)

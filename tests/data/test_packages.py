@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 
 from intarsia.core.errors import AssetError
-from intarsia.data import packages
-from intarsia.data.packages import Package, building, cache_dir, obtain
+from intarsia.core.store import building
+from intarsia.data.packages import Package, cache_dir, obtain
 
 from ..refusals import refused
 
@@ -168,15 +168,13 @@ def test_a_crash_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_leftovers_of_a_killed_process_do_no_harm(tmp_path: Path) -> None:
     code = (
-        "import os, sys; from importlib import util; from pathlib import Path\n"
-        "spec = util.spec_from_file_location('packages', sys.argv[1])\n"
-        "packages = sys.modules['packages'] = util.module_from_spec(spec)\n"
-        "spec.loader.exec_module(packages)\n"  # the file alone: importing all of it takes seconds
-        "with packages.building(Path(sys.argv[2])) as scratch:\n"
+        "import os, sys; from pathlib import Path\n"
+        "from intarsia.core.store import building\n"
+        "with building(Path(sys.argv[1])) as scratch:\n"
         "    scratch.write_text('half'); os._exit(9)"
     )
     target = tmp_path / "made"
-    command = [sys.executable, "-c", code, packages.__file__, str(target)]
+    command = [sys.executable, "-c", code, str(target)]
     assert subprocess.run(command, check=False).returncode == 9
     assert not target.exists() and list(tmp_path.glob(".made.writing-*"))
     with building(target) as scratch:

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from intarsia.core.errors import ConfigError, TrainingError
+from intarsia.core.store import Store
 from intarsia.experiments import rates
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.matrix import PlannedRun, apart_from_rates, planned
 from intarsia.experiments.rates import RateSearch
-from intarsia.reports.store import Store
 from intarsia.train import Training
 
 BEST = {"linear": 3e-2, "lora": 3e-3, "bottleneck": 1e-3}
@@ -177,7 +177,7 @@ def test_a_method_whose_every_trial_failed_is_an_error(
     assert len(tried) == 2 * len(
         set(tried)
     )  # at two draws; no failed trial is repeated as the grid grows
-    kept = Store(tmp_path / "searches.jsonl").rows.values()
+    kept = Store(tmp_path, "searches.jsonl").rows.values()
     assert sum("val" in row for row in kept) == 24  # what the others tried is kept
     fake = use(monkeypatch, Fake())
     assert found(RateSearch().find(plan(tmp_path), tmp_path, quiet)) == BEST

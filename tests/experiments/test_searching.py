@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from intarsia.core.store import Store
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.pool import Trial, TrialEnd
 from intarsia.experiments.searching import (
@@ -21,7 +22,6 @@ from intarsia.experiments.searching import (
     smoothed,
     winning_edge,
 )
-from intarsia.reports.store import Store
 
 REACH = (1e-6, 1.0)
 
@@ -125,12 +125,12 @@ def test_a_trial_that_has_ended_is_not_carried_out_again(tmp_path: Path) -> None
             done(TrialEnd(trial, result, "no memory" if failed else "", 2.0))
 
     path = tmp_path / "searches.jsonl"
-    carry_missing(trials, Store(path), carry)
-    kept = Store(path)
+    carry_missing(trials, Store(path.parent, path.name), carry)
+    kept = Store(path.parent, path.name)
     assert kept["good"]["val"]["accuracy"] == 0.5 and kept["good"]["n"] == 30
     assert kept["bad"]["error"] == "no memory" and "loss of val" in kept["astray"]["error"]
     assert "validation part" in kept["without"]["error"]
-    carry_missing(trials, Store(path), carry, again=False)
+    carry_missing(trials, Store(path.parent, path.name), carry, again=False)
     assert ran == ["good", "bad", "astray", "without"]
-    carry_missing(trials, Store(path), carry)  # those that failed are tried once more
+    carry_missing(trials, Store(path.parent, path.name), carry)  # failed ones once more
     assert ran[4:] == ["bad", "astray", "without"]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.core.files import write_json
-from intarsia.reports.store import Store
+from intarsia.core.store import Store
 from intarsia_lab.bench import folder as bench_folder
 from intarsia_lab.bench.report import records
 from intarsia_lab.materials.suites import lists
@@ -31,12 +31,12 @@ def _results(folder: Path) -> None:
             folder="runs/0",
         )
         records.append(folder / "results.jsonl", result)
-    store = Store(folder / "store.jsonl")
+    store = Store(folder, "store.jsonl")
     store.add("a", {"loss": 1.5})
 
 
 def _open_results(folder: Path) -> Any:
-    return records.read(folder / "results.jsonl"), Store(folder / "store.jsonl").rows
+    return records.read(folder / "results.jsonl"), Store(folder, "store.jsonl").rows
 
 
 def _lists(folder: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 
 from ..core.errors import TrainingError
 from ..core.reading import read_tensors
+from ..core.store import Store, key_of
 from ..data.splits import Fold, deal
 from ..experiments import searching
 from ..experiments.experiment import Experiment
@@ -19,7 +20,6 @@ from ..experiments.one_run import run as one_run
 from ..experiments.pool import Trial, TrialEnd, run_trials
 from ..reports import numbers
 from ..reports.runs.reading import PREDICTIONS
-from ..reports.store import Store, key_of
 from .arms import BenchArm
 from .judging import HeldOutAnswers
 
@@ -94,7 +94,7 @@ class Folded:
     running: Mapping[str, Any]
 
     def __post_init__(self) -> None:
-        self.store = Store(self.out / "search.jsonl")
+        self.store = Store(self.out, "search.jsonl")
         self.spent, self.costs = 0.0, dict[int, Cost]()
         self.seconds_per_image: dict[tuple[Any, ...], float] = {}  # seconds of an image
         self.overhead = SETTING_UP  # seconds of a run beside its training

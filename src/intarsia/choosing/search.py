@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 from ..core.checks import RATE_REACH
 from ..core.errors import TrainingError
+from ..core.store import key_of
 from ..experiments import searching
 from ..experiments.experiment import Experiment
 from ..reports import numbers
 from ..reports.runs.reading import measure
-from ..reports.store import key_of
 from . import judging
 from .arms import BenchArm
 from .folded import FOLDS, Candidate, Folded, Row, describe_settings

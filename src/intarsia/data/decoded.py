@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 
-from intarsia.core.files import parse_json
-from intarsia.core.reading import open_tensors, read_tensors
-from intarsia.data.packages import building, reading
+from intarsia.core.store import Store
 
 Decoded = tuple[np.ndarray, list[int], list[str]]  # uint8 images, labels, class names
 
@@ -24,13 +21,12 @@ def decoded_once(
 
     Raises: AssetError when the file is damaged or cannot be written.
     """
-    with building(file) as scratch:
-        if scratch is not None:
-            images, labels, classes = make()
-            tensors = {"images": torch.from_numpy(images), "labels": torch.tensor(labels)}
-            save_file(tensors, str(scratch), metadata={"classes": json.dumps(classes)})
-    with reading(file):
-        with open_tensors(file) as head:
-            classes = tuple(parse_json(head.metadata()["classes"]))
-        tensors = read_tensors(file)  # memory-mapped: processes share the pages
-        return tensors["images"].numpy(), tensors["labels"].numpy(), classes
+
+    def compute() -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+        images, labels, classes = make()
+        return {"images": torch.from_numpy(images), "labels": torch.tensor(labels)}, {
+            "classes": classes
+        }
+
+    tensors, facts = Store(file.parent).tensors(file.stem, compute)
+    return tensors["images"].numpy(), tensors["labels"].numpy(), tuple(facts["classes"])

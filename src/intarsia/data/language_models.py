@@ -15,7 +15,8 @@ from typing import Any
 from torch import nn
 
 from intarsia.core.errors import AssetError, IntarsiaError, MissingExtra
-from intarsia.data.packages import announce, building, cache_dir, obtain, pinned
+from intarsia.core.store import building
+from intarsia.data.packages import announce, cache_dir, obtain, pinned
 
 from ..core.files import repaired
 from ..core.folders import describe_folder

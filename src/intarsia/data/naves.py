@@ -16,7 +16,8 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from intarsia.data.packages import announce, obtain, pinned, reading
+from intarsia.core.store import reading
+from intarsia.data.packages import announce, obtain, pinned
 
 NEW = (
     "Matt Mark Luke John Acts Rom 1Cor 2Cor Gal Eph Phil Col 1Thess 2Thess 1Tim 2Tim Titus Phlm "

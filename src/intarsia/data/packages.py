@@ -17,19 +17,16 @@ import subprocess
 import sys
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import platformdirs
-from safetensors import SafetensorError
 
-from intarsia.core.errors import AssetError, TrainingError, printable
-from intarsia.core.files import writing
-from intarsia.core.locks import FOREVER, held
+from intarsia.core.errors import AssetError, printable
 from intarsia.core.quiet import quiet
+from intarsia.core.store import building
 
 Registry = Literal["pypi", "debian", "npm"]
 
@@ -79,38 +76,6 @@ def announce(line: str) -> None:
     """Write a progress line to stderr, unless progress is hidden."""
     if not quiet():
         print(printable(line), file=sys.stderr, flush=True)
-
-
-@contextmanager
-def building(target: Path) -> Iterator[Path | None]:
-    """Yield a scratch path that becomes `target` on success; None when `target` exists already.
-
-    One process builds and the others wait. A crash leaves no partial `target`.
-    Raises: AssetError when the cache folder cannot be written.
-    """
-    if target.exists():
-        yield None
-        return
-    with ExitStack() as stack:
-        try:
-            stack.enter_context(held(target, wait=FOREVER))
-        except TrainingError as error:
-            what, got = f"cache folder {target.parent}", error.got
-            fix = "Set INTARSIA_HOME to a writable folder with a few GB of free space."
-            raise AssetError(what, got=got, want="a folder that can be written", fix=fix) from error
-        # another process may have built it meanwhile
-        yield None if target.exists() else stack.enter_context(writing(target))
-
-
-@contextmanager
-def reading(file: Path) -> Iterator[None]:
-    """Turn the errors of reading a damaged cached file into an AssetError."""
-    try:
-        yield
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
-        fix = f"Delete {file}; it will be made again."
-        want = "the file as it was written"
-        raise AssetError(f"cached file {file.name}", got=error, want=want, fix=fix) from error
 
 
 def obtain(

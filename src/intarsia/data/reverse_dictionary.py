@@ -12,7 +12,8 @@ import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from intarsia.data.packages import announce, obtain, pinned, reading
+from intarsia.core.store import reading
+from intarsia.data.packages import announce, obtain, pinned
 
 DIGITS = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 PLACE = {letter: value for value, letter in enumerate(DIGITS)}

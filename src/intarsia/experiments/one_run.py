@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from ..core.registry import index
+from ..core.store import key_of
 from ..data import Fold
 from ..data.packages import announce
 from ..data.texts import is_text
 from ..hosts.together import on_one_trunk
-from ..reports.store import key_of
 from ..train import Running
 from ..train.settings import with_keywords
 from ..train.stack import Seat, stacked

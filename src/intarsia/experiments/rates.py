@@ -16,10 +16,10 @@ from typing import Any
 
 from ..core.checks import RATE_REACH, rate_grid
 from ..core.errors import ConfigError
+from ..core.store import Store, key_of
 from ..data.texts import is_text
 from ..reports import numbers
 from ..reports.runs.reading import measure
-from ..reports.store import Store, key_of
 from . import searching
 from .experiment import Experiment
 from .matrix import PlannedRun, Report
@@ -73,7 +73,7 @@ class RateSearch:
             r.finished(but=() if r.method in fixed else ("lr",))
         taken = {r.experiment.training.seed for r in runs}
         seeds = list(islice((s for s in count(FIRST_SEED) if s not in taken), MOST_DRAWS))
-        kept = Store(out / searching.SEARCHES)
+        kept = Store(out, searching.SEARCHES)
         for key in [key for key, row in kept.rows.items() if "error" in row]:
             del kept.rows[key]  # it is tried once more, and once only
         trials = _Trials(bases, out / FOLDER, kept, self, report)

@@ -13,8 +13,8 @@ from statistics import fmean
 from typing import Any
 
 from ..core.errors import DataError, TrainingError
+from ..core.store import Store
 from ..reports.runs.reading import measure
-from ..reports.store import Store
 from .experiment import Experiment
 from .pool import Trial, TrialEnd
 

@@ -8,16 +8,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-import torch
-from safetensors.torch import save_file
+from torch import Tensor
 from torch.utils.data import TensorDataset
 
-from ..core.reading import read_tensors
-from ..data.packages import building
-from ..reports.store import key_of
+from ..core.store import Store, key_of
 
 T = TypeVar("T")
-FORMAT = 2  # of the files
+FORMAT = 3  # of the files
 
 
 class Spent(NamedTuple):
@@ -75,11 +72,11 @@ class SharedWork:
         start = Spent.now()
         if self.folder is None:
             return make(), Spent.now().since(start)
-        file = self.folder / f"{kind}-{key_of({**inputs, 'format': FORMAT})}.safetensors"
-        with building(file) as scratch:
-            if scratch is not None:
-                x, y = (t.contiguous() for t in make().tensors)
-                took = torch.tensor(Spent.now().since(start), dtype=torch.float64)
-                save_file({"x": x, "y": y, "spent": took}, str(scratch))
-        found: dict[str, torch.Tensor] = read_tensors(file)
-        return TensorDataset(found["x"], found["y"]), Spent(*found["spent"].tolist())
+
+        def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            x, y = make().tensors
+            return {"x": x, "y": y}, {"spent": Spent.now().since(start)}
+
+        key = f"{kind}-{key_of({**inputs, 'format': FORMAT})}"
+        tensors, facts = Store(self.folder).tensors(key, compute)
+        return TensorDataset(tensors["x"], tensors["y"]), Spent(*facts["spent"])

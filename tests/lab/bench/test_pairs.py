@@ -9,7 +9,7 @@ from types import ModuleType
 
 import pytest
 
-from intarsia.reports.store import Store, key_of
+from intarsia.core.store import Store, key_of
 from intarsia_lab.materials.suites import suite
 
 FOLDER = Path(__file__).parents[3] / "benchmarks"
@@ -45,7 +45,7 @@ def test_the_pair_differs_in_the_method_alone(pairs: ModuleType) -> None:
 def test_the_rate_is_the_best_on_average_and_the_lower_of_equals(
     pairs: ModuleType, tmp_path: Path
 ) -> None:
-    kept = Store(tmp_path / "rows.jsonl")
+    kept = Store(tmp_path, "rows.jsonl")
     score = {0.001: 0.5, 0.002: 0.7, 0.005: 0.7, 0.01: 0.9, 0.02: 0.1}
     for place in pairs.rate_places(RULES, ["scarce"], ["mosa"]):
         assert pairs.chosen(RULES, kept, "scarce", "mosa") is None  # until all are there

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from intarsia.data.interactions import Interactions
-from intarsia_lab.claims import comet, films
+from intarsia_lab.claims import comet
+from intarsia_lab.materials import films
 
 
 @pytest.fixture(autouse=True)

@@ -10,11 +10,11 @@ from typing import Any
 
 from intarsia.choosing.folded import SCORING, SETTING_UP
 from intarsia.core.errors import ConfigError, TrainingError
+from intarsia.core.store import Store, key_of
 from intarsia.experiments.execute import for_budget, method_of
 from intarsia.experiments.experiment import Pictures
 from intarsia.experiments.one_run import run as one_run
 from intarsia.experiments.pool import Trial, TrialEnd, Work, run_trials
-from intarsia.reports.store import Store, key_of
 
 from ..materials.suites import SuiteTask
 from .folder import opened
@@ -56,7 +56,7 @@ def _measured(
 def _piloted(
     plan: BenchPlan, out: Path, how: How, report: Callable[[str], None], work: Work
 ) -> dict[str, Costs]:
-    kept = Store(out / PILOTS)
+    kept = Store(out, PILOTS)
     missing, seed = absent(plan), plan.seeds[0]
     task = next((t for t in plan.tasks if t.name not in missing), plan.tasks[0])
     place = Slot(task, plan.arms[0], seed)
@@ -115,7 +115,7 @@ def estimated(
     Raises: as `measured_costs` does.
     """
     costs = _measured(plan, out, how, report, work)
-    peaks = [row["peak"] for row in Store(out / PILOTS).rows.values() if row.get("peak")]
+    peaks = [row["peak"] for row in Store(out, PILOTS).rows.values() if row.get("peak")]
     runs = len(list(plan.places())) + len(plan.searches())
     jobs = {"seconds": how.jobs, "cpu_seconds": 1}
     hours = {

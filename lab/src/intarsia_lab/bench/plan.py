@@ -9,8 +9,8 @@ from typing import Any
 
 from intarsia.choosing.arms import BenchArm
 from intarsia.core.errors import ConfigError
+from intarsia.core.store import key_of
 from intarsia.experiments.experiment import Experiment
-from intarsia.reports.store import key_of
 
 from ..materials.suites import Suite, SuiteTask
 from .protocols import Protocol

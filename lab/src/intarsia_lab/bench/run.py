@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.core.errors import DataError
+from intarsia.core.store import Store
 from intarsia.experiments.experiment import Experiment
 from intarsia.experiments.one_run import run as one_run
 from intarsia.experiments.one_run import shape_of
 from intarsia.experiments.pool import Trial, TrialEnd, Work, run_told
 from intarsia.experiments.searching import SEARCHES, carry_missing, unusable
-from intarsia.reports.store import Store
 from intarsia.train.folder import STATE
 
 from .folder import RESULTS, opened
@@ -61,7 +61,7 @@ def run_plan(
     check(plan, out, report)
     with opened(out, plan.asked):
         places = list(plan.places())
-        kept = Store(out / SEARCHES)
+        kept = Store(out, SEARCHES)
         searched = _search(plan, places, kept, out, how, report, work)
         once = replace(how, again=False)  # what failed has been tried again by now
         while (wider := plan.protocol.wider(searched.values())) is not None:

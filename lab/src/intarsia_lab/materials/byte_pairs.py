@@ -8,7 +8,7 @@ from typing import Any
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from intarsia.data.packages import building
+from intarsia.core.store import building
 
 KINDS = ("space", "number", "mark", "name", "word", "part", "bytes")
 """Kinds of tokens: white space; digits; punctuation; letters that begin with a capital; letters

@@ -15,10 +15,10 @@ from torch.utils.data import TensorDataset
 from intarsia.core.errors import DataError
 from intarsia.core.reading import read_tensors
 from intarsia.core.seeds import mix
+from intarsia.core.store import building, key_of
 from intarsia.data import corpora, sets
 from intarsia.data.images import ImageSet
-from intarsia.data.packages import announce, building, cache_dir
-from intarsia.reports.store import key_of
+from intarsia.data.packages import announce, cache_dir
 from intarsia.train.order import Order
 
 from ..materials.byte_pairs import KINDS, BytePairs, trained_once

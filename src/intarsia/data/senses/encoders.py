@@ -20,9 +20,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from intarsia.core.errors import UnknownName
+from intarsia.core.store import building, reading
 from intarsia.data.backbones import backbone
 from intarsia.data.decode import read_image, to_rgb
-from intarsia.data.packages import announce, building, cache_dir, reading
+from intarsia.data.packages import announce, cache_dir
 from intarsia.data.senses import hearing
 from intarsia.data.senses.views import views
 

@@ -21,7 +21,8 @@ from torch import Tensor, nn
 
 from intarsia.core.errors import AssetError, DataError, MissingExtra
 from intarsia.core.reading import open_regular, read_tensors
-from intarsia.data.packages import announce, building, cache_dir, obtain, pinned, reading
+from intarsia.core.store import building, reading
+from intarsia.data.packages import announce, cache_dir, obtain, pinned
 
 RATE, LONGEST = 16_000, 30.0  # Hz; seconds, Whisper's window
 FRAMES = 32  # vectors of a sound, each the mean of as many frames as it takes

@@ -12,7 +12,7 @@ from typing import Any, Union, get_args, get_origin, get_type_hints
 from intarsia.core.errors import CheckpointError, DataError
 from intarsia.core.files import parse_json
 from intarsia.core.reading import read_bytes
-from intarsia.reports.store import append_line
+from intarsia.core.store import append_line
 
 FORMAT = 1
 FIX = "Write it with Result.to_dict of this version, or run the cell again."

@@ -16,9 +16,9 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from intarsia.core.store import Store
 from intarsia.data import packages
 from intarsia.data.language_models import language_model, quietly
 from intarsia.models.retrieve.inference_free import DENSE, packaged
@@ -142,14 +142,13 @@ def decoder_states(texts: Sequence[Sequence[int]]) -> list[Tensor]:
     """What enters the last blocks of SmolLM2, (T, d) of each text; kept in a file."""
     digest = hashlib.sha256(repr((LAST, [list(ids) for ids in texts])).encode()).hexdigest()
     model, _ = decoder()
-    target = packages.cache_dir() / "features" / f"last-blocks-{digest[:24]}.safetensors"
-    with packages.building(target) as scratch:
-        if scratch is not None:
-            with cut(model) as prefix:
-                found = _decoded(prefix, texts)
-            save_file({"states": torch.cat(found)}, scratch)
-    with packages.reading(target):
-        states = load_file(target)["states"]
+    folder = packages.cache_dir() / "features"
+
+    def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
+        with cut(model) as prefix:
+            return {"states": torch.cat(_decoded(prefix, texts))}, {}
+
+    states = Store(folder).tensors(f"last-blocks-{digest[:24]}", compute)[0]["states"]
     return list(states.split([len(ids) for ids in texts]))
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from intarsia_lab.claims import provenance
-from intarsia_lab.claims.provenance import LABORATORY, LIBRARY, code_digest, commit, dependencies
+from intarsia_lab.kit import provenance
+from intarsia_lab.kit.provenance import LABORATORY, LIBRARY, code_digest, commit, dependencies
 
 FILES = {
     "toy_lab/claims/toy.py": "from toy.parts import Twice, third\nfrom ..deep import inner\n",

@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from intarsia.core.store import building
 from intarsia.data import corpora, packages
 from intarsia.hosts.tracing import trace
 from intarsia.placement.trace import Trace
 
-from ..kit.claim import Report
-from ..materials import byte_pairs
-from .study import threads
+from ..kit import Report
+from ..kit.arms import threads
+from . import byte_pairs
 
 VOCABULARY, EXPERTS, ACTIVE, LAYERS = 2048, 16, 2, 6
 BATCH, LENGTH, FIRST, THEN = 16, 128, 850, 170
@@ -68,7 +69,7 @@ def kept(seed: int, name: str) -> Trace:
 
 def made(seed: int, report: Report) -> Path:
     """The folder of a seed's mixture, trained where it is not there yet."""
-    with packages.building(folder(seed)) as scratch:
+    with building(folder(seed)) as scratch:
         if scratch is not None:
             scratch.mkdir(parents=True, exist_ok=True)
             with threads(1):
