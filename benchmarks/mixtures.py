@@ -26,7 +26,7 @@ import intarsia
 from intarsia import Lora, TopK
 from intarsia.kernels.experts import Slices, add_mix
 from intarsia.methods import MixLora
-from intarsia.mixtures.lora_experts import dealt
+from intarsia.mixtures.lora_experts import grouped_pairs
 from intarsia.senses import LlavaMole
 from intarsia_lab.claims.mixtures import naive, shared_mlp
 
@@ -95,7 +95,7 @@ def dispatch(args: argparse.Namespace) -> Job:
     """
     router = METHODS["top 1 of 8"].routing().build(WIDTH, generator=torch.Generator())
     read = {w: torch.randn(TOKENS, w, requires_grad=True) for w in (WIDTH, HIDDEN)}
-    first = dealt(router(read[WIDTH]))
+    first = grouped_pairs(router(read[WIDTH]))
     assert isinstance(first, Slices)
     sizes = [len(tokens) for tokens in first.tokens]
     made = {w: [torch.randn(n, w, requires_grad=True) for n in sizes] for w in read}
@@ -107,7 +107,7 @@ def dispatch(args: argparse.Namespace) -> Job:
     back[RANK] = [torch.randn(n, RANK) for n in sizes]
 
     def block() -> None:
-        pairs = dealt(router(read[WIDTH]))
+        pairs = grouped_pairs(router(read[WIDTH]))
         assert router.last is not None
         outputs = list(router.last.losses.values())
         grads = [torch.ones(())] * len(outputs)

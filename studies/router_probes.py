@@ -16,10 +16,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from intarsia_lab.claims.study import threads
-
 from intarsia.routers import EvoMoe, Recurrent
 from intarsia_lab.claims.ledger import machine, markdown
+from intarsia_lab.kit.arms import threads
 from intarsia_lab.routing import TEXT, VARIANTS, RouterTrial, Start, Variant, cells
 from intarsia_lab.routing.contenders import CORPUS, Cell, information
 
