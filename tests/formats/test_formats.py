@@ -74,12 +74,14 @@ def test_a_bitmask_loses_nothing_and_has_the_bytes_of_what_it_kept(
     back = form.decode(stored, shape)
     assert torch.equal(back, weight) and back.dtype == dtype
     rows, columns = (shape[0], math.prod(shape[1:])) if len(shape) > 1 else (1, shape[0])
-    kept = int((weight != 0).sum())
-    assert nbytes(stored) == kept * weight.element_size() + rows * math.ceil(columns / 8) + 8 * rows
+    count = int((weight != 0).sum())
+    assert (
+        nbytes(stored) == count * weight.element_size() + rows * math.ceil(columns / 8) + 8 * rows
+    )
     matrix = weight.view(rows, columns)
-    for row, at in enumerate(stored["row_offsets"].tolist()):  # its weights stand from there on
+    for row, offset in enumerate(stored["row_offsets"].tolist()):  # its weights stand from there on
         mine = matrix[row][matrix[row] != 0]
-        assert torch.equal(stored["compressed"][at : at + len(mine)], mine)
+        assert torch.equal(stored["compressed"][offset : offset + len(mine)], mine)
 
 
 @given(shapes, st.integers(0, 99))
@@ -128,8 +130,8 @@ def test_any_format_multiplies_stores_and_permutes_as_it_says(
     # float32 sums; int8 inputs are off by half a step each
     rounds = isinstance(form, BlockInt) or getattr(form, "values", "") == "int8"
     step = x.abs().amax(1, keepdim=True) / 254 if rounds and width else torch.zeros(3, 1)
-    most = step * plain.abs().sum(1) + 1e-5 * (x.abs() @ plain.abs().T) + 1e-6
-    assert bool(((y - x @ plain.T).abs() <= most).all())
+    limit = step * plain.abs().sum(1) + 1e-5 * (x.abs() @ plain.abs().T) + 1e-6
+    assert bool(((y - x @ plain.T).abs() <= limit).all())
     file = safetensors.torch.save(dict(stored))
     assert nbytes(stored) == len(file) - 8 - int.from_bytes(file[:8], "little")
     if not isinstance(form, Gaussian):  # which reads mean and deviation of the whole

@@ -71,9 +71,9 @@ def test_packed_bits_come_back_to_the_last_one(b: int, count: int, seed: int) ->
 @given(bits, st.integers(1, 9), st.integers(1, 9), st.sampled_from(["median", "lloyd"]))
 def test_decode_gives_what_training_saw(b: int, rows: int, columns: int, kind: str) -> None:
     w, form = normal(rows, columns).float(), Gaussian(b, kind)
-    made = form.encode(w)
-    assert torch.equal(form.decode(made, w.shape), form.quantise(w))  # bit by bit
-    assert form.size(w.shape) == nbytes(made) == math.ceil(w.numel() * b / 8) + 8
+    stored = form.encode(w)
+    assert torch.equal(form.decode(stored, w.shape), form.quantise(w))  # bit by bit
+    assert form.size(w.shape) == nbytes(stored) == math.ceil(w.numel() * b / 8) + 8
 
 
 @pytest.mark.parametrize("kind", ["median", "lloyd"])
@@ -135,6 +135,6 @@ def test_what_cannot_be_is_refused() -> None:
         Gaussian(1, "kmeans")
     with refused(ConfigError, what="keep", got="a mask"):
         Gaussian(1).encode(normal(3, 3), normal(3, 3) > 0)
-    made = Gaussian(1).encode(normal(3, 3))
+    stored = Gaussian(1).encode(normal(3, 3))
     with refused(ShapeError, what="codes", got=(2,)):
-        Gaussian(1).decode(made, (4, 5))
+        Gaussian(1).decode(stored, (4, 5))

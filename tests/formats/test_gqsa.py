@@ -56,8 +56,8 @@ def test_the_bytes_are_those_of_kept_groups(
     groups = (weight * keep).view(rows, across, 16)
     spread = groups.amax(-1).clamp(min=0) - groups.amin(-1).clamp(max=0)
     # half a step, and what rounding the scale to bfloat16 moves the extremes
-    most = spread[..., None] * (0.5 / 15 + 2**-8)
-    assert bool(((back.view_as(groups) - groups).abs() <= most + 1e-7).all())
+    limit = spread[..., None] * (0.5 / 15 + 2**-8)
+    assert bool(((back.view_as(groups) - groups).abs() <= limit + 1e-7).all())
 
 
 def test_all_groups_kept_is_plain_int4() -> None:
@@ -72,12 +72,12 @@ def test_all_groups_kept_is_plain_int4() -> None:
 
 def test_codes_that_were_chosen_are_stored_as_they_are() -> None:
     """Scales of bfloat16 come back exactly: a trained scale is the one that is written."""
-    kept = torch.tensor([[True, False, True], [False, False, True]])
+    mask = torch.tensor([[True, False, True], [False, False, True]])
     codes = torch.arange(48).view(3, 16) % 16
     scales, zeros = torch.tensor([0.5, 2.0**-7 * 129 / 128, 3.0]), torch.tensor([0.0, 15.0, 8.0])
-    back = FORM.decode(FORM.stored(codes, scales, zeros, kept), (2, 48)).view(2, 3, 16)
-    assert torch.equal(back[kept], (codes - zeros[:, None]) * scales[:, None])
-    assert not back[~kept].any()
+    back = FORM.decode(FORM.stored(codes, scales, zeros, mask), (2, 48)).view(2, 3, 16)
+    assert torch.equal(back[mask], (codes - zeros[:, None]) * scales[:, None])
+    assert not back[~mask].any()
 
 
 def test_a_kept_group_of_zeros_is_not_a_pruned_one() -> None:
@@ -121,11 +121,11 @@ def test_rounded_inputs_share_a_scale_with_their_group_alone() -> None:
     assert_close(rounded(x, 16), x, rtol=1e-6, atol=0)
     weight, keep = drawn(4, 3, 0.7)
     stored = FORM.encode(weight, keep)
-    whole = GroupSparse(activations="int8")
-    many, few = x.repeat(40, 1), x[None]
-    want = few @ FORM.decode(stored, weight.shape).T
-    assert_close(whole.matmul(few, stored, weight.shape), want)
-    assert_close(whole.matmul(many, stored, weight.shape), want.expand(40, -1))
+    form = GroupSparse(activations="int8")
+    rows, row = x.repeat(40, 1), x[None]
+    want = row @ FORM.decode(stored, weight.shape).T
+    assert_close(form.matmul(row, stored, weight.shape), want)
+    assert_close(form.matmul(rows, stored, weight.shape), want.expand(40, -1))
 
 
 @pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")

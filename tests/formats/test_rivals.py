@@ -45,8 +45,8 @@ def test_an_unknown_quality_leaves_the_time(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_the_published_table_gives_lines_with_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     for kind, form in (("text", "bitmask"), ("picture", "chw")):
-        found, line = rivals(kind).better(form), advice(kind, form)
-        assert (line is None) == (found is None)
+        better, line = rivals(kind).better(form), advice(kind, form)
+        assert (line is None) == (better is None)
         assert line is None or rivals(kind).command in line
     monkeypatch.setattr(native, "instructions", lambda: "an abacus")
     line = advice("picture", "chw")

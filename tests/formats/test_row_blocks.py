@@ -26,9 +26,9 @@ def test_a_weight_comes_back_to_the_bit(
     keep = torch.rand(shape, generator=draw) < density
     stored = RowBlocks(rows).encode(weight, keep)
     assert torch.equal(RowBlocks(rows).decode(stored, shape), weight * keep)
-    kept, blocks = len(stored["channels"]), len(stored["ptr"]) - 1
+    pairs, blocks = len(stored["channels"]), len(stored["ptr"]) - 1
     taps = torch.Size(shape[2:]).numel()
-    assert nbytes(stored) == kept * (taps * rows * weight.element_size() + 4) + 4 * (blocks + 1)
+    assert nbytes(stored) == pairs * (taps * rows * weight.element_size() + 4) + 4 * (blocks + 1)
 
 
 def test_blocks_of_one_row_are_the_unstructured_weight() -> None:

@@ -34,8 +34,8 @@ PAIRS = list(itertools.product(range(3), repeat=2))
 @lru_cache
 def known() -> dict[tuple[int, ...], int]:
     """Code by word, in order."""
-    found = dictionary()
-    pairs = zip(found.digits.tolist(), found.lengths.tolist(), strict=True)
+    words = dictionary()
+    pairs = zip(words.digits.tolist(), words.lengths.tolist(), strict=True)
     return {tuple(digits[:length]): code for code, (digits, length) in enumerate(pairs)}
 
 
@@ -61,8 +61,8 @@ def test_words_come_best_first() -> None:
         want += [word] if word else []
         for pair in PAIRS if len(word) < 28 else ():
             longer = (*word, *pair)
-            others = sum(d > 0 for d in longer)  # the same sum for all of a kind: ties are exact
-            heapq.heappush(queue, (-((len(longer) - others) * p[0] + others * p[1]), longer))
+            nonzeros = sum(d > 0 for d in longer)  # the same sum for all of a kind: ties are exact
+            heapq.heappush(queue, (-((len(longer) - nonzeros) * p[0] + nonzeros * p[1]), longer))
     assert list(known())[:400] == want
 
 

@@ -23,30 +23,30 @@ NAMES = "gcc-aarch64-linux-gnu and qemu-user-static"  # Debian's
 
 def missing() -> str:
     """What is not on this machine; nothing if all is."""
-    gone = [one for one in (COMPILER, EMULATOR) if shutil.which(one) is None]
+    gone = [program for program in (COMPILER, EMULATOR) if shutil.which(program) is None]
     return f"no {' and '.join(gone)} here (Debian: {NAMES})" if gone else ""
 
 
 def built(folder: Path) -> Path:
     """One program with all kernels, for the emulated processor."""
-    program, here = folder / "kernels", Path(__file__).with_name("emulated_call.c")
+    program, source = folder / "kernels", Path(__file__).with_name("emulated_call.c")
     sources = [str(path) for path in building.sources() if path.suffix == ".c"]
     flags = ("-O2", *building.FLAGS[2:], "-std=gnu11", "-static", "-pthread", "-Wno-psabi")
-    line = [COMPILER, *flags, *sources, str(here), "-o", str(program), "-lm"]
+    line = [COMPILER, *flags, *sources, str(source), "-o", str(program), "-lm"]
     subprocess.run(line, check=True, capture_output=True)
     return program
 
 
 def regions(words: list[int]) -> list[tuple[int, int]]:
     """Address and bytes of each tensor into which one of some numbers points."""
-    found: dict[int, int] = {}
-    for one in gc.get_objects():
-        if type(one) is torch.Tensor and one.device.type == "cpu" and one.numel():
-            whole = one.untyped_storage()
-            first, size = whole.data_ptr(), whole.nbytes()
+    sizes: dict[int, int] = {}
+    for tensor in gc.get_objects():
+        if type(tensor) is torch.Tensor and tensor.device.type == "cpu" and tensor.numel():
+            storage = tensor.untyped_storage()
+            first, size = storage.data_ptr(), storage.nbytes()
             if any(first <= word < first + size for word in words):
-                found[first] = size
-    return sorted(found.items())
+                sizes[first] = size
+    return sorted(sizes.items())
 
 
 def call(program: Path, name: str, arguments: tuple[Any, ...]) -> int:
@@ -58,18 +58,18 @@ def call(program: Path, name: str, arguments: tuple[Any, ...]) -> int:
         table = ctypes.string_at(numbers[0], dict(places)[numbers[0]])
         words += [n for (n,) in struct.iter_unpack("<q", table) if n > 2**32]
         places = regions(words)
-    given = [
+    memory = [
         name.encode().ljust(64, b"\0"),
         struct.pack(f"<{len(numbers) + 1}q", len(numbers), *numbers),
     ]
-    given.append(struct.pack("<q", len(places)))
-    for at, size in places:
-        given += [struct.pack("<2q", at, size), ctypes.string_at(at, size)]
-    run = subprocess.run([EMULATOR, str(program)], input=b"".join(given), capture_output=True)
+    memory.append(struct.pack("<q", len(places)))
+    for address, size in places:
+        memory += [struct.pack("<2q", address, size), ctypes.string_at(address, size)]
+    run = subprocess.run([EMULATOR, str(program)], input=b"".join(memory), capture_output=True)
     assert run.returncode == 0, (name, run.returncode, run.stderr)
     rest = run.stdout[8:]
-    for at, size in places:
-        ctypes.memmove(at, rest[:size], size)
+    for address, size in places:
+        ctypes.memmove(address, rest[:size], size)
         rest = rest[size:]
     return int(struct.unpack("<q", run.stdout[:8])[0])
 

@@ -31,16 +31,16 @@ def build(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def drawn(rows: int, width: int, density: float, batch: int = 3) -> tuple[Tensor, Tensor]:
-    made = torch.Generator().manual_seed(rows * 1000 + width)
-    weight = torch.randn(rows, width, generator=made)
-    weight = weight * (torch.rand(rows, width, generator=made) < density)
-    return weight, torch.randn(batch, width, generator=made)
+    generator = torch.Generator().manual_seed(rows * 1000 + width)
+    weight = torch.randn(rows, width, generator=generator)
+    weight = weight * (torch.rand(rows, width, generator=generator) < density)
+    return weight, torch.randn(batch, width, generator=generator)
 
 
 def parts(weight: Tensor, values: str) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     stored = Bitmask(values).encode(weight)
-    found = (stored[n] for n in ("bitmask", "compressed", "row_offsets"))
-    return (*found, stored.get("scales"))  # pyright: ignore[reportReturnType]
+    tensors = (stored[n] for n in ("bitmask", "compressed", "row_offsets"))
+    return (*tensors, stored.get("scales"))  # pyright: ignore[reportReturnType]
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -50,16 +50,16 @@ def test_the_kernel_is_its_twin_at_any_size_batch_and_number_of_threads(
     threads = torch.get_num_threads()
     for rows, width, density in (*SIZES, *MORE):
         weight, x = drawn(rows, width, density, batch=7)
-        bits, kept, offsets, scales = parts(weight, values)
-        y = bitmask.linear(x, bits, kept, offsets, scales)
-        want = bitmask.naive_bitmask_linear(x, bits, kept, scales)
+        bits, numbers, offsets, scales = parts(weight, values)
+        y = bitmask.linear(x, bits, numbers, offsets, scales)
+        want = bitmask.naive_bitmask_linear(x, bits, numbers, scales)
         assert_close(y, want, rtol=1e-5, atol=1e-5 * max(1.0, width**0.5))
-        each = [bitmask.linear(row, bits, kept, offsets, scales) for row in x]
+        each = [bitmask.linear(row, bits, numbers, offsets, scales) for row in x]
         assert torch.equal(y, torch.stack(each))  # a row does not depend on its batch
         try:
             for count in (2, 5):
                 torch.set_num_threads(count)
-                assert torch.equal(y, bitmask.linear(x, bits, kept, offsets, scales))
+                assert torch.equal(y, bitmask.linear(x, bits, numbers, offsets, scales))
         finally:
             torch.set_num_threads(threads)
 
@@ -78,13 +78,13 @@ def test_threads_share_what_is_large_enough_to_be_shared(build: str) -> None:
     weight[:600] = 0  # the work is at the end
     threads, stored = torch.get_num_threads(), parts(weight, "fp32")
     try:
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
         for count in (1, 2, 7):
             torch.set_num_threads(count)
-            found.append(bitmask.linear(x, *stored))
+            outputs.append(bitmask.linear(x, *stored))
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
 
 
 def test_rows_that_are_permuted_permute_the_outputs(build: str) -> None:
@@ -117,24 +117,27 @@ def test_int8_is_off_by_no_more_than_it_says() -> None:
     plain = form.decode(stored, weight.shape)
     assert bool(((plain - weight).abs().amax(1) <= stored["scales"] * 0.5001).all())
     off = (form.matmul(x, stored, weight.shape) - x @ plain.T).abs()
-    most = x.abs().amax(1)[:, None] * plain.abs().sum(1) / 254
-    assert bool((off <= most).all()) and float(off.max()) > 0
+    limit = x.abs().amax(1)[:, None] * plain.abs().sum(1) / 254
+    assert bool((off <= limit).all()) and float(off.max()) > 0
 
 
 def test_a_few_rows_and_many_have_the_same_product_and_gradient() -> None:
     weight, x = drawn(33, 130, 0.3, batch=40)
     for values in ("fp32", "bf16"):
         form, stored = Bitmask(values), Bitmask(values).encode(weight)
-        few, many = x[:3].clone().requires_grad_(), x.clone().requires_grad_()
-        y, whole = form.matmul(few, stored, weight.shape), form.matmul(many, stored, weight.shape)
-        assert_close(y, whole[:3])
+        first_rows, all_rows = x[:3].clone().requires_grad_(), x.clone().requires_grad_()
+        y, want = (
+            form.matmul(first_rows, stored, weight.shape),
+            form.matmul(all_rows, stored, weight.shape),
+        )
+        assert_close(y, want[:3])
         y.sum().backward()
-        whole.sum().backward()
-        assert few.grad is not None and many.grad is not None
-        assert_close(few.grad, many.grad[:3])
+        want.sum().backward()
+        assert first_rows.grad is not None and all_rows.grad is not None
+        assert_close(first_rows.grad, all_rows.grad[:3])
         half = form.matmul(x[:2].bfloat16(), stored, weight.shape)
         assert half.dtype == torch.bfloat16
-        assert_close(half.float(), whole[:2].detach(), rtol=2e-2, atol=5e-2)
+        assert_close(half.float(), want[:2].detach(), rtol=2e-2, atol=5e-2)
 
 
 @pytest.mark.parametrize("values", VALUES)
@@ -142,24 +145,24 @@ def test_stored_tensors_that_do_not_fit_together_are_refused_and_read_nothing_el
     build: str, values: str
 ) -> None:
     weight, x = drawn(9, 130, 0.5)
-    bits, kept, offsets, scales = parts(weight, values)
-    made = torch.Generator().manual_seed(0)
+    bits, numbers, offsets, scales = parts(weight, values)
+    generator = torch.Generator().manual_seed(0)
     for trial in range(60):
-        b, k, o = bits.clone(), kept, offsets.clone()
+        b, k, o = bits.clone(), numbers, offsets.clone()
         if trial % 3 == 0:
-            at = int(torch.randint(len(o), (), generator=made))
-            o[at] += (2**62, -7, 3, -(2**62))[trial % 4]
+            place = int(torch.randint(len(o), (), generator=generator))
+            o[place] += (2**62, -7, 3, -(2**62))[trial % 4]
         elif trial % 3 == 1:
-            k = kept[: int(torch.randint(len(kept), (), generator=made))].clone()
+            k = numbers[: int(torch.randint(len(numbers), (), generator=generator))].clone()
         else:
-            at = int(torch.randint(len(b), (), generator=made))
-            b[at, trial % 16] ^= 1 << trial % 8
+            place = int(torch.randint(len(b), (), generator=generator))
+            b[place, trial % 16] ^= 1 << trial % 8
         with refused(ShapeError, what="stored weight"):
             bitmask.linear(x, b, k, o, scales)
         with refused(ShapeError, what="stored weight"):
             bitmask.decode(b, k, o, scales, 130)
     with refused(ShapeError, what="bitmask", got="bits (9, 17), offsets (9,)"):
-        bitmask.linear(x[:, :-9], bits, kept, offsets, scales)
+        bitmask.linear(x[:, :-9], bits, numbers, offsets, scales)
 
 
 def test_torch_compile_knows_the_shape() -> None:

@@ -60,11 +60,11 @@ def test_codes_at_their_ends_do_not_overflow(bits: int, build: str) -> None:
     x = torch.ones(1, 64)
     x[0, ::2] = -1
     for code in (0, 255):
-        whole = stored | {"codes": torch.full_like(stored["codes"], code)}
-        whole["codes"][:, :, :, ::3] = 255 - code
-        for given in (x, x.abs(), -x.abs()):
-            want = given @ form.decode(whole, size).T
-            assert_close(form.matmul(given, whole, size), want, rtol=1e-5, atol=1e-4)
+        extreme = stored | {"codes": torch.full_like(stored["codes"], code)}
+        extreme["codes"][:, :, :, ::3] = 255 - code
+        for inputs in (x, x.abs(), -x.abs()):
+            want = inputs @ form.decode(extreme, size).T
+            assert_close(form.matmul(inputs, extreme, size), want, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("bits", [4, 8])

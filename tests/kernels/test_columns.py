@@ -29,10 +29,10 @@ def build(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 def drawn(rows: int, width: int, density: float, batch: int = 3) -> tuple[Tensor, Tensor]:
-    made = torch.Generator().manual_seed(rows * 1000 + width)
-    weight = torch.randn(rows, width, generator=made)
-    weight = weight * (torch.rand(rows, width, generator=made) < density)
-    return weight, torch.randn(batch, width, generator=made)
+    generator = torch.Generator().manual_seed(rows * 1000 + width)
+    weight = torch.randn(rows, width, generator=generator)
+    weight = weight * (torch.rand(rows, width, generator=generator) < density)
+    return weight, torch.randn(batch, width, generator=generator)
 
 
 def parts(weight: Tensor, values: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -61,14 +61,14 @@ def test_work_at_the_end_is_shared_and_gives_the_same_bits(build: str) -> None:
     weight[:600] = 0
     threads, stored = torch.get_num_threads(), parts(weight, "fp32")
     try:
-        found: list[Tensor] = []
+        outputs: list[Tensor] = []
         for count in (1, 2, 7):
             torch.set_num_threads(count)
-            found.append(columns.linear(x, *stored))
+            outputs.append(columns.linear(x, *stored))
     finally:
         torch.set_num_threads(threads)
-    assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
-    assert_close(found[0], x @ weight.T, rtol=1e-5, atol=1e-4)
+    assert torch.equal(outputs[0], outputs[1]) and torch.equal(outputs[0], outputs[2])
+    assert_close(outputs[0], x @ weight.T, rtol=1e-5, atol=1e-4)
 
 
 def test_what_is_not_finite_comes_through_kept_weights_alone(build: str) -> None:
@@ -81,24 +81,24 @@ def test_what_is_not_finite_comes_through_kept_weights_alone(build: str) -> None
 
 def test_damaged_columns_and_offsets_are_refused_and_read_nothing_else(build: str) -> None:
     weight, x = drawn(9, 130, 0.5)
-    values, where, offsets = parts(weight, "fp32")
-    made = torch.Generator().manual_seed(0)
+    values, columns_, offsets = parts(weight, "fp32")
+    generator = torch.Generator().manual_seed(0)
     for trial in range(60):
-        w, c, o = values, where.clone(), offsets.clone()
-        at = int(torch.randint(9, (), generator=made))
+        w, c, o = values, columns_.clone(), offsets.clone()
+        place = int(torch.randint(9, (), generator=generator))
         if trial % 3 == 0:
-            c[int(torch.randint(len(c), (), generator=made))] = 130 + trial
+            c[int(torch.randint(len(c), (), generator=generator))] = 130 + trial
         elif trial % 3 == 1:
-            o[at] = (2**31 - 1, -7, -(2**31))[trial // 3 % 3]
+            o[place] = (2**31 - 1, -7, -(2**31))[trial // 3 % 3]
         else:
-            keep = len(w) - 1 - at
+            keep = len(w) - 1 - place
             w, c = w[:keep].clone(), c[:keep].clone()
         with refused(ShapeError, what="stored weight"):
             columns.linear(x, w, c, o)
     with refused(
         ShapeError, what="stored weight", got="(560,) values, (561,) columns of torch.uint16"
     ):
-        columns.linear(x, values[:-1], where, offsets)
+        columns.linear(x, values[:-1], columns_, offsets)
 
 
 def test_columns_have_the_gradient_of_the_dense_product() -> None:

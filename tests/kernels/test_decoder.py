@@ -55,8 +55,8 @@ def product(dst: Value, src: Value, seed: int, bias: bool = False) -> ProductSte
     weight = drawn(dst.width, src.width, seed=seed) / src.width**0.5
     bound = dense.bound(weight, native.MANY)
     assert bound is not None
-    more = drawn(dst.width, seed=seed) if bias else None
-    return ProductStep(dst, src, bound, lambda x: x @ weight.T, more)
+    bias_ = drawn(dst.width, seed=seed) if bias else None
+    return ProductStep(dst, src, bound, lambda x: x @ weight.T, bias_)
 
 
 def program(
@@ -68,7 +68,7 @@ def program(
     cache = LayerCache(*(drawn(*shape, seed=s).to(dtype) for s in (8, 9)))
     cos, sin = drawn(LENGTH, turned, seed=1), drawn(LENGTH, turned, seed=2)
     x, h = Value("x", width), Value("h", width)
-    every = Value("qkv", (heads + 2 * groups) * size)
+    qkv = Value("qkv", (heads + 2 * groups) * size)
     q = Value("qkv", heads * size)
     k = Value("qkv", groups * size, heads * size)
     v = Value("qkv", groups * size, (heads + groups) * size)
@@ -77,8 +77,8 @@ def program(
     steps: list[DecoderStep] = [
         EmbedStep(x, drawn(6, width).to(dtype)),
         NormStep(h, x, drawn(width), 1e-5, width),
-        product(every, h, 3, bias=True),
-        ClipStep(every, 1.5),
+        product(qkv, h, 3, bias=True),
+        ClipStep(qkv, 1.5),
         NormStep(q, q, drawn(size, seed=5), 1e-6, size),
         RotateStep(q, heads, cos, sin),
         RotateStep(k, groups, cos, sin),
@@ -125,9 +125,9 @@ def test_any_number_of_threads_and_rows_gives_the_same_bits(build: str, threads:
         steps, _ = program(64, 8, 4)
         results.append(NativeDecoder(steps, 8)(*ROWS))
     steps, _ = program(64, 8, 4)
-    whole = NativeDecoder(steps, 1)
-    one = [whole([t], [s], [p]) for t, s, p in zip(*ROWS, strict=True)]
-    assert all(torch.equal(y, results[0]) for y in [*results, torch.cat(one)])
+    decoder = NativeDecoder(steps, 1)
+    rows = [decoder([t], [s], [p]) for t, s, p in zip(*ROWS, strict=True)]
+    assert all(torch.equal(y, results[0]) for y in [*results, torch.cat(rows)])
 
 
 def test_the_last_steps_are_for_the_last_row_alone_where_it_is_told() -> None:
@@ -140,7 +140,7 @@ def test_the_last_steps_are_for_the_last_row_alone_where_it_is_told() -> None:
 def test_rows_that_are_no_rows_and_steps_that_do_not_fit_are_refused() -> None:
     steps, cache = program(12, 4, 2)
     decoder = NativeDecoder(steps, 2)
-    for rows, what in (
+    for rows, name in (
         (([0] * 3, [0] * 3, [0, 1, 2]), "rows"),
         (([], [], []), "rows"),
         (([6], [0], [0]), "token"),
@@ -150,7 +150,7 @@ def test_rows_that_are_no_rows_and_steps_that_do_not_fit_are_refused() -> None:
     ):
         with pytest.raises(ConfigError) as refused:
             decoder(*rows)
-        assert what in str(refused.value)
+        assert name in str(refused.value)
     attend = next(s for s in steps if isinstance(s, AttendStep))
     for bad in (
         replace(attend, heads=3),

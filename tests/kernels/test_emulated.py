@@ -96,10 +96,10 @@ def test_the_steps_of_a_convolutional_net_are_those_of_torch(ran: list[str]) -> 
         ProgramStep("add", 10, 11, 7, ("hardsigmoid", "none")),
     ]
     x = drawn(3, 23, 30)
-    wanted = (6, 9, 11)
-    want = NaiveProgram(steps, {0: (3, 23, 30)})([x], wanted)
+    numbers = (6, 9, 11)
+    want = NaiveProgram(steps, {0: (3, 23, 30)})([x], numbers)
     with native.using("portable"):
-        got = NativeProgram(steps, {0: (3, 23, 30)}, wanted)([x], wanted)
-    for one, other in zip(got, want, strict=True):
-        assert_close(one, other, atol=3e-4, rtol=1e-4)
+        got = NativeProgram(steps, {0: (3, 23, 30)}, numbers)([x], numbers)
+    for ours, theirs in zip(got, want, strict=True):
+        assert_close(ours, theirs, atol=3e-4, rtol=1e-4)
     assert "intarsia_chw_run" in ran

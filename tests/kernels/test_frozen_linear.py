@@ -32,13 +32,13 @@ def test_values_and_gradients(shape: tuple[int, ...], inputs: int, outputs: int,
     x = torch.randn(*shape, inputs, generator=noise).to(BF16).float().requires_grad_()
     upstream = torch.randn(*shape, outputs, generator=noise).to(BF16).float()
     want = naive_frozen_linear(x, weight.float(), None if bias is None else bias.float())
-    (wanted,) = torch.autograd.grad(want, x, upstream)
+    (want_dx,) = torch.autograd.grad(want, x, upstream)
     layer = Packed(weight, bias, 64)
     got = layer(x)
     (gotten,) = torch.autograd.grad(got, x, upstream.to(BF16))
     assert got.dtype == BF16 and got.shape == want.shape
     near(got.float(), want)
-    near(gotten, wanted)
+    near(gotten, want_dx)
     with torch.no_grad():
         near(layer(x).float(), want)
 

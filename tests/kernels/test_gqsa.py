@@ -61,11 +61,11 @@ def test_any_number_of_workers_gives_the_same_bits(
     integers: bool, build: str, threads: None
 ) -> None:
     x, stored = made(*LONG)
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     for count in (1, 2, 3, 7):
         torch.set_num_threads(count)
-        found.append(gqsa(x, *stored, integers))
-    assert all(torch.equal(y, found[0]) for y in found)
+        outputs.append(gqsa(x, *stored, integers))
+    assert all(torch.equal(y, outputs[0]) for y in outputs)
 
 
 def test_only_kept_groups_see_what_is_not_finite(build: str) -> None:

@@ -64,14 +64,14 @@ def test_the_loads_take_every_way() -> None:
 def test_it_is_the_loop(load: tuple[int, ...], act: str, gated: bool) -> None:
     case = inputs(load, gated)
     leaves = [t for t in case if t is not None and t.requires_grad]
-    found = []
+    results = []
     for y in (mixed_mlps(*case, act, True)[0], mlps_naive(*case, act)):
         scale = torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)
         grads = torch.autograd.grad(y, leaves, scale, materialize_grads=True)
-        found.append((y, *grads))
-    for ours, theirs in zip(*found, strict=True):
+        results.append((y, *grads))
+    for ours, theirs in zip(*results, strict=True):
         assert_close(ours, theirs)
-    assert_close(mixed_mlps(*case, act, False)[0], found[1][0])
+    assert_close(mixed_mlps(*case, act, False)[0], results[1][0])
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=9), st.integers(0, 99))
@@ -80,14 +80,14 @@ def test_every_pair_has_a_row_of_its_expert(load: list[int], seed: int) -> None:
     layout = Layout.of(routing.token, routing.expert, routing.tokens, len(load))
     assert len(layout.place.unique()) == len(layout.place)
     assert_close(layout.source[layout.place], routing.token)
-    held = {
+    rows_of = {
         e: set(range(b.rows.start + i * b.rows_each, b.rows.start + (i + 1) * b.rows_each))
         for b in layout.blocks
         for i, e in enumerate(range(b.experts.start, b.experts.stop))
     }
-    assert list(held) == list(range(len(load)))
+    assert list(rows_of) == list(range(len(load)))
     for row, e in zip(layout.place.tolist(), routing.expert.tolist(), strict=True):
-        assert row in held[e]
+        assert row in rows_of[e]
     empty = torch.ones(layout.rows, dtype=torch.bool)
     empty[layout.place] = False
     assert (layout.source[empty] == routing.tokens).all()
@@ -109,11 +109,11 @@ def test_only_the_gradients_asked_for_are_there(frozen: str) -> None:
 def test_the_gradient_of_a_gradient_is_the_loops() -> None:
     case = inputs(LOADS["few"], True)
     leaves = [t for t in case if t is not None and t.requires_grad]
-    found = []
+    results = []
     for y in (mixed_mlps(*case, "silu", True)[0], mlps_naive(*case, "silu")):
         slopes = torch.autograd.grad(y.square().sum(), leaves, create_graph=True)
-        found.append(torch.autograd.grad(sum(s.square().sum() for s in slopes), leaves))
-    assert_close(*found)
+        results.append(torch.autograd.grad(sum(s.square().sum() for s in slopes), leaves))
+    assert_close(*results)
 
 
 @pytest.mark.parametrize("load", LOADS.values(), ids=LOADS)
@@ -121,12 +121,12 @@ def test_bfloat16_is_near(load: tuple[int, ...]) -> None:
     wide = inputs(load, True, torch.float32)
     near = [t if t is None or not t.is_floating_point() else t.detach().bfloat16().requires_grad_()
             for t in wide]  # fmt: skip
-    found = []
+    results = []
     for case in (wide, near):
         y = mixed_mlps(*case, "silu", True)[0]
         leaves = [t for t in case if t is not None and t.requires_grad]
-        found.append([t.float() for t in (y, *torch.autograd.grad(y.sum(), leaves))])
-    for exact, rounded in zip(*found, strict=True):
+        results.append([t.float() for t in (y, *torch.autograd.grad(y.sum(), leaves))])
+    for exact, rounded in zip(*results, strict=True):
         assert (exact - rounded).norm() <= 0.03 * exact.norm() + 1e-6
 
 
@@ -138,12 +138,12 @@ def test_stacked_experts_mix_as_sorted_rows_do(
     experts = StackedExperts(len(load), 8, 16, act="silu", gated=True, generator=generator)
     routing = routed(load, torch.float32)
     x = torch.randn(routing.tokens, 8, generator=generator).requires_grad_()
-    leaves, found = (x, routing.weight, *experts.parameters()), []
+    leaves, results = (x, routing.weight, *experts.parameters()), []
     for mix in (experts.mix, lambda x, r: Experts.mix(experts, x, r)):
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
             y = mix(x, routing)
-        found.append((y, *torch.autograd.grad(y.float().sum(), leaves, materialize_grads=True)))
-    for ours, theirs in zip(*found, strict=True):
+        results.append((y, *torch.autograd.grad(y.float().sum(), leaves, materialize_grads=True)))
+    for ours, theirs in zip(*results, strict=True):
         assert ours.dtype == theirs.dtype
         assert (ours - theirs).norm() <= (0.03 if autocast else 1e-5) * theirs.norm() + 1e-6
 
@@ -163,10 +163,10 @@ def test_what_has_no_operator_goes_the_slow_way(generator: torch.Generator) -> N
 def test_large_tensors_are_what_was_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(laid, "LARGE", 1)
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        made = roomy((3, 5), torch.empty(1, dtype=dtype))
-        assert made.shape == (3, 5) and made.dtype == dtype and made.is_contiguous()
-        assert made.data_ptr() % 64 == 0
-        assert_close(made.fill_(2).sum().item(), 30.0)
+        tensor = roomy((3, 5), torch.empty(1, dtype=dtype))
+        assert tensor.shape == (3, 5) and tensor.dtype == dtype and tensor.is_contiguous()
+        assert tensor.data_ptr() % 64 == 0
+        assert_close(tensor.fill_(2).sum().item(), 30.0)
     assert roomy((0, 5), torch.empty(1)).shape == (0, 5)
     assert LARGE > 1
 
@@ -176,5 +176,5 @@ def test_the_operator_obeys_the_rules_of_its_kind() -> None:
     torch.library.opcheck(
         mixed_mlps, (*case, "silu", True), test_utils=("test_schema", "test_faketensor")
     )
-    y, *kept = mixed_mlps(*case, "silu", False)
-    assert all(not t.numel() for t in kept) and y.requires_grad
+    y, *saved = mixed_mlps(*case, "silu", False)
+    assert all(not t.numel() for t in saved) and y.requires_grad

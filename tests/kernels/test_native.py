@@ -22,8 +22,8 @@ needs_compiler = pytest.mark.skipif(native.load() is None, reason="no C compiler
 
 
 def abi(number: int) -> str:
-    seen = '__attribute__((visibility("default")))'
-    return f"{seen} int intarsia_abi(void) {{ return {number}; }}"
+    visible = '__attribute__((visibility("default")))'
+    return f"{visible} int intarsia_abi(void) {{ return {number}; }}"
 
 
 @pytest.fixture
@@ -63,9 +63,9 @@ def test_what_cannot_be_had_is_told_once_and_products_run_dense(
     with native.using("portable"):
         assert native.load() is None and native.load() is None
         y = Bitmask().matmul(torch.ones(1, 4), Bitmask().encode(weight), (4, 4))
-        told = native.why()
+        reason = native.why()
     assert torch.equal(y, torch.ones(1, 4))
-    assert ("ABI 99" if damage == "abi" else "error") in told and "\n" not in told
+    assert ("ABI 99" if damage == "abi" else "error") in reason and "\n" not in reason
     assert len(caplog.records) == 1 and "run dense" in caplog.text
 
 
@@ -95,8 +95,8 @@ def test_no_compiler_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_environment_turns_kernels_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    for said, kind in (("0", "off"), ("1", "native"), ("avx2", "avx2"), ("?", "native")):
-        monkeypatch.setenv("INTARSIA_NATIVE", said)
+    for setting, kind in (("0", "off"), ("1", "native"), ("avx2", "avx2"), ("?", "native")):
+        monkeypatch.setenv("INTARSIA_NATIVE", setting)
         loading._of_environment.cache_clear()
         assert native.kind() == kind
     loading._of_environment.cache_clear()

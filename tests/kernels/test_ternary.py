@@ -49,11 +49,11 @@ def test_it_gives_what_its_twin_gives(size: tuple[int, int], zeros: float, build
 
 def test_any_number_of_workers_gives_the_same_bits(build: str, threads: None) -> None:
     x, stored = made(600, 512)
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     for count in (1, 2, 3, 7):
         torch.set_num_threads(count)
-        found.append(ternary(x, *stored, dictionary()))
-    assert all(torch.equal(y, found[0]) for y in found)
+        outputs.append(ternary(x, *stored, dictionary()))
+    assert all(torch.equal(y, outputs[0]) for y in outputs)
 
 
 def test_damaged_tensors_are_refused_and_nothing_outside_is_read(build: str) -> None:

@@ -39,12 +39,12 @@ def limited(routing: Routing, policy: str, factor: float, *, training: bool = Tr
 @pytest.mark.parametrize("k", [1, 2])
 @pytest.mark.parametrize("factor", [0.01, 0.5, 1.0, 1.3])
 def test_an_expert_keeps_the_lesser_of_count_and_room(policy: str, k: int, factor: float) -> None:
-    whole = skewed(203, 8, k=k)
-    found = limited(whole, policy, factor)
+    routing = skewed(203, 8, k=k)
+    kept_pairs = limited(routing, policy, factor)
     room = max(1, math.ceil(factor * 203 * k / 8))
-    assert found.load().tolist() == whole.load().clamp(max=room).tolist()
-    pairs = {(t, e, w) for t, e, w in zip(*_columns(whole), strict=True)}
-    assert {(t, e, w) for t, e, w in zip(*_columns(found), strict=True)} <= pairs
+    assert kept_pairs.load().tolist() == routing.load().clamp(max=room).tolist()
+    pairs = {(t, e, w) for t, e, w in zip(*_columns(routing), strict=True)}
+    assert {(t, e, w) for t, e, w in zip(*_columns(kept_pairs), strict=True)} <= pairs
 
 
 def _columns(routing: Routing) -> tuple[list[float], ...]:
@@ -54,40 +54,40 @@ def _columns(routing: Routing) -> tuple[list[float], ...]:
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("tokens", [0, 1, 64])
 def test_room_for_all_drops_nothing(policy: str, tokens: int) -> None:
-    whole = skewed(tokens, 8)
-    assert _columns(limited(whole, policy, 8)) == _columns(whole)
+    routing = skewed(tokens, 8)
+    assert _columns(limited(routing, policy, 8)) == _columns(routing)
 
 
 def test_order_keeps_the_first_and_score_the_heaviest() -> None:
     index, weight = torch.tensor([[0]] * 4), torch.tensor([[0.1], [0.4], [0.2], [0.3]])
-    whole = Routing.from_topk(index, weight, 2)
-    assert limited(whole, "order", 1).token.tolist() == [0, 1]
-    assert limited(whole, "score", 1).token.tolist() == [1, 3]
+    routing = Routing.from_topk(index, weight, 2)
+    assert limited(routing, "order", 1).token.tolist() == [0, 1]
+    assert limited(routing, "score", 1).token.tolist() == [1, 3]
 
 
 def test_order_goes_by_token_whatever_the_order_of_the_pairs() -> None:
     token = torch.tensor([3, 2, 1, 0])
-    whole = Routing(token, torch.zeros_like(token), torch.rand(4), 4, 2)
-    assert sorted(limited(whole, "order", 1).token.tolist()) == [0, 1]
+    routing = Routing(token, torch.zeros_like(token), torch.rand(4), 4, 2)
+    assert sorted(limited(routing, "order", 1).token.tolist()) == [0, 1]
 
 
 def test_a_nan_comes_last_by_score() -> None:
     weight = torch.tensor([[0.2], [torch.nan], [0.1], [0.3]])
-    whole = Routing.from_topk(torch.zeros(4, 1, dtype=torch.int64), weight, 1)
-    found = Capacity(0.75, "score", least=1).limit(whole, training=True)
-    assert sorted(found.token.tolist()) == [0, 2, 3]
+    routing = Routing.from_topk(torch.zeros(4, 1, dtype=torch.int64), weight, 1)
+    limited_routing = Capacity(0.75, "score", least=1).limit(routing, training=True)
+    assert sorted(limited_routing.token.tolist()) == [0, 2, 3]
 
 
 def test_score_prefers_negative_logits_to_nobody() -> None:
     """DeepSpeed ranks the logits of chosen tokens among zeros of those that were not chosen."""
     weight = torch.tensor([[-3.0], [-1.0], [-2.0]])
-    whole = Routing.from_topk(torch.zeros(3, 1, dtype=torch.long), weight, 2)
-    assert limited(whole, "score", 1).token.tolist() == [1, 2]
+    routing = Routing.from_topk(torch.zeros(3, 1, dtype=torch.long), weight, 2)
+    assert limited(routing, "score", 1).token.tolist() == [1, 2]
 
 
-def drops_by_quarter(whole: Routing, found: Routing) -> Tensor:
-    here = torch.zeros(whole.tokens).index_fill(0, found.token, 1)
-    return 1 - here.view(4, -1).mean(1)
+def drops_by_quarter(before: Routing, after: Routing) -> Tensor:
+    present = torch.zeros(before.tokens).index_fill(0, after.token, 1)
+    return 1 - present.view(4, -1).mean(1)
 
 
 def test_lots_drop_early_and_late_tokens_alike() -> None:
@@ -98,12 +98,12 @@ def test_lots_drop_early_and_late_tokens_alike() -> None:
     batches = [skewed(2048, 8, seed) for seed in range(20)]
     capacity = Capacity(1.0, "random", least=1)
     drops = {"order": torch.zeros(4), "random": torch.zeros(4)}
-    for seed, whole in enumerate(batches):
-        by_lot = capacity.limit(whole, training=True, draws=lots(seed))
-        in_order = limited(whole, "order", 1.0)
+    for seed, routing in enumerate(batches):
+        by_lot = capacity.limit(routing, training=True, draws=lots(seed))
+        in_order = limited(routing, "order", 1.0)
         assert len(by_lot.token) == len(in_order.token), "the same number in all"
-        drops["random"] += drops_by_quarter(whole, by_lot) / len(batches)
-        drops["order"] += drops_by_quarter(whole, in_order) / len(batches)
+        drops["random"] += drops_by_quarter(routing, by_lot) / len(batches)
+        drops["order"] += drops_by_quarter(routing, in_order) / len(batches)
     spread = {name: float(d.max() - d.min()) for name, d in drops.items()}
     assert spread["random"] <= 0.03 and spread["order"] >= 0.25, drops
 
@@ -115,37 +115,39 @@ def test_which_policies_let_a_later_token_decide(policy: str) -> None:
     for seed in range(20):
         for last in (0, 1):
             index = torch.tensor([[0], [0], [0], [last]])
-            whole = Routing.from_topk(index, torch.tensor([[0.1], [0.2], [0.3], [0.9]]), 2)
-            found = Capacity(1.0, policy, least=1).limit(whole, training=True, draws=lots(seed))
-            fates.add(len(found.token[found.token < 3]) == 2)
+            routing = Routing.from_topk(index, torch.tensor([[0.1], [0.2], [0.3], [0.9]]), 2)
+            limited_routing = Capacity(1.0, policy, least=1).limit(
+                routing, training=True, draws=lots(seed)
+            )
+            fates.add(len(limited_routing.token[limited_routing.token < 3]) == 2)
     assert fates == ({True, False} if policy in LOOKS_AHEAD else {True})
 
 
 def test_evaluation_never_draws_and_drops_nothing_unless_told() -> None:
-    whole, draws = skewed(64, 4), lots()
+    routing, draws = skewed(64, 4), lots()
     before = draws.generator.get_state()
-    assert Capacity(1.0, "random").limit(whole, training=False, draws=draws) is whole
-    told = Capacity(1.0, "random", least=1, evaluation=1.0)
-    found = told.limit(whole, training=False, draws=draws)
-    assert found.token.tolist() == limited(whole, "order", 1.0).token.tolist()
+    assert Capacity(1.0, "random").limit(routing, training=False, draws=draws) is routing
+    capacity = Capacity(1.0, "random", least=1, evaluation=1.0)
+    limited_routing = capacity.limit(routing, training=False, draws=draws)
+    assert limited_routing.token.tolist() == limited(routing, "order", 1.0).token.tolist()
     assert torch.equal(draws.generator.get_state(), before)
 
 
 def test_lots_differ_from_forward_to_forward_unless_held() -> None:
-    whole, capacity, draws = skewed(64, 4), Capacity(1.0, "random"), lots()
-    take = lambda: capacity.limit(whole, training=True, draws=draws).token.tolist()  # noqa: E731
+    routing, capacity, draws = skewed(64, 4), Capacity(1.0, "random"), lots()
+    take = lambda: capacity.limit(routing, training=True, draws=draws).token.tolist()  # noqa: E731
     assert take() != take()
     draws.context.hold = True
     assert take() == take()
-    held = take()
+    first = take()
     draws.context.redraw()
-    assert take() != held
+    assert take() != first
 
 
 def test_least_is_the_least_room() -> None:
-    whole = skewed(16, 8)
-    found = Capacity(0.1, least=3).limit(whole, training=True)
-    assert found.load().tolist() == whole.load().clamp(max=3).tolist()
+    routing = skewed(16, 8)
+    limited_routing = Capacity(0.1, least=3).limit(routing, training=True)
+    assert limited_routing.load().tolist() == routing.load().clamp(max=3).tolist()
 
 
 @pytest.mark.parametrize(

@@ -26,30 +26,30 @@ def batch() -> torch.Tensor:
 
 def test_later_layers_have_more_experts() -> None:
     assert [layer(n).mixture.experts.experts for n in range(3)] == [2, 2, 4]
-    made = DeepSpeedMoE()
-    assert (len(made.experts), made.experts[0], made.experts[-1]) == (12, 32, 64)
-    assert made.capacity == Capacity(1.0, "order", 4, 1.0)
-    assert (made.router.experts, made.router.active, made.router.scale) == (32, 1, "prob")
+    config = DeepSpeedMoE()
+    assert (len(config.experts), config.experts[0], config.experts[-1]) == (12, 32, 64)
+    assert config.capacity == Capacity(1.0, "order", 4, 1.0)
+    assert (config.router.experts, config.router.active, config.router.scale) == (32, 1, "prob")
 
 
 def test_coefficients_of_0_are_half_of_each_and_no_experts_leave_the_mlp() -> None:
-    made, x = layer(), batch()
-    assert made.coefficient is not None
-    nn.init.zeros_(made.coefficient.weight)
-    assert_close(made(x), (made.mixture(x) + made.mlp(x)) / 2)
-    made = layer()
-    assert made.coefficient is not None
-    nn.init.zeros_(made.mixture.experts.down)
-    c = made.coefficient(x).softmax(-1)
-    assert_close(made(x), c[..., 1:] * made.mlp(x))
+    mixture, x = layer(), batch()
+    assert mixture.coefficient is not None
+    nn.init.zeros_(mixture.coefficient.weight)
+    assert_close(mixture(x), (mixture.mixture(x) + mixture.mlp(x)) / 2)
+    mixture = layer()
+    assert mixture.coefficient is not None
+    nn.init.zeros_(mixture.mixture.experts.down)
+    c = mixture.coefficient(x).softmax(-1)
+    assert_close(mixture(x), c[..., 1:] * mixture.mlp(x))
 
 
 def test_one_expert_and_the_plain_sum_are_two_mlps_side_by_side() -> None:
     config = DeepSpeedMoE(experts=(1,), mix="sum", least=18)
-    made = config.build(D, 5, generator=torch.Generator().manual_seed(0)).double()
+    mixture = config.build(D, 5, generator=torch.Generator().manual_seed(0)).double()
     x = batch()
-    alone = made.mixture.experts.every(x.view(-1, D))[:, 0].view_as(x)
-    assert_close(made(x), alone + made.mlp(x))
+    alone = mixture.mixture.experts.every(x.view(-1, D))[:, 0].view_as(x)
+    assert_close(mixture(x), alone + mixture.mlp(x))
 
 
 @pytest.mark.parametrize(

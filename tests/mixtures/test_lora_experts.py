@@ -64,8 +64,8 @@ def site_of(module: nn.Module, path: str = "b.mlp") -> Site:
 
 def build(kind: type[MlpExperts], host: nn.Module, router: Any, over: Any = None) -> Any:
     generator = torch.Generator().manual_seed(0)
-    made = router.build(WIDTH, generator=generator)
-    cell = kind(made, over or Lora(2, 4.0), site_of(host), generator=generator).double()
+    gate = router.build(WIDTH, generator=generator)
+    cell = kind(gate, over or Lora(2, 4.0), site_of(host), generator=generator).double()
     with torch.no_grad():
         for parameter in cell.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator))
@@ -176,8 +176,8 @@ def test_all_tokens_to_one_expert_is_its_lora(kind: type[MlpExperts], expert: in
 def test_experts_that_add_nothing_leave_the_mlp(kind: type[MlpExperts], router: str) -> None:
     mlp = Mlp(WIDTH, HIDDEN).double()
     generator = torch.Generator().manual_seed(0)
-    made = ROUTERS[router].build(WIDTH, generator=generator)
-    cell = kind(made, Lora(2), site_of(mlp), generator=generator).double()
+    gate = ROUTERS[router].build(WIDTH, generator=generator)
+    cell = kind(gate, Lora(2), site_of(mlp), generator=generator).double()
     x = torch.randn(7, WIDTH, dtype=torch.float64)
     assert_close(cell.around(mlp, x), mlp(x), rtol=1e-12, atol=1e-12)
 
@@ -203,10 +203,10 @@ def test_padding_gets_the_bare_mlp_and_changes_nothing(kind: type[MlpExperts], r
     valid = torch.tensor([[True, True, True, False], [True, False, False, False]])
     alone = cell.around(mlp, x[valid])
     cell.router.context.valid = valid
-    for other in (x, torch.where(valid[..., None], x, 9 * torch.randn_like(x))):
-        y = cell.around(mlp, other)
+    for padded in (x, torch.where(valid[..., None], x, 9 * torch.randn_like(x))):
+        y = cell.around(mlp, padded)
         assert_close(y[valid], alone)
-        assert_close(y[~valid], mlp(other[~valid]))
+        assert_close(y[~valid], mlp(padded[~valid]))
 
 
 def test_the_graph_without_values_says_the_same() -> None:

@@ -179,11 +179,11 @@ def test_one_tensor_equals_n_masked_copies(split: str, update: str) -> None:
         assert abs(loss.item() - expected.item()) < 1e-10
     # something has been learned, and the decay of unowned entries shows
     assert all(not torch.allclose(a, b) for a, b in zip(start, model.parameters(), strict=True))
-    for cell, other in zip(model.cells, copies.cells, strict=True):
+    for cell, twin in zip(model.cells, copies.cells, strict=True):
         merged = cast(BottleneckCell, cast(MosaCell, cell).merged())
         for side in ("down", "up"):
             layer = cast(nn.Linear, getattr(merged, side))
-            copied = cast(CopiedCell, other).sides[side]
+            copied = cast(CopiedCell, twin).sides[side]
             weight, bias = copied.mean() if isinstance(copied, Copies) else copied.parameters()
             assert_close(layer.weight, weight, atol=1e-10, rtol=0)
             assert_close(layer.bias, bias, atol=1e-10, rtol=0)

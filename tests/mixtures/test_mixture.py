@@ -93,8 +93,8 @@ def test_equal_experts_are_one_times_the_sum_of_weights(name: str) -> None:
         for weight in layer.experts.parameters():
             weight.copy_(weight[:1].expand_as(weight))
     total = layer.routing(x).dense().sum(1, keepdim=True)
-    one = layer.experts.every(x.view(-1, D))[:, 0]
-    assert_close(layer(x).view(-1, D), total * one)
+    single = layer.experts.every(x.view(-1, D))[:, 0]
+    assert_close(layer(x).view(-1, D), total * single)
 
 
 def test_experts_of_different_kinds_and_a_shared_one() -> None:
@@ -104,9 +104,9 @@ def test_experts_of_different_kinds_and_a_shared_one() -> None:
     layer = Mixture(kinds, router, shared).double()
     x = batch(2, 4)
     gates = layer.routing(x).dense().view(2, 4, 2)
-    wanted = gates[..., :1] * kinds[0](x) + gates[..., 1:] * kinds[1](x) + shared(x)
+    want = gates[..., :1] * kinds[0](x) + gates[..., 1:] * kinds[1](x) + shared(x)
     assert isinstance(layer.experts, ExpertList)
-    assert_close(layer(x), wanted)
+    assert_close(layer(x), want)
 
 
 @pytest.mark.parametrize("policy", ["order", "random", "score"])
@@ -134,9 +134,9 @@ def test_padding_is_inert(name: str, capacity: Capacity | None) -> None:
     layer.router.context.valid = valid
     y, losses = layer(x), intarsia.gating.aux_loss(layer)
     assert not y[~valid].any() and y[valid].any()
-    other = x.clone()
-    other[~valid] = 1e6
-    assert_close(layer(other), y, rtol=0, atol=0)
+    changed = x.clone()
+    changed[~valid] = 1e6
+    assert_close(layer(changed), y, rtol=0, atol=0)
     layer.router.context.valid = None
     assert_close(layer(x[valid]), y[valid])
     assert_close(intarsia.gating.aux_loss(layer), losses)
@@ -153,12 +153,12 @@ def test_a_batch_of_padding_alone() -> None:
 
 def test_a_nan_stays_in_its_row() -> None:
     layer, x = mixture(), batch(5).detach()
-    wanted = layer(x)
+    want = layer(x)
     x[2, 0] = math.nan
     y = layer(x)
     assert y[2].isnan().all()
     keep = torch.arange(5) != 2
-    assert_close(y[keep], wanted[keep])
+    assert_close(y[keep], want[keep])
 
 
 def test_extreme_logits_are_finite() -> None:
@@ -172,11 +172,11 @@ def test_extreme_logits_are_finite() -> None:
 
 def test_the_router_stays_in_float32_under_autocast() -> None:
     layer, x = mixture().float().eval(), batch(2, 5).float()
-    wanted = layer.routing(x)
+    want = layer.routing(x)
     with torch.autocast("cpu", torch.bfloat16):
-        found, y = layer.routing(x), layer(x)
-    assert found.weight.dtype == torch.float32
-    assert_close(found.dense(), wanted.dense(), rtol=0, atol=0)
+        routing, y = layer.routing(x), layer(x)
+    assert routing.weight.dtype == torch.float32
+    assert_close(routing.dense(), want.dense(), rtol=0, atol=0)
     assert_close(y.float(), layer(x), rtol=0.05, atol=0.01)
     assert (y.float() - layer(x)).abs().max() > 1e-6, "the experts do run in bfloat16"
     y.float().sum().backward()
@@ -240,18 +240,18 @@ def test_the_largest_tensor_is_linear_in_tokens(policy: str | None) -> None:
         bytes = 0
 
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
-            made = func(*args, **(kwargs or {}))
-            for one in made if isinstance(made, tuple | list) else (made,):
-                if isinstance(one, Tensor):
-                    self.bytes = max(self.bytes, one.untyped_storage().nbytes())
-            return made
+            result = func(*args, **(kwargs or {}))
+            for tensor in result if isinstance(result, tuple | list) else (result,):
+                if isinstance(tensor, Tensor):
+                    self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+            return result
 
     def largest(tokens: int) -> int:
         capacity = None if policy is None else Capacity(1.0, policy)
         layer, x = mixture(capacity=capacity), batch(tokens)
-        with Largest() as found:
+        with Largest() as watch:
             layer(x).sum().backward()
-        return found.bytes
+        return watch.bytes
 
     assert 0 < largest(1000) <= 2.1 * largest(500)
 
@@ -290,8 +290,8 @@ class Fixed(nn.Module):
 
 
 def residual(mix: str = "learned") -> ResidualMixture:
-    made = ResidualMixture(mixture(), Fixed(3.0), width=D, mix=mix, generator=seeded())
-    return made.double()
+    layer = ResidualMixture(mixture(), Fixed(3.0), width=D, mix=mix, generator=seeded())
+    return layer.double()
 
 
 def test_residual_experts_are_weighed_by_a_softmax() -> None:
@@ -340,17 +340,17 @@ def test_random_experts_are_their_expectation_in_evaluation() -> None:
 
 
 def test_the_coefficients_stay_in_float32_under_autocast() -> None:
-    whole = residual().float()
+    full = residual().float()
     x = batch(2, 5).float().detach()
-    seen: list[torch.dtype] = []
+    dtypes: list[torch.dtype] = []
 
     class Watch(TorchDispatchMode):
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None):
             out = func(*args, **(kwargs or {}))
             if func is torch.ops.aten._softmax.default and out.shape[-1] == 2:
-                seen.extend((args[0].dtype, out.dtype))
+                dtypes.extend((args[0].dtype, out.dtype))
             return out
 
     with torch.autocast("cpu", torch.bfloat16), Watch():
-        whole(x)
-    assert seen == [torch.float32, torch.float32]
+        full(x)
+    assert dtypes == [torch.float32, torch.float32]

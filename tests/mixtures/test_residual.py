@@ -65,17 +65,17 @@ def test_no_momentum_is_the_residual_block_bit_for_bit() -> None:
         plain = plain + block(plain)
     for update in (Plain(), HeavyBall(mu=0.0, gamma=1.0)):
         assert torch.equal(through(stack(update, blocks), x), plain)
-    one = x + blocks[0](x)  # nor is there any at the first block
-    assert torch.equal(through(stack(HeavyBall(0.9), blocks[:1]), x), one)
+    want = x + blocks[0](x)  # nor is there any at the first block
+    assert torch.equal(through(stack(HeavyBall(0.9), blocks[:1]), x), want)
 
 
 def test_momentum_is_that_of_the_written_out_sum_and_starts_anew() -> None:
     blocks, x = [mlp(i) for i in range(4)], inputs(5)
     model = stack(HeavyBall(0.6, 0.8), blocks)
-    h, made = x, []
+    h, outputs = x, []
     for layer, block in enumerate(blocks):
-        made.append(block(h))
-        h = h + sum(0.6 ** (layer - i) * 0.8 * f for i, f in enumerate(made))
+        outputs.append(block(h))
+        h = h + sum(0.6 ** (layer - i) * 0.8 * f for i, f in enumerate(outputs))
     for rows in (x, x, x[:2]):  # nothing stale, not even of other rows
         assert_close(through(model, rows), h[: len(rows)])
 
@@ -128,10 +128,10 @@ def test_robust_looks_ahead() -> None:
 
 
 def change(update: AdamOnce, f: Tensor, x: Tensor) -> Tensor:
-    made, m = update.step(lambda _: f, x, None)
+    step, m = update.step(lambda _: f, x, None)
     assert m is not None
     assert_close(m, update.gamma * f)  # what the second block carries on is heavy-ball's
-    return made
+    return step
 
 
 def test_adam_as_published_steps_by_sign_and_its_block_learns_nothing() -> None:
@@ -151,10 +151,10 @@ def test_adam_as_published_steps_by_sign_and_its_block_learns_nothing() -> None:
 def test_adam_mended_is_as_long_as_it_should_be_and_its_block_learns() -> None:
     x, f = inputs(200).double(), inputs(200, seed=1).double().requires_grad_()
     update = AdamOnce(gamma1=0.3)
-    made = change(update, f, x)
-    length = made.square().mean(-1).sqrt()
+    step = change(update, f, x)
+    length = step.square().mean(-1).sqrt()
     assert_close(length, torch.full_like(length, 0.3), rtol=0.01, atol=0)
-    assert_close(change(update, 100 * f, x), made, rtol=1e-4, atol=1e-6)
+    assert_close(change(update, 100 * f, x), step, rtol=1e-4, atol=1e-6)
     kicks = inputs(200, seed=2).double()
     ours, theirs = (
         torch.autograd.grad((change(u, f, x) * kicks).sum(), f)[0].abs().median().item()
@@ -162,7 +162,7 @@ def test_adam_mended_is_as_long_as_it_should_be_and_its_block_learns() -> None:
     )
     assert ours > 0.1 and ours > 100 * theirs
     # a token's step depends on no other token
-    assert_close(change(update, f[:1], x[:1]), made[:1])
+    assert_close(change(update, f[:1], x[:1]), step[:1])
 
 
 def test_adam_is_heavy_ball_from_the_second_block_on() -> None:
@@ -178,7 +178,7 @@ def test_adam_is_heavy_ball_from_the_second_block_on() -> None:
 
 @pytest.mark.parametrize("update", SOME, ids=lambda u: type(u).__name__)
 def test_checkpointing_changes_no_gradient(update: Update) -> None:
-    found = []
+    gradients = []
     for recompute in (False, True):
         model = stack(update, [mlp(i) for i in range(3)])
         start(model)
@@ -187,8 +187,8 @@ def test_checkpointing_changes_no_gradient(update: Update) -> None:
             h = checkpoint(block, h, use_reentrant=False) if recompute else block(h)
         assert isinstance(h, Tensor)
         h.square().sum().backward()
-        found.append([x.grad, *(p.grad for p in model.parameters())])
-    assert_close(found[1], found[0])
+        gradients.append([x.grad, *(p.grad for p in model.parameters())])
+    assert_close(gradients[1], gradients[0])
 
 
 def test_around_mixtures_of_experts() -> None:

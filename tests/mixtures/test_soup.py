@@ -45,8 +45,8 @@ def test_a_row_gets_the_mean_of_its_experts(
     fast, naive = layer(x, gates), torch.stack(rows)
     assert_close(fast, naive)
     inputs = [x, *layer.parameters()]
-    left, right = (torch.autograd.grad(y.sin().sum(), inputs) for y in (fast, naive))
-    assert_close(left, right)
+    ours, theirs = (torch.autograd.grad(y.sin().sum(), inputs) for y in (fast, naive))
+    assert_close(ours, theirs)
 
 
 def test_the_merge_is_the_mean_of_all() -> None:

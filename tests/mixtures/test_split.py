@@ -141,8 +141,8 @@ def test_all_experts_together_are_the_plain_layer(experts: int, scaling: str, de
     x = torch.randn(4, 2, 3, dtype=torch.float64)
     plain = layer.merged()
     assert layer.start is not None
-    whole = layer.start + layer.change()
-    assert_close(plain.weight, whole)
+    full = layer.start + layer.change()
+    assert_close(plain.weight, full)
     for groups in (1, 4):
         assert_close(layer(x, draw(layer, groups)), plain(x))
     assert_close(layer.variance(x), torch.zeros(4, 2, dtype=torch.float64))
@@ -195,17 +195,17 @@ def test_both_ways_to_build_weights_agree() -> None:
     for decay in ("owned", "delta", "official"):
         layer = layer_of(4, 1, "paper", decay)
         gates = draw(layer, 6)
-        many = layer.expert_weight(gates)  # N <= G
-        few = torch.cat([layer.expert_weight(g[None]) for g in gates])  # N > G
-        assert_close(many, few)
+        together = layer.expert_weight(gates)  # N <= G
+        alone = torch.cat([layer.expert_weight(g[None]) for g in gates])  # N > G
+        assert_close(together, alone)
 
 
 def test_a_not_finite_weight_stays_with_its_owner() -> None:
     layer = layer_of(4, zero_start=True)
     layer.weight.data[0, 0] = float("inf")
-    other = [i for i in range(4) if i != int(layer.owner[0, 0])]
+    others_ = [i for i in range(4) if i != int(layer.owner[0, 0])]
     parts = layer.parts()
-    assert parts[other].isfinite().all()
+    assert parts[others_].isfinite().all()
 
 
 def test_seen_are_the_experts_that_had_a_gradient() -> None:
@@ -233,10 +233,10 @@ def test_state_is_the_weight_its_owners_and_its_start() -> None:
     layer(x, gates).sum().backward()
     assert sorted(layer.state_dict()) == ["biases", "owner", "rho", "start", "weight"]
     assert layer.owner.dtype == torch.int8
-    other = layer_of(4, 1, "paper", "official", seed=1)
-    assert not torch.equal(other(x, gates), layer(x, gates))
-    other.load_state_dict(layer.state_dict())
-    assert torch.equal(other(x, gates), layer(x, gates))
+    restored = layer_of(4, 1, "paper", "official", seed=1)
+    assert not torch.equal(restored(x, gates), layer(x, gates))
+    restored.load_state_dict(layer.state_dict())
+    assert torch.equal(restored(x, gates), layer(x, gates))
     assert sorted(layer_of(zero_start=True, bias=False).state_dict()) == ["owner", "weight"]
 
 

@@ -65,7 +65,7 @@ def test_inverted_scaling_with_scaled_settings_is_the_published_one(decay: str) 
     inverted.weight.data /= n
     assert paper.biases is not None
     assert inverted.biases is not None
-    one = SplitAdamW(decay_groups(paper, wd), paper, lr=lr, eps=eps)
+    published = SplitAdamW(decay_groups(paper, wd), paper, lr=lr, eps=eps)
     groups = [
         {"params": [inverted.weight], "lr": lr / n, "eps": eps * n, "weight_decay": wd * n},
         {"params": [inverted.biases], "lr": lr, "eps": eps, "weight_decay": 0.0},
@@ -76,7 +76,7 @@ def test_inverted_scaling_with_scaled_settings_is_the_published_one(decay: str) 
         x = torch.randn(8, 3, generator=generator, dtype=torch.float64)
         gates = torch.eye(n, dtype=torch.float64)[torch.randint(n, (8,), generator=generator)]
         losses = []
-        for layer, optimizer in ((paper, one), (inverted, two)):
+        for layer, optimizer in ((paper, published), (inverted, two)):
             loss = (layer(x, gates) - 1).square().mean()
             optimizer.zero_grad()
             loss.backward()
@@ -176,18 +176,18 @@ def test_gradients_that_were_dropped_step_nobody() -> None:
 @pytest.mark.parametrize("update", ["dense", "lazy"])
 @pytest.mark.parametrize("variant", ["torch", "huggingface"])
 def test_a_run_that_is_resumed_ends_with_the_same_bits(update: str, variant: str) -> None:
-    whole = mosa("both")
-    optimizer = split_adamw(whole, 1e-2, 0.1, update=update, variant=variant)
+    full = mosa("both")
+    optimizer = split_adamw(full, 1e-2, 0.1, update=update, variant=variant)
     for step in range(12):
         if step == 6:
-            resumed = copy.deepcopy(whole)
+            resumed = copy.deepcopy(full)
             saved = copy.deepcopy(optimizer.state_dict())
-        train_step(whole, optimizer, step)
+        train_step(full, optimizer, step)
     second = split_adamw(resumed, lr=5.0, weight_decay=9.0)
     second.load_state_dict(saved)
     for step in range(6, 12):
         train_step(resumed, second, step)
-    for (name, a), b in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+    for (name, a), b in zip(full.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(a, b), name
 
 
@@ -203,8 +203,8 @@ def test_the_state_is_tensors_and_plain_values() -> None:
             return [leaf for value in tree for leaf in leaves(value)]
         return [tree]
 
-    found = leaves(optimizer.state_dict())
-    assert {type(leaf) for leaf in found} <= {Tensor, int, float, bool, str, type(None)}
+    values = leaves(optimizer.state_dict())
+    assert {type(leaf) for leaf in values} <= {Tensor, int, float, bool, str, type(None)}
     assert {g["update"] for g in optimizer.param_groups} == {"dense"}
 
 

@@ -33,11 +33,11 @@ def mixture(name: str = "sparsity", shared: bool = False, **settings: Any) -> Mi
     experts = StackedExperts(
         config.experts, D, H, OUT, **({"act": "relu"} | settings), generator=draw
     )
-    made = Mixture(experts, config.build(D, generator=draw), nn.Linear(D, OUT) if shared else None)
+    layer = Mixture(experts, config.build(D, generator=draw), nn.Linear(D, OUT) if shared else None)
     with torch.no_grad():
-        for parameter in made.parameters():
+        for parameter in layer.parameters():
             parameter.normal_(generator=draw)
-    return made.double()
+    return layer.double()
 
 
 def batch(*shape: int) -> Tensor:
@@ -48,17 +48,17 @@ def batch(*shape: int) -> Tensor:
 def laid_out(experts: StackedExperts) -> dict[str, Tensor]:
     """The gradients of stacked experts, where the wide MLP has them."""
     grads = {n: p.grad for n, p in experts.named_parameters()}
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, grad in grads.items():
         assert grad is not None
         if name == "down":
-            found["down.weight"] = grad.transpose(0, 1).flatten(1)
+            tensors["down.weight"] = grad.transpose(0, 1).flatten(1)
         elif name == "down_bias":
-            found[name] = grad
+            tensors[name] = grad
         else:
-            of, _, bias = name.partition("_")
-            found[f"{of}.{bias or 'weight'}"] = grad.flatten(0, 1)
-    return found
+            matrix, _, bias = name.partition("_")
+            tensors[f"{matrix}.{bias or 'weight'}"] = grad.flatten(0, 1)
+    return tensors
 
 
 @pytest.mark.parametrize("name", ROUTERS)
@@ -70,28 +70,30 @@ def test_it_is_the_mixture_in_values_and_gradients(
     layer = mixture(name, bool(shared), gated=bool(gated), bias=bool(bias))
     wide, x = intarsia.mixtures.as_wide_mlp(layer), batch(*shape)
     assert_close(wide(x, layer.routing(x).dense()), layer(x))
-    found: list[tuple[Tensor, ...]] = []
+    results: list[tuple[Tensor, ...]] = []
     for side in (wide, layer):
         side.zero_grad()
         gates = layer.routing(x).dense().detach().requires_grad_()
-        given = x.clone().requires_grad_()
+        inputs = x.clone().requires_grad_()
         if side is layer:
-            y = layer.experts.mix(given.reshape(-1, D), Routing.from_dense(gates)).view(*shape, OUT)
-            y = y if layer.shared is None else y + layer.shared(given)
+            y = layer.experts.mix(inputs.reshape(-1, D), Routing.from_dense(gates)).view(
+                *shape, OUT
+            )
+            y = y if layer.shared is None else y + layer.shared(inputs)
         else:
-            y = side(given, gates)
+            y = side(inputs, gates)
         (y * y.detach().cos()).sum().backward()
-        assert gates.grad is not None and given.grad is not None
-        found.append((y, given.grad, gates.grad * (gates.detach() != 0)))
-    for ours, theirs in zip(*found, strict=True):
+        assert gates.grad is not None and inputs.grad is not None
+        results.append((y, inputs.grad, gates.grad * (gates.detach() != 0)))
+    for ours, theirs in zip(*results, strict=True):
         assert_close(ours, theirs)
     assert isinstance(layer.experts, StackedExperts)
-    wanted = laid_out(layer.experts)
+    expected = laid_out(layer.experts)
     grads = {n: p.grad for n, p in wide.named_parameters() if not n.startswith("shared")}
-    assert grads.keys() == wanted.keys()
+    assert grads.keys() == expected.keys()
     for key, grad in grads.items():
         assert grad is not None
-        assert_close(grad, wanted[key])
+        assert_close(grad, expected[key])
 
 
 def test_it_is_a_plain_copy() -> None:
@@ -160,10 +162,10 @@ def test_l0_of_a_model_is_by_path_and_of_gelu_all_units() -> None:
     vit = timm.create_model("vit_tiny_patch16_224", depth=3, **sizes).eval()
     intarsia.upcycle(vit, TopK(experts=4), layers=[0, 2])
     images = torch.randn(2, 3, 32, 32)
-    found = intarsia.mixtures.activation_l0(vit, images)
-    assert list(found) == ["blocks.0.mlp", "blocks.2.mlp"]
-    assert found["blocks.2.mlp"].expert == pytest.approx(128, rel=0.01)
-    assert found["blocks.2.mlp"].wide == pytest.approx(2 * 128, rel=0.01)
+    counts = intarsia.mixtures.activation_l0(vit, images)
+    assert list(counts) == ["blocks.0.mlp", "blocks.2.mlp"]
+    assert counts["blocks.2.mlp"].expert == pytest.approx(128, rel=0.01)
+    assert counts["blocks.2.mlp"].wide == pytest.approx(2 * 128, rel=0.01)
 
 
 def test_what_is_no_wide_mlp_is_refused() -> None:

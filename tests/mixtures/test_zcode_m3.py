@@ -78,21 +78,21 @@ def test_merging_stacks_gate_rows_and_experts_and_averages_the_rest(name: str, o
     assert isinstance(layer, Mixture)
     assert layer.router.experts == layer.experts.experts == layer.router.config.experts == 8
     rows = {f"router.{n}" for n in a.router.by_expert}
-    one, two, both = a.state_dict(), b.state_dict(), layer.state_dict()
-    for key in one:
+    first, second, both = a.state_dict(), b.state_dict(), layer.state_dict()
+    for key in first:
         if key == "router.salt":  # a hash that both have
-            assert torch.equal(both[key][:4], one[key]) and len(both[key].unique()) == 8
+            assert torch.equal(both[key][:4], first[key]) and len(both[key].unique()) == 8
         elif key in rows or (key.startswith("experts.") and of == "stack"):
-            assert torch.equal(both[key], torch.cat([one[key], two[key]])), key
+            assert torch.equal(both[key], torch.cat([first[key], second[key]])), key
         elif key.startswith("experts."):
             number = int(key.split(".")[2])
-            assert torch.equal(both[key], one[key])
+            assert torch.equal(both[key], first[key])
             moved = key.replace(f"each.{number}.", f"each.{number + 4}.")
-            assert torch.equal(both[moved], two[key])
-        elif one[key].is_floating_point():
-            assert_close(both[key], (one[key] + two[key]) / 2)
+            assert torch.equal(both[moved], second[key])
+        elif first[key].is_floating_point():
+            assert_close(both[key], (first[key] + second[key]) / 2)
         else:
-            assert torch.equal(both[key], one[key])
+            assert torch.equal(both[key], first[key])
     assert layer(batch()).isfinite().all()
     for layer, old in zip((a, b), before, strict=True):
         assert all(torch.equal(t, old[n]) for n, t in layer.state_dict().items())
@@ -140,19 +140,19 @@ def test_a_tied_weight_is_averaged_once() -> None:
             self.b = nn.Linear(D, D)
             self.b.weight = self.a.weight
 
-    one, two = Tied(0), Tied(1)
-    both = merged(one, two)
+    first, second = Tied(0), Tied(1)
+    both = merged(first, second)
     assert both.b.weight is both.a.weight
-    assert_close(both.a.weight, (one.a.weight + two.a.weight) / 2)
+    assert_close(both.a.weight, (first.a.weight + second.a.weight) / 2)
 
 
 @pytest.mark.parametrize("name", ROUTERS)
 @pytest.mark.parametrize("of", ["stack", "list"])
 def test_pruning_to_all_is_the_identity(name: str, of: str) -> None:
     layer, x = mixture(ROUTERS[name], of=of), batch()
-    wanted, shapes = layer(x), kinds(layer)
+    want, shapes = layer(x), kinds(layer)
     prune(layer, range(4))
-    assert torch.equal(layer(x), wanted) and kinds(layer) == shapes
+    assert torch.equal(layer(x), want) and kinds(layer) == shapes
 
 
 @given(
@@ -162,23 +162,25 @@ def test_pruning_to_all_is_the_identity(name: str, of: str) -> None:
 )
 def test_a_pruned_gate_is_the_gate_of_the_kept_rows(name: str, order: list[int], m: int) -> None:
     """A fresh mixture of m experts with the kept rows says the same."""
-    layer, kept = mixture(ROUTERS[name]), order[:m]
+    layer, experts = mixture(ROUTERS[name]), order[:m]
     fresh = mixture(replace(ROUTERS[name], experts=m), 5)
     state = layer.state_dict()
     rows = {f"router.{n}" for n in layer.router.by_expert}
-    chosen = {n: t[kept] if n in rows or n.startswith("experts.") else t for n, t in state.items()}
+    chosen = {
+        n: t[experts] if n in rows or n.startswith("experts.") else t for n, t in state.items()
+    }
     fresh.load_state_dict(chosen)
-    prune(layer, kept)
+    prune(layer, experts)
     assert torch.equal(layer(batch()), fresh(batch()))
 
 
 def test_pruned_experts_that_nobody_had_are_not_missed() -> None:
     layer, x = mixture(TopK(experts=6, active=2, scale="none")), batch(5)
     used = layer.router(x).load().nonzero().flatten().tolist()
-    wanted = layer(x)
+    want = layer(x)
     assert len(used) < 6
     prune(layer, used)
-    assert_close(layer(x), wanted)
+    assert_close(layer(x), want)
 
 
 def test_what_was_counted_and_drawn_is_forgotten() -> None:
@@ -206,10 +208,10 @@ def test_counting_is_of_every_mode_and_puts_back(training: bool) -> None:
     layer.train(training)
     layer.router.context.valid = torch.arange(12)[None] < 9  # the rest is padding
     with torch.no_grad(), counting(layer):
-        found = layer(batch()[None])
+        counted = layer(batch()[None])
         pairs = layer.router.received[0]
         assert loads(layer).keys() == {"router"}
-    assert found.shape == (1, 12, D)
+    assert counted.shape == (1, 12, D)
     assert torch.equal(pairs.long(), layer.router(batch()[None]).load()) and pairs.sum() == 18
     if not training:
         assert torch.equal(layer.router.received, before)
@@ -263,12 +265,12 @@ def test_what_cannot_merge_is_refused() -> None:
 
 def test_hashes_of_many_merged_mixtures_are_all_different() -> None:
     a, b, c, d = (hashes(0) for _ in range(4))
-    for whole in (
+    for module in (
         merged(merged(a, b), c), merged(a, merged(b, c)), merged(merged(a, b), merged(c, d)),
         merged(merged(a, a), merged(merged(a, a), merged(a, a))),
     ):  # fmt: skip
-        salts = whole.router.salt
-        assert len(salts.unique()) == len(salts) == whole.router.experts
+        salts = module.router.salt
+        assert len(salts.unique()) == len(salts) == module.router.experts
         assert torch.equal(salts[:2], a.router.salt)
 
 

@@ -27,29 +27,29 @@ def test_the_best_of_all_layers_are_selected(sizes: list[int], share: float, see
         with refused(ConfigError, what="share of channels"):
             top_units(scores, share)
         return
-    found = top_units(scores, share)
-    assert found.parts == 1 and int(found.sizes()) == count
+    partition = top_units(scores, share)
+    assert partition.parts == 1 and int(partition.sizes()) == count
     # naive twin: sort (score, layer, unit) in a list
     ranked = sorted(
         ((-float(s), name, i) for name, v in scores.items() for i, s in enumerate(v)),
     )  # fmt: skip
     best = {(name, i) for _, name, i in ranked[:count]}
-    assert best == {(n, i) for n in scores for i in found.mask(n, 0).nonzero()[:, 0].tolist()}
+    assert best == {(n, i) for n in scores for i in partition.mask(n, 0).nonzero()[:, 0].tolist()}
 
 
 def test_layers_get_uneven_counts() -> None:
-    found = top_units({"a": torch.tensor([1.0, 5, 6]), "b": torch.tensor([2.0, 3, 4])}, 1 / 3)
-    assert found["a"].tolist() == [-1, 0, 0] and found["b"].tolist() == [-1, -1, -1]
+    partition = top_units({"a": torch.tensor([1.0, 5, 6]), "b": torch.tensor([2.0, 3, 4])}, 1 / 3)
+    assert partition["a"].tolist() == [-1, 0, 0] and partition["b"].tolist() == [-1, -1, -1]
 
 
 def test_ties_go_to_the_earlier_and_infinity_is_never_selected() -> None:
     even = torch.zeros(4)
     assert top_units({"a": even}, 0.5)["a"].tolist() == [0, 0, -1, -1]
-    held = even.clone()
-    held[:2] = -torch.inf
-    assert top_units({"a": held}, 0.5)["a"].tolist() == [-1, -1, 0, 0]
+    blocked = even.clone()
+    blocked[:2] = -torch.inf
+    assert top_units({"a": blocked}, 0.5)["a"].tolist() == [-1, -1, 0, 0]
     with refused(ConfigError, what="share of channels", got="0.75, 3 of 4"):
-        top_units({"a": held}, 0.75)
+        top_units({"a": blocked}, 0.75)
 
 
 def test_bad_shares_and_scores_are_refused() -> None:

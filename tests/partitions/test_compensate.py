@@ -43,18 +43,18 @@ def naive(
     dead = h.diagonal() == 0
     h[dead, dead] = 1
     h = h + damp * h.diagonal().mean() * torch.eye(len(h), dtype=h.dtype)
-    w, kept = w.clone(), torch.ones_like(w, dtype=torch.bool)
+    w, mask = w.clone(), torch.ones_like(w, dtype=torch.bool)
     w[:, dead] = 0
     for j in range(w.shape[1]):
         if j % step == 0:
             group = range(j, min(j + step, w.shape[1]))
             errors = [w[:, k] ** 2 / torch.linalg.inv(h[k:, k:])[0, 0] for k in group]
-            kept[:, group.start : group.stop] = choose(torch.stack(errors, 1))
+            mask[:, group.start : group.stop] = choose(torch.stack(errors, 1))
         inverse = torch.linalg.inv(h[j:, j:])
-        stored = torch.where(kept[:, j], code(w[:, j], j), 0.0)
+        stored = torch.where(mask[:, j], code(w[:, j], j), 0.0)
         w[:, j + 1 :] -= ((w[:, j] - stored) / inverse[0, 0])[:, None] * inverse[0, 1:]
         w[:, j] = stored
-    return kept, w
+    return mask, w
 
 
 def best(count: int) -> Callable[[Tensor], Tensor]:
@@ -91,28 +91,28 @@ def test_it_is_optimal_brain_surgery_column_by_column(
     def choose(scores: Tensor) -> Tensor:
         return best(round(density * scores.numel()))(scores)
 
-    kept, want = naive(w, x, block, choose, code or (lambda c, _: c), 0.01)
-    assert torch.equal(part.mask("weight", 0), kept)
+    mask, want = naive(w, x, block, choose, code or (lambda c, _: c), 0.01)
+    assert torch.equal(part.mask("weight", 0), mask)
     assert_close(new, want, rtol=1e-7, atol=1e-7)
-    assert not new[~kept].any()
+    assert not new[~mask].any()
 
 
 @pytest.mark.parametrize("block", [1, 4, 6, 128])
 def test_two_of_four_is_chosen_group_by_group(block: int) -> None:
     w, x = drawn(3, 8), inputs(8)
     part, new = choose_and_compensate(w, seen(x), pattern=NofM(2, 4), block=block)
-    kept, want = naive(w, x, 4, by_rows(2), lambda c, _: c, 0.01)
-    assert torch.equal(part.mask("weight", 0), kept) and part.pattern == NofM(2, 4)
+    mask, want = naive(w, x, 4, by_rows(2), lambda c, _: c, 0.01)
+    assert torch.equal(part.mask("weight", 0), mask) and part.pattern == NofM(2, 4)
     assert_close(new, want)
 
 
 def test_columns_in_strips_are_those_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
     w, x = drawn(7, 150), inputs(150, rows=400)
-    found = [choose_and_compensate(w, seen(x), 0.5, block=96, code=halves)]
+    results = [choose_and_compensate(w, seen(x), 0.5, block=96, code=halves)]
     monkeypatch.setattr(compensate, "STRIP", 1)
-    found.append(choose_and_compensate(w, seen(x), 0.5, block=96, code=halves))
-    (one, new), (two, want) = found
-    assert torch.equal(one.mask("weight", 0), two.mask("weight", 0))
+    results.append(choose_and_compensate(w, seen(x), 0.5, block=96, code=halves))
+    (first, new), (second, want) = results
+    assert torch.equal(first.mask("weight", 0), second.mask("weight", 0))
     assert_close(new, want)
 
 
@@ -158,5 +158,5 @@ def test_what_cannot_be_is_refused() -> None:
     refused(ShapeError, r"want \(out, in\)", drawn(2, 3, 1), inputs(3))
     x[0, :3] = torch.nan
     refused(DataError, "got 6 columns not finite", w, x)
-    same = inputs(1).expand(40, 6)
-    refused(DataError, "no positive definite matrix after dampings", w, same, damp=-1e-9)
+    constant = inputs(1).expand(40, 6)
+    refused(DataError, "no positive definite matrix after dampings", w, constant, damp=-1e-9)

@@ -20,16 +20,16 @@ SHAPES = {"first": (8, 3, 3, 3), "middle": (16, 8, 3, 3), "wide": (64, 64), "hea
 @given(st.floats(0.01, 1))
 def test_erdos_renyi_keeps_the_density_of_the_whole(density: float) -> None:
     for kernel in (True, False):
-        found = erdos_renyi(SHAPES, density, kernel=kernel)
-        total = sum(found[n] * math.prod(s) for n, s in SHAPES.items())
+        densities = erdos_renyi(SHAPES, density, kernel=kernel)
+        total = sum(densities[n] * math.prod(s) for n, s in SHAPES.items())
         assert total == pytest.approx(density * sum(math.prod(s) for s in SHAPES.values()))
-        assert all(0 <= d <= 1 + 1e-12 for d in found.values())
+        assert all(0 <= d <= 1 + 1e-12 for d in densities.values())
 
 
 def test_small_layers_are_denser_by_their_sides() -> None:
     shapes = {"a": (100, 100), "b": (50, 200)}
-    found = erdos_renyi(shapes, 0.1)
-    assert found["b"] / found["a"] == pytest.approx((250 / 10_000) / (200 / 10_000))
+    densities = erdos_renyi(shapes, 0.1)
+    assert densities["b"] / densities["a"] == pytest.approx((250 / 10_000) / (200 / 10_000))
     assert erdos_renyi(SHAPES, 0.6)["first"] == 1  # capped, and the others share the rest
 
 
@@ -43,17 +43,17 @@ def test_masks_have_exactly_their_shares() -> None:
     ):
         for name, shape in SHAPES.items():
             assert int(part.mask(name, 0).sum()) == round(shares[name] * math.prod(shape))
-    kept = keep_shares(scores, uniform(SHAPES, 0.5)).mask("wide", 0)
-    assert scores["wide"][kept].min() >= scores["wide"][~kept].max()
+    mask = keep_shares(scores, uniform(SHAPES, 0.5)).mask("wide", 0)
+    assert scores["wide"][mask].min() >= scores["wide"][~mask].max()
 
 
 def test_one_seed_is_one_mask() -> None:
-    one, two, other = (
+    first, second, third = (
         random_masks(SHAPES, uniform(SHAPES, 0.2), generator=torch.Generator().manual_seed(seed))
         for seed in (1, 1, 2)
     )
-    assert all(torch.equal(one[n], two[n]) for n in SHAPES)
-    assert not torch.equal(one["wide"], other["wide"])
+    assert all(torch.equal(first[n], second[n]) for n in SHAPES)
+    assert not torch.equal(first["wide"], third["wide"])
 
 
 def test_densities_that_cannot_be_are_refused() -> None:

@@ -127,8 +127,8 @@ def test_rows_have_no_period(unit: str) -> None:
         for _ in range(400)
     ]
     # one more of the same part among the 7 other rows: 1 / 7
-    same = torch.stack([label[0] == label[4] for label in labels]).float().mean()
-    assert abs(float(same) - 1 / 7) < 0.08
+    equal = torch.stack([label[0] == label[4] for label in labels]).float().mean()
+    assert abs(float(equal) - 1 / 7) < 0.08
 
 
 def test_every_row_is_shuffled_apart() -> None:

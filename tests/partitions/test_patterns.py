@@ -30,8 +30,8 @@ def test_n_of_m_are_the_largest_of_each_group(
     part = keep_n_of_m({"w": score}, n, m, axis=0 if across else -1)
     part.check()
     mask = part.mask("w", 0)
-    lines, kept = (score.T, mask.T) if across else (score, mask)
-    for line, row in zip(lines.tolist(), kept.tolist(), strict=True):
+    lines, groups = (score.T, mask.T) if across else (score, mask)
+    for line, row in zip(lines.tolist(), groups.tolist(), strict=True):
         for start in range(0, len(line), m):
             group = range(start, start + m)
             want = sorted(group, key=lambda i: (-line[i], i))[:n]  # of equal ones the first

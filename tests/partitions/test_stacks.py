@@ -29,10 +29,10 @@ def drawn(experts: int, out: int, width: int) -> tuple[Tensor, list[Statistics |
 
 @pytest.mark.parametrize(("width", "block"), [(7, 128), (70, 32), (130, 128)])
 def test_each_weight_is_what_it_would_be_alone(width: int, block: int) -> None:
-    weights, seen = drawn(3, 4, width)
-    found, told = compensate_stack(weights, seen, halves, damp=0.1, block=block)
-    assert told == ["", "", ""]
-    for weight, stats, new in zip(weights, seen, found, strict=True):
+    weights, statistics = drawn(3, 4, width)
+    rounded, reasons = compensate_stack(weights, statistics, halves, damp=0.1, block=block)
+    assert reasons == ["", "", ""]
+    for weight, stats, new in zip(weights, statistics, rounded, strict=True):
         assert stats is not None
         _, want = choose_and_compensate(
             weight, stats, code=lambda c, _: halves(c), damp=0.1, block=block
@@ -44,23 +44,23 @@ def test_each_weight_is_what_it_would_be_alone(width: int, block: int) -> None:
 def test_moments_of_one_size_in_all_directions_are_rounding_to_nearest() -> None:
     weights, _ = drawn(2, 5, 12)
     eye = Statistics(1, None, None, torch.eye(12, dtype=torch.float64))
-    found, _ = compensate_stack(weights, [eye, eye], halves)
-    assert torch.equal(found, halves(weights))
+    rounded, _ = compensate_stack(weights, [eye, eye], halves)
+    assert torch.equal(rounded, halves(weights))
 
 
 def test_an_expert_that_saw_nothing_is_rounded_by_itself_and_told() -> None:
-    weights, seen = drawn(3, 4, 9)
+    weights, statistics = drawn(3, 4, 9)
     weights[2, :, 3] = 5
     broken = Statistics(4, None, None, torch.full((9, 9), float("nan"), dtype=torch.float64))
-    found, told = compensate_stack(weights, [seen[0], None, broken], halves)
-    assert torch.equal(found[1:], halves(weights[1:]))
-    assert not torch.equal(found[0], halves(weights[0]))
-    assert told[0] == "" and "no row" in told[1] and "not finite" in told[2]
+    rounded, reasons = compensate_stack(weights, [statistics[0], None, broken], halves)
+    assert torch.equal(rounded[1:], halves(weights[1:]))
+    assert not torch.equal(rounded[0], halves(weights[0]))
+    assert reasons[0] == "" and "no row" in reasons[1] and "not finite" in reasons[2]
 
 
 def test_statistics_of_others_are_refused() -> None:
-    weights, seen = drawn(3, 4, 9)
+    weights, statistics = drawn(3, 4, 9)
     with refused(ShapeError, what="statistics"):
-        compensate_stack(weights, seen[:2], halves)
+        compensate_stack(weights, statistics[:2], halves)
     with refused(ShapeError, what="statistics"):
-        compensate_stack(weights[..., 1:], seen, halves)
+        compensate_stack(weights[..., 1:], statistics, halves)

@@ -23,8 +23,8 @@ def seen(width: int, seed: int = 0) -> Statistics:
     return Statistics.of(drawn(50, width, seed=seed) * 0.7 + drawn(width, seed=seed + 1))
 
 
-def eps(w: Tensor, kept: Tensor, stats: Statistics) -> Tensor:
-    return (w * stats.mean).masked_fill(kept, 0).sum(1)
+def eps(w: Tensor, mask: Tensor, stats: Statistics) -> Tensor:
+    return (w * stats.mean).masked_fill(mask, 0).sum(1)
 
 
 @given(st.integers(1, 6), st.integers(2, 20), st.floats(0.1, 0.9), st.integers(0, 50))
@@ -33,18 +33,18 @@ def test_errors_shrink_and_rows_keep_their_number(
 ) -> None:
     w, stats = drawn(rows, columns, seed=seed), seen(columns, seed)
     score = wanda(w, stats)
-    kept = keep_rows({"w": score}, density).mask("w", 0)
-    last = eps(w, kept, stats).abs()
+    mask = keep_rows({"w": score}, density).mask("w", 0)
+    last = eps(w, mask, stats).abs()
     for cycles in range(4):
-        found = swap(w, kept, stats, score, cycles=cycles, tolerance=0)
-        now = eps(w, found.kept, stats)
-        assert torch.equal(found.kept.sum(1), kept.sum(1))
+        swapped = swap(w, mask, stats, score, cycles=cycles, tolerance=0)
+        now = eps(w, swapped.kept, stats)
+        assert torch.equal(swapped.kept.sum(1), mask.sum(1))
         assert bool((now.abs() <= last + 1e-12).all())  # never rises
-        assert bool((now * eps(w, kept, stats) >= -1e-12).all())  # nor changes its sign
+        assert bool((now * eps(w, mask, stats) >= -1e-12).all())  # nor changes its sign
         # the running sum is the one from scratch
-        assert found.after == pytest.approx(float(now.abs().sum()), abs=1e-9)
+        assert swapped.after == pytest.approx(float(now.abs().sum()), abs=1e-9)
         if not cycles:
-            assert torch.equal(found.kept, kept)
+            assert torch.equal(swapped.kept, mask)
         last = now.abs()
 
 
@@ -52,30 +52,30 @@ def test_errors_shrink_and_rows_keep_their_number(
 def test_one_swap_of_one_row_is_the_paper_s(seed: int) -> None:
     w, stats = drawn(1, 8, seed=seed), seen(8, seed)
     score = wanda(w, stats)
-    kept = keep_rows({"w": score}, 0.5).mask("w", 0)
-    found = swap(w, kept, stats, score, cycles=1, tolerance=0).kept
+    mask = keep_rows({"w": score}, 0.5).mask("w", 0)
+    swapped = swap(w, mask, stats, score, cycles=1, tolerance=0).kept
     gain = (w * stats.mean)[0]
-    error = float(eps(w, kept, stats))
+    error = float(eps(w, mask, stats))
     sign = 1 if error > 0 else -1
-    pruned = [j for j in range(8) if not kept[0, j]]
+    pruned = [j for j in range(8) if not mask[0, j]]
     grows = max(pruned, key=lambda j: sign * float(gain[j] / stats.variance[j]))
-    goes = [j for j in range(8) if bool(kept[0, j]) and sign * float(gain[j]) < 0]
-    want = kept.clone()
+    goes = [j for j in range(8) if bool(mask[0, j]) and sign * float(gain[j]) < 0]
+    want = mask.clone()
     if goes:
         old = min(goes, key=lambda j: float(score[0, j]))
         after = error + float(gain[old]) - float(gain[grows])
         if abs(after) < abs(error) and after * error >= 0:
             want[0, grows], want[0, old] = True, False
-    assert torch.equal(found, want)
+    assert torch.equal(swapped, want)
 
 
 def test_two_of_four_stays_two_of_four() -> None:
     w, stats = drawn(6, 128), seen(128)
     score = wanda(w, stats)
-    kept = keep_n_of_m({"w": score}).mask("w", 0)
-    found = swap(w, kept, stats, score, pattern=NofM(2, 4))
-    assert bool((found.kept.view(6, 32, 4).sum(-1) == 2).all())
-    assert found.after < found.before
+    mask = keep_n_of_m({"w": score}).mask("w", 0)
+    swapped = swap(w, mask, stats, score, pattern=NofM(2, 4))
+    assert bool((swapped.kept.view(6, 32, 4).sum(-1) == 2).all())
+    assert swapped.after < swapped.before
 
 
 def test_a_constant_channel_is_counted_and_not_divided_by() -> None:
@@ -83,17 +83,17 @@ def test_a_constant_channel_is_counted_and_not_divided_by() -> None:
     x[:, 2] = 3.0
     stats = Statistics.of(x)
     w = drawn(4, 6)
-    found = swap(w, keep_rows({"w": w.abs()}, 0.5).mask("w", 0), stats, wanda(w, stats))
-    assert found.constant == 1 and found.after <= found.before
+    swapped = swap(w, keep_rows({"w": w.abs()}, 0.5).mask("w", 0), stats, wanda(w, stats))
+    assert swapped.constant == 1 and swapped.after <= swapped.before
 
 
 def test_cycles_below_one_are_a_share_of_the_width_and_no_weight_moves_twice() -> None:
     w, stats = drawn(5, 20, seed=3), seen(20, 3)
     score = wanda(w, stats)
-    kept = keep_rows({"w": score}, 0.5).mask("w", 0)
+    mask = keep_rows({"w": score}, 0.5).mask("w", 0)
     masks = [
-        swap(w, kept, stats, score, cycles=cycles, tolerance=0, guard=False).kept
+        swap(w, mask, stats, score, cycles=cycles, tolerance=0, guard=False).kept
         for cycles in (0.1, 2, 6)
     ]
     assert torch.equal(masks[0], masks[1]) and not torch.equal(masks[1], masks[2])
-    assert (masks[2] != kept).sum(1).tolist() == [12] * 5  # without the guard every swap is new
+    assert (masks[2] != mask).sum(1).tolist() == [12] * 5  # without the guard every swap is new

@@ -19,10 +19,10 @@ from ..refusals import refused
 def keep_top_naive(scores: dict[str, Tensor], count: int) -> dict[str, list[int]]:
     order = [(n, i, v) for n, s in scores.items() for i, v in enumerate(s.flatten().tolist())]
     best = sorted(range(len(order)), key=lambda j: (-order[j][2], j))[:count]
-    found: dict[str, list[int]] = {name: [] for name in scores}
+    places: dict[str, list[int]] = {name: [] for name in scores}
     for j in sorted(best):
-        found[order[j][0]].append(order[j][1])
-    return found
+        places[order[j][0]].append(order[j][1])
+    return places
 
 
 values = st.sampled_from([0.0, -0.0, 1.0, 1.0000001, -1.0, 3.5, 1e-40, -2e-39, float("inf"), -3e38])
@@ -83,19 +83,19 @@ def test_a_nan_is_refused() -> None:
 
 
 def test_random_places_are_as_likely_as_each_other() -> None:
-    seen = torch.zeros(12)
+    counts = torch.zeros(12)
     for seed in range(600):
         generator = torch.Generator().manual_seed(seed)
         part = keep_random({"a": (2, 3), "b": (6,)}, 3, generator=generator)
         assert int(part.sizes()[0]) == 3
-        seen += torch.cat([part["a"].flatten(), part["b"]]) + 1
+        counts += torch.cat([part["a"].flatten(), part["b"]]) + 1
     # binomial(600, 1/4): 150, standard deviation 10.6
-    assert ((seen - 150).abs() < 5 * 10.6).all()
-    same = [
+    assert ((counts - 150).abs() < 5 * 10.6).all()
+    equal = [
         keep_random({"a": (50,)}, 9, generator=torch.Generator().manual_seed(1))["a"].tolist()
         for _ in range(2)
     ]
-    assert same[0] == same[1]
+    assert equal[0] == equal[1]
 
 
 def test_labels_of_large_selections_are_not_lists(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -70,11 +70,11 @@ def test_set_active_reaches_every_draw() -> None:
 
 def test_a_schedule_is_called_by_the_loop() -> None:
     model, schedule = model_of(active=4), ActiveSchedule(first=4, last=1)
-    seen = []
+    calls = []
     for step in range(8):
         schedule(model, step, 8)
-        seen.append(next(iter(random_routers(model).values())).active)
-    assert seen == [4, 4, 3, 3, 2, 2, 1, 1]
+        calls.append(next(iter(random_routers(model).values())).active)
+    assert calls == [4, 4, 3, 3, 2, 2, 1, 1]
 
 
 def test_the_merge_does_not_depend_on_a_schedule() -> None:

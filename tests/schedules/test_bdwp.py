@@ -45,18 +45,18 @@ def adamw(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
 
 
 def naive_mask(line: list[float], n: int, m: int) -> list[bool]:
-    kept = [False] * len(line)
+    mask = [False] * len(line)
     for start in range(0, len(line), m):
         group = range(start, min(start + m, len(line)))
         for i in sorted(group, key=lambda i: (-abs(line[i]), i))[:n]:
-            kept[i] = True
-    return kept
+            mask[i] = True
+    return mask
 
 
 def naive(weight: Tensor, n: int, m: int, axis: int) -> Tensor:
     lines = weight.movedim(axis, -1)
-    kept = [naive_mask(line, n, m) for line in lines.reshape(-1, lines.shape[-1]).tolist()]
-    return weight * torch.tensor(kept).view(lines.shape).movedim(-1, axis)
+    masks = [naive_mask(line, n, m) for line in lines.reshape(-1, lines.shape[-1]).tolist()]
+    return weight * torch.tensor(masks).view(lines.shape).movedim(-1, axis)
 
 
 sizes = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(0, 3))
@@ -64,8 +64,8 @@ sizes = st.tuples(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.in
 
 @given(sizes, st.integers(0, 99))
 def test_y_has_w_f_and_dx_has_w_b_and_dw_is_dense(size: tuple[int, ...], seed: int) -> None:
-    rows_in, rows_out, n, more = size
-    m = n + more
+    rows_in, rows_out, n, extra = size
+    m = n + extra
     draw = torch.Generator().manual_seed(seed)
     layer = nn.Linear(rows_in, rows_out)
     values = torch.randint(-3, 4, (rows_out, rows_in), generator=draw)  # with equal ones
@@ -73,8 +73,8 @@ def test_y_has_w_f_and_dx_has_w_b_and_dw_is_dense(size: tuple[int, ...], seed: i
     x = torch.randn(3, rows_in, generator=draw, requires_grad=True)
     dy = torch.randn(3, rows_out, generator=draw)
     w_f, w_b = (naive(layer.weight.detach(), n, m, axis) for axis in (1, 0))
-    wanted = {"both": (w_f, w_b), "forward": (w_f, w_f), "backward": (layer.weight.detach(), w_b)}
-    for directions, (ahead, back) in wanted.items():
+    weights = {"both": (w_f, w_b), "forward": (w_f, w_f), "backward": (layer.weight.detach(), w_b)}
+    for directions, (ahead, back) in weights.items():
         x.grad = layer.weight.grad = layer.bias.grad = None
         with Bdwp(f"{n}:{m}", directions).training(layer):
             y = layer(x)
@@ -94,16 +94,16 @@ def test_convolutions_group_by_channel_at_each_place_of_the_kernel(same: bool) -
     w_f, w_b = (naive(layer.weight.detach(), 1, 3, axis) for axis in (1, 0))
     x = torch.randn(2, 5, 8, 8, requires_grad=True)
     padded = nn.functional.pad(x, (0, 1, 0, 1)) if same else x
-    wanted = nn.functional.conv2d(padded, w_f, stride=2)
-    dy = torch.randn_like(wanted)
+    want_y = nn.functional.conv2d(padded, w_f, stride=2)
+    dy = torch.randn_like(want_y)
     (dx,) = torch.autograd.grad(nn.functional.conv2d(padded, w_b, stride=2), x, dy)
     free = torch.zeros_like(layer.weight, requires_grad=True)
     (dw,) = torch.autograd.grad(nn.functional.conv2d(padded.detach(), free, stride=2), free, dy)
     with Bdwp("1:3").training(layer):
         y = layer(x)
         y.backward(dy)
-    for found, want in ((y, wanted), (x.grad, dx), (layer.weight.grad, dw)):
-        torch.testing.assert_close(found, want, rtol=1e-4, atol=1e-5)
+    for got, want in ((y, want_y), (x.grad, dx), (layer.weight.grad, dw)):
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
 
 
 def test_a_transposed_convolution_groups_its_own_inputs_and_outputs() -> None:
@@ -128,8 +128,8 @@ def test_a_transposed_convolution_groups_its_own_inputs_and_outputs() -> None:
 
 @given(sizes, st.integers(0, 9))
 def test_n_of_each_group_is_kept(size: tuple[int, ...], seed: int) -> None:
-    out, inside, n, more = size
-    m = n + more
+    out, inside, n, extra = size
+    m = n + extra
     weight = torch.randn(out, inside, 2, generator=torch.Generator().manual_seed(seed))
     for axis in (0, 1):
         mask = n_of_m_mask(weight, NofM(n, m, axis))
@@ -139,10 +139,10 @@ def test_n_of_each_group_is_kept(size: tuple[int, ...], seed: int) -> None:
 
 
 def test_all_of_each_group_is_the_dense_training_to_the_bit() -> None:
-    found = [net(), net()]
-    fit(found[0], rows(), optimizer=adamw, **OPTIONS)
-    fit(found[1], rows(), optimizer=adamw, schedule=Bdwp("4:4"), **OPTIONS)
-    for a, b in zip(*(m.parameters() for m in found), strict=True):
+    nets = [net(), net()]
+    fit(nets[0], rows(), optimizer=adamw, **OPTIONS)
+    fit(nets[1], rows(), optimizer=adamw, schedule=Bdwp("4:4"), **OPTIONS)
+    for a, b in zip(*(m.parameters() for m in nets), strict=True):
         assert torch.equal(a, b)
 
 
@@ -165,26 +165,26 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path: Path) -> None:
         pass
 
     def stops(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-        made, steps = adamw(model, lr, weight_decay), [0]
+        optimizer, steps = adamw(model, lr, weight_decay), [0]
 
         def count(*_: Any) -> None:
             steps[0] += 1
             if steps[0] > 7:
                 raise Stop
 
-        made.register_step_pre_hook(count)
-        return made
+        optimizer.register_step_pre_hook(count)
+        return optimizer
 
     stops.__qualname__ = "adamw"
-    how: Any = OPTIONS | {"schedule": Bdwp("1:2"), "checkpoint_steps": 1, "select": "val"}
+    options: Any = OPTIONS | {"schedule": Bdwp("1:2"), "checkpoint_steps": 1, "select": "val"}
     val = rows(seed=5)
-    whole, half, again = net(), net(), net()
-    fit(whole, rows(), val, optimizer=adamw, **how)
+    full, half, again = net(), net(), net()
+    fit(full, rows(), val, optimizer=adamw, **options)
     with pytest.raises(Stop):
-        fit(half, rows(), val, optimizer=stops, out=tmp_path / "run", **how)
+        fit(half, rows(), val, optimizer=stops, out=tmp_path / "run", **options)
     assert all(bool((p != 0).all()) for n, p in half.named_parameters() if "weight" in n)
-    fit(again, rows(), val, optimizer=adamw, out=tmp_path / "run", resume=True, **how)
-    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+    fit(again, rows(), val, optimizer=adamw, out=tmp_path / "run", resume=True, **options)
+    for a, b in zip(full.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
 
 

@@ -33,10 +33,10 @@ class Taste(nn.Module):
         return self.mix(self.users(x)) @ self.items.weight.T
 
 
-def model(seed: int = 0, **how: Any) -> Taste:
+def model(seed: int = 0, **settings: Any) -> Taste:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return Taste(**how)
+        return Taste(**settings)
 
 
 def rows(count: int = 40) -> TensorDataset:
@@ -58,7 +58,7 @@ def test_tables_keep_their_number_of_weights_and_masked_moments_stay_0(store: st
     masking = Masking(Dsl(0.3, every=2, store=store), net, seed=0)
     optimizer = masking.masked.optimizer(adamw)(net, 0.05, 0.1)
     means = {n: torch.zeros_like(w) for n, w in masking.weights.items()}
-    seen: list[dict[str, Tensor]] = []
+    history: list[dict[str, Tensor]] = []
     with masking.masked.training():
         for step in range(steps):
             masking.before(step, steps)
@@ -71,46 +71,46 @@ def test_tables_keep_their_number_of_weights_and_masked_moments_stay_0(store: st
             for name, gradient in zip(names, exact, strict=True):
                 means[name] = 0.99 * means[name] + 0.01 * gradient.abs()
             before = {n: k.clone() for n, k in masking.masked.kept.items()}
-            held = {n: w.detach().clone() for n, w in masking.weights.items()}
+            weights = {n: w.detach().clone() for n, w in masking.weights.items()}
             loss.backward()
             if masking.replaces(step, steps):
                 masking.regrow(step, steps)
                 share = masking.schedule.share(step, steps)  # pyright: ignore
-                for name, kept in masking.masked.kept.items():
-                    wanted = grow(held[name], before[name], share, means[name])
-                    assert torch.equal(kept, wanted)
+                for name, mask in masking.masked.kept.items():
+                    want = grow(weights[name], before[name], share, means[name])
+                    assert torch.equal(mask, want)
             else:
                 optimizer.step()
             optimizer.zero_grad()
-            seen.append({n: k.clone() for n, k in masking.masked.kept.items()})
+            history.append({n: k.clone() for n, k in masking.masked.kept.items()})
             for name, weight in masking.weights.items():
-                kept = masking.masked.kept[name]
-                assert int(kept.sum()) == round(0.3 * kept.numel())
-                assert not weight[~kept].any()
+                mask = masking.masked.kept[name]
+                assert int(mask.sum()) == round(0.3 * mask.numel())
+                assert not weight[~mask].any()
                 for value in optimizer.state.get(weight, {}).values():
-                    assert value.shape != weight.shape or not value[~kept].any()
+                    assert value.shape != weight.shape or not value[~mask].any()
     assert set(masking.weights) == {"users.weight", "items.weight"}
     assert masking.changes == 5 and not torch.equal(
-        seen[0]["users.weight"], seen[-1]["users.weight"]
+        history[0]["users.weight"], history[-1]["users.weight"]
     )
 
 
 def test_without_a_memory_the_batch_decides() -> None:
     """As the paper has it: where a row is not in the batch its gradient is 0."""
-    found: list[Tensor] = []
+    masks: list[Tensor] = []
     for schedule in (Dsl(0.5, every=2, memory=0.0), Dsl(0.5, every=2)):
         net = model()
         fit(net, rows(), schedule=schedule, seed=3, **OPTIONS)
-        found.append(net.users.weight.detach() != 0)
-    assert not torch.equal(*found)
-    assert all(int(kept.sum()) <= 42 for kept in found)  # what has just come may still be 0
+        masks.append(net.users.weight.detach() != 0)
+    assert not torch.equal(*masks)
+    assert all(int(mask.sum()) <= 42 for mask in masks)  # what has just come may still be 0
 
 
 def test_all_of_a_table_is_the_dense_run_to_the_bit() -> None:
-    found = [model(), model()]
-    fit(found[0], rows(), optimizer=adamw, **OPTIONS)
-    fit(found[1], rows(), optimizer=adamw, schedule=Dsl(1.0, every=2), **OPTIONS)
-    for a, b in zip(*(net.parameters() for net in found), strict=True):
+    models = [model(), model()]
+    fit(models[0], rows(), optimizer=adamw, **OPTIONS)
+    fit(models[1], rows(), optimizer=adamw, schedule=Dsl(1.0, every=2), **OPTIONS)
+    for a, b in zip(*(net.parameters() for net in models), strict=True):
         assert torch.equal(a, b)
 
 
@@ -144,6 +144,6 @@ def test_tables_that_cannot_be_masked_are_refused() -> None:
         Masking(Dsl(), tied, 0)
     assert list(Masking(Dsl(layers=("embed",)), tied, 0).weights) == ["embed.weight"]
     for bad in ({"memory": 1.0}, {"density": 0.0}, {"spread": "global"}):
-        how: Any = bad
+        settings: Any = bad
         with pytest.raises(ConfigError):
-            Dsl(**how)
+            Dsl(**settings)

@@ -49,8 +49,8 @@ def every(model: nn.Module) -> dict[nn.Parameter, Tensor]:
 def test_all_entries_are_the_full_training(make: Make, micro: int) -> None:
     full, ours = net(), net()
     steps(full, make, micro=micro)
-    with Entries(every(ours)).training() as chosen:
-        steps(ours, chosen.optimizer(make), micro=micro)
+    with Entries(every(ours)).training() as entries:
+        steps(ours, entries.optimizer(make), micro=micro)
     for a, b in zip(full.parameters(), ours.parameters(), strict=True):
         assert_close(b, a, rtol=0, atol=1e-14)
 
@@ -60,8 +60,8 @@ def test_the_others_keep_their_bits_under_weight_decay(make: Make) -> None:
     model = net()
     before = {p: p.detach().clone() for p in model.parameters()}
     index = {p: torch.arange(1, p.numel(), 3) for p in model.parameters()}
-    with Entries(index).training() as chosen:
-        optimizer = steps(model, chosen.optimizer(make))
+    with Entries(index).training() as entries:
+        optimizer = steps(model, entries.optimizer(make))
     for p, old in before.items():
         moved = (p != old).flatten().nonzero().flatten()
         assert moved.tolist() == index[p].tolist()
@@ -95,18 +95,18 @@ def test_it_is_the_masked_gradient_of_the_naive_twin() -> None:
         p.requires_grad_(False)
     for i in index:
         parameters[i].requires_grad_(True)
-    with Entries({parameters[i]: where for i, where in index.items()}).training() as chosen:
-        steps(ours, lambda m, lr, _: chosen.optimizer(adamw)(m, lr, 0.0))
+    with Entries({parameters[i]: places for i, places in index.items()}).training() as entries:
+        steps(ours, lambda m, lr, _: entries.optimizer(adamw)(m, lr, 0.0))
     for a, b in zip(naive.parameters(), ours.parameters(), strict=True):
         assert_close(b, a, rtol=0, atol=1e-14)
 
 
 def test_gradients_are_let_go_at_once_and_hooks_leave() -> None:
     model = net()
-    with Entries(every(model)).training() as chosen:
+    with Entries(every(model)).training() as entries:
         model(torch.ones(1, 5, dtype=torch.float64)).sum().backward()
         assert all(p.grad is None for p in model.parameters())
-        assert all(v.grad is not None for v in chosen.vectors.values())
+        assert all(v.grad is not None for v in entries.vectors.values())
     model(torch.ones(1, 5, dtype=torch.float64)).sum().backward()
     assert all(p.grad is not None for p in model.parameters())
 
@@ -114,8 +114,10 @@ def test_gradients_are_let_go_at_once_and_hooks_leave() -> None:
 def test_weights_that_were_set_meanwhile_are_what_is_moved() -> None:
     # as a checkpoint does that is read after the optimiser was made
     model = net()
-    with Entries(every(model)).training() as chosen:
-        optimizer = chosen.optimizer(lambda m, lr, wd: SGD(m.parameters(), lr=0.0))(model, 0.0, 0.0)
+    with Entries(every(model)).training() as entries:
+        optimizer = entries.optimizer(lambda m, lr, wd: SGD(m.parameters(), lr=0.0))(
+            model, 0.0, 0.0
+        )
         with torch.no_grad():
             for p in model.parameters():
                 p.fill_(2.0)
@@ -129,8 +131,10 @@ def test_a_transposed_weight_keeps_its_values() -> None:
     model.weight.data = torch.randn(3, 4).T
     before = model.weight.detach().clone()
     index = {model.weight: torch.tensor([1])}
-    with Entries(index).training() as chosen:
-        optimizer = chosen.optimizer(lambda m, lr, wd: SGD(m.parameters(), lr=1.0))(model, 1.0, 0.0)
+    with Entries(index).training() as entries:
+        optimizer = entries.optimizer(lambda m, lr, wd: SGD(m.parameters(), lr=1.0))(
+            model, 1.0, 0.0
+        )
         model(torch.ones(1, 3)).sum().backward()
         optimizer.step()
     moved = (model.weight != before).nonzero().tolist()
@@ -141,18 +145,18 @@ def test_a_transposed_weight_keeps_its_values() -> None:
 def test_the_pull_is_added_once_in_a_step(micro: int) -> None:
     model = nn.Linear(2, 2, bias=False).double()
     start = model.weight.detach() - torch.tensor([[1.0, -1.0], [0.0, 2.0]])
-    seen: list[Tensor] = []
+    gradients: list[Tensor] = []
 
     def make(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
         return SGD(model.parameters(), lr=lr)
 
     optimizer = pull(make, {model.weight: start}, 8.0)(model, 1.0, 0.0)
-    optimizer.register_step_pre_hook(lambda *_: seen.append(model.weight.grad.clone()))  # pyright: ignore
+    optimizer.register_step_pre_hook(lambda *_: gradients.append(model.weight.grad.clone()))  # pyright: ignore
     for _ in range(micro):
         (model(torch.zeros(1, 2, dtype=torch.float64)).sum()).backward()
     optimizer.step()
     # 8 / N sign(theta - start), N = 4
-    assert_close(seen[0], torch.tensor([[2.0, -2.0], [0.0, 2.0]], dtype=torch.float64))
+    assert_close(gradients[0], torch.tensor([[2.0, -2.0], [0.0, 2.0]], dtype=torch.float64))
 
 
 def test_no_pull_changes_nothing() -> None:

@@ -61,8 +61,8 @@ def kept_of(model: nn.Module) -> dict[str, Tensor]:
 
 
 def density_of(model: nn.Module) -> float:
-    kept = list(kept_of(model).values())
-    return sum(int(k.sum()) for k in kept) / sum(k.numel() for k in kept)
+    masks = list(kept_of(model).values())
+    return sum(int(k.sum()) for k in masks) / sum(k.numel() for k in masks)
 
 
 OPTIONS: dict[str, Any] = {"epochs": 4, "batch_size": 8, "lr": 0.05, "trackers": ()}
@@ -84,8 +84,8 @@ def test_zeros_stay_zeros_through_fit(store: str) -> None:
     model = net()
     part = prune(model, 0.4)
     fit(model, rows(), schedule=FixedMask(store=store), clip=0.1, **OPTIONS)
-    for name, kept in kept_of(model).items():
-        assert torch.equal(kept, part.mask(name, 0))
+    for name, mask in kept_of(model).items():
+        assert torch.equal(mask, part.mask(name, 0))
 
 
 def test_vectors_hold_states_of_kept_weights_only() -> None:
@@ -96,9 +96,9 @@ def test_vectors_hold_states_of_kept_weights_only() -> None:
     with masked.training():
         model(torch.ones(2, 6)).square().sum().backward()
         optimizer.step()
-    held = sum(s["exp_avg"].numel() for s in optimizer.state.values())
+    count = sum(s["exp_avg"].numel() for s in optimizer.state.values())
     biases = 20 + 3
-    assert held == int(part.sizes()) + biases
+    assert count == int(part.sizes()) + biases
 
 
 def test_a_model_without_zeros_has_no_mask_to_keep() -> None:
@@ -166,14 +166,14 @@ def test_masks_resume_with_the_run(schedule: Any, tmp_path: Path) -> None:
     class Stop(Exception):
         pass
 
-    def stops(at: int) -> Callable[..., Any]:
+    def stops(stop: int) -> Callable[..., Any]:
         def make(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
             optimizer = adamw(model, lr, weight_decay)
             steps = [0]
 
             def count(*_: Any) -> None:
                 steps[0] += 1
-                if steps[0] > at:
+                if steps[0] > stop:
                     raise Stop
 
             optimizer.register_step_pre_hook(count)
@@ -181,8 +181,8 @@ def test_masks_resume_with_the_run(schedule: Any, tmp_path: Path) -> None:
 
         return make
 
-    whole = net()
-    fit(whole, rows(), schedule=schedule, optimizer=adamw, **OPTIONS)
+    full = net()
+    fit(full, rows(), schedule=schedule, optimizer=adamw, **OPTIONS)
     half = net()
     often = OPTIONS | {"checkpoint_steps": 1, "out": tmp_path / "run", "schedule": schedule}
     factory = stops(8)
@@ -191,7 +191,7 @@ def test_masks_resume_with_the_run(schedule: Any, tmp_path: Path) -> None:
         fit(half, rows(), optimizer=factory, **often)
     again = net()
     fit(again, rows(), optimizer=adamw, resume=True, **often)
-    for a, b in zip(whole.parameters(), again.parameters(), strict=True):
+    for a, b in zip(full.parameters(), again.parameters(), strict=True):
         assert torch.equal(a, b)
     assert density_of(again) == pytest.approx(0.5, abs=0.01)
 
@@ -232,10 +232,10 @@ def naive_grow(w: Tensor, kept: Tensor, drop: float, score: Tensor) -> Tensor:
     places = range(w.numel())
     count = int(kept.sum())
     some = min(round(drop * count), w.numel() - count)
-    there = [i for i in places if bool(kept[i])]
-    stays = sorted(there, key=lambda i: (-float(w[i].abs()), i))[: count - some]
-    others = [i for i in places if i not in stays]
-    new = sorted(others, key=lambda i: (-float(score[i]), i))[:some]
+    inside = [i for i in places if bool(kept[i])]
+    stays = sorted(inside, key=lambda i: (-float(w[i].abs()), i))[: count - some]
+    outside = [i for i in places if i not in stays]
+    new = sorted(outside, key=lambda i: (-float(score[i]), i))[:some]
     mask = torch.zeros_like(kept)
     mask[[*stays, *new]] = True
     return mask
@@ -245,19 +245,19 @@ def naive_grow(w: Tensor, kept: Tensor, drop: float, score: Tensor) -> Tensor:
 def test_the_smallest_go_and_the_largest_scores_come(size: int, drop: float, seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     w, score = (torch.randint(-3, 4, (size,), generator=draw).float() for _ in range(2))
-    kept = torch.rand(size, generator=draw) < 0.6
-    found = grow(w, kept, drop, score.abs())
-    assert torch.equal(found, naive_grow(w, kept, drop, score.abs()))
-    at_random = grow(w, kept, drop, generator=draw)
-    assert int(at_random.sum()) == int(found.sum()) == int(kept.sum())
+    mask = torch.rand(size, generator=draw) < 0.6
+    grown = grow(w, mask, drop, score.abs())
+    assert torch.equal(grown, naive_grow(w, mask, drop, score.abs()))
+    at_random = grow(w, mask, drop, generator=draw)
+    assert int(at_random.sum()) == int(grown.sum()) == int(mask.sum())
 
 
 @pytest.mark.parametrize("choose", [{"select": "val"}, {"patience": 1}])
 def test_the_best_epoch_is_one_of_the_density_that_was_asked_for(choose: dict[str, Any]) -> None:
     model, late = net(), Gradual(0.2, every=1, stop=0.8)
     val = TensorDataset(*(t[40:] for t in rows(60).tensors))  # other samples
-    how = OPTIONS | {"epochs": 10, "lr": 0.3}  # so that early epochs are better
-    run = fit(model, rows(), val, schedule=late, **how, **choose)
+    options = OPTIONS | {"epochs": 10, "lr": 0.3}  # so that early epochs are better
+    run = fit(model, rows(), val, schedule=late, **options, **choose)
     assert run.record["results"]["selection"]["epoch"] >= 9
     assert density_of(model) == pytest.approx(0.2, abs=0.01)
 
@@ -269,14 +269,14 @@ def test_growing_needs_a_score_or_a_generator() -> None:
 
 def test_iterative_pruning_only_ever_removes(tmp_path: Path) -> None:
     model, pruned, method = net(), net(), Imp(density=0.125, rounds=3)
-    seen: list[dict[str, Tensor]] = []
-    for found in method.phases(pruned):
-        assert isinstance(found.schedule, FixedMask)
-        seen.append(kept_of(pruned))
+    history: list[dict[str, Tensor]] = []
+    for phase in method.phases(pruned):
+        assert isinstance(phase.schedule, FixedMask)
+        history.append(kept_of(pruned))
         with torch.no_grad():
             for n, w in masked_weights(pruned).items():
-                w.add_(0.1 * torch.randn_like(w) * seen[-1][n])
-    for before, after in zip(seen, seen[1:], strict=False):
+                w.add_(0.1 * torch.randn_like(w) * history[-1][n])
+    for before, after in zip(history, history[1:], strict=False):
         assert all(not (after[n] & ~before[n]).any() for n in before)
     done = fit_in_phases(model, method, rows(), out=tmp_path / "imp", **OPTIONS)
     assert density_of(model) == pytest.approx(0.125, abs=0.01)
@@ -325,9 +325,9 @@ def test_a_weight_that_is_computed_cannot_be_masked(norm: Callable[..., Any]) ->
 def test_masks_of_another_run_are_refused() -> None:
     from intarsia.schedules import Masking
 
-    one, two = Masking(RigL(0.5), net(), 0), Masking(Set(0.5), net(), 0)
+    first, second = Masking(RigL(0.5), net(), 0), Masking(Set(0.5), net(), 0)
     with refused(CheckpointError, what="masks"):
-        two.load_state(one.state())
+        second.load_state(first.state())
     with refused(ConfigError, what="store", got="'sparse'"):
         RigL(store="sparse")
     with refused(ConfigError, what="masks", got="1 parts of ['0.weight', '2.weight'] ..."):
@@ -356,13 +356,13 @@ def test_rigl_gives_each_expert_of_a_mixture_its_own_density(store: str) -> None
                 masking.regrow(step, steps)
             else:
                 optimizer.step()
-            kept = masking.masked.kept["0.experts.up"]
-            assert kept.sum((1, 2)).tolist() == [72] * 3 and not bool(experts.up[~kept].any())
+            mask = masking.masked.kept["0.experts.up"]
+            assert mask.sum((1, 2)).tolist() == [72] * 3 and not bool(experts.up[~mask].any())
     assert masking.changes == 2  # at steps 2 and 4, of 6 = 0.75 * 8
     assert not torch.equal(first["0.experts.up"], masking.masked.kept["0.experts.up"])
-    other = Masking(schedule, model, 1)
-    other.load_state(masking.state())
-    assert other.digest() == masking.digest()
+    resumed = Masking(schedule, model, 1)
+    resumed.load_state(masking.state())
+    assert resumed.digest() == masking.digest()
 
 
 def test_the_cubic_by_hand() -> None:

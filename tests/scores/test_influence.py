@@ -26,13 +26,13 @@ def gradient() -> Tensor:
 
 def test_it_is_the_loss_without_a_key_whose_share_the_others_take() -> None:
     a, g = attention(), gradient()
-    found = influence(a, g)
+    change = influence(a, g)
     loss = (a * g).sum((-2, -1))  # linear in A, so that first order is exact
     for i, j in ((3, 1), (8, 8), (5, 0)):
         without = a.clone()
         without[..., i, j] = 0
         without[..., i, :] /= without[..., i, :].sum(-1, keepdim=True)
-        assert_close(found[..., i, j], (without * g).sum((-2, -1)) - loss)
+        assert_close(change[..., i, j], (without * g).sum((-2, -1)) - loss)
 
 
 def test_a_query_with_one_key_has_nobody_to_share_with() -> None:
@@ -43,13 +43,13 @@ def test_a_query_with_one_key_has_nobody_to_share_with() -> None:
 def test_sums_beyond_a_window_are_those_of_the_masked_matrix() -> None:
     sink, block = 2, 2
     bins = by_distance(Q, K, V, W, sink=sink, block=block)
-    each = influence(attention(), gradient()).abs()
+    changes = influence(attention(), gradient()).abs()
     i, j = torch.arange(N)[:, None], torch.arange(N)[None]
     for window in (0, 2, 4, 8):
         outside = (j <= i) & (j >= sink) & (i - j >= window)
         by_bin = torch.stack(
             [
-                (each * (outside & ((i - j) // block == b))).sum((-2, -1)).mean(0)
+                (changes * (outside & ((i - j) // block == b))).sum((-2, -1)).mean(0)
                 for b in range(len(bins[0]))
             ],
             -1,

@@ -42,13 +42,13 @@ def test_batches_add_up_to_the_whole_in_any_order(
     load: list[int], seed: int, order: object
 ) -> None:
     batches = rows_of(load, seed)
-    found = [Statistics.of(rows, hessian=True) for rows in batches]
+    parts = [Statistics.of(rows, hessian=True) for rows in batches]
     whole = torch.cat(batches).double()
-    shuffled = sorted(found, key=lambda _: order.random())  # type: ignore[attr-defined]
+    shuffled = sorted(parts, key=lambda _: order.random())  # type: ignore[attr-defined]
     assert_same(reduce(add, shuffled), Statistics.of(whole, hessian=True))
     nobody = Statistics.none(3, hessian=True)
-    assert_same(reduce(add, found, nobody), reduce(lambda a, b: b + a, reversed(found), nobody))
-    total = reduce(add, found)
+    assert_same(reduce(add, parts, nobody), reduce(lambda a, b: b + a, reversed(parts), nobody))
+    total = reduce(add, parts)
     if len(whole):  # the naive computation
         assert_close(total.mean, whole.mean(0))
         naive = {"rtol": 1e-5, "atol": 1e-5}  # of float32 products
@@ -63,16 +63,16 @@ def test_batches_add_up_to_the_whole_in_any_order(
 
 def test_sums_do_not_lose_small_numbers_behind_large_ones() -> None:
     rows = torch.tensor([[2.0**25], [1.0]])
-    found = Statistics.of(rows[:1]) + Statistics.of(rows[1:])
-    assert float(found.total) == 2.0**25 + 1  # float32 has no such number
+    total = Statistics.of(rows[:1]) + Statistics.of(rows[1:])
+    assert float(total.total) == 2.0**25 + 1  # float32 has no such number
 
 
 def test_a_variance_survives_a_large_mean_and_any_split() -> None:
     x = torch.randn(3000, 2, generator=torch.Generator().manual_seed(0)) + 3e4
-    whole = x.double().var(0, correction=0)
+    want = x.double().var(0, correction=0)
     for cut in (1, 1500, 2999):
-        found = Statistics.of(x[:cut]) + Statistics.of(x[cut:])
-        assert_close(found.variance, whole, rtol=1e-4, atol=0)
+        joined = Statistics.of(x[:cut]) + Statistics.of(x[cut:])
+        assert_close(joined.variance, want, rtol=1e-4, atol=0)
 
 
 def test_what_nobody_needs_is_not_there() -> None:
@@ -89,13 +89,13 @@ def test_what_nobody_needs_is_not_there() -> None:
 def test_layers_of_one_input_share_its_statistics() -> None:
     layers = {name: nn.Linear(3, 2) for name in "qk"}
     x = torch.randn(1, 5, 3)
-    with observing(layers) as seen, torch.no_grad():
+    with observing(layers) as observed, torch.no_grad():
         for layer in layers.values():
             layer(x)
-        assert seen.found["q"] is seen.found["k"]
+        assert observed.found["q"] is observed.found["k"]
         x.add_(1)  # the same tensor, other numbers
         layers["q"](x)
-        assert_same(seen.found["q"], Statistics.of(torch.cat([x[0] - 1, x[0]])))
+        assert_same(observed.found["q"], Statistics.of(torch.cat([x[0] - 1, x[0]])))
 
 
 def test_a_model_is_watched_layer_by_layer_and_left_as_it_was() -> None:
@@ -103,14 +103,14 @@ def test_a_model_is_watched_layer_by_layer_and_left_as_it_was() -> None:
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
     layers = {"first": model[0], "second": model[2]}
     batches = rows_of([5, 2], 0)
-    with observing(layers, outputs=["second"], hessian=True) as seen, torch.no_grad():
+    with observing(layers, outputs=["second"], hessian=True) as observed, torch.no_grad():
         for rows in batches:
             model(rows[None])
-    assert_same(seen.found["first"], Statistics.of(torch.cat(batches), hessian=True))
-    assert_same(seen.found["second"], Statistics.of(model(torch.cat(batches)), hessian=True))
-    count = seen.found["first"].count
+    assert_same(observed.found["first"], Statistics.of(torch.cat(batches), hessian=True))
+    assert_same(observed.found["second"], Statistics.of(model(torch.cat(batches)), hessian=True))
+    count = observed.found["first"].count
     model(batches[0])
-    assert seen.found["first"].count == count  # the hooks are gone
+    assert observed.found["first"].count == count  # the hooks are gone
     with pytest.raises(ZeroDivisionError), observing(layers):
         raise ZeroDivisionError
     assert not any(m._forward_hooks for m in model.modules())
@@ -121,19 +121,19 @@ def test_padding_is_left_out() -> None:
     x = torch.randn(2, 4, 3)
     mask = torch.tensor([[True, True, False, False], [True, False, False, False]])
     x[~mask] = torch.nan
-    with observing({"": layer}) as seen:
-        seen.mask = mask
+    with observing({"": layer}) as observed:
+        observed.mask = mask
         layer(x)
-        seen.mask = None
+        observed.mask = None
         layer(x[:, :1])
-    assert_same(seen.found[""], Statistics.of(torch.cat([x[mask], x[:, 0]])))
+    assert_same(observed.found[""], Statistics.of(torch.cat([x[mask], x[:, 0]])))
 
 
 def test_channels_of_a_convolution_are_its_second_axis() -> None:
     layer, x = nn.Conv2d(3, 2, 1), torch.randn(2, 3, 4, 5)
-    with observing({"": layer}) as seen:
+    with observing({"": layer}) as observed:
         layer(x)
-    assert_same(seen.found[""], Statistics.of(x.movedim(1, -1).reshape(-1, 3)))
+    assert_same(observed.found[""], Statistics.of(x.movedim(1, -1).reshape(-1, 3)))
 
 
 def test_what_does_not_belong_together_is_refused() -> None:

@@ -44,14 +44,14 @@ def test_each_score_is_its_formula() -> None:
 def test_obs_is_the_error_of_dropping_a_weight_alone() -> None:
     h = X.T @ X / len(X)
     h = h + 0.01 * h.diagonal().mean() * torch.eye(5, dtype=h.dtype)
-    found = obs(W, seen())
+    score = obs(W, seen())
     for j in range(5):
         # the columns behind j are solved for, those before stay
         behind = h[j:, j:]
         shift = torch.linalg.inv(behind)[:, 0] / torch.linalg.inv(behind)[0, 0]
         for i in range(4):
             change = -W[i, j] * shift
-            assert_close(found[i, j], change @ behind @ change)
+            assert_close(score[i, j], change @ behind @ change)
 
 
 def test_permuted_columns_permute_wanda_s_scores() -> None:

@@ -191,6 +191,7 @@ class BottleneckCell(Cell):
         self._reset(init, generator)
 
     def _reset(self, init: str, generator: torch.Generator) -> None:
+        """Initialise the weights as `init` says, from `generator`; biases are 0."""
         for layer in (self.down, self.up):
             nn.init.zeros_(layer.bias)
         if init == "houlsby":

@@ -26,12 +26,13 @@ from .verdict import (
 
 
 def builds_a_cell(card: Card) -> None:
-    """roles, position and build are as `Method` says; rectangular and square sites both do."""
+    """Check that roles, position and build are as `Method` says, at sites of both shapes."""
     config = tiny(card)
     holds = bool(config.roles) and config.position in ("parallel", "sequential")
     got = f"roles {config.roles}, position {config.position!r}"
     want = "some roles, and 'parallel' or 'sequential'"
     require(holds, got, want, "See intarsia.core.cell.Method.")
+    # an adapter may be tried at a square layer and fail at the first rectangular one
     for square in (False, True):
         cell = config.build(site(card, square=square), generator=torch.Generator())
         holds = isinstance(cell, Cell) and any(True for _ in cell.parameters())
@@ -39,18 +40,20 @@ def builds_a_cell(card: Card) -> None:
 
 
 def maps_the_widths(card: Card) -> None:
-    """(..., reads) -> (..., outputs), whatever axes are in front, in training and evaluation."""
+    """Check (..., reads) -> (..., outputs) for any leading axes, in training and evaluation."""
     for mode in (True, False):
         cell = trained(card).train(mode)
+        # tokens, images as maps, and plain vectors reach a cell
         for lead in ((BATCH,), (BATCH, TOKENS), (BATCH, 2, 3)):
             got = tuple(cell(inputs(card, *lead)).shape)
             require_equal(got, (*lead, OUTPUTS), "Act on the last axis only.")
 
 
 def leaves_its_input_alone(card: Card) -> None:
-    """x is not written to, and gets a gradient: layers below an adapter may be trained too."""
+    """Check that x is not written to and gets a gradient, for layers below that are trained too."""
     x = inputs(card).requires_grad_()
     before = x.detach().clone()
+    # in training, where dropout or noise may be computed in place
     trained(card).train()(x).square().sum().backward()
     fix = "Use no in-place operation on what the cell is given."
     require(torch.equal(x.detach(), before), "an x that was written to", "x as given", fix)
@@ -59,7 +62,7 @@ def leaves_its_input_alone(card: Card) -> None:
 
 
 def depends_on_its_seed_only(card: Card) -> None:
-    """First weights and draws follow from the generator, not from torch's own."""
+    """Check that first weights and draws follow from the generator, not from torch's own."""
 
     def made() -> list[Tensor]:
         cell = trained(card).train()
@@ -71,10 +74,11 @@ def depends_on_its_seed_only(card: Card) -> None:
 
 
 def trains_every_parameter(card: Card) -> None:
-    """Over many draws, a finite gradient reaches every entry of every parameter."""
+    """Check that a finite gradient reaches every entry of every parameter, over many draws."""
     cell = trained(card).train()
     generator = seeded(5)
     reached = {n: torch.zeros_like(p, dtype=torch.bool) for n, p in cell.named_parameters()}
+    # one draw does not reach every expert of a mixture
     for draw in range(DRAWS):
         y = cell(inputs(card, 8, seed=draw))
         cell.zero_grad()
@@ -84,14 +88,15 @@ def trains_every_parameter(card: Card) -> None:
                 fix = "Look for a division or a logarithm."
                 require_finite(parameter.grad, f"gradients of {name}", fix)
                 reached[name] |= parameter.grad != 0
-    left = {name: int((~seen).sum()) for name, seen in reached.items() if not seen.all()}
+    unreached = {name: int((~mask).sum()) for name, mask in reached.items() if not mask.all()}
     fix = "Make them buffers, or let the forward use them."
-    require(not left, f"entries that never get a gradient: {left}", "none", fix)
+    require(not unreached, f"entries that never get a gradient: {unreached}", "none", fix)
 
 
 def survives_safetensors(card: Card) -> None:
-    """state_dict holds all that decides the outputs, and only tensors."""
+    """Check that the state dict holds all that decides the outputs, and only tensors."""
     cell, x = trained(card).eval(), inputs(card)
+    # another seed, so that equal outputs can only come from the file
     again = build(card, seed=9).eval()
     again.load_state_dict(read_again(cell.state_dict()))
     with torch.no_grad():
@@ -100,10 +105,11 @@ def survives_safetensors(card: Card) -> None:
 
 
 def copies_deeply(card: Card) -> None:
-    """A deep copy says the same, and does not change with its original."""
+    """Check that a deep copy computes the same, and does not change with its original."""
     cell, x = trained(card).eval(), inputs(card)
     twin = copy.deepcopy(cell)
     with torch.no_grad():
+        # a copy that shares a tensor follows the original to zero
         before = cell(x)
         for parameter in cell.parameters():
             parameter.zero_()
@@ -112,7 +118,7 @@ def copies_deeply(card: Card) -> None:
 
 
 def follows_dtype_and_device(card: Card) -> None:
-    """A cell in a type, given that type, answers in it; on another device nothing stays behind."""
+    """Check that outputs have the dtype of cell and input, and that the cell moves to a device."""
     for dtype in (torch.float64, torch.bfloat16):
         for mode in (True, False):
             got = trained(card).to(dtype).train(mode)(inputs(card).to(dtype)).dtype
@@ -130,15 +136,16 @@ def follows_dtype_and_device(card: Card) -> None:
 
 
 def takes_one_sample(card: Card) -> None:
-    """A batch of one is a batch, and an empty one gives an empty answer."""
+    """Check that a batch of one sample, and an empty one, give as many outputs."""
     for mode in (True, False):
+        # an empty batch comes from a mixture whose expert has no token
         for count in (1, 0):
             got = tuple(trained(card).train(mode)(inputs(card, count, TOKENS)).shape)
             require_equal(got, (count, TOKENS, OUTPUTS), "Assume no size of the batch.")
 
 
 def treats_samples_apart(card: Card) -> None:
-    """In evaluation a sample's answer does not depend on its neighbours."""
+    """Check that a sample's output in evaluation does not depend on the rest of its batch."""
     cell, x = trained(card).eval().double(), inputs(card).double()
     with torch.no_grad():
         alone = torch.cat([cell(row[None]) for row in x])
@@ -147,13 +154,13 @@ def treats_samples_apart(card: Card) -> None:
 
 
 def works_under_autocast(card: Card) -> None:
-    """bf16 autocast: a half answer near the full one, float32 gradients."""
+    """Check that bf16 autocast gives outputs near the full ones, and finite float32 gradients."""
     cell, x = trained(card).eval(), inputs(card)
     full = cell(x).detach()
     with torch.autocast("cpu", torch.bfloat16):
         half = cell(x)
-    got, what = half.detach().bfloat16(), "answers with and without autocast"
-    require_close(got, full.bfloat16(), what, "Leave the types to autocast: use Cell.cast.")
+    got, pair = half.detach().bfloat16(), "answers with and without autocast"
+    require_close(got, full.bfloat16(), pair, "Leave the types to autocast: use Cell.cast.")
     cell.train()
     with torch.autocast("cpu", torch.bfloat16):
         y = cell(x)
@@ -165,41 +172,45 @@ def works_under_autocast(card: Card) -> None:
 
 
 def merges_into_one_cell(card: Card) -> None:
-    """merged() says what the cell says in evaluation, without chance, and is no view of it."""
+    """Check that merged() computes what the cell does in evaluation, and is no view of it."""
     cell, x = trained(card).double().eval(), inputs(card).double()
     with torch.no_grad():
         want = cell(x)
+        # in training mode, where a merged cell must not draw any more
         merged = cell.merged().train()
         for _ in range(4):
             fix = "merged() must be deterministic and equal to the evaluation forward."
             require_close(merged(x), want, "the merged cell's outputs in training mode", fix)
+        # a view of the cell would change with it
         if merged is not cell:
             for parameter in cell.parameters():
                 parameter.zero_()
-            what = "the merged cell's outputs after the cell has changed"
-            require_close(merged(x), want, what, "Copy the tensors in merged().")
+            name = "the merged cell's outputs after the cell has changed"
+            require_close(merged(x), want, name, "Copy the tensors in merged().")
 
 
 def evaluates_without_chance(card: Card) -> None:
-    """Two forwards in evaluation are the same bits, whatever was drawn in training before."""
+    """Check that forwards in evaluation give the same bits, whatever was drawn before."""
     cell, x = trained(card), inputs(card)
     with torch.no_grad():
         first = cell.eval()(x)
+        # a draw in training may leave a state behind that evaluation reads
         cell.train()(x)
-        same = all(torch.equal(cell.eval()(x), first) for _ in range(DRAWS))
-    require(same, "evaluations that differ", "the same bits", "Draw in training only.")
+        equal = all(torch.equal(cell.eval()(x), first) for _ in range(DRAWS))
+    require(equal, "evaluations that differ", "the same bits", "Draw in training only.")
 
 
 def zero_start_exactly_when_tagged(card: Card) -> None:
-    """ "zero_start": before training the cell adds rounding at most; the host is what it was."""
+    """Check "zero_start": before training the cell adds nothing but rounding."""
     with torch.no_grad():
-        found = [build(card).train(mode)(inputs(card)) for mode in (True, False)]
-    shown = not any(bool((y.abs() > 1e-6).any()) for y in found)
-    require_tag(card, "zero_start", shown, "an addition of zero before training")
+        # both modes: some cells scale their output in training alone
+        outputs = [build(card).train(mode)(inputs(card)) for mode in (True, False)]
+    starts_at_zero = not any(bool((y.abs() > 1e-6).any()) for y in outputs)
+    require_tag(card, "zero_start", starts_at_zero, "an addition of zero before training")
 
 
 def linear_exactly_when_tagged(card: Card) -> None:
-    """ "linear": delta() is the matrix (outputs, reads) by which the cell acts; else None."""
+    """Check "linear": delta() is the matrix (outputs, reads) by which the cell acts, else None."""
     cell = trained(card).double().eval()
     delta, x = cell.delta(), inputs(card).double()
     require_tag(card, "linear", delta is not None, "a delta()")
@@ -210,27 +221,28 @@ def linear_exactly_when_tagged(card: Card) -> None:
 
 
 def stochastic_exactly_when_tagged(card: Card) -> None:
-    """ "stochastic": two forwards in training differ."""
+    """Check "stochastic": two forwards in training differ."""
     cell, x = trained(card).train(), inputs(card)
     with torch.no_grad():
         first = cell(x)
-        shown = any(not torch.equal(cell(x), first) for _ in range(DRAWS))
-    require_tag(card, "stochastic", shown, "forwards in training that differ")
+        differ = any(not torch.equal(cell(x), first) for _ in range(DRAWS))
+    require_tag(card, "stochastic", differ, "forwards in training that differ")
 
 
 def folds_exactly_when_tagged(card: Card) -> None:
-    """ "folds": beside an MLP, or a linear layer where its roles say so, it becomes weights."""
-    where = site(card)
+    """Check "folds": the cell can be folded into the weights of its host."""
+    # an MLP or a linear layer, as the method's roles say
+    place = site(card)
     host: nn.Module = nn.Linear(INPUTS, OUTPUTS)
     if "mlp" in tiny(card).roles:
         host = Mlp(INPUTS, HIDDEN, OUTPUTS)
     cell = trained(card)
     try:
-        fold_cell(host.double().eval(), cell, where.path, where.position)
-        shown = True
+        fold_cell(host.double().eval(), cell, place.path, place.position)
+        folds = True
     except (FoldError, TargetError):
-        shown = False
-    require_tag(card, "folds", shown, "a cell that becomes weights of its host")
+        folds = False
+    require_tag(card, "folds", folds, "a cell that becomes weights of its host")
 
 
 LAWS: tuple[Law, ...] = (*CARD_LAWS, *laws_of(__name__))

@@ -37,24 +37,25 @@ class Toy:
 
 
 def build(card: Card, seed: int = 0, **sizes: int) -> nn.Module:
-    """A router with its tiny settings, or with other sizes, shown experts if it reads them."""
+    """Return a router of the card's tiny settings or of other sizes, with experts to read."""
     router = dataclasses.replace(tiny(card), **sizes).build(WIDTH, generator=seeded(seed))
     return shown(router, torch.empty(()))
 
 
 def shown(router: nn.Module, like: Tensor) -> nn.Module:
-    """Return the router, with experts to read that are where `like` is and of its type."""
+    """Give the router experts to read, on the device and of the dtype of `like`; return it."""
     for reader in expert_readers(router):
         reader.see(Toy(cast(Any, router).experts, like))
     return router
 
 
 def tokens(count: int = TOKENS, seed: int = 1) -> Tensor:
+    """Return random tokens, (count, WIDTH), the same for a seed."""
     return normal(count, WIDTH, seed=seed)
 
 
 def route(router: nn.Module, x: Tensor) -> Routing:
-    """What the router says, checked to be a Routing of the tokens."""
+    """Route x, and check that the result is a Routing of its tokens."""
     routing: Any = router(x)
     fix = "Build it with Routing.from_topk or Routing.from_dense."
     require(isinstance(routing, Routing), type(routing).__name__, "a Routing", fix)
@@ -68,12 +69,12 @@ def route(router: nn.Module, x: Tensor) -> Routing:
 
 
 def gates(router: nn.Module, x: Tensor) -> Tensor:
-    """Return the weights of the tokens' experts.  -> (T, E)."""
+    """Return the weights of the tokens' experts, (T, E)."""
     return route(router, x).dense().detach()
 
 
-def _survives(call: Callable[[], Routing], what: str) -> Routing:
-    """Return the routing of a call that must not fail, its weights and losses finite."""
+def _survives(call: Callable[[], Routing], condition: str) -> Routing:
+    """Return the routing of a call that must not fail, with finite weights and losses."""
     try:
         routing = call()
     except Broken:
@@ -81,14 +82,15 @@ def _survives(call: Callable[[], Routing], what: str) -> Routing:
     except Exception as error:
         name = type(error).__name__
         fix = "Take no maximum, mean or index of what may be empty."
-        raise Broken(f"{name} ({error}) at {what}", "a routing", fix) from error
+        raise Broken(f"{name} ({error}) at {condition}", "a routing", fix) from error
     for value in (routing.weight, *routing.losses.values()):
-        require_finite(value, f"weights or losses at {what}", "Divide by at least one token.")
+        require_finite(value, f"weights or losses at {condition}", "Divide by at least one token.")
     return routing
 
 
 def routes_an_empty_batch(card: Card) -> None:
-    """No token: a routing of none, with losses that are numbers, in training and evaluation."""
+    """Check that no token gives no pair and finite losses, in training and evaluation."""
+    # a loss that divides by the number of tokens, or a maximum over none, fails here
     for training in (True, False):
         router = build(card).train(training)
         routing = _survives(lambda r=router: route(r, tokens(0)), "an empty batch")
@@ -96,7 +98,7 @@ def routes_an_empty_batch(card: Card) -> None:
 
 
 def routes_padding_alone(card: Card) -> None:
-    """A batch of padding alone has no expert, and losses that are numbers.
+    """Check that a batch of padding alone has no expert, and finite losses.
 
     Whether routers of samples, which draw, leave it out is theirs to say.
     """
@@ -110,43 +112,49 @@ def routes_padding_alone(card: Card) -> None:
 
 
 def keeps_a_nan_in_its_row(card: Card) -> None:
-    """A token of NaN has experts that exist, and the others are routed as they were.
+    """Check that a token of NaN has experts that exist, and that others are routed as before.
 
     Where tokens compete ("non_causal"), it may lose its place; the others' weights are numbers.
     """
+    # token 2 of 5: rows before and behind it must both stay
     x, bad = tokens(), 2
     broken = x.clone()
     broken[bad] = torch.nan
-    others = torch.arange(TOKENS) != bad
+    finite_rows = torch.arange(TOKENS) != bad
     want, got = (gates(build(card).eval(), rows) for rows in (x, broken))
+    # a NaN at the end of a competition may push another token out, but not spoil its weights
     if "non_causal" in card.tags:
-        holds = bool(got[others].isfinite().all() and (got[others] != 0).any())
+        holds = bool(got[finite_rows].isfinite().all() and (got[finite_rows] != 0).any())
         fix = "Rank a token of NaN last, and leave it out of every sum over tokens."
         require(holds, "weights of other tokens that are not finite, or none", "numbers", fix)
         return
     fix = "Take no sum over tokens."
-    require_close(got[others], want[others], "weights beside a token of NaN and without it", fix)
-    wanted = "one at least, so that the NaN is seen in its output"
+    require_close(
+        got[finite_rows], want[finite_rows], "weights beside a token of NaN and without it", fix
+    )
+    one_expert = "one at least, so that the NaN is seen in its output"
     fix = "Drop pairs by `~(weight <= 0)`: a NaN is not above 0."
-    require(bool((got[bad] != 0).any()), "no expert for a token of NaN", wanted, fix)
+    require(bool((got[bad] != 0).any()), "no expert for a token of NaN", one_expert, fix)
 
 
 def counts_a_logit_of_zero(card: Card) -> None:
-    """Tokens of zeros, whose logits may all be exactly 0, have experts like any other."""
-    given = gates(build(card).eval(), torch.zeros(TOKENS, WIDTH)).sum(1) > 0
-    holds = bool(given.any() if "non_causal" in card.tags else given.all())
+    """Check that tokens of zeros, whose logits may all be 0, have experts like any other."""
+    # ReLU gates and top-p have ties at zero
+    has_expert = gates(build(card).eval(), torch.zeros(TOKENS, WIDTH)).sum(1) > 0
+    holds = bool(has_expert.any() if "non_causal" in card.tags else has_expert.all())
     fix = "Tell who is chosen by index, not by a logit that differs from 0."
     require(holds, "no expert for a token of zeros", "experts", fix)
 
 
 def evaluates_as_it_trains(card: Card) -> None:
-    """Pairs and weights are the same in both modes, less what a capacity drops in training.
+    """Check that pairs and weights are the same in both modes, but for those that capacity drops.
 
     Not asked of routers that draw.
     """
     if "stochastic" in card.tags:
         return
     trained, evaluated = (gates(build(card).train(on), tokens()) for on in (True, False))
+    # capacity drops pairs in training alone: compare the rest
     if "capacity" in card.tags:
         evaluated = torch.where(trained != 0, evaluated, 0.0)
     fix = "Differ by noise and capacity only."
@@ -154,32 +162,34 @@ def evaluates_as_it_trains(card: Card) -> None:
 
 
 def heeds_no_autocast(card: Card) -> None:
-    """Under autocast weights have the same bits as without."""
+    """Check that weights under autocast have the same bits as without."""
     want = gates(build(card).eval(), tokens())
     with torch.autocast("cpu", torch.bfloat16):
         got = gates(build(card).eval(), tokens())
-    found, fix = "weights that autocast changes", "Compute logits as gating.gate.wide_linear does."
-    require(got.dtype == want.dtype and torch.equal(got, want), found, "those of float32", fix)
+    fault, fix = "weights that autocast changes", "Compute logits as gating.gate.wide_linear does."
+    require(got.dtype == want.dtype and torch.equal(got, want), fault, "those of float32", fix)
 
 
 class _Largest(TorchDispatchMode):
-    """Inside, the bytes of the largest tensor that is made."""
+    """A mode that notes the bytes of the largest tensor that is made while it is on."""
 
     def __init__(self) -> None:
         super().__init__()
         self.bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        made = func(*args, **(kwargs or {}))
-        for one in made if isinstance(made, tuple | list) else (made,):
-            if isinstance(one, Tensor):
-                self.bytes = max(self.bytes, one.untyped_storage().nbytes())
-        return made
+        # every operator of the forward is seen, also those inside other libraries
+        result = func(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(tensor, Tensor):
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return result
 
 
 def grows_with_tokens_alone(card: Card) -> None:
-    """Twice the tokens, at most twice the largest tensor: nothing of T x T, as T x E x C is."""
+    """Check that twice the tokens at most double the largest tensor: none is of T x T numbers."""
     sizes: list[int] = []
+    # a one-hot of (T, E, C) places grows with T x T, as C grows with T
     for count in (MANY, 2 * MANY):
         router, x = build(card).train(), tokens(count)
         with _Largest() as largest:
@@ -191,10 +201,11 @@ def grows_with_tokens_alone(card: Card) -> None:
 
 
 def forgets_the_batch_before(card: Card) -> None:
-    """After `gating.start` no batch before leaves a trace.  Not asked of routers that draw."""
+    """Check that no earlier batch leaves a trace after `gating.start`; routers that draw may."""
     if "stochastic" in card.tags:
         return
     used, fresh = build(card), build(card)
+    # a larger batch first, so that leftovers would not fit the next one
     route(used.train(), tokens(2 * TOKENS, seed=7))
     start(used)
     ours, theirs = (gates(r.eval(), tokens()) for r in (used, fresh))
@@ -203,7 +214,8 @@ def forgets_the_batch_before(card: Card) -> None:
 
 
 def gives_as_many_if_it_says_so(card: Card) -> None:
-    """`equal_counts`: each token has as many experts as any other, whatever it holds."""
+    """Check that with `equal_counts` each token has as many experts as any other."""
+    # zeros, normal numbers, and logits so large that others round to 0
     for scale in (0.0, 1.0, 1e4):
         router = build(card).train()
         if isinstance(router, Router) and router.equal_counts:
@@ -214,7 +226,7 @@ def gives_as_many_if_it_says_so(card: Card) -> None:
 
 
 def comes_back_from_its_state(card: Card) -> None:
-    """Everything that decides in evaluation is in the state dict."""
+    """Check that the state dict holds everything that decides in evaluation."""
     saved, fresh = build(card).eval(), build(card, seed=5).eval()
     if not isinstance(saved, Router):
         return
@@ -225,27 +237,28 @@ def comes_back_from_its_state(card: Card) -> None:
 
 
 def remembers_its_steps(card: Card) -> None:
-    """What `before_step` changes is in the state dict: a resumed run goes on as it would have."""
+    """Check that the state dict holds what `before_step` changes, so that a run can resume."""
     run, resumed = build(card).train(), build(card, seed=5).train()
     if not isinstance(run, ChangesByStep) or not isinstance(resumed, ChangesByStep):
         return
+    # several steps, so that a counter or a mean differs from its start
     for step in range(8):
         run.before_step(step, 10)
         route(run, tokens(seed=step))
     resumed.load_state_dict(run.state_dict())
-    found: list[dict[str, Tensor]] = []
+    results: list[dict[str, Tensor]] = []
     for router in (run, resumed):
         router.before_step(8, 10)
         routing = route(router.train("stochastic" not in card.tags), tokens())
         losses = {name: loss.detach() for name, loss in routing.losses.items()}
-        found.append(losses | {"weights": routing.dense().detach()})
-    for what, want in found[0].items():
+        results.append(losses | {"weights": routing.dense().detach()})
+    for part, want in results[0].items():
         fix = "Keep what `before_step` reads and changes in buffers."
-        require_close(found[1][what], want, f"{what} of a run and of one resumed", fix)
+        require_close(results[1][part], want, f"{part} of a run and of one resumed", fix)
 
 
 def says_what_width_it_takes(card: Card) -> None:
-    """Tokens of another width are routed, or refused with an error of this library."""
+    """Check that tokens of another width are routed, or refused with an error of this library."""
     try:
         route(build(card), torch.ones(TOKENS, WIDTH + 1))
     except (Broken, IntarsiaError) as error:

@@ -17,87 +17,96 @@ LAYERS, EXPERTS, STEPS = 3, 6, 40
 
 
 def asked(seed: int = 0) -> list[list[Key]]:
-    """Steps of two or three experts a layer, some of them much more often."""
+    """Return the experts that each step needs, two or three a layer, some much more often."""
     draws = seeded(seed)
-    liked = 2 * torch.rand(LAYERS, EXPERTS, generator=draws)
-    found: list[list[Key]] = []
+    # popular experts make the policies differ; noise makes every expert appear
+    popularity = 2 * torch.rand(LAYERS, EXPERTS, generator=draws)
+    demand: list[list[Key]] = []
     for step in range(STEPS):
-        scores = liked + torch.randn(LAYERS, EXPERTS, generator=draws)
-        chosen = scores.topk(2 + step % 2).indices.sort(1).values
-        found.append([(layer, int(e)) for layer in range(LAYERS) for e in chosen[layer]])
-    return found
+        scores = popularity + torch.randn(LAYERS, EXPERTS, generator=draws)
+        experts = scores.topk(2 + step % 2).indices.sort(1).values
+        demand.append([(layer, int(e)) for layer in range(LAYERS) for e in experts[layer]])
+    return demand
 
 
 def _policy(card: Card) -> Policy:
+    """Build the card's policy with its tiny settings."""
     config: Any = tiny(card)
     return config.build(LAYERS, EXPERTS)
 
 
 def _run(card: Card, slots: int, demand: list[list[Key]] | None = None) -> Residency:
+    """Replay a demand, by default `asked()`, with so many slots."""
     return replay(asked() if demand is None else demand, _policy(card), slots)
 
 
 def serves_every_ask(card: Card) -> None:
-    """hits + loads = asks, with two slots, a few, and all; also where a layer asks for all."""
-    whole = [[(layer, e) for layer in range(LAYERS) for e in range(EXPERTS)] for _ in range(3)]
-    for demand in (asked(), whole, [[]]):
+    """Check that hits + loads = requests, with two slots, a few, and one for every expert."""
+    all_experts = [
+        [(layer, e) for layer in range(LAYERS) for e in range(EXPERTS)] for _ in range(3)
+    ]
+    for demand in (asked(), all_experts, [[]]):
+        # two slots hold the experts of one step at most
         for slots in (2, 7, LAYERS * EXPERTS):
             want = sum(map(len, demand))
             require_equal(_run(card, slots, demand).asks, want, "Serve each ask once.")
 
 
 def loads_each_once_where_all_fit(card: Card) -> None:
-    """With a slot for each expert, each is loaded once, when it is first asked for."""
+    """Check that with a slot for each expert, each is loaded once, when first needed."""
     want = len({key for step in asked() for key in step})
-    found = _run(card, LAYERS * EXPERTS).loads
-    require_equal(found, want, "Evict nothing while there is room.")
+    loads = _run(card, LAYERS * EXPERTS).loads
+    require_equal(loads, want, "Evict nothing while there is room.")
 
 
 def chooses_what_it_is_offered(card: Card) -> None:
-    """`victim` gives one of those that may go: none that is in use, or not there."""
+    """Check that `victim` returns one of the experts that may be evicted."""
     policy = _policy(card)
     offered: list[list[Key]] = []
-    chosen: list[Key] = []
-    own = policy.victim
+    victims: list[Key] = []
+    victim = policy.victim
 
     def watched(resident: Iterable[Key]) -> Key:
         offered.append(list(resident))
-        chosen.append(own(list(offered[-1])))
+        victims.append(victim(list(offered[-1])))
         return offered[-1][0]
 
+    # replace the policy's method by one that records what it is offered
     policy.victim = watched
     replay(asked(), policy, 4)
-    wrong = [key for key, some in zip(chosen, offered, strict=True) if key not in some]
+    wrong = [key for key, candidates in zip(victims, offered, strict=True) if key not in candidates]
     require(not wrong, f"{wrong[:1]} to be evicted", "one of those offered", "Choose among them.")
 
 
 def decides_alike(card: Card) -> None:
-    """The same asks, the same loads, in the same order; nothing is drawn."""
-    found: list[list[Key]] = []
+    """Check that the same demand gives the same loads in the same order: nothing is drawn."""
+    runs: list[list[Key]] = []
     for _ in range(2):
+        # a draw from torch's generator would change the second run
         torch.rand(3)
         policy = _policy(card)
         loaded: list[Key] = []
-        own = policy.used
+        used = policy.used
 
-        def noted(key: Key, hit: bool, own: Any = own, into: list[Key] = loaded) -> None:
+        def noted(key: Key, hit: bool, used: Any = used, into: list[Key] = loaded) -> None:
             if not hit:
                 into.append(key)
-            own(key, hit)
+            used(key, hit)
 
         policy.used = noted
         replay(asked(), policy, 5)
-        found.append(loaded)
-    require(found[0] == found[1], "other loads", "the same", "Draw nothing; break ties by key.")
+        runs.append(loaded)
+    require(runs[0] == runs[1], "other loads", "the same", "Draw nothing; break ties by key.")
 
 
 def survives_steps_of_one_layer(card: Card) -> None:
-    """A model of one layer, and one whose steps leave layers out, are served, too."""
+    """Check that a model of one layer, and steps that skip layers, are served."""
     config: Any = tiny(card)
-    few = [[(0, e) for _, e in step if e < EXPERTS][:2] for step in asked()]
+    one_layer = [[(0, e) for _, e in step if e < EXPERTS][:2] for step in asked()]
     for layers in (1, LAYERS):
-        found = replay(few, config.build(layers, EXPERTS), 2)
-        require_equal(found.asks, sum(map(len, few)), "Count layers, not asks.")
+        residency = replay(one_layer, config.build(layers, EXPERTS), 2)
+        require_equal(residency.asks, sum(map(len, one_layer)), "Count layers, not asks.")
+    # a step may name one layer only, as an early exit does
     skipped = [list(by_layer(step).items())[0] for step in asked()]
     demand = [[(layer, e) for e in experts] for layer, experts in skipped]
     require_equal(_run(card, 3, demand).asks, sum(map(len, demand)), "A layer may be missing.")

@@ -22,6 +22,7 @@ def tiny(card: Card) -> Any:
 
 
 def _config(card: Card, settings: Mapping[str, Any], want: str, fix: str) -> Any:
+    """Build the card's config with these settings.  Raises: Broken with `want` and `fix`."""
     try:
         return card.config(**settings)
     except (TypeError, IntarsiaError) as error:
@@ -29,7 +30,7 @@ def _config(card: Card, settings: Mapping[str, Any], want: str, fix: str) -> Any
 
 
 def says_what_it_is(card: Card) -> None:
-    """Key, summary, family and paper are there."""
+    """Check that the card has a proper key, summary, family and paper."""
     paper = card.paper
     wrong = {
         "key": re.fullmatch(r"[a-z][a-z0-9_-]*", card.key) is None,
@@ -45,7 +46,7 @@ def says_what_it_is(card: Card) -> None:
 
 
 def documents_its_settings(card: Card) -> None:
-    """Each setting stands in the config's docstring, which `intarsia show` prints."""
+    """Check that the config's docstring, which `intarsia show` prints, names each setting."""
     text = getattr(card.config, "__doc__", None) or ""
     holds, got = dataclasses.is_dataclass(card.config), type(card.config).__name__
     require(holds, got, "a dataclass as config", "Make the config a frozen dataclass.")
@@ -56,15 +57,16 @@ def documents_its_settings(card: Card) -> None:
 
 
 def has_defaults(card: Card) -> None:
-    """The config can be made without a word."""
+    """Check that the config can be built without any setting."""
     _config(card, {}, "defaults that work", "Give every setting a default.")
 
 
 def is_frozen(card: Card) -> None:
-    """A config cannot be changed after it was checked."""
+    """Check that a config cannot be changed after it was validated."""
     config = tiny(card)
     name = next((f.name for f in dataclasses.fields(config)), "setting")
     try:
+        # assign the value that it has: a frozen dataclass refuses even that
         setattr(config, name, getattr(config, name, None))
     except dataclasses.FrozenInstanceError:
         return
@@ -73,9 +75,10 @@ def is_frozen(card: Card) -> None:
 
 
 def survives_json(card: Card) -> None:
-    """A saved config is the same one when it is read again."""
+    """Check that a saved config is equal to itself when it is read again."""
     config = tiny(card)
     try:
+        # tuples become lists in JSON, and listed methods become their keys
         again = settings_from_dict(card, json.loads(json.dumps(settings_to_dict(config))))
     except (TypeError, ValueError, LookupError) as error:
         again = f"{type(error).__name__}: {error}"

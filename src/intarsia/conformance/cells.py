@@ -21,27 +21,29 @@ def site(card: Card, *, square: bool = False) -> Site:
     An MLP where the method's roles say so, else a linear layer.
     """
     position, outputs = tiny(card).position, INPUTS if square else OUTPUTS
-    where = Site("block.mlp", INPUTS, outputs, position)
+    place = Site("block.mlp", INPUTS, outputs, position)
     inside = (("fc1", INPUTS, HIDDEN), ("fc2", HIDDEN, outputs))
-    weight = torch.linspace(0.5, 1.5, where.reads)
+    weight = torch.linspace(0.5, 1.5, place.reads)
     return Site(
-        where.path,
-        where.inputs,
-        where.outputs,
+        place.path,
+        place.inputs,
+        place.outputs,
         position,
+        # a norm that is not 1 and 0, so that a cell that ignores it is found
         norm=(weight, weight.flip(0) - 1),
         layers=inside if "mlp" in tiny(card).roles else (),
     )
 
 
 class Beside(Cell):
-    """What a `whole` cell adds to an MLP of random weights."""
+    """A cell with the addition of a `whole` cell to an MLP of random weights."""
 
     def __init__(self, cell: Cell) -> None:
         super().__init__()
         self.cell = cell
 
     def forward(self, x: Tensor) -> Tensor:
+        # the same MLP in every call, so that what is left is the cell's addition
         mlp = host().to(x.device, x.dtype)
         return self.cell.around(mlp, x) - mlp(x)
 
@@ -59,10 +61,10 @@ def build(card: Card, seed: int = 0) -> Cell:
 
 
 def trained(card: Card, seed: int = 0) -> Cell:
-    """A cell whose every parameter has moved: what starts at zero hides what comes before it."""
-    return moved(build(card, seed), by=0.5, seed=seed + 1)
+    """Return a cell whose parameters have all moved: a start at zero hides what comes before."""
+    return moved(build(card, seed), scale=0.5, seed=seed + 1)
 
 
 def inputs(card: Card, *shape: int, seed: int = 2) -> Tensor:
-    """Normal features (..., what the cell reads)."""
+    """Draw normal features (..., reads)."""
     return normal(*(shape or (BATCH, TOKENS)), site(card).reads, seed=seed)

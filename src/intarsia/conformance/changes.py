@@ -31,8 +31,9 @@ SIDE, CLASSES, BATCH = 32, 3, 3
 TOKENS, LENGTH = 32, 24
 
 
+# the same weights for every call, so that models can be compared
 def vit() -> nn.Module:
-    """Two blocks of width 32, the same weights each time."""
+    """Return a ViT of two blocks of width 32, the same weights each time."""
     with torch_seed(0):
         sizes: dict[str, Any] = {"img_size": SIDE, "embed_dim": 32, "depth": 2, "num_heads": 2}
         return timm.create_model("vit_tiny_patch16_224", num_classes=CLASSES, **sizes)
@@ -44,7 +45,7 @@ def decoder() -> nn.Module:
 
 
 def convnet() -> nn.Module:
-    """A stem, a depthwise and a pointwise convolution and a classifier, the same each time."""
+    """Return a small CNN with a depthwise and a pointwise convolution, the same each time."""
     with torch_seed(0):
         return nn.Sequential(
             *(nn.Conv2d(3, 8, 3, 2, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
@@ -63,21 +64,23 @@ HOSTS: tuple[Callable[[], nn.Module], ...] = (
 
 
 def pictures() -> Tensor:
+    """Return a batch of random pictures."""
     return normal(BATCH, 3, SIDE, SIDE)
 
 
 def tokens() -> Tensor:
+    """Return a batch of random token ids, (BATCH, LENGTH)."""
     return torch.randint(0, TOKENS, (BATCH, LENGTH), generator=seeded(1))
 
 
 def reads_tokens(model: nn.Module) -> bool:
-    """Whether it is a language model."""
+    """Return True for a language model."""
     return hasattr(config_of(base_of(model)), "vocab_size")
 
 
 @torch.no_grad()
 def outputs(model: nn.Module) -> Tensor:
-    """What the model gives in evaluation for tokens, or for pictures, all of them of task 0."""
+    """Compute the model in evaluation on tokens, or on pictures, all of them of task 0."""
     if reads_tokens(model):
         return model.eval()(input_ids=tokens()).logits
     with task_ids(model, torch.zeros(BATCH, dtype=torch.int64)):
@@ -85,7 +88,7 @@ def outputs(model: nn.Module) -> Tensor:
 
 
 def batches_for(change: Change, host: nn.Module) -> list[Any]:
-    """What a change may look at; with labels where it needs them."""
+    """Return the batches that a change may look at, with labels if it needs them."""
     if reads_tokens(host):
         return [tokens()]
     labelled = "labels" in change.needs
@@ -98,17 +101,18 @@ def change_of(card: Card) -> Change:
 
 
 def changed(host: nn.Module, change: Change, seed: int = 0) -> nn.Module:
-    """Return the host with the change, which may look at the pictures."""
+    """Apply the change to the host, with batches that it may look at."""
     return apply(host, change, batches_for(change, host), seed=seed, name="one")
 
 
 def host_of(card: Card) -> Callable[[], nn.Module]:
-    """What makes a host that the change takes.  Raises: Broken where none of them is."""
+    """Return the function of HOSTS whose host the change takes.  Raises: Broken without one."""
     return _host_for(change_of(card))
 
 
 @lru_cache(maxsize=4)  # the laws of one card ask one after the other
 def _host_for(change: Change) -> Callable[[], nn.Module]:
+    """Return the first of HOSTS that the change accepts."""
     refused: list[str] = []
     for make in HOSTS:
         try:
@@ -123,20 +127,20 @@ def _host_for(change: Change) -> Callable[[], nn.Module]:
 
 
 def takes_a_host(card: Card) -> None:
-    """A tiny host is changed, and its outputs are numbers."""
-    found = changed(host_of(card)(), change_of(card))
-    require_finite(outputs(found), "outputs", "Look at the start.")
+    """Check that a tiny host can be changed, and that its outputs are finite."""
+    model = changed(host_of(card)(), change_of(card))
+    require_finite(outputs(model), "outputs", "Look at the start.")
 
 
 def plans_without_a_trace(card: Card) -> None:
-    """Planning leaves the host as it is; equal hosts and seeds give equal models."""
+    """Check that planning leaves the host alone, and that equal seeds give equal models."""
     make = host_of(card)
     host = make()
     change = change_of(card)
     change.plan(host, batches_for(change, host), seed=3)
     _require_as_before(host, make(), "after a plan")
-    one, two = (changed(make(), change_of(card), seed=3) for _ in range(2))
-    _require_as_before(one, two, "of one seed")
+    first, second = (changed(make(), change_of(card), seed=3) for _ in range(2))
+    _require_as_before(first, second, "of one seed")
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,7 @@ class _Fails(Change):
 
 
 def leaves_no_trace_of_an_error(card: Card) -> None:
-    """An error after the change was made leaves modules, weights, flags and hooks as they were."""
+    """Check that an error after the change restores modules, weights, flags and hooks."""
     make = host_of(card)
     host = make()
     try:
@@ -179,20 +183,21 @@ def leaves_no_trace_of_an_error(card: Card) -> None:
 
 
 def preserves_what_it_says(card: Card) -> None:
-    """`preserves` has "outputs" and "shape" exactly where they are kept before any training."""
+    """Check that `preserves` has "outputs" and "shape" exactly where the change keeps them."""
     make, change = host_of(card), change_of(card)
     before, after = make(), changed(make(), change)
-    same = bool((outputs(after) - outputs(before)).abs().max() <= 1e-4)
+    equal = bool((outputs(after) - outputs(before)).abs().max() <= 1e-4)
     shapes = [{n: t.shape for n, t in m.state_dict().items()} for m in (before, after)]
-    for what, shown in (("outputs", same), ("shape", shapes[0] == shapes[1])):
-        holds = shown == (what in change.preserves)
-        got = f"preserves {sorted(change.preserves)}; {what} kept: {shown}"
-        require(holds, got, f"{what!r} exactly where it is kept", "Mend `preserves`, or the start.")
+    for name, preserved in (("outputs", equal), ("shape", shapes[0] == shapes[1])):
+        holds = preserved == (name in change.preserves)
+        got = f"preserves {sorted(change.preserves)}; {name} kept: {preserved}"
+        require(holds, got, f"{name!r} exactly where it is kept", "Mend `preserves`, or the start.")
 
 
 def comes_back_from_its_folder(card: Card) -> None:
-    """Saved after training and loaded into a fresh host, the model has the same outputs."""
+    """Check that a trained model that is saved and loaded has the same outputs."""
     make = host_of(card)
+    # moved weights: an adapter that starts at zero would fold and load trivially
     model = moved(changed(make(), change_of(card)))
     with tempfile.TemporaryDirectory() as folder:
         save(model, f"{folder}/saved")
@@ -202,7 +207,7 @@ def comes_back_from_its_folder(card: Card) -> None:
 
 
 def folds_or_refuses(card: Card) -> None:
-    """`fold` gives a model of the host's library with the same outputs, or raises FoldError."""
+    """Check that `fold` gives a model with the same outputs, or raises FoldError."""
     change = change_of(card)
     model = moved(changed(host_of(card)(), change))
     want = outputs(model)
@@ -211,33 +216,37 @@ def folds_or_refuses(card: Card) -> None:
     except FoldError:
         return
     off = float((outputs(folded) - want).abs().max())
+    # rounding grows with the outputs
     holds = off <= 1e-4 * max(1.0, float(want.abs().max()))
     got = f"outputs that differ by {off:.1e}"
     require(holds, got, "the same", "Refuse with a FoldError, or compare with the unfolded model.")
 
 
-def _require_as_before(one: nn.Module, two: nn.Module, when: str) -> None:
-    """Two models of the same modules, weights, flags and hooks."""
-    for what, of in (
+def _require_as_before(model: nn.Module, reference: nn.Module, moment: str) -> None:
+    """Require a model with the modules, weights, flags and hooks of `reference`."""
+    for name, read in (
         ("modules", lambda m: [(n, type(x)) for n, x in m.named_modules()]),
         ("flags", lambda m: [(n, p.requires_grad) for n, p in m.named_parameters()]),
         ("modes", lambda m: [x.training for x in m.modules()]),
         ("hooks", lambda m: [_hooks(x) for x in m.modules()]),
     ):
-        require(of(one) == of(two), f"other {what} {when}", "the same", "Undo it.")
-    ours, theirs = one.state_dict(), two.state_dict()
+        require(read(model) == read(reference), f"other {name} {moment}", "the same", "Undo it.")
+    ours, theirs = model.state_dict(), reference.state_dict()
     differ = [n for n in theirs if n not in ours or not _equal(ours[n], theirs[n])]
-    require(not differ, f"other weights {differ} {when}", "the same", "Undo them.")
-    close = torch.equal(outputs(one), outputs(two))
-    require(close, f"other outputs {when}", "the same bits", "Undo it.")
+    require(not differ, f"other weights {differ} {moment}", "the same", "Undo them.")
+    # equal state dicts are not enough: buffers that are not saved, and hooks, change outputs
+    close = torch.equal(outputs(model), outputs(reference))
+    require(close, f"other outputs {moment}", "the same bits", "Undo it.")
 
 
 def _hooks(module: nn.Module) -> int:
+    """Count the forward hooks of a module."""
     return len(module._forward_hooks) + len(module._forward_pre_hooks)
 
 
-def _equal(one: Any, two: Any) -> bool:
-    return torch.equal(one, two) if isinstance(one, Tensor) else one == two
+def _equal(first: Any, second: Any) -> bool:
+    """Compare two values of a state dict, tensors bit by bit."""
+    return torch.equal(first, second) if isinstance(first, Tensor) else first == second
 
 
 CHANGE_LAWS = laws_of(__name__)

@@ -24,61 +24,65 @@ from .verdict import (
     require_tag,
 )
 
+# odd sizes break packing by two or eight, empty ones every maximum
 SHAPES = ((5, 7), (1, 7), (3, 1), (4, 2, 3, 3), (7,), (0, 4), (4, 0))
 DTYPES = (torch.float32, torch.float64, torch.bfloat16)
 
 
 def weight(shape: tuple[int, ...] = (5, 7), dtype: torch.dtype = torch.float32) -> Tensor:
-    """Normal numbers, every third of them 0."""
+    """Return normal numbers of this shape, every third of them 0."""
     drawn = normal(*shape)
     return drawn.flatten().where(torch.arange(drawn.numel()) % 3 > 0, 0.0).view(shape).to(dtype)
 
 
 def is_a_format(card: Card) -> None:
-    """The config is a `Format`."""
+    """Check that the config is a `Format`."""
     got = type(tiny(card)).__name__
     require(isinstance(tiny(card), Format), got, "a Format", "Derive it from Format.")
 
 
 def keeps_shape_and_dtype(card: Card) -> None:
-    """decode gives the shape and type of the weight, of odd and of empty ones too."""
+    """Check that decode gives the shape and dtype of the weight, also of odd and empty ones."""
     for shape in SHAPES:
         for dtype in DTYPES:
             w = weight(shape, dtype)
-            found = _round(tiny(card), w)
-            got = tuple(found.shape), found.dtype
+            decoded = _round(tiny(card), w)
+            got = tuple(decoded.shape), decoded.dtype
             require_equal(got, (shape, dtype), "Store what the type was, or is.")
-            require_finite(found, f"weights {shape}", "Guard the division.")
+            require_finite(decoded, f"weights {shape}", "Guard the division.")
 
 
 def leaves_the_weight_alone(card: Card) -> None:
-    """encode writes to nothing that it is given, and keeps no view of it."""
+    """Check that encode does not write to the weight, and keeps no view of it."""
     w = weight()
     stored = tiny(card).encode(w)
     require(torch.equal(w, weight()), "a weight written to", "it as given", "Copy it.")
     before = tiny(card).decode(stored, w.shape).clone()
+    # a view of the weight would change with it
     w.zero_()
     require_close(tiny(card).decode(stored, w.shape), before, "what is stored", "Copy it.")
 
 
 def exact_exactly_when_tagged(card: Card) -> None:
-    """ "exact": decode(encode(w)) is w."""
-    shown = all(torch.equal(_round(tiny(card), w).to(w), w) for w in _weights())
-    require_tag(card, "exact", shown, "every weight given back")
+    """Check "exact": decode(encode(w)) is w."""
+    exact = all(torch.equal(_round(tiny(card), w).to(w), w) for w in _weights())
+    require_tag(card, "exact", exact, "every weight given back")
 
 
 def errs_less_than_a_constant(card: Card) -> None:
-    """sum (w - decode(encode(w)))^2 is at most that of the mean in place of w."""
+    """Check that sum (w - decode(encode(w)))^2 is at most that of the mean in place of w."""
     for w in _weights():
         off = float((_round(tiny(card), w).to(w) - w).square().sum())
-        most = float((w - w.mean()).square().sum()) if w.numel() else 0.0
-        got, want = f"a squared error of {off:.3g} at {tuple(w.shape)}", f"at most {most:.3g}"
-        require(off <= most * (1 + 1e-4) + 1e-9, got, want, "Store the mean at least.")
+        # a format that stores nothing but the mean errs as much as this
+        limit = float((w - w.mean()).square().sum()) if w.numel() else 0.0
+        got, want = f"a squared error of {off:.3g} at {tuple(w.shape)}", f"at most {limit:.3g}"
+        require(off <= limit * (1 + 1e-4) + 1e-9, got, want, "Store the mean at least.")
 
 
 def moves_less_the_second_time(card: Card) -> None:
-    """Storing what was decoded changes it by no more than storing the weight did."""
+    """Check that storing a decoded weight changes it no more than storing it first did."""
     for w in _weights():
+        # a projection on the format's numbers does not move what is already there
         once = _round(tiny(card), w).to(w)
         first, second = (once - w).norm(), (_round(tiny(card), once).to(w) - once).norm()
         require(
@@ -90,18 +94,19 @@ def moves_less_the_second_time(card: Card) -> None:
 
 
 def survives_safetensors(card: Card) -> None:
-    """What is stored is tensors, and decodes to the same bits when read again."""
+    """Check that stored tensors decode to the same bits after a safetensors file."""
     for shape in SHAPES:
         stored = tiny(card).encode(weight(shape))
         again = tiny(card).decode(read_again(stored), shape)
-        same = torch.equal(again, tiny(card).decode(stored, shape))
-        require(same, f"other bits of {shape}", "the same", "Store all that decides.")
+        equal = torch.equal(again, tiny(card).decode(stored, shape))
+        require(equal, f"other bits of {shape}", "the same", "Store all that decides.")
 
 
 def counts_the_bytes_of_its_file(card: Card) -> None:
-    """nbytes(stored) is what the file has beside its header: nothing is stored elsewhere."""
+    """Check that nbytes(stored) is the size of the file without its header."""
     stored: Stored = tiny(card).encode(weight())
     file = safetensors.torch.save(dict(stored))
+    # the file's header is no part of the weight
     header = 8 + int.from_bytes(file[:8], "little")
     names = json.loads(file[8:header]).keys() - {"__metadata__"}
     got, want = nbytes(stored), len(file) - header
@@ -110,7 +115,7 @@ def counts_the_bytes_of_its_file(card: Card) -> None:
 
 
 def multiplies_as_it_decodes(card: Card) -> None:
-    """matmul(x, stored) and its gradient in x are those of x decode(stored)^T; x may be empty."""
+    """Check matmul and its gradient in x against x decode(stored)^T; x may be empty."""
     w = weight()
     stored, plain = tiny(card).encode(w), _round(tiny(card), w)
     for rows in ((3,), (2, 0), (2, 4)):
@@ -126,31 +131,34 @@ def multiplies_as_it_decodes(card: Card) -> None:
 
 
 def keeps_what_it_is_told_or_refuses(card: Card) -> None:
-    """With `keep`, all other weights are 0; a format without zeros raises ConfigError."""
+    """Check that weights outside `keep` are 0, or that the format refuses a mask."""
     w = weight()
     keep = torch.rand(w.shape, generator=seeded(3)) < 0.5
     try:
-        found = tiny(card).decode(tiny(card).encode(w, keep=keep), w.shape)
+        decoded = tiny(card).decode(tiny(card).encode(w, keep=keep), w.shape)
     except IntarsiaError:
         return
-    zero = not bool(found[~keep].any())
+    zero = not bool(decoded[~keep].any())
     require(zero, "weights that are not kept", "0 there", "Heed `keep`, or refuse it.")
-    some = bool(found[keep].any())
+    some = bool(decoded[keep].any())
     require(some, "nothing of what is kept", "it", "`keep` is True where kept.")
 
 
 def refuses_another_shape(card: Card) -> None:
-    """What is stored of one shape is not decoded to one of another size."""
+    """Check that a stored weight is not decoded to another size."""
     stored = tiny(card).encode(weight())
+    # ten times as many rows, so that every stored tensor is too short
     call, fix = lambda: tiny(card).decode(stored, (50, 7)), "Compare the sizes in decode."
     require_refused(call, "a weight ten times as large", "a ShapeError", fix)
 
 
 def _weights() -> list[Tensor]:
+    """Return a weight of each of SHAPES."""
     return [weight(shape) for shape in SHAPES]
 
 
 def _round(stores: Format, w: Tensor) -> Tensor:
+    """Encode and decode a weight."""
     return stores.decode(stores.encode(w), w.shape)
 
 

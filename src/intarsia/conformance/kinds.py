@@ -32,18 +32,18 @@ from .verdict import Checks, Law, checks
 
 
 def adapter_laws(card: Card) -> tuple[Law, ...]:
-    """Those of the cell; of a listed adapter, which PEFT can hold, those of a change as well."""
+    """Return the laws of a cell; for a listed adapter, which PEFT can hold, also of a change."""
     return adapters.LAWS + (changes.CHANGE_LAWS if card.key in registry.index() else ())
 
 
 def change_laws(card: Card) -> tuple[Law, ...]:
-    """Those of a `Change`, or what `intarsia.apply` makes one of; of a `Sparsifier` its own."""
-    own = sparsifiers.SPARSIFIER_LAWS if isinstance(card.config(**card.tiny), Sparsifier) else ()
-    return changes.LAWS + own
+    """Return the laws of a `Change`, and those of a `Sparsifier` if it is one."""
+    is_sparsifier = isinstance(card.config(**card.tiny), Sparsifier)
+    return changes.LAWS + (sparsifiers.SPARSIFIER_LAWS if is_sparsifier else ())
 
 
 def schedule_laws(card: Card) -> tuple[Law, ...]:
-    """Those of (model, step, steps) and `follow(...)`, a `SparseSchedule` or a `LayerSchedule`."""
+    """Return the laws of a schedule of steps, a `SparseSchedule` or a `LayerSchedule`."""
     schedule = card.config(**card.tiny)
     if isinstance(schedule, LayerSchedule):
         return layer_schedules.LAWS

@@ -1,4 +1,4 @@
-"""What the laws are tried on: numbers of a seed, moved weights, tensors read from a file."""
+"""Material of the laws: numbers of a seed, moved weights, tensors read from a file."""
 
 from __future__ import annotations
 
@@ -16,26 +16,27 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
+    """Return a generator of this seed."""
     return torch.Generator().manual_seed(seed)
 
 
 def normal(*shape: int, seed: int = 1) -> Tensor:
-    """Normal numbers, the same for a seed."""
+    """Return normal numbers of this shape, the same for a seed."""
     return torch.randn(shape, generator=seeded(seed))
 
 
 @torch.no_grad()
-def moved(model: M, by: float = 0.1, seed: int = 2) -> M:
-    """Return the model with every trained weight moved, as training would."""
+def moved(model: M, scale: float = 0.1, seed: int = 2) -> M:
+    """Add noise of size `scale` to every trained weight, as training would; return the model."""
     generator = seeded(seed)
     for parameter in model.parameters():
         if parameter.requires_grad:
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=by)
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=scale)
     return model
 
 
 def read_again(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors after a safetensors file."""
+    """Return the tensors as they come back from a safetensors file."""
     return safetensors.torch.load(
         safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
     )
@@ -43,17 +44,18 @@ def read_again(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def torch_seed(seed: int) -> Iterator[None]:
-    """Inside, torch's own generator has this seed; afterwards it is where it was."""
+    """Set the seed of torch's own generator inside the `with` block, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
 
 
 def require_own_draws(make: Callable[[], Iterable[Tensor]], got: str, fix: str) -> None:
-    """What is made twice is the same bits, whatever torch's own generator does."""
-    found: list[list[Tensor]] = []
+    """Require the same bits of two calls of `make`, whatever torch's own generator does."""
+    runs: list[list[Tensor]] = []
+    # the method's own generator has one seed; torch's has two
     for seed in (3, 4):
         with torch_seed(seed):
-            found.append(list(make()))
-    same = all(torch.equal(a, b) for a, b in zip(*found, strict=True))
-    require(same, got, "the same bits from one seed", fix)
+            runs.append(list(make()))
+    equal = all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+    require(equal, got, "the same bits from one seed", fix)

@@ -19,6 +19,7 @@ ROWS, WIDTH = 5, 6
 
 
 def stream(seed: int, dtype: torch.dtype = torch.float64) -> Tensor:
+    """Return random rows, (ROWS, WIDTH), the same for a seed."""
     return torch.randn(ROWS, WIDTH, generator=seeded(seed), dtype=torch.float64).to(dtype)
 
 
@@ -35,30 +36,32 @@ class Stream(nn.Module):
 
     def forward(self, x: Tensor) -> list[Tensor]:
         first, m = self.update.step(self.block, x, None)
-        made = first, m, *self.update.step(self.block, x + first, m)
-        return [tensor for tensor in made if tensor is not None]
+        values = first, m, *self.update.step(self.block, x + first, m)
+        return [tensor for tensor in values if tensor is not None]
 
 
 def _module(card: Card) -> nn.Module:
-    """Return blocks under the update that the config is, or the layer that it builds, drawn."""
+    """Return the card's layer with random weights, or two blocks under its update."""
     settings = tiny(card)
     if isinstance(settings, Update):
         return Stream(settings)
-    made: nn.Module = settings.build(WIDTH, 7, generator=seeded())
+    module: nn.Module = settings.build(WIDTH, 7, generator=seeded())
     draw = seeded(1)
     with torch.no_grad():
-        for parameter in made.parameters():  # gates may start at 0
+        for parameter in module.parameters():  # gates may start at 0
             parameter.normal_(generator=draw)
-    return made
+    return module
 
 
 def _ran(module: nn.Module, x: Tensor) -> list[Tensor]:
-    made = module(x)
-    return [each.detach() for each in (made if isinstance(made, list) else [made])]
+    """Return the outputs of a module as a list, without their graph."""
+    output = module(x)
+    return [tensor.detach() for tensor in (output if isinstance(output, list) else [output])]
 
 
 def keeps_shape_and_dtype(card: Card) -> None:
-    """What is added and carried, or comes out, is as x is, in training and in evaluation."""
+    """Check that outputs, or what is added and carried, have x's shape, dtype and device."""
+    # float64, half precision, no values, and no rows
     for x in (stream(0), stream(0, torch.bfloat16), stream(0).to("meta"), stream(0)[:0]):
         module = _module(card).to(x.device, x.dtype)
         want = x.shape, x.dtype, x.device.type
@@ -68,28 +71,29 @@ def keeps_shape_and_dtype(card: Card) -> None:
 
 
 def keeps_rows_apart(card: Card) -> None:
-    """In evaluation, where there is room for all, a row's values depend on no other row."""
-    whole, module = stream(1), _module(card).double().eval()
-    alone = zip(*(_ran(module, row[None]) for row in whole), strict=True)
+    """Check that a row's values in evaluation depend on no other row if there is room."""
+    rows, module = stream(1), _module(card).double().eval()
+    alone = zip(*(_ran(module, row[None]) for row in rows), strict=True)
     fix = "Take no sum over rows; give the tiny settings room for all."
-    for together, apart in zip(_ran(module, whole), alone, strict=True):
+    for together, apart in zip(_ran(module, rows), alone, strict=True):
         require_close(together, torch.cat(apart), "rows together and alone", fix)
 
 
 def teaches_the_block(card: Card) -> None:
-    """The first block gets a gradient from what it adds."""
+    """Check that the first block gets a gradient from what it adds."""
     blocks = Stream(tiny(card))
     added = blocks(stream(2))[0]
     if added.requires_grad:
         (added * stream(3)).sum().backward()
-    shown = all(
+    # a normalised step has the gradient 0 almost everywhere, and teaches nothing
+    reached = all(
         p.grad is not None and float(p.grad.abs().max()) > 1e-2 for p in blocks.parameters()
     )
-    require(shown, "no gradient to speak of", "one", "Do not take the sign.")
+    require(reached, "no gradient to speak of", "one", "Do not take the sign.")
 
 
 def layer_learns(card: Card) -> None:
-    """Every parameter is reached by the gradient of the output and the losses."""
+    """Check that the gradient of outputs and losses reaches every parameter."""
     layer = _module(card).double().train()
     (layer(stream(2)).mul(stream(3)).sum() + aux_loss(layer)).backward()
     idle = [n for n, p in layer.named_parameters() if p.grad is None or not bool(p.grad.any())]
@@ -98,6 +102,6 @@ def layer_learns(card: Card) -> None:
 
 
 def laws(card: Card) -> tuple[Law, ...]:
-    """Those of a layer if its config offers `build`, else those of an update, which has `step`."""
+    """Return the laws of a layer if the config offers `build`, else those of an update."""
     learns = teaches_the_block if isinstance(tiny(card), Update) else layer_learns
     return (*CARD_LAWS, keeps_shape_and_dtype, keeps_rows_apart, learns)

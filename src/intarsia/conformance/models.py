@@ -14,15 +14,15 @@ from .verdict import Law, require
 
 
 def is_an_estimator(card: Card) -> None:
-    """It passes scikit-learn's `check_estimator`."""
+    """Check that the model passes scikit-learn's `check_estimator`."""
     model = tiny(card)
     fix = "Inherit from sklearn.base.BaseEstimator."
     require(isinstance(model, BaseEstimator), type(model).__name__, "an estimator", fix)
     with warnings.catch_warnings():
         for kind in (ConvergenceWarning, SkipTestWarning):
             warnings.simplefilter("ignore", kind)
-        found = check_estimator(model, on_fail=None, on_skip=None)
-    failed = [f"{c['check_name']}: {c['exception']}" for c in found if c["status"] == "failed"]
+        results = check_estimator(model, on_fail=None, on_skip=None)
+    failed = [f"{c['check_name']}: {c['exception']}" for c in results if c["status"] == "failed"]
     fix = "See sklearn.utils.estimator_checks."
     require(not failed, failed, "every check of scikit-learn passed", fix)
 

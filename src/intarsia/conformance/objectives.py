@@ -44,17 +44,19 @@ class SideBySide(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         h = self.embed(input_ids)
+        # blocks in parallel: their order in the list means nothing
         return self.head(torch.stack([block(h) for block in self.blocks]).sum(0))
 
 
 def net(seed: int) -> nn.Module:
-    """Return a model of its seed, without chance in its forward."""
+    """Return a model of this seed, deterministic in its forward."""
     with torch_seed(seed):
         return SideBySide().eval()
 
 
 def batch(padding: int = 0) -> tuple[dict[str, Tensor], TargetLoss]:
-    """Rows of several lengths and their loss; padding: the token behind their ends."""
+    """Return rows of several lengths and their loss; padding: the token after their ends."""
+    # the last tokens of short rows are padding, whose labels do not count
     mask = torch.arange(max(LENGTHS)) < torch.tensor(LENGTHS)[:, None]
     ids = (normal(*mask.shape, seed=3) * 7).long().abs() % WORDS
     labels = torch.where(mask, ids.flip(1) % WORDS, IGNORED)
@@ -67,75 +69,80 @@ def batch(padding: int = 0) -> tuple[dict[str, Tensor], TargetLoss]:
 
 
 def outcome(card: Card, student: nn.Module, teacher: nn.Module, padding: int = 0) -> Outcome:
-    """What the objective makes of a batch."""
+    """Compute the objective on a batch."""
     objective: Any = replace(tiny(card), teacher=teacher)
     return objective(student, *batch(padding))
 
 
-def _gradients(of: Outcome, model: nn.Module) -> Mapping[str, Tensor]:
+def _gradients(result: Outcome, model: nn.Module) -> Mapping[str, Tensor]:
+    """Return the gradients of a loss, by parameter name."""
     names, weights = zip(*model.named_parameters(), strict=True)
-    return dict(zip(names, torch.autograd.grad(of.loss, weights), strict=True))
+    return dict(zip(names, torch.autograd.grad(result.loss, weights), strict=True))
 
 
 def asks_nothing_of_its_teacher_s_copy(card: Card) -> None:
-    """With student = teacher the loss and its gradient are those of the labels alone."""
+    """Check that with student = teacher loss and gradient are those of the labels alone."""
     student = net(0)
-    found = outcome(card, student, copy.deepcopy(student))
+    distilled = outcome(card, student, copy.deepcopy(student))
     alone = plain(student, *batch())
     fix = "Compare what both say of the same batch."
-    losses = found.loss.detach(), alone.loss.detach()
+    losses = distilled.loss.detach(), alone.loss.detach()
     require_close(*losses, "losses with oneself as teacher", fix)
     gradients = _gradients(alone, student)
-    for name, value in _gradients(found, student).items():
+    for name, value in _gradients(distilled, student).items():
         require_close(value, gradients[name], f"gradients of {name}", fix)
 
 
 def follows_another_teacher(card: Card) -> None:
-    """With another teacher the loss is larger, and so is what is learned of it."""
+    """Check that another teacher makes the loss larger, and the gradients others."""
     student = net(0)
-    found, alone = outcome(card, student, net(1)), plain(student, *batch())
-    require(bool(found.loss > alone.loss), "a loss without the teacher", "more", "Add its term.")
-    differ = [_gradients(one, student)["blocks.0.up.weight"] for one in (found, alone)]
-    same = torch.equal(*differ)
-    require(not same, "gradients without the teacher", "others", "Keep the student's graph.")
+    distilled, alone = outcome(card, student, net(1)), plain(student, *batch())
+    require(
+        bool(distilled.loss > alone.loss), "a loss without the teacher", "more", "Add its term."
+    )
+    differ = [_gradients(result, student)["blocks.0.up.weight"] for result in (distilled, alone)]
+    equal = torch.equal(*differ)
+    require(not equal, "gradients without the teacher", "others", "Keep the student's graph.")
 
 
 def ignores_padding(card: Card) -> None:
-    """Tokens that the attention mask leaves out change nothing."""
+    """Check that tokens outside the attention mask change nothing."""
     student, teacher = net(0), net(1)
-    one, two = (outcome(card, student, teacher, token).loss.detach() for token in (0, 7))
-    require_close(two, one, "losses by padding", "Take tokens with attention_mask 1 only.")
+    # two padding tokens: an objective that reads them gives two losses
+    first, second = (outcome(card, student, teacher, token).loss.detach() for token in (0, 7))
+    require_close(second, first, "losses by padding", "Take tokens with attention_mask 1 only.")
 
 
 def counts_blocks_in_any_order(card: Card) -> None:
-    """Blocks that stand side by side may be listed in any order."""
+    """Check that parallel blocks may be listed in any order."""
     student, teacher = net(0), net(1)
-    one = outcome(card, student, teacher).loss.detach()
+    first = outcome(card, student, teacher).loss.detach()
     for model in (student, teacher):
         model.blocks = nn.ModuleList(list(model.get_submodule("blocks").children())[::-1])
-    two = outcome(card, student, teacher).loss.detach()
-    require_close(two, one, "losses by the order of blocks", "Sum over blocks.")
+    second = outcome(card, student, teacher).loss.detach()
+    require_close(second, first, "losses by the order of blocks", "Sum over blocks.")
 
 
 def leaves_its_teacher_alone(card: Card) -> None:
-    """The teacher is in evaluation mode, has no gradient, and is otherwise as before."""
+    """Check that the teacher evaluates, gets no gradient, and is unchanged afterwards."""
+    # a teacher in training mode has dropout, so that its losses would differ
     student, teacher = net(0), net(1).train()
     before = {n: t.clone() for n, t in teacher.state_dict().items()}
-    wanted = outcome(card, student, copy.deepcopy(teacher).eval()).loss.detach()
-    found = outcome(card, student, teacher)
-    require_close(found.loss.detach(), wanted, "losses by the teacher's mode", "Evaluate it.")
-    found.loss.backward()
+    want = outcome(card, student, copy.deepcopy(teacher).eval()).loss.detach()
+    result = outcome(card, student, teacher)
+    require_close(result.loss.detach(), want, "losses by the teacher's mode", "Evaluate it.")
+    result.loss.backward()
     learned = [n for n, p in teacher.named_parameters() if p.grad is not None]
     fix = "Compute its outputs under torch.no_grad()."
     require(not learned, f"a teacher's gradients of {learned}", "none", fix)
     state = teacher.state_dict()
-    other = [n for n, t in before.items() if not torch.equal(t, state[n])]
+    changed = [n for n, t in before.items() if not torch.equal(t, state[n])]
     modes = [n for n, m in teacher.named_modules() if not m.training]
-    require(not (other or modes), f"changed {other}, modes {modes}", "as before", "Undo it.")
+    require(not (changed or modes), f"changed {changed}, modes {modes}", "as before", "Undo it.")
 
 
 def keeps_zeros(card: Card) -> None:
-    """A sparse student that follows a dense teacher keeps its zeros, and the rest moves."""
+    """Check that a sparse student of a dense teacher keeps its zeros while the rest moves."""
     student, teacher = net(0), moved(net(0))
     with torch.no_grad():
         for block in student.get_submodule("blocks").children():
@@ -143,6 +150,7 @@ def keeps_zeros(card: Card) -> None:
     masking = Masking(FixedMask(), student, 0)
     optimizer = masking.masked.optimizer(adamw)(student, 0.05, 0.1)
     before = {n: w.detach().clone() for n, w in masking.weights.items()}
+    # a few steps of training with a fixed mask, as the loop makes them
     for step in range(3):
         outcome(card, student, teacher).loss.backward()
         masking.replaces(step, 3)

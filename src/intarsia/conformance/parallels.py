@@ -25,13 +25,15 @@ from .verdict import Broken, Law, laws_of, require
 
 @lru_cache
 def processes() -> Processes:
-    """Return the four, which end with this program."""
-    found = Processes(LINKS.devices)
-    atexit.register(found.close)
-    return found
+    """Return the four processes, which end with this program."""
+    # started once: four processes take seconds to start
+    pool = Processes(LINKS.devices)
+    atexit.register(pool.close)
+    return pool
 
 
 def _strategy(card: Card) -> Strategy:
+    """Return the card's strategy with its tiny settings.  Raises: Broken if it is none."""
     config: Any = tiny(card)
     want, fix = "rows, plan and shard", "See intarsia.parallel.Strategy."
     require(isinstance(config, Strategy), type(config).__name__, want, fix)
@@ -39,6 +41,7 @@ def _strategy(card: Card) -> Strategy:
 
 
 def _compared(card: Card, *trials: ExpertTrial) -> None:
+    """Compare the strategy in four processes with one process, for each trial."""
     for trial in trials:
         try:
             processes().run(compare_with_one, _strategy(card), trial)
@@ -50,34 +53,36 @@ def _compared(card: Card, *trials: ExpertTrial) -> None:
 
 
 def is_one_process(card: Card) -> None:
-    """Outputs and gradients of one process, integers exactly; the bytes of the plan, both ways."""
+    """Check outputs and gradients against one process, integers exactly, and the bytes sent."""
+    # the integer trial has no rounding, so that equality is exact
     _compared(card, ExpertTrial(past=1))
 
 
 def is_close_where_sums_are_rounded(card: Card) -> None:
-    """The same in float64 within 1e-12, with gated experts and biases."""
+    """Check the same in float64 within 1e-12, with gated experts and biases."""
     _compared(card, ExpertTrial(whole=False, bias=True, layers=1))
 
 
 def takes_whoever_has_nothing(card: Card) -> None:
-    """A process without tokens, and an expert without."""
+    """Check a process without tokens, and an expert without tokens."""
     names = ("a process without tokens", "an expert without tokens")
     _compared(card, *(ExpertTrial(name, layers=1) for name in names))
 
 
 def takes_tokens_of_all_experts_and_of_one(card: Card) -> None:
-    """k = E is the dense mixture; k = 1 where all tokens have one and the same expert."""
+    """Check k = E, the dense mixture, and k = 1 where all tokens have the same expert."""
     _compared(card, *(ExpertTrial(name, layers=1) for name in ("k = E", "one expert")))
 
 
 def plans_the_same_each_time(card: Card) -> None:
-    """A plan is a function of what it is given, can be written down, and takes time."""
+    """Check that a plan is deterministic, can be written as JSON, and takes time."""
     trial, strategy = ExpertTrial(), _strategy(card)
     size = size_of(trial.layers_of()[0])
     first = strategy.plan(trial.trace(), size, LINKS, backward=True)
     torch.rand(3)
     again = strategy.plan(trial.trace(), size, LINKS, backward=True)
     require(first.digest() == again.digest(), "another plan", "the same", "Draw nothing.")
+    # a plan that is read again must simulate alike on another machine
     read = DevicePlan.from_json(first.to_json())
     require(read.digest() == first.digest(), "another plan when read", "the same", "Use JSON's.")
     seconds = simulate(first, LINKS).seconds
@@ -85,7 +90,7 @@ def plans_the_same_each_time(card: Card) -> None:
 
 
 def deals_out_every_row(card: Card) -> None:
-    """Each row has a device, or several that hold the same rows."""
+    """Check that each row has a device, or several that hold the same rows."""
     rows = _strategy(card).rows(ExpertTrial().trace(), LINKS.devices)
     fits = rows.shape[0] == LINKS.devices and bool(rows.any(0).all())
     require(fits, "rows of no device", "each on one or more", "Deal out all sequences.")

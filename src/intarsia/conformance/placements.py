@@ -20,73 +20,86 @@ LAYERS, EXPERTS, DEVICES, TOKENS = 3, 8, 4, 48
 
 
 def routed(seed: int = 5, experts: int = EXPERTS) -> Trace:
-    """Tokens with two experts a layer, some much more often than others."""
+    """Return a trace of tokens with two experts a layer, some much more often than others."""
     draws = seeded(seed)
-    liked = 2 * torch.rand(LAYERS, experts, generator=draws)
-    scores = liked + torch.randn(TOKENS, LAYERS, experts, generator=draws)
+    popularity = 2 * torch.rand(LAYERS, experts, generator=draws)
+    scores = popularity + torch.randn(TOKENS, LAYERS, experts, generator=draws)
+    # eight sequences of six tokens
     row = torch.arange(TOKENS)
     return Trace(scores.topk(2).indices, experts, row // 6, row % 6)
 
 
 def _placed(card: Card, trace: Trace, links: Topology) -> Placement:
+    """Place the experts of a trace by the card's config."""
     config: Any = tiny(card)
     return config.place(trace, links)
 
 
 def places_every_expert(card: Card) -> None:
-    """Each expert has an owner that holds it; devices have as many places each."""
+    """Check that an owner holds each expert, and that devices have as many places each."""
     for links in (Topology.uniform(DEVICES), Topology.two_level(2, 2), Topology.uniform(1)):
-        found = _placed(card, routed(), links)
-        shape = found.layers, found.experts, found.devices
+        placement = _placed(card, routed(), links)
+        shape = placement.layers, placement.experts, placement.devices
         require_equal(shape, (LAYERS, EXPERTS, links.devices), "Place each layer's experts.")
+        # spare places for replicas count, too
         copies = settings_to_dict(tiny(card)).get("redundant", 0)
         places = (EXPERTS + copies) // links.devices
-        most = int(found.sizes().max())
-        require(most <= places, f"{most} experts on one device", f"{places}", "Keep the counts.")
+        largest = int(placement.sizes().max())
+        require(
+            largest <= places, f"{largest} experts on one device", f"{places}", "Keep the counts."
+        )
 
 
 def places_the_same_each_time(card: Card) -> None:
-    """Two searches, one placement, whatever torch's own generator does."""
+    """Check that two searches give one placement, whatever torch's own generator does."""
     first = _placed(card, routed(), Topology.uniform(DEVICES))
     torch.rand(3)
     again = _placed(card, routed(), Topology.uniform(DEVICES))
-    same = torch.equal(first.owner, again.owner) and torch.equal(first.holds, again.holds)
-    require(same, "another placement", "the same", "Draw nothing; stop by counts, not by time.")
+    equal = torch.equal(first.owner, again.owner) and torch.equal(first.holds, again.holds)
+    require(equal, "another placement", "the same", "Draw nothing; stop by counts, not by time.")
 
 
 def leaves_the_trace_alone(card: Card) -> None:
-    """A search writes to nothing that it is given."""
+    """Check that a search does not write to the trace."""
     trace = routed()
     _placed(card, trace, Topology.uniform(DEVICES))
-    same = torch.equal(trace.expert, routed().expert)
-    require(same, "a trace written to", "it as given", "Copy it.")
+    unchanged = torch.equal(trace.expert, routed().expert)
+    require(unchanged, "a trace written to", "it as given", "Copy it.")
 
 
 def takes_layers_without_tokens(card: Card) -> None:
-    """Experts that no token has, and a trace of one layer, are placed, too."""
+    """Check that experts without tokens, and a trace of one layer, are placed."""
     trace = routed()
+    # no token has an expert in this layer
     trace.expert[:, 1] = -1
     _placed(card, trace, Topology.uniform(DEVICES))
-    one = Trace(routed().expert[:, :1], EXPERTS, trace.sequence, trace.position)
-    found = _placed(card, one, Topology.uniform(DEVICES))
-    require_equal(found.layers, 1, "A single layer has no neighbours.")
+    single_layer = Trace(routed().expert[:, :1], EXPERTS, trace.sequence, trace.position)
+    placement = _placed(card, single_layer, Topology.uniform(DEVICES))
+    require_equal(placement.layers, 1, "A single layer has no neighbours.")
 
 
 def gives_each_expert_one_home(card: Card) -> None:
-    """The owner of each expert holds it, and a plan sends rows to holders and to no one else."""
+    """Check that owners hold their experts, and that a plan sends rows to holders alone."""
     trace, links, size = routed(), Topology.uniform(DEVICES), ExpertSize(3, 2, 4)
-    found, home = _placed(card, trace, links), homes(trace, DEVICES)
-    held = bool(found.holds.gather(1, found.owner[:, None]).all())
-    require(held, "an owner without its expert", "copies at their owners", "Use Placement.of.")
+    placement, home = _placed(card, trace, links), homes(trace, DEVICES)
+    owners_hold = bool(placement.holds.gather(1, placement.owner[:, None]).all())
+    require(
+        owners_hold, "an owner without its expert", "copies at their owners", "Use Placement.of."
+    )
+    # count by hand what combining sends back: a row for each device that is not the token's own
     want = torch.zeros(DEVICES, DEVICES, dtype=torch.int64)
     for layer in range(LAYERS):
-        to = destinations(
-            trace.expert[:, layer], home, found.holds[layer], links.nodes(), torch.arange(TOKENS)
+        targets = destinations(
+            trace.expert[:, layer],
+            home,
+            placement.holds[layer],
+            links.nodes(),
+            torch.arange(TOKENS),
         ).tolist()
-        for at, some in zip(home.tolist(), to, strict=True):
-            for device in set(some) - {at}:
-                want[device, at] += size.row
-    got = expert_parallel(trace, found, size, nodes=links.nodes()).bytes(["combine"])
+        for source, devices in zip(home.tolist(), targets, strict=True):
+            for device in set(devices) - {source}:
+                want[device, source] += size.row
+    got = expert_parallel(trace, placement, size, nodes=links.nodes()).bytes(["combine"])
     require(torch.equal(got, want), got.tolist(), want.tolist(), "Hold what `holds` says.")
 
 

@@ -19,34 +19,36 @@ DRAWS = 20
 
 
 def returns_a_routing(card: Card) -> None:
-    """A Routing with finite weights, and scalars as losses; x stays as it was."""
+    """Check for a Routing with finite weights and scalar losses; x stays as it was."""
     x = tokens()
     before = x.clone()
     routing = route(build(card), x)
     require_finite(routing.weight, "weights", "Guard the division.")
     scalars = all(loss.dim() == 0 for loss in routing.losses.values())
     require(scalars, "losses with axes", "scalars", "Take their mean.")
-    same = torch.equal(x, before)
-    require(same, "an x that was written to", "x as given", "Copy it first.")
+    unchanged = torch.equal(x, before)
+    require(unchanged, "an x that was written to", "x as given", "Copy it first.")
 
 
 def routes_one_token(card: Card) -> None:
-    """A single token is a batch too."""
+    """Check that a single token can be routed."""
     route(build(card), tokens(1))
 
 
 def follows_device_and_dtype(card: Card) -> None:
-    """Weights are where x is and of its type."""
+    """Check that weights have the device and the dtype of x."""
     for x in (tokens().double(), tokens().to("meta")):
         router = shown(build(card).to(x.device, x.dtype), x)
         weight = route(router, x).weight
-        same = (weight.dtype, weight.device.type) == (x.dtype, x.device.type)
+        follows = (weight.dtype, weight.device.type) == (x.dtype, x.device.type)
         fix = "Make new tensors from x: x.new_zeros, x.device."
-        require(same, f"weights {weight.dtype} on {weight.device}", f"{x.dtype} on {x.device}", fix)
+        require(
+            follows, f"weights {weight.dtype} on {weight.device}", f"{x.dtype} on {x.device}", fix
+        )
 
 
 def _resized(card: Card, **sizes: int) -> nn.Module | None:
-    """Return a tiny router of other sizes; None if its config does not speak of all of them."""
+    """Return a tiny router of other sizes; None if its config has no such settings."""
     config = tiny(card)
     if not sizes.keys() <= {f.name for f in dataclasses.fields(config)}:
         return None
@@ -54,16 +56,17 @@ def _resized(card: Card, **sizes: int) -> nn.Module | None:
 
 
 def gives_one_expert_all(card: Card) -> None:
-    """E = 1: the one expert has every token, with weight 1."""
+    """Check that a single expert has every token, with weight 1."""
+    # some configs fix k, and have no setting `active`
     router = _resized(card, experts=1, active=1) or _resized(card, experts=1)
     if router is None:
         return
-    found, fix = gates(router, tokens()), "A probability among one is 1."
-    require_close(found, torch.ones_like(found), "weights of the only expert", fix)
+    weights, fix = gates(router, tokens()), "A probability among one is 1."
+    require_close(weights, torch.ones_like(weights), "weights of the only expert", fix)
 
 
 def leaves_nobody_out_at_k_of_k(card: Card) -> None:
-    """k = E: every expert has every token."""
+    """Check that with k = E every expert has every token."""
     experts = settings_to_dict(tiny(card)).get("experts", 0)
     router = _resized(card, experts=experts, active=experts)
     if router is None:
@@ -73,7 +76,8 @@ def leaves_nobody_out_at_k_of_k(card: Card) -> None:
 
 
 def stands_extreme_inputs(card: Card) -> None:
-    """Weights are finite and not negative, whatever the scale of the input."""
+    """Check that weights are finite and not negative at any scale of the input."""
+    # exp(1e5) overflows without subtracting the largest logit
     for scale in (0.0, 1e5):
         weight = route(build(card), scale * tokens()).weight.detach()
         fine = bool((torch.isfinite(weight) & (weight >= 0)).all())
@@ -82,7 +86,7 @@ def stands_extreme_inputs(card: Card) -> None:
 
 
 def leaves_padding_out(card: Card) -> None:
-    """Padding gets no expert, and what it holds changes neither other tokens nor losses.
+    """Check that padding gets no expert, and changes neither other tokens nor losses.
 
     Not asked of routers that draw: they draw for whole samples.
     """
@@ -91,105 +95,110 @@ def leaves_padding_out(card: Card) -> None:
         return
     x, valid = tokens(), torch.tensor([True, True, False, True, False])
     alone = route(router, x[valid])
-    for other in (x, torch.where(valid[:, None], x, 7 * tokens(seed=9))):
+    # padding that holds other numbers must change nothing
+    for batch in (x, torch.where(valid[:, None], x, 7 * tokens(seed=9))):
         router.context.valid = valid[None]
-        routing = route(router, other)
+        routing = route(router, batch)
         dense = routing.dense().detach()
         none = not bool(dense[~valid].any())
         require(none, "experts for padding", "none", "Heed `valid`.")
-        same = {"weights": (dense[valid], alone.dense().detach())}
-        same |= {n: (routing.losses[n].detach(), v.detach()) for n, v in alone.losses.items()}
-        for what, (got, want) in same.items():
+        pairs = {"weights": (dense[valid], alone.dense().detach())}
+        pairs |= {n: (routing.losses[n].detach(), v.detach()) for n, v in alone.losses.items()}
+        for name, (got, want) in pairs.items():
             fix = "Leave rows where `valid` is False out of every sum."
-            require_close(got, want, f"{what} with and without padding", fix)
+            require_close(got, want, f"{name} with and without padding", fix)
 
 
 def evaluates_without_chance(card: Card) -> None:
-    """A learned router says the same twice in evaluation."""
+    """Check that a learned router is deterministic in evaluation."""
     router = build(card).eval()
     if isinstance(router, Router):
         drawn = _drawn(router, tokens())
-        same = not bool((drawn != drawn[0]).any())
-        require(same, "evaluations that differ", "the same bits", "Draw in training only.")
+        equal = not bool((drawn != drawn[0]).any())
+        require(equal, "evaluations that differ", "the same bits", "Draw in training only.")
 
 
 def capacity_exactly_when_tagged(card: Card) -> None:
-    """ "capacity": tokens in another order get other experts.  Not asked of routers that draw."""
+    """Check "capacity": experts depend on the order of tokens.  Not for routers that draw."""
     if "stochastic" in card.tags:
         return
-    shown = False
+    differ = False
     for seed in range(DRAWS):
         x = tokens(seed=seed)
-        ours, theirs = (gates(build(card), each) for each in (x, x.flip(0)))
-        shown = shown or not torch.allclose(ours, theirs.flip(0), atol=1e-6)
-    require_tag(card, "capacity", shown, "experts that go by a token's place")
+        # reversed tokens: a capacity keeps the first ones, others do not care
+        ours, theirs = (gates(build(card), batch) for batch in (x, x.flip(0)))
+        differ = differ or not torch.allclose(ours, theirs.flip(0), atol=1e-6)
+    require_tag(card, "capacity", differ, "experts that go by a token's place")
 
 
 def _drawn(router: nn.Module, x: Tensor) -> Tensor:
+    """Return the weights of several forwards, (draws, T, E)."""
     return torch.stack([gates(router, x) for _ in range(DRAWS)])  # (draws, T, E)
 
 
 def draws_from_its_generator(card: Card) -> None:
-    """One seed, one sequence of draws, whatever torch's own generator does."""
+    """Check that one seed gives one sequence of draws, whatever torch's own generator does."""
     fix = "Draw from the generator that build was given."
     require_own_draws(lambda: [_drawn(build(card), tokens())], "routings that differ", fix)
 
 
 def sparse_exactly_when_tagged(card: Card) -> None:
-    """ "sparse": no token goes to every expert."""
+    """Check "sparse": no token goes to every expert."""
     drawn = _drawn(build(card), tokens())
-    shown = bool(((drawn != 0).sum(-1) < drawn.shape[-1]).all())
-    require_tag(card, "sparse", shown, "routing that leaves some expert out for every token")
+    sparse = bool(((drawn != 0).sum(-1) < drawn.shape[-1]).all())
+    require_tag(card, "sparse", sparse, "routing that leaves some expert out for every token")
 
 
 def stochastic_exactly_when_tagged(card: Card) -> None:
-    """ "stochastic": two forwards in training differ."""
+    """Check "stochastic": two forwards in training differ."""
     drawn = _drawn(build(card).train(), tokens())
     require_tag(card, "stochastic", bool((drawn != drawn[0]).any()), "forwards that differ")
 
 
 def learned_exactly_when_tagged(card: Card) -> None:
-    """ "learned": every parameter of the router, and of what it reads, gets a gradient."""
+    """Check "learned": every parameter of the router, and of what it reads, gets a gradient."""
     router = build(card)
     routing = after_a_layer(router, tokens())
     read = [t for reader in expert_readers(router) for t in reader.encoder() if t is not None]
     parameters = [*router.parameters(), *read]
-    shown = bool(parameters) and routing.weight.requires_grad
-    if shown:
+    learned = bool(parameters) and routing.weight.requires_grad
+    if learned:
+        # a random direction, because the sum of renormalised weights has no gradient
         scale = normal(*routing.weight.shape, seed=2)
         (routing.weight * scale).sum().backward()
-        shown = all(p.grad is not None and bool((p.grad != 0).any()) for p in parameters)
-    require_tag(card, "learned", shown, "weights that carry a gradient to every parameter")
+        learned = all(p.grad is not None and bool((p.grad != 0).any()) for p in parameters)
+    require_tag(card, "learned", learned, "weights that carry a gradient to every parameter")
 
 
 def after_a_layer(router: nn.Module, x: Tensor, seed: int = 4) -> Routing:
-    """Return the routing of a router that is not the first of its thread, if it is on one."""
+    """Return the routing of x after a random state of the layer before, if the router reads one."""
     routing = route(router, x)
     if routing.state is None or not isinstance(router, PassesState):
         return routing
-    left = normal(*routing.state.shape, seed=seed)
-    router.thread.leave(router.layer - 1, left.to(routing.state))
+    state = normal(*routing.state.shape, seed=seed)
+    router.thread.leave(router.layer - 1, state.to(routing.state))
     return route(router, x)
 
 
 def stateful_exactly_when_tagged(card: Card) -> None:
-    """ "stateful": what the layer before left changes the routing."""
+    """Check "stateful": the state of the layer before changes the routing."""
     if "stochastic" in card.tags:
         return
-    found = [after_a_layer(build(card).eval(), tokens(), s).dense() for s in range(DRAWS)]
-    shown = any(not torch.equal(each, found[0]) for each in found)
-    require_tag(card, "stateful", shown, "routing that hears the layer before")
+    weights = [after_a_layer(build(card).eval(), tokens(), s).dense() for s in range(DRAWS)]
+    differ = any(not torch.equal(after, weights[0]) for after in weights)
+    require_tag(card, "stateful", differ, "routing that hears the layer before")
 
 
 def non_causal_exactly_when_tagged(card: Card) -> None:
-    """ "non_causal": another last token changes where earlier ones go."""
-    shown = False
+    """Check "non_causal": another last token changes where earlier ones go."""
+    differ = False
     for seed in range(DRAWS):
         x = tokens(seed=seed)
-        other = torch.cat([x[:-1], 10 * tokens(1, seed=seed + 100)])
-        ours, theirs = (gates(build(card), each) for each in (x, other))
-        shown = shown or not torch.equal(ours[:-1], theirs[:-1])
-    require_tag(card, "non_causal", shown, "earlier tokens that follow a later one")
+        # a large last token changes every sum over the sequence
+        changed = torch.cat([x[:-1], 10 * tokens(1, seed=seed + 100)])
+        ours, theirs = (gates(build(card), batch) for batch in (x, changed))
+        differ = differ or not torch.equal(ours[:-1], theirs[:-1])
+    require_tag(card, "non_causal", differ, "earlier tokens that follow a later one")
 
 
 LAWS: tuple[Law, ...] = (*CARD_LAWS, *laws_of(__name__), *BATCH_LAWS)

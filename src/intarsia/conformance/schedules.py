@@ -26,6 +26,7 @@ Move = Callable[[nn.Module], object]
 
 @cache
 def _model() -> nn.Module:
+    """Build the model once."""
     generator = seeded()
     return nn.ModuleDict(
         {
@@ -38,7 +39,7 @@ def _model() -> nn.Module:
 
 
 def model() -> nn.Module:
-    """What a schedule may act on: routers that draw, a gate that cools, and linear layers."""
+    """Return a model with what a schedule may set: routers, a cooling gate, linear layers."""
     return copy.deepcopy(_model())
 
 
@@ -51,58 +52,62 @@ def moves(card: Card, steps: int = STEPS) -> list[Move]:
     return [lambda m, s=s: schedule(m, s, steps) for s in range(steps)]
 
 
-def state(of: nn.Module) -> dict[str, Any]:
-    """All that a module is but its identity: its plain attributes, parameters and buffers."""
+def state(module: nn.Module) -> dict[str, Any]:
+    """Return everything that decides about a module: plain attributes, parameters and buffers."""
     plain = (bool, int, float, str)
-    found: dict[str, Any] = {}
-    for path, module in of.named_modules():
-        values = {n: v for n, v in vars(module).items() if isinstance(v, plain) and n != NUMBER}
-        found |= {f"{path}.{name}": value for name, value in values.items()}
-    return found | {name: tensor.clone() for name, tensor in of.state_dict().items()}
+    attributes: dict[str, Any] = {}
+    for path, part in module.named_modules():
+        # a copy of a random source has another number, which is no state
+        values = {n: v for n, v in vars(part).items() if isinstance(v, plain) and n != NUMBER}
+        attributes |= {f"{path}.{name}": value for name, value in values.items()}
+    return attributes | {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-def _after(calls: list[Move], of: nn.Module | None = None) -> nn.Module:
-    found = model() if of is None else of
+def _after(calls: list[Move], start: nn.Module | None = None) -> nn.Module:
+    """Return a model after these calls.  start: None = a fresh one."""
+    module = model() if start is None else start
     for call in calls:
-        call(found)
-    return found
+        call(module)
+    return module
 
 
-def _differ(one: nn.Module, two: nn.Module) -> list[str]:
-    """Names of what differs between two models."""
-    theirs = state(two)
-    found: list[str] = []
-    for name, ours in state(one).items():
-        other = theirs[name]
-        same = torch.equal(ours, other) if isinstance(ours, Tensor) else ours == other
-        found += [] if same else [name]
-    return found
+def _differ(first: nn.Module, second: nn.Module) -> list[str]:
+    """Return the names of the values that differ between two models."""
+    theirs = state(second)
+    differing: list[str] = []
+    for name, ours in state(first).items():
+        their_value = theirs[name]
+        equal = torch.equal(ours, their_value) if isinstance(ours, Tensor) else ours == their_value
+        differing += [] if equal else [name]
+    return differing
 
 
-def _require_same(one: nn.Module, two: nn.Module, what: str, fix: str) -> None:
-    differ = _differ(one, two)
-    require(not differ, f"{what} that differ in {differ}", "the same", fix)
+def _require_same(first: nn.Module, second: nn.Module, name: str, fix: str) -> None:
+    """Require that two models have the same state."""
+    differ = _differ(first, second)
+    require(not differ, f"{name} that differ in {differ}", "the same", fix)
 
 
 def sets_something(card: Card) -> None:
-    """Somewhere along the run the model is not what it was."""
+    """Check that the schedule changes the model at some step."""
     fresh = _after([])
-    shown = any(_differ(fresh, _after([move])) for move in moves(card))
-    require(shown, "a model as it was", "a change", "Set what the step decides.")
+    changes = any(_differ(fresh, _after([move])) for move in moves(card))
+    require(changes, "a model as it was", "a change", "Set what the step decides.")
 
 
 def depends_on_the_step_alone(card: Card) -> None:
-    """A model at a step is the same, whether the steps before were called, once, twice or never."""
+    """Check that a model at a step does not depend on the calls of the steps before."""
     calls = moves(card)
     fix = "Remember nothing between the steps."
     for n, call in enumerate(calls):
+        # alone: without the steps before; twice: as a loop that retries a step
         alone = _after([call])
         _require_same(_after(calls[: n + 1]), alone, f"models at step {n}", fix)
         _require_same(_after([call, call]), alone, f"steps {n} called twice", fix)
 
 
 def resumes_from_a_state_dict(card: Card) -> None:
-    """A fresh model with the saved tensors, called at the next step, is the one that went on."""
+    """Check that a fresh model with the saved tensors goes on like the saved one."""
     calls = moves(card)
     for n in range(1, len(calls)):
         run, again = _after(calls[:n]), _after([])
@@ -112,15 +117,15 @@ def resumes_from_a_state_dict(card: Card) -> None:
 
 
 def ends_alike(card: Card) -> None:
-    """Where it ends does not depend on how many steps there are."""
+    """Check that the end does not depend on the number of steps."""
     short, long = (_after(moves(card, steps)[-1:]) for steps in (7, 70))
-    for one in (short, long):
-        one.get_buffer("gate.clock").zero_()  # it counts the steps themselves
+    for end in (short, long):
+        end.get_buffer("gate.clock").zero_()  # it counts the steps themselves
     _require_same(short, long, "ends of short and long runs", "Reach the end at the last step.")
 
 
 def refuses_a_step_outside(card: Card) -> None:
-    """Steps count from 0 to steps - 1; a schedule by fit has none."""
+    """Check that steps count from 0 to steps - 1; a schedule by fit has none."""
     schedule: Any = tiny(card)
     if isinstance(schedule, ByFit):
         return
@@ -130,13 +135,13 @@ def refuses_a_step_outside(card: Card) -> None:
 
 
 def draws_nothing_of_torch_s(card: Card) -> None:
-    """torch's own generator is where it was."""
+    """Check that torch's own generator is not used."""
     with torch_seed(0):
         fresh = _after([])
         before = torch.get_rng_state()
         _after(moves(card), fresh)
-        same = torch.equal(torch.get_rng_state(), before)
-    require(same, "numbers drawn", "none", "Pass a generator in.")
+        unchanged = torch.equal(torch.get_rng_state(), before)
+    require(unchanged, "numbers drawn", "none", "Pass a generator in.")
 
 
 LAWS: tuple[Law, ...] = (*CARD_LAWS, *laws_of(__name__))

@@ -26,76 +26,81 @@ OUT, IN, ROWS = 5, 7, 12
 
 
 def weight(out: int = OUT) -> Tensor:
+    """Return a random weight, (out, IN)."""
     return normal(out, IN)
 
 
 def rows(count: int = ROWS) -> Tensor:
+    """Return random inputs, (count, IN)."""
     return normal(count, IN, seed=2)
 
 
-def _scored(card: Card, w: Tensor, seen: Statistics) -> Tensor:
+def _scored(card: Card, w: Tensor, statistics: Statistics) -> Tensor:
     """Return the config's `score(weight, statistics)`.  (out, in) -> (out, in)."""
     config: Any = tiny(card)
-    return config.score(w, seen)
+    return config.score(w, statistics)
 
 
 def _seen(x: Tensor) -> Statistics:
+    """Return all statistics of these inputs."""
     return Statistics.of(x, hessian=True)
 
 
 def scores_each_weight(card: Card) -> None:
-    """A finite number for each weight, of odd and empty layers, of inputs of 0 and of no input."""
+    """Check for a finite score of each weight, of empty layers and of inputs of 0 or none, too."""
     for w in (weight(), weight(1), weight(0)):
+        # inputs of 0 and no input at all make a division by their norm fail
         for x in (rows(), 0 * rows(), rows(0), 1e4 * rows()):
             before = w.clone()
-            found = _scored(card, w, _seen(x))
-            require_equal(tuple(found.shape), tuple(w.shape), "Score every weight.")
-            require_finite(found, "scores", "Guard the division.")
+            score = _scored(card, w, _seen(x))
+            require_equal(tuple(score.shape), tuple(w.shape), "Score every weight.")
+            require_finite(score, "scores", "Guard the division.")
             require(torch.equal(w, before), "a weight written to", "it", "Copy it.")
 
 
 def splits_batches_as_it_likes(card: Card) -> None:
-    """Statistics of parts, added up, give the score of the whole."""
-    whole = _scored(card, weight(), _seen(rows()))
+    """Check that statistics of parts, added up, give the score of all rows."""
+    want = _scored(card, weight(), _seen(rows()))
     for cut in (1, 5):
         parts = _seen(rows()[:cut]) + _seen(rows()[cut:])
-        found = _scored(card, weight(), parts)
-        require_close(found, whole, "scores of batches split", "Read sums alone.")
+        score = _scored(card, weight(), parts)
+        require_close(score, want, "scores of batches split", "Read sums alone.")
 
 
 def is_the_same_each_time(card: Card) -> None:
-    """Two calls, one score, whatever torch's own generator does."""
-    found = partial(_scored, card, weight(), _seen(rows()))
-    require_own_draws(lambda: [found()], "scores that differ", "Draw nothing.")
+    """Check that two calls give one score, whatever torch's own generator does."""
+    score = partial(_scored, card, weight(), _seen(rows()))
+    require_own_draws(lambda: [score()], "scores that differ", "Draw nothing.")
 
 
 def permutes_with_its_columns(card: Card) -> None:
-    """Inputs in another order, scores in that order."""
+    """Check that permuted inputs give permuted scores."""
     order = torch.arange(IN - 1, -1, -1)
     want = _scored(card, weight(), _seen(rows()))[:, order]
-    found = _scored(card, weight()[:, order], _seen(rows()[:, order]))
-    require_close(found, want, "scores of permuted inputs", "Treat every column alike.")
+    score = _scored(card, weight()[:, order], _seen(rows()[:, order]))
+    require_close(score, want, "scores of permuted inputs", "Treat every column alike.")
 
 
 def reads_what_it_needs(card: Card) -> None:
-    """`needs`: without the other statistics the score is the same."""
+    """Check that the score reads no statistics outside `needs`."""
     needs = tiny(card).needs
     want = _scored(card, weight(), _seen(rows()))
-    found = _scored(card, weight(), Statistics.of(rows(), needs=needs))
-    require_equal(found.tolist(), want.tolist(), "Say all that is read.")
+    score = _scored(card, weight(), Statistics.of(rows(), needs=needs))
+    require_equal(score.tolist(), want.tolist(), "Say all that is read.")
 
 
 def monotone_exactly_when_tagged(card: Card) -> None:
-    """ "monotone": with all else as it was, a larger |w| never has a lower score."""
-    shown, seen = True, _seen(rows())
-    before = _scored(card, weight(), seen)
+    """Check "monotone": with all else as it was, a larger |w| never has a lower score."""
+    monotone, statistics = True, _seen(rows())
+    before = _scored(card, weight(), statistics)
     for row in range(OUT):
         for column in range(IN):
+            # doubling one weight must not lower its own score
             larger = weight()
             larger[row, column] *= 2
-            after = _scored(card, larger, seen)
-            shown = shown and bool(after[row, column] >= before[row, column])
-    require_tag(card, "monotone", shown, "a score that grows with its weight")
+            after = _scored(card, larger, statistics)
+            monotone = monotone and bool(after[row, column] >= before[row, column])
+    require_tag(card, "monotone", monotone, "a score that grows with its weight")
 
 
 LAWS: tuple[Law, ...] = (*CARD_LAWS, *laws_of(__name__))

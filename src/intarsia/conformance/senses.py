@@ -1,4 +1,4 @@
-"""A tiny decoder, a tokenizer of letters, pictures and sounds: what tests of seeing models need."""
+"""A tiny decoder, a tokenizer of letters, pictures and sounds for tests of seeing models."""
 
 from __future__ import annotations
 
@@ -63,14 +63,14 @@ def sound(number: int, seconds: float = 0.3) -> tuple[np.ndarray, int]:
 WORDS = ("red", "blue", "dark", "pale")
 
 
-def questions(each: int = 4) -> list[Question]:
-    """So many of each modality; a picture, a sound or a word decides the answer."""
-    found: list[Question] = []
-    for i in range(each):
-        word, other = WORDS[i % len(WORDS)], WORDS[(i + 1) % len(WORDS)]
-        found += [
+def questions(count: int = 4) -> list[Question]:
+    """Return `count` questions of each modality; picture, sound or word decides the answer."""
+    rows: list[Question] = []
+    for i in range(count):
+        word, next_word = WORDS[i % len(WORDS)], WORDS[(i + 1) % len(WORDS)]
+        rows += [
             Question("which?", word, image=(picture(i % len(WORDS)),), group=f"a{i}"),
-            Question("what?", other, audio=(sound(i % len(WORDS)),), group=f"b{i}"),
+            Question("what?", next_word, audio=(sound(i % len(WORDS)),), group=f"b{i}"),
             Question(f"say {word}.", word, group=f"c{i}"),
         ]
-    return found
+    return rows

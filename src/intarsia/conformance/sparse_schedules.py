@@ -24,7 +24,7 @@ STEPS = 8
 def net(sparse: bool = True) -> nn.Module:
     """Return a convolution and two linear maps; sparse: a third of their weights is 0."""
     with torch_seed(0):
-        made = nn.Sequential(
+        model = nn.Sequential(
             nn.Conv2d(2, 4, 3),
             nn.ReLU(),
             nn.Flatten(),
@@ -33,13 +33,14 @@ def net(sparse: bool = True) -> nn.Module:
             nn.Linear(6, 3),
         )
     with torch.no_grad():
-        for p in made.parameters():
+        for p in model.parameters():
             if sparse and p.dim() > 1:
                 p.view(-1)[::3] = 0
-    return made
+    return model
 
 
 def adamw(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
+    """Return AdamW over all parameters of a model."""
     return AdamW(model.parameters(), lr=lr, weight_decay=weight_decay)
 
 
@@ -51,6 +52,8 @@ class MaskedRun:
         self.optimizer = self.masking.masked.optimizer(adamw)(model, 0.05, 0.1)
 
     def step(self, step: int) -> None:
+        """Make one step of the training, as the loop does."""
+        # the order of the training loop: masks, forward, backward, then a change of masks or a step
         with self.masking.masked.training():
             self.masking.before(step, STEPS)
             self.model(normal(5, 2, 4, 4, seed=step)).square().sum().backward()
@@ -61,20 +64,23 @@ class MaskedRun:
             self.optimizer.zero_grad()
 
     def to(self, stop: int, start: int = 0) -> MaskedRun:
+        """Make the steps from `start` up to `stop`; return the run."""
         for step in range(start, stop):
             self.step(step)
         return self
 
     def weights(self) -> dict[str, Tensor]:
+        """Return copies of the weights, by name."""
         return {n: p.detach().clone() for n, p in self.model.named_parameters()}
 
 
-def _differ(one: Mapping[str, Tensor], two: Mapping[str, Tensor]) -> list[str]:
-    return [n for n in one if not torch.equal(one[n], two[n])]
+def _differ(first: Mapping[str, Tensor], second: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the tensors that differ."""
+    return [n for n in first if not torch.equal(first[n], second[n])]
 
 
 def is_as_dense_as_it_says(card: Card) -> None:
-    """At the end `density` of the weights is kept, within one a layer; masks change when due."""
+    """Check the density at the end, within one weight a layer, and that masks change when due."""
     schedule = tiny(card)
     run = MaskedRun(schedule, net())
     before = {n: k.clone() for n, k in run.masking.masked.kept.items()}
@@ -87,29 +93,30 @@ def is_as_dense_as_it_says(card: Card) -> None:
         before = {n: k.clone() for n, k in after.items()}
     density = settings_to_dict(schedule).get("density")
     if density is not None:
-        kept, total = (sum(int(f(k)) for k in before.values()) for f in (torch.sum, torch.numel))
-        off = abs(kept - density * total)
-        got, want = f"{kept} of {total} kept", f"density {density}"
+        count, total = (sum(int(f(k)) for k in before.values()) for f in (torch.sum, torch.numel))
+        off = abs(count - density * total)
+        got, want = f"{count} of {total} kept", f"density {density}"
         require(off <= len(before), got, want, "Round once a layer.")
 
 
 def keeps_zeros_everywhere(card: Card) -> None:
-    """After each step weights and moments outside the masks are 0, and those inside move."""
+    """Check after each step that weights and moments outside the masks are 0, others move."""
     run = MaskedRun(tiny(card), net())
     for step in range(STEPS):
         run.step(step)
         for name, weight in run.masking.weights.items():
-            kept = run.masking.masked.kept[name]
-            held = run.optimizer.state.get(weight, {}).values()
-            for value in (weight.detach(), *(v for v in held if v.shape == weight.shape)):
-                away = int(value[~kept].count_nonzero())
+            mask = run.masking.masked.kept[name]
+            # moments of a dropped weight would bring it back in a later step
+            states = run.optimizer.state.get(weight, {}).values()
+            for value in (weight.detach(), *(v for v in states if v.shape == weight.shape)):
+                away = int(value[~mask].count_nonzero())
                 require(not away, f"{away} numbers in {name!r}", "0 outside", "Mask them.")
     moved = _differ(run.weights(), dict(net().named_parameters()))
     require(bool(moved), "weights that stay", "a training", "Mask only the others.")
 
 
 def stores_vectors_alike(card: Card) -> None:
-    """With store="vectors" the training is the same, up to rounding."""
+    """Check that store="vectors" trains the same, up to rounding."""
     dense = MaskedRun(tiny(card), net()).to(STEPS).weights()
     vectors = MaskedRun(replace(tiny(card), store="vectors"), net()).to(STEPS).weights()
     for name, value in dense.items():
@@ -117,44 +124,45 @@ def stores_vectors_alike(card: Card) -> None:
 
 
 def resumes_from_its_state(card: Card) -> None:
-    """A run that goes on from its state ends in the same bits."""
+    """Check that a run that is resumed from its state ends in the same bits."""
     for store in ("dense", "vectors"):
         schedule = replace(tiny(card), store=store)
-        whole = MaskedRun(schedule, net()).to(STEPS).weights()
+        uninterrupted = MaskedRun(schedule, net()).to(STEPS).weights()
         for stop in (1, STEPS // 2):
             first = MaskedRun(schedule, net()).to(stop)
             state = copy.deepcopy((first.masking.state(), first.optimizer.state_dict()))
+            # another seed, so that masks and draws can only come from the state
             again = MaskedRun(schedule, net(), seed=9)
             again.model.load_state_dict(read_again(first.model.state_dict()))
             again.masking.load_state(state[0])
             again.optimizer.load_state_dict(state[1])
-            differ = _differ(again.to(STEPS, stop).weights(), whole)
+            differ = _differ(again.to(STEPS, stop).weights(), uninterrupted)
             fix = "Keep masks, counter and generator in the state."
             require(not differ, f"other {differ} from step {stop}, {store}", "the same", fix)
 
 
 def leaves_a_dense_run_alone(card: Card) -> None:
-    """With density=1 it is the plain training, bit for bit; one without a density refuses."""
+    """Check that density=1 is the plain training, bit for bit; one without a density refuses."""
     if "density" not in settings_to_dict(tiny(card)):
         return
-    found = MaskedRun(replace(tiny(card), density=1.0), net(sparse=False)).to(STEPS).weights()
+    weights = MaskedRun(replace(tiny(card), density=1.0), net(sparse=False)).to(STEPS).weights()
     plain = net(sparse=False)
     optimizer = adamw(plain, 0.05, 0.1)
     for step in range(STEPS):
         plain(normal(5, 2, 4, 4, seed=step)).square().sum().backward()
         optimizer.step()
         optimizer.zero_grad()
-    differ = _differ(found, dict(plain.named_parameters()))
+    differ = _differ(weights, dict(plain.named_parameters()))
     require(not differ, f"other {differ}", "the plain run's", "Change nothing at density 1.")
 
 
 def draws_of_its_own_generator(card: Card) -> None:
-    """One seed, one run, whatever torch's own generator does."""
-    found: list[dict[str, Tensor]] = []
+    """Check that one seed gives one run, whatever torch's own generator does."""
+    runs: list[dict[str, Tensor]] = []
     for seed in (1, 2):
         with torch_seed(seed):
-            found.append(MaskedRun(tiny(card), net()).to(STEPS).weights())
-    if differ := _differ(*found):
+            runs.append(MaskedRun(tiny(card), net()).to(STEPS).weights())
+    if differ := _differ(*runs):
         raise Broken(f"other {differ}", "the same bits from one seed", "Draw from `generator`.")
 
 

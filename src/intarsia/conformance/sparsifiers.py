@@ -1,4 +1,4 @@
-"""Laws of what prunes a layer: as dense as it says, 0 elsewhere, by the statistics it names."""
+"""Laws of methods that prune a layer: density, zeros elsewhere, the statistics they name."""
 
 from __future__ import annotations
 
@@ -17,73 +17,79 @@ OUT, IN, ROWS = 6, 16, 60
 
 
 def weight() -> Tensor:
+    """Return the weight that the laws prune, (OUT, IN)."""
     return normal(OUT, IN)
 
 
 def rows() -> Tensor:
-    """Correlated inputs; the third channel is always 0."""
+    """Return correlated inputs, whose third channel is always 0."""
+    # correlated, so that compensation has something to do
     x = normal(ROWS, IN, seed=2) @ normal(IN, IN, seed=3) + 0.5
     x[:, 2] = 0
     return x
 
 
-def _edit(card: Card, seen: Statistics | None = None, w: Tensor | None = None) -> Any:
+def _edit(card: Card, statistics: Statistics | None = None, w: Tensor | None = None) -> Any:
+    """Return mask and weight as the card's config edits a layer; None = the default inputs."""
     config: Any = tiny(card)
-    seen = Statistics.of(rows(), needs=NEEDS) if seen is None else seen
-    found: tuple[Partition, Tensor] = config.edit("w", weight() if w is None else w, seen, seeded())
-    return found[0].mask("w", 0), found[1]
+    statistics = Statistics.of(rows(), needs=NEEDS) if statistics is None else statistics
+    result: tuple[Partition, Tensor] = config.edit(
+        "w", weight() if w is None else w, statistics, seeded()
+    )
+    return result[0].mask("w", 0), result[1]
 
 
 def prunes_to_its_density(card: Card) -> None:
-    """`density` of the layer is kept, within one weight a row, and all else is exactly 0."""
-    given = weight()
-    kept, new = _edit(card, w=given)
-    off = abs(int(kept.sum()) - tiny(card).density * kept.numel())
-    require(off <= OUT, f"{int(kept.sum())} of {kept.numel()}", "its density", "Count exactly.")
-    require(not bool(new[~kept].any()), "numbers outside the mask", "0", "Mask the weight.")
-    require_equal((new.shape, new.dtype), (given.shape, given.dtype), "Keep the type.")
-    require(torch.equal(given, weight()), "a weight written to", "it as it was", "Copy it.")
+    """Check that `density` of a layer is kept, within a weight a row, and the rest is 0."""
+    original = weight()
+    mask, new = _edit(card, w=original)
+    off = abs(int(mask.sum()) - tiny(card).density * mask.numel())
+    require(off <= OUT, f"{int(mask.sum())} of {mask.numel()}", "its density", "Count exactly.")
+    require(not bool(new[~mask].any()), "numbers outside the mask", "0", "Mask the weight.")
+    require_equal((new.shape, new.dtype), (original.shape, original.dtype), "Keep the type.")
+    require(torch.equal(original, weight()), "a weight written to", "it as it was", "Copy it.")
 
 
 def compensates_exactly_when_tagged(card: Card) -> None:
-    """Without the tag kept weights are as they were."""
-    kept, new = _edit(card)
-    changed = not torch.equal(new[kept], weight()[kept])
+    """Check that kept weights change exactly if the card is tagged "compensates"."""
+    mask, new = _edit(card)
+    changed = not torch.equal(new[mask], weight()[mask])
     require_tag(card, "compensates", changed, "kept weights that change")
 
 
 def prunes_by_what_it_needs(card: Card) -> None:
-    """Statistics that are not in `needs` are not read."""
+    """Check that statistics outside `needs` are not read."""
     want = _edit(card)
-    for found, of in zip(
+    for got, expected in zip(
         _edit(card, Statistics.of(rows(), needs=tiny(card).needs)), want, strict=True
     ):
-        require(torch.equal(found, of), "another result", "the same", "Name all that is read.")
+        require(torch.equal(got, expected), "another result", "the same", "Name all that is read.")
 
 
 def prunes_alike_in_two_processes(card: Card) -> None:
-    """Statistics of two halves, added up, give the same masks."""
+    """Check that statistics of two halves, added up, give the same masks."""
+    # each process counts its own half of the calibration rows
     halves = [Statistics.of(part, needs=NEEDS) for part in rows().chunk(2)]
-    kept, new = _edit(card, halves[0] + halves[1])
+    mask, new = _edit(card, halves[0] + halves[1])
     want = _edit(card)
-    require(torch.equal(kept, want[0]), "another mask of two halves", "the same", "Read sums.")
+    require(torch.equal(mask, want[0]), "another mask of two halves", "the same", "Read sums.")
     require_close(new, want[1], "weights of two halves", "Read sums.")
 
 
 def prunes_by_its_generator(card: Card) -> None:
-    """One seed, one result, whatever torch's own generator does."""
+    """Check that one seed gives one result, whatever torch's own generator does."""
     require_own_draws(lambda: _edit(card), "other results", "Draw from the generator.")
 
 
 def leaves_a_dense_layer_dense(card: Card) -> None:
-    """With a density of 1 nothing changes, but for inputs that are always 0."""
+    """Check that density 1 changes nothing but weights of inputs that are always 0."""
     config: Any = tiny(card)
     if "density" not in getattr(config, "__dataclass_fields__", {}):
         return
     dense = type(config)(density=1.0)
     _, new = dense.edit("w", weight(), Statistics.of(rows(), needs=NEEDS), seeded())
-    seen = [j for j in range(IN) if j != 2]
-    if not torch.equal(new[:, seen], weight()[:, seen]):
+    live = [j for j in range(IN) if j != 2]
+    if not torch.equal(new[:, live], weight()[:, live]):
         raise Broken("another weight at density 1", "the same", "Keep them all.")
 
 

@@ -23,12 +23,13 @@ Kept = dict[str, Tensor]
 
 
 class _Watched:
-    """A method, and the zeros of the model whenever a phase begins."""
+    """A method that records the zeros of the model whenever a phase begins."""
 
     def __init__(self, method: Any) -> None:
         self.method, self.seen = method, list[Kept]()
 
     def phases(self, model: nn.Module, *, seed: int = 0) -> Generator[Phase, None, Any]:
+        """Run the method's phases, and record the masks before each."""
         steps = self.method.phases(model, seed=seed)
         try:
             while True:
@@ -40,39 +41,41 @@ class _Watched:
 
 
 def kept_of(model: nn.Module) -> Kept:
-    """Where weights are not 0."""
+    """Return the masks of the weights that are not 0."""
     return {n: w.detach() != 0 for n, w in masked_weights(model, computed=True).items()}
 
 
 def trained(method: Any) -> tuple[nn.Module, PhasedRun]:
-    """Return a small dense net after the method's phases."""
+    """Return a small net, dense at first, after the method's phases, and its run."""
     model = net(sparse=False)
     rows = TensorDataset(normal(16, 2, 4, 4), torch.arange(16) % 3)
     run = fit_in_phases(model, method, rows, epochs=1, batch_size=8, lr=0.05, trackers=())
     return model, run
 
 
-def _count(kept: Kept) -> int:
-    return sum(int(k.sum()) for k in kept.values())
+def _count(masks: Kept) -> int:
+    """Count the weights that masks keep."""
+    return sum(int(k.sum()) for k in masks.values())
 
 
 def ends_as_dense_as_it_says(card: Card) -> None:
-    """At the end `density` of the weights are not 0, and the masks it returns are theirs."""
+    """Check that `density` of the weights are not 0 at the end, and that the masks match."""
     method = tiny(card)
     model, run = trained(method)
-    kept = kept_of(model)
-    total = sum(k.numel() for k in kept.values())
-    got, want = f"{_count(kept)} of {total} kept", f"density {method.density}"
-    require(abs(_count(kept) - method.density * total) <= 1, got, want, "Round once.")
+    masks = kept_of(model)
+    total = sum(k.numel() for k in masks.values())
+    got, want = f"{_count(masks)} of {total} kept", f"density {method.density}"
+    require(abs(_count(masks) - method.density * total) <= 1, got, want, "Round once.")
     part = run.found if isinstance(run.found, Partition) else run.found.partition
-    other = [n for n, k in kept.items() if not torch.equal(part.mask(n, 0), k)]
-    require(not other, f"other masks of {other}", "those of the model", "Return them.")
+    differ = [n for n, k in masks.items() if not torch.equal(part.mask(n, 0), k)]
+    require(not differ, f"other masks of {differ}", "those of the model", "Return them.")
 
 
 def never_fills_a_zero(card: Card) -> None:
-    """What is 0 when a phase begins is 0 ever after."""
+    """Check that a weight that is 0 when a phase begins stays 0."""
     watched = _Watched(tiny(card))
     model, _ = trained(watched)
+    # the masks when a phase begins, and those of the final model
     later = [*watched.seen[1:], kept_of(model)]
     for number, (before, after) in enumerate(zip(watched.seen, later, strict=True), 1):
         filled = sum(int((after[n] & ~k).sum()) for n, k in before.items())
@@ -81,17 +84,17 @@ def never_fills_a_zero(card: Card) -> None:
 
 
 def is_one_training_for_one_seed(card: Card) -> None:
-    """The same bits, whatever torch's own generator does."""
-    found: list[dict[str, Tensor]] = []
+    """Check that one seed gives the same bits, whatever torch's own generator does."""
+    runs: list[dict[str, Tensor]] = []
     for seed in (3, 4):
         with torch_seed(seed):
-            found.append(trained(tiny(card))[0].state_dict())
-    differ = [n for n, t in found[0].items() if not torch.equal(t, found[1][n])]
+            runs.append(trained(tiny(card))[0].state_dict())
+    differ = [n for n, t in runs[0].items() if not torch.equal(t, runs[1][n])]
     require(not differ, f"other {differ}", "the same bits", "Draw from the seed.")
 
 
 def prunes_nothing_at_density_1(card: Card) -> None:
-    """With density=1 no weight becomes 0."""
+    """Check that no weight becomes 0 at density 1."""
     model, _ = trained(replace(tiny(card), density=1.0))
     zeros = sum(int((~k).sum()) for k in kept_of(model).values())
     require(not zeros, f"{zeros} weights pruned", "none", "Keep round(density n) of n.")

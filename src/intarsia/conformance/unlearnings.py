@@ -38,7 +38,7 @@ def mixture() -> nn.Module:
 
 
 def rows(seed: int) -> list[Tensor]:
-    """Four rows that repeat two words."""
+    """Return four rows that repeat two words."""
     pairs = (normal(4, 2, seed=seed) * 50).long().abs() % WORDS
     return list(pairs.repeat(1, 4))
 
@@ -47,13 +47,15 @@ def _nothing(_: str) -> None: ...
 
 
 def _run(card: Card, model: nn.Module, progress: Callable[[str], None] = _nothing) -> Any:
+    """Unlearn rows of seed 3 by the card's config, and keep those of seed 4."""
     config: Any = tiny(card)
-    how = {"at": (1, 2), "steps": STEPS, "every": 1, "seed": 0, "progress": progress}
-    return config.unlearn(model, rows(3), rows(4), **how)
+    options = {"at": (1, 2), "steps": STEPS, "every": 1, "seed": 0, "progress": progress}
+    return config.unlearn(model, rows(3), rows(4), **options)
 
 
 @torch.no_grad()
 def _loss(model: Any) -> float:
+    """Return the cross-entropy of the rows to forget."""
     ids = torch.stack(rows(3))
     return float(
         F.cross_entropy(model(input_ids=ids).logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten())
@@ -61,11 +63,12 @@ def _loss(model: Any) -> float:
 
 
 def _changed(model: nn.Module, before: dict[str, Tensor]) -> int:
+    """Count the numbers of a model that changed."""
     return sum(int((t != before[n]).sum()) for n, t in model.state_dict().items())
 
 
 def forgets_what_it_is_told(card: Card) -> None:
-    """The cross-entropy of the text to forget is higher afterwards."""
+    """Check that the cross-entropy of the text to forget is higher afterwards."""
     model = mixture()
     before = _loss(model)
     _run(card, model)
@@ -74,22 +77,23 @@ def forgets_what_it_is_told(card: Card) -> None:
 
 
 def changes_what_it_trains_alone(card: Card) -> None:
-    """As many numbers change as it says that it trains, or fewer; gradients stay asked for."""
+    """Check that no more numbers change than are trained, and that flags stay."""
     model = mixture()
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    found = _run(card, model)
+    result = _run(card, model)
     changed, total = _changed(model, before), sum(t.numel() for t in before.values())
     fix = "Train parts as leaves of their own."
-    require(changed <= found.trained < total, f"{changed} changed", f"{found.trained}", fix)
+    require(changed <= result.trained < total, f"{changed} changed", f"{result.trained}", fix)
     frozen = [n for n, p in model.named_parameters() if not p.requires_grad]
     require(not frozen, f"frozen {frozen[:2]}", "gradients as before", "Ask for them again.")
 
 
 def undoes_what_an_error_stops(card: Card) -> None:
-    """An exception on the way leaves the model as it was."""
+    """Check that an exception on the way leaves the model as it was."""
     model = mixture()
     before = {n: t.clone() for n, t in model.state_dict().items()}
 
+    # the error comes from the progress report, in the middle of the steps
     def stop(_: str) -> None:
         raise RuntimeError("stopped")
 
@@ -99,14 +103,14 @@ def undoes_what_an_error_stops(card: Card) -> None:
 
 
 def is_one_unlearning_for_one_seed(card: Card) -> None:
-    """The same bits, whatever torch's own generator does."""
-    found: list[dict[str, Tensor]] = []
+    """Check that one seed gives the same bits, whatever torch's own generator does."""
+    runs: list[dict[str, Tensor]] = []
     for seed in (3, 4):
         model = mixture()
         with torch_seed(seed):
             _run(card, model)
-        found.append(model.state_dict())
-    differ = [n for n, t in found[0].items() if not torch.equal(t, found[1][n])]
+        runs.append(model.state_dict())
+    differ = [n for n, t in runs[0].items() if not torch.equal(t, runs[1][n])]
     require(not differ, f"other {differ[:2]}", "the same bits", "Draw from the seed.")
 
 

@@ -1,4 +1,4 @@
-"""Laws as checks: what one raises when a method breaks it, tags, and declared exceptions."""
+"""Laws as checks: the error of a broken law, tags, and declared exceptions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ Checks = Iterator[Check]
 
 
 class Broken(Exception):
-    """A law that a method breaks: what was got and wanted, and how to mend it."""
+    """The error of a law that a method breaks: the value, the wanted one, and how to mend it."""
 
     def __init__(self, got: object, want: object, fix: str) -> None:
         super().__init__(got, want, fix)
@@ -45,15 +45,15 @@ class Broken(Exception):
 
 
 def laws_of(module: str) -> tuple[Law, ...]:
-    """Return the laws of a module, in order: its own public functions `(card: Card) -> None`."""
+    """Return the laws of a module in order, its own public functions `(card: Card) -> None`."""
     law = {"card": "Card", "return": "None"}
-    own = [f for f in vars(sys.modules[module]).values() if isinstance(f, FunctionType)]
-    own = [f for f in own if f.__module__ == module and f.__annotations__ == law]
-    return tuple(f for f in own if not f.__name__.startswith("_"))
+    functions = [f for f in vars(sys.modules[module]).values() if isinstance(f, FunctionType)]
+    functions = [f for f in functions if f.__module__ == module and f.__annotations__ == law]
+    return tuple(f for f in functions if not f.__name__.startswith("_"))
 
 
 def checks(card: Card, laws: Iterable[Law]) -> Checks:
-    """Yield a check for each law, and one that every declared exception names one of them."""
+    """Yield a check for each law, and one that the card's exceptions name laws."""
     by_name = {law.__name__: law for law in laws}
     yield Check("names_its_exceptions", partial(_names_its_exceptions, card, by_name))
     for name, law in by_name.items():
@@ -61,6 +61,7 @@ def checks(card: Card, laws: Iterable[Law]) -> Checks:
 
 
 def _kept(card: Card, law: Law) -> None:
+    """Check a law.  Raises: ConformanceError if it is broken."""
     try:
         law(card)
     except Broken as broken:
@@ -83,6 +84,7 @@ def _excepted(card: Card, law: Law) -> str:
 
 
 def _names_its_exceptions(card: Card, laws: Iterable[str]) -> None:
+    """Raise ConformanceError for an exception to no law, or without a reason."""
     wrong = [name for name, reason in card.exceptions.items() if name not in laws or not reason]
     if wrong:
         want, fix = f"laws of a {card.kind}, each with a reason", f"They are {', '.join(laws)}."
@@ -90,28 +92,29 @@ def _names_its_exceptions(card: Card, laws: Iterable[str]) -> None:
 
 
 def _error(card: Card, law: str, broken: Broken) -> ConformanceError:
-    what = f"{card.kind} {card.key!r}: {law}"
-    return ConformanceError(what, got=broken.got, want=broken.want, fix=broken.fix)
+    """Return the ConformanceError of a broken law."""
+    name = f"{card.kind} {card.key!r}: {law}"
+    return ConformanceError(name, got=broken.got, want=broken.want, fix=broken.fix)
 
 
 def require(holds: bool, got: object, want: object, fix: str) -> None:
-    """Say that the law is broken unless `holds`."""
+    """Raise Broken unless `holds`."""
     if not holds:
         raise Broken(got, want, fix)
 
 
 def require_equal(got: object, want: object, fix: str) -> None:
-    """Two shapes, types or names that are the same."""
+    """Require that two shapes, dtypes or names are equal."""
     require(got == want, got, want, fix)
 
 
-def require_finite(values: Tensor, what: str, fix: str) -> None:
-    """No infinity and no NaN."""
-    require(bool(values.isfinite().all()), f"{what} that are not finite", "numbers", fix)
+def require_finite(values: Tensor, name: str, fix: str) -> None:
+    """Require that no value is infinite or NaN.  name: what the values are."""
+    require(bool(values.isfinite().all()), f"{name} that are not finite", "numbers", fix)
 
 
 def require_refused(call: Callable[[], object], got: str, want: str, fix: str) -> None:
-    """A call that raises an error of this library."""
+    """Require that a call raises an error of this library."""
     try:
         call()
     except IntarsiaError:
@@ -119,23 +122,23 @@ def require_refused(call: Callable[[], object], got: str, want: str, fix: str) -
     raise Broken(got, want, fix)
 
 
-def require_tag(card: Card, tag: str, shown: bool, what: str) -> None:
-    """The card has `tag` exactly when the method shows what the tag says."""
+def require_tag(card: Card, tag: str, observed: bool, behaviour: str) -> None:
+    """Require that the card has `tag` exactly when its behaviour was observed."""
     if tag in card.tags:
         fix = f"Take {tag!r} off the card's tags, or mend the method."
-        require(shown, f"tag {tag!r}, but not {what}", what, fix)
+        require(observed, f"tag {tag!r}, but not {behaviour}", behaviour, fix)
     else:
         fix = f"Add {tag!r} to the card's tags."
-        require(not shown, f"{what}, but no tag {tag!r}", f"the tag {tag!r}", fix)
+        require(not observed, f"{behaviour}, but no tag {tag!r}", f"the tag {tag!r}", fix)
 
 
-def require_close(got: Tensor, want: Tensor, what: str, fix: str) -> None:
-    """Two tensors of one shape and type that differ by no more than rounding."""
+def require_close(got: Tensor, want: Tensor, quantity: str, fix: str) -> None:
+    """Require two tensors of one shape, dtype and device that are equal up to rounding."""
     for name in ("shape", "dtype", "device"):
         ours, theirs = getattr(got, name), getattr(want, name)
-        require(ours == theirs, f"{what}: {name} {ours}", f"{name} {theirs}", fix)
+        require(ours == theirs, f"{quantity}: {name} {ours}", f"{name} {theirs}", fix)
     if not want.numel():
         return
     limit = CLOSE[want.dtype] * max(1.0, float(want.abs().max()))
     off = float((got - want).abs().max())
-    require(off <= limit, f"{what} that differ by {off:.1e}", "equal", fix)
+    require(off <= limit, f"{quantity} that differ by {off:.1e}", "equal", fix)

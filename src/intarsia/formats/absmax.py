@@ -46,6 +46,7 @@ class Absmax(Format):
         # a group of tiny weights gets the smallest scale, not 0
         scales = torch.where((scales == 0) & (rows.abs().amax(2) > 0), _least(), scales)
         divisor = torch.where(scales == 0, 1.0, scales.float())
+        # codes are stored from 0, so that the middle one is 2^(b-1)
         codes = (rows / divisor[..., None]).round().clamp(-largest, largest).long() + largest + 1
         flat = codes.flatten(1)[:, : self._width(weight.shape)].flatten()
         return {"codes": pack_bits(flat, self.bits), "scales": scales}

@@ -66,6 +66,7 @@ class Bitmask(Format):
         if self.values == "int8":
             steps = _steps(matrix(weight.detach()), mask)
             step = steps.repeat_interleave(counts)
+            # a row of zeros has the scale 0, by which nothing is divided
             scaled = values.float() / torch.where(step > 0, step, 1)
             values = scaled.round().clamp(-127, 127).to(torch.int8)
             scales = {"scales": steps}
@@ -87,6 +88,7 @@ class Bitmask(Format):
             raise ShapeError("bitmask", got=tuple(bits.shape), want=want, fix=fix)
         keep = unpack_bits(bits.flatten(), 1, bits.numel() * 8).bool()
         keep = keep.view(rows, 8 * bits.shape[1])[:, :columns]
+        # the number of set bits must be the number of values
         if int(keep.sum()) != len(values):
             want = f"{int(keep.sum())}, as many as bits are set"
             raise ShapeError("compressed", got=len(values), want=want, fix="Copy the file again.")
@@ -99,6 +101,7 @@ class Bitmask(Format):
         parts = (stored["bitmask"], values, stored["row_offsets"], scales)
         if len(shape) != 2 or not kernels.runs(x, values):
             return super().matmul(x, stored, shape)
+        # a few rows: the kernel decodes as it multiplies; many: it decodes tile by tile
         if x.shape[:-1].numel() > MOST_ROWS:
             if torch.is_grad_enabled() and x.requires_grad:
                 return x @ kernels.decode(*parts, shape[1]).to(x.dtype).T

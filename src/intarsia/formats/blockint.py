@@ -76,6 +76,7 @@ class BlockInt(Format):
     def _stored(self, codes: Tensor, scales: Tensor) -> dict[str, Tensor]:
         """Lay codes and scales out in bundles of 16 rows, the last one filled up with zeros."""
         missing = -len(codes) % BUNDLE
+        # padding rows have the code of 0, and the scale 0
         zero = 2 ** (self.bits - 1)
         codes = torch.nn.functional.pad(codes, (0, 0, 0, 0, 0, missing), value=zero)
         scales = torch.nn.functional.pad(scales, (0, 0, 0, missing))
@@ -117,6 +118,7 @@ class BlockInt(Format):
             want, fix = f"(out, a multiple of {BLOCK})", "Leave this tensor in 16 or 32 bits."
             raise ShapeError("weight for GGUF", got=tuple(shape), want=want, fix=fix)
         codes, scales = self._rows(stored, shape)
+        # GGUF pairs columns j and j + 16 in one byte
         nibbles = codes[..., :16] | codes[..., 16:] << 4
         body = nibbles if self.bits == 4 else codes ^ 128  # two's complement
         head = scales.contiguous().view(torch.uint8).view(*scales.shape, HEAD)

@@ -73,6 +73,7 @@ class Columns(Format):
         dense, columns = matrix(weight), columns.long()
         counts = offsets.long().diff()
         fits = len(counts) == len(dense) and len(values) == len(columns) == int(offsets[-1])
+        # offsets that fall, or columns outside, would read other memory in the kernel
         fits = fits and not int(offsets[0]) and bool((counts >= 0).all())
         if not fits or bool((columns >= dense.shape[1]).any()):
             got = f"{len(counts)} rows of {len(values)} values and {len(columns)} columns"

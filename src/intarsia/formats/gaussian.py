@@ -79,6 +79,7 @@ class Gaussian(Format):
 
     def _codes(self, z: Tensor) -> Tensor:
         """Return the number of the nearest level for each z."""
+        # the nearest level: thresholds lie half-way between levels
         return torch.bucketize(z.detach(), z.new_tensor(codebook(self.bits, self.codebook)[1]))
 
 

@@ -68,6 +68,7 @@ class GroupSparse(Format):
             fix = "Look at how it was trained."
             raise DataError("weight", got=got, want="finite numbers", fix=fix)
         group_mask = self.groups(matrix(keep)).any(-1)  # (R, C)
+        # a group is kept whole; its pruned weights are stored as 0
         kept_groups = self.groups(matrix(w.masked_fill(~keep, 0)))[group_mask]  # (K, G)
         scales, zeros = affine(kept_groups, self.bits)
         codes = codes_of(kept_groups, scales[:, None], zeros[:, None], self.bits)
@@ -141,6 +142,7 @@ class GroupSparse(Format):
         fits = fits and stored["codes"].shape == (-(-count * self.group * self.bits // 8),)
         fits = fits and stored["zeros"].shape == (-(-count * self.bits // 8),)
         if fits and count:
+            # places must rise within each row
             row = torch.arange(rows, device=places.device).repeat_interleave(counts)
             place = row * self.across(width) + places
             fits = bool((places < self.across(width)).all() and (place.diff() > 0).all())

@@ -64,6 +64,7 @@ class Rivals:
         candidates = [c for c in self.choices if c.format == format]
         if not candidates:
             return None
+        # the format at its best quality, which is the fair comparison
         worst = float("inf")
         ours = min(candidates, key=lambda c: worst if c.quality is None else sign * c.quality)
         faster = [c for c in self.choices if self.beats(c, ours)]

@@ -48,6 +48,7 @@ class RowBlocks(Format):
         """Encode the kept blocks.  keep: True = kept, None = the weights that are not 0."""
         keep = kept_of(weight, keep)
         blocks = self._blocks(weight.detach().masked_fill(~keep, 0))
+        # a channel is stored for a block if any of its weights is kept
         block_mask = self._blocks(keep).flatten(2).any(-1)  # (blocks, in)
         ends = block_mask.sum(1).cumsum(0).to(torch.int32)
         return {

@@ -70,6 +70,7 @@ class Ternary(Format):
 
         digits: (R, C) uint8, 0 for a zero, 1 for the least, 2 for the largest; levels: (R, 2).
         """
+        # words are pairs of digits, so that an odd row gets a zero behind
         even = torch.nn.functional.pad(digits, (0, digits.shape[1] % 2))
         codes, offsets = words_of(even, self.dictionary)
         return {"codes": codes, "row_offsets": offsets, "levels": levels.bfloat16()}
@@ -134,6 +135,7 @@ class Ternary(Format):
         share = float((decoded == 0).sum()) / size
         bits = 16 * len(stored["codes"]) / size
         text = f"{bits:.3f} bits a weight, entropy {entropy(share):.3f}"
+        # digits with another share of zeros need more words of this dictionary
         if abs(share - self.zeros) > 0.05:
             better = min(0.995, max(0.4, round(share, 3)))
             text += f"; {share:.3f} of them are 0, not {self.zeros}: try Ternary(zeros={better:g})"

@@ -109,6 +109,7 @@ class Context:
 
     def tasks(self) -> Tensor | None:
         """Return the task of each sample, also when checkpointing computes a block again."""
+        # the newest ids stay for a block that checkpointing computes again
         if self.task_ids is not None and self.hold:
             self._computed = self.task_ids
         return self.task_ids if self.task_ids is not None else self._computed
@@ -116,6 +117,7 @@ class Context:
     def check_task_ids(self, samples: int) -> None:
         """Raise ShapeError if there are task ids for another number of samples."""
         # only here: asking for the length would fix it in an exported program
+        # an exported program would fix the number of samples here, if every forward asked for it
         if self.task_ids is not None and len(self.task_ids) != samples:
             got = f"{len(self.task_ids)} for a batch of {samples}"
             fix = "Repeat them as the samples are: ids.repeat_interleave(beams) for beams."
@@ -173,10 +175,10 @@ def told_modules(model: nn.Module) -> Sequence[nn.Module]:
 
 @contextmanager
 def finding_once(*models: nn.Module) -> Iterator[None]:
-    """Look for the `told_modules` of these models once inside the block, not at every step.
+    """Cache the `told_modules` of these models inside the `with` block, so that steps are faster.
 
-    A model whose modules have something to do before a step is looked through each time: they may
-    come and go then. Not for a model that gets modules that read a context inside.
+    A model with modules that have a `before_step` is not cached: its modules may come and go then.
+    Not for a model that gets modules which read a context inside the block.
     """
     with ExitStack() as stack:
         for model in dict.fromkeys(models):

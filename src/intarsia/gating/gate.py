@@ -155,6 +155,7 @@ def wide_layer(rows: Tensor, layer: nn.Linear) -> Tensor:
     if type(layer) is nn.Linear:
         return wide_linear(rows, layer.weight, layer.bias)
     with uncast(rows.device):
+        # an adapter on the gate may be of another dtype than the rows
         y = layer(rows.to(layer.weight.dtype))
     return y.to(torch.promote_types(y.dtype, torch.float32))
 
@@ -197,6 +198,7 @@ def gated(gates: Tensor, dtype: torch.dtype, keep: Tensor | None = None) -> Rout
     """
     index = torch.arange(gates.shape[1], device=gates.device).expand_as(gates)
     all_pairs = Routing.from_topk(index, gates.to(dtype), gates.shape[1])
+    # a NaN is not <= 0: its pair is kept, so that the output shows it
     return keep_pairs(all_pairs, (~(gates <= 0) if keep is None else keep).flatten())
 
 

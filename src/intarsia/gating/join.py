@@ -33,6 +33,7 @@ class BeforeForward:
         if context.task_ids is not None:
             tensors = [v for v in (*args, *kwargs.values()) if isinstance(v, Tensor)]
             context.check_task_ids(len(tensors[0]) if tensors else 0)
+        # signature binding finds a mask that was passed by position
         if len(args) > 1:  # a mask may be among them
             with contextlib.suppress(TypeError):  # the forward itself will say what is wrong
                 bound = inspect.signature(model.forward).bind_partial(*args, **kwargs).arguments

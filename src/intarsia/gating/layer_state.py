@@ -37,6 +37,7 @@ class PassesState(ReadsContext):
         Raises: ShapeError for a state of other rows.
         """
         state = self.thread.before(self.layer)
+        # other rows come from a forward that was never started
         if state is not None and len(state) != rows:
             name, got = "state of the layer before", f"{len(state)} rows"
             fix = "Call gating.start(model) before each forward; all layers see the same tokens."

@@ -47,6 +47,7 @@ class Load:
     @property
     def collapsed(self) -> bool:
         """True if k experts, as many as one row has, get over 90 % and there are more than k."""
+        # 90 % for as many experts as a row has: the others get too little to learn
         k = max(1, round(self.active))
         return len(self.share) > k and sum(sorted(self.share)[-k:]) > COLLAPSED
 

@@ -62,6 +62,7 @@ class PartsRouter(Router):
         """
 
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
+        # padding would count in the mean entropy
         if valid is not None:
             return of_real(rows, valid, lambda real: self.route(real, None))
         parts, losses = self.parts(rows)

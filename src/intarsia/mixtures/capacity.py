@@ -72,6 +72,7 @@ class Capacity:
             if draws is None:
                 got, fix = "policy='random' and no source of randomness", "Pass a generator."
                 raise ConfigError("capacity", got=got, want="draws", fix=fix)
+            # a draw for each possible pair, by token: ranks and recomputed forwards then agree
             drawn = draws.drawn(routing.tokens, lambda n: draws.uniform(n, routing.experts))
             drawn = drawn.to(routing.token.device)
             first = drawn[routing.token, routing.expert].argsort(descending=True)

@@ -128,6 +128,7 @@ class StackedExperts(Experts):
         self.act = activation(act) if isinstance(act, str) else act
 
         def drawn(rows: int, columns: int) -> nn.Parameter:
+            # each expert is drawn like an nn.Linear of its own
             bound = 1 / math.sqrt(columns)
             weight = torch.empty(experts, rows, columns)
             return nn.Parameter(nn.init.uniform_(weight, -bound, bound, generator=generator))
@@ -212,6 +213,7 @@ def linear_of(expert: Tensor, experts: int) -> Linear:
     ends = ends_of(expert, experts)
 
     def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        # custom operators do not see autocast: cast for them
         dtype = _dtype(x)
         y = grouped(x.to(dtype).contiguous(), weight.to(dtype), ends)
         return y if bias is None else y + bias.to(dtype).index_select(0, expert)
@@ -243,6 +245,7 @@ class ExpertList(Experts):
         self.experts = len(modules)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
+        # every expert must be called: ranks wait for a gradient of each
         loads = ends_of(expert, self.experts).diff(prepend=expert.new_zeros(1)).tolist()
         parts = rows.split(loads)
         return torch.cat([f(x) for f, x in zip(self.each, parts, strict=True)])

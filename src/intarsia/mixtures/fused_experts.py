@@ -29,6 +29,7 @@ class FusedExperts(Experts):
     def __init__(self, stock: StockExperts) -> None:
         super().__init__()
         named = dict(stock.module.named_parameters())
+        # every parameter must have a row for each expert, or merging and sharding would break it
         if odd := [n for n, p in named.items() if "." in n or p.shape[:1] != (stock.experts,)]:
             got, want = f"{odd[0]!r} among their weights", "weights with a row for each expert"
             fix = "Use another architecture."

@@ -92,6 +92,7 @@ class MlpExperts(Cell):
                 over.build(place, generator=generator, **options) for place in of_map[name]
             )
         self.experts = nn.ModuleDict(experts)
+        # experts see tokens out of their samples, so that routing by task cannot work inside
         if any(isinstance(m, TaskRouter) and m.tasks > 1 for m in self.experts.modules()):
             got = f"{type(over).__name__}, which routes whole samples by their task"
             want = "an adapter that treats each token by itself"
@@ -147,6 +148,7 @@ class DeltaExperts(MlpExperts):
 
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
         pairs, dialect = grouped_pairs(routing), self.dialect
+        # the reading maps with all experts' changes, the activation, then the writing map
         hidden = [module.get_submodule(name)(rows) for name in dialect.reads]
         add_mix(pairs, rows, *zip(hidden, map(self.weighted, dialect.reads), strict=True))
         a = dialect.inner(module, hidden)
@@ -171,6 +173,7 @@ class OutputExperts(MlpExperts):
 
     def mixed(self, module: nn.Module, rows: Tensor, routing: Routing) -> Tensor:
         pairs, dialect = grouped_pairs(routing), self.dialect
+        # the products of the frozen maps, once for all experts
         shared = [module.get_submodule(name)(rows) for name in dialect.reads]  # (T, h) each
         bases = zip(*(pairs.rows(base) for base in shared), strict=True)
         width = shared[0].shape[-1] // (1 + dialect.halves)

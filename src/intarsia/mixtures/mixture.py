@@ -144,6 +144,7 @@ def spread(routing: Routing, x: Tensor) -> Routing:
         got, want = f"{routing.tokens} rows for {rows} tokens", "a row for each token or sample"
         raise ShapeError("routing", got=got, want=want, fix="Use a router of tokens.")
     length = rows // len(x)
+    # one row of the routing for each sample: repeat it for the sample's tokens
     inside = torch.arange(length, device=routing.token.device)
     return replace(
         routing,

@@ -97,6 +97,7 @@ def read_me_mixture(
         want = f"({router.experts}, {down.in_features}), experts and hidden units"
         fix = "Make them by channel_masks of this model."
         raise ShapeError("masks", got=tuple(masks.shape), want=want, fix=fix)
+    # units that all experts share are computed once, for every token
     shared = residual_of(masks)
 
     def part(mask: Tensor, *, bias: bool) -> SlicedMlp:

@@ -110,6 +110,7 @@ class AdamOnce(Update):
             # every later block is a step of heavy ball
             m = self.mu * m + self.gamma * output
             return m, m
+        # p and the second moment after one step, from v_0
         p, v = output, (1 - self.beta2) * output.square()
         if self.start == "tokens":
             v = v + self.beta2 * output.square().mean(-1, keepdim=True)

@@ -63,6 +63,7 @@ class RoutedCell(Cell):
         gates = router(x).dense()  # (B, N)
         if router.per == "batch":
             gates = gates[:: max(1, len(gates) // router.context.passes)]  # one row for each pass
+        # the layer divides by k, which a schedule may have changed
         layer.active = router.active
         return partial(layer, gates=gates)
 

@@ -76,6 +76,7 @@ class SkillsCell(Cell):
 
         Raises: FoldError for None where there are several; ConfigError for no such task.
         """
+        # a single task needs no routing to be merged
         if task is None and self.router.tasks == 1:
             task = 0
         if task is None and self.router.unknown == "error":

@@ -37,6 +37,7 @@ def mixed(
         if not first.is_floating_point():
             averaged[name] = first.clone()
             continue
+        # theta_1 + sum w_i (theta_i - theta_1): equal candidates keep their bits
         base = first.double()
         for state, share in zip(states[1:], shares[1:], strict=True):
             base = base + share * (state[name].double() - first.double())

@@ -79,6 +79,7 @@ class SplitLinear(nn.Module):
         # a start of zeros needs no tensor
         start = None if zero_start else base.weight.detach().clone()
         self.register_buffer("start", start)
+        # the parameter is D where decay pulls to W0, and V otherwise
         centred = decay == "delta" and start is not None
         self.weight = nn.Parameter(torch.zeros_like(base.weight) if centred else base.weight.data)
         self.biases = (
@@ -190,6 +191,7 @@ class SplitLinear(nn.Module):
         """
         if self.experts == 1:
             return x.new_zeros(x.shape[:-1])
+        # the variance of a sum of k draws without replacement from N
         k, n = self.active, self.experts
         u = torch.einsum("...i,noi->n...o", x, self.parts().to(x.dtype))
         if self.biases is not None:

@@ -36,6 +36,7 @@ def decay_groups(model: nn.Module, weight_decay: float, norm_decays: bool = Fals
         if not parameter.requires_grad:
             continue
         leaf = name.rpartition(".")[2]
+        # gains, biases and scales are usually not decayed
         vector = parameter.ndim <= 1 and not (norm_decays and leaf == "weight")
         bias = leaf in BIASES or leaf.endswith("_bias")
         (free if vector or bias else decayed).append(parameter)
@@ -163,6 +164,7 @@ class SplitAdamW(Optimizer):
         state = self._moments(parameter)
         before: list[int] = state["step"].tolist()
         lazy = group["update"] == "lazy"
+        # an expert without a gradient takes a step of zero gradient, or none if lazy
         steps_taken = [d or (t > 0 and not lazy) for d, t in zip(drawn, before, strict=True)]
         state["step"] += torch.tensor(steps_taken, dtype=torch.int64)
         # a table of six rates by expert, which each weight looks up by its owner
@@ -205,6 +207,7 @@ def _adamw(parameter: Tensor, state: dict[str, Any], rates: Iterable[Any], varia
     assert gradient is not None
     m.mul_(b1).add_(gradient * (1 - b1))
     v.mul_(b2).add_(gradient.square() * (1 - b2))
+    # decay before the step in torch, after it in the former AdamW of transformers
     if variant == "torch":
         parameter.mul_(keep)
     parameter.sub_(m / (v.sqrt() / corrected + eps) * rate)

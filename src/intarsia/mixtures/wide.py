@@ -29,6 +29,7 @@ class WideMlp(nn.Module):
         super().__init__()
         self.experts, self.units = experts.experts, experts.up.shape[1]
         self.act = copy.deepcopy(experts.act)
+        # (E, h, d) -> (E h, d): block e of the units is expert e
         self.up = plain_linear(experts.up.flatten(0, 1), experts.up_bias)
         self.gate = None
         if experts.gate is not None:
@@ -49,6 +50,7 @@ class WideMlp(nn.Module):
 
     def forward(self, x: Tensor, gates: Tensor) -> Tensor:
         y = self.down(self.hidden(x, gates))
+        # the output biases are summed by the gates
         if self.down_bias is not None:
             y = y + gates.view(*x.shape[:-1], self.experts).to(y.dtype) @ self.down_bias
         return y if self.shared is None else y + self.shared(x)

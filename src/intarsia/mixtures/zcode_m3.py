@@ -167,6 +167,7 @@ def _set_rows(mixture: Mixture, rows: dict[str, Tensor]) -> None:
         replace_rows(router, name, value)
     router.experts = mixture.experts.experts
     router.config = with_experts(router.config, router.experts)
+    # the load counters are of the old experts
     router.received, router.served = torch.zeros(2, router.experts, dtype=torch.float64), 0
     mixture.taken = None
     start(mixture)
@@ -185,6 +186,7 @@ def _distinct(our_salts: Tensor, salts: Tensor) -> Tensor:
     """Return `salts` with new ones where a salt is in `our_salts` or came before.  (E,) int64."""
     used, distinct = set(our_salts.tolist()), list[Tensor]()
     for salt in salts.cpu():
+        # a hash that both models use would send all its tokens to the first of the two experts
         while int(salt) in used:
             salt = mixed(salt + 1)
         used.add(int(salt))

@@ -93,7 +93,7 @@ class TransportRouter(GateRouter[Transport]):
         return plan
 
     def score(self, logits: Tensor, p: Tensor) -> Tensor:
-        """Return what a pair is worth to the plan.  logits, p: (N, E) both -> (N, E)."""
+        """Return the value of each pair, the negative cost.  logits, p: (N, E) both -> (N, E)."""
         # a token of NaN gets equal scores here, or the whole plan would be NaN
         if self.config.cost == "p":
             return p.detach().nan_to_num(1 / self.experts)

@@ -27,6 +27,7 @@ def active_at(step: int, total: int, *, first: int, last: int, shape: str = "lin
         name, fix = "shape='constant'", "Use shape='linear' or 'step' to change k."
         raise ConfigError(name, got=f"first={first}, last={last}", want="the same k", fix=fix)
     between("step", step, 0, total - 1, fix="Steps count from 0 to total - 1.")
+    # two halves; the first one has the middle step of an odd number
     if shape == "step":
         return first if 2 * step < total else last
     changed = (abs(last - first) + 1) * step // total  # every value for an equal number of steps

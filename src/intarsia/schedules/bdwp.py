@@ -151,9 +151,8 @@ class Bdwp:
         """
         call()
         weight, forward = cast(Tensor, layer.weight), partial(forward, *args, **kwargs)
-        forward_weight = (
-            weight if self.directions == "backward" else self.seen(layer, INPUTS)
-        )  # W_f
+        # W_f, or all of W where the forward stays dense
+        forward_weight = weight if self.directions == "backward" else self.seen(layer, INPUTS)
         # the forward alone, as in validation: no gradient, so no W_b
         if not torch.is_grad_enabled():
             return _computed(layer, forward, forward_weight)
@@ -162,9 +161,8 @@ class Bdwp:
         # two products: the output is W_f's without a graph, the graph is W_b's
         with torch.no_grad():
             y = _computed(layer, forward, forward_weight)
-        backward_weight = straight_through(
-            weight, self.seen(layer, OUTPUTS)
-        )  # W_b; dW goes to all of W
+        # W_b gives dx, and dW goes to all of W
+        backward_weight = straight_through(weight, self.seen(layer, OUTPUTS))
         return straight_through(_computed(layer, forward, backward_weight), y)
 
     @torch.no_grad()

@@ -225,7 +225,11 @@ class Masking:
             self._change({}, (step, steps))
 
     def replaces(self, step: int, steps: int) -> bool:
-        """Return True if `regrow` replaces the optimiser's step; if not, mask the gradients."""
+        """Prepare a step after its backward: mask the gradients, unless `regrow` replaces the step.
+
+        Updates the running means of |g| of a schedule with a memory.  Returns True if the masks
+        are due to change, so that the loop calls `regrow` in place of the optimiser.
+        """
         # m = b m + (1 - b) |g| of every step; an overflowed gradient is left out
         for name, gradient in self._dense().items() if self.memory else ():
             if bool(torch.isfinite(gradient).all()):

@@ -64,6 +64,7 @@ def put_scores(
     layers: globs, see `masked_weights`.  alone: weights of these layers, and all else, are frozen.
     """
     paths = [name.removesuffix(".weight") for name in masked_weights(model, layers)]
+    # everything but the scores stays as it is
     if alone:
         model.requires_grad_(False)
     for path in paths:
@@ -79,6 +80,7 @@ def take_scores(model: nn.Module, paths: Sequence[str]) -> Partition:
         layer: Any = model.get_submodule(path)
         scored: Any = layer.parametrizations.weight[0]
         masks[f"{path}.weight"] = mask_of(scored.scores, scored.count).cpu()
+        # the parametrised weight w m becomes the plain weight
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
         layer.weight.requires_grad_(True)
     return Partition.from_masks(masks)

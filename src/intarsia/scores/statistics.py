@@ -81,6 +81,7 @@ class Statistics:
         return next((len(t) for t in tensors), None)
 
     def __add__(self, other: Statistics) -> Statistics:
+        """Return the statistics of the rows of both.  Raises: ShapeError if they do not match."""
         if self.width != other.width or self.collected != other.collected:
             raise ShapeError(
                 "statistics to join",
@@ -239,8 +240,7 @@ def _count(
             observed.add(name, Statistics.of(_patches(module, sample, y), needs=needs))
         return
     conv = isinstance(module, nn.modules.conv._ConvNd)
-    # the very tensor, not written to since
-    # layers that are given one tensor share a pass over it
+    # layers that are given one tensor, not written to since, share a pass over it
     key = (0 if activations.is_inference() else activations._version, id(observed.mask), conv)
     if observed.last is not None and observed.last[0] is activations and observed.last[1] == key:
         new = observed.last[2]

@@ -35,11 +35,11 @@ def sparse(out: int, ins: int, k: int, rows: int, density: float) -> dict[str, T
 
 def agree(steps: list[ProgramStep], shapes: dict[int, tuple[int, ...]], last: int) -> Tensor:
     """The last value by the kernels, after it was compared with torch's."""
-    given = [drawn(*shape, seed=number) for number, shape in shapes.items()]
-    (want,) = NaiveProgram(steps, shapes)(given, [last])
+    inputs = [drawn(*shape, seed=number) for number, shape in shapes.items()]
+    (want,) = NaiveProgram(steps, shapes)(inputs, [last])
     program = NativeProgram(steps, shapes, [last])
     for _ in range(2):  # what the first run left behind does not matter
-        (got,) = program(given, [last])
+        (got,) = program(inputs, [last])
         assert_close(got, want, atol=2e-5, rtol=2e-5)
     return got
 
@@ -123,15 +123,15 @@ def test_depthwise_steps_have_the_same_bits_on_any_number_of_threads(build: str)
     weights = {"weight": drawn(11, 5, 5), "bias": drawn(11)}
     window = Window(5, 2, same=True)
     step = ProgramStep("depthwise", 0, 1, acts=("relu6", "none"), weights=weights, window=window)
-    found: list[Tensor] = []
+    outputs: list[Tensor] = []
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
             with native.using(build):
-                found.append(agree([step], {0: (11, 13, 30)}, 1))
+                outputs.append(agree([step], {0: (11, 13, 30)}, 1))
     finally:
         torch.set_num_threads(threads)
-    assert all(torch.equal(one, found[0]) for one in found)
+    assert all(torch.equal(output, outputs[0]) for output in outputs)
 
 
 @needs_kernels
@@ -154,18 +154,18 @@ def _linear(out: int, ins: int) -> dict[str, Tensor]:
 
 @needs_kernels
 def test_whole_blocks_and_the_same_bits_on_any_number_of_threads() -> None:
-    threads, found = torch.get_num_threads(), []
+    threads, outputs = torch.get_num_threads(), []
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
             for last in (9, 11):
                 got = agree(squeezed(), {12: (3, 24, 26)}, last)
-                found.append(got)
+                outputs.append(got)
     finally:
         torch.set_num_threads(threads)
     for i in (2, 4):
-        assert torch.equal(found[i], found[0])
-        assert torch.equal(found[i + 1], found[1])
+        assert torch.equal(outputs[i], outputs[0])
+        assert torch.equal(outputs[i + 1], outputs[1])
 
 
 @needs_kernels
@@ -199,12 +199,12 @@ def test_threads_that_share_a_program_get_what_is_theirs() -> None:
     weights = {**RowBlocks(1).encode(drawn(48, 48)), "bias": drawn(48)}
     steps = [ProgramStep("spmm", i, i + 1, weights=weights) for i in range(3)]
     program = NativeProgram(steps, {0: (48, 24, 24)}, [3])
-    given = [drawn(48, 24, 24, seed=i) for i in range(3)]
-    want = [program([x], [3])[0] for x in given]
+    inputs = [drawn(48, 24, 24, seed=i) for i in range(3)]
+    want = [program([x], [3])[0] for x in inputs]
     wrong: list[int] = []
 
     def ask(i: int) -> None:
-        wrong.extend(i for _ in range(60) if not torch.equal(program([given[i]], [3])[0], want[i]))
+        wrong.extend(i for _ in range(60) if not torch.equal(program([inputs[i]], [3])[0], want[i]))
 
     threads = [Thread(target=ask, args=(i,)) for i in range(3)]
     for thread in threads:

@@ -72,6 +72,7 @@ def linear_many(
     for first in range(0, len(bits), len(tile)):
         rows = tile[: len(bits) - first]
         _decode(rows, first, bits, values, offsets, scales)
+        # one multiplication for each tile, with torch's own product
         y[..., first : first + len(rows)] = torch.nn.functional.linear(x, rows.to(x.dtype))
     return y
 

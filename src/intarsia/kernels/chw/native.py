@@ -68,6 +68,7 @@ class NativeProgram:
 
         inputs: float32 tensors of the shapes, in order; outputs: numbers of values among `keep`.
         """
+        # only one thread at a time: the values share one memory
         with self._turn:
             self._take(inputs)
             self.carry_out()
@@ -87,6 +88,7 @@ class NativeProgram:
     def carry_out(self) -> None:
         """Carry out all steps on the values in memory, which `views` shows."""
         table = self.table.data_ptr()
+        # dense products are torch's, everything between them is one call
         for job in self.work:
             if len(job) == 2:
                 self._run(table, *job, self.threads)
@@ -176,6 +178,7 @@ class NativeProgram:
             readers = [s for s in self.steps if number in (s.src, s.other)]
             fits = all(s.kind in ("conv", "depthwise") and s.src == number for s in readers)
             shape = self.shapes[number]
+            # an input whose channels are padded in memory must be copied
             if fits and number not in self.keep and pitch_of(shape) == shape[-1] * shape[-2]:
                 rows[number] = [i for i, s in enumerate(self.steps) if s.src == number]
         return rows
@@ -195,11 +198,13 @@ def _tensors(step: ProgramStep, source: Shape) -> dict[str, Tensor]:
     """Return the tensors that a step's row points to, checked: the kernels trust pointers."""
     tensors: dict[str, Tensor] = {}
     weights = step.weights
+    # the kernels add in blocks of up to eight rows
     if "bias" in weights:  # as long as whole blocks are
         tensors["bias"] = torch.nn.functional.pad(_floats(weights["bias"]), (0, -step.outputs % 8))
     if "values" in weights:
         checked_blocks(step, source[0])
         gap = 1 if step.kind == "conv" else 4 * pitch_of(source)
+        # a map of 2 GiB would overflow the 32-bit offsets of chw.c
         if source[0] * 4 * pitch_of(source) >= 2**31:
             fix = "Use smaller pictures."
             raise ShapeError("map", got=f"{source}", want="less than 2 GiB", fix=fix)

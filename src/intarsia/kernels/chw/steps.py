@@ -34,6 +34,7 @@ class Window(NamedTuple):
         """Return the window on a picture of this size, its zeros as numbers."""
         if not self.same:
             return self
+        # ceil(side / stride) outputs, the odd zero behind, as TensorFlow pads
         zeros = [
             max(0, (-(-side // self.stride) - 1) * self.stride + self.size - side)
             for side in (height, width)
@@ -104,6 +105,7 @@ def shapes_of(steps: Sequence[ProgramStep], inputs: Mapping[int, Shape]) -> dict
             shapes[step.dst] = (step.outputs or source[0], *source[1:])
         if step.other is not None:
             result = shapes[step.dst]
+            # "scale" multiplies by a vector of channels, "add" by a map of the same shape
             want = result[:1] if step.kind == "scale" else result
             if shapes[step.other] != want:
                 _refuse(number, step, shapes[step.other], want)

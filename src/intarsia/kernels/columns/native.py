@@ -94,6 +94,7 @@ class _ColumnsLinear(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         values, columns, offsets = ctx.stored  # dL/dx_c = sum over the kept of column c of g_r w_rc
         row = torch.arange(len(offsets) - 1).repeat_interleave(offsets.long().diff())
+        # a transposed product: add each weighted gradient to its column
         parts = grads[0][:, row] * values.to(grads[0].dtype)
         back = grads[0].new_zeros(len(grads[0]), ctx.width)
         return back.index_add(1, columns.long(), parts), None, None, None

@@ -56,6 +56,7 @@ class NativeDecoder:
         self._held: list[Tensor] = []  # what the table points to
         widths: dict[str, int] = {}
         for value in (v for step in self.steps for v in _values(step)):
+            # a name has one memory, as wide as the widest value of it
             widths[value.name] = max(widths.get(value.name, 0), value.first + value.width)
         self.memory = {name: torch.zeros(max_rows, width) for name, width in widths.items()}
         self.table = torch.tensor([self._row(step) for step in self.steps])
@@ -152,6 +153,7 @@ class NativeDecoder:
             act = {"act": step.centred, "number": _bits(step.eps)}
             return {"size": size, "weight": place, **act}
         if isinstance(step, ProductStep):
+            # a product writes a whole row, so that its values may not be slices
             unsliced = all(self.memory[v.name].shape[1] == v.width for v in (step.dst, step.src))
             fits = step.bound.sides == (step.dst.width, step.src.width) and step.dst != step.src
             _check(step, unsliced and fits)

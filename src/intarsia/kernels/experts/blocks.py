@@ -32,6 +32,7 @@ def roomy(shape: tuple[int, ...], like: Tensor) -> Tensor:
     nbytes = math.prod(shape) * like.element_size()
     if like.device.type != "cpu" or nbytes < LARGE:
         return like.new_empty(shape)
+    # aligned memory in large pages, as NumPy gets it from the system
     raw = torch.from_numpy(np.empty(nbytes + 64, np.uint8))
     start = -raw.data_ptr() % 64  # the rows of a product begin where a cache line does
     return raw[start : start + nbytes].view(like.dtype).view(shape)
@@ -147,6 +148,7 @@ class Layout:
         if not bool((token[1:] >= token[:-1]).all()):
             token, order = token.sort(stable=True)
             place, weight = place[order], None if weight is None else weight[order]
+        # each token's rows are one bag
         count = torch.bincount(token, minlength=self.tokens)
         return F.embedding_bag(
             place, outputs, count.cumsum(0) - count, mode="sum", per_sample_weights=weight

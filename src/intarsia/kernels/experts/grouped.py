@@ -17,6 +17,7 @@ FEW = 6
 
 def at_once(a: Tensor, b: Tensor) -> bool:
     """Return True if `torch.nn.functional.grouped_mm` can multiply these."""
+    # torch's grouped product needs aligned rows, and a recent GPU
     if not hasattr(F, "grouped_mm") or a.dtype not in FAST or not (len(a) and a.numel()):
         return False
     if a.is_cuda and (
@@ -59,6 +60,7 @@ def grouped(rows: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
         return F.grouped_mm(rows, weight.transpose(1, 2), offs=ends)
     out, parts = rows.new_empty(len(rows), weight.shape[1]), sizes(ends)
     for x, w, y in zip(rows.split(parts), weight.unbind(), out.split(parts), strict=True):
+        # the transposed product reads W row by row, which is faster for a few columns of x
         if turned and len(x) <= FEW:
             y.copy_(torch.mm(w, x.t()).t())
         else:

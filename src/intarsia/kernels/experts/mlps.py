@@ -150,6 +150,7 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, dy: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    """Return the gradients of the operator's nine inputs; None for those that need none."""
     if dy is None:
         return (None,) * 9
     x, token, expert, weight, up, gate, down, z, g = ctx.saved_tensors

@@ -64,6 +64,7 @@ class GatherRows(torch.autograd.Function):
         if rows is None:
             return rest, None
         (token,) = ctx.saved_tensors
+        # add into the buffer that the chain passes on, instead of a gradient of x each time
         total = rows.new_zeros(ctx.length, *rows.shape[1:]) if rest is None else rest
         return total.index_add_(0, token, rows), None
 
@@ -123,6 +124,7 @@ def group_pairs(
 
     token, expert, weight: (N,), of each pair; tokens: T, experts: E.
     """
+    # a graph's shapes cannot depend on the routing: every expert gets every token
     if token.is_meta or torch.compiler.is_compiling():
         gates = weight.new_zeros(tokens * experts).index_add(0, token * experts + expert, weight)
         return AllTokens(gates.view(tokens, experts).unbind(1))

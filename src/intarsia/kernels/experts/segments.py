@@ -32,6 +32,7 @@ class Segments:
 
         token, expert: (N,), of each pair; tokens: B times `length`, in the order of sequences.
         """
+        # by expert, then by position: pairs of one expert and sequence are consecutive
         order = (expert * tokens + token).argsort()
         token, expert = token[order], expert[order]
         of_each = torch.div(token, max(1, length), rounding_mode="floor")  # its sequence

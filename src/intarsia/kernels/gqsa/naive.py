@@ -15,6 +15,7 @@ def affine(groups: Tensor, bits: int, symmetric: bool = False) -> tuple[Tensor, 
     to bfloat16 before z is chosen.  symmetric: z = 2^(b-1), s = max |w| / (z - 1/2), as
     compressed-tensors has it.  groups: (..., G) -> float32 (...), (...).
     """
+    # 0 lies in every group's range, so that zero weights stay zero
     low, high = groups.amin(-1).clamp(max=0), groups.amax(-1).clamp(min=0)
     largest = 2**bits - 1
     span = 2 * torch.maximum(-low, high) if symmetric else high - low

@@ -66,6 +66,7 @@ def compiler() -> tuple[tuple[str, ...], str]:
 def flags(kind: str) -> tuple[str, ...]:
     """Return the compiler's flags for a kind of build."""
     target_flags = ABOUT[kind]
+    # other processors than x86 name the native target differently
     if kind == "native" and platform.machine().lower() not in ("x86_64", "amd64"):
         target_flags = ("-mcpu=native",)
     return (*FLAGS, *target_flags, *SHARED)
@@ -188,5 +189,6 @@ def _compile(kind: str, target: Path) -> None:
         note = Path(scratch) / "note"
         note.write_text(sha256(built) + "\n")
         target.with_suffix(".sha256").unlink(missing_ok=True)  # never a note of other bytes
+        # the SHA-256 goes last, so that a file without one is never trusted
         os.replace(built, target)
         os.replace(note, target.with_suffix(".sha256"))

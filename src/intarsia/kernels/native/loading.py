@@ -69,6 +69,7 @@ def _loaded(which: str) -> tuple[ctypes.CDLL | None, str]:
     try:
         library = ctypes.CDLL(str(build(which)))
         abi = int(library.intarsia_abi())
+        # a library of other sources would be called with other arguments
         if abi != ABI:
             raise BuildFailed(f"kernels of ABI {abi}, not {ABI}")
     except (BuildFailed, ConfigError, OSError, AttributeError, TimeoutError) as error:

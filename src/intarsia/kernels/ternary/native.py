@@ -66,6 +66,7 @@ def _run(x: Tensor, codes: Tensor, offsets: Tensor, levels: Tensor, table: Tenso
     """Call the kernel.  Raises: ShapeError for words that do not fill their row."""
     call = function("intarsia_ternary", *TYPES)
     assert call is not None and table.shape == (WORDS, 2)
+    # the kernel reads vectors, up to BEHIND numbers after the last input
     x, codes, offsets, levels, table = (
         t.contiguous()
         for t in (torch.nn.functional.pad(x, (0, BEHIND)), codes, offsets, levels, table)
