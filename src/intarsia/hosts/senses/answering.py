@@ -76,7 +76,7 @@ def answer(
     tokens: at most so many.
     Raises: DataError for files that cannot be read, and a prompt that leaves no room.
     """
-    asked_question = Question(question, None, _several(image), _several(audio))
+    asked_question = Question(question, None, _as_tuple(image), _as_tuple(audio))
     return answer_of(model, processor, asked_question, tokens)
 
 
@@ -113,7 +113,7 @@ def answer_of(model: nn.Module, processor: Processor, question: Question, tokens
     return processor.tokenizer.decode(out[0], skip_special_tokens=True).strip()
 
 
-def _several(value: Any) -> tuple[Any, ...]:
+def _as_tuple(value: Any) -> tuple[Any, ...]:
     """Return pictures or sounds as a tuple, of none, one or several."""
     if value is None:
         return ()

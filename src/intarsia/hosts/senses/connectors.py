@@ -125,19 +125,19 @@ def positions(queries: int, keys: int, width: int) -> tuple[Tensor, Tensor]:
     """
     side, key_side = math.isqrt(queries), math.isqrt(keys)
     if side * side != queries or key_side * key_side != keys:
-        table = _waves(torch.arange(queries), width)
+        table = _sines_and_cosines(torch.arange(queries), width)
         resized = F.interpolate(table.T[None], size=keys, mode="linear")[0].T
         return table, resized
     # half of the channels have the column, the others the row
     half, line = width // 2, torch.arange(side)
-    column, row = _waves(line, half), _waves(line, width - half)
+    column, row = _sines_and_cosines(line, half), _sines_and_cosines(line, width - half)
     table = torch.cat([column.repeat(side, 1), row.repeat_interleave(side, 0)], -1)
     # the keys are a finer grid over the same picture
     grid = table.T.reshape(1, width, side, side)
     return table, F.interpolate(grid, size=(key_side, key_side), mode="bicubic").flatten(2)[0].T
 
 
-def _waves(place: Tensor, width: int) -> Tensor:
+def _sines_and_cosines(place: Tensor, width: int) -> Tensor:
     """Compute sines, then cosines, of wavelengths from 2 pi to 2 pi 10,000.  (n,) -> (n, width)."""
     half = -(-width // 2)
     angle = place[:, None] * 10_000 ** -(torch.arange(half) / half)
