@@ -123,11 +123,14 @@ def _gate_and_up(fused: nn.Linear) -> list[nn.Linear]:
     return [_linear_on(w, b) for w, b in zip(fused.weight.chunk(2), biases, strict=True)]
 
 
-def drawn(
+def draw_experts(
     dense: DenseMlp, experts: int, parts: int, path: str, draws: torch.Generator
 ) -> StackedExperts:
-    """Draw new experts, each of the size of one of so many parts of an MLP.
+    """Draw new experts, each with as many hidden units as one of the equal parts of an MLP.
 
+    dense: the MLP, whose sizes, biases and activation the experts get.  experts: how many.  parts:
+    into how many the MLP's hidden units divide.  path: the MLP's, for errors.  draws: generator of
+    the weights.
     Raises: ConfigError for units that do not divide among the parts.
     """
     (hidden, width), outputs = dense.up.weight.shape, dense.down.out_features
@@ -144,14 +147,14 @@ def drawn(
 
 
 @torch.no_grad()
-def stacked(
+def stack_experts(
     dense: DenseMlp, experts: int, parts: int, path: str, draws: torch.Generator
 ) -> StackedExperts:
     """Build the experts that an MLP becomes: one of its parts each, by turns; copies if parts = 1.
 
-    Raises: as `drawn` does.
+    Parameters and Raises: as of `draw_experts`.
     """
-    stack = drawn(dense, experts, parts, path, draws)
+    stack = draw_experts(dense, experts, parts, path, draws)
     hidden = dense.up.out_features
 
     def dealt(matrix: Tensor) -> Tensor:  # (hidden, ...) -> (experts, hidden / parts, ...)

@@ -34,6 +34,7 @@ class Prompts(nn.Module):
         generator: torch.Generator,
         first: int = 0,
     ) -> None:
+        """Draw the tokens of a shape from U(-bound, bound); `dropout` acts on inserted tokens."""
         super().__init__()
         self.prefix, self.first = prefix, first
         self.tokens = nn.Parameter(torch.empty(*shape))

@@ -110,7 +110,7 @@ def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor
 def _reader_of_separate(
     source: Checkpoint, path: str, names: tuple[str, str, str]
 ) -> Callable[[int], dict[str, Tensor]]:
-    """Return the reader of experts that a checkpoint has one tensor each for."""
+    """Return a function that reads an expert of a checkpoint with separate tensors for each."""
 
     def read(expert: int) -> dict[str, Tensor]:
         gate, up, down = (source.tensor(f"{path}.{expert}.{name}.weight") for name in names)

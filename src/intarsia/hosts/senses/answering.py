@@ -18,7 +18,7 @@ from ...data.packages import announce
 from ...data.senses.encoders import encoder
 from ...data.senses.questions import Processor, Question
 from ...train.tasks.answers import answers_batch
-from .modalities import INPUTS, connectors_of, decoder_of, lay
+from .modalities import INPUTS, connectors_of, decoder_of, embed_with_senses
 
 
 def processor(
@@ -54,10 +54,10 @@ def prompt(model: nn.Module, row: dict[str, Tensor]) -> Tensor:
     device = next(host.parameters()).device
     batch = {n: t.to(device) for n, t in batch.items()}
     ids, inputs = batch["input_ids"], {n: batch.get(n) for n in INPUTS}
-    laid = lay(host, ids, batch["attention_mask"], inputs)
-    if laid is None:
+    embedded = embed_with_senses(host, ids, batch["attention_mask"], inputs)
+    if embedded is None:
         return host.get_input_embeddings()(ids)
-    return laid[0][:, laid[1][0].bool()]
+    return embedded[0][:, embedded[1][0].bool()]
 
 
 @torch.no_grad()

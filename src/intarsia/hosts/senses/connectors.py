@@ -78,8 +78,8 @@ class Projector(nn.Module):
     def __init__(self, width: int, outputs: int, *, generator: torch.Generator) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.inner = drawn(width, outputs, generator)
-        self.outer = drawn(outputs, outputs, generator)
+        self.inner = draw_linear(width, outputs, generator)
+        self.outer = draw_linear(outputs, outputs, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(F.gelu(self.inner(self.norm(x.to(self.inner.weight.dtype)))))
@@ -100,7 +100,7 @@ class Resampler(nn.Module):
         self.heads = next(h for h in range(max(1, width // 128), 0, -1) if width % h == 0)
         self.queries = nn.Parameter(torch.empty(count, width))
         nn.init.trunc_normal_(self.queries, std=0.02, generator=generator)
-        self.q, self.k, self.v, self.o = (drawn(width, width, generator) for _ in range(4))
+        self.q, self.k, self.v, self.o = (draw_linear(width, width, generator) for _ in range(4))
         self.norm_q, self.norm_kv, self.norm_o = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -144,7 +144,7 @@ def _sines_and_cosines(place: Tensor, width: int) -> Tensor:
     return torch.cat([angle.sin(), angle.cos()], -1)[:, :width]
 
 
-def drawn(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+def draw_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """Draw a linear layer: weights from U(-1/sqrt(inputs), 1/sqrt(inputs)), biases of 0."""
     # without torch's own draw, which would use the global generator
     layer = cast(nn.Linear, nn.utils.skip_init(nn.Linear, inputs, outputs))

@@ -27,9 +27,9 @@ from ..anatomy.dense_mlp import (
     MlpPlace,
     check_output,
     dense_mlp,
-    drawn,
+    draw_experts,
     mlp_place,
-    stacked,
+    stack_experts,
 )
 from ..anatomy.gates import HostedRouter, followed, gate_name, hosted, own_gate, read_gate
 from ..anatomy.sites import check_one_row, select_blocks
@@ -50,8 +50,8 @@ class Upcycle:
       "diversified", copies with `fraction` of each one's weights set to 0 (EvoMoE);
       "slices", E equal parts of its hidden units, which sum to the dense output if all are active
       with weight 1, `TopK(experts=E, active=E, scale="none")`;
-      "fresh", drawn anew, each for itself, as a model that is trained from scratch has them: the
-      MLP's own weights are forgotten.
+      "fresh", drawn anew, each for itself, as a model that is trained from scratch has them:
+      the MLP's own weights are forgotten.
     act: the experts' activation in place of the MLP's, "gelu", "relu" or "silu", on the gate's
     path if they are gated; the output is then not the dense one. `MoeX` wants "relu".
     layers: numbers of the blocks, negative ones count from the last; None = all.
@@ -354,9 +354,9 @@ def _build(
         name = gate_name(mlp) or ""
         return name, hosted(f"{path}.{name}", gate, new, count).train(mlp.training)
     dense = dense_mlp(path, mlp)
-    experts = drawn(dense, count, parts, path, draws) if change.how == "fresh" else None
+    experts = draw_experts(dense, count, parts, path, draws) if change.how == "fresh" else None
     # the parts must compute what the MLP computes; of fresh experts a copy is compared
-    like_mlp = stacked(dense, count if experts is None else 1, parts, path, draws)
+    like_mlp = stack_experts(dense, count if experts is None else 1, parts, path, draws)
     check_output(mlp, like_mlp, parts, path)
     experts = experts or like_mlp
     if change.act is not None:
