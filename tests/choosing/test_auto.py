@@ -305,11 +305,11 @@ def test_sizes_are_those_that_the_model_can_take() -> None:
 @pytest.mark.parametrize(
     ("options", "error", "got"),
     [
-        ({"0": 0}, ConfigError, "0"),
+        ({"minutes": 0}, ConfigError, "0"),
         ({"epochs": 3}, ConfigError, "it given"),
         ({"val": 8}, ConfigError, "it given"),
         ({"sizes": 3}, UnknownName, "'sizes'"),
-        ({"methods": ("'nosuch'",)}, UnknownName, "'nosuch'"),
+        ({"methods": ("nosuch",)}, UnknownName, "'nosuch'"),
         ({"device": "gpu"}, ConfigError, "'gpu'"),
         ({"resume": True}, ConfigError, "none to go on with"),
         ({"images": 6}, ConfigError, "6"),

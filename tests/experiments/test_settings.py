@@ -112,7 +112,7 @@ def test_objectives() -> None:
     ],
 )
 def test_a_wrong_objective(text: str, got: str) -> None:
-    with refused((ConfigError, UnknownName), got=got):
+    with refused(ConfigError, UnknownName, got=got):
         objective(text)
 
 

@@ -296,7 +296,7 @@ def test_in_half_precision_weights_come_back_in_float32_and_unrounded() -> None:
         (lambda: Dass(lengths=(1, 0, 1)), "lengths"),
         (lambda: CellSizes(nodes=0), "nodes"),
         (lambda: Genotype((((0, "max3"), (2, "skip")),), ()), "edge of node 0"),
-        (lambda: Genotype((((0, "edge of node 0"),),), ()), "edge of node 0"),
+        (lambda: Genotype((((0, "conv"),),), ()), "edge of node 0"),
         (lambda: supernet(xi=0.1), "xi"),
         (lambda: ChosenNet(Genotype.drawn(3, torch.Generator()), SIZES), "nodes"),
     ],

@@ -126,14 +126,14 @@ def test_chosen_spans_are_attached_and_the_model_stays_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("wrong", "want"),
     [
-        ({"above 0": 0}, "above 0"),
-        ({"above 0": 0.1}, "at least 4 tokens"),
-        ({"one or more, all other": ()}, "one or more, all other"),
-        ({"one or more, all other": 24}, "one or more, all other"),
+        ({"density": 0}, "above 0"),
+        ({"density": 0.1}, "at least 4 tokens"),
+        ({"lengths": ()}, "one or more, all other"),
+        ({"lengths": 24}, "one or more, all other"),
         ({"sink": 3}, "a multiple of the block, 2"),
         ({"answer": 24}, "at least 25"),
-        ({"at least 48": 40}, "at least 48"),
-        ({"at least 24": 8}, "at least 24"),
+        ({"extend": 40}, "at least 48"),
+        ({"check": 8}, "at least 24"),
     ],
 )
 def test_settings_that_cannot_be_are_refused(wrong: dict[str, Any], want: str) -> None:

@@ -227,12 +227,12 @@ def test_a_prior_is_the_same_from_its_folder(codec: Recombiner, tmp_path: Path) 
         ("settings", {"width": 10**9}, "the folder of a prior as it was written"),
         (
             "settings",
-            {"the folder of a prior as it was written": [2**20, 2**20]},
+            {"patch": [2**20, 2**20]},
             "the folder of a prior as it was written",
         ),
         (
             "settings",
-            {"the folder of a prior as it was written": 1},
+            {"smell": 1},
             "the folder of a prior as it was written",
         ),
         ("groups.0", lambda x: x + 1, "the folder of a prior as it was written"),

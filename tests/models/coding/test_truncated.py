@@ -368,11 +368,11 @@ def test_an_unused_component_is_given_to_the_sample_that_is_explained_worst() ->
     ("settings", "x", "got"),
     [
         ({"n_candidates": 5}, None, "5"),
-        ({"n_candidates": 2, "3": 3}, None, "3"),
-        ({"0.5": 0.5}, None, "0.5"),
-        ({"0": 0}, None, "0"),
+        ({"n_candidates": 2, "max_active": 3}, None, "3"),
+        ({"temperature": 0.5}, None, "0.5"),
+        ({"n_iter": 0}, None, "0"),
         ({"n_components": 40}, None, "30 samples for n_components=40"),
-        ({"n_components": 40, "n_candidates": 40, "3": 8}, None, "100,146,683"),
+        ({"n_components": 40, "n_candidates": 40, "max_active": 8}, None, "100,146,683"),
         ({}, np.ones((9, 3)), "samples that are all equal"),
         ({}, np.full((9, 3), np.nan), "no value in 9 rows, the first of them 0"),
         (
@@ -383,7 +383,7 @@ def test_an_unused_component_is_given_to_the_sample_that_is_explained_worst() ->
     ],
 )
 def test_bad_input_is_refused(settings: Any, x: Any, got: str) -> None:
-    with refused((ConfigError, DataError), got=got):
+    with refused(ConfigError, DataError, got=got):
         BSC(**({"n_components": H, "n_iter": 2} | settings)).fit(data() if x is None else x)
 
 

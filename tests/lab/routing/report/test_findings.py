@@ -129,7 +129,7 @@ def test_the_files(told: Told, tmp_path: Path) -> None:
     ],
 )
 def test_wrong_contests(contest: Contest, what: str) -> None:
-    with refused((ConfigError, UnknownName), what=what):
+    with refused(ConfigError, UnknownName, what=what):
         contest.asked()
 
 
