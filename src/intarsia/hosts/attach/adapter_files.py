@@ -175,6 +175,7 @@ def check_shapes(folder: Path, expected: dict[str, Any], got: dict[str, Tensor])
 
     Raises: CheckpointError.
     """
+    # PEFT would ignore foreign names, and leave what is missing at its start
     missing, foreign = sorted(expected.keys() - got.keys()), sorted(got.keys() - expected.keys())
     if missing or foreign:
         raise CheckpointError(

@@ -77,6 +77,7 @@ def own_config(stored: Mapping[str, Any], left_out: Mapping[str, Any]) -> Intars
     """Build the config of what `write_plain` wrote, out of PEFT's file and what that leaves out."""
     method = Lora(int(stored["r"]), float(stored["lora_alpha"]), float(stored["lora_dropout"]))
     options = method_to_dict(method)
+    # PEFT's file has rank, scale and places; seed, start and origin stand beside it
     unchanged = ("target_modules", "task_type", "base_model_name_or_path", "revision", *PLACES)
     return IntarsiaConfig(
         method=options.pop(KEY),
