@@ -92,7 +92,6 @@ def export_onnx_int8(
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
-        # the quantiser writes a new graph, without the metadata of the old one
         _copy_metadata(plain, scratch)
         line = _comparison_line(plain, scratch, images.float().cpu(), labels, most_lost)
     script = write_script("onnxruntime", target, inputs_of(base_of(model), preprocessing, images))
@@ -101,7 +100,7 @@ def export_onnx_int8(
 
 
 def _copy_metadata(source: Path, target: Path) -> None:
-    """Give one graph the names of classes and the preprocessing of the other."""
+    """Give the quantised graph the names of classes and the preprocessing of its source."""
     onnx = needs("onnx")
     entries = {entry.key: entry.value for entry in onnx.load(str(source)).metadata_props}
     graph = onnx.load(str(target))
