@@ -21,7 +21,10 @@ PERCENT = ("accuracy", "balanced_accuracy", "exact_match")
 
 
 def model_card(model: PeftModel, record: Mapping[str, Any] | None = None) -> str:
-    """Write the model card of a model's adapters, as Markdown with Hugging Face's metadata."""
+    """Write the model card of a model's adapters, as Markdown with Hugging Face's metadata.
+
+    record: what the run that trained them recorded (its run.json); None leaves out scores and data.
+    """
     record, host = record or {}, base_of(model)
     method, base = _method_names(model), _describe_base(host, record)
     data, scores = _data_and_parts(record), _scores(record)

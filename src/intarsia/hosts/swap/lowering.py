@@ -136,7 +136,7 @@ def _act_of(module: nn.Module | None, node: fx.Node) -> str:
 
 
 def _append(cluster: Cluster, layer: DenseStep, node: fx.Node, source: fx.Node) -> bool:
-    """Append a layer with one input to a cluster; return True."""
+    """Append a layer with one input to a cluster; return True, as taking a node does."""
     layer.src, layer.dst = cluster.read(source), cluster.new()
     cluster.layers.append(layer)
     cluster.values[node] = layer.dst
