@@ -391,7 +391,7 @@ def test_a_full_disk_leaves_no_store(
     def full(*_: Any) -> bytes:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(packing, "_bytes", full)
+    monkeypatch.setattr(packing, "_raw_bytes", full)
     with refused(TrainingError, got="OSError: [Errno 28] No space left on device"):
         intarsia.offloading.pack_experts(saved["mixtral"], tmp_path / "s")
     assert not list(tmp_path.iterdir())

@@ -24,7 +24,7 @@ from intarsia.hosts.read_me import (
     train_gate,
     train_in_turns,
 )
-from intarsia.hosts.read_me_channels import _top, channel_use
+from intarsia.hosts.read_me_channels import _select_largest, channel_use
 from intarsia.mixtures import Mixture
 from intarsia.mixtures.read_me import random_masks, read_me_mixture, residual_of
 from intarsia.routers.pregate import PreGate, PreGateRouter
@@ -134,7 +134,7 @@ def test_a_model_in_bf16_has_a_gate_in_float32(dense: Any) -> None:
 
 
 def test_masks_and_gate_are_on_the_model_s_device() -> None:
-    assert _top(torch.empty(2, 5, device="meta"), 2).is_meta
+    assert _select_largest(torch.empty(2, 5, device="meta"), 2).is_meta
     gate = PreGate(2, vocabulary=9, width=8, heads=2).net(
         embedding=torch.empty(9, 8, device="meta"), generator=torch.Generator()
     )

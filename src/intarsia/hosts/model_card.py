@@ -22,10 +22,13 @@ PERCENT = ("accuracy", "balanced_accuracy", "exact_match")
 
 
 def model_card(model: PeftModel, record: Mapping[str, Any] | None = None) -> str:
-    """Write the model card of a model's adapters, as Markdown with Hugging Face's metadata."""
+    """Write the model card of a model's adapters, as Markdown with Hugging Face's metadata.
+
+    record: what the run that trained them recorded (its run.json); None leaves out scores and data.
+    """
     record, host = record or {}, base_of(model)
-    method, base = _method(model), _base(host, record)
-    data, scores = _data(record), _scores(record)
+    method, base = _method_names(model), _describe_base(host, record)
+    data, scores = _data_and_parts(record), _scores(record)
     title = f"{method} for {base['name']}"
     meta = ModelCardData(
         base_model=base.get("hub"),
@@ -33,18 +36,18 @@ def model_card(model: PeftModel, record: Mapping[str, Any] | None = None) -> str
         pipeline_tag=base["task"],
         tags=["intarsia", method, "timm" if base["timm"] else "transformers"],
         model_name=title if scores else None,
-        eval_results=_evaluated(scores, data, base["task"]) or None,
+        eval_results=_evaluation_results(scores, data, base["task"]) or None,
     )
     parts = [
         f"---\n{meta.to_yaml()}\n---\n\n# {title}\n",
-        _table("What it is", _facts(model, record, base, data)),
+        _table("What it is", _fact_rows(model, record, base, data)),
         _table("Scores", scores) if scores else "",
         f"## Load it\n\n{_load(model, method, base)}",
     ]
     return "\n".join(part for part in parts if part)
 
 
-def _method(model: PeftModel) -> str:
+def _method_names(model: PeftModel) -> str:
     """Name the methods of the active adapters, joined by " + "."""
     methods: list[str] = []
     for name in model.active_adapters:
@@ -59,7 +62,7 @@ def _method(model: PeftModel) -> str:
     return " + ".join(dict.fromkeys(methods))
 
 
-def _base(host: Any, record: Mapping[str, Any]) -> dict[str, Any]:
+def _describe_base(host: Any, record: Mapping[str, Any]) -> dict[str, Any]:
     """Describe the pretrained model: name, page on the Hub, task, the lines that make it again."""
     settings, is_timm = (
         record.get("record", {}),
@@ -127,7 +130,7 @@ def _task(kind: str, language: bool) -> str | None:
     return "text-classification" if language and kind.endswith("Classification") else None
 
 
-def _data(record: Mapping[str, Any]) -> dict[str, Any]:
+def _data_and_parts(record: Mapping[str, Any]) -> dict[str, Any]:
     """Return the name of the data set of a run and its parts with their sizes."""
     data = record.get("record", {}).get("data", {})
     name = str(data.get("spec") or data.get("name") or "")
@@ -146,7 +149,7 @@ def _scores(record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     }
 
 
-def _evaluated(
+def _evaluation_results(
     scores: Mapping[str, Mapping[str, Any]], data: Mapping[str, Any], task: str | None
 ) -> list[EvalResult]:
     """List the scores as the Hub's results of an evaluation."""
@@ -166,7 +169,7 @@ def _evaluated(
     ]
 
 
-def _facts(
+def _fact_rows(
     model: PeftModel, record: Mapping[str, Any], base: Mapping[str, Any], data: Mapping[str, Any]
 ) -> dict[str, str]:
     """Return the rows of the card's first table, title -> text."""
@@ -174,7 +177,7 @@ def _facts(
     # each adapter with its method and settings; of PEFT's own only the kind is known
     for name, config in model.peft_config.items():
         if isinstance(config, IntarsiaConfig):
-            options = ", ".join(f"{k}={_short(v)}" for k, v in (config.options or {}).items())
+            options = ", ".join(f"{k}={_short_value(v)}" for k, v in (config.options or {}).items())
             facts[f"adapter `{name}`"] = f"`{config.method}`, seed {config.seed}: {options}"
         else:
             facts[f"adapter `{name}`"] = f"PEFT's {peft_kind(config)}"
@@ -197,12 +200,12 @@ def _facts(
     if counts := record.get("parameters"):
         facts["parameters"] = f"{counts['trained']:,} of {counts['all']:,} trained"
     if training := record.get("training"):
-        facts["training"] = ", ".join(f"{k} {_short(v)}" for k, v in training.items())
+        facts["training"] = ", ".join(f"{k} {_short_value(v)}" for k, v in training.items())
     libraries = record.get("versions") or {n: version(n) for n in ("intarsia", "peft", "torch")}
     return facts | {"versions": ", ".join(f"{k} {v}" for k, v in libraries.items())}
 
 
-def _short(value: Any) -> str:
+def _short_value(value: Any) -> str:
     """Format a setting's value in one line."""
     if isinstance(value, Mapping):
         inside = ", ".join(f"{k}={v}" for k, v in value.items() if k != "method")
@@ -215,22 +218,22 @@ def _table(title: str, rows: Mapping[str, Any]) -> str:
     if all(isinstance(row, Mapping) for row in rows.values()):
         names = list(dict.fromkeys(name for row in rows.values() for name in row))
         lines = [["part", *names]] + [
-            [part, *(_number(n, row[n]) if n in row else "" for n in names)]
+            [part, *(_format_score(n, row[n]) if n in row else "" for n in names)]
             for part, row in rows.items()
         ]
     else:
         lines = [["", ""], *([name, text] for name, text in rows.items())]
     lines.insert(1, ["---"] * len(lines[0]))
-    text = "\n".join("| " + " | ".join(_cell(c) for c in line) + " |" for line in lines)
+    text = "\n".join("| " + " | ".join(_escape_field(c) for c in line) + " |" for line in lines)
     return f"## {title}\n\n{text}\n"
 
 
-def _cell(text: str) -> str:
+def _escape_field(text: str) -> str:
     """Escape the characters that would end a table's field."""
     return text.replace("|", "\\|").replace("\n", " ")
 
 
-def _number(name: str, value: float) -> str:
+def _format_score(name: str, value: float) -> str:
     """Format a score: in percent, as a count, or with four digits."""
     if name in PERCENT:
         return f"{100 * value:.1f} %"
@@ -250,14 +253,14 @@ def _load(model: PeftModel, method: str, base: Mapping[str, Any]) -> str:
         + f"{base['import']}\nfrom peft import PeftModel\n\n{base_line}"
         f'model = PeftModel.from_pretrained(base, "{inside}")',
     }
-    if _folds(method):
+    if _all_fold(method):
         code[
             "As a stock model, after `intarsia.load`; refused where no stock weights say the same"
         ] = "stock = intarsia.fold(model)"
     return "\n".join(f"{name}:\n\n```python\n{text}\n```\n" for name, text in code.items())
 
 
-def _folds(method: str) -> bool:
+def _all_fold(method: str) -> bool:
     """Return True if every adapter folds, by the cards' tags; PEFT's own adapters always merge."""
     cards = [card(key) for key in method.split(" + ") if key in index()]
     return all(

@@ -173,7 +173,7 @@ def steps_of(host: Any, caches: Sequence[LayerCache], length: int) -> Iterator[D
         yield from _attention(layer, x, h, cache, rotation, _Sizes.of(host))
         yield from _mlp(layer, x, h, host.config)
     yield _norm(body.norm, h, x)
-    yield _product(host.lm_head, Value("logits", host.lm_head.out_features), h)
+    yield _product_step(host.lm_head, Value("logits", host.lm_head.out_features), h)
 
 
 def _attention(
@@ -193,13 +193,13 @@ def _attention(
     # 1. queries, keys and values: one product with three views of its output, or three products
     wide, narrow = heads * sizes.size, groups * sizes.size
     if hasattr(attention, "qkv_proj"):  # Phi-3
-        yield _product(attention.qkv_proj, Value("qkv", wide + 2 * narrow), source)
+        yield _product_step(attention.qkv_proj, Value("qkv", wide + 2 * narrow), source)
         q, k = Value("qkv", wide), Value("qkv", narrow, wide)
         v = Value("qkv", narrow, wide + narrow)
     else:
         q, k, v = Value("q", wide), Value("k", narrow), Value("v", narrow)
         for value, linear in ((q, attention.q_proj), (k, attention.k_proj), (v, attention.v_proj)):
-            yield _product(linear, value, source)
+            yield _product_step(linear, value, source)
     # 2. what architectures do to queries and keys before the scores
     if limit := getattr(attention.config, "clip_qkv", None):  # OLMo
         yield from (ClipStep(value, float(limit)) for value in (q, k, v))
@@ -212,7 +212,7 @@ def _attention(
     # 3. attention over the slot's cache, output projection, residual
     out = Value("heads", wide)
     yield AttendStep(out, q, k, v, cache, heads, attention.scaling, _window(attention))
-    yield _product(attention.o_proj, h, out)
+    yield _product_step(attention.o_proj, h, out)
     if norm_before is None:
         yield _norm(layer.post_attention_layernorm, h, h)
     yield AddStep(x, x, h)
@@ -227,15 +227,15 @@ def _mlp(layer: Any, x: Value, h: Value, config: Any) -> Iterator[DecoderStep]:
     source = h if norm_behind is None else x
     # one product whose output has both halves, or two products
     if hasattr(mlp, "gate_up_proj"):  # Phi-3
-        yield _product(mlp.gate_up_proj, Value("both", 2 * inner), source)
+        yield _product_step(mlp.gate_up_proj, Value("both", 2 * inner), source)
         gate, up = Value("both", inner), Value("both", inner, inner)
     else:
         gate, up = Value("gate", inner), Value("up", inner)
-        yield _product(mlp.gate_proj, gate, source)
-        yield _product(mlp.up_proj, up, source)
+        yield _product_step(mlp.gate_proj, gate, source)
+        yield _product_step(mlp.up_proj, up, source)
     hidden = Value("hidden", inner)
     yield GateStep(hidden, gate, up, config.hidden_act)
-    yield _product(mlp.down_proj, h, hidden)
+    yield _product_step(mlp.down_proj, h, hidden)
     if norm_behind is not None:
         yield _norm(norm_behind, h, h)
     yield AddStep(x, x, h)
@@ -249,7 +249,7 @@ def _norm(module: Any, dst: Value, src: Value) -> NormStep:
     return NormStep(dst, src, weight, eps, size, centred=weight is None)
 
 
-def _product(linear: Any, dst: Value, src: Value) -> ProductStep:
+def _product_step(linear: Any, dst: Value, src: Value) -> ProductStep:
     """Return the step y = W x + b of a linear layer, packed or dense, with its naive twin."""
     bias = None if linear.bias is None else linear.bias.detach()
     if isinstance(linear, PackedLinear):

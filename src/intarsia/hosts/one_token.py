@@ -36,22 +36,22 @@ def one_token(model: nn.Module) -> Step | None:
     if any(kind != "full_attention" for kind in kinds):
         return None
     around = [host, body, *layers, *(layer.self_attn for layer in layers)]
-    if any(_hooked(module) for module in around):
+    if any(_has_hooks(module) for module in around):
         return None
 
     def step(ids: Tensor, cache: Any, position: int) -> Tensor:
-        return _step(host, ids, cache, position)
+        return _step_logits(host, ids, cache, position)
 
     return step
 
 
-def _hooked(module: nn.Module) -> bool:
+def _has_hooks(module: nn.Module) -> bool:
     """Return True if a forward does more than its class says; hooks of rings do not count."""
     before = [h for h in module._forward_pre_hooks.values() if not isinstance(h, RingCaches)]
     return bool(before or module._forward_hooks or "forward" in vars(module))
 
 
-def _step(host: Any, ids: Tensor, cache: Any, position: int) -> Tensor:
+def _step_logits(host: Any, ids: Tensor, cache: Any, position: int) -> Tensor:
     """Compute the logits of the token at a position: embedding, layers, norm, head."""
     body, rows = host.model, len(ids)
     x = body.embed_tokens(ids)  # (B, 1, d)

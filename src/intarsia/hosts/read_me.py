@@ -127,7 +127,7 @@ def train_gate(
         """Compute the gate's loss on a batch, by its number."""
         if index not in targets:
             targets[index] = pregate_targets(model, masks, batches[index])
-        real = _real(batches[index])
+        real = _not_padding(batches[index])
         total = gate_loss(gate(batches[index]["input_ids"])[real], targets[index][:, real])
         return total / len(targets[index])  # Adam does not mind, and a mean can be read
 
@@ -154,7 +154,7 @@ def train_experts(
 
     def loss(index: int) -> Tensor:
         """Compute the loss of the next token on a batch, each token by its expert."""
-        ids, real = batches[index]["input_ids"], _real(batches[index])[:, 1:]
+        ids, real = batches[index]["input_ids"], _not_padding(batches[index])[:, 1:]
         with torch.no_grad():
             expert = gate(ids).argmax(-1)
         # the slow form of the mixture: the dense model, each token with its expert's units alone
@@ -240,7 +240,7 @@ def train_in_turns(
     return losses
 
 
-def _real(batch: Batch) -> Tensor:
+def _not_padding(batch: Batch) -> Tensor:
     """Return which tokens are not padding.  (B, T) bool."""
     mask = batch.get("attention_mask")
     return torch.ones_like(batch["input_ids"]).bool() if mask is None else mask.bool()

@@ -99,7 +99,7 @@ def channel_masks(
     return {
         path: torch.stack(
             [
-                _top(path_use[path], max(1, round(density * path_use[path].numel())))
+                _select_largest(path_use[path], max(1, round(density * path_use[path].numel())))
                 for path_use in use
             ]
         )
@@ -107,7 +107,7 @@ def channel_masks(
     }
 
 
-def _top(values: Tensor, count: int) -> Tensor:
+def _select_largest(values: Tensor, count: int) -> Tensor:
     """Select the `count` largest values along the last axis, as bool."""
     index = values.topk(count, -1).indices
     return torch.zeros_like(values, dtype=torch.bool).scatter(-1, index, True)

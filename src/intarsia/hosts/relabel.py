@@ -57,27 +57,27 @@ def relabel(model: nn.Module, placement: Placement | Tensor) -> nn.Module:
         raise ConfigError("placement", got=got, want="each expert once", fix=fix)
     # every check comes before the first weight is moved
     gates = [
-        _gate(model, experts) for experts in stock.values()
+        _block_and_gate(model, experts) for experts in stock.values()
     ]  # all are there, before any is changed
     for row, (_, gate) in zip(order, gates, strict=False):
         _check_groups(model, gate, row)
     for row, (_, mixture) in zip(order, mixtures, strict=False):
         check_prune(mixture, row.tolist())
     for row, experts, (block, gate) in zip(order, stock.values(), gates, strict=False):
-        _permute(experts.module, row, recurse=False)
-        _permute(gate, row, recurse=True)
-        _permute(block, row, recurse=False)  # some keep the bias of the choice there
+        _reorder_experts(experts.module, row, recurse=False)
+        _reorder_experts(gate, row, recurse=True)
+        _reorder_experts(block, row, recurse=False)  # some keep the bias of the choice there
     for row, (_, mixture) in zip(order, mixtures, strict=False):
         prune(mixture, row.tolist())  # all experts, in this order
     return model
 
 
-def _gate(model: nn.Module, experts: StockExperts) -> tuple[nn.Module, nn.Module]:
+def _block_and_gate(model: nn.Module, experts: StockExperts) -> tuple[nn.Module, nn.Module]:
     """Return the block around the experts, and its gate."""
     return model.get_submodule(experts.path.rpartition(".")[0]), stock_gate(model, experts.path)
 
 
-def _permute(module: nn.Module, order: Tensor, *, recurse: bool) -> None:
+def _reorder_experts(module: nn.Module, order: Tensor, *, recurse: bool) -> None:
     """Reorder every tensor with a row for each expert, and those that are one row of E numbers."""
     tensors = [*module.parameters(recurse), *module.buffers(recurse)]
     for tensor in tensors:

@@ -61,13 +61,13 @@ def save(
     """
     folder, host = Path(folder), base_of(model)
     steps: tuple[Step, ...] = steps_of(host)
-    adapters: dict[str, Any] = dict.fromkeys(_names(model))
+    adapters: dict[str, Any] = dict.fromkeys(_adapter_names(model))
     if not steps and not isinstance(model, PeftModel):
         want = "one with adapters, mixtures or trained parts"
         fix = "Call intarsia.apply, adapt or upcycle first, or save it as its library does."
         raise ConfigError("model", got="one that was not changed", want=want, fix=fix)
     _check_target(folder)
-    stores, state = _stores(steps, bool(adapters)), _state(host)
+    stores, state = _weights_needed(steps, bool(adapters)), _host_state(host)
     tensors = {n: t for n, t in state.items() if isinstance(t, Tensor)}
     tensors = _select_tensors(host, tensors, stores, steps)
     extra = {n: v for n, v in state.items() if n not in tensors} if stores == "all" else {}
@@ -118,9 +118,9 @@ def load(
     trunk, head or class list; ConfigError for a name in use. The model is then as it was.
     """
     content = _read(Path(folder))
-    adapters = _named(content.adapters, name)
+    adapters = _adapters_named(content.adapters, name)
     with undone_on_error(model), _numbers_kept(model, bool(content.steps and adapters)):
-        new = _replay(model, content)
+        new = _repeat_steps(model, content)
         for adapter in adapters:
             new = adapter.read(new, name or adapter.name, trainable, classes)
     return new
@@ -134,7 +134,7 @@ def replays(folder: str | Path) -> bool:
     return bool(_read(Path(folder)).steps)
 
 
-def _replay(model: nn.Module, content: FolderContent) -> nn.Module:
+def _repeat_steps(model: nn.Module, content: FolderContent) -> nn.Module:
     """Repeat the steps of a folder on a model and read the host's weights; return the model."""
     weights = None if content.weights is None else _tensors(content.weights)
     if content.steps and (earlier := steps_of(base_of(model))):
@@ -158,7 +158,7 @@ def _replay(model: nn.Module, content: FolderContent) -> nn.Module:
             ) from error
     if weights is not None:
         host = base_of(model)
-        expected = {n: t for n, t in _state(host).items() if isinstance(t, Tensor)}
+        expected = {n: t for n, t in _host_state(host).items() if isinstance(t, Tensor)}
         expected = _select_tensors(host, expected, content.stores, content.steps)
         # position embeddings of another image size are interpolated, as timm does it
         weights = resampled(weights, host)
@@ -229,7 +229,7 @@ def _checked_content(folder: Path, content: Mapping[str, Any]) -> FolderContent:
     return FolderContent(folder, tuple(steps), adapters, weights, stores, dict(content["extra"]))
 
 
-def _named(adapters: Sequence[Adapter], name: str | None) -> Sequence[Adapter]:
+def _adapters_named(adapters: Sequence[Adapter], name: str | None) -> Sequence[Adapter]:
     """Return all adapters of a folder, or the one of several that has this name."""
     if name is None or len(adapters) < 2:
         return adapters
@@ -264,7 +264,7 @@ def _numbers_kept(model: nn.Module, enabled: bool) -> Iterator[None]:
         raise
 
 
-def _stores(steps: Iterable[Step], adapted: bool) -> str:
+def _weights_needed(steps: Iterable[Step], adapted: bool) -> str:
     """Return which weights of the host a folder needs: "all", "trained", "added" or "nothing".
 
     "added": those of the modules that the changes have put in, whether they are trained or not.
@@ -288,7 +288,7 @@ def _select_tensors(
     return dict(tensors)
 
 
-def _state(host: nn.Module) -> dict[str, Any]:
+def _host_state(host: nn.Module) -> dict[str, Any]:
     """Return a model's state dict without adapters, with each tied tensor once."""
     state: dict[str, Any] = {}
     # behind an adapter's layer stands the host's own module, under the host's own name
@@ -311,7 +311,7 @@ def entries_of(model: nn.Module) -> list[dict[str, Any]]:
     return [*(step.entry() for step in steps_of(base_of(model))), *_adapters(model)]
 
 
-def _names(model: nn.Module) -> list[str]:
+def _adapter_names(model: nn.Module) -> list[str]:
     """Return the names of a model's adapters, the active ones first."""
     if not is_adapted(model):
         return []
@@ -321,7 +321,7 @@ def _names(model: nn.Module) -> list[str]:
 
 def _adapters(model: nn.Module) -> Iterable[dict[str, Any]]:
     """Yield the adapters of a model as entries of steps."""
-    for name in _names(model):
+    for name in _adapter_names(model):
         config = cast(IntarsiaConfig, cast(PeftModel, model).peft_config[name])
         yield {
             "key": config.method,

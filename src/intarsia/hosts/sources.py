@@ -37,7 +37,7 @@ def from_sources(
         raise ConfigError("task_ids", got=got, want=f"0 ... {len(deltas) - 1}", fix=fix)
     rows = [(ids == source).nonzero().flatten() for source in sources]
     parts = [
-        _logits(model, {n: t[r] for n, t in x.items() if n != "task_ids"}, deltas[s])
+        _logits_with_delta(model, {n: t[r] for n, t in x.items() if n != "task_ids"}, deltas[s])
         for s, r in zip(sources, rows, strict=True)
     ]
     # back from the order of sources to the order of the batch
@@ -45,7 +45,7 @@ def from_sources(
     return Outcome(loss_of(logits), logits)
 
 
-def _logits(model: nn.Module, x: dict[str, Tensor], delta: SparseDelta) -> Tensor:
+def _logits_with_delta(model: nn.Module, x: dict[str, Tensor], delta: SparseDelta) -> Tensor:
     """Run the model with one source's delta added to its weights; float32 logits or wider."""
     weights = own_parameters(model)
     moved: dict[str, Tensor] = {}

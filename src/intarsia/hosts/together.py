@@ -43,13 +43,13 @@ class OnOneTrunk:
         self.open = ExitStack()
         for modules in places:
             first, *_ = modules
-            forward = partial(self._each, modules, first.forward, draws=_draws(first))
+            forward = partial(self._compute_each, modules, first.forward, draws=_draws(first))
             self.open.enter_context(forward_as(first, forward))
 
     def __call__(self, rows: Sequence[Tensor], alone: Alone) -> list[Tensor]:
         """Compute each model's logits in one forward."""
         for model, x in zip(self.models[1:], rows[1:], strict=True):
-            _begin(model, x)
+            _call_pre_hooks(model, x)
         self.sizes, self.alone = [len(x) for x in rows], alone
         try:
             out = self.models[0](torch.cat([*rows]))
@@ -57,7 +57,7 @@ class OnOneTrunk:
             self.sizes = []
         return list(logits_in(out).split([len(x) for x in rows]))
 
-    def _each(
+    def _compute_each(
         self,
         modules: Sequence[nn.Module],
         first_forward: Any,
@@ -69,7 +69,7 @@ class OnOneTrunk:
         if not self.sizes:
             return first_forward(*args, **kwargs)
         sizes, outputs = self.sizes, list[Tensor]()
-        arguments = [self._split(value) for value in args]
+        arguments = [self._rows_of_models(value) for value in args]
         for i, module in enumerate(modules):
             # the first module's forward is the one that was replaced by this method
             compute = module if i else first_forward
@@ -79,7 +79,7 @@ class OnOneTrunk:
             raise ValueError("not a row for each image")
         return torch.cat(outputs)
 
-    def _split(self, value: Any) -> Sequence[Any]:
+    def _rows_of_models(self, value: Any) -> Sequence[Any]:
         """Split an argument into the rows of each model; what is no tensor goes to all."""
         if not isinstance(value, Tensor):
             return [value] * len(self.sizes)
@@ -107,7 +107,9 @@ def on_one_trunk(models: Sequence[nn.Module], rows: Sequence[Tensor]) -> OnOneTr
         return None
     places: list[list[nn.Module]] = []
     # descend from the top modules to what each model has to compute for itself
-    names = [name for name, child in hosts[0].named_children() if _used(child, hosts[0])]
+    names = [
+        name for name, child in hosts[0].named_children() if _sees_trained_rows(child, hosts[0])
+    ]
     for name in names:
         modules = [host._modules.get(name) for host in hosts]
         if any(module is None for module in modules):
@@ -123,7 +125,7 @@ def on_one_trunk(models: Sequence[nn.Module], rows: Sequence[Tensor]) -> OnOneTr
     together = OnOneTrunk(models, places)
     try:
         # the architecture may do more than our reading of it: compare once before it is trusted
-        equal = _equal(together, rows)
+        equal = _same_logits(together, rows)
     except (ValueError, RuntimeError):
         equal = False
     if not equal:
@@ -136,7 +138,7 @@ def _places(modules: list[nn.Module]) -> Iterator[list[nn.Module]]:
     """Yield the modules, or what is in them, that compute each model's rows for themselves."""
     first = modules[0]
     learns = any(p.requires_grad for module in modules for p in module.parameters())
-    if not learns and not _draws(first) and _same(modules):
+    if not learns and not _draws(first) and _equal_weights(modules):
         return
     children = [dict(module.named_children()) for module in modules]
     if _is_open(first) and all(child.keys() == children[0].keys() for child in children):
@@ -160,7 +162,7 @@ def _is_open(module: nn.Module) -> bool:
     return type(module) in OPEN
 
 
-def _same(modules: Sequence[nn.Module]) -> bool:
+def _equal_weights(modules: Sequence[nn.Module]) -> bool:
     """Return True if parameters and buffers of the modules are equal."""
     first, *rest = ([*module.parameters(), *module.buffers()] for module in modules)
     return all(len(first) == len(state) and all(map(torch.equal, first, state)) for state in rest)
@@ -178,12 +180,12 @@ def _draws(module: nn.Module) -> bool:
     return False
 
 
-def _used(child: nn.Module, host: nn.Module) -> bool:
+def _sees_trained_rows(child: nn.Module, host: nn.Module) -> bool:
     """Return True if a child sees rows of trained tokens; the patch embedding is always shared."""
     return any(True for _ in child.modules()) and child is not getattr(host, "patch_embed", None)
 
 
-def _begin(model: nn.Module, x: Tensor) -> None:
+def _call_pre_hooks(model: nn.Module, x: Tensor) -> None:
     """Call the hooks that a forward of the model would call before it computes."""
     host = base_of(model)
     for module in dict.fromkeys((model, host)):
@@ -195,7 +197,7 @@ def _begin(model: nn.Module, x: Tensor) -> None:
 
 
 @torch.no_grad()
-def _equal(together: OnOneTrunk, rows: Sequence[Tensor]) -> bool:
+def _same_logits(together: OnOneTrunk, rows: Sequence[Tensor]) -> bool:
     """Return True if each model's logits are the same in the joint forward as alone.
 
     rows: inputs of each model, of which two or three are compared.

@@ -49,15 +49,17 @@ def recording(model: nn.Module, *, probabilities: bool = False) -> Iterator[Reco
     # ones
     if probabilities:
         hooks = [
-            stock_gate(model, path).register_forward_hook(_every(recorder, path)) for path in stock
+            stock_gate(model, path).register_forward_hook(_probabilities_hook(recorder, path))
+            for path in stock
         ]
     else:
         hooks = [
-            experts.module.register_forward_pre_hook(_stock(recorder, path), with_kwargs=True)
+            experts.module.register_forward_pre_hook(_stock_hook(recorder, path), with_kwargs=True)
             for path, experts in stock.items()
         ]
     hooks += [
-        m.router.register_forward_hook(_own(recorder, path)) for path, m in own_mixtures(model)
+        m.router.register_forward_hook(_router_hook(recorder, path))
+        for path, m in own_mixtures(model)
     ]
     if not hooks:
         got, fix = f"a {type(model).__name__} without experts", "Use a sparse model, or upcycle it."
@@ -88,7 +90,7 @@ def own_mixtures(model: nn.Module) -> list[tuple[str, Mixture]]:
     return [(path, m) for path, m in model.named_modules() if isinstance(m, Mixture)]
 
 
-def _stock(recorder: Recorder, path: str) -> Callable[..., None]:
+def _stock_hook(recorder: Recorder, path: str) -> Callable[..., None]:
     """Return a hook that records what the stock experts of a layer are called with."""
 
     def keep(_: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
@@ -98,7 +100,7 @@ def _stock(recorder: Recorder, path: str) -> Callable[..., None]:
     return keep
 
 
-def _every(recorder: Recorder, path: str) -> Callable[..., None]:
+def _probabilities_hook(recorder: Recorder, path: str) -> Callable[..., None]:
     """Return a hook that records the gate's probability of every expert."""
 
     def keep(gate: nn.Module, _: Any, output: Any) -> None:
@@ -108,7 +110,7 @@ def _every(recorder: Recorder, path: str) -> Callable[..., None]:
     return keep
 
 
-def _own(recorder: Recorder, path: str) -> Callable[..., None]:
+def _router_hook(recorder: Recorder, path: str) -> Callable[..., None]:
     """Return a hook that records the routing of one of our routers."""
 
     def keep(_: Any, args: tuple[Any, ...], routing: Routing) -> None:
@@ -171,9 +173,9 @@ def trace(
         raise DataError("texts", got="no tokens", want="some rows of text", fix="Pass a few rows.")
     # top-p routers give each batch another k
     k = max(part["expert"].shape[2] for part in parts)
-    padded = [_widened(part, k) for part in parts]
+    padded = [_widen_part(part, k) for part in parts]
     joined = {n: torch.cat([part[n] for part in padded]) for n in padded[0]}
-    named, facts = _about(model)
+    named, facts = _layers_and_facts(model)
     experts = max(stock.experts for stock in named.values())
     token = joined.pop("token", None)
     return Trace(**joined, experts=experts, token=token, names=tuple(named), about=facts)
@@ -203,8 +205,8 @@ def _rows(
         raise TargetError("layers to trace", got=got, want=want, fix=fix)
     length = next(iter(counts.values())) // len(sequences)
     k = max(index.shape[1] for index, _ in routes.values())
-    expert = torch.stack([_padded(index, k, NONE) for index, _ in routes.values()], 1)
-    weight = torch.stack([_padded(w, k, 0.0) for _, w in routes.values()], 1)
+    expert = torch.stack([_pad_columns(index, k, NONE) for index, _ in routes.values()], 1)
+    weight = torch.stack([_pad_columns(w, k, 0.0) for _, w in routes.values()], 1)
     columns = {
         "expert": expert.to(torch.int16),
         "weight": weight,
@@ -220,20 +222,20 @@ def _rows(
     return columns
 
 
-def _padded(t: Tensor, k: int, value: float) -> Tensor:
+def _pad_columns(t: Tensor, k: int, value: float) -> Tensor:
     """Pad the last axis to k with a value."""
     return nn.functional.pad(t, (0, k - t.shape[-1]), value=value)
 
 
-def _widened(part: dict[str, Tensor], k: int) -> dict[str, Tensor]:
+def _widen_part(part: dict[str, Tensor], k: int) -> dict[str, Tensor]:
     """Pad the experts and weights of a part to k columns."""
     return part | {
-        "expert": _padded(part["expert"], k, NONE),
-        "weight": _padded(part["weight"], k, 0.0),
+        "expert": _pad_columns(part["expert"], k, NONE),
+        "weight": _pad_columns(part["weight"], k, 0.0),
     }
 
 
-def _about(model: nn.Module) -> tuple[dict[str, StockExperts], dict[str, str]]:
+def _layers_and_facts(model: nn.Module) -> tuple[dict[str, StockExperts], dict[str, str]]:
     """Return the layers in the order of the model, and the facts that a trace states about it."""
     named = stock_experts(model)
     for path, mixture in own_mixtures(model):

@@ -25,5 +25,5 @@ class Sparsifier(Protocol):
     def needs(self) -> frozenset[str]: ...
 
     def edit(
-        self, name: str, weight: Tensor, seen: Statistics, generator: torch.Generator
+        self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]: ...

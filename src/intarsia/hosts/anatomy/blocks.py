@@ -92,7 +92,7 @@ def block_kind(module: nn.Module) -> str | None:
     if any(name in children for name in ATTENTION):
         if any(name in children for name in MLP):
             return "attention"
-        if _split(module):
+        if _split_mlp_names(module):
             return "split"
     if "mlp_tokens" in children and "mlp_channels" in children:
         return "mixer"
@@ -112,7 +112,7 @@ def _t5(module: nn.Module) -> bool:
     return hasattr(first, "SelfAttention")
 
 
-def _split(module: nn.Module) -> tuple[str, str] | None:
+def _split_mlp_names(module: nn.Module) -> tuple[str, str] | None:
     """Return the names of the two parts of an MLP that is no module of its own, or None."""
     return next((both for both in SPLIT_MLP if all(n in module._modules for n in both)), None)
 
@@ -148,7 +148,7 @@ def attention_of(block: nn.Module) -> str | None:
     if _t5(block):
         return "layer.0.SelfAttention"
     if block_kind(block) == "hybrid":
-        return MIXER if _attends(block.get_submodule(MIXER)) else None
+        return MIXER if _has_attention(block.get_submodule(MIXER)) else None
     return next((n for n in (*ATTENTION, "mlp_tokens") if n in block._modules), None)
 
 
@@ -162,7 +162,7 @@ def mlp_of(block: nn.Module) -> str | None:
     return next((n for n in MLP if n in block._modules), None)
 
 
-def _attends(module: nn.Module) -> bool:
+def _has_attention(module: nn.Module) -> bool:
     """Return True if a layer inside makes queries; a state space model has none."""
     names = {p.rpartition(".")[2] for p, _ in layers_of(module)}
     return not names.isdisjoint((*FUSED[:-2], *QUERIES))
@@ -170,7 +170,7 @@ def _attends(module: nn.Module) -> bool:
 
 def split_mlp_of(block: nn.Module) -> tuple[str, str] | None:
     """Return the paths of the two layers that are a block's MLP, if that is no module."""
-    if (both := _split(block)) is None:
+    if (both := _split_mlp_names(block)) is None:
         return None
     first, last = (
         next((p for p, _ in layers_of(block) if p == n or inside(p, n)), "") for n in both

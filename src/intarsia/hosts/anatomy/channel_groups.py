@@ -95,13 +95,13 @@ class _GroupFinder:
             return
         inputs = [self.values[n] for n in tensors_in(node) if n in self.values]
         if node.op == "output":
-            for value in _nodes(node.args):
+            for value in _nested_nodes(node.args):
                 self.at(self.values[value].group).fixed = "the net's output"
             return
         module = module_of(self.graph, node)
         path = str(node.target)
         if isinstance(module, nn.Conv2d | nn.Linear):
-            self.values[node] = self._layer(path, module, inputs[0])
+            self.values[node] = self._visit_layer(path, module, inputs[0])
         elif isinstance(module, BATCH_NORM):
             self.at(inputs[0].group).follows.append(path)
             self.values[node] = inputs[0]
@@ -128,7 +128,7 @@ class _GroupFinder:
             fix = "Leave this net as it is: blocks of rows work without a new order."
             raise TargetError("order of channels", got=got, want=want, fix=fix)
 
-    def _layer(self, path: str, layer: Any, value: _Value) -> _Value:
+    def _visit_layer(self, path: str, layer: Any, value: _Value) -> _Value:
         """Record a convolution or a linear layer, and return the channels that it makes."""
         if value.pooled:
             self.pooled.add(path)
@@ -150,7 +150,7 @@ class _GroupFinder:
         return _Value(new_group, value.pooled)
 
 
-def _nodes(args: Any) -> Iterator[fx.Node]:
+def _nested_nodes(args: Any) -> Iterator[fx.Node]:
     """Yield the nodes in nested arguments."""
     nodes: list[fx.Node] = []
     map_arg(args, lambda n: nodes.append(n) or n)

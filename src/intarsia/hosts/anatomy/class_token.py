@@ -30,15 +30,15 @@ def reading_class_token(model: nn.Module, x: Tensor) -> Iterator[bool]:
     x: an input of the model, (1, ...), to try it on while its weights are in float32.
     Not with an objective that reads more than logits.
     """
-    block, attention = _last(model) or (None, None)
-    if block is None or attention is None or not _equal(model, block, attention, x):
+    block, attention = _last_block(model) or (None, None)
+    if block is None or attention is None or not _same_logits(model, block, attention, x):
         yield False
         return
-    with _short(block, attention):
+    with _first_token_alone(block, attention):
         yield True
 
 
-def _last(model: nn.Module) -> tuple[Block, Attention] | None:
+def _last_block(model: nn.Module) -> tuple[Block, Attention] | None:
     """Return the last block and its attention, if their forwards are timm's own; None otherwise."""
     host = base_of(model)
     if not isinstance(host, VisionTransformer) or learned_routers(model):
@@ -58,7 +58,7 @@ def _last(model: nn.Module) -> tuple[Block, Attention] | None:
     return block, attention
 
 
-def _equal(model: nn.Module, block: Block, attention: Attention, x: Tensor) -> bool:
+def _same_logits(model: nn.Module, block: Block, attention: Attention, x: Tensor) -> bool:
     """Compare the logits of the short way with those of the full one, with noise on trained
     weights.
     """
@@ -76,7 +76,7 @@ def _equal(model: nn.Module, block: Block, attention: Attention, x: Tensor) -> b
             long = _logits(model, x)
             hook = norm.register_forward_pre_hook(lambda _m, args: tokens.append(args[0].shape[1]))
             try:
-                with _short(block, attention):
+                with _first_token_alone(block, attention):
                     short = _logits(model, x)
             finally:
                 hook.remove()
@@ -95,14 +95,17 @@ def _logits(model: nn.Module, x: Tensor) -> Tensor:
 
 
 @contextmanager
-def _short(block: Block, attention: Attention) -> Iterator[None]:
+def _first_token_alone(block: Block, attention: Attention) -> Iterator[None]:
     """Replace the forwards of block and attention by those for the first token."""
     first_token = partial(_attention, attention)
-    with forward_as(block, partial(_block, block)), forward_as(attention, first_token):
+    with (
+        forward_as(block, partial(_block_of_first_token, block)),
+        forward_as(attention, first_token),
+    ):
         yield
 
 
-def _block(block: Any, x: Tensor, **kwargs: Any) -> Tensor:
+def _block_of_first_token(block: Any, x: Tensor, **kwargs: Any) -> Tensor:
     """Compute `Block.forward` for the first token.  (B, T, d) -> (B, 1, d)."""
     attended = block.attn(block.norm1(x), **kwargs)
     x = x[:, :1] + block.drop_path1(block.ls1(attended))

@@ -133,7 +133,7 @@ def keeping_constants(
     with written_out(slow_attention(model, device, dtype)):  # as in training
         constants = find_constants(model, x, dtype)
         # rows of the training set now, those of further sets when they are asked for
-        fits = constants is not None and _room(constants, tokens)
+        fits = constants is not None and _fits_memory(constants, tokens)
         rows = _rows(model, constants, tokens.tensors[0], dtype) if constants and fits else None
     if constants is None or rows is None:
         yield tokens, lambda dataset, _: dataset
@@ -142,7 +142,7 @@ def keeping_constants(
 
     def rows_of(dataset: ImageTensors, once: Once) -> ImageTensors:
         """Return a set as rows with cached outputs, or as it is where memory is short."""
-        if not _room(cached, dataset):
+        if not _fits_memory(cached, dataset):
             return dataset
 
         def make() -> Tensor:
@@ -155,7 +155,7 @@ def keeping_constants(
         yield ImageTensors(rows, tokens.tensors[1], digests=tokens.digests), rows_of
 
 
-def _room(constants: Constants, tokens: ImageTensors) -> bool:
+def _fits_memory(constants: Constants, tokens: ImageTensors) -> bool:
     """Return True if there is memory for the rows of a set."""
     size = sum(constants.sizes) * len(tokens) * tokens.tensors[0].dtype.itemsize
     return size <= SHARE * psutil.virtual_memory().available
@@ -174,20 +174,24 @@ def find_constants(model: nn.Module, x: Tensor, dtype: torch.dtype) -> Constants
     with evaluating(model), autocast(device, dtype):
         # 1. calls that no trained parameter reaches, 2. without randomness, 3. whose output fits a
         # row
-        calls = _calls(model, x)
+        calls = _untrained_calls(model, x)
         with modes_kept(model), torch.no_grad(), torch.random.fork_rng(devices=[]):
             training_mode(model)
-            calls = list(takewhile(_same, calls))  # what comes later may read what is drawn
+            calls = list(
+                takewhile(_same_in_training, calls)
+            )  # what comes later may read what is drawn
         calls = [c for c in calls if _fits_a_row(c, x)]
         constants = Constants(calls, x)
         with torch.no_grad(), constants.providing(base_of(model)):
             rows = constants.pack([x, *(call.out for call in calls)])
             if not learned_routers(model):  # they choose by numbers
-                constants.needed = [_matters(model, constants, rows, i) for i in range(len(calls))]
+                constants.needed = [
+                    _reaches_logits(model, constants, rows, i) for i in range(len(calls))
+                ]
     return constants if any(constants.needed) else None
 
 
-def _calls(model: nn.Module, x: Tensor) -> list[_Recorded]:
+def _untrained_calls(model: nn.Module, x: Tensor) -> list[_Recorded]:
     """Record the outermost modules that no trained parameter reaches, in the order of their
     calls.
     """
@@ -229,7 +233,7 @@ def _fits_a_row(call: _Recorded, x: Tensor) -> bool:
     return len(out) == len(args[0]) == len(x) and not out.dtype.itemsize % x.dtype.itemsize
 
 
-def _same(call: _Recorded) -> bool:
+def _same_in_training(call: _Recorded) -> bool:
     """Return True if a module gives the same in training as in evaluation: no dropout acts in
     it.
     """
@@ -240,7 +244,7 @@ def _same(call: _Recorded) -> bool:
     return isinstance(out, Tensor) and torch.equal(out, call.out)
 
 
-def _matters(model: nn.Module, constants: Constants, rows: Tensor, number: int) -> bool:
+def _reaches_logits(model: nn.Module, constants: Constants, rows: Tensor, number: int) -> bool:
     """Return True if anything but the cached modules reads an output: without it, logits are
     lost.
     """

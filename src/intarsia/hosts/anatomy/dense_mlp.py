@@ -81,13 +81,13 @@ def dense_mlp(path: str, module: nn.Module) -> DenseMlp:
     dialect = next((d for d in DIALECTS if d.fits(children)), None)
     drops = [m.p for m in module.modules() if isinstance(m, nn.Dropout) and m.p]
     if dialect is not None and not drops:
-        linears = [m for n in dialect.linears if (m := _linear(children[n])) is not None]
+        linears = [m for n in dialect.linears if (m := _as_linear(children[n])) is not None]
         act, *between = (children[n] for n in dialect.between if n in children)
         inert = all(isinstance(m, nn.Dropout) for m in between)
         if inert and len(linears) == len(dialect.linears):
             # gate and up, or one layer with both in halves, or up alone
             *reads, down = linears
-            reads = _halves(reads[0]) if dialect.halves else reads
+            reads = _gate_and_up(reads[0]) if dialect.halves else reads
             if reads[-1].out_features == down.in_features:  # no halves that are multiplied
                 return DenseMlp(reads[-1], reads[0] if len(reads) > 1 else None, down, act)
     raise TargetError(
@@ -100,15 +100,15 @@ def dense_mlp(path: str, module: nn.Module) -> DenseMlp:
     )
 
 
-def _linear(module: nn.Module) -> nn.Linear | None:
+def _as_linear(module: nn.Module) -> nn.Linear | None:
     """Return a linear layer, GPT-2's Conv1D as one; None for others."""
     # Falcon's is one with a matmul of its own
     if type(module) is nn.Linear or type(module).__name__ == "FalconLinear":
         return cast(nn.Linear, module)
-    return _plain(module.weight.T, module.bias) if type(module) is Conv1D else None
+    return _linear_on(module.weight.T, module.bias) if type(module) is Conv1D else None
 
 
-def _plain(weight: Tensor, bias: Tensor | None) -> nn.Linear:
+def _linear_on(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     """Build a linear layer on the memory of another's weights."""
     plain = nn.Linear(weight.shape[1], weight.shape[0], bias is not None, device="meta")
     plain.weight = nn.Parameter(weight.detach(), weight.requires_grad)
@@ -117,17 +117,20 @@ def _plain(weight: Tensor, bias: Tensor | None) -> nn.Linear:
     return plain
 
 
-def _halves(fused: nn.Linear) -> list[nn.Linear]:
+def _gate_and_up(fused: nn.Linear) -> list[nn.Linear]:
     """Split the layer that makes a gate and its factor into two."""
     biases = (None, None) if fused.bias is None else fused.bias.chunk(2)
-    return [_plain(w, b) for w, b in zip(fused.weight.chunk(2), biases, strict=True)]
+    return [_linear_on(w, b) for w, b in zip(fused.weight.chunk(2), biases, strict=True)]
 
 
-def drawn(
+def draw_experts(
     dense: DenseMlp, experts: int, parts: int, path: str, draws: torch.Generator
 ) -> StackedExperts:
-    """Draw new experts, each of the size of one of so many parts of an MLP.
+    """Draw new experts, each with as many hidden units as one of the equal parts of an MLP.
 
+    dense: the MLP, whose sizes, biases and activation the experts get.  experts: how many.  parts:
+    into how many the MLP's hidden units divide.  path: the MLP's, for errors.  draws: generator of
+    the weights.
     Raises: ConfigError for units that do not divide among the parts.
     """
     (hidden, width), outputs = dense.up.weight.shape, dense.down.out_features
@@ -144,14 +147,14 @@ def drawn(
 
 
 @torch.no_grad()
-def stacked(
+def stack_experts(
     dense: DenseMlp, experts: int, parts: int, path: str, draws: torch.Generator
 ) -> StackedExperts:
     """Build the experts that an MLP becomes: one of its parts each, by turns; copies if parts = 1.
 
-    Raises: as `drawn` does.
+    Parameters and Raises: as of `draw_experts`.
     """
-    stack = drawn(dense, experts, parts, path, draws)
+    stack = draw_experts(dense, experts, parts, path, draws)
     hidden = dense.up.out_features
 
     def dealt(matrix: Tensor) -> Tensor:  # (hidden, ...) -> (experts, hidden / parts, ...)

@@ -133,8 +133,10 @@ def read_gate(path: str, gate: nn.Module) -> OwnGate:
 
 
 def followed(router: RouterConfig, gates: Sequence[OwnGate], path: str) -> RouterConfig:
-    """Fill in what a router leaves open as the gates have it, in whose places it goes.
+    """Return a router that routes like the gates that it replaces, where its settings are open.
 
+    router: settings; `TopK()` gets the gates' numbers of experts too.  gates: of the blocks that
+    get it.  path: of one of them, for errors.
     Raises: ConfigError for gates that differ, or have weights that no `scale` gives.
     """
     if not isinstance(router, TopK) or router.scale is not None:

@@ -72,10 +72,10 @@ def fingerprint(
     ]
     # spread over the depth: fine-tuning may have left the first layers alone
     step = max(1, len(matrices) // SAMPLES)
-    return {"layout": digest[:32], "values": [_sampled(t) for t in matrices[::step]]}
+    return {"layout": digest[:32], "values": [_sample_value(t) for t in matrices[::step]]}
 
 
-def _sampled(t: Tensor) -> float | None:
+def _sample_value(t: Tensor) -> float | None:
     """Return one weight, at a fixed place, to five digits; None on the meta device."""
     if t.is_meta:
         return None

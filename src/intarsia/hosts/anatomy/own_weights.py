@@ -50,7 +50,7 @@ def weights_of(
     inside = tuple(f"{head}." for head in find_heads(model))
     heads = {n: p for n, p in parameters.items() if n.startswith(inside)} if inside else {}
     modules = dict(walk(model))
-    shared = _trunk(base_of(model)) if trunk else ""
+    shared = _trunk_prefix(base_of(model)) if trunk else ""
     taken_ids = {id(p) for p in heads.values()}
     choices: dict[str, nn.Parameter] = {}
     for n, p in parameters.items():
@@ -62,7 +62,7 @@ def weights_of(
     return choices, heads
 
 
-def _trunk(host: nn.Module) -> str:
+def _trunk_prefix(host: nn.Module) -> str:
     """Return the prefix of the names of a transformers model's trunk; "" if all of it is trunk."""
     name = getattr(host, "base_model_prefix", "")
     return f"{name}." if name and isinstance(getattr(host, name, None), nn.Module) else ""

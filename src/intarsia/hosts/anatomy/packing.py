@@ -24,14 +24,14 @@ def packing(model: nn.Module) -> Iterator[int]:
     all where this machine has no such kernel. Outputs and gradients are the same to rounding.
     Yields their number. Their weights must not change inside.
     """
-    layers = list(_places(model))
+    layers = list(_packable_layers(model))
     with ExitStack() as stack:
         for layer in layers:
             stack.enter_context(forward_as(layer, Packed(layer.weight, layer.bias, ROWS)))
         yield len(layers)
 
 
-def _places(model: nn.Module) -> Iterator[nn.Linear]:
+def _packable_layers(model: nn.Module) -> Iterator[nn.Linear]:
     """Yield the frozen linear layers that are worth packing."""
     host = base_of(model)
     all_blocks = [block for _, block in blocks(host)]

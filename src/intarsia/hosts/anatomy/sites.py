@@ -58,7 +58,7 @@ FEEDS = {
 }
 
 
-def _chain(model: nn.Module, path: str) -> list[nn.Module]:
+def _modules_down_to(model: nn.Module, path: str) -> list[nn.Module]:
     """Return the unwrapped modules from the model down to `path`."""
     chain = [unwrapped(model)]
     for name in path.split("."):
@@ -109,7 +109,7 @@ def site_at(model: nn.Module, path: str, position: str) -> Site:
     Blocks of convolutions change the resolution, so they are always "sequential".
     Raises: TargetError if nothing is there, it has no widths, or "parallel" cannot work.
     """
-    chain = _chain(model, path)
+    chain = _modules_down_to(model, path)
     module = chain[-1]
     in_and_out = widths(module)
     if in_and_out is None:

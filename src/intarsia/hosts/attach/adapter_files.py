@@ -40,10 +40,10 @@ def read_adapter(
     """
     check_model(model, name)
     # three families: our methods, plain LoRA of either library, other types of PEFT
-    stored, weights = _stored(folder), read_weights(folder)
+    stored, weights = _read_config(folder), read_weights(folder)
     if stored.get("peft_type") == Family.INTARSIA.value:
         config = read_config(folder)
-    elif (plain := _plain(model, folder, stored, weights, left_out)) is not None:
+    elif (plain := _plain_lora_config(model, folder, stored, weights, left_out)) is not None:
         config, weights = plain, ours(weights)
     else:
         _check_config(folder, stored)
@@ -75,7 +75,7 @@ def read_config(folder: Path) -> IntarsiaConfig:
 
     Raises: CheckpointError if the folder holds no adapter of this library, or a damaged one.
     """
-    path, stored = folder / CONFIG, _stored(folder)
+    path, stored = folder / CONFIG, _read_config(folder)
     kind = stored.get("peft_type")
     if kind != Family.INTARSIA.value:
         got = f"an adapter of type {kind!r}"
@@ -90,7 +90,7 @@ def read_config(folder: Path) -> IntarsiaConfig:
         raise damaged(path, f"settings that no method takes ({error})", WRITER) from error
 
 
-def _plain(
+def _plain_lora_config(
     model: nn.Module,
     folder: Path,
     stored: Mapping[str, Any],
@@ -108,7 +108,7 @@ def _plain(
         raise damaged(folder / CONFIG, got, "intarsia.save") from error
 
 
-def _stored(folder: Path) -> dict[str, Any]:
+def _read_config(folder: Path) -> dict[str, Any]:
     """Read adapter_config.json.  Raises: CheckpointError."""
     path = folder / CONFIG
     try:
@@ -175,6 +175,7 @@ def check_shapes(folder: Path, expected: dict[str, Any], got: dict[str, Tensor])
 
     Raises: CheckpointError.
     """
+    # PEFT would ignore foreign names, and leave what is missing at its start
     missing, foreign = sorted(expected.keys() - got.keys()), sorted(got.keys() - expected.keys())
     if missing or foreign:
         raise CheckpointError(

@@ -42,7 +42,7 @@ def lora_cells(
 
     Raises: as `as_lora`.
     """
-    adapted, of = _named(model, of)
+    adapted, of = _model_and_name(model, of)
     layers, cells = layers_of(adapted, of), list[LoraCell]()
     for layer in layers:
         # a trained mixture of low-rank cells merges into one
@@ -111,7 +111,7 @@ def _one_rank(cells: Sequence[LoraCell]) -> tuple[Lora, Sequence[LoraCell]]:
     return settings, padded
 
 
-def _named(model: nn.Module, of: str | None) -> tuple[PeftModel, str]:
+def _model_and_name(model: nn.Module, of: str | None) -> tuple[PeftModel, str]:
     """Return the model and the name of the adapter that is meant."""
     active = list(model.active_adapters) if is_adapted(model) else []
     names = list(model.peft_config) if is_adapted(model) else []

@@ -122,6 +122,7 @@ class IntarsiaConfig(PeftConfig):
             "layers_pattern",
             "modules_to_save",
         )
+        # of the origin only the order of the classes decides what the head's rows mean
         classes = (self.origin or {}).get("classes")
         return {name: stored[name] for name in names} | {"classes": classes}
 

@@ -23,6 +23,7 @@ def check_names(
         got = "a model in training mode"
         fix = "Call model.eval(); to train, set one adapter at a time."
         raise ConfigError("adapter_names", got=got, want="a model in evaluation mode", fix=fix)
+    # BASE names the model without an adapter
     if unknown := sorted(set(names) - set(available) - {BASE}):
         subject, want = "adapter_names", f"some of {sorted(available)} or {BASE!r}"
         raise ConfigError(subject, got=unknown, want=want, fix="Name one adapter for each sample.")

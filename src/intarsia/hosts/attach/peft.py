@@ -96,7 +96,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
             return cell(read.movedim(1, -1)).movedim(-1, 1).to(y.dtype)
         return cell(read).to(y.dtype).view_as(y)  # Llama 4's experts give their tokens in one row
 
-    def _alone(self) -> Cell | None:
+    def _sole_cell(self) -> Cell | None:
         """Return the only active cell, if it computes the place by itself: `whole` or `fused`."""
         if self.disable_adapters or self.merged_adapters:
             return None
@@ -127,7 +127,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
             self.unmerge()
         x = args[0] if args else next(iter(kwargs.values()))
         # such a cell takes the module's place, so that the module itself need not be run
-        if adapter_names is None and (cell := self._alone()) is not None:
+        if adapter_names is None and (cell := self._sole_cell()) is not None:
             return cell.around(self.base_layer, x)
         out = self.base_layer(*args, **kwargs)
         if self.disable_adapters:
@@ -162,7 +162,7 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
             raise FoldError(subject, got=got, want=want, fix=fix)
         return (delta.T if isinstance(base, Conv1D) else delta).reshape(base.weight.shape)
 
-    def _shift(self, name: str, sign: int, safe: bool) -> None:
+    def _shift_weight(self, name: str, sign: int, safe: bool) -> None:
         """Add an adapter's change to the host's weight, or subtract it (sign -1)."""
         weight = self.get_base_weight()
         merged = weight + (sign * self.delta(name)).to(weight.dtype)
@@ -175,13 +175,13 @@ class IntarsiaLayer(nn.Module, BaseTunerLayer):
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.intarsia_cells:
-                self._shift(name, +1, safe_merge)
+                self._shift_weight(name, +1, safe_merge)
                 self.merged_adapters.append(name)
 
     @torch.no_grad()
     def unmerge(self) -> None:
         while self.merged_adapters:
-            self._shift(self.merged_adapters.pop(), -1, False)
+            self._shift_weight(self.merged_adapters.pop(), -1, False)
 
     def supports_lora_conversion(self, adapter_name: str = "default") -> bool:
         with contextlib.suppress(FoldError):

@@ -46,7 +46,7 @@ def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | N
     layers = [m for m in model.modules() if isinstance(m, IntarsiaLayer)]
     mine = [layer for layer in layers if name in layer.intarsia_cells]
     # one cell that is more than LoRA, and PEFT could not read the folder
-    if config.method != "lora" or not all(_plain(layer, name) for layer in mine):
+    if config.method != "lora" or not all(_is_lora_beside_linear(layer, name) for layer in mine):
         return None
     method: Lora = config.settings()
     place = folder if name == "default" else folder / name
@@ -67,7 +67,7 @@ def write_plain(model: PeftModel, folder: Path, name: str) -> dict[str, Any] | N
     plain.save_pretrained(str(place))
     # the same numbers under PEFT's names
     theirs = {ours: key for key, ours in OURS.items()}
-    tensors = {_renamed(n, theirs): t for n, t in read_tensors(place / origin.WEIGHTS).items()}
+    tensors = {_replace_end(n, theirs): t for n, t in read_tensors(place / origin.WEIGHTS).items()}
     save_file(tensors, place / origin.WEIGHTS, metadata={"format": "pt"})
     belongs = {key: value for key, value in (config.origin or {}).items() if key != "digest"}
     return {"seed": config.seed, "init_weights": config.init_weights, "origin": belongs}
@@ -77,6 +77,7 @@ def own_config(stored: Mapping[str, Any], left_out: Mapping[str, Any]) -> Intars
     """Build the config of what `write_plain` wrote, out of PEFT's file and what that leaves out."""
     method = Lora(int(stored["r"]), float(stored["lora_alpha"]), float(stored["lora_dropout"]))
     options = method_to_dict(method)
+    # PEFT's file has rank, scale and places; seed, start and origin stand beside it
     unchanged = ("target_modules", "task_type", "base_model_name_or_path", "revision", *PLACES)
     return IntarsiaConfig(
         method=options.pop(KEY),
@@ -88,7 +89,7 @@ def own_config(stored: Mapping[str, Any], left_out: Mapping[str, Any]) -> Intars
     )
 
 
-def _plain(layer: IntarsiaLayer, name: str) -> bool:
+def _is_lora_beside_linear(layer: IntarsiaLayer, name: str) -> bool:
     """Return True if a layer's cell is a LoRA beside a linear layer."""
     return (
         type(layer.intarsia_cells[name]) is LoraCell
@@ -97,7 +98,7 @@ def _plain(layer: IntarsiaLayer, name: str) -> bool:
     )
 
 
-def _renamed(key: str, ends: Mapping[str, str]) -> str:
+def _replace_end(key: str, ends: Mapping[str, str]) -> str:
     """Replace the end of a tensor's name by its counterpart."""
     end = next((end for end in ends if key.endswith(end)), None)
     return key if end is None else key.removesuffix(end) + ends[end]
@@ -105,7 +106,7 @@ def _renamed(key: str, ends: Mapping[str, str]) -> str:
 
 def ours(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Rename tensors of PEFT's LoRA to the names of our cells."""
-    return {_renamed(key, OURS): tensor for key, tensor in tensors.items()}
+    return {_replace_end(key, OURS): tensor for key, tensor in tensors.items()}
 
 
 def plain_config(

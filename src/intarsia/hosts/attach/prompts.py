@@ -34,6 +34,7 @@ class Prompts(nn.Module):
         generator: torch.Generator,
         first: int = 0,
     ) -> None:
+        """Draw the tokens of a shape from U(-bound, bound); `dropout` acts on inserted tokens."""
         super().__init__()
         self.prefix, self.first = prefix, first
         self.tokens = nn.Parameter(torch.empty(*shape))
@@ -52,12 +53,14 @@ class Prompts(nn.Module):
 
 
 # hooks, not another forward: the modules, their names and gradient checkpointing stay the model's
-def _before(prompts: Prompts, row: int, block: nn.Module, args: tuple[Any, ...]) -> Any:
+def _insert_before_block(
+    prompts: Prompts, row: int, block: nn.Module, args: tuple[Any, ...]
+) -> Any:
     """Insert prompts before a block: a forward pre-hook."""
     return (prompts.insert(row, args[0]), *args[1:])
 
 
-def _after(prompts: Prompts, block: nn.Module, args: Any, out: Tensor) -> Tensor:
+def _remove_after_block(prompts: Prompts, block: nn.Module, args: Any, out: Tensor) -> Tensor:
     """Remove prompts behind a block: a forward hook."""
     return prompts.remove(out)
 
@@ -111,8 +114,8 @@ def add_prompts(
     tokens.to(next(model.parameters()).device).train(model.training)
     model.add_module(NAME, tokens)
     for row, block in enumerate(stack if deep else stack[:1]):
-        block.register_forward_pre_hook(partial(_before, tokens, row))
+        block.register_forward_pre_hook(partial(_insert_before_block, tokens, row))
     # deep prompts live for one block, shallow ones until the last
     for block in stack if deep else stack[-1:]:
-        block.register_forward_hook(partial(_after, tokens))
+        block.register_forward_hook(partial(_remove_after_block, tokens))
     return model

@@ -33,11 +33,11 @@ def train_part(model: nn.Module, part: str, *, blocks: int = 1, last_blocks: int
         subject, want = f"head of {type(model).__name__}", "a classifier to train"
         raise ConfigError(subject, got="none", want=want, fix="Use another method or model.")
     learns = [p for head in heads for p in model.get_submodule(head).parameters()]
-    last = partial(_last, "blocks", blocks)
-    selectors = {"full": _all, "bitfit": _biases, "norms": _norms, "last-k": last}
+    last = partial(_last_blocks, "blocks", blocks)
+    selectors = {"full": _all_parameters, "bitfit": _biases, "norms": _norms, "last-k": last}
     selected = list(selectors[part](model)) if part in selectors else []
     if last_blocks:
-        last_ids = {id(p) for p in _last("last_blocks", last_blocks, model)}
+        last_ids = {id(p) for p in _last_blocks("last_blocks", last_blocks, model)}
         selected = [p for p in selected if id(p) in last_ids]
     if part in selectors and not selected:
         got = f"{type(model).__name__}, which has nothing of the kind"
@@ -50,7 +50,7 @@ def train_part(model: nn.Module, part: str, *, blocks: int = 1, last_blocks: int
     return model
 
 
-def _all(model: nn.Module) -> Iterator[nn.Parameter]:
+def _all_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
     """Return all parameters."""
     return model.parameters()
 
@@ -69,7 +69,7 @@ def _norms(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from module.parameters(recurse=False)
 
 
-def _last(subject: str, count: int, model: nn.Module) -> Iterator[nn.Parameter]:
+def _last_blocks(subject: str, count: int, model: nn.Module) -> Iterator[nn.Parameter]:
     """Yield the parameters of the last blocks, and of all modules behind the first of these."""
     paths = [path for path, _ in blocks(model)]
     if not 1 <= count <= len(paths):

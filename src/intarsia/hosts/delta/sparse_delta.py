@@ -32,14 +32,14 @@ def samples(tensors: Mapping[str, Tensor]) -> dict[str, list[float]]:
     """Take a few weights of each tensor, at fixed places, which identify a base model."""
     values_by_name: dict[str, list[float]] = {}
     for name, tensor in tensors.items():
-        places = _places(tensor.numel()).to(tensor.device)
+        places = _sample_places(tensor.numel()).to(tensor.device)
         values_by_name[name] = [
             float(f"{v:.5g}") for v in tensor.detach().reshape(-1)[places].tolist()
         ]
     return values_by_name
 
 
-def _places(size: int) -> Tensor:
+def _sample_places(size: int) -> Tensor:
     """Return up to eight flat places, evenly spread over a tensor of a size."""
     count = min(SAMPLES, size)
     return (2 * torch.arange(count) + 1) * size // max(1, 2 * count)
@@ -123,7 +123,7 @@ class SparseDelta:
         Raises: CheckpointError for another base, or one without these parameters; the model is
         then as it was.
         """
-        self._put(self._fitting(model, check))
+        self._add_entries(self._fitting_parameters(model, check))
 
     def revert(self, model: nn.Module, *, check: bool = True) -> None:
         """Subtract phi from theta, in place: theta before `apply`, but for one rounding.
@@ -132,14 +132,14 @@ class SparseDelta:
         check, Raises: as in `apply`.
         """
         away = (-self).without_heads()
-        away._put(away._fitting(model, check, applied=self.entries))
+        away._add_entries(away._fitting_parameters(model, check, applied=self.entries))
 
     def check(self, model: nn.Module) -> None:
         """Check that `apply` would succeed.
 
         Raises: CheckpointError.
         """
-        self._fitting(model)
+        self._fitting_parameters(model)
 
     @contextmanager
     def applied(self, model: nn.Module, *, check: bool = True) -> Iterator[None]:
@@ -149,7 +149,7 @@ class SparseDelta:
         sources can be learned with the delta of its source in place.
         check, Raises: as in `apply`.
         """
-        touched = self._put(self._fitting(model, check))
+        touched = self._add_entries(self._fitting_parameters(model, check))
         try:
             yield
         finally:
@@ -161,7 +161,7 @@ class SparseDelta:
                     parameter.view(-1)[place] = back
 
     @torch.no_grad()
-    def _put(self, weights: Mapping[str, nn.Parameter]) -> list[Touched]:
+    def _add_entries(self, weights: Mapping[str, nn.Parameter]) -> list[Touched]:
         """Add the entries, rounding once, and set the heads; returns old and new values by
         place.
         """
@@ -183,7 +183,7 @@ class SparseDelta:
             touched.append((parameter, place, before, flat[place].clone()))
         return touched
 
-    def _fitting(
+    def _fitting_parameters(
         self, model: nn.Module, check: bool = True, applied: Mapping[str, Entry] | None = None
     ) -> dict[str, nn.Parameter]:
         """Return the model's parameters, after it was checked that all of the delta fits.
@@ -230,7 +230,7 @@ class SparseDelta:
             if name in applied:
                 full = torch.zeros(torch.Size(self.shapes[name]).numel(), dtype=torch.float64)
                 full[applied[name][0]] = applied[name][1].double()
-                moved = want + full[_places(len(full))]
+                moved = want + full[_sample_places(len(full))]
                 near |= torch.isclose(got, moved, rtol=RELATIVE, atol=ABSOLUTE)
             informative = (got.abs() > ABSOLUTE) | (want.abs() > ABSOLUTE)
             compared, equal = (
@@ -261,7 +261,7 @@ class SparseDelta:
                 raise ConfigError(f"sum of deltas, head {name!r}", got=got, want="one", fix=fix)
         # the order of the first, then what only the second changes
         names = list(dict.fromkeys((*self.entries, *other.entries)))
-        entries = {n: _sum(self.entries.get(n), other.entries.get(n)) for n in names}
+        entries = {n: _sum_entries(self.entries.get(n), other.entries.get(n)) for n in names}
         return SparseDelta(
             entries,
             {**self.shapes, **other.shapes},
@@ -284,7 +284,10 @@ class SparseDelta:
                 full[index] = values.double()
             # the source's own base, moved by the source's delta, must be where the task began
             start = torch.tensor(source.base[name], dtype=torch.float64)
-            want, got = start + full[_places(len(full))], torch.tensor(self.base[name]).double()
+            want, got = (
+                start + full[_sample_places(len(full))],
+                torch.tensor(self.base[name]).double(),
+            )
             if not torch.allclose(got, want, rtol=RELATIVE, atol=ABSOLUTE):
                 fix = "Rebase on the delta that was in the model when the training began."
                 want = "the source's base with the source's delta in it"
@@ -362,7 +365,7 @@ class SparseDelta:
             raise damaged(Path(path), got, delta_file.WRITER) from error
 
 
-def _sum(a: Entry | None, b: Entry | None) -> Entry:
+def _sum_entries(a: Entry | None, b: Entry | None) -> Entry:
     """Add two sets of entries; None is an empty one."""
     if a is None or b is None:
         entry = a or b

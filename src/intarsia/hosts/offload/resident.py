@@ -65,10 +65,10 @@ def offload(
         got, fix = f"one with {policy}", "Leave policy out, or the predictor."
         raise ConfigError("predictor", got=got, want="one with Predictive()", fix=fix)
     policy = policy or (Expected() if predictor is None else Predictive())
-    expert_store = ExpertStore(_packed(Path(source), store, progress), check)
+    expert_store = ExpertStore(_packed_store(Path(source), store, progress), check)
     try:
         count = slot_count(slots, expert_store)
-        model = _skeleton(expert_store)
+        model = _model_without_experts(expert_store)
         cache = Cache(count, policy.build(len(expert_store.layers), expert_store.experts))
         arena = Slots(expert_store, cache)
         _attach(model, expert_store, arena)
@@ -84,7 +84,7 @@ def offload(
     return model
 
 
-def _packed(folder: Path, store: str | Path | None, progress: Report) -> Path:
+def _packed_store(folder: Path, store: str | Path | None, progress: Report) -> Path:
     """Return the store of a folder, which is one itself, has one, or gets one.
 
     Raises: CheckpointError for a store of weights that the folder had before.
@@ -95,7 +95,7 @@ def _packed(folder: Path, store: str | Path | None, progress: Report) -> Path:
     if not (packed / INDEX).is_file():
         progress(f"copying the experts of {folder} into {packed}, once: as many bytes again")
         pack_experts(folder, packed, progress=progress)
-    elif _newer(folder, packed / INDEX):
+    elif _has_newer_weights(folder, packed / INDEX):
         got, want = f"experts of an earlier {folder.name}", "those of the folder as it is now"
         fix = f"Remove it, or open it as it is: intarsia.offload({str(packed)!r}, ...)."
         raise CheckpointError(f"store {packed}", got=got, want=want, fix=fix)
@@ -104,7 +104,7 @@ def _packed(folder: Path, store: str | Path | None, progress: Report) -> Path:
     return packed
 
 
-def _newer(folder: Path, reference: Path) -> bool:
+def _has_newer_weights(folder: Path, reference: Path) -> bool:
     """Return True if weights in a folder were written after a file."""
     files = folder.glob("*.safetensors")
     return any(weights.stat().st_mtime_ns > reference.stat().st_mtime_ns for weights in files)
@@ -131,7 +131,7 @@ def slot_count(slots: int | str | float, store: ExpertStore) -> int:
     """Convert a number of slots, a size or a share to a number.  Raises: ConfigError."""
     experts = sum(len(layer["sha256"]) for layer in store.layers)
     want = f"2 ... {experts} experts of {store.bytes} bytes each"
-    fix = f"For example: slots={max(2, experts // 4)}, or {_size(2 * stride(store.bytes))!r}."
+    fix = f"For example: slots={max(2, experts // 4)}, or {_size_text(2 * stride(store.bytes))!r}."
     count: float = -1
     if isinstance(slots, str):
         text = re.fullmatch(r"\s*([\d.]+)\s*([KMG]i?B)\s*", slots, re.IGNORECASE)
@@ -151,7 +151,7 @@ def slot_count(slots: int | str | float, store: ExpertStore) -> int:
     return int(count)
 
 
-def _size(count: int) -> str:
+def _size_text(count: int) -> str:
     """Format bytes as text that `slot_count` reads, rounded up."""
     name = next((n for n in ("GB", "MB") if count >= 100 * UNITS[n]), "KB")
     return f"{-(-count // UNITS[name])}{name}"
@@ -220,7 +220,7 @@ class _ExpertsOnMeta(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _skeleton(store: ExpertStore) -> Any:
+def _model_without_experts(store: ExpertStore) -> Any:
     """Build the model with every weight but the experts'."""
     from transformers import AutoConfig, AutoModelForCausalLM
 

@@ -141,10 +141,10 @@ class Ring:
             number: number for number in range(slots)
         }  # block -> its place, now or next
         for number, block in enumerate(model_blocks):
-            block.register_forward_pre_hook(self._enter(number))
-            block.register_forward_hook(self._leave(number))
+            block.register_forward_pre_hook(self._waiting_hook(number))
+            block.register_forward_hook(self._freeing_hook(number))
             # the block's own memory is given up; outside its turn it has none
-            _point(block, {n: t.new_empty(0) for n, t in first.items()})
+            _set_tensors(block, {n: t.new_empty(0) for n, t in first.items()})
         self.thread = threading.Thread(target=self._load, name="ring", daemon=True)
         self.thread.start()
         for number in range(slots):
@@ -169,7 +169,7 @@ class Ring:
                 self.failed = error
             self.done[block].set()
 
-    def _again(self) -> None:
+    def _restart(self) -> None:
         """Begin again at the first block, after a forward that was broken off."""
         broken, self.turn = self.turn, 0
         count, slots = len(self.blocks), len(self.places)
@@ -179,13 +179,13 @@ class Ring:
             self.done[number % count].wait()
             self.done[number % count].clear()
         empty = {n: t.new_empty(0) for n, t in self.places[0].items()}
-        _point(self.blocks[broken], empty)
+        _set_tensors(self.blocks[broken], empty)
         self.failed = None
         self.place_of = {number: number for number in range(slots)}
         for number in range(slots):
             self.todo.put((number, number))
 
-    def _enter(self, number: int) -> Any:
+    def _waiting_hook(self, number: int) -> Any:
         """Return the hook that waits for a block before it is computed."""
 
         def wait(block: nn.Module, _: Any) -> None:
@@ -194,7 +194,7 @@ class Ring:
                 fix = "Run it under torch.no_grad()."
                 raise ConfigError("model with a ring", got="gradients", want="inference", fix=fix)
             if number == 0 and self.turn:
-                self._again()
+                self._restart()
             if number != self.turn:
                 got, fix = f"block {number} after {self.turn - 1}", "Run whole forwards."
                 raise ConfigError("model with a ring", got=got, want="blocks in order", fix=fix)
@@ -208,11 +208,11 @@ class Ring:
                 self.waited += 1
             if self.failed is not None:
                 raise self.failed
-            _point(block, self.places[self.place_of[number]])
+            _set_tensors(block, self.places[self.place_of[number]])
 
         return wait
 
-    def _leave(self, number: int) -> Any:
+    def _freeing_hook(self, number: int) -> Any:
         """Return the hook that frees a block's place, and queues the read of the next one for
         it.
         """
@@ -226,7 +226,7 @@ class Ring:
             # with a place for every block nothing is ever read again
             if slots < count:
                 place = self.place_of[number]
-                _point(block, {n: t.new_empty(0) for n, t in self.places[0].items()})
+                _set_tensors(block, {n: t.new_empty(0) for n, t in self.places[0].items()})
                 self.done[number].clear()
                 after = (number + slots) % count
                 self.place_of[after] = place
@@ -235,7 +235,7 @@ class Ring:
         return free
 
 
-def _point(block: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+def _set_tensors(block: nn.Module, tensors: Mapping[str, Tensor]) -> None:
     """Make these tensors a block's weights and buffers."""
     for name, tensor in tensors.items():
         path, _, last = name.rpartition(".")

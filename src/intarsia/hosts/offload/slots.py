@@ -75,7 +75,7 @@ class Slots:
             self._release_in_use()
             self._skip_to(key)
             if not self.taken:
-                self._take(key)
+                self._pin_expert(key)
             self._wait_for(*self.taken.popleft())
             self.in_use = key
             self._look_ahead()
@@ -118,7 +118,7 @@ class Slots:
         while not self.taken and self.coming and self.coming.popleft() != key:
             pass
 
-    def _take(self, key: Key) -> None:
+    def _pin_expert(self, key: Key) -> None:
         """Pin an expert; if it is not in, a thread begins to read it."""
         entry = self.cache.take(key)
         reading = self.guesses.pop(key, None)
@@ -171,7 +171,7 @@ class Slots:
         reads = sum(reading is not None for _, reading in self.taken)
         while self.coming and reads < AHEAD and len(self.cache.pinned) < self.cache.slots:
             key = self.coming.popleft()
-            self._take(key)
+            self._pin_expert(key)
             reads += self.taken[-1][1] is not None
         if not self.coming:
             self.guess()

@@ -95,9 +95,9 @@ def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor
     for key in source.where:
         if (single := re.fullmatch(r"(.+\.experts)\.0\.(w1|gate_proj)\.weight", key)) is not None:
             names = next(names for names in SINGLE if names[0] == single[2])
-            readers[single[1]] = _single(source, single[1], names)
+            readers[single[1]] = _reader_of_separate(source, single[1], names)
         elif (fused := re.fullmatch(r"(.+\.experts)\.down_proj", key)) is not None:
-            readers[fused[1]] = _fused(source, fused[1])
+            readers[fused[1]] = _reader_of_stacked(source, fused[1])
     if not readers:
         fix = "Give a sparse model of transformers, such as a Mixtral."
         got = f"{source.config.get('model_type')} without experts"
@@ -107,10 +107,10 @@ def experts_of(source: Checkpoint) -> dict[str, Callable[[int], dict[str, Tensor
     return {path: readers[path] for path in order}
 
 
-def _single(
+def _reader_of_separate(
     source: Checkpoint, path: str, names: tuple[str, str, str]
 ) -> Callable[[int], dict[str, Tensor]]:
-    """Return the reader of experts that a checkpoint has one tensor each for."""
+    """Return a function that reads an expert of a checkpoint with separate tensors for each."""
 
     def read(expert: int) -> dict[str, Tensor]:
         gate, up, down = (source.tensor(f"{path}.{expert}.{name}.weight") for name in names)
@@ -122,7 +122,7 @@ def _single(
     return read
 
 
-def _fused(source: Checkpoint, path: str) -> Callable[[int], dict[str, Tensor]]:
+def _reader_of_stacked(source: Checkpoint, path: str) -> Callable[[int], dict[str, Tensor]]:
     """Return the reader of experts that a checkpoint has stacked."""
     # sorted, so that every expert's record has the same order
     keys = sorted(key for key in source.where if re.fullmatch(re.escape(path) + r"\.\w+", key))
@@ -205,7 +205,7 @@ def _write(
         out.write(header)
         for expert in range(count):
             tensors = first if expert == 0 else read(expert)
-            raw = b"".join(_bytes(tensors[part["name"]]) for part in parts)
+            raw = b"".join(_raw_bytes(tensors[part["name"]]) for part in parts)
             if len(raw) != size:
                 got, want = f"expert {expert} of {len(raw)} bytes", f"{size}, as the first has"
                 raise CheckpointError(f"experts {path}", got=got, want=want, fix="Copy it again.")
@@ -214,7 +214,7 @@ def _write(
     return {"parts": parts, "start": len(header), "bytes": size, "sha256": hashes}
 
 
-def _bytes(tensor: Tensor) -> bytes:
+def _raw_bytes(tensor: Tensor) -> bytes:
     """Return the bytes of a tensor's numbers."""
     return tensor.contiguous().view(torch.uint8).numpy().tobytes()
 
@@ -285,17 +285,19 @@ class ExpertStore:
         while done < size:
             got = os.preadv(self.files[layer], [into[done:size]], offset + done)
             if not got:
-                raise self._wrong(layer, expert, f"{done} bytes", f"{size}")
+                raise self._wrong_record(layer, expert, f"{done} bytes", f"{size}")
             done += got
         if self.check == "always" or (
             self.check == "first" and (layer, expert) not in self.verified
         ):
             if hashlib.sha256(into[:size]).hexdigest() != entry["sha256"][expert]:
-                raise self._wrong(layer, expert, "bytes that changed", "those that were packed")
+                raise self._wrong_record(
+                    layer, expert, "bytes that changed", "those that were packed"
+                )
             self.verified.add((layer, expert))
         return size
 
-    def _wrong(self, layer: int, expert: int, got: str, want: str) -> CheckpointError:
+    def _wrong_record(self, layer: int, expert: int, got: str, want: str) -> CheckpointError:
         """Build the error for a record that is not what was packed."""
         subject = f"expert {expert} of {self.paths[layer]} in {self.folder}"
         return CheckpointError(subject, got=got, want=want, fix="Pack the model again.")

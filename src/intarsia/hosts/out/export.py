@@ -71,7 +71,7 @@ def export_timm(
         save_for_hf(
             source, str(folder), config, arguments, safe_serialization=True, data_config=pictures
         )
-        deviation = _reload(source, folder, model, inputs)
+        deviation = _check_reload(source, folder, model, inputs)
     ratio = arguments.get("mlp_ratio")
     widened = "" if ratio is None else f" mlp_ratio={ratio}, {padded} zero units added;"
     report(f"export_timm: {target};{widened} rebuilt by timm, output difference {deviation}.")
@@ -142,7 +142,7 @@ def ratio_for(hidden: int, inputs: int) -> float:
     return quotient if whole_width(quotient, inputs) == hidden else (hidden + 0.5) / inputs
 
 
-def _ratios(model: nn.Module) -> list[dict[str, Any]]:
+def _mlp_ratios(model: nn.Module) -> list[dict[str, Any]]:
     """List arguments with which timm may build these MLPs: none, one ratio, one for each stage."""
     widths = list(dict.fromkeys((m.inputs, m.hidden) for m in mlps(model).values()))
     stages = [ratio_for(hidden, inputs) for inputs, hidden in widths]
@@ -174,8 +174,8 @@ def _buildable(model: nn.Module) -> tuple[nn.Module, dict[str, Any], int]:
             source = copy.deepcopy(model)
             if not (units := pad(source)):
                 break
-        for arguments in _ratios(source):
-            wrong = _misfit(source, arguments)
+        for arguments in _mlp_ratios(source):
+            wrong = _why_not_built(source, arguments)
             if wrong is None:
                 return source, arguments, units
             tried[str(arguments or "its own arguments")] = wrong
@@ -189,7 +189,7 @@ def _architecture(model: nn.Module) -> str:
     return str(vars(model)["pretrained_cfg"]["architecture"])
 
 
-def _misfit(model: nn.Module, arguments: dict[str, Any]) -> str | None:
+def _why_not_built(model: nn.Module, arguments: dict[str, Any]) -> str | None:
     """Return why timm does not build the model's shapes from these arguments; None if it does."""
     settings = get_model_args(model, dict(arguments))
     try:
@@ -206,7 +206,7 @@ def _misfit(model: nn.Module, arguments: dict[str, Any]) -> str | None:
     return f"{first} is {got.get(first, 'missing')} for {want.get(first, 'nothing')}"
 
 
-def _reload(source: nn.Module, folder: Path, model: nn.Module, inputs: Inputs | None) -> Any:
+def _check_reload(source: nn.Module, folder: Path, model: nn.Module, inputs: Inputs | None) -> Any:
     """Build the model from the files alone and compare weights and outputs."""
     like = next(p for p in source.parameters() if p.is_floating_point())
     try:

@@ -64,11 +64,11 @@ def fold(
     if not isinstance(model, PeftModel) and (steps := steps_of(model)):
         return steps[-1].plan.change.fold(model)
     if isinstance(model, PeftModel) and not is_adapted(model):
-        return _merged(model, inputs, tolerance, report)
+        return _merge_by_peft(model, inputs, tolerance, report)
     names = _names(model, name)
     host = model.get_base_model()
     # 1. plain weights in place of wrapped modules, in a copy
-    stock, counts = _stock(host, names, keep_zeros)
+    stock, counts = _stock_copy(host, names, keep_zeros)
     # 2. one width for all MLPs, and what the configuration says of it
     if uniform:
         pad(stock, _whole_ratio if _wants_whole_ratio(stock) else None)
@@ -112,7 +112,7 @@ def fold_whole(
     return model
 
 
-def _merged(
+def _merge_by_peft(
     model: PeftModel, inputs: Inputs | None, tolerance: float | None, report: Report
 ) -> nn.Module:
     """Merge PEFT's own adapters by PEFT, in a copy, with the same comparison."""
@@ -154,7 +154,9 @@ def _names(model: PeftModel, name: str | None) -> list[str]:
     return names
 
 
-def _stock(host: nn.Module, names: list[str], keep_zeros: bool | None) -> tuple[nn.Module, str]:
+def _stock_copy(
+    host: nn.Module, names: list[str], keep_zeros: bool | None
+) -> tuple[nn.Module, str]:
     """Copy the host with plain modules in place of wrapped ones; returns it and what was done."""
     # what is in the memo is taken, not copied: every module shares one config, wrappers give way
     memo: dict[int, Any] = {}
@@ -169,8 +171,8 @@ def _stock(host: nn.Module, names: list[str], keep_zeros: bool | None) -> tuple[
         for name, child in parent.named_children():
             child_path = f"{path}.{name}" if path else name
             if isinstance(child, IntarsiaLayer):
-                memo[id(child)] = _folded(child, names, memo, done)
-                _zeros(child, memo[id(child)], keep_zeros)
+                memo[id(child)] = _fold_layer(child, names, memo, done)
+                _keep_zeros(child, memo[id(child)], keep_zeros)
             elif isinstance(saved := child._modules.get("modules_to_save"), nn.ModuleDict):
                 # a trained head, if one of the adapters has one
                 trained = next((saved[n] for n in names if n in saved), child.original_module)
@@ -193,7 +195,7 @@ def _stock(host: nn.Module, names: list[str], keep_zeros: bool | None) -> tuple[
     return stock.eval().requires_grad_(True), counts
 
 
-def _folded(
+def _fold_layer(
     layer: IntarsiaLayer, names: list[str], memo: dict[int, Any], done: dict[str, int]
 ) -> nn.Module:
     """Build the plain module of a wrapped one, with the cells of these adapters folded in."""
@@ -214,7 +216,7 @@ def _folded(
 
 
 @torch.no_grad()
-def _zeros(layer: IntarsiaLayer, plain: nn.Module, keep: bool | None) -> None:
+def _keep_zeros(layer: IntarsiaLayer, plain: nn.Module, keep: bool | None) -> None:
     """Keep the zeros of a sparse weight, or refuse to fill them.  Raises: FoldError."""
     new = dict(plain.named_parameters())
     for name, old in layer.base_layer.named_parameters():
@@ -267,7 +269,7 @@ def fold_cell(
     if (delta := parallel_cell.delta()) is not None:
         add_weight(plain, delta.detach(), path)
         result = "changed"
-    elif (units := _units(parallel_cell, path)) is not None:
+    elif (units := _hidden_units(parallel_cell, path)) is not None:
         widen(plain, units, path)
         result = "widened"
     else:
@@ -287,7 +289,7 @@ def fold_cell(
     return result
 
 
-def _units(cell: Cell, path: str) -> Units | None:
+def _hidden_units(cell: Cell, path: str) -> Units | None:
     """Return the hidden units that a cell stands for, or None; errors name the module."""
     try:
         return cell.units()

@@ -100,7 +100,7 @@ def export_gguf(
     if quant not in QUANTS:
         raise UnknownName("quant", quant, QUANTS)
     named = names_in_gguf(model)
-    types = _types(gguf, named, quant)
+    types = _tensor_types(gguf, named, quant)
     vocabulary = vocabulary_of(tokenizer, named.model.config.vocab_size)
     extra = _frequencies(named)
     with writing(target) as scratch:
@@ -133,7 +133,7 @@ def names_in_gguf(model: nn.Module) -> GgufNames:
         raise ExportError("export_gguf", got=got, want=want, fix=STOCK)
     host: Any = model
     state = host.state_dict()
-    if "lm_head.weight" in state and _tied(host):
+    if "lm_head.weight" in state and _has_tied_head(host):
         # GGUF leaves a tied head out: the embedding then serves as head
         del state["lm_head.weight"]
     named = names_for(host, state)
@@ -164,7 +164,7 @@ def names_for(host: Any, paths: Iterable[str]) -> GgufNames:
     return GgufNames(host, kind, names)
 
 
-def _tied(host: Any) -> bool:
+def _has_tied_head(host: Any) -> bool:
     """Return True if the head is the embedding, which llama.cpp then takes twice."""
     return host.lm_head.weight.data_ptr() == host.get_input_embeddings().weight.data_ptr()
 
@@ -215,7 +215,7 @@ def _head_dim(config: Any) -> int:
     return stated or config.hidden_size // config.num_attention_heads
 
 
-def _types(gguf: Any, named: GgufNames, quant: str) -> dict[str, Any]:
+def _tensor_types(gguf: Any, named: GgufNames, quant: str) -> dict[str, Any]:
     """Return the type in which each tensor is stored, by GGUF's name.
 
     Raises: ConfigError for rows that cannot be cut into blocks.

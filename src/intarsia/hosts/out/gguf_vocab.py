@@ -75,13 +75,13 @@ def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:
         got = f"{type(tokenizer).__name__}, which has no tokenizer.json"
-        raise _unknown(got, "a fast tokenizer of transformers")
+        raise _unknown_tokenizer(got, "a fast tokenizer of transformers")
     content = json.loads(backend.to_str())
     pairs = content["model"]
     if pairs.get("type") != "BPE" or pairs.get("dropout") or pairs.get("end_of_word_suffix"):
-        raise _unknown(f"the model {pairs.get('type')!r}", "byte pairs (BPE)")
+        raise _unknown_tokenizer(f"the model {pairs.get('type')!r}", "byte pairs (BPE)")
     if not pairs["merges"]:
-        raise _unknown("no merges", "some, which llama.cpp insists on")
+        raise _unknown_tokenizer("no merges", "some, which llama.cpp insists on")
     tokens, types = _tokens(tokenizer, pairs["vocab"], content["added_tokens"], size)
     names = ("bos", "eos", "unk", "pad")
     ids = {name: getattr(tokenizer, f"{name}_token_id", None) for name in names}
@@ -100,8 +100,8 @@ def vocabulary_of(tokenizer: Any, size: int) -> Vocabulary:
             for t, n in zip(tokens, types, strict=True)
         ]
     else:
-        model, pre = "gpt2", _rule(backend, content)
-        order = [" ".join(_pair(merge)) for merge in pairs["merges"]]
+        model, pre = "gpt2", _cut_rule(backend, content)
+        order = [" ".join(_merge_pair(merge)) for merge in pairs["merges"]]
     special = {name: int(number) for name, number in ids.items() if number is not None}
     return Vocabulary(model, pre, tokens, types, order, special, added, tokenizer.chat_template)
 
@@ -149,7 +149,7 @@ def _tokens(
     return tokens, types
 
 
-def _rule(backend: Any, content: Mapping[str, Any]) -> str:
+def _cut_rule(backend: Any, content: Mapping[str, Any]) -> str:
     """Find llama.cpp's name for the rule by which a byte-level tokenizer cuts text.
 
     The names are tried on a text, since several patterns cut in the same way.
@@ -159,7 +159,7 @@ def _rule(backend: Any, content: Mapping[str, Any]) -> str:
     normal = content["normalizer"]
     # llama.cpp normalises nothing
     if normal is not None and normal["type"] != "NFC":
-        raise _unknown(f"the normalizer {normal['type']!r}", "none, or NFC")
+        raise _unknown_tokenizer(f"the normalizer {normal['type']!r}", "none, or NFC")
     cut = backend.pre_tokenizer
     ignores = bool(content["model"].get("ignore_merges"))
     parts = None if cut is None else cut.pre_tokenize_str(PROBE)
@@ -173,7 +173,7 @@ def _rule(backend: Any, content: Mapping[str, Any]) -> str:
         if like == parts and takes_whole_words == ignores:
             return name
     got = f"{json.dumps(content['pre_tokenizer'])[:200]} with ignore_merges={ignores}"
-    raise _unknown(got, f"text cut as by one of {', '.join(RULES)}")
+    raise _unknown_tokenizer(got, f"text cut as by one of {', '.join(RULES)}")
 
 
 def _space_before(content: Mapping[str, Any]) -> bool:
@@ -192,7 +192,9 @@ def _space_before(content: Mapping[str, Any]) -> bool:
         elif kind == "Metaspace" and step["replacement"] == SPACE and not step.get("split", True):
             before = before or step.get("prepend_scheme", "always") != "never"
         else:
-            raise _unknown(json.dumps(step)[:200], f"spaces that become {SPACE}, nothing else")
+            raise _unknown_tokenizer(
+                json.dumps(step)[:200], f"spaces that become {SPACE}, nothing else"
+            )
     return before
 
 
@@ -215,11 +217,11 @@ def _scores(tokens: Sequence[str], merges: Sequence[Any]) -> list[float]:
     # the first merge that makes a piece decides, as in the merge order itself
     place: dict[str, int] = {}
     for rank, merge in enumerate(merges):
-        place.setdefault("".join(_pair(merge)), rank)
+        place.setdefault("".join(_merge_pair(merge)), rank)
     return [-float(place.get(token, len(merges))) for token in tokens]
 
 
-def _pair(merge: Any) -> Sequence[str]:
+def _merge_pair(merge: Any) -> Sequence[str]:
     """Return the two parts of a merge, which older files have as one text."""
     return merge.split(" ", 1) if isinstance(merge, str) else merge
 
@@ -231,6 +233,6 @@ def _sentencepiece_type(token: str, kind: int, unknown: str | None) -> int:
     return UNKNOWN if token == unknown else kind
 
 
-def _unknown(got: str, want: str) -> ExportError:
+def _unknown_tokenizer(got: str, want: str) -> ExportError:
     """Build the error for a tokenizer that llama.cpp does not know."""
     return ExportError("tokenizer for GGUF", got=got, want=want, fix=ELSEWHERE)

@@ -76,10 +76,10 @@ def export_onnx(
     target = target_of(path, ".onnx")
     for package in ("onnx", "onnxscript", "onnxruntime"):
         needs(package)
-    wrapped, batch = _prepared(model, images, preprocessing)
+    wrapped, batch = _prepare(model, images, preprocessing)
     pictures_config = inputs_of(base_of(model), preprocessing, batch)
     with writing(target) as scratch:
-        program = _traced(
+        program = _trace(
             lambda: torch.onnx.export(
                 wrapped,
                 (_example(batch),),
@@ -100,8 +100,8 @@ def export_onnx(
             )
         # compared before the file gets its name: a wrong export never appears
         program.save(str(scratch), external_data=size_of(wrapped) > ONE_FILE)
-        deviation = _compare(wrapped, _runtime(scratch), batch)
-        _judge("export_onnx", deviation, wrapped, tolerance)
+        deviation = _largest_difference(wrapped, _runtime(scratch), batch)
+        _check_difference("export_onnx", deviation, wrapped, tolerance)
     script = write_script("onnxruntime", target, pictures_config)
     opset = program.model.opset_imports.get("", "?")
     report(f"export_onnx: {target}, opset {opset}; largest output difference {deviation}.{script}")
@@ -129,7 +129,7 @@ def export_program(
     ConfigError for a path that is not *.pt2.
     """
     target = target_of(path, ".pt2")
-    wrapped, batch = _prepared(model, images, preprocessing)
+    wrapped, batch = _prepare(model, images, preprocessing)
     pictures_config = inputs_of(base_of(model), preprocessing, batch)
     extra = (
         {}
@@ -137,7 +137,7 @@ def export_program(
         else {f"{KEY}.json": json.dumps(described(pictures_config, classes, several_labels))}
     )
     dynamic = ({0: torch.export.Dim("batch")},)
-    program = _traced(
+    program = _trace(
         lambda: torch.export.export(wrapped, (_example(batch),), dynamic_shapes=dynamic),
         "export_program",
     )
@@ -146,8 +146,8 @@ def export_program(
         torch.export.save(program, (buffer := io.BytesIO()), extra_files=extra)
         scratch.write_bytes(buffer.getbuffer())
         loaded = torch.export.load(scratch).module()
-        deviation = _compare(wrapped, loaded, batch)
-        _judge("export_program", deviation, wrapped, tolerance)
+        deviation = _largest_difference(wrapped, loaded, batch)
+        _check_difference("export_program", deviation, wrapped, tolerance)
     script = write_script("torch", target, pictures_config)
     report(f"export_program: {target}; largest output difference {deviation}.{script}")
     return target
@@ -170,7 +170,7 @@ def needs(package: str) -> Any:
         raise MissingExtra(package, "export") from error
 
 
-def _prepared(
+def _prepare(
     model: nn.Module, images: Tensor | None, inputs: InputConfig | None
 ) -> tuple[Logits, Tensor]:
     """Return the model in evaluation on shared memory, and the images that it is checked on."""
@@ -192,7 +192,7 @@ def _example(batch: Tensor) -> Tensor:
     return torch.zeros_like(batch[:1]).repeat(2, 1, 1, 1)
 
 
-def _traced(trace: Callable[[], Any], subject: str) -> Any:
+def _trace(trace: Callable[[], Any], subject: str) -> Any:
     """Trace a model.  Raises: ExportError with the first line of torch's own error."""
     try:
         with warnings.catch_warnings():
@@ -223,7 +223,9 @@ def _runtime(path: Path) -> Callable[[Tensor], Tensor]:
     return run
 
 
-def _compare(wrapped: nn.Module, exported: Callable[[Tensor], Tensor], batch: Tensor) -> Difference:
+def _largest_difference(
+    wrapped: nn.Module, exported: Callable[[Tensor], Tensor], batch: Tensor
+) -> Difference:
     """Return the largest difference of outputs for the batch, twice the batch, and one image."""
     differences: list[Difference] = []
     # a graph may have the traced batch size in it: three sizes show that
@@ -235,7 +237,7 @@ def _compare(wrapped: nn.Module, exported: Callable[[Tensor], Tensor], batch: Te
     return max(differences, key=lambda d: (d.relative != d.relative, d.relative))
 
 
-def _judge(
+def _check_difference(
     subject: str, deviation: Difference, wrapped: nn.Module, tolerance: float | None
 ) -> None:
     """Check a difference against the tolerance.  Raises: ExportError."""

@@ -92,16 +92,15 @@ def export_onnx_int8(
             activation_type=quantization.QuantType.QUInt8,
             weight_type=quantization.QuantType.QInt8,
         )
-        # the quantiser writes a new graph, without the metadata of the old one
         _copy_metadata(plain, scratch)
-        line = _compared(plain, scratch, images.float().cpu(), labels, most_lost)
+        line = _comparison_line(plain, scratch, images.float().cpu(), labels, most_lost)
     script = write_script("onnxruntime", target, inputs_of(base_of(model), preprocessing, images))
     report(f"export_onnx_int8: {target}; {line}{script}")
     return target
 
 
 def _copy_metadata(source: Path, target: Path) -> None:
-    """Give one graph the names of classes and the preprocessing of the other."""
+    """Give the quantised graph the names of classes and the preprocessing of its source."""
     onnx = needs("onnx")
     entries = {entry.key: entry.value for entry in onnx.load(str(source)).metadata_props}
     graph = onnx.load(str(target))
@@ -117,7 +116,7 @@ def _session(path: Path) -> Any:
     return runtime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
-def _compared(
+def _comparison_line(
     plain: Path, small: Path, images: Tensor, labels: Tensor | None, most_lost: float
 ) -> str:
     """Compare accuracy and time of two graphs, as a line of the report.
@@ -127,7 +126,8 @@ def _compared(
     sessions = _session(plain), _session(small)
     # both graphs on the same pictures, in the same batches
     first, second = (
-        torch.cat([_run(session, part) for part in images.split(BATCH)]) for session in sessions
+        torch.cat([_run_session(session, part) for part in images.split(BATCH)])
+        for session in sessions
     )
     truth = first.argmax(1) if labels is None else labels
     before, after = (_accuracy(logits, truth) for logits in (first, second))
@@ -146,7 +146,7 @@ def _compared(
     )
 
 
-def _run(session: Any, images: Tensor) -> Tensor:
+def _run_session(session: Any, images: Tensor) -> Tensor:
     """Run a batch through a session."""
     return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
 
@@ -165,7 +165,7 @@ def _milliseconds(sessions: Sequence[Any], image: Tensor) -> list[float]:
         # by turns, so that other work on the machine hits both alike
         for session, times in zip(sessions, spent, strict=True):
             started = time.perf_counter()
-            _run(session, image)
+            _run_session(session, image)
             # the first run plans its memory, and does not count
             if repeat:
                 times.append(1e3 * (time.perf_counter() - started))

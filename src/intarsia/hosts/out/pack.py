@@ -68,9 +68,9 @@ class PackedTensor(NamedTuple):
         """Return the parts of the tensor that are written, as bytes."""
         if self.format is None:
             numbers = self.tensor.detach().float() if self._is_float else self.tensor.detach()
-            return [_bytes(numbers)]
+            return [_raw_bytes(numbers)]
         encoded = self.format.encode(self.tensor)
-        return [_bytes(encoded["moments"]), encoded["codes"].cpu()]
+        return [_raw_bytes(encoded["moments"]), encoded["codes"].cpu()]
 
     def decode(self, raw: Tensor) -> None:
         """Write the stored bytes into the tensor."""
@@ -84,7 +84,7 @@ class PackedTensor(NamedTuple):
             self.tensor.copy_(decoded)
 
 
-def _bytes(tensor: Tensor) -> Tensor:
+def _raw_bytes(tensor: Tensor) -> Tensor:
     """View a tensor as bytes."""
     return tensor.cpu().contiguous().view(-1).view(torch.uint8)
 
@@ -136,7 +136,7 @@ def pack(model: PeftModel, folder: str | Path, *, name: str | None = None) -> Pa
     Raises: ConfigError if the adapter is not of a method that codes its weights, and for a folder
     with other files in it; TrainingError if it cannot be written.
     """
-    config, settings, name = _described(model, name)
+    config, settings, name = _copy_config(model, name)
     cells = [(c.body, c.format) for c in _cells(model, name) if isinstance(c, CodedCell)]
     entries = [*_cell_entries(cells, settings.biases), *_head_entries(model, name, None)]
     # one run of bytes: safetensors' header would cost more than most tensors
@@ -155,7 +155,7 @@ def pack(model: PeftModel, folder: str | Path, *, name: str | None = None) -> Pa
 
 def packed_size(model: PeftModel, *, name: str | None = None) -> int:
     """Count the bytes that `pack` writes, without the header."""
-    _, settings, name = _described(model, name)
+    _, settings, name = _copy_config(model, name)
     cells = [(c.body, c.format) for c in _cells(model, name) if isinstance(c, CodedCell)]
     entries = [*_cell_entries(cells, settings.biases), *_head_entries(model, name, None)]
     return sum(entry.nbytes for entry in entries)
@@ -174,11 +174,11 @@ def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> Pe
     folder = Path(folder)
     config = read_config(folder)
     settings = config.settings()
-    if not _codes(settings):
+    if not _codes_weights(settings):
         subject = f"packed adapter in {str(folder)!r}"
         got, want = f"method {config.method!r}", "one that codes its weights, such as 'bi'"
         raise CheckpointError(subject, got=got, want=want, fix="Load it with intarsia.load.")
-    raw, head = _read(folder, config)
+    raw, head = _read_packed(folder, config)
     options = method_to_dict(settings.over)
     # the float method below the coded one
     plain = copy.deepcopy(config)
@@ -205,12 +205,12 @@ def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> Pe
     return adapted.eval()
 
 
-def _codes(settings: Any) -> TypeGuard[Coded]:
+def _codes_weights(settings: Any) -> TypeGuard[Coded]:
     """Return True if a method codes its weights."""
     return all(hasattr(settings, name) for name in ("over", "biases", "format"))
 
 
-def _described(model: PeftModel, name: str | None) -> tuple[IntarsiaConfig, Coded, str]:
+def _copy_config(model: PeftModel, name: str | None) -> tuple[IntarsiaConfig, Coded, str]:
     """Return a copy of the adapter's config, its settings and its name."""
     names = list(model.peft_config) if is_adapted(model) else []
     if not names or (name is None and len(model.active_adapters) != 1):
@@ -223,7 +223,7 @@ def _described(model: PeftModel, name: str | None) -> tuple[IntarsiaConfig, Code
         raise UnknownName("adapter", name, names)
     config = copy.deepcopy(cast(IntarsiaConfig, model.peft_config[name]))
     settings = config.settings()
-    if not _codes(settings):
+    if not _codes_weights(settings):
         subject, want = f"adapter {name!r}", "one that codes them while it trains"
         got = f"method {config.method!r}, whose weights are floats"
         raise ConfigError(
@@ -294,7 +294,7 @@ def _crc(identity: object, head: str | None, raw: Tensor) -> str:
     return f"{zlib.crc32(raw.numpy().tobytes(), zlib.crc32(settings.encode())):08x}"
 
 
-def _read(folder: Path, config: IntarsiaConfig) -> tuple[Tensor, Gaussian | None]:
+def _read_packed(folder: Path, config: IntarsiaConfig) -> tuple[Tensor, Gaussian | None]:
     """Read the bytes of a packed file, and the format of the linear maps in its heads."""
     path = folder / PACKED
     try:

@@ -34,7 +34,7 @@ def rescale(layer: nn.Module, scale: Tensor, shift: Tensor, path: str, channels:
         set_weights(layer, bias=bias * gain)
     add_bias(layer, shift.detach(), path)
     # the old layer with scale and shift behind it, against the new one
-    x = _inputs(layer, channels)
+    x = _random_features(layer, channels)
     with torch.no_grad():
         y = original(x)
         if channels == "first":
@@ -43,7 +43,7 @@ def rescale(layer: nn.Module, scale: Tensor, shift: Tensor, path: str, channels:
     deviation.check(f"fold {path!r}", 1e3 * EXACT, FoldError, KEEP)
 
 
-def _inputs(layer: nn.Module, channels: str) -> Tensor:
+def _random_features(layer: nn.Module, channels: str) -> Tensor:
     """Draw random features that the layer can read."""
     generator = torch.Generator().manual_seed(0)
     if isinstance(layer, nn.Conv2d):

@@ -191,6 +191,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
     if not files:
         want, fix = "*.safetensors", "Give a folder of save_pretrained or of `intarsia sparsify`."
         raise CheckpointError(str(folder), got="no weights", want=want, fix=fix)
+    # our folders have digests of their files; of stock ones the list of shards alone is checked
     check_if_sealed(folder)
     check_shards(folder)
     stored: dict[str, Tensor] = {}
@@ -199,6 +200,7 @@ def read_folder(folder: Path) -> dict[str, Tensor]:
             stored |= read_tensors(path)
         except (OSError, SafetensorError) as error:
             raise damaged(path, f"no readable safetensors file ({error})") from error
+    # a weight with a bitmask is stored as several tensors
     return decoded(folder, stored)
 
 

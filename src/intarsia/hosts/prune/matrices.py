@@ -97,6 +97,7 @@ def seeing(layers: Mapping[str, Matrix], needs: Collection[str]) -> Iterator[Obs
     for name, m in layers.items():
         if m.index is not None:
             stacks.setdefault(m.owner, {})[m.name, m.index] = name
+    # unfolded: a convolution's input counts as the rows that its weight multiplies
     with observing(plain, needs=needs, unfolded=True) as observed, ExitStack() as stack:
         for owner, names in stacks.items():
             count = partial(_count, observed, frozenset(needs), owner, names)

@@ -192,9 +192,11 @@ class Kept:
         """Format the newest block, as "block 12/30  model.layers.11  density .400  left 1:02"."""
         block, done = self.blocks[-1], len(self.blocks)
         rows = [row for row in block["layers"] if row["density"] is not None]
+        # layers weigh as much as they have weights
         weights = sum(row["weights"] for row in rows)
         density = sum(row["density"] * row["weights"] for row in rows) / max(1, weights)
         error = "" if block["error"] is None else f"  error {block['error']:.3f}"
+        # blocks that are left are taken to last as long as those so far
         seconds_left = round(sum(b["seconds"] for b in self.blocks) / done * (self.total - done))
         notes = [f"  {row['layer']}: {row['told']}" for row in block["layers"] if row.get("told")]
         return (

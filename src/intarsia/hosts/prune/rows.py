@@ -26,9 +26,9 @@ def check_rows(batches: Sequence[Any]) -> None:
     """
     for batch in batches:
         check_tensors(inputs_of(batch))
-    shapes = [tuple(t.shape) for b in batches if (t := _tokens(inputs_of(b))) is not None]
+    shapes = [tuple(t.shape) for b in batches if (t := _token_ids(inputs_of(b))) is not None]
     count, length = sum(s[0] for s in shapes), min((s[1] for s in shapes), default=0)
-    pictures = [t for b in batches for t in _named(inputs_of(b)).values() if t.dim()]
+    pictures = [t for b in batches for t in _named_tensors(inputs_of(b)).values() if t.dim()]
     # pictures: each has many patches, so a few are enough
     if not shapes and any(map(len, pictures)):
         return
@@ -44,7 +44,7 @@ def check_tensors(inputs: Any) -> None:
 
     Raises: DataError for others, such as texts.
     """
-    for name, value in _named(inputs).items():
+    for name, value in _named_tensors(inputs).items():
         if not isinstance(value, Tensor):
             got = f"{f'{name!r}, ' if name else ''}a {type(value).__name__}"
             want, fix = "rows of tokens or pictures, as tensors", "Load texts as rows of tokens: "
@@ -52,7 +52,7 @@ def check_tensors(inputs: Any) -> None:
             raise DataError("calibration", got=got, want=want, fix=fix)
 
 
-def _tokens(inputs: Any) -> Tensor | None:
+def _token_ids(inputs: Any) -> Tensor | None:
     """Return the token ids (B, T) of a batch, or None."""
     ids = inputs.get("input_ids") if isinstance(inputs, Mapping) else inputs
     if not isinstance(ids, Tensor) or ids.is_floating_point() or ids.dim() != 2:
@@ -83,21 +83,23 @@ def batched(calib: Any, size: int = BATCH) -> list[Any]:
     """
     if isinstance(calib, Tensor):
         return list(calib.split(size))
-    rows = [row[0] if isinstance(row, (tuple, list)) else row for row in _listed(calib)]
+    rows = [row[0] if isinstance(row, (tuple, list)) else row for row in _list_items(calib)]
     for row in rows:
         check_tensors(row)
-    if rows and all(_single(row) for row in rows):
+    if rows and all(_is_row(row) for row in rows):
         groups: list[list[Any]] = []
         for row in rows:
-            shape = {n: tuple(t.shape) for n, t in _named(row).items()}
+            shape = {n: tuple(t.shape) for n, t in _named_tensors(row).items()}
             last = groups[-1] if groups else []
             # only neighbours are joined, so that rows keep their order
-            alike = last and shape == {n: tuple(t.shape) for n, t in _named(last[0]).items()}
+            alike = last and shape == {
+                n: tuple(t.shape) for n, t in _named_tensors(last[0]).items()
+            }
             if alike and len(last) < size:
                 last.append(row)
             else:
                 groups.append([row])
-        return [_stacked(group) for group in groups]
+        return [_stack_rows(group) for group in groups]
     return rows
 
 
@@ -110,7 +112,7 @@ class Numbered(Protocol):
     def __getitem__(self, number: int) -> Any: ...
 
 
-def _listed(calib: Any) -> list[Any]:
+def _list_items(calib: Any) -> list[Any]:
     """List the items of a data set, by number where it has numbers."""
     by_number = isinstance(calib, Numbered)
     if isinstance(calib, (str, Mapping)) or not (by_number or isinstance(calib, Iterable)):
@@ -121,21 +123,23 @@ def _listed(calib: Any) -> list[Any]:
     return [source[i] for i in range(len(source))] if by_number else list(source)
 
 
-def _single(row: Any) -> bool:
+def _is_row(row: Any) -> bool:
     """Return True for one row, False for a batch."""
     ids = row.get("input_ids") if isinstance(row, Mapping) else row
     return isinstance(ids, Tensor) and ids.dim() == (3 if ids.is_floating_point() else 1)
 
 
-def _named(row: Any) -> dict[str, Tensor]:
+def _named_tensors(row: Any) -> dict[str, Tensor]:
     """Return a row's tensors by name, without labels."""
     named = row if isinstance(row, Mapping) else {"": row}
     return {n: t for n, t in named.items() if n != "labels"}
 
 
-def _stacked(rows: Sequence[Any]) -> Any:
+def _stack_rows(rows: Sequence[Any]) -> Any:
     """Stack rows of equal shapes into a batch."""
-    named = {n: torch.stack([_named(row)[n] for row in rows]) for n in _named(rows[0])}
+    named = {
+        n: torch.stack([_named_tensors(row)[n] for row in rows]) for n in _named_tensors(rows[0])
+    }
     return named if isinstance(rows[0], Mapping) else named[""]
 
 

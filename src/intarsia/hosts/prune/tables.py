@@ -155,7 +155,7 @@ def put_tables(model: nn.Module, path: str | Path, mapped: bool) -> None:
             raise damaged(Path(path), f"{name!r} that does not fit ({error})") from error
     if mapped:
         state = {
-            n: _converted(t, model_state[n].dtype) if n in model_state else t
+            n: _convert_type(t, model_state[n].dtype) if n in model_state else t
             for n, t in state.items()
         }
     try:
@@ -166,7 +166,7 @@ def put_tables(model: nn.Module, path: str | Path, mapped: bool) -> None:
         raise CheckpointError(f"weights of {path}", got=str(error), want=want, fix=fix) from error
 
 
-def _nameless(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+def _nameless_file_tensor(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """Create a tensor in a file without a name.  Raises: TrainingError where the disk has no
     room.
     """
@@ -188,7 +188,7 @@ def _nameless(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         os.unlink(name)  # the mapping keeps the file
 
 
-def _blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+def _row_slices(shape: tuple[int, ...]) -> Iterator[slice]:
     """Split the rows of a table into slices of a few million numbers."""
     rows = max(1, BLOCK // max(1, torch.Size(shape[1:]).numel()))
     return (slice(first, min(first + rows, shape[0])) for first in range(0, shape[0], rows))
@@ -198,11 +198,11 @@ def _decode_mapped(
     encoded: Mapping[str, Tensor], shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
     """Decode a table of rows into a mapped tensor, block by block."""
-    table, offsets = _nameless(shape, dtype), encoded["row_offsets"].long()
+    table, offsets = _nameless_file_tensor(shape, dtype), encoded["row_offsets"].long()
     if len(offsets) != shape[0] + 1 or int(offsets[-1]) != len(encoded["values"]):
         got, fix = f"{len(offsets)} offsets", "Copy the file again."
         raise ShapeError("rows", got=got, want=f"{shape[0] + 1}", fix=fix)
-    for rows in _blocks(shape):
+    for rows in _row_slices(shape):
         # offsets of the block, counted from its own first value
         part = offsets[rows.start : rows.stop + 1]
         first, last = int(part[0]), int(part[-1])
@@ -212,14 +212,14 @@ def _decode_mapped(
     return table
 
 
-def _converted(stored: Tensor, dtype: torch.dtype) -> Tensor:
+def _convert_type(stored: Tensor, dtype: torch.dtype) -> Tensor:
     """Convert a tensor to the model's type; a large one becomes a mapped tensor."""
     if stored.dtype == dtype:
         return stored
     # small ones need no file
     if stored.numel() < LARGE or not stored.ndim:
         return stored.to(dtype)
-    converted = _nameless(tuple(stored.shape), dtype)
-    for rows in _blocks(tuple(stored.shape)):
+    converted = _nameless_file_tensor(tuple(stored.shape), dtype)
+    for rows in _row_slices(tuple(stored.shape)):
         converted[rows] = stored[rows].to(dtype)
     return converted

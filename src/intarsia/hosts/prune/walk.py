@@ -256,17 +256,17 @@ def recorded(stops: Sequence[Stop]) -> Iterator[list[tuple[Tensor, tuple[Any, ..
         for stop in stops:
             module_forward = stop.block.forward
             replaced = stop.block.__dict__.get("forward")
-            stop.block.forward = _bound(forward, stop, module_forward)  # type: ignore[method-assign]
-            stack.callback(_restore, stop.block, replaced)
+            stop.block.forward = _bind_forward(forward, stop, module_forward)  # type: ignore[method-assign]
+            stack.callback(_restore_forward, stop.block, replaced)
         yield calls
 
 
-def _bound(forward: Callable[..., Any], stop: Stop, original: Any) -> Callable[..., Any]:
+def _bind_forward(forward: Callable[..., Any], stop: Stop, original: Any) -> Callable[..., Any]:
     """Bind a replacement of `forward` to a block and its original."""
     return lambda *args, **kwargs: forward(stop, original, *args, **kwargs)
 
 
-def _restore(block: nn.Module, replaced: Any) -> None:
+def _restore_forward(block: nn.Module, replaced: Any) -> None:
     """Undo the replacement of a block's `forward`."""
     if replaced is None:
         del block.forward

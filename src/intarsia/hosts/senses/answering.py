@@ -18,7 +18,7 @@ from ...data.packages import announce
 from ...data.senses.encoders import encoder
 from ...data.senses.questions import Processor, Question
 from ...train.tasks.answers import answers_batch
-from .modalities import INPUTS, Senses, connectors_of, decoder_of, lay
+from .modalities import INPUTS, Senses, connectors_of, decoder_of, embed_with_senses
 
 
 def processor(
@@ -53,10 +53,10 @@ def prompt(model: nn.Module, row: dict[str, Tensor]) -> Tensor:
     device = next(host.parameters()).device
     batch = {n: t.to(device) for n, t in batch.items()}
     ids, inputs = batch["input_ids"], {n: batch.get(n) for n in INPUTS}
-    laid = lay(host, ids, batch["attention_mask"], inputs)
-    if laid is None:
+    embedded = embed_with_senses(host, ids, batch["attention_mask"], inputs)
+    if embedded is None:
         return host.get_input_embeddings()(ids)
-    return laid[0][:, laid[1][0].bool()]
+    return embedded[0][:, embedded[1][0].bool()]
 
 
 @torch.no_grad()
@@ -75,7 +75,7 @@ def answer(
     tokens: at most so many.
     Raises: DataError for files that cannot be read, and a prompt that leaves no room.
     """
-    asked_question = Question(question, None, _several(image), _several(audio))
+    asked_question = Question(question, None, _as_tuple(image), _as_tuple(audio))
     return answer_of(model, processor, asked_question, tokens)
 
 
@@ -112,7 +112,7 @@ def answer_of(model: nn.Module, processor: Processor, question: Question, tokens
     return processor.tokenizer.decode(out[0], skip_special_tokens=True).strip()
 
 
-def _several(value: Any) -> tuple[Any, ...]:
+def _as_tuple(value: Any) -> tuple[Any, ...]:
     """Return pictures or sounds as a tuple, of none, one or several."""
     if value is None:
         return ()

@@ -31,7 +31,7 @@ from ..anatomy.blocks import base_of
 from ..attach.adapt import Adapt
 from ..changing import apply_change, repeat, step_of
 from ..saved import entries_of
-from .modalities import INPUTS, HoldsDecoder, connectors_of, lay
+from .modalities import INPUTS, HoldsDecoder, connectors_of, embed_with_senses
 
 
 class SeeingConfig(PreTrainedConfig):
@@ -121,11 +121,11 @@ class SeeingForCausalLM(PreTrainedModel, GenerationMixin, HoldsDecoder):
         inputs_of_senses = {name: options.pop(name, None) for name in INPUTS}
         ids, host = options.pop("input_ids", inputs), base_of(self.decoder)
         if ids is not None and options.get("inputs_embeds") is None:
-            laid = lay(host, ids, options.get("attention_mask"), inputs_of_senses)
-            if laid is None:
+            embedded = embed_with_senses(host, ids, options.get("attention_mask"), inputs_of_senses)
+            if embedded is None:
                 options["input_ids"] = ids
             else:
-                options["inputs_embeds"], options["attention_mask"], _ = laid
+                options["inputs_embeds"], options["attention_mask"], _ = embedded
         return self.decoder.generate(**options)
 
 

@@ -82,8 +82,8 @@ class Projector(nn.Module):
     def __init__(self, width: int, outputs: int, *, generator: torch.Generator) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
-        self.inner = drawn(width, outputs, generator)
-        self.outer = drawn(outputs, outputs, generator)
+        self.inner = draw_linear(width, outputs, generator)
+        self.outer = draw_linear(outputs, outputs, generator)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(F.gelu(self.inner(self.norm(x.to(self.inner.weight.dtype)))))
@@ -104,7 +104,7 @@ class Resampler(nn.Module):
         self.heads = next(h for h in range(max(1, width // 128), 0, -1) if width % h == 0)
         self.queries = nn.Parameter(torch.empty(count, width))
         nn.init.trunc_normal_(self.queries, std=0.02, generator=generator)
-        self.q, self.k, self.v, self.o = (drawn(width, width, generator) for _ in range(4))
+        self.q, self.k, self.v, self.o = (draw_linear(width, width, generator) for _ in range(4))
         self.norm_q, self.norm_kv, self.norm_o = (nn.LayerNorm(width, eps=1e-6) for _ in range(3))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -129,26 +129,26 @@ def positions(queries: int, keys: int, width: int) -> tuple[Tensor, Tensor]:
     """
     side, key_side = math.isqrt(queries), math.isqrt(keys)
     if side * side != queries or key_side * key_side != keys:
-        table = _waves(torch.arange(queries), width)
+        table = _sines_and_cosines(torch.arange(queries), width)
         resized = F.interpolate(table.T[None], size=keys, mode="linear")[0].T
         return table, resized
     # half of the channels have the column, the others the row
     half, line = width // 2, torch.arange(side)
-    column, row = _waves(line, half), _waves(line, width - half)
+    column, row = _sines_and_cosines(line, half), _sines_and_cosines(line, width - half)
     table = torch.cat([column.repeat(side, 1), row.repeat_interleave(side, 0)], -1)
     # the keys are a finer grid over the same picture
     grid = table.T.reshape(1, width, side, side)
     return table, F.interpolate(grid, size=(key_side, key_side), mode="bicubic").flatten(2)[0].T
 
 
-def _waves(place: Tensor, width: int) -> Tensor:
+def _sines_and_cosines(place: Tensor, width: int) -> Tensor:
     """Compute sines, then cosines, of wavelengths from 2 pi to 2 pi 10,000.  (n,) -> (n, width)."""
     half = -(-width // 2)
     angle = place[:, None] * 10_000 ** -(torch.arange(half) / half)
     return torch.cat([angle.sin(), angle.cos()], -1)[:, :width]
 
 
-def drawn(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
+def draw_linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Linear:
     """Draw a linear layer: weights from U(-1/sqrt(inputs), 1/sqrt(inputs)), biases of 0."""
     # without torch's own draw, which would use the global generator
     layer = cast(nn.Linear, nn.utils.skip_init(nn.Linear, inputs, outputs))

@@ -203,7 +203,7 @@ class Sees:
             tell(host, None)  # embeddings were passed: nobody knows which tokens are pictures
             return args, kwargs
         tell(host, modality_of(ids))
-        inserted = lay(host, ids, kwargs.get("attention_mask"), inputs)
+        inserted = embed_with_senses(host, ids, kwargs.get("attention_mask"), inputs)
         if inserted is None:
             return args, kwargs
         embeds, mask, hidden = inserted
@@ -226,7 +226,7 @@ def tell(host: nn.Module, modality: Tensor | None) -> None:
         context.modality = modality
 
 
-def lay(
+def embed_with_senses(
     host: nn.Module, ids: Tensor, mask: Tensor | None, inputs: Mapping[str, Tensor | None]
 ) -> tuple[Tensor, Tensor, bool] | None:
     """Embed rows and put vectors at their marks; returns embeddings, mask, and whether it changed.

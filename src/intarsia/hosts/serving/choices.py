@@ -96,7 +96,7 @@ class ChoicesRequest:
         tokenizer: Any = served.tokenizer
         parser = _AnswerParser(tokenizer, served.model, ids, self.tools) if self.parsed else None
         words = AnswerText(tokenizer, self.stops, special=parser is not None and parser.active)
-        eos, pending = _ids(sampling.config.eos_token_id), list[NewToken]()
+        eos, pending = _end_tokens(sampling.config.eos_token_id), list[NewToken]()
         has_call, text = False, ""
         # the prompt may end inside a thought, which the answer goes on with
         yield Increment(index, parser.start() if parser else [])
@@ -110,7 +110,7 @@ class ChoicesRequest:
                     break
                 if text:
                     parts = parser.feed(text) if parser else [text]
-                    has_call = has_call or _calls(parts)
+                    has_call = has_call or _has_call(parts)
                     yield Increment(index, parts, pending)
                     pending = []
         # the rest: what was held back because a stop text might have begun in it
@@ -119,7 +119,7 @@ class ChoicesRequest:
         ended = words.stopped or not eos.isdisjoint(words.ids[-1:])
         # "stop" by an end token or a stop text, "length" if the tokens were used up
         finish = "stop" if ended or len(words.ids) < sampling.config.max_new_tokens else "length"
-        finish = "tool_calls" if has_call or _calls(parts) else finish
+        finish = "tool_calls" if has_call or _has_call(parts) else finish
         yield Increment(index, parts, [] if words.stopped else pending, finish)
 
 
@@ -138,15 +138,15 @@ class AnswerText:
     def feed(self, token: int) -> str:
         """Return the text that a token completes."""
         self.ids.append(token)
-        return self._released(self.stream.step(self.tokenizer.backend_tokenizer, token) or "")
+        return self._sendable_text(self.stream.step(self.tokenizer.backend_tokenizer, token) or "")
 
     def end(self) -> str:
         """Return what was held back, half of a character included."""
         decoded = self.tokenizer.decode(self.ids, skip_special_tokens=not self.special)
         rest = decoded[len(self.decoded) :] if decoded.startswith(self.decoded) else ""
-        return self._released(rest) + ("" if self.stopped else self.held)
+        return self._sendable_text(rest) + ("" if self.stopped else self.held)
 
-    def _released(self, text: str) -> str:
+    def _sendable_text(self, text: str) -> str:
         """Add decoded text and return what can be sent: all but a possible begin of a stop text."""
         self.decoded += text
         self.held += text
@@ -156,13 +156,13 @@ class AnswerText:
         # hold back the longest end that a stop text begins with
         longest = min(len(self.held), max(map(len, self.stops), default=1) - 1)
         keep = next(
-            (size for size in range(longest, 0, -1) if self._begins(self.held[-size:])),
+            (size for size in range(longest, 0, -1) if self._begins_stop_text(self.held[-size:])),
             0,
         )
         out, self.held = self.held[: len(self.held) - keep], self.held[len(self.held) - keep :]
         return out
 
-    def _begins(self, text: str) -> bool:
+    def _begins_stop_text(self, text: str) -> bool:
         """Return True if a stop text begins with this text."""
         return any(stop.startswith(text) for stop in self.stops)
 
@@ -208,11 +208,11 @@ class _AnswerParser:
             return []
 
 
-def _calls(parts: list[Any]) -> bool:
+def _has_call(parts: list[Any]) -> bool:
     """Return True if one of the parts is a call of a tool."""
     return any(isinstance(part, ToolCall) for part in parts)
 
 
-def _ids(eos: Any) -> frozenset[int]:
+def _end_tokens(eos: Any) -> frozenset[int]:
     """Return the end tokens of a configuration, which may be none, one or several."""
     return frozenset(eos if isinstance(eos, list | tuple) else [] if eos is None else [eos])

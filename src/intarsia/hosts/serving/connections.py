@@ -116,9 +116,9 @@ class Connections:
         """Start the clock of a connection without a request."""
         loop = asyncio.get_running_loop()
         connection.since, connection.heard = loop.time(), False
-        connection.clock = loop.call_later(self.seconds, self._late, connection)
+        connection.clock = loop.call_later(self.seconds, self._close_late, connection)
 
-    def _late(self, connection: Connection) -> None:
+    def _close_late(self, connection: Connection) -> None:
         """Close a connection whose request did not arrive in time."""
         text = f"The request's headers did not arrive in {self.seconds:g} seconds."
         self._end(connection, Refused(408, text) if connection.heard else None)

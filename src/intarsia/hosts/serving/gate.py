@@ -55,9 +55,9 @@ class RequestGate:
     def end(self) -> None:
         """Take no more requests, and cut off what is left when the seconds of `drain` are over."""
         self.ending = True
-        asyncio.get_running_loop().call_later(self.limits.drain, self._cut)
+        asyncio.get_running_loop().call_later(self.limits.drain, self._stop_all)
 
-    def _cut(self) -> None:
+    def _stop_all(self) -> None:
         """Stop every request that is still carried out, with 503."""
         text = f"The server ends, and its {self.limits.drain:g} seconds to finish are over."
         for end in tuple(self.ends):
@@ -96,7 +96,7 @@ class RequestGate:
         self, scope: Any, receive: Any, answer: _Answer, connection: Connection
     ) -> None:
         """Read a request, and let the application answer it.  Raises: Refused, ConnectionError."""
-        self._named(scope)
+        self._refuse_other_sites(scope)
         # a request that only reads has no body and needs no turn
         if scope["method"] in READS:
             connection.working = True
@@ -218,7 +218,7 @@ class RequestGate:
             raise Refused(413, f"The request has {size_text} bytes, at most {limit} are read.")
         return b"".join(parts)
 
-    def _named(self, scope: Any) -> None:
+    def _refuse_other_sites(self, scope: Any) -> None:
         """Raise Refused for a request that a page of another site makes a browser send.
 
         That is one with another `origin`, 403, or for a name of another site that leads here, 400.

@@ -70,7 +70,7 @@ def of_chat(
     if not template:
         message = f"The model '{served.name}' has no chat template. Use /v1/completions."
         raise Refused(400, message, param="model", code="unsupported_value")
-    tools = [_nested(tool) for tool in parameters.get("tools") or []] or None
+    tools = [_tool_for_templates(tool) for tool in parameters.get("tools") or []] or None
     if parameters.get("tool_choice") == "none":
         tools = None
     if tools and "tools" not in str(template):
@@ -91,7 +91,7 @@ def of_chat(
     return list(inputs["input_ids"]), tools
 
 
-def _nested(tool: Mapping[str, Any]) -> dict[str, Any]:
+def _tool_for_templates(tool: Mapping[str, Any]) -> dict[str, Any]:
     """Return a tool as templates have it; responses have its fields one level higher."""
     if "function" in tool:
         return dict(tool)
@@ -103,7 +103,7 @@ def messages_of(parameters: Mapping[str, Any]) -> Messages:
     messages = parameters.get("messages")
     if messages is None:
         raise missing("messages")
-    _filled(messages, "messages")
+    _check_filled(messages, "messages")
     return [_message(message, f"messages[{i}]") for i, message in enumerate(messages)]
 
 
@@ -114,7 +114,7 @@ def items_of(parameters: Mapping[str, Any]) -> Messages:
         raise missing("input")
     if isinstance(items, str):
         items = [{"role": "user", "content": items}]
-    _filled(items, "input")
+    _check_filled(items, "input")
     messages: Messages = []
     thoughts = ""
     for number, item in enumerate(items):
@@ -128,7 +128,7 @@ def items_of(parameters: Mapping[str, Any]) -> Messages:
             call = dict(
                 zip(("id", *fields[1:]), (_field(item, n, place) for n in fields), strict=True)
             )
-            _add_call(messages, _call({"id": call.pop("id"), "function": call}, place))
+            _add_call(messages, _tool_call({"id": call.pop("id"), "function": call}, place))
         elif kind == "function_call_output":
             output = {"role": "tool", "tool_call_id": _field(item, "call_id", place)}
             messages.append(output | {"content": _text(item.get("output"), f"{place}.output")})
@@ -145,7 +145,7 @@ def items_of(parameters: Mapping[str, Any]) -> Messages:
     return messages
 
 
-def _filled(items: object, name: str) -> None:
+def _check_filled(items: object, name: str) -> None:
     """Check for a list with something in it.  Raises: Refused."""
     if not isinstance(items, list):
         raise invalid_type(name, "an array of objects", items)
@@ -182,11 +182,13 @@ def _message(message: object, place: str) -> dict[str, Any]:
     if (calls := message.get("tool_calls")) is not None:
         if not isinstance(calls, list):
             raise invalid_type(f"{place}.tool_calls", "an array of objects", calls)
-        result["tool_calls"] = [_call(c, f"{place}.tool_calls[{i}]") for i, c in enumerate(calls)]
+        result["tool_calls"] = [
+            _tool_call(c, f"{place}.tool_calls[{i}]") for i, c in enumerate(calls)
+        ]
     return result
 
 
-def _call(call: object, place: str) -> dict[str, Any]:
+def _tool_call(call: object, place: str) -> dict[str, Any]:
     """Return a call of a tool with its arguments as the object that templates read."""
     if not isinstance(call, dict) or not isinstance(function := call.get("function"), dict):
         raise invalid_type(place, "an object with a function", call)

@@ -67,7 +67,7 @@ class RequestReader:
         """Return the sampling of each choice of a prompt."""
         served = generation.served
         config = configured(served.model.generation_config, parameters)
-        config.max_new_tokens = self._room(parameters, len(ids), served.context)
+        config.max_new_tokens = self._token_room(parameters, len(ids), served.context)
         bias = {int(key): float(value) for key, value in parameters.get("logit_bias", {}).items()}
         if wrong := [token for token in bias if token >= served.vocabulary]:
             message = f"{wrong[0]} is no token id of 0 to {served.vocabulary - 1}."
@@ -77,7 +77,9 @@ class RequestReader:
         return [
             Sampling(
                 config,
-                seed=None if parameters.get("seed") is None else _wrapped(parameters["seed"] + i),
+                seed=None
+                if parameters.get("seed") is None
+                else _torch_seed(parameters["seed"] + i),
                 bias=bias,
                 frequency=parameters.get("frequency_penalty", 0.0),
                 presence=parameters.get("presence_penalty", 0.0),
@@ -87,7 +89,7 @@ class RequestReader:
             for i in range(n)
         ]
 
-    def _room(self, parameters: Mapping[str, Any], prompt: int, context: int) -> int:
+    def _token_room(self, parameters: Mapping[str, Any], prompt: int, context: int) -> int:
         """Return the number of new tokens that an answer may have.
 
         A number that was not asked for gives way to the model's context.
@@ -123,7 +125,7 @@ def parsed(raw: bytes) -> dict[str, Any]:
     return body
 
 
-def _wrapped(seed: int) -> int:
+def _torch_seed(seed: int) -> int:
     """Return a seed of 64 bits, which torch takes."""
     return (seed + 2**63) % 2**64 - 2**63
 

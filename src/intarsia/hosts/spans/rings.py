@@ -23,6 +23,11 @@ class HeadRing:
     def __init__(
         self, group: HeadGroup, sink: int, size: int, like: Tensor, values: Tensor
     ) -> None:
+        """Allocate `size` slots for each head of a group, in the types of keys and values.
+
+        sink: how many of the slots are for a text's first tokens.  like: keys of a batch, (B, G, Q,
+        D), whose B, D and type the ring gets; values: the same for its values.
+        """
         self.group, self.sink = group, sink
         self.window = size - sink
         shape = (like.shape[0], len(group.heads), size)
@@ -177,7 +182,11 @@ class RingLayer(CacheLayerMixin):
         places: Tensor,
         scale: Any,
     ) -> Tensor:
-        """Attend with new tokens on a ring and on themselves."""
+        """Attend from new tokens to those in a ring, and to each other.
+
+        query, keys, values: of the new tokens.  positions: of the ring's tokens.  places: of the
+        new tokens in their rows' texts, (B or 1, Q).  scale: of the scores; None = D^-1/2.
+        """
         heads = list(ring.group.heads)
         # keys are those in the ring, then those of the new tokens themselves
         old = ring.places(positions.tokens).expand(len(places), -1)

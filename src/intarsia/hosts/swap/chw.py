@@ -65,7 +65,7 @@ def choose_forms(clusters: Iterable[Cluster], rows: int | None) -> Forms:
         for layer in cluster.layers:
             if layer.kind in ("spmm", "conv"):
                 shape = tuple(nodes[layer.src].meta["shape"][1:])
-                forms[key_of(layer)] = _form(layer, shape, rows)
+                forms[key_of(layer)] = _choose_form(layer, shape, rows)
     return forms
 
 
@@ -74,7 +74,7 @@ def key_of(layer: DenseStep) -> str:
     return f"{layer.name}@{layer.dst}"
 
 
-def _form(layer: DenseStep, shape: tuple[int, ...], rows: int | None) -> Form:
+def _choose_form(layer: DenseStep, shape: tuple[int, ...], rows: int | None) -> Form:
     """Choose the form of one layer: as many rows as asked, or the fastest by measurement."""
     weight = layer.tensors["weight"]
     # for the report alone: it decides nothing

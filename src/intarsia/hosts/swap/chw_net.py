@@ -48,7 +48,7 @@ class ChwNet(nn.Module):
             if node.op in ("call_module", "get_attr"):
                 # names of modules may not contain dots, and the net is flat
                 target = str(node.target).replace(".", "_")
-                self._adopt(graph, node, target)
+                self._register_target(graph, node, target)
             calls.append(_NetCall(node.op, target, args, kwargs))
         self.calls = tuple(calls)
         # timm reads these of a model: the number of classes, sizes of pictures
@@ -57,7 +57,7 @@ class ChwNet(nn.Module):
                 setattr(self, name, getattr(net, name))
         self.train(net.training)
 
-    def _adopt(self, graph: fx.GraphModule, node: fx.Node, name: str) -> None:
+    def _register_target(self, graph: fx.GraphModule, node: fx.Node, name: str) -> None:
         """Register the module, buffer or parameter that a node of the graph names."""
         if node.op == "call_module":
             self.add_module(name, graph.get_submodule(str(node.target)))

@@ -97,7 +97,7 @@ class Compress(Change):
         matrices = matrices_of(host, self.layers)
         # batches may be a stream: it is read only for a format that looks at it
         rows = tuple(batches) if self.format.needs else ()
-        moments = _moments(host, self.format, matrices, rows)
+        moments = _second_moments(host, self.format, matrices, rows)
         stored = {
             path: self.format.encode(m.read(), moments=moments.get(path))
             for path, m in matrices.items()
@@ -115,7 +115,7 @@ class Compress(Change):
         stored = plan.stored if isinstance(plan, Packing) else None
         packed: dict[str, PackedLinear] = {}
         for path, sketch in decided["layers"].items():
-            layer = _linear(model, path, tuple(sketch["shape"]))
+            layer = _replaced_linear(model, path, tuple(sketch["shape"]))
             parts = _allocate(path, sketch) if stored is None else stored[path]
             packed[path] = PackedLinear(self.format, parts, tuple(sketch["shape"]), layer.bias)
             packed[path].train(layer.training)
@@ -153,7 +153,7 @@ def packing(
 
     shapes: (out, in) of each layer.  extra: what else is decided, ready for JSON.
     """
-    sketches = {path: _sketch(shapes[path], parts) for path, parts in stored.items()}
+    sketches = {path: _describe_layer(shapes[path], parts) for path, parts in stored.items()}
     decided = {"layout": LAYOUT, "layers": sketches, **extra}
     decided["sha256"] = _digest(change, decided)
     return Packing(change, seed, decided, stored)
@@ -236,7 +236,7 @@ def matrices_of(host: nn.Module, layers: Sequence[str]) -> dict[str, Matrix]:
     return matrices
 
 
-def _moments(
+def _second_moments(
     host: nn.Module, form: Format, matrices: Mapping[str, Matrix], batches: Sequence[Any]
 ) -> dict[str, Tensor]:
     """Collect second moments of the layers' inputs, for a format that needs them.
@@ -263,7 +263,7 @@ def _moments(
     }
 
 
-def _sketch(shape: Sequence[int], stored: Mapping[str, Tensor]) -> dict[str, Any]:
+def _describe_layer(shape: Sequence[int], stored: Mapping[str, Tensor]) -> dict[str, Any]:
     """Describe a layer for a folder: its shape, and type and shape of each stored tensor."""
     parts = {n: [str(t.dtype).removeprefix("torch."), list(t.shape)] for n, t in stored.items()}
     return {"shape": list(shape), "stored": parts}
@@ -311,7 +311,7 @@ def _allocate(path: str, sketch: Mapping[str, Any]) -> dict[str, Tensor]:
     return parts
 
 
-def _linear(model: nn.Module, path: str, shape: tuple[int, ...]) -> Any:
+def _replaced_linear(model: nn.Module, path: str, shape: tuple[int, ...]) -> Any:
     """Return the plain layer that is replaced.  Raises: CheckpointError for another layer."""
     layer = dict(model.named_modules()).get(path)
     if isinstance(layer, nn.Linear | Conv1D) and not isinstance(layer, PackedLinear):

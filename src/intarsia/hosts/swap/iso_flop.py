@@ -32,7 +32,7 @@ def layers_to_change(
     Raises: TargetError for layers that cannot be, or are not there.
     """
     if kind == "wide":
-        return {p: host.get_submodule(p) for p, *_ in _widths(host, density)}
+        return {p: host.get_submodule(p) for p, *_ in _wide_layers(host, density)}
     inside = [(f"{p}.{i}", m) for p, b in blocks(host) for i, m in layers_of(b)]
     # without blocks, all layers but the stem and the head
     candidates = inside or _all_layers(host)[1:-1]
@@ -40,7 +40,7 @@ def layers_to_change(
     for path, layer in candidates:
         named = [g for g in globs or ("*",) if matches(path, layer, g)]
         used |= set(named)
-        objection = _unfit(host, path, layer, kind, density)
+        objection = _reason_against(host, path, layer, kind, density)
         if named and objection and path in (globs or ()):
             fix = "Leave it out of layers=."
             raise TargetError(f"layer {path!r}", got=objection, want="a plain one", fix=fix)
@@ -52,7 +52,7 @@ def layers_to_change(
     return chosen
 
 
-def _unfit(host: nn.Module, path: str, layer: Any, kind: str, density: float) -> str:
+def _reason_against(host: nn.Module, path: str, layer: Any, kind: str, density: float) -> str:
     """Return the reason why a layer cannot be changed; "" if it can."""
     if not isinstance(layer, nn.Linear | nn.Conv2d) or groups_of(layer) > 1:
         return f"{type(layer).__name__} of groups, or with its weight transposed"
@@ -84,7 +84,7 @@ def _all_layers(host: nn.Module) -> list[tuple[str, Any]]:
     return [(p, m) for p, m in host.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
 
 
-def _widths(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
+def _wide_layers(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
     """Yield each layer that "wide" changes: its path, and its new inputs and outputs."""
     if of_tokens(host):
         yield from _mlp_widths(host, density)
@@ -107,7 +107,7 @@ def _widths(host: nn.Module, density: float) -> Iterator[tuple[str, int, int]]:
             raise TargetError(f"layer {path!r}", got=got, want=want, fix="Use another kind.")
         if number and not reads_picture:
             ins = _wider_inputs(path, layer, layers[number - 1][1], widths, density)
-        yield path, ins, outs if layer is last else _wider(outs, density)
+        yield path, ins, outs if layer is last else _scale_width(outs, density)
     for path, module in host.named_modules():
         tensors = list(module.parameters(recurse=False)) or list(module.buffers(recurse=False))
         if tensors and not isinstance(module, nn.Linear | nn.Conv2d | BATCH_NORM):
@@ -126,16 +126,16 @@ def _wider_inputs(
     (ins, _), outs, factor = _sizes(layer), _sizes(before)[1], density**-0.5
     # whole multiples need no rounding: sums of several layers still fit
     if abs(factor - round(factor)) < 1e-5:
-        return _wider(ins, density)
+        return _scale_width(ins, density)
     flat = isinstance(layer, nn.Linear) and isinstance(before, nn.Conv2d)
     if flat and ins != outs and ins % outs == 0:  # the positions of a map side by side
-        return _wider(outs, density) * (ins // outs)
+        return _scale_width(outs, density) * (ins // outs)
     if ins not in widths:
         got, want = f"{ins} inputs, of several layers", "those of one layer"
         near = 1 / max(2, round(factor)) ** 2
         fix = f"Set density={near:.6g}, whose widths are whole multiples, or use another kind."
         raise TargetError(f"layer {path!r}", got=got, want=want, fix=fix)
-    return _wider(ins, density)
+    return _scale_width(ins, density)
 
 
 def of_tokens(host: nn.Module) -> bool:
@@ -172,7 +172,7 @@ def linear_mlps(host: nn.Module) -> Iterator[tuple[list[nn.Linear], nn.Linear]]:
         yield layers[:-1], layers[-1]
 
 
-def _wider(width: int, density: float) -> int:
+def _scale_width(width: int, density: float) -> int:
     """Scale a width by density^-1/2, so that width^2 density stays as it was."""
     return round(width * density**-0.5)
 
@@ -193,10 +193,10 @@ def widen(
     """
     is_transformer = of_tokens(host)
     config: Any = config_of(host)
-    for path, ins, outs in list(_widths(host, density)):
+    for path, ins, outs in list(_wide_layers(host, density)):
         layer: Any = host.get_submodule(path)
         # a sum of fewer terms: the weights are larger, so that outputs vary as before
-        gain, row_weights = _gain(layer), layers[path] / outs
+        gain, row_weights = _output_deviation(layer), layers[path] / outs
         groups = ins if groups_of(layer) > 1 else 1
         _resize(layer, ins, outs, groups)
         shape = (outs, ins // groups, *layer.weight.shape[2:])
@@ -208,11 +208,11 @@ def widen(
     # a transformer's stream keeps its width, and so do its norms
     for module in () if is_transformer else host.modules():
         if isinstance(module, BATCH_NORM):
-            _widen_norm(module, _wider(module.num_features, density))
+            _widen_norm(module, _scale_width(module.num_features, density))
     # attributes by which timm knows the width of the features
     for name in () if is_transformer else ("num_features", "head_hidden_size"):
         if isinstance(width := getattr(host, name, None), int):
-            setattr(host, name, _wider(width, density))
+            setattr(host, name, _scale_width(width, density))
     return dict(layers)
 
 
@@ -234,7 +234,7 @@ def _widen_norm(norm: Any, width: int) -> None:
             setattr(norm, name, nn.Parameter(start) if name in norm._parameters else start)
 
 
-def _gain(layer: Any) -> float:
+def _output_deviation(layer: Any) -> float:
     """Return the standard deviation of outputs for inputs of standard deviation 1."""
     weight = layer.weight.detach()
     # a weight of zeros counts as one of unit gain
@@ -282,7 +282,7 @@ def _parallel(host: nn.Module, path: str, density: float, draw: torch.Generator)
     outs, total, branches = _sizes(layer)[1], layer.weight.numel(), round(1 / density)
     # the weights of the dense layer are dealt out evenly, so that FLOPs stay as they were
     counts = [total // branches + (i < total % branches) for i in range(branches)]
-    std = _gain(layer) / math.sqrt(total / branches / outs)
+    std = _output_deviation(layer) / math.sqrt(total / branches / outs)
     layers = [_with_outputs(layer, outs, draw, std, bias=True) for _ in range(branches)]
     norm_path = norm_place(host, path, outs)
     if norm_path:
@@ -319,7 +319,9 @@ def _factorised(
     # both factors have the same share of weights that are not 0
     kept_u = round(count * reads / (reads + outs))
     u = _with_outputs(layer, rank, draw, math.sqrt(rank / kept_u))
-    v = _second_factor(layer, rank, draw, _gain(layer) * math.sqrt(outs / (count - kept_u)))
+    v = _second_factor(
+        layer, rank, draw, _output_deviation(layer) * math.sqrt(outs / (count - kept_u))
+    )
     # the norm keeps the scale of u's outputs, and the ReLU makes the map non-linear
     norm = nn.BatchNorm2d(rank) if isinstance(layer, nn.Conv2d) else nn.LayerNorm(rank)
     parts = {"u": u, "norm": norm.to(layer.weight), "act": nn.ReLU(), "v": v}
@@ -339,7 +341,7 @@ def _doped_rank(layer: Any, density: float) -> int:
 def _doped(host: nn.Module, path: str, density: float, draw: torch.Generator) -> dict[str, int]:
     """Replace a layer by a sparse one plus two dense factors of low rank."""
     layer: Any = host.get_submodule(path)
-    outs, reads, gain = _sizes(layer)[1], layer.weight[0].numel(), _gain(layer)
+    outs, reads, gain = _sizes(layer)[1], layer.weight[0].numel(), _output_deviation(layer)
     rank = _doped_rank(layer, density)
     sparse_weights = layer.weight.numel() - rank * (reads + outs)
     # gains: the sparse part has `density` of the variance, both factors have the rest

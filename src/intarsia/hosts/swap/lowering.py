@@ -137,18 +137,18 @@ def _act_of(module: nn.Module | None, node: fx.Node) -> str:
 
 
 def _append(cluster: Cluster, layer: DenseStep, node: fx.Node, source: fx.Node) -> bool:
-    """Append a layer with one input to a cluster; return True."""
+    """Append a layer with one input to a cluster; return True, as taking a node does."""
     layer.src, layer.dst = cluster.read(source), cluster.new()
     cluster.layers.append(layer)
     cluster.values[node] = layer.dst
     return True
 
 
-def _convolution(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, conv: Any) -> bool:
+def _take_convolution(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, conv: Any) -> bool:
     """Take a convolution with the batch norm, the activation and the addition behind it."""
     source = tensors_in(node)[0]
     flat = source in cluster.values and cluster.values[source] in cluster.flat
-    window = _window(conv) if _plain(conv, nn.Conv2d, "Conv2dSame") else None
+    window = _window(conv) if _is_plain(conv, nn.Conv2d, "Conv2dSame") else None
     depthwise = conv.groups == conv.in_channels == conv.out_channels and conv.groups > 1
     if window is None or (conv.groups > 1 and not depthwise) or (flat and window.size > 1):
         return False
@@ -173,7 +173,7 @@ def _convolution(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, conv: A
         weight, bias = folded(weight, bias, norm_module)
         nodes = [*nodes, *_between(node, norm), norm]
         layer.acts = (act, "none")
-    _fuse(graph, cluster, layer, nodes)
+    _fuse_into(graph, cluster, layer, nodes)
     layer.tensors = {"weight": _step_weight(weight, kind), "bias": bias}
     cluster.layers.append(layer)
     cluster.values |= dict.fromkeys(nodes, layer.dst)
@@ -189,9 +189,11 @@ def _step_weight(weight: Tensor, kind: str) -> Tensor:
     return weight.flatten(1).contiguous() if kind == "linear" else weight.contiguous()
 
 
-def _fuse(graph: fx.GraphModule, cluster: Cluster, layer: DenseStep, nodes: list[fx.Node]) -> None:
+def _fuse_into(
+    graph: fx.GraphModule, cluster: Cluster, layer: DenseStep, nodes: list[fx.Node]
+) -> None:
     """Take in the activation, and for 1x1 an addition, that alone reads the last of the nodes."""
-    while (reader := _reader(nodes[-1])) is not None:
+    while (reader := _only_reader(nodes[-1])) is not None:
         module = module_of(graph, reader)
         act = _act_of(module, reader)
         if type(module).__name__ in NOTHING or act == "none":
@@ -207,7 +209,7 @@ def _fuse(graph: fx.GraphModule, cluster: Cluster, layer: DenseStep, nodes: list
             addends = [n for n in tensors_in(reader) if n is not nodes[-1]]
             same_shape = addends and addends[0].meta["shape"] == reader.meta["shape"]
             if (
-                not _bare(reader)
+                not _is_binary(reader)
                 or not same_shape
                 or addends[0] not in cluster.values | cluster.inputs
             ):
@@ -218,7 +220,7 @@ def _fuse(graph: fx.GraphModule, cluster: Cluster, layer: DenseStep, nodes: list
         nodes.append(reader)
 
 
-def _reader(node: fx.Node) -> fx.Node | None:
+def _only_reader(node: fx.Node) -> fx.Node | None:
     """Return the node that reads another, if it is the only one."""
     return next(iter(node.users)) if len(node.users) == 1 else None
 
@@ -227,28 +229,28 @@ def _only_user(graph: fx.GraphModule, nodes: list[fx.Node], kind: type) -> fx.No
     """Return the only reader of the last node, past what does nothing, if it is a module of a
     kind.
     """
-    user = _reader(nodes[-1])
+    user = _only_reader(nodes[-1])
     while user is not None and type(module_of(graph, user)).__name__ in NOTHING:
-        user = _reader(user)
+        user = _only_reader(user)
     return user if user is not None and isinstance(module_of(graph, user), kind) else None
 
 
 def _between(first: fx.Node, last: fx.Node) -> list[fx.Node]:
     """List the nodes from one to another, each the only reader of the one before."""
     nodes: list[fx.Node] = []
-    node = _reader(first)
+    node = _only_reader(first)
     while node is not None and node is not last:
         nodes.append(node)
-        node = _reader(node)
+        node = _only_reader(node)
     return nodes
 
 
-def _bare(node: fx.Node) -> bool:
+def _is_binary(node: fx.Node) -> bool:
     """Return True if a function has two arguments and no more, as a factor `alpha` would be."""
     return len(node.args) == 2 and not node.kwargs
 
 
-def _plain(layer: nn.Module, kind: type[nn.Module], *names: str) -> bool:
+def _is_plain(layer: nn.Module, kind: type[nn.Module], *names: str) -> bool:
     """Return True if a layer does what its kind does; one that standardises its weight does not."""
     return type(layer).forward is kind.forward or type(layer).__name__ in names
 
@@ -300,7 +302,7 @@ def _window(conv: Any) -> Window | None:
     return Window(size, conv.stride[0], top, left, top, left, same_padding)
 
 
-def _norm(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, norm: Any) -> bool:
+def _take_norm(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, norm: Any) -> bool:
     """Take a batch norm by itself, as a depthwise 1x1 convolution."""
     source, act = tensors_in(node)[0], _act_inside(norm)
     if source in cluster.values and cluster.values[source] in cluster.flat or act == "?":
@@ -315,7 +317,7 @@ def _norm(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, norm: Any) -> 
     return _append(cluster, layer, node, source)
 
 
-def _pool(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any) -> bool:
+def _take_pool(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any) -> bool:
     """Take the mean of every channel."""
     source = tensors_in(node)[0]
     # of means over positions the kernels know that over all of them
@@ -337,7 +339,7 @@ def _pool(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, pool: Any) -> 
     return True
 
 
-def _flatten(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module: Any) -> bool:
+def _take_flatten(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module: Any) -> bool:
     """Take a flatten of what is a vector already; it computes nothing."""
     source = tensors_in(node)[0]
     if source in cluster.values and cluster.values[source] in cluster.flat:
@@ -346,28 +348,28 @@ def _flatten(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module: Any
     return False
 
 
-def _linear(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, linear: Any) -> bool:
+def _take_linear(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, linear: Any) -> bool:
     """Take a linear layer on a pooled vector, with the activation behind it."""
     source = tensors_in(node)[0]
     if source not in cluster.values or cluster.values[source] not in cluster.flat:
         return False
-    if len(node.meta["shape"]) != 2 or not _plain(linear, nn.Linear, "Linear", "PackedLinear"):
+    if len(node.meta["shape"]) != 2 or not _is_plain(linear, nn.Linear, "Linear", "PackedLinear"):
         return False
     weight, bias = _weight_and_bias(linear)
     layer = DenseStep(str(node.target), "linear", cluster.read(source), cluster.new())
     layer.tensors = {"weight": weight, "bias": bias}
     nodes = [node]
-    _fuse(graph, cluster, layer, nodes)
+    _fuse_into(graph, cluster, layer, nodes)
     cluster.layers.append(layer)
     cluster.values |= dict.fromkeys(nodes, layer.dst)
     cluster.flat.add(layer.dst)
     return True
 
 
-def _binary(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module: Any) -> bool:
+def _take_binary(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module: Any) -> bool:
     """Take an addition of maps, or a map times a vector."""
     inputs = tensors_in(node)
-    if len(inputs) != 2 or not _bare(node) or not any(n in cluster.values for n in inputs):
+    if len(inputs) != 2 or not _is_binary(node) or not any(n in cluster.values for n in inputs):
         return False
     # either operand may be the map
     for a, b in (inputs, inputs[::-1]):
@@ -384,13 +386,13 @@ def _binary(graph: fx.GraphModule, cluster: Cluster, node: fx.Node, module: Any)
 
 Take = Callable[[fx.GraphModule, Cluster, fx.Node, Any], bool]
 TAKES: tuple[tuple[Any, Take], ...] = (
-    (nn.Conv2d, _convolution),
-    (BATCH_NORM, _norm),
-    (nn.Linear, _linear),
-    (nn.AdaptiveAvgPool2d, _pool),
-    (nn.Flatten, _flatten),
-    (("mean", "adaptive_avg_pool2d"), _pool),
-    (("flatten",), _flatten),
-    ((ADD, MUL), _binary),
+    (nn.Conv2d, _take_convolution),
+    (BATCH_NORM, _take_norm),
+    (nn.Linear, _take_linear),
+    (nn.AdaptiveAvgPool2d, _take_pool),
+    (nn.Flatten, _take_flatten),
+    (("mean", "adaptive_avg_pool2d"), _take_pool),
+    (("flatten",), _take_flatten),
+    ((ADD, MUL), _take_binary),
 )
 """Kind of module, or names of functions, and the function that takes such a node."""

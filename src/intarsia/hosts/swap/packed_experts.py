@@ -102,13 +102,16 @@ class PackedExperts(Experts):
         self.experts, self.shell, self.stacks = shell.experts, shell, nn.ModuleDict(stacks)
 
     def forward(self, rows: Tensor, expert: Tensor) -> Tensor:
-        parts = [self._linear(self._hidden(x, e), "down", e) for e, x in self._each(rows, expert)]
+        parts = [
+            self._linear(self._hidden(x, e), "down", e)
+            for e, x in self._experts_with_rows(rows, expert)
+        ]
         outputs = self._stack("down").sizes[1]
         return torch.cat(parts) if parts else rows.new_zeros(0, outputs)
 
     def hidden(self, rows: Tensor, expert: Tensor) -> Tensor:
         """Compute the input of `down`.  rows: (N, d), expert: (N,) int64, ascending -> (N, h)."""
-        parts = [self._hidden(x, e) for e, x in self._each(rows, expert)]
+        parts = [self._hidden(x, e) for e, x in self._experts_with_rows(rows, expert)]
         return torch.cat(parts) if parts else rows.new_zeros(0, self._stack("up").sizes[1])
 
     def every(self, x: Tensor) -> Tensor:
@@ -127,7 +130,7 @@ class PackedExperts(Experts):
         """Refuse more experts.  Raises: ConfigError, as `keep`."""
         self.keep(torch.empty(0))
 
-    def _each(self, rows: Tensor, expert: Tensor) -> Iterator[tuple[int, Tensor]]:
+    def _experts_with_rows(self, rows: Tensor, expert: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Yield the experts that have rows, with these rows."""
         # rows are sorted by expert, so each expert has one run of them
         loads = ends_of(expert, self.experts).diff(prepend=expert.new_zeros(1)).tolist()

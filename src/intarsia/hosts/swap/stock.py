@@ -199,10 +199,10 @@ def merge_stock_experts(model: Any, inputs: Mapping[str, ExpertInputs], count: i
 
 def _average(module: Any, representative: int, members: Sequence[int], load: Tensor) -> None:
     """Put the mean of experts, weighted by use, into one of them; units are aligned to its own."""
-    units = _units(module, representative)
+    units = _unit_vectors(module, representative)
     total = torch.zeros_like(units)
     for e in members:
-        member_units = _units(module, e)
+        member_units = _unit_vectors(module, e)
         # the order of hidden units means nothing: match each unit to the most similar one
         order = linear_sum_assignment(-(units @ member_units.T).double().numpy())[1]
         total += float(load[e] / load[list(members)].sum()) * member_units[torch.from_numpy(order)]
@@ -212,7 +212,7 @@ def _average(module: Any, representative: int, members: Sequence[int], load: Ten
     module.down_proj[representative].copy_(total[:, 2 * d :].T)
 
 
-def _units(module: Any, expert: int) -> Tensor:
+def _unit_vectors(module: Any, expert: int) -> Tensor:
     """Return each hidden unit's gate row, up row and down column, (h, 3 d)."""
     gate_up, down = (w.detach().float() for w in parts_of(module, expert))
     gate, up = gate_up.chunk(2)

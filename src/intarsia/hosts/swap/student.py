@@ -53,7 +53,7 @@ def student_of(model: nn.Module, layers: Sequence[int]) -> nn.Module:
     Source: arXiv:2201.05596, section 4.2.
     """
     check_unadapted(model)
-    container, all_blocks = _row(model)
+    container, all_blocks = _block_container(model)
     kept_paths = select_blocks(all_blocks, layers)
     dropped = [block for path, block in all_blocks if path not in kept_paths]
     # in the copy something else stands for the blocks that go
@@ -66,13 +66,13 @@ def student_of(model: nn.Module, layers: Sequence[int]) -> nn.Module:
     for number, block in enumerate(kept_blocks):
         row.add_module(str(number), block)
     _renumber(student, row, numbers, len(all_blocks))
-    _record(student, {path: f"{container}.{i}" for i, path in enumerate(kept_paths)})
+    _record_mixtures(student, {path: f"{container}.{i}" for i, path in enumerate(kept_paths)})
     # routers of the copy share the copy's context, not the teacher's
     rejoin(student)
     return student
 
 
-def _row(model: nn.Module) -> tuple[str, list[tuple[str, nn.Module]]]:
+def _block_container(model: nn.Module) -> tuple[str, list[tuple[str, nn.Module]]]:
     """Return the path of the container that has all blocks and nothing else, and the blocks.
 
     Raises: TargetError for a model without one.
@@ -114,7 +114,7 @@ def _renumber(student: nn.Module, row: nn.Module, numbers: Sequence[int], count:
         cast(Any, student).feature_info = info[: len(numbers)]
 
 
-def _record(student: nn.Module, new_paths: dict[str, str]) -> None:
+def _record_mixtures(student: nn.Module, new_paths: dict[str, str]) -> None:
     """Record which mixtures stand in the student, and where."""
     if (places := places_in(student)) is None:
         return

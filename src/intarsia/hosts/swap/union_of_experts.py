@@ -22,7 +22,7 @@ from ...mixtures.experts import StackedExperts
 from ...mixtures.union import SharedBias, UnionAttention, UnionMlp
 from ...routers.union import GATES, SELECTS, UnionGate
 from ..anatomy.blocks import attention_of, blocks
-from ..anatomy.dense_mlp import DenseMlp, check_output, dense_mlp, mlp_place, stacked
+from ..anatomy.dense_mlp import DenseMlp, check_output, dense_mlp, mlp_place, stack_experts
 from ..anatomy.heads import attention_from, check_heads, heads_of, union_of
 from ..anatomy.sites import select_blocks
 from .upcycle import check_plain, generator
@@ -249,7 +249,7 @@ def _attention(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generato
 def _mlp(path: str, old: nn.Module, gate: UnionGate, draws: torch.Generator) -> nn.Module:
     """Build the experts of an MLP, their router, and the bias that is added once."""
     dense, parts = dense_mlp(path, old), gate.experts
-    experts = stacked(dense, parts, parts, path, draws)
+    experts = stack_experts(dense, parts, parts, path, draws)
     check_output(old, experts, parts, path)
     experts.down_bias = None  # it is added once, not by each expert that is active
     _copy_flags(experts, dense)

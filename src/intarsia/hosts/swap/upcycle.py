@@ -28,9 +28,9 @@ from ..anatomy.dense_mlp import (
     MlpPlace,
     check_output,
     dense_mlp,
-    drawn,
+    draw_experts,
     mlp_place,
-    stacked,
+    stack_experts,
 )
 from ..anatomy.gates import HostedRouter, followed, gate_name, hosted, own_gate, read_gate
 from ..anatomy.sites import check_one_row, select_blocks
@@ -51,8 +51,8 @@ class Upcycle(Change):
       "diversified", copies with `fraction` of each one's weights set to 0 (EvoMoE);
       "slices", E equal parts of its hidden units, which sum to the dense output if all are active
       with weight 1, `TopK(experts=E, active=E, scale="none")`;
-      "fresh", drawn anew, each for itself, as a model that is trained from scratch has them: the
-      MLP's own weights are forgotten.
+      "fresh", drawn anew, each for itself, as a model that is trained from scratch has them:
+      the MLP's own weights are forgotten.
     act: the experts' activation in place of the MLP's, "gelu", "relu" or "silu", on the gate's
     path if they are gated; the output is then not the dense one. `MoeX` wants "relu".
     layers: numbers of the blocks, negative ones count from the last; None = all.
@@ -120,7 +120,7 @@ class Upcycle(Change):
         check_plain(host)
         chosen_blocks = _chosen_blocks(host, self.layers)
         # open settings of the router are those of the host's own gates, and are recorded so
-        router = _followed(chosen_blocks, self.router)
+        router = _as_gates(chosen_blocks, self.router)
         counts = _counts(self.experts, router, len(chosen_blocks))
         if not sees_later:
             _check_causal(chosen_blocks, router, self.capacity)
@@ -133,7 +133,7 @@ class Upcycle(Change):
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
         """Replace the MLPs, in place; everything is built before anything is replaced."""
         check_plain(host)
-        _put(host, self, MixturePlaces(**plan.decided), plan.seed)
+        _build_mixtures(host, self, MixturePlaces(**plan.decided), plan.seed)
         return host
 
     def fold(self, host: nn.Module) -> nn.Module:
@@ -208,7 +208,7 @@ def check_unadapted(model: nn.Module) -> None:
         raise TargetError("model", got="one with adapters", want="a plain model", fix=fix)
 
 
-def _put(model: nn.Module, change: Upcycle, places: MixturePlaces, seed: int) -> None:
+def _build_mixtures(model: nn.Module, change: Upcycle, places: MixturePlaces, seed: int) -> None:
     """Build all mixtures of a plan, then put them in place, watched by hooks."""
     mlp_places = _mlps(model)
     if missing := [path for path in places.paths if path not in mlp_places]:
@@ -223,8 +223,8 @@ def _put(model: nn.Module, change: Upcycle, places: MixturePlaces, seed: int) ->
         block, place = mlp_places[path]
         # BERT's MLP is two layers of the block: the first becomes the mixture, the second nothing
         for emptied in place.emptied:
-            _replace(block, emptied, nn.Identity())
-        _replace(block, f"{place.path}.{name}".rstrip("."), module)
+            _replace_module(block, emptied, nn.Identity())
+        _replace_module(block, f"{place.path}.{name}".rstrip("."), module)
     watch(model, stays=True)
     # a checkpoint of the dense model would load without an error, and lose its MLPs
     model.register_load_state_dict_pre_hook(_refuse_others)
@@ -267,13 +267,13 @@ def _mlps(model: nn.Module) -> dict[str, tuple[nn.Module, MlpPlace]]:
     return {f"{p}.{place.path}": (b, place) for p, b, place in places if place is not None}
 
 
-def _replace(block: nn.Module, path: str, module: nn.Module) -> None:
+def _replace_module(block: nn.Module, path: str, module: nn.Module) -> None:
     """Put a module at a path of a block."""
     owner, _, name = path.rpartition(".")
     setattr(block.get_submodule(owner), name, module)
 
 
-def _followed(chosen_blocks: Sequence[tuple[str, nn.Module]], router: RouterConfig) -> RouterConfig:
+def _as_gates(chosen_blocks: Sequence[tuple[str, nn.Module]], router: RouterConfig) -> RouterConfig:
     """Fill in what a router leaves open as the host's own gates have it."""
     mlps = [(f"{path}.{(place := _place(block)).path}", place.mlp) for path, block in chosen_blocks]
     gates = [(p, gate) for p, mlp in mlps if (gate := own_gate(mlp)) is not None]
@@ -357,9 +357,9 @@ def _build(
         name = gate_name(mlp) or ""
         return name, hosted(f"{path}.{name}", gate, new, count).train(mlp.training)
     dense = dense_mlp(path, mlp)
-    experts = drawn(dense, count, parts, path, draws) if change.how == "fresh" else None
+    experts = draw_experts(dense, count, parts, path, draws) if change.how == "fresh" else None
     # the parts must compute what the MLP computes; of fresh experts a copy is compared
-    like_mlp = stacked(dense, count if experts is None else 1, parts, path, draws)
+    like_mlp = stack_experts(dense, count if experts is None else 1, parts, path, draws)
     check_output(mlp, like_mlp, parts, path)
     experts = experts or like_mlp
     if change.act is not None:
@@ -368,7 +368,7 @@ def _build(
         experts.diversify(change.fraction, draws)
     router = cast(Router, config.build(dense.up.in_features, generator=draws))
     mixture = Mixture(experts, router, capacity=change.capacity, generator=draws)
-    for new, old in zip(experts.parameters(), _flags(experts, dense), strict=True):
+    for new, old in zip(experts.parameters(), _trained_flags(experts, dense), strict=True):
         new.requires_grad_(old)
     result: nn.Module = mixture
     if change.residual is not None:
@@ -377,7 +377,7 @@ def _build(
     return "", result.to(dense.up.weight.device, dense.up.weight.dtype).train(mlp.training)
 
 
-def _flags(experts: StackedExperts, dense: DenseMlp) -> list[bool]:
+def _trained_flags(experts: StackedExperts, dense: DenseMlp) -> list[bool]:
     """Return which parameters of the experts are trained: those whose matrix was."""
     layers = {"up": dense.up, "gate": dense.gate, "down": dense.down}
     names = [name.removesuffix("_bias") for name, _ in experts.named_parameters()]
