@@ -20,7 +20,7 @@ from intarsia.core.registry import card
 from intarsia.placement import Trace
 from intarsia.placement.cache import replay
 from intarsia.placement.describe import demand
-from intarsia.placement.expertflow import Predictive, TokenTable, foreseen
+from intarsia.placement.expertflow import Predictive, TokenTable, predicted_steps
 from intarsia.placement.policies import Belady
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -44,7 +44,7 @@ def rates(trace: Trace, streams: int) -> dict[str, Curve]:
     """Of each policy: (share of the experts that are in, hit rate)."""
     learned, decoded = trace.split()
     steps = demand(decoded, streams)[:STEPS]
-    told = foreseen(decoded, TokenTable.of(learned), streams)[:STEPS]
+    told = predicted_steps(decoded, TokenTable.of(learned), streams)[:STEPS]
     sizes, found = (trace.layers, trace.experts), dict[str, Curve]()
     for name in NAMES:
         found[name] = []

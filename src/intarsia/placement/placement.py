@@ -99,9 +99,10 @@ class Placement:
         )
 
     def relabelling(self) -> Tensor:
-        """Return the old number of each new expert, (L, E) int64.
+        """Return a renumbering of experts with which an engine's order is this placement.
 
-        An engine that places experts in order then has this placement.
+        Entry [l, i] is the present number of the expert that becomes number i of layer l, (L, E)
+        int64. Stock engines give device d the experts d E / D ... (d + 1) E / D - 1.
         Raises: ConfigError for copies, or devices that have different numbers of experts.
         """
         sizes = self.sizes()
