@@ -1,4 +1,4 @@
-"""Gradient of a validation loss by the architecture of a net, unrolled by one step (DARTS, eq. 8)."""
+"""Gradient of a validation loss by a net's architecture, unrolled by one step (DARTS, eq. 8)."""
 
 from __future__ import annotations
 

@@ -37,6 +37,7 @@ def longest_first(load: Tensor, devices: int) -> Tensor:
     owner = torch.empty(len(load), dtype=torch.int64)
     values = load.tolist()
     for expert in sorted(range(len(values)), key=lambda e: (-values[e], e)):
+        # ties go to the lowest number, so that all processes decide alike
         device = min((d for d in range(devices) if room[d]), key=lambda d: (total[d], d))
         owner[expert] = device
         room[device] -= 1

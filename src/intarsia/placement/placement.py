@@ -60,6 +60,7 @@ class Placement:
         Raises: ConfigError unless D divides E.
         """
         check_divides(experts, devices)
+        # experts 0 ... E / D - 1 on device 0, and so on
         owner = torch.arange(experts) // (experts // devices)
         return cls.of(owner.repeat(layers, 1), devices)
 

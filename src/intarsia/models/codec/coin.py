@@ -19,6 +19,7 @@ def coin_width(payload: int, depth: int, axes: int, channels: int) -> int:
     axes: inputs of the network; channels: its outputs.
     """
     width = 1
+    # bytes grow with the width: stop at the first one that does not fit
     while coin_bytes([axes, *[width + 1] * depth, channels]) <= payload:
         width += 1
     return width

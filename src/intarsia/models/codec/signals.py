@@ -69,6 +69,7 @@ def read(signal: Any, kind: str) -> Signal:
     if kind == "audio":
         return Signal((values[:, None] + 1) / 2)
     if kind == "structure":
+        # rounded to float32, as the file stores the centre
         centre = values.mean(0).astype(np.float32).astype(np.float64)
         return Signal((values - centre) / ANGSTROMS + 0.5, tuple(centre.tolist()))
     return Signal(values / 255)

@@ -150,6 +150,7 @@ def cut(x: Tensor, tiles: Sequence[int]) -> Tensor:
     n = len(tiles)
     side = [full // count for full, count in zip(x.shape[2:], tiles, strict=True)]
     pairs = [size for pair in zip(tiles, side, strict=True) for size in pair]
+    # split each axis into (tile, side), then bring the tiles to the front
     x = x.reshape(*x.shape[:2], *pairs)  # signal, C, tile, side, tile, side ...
     order = [0, *(2 + 2 * i for i in range(n)), 1, *(3 + 2 * i for i in range(n))]
     return x.permute(order).reshape(-1, x.shape[1], *side)

@@ -175,6 +175,7 @@ def merge_postings(parts: Sequence[Postings], alive: Sequence[Array | None]) -> 
 
     alive: (documents,) bool of each part; None = all.
     """
+    # in rows documents can be dropped and stacked; `of` sorts them by token again
     rows = [part.rows(mask) for part, mask in zip(parts, alive, strict=True)]
     return Postings.of(sp.vstack(rows, format="csr"))
 

@@ -103,6 +103,7 @@ class QueryWeights:
         between("prune", prune, 0, 1, fix="Try 0.1; 0 keeps all.")
         queries: list[list[tuple[int, float]]] = []
         for tokens in self.tokens(texts):
+            # a repeated token counts once: q_j is a weight of distinct tokens
             pairs = [(token, float(self.weights[token])) for token in dict.fromkeys(tokens)]
             least = prune * max((weight for _, weight in pairs), default=0.0)
             heavy = [pair for pair in pairs if pair[1] > 0 and pair[1] >= least]

@@ -47,6 +47,7 @@ class Segment:
             arrays |= self.stems.encode() | _pack_texts("names", self.stems.names)
         data = save(arrays | _pack_texts("texts", self.texts))
         digest = hashlib.sha256(data).hexdigest()
+        # named by content: an equal segment is written once, whatever index it is in
         self.file = f"{digest[:16]}.safetensors"
         if not (folder / self.file).exists():
             write_text(folder / self.file, data)
