@@ -68,7 +68,7 @@ PARAMETERS = ("components_", "noise_variance_", "prior_", "usage_", "evidences_"
 @pytest.mark.parametrize("count", PARTS)
 @pytest.mark.parametrize("name", KINDS)
 def test_shards_give_the_parameters_of_all_rows(name: str, count: int) -> None:
-    """Of odd sizes; a value is missing on some shards only."""
+    """Shards have odd sizes, and a value is missing on some of them only."""
     x = rows(missing=True)
     alone = model(name).fit(x)
     exchange = Exchange(count)

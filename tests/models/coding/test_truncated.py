@@ -135,7 +135,7 @@ def test_the_posterior_of_strengths_is_the_gaussians(slab: str) -> None:
 
 
 def test_a_spike_and_slab_density_integrates_to_one() -> None:
-    """Without the 1/2 of the Gaussian's exponent it does not."""
+    """The density without the 1/2 of the Gaussian's exponent does not."""
     model = GSC(2, n_candidates=2, max_active=2, n_iter=4, random_state=0)
     x = np.random.default_rng(0).normal(size=(40, 1)) * 2 + 1
     model.fit(x)
@@ -225,7 +225,7 @@ def test_a_truncated_evidence_is_a_bound_that_more_states_raise() -> None:
 
 
 def test_ternary_causes_are_binary_ones_of_both_signs() -> None:
-    """With one cause on at most, TSC is BSC with each component and its opposite."""
+    """TSC with one cause on at most is BSC with each component and its opposite."""
     x = data(20)
     ternary = TSC(H, n_candidates=H, max_active=1, n_iter=5, random_state=0).fit(x)
     binary = BSC(2 * H, n_candidates=2 * H, max_active=1, n_iter=1, random_state=0).fit(x)

@@ -99,7 +99,7 @@ def test_the_propagation_is_the_naive_one(shop: Interactions) -> None:
 
 
 def test_a_batch_teaches_most_rows_through_the_graph(shop: Interactions) -> None:
-    """One pair moves neighbours of neighbours in LightGCN, and nobody else without layers."""
+    """A pair moves neighbours of neighbours in LightGCN, and without layers nobody else."""
     for layers, least, highest in ((0, 1, 1), (3, 4, 12)):
         model = LightGcn(width=4, layers=layers, reg=0.0).build(shop)
         model.losses(torch.tensor([0]), torch.tensor([1]))["ranking"].backward()

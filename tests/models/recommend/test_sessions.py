@@ -26,7 +26,7 @@ TINY = M2TRec(width=16, layers=1, longest=6, dropout=0.0)
 
 
 def known(model: torch.nn.Module) -> torch.nn.Module:
-    """Without the values that are unknown in training."""
+    """Return the model in evaluation, which treats no value as unknown."""
     return model.eval()
 
 
