@@ -201,6 +201,7 @@ def layer_shapes(model: nn.Module, *inputs: Any, batch: int = 1) -> tuple[LayerS
 
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+    # a layer that is called twice is listed twice
     handles = [layer.register_forward_hook(partial(note, name)) for name, layer in layers]
     try:
         with torch.no_grad(), evaluating(model):
@@ -255,9 +256,11 @@ def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, 
     n, m = pattern.n, pattern.m
     pad = -x.shape[1] % m
     mask = n_of_m_mask(weight, NofM(n, m, 1))
-    weight, x, kept = (nn.functional.pad(t, (0, pad)) for t in (weight * mask, x, mask))
+    weight, x, selected = (nn.functional.pad(t, (0, pad)) for t in (weight * mask, x, mask))
     order = (
-        kept.view(len(kept), -1, m).byte().argsort(dim=-1, descending=True, stable=True)[..., :n]
+        selected.view(len(selected), -1, m)
+        .byte()
+        .argsort(dim=-1, descending=True, stable=True)[..., :n]
     )
     values = weight.view(len(weight), -1, m).gather(-1, order)
     groups = x.view(len(x), -1, 1, m).expand(-1, -1, n, -1)

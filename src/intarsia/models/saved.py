@@ -46,6 +46,7 @@ def save_estimator(estimator: BaseEstimator, folder: str | Path) -> Path:
     # fitted attributes by scikit-learn's convention: arrays to safetensors, the rest to JSON
     learned = {n: v for n, v in vars(estimator).items() if n.endswith("_") and n[0] != "_"}
     tensors = {n: v for n, v in learned.items() if isinstance(v, np.ndarray) and n != NAMES}
+    # numbers and names of features, which JSON holds
     figures = {n: _plain(v) for n, v in learned.items() if n not in tensors}
     with writing(folder) as scratch:
         scratch.mkdir()

@@ -32,7 +32,7 @@ def unpacked(mac: Mac) -> Any:
 
 
 def test_weights_and_winners_are_those_of_plain_arrays() -> None:
-    """Compare each step, from the weights before it: a probability for each unit, a bit for each input."""
+    """Compare each step with one on plain arrays, from the same weights before it."""
     x = items(9)
     mac, w = Mac(n_modules=5, n_units=3, saturation=1.0, random_state=0), np.zeros((5, 3, D))
     for row in x:
