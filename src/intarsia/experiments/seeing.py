@@ -236,7 +236,7 @@ class SeeingRun:
         return [view.told(views) for views in row["image_views"].tolist()]
 
     def predict(self, question: Question, tokens: int = 32) -> str:
-        """The answer, the likeliest token at a time.  Raises: as `intarsia.answer` does."""
+        """The answer, the likeliest token at a time.  Raises: as `intarsia.senses.answer` does."""
         return answer_of(self.model, self.make, question, tokens)
 
 
