@@ -26,12 +26,12 @@ from frame import interleaved, markdown, parser, publish, read
 
 from intarsia.data.collections import Collection, load_collection
 from intarsia.data.packages import cache_dir
-from intarsia.models.retrieve.inference_free import MODELS, InferenceFree, packaged
+from intarsia.models.retrieve.inference_free import MODELS, InferenceFree, packaged_folder
 from intarsia.models.retrieve.lexical import Lexical
 from intarsia.models.retrieve.query_weights import QueryWeights, idf
 from intarsia.models.retrieve.sparse_index import SparseIndex
 from intarsia.models.retrieve.teachers import Bm25
-from intarsia.models.retrieve.tuning import BS, K1S, MOST, tuned
+from intarsia.models.retrieve.tuning import BS, K1S, MOST_QUERIES, tune_lexical
 from intarsia.train.ranked import score_run
 
 TARGET = 1.2  # of bm25s' CPU time, for queries of 17 words
@@ -45,7 +45,7 @@ class OwnTokens:
     name, digest = "own tokens", "0" * 64
 
     def __init__(self, texts: Sequence[str]) -> None:
-        folder = packaged(MODELS, "splade-tiny") or ""
+        folder = packaged_folder(MODELS, "splade-tiny") or ""
         text = (Path(folder) / "tokenizer.json").read_text(encoding="utf-8")
         size = QueryWeights.size(text)
         flat = QueryWeights(text, np.ones(size))
@@ -82,7 +82,7 @@ def small(found: Collection, names: Sequence[str]) -> Collection:
 
 def best_bm25(val: Collection, names: Sequence[str], texts: Sequence[str]) -> tuple[Bm25, str]:
     """bm25s with the k1 and b that find most on validation queries, and these."""
-    asked = dict(islice(val.qrels.items(), MOST))
+    asked = dict(islice(val.qrels.items(), MOST_QUERIES))
     part = replace(val, qrels=asked)
     made: dict[tuple[float, float], Bm25] = {
         (k1, b): Bm25(texts, k1=k1, b=b) for k1 in K1S for b in BS
@@ -96,7 +96,7 @@ def found_by(one: Bm25 | SparseIndex, part: Collection, names: Sequence[str]) ->
     queries = {q: part.queries[q] for q in part.qrels}
     if isinstance(one, SparseIndex):
         return score_run(part.qrels, one.run(queries, 10), [MEASURE])[MEASURE]
-    numbers, scores = one.found(list(queries.values()), 10)
+    numbers, scores = one.retrieve(list(queries.values()), 10)
     rows = zip(queries, numbers, scores, strict=True)
     run = {q: {names[int(n)]: float(s) for n, s in zip(ns, ss, strict=True) if s > 0}
            for q, ns, ss in rows}  # fmt: skip
@@ -113,9 +113,9 @@ def long_queries(queries: Sequence[str]) -> list[str]:
 def times(index: SparseIndex, lexical: Bm25, queries: Sequence[str], reps: int) -> list[float]:
     """CPU milliseconds of a query: bm25s and ours all together, then both one at a time."""
     jobs: Mapping[str, Any] = {
-        "bm25s": lambda: lexical.found(queries, 10),
+        "bm25s": lambda: lexical.retrieve(queries, 10),
         "index": lambda: index.search_many(queries),
-        "bm25s, each": lambda: [lexical.found([query], 10) for query in queries],
+        "bm25s, each": lambda: [lexical.retrieve([query], 10) for query in queries],
         "index, each": lambda: [index.search(query) for query in queries],
     }
     return [1e3 * one.cpu / len(queries) for one in interleaved(jobs, reps).values()]
@@ -145,7 +145,7 @@ def judged_row(name: str, reps: int) -> list[str]:
     for settings in (Lexical(share=0), Lexical()):
         index.lexical = settings
         cells.append(f"{found_by(index, test, names):.4f}")
-    best = tuned(index, val.queries, val.qrels)
+    best = tune_lexical(index, val.queries, val.qrels)
     cells.append(f"{found_by(index, test, names):.4f} ({best.share:g}; {best.k1:g}, {best.b:g})")
     return [*cells, *timed(index, lexical, list(test.queries.values()), reps)]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from intarsia.results.local_page import LocalPage, running
 from typer.testing import CliRunner
 
 from intarsia.cli import app
@@ -18,7 +19,7 @@ from intarsia.core.errors import DataError
 from intarsia.core.registry import index
 from intarsia.data.atomic_files import read_items
 from intarsia.experiments.recommending import open_recommender
-from intarsia.models.recommend.showing import Showing
+from intarsia.models.recommend.showing import RecommenderPage
 from intarsia.reports.local_page import LocalPage, running
 
 from ..refusals import refused
@@ -137,7 +138,7 @@ def test_a_generator_writes_a_session_and_comes_back(shop: Path) -> None:
     assert len(json.loads(one.stdout)["items"]) == 1, one.output
     again: Any = open_recommender(shop / "onerec")
     assert again.ids.codes_.shape == (17, 3) and len(again.recommend("u3", 3)) == 3
-    ask = answers(Showing(again))
+    ask = answers(RecommenderPage(again))
     assert ask["/about"]({})["session"] and not ask["/about"]({})["why"]
     answer = ask["/recommend"]({"user": "u3", "session": True})
     assert len(answer["items"]) == 1 and len(answer["items"][0]["code"]) == 3
@@ -147,17 +148,17 @@ def test_a_generator_writes_a_session_and_comes_back(shop: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def showing(shop: Path) -> Showing:
+def showing(shop: Path) -> RecommenderPage:
     """A model of fields that knows an item that nobody has taken, and one of an odd name."""
     model = open_recommender(shop / "sessions")
     head, row = (shop / "new.item").read_text().splitlines()
     odd = row.replace("x1", "x2").replace("lamp x", "<b>lamp</b> y")
     (shop / "odd.item").write_text("\n".join([head, row, odd]))
     model.add_items(*read_items(shop / "odd.item"))
-    return Showing(model)
+    return RecommenderPage(model)
 
 
-def test_a_page_asks_for_people_items_and_what_comes_next(showing: Showing) -> None:
+def test_a_page_asks_for_people_items_and_what_comes_next(showing: RecommenderPage) -> None:
     ask = answers(showing)
     assert ask["/find"]({"text": "u1"})["users"] == ["u1"]
     titles = [one["title"] for one in ask["/find"]({"text": "LAMP x"})["items"]]
@@ -177,7 +178,7 @@ def test_a_page_asks_for_people_items_and_what_comes_next(showing: Showing) -> N
             ask["/recommend"](wrong)
 
 
-def test_reasons_of_several_are_those_of_each(showing: Showing) -> None:
+def test_reasons_of_several_are_those_of_each(showing: RecommenderPage) -> None:
     model: Any = showing.model
     for one, many in zip(["1", "x1"], model.reasons("u3", ["1", "x1"]), strict=True):
         assert model.explain("u3", one) == pytest.approx(many, abs=1e-6)
@@ -185,7 +186,7 @@ def test_reasons_of_several_are_those_of_each(showing: Showing) -> None:
 
 
 def test_a_model_of_users_offers_no_history(shop: Path) -> None:
-    about = Showing(open_recommender(shop / "ranking")).about()
+    about = RecommenderPage(open_recommender(shop / "ranking")).about()
     assert not about["histories"] and not about["why"]
 
 
@@ -200,7 +201,7 @@ class _Address:
 
 
 def test_the_page_works_in_a_browser(
-    showing: Showing, shop: Path, browse: Callable[..., str]
+    showing: RecommenderPage, shop: Path, browse: Callable[..., str]
 ) -> None:
     page = LocalPage(page_of(showing, shop / "sessions"), answers(showing))
     with running(page) as url:

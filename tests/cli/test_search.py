@@ -107,9 +107,9 @@ def test_searching_loads_no_torch(folder: Path) -> None:
     import subprocess
 
     code = (
-        "import sys; from intarsia.models.retrieve.showing import found; "
+        "import sys; from intarsia.models.retrieve.showing import search_results; "
         "from intarsia.models.retrieve.sparse_index import SparseIndex; "
-        f"print(found(SparseIndex.load({str(folder)!r}), 'cat')['hits'][0]['id'], "
+        f"print(search_results(SparseIndex.load({str(folder)!r}), 'cat')['hits'][0]['id'], "
         "'torch' in sys.modules)"
     )
     run = [sys.executable, "-c", code]

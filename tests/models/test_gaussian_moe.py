@@ -45,12 +45,12 @@ def problem(n: int, k: int = 3, d: int = 2, seed: int = 0) -> tuple[Parameters, 
     random = np.random.default_rng(seed)
     gate, bias = random.normal(size=(k, d)), random.normal(size=k)
     gate[-1], bias[-1] = 0, 0
-    at = Parameters(
+    params = Parameters(
         gate, bias, 0.7, random.normal(size=(k, d)), random.normal(size=k),
         random.uniform(0.2, 1, k),
     )  # fmt: skip
     x = random.normal(size=(n, d))
-    return at, x, random.normal(size=n)
+    return params, x, random.normal(size=n)
 
 
 def sample(gate: str, n: int, seed: int = 0) -> tuple[Any, Any]:
@@ -72,8 +72,8 @@ def twin(vector: Tensor, gate: str, x: Tensor, y: Tensor) -> Tensor:
 def scores(vector: Tensor, gate: str, x: Tensor, y: Tensor, h: float = 1e-5) -> Tensor:
     """The derivatives of each sample's log p(y | x) by central differences.  (n, 9)."""
     sides = [(vector + h * e, vector - h * e) for e in torch.eye(9, dtype=torch.float64)]
-    made = [twin(up, gate, x, y) - twin(down, gate, x, y) for up, down in sides]
-    return torch.stack(made, 1) / (2 * h)
+    differences = [twin(up, gate, x, y) - twin(down, gate, x, y) for up, down in sides]
+    return torch.stack(differences, 1) / (2 * h)
 
 
 def at_truth() -> Tensor:
@@ -88,20 +88,20 @@ def at_truth() -> Tensor:
 def test_density_and_gradient_are_those_of_the_definition(
     gate: str, k: int, d: int, seed: int
 ) -> None:
-    at, x, y = problem(7, k, d, seed)
-    parts = [torch.tensor(p, dtype=torch.float64, requires_grad=True) for p in at]
+    params, x, y = problem(7, k, d, seed)
+    parts = [torch.tensor(p, dtype=torch.float64, requires_grad=True) for p in params]
     beta1, beta0, tau, a, b, nu = parts
     points, values = torch.tensor(x), torch.tensor(y)
     share = (PHI[gate](points @ beta1.T) / tau + beta0).softmax(-1)
     mean = points @ a.T + b
     normal = (-((values[:, None] - mean) ** 2) / (2 * nu)).exp() / (2 * torch.pi * nu).sqrt()
     log = (share * normal).sum(-1).log()
-    assert_allclose(log_density(at, gate, x, y), log.detach().numpy(), rtol=1e-8)
+    assert_allclose(log_density(params, gate, x, y), log.detach().numpy(), rtol=1e-8)
     log.mean().backward()
-    value, by = gradient(at, gate, x, y)
+    value, slopes = gradient(params, gate, x, y)
     assert value == pytest.approx(log.mean().item())
-    logs = {2: at.tau, 5: at.variance}  # by log tau and log nu
-    for i, (ours, part) in enumerate(zip(by, parts, strict=True)):
+    logs = {2: params.tau, 5: params.variance}  # by log tau and log nu
+    for i, (ours, part) in enumerate(zip(slopes, parts, strict=True)):
         want = torch.zeros_like(part) if part.grad is None else part.grad
         assert_allclose(ours, want.numpy() * logs.get(i, 1.0), atol=1e-9)
 
@@ -114,10 +114,12 @@ def test_a_density_by_hand() -> None:
     -.9670. With beta_1 = 4 and tau = 2 it is the same, which is why tau cannot be learned.
     """
     zeros = np.zeros((2, 1))
-    at = Parameters(np.array([[2.0], [0]]), np.zeros(2), 1.0, zeros, np.array([0.0, 1]), np.ones(2))
+    params = Parameters(
+        np.array([[2.0], [0]]), np.zeros(2), 1.0, zeros, np.array([0.0, 1]), np.ones(2)
+    )
     x, y = np.ones((1, 1)), np.zeros(1)
-    assert log_density(at, "linear", x, y).item() == pytest.approx(-0.9670, abs=1e-4)
-    scaled = at._replace(gate=2 * at.gate, tau=2.0)
+    assert log_density(params, "linear", x, y).item() == pytest.approx(-0.9670, abs=1e-4)
+    scaled = params._replace(gate=2 * params.gate, tau=2.0)
     assert log_density(scaled, "linear", x, y).item() == pytest.approx(-0.9670, abs=1e-4)
 
 
@@ -125,9 +127,9 @@ def test_a_density_by_hand() -> None:
 def test_scaling_gate_and_temperature_changes_nothing_for_the_linear_gate_only(
     gate: str,
 ) -> None:
-    at, x, y = problem(50)
-    scaled = at._replace(gate=3 * at.gate, tau=3 * at.tau)
-    off = np.abs(log_density(at, gate, x, y) - log_density(scaled, gate, x, y)).max()
+    params, x, y = problem(50)
+    scaled = params._replace(gate=3 * params.gate, tau=3 * params.tau)
+    off = np.abs(log_density(params, gate, x, y) - log_density(scaled, gate, x, y)).max()
     assert off < 1e-10 if gate == "linear" else off > 1e-3
 
 
@@ -179,29 +181,31 @@ def test_an_em_step_never_lowers_the_likelihood_and_stays_at_the_maximum() -> No
     x, y = sample("sigmoid", 500)
     design = np.column_stack([x, np.ones(len(x))])
 
-    def step(at: Parameters, share: Any) -> Parameters:
+    def step(params: Parameters, share: Any) -> Parameters:
         """The closed part of an EM step: experts by weighted least squares."""
         solved = [np.linalg.lstsq(design * w[:, None] ** 0.5, y * w**0.5)[0] for w in share.T]
         coef = np.stack(solved)
         off = np.square(y[:, None] - design @ coef.T)
         variance = (share * off).sum(0) / share.sum(0)
-        return at._replace(slope=coef[:, :1], intercept=coef[:, 1], variance=variance)
+        return params._replace(slope=coef[:, :1], intercept=coef[:, 1], variance=variance)
 
     model = SoftmaxGaussianMoE(2, random_state=0)
     with pytest.warns(ConvergenceWarning):
         clone(model).set_params(max_iter=2, n_init=1).fit(x, y)
-    at = TRUTH._replace(slope=TRUTH.slope + 0.5, intercept=TRUTH.intercept - 0.4)
-    values = [log_density(at, "sigmoid", x, y).mean()]
+    params = TRUTH._replace(slope=TRUTH.slope + 0.5, intercept=TRUTH.intercept - 0.4)
+    values = [log_density(params, "sigmoid", x, y).mean()]
     for _ in range(10):
-        share = np.stack([np.exp(log_density(at, "sigmoid", x, y))] * 2, 1)
-        fresh = model.fit(x, y, start=at)  # only to read responsibilities at a point
-        fresh.gate_, fresh.bias_, fresh.tau_, fresh.coef_, fresh.intercept_, fresh.variance_ = at
+        share = np.stack([np.exp(log_density(params, "sigmoid", x, y))] * 2, 1)
+        fresh = model.fit(x, y, start=params)  # only to read responsibilities at a point
+        fresh.gate_, fresh.bias_, fresh.tau_, fresh.coef_, fresh.intercept_, fresh.variance_ = (
+            params
+        )
         share = fresh.responsibilities(x, y)
         assert_allclose(share.sum(1), 1)
-        at = step(at, share)
-        values.append(log_density(at, "sigmoid", x, y).mean())
+        params = step(params, share)
+        values.append(log_density(params, "sigmoid", x, y).mean())
     assert (np.diff(values) > -1e-12).all() and values[-1] > values[0] + 0.1
-    best = model.fit(x, y, start=at)
+    best = model.fit(x, y, start=params)
     again = step(best.parameters, best.responsibilities(x, y))
     assert_allclose(again.slope, best.coef_, atol=1e-4)
     assert best.score_samples(x, y).mean() >= values[-1]
@@ -213,8 +217,8 @@ def test_it_finds_the_experts_in_any_units(gate: str) -> None:
     near = SoftmaxGaussianMoE(2, gate).fit(x, y, start=TRUTH)
     assert voronoi(near.parameters, TRUTH)["experts"] < 0.15
     assert near.log_likelihood_ == pytest.approx(near.score_samples(x, y).mean())
-    other = SoftmaxGaussianMoE(2, gate, random_state=0).fit(x, y)
-    assert other.log_likelihood_ > near.log_likelihood_ - 0.01
+    rescaled = SoftmaxGaussianMoE(2, gate, random_state=0).fit(x, y)
+    assert rescaled.log_likelihood_ > near.log_likelihood_ - 0.01
     scaled = Parameters(
         TRUTH.gate / 10, TRUTH.bias, TRUTH.tau, TRUTH.slope / 2, 5 * TRUTH.intercept + 7,
         25 * TRUTH.variance,
@@ -257,18 +261,18 @@ def test_voronoi_losses_ignore_the_order_of_experts_and_use_powers() -> None:
         np.array([[4.0], [4.0], [0.0]]), np.array([-1 - np.log(2)] * 2 + [0.0]), 0.5,
         np.array([[1.5], [1.5], [-1.0]]), np.array([0.6, 0.4, -0.5]), np.array([0.09, 0.09, 0.16]),
     )  # fmt: skip
-    found = voronoi(split, TRUTH)
-    assert found["experts"] == pytest.approx(0.01 * np.exp(-1))
-    assert found["mass"] == pytest.approx(0, abs=1e-12)
+    losses = voronoi(split, TRUTH)
+    assert losses["experts"] == pytest.approx(0.01 * np.exp(-1))
+    assert losses["mass"] == pytest.approx(0, abs=1e-12)
 
 
 def test_a_study_is_reproducible_and_experts_converge() -> None:
-    made = [
+    studies = [
         convergence_study("linear", sizes=(200, 3200), replicates=2, seed=seed)
         for seed in (0, 0, 1)
     ]
-    assert made[0] == made[1] != made[2]
-    assert made[0].slope("experts") < -0.2
+    assert studies[0] == studies[1] != studies[2]
+    assert studies[0].slope("experts") < -0.2
     with refused(ConfigError, what="sizes"):
         convergence_study("linear", sizes=(200,))
     with refused(ConfigError, what="gate", got="'relu'"):

@@ -36,8 +36,8 @@ def test_the_closed_form_is_the_simulation_to_the_cycle(
     weight = torch.randn(columns, inner, generator=draw)
     sat = Sat(side, latency=latency, interleave=2)
     y, cycles = simulate(x, weight, sat, flow, NofM(n, m))
-    kept = weight * n_of_m_mask(weight, NofM(n, m, 1))
-    torch.testing.assert_close(y, x.double() @ kept.double().T)
+    pruned = weight * n_of_m_mask(weight, NofM(n, m, 1))
+    torch.testing.assert_close(y, x.double() @ pruned.double().T)
     assert cycles == sat.gemm(rows, -(-inner // m) * n, columns, flow)
     assert cycles >= rows * inner * columns * n / m / side**2
 
@@ -72,9 +72,13 @@ def test_more_of_anything_is_never_slower(
     for training in (None, Bdwp("2:4"), Bdwp("2:4", "backward")):
         cycles = sat.cycles(layer, training).total
         better = ({"bandwidth": 2 * bandwidth}, {"interleave": 4}, {"lanes": 64})
-        assert all(replace(sat, **one).cycles(layer, training).total <= cycles for one in better)
+        assert all(
+            replace(sat, **change).cycles(layer, training).total <= cycles for change in better
+        )
         worse = ({"dataflow": "os"}, {"dataflow": "ws"})
-        assert all(replace(sat, **one).cycles(layer, training).total >= cycles for one in worse)
+        assert all(
+            replace(sat, **change).cycles(layer, training).total >= cycles for change in worse
+        )
 
 
 def test_all_of_each_group_is_dense_work() -> None:
@@ -103,17 +107,17 @@ def test_layers_are_found_by_a_forward() -> None:
     assert total(Sat(4), layers, Bdwp("2:8")) < total(Sat(4), layers)
     assert not any(m._forward_hooks for m in model.modules())
     up: Any = nn.ConvTranspose2d(4, 6, 2, stride=2, groups=2)  # 2 to 3 channels, twice
-    found = layer_shapes(nn.Sequential(up), torch.zeros(1, 4, 5, 5), batch=3)[0]
-    assert found == LayerShape("0", 12, 2, 1, 3 * 25, groups=2, prunes=False, reads_data=True)
+    shapes = layer_shapes(nn.Sequential(up), torch.zeros(1, 4, 5, 5), batch=3)[0]
+    assert shapes == LayerShape("0", 12, 2, 1, 3 * 25, groups=2, prunes=False, reads_data=True)
     vit = timm.create_model("test_vit", img_size=32)
     assert layer_shapes(vit, torch.zeros(1, 3, 32, 32))[1].places == 5  # tokens
 
 
 def test_what_cannot_be_is_refused() -> None:
     bad: Any = ({"side": 0}, {"dataflow": "is"}, {"bandwidth": 0})
-    for one in bad:
+    for wrong in bad:
         with pytest.raises(ConfigError):
-            Sat(**one)
+            Sat(**wrong)
     with refused(ShapeError, what="product"):
         simulate(torch.ones(2, 3), torch.ones(3, 2), Sat(2))
     with refused(ConfigError, what="flow", got="'is'"):

@@ -18,13 +18,13 @@ from intarsia.placement.policies import Belady, Expected, Lfu, Lru
 from intarsia.placement.trace import Trace
 
 from ..refusals import refused
-from .made import made
+from .traces import random_trace
 
 Steps = list[list[Key]]
 
 
 def test_every_token_is_served_once_and_fewer_experts_are_used() -> None:
-    trace = made(400, length=20, experts=8)
+    trace = random_trace(400, length=20, experts=8)
     for limit in (1, 4, 20, 50):
         aware, fifo = (serve(trace, limit, how=how) for how in ("aware", "fifo"))
         for served in (aware, fifo):
@@ -73,7 +73,7 @@ def test_a_rare_expert_waits_for_ever_without_ageing() -> None:
 
 
 def test_a_stream_that_ends_makes_room() -> None:
-    trace = made(60, length=10)
+    trace = random_trace(60, length=10)
     served = serve(trace, 4, streams=1)
     assert len(served.batches) == 60 and set(served.waits) == {0}
     assert served.switches == 1 + sum(

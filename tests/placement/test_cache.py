@@ -13,7 +13,7 @@ from intarsia.placement.describe import demand
 from intarsia.placement.policies import Expected, Lfu, Lru
 
 from ..refusals import refused
-from .made import made
+from .traces import random_trace
 
 POLICIES: dict[str, PolicyConfig] = {"lru": Lru(), "lfu": Lfu(), "expected": Expected()}
 
@@ -37,7 +37,7 @@ def fewest(asks: tuple[Key, ...], slots: int, start: frozenset[Key]) -> int:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_belady_is_the_bound_from_the_same_contents(seed: int) -> None:
-    trace = made(tokens=6, layers=2, experts=4, length=3, seed=seed)
+    trace = random_trace(tokens=6, layers=2, experts=4, length=3, seed=seed)
     steps = [[key] for step in demand(trace, 1) for key in step][:14]  # one at a time: no wishes
     start = most_used(steps[::2], 3)
     loads = replay(steps, Belady(2, 4, steps), 3, start=start).loads
@@ -49,7 +49,7 @@ def test_belady_is_the_bound_from_the_same_contents(seed: int) -> None:
 
 def test_several_streams_leave_lru_nothing() -> None:
     """A step asks for more experts than there are slots: what was just used is not used next."""
-    trace = made(tokens=240, layers=4, experts=8, k=2, length=20)
+    trace = random_trace(tokens=240, layers=4, experts=8, k=2, length=20)
     steps = demand(trace, 4)
     slots = 8
     assert min(map(len, steps)) > slots
@@ -71,7 +71,7 @@ def test_lfu_keeps_the_counter_of_what_went() -> None:
 
 
 def test_lfu_beats_lru_where_some_experts_are_used_more_than_others() -> None:
-    trace = made(tokens=240, layers=4, experts=8, k=2, length=20)
+    trace = random_trace(tokens=240, layers=4, experts=8, k=2, length=20)
     for streams in (1, 2):
         steps = demand(trace, streams)
         rates = {n: replay(steps, p.build(4, 8), 8).rate for n, p in POLICIES.items()}

@@ -24,7 +24,7 @@ from intarsia.placement.expertflow import (
 from intarsia.placement.policies import Expected, Lru
 
 from ..refusals import refused
-from .made import made
+from .traces import random_trace
 
 
 def spoken(tokens: int = 300) -> Trace:
@@ -53,7 +53,7 @@ class Perfect:
 
 
 def test_a_table_is_the_shares_of_a_loop(tmp_path: Path) -> None:
-    trace = made()
+    trace = random_trace()
     table = TokenTable.of(trace, smoothing=0.5)
     assert trace.token is not None
     rows = (trace.token == 4).nonzero().flatten().tolist()

@@ -15,7 +15,7 @@ SIZE = np.array([1.0, 2.0, 4.0])  # of the options
 
 
 def best(limit: float, kinds: int) -> float:
-    """By brute force: sizes add up to at most `limit`, with so many different options."""
+    """Find the best choice by brute force: sizes of at most `limit`, `kinds` different options."""
     return min(
         sum(float(COST[i, c]) for i, c in enumerate(way))
         for way in itertools.product(range(3), repeat=3)

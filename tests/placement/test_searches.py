@@ -26,11 +26,11 @@ from intarsia.placement.exflow import ExFlow
 from intarsia.placement.moetuner import MoeTuner, cluster_devices, even_clusters, slowest, uneven
 
 from ..refusals import refused
-from .made import made
+from .traces import random_trace
 
 
 def every_even(experts: int, devices: int) -> list[Tensor]:
-    """All ways to deal experts out in equal counts, by brute force."""
+    """Yield all placements of experts in equal counts, by brute force."""
     per_device = experts // devices
     ways = itertools.product(range(devices), repeat=experts)
     return [torch.tensor(w) for w in ways if all(w.count(d) == per_device for d in range(devices))]
@@ -39,7 +39,7 @@ def every_even(experts: int, devices: int) -> list[Tensor]:
 @pytest.mark.parametrize(("experts", "devices"), [(8, 4), (6, 3)])
 def test_the_first_programme_is_brute_force_s(experts: int, devices: int) -> None:
     ways = every_even(experts, devices)
-    load = made(experts=experts).load()[0]
+    load = random_trace(experts=experts).load()[0]
     best = min(uneven(load, way, devices) for way in ways)
     clusters = even_clusters(load, devices, gap=0.0, nodes=10**6)
     assert clusters is not None and clusters.bincount().tolist() == [experts // devices] * devices
@@ -83,14 +83,14 @@ def test_the_second_programme_is_brute_force_s(devices: int) -> None:
 
 
 def test_many_devices_are_ordered_one_layer_at_a_time() -> None:
-    trace, links = made(experts=12), Topology.two_level(3, 2)
+    trace, links = random_trace(experts=12), Topology.two_level(3, 2)
     placed = MoeTuner().place(trace, links)
     assert placed.sizes().unique().tolist() == [2]
     assert quality(trace, placed).cross < 1
 
 
 def test_joint_swaps_lower_what_they_are_asked_for() -> None:
-    trace = made(tokens=200, layers=4)
+    trace = random_trace(tokens=200, layers=4)
     links = Topology.uniform(4)
     plain = quality(trace, Placement.contiguous(4, 8, 4))
     stay, home = (
@@ -120,14 +120,14 @@ def test_tokens_go_to_no_more_devices_than_with_experts_in_order(seed: int, k: i
 
 
 def test_the_slack_bounds_the_load() -> None:
-    trace = made(tokens=200, layers=2)
+    trace = random_trace(tokens=200, layers=2)
     tight = quality(trace, JointSwaps(slack=1.0).place(trace, Topology.uniform(4)))
     start = torch.stack([swap_until_even(load, longest_first(load, 4), 4) for load in trace.load()])
     assert tight.imbalance <= quality(trace, Placement.of(start, 4)).imbalance + 1e-9
 
 
 def test_eplb_copies_the_busiest_and_evens_the_load() -> None:
-    trace, links = made(tokens=200), Topology.uniform(4)
+    trace, links = random_trace(tokens=200), Topology.uniform(4)
     without, with_copies = (Eplb(n).place(trace, links) for n in (0, 4))
     assert without.sizes().unique().tolist() == [2]
     assert with_copies.holds.sum((1, 2)).tolist() == [12] * 3
@@ -140,7 +140,7 @@ def test_eplb_copies_the_busiest_and_evens_the_load() -> None:
 
 
 def test_eplb_keeps_groups_on_their_node() -> None:
-    trace, links = made(experts=12), Topology.two_level(2, 2)
+    trace, links = random_trace(experts=12), Topology.two_level(2, 2)
     placed = Eplb(groups=4).place(trace, links)
     node = links.nodes()[placed.owner].view(3, 4, 3)
     assert bool((node == node[:, :, :1]).all())
@@ -151,7 +151,7 @@ def test_eplb_keeps_groups_on_their_node() -> None:
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("copies", [False, True])
 def test_the_plan_s_bytes_are_those_of_a_loop(engine: str, copies: bool) -> None:
-    trace, links, size = made(), Topology.two_level(2, 2), ExpertSize(5, 3, item=4)
+    trace, links, size = random_trace(), Topology.two_level(2, 2), ExpertSize(5, 3, item=4)
     trace.expert[4, 1, 1] = -1
     placed = place(trace, links)
     if copies:
@@ -202,7 +202,7 @@ def test_the_plan_s_bytes_are_those_of_a_loop(engine: str, copies: bool) -> None
 def test_a_placement_for_other_devices_is_refused(devices: int) -> None:
     placed, links = Placement.contiguous(3, 8, 4), Topology.uniform(devices)
     with refused(ConfigError, what="topology", want="of 4, as the placement has"):
-        expert_parallel(made(), placed, ExpertSize(4, 2), nodes=links.nodes())
+        expert_parallel(random_trace(), placed, ExpertSize(4, 2), nodes=links.nodes())
 
 
 def test_a_copy_close_by_is_taken() -> None:
@@ -218,10 +218,10 @@ def test_a_copy_close_by_is_taken() -> None:
 
 def test_what_is_no_search_is_refused() -> None:
     with refused(ConfigError, what="by", got="<class 'intarsia.placement.moetuner.MoeTuner'>"):
-        place(made(), 4, MoeTuner)  # pyright: ignore
+        place(random_trace(), 4, MoeTuner)  # pyright: ignore
     with refused(ConfigError, what="devices", got="3 for 8 experts"):
-        place(made(), 3)
+        place(random_trace(), 3)
     with refused(ConfigError, what="placement", got="2 layers of 8 experts"):
-        quality(made(), Placement.contiguous(2, 8, 4))
+        quality(random_trace(), Placement.contiguous(2, 8, 4))
     with refused(ConfigError, what="size of an expert"):
-        ExpertSize.of(made())
+        ExpertSize.of(random_trace())

@@ -13,7 +13,7 @@ from intarsia.placement.engines import expert_parallel
 from intarsia.placement.timeline import rows_to_hide
 
 from ..refusals import refused
-from .made import made
+from .traces import random_trace
 
 LINKS = Topology.two_level(1, 2, intra=(10.0, 1.0), flops=2.0, load=5.0)
 
@@ -38,7 +38,7 @@ def test_times_by_hand() -> None:
 
 
 def test_a_plan_is_the_same_from_its_json() -> None:
-    trace = made()
+    trace = random_trace()
     plan = expert_parallel(trace, place(trace, 4), ExpertSize(4, 2), backward=True)
     again = DevicePlan.from_json(plan.to_json())
     assert again.digest() == plan.digest() and torch.equal(again.bytes(), plan.bytes())

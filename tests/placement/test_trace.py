@@ -18,12 +18,12 @@ from intarsia.placement.describe import demand, describe_layers
 from intarsia.placement.trace import FORMAT
 
 from ..refusals import refused
-from .made import made
+from .traces import random_trace
 
 
 @pytest.mark.parametrize("experts", [8, 254, 255, 300])
 def test_a_trace_comes_back_from_its_file(tmp_path: Path, experts: int) -> None:
-    trace = made(experts=experts)
+    trace = random_trace(experts=experts)
     trace.expert[::5, 1, 1] = -1
     trace = replace(trace, weight=trace.weight.half().float(), names=("a", "b", "c"))  # pyright: ignore
     trace = replace(trace, about={"model": "Toy", "width": "8"})
@@ -34,7 +34,7 @@ def test_a_trace_comes_back_from_its_file(tmp_path: Path, experts: int) -> None:
 
 
 def test_counts_are_those_of_a_loop() -> None:
-    trace = made()
+    trace = random_trace()
     trace.expert[3, :, 1] = trace.expert[10, 2, 0] = -1
     load = torch.zeros(trace.layers, trace.experts, dtype=torch.int64)
     ways = torch.zeros(trace.experts, trace.experts, dtype=torch.float64)
@@ -57,13 +57,13 @@ def test_counts_are_those_of_a_loop() -> None:
 
 
 def test_without_weights_experts_share_alike() -> None:
-    trace = replace(made(), weight=None)
+    trace = replace(random_trace(), weight=None)
     assert_close(trace.routing(0).dense().sum(1), torch.ones(len(trace)))
 
 
 @pytest.mark.parametrize("streams", [1, 4, 50])
 def test_every_token_is_decoded_once(streams: int) -> None:
-    trace = made(tokens=60, length=7)  # the last sequence is shorter
+    trace = random_trace(tokens=60, length=7)  # the last sequence is shorter
     steps = list(trace.steps(streams))
     assert torch.cat(steps).sort().values.tolist() == list(range(60))
     assert max(map(len, steps)) == min(streams, 9)
@@ -75,15 +75,15 @@ def test_every_token_is_decoded_once(streams: int) -> None:
 
 
 def test_a_split_is_of_whole_sequences() -> None:
-    first, second = made().split(0.4, seed=3)
+    first, second = random_trace().split(0.4, seed=3)
     assert not set(first.sequence.tolist()) & set(second.sequence.tolist())
     assert len(first) + len(second) == 60
     with refused(ConfigError, what="split of a trace"):
-        made(tokens=5).split()
+        random_trace(tokens=5).split()
 
 
 def test_a_description_knows_repetition() -> None:
-    repeated = made()
+    repeated = random_trace()
     repeated.expert[:] = repeated.expert[:1]
     rows = describe_layers(repeated)
     assert [row["repeats"] for row in rows] == [1.0] * 3
@@ -112,7 +112,7 @@ def test_a_description_knows_repetition() -> None:
     ],
 )
 def test_what_is_no_trace_is_refused(change, want: str) -> None:  # pyright: ignore
-    trace = made()
+    trace = random_trace()
     with refused(DataError, want=want):
         replace(trace, **change(trace))
 

@@ -18,7 +18,7 @@ from .options import Json, flag, with_density
 from .shell import note, say, show_json, show_table, warn
 
 if TYPE_CHECKING:
-    from ..models.recommend.showing import Showing
+    from ..models.recommend.showing import RecommenderPage
 
 ASKED = "recommender.json"  # what was asked for, in a run folder
 OPTIONS = ("epochs", "batch_size", "lr", "weight_decay", "warmup", "precision", "clip", "patience")
@@ -188,19 +188,19 @@ def recommend(
         raise ConfigError("--user, --history, --serve", got=got, want="one of them", fix=fix)
     from ..data.atomic_files import read_items
     from ..experiments.recommending import open_recommender
-    from ..models.recommend.showing import Showing, found, rows
+    from ..models.recommend.showing import RecommenderPage, item_rows, recommend_with_warnings
 
     model = open_recommender(run, mapped=True)
     if new is not None:
         model.add_items(*read_items(new))
     if serve:
-        _serve(Showing(model), run, port)
+        _serve(RecommenderPage(model), run, port)
         return
     who: Any = user if user is not None else [w.strip() for w in (history or "").split(",") if w]
-    items, told = found(model, who, k, seen=seen, session=session)
+    items, told = recommend_with_warnings(model, who, k, include_seen=seen, session=session)
     for line in told:
         warn(line)
-    listed = rows(model, who, items, why)
+    listed = item_rows(model, who, items, why)
     if as_json:
         show_json({"run": str(run), "who": who, "items": listed})
         return
@@ -217,7 +217,7 @@ def _line(row: Mapping[str, Any], why: bool) -> tuple[str, ...]:
     return (*cells, *((said,) if why else ()), *code)
 
 
-def answers(showing: Showing) -> dict[str, Any]:
+def answers(showing: RecommenderPage) -> dict[str, Any]:
     """What the page of recommendations asks for."""
 
     def answer(asked: dict[str, Any]) -> dict[str, Any]:
@@ -226,8 +226,9 @@ def answers(showing: Showing) -> dict[str, Any]:
         if isinstance(user, str) == listed or not isinstance(k, int) or not 1 <= k <= 100:
             fix = 'For example {"user": "42"}, or {"items": ["50", "181"], "k": 10}.'
             raise DataError("question", got=sorted(asked), want="a user or items", fix=fix)
-        flags = {name: asked.get(name) is True for name in ("seen", "session", "new")}
-        return showing.shown(user if isinstance(user, str) else list(items or ()), k, **flags)
+        flags = {name: asked.get(name) is True for name in ("session", "new")}
+        query = user if isinstance(user, str) else list(items or ())
+        return showing.answer(query, k, include_seen=asked.get("seen") is True, **flags)
 
     def find(asked: dict[str, Any]) -> dict[str, Any]:
         if not isinstance(text := asked.get("text"), str):
@@ -238,7 +239,7 @@ def answers(showing: Showing) -> dict[str, Any]:
     return {"/recommend": answer, "/find": find, "/about": lambda _: showing.about()}
 
 
-def page_of(showing: Showing, run: Path) -> str:
+def page_of(showing: RecommenderPage, run: Path) -> str:
     """Return the page of recommendations of a run."""
     from ..core.registry import method_key
     from ..reports.page import live
@@ -252,7 +253,7 @@ def page_of(showing: Showing, run: Path) -> str:
     return live(Report(f"What comes next, by {run.resolve().name}", (lead,)), "recommend")
 
 
-def _serve(showing: Showing, run: Path, port: int) -> None:
+def _serve(showing: RecommenderPage, run: Path, port: int) -> None:
     from ..reports.local_page import serve_page
 
     serve_page(page_of(showing, run), answers(showing), port, say, note)

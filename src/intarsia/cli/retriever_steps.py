@@ -32,7 +32,7 @@ def fit_task(options: Mapping[str, Any], words: set[str], teachers: str, save: P
     note("Loading PyTorch and sentence-transformers.")
     from ..data.collections import load_collection
     from ..models.retrieve.inference_free import InferenceFree
-    from ..models.retrieve.learning import drawn_pairs, fit_retriever
+    from ..models.retrieve.learning import draw_pairs, fit_retriever
 
     recipe = _recipe(options, teachers)
     collection = load_collection(options["data"], "train", report=note)
@@ -43,7 +43,7 @@ def fit_task(options: Mapping[str, Any], words: set[str], teachers: str, save: P
         for q in collection.judged
     ]
     drawn = not answered
-    pairs = answered or drawn_pairs(texts, recipe.steps * recipe.batch, options["seed"])
+    pairs = answered or draw_pairs(texts, recipe.steps * recipe.batch, options["seed"])
     note("Queries are drawn from the documents." if drawn else f"{len(pairs):,} judged queries.")
     name = options["model"] if "model" in words else "splade-tiny"
     model = InferenceFree.from_pretrained(name, texts, report=note)

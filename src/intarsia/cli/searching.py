@@ -160,14 +160,14 @@ def _encoder(
 def _tune(index: SparseIndex, docs: str) -> None:
     """Set how much BM25 counts by the validation queries of a collection, where it has some."""
     from ..data.collections import load_collection
-    from ..models.retrieve.tuning import MOST, tuned
+    from ..models.retrieve.tuning import MOST_QUERIES, tune_lexical
 
     if Path(docs).is_file():
         return
     val = load_collection(docs, "val", report=note)
     if val.judged:
-        weights = tuned(index, val.judged, val.qrels)
-        count = min(MOST, len(val.judged))
+        weights = tune_lexical(index, val.judged, val.qrels)
+        count = min(MOST_QUERIES, len(val.judged))
         note(f"By {count:,} queries of validation: share of BM25 {weights.share:g}, "
              f"k1 {weights.k1:g}, b {weights.b:g}.")  # fmt: skip
 
@@ -228,7 +228,7 @@ def search(
         raise ConfigError("--queries and --run", got="one of them", want=want, fix=fix)
     if run is not None:
         target(run, "run.trec", option="--run", mark=" intarsia\n")
-    from ..models.retrieve.showing import found
+    from ..models.retrieve.showing import search_results
     from ..models.retrieve.sparse_index import SparseIndex
 
     index = SparseIndex.load(folder)
@@ -237,7 +237,7 @@ def search(
     elif queries is not None and run is not None:
         _run(index, queries, run, k)
     else:
-        _show(found(index, query or "", k), explain, as_json)
+        _show(search_results(index, query or "", k), explain, as_json)
 
 
 def _show(answer: dict[str, Any], explain: bool, as_json: bool) -> None:
@@ -273,14 +273,14 @@ def _run(index: SparseIndex, queries: Path, run: Path, k: int) -> None:
 
 def answers(index: SparseIndex) -> dict[str, Any]:
     """Return the function that answers requests of the page to search."""
-    from ..models.retrieve.showing import found
+    from ..models.retrieve.showing import search_results
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         query, k = request.get("query"), request.get("k", 10)
         if not isinstance(query, str) or not isinstance(k, int) or not 1 <= k <= 100:
             fix = 'For example {"query": "...", "k": 10}.'
             raise DataError("question", got=sorted(request), want="a query and a k", fix=fix)
-        return found(index, query, k)
+        return search_results(index, query, k)
 
     return {"/search": answer}
 

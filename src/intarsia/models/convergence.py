@@ -1,4 +1,4 @@
-"""Rates at which maximum likelihood recovers the parameters of a Gaussian mixture of experts."""
+"""Convergence rates of maximum likelihood for a Gaussian mixture of experts."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ TRUTH = Parameters(
     intercept=np.array([0.5, -0.5]),
     variance=np.array([0.09, 0.16]),
 )
-"""Two experts of one feature."""
+"""Parameters of two experts with one feature, the default truth of a study."""
 
 
-def voronoi(found: Parameters, truth: Parameters) -> dict[str, float]:
-    """Voronoi losses: distances of fitted experts to the nearest true ones.
+def voronoi(fitted: Parameters, truth: Parameters) -> dict[str, float]:
+    """Compute Voronoi losses: distances of fitted experts to the nearest true ones.
 
     Each fitted expert belongs to the true expert with the nearest (a, b, nu), so the order of
     experts does not matter. D is the sum over fitted experts of exp(beta_0) times a distance, to
@@ -32,19 +32,21 @@ def voronoi(found: Parameters, truth: Parameters) -> dict[str, float]:
     "gate": D of beta_1, plus |tau - tau*|; "ratio": D of beta_1 / tau; "experts": D of (a, b, nu);
     "mass": sum over cells of |sum exp(beta_0) - exp(beta_0*)|.
     """
-    ours, theirs = (np.column_stack([p.slope, p.intercept, p.variance]) for p in (found, truth))
+    ours, theirs = (np.column_stack([p.slope, p.intercept, p.variance]) for p in (fitted, truth))
+    # the Voronoi cell of each fitted expert: the nearest true one
     cell = np.square(ours[:, None] - theirs[None]).sum(axis=2).argmin(axis=1)
     members = np.bincount(cell, minlength=len(theirs))
+    # experts that share a cell converge more slowly: their distance is squared
     power = np.where(members[cell] > 1, 2, 1)
-    mass = np.exp(found.bias)
+    mass = np.exp(fitted.bias)
 
     def distance(a: Array, b: Array) -> float:
         return float((mass * np.linalg.norm(a - b[cell], axis=1) ** power).sum())
 
     sums = np.bincount(cell, weights=mass, minlength=len(theirs))
     return {
-        "gate": distance(found.gate, truth.gate) + abs(found.tau - truth.tau),
-        "ratio": distance(found.gate / found.tau, truth.gate / truth.tau),
+        "gate": distance(fitted.gate, truth.gate) + abs(fitted.tau - truth.tau),
+        "ratio": distance(fitted.gate / fitted.tau, truth.gate / truth.tau),
         "experts": distance(ours, theirs),
         "mass": float(np.abs(sums - np.exp(truth.bias)).sum()),
     }
@@ -58,7 +60,7 @@ class Convergence:
     errors: Mapping[str, tuple[float, ...]]
 
     def slope(self, name: str) -> float:
-        """The slope of log error against log n; -1/2 is the parametric rate."""
+        """Return the slope of log error against log n; -1/2 is the parametric rate."""
         return float(np.polyfit(np.log(self.sizes), np.log(self.errors[name]), 1)[0])
 
 
@@ -80,6 +82,7 @@ def convergence_study(
     variances. Compare slopes, not errors: a parameter that cannot be identified stays at its start,
     which is near the truth.
 
+    truth: of the samples; replicates: samples for each n; report: receives a line for each n.
     Raises: ConfigError for another gate, fewer than two sizes or no replicate.
     """
     one_of("gate", gate, GATES)
@@ -90,21 +93,25 @@ def convergence_study(
     random = np.random.default_rng(seed)
     medians: dict[str, list[float]] = {}
     for n in sizes:
-        made: dict[str, list[float]] = {}
+        by_name: dict[str, list[float]] = {}
         for _ in range(replicates):
+            # one replicate: a sample of the truth, and a search that starts near it
             x = random.uniform(-reach, reach, (n, truth.gate.shape[1]))
             y = draw(truth, gate, x, random)
             model = SoftmaxGaussianMoE(len(truth.bias), gate)
             model.fit(x, y, start=_near(truth, noise, random))
             for name, error in voronoi(model.parameters, truth).items():
-                made.setdefault(name, []).append(error)
-        for name, errors in made.items():
+                by_name.setdefault(name, []).append(error)
+        # the median is robust to searches that end elsewhere
+        for name, errors in by_name.items():
             medians.setdefault(name, []).append(float(np.median(errors)))
         report(f"{gate}, n = {n}: " + ", ".join(f"{k} {v[-1]:.4f}" for k, v in medians.items()))
     return Convergence(tuple(sizes), {name: tuple(v) for name, v in medians.items()})
 
 
 def _near(truth: Parameters, noise: float, random: np.random.Generator) -> Parameters:
+    """Perturb the truth as a start of the search, see `convergence_study`."""
+
     def off(like: Array | float) -> Array:
         return noise * random.standard_normal(np.shape(like))
 

@@ -1,4 +1,4 @@
-"""Cells of a genotype as a picture: nodes from left to right, an arrow for each edge."""
+"""Picture of a genotype's cells: nodes from left to right, an arrow for each edge."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ..core.files import write_text
 Node = tuple[tuple[int, str], ...]  # (input, operation) of each edge
 Cell = tuple[Node, ...]
 
-STEP, MIDDLE, HEIGHT, NODE, MARGIN = 130, 130, 260, 17, 60  # px
+STEP, MIDDLE, HEIGHT, NODE, MARGIN = 130, 130, 260, 17, 60  # pixels
 GREY, LINE = "#808080", "#0e7490"
 
 
 def cell_svg(normal: Cell, reduction: Cell, path: str | Path | None = None) -> str:
-    """The normal cell above, the reduction cell below; operations stand on their edges.
+    """Draw the normal cell above the reduction cell, operations on their edges, as SVG text.
 
-    path: an SVG file, which is written too.  Colours hold on light and on dark pages.
+    path: an SVG file to write, too.  The colours suit light and dark pages.
     """
     cells = {"normal": normal, "reduction": reduction}
     width = 2 * MARGIN + STEP * (max(map(len, cells.values())) + 2)
@@ -38,47 +38,50 @@ def cell_svg(normal: Cell, reduction: Cell, path: str | Path | None = None) -> s
 
 
 def _place(state: int) -> tuple[float, float]:
-    """Inputs 0 and 1 stand above each other; nodes follow in a row."""
+    """Return the position (x, y) of a state: inputs 0 and 1 at the left, nodes in a row."""
     if state < 2:
         return MARGIN, MIDDLE + (45 if state else -45)
     return MARGIN + STEP * (state - 1), MIDDLE
 
 
 def _nodes(count: int) -> list[str]:
+    """Draw circles of inputs, nodes and output, and dashed arcs from nodes to the output."""
     out = count + 2
     names = ["k-2", "k-1", *(str(n) for n in range(count)), "out"]
-    found = []
+    shapes = []
     for state in range(2, out):  # every node is part of the output
         (x, y), (end, _) = _place(state), _place(out)
         low = MIDDLE + 95
-        found.append(
+        shapes.append(
             f'<path d="M{x} {y + NODE}Q{x} {low} {(x + end) / 2} {low}T{end} {y + NODE}" '
             f'fill="none" stroke="{GREY}" stroke-dasharray="3 3"/>'
         )
     for state, name in enumerate(names):
         x, y = _place(state)
-        found.append(f'<circle cx="{x}" cy="{y}" r="{NODE}" fill="none" stroke="{GREY}"/>')
-        found.append(f'<text x="{x}" y="{y + 4}" text-anchor="middle">{name}</text>')
-    return found
+        shapes.append(f'<circle cx="{x}" cy="{y}" r="{NODE}" fill="none" stroke="{GREY}"/>')
+        shapes.append(f'<text x="{x}" y="{y + 4}" text-anchor="middle">{name}</text>')
+    return shapes
 
 
 def _edges(nodes: Cell) -> list[str]:
-    """An arc for each edge, the higher the farther it goes; its name at the top."""
-    found = []
+    """Draw an arc for each edge, higher for longer ones, with its operation's name."""
+    shapes = []
     for number, node in enumerate(nodes):
         end, level = _place(number + 2)
         for place, (state, name) in enumerate(node):
             x, y = _place(state)
-            left, right = x + NODE, end - NODE
-            top = level + (-1 if place == 0 else 1) * (14 + 0.22 * (right - left))
-            middle = (left + right) / 2
-            found.append(
-                f'<path d="M{left} {y}Q{middle} {top} {right} {level}" fill="none" '
+            start, stop = x + NODE, end - NODE
+            # a node's first edge arches upwards, the others downwards
+            top = level + (-1 if place == 0 else 1) * (14 + 0.22 * (stop - start))
+            middle = (start + stop) / 2
+            shapes.append(
+                f'<path d="M{start} {y}Q{middle} {top} {stop} {level}" fill="none" '
                 f'stroke="{LINE}" stroke-width="1.5" marker-end="url(#tip)"/>'
             )
+            # the curve's middle is half way between its ends and the control point
             height = (y + level) / 4 + top / 2
-            found.append(
+            shapes.append(
                 f'<text x="{middle}" y="{height - 4:.0f}" text-anchor="middle" fill="{LINE}">'
                 f"{name}</text>"
             )
-    return found
+    return shapes

@@ -1,4 +1,4 @@
-"""The density of a softmax-gated mixture of linear Gaussian experts, and its gradient."""
+"""Density of a softmax-gated mixture of linear Gaussian experts, and its gradient."""
 
 from __future__ import annotations
 
@@ -28,16 +28,19 @@ class Parameters(NamedTuple):
 
 
 def _gelu(z: Array) -> tuple[Array, Array]:
+    """Return GELU and its derivative."""
     density = np.exp(-0.5 * z * z) / np.sqrt(2 * np.pi)
     return z * ndtr(z), ndtr(z) + z * density
 
 
 def _sigmoid(z: Array) -> tuple[Array, Array]:
+    """Return the sigmoid and its derivative."""
     s = expit(z)
     return s, s * (1 - s)
 
 
 def _tanh(z: Array) -> tuple[Array, Array]:
+    """Return tanh and its derivative."""
     t = np.tanh(z)
     return t, 1 - t * t
 
@@ -45,59 +48,61 @@ def _tanh(z: Array) -> tuple[Array, Array]:
 GATES: Mapping[str, Callable[[Array], tuple[Array, Array]]] = MappingProxyType(
     {"linear": lambda z: (z, np.ones_like(z)), "sigmoid": _sigmoid, "tanh": _tanh, "gelu": _gelu}
 )
-"""phi and its derivative, by name."""
+"""Activations phi of a gate by name: each returns phi and its derivative."""
 
 
-def log_gates(at: Parameters, gate: str, x: Array) -> Array:
-    """log softmax(phi(x beta_1) / tau + beta_0).  x: (n, d) -> (n, k)."""
-    return log_softmax(GATES[gate](x @ at.gate.T)[0] / at.tau + at.bias, axis=1)
+def log_gates(params: Parameters, gate: str, x: Array) -> Array:
+    """Compute log softmax(phi(x beta_1) / tau + beta_0).  x: (n, d) -> (n, k)."""
+    return log_softmax(GATES[gate](x @ params.gate.T)[0] / params.tau + params.bias, axis=1)
 
 
-def means(at: Parameters, x: Array) -> Array:
-    """The experts' means, a^T x + b.  x: (n, d) -> (n, k)."""
-    return x @ at.slope.T + at.intercept
+def means(params: Parameters, x: Array) -> Array:
+    """Compute the experts' means, a^T x + b.  x: (n, d) -> (n, k)."""
+    return x @ params.slope.T + params.intercept
 
 
-def log_joint(at: Parameters, gate: str, x: Array, y: Array) -> Array:
-    """log of gate times density, per expert.  x: (n, d), y: (n,) -> (n, k)."""
-    off = y[:, None] - means(at, x)
-    normal = -0.5 * (np.log(2 * np.pi * at.variance) + off * off / at.variance)
-    return log_gates(at, gate, x) + normal
+def log_joint(params: Parameters, gate: str, x: Array, y: Array) -> Array:
+    """Compute log of gate times density, per expert.  x: (n, d), y: (n,) -> (n, k)."""
+    off = y[:, None] - means(params, x)
+    normal = -0.5 * (np.log(2 * np.pi * params.variance) + off * off / params.variance)
+    return log_gates(params, gate, x) + normal
 
 
-def log_density(at: Parameters, gate: str, x: Array, y: Array) -> Array:
-    """log p(y | x).  x: (n, d), y: (n,) -> (n,)."""
-    return np.asarray(logsumexp(log_joint(at, gate, x, y), axis=1))
+def log_density(params: Parameters, gate: str, x: Array, y: Array) -> Array:
+    """Compute log p(y | x).  x: (n, d), y: (n,) -> (n,)."""
+    return np.asarray(logsumexp(log_joint(params, gate, x, y), axis=1))
 
 
-def draw(at: Parameters, gate: str, x: Array, random: np.random.Generator) -> Array:
+def draw(params: Parameters, gate: str, x: Array, random: np.random.Generator) -> Array:
     """Sample y for each row of x.  (n, d) -> (n,)."""
+    # an expert by inverse transform sampling, then a Gaussian around its mean
     uniform = random.random((len(x), 1))
-    chosen = (np.exp(log_gates(at, gate, x)).cumsum(axis=1)[:, :-1] < uniform).sum(axis=1)
-    mean = means(at, x)[np.arange(len(x)), chosen]
-    return mean + np.sqrt(at.variance[chosen]) * random.standard_normal(len(x))
+    expert = (np.exp(log_gates(params, gate, x)).cumsum(axis=1)[:, :-1] < uniform).sum(axis=1)
+    mean = means(params, x)[np.arange(len(x)), expert]
+    return mean + np.sqrt(params.variance[expert]) * random.standard_normal(len(x))
 
 
-def gradient(at: Parameters, gate: str, x: Array, y: Array) -> tuple[float, Parameters]:
-    """The mean of log p(y | x), and its derivatives by gate, bias, log tau, slope, intercept and
-    log variance, in the fields of `Parameters`.
+def gradient(params: Parameters, gate: str, x: Array, y: Array) -> tuple[float, Parameters]:
+    """Compute the mean of log p(y | x), and its derivatives in the fields of `Parameters`.
 
-    They include the derivatives by the last expert's gate and bias, which stay at 0.
+    The derivatives are by gate, bias, log tau, slope, intercept and log variance. They include
+    those by the last expert's gate and bias, although these stay at 0.
     """
-    z = x @ at.gate.T  # (n, k)
+    z = x @ params.gate.T  # (n, k)
     phi, slope = GATES[gate](z)
-    log_pi = log_softmax(phi / at.tau + at.bias, axis=1)
-    off = y[:, None] - means(at, x)
-    scaled = off / at.variance
-    joint = log_pi - 0.5 * (np.log(2 * np.pi * at.variance) + off * scaled)
+    log_pi = log_softmax(phi / params.tau + params.bias, axis=1)
+    off = y[:, None] - means(params, x)
+    scaled = off / params.variance
+    joint = log_pi - 0.5 * (np.log(2 * np.pi * params.variance) + off * scaled)
     total = np.asarray(logsumexp(joint, axis=1))
+    # the derivatives of log p are sums over experts, weighted by responsibilities
     share = np.exp(joint - total[:, None])  # responsibilities
     pull = share - np.exp(log_pi)  # d log p / d logit
     n, push = len(x), share * scaled
     return float(total.mean()), Parameters(
-        (pull * slope / at.tau).T @ x / n,
+        (pull * slope / params.tau).T @ x / n,
         pull.mean(axis=0),
-        float(-(pull * phi).sum() / at.tau / n),
+        float(-(pull * phi).sum() / params.tau / n),
         push.T @ x / n,
         push.mean(axis=0),
         (0.5 * (push * off - share)).mean(axis=0),

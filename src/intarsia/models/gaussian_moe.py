@@ -1,4 +1,4 @@
-"""Maximum likelihood for a softmax-gated mixture of linear Gaussian experts (arXiv:2401.13875)."""
+"""Maximum likelihood of a softmax-gated mixture of linear Gaussian experts (arXiv:2401.13875)."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ FLOOR = 1e-6  # least variance, in units of that of y; the density of one sample
 
 @dataclass(repr=False)
 class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
-    """p(y | x) = sum_i softmax_i(phi(beta_1i^T x) / tau + beta_0i) N(y; a_i^T x + b_i, nu_i).
+    """Model p(y | x) = sum_i softmax_i(phi(beta_1i^T x) / tau + beta_0i) N(y; a_i^T x + b_i, nu_i).
 
     n_experts: k; gate: phi, "linear" (the dense-to-sparse gate), "sigmoid", "tanh" or "gelu" (the
     activation gate); temperature: "learn" tau, or keep it "fixed"; tau: the initial or fixed value;
@@ -70,6 +70,7 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
             validate_data(self, X, y, dtype=np.float64, y_numeric=True, ensure_min_samples=2),
         )
         y = y.astype(np.float64)
+        # search in standardised units, so that tolerances do not depend on the data's
         unit = _Unit.of(x, y)
         x, y = x / unit.x, (y - unit.mean) / unit.y
         if start is None:
@@ -78,8 +79,9 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
         else:
             _check_start(start, self.n_experts, x.shape[1])
             starts = [unit.into(start)]
-        found = [self._search(x, y, each) for each in starts]
-        likelihood, best, self.n_iter_, done = max(found, key=lambda f: f[0])
+        searches = [self._search(x, y, first) for first in starts]
+        # of several local maxima keep the most likely one
+        likelihood, best, self.n_iter_, done = max(searches, key=lambda f: f[0])
         if not done:
             warnings.warn(
                 f"not converged in max_iter={self.max_iter}", ConvergenceWarning, stacklevel=2
@@ -91,28 +93,28 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
 
     @property
     def parameters(self) -> Parameters:
-        """The fitted parameters."""
+        """Fitted parameters."""
         check_is_fitted(self)
         return Parameters(
             self.gate_, self.bias_, self.tau_, self.coef_, self.intercept_, self.variance_
         )
 
     def predict(self, X: Any) -> Array:
-        """The mean of y.  (n, d) -> (n,)."""
+        """Predict the mean of y.  (n, d) -> (n,)."""
         x = self._read(X)
         return (self.gates(x) * means(self.parameters, x)).sum(axis=1)
 
     def gates(self, X: Any) -> Array:
-        """The share of each expert before y is seen.  (n, d) -> (n, k)."""
+        """Return the prior share of each expert, given x alone.  (n, d) -> (n, k)."""
         return np.exp(log_gates(self.parameters, self.gate, self._read(X)))
 
     def responsibilities(self, X: Any, y: Any) -> Array:
-        """The share of each expert once y is seen.  (n, d), (n,) -> (n, k)."""
+        """Return the posterior share of each expert, given x and y.  (n, d), (n,) -> (n, k)."""
         x = self._read(X)
         return softmax(log_joint(self.parameters, self.gate, x, _targets(y, x)), axis=1)
 
     def score_samples(self, X: Any, y: Any = None) -> Array:
-        """log p(y | x) of each sample; y: (n,), None = the prediction.  (n, d) -> (n,)."""
+        """Return log p(y | x) of each sample; y: (n,), None = the prediction.  (n, d) -> (n,)."""
         x = self._read(X)
         y = self.predict(x) if y is None else _targets(y, x)
         return log_density(self.parameters, self.gate, x, y)
@@ -124,14 +126,15 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
     def _check(self) -> None:
         one_of("gate", self.gate, GATES)
         one_of("temperature", self.temperature, TEMPERATURES)
-        for what in ("n_experts", "n_init", "max_iter"):
-            at_least(what, getattr(self, what), 1, "Try 4.")
+        for name in ("n_experts", "n_init", "max_iter"):
+            at_least(name, getattr(self, name), 1, "Try 4.")
         above("tau", self.tau, 0, "Try 1.")
         above("tol", self.tol, 0, "Try 1e-6.")
 
     def _guess(self, x: Array, y: Array, random: np.random.RandomState) -> Parameters:
-        """Experts by least squares on slices of x in a random direction."""
+        """Draw a start: experts by least squares on slices of x along a random direction."""
         k, (n, d) = self.n_experts, x.shape
+        # ranks of the projections: k slices of equal size
         place = (x @ random.standard_normal(d)).argsort().argsort()
         slices = place * k // n
         coef = np.zeros((k, d + 1))
@@ -147,81 +150,94 @@ class SoftmaxGaussianMoE(RegressorMixin, BaseEstimator):
         return Parameters(gate, np.zeros(k), self.tau, coef[:, :d], coef[:, d], variance)
 
     def _search(self, x: Array, y: Array, start: Parameters) -> tuple[float, Parameters, int, bool]:
-        """Return the mean log-likelihood, parameters, steps, and whether it converged."""
+        """Maximise from a start; return mean log-likelihood, parameters, steps, and convergence."""
         learn, tau = self.temperature == "learn", start.tau
 
         def loss(vector: Array) -> tuple[float, Array]:
-            at = _unpack(vector, self.n_experts, x.shape[1], None if learn else tau)
-            value, by = gradient(at, self.gate, x, y)
-            return -value, -_joined(by, learn)
+            params = _unpack(vector, self.n_experts, x.shape[1], None if learn else tau)
+            value, slopes = gradient(params, self.gate, x, y)
+            return -value, -_pack(slopes, learn)
 
+        # log tau and log variances are unconstrained, but for the floor
         logs = start._replace(tau=np.log(tau), variance=np.log(np.maximum(start.variance, FLOOR)))
-        vector = _joined(logs, learn)
+        vector = _pack(logs, learn)
         free = len(vector) - self.n_experts
+        # only the variances, last in the vector, are bounded
         bounds = [(None, None)] * free + [(np.log(FLOOR), None)] * self.n_experts
         options = {"maxiter": self.max_iter, "gtol": self.tol, "ftol": 1e-6 * self.tol}
-        found = minimize(loss, vector, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
-        best = _unpack(found.x, self.n_experts, x.shape[1], None if learn else tau)
+        result = minimize(loss, vector, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
+        best = _unpack(result.x, self.n_experts, x.shape[1], None if learn else tau)
         # it has also converged when no step improves in double precision
-        return -float(found.fun), best, max(1, int(found.nit)), int(found.nit) < self.max_iter
+        return -float(result.fun), best, max(1, int(result.nit)), int(result.nit) < self.max_iter
 
 
 def _targets(y: Any, x: Array) -> Array:
-    """y as (n,).  Raises: ShapeError."""
-    found = np.asarray(y, dtype=np.float64)
-    if found.shape != (len(x),):
+    """Convert y to (n,) float64.  Raises: ShapeError."""
+    targets = np.asarray(y, dtype=np.float64)
+    if targets.shape != (len(x),):
         fix = "Give one number for each sample."
-        raise ShapeError("y", got=found.shape, want=(len(x),), fix=fix)
-    return found
+        raise ShapeError("y", got=targets.shape, want=(len(x),), fix=fix)
+    return targets
 
 
 class _Unit:
-    """The units of the search, which standardise x and y; the density does not depend on them."""
+    """Units that standardise x and y for the search; the maximum does not depend on them."""
 
     def __init__(self, x: Array, mean: float, y: float) -> None:
         self.x, self.mean, self.y = x, mean, y
 
     @classmethod
     def of(cls, x: Array, y: Array) -> _Unit:
+        """Take the standard deviations of data, 1 for a constant one."""
         scale = x.std(axis=0)
         return cls(np.where(scale > 0, scale, 1.0), float(y.mean()), float(y.std()) or 1.0)
 
-    def into(self, at: Parameters) -> Parameters:
-        return at._replace(
-            gate=at.gate * self.x,
-            slope=at.slope * self.x / self.y,
-            intercept=(at.intercept - self.mean) / self.y,
-            variance=at.variance / self.y**2,
+    def into(self, params: Parameters) -> Parameters:
+        """Convert parameters to these units."""
+        return params._replace(
+            gate=params.gate * self.x,
+            slope=params.slope * self.x / self.y,
+            intercept=(params.intercept - self.mean) / self.y,
+            variance=params.variance / self.y**2,
         )
 
-    def back(self, at: Parameters) -> Parameters:
-        return at._replace(
-            gate=at.gate / self.x,
-            slope=at.slope * self.y / self.x,
-            intercept=at.intercept * self.y + self.mean,
-            variance=at.variance * self.y**2,
+    def back(self, params: Parameters) -> Parameters:
+        """Convert parameters back to the data's units."""
+        return params._replace(
+            gate=params.gate / self.x,
+            slope=params.slope * self.y / self.x,
+            intercept=params.intercept * self.y + self.mean,
+            variance=params.variance * self.y**2,
         )
 
 
-def _joined(at: Parameters, learn: bool) -> Array:
-    """The free parameters as one vector: without the last gate, and without a fixed tau."""
-    tau = [np.atleast_1d(at.tau)] if learn else []
-    free = [at.gate[:-1].ravel(), at.bias[:-1], *tau, at.slope.ravel(), at.intercept, at.variance]
+def _pack(params: Parameters, learn: bool) -> Array:
+    """Concatenate the free parameters: without the last gate, and without a fixed tau."""
+    tau = [np.atleast_1d(params.tau)] if learn else []
+    free = [
+        params.gate[:-1].ravel(),
+        params.bias[:-1],
+        *tau,
+        params.slope.ravel(),
+        params.intercept,
+        params.variance,
+    ]
     return np.concatenate(free)
 
 
 def _unpack(vector: Array, k: int, d: int, tau: float | None) -> Parameters:
-    """Inverse of `_joined` with log tau and log variance; tau: a fixed value, None = in vector."""
+    """Invert `_pack` of log tau and log variance; tau: a fixed value, None = in the vector."""
     sizes = [(k - 1) * d, k - 1, int(tau is None), k * d, k, k]
-    gate, bias, own, slope, intercept, variance = np.split(vector, np.cumsum(sizes)[:-1])
+    gate, bias, log_tau, slope, intercept, variance = np.split(vector, np.cumsum(sizes)[:-1])
     gate = np.vstack([gate.reshape(k - 1, d), np.zeros((1, d))])
-    tau = float(np.exp(own[0])) if tau is None else tau
+    tau = float(np.exp(log_tau[0])) if tau is None else tau
     return Parameters(
         gate, np.append(bias, 0.0), tau, slope.reshape(k, d), intercept, np.exp(variance)
     )
 
 
 def _check_start(start: Parameters, k: int, d: int) -> None:
+    """Raise ShapeError for a start that does not fit k experts and d features."""
     shapes = [(k, d), (k,), (), (k, d), (k,), (k,)]
     got = [np.shape(part) for part in start]
     positive = start.tau > 0 and bool((np.asarray(start.variance) > 0).all())

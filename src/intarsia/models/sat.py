@@ -1,7 +1,7 @@
-"""SAT, an accelerator for N:M training: its cycles in closed form, and stepped (arXiv:2309.13015).
+"""SAT, an accelerator for N:M training: cycles by formula and by simulation (arXiv:2309.13015).
 
 An array of side x side units multiplies matrices, with dense weights or n of each m: a unit holds a
-weight and log2(m) bits that choose its activation. The paper's board cannot be had: constants
+weight and log2(m) bits that choose its activation. The paper's board is not available: constants
 without a source are ours, and figures compare settings with each other.
 """
 
@@ -25,17 +25,17 @@ from ..core.modes import evaluating
 from ..schedules import Bdwp
 from ..schedules.bdwp import n_of_m_mask
 
-FLOWS = ("os", "ws")  # outputs, or weights, stay in the units
+FLOWS = ("os", "ws")  # output-stationary, weight-stationary: what stays in the units
 HALF = 2  # bytes of a number
-MOVED = 5 * HALF  # bytes an updated weight: gradient, weight and momentum in, two of them out
+MOVED = 5 * HALF  # bytes to update a weight: gradient, weight, momentum in; the last two out
 
 
 @dataclass(frozen=True)
 class LayerShape:
-    """A linear map or convolution in a training: y (places, outputs) = x (places, inputs kernel) W.
+    """Shape of a linear map or convolution: y (places, outputs) = x (places, inputs kernel) W.
 
     kernel: kh kw; places: batch times height times width of the output; groups: of a convolution.
-    Of a transposed one y has every tap of each output, at the places of the input; kernel is 1.
+    For a transposed one y has every tap of each output, at the places of the input; kernel is 1.
     prunes: whether BDWP prunes it.  reads_data: its input needs no gradient.
     """
 
@@ -73,16 +73,16 @@ class Cycles:
 
 @dataclass(frozen=True)
 class Sat:
-    """The accelerator.
+    """Settings of the accelerator SAT.
 
     side: P, the array is P x P.  latency: stages of a multiply-add; interleave: independent tiles
     that fill them.  dataflow: "os", "ws", or "best", the faster for each layer and stage.
-    pregenerate: N:M weights are sorted out while weights are updated, not before they are used;
-      of a layer of few products that takes longer than it saves.
-    lanes: weights that the update unit handles in a cycle, and top-k sorters.  bandwidth: bytes a
-    cycle to the memory.
+    pregenerate: N:M weights are selected while weights are updated, not before they are used;
+      for a layer of few products that takes longer than it saves.
+    lanes: weights that the update unit handles in a cycle, and number of top-k sorters.
+    bandwidth: bytes a cycle to the memory.
 
-    Raises: ConfigError on settings that cannot be.
+    Raises: ConfigError for a setting out of range.
     Source: paper, sections IV and V; side and lanes are the paper's, the others ours.
     """
 
@@ -102,11 +102,14 @@ class Sat:
 
     @property
     def interval(self) -> int:
-        """I, cycles between two multiply-adds of a tile: ceil(L_p / interleave)."""
+        """Cycles I between two multiply-adds of a tile: ceil(L_p / interleave)."""
         return -(-self.latency // self.interleave)
 
     def gemm(self, rows: int, slots: int, columns: int, flow: str) -> int:
-        """Cycles of (rows, K) (K, columns), of whose K weights a column has `slots`."""
+        """Return the cycles of a product (rows, K) (K, columns) in a dataflow.
+
+        slots: weights of the K of each column that are stored, n / m of them for N:M.
+        """
         side, fill = self.side, 2 * self.side - 2
         if flow == "os":
             tiles = -(-rows // side) * -(-columns // side)
@@ -114,20 +117,22 @@ class Sat:
         return -(-slots // side) * -(-columns // side) * (rows + fill + side)
 
     def cycles(self, layer: LayerShape, training: Bdwp | None = None) -> Cycles:
-        """A layer's step; training: None = dense."""
+        """Return the cycles of a layer's training step.  training: None = dense."""
         pruned = training if training is not None and layer.prunes else None
         ahead = pruned if pruned is not None and pruned.directions != "backward" else None
         back = pruned if pruned is not None and pruned.directions != "forward" else None
         places, inputs, taps, outputs = layer.places, layer.inputs, layer.kernel, layer.outputs
+        # forward and backward products: pruned weights if the training prunes that direction
         forward, of_y = self._stage(layer, places, inputs, taps, outputs, ahead)
         backward, of_x = self._stage(layer, places, outputs, taps, inputs, back)
         # WU: R = Co, K = B HW, C = Ci k^2, always dense
         weights, of_w = self._stage(layer, outputs, places, 1, inputs * taps, None)
-        update, moved = -(-layer.weights // self.lanes), layer.weights * MOVED  # WUVE
+        # WUVE, the update: its own cycles, the sorters' or the memory's, whichever is most
+        update, moved = -(-layer.weights // self.lanes), layer.weights * MOVED
         for direction in (ahead, back) if self.pregenerate else ():
             moved += 0 if direction is None else _bytes(layer, direction)
         sorts = sum(self._sort(layer, d) for d in (ahead, back)) if self.pregenerate else 0
-        update = max(update, sorts, self._moved(moved))
+        update = max(update, sorts, self._memory_cycles(moved))
         backward = 0 if layer.reads_data else backward
         return Cycles(forward, backward, weights, update, (of_y, of_x, of_w))
 
@@ -140,56 +145,64 @@ class Sat:
         columns: int,
         pruned: Bdwp | None,
     ) -> tuple[int, str]:
-        """(cycles, dataflow) of a product (rows, inner taps) (inner taps, columns)."""
-        slots, held = inner * taps, layer.weights * HALF
+        """Return (cycles, dataflow) of a product (rows, inner taps) (inner taps, columns).
+
+        inner, taps: the two factors of the summed dimension, of which N:M groups lie along inner;
+        pruned: the N:M training whose pattern applies, None = dense.
+        """
+        slots, stored = inner * taps, layer.weights * HALF
         if pruned is not None:
             pattern = NofM.read(pruned.pattern)
             slots = -(-inner // pattern.m) * pattern.n * taps  # the last group is padded
-            held = _bytes(layer, pruned) if self.pregenerate else held
+            stored = _bytes(layer, pruned) if self.pregenerate else stored
         flows = FLOWS if self.dataflow == "best" else (self.dataflow,)
-        found = {f: layer.groups * self.gemm(rows, slots, columns, f) for f in flows}
-        best = min(found, key=lambda flow: found[flow])
+        cycles = {f: layer.groups * self.gemm(rows, slots, columns, f) for f in flows}
+        best = min(cycles, key=lambda flow: cycles[flow])
+        # the product and the memory traffic overlap: the slower one counts
         ends = layer.groups * layer.places * (layer.inputs + layer.outputs) * HALF
         sort = 0 if self.pregenerate else self._sort(layer, pruned)
-        return max(found[best], self._moved(ends + held)) + sort, best
+        return max(cycles[best], self._memory_cycles(ends + stored)) + sort, best
 
     def _sort(self, layer: LayerShape, pruned: Bdwp | None) -> int:
-        """SORE: m cycles a group, `lanes` groups at a time."""
+        """Return the cycles of sorting (SORE): m for each group, `lanes` groups at a time."""
         m = 0 if pruned is None else NofM.read(pruned.pattern).m
         return -(-layer.weights // (self.lanes * m)) * m if m else 0
 
-    def _moved(self, bytes_: float) -> int:
+    def _memory_cycles(self, bytes_: float) -> int:
+        """Return the cycles in which the memory transfers these bytes."""
         return math.ceil(bytes_ / self.bandwidth)
 
 
 def _bytes(layer: LayerShape, pruned: Bdwp) -> int:
-    """Of N:M weights with their places."""
+    """Return the bytes of N:M weights and their indices."""
     pattern = NofM.read(pruned.pattern)
     bits = 8 * HALF + math.ceil(math.log2(pattern.m))
     return math.ceil(layer.weights * pattern.n / pattern.m * bits / 8)
 
 
 def layer_shapes(model: nn.Module, *inputs: Any, batch: int = 1) -> tuple[LayerShape, ...]:
-    """The linear maps and convolutions that a forward calls, in order; products of attention not.
+    """List the linear maps and convolutions that a forward calls, in order.
 
-    inputs: of one sample, as the model takes them; batch: how many a step has. The first layer, the
+    Matrix products of attention are not among them.
+    inputs: of one sample, as the model takes them; batch: samples of a step. The first layer, the
     last and grouped convolutions stay dense, as in the paper.
     """
-    found: list[LayerShape] = []
+    shapes: list[LayerShape] = []
 
     def note(name: str, layer: Any, args: Any, y: Tensor) -> None:
-        groups, one, other = groups_of(layer), *layer.weight.shape[:2]
+        groups, first, second = groups_of(layer), *layer.weight.shape[:2]
         taps = math.prod(layer.weight.shape[2:])
         if getattr(
             layer, "transposed", False
         ):  # (in, out, ...): an input gives all taps of outputs
-            sizes = other * taps, one // groups, 1, batch * args[0].numel() // one
+            sizes = second * taps, first // groups, 1, batch * args[0].numel() // first
         else:
-            sizes = one // groups, other, taps, batch * y.numel() // one
-        found.append(LayerShape(name, *sizes, groups, prunes=groups == 1))
+            sizes = first // groups, second, taps, batch * y.numel() // first
+        shapes.append(LayerShape(name, *sizes, groups, prunes=groups == 1))
 
     kinds = (nn.Linear, nn.modules.conv._ConvNd)
     layers = [(name, module) for name, module in model.named_modules() if isinstance(module, kinds)]
+    # a layer that is called twice is listed twice
     handles = [layer.register_forward_hook(partial(note, name)) for name, layer in layers]
     try:
         with torch.no_grad(), evaluating(model):
@@ -197,27 +210,27 @@ def layer_shapes(model: nn.Module, *inputs: Any, batch: int = 1) -> tuple[LayerS
     finally:
         for handle in handles:
             handle.remove()
-    ends = {0, len(found) - 1}
+    ends = {0, len(shapes) - 1}
     return tuple(
         replace(layer, prunes=layer.prunes and i not in ends, reads_data=i == 0)
-        for i, layer in enumerate(found)
+        for i, layer in enumerate(shapes)
     )
 
 
 def total(sat: Sat, layers: Sequence[LayerShape], training: Bdwp | None = None) -> int:
-    """Cycles of a step of all layers."""
+    """Return the cycles of a training step of all layers."""
     return sum(sat.cycles(layer, training).total for layer in layers)
 
 
 def simulate(
     x: Tensor, weight: Tensor, sat: Sat, flow: str = "os", pattern: NofM | None = None
 ) -> tuple[Tensor, int]:
-    """The array cycle by cycle: (x W^T, cycles), for small matrices.
+    """Simulate the array cycle by cycle, for small matrices: return x W^T and the cycles.
 
-    x: (rows, K), weight: (columns, K), dense or n of m along K.  Every unit passes its activations
-    to the right and its weights (os) or sums (ws) down, a step each cycle.
-    Raises: ShapeError for other shapes; ConfigError for a flow that is none.
-    Oracle of `Sat.gemm`.
+    x: (rows, K), weight: (columns, K), dense or n of m along K.  In each cycle every unit passes
+    its activations to the right and its weights (os) or sums (ws) down.
+    Raises: ShapeError for other shapes; ConfigError for an unknown flow.
+    It is the oracle of `Sat.gemm`.
     """
     one_of("flow", flow, FLOWS)
     if x.dim() != 2 or weight.dim() != 2 or x.shape[1] != weight.shape[1]:
@@ -226,11 +239,12 @@ def simulate(
     pattern, side = pattern or NofM(1, 1), sat.side
     groups, values, places = _compact(x.double(), weight.double(), pattern)
     y, cycles = x.new_zeros((len(x), len(weight)), dtype=torch.float64), 0
-    whole = slice(None)
+    everything = slice(None)
+    # os: tiles of rows and columns; ws: tiles of slots and columns, whose sums add up
     blocks = range(0, len(x) if flow == "os" else values.shape[1], side)
     for start, column in product(blocks, range(0, len(weight), side)):
         block, c = slice(start, start + side), slice(column, column + side)
-        r, s = (block, whole) if flow == "os" else (whole, block)
+        r, s = (block, everything) if flow == "os" else (everything, block)
         tile = groups[r, s], values[c, s], places[c, s]
         part, spent = _os(*tile, sat) if flow == "os" else _ws(*tile, side)
         y[r, c] += part
@@ -239,13 +253,15 @@ def simulate(
 
 
 def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, Tensor]:
-    """Of each slot: its group's activations (R, S, m), weights (C, S), places in it (C, S)."""
+    """Compact to S slots: activations of their groups (R, S, m), weights and indices (C, S)."""
     n, m = pattern.n, pattern.m
     pad = -x.shape[1] % m
     mask = n_of_m_mask(weight, NofM(n, m, 1))
-    weight, x, kept = (nn.functional.pad(t, (0, pad)) for t in (weight * mask, x, mask))
+    weight, x, selected = (nn.functional.pad(t, (0, pad)) for t in (weight * mask, x, mask))
     order = (
-        kept.view(len(kept), -1, m).byte().argsort(dim=-1, descending=True, stable=True)[..., :n]
+        selected.view(len(selected), -1, m)
+        .byte()
+        .argsort(dim=-1, descending=True, stable=True)[..., :n]
     )
     values = weight.view(len(weight), -1, m).gather(-1, order)
     groups = x.view(len(x), -1, 1, m).expand(-1, -1, n, -1)
@@ -253,7 +269,7 @@ def _compact(x: Tensor, weight: Tensor, pattern: NofM) -> tuple[Tensor, Tensor, 
 
 
 def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, int]:
-    """A tile whose sums stay; activations enter at the left, weights at the top, both skewed."""
+    """Simulate an output-stationary tile; activations and weights enter skewed, left and top."""
     side, slots = sat.side, values.shape[1]
     sums = torch.zeros(side, side, dtype=torch.float64)
     done = torch.zeros(side, side, dtype=torch.int64)
@@ -268,7 +284,7 @@ def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, in
             if rest == 0 and 0 <= slot < slots:
                 rights[i, 0] = downs[0, i] = slot
         for (p, q), slot in rights.items():
-            assert downs[p, q] == slot  # they meet
+            assert downs[p, q] == slot  # the skew makes a slot's two operands meet
             done[p, q] += 1
             last = cycle + sat.interval
             if p < len(x) and q < len(values):
@@ -278,12 +294,12 @@ def _os(x: Tensor, values: Tensor, places: Tensor, sat: Sat) -> tuple[Tensor, in
 
 
 def _ws(x: Tensor, values: Tensor, places: Tensor, side: int) -> tuple[Tensor, int]:
-    """A tile whose weights stay: loaded row by row; sums go down and come out at the bottom."""
+    """Simulate a weight-stationary tile: weights are loaded by rows, sums leave at the bottom."""
     y = torch.zeros(len(x), len(values), dtype=torch.float64)
-    cycle = side  # the weights are there
+    cycle = side  # loading the weights took a cycle a row
     out = 0
     rights: dict[tuple[int, int], int] = {}  # unit -> row of the activations it has
-    sums: dict[tuple[int, int], float] = {}  # what it got from above
+    sums: dict[tuple[int, int], float] = {}  # unit -> the partial sum from above
     while out < len(x) * side:
         rights = {(p, q + 1): r for (p, q), r in rights.items() if q + 1 < side}
         for p in range(side):
@@ -291,9 +307,9 @@ def _ws(x: Tensor, values: Tensor, places: Tensor, side: int) -> tuple[Tensor, i
                 rights[p, 0] = cycle - side - p
         passed: dict[tuple[int, int], float] = {}
         for (p, q), row in rights.items():
-            held = q < len(values) and p < values.shape[1]
-            own = float(x[row, p, places[q, p]] * values[q, p]) if held else 0.0
-            sum_ = sums.get((p, q), 0.0) + own
+            filled = q < len(values) and p < values.shape[1]
+            product = float(x[row, p, places[q, p]] * values[q, p]) if filled else 0.0
+            sum_ = sums.get((p, q), 0.0) + product
             if p + 1 < side:
                 passed[p + 1, q] = sum_
             else:
@@ -308,6 +324,6 @@ def _ws(x: Tensor, values: Tensor, places: Tensor, side: int) -> tuple[Tensor, i
 def each_layer(
     sat: Sat, layers: Sequence[LayerShape], training: Bdwp
 ) -> Iterator[tuple[LayerShape, Cycles, Cycles]]:
-    """Every layer with its cycles in a dense training and in this one."""
+    """Yield every layer with its cycles in a dense training and in this one."""
     for layer in layers:
         yield layer, sat.cycles(layer), sat.cycles(layer, training)

@@ -1,4 +1,4 @@
-"""A fitted estimator as a folder: card.json (key, settings, figures) and tensors.safetensors."""
+"""Folders of fitted estimators: card.json (key, settings, figures) and tensors.safetensors."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from ..core.registry import card, keys, method_key, settings_from_dict, settings
 from ..core.sealing import check_sealed, seal_folder
 
 CARD, TENSORS = "card.json", "tensors.safetensors"
-NAMES = "feature_names_in_"  # of a table's columns: text, so no tensor
+NAMES = "feature_names_in_"  # names of a table's columns: text, which no tensor holds
 FORMAT = 1
 E = TypeVar("E")
 
 
 def save_estimator(estimator: BaseEstimator, folder: str | Path) -> Path:
-    """Write a fitted estimator of the card index; a folder of this kind is replaced.
+    """Write a fitted estimator that has a card; a folder of this kind is replaced.
 
     Raises: NotFittedError; ConfigError for a random_state that is no number, and for a folder with
     other files in it; TrainingError if it cannot be written.
@@ -43,24 +43,26 @@ def save_estimator(estimator: BaseEstimator, folder: str | Path) -> Path:
         fix = "Call set_params(random_state=0) before save."
         raise ConfigError("random_state", got=got, want=want, fix=fix)
     check_target(folder, own=(CARD, TENSORS))
+    # fitted attributes by scikit-learn's convention: arrays to safetensors, the rest to JSON
     learned = {n: v for n, v in vars(estimator).items() if n.endswith("_") and n[0] != "_"}
     tensors = {n: v for n, v in learned.items() if isinstance(v, np.ndarray) and n != NAMES}
+    # numbers and names of features, which JSON holds
     figures = {n: _plain(v) for n, v in learned.items() if n not in tensors}
     with writing(folder) as scratch:
         scratch.mkdir()
-        whole = {n: np.ascontiguousarray(v) for n, v in tensors.items()}
-        save_file(whole, scratch / TENSORS)
-        about = {"format": FORMAT, "key": method_key(estimator), "version": version("intarsia")}
+        contiguous = {n: np.ascontiguousarray(v) for n, v in tensors.items()}
+        save_file(contiguous, scratch / TENSORS)
+        record = {"format": FORMAT, "key": method_key(estimator), "version": version("intarsia")}
         settings = {n: _plain(v) for n, v in settings_to_dict(estimator).items()}
-        about |= {"settings": settings, "figures": figures}
-        seal_folder(scratch, CARD, about)
+        record |= {"settings": settings, "figures": figures}
+        seal_folder(scratch, CARD, record)
     return folder
 
 
 def load_estimator(kind: type[E], folder: str | Path) -> E:
-    """The estimator of that class, or of one below it, that `save_estimator` wrote.
+    """Load the estimator that `save_estimator` wrote, of class `kind` or a subclass.
 
-    Raises: CheckpointError for a folder that is damaged, or of something else.
+    Raises: CheckpointError for a folder that is damaged, or of another kind.
     """
     folder = repaired(folder)
     want, fix = (
@@ -69,40 +71,42 @@ def load_estimator(kind: type[E], folder: str | Path) -> E:
     )
     check_kind(folder, CARD, what=f"folder {folder}", want=want, fix="Check the path.")
     try:
-        about = read_json(folder / CARD)
-        if about["format"] != FORMAT or about["key"] not in keys("model"):
-            raise ValueError(f"format {about['format']!r}, key {about['key']!r}")
-        about = check_sealed(folder / CARD, about, needs=(TENSORS,))
-        found: Any = settings_from_dict(card(about["key"]), about["settings"])
-        learned = read_tensors(folder / TENSORS, "np") | dict(about["figures"])
+        record = read_json(folder / CARD)
+        if record["format"] != FORMAT or record["key"] not in keys("model"):
+            raise ValueError(f"format {record['format']!r}, key {record['key']!r}")
+        record = check_sealed(folder / CARD, record, needs=(TENSORS,))
+        # settings build the estimator; fitted attributes are set afterwards
+        estimator: Any = settings_from_dict(card(record["key"]), record["settings"])
+        learned = read_tensors(folder / TENSORS, "np") | dict(record["figures"])
     except CheckpointError:
         raise
     except (OSError, ValueError, KeyError, TypeError, SafetensorError, IntarsiaError) as error:
         raise CheckpointError(f"folder {folder}", got=error, want=want, fix=fix) from error
-    if not isinstance(found, kind):
-        got, want = f"a {type(found).__name__}", f"a {kind.__name__}"
-        fix = f"Load it with {type(found).__name__}.load."
+    if not isinstance(estimator, kind):
+        got, want = f"a {type(estimator).__name__}", f"a {kind.__name__}"
+        fix = f"Load it with {type(estimator).__name__}.load."
         raise CheckpointError(f"folder {folder}", got=got, want=want, fix=fix)
+    # a file must not set anything but fitted attributes, methods for instance
     if not all(n.endswith("_") and n[0] != "_" for n in learned):
         got, want = sorted(learned), "names of fitted attributes"
         raise CheckpointError(f"folder {folder}", got=got, want=want, fix="Save it anew.")
     for name, value in learned.items():
-        setattr(found, name, np.asarray(value, dtype=object) if name == NAMES else value)
-    return cast(E, found)
+        setattr(estimator, name, np.asarray(value, dtype=object) if name == NAMES else value)
+    return cast(E, estimator)
 
 
 def _plain(value: Any) -> Any:
-    """A figure or a setting as JSON has it."""
+    """Convert a figure or a setting to JSON's types."""
     if isinstance(value, list):
-        return [_plain(one) for one in value]
+        return [_plain(item) for item in value]
     return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 class SavedEstimators:
-    """Estimators that are saved as a folder."""
+    """Mixin for estimators that are saved as a folder."""
 
     def save(self, folder: str | Path) -> Path:
-        """Write settings as JSON and what was learned as safetensors.  Returns the folder's path.
+        """Write settings as JSON and fitted arrays as safetensors; return the folder's path.
 
         Raises: as `save_estimator` does.
         """
@@ -110,5 +114,5 @@ class SavedEstimators:
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """What `save` wrote.  Raises: CheckpointError for a folder of something else."""
+        """Load what `save` wrote.  Raises: CheckpointError for another kind of folder."""
         return load_estimator(cls, folder)

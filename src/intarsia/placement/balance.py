@@ -1,7 +1,8 @@
-"""Experts dealt out to devices: the longest first, then swaps; and joint swaps as a search.
+"""Balance of experts over devices: largest load first, then swaps; and joint swaps as a search.
 
-Loads alone are balanced by `longest_first` and `swap_until_even`. `JointSwaps` lowers what goes
-between devices under that balance; it is not of a paper, and stands beside MoETuner's programmes.
+Loads alone are balanced by `longest_first` and `swap_until_even`. `JointSwaps` lowers the traffic
+between devices under that balance; it is not from a paper, and is compared with MoETuner's
+programmes.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def longest_first(load: Tensor, devices: int) -> Tensor:
     owner = torch.empty(len(load), dtype=torch.int64)
     values = load.tolist()
     for expert in sorted(range(len(values)), key=lambda e: (-values[e], e)):
+        # ties go to the lowest number, so that all processes decide alike
         device = min((d for d in range(devices) if room[d]), key=lambda d: (total[d], d))
         owner[expert] = device
         room[device] -= 1
@@ -95,7 +97,7 @@ def swap_layer(
 
     load: (E,); owner: (E,); outside: (E, D), affinity of each expert to each device because of
     other layers; within: (E, E), affinity of two experts of this layer, symmetric, or None; slack:
-    no device's load may rise above so many times the mean, or the present maximum if that is
+    no device's load may exceed slack times the mean, or the present maximum if that is
     larger. Returns the new owner (E,) and the affinity gained.
     """
     load, owner, devices = load.double(), owner.clone(), outside.shape[1]
@@ -135,8 +137,8 @@ class JointSwaps:
 
     by: the traffic to lower. "stay": transitions between layers that change the device; "home":
       pairs of experts of one token on two devices, since a token's row goes once to each device;
-    slack: a device's load may be so many times the mean. Where busy experts of the same tokens lie
-      side by side, balance separates them: with "home" a layer whose tokens would then have more
+    slack: largest load of a device over the mean. Where busy experts of the same tokens lie side by
+      side, balance separates them: with "home" a layer whose tokens would then have more
       destinations than with experts in order may have a larger load, in steps of 15 % up to that
       of experts in order, which is the result if nothing else is as good;
     sweeps: passes over the layers at most, with "stay"; layers of "home" are independent.
@@ -188,10 +190,10 @@ class JointSwaps:
         return owner
 
     def _home(self, trace: Trace, layer: int, load: Tensor, even: Tensor, devices: int) -> Tensor:
-        """Return the owner (E,) of one layer, for traffic of rows that come back after each layer.
+        """Place the experts of one layer so that tokens have few destinations, objective "home".
 
-        Takes the smallest slack with which tokens have no more destinations than with experts in
-        order.  even: (E,), the balanced owner to start from.
+        The slack is the smallest with which tokens have no more destinations than with experts in
+        order.  load: (E,); even: (E,), the balanced owner to start from.  Returns the owner, (E,).
         """
         membership, pairs = trace.membership(layer), trace.coactivation(layer)
         # "home": layers are independent, so nothing outside the layer pulls its experts
@@ -208,7 +210,7 @@ class JointSwaps:
             if slack >= highest:
                 break
             slack = min(WIDER * slack, highest)
-        # no slack was enough: start from experts in order, which is never worse than itself
+        # no slack was enough: try swaps that start from experts in order, else keep these
         owner, _ = swap_layer(load, in_order, none, pairs, self.slack)
         return owner if mean_destinations(membership, owner, devices) <= limit else in_order
 

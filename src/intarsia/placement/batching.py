@@ -37,7 +37,7 @@ class QueuedRequest:
 class ExpertQueues:
     """Queues of requests, one for each expert; a batch takes from the longest queues first.
 
-    limit: requests of a batch at most;  patience: a request that has waited for so many rounds goes
+    limit: requests of a batch at most;  patience: a request that has waited this many rounds goes
     before all others, oldest first, so that with n requests none waits longer than
     patience + ceil(n / limit) rounds; inf: never, and a rare expert's requests may wait for ever.
 
@@ -112,7 +112,7 @@ class Served:
 
     @property
     def switches(self) -> int:
-        """Number of experts, over all batches, that the batch before did not use."""
+        """Number of times that a batch uses an expert which the batch before it did not."""
         before: set[int] = set()
         count = 0
         for batch in self.batches:

@@ -140,6 +140,7 @@ class Cache:
             loose = [k for k in self.at if k not in self.pinned and k not in self.wanted]
             # the newcomer competes, too: it must not push out an expert that is needed sooner
             out = self.policy.victim([*loose, key])
+            # the newcomer itself is the victim: do not read it now
             if out == key:
                 return None
             self.free.append(self.at.pop(out))

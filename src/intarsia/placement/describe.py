@@ -23,6 +23,7 @@ def describe_layers(trace: Trace) -> list[dict[str, Any]]:
         membership = trace.membership(layer)
         load = membership.sum(0)
         share = load / load.sum().clamp(min=1)
+        # experts that a token shares with its predecessor
         repeated = (membership[1:] * membership[:-1]).sum(1)[follows].sum()
         pairs = membership[1:].sum(1)[follows].sum().clamp(min=1)
         # by chance: sum over experts of (share of the pairs) x (share of the tokens)

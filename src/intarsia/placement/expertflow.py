@@ -41,11 +41,10 @@ class TokenTable:
     """Table of P(layer's expert | token id), counted on a trace; for unseen tokens, of all tokens.
 
     share: (V + 1, L, E) float32, the last row of all tokens. ExpertFlow's predictor is a small
-    transformer over the ids, trained on the routes. The table stands in its place because it needs
-    no training and is about as good: on a mixture of 16 experts it knows .71 of a token's experts
-    beforehand, such a transformer of .37 million parameters .79, and decoding was 1.31 and 1.28
-    times as fast as with LRU for one stream, 1.64 and 1.72 for four. Any other predictor fits that
-    has `Predictor.chances`.
+    transformer over the ids, trained on the routes. The table replaces it because it needs no
+    training and is about as good: on a mixture of 16 experts it predicts .71 of a token's experts,
+    such a transformer of .37 million parameters .79, and decoding was 1.31 and 1.28 times as fast
+    as with LRU for one stream, 1.64 and 1.72 for four. Any `Predictor` can be used instead.
     """
 
     share: Tensor
@@ -54,7 +53,7 @@ class TokenTable:
     def of(cls, trace: Trace, smoothing: float = 1.0) -> TokenTable:
         """Count the experts of each token id in a trace.
 
-        smoothing: so many average tokens are added to the counts of each id.
+        smoothing: number of average tokens that are added to the counts of each id.
         Raises: DataError for a trace without token ids.
         """
         if trace.token is None:

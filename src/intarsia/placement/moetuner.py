@@ -38,7 +38,7 @@ class MoeTuner:
     sweeps: passes over the layers, where there are more than five devices and programme 2 is solved
     for one layer after the other, by the sum over i and j.
 
-    Raises: ConfigError for settings that cannot be; in `place`, for devices that do not divide the
+    Raises: ConfigError for settings out of range; in `place`, for devices that do not divide the
     experts.
     Not where copies are wanted: see `Eplb`. `JointSwaps` has less traffic on the same load.
     Source: arXiv:2502.06643.

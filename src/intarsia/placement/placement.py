@@ -60,6 +60,7 @@ class Placement:
         Raises: ConfigError unless D divides E.
         """
         check_divides(experts, devices)
+        # experts 0 ... E / D - 1 on device 0, and so on
         owner = torch.arange(experts) // (experts // devices)
         return cls.of(owner.repeat(layers, 1), devices)
 
@@ -99,9 +100,10 @@ class Placement:
         )
 
     def relabelling(self) -> Tensor:
-        """Return the old number of each new expert, (L, E) int64.
+        """Return a renumbering of experts with which an engine's order is this placement.
 
-        An engine that places experts in order then has this placement.
+        Entry [l, i] is the present number of the expert that becomes number i of layer l, (L, E)
+        int64. Stock engines give device d the experts d E / D ... (d + 1) E / D - 1.
         Raises: ConfigError for copies, or devices that have different numbers of experts.
         """
         sizes = self.sizes()

@@ -128,6 +128,7 @@ class Trace:
         """
         between("layer", layer, 0, self.layers - 2)
         now, then = (_shares(self.membership(number)) for number in (layer, layer + 1))
+        # a token with k experts in both layers adds 1 / k^2 to each of the k x k pairs
         return now.T @ then
 
     def coactivation(self, layer: int) -> Tensor:

@@ -16,9 +16,9 @@ TINY = RecombinerSettings(**CARD.tiny)
 def waves(seed: int, *sizes: int) -> Any:
     """A smooth colour picture, or frames of one."""
     random = np.random.default_rng(seed)
-    where = np.stack(np.meshgrid(*(np.linspace(0, 1, n) for n in sizes), indexing="ij"), -1)
-    found = np.sin(where @ random.normal(0, 4, (len(sizes), 3)) + random.uniform(0, 6, 3))
-    return np.rint((found + 1) / 2 * 255).astype(np.uint8)
+    coordinates = np.stack(np.meshgrid(*(np.linspace(0, 1, n) for n in sizes), indexing="ij"), -1)
+    values = np.sin(coordinates @ random.normal(0, 4, (len(sizes), 3)) + random.uniform(0, 6, 3))
+    return np.rint((values + 1) / 2 * 255).astype(np.uint8)
 
 
 @pytest.fixture(scope="session")

@@ -74,9 +74,9 @@ def by_hand(seed: int = 0, **settings: Any) -> Prior:
 def test_a_decoded_picture_is_near_and_its_length_is_the_rate(
     codec: Recombiner, picture: Any, data: bytes
 ) -> None:
-    found = codec.decode(data)
-    assert found.shape == picture.shape and found.dtype == np.uint8
-    error = np.square((found.astype(float) - picture) / 255).mean()
+    decoded = codec.decode(data)
+    assert decoded.shape == picture.shape and decoded.dtype == np.uint8
+    error = np.square((decoded.astype(float) - picture) / 255).mean()
     assert error < np.square((picture.mean((0, 1)) - picture) / 255).mean() / 2
     header, payload = irc.read(data)
     patches, bits = 2 * 3, TINY.bits
@@ -90,7 +90,7 @@ def test_the_decoded_weights_are_the_candidates_that_the_coder_chose(
 ) -> None:
     prior, (header, payload) = codec.prior, irc.read(data)
     tiles = signals.tiles_of(header.sizes, TINY)
-    found = codec.weights(data)[0]
+    weights = codec.weights(data)[0]
     levels = levels_of(TINY, tiles)
     numbers = prior.numbers(levels)[0]
     indices = [
@@ -100,7 +100,9 @@ def test_the_decoded_weights_are_the_candidates_that_the_coder_chose(
         places = np.argwhere(numbers == group)
         z = candidates(prior.key, group, len(places), TINY.bits)[indices[group]]
         mean, scale = (x[0].numpy().astype(object)[places[:, 1]] for x in (prior.mean, prior.scale))
-        assert found[tuple(places.T)].tolist() == (mean * UNIT + scale * z.astype(object)).tolist()
+        assert (
+            weights[tuple(places.T)].tolist() == (mean * UNIT + scale * z.astype(object)).tolist()
+        )
 
 
 def test_another_process_of_another_processor_decodes_the_same_bits(
@@ -109,14 +111,14 @@ def test_another_process_of_another_processor_decodes_the_same_bits(
     codec.save(tmp_path / "prior")
     (tmp_path / "photo.irc").write_bytes(data)
     older = {"NPY_DISABLE_CPU_FEATURES": "AVX2 FMA3", "ATEN_CPU_CAPABILITY": "default"}
-    said = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", IN_ANOTHER, str(tmp_path / "prior"), str(tmp_path / "photo.irc")],
         env={**os.environ, **older, "OMP_NUM_THREADS": "2"},
         capture_output=True,
         text=True,
         check=True,
     ).stdout.split()
-    assert said == [hashlib.sha256(codec.weights(data).tobytes()).hexdigest()]
+    assert process == [hashlib.sha256(codec.weights(data).tobytes()).hexdigest()]
 
 
 @pytest.mark.parametrize(
@@ -130,9 +132,9 @@ def test_files_of_version_1_decode_for_ever(levels: int, wanted: str) -> None:
     count = sum(codec.prior.counts(levels_of(codec.settings, tiles)))
     payload = pack(np.arange(count) * 37 % 256, codec.settings.bits)
     header = irc.Header(codec.prior.digest, "image", codec.settings.bits, (75, 30))
-    found = codec.weights(irc.write(header, payload))
-    assert found.shape == (1, 10, codec.prior.decoder.columns)
-    assert f"{levels}:{hashlib.sha256(found.tobytes()).hexdigest()[:12]}" == wanted
+    weights = codec.weights(irc.write(header, payload))
+    assert weights.shape == (1, 10, codec.prior.decoder.columns)
+    assert f"{levels}:{hashlib.sha256(weights.tobytes()).hexdigest()[:12]}" == wanted
     assert codec.decode(irc.write(header, payload)).shape == (75, 30, 3)
 
 
@@ -204,10 +206,10 @@ def test_another_version_and_another_file_are_named(data: bytes) -> None:
 
 
 def test_another_prior_is_refused_by_name(data: bytes) -> None:
-    other = Recombiner(by_hand())
+    another = Recombiner(by_hand())
     with pytest.raises(CheckpointError) as found:
-        other.decode(data)
-    assert other.prior.digest.hex() in found.value.got and "names" in str(found.value.want)
+        another.decode(data)
+    assert another.prior.digest.hex() in found.value.got and "names" in str(found.value.want)
 
 
 def test_a_whole_header_of_another_size_is_refused(codec: Recombiner, data: bytes) -> None:
@@ -218,14 +220,14 @@ def test_a_whole_header_of_another_size_is_refused(codec: Recombiner, data: byte
 
 
 def test_a_pack_shares_a_header(codec: Recombiner) -> None:
-    many = [waves(i, 16, 16) for i in range(3)]
-    data = codec.encode_many(many, steps=10)
-    found = codec.decode(data)
-    assert found.shape == (3, 16, 16, 3)
-    each = len(irc.read(codec.encode(many[0], steps=1))[1])
-    assert len(irc.read(data)[1]) == 3 * each
+    pictures = [waves(i, 16, 16) for i in range(3)]
+    data = codec.encode_many(pictures, steps=10)
+    decoded = codec.decode(data)
+    assert decoded.shape == (3, 16, 16, 3)
+    single = len(irc.read(codec.encode(pictures[0], steps=1))[1])
+    assert len(irc.read(data)[1]) == 3 * single
     with refused(DataError, what="pack"):
-        codec.encode_many([many[0], many[1][:8]], steps=1)
+        codec.encode_many([pictures[0], pictures[1][:8]], steps=1)
 
 
 def test_a_single_pixel_comes_back(codec: Recombiner) -> None:
@@ -272,20 +274,20 @@ def test_other_signals_go_through_the_same_door(kind: str) -> None:
     patch = {"audio": (32,), "video": (16, 16, 16), "structure": (16,)}[kind]
     settings = RecombinerSettings(kind, patch, width=4, depth=1, positions=2, kl_bits=6, levels=2)
     t = np.arange(45)
-    made = {
+    signals_by_kind = {
         "audio": np.sin(t / 5) * 0.5,
         "video": waves(1, 16, 16, 20),
         "structure": np.stack([np.cos(t), np.sin(t), t * 0.3 + 7], 1) * 4,
     }
     rate = {"audio": 1.0, "video": 0.02, "structure": 3.0}[kind]
-    codec = Recombiner.train([made[kind]] * 2, rate, settings, crops=2, steps=8)
-    data = codec.encode(made[kind], steps=8, rate=8000)
-    found = codec.decode(data)
-    assert found.shape == made[kind].shape and found.dtype in (np.uint8, np.float64)
+    codec = Recombiner.train([signals_by_kind[kind]] * 2, rate, settings, crops=2, steps=8)
+    data = codec.encode(signals_by_kind[kind], steps=8, rate=8000)
+    decoded = codec.decode(data)
+    assert decoded.shape == signals_by_kind[kind].shape and decoded.dtype in (np.uint8, np.float64)
     header, _ = irc.read(data)
     assert header.rate == (8000 if kind == "audio" else 0)
     if kind == "structure":
-        np.testing.assert_allclose(header.centre, made[kind].mean(0), rtol=1e-6)
+        np.testing.assert_allclose(header.centre, signals_by_kind[kind].mean(0), rtol=1e-6)
     for place in range(len(data) - len(irc.read(data)[1]) - 4):
         wrong = bytearray(data)
         wrong[place] ^= 4
@@ -327,7 +329,7 @@ def test_a_signal_far_from_the_prior_is_told(codec: Recombiner) -> None:
 
 def test_edges_are_filled_and_cut_again() -> None:
     values = np.random.default_rng(0).random((20, 37, 3))
-    cut, own = signals.patches(values, TINY)
-    assert cut.shape == (6, 256, 3) and own.sum() == 20 * 37
-    assert (signals.together(cut, (20, 37), TINY) == values).all()
+    cut, inside = signals.patches(values, TINY)
+    assert cut.shape == (6, 256, 3) and inside.sum() == 20 * 37
+    assert (signals.join_patches(cut, (20, 37), TINY) == values).all()
     assert coding.total_steps(by_hand(), 100) == 100 + 5 * 20

@@ -18,10 +18,10 @@ from intarsia.core.errors import CheckpointError, ConfigError, DataError, ShapeE
 from intarsia.core.sealing import seal_folder
 from intarsia.models.codec.codec import Recombiner
 from intarsia.models.codec.coin import coin, coin_bytes, coin_width
-from intarsia.models.codec.levels import groups_by_mean, levels_of, numbered
-from intarsia.models.codec.prior import divergence, joined
+from intarsia.models.codec.levels import groups_by_mean, levels_of, number_groups
+from intarsia.models.codec.prior import divergence, join_levels
 from intarsia.models.codec.recombiner import RecombinerSettings
-from intarsia.models.codec.siren import OMEGA, SignalDecoder, cut, fourier, siren, stitched
+from intarsia.models.codec.siren import OMEGA, SignalDecoder, cut, fourier, siren, stitch
 from intarsia.models.codec.training import PriorTraining
 
 from ...refusals import refused
@@ -34,10 +34,13 @@ def seeded(seed: int = 0) -> torch.Generator:
 
 def naive(x: torch.Tensor, weights: torch.Tensor, sizes: list[int]) -> torch.Tensor:
     """A plain SIREN of one signal, layer by layer."""
-    at = 0
+    offset = 0
     for layer, (a, b) in enumerate(zip(sizes, sizes[1:], strict=False)):
-        bias, matrix = weights[at : at + b], weights[at + b : at + b + a * b].view(a, b)
-        at += b + a * b
+        bias, matrix = (
+            weights[offset : offset + b],
+            weights[offset + b : offset + b + a * b].view(a, b),
+        )
+        offset += b + a * b
         x = x @ matrix + bias
         x = torch.sin(OMEGA * x) if layer < len(sizes) - 2 else x
     return x
@@ -60,11 +63,11 @@ def test_the_identity_in_place_of_the_maps_is_the_plain_siren() -> None:
     h = torch.randn(2, full.columns, generator=seeded(1)) * 0.1
     for a in full.maps:
         torch.nn.init.eye_(a)
-    wanted = siren(full.points.expand(2, -1, -1), h, full.sizes) + 0.5
-    torch.testing.assert_close(full(h, (1, 2)), wanted)
+    expected = siren(full.points.expand(2, -1, -1), h, full.sizes) + 0.5
+    torch.testing.assert_close(full(h, (1, 2)), expected)
     plain = SignalDecoder(replace(TINY, positions=0, reparametrise=False), generator=seeded())
     assert not list(plain.parameters())  # COMBINER: signals share nothing but the prior
-    torch.testing.assert_close(plain(h, (1, 2)), wanted)
+    torch.testing.assert_close(plain(h, (1, 2)), expected)
 
 
 def test_silent_positions_change_nothing() -> None:
@@ -74,10 +77,10 @@ def test_silent_positions_change_nothing() -> None:
     first, out = full.sizes[1], full.sizes[0] - bare.sizes[0]
     for parameter in full.convolutions.parameters():
         torch.nn.init.zeros_(parameter)
-    kept = h[:, : full.weights]
+    weights_alone = h[:, : full.weights]
     start, end = first + bare.sizes[0] * first, first + full.sizes[0] * first
     assert end - start == out * first
-    shorter = torch.cat([kept[:, :start], kept[:, end:]], 1)
+    shorter = torch.cat([weights_alone[:, :start], weights_alone[:, end:]], 1)
     torch.testing.assert_close(full(h, (1, 1)), bare(shorter, (1, 1)))
 
 
@@ -85,87 +88,89 @@ def test_wider_levels_without_variance_are_one_level() -> None:
     levels = levels_of(replace(TINY, levels=3), (5, 2))
     h = torch.randn(2, 10, 6, generator=seeded())
     parts = [h, torch.zeros(2, levels[1].rows, 4), torch.zeros(2, 1, 4)]
-    assert levels[1].rows == 2 and levels[1].of.tolist() == [0] * 8 + [1] * 2
-    torch.testing.assert_close(joined(parts, levels), h.flatten(0, 1))
+    assert levels[1].rows == 2 and levels[1].row_of_patch.tolist() == [0] * 8 + [1] * 2
+    torch.testing.assert_close(join_levels(parts, levels), h.flatten(0, 1))
     parts[2] += 1
-    torch.testing.assert_close(joined(parts, levels)[:, :4], h.flatten(0, 1)[:, :4] + 1)
-    torch.testing.assert_close(joined(parts, levels)[:, 4:], h.flatten(0, 1)[:, 4:])
+    torch.testing.assert_close(join_levels(parts, levels)[:, :4], h.flatten(0, 1)[:, :4] + 1)
+    torch.testing.assert_close(join_levels(parts, levels)[:, 4:], h.flatten(0, 1)[:, 4:])
 
 
 @pytest.mark.parametrize("tiles", [(3,), (2, 3), (2, 1, 3)])
 def test_stitched_patches_come_apart_again(tiles: tuple[int, ...]) -> None:
     side = (2, 3, 4)[: len(tiles)]
     x = torch.randn(2 * math.prod(tiles), 5, *side, generator=seeded())
-    whole = stitched(x, tiles)
-    assert whole.shape == (2, 5, *(a * b for a, b in zip(tiles, side, strict=True)))
-    assert torch.equal(cut(whole, tiles), x)
+    stitched = stitch(x, tiles)
+    assert stitched.shape == (2, 5, *(a * b for a, b in zip(tiles, side, strict=True)))
+    assert torch.equal(cut(stitched, tiles), x)
     last = tuple(slice(-n, None) for n in side)
-    assert torch.equal(whole[1, :, *last], x[-1])
+    assert torch.equal(stitched[1, :, *last], x[-1])
 
 
 def test_the_divergence_is_that_of_torch_and_of_monte_carlo() -> None:
     q, p = (torch.tensor([0.3, -0.1]), torch.tensor([0.2, 0.05])), (torch.zeros(2), torch.ones(2))
-    found = divergence(*q, *p)
-    torch.testing.assert_close(found, kl_divergence(Normal(*q), Normal(*p)))
+    computed = divergence(*q, *p)
+    torch.testing.assert_close(computed, kl_divergence(Normal(*q), Normal(*p)))
     torch.manual_seed(0)
     x = Normal(*q).sample((20000,))
     monte = (Normal(*q).log_prob(x) - Normal(*p).log_prob(x)).mean(0)
-    torch.testing.assert_close(found, monte, atol=0.03, rtol=0)
+    torch.testing.assert_close(computed, monte, atol=0.03, rtol=0)
 
 
 def test_groups_share_the_divergence() -> None:
     random = np.random.default_rng(0)
     bits = random.exponential(0.4, 300)
     groups = groups_by_mean(bits, 12, random)
-    each = np.bincount(groups, weights=bits)
-    assert len(each) == 12 and np.abs(each - bits.sum() / 12).max() < 2 * bits.max()
+    per_group = np.bincount(groups, weights=bits)
+    assert len(per_group) == 12 and np.abs(per_group - bits.sum() / 12).max() < 2 * bits.max()
     assert groups_by_mean(np.zeros(5), 2, random).max() == 1  # a dead latent has a group, too
     assert groups_by_mean(np.array([9.0, 0, 0]), 3, random).min() == 0
 
 
 def test_rows_share_their_groups_column_by_column() -> None:
     groups = np.array([0, 1, 1, 0])
-    found = numbered(groups, 3, key=77, level=0)
-    assert sorted(found.ravel()) == sorted([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5])
-    assert (found % 2 == groups).all() and all(len(set(column)) == 3 for column in found.T)
-    assert (numbered(groups, 1, key=77, level=0) == groups).all()
+    numbers = number_groups(groups, 3, key=77, level=0)
+    assert sorted(numbers.ravel()) == sorted([0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5])
+    assert (numbers % 2 == groups).all() and all(len(set(column)) == 3 for column in numbers.T)
+    assert (number_groups(groups, 1, key=77, level=0) == groups).all()
 
 
 def test_features_of_a_patch_are_at_the_centres_of_its_cells() -> None:
-    found = fourier((16, 32))
-    assert found.shape == (512, 16)
+    features = fourier((16, 32))
+    assert features.shape == (512, 16)
     torch.testing.assert_close(
-        found[:, 0].view(16, 32)[0, 0], torch.tensor(-15 / 16 * math.pi).cos().double()
+        features[:, 0].view(16, 32)[0, 0], torch.tensor(-15 / 16 * math.pi).cos().double()
     )
 
 
 def test_a_training_that_was_stopped_gives_the_same_prior(tmp_path: Path) -> None:
     pictures = [waves(i, 16, 16) for i in range(5)]
-    how = {"crops": 5, "steps": 8, "batch": 3}
-    whole = Recombiner.train(pictures, 0.4, TINY, **how, seed=3)
+    settings = {"crops": 5, "steps": 8, "batch": 3}
+    uninterrupted = Recombiner.train(pictures, 0.4, TINY, **settings, seed=3)
 
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
     from intarsia.models.codec import training
 
-    kept = training.PriorTraining._step
+    original_step = training.PriorTraining._step
     try:
-        training.PriorTraining._step = lambda self: stop() if self.step == 5 else kept(self)  # type: ignore[method-assign]
+        training.PriorTraining._step = lambda self: (
+            stop() if self.step == 5 else original_step(self)
+        )  # type: ignore[method-assign]
         with pytest.raises(KeyboardInterrupt):
-            Recombiner.train(pictures, 0.4, TINY, **how, seed=3, out=tmp_path / "a", every=4)
+            Recombiner.train(pictures, 0.4, TINY, **settings, seed=3, out=tmp_path / "a", every=4)
     finally:
-        training.PriorTraining._step = kept  # type: ignore[method-assign]
-    again = Recombiner.train(pictures, 0.4, TINY, **how, seed=3, out=tmp_path / "a", every=4)
-    assert again.prior.digest == whole.prior.digest
+        training.PriorTraining._step = original_step  # type: ignore[method-assign]
+    again = Recombiner.train(pictures, 0.4, TINY, **settings, seed=3, out=tmp_path / "a", every=4)
+    assert again.prior.digest == uninterrupted.prior.digest
     with pytest.raises(ConfigError, match="same settings"):
-        Recombiner.train(pictures, 0.4, TINY, **how, seed=4, out=tmp_path / "a", every=4)
+        Recombiner.train(pictures, 0.4, TINY, **settings, seed=4, out=tmp_path / "a", every=4)
 
 
 def begun(start: str = "shared") -> PriorTraining:
     values = torch.rand(3, 1, 256, 3, generator=seeded())
-    how: Any = {"payload": 64.0, "steps": 10, "batch": 3, "seed": 0, "start": start}
-    return PriorTraining(values, (1, 1), TINY, **how)
+    settings: Any = {"payload": 64.0, "steps": 10, "batch": 3, "seed": 0, "start": start}
+    return PriorTraining(values, (1, 1), TINY, **settings)
 
 
 def test_the_maps_are_trained_at_a_tenth_of_the_other_rate() -> None:
@@ -181,12 +186,12 @@ def test_the_maps_are_trained_at_a_tenth_of_the_other_rate() -> None:
 
 
 def test_signals_and_maps_start_apart_as_released() -> None:
-    own, shared = begun("own"), begun()
-    for training, distinct in ((own, 3), (shared, 1)):
+    separate, shared = begun("own"), begun()
+    for training, distinct in ((separate, 3), (shared, 1)):
         latents = cast(Any, training.posteriors[0]).mu.weight
         assert len(latents.detach().unique(dim=0)) == distinct
-    assert all((mean == 0).all() for mean in own.mean)
-    for apart, near in zip(own.decoder.maps, shared.decoder.maps, strict=True):
+    assert all((mean == 0).all() for mean in separate.mean)
+    for apart, near in zip(separate.decoder.maps, shared.decoder.maps, strict=True):
         assert float(apart.detach().abs().max()) <= 1 / len(apart) + 1e-6
         torch.testing.assert_close(near.detach() - torch.eye(len(near)), apart.detach())
 
@@ -245,13 +250,13 @@ def test_a_folder_that_somebody_made_up_is_refused(
     codec: Recombiner, tmp_path: Path, name: str, value: Any, want: str
 ) -> None:
     folder = codec.save(tmp_path / "prior")
-    said = json.loads((folder / "prior.json").read_text())
+    record = json.loads((folder / "prior.json").read_text())
     if name == "settings":
-        said["settings"] |= value
+        record["settings"] |= value
     else:
         tensors = load_file(folder / "prior.safetensors")
         save_file(tensors | {name: value(tensors[name])}, folder / "prior.safetensors")
-    seal_folder(folder, "prior.json", said)
+    seal_folder(folder, "prior.json", record)
     with refused(CheckpointError, want=want):
         Recombiner.load(folder)
 
@@ -261,9 +266,9 @@ def test_coin_fits_and_fits_into_its_bytes() -> None:
     assert coin_bytes(sizes) <= 120 < coin_bytes([2, sizes[1] + 1, sizes[1] + 1, 3])
     picture = torch.from_numpy(waves(0, 16, 16)).float().view(1, 256, 3) / 255
     axis = (torch.arange(16) + 0.5) / 8 - 1
-    where = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).view(-1, 2)
+    coordinates = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).view(-1, 2)
     errors = [
-        float((coin(picture, where, sizes, steps=n, seed=0) - picture).square().mean())
+        float((coin(picture, coordinates, sizes, steps=n, seed=0) - picture).square().mean())
         for n in (1, 60)
     ]
     assert errors[1] < errors[0] / 2

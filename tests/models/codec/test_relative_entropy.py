@@ -12,10 +12,10 @@ import pytest
 from intarsia.core.errors import CheckpointError, ConfigError
 from intarsia.models.codec import philox as draws
 from intarsia.models.codec.relative_entropy import (
+    candidate,
     candidates,
     choose,
     choose_naive,
-    chosen,
     gumbels,
     pack,
     packed_bytes,
@@ -28,7 +28,7 @@ KEY = 0x0123456789ABCDEF
 
 
 def philox_naive(counter: list[int], key: int) -> list[int]:
-    """One block in Python's own integers."""
+    """Compute one block in Python's integers."""
     c, (k0, k1) = list(counter), (key & draws.WORD, key >> 32)
     for _ in range(draws.ROUNDS):
         p0, p1 = draws.MULTIPLIERS[0] * c[0], draws.MULTIPLIERS[1] * c[2]
@@ -51,16 +51,16 @@ def philox_naive(counter: list[int], key: int) -> list[int]:
     ids=["zeros", "ones", "pi"],
 )
 def test_philox_gives_the_published_words(counter: list[int], key: int, words: str) -> None:
-    wanted = [int(word, 16) for word in words.split()]
-    assert draws.philox(np.array(counter, np.uint64), key).tolist() == wanted
-    assert philox_naive(counter, key) == wanted
+    expected = [int(word, 16) for word in words.split()]
+    assert draws.philox(np.array(counter, np.uint64), key).tolist() == expected
+    assert philox_naive(counter, key) == expected
 
 
 def test_philox_is_its_naive_twin() -> None:
     counters = np.random.default_rng(0).integers(0, 1 << 32, (7, 3, 4), dtype=np.uint64)
-    found = draws.philox(counters, KEY)
+    computed = draws.philox(counters, KEY)
     for place in np.ndindex(7, 3):
-        assert found[place].tolist() == philox_naive(counters[place].tolist(), KEY)
+        assert computed[place].tolist() == philox_naive(counters[place].tolist(), KEY)
 
 
 def test_the_table_is_far_from_every_border_of_rounding() -> None:
@@ -82,19 +82,19 @@ def test_a_machine_with_another_table_is_refused(monkeypatch: pytest.MonkeyPatch
 
 
 def test_normal_deviates_have_the_moments_of_a_normal() -> None:
-    found = candidates(KEY, 3, 9, 12) / draws.UNIT
-    assert found.shape == (4096, 9)
-    assert np.abs(found.mean(0)).max() < 4 / 64 and np.abs(found.var(0) - 1).max() < 0.12
-    assert np.abs(np.corrcoef(found.T) - np.eye(9)).max() < 4 / 64
-    other = candidates(KEY, 4, 9, 12) / draws.UNIT
-    assert abs((found * other).mean()) < 4 / math.sqrt(found.size)
+    deviates = candidates(KEY, 3, 9, 12) / draws.UNIT
+    assert deviates.shape == (4096, 9)
+    assert np.abs(deviates.mean(0)).max() < 4 / 64 and np.abs(deviates.var(0) - 1).max() < 0.12
+    assert np.abs(np.corrcoef(deviates.T) - np.eye(9)).max() < 4 / 64
+    second_group = candidates(KEY, 4, 9, 12) / draws.UNIT
+    assert abs((deviates * second_group).mean()) < 4 / math.sqrt(deviates.size)
 
 
 @pytest.mark.parametrize("width", [1, 7, 8, 33])
 def test_one_candidate_is_drawn_without_the_others(width: int) -> None:
-    every = candidates(KEY, 5, width, 6)
+    all_candidates = candidates(KEY, 5, width, 6)
     for index in (0, 1, 63):
-        assert (chosen(KEY, 5, width, index) == every[index]).all()
+        assert (candidate(KEY, 5, width, index) == all_candidates[index]).all()
 
 
 def _tries(p: Any, q: Any, tries: int) -> tuple[Any, Any]:
@@ -116,8 +116,8 @@ def _tries(p: Any, q: Any, tries: int) -> tuple[Any, Any]:
 def test_a_coded_sample_follows_the_target_and_costs_about_its_divergence() -> None:
     p, q = np.array([0.4, 0.3, 0.2, 0.1]), np.array([0.05, 0.15, 0.2, 0.6])
     symbols, indices = _tries(p, q, 3000)
-    found = np.bincount(symbols, minlength=4) / 3000
-    assert np.abs(found - q).max() < 4 * math.sqrt(0.25 / 3000)
+    frequencies = np.bincount(symbols, minlength=4) / 3000
+    assert np.abs(frequencies - q).max() < 4 * math.sqrt(0.25 / 3000)
     divergence = float((q * np.log2(q / p)).sum())
     # Li and El Gamal (2018): E[log2 n] <= KL + log2(e) / e + 1, n counted from 1
     assert np.log2(indices + 1).mean() <= divergence + math.log2(math.e) / math.e + 1
@@ -129,13 +129,13 @@ def test_the_prior_itself_costs_nothing() -> None:
 
 def test_a_normal_target_is_followed_in_mean_and_spread() -> None:
     mean, deviation = 1.1, 0.4  # 1.1 bits from the prior
-    found = []
+    samples = []
     for group in range(800):
         z = candidates(KEY, group, 1, 8)[:, 0] / draws.UNIT
         ratio = -0.5 * ((z - mean) / deviation) ** 2 + 0.5 * z**2
-        found.append(z[choose(ratio, gumbels(KEY, 256, group))])
-    assert abs(np.mean(found) - mean) < 4 * deviation / math.sqrt(800)
-    assert abs(np.std(found) - deviation) < 0.05
+        samples.append(z[choose(ratio, gumbels(KEY, 256, group))])
+    assert abs(np.mean(samples) - mean) < 4 * deviation / math.sqrt(800)
+    assert abs(np.std(samples) - deviation) < 0.05
 
 
 @pytest.mark.parametrize("bits", [1, 5, 16, 17, 24])

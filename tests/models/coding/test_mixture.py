@@ -33,7 +33,7 @@ def data(n: int = 90) -> Any:
 
 def log_joint(model: Any, y: Any) -> Any:
     """log pi_h p(y | h) of one sample, by scipy."""
-    found = []
+    rows = []
     if isinstance(model, MoP) and model.total is not None:
         y = (model.total - D) * y / y.sum() + 1
     for h, w in enumerate(model.components_):
@@ -44,8 +44,8 @@ def log_joint(model: Any, y: Any) -> Any:
         else:
             sigma = model.covariances_[h]
             log = multivariate_normal.logpdf(y, w, sigma if sigma.ndim == 2 else np.diag(sigma))
-        found.append(log + np.log(model.prior_[h]))
-    return np.array(found)
+        rows.append(log + np.log(model.prior_[h]))
+    return np.array(rows)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -66,8 +66,8 @@ def test_evidence_and_posterior_are_those_of_the_densities(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["full", "diagonal", "mop"])
 def test_one_step_is_the_closed_form_of_the_model(name: str) -> None:
-    x, how = data(), {"temperature": 1.0, "reseed": False}
-    before, after = (MODELS[name](n_iter=n, **how).fit(x) for n in (1, 2))
+    x, settings = data(), {"temperature": 1.0, "reseed": False}
+    before, after = (MODELS[name](n_iter=n, **settings).fit(x) for n in (1, 2))
     log = np.array([log_joint(before, y) for y in x])
     q = np.exp(log - np.logaddexp.reduce(log, axis=1, keepdims=True))
     assert_allclose(after.prior_, q.mean(axis=0), rtol=1e-9)
@@ -76,8 +76,8 @@ def test_one_step_is_the_closed_form_of_the_model(name: str) -> None:
     for h in range(H if name != "mop" else 0):
         off = x - w[h]
         sigma = (q[:, h, None] * off).T @ off / q[:, h].sum()
-        wanted = np.diag(sigma) if name == "diagonal" else sigma
-        assert_allclose(after.covariances_[h], wanted, rtol=1e-4, atol=1e-4)
+        expected = np.diag(sigma) if name == "diagonal" else sigma
+        assert_allclose(after.covariances_[h], expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["full", "diagonal", "mop"])
@@ -124,9 +124,9 @@ def test_a_sample_of_another_length_is_of_the_same_kind_where_lengths_are_scaled
 def test_an_unused_component_is_given_to_the_sample_that_is_explained_worst() -> None:
     class Far(MoG):
         def _start(self, *args: Any) -> Any:
-            at = super()._start(*args)
-            at["W"][0] = 1e3
-            return at
+            params = super()._start(*args)
+            params["W"][0] = 1e3
+            return params
 
     x = data()
     x[7] = 60.0

@@ -25,7 +25,7 @@ KINDS |= {"gsc_full": partial(GSC, slab="full")}
 
 
 class Exchange:
-    """What `intarsia.train.DataShards` does, between threads."""
+    """Stand-in for `intarsia.train.DataShards` between threads."""
 
     def __init__(self, count: int) -> None:
         self.count = count
@@ -39,9 +39,9 @@ class Exchange:
     def _all(self, array: Any) -> list[Any]:
         self._given[self._own.rank] = array
         self._barrier.wait()
-        found = [self._given[rank] for rank in range(self.count)]
+        arrays = [self._given[rank] for rank in range(self.count)]
         self._barrier.wait()
-        return found
+        return arrays
 
     def sum(self, array: Any) -> Any:
         return np.sum(self._all(array), axis=0)
@@ -70,7 +70,7 @@ PARAMETERS = ("components_", "noise_variance_", "prior_", "usage_", "evidences_"
 @pytest.mark.parametrize("count", PARTS)
 @pytest.mark.parametrize("name", KINDS)
 def test_shards_give_the_parameters_of_all_rows(name: str, count: int) -> None:
-    """Of odd sizes; a value is missing on some shards only."""
+    """Shards have odd sizes, and a value is missing on some of them only."""
     x = rows(missing=True)
     alone = model(name).fit(x)
     exchange = Exchange(count)
@@ -80,9 +80,9 @@ def test_shards_give_the_parameters_of_all_rows(name: str, count: int) -> None:
         return model(name).fit(x[PARTS[count][rank]], shards=exchange)
 
     with ThreadPoolExecutor(count) as pool:
-        for found in pool.map(one, range(count)):
+        for fitted in pool.map(one, range(count)):
             for parameter in PARAMETERS:
-                got, want = getattr(found, parameter), getattr(alone, parameter)
+                got, want = getattr(fitted, parameter), getattr(alone, parameter)
                 assert_allclose(got, want, rtol=1e-8, atol=1e-8)
 
 
@@ -92,16 +92,22 @@ def test_a_shard_whose_rows_are_all_left_out_takes_part(name: str) -> None:
     random = np.random.default_rng(0)
     x = np.abs((random.random((60, 5)) < 0.5) @ random.normal(size=(5, 6)) * 3)
     x[:3] = 200 + 100 * random.random((3, 6))
-    how = {"n_candidates": 4, "max_active": 1, "n_iter": 30, "reseed": False, "random_state": 0}
-    alone, exchange = KINDS[name](5, **how).fit(x), Exchange(2)
+    settings = {
+        "n_candidates": 4,
+        "max_active": 1,
+        "n_iter": 30,
+        "reseed": False,
+        "random_state": 0,
+    }
+    alone, exchange = KINDS[name](5, **settings).fit(x), Exchange(2)
 
     def one(rank: int) -> Any:
         exchange.enter(rank)
-        return KINDS[name](5, **how).fit((x[:3], x[3:])[rank], shards=exchange)
+        return KINDS[name](5, **settings).fit((x[:3], x[3:])[rank], shards=exchange)
 
     with ThreadPoolExecutor(2) as pool:
-        for found in pool.map(one, range(2)):
-            assert_allclose(found.components_, alone.components_, rtol=1e-8, atol=1e-8)
+        for fitted in pool.map(one, range(2)):
+            assert_allclose(fitted.components_, alone.components_, rtol=1e-8, atol=1e-8)
 
 
 def test_shards_need_one_seed() -> None:
@@ -113,10 +119,10 @@ def _worker(rank: int, port: int, folder: str) -> None:
     import os
 
     torch.set_num_threads(1)
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
-    os.environ |= where | {"RANK": str(rank), "WORLD_SIZE": "2"}
-    found = model("gsc").fit(rows(False)[rank::2], shards=DataShards())
-    np.save(f"{folder}/{rank}.npy", found.components_)
+    environment = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "LOCAL_RANK": str(rank)}
+    os.environ |= environment | {"RANK": str(rank), "WORLD_SIZE": "2"}
+    fitted = model("gsc").fit(rows(False)[rank::2], shards=DataShards())
+    np.save(f"{folder}/{rank}.npy", fitted.components_)
 
 
 @pytest.mark.slow

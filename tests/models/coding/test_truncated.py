@@ -46,8 +46,8 @@ def whole(name: str, **kw: Any) -> Any:
 def priors(model: Any) -> dict[float, float]:
     """p(s_h = v), of the models whose causes share it."""
     values = {TSC: (-1.0, 1.0), DSC: (-1.0, 1.0, 2.0)}.get(type(model), (1.0,))
-    found = dict(zip(values, model.prior_, strict=True))
-    return {0.0: 1 - sum(found.values())} | found
+    by_value = dict(zip(values, model.prior_, strict=True))
+    return {0.0: 1 - sum(by_value.values())} | by_value
 
 
 def twin_mean(model: Any, s: Any) -> Any:
@@ -73,24 +73,24 @@ def slab_of(model: Any, on: Any) -> Any:
 
 def twin(model: Any, y: Any) -> tuple[Any, list[Any]]:
     """log p(y, s) of all states of one sample, and the states."""
-    there = ~np.isnan(y)
-    noise, found, states = float(model.noise_variance_), [], []
+    observed = ~np.isnan(y)
+    noise, log_densities, states = float(model.noise_variance_), [], []
     if isinstance(model, GSC):
         pi = model.prior_
         for s in itertools.product((0, 1), repeat=H):
             b = np.array(s, dtype=bool)
-            w = model.components_[b][:, there]
-            cov = noise * np.eye(there.sum()) + w.T @ slab_of(model, b) @ w
-            log = multivariate_normal.logpdf(y[there], model.slab_mean_[b] @ w, cov)
-            found.append(log + np.log(np.where(b, pi, 1 - pi)).sum())
+            w = model.components_[b][:, observed]
+            cov = noise * np.eye(observed.sum()) + w.T @ slab_of(model, b) @ w
+            log = multivariate_normal.logpdf(y[observed], model.slab_mean_[b] @ w, cov)
+            log_densities.append(log + np.log(np.where(b, pi, 1 - pi)).sum())
             states.append(s)
-        return np.array(found), states
+        return np.array(log_densities), states
     share = priors(model)
     for s in itertools.product(share, repeat=H):
-        log = norm.logpdf(y[there], twin_mean(model, s)[there], np.sqrt(noise)).sum()
-        found.append(log + sum(np.log(share[v]) for v in s))
+        log = norm.logpdf(y[observed], twin_mean(model, s)[observed], np.sqrt(noise)).sum()
+        log_densities.append(log + sum(np.log(share[v]) for v in s))
         states.append(s)
-    return np.array(found), states
+    return np.array(log_densities), states
 
 
 @pytest.mark.parametrize("missing", [False, True])
@@ -131,13 +131,13 @@ def test_the_posterior_of_strengths_is_the_gaussians(slab: str) -> None:
             b = np.array(s, dtype=bool)
             w, mu = model.components_[b], model.slab_mean_[b]
             prior = np.linalg.inv(slab_of(model, b)) if b.any() else 0
-            own = np.linalg.inv(w @ w.T / model.noise_variance_ + prior)
-            mean[b] += share * (mu + own @ w @ (y - mu @ w) / model.noise_variance_)
+            covariance = np.linalg.inv(w @ w.T / model.noise_variance_ + prior)
+            mean[b] += share * (mu + covariance @ w @ (y - mu @ w) / model.noise_variance_)
         assert_allclose(code, mean, atol=1e-9)
 
 
 def test_a_spike_and_slab_density_integrates_to_one() -> None:
-    """Without the 1/2 of the Gaussian's exponent it does not."""
+    """The density without the 1/2 of the Gaussian's exponent does not."""
     model = GSC(2, n_candidates=2, max_active=2, n_iter=4, random_state=0)
     x = np.random.default_rng(0).normal(size=(40, 1)) * 2 + 1
     model.fit(x)
@@ -151,8 +151,8 @@ def test_strengths_that_rise_together_are_found_by_a_full_slab_alone() -> None:
     random = np.random.default_rng(0)
     z = 3 + random.normal(size=(400, 1)) @ np.ones((1, 2))
     x = z * (random.random((400, 2)) < 0.7) + 0.1 * random.normal(size=(400, 2))
-    how: Any = {"n_iter": 300, "data_cut": False, "random_state": 0, "temperature": 2.0}
-    full, diagonal = (GSC(2, slab=slab, **how).fit(x) for slab in ("full", "diagonal"))
+    settings: Any = {"n_iter": 300, "data_cut": False, "random_state": 0, "temperature": 2.0}
+    full, diagonal = (GSC(2, slab=slab, **settings).fit(x) for slab in ("full", "diagonal"))
     w, psi = full.components_, full.slab_variance_
     order = np.abs(w).argmax(axis=1)
     assert_array_equal(np.sort(order), [0, 1])
@@ -202,9 +202,9 @@ def test_one_step_is_the_closed_form_of_the_model(name: str) -> None:
             if name == "gsc":
                 w, mu = before.components_[b], before.slab_mean_[b]
                 noise, psi = before.noise_variance_, before.slab_variance_[b]
-                own = np.linalg.inv(w @ w.T / noise + np.diag(1 / psi))
-                mean[b] = mu + own @ w @ (y - mu @ w) / noise
-                cov[np.ix_(b, b)] = own
+                covariance = np.linalg.inv(w @ w.T / noise + np.diag(1 / psi))
+                mean[b] = mu + covariance @ w @ (y - mu @ w) / noise
+                cov[np.ix_(b, b)] = covariance
             ss += q * (np.outer(mean, mean) + cov)
             ys += q * np.outer(mean, y)
             n_on += q * b
@@ -227,7 +227,7 @@ def test_a_truncated_evidence_is_a_bound_that_more_states_raise() -> None:
 
 
 def test_ternary_causes_are_binary_ones_of_both_signs() -> None:
-    """With one cause on at most, TSC is BSC with each component and its opposite."""
+    """TSC with one cause on at most is BSC with each component and its opposite."""
     x = data(20)
     ternary = TSC(H, n_candidates=H, max_active=1, n_iter=5, random_state=0).fit(x)
     binary = BSC(2 * H, n_candidates=2 * H, max_active=1, n_iter=1, random_state=0).fit(x)
@@ -252,16 +252,16 @@ def test_a_slab_of_no_width_is_a_binary_cause() -> None:
 def test_the_temperature_divides_the_prior_where_it_is_annealed(kind: Any) -> None:
     """The log evidence of a first step at T is log sum (p(y | s) p(s))^(1 / T) or p(s) whole."""
     x, heat = data(20), 4.0
-    how = {"n_candidates": H, "max_active": H, "n_iter": 1, "random_state": 0, "reseed": False}
-    begun = {a: kind(H, temperature=heat, anneal_prior=a, **how).fit(x) for a in (True, False)}
-    model = kind(H, temperature=heat, **how)
+    settings = {"n_candidates": H, "max_active": H, "n_iter": 1, "random_state": 0, "reseed": False}
+    begun = {a: kind(H, temperature=heat, anneal_prior=a, **settings).fit(x) for a in (True, False)}
+    model = kind(H, temperature=heat, **settings)
     model.n_features_in_ = D
-    at = model._start(x.mean(axis=0), np.sqrt(x.var(axis=0).mean()), RandomState(0))
-    joint = model._joint(at, block_of(x, False), model._states(), heat)
+    params = model._start(x.mean(axis=0), np.sqrt(x.var(axis=0).mean()), RandomState(0))
+    joint = model._joint(params, block_of(x, False), model._states(), heat)
     for annealed, fitted in begun.items():
         prior = joint.prior / heat if annealed else joint.prior
-        wanted = np.logaddexp.reduce(joint.likelihood / heat + prior, axis=1).mean()
-        assert_allclose(fitted.evidences_[0], wanted)
+        expected = np.logaddexp.reduce(joint.likelihood / heat + prior, axis=1).mean()
+        assert_allclose(fitted.evidences_[0], expected)
 
 
 def test_with_one_cause_the_maximum_is_the_sum() -> None:
@@ -278,20 +278,20 @@ def test_with_one_cause_the_maximum_is_the_sum() -> None:
 def test_probabilities_of_a_posterior_are_sorted_and_add_up(name: str) -> None:
     x = data(12)
     model = MODELS[name](H, n_candidates=3, max_active=2, n_iter=4, random_state=0).fit(x)
-    found = model.posterior(x, n_states=1000)
-    assert_allclose(found.probabilities.sum(axis=1), 1)
-    assert (np.diff(found.probabilities, axis=1) <= 1e-15).all()
+    posterior = model.posterior(x, n_states=1000)
+    assert_allclose(posterior.probabilities.sum(axis=1), 1)
+    assert (np.diff(posterior.probabilities, axis=1) <= 1e-15).all()
     if not name.startswith("gsc"):
-        code = (found.states * found.probabilities[..., None]).sum(axis=1)
+        code = (posterior.states * posterior.probabilities[..., None]).sum(axis=1)
         assert_allclose(code, model.transform(x), atol=1e-12)
-    assert (np.count_nonzero(found.states, axis=2) <= 2).all()
+    assert (np.count_nonzero(posterior.states, axis=2) <= 2).all()
 
 
 def bars() -> Any:
-    found = np.zeros((6, 3, 3))
+    pictures = np.zeros((6, 3, 3))
     for i in range(3):
-        found[i, i] = found[3 + i, :, i] = 10
-    return found.reshape(6, 9)
+        pictures[i, i] = pictures[3 + i, :, i] = 10
+    return pictures.reshape(6, 9)
 
 
 @pytest.mark.parametrize("name", ["bsc", "mca", "gsc"])
@@ -350,17 +350,17 @@ class Far(BSC):
     """Its first component is too long to be ever on at the start."""
 
     def _start(self, *args: Any) -> Any:
-        at = super()._start(*args)
-        at["W"][0] = 1e6
-        return at
+        params = super()._start(*args)
+        params["W"][0] = 1e6
+        return params
 
 
 def test_an_unused_component_is_given_to_the_sample_that_is_explained_worst() -> None:
     x = data(40)
     x[7] = 30.0
-    one = Far(H, n_iter=2, random_state=3, temperature=1.0).fit(x)
-    assert one.reseeded_ == 1
-    assert one.evidences_[1] > one.evidences_[0]
+    unchanged = Far(H, n_iter=2, random_state=3, temperature=1.0).fit(x)
+    assert unchanged.reseeded_ == 1
+    assert unchanged.evidences_[1] > unchanged.evidences_[0]
     assert Far(H, n_iter=2, random_state=3, reseed=False).fit(x).reseeded_ == 0
 
 

@@ -34,7 +34,7 @@ def unpacked(mac: Mac) -> Any:
 
 
 def test_weights_and_winners_are_those_of_plain_arrays() -> None:
-    """Each step from the weights before it: a probability for each unit, a bit for each input."""
+    """Compare each step with one on plain arrays, from the same weights before it."""
     x = items(9)
     mac, w = Mac(n_modules=5, n_units=3, saturation=1.0, random_state=0), np.zeros((5, 3, D))
     for row in x:
@@ -63,17 +63,17 @@ def test_an_item_that_was_learned_is_familiar_and_keeps_its_code() -> None:
 @pytest.mark.parametrize("shared", [0, 4, 6, 8, 12])
 def test_codes_overlap_as_the_closed_form_says(shared: int) -> None:
     """psi(j / A) / (psi(j / A) + (K - 1) psi(0)) in a store of one item that shares j of A bits."""
-    one, other = np.zeros((2, 144))
-    one[:A], other[A - shared : 2 * A - shared] = 1, 1
-    same = []
+    one, second = np.zeros((2, 144))
+    one[:A], second[A - shared : 2 * A - shared] = 1, 1
+    shares = []
     for seed in range(40):
         mac = Mac(random_state=seed).partial_fit(one)
         first = mac.codes_[0]
-        same.append((mac.partial_fit(other).codes_[0] == first).mean())
+        shares.append((mac.partial_fit(second).codes_[0] == first).mean())
     eta = 1e4 * (shared / A) ** 7
     psi = [eta / (1 + np.exp(-(26 * v - 13))) + 1 for v in (shared / A, 0)]
     expected = psi[0] / (psi[0] + 7 * psi[1])
-    assert abs(np.mean(same) - expected) < 4 * np.sqrt(0.25 / (40 * 24))
+    assert abs(np.mean(shares) - expected) < 4 * np.sqrt(0.25 / (40 * 24))
 
 
 def test_winners_are_drawn_by_psi_over_its_sum() -> None:
@@ -159,25 +159,25 @@ def test_without_a_sequence_there_is_nothing_to_replay() -> None:
 
 def test_the_order_of_fit_is_drawn_and_codes_are_those_of_their_items() -> None:
     x = items(8)
-    one, two = (Mac(random_state=s).fit(x) for s in (0, 0))
-    assert_array_equal(one.codes_, two.codes_)
-    assert (one.code(x) == one.codes_).mean() > 0.95
-    assert (Mac(random_state=1).fit(x).codes_ != one.codes_).any()
+    first, second = (Mac(random_state=s).fit(x) for s in (0, 0))
+    assert_array_equal(first.codes_, second.codes_)
+    assert (first.code(x) == first.codes_).mean() > 0.95
+    assert (Mac(random_state=1).fit(x).codes_ != first.codes_).any()
 
 
 def dense(n: int = 40) -> Any:
     random = np.random.default_rng(0)
     common = random.random(D) < 0.5
-    own = random.random((n, D)) < np.repeat(np.linspace(0, 0.2, n // 2), 2)[:, None]
-    return (common ^ own).astype(float)
+    bits = random.random((n, D)) < np.repeat(np.linspace(0, 0.2, n // 2), 2)[:, None]
+    return (common ^ bits).astype(float)
 
 
 def test_a_collapse_is_told_and_the_cure_that_it_names_cures_it() -> None:
     x = dense()
-    with pytest.warns(UserWarning, match="set baseline=") as told:
+    with pytest.warns(UserWarning, match="set baseline=") as caught:
         mac = Mac(saturation=1.0, random_state=0).fit(x)
     assert basis_set_size(mac.codes_) < 20 and (mac.code(x) == mac.codes_).mean() > 0.9
-    text = str(told[0].message)
+    text = str(caught[0].message)
     baseline = float(text.split("baseline=")[1].rstrip("."))
     cured = Mac(saturation=1.0, baseline=baseline, random_state=0).fit(x)  # and warns no more
     assert basis_set_size(cured.codes_) > 30
@@ -272,9 +272,11 @@ def test_measures_of_codes() -> None:
 
 def test_random_codes_keep_nothing_of_similarity() -> None:
     x = items(60)
-    found = [similarity(x, np.random.default_rng(s).integers(0, 8, (60, 24))) for s in range(30)]
-    assert abs(np.mean(found)) < 4 * np.std(found, ddof=1) / 30**0.5
-    assert np.std(found) < 0.1
+    similarities = [
+        similarity(x, np.random.default_rng(s).integers(0, 8, (60, 24))) for s in range(30)
+    ]
+    assert abs(np.mean(similarities)) < 4 * np.std(similarities, ddof=1) / 30**0.5
+    assert np.std(similarities) < 0.1
 
 
 def test_overlaps_become_a_picture(tmp_path: Path) -> None:

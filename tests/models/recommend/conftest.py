@@ -23,8 +23,8 @@ def shop() -> Interactions:
     }
     rows: list[tuple[str, str, float, float]] = []
     for user in range(12):
-        own = [i for i in range(18) if i % 3 == user % 3]
+        liked = [i for i in range(18) if i % 3 == user % 3]
         for step in range(8):
-            item = own[(user + step) % 6] if step < 6 else int(random.choice(own))
+            item = liked[(user + step) % 6] if step < 6 else int(random.choice(liked))
             rows.append((f"u{user}", items[item], user * 1e4 + step * 60.0, 4.0 + step % 2))
     return events(rows, item_ids=items, fields=fields)

@@ -17,10 +17,15 @@ import intarsia
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.data.interactions import Interactions
 from intarsia.models.recommend import onerec
-from intarsia.models.recommend.beams import Written
+from intarsia.models.recommend.beams import GeneratedItems
 from intarsia.models.recommend.onerec import OneRec, OneRecModel
-from intarsia.models.recommend.semantic_ids import SemanticIds, Trie, assign, numbered
-from intarsia.models.recommend.session_encoder import padded
+from intarsia.models.recommend.semantic_ids import (
+    SemanticIds,
+    Trie,
+    assign_balanced,
+    number_duplicates,
+)
+from intarsia.models.recommend.session_encoder import pad_sessions
 from intarsia.models.recommend.session_reward import SessionReward
 from intarsia.train.preference import PreferenceRounds, preference_loss
 from intarsia.train.tasks import own_losses
@@ -57,28 +62,28 @@ def test_codes_are_balanced_and_what_is_left_shrinks(
 @given(st.integers(0, 99), st.integers(2, 3))
 def test_an_assignment_is_the_best_of_all(seed: int, count: int) -> None:
     cost = np.random.default_rng(seed).random((7, count))
-    least, more = divmod(7, count)
-    found = assign(cost)
+    least, extra = divmod(7, count)
+    labels = assign_balanced(cost)
     best = math.inf
     for label in itertools.product(range(count), repeat=7):
         sizes = np.bincount(label, minlength=count)
-        if sizes.min() >= least and (sizes > least).sum() == more and sizes.max() <= least + 1:
+        if sizes.min() >= least and (sizes > least).sum() == extra and sizes.max() <= least + 1:
             best = min(best, cost[np.arange(7), label].sum())
-    assert cost[np.arange(7), found].sum() == pytest.approx(best)
+    assert cost[np.arange(7), labels].sum() == pytest.approx(best)
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 300)), min_size=1, max_size=12))
 def test_the_trie_leads_to_each_item_and_nowhere_else(codes: list[tuple[int, int]]) -> None:
-    rows = numbered(np.array(codes))
+    rows = number_duplicates(np.array(codes))
     trie = Trie.of(rows)
-    found = {}
+    leaves = {}
     below: list[tuple[int, tuple[int, ...]]] = [(0, ())]
     while below:
         node, path = below.pop()
         if trie.item[node] >= 0:
-            found[path] = int(trie.item[node])
+            leaves[path] = int(trie.item[node])
         below += [(c, (*path, int(trie.token[c]))) for c in trie.children(node)]
-    assert found == {tuple(row): i for i, row in enumerate(rows.tolist())}
+    assert leaves == {tuple(row): i for i, row in enumerate(rows.tolist())}
     for item, row in enumerate(rows):
         assert [int(trie.token[n]) for n in trie.path[item]] == row.tolist()
 
@@ -88,29 +93,29 @@ def test_the_trie_leads_to_each_item_and_nowhere_else(codes: list[tuple[int, int
 def test_what_is_written_is_items_that_have_not_come(
     model: OneRecModel, seed: int, beams: bool, taken: list[int]
 ) -> None:
-    x = padded([taken[:4], [1]], 4)
-    own = torch.tensor([taken + [0], [0] * (len(taken) + 1)])
+    x = pad_sessions([taken[:4], [1]], 4)
+    excluded = torch.tensor([taken + [0], [0] * (len(taken) + 1)])
     draws = None if beams else torch.Generator().manual_seed(seed)
-    found = model.written(x, 3, width=4, taken=own, draws=draws)
-    for row, gone in zip(found.items.tolist(), (set(taken), set()), strict=True):
+    generated = model.generate(x, 3, width=4, excluded=excluded, draws=draws)
+    for row, gone in zip(generated.items.tolist(), (set(taken), set()), strict=True):
         for way in row:
             if all(item > 0 for item in way):
                 assert len(set(way)) == 3 and not gone & set(way) and max(way) <= 18
-    assert (found.items[:, 0] > 0).all() and found.logp[:, 0].isfinite().all()
+    assert (generated.items[:, 0] > 0).all() and generated.logp[:, 0].isfinite().all()
 
 
 def test_the_best_way_is_the_best_of_all_and_the_cache_changes_nothing(model: OneRecModel) -> None:
-    x = padded([[1, 4, 7]], 4)
-    found = model.written(x, 2, width=18 * 17)
+    x = pad_sessions([[1, 4, 7]], 4)
+    generated = model.generate(x, 2, width=18 * 17)
     pairs = torch.tensor(list(itertools.permutations(range(1, 19), 2)))
     tokens = model.tokens[pairs].flatten(1)
     with torch.no_grad():  # without a cache
         logits = model.logits(x.expand(len(pairs), -1), tokens)
     logp = logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0].sum(1)
     place = {tuple(pair): i for i, pair in enumerate(pairs.tolist())}
-    order = [place[tuple(way)] for way in found.items[0].tolist() if 0 not in way]
+    order = [place[tuple(way)] for way in generated.items[0].tolist() if 0 not in way]
     assert len(order) == len(pairs) and order[0] == int(logp.argmax())
-    torch.testing.assert_close(found.logp[0, : len(order)].sum(1), logp[order])
+    torch.testing.assert_close(generated.logp[0, : len(order)].sum(1), logp[order])
 
 
 def test_one_expert_is_dense_and_ids_decide(shop: Interactions) -> None:
@@ -118,10 +123,10 @@ def test_one_expert_is_dense_and_ids_decide(shop: Interactions) -> None:
     assert not any(type(m).__name__ == "Mixture" for m in dense.modules())
     scores = dense.scores(None, [1, 4])
     assert scores[0] == -torch.inf and torch.isfinite(scores[1:]).all()
-    best = [one.item for one in dense.recommend(["0", "3"], 4)]
+    best = [recommendation.item for recommendation in dense.recommend(["0", "3"], 4)]
     assert not {"0", "3"} & set(best)
     session = dense.session("u1", 3, exclude_seen=False)
-    assert len({one.item for one in session}) == 3
+    assert len({recommendation.item for recommendation in session}) == 3
 
 
 def test_a_model_at_its_reference_has_log_2_and_learns_what_is_preferred() -> None:
@@ -139,18 +144,18 @@ def test_alignment_raises_the_reward(shop: Interactions) -> None:
     torch.manual_seed(0)
     model = replace(TINY, experts=1).build(shop, seed=0)
     train = model.samples(shop)
-    how: Any = {"task": model.task, "batch_size": 16, "lr": 3e-3, "trackers": ()}
-    intarsia.fit(model, train, objective=own_losses, epochs=2, **how)
+    settings: Any = {"task": model.task, "batch_size": 16, "lr": 3e-3, "trackers": ()}
+    intarsia.fit(model, train, objective=own_losses, epochs=2, **settings)
 
     def reward(_: torch.Tensor, sessions: torch.Tensor) -> torch.Tensor:
         return (sessions < 7).float().mean(2)
 
-    histories = padded([h for h, _ in train], 4)  # pyright: ignore
+    histories = pad_sessions([h for h, _ in train], 4)  # pyright: ignore
     before = reward(histories, model.draw(histories, 8, torch.Generator().manual_seed(1))).mean()
     rounds = PreferenceRounds(
         reward, histories, rounds=2, samples=8, users=12, beta=0.5, weight=5.0
     )
-    done = intarsia.fit_in_phases(model, rounds, train, objective=rounds, epochs=8, **how)
+    done = intarsia.fit_in_phases(model, rounds, train, objective=rounds, epochs=8, **settings)
     after = reward(histories, model.draw(histories, 8, torch.Generator().manual_seed(1))).mean()
     assert len(done.runs) == 2 and after > before + 0.05
     assert {"next", "preference"} <= set(done.run.history[0])
@@ -159,12 +164,12 @@ def test_alignment_raises_the_reward(shop: Interactions) -> None:
 def test_a_reward_learns_from_ratings(shop: Interactions) -> None:
     reward = SessionReward(18, TINY, width=16)
     rows = reward.rows(shop)
-    how: Any = {"epochs": 40, "batch_size": 16, "lr": 1e-2, "trackers": ()}
-    run = intarsia.fit(reward, rows, task=reward.task, **how)
+    settings: Any = {"epochs": 40, "batch_size": 16, "lr": 1e-2, "trackers": ()}
+    run = intarsia.fit(reward, rows, task=reward.task, **settings)
     assert run.history[-1]["loss"] < 0.9 * run.history[0]["loss"]
     x = rows.tensors[0]
-    found = reward.reward(x[:, :4], x[:, None, 4:].expand(-1, 2, -1))
-    assert found.shape == (len(x), 2) and torch.equal(found[:, 0], found[:, 1])
+    rewards = reward.reward(x[:, :4], x[:, None, 4:].expand(-1, 2, -1))
+    assert rewards.shape == (len(x), 2) and torch.equal(rewards[:, 0], rewards[:, 1])
     with refused(DataError, what="events of a reward"):
         reward.rows(replace(shop, ratings=np.full(len(shop), np.nan)))
 
@@ -189,20 +194,20 @@ def test_bad_input(shop: Interactions, model: OneRecModel) -> None:
     ):
         model.samples(shop.rows(shop.times % 1e4 < 120))
     with refused(DataError, what="samples"):
-        PreferenceRounds(lambda h, s: torch.zeros(s.shape[:2]), padded([[1]], 4)).collect(
+        PreferenceRounds(lambda h, s: torch.zeros(s.shape[:2]), pad_sessions([[1]], 4)).collect(
             model, torch.Generator().manual_seed(0)
         )
     with refused(ConfigError, what="samples", got=1):
-        PreferenceRounds(lambda h, s: s, padded([[1]], 4), samples=1)
+        PreferenceRounds(lambda h, s: s, pad_sessions([[1]], 4), samples=1)
 
 
 @pytest.mark.parametrize("codes", [(8, 2), (4, 4), (2, 9)])
 def test_more_beams_than_ways_are_no_error(shop: Interactions, codes: tuple[int, ...]) -> None:
     """A beam that has no way left stays out, whatever sizes the levels have."""
     model = replace(TINY, codes=codes, experts=1).build(shop).eval()
-    found = model.written(padded([[1, 4]], 4), 1, width=30)
-    assert sorted(found.items[0, :18, 0].tolist()) == list(range(1, 19))
-    assert not found.items[0, 18:].any() and (found.logp[0, 18:] == -torch.inf).all()
+    generated = model.generate(pad_sessions([[1, 4]], 4), 1, width=30)
+    assert sorted(generated.items[0, :18, 0].tolist()) == list(range(1, 19))
+    assert not generated.items[0, 18:].any() and (generated.logp[0, 18:] == -torch.inf).all()
     assert len(model.recommend(["0", "3"], 99)) == 16
 
 
@@ -216,15 +221,17 @@ def test_histories_go_to_where_the_model_is(
     shop: Interactions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The meta device stands for an accelerator."""
-    seen: list[str] = []
+    devices: list[str] = []
 
-    def write(model: Any, paths: Any, x: torch.Tensor, items: int, **how: Any) -> Written:
-        seen.extend((x.device.type, how["taken"].device.type if items > 1 else "meta"))
-        model.start(x, how["width"])
-        count = torch.arange(1, 1 + how["width"])[None, :, None].expand(-1, -1, items)
-        return Written(count, torch.zeros(1, how["width"], items))
+    def write(
+        model: Any, paths: Any, x: torch.Tensor, items: int, **settings: Any
+    ) -> GeneratedItems:
+        devices.extend((x.device.type, settings["excluded"].device.type if items > 1 else "meta"))
+        model.start(x, settings["width"])
+        count = torch.arange(1, 1 + settings["width"])[None, :, None].expand(-1, -1, items)
+        return GeneratedItems(count, torch.zeros(1, settings["width"], items))
 
-    monkeypatch.setattr(onerec, "write", write)
+    monkeypatch.setattr(onerec, "generate_items", write)
     model = replace(TINY, experts=1).build(shop).to("meta")
     assert len(model.session("u1", 2)) == 2 and len(model.scores(None, [1])) == 19
-    assert seen == ["meta"] * 4
+    assert devices == ["meta"] * 4

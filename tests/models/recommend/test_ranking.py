@@ -53,11 +53,14 @@ def test_what_was_taken_ranks_above_the_rest_but_is_not_said_again(
     shop: Interactions, name: str
 ) -> None:
     model = trained(SMALL[name], shop, 25)
-    own = [int(one.item) % 3 for one in model.recommend("u0", 3, exclude_seen=False)]
-    assert own.count(0) == 3  # of the user's colour
-    found = [one.item for one in model.recommend("u0", 99)]
-    taken = {shop.item_ids[i] for i in shop.items[shop.users == 0]}
-    assert not taken & set(found) and len(found) == 18 - len(taken)
+    classes = [
+        int(recommendation.item) % 3
+        for recommendation in model.recommend("u0", 3, exclude_seen=False)
+    ]
+    assert classes.count(0) == 3  # of the user's colour
+    recommended = [recommendation.item for recommendation in model.recommend("u0", 99)]
+    history = {shop.item_ids[i] for i in shop.items[shop.users == 0]}
+    assert not history & set(recommended) and len(recommended) == 18 - len(history)
 
 
 def test_validation_items_are_no_wrong_answers() -> None:
@@ -90,19 +93,19 @@ def test_the_propagation_is_the_naive_one(shop: Interactions) -> None:
     layers = [start]
     for _ in range(3):
         layers.append(graph @ layers[-1])
-    wanted = torch.stack(layers).mean(0).float()
-    torch.testing.assert_close(torch.cat(model.tables()), wanted)
+    expected = torch.stack(layers).mean(0).float()
+    torch.testing.assert_close(torch.cat(model.tables()), expected)
     # without layers it is matrix factorisation
     plain = LightGcn(width=4, layers=0).build(shop)
     torch.testing.assert_close(plain.tables()[1], plain.item.weight)
 
 
 def test_a_batch_teaches_most_rows_through_the_graph(shop: Interactions) -> None:
-    """One pair moves neighbours of neighbours in LightGCN, and nobody else without layers."""
-    for layers, least, most in ((0, 1, 1), (3, 4, 12)):
+    """A pair moves neighbours of neighbours in LightGCN, and without layers nobody else."""
+    for layers, least, highest in ((0, 1, 1), (3, 4, 12)):
         model = LightGcn(width=4, layers=layers, reg=0.0).build(shop)
         model.losses(torch.tensor([0]), torch.tensor([1]))["ranking"].backward()
-        assert least <= int(model.user.weight.grad.any(1).sum()) <= most  # pyright: ignore
+        assert least <= int(model.user.weight.grad.any(1).sum()) <= highest  # pyright: ignore
 
 
 def test_the_autoencoder_s_loss_is_the_naive_one(shop: Interactions) -> None:
@@ -113,7 +116,7 @@ def test_the_autoencoder_s_loss_is_the_naive_one(shop: Interactions) -> None:
     assert model.beta == 0.2
     users = torch.tensor([3])
     torch.manual_seed(0)
-    found = model(users, torch.tensor([1]))
+    losses = model(users, torch.tensor([1]))
     torch.manual_seed(0)
     x = model.seen[3].float()
     hidden = torch.tanh((x / x.norm()) @ model.read_item.weight + model.read_bias)
@@ -122,9 +125,9 @@ def test_the_autoencoder_s_loss_is_the_naive_one(shop: Interactions) -> None:
     code = mu + torch.randn(1, 3)[0] * z.scale
     logits = torch.tanh(model.from_code(code)) @ model.rank_item.weight.T + model.rank_bias
     logp = logits[1:].log_softmax(0)
-    torch.testing.assert_close(found["items"], -logp[x[1:] > 0].sum())
+    torch.testing.assert_close(losses["items"], -logp[x[1:] > 0].sum())
     kl = torch.distributions.kl_divergence(z, torch.distributions.Normal(0.0, 1.0)).sum()
-    torch.testing.assert_close(found["kl"], 0.2 * kl)
+    torch.testing.assert_close(losses["kl"], 0.2 * kl)
 
 
 def test_negatives_are_items_that_the_user_has_not_taken(shop: Interactions) -> None:
@@ -137,8 +140,8 @@ def test_negatives_are_items_that_the_user_has_not_taken(shop: Interactions) -> 
 def test_dsl_keeps_its_density_in_all_tables_and_full_density_changes_nothing(
     shop: Interactions,
 ) -> None:
-    for one in (LightGcn(width=8, layers=1), MultVae(width=10, code=4)):
-        model = trained(one, shop, 3, Dsl(density=0.2, every=2, layers=one.tables))
+    for recommender in (LightGcn(width=8, layers=1), MultVae(width=10, code=4)):
+        model = trained(recommender, shop, 3, Dsl(density=0.2, every=2, layers=recommender.tables))
         for table in (m for m in model.modules() if isinstance(m, torch.nn.Embedding)):
             assert int((table.weight != 0).sum()) <= round(0.2 * table.weight.numel())
     dense = trained(SMALL["lightgcn"], shop, 2)
@@ -151,15 +154,15 @@ def test_dsl_keeps_its_density_in_all_tables_and_full_density_changes_nothing(
 @given(st.lists(st.sets(st.integers(0, 9), min_size=1), min_size=1, max_size=4), st.randoms())
 def test_measures_are_those_by_hand(wanted: list[set[int]], random: Any) -> None:
     ranked = [random.sample(range(10), 10) for _ in wanted]
-    found = full_sort(ranked, wanted, ("nDCG@3", "R@3", "RR@3", "Success@3"))
+    measured = full_sort(ranked, wanted, ("nDCG@3", "R@3", "RR@3", "Success@3"))
     gains = 1 / np.log2(np.arange(2, 5))
     rows = []
-    for order, own in zip(ranked, wanted, strict=True):
-        hits = np.array([item in own for item in order[:3]])
-        ideal = gains[: min(3, len(own))].sum()
+    for order, items in zip(ranked, wanted, strict=True):
+        hits = np.array([item in items for item in order[:3]])
+        ideal = gains[: min(3, len(items))].sum()
         first = float(1 / (hits.argmax() + 1)) if hits.any() else 0.0
-        rows.append((gains[hits].sum() / ideal, hits.sum() / len(own), first, float(hits.any())))
-    np.testing.assert_allclose(list(found.values()), np.mean(rows, 0), rtol=1e-6)
+        rows.append((gains[hits].sum() / ideal, hits.sum() / len(items), first, float(hits.any())))
+    np.testing.assert_allclose(list(measured.values()), np.mean(rows, 0), rtol=1e-6)
 
 
 def test_bad_input(shop: Interactions) -> None:
@@ -189,9 +192,9 @@ def test_bad_input(shop: Interactions) -> None:
 def test_a_graph_is_learned_from_in_bfloat16(shop: Interactions) -> None:
     model = SMALL["lightgcn"].build(shop)
     before = model.user.weight.detach().clone()
-    how: Any = {"epochs": 1, "batch_size": 24, "lr": 2e-2, "trackers": (), "precision": "bf16"}
+    settings: Any = {"epochs": 1, "batch_size": 24, "lr": 2e-2, "trackers": (), "precision": "bf16"}
     rows = model.samples(shop)
-    run = intarsia.fit(model, rows, task=model.task, objective=own_losses, **how)
+    run = intarsia.fit(model, rows, task=model.task, objective=own_losses, **settings)
     assert np.isfinite(run.history[-1]["loss"]) and not torch.equal(model.user.weight, before)
     with torch.autocast("cpu", torch.bfloat16):
         assert model.tables()[0].dtype == torch.float32

@@ -19,7 +19,7 @@ from intarsia.models.recommend import m2trec
 from intarsia.models.recommend.item_fields import FieldCoding, FieldVectors, IdVectors
 from intarsia.models.recommend.lightgcn import LightGcn
 from intarsia.models.recommend.m2trec import M2TRec, M2TRecModel
-from intarsia.models.recommend.session_encoder import SessionEncoder, padded
+from intarsia.models.recommend.session_encoder import SessionEncoder, pad_sessions
 from intarsia.train.tasks import own_losses
 
 from ...refusals import refused
@@ -28,32 +28,32 @@ TINY = M2TRec(width=16, layers=1, longest=6, dropout=0.0)
 
 
 def known(model: torch.nn.Module) -> torch.nn.Module:
-    """Without the values that are unknown in training."""
+    """Return the model in evaluation, which treats no value as unknown."""
     return model.eval()
 
 
 @given(st.integers(1, 5), st.integers(0, 3), st.booleans())
-def test_padding_on_the_left_changes_nothing(n: int, more: int, causal: bool) -> None:
+def test_padding_on_the_left_changes_nothing(n: int, padding: int, causal: bool) -> None:
     torch.manual_seed(0)
     encoder = SessionEncoder(16, layers=1, longest=8, causal=causal).eval()
     items = torch.randn(1, n, 16)
     alone = encoder(items, torch.ones(1, n, dtype=torch.bool))
-    wide = torch.cat([torch.randn(1, more, 16), items], 1)
-    found = encoder(wide, torch.arange(n + more)[None] >= more)
-    torch.testing.assert_close(found[:, more:], alone)
-    assert not found[:, :more].any()  # exactly 0
+    wide = torch.cat([torch.randn(1, padding, 16), items], 1)
+    padded = encoder(wide, torch.arange(n + padding)[None] >= padding)
+    torch.testing.assert_close(padded[:, padding:], alone)
+    assert not padded[:, :padding].any()  # exactly 0
 
 
 def test_a_place_sees_no_later_one() -> None:
     torch.manual_seed(0)
     encoder = SessionEncoder(16, layers=2, longest=8).eval()
-    items, there = torch.randn(1, 5, 16), torch.ones(1, 5, dtype=torch.bool)
-    other = items.clone()
-    other[:, 3:] = torch.randn(1, 2, 16)
-    one, two = encoder(items, there), encoder(other, there)
-    torch.testing.assert_close(one[:, :3], two[:, :3])
-    assert not torch.allclose(one[:, 3:], two[:, 3:])
-    assert not encoder(items, ~there).any()
+    items, present = torch.randn(1, 5, 16), torch.ones(1, 5, dtype=torch.bool)
+    changed = items.clone()
+    changed[:, 3:] = torch.randn(1, 2, 16)
+    first, second = encoder(items, present), encoder(changed, present)
+    torch.testing.assert_close(first[:, :3], second[:, :3])
+    assert not torch.allclose(first[:, 3:], second[:, 3:])
+    assert not encoder(items, ~present).any()
     with refused(ShapeError, what="session"):
         encoder(torch.randn(1, 9, 16), torch.ones(1, 9, dtype=torch.bool))
     with refused(ConfigError, what="width", got=20):
@@ -67,33 +67,33 @@ def test_numbers_words_and_texts_become_codes() -> None:
     assert 1 <= low < high < price.size
     words = FieldCoding.of("c", ItemField("token_seq", (("a", "b"), ("b",))))
     assert words.codes(ItemField("token_seq", (("b", "new"), ()))).tolist() == [[2, 0], [0, -1]]
-    many = tuple((f"w{i}", f"v{i}") for i in range(200))
-    text = FieldCoding.of("title", ItemField("token_seq", many))
-    assert text.how == "text" and text.codes(ItemField("token_seq", (("A", "b"),))).shape == (1, 3)
+    different = tuple((f"w{i}", f"v{i}") for i in range(200))
+    text = FieldCoding.of("title", ItemField("token_seq", different))
+    assert text.kind == "text" and text.codes(ItemField("token_seq", (("A", "b"),))).shape == (1, 3)
 
 
 def test_equal_metadata_are_equal_scores_and_names_do_not_matter(shop: Interactions) -> None:
     twin = {n: replace(f, values=(*f.values[:17], f.values[2])) for n, f in shop.fields.items()}
     model = known(TINY.build(replace(shop, fields=twin)))
     assert isinstance(model, M2TRecModel)
-    scores = model(padded([[1, 4, 7]], 6))[0]
+    scores = model(pad_sessions([[1, 4, 7]], 6))[0]
     torch.testing.assert_close(scores[3], scores[18])
     named = replace(shop, item_ids=tuple(f"x{i}" for i in shop.item_ids), fields=twin)
-    torch.testing.assert_close(known(TINY.build(named))(padded([[1, 4, 7]], 6))[0], scores)
+    torch.testing.assert_close(known(TINY.build(named))(pad_sessions([[1, 4, 7]], 6))[0], scores)
 
 
 def test_new_items_are_ranked_as_if_they_had_been_there(shop: Interactions) -> None:
-    few = shop.rows(shop.items < 17)
+    fewer = shop.rows(shop.items < 17)
     first = {n: f.take(np.arange(17)) for n, f in shop.fields.items()}
-    model = TINY.build(replace(few, item_ids=shop.item_ids[:17], fields=first))
-    whole = TINY.build(replace(few, fields=shop.fields))
+    model = TINY.build(replace(fewer, item_ids=shop.item_ids[:17], fields=first))
+    full = TINY.build(replace(fewer, fields=shop.fields))
     assert model.items.coding == FieldVectors(first, 16, generator=torch.Generator()).coding  # pyright: ignore
     model.add_items(["17"], {n: f.take(np.array([17])) for n, f in shop.fields.items()})
-    whole.items.coding = model.items.coding  # pyright: ignore
-    whole.items.set(shop.fields)  # pyright: ignore
-    whole.load_state_dict(model.state_dict(), strict=False)
-    x = padded([[1, 4]], 6)
-    torch.testing.assert_close(known(model)(x), known(whole)(x))
+    full.items.coding = model.items.coding  # pyright: ignore
+    full.items.set(shop.fields)  # pyright: ignore
+    full.load_state_dict(model.state_dict(), strict=False)
+    x = pad_sessions([[1, 4]], 6)
+    torch.testing.assert_close(known(model)(x), known(full)(x))
     assert "17" in {r.item for r in model.recommend(["0", "3"], 18)}
     with refused(DataError, what="new items"):
         model.add_items(["17"], {n: f.take(np.array([17])) for n, f in shop.fields.items()})
@@ -103,8 +103,8 @@ def test_new_items_are_ranked_as_if_they_had_been_there(shop: Interactions) -> N
 
 def test_parameters_do_not_grow_with_the_items(shop: Interactions) -> None:
     ten = {n: replace(f, values=f.values * 10) for n, f in shop.fields.items()}
-    more = replace(shop, item_ids=tuple(map(str, range(180))), fields=ten)
-    sizes = [sum(p.numel() for p in TINY.build(d).parameters()) for d in (shop, more)]
+    larger = replace(shop, item_ids=tuple(map(str, range(180))), fields=ten)
+    sizes = [sum(p.numel() for p in TINY.build(d).parameters()) for d in (shop, larger)]
     assert sizes[0] == sizes[1]
 
 
@@ -115,13 +115,13 @@ def test_all_prefixes_in_one_pass_are_each_on_its_own(shop: Interactions) -> Non
         torch.nn.init.zeros_(model.encoder.position.weight)
         known(model)  # dropout and unknown values are off; the losses are asked for by a target
         session = torch.tensor([2, 5, 8, 11])
-        whole = model(session[None, :3], session[3:])
-        each = [model(session[None, : i + 1])[0] for i in range(3)]
-        for one in each:
-            one[0] = -torch.inf
-        wanted = F.cross_entropy(torch.stack(each), session[1:])
-        torch.testing.assert_close(whole["item"], wanted)
-        assert set(whole) == {"item", "colour", "tags"}
+        losses = model(session[None, :3], session[3:])
+        scores = [model(session[None, : i + 1])[0] for i in range(3)]
+        for row in scores:
+            row[0] = -torch.inf
+        expected = F.cross_entropy(torch.stack(scores), session[1:])
+        torch.testing.assert_close(losses["item"], expected)
+        assert set(losses) == {"item", "colour", "tags"}
 
 
 def test_items_without_an_event_are_no_negatives(
@@ -129,7 +129,7 @@ def test_items_without_an_event_are_no_negatives(
 ) -> None:
     """Item 17 has no event: no step pushes it away, be the softmax whole or sampled."""
     cold = shop.rows(shop.items != 17)
-    x, y = padded([[1, 4, 7], [2, 5]], 6), torch.tensor([10, 8])
+    x, y = pad_sessions([[1, 4, 7], [2, 5]], 6), torch.tensor([10, 8])
     for large in (m2trec.LARGE, 1):
         monkeypatch.setattr(m2trec, "LARGE", large)
         monkeypatch.setattr(m2trec, "SAMPLED", 5000)
@@ -140,14 +140,14 @@ def test_items_without_an_event_are_no_negatives(
         rest = model(x).detach()[:, 1:18].log_softmax(1)  # of the other items
         (grad,) = torch.autograd.grad(loss, items.table.weight)
         assert not grad[18].any() and grad[17].any() and rest.isfinite().all()
-    own = model(x[:, 1:].contiguous(), torch.tensor([18, 8]))[
+    losses = model(x[:, 1:].contiguous(), torch.tensor([18, 8]))[
         "item"
     ]  # it is learned where it is the answer
-    assert own.isfinite() and torch.autograd.grad(own, items.table.weight)[0][18].any()
+    assert losses.isfinite() and torch.autograd.grad(losses, items.table.weight)[0][18].any()
 
 
 def test_without_weight_it_is_the_single_task(shop: Interactions) -> None:
-    x, y = padded([[1, 4]], 6), torch.tensor([7])
+    x, y = pad_sessions([[1, 4]], 6), torch.tensor([7])
     both = known(replace(TINY, weight=0.0).build(shop))(x, y)
     alone = known(replace(TINY, tasks=()).build(shop))(x, y)
     assert set(alone) == {"item"} and not both["colour"] and not both["tags"]
@@ -157,11 +157,11 @@ def test_a_sampled_softmax_of_all_items_is_the_softmax(
     shop: Interactions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = known(TINY.build(shop))
-    x, y = padded([[1, 4, 7], [2, 5]], 6), torch.tensor([10, 8])
-    whole = model(x, y)["item"]
+    x, y = pad_sessions([[1, 4, 7], [2, 5]], 6), torch.tensor([10, 8])
+    exact = model(x, y)["item"]
     monkeypatch.setattr(m2trec, "LARGE", 1)
     monkeypatch.setattr(m2trec, "SAMPLED", 5000)  # each item is there, for certain
-    torch.testing.assert_close(model(x, y)["item"], whole)
+    torch.testing.assert_close(model(x, y)["item"], exact)
 
 
 def test_it_learns_the_colours_and_says_why(shop: Interactions) -> None:
@@ -170,11 +170,13 @@ def test_it_learns_the_colours_and_says_why(shop: Interactions) -> None:
     options: dict[str, object] = {"epochs": 25, "batch_size": 12, "lr": 1e-2, "trackers": ()}
     run = intarsia.fit(model, sets[0], task=model.task, objective=own_losses, **options)  # pyright: ignore
     assert run.history[-1]["loss"] < 0.7 * run.history[0]["loss"]
-    best = [one.item for one in model.recommend(["0", "3"], 4, exclude_seen=True)]
+    best = [
+        recommendation.item for recommendation in model.recommend(["0", "3"], 4, exclude_seen=True)
+    ]
     assert sum(int(item) % 3 == 0 for item in best) >= 3 and not {"0", "3"} & set(best)
-    why = model.explain(["0", "3"], best[0])
-    assert set(why) == {"colour", "tags", "price"}
-    assert list(why.values()) == sorted(why.values(), reverse=True)
+    reasons = model.explain(["0", "3"], best[0])
+    assert set(reasons) == {"colour", "tags", "price"}
+    assert list(reasons.values()) == sorted(reasons.values(), reverse=True)
 
 
 def test_bad_input(shop: Interactions) -> None:
@@ -211,27 +213,30 @@ def test_measures_are_taken_where_the_model_is(
     shop: Interactions, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The meta device stands for an accelerator."""
-    for one in (TINY, LightGcn(width=4)):
-        model = one.build(shop.rows(shop.times % 1e4 < 300)).to("meta")
-        seen: list[str] = []
+    for settings in (TINY, LightGcn(width=4)):
+        model = settings.build(shop.rows(shop.times % 1e4 < 300)).to("meta")
+        devices: list[str] = []
 
         def ranked(
-            x: torch.Tensor, k: int, hidden: torch.Tensor | None = None, seen: list[str] = seen
+            x: torch.Tensor,
+            k: int,
+            hidden: torch.Tensor | None = None,
+            devices: list[str] = devices,
         ) -> torch.Tensor:
-            seen.append(x.device.type if hidden is None else hidden.device.type)
+            devices.append(x.device.type if hidden is None else hidden.device.type)
             return torch.arange(1, 19).expand(len(x), -1)
 
         monkeypatch.setattr(model, "ranked", ranked)
         monkeypatch.setattr(
-            model, "questions", one.build(shop.rows(shop.times % 1e4 < 300)).questions
+            model, "questions", settings.build(shop.rows(shop.times % 1e4 < 300)).questions
         )
-        assert 0 < measured(model, shop, shop)["R@20"] <= 1 and set(seen) == {"meta"}
+        assert 0 < measured(model, shop, shop)["R@20"] <= 1 and set(devices) == {"meta"}
 
 
 def test_a_place_that_is_no_item_is_no_rival(shop: Interactions) -> None:
     """The scores of a run in training are those of all items, and of nothing else."""
     model = known(TINY.build(shop))
-    x = padded([[1, 4, 7]], 6)
+    x = pad_sessions([[1, 4, 7]], 6)
     scores = model(x).detach()
     assert scores[0, 0] == -torch.inf and scores[0, 1:].isfinite().all()
     best = scores[0].argmax()

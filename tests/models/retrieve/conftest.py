@@ -24,9 +24,9 @@ DOCS = [
 
 def word_tokenizer(words: Sequence[str] = WORDS) -> str:
     numbers = {word: i for i, word in enumerate(["[UNK]", *words])}
-    found = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
-    found.pre_tokenizer = pre_tokenizers.Whitespace()
-    return found.to_str()
+    tokenizer = Tokenizer(models.WordLevel(numbers, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    return tokenizer.to_str()
 
 
 class Toy:

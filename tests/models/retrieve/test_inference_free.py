@@ -21,11 +21,11 @@ from intarsia.models.retrieve.inference_free import (
     InferenceFree,
     WeightedFlops,
     ensemble,
-    pruned,
+    prune_rows,
 )
 from intarsia.models.retrieve.learning import (
     LearnedRetrieval,
-    drawn_pairs,
+    draw_pairs,
     fit_retriever,
     penalty_weights,
 )
@@ -154,11 +154,11 @@ def test_a_long_document_is_read_in_parts(model: InferenceFree) -> None:
 
 def test_pruned_vectors_keep_their_largest(model: InferenceFree) -> None:
     rows = model.encode(TEXTS)
-    less = pruned(rows, 0.5)
-    kept = np.asarray((less > 0).todense())
+    less = prune_rows(rows, 0.5)
+    nonzero = np.asarray((less > 0).todense())
     dense = np.asarray(rows.todense())
-    assert (kept == (dense >= 0.5 * dense.max(1, keepdims=True))).all() and less.nnz < rows.nnz
-    assert pruned(rows, 0.0) is rows
+    assert (nonzero == (dense >= 0.5 * dense.max(1, keepdims=True))).all() and less.nnz < rows.nnz
+    assert prune_rows(rows, 0.0) is rows
 
 
 def test_other_models_are_refused(folder: Path, tmp_path: Path) -> None:
@@ -221,9 +221,9 @@ scores = st.lists(st.lists(st.floats(-50, 50), min_size=3, max_size=3), min_size
 @given(scores, st.floats(0.5, 100), st.floats(-5, 5))
 def test_a_teacher_s_units_do_not_matter(one: Any, factor: float, shift: float) -> None:
     rows = np.array(one)
-    other = np.sin(rows)
+    second = np.sin(rows)
     wide = np.ptp(rows, axis=1) > 1  # where eps is small beside the range
-    got, again = ensemble([rows, other]), ensemble([factor * rows + shift, other])
+    got, again = ensemble([rows, second]), ensemble([factor * rows + shift, second])
     np.testing.assert_allclose(got[wide], again[wide], rtol=1e-3, atol=1e-3)
     assert (got >= 0).all() and (got <= 30).all()
     np.testing.assert_allclose(ensemble([rows, rows]), ensemble([rows]))
@@ -234,14 +234,14 @@ def test_a_teacher_s_units_do_not_matter(one: Any, factor: float, shift: float) 
 def test_training_in_chunks_of_any_size_is_the_same(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("bm25s")
     recipe = LearnedRetrieval(teachers=("bm25",), steps=2, batch=2, negatives=2, lr=1e-2)
-    found: list[np.ndarray] = []
+    vectors: list[np.ndarray] = []
     for megabytes in (1, 64):
         model = InferenceFree.from_pretrained(str(folder), TEXTS, megabytes=megabytes)
-        pairs = drawn_pairs(TEXTS, 6, seed=0)
+        pairs = draw_pairs(TEXTS, 6, seed=0)
         out = tmp_path / str(megabytes)
         fit_retriever(model, TEXTS, pairs, recipe, out=out, report=lambda _: None)
-        found.append(np.asarray(model.encode(TEXTS).todense()))
-    np.testing.assert_allclose(*found, rtol=1e-4, atol=1e-5)
+        vectors.append(np.asarray(model.encode(TEXTS).todense()))
+    np.testing.assert_allclose(*vectors, rtol=1e-4, atol=1e-5)
     with pytest.raises(ConfigError) as caught:
         InferenceFree.from_pretrained(str(folder), TEXTS, megabytes=0)
     assert caught.value.got == 0
@@ -252,15 +252,15 @@ def test_training_moves_documents_and_leaves_queries(model: InferenceFree, tmp_p
     before, digest = model.encode(TEXTS), model.digest
     weights = model.encoder[0].sub_modules["query"][0].weight.clone()
     recipe = LearnedRetrieval(teachers=("bm25",), steps=3, batch=2, negatives=2, lr=1e-2)
-    pairs = drawn_pairs(TEXTS, 6, seed=0)
-    assert all(query in TEXTS[own[0]] for query, own in pairs)
+    pairs = draw_pairs(TEXTS, 6, seed=0)
+    assert all(query in TEXTS[answers[0]] for query, answers in pairs)
     fit_retriever(model, TEXTS, pairs, recipe, out=tmp_path / "run", report=lambda _: None)
     assert torch.equal(model.encoder[0].sub_modules["query"][0].weight, weights)
     assert model.digest != digest and (model.encode(TEXTS) != before).nnz > 0
     with refused(DataError, what="pairs of query and answer", got="none"):
         fit_retriever(model, TEXTS, [], recipe, out=tmp_path / "run")
     with refused(DataError, what="documents to draw queries from"):
-        drawn_pairs(["one two"], 3, seed=0)
+        draw_pairs(["one two"], 3, seed=0)
     for wrong in ({"steps": 0}, {"penalty": "l1"}, {"lr": 0.0}):
         with pytest.raises(ConfigError):
             LearnedRetrieval(**wrong)
@@ -276,7 +276,7 @@ def test_the_penalty_of_common_tokens_is_the_larger(model: InferenceFree) -> Non
 def test_bm25_knows_its_own_documents() -> None:
     pytest.importorskip("bm25s")
     teacher = Bm25(TEXTS)
-    numbers, _ = teacher.found(["mouse house"], 2)
+    numbers, _ = teacher.retrieve(["mouse house"], 2)
     assert set(numbers[0]) == {2, 4}
     got = teacher.scores(["cat", "zzz"], np.array([[0, 1], [2, 3]]))
     assert got[0, 0] > 0 == got[0, 1] and not got[1].any()
@@ -290,11 +290,11 @@ def test_other_engines_give_the_same_documents(model: InferenceFree, tmp_path: P
         for line in engines.export(index, "opensearch", tmp_path / "bulk").read_text().splitlines()
     ]
     assert rows[0] == {"index": {"_id": "d0"}} and rows[1]["text"] == TEXTS[0]
-    asked = engines.engine_query("opensearch", index.queries, "cat garden")
-    tokens = asked["query"]["neural_sparse"]["vector"]["query_tokens"]
+    body = engines.engine_query("opensearch", index.queries, "cat garden")
+    tokens = body["query"]["neural_sparse"]["vector"]["query_tokens"]
     vectors = {a["index"]["_id"]: b["vector"] for a, b in zip(rows[::2], rows[1::2], strict=True)}
-    found = {n: sum(w * v.get(t, 0) for t, w in tokens.items()) for n, v in vectors.items()}
-    assert {n: found[n] for n in hits} == pytest.approx(hits, rel=1e-3)
+    scores = {n: sum(w * v.get(t, 0) for t, w in tokens.items()) for n, v in vectors.items()}
+    assert {n: scores[n] for n in hits} == pytest.approx(hits, rel=1e-3)
     assert engines.mapping("elasticsearch")["mappings"]["properties"]["vector"]["type"]
     with refused(ConfigError, what="form", got="'lucene'"):
         engines.export(index, "lucene", tmp_path / "x")
@@ -303,8 +303,8 @@ def test_other_engines_give_the_same_documents(model: InferenceFree, tmp_path: P
 def test_seismic_finds_the_same(model: InferenceFree) -> None:
     pytest.importorskip("seismic")
     index = SparseIndex.build(model, NAMED, lexical=None)
-    found = engines.seismic_index(index)
-    got = engines.seismic_search(found, index.queries, ["cat garden", "zzz"], 3)
+    seismic = engines.seismic_index(index)
+    got = engines.seismic_search(seismic, index.queries, ["cat garden", "zzz"], 3)
     hits = index.search("cat garden", 3)
     assert got[1] == [] and [name for name, _ in got[0]] == [hit.id for hit in hits]
     assert [s for _, s in got[0]] == pytest.approx([hit.score for hit in hits], rel=1e-2)
@@ -319,9 +319,9 @@ def test_a_local_qdrant_finds_the_same(model: InferenceFree, tmp_path: Path) -> 
     kinds = qdrant.models
     client.create_collection("c", sparse_vectors_config={"text": kinds.SparseVectorParams()})
     client.upsert("c", [kinds.PointStruct(**point) for point in points])
-    asked = engines.engine_query("qdrant", index.queries, "cat garden", 3)
-    asked["query"] = kinds.SparseVector(**asked["query"])
-    got = client.query_points("c", **asked).points
+    body = engines.engine_query("qdrant", index.queries, "cat garden", 3)
+    body["query"] = kinds.SparseVector(**body["query"])
+    got = client.query_points("c", **body).points
     hits = index.search("cat garden", 3)
     assert [p.payload["id"] for p in got] == [hit.id for hit in hits]
     assert [p.score for p in got] == pytest.approx([hit.score for hit in hits], rel=1e-3)
@@ -344,8 +344,8 @@ def test_from_documents_to_answers_on_the_command_line(folder: Path, tmp_path: P
     task = ("--task", "sparse-retrieval", "--teachers", "bm25", "--model", folder)
     call("fit", docs, *task, *settings, "--save", encoder)
     call("index", docs, "--model", encoder, "--save", idx)
-    found = json.loads(call("search", idx, "garden", "--json").stdout)
-    assert found["documents"] == 4 and found["tokens"] == ["garden"]
+    answer = json.loads(call("search", idx, "garden", "--json").stdout)
+    assert answer["documents"] == 4 and answer["tokens"] == ["garden"]
     docs.write_text(rows[4])
     call("index", docs, "--model", encoder, "--append", idx)
     assert json.loads(call("search", idx, "garden", "--json").stdout)["documents"] == 5

@@ -16,9 +16,9 @@ from intarsia.core.errors import CheckpointError, ConfigError, DataError
 from intarsia.models.retrieve.lexical import Lexical, Stems, stems
 from intarsia.models.retrieve.postings import best
 from intarsia.models.retrieve.query_weights import QueryWeights
-from intarsia.models.retrieve.showing import found
+from intarsia.models.retrieve.showing import search_results
 from intarsia.models.retrieve.sparse_index import SparseIndex
-from intarsia.models.retrieve.tuning import tuned
+from intarsia.models.retrieve.tuning import tune_lexical
 
 from ...refusals import refused
 from .conftest import WORDS, word_tokenizer
@@ -46,44 +46,48 @@ def test_alone_it_is_bm25s(toy: Any, k1: float, b: float) -> None:
     index = SparseIndex.build(toy, TEXTS, lexical=replace(ALONE, k1=k1, b=b))
     oracle = Bm25([text for _, text in TEXTS], k1=k1, b=b)
     for query in QUERIES:
-        wanted = oracle.scores([query], np.arange(len(TEXTS))[None])[0]
-        wanted = wanted / wanted.max() if wanted.any() else wanted
+        expected = oracle.scores([query], np.arange(len(TEXTS))[None])[0]
+        expected = expected / expected.max() if expected.any() else expected
         got = _scores(index, query)
-        assert got == pytest.approx({TEXTS[i][0]: s for i, s in enumerate(wanted) if s > 0})
+        assert got == pytest.approx({TEXTS[i][0]: s for i, s in enumerate(expected) if s > 0})
 
 
 def test_the_score_is_the_sum_of_both_shares(toy: Any) -> None:
     learned = SparseIndex.build(toy, TEXTS, lexical=None, stored="float32")
     index = SparseIndex.build(toy, TEXTS, lexical=Lexical(share=0.25), stored="float32")
-    one, both = _scores(learned, "cat tree"), _scores(index, "cat tree")
+    learned_scores, both = _scores(learned, "cat tree"), _scores(index, "cat tree")
     index.lexical = ALONE
-    other = _scores(index, "cat tree")
+    lexical_scores = _scores(index, "cat tree")
     for name, score in both.items():
-        wanted = 0.75 * one.get(name, 0) / max(one.values()) + 0.25 * other.get(name, 0)
-        assert score == pytest.approx(wanted)
-    assert both.keys() == one.keys() | other.keys()
+        expected = 0.75 * learned_scores.get(name, 0) / max(
+            learned_scores.values()
+        ) + 0.25 * lexical_scores.get(name, 0)
+        assert score == pytest.approx(expected)
+    assert both.keys() == learned_scores.keys() | lexical_scores.keys()
     index.lexical = Lexical(share=0.0)
-    assert _scores(index, "cat tree") == pytest.approx(one)  # the learned scores as they are
+    assert _scores(index, "cat tree") == pytest.approx(
+        learned_scores
+    )  # the learned scores as they are
 
 
 def test_however_it_was_built_it_is_one_index(toy: Any, tmp_path: Path) -> None:
-    whole = SparseIndex.build(toy, TEXTS)
+    built = SparseIndex.build(toy, TEXTS)
     halves = SparseIndex.build(toy, TEXTS[:2]).append(toy, TEXTS[2:])
     again = SparseIndex.load(halves.save(tmp_path / "i"))
     two = SparseIndex.build(toy, TEXTS[:3]).merge(SparseIndex.build(toy, TEXTS[3:]))
     for index in (halves, again, two, SparseIndex.build(toy, TEXTS, block=1)):
         assert index.lexical == Lexical()
         for query in QUERIES:
-            assert _scores(index, query) == pytest.approx(_scores(whole, query), rel=1e-5)
-    assert len(again.merge().segments) == 1 and again.sizes() == whole.sizes()
+            assert _scores(index, query) == pytest.approx(_scores(built, query), rel=1e-5)
+    assert len(again.merge().segments) == 1 and again.sizes() == built.sizes()
     for query in QUERIES:
-        assert _scores(again, query) == pytest.approx(_scores(whole, query), rel=1e-5)
+        assert _scores(again, query) == pytest.approx(_scores(built, query), rel=1e-5)
     less = SparseIndex.build(toy, [row for row in TEXTS if row[0] != "d"])
-    left = SparseIndex.load(again.delete(["d"]).save(tmp_path / "i"))
-    assert "d" not in _scores(left, "cat")
-    assert max(_scores(left, "house").values()) == pytest.approx(1)  # of those that are left
+    remaining = SparseIndex.load(again.delete(["d"]).save(tmp_path / "i"))
+    assert "d" not in _scores(remaining, "cat")
+    assert max(_scores(remaining, "house").values()) == pytest.approx(1)  # of those that are left
     for query in QUERIES:  # frequencies count deleted documents until they are gone
-        assert _scores(left.merge(), query) == pytest.approx(_scores(less, query), rel=1e-5)
+        assert _scores(remaining.merge(), query) == pytest.approx(_scores(less, query), rel=1e-5)
 
 
 def test_terms_of_both_kinds_add_up_to_the_score(toy: Any) -> None:
@@ -93,12 +97,12 @@ def test_terms_of_both_kinds_add_up_to_the_score(toy: Any) -> None:
         assert sum(term.score for term in terms) == pytest.approx(hit.score, rel=1e-5)
     (term,) = [t for t in index.explain("cats", "f") if t.stem]
     assert (term.token, term.expanded) == ("cat", False)
-    shown = found(index, "barked")  # the model has no such token
-    assert [hit["id"] for hit in shown["hits"]] == ["b", "f"] and (
-        shown["tokens"],
-        shown["stems"],
+    results = search_results(index, "barked")  # the model has no such token
+    assert [hit["id"] for hit in results["hits"]] == ["b", "f"] and (
+        results["tokens"],
+        results["stems"],
     ) == ([], ["bark"])
-    assert ("barks", True) in shown["hits"][0]["parts"]
+    assert ("barks", True) in results["hits"][0]["parts"]
 
 
 def test_languages_have_their_own_stems(toy: Any) -> None:
@@ -135,9 +139,9 @@ def test_stems_that_do_not_fit_are_damage(toy: Any, tmp_path: Path) -> None:
         Stems.decode(part.encode(), part.names[1:], 2)
     assert caught.value.got == "1 names"
     folder = SparseIndex.build(toy, TEXTS).save(tmp_path / "i")
-    about = json.loads((folder / "meta.json").read_text())
+    record = json.loads((folder / "meta.json").read_text())
     for lexical in (None, {"language": "klingon"}, {"strange": 1}):
-        (folder / "meta.json").write_text(json.dumps(about | {"lexical": lexical}))
+        (folder / "meta.json").write_text(json.dumps(record | {"lexical": lexical}))
         with pytest.raises(CheckpointError):
             SparseIndex.load(folder)
 
@@ -160,14 +164,14 @@ def test_tuning_leaves_out_what_finds_nothing(toy: Any) -> None:
     queries = {str(i): f"{WORDS[2 + i % 8]} w{i}" for i in range(40)}
     judged = {name: {name: 1} for name in queries}
     index = SparseIndex.build(Noise(), docs, lexical=Lexical(share=0.1))
-    how = tuned(index, queries, judged)
-    assert index.lexical is how and how.share >= 0.5
+    tuned = tune_lexical(index, queries, judged)
+    assert index.lexical is tuned and tuned.share >= 0.5
     assert all(index.search(text, 1)[0].id == name for name, text in queries.items())
     with pytest.raises(DataError) as caught:
-        tuned(index, queries, {"0": {"another": 1}})
+        tune_lexical(index, queries, {"0": {"another": 1}})
     assert caught.value.got == "no query with a document of the index"
     with pytest.raises(ConfigError) as refused:
-        tuned(SparseIndex.build(toy, TEXTS, lexical=None), queries, judged)
+        tune_lexical(SparseIndex.build(toy, TEXTS, lexical=None), queries, judged)
     assert refused.value.got == "one without BM25"
 
 
@@ -185,10 +189,14 @@ def test_remembered_words_have_the_tokens_of_the_text(texts: list[str]) -> None:
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
     letters = ["[UNK]", "a", "b", "##a", "##b", "e", "##e", ",", ".", "-", "ab"]
-    made = Tokenizer(models.WordPiece({w: i for i, w in enumerate(letters)}, unk_token="[UNK]"))
-    made.normalizer = normalizers.BertNormalizer()
+    tokenizer = Tokenizer(
+        models.WordPiece({w: i for i, w in enumerate(letters)}, unk_token="[UNK]")
+    )
+    tokenizer.normalizer = normalizers.BertNormalizer()
     for splitter in (pre_tokenizers.BertPreTokenizer(), pre_tokenizers.Metaspace()):
-        made.pre_tokenizer = splitter
-        known = QueryWeights(made.to_str(), np.ones(len(letters)))
-        wanted = [one.ids for one in made.encode_batch(texts, add_special_tokens=False)]
-        assert known.tokens(texts) == known.tokens(texts) == wanted
+        tokenizer.pre_tokenizer = splitter
+        weights = QueryWeights(tokenizer.to_str(), np.ones(len(letters)))
+        expected = [
+            encoding.ids for encoding in tokenizer.encode_batch(texts, add_special_tokens=False)
+        ]
+        assert weights.tokens(texts) == weights.tokens(texts) == expected

@@ -28,18 +28,20 @@ def test_any_number_at_a_time_gives_the_same(
 ) -> None:
     hidden, weight, bias = _inputs(texts, tokens, seed=size)
     logits = hidden @ weight.T + (bias if has_bias else 0)
-    wanted = logits.amax(1)
+    expected = logits.amax(1)
     got: Any = MaxLogits.apply(hidden, weight, bias if has_bias else None, size)
-    torch.testing.assert_close(got, wanted)
-    values = torch.randn(wanted.shape, dtype=torch.float64) * (torch.rand(wanted.shape) < 0.5)
-    own = [hidden, weight, *([bias] if has_bias else [])]
-    for one, other in zip(
-        torch.autograd.grad(got, own, values), torch.autograd.grad(wanted, own, values), strict=True
+    torch.testing.assert_close(got, expected)
+    values = torch.randn(expected.shape, dtype=torch.float64) * (torch.rand(expected.shape) < 0.5)
+    inputs = [hidden, weight, *([bias] if has_bias else [])]
+    for actual, naive in zip(
+        torch.autograd.grad(got, inputs, values),
+        torch.autograd.grad(expected, inputs, values),
+        strict=True,
     ):
-        torch.testing.assert_close(one, other)
+        torch.testing.assert_close(actual, naive)
     with torch.no_grad():
         again: Any = MaxLogits.apply(hidden, weight, bias if has_bias else None, size)
-    torch.testing.assert_close(again, wanted)
+    torch.testing.assert_close(again, expected)
 
 
 class _Pooling(nn.Module):
@@ -62,18 +64,20 @@ def _documents(head: nn.Module, vocabulary: int = 11) -> tuple[Any, _Pooling]:
 @pytest.mark.parametrize("mask", [[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 1]])
 def test_padding_on_either_side_is_not_read(mask: list[int]) -> None:
     torch.manual_seed(0)
-    head, there = nn.Linear(3, 11), torch.tensor([mask, [1, 1, 1, 1]])
+    head, present = nn.Linear(3, 11), torch.tensor([mask, [1, 1, 1, 1]])
     documents = _documents(head)
     pooling, hidden = documents[1], torch.randn(2, 4, 3, requires_grad=True)
-    wanted = pooling({"token_embeddings": head(hidden), "attention_mask": there})
+    expected = pooling({"token_embeddings": head(hidden), "attention_mask": present})
     with in_chunks(documents, 1):
-        got = pooling({"token_embeddings": head(hidden), "attention_mask": there})
+        got = pooling({"token_embeddings": head(hidden), "attention_mask": present})
         assert head(hidden) is hidden  # no logits
-    found, want = got["sentence_embedding"], wanted["sentence_embedding"]
-    torch.testing.assert_close(found, want)
-    one, other = (torch.autograd.grad(v.square().sum(), hidden)[0] for v in (found, want))
-    torch.testing.assert_close(one, other)
-    assert not one[0][~there[0].bool()].any()
+    vectors, want = got["sentence_embedding"], expected["sentence_embedding"]
+    torch.testing.assert_close(vectors, want)
+    actual_grad, naive_grad = (
+        torch.autograd.grad(v.square().sum(), hidden)[0] for v in (vectors, want)
+    )
+    torch.testing.assert_close(actual_grad, naive_grad)
+    assert not actual_grad[0][~present[0].bool()].any()
     assert head(hidden).shape == (2, 4, 11)  # all is as it was
 
 

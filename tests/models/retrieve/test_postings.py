@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intarsia.core.errors import CheckpointError
-from intarsia.models.retrieve.postings import STORED, Postings, best, merged, search_naive
+from intarsia.models.retrieve.postings import STORED, Postings, best, merge_postings, search_naive
 
 from ...refusals import refused
 
@@ -24,8 +24,8 @@ def drawn(draw: Any) -> Drawn:
     documents, tokens = draw(st.integers(0, 12)), draw(st.integers(1, 6))
     values = st.sampled_from([0.0, 0.0, 0.25, 0.5, 1.0, 3.0])
     rows = draw(st.lists(values, min_size=documents * tokens, max_size=documents * tokens))
-    chosen = draw(st.lists(st.integers(0, tokens - 1), unique=True))
-    query = [(token, draw(st.sampled_from([0.5, 1.0, 2.0]))) for token in chosen]
+    tokens_of_row = draw(st.lists(st.integers(0, tokens - 1), unique=True))
+    query = [(token, draw(st.sampled_from([0.5, 1.0, 2.0]))) for token in tokens_of_row]
     return sp.csr_matrix(np.array(rows, np.float32).reshape(documents, tokens)), query
 
 
@@ -35,8 +35,8 @@ def test_a_search_is_the_naive_one(case: Drawn, k: int) -> None:
     rows, query = case
     lists = Postings.of(rows)
     scores = lists.scores(query)
-    found = [(int(i), float(scores[i])) for i in best(scores, k)]
-    assert found == search_naive(rows, query, k)  # values of few bits: sums are exact
+    hits = [(int(i), float(scores[i])) for i in best(scores, k)]
+    assert hits == search_naive(rows, query, k)  # values of few bits: sums are exact
 
 
 @settings(deadline=None)
@@ -44,8 +44,8 @@ def test_a_search_is_the_naive_one(case: Drawn, k: int) -> None:
 def test_the_scores_of_some_are_those_among_all(case: Drawn) -> None:
     rows, query = case
     lists = Postings.of(rows)
-    chosen = np.arange(0, rows.shape[0], 2)
-    assert (lists.scores_of(query, chosen) == lists.scores(query)[chosen]).all()
+    docs = np.arange(0, rows.shape[0], 2)
+    assert (lists.scores_of(query, docs) == lists.scores(query)[docs]).all()
 
 
 @settings(deadline=None)
@@ -61,12 +61,12 @@ def test_what_is_written_is_read(case: Drawn, stored: str) -> None:
 
 @settings(deadline=None)
 @given(drawn(), drawn())
-def test_merged_lists_are_those_of_all_rows(one: Drawn, other: Drawn) -> None:
-    tokens = min(one[0].shape[1], other[0].shape[1])
-    parts = [one[0][:, :tokens], other[0][:, :tokens]]
-    kept = np.arange(parts[1].shape[0]) % 2 == 0
-    got = merged([Postings.of(part) for part in parts], [None, kept])
-    want = sp.vstack([parts[0], parts[1][kept]])
+def test_merged_lists_are_those_of_all_rows(first: Drawn, second: Drawn) -> None:
+    tokens = min(first[0].shape[1], second[0].shape[1])
+    parts = [first[0][:, :tokens], second[0][:, :tokens]]
+    mask = np.arange(parts[1].shape[0]) % 2 == 0
+    got = merge_postings([Postings.of(part) for part in parts], [None, mask])
+    want = sp.vstack([parts[0], parts[1][mask]])
     assert got.count == want.shape[0] and (got.matrix() != want).nnz == 0
 
 

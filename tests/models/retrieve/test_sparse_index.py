@@ -13,7 +13,7 @@ import scipy.sparse as sp
 
 from intarsia.core.errors import CheckpointError, ConfigError, DataError
 from intarsia.models.retrieve.query_weights import QueryWeights, idf
-from intarsia.models.retrieve.showing import found, parts
+from intarsia.models.retrieve.showing import mark_parts, search_results
 from intarsia.models.retrieve.sparse_index import SparseIndex
 
 from ...refusals import refused
@@ -21,9 +21,9 @@ from ...refusals import refused
 Docs = list[tuple[str, str]]
 
 
-def _same(one: SparseIndex, other: SparseIndex) -> bool:
+def _same(first: SparseIndex, second: SparseIndex) -> bool:
     queries = ["cat dog", "the", "animal tree", "a mouse", ""]
-    return one.search_many(queries) == other.search_many(queries) and len(one) == len(other)
+    return first.search_many(queries) == second.search_many(queries) and len(first) == len(second)
 
 
 def test_a_query_finds_its_documents_by_score(toy: Any, docs: Docs) -> None:
@@ -36,13 +36,13 @@ def test_a_query_finds_its_documents_by_score(toy: Any, docs: Docs) -> None:
 
 
 def test_halves_that_are_appended_are_one_build(toy: Any, docs: Docs) -> None:
-    whole = SparseIndex.build(toy, docs)
+    built = SparseIndex.build(toy, docs)
     halves = SparseIndex.build(toy, docs[:2]).append(toy, docs[2:])
-    assert len(halves.segments) == 2 and _same(halves, whole)
-    assert _same(halves.merge(), whole) and len(halves.segments) == 1
-    assert _same(SparseIndex.build(toy, docs, block=1), whole)
+    assert len(halves.segments) == 2 and _same(halves, built)
+    assert _same(halves.merge(), built) and len(halves.segments) == 1
+    assert _same(SparseIndex.build(toy, docs, block=1), built)
     two = SparseIndex.build(toy, docs[:3]).merge(SparseIndex.build(toy, docs[3:]))
-    assert _same(two, whole)
+    assert _same(two, built)
 
 
 def test_deleted_documents_are_found_no_more(toy: Any, docs: Docs, tmp_path: Path) -> None:
@@ -71,8 +71,12 @@ def test_a_saved_index_is_the_same_and_only_what_is_new_is_written(
     assert len(first) == 1 and len(after) == 2 and first.items() <= after.items()
     assert _same(SparseIndex.load(folder), SparseIndex.build(toy, docs, stored="float32"))
     again.merge().save(folder)
-    left = sorted(p.name for p in folder.iterdir())
-    assert len(left) == 4 and left[1:] == ["meta.json", "queries.safetensors", "tokenizer.json"]
+    files_left = sorted(p.name for p in folder.iterdir())
+    assert len(files_left) == 4 and files_left[1:] == [
+        "meta.json",
+        "queries.safetensors",
+        "tokenizer.json",
+    ]
 
 
 def test_an_index_without_texts_says_no_text(toy: Any, docs: Docs, tmp_path: Path) -> None:
@@ -139,11 +143,11 @@ def test_an_id_occurs_once(toy: Any, docs: Docs) -> None:
 
 
 def test_another_model_is_refused(toy: Any, docs: Docs) -> None:
-    index, other = SparseIndex.build(toy, docs), type(toy)("1" * 64)
+    index, another = SparseIndex.build(toy, docs), type(toy)("1" * 64)
     with refused(ConfigError, what="model of added documents"):
-        index.append(other, [("f", "tree")])
+        index.append(another, [("f", "tree")])
     with refused(ConfigError, what="index to merge"):
-        index.merge(SparseIndex.build(other, [("f", "tree")]))
+        index.merge(SparseIndex.build(another, [("f", "tree")]))
     swapped = "the a dog cat house sleeps runs bark mouse tree animal"
     words = type(toy)(words=swapped.split())
     with refused(ConfigError, what="model of added documents"):
@@ -176,20 +180,20 @@ def test_foreign_folders_are_refused(toy: Any, docs: Docs, tmp_path: Path) -> No
     (tmp_path / "meta.json").write_text(json.dumps({"kind": "another", "version": 1}))
     with refused(CheckpointError, got="ValueError: 'another', version 1"):
         SparseIndex.load(tmp_path)
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "thesis.tex").touch()
+    foreign = tmp_path / "other"
+    foreign.mkdir()
+    (foreign / "thesis.tex").touch()
     with refused(ConfigError, got="a file, or other files in it"):
-        SparseIndex.build(toy, docs).save(other)
+        SparseIndex.build(toy, docs).save(foreign)
 
 
 def test_a_path_in_meta_leads_nowhere_else(toy: Any, docs: Docs, tmp_path: Path) -> None:
     folder = SparseIndex.build(toy, docs).save(tmp_path / "i")
-    about = json.loads((folder / "meta.json").read_text())
-    file = about["segments"][0]["file"]
+    record = json.loads((folder / "meta.json").read_text())
+    file = record["segments"][0]["file"]
     (folder / file).rename(tmp_path / file)
-    about["segments"][0]["file"] = f"../{file}"
-    (folder / "meta.json").write_text(json.dumps(about))
+    record["segments"][0]["file"] = f"../{file}"
+    (folder / "meta.json").write_text(json.dumps(record))
     with pytest.raises(CheckpointError):
         SparseIndex.load(folder)
 
@@ -220,11 +224,11 @@ def test_query_weights_that_do_not_fit_are_refused(toy: Any) -> None:
 
 def test_what_is_shown_marks_the_query_s_words(toy: Any, docs: Docs) -> None:
     index = SparseIndex.build(toy, docs)
-    shown = found(index, "cat animal")
-    assert shown["hits"][0]["parts"] == [("the ", False), ("cat", True), (" sleeps", False)]
-    assert shown["documents"] == 5 and set(shown["tokens"]) == {"cat", "animal"}
+    results = search_results(index, "cat animal")
+    assert results["hits"][0]["parts"] == [("the ", False), ("cat", True), (" sleeps", False)]
+    assert results["documents"] == 5 and set(results["tokens"]) == {"cat", "animal"}
     long = "the " * 500 + "cat" + " dog" * 500
-    pieces = parts(index, long, {3}, width=100)
+    pieces = mark_parts(index, long, {3}, width=100)
     assert pieces[0] == ("… ", False) and pieces[-1] == (" …", False) and ("cat", True) in pieces
     assert sum(len(text) for text, _ in pieces) <= 104
 
@@ -238,16 +242,16 @@ def test_a_word_that_did_not_score_is_not_marked(toy: Any, docs: Docs) -> None:
             rows[:, self.queries.tokenizer.token_to_id("the")] = 0
             return sp.csr_matrix(rows)
 
-    hit = found(SparseIndex.build(Forgetful(), docs), "the cat")["hits"][0]
+    hit = search_results(SparseIndex.build(Forgetful(), docs), "the cat")["hits"][0]
     assert {term["token"] for term in hit["terms"]} == {"cat"}
     assert hit["parts"] == [("the ", False), ("cat", True), (" sleeps", False)]
 
 
 def test_an_empty_index_takes_in_another(toy: Any, docs: Docs) -> None:
-    whole = SparseIndex.build(toy, docs)
-    for others in ([whole], [SparseIndex.build(toy, []), whole]):
-        found = SparseIndex.build(toy, []).merge(*others)
-        assert len(found) == 5 and found.search("cat") == whole.search("cat")
+    built = SparseIndex.build(toy, docs)
+    for indexes in ([built], [SparseIndex.build(toy, []), built]):
+        merged = SparseIndex.build(toy, []).merge(*indexes)
+        assert len(merged) == 5 and merged.search("cat") == built.search("cat")
 
 
 def test_a_meta_json_of_something_else_is_no_index(toy: Any, docs: Docs, tmp_path: Path) -> None:
@@ -275,8 +279,8 @@ def test_deleted_documents_are_numbers(
     toy: Any, docs: Docs, tmp_path: Path, deleted: object
 ) -> None:
     folder = SparseIndex.build(toy, docs).save(tmp_path / "i")
-    about = json.loads((folder / "meta.json").read_text())
-    about["segments"][0]["deleted"] = deleted
-    (folder / "meta.json").write_text(json.dumps(about))
+    record = json.loads((folder / "meta.json").read_text())
+    record["segments"][0]["deleted"] = deleted
+    (folder / "meta.json").write_text(json.dumps(record))
     with pytest.raises(CheckpointError):
         SparseIndex.load(folder)

@@ -130,7 +130,7 @@ def tuned_bm25() -> dict[str, Any]:
         scores: dict[tuple[float, float], float] = {}
 
         def run(part: Collection, k1: float, b: float) -> Array:
-            numbers, values = Bm25(texts, k1=k1, b=b).found(list(part.queries.values()), 10)
+            numbers, values = Bm25(texts, k1=k1, b=b).retrieve(list(part.queries.values()), 10)
             rows = zip(part.queries, numbers, values, strict=True)
             ranked = {
                 q: {names[n]: float(v) for n, v in zip(own, of, strict=True) if v > 0}
@@ -214,7 +214,7 @@ def query_time(seeds: Sequence[int], report: Report) -> Result:
     index, lexical = SparseIndex.load(folder), Bm25(texts)
     jobs: dict[str, tuple[Callable[[], Any], int]] = {
         "index": (lambda: index.search_many(queries), len(queries)),
-        "bm25s": (lambda: lexical.found(queries, 10), len(queries)),
+        "bm25s": (lambda: lexical.retrieve(queries, 10), len(queries)),
         "encoding": (lambda: [model.encode([query]) for query in queries[:20]], 20),
     }
     values, rows = [], []

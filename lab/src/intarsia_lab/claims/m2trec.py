@@ -19,7 +19,7 @@ from intarsia.data.interactions import Interactions
 from intarsia.fitting import fit
 from intarsia.models.recommend.item_fields import IdVectors
 from intarsia.models.recommend.m2trec import M2TRec, M2TRecModel
-from intarsia.models.recommend.session_encoder import padded
+from intarsia.models.recommend.session_encoder import pad_sessions
 from intarsia.train.tasks import own_losses
 
 from ..kit import Control, Report, Result, Study, numbers
@@ -107,7 +107,7 @@ def judged(model: Any, asked: Questions, cold: np.ndarray[Any, Any]) -> HitRates
     away = torch.from_numpy(np.append(False, cold))
     warm, among_all, among_cold = [], [], []
     for first in range(0, len(asked.after), 256):
-        x = padded(asked.before[first : first + 256], SETTINGS.longest)
+        x = pad_sessions(asked.before[first : first + 256], SETTINGS.longest)
         y = torch.tensor(asked.after[first : first + 256])
         scores = model(x).clone()
         scores[:, 0] = -torch.inf

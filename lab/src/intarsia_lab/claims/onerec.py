@@ -15,7 +15,7 @@ from intarsia.data.interactions import Interactions
 from intarsia.fitting import fit, fit_in_phases
 from intarsia.models.recommend.onerec import OneRec, OneRecModel
 from intarsia.models.recommend.semantic_ids import SemanticIds, item_vectors
-from intarsia.models.recommend.session_encoder import padded
+from intarsia.models.recommend.session_encoder import pad_sessions
 from intarsia.models.recommend.session_reward import SessionReward
 from intarsia.train.preference import PreferenceRounds
 from intarsia.train.tasks import own_losses
@@ -51,7 +51,7 @@ def windows(model: OneRecModel, events: Interactions) -> tuple[Tensor, Tensor]:
     """Histories and sessions of logged events."""
     rows: Any = model.questions(events)
     both = [rows[i] for i in range(len(rows))]
-    return padded([h for h, _ in both], film_sessions.SETTINGS.history), torch.stack(
+    return pad_sessions([h for h, _ in both], film_sessions.SETTINGS.history), torch.stack(
         [s for _, s in both]
     )
 
@@ -168,7 +168,9 @@ def one_by_one(model: OneRecModel, x: Tensor, count: int, generator: torch.Gener
     drawn = rows.new_zeros(len(rows), 0)
     for _ in range(film_sessions.SETTINGS.session):
         taken = drawn if drawn.shape[1] else None
-        new = model.written(rows, 1, width=1, taken=taken, draws=generator).items[:, 0]  # (R, 1)
+        new = model.generate(rows, 1, width=1, excluded=taken, draws=generator).items[
+            :, 0
+        ]  # (R, 1)
         drawn = torch.cat([drawn, new], 1)
         rows = torch.cat([rows, new], 1)[:, -model.settings.history :]
     return drawn.view(len(x), count, -1)

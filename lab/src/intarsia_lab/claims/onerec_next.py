@@ -115,7 +115,7 @@ def onerec(train: Interactions, settings: Settings, seed: int) -> Rank:
 
     def rank(x: Tensor) -> Tensor:
         with evaluating(model):
-            return model.written(x, 1, width=DEEP, taken=x).items[:, :, 0]
+            return model.generate(x, 1, width=DEEP, excluded=x).items[:, :, 0]
 
     return rank
 

@@ -1,4 +1,4 @@
-"""The codec: training a prior, bytes of a signal, and the signal again."""
+"""Codec of signals: train a prior, encode a signal to bytes, decode it."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from .training import PriorTraining
 Array = np.ndarray[Any, Any]
 MINI = RecombinerSettings()
 PHOTOGRAPHS = Path(__file__).with_name("photographs")  # the built-in prior
-FAR = 0.1  # share of groups over their budget from which a signal is called far from the prior
+FAR = 0.1  # share of groups over their budget above which `encode` warns
 
 
 @dataclass(frozen=True, eq=False)
 class Recombiner:
-    """A codec of signals: `encode` to bytes, `decode` on any machine (arXiv:2309.17182).
+    """Codec of signals: `encode` to bytes, `decode` on any machine (arXiv:2309.17182).
 
     A signal is the function f(x; w) of a small network whose weights w are one sample of their
     posterior q, coded relative to the prior p in about KL(q || p) bits: no weight is quantised.
@@ -66,12 +66,14 @@ class Recombiner:
     ) -> Recombiner:
         """Train a prior on parts of signals of one kind, cut at random places.
 
-        bits_per_pixel: of the payload, for each point of a signal; a file has some 24 bytes more.
-        tiles: patches along each axis of a part. out: a folder of the training's state, kept each
-        `every` steps, from which a killed training goes on with the same bits. start: "shared", all
-        signals begin with one draw of latents and the maps A with I + U(-1, 1) / p, or "own", as
-        released: each signal with a draw of its own, the maps with U(-1, 1) / p, which needs tens
-        of thousands of steps. The maps' rate is the released 2e-4, a tenth of the others'.
+        data: signals, see `signals.FORMS`. bits_per_pixel: of the payload, for each point of a
+        signal; a file has some 24 bytes more. crops: number of parts to train on. tiles: patches
+        along each axis of a part. batch: parts in a step. out: a folder for the training's state,
+        saved after each `every` steps, from which a killed training continues with the same bits.
+        start: "shared", all signals begin with one draw of latents and the maps A with
+        I + U(-1, 1) / p, or "own", as released: each signal with a draw of its own, the maps with
+        U(-1, 1) / p, which needs tens of thousands of steps. The maps' rate is the released 2e-4, a
+        tenth of the others'.
         Raises: DataError for signals that cannot be read or are too small; ConfigError for a rate
         below one group a patch.
         """
@@ -84,9 +86,10 @@ class Recombiner:
             got = f"{bits_per_pixel:g} bits x {settings.points} points = {payload:.0f} bits a patch"
             fix = "Raise bits_per_pixel, take larger patches, or fewer kl_bits."
             raise ConfigError("rate", got=got, want=f"at least {settings.bits}", fix=fix)
-        arrays = [signals.checked(one, settings.kind) for one in data]
+        arrays = [signals.check_signal(signal, settings.kind) for signal in data]
         if not arrays:
             raise DataError("signals", got="none", want="at least one", fix="Pass some.")
+        # random parts of the signals, cut into patches: (crops, patches, points, channels)
         sizes = [side * tiles for side in settings.patch]
         parts = signals.crops(arrays, sizes, crops, np.random.default_rng(mix(seed, 4)))
         read = [signals.read(part, settings.kind).values for part in parts]
@@ -101,7 +104,7 @@ class Recombiner:
             seed=seed,
             start=start,
         )
-        with _told("training a prior", steps) as tell:
+        with _progress("training a prior", steps) as tell:
             return cls(training.run(None if out is None else Path(out), tell, every))
 
     def save(self, folder: str | Path) -> Path:
@@ -113,7 +116,7 @@ class Recombiner:
 
     @classmethod
     def load(cls, folder: str | Path = PHOTOGRAPHS) -> Recombiner:
-        """The codec of a folder that `save` wrote; without one that of photographs, built in.
+        """Load the codec of a folder that `save` wrote, by default the built-in one of photographs.
 
         Raises: CheckpointError for a folder that is no prior, or is damaged."""
         return cls(Prior.load(folder))
@@ -127,28 +130,28 @@ class Recombiner:
         return coding.total_steps(self.prior, steps)
 
     def encode(self, signal: Any, *, steps: int = 600, rate: int = 0, seed: int = 0) -> bytes:
-        """The bytes of one signal.
+        """Encode one signal as the bytes of an .irc file.
 
-        steps: of fitting before the first group is coded, and once more between groups. rate: of
-        audio in Hz, noted in the file. Warns of a signal so far from the prior that its groups
+        steps: of fitting before the first group is coded, and as many between groups. rate: of
+        audio in Hz, recorded in the file. Warns of a signal so far from the prior that its groups
         would need more bits than they have.
-        Raises: DataError for a signal of another form; ConfigError for steps or a rate that cannot
-        be.
+        Raises: DataError for a signal of another form; ConfigError for steps or a rate out of
+        range.
         """
         return self.encode_many([signal], steps=steps, rate=rate, seed=seed)
 
     def encode_many(
         self, data: Sequence[Any], *, steps: int = 600, rate: int = 0, seed: int = 0
     ) -> bytes:
-        """The bytes of a pack of signals of one size, which share a header and are fitted together.
+        """Encode a pack of signals of one size, which share a header and are fitted together.
 
         Raises: as `encode`.
         """
         at_least("steps", steps, 1)
         between("rate", rate, 0, irc.LARGEST - 1, "Pass the samples of a second.")
-        read = [signals.read(one, self.settings.kind) for one in data]
-        if len({one.sizes for one in read}) != 1:
-            got = f"sizes {sorted({one.sizes for one in read})}"
+        read = [signals.read(signal, self.settings.kind) for signal in data]
+        if len({signal.sizes for signal in read}) != 1:
+            got = f"sizes {sorted({signal.sizes for signal in read})}"
             want, fix = "signals of one size", "Encode each size in a file of its own."
             raise DataError("pack", got=got, want=want, fix=fix)
         if self.settings.kind == "structure" and len(read) > 1:
@@ -156,15 +159,16 @@ class Recombiner:
             raise DataError("pack", got=got, want=want, fix="Encode each in a file of its own.")
         sizes = read[0].sizes
         tiles = signals.tiles_of(sizes, self.settings)
-        cut = [signals.patches(one.values, self.settings) for one in read]
+        cut = [signals.patches(signal.values, self.settings) for signal in read]
         values = torch.from_numpy(np.stack([values for values, _ in cut])).float()
-        own = torch.from_numpy(cut[0][1]).float()
-        with _told("encoding", self.steps_of(steps)) as tell:
+        # points that only fill the last patches have weight 0; the mean weight of a patch is 1
+        inside = torch.from_numpy(cut[0][1]).float()
+        with _progress("encoding", self.steps_of(steps)) as tell:
             indices, over = coding.encode(
                 self.prior,
                 values,
                 tiles,
-                weight=own / own.mean(1, keepdim=True),
+                weight=inside / inside.mean(1, keepdim=True),
                 steps=steps,
                 seed=seed,
                 tell=tell,
@@ -188,22 +192,22 @@ class Recombiner:
         return irc.write(header, pack(indices.ravel(), bits))
 
     def decode(self, data: bytes) -> Array:
-        """The signal of a file, or (signals, ...) of a pack of several.
+        """Decode the signal of a file, or a pack of several as (signals, ...).
 
         Pictures and video are uint8, audio is float in -1 ... 1, a structure in angstroms.
         Raises: CheckpointError for a damaged file, or one of another prior.
         """
         header, indices = self._indices(data)
         tiles = signals.tiles_of(header.sizes, self.settings)
-        found = []
+        decoded = []
         for row in indices:
             values = coding.decode(self.prior, row, tiles)
-            whole = signals.together(values, header.sizes, self.settings)
-            found.append(signals.write(whole, header.kind, header.centre))
-        return np.stack(found) if header.count > 1 else found[0]
+            joined = signals.join_patches(values, header.sizes, self.settings)
+            decoded.append(signals.write(joined, header.kind, header.centre))
+        return np.stack(decoded) if header.count > 1 else decoded[0]
 
     def weights(self, data: bytes) -> Array:
-        """The latents of a file as whole numbers, which are equal on every machine.
+        """Decode the latents of a file as whole numbers, which are equal on every machine.
 
         Raises: CheckpointError as `decode` does.  -> (signals, patches, columns) int64.
         """
@@ -212,7 +216,7 @@ class Recombiner:
         return np.stack([coding.latents(self.prior, row, tiles) for row in indices])
 
     def _indices(self, data: bytes) -> tuple[irc.Header, Array]:
-        """Header and indices of a file, (signals, groups).  Raises: CheckpointError."""
+        """Read the header and the indices (signals, groups) of a file.  Raises: CheckpointError."""
         header, payload = irc.read(data)
         if header.prior != self.prior.digest:
             raise CheckpointError(
@@ -223,6 +227,7 @@ class Recombiner:
             )
         settings = self.settings
         fits = header.kind == settings.kind and header.bits == settings.bits
+        # the number of indices follows from the sizes; check it before anything large is computed
         points = math.prod(header.sizes)
         groups = 0
         if fits and points <= signals.MOST_POINTS:
@@ -237,10 +242,13 @@ class Recombiner:
 
 
 @contextmanager
-def _told(what: str, steps: int) -> Iterator[Tell]:
-    """A bar of the steps of a task, with the quality in dB."""
+def _progress(label: str, steps: int) -> Iterator[Tell]:
+    """Show a progress bar of a task's steps; yield the function that advances it.
+
+    That function takes the steps that are done, and the quality as PSNR in dB.
+    """
     start = time.monotonic()
-    with Bar(steps, 0, show=True, what=what, unit="step").shown() as bar:
+    with Bar(steps, 0, show=True, what=label, unit="step").shown() as bar:
         yield lambda done, quality: bar.step(
             done, {"split": "now", "psnr": quality, "seconds": time.monotonic() - start}
         )

@@ -1,4 +1,4 @@
-"""The file of a coded signal, .irc: a header and the indices, each with a checksum.
+"""Files of coded signals, .irc: a header and the indices, each with a checksum.
 
 | bytes | what |
 |---|---|
@@ -34,10 +34,10 @@ LARGEST = 1 << 32  # of a number in a header
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says before its indices.
+    """Header of a file, before its indices.
 
-    prior: 8 bytes; sizes: along the axes of `kind`; count: signals of that size; rate: of audio in
-    Hz, 0 = not known; centre: of a structure.
+    prior: its digest, 8 bytes; kind: of signal; bits: of an index; sizes: along the axes of `kind`;
+    count: signals of that size; rate: of audio in Hz, 0 = not known; centre: of a structure.
     """
 
     prior: bytes
@@ -50,23 +50,24 @@ class Header:
 
 
 def write(header: Header, payload: bytes) -> bytes:
-    """The bytes of a file."""
-    found = MAGIC + bytes([VERSION]) + header.prior
-    found += bytes([KINDS.index(header.kind) | (header.bits - 1) << 3])
+    """Return the bytes of a file with this header and these packed indices."""
+    data = MAGIC + bytes([VERSION]) + header.prior
+    data += bytes([KINDS.index(header.kind) | (header.bits - 1) << 3])
     for number in (*header.sizes, header.count, len(payload)):
-        found += _varint(number)
+        data += _encode_varint(number)
     if header.kind == "audio":
-        found += _varint(header.rate)
+        data += _encode_varint(header.rate)
     if header.kind == "structure":
-        found += struct.pack("<3f", *header.centre)
-    found += struct.pack("<H", binascii.crc_hqx(found, 0xFFFF))
-    return found + payload + struct.pack("<I", zlib.crc32(payload))
+        data += struct.pack("<3f", *header.centre)
+    # the header's checksum covers all before it
+    data += struct.pack("<H", binascii.crc_hqx(data, 0xFFFF))
+    return data + payload + struct.pack("<I", zlib.crc32(payload))
 
 
 def read(data: bytes) -> tuple[Header, bytes]:
-    """Header and payload of a file.
+    """Read the header and the payload of a file.
 
-    Raises: CheckpointError for what is no such file, of another version, truncated or changed.
+    Raises: CheckpointError for another kind of file, another version, one truncated or changed.
     """
     if data[:3] != MAGIC:
         raise _error(f"{data[:3]!r} at its start", f"{MAGIC!r}, of intarsia's codec")
@@ -74,7 +75,7 @@ def read(data: bytes) -> tuple[Header, bytes]:
         fix = "Decode it with the release that wrote it, or copy it again if a byte was damaged."
         raise _error(f"version {data[3]}", f"version {VERSION}", fix)
     try:
-        header, start, length = _header(data)
+        header, start, length = _read_header(data)
     except (IndexError, struct.error) as error:
         raise _error(f"{len(data)} bytes, which end in the header", "a whole file") from error
     payload = data[start : start + length]
@@ -85,17 +86,18 @@ def read(data: bytes) -> tuple[Header, bytes]:
     return header, payload
 
 
-def _header(data: bytes) -> tuple[Header, int, int]:
-    """The header, where the payload starts, and its length; IndexError where the data end."""
+def _read_header(data: bytes) -> tuple[Header, int, int]:
+    """Read the header, the payload's start and its length; IndexError where the data end."""
     packed = data[12]
     kind, bits = packed & 7, (packed >> 3) + 1
     if kind >= len(KINDS):
         raise _error(f"kind {kind}", f"one of {KINDS}")
-    numbers, at = _varints(data, 13)
+    # sizes, count and length are of variable length, so later fields have no fixed place
+    numbers, position = _decode_varints(data, 13)
     sizes = tuple(next(numbers) for _ in range(DIMENSIONS[KINDS[kind]]))
     count, length = next(numbers), next(numbers)
     rate = next(numbers) if KINDS[kind] == "audio" else 0
-    end, centre = at[0], ()
+    end, centre = position[0], ()
     if KINDS[kind] == "structure":
         centre, end = struct.unpack_from("<3f", data, end), end + 12
     if struct.unpack_from("<H", data, end)[0] != binascii.crc_hqx(data[:end], 0xFFFF):
@@ -105,25 +107,28 @@ def _header(data: bytes) -> tuple[Header, int, int]:
     return Header(data[4:12], KINDS[kind], bits, sizes, count, rate, centre), end + 2, length
 
 
-def _varint(number: int) -> bytes:
-    """7 bits a byte, low first; the highest bit says that more follow."""
-    found = []
+def _encode_varint(number: int) -> bytes:
+    """Encode a number by 7 bits a byte, low first; a set highest bit means that more follow."""
+    low_bytes = []
     while number >= 128:
-        found.append(number & 127 | 128)
+        low_bytes.append(number & 127 | 128)
         number >>= 7
-    return bytes([*found, number])
+    return bytes([*low_bytes, number])
 
 
-def _varints(data: bytes, start: int) -> tuple[Iterator[int], list[int]]:
-    """Numbers from `start` on, and where the next one begins."""
-    at = [start]
+def _decode_varints(data: bytes, start: int) -> tuple[Iterator[int], list[int]]:
+    """Return an iterator of the numbers from `start` on, and the position after the last one read.
+
+    The position is a list of one number, which the iterator advances.
+    """
+    position = [start]
 
     def numbers() -> Iterator[int]:
         while True:
             number = shift = 0
             while True:
-                byte = data[at[0]]
-                at[0] += 1
+                byte = data[position[0]]
+                position[0] += 1
                 number |= (byte & 127) << shift
                 shift += 7
                 if number >= LARGEST or shift > 35:
@@ -132,10 +137,11 @@ def _varints(data: bytes, start: int) -> tuple[Iterator[int], list[int]]:
                     break
             yield number
 
-    return numbers(), at
+    return numbers(), position
 
 
 def _error(
     got: str, want: str, fix: str = "Copy the file again from its source, or encode it anew."
 ) -> CheckpointError:
+    """Return the error for a damaged file."""
     return CheckpointError(".irc file", got=got, want=want, fix=fix)

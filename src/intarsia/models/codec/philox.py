@@ -1,8 +1,8 @@
 """Philox4x32-10: random bits by counter, in integer arithmetic, the same on every machine.
 
 Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). Normal
-deviates are read from a table of 2^16 quantiles in fixed point, so that no logarithm and no sum
-of floats decides a bit.
+deviates come from a table of 2^16 quantiles in fixed point, so that no bit depends on a logarithm
+or a sum of floats.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ TABLE = "ee46eda6"  # first bytes of the SHA-256 of the table
 
 
 def philox(counter: Array, key: int) -> Array:
-    """Four words of 32 bits for each counter.
+    """Generate four words of 32 random bits for each counter.
 
     counter: (..., 4) of words; key: 64 bits.  -> (..., 4) uint64, each below 2^32.
     """
@@ -36,6 +36,7 @@ def philox(counter: Array, key: int) -> Array:
     k0, k1 = key & WORD, key >> 32 & WORD
     mask, half = np.uint64(WORD), np.uint64(32)
     for _ in range(ROUNDS):
+        # 64-bit products: high halves are mixed with the key, low halves change places
         p0, p1 = c0 * np.uint64(MULTIPLIERS[0]), c2 * np.uint64(MULTIPLIERS[1])
         c0, c2 = (p1 >> half) ^ c1 ^ np.uint64(k0), (p0 >> half) ^ c3 ^ np.uint64(k1)
         c1, c3 = p1 & mask, p0 & mask
@@ -44,9 +45,10 @@ def philox(counter: Array, key: int) -> Array:
 
 
 def words(key: int, samples: Array, width: int, group: int, domain: int) -> Array:
-    """Words of 32 bits: of counter (sample, block, group, domain), four a block.
+    """Generate words of 32 bits from the counters (sample, block, group, domain), four a block.
 
-    samples: (n,) numbers of samples.  -> (n, width) uint64.
+    samples: (n,) numbers of samples; width: words of each; domain: separates kinds of draws.
+    -> (n, width) uint64.
     """
     blocks = -(-width // 4)
     counter = np.empty((len(samples), blocks, 4), np.uint64)
@@ -58,9 +60,9 @@ def words(key: int, samples: Array, width: int, group: int, domain: int) -> Arra
 
 @functools.cache
 def quantiles() -> Array:
-    """Normal quantiles at (i + 1/2) / 2^16 in units of 1 / UNIT.  -> (2^16,) int32.
+    """Compute normal quantiles at (i + 1/2) / 2^16 in units of 1 / UNIT.  -> (2^16,) int32.
 
-    Each lies far from the border between two integers, measured by the error of any library.
+    None is so near to half an integer that the error of a library could change its rounding.
     Raises: CheckpointError on a machine whose table differs: it would decode other weights.
     """
     normal, count = NormalDist(), 1 << QUANTILE_BITS
@@ -69,16 +71,16 @@ def quantiles() -> Array:
     ]
     half = np.array(upper, dtype="<i4")
     table = np.concatenate([-half[::-1], half])
-    found = hashlib.sha256(table.tobytes()).hexdigest()[:8]
-    if found != TABLE:
+    digest = hashlib.sha256(table.tobytes()).hexdigest()[:8]
+    if digest != TABLE:
         fix = "Decode on another machine, and report this one's processor and Python."
-        raise CheckpointError("table of normal quantiles", got=found, want=TABLE, fix=fix)
+        raise CheckpointError("table of normal quantiles", got=digest, want=TABLE, fix=fix)
     table.flags.writeable = False
     return table
 
 
 def normals(key: int, samples: Array, width: int, group: int) -> Array:
-    """Normal deviates in units of 1 / UNIT, two for each word.  -> (n, width) int32."""
+    """Draw normal deviates in units of 1 / UNIT, two from each word.  -> (n, width) int32."""
     drawn = words(key, samples, -(-width // 2), group, domain=0)
     low, high = drawn & np.uint64(UNIT - 1), drawn >> np.uint64(QUANTILE_BITS)
     pairs = np.stack((low, high), axis=-1).reshape(len(samples), -1)[:, :width]
@@ -86,6 +88,6 @@ def normals(key: int, samples: Array, width: int, group: int) -> Array:
 
 
 def exponentials(key: int, count: int, group: int) -> Array:
-    """Exponential deviates, for the encoder alone: floats, which no decoder needs.  -> (count,)."""
+    """Draw exponential deviates as floats, which only the encoder needs.  -> (count,)."""
     drawn = words(key, np.zeros(1), count, group, domain=1)[0]
     return -np.log((drawn.astype(np.float64) + 0.5) / 2.0**32)

@@ -1,4 +1,4 @@
-"""A trained prior: what coder and decoder share, in fixed point where a bit matters."""
+"""Trained priors, which encoder and decoder share, in fixed point where bits must agree."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from ...core.files import read_json, repaired, unbroken, writing
 from ...core.folders import check_kind
 from ...core.reading import read_tensors
 from ...core.sealing import check_sealed, seal_folder
-from .levels import LatentLevel, numbered
+from .levels import LatentLevel, number_groups
 from .philox import UNIT
 from .recombiner import RecombinerSettings
 from .siren import SignalDecoder
@@ -32,35 +32,36 @@ TENSORS, ABOUT = "prior.safetensors", "prior.json"
 FIXED = 1 << 24  # a mean or a deviation of 1; latents are whole numbers of 1 / (FIXED * UNIT)
 LARGEST = (1 << 31) - 1
 MOST_POINTS = 1 << 20  # of a patch
-RHO = 5.0  # times the rate of the means is that of rho, which has further to go
-Tell = Callable[[int, float], None]  # steps that are done, PSNR in dB
+RHO = 5.0  # learning rate of rho over that of mu, since rho has further to go
+Tell = Callable[[int, float], None]  # receives the steps that are done, and the PSNR in dB
 
 
 def sigma(rho: Tensor) -> Tensor:
-    """A posterior's deviation: softplus(rho) / 6."""
+    """Return a posterior's standard deviation, softplus(rho) / 6."""
     return torch.nn.functional.softplus(rho) / 6
 
 
 def divergence(mu: Tensor, deviation: Tensor, mean: Tensor, scale: Tensor) -> Tensor:
-    """KL(N(mu, deviation^2) || N(mean, scale^2)) in nats, elementwise."""
+    """Return KL(N(mu, deviation^2) || N(mean, scale^2)) in nats, elementwise."""
     spread = (deviation.square() + (mu - mean).square()) / (2 * scale.square())
     return torch.log(scale / deviation) + spread - 0.5
 
 
-def joined(parts: Sequence[Tensor], levels: Sequence[LatentLevel]) -> Tensor:
-    """h of each patch: its own and what its wider rows add to the weights.
+def join_levels(parts: Sequence[Tensor], levels: Sequence[LatentLevel]) -> Tensor:
+    """Sum the latents h of each patch over levels: h_patch (+ h_block) + h_signal.
 
+    Wide levels have columns for the weights alone.
     parts: (signals, rows, columns) of each level.  -> (signals * patches, columns).
     """
     h = parts[0]
     for part, level in zip(parts[1:], levels[1:], strict=True):
-        wide = part[:, torch.from_numpy(level.of)]
+        wide = part[:, torch.from_numpy(level.row_of_patch)]
         h = h + torch.nn.functional.pad(wide, (0, h.shape[-1] - wide.shape[-1]))
     return h.flatten(0, 1)
 
 
-def fixed(values: Tensor) -> Tensor:
-    """Whole numbers of 1 / FIXED, at most 128 in size.  -> int32."""
+def to_fixed_point(values: Tensor) -> Tensor:
+    """Round to whole numbers of 1 / FIXED, clamped to 128 in size.  -> int32."""
     return (values.double() * FIXED).round().clamp(-LARGEST, LARGEST).to(torch.int32)
 
 
@@ -69,7 +70,8 @@ class Prior:
     """Prior of the latents of each level, and the decoder that all signals share.
 
     mean, scale: (columns,) int32 in units of 1 / FIXED, of each level; groups: (columns,) int32,
-    the group of each column; rho: (columns,) where a posterior begins; beta: weight of a nat.
+    the group of each column; rho: (columns,), initial value for posteriors; beta: initial weight of
+    a nat of divergence in the loss.
     """
 
     settings: RecombinerSettings
@@ -82,75 +84,78 @@ class Prior:
 
     @cached_property
     def digest(self) -> bytes:
-        """The first 8 bytes of the SHA-256 of all that decoding reads: what a file names."""
+        """Digest that a file records: 8 bytes of the SHA-256 of all that decoding depends on."""
         hashed = hashlib.sha256(json.dumps(dataclasses.asdict(self.settings)).encode())
         for name, tensor in sorted(self._tensors().items()):
+            # rho is where an encoder starts; decoding does not depend on it
             if not name.startswith("rho"):
+                # little-endian bytes, so that the digest is the same on every machine
                 little = tensor.numpy().astype(tensor.numpy().dtype.newbyteorder("<"))
                 hashed.update(name.encode() + little.tobytes())
         return hashed.digest()[:8]
 
     @property
     def key(self) -> int:
-        """Of the draws."""
+        """Key of the random draws."""
         return int.from_bytes(self.digest, "little")
 
     def counts(self, levels: Sequence[LatentLevel]) -> list[int]:
-        """Groups of each level of a signal."""
+        """Return the number of groups of each level of a signal."""
         return [
             level.rows * (int(group.max()) + 1)
             for level, group in zip(levels, self.groups, strict=True)
         ]
 
     def numbers(self, levels: Sequence[LatentLevel]) -> list[Array]:
-        """The group of every latent of a signal, numbered through all levels.  (rows, columns)."""
-        found, first = [], 0
+        """Return each latent's group by level, (rows, columns), numbered across levels."""
+        groups, first = [], 0
         for index, (level, count) in enumerate(zip(levels, self.counts(levels), strict=True)):
             group = self.groups[index].numpy()
-            found.append(first + numbered(group, level.rows, self.key, index))
+            groups.append(first + number_groups(group, level.rows, self.key, index))
             first += count
-        return found
+        return groups
 
     def latents(self, level: int, deviates: Array) -> Array:
-        """mean + scale z in units of 1 / (FIXED * UNIT), exactly.  (..., columns) int64."""
+        """Compute mean + scale z exactly, (..., columns) int64, in units of 1 / (FIXED * UNIT)."""
         mean, scale = (x[level].numpy().astype(np.int64) for x in (self.mean, self.scale))
         return mean * UNIT + scale * deviates.astype(np.int64)
 
     def _tensors(self) -> dict[str, Tensor]:
+        """Return all tensors by the names of prior.safetensors."""
         lists = {"mean": self.mean, "scale": self.scale, "groups": self.groups, "rho": self.rho}
-        found = {f"{name}.{i}": x for name, xs in lists.items() for i, x in enumerate(xs)}
-        return found | {f"decoder.{k}": v for k, v in self.decoder.state_dict().items()}
+        tensors = {f"{name}.{i}": x for name, xs in lists.items() for i, x in enumerate(xs)}
+        return tensors | {f"decoder.{k}": v for k, v in self.decoder.state_dict().items()}
 
-    def save(self, folder: str | Path, about: Mapping[str, Any] | None = None) -> Path:
-        """Write prior.safetensors and prior.json into a folder.  about: what else to note.
+    def save(self, folder: str | Path, extra: Mapping[str, Any] | None = None) -> Path:
+        """Write prior.safetensors and prior.json into a folder.  extra: more entries of the JSON.
 
         Raises: ConfigError for a folder with other files; TrainingError if it cannot be written.
         """
-        said = {
+        record = {
             "method": "recombiner",
             "digest": self.digest.hex(),
             "settings": dataclasses.asdict(self.settings),
             "beta": self.beta,
-            **(about or {}),
+            **(extra or {}),
         }
         with writing(folder, spare=True) as scratch:
             scratch.mkdir()
             tensors = {k: v.contiguous() for k, v in self._tensors().items()}
             safetensors.torch.save_file(tensors, scratch / TENSORS)
-            seal_folder(scratch, ABOUT, said)
+            seal_folder(scratch, ABOUT, record)
         return Path(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Prior:
-        """Raises: CheckpointError for a folder that is none, or is damaged."""
+        """Read the folder that `save` wrote.  Raises: CheckpointError if it is none, or damaged."""
         folder = repaired(folder)
         want, fix = "the folder of a prior", "For one: intarsia prior photographs/ --save my-prior"
         check_kind(folder, ABOUT, what=f"prior {folder}", want=want, fix=fix)
         try:
-            said = check_sealed(folder / ABOUT, read_json(folder / ABOUT), needs=(TENSORS,))
+            record = check_sealed(folder / ABOUT, read_json(folder / ABOUT), needs=(TENSORS,))
             with unbroken():
                 tensors = read_tensors(folder / TENSORS)
-            settings = RecombinerSettings(**said["settings"])
+            settings = RecombinerSettings(**record["settings"])
             inside = {k[8:]: v for k, v in tensors.items() if k.startswith("decoder.")}
             _check_shapes(settings, tensors, inside)
             decoder = SignalDecoder(settings, generator=torch.Generator().manual_seed(0))
@@ -160,37 +165,41 @@ class Prior:
                 tuple(tensors[f"{name}.{i}"].clone() for i in levels)
                 for name in ("mean", "scale", "groups", "rho")
             ]
-            found = cls(settings, decoder.eval(), *lists, beta=float(said["beta"]))
-            wanted = str(said["digest"])
+            prior = cls(settings, decoder.eval(), *lists, beta=float(record["beta"]))
+            digest = str(record["digest"])
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             raise _damaged(folder, error) from error
         except CheckpointError:
             raise
         except IntarsiaError as error:
             raise _damaged(folder, error) from error
-        if found.digest.hex() != wanted:
-            raise _damaged(folder, f"weights with the digest {found.digest.hex()}, not {wanted}")
-        return found
+        if prior.digest.hex() != digest:
+            raise _damaged(folder, f"weights with the digest {prior.digest.hex()}, not {digest}")
+        return prior
 
 
 def _check_shapes(
     settings: RecombinerSettings, tensors: Mapping[str, Tensor], inside: Mapping[str, Tensor]
 ) -> None:
-    """Raises: ValueError where tensors are not those of the settings, before any is made."""
+    """Raise ValueError where tensors do not fit the settings, before any of that size is built."""
     if settings.points > MOST_POINTS:
         raise ValueError(f"a patch of {settings.points} points")
+    # the meta device gives shapes without memory
     with torch.device("meta"):
         empty = SignalDecoder(settings)
-    wanted = {name: tuple(x.shape) for name, x in empty.state_dict().items()}
-    if wanted != {name: tuple(x.shape) for name, x in inside.items()}:
+    shapes = {name: tuple(x.shape) for name, x in empty.state_dict().items()}
+    if shapes != {name: tuple(x.shape) for name, x in inside.items()}:
         raise ValueError("a network of other sizes than the settings say")
     for level in range(settings.levels):
         columns = empty.columns if level == 0 else empty.weights
         for name in ("mean", "scale", "groups", "rho"):
-            found = tensors[f"{name}.{level}"]
+            tensor = tensors[f"{name}.{level}"]
             kind = torch.float32 if name == "rho" else torch.int32
-            if found.shape != (columns,) or found.dtype != kind:
-                raise ValueError(f"{name} of level {level} with {tuple(found.shape)} {found.dtype}")
+            if tensor.shape != (columns,) or tensor.dtype != kind:
+                raise ValueError(
+                    f"{name} of level {level} with {tuple(tensor.shape)} {tensor.dtype}"
+                )
+        # a group without columns, or a deviation of 0, would break coding later
         groups = tensors[f"groups.{level}"].unique()
         if not torch.equal(groups, torch.arange(len(groups), dtype=torch.int32)):
             raise ValueError(f"groups of level {level} that are not numbered from 0 on")
@@ -199,6 +208,7 @@ def _check_shapes(
 
 
 def _damaged(folder: Path, got: object) -> CheckpointError:
+    """Return the error for a damaged folder."""
     want = "the folder of a prior as it was written"
     fix = "Copy it again from its source, or train one: Recombiner.train(photos).save(FOLDER)."
     return CheckpointError(f"prior {folder}", got=got, want=want, fix=fix)

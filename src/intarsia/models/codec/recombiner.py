@@ -1,4 +1,4 @@
-"""RECOMBINER: a signal as a sample of the weights of a small network (arXiv:2309.17182)."""
+"""RECOMBINER: signals coded as samples of a small network's weights (arXiv:2309.17182)."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from ...core.errors import ShapeError
 DIMENSIONS = {"image": 2, "audio": 1, "video": 3, "structure": 1}
 """Kinds of signals: over how many axes they are sampled; their order is that of a file's byte."""
 CHANNELS = {"image": 3, "audio": 1, "video": 3, "structure": 3}
-STEP = 16  # a latent of the positions stands for so many points along each axis
-SPARE = 2  # bits of an index beyond the divergence that it is to carry
+STEP = 16  # points along each axis that one latent of the positions covers
+SPARE = 2  # bits of an index beyond the divergence of its group
 
 
 @dataclass(frozen=True)
 class RecombinerSettings:
-    """Network and rate of a RECOMBINER codec.
+    """Settings of a RECOMBINER codec: its network and its rate.
 
     A patch of a signal is f(x) of a SIREN with `depth` hidden layers of `width`. Its weights are
-    w = h A, layer by layer (`reparametrise`), h ~ q = N(mu, sigma^2); beside the coordinates it
-    reads channels that a convolution makes of `positions` latents for 16 points along each axis.
+    w = h A, layer by layer (`reparametrise`), h ~ q = N(mu, sigma^2); its inputs are coordinates
+    and channels that a convolution computes from `positions` latents for 16 points along each axis.
     With `levels` above 1, h = h_patch (+ h_block) + h_signal, a block being 4 patches a side.
     A group of latents of `kl_bits` bits of divergence costs kl_bits + 2 bits in the file.
 
@@ -57,17 +57,17 @@ class RecombinerSettings:
 
     @property
     def bits(self) -> int:
-        """Bits of the index of a group."""
+        """Number of bits of a group's index."""
         return self.kl_bits + SPARE
 
     @property
     def points(self) -> int:
-        """Points of a patch."""
+        """Number of points of a patch."""
         return math.prod(self.patch)
 
     @property
     def channels(self) -> int:
-        """Values of a point."""
+        """Number of values of a point."""
         return CHANNELS[self.kind]
 
 

@@ -1,4 +1,4 @@
-"""Relative-entropy coding by A*: a sample of q costs about KL(q || p) bits.
+"""Relative-entropy coding by A* sampling: a sample of q costs about KL(q || p) bits.
 
 Coder and decoder draw the same candidates z_1, z_2, ... of the prior p. With decreasing Gumbels
 G_1 > G_2 > ..., the index n = argmax log q(z_n) / p(z_n) + G_n has z_n distributed as q, exactly
@@ -19,12 +19,12 @@ Array = np.ndarray[Any, Any]
 
 
 def gumbels(key: int, count: int, group: int) -> Array:
-    """Gumbels in decreasing order: G_n = -log(E_1 + ... + E_n), E exponential.  -> (count,)."""
+    """Draw Gumbels in decreasing order: G_n = -log(E_1 + ... + E_n), E exponential."""
     return -np.log(np.cumsum(exponentials(key, count, group)))
 
 
 def choose(log_ratio: Array, order: Array) -> int:
-    """The index whose candidate is a sample of q.
+    """Return the index argmax log_ratio + order, whose candidate is a sample of q.
 
     log_ratio: log q / p of each candidate, up to a constant, (n,); order: as `gumbels`, (n,).
     """
@@ -32,39 +32,43 @@ def choose(log_ratio: Array, order: Array) -> int:
 
 
 def choose_naive(log_ratio: Array, order: Array) -> int:
-    """`choose` one candidate after the other, ending when no later one can win."""
-    best, found, bound = -np.inf, 0, log_ratio.max()
+    """Compute `choose` one candidate after the other, ending when no later one can win."""
+    best, index_of_best, bound = -np.inf, 0, log_ratio.max()
     for index, (ratio, gumbel) in enumerate(zip(log_ratio, order, strict=True)):
+        # Gumbels fall from here on, and no ratio is above the bound
         if gumbel + bound < best:
             break
         if ratio + gumbel > best:
-            best, found = ratio + gumbel, index
-    return found
+            best, index_of_best = ratio + gumbel, index
+    return index_of_best
 
 
 def candidates(key: int, group: int, width: int, bits: int) -> Array:
-    """The 2^bits candidates of a group: rows of normal deviates.  -> (2^bits, width) int32."""
+    """Draw the 2^bits candidates of a group: rows of normal deviates.  -> (2^bits, width) int32.
+
+    key: of the prior; width: latents of the group; units of 1 / UNIT.
+    """
     return normals(key, np.arange(1 << bits), width, group)
 
 
-def chosen(key: int, group: int, width: int, index: int) -> Array:
-    """One candidate, without drawing the others.  -> (width,) int32."""
+def candidate(key: int, group: int, width: int, index: int) -> Array:
+    """Draw the candidate of one index without drawing the others.  -> (width,) int32."""
     return normals(key, np.array([index]), width, group)[0]
 
 
 def pack(indices: Array, bits: int) -> bytes:
-    """Numbers below 2^bits, lowest bit first, without gaps; the last byte is filled with zeros."""
+    """Pack numbers below 2^bits, lowest bit first, without gaps; zeros fill the last byte."""
     between("bits", bits, 1, 24)
     parts = (np.asarray(indices, np.uint32)[:, None] >> np.arange(bits, dtype=np.uint32)) & 1
     return np.packbits(parts.astype(np.uint8).ravel(), bitorder="little").tobytes()
 
 
 def unpack(payload: bytes, bits: int, count: int) -> Array:
-    """The inverse of `pack`.  -> (count,) int64."""
+    """Invert `pack`.  -> (count,) int64."""
     flat = np.unpackbits(np.frombuffer(payload, np.uint8), bitorder="little")[: count * bits]
     return flat.reshape(count, bits).astype(np.int64) @ (1 << np.arange(bits, dtype=np.int64))
 
 
 def packed_bytes(count: int, bits: int) -> int:
-    """Length of what `pack` gives."""
+    """Return the number of bytes of `count` packed numbers."""
     return -(-count * bits // 8)

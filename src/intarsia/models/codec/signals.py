@@ -1,4 +1,4 @@
-"""Signals as values in [0, 1] on a grid of patches, and back."""
+"""Conversion of signals to values in [0, 1] on a grid of patches, and back."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .recombiner import DIMENSIONS, RecombinerSettings
 Array = np.ndarray[Any, Any]
 MOST_POINTS = 1 << 26  # of a signal: hours of encoding
 ALPHA = {"RGBA", "RGBa", "LA", "La", "PA"}  # Pillow's modes with an alpha channel
-ANGSTROMS = 200.0  # width of the cube in which the points of a structure are told
-AS = {
+ANGSTROMS = 200.0  # width of the cube that is mapped to [0, 1] for a structure's points
+FORMS = {
     "image": "8-bit RGB: uint8 (H, W, 3), or a picture of Pillow",
     "audio": "float samples in -1 ... 1: (T,)",
     "video": "8-bit RGB frames: uint8 (T, H, W, 3)",
@@ -27,7 +27,7 @@ AS = {
 
 @dataclass(frozen=True)
 class Signal:
-    """values: (*sizes, channels) float64 in [0, 1]; centre: of a structure."""
+    """Signal as values (*sizes, channels) float64 in [0, 1].  centre: of a structure, angstroms."""
 
     values: Array
     centre: tuple[float, ...] = ()
@@ -37,42 +37,46 @@ class Signal:
         return self.values.shape[:-1]
 
 
-def checked(signal: Any, kind: str) -> Array:
-    """A signal as its field has it (see AS), as an array.
+def check_signal(signal: Any, kind: str) -> Array:
+    """Check a signal of a kind, and return it as an array of the form in FORMS.
 
     Raises: DataError for another form, an empty one, one with NaN, and one that is too large.
     """
-    array, axes = _picture(signal) if kind == "image" else np.asarray(signal), DIMENSIONS[kind]
+    array, axes = (
+        _picture_array(signal) if kind == "image" else np.asarray(signal),
+        DIMENSIONS[kind],
+    )
     if array.ndim < axes or array.shape[axes:] != (() if kind == "audio" else (3,)):
-        raise _refused(kind, f"shape {array.shape}")
+        raise _refusal(kind, f"shape {array.shape}")
     points = math.prod(array.shape[:axes])
     if not points:
-        raise _refused(kind, f"nothing: shape {array.shape}", fix="Leave it out.")
+        raise _refusal(kind, f"nothing: shape {array.shape}", fix="Leave it out.")
     if points > MOST_POINTS:
         got, fix = f"{points:,} points", f"Cut it into parts of at most {MOST_POINTS:,} points."
-        raise _refused(kind, got, fix=fix)
+        raise _refusal(kind, got, fix=fix)
     if array.dtype.kind != "f" if kind in ("audio", "structure") else array.dtype != np.uint8:
-        raise _refused(kind, f"values of type {array.dtype}")
+        raise _refusal(kind, f"values of type {array.dtype}")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise _refused(kind, "values that are not finite", fix="Fill them before.")
+        raise _refusal(kind, "values that are not finite", fix="Fill them before.")
     if kind == "audio" and np.abs(array).max() > 1:
-        raise _refused(kind, f"samples up to {np.abs(array).max():g}", fix="Scale it down.")
+        raise _refusal(kind, f"samples up to {np.abs(array).max():g}", fix="Scale it down.")
     return array
 
 
 def read(signal: Any, kind: str) -> Signal:
-    """A signal as values.  Raises: DataError as `checked` does."""
-    values = checked(signal, kind).astype(np.float64)
+    """Convert a signal to values.  Raises: DataError as `check_signal` does."""
+    values = check_signal(signal, kind).astype(np.float64)
     if kind == "audio":
         return Signal((values[:, None] + 1) / 2)
     if kind == "structure":
+        # rounded to float32, as the file stores the centre
         centre = values.mean(0).astype(np.float32).astype(np.float64)
         return Signal((values - centre) / ANGSTROMS + 0.5, tuple(centre.tolist()))
     return Signal(values / 255)
 
 
 def write(values: Array, kind: str, centre: Sequence[float] = ()) -> Array:
-    """The inverse of `read`, of values that need not lie in [0, 1]."""
+    """Invert `read`, for values that may lie outside [0, 1]."""
     if kind == "structure":
         return (values - 0.5) * ANGSTROMS + np.asarray(centre)
     values = values.clip(0, 1)
@@ -82,34 +86,37 @@ def write(values: Array, kind: str, centre: Sequence[float] = ()) -> Array:
 
 
 def tiles_of(sizes: Sequence[int], settings: RecombinerSettings) -> tuple[int, ...]:
-    """Patches along each axis; the last of them may stand over."""
+    """Return the number of patches along each axis; the last one may be partly outside."""
     return tuple(-(-size // side) for size, side in zip(sizes, settings.patch, strict=True))
 
 
 def patches(values: Array, settings: RecombinerSettings) -> tuple[Array, Array]:
-    """Values in patches, filled with those at the edge, and 1 where a point is the signal's own.
+    """Cut values into patches, and mark the points inside the signal by 1.
 
-    (*sizes, channels) -> (patches, points, channels), (patches, points).
+    Points outside repeat the values at the edge.
+    values: (*sizes, channels) -> (patches, points, channels), (patches, points).
     """
     tiles = tiles_of(values.shape[:-1], settings)
     pairs = zip(tiles, settings.patch, values.shape, strict=False)
     over = [(0, count * side - size) for count, side, size in pairs]
-    own = np.pad(np.ones((*values.shape[:-1], 1)), [*over, (0, 0)])
+    inside = np.pad(np.ones((*values.shape[:-1], 1)), [*over, (0, 0)])
     filled = np.pad(values, [*over, (0, 0)], mode="edge")
-    return _apart(filled, tiles, settings), _apart(own, tiles, settings)[..., 0]
+    return _split_patches(filled, tiles, settings), _split_patches(inside, tiles, settings)[..., 0]
 
 
-def together(found: Array, sizes: Sequence[int], settings: RecombinerSettings) -> Array:
-    """The inverse of `patches`.  -> (*sizes, channels)."""
+def join_patches(patches: Array, sizes: Sequence[int], settings: RecombinerSettings) -> Array:
+    """Join patches to a signal of these sizes, the inverse of `patches`.  -> (*sizes, channels)."""
     tiles, n = tiles_of(sizes, settings), len(sizes)
-    whole = found.reshape(*tiles, *settings.patch, -1)
+    signal = patches.reshape(*tiles, *settings.patch, -1)
+    # (tile 1, tile 2, ..., side 1, side 2, ...) -> (tile 1, side 1, tile 2, side 2, ...)
     order = [axis for i in range(n) for axis in (i, n + i)]
     full = [count * side for count, side in zip(tiles, settings.patch, strict=True)]
-    whole = whole.transpose(*order, 2 * n).reshape(*full, -1)
-    return whole[tuple(slice(size) for size in sizes)]
+    signal = signal.transpose(*order, 2 * n).reshape(*full, -1)
+    return signal[tuple(slice(size) for size in sizes)]
 
 
-def _apart(values: Array, tiles: Sequence[int], settings: RecombinerSettings) -> Array:
+def _split_patches(values: Array, tiles: Sequence[int], settings: RecombinerSettings) -> Array:
+    """Reshape values whose sizes are whole patches to (patches, points, channels)."""
     n = len(tiles)
     pairs = [size for pair in zip(tiles, settings.patch, strict=True) for size in pair]
     order = [*range(0, 2 * n, 2), *range(1, 2 * n, 2)]
@@ -120,25 +127,25 @@ def _apart(values: Array, tiles: Sequence[int], settings: RecombinerSettings) ->
 def crops(
     arrays: Sequence[Array], sizes: Sequence[int], count: int, random: np.random.Generator
 ) -> list[Array]:
-    """`count` parts at random places, as many of each array.
+    """Cut `count` parts of these sizes at random places, equally many from each array.
 
     Raises: DataError for an array that is smaller.
     """
-    found = []
+    parts = []
     for i in range(count):
         array = arrays[i % len(arrays)]
-        room = [size - wanted for size, wanted in zip(array.shape, sizes, strict=False)]
+        room = [size - side for size, side in zip(array.shape, sizes, strict=False)]
         if min(room) < 0:
-            what, want = f"signal {i % len(arrays)}", f"at least {tuple(sizes)}"
+            name, want = f"signal {i % len(arrays)}", f"at least {tuple(sizes)}"
             fix = "Leave it out, or train with a smaller patch or fewer tiles."
-            raise DataError(what, got=f"size {array.shape[: len(room)]}", want=want, fix=fix)
+            raise DataError(name, got=f"size {array.shape[: len(room)]}", want=want, fix=fix)
         start = [int(random.integers(0, over + 1)) for over in room]
-        found.append(array[tuple(slice(a, a + b) for a, b in zip(start, sizes, strict=True))])
-    return found
+        parts.append(array[tuple(slice(a, a + b) for a, b in zip(start, sizes, strict=True))])
+    return parts
 
 
-def _picture(signal: Any) -> Array:
-    """uint8 (H, W, 3) of a picture without loss.  Raises: DataError."""
+def _picture_array(signal: Any) -> Array:
+    """Convert a picture to (H, W, 3) without loss.  Raises: DataError for modes with other data."""
     if isinstance(signal, Image.Image):
         if signal.mode not in ("RGB", "L") or "transparency" in signal.info:
             fix = "Convert it first: picture.convert('RGB')."
@@ -146,11 +153,12 @@ def _picture(signal: Any) -> Array:
                 fix = "Scale its values to 8 bits first; the codec has no others."
             elif signal.mode in ALPHA or "transparency" in signal.info:
                 fix = "Lay it on a background first: picture.convert('RGB') leaves alpha out."
-            raise _refused("image", f"mode {signal.mode}", fix=fix)
+            raise _refusal("image", f"mode {signal.mode}", fix=fix)
         signal = signal.convert("RGB")
     array = np.asarray(signal)
     return np.repeat(array[..., None], 3, -1) if array.ndim == 2 else array
 
 
-def _refused(kind: str, got: str, fix: str = "Convert it first.") -> DataError:
-    return DataError(kind, got=got, want=AS[kind], fix=fix)
+def _refusal(kind: str, got: str, fix: str = "Convert it first.") -> DataError:
+    """Return the error for a signal that is not of the form in FORMS."""
+    return DataError(kind, got=got, want=FORMS[kind], fix=fix)

@@ -12,35 +12,37 @@ from torch import Tensor, nn
 from .recombiner import DIMENSIONS, STEP, RecombinerSettings
 
 OMEGA = 30.0  # of the sines
-FLOAT = torch.float32  # of what is trained and stored, whatever torch's default is
+FLOAT = torch.float32  # type of all that is trained and stored, whatever torch's default
 FEATURES = 16  # Fourier features of a point, at least two for each axis
-HIGHEST = 1024.0  # of their frequencies, in half waves for each patch
-UP = 4, 2, 2  # times the resolution of the latents grows: STEP in all
+HIGHEST = 1024.0  # largest frequency, in half waves for each patch
+UP = 4, 2, 2  # factors of upsampling the latents; their product is STEP
 
 
 def fourier(patch: Sequence[int]) -> Tensor:
-    """cos and sin of pi w x at the centres of cells in (-1, 1).  -> (points, features)."""
+    """Compute cos and sin of pi w x at the points of a patch in (-1, 1).  -> (points, features)."""
     axes = [(torch.arange(side, dtype=torch.float64) + 0.5) / side * 2 - 1 for side in patch]
-    where = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, len(patch), 1)
+    coordinates = torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).view(-1, len(patch), 1)
     count = max(1, FEATURES // (2 * len(patch)))
-    # said where: transformers leaves torch.linspace out of `with torch.device(...)`
-    steps = torch.linspace(0, math.log(HIGHEST), count, dtype=torch.float64, device=where.device)
+    # name the device: transformers leaves torch.linspace out of `with torch.device(...)`
+    steps = torch.linspace(
+        0, math.log(HIGHEST), count, dtype=torch.float64, device=coordinates.device
+    )
     w = torch.exp(steps) * math.pi
-    return torch.cat([torch.cos(where * w), torch.sin(where * w)], -1).flatten(1)
+    return torch.cat([torch.cos(coordinates * w), torch.sin(coordinates * w)], -1).flatten(1)
 
 
 def siren(x: Tensor, weights: Tensor, sizes: Sequence[int], omega: float = OMEGA) -> Tensor:
-    """A SIREN for each row: sin(omega (b + x W)) at every layer but the last, which is linear.
+    """Apply a SIREN for each row: sin(omega (b + x W)) at every layer, linear at the last.
 
     x: (rows, points, sizes[0]); weights: (rows, p) with bias, then W, of each layer.
     -> (rows, points, sizes[-1]).  Sitzmann et al., arXiv:2006.09661.
     """
-    at = 0
+    offset = 0
     for layer, (fan_in, fan_out) in enumerate(zip(sizes, sizes[1:], strict=False)):
-        bias = weights[:, None, at : at + fan_out]
-        at += fan_out
-        matrix = weights[:, at : at + fan_in * fan_out].view(-1, fan_in, fan_out)
-        at += fan_in * fan_out
+        bias = weights[:, None, offset : offset + fan_out]
+        offset += fan_out
+        matrix = weights[:, offset : offset + fan_in * fan_out].view(-1, fan_in, fan_out)
+        offset += fan_in * fan_out
         x = torch.baddbmm(bias, x, matrix)
         if layer < len(sizes) - 2:
             x = torch.sin(omega * x)
@@ -48,12 +50,12 @@ def siren(x: Tensor, weights: Tensor, sizes: Sequence[int], omega: float = OMEGA
 
 
 def layer_sizes(sizes: Sequence[int]) -> list[int]:
-    """Weights of each layer, its biases among them."""
+    """Return the number of weights of each layer, biases included."""
     return [(a + 1) * b for a, b in zip(sizes, sizes[1:], strict=False)]
 
 
 class SignalDecoder(nn.Module):
-    """What all signals of a prior share: the maps A and the convolution of the positions.
+    """Decoder that all signals of a prior share: the maps A and the convolution of the positions.
 
     forward: latents h (rows, width_of_weights + width_of_positions) of the patches of signals with
     `tiles` patches along each axis, row-major -> (rows, points, channels).
@@ -94,11 +96,11 @@ class SignalDecoder(nn.Module):
 
     @property
     def columns(self) -> int:
-        """Latents of a patch."""
+        """Number of latents of a patch."""
         return self.weights + self.latents
 
     def start(self, generator: torch.Generator) -> Tensor:
-        """Latents to begin with: SIREN's own weights, and small positions.  -> (columns,)."""
+        """Draw initial latents: SIREN's weights, and small positions.  -> (columns,)."""
         parts: list[Tensor] = []
         for layer, (fan_in, fan_out) in enumerate(zip(self.sizes, self.sizes[1:], strict=False)):
             bound = 1 / fan_in if layer == 0 else math.sqrt(6 / fan_in) / OMEGA
@@ -111,18 +113,22 @@ class SignalDecoder(nn.Module):
         x = self.points.expand(len(h), -1, -1)
         if self.latents:
             x = torch.cat([x, self._positions(h[:, self.weights :], tiles)], -1)
-        return siren(x, self.reparametrised(h[:, : self.weights]), self.sizes) + 0.5
+        return siren(x, self.reparametrise(h[:, : self.weights]), self.sizes) + 0.5
 
-    def reparametrised(self, h: Tensor) -> Tensor:
-        """w = h A for each layer (3.1).  (rows, weights) -> the same."""
+    def reparametrise(self, h: Tensor) -> Tensor:
+        """Compute w = h A for each layer (3.1).  (rows, weights) -> (rows, weights)."""
         if not len(self.maps):
             return h
         parts = h.split(layer_sizes(self.sizes), -1)
         return torch.cat([part @ a for part, a in zip(parts, self.maps, strict=True)], -1)
 
     def _positions(self, latents: Tensor, tiles: Sequence[int]) -> Tensor:
-        """Channels of every point; patches are stitched before (3.2).  -> (rows, points, out)."""
-        x = stitched(latents.reshape(len(latents), -1, *self.grid), tiles)
+        """Compute channels of every point from stitched patches (3.2).  -> (rows, points, out).
+
+        latents: (rows, positions x grid).
+        """
+        # convolve whole signals, so that neighbouring patches see each other
+        x = stitch(latents.reshape(len(latents), -1, *self.grid), tiles)
         for index, (convolution, scale) in enumerate(zip(self.convolutions, UP, strict=True)):
             x = convolution(F.interpolate(x, scale_factor=scale, mode="nearest"))
             if index < len(UP) - 1:
@@ -130,20 +136,21 @@ class SignalDecoder(nn.Module):
         return cut(x, tiles).flatten(2).transpose(1, 2)
 
 
-def stitched(x: Tensor, tiles: Sequence[int]) -> Tensor:
-    """(signals * tiles, C, *side) -> (signals, C, *(tiles * side))."""
+def stitch(x: Tensor, tiles: Sequence[int]) -> Tensor:
+    """Join patches (signals * tiles, C, *side) to whole signals (signals, C, *(tiles * side))."""
     n, side = len(tiles), x.shape[2:]
     x = x.reshape(-1, *tiles, x.shape[1], *side)  # signal, tiles, C, side
     order = [0, n + 1, *(axis for i in range(n) for axis in (1 + i, n + 2 + i))]
-    whole = [a * b for a, b in zip(tiles, side, strict=True)]
-    return x.permute(order).reshape(len(x), -1, *whole)
+    full = [a * b for a, b in zip(tiles, side, strict=True)]
+    return x.permute(order).reshape(len(x), -1, *full)
 
 
 def cut(x: Tensor, tiles: Sequence[int]) -> Tensor:
-    """The inverse of `stitched`."""
+    """Cut whole signals into patches, the inverse of `stitch`."""
     n = len(tiles)
-    side = [whole // count for whole, count in zip(x.shape[2:], tiles, strict=True)]
+    side = [full // count for full, count in zip(x.shape[2:], tiles, strict=True)]
     pairs = [size for pair in zip(tiles, side, strict=True) for size in pair]
+    # split each axis into (tile, side), then bring the tiles to the front
     x = x.reshape(*x.shape[:2], *pairs)  # signal, C, tile, side, tile, side ...
     order = [0, *(2 + 2 * i for i in range(n)), 1, *(3 + 2 * i for i in range(n))]
     return x.permute(order).reshape(-1, x.shape[1], *side)

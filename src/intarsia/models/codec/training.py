@@ -1,4 +1,4 @@
-"""Training a prior: posteriors of many signals and what they share, in turns with the prior."""
+"""Training of a prior, in turns with the posteriors of many signals and the shared decoder."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from ...core.errors import ConfigError, TrainingError
 from ...core.seeds import mix
 from ...train import checkpoint
 from .levels import LatentLevel, groups_by_mean, levels_of
-from .prior import RHO, Prior, Tell, divergence, fixed, joined, sigma
+from .prior import RHO, Prior, Tell, divergence, join_levels, sigma, to_fixed_point
 from .recombiner import RecombinerSettings
 from .siren import FLOAT, SignalDecoder
 
 REFRESH = 25  # steps between two updates of the prior and of beta
 FASTER = 2.0  # largest factor of beta at each of them
-LEAST_SCALE = 1e-4  # of a prior: a dead latent would make its group endless
+LEAST_SCALE = 1e-4  # least deviation of a prior: at 0 a divergence would be infinite
 FIRST_RHO, FIRST_BETA = -4.0, 2e-2  # beta for each latent of a patch
-LR, LATE, LATE_LR = 2e-3, 0.6, 0.3  # from this share of the steps on, a part of the rate
-MAPS_LR = 2e-4  # of the maps A, as released: at LR their noise costs more than they give
+LR, LATE, LATE_LR = 2e-3, 0.6, 0.3  # from the share LATE of the steps on, LATE_LR times LR
+MAPS_LR = 2e-4  # of the maps A, as released: at LR their noise costs more than they gain
 
 
 class Posteriors(nn.Module):
-    """mu and rho of the latents of every signal, at one level."""
+    """Posteriors of all signals at one level: mu and rho of every latent, in sparse embeddings."""
 
     def __init__(self, signals: int, level: LatentLevel, start: Tensor) -> None:
         super().__init__()
@@ -38,16 +38,16 @@ class Posteriors(nn.Module):
         self.rho = nn.Embedding(count, len(start), sparse=True, _weight=first)
 
     def of(self, signals: Tensor) -> tuple[Tensor, Tensor]:
-        """mu and sigma of some signals.  -> (signals, rows, columns) each."""
+        """Return mu and sigma of some signals, (signals, rows, columns) each."""
         rows = signals[:, None] * self.rows + torch.arange(self.rows)
         return self.mu(rows), sigma(self.rho(rows))
 
 
 class PriorTraining:
-    """The state of a training; `run` goes on from where it is.
+    """Training of a prior, with its state; `run` continues from there.
 
-    values: (signals, patches, points, channels) in [0, 1]; payload: bits a patch; start: as of
-    `Recombiner.train`.
+    values: (signals, patches, points, channels) in [0, 1]; tiles: patches along each axis; payload:
+    bits of a patch; start: see `Recombiner.train`.
     """
 
     def __init__(
@@ -80,10 +80,13 @@ class PriorTraining:
             torch.full_like(x, float(sigma(torch.tensor(-2.0, dtype=FLOAT)))) for x in starts
         ]
         self.beta, self.step, self.bits = FIRST_BETA / self.decoder.columns, 0, math.inf
-        found = [(p.mu.weight, p.rho.weight) for p in self.posteriors]  # pyright: ignore
+        parameters_of = [(p.mu.weight, p.rho.weight) for p in self.posteriors]  # pyright: ignore
+        # a step touches only the signals of its batch, so mu and rho have sparse gradients
         self.optimisers: list[torch.optim.Optimizer] = [
             torch.optim.SparseAdam(list(parameters), lr=rate)
-            for parameters, rate in zip(zip(*found, strict=True), (LR, RHO * LR), strict=True)
+            for parameters, rate in zip(
+                zip(*parameters_of, strict=True), (LR, RHO * LR), strict=True
+            )
         ]
         shared = ((self.decoder.maps, MAPS_LR), (self.decoder.convolutions, LR))
         groups = [{"params": list(part.parameters()), "lr": rate} for part, rate in shared]
@@ -92,7 +95,7 @@ class PriorTraining:
 
     @torch.no_grad()
     def _start_apart(self, generator: torch.Generator) -> None:
-        """Give every row latents of its own, the prior the mean 0, and the maps U(-1, 1) / p."""
+        """Draw latents for every row, and set the prior's mean to 0, the maps to U(-1, 1) / p."""
         for posterior, mean in zip(self.posteriors, self.mean, strict=True):
             assert isinstance(posterior, Posteriors)
             for row in posterior.mu.weight:
@@ -102,12 +105,14 @@ class PriorTraining:
             matrix -= torch.eye(len(matrix), dtype=FLOAT)
 
     def run(self, folder: Path | None, tell: Tell, every: int = 100) -> Prior:
-        """Train to the end.  folder: where the state is kept each `every` steps, and found.
+        """Train to the end.  folder: the state is saved there after each `every` steps.
 
-        Raises: TrainingError when the loss is not finite; ConfigError for a folder of others.
+        A state that the folder has already is resumed.
+        Raises: TrainingError when the loss is not finite; ConfigError if the folder's state is of
+        other settings or signals.
         """
-        if folder is not None and (found := checkpoint.latest(folder)):
-            self._load(checkpoint.load(found), folder)
+        if folder is not None and (latest := checkpoint.latest(folder)):
+            self._load(checkpoint.load(latest), folder)
         while self.step < self.steps:
             loss = self._step()
             self.step += 1
@@ -119,27 +124,33 @@ class PriorTraining:
         return self.prior()
 
     def _step(self) -> float:
+        """Do a step on mean square error + beta KL of a batch of signals; return the PSNR in dB.
+
+        Raises: TrainingError when the loss is not finite.
+        """
         generator = torch.Generator().manual_seed(mix(self.seed, 1, self.step))
         count = len(self.values)
-        chosen = torch.arange(count)
+        batch = torch.arange(count)
+        # the generator depends on seed and step alone, so that a resumed training repeats the draws
         if self.batch < count:
-            chosen = torch.randperm(count, generator=generator)[: self.batch]
+            batch = torch.randperm(count, generator=generator)[: self.batch]
         drawn, cost = [], torch.zeros((), dtype=FLOAT)
         for posterior, mean, scale in zip(self.posteriors, self.mean, self.scale, strict=True):
             assert isinstance(posterior, Posteriors)
-            mu, deviation = posterior.of(chosen)
+            mu, deviation = posterior.of(batch)
             noise = torch.randn(mu.shape, generator=generator, dtype=FLOAT)
             drawn.append(mu + deviation * noise)
             cost = cost + divergence(mu, deviation, mean, scale).sum()
-        found = self.decoder(joined(drawn, self.levels), self.tiles)
-        wanted = self.values[chosen].flatten(0, 1)
-        error = (found - wanted).square().mean((1, 2))
+        output = self.decoder(join_levels(drawn, self.levels), self.tiles)
+        target = self.values[batch].flatten(0, 1)
+        error = (output - target).square().mean((1, 2))
         loss = error.sum() + self.beta * cost
         if not torch.isfinite(loss):
             fix = "Check the signals for NaN, or train with fewer bits."
             raise TrainingError("prior", got=f"loss {loss}", want="a finite one", fix=fix)
         if self.step == round(LATE * self.steps):
             for group in (g for optimiser in self.optimisers for g in optimiser.param_groups):
+                # the one drop of the learning rates
                 group["lr"] *= LATE_LR
         for optimiser in self.optimisers:
             optimiser.zero_grad()
@@ -149,54 +160,59 @@ class PriorTraining:
         return -10 * math.log10(max(float(error.detach().mean()), 1e-12))
 
     @torch.no_grad()
-    def _every(self) -> list[tuple[Tensor, Tensor]]:
-        """mu and sigma of all signals, by level: (signals * rows, columns)."""
+    def _all_posteriors(self) -> list[tuple[Tensor, Tensor]]:
+        """Return mu and sigma of all signals, (signals * rows, columns), by level."""
         return [(p.mu.weight, sigma(p.rho.weight)) for p in self.posteriors]  # pyright: ignore
 
     @torch.no_grad()
     def _refresh(self) -> None:
-        """The prior that is nearest to the posteriors, in closed form; beta towards the budget."""
-        every = self._every()
-        self.mean = [mu.mean(0) for mu, _ in every]
+        """Update the prior to the best for the posteriors, in closed form, and beta.
+
+        Beta grows or shrinks towards the budget of bits.
+        """
+        posteriors = self._all_posteriors()
+        self.mean = [mu.mean(0) for mu, _ in posteriors]
         self.scale = [
             (s.square() + (mu - m).square()).mean(0).sqrt().clamp_min(LEAST_SCALE)
-            for (mu, s), m in zip(every, self.mean, strict=True)
+            for (mu, s), m in zip(posteriors, self.mean, strict=True)
         ]
         patches = len(self.values) * self.levels[0].rows
+        # steer beta so that the mean divergence of a patch meets the budget
         self.bits = sum(float(x.sum()) for x in self._divergences()) / patches
         self.beta *= min(max(self.bits / self.budget, 1 / FASTER), FASTER)
         self.beta = min(max(self.beta, 1e-9), 1e-2)
 
     @torch.no_grad()
     def _divergences(self) -> list[Tensor]:
-        """Bits of each latent of each signal, by level."""
-        fours = zip(self._every(), self.mean, self.scale, strict=True)
+        """Return the divergence of each latent of each signal in bits, by level."""
+        fours = zip(self._all_posteriors(), self.mean, self.scale, strict=True)
         return [divergence(mu, s, m, scale) / math.log(2) for (mu, s), m, scale in fours]
 
     @torch.no_grad()
     def prior(self) -> Prior:
-        """The prior as it is now, its groups cut by mean divergence."""
+        """Return the present prior, with columns grouped by mean divergence."""
         random = np.random.default_rng(mix(self.seed, 2))
-        found = [x.mean(0).numpy().clip(1e-9) for x in self._divergences()]
-        pairs = zip(found, self.levels, strict=True)
+        mean_bits = [x.mean(0).numpy().clip(1e-9) for x in self._divergences()]
+        pairs = zip(mean_bits, self.levels, strict=True)
+        # share the payload's groups among levels by their divergence
         total = sum(bits.sum() * level.rows for bits, level in pairs)
-        wanted = self.payload * self.levels[0].rows / self.settings.bits  # groups of a signal
+        group_count = self.payload * self.levels[0].rows / self.settings.bits  # groups of a signal
         groups = [
-            groups_by_mean(bits, max(1, round(wanted * bits.sum() / total)), random)
-            for bits in found
+            groups_by_mean(bits, max(1, round(group_count * bits.sum() / total)), random)
+            for bits in mean_bits
         ]
         return Prior(
             self.settings,
             self.decoder.eval(),
-            tuple(fixed(x) for x in self.mean),
-            tuple(fixed(x) for x in self.scale),
+            tuple(to_fixed_point(x) for x in self.mean),
+            tuple(to_fixed_point(x) for x in self.scale),
             tuple(torch.from_numpy(group) for group in groups),
             tuple(p.rho.weight.mean(0) for p in self.posteriors),  # pyright: ignore
             self.beta,
         )
 
-    def _told(self) -> dict[str, Any]:
-        """What another training would not share."""
+    def _identity(self) -> dict[str, Any]:
+        """Return what must agree for a saved state to be resumed."""
         return {"steps": self.steps, "seed": self.seed, "batch": self.batch} | {
             "payload": self.payload,
             "start": self.start,
@@ -205,8 +221,9 @@ class PriorTraining:
         }
 
     def _state(self) -> dict[str, Any]:
+        """Return all that a checkpoint must contain."""
         return {
-            "told": self._told(),
+            "identity": self._identity(),
             "step": self.step,
             "beta": self.beta,
             "bits": self.bits,
@@ -218,13 +235,14 @@ class PriorTraining:
         }
 
     def _load(self, state: dict[str, Any], folder: Path) -> None:
-        if state["told"] != self._told():
-            got, want = f"a training with {state['told']}", "the same settings and signals"
+        """Restore a state.  Raises: ConfigError for one of other settings or signals."""
+        if state["identity"] != self._identity():
+            got, want = f"a training with {state['identity']}", "the same settings and signals"
             fix = "Choose another folder, or train as before."
             raise ConfigError(f"folder {folder}", got=got, want=want, fix=fix)
         self.step, self.beta, self.bits = state["step"], state["beta"], state["bits"]
         self.mean, self.scale = state["mean"], state["scale"]
         self.decoder.load_state_dict(state["decoder"])
         self.posteriors.load_state_dict(state["posteriors"])
-        for optimiser, kept in zip(self.optimisers, state["optimisers"], strict=True):
-            optimiser.load_state_dict(kept)
+        for optimiser, saved in zip(self.optimisers, state["optimisers"], strict=True):
+            optimiser.load_state_dict(saved)

@@ -1,4 +1,3 @@
-from .annealed import Posterior as Posterior
 from .bsc import BSC as BSC
 from .bsc import DSC as DSC
 from .bsc import TSC as TSC
@@ -7,3 +6,4 @@ from .mca import MCA as MCA
 from .mca import MMCA as MMCA
 from .mog import MoG as MoG
 from .mop import MoP as MoP
+from .states import Posterior as Posterior

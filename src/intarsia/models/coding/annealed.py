@@ -1,4 +1,4 @@
-"""EM with a falling temperature, which all models of causes share (arXiv:1908.06843)."""
+"""EM with a falling temperature, the base of all sparse coding models (arXiv:1908.06843)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Self, cast
+from typing import Any, ClassVar, Self, cast
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, TransformerMixin
@@ -22,35 +22,16 @@ from ..saved import SavedEstimators
 from .pictures import tiles
 from .samples import Samples, block_of, moments
 from .shards import ALONE, RowShards
-from .states import Array, States
+from .states import Array, Joint, Posterior, States
 
-At = dict[str, Array]  # the parameters of a model: "W" (H, D) its components, "noise" sigma^2
+Params = dict[str, Array]  # of a model, such as "W" (H, D) components and "noise" sigma^2
 Progress = Callable[[int, int, float], None]
-RESEED_UNTIL = 0.8  # of the run: what follows is EM alone
-CELLS = 1 << 18  # numbers of a block's largest array: it stays in the cache
+RESEED_UNTIL = 0.8  # share of the run after which no component is given to another sample
+BLOCK_NUMBERS = 1 << 18  # of a block's largest array, so that it stays in the CPU's cache
 
 
-class Joint(NamedTuple):
-    """log p(y | s) (n, S) and log p(s), of the states of `States`; candidates (n, H').
-
-    parts: what the model's M-step reads again.
-    """
-
-    likelihood: Array
-    prior: Array
-    candidates: Array
-    parts: Any = None
-
-
-class Posterior(NamedTuple):
-    """States of each sample (n, k, H), the likeliest first, and their probabilities (n, k)."""
-
-    states: Array
-    probabilities: Array
-
-
-class Causes(SavedEstimators):
-    """What `fit` finds, of every model."""
+class FittedComponents(SavedEstimators):
+    """Fitted attributes that every model has: components W (H, D), and how often each is used."""
 
     components_: Array
     usage_: Array
@@ -58,8 +39,10 @@ class Causes(SavedEstimators):
 
 
 @dataclass(repr=False)
-class Annealed(Causes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, abc.ABC):
-    """EM over the states of a sample: the base of sparse coding (`Truncated`) and of mixtures.
+class Annealed(
+    FittedComponents, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator, abc.ABC
+):
+    """Estimator by annealed EM over states: the base of sparse coding (`Truncated`) and mixtures.
 
     See `BSC` for the settings.
     """
@@ -70,8 +53,8 @@ class Annealed(Causes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     reseed: bool = True
     random_state: int | np.random.RandomState | None = None
 
-    _cooled: ClassVar[float] = 0.8  # share of the run at which the temperature is 1
-    _missing: ClassVar[bool] = True  # NaN = a missing value
+    _cooled: ClassVar[float] = 0.8  # share of the run at which the temperature reaches 1
+    _missing: ClassVar[bool] = True  # whether NaN may mark missing values
     # parameter -> fitted attribute
     _fitted: ClassVar[Mapping[str, str]] = {
         "W": "components_",
@@ -79,46 +62,57 @@ class Annealed(Causes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         "prior": "prior_",
     }
 
-    # what a model is
+    # the model: what each subclass defines
 
     @abc.abstractmethod
-    def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> At: ...
+    def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
+        """Draw initial parameters.  mean: (D,) of the data; spread: their standard deviation."""
 
     @abc.abstractmethod
-    def _states(self) -> States: ...
+    def _states(self) -> States:
+        """Build the states that the posterior ranges over."""
 
     @abc.abstractmethod
-    def _joint(self, at: At, block: Samples, states: States, heat: float = 1.0) -> Joint: ...
+    def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
+        """Compute log p(y | s) and log p(s).  heat: the temperature T."""
 
     @abc.abstractmethod
     def _sums(
-        self, at: At, block: Samples, joint: Joint, q: Array, states: States, heat: float
-    ) -> At: ...
+        self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
+    ) -> Params:
+        """Sum the statistics of the M-step over samples, weighted by q (n, S)."""
 
     @abc.abstractmethod
-    def _maximise(self, at: At, sums: At) -> At: ...
+    def _maximise(self, params: Params, sums: Params) -> Params:
+        """Do the M-step: the parameters after `params`, from the sums over all samples."""
 
     @abc.abstractmethod
-    def _code(self, at: At, joint: Joint, q: Array, states: States) -> Array: ...
+    def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
+        """Return the posterior mean of the code, (n, H)."""
 
-    def _means(self, at: At, block: Samples, joint: Joint, q: Array, states: States) -> Array:
-        """The posterior mean of the data without noise.  -> (n, D)."""
-        return self._code(at, joint, q, states) @ at["W"]
+    def _means(
+        self, params: Params, block: Samples, joint: Joint, q: Array, states: States
+    ) -> Array:
+        """Return the posterior mean of the data without noise, (n, D)."""
+        return self._code(params, joint, q, states) @ params["W"]
 
-    def _cells(self, states: States) -> int:
-        """Numbers that the largest array of `_joint` and `_sums` has for one sample."""
+    def _block_numbers(self, states: States) -> int:
+        """Return the size for one sample of the largest array of `_joint` and `_sums`."""
         return len(states.table) + states.width**2 + self.n_components * len(states.values)
 
-    def _reborn(self, at: At, atom: int, row: Array, residual: Array) -> None:
-        """Give an atom that nothing uses to a sample, in place.  row, residual: (D,)."""
-        at["W"][atom] = residual
+    def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
+        """Restart an unused component (atom) at a badly explained sample, in place.
 
-    # what users call
+        row: the sample, (D,); residual: what the model leaves of it, (D,).
+        """
+        params["W"][atom] = residual
+
+    # the estimator: what users call
 
     def fit(
         self, X: Any, y: Any = None, *, shards: RowShards = ALONE, progress: Progress | None = None
     ) -> Self:
-        """Fit X (n, D); NaN = a missing value.
+        """Fit the model to X (n, D) by EM; NaN = a missing value.
 
         shards: `intarsia.train.DataShards()` where each process that torchrun or accelerate started
         passes rows of its own, and all get the parameters of all rows; progress: called with
@@ -137,45 +131,45 @@ class Annealed(Causes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
             fix = "Lower n_components, or give more samples."
             raise DataError("X", got=got, want="a sample for each component, or more", fix=fix)
         random = check_random_state(self.random_state)
-        at = self._start(mean, spread, random)
-        found: list[float] = []
+        params = self._start(mean, spread, random)
+        evidences: list[float] = []
         self.reseeded_ = 0
         for step in range(self.n_iter):
-            at, evidence = self._step(at, data, states, shards, step)
-            found.append(evidence)
+            params, evidence = self._step(params, data, states, shards, step)
+            evidences.append(evidence)
             if progress is not None:
                 progress(step + 1, self.n_iter, evidence)
         for name, attribute in self._fitted.items():
-            setattr(self, attribute, at[name])
-        self.evidences_ = np.array(found)
+            setattr(self, attribute, params[name])
+        self.evidences_ = np.array(evidences)
         self.n_iter_ = self.n_iter
-        if not np.isfinite(found[-1]):
+        if not np.isfinite(evidences[-1]):
             warnings.warn("the evidence is not finite", ConvergenceWarning, stacklevel=2)
         return self
 
     @classmethod
     def load(cls, folder: str | Path) -> Self:
-        """What `save` wrote.
+        """Load what `save` wrote.
 
-        Raises: CheckpointError for a folder of something else, or arrays that do not fit together.
+        Raises: CheckpointError for another kind of folder, or arrays that do not fit together.
         """
-        found = super().load(folder)
+        model = super().load(folder)
         try:
             with np.errstate(all="ignore"):
-                found.transform(np.zeros((1, found.n_features_in_)))
+                model.transform(np.zeros((1, model.n_features_in_)))
         except IntarsiaError:
             raise
         except Exception as error:  # numpy has many for arrays of wrong shapes
             want, fix = "arrays of one model", "Copy it again, or fit and save anew."
             raise CheckpointError(f"folder {folder}", got=error, want=want, fix=fix) from error
-        return found
+        return model
 
     def transform(self, X: Any) -> Array:
-        """The posterior mean of the code; NaN = a missing value.  (n, D) -> (n, H)."""
-        return self._each(X, self._code_of)
+        """Return the posterior mean of the code.  X: (n, D), NaN = missing value -> (n, H)."""
+        return self._per_sample(X, self._code_of)
 
     def inverse_transform(self, X: Any) -> Array:
-        """Data of codes, without noise.  (n, H) -> (n, D)."""
+        """Return the data of codes, without noise.  (n, H) -> (n, D)."""
         check_is_fitted(self)
         codes = np.asarray(X, dtype=np.float64)
         if codes.ndim != 2 or codes.shape[1] != len(self.components_):
@@ -184,39 +178,41 @@ class Annealed(Causes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return self._decode(codes)
 
     def score_samples(self, X: Any) -> Array:
-        """log p(y) of each sample over its states, in nats; a lower bound.  (n, D) -> (n,)."""
-        return self._each(X, lambda at, block, joint, q, states: self._weigh(joint, 1.0)[1])
+        """Return a lower bound of log p(y) in nats, over the model's states.  (n, D) -> (n,)."""
+        return self._per_sample(
+            X, lambda params, block, joint, q, states: self._e_step(joint, 1.0)[1]
+        )
 
     def score(self, X: Any, y: Any = None) -> float:
-        """The mean of `score_samples`."""
+        """Return the mean of `score_samples`."""
         return float(self.score_samples(X).mean())
 
     def posterior(self, X: Any, n_states: int = 10) -> Posterior:
-        """The likeliest states of each sample and their probabilities among all its states."""
+        """Return each sample's `n_states` most probable states, with their probabilities."""
         at_least("n_states", n_states, 1)
 
-        def top(at: At, block: Samples, joint: Joint, q: Array, states: States) -> Array:
+        def top(params: Params, block: Samples, joint: Joint, q: Array, states: States) -> Array:
             best = np.argsort(-q, axis=1, kind="stable")[:, :n_states]
-            rows = states.rows(best, joint.candidates, len(at["W"]))
+            rows = states.rows(best, joint.candidates, len(params["W"]))
             shares = np.take_along_axis(q, best, axis=1)
             return np.concatenate([rows, shares[:, :, None]], axis=2)
 
-        found = self._each(X, top)
-        return Posterior(found[:, :, :-1], found[:, :, -1])
+        by_sample = self._per_sample(X, top)
+        return Posterior(by_sample[:, :, :-1], by_sample[:, :, -1])
 
     def denoise(self, X: Any) -> Array:
-        """The posterior mean of the data without noise.  (n, D) -> (n, D)."""
-        return self._each(X, self._means)
+        """Return the posterior mean of the data without noise.  (n, D) -> (n, D)."""
+        return self._per_sample(X, self._means)
 
     def inpaint(self, X: Any) -> Array:
-        """X with the posterior mean where a value is missing (NaN).  (n, D) -> (n, D)."""
+        """Replace missing values (NaN) by their posterior mean.  (n, D) -> (n, D)."""
         x = self._read(X)
         return np.where(np.isnan(x), self.denoise(x), x)
 
     def plot_components(self, path: str | Path | None = None, shape: tuple[int, int] | None = None):
-        """The components as tiles, those that are on most often first; a Pillow picture.
+        """Draw the components as tiles of a Pillow picture, the most used first.
 
-        path: a PNG to write; shape: of a tile, (height, width), if it is no square.
+        path: a PNG to write; shape: of a tile, (height, width), a square by default.
         """
         check_is_fitted(self)
         order = np.argsort(-self.usage_, kind="stable")
@@ -228,11 +224,11 @@ class Annealed(Causes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         tags.transformer_tags.preserves_dtype = ["float64"]
         return tags
 
-    # how it is done
+    # the algorithm: EM with a falling temperature
 
     @property
     def _anneals_prior(self) -> bool:
-        """Whether the temperature divides log p(s), too."""
+        """Flag whether the temperature divides log p(s) as well as log p(y | s)."""
         return False
 
     @property
@@ -242,10 +238,13 @@ class Annealed(Causes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
     def _decode(self, codes: Array) -> Array:
         return codes @ self.components_
 
-    def _code_of(self, at: At, block: Samples, joint: Joint, q: Array, states: States) -> Array:
-        return self._code(at, joint, q, states)
+    def _code_of(
+        self, params: Params, block: Samples, joint: Joint, q: Array, states: States
+    ) -> Array:
+        return self._code(params, joint, q, states)
 
     def _read(self, X: Any, first: bool = False, least: int = 1) -> Array:
+        """Validate X as scikit-learn does.  first: in `fit`; least: samples.  Raises: DataError."""
         if not first:
             check_is_fitted(self)
         x = validate_data(
@@ -263,6 +262,7 @@ class Annealed(Causes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
         return x
 
     def _check(self, shards: RowShards) -> None:
+        """Raise ConfigError for an impossible setting, or shards without a common random_state."""
         at_least("n_components", self.n_components, 1)
         at_least("n_iter", self.n_iter, 1)
         at_least("temperature", self.temperature, 1)
@@ -272,102 +272,126 @@ class Annealed(Causes, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEs
 
     @property
     def cooled_at(self) -> int:
-        """The step from which the temperature is 1: evidences before it do not compare."""
+        """Step from which the temperature is 1; only evidences from it on are comparable."""
         return math.ceil(self._cooled * self.n_iter)
 
-    def _heat(self, step: int) -> float:
-        """The temperature, which falls in a straight line to 1."""
+    def _temperature(self, step: int) -> float:
+        """Return the temperature of a step, which falls linearly to 1."""
         share = step / max(1.0, self._cooled * self.n_iter)
         return max(1.0, self.temperature - (self.temperature - 1) * share)
 
     def _blocks(self, data: Samples, states: States) -> Iterator[tuple[slice, Samples]]:
-        size = max(1, min(4096, CELLS // self._cells(states)))
+        """Yield consecutive samples in blocks whose arrays fit into the cache."""
+        # as many samples at a time as their largest array fits
+        size = max(1, min(4096, BLOCK_NUMBERS // self._block_numbers(states)))
         for start in range(0, len(data.x), size):
             rows = slice(start, start + size)
             yield rows, data.take(rows)
 
-    def _weigh(self, joint: Joint, heat: float) -> tuple[Array, Array]:
-        """Probabilities of a sample's states at a temperature, (n, S), and its log evidence, (n,).
+    def _e_step(self, joint: Joint, heat: float) -> tuple[Array, Array]:
+        """Compute q, the probabilities of each sample's states (n, S), and its log evidence (n,).
 
-        log q = log p(y | s) / T + log p(s), or with all of it over T, less the evidence.
+        log q = log p(y | s) / T + log p(s) - evidence, or with log p(s) / T, too.
         """
         log = joint.likelihood / heat
         log += joint.prior / heat if self._anneals_prior else joint.prior
-        most = log.max(axis=1, keepdims=True)
-        log -= most
+        largest = log.max(axis=1, keepdims=True)
+        # subtract the largest before exp: log-sum-exp without overflow
+        log -= largest
         q = np.exp(log, out=log)
         total = q.sum(axis=1, keepdims=True)
         q /= total
-        return q, (most + np.log(total))[:, 0]
+        return q, (largest + np.log(total))[:, 0]
 
     def _step(
-        self, at: At, data: Samples, states: States, shards: RowShards, step: int
-    ) -> tuple[At, float]:
-        """One EM step: parameters, and the mean log evidence before it, at its temperature."""
-        heat, cut = self._heat(step), self._cut(at, step)
-        evidence, kept = np.empty(len(data.x)), slice(None)
+        self, params: Params, data: Samples, states: States, shards: RowShards, step: int
+    ) -> tuple[Params, float]:
+        """Do an EM step; return the parameters and the mean log evidence before it.
+
+        The evidence is at the step's temperature.
+        """
+        heat, cut = self._temperature(step), self._cut(params, step)
+        evidence, selected = np.empty(len(data.x)), slice(None)
         if cut > 0:  # eq. 16: samples that more causes explain than a state has are left out
             for rows, block in self._blocks(data, states):
-                evidence[rows] = self._weigh(self._joint(at, block, states, heat), heat)[1]
-            every = np.sort(shards.gather(evidence))
-            kept = np.flatnonzero(evidence >= every[min(int(len(every) * cut), len(every) - 2)])
-        used = data.take(kept)
-        sums, evidence[kept] = self._add_up(at, used, states, heat)
-        if not len(used.x):  # all of this process's: it takes part with zeros
-            sums = self._add_up(at, data.take(slice(1)), states, heat)[0]
+                evidence[rows] = self._e_step(self._joint(params, block, states, heat), heat)[1]
+            all_evidences = np.sort(shards.gather(evidence))
+            selected = np.flatnonzero(
+                evidence
+                >= all_evidences[min(int(len(all_evidences) * cut), len(all_evidences) - 2)]
+            )
+        used = data.take(selected)
+        # E-step: sums over this process's samples
+        sums, evidence[selected] = self._add_up(params, used, states, heat)
+        if not len(used.x):  # all of its samples were left out: contribute zeros
+            sums = self._add_up(params, data.take(slice(1)), states, heat)[0]
             sums = {name: np.zeros_like(value) for name, value in sums.items()}
         sums["samples"] = np.array(float(len(used.x)))
         sums["evidence"] = np.array([evidence.sum(), len(evidence)])
         sums = {name: shards.sum(value) for name, value in sorted(sums.items())}
-        after = self._maximise(at, sums)
+        # M-step, on the sums of all processes, so that all get the same parameters
+        after = self._maximise(params, sums)
         self.usage_ = sums["usage"] / sums["samples"]
+        # restarts disturb convergence, so that the last steps have none
         if self.reseed and step < RESEED_UNTIL * self.n_iter - 1:
-            self._revive(after, sums, data, evidence, states, shards)
+            self._restart_unused(after, sums, data, evidence, states, shards)
         total, count = sums["evidence"]
         return after, float(total / count)
 
-    def _add_up(self, at: At, data: Samples, states: States, heat: float) -> tuple[At, Array]:
-        """Statistics of samples for the M-step, and the log evidence of each."""
-        sums, evidence = At(), np.empty(len(data.x))
+    def _add_up(
+        self, params: Params, data: Samples, states: States, heat: float
+    ) -> tuple[Params, Array]:
+        """Sum the M-step's statistics over samples, block by block; also return log evidences."""
+        sums, evidence = Params(), np.empty(len(data.x))
         for rows, block in self._blocks(data, states):
-            joint = self._joint(at, block, states, heat)
-            q, evidence[rows] = self._weigh(joint, heat)
-            own = self._sums(at, block, joint, q, states, heat)
-            sums = {name: sums.get(name, 0.0) + value for name, value in own.items()}
+            joint = self._joint(params, block, states, heat)
+            q, evidence[rows] = self._e_step(joint, heat)
+            of_block = self._sums(params, block, joint, q, states, heat)
+            sums = {name: sums.get(name, 0.0) + value for name, value in of_block.items()}
         return sums, evidence
 
-    def _cut(self, at: At, step: int) -> float:
-        """The share of samples that a step leaves out."""
+    def _cut(self, params: Params, step: int) -> float:
+        """Return the share of samples that a step leaves out."""
         return 0.0
 
-    def _revive(
-        self, at: At, sums: At, data: Samples, evidence: Array, states: States, shards: RowShards
+    def _restart_unused(
+        self,
+        params: Params,
+        sums: Params,
+        data: Samples,
+        evidence: Array,
+        states: States,
+        shards: RowShards,
     ) -> None:
-        """Give atoms that no sample uses to the samples that are explained worst, in place."""
+        """Restart components that no sample uses at the samples explained worst, in place."""
         dead = np.flatnonzero(sums["usage"] < 0.5)
         if not len(dead):
             return
+        # every process offers its worst samples; the worst of all are chosen
         worst = np.argsort(evidence, kind="stable")[: len(dead)]
         block = data.take(worst)
-        joint = self._joint(at, block, states)
-        off = block.x - self._means(at, block, joint, self._weigh(joint, 1.0)[0], states)
-        if block.seen is not None:
-            off = off * block.seen
+        joint = self._joint(params, block, states)
+        # what the present model leaves of the worst samples
+        off = block.x - self._means(params, block, joint, self._e_step(joint, 1.0)[0], states)
+        if block.observed is not None:
+            off = off * block.observed
         rows = np.column_stack([evidence[worst], block.x, off])
         rows = shards.gather(rows)
         rows = rows[np.argsort(rows[:, 0], kind="stable")]
         for atom, row in zip(dead, rows, strict=False):
             x, residual = np.split(row[1:], 2)
-            self._reborn(at, int(atom), x, residual)
+            self._restart(params, int(atom), x, residual)
             self.reseeded_ += 1
 
-    def _each(self, X: Any, of: Callable[[At, Samples, Joint, Array, States], Array]) -> Array:
-        """A figure of each sample, block by block."""
+    def _per_sample(
+        self, X: Any, compute: Callable[[Params, Samples, Joint, Array, States], Array]
+    ) -> Array:
+        """Compute `compute` for each sample, block by block, with the fitted parameters."""
         x = self._read(X)
-        at = {name: np.asarray(getattr(self, a)) for name, a in self._fitted.items()}
+        params = {name: np.asarray(getattr(self, a)) for name, a in self._fitted.items()}
         states = self._states()
-        made = []
+        results = []
         for _, block in self._blocks(block_of(x, bool(np.isnan(x).any())), states):
-            joint = self._joint(at, block, states)
-            made.append(of(at, block, joint, self._weigh(joint, 1.0)[0], states))
-        return np.concatenate(made)
+            joint = self._joint(params, block, states)
+            results.append(compute(params, block, joint, self._e_step(joint, 1.0)[0], states))
+        return np.concatenate(results)

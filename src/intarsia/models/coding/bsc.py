@@ -1,4 +1,4 @@
-"""Causes that add up and take a few values: BSC, TSC and DSC (arXiv:1908.06843, section 2)."""
+"""Linear sparse coding with discrete causes: BSC, TSC, DSC (arXiv:1908.06843, section 2)."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ import numpy as np
 from ...core import Card, Paper
 from ...core.checks import one_of
 from ...core.errors import ConfigError
-from .annealed import At, Joint
+from .annealed import Params
 from .samples import Samples
 from .shards import RowShards
-from .states import Array, States
+from .states import Array, Joint, States
 from .truncated import Truncated
 
 coding = partial(
@@ -28,16 +28,17 @@ coding = partial(
 )
 
 
-def linear_start(mean: Array, spread: float, atoms: int, random: np.random.RandomState) -> At:
-    """W = mean + N(0, sd / 4), sigma^2 = the mean variance."""
+def linear_start(mean: Array, spread: float, atoms: int, random: np.random.RandomState) -> Params:
+    """Draw W = mean + N(0, sd / 4), and set sigma^2 to the mean variance.  mean: (D,)."""
     noise = random.standard_normal((atoms, len(mean))) * spread / 4
     return {"W": mean + noise, "noise": np.array(spread**2)}
 
 
 class Projections(NamedTuple):
-    """fit: W y, (n, H); norm: sum_d W_hd^2, (n, H) or (H,); power: ||y||^2, (n,).
+    """Products of samples y and components W.
 
-    Where values are missing, of those that are there.
+    fit: W y, (n, H); norm: sum_d W_hd^2, (n, H) or (H,); power: ||y||^2, (n,). Sums are over the
+    observed values.
     """
 
     fit: Array
@@ -45,75 +46,80 @@ class Projections(NamedTuple):
     power: Array
 
 
-def fit_of(at: At, block: Samples) -> Projections:
-    w = at["W"]
-    norm = np.square(w).sum(1) if block.seen is None else block.seen @ np.square(w).T
+def project(params: Params, block: Samples) -> Projections:
+    """Compute the products of samples and components that log p(y | s) is made of."""
+    w = params["W"]
+    norm = np.square(w).sum(1) if block.observed is None else block.observed @ np.square(w).T
     return Projections(block.x @ w.T, norm, np.square(block.x).sum(1))
 
 
-def gram_of(at: At, block: Samples, candidates: Array) -> Array:
-    """W_i . W_j of each sample's candidates over the values that are there.  -> (n, H', H')."""
-    w = at["W"]
-    if block.seen is None:
+def candidate_gram(params: Params, block: Samples, candidates: Array) -> Array:
+    """Compute W_i . W_j of each sample's candidates over its observed values, (n, H', H')."""
+    w = params["W"]
+    if block.observed is None:
         return (w @ w.T)[candidates[:, :, None], candidates[:, None]]
-    own = w[candidates] * block.seen[:, None]
-    return own @ own.transpose(0, 2, 1)
+    observed_atoms = w[candidates] * block.observed[:, None]
+    return observed_atoms @ observed_atoms.transpose(0, 2, 1)
 
 
-def best(score: Array, width: int) -> Array:
-    """The places of the `width` largest of each row, in rising order.  (n, H) -> (n, width)."""
+def top_indices(score: Array, width: int) -> Array:
+    """Return the indices of each row's `width` largest scores, ascending.  (n, H) -> (n, width)."""
     if width == score.shape[1]:
         return np.broadcast_to(np.arange(width), score.shape)
     return np.sort(np.argpartition(-score, width - 1, axis=1)[:, :width], axis=1)
 
 
-def scattered(pairs: Array, candidates: Array, atoms: int) -> Array:
-    """The sum over samples of what their candidates have in pairs.  (n, H', H') -> (H, H)."""
+def scatter_pairs(pairs: Array, candidates: Array, atoms: int) -> Array:
+    """Sum pairs of candidates over samples, at the components' indices.  (n, H', H') -> (H, H)."""
     place = candidates[:, :, None] * atoms + candidates[:, None]
     return np.bincount(place.ravel(), pairs.ravel(), atoms * atoms).reshape(atoms, atoms)
 
 
 def second_moments(
     first: Array, diagonal: Array, pairs: Array, candidates: Array, block: Samples
-) -> At:
-    """The sums of a linear M-step.
+) -> Params:
+    """Compute the sums of a linear M-step.
 
-    first: <s>, (n, H); diagonal: <s^2> of states of one cause, (n, H); pairs: <s s^T> of the others
-    among candidates, (n, H', H').  -> "ys" (H, D); "ss" (H, H), or (D, H, H) where values are
-    missing; "power", the sum of y^2; "values", how many there are.
+    first: <s>, (n, H); diagonal: <s^2> of states with one cause, (n, H); pairs: <s s^T> of states
+    with more, among candidates, (n, H', H').  -> "ys" (H, D); "ss" (H, H), or (D, H, H) where
+    values are missing; "power", the sum of y^2; "values", the number of observed values.
     """
     n, atoms = first.shape
     sums = {"ys": first.T @ block.x, "power": np.square(block.x).sum()}
     sums["values"] = np.sum(block.dims() * np.ones(n))
-    if block.seen is None:
-        return sums | {"ss": scattered(pairs, candidates, atoms) + np.diag(diagonal.sum(0))}
-    each = np.zeros((n, atoms, atoms))
-    each[np.arange(n)[:, None, None], candidates[:, :, None], candidates[:, None]] = pairs
-    each[:, np.arange(atoms), np.arange(atoms)] += diagonal
-    return sums | {"ss": np.tensordot(block.seen.astype(np.float64), each, axes=(0, 0))}
+    if block.observed is None:
+        return sums | {"ss": scatter_pairs(pairs, candidates, atoms) + np.diag(diagonal.sum(0))}
+    per_sample = np.zeros((n, atoms, atoms))
+    per_sample[np.arange(n)[:, None, None], candidates[:, :, None], candidates[:, None]] = pairs
+    per_sample[:, np.arange(atoms), np.arange(atoms)] += diagonal
+    return sums | {"ss": np.tensordot(block.observed.astype(np.float64), per_sample, axes=(0, 0))}
 
 
-def linear_maximise(sums: At, before: Array | None = None) -> At:
-    """W = (sum y <s>^T) (sum <s s^T>)^-1, sigma^2 = mean <||y - W s||^2> / D.
+def linear_maximise(sums: Params, before: Array | None = None) -> Params:
+    """Maximise W = (sum y <s>^T) (sum <s s^T>)^-1, sigma^2 = mean <||y - W s||^2> / D.
 
-    before: the W that sigma^2 is of, (H, D), in place of the new one.
+    before: (H, D), take the residuals of sigma^2 from this W instead of the new one.
     """
     ys, ss = sums["ys"], sums["ss"]
     if ss.ndim == 2:
         w = np.linalg.lstsq(ss, ys, rcond=None)[0]
     else:
-        each = zip(ss, ys.T, strict=True)
-        w = np.stack([np.linalg.lstsq(s, y, rcond=None)[0] for s, y in each], axis=1)
+        systems = zip(ss, ys.T, strict=True)
+        # with missing values each feature has a system of its own
+        w = np.stack([np.linalg.lstsq(s, y, rcond=None)[0] for s, y in systems], axis=1)
     used = w if before is None else before
-    of = np.sum(used * (ss @ used)) if ss.ndim == 2 else np.einsum("hd,dhk,kd->", used, ss, used)
-    noise = (sums["power"] - 2 * np.sum(used * ys) + of) / sums["values"]
+    reconstruction = (
+        np.sum(used * (ss @ used)) if ss.ndim == 2 else np.einsum("hd,dhk,kd->", used, ss, used)
+    )
+    noise = (sums["power"] - 2 * np.sum(used * ys) + reconstruction) / sums["values"]
+    # rounding may make the variance 0 or negative
     least = 1e-9 * sums["power"] / sums["values"]
     return {"W": w, "noise": np.maximum(noise, np.maximum(least, 1e-200))}
 
 
 @dataclass(repr=False)
 class Discrete(Truncated, abc.ABC):
-    """y ~ N(sum_h s_h W_h, sigma^2), where s_h is 0 or one of a few values."""
+    """Model y ~ N(sum_h s_h W_h, sigma^2), where s_h is 0 or one of a few values."""
 
     noise_from: str = "new"
 
@@ -122,63 +128,74 @@ class Discrete(Truncated, abc.ABC):
         one_of("noise_from", self.noise_from, ("new", "old"))
 
     def _prior(self, counts: Array) -> Array:
-        """Shares of the values of a cause, by how often each was taken."""
+        """Return the shares of a cause's values from the counts of each, (m,)."""
         return counts
 
-    def _affinity(self, at: At, fit: Projections, gain: Array) -> Array:
-        """What candidates are chosen by.  gain: log p(y, one cause) less a constant, (n, H, m)."""
+    def _affinity(self, params: Params, fit: Projections, gain: Array) -> Array:
+        """Score components as candidates, (n, H).  gain: (n, H, m), log p(y, one cause) + const."""
         return gain.max(axis=2)
 
-    def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> At:
+    def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
         m = len(self._values())
         prior = np.full(m, min(0.5, 1 / self.n_components) / m)
         return linear_start(mean, spread, self.n_components, random) | {"prior": prior}
 
-    def _joint(self, at: At, block: Samples, states: States, heat: float = 1.0) -> Joint:
-        fit, noise, values = fit_of(at, block), at["noise"], states.values
-        atoms, n, none = len(at["W"]), len(block.x), math.log1p(-float(at["prior"].sum()))
-        odds = np.log(at["prior"]) - none
+    def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
+        fit, noise, values = project(params, block), params["noise"], states.values
+        atoms, n, none = len(params["W"]), len(block.x), math.log1p(-float(params["prior"].sum()))
+        odds = np.log(params["prior"]) - none
+        # states of one cause with value v: (v W y - v^2 ||W||^2 / 2) / sigma^2 more than no cause
         single = fit.fit[:, :, None] * values
         single = (single - np.square(values) / 2 * fit.norm[..., None]) / noise  # (n, H, m)
-        chosen = best(self._affinity(at, fit, single + odds), states.width)
-        gram = gram_of(at, block, chosen).reshape(n, -1)
-        own = np.take_along_axis(fit.fit, chosen, axis=1)
-        multi = (own @ states.table.T - gram @ states.squares.T / 2) / noise  # (n, K)
+        candidates = top_indices(self._affinity(params, fit, single + odds), states.width)
+        gram = candidate_gram(params, block, candidates).reshape(n, -1)
+        projected = np.take_along_axis(fit.fit, candidates, axis=1)
+        # several causes: s W y - s^T W W^T s / 2 of the states' values s, over sigma^2
+        multi = (projected @ states.table.T - gram @ states.squares.T / 2) / noise  # (n, K)
+        # log p(y | no cause), to which all states add their gains
         zero = -0.5 * (fit.power / noise + block.dims() * np.log(2 * math.pi * noise))
         gains = np.concatenate([np.zeros((n, 1)), single.reshape(n, -1), multi], axis=1)
         prior = np.concatenate([[0.0], np.tile(odds, atoms), states.counts @ odds])
-        return Joint(zero[:, None] + gains, atoms * none + prior, chosen)
+        return Joint(zero[:, None] + gains, atoms * none + prior, candidates)
 
     def _sums(
-        self, at: At, block: Samples, joint: Joint, q: Array, states: States, heat: float
-    ) -> At:
-        single, multi = _parted(at, q, states)
+        self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
+    ) -> Params:
+        single, multi = _split_states(params, q, states)
+        # moments <s> and <s s^T> of the posterior, of one cause and of several apart
         pairs = (multi @ states.squares).reshape(len(q), states.width, states.width)
-        first = self._code(at, joint, q, states)
+        first = self._code(params, joint, q, states)
         diagonal = single @ np.square(states.values)
         sums = second_moments(first, diagonal, pairs, joint.candidates, block)
         on = (multi @ (states.table != 0)).ravel()
-        others = np.bincount(joint.candidates.ravel(), on, len(at["W"]))
-        sums["usage"] = single.sum(axis=(0, 2)) + others
+        by_several = np.bincount(joint.candidates.ravel(), on, len(params["W"]))
+        sums["usage"] = single.sum(axis=(0, 2)) + by_several
         return sums | {"counts": single.sum(axis=(0, 1)) + multi.sum(axis=0) @ states.counts}
 
-    def _maximise(self, at: At, sums: At) -> At:
-        share = self._lift(at) * self._prior(sums["counts"]) / sums["samples"] / len(at["W"])
+    def _maximise(self, params: Params, sums: Params) -> Params:
+        share = (
+            self._prior_correction(params)
+            * self._prior(sums["counts"])
+            / sums["samples"]
+            / len(params["W"])
+        )
         share = np.maximum(share, 1e-8)
+        # a cause stays off with at least 5 %
         share *= min(1.0, 0.95 / float(share.sum()))
-        before = at["W"] if self.noise_from == "old" else None
+        before = params["W"] if self.noise_from == "old" else None
         return linear_maximise(sums, before) | {"prior": share}
 
-    def _code(self, at: At, joint: Joint, q: Array, states: States) -> Array:
-        single, multi = _parted(at, q, states)
+    def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
+        single, multi = _split_states(params, q, states)
         code = single @ states.values
+        # each candidate has one entry in its sample's row, so that += adds them all
         code[np.arange(len(q))[:, None], joint.candidates] += multi @ states.table
         return code
 
 
-def _parted(at: At, q: Array, states: States) -> tuple[Array, Array]:
-    """Probabilities of states of one cause, (n, H, m), and of more, (n, K)."""
-    atoms, m = len(at["W"]), len(states.values)
+def _split_states(params: Params, q: Array, states: States) -> tuple[Array, Array]:
+    """Split q (n, S) into probabilities of one cause, (n, H, m), and of several, (n, K)."""
+    atoms, m = len(params["W"]), len(states.values)
     return q[:, 1 : 1 + atoms * m].reshape(len(q), atoms, m), q[:, 1 + atoms * m :]
 
 
@@ -186,27 +203,28 @@ def _parted(at: At, q: Array, states: States) -> tuple[Array, Array]:
 class BSC(Discrete):
     """Binary sparse coding: y ~ N(sum_h s_h W_h, sigma^2), s_h = 1 with probability pi, else 0.
 
-    n_components: H; n_candidates: H', the components of a sample among which more than one may be
-    on, 8 if None; max_active: gamma, how many are on at most, 5 if None; n_iter: EM steps;
-    temperature: T at the start, by which the log-likelihood is divided, and which falls to 1 in the
-    first 80 % of the steps; data_cut: in the last third leave samples out that more than gamma
-    causes explain; reseed: give a component that no sample uses to the sample that is explained
-    worst; random_state: of the start; noise_from: the components whose residual sigma^2 is, "new",
-    which is the maximum of the M-step, or "old", those before the step, as in the released code.
+    n_components: H; n_candidates: H', the components of a sample of which several may be on
+    together, 8 if None; max_active: gamma, the largest number of those, 5 if None; n_iter: EM
+    steps; temperature: T at the start, which divides the log-likelihood and falls to 1 in the first
+    80 % of the steps; data_cut: in the last third leave out samples that more than gamma causes
+    explain; reseed: restart a component that no sample uses at the sample explained worst;
+    random_state: of the start; noise_from: the components from whose residuals sigma^2 is
+    computed, "new", which is the maximum of the M-step, or "old", those before the step, as in the
+    released code.
 
-    Fitted: components_ (H, D), noise_variance_ (sigma^2), prior_ (pi), usage_ (H,), how often each
-    is on; evidences_ (n_iter,), the mean log evidence before each step, at its temperature;
-    reseeded_, how often that happened. In double precision.
+    Fitted: components_ (H, D), noise_variance_ (sigma^2), prior_ (pi), usage_ (H,), the share of
+    samples in which each is on; evidences_ (n_iter,), the mean log evidence before each step, at
+    its temperature; reseeded_, the number of restarts. In double precision.
 
     Raises: ConfigError by `fit` for an impossible setting, such as more candidates than components;
     DataError for constant data and for fewer samples than components.
     Source: arXiv:1908.06843; expectation truncation: Luecke and Eggert, JMLR 11, 2010.
-    Not where causes have strengths (GSC) or hide each other (MCA).
+    Not where causes have continuous strengths (GSC) or hide each other (MCA).
     """
 
     temperature: float = 5.0
 
-    def _affinity(self, at: At, fit: Projections, gain: Array) -> Array:
+    def _affinity(self, params: Params, fit: Projections, gain: Array) -> Array:
         return fit.fit / np.sqrt(np.maximum(fit.norm, 1e-300))
 
 

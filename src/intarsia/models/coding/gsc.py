@@ -15,31 +15,31 @@ import numpy as np
 
 from ...core.checks import one_of
 from ...core.errors import DataError
-from .annealed import At, Joint
+from .annealed import Params
 from .bsc import (
-    best,
+    candidate_gram,
     coding,
-    fit_of,
-    gram_of,
     linear_maximise,
     linear_start,
-    scattered,
+    project,
+    scatter_pairs,
     second_moments,
+    top_indices,
 )
 from .samples import Samples
 from .shards import RowShards
-from .states import Array, States
+from .states import Array, Joint, States
 from .truncated import Truncated
 
 FLOOR = 1e-6  # least variance of a slab
-ALIVE = 1e-6  # samples that a component is on in, below which its slab stays as it is
+ALIVE = 1e-6  # expected uses of a component below which its slab is not updated
 
 
-class Slab(NamedTuple):
-    """Of the active sets of one size g: the posterior of z, and what it adds to log p(y).
+class SlabPosterior(NamedTuple):
+    """Posterior of the strengths z for active sets of one size g, and their gain in log p(y).
 
-    mean: (n, K, g); cov: (n, K, g, g); gain: (n, K); of a full psi also slope, u = psi_b^-1 (mean -
-    mu_b), (n, K, g), and curve, psi_b^-1 (psi_b - cov) psi_b^-1, (n, K, g, g).
+    mean: (n, K, g); cov: (n, K, g, g); gain: (n, K); for a full psi also slope, u = psi_b^-1 (mean
+    - mu_b), (n, K, g), and curve, psi_b^-1 (psi_b - cov) psi_b^-1, (n, K, g, g).
     """
 
     mean: Array
@@ -50,55 +50,60 @@ class Slab(NamedTuple):
 
 
 class Parts(NamedTuple):
-    """single: each component alone, mean, cov and gain (n, H) each; sets: of 2 ... gamma."""
+    """Posteriors of z.  single: of one component, (n, H) each; sets: of 2 ... gamma components."""
 
-    single: Slab
-    sets: list[Slab]
+    single: SlabPosterior
+    sets: list[SlabPosterior]
 
 
-def joined(before: Slab, precision: Array, eta: Array, members: Array, parent: Array) -> Slab:
-    """The posterior of sets that have one more member than those before, by the Schur complement.
+def extend_sets(
+    before: SlabPosterior, precision: Array, eta: Array, members: Array, parent: Array
+) -> SlabPosterior:
+    """Extend the posterior of sets by one more member each, using the Schur complement.
 
     precision: Lambda of a sample's candidates, (n, H', H'); eta: Lambda kappa of each, (n, H');
-    gain: (eta^T Lambda^-1 eta - log det Lambda) / 2.
+    members: (K, g), the new sets; parent: (K,), the index in `before` of each without its last
+    member.  The gain is (eta^T Lambda^-1 eta - log det Lambda) / 2.
     """
     rest, last = members[:, :-1], members[:, -1]
     cov, mean = before.cov[:, parent], before.mean[:, parent]
     across = precision[:, rest, last[:, None]]  # (n, K, g - 1)
+    # s = Lambda_ll - a^T Lambda_rest^-1 a: the new member's precision given the rest
     u = np.einsum("nkij,nkj->nki", cov, across)
     s = precision[:, last, last] - (across * u).sum(axis=2)
-    if not (s > 0).all():  # of components that double precision cannot tell apart
+    if not (s > 0).all():  # two components are equal in double precision
         got, want = "a mean far above what varies, so that components are one", "a smaller mean"
         raise DataError("X", got=got, want=want, fix="Subtract it: X - X.mean(axis=0).")
     t = (eta[:, last] - (across * mean).sum(axis=2)) / s
     gain = before.gain[:, parent] + 0.5 * (s * t * t - np.log(s))
+    # the inverse of the extended matrix, in blocks
     wide = u / s[..., None]
     top = cov + u[..., :, None] * wide[..., None, :]
     top = np.concatenate([top, -wide[..., None]], axis=3)
     low = np.concatenate([-wide, 1 / s[..., None]], axis=2)
     mean = np.concatenate([mean - u * t[..., None], t[..., None]], axis=2)
-    return Slab(mean, np.concatenate([top, low[..., None, :]], axis=2), gain)
+    return SlabPosterior(mean, np.concatenate([top, low[..., None, :]], axis=2), gain)
 
 
-def independent(
-    single: Slab, precision: Array, eta: Array, rest: Array, states: States
-) -> list[Slab]:
-    """The posteriors of the sets of each size under a diagonal psi, one member after the other.
+def diagonal_posteriors(
+    single: SlabPosterior, precision: Array, eta: Array, rest: Array, states: States
+) -> list[SlabPosterior]:
+    """Compute the posteriors of sets of each size under a diagonal psi, adding member by member.
 
-    single: of each candidate alone; rest: what the prior of each adds to log p(y), (n, H').
+    single: of each candidate alone; rest: the prior's terms of each in log p(y), (n, H').
     """
     level, sets = single, []
     for members, parent in states.levels:
-        level = joined(level, precision, eta, members, parent)
+        level = extend_sets(level, precision, eta, members, parent)
         sets.append(level._replace(gain=level.gain + rest[:, members].sum(axis=2)))
     return sets
 
 
-def covaried(gram: Array, fit: Array, mu: Array, psi: Array, members: Array) -> Slab:
-    """The posterior of the sets of one size under a full psi; its gain has the prior's terms.
+def full_posterior(gram: Array, fit: Array, mu: Array, psi: Array, members: Array) -> SlabPosterior:
+    """Compute the posterior of sets of one size under a full psi; its gain has the prior's terms.
 
     gram: W_i . W_j / sigma^2 of a sample's candidates, (n, H', H'); fit: W y / sigma^2 and mu,
-    (n, H') each; psi: (n, H', H').  Without psi's inverse, which may be nearly singular: with
+    (n, H') each; psi: (n, H', H').  Avoids the inverse of psi, which may be nearly singular: with
     R = (I + gram psi)^-1 and u = R (fit - gram mu) of a set, Lambda^-1 = psi R, mean = mu + psi u,
     gain = mu^T fit - mu^T gram mu / 2 + ((fit - gram mu)^T psi u + log det R) / 2.
     """
@@ -110,7 +115,7 @@ def covaried(gram: Array, fit: Array, mu: Array, psi: Array, members: Array) -> 
     pull = np.einsum("nkij,nkj->nki", psi, slope)
     explained = (mu * (2 * fit - across)).sum(axis=2) + ((fit - across) * pull).sum(axis=2)
     gain = (explained + np.linalg.slogdet(ratio)[1]) / 2
-    return Slab(mu + pull, psi @ ratio, gain, slope, ratio @ gram)
+    return SlabPosterior(mu + pull, psi @ ratio, gain, slope, ratio @ gram)
 
 
 @dataclass(repr=False)
@@ -154,126 +159,139 @@ class GSC(Truncated):
         super()._check(shards)
         one_of("slab", self.slab, ("diagonal", "full"))
 
-    def _cells(self, states: States) -> int:
+    def _block_numbers(self, states: States) -> int:
         matrices = (level.members.size * level.members.shape[1] for level in states.levels)
-        return max([super()._cells(states), *matrices])
+        return max([super()._block_numbers(states), *matrices])
 
-    def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> At:
-        at = linear_start(mean, spread, self.n_components, random)
-        at["prior"] = np.full(self.n_components, min(0.5, 1 / self.n_components))
-        at["mean"] = random.standard_normal(self.n_components) * 0.3 + 1
+    def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
+        params = linear_start(mean, spread, self.n_components, random)
+        params["prior"] = np.full(self.n_components, min(0.5, 1 / self.n_components))
+        params["mean"] = random.standard_normal(self.n_components) * 0.3 + 1
         ones = np.ones(self.n_components)
-        return at | {"slab": np.diag(ones) if self.slab == "full" else ones}
+        return params | {"slab": np.diag(ones) if self.slab == "full" else ones}
 
-    def _shares(self, at: At) -> Array:
-        return at["prior"]
+    def _shares(self, params: Params) -> Array:
+        return params["prior"]
 
-    def _joint(self, at: At, block: Samples, states: States, heat: float = 1.0) -> Joint:
-        fit, noise, mu = fit_of(at, block), at["noise"], at["mean"]
-        psi = np.diag(at["slab"]) if self.slab == "full" else at["slab"]  # of one cause alone
+    def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
+        fit, noise, mu = project(params, block), params["noise"], params["mean"]
+        psi = (
+            np.diag(params["slab"]) if self.slab == "full" else params["slab"]
+        )  # of one cause alone
         n, atoms = fit.fit.shape
         eta = fit.fit / noise + mu / psi
-        own = np.broadcast_to(fit.norm / noise + 1 / psi, eta.shape)  # Lambda of one cause
-        gain = 0.5 * (np.square(eta) / own - np.log(own))
+        precision = np.broadcast_to(fit.norm / noise + 1 / psi, eta.shape)  # Lambda of one cause
+        gain = 0.5 * (np.square(eta) / precision - np.log(precision))
         rest = -0.5 * (np.square(mu) / psi + np.log(psi))
-        odds = np.log(at["prior"]) - np.log1p(-at["prior"])
-        chosen = best(gain + rest + odds, states.width)
-        slope = (fit.fit / noise - fit.norm / noise * mu) / (own * psi)
-        single = Slab(eta / own, 1 / own, gain, slope, fit.norm / noise / (own * psi))
-        gram, member = gram_of(at, block, chosen) / noise, states.table.T  # (H', K)
+        # candidates: the components that explain the sample best alone, prior included
+        odds = np.log(params["prior"]) - np.log1p(-params["prior"])
+        candidates = top_indices(gain + rest + odds, states.width)
+        slope = (fit.fit / noise - fit.norm / noise * mu) / (precision * psi)
+        single = SlabPosterior(
+            eta / precision, 1 / precision, gain, slope, fit.norm / noise / (precision * psi)
+        )
+        gram, member = candidate_gram(params, block, candidates) / noise, states.table.T  # (H', K)
         mean, cov, alone, fits, etas = (
-            np.take_along_axis(a, chosen, axis=1) for a in (*single[:3], fit.fit / noise, eta)
+            np.take_along_axis(a, candidates, axis=1) for a in (*single[:3], fit.fit / noise, eta)
         )
         if self.slab == "full":
-            covariance = at["slab"][chosen[:, :, None], chosen[:, None]]
-            slabs = (gram, fits, mu[chosen], covariance)
-            sets = [covaried(*slabs, members) for members, _ in states.levels]
+            covariance = params["slab"][candidates[:, :, None], candidates[:, None]]
+            slabs = (gram, fits, mu[candidates], covariance)
+            sets = [full_posterior(*slabs, members) for members, _ in states.levels]
         else:
-            gram += np.eye(states.width) / psi[chosen][:, None]
-            lone = Slab(mean[..., None], cov[..., None, None], alone)
-            sets = independent(lone, gram, etas, rest[chosen], states)
+            # Lambda of the candidates
+            gram += np.eye(states.width) / psi[candidates][:, None]
+            lone = SlabPosterior(mean[..., None], cov[..., None, None], alone)
+            sets = diagonal_posteriors(lone, gram, etas, rest[candidates], states)
         likelihood = [np.zeros((n, 1)), gain + rest, *(s.gain for s in sets)]
         zero = -0.5 * (fit.power / noise + block.dims() * np.log(2 * math.pi * noise))
-        prior = [np.zeros((n, 1)), np.broadcast_to(odds, (n, atoms)), odds[chosen] @ member]
+        prior = [np.zeros((n, 1)), np.broadcast_to(odds, (n, atoms)), odds[candidates] @ member]
         return Joint(
             zero[:, None] + np.concatenate(likelihood, axis=1),
-            np.log1p(-at["prior"]).sum() + np.concatenate(prior, axis=1),
-            chosen,
+            np.log1p(-params["prior"]).sum() + np.concatenate(prior, axis=1),
+            candidates,
             Parts(single, sets),
         )
 
     def _sums(
-        self, at: At, block: Samples, joint: Joint, q: Array, states: States, heat: float
-    ) -> At:
-        atoms, width, candidates = len(at["W"]), states.width, joint.candidates
-        one, sets, single = joint.parts.single, joint.parts.sets, q[:, 1 : 1 + atoms]
-        first = self._code(at, joint, q, states)
-        lone = single * (np.square(one.mean) + one.cov)
+        self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
+    ) -> Params:
+        atoms, width, candidates = len(params["W"]), states.width, joint.candidates
+        alone, sets, single = joint.parts.single, joint.parts.sets, q[:, 1 : 1 + atoms]
+        first = self._code(params, joint, q, states)
+        lone = single * (np.square(alone.mean) + alone.cov)
+        # <z z^T> of the candidates: mean mean^T + cov of each set
         pairs = _over_sets(q, states, [_outer(s.mean) + s.cov for s in sets], axes=2)
         sums = second_moments(first, lone, pairs, candidates, block)
         flat = candidates.ravel()
         on = q[:, 1 + atoms :] @ states.table
-        own = pairs[:, np.arange(width), np.arange(width)]
+        squares = pairs[:, np.arange(width), np.arange(width)]
         sums["usage"] = single.sum(0) + np.bincount(flat, on.ravel(), atoms)
         if self.slab == "diagonal":
             sums["first"] = first.sum(0)
-            sums["square"] = lone.sum(0) + np.bincount(flat, own.ravel(), atoms)
+            sums["square"] = lone.sum(0) + np.bincount(flat, squares.ravel(), atoms)
             return sums
         slope = _over_sets(q, states, [s.slope for s in sets])
+        # gradient of the evidence in mu and Psi, for the full slab's step
         curve = _over_sets(q, states, [_outer(s.slope) - s.curve for s in sets], axes=2)
-        sums["slope"] = (single * one.slope).sum(0) + np.bincount(flat, slope.ravel(), atoms)
-        sums["curve"] = scattered(curve, candidates, atoms)
-        sums["curve"] += np.diag((single * (np.square(one.slope) - one.curve)).sum(0))
+        sums["slope"] = (single * alone.slope).sum(0) + np.bincount(flat, slope.ravel(), atoms)
+        sums["curve"] = scatter_pairs(curve, candidates, atoms)
+        sums["curve"] += np.diag((single * (np.square(alone.slope) - alone.curve)).sum(0))
         return sums
 
-    def _maximise(self, at: At, sums: At) -> At:
-        mu, psi = (self._full_slab if self.slab == "full" else self._diagonal_slab)(at, sums)
-        share = np.clip(self._lift(at) * sums["usage"] / sums["samples"], 1e-6, 1 - 1e-6)
+    def _maximise(self, params: Params, sums: Params) -> Params:
+        mu, psi = (self._full_slab if self.slab == "full" else self._diagonal_slab)(params, sums)
+        share = np.clip(
+            self._prior_correction(params) * sums["usage"] / sums["samples"], 1e-6, 1 - 1e-6
+        )
         return linear_maximise(sums) | {"prior": share, "mean": mu, "slab": psi}
 
-    def _diagonal_slab(self, at: At, sums: At) -> tuple[Array, Array]:
-        """mu_h = sum <b_h z_h> / sum <b_h>, psi_h = sum <b_h z_h^2> / sum <b_h> - mu_h^2."""
+    def _diagonal_slab(self, params: Params, sums: Params) -> tuple[Array, Array]:
+        """Set mu_h = sum <b_h z_h> / sum <b_h>, psi_h = sum <b_h z_h^2> / sum <b_h> - mu_h^2."""
         alive, used = sums["usage"] > ALIVE, sums["usage"] + 1e-300
-        mu = np.where(alive, sums["first"] / used, at["mean"])
-        psi = np.where(alive, sums["square"] / used - np.square(mu), at["slab"])
+        mu = np.where(alive, sums["first"] / used, params["mean"])
+        psi = np.where(alive, sums["square"] / used - np.square(mu), params["slab"])
         return mu, np.maximum(psi, FLOOR)
 
-    def _full_slab(self, at: At, sums: At) -> tuple[Array, Array]:
-        """mu and Psi of a full slab, by steps that are those above where Psi is diagonal.
+    def _full_slab(self, params: Params, sums: Params) -> tuple[Array, Array]:
+        """Update mu and Psi of a full slab by steps that are `_diagonal_slab` for a diagonal Psi.
 
         With u = psi_b^-1 <z_b - mu_b> and M = sum (<u u^T> - psi_b^-1), which are 0 at the maximum,
-        mu + Psi u / N and Psi + Psi M Psi / N, N being how often each component is on.
+        the steps are mu + Psi u / N and Psi + Psi M Psi / N, N the expected uses of each component.
         """
-        psi, alive = at["slab"], sums["usage"] > ALIVE
+        psi, alive = params["slab"], sums["usage"] > ALIVE
         root = np.where(alive, 1 / np.sqrt(sums["usage"] + 1e-300), 0)
         step = psi @ (sums["slope"] * root**2)
         wide = psi @ (sums["curve"] * np.outer(root, root)) @ psi
+        # keep Psi positive definite: no eigenvalue below FLOOR
         values, vectors = np.linalg.eigh(psi + wide - np.outer(step, step))
-        return at["mean"] + step, (vectors * np.maximum(values, FLOOR)) @ vectors.T
+        return params["mean"] + step, (vectors * np.maximum(values, FLOOR)) @ vectors.T
 
-    def _code(self, at: At, joint: Joint, q: Array, states: States) -> Array:
-        code = q[:, 1 : 1 + len(at["W"])] * joint.parts.single.mean
-        of = _over_sets(q, states, [s.mean for s in joint.parts.sets])
-        code[np.arange(len(q))[:, None], joint.candidates] += of
+    def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
+        code = q[:, 1 : 1 + len(params["W"])] * joint.parts.single.mean
+        by_sets = _over_sets(q, states, [s.mean for s in joint.parts.sets])
+        code[np.arange(len(q))[:, None], joint.candidates] += by_sets
         return code
 
-    def _reborn(self, at: At, atom: int, row: Array, residual: Array) -> None:
-        super()._reborn(at, atom, row, residual)
-        at["prior"][atom], at["mean"][atom] = at["prior"].mean(), 1.0
+    def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
+        super()._restart(params, atom, row, residual)
+        params["prior"][atom], params["mean"][atom] = params["prior"].mean(), 1.0
         if self.slab == "full":
-            at["slab"][atom], at["slab"][:, atom] = 0.0, 0.0
-        at["slab"][(atom, atom) if self.slab == "full" else atom] = 1.0
+            params["slab"][atom], params["slab"][:, atom] = 0.0, 0.0
+        params["slab"][(atom, atom) if self.slab == "full" else atom] = 1.0
 
 
 def _outer(vectors: Array) -> Array:
+    """Return v v^T of each vector, (..., g) -> (..., g, g)."""
     return vectors[..., :, None] * vectors[..., None, :]
 
 
 def _over_sets(q: Array, states: States, values: list[Array], axes: int = 1) -> Array:
-    """Sums over the sets of a sample, at their members' places and weighted by q.
+    """Compute the posterior mean, over active sets, of values of the sets' members.
 
-    values: of each size vectors (n, K, g), or matrices (n, K, g, g) with axes = 2.
-    -> (n, H') or (n, H', H').
+    q: (n, S), probabilities of states.  values: for each size g of sets a value of each member,
+    (n, K, g), or with axes = 2 of each pair of members, (n, K, g, g).  Candidates outside a set
+    count 0.  -> (n, H') or (n, H', H'), by candidates.
     """
     n, width = len(q), states.width
     total, start = np.zeros((n, width**axes)), q.shape[1] - len(states.table)
@@ -287,10 +305,10 @@ def _over_sets(q: Array, states: States, values: list[Array], axes: int = 1) -> 
 
 
 def _incidence(place: Array, width: int) -> Array:
-    """Places (K, ...) as a matrix of 0 and 1 that sums what is there.  -> (K * ..., width)."""
-    found = np.zeros((place.size, width))
-    found[np.arange(place.size), place.ravel()] = 1.0
-    return found
+    """Return the 0/1 matrix that sums entries by their places (K, ...).  -> (K * ..., width)."""
+    matrix = np.zeros((place.size, width))
+    matrix[np.arange(place.size), place.ravel()] = 1.0
+    return matrix
 
 
 CARD = coding(

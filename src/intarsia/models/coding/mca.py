@@ -1,4 +1,4 @@
-"""Causes of which the largest wins: MCA and MMCA (arXiv:1908.06843, section 2)."""
+"""Sparse coding in which the largest cause wins: MCA and MMCA (arXiv:1908.06843, section 2)."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from ...core.checks import one_of
-from .annealed import At, Joint
-from .bsc import best, coding
+from .annealed import Params
+from .bsc import coding, top_indices
 from .samples import Samples, not_negative
 from .shards import RowShards
-from .states import Array, States
+from .states import Array, Joint, States
 from .truncated import Truncated
 
-FLOOR = 1e-4  # least magnitude of a component's entry: 0 would stay 0; less where all are below 1
+FLOOR = 1e-4  # least magnitude of a component's entry, since 0 would stay 0; see `least_entry`
 NEGLIGIBLE = 1e-12  # posterior probability of a state that the M-step leaves out
 
 
-def lowest(w: Array) -> float:
-    """Of entries in their own unit, which may be a small one."""
+def least_entry(w: Array) -> float:
+    """Return the least magnitude of entries, smaller than FLOOR where all of w are below 1."""
     return FLOOR * min(1.0, float(np.abs(w).max()) or 1.0)
 
 
 @dataclass(repr=False)
 class Maximal(Truncated, abc.ABC):
-    """y_d ~ N(the entry s_h W_hd that wins, sigma^2), s_h = 1 with probability pi, else 0."""
+    """Model y_d ~ N(the largest s_h W_hd, sigma^2), s_h = 1 with probability pi, else 0."""
 
     maximum: str = "hard"
     anneal_prior: bool = False
 
-    _hot: ClassVar[float]  # the temperature at which rho stops growing
+    _hot: ClassVar[float]  # temperature below which the exponent rho stays constant
 
     @property
     def _anneals_prior(self) -> bool:
@@ -45,107 +45,118 @@ class Maximal(Truncated, abc.ABC):
         one_of("maximum", self.maximum, ("hard", "soft"))
 
     def _rho(self, heat: float) -> float:
-        """The exponent of the soft maximum, which nears the true one as the temperature falls."""
+        """Return the exponent of the soft maximum, which grows as the temperature falls."""
         return 1 / (1 - 1 / max(heat, self._hot))
 
     @abc.abstractmethod
-    def _wins(self, one: Array, other: Array) -> Array:
-        """Of two entries the one that is seen."""
+    def _larger(self, first: Array, second: Array) -> Array:
+        """Return, entry by entry, the one of two that determines the value."""
 
     @abc.abstractmethod
-    def _far(self, w: Array, x: Array) -> Array:
-        """What a component explains badly, summed over features by `_joint`."""
+    def _misfit(self, w: Array, x: Array) -> Array:
+        """Return how badly components w explain values x, entry by entry; less is better."""
 
     @abc.abstractmethod
-    def _floored(self, w: Array) -> Array: ...
+    def _raise_to_floor(self, w: Array) -> Array:
+        """Raise the magnitude of entries to `least_entry`."""
 
-    def _cells(self, states: States) -> int:
+    def _block_numbers(self, states: States) -> int:
         return self.n_features_in_ * max(len(states.table), self.n_components)
 
-    def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> At:
+    def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
         w = mean + random.standard_normal((self.n_components, len(mean))) * spread / 4
         prior = np.full(1, min(0.5, 1 / self.n_components))
-        return {"W": self._floored(w), "noise": np.array(spread**2), "prior": prior}
+        return {"W": self._raise_to_floor(w), "noise": np.array(spread**2), "prior": prior}
 
-    def _joint(self, at: At, block: Samples, states: States, heat: float = 1.0) -> Joint:
-        x, seen, w = block.x, block.seen, at["W"]
+    def _joint(self, params: Params, block: Samples, states: States, heat: float = 1.0) -> Joint:
+        x, observed, w = block.x, block.observed, params["W"]
         n, atoms = len(x), len(w)
-        there = np.ones(1) if seen is None else seen[:, None].astype(np.float64)
-        off = self._far(w[None], x[:, None])
-        chosen = best(-(off * there).sum(axis=2), states.width)
+        mask = np.ones(1) if observed is None else observed[:, None].astype(np.float64)
+        # candidates: the components that alone fit the sample best
+        off = self._misfit(w[None], x[:, None])
+        candidates = top_indices(-(off * mask).sum(axis=2), states.width)
+        # noise-free data of all states: no cause, one cause, and several
         means = [np.zeros((n, 1, x.shape[1])), np.broadcast_to(w, (n, *w.shape))]
-        means += self._joined(w, chosen, states, heat)
-        squares = [(np.square(x[:, None] - mean) * there).sum(axis=2) for mean in means]
-        far, noise = np.concatenate(squares, axis=1), at["noise"]
+        means += self._state_means(w, candidates, states, heat)
+        squares = [(np.square(x[:, None] - mean) * mask).sum(axis=2) for mean in means]
+        far, noise = np.concatenate(squares, axis=1), params["noise"]
         rest = np.asarray(block.dims() * np.log(2 * math.pi * noise))
-        pi = float(at["prior"][0])
+        pi = float(params["prior"][0])
         sizes = np.concatenate([[0.0], np.ones(atoms), states.counts[:, 0]])
         prior = atoms * math.log1p(-pi) + sizes * (math.log(pi) - math.log1p(-pi))
-        return Joint(-0.5 * (far / noise + rest.reshape(-1, 1)), prior, chosen, (far, means))
+        return Joint(-0.5 * (far / noise + rest.reshape(-1, 1)), prior, candidates, (far, means))
 
-    def _joined(self, w: Array, chosen: Array, states: States, heat: float) -> list[Array]:
-        """Data of the states of two causes and more without noise: (n, K, D) of each size."""
-        soft, rho, most = self.maximum == "soft", self._rho(heat), np.abs(w).max()
+    def _state_means(self, w: Array, candidates: Array, states: States, heat: float) -> list[Array]:
+        """Return the noise-free data of states of several causes, (n, K, D) for each size."""
+        soft, rho, largest = self.maximum == "soft", self._rho(heat), np.abs(w).max()
         if soft:  # Wbar = (sum_h (s_h W_hd)^rho)^(1 / rho), of magnitudes that keep their sign
-            w = np.sign(w) * (np.abs(w) / most) ** rho
-        level, means = w[chosen], []
+            w = np.sign(w) * (np.abs(w) / largest) ** rho
+        level, means = w[candidates], []
         for members, parent in states.levels:
-            before, last = level[:, parent], w[chosen[:, members[:, -1]]]
-            level = before + last if soft else self._wins(before, last)
-            means.append(most * np.sign(level) * np.abs(level) ** (1 / rho) if soft else level)
+            before, last = level[:, parent], w[candidates[:, members[:, -1]]]
+            # a set's data: those of its parent joined with its last member
+            level = before + last if soft else self._larger(before, last)
+            means.append(largest * np.sign(level) * np.abs(level) ** (1 / rho) if soft else level)
         return means
 
     def _sums(
-        self, at: At, block: Samples, joint: Joint, q: Array, states: States, heat: float
-    ) -> At:
-        atoms, (far, _) = len(at["W"]), joint.parts
+        self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
+    ) -> Params:
+        atoms, (far, _) = len(params["W"]), joint.parts
         single, multi = q[:, 1 : 1 + atoms], q[:, 1 + atoms :]
         on = (multi @ states.table).ravel()
         sums = {"usage": single.sum(0) + np.bincount(joint.candidates.ravel(), on, atoms)}
+        # expected squared error, and number of values, for sigma^2
         sums["off"], sums["values"] = (q * far).sum(), np.sum(block.dims() * np.ones(len(q)))
-        seen = np.ones_like(block.x) if block.seen is None else block.seen.astype(np.float64)
+        observed = (
+            np.ones_like(block.x) if block.observed is None else block.observed.astype(np.float64)
+        )
         # <A_hd> = <(|s_h W_hd| / Wbar_d)^(rho - 1)>, Wbar = (sum_h |s_h W_hd|^rho)^(1 / rho)
         rho = self._rho(heat)
-        size = np.abs(at["W"]) / np.abs(at["W"]).max()
+        size = np.abs(params["W"]) / np.abs(params["W"]).max()
         power = size ** (rho - 1)
+        # only states that matter: pairs of a sample and a state, (pairs,), and their members
         n, k = np.nonzero(multi > NEGLIGIBLE)
         pair, place = np.nonzero(states.table[k])
-        where = (pair, joint.candidates[n[pair], place])
-        who = csr_array((np.ones(len(pair)), where), shape=(len(n), atoms))
-        wbar = (who @ (power * size)) ** (1 / rho)  # (pairs, D)
-        each = multi[n, k, None] * wbar ** (1 - rho) * seen[n]
-        sums["a"] = single.T @ seen + power * (who.T @ each)  # of one cause A = 1
-        return sums | {"ay": single.T @ block.x + power * (who.T @ (each * block.x[n]))}
+        entries = (pair, joint.candidates[n[pair], place])
+        membership = csr_array((np.ones(len(pair)), entries), shape=(len(n), atoms))
+        wbar = (membership @ (power * size)) ** (1 / rho)  # (pairs, D)
+        weight = multi[n, k, None] * wbar ** (1 - rho) * observed[n]
+        sums["a"] = single.T @ observed + power * (membership.T @ weight)  # of one cause A = 1
+        return sums | {"ay": single.T @ block.x + power * (membership.T @ (weight * block.x[n]))}
 
-    def _maximise(self, at: At, sums: At) -> At:
+    def _maximise(self, params: Params, sums: Params) -> Params:
         used = sums["a"] > 1e-10
-        w = np.where(
-            used, sums["ay"] / np.where(used, sums["a"], 1), at["W"]
-        )  # sum <A y> / sum <A>
-        pi = self._lift(at) * sums["usage"].sum() / sums["samples"] / len(w)
-        w = self._floored(w)
-        noise = np.maximum(sums["off"] / sums["values"], 1e-4 * lowest(w) ** 2)
+        # W = sum <A y> / sum <A>
+        w = np.where(used, sums["ay"] / np.where(used, sums["a"], 1), params["W"])
+        pi = self._prior_correction(params) * sums["usage"].sum() / sums["samples"] / len(w)
+        # the floor also bounds sigma^2 from below
+        w = self._raise_to_floor(w)
+        noise = np.maximum(sums["off"] / sums["values"], 1e-4 * least_entry(w) ** 2)
         return {"W": w, "noise": noise, "prior": np.clip([pi], 1e-8, 0.95)}
 
-    def _code(self, at: At, joint: Joint, q: Array, states: States) -> Array:
-        atoms = len(at["W"])
+    def _code(self, params: Params, joint: Joint, q: Array, states: States) -> Array:
+        atoms = len(params["W"])
         code = q[:, 1 : 1 + atoms].copy()
         code[np.arange(len(q))[:, None], joint.candidates] += q[:, 1 + atoms :] @ states.table
         return code
 
-    def _means(self, at: At, block: Samples, joint: Joint, q: Array, states: States) -> Array:
+    def _means(
+        self, params: Params, block: Samples, joint: Joint, q: Array, states: States
+    ) -> Array:
         return np.einsum("ns,nsd->nd", q, np.concatenate(joint.parts[1], axis=1))
 
     def _decode(self, codes: Array) -> Array:
+        """Join components by the maximum, hard or soft, weighted by codes.  (n, H) -> (n, D)."""
         soft, rho, data = self.maximum == "soft", self._rho(1.0), np.zeros(1)
         for code, w in zip(codes.T, self.components_, strict=True):
             part = code[:, None] * w
-            data = data + np.sign(part) * np.abs(part) ** rho if soft else self._wins(data, part)
+            data = data + np.sign(part) * np.abs(part) ** rho if soft else self._larger(data, part)
         return np.sign(data) * np.abs(data) ** (1 / rho) if soft else data
 
-    def _reborn(self, at: At, atom: int, row: Array, residual: Array) -> None:
-        at["W"][atom] = row
-        at["W"] = self._floored(at["W"])
+    def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
+        params["W"][atom] = row
+        params["W"] = self._raise_to_floor(params["W"])
 
 
 @dataclass(repr=False)
@@ -169,14 +180,14 @@ class MCA(Maximal):
 
     _hot: ClassVar[float] = 1.05
 
-    def _wins(self, one: Array, other: Array) -> Array:
-        return np.maximum(one, other)
+    def _larger(self, first: Array, second: Array) -> Array:
+        return np.maximum(first, second)
 
-    def _far(self, w: Array, x: Array) -> Array:
+    def _misfit(self, w: Array, x: Array) -> Array:
         return np.maximum(w, x) - x
 
-    def _floored(self, w: Array) -> Array:
-        return np.maximum(w, lowest(w))
+    def _raise_to_floor(self, w: Array) -> Array:
+        return np.maximum(w, least_entry(w))
 
     def _read(self, X: Any, first: bool = False, least: int = 1) -> Array:
         return not_negative(super()._read(X, first, least), "MMCA, whose components have signs")
@@ -189,7 +200,7 @@ class MCA(Maximal):
 
 @dataclass(repr=False)
 class MMCA(Maximal):
-    """Maximal magnitude causes analysis: as MCA; of s_h W_hd the largest magnitude is seen.
+    """Maximal magnitude causes analysis: as MCA, with the s_h W_hd of largest magnitude.
 
     n_components, n_candidates (7 if None), max_active (5 if None), n_iter, temperature, data_cut,
     reseed, random_state, what is fitted and raised: as in `BSC`; maximum, anneal_prior and the
@@ -203,14 +214,14 @@ class MMCA(Maximal):
     _usual: ClassVar[tuple[int, int]] = (7, 5)
     _hot: ClassVar[float] = 1.2
 
-    def _wins(self, one: Array, other: Array) -> Array:
-        return np.where(np.abs(one) >= np.abs(other), one, other)
+    def _larger(self, first: Array, second: Array) -> Array:
+        return np.where(np.abs(first) >= np.abs(second), first, second)
 
-    def _far(self, w: Array, x: Array) -> Array:
+    def _misfit(self, w: Array, x: Array) -> Array:
         return np.square(w - x)
 
-    def _floored(self, w: Array) -> Array:
-        low = lowest(w)
+    def _raise_to_floor(self, w: Array) -> Array:
+        low = least_entry(w)
         return np.where(np.abs(w) < low, np.where(w < 0, -low, low), w)
 
 

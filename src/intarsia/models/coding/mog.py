@@ -1,4 +1,4 @@
-"""A mixture of Gaussians, MoG (arXiv:1908.06843), with the density of a Gaussian.
+"""Mixture of Gaussians, MoG (arXiv:1908.06843), with the true density of a Gaussian.
 
 The library of the paper leaves out the 1/2 of the Gaussian's exponent, as for GSC.
 """
@@ -14,12 +14,12 @@ import numpy as np
 from scipy.linalg import solve_triangular
 
 from ...core.checks import one_of
-from .annealed import At, Joint
+from .annealed import Params
 from .bsc import coding
 from .mixture import AnnealedMixture
 from .samples import Samples
 from .shards import RowShards
-from .states import Array, States
+from .states import Array, Joint, States
 
 FLOOR = 1e-6  # least variance of a component, as a share of that of the data
 
@@ -56,7 +56,7 @@ class MoG(AnnealedMixture):
         super()._check(shards)
         one_of("covariance", self.covariance, ("full", "diagonal"))
 
-    def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> At:
+    def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
         atoms, width = self.n_components, len(mean)
         w = mean + random.standard_normal((atoms, width)) * spread / 4
         variance = np.full((atoms, width), spread**2)
@@ -67,50 +67,52 @@ class MoG(AnnealedMixture):
             "least": np.array(FLOOR * spread**2),
         }
 
-    def _densities(self, at: At, x: Array) -> Array:
-        found = np.empty((len(x), len(at["W"])))
-        for h, (w, sigma) in enumerate(zip(at["W"], at["covariance"], strict=True)):
+    def _densities(self, params: Params, x: Array) -> Array:
+        densities = np.empty((len(x), len(params["W"])))
+        for h, (w, sigma) in enumerate(zip(params["W"], params["covariance"], strict=True)):
             if sigma.ndim == 1:
                 far, volume = np.square(x - w) @ (1 / sigma), np.log(sigma).sum()
             else:
+                # by Cholesky: the Mahalanobis distance, and log det of Sigma
                 root = np.linalg.cholesky(sigma)
                 far = np.square(solve_triangular(root, (x - w).T, lower=True)).sum(axis=0)
                 volume = 2 * np.log(np.diagonal(root)).sum()
-            found[:, h] = -0.5 * (far + volume + x.shape[1] * math.log(2 * math.pi))
-        return found
+            densities[:, h] = -0.5 * (far + volume + x.shape[1] * math.log(2 * math.pi))
+        return densities
 
     def _sums(
-        self, at: At, block: Samples, joint: Joint, q: Array, states: States, heat: float
-    ) -> At:
-        """With the second moments about the old W, which loses no digits far from 0."""
-        share = self._code(at, joint, q, states)
-        off = [block.x - w for w in at["W"]]
+        self, params: Params, block: Samples, joint: Joint, q: Array, states: States, heat: float
+    ) -> Params:
+        """Add second moments about the old W, which loses no digits for data far from 0."""
+        share = self._code(params, joint, q, states)
+        off = [block.x - w for w in params["W"]]
         if self.covariance == "diagonal":
             second = [r @ np.square(y) for r, y in zip(share.T, off, strict=True)]
         else:
             second = [(r[:, None] * y).T @ y for r, y in zip(share.T, off, strict=True)]
-        sums = super()._sums(at, block, joint, q, states, heat)
+        sums = super()._sums(params, block, joint, q, states, heat)
         return sums | {"second": np.stack(second)}
 
-    def _maximise_components(self, at: At, sums: At) -> At:
+    def _maximise_components(self, params: Params, sums: Params) -> Params:
         used = np.maximum(sums["usage"], 1e-300)[:, None]
         alive = sums["usage"][:, None] > 1e-6
-        w = np.where(alive, sums["qy"] / used, at["W"])
-        moved, full = w - at["W"], at["covariance"].ndim == 3
+        w = np.where(alive, sums["qy"] / used, params["W"])
+        moved, full = w - params["W"], params["covariance"].ndim == 3
         alive, used = (alive[..., None], used[..., None]) if full else (alive, used)
+        # moments about the new mean: those about the old one less the square of its shift
         shift = moved[:, :, None] * moved[:, None] if full else np.square(moved)
-        sigma = np.where(alive, sums["second"] / used - shift, at["covariance"])
-        floor = np.full_like(w, at["least"])
+        sigma = np.where(alive, sums["second"] / used - shift, params["covariance"])
+        floor = np.full_like(w, params["least"])
         sigma = sigma + _diagonals(floor) if full else np.maximum(sigma, floor)
-        return {"W": w, "covariance": sigma, "least": at["least"]}
+        return {"W": w, "covariance": sigma, "least": params["least"]}
 
-    def _reborn(self, at: At, atom: int, row: Array, residual: Array) -> None:
-        super()._reborn(at, atom, row, residual)
-        at["covariance"][atom] = at["covariance"].mean(axis=0)
+    def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
+        super()._restart(params, atom, row, residual)
+        params["covariance"][atom] = params["covariance"].mean(axis=0)
 
 
 def _diagonals(values: Array) -> Array:
-    """(H, D) -> (H, D, D)."""
+    """Build diagonal matrices.  (H, D) -> (H, D, D)."""
     return values[:, :, None] * np.eye(values.shape[1])
 
 

@@ -1,4 +1,4 @@
-"""A mixture of Poisson distributions, MoP (arXiv:1908.06843): samples are counts."""
+"""Mixture of Poisson distributions, MoP (arXiv:1908.06843), for counts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from scipy.special import gammaln
 
 from ...core.errors import ConfigError
-from .annealed import At
+from .annealed import Params
 from .bsc import coding
 from .mixture import AnnealedMixture
 from .samples import not_negative
@@ -55,10 +55,11 @@ class MoP(AnnealedMixture):
         x = not_negative(super()._read(X, first, least), "MoG, whose components have signs")
         if self.total is None:
             return x
+        # y' = (A - D) y / sum y + 1
         length = np.maximum(x.sum(axis=1, keepdims=True), np.finfo(float).tiny)
         return (self.total - x.shape[1]) * x / length + 1
 
-    def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> At:
+    def _start(self, mean: Array, spread: float, random: np.random.RandomState) -> Params:
         atoms = self.n_components
         w = mean + random.standard_normal((atoms, len(mean))) * spread / 4
         least = np.array(FLOOR * mean.mean())
@@ -68,19 +69,20 @@ class MoP(AnnealedMixture):
             "least": least,
         }
 
-    def _densities(self, at: At, x: Array) -> Array:
-        w = at["W"]
+    def _densities(self, params: Params, x: Array) -> Array:
+        w = params["W"]
         return x @ np.log(w).T - w.sum(axis=1) - gammaln(x + 1).sum(axis=1, keepdims=True)
 
-    def _maximise_components(self, at: At, sums: At) -> At:
+    def _maximise_components(self, params: Params, sums: Params) -> Params:
         used = sums["usage"][:, None]
-        w = np.where(used > 1e-6, sums["qy"] / np.maximum(used, 1e-300), at["W"])
+        w = np.where(used > 1e-6, sums["qy"] / np.maximum(used, 1e-300), params["W"])
         if self.total is not None:
+            # components keep the common length A of all samples
             w *= self.total / w.sum(axis=1, keepdims=True)
-        return {"W": np.maximum(w, at["least"]), "least": at["least"]}
+        return {"W": np.maximum(w, params["least"]), "least": params["least"]}
 
-    def _reborn(self, at: At, atom: int, row: Array, residual: Array) -> None:
-        super()._reborn(at, atom, (row + at["W"].mean(axis=0)) / 2, residual)
+    def _restart(self, params: Params, atom: int, row: Array, residual: Array) -> None:
+        super()._restart(params, atom, (row + params["W"].mean(axis=0)) / 2, residual)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -1,4 +1,4 @@
-"""Rows that are spread over processes, as the estimators see them."""
+"""Protocol for data whose rows are distributed over processes."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import numpy as np
 
 
 class RowShards(Protocol):
-    """The rows of one process among those of `count`; `intarsia.train.DataShards` is one."""
+    """Shard of rows in one of `count` processes; `intarsia.train.DataShards` implements it."""
 
     count: int
 
     def sum(self, array: np.ndarray) -> np.ndarray:
-        """The sum of all processes' arrays."""
+        """Return the sum of all processes' arrays."""
         ...
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """The rows of all processes, in their order."""
+        """Return the rows of all processes, in the order of processes."""
         ...
 
 
 class OneProcess:
-    """One process, whose rows are all there are."""
+    """Shard of a single process, which has all rows."""
 
     count = 1
 

@@ -1,24 +1,44 @@
-"""The states of a truncated posterior: subsets of a sample's candidates, level by level."""
+"""States of a truncated posterior: subsets of a sample's candidates, by size."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from ...core.errors import ConfigError
 
 Array = np.ndarray
-MOST = 1 << 16  # states of a sample
+MOST_STATES = 1 << 16  # of a sample
+
+
+class Joint(NamedTuple):
+    """Joint log density of samples and states, in the order of `States`.
+
+    likelihood: log p(y | s), (n, S); prior: log p(s), (S,) or (n, S); candidates: (n, H'), the
+    components that may be on together; parts: further results that the M-step reuses.
+    """
+
+    likelihood: Array
+    prior: Array
+    candidates: Array
+    parts: Any = None
+
+
+class Posterior(NamedTuple):
+    """Most probable states of each sample (n, k, H), best first, and probabilities (n, k)."""
+
+    states: Array
+    probabilities: Array
 
 
 class Subsets(NamedTuple):
-    """All subsets of one size g: members (K, g), the parent's place one level down, (K,).
+    """Subsets of one size g.  members: (K, g); parent: (K,), its index among those of size g - 1.
 
-    A parent is the subset without its last member; level 1 are the single candidates.
+    The parent is the subset without its last member; those of size 1 are the single candidates.
     """
 
     members: Array
@@ -26,11 +46,12 @@ class Subsets(NamedTuple):
 
 
 class States:
-    """Subsets of 2 ... `active` of `width` candidates; each member takes one of `values`.
+    """States of 2 ... `active` causes among `width` candidates, each with one of `values`.
 
-    levels: those of sizes 2, 3, ...; table: the values, (K, width); counts: how often each value
-    is taken, (K, m); squares: table's products, (K, width * width). The state without a cause and
-    the H single causes stand before them: a sample has 1 + H m + K states.
+    levels: subsets of sizes 2, 3, ...; table: values of the candidates in each state, (K, width);
+    counts: causes with each value, (K, m); squares: products of the table's rows with themselves,
+    (K, width * width). The state without a cause and the H m states of one cause come before
+    them: a sample has 1 + H m + K states.
 
     Raises: ConfigError for more than 2^16 of them.
     """
@@ -40,46 +61,53 @@ class States:
         self.values = np.asarray(values, dtype=np.float64)
         m = len(self.values)
         count = sum(math.comb(width, g) * m**g for g in sizes)
-        if count > MOST:
+        if count > MOST_STATES:
             fix = f"Lower max_active={active} or n_candidates={width}: "
             fix += f"max_active={active - 1} has {count - math.comb(width, active) * m**active:,}."
             raise ConfigError(
-                "states of a sample", got=f"{count:,}", want=f"at most {MOST:,}", fix=fix
+                "states of a sample", got=f"{count:,}", want=f"at most {MOST_STATES:,}", fix=fix
             )
         self.width = width
         self.levels = _levels(width, active)
+        # for each subset all m^g assignments of values to its members
         rows, counts = [np.zeros((0, width))], [np.zeros((0, m))]
         for level in self.levels:
             g = level.members.shape[1]
-            taken = np.array(list(itertools.product(range(m), repeat=g)))  # (m^g, g)
-            row = np.zeros((len(level.members), len(taken), width))
-            places = np.broadcast_to(level.members[:, None], (len(row), len(taken), g))
-            np.put_along_axis(row, places, self.values[taken][None], axis=2)
+            assignments = np.array(list(itertools.product(range(m), repeat=g)))  # (m^g, g)
+            row = np.zeros((len(level.members), len(assignments), width))
+            places = np.broadcast_to(level.members[:, None], (len(row), len(assignments), g))
+            np.put_along_axis(row, places, self.values[assignments][None], axis=2)
+            # candidates outside the subset keep 0
             rows.append(row.reshape(-1, width))
-            each = (taken[:, :, None] == np.arange(m)).sum(1).astype(np.float64)
-            counts.append(np.tile(each, (len(level.members), 1)))
+            value_counts = (assignments[:, :, None] == np.arange(m)).sum(1).astype(np.float64)
+            counts.append(np.tile(value_counts, (len(level.members), 1)))
         self.table, self.counts = np.concatenate(rows), np.concatenate(counts)
         self.squares = (self.table[:, :, None] * self.table[:, None]).reshape(-1, width * width)
 
     def rows(self, index: Array, candidates: Array, causes: int) -> Array:
-        """States by their places among all.  (n, k), (n, width) -> (n, k, causes)."""
+        """Expand indices of states to the values of all causes, (n, k, causes).
+
+        index: (n, k), numbers of states; candidates: (n, width), of each sample; causes: H.
+        """
         m = len(self.values)
-        found = np.zeros((len(index), index.shape[1], causes))
+        states = np.zeros((len(index), index.shape[1], causes))
+        # index 0: no cause; 1 ... H m: one cause with a value; beyond: rows of the table
         n, k = np.nonzero((index > 0) & (index <= causes * m))
         single = index[n, k] - 1
-        found[n, k, single // m] = self.values[single % m]
+        states[n, k, single // m] = self.values[single % m]
         n, k = np.nonzero(index > causes * m)
-        of = self.table[index[n, k] - 1 - causes * m]
-        found[n[:, None], k[:, None], candidates[n]] = of
-        return found
+        of_table = self.table[index[n, k] - 1 - causes * m]
+        states[n[:, None], k[:, None], candidates[n]] = of_table
+        return states
 
 
 def _levels(width: int, active: int) -> list[Subsets]:
+    """List the subsets of sizes 2 ... active, each with its parent."""
     place: dict[tuple[int, ...], int] = {(i,): i for i in range(width)}
-    found = []
+    levels = []
     for g in range(2, active + 1):
         sets = list(itertools.combinations(range(width), g))
         parent = np.array([place[s[:-1]] for s in sets], dtype=np.int64)
-        found.append(Subsets(np.array(sets, dtype=np.int64).reshape(-1, g), parent))
+        levels.append(Subsets(np.array(sets, dtype=np.int64).reshape(-1, g), parent))
         place = {s: i for i, s in enumerate(sets)}
-    return found
+    return levels

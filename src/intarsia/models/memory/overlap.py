@@ -1,4 +1,4 @@
-"""What codes keep of the similarity of items: the field's own measures, and a picture."""
+"""Measures of how codes preserve the similarity of items, and a picture of both."""
 
 from __future__ import annotations
 
@@ -14,47 +14,48 @@ from ...core.errors import DataError
 from ...core.files import write_text
 
 Array = np.ndarray
-SIDE, GAP = 320, 8  # px of a map, and between both
+SIDE, GAP = 320, 8  # pixels of a map, and between the two
 
 
 def input_overlaps(x: Array) -> Array:
-    """Shared active bits over the larger count of both.  (n, D) -> (n, n)."""
+    """Divide shared active bits by the larger count of both items.  (n, D) -> (n, n)."""
+    # float64 products are exact for counts, and faster than integers
     bits = np.asarray(x, dtype=np.float64)
     counts = bits.sum(axis=1)
     return (bits @ bits.T) / np.maximum(counts[:, None], counts)
 
 
 def code_overlaps(codes: Array) -> Array:
-    """Share of modules with the same winner.  (n, Q) -> (n, n)."""
-    same = [(codes == row).mean(axis=1) for row in codes]
-    return np.stack(same)
+    """Return the share of modules with the same winner, by pairs.  (n, Q) -> (n, n)."""
+    rows = [(codes == row).mean(axis=1) for row in codes]
+    return np.stack(rows)
 
 
 def basis_set_size(codes: Array) -> int:
-    """The number of distinct codes."""
+    """Return the number of distinct codes.  codes: (n, Q)."""
     return len(np.unique(codes, axis=0))
 
 
 def mean_overlap(x: Array) -> float:
-    """The mean of `input_overlaps` of different rows."""
+    """Return the mean of `input_overlaps` over pairs of different rows.  x: (n, D)."""
     return float(_pairs(input_overlaps(x)).mean())
 
 
 def similarity(x: Array, codes: Array) -> float:
-    """The correlation of code overlaps with input overlaps over pairs; 0 where one is constant."""
+    """Correlate code overlaps with input overlaps over pairs; 0 where one is constant."""
     return _correlation(_pairs(input_overlaps(x)), _pairs(code_overlaps(codes)))
 
 
 def adherence(x: Array, codes: Array) -> float:
-    """SISC adherence: the correlation of both orders; 0 where one is constant."""
-    one, other = _pairs(input_overlaps(x)), _pairs(code_overlaps(codes))
-    return _correlation(rankdata(one), rankdata(other))
+    """Return the SISC adherence, the rank correlation of both overlaps; 0 if one is constant."""
+    of_inputs, of_codes = _pairs(input_overlaps(x)), _pairs(code_overlaps(codes))
+    return _correlation(rankdata(of_inputs), rankdata(of_codes))
 
 
 def overlap_maps(
     X: Any, codes: Any, labels: Any = None, path: str | Path | None = None
 ) -> Image.Image:
-    """Input overlaps beside code overlaps, dark = 0, as a grey picture.
+    """Draw input overlaps beside code overlaps as a grey picture, dark = 0.
 
     X: (n, D) of 0 and 1; codes: (n, Q); labels: (n,), by which items are sorted; path: a PNG.
     Raises: DataError for other numbers of items and codes.
@@ -63,9 +64,11 @@ def overlap_maps(
     if len(x) != len(codes):
         got, want = f"{len(codes)} codes of {len(x)} items", "one of each"
         raise DataError("codes", got=got, want=want, fix="Pass mac.code(X).")
+    # items of one class side by side, so that classes are blocks on the diagonal
     order = np.arange(len(x)) if labels is None else np.argsort(labels, kind="stable")
     scale = max(1, SIDE // len(x))
     maps = [m[np.ix_(order, order)] for m in (input_overlaps(x), code_overlaps(codes))]
+    # enlarge by whole factors, so that a pair has a square of pixels
     grey = [(255 * m).round().astype(np.uint8).repeat(scale, 0).repeat(scale, 1) for m in maps]
     gap = np.full((len(grey[0]), GAP), 128, np.uint8)
     picture = Image.fromarray(np.concatenate([grey[0], gap, grey[1]], axis=1))
@@ -77,10 +80,12 @@ def overlap_maps(
 
 
 def _pairs(table: Array) -> Array:
+    """Return the entries above the diagonal, one for each pair.  (n, n) -> (n (n - 1) / 2,)."""
     return table[np.triu_indices(len(table), 1)]
 
 
-def _correlation(one: Array, other: Array) -> float:
-    if len(one) < 2 or not one.std() or not other.std():
+def _correlation(first: Array, second: Array) -> float:
+    """Return Pearson's correlation, 0 where it is undefined."""
+    if len(first) < 2 or not first.std() or not second.std():
         return 0.0
-    return float(np.corrcoef(one, other)[0, 1])
+    return float(np.corrcoef(first, second)[0, 1])

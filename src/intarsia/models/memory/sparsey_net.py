@@ -1,4 +1,4 @@
-"""Macs over the parts of a picture, in levels (arXiv:1710.07829)."""
+"""Hierarchies of macs over the parts of a picture (arXiv:1710.07829)."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from ...core import Card
 from ...core.checks import above, at_least, between
 from ...core.errors import ConfigError, DataError, ShapeError
 from ..saved import SavedEstimators
-from .mac import PAPER, draw, hits, packed, scaled, seed_of, write
+from .mac import PAPER, active_inputs, draw, learn_item, pack_bits, seed_of, subtract_baseline
 from .overlap import Array
 
 EXPANSION, FLOOR, SATURATION = (1e4, 7.0), 1.0, 0.5  # as a mac's defaults
 
 
 class LearnedNet(SavedEstimators):
-    """What a net has learned."""
+    """Fitted attributes of a net."""
 
     seed_: int
     n_items_: int
@@ -29,22 +29,22 @@ class LearnedNet(SavedEstimators):
 
 @dataclass(repr=False)
 class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
-    """Macs on a grid over a binary picture; an upper level has macs over the codes below.
+    """Net of macs on a grid over a binary picture; upper levels have macs over the codes below.
 
-    A mac sees what lies within `radius` of its place, in px on the first level and in macs above.
-    It acts only where at least `least` of its inputs are active; one that does not act has no code.
+    The inputs of a mac lie within `radius` of its place, in pixels on the first level and in macs
+    above. It is active only if at least `least` of its inputs are; an inactive mac has no code.
 
     shape: (height, width) of the picture; grid: macs on a side, of each level; n_modules, n_units,
     baseline: of each mac, see `Mac`; random_state: a number, or None.
 
     Fitted: weights_0_, weights_1_, ..., bits of (macs, Q, K, inputs) of each level in bytes;
-    codes_ (n, macs Q), winners of the last level in learning, -1 where a mac does not act;
+    codes_ (n, macs Q), winners of the last level in learning, -1 where a mac is inactive;
     n_items_.  `transform` gives the codes of all levels as zeros and ones.
 
     Raises: ConfigError for an impossible setting; ShapeError for pictures of another size;
     DataError for values other than 0 and 1.
     Source: arXiv:1710.07829.
-    Not for pictures that are not thin lines: code overlap then says little.
+    Not for pictures other than thin lines: code overlap is then not informative.
     """
 
     shape: tuple[int, int] = (28, 28)
@@ -57,7 +57,7 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
     random_state: int | None = None
 
     def fit(self, X: Any, y: Any = None) -> Self:
-        """Forget all and learn pictures (n, height * width) in an order drawn from random_state."""
+        """Learn pictures (n, height * width) from scratch, in a random order of the seed."""
         x = self._read(X, reset=True)
         self._check()
         self.seed_, self.n_items_ = seed_of(self.random_state), 0
@@ -66,67 +66,77 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
             shape = side * side, self.n_modules, self.n_units, (size + 7) // 8
             setattr(self, f"weights_{level}_", np.zeros(shape, np.uint8))
             size = side * side * self.n_modules * self.n_units
+        # a random order, after which codes are put back in the order of the pictures
         order = np.random.default_rng([self.seed_, 0]).permutation(len(x))
-        codes = np.stack([self._one(x[i], learn=True)[-1] for i in order])
+        codes = np.stack([self._codes_of(x[i], learn=True)[-1] for i in order])
         self.codes_ = codes[np.argsort(order)].reshape(len(x), -1)
         return self
 
     def code(self, X: Any) -> Array:
-        """Winners of the last level in retrieval, -1 where a mac does not act.  -> (n, macs Q)."""
-        found = [self._one(row, learn=False)[-1] for row in self._read(X)]
-        return np.stack(found).reshape(len(found), -1)
+        """Return the last level's winners in retrieval, (n, macs Q), -1 where a mac is inactive."""
+        codes = [self._codes_of(row, learn=False)[-1] for row in self._read(X)]
+        return np.stack(codes).reshape(len(codes), -1)
 
     def transform(self, X: Any) -> Array:
-        """Codes of all levels as zeros and ones.  (n, height * width) -> (n, units)."""
-        found = [self._one(row, learn=False) for row in self._read(X)]
-        rows = [np.concatenate([self._bits(codes) for codes in levels]) for levels in found]
+        """Return codes of all levels as zeros and ones.  (n, height * width) -> (n, units)."""
+        by_picture = [self._codes_of(row, learn=False) for row in self._read(X)]
+        rows = [np.concatenate([self._bits(codes) for codes in levels]) for levels in by_picture]
         return np.stack(rows).astype(float)
 
     @property
     def _n_features_out(self) -> int:
         return sum(side * side for side in self.grid) * self.n_modules * self.n_units
 
-    def _one(self, row: Array, learn: bool) -> list[Array]:
-        """The codes of each level, (macs, Q), -1 where a mac does not act."""
-        found, below = [], row
+    def _codes_of(self, row: Array, learn: bool) -> list[Array]:
+        """Compute the codes of one picture by level, (macs, Q), -1 where a mac is inactive.
+
+        row: the picture's bits; learn: draw winners and store them, else retrieve.
+        """
+        levels, below = [], row
         for level in range(len(self.grid)):
             weights, fields = getattr(self, f"weights_{level}_"), self._fields(level)
             codes = np.full((len(weights), self.n_modules), -1)
-            for mac, (own, field) in enumerate(zip(weights, fields, strict=True)):
-                seen = below & field
-                if seen.sum() < self.least:
+            for mac, (mac_weights, field) in enumerate(zip(weights, fields, strict=True)):
+                inputs = below & field
+                # too little input: the mac stays inactive, and its code -1
+                if inputs.sum() < self.least:
                     continue
-                bits = packed(seen)
-                reach = scaled(hits(own, bits) / seen.sum(), self.baseline)
+                bits = pack_bits(inputs)
+                evidence = subtract_baseline(
+                    active_inputs(mac_weights, bits) / inputs.sum(), self.baseline
+                )
                 if learn:
                     seed = [self.seed_, self.n_items_ + 1, level, mac]
-                    codes[mac] = draw(reach, EXPANSION, FLOOR, seed)
-                    write(own, codes[mac], bits, SATURATION * field.sum())
+                    codes[mac] = draw(evidence, EXPANSION, FLOOR, seed)
+                    learn_item(mac_weights, codes[mac], bits, SATURATION * field.sum())
                 else:
-                    codes[mac] = reach.argmax(axis=1)
-            found.append(codes)
+                    codes[mac] = evidence.argmax(axis=1)
+            levels.append(codes)
+            # the units of this level are the inputs of the next
             below = self._bits(codes)
         self.n_items_ += learn
-        return found
+        return levels
 
     def _bits(self, codes: Array) -> Array:
-        """(macs, Q) winners -> (macs Q K,) bool."""
+        """Convert winners to bits of units.  (macs, Q) -> (macs Q K,) bool."""
         return (codes[:, :, None] == np.arange(self.n_units)).ravel()
 
     def _fields(self, level: int) -> Array:
-        """What each mac sees.  -> (macs, inputs) bool."""
+        """Return the receptive field of each mac, (macs, inputs) bool."""
         side = self.grid[level]
         shape = self.shape if level == 0 else (self.grid[level - 1],) * 2
         places = [np.arange(length) for length in shape]
         centres = [(np.arange(side) + 0.5) * length / side - 0.5 for length in shape]
+        # squared distances of centres and inputs, by axis and then in the plane
         near = [np.square(c[:, None] - p) for c, p in zip(centres, places, strict=True)]
         far = near[0][:, None, :, None] + near[1][None, :, None, :]  # (side, side, H, W)
-        seen = (far <= self.radius**2).reshape(side * side, -1)
-        return seen if level == 0 else seen.repeat(self.n_modules * self.n_units, axis=1)
+        within = (far <= self.radius**2).reshape(side * side, -1)
+        return within if level == 0 else within.repeat(self.n_modules * self.n_units, axis=1)
 
     def _check(self) -> None:
-        for what in ("n_modules", "least"):
-            at_least(what, getattr(self, what), 1)
+        """Raise ConfigError for an impossible setting, or a mac without inputs."""
+        for name in ("n_modules", "least"):
+            at_least(name, getattr(self, name), 1)
         at_least("n_units", self.n_units, 2)
         above("radius", self.radius, 0, "Try 4.")
         for side in (*self.grid, len(self.grid)):
@@ -139,6 +149,7 @@ class SparseyNet(LearnedNet, ClassNamePrefixFeaturesOutMixin, TransformerMixin, 
                 raise ConfigError("radius", got=got, want=want, fix=fix)
 
     def _read(self, X: Any, reset: bool = False) -> Array:
+        """Validate pictures, and convert them to bits.  Raises: ShapeError, DataError."""
         if not reset:
             check_is_fitted(self, "weights_0_")
         x = cast(Array, validate_data(self, X, reset=reset, dtype=np.float64))

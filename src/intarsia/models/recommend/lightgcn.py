@@ -20,7 +20,7 @@ from .recommender import Settings
 
 @dataclass(frozen=True)
 class LightGcn(Settings):
-    """E^(k+1) = D^-1/2 A D^-1/2 E^k, each vector the mean of E^0 ... E^K; a score is u . i.
+    """Model E^(k+1) = D^-1/2 A D^-1/2 E^k, each vector the mean of E^0 ... E^K; a score is u . i.
 
     Bayesian personalised ranking: softplus(s_neg - s_pos) for a random item the user has not
     taken, + reg ||E^0 of the batch||^2 / 2B.  A is the graph of the training events.
@@ -29,7 +29,7 @@ class LightGcn(Settings):
 
     model = LightGcn().build(train)
     fit(model, *model.sets(train, val, test)[:2], task=model.task, objective=own_losses)
-    Raises: ConfigError on a setting that cannot be.
+    Raises: ConfigError for a setting out of range.
     Not for new users or items without training again.
     Source: paper, equations 3, 4, 7 and 15. A sparse E^0 (`Dsl`) saves training memory and the
     file; after K propagations the table that is served is dense.
@@ -54,20 +54,21 @@ class LightGcn(Settings):
 
 
 class LightGcnModel(Ranker):
-    """The model of `LightGcn`.  users (B,) -> scores (B, items + 1)."""
+    """Model of `LightGcn`.  users (B,) -> scores (B, items + 1)."""
 
     settings: LightGcn
 
     def __init__(
-        self, settings: LightGcn, known: Interactions, *, generator: torch.Generator
+        self, settings: LightGcn, events: Interactions, *, generator: torch.Generator
     ) -> None:
-        super().__init__(settings, known)
-        users, items = len(known.user_ids), len(known.item_ids) + 1
+        super().__init__(settings, events)
+        users, items = len(events.user_ids), len(events.item_ids) + 1
         self.user, self.item = (nn.Embedding(n, settings.width) for n in (users, items))
         for table in (self.user, self.item):
             nn.init.normal_(table.weight, std=0.1, generator=generator)
         pairs = self.seen.nonzero()  # (n, 2), each user and item once
         user, item = pairs[:, 0], pairs[:, 1] + users
+        # A is symmetric: each event is an edge from the user to the item, and one back
         index = torch.stack([torch.cat([user, item]), torch.cat([item, user])])
         degree = torch.bincount(index[0], minlength=users + items).float()
         weight = (degree[index[0]] * degree[index[1]]).rsqrt()  # eq. 3
@@ -80,14 +81,16 @@ class LightGcnModel(Ranker):
         self.register_buffer("edge_weights", graph.values(), persistent=False)
 
     def tables(self) -> tuple[Tensor, Tensor]:
-        """The vectors of users and items after the propagation."""
+        """Propagate and return the vectors of users (users, width) and items (items + 1, width)."""
+        # users and items are nodes of one graph
         start = torch.cat([self.user.weight, self.item.weight])
         size = (len(start),) * 2
         graph = torch.sparse_coo_tensor(
             self.edges, self.edge_weights, size, is_coalesced=True, check_invariants=False
         )
         layer, total = start, start
-        with torch.autocast(start.device.type, enabled=False):  # whose sparse product cannot learn
+        # autocast's sparse product has no gradient
+        with torch.autocast(start.device.type, enabled=False):
             for _ in range(self.settings.layers):
                 layer = torch.sparse.mm(graph, layer)
                 total = total + layer
@@ -95,19 +98,20 @@ class LightGcnModel(Ranker):
         return mean[: len(self.user.weight)], mean[len(self.user.weight) :]
 
     def losses(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
-        others = self.not_taken(users)
+        negatives = self.not_taken(users)
         all_users, all_items = self.tables()
-        u, taken, other = all_users[users], all_items[items], all_items[others]
-        ranking = F.softplus((u * other).sum(1) - (u * taken).sum(1)).mean()  # eq. 15
-        first = self.user(users), self.item(items), self.item(others)
-        norm = sum((one.square().sum() for one in first), start=ranking.new_zeros(()))
+        u, positive, negative = all_users[users], all_items[items], all_items[negatives]
+        ranking = F.softplus((u * negative).sum(1) - (u * positive).sum(1)).mean()  # eq. 15
+        # the penalty is on E^0, the only parameters
+        first = self.user(users), self.item(items), self.item(negatives)
+        norm = sum((vectors.square().sum() for vectors in first), start=ranking.new_zeros(()))
         return {"ranking": ranking, "norm": self.settings.reg * norm / (2 * len(users))}
 
     def all_scores(self, users: Tensor) -> Tensor:
         all_users, all_items = self.tables()
         return all_users[users] @ all_items.T
 
-    def of_history(self, history: Sequence[int]) -> Tensor | None:
+    def scores_of_history(self, history: Sequence[int]) -> Tensor | None:
         return None
 
 

@@ -1,4 +1,4 @@
-"""M2TRec: sessions of items that are known by their metadata only (arXiv:2209.11824)."""
+"""M2TRec: recommendation in sessions, items represented by metadata only (arXiv:2209.11824)."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from ...core.modes import evaluating
 from ...data.interactions import SEVERAL, Interactions, ItemField
 from ...train.tasks import NextItem
 from .item_fields import WORDS, FieldVectors, IdVectors
-from .recommender import Recommender, Settings, grown
-from .session_encoder import SessionEncoder, padded
+from .recommender import Recommender, Settings, with_new_items
+from .session_encoder import SessionEncoder, pad_sessions
 
 POOLS = ("mean", "last")
 LARGE, SAMPLED = 50_000, 500  # items above which the softmax is over a sample, and its size
@@ -30,26 +30,26 @@ K = 20
 
 @dataclass(frozen=True)
 class M2TRec(Settings):
-    """The next item of a session, each item a function of its metadata: L = CE_item + w sum_t L_t.
+    """Model of a session's next item, each item a function of its metadata: L = CE + w sum_t L_t.
 
     e_i = MLP of the concatenated fields of item i (no id), h = mean or last state of a Transformer
     over the session, item scores h e_j; a head for each task t predicts a field of the next item,
-    by cross-entropy where an item has one word, else by binary cross-entropy.  Every place of a
-    session is learned from in one causal pass.  The softmax is over the items that have an event:
-    one without would only be pushed away.  Above 50,000 items it is over those of the batch and
-    500 others, each with -log of its chance of being there.
+    by cross-entropy where an item has one word, else by binary cross-entropy.  One causal pass
+    trains on every place of a session.  The softmax is over the items that have an event: one
+    without would only be pushed away.  Above 50,000 items it is over those of the batch and 500
+    others, each score less the log of the item's chance to be in that sample.
 
     tasks: names of fields, None = every field of words that the items have; weight: w.
     without: fields that are not read, as a year that gives away what is popular.
     width, layers, dropout: of the Transformer; pool: "mean" or "last"; longest: items of a session.
 
     model = M2TRec(tasks=("class",)).build(data)
-    Raises: ConfigError on a setting that cannot be; in `build` DataError without fields,
+    Raises: ConfigError for a setting out of range; in `build` DataError without fields,
     UnknownName for a field that is not there.
-    Not for catalogues whose metadata tell items apart badly: equal metadata are equal scores. Where
+    Not for catalogues where many items have equal metadata: they have equal scores. Where
     only new items compete, nearest neighbours by TF-IDF find more.
-    Source: paper, section 3, where w is not told (ours: 1); the mean over a causal encoder's
-    states, in the place of one pass for each prefix, is ours.
+    Source: paper, section 3, which does not give w (ours: 1); the mean over a causal encoder's
+    states, instead of one pass for each prefix, is ours.
     """
 
     tasks: tuple[str, ...] | None = None
@@ -89,9 +89,9 @@ class M2TRec(Settings):
 
 
 class M2TRecModel(Recommender):
-    """The model of `M2TRec`: sessions (B, n), places of items from 1, 0 on the left.
+    """Model of `M2TRec`: sessions (B, n) of places of items from 1, 0 on the left.
 
-    items: vectors of all items, by fields or, for comparison, by ids.
+    items: vectors of all items, by fields or, for comparison, by ids.  names: fields with a head.
     """
 
     takes_items = explains = True
@@ -100,12 +100,13 @@ class M2TRecModel(Recommender):
     def __init__(
         self,
         settings: M2TRec,
-        known: Interactions,
+        events: Interactions,
         items: FieldVectors | IdVectors,
         *,
         generator: torch.Generator,
     ) -> None:
-        super().__init__(settings, known)
+        super().__init__(settings, events)
+        # torch's layers draw from the global generator: seed it, and restore it after
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
             self.encoder = SessionEncoder(
@@ -123,8 +124,8 @@ class M2TRecModel(Recommender):
         self._set_chance()
 
     def _tasks(self) -> tuple[str, ...]:
-        """The fields with a head."""
-        words = [c.name for c in self.items.coding if c.how == WORDS]  # pyright: ignore
+        """Return the names of the fields that a head predicts."""
+        words = [c.name for c in self.items.coding if c.kind == WORDS]  # pyright: ignore
         if self.settings.tasks is None:
             return tuple(words)
         for name in self.settings.tasks:
@@ -135,6 +136,7 @@ class M2TRecModel(Recommender):
         return self.settings.tasks
 
     def _set_chance(self) -> None:
+        """Set `chance` from the events that the model knows."""
         counts = torch.from_numpy(np.append(0, self.known.popularity())).float()
         share = counts / counts.sum().clamp_min(1)
         device = next(self.encoder.parameters()).device
@@ -145,20 +147,23 @@ class M2TRecModel(Recommender):
         return NextItem(every=False, k=K)
 
     def samples(self, events: Interactions) -> Dataset[Any]:
-        return Prefixes(events, self.settings.longest, every=False)
+        return SessionPrefixes(events, self.settings.longest, all_prefixes=False)
 
     def questions(self, events: Interactions) -> Dataset[Any]:
-        return Prefixes(events, self.settings.longest, every=True)
+        return SessionPrefixes(events, self.settings.longest, all_prefixes=True)
 
     def states(self, x: Tensor, vectors: Tensor, places: Tensor | None = None) -> Tensor:
-        """h of every place.  x (B, n), vectors of all items, or of `places` -> (B, n, d)."""
-        at = x if places is None else torch.searchsorted(places, x)
-        there = x > 0
-        z = self.encoder(vectors[at], there)
+        """Return the session's state h after every place, (B, n, d).
+
+        x: (B, n), places of items;  vectors: of all items, or of the sorted `places` alone.
+        """
+        rows = x if places is None else torch.searchsorted(places, x)
+        present = x > 0
+        z = self.encoder(vectors[rows], present)
         if self.settings.pool == "last":
             return z
         # mean of the states so far, for every prefix at once
-        return z.cumsum(1) / there.cumsum(1).clamp_min(1)[..., None]
+        return z.cumsum(1) / present.cumsum(1).clamp_min(1)[..., None]
 
     def forward(self, x: Tensor, target: Tensor | None = None) -> Any:
         """Scores (B, items + 1) of the next item; with a target (B,) the losses of all places."""
@@ -167,57 +172,67 @@ class M2TRecModel(Recommender):
             none = torch.arange(len(vectors), device=x.device) == 0  # a place that is no item
             scores = self.states(x, vectors)[:, -1] @ vectors.T
             return scores.masked_fill(none, -torch.inf)
+        # each place of the session is trained to predict the item after it
         following = torch.cat([x[:, 1:], target[:, None]], 1)
-        known = x > 0
-        wanted = following[known]  # (N,)
+        present = x > 0
+        next_items = following[present]  # (N,)
         if len(self.known.item_ids) <= LARGE:
             vectors, places, shift = self.items(), None, 0.0
-            own = wanted
+            label = next_items
         else:
-            places, log_chance = self._sampled(x, target, len(wanted))
+            places, log_chance = self._sampled(x, target, len(next_items))
             vectors, shift = self.items(places), log_chance
-            own = torch.searchsorted(places, wanted)
-        h = self.states(x, vectors, places)[known]  # (N, d)
+            label = torch.searchsorted(places, next_items)
+        h = self.states(x, vectors, places)[present]  # (N, d)
         scores = h @ vectors.T - shift  # logQ: a frequent item is among the sample more often
         absent = (self.chance if places is None else self.chance[places]) == 0
-        absent[own] = False  # an event that the model was not built of
+        absent[label] = False  # an event that the model was not built of
         scores = scores.masked_fill(absent, -torch.inf)
-        losses = {"item": F.cross_entropy(scores, own)}
+        losses = {"item": F.cross_entropy(scores, label)}
         for name, head in zip(self.names, self.heads, strict=True):
-            losses[name] = self.settings.weight * self._of_field(name, head(h), wanted)
+            losses[name] = self.settings.weight * self._of_field(name, head(h), next_items)
         return losses
 
     def _sampled(self, x: Tensor, target: Tensor, draws: int) -> tuple[Tensor, Tensor]:
-        """Places, sorted, of the batch's items and others, and log of their chance to be there."""
-        taken = self.chance.nonzero()[:, 0]
-        others = taken[torch.randint(len(taken), (SAMPLED,), device=x.device)]
+        """Sample items for the softmax: sorted places (M,), and the log of their chances (M,).
+
+        They are the batch's items and `SAMPLED` others; draws: number of targets in the batch.
+        """
+        with_events = self.chance.nonzero()[:, 0]
+        extra = with_events[torch.randint(len(with_events), (SAMPLED,), device=x.device)]
         zero = x.new_zeros(1)
-        places = torch.cat([zero, x.flatten(), target, others]).unique()
+        places = torch.cat([zero, x.flatten(), target, extra]).unique()
+        # chance that neither one of the targets nor one of the uniform draws is this item
         absent = (draws * torch.log1p(-self.chance[places].clamp_max(0.999))).exp()
-        absent = absent * (1 - 1 / len(taken)) ** SAMPLED
+        absent = absent * (1 - 1 / len(with_events)) ** SAMPLED
         return places, torch.log1p(-absent).clamp_min(-30)
 
-    def _of_field(self, name: str, logits: Tensor, wanted: Tensor) -> Tensor:
-        """The loss of a head: the words that the next item has under a name."""
+    def _of_field(self, name: str, logits: Tensor, target: Tensor) -> Tensor:
+        """Return the loss of a head for a field of the next item.
+
+        name: of the field;  logits: (N, codes);  target: (N,), places of the next items.
+        """
         vectors: Any = self.items
         place = next(i for i, c in enumerate(vectors.coding) if c.name == name)
-        codes = vectors.codes(place)[wanted]  # (N, most), -1 = none, 0 = not known
+        codes = vectors.codes(place)[target]  # (N, most), -1 = none, 0 = not known
         if self.known.fields[name].kind == SEVERAL:
+            # several words: a binary target for each; code 0, not known, is left out of the loss
             several = torch.zeros_like(logits).scatter(1, codes.clamp_min(0), 1.0)
             return F.binary_cross_entropy_with_logits(logits[:, 1:], several[:, 1:])
+        # one word: cross-entropy, without items whose word is not known
         first = codes[:, 0]
         if not bool((first > 0).any()):
             return logits.sum() * 0
         return F.cross_entropy(logits, first, ignore_index=0)
 
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
-        if not len(history):  # nothing to go by but what is popular
+        if not len(history):  # an empty session: rank by popularity
             return self.chance.clamp_min(1e-12).log()
-        x = padded([history], self.settings.longest).to(self.chance.device)
+        x = pad_sessions([history], self.settings.longest).to(self.chance.device)
         return self(x)[0]
 
     def add_items(self, ids: Sequence[str], fields: Mapping[str, ItemField]) -> None:
-        """Know more items, by their fields alone: nothing is learned.
+        """Add items by their fields alone, without training.
 
         Raises: DataError for an id that is known, or a field that is missing; ConfigError for a
         model of ids.
@@ -225,51 +240,56 @@ class M2TRecModel(Recommender):
         if not isinstance(self.items, FieldVectors):
             fix = "Build it by M2TRec(...), whose items are their fields."
             raise ConfigError("new items", got="a model of ids", want="one of fields", fix=fix)
-        known = grown(self.known, ids, fields)
-        self.items.set(known.fields)
-        self.known = known
+        events = with_new_items(self.known, ids, fields)
+        self.items.set(events.fields)
+        self.known = events
         self._set_chance()
 
-    def explain(self, who: str | int | Sequence[str], item: str) -> dict[str, float]:
-        """What each field of an item adds to its score: the score less that without the field.
+    def explain(self, query: str | int | Sequence[str], item: str) -> dict[str, float]:
+        """Return what each field adds to an item's score: the score less that without the field.
 
-        Sorted, most first.  Raises: DataError for an item that is not known.
+        query: see `recommend`.  Sorted, largest first.  Raises: DataError for an unknown item.
         """
-        return self.reasons(who, [item])[0]
+        return self.reasons(query, [item])[0]
 
     def reasons(
-        self, who: str | int | Sequence[str], items: Sequence[str]
+        self, query: str | int | Sequence[str], items: Sequence[str]
     ) -> list[dict[str, float]]:
-        """`explain` of several items: the session is read once."""
+        """Return `explain` for several items, reading the session once."""
         if not isinstance(self.items, FieldVectors):
             fix = "Ask a model of fields."
             raise ConfigError("explain", got="a model of ids", want="one of fields", fix=fix)
-        own = [self.known.item(item) + 1 for item in items]
-        places = torch.tensor(own, dtype=torch.int64, device=self.chance.device)
-        _, history = self.read(who)
+        indices = [self.known.item(item) + 1 for item in items]
+        places = torch.tensor(indices, dtype=torch.int64, device=self.chance.device)
+        _, history = self.read(query)
         with evaluating(self), torch.no_grad():
-            x = padded([history], self.settings.longest).to(places.device)
+            x = pad_sessions([history], self.settings.longest).to(places.device)
             h = self.states(x, self.items())[0, -1]
             scores = self.items(places) @ h  # (items,)
             names = [coding.name for coding in self.items.coding]
+            # scores with one field after the other treated as unknown
             less = [self.items(places, without=i) @ h for i in range(len(names))]
         adds = (scores - torch.stack(less)).T.tolist()  # (items, fields)
-        found = [dict(zip(names, row, strict=True)) for row in adds]
-        return [dict(sorted(one.items(), key=lambda pair: -pair[1])) for one in found]
+        contributions = [dict(zip(names, row, strict=True)) for row in adds]
+        return [
+            dict(sorted(contribution.items(), key=lambda pair: -pair[1]))
+            for contribution in contributions
+        ]
 
 
-class Prefixes(Dataset[tuple[Tensor, int]]):
-    """(items so far, next item) of sessions; each prefix, or the whole session but its last item.
+class SessionPrefixes(Dataset[tuple[Tensor, int]]):
+    """Data set of (items so far, next item) of sessions.
 
-    every: for scores, which look at one place each.
+    all_prefixes: a sample for every prefix, as evaluation needs, or one for each session, which
+    predicts its last item.
     Raises: DataError for sessions of one event only.
     """
 
-    def __init__(self, events: Interactions, longest: int, *, every: bool) -> None:
+    def __init__(self, events: Interactions, longest: int, *, all_prefixes: bool) -> None:
         spans = events.sessions(longest=longest + 1).spans
-        first, last = np.array(spans, dtype=np.int64).T  # of each session
+        first, last = np.array(spans, dtype=np.int64).T  # of each session, the end exclusive
         self.items, self.longest = events.items, longest
-        if every:
+        if all_prefixes:
             counts = last - first - 1  # prefixes
             inside = np.arange(counts.sum()) - np.repeat(counts.cumsum() - counts, counts)
             self.first = np.repeat(first, counts)
@@ -281,10 +301,10 @@ class Prefixes(Dataset[tuple[Tensor, int]]):
         return len(self.next)
 
     def __getitem__(self, place: int) -> tuple[Tensor, int]:
-        at = int(self.next[place])
-        first = max(int(self.first[place]), at - self.longest)
-        # nothing is copied before it is asked for: events may be many
-        return torch.from_numpy(self.items[first:at] + 1), int(self.items[at]) + 1
+        next_event = int(self.next[place])
+        first = max(int(self.first[place]), next_event - self.longest)
+        # events may be many: samples are views of them, made on demand
+        return torch.from_numpy(self.items[first:next_event] + 1), int(self.items[next_event]) + 1
 
 
 CARD = Card(

@@ -1,4 +1,4 @@
-"""How good rankings of all items are, by trec_eval's numbers."""
+"""Measures of rankings of all items, as trec_eval computes them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,28 @@ MEASURES = ("nDCG@20", "R@20", "RR@10", "Success@20")
 
 def full_sort(
     ranked: Sequence[Iterable[object]],
-    wanted: Sequence[Iterable[object]],
+    relevant: Sequence[Iterable[object]],
     measures: Sequence[str] = MEASURES,
 ) -> dict[str, float]:
-    """The mean over users of measures as ir-measures names them; Success@20 is the hit rate.
+    """Average ranking measures over users, under ir-measures' names; Success@20 is the hit rate.
 
-    ranked: of each user items, best first, as many as the deepest measure looks at, from a ranking
-    of all items (no sampled negatives).  wanted: of each user the items that she took.  Users who
+    ranked: of each user items, best first, as many as the deepest measure needs, from a ranking of
+    all items (no sampled negatives).  relevant: of each user the items that she took.  Users who
     took none are left out.
     Raises: DataError for lists of several lengths; otherwise as `score_run`.
     """
-    if len(ranked) != len(wanted):
-        got, want = f"{len(ranked)} rankings for {len(wanted)} users", "one each"
+    if len(ranked) != len(relevant):
+        got, want = f"{len(ranked)} rankings for {len(relevant)} users", "one each"
         raise DataError("rankings", got=got, want=want, fix="Rank for every user.")
-    truth = {str(u): {str(item): 1 for item in own} for u, own in enumerate(wanted)}
+    truth = {
+        str(u): {str(item): 1 for item in items_of_user} for u, items_of_user in enumerate(relevant)
+    }
     run: dict[str, dict[str, float]] = {}
     for user, items in enumerate(ranked):
         order = dict.fromkeys(map(str, items))
         run[str(user)] = {item: -float(place) for place, item in enumerate(order)}
-    return score_run({user: own for user, own in truth.items() if own}, run, measures)
+    return score_run(
+        {user: items_of_user for user, items_of_user in truth.items() if items_of_user},
+        run,
+        measures,
+    )

@@ -1,4 +1,4 @@
-"""MultVAE: a user's items as one draw of a multinomial (arXiv:1802.05814)."""
+"""MultVAE: a variational autoencoder of users' items, multinomial likelihood (arXiv:1802.05814)."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from .recommender import Settings
 
 @dataclass(frozen=True)
 class MultVae(Settings):
-    """x / |x| -> dropout -> tanh layer -> mu, log sigma^2 -> z -> tanh layer -> softmax over items.
+    """Model x / |x| -> dropout -> tanh layer -> mu, log sigma^2 -> z -> tanh layer -> softmax.
 
-    L = -sum_i x_i log p_i + beta KL(q(z|x) || N(0, 1)), the mean over users; beta rises from 0 to
-    its value over the first fifth of the steps.  The first and the last layer are tables with a
-    row for each item, which `Dsl` makes sparse.
+    x: a user's items, 0 or 1 each.  L = -sum_i x_i log p_i + beta KL(q(z|x) || N(0, 1)), the mean
+    over users; beta rises from 0 to its value over the first fifth of the steps.  The first and the
+    last layer are tables with a row for each item, which `Dsl` makes sparse.
 
     width: of the hidden layers; code: of z; dropout: of x; beta: of the KL.
 
-    Raises: ConfigError on a setting that cannot be.
+    Raises: ConfigError for a setting out of range.
     It scores new users by their history, without training again.
     Source: paper, sections 2.2 and 2.3.
     """
@@ -55,15 +55,15 @@ class MultVae(Settings):
 
 
 class MultVaeModel(Ranker):
-    """The model of `MultVae`.  users (B,) -> scores (B, items + 1)."""
+    """Model of `MultVae`.  users (B,) -> scores (B, items + 1)."""
 
     settings: MultVae
 
     def __init__(
-        self, settings: MultVae, known: Interactions, *, generator: torch.Generator
+        self, settings: MultVae, events: Interactions, *, generator: torch.Generator
     ) -> None:
-        super().__init__(settings, known)
-        n, w, c = len(known.item_ids) + 1, settings.width, settings.code
+        super().__init__(settings, events)
+        n, w, c = len(events.item_ids) + 1, settings.width, settings.code
         self.read_item, self.rank_item = nn.Embedding(n, w), nn.Embedding(n, w)
         self.read_bias, self.rank_bias = nn.Parameter(torch.zeros(w)), nn.Parameter(torch.zeros(n))
         self.to_code, self.from_code = nn.Linear(w, 2 * c), nn.Linear(c, w)
@@ -74,24 +74,24 @@ class MultVaeModel(Ranker):
         self.beta = settings.beta
 
     def before_step(self, step: int, steps: int) -> None:
-        """Anneal beta."""
+        """Anneal beta: raise it linearly to its value over the first fifth of the steps."""
         self.beta = self.settings.beta * min(1.0, step / max(1, steps // 5))
 
     def samples(self, events: Interactions) -> Dataset[Any]:
-        """Each user once; the item beside her is one of those that she took."""
+        """Return a data set with each user once, beside her last item, which the loss ignores."""
         users, first = torch.from_numpy(events.users).unique_consecutive(return_inverse=True)
         last = torch.bincount(first).cumsum(0) - 1
         return UserItems(users, torch.from_numpy(events.items)[last] + 1)
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """mu and log sigma^2 of rows of items.  x (B, items + 1) -> (B, code) both."""
+        """Return mu and log sigma^2 of users' items.  x: (B, items + 1) -> (B, code) both."""
         x = F.dropout(F.normalize(x, dim=1), self.settings.dropout, self.training)
         hidden = torch.tanh(x @ self.read_item.weight + self.read_bias)
         mu, log_variance = self.to_code(hidden).chunk(2, 1)
         return mu, log_variance
 
     def decode(self, z: Tensor) -> Tensor:
-        """(B, code) -> logits (B, items + 1); that of no item is -inf."""
+        """Compute logits from codes.  z: (B, code) -> (B, items + 1), -inf for place 0, no item."""
         logits = torch.tanh(self.from_code(z)) @ self.rank_item.weight.T + self.rank_bias
         none = torch.arange(logits.shape[1], device=z.device) == 0
         return logits.masked_fill(none, -torch.inf)
@@ -99,6 +99,7 @@ class MultVaeModel(Ranker):
     def losses(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
         x = self.seen[users].to(self.rank_bias.dtype)
         mu, log_variance = self.encode(x)
+        # the reparameterised draw of z
         z = mu + torch.randn_like(mu) * (log_variance / 2).exp()
         logp = self.decode(z).log_softmax(1)[:, 1:]
         kl = (mu.square() + log_variance.exp() - log_variance - 1).sum(1).mean() / 2
@@ -107,7 +108,7 @@ class MultVaeModel(Ranker):
     def all_scores(self, users: Tensor) -> Tensor:
         return self.decode(self.encode(self.seen[users].to(self.rank_bias.dtype))[0])
 
-    def of_history(self, history: Sequence[int]) -> Tensor:
+    def scores_of_history(self, history: Sequence[int]) -> Tensor:
         x = self.rank_bias.new_zeros(1, len(self.rank_bias))
         x[0, list(history)] = 1
         return self.decode(self.encode(x)[0])[0]

@@ -1,4 +1,4 @@
-"""NeuMF: a product of vectors beside a network of them (arXiv:1708.05031)."""
+"""NeuMF: a product of user and item vectors beside a network of them (arXiv:1708.05031)."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ ROWS = 2**18  # pairs that are scored at a time
 
 @dataclass(frozen=True)
 class NeuMf(Settings):
-    """score = w [p_u * q_i | MLP([p'_u | q'_i])], trained by binary cross-entropy.
+    """Model score = w [p_u * q_i | MLP([p'_u | q'_i])], trained by binary cross-entropy.
 
     Each item that a user took comes with items that she did not, drawn at random.
 
     width: of the vectors, of the product and of the network each; negatives: for each item.
 
-    Raises: ConfigError on a setting that cannot be.
+    Raises: ConfigError for a setting out of range.
     Not for many items: each pair passes the network, where a product of tables ranks all at once.
     Source: paper, section 3.4; trained at once, without pretraining of the halves.
     """
@@ -50,13 +50,15 @@ class NeuMf(Settings):
 
 
 class NeuMfModel(Ranker):
-    """The model of `NeuMf`.  users (B,) -> scores (B, items + 1)."""
+    """Model of `NeuMf`.  users (B,) -> scores (B, items + 1)."""
 
     settings: NeuMf
 
-    def __init__(self, settings: NeuMf, known: Interactions, *, generator: torch.Generator) -> None:
-        super().__init__(settings, known)
-        users, items, w = len(known.user_ids), len(known.item_ids) + 1, settings.width
+    def __init__(
+        self, settings: NeuMf, events: Interactions, *, generator: torch.Generator
+    ) -> None:
+        super().__init__(settings, events)
+        users, items, w = len(events.user_ids), len(events.item_ids) + 1, settings.width
         self.user, self.user_mlp = nn.Embedding(users, w), nn.Embedding(users, w)
         self.item, self.item_mlp = nn.Embedding(items, w), nn.Embedding(items, w)
         self.hidden = nn.ModuleList([nn.Linear(2 * w, w), nn.Linear(w, w // 2)])
@@ -67,8 +69,8 @@ class NeuMfModel(Ranker):
             nn.init.xavier_uniform_(layer.weight, generator=generator)  # pyright: ignore
             nn.init.zeros_(layer.bias)  # pyright: ignore
 
-    def of_pairs(self, users: Tensor, items: Tensor) -> Tensor:
-        """(N,), (N,) -> (N,)."""
+    def score_pairs(self, users: Tensor, items: Tensor) -> Tensor:
+        """Score pairs of a user and an item.  users (N,), items (N,) -> (N,)."""
         product = self.user(users) * self.item(items)
         x = torch.cat([self.user_mlp(users), self.item_mlp(items)], 1)
         for layer in self.hidden:
@@ -76,24 +78,26 @@ class NeuMfModel(Ranker):
         return self.last(torch.cat([product, x], 1))[:, 0]
 
     def losses(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
+        # each user once with her item, and `negatives` times with one that she has not taken
         again = users.repeat(self.settings.negatives)
-        both = torch.cat([items, self.not_taken(again)])
-        logits = self.of_pairs(torch.cat([users, again]), both)
-        taken = torch.zeros_like(logits)
-        taken[: len(users)] = 1
-        return {"pairs": F.binary_cross_entropy_with_logits(logits, taken)}
+        all_items = torch.cat([items, self.not_taken(again)])
+        logits = self.score_pairs(torch.cat([users, again]), all_items)
+        labels = torch.zeros_like(logits)
+        labels[: len(users)] = 1
+        return {"pairs": F.binary_cross_entropy_with_logits(logits, labels)}
 
     def all_scores(self, users: Tensor) -> Tensor:
         count = self.item.num_embeddings
         items = torch.arange(count, device=users.device)
+        # users at a time, so that about `ROWS` pairs are scored at once
         rows = max(1, ROWS // count)
-        found = [
-            self.of_pairs(part.repeat_interleave(count), items.repeat(len(part))).view(-1, count)
+        scores = [
+            self.score_pairs(part.repeat_interleave(count), items.repeat(len(part))).view(-1, count)
             for part in users.split(rows)
         ]
-        return torch.cat(found)
+        return torch.cat(scores)
 
-    def of_history(self, history: Sequence[int]) -> Tensor | None:
+    def scores_of_history(self, history: Sequence[int]) -> Tensor | None:
         return None
 
 

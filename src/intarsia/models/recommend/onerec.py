@@ -1,4 +1,4 @@
-"""OneRec: a generator of whole sessions in the place of recall and ranking (arXiv:2502.18965)."""
+"""OneRec: one generative model of sessions instead of recall and ranking (arXiv:2502.18965)."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ from ...data.interactions import Interactions
 from ...mixtures import Mixture, StackedExperts
 from ...routers import TopK
 from ...train.tasks import NextSession
-from .beams import Paths, Written, write
+from .beams import GeneratedItems, TrieTensors, generate_items
 from .recommender import Recommendation, Recommender, Settings
 from .semantic_ids import SemanticIds, Trie, item_vectors
-from .session_encoder import Attention, Cache, SessionEncoder, padded
+from .session_encoder import Attention, Cache, SessionEncoder, pad_sessions
 
-WAYS = 1_000  # that are written for a ranking of items
+BEAMS = 1_000  # items that a ranking of all items generates
 STRIDE, LEAST = 3, 5  # windows of training begin every 3 events, after at least 5
-LIKED, SHARE = 4.0, 0.6  # a session is good where this share of its ratings is at least so
+LIKED, SHARE = 4.0, 0.6  # a session was liked if this share of its ratings is at least LIKED
 
 
 @dataclass(frozen=True)
 class OneRec(Settings):
-    """History -> encoder -> decoder, whose MLPs are mixtures -> the tokens of a whole session.
+    """Model history -> encoder -> decoder, whose MLPs are mixtures -> tokens of a whole session.
 
     An item is its semantic id, see `SemanticIds`; in the encoder it is the sum of its tokens'
     vectors. The loss is the mean cross-entropy over all tokens of sessions that were liked: at
     least .6 of the ratings are 4 or more (all sessions, where nothing is rated).
 
     codes, balanced: of the ids.  width, layers: of encoder and decoder each.  experts, active: of
-    the decoder's mixtures; 1 expert is a dense MLP.  history: the last items that are read.
-    session: items that are written.
+    the decoder's mixtures; 1 expert is a dense MLP.  history: number of last items that are read.
+    session: number of items to generate.
 
     model = OneRec().build(train);  model.session("42");  model.recommend("42", 10)
     `PreferenceRounds` then aligns it with a reward, which costs coverage.
-    Raises: ConfigError on a setting that cannot be; in `build` DataError for too few items.
+    Raises: ConfigError for a setting out of range; in `build` DataError for too few items.
     Not for new items: an id comes from the training events.
     Source: paper, sections 3.1 to 3.3.
     """
@@ -83,7 +83,8 @@ class OneRec(Settings):
         return OneRecModel(self, data, ids, generator=torch.Generator().manual_seed(seed))
 
     def restore(self, data: Interactions, stored: Mapping[str, Tensor]) -> OneRecModel:
-        """With the ids of the weights, whatever k-means would find here."""
+        """Build a model with the semantic ids of stored weights, without a new k-means."""
+        # stored tokens are codes plus the offset of their level
         first = np.cumsum((0, *self.codes))  # of each level's tokens
         codes = stored["tokens"].numpy()[1:] - first
         if len(codes) != len(data.item_ids):
@@ -95,13 +96,13 @@ class OneRec(Settings):
 
 
 class DecoderBlock(nn.Module):
-    """Causal attention, attention to the history, a mixture of experts; each behind a norm."""
+    """Decoder block: causal attention, attention to the history, a mixture of experts, pre-norm."""
 
     def __init__(self, settings: OneRec, generator: torch.Generator) -> None:
         super().__init__()
         w = settings.width
         self.norms = nn.ModuleList(nn.LayerNorm(w) for _ in range(3))
-        self.own, self.other = Attention(w), Attention(w)
+        self.self_attention, self.cross_attention = Attention(w), Attention(w)
         experts = settings.experts
         self.mlp: nn.Module = nn.Sequential(nn.Linear(w, 2 * w), nn.GELU(), nn.Linear(2 * w, w))
         if experts > 1:
@@ -110,50 +111,67 @@ class DecoderBlock(nn.Module):
             self.mlp = Mixture(stack, router.build(w, generator=generator))
 
     def forward(
-        self, x: Tensor, seen: tuple[Cache, Tensor], cache: Cache | None
+        self, x: Tensor, memory: tuple[Cache, Tensor], cache: Cache | None
     ) -> tuple[Tensor, Cache]:
-        """x: (R, t, d) after what is in the cache.  seen: the history's, and its mask (R, 1, n)."""
+        """Apply the block to new tokens, and return their states and the extended cache.
+
+        x: (R, t, d), tokens after those in the cache.  memory: keys and values of the history, and
+        its mask (R, 1, n).  cache: keys and values of earlier tokens, None = none.
+        """
         y = self.norms[0](x)
-        own = self.own.cache(y)
+        extended = self.self_attention.cache(y)
         if cache is not None:
-            own = torch.cat([cache[0], own[0]], 2), torch.cat([cache[1], own[1]], 2)
-        t, past = x.shape[1], own[0].shape[2]
-        where = torch.ones(1, t, past, dtype=torch.bool, device=x.device).tril(past - t)
-        x = x + self.own.read(y, own, where)
-        x = x + self.other.read(self.norms[1](x), seen[0], seen[1])
-        return x + self.mlp(self.norms[2](x)), own
+            extended = torch.cat([cache[0], extended[0]], 2), torch.cat([cache[1], extended[1]], 2)
+        # causal: token i of the new ones attends to all earlier ones and itself
+        t, past = x.shape[1], extended[0].shape[2]
+        visible = torch.ones(1, t, past, dtype=torch.bool, device=x.device).tril(past - t)
+        x = x + self.self_attention.read(y, extended, visible)
+        x = x + self.cross_attention.read(self.norms[1](x), memory[0], memory[1])
+        return x + self.mlp(self.norms[2](x)), extended
 
 
 @dataclass
-class Writing:
-    """A decoder's state: caches of the history and of what is written, and its mask."""
+class DecoderState:
+    """State of the decoder.
+
+    history: keys and values of the history, by block;  mask: (R, 1, n), of the history;  tokens:
+    keys and values of generated tokens, by block;  place: number of generated tokens.
+    """
 
     history: list[Cache]
     mask: Tensor
-    own: list[Cache | None]
+    tokens: list[Cache | None]
     place: int = 0
 
 
 class OneRecModel(Recommender):
-    """The model of `OneRec`.  histories (B, n), places from 1, 0 on the left -> sessions (B, S).
+    """Model of `OneRec`.  histories (B, n), places from 1, 0 on the left -> sessions (B, S).
 
-    In training model(x, sessions) gives the named loss; with each=True the log-probability of each
-    session (B,), summed over its tokens.
+    In training model(x, sessions) gives the named loss; with per_session=True the log-probability
+    of each session (B,), summed over its tokens.
     """
 
     writes_sessions = True
     settings: OneRec
 
     def __init__(
-        self, settings: OneRec, known: Interactions, ids: SemanticIds, *, generator: torch.Generator
+        self,
+        settings: OneRec,
+        events: Interactions,
+        ids: SemanticIds,
+        *,
+        generator: torch.Generator,
     ) -> None:
-        super().__init__(settings, known)
+        super().__init__(settings, events)
         w, codes = settings.width, ids.codes_
+        # one vocabulary for all levels: a token is its code plus the offset of its level
         sizes = np.append(np.array(settings.codes), codes[:, -1].max() + 1)
         offsets = np.cumsum(sizes) - sizes
         self.ids, self.levels, self.vocabulary = ids, len(sizes), int(sizes.sum())
-        self.paths = Paths(ids.trie_, torch.from_numpy(offsets))
-        self.tokens: Tensor  # (n + 1, L), of no item the place behind the vocabulary
+        self.paths = TrieTensors(ids.trie_, torch.from_numpy(offsets))
+        self.tokens: (
+            Tensor  # (n + 1, L), tokens of each item; row 0, no item, has the padding token
+        )
         rows = np.concatenate([np.full((1, self.levels), self.vocabulary), codes + offsets])
         self.register_buffer("tokens", torch.from_numpy(rows))
         with torch.random.fork_rng(devices=[]):
@@ -162,7 +180,7 @@ class OneRecModel(Recommender):
             self.position = nn.Embedding(settings.session * self.levels, w)
             for table in (self.token, self.position):
                 nn.init.normal_(table.weight, std=w**-0.5)
-            self.nobody = nn.Parameter(torch.zeros(w))  # what is known of an empty history
+            self.nobody = nn.Parameter(torch.zeros(w))  # the memory of an empty history
             self.encoder = SessionEncoder(
                 w, layers=settings.layers, longest=settings.history, causal=False
             )
@@ -180,18 +198,26 @@ class OneRecModel(Recommender):
         return SessionWindows(events, self.settings, good=False)
 
     def read_history(self, x: Tensor, copies: int = 1) -> tuple[list[Cache], Tensor]:
-        """Keys and values of each block, and which may be seen.  x: (B, n)."""
-        there = x > 0
+        """Encode histories: keys and values for each decoder block, and the mask (R, 1, n + 1).
+
+        x: (B, n), places of items;  copies: rows for each history, R = B * copies.
+        """
+        present = x > 0
         items = self.token(self.tokens[x]).sum(2)
-        memory = self.encoder(items, there)
+        memory = self.encoder(items, present)
+        # a learned first key, so that an empty history has one
         first = self.nobody.expand(len(x), 1, -1)
         memory = torch.cat([first, memory], 1).repeat_interleave(copies, 0)
-        mask = torch.cat([torch.ones_like(there[:, :1]), there], 1).repeat_interleave(copies, 0)
+        mask = torch.cat([torch.ones_like(present[:, :1]), present], 1).repeat_interleave(copies, 0)
         blocks: Any = self.blocks
-        return [block.other.cache(memory) for block in blocks], mask[:, None]
+        return [block.cross_attention.cache(memory) for block in blocks], mask[:, None]
 
     def logits(self, x: Tensor, tokens: Tensor) -> Tensor:
-        """Of each token, given those before.  x: (B, n), tokens: (B, t) -> (B, t, V)."""
+        """Compute logits of each token given those before it.
+
+        x: (B, n), histories;  tokens: (B, t) -> (B, t, V).
+        """
+        # teacher forcing: each position sees the right tokens before it
         caches, mask = self.read_history(x)
         begin = torch.full_like(tokens[:, :1], self.vocabulary)
         before = torch.cat([begin, tokens[:, :-1]], 1)
@@ -200,57 +226,69 @@ class OneRecModel(Recommender):
             y, _ = block(y, (cache, mask), None)
         return self.norm(y) @ self.token.weight[: self.vocabulary].T
 
-    def forward(self, x: Tensor, target: Tensor | None = None, *, each: bool = False) -> Any:
+    def forward(self, x: Tensor, target: Tensor | None = None, *, per_session: bool = False) -> Any:
+        """Generate sessions (B, S), or with target sessions (B, S) compute the training loss.
+
+        x: (B, n), histories.  per_session: return the log-probability of each session, (B,).
+        """
         if target is None:
-            return self.written(x, self.settings.session).items[:, 0]
+            return self.generate(x, self.settings.session).items[:, 0]
         tokens = self.tokens[target].flatten(1)  # (B, S L)
         logits = self.logits(x, tokens)
-        if each:
+        if per_session:
             return logits.log_softmax(-1).gather(2, tokens[..., None])[..., 0].sum(1)
         return {"tokens": F.cross_entropy(logits.flatten(0, 1), tokens.flatten())}
 
-    # `Decoder`, see `beams`
-    def start(self, x: Tensor, copies: int) -> Writing:
+    # the methods of `Decoder`, see `beams`
+    def start(self, x: Tensor, copies: int) -> DecoderState:
         caches, mask = self.read_history(x, copies)
-        return Writing(caches, mask, [None] * len(caches))
+        return DecoderState(caches, mask, [None] * len(caches))
 
-    def step(self, state: Writing, token: Tensor | None) -> Tensor:
+    def step(self, state: DecoderState, token: Tensor | None) -> Tensor:
         rows = len(state.mask)
         begin = self.tokens.new_full((rows,), self.vocabulary)
         y = self.token(begin if token is None else token) + self.position.weight[state.place]
         y = y[:, None]
         for i, block in enumerate(self.blocks):
-            y, state.own[i] = block(y, (state.history[i], state.mask), state.own[i])
+            y, state.tokens[i] = block(y, (state.history[i], state.mask), state.tokens[i])
         state.place += 1
         scores = self.norm(y[:, 0]) @ self.token.weight[: self.vocabulary].T
         return scores.log_softmax(-1)
 
-    def reorder(self, state: Writing, rows: Tensor) -> None:
-        state.own = [None if c is None else (c[0][rows], c[1][rows]) for c in state.own]
+    def reorder(self, state: DecoderState, rows: Tensor) -> None:
+        # the history's cache needs no reordering: rows of one history share it
+        state.tokens = [None if c is None else (c[0][rows], c[1][rows]) for c in state.tokens]
 
     @torch.no_grad()
-    def written(
+    def generate(
         self,
         x: Tensor,
         items: int,
         *,
         width: int = 8,
-        taken: Tensor | None = None,
+        excluded: Tensor | None = None,
         draws: torch.Generator | None = None,
-    ) -> Written:
-        """The `width` best ways to write so many items after each history, or as many draws."""
+    ) -> GeneratedItems:
+        """Generate items after each history: the `width` best sequences, or as many draws.
+
+        x: (B, n), places of items; excluded: (B, U), places that may not be generated.
+        draws: generator to sample with, None = beam search.
+        Raises: ConfigError for more items than the model's `session`.
+        """
         at_least("items", items, 1)
         if items > self.settings.session:
             fix = "Build the model with a longer `session`."
             raise ConfigError("items", got=items, want=f"<= {self.settings.session}", fix=fix)
         x = x.to(self.tokens.device)
-        taken = None if taken is None else taken.to(x.device)
+        excluded = None if excluded is None else excluded.to(x.device)
         with evaluating(self):
-            return write(self, self.paths, x, items, width=width, taken=taken, draws=draws)
+            return generate_items(
+                self, self.paths, x, items, width=width, excluded=excluded, draws=draws
+            )
 
     def draw(self, x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-        """Sessions of the model's own.  x: (B, n) -> (B, count, S)."""
-        return self.written(x, self.settings.session, width=count, draws=generator).items
+        """Sample `count` sessions after each history.  x: (B, n) -> (B, count, S)."""
+        return self.generate(x, self.settings.session, width=count, draws=generator).items
 
     @property
     def codes(self) -> np.ndarray:
@@ -258,38 +296,44 @@ class OneRecModel(Recommender):
         return self.ids.codes_
 
     def session(
-        self, who: str | int | Sequence[str], items: int | None = None, *, exclude_seen: bool = True
+        self,
+        query: str | int | Sequence[str],
+        items: int | None = None,
+        *,
+        exclude_seen: bool = True,
     ) -> list[Recommendation]:
-        """The most likely session, in its order, with each item's log-probability after the others.
+        """Return the most likely session in order, each item with its log-probability.
 
-        Raises: DataError for a user that is not known, or where too few items are left.
+        query: see `recommend`.  items: their number, the setting `session` by default.
+        exclude_seen: generate no item of the history.
+        Raises: DataError for an unknown user, or where too few items are left.
         """
-        _, history = self.read(who)
-        x = padded([history], self.settings.history)
-        taken = torch.tensor([sorted(set(history))]) if exclude_seen and history else None
+        _, history = self.read(query)
+        x = pad_sessions([history], self.settings.history)
+        excluded = torch.tensor([sorted(set(history))]) if exclude_seen and history else None
         items = self.settings.session if items is None else items
-        found = self.written(x, items, taken=taken)
+        generated = self.generate(x, items, excluded=excluded)
         names = self.known.item_ids
-        rows = zip(found.items[0, 0].tolist(), found.logp[0, 0].tolist(), strict=True)
+        rows = zip(generated.items[0, 0].tolist(), generated.logp[0, 0].tolist(), strict=True)
         return [Recommendation(names[item - 1], logp) for item, logp in rows]
 
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
-        """Log-probability of each item as the next one, by the 1,000 best ways to write one."""
-        x = padded([history], self.settings.history)
+        """Return each item's log-probability as the next one, (n + 1,); -inf but for 1,000."""
+        x = pad_sessions([history], self.settings.history)
         count = len(self.paths.path)
-        found = self.written(x, 1, width=min(count, WAYS))
-        scores = found.logp.new_full((count + 1,), -torch.inf)
-        scores[found.items[0, :, 0]] = found.logp[0, :, 0]
+        generated = self.generate(x, 1, width=min(count, BEAMS))
+        scores = generated.logp.new_full((count + 1,), -torch.inf)
+        scores[generated.items[0, :, 0]] = generated.logp[0, :, 0]
         return scores
 
     def ranked(self, x: Tensor, k: int) -> Tensor:
-        return self.written(x, 1, width=min(k, len(self.paths.path))).items[:, :, 0]
+        return self.generate(x, 1, width=min(k, len(self.paths.path))).items[:, :, 0]
 
 
 class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
-    """(history, session): the items before a place, and those after it.
+    """Data set of (history, session): the items before an event, and those from it on.
 
-    good: only sessions that were liked, for training; scores look at all.
+    good: only sessions that were liked, for training; evaluation uses all.
     Raises: DataError where no user has enough events.
     """
 
@@ -301,11 +345,12 @@ class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
         step = STRIDE if good else settings.session
         self.index: list[tuple[int, int]] = []
         for first, last in zip(ends[:-1].tolist(), ends[1:].tolist(), strict=True):
+            # windows of a user: at least `least` items before, a whole session after
             least = min(LEAST, settings.history) if good else 1
-            for at in range(first + least, last - settings.session + 1, step):
-                own = events.ratings[at : at + settings.session]
-                if not good or not rated or (own >= LIKED).mean() >= SHARE:
-                    self.index.append((max(first, at - settings.history), at))
+            for start in range(first + least, last - settings.session + 1, step):
+                ratings = events.ratings[start : start + settings.session]
+                if not good or not rated or (ratings >= LIKED).mean() >= SHARE:
+                    self.index.append((max(first, start - settings.history), start))
         if not self.index:
             got = f"no user with {LEAST} events and a {'liked ' if good else ''}session after them"
             want, fix = f"sessions of {settings.session}", "Write shorter sessions."
@@ -315,8 +360,8 @@ class SessionWindows(Dataset[tuple[Tensor, Tensor]]):
         return len(self.index)
 
     def __getitem__(self, place: int) -> tuple[Tensor, Tensor]:
-        first, at = self.index[place]
-        return self.items[first:at], self.items[at : at + self.settings.session]
+        first, start = self.index[place]
+        return self.items[first:start], self.items[start : start + self.settings.session]
 
 
 CARD = Card(

@@ -1,4 +1,4 @@
-"""What the models of users share: each user's items, negatives, and sets for `fit`."""
+"""Base of recommenders of known users: each user's items, negative samples, and data sets."""
 
 from __future__ import annotations
 
@@ -15,34 +15,34 @@ from ...data.interactions import Interactions
 from ...train.tasks import HeldOut
 from .recommender import Recommender, Settings, refuse_history, seen_rows
 
-DRAWS = 8  # of a negative, before one that the user has taken is accepted
+DRAWS = 8  # of a negative item, before one that the user has taken is accepted
 
 
 class Ranker(Recommender):
-    """A recommender of users that it was trained with.  users (B,) -> scores (B, items + 1).
+    """Recommender for users of its training events.  users (B,) -> scores (B, items + 1).
 
-    seen: (users, items + 1) bool, what each has taken in the training events; these are -inf.
+    seen: (users, items + 1) bool, items of each user in the training events; they score -inf.
     Raises: DataError for no training event.
     """
 
-    def __init__(self, settings: Settings, known: Interactions) -> None:
-        super().__init__(settings, known)
-        if not len(known):
+    def __init__(self, settings: Settings, events: Interactions) -> None:
+        super().__init__(settings, events)
+        if not len(events):
             fix = "Give it the training part."
             raise DataError("training events", got="none", want="one at least", fix=fix)
         self.seen: Tensor
-        self.register_buffer("seen", seen_rows(known), persistent=False)
+        self.register_buffer("seen", seen_rows(events), persistent=False)
 
     @property
     def task(self) -> HeldOut:
         return HeldOut()
 
     def samples(self, events: Interactions) -> Dataset[Any]:
-        """Each user with each item that she took."""
+        """Return pairs of a user and an item that she took, one for each event."""
         return UserItems(torch.from_numpy(events.users), torch.from_numpy(events.items) + 1)
 
     def questions(self, events: Interactions) -> Dataset[Any]:
-        """Held-out items of users; those that a user has taken before are no question."""
+        """Return pairs of a user and a held-out item, without items that she took in training."""
         users, items = torch.from_numpy(events.users), torch.from_numpy(events.items) + 1
         new = ~self.seen.cpu()[users, items]
         if not bool(new.any()):
@@ -51,48 +51,52 @@ class Ranker(Recommender):
         return UserItems(users[new], items[new])
 
     def forward(self, users: Tensor, items: Tensor | None = None) -> Any:
-        """Scores; with the items that were taken (B,) the named losses."""
+        """Compute scores (B, items + 1), or with the items taken, (B,), the named losses."""
         if items is not None:
             return self.losses(users, items)
-        found = self.all_scores(users).masked_fill(self.seen[users], -torch.inf)
-        found[:, 0] = -torch.inf
-        return found
+        scores = self.all_scores(users).masked_fill(self.seen[users], -torch.inf)
+        scores[:, 0] = -torch.inf
+        return scores
 
     @abc.abstractmethod
     def losses(self, users: Tensor, items: Tensor) -> dict[str, Tensor]:
-        """Named losses of a batch: means over it."""
+        """Compute named losses, means over the batch.  users (B,), items (B,) that they took."""
 
     @abc.abstractmethod
     def all_scores(self, users: Tensor) -> Tensor:
-        """(B,) -> (B, items + 1)."""
+        """Score all items, seen or not.  users (B,) -> (B, items + 1)."""
 
     @abc.abstractmethod
-    def of_history(self, history: Sequence[int]) -> Tensor | None:
-        """Scores (items + 1,) for items that nobody known has taken; None = it cannot."""
+    def scores_of_history(self, history: Sequence[int]) -> Tensor | None:
+        """Score all items for an unknown user by places of items; None if the model cannot.
+
+        Returns (items + 1,).
+        """
 
     def not_taken(self, users: Tensor) -> Tensor:
-        """A random item for each user that she has not taken.  (B,) -> (B,)
+        """Draw an item for each user that she has not taken.  (B,) -> (B,)
 
-        After 8 draws that she has all taken, the last one stands.
+        If she has taken all of 8 draws, the last one is returned.
         """
         count = self.seen.shape[1]
-        found = torch.randint(1, count, users.shape, device=users.device)
+        drawn = torch.randint(1, count, users.shape, device=users.device)
         for _ in range(DRAWS - 1):
+            # redraw where the user has taken the item already
             again = torch.randint(1, count, users.shape, device=users.device)
-            found = torch.where(self.seen[users, found], again, found)
-        return found
+            drawn = torch.where(self.seen[users, drawn], again, drawn)
+        return drawn
 
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
         if user is not None:
             return self.all_scores(torch.tensor([user], device=self.seen.device))[0]
-        found = self.of_history(history)
-        if found is None:
+        by_history = self.scores_of_history(history)
+        if by_history is None:
             raise refuse_history(self)
-        return found
+        return by_history
 
 
 class UserItems(TensorDataset):
-    """Users (n,) and items (n,).  digests: what makes two samples the same, both of them."""
+    """Data set of users (n,) and items (n,).  digests: the identity of each sample, both ids."""
 
     @property
     def digests(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""What all recommenders share: the items and events they know, and the first k for somebody."""
+"""Base of all recommenders: known items and events, and the k best items of a query."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Sets = tuple[Dataset[Any], Dataset[Any], Dataset[Any]]
 
 
 class Recommendation(NamedTuple):
-    """An item by its id, and its score: larger is better, within one answer."""
+    """Recommended item: its id, and its score, comparable within one answer; larger is better."""
 
     item: str
     score: float
@@ -32,8 +32,8 @@ class Recommendation(NamedTuple):
 class Settings(abc.ABC):
     """Settings of a recommender.
 
-    data_of: "sessions" or "ranking", what it learns from.  training: its keywords of `fit`.
-    tables: the layers that a schedule of masks is about, see `SparseSchedule`.
+    data_of: "sessions" or "ranking", the kind of events it is trained on.  training: its keywords
+    of `fit`.  tables: the layers that a schedule of masks applies to, see `SparseSchedule`.
     """
 
     data_of: ClassVar[str]
@@ -47,18 +47,18 @@ class Settings(abc.ABC):
 
     @abc.abstractmethod
     def build(self, data: Interactions, *, seed: int = 0) -> Recommender:
-        """An untrained model of the items, and of ranking the users, of the training events."""
+        """Build an untrained model of the training events' items and, for "ranking", users."""
 
     def restore(self, data: Interactions, stored: Mapping[str, Tensor]) -> Recommender:
-        """A model that takes the weights of one that was built of these events."""
+        """Build a model that fits the stored weights of one that was built of these events."""
         return self.build(data, seed=0)
 
 
 class Recommender(nn.Module, abc.ABC):
-    """A model that ranks items.  Places of items count from 1 in its tensors; 0 is none.
+    """Model that ranks items.  Places of items count from 1 in its tensors; 0 is no item.
 
-    known: ids, fields and events.  In training model(x, target) gives named losses (the objective
-    `own_losses`), in evaluation model(x) the scores (B, items + 1).
+    known: ids, fields and training events.  In training model(x, target) gives named losses (the
+    objective `own_losses`), in evaluation model(x) the scores (B, items + 1).
     """
 
     settings: Settings
@@ -66,26 +66,26 @@ class Recommender(nn.Module, abc.ABC):
     explains: ClassVar[bool] = False  # has `reasons`
     writes_sessions: ClassVar[bool] = False  # has `session`
 
-    def __init__(self, settings: Settings, known: Interactions) -> None:
+    def __init__(self, settings: Settings, events: Interactions) -> None:
         super().__init__()
-        self.settings, self.known = settings, known
+        self.settings, self.known = settings, events
 
     @property
     @abc.abstractmethod
     def task(self) -> Task:
-        """What `fit` learns it by."""
+        """Task of `fit`: loss and score."""
 
     @abc.abstractmethod
     def samples(self, events: Interactions) -> Dataset[Any]:
-        """What of these events it is trained on."""
+        """Return the training samples of these events."""
 
     @abc.abstractmethod
     def questions(self, events: Interactions) -> Dataset[Any]:
-        """What of these events it is scored by."""
+        """Return the samples of these events that it is evaluated on."""
 
     @abc.abstractmethod
     def scores(self, user: int | None, history: Sequence[int]) -> Tensor:
-        """Scores of all items for somebody.  user: a place; history: places from 1.  -> (n + 1,)"""
+        """Score all items, (n + 1,).  user: index or None; history: places of items from 1."""
 
     @property
     def codes(self) -> np.ndarray | None:
@@ -112,36 +112,37 @@ class Recommender(nn.Module, abc.ABC):
         raise ConfigError("--session", got=got, want="a generator", fix=fix)
 
     def recommend(
-        self, who: str | int | Sequence[str], k: int = 10, *, exclude_seen: bool = True
+        self, query: str | int | Sequence[str], k: int = 10, *, exclude_seen: bool = True
     ) -> list[Recommendation]:
-        """The k best items, best first.
+        """Return the k best items, best first.
 
-        who: a user's id, or ids of items in the order they were taken. Of items that are not known
-        there is nothing to learn; they are left out with a warning.
-        exclude_seen: leave out what the user or the session has taken.
-        Raises: DataError for a user that is not known, and where no item is left.
+        query: a user's id, or ids of items in the order in which they were taken; unknown items
+        are left out with a warning.
+        exclude_seen: leave out the items of the user or the session.
+        Raises: DataError for an unknown user, and where no item is left.
         """
         at_least("k", k, 1)
-        user, history = self.read(who)
+        user, history = self.read(query)
         with evaluating(self), torch.no_grad():
-            found = self.scores(user, history).clone()
-        found[0] = -torch.inf
+            scores = self.scores(user, history).clone()
+        scores[0] = -torch.inf
         if exclude_seen:
-            found[list(history)] = -torch.inf
-        found = found.masked_fill(found.isnan(), -torch.inf)
-        left = int((found > -torch.inf).sum())
-        if not left:
+            scores[list(history)] = -torch.inf
+        # a model that diverged gives NaN, which must not rank first
+        scores = scores.masked_fill(scores.isnan(), -torch.inf)
+        available = int((scores > -torch.inf).sum())
+        if not available:
             fix = "Call it with exclude_seen=False, or add items."
             raise DataError("recommendations", got="no item left", want="one", fix=fix)
-        best = found.topk(min(k, left))
+        best = scores.topk(min(k, available))
         ids = self.known.item_ids
         pairs = zip(best.indices.tolist(), best.values.tolist(), strict=True)
         return [Recommendation(ids[place - 1], score) for place, score in pairs]
 
     def ranked(self, x: Tensor, k: int, hidden: Tensor | None = None) -> Tensor:
-        """Places of the k best items for what the model reads.  (B, ...) -> (B, k)
+        """Return the places of the k best items.  x: the model's input (B, ...) -> (B, k)
 
-        hidden: (B, items + 1) bool, what is left out.
+        hidden: (B, items + 1) bool, items to leave out.
         """
         scores = self(x).clone()
         scores[:, 0] = -torch.inf
@@ -149,39 +150,45 @@ class Recommender(nn.Module, abc.ABC):
             scores = scores.masked_fill(hidden, -torch.inf)
         return scores.topk(min(k, scores.shape[1] - 1)).indices
 
-    def read(self, who: str | int | Sequence[str]) -> tuple[int | None, list[int]]:
-        """A user's place and history, or nobody's history of those items.  Raises: DataError."""
-        if isinstance(who, str | int):
-            user = self.known.user(who)
+    def read(self, query: str | int | Sequence[str]) -> tuple[int | None, list[int]]:
+        """Return a user's index and places of her items, or None and the places of items by id.
+
+        query: see `recommend`.  Raises: DataError for an unknown user.
+        """
+        if isinstance(query, str | int):
+            user = self.known.user(query)
             return user, (self.known.items[self.known.users == user] + 1).tolist()
         places = {name: i for i, name in enumerate(self.known.item_ids, 1)}
-        found = [places[str(one)] for one in who if str(one) in places]
-        strange = [str(one) for one in who if str(one) not in places]
-        if strange:
+        history = [places[str(item)] for item in query if str(item) in places]
+        unknown = [str(item) for item in query if str(item) not in places]
+        if unknown:
             warnings.warn(
-                f"{len(strange)} of {len(who)} items are not known, as {strange[0]!r}: "
-                + ("they are left out." if found else "this is an answer to an empty session."),
+                f"{len(unknown)} of {len(query)} items are not known, as {unknown[0]!r}: "
+                + ("they are left out." if history else "this is an answer to an empty session."),
                 stacklevel=3,
             )
-        return None, found
+        return None, history
 
     def sets(self, train: Interactions, val: Interactions, test: Interactions) -> Sets:
-        """What `fit` takes as train, val and test."""
+        """Return the data sets that `fit` takes as train, val and test."""
         return self.samples(train), self.questions(val), self.questions(test)
 
 
-def grown(known: Interactions, ids: Sequence[str], fields: Mapping[str, ItemField]) -> Interactions:
-    """The same with more items, of which there are no events.
+def with_new_items(
+    events: Interactions, ids: Sequence[str], fields: Mapping[str, ItemField]
+) -> Interactions:
+    """Return the events with more items, of which there are no events.
 
-    Raises: DataError for an id that is there, a field that is missing or of another length.
+    ids, fields: of the new items.
+    Raises: DataError for an id that exists, a field that is missing or of another length.
     """
-    there = set(known.item_ids)
-    for one in ids:
-        if one in there:
+    existing = set(events.item_ids)
+    for item in ids:
+        if item in existing:
             fix = "Leave it out: what is known of an item does not change."
-            raise DataError("new items", got=f"{one!r}, which is known", want="new ids", fix=fix)
+            raise DataError("new items", got=f"{item!r}, which is known", want="new ids", fix=fix)
     joined: dict[str, ItemField] = {}
-    for name, old in known.fields.items():
+    for name, old in events.fields.items():
         new = fields.get(name)
         if new is None or len(new.values) != len(ids) or new.kind != old.kind:
             got = "none" if new is None else f"{len(new.values)} values of kind {new.kind}"
@@ -189,19 +196,19 @@ def grown(known: Interactions, ids: Sequence[str], fields: Mapping[str, ItemFiel
             fix = "Give the new items the fields of the old ones; a value may be empty."
             raise DataError(f"field {name!r} of new items", got=got, want=want, fix=fix)
         joined[name] = replace(old, values=old.values + tuple(new.values))
-    return replace(known, item_ids=(*known.item_ids, *map(str, ids)), fields=joined)
+    return replace(events, item_ids=(*events.item_ids, *map(str, ids)), fields=joined)
 
 
 def seen_rows(events: Interactions) -> Tensor:
-    """Which items each user has taken.  -> (users, items + 1) bool, place 0 never."""
-    found = torch.zeros(len(events.user_ids), len(events.item_ids) + 1, dtype=torch.bool)
+    """Return which items each user has taken, (users, items + 1) bool, False in column 0."""
+    seen = torch.zeros(len(events.user_ids), len(events.item_ids) + 1, dtype=torch.bool)
     users, items = torch.from_numpy(events.users), torch.from_numpy(events.items)
-    found[users, items + 1] = True
-    return found
+    seen[users, items + 1] = True
+    return seen
 
 
 def refuse_history(model: object) -> ConfigError:
-    """A model of users cannot read a session."""
+    """Return the error of a model of users that is given a session."""
     got, want = "items in the place of a user", "a user of the training events"
     fix = "Use a model of sessions (m2trec, onerec) or MultVae, which read histories."
     return ConfigError(type(model).__name__, got=got, want=want, fix=fix)

@@ -1,4 +1,4 @@
-"""Semantic ids: an item as a few codes, by balanced residual k-means (OneRec, arXiv:2502.18965)."""
+"""Semantic ids: items as a few codes by balanced residual k-means (OneRec, arXiv:2502.18965)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ...core.checks import at_least
 from ...core.errors import DataError
 from ...data.interactions import Interactions
 
-EXACT = 4_000  # items up to which balance is exact: the costs are a square of this side
-ROUNDS = 20
+EXACT = 4_000  # items up to which the balanced assignment is exact, on (items, items) costs
+ROUNDS = 20  # of Lloyd's algorithm at most
 Array = np.ndarray[Any, Any]
 
 
 @dataclass
 class SemanticIds:
-    """Codes (c_1, ..., c_L) of vectors: at each level the nearest centre c, then the rest, r - c.
+    """Codes (c_1, ..., c_L) of vectors: at each level the nearest centre c, then r - c.
 
-    codes: centres of each level.  balanced: each centre has floor or ceil of N / K items, by an
-    assignment of least cost up to 4,000 items, above that greedily by distance, which is not the
-    least; False = plain k-means.  A last code numbers items that still share all the others.
+    codes: K, number of centres of each level.  balanced: each centre has floor or ceil of N / K
+    items, by an assignment of least cost up to 4,000 items, above that greedily by distance; False
+    = plain k-means.  A last code numbers items that share all the others.
 
     ids = SemanticIds((16, 16, 16)).fit(vectors);  ids.codes_, ids.trie_
     Raises: DataError for vectors that are no matrix of finite numbers, or fewer than centres.
@@ -39,7 +39,10 @@ class SemanticIds:
     trie_: Trie = field(init=False, repr=False)
 
     def fit(self, vectors: Array) -> SemanticIds:
-        """codes_: (N, L + 1) int64, errors_: mean square of what is left after each level."""
+        """Fit centres to vectors (N, d), and set `codes_`, `errors_` and `trie_`.
+
+        codes_: (N, L + 1) int64;  errors_: mean square norm of the residual after each level.
+        """
         for count in self.codes:
             at_least("codes", count, 1)
         rest = np.asarray(vectors, dtype=np.float64)
@@ -51,20 +54,21 @@ class SemanticIds:
             got, want = f"{len(rest)} items", f"at least {max(self.codes)}, as there are codes"
             raise DataError("item vectors", got=got, want=want, fix="Use fewer codes.")
         random = np.random.default_rng(self.seed)
-        found: list[Array] = []
+        labels: list[Array] = []
         errors: list[float] = []
         for count in self.codes:
+            # algorithm 1: cluster the residuals, then subtract each one's centre
             label, centres = kmeans(rest, count, balanced=self.balanced, random=random)
             rest = rest - centres[label]
-            found.append(label)
+            labels.append(label)
             errors.append(float(np.square(rest).sum(1).mean()))
-        self.codes_ = numbered(np.stack(found, 1))
+        self.codes_ = number_duplicates(np.stack(labels, 1))
         self.errors_ = tuple(errors)
         self.trie_ = Trie.of(self.codes_)
         return self
 
     def entropies(self) -> list[float]:
-        """Of each level, the entropy of its codes over log K: 1 = all are used alike."""
+        """Return for each level the entropy of its codes over log K: 1 = all used equally often."""
         rows = zip(self.codes_.T, self.codes, strict=False)
         return [entropy(np.bincount(codes, minlength=k)) for codes, k in rows]
 
@@ -72,12 +76,15 @@ class SemanticIds:
 def kmeans(
     x: Array, count: int, *, balanced: bool, random: np.random.Generator
 ) -> tuple[Array, Array]:
-    """Labels (N,) and centres (count, d) of Lloyd's rounds, from points drawn at random."""
+    """Cluster x (N, d) by Lloyd's algorithm from random points; labels (N,), centres (count, d).
+
+    balanced: clusters of equal size, see `assign_balanced`.
+    """
     centres = x[random.permutation(len(x))[:count]].copy()
     label = np.full(len(x), -1)
     for _ in range(ROUNDS):
         cost = cdist(x, centres, "sqeuclidean")
-        now = assign(cost) if balanced else cost.argmin(1)
+        now = assign_balanced(cost) if balanced else cost.argmin(1)
         if (now == label).all():
             break
         label = now
@@ -87,82 +94,90 @@ def kmeans(
     return label, centres
 
 
-def assign(cost: Array) -> Array:
-    """Labels of least total cost, each given to floor or ceil of N / K rows.  (N, K) -> (N,)."""
+def assign_balanced(cost: Array) -> Array:
+    """Return labels of least total cost, each for floor or ceil of N / K rows.  (N, K) -> (N,)."""
     rows, count = cost.shape
-    least, more = divmod(rows, count)
+    least, leftover = divmod(rows, count)
     if rows > EXACT:
-        return _greedy(cost, least, more)
-    # each centre stands `least` times, and once more for the rows that are left over
+        return _assign_greedily(cost, least, leftover)
+    # each centre has `least` places, and one more for some of the rows that are left over
     places = np.repeat(np.arange(count), least)
     label = np.empty(rows, dtype=np.int64)
-    if not more:
-        at, of = linear_sum_assignment(cost[:, places])
-        label[at] = places[of]
+    if not leftover:
+        row, column = linear_sum_assignment(cost[:, places])
+        label[row] = places[column]
         return label
-    # columns of slack: a centre's extra place, of which only `more` are for rows
+    # an extra column for each centre, of which only `leftover` are for rows
     extra = np.arange(count)
     wide = np.concatenate([cost[:, places], cost[:, extra]], 1)
-    dummies = np.zeros((count - more, wide.shape[1]))
-    dummies[:, : len(places)] = cost.max() * rows + 1  # they take extra places, at no cost
-    at, of = linear_sum_assignment(np.concatenate([wide, dummies]))
+    dummies = np.zeros((count - leftover, wide.shape[1]))
+    # dummy rows fill the other extra columns at no cost; ordinary places cost them too much
+    dummies[:, : len(places)] = cost.max() * rows + 1
+    row, column = linear_sum_assignment(np.concatenate([wide, dummies]))
     both = np.concatenate([places, extra])
-    real = at < rows
-    label[at[real]] = both[of[real]]
+    real = row < rows
+    label[row[real]] = both[column[real]]
     return label
 
 
-def _greedy(cost: Array, least: int, more: int) -> Array:
+def _assign_greedily(cost: Array, least: int, extra: int) -> Array:
+    """Assign rows to centres in ascending order of cost, as `assign_balanced` in sizes.
+
+    cost: (N, K);  least: rows of each centre;  extra: centres that get one more.  Returns (N,).
+    """
     label = np.full(len(cost), -1)
     free = np.full(cost.shape[1], least)
+    # the cheapest pairs of row and centre first; a full centre takes one more while `extra` lasts
     for place in np.argsort(cost, axis=None).tolist():
         row, c = divmod(place, cost.shape[1])
-        if label[row] >= 0 or free[c] < 0 or (free[c] == 0 and not more):
+        if label[row] >= 0 or free[c] < 0 or (free[c] == 0 and not extra):
             continue
-        more -= free[c] == 0
+        extra -= free[c] == 0
         free[c] -= 1
         label[row] = c
     return label
 
 
-def numbered(codes: Array) -> Array:
-    """Codes with a last one, the number of items before with the same.  (N, L) -> (N, L + 1)."""
-    seen: dict[tuple[int, ...], int] = {}
+def number_duplicates(codes: Array) -> Array:
+    """Append a code that counts earlier items with the same codes.  (N, L) -> (N, L + 1)."""
+    counts: dict[tuple[int, ...], int] = {}
     last = []
     for row in map(tuple, codes.tolist()):
-        last.append(seen.get(row, 0))
-        seen[row] = last[-1] + 1
+        last.append(counts.get(row, 0))
+        counts[row] = last[-1] + 1
     return np.concatenate([codes, np.array(last)[:, None]], 1)
 
 
 def entropy(counts: Array) -> float:
-    """Of shares, over the log of how many there could be."""
+    """Return the entropy of counts (K,) over log K: 1 = all equal."""
     p = counts[counts > 0] / counts.sum()
     return float(-(p * np.log(p)).sum() / np.log(max(2, len(counts))))
 
 
 def item_vectors(train: Interactions, width: int = 32) -> Array:
-    """Vectors of length 1 of items: singular vectors of the training events, (items, width).
+    """Return unit vectors of items, (items, width): right singular vectors of the training events.
 
-    Of users and items both scaled by the root of their events; items without events have 0.
+    The matrix of users by items is divided by the roots of both counts of events; items without
+    events have 0.
     """
     size = (len(train.user_ids), len(train.item_ids))
-    taken = np.zeros(size)
-    taken[train.users, train.items] = 1
-    taken /= np.sqrt(taken.sum(1, keepdims=True) + 1) * np.sqrt(taken.sum(0, keepdims=True) + 1)
-    _, s, v = np.linalg.svd(taken, full_matrices=False)
-    found = v[:width].T * s[:width]
-    found = np.pad(found, ((0, 0), (0, width - found.shape[1])))
-    return found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-9)
+    matrix = np.zeros(size)
+    matrix[train.users, train.items] = 1
+    matrix /= np.sqrt(matrix.sum(1, keepdims=True) + 1) * np.sqrt(matrix.sum(0, keepdims=True) + 1)
+    # scaled so that active users and popular items do not dominate
+    _, s, v = np.linalg.svd(matrix, full_matrices=False)
+    vectors = v[:width].T * s[:width]
+    vectors = np.pad(vectors, ((0, 0), (0, width - vectors.shape[1])))
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
 
 
 @dataclass(frozen=True, eq=False)
 class Trie:
-    """The codes that items have, level by level: node -> its children, in flat arrays.
+    """Trie of the items' codes, level by level, in flat arrays.
 
-    Nodes count from 0, the root, breadth first, so that children of a node follow each other.
+    Nodes are numbered breadth first from 0, the root, so that children of a node are consecutive.
     starts: (nodes + 1,), the children of node n are nodes starts[n] ... starts[n + 1] - 1.
-    token: of each node, the code that leads to it.  item: of each leaf its item, inside -1.
+    token: (nodes,), the code that leads to a node.  item: (nodes,), of a leaf its item, else -1.
     path: (items, L), the node of an item at each level.
     """
 
@@ -173,23 +188,25 @@ class Trie:
 
     @classmethod
     def of(cls, codes: Array) -> Trie:
-        """Raises: DataError for two items with the same codes."""
+        """Build the trie of codes (items, L).  Raises: DataError for two items with equal codes."""
         if len(np.unique(codes, axis=0)) < len(codes):
-            fix = "Number those that share the others: `numbered`."
+            fix = "Number those that share the others: `number_duplicates`."
             raise DataError("codes", got="two items with the same", want="one each", fix=fix)
         levels = [np.unique(codes[:, : l + 1], axis=0) for l in range(codes.shape[1])]  # noqa: E741
         token, starts = [np.zeros(1, dtype=np.int64)], [1]
         path = np.empty(codes.shape, dtype=np.int64)
         base, above = 1, np.zeros((1, 0), dtype=np.int64)
-        for depth, own in enumerate(levels):
-            token.append(own[:, -1])
+        for depth, prefixes in enumerate(levels):
+            token.append(prefixes[:, -1])
             # rows of `own` are sorted, so children of a parent are together
-            ends = np.searchsorted(_keys(own[:, :-1]), _keys(above), side="right")
+            # where each parent's children end
+            ends = np.searchsorted(_keys(prefixes[:, :-1]), _keys(above), side="right")
             starts += (base + ends).tolist()
-            path[:, depth] = base + np.searchsorted(_keys(own), _keys(codes[:, : depth + 1]))
-            base, above = base + len(own), own
+            path[:, depth] = base + np.searchsorted(_keys(prefixes), _keys(codes[:, : depth + 1]))
+            base, above = base + len(prefixes), prefixes
         starts += [base] * len(above)  # leaves have no children
         item = np.full(base, -1, dtype=np.int64)
+        # every code is distinct, so a leaf has exactly one item
         item[path[:, -1]] = np.arange(len(codes))
         return cls(np.array(starts, dtype=np.int64), np.concatenate(token), item, path)
 
@@ -198,7 +215,7 @@ class Trie:
 
 
 def _keys(rows: Array) -> Array:
-    """Rows of codes as bytes that sort as the rows do.  (n, L) -> (n,)."""
+    """Convert rows of codes to bytes that sort as the rows do.  (n, L) -> (n,)."""
     if not rows.shape[1]:
         return np.zeros(len(rows), dtype=np.int64)
     big = np.ascontiguousarray(rows.astype(">u4"))

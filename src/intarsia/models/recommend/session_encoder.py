@@ -1,4 +1,4 @@
-"""What a session is after: a pre-norm Transformer over the vectors of its items."""
+"""Encoder of sessions: a pre-norm Transformer over the vectors of their items."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ Cache = tuple[Tensor, Tensor]  # keys and values so far, (B, heads, t, HEAD) bot
 
 
 class Attention(nn.Module):
-    """softmax(q k^T / sqrt(16)) v with heads of 16.  (B, n, d), (B, m, d) -> (B, n, d).
+    """Attention softmax(q k^T / sqrt(16)) v, heads of width 16.  (B, n, d), (B, m, d) -> (B, n, d).
 
-    where: (B or 1, n, m) bool, True = may be seen.
+    mask: (B or 1, n, m) bool, True = visible.
     """
 
     def __init__(self, width: int, dropout: float = 0.0) -> None:
@@ -34,30 +34,30 @@ class Attention(nn.Module):
         return x.unflatten(-1, (self.heads, HEAD)).transpose(1, 2)  # (B, heads, n, 16)
 
     def cache(self, x: Tensor) -> Cache:
-        """Keys and values of what is looked at."""
+        """Compute keys and values of x (B, m, d), (B, heads, m, 16) both."""
         k, v = self.kv(x).chunk(2, -1)
         return self._split(k), self._split(v)
 
-    def read(self, x: Tensor, cache: Cache, where: Tensor | None = None) -> Tensor:
-        """Attention to keys and values that are there."""
+    def read(self, x: Tensor, cache: Cache, mask: Tensor | None = None) -> Tensor:
+        """Attend from x (B, n, d) to keys and values of `cache`."""
         p = self.dropout if self.training else 0.0
-        mask = None if where is None else where[:, None]
-        y = F.scaled_dot_product_attention(self._split(self.q(x)), *cache, mask, dropout_p=p)
+        by_head = None if mask is None else mask[:, None]  # the same for all heads
+        y = F.scaled_dot_product_attention(self._split(self.q(x)), *cache, by_head, dropout_p=p)
         return self.o(y.transpose(1, 2).flatten(2))
 
-    def forward(self, x: Tensor, other: Tensor, where: Tensor | None = None) -> Tensor:
-        return self.read(x, self.cache(other), where)
+    def forward(self, x: Tensor, memory: Tensor, mask: Tensor | None = None) -> Tensor:
+        return self.read(x, self.cache(memory), mask)
 
 
 def mlp(width: int, dropout: float) -> nn.Sequential:
-    """d -> 4d -> d with a GELU."""
+    """Build the MLP d -> 4d -> d with a GELU."""
     return nn.Sequential(
         nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width), nn.Dropout(dropout)
     )
 
 
 class SessionBlock(nn.Module):
-    """x + attention(norm x), then x + mlp(norm x)."""
+    """Block x + attention(norm x), then x + mlp(norm x)."""
 
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
@@ -65,18 +65,19 @@ class SessionBlock(nn.Module):
         self.drop = nn.Dropout(dropout)
         self.norm_mlp, self.mlp = nn.LayerNorm(width), mlp(width, dropout)
 
-    def forward(self, x: Tensor, where: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
         y = self.norm(x)
-        x = x + self.drop(self.attention(y, y, where))
+        x = x + self.drop(self.attention(y, y, mask))
         return x + self.mlp(self.norm_mlp(x))
 
 
 class SessionEncoder(nn.Module):
-    """States of the places of sessions.  items (B, n, d), there (B, n) bool -> (B, n, d).
+    """Encoder of sessions to a state at every place.
 
-    Sessions are padded on the left. Learned positions count from the last place, so that padding
-    changes nothing; states of padding are exactly 0. A session of padding alone gives 0.
-    causal: a place sees itself and those before it.  longest: places that have a position.
+    items: (B, n, d), vectors; present: (B, n) bool, False = padding -> (B, n, d).
+    Sessions are padded on the left. Learned positions count from the last place, so that
+    padding changes nothing; states of padding are exactly 0. A session of padding alone gives 0.
+    causal: a place attends to itself and those before it.  longest: number of positions.
 
     Raises: ConfigError for a width that heads of 16 do not divide; ShapeError for longer sessions.
     """
@@ -100,29 +101,29 @@ class SessionEncoder(nn.Module):
         self.blocks = nn.ModuleList(SessionBlock(width, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, items: Tensor, there: Tensor) -> Tensor:
+    def forward(self, items: Tensor, present: Tensor) -> Tensor:
         n = items.shape[1]
         if n > self.longest:
             fix = "Cut the session to its last items, or build the model with a larger `longest`."
             raise ShapeError("session", got=f"{n} items", want=f"at most {self.longest}", fix=fix)
         from_end = torch.arange(n - 1, -1, -1, device=items.device)
-        x = self.drop(items + self.position(from_end)) * there[..., None]
-        where = there[:, None, :].expand(-1, n, -1)  # (B, n, n)
+        x = self.drop(items + self.position(from_end)) * present[..., None]
+        mask = present[:, None, :].expand(-1, n, -1)  # (B, n, n)
         itself = torch.eye(n, dtype=torch.bool, device=items.device)
         if self.causal:
-            where = where & torch.ones_like(itself).tril()
-        where = where | itself  # padding looks at itself: no row without a key
+            mask = mask & torch.ones_like(itself).tril()
+        mask = mask | itself  # padding attends to itself: a softmax over no key would be NaN
         for block in self.blocks:
-            x = block(x, where)
-        return self.norm(x) * there[..., None]
+            x = block(x, mask)
+        return self.norm(x) * present[..., None]
 
 
-def padded(sessions: Any, longest: int) -> Tensor:
-    """The last items of each session as one tensor, 0 on the left.  -> (B, n) int64, n >= 1."""
+def pad_sessions(sessions: Any, longest: int) -> Tensor:
+    """Pad sessions with 0 on the left to one tensor of their last items, (B, n) int64, n >= 1."""
     rows = [torch.as_tensor(s, dtype=torch.int64)[-longest:] for s in sessions]
     n = max(1, *(len(row) for row in rows)) if rows else 1
-    found = torch.zeros(len(rows), n, dtype=torch.int64)
-    for row, own in zip(found, rows, strict=True):
-        if len(own):
-            row[-len(own) :] = own
-    return found
+    padded = torch.zeros(len(rows), n, dtype=torch.int64)
+    for row, session in zip(padded, rows, strict=True):
+        if len(session):
+            row[-len(session) :] = session
+    return padded

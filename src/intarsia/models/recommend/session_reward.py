@@ -1,4 +1,4 @@
-"""The reward of a session: will this user like the items of it? (OneRec, section 3.4)"""
+"""Reward of a session: the probability that this user likes its items (OneRec, section 3.4)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from ...core.modes import evaluating
 from ...data.interactions import Interactions
 from ...train.tasks import MultiLabel
 from .onerec import LIKED, OneRec, SessionWindows
-from .session_encoder import SessionEncoder, padded
+from .session_encoder import SessionEncoder, pad_sessions
 
 
 class SessionReward(nn.Module):
-    """R(u, S): self-attention among the items of S, each beside the mean of the user's history.
+    """Reward R(u, S) by self-attention among the items of S, beside the mean of the user's history.
 
-    x: (B, H + S), places of items from 1; the last S are the session -> logits (B, S), one for
-    each item: will it be liked? The reward of a session is the mean probability, see `reward`.
-    history, session: H and S, as of a `OneRec`.  A tower for liking alone; the paper has one for
-    each of watch time, view, follow and like.
+    x: (B, H + S), places of items from 1; the last S are the session -> logits (B, S) that each
+    item is liked. The reward of a session is the mean probability, see `reward`.
+    items: their number;  settings: with H = history and S = session.  It has one tower, for liking;
+    the paper has one for each of watch time, view, follow and like.
 
     reward = SessionReward(items, settings);  fit(reward, reward.rows(events), task=reward.task)
     Raises: DataError in `rows` for events without ratings.
@@ -51,7 +51,7 @@ class SessionReward(nn.Module):
         return MultiLabel()
 
     def rows(self, events: Interactions) -> TensorDataset:
-        """Windows of rated events: history and session, and which items were liked."""
+        """Return windows of rated events: (history and session, which items were liked)."""
         if np.isnan(events.ratings).any():
             fix = "Give every event a rating, or score sessions by a model of your own."
             raise DataError("events of a reward", got="no ratings", want="ratings", fix=fix)
@@ -60,25 +60,30 @@ class SessionReward(nn.Module):
         x = torch.cat(
             [self._padded([h for h, _ in windows]), torch.stack([i for _, i in windows])], 1
         )
-        liked = np.stack([events.ratings[at : at + s] >= LIKED for _, at in windows.index])
+        liked = np.stack([events.ratings[start : start + s] >= LIKED for _, start in windows.index])
         return TensorDataset(x, torch.from_numpy(liked).float())
 
     def _padded(self, histories: Any) -> Tensor:
-        """(B, H) exactly."""
-        rows = padded(histories, self.settings.history)
+        """Pad histories to (B, H) exactly."""
+        rows = pad_sessions(histories, self.settings.history)
         return nn.functional.pad(rows, (self.settings.history - rows.shape[1], 0))
 
     def forward(self, x: Tensor) -> Tensor:
+        """Compute logits (B, S) that each item is liked.  x: (B, H + S), histories and sessions."""
         history, session = x.split([x.shape[1] - self.settings.session, self.settings.session], 1)
-        there = (history > 0)[..., None]
-        user = (self.item(history) * there).sum(1) / there.sum(1).clamp_min(1)  # (B, d)
-        own = self.encoder(self.item(session), session > 0)
-        both = torch.cat([own + user[:, None], own * user[:, None]], 2)
-        return (self.tower(both) + self.bias(session))[..., 0]
+        present = (history > 0)[..., None]
+        user = (self.item(history) * present).sum(1) / present.sum(1).clamp_min(1)  # (B, d)
+        states = self.encoder(self.item(session), session > 0)
+        # sums and products of item states and the user, the tower's input
+        features = torch.cat([states + user[:, None], states * user[:, None]], 2)
+        return (self.tower(features) + self.bias(session))[..., 0]
 
     @torch.no_grad()
     def reward(self, histories: Tensor, sessions: Tensor) -> Tensor:
-        """Mean probability of liking.  (B, n), (B, W, S) -> (B, W)."""
+        """Return the mean probability that a session's items are liked.
+
+        histories: (B, n);  sessions: (B, W, S), W for each history -> (B, W).
+        """
         width, device = sessions.shape[1], self.bias.weight.device
         rows = self._padded(list(histories)).repeat_interleave(width, 0)
         with evaluating(self):

@@ -1,4 +1,4 @@
-"""What a recommender says of somebody, ready for people: the past, what comes next, and why."""
+"""Answers of a recommender for display: past items, recommended items, and explanations."""
 
 from __future__ import annotations
 
@@ -16,11 +16,12 @@ from .item_fields import TEXT, FieldCoding
 from .recommender import Recommendation, Recommender
 
 TITLES = ("title", "name")
-SHOWN = 50  # taken items that are listed, the latest ones
-DATED = 6.3e8  # seconds from which a time is a date: 1990
+LISTED = 50  # past items that an answer lists, the latest ones
+DATED = 6.3e8  # seconds since 1970 from which a number is taken for a date: 1990
 
 
 def _title(model: Recommender, place: int) -> str:
+    """Return an item's title, from its first field that is one; "" without."""
     field = next((f for n, f in model.known.fields.items() if _is_title(n, f)), None)
     return " ".join(field.values[place]) if field else ""
 
@@ -29,75 +30,77 @@ def _is_title(name: str, field: ItemField) -> bool:
     return any(word in name for word in TITLES) and field.kind != "float"
 
 
-def found(
+def recommend_with_warnings(
     model: Recommender,
-    who: str | Sequence[str],
+    query: str | Sequence[str],
     k: int = 10,
     *,
-    seen: bool = False,
+    include_seen: bool = False,
     session: bool = False,
 ) -> tuple[list[Recommendation], list[str]]:
-    """What a model recommends, and its warnings.  session: a whole one, by a generator.
+    """Return a model's recommendations, and the texts of its warnings.
 
-    Raises: ConfigError for a session of a model that writes none; otherwise as `recommend`.
+    include_seen: items of the history may be recommended;  session: generate a whole session.
+    Raises: ConfigError for a session of a model that generates none; otherwise as `recommend`.
     """
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         if session:
-            items = model.session(who, exclude_seen=not seen)
+            items = model.session(query, exclude_seen=not include_seen)
         else:
-            items = model.recommend(who, k, exclude_seen=not seen)
-    return items, [str(line.message) for line in told]
+            items = model.recommend(query, k, exclude_seen=not include_seen)
+    return items, [str(line.message) for line in caught]
 
 
-def rows(
-    model: Recommender, who: str | Sequence[str], items: Sequence[Recommendation], why: bool
+def item_rows(
+    model: Recommender, query: str | Sequence[str], items: Sequence[Recommendation], explain: bool
 ) -> list[dict[str, Any]]:
-    """Items with their titles, semantic ids, and what each field adds to the score.
+    """Return rows of items with title, score, semantic id, and what each field adds to the score.
 
-    Raises: ConfigError for `why` of a model that has no fields.
+    explain: compute what fields add.  Raises: ConfigError if the model has no fields to explain by.
     """
-    taken = model.known.popularity() > 0
-    places = [model.known.item(one.item) for one in items]
+    has_events = model.known.popularity() > 0
+    places = [model.known.item(recommendation.item) for recommendation in items]
+    names = [recommendation.item for recommendation in items]
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # told when the items were found
-        said = model.reasons(who, [one.item for one in items]) if why else [{}] * len(items)
+        warnings.simplefilter("ignore")  # `recommend` has issued them already
+        explanations = model.reasons(query, names) if explain else [{}] * len(items)
     codes = model.codes
     return [
         {
-            "item": one.item,
+            "item": recommendation.item,
             "title": _title(model, place),
-            "score": one.score,
-            "new": not taken[place],
+            "score": recommendation.score,
+            "new": not has_events[place],
             "why": reason,
         }
         | ({} if codes is None else {"code": codes[place].tolist()})
-        for one, place, reason in zip(items, places, said, strict=True)
+        for recommendation, place, reason in zip(items, places, explanations, strict=True)
     ]
 
 
-class Showing:
-    """A recommender behind a page: one question at a time.  What it returns is ready for JSON."""
+class RecommenderPage:
+    """Recommender behind a web page, one request at a time.  Answers are ready for JSON."""
 
     def __init__(self, model: Recommender) -> None:
         self.model, self._lock = model, threading.Lock()
-        known = model.known
-        self.titles = [_title(model, place) for place in range(len(known.item_ids))]
-        self.popular = known.popularity()
-        self._places = {name: i for i, name in enumerate(known.item_ids)}
-        self._fields = {n: f for n, f in known.fields.items() if not _is_title(n, f)}
+        events = model.known
+        self.titles = [_title(model, place) for place in range(len(events.item_ids))]
+        self.popular = events.popularity()
+        self._places = {name: i for i, name in enumerate(events.item_ids)}
+        self._fields = {n: f for n, f in events.fields.items() if not _is_title(n, f)}
         self._joints = {
-            n: " " if FieldCoding.of(n, f).how == TEXT else ", " for n, f in self._fields.items()
+            n: " " if FieldCoding.of(n, f).kind == TEXT else ", " for n, f in self._fields.items()
         }
         self._explains = model.explains
         self._reads = self._reads_histories()
 
     def about(self) -> dict[str, Any]:
-        """What the model can do, and some to begin with: the users of most events, and items."""
-        known, model = self.model.known, self.model
-        counts = np.bincount(known.users, minlength=len(known.user_ids))
+        """Return what the model can do, and examples: the users and items of most events."""
+        events, model = self.model.known, self.model
+        counts = np.bincount(events.users, minlength=len(events.user_ids))
         return {
-            "users": [known.user_ids[i] for i in np.argsort(-counts, kind="stable")[:3]],
+            "users": [events.user_ids[i] for i in np.argsort(-counts, kind="stable")[:3]],
             "items": [self._item(i) for i in np.argsort(-self.popular, kind="stable")[:3]],
             "histories": self._reads,
             "session": model.writes_sessions,
@@ -106,6 +109,7 @@ class Showing:
         }
 
     def _reads_histories(self) -> bool:
+        """Return whether the model answers for items instead of a user, by trying it."""
         try:
             self.model.recommend(self.model.known.item_ids[:1], 1, exclude_seen=False)
         except IntarsiaError:
@@ -113,68 +117,84 @@ class Showing:
         return True
 
     def find(self, text: str, k: int = 8) -> dict[str, Any]:
-        """Users whose id begins so, and items of these words or this id, the most taken first."""
-        known, low = self.model.known, text.strip().lower()
+        """Find users whose id begins with the text, and items by words of the title or by id.
+
+        k: results of each kind at most; items of most events come first.
+        """
+        events, low = self.model.known, text.strip().lower()
         words = low.split()
-        users = [one for one in known.user_ids if low and one.lower().startswith(low)]
+        users = [user for user in events.user_ids if low and user.lower().startswith(low)]
         places = [
             i
             for i, title in enumerate(self.titles)
             if words
-            and (known.item_ids[i].lower() == low or all(w in title.lower() for w in words))
+            and (events.item_ids[i].lower() == low or all(w in title.lower() for w in words))
         ]
-        places.sort(key=lambda i: (known.item_ids[i].lower() != low, -self.popular[i]))
+        places.sort(key=lambda i: (events.item_ids[i].lower() != low, -self.popular[i]))
         users.sort(key=len)  # a user of just this id comes first
         return {"users": users[:k], "items": [self._item(i) for i in places[:k]]}
 
-    def shown(
+    def answer(
         self,
-        who: str | Sequence[str],
+        query: str | Sequence[str],
         k: int = 10,
         *,
-        seen: bool = False,
+        include_seen: bool = False,
         session: bool = False,
         new: bool = False,
     ) -> dict[str, Any]:
-        """Somebody's past and future.  new: only items that nobody has taken yet.
+        """Answer a query: past items and recommendations.
 
-        who: a user's id or ids of items.  -> taken (the latest first, at most 50), total, reads
-        (how many of them the model looks at, None = all), items, told (warnings), milliseconds.
-        Raises: as `found`.
+        query: a user's id or ids of items;  k: number of recommendations;  new: only items without
+        events;  include_seen, session: see `recommend_with_warnings`, also for errors.  Returns
+        taken (past items, the latest first, at most 50), total (their number), reads (how many of
+        them the model uses, None = all), items, told (warnings) and milliseconds.
         """
         with self._lock:  # warnings are caught for one question at a time
             start = time.perf_counter()
+            # for new items alone rank all items, and filter afterwards
             count = len(self.titles) if new else k
-            items, told = found(self.model, who, count, seen=seen, session=session)
+            items, messages = recommend_with_warnings(
+                self.model, query, count, include_seen=include_seen, session=session
+            )
             if new:
-                items = [one for one in items if not self.popular[self._places[one.item]]][:k]
-            listed = rows(self.model, who, items, self._explains)
+                items = [
+                    recommendation
+                    for recommendation in items
+                    if not self.popular[self._places[recommendation.item]]
+                ][:k]
+            listed = item_rows(self.model, query, items, self._explains)
         seconds = time.perf_counter() - start
-        taken = self._taken(who)
+        past = self._taken(query)
         return {
-            "taken": taken[:SHOWN],
-            "total": len(taken),
+            "taken": past[:LISTED],
+            "total": len(past),
             "reads": self.model.settings.reads,
             "items": [row | self._item(self._places[row["item"]]) for row in listed],
-            "told": told,
+            "told": messages,
             "milliseconds": 1e3 * seconds,
         }
 
-    def _taken(self, who: str | Sequence[str]) -> list[dict[str, Any]]:
-        known = self.model.known
-        if not isinstance(who, str):
+    def _taken(self, query: str | Sequence[str]) -> list[dict[str, Any]]:
+        """Return the past items of a query, the latest first."""
+        events = self.model.known
+        if not isinstance(query, str):
             places = self._places
-            return [self._item(places[one]) for one in reversed(who) if one in places]
-        own = np.flatnonzero(known.users == known.user(who))[::-1]
-        return [self._item(int(known.items[i])) | self._event(int(i)) for i in own.tolist()]
+            return [self._item(places[item]) for item in reversed(query) if item in places]
+        indices = np.flatnonzero(events.users == events.user(query))[::-1]
+        return [self._item(int(events.items[i])) | self._event(int(i)) for i in indices.tolist()]
 
-    def _event(self, at: int) -> dict[str, Any]:
-        """When it was taken, where times are dates, and how it was rated."""
-        when, rating = float(self.model.known.times[at]), float(self.model.known.ratings[at])
-        day = time.strftime("%Y-%m-%d", time.gmtime(when)) if DATED < when < 4e9 else ""
+    def _event(self, index: int) -> dict[str, Any]:
+        """Return the day of an event, "" where times are no dates, and its rating."""
+        seconds, rating = (
+            float(self.model.known.times[index]),
+            float(self.model.known.ratings[index]),
+        )
+        day = time.strftime("%Y-%m-%d", time.gmtime(seconds)) if DATED < seconds < 4e9 else ""
         return {"day": day, "rating": None if np.isnan(rating) else rating}
 
     def _item(self, place: int) -> dict[str, Any]:
+        """Return an item's id, title and fields, and whether it has no event."""
         return {
             "item": self.model.known.item_ids[place],
             "title": self.titles[place],
@@ -183,7 +203,7 @@ class Showing:
         }
 
     def _words(self, place: int) -> Mapping[str, str]:
-        """What is known of an item besides its title, as text."""
+        """Return the text of each field of an item that has a value, without the title."""
         words: dict[str, str] = {}
         for name, field in self._fields.items():
             value = field.values[place]

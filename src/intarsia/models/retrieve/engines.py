@@ -1,7 +1,7 @@
-"""Other engines: an index's vectors in the form that each of them takes.
+"""Export of an index's vectors to other search engines.
 
-OpenSearch, Elasticsearch and Qdrant take files; Seismic, an approximate engine in this process, an
-index of its own. All score a looked-up query as `SparseIndex` does, Seismic nearly.
+OpenSearch, Elasticsearch and Qdrant take files; Seismic, an approximate engine in this process, has
+an index of its own. All score a query as `SparseIndex` does, Seismic approximately.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from .query_weights import QueryWeights
 from .sparse_index import SparseIndex
 
 FORMS = ("opensearch", "elasticsearch", "qdrant", "trec")
-FIELD = {"opensearch": "rank_features", "elasticsearch": "sparse_vector"}  # types of a mapping
+FIELD = {"opensearch": "rank_features", "elasticsearch": "sparse_vector"}  # field types
 VECTOR, TEXT = "vector", "text"
 
 
@@ -40,37 +40,40 @@ def export(index: SparseIndex, form: str, path: str | Path) -> Path:
 
 
 def _rows(index: SparseIndex, form: str) -> Iterator[dict[str, Any]]:
+    """Yield the JSON objects of `export`, one or two for each document."""
     texts = {name: text for s in index.segments for name, text in zip(s.ids, s.texts, strict=False)}
+    # Qdrant takes numbers of tokens, the other engines their texts
     numbers = {index.queries.word(j): j for j in range(len(index.queries.weights))}
     for place, (name, vector) in enumerate(index.documents()):
         text = texts.get(name, "")
         if form == "trec":
             yield {"id": name, "contents": text, "vector": vector}
         elif form == "qdrant":
-            own = {"indices": [numbers[t] for t in vector], "values": list(vector.values())}
-            yield {"id": place, "vector": {TEXT: own}, "payload": {"id": name, "text": text}}
+            sparse = {"indices": [numbers[t] for t in vector], "values": list(vector.values())}
+            yield {"id": place, "vector": {TEXT: sparse}, "payload": {"id": name, "text": text}}
         else:
+            # a _bulk request has two lines for each document: the action, and the document
             yield {"index": {"_id": name}}
             yield {TEXT: text, VECTOR: vector}
 
 
 def mapping(form: str) -> dict[str, Any]:
-    """The mapping of an index that takes `export`'s file.  Raises: ConfigError."""
+    """Return the mapping of an engine's index that takes `export`'s file.  Raises: ConfigError."""
     one_of("form", form, tuple(FIELD))
     properties = {TEXT: {"type": "text"}, VECTOR: {"type": FIELD[form]}}
     return {"mappings": {"properties": properties}}
 
 
 def engine_query(form: str, queries: QueryWeights, text: str, k: int = 10) -> dict[str, Any]:
-    """A looked-up query as the engine takes it: tokens and weights, no model.
+    """Return a query's body for the engine: tokens and their weights, computed without a model.
 
     Raises: ConfigError.
     """
     one_of("form", form, ("opensearch", "elasticsearch", "qdrant"))
     pairs = queries.of(text)
     if form == "qdrant":
-        own = {"indices": [j for j, _ in pairs], "values": [w for _, w in pairs]}
-        return {"query": own, "using": TEXT, "limit": k, "with_payload": True}
+        sparse = {"indices": [j for j, _ in pairs], "values": [w for _, w in pairs]}
+        return {"query": sparse, "using": TEXT, "limit": k, "with_payload": True}
     tokens = {queries.word(j): w for j, w in pairs}
     if form == "opensearch":
         return {"size": k, "query": {"neural_sparse": {VECTOR: {"query_tokens": tokens}}}}
@@ -78,7 +81,7 @@ def engine_query(form: str, queries: QueryWeights, text: str, k: int = 10) -> di
 
 
 def seismic_index(index: SparseIndex, **settings: Any) -> Any:
-    """An index of pyseismic-lsr over the same vectors.  settings: of `build_from_dataset`.
+    """Build an index of pyseismic-lsr from the same vectors.  settings: of `build_from_dataset`.
 
     Raises: MissingExtra.
     """
@@ -91,13 +94,13 @@ def seismic_index(index: SparseIndex, **settings: Any) -> Any:
 
 
 def seismic_search(
-    found: Any, queries: QueryWeights, texts: Sequence[str], k: int = 10, *,
+    seismic: Any, queries: QueryWeights, texts: Sequence[str], k: int = 10, *,
     query_cut: int = 10, heap_factor: float = 0.8,
 ) -> list[list[tuple[str, float]]]:  # fmt: skip
-    """Ids and scores of each query, largest first.
+    """Search a Seismic index; return (id, score) pairs of each query, largest first.
 
-    query_cut: the heaviest tokens that are looked up; heap_factor: below 1 it stops later and finds
-    more of the exact answer.
+    seismic: of `seismic_index`; query_cut: number of the heaviest tokens to look up; heap_factor:
+    below 1 the search stops later and finds more of the exact answer.
     """
     word = _seismic().get_seismic_string()
     hits: list[list[tuple[str, float]]] = []
@@ -105,7 +108,7 @@ def seismic_search(
         tokens = np.array([queries.word(j) for j, _ in pairs], dtype=word)
         weights = np.array([w for _, w in pairs], np.float32)
         rows = (
-            found.search(str(number), tokens, weights, k=k, query_cut=query_cut,
+            seismic.search(str(number), tokens, weights, k=k, query_cut=query_cut,
                          heap_factor=heap_factor)
             if pairs
             else []
@@ -115,6 +118,7 @@ def seismic_search(
 
 
 def _seismic() -> Any:
+    """Import pyseismic-lsr.  Raises: MissingExtra."""
     try:
         import seismic
     except ImportError as error:

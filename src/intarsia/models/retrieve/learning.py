@@ -1,8 +1,8 @@
-"""A retriever learns from teachers: KL of its scores to theirs, and a penalty on its vectors.
+"""Training of a retriever by teachers: KL of its scores to theirs, and a penalty on its vectors.
 
     fit_retriever(model, texts, pairs, LearnedRetrieval(teachers=("minilm", "bm25")), out="run")
 
-sentence-transformers' trainer does the steps: batches, schedule, checkpoints and resuming are its.
+sentence-transformers' trainer does the steps, with batches, schedule, checkpoints and resuming.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class LearnedRetrieval:
-    """How a retriever is trained; `intarsia fit --task sparse-retrieval`.
+    """Recipe of a retriever's training; `intarsia fit --task sparse-retrieval`.
 
     L = KL(softmax s_T || softmax s) + weight (t / T)^2 sum_p sum_j w_j (mean_q d_qpj)^2
 
     over a query's answer and `negatives` candidates of BM25; s_T: the ensemble of the teachers;
     d_qp: the document at place p of query q, the answer at place 0.
-    Without teachers the answer itself is learned, against all documents of the batch (InfoNCE).
+    Without teachers the target is the answer, against all documents of the batch (InfoNCE).
     steps of `batch` queries; lr: of AdamW, after a warm-up over a tenth of the steps.
     The ramp (t / T)^2 lasts a third of the steps. penalty: "flops", w = 1; or "idf", w_j ~
     1 / idf_j^2 with mean 1, which thins out common tokens.
-    Source: arXiv:2411.04403; the rates are ours. Not for documents that no query resembles: then
-    nothing is learned that BM25 does not know.
+    Source: arXiv:2411.04403; the rates are ours. Not for documents that no query resembles: the
+    result is then no better than BM25.
     """
 
     teachers: tuple[str, ...] = ("minilm", "bm25")
@@ -64,9 +64,10 @@ class LearnedRetrieval:
         one_of("penalty", self.penalty, PENALTIES)
 
 
-def drawn_pairs(texts: Sequence[str], count: int, seed: int) -> list[tuple[str, list[int]]]:
-    """Queries for documents that have none: runs of 3 to 8 words of a document, which answers it.
+def draw_pairs(texts: Sequence[str], count: int, seed: int) -> list[tuple[str, list[int]]]:
+    """Draw queries for documents that have none: 3 to 8 consecutive words of a document each.
 
+    Returns `count` pairs of a query and the number of the document that answers it.
     Raises: DataError where no document has 8 words.
     """
     draws = random.Random(seed)
@@ -96,12 +97,12 @@ def fit_retriever(
     resume: bool = False,
     report: Report = announce,
 ) -> InferenceFree:
-    """Train a model's documents in place; the same model is returned.
+    """Train a model's document encoder in place, and return the model.
 
-    texts: the documents by number; pairs: what answers a query. While it trains, idf is divided by
-    its mean over the queries' tokens: the ranking stays, and the scores are as large as those of a
-    flat query; undivided they saturate the loss and the documents lose their terms.
-    out: a folder of checkpoints, which `resume` goes on from.
+    texts: the documents by number; pairs: queries and the numbers of their answers. During training
+    idf is divided by its mean over the queries' tokens: the ranking stays, and the scores are as
+    large as those of a flat query; undivided they saturate the loss, and the documents lose terms.
+    out: a folder of checkpoints, from which `resume` continues.  report: receives progress lines.
     Raises: DataError for no pair; ConfigError, MissingExtra and AssetError for the teachers.
     """
     recipe = recipe or LearnedRetrieval()
@@ -111,8 +112,9 @@ def fit_retriever(
     rows = _rows(texts, pairs, recipe, seed, report)
     library = sentence_transformers().sparse_encoder
     static = model.encoder[0].sub_modules["query"][0]
-    whole = static.weight.data.clone()
+    weights = static.weight.data.clone()
     used = [w for query, _ in pairs for _, w in model.queries.of(query[:1000])]
+    # divided by their mean while training alone, see the docstring
     static.weight.data /= float(np.mean(used)) if used else 1.0
     try:
         trainer = _trainer(library, model, rows, recipe, seed, Path(out))
@@ -121,7 +123,7 @@ def fit_retriever(
         with in_chunks(model.documents, model.megabytes):
             trainer.train(resume_from_checkpoint=begun or None)
     finally:
-        static.weight.data.copy_(whole)
+        static.weight.data.copy_(weights)
     model.encoder.eval()
     return model
 
@@ -129,22 +131,27 @@ def fit_retriever(
 def _rows(
     texts: Sequence[str], pairs: Pairs, recipe: LearnedRetrieval, seed: int, report: Report
 ) -> Mapping[str, list[Any]]:
-    """Columns of a training set: a query, its answer, negatives, and the teachers' scores."""
+    """Build the columns of a training set: query, answer, negatives, and the teachers' scores.
+
+    One row for each query of each step, in random order of the pairs, epoch after epoch.
+    """
     draws = random.Random(seed)
     total = recipe.steps * recipe.batch
     order: list[int] = []
+    # whole epochs in random order, cut at the number of queries needed
     while len(order) < total:
         order += draws.sample(range(len(pairs)), len(pairs))
-    chosen = [pairs[i] for i in order[:total]]
-    queries = [query for query, _ in chosen]
+    selected = [pairs[i] for i in order[:total]]
+    queries = [query for query, _ in selected]
     report(f"intarsia: candidates of {len(set(queries)):,} queries, by BM25")
     search = Bm25(texts)
     distinct = list(dict.fromkeys(queries))
-    numbers, _ = search.found(distinct, CANDIDATES)
+    numbers, _ = search.retrieve(distinct, CANDIDATES)
     near = dict(zip(distinct, numbers.tolist(), strict=True))
+    # (queries, 1 + negatives): the answer first
     candidates = np.array(
-        [_drawn(near[query], answers, len(texts), recipe.negatives, draws)
-         for query, answers in chosen]
+        [_draw_candidates(near[query], answers, len(texts), recipe.negatives, draws)
+         for query, answers in selected]
     )  # fmt: skip
     columns: dict[str, list[Any]] = {"query": queries}
     for j in range(candidates.shape[1]):
@@ -152,32 +159,38 @@ def _rows(
     if not recipe.teachers:
         return columns
     report(f"intarsia: scores of {', '.join(recipe.teachers)}")
-    found = teachers_of(recipe.teachers, texts, report=report)
-    scores = ensemble([teacher.scores(queries, candidates) for teacher in found.values()])
+    teachers = teachers_of(recipe.teachers, texts, report=report)
+    # the label of each row: the teachers' joint scores of its documents
+    scores = ensemble([teacher.scores(queries, candidates) for teacher in teachers.values()])
     return columns | {"label": scores.tolist()}
 
 
-def _drawn(
+def _draw_candidates(
     near: Sequence[int], answers: Sequence[int], count: int, negatives: int, draws: random.Random
 ) -> list[int]:
-    """An answer and negatives: candidates that are no answers, filled up at random."""
-    known = set(answers)
-    hard = [n for n in near[SKIPPED:] if n not in known]
-    chosen = draws.sample(hard, min(negatives, len(hard)))
-    while len(chosen) < negatives:
-        chosen.append(draws.randrange(count))  # of a tiny collection the same one again
-    return [draws.choice(list(answers)), *chosen]
+    """Draw an answer and negatives: candidates that are no answers, filled up at random.
+
+    near: numbers of BM25's best documents; count: documents in all.  Returns 1 + negatives numbers.
+    """
+    answer_set = set(answers)
+    hard = [n for n in near[SKIPPED:] if n not in answer_set]
+    drawn = draws.sample(hard, min(negatives, len(hard)))
+    while len(drawn) < negatives:
+        drawn.append(draws.randrange(count))  # in a tiny collection one may be drawn twice
+    return [draws.choice(list(answers)), *drawn]
 
 
 def _trainer(
     library: Any, model: InferenceFree, columns: Mapping[str, list[Any]],
     recipe: LearnedRetrieval, seed: int, out: Path,
 ) -> Any:  # fmt: skip
+    """Set up sentence-transformers' trainer with the recipe's loss, penalty and steps."""
     try:
         from datasets import Dataset
     except ImportError as error:
         raise MissingExtra("datasets", "search") from error
     losses = library.losses
+    # the answer and the negatives, each a column
     names = [name for name in columns if name.startswith("document")]
     loss = losses.SpladeLoss(
         model.encoder,
@@ -187,7 +200,7 @@ def _trainer(
         document_regularizer_weight=recipe.weight,
         query_regularizer_weight=0.0,
         document_regularizer=WeightedFlops(penalty_weights(model, recipe.penalty), len(names)),
-        query_regularizer=WeightedFlops(torch.zeros(1)),  # looked up: there is nothing to thin out
+        query_regularizer=WeightedFlops(torch.zeros(1)),  # queries are a table: no penalty
     )
     arguments = library.SparseEncoderTrainingArguments(
         output_dir=str(out),
@@ -199,7 +212,7 @@ def _trainer(
         data_seed=seed,
         save_steps=max(10, recipe.steps // 5),
         save_total_limit=1,
-        # a document that is twice in a batch would be its own negative
+        # without teachers a document that is twice in a batch would be its own negative
         batch_sampler="batch_sampler" if recipe.teachers else "no_duplicates",
         router_mapping={"query": "query"} | dict.fromkeys(names, "document"),
         report_to="none",
@@ -215,7 +228,7 @@ def _trainer(
 
 
 def penalty_weights(model: InferenceFree, penalty: str) -> torch.Tensor:
-    """The weight of each token in the penalty, (V,)."""
+    """Return the weight of each token in the penalty, (V,).  penalty: "flops" or "idf"."""
     weights = torch.from_numpy(model.queries.weights)
     if penalty == "flops":
         return torch.ones_like(weights)

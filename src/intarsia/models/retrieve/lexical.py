@@ -1,9 +1,9 @@
-"""BM25 over stems, which an index holds beside its learned vectors and adds to their score.
+"""BM25 over stems, which an index stores beside its learned vectors and adds to their score.
 
     index = SparseIndex.build(model, docs, lexical=Lexical(language="german"))
 
-A segment keeps how often each document has each stem; k1, b and the mean length are put in when one
-searches, so that an index of appended documents ranks as one that was built at once.
+A segment stores how often each document has each stem; k1, b and the mean length are applied at
+search time, so that an index of appended documents ranks as one that was built at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ...core.errors import CheckpointError, MissingExtra
 from .postings import Array, Postings, Query
 from .query_weights import idf
 
-# with a stemmer of Snowball's and a list of stop words
+# languages with a Snowball stemmer and a list of stop words
 LANGUAGES = (
     *("danish", "dutch", "english", "french", "german", "italian", "norwegian", "portuguese"),
     *("russian", "spanish", "swedish", "turkish"),
@@ -32,12 +32,12 @@ COUNTS = "float16"  # how counts are stored: exact up to 2,048
 
 @dataclass(frozen=True)
 class Lexical:
-    """BM25 in the score of an index: (1 - share) L(q, d) / max_d L + share B(q, d) / max_d B.
+    """Settings of BM25 in an index's score (1 - share) L(q, d) / max_d L + share B(q, d) / max_d B.
 
     L is the learned score, B = sum_w idf_w tf / (tf + k1 (1 - b + b |d| / mean |d|)) over the stems
-    w of the query that are no stop words, as Lucene has it; maxima are over all documents.
-    language: one of LANGUAGES.  share: 0 ranks by L alone, 1 by B alone; the default is what finds
-    most by 600 topics of Nave's that nothing else is measured on.  `tuned` finds the settings of a
+    w of the query that are no stop words, as in Lucene; maxima are over all documents.
+    language: one of LANGUAGES.  share: 0 ranks by L alone, 1 by B alone; the default was best on
+    600 topics of Nave's that nothing else is measured on.  `tune_lexical` finds the settings of a
     collection by its own queries.  Raises: ConfigError.
     """
 
@@ -54,19 +54,19 @@ class Lexical:
 
 
 def stems(texts: Sequence[str], language: str, *, numbered: bool = False) -> Any:
-    """The stems of each text in their order, without stop words, by bm25s and Snowball.
+    """Return the stems of each text in order, without stop words, by bm25s and Snowball.
 
-    numbered: as numbers, and the numbers by stem.
+    numbered: return bm25s' object with `ids`, the stems as numbers, and `vocab`, stem -> number.
     Raises: MissingExtra without bm25s and PyStemmer.
     """
     tokenize, stemmer = _stemmer(language)
-    how: dict[str, Any] = {"stopwords": language, "stemmer": stemmer, "show_progress": False}
-    return tokenize(list(texts), return_ids=numbered, **how)
+    options: dict[str, Any] = {"stopwords": language, "stemmer": stemmer, "show_progress": False}
+    return tokenize(list(texts), return_ids=numbered, **options)
 
 
 @lru_cache
 def _stemmer(language: str) -> tuple[Any, Any]:
-    """The function of bm25s, and the stemmer, which takes longer to make than a query."""
+    """Return bm25s' tokenizer, and the stemmer, cached: building it takes longer than a query."""
     try:
         import bm25s
         import Stemmer
@@ -77,44 +77,53 @@ def _stemmer(language: str) -> tuple[Any, Any]:
 
 @dataclass(frozen=True)
 class Stems:
-    """The stems of a segment's documents: their names, and how often each document has each."""
+    """Stems of a segment's documents.  counts: how often each document has each stem of `names`."""
 
     names: list[str]
     counts: Postings
 
     @classmethod
     def of(cls, texts: Sequence[str], language: str) -> Stems:
-        """The stems of texts."""
-        found = stems(texts, language, numbered=True)
-        names = [name for name, _ in sorted(found.vocab.items(), key=lambda pair: pair[1])]
-        lengths = [len(own) for own in found.ids]
+        """Count the stems of texts."""
+        tokens = stems(texts, language, numbered=True)
+        names = [name for name, _ in sorted(tokens.vocab.items(), key=lambda pair: pair[1])]
+        lengths = [len(of_text) for of_text in tokens.ids]
+        # one entry of 1 for each stem of each text; duplicates are summed to counts
         rows = np.repeat(np.arange(len(texts)), lengths)
-        columns = np.fromiter((n for own in found.ids for n in own), np.int64, sum(lengths))
+        columns = np.fromiter(
+            (n for of_text in tokens.ids for n in of_text), np.int64, sum(lengths)
+        )
         shape = len(texts), len(names)
         return cls(names, Postings.of(sp.csr_matrix((np.ones(len(rows)), (rows, columns)), shape)))
 
     @classmethod
     def merged(cls, parts: Sequence[Stems], alive: Sequence[Array]) -> Stems:
-        """One of all documents that are alive, in their order."""
+        """Join the stems of several segments, of the documents that are alive.
+
+        alive: (documents,) bool of each segment.
+        """
         names = list(dict.fromkeys(name for part in parts for name in part.names))
         place = {name: i for i, name in enumerate(names)}
         blocks: list[Any] = []
-        for part, kept in zip(parts, alive, strict=True):
-            rows = part.counts.rows(kept).tocoo()
-            own = np.array([place[name] for name in part.names], np.int64)
+        for part, mask in zip(parts, alive, strict=True):
+            rows = part.counts.rows(mask).tocoo()
+            # a stem may have different numbers in two segments: renumber the columns
+            new_number = np.array([place[name] for name in part.names], np.int64)
             shape = rows.shape[0], len(names)
-            blocks.append(sp.csr_matrix((rows.data, (rows.row, own[rows.col])), shape))
+            blocks.append(sp.csr_matrix((rows.data, (rows.row, new_number[rows.col])), shape))
         return cls(names, Postings.of(sp.vstack(blocks, format="csr")))
 
     def encode(self) -> dict[str, Array]:
-        """The arrays that are written, without the names."""
+        """Return the arrays to write, without the names."""
         return {f"stems.{n}": array for n, array in self.counts.encode(COUNTS).items()}
 
     @classmethod
     def decode(cls, arrays: dict[str, Array], names: list[str], count: int) -> Stems:
-        """What `encode` wrote.  Raises: CheckpointError."""
-        own = {n.removeprefix("stems."): a for n, a in arrays.items() if n.startswith("stems.")}
-        lists = Postings.decode(own, count)
+        """Read the arrays of `encode`, of `count` documents.  Raises: CheckpointError."""
+        of_stems = {
+            n.removeprefix("stems."): a for n, a in arrays.items() if n.startswith("stems.")
+        }
+        lists = Postings.decode(of_stems, count)
         if lists.tokens != len(names):
             fix = "Copy the index again from its source, or build it anew."
             got, want = f"{len(names)} names", f"{lists.tokens}, one for each list"
@@ -123,18 +132,18 @@ class Stems:
 
     @cached_property
     def place(self) -> dict[str, int]:
-        """The number of each stem."""
+        """Number of each stem."""
         return {name: i for i, name in enumerate(self.names)}
 
     @cached_property
     def lengths(self) -> Array:
-        """Stems of each document.  (documents,)."""
-        own, count = self.counts, self.counts.count
-        return np.bincount(own.docs, own.weights, count).astype(np.float32)
+        """Number of stems of each document, (documents,)."""
+        counts, count = self.counts, self.counts.count
+        return np.bincount(counts.docs, counts.weights, count).astype(np.float32)
 
 
-class Stem(NamedTuple):
-    """A stem of a query: its number in each segment, the documents that have it, and its idf."""
+class QueryStem(NamedTuple):
+    """Stem of a query: its number in each segment, the documents that have it, and its idf."""
 
     numbers: list[int | None]
     frequency: int
@@ -142,51 +151,57 @@ class Stem(NamedTuple):
 
 
 class Bm25Lists:
-    """Posting lists of BM25 for the segments of an index together.
+    """Posting lists of BM25 over all segments of an index.
 
-    parts: one for each segment; their documents and lengths count as one collection's.
-    lists: of each segment, with document i of n at n + i: both scores are added up in one array.
+    parts: one for each segment; document frequencies and mean length are those of all together.
+    lists: of each segment, with document i of n at n + i, so that one array of 2 n holds both the
+    learned scores and BM25's.
     """
 
-    def __init__(self, parts: Sequence[Stems], how: Lexical) -> None:
+    def __init__(self, parts: Sequence[Stems], settings: Lexical) -> None:
         self.parts, self.count = parts, sum(part.counts.count for part in parts)
-        self._known = dict[str, Stem]()
+        self._cached = dict[str, QueryStem]()
         words = sum(float(part.lengths.sum()) for part in parts)
-        self.lists = [_saturated(part, how, words / max(1, self.count)) for part in parts]
+        self.lists = [_bm25_lists(part, settings, words / max(1, self.count)) for part in parts]
 
     def queries(self, words: Sequence[str], *, prune: float, max_df: float) -> list[Query]:
-        """A query's stems as each segment numbers them, with their idf, once for each time.
+        """Return a query's stems for each segment: (number there, idf times the uses in the query).
 
-        prune: stems below this share of the heaviest are left out; max_df: those that are in more
-        than this share of the documents.
+        words: the query's stems; prune: leave out those below this share of the heaviest; max_df:
+        leave out those in more than this share of the documents.
         """
         times = Counter(words)
-        found = [(self._looked_up(word), number) for word, number in times.items()]
-        kept = [(own, number * own.idf) for own, number in found
-                if 0 < own.frequency <= max_df * self.count]  # fmt: skip
-        least = prune * max((weight for _, weight in kept), default=0.0)
+        looked_up = [(self._look_up(word), number) for word, number in times.items()]
+        weighted = [(stem, number * stem.idf) for stem, number in looked_up
+                    if 0 < stem.frequency <= max_df * self.count]  # fmt: skip
+        least = prune * max((weight for _, weight in weighted), default=0.0)
+        # a segment that lacks a stem has no number for it, and skips it
         return [
-            [(n, weight) for own, weight in kept
-             if weight >= least and (n := own.numbers[i]) is not None]
+            [(n, weight) for stem, weight in weighted
+             if weight >= least and (n := stem.numbers[i]) is not None]
             for i in range(len(self.parts))
         ]  # fmt: skip
 
-    def _looked_up(self, word: str) -> Stem:
-        """A stem's number in each segment and its idf; remembered."""
-        if (known := self._known.get(word)) is None:
+    def _look_up(self, word: str) -> QueryStem:
+        """Look up a stem's number in each segment and its idf, and cache them."""
+        if (stem := self._cached.get(word)) is None:
             numbers = [part.place.get(word) for part in self.parts]
             pairs = zip(self.lists, numbers, strict=True)
             frequency = sum(int(s.starts[n + 1] - s.starts[n]) for s, n in pairs if n is not None)
-            known = Stem(numbers, frequency, float(idf(np.array(frequency), self.count)))
-            if frequency:  # as many as there are stems, not as many as there are queries
-                self._known[word] = known
-        return known
+            stem = QueryStem(numbers, frequency, float(idf(np.array(frequency), self.count)))
+            if frequency:  # cache known stems alone: queries may have any number of others
+                self._cached[word] = stem
+        return stem
 
 
-def _saturated(part: Stems, how: Lexical, mean: float) -> Postings:
-    """tf / (tf + k1 (1 - b + b |d| / mean)) in the place of counts, behind all learned scores."""
+def _bm25_lists(part: Stems, settings: Lexical, mean: float) -> Postings:
+    """Replace counts by tf / (tf + k1 (1 - b + b |d| / mean)), and shift documents by their number.
+
+    mean: of the lengths |d| over the whole collection.
+    """
     lists = part.counts
-    norm = how.k1 * (1 - how.b + how.b * part.lengths / max(mean, 1e-9))
+    # length normalisation of each document
+    norm = settings.k1 * (1 - settings.b + settings.b * part.lengths / max(mean, 1e-9))
     weights = lists.weights / (lists.weights + norm[lists.docs])
     return Postings(
         lists.starts, lists.docs + lists.count, weights.astype(np.float32), 2 * lists.count

@@ -1,4 +1,4 @@
-"""What a query is without a model: its distinct tokens, each with a weight that was looked up."""
+"""Queries without a model: their distinct tokens, each with a weight from a table."""
 
 from __future__ import annotations
 
@@ -19,31 +19,32 @@ from ...core.reading import read_tensors, read_text
 
 TOKENIZER, WEIGHTS = "tokenizer.json", "queries.safetensors"
 LONGEST = 100_000  # characters of a query
-KNOWN = 100_000  # words whose tokens are remembered
-APART = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")  # a space ends a word for these
+CACHED = 100_000  # words whose tokens are cached
+APART = ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")  # these end a word at a space
+# normalizers that treat each word by itself
 SAME = ("BertNormalizer", "Lowercase", "NFC", "NFD", "NFKC", "NFKD", "StripAccents")
 
 
 def idf(frequencies: np.ndarray, documents: int) -> np.ndarray:
-    """How rare each token is: log(1 + (N - n_j + 1/2) / (n_j + 1/2)).
+    """Compute the inverse document frequency log(1 + (N - n_j + 1/2) / (n_j + 1/2)).
 
-    frequencies: n_j, in how many of the N documents the token is, (V,).  -> (V,) float32, above 0.
+    frequencies: n_j, (V,), how many of the N documents have token j.  -> (V,) float32, above 0.
     """
     n = np.asarray(frequencies, np.float64)
     return np.log1p((documents - n + 0.5) / (n + 0.5)).astype(np.float32)
 
 
 class QueryWeights:
-    """A tokenizer and one weight for each of its tokens; a token of weight 0 is not looked up.
+    """Tokenizer with one weight for each of its tokens; tokens of weight 0 are ignored.
 
     tokenizer: the text of a tokenizer.json; weights: (V,), at least 0.
-    Raises: CheckpointError for a text that is none; ConfigError for weights that do not fit.
+    Raises: CheckpointError if the text is no tokenizer; ConfigError for weights that do not fit.
     """
 
     def __init__(self, tokenizer: str, weights: np.ndarray) -> None:
         self.json, self.weights = tokenizer, np.ascontiguousarray(weights, np.float32)
         self.tokenizer = _tokenizer(tokenizer)
-        self._apart, self._known = _words_apart(tokenizer), dict[str, list[int]]()
+        self._apart, self._cached = _splits_at_spaces(tokenizer), dict[str, list[int]]()
         size = self.tokenizer.get_vocab_size()
         if self.weights.shape != (size,):
             fix = "Take tokenizer and weights of one model."
@@ -55,16 +56,16 @@ class QueryWeights:
 
     @staticmethod
     def size(tokenizer: str) -> int:
-        """V, the size of a tokenizer.json's vocabulary.  Raises: CheckpointError."""
+        """Return the size V of a tokenizer.json's vocabulary.  Raises: CheckpointError."""
         return int(_tokenizer(tokenizer).get_vocab_size())
 
     @property
     def digest(self) -> str:
-        """Of the tokenizer: which numbers tokens have."""
+        """Digest of the tokenizer, which determines the tokens' numbers."""
         return hashlib.sha256(self.json.encode()).hexdigest()
 
     def tokens(self, texts: Sequence[str]) -> list[list[int]]:
-        """The numbers of each text's tokens, without those that a model adds.
+        """Return the numbers of each text's tokens, without a model's special tokens.
 
         Raises: ConfigError for a text of more than LONGEST characters.
         """
@@ -74,19 +75,23 @@ class QueryWeights:
                 fix = "Search for what it is about: its title or first paragraph."
                 raise ConfigError("query", got=got, want=want, fix=fix)
         if not self._apart:
-            found = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
-            return [one.ids for one in found]
+            encodings = self.tokenizer.encode_batch(list(texts), add_special_tokens=False)
+            return [encoding.ids for encoding in encodings]
+        # tokenize new words alone; the tokens of a text are those of its words in order
         words = [text.split(" ") for text in texts]
-        new = {word for own in words for word in own if word not in self._known}
-        if len(self._known) + len(new) > KNOWN:
-            self._known, new = {}, {word for own in words for word in own}
+        new = {word for of_text in words for word in of_text if word not in self._cached}
+        # a full cache is emptied, so that memory stays bounded
+        if len(self._cached) + len(new) > CACHED:
+            self._cached, new = {}, {word for of_text in words for word in of_text}
         if new:
             encoded = self.tokenizer.encode_batch(list(new), add_special_tokens=False)
-            self._known |= {word: one.ids for word, one in zip(new, encoded, strict=True)}
-        return [[token for word in own for token in self._known[word]] for own in words]
+            self._cached |= {
+                word: encoding.ids for word, encoding in zip(new, encoded, strict=True)
+            }
+        return [[token for word in of_text for token in self._cached[word]] for of_text in words]
 
     def of(self, text: str, *, prune: float = 0.0) -> list[tuple[int, float]]:
-        """The distinct tokens of a query with their weights, heaviest first.
+        """Return the distinct tokens of a query with their weights, heaviest first.
 
         prune: tokens below this share of the heaviest are left out.
         Empty for a query without a known token.  Raises: ConfigError.
@@ -94,32 +99,34 @@ class QueryWeights:
         return self.of_many([text], prune=prune)[0]
 
     def of_many(self, texts: Sequence[str], *, prune: float = 0.0) -> list[list[tuple[int, float]]]:
-        """`of` for each query."""
+        """Return `of` for each query, tokenized together."""
         between("prune", prune, 0, 1, fix="Try 0.1; 0 keeps all.")
         queries: list[list[tuple[int, float]]] = []
         for tokens in self.tokens(texts):
+            # a repeated token counts once: q_j is a weight of distinct tokens
             pairs = [(token, float(self.weights[token])) for token in dict.fromkeys(tokens)]
             least = prune * max((weight for _, weight in pairs), default=0.0)
-            kept = [pair for pair in pairs if pair[1] > 0 and pair[1] >= least]
-            queries.append(sorted(kept, key=lambda pair: -pair[1]))
+            heavy = [pair for pair in pairs if pair[1] > 0 and pair[1] >= least]
+            queries.append(sorted(heavy, key=lambda pair: -pair[1]))
         return queries
 
     def places(self, text: str) -> list[tuple[int, int, int]]:
-        """The tokens of a text and where they stand: (token, first, behind the last character)."""
-        found = self.tokenizer.encode(text, add_special_tokens=False)
-        return [(t, a, b) for t, (a, b) in zip(found.ids, found.offsets, strict=True)]
+        """Return the tokens of a text with their positions: (token, first character, end)."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        return [(t, a, b) for t, (a, b) in zip(encoding.ids, encoding.offsets, strict=True)]
 
     def word(self, token: int) -> str:
-        """A token as text."""
+        """Return a token as text."""
         return str(self.tokenizer.id_to_token(token))
 
     def frequencies(self, texts: Iterable[str], batch: int = 1024) -> tuple[np.ndarray, int]:
-        """In how many of the texts each token is, (V,), and how many texts there are."""
+        """Count the texts that have each token, (V,), and all texts.  batch: texts at a time."""
         counts, total, part = np.zeros(len(self.weights), np.int64), 0, list[str]()
 
         def add() -> None:
-            for one in self.tokenizer.encode_batch(part, add_special_tokens=False):
-                counts[list(set(one.ids))] += 1
+            for encoding in self.tokenizer.encode_batch(part, add_special_tokens=False):
+                # a text counts once for each distinct token
+                counts[list(set(encoding.ids))] += 1
 
         for text in texts:
             part.append(text)
@@ -131,17 +138,17 @@ class QueryWeights:
         return counts, total
 
     def table(self) -> dict[str, float]:
-        """Token -> weight, above 0: idf.json as OpenSearch and sentence-transformers read it."""
+        """Return token -> weight above 0, the idf.json of OpenSearch and sentence-transformers."""
         return {self.word(int(j)): float(self.weights[j]) for j in np.flatnonzero(self.weights)}
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer and the weights into a folder that is there."""
+        """Write the tokenizer and the weights into an existing folder."""
         write_text(folder / TOKENIZER, self.json)
         write_text(folder / WEIGHTS, save({"weights": self.weights}))
 
     @classmethod
     def load(cls, folder: Path) -> QueryWeights:
-        """What `save` wrote.  Raises: CheckpointError."""
+        """Read the files of `save`.  Raises: CheckpointError."""
         try:
             text = read_text(folder / TOKENIZER)
             return cls(text, read_tensors(folder / WEIGHTS, "np")["weights"])
@@ -150,10 +157,10 @@ class QueryWeights:
             raise CheckpointError(f"queries of {folder}", got=error, want=want, fix=fix) from error
 
 
-def _words_apart(tokenizer: str) -> bool:
-    """Whether a text's tokens are those of its words, so that they can be remembered by word."""
-    about = json.loads(tokenizer)
-    normalizer, splitter = about.get("normalizer"), about.get("pre_tokenizer") or {}
+def _splits_at_spaces(tokenizer: str) -> bool:
+    """Return whether a text's tokens are those of its words, so that they can be cached by word."""
+    settings = json.loads(tokenizer)
+    normalizer, splitter = settings.get("normalizer"), settings.get("pre_tokenizer") or {}
     steps = [normalizer] if normalizer else []
     if normalizer and normalizer["type"] == "Sequence":
         steps = normalizer["normalizers"]
@@ -161,15 +168,16 @@ def _words_apart(tokenizer: str) -> bool:
 
 
 def _tokenizer(text: str) -> Any:
+    """Build the tokenizer of a tokenizer.json, without truncation and padding."""
     try:
         from tokenizers import Tokenizer
     except ImportError as error:
         raise MissingExtra("tokenizers", "search") from error
     try:
-        found = Tokenizer.from_str(text)
+        tokenizer = Tokenizer.from_str(text)
     except Exception as error:  # the library has no class of its own for it
         want, fix = "the text of a tokenizer.json", "Copy it again from its model."
         raise CheckpointError("tokenizer", got=error, want=want, fix=fix) from error
-    found.no_truncation()  # documents are cut by their model, queries not at all
-    found.no_padding()
-    return found
+    tokenizer.no_truncation()  # documents are cut by their model, queries not at all
+    tokenizer.no_padding()
+    return tokenizer

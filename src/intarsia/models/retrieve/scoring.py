@@ -1,6 +1,6 @@
-"""The scores of an index's documents for a query: learned tokens and stems, joined.
+"""Scores of an index's documents for a query: learned tokens and BM25, joined.
 
-s(q, d) = (1 - share) L(q, d) / max_d L + share B(q, d) / max_d B, as `Lexical` says.
+s(q, d) = (1 - share) L(q, d) / max_d L + share B(q, d) / max_d B, see `Lexical`.
 """
 
 from __future__ import annotations
@@ -12,88 +12,104 @@ from typing import Any
 import numpy as np
 
 from .lexical import Bm25Lists, Lexical, stems
-from .postings import Array, Postings, Query, added, best
+from .postings import Array, Postings, Query, best, sum_scores
 from .query_weights import QueryWeights
 from .segment import Segment
 
-HEAVY = 0.4  # of the heaviest token's weight: the first of two phases (OpenSearch's default)
+HEAVY = 0.4  # share of the heaviest token's weight: tokens of phase one (OpenSearch's default)
 
 
 @dataclass(frozen=True)
 class JoinedQuery:
-    """A query: its tokens and weights, and its stems as each segment numbers them."""
+    """Query of both scores: its tokens with weights, and its stems for each segment."""
 
     tokens: Query
     stems: Sequence[Query] = ()
 
 
 class Scorer:
-    """Scores all documents of some segments.
+    """Scorer of all documents of some segments.
 
-    lexical: None = the learned scores as they are.
+    lexical: settings of BM25, None = learned scores alone.
     """
 
     def __init__(
         self, segments: Sequence[Segment], queries: QueryWeights, lexical: Lexical | None
     ) -> None:
         self.segments, self.queries, self.lexical = segments, queries, lexical
-        own = [s.stems for s in segments if s.stems is not None]
-        self.bm25 = None if lexical is None or not lexical.share else Bm25Lists(own, lexical)
+        all_stems = [s.stems for s in segments if s.stems is not None]
+        self.bm25 = None if lexical is None or not lexical.share else Bm25Lists(all_stems, lexical)
         self.learned = lexical is None or lexical.share < 1
 
     def joined(self, texts: Sequence[str], *, prune: float, max_df: float) -> Iterator[JoinedQuery]:
-        """Yield the queries as they are looked up.
+        """Yield the tokens and stems of each query.
 
-        prune: of its weights those below this share of the heaviest are left out; max_df: so are
-        tokens and stems that are in more than this share of the documents.
+        prune: leave out weights below this share of the query's heaviest; max_df: leave out tokens
+        and stems that are in more than this share of the documents.
         """
         tokens: Any = [[] for _ in texts]
         if self.learned:
             tokens = self.queries.of_many(texts, prune=prune)
         if max_df < 1:
-            most = max_df * sum(segment.postings.count for segment in self.segments)
+            limit = max_df * sum(segment.postings.count for segment in self.segments)
+            # very frequent tokens have long lists and say little
             counts = frequencies(self.segments, len(self.queries.weights))
-            tokens = [[(t, w) for t, w in query if counts[t] <= most] for query in tokens]
+            tokens = [[(t, w) for t, w in query if counts[t] <= limit] for query in tokens]
         if self.bm25 is None or self.lexical is None:
             yield from map(JoinedQuery, tokens)
             return
         words: Any = stems(texts, self.lexical.language)
-        for query, own in zip(tokens, words, strict=True):
-            yield JoinedQuery(query, self.bm25.queries(own, prune=prune, max_df=max_df))
+        for query, query_stems in zip(tokens, words, strict=True):
+            yield JoinedQuery(query, self.bm25.queries(query_stems, prune=prune, max_df=max_df))
 
     def scores(
         self, query: JoinedQuery, k: int = 10, two_phase: float | None = None
     ) -> tuple[list[Array], tuple[float, float]]:
-        """The scores of each segment's documents, and what learned and BM25's were multiplied with.
+        """Score each segment's documents; return the scores and the two factors of the sum.
 
-        Deleted documents have 0.  two_phase: see `SparseIndex.search`.
+        A score is factors[0] L + factors[1] B.  Deleted documents have 0.  two_phase: see
+        `SparseIndex.search`.
         """
         if self.bm25 is None or self.lexical is None:
             pairs = [(s, self._learned(s, query.tokens, k, two_phase)) for s in self.segments]
-            return [_alive(s, added(own, s.postings.count)) for s, own in pairs], (1.0, 0.0)
+            return [_without_deleted(s, sum_scores(pair, s.postings.count)) for s, pair in pairs], (
+                1.0,
+                0.0,
+            )
         both: list[Array] = []  # (2, documents) of each segment
         for segment, lists, stem in zip(self.segments, self.bm25.lists, query.stems, strict=True):
+            # one array of 2 n scores: BM25's lists have their documents shifted by n
             parts = [*self._learned(segment, query.tokens, k, two_phase), (lists, stem)]
-            scores = added(parts, lists.count).reshape(2, segment.postings.count)
-            both.append(_alive(segment, scores))
-        tops = np.max([own.max(1, initial=0) for own in both], axis=0, initial=0)
+            scores = sum_scores(parts, lists.count).reshape(2, segment.postings.count)
+            both.append(_without_deleted(segment, scores))
+        # divide both scores by their maxima over all segments; a maximum of 0 gives factor 0
+        tops = np.max([pair.max(1, initial=0) for pair in both], axis=0, initial=0)
         share = np.array([1 - self.lexical.share, self.lexical.share], np.float32)
         factors = np.divide(share, tops, out=np.zeros_like(share), where=tops > 0)
-        return [factors @ own for own in both], (float(factors[0]), float(factors[1]))
+        return [factors @ pair for pair in both], (float(factors[0]), float(factors[1]))
 
     def _learned(
         self, segment: Segment, query: Query, k: int, two_phase: float | None
     ) -> list[tuple[Postings, Query]]:
-        """The lists of a query's tokens; of two phases those of the first phase's best alone."""
+        """Return posting lists with query weights whose sum is the learned score of a segment.
+
+        two_phase: None = the lists of the query's tokens; else heavy tokens choose the best
+        two_phase * k documents, and a single list has their full scores.
+        """
         lists = segment.postings
         if two_phase is None or not query:
             return [(lists, query)]
+        # phase one: heavy tokens alone, whose lists are short; query[0] is the heaviest
         first = lists.scores([(t, w) for t, w in query if w >= HEAVY * query[0][1]])
-        chosen = np.sort(best(_alive(segment, first), int(k * two_phase)))
+        # phase two: the full score of the candidates, as a list of one token with weight 1
+        selected = np.sort(best(_without_deleted(segment, first), int(k * two_phase)))
         return [
             (
                 Postings(
-                    np.array([0, len(chosen)]), chosen, lists.scores_of(query, chosen), lists.count
+                    np.array([0, len(selected)]),
+                    selected,
+                    lists.scores_of(query, selected),
+                    lists.count,
                 ),
                 [(0, 1.0)],
             )
@@ -101,12 +117,12 @@ class Scorer:
 
 
 def frequencies(segments: Sequence[Segment], size: int) -> Array:
-    """In how many documents' vectors each of the tokens is, deleted ones too.  (V,)."""
+    """Count the documents, deleted ones too, whose vectors have each token.  size: V -> (V,)."""
     return sum((s.postings.frequencies() for s in segments), np.zeros(size, np.int64))
 
 
-def _alive(segment: Segment, scores: Array) -> Array:
-    """Scores, (documents,) or (..., documents), of deleted documents 0."""
+def _without_deleted(segment: Segment, scores: Array) -> Array:
+    """Set the scores (..., documents) of deleted documents to 0, in place."""
     if segment.deleted:
         scores[..., list(segment.deleted)] = 0
     return scores

@@ -1,4 +1,4 @@
-"""What a search found, ready for people: texts with the query's words marked, and why."""
+"""Search results for display: texts with the query's words marked, and explanations."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from typing import Any
 from .lexical import stems
 from .sparse_index import Hit, SparseIndex
 
-WIDTH = 600  # characters of a text that are shown
-WORD = re.compile(r"\w\w+")  # what has a stem
+WIDTH = 600  # characters of a text that are displayed
+WORD = re.compile(r"\w\w+")  # words that have a stem
 
 
-def found(index: SparseIndex, query: str, k: int = 10) -> dict[str, Any]:
-    """The hits of a query with their terms, as JSON.
+def search_results(index: SparseIndex, query: str, k: int = 10) -> dict[str, Any]:
+    """Search, and return the hits with their terms, ready for JSON.
 
     hits: id, score, text, parts (pieces of the text and whether each is a word that scored), terms
-    (token, score, expanded, stem); tokens: of the query that the model knows, heaviest first;
-    stems: of the query.
+    (token, score, expanded, stem); tokens: the query's tokens with a weight, heaviest first;
+    stems: the query's stems.
     Raises: ConfigError.
     """
     start = time.perf_counter()
@@ -40,38 +40,41 @@ def found(index: SparseIndex, query: str, k: int = 10) -> dict[str, Any]:
 def _hit(
     index: SparseIndex, query: str, tokens: Sequence[tuple[int, float]], hit: Hit
 ) -> dict[str, Any]:
-    """Return a hit as JSON; marked are the words that added to its score, and no others."""
+    """Return a hit ready for JSON, with the words marked that contributed to its score."""
     terms = index.explain(query, hit.id)
     scored = {term.token for term in terms if not term.stem}
-    known = {token for token, _ in tokens if index.queries.word(token) in scored}
+    # mark only what contributed, and explain it by the same terms
+    scoring_tokens = {token for token, _ in tokens if index.queries.word(token) in scored}
     stemmed = [term.token for term in terms if term.stem]
     return {
         "id": hit.id,
         "score": hit.score,
         "text": hit.text,
-        "parts": parts(index, hit.text, known, stemmed),
+        "parts": mark_parts(index, hit.text, scoring_tokens, stemmed),
         "terms": [vars(term) for term in terms],
     }
 
 
-def parts(
+def mark_parts(
     index: SparseIndex,
     text: str,
-    known: set[int],
+    tokens: set[int],
     words: Sequence[str] = (),
     width: int = WIDTH,
 ) -> list[tuple[str, bool]]:
-    """A text in pieces: (piece, whether it is one of the known tokens, or a word of these stems).
+    """Split a text into pieces (piece, whether it is marked), at most `width` characters in all.
 
-    Of a long text the part that begins shortly before the first of them.
+    Marked are the given tokens, and words that have one of the given stems.  tokens: numbers of
+    tokens; words: stems.  Of a long text the part around the first marked piece is returned.
     """
-    marked = [(a, b) for token, a, b in index.queries.places(text) if token in known]
+    marked = [(a, b) for token, a, b in index.queries.places(text) if token in tokens]
     if words and index.lexical is not None:
-        others = list(set(WORD.findall(text)))
-        stemmed = zip(others, stems(others, index.lexical.language), strict=True)
-        own = {word for word, found in stemmed if set(found) & set(words)}
-        marked += [(m.start(), m.end()) for m in WORD.finditer(text) if m.group() in own]
+        distinct = list(set(WORD.findall(text)))
+        stemmed = zip(distinct, stems(distinct, index.lexical.language), strict=True)
+        marked_words = {word for word, word_stems in stemmed if set(word_stems) & set(words)}
+        marked += [(m.start(), m.end()) for m in WORD.finditer(text) if m.group() in marked_words]
         marked.sort(key=lambda place: (place[0], -place[1]))
+    # begin a long text at a word, a quarter of the width before the first mark
     first = 0
     if len(text) > width and marked and marked[0][0] > width // 2:
         first = text.rfind(" ", 0, marked[0][0] - width // 4) + 1
@@ -80,6 +83,7 @@ def parts(
     if first:
         pieces.append(("… ", False))
     for a, b in marked:
+        # overlapping marks: the first one wins
         if a >= last and b <= end:
             pieces += [(text[last:a], False), (text[a:b], True)]
             last = b

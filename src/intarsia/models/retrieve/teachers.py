@@ -1,4 +1,4 @@
-"""Teachers of a retriever: how well each candidate answers a query, in a teacher's own scores."""
+"""Teachers of a retriever, which score how well each candidate document answers a query."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ...core.errors import AssetError, ConfigError
 from ...data.packages import announce
-from .inference_free import DENSE, packaged, sentence_transformers
+from .inference_free import DENSE, packaged_folder, sentence_transformers
 from .lexical import Lexical, stems
 
 BM25 = Lexical()  # its language, k1 and b
@@ -18,15 +18,15 @@ Report = Callable[[str], None]
 
 
 class Teacher(Protocol):
-    """Scores documents of one collection, which are known by their number."""
+    """Teacher that scores the documents of one collection, given by their numbers."""
 
     def scores(self, queries: Sequence[str], candidates: np.ndarray) -> np.ndarray:
-        """(queries, candidates) int -> (queries, candidates) float, larger is better."""
+        """Score candidates, (queries, n) int, of each query -> (queries, n), larger is better."""
         ...
 
 
 class Bm25:
-    """BM25 of bm25s, with Snowball's stems and without stop words; it also finds candidates.
+    """BM25 of bm25s as a teacher, on stems without stop words; it also finds candidates.
 
     Raises: MissingExtra without bm25s and PyStemmer.
     """
@@ -39,29 +39,29 @@ class Bm25:
         self.index.index(tokens, show_progress=False)
         self.count = len(texts)
 
-    def found(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
-        """Numbers and scores of the best k documents of each query, (queries, k) both."""
+    def retrieve(self, queries: Sequence[str], k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return numbers and scores of each query's k best documents, (queries, k) both."""
         tokens, k = stems(queries, BM25.language, numbered=True), min(k, self.count)
-        found: Any = self.index.retrieve(tokens, k=k, show_progress=False, n_threads=1)
-        return found
+        best: Any = self.index.retrieve(tokens, k=k, show_progress=False, n_threads=1)
+        return best
 
     def scores(self, queries: Sequence[str], candidates: np.ndarray) -> np.ndarray:
         words = stems(queries, BM25.language)
         rows = [
-            self.index.get_scores(own)[row] if own else np.zeros(len(row))
-            for own, row in zip(words, candidates, strict=True)
+            self.index.get_scores(query_stems)[row] if query_stems else np.zeros(len(row))
+            for query_stems, row in zip(words, candidates, strict=True)
         ]
         return np.stack(rows)
 
 
 class DenseTeacher:
-    """Cosines of a sentence encoder; a document is encoded once, when it is first asked for.
+    """Cosines of a sentence encoder as a teacher; each document is encoded once, when needed.
 
-    Raises: AssetError for a model that cannot be had.
+    Raises: AssetError for a model that is not available.
     """
 
     def __init__(self, texts: Sequence[str], name: str, *, report: Report = announce) -> None:
-        folder = packaged(DENSE, name, report) or name
+        folder = packaged_folder(DENSE, name, report) or name
         library = sentence_transformers()
         try:
             self.model = library.SentenceTransformer(
@@ -75,24 +75,25 @@ class DenseTeacher:
         self.texts, self._vectors = texts, dict[int, np.ndarray]()
 
     def scores(self, queries: Sequence[str], candidates: np.ndarray) -> np.ndarray:
+        # vectors have length 1, so that a dot product is a cosine
         new = sorted({int(n) for n in candidates.ravel()} - self._vectors.keys())
-        encoded = self._encoded([self.texts[n] for n in new])
+        encoded = self._encode([self.texts[n] for n in new])
         self._vectors |= dict(zip(new, encoded, strict=True))
-        asked = self._encoded(queries)
+        query_vectors = self._encode(queries)
         rows = [
             np.stack([self._vectors[int(n)] for n in row]) @ q
-            for q, row in zip(asked, candidates, strict=True)
+            for q, row in zip(query_vectors, candidates, strict=True)
         ]
         return np.stack(rows)
 
-    def _encoded(self, texts: Sequence[str]) -> np.ndarray:
+    def _encode(self, texts: Sequence[str]) -> np.ndarray:
         return self.model.encode(list(texts), normalize_embeddings=True, show_progress_bar=False)
 
 
 def teachers_of(
     names: Sequence[str], texts: Sequence[str], *, report: Report = announce
 ) -> dict[str, Teacher]:
-    """Teachers by name: bm25, minilm, or a folder of a sentence encoder.
+    """Build teachers by name: bm25, minilm, or a folder of a sentence encoder.
 
     Raises: ConfigError for none, or one that is named twice; AssetError, MissingExtra.
     """

@@ -1,4 +1,4 @@
-"""How much BM25 counts in an index, by queries whose answers are known."""
+"""Tuning of BM25 in an index, by queries whose answers are known."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from .lexical import Lexical
 from .sparse_index import SparseIndex
 
 MEASURE, DEPTH = "nDCG@10", 10
-MOST = 500  # queries that are asked: more change the choice little, and take longer
+MOST_QUERIES = 500  # more change the choice little, and take longer
 K1S, BS = (0.6, 0.9, 1.2, 1.5), (0.2, 0.4, 0.75)
 SHARES = tuple(i / 10 for i in range(11))
 
 
-def tuned(
+def tune_lexical(
     index: SparseIndex, queries: Mapping[str, str], qrels: Qrels, *, seed: int = 0
 ) -> Lexical:
-    """Return the settings of BM25 that find most, by nDCG@10: k1 and b of it alone, then its share.
+    """Tune BM25 by nDCG@10, first k1 and b without the learned score, then its share; return it.
 
-    The index has them then.  queries: those of validation, of which at most 500 are drawn; a query
-    that is judged again afterwards is no test.
+    The index then uses these settings.  queries: of validation, of which at most 500 are drawn (do
+    not test on them);  qrels: relevance by query and document.
     Raises: ConfigError for an index without BM25; DataError where no query is judged.
     """
     if index.lexical is None:
@@ -34,16 +34,17 @@ def tuned(
         got, want = "no query with a document of the index", "one at least"
         fix = "Give it judgements of these documents."
         raise DataError("judged queries", got=got, want=want, fix=fix)
-    drawn = random.Random(seed).sample(judged, min(MOST, len(judged)))
-    asked = {q: queries[q] for q in drawn}
+    drawn = random.Random(seed).sample(judged, min(MOST_QUERIES, len(judged)))
+    texts = {q: queries[q] for q in drawn}
     truth = {q: qrels[q] for q in drawn}
 
-    def found(how: Lexical) -> float:
-        index.lexical = how
-        return score_run(truth, index.run(asked, DEPTH), [MEASURE])[MEASURE]
+    def measure(lexical: Lexical) -> float:
+        index.lexical = lexical
+        return score_run(truth, index.run(texts, DEPTH), [MEASURE])[MEASURE]
 
+    # two searches of one dimension each instead of a grid over all three settings
     alone = replace(index.lexical, share=1.0)
-    best = max((replace(alone, k1=k1, b=b) for k1 in K1S for b in BS), key=found)
-    best = max((replace(best, share=share) for share in SHARES), key=found)
+    best = max((replace(alone, k1=k1, b=b) for k1 in K1S for b in BS), key=measure)
+    best = max((replace(best, share=share) for share in SHARES), key=measure)
     index.lexical = best
     return best

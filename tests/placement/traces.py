@@ -7,7 +7,7 @@ import torch
 from intarsia.placement import Trace
 
 
-def made(
+def random_trace(
     tokens: int = 60,
     layers: int = 3,
     experts: int = 8,
@@ -16,7 +16,7 @@ def made(
     length: int = 7,
     seed: int = 0,
 ) -> Trace:
-    """Uneven loads, and choices that depend on those of the layer before."""
+    """Draw a trace with uneven loads, and choices that depend on those of the layer before."""
     draws = torch.Generator().manual_seed(seed)
     popular = torch.rand(layers, experts, generator=draws) * 2
     follows = torch.randn(layers, experts, experts, generator=draws)
