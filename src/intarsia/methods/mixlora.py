@@ -64,8 +64,8 @@ class MixLora(BesideAttention):
             return None
 
         def of_experts(sites: Sequence[Site], *, generator: torch.Generator) -> nn.Module:
-            # Each linear map of each MLP has a site for every expert.
             """Build the shared state for the sites of all experts."""
+            # Each linear map of each MLP has a site for every expert.
             sites_of_maps = (places(site, self.router.experts) for site in sites)
             expert_sites = [
                 expert_site
@@ -80,8 +80,8 @@ class MixLora(BesideAttention):
     def build(
         self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None
     ) -> Cell:
-        # Attention layers get the plain LoRA; what remains is a whole MLP.
         """Build the plain LoRA of an attention layer, or the routed experts of an MLP."""
+        # Attention layers get the plain LoRA; what remains is a whole MLP.
         lora = attention_cell(self.attention, site, generator=generator)
         if lora is not None:
             return lora

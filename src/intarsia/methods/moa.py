@@ -284,8 +284,8 @@ def pareto(
     rules = _programme_rules(options, shape, density)
 
     def solved(objective: int, bounds: Sequence[Rule] = ()) -> Tensor | None:
-        # Variables: x_hc, head h has option c, and z_lc, some head of layer l has it.
         """Minimise the loss at one length, subject to bounds on the others; None if infeasible."""
+        # Variables: x_hc, head h has option c, and z_lc, some head of layer l has it.
         kinds = torch.zeros(shape[0] * losses[0].shape[1])  # z, the spans of a layer
         losses_at_length = OneHot(losses[objective], kinds, whole=True, rules=(*rules, *bounds))
         return losses_at_length.solve(gap=GAP, seconds=SECONDS)
