@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from intarsia.results.local_page import LocalPage, running
 from typer.testing import CliRunner
 
 from intarsia.cli import app

@@ -45,9 +45,9 @@ class Adamix(OverMethod):
         draw_apart(self.experts, self.active, self.draw, generator=torch.Generator())
 
     def build(self, site: Site, *, generator: torch.Generator) -> RoutedCell:
+        """Build the adapter of a site, with N copies of each side that is not shared."""
         # The copies replace projections of one ordinary adapter, so that activation and norm exist
         # once.
-        """Build the adapter of a site, with N copies of each side that is not shared."""
         body = two_sided(self.over.build(site, generator=generator))
         # The shared side stays one projection.
         sides = [side for side in ("down", "up") if side != self.share]

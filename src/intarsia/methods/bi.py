@@ -55,8 +55,8 @@ class BiAdapter(OverMethod):
         return None if self.bits == FLOAT else Gaussian(self.bits, self.codebook)
 
     def build(self, site: Site, *, generator: torch.Generator) -> CodedCell:
-        # The cell codes the adapter's own weights on the fly; its parameters stay floats.
         """Build the adapter of a site with coded weight matrices."""
+        # The cell codes the adapter's own weights on the fly; its parameters stay floats.
         body = self.over.build(site, generator=generator)
         return CodedCell(
             body, self.format, biases=self.biases, start=self.start, generator=generator

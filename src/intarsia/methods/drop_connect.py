@@ -43,8 +43,8 @@ class DropConnect(OverMethod):
         one_of("side", self.side, SIDES)
 
     def build(self, site: Site, *, generator: torch.Generator) -> DroppedWeights:
-        # The same weights with and without noise: in evaluation the mask is the whole matrix.
         """Build the adapter of a site, one projection of which drops weights."""
+        # The same weights with and without noise: in evaluation the mask is the whole matrix.
         body = two_sided(self.over.build(site, generator=generator))
         return DroppedWeights(body, self.side, self.p, generator)
 

@@ -108,8 +108,8 @@ class DSnoT(Pruner):
     def edit(
         self, name: str, weight: Tensor, statistics: Statistics, generator: torch.Generator
     ) -> tuple[Partition, Tensor]:
-        # The base prunes first; a base such as SparseGPT also compensates in `new`.
         """Prune a layer by the base, then swap; return the mask and the new weight."""
+        # The base prunes first; a base such as SparseGPT also compensates in `new`.
         part, new = self.base.edit(name, weight, statistics, generator)
         mask = part.mask(name, 0).to(weight.device)
         swaps = self.swapped(weight, mask, statistics)

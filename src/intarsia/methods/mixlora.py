@@ -75,8 +75,8 @@ class MixLora(BesideAttention):
     def build(
         self, site: Site, *, generator: torch.Generator, shared: nn.Module | None = None
     ) -> Cell:
-        # Attention layers get the plain LoRA; what remains is a whole MLP.
         """Build the plain LoRA of an attention layer, or the routed experts of an MLP."""
+        # Attention layers get the plain LoRA; what remains is a whole MLP.
         lora = attention_cell(self.attention, site, generator=generator)
         if lora is not None:
             return lora

@@ -66,8 +66,8 @@ class Pace(OverMethod):
         return partial(pace, weight=weight, every=self.every)
 
     def build(self, site: Site, *, generator: torch.Generator) -> ScaledOutput:
-        # The noise multiplies the output, so that an adapter that adds nothing yet stays silent.
         """Build the adapter of a site, with noise on its output while it trains."""
+        # The noise multiplies the output, so that an adapter that adds nothing yet stays silent.
         body = self.over.build(site, generator=generator)
         return ScaledOutput(body, self.sigma, generator)
 

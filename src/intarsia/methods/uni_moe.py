@@ -68,8 +68,8 @@ class UniMoe(BesideAttention):
         self.routing()
 
     def routing(self) -> TopK:
-        # With fewer experts than k a token gets all of them.
         """Return the settings of the gate: k of as many experts as there are modalities."""
+        # With fewer experts than k a token gets all of them.
         count = len(self.modalities)
         return TopK(count, min(self.active, count), None, balance=self.balance)
 
