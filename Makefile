@@ -45,11 +45,12 @@ numbers: setup  ## the tests of what computes, as an older processor would, with
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) $(NUMBERS)
 	ATEN_CPU_CAPABILITY=default ONEDNN_MAX_CPU_ISA=AVX2 OMP_NUM_THREADS=2 $(BIN)/python -m pytest -n $$(( ($(JOBS) + 1) / 2 )) $(THREADED)
 
-lint: setup  ## ruff, pyright, import-linter
+lint: setup  ## ruff, pyright, import-linter, and the words
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/lint-imports
+	$(BIN)/python scripts/words.py
 
 format: setup  ## fix and format with ruff
 	$(BIN)/ruff check --fix

@@ -28,7 +28,7 @@ from intarsia.data.language_models import language_model
 from intarsia.data.packages import obtain, pinned
 from intarsia.fitting import evaluate
 
-BAR, JUDGES = 1.8, 32  # times the dense perplexity; rows that judge
+TARGET, JUDGES = 1.8, 32  # times the dense perplexity; rows that judge
 FOLDERS = ("easy-ham-1", "easy-ham-2", "hard-ham-1")
 
 
@@ -97,10 +97,10 @@ def main() -> None:
     rows = [["dense", f"{dense:.1f}", "1.000", "", "", ""]]
     for spec in args.of:
         one = measured(spec, args)
-        bar = BAR if spec == "mixed" else None
-        over = judged(one["mails"] / dense, bar)
+        target = TARGET if spec == "mixed" else None
+        over = judged(one["mails"] / dense, target)
         rows.append([spec, f"{one['mails']:.1f}", *over, f"{one['seconds']:.0f}"])
-    head = ["calibration", "perplexity of mails", "over dense", "bar", "verdict", "CPU seconds"]
+    head = ["calibration", "perplexity of mails", "over dense", "target", "verdict", "CPU seconds"]
     about = (
         f"SmolLM2-135M, SparseGPT at density 0.5, {args.rows} rows of {args.length} tokens in "
         f"{args.dtype}; {JUDGES} rows of mails judge."

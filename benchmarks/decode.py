@@ -252,7 +252,7 @@ def main() -> None:
         ]
         for arm in arms
     ]
-    head = ["weights", "ms a token", f"of {PEER} Q4_0", "MB read", "ms at the floor", "perplexity"]
+    head = ["weights", "ms a token", f"of {PEER} Q4_0", "MB read", "ms at the limit", "perplexity"]
     body = [*frame.markdown(head, table), "", *verdicts(spent, base)]
     rest = rest_of(copy.deepcopy(model), args.reps)
     body += [

@@ -1,4 +1,4 @@
-"""What the benchmarks share: interleaved timing, ratios beside their bars, and the page."""
+"""What the benchmarks share: interleaved timing, ratios beside their targets, and the page."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ Job = Callable[[], object]
 
 @dataclass(frozen=True)
 class Row:
-    """A ratio of two cases and its bar (None = for information)."""
+    """A ratio of two cases and its target (None = for information)."""
 
     what: str
     over: str
     under: str
-    bar: float | None = None
+    target: float | None = None
 
 
 @dataclass(frozen=True)
@@ -76,17 +76,17 @@ def peak_over(step: Job, times: int = 3) -> int:
 
 
 def ratio(row: Row, times: Mapping[str, Spent]) -> list[str]:
-    """A line: what, the ratio of wall times, bar, verdict, the ratio of CPU times."""
+    """A line: what, the ratio of wall times, target, verdict, the ratio of CPU times."""
     over, under = times[row.over], times[row.under]
-    wall = judged(over.wall / under.wall, row.bar)
+    wall = judged(over.wall / under.wall, row.target)
     return [row.what, *wall, f"{over.cpu / under.cpu:.3f}"]
 
 
-def judged(got: float, bar: float | None) -> tuple[str, str, str]:
-    """(got, bar, verdict)."""
-    if bar is None:
+def judged(got: float, target: float | None) -> tuple[str, str, str]:
+    """(got, target, verdict)."""
+    if target is None:
         return f"{got:.3f}", "", ""
-    return f"{got:.3f}", f"{bar:.2f}", "met" if got <= bar else "not met"
+    return f"{got:.3f}", f"{target:.2f}", "met" if got <= target else "not met"
 
 
 def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:

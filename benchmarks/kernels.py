@@ -30,12 +30,12 @@ from intarsia_lab.bench.sparse import (
 SHAPES = ((4096, 4096), (1536, 576), (576, 1536), (576, 576))
 DENSITIES = (0.5, 0.3, 0.1)
 PICTURE = Path(__file__).parents[1] / "docs" / "pictures" / "kernels.svg"
-HEAD = ("kernel", "density", "ms", "x best dense", "bytes/weight", "GB/s", "of floor", "error")
+HEAD = ("kernel", "density", "ms", "x best dense", "bytes/weight", "GB/s", "of limit", "error")
 WIDTH, HEIGHT, LEFT, BELOW = 760, 440, 70, 60
 COLOURS = {OURS: "#1b7f5c", BASELINE: "#8a6d1d", PEER: "#7a4fa3", "torch": "#5b6775"}
 ABOUT = """\
 One row of inputs, as a decoder has it for each token: a product then reads every byte that is
-stored and does two operations with each weight. The floor is what this machine reads from
+stored and does two operations with each weight. The limit is what this machine reads from
 memory, measured in the same process. Every contender has copies of its weight, which as float32
 would be 128 MiB, and takes them in turns: the smallest formats then fit the last cache in part.
 All are interleaved, and the best repeat counts, in CPU time of the one thread, since others
@@ -160,7 +160,7 @@ def main() -> None:
     )
     if args.write:
         write_text(PICTURE, picture(table, SHAPES[0]))
-    publish("Sparse kernels beside the floor", ABOUT, body(table, SHAPES), args)
+    publish("Sparse kernels beside the memory's speed", ABOUT, body(table, SHAPES), args)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 
 Llama blocks of SmolLM2-135M's shape (width 576, hidden 1536) with random weights and a small
 vocabulary, 2,048 tokens. Every row is a ratio of two cases, timed in one interleaved run whose
-order rotates; a second copy of the baseline shows the noise. One thread; bars are for wall time,
+order rotates; a second copy of the baseline shows the noise. One thread; targets are for wall time,
 so the machine should be idle: CPU time, beside it, says how far it was not.
 """
 
@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 import intarsia
-from intarsia import LlavaMole, Lora, MixLora, TopK
+from intarsia import Lora, TopK
 from intarsia.kernels.experts import Slices, add_mix
+from intarsia.methods import MixLora
 from intarsia.mixtures.lora_experts import dealt
+from intarsia.senses import LlavaMole
 from intarsia_lab.claims.mixtures import naive, shared_mlp
 
 TOKENS, WIDTH, HIDDEN, RANK, EXPERTS, ADAPTERS = 2048, 576, 1536, 16, 8, 16
@@ -66,7 +68,7 @@ def stepper(method: Any, args: argparse.Namespace) -> Job:
     ids = torch.randint(0, 512, (4, TOKENS // 4), generator=torch.Generator().manual_seed(0))
 
     def step() -> None:
-        loss = model(input_ids=ids, labels=ids).loss + intarsia.aux_loss(model)
+        loss = model(input_ids=ids, labels=ids).loss + intarsia.gating.aux_loss(model)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -191,9 +193,9 @@ def main() -> None:
     args = read(made)
     table, cases = measure(args)
     body = [
-        *markdown(["", "got", "bar", "", "by CPU time", "floor"], table),
+        *markdown(["", "got", "target", "", "by CPU time", "lower bound"], table),
         "",
-        "The floor counts the operations of matrix products; for routing and dispatch it is "
+        "The lower bound counts the operations of matrix products; for routing and dispatch it is "
         "the time in which the rows could be copied in parts that fit the cache.",
         "",
         *markdown(["case", "CPU, ms", "wall, ms", "GFLOP"], cases),

@@ -212,7 +212,7 @@ def rows_of(rules: Row, kept: Store, budget: str, sheet: Any) -> Iterator[list[s
 
 
 def verdict(rules: Row, sheet: Any) -> list[str]:
-    """What the pairs say of the bar; nothing with fewer than three."""
+    """What the pairs say of the target; nothing with fewer than three."""
     ours, base = rules["pair"]
     found = sheet.minus(ours, base, "accuracy")
     if found is None or found.n < 3:
@@ -228,7 +228,7 @@ def verdict(rules: Row, sheet: Any) -> list[str]:
     return [
         f"{ours} minus {base}, {found.n} of {len(sheet.tasks) * len(sheet.seeds)} pairs: "
         f"{interval(found, 100)} points; bootstrap over tasks, then seeds: {drawn}. Ahead in "
-        f"{found.ahead}, behind in {found.behind}. By task: {by}. Bar: "
+        f"{found.ahead}, behind in {found.behind}. By task: {by}. Target: "
         f"{rules['confirmation']['bar']} It is {said}.",
         "",
     ]

@@ -29,7 +29,7 @@ from intarsia.placement.expertflow import Predictive, TokenTable
 from intarsia.placement.policies import Expected, Lru
 
 RESULTS = Path(__file__).parents[1] / "docs" / "benchmarks" / "offloaded.json"
-BAR, SLOW = 1.6, 2.0  # the bar; the link's time of an expert in products of one
+TARGET, SLOW = 1.6, 2.0  # the target; the link's time of an expert in products of one
 PROMPTS = (
     "It is a truth universally acknowledged, that a single man",
     "def read(path, encoding=None): return the text of a file",
@@ -109,7 +109,7 @@ def run(source: str, trace: str, turns: int, tokens: int) -> dict[str, Any]:
     table = TokenTable.of(Trace.load_file(trace))
     with tempfile.TemporaryDirectory() as folder:
         resident.save_pretrained(Path(folder) / "m")
-        store = intarsia.pack_experts(Path(folder) / "m", Path(folder) / "s")
+        store = intarsia.offloading.pack_experts(Path(folder) / "m", Path(folder) / "s")
         arms: dict[str, Any] = {
             "expected": intarsia.offload(store, slots=0.25, policy=Expected()),
             "lru": intarsia.offload(store, slots=0.25, policy=Lru()),
@@ -128,7 +128,7 @@ def run(source: str, trace: str, turns: int, tokens: int) -> dict[str, Any]:
                 if turn:  # the first one fills slots and caches
                     ratios[name].append(took / seconds)
             base.append(seconds)
-        found = {name: intarsia.residency(model).rate for name, model in arms.items()}
+        found = {name: intarsia.offloading.residency(model).rate for name, model in arms.items()}
     return {
         "streams": len(PROMPTS),
         "slots": 0.25,
@@ -137,7 +137,7 @@ def run(source: str, trace: str, turns: int, tokens: int) -> dict[str, Any]:
         "product_ms": round(product * 1e3, 4),
         "read_ms": round(SLOW * product * 1e3, 4),
         "resident_step_ms": round(statistics.median(base) * 1e3, 2),
-        "bar": BAR,
+        "bar": TARGET,
         "ratio": {name: round(statistics.median(r), 3) for name, r in ratios.items()},
         "spread": {name: [round(min(r), 3), round(max(r), 3)] for name, r in ratios.items()},
         "hit_rate": {name: round(rate, 3) for name, rate in found.items()},

@@ -62,12 +62,12 @@ SLOW = 1  # runs of what takes ten seconds
 
 @dataclass(frozen=True)
 class Shape:
-    """A layer, its input and its bars: forward + backward, forward."""
+    """A layer, its input and its targets: forward + backward, forward."""
 
     experts: int
     hidden: int
     tokens: int
-    bars: tuple[float | None, float | None]
+    targets: tuple[float | None, float | None]
 
     def __str__(self) -> str:
         return f"E = {self.experts}, h = {self.hidden}, T = {self.tokens:,}"
@@ -165,13 +165,13 @@ def beside_mixtral(shape: Shape, dtype: torch.dtype, reps: int) -> tuple[list, l
     slow = {n: jobs.pop(n) for n in list(jobs) if "eager" in n and shape.experts > 8}
     times = interleaved(jobs, reps) | interleaved(slow, min(reps, SLOW))
     ratios = list[list[str]]()
-    for way, bar in zip(reversed(ways), shape.bars, strict=True):
+    for way, target in zip(reversed(ways), shape.targets, strict=True):
         rivals = [n for n in times if n.startswith("Mixtral") and n.endswith(f", {way}")]
         best = min(rivals, key=lambda n: times[n].wall)
         what = f"{name_of(dtype)}, {shape}, {way} / {best.split(', ')[1]}"
         passes = 1 if way == "forward" else 3
         floor = passes * times[dense].wall / times[best].wall
-        row = Row(what, f"ours, {way}", best, bar)
+        row = Row(what, f"ours, {way}", best, target)
         ratios.append([*ratio(row, times), f"{floor:.3f}"])
         noise = Row(f"noise of {way}: ours again / ours", f"ours again, {way}", f"ours, {way}")
         ratios.append([*ratio(noise, times), ""])
@@ -272,11 +272,11 @@ def shares(shape: Shape, reps: int) -> tuple[list[list[str]], list[list[str]]]:
     lines = list[list[str]]()
     for name in names:
         # said, not judged: an optimal transport and a search
-        bar = None if name in ("Transport", "PermutationSearch, in search") else 0.10
+        target = None if name in ("Transport", "PermutationSearch, in search") else 0.10
         line = [name]
         for way in ("forward", "forward + backward"):
             spent, of = times[f"{name}, {way}"], times[f"layer, {way}"]
-            line += [f"{1e3 * spent.wall:.1f}", *judged(spent.wall / of.wall, bar)]
+            line += [f"{1e3 * spent.wall:.1f}", *judged(spent.wall / of.wall, target)]
         lines.append(line)
     return lines, cases(f"fp32, {shape}", {n: times[n] for n in list(jobs)[:2]})
 
@@ -354,18 +354,18 @@ def main() -> None:
             all_cases += timed
     ratios += beside_dense(shapes[0], args.reps) + dispatches(args.reps)
     of_routers, timed = shares(shapes[0], args.reps)
-    way = ["ms", "share", "bar", ""]
+    way = ["ms", "share", "target", ""]
     body = [
-        *markdown(["", "got", "bar", "", "by CPU time", "floor"], ratios),
+        *markdown(["", "got", "target", "", "by CPU time", "lower bound"], ratios),
         "",
-        "The floor is what the products alone take as if all rows were of one expert, measured in "
+        "The lower bound is the products alone as if all rows were of one expert, measured in "
         "the same run, three times as much with a backward, over the baseline. At T = 64 the rows "
         "are few and the weights, 170 MB in fp32, are read, and their gradients written: about "
         "10 ms for each pass at 17 GB/s.",
         "",
         f"A router alone, forward and forward + backward, over the layer with TopK, {shapes[0]}, "
         "fp32. Transport solves for a plan of the whole batch, and a search makes every gate "
-        "dense: they have no bar.",
+        "dense: they have no target.",
         "",
         *markdown(["router", *way, *way], of_routers),
         "",

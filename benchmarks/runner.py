@@ -31,7 +31,7 @@ from intarsia_lab.bench.run import How, run_plan
 from intarsia_lab.materials import suites
 
 METHODS = ("adaptformer", "lora", "mosa")
-BAR = 1.03
+TARGET = 1.03
 
 
 def plan_of(epochs: int) -> BenchPlan:
@@ -94,7 +94,8 @@ def main() -> None:
         runner = timed(by_runner, plan, Path(folder) / "runner")
     for what, ours, theirs in zip(("wall", "CPU"), runner, hand, strict=True):
         print(
-            f"{what}: by hand {theirs:.1f} s, runner {ours:.1f} s: {ours / theirs:.3f} (bar {BAR})"
+            f"{what}: by hand {theirs:.1f} s, runner {ours:.1f} s: {ours / theirs:.3f} "
+            f"(target {TARGET})"
         )
 
 

@@ -1,4 +1,4 @@
-"""A training step of S2FT beside LoRA's and full fine-tuning's: time, memory, and the floors.
+"""A training step of S2FT beside LoRA's and full fine-tuning's: time, memory, and the lower bounds.
 
     python benchmarks/s2ft.py                       # the tables on the terminal
     python benchmarks/s2ft.py --write               # and into docs/benchmarks/s2ft.md
@@ -36,7 +36,7 @@ SMOL: dict[str, int] = {
     "vocab_size": 512,
 }
 EVERYWHERE = ["q_proj", "k_proj", "v_proj", "up_proj", "down_proj"]  # the release's LoRA baseline
-SLICES = intarsia.S2ft(down=0.03)
+SLICES = intarsia.methods.S2ft(down=0.03)
 FULL, LORA, PLAIN, NUMBERS, RUNS, HEADS = (
     "full fine-tuning", "LoRA 32", "LoRA 16, down only", "S2FT, by number", "S2FT, runs",
     "S2FT, down and output",
@@ -99,11 +99,11 @@ def model_of(case: str, args: argparse.Namespace) -> nn.Module:
     if case == PLAIN:
         return intarsia.adapt(model, intarsia.Lora(16), targets=["down_proj"], head=None)
     # 5.2 % of the KV groups of few layers may be less than one
-    heads = intarsia.S2ft(down=0.02, output=max(0.052, 1 / (3 * args.layers)))
+    heads = intarsia.methods.S2ft(down=0.02, output=max(0.052, 1 / (3 * args.layers)))
     method = heads if case == HEADS else SLICES
-    method = intarsia.choose_channels(model, method)
+    method = intarsia.methods.choose_channels(model, method)
     if case != NUMBERS:
-        method, _ = intarsia.co_permute(model, method)
+        method, _ = intarsia.methods.co_permute(model, method)
     return intarsia.adapt(model, method, head=None)
 
 
@@ -190,9 +190,9 @@ def main() -> None:
         return
     table, cases = measure(args)
     body = [
-        *markdown(["", "got", "bar", "", "by CPU time", "floor"], table),
+        *markdown(["", "got", "target", "", "by CPU time", "lower bound"], table),
         "",
-        "The floor counts the operations of matrix products in forward and backward; AdamW and "
+        "The lower bound counts the matrix products of forward and backward; AdamW and "
         "what is done element by element are not in it. A frozen linear layer costs two "
         "products in place of three, and the lowest block, below whose down projection nothing "
         "learns, one: (2 - 1 / L) / 3 of full fine-tuning's for L blocks, "

@@ -61,7 +61,7 @@ def prepared(source: Path, folder: Path, adapters: int) -> dict[str, Path]:
     model, tokenizer = opened()
     model.save_pretrained(folder / "mixture")
     tokenizer.save_pretrained(folder / "mixture")
-    intarsia.pack_experts(folder / "mixture", folder / "store")
+    intarsia.offloading.pack_experts(folder / "mixture", folder / "store")
     found: dict[str, Path] = {}
     for seed in range(adapters):
         adapted = intarsia.adapt(opened()[0], intarsia.Lora(rank=4))

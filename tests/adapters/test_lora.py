@@ -12,6 +12,8 @@ from intarsia.adapters import Lora, LoraCell
 from intarsia.core import Site
 from intarsia.core.errors import ConfigError, TargetError
 
+from ..refusals import refused
+
 
 def build(config: Lora, inputs: int = 6, outputs: int = 4, seed: int = 0) -> LoraCell:
     generator = torch.Generator().manual_seed(seed)
@@ -85,14 +87,14 @@ def test_a_half_precision_input_is_cast_to_the_cells_dtype() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "what"),
     [
-        ({"rank": 0}, "rank: got 0, want at least 1"),
-        ({"dropout": 1.0}, "dropout: got 1.0"),
+        ({"rank": 0}, "rank"),
+        ({"dropout": 1.0}, "dropout"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_bad_settings_are_refused(settings: dict[str, object], what: str) -> None:
+    with refused(ConfigError, what=what):
         Lora(**settings)  # pyright: ignore
 
 
@@ -151,7 +153,7 @@ def test_only_a_fused_layer_is_split() -> None:
 
 
 def test_a_fused_layer_without_three_equal_parts_is_refused() -> None:
-    with pytest.raises(TargetError, match="role 'qv'.*got 8 outputs"):
+    with refused(TargetError, what="role 'qv' in a fused qkv layer"):
         Lora(2, roles=("qv",)).build(Site("a.qkv", 4, 8), generator=torch.Generator())
 
 

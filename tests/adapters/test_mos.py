@@ -17,6 +17,8 @@ from intarsia.adapters.mos import Pool, Shards
 from intarsia.core import Site
 from intarsia.core.errors import ConfigError, ShapeError
 
+from ..refusals import refused
+
 INPUTS, OUTPUTS, LAYERS = 24, 36, 5
 
 
@@ -179,33 +181,30 @@ def test_alpha_and_dropout_are_those_of_lora() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "what"),
     [
-        ({"rank": 0}, "rank: got 0, want at least 1"),
-        ({"equivalent_rank": 0}, "equivalent_rank: got 0"),
-        ({"shards_per_vector": 0}, "shards_per_vector: got 0"),
-        ({"private_rank": 3}, "private_rank: got 3, want 0 ... 2, the smaller rank"),
-        ({"private_rank": -1}, "private_rank: got -1"),
-        ({"dropout": 1.0}, "dropout: got 1.0"),
+        ({"rank": 0}, "rank"),
+        ({"equivalent_rank": 0}, "equivalent_rank"),
+        ({"shards_per_vector": 0}, "shards_per_vector"),
+        ({"private_rank": 3}, "private_rank"),
+        ({"private_rank": -1}, "private_rank"),
+        ({"dropout": 1.0}, "dropout"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
+    with refused(ConfigError, what=what):
         Mos(**settings)
 
 
 def test_more_shards_than_the_pool_has_are_refused() -> None:
     Mos(6, 2, 4, 1).shared_state(sites(), generator=torch.Generator())
-    with pytest.raises(
-        ConfigError, match=r"rank in the 5 layers 'fc_24x36': got 7, want at most 6"
-    ):
+    with refused(ConfigError, what="rank in the 5 layers 'fc_24x36'", got=7):
         Mos(7, 2, 4, 1).shared_state(sites(), generator=torch.Generator())
-    with pytest.raises(ConfigError, match="1 layers 'fc_24x36': got 4, want at most 2"):
+    with refused(ConfigError, what="rank in the 1 layers 'fc_24x36'", got=4):
         Mos(4, 2, 2).build(sites()[0], generator=torch.Generator())
 
 
 def test_an_indivisible_width_is_refused_with_the_common_divisors() -> None:
     places = [*sites("q_proj", 24, 24), *sites("k_proj", 24, 18)]  # grouped keys are narrower
-    message = r"width of 'blocks.0.k_proj': got 18, want a multiple of 4.*\[1, 2, 3, 6\]"
-    with pytest.raises(ShapeError, match=message):
+    with refused(ShapeError, what="width of 'blocks.0.k_proj'", got=18):
         Mos(4, 2, 4).shared_state(places, generator=torch.Generator())

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from intarsia import Upcycle
 from intarsia.choosing.arms import ARMS, arm, by_task
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.experiments.execute import method_of, recipe_of
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.settings import change_of
+from intarsia.experts import Upcycle
 from intarsia.methods import Official
 from intarsia.methods.mosa import PUBLISHED
 from intarsia_lab.bench.plan import key_for
 from intarsia_lab.bench.profiles import profile
 from intarsia_lab.bench.protocols import protocol
 from intarsia_lab.cli.bench_steps import _calibrated, methods_of
+
+from ..refusals import refused
 
 START = Experiment(Pictures("mini/elpv")).changed(last_blocks=6, frozen_once=True)
 WHOLE = {"full", "vpt-shallow"}  # by their definition
@@ -54,7 +56,7 @@ def test_in_all_blocks_only_the_probe_has_something_to_compute_once(name: str) -
 
 
 def test_a_contender_that_is_not_there() -> None:
-    with pytest.raises(UnknownName, match="Did you mean mosa"):
+    with refused(UnknownName, what="unknown method of the benchmark", got="'moza'", near=("mosa",)):
         arm("moza")
 
 
@@ -146,5 +148,5 @@ def test_a_temperature_is_fitted_once_where_it_is_not_yet() -> None:
     (one,) = found.search(arm("mosa"), START, "mini/elpv")
     assert one.pictures.data == "mini/elpv" and one.pictures.val is None
     for name in ("tuned", "even", "official"):
-        with pytest.raises(ConfigError, match=f"--calibrate: got --protocol {name}, want honest"):
+        with refused(ConfigError, what="--calibrate"):
             _calibrated(protocol(name))

@@ -27,6 +27,8 @@ from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.experiments.pool import TrialEnd
 from intarsia.results.store import Store
 
+from ..refusals import refused
+
 SETTINGS: dict[str, Any] = {"model": "test_vit", "pretrained": False, "batch_size": 8}
 SETTINGS |= {"methods": ("linear", "adaptformer"), "size": 32, "test": 6}
 SETTINGS |= {"report": lambda _: None}
@@ -126,7 +128,7 @@ def test_a_killed_search_goes_on_to_the_same_choice(
     with pytest.raises(KeyboardInterrupt):
         auto(data, minutes=5, out=out, **options)
     done = set(Store(out / "search.jsonl").rows)
-    with pytest.raises(ConfigError, match="resume=True"):
+    with refused(ConfigError, got="a search in it"):
         auto(data, minutes=5, out=out, **options)
     found = auto(out=out, resume=True, report=lambda _: None)
     assert done < set(Store(out / "search.jsonl").rows)
@@ -147,10 +149,10 @@ def test_a_search_goes_on_as_it_was_begun(tmp_path: Path) -> None:
     for now in other:
         with pytest.raises(ConfigError, match="it for a search with.*Leave it out to go on"):
             autos._opened(None, out, {"minutes": 10, "seed": 0} | now, True)
-    with pytest.raises(ConfigError, match="data = .*it for a search with"):
+    with refused(ConfigError, what="data = elpv"):
         autos._opened("elpv", out, {"minutes": 10}, True)
     (out / "auto.json").write_text('{"minutes": 5')
-    with pytest.raises(CheckpointError, match=r"auto\.json.*Begin another"):
+    with refused(CheckpointError, got=json.JSONDecodeError):
         autos._opened(None, out, {"minutes": 10}, True)
 
 
@@ -158,7 +160,7 @@ def test_data_that_cannot_be_read_leave_no_search_behind(tmp_path: Path) -> None
     data, out = photos(tmp_path / "photos", n=8), tmp_path / "auto"
     (data / "dark" / "bad.png").write_text("no picture")
     for _ in range(2):  # the second time is not told to go on with the first
-        with pytest.raises(DataError, match="on_error='skip'"):
+        with refused(DataError, what="1 of 17 pictures of 'photos' cannot be read"):
             auto(data, out=out, **SETTINGS)
     assert not out.exists()
 
@@ -301,23 +303,23 @@ def test_sizes_are_those_that_the_model_can_take() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "says"),
+    ("options", "error", "got"),
     [
-        ({"minutes": 0}, ConfigError, "minutes"),
-        ({"epochs": 3}, ConfigError, "it is chosen"),
-        ({"val": 8}, ConfigError, "it is chosen"),
-        ({"sizes": 3}, UnknownName, "Did you mean size"),
-        ({"methods": ("nosuch",)}, UnknownName, "nosuch"),
-        ({"device": "gpu"}, ConfigError, "cuda:1"),
+        ({"minutes": 0}, ConfigError, "0"),
+        ({"epochs": 3}, ConfigError, "it given"),
+        ({"val": 8}, ConfigError, "it given"),
+        ({"sizes": 3}, UnknownName, "'sizes'"),
+        ({"methods": ("nosuch",)}, UnknownName, "'nosuch'"),
+        ({"device": "gpu"}, ConfigError, "'gpu'"),
         ({"resume": True}, ConfigError, "none to go on with"),
-        ({"images": 6}, ConfigError, "at least 10"),
+        ({"images": 6}, ConfigError, "6"),
     ],
 )
 def test_what_cannot_be(
-    tmp_path: Path, options: dict[str, Any], error: type[Exception], says: str
+    tmp_path: Path, options: dict[str, Any], error: type[Exception], got: str
 ) -> None:
     data = photos(tmp_path / "photos", n=8)
-    with pytest.raises(error, match=says):
+    with refused(error, got=got):
         auto(data, out=tmp_path / "a", **(SETTINGS | options))
-    with pytest.raises(ConfigError, match="a text"):
+    with refused(ConfigError, what="data 'austen'"):
         auto("austen", out=tmp_path / "b")

@@ -9,7 +9,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
-from intarsia import Gqsa, open_run
+from intarsia import open_run
 from intarsia.formats import Bitmask, rivals
 from intarsia.hosts.opened import open_language_model
 from intarsia.hosts.swap import timing
@@ -19,6 +19,7 @@ from intarsia.hosts.swap.packed_linear import PackedLinear
 from intarsia.kernels import native
 from intarsia.kernels.native import building
 from intarsia.methods.gqsa.stages import Tuning
+from intarsia.sparse import Gqsa
 from intarsia_lab.bench import sparse
 
 from .conftest import QUICK, Intarsia
@@ -217,8 +218,8 @@ def test_a_run_of_a_convolutional_net_is_packed_into_a_run(
     assert named.code == 0, named.err
     for words, says in (
         ((str(run), "--density", "0.5"), "no such options"),
-        ((str(model),), "intarsia.Chw()"),
-        (("tf_efficientnet_lite0",), "intarsia.Chw()"),
+        ((str(model),), "intarsia.sparse.Chw()"),
+        (("tf_efficientnet_lite0",), "intarsia.sparse.Chw()"),
     ):
         said = intarsia("compress", *words, "--format", "chw", "--save", str(tmp_path / "no"))
         assert said.code == 2 and says in said.words, said.err

@@ -210,7 +210,7 @@ def test_show_tells_paper_settings_tags_and_an_example(intarsia: Intarsia) -> No
 
 
 def test_show_names_the_class_where_it_can_be_imported(intarsia: Intarsia) -> None:
-    assert "In Python: intarsia.RandomRouting\n" in intarsia("show", "random").out
+    assert "In Python: intarsia.routers.RandomRouting\n" in intarsia("show", "random").out
     assert "In Python: intarsia.LinearProbe\n" in intarsia("show", "linear").out
     assert "In Python" not in intarsia("show", "peft-dora").out
 

@@ -8,6 +8,8 @@ from intarsia.core import Card, Paper
 from intarsia.core.errors import ConfigError
 from intarsia_lab.kit import Claim, Result
 
+from ..refusals import refused
+
 PAPER = Paper("2312.02923", 2023, "Split & Merge")
 
 
@@ -16,7 +18,7 @@ def test_a_paper_has_an_address() -> None:
 
 
 def test_a_kind_outside_the_list_is_refused() -> None:
-    with pytest.raises(ConfigError, match="kind of 'x': got gadget"):
+    with refused(ConfigError, what="kind of 'x'", got="gadget"):
         Card("x", kind="gadget", config=dict, paper=PAPER)
 
 

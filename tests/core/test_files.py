@@ -30,6 +30,7 @@ from intarsia.core.files import (
 )
 
 from ..killed import killed_at
+from ..refusals import refused
 
 
 def test_a_file_is_replaced(tmp_path: Path) -> None:
@@ -51,9 +52,9 @@ def test_a_folder_is_replaced_with_all_that_was_in_it(tmp_path: Path) -> None:
 def test_a_file_does_not_take_the_place_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "runs").mkdir()
     (tmp_path / "runs" / "mine").write_text("hours")
-    with pytest.raises(ConfigError, match="runs: got a folder, want a file.*Name a file"):
+    with refused(ConfigError, got="a folder"):
         write_text(tmp_path / "runs", "a page")
-    with pytest.raises(ConfigError, match="got a folder"), writing(tmp_path / "graph") as scratch:
+    with refused(ConfigError, got="a folder"), writing(tmp_path / "graph") as scratch:
         scratch.write_text("graph")  # what is written beside it, neither
         scratch.with_name("runs").write_text("weights")
     assert (tmp_path / "runs" / "mine").read_text() == "hours"
@@ -70,7 +71,7 @@ def test_files_of_others_are_spared(tmp_path: Path) -> None:
     save()
     save()  # an earlier one of its kind is replaced
     (tmp_path / "folder" / "thesis").write_text("years")
-    with pytest.raises(ConfigError, match="such as 'thesis', want a new folder"):
+    with refused(ConfigError, got="other files in it, such as 'thesis'"):
         save()
     assert (tmp_path / "folder" / "thesis").read_text() == "years"
     assert [p.name for p in tmp_path.iterdir()] == ["folder"]

@@ -20,6 +20,8 @@ from intarsia.core.errors import ConfigError, DataError
 from intarsia.data import decode
 from intarsia.data.decode import MAX_PIXELS, digest, read_image, room, to_rgb
 
+from ..refusals import refused
+
 
 def _pixel(path: Path, at: tuple[int, int] = (0, 0)) -> object:
     image = read_image(path)
@@ -127,7 +129,7 @@ def test_unreadable_files_are_named_in_the_error(tmp_path: Path, name: str) -> N
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("name", ["huge.png", "large.png"])
 def test_a_decompression_bomb_is_refused_before_decoding(name: str) -> None:
-    with pytest.raises(DataError, match="vipsthumbnail") as caught:
+    with refused(DataError, what="encoded image") as caught:
         read_image(_damaged()[name])
     assert str(MAX_PIXELS) in str(caught.value)
 
@@ -138,7 +140,7 @@ def test_20_000_px_wide_but_small_is_read(tmp_path: Path) -> None:
 
 
 def test_a_missing_file_says_so(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="missing file"):
+    with refused(DataError, got="an empty or missing file"):
         read_image(tmp_path / "gone.png")
 
 
@@ -273,12 +275,12 @@ def test_large_pictures_wait_for_each_other(
 def test_the_limit_of_pixels_can_be_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Image.new("L", (10, 8)).save(tmp_path / "a.png")
     monkeypatch.setenv("INTARSIA_MAX_PIXELS", "79")
-    with pytest.raises(DataError, match=r"10x8.*at most 79 pixels"):
+    with refused(DataError, got="Image size (10x8)"):
         read_image(tmp_path / "a.png")
     monkeypatch.setenv("INTARSIA_MAX_PIXELS", "80")
     assert read_image(tmp_path / "a.png").size == (10, 8)
     monkeypatch.setenv("INTARSIA_MAX_PIXELS", "many")
-    with pytest.raises(ConfigError, match="INTARSIA_MAX_PIXELS: got 'many'"):
+    with refused(ConfigError, what="INTARSIA_MAX_PIXELS", got="'many'"):
         read_image(tmp_path / "a.png")
 
 
@@ -288,7 +290,7 @@ def test_a_picture_above_pillows_limit_is_read_where_that_is_allowed(
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)  # 80 pixels are more than twice as many
     monkeypatch.setattr(decode, "MAX_PIXELS", 20)
     Image.new("L", (10, 8)).save(tmp_path / "a.png")
-    with pytest.raises(DataError, match="at most 20 pixels"):
+    with refused(DataError, got="Image size (80 pixels)"):
         read_image(tmp_path / "a.png")
     monkeypatch.setenv("INTARSIA_MAX_PIXELS", "100")
     assert read_image(tmp_path / "a.png").size == (10, 8)
@@ -304,5 +306,5 @@ def test_a_picture_larger_than_the_free_memory_is_refused(
     monkeypatch.setattr(decode.psutil, "virtual_memory", Little)
     assert read_image(tmp_path / "a.png").size == (10, 8), "a small one is always tried"
     monkeypatch.setattr(decode, "STRIP", 10)
-    with pytest.raises(DataError, match="10x8 px, .* GB while it is decoded"):
+    with refused(DataError, got="10x8 px, 0.0 GB while it is decoded"):
         read_image(tmp_path / "a.png")

@@ -10,6 +10,8 @@ import pytest
 from intarsia.core.errors import DataError
 from intarsia.data.folders import read_folder
 
+from ..refusals import refused
+
 Make = Callable[..., Path]
 
 
@@ -57,17 +59,17 @@ def test_a_path_that_is_not_a_folder(tmp_path: Path, kind: str) -> None:
 
 
 def test_pictures_without_class_folders(make_folder: Make) -> None:
-    with pytest.raises(DataError, match="4 pictures directly in it"):
+    with refused(DataError, got="no sub-folder (4 pictures directly in it)"):
         read_folder(make_folder({"loose": 4}) / "loose")
 
 
 def test_one_class_only(make_folder: Make) -> None:
-    with pytest.raises(DataError, match="only cat"):
+    with refused(DataError, what="classes of 'photos'", got="only cat"):
         read_folder(make_folder({"cat": 4}))
 
 
 def test_a_class_with_no_image(make_folder: Make) -> None:
-    with pytest.raises(DataError, match="no picture of dog, fox"):
+    with refused(DataError, what="classes of 'photos'", got="no picture of dog, fox"):
         read_folder(make_folder({"cat": 4, "dog": 0, "fox": 0}))
 
 
@@ -81,13 +83,13 @@ def test_class_lists_that_differ(make_folder: Make) -> None:
 
 def test_two_folders_for_one_part(make_folder: Make) -> None:
     layout = {f"{p}/{c}": 2 for p in ("train", "val", "valid") for c in "ab"}
-    with pytest.raises(DataError, match="val and valid"):
+    with refused(DataError, got="val and valid"):
         read_folder(make_folder(layout))
 
 
 def test_unreadable_pictures_in_any_part(make_folder: Make) -> None:
     folder = make_folder({f"{p}/{c}": 2 for p in ("train", "test") for c in "ab"})
     (folder / "test" / "a" / "01.png").write_bytes(b"")
-    with pytest.raises(DataError, match=r"1 of 4 pictures of 'test' cannot be read"):
+    with refused(DataError, what="1 of 4 pictures of 'test' cannot be read"):
         read_folder(folder)
     assert len(read_folder(folder, on_error="skip")["test"].skipped) == 1

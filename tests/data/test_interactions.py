@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +12,8 @@ from hypothesis import strategies as st
 from intarsia.core.errors import ConfigError, DataError, UnknownName
 from intarsia.data.atomic_files import load_interactions, load_parts, read_items
 from intarsia.data.interactions import Interactions, check_order, events, seconds_of
+
+from ..refusals import refused
 
 INTER = "user_id:token\titem_id:token\ttimestamp:float\nb\t1\t30\na\t2\t10\na\t1\t5\n"
 ITEM = "item_id:token\ttitle:token_seq\tprice:float\n1\tred lamp\t3.5\n2\t\t\n9\tblue lamp\t1\n"
@@ -61,7 +62,7 @@ def test_a_test_event_before_training_is_refused() -> None:
     data = made([("a", "1", 5.0), ("a", "2", 9.0)])
     early, late = data.rows(data.times < 7), data.rows(data.times > 7)
     check_order(early, late)
-    with pytest.raises(DataError, match="1 events before the training events"):
+    with refused(DataError, what="test events"):
         check_order(late, early)
 
 
@@ -82,7 +83,7 @@ def test_a_folder_of_atomic_files(tmp_path: Path) -> None:
     assert np.isnan(data.fields["price"].values[1]) and np.isnan(data.ratings).all()
     assert data.user("a") == 1 and data.popularity().tolist() == [2, 1, 0]
     for name in ("zz", "1"):
-        with pytest.raises(DataError, match="one of 2 users"):
+        with refused(DataError, what="user", want="one of 2 users, as b, a"):
             data.user(name)
 
 
@@ -107,50 +108,54 @@ def test_parts_know_the_same_ids_and_may_not_travel_in_time(tmp_path: Path) -> N
     train, _, test = load_parts(tmp_path)
     assert train.item_ids == test.item_ids == ("1", "2", "3")
     (tmp_path / "x.test.inter").write_text(head + "a\t3\t1\n")
-    with pytest.raises(DataError, match="before the training events of their user, as of 'a'"):
+    with refused(DataError, what="test events"):
         load_parts(tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "got"),
     [
-        (INTER + "a\t3\n", "line 5 of .*: got 2 columns, want 3"),
-        (INTER + "a\t3\tsoon\n", "line 5 of .*column 'timestamp': got 'soon', want a number"),
-        (INTER + "a\t3\t\n", "line 5 of .*column 'timestamp': got no time"),
-        (INTER + "\t3\t4\n", "line 5 of .*column 'user_id': got nothing"),
-        (INTER.replace(":float", ""), "line 1 of .*: got 'timestamp', want name:type"),
-        (INTER.replace("user_id", "who"), "columns of .*want one of .*user_id"),
-        (INTER.partition("\n")[0] + "\n", "got no event"),
+        (INTER + "a\t3\n", "2 columns"),
+        (INTER + "a\t3\tsoon\n", "'soon'"),
+        (INTER + "a\t3\t\n", "no time"),
+        (INTER + "\t3\t4\n", "nothing"),
+        (INTER.replace(":float", ""), "'timestamp'"),
+        (INTER.replace("user_id", "who"), "['who', 'item_id', 'timestamp']"),
+        (INTER.partition("\n")[0] + "\n", "no event"),
     ],
 )
-def test_a_bad_row_is_named(tmp_path: Path, text: str, said: str) -> None:
+def test_a_bad_row_is_named(tmp_path: Path, text: str, got: str) -> None:
     (tmp_path / "x.inter").write_text(text)
-    with pytest.raises(DataError, match=said):
+    with refused(DataError, got=got):
         load_interactions(tmp_path)
 
 
 def test_other_bad_input(tmp_path: Path) -> None:
     file = tmp_path / "x.item"
     file.write_text(ITEM + "1\tagain\t2\n")
-    with pytest.raises(DataError, match="line 5 of .*got item '1', which line 2 has"):
+    with refused(DataError, got="item '1', which line 2 has"):
         read_items(file)
-    with pytest.raises(DataError, match="got 0 files that end in .inter"):
+    with refused(DataError, got="0 files that end in .inter"):
         load_interactions(tmp_path)
-    with pytest.raises(UnknownName, match=re.escape("ml-100k")):
+    with refused(
+        UnknownName,
+        what="unknown interactions (and no folder of that name is here)",
+        got="'ml-100'",
+    ):
         load_interactions("ml-100")
-    with pytest.raises(DataError, match="got nothing there"):
+    with refused(DataError, got="nothing there"):
         load_interactions(tmp_path / "no.csv")
     csv = tmp_path / "log.csv"
     csv.write_text("user,item\na\n")
-    with pytest.raises(DataError, match="line 2 of .*another number of columns"):
+    with refused(DataError, got="another number of columns"):
         load_interactions(csv)
     data = made([("a", "1", 0.0)])
-    with pytest.raises(DataError, match="1 sessions, all of fewer than 2"):
+    with refused(DataError, what="sessions", got="1 sessions, all of fewer than 2 events"):
         data.sessions()
-    with pytest.raises(ConfigError, match="want a number with s, min, h or d"):
+    with refused(ConfigError, what="gap", got="'soon'"):
         data.sessions("soon")
-    with pytest.raises(ConfigError, match="shares"):
+    with refused(ConfigError, what="shares", got=(0.9, 0.8)):
         data.split_by_time(0.9, 0.8)
-    with pytest.raises(DataError, match="'1' twice"):
+    with refused(DataError, what="items"):
         Interactions(data.users, data.items, data.times, data.ratings, ("a",), ("1", "1"))
     assert seconds_of("1.5h") == 5400 and seconds_of(7) == 7

@@ -22,6 +22,8 @@ from intarsia.data.loaders import Prepared, tensors
 from intarsia.data.splits import read_data
 from intarsia.data.texts import is_text
 
+from ..refusals import refused
+
 SETS = ("red", "red;big", "big", "red;big;old")
 
 
@@ -70,20 +72,20 @@ def test_all_forms_give_the_same_rows(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("cells", "says"),
+    ("cells", "got"),
     [
-        (["a;b", " ", "a"], "line 3 .*without labels.*at least one"),
-        (["a;b", ";", "a"], "line 3 .*without labels"),
-        (["a|b", "a", "b"], r"'a\|b', want names with ; between"),
-        (["a,b", "a", "b"], "'a,b', want names with ; between.*'label'"),
-        (['["a"]', '["b"]', '["a"]'], "one label in every row.*'label'"),
+        (["a;b", " ", "a"], "a row without labels"),
+        (["a;b", ";", "a"], "a row without labels"),
+        (["a|b", "a", "b"], "'a|b'"),
+        (["a,b", "a", "b"], "'a,b'"),
+        (['["a"]', '["b"]', '["a"]'], "one label in every row"),
         (["a;a", "a;a", "a;a"], "one label in every row"),
-        (['["a", "b"', '["a"]', '["b"]'], "a JSON list of labels"),
-        (['["a", ["b"]]', '["a"]', '["b"]'], "names of labels"),
+        (['["a", "b"', '["a"]', '["b"]'], '["a", "b"'),
+        (['["a", ["b"]]', '["a"]', '["b"]'], "['a', ['b']]"),
     ],
 )
-def test_labels_that_cannot_be_told_apart(tmp_path: Path, cells: list[str], says: str) -> None:
-    with pytest.raises(DataError, match=says):
+def test_labels_that_cannot_be_told_apart(tmp_path: Path, cells: list[str], got: str) -> None:
+    with refused(DataError, got=got):
         read_data(str(table(tmp_path, cells)))
 
 
@@ -101,7 +103,7 @@ def test_a_jsonl_file_lists_pictures_if_its_first_row_has_one(tmp_path: Path) ->
         (tmp_path / "text.jsonl").write_text(row + "\n")
         assert not lists_pictures(tmp_path / "text.jsonl") and is_text(f"{tmp_path}/text.jsonl")
     assert is_text("nowhere.jsonl")
-    with pytest.raises(DataError, match="line 3 of .*a JSON object"):
+    with refused(DataError, got="[1]"):
         file.write_text(file.read_text() + "[1]\n")
         read_data(str(file))
 
@@ -132,9 +134,9 @@ def test_splits_say_when_sets_are_too_many(tmp_path: Path) -> None:
     splits = load_data(str(many), progress=told.append, test=3, val=0)
     assert splits.record["drawn_plainly"] == ["test"] and "at random" in told[0]
     assert len(load_data(str(few), fraction=0.5, progress=told.append).train) in (10, 11)
-    with pytest.raises(ConfigError, match="several labels a picture"):
+    with refused(ConfigError, what="shots of 't'"):
         load_data(str(few), shots=2)
-    with pytest.raises(ConfigError, match="between 1 and"):
+    with refused(ConfigError, what="size of a split"):
         load_data(str(few), test=30)
 
 
@@ -149,5 +151,5 @@ def test_rows_reach_the_tensors() -> None:
     assert tensors(found, look).tensors[1].tolist() == labels.tolist()
     assert Prepared(found, look)[1][1].tolist() == [1, 1] and found[0][1].tolist() == [1, 0]
     for bad in (labels * 2, labels[:, :1], labels.astype(float)):
-        with pytest.raises(DataError, match="labels of 'x'"):
+        with refused(DataError, what="labels of 'x'"):
             ImageSet("x", images, bad, ("a", "b"))

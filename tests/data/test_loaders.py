@@ -28,6 +28,8 @@ from intarsia.data import (
 from intarsia.train import workers
 from intarsia.train.workers import usable_workers
 
+from ..refusals import refused
+
 Noise = Callable[..., ImageSet]
 INPUTS = InputConfig(size=(8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
 
@@ -75,7 +77,7 @@ def test_tensors_that_do_not_fit_are_refused(
 ) -> None:
     memory = type("Memory", (), {"available": 9 * 3 * 8 * 8 * 4 * 2 - 1})()
     monkeypatch.setattr(loaders.psutil, "virtual_memory", lambda: memory)
-    with pytest.raises(ConfigError, match="Prepared"):
+    with refused(ConfigError, what="'noise' as tensors of (3, 8, 8)"):
         tensors(noise_set(9), eval_transform(INPUTS))
 
 

@@ -13,6 +13,8 @@ from hypothesis.extra import numpy as arrays
 from intarsia.core.errors import CheckpointError
 from intarsia.data.onnx_weights import read_onnx
 
+from ..refusals import refused
+
 onnx = pytest.importorskip("onnx")
 
 
@@ -67,7 +69,7 @@ def test_nodes_round_trip(file: Path) -> None:
 @pytest.mark.parametrize("content", [b"", b"junk", b"\xff" * 40], ids=["empty", "text", "ones"])
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "m.onnx").write_bytes(content)
-    with pytest.raises(CheckpointError, match="obtain it again"):
+    with refused(CheckpointError, what="reading m.onnx"):
         read_onnx(tmp_path / "m.onnx")
 
 

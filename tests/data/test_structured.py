@@ -14,6 +14,8 @@ from intarsia.core.errors import ConfigError, UnknownName
 from intarsia_lab.materials import structured
 from intarsia_lab.materials.solids import depth, turn
 
+from ..refusals import refused
+
 NAMES = structured.names()
 
 
@@ -150,7 +152,12 @@ def test_azimuth_and_elevation_are_smallnorbs() -> None:
 
 
 def test_too_few_pictures_and_unknown_tasks(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="got 5, want at least 8"):
+    with refused(ConfigError, what="pictures of synthetic-count", got=5):
         _load("synthetic-count", 5, tmp_path)
-    with pytest.raises(UnknownName, match="Did you mean synthetic-count"):
+    with refused(
+        UnknownName,
+        what="unknown synthetic task",
+        got="'synthetic-cuont'",
+        near=("synthetic-count", "synthetic-location", "synthetic-azimuth"),
+    ):
         _load("synthetic-cuont", 50, tmp_path)

@@ -19,6 +19,7 @@ from intarsia.hosts.anatomy.origin import check_trunk, fingerprint
 from intarsia.train import Running
 
 from ..cli.conftest import call, photos
+from ..refusals import refused
 
 
 def trained(folder: Path, model: str, method: str = "lora", pretrained: bool = True) -> Path:
@@ -88,7 +89,7 @@ def test_folders_that_were_written_with_positions_are_read(vit: str, run: Path) 
     assert old["layout"] != fingerprint(model, heads)["layout"]
     check_trunk(model, old, heads)
     check_trunk(backbone(vit, classes=2, size=48), fingerprint(model, heads), heads)
-    with pytest.raises(CheckpointError, match="picture size, too"):
+    with refused(CheckpointError, what="trunk", got="VisionTransformer with other layers"):
         check_trunk(backbone(vit, classes=2, size=48), old, heads)
 
 
@@ -96,10 +97,10 @@ def test_a_model_with_layers_of_one_size_says_so(tmp_path: Path) -> None:
     model = timm.create_model("mixer_s32_224", img_size=32)
     timm.models.save_for_hf(model, str(tmp_path / "mixer"), model_args={"img_size": 32})
     out = trained(tmp_path, f"local-dir:{tmp_path / 'mixer'}")
-    with pytest.raises(ConfigError, match="picture size 64 .* want a size that the model can take"):
+    with refused(ConfigError, got=RuntimeError):
         intarsia.open_run(out, size=64)
     other = timm.create_model("mixer_s32_224", img_size=64, num_classes=2)
-    with pytest.raises(CheckpointError, match="other layers.*MLP-Mixer"):
+    with refused(CheckpointError, what="trunk", got="MlpMixer with other layers"):
         intarsia.load(other, out)
 
 

@@ -14,6 +14,8 @@ from intarsia.core.format import nbytes
 from intarsia.formats import Columns
 from intarsia.formats.columns import break_even
 
+from ..refusals import refused
+
 shapes = st.sampled_from([(5, 7), (1, 7), (3, 1), (4, 2, 3), (7,), (0, 4), (4, 0)])
 dtypes = st.sampled_from([torch.float16, torch.float32, torch.bfloat16, torch.float64])
 
@@ -50,7 +52,7 @@ def test_the_widest_row_is_that_of_two_bytes() -> None:
     weight[1, -1] = 3
     stored = Columns().encode(weight)
     assert torch.equal(Columns().decode(stored, weight.shape), weight)
-    with pytest.raises(ShapeError, match=r"65,537 columns.*Use Bitmask"):
+    with refused(ShapeError, what="weight", got="65,537 columns, 0 kept"):
         Columns().encode(torch.zeros(1, 65_537))
 
 
@@ -63,9 +65,9 @@ def test_what_does_not_fit_is_refused() -> None:
         ("row_offsets", torch.tensor([0, 2, 1, 3], dtype=torch.int32)),
         ("row_offsets", torch.tensor([1, 1, 2, 3], dtype=torch.int32)),
     ):
-        with pytest.raises(ShapeError, match=r"of \(3, 3\)"):
+        with refused(ShapeError, what="rows"):
             Columns().decode({**stored, part: value}, (3, 3))
-    with pytest.raises(ShapeError, match=r"of \(4, 3\)"):
+    with refused(ShapeError, what="rows"):
         Columns().decode(stored, (4, 3))
-    with pytest.raises(ShapeError, match="keep"):
+    with refused(ShapeError, what="keep", got=(3, 2)):
         Columns().encode(weight, torch.ones(3, 2).bool())

@@ -21,6 +21,8 @@ from intarsia.formats import GroupSparse
 from intarsia.kernels import native
 from intarsia.kernels.gqsa import affine, codes_of, rounded
 
+from ..refusals import refused
+
 FORM = GroupSparse()
 
 
@@ -110,7 +112,7 @@ def test_columns_are_padded_and_rows_are_as_wide_as_an_index() -> None:
     wide = torch.zeros(1, 65_535)
     wide[0, -1] = 15 / 16
     assert torch.equal(narrow.decode(narrow.encode(wide), wide.shape), wide)
-    with pytest.raises(ShapeError, match=r"65,536 groups in a row.*at most 65,535"):
+    with refused(ShapeError, what="weight", got="65,536 groups in a row, 0 in all"):
         narrow.encode(torch.zeros(1, 65_536))
 
 
@@ -152,9 +154,9 @@ def test_what_does_not_fit_is_refused() -> None:
         ("codes", stored["codes"][:-1]),
         ("zeros", stored["zeros"][:-1]),
     ):
-        with pytest.raises(ShapeError, match=r"of \(3, 32\)"):
+        with refused(ShapeError, what="groups"):
             FORM.decode({**stored, part: value}, (3, 32))
     for bad in (math.nan, math.inf):
         weight[0, 0] = bad
-        with pytest.raises(DataError, match="1 not finite"):
+        with refused(DataError, what="weight"):
             FORM.encode(weight)

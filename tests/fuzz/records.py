@@ -106,7 +106,7 @@ def _pages(folder: Path) -> None:
     (folder / "pruned").mkdir()
     write_json(folder / "pruned" / "sparsify.json", pruned)
     about = {"dense": 3.0, "uniform": 3.2, "loss": {"a": 3.1}, "chosen": "a"}
-    intarsia.Spans.uniform(2, 2, 0.5, longest=128, about=about).save(folder / "spans.json")
+    intarsia.spans.Spans.uniform(2, 2, 0.5, longest=128, about=about).save(folder / "spans.json")
     asked = {"data": "questions.jsonl", "model": "smollm2", "method": "mixlora", "settings": []}
     asked |= {"see": "pixels", "hear": "log-mel", "options": {"seed": 0}}
     write_json(folder / seeing.FILE, asked)
@@ -203,7 +203,7 @@ def _recommender(folder: Path) -> None:
     fields = {"colour": ItemField("token", tuple((f"c{i % 3}",) for i in range(7)))}
     data = events(rows, item_ids=[f"i{i}" for i in range(7)], fields=fields)
     with torch_seed(0):
-        model = intarsia.M2TRec(width=16, layers=1).build(data)
+        model = intarsia.recommend.M2TRec(width=16, layers=1).build(data)
     save_recommender(model, folder / "r", data)
 
 

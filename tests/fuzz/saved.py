@@ -78,37 +78,39 @@ def _mixture(folder: Path) -> None:
 def _changed(folder: Path) -> None:
     """Several steps in one folder: experts, and an adapter behind them."""
     model = intarsia.upcycle(_vit(), intarsia.TopK(experts=2), layers=[0])
-    intarsia.save(intarsia.adapt(model, intarsia.Ssf()), folder)
+    intarsia.save(intarsia.adapt(model, intarsia.adapters.Ssf()), folder)
 
 
 def _packed(folder: Path) -> None:
-    intarsia.pack(intarsia.adapt(_vit(), intarsia.BiAdapter(intarsia.Bottleneck(5))), folder)
+    intarsia.pack(
+        intarsia.adapt(_vit(), intarsia.methods.BiAdapter(intarsia.Bottleneck(5))), folder
+    )
 
 
 def _delta(folder: Path) -> None:
     entries = {"head.weight": (torch.tensor([1, 5, 9]), torch.tensor([0.5, -0.5, 1.0]))}
-    intarsia.SparseDelta.of(entries, dict(_vit().named_parameters()), {}).save(
+    intarsia.sparse.SparseDelta.of(entries, dict(_vit().named_parameters()), {}).save(
         folder / "d.safetensors"
     )
 
 
 def _open_delta(folder: Path) -> Any:
     model = _vit()
-    intarsia.SparseDelta.load(folder / "d.safetensors").apply(model)
+    intarsia.sparse.SparseDelta.load(folder / "d.safetensors").apply(model)
     return _outputs(model)
 
 
 def _pruned(layout: str) -> Any:
     def make(folder: Path) -> None:
         model = llama()
-        intarsia.sparsify(model, intarsia.Magnitude(0.7))
-        intarsia.save_sparse(model, folder / layout, layout=layout)
+        intarsia.sparsify(model, intarsia.sparse.Magnitude(0.7))
+        intarsia.sparse.save_sparse(model, folder / layout, layout=layout)
 
     return make
 
 
 def _open_bitmask(folder: Path) -> Any:
-    intarsia.convert_sparse(folder / "bitmask", folder / "new")
+    intarsia.sparse.convert_sparse(folder / "bitmask", folder / "new")
     return read_folder(folder / "new")
 
 
@@ -124,7 +126,7 @@ def _open_walk(folder: Path) -> Any:
 
 def _store(folder: Path) -> None:
     _mixtral().save_pretrained(folder / "model")
-    intarsia.pack_experts(folder / "model", folder / "store")
+    intarsia.offloading.pack_experts(folder / "model", folder / "store")
 
 
 def _open_store(folder: Path) -> Any:
@@ -145,13 +147,13 @@ def _tables(folder: Path) -> None:
     model: Any = _tables_model()
     with torch.no_grad():
         model["films"].weight[:, 2:] = 0
-    intarsia.save_tables(model, folder / "tables.safetensors")
+    intarsia.sparse.save_tables(model, folder / "tables.safetensors")
 
 
 def _open_tables(mapped: bool) -> Any:
     def read(folder: Path) -> Any:
         model = _tables_model()
-        intarsia.load_tables(model, folder / "tables.safetensors", mapped=mapped)
+        intarsia.sparse.load_tables(model, folder / "tables.safetensors", mapped=mapped)
         return model.state_dict()
 
     return read
@@ -169,7 +171,7 @@ def _open_timm(folder: Path) -> Any:
 
 def _soup(folder: Path) -> None:
     for name in ("a", "b"):
-        intarsia.save_sparse(llama(), folder / name)
+        intarsia.sparse.save_sparse(llama(), folder / name)
 
 
 def _open_soup(folder: Path) -> Any:
@@ -202,7 +204,7 @@ def _open_language(folder: Path) -> Any:
 
 
 def _senses(folder: Path) -> None:
-    see = intarsia.Modalities("pixels", "log-mel", (4, 2))
+    see = intarsia.senses.Modalities("pixels", "log-mel", (4, 2))
     intarsia.save(
         intarsia.adapt(intarsia.apply(decoder(), see), intarsia.Lora(2), head=None), folder
     )
@@ -213,7 +215,7 @@ def _open_senses(folder: Path) -> Any:
 
 
 def _spans(folder: Path) -> None:
-    intarsia.Spans.uniform(2, 2, 0.5).save(folder / "spans.json")
+    intarsia.spans.Spans.uniform(2, 2, 0.5).save(folder / "spans.json")
 
 
 KINDS = (
@@ -236,5 +238,5 @@ KINDS = (
     Kind("language", _language(stock=False), _open_language),
     Kind("stock", _language(stock=True), _open_language),
     Kind("senses", _senses, _open_senses),
-    Kind("spans", _spans, lambda folder: vars(intarsia.load_spans(folder / "spans.json"))),
+    Kind("spans", _spans, lambda folder: vars(intarsia.spans.load_spans(folder / "spans.json"))),
 )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from functools import partial
 
-import pytest
 import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
@@ -13,6 +12,8 @@ from torch.utils.checkpoint import checkpoint
 
 from intarsia.core.errors import ConfigError, ShapeError
 from intarsia.gating import LayerState, PassesState, join, start
+
+from ..refusals import refused
 
 
 class Sum(PassesState):
@@ -86,7 +87,7 @@ def test_checkpointing_meets_the_same_states_and_passes_gradients_along_the_thre
 
 
 def test_checkpointing_that_would_lose_gradients_is_refused() -> None:
-    with pytest.raises(ConfigError, match="use_reentrant=False"):
+    with refused(ConfigError, what="state of the layer before"):
         grads(stack(), True)
 
 
@@ -100,13 +101,13 @@ def test_one_pass_of_no_layers_and_evaluation_without_gradients_are_fine() -> No
 def test_other_rows_are_refused() -> None:
     model = stack()
     run(model, torch.ones(2, 1, dtype=torch.float64))
-    with pytest.raises(ShapeError, match="2 rows, want 3"):
+    with refused(ShapeError, what="state of the layer before"):
         model[1](torch.ones(3, 1, dtype=torch.float64))
 
 
 def test_several_that_were_never_joined_are_refused() -> None:
     start(nn.Sequential(Sum(), Other()))
-    with pytest.raises(ConfigError, match="gating.join"):
+    with refused(ConfigError, what="Sums"):
         start(nn.Sequential(Sum(), Sum()))
 
 

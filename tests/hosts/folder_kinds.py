@@ -176,7 +176,7 @@ def of_prior(path: Path) -> int:
 
 def write_delta(path: Path, version: int) -> object:
     model = numbered(intarsia.adapt(vit(), intarsia.Lora(2)), version)
-    return intarsia.delta_of(model).save(path)
+    return intarsia.sparse.delta_of(model).save(path)
 
 
 def of_delta(path: Path) -> int:

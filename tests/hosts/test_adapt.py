@@ -23,6 +23,8 @@ from intarsia.hosts.attach.peft import IntarsiaLayer
 from intarsia.methods import Adamix, Mosa, Mosl
 from intarsia.train.record import parameter_counts
 
+from ..refusals import refused
+
 pytestmark = pytest.mark.filterwarnings(  # PEFT asks a transformers 5 model by the old name
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )
@@ -134,15 +136,15 @@ def test_no_head_is_trained_where_none_is_wanted_or_there(make: Make) -> None:
 def test_other_heads_can_be_named(make: Make) -> None:
     model = adapt(make("vit"), Lora(2), head=["blocks.1.norm2", "head"])
     assert model.peft_config["default"].modules_to_save == ["blocks.1.norm2", "head"]
-    with pytest.raises(TargetError, match=r"head 'haed': got no module.*\['head'\]"):
+    with refused(TargetError, what="head 'haed'", got="no module of that path"):
         adapt(make("vit"), Lora(2), head="haed")
     # PEFT would train every norm whose name ends so
-    with pytest.raises(TargetError, match=r"the end of \['patch_embed.norm'.* too"):
+    with refused(TargetError, what="head 'norm'"):
         adapt(make("vit"), Lora(2), head=["norm"])
 
 
 def test_a_head_is_no_target(make: Make) -> None:
-    with pytest.raises(TargetError, match="head=None"):
+    with refused(TargetError, what="target 'head'"):
         adapt(make("vit"), Lora(2), targets=["head"])
     assert isinstance(
         adapt(make("vit"), Lora(2), targets=["head"], head=None).get_base_model().head,
@@ -190,19 +192,21 @@ def test_first_weights_do_not_hang_on_torchs_own_generator(make: Make) -> None:
 
 @pytest.mark.parametrize("name", ["", "a.b", "keys", "training"])
 def test_a_name_that_torch_cannot_use_is_refused(make: Make, name: str) -> None:
-    with pytest.raises(ConfigError, match="adapter name"):
+    with refused(
+        ConfigError, what="adapter name", want="a name without dots that torch does not use itself"
+    ):
         adapt(make("vit"), Lora(2), name=name)
 
 
 def test_a_name_in_use_is_refused(make: Make) -> None:
     model = adapt(make("vit"), Lora(2))
-    with pytest.raises(ConfigError, match=r"none of \['default'\]"):
+    with refused(ConfigError, what="adapter name", got="'default'"):
         adapt(model, Lora(2))
 
 
 def test_a_model_of_pefts_own_adapters_is_refused(make: Make) -> None:
     model = get_peft_model(make("vit"), LoraConfig(target_modules=["qkv"]))
-    with pytest.raises(ConfigError, match="adapters of PEFT's own"):
+    with refused(ConfigError, what="model", got="a PeftModel with adapters of PEFT's own"):
         adapt(model, Lora(2))
 
 
@@ -212,7 +216,11 @@ def test_settings_of_no_listed_method_are_refused(make: Make) -> None:
         pass
 
     host = make("vit")
-    with pytest.raises(ConfigError, match=r"Mine, want the settings of one of .*'bottleneck'"):
+    with refused(
+        ConfigError,
+        what="method",
+        got="tests.hosts.test_adapt.test_settings_of_no_listed_method_are_refused.<locals>.Mine",
+    ):
         adapt(host, Mine())
     with pytest.raises(ConfigError):
         adapt(host, Lora)  # pyright: ignore[reportArgumentType]
@@ -228,7 +236,7 @@ def test_a_site_that_fails_late_leaves_no_trace(
     names, y = [n for n, _ in host.named_modules()], host(images("vit"))
     host.blocks[0].train()
     modes = [m.training for m in host.modules()]
-    with pytest.raises(TargetError, match="1 zero gains"):
+    with refused(TargetError, what="norm='residual' at 'blocks.1.mlp'"):
         adapt(host, Bottleneck(4))
     assert [n for n, _ in host.named_modules()] == names
     assert [m.training for m in host.modules()] == modes
@@ -249,7 +257,7 @@ def test_a_second_adapter_that_fails_leaves_the_first(
         model.get_base_model().blocks[1].norm2.weight[3] = 0
     y = model(x)
     trained = [n for n, p in model.named_parameters() if p.requires_grad]
-    with pytest.raises(TargetError, match="1 zero gains"):
+    with refused(TargetError, what="norm='residual' at 'blocks.1.mlp'"):
         adapt(model, Bottleneck(4), name="second")
     assert [n for n, _ in model.named_modules()] == names
     assert list(model.peft_config) == ["first"]

@@ -47,11 +47,11 @@ def padded() -> dict[str, Tensor]:
 
 ROUTER = intarsia.TopK(4, 2, balance=0.01, z=0.01)
 # no dropout, whose draws would be others
-MIXLORA = intarsia.MixLora(intarsia.TopK(4, 2), over=intarsia.Lora(2), attention=None)
-LLAVA_MOLE = intarsia.LlavaMole(over=intarsia.Lora(2), attention=None)
+MIXLORA = intarsia.methods.MixLora(intarsia.TopK(4, 2), over=intarsia.Lora(2), attention=None)
+LLAVA_MOLE = intarsia.senses.LlavaMole(over=intarsia.Lora(2), attention=None)
 MODELS: dict[str, Any] = {
     "mosa": (lambda: intarsia.adapt(vit(2), intarsia.Mosa(), seed=0), images),
-    "adamix": (lambda: intarsia.adapt(vit(), intarsia.Adamix(), seed=0), images),
+    "adamix": (lambda: intarsia.adapt(vit(), intarsia.methods.Adamix(), seed=0), images),
     "mixlora": (lambda: intarsia.adapt(vit(), MIXLORA, seed=0), images),
     "llava_mole": (lambda: intarsia.adapt(vit(), LLAVA_MOLE, seed=0), images),
     "upcycled ViT": (lambda: intarsia.upcycle(vit(2), ROUTER), images),
@@ -64,7 +64,7 @@ def losses(model: Any, batch: dict[str, Tensor]) -> Tensor:
     if not isinstance(out, Tensor):  # what is said of padding is left out
         out = out.logits[batch["attention_mask"].bool()]
     scale = torch.linspace(-1, 1, out.numel()).view_as(out)
-    return (out * scale).sum() + intarsia.aux_loss(model)
+    return (out * scale).sum() + intarsia.gating.aux_loss(model)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -95,7 +95,8 @@ def test_a_model_in_training_is_one_graph_and_computes_the_same(name: str) -> No
 # the graph breaks there, and torch reads the gradients of what passes the break
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")
 @pytest.mark.parametrize(
-    "router", [intarsia.TopK(4, 2), intarsia.Switch(4, 1.0), intarsia.ExpertChoice(4)]
+    "router",
+    [intarsia.TopK(4, 2), intarsia.routers.Switch(4, 1.0), intarsia.routers.ExpertChoice(4)],
 )
 def test_padding_takes_no_place_of_a_capacity_in_a_graph(router: Any) -> None:
     torch._dynamo.reset()

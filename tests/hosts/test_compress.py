@@ -34,10 +34,12 @@ from intarsia.hosts.swap.compress import Compress, _digest, compress, format_nam
 from intarsia.hosts.swap.packed_linear import PackedLinear
 from intarsia.kernels import native
 
+from ..refusals import refused
+
 
 def pruned() -> nn.Module:
     model = vit()
-    intarsia.sparsify(model, intarsia.Magnitude(density=0.5))
+    intarsia.sparsify(model, intarsia.sparse.Magnitude(density=0.5))
     return model
 
 
@@ -74,7 +76,9 @@ def test_sparsified_compressed_and_adapted_models_are_one_folder(tmp_path: Path)
     with torch.no_grad():
         for parameter in trained.values():
             parameter.add_(0.01)
-    with pytest.raises(FoldError, match="PackedLinear at 'blocks.0"):
+    with refused(
+        FoldError, what="fold", got="PackedLinear at 'blocks.0.attn.qkv', whose weight is quantised"
+    ):
         intarsia.fold(adapted)
     intarsia.save(adapted, tmp_path / "all")
     again = intarsia.load(vit(), tmp_path / "all")
@@ -145,10 +149,19 @@ def test_the_file_has_the_bytes_of_what_is_stored(saved: Path) -> None:
 def test_what_would_slow_the_model_down_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     model = pruned()
     monkeypatch.setattr(timing, "pass_seconds", lambda *_: (0.001, 0.002))
-    with pytest.raises(ConfigError, match=r"8 layers.*got 2.00 ms packed, 1.00 ms dense.*force"):
+    with refused(
+        ConfigError,
+        what="compress with Bitmask(values='same'), 8 layers of 128x32, 32x128, 32x32, 96x32",
+    ):
         compress(model, Bitmask())
     assert not any(isinstance(m, PackedLinear) for m in model.modules()) and steps_of(model)
-    with native.using("off"), pytest.raises(ConfigError, match="There are no kernels here"):
+    with (
+        native.using("off"),
+        refused(
+            ConfigError,
+            what="compress with Bitmask(values='same'), 8 layers of 128x32, 32x128, 32x32, 96x32",
+        ),
+    ):
         compress(model, Bitmask())
     monkeypatch.setattr(timing, "pass_seconds", lambda *_: (0.002, 0.001))
     compress(model, Bitmask(), layers=["blocks.0.mlp.*"])
@@ -167,22 +180,22 @@ def _bad_layers() -> Any:
 
 
 @pytest.mark.parametrize(
-    ("call", "error", "says"),
+    ("call", "error", "what"),
     [
-        (lambda: compress(vit(), "bitmap"), UnknownName, "Did you mean bitmask"),
-        (lambda: compress(vit(), 3), ConfigError, "format: got int"),
-        (_bad_layers, TargetError, "nothing"),
-        (lambda: compress(intarsia.adapt(vit(), "lora"), Bitmask()), TargetError, "adapters"),
+        (lambda: compress(vit(), "bitmap"), UnknownName, "unknown format"),
+        (lambda: compress(vit(), 3), ConfigError, "format"),
+        (_bad_layers, TargetError, "layers 'nothing.*'"),
+        (lambda: compress(intarsia.adapt(vit(), "lora"), Bitmask()), TargetError, "model"),
         (lambda: Bitmask("int7"), ConfigError, "values"),
         (
             lambda: compress(compress(vit(), Bitmask(), force=True), Bitmask(), force=True),
             TargetError,
-            "linear layers",
+            "layers to compress",
         ),
     ],
 )
-def test_misuse_says_what_to_do(call: Callable[[], Any], error: type[Exception], says: str) -> None:
-    with pytest.raises(error, match=says):
+def test_misuse_says_what_to_do(call: Callable[[], Any], error: type[Exception], what: str) -> None:
+    with refused(error, what=what):
         call()
 
 
@@ -212,7 +225,9 @@ def test_another_layout_and_sizes_without_bounds_are_refused() -> None:
         bad = told(change)
         with pytest.raises(CheckpointError, match=says):
             Compress().apply(model, Plan(bad.change, 0, bad.decided))
-    with pytest.raises(CheckpointError, match="settings that changed"):
+    with refused(
+        CheckpointError, what="packed layers", got="settings that changed after they were written"
+    ):
         Compress(Bitmask("int8")).apply(model, Plan(plan.change, 0, plan.decided))
     assert not any(isinstance(m, PackedLinear) for m in model.modules())
 

@@ -21,6 +21,8 @@ from intarsia.core.errors import CheckpointError, ConfigError, ShapeError, Targe
 from intarsia.hosts import SparseDelta, attach_delta, delta_of
 from intarsia.hosts.anatomy.own_weights import own_parameters
 
+from ..refusals import refused
+
 VIT = {"img_size": 32, "depth": 2, "embed_dim": 32, "num_heads": 2, "num_classes": 5}
 
 
@@ -257,7 +259,7 @@ def test_a_base_in_half_precision_or_with_other_deltas_is_the_base() -> None:
 
 
 def test_deltas_of_two_bases_do_not_add_up() -> None:
-    with pytest.raises(ConfigError, match="sum of deltas.*two base models"):
+    with refused(ConfigError, what="sum of deltas"):
         delta(vit()) + delta(vit(seed=1))
 
 
@@ -267,7 +269,7 @@ def test_a_task_that_was_trained_on_its_source_adds_up_with_another_target() -> 
     model = vit()
     source.apply(model)
     task = delta(model, seed=3)
-    with pytest.raises(ConfigError, match=r"rebased\(other\)"):
+    with refused(ConfigError, what="sum of deltas"):
         _ = task + target
     both = task.rebased(source) + target
     got, want = vit(), vit()
@@ -277,7 +279,7 @@ def test_a_task_that_was_trained_on_its_source_adds_up_with_another_target() -> 
     for n, p in own_parameters(got).items():
         assert_close(p, own_parameters(want)[n])
     assert task.rebased(source).entries == task.entries
-    with pytest.raises(ConfigError, match="base of the delta: got another"):
+    with refused(ConfigError, what="base of the delta"):
         task.rebased(target)
 
 
@@ -287,7 +289,7 @@ def test_two_heads_do_not_add_up() -> None:
         SparseDelta(plain.entries, plain.shapes, plain.base, {"head.bias": torch.full((5,), v)})
         for v in (0.0, 1.0)
     )
-    with pytest.raises(ConfigError, match="head 'head.bias'.*without_heads"):
+    with refused(ConfigError, what="sum of deltas, head 'head.bias'"):
         a + b
     total = a + b.without_heads()
     assert torch.equal(total.heads["head.bias"], torch.zeros(5))
@@ -298,9 +300,9 @@ def test_two_heads_do_not_add_up() -> None:
     "index", [[0, 0], [1, 0], [-1, 0], [0, 9]], ids=["twice", "falling", "negative", "outside"]
 )
 def test_places_that_cannot_be_are_refused(index: list[int]) -> None:
-    with pytest.raises(ShapeError, match="entries of 'a'"):
+    with refused(ShapeError, what="entries of 'a'"):
         SparseDelta({"a": (torch.tensor(index), torch.ones(2))}, {"a": (3, 3)}, {})
-    with pytest.raises(ShapeError, match="int32"):
+    with refused(ShapeError, what="entries of 'a'"):
         SparseDelta({"a": (torch.tensor([0]).int(), torch.ones(1))}, {"a": (3, 3)}, {})
 
 
@@ -318,7 +320,7 @@ def test_a_tied_weight_is_changed_once() -> None:
     untied = delta(llama(tied=False))
     assert "lm_head.weight" in untied.entries
     before = bits(model)
-    with pytest.raises(CheckpointError, match="a weight that is tied to"):
+    with refused(CheckpointError, what="delta of 'model.embed_tokens.weight'"):
         untied.apply(model)
     assert same(model, before)
 
@@ -375,12 +377,12 @@ def test_a_delta_sits_beside_other_adapters_in_one_saved_model(tmp_path: Path) -
 def test_what_is_no_linear_layer_takes_no_cell() -> None:
     model, phi = vit(), delta(vit(), names=("blocks.0.mlp.fc1.weight", "pos_embed"))
     before = bits(model)
-    with pytest.raises(TargetError, match="delta of 'pos_embed'.*delta.apply"):
+    with refused(TargetError, what="delta of 'pos_embed'"):
         attach_delta(model, phi)
     assert same(model, before) and type(model).__name__ == "VisionTransformer"
-    with pytest.raises(ConfigError, match="delta: got no entries"):
+    with refused(ConfigError, what="delta"):
         attach_delta(vit(), 0 * phi)
-    with pytest.raises(ConfigError, match="adapter: got None"):
+    with refused(ConfigError, what="adapter", got="None"):
         delta_of(vit())
 
 

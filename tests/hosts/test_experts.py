@@ -15,11 +15,14 @@ from torch.testing import assert_close
 from transformers import LlamaConfig, LlamaForCausalLM, MixtralConfig, MixtralForCausalLM
 
 import intarsia
-from intarsia import Capacity, Comet, Mixture, NoisyTopK, Recurrent, Switch, TopK
+from intarsia import TopK
 from intarsia.core.errors import ConfigError, ShapeError, TargetError
 from intarsia.gating import learned_routers
 from intarsia.hosts.swap.upcycle import places_in as places
-from intarsia.routers import Hash, PermutationSearch
+from intarsia.mixtures import Capacity, Mixture
+from intarsia.routers import Comet, Hash, NoisyTopK, PermutationSearch, Recurrent, Switch
+
+from ..refusals import refused
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2,
@@ -91,7 +94,7 @@ def test_merged_and_pruned_models_are_saved_as_they_are(
 ) -> None:
     one, two = (trained(host, case, seed) for seed in (1, 2))
     counts = places(one).experts
-    both = intarsia.merge_mixtures(one, two)
+    both = intarsia.experts.merge_mixtures(one, two)
     assert places(both).experts == tuple(2 * e for e in counts)
     assert places(one).experts == counts, "parents stay as they are"
     with torch.no_grad():
@@ -101,15 +104,15 @@ def test_merged_and_pruned_models_are_saved_as_they_are(
     assert_close(got, (wanted + other) / 2)
     # as uneven as can be: another number for each layer
     keep = [2 * counts[0], 3]
-    intarsia.prune_experts(both, keep, by="random")
+    intarsia.experts.prune_experts(both, keep, by="random")
     assert places(both).experts == tuple(keep)
     assert [m.router.experts for m in mixtures(both)] == keep
-    folder = intarsia.save_mixture(both, tmp_path / "mixture")
-    again = intarsia.load_mixture(HOSTS[host](9), folder)
+    folder = intarsia.experts.save_mixture(both, tmp_path / "mixture")
+    again = intarsia.experts.load_mixture(HOSTS[host](9), folder)
     assert_close(out(again), out(both))
     assert places(again) == places(both)
     both.train()
-    (out(both).square().sum() + intarsia.aux_loss(both)).backward()
+    (out(both).square().sum() + intarsia.gating.aux_loss(both)).backward()
     gates = [n for n, p in both.named_parameters() if "router" in n and p.grad is None]
     assert not gates or case == "slices"  # weights of 1 say nothing to the gate
 
@@ -118,15 +121,15 @@ def test_merged_and_pruned_models_are_saved_as_they_are(
 def test_pruning_to_all_is_the_identity(host: str) -> None:
     model = trained(host, "pyramid")
     wanted, names = out(model), list(model.state_dict())
-    loads = intarsia.expert_loads(model, [inputs(host)])
-    assert intarsia.prune_experts(model, [3, 6], loads) is model
+    loads = intarsia.experts.expert_loads(model, [inputs(host)])
+    assert intarsia.experts.prune_experts(model, [3, 6], loads) is model
     assert torch.equal(out(model), wanted) and list(model.state_dict()) == names
 
 
 def test_a_merge_with_itself_halves_what_experts_say() -> None:
     """Switch weighs by p, a softmax over twice as many."""
     model = trained("vit", "pyramid")
-    both = intarsia.merge_mixtures(model, model)
+    both = intarsia.experts.merge_mixtures(model, model)
     x = torch.randn(2, 5, 32)
     for one, two in zip(mixtures(model), mixtures(both), strict=True):
         assert_close(two(x), one(x) / 2)
@@ -136,7 +139,9 @@ def test_a_merge_with_itself_halves_what_experts_say() -> None:
 
 
 def test_states_still_go_along_the_depth_of_a_merged_model() -> None:
-    both = intarsia.merge_mixtures(trained("vit", "depth", 1), trained("vit", "depth", 2)).train()
+    both = intarsia.experts.merge_mixtures(
+        trained("vit", "depth", 1), trained("vit", "depth", 2)
+    ).train()
     out(both)
     first, last = (m.router for m in mixtures(both))
     assert first.thread is last.thread
@@ -146,12 +151,12 @@ def test_states_still_go_along_the_depth_of_a_merged_model() -> None:
 def test_the_most_used_experts_stay() -> None:
     model = trained("llama", "copies")
     batches = [inputs("llama", seed) for seed in range(3)]
-    loads = intarsia.expert_loads(model, batches)
+    loads = intarsia.experts.expert_loads(model, batches)
     assert {path: int(n.sum()) for path, n in loads.items()} == {
         f"model.layers.{i}.mlp.router": 3 * 21 * 2 for i in range(2)
     }
     ups = [m.experts.up.detach().clone() for m in mixtures(model)]
-    intarsia.prune_experts(model, 2, loads)
+    intarsia.experts.prune_experts(model, 2, loads)
     for layer, up, load in zip(mixtures(model), ups, loads.values(), strict=True):
         kept = sorted(sorted(range(4), key=lambda e: (-int(load[e]), e))[:2])
         assert torch.equal(layer.experts.up, up[kept])
@@ -164,15 +169,15 @@ def test_loads_are_of_evaluation_and_leave_no_trace() -> None:
     ids = inputs("llama")["input_ids"]
     mask = torch.ones_like(ids)
     mask[0, 4:] = 0
-    whole = intarsia.expert_loads(model, [(inputs("llama"), None)])
-    padded = intarsia.expert_loads(model, [{"input_ids": ids, "attention_mask": mask}])
+    whole = intarsia.experts.expert_loads(model, [(inputs("llama"), None)])
+    padded = intarsia.experts.expert_loads(model, [{"input_ids": ids, "attention_mask": mask}])
     assert all(int(n.sum()) == 42 for n in whole.values())
     assert all(int(n.sum()) == 36 for n in padded.values())
     assert all(m.training for m in model.modules())
     for name, router in learned_routers(model).items():
         assert torch.equal(router.received, before[name])
     both = {path: whole[path] + padded[path] for path in whole}
-    again = intarsia.expert_loads(
+    again = intarsia.experts.expert_loads(
         model, [inputs("llama"), {"input_ids": ids, "attention_mask": mask}]
     )
     assert all(torch.equal(again[path], both[path]) for path in both)
@@ -181,28 +186,28 @@ def test_loads_are_of_evaluation_and_leave_no_trace() -> None:
 def test_random_goes_by_seed_and_path_and_given_ones_by_path() -> None:
     def left(**settings: Any) -> list[Tensor]:
         model = trained("vit", "copies")
-        intarsia.prune_experts(model, 2, "random", **settings)
+        intarsia.experts.prune_experts(model, 2, "random", **settings)
         return [m.experts.up for m in mixtures(model)]
 
     assert all(torch.equal(a, b) for a, b in zip(left(), left(seed=0), strict=True))
     assert any(not torch.equal(a, b) for a, b in zip(left(), left(seed=1), strict=True))
     model = trained("vit", "copies")
     up = mixtures(model)[1].experts.up
-    intarsia.prune_experts(model, {"blocks.1.mlp": [3, 0]})
+    intarsia.experts.prune_experts(model, {"blocks.1.mlp": [3, 0]})
     assert places(model).experts == (4, 2)
     assert torch.equal(mixtures(model)[1].experts.up, up[[3, 0]])
 
 
 def test_adapters_come_afterwards() -> None:
     model = trained("llama", "residual")
-    intarsia.prune_experts(model, 3, "random")
+    intarsia.experts.prune_experts(model, 3, "random")
     wanted = out(model)
     adapted = intarsia.adapt(model, intarsia.Lora(rank=2), head=None)
     assert_close(out(adapted), wanted, rtol=1e-5, atol=1e-5)
-    with pytest.raises(TargetError, match="one with adapters"):
-        intarsia.prune_experts(adapted, 2, "random")
-    with pytest.raises(TargetError, match="one with adapters"):
-        intarsia.merge_mixtures(adapted, adapted)
+    with refused(TargetError, what="model", got="one with adapters"):
+        intarsia.experts.prune_experts(adapted, 2, "random")
+    with refused(TargetError, what="model", got="one with adapters"):
+        intarsia.experts.merge_mixtures(adapted, adapted)
 
 
 PRUNED: dict[str, tuple[Any, Any, str]] = {
@@ -224,24 +229,24 @@ def test_what_cannot_be_pruned_is_refused_and_leaves_the_model(case: str) -> Non
     model = trained("vit", "copies")
     wanted, done = out(model), places(model)
     with pytest.raises(ConfigError, match=message):
-        intarsia.prune_experts(model, keep, by)
+        intarsia.experts.prune_experts(model, keep, by)
     assert torch.equal(out(model), wanted) and places(model) == done
 
 
 def test_models_that_have_no_mixtures_of_ours() -> None:
-    with pytest.raises(TargetError, match="one that was not upcycled"):
-        intarsia.prune_experts(vit(), 2, "random")
-    with pytest.raises(TargetError, match="one that was not upcycled"):
-        intarsia.merge_mixtures(trained("vit", "copies"), vit())
+    with refused(TargetError, what="model", got="one that was not upcycled"):
+        intarsia.experts.prune_experts(vit(), 2, "random")
+    with refused(TargetError, what="model", got="one that was not upcycled"):
+        intarsia.experts.merge_mixtures(trained("vit", "copies"), vit())
     host = intarsia.upcycle(mixtral(), TopK(experts=4))
-    with pytest.raises(TargetError, match="experts of the host's own"):
-        intarsia.prune_experts(host, 2, "random")
-    with pytest.raises(TargetError, match="experts of the host's own"):
-        intarsia.merge_mixtures(host, copy.deepcopy(host))
-    with pytest.raises(ConfigError, match="got 0 batches for 2 routers"):
-        intarsia.expert_loads(host, [])
-    with pytest.raises(ConfigError, match="got 1 batches for 0 routers"):
-        intarsia.expert_loads(vit(), [inputs("vit")])
+    with refused(TargetError, what="'model.layers.0.mlp'"):
+        intarsia.experts.prune_experts(host, 2, "random")
+    with refused(TargetError, what="'model.layers.0.mlp'"):
+        intarsia.experts.merge_mixtures(host, copy.deepcopy(host))
+    with refused(ConfigError, what="loads"):
+        intarsia.experts.expert_loads(host, [])
+    with refused(ConfigError, what="loads"):
+        intarsia.experts.expert_loads(vit(), [inputs("vit")])
 
 
 def test_models_that_do_not_fit_are_refused() -> None:
@@ -255,23 +260,23 @@ def test_models_that_do_not_fit_are_refused() -> None:
     ):
         other = intarsia.upcycle(vit(), **({"router": TopK(experts=4)} | settings))
         with pytest.raises(ConfigError, match=message):
-            intarsia.merge_mixtures(one, other)
-    with pytest.raises(ShapeError, match="experts of 'blocks.0.mlp'"):
-        intarsia.merge_mixtures(one, intarsia.upcycle(vit(width=48), TopK(experts=4)))
-    with pytest.raises(ConfigError, match="kind of the models"):
-        intarsia.merge_mixtures(one, trained("llama", "copies"))
+            intarsia.experts.merge_mixtures(one, other)
+    with refused(ShapeError, what="experts of 'blocks.0.mlp'"):
+        intarsia.experts.merge_mixtures(one, intarsia.upcycle(vit(width=48), TopK(experts=4)))
+    with refused(ConfigError, what="kind of the models to merge"):
+        intarsia.experts.merge_mixtures(one, trained("llama", "copies"))
     trees = intarsia.upcycle(vit(), Comet(experts=4))
-    with pytest.raises(ConfigError, match="CometRouter, built for its number of experts"):
-        intarsia.merge_mixtures(trees, trees)
-    with pytest.raises(ConfigError, match="CometRouter, built for its number of experts"):
-        intarsia.prune_experts(trees, 2, "random")
+    with refused(ConfigError, what="router", got="a CometRouter, built for its number of experts"):
+        intarsia.experts.merge_mixtures(trees, trees)
+    with refused(ConfigError, what="router", got="a CometRouter, built for its number of experts"):
+        intarsia.experts.prune_experts(trees, 2, "random")
 
 
 def test_experts_of_another_activation_do_not_merge() -> None:
     plain, relu = (intarsia.upcycle(vit(), TopK(experts=4), act=act) for act in (None, "relu"))
-    with pytest.raises(ConfigError, match="act of the models to merge"):
-        intarsia.merge_mixtures(plain, relu)
-    with pytest.raises(ShapeError, match="experts of"):  # layers, without the record of a model
+    with refused(ConfigError, what="act of the models to merge"):
+        intarsia.experts.merge_mixtures(plain, relu)
+    with refused(ShapeError, what="experts of ''"):  # layers, without the record of a model
         intarsia.mixtures.merged(mixtures(plain)[0], mixtures(relu)[0])
 
 
@@ -279,31 +284,33 @@ def test_pruning_forgets_all_that_was_counted() -> None:
     model = trained("vit", "copies").train()
     model(inputs("vit"))
     assert all(r.served for r in learned_routers(model).values())
-    intarsia.prune_experts(model, 2, "random")
+    intarsia.experts.prune_experts(model, 2, "random")
     for router in learned_routers(model).values():
         assert router.received.shape == (2, 2) and not router.received.any() and not router.served
 
 
 def test_a_hash_by_token_merges_and_shrinks() -> None:
     model = intarsia.upcycle(llama(), Hash(experts=4))
-    both = intarsia.merge_mixtures(model, intarsia.upcycle(llama(), Hash(experts=4), seed=1))
-    intarsia.prune_experts(both, 5, intarsia.expert_loads(both, [inputs("llama")]))
+    both = intarsia.experts.merge_mixtures(
+        model, intarsia.upcycle(llama(), Hash(experts=4), seed=1)
+    )
+    intarsia.experts.prune_experts(both, 5, intarsia.experts.expert_loads(both, [inputs("llama")]))
     assert out(both).isfinite().all() and places(both).experts == (5, 5)
 
 
 def test_experts_of_equal_hashes_do_not_hide_each_other() -> None:
     one, same = (intarsia.upcycle(vit(), Hash(3, by="row")) for _ in range(2))
-    whole = intarsia.merge_mixtures(one, same)
-    loads = intarsia.expert_loads(whole, [torch.randn(40, 3, 32, 32)])
+    whole = intarsia.experts.merge_mixtures(one, same)
+    loads = intarsia.experts.expert_loads(whole, [torch.randn(40, 3, 32, 32)])
     assert all((load > 0).all() for load in loads.values())
 
 
 def test_loads_that_were_not_counted_are_refused() -> None:
     model, x = intarsia.upcycle(vit(), TopK(3, 2)), torch.randn(2, 3, 32, 32)
-    loads = intarsia.expert_loads(model, [x])
+    loads = intarsia.experts.expert_loads(model, [x])
     model.blocks[0].mlp.compile(backend="eager")
-    with pytest.raises(ConfigError, match="torch.compile"):
-        intarsia.expert_loads(model, [x])
+    with refused(ConfigError, what="loads of 'blocks.0.mlp.router'"):
+        intarsia.experts.expert_loads(model, [x])
     assert len(loads) == 2
     searched = intarsia.upcycle(vit(), PermutationSearch(TopK(4, 2)))
-    assert len(intarsia.expert_loads(searched, [x])) == 2
+    assert len(intarsia.experts.expert_loads(searched, [x])) == 2

@@ -330,7 +330,7 @@ def peft_lora() -> Any:
 ADAPTERS: dict[str, Callable[[], Any]] = {
     "ours": lambda: moved(intarsia.adapt(llama(), intarsia.Lora(4, 12.0))),
     "peft": peft_lora,
-    "mos": lambda: moved(intarsia.adapt(llama(), intarsia.Mos(2, 2, 2))),
+    "mos": lambda: moved(intarsia.adapt(llama(), intarsia.adapters.Mos(2, 2, 2))),
 }
 
 

@@ -18,6 +18,8 @@ from intarsia.core.errors import CheckpointError, ConfigError, TargetError, Unkn
 from intarsia.hosts import adapt, code_head, fold, load, pack, packed_size, unpack
 from intarsia.methods import BiAdapter, Mosa
 
+from ..refusals import refused
+
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )
@@ -83,7 +85,7 @@ def test_a_head_of_one_bit(make: Make, images: Images, train: Train, tmp_path: P
     assert type(stock.head) is nn.Linear
     twice = make("vit")
     code_head(twice)
-    with pytest.raises(ConfigError, match="head: got one that codes its weights"):
+    with refused(ConfigError, what="head", got="one that codes its weights"):
         unpack(twice, tmp_path)
 
 
@@ -126,10 +128,10 @@ def test_a_file_that_is_not_whole_or_not_of_here_is_refused(
         with pytest.raises(CheckpointError, match="adapter_packed"):
             unpack(host, tmp_path)
     save_file({"bytes": changed}, file, {"crc": "0"})
-    with pytest.raises(CheckpointError, match="changed after they were written"):
+    with refused(CheckpointError, got="bytes or settings that changed after they were written"):
         unpack(host, tmp_path)
     file.write_bytes(whole)
-    with pytest.raises(CheckpointError, match="trunk"):
+    with refused(CheckpointError, what="trunk", got="VisionTransformerDistilled with other layers"):
         unpack(make("deit"), tmp_path)
     assert {n for n, _ in host.named_modules()} == before
     assert not hasattr(host, "peft_config")
@@ -138,17 +140,19 @@ def test_a_file_that_is_not_whole_or_not_of_here_is_refused(
 
 def test_what_cannot_be_packed_is_refused(make: Make, tmp_path: Path) -> None:
     model = adapt(make("vit"), Lora(2))
-    with pytest.raises(ConfigError, match="adapter 'default': got method 'lora'"):
+    with refused(
+        ConfigError, what="adapter 'default'", got="method 'lora', whose weights are floats"
+    ):
         pack(model, tmp_path)
-    with pytest.raises(UnknownName, match="'cells'"):
+    with refused(UnknownName, what="unknown adapter", got="'cells'"):
         pack(model, tmp_path, name="cells")
-    with pytest.raises(ConfigError, match="adapter to pack"):
+    with refused(ConfigError, what="adapter to pack"):
         pack(make("vit"), tmp_path)  # pyright: ignore[reportArgumentType]
     model.save_pretrained(tmp_path)
-    with pytest.raises(CheckpointError, match="got method 'lora'"):
+    with refused(CheckpointError, got="method 'lora'"):
         unpack(make("vit"), tmp_path)
     headless = nn.Sequential(nn.Linear(4, 4))
-    with pytest.raises(TargetError, match="head: got no linear classifier"):
+    with refused(TargetError, what="head"):
         code_head(headless)
 
 

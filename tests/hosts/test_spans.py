@@ -21,6 +21,8 @@ from intarsia.hosts.spans.head_spans import cache_bytes, spans_of
 from intarsia.hosts.spans.spans import Spans, load_spans
 from intarsia.hosts.spans.windows import Seen, Windows, attended, attended_naive
 
+from ..refusals import refused
+
 LAYERS, HEADS, LENGTH = 3, 3, 48
 # two heads of one span, three spans, and a layer that sees everything
 MIXED = torch.tensor([[6, 6, 12], [20, 6, LENGTH], [LENGTH] * 3])
@@ -56,7 +58,7 @@ def model() -> Any:
 
 @pytest.fixture(scope="module")
 def spanned() -> Any:
-    return intarsia.attach_spans(copy.deepcopy(STOCK), Spans.of(MIXED, sink=2), length=LENGTH)
+    return intarsia.spans.attach_spans(copy.deepcopy(STOCK), Spans.of(MIXED, sink=2), length=LENGTH)
 
 
 @torch.no_grad()
@@ -75,7 +77,7 @@ def test_heads_that_see_everything_are_the_stock_model_to_the_bit(model: Any) ->
     padded = torch.ones_like(IDS)
     padded[1, :7] = 0
     alike = logits(model, IDS, attention_mask=padded)
-    intarsia.attach_spans(model, Spans.uniform(LAYERS, HEADS, 1.0, sink=2), length=LENGTH)
+    intarsia.spans.attach_spans(model, Spans.uniform(LAYERS, HEADS, 1.0, sink=2), length=LENGTH)
     assert torch.equal(logits(model, IDS), want[0])
     assert torch.equal(generated(model, IDS), want[1])
     assert torch.equal(logits(model, IDS, attention_mask=padded), alike)
@@ -160,23 +162,23 @@ def test_beams_and_a_prompt_on_a_cache_go_on_as_one_text(spanned: Any) -> None:
     beams = generated(spanned, IDS[:1], num_beams=3)
     plain = generated(spanned, IDS[:1], num_beams=3, use_cache=False)
     assert torch.equal(beams, plain)
-    with pytest.raises(ConfigError, match="only added"):
+    with refused(ConfigError, what="cache"):
         cache.crop(-2)
 
 
 def test_a_folder_and_a_file_bring_spans_back(model: Any, tmp_path: Path) -> None:
     spans = Spans.of(MIXED, sink=2)
-    intarsia.attach_spans(model, spans, length=LENGTH)
+    intarsia.spans.attach_spans(model, spans, length=LENGTH)
     want = logits(model, IDS)
     intarsia.save(model, tmp_path / "saved")
     again = intarsia.load(copy.deepcopy(STOCK), tmp_path / "saved")
     assert torch.equal(logits(again, IDS), want)
     assert load_spans(spans.save(tmp_path / "spans.json")) == spans
-    intarsia.detach_spans(again)
+    intarsia.spans.detach_spans(again)
     assert torch.equal(logits(again, IDS), logits(STOCK, IDS))
     assert spans_of(again) is None
     # replaced, not stacked
-    intarsia.attach_spans(model, Spans.uniform(LAYERS, HEADS, 1.0, sink=2), length=LENGTH)
+    intarsia.spans.attach_spans(model, Spans.uniform(LAYERS, HEADS, 1.0, sink=2), length=LENGTH)
     assert torch.equal(logits(model, IDS), logits(STOCK, IDS))
 
 
@@ -189,7 +191,7 @@ def test_lists_of_the_papers_code_are_read_for_query_heads(tmp_path: Path) -> No
     halved = spans.for_heads(3, 200)
     # the larger of two consecutive query heads, which share keys
     assert halved.at(200).tolist() == [[120, 140, 160]] * LAYERS
-    with pytest.raises(ConfigError, match="4 of them"):
+    with refused(ConfigError, what="spans"):
         spans.for_heads(4, 200)
 
 
@@ -212,25 +214,25 @@ def test_windows_of_their_own_are_refused_by_layer() -> None:
         vocab_size=32, hidden_size=16, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2, intermediate_size=16, sliding_window=8, max_position_embeddings=32,
     )  # fmt: skip
-    with pytest.raises(TargetError, match=r"layers.0.self_attn.*sliding"):
-        intarsia.attach_spans(MistralForCausalLM(config), Spans.uniform(2, 2, 0.5, sink=2))
+    with refused(TargetError, what="layer 'layers.0.self_attn'"):
+        intarsia.spans.attach_spans(MistralForCausalLM(config), Spans.uniform(2, 2, 0.5, sink=2))
 
 
 def test_longer_texts_other_models_and_masks_are_refused(model: Any) -> None:
-    with pytest.raises(ConfigError, match="chosen for"):
-        intarsia.attach_spans(model, Spans.of(MIXED, sink=2, longest=32), length=40)
-    with pytest.raises(TargetError, match="3 of them"):
-        intarsia.attach_spans(model, Spans.uniform(2, HEADS, 0.5, sink=2))
+    with refused(ConfigError, what="length of the text", got=40):
+        intarsia.spans.attach_spans(model, Spans.of(MIXED, sink=2, longest=32), length=40)
+    with refused(TargetError, what="spans"):
+        intarsia.spans.attach_spans(model, Spans.uniform(2, HEADS, 0.5, sink=2))
     assert torch.equal(logits(model, IDS), logits(STOCK, IDS))
-    intarsia.attach_spans(model, Spans.of(MIXED, sink=2), length=32)
-    with pytest.raises(ConfigError, match=r"got 40, want at most 32.*attach_spans"):
+    intarsia.spans.attach_spans(model, Spans.of(MIXED, sink=2), length=32)
+    with refused(ConfigError, what="tokens of a text", got=40):
         logits(model, IDS)
-    with pytest.raises(ConfigError, match="leave|Leave"):
+    with refused(ConfigError, what="attention_mask"):
         logits(model, IDS[:, :8], attention_mask=torch.ones(2, 1, 8, 8, dtype=torch.bool))
-    with pytest.raises(TargetError, match="with spans"):
-        intarsia.apply(model, intarsia.HeadSpans(length=32, sink=2, block=2))
+    with refused(TargetError, what="model", got="one with spans"):
+        intarsia.apply(model, intarsia.spans.HeadSpans(length=32, sink=2, block=2))
     with pytest.raises(FoldError):
-        intarsia.HeadSpans().fold(model)
+        intarsia.spans.HeadSpans().fold(model)
 
 
 def test_spans_that_cannot_be_are_refused() -> None:
@@ -243,5 +245,5 @@ def test_spans_that_cannot_be_are_refused() -> None:
     ):
         with pytest.raises(ConfigError):
             Spans(**wrong)  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ConfigError, match="smaller sink"):
+    with refused(ConfigError, what="length of the text", got=10):
         Spans.uniform(1, 1, 0.5).at(10)

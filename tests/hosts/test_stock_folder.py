@@ -28,13 +28,15 @@ BATCH = HOSTS["Llama"].batch()
 CHANGES: dict[str, Change] = {
     "upcycled": intarsia.upcycle,
     "recurrent router": lambda model: intarsia.upcycle(model, "rmoe"),
-    "bitmask": lambda model: intarsia.apply(model, intarsia.Compress(Bitmask(values="int8"))),
-    "ternary": lambda model: intarsia.apply(model, intarsia.Compress(Ternary())),
+    "bitmask": lambda model: intarsia.apply(
+        model, intarsia.sparse.Compress(Bitmask(values="int8"))
+    ),
+    "ternary": lambda model: intarsia.apply(model, intarsia.sparse.Compress(Ternary())),
     "spans": lambda model: intarsia.apply(model, HeadSpans(0.5, sink=1, block=1, length=6)),
-    "momentum": lambda model: intarsia.apply(model, intarsia.Momentum()),
-    "union of experts": lambda model: intarsia.apply(model, intarsia.UnionOfExperts()),
+    "momentum": lambda model: intarsia.apply(model, intarsia.methods.Momentum()),
+    "union of experts": lambda model: intarsia.apply(model, intarsia.experts.UnionOfExperts()),
     "upcycled, compressed": lambda model: intarsia.apply(
-        intarsia.upcycle(model), intarsia.Compress(Bitmask())
+        intarsia.upcycle(model), intarsia.sparse.Compress(Bitmask())
     ),
 }
 
@@ -69,7 +71,7 @@ def test_a_mixture_that_came_back_trains_and_takes_an_adapter(tmp_path: Path) ->
 def test_a_model_of_stock_modules_has_no_record() -> None:
     model: Any = intarsia.apply(host("Llama"), Magnitude(0.5))
     assert not hasattr(model.config, "quantization_config")
-    stock: Any = intarsia.fold(intarsia.apply(host("Llama"), intarsia.Compress(Bitmask())))
+    stock: Any = intarsia.fold(intarsia.apply(host("Llama"), intarsia.sparse.Compress(Bitmask())))
     assert not hasattr(stock.config, "quantization_config")
 
 

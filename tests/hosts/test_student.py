@@ -23,11 +23,14 @@ from transformers import (
 )
 
 import intarsia
-from intarsia import HeavyBall, Recurrent, Switch, TopK, add_momentum
+from intarsia import TopK
 from intarsia.core.change import steps_of
 from intarsia.core.errors import TargetError
 from intarsia.gating import PassesState
 from intarsia.hosts.swap.upcycle import places_in as places
+from intarsia.methods import add_momentum
+from intarsia.mixtures import HeavyBall
+from intarsia.routers import Recurrent, Switch
 
 SIZES = {
     "vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4,
@@ -90,7 +93,7 @@ def moved(model: nn.Module) -> nn.Module:
 def test_all_layers_are_the_teacher(host: str) -> None:
     model = made(host)
     wanted, names = out(model), list(model.state_dict())
-    student = intarsia.student_of(model, range(4))
+    student = intarsia.experts.student_of(model, range(4))
     assert torch.equal(out(student), wanted) and list(student.state_dict()) == names
     with torch.no_grad():
         for parameter in student.parameters():
@@ -109,7 +112,7 @@ class Passed(nn.Module):
 @pytest.mark.parametrize("layers", [[0, 2, 3], [-1, 1], [3]])
 def test_it_is_the_teacher_without_those_blocks(host: str, layers: list[int]) -> None:
     model = moved(made(host))
-    student = intarsia.student_of(model, layers)
+    student = intarsia.experts.student_of(model, layers)
     row = model.get_submodule(ROWS[host])
     for i in range(4):
         if i not in {n % 4 for n in layers}:
@@ -120,7 +123,7 @@ def test_it_is_the_teacher_without_those_blocks(host: str, layers: list[int]) ->
 
 @pytest.mark.parametrize("host", ["llama", "qwen", "hf_vit"])
 def test_its_config_makes_a_model_that_takes_its_weights(host: str) -> None:
-    student = intarsia.student_of(moved(made(host)), [1, 2, 3])
+    student = intarsia.experts.student_of(moved(made(host)), [1, 2, 3])
     fresh = type(student)(student.config).eval()
     fresh.load_state_dict(student.state_dict())
     assert_close(out(fresh), out(student))
@@ -129,7 +132,7 @@ def test_its_config_makes_a_model_that_takes_its_weights(host: str) -> None:
 
 def test_caches_have_a_place_for_each_of_its_layers() -> None:
     for host in ("llama", "qwen"):
-        student = intarsia.student_of(moved(made(host)), [0, 3])
+        student = intarsia.experts.student_of(moved(made(host)), [0, 3])
         ids = torch.randint(1, 64, (2, 5), generator=torch.Generator().manual_seed(1))
         settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
         cached, plain = (student.generate(ids, use_cache=c, **settings) for c in (True, False))
@@ -137,7 +140,7 @@ def test_caches_have_a_place_for_each_of_its_layers() -> None:
 
 
 def test_features_of_a_timm_student() -> None:
-    student = intarsia.student_of(made("vit"), [0, 3])
+    student = intarsia.experts.student_of(made("vit"), [0, 3])
     assert [info["module"] for info in student.feature_info] == ["blocks.0", "blocks.1"]
     images = torch.randn(1, 3, 32, 32)
     assert len(student.forward_intermediates(images, intermediates_only=True)) == 2
@@ -151,20 +154,20 @@ def test_the_student_of_a_mixture_is_saved_as_one(
     model = intarsia.upcycle(
         made(host), Switch(), experts=[2, 3, 4], layers=[0, 2, 3], residual=residual
     )
-    student = intarsia.student_of(moved(model), [0, 1, 3])
+    student = intarsia.experts.student_of(moved(model), [0, 1, 3])
     row = ROWS[host]
     assert places(student).paths == (f"{row}.0.mlp", f"{row}.2.mlp")
     assert places(student).experts == (2, 4) and places(model).experts == (2, 3, 4)
-    folder = intarsia.save_mixture(student, tmp_path / "student")
-    again = intarsia.load_mixture(HOSTS[host](3).eval(), folder)
+    folder = intarsia.experts.save_mixture(student, tmp_path / "student")
+    again = intarsia.experts.load_mixture(HOSTS[host](3).eval(), folder)
     assert_close(out(again), out(student))
-    intarsia.prune_experts(student, 2, "random")
+    intarsia.experts.prune_experts(student, 2, "random")
     assert out(student).isfinite().all()
 
 
 def test_a_student_without_mixtures_is_a_dense_model() -> None:
     model = intarsia.upcycle(made("vit"), TopK(experts=2), layers=[0])
-    student = intarsia.student_of(model, [1, 2])
+    student = intarsia.experts.student_of(model, [1, 2])
     assert not steps_of(student) and not student._forward_pre_hooks
     intarsia.upcycle(student, TopK(experts=2))
     assert out(student).isfinite().all() and len(model._forward_pre_hooks) == 1
@@ -176,23 +179,23 @@ def test_states_still_go_along_the_depth(layers: list[int], tmp_path: Path) -> N
     model = moved(intarsia.upcycle(made("vit"), Recurrent(experts=4, hidden=4)))
     model.train()
     out(model)  # states of the teacher's newest forward are none of the student's
-    student = intarsia.student_of(model.eval(), layers)
+    student = intarsia.experts.student_of(model.eval(), layers)
     routers = [m for m in student.modules() if isinstance(m, PassesState)]
     assert len({id(r.thread) for r in routers}) == 1
     assert len([n for n, _ in student.named_parameters() if n.endswith("weight_hh")]) == 1
     assert [r.layer for r in routers] == list(range(len(layers)))
     assert_close(out(student), out(student))
-    folder = intarsia.save_mixture(student, tmp_path / "student")
-    again = intarsia.load_mixture(vit(len(layers)).eval(), folder)
+    folder = intarsia.experts.save_mixture(student, tmp_path / "student")
+    again = intarsia.experts.load_mixture(vit(len(layers)).eval(), folder)
     assert_close(out(again), out(student))
     student.train()
-    (out(student).square().sum() + intarsia.aux_loss(student)).backward()
+    (out(student).square().sum() + intarsia.gating.aux_loss(student)).backward()
     assert all(p.grad is not None for n, p in student.named_parameters() if "router" in n)
 
 
 def test_momentum_of_the_residual_stream_goes_on() -> None:
     model = add_momentum(made("vit"), HeavyBall(0.5), [f"blocks.{i}.mlp" for i in range(4)])
-    student = intarsia.student_of(model, [1, 3])
+    student = intarsia.experts.student_of(model, [1, 3])
     assert_close(out(student), out(student))
     assert len({id(m.thread) for m in student.modules() if isinstance(m, PassesState)}) == 1
 
@@ -231,7 +234,7 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], list[int], str]] = {
 def test_what_has_no_student_is_refused(case: str) -> None:
     make, layers, message = REFUSED[case]
     with pytest.raises(TargetError, match=message):
-        intarsia.student_of(make(), layers)
+        intarsia.experts.student_of(make(), layers)
 
 
 def test_threads_of_one_kin_stay_apart() -> None:
@@ -242,4 +245,4 @@ def test_threads_of_one_kin_stay_apart() -> None:
     add_momentum(teacher, HeavyBall(0.7), ["blocks.0.mlp"])
     add_momentum(teacher, HeavyBall(0.7), ["blocks.1.mlp", "blocks.2.mlp"])
     x = torch.randn(2, 3, 32, 32)
-    assert_close(intarsia.student_of(teacher, [0, 1, 2])(x), teacher(x))
+    assert_close(intarsia.experts.student_of(teacher, [0, 1, 2])(x), teacher(x))

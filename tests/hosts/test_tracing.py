@@ -25,6 +25,8 @@ from intarsia.core.errors import ConfigError, DataError, TargetError
 from intarsia.hosts.tracing import recording
 from intarsia.placement import ExpertSize, Placement
 
+from ..refusals import refused
+
 SIZES: dict[str, Any] = {
     "vocab_size": 61,
     "hidden_size": 16,
@@ -86,11 +88,11 @@ def deepseek(groups: int = 1) -> nn.Module:
 def ours() -> nn.Module:
     dense = MixtralForCausalLM(MixtralConfig(**SIZES, intermediate_size=16, num_local_experts=8))
     for layer in dense.model.layers:
-        experts = intarsia.StackedExperts(
+        experts = intarsia.mixtures.StackedExperts(
             8, 16, 16, gated=True, act="silu", generator=torch.Generator().manual_seed(1)
         )
         router = intarsia.TopK(8, 2).build(16, generator=torch.Generator().manual_seed(2))
-        layer.mlp = intarsia.Mixture(experts, router)
+        layer.mlp = intarsia.mixtures.Mixture(experts, router)
     return dense.eval()
 
 
@@ -108,14 +110,14 @@ def test_a_relabelled_model_is_the_same_and_comes_back(make: Any) -> None:
         placed = intarsia.place(before, 4)
         order = placed.relabelling()
         assert bool((order != torch.arange(8)).any())
-        intarsia.relabel(model, placed)
+        intarsia.experts.relabel(model, placed)
         assert_close(model(IDS).logits, want, atol=1e-5, rtol=1e-4)
         after = intarsia.trace(model, [IDS])
         old = torch.stack([order[at][after.expert[:, at].long()] for at in range(2)], 1)
         assert torch.equal(old.sort(2).values, before.expert.long().sort(2).values)
         owner = Placement.contiguous(2, 8, 4).owner
         assert torch.equal(owner.gather(1, order.argsort(1)), placed.owner)
-        intarsia.relabel(model, order.argsort(1))
+        intarsia.experts.relabel(model, order.argsort(1))
     again = model.state_dict()
     assert all(torch.equal(again[name], t) for name, t in kept.items())
 
@@ -141,7 +143,7 @@ def test_a_bias_of_the_choice_moves_with_its_expert(name: str) -> None:
         bias.normal_()
     want = model(IDS).logits
     order = torch.stack([torch.arange(8).roll(at + 1) for at in range(2)])
-    intarsia.relabel(model, order)
+    intarsia.experts.relabel(model, order)
     assert len(biases) == 2
     assert_close(model(IDS).logits, want, atol=1e-5, rtol=1e-4)
 
@@ -174,7 +176,7 @@ def test_padding_is_left_out_and_rows_may_come_one_by_one() -> None:
 def test_a_router_that_gives_tokens_different_numbers_is_traced() -> None:
     model: Any = ours()
     for layer in model.model.layers:
-        build = intarsia.TopP(8, 0.4).build
+        build = intarsia.routers.TopP(8, 0.4).build
         layer.mlp.router = build(16, generator=torch.Generator().manual_seed(2)).eval()
     found = intarsia.trace(model, [IDS])
     counts = (found.expert >= 0).sum(2)
@@ -196,7 +198,7 @@ def test_a_file_written_with_a_placement_is_a_stock_model(tmp_path: Path) -> Non
     assert again.dtype == torch.bfloat16 and again.config.use_cache
     with torch.no_grad():
         assert torch.equal(again(IDS).logits.argmax(-1), model(IDS).logits.argmax(-1))
-    intarsia.relabel(again, placed.relabelling().argsort(1))
+    intarsia.experts.relabel(again, placed.relabelling().argsort(1))
     kept = model.state_dict()
     assert all(torch.equal(t, kept[name]) for name, t in again.state_dict().items())
 
@@ -212,27 +214,29 @@ def tokens(folder: Path) -> None:
 
 def test_what_cannot_be_traced_or_relabelled_is_refused() -> None:
     plain = nn.Linear(2, 2)
-    with pytest.raises(TargetError, match="without experts"), recording(plain):
+    with refused(TargetError, what="model to trace"), recording(plain):
         pass
-    with pytest.raises(TargetError, match="without experts"):
-        intarsia.relabel(plain, Placement.contiguous(1, 4, 2))
-    with pytest.raises(DataError, match="no tokens"):
+    with refused(TargetError, what="model to relabel"):
+        intarsia.experts.relabel(plain, Placement.contiguous(1, 4, 2))
+    with refused(DataError, what="texts", got="no tokens"):
         intarsia.trace(mixtral(), [])
     model = mixtral()
-    with pytest.raises(ConfigError, match="2 layers of 8"):
-        intarsia.relabel(model, Placement.contiguous(2, 4, 2))
-    with pytest.raises(ConfigError, match="got 8 experts, want 2 layers of 8"):
-        intarsia.relabel(model, torch.arange(8))
-    with pytest.raises(ConfigError, match="each expert once"):
-        intarsia.relabel(model, torch.zeros(2, 8))
+    with refused(ConfigError, what="placement", got="2 layers of 4 experts"):
+        intarsia.experts.relabel(model, Placement.contiguous(2, 4, 2))
+    with refused(ConfigError, what="placement", got="8 experts"):
+        intarsia.experts.relabel(model, torch.arange(8))
+    with refused(ConfigError, what="placement", got="an order that leaves experts out"):
+        intarsia.experts.relabel(model, torch.zeros(2, 8))
     grouped, order = deepseek(groups=2), torch.arange(8).repeat(2, 1)
-    with pytest.raises(ConfigError, match="mixes the router's 2 groups"):
-        intarsia.relabel(grouped, order.roll(1, 1))
+    with refused(
+        ConfigError, what="placement", got="an order that mixes the router's 2 groups of experts"
+    ):
+        intarsia.experts.relabel(grouped, order.roll(1, 1))
     want = grouped(IDS).logits
-    intarsia.relabel(grouped, order.view(2, 2, 4).flip(1).flatten(1))
+    intarsia.experts.relabel(grouped, order.view(2, 2, 4).flip(1).flatten(1))
     assert_close(grouped(IDS).logits, want, atol=1e-5, rtol=1e-4)
-    with pytest.raises(TargetError, match="adapters"):
-        intarsia.relabel(intarsia.adapt(mixtral(), intarsia.Lora()), order)
+    with refused(TargetError, what="model", got="one with adapters"):
+        intarsia.experts.relabel(intarsia.adapt(mixtral(), intarsia.Lora()), order)
     routed = intarsia.upcycle(mixtral(), intarsia.TopK())
-    with pytest.raises(TargetError, match="a router in its place"):
-        intarsia.relabel(routed, order)
+    with refused(TargetError, what="gate beside 'model.layers.0.mlp.experts'"):
+        intarsia.experts.relabel(routed, order)

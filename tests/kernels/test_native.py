@@ -16,6 +16,8 @@ from intarsia.kernels import native
 from intarsia.kernels.native import building, loading
 from intarsia.kernels.native.floor import matmul_peak, read_bandwidth
 
+from ..refusals import refused
+
 needs_compiler = pytest.mark.skipif(native.load() is None, reason="no C compiler here, or off")
 
 
@@ -72,7 +74,7 @@ def test_a_folder_that_others_can_write_is_refused(place: Path) -> None:
     kernels.mkdir(mode=0o700)
     building.check_private(kernels)
     kernels.chmod(0o720)
-    with pytest.raises(ConfigError, match=r"got mode 720.*install -d -m 700"):
+    with refused(ConfigError, got="mode 720, which others can write"):
         building.folder()
     kernels.chmod(0o700)
     place.chmod(0o777)  # they could put another folder in its place
@@ -80,7 +82,7 @@ def test_a_folder_that_others_can_write_is_refused(place: Path) -> None:
         building.folder()
     place.chmod(0o700)
     (place / "link").symlink_to(kernels)
-    with pytest.raises(ConfigError, match="a link"):
+    with refused(ConfigError, got="a link or no folder"):
         building.check_private(place / "link")
 
 

@@ -15,6 +15,8 @@ from intarsia.methods import Adamix
 from intarsia.mixtures import SoupLinear
 from intarsia.routers import random_routers
 
+from ..refusals import refused
+
 OVERS = [Bottleneck(3, activation="gelu", norm="none"), Lora(2)]
 
 
@@ -51,15 +53,15 @@ def test_noise_parts_the_copies() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "what"),
     [
-        ({"share": "both"}, "share: got 'both'"),
-        ({"noise": -1.0}, "noise: got -1.0"),
-        ({"experts": 0}, "experts: got 0"),
-        ({"active": 5}, "active: got 5"),
-        ({"draw": "token"}, "draw: got 'token'"),
+        ({"share": "both"}, "share"),
+        ({"noise": -1.0}, "noise"),
+        ({"experts": 0}, "experts"),
+        ({"active": 5}, "active"),
+        ({"draw": "token"}, "draw"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
+    with refused(ConfigError, what=what):
         Adamix(**settings)

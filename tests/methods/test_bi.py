@@ -14,6 +14,8 @@ from intarsia.core.errors import ConfigError
 from intarsia.core.registry import method_from_dict, method_to_dict
 from intarsia.methods import BiAdapter, Mosa
 
+from ..refusals import refused
+
 
 def build(config: BiAdapter, seed: int = 0) -> CodedCell:
     return config.build(Site("b.mlp", 24, 24), generator=torch.Generator().manual_seed(seed))
@@ -64,16 +66,16 @@ def test_places_and_settings_are_those_of_what_it_codes() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "got"),
     [
-        ({"bits": 0}, "bits: got 0, want 1 ... 8"),
-        ({"bits": 16}, "bits: got 16"),
-        ({"codebook": "kmeans"}, "codebook: got 'kmeans'"),
-        ({"start": 0.0}, "start: got 0.0, want above 0"),
-        ({"over": "lora"}, "over: got str"),
-        ({"over": BiAdapter()}, "over: got BiAdapter"),
+        ({"bits": 0}, "0"),
+        ({"bits": 16}, "16"),
+        ({"codebook": "kmeans"}, "'kmeans'"),
+        ({"start": 0.0}, "0.0"),
+        ({"over": "lora"}, "str"),
+        ({"over": BiAdapter()}, "BiAdapter"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_bad_settings_are_refused(settings: dict[str, Any], got: str) -> None:
+    with refused(ConfigError, got=got):
         BiAdapter(**settings)

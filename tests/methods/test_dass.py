@@ -18,8 +18,9 @@ from torch.nn.utils import parametrize
 from torch.testing import assert_close
 from torch.utils.data import TensorDataset, default_collate
 
-from intarsia import Dass, fit_in_phases
+from intarsia import fit_in_phases
 from intarsia.core.errors import ConfigError, DataError
+from intarsia.methods import Dass
 from intarsia.models.dass import (
     OPERATIONS,
     CellSizes,
@@ -34,6 +35,8 @@ from intarsia.partitions.topk import keep_top
 from intarsia.schedules import masked_weights
 from intarsia.schedules.scored import Scored, mask_of, put_scores, take_scores
 from intarsia.train.precision import cast_frozen
+
+from ..refusals import refused
 
 SIZES = CellSizes(classes=3, inputs=1, channels=2, cells=2, nodes=2)
 QUICK: dict[str, Any] = {"epochs": 1, "batch_size": 8, "lr": 0.05, "trackers": ()}
@@ -286,27 +289,27 @@ def test_in_half_precision_weights_come_back_in_float32_and_unrounded() -> None:
 
 
 @pytest.mark.parametrize(
-    ("make", "says"),
+    ("make", "what"),
     [
         (lambda: Dass(0.0), "density"),
         (lambda: Dass(lengths=(1, 1)), "lengths"),  # pyright: ignore
         (lambda: Dass(lengths=(1, 0, 1)), "lengths"),
         (lambda: CellSizes(nodes=0), "nodes"),
-        (lambda: Genotype((((0, "max3"), (2, "skip")),), ()), "earlier input"),
-        (lambda: Genotype((((0, "conv"),),), ()), "conv"),
+        (lambda: Genotype((((0, "max3"), (2, "skip")),), ()), "edge of node 0"),
+        (lambda: Genotype((((0, "conv"),),), ()), "edge of node 0"),
         (lambda: supernet(xi=0.1), "xi"),
-        (lambda: ChosenNet(Genotype.drawn(3, torch.Generator()), SIZES), r"nodes=3"),
+        (lambda: ChosenNet(Genotype.drawn(3, torch.Generator()), SIZES), "nodes"),
     ],
 )
-def test_what_cannot_be_is_refused(make: Any, says: str) -> None:
-    with pytest.raises(ConfigError, match=says):
+def test_what_cannot_be_is_refused(make: Any, what: str) -> None:
+    with refused(ConfigError, what=what):
         make()
 
 
 def test_validation_data_are_looked_at_before_a_training() -> None:
     x, y = pictures()
     for val in (TensorDataset(x, y), (x, y[:-1]), (x[:0], y[:0]), (x,), None):
-        with pytest.raises(DataError, match=r"val of a supernet: got \w+, want \(pictures, labels"):
+        with refused(DataError, what="val of a supernet"):
             Supernet(SIZES, val)  # pyright: ignore
     Supernet(SIZES, default_collate([*TensorDataset(x, y)]))
 

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import intarsia
-from intarsia import Chw, chw_report, compress
+from intarsia import compress
 from intarsia.core.errors import ConfigError, FoldError, IntarsiaError, ShapeError, TargetError
 from intarsia.hosts.swap.chw_net import ChwNet
 from intarsia.kernels import native
+from intarsia.sparse import Chw, chw_report
 
 
 class Block(nn.Module):

@@ -24,6 +24,8 @@ from intarsia.fitting import fit, fit_in_phases
 from intarsia.hosts.anatomy.own_weights import own_parameters, weights_of
 from intarsia.methods import LtSft
 
+from ..refusals import refused
+
 CLASSES, WIDTH = 3, 12
 OPTIONS: dict[str, Any] = {"epochs": 3, "batch_size": 8, "lr": 1e-2, "weight_decay": 0.3}
 
@@ -349,25 +351,25 @@ def test_more_iterations_in_an_adapted_model() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "what"),
     [
-        ({"density": 1.1}, "density: got 1.1"),
-        ({"count": -1}, "count: got -1, want at least 0"),
-        ({"iterations": 0}, "iterations: got 0"),
-        ({"first": 0}, "first: got 0"),
-        ({"pull": -1.0}, "pull: got -1.0"),
-        ({"support": "drifts"}, "support: got 'drifts'"),
-        ({"head": "half"}, "head: got 'half'"),
+        ({"density": 1.1}, "density"),
+        ({"count": -1}, "count"),
+        ({"iterations": 0}, "iterations"),
+        ({"first": 0}, "first"),
+        ({"pull": -1.0}, "pull"),
+        ({"support": "drifts"}, "support"),
+        ({"head": "half"}, "head"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
+    with refused(ConfigError, what=what):
         LtSft(**settings)
 
 
 def test_an_adapter_that_needs_phases_is_not_trained_without() -> None:
     model = intarsia.adapt(net(), LtSft(count=9), targets=["fc"], head=None)
-    with pytest.raises(ConfigError, match="lt_sft, which is trained in phases.*\n?.*fit_in_phases"):
+    with refused(ConfigError, what="adapter 'default'", got="lt_sft, which is trained in phases"):
         fit(model, rows(), **OPTIONS)
     fit_in_phases(model, LtSft(count=9), rows(), **OPTIONS)
     fit(model, rows(), **OPTIONS)  # chosen entries go on as any adapter's
@@ -375,11 +377,11 @@ def test_an_adapter_that_needs_phases_is_not_trained_without() -> None:
 
 def test_more_weights_than_there_are_are_refused_before_anything_is_trained() -> None:
     model, start = net(), bits(net())
-    with pytest.raises(ConfigError, match=f"count: got {TOTAL + 1}, want at most the {TOTAL}"):
+    with refused(ConfigError, what="count", got=313):
         fit_in_phases(model, LtSft(count=TOTAL + 1), rows(), **OPTIONS)
-    with pytest.raises(ConfigError, match="maskable 'layers.*'"):
+    with refused(ConfigError, what="maskable 'layers.*'"):
         fit_in_phases(model, LtSft(maskable=("layers.*",)), rows(), **OPTIONS)
     adapted = intarsia.adapt(net(), intarsia.Lora(2), targets=["fc"], head=None)
-    with pytest.raises(ConfigError, match="LT-SFT of an adapted model.*method 'lora'"):
+    with refused(ConfigError, what="LT-SFT of an adapted model"):
         fit_in_phases(adapted, LtSft(), rows(), **OPTIONS)
     assert all(torch.equal(p, start[n]) for n, p in own_parameters(model).items())

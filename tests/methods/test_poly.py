@@ -20,6 +20,8 @@ from intarsia.methods import Mosa, Poly
 from intarsia.mixtures import SkillsCell
 from intarsia.routers import TaskRouter
 
+from ..refusals import refused
+
 pytestmark = pytest.mark.filterwarnings(
     "ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"
 )
@@ -39,7 +41,7 @@ def cell(
 
 
 def added(made: SkillsCell, x: Tensor, ids: list[int]) -> Tensor:
-    with intarsia.task_ids(made, torch.tensor(ids)):
+    with intarsia.gating.task_ids(made, torch.tensor(ids)):
         return made(x)
 
 
@@ -191,36 +193,36 @@ def test_the_delta_of_a_task_is_what_its_samples_get() -> None:
     for task in range(3):
         assert_close(added(made, x, [task, task]), x @ made.delta(task).T)
         assert_close(made.of_task(task)(x), x @ made.delta(task).T)
-    with pytest.raises(FoldError, match=r"got 3 tasks.*to_lora\(model, task\)"):
+    with refused(FoldError, what="merging Poly at 'b.fc'"):
         made.delta()
-    with pytest.raises(FoldError, match="got 3 tasks"):
+    with refused(FoldError, what="merging Poly at 'b.fc'"):
         made.merged()
-    with pytest.raises(ConfigError, match=r"want 0 \.\.\. 2"):
+    with refused(ConfigError, what="task_ids", got="3 ... 3"):
         made.delta(3)
     mean = cell(unknown="mean")  # pyright: ignore
     assert_close(mean(x), x @ mean.delta().T)
 
 
 @pytest.mark.parametrize(
-    ("settings", "error", "message"),
+    ("settings", "error", "what"),
     [
-        ({"heads": 4}, TargetError, r"heads at 'b.fc': got 4.*one of \[1, 2, 3, 6\]"),
-        ({"rank": 13}, TargetError, "rank at 'b.fc': got 13, want at most 12"),
-        ({"rank": 0}, ConfigError, "rank: got 0"),
-        ({"tasks": 0}, ConfigError, "tasks: got 0"),
-        ({"skills": 0}, ConfigError, "skills: got 0"),
-        ({"unknown": "x"}, ConfigError, "unknown: got 'x'"),
+        ({"heads": 4}, TargetError, "heads at 'b.fc'"),
+        ({"rank": 13}, TargetError, "rank at 'b.fc'"),
+        ({"rank": 0}, ConfigError, "rank"),
+        ({"tasks": 0}, ConfigError, "tasks"),
+        ({"skills": 0}, ConfigError, "skills"),
+        ({"unknown": "x"}, ConfigError, "unknown"),
     ],
 )
 def test_bad_settings_are_refused(
-    settings: dict[str, int], error: type[Exception], message: str
+    settings: dict[str, int], error: type[Exception], what: str
 ) -> None:
-    with pytest.raises(error, match=message):
+    with refused(error, what=what):
         cell(**settings)
 
 
 def test_a_fused_layer_is_adapted_whole() -> None:
-    with pytest.raises(TargetError, match="got a fused qkv layer"):
+    with refused(TargetError, what="role 'qv' at 'a.qkv'"):
         Poly(roles=("qv",)).build(Site("a.qkv", 24, 72), generator=torch.Generator())
 
 
@@ -248,12 +250,12 @@ IMAGES = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 def test_a_timm_model_answers_each_image_by_its_task() -> None:
     model, ids = vit(), torch.tensor([0, 2, 1, 2])
     with torch.no_grad():
-        with intarsia.task_ids(model, ids):
+        with intarsia.gating.task_ids(model, ids):
             together = model(IMAGES)
         for i, task in enumerate(ids):
-            with intarsia.task_ids(model, task[None]):
+            with intarsia.gating.task_ids(model, task[None]):
                 assert_close(model(IMAGES[i : i + 1]), together[i : i + 1], rtol=1e-4, atol=1e-5)
-        with intarsia.task_ids(model, ids.flip(0)):
+        with intarsia.gating.task_ids(model, ids.flip(0)):
             assert not torch.allclose(model(IMAGES), together, atol=1e-3)
 
 
@@ -266,21 +268,21 @@ def test_windows_of_a_swin_follow_their_image() -> None:
     model = stirred(intarsia.adapt(host, Poly(tasks=3, rank=2)))
     ids = torch.tensor([0, 2, 1, 2])
     with torch.no_grad():
-        with intarsia.task_ids(model, ids):
+        with intarsia.gating.task_ids(model, ids):
             together = model(IMAGES)
         for i, task in enumerate(ids):
-            with intarsia.task_ids(model, task[None]):
+            with intarsia.gating.task_ids(model, task[None]):
                 assert_close(model(IMAGES[i : i + 1]), together[i : i + 1], rtol=1e-4, atol=1e-5)
 
 
 def test_ids_of_another_number_than_the_batch_are_refused() -> None:
     model = vit()
     with (
-        intarsia.task_ids(model, torch.tensor([0, 1])),
-        pytest.raises(ShapeError, match="got 2 for a batch of 4"),
+        intarsia.gating.task_ids(model, torch.tensor([0, 1])),
+        refused(ShapeError, what="task_ids"),
     ):
         model(IMAGES)
-    with pytest.raises(ConfigError, match="task_ids: got none"):
+    with refused(ConfigError, what="task_ids", got="none"):
         model(IMAGES)
 
 
@@ -290,7 +292,7 @@ def test_a_recomputed_forward_meets_the_same_tasks_and_draws() -> None:
     for recompute in (False, True):
         model = vit().train()
         model.get_base_model().set_grad_checkpointing(recompute)  # pyright: ignore
-        with intarsia.task_ids(model, ids):
+        with intarsia.gating.task_ids(model, ids):
             loss = model(IMAGES).square().mean()
         loss.backward()  # the context is over
         found.append([p.grad for p in model.parameters() if p.requires_grad])
@@ -300,7 +302,7 @@ def test_a_recomputed_forward_meets_the_same_tasks_and_draws() -> None:
 
 def test_images_of_one_batch_may_have_adapters_of_their_own_and_tasks() -> None:
     model, ids = vit(), torch.tensor([0, 2, 1, 2])
-    with torch.no_grad(), intarsia.task_ids(model, ids):
+    with torch.no_grad(), intarsia.gating.task_ids(model, ids):
         full = model(IMAGES)
         mixed = model(IMAGES, adapter_names=["default", "__base__", "__base__", "default"])
     with torch.no_grad(), model.disable_adapter():  # pyright: ignore
@@ -313,7 +315,7 @@ def test_images_of_one_batch_may_have_adapters_of_their_own_and_tasks() -> None:
 def test_it_sits_beside_another_method_and_survives_saving(tmp_path: object) -> None:
     model = intarsia.adapt(vit(), Mosa(), name="other", targets=["mlp"])
     ids = torch.tensor([0, 2, 1, 2])
-    with torch.no_grad(), intarsia.task_ids(model, ids):
+    with torch.no_grad(), intarsia.gating.task_ids(model, ids):
         want = model(IMAGES)
     model.save_pretrained(str(tmp_path))
     torch.manual_seed(0)
@@ -321,7 +323,7 @@ def test_it_sits_beside_another_method_and_survives_saving(tmp_path: object) -> 
         "vit_tiny_patch16_224", img_size=32, depth=2, embed_dim=32, num_heads=2, num_classes=5
     )
     again = intarsia.load(host, str(tmp_path))
-    with torch.no_grad(), intarsia.task_ids(again, ids):
+    with torch.no_grad(), intarsia.gating.task_ids(again, ids):
         assert_close(again(IMAGES), want)
 
 
@@ -337,7 +339,7 @@ def test_a_language_model_generates_by_task() -> None:
     stirred(model)
     words, ids = torch.arange(10).view(2, 5), torch.tensor([2, 0])
     given = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
-    with intarsia.task_ids(model, ids):
+    with intarsia.gating.task_ids(model, ids):
         both = model.generate(input_ids=words, **given)
         padded = torch.cat([torch.zeros(2, 2, dtype=torch.int64), words], 1)
         mask = torch.ones_like(padded)
@@ -345,9 +347,9 @@ def test_a_language_model_generates_by_task() -> None:
         shifted = model.generate(input_ids=padded, attention_mask=mask, **given)
     assert torch.equal(shifted[:, 2:], both)
     for i, task in enumerate(ids):
-        with intarsia.task_ids(model, task[None]):
+        with intarsia.gating.task_ids(model, task[None]):
             assert torch.equal(model.generate(input_ids=words[i : i + 1], **given)[0], both[i])
-    with intarsia.task_ids(model, ids.repeat_interleave(2)):
+    with intarsia.gating.task_ids(model, ids.repeat_interleave(2)):
         assert model.generate(input_ids=words, num_beams=2, **given).shape == both.shape
 
 

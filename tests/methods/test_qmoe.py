@@ -22,6 +22,8 @@ from intarsia.hosts.swap.packed_experts import PackedExperts, packed_experts
 from intarsia.methods.qmoe import Qmoe
 from intarsia.mixtures.experts import StackedExperts
 
+from ..refusals import refused
+
 SIZES: dict[str, Any] = {
     "vocab_size": 64,
     "hidden_size": 32,
@@ -133,7 +135,7 @@ def test_packed_experts_compute_what_stacked_ones_of_the_same_numbers_do(
     torch.testing.assert_close(made.every(x), want.every(x))
     torch.testing.assert_close(made.hidden(x, of), want.hidden(x, of))
     assert made(x[:0], of[:0]).shape == (0, 5)
-    with pytest.raises(ConfigError, match="packed ones"):
+    with refused(ConfigError, what="experts", got="packed ones"):
         made.keep(torch.tensor([0]))
 
 
@@ -174,9 +176,9 @@ def test_a_folder_that_was_changed_is_refused(
 
 
 def test_what_cannot_be_is_refused(rows: list[Row]) -> None:
-    with pytest.raises(TargetError, match=r"without.*a mixture"):
+    with refused(TargetError, what="stacks of experts"):
         Qmoe(start="rtn").plan(plain())
-    with pytest.raises(DataError, match="calibration"):
+    with refused(DataError, what="calibration", got="0 rows of 0 tokens and more"):
         Qmoe().plan(ours())
     for settings in ({"start": "best"}, {"damp": 0}, {"zeros": 0.2}):
         with pytest.raises(ConfigError):

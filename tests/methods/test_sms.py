@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
@@ -22,6 +23,8 @@ from intarsia.mixtures.sparse_soup import greedy, mixed, nonzeros
 from intarsia.schedules import FixedMask, Imp, masked_weights, prune
 from intarsia.schedules.retrain import RETRAIN, Retrain
 from intarsia.train.batch_norms import recalibrate
+
+from ..refusals import refused
 
 OPTIONS: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 0.05, "trackers": ()}
 QUICK: dict[str, Any] = {"density": 0.3, "rounds": 2, "candidates": 2}
@@ -143,9 +146,9 @@ def test_greedy_chooses_by_val_and_never_without_one() -> None:
     model = net(norm=True)
     run = fit_in_phases(model, method, rows(), rows(30, seed=2), **OPTIONS)
     assert all(set(c) <= {0, 1} and c for c in run.found.chosen)
-    with pytest.raises(DataError, match="val: got none"):
+    with refused(DataError, what="val", got="none"):
         fit_in_phases(net(), method, rows(), **OPTIONS)
-    with pytest.raises(DataError, match="val: got 40 samples of train"):
+    with refused(DataError, what="val"):
         fit_in_phases(net(), method, rows(), rows(), **OPTIONS)
 
 
@@ -259,22 +262,22 @@ def test_bad_candidates_are_refused(tmp_path: Path) -> None:
     for change, says in other.values():
         with pytest.raises(ConfigError, match=says):
             intarsia.soup([a, a | change])
-    with pytest.raises(ConfigError, match="soup: got 1 candidate"):
+    with refused(ConfigError, what="soup"):
         intarsia.soup([a])
     for weights in ([1.0], [0.5, 0.6], [2.0, -1.0]):
-        with pytest.raises(ConfigError, match="weights of a soup"):
+        with refused(ConfigError, what="weights of a soup"):
             intarsia.soup([a, a], weights)
     for name, change in (("b", {}), ("c", other["mask"][0])):
         (tmp_path / name).mkdir()
         save_file(a | change, tmp_path / name / "model.safetensors")
     b, c = tmp_path / "b", tmp_path / "c"
-    with pytest.raises(ConfigError, match=f"candidates {b} and {c}: got they differ in 2 places"):
+    with refused(ConfigError, got="they differ in 2 places of conv"):
         intarsia.soup([b, c])
     assert same(intarsia.soup([b, b]), a)
-    with pytest.raises(CheckpointError, match="no .*safetensors"):
+    with refused(CheckpointError, got="no *.safetensors"):
         intarsia.soup([b, tmp_path])
     (c / "model.safetensors").write_bytes(b"x" * 40)
-    with pytest.raises(CheckpointError, match="Restore it"):
+    with refused(CheckpointError, got=SafetensorError):
         intarsia.soup([b, c])
 
 
@@ -291,7 +294,7 @@ def test_settings_that_cannot_be_are_refused() -> None:
         with pytest.raises(ConfigError):
             SparseModelSoup(**settings)
     assert SparseModelSoup(vary="length", values=("1", 2, 0.5)).values == (1.0, 2.0, 0.5)
-    with pytest.raises(ConfigError, match="kind"):
+    with refused(ConfigError, what="kind", got="'linear'"):
         Retrain("linear")
 
 

@@ -11,7 +11,8 @@ from torch import nn
 from torch.testing import assert_close
 
 import intarsia
-from intarsia import Lora, Modalities, Sparse, UniMoe
+from intarsia import Lora
+from intarsia.adapters import Sparse
 from intarsia.conformance.made import moved
 from intarsia.conformance.senses import Letters, decoder, questions
 from intarsia.core.errors import ConfigError
@@ -20,7 +21,10 @@ from intarsia.gating import learned_routers
 from intarsia.hosts.senses.modalities import connectors_of, modality_of
 from intarsia.methods.uni_moe import ModalityRouter, by_modality
 from intarsia.mixtures.lora_experts import OutputExperts
+from intarsia.senses import Modalities, UniMoe
 from intarsia.train.tasks.answers import Answers, answers_batch
+
+from ..refusals import refused
 
 SEES = Modalities("pixels", "log-mel", (4, 2))
 TINY = UniMoe(over=Lora(2), attention=Lora(2, roles=("qkv", "projection")))
@@ -36,7 +40,7 @@ def model_of(method: UniMoe = TINY) -> Any:
 
 
 def data_of(model: nn.Module) -> Asked:
-    return intarsia.processor(model, Letters(), progress=lambda _: None).asked(questions(2))
+    return intarsia.senses.processor(model, Letters(), progress=lambda _: None).asked(questions(2))
 
 
 def experts(model: nn.Module) -> list[OutputExperts]:
@@ -192,17 +196,17 @@ def test_the_load_is_told_by_modality() -> None:
     model = moved(model_of())
     data = data_of(model)
     batches = [batch_of(data, 0, 1), batch_of(data, 2)]
-    found = intarsia.expert_loads(model, batches, by="modality")
+    found = intarsia.experts.expert_loads(model, batches, by="modality")
     kinds = torch.cat([modality_of(b["input_ids"])[b["attention_mask"] > 0] for b in batches])
     assert len(found) == 2
     for path, table in found.items():
         assert table.sum(1).tolist() == (2 * kinds.bincount(minlength=3)).tolist(), path
-    whole = intarsia.expert_loads(model, batches)
+    whole = intarsia.experts.expert_loads(model, batches)
     for path, load in whole.items():
         assert torch.equal(found[path].sum(0), load)
-    with pytest.raises(ConfigError, match="modality of each token"):
+    with refused(ConfigError, what="loads by modality", got="none"):
         plain = intarsia.adapt(decoder(), TINY, head=None)
-        intarsia.expert_loads(plain, [torch.ones(1, 3).long()], by="modality")
+        intarsia.experts.expert_loads(plain, [torch.ones(1, 3).long()], by="modality")
 
 
 def test_what_cannot_be_is_refused() -> None:
@@ -216,7 +220,7 @@ def test_what_cannot_be_is_refused() -> None:
     ):
         with pytest.raises(ConfigError):
             UniMoe(**given)  # pyright: ignore
-    with pytest.raises(ConfigError, match="without connectors"):
+    with refused(ConfigError, what="model", got="one without connectors"):
         next(TINY.phases(intarsia.adapt(decoder(), TINY, head=None)))
-    with pytest.raises(ConfigError, match="those of Uni-MoE"):
+    with refused(ConfigError, what="model", got="no experts"):
         next(TINY.phases(intarsia.apply(decoder(), SEES)))

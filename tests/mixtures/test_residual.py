@@ -20,6 +20,8 @@ from intarsia.mixtures import AdamOnce, HeavyBall, Plain, Residual, Robust, Upda
 from intarsia.mixtures.mixture import Mixture
 from intarsia.routers import TopK
 
+from ..refusals import refused
+
 WIDTH = 6
 SOME = (HeavyBall(0.6, 0.8), AdamOnce(), AdamOnce.published(), Robust())
 
@@ -219,22 +221,22 @@ def test_a_host_that_adds_x_itself_is_wrapped_and_started() -> None:
         assert torch.equal(vit(images[:1]), moved[:1]) or torch.allclose(
             vit(images[:1]), moved[:1], atol=1e-5
         )
-    with pytest.raises(TargetError, match="no such module"):
+    with refused(TargetError, what="path 'blocks.9.mlp'"):
         wrap_residuals(vit, HeavyBall(), ["blocks.9.mlp"])
 
 
 @pytest.mark.parametrize(
-    ("make", "message"),
+    ("make", "what"),
     [
-        (lambda: HeavyBall(1.0), "mu: got 1.0, want -1 < mu < 1"),
-        (lambda: AdamOnce(beta2=1.0), "beta2: got 1.0"),
-        (lambda: AdamOnce(start="batch"), "start: got 'batch'"),
-        (lambda: Robust(k=1.0), "k above 1"),
-        (lambda: Robust(k=4.0, p=0.9), "p: got 0.9, want 0.500 ... 0.750"),
-        (lambda: Residual(nn.Identity(), Robust(), added=True), "an update of f\\(x\\) alone"),
-        (lambda: Residual(nn.Identity(), AdamOnce.published(), added=True), "added: got True"),
+        (lambda: HeavyBall(1.0), "mu"),
+        (lambda: AdamOnce(beta2=1.0), "beta2"),
+        (lambda: AdamOnce(start="batch"), "start"),
+        (lambda: Robust(k=1.0), "k, L"),
+        (lambda: Robust(k=4.0, p=0.9), "p"),
+        (lambda: Residual(nn.Identity(), Robust(), added=True), "added"),
+        (lambda: Residual(nn.Identity(), AdamOnce.published(), added=True), "added"),
     ],
 )
-def test_bad_settings_are_refused(make: Any, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_bad_settings_are_refused(make: Any, what: str) -> None:
+    with refused(ConfigError, what=what):
         make()

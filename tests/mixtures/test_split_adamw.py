@@ -18,6 +18,8 @@ from intarsia.mixtures import SplitLinear, StackedExperts
 from intarsia.mixtures.split_adamw import SplitAdamW, decay_groups, split_adamw
 from intarsia.partitions import random_disjoint
 
+from ..refusals import refused
+
 
 def mosa(split: str) -> MosaCell:
     over = Bottleneck(5, activation="gelu", norm="layer")
@@ -248,19 +250,19 @@ def test_a_closure_is_evaluated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "what"),
     [
-        ({"update": "sparse"}, "update: got 'sparse'"),
-        ({"variant": "keras"}, "variant: got 'keras'"),
-        ({"lr": -1.0}, "lr: got -1.0"),
-        ({"eps": -1.0}, "eps: got -1.0"),
-        ({"weight_decay": float("nan")}, "weight_decay: got nan"),
-        ({"betas": (0.9, 1.0)}, "betas: got"),
+        ({"update": "sparse"}, "update"),
+        ({"variant": "keras"}, "variant"),
+        ({"lr": -1.0}, "lr"),
+        ({"eps": -1.0}, "eps"),
+        ({"weight_decay": float("nan")}, "weight_decay"),
+        ({"betas": (0.9, 1.0)}, "betas"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
+def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
     layer = one_layer()
-    with pytest.raises(ConfigError, match=message):
+    with refused(ConfigError, what=what):
         SplitAdamW(layer.parameters(), layer, **settings)
 
 

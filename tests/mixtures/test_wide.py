@@ -13,9 +13,13 @@ from torch import Tensor, nn
 from torch.testing import assert_close
 
 import intarsia
-from intarsia import Capacity, Mixture, MoeX, StackedExperts, TopK, TopP
+from intarsia import TopK
 from intarsia.core import Routing
 from intarsia.core.errors import ConfigError
+from intarsia.mixtures import Capacity, Mixture, StackedExperts
+from intarsia.routers import MoeX, TopP
+
+from ..refusals import refused
 
 D, H, OUT = 6, 9, 4
 ROUTERS = {
@@ -64,7 +68,7 @@ def test_it_is_the_mixture_in_values_and_gradients(
     name: str, shape: tuple[int, ...], gated: int, bias: int, shared: int
 ) -> None:
     layer = mixture(name, bool(shared), gated=bool(gated), bias=bool(bias))
-    wide, x = intarsia.as_wide_mlp(layer), batch(*shape)
+    wide, x = intarsia.mixtures.as_wide_mlp(layer), batch(*shape)
     assert_close(wide(x, layer.routing(x).dense()), layer(x))
     found: list[tuple[Tensor, ...]] = []
     for side in (wide, layer):
@@ -92,7 +96,7 @@ def test_it_is_the_mixture_in_values_and_gradients(
 
 def test_it_is_a_plain_copy() -> None:
     layer = mixture(bias=True)
-    wide, before = intarsia.as_wide_mlp(layer.eval()), copy.deepcopy(layer)
+    wide, before = intarsia.mixtures.as_wide_mlp(layer.eval()), copy.deepcopy(layer)
     assert not wide.training and {type(m) for m in wide.children()} == {nn.Linear, nn.ReLU}
     with torch.no_grad():
         for parameter in wide.parameters():
@@ -105,7 +109,7 @@ def test_it_is_a_plain_copy() -> None:
 def test_experts_a_token_does_not_have_are_off() -> None:
     layer, x = mixture(bias=True), batch(13)
     gates = layer.routing(x).dense()
-    units = intarsia.as_wide_mlp(layer).hidden(x, gates).view(13, 4, H)
+    units = intarsia.mixtures.as_wide_mlp(layer).hidden(x, gates).view(13, 4, H)
     assert torch.equal((units != 0).any(2) | (gates != 0), gates != 0)
     assert bool((units[gates != 0] != 0).any())
 
@@ -115,8 +119,8 @@ def test_experts_a_token_does_not_have_are_off() -> None:
 def test_l0_counts_the_units_of_the_wide_mlp(name: str, gated: bool) -> None:
     layer, x = mixture(name, gated=gated, bias=True), batch(2, 9)
     gates = layer.routing(x).dense()
-    units = intarsia.as_wide_mlp(layer).hidden(x, gates) != 0
-    on = intarsia.activation_l0(layer, x)[""]
+    units = intarsia.mixtures.as_wide_mlp(layer).hidden(x, gates) != 0
+    on = intarsia.mixtures.activation_l0(layer, x)[""]
     assert on.wide == pytest.approx(float(units.sum() / 18))
     assert on.expert == pytest.approx(float(units.sum() / (gates != 0).sum()))
     assert not any(m._forward_pre_hooks for m in layer.modules())
@@ -125,18 +129,18 @@ def test_l0_counts_the_units_of_the_wide_mlp(name: str, gated: bool) -> None:
 def test_l0_does_not_count_padding_and_dropped_tokens() -> None:
     layer, x = mixture(), batch(2, 9)
     valid = torch.arange(9).expand(2, 9) < torch.tensor([[4], [9]])
-    alone = intarsia.activation_l0(layer, x[valid])[""]
+    alone = intarsia.mixtures.activation_l0(layer, x[valid])[""]
     layer.router.context.valid = valid  # pyright: ignore[reportAttributeAccessIssue]
-    assert intarsia.activation_l0(layer, x)[""] == pytest.approx(alone)
+    assert intarsia.mixtures.activation_l0(layer, x)[""] == pytest.approx(alone)
     layer.router.context.valid = torch.zeros(2, 9, dtype=torch.bool)  # pyright: ignore
-    assert math.isnan(intarsia.activation_l0(layer, x)[""].wide)
+    assert math.isnan(intarsia.mixtures.activation_l0(layer, x)[""].wide)
     layer = mixture("topk")
     layer.capacity = Capacity(0.25, least=1)
     gates = layer.routing(x).dense()
-    units = intarsia.as_wide_mlp(layer).hidden(x, gates) != 0
+    units = intarsia.mixtures.as_wide_mlp(layer).hidden(x, gates) != 0
     have = int((gates != 0).any(1).sum())
     assert have < 18
-    on = intarsia.activation_l0(layer, x)[""]
+    on = intarsia.mixtures.activation_l0(layer, x)[""]
     assert on.wide == pytest.approx(float(units.sum() / have))
 
 
@@ -146,7 +150,7 @@ def test_l0_does_not_count_an_expert_of_weight_0() -> None:
         for parameter in layer.router.parameters():
             parameter.mul_(1e6)
     assert bool((layer.routing(x).weight == 0).any())
-    on = intarsia.activation_l0(layer, x)[""]
+    on = intarsia.mixtures.activation_l0(layer, x)[""]
     assert on.expert == on.wide
 
 
@@ -156,7 +160,7 @@ def test_l0_of_a_model_is_by_path_and_of_gelu_all_units() -> None:
     vit = timm.create_model("vit_tiny_patch16_224", depth=3, **sizes).eval()
     intarsia.upcycle(vit, TopK(experts=4), layers=[0, 2])
     images = torch.randn(2, 3, 32, 32)
-    found = intarsia.activation_l0(vit, images)
+    found = intarsia.mixtures.activation_l0(vit, images)
     assert list(found) == ["blocks.0.mlp", "blocks.2.mlp"]
     assert found["blocks.2.mlp"].expert == pytest.approx(128, rel=0.01)
     assert found["blocks.2.mlp"].wide == pytest.approx(2 * 128, rel=0.01)
@@ -165,7 +169,7 @@ def test_l0_of_a_model_is_by_path_and_of_gelu_all_units() -> None:
 def test_what_is_no_wide_mlp_is_refused() -> None:
     draw = torch.Generator().manual_seed(0)
     layer = Mixture([nn.Linear(D, D)], TopK(experts=1, active=1).build(D, generator=draw))
-    with pytest.raises(ConfigError, match="experts: got ExpertList"):
-        intarsia.as_wide_mlp(layer)
-    with pytest.raises(ConfigError, match="got a Mixture without a mixture of stacked experts"):
-        intarsia.activation_l0(layer, batch(2).float())
+    with refused(ConfigError, what="experts", got="ExpertList"):
+        intarsia.mixtures.as_wide_mlp(layer)
+    with refused(ConfigError, what="model", got="a Mixture without a mixture of stacked experts"):
+        intarsia.mixtures.activation_l0(layer, batch(2).float())

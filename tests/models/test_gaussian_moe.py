@@ -21,6 +21,8 @@ from intarsia.models import SoftmaxGaussianMoE, convergence_study, voronoi
 from intarsia.models.convergence import TRUTH
 from intarsia.models.gaussian_mixture import GATES, Parameters, draw, gradient, log_density
 
+from ..refusals import refused
+
 NAMES = sorted(GATES)
 PHI: dict[str, Any] = {
     "linear": lambda z: z,
@@ -267,26 +269,26 @@ def test_a_study_is_reproducible_and_experts_converge() -> None:
     ]
     assert made[0] == made[1] != made[2]
     assert made[0].slope("experts") < -0.2
-    with pytest.raises(ConfigError, match="two sizes"):
+    with refused(ConfigError, what="sizes"):
         convergence_study("linear", sizes=(200,))
-    with pytest.raises(ConfigError, match="gate"):
+    with refused(ConfigError, what="gate", got="'relu'"):
         convergence_study("relu", sizes=(200, 300))
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "what"),
     [
-        ({"n_experts": 0}, "n_experts: got 0, want at least 1"),
-        ({"gate": "relu"}, "gate: got 'relu'"),
-        ({"temperature": "free"}, "temperature: got 'free'"),
-        ({"tau": 0.0}, "tau: got 0.0, want above 0"),
-        ({"tol": 0.0}, "tol: got 0.0"),
-        ({"n_init": 0}, "n_init: got 0"),
+        ({"n_experts": 0}, "n_experts"),
+        ({"gate": "relu"}, "gate"),
+        ({"temperature": "free"}, "temperature"),
+        ({"tau": 0.0}, "tau"),
+        ({"tol": 0.0}, "tol"),
+        ({"n_init": 0}, "n_init"),
     ],
 )
-def test_bad_settings_are_refused_by_fit(settings: dict[str, Any], message: str) -> None:
+def test_bad_settings_are_refused_by_fit(settings: dict[str, Any], what: str) -> None:
     _, x, y = problem(9)
-    with pytest.raises(ConfigError, match=message):
+    with refused(ConfigError, what=what):
         SoftmaxGaussianMoE(**settings).fit(x, y)
 
 
@@ -294,11 +296,11 @@ def test_bad_settings_are_refused_by_fit(settings: dict[str, Any], message: str)
 def test_a_start_or_a_y_that_does_not_fit_is_refused() -> None:
     x, y = sample("linear", 50)
     for wrong in (TRUTH._replace(tau=-1.0), TRUTH._replace(gate=TRUTH.gate + 1), problem(3)[0]):
-        with pytest.raises(ShapeError, match="start: got"):
+        with refused(ShapeError, what="start"):
             SoftmaxGaussianMoE(2).fit(x, y, start=wrong)
     model = SoftmaxGaussianMoE(2, n_init=1, random_state=0).fit(x, y)
-    with pytest.raises(ShapeError, match="y: got"):
+    with refused(ShapeError, what="y", got=(3,)):
         model.score_samples(x, y[:3])
     for wrong in (y[:, None], y[:1]):  # which broadcast
-        with pytest.raises(ShapeError, match="y: got"):
+        with refused(ShapeError, what="y"):
             model.responsibilities(x, wrong)

@@ -25,6 +25,8 @@ from intarsia.placement import ExpertSize, Topology
 from intarsia.placement.engines import destinations
 from intarsia.processes.exchange import Wire
 
+from ..refusals import refused
+
 STRATEGIES = (
     ExpertParallel(),
     Fssdp(),
@@ -95,7 +97,7 @@ def test_a_plan_of_slices_that_cannot_be_is_refused_and_not_chosen() -> None:
     """Two experts of five hidden units on four processes: neither can be cut in two."""
     trace, size = ExpertTrial(experts=2).trace(), ExpertSize(8, 5)
     for strategy in (Tutel(), Tutel(0), DeepSpeed(), SeMoe()):
-        with pytest.raises(ConfigError, match="5 hidden units for 2 parts"):
+        with refused(ConfigError, what="slices of experts", got="5 hidden units for 2 parts"):
             strategy.plan(trace, size, LINKS)
     assert isinstance(Auto(tokens=64).chosen(2, size, LINKS), Fssdp)
 
@@ -110,16 +112,18 @@ def test_nodes_of_uneven_size_are_tuned_without_levels() -> None:
 
 def test_an_activation_that_learns_is_refused() -> None:
     """Its weight has no row for each expert, and would be lost."""
-    with pytest.raises(ConfigError, match=r"'act\.weight', which all experts share"):
+    with refused(ConfigError, what="experts", got="'act.weight', which all experts share"):
         stacked(experts(act=nn.PReLU()))
 
 
-@pytest.mark.parametrize("router", [intarsia.Switch(4), intarsia.ExpertChoice(4)], ids=repr)
-def test_routers_of_the_whole_batch_are_refused(router: intarsia.Switch) -> None:
+@pytest.mark.parametrize(
+    "router", [intarsia.routers.Switch(4), intarsia.routers.ExpertChoice(4)], ids=repr
+)
+def test_routers_of_the_whole_batch_are_refused(router: intarsia.routers.Switch) -> None:
     """Half of the rows have other experts than among all of them."""
     draws = torch.Generator().manual_seed(0)
     mixture = Mixture(experts(), router.build(8, generator=draws))
-    with pytest.raises(ConfigError, match="chooses by all rows of a process"):
+    with refused(ConfigError, what="parallel", want="routers of each row alone"):
         places(nn.Sequential(mixture))
 
 

@@ -23,6 +23,8 @@ from intarsia.processes.pieces import Piece, Pieces, Stored, write_file
 from intarsia.processes.together import _written as written_and_synced
 from intarsia.train import checkpoint
 
+from ..refusals import refused
+
 SHAPES: dict[str, tuple[int, ...]] = {"up": (6, 4, 3), "down": (6, 3, 4), "up_bias": (6, 4)}
 
 
@@ -110,18 +112,18 @@ def test_damage_is_named(tmp_path: Path) -> None:
     file.write_bytes(raw[:at] + bytes([raw[at] ^ 1]) + raw[at + 1 :])
     pieces = Pieces(tmp_path / "s", said)
     assert torch.equal(pieces.rows("up", torch.tensor([2])), whole["up"][[2]])
-    with pytest.raises(CheckpointError, match=r"'up' of expert 5 in 1\.safetensors.* changed"):
+    with refused(CheckpointError, got="bytes that changed after they were written"):
         pieces.rows("up", torch.tensor([2, 5]))
     file.write_bytes(raw[:-3])
-    with pytest.raises(CheckpointError, match=rf"1\.safetensors.*got {len(raw) - 3} bytes"):
+    with refused(CheckpointError, got="365 bytes", want="368"):
         Pieces(tmp_path / "s", said)
     file.unlink()
-    with pytest.raises(CheckpointError, match="1.safetensors.* want 3 files, one of each process"):
+    with refused(CheckpointError, got="no such file", want="3 files, one of each process"):
         Pieces(tmp_path / "s", said)
-    with pytest.raises(CheckpointError, match=r"got 3 parts of experts of 'up', want 6"):
+    with refused(CheckpointError, got="3 parts of experts of 'up'"):
         Pieces(tmp_path / "s", said[:1])
     for name in ("../x", ""):
-        with pytest.raises(CheckpointError, match="no such file"):
+        with refused(CheckpointError, got="no such file"):
             Pieces(tmp_path / "s", [said[0] | {"file": name}])
 
 
@@ -190,6 +192,6 @@ def test_experts_of_another_model_are_refused(tmp_path: Path) -> None:
     patch.setattr("intarsia.parallel.attached.dist.get_world_size", lambda _: 1)
     parts = Attached({})
     for value in (Stored(pieces, "up"), values()["up"]):
-        with pytest.raises(CheckpointError, match="got 6 experts in 'up', want 4"):
+        with refused(CheckpointError, what="experts of a checkpoint"):
             parts._mine(part, "up", value)  # pyright: ignore
     patch.undo()

@@ -18,6 +18,8 @@ from intarsia.parallel.trial import LINKS, ExpertTrial, compare_with_one
 from intarsia.parallel.tutel import degrees, received
 from intarsia.placement import ExpertSize, Topology, Trace, simulate
 
+from ..refusals import refused
+
 
 @pytest.mark.parametrize(
     ("strategy", "trial"),
@@ -87,14 +89,14 @@ def test_processes_answer_by_rank_and_a_failure_ends_them_all(group: Processes) 
 
     with Processes(4, seconds=20) as four:
         assert four.run(rank_plus, 3) == [3, 4, 5, 6]
-        with pytest.raises(TrainingError, match="does not feel well"):
+        with refused(TrainingError, what="process 2"):
             four.run(misbehaves, "raises")
         assert four.run(rank_plus, 0) == [0, 1, 2, 3], "started again"
         begun = time.monotonic()
-        with pytest.raises(TrainingError, match="process 2"):
+        with refused(TrainingError, what="process 2"):
             four.run(misbehaves, "dies")
         assert time.monotonic() - begun < 15, "the others were told"
-    slow = pytest.raises(TrainingError, match=r"no answer in|in time")
+    slow = refused(TrainingError, what="processes [0, 1, 2, 3]")
     with Processes(4, seconds=1) as four, slow:
         four.run(misbehaves, "sleeps")
 
@@ -126,9 +128,9 @@ def test_slices_add_up_to_the_whole() -> None:
     again = joined([unpacked(packed(of), of) for of in parts], whole)
     assert all(torch.equal(again[name], weight) for name, weight in whole.named_parameters())
     assert torch.equal(having(parts[0], again, 3)(x, expert), whole(x, expert))
-    with pytest.raises(ConfigError, match="number that divides"):
+    with refused(ConfigError, what="slices of experts", got="6 hidden units for 4 parts"):
         cut(whole, every, 0, 4)
-    with pytest.raises(ConfigError, match="StackedExperts"):
+    with refused(ConfigError, what="experts", got="Identity"):
         stacked(torch.nn.Identity())  # pyright: ignore[reportArgumentType]
 
 

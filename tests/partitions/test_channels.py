@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import time
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.partitions import top_units
+
+from ..refusals import refused
 
 
 @given(
@@ -23,7 +24,7 @@ def test_the_best_of_all_layers_are_selected(sizes: list[int], share: float, see
     scores = {f"l{i}": torch.rand(n, generator=generator) for i, n in enumerate(sizes)}
     count = int(share * sum(sizes) + 0.5)
     if not count:
-        with pytest.raises(ConfigError, match="selects nothing"):
+        with refused(ConfigError, what="share of channels"):
             top_units(scores, share)
         return
     found = top_units(scores, share)
@@ -47,17 +48,17 @@ def test_ties_go_to_the_earlier_and_infinity_is_never_selected() -> None:
     held = even.clone()
     held[:2] = -torch.inf
     assert top_units({"a": held}, 0.5)["a"].tolist() == [-1, -1, 0, 0]
-    with pytest.raises(ConfigError, match="at most the 2 that no other adapter has"):
+    with refused(ConfigError, what="share of channels", got="0.75, 3 of 4"):
         top_units({"a": held}, 0.75)
 
 
 def test_bad_shares_and_scores_are_refused() -> None:
     for share in (-0.1, 1.5, float("nan")):
-        with pytest.raises(ConfigError, match="share of channels: got"):
+        with refused(ConfigError, what="share of channels", want="0 ... 1"):
             top_units({"a": torch.ones(3)}, share)
-    with pytest.raises(ConfigError, match="selects nothing, want at least 0.17"):
+    with refused(ConfigError, what="share of channels", got="0.1 of 3, which selects nothing"):
         top_units({"a": torch.ones(3)}, 0.1)
-    with pytest.raises(DataError, match="NaN"):
+    with refused(DataError, what="scores of channels", got="NaN"):
         top_units({"a": torch.tensor([1.0, float("nan")])}, 0.5)
 
 

@@ -12,6 +12,8 @@ from intarsia.partitions import choose_and_compensate
 from intarsia.partitions.stacks import compensate_stack
 from intarsia.scores import Statistics
 
+from ..refusals import refused
+
 
 def halves(column: Tensor) -> Tensor:
     return (column * 2).round() / 2
@@ -58,7 +60,7 @@ def test_an_expert_that_saw_nothing_is_rounded_by_itself_and_told() -> None:
 
 def test_statistics_of_others_are_refused() -> None:
     weights, seen = drawn(3, 4, 9)
-    with pytest.raises(ShapeError, match="want 3 of 9"):
+    with refused(ShapeError, what="statistics"):
         compensate_stack(weights, seen[:2], halves)
-    with pytest.raises(ShapeError, match="want 3 of 8"):
+    with refused(ShapeError, what="statistics"):
         compensate_stack(weights[..., 1:], seen, halves)

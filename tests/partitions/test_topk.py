@@ -13,6 +13,8 @@ from torch import Tensor
 from intarsia.core.errors import ConfigError
 from intarsia.partitions import entries, keep_random, keep_top, topk
 
+from ..refusals import refused
+
 
 def keep_top_naive(scores: dict[str, Tensor], count: int) -> dict[str, list[int]]:
     order = [(n, i, v) for n, s in scores.items() for i, v in enumerate(s.flatten().tolist())]
@@ -71,12 +73,12 @@ def test_a_strided_score_is_read_in_its_own_order() -> None:
 
 @pytest.mark.parametrize("count", [-1, 7])
 def test_a_count_that_cannot_be_is_refused(count: int) -> None:
-    with pytest.raises(ConfigError, match=rf"count: got {count}, want 0 \.\.\. 6"):
+    with refused(ConfigError, what="count", want="0 ... 6"):
         keep_top({"a": torch.zeros(2, 3)}, count)
 
 
 def test_a_nan_is_refused() -> None:
-    with pytest.raises(ConfigError, match="NaN"):
+    with refused(ConfigError, what="scores", got="NaN"):
         keep_top({"a": torch.tensor([0.0, float("nan")])}, 1)
 
 

@@ -12,6 +12,7 @@ from intarsia.placement import DevicePlan, ExpertSize, PlanStep, Topology, place
 from intarsia.placement.engines import expert_parallel
 from intarsia.placement.timeline import rows_to_hide
 
+from ..refusals import refused
 from .made import made
 
 LINKS = Topology.two_level(1, 2, intra=(10.0, 1.0), flops=2.0, load=5.0)
@@ -47,15 +48,15 @@ def test_a_plan_is_the_same_from_its_json() -> None:
 
 def test_what_is_no_plan_is_refused() -> None:
     step = PlanStep("a", 0, "x", "link")
-    with pytest.raises(ConfigError, match="twice"):
+    with refused(ConfigError, what="steps of a plan"):
         DevicePlan((step, step), 2)
-    with pytest.raises(ConfigError, match="after"):
+    with refused(ConfigError, what="steps of a plan"):
         DevicePlan((PlanStep("a", 0, "x", "link", ("b",)),), 2)
-    with pytest.raises(ConfigError, match="diagonal"):
+    with refused(ConfigError, what="step 'a'"):
         PlanStep("a", 0, "x", "link", bytes=torch.eye(2))
-    with pytest.raises(ConfigError, match="resource"):
+    with refused(ConfigError, what="resource", got="'wire'"):
         PlanStep("a", 0, "x", "wire")
-    with pytest.raises(ConfigError, match="3 devices"):
+    with refused(ConfigError, what="topology", got="3 devices"):
         simulate(DevicePlan((step,), 2), Topology.uniform(3))
 
 

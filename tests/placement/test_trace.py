@@ -17,6 +17,7 @@ from intarsia.placement import Trace
 from intarsia.placement.describe import demand, described
 from intarsia.placement.trace import FORMAT
 
+from ..refusals import refused
 from .made import made
 
 
@@ -77,7 +78,7 @@ def test_a_split_is_of_whole_sequences() -> None:
     first, second = made().split(0.4, seed=3)
     assert not set(first.sequence.tolist()) & set(second.sequence.tolist())
     assert len(first) + len(second) == 60
-    with pytest.raises(ConfigError, match="Record more sequences"):
+    with refused(ConfigError, what="split of a trace"):
         made(tokens=5).split()
 
 
@@ -90,23 +91,29 @@ def test_a_description_knows_repetition() -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "want"),
     [
-        (lambda t: {"expert": t.expert.clone().fill_(8)}, "row 0: sequence 0, experts"),
-        (lambda t: {"sequence": t.sequence.flip(0)}, "row 4: sequence"),
-        (lambda t: {"position": t.position * 0}, "row 1: sequence 0"),
-        (lambda t: {"expert": t.expert.long() + 2**16}, "row 0: sequence 0, experts"),
-        (lambda t: {"token": t.token[1:]}, "59 of token"),
-        (lambda t: {"token": t.token[:, None]}, "60 x 1 of token"),
-        (lambda t: {"sequence": torch.tensor(0)}, "one of sequence"),
-        (lambda t: {"weight": t.weight[:, :, :1]}, "60 x 3 x 1 of weight"),
-        (lambda t: {"expert": t.expert[:0]}, "experts of shape"),
-        (lambda t: {"expert": t.expert[:, 0]}, "experts of shape"),
+        (lambda t: {"expert": t.expert.clone().fill_(8)}, "experts below 8"),
+        (
+            lambda t: {"sequence": t.sequence.flip(0)},
+            "sequences in order, and positions in order inside each",
+        ),
+        (
+            lambda t: {"position": t.position * 0},
+            "sequences in order, and positions in order inside each",
+        ),
+        (lambda t: {"expert": t.expert.long() + 2**16}, "experts below 8"),
+        (lambda t: {"token": t.token[1:]}, "60, one for each token"),
+        (lambda t: {"token": t.token[:, None]}, "60, one for each token"),
+        (lambda t: {"sequence": torch.tensor(0)}, "60, one for each token"),
+        (lambda t: {"weight": t.weight[:, :, :1]}, "60 x 3 x 2, one for each token"),
+        (lambda t: {"expert": t.expert[:0]}, "(tokens, layers, k), none of them 0"),
+        (lambda t: {"expert": t.expert[:, 0]}, "(tokens, layers, k), none of them 0"),
     ],
 )
-def test_what_is_no_trace_is_refused(change, said: str) -> None:  # pyright: ignore
+def test_what_is_no_trace_is_refused(change, want: str) -> None:  # pyright: ignore
     trace = made()
-    with pytest.raises(DataError, match=said):
+    with refused(DataError, want=want):
         replace(trace, **change(trace))
 
 

@@ -10,25 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import intarsia
-from intarsia import (
-    Adamix,
-    Bottleneck,
-    LlavaMole,
-    Lora,
-    LtSft,
-    MixLora,
-    Mos,
-    Mosa,
-    Pace,
-    Poly,
-    S2ft,
-    TopK,
-)
-from intarsia.adapters import Fourier
+from intarsia import Bottleneck, Lora, Mosa, TopK
+from intarsia.adapters import Fourier, Mos
 from intarsia.core import Partition, Site
 from intarsia.formats import Gaussian
 from intarsia.gating import aux_loss
+from intarsia.methods import Adamix, MixLora, Pace, Poly, S2ft
 from intarsia.mixtures import SplitLinear
+from intarsia.senses import LlavaMole
+from intarsia.sparse import LtSft
 from intarsia.train import OnePass, TargetLoss, pace, two_pass
 from intarsia.train.one_pass import Memory
 
@@ -241,7 +231,7 @@ def mttl_skills(tensors: Tensors, heads: int) -> Tensors:
     # theirs: (S, Q, d, r) and (S, r, Q, d)
     down, up = tensors["a"].permute(1, 0, 3, 2), tensors["b"].permute(2, 0, 3, 1)
     cell = skills_cell(tensors, heads, 1.5 * down.shape[2], down, up)
-    with intarsia.task_ids(cell, tensors["tasks"]):
+    with intarsia.gating.task_ids(cell, tensors["tasks"]):
         routing = cell.router(tensors["x"])
         y = cell(tensors["x"])
     return {"y": y, "weights": routing.dense().view(-1, heads, down.shape[1])}
@@ -259,7 +249,7 @@ def mhr_start(_: Tensors, inputs: int, outputs: int, heads: int) -> Tensors:
 def peft_poly(tensors: Tensors, heads: int) -> Tensors:
     # theirs: (Q, S, d, r) and (Q, S, r, d), and a scale of 1 / r
     cell = skills_cell(tensors, heads, 1.0, tensors["a"].mT, tensors["b"].mT)
-    with intarsia.task_ids(cell, tensors["tasks"]):
+    with intarsia.gating.task_ids(cell, tensors["tasks"]):
         return {"y": cell.eval()(tensors["x"])}
 
 

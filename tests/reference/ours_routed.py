@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import intarsia.gating as gating
-from intarsia import Slime, UniMoe
 from intarsia.core import Routing
 from intarsia.gating import RandomSource
 from intarsia.hosts import read_me
@@ -36,6 +35,7 @@ from intarsia.routers import (
 from intarsia.routers.permutation import hungarian
 from intarsia.routers.transport import sparse_simplex
 from intarsia.routers.union import UnionGate
+from intarsia.senses import Slime, UniMoe
 
 Tensors = dict[str, Tensor]
 

@@ -151,6 +151,6 @@ def sparse_ift_ranks(tensors: Tensors, sparsities: list[float]) -> Tensors:
 def _inner(kind: str, ins: int, outs: int, density: float) -> int:
     layers = [nn.Conv2d(ins, outs, 3, bias=False), nn.BatchNorm2d(outs)]
     net = nn.Sequential(nn.Conv2d(3, ins, 1), *layers, nn.Conv2d(outs, 2, 1))
-    changed = intarsia.apply(net, intarsia.SparseIft(kind, density))
+    changed = intarsia.apply(net, intarsia.sparse.SparseIft(kind, density))
     inner: Any = changed.get_submodule("1.u")
     return inner.out_channels

@@ -15,6 +15,8 @@ from intarsia.results.sparse import gather, table_of, write_page
 from intarsia.results.sparse.figures import place_of
 from intarsia.results.sparse.page import sentences
 
+from ..refusals import refused
+
 Browse = Callable[..., str]
 
 
@@ -96,8 +98,8 @@ def test_without_perplexity_the_page_says_how_to_measure_it(tmp_path: Path) -> N
 
 
 def test_what_is_no_pruned_model_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no sparsify.json"):
+    with refused(DataError, got="no sparsify.json"):
         gather([tmp_path])
     (written(tmp_path, "wanda", 0.5, 30.0) / "sparsify.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="no 'method'"):
+    with refused(CheckpointError, got="no 'method'"):
         gather([tmp_path])

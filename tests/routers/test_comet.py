@@ -17,6 +17,8 @@ from intarsia.gating.parts import smooth_step
 from intarsia.routers import Comet
 from intarsia.routers.comet import CometRouter, leaf_probabilities
 
+from ..refusals import refused
+
 
 def build(config: Comet, scale: float = 1.0) -> CometRouter:
     """A router whose splits are `scale` times as large as at the start."""
@@ -144,14 +146,14 @@ def test_the_entropy_penalty_settles_the_trees() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "what"),
     [
-        ({"experts": 0}, "experts: got 0"),
-        ({"active": 0}, "active: got 0"),
-        ({"gamma": 0.0}, "gamma: got 0.0"),
-        ({"entropy": -1.0}, "entropy: got -1.0"),
+        ({"experts": 0}, "experts"),
+        ({"active": 0}, "active"),
+        ({"gamma": 0.0}, "gamma"),
+        ({"entropy": -1.0}, "entropy"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
+    with refused(ConfigError, what=what):
         Comet(**settings)

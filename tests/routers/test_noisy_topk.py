@@ -13,6 +13,8 @@ from intarsia.core.errors import ConfigError
 from intarsia.routers import NoisyTopK
 from intarsia.routers.noisy_topk import NoisyTopKRouter, chances, variation
 
+from ..refusals import refused
+
 
 def build(config: NoisyTopK, std: float = 1.0) -> NoisyTopKRouter:
     router = config.build(5, generator=torch.Generator().manual_seed(0)).double()
@@ -121,14 +123,14 @@ def test_extreme_inputs_have_finite_losses_and_gradients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "got"),
     [
-        ({"experts": 0}, "experts: got 0"),
-        ({"experts": 2, "active": 3}, r"active: got 3, want 1 ... 2"),
-        ({"active": 1}, "active: got 1, a weight of 1 always"),
-        ({"load": -1.0}, "load: got -1.0"),
+        ({"experts": 0}, "0"),
+        ({"experts": 2, "active": 3}, "3"),
+        ({"active": 1}, "1, a weight of 1 always"),
+        ({"load": -1.0}, "-1.0"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_bad_settings_are_refused(settings: dict[str, Any], got: str) -> None:
+    with refused(ConfigError, got=got):
         NoisyTopK(**settings)

@@ -19,6 +19,8 @@ from intarsia.routers import Comet, DSelectK, ExpertChoice, PermutationSearch, T
 from intarsia.routers.permutation import PermutationRouter, hungarian, sinkhorn
 from intarsia.routers.random import RandomRouting
 
+from ..refusals import refused
+
 GATES = [TopK(4), Comet(5), DSelectK(6), ExpertChoice(4)]
 
 
@@ -179,17 +181,17 @@ def test_noise_is_of_the_search_in_training_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "what"),
     [
-        ({"steps": 0}, "steps: got 0"),
-        ({"start": 1e-8}, "start, end: got 1e-08, 1e-07"),
+        ({"steps": 0}, "steps"),
+        ({"start": 1e-8}, "start, end"),
         ({"end": 0.0}, "start, end"),
-        ({"entropy": -1.0}, "entropy: got -1.0"),
-        ({"noise": -1.0}, "noise: got -1.0"),
-        ({"gate": RandomRouting()}, "gate: got RandomRouter"),
-        ({"gate": TopK(), "each": True}, "each: got a TopK gate, which has no parts"),
+        ({"entropy": -1.0}, "entropy"),
+        ({"noise": -1.0}, "noise"),
+        ({"gate": RandomRouting()}, "gate"),
+        ({"gate": TopK(), "each": True}, "each"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
+    with refused(ConfigError, what=what):
         PermutationSearch(**settings)

@@ -15,6 +15,8 @@ from intarsia.gating import join, start
 from intarsia.routers import Recurrent
 from intarsia.routers.recurrent import RecurrentRouter
 
+from ..refusals import refused
+
 WIDTH = 5
 
 
@@ -187,15 +189,15 @@ def test_a_host_joins_starts_restores_and_checkpoints() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "what"),
     [
-        ({"experts": 0}, "experts: got 0"),
-        ({"hidden": 0}, "hidden: got 0"),
-        ({"active": 9}, "active: got 9, want 1 ... 8"),
-        ({"active": 1}, "whose renormalised weight is 1 always"),
-        ({"balance": -1.0}, "balance: got -1.0"),
+        ({"experts": 0}, "experts"),
+        ({"hidden": 0}, "hidden"),
+        ({"active": 9}, "active"),
+        ({"active": 1}, "active"),
+        ({"balance": -1.0}, "balance"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
+    with refused(ConfigError, what=what):
         Recurrent(**settings)

@@ -21,6 +21,8 @@ from intarsia.mixtures import Mixture, StackedExperts
 from intarsia.routers.relu import ReMoe, ReMoeRouter
 from intarsia.train import Interrupted
 
+from ..refusals import refused
+
 WIDTH = 5
 
 
@@ -182,15 +184,15 @@ def test_padding_counts_neither_for_the_loss_nor_for_the_sparsity() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "what"),
     [
-        ({"experts": 0}, "experts: got 0"),
-        ({"active": 9}, "active: got 9"),
-        ({"coefficient": 0.0}, "coefficient: got 0.0, want above 0"),
-        ({"factor": 0.5}, "factor: got 0.5, want at least 1"),
-        ({"std": -1.0}, "std: got -1.0"),
+        ({"experts": 0}, "experts"),
+        ({"active": 9}, "active"),
+        ({"coefficient": 0.0}, "coefficient"),
+        ({"factor": 0.5}, "factor"),
+        ({"std": -1.0}, "std"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
+    with refused(ConfigError, what=what):
         ReMoe(**settings)

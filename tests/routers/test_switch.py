@@ -16,6 +16,8 @@ from intarsia.core.errors import ConfigError
 from intarsia.routers import Switch
 from intarsia.routers.switch import SwitchRouter
 
+from ..refusals import refused
+
 
 def build(config: Switch) -> SwitchRouter:
     router = config.build(5, generator=torch.Generator().manual_seed(0)).double()
@@ -67,14 +69,14 @@ def test_dropped_tokens_count_in_the_balance_loss() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "got"),
     [
-        ({"experts": 0}, "experts: got 0"),
-        ({"capacity": 0.0}, "capacity: got 0.0, want above 0"),
-        ({"capacity": float("inf")}, "capacity: got inf"),
-        ({"z": -1.0}, "z: got -1.0"),
+        ({"experts": 0}, "0"),
+        ({"capacity": 0.0}, "0.0"),
+        ({"capacity": float("inf")}, "inf"),
+        ({"z": -1.0}, "-1.0"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_bad_settings_are_refused(settings: dict[str, Any], got: str) -> None:
+    with refused(ConfigError, got=got):
         Switch(**settings)

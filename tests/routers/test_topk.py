@@ -15,6 +15,8 @@ from intarsia.core.errors import ConfigError
 from intarsia.gating import aux_loss
 from intarsia.routers import TopK, TopKRouter
 
+from ..refusals import refused
+
 
 def build(config: TopK, width: int = 6, seed: int = 0) -> TopKRouter:
     router = config.build(width, generator=torch.Generator().manual_seed(seed)).double()
@@ -157,21 +159,21 @@ def test_the_gate_starts_from_its_generator_and_as_wide_as_asked() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "what"),
     [
-        ({"experts": 0}, "experts: got 0, want at least 1"),
-        ({"active": 0}, r"active: got 0, want 1 \.\.\. 8"),
-        ({"experts": 2, "active": 3}, r"active: got 3, want 1 \.\.\. 2"),
-        ({"scale": "half"}, "scale: got 'half'"),
-        ({"active": 1}, "scale: got 'renormalised' with one active expert"),
-        ({"std": -1.0}, "std: got -1.0"),
-        ({"jitter": 1.0}, "jitter: got 1.0"),
-        ({"balance": -1.0}, "balance: got -1.0"),
-        ({"z": float("nan")}, "z: got nan"),
+        ({"experts": 0}, "experts"),
+        ({"active": 0}, "active"),
+        ({"experts": 2, "active": 3}, "active"),
+        ({"scale": "half"}, "scale"),
+        ({"active": 1}, "scale"),
+        ({"std": -1.0}, "std"),
+        ({"jitter": 1.0}, "jitter"),
+        ({"balance": -1.0}, "balance"),
+        ({"z": float("nan")}, "z"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
+    with refused(ConfigError, what=what):
         TopK(**settings)
 
 

@@ -17,6 +17,8 @@ from intarsia.core.errors import ConfigError, ShapeError
 from intarsia.routers import Transport, k_sparse_ot
 from intarsia.routers.transport import TransportRouter, _ascent, semi_dual, sparse_simplex
 
+from ..refusals import refused
+
 N, M = 64, 8
 
 
@@ -208,26 +210,26 @@ def test_small_and_empty_batches(per: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "what"),
     [
-        ({"experts": 0}, "experts: got 0"),
-        ({"capacity": 0.5}, "capacity: got 0.5, want a number of at least 1"),
-        ({"capacity": float("inf")}, "capacity: got inf"),
-        ({"per": "sample"}, "per: got 'sample'"),
-        ({"cost": "distance"}, "cost: got 'distance'"),
-        ({"gamma": 0.0}, "gamma: got 0.0"),
-        ({"iterations": 0}, "iterations: got 0"),
-        ({"z": -1.0}, "z: got -1.0"),
+        ({"experts": 0}, "experts"),
+        ({"capacity": 0.5}, "capacity"),
+        ({"capacity": float("inf")}, "capacity"),
+        ({"per": "sample"}, "per"),
+        ({"cost": "distance"}, "cost"),
+        ({"gamma": 0.0}, "gamma"),
+        ({"iterations": 0}, "iterations"),
+        ({"z": -1.0}, "z"),
     ],
 )
-def test_bad_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
+def test_bad_settings_are_refused(settings: dict[str, Any], what: str) -> None:
+    with refused(ConfigError, what=what):
         Transport(**settings)
 
 
 def test_bad_problems_are_refused() -> None:
     cost, a, b = case(6, 3)
-    with pytest.raises(ConfigError, match="k: got 0"):
+    with refused(ConfigError, what="k", got=0):
         k_sparse_ot(cost, a, b, 0)
-    with pytest.raises(ShapeError, match="marginals: got 3 and 6, want 6 and 3"):
+    with refused(ShapeError, what="marginals"):
         k_sparse_ot(cost, b, a, 2)

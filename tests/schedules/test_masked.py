@@ -36,6 +36,8 @@ from intarsia.schedules.gradual import cubic
 from intarsia.schedules.masked import Masking
 from intarsia.schedules.phases import Make
 
+from ..refusals import refused
+
 
 def net(seed: int = 0) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
@@ -100,7 +102,7 @@ def test_vectors_hold_states_of_kept_weights_only() -> None:
 
 
 def test_a_model_without_zeros_has_no_mask_to_keep() -> None:
-    with pytest.raises(ConfigError, match="2 layers without a zero.*intarsia.sparsify"):
+    with refused(ConfigError, what="fixed mask"):
         fit(net(), rows(), schedule=FixedMask(), **OPTIONS)
 
 
@@ -115,9 +117,9 @@ def amsgrad(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
 def test_states_that_cannot_be_masked_are_refused_by_name() -> None:
     model = net()
     prune(model, 0.5)
-    with pytest.raises(ConfigError, match=r"AdamW\(amsgrad=True\)"):
+    with refused(ConfigError, what="optimizer", got="AdamW(amsgrad=True)"):
         fit(model, rows(), schedule=FixedMask(), optimizer=amsgrad, **OPTIONS)
-    with pytest.raises(TrainingError, match="state 'row_var' of Adafactor"):
+    with refused(TrainingError, what="masked training"):
         fit(model, rows(), schedule=FixedMask(), optimizer=factored, **OPTIONS)
 
 
@@ -261,7 +263,7 @@ def test_the_best_epoch_is_one_of_the_density_that_was_asked_for(choose: dict[st
 
 
 def test_growing_needs_a_score_or_a_generator() -> None:
-    with pytest.raises(ConfigError, match=r"torch\.Generator"):
+    with refused(ConfigError, what="generator", got=0):
         grow(torch.ones(3), torch.ones(3).bool(), 0.3)
 
 
@@ -294,9 +296,9 @@ def test_layers_are_named_by_globs() -> None:
     assert list(masked_weights(model)) == ["a.weight", "c.weight"]
     assert list(masked_weights(model, ["1x1"])) == ["a.weight"]
     assert list(masked_weights(model, ["b", "c"])) == ["b.weight", "c.weight"]
-    with pytest.raises(ConfigError, match=r"no layer for \['d'\]"):
+    with refused(ConfigError, what="layers to mask"):
         masked_weights(model, ["c", "d"])
-    with pytest.raises(ConfigError, match="no layer that is trained"):
+    with refused(ConfigError, what="layers to mask"):
         masked_weights(model.requires_grad_(False))
 
 
@@ -307,9 +309,9 @@ def test_a_weight_that_is_computed_cannot_be_masked(norm: Callable[..., Any]) ->
     norm(model[0])
     assert list(masked_weights(model, computed=True)) == ["0.weight", "2.weight"]
     for schedule in (RigL(0.5), Gradual(0.5), Bdwp("1:2")):
-        with pytest.raises(ConfigError, match=r"layer '0': got a weight that is computed.*remove_"):
+        with refused(ConfigError, what="layer '0'"):
             fit(model, rows(), schedule=schedule, **OPTIONS)
-    with pytest.raises(ConfigError, match="layer '0'"):
+    with refused(ConfigError, what="layer '0'"):
         prune(model, 0.5)
     assert list(masked_weights(model, ["2"])) == ["2.weight"]
     if norm is parametrizations.weight_norm:
@@ -324,11 +326,11 @@ def test_masks_of_another_run_are_refused() -> None:
     from intarsia.schedules import Masking
 
     one, two = Masking(RigL(0.5), net(), 0), Masking(Set(0.5), net(), 0)
-    with pytest.raises(CheckpointError, match="2 weights by RigL, want those of 2 by Set"):
+    with refused(CheckpointError, what="masks"):
         two.load_state(one.state())
-    with pytest.raises(ConfigError, match="store"):
+    with refused(ConfigError, what="store", got="'sparse'"):
         RigL(store="sparse")
-    with pytest.raises(ConfigError, match="want one part of the same weights"):
+    with refused(ConfigError, what="masks", got="1 parts of ['0.weight', '2.weight'] ..."):
         Masked({}, prune(net(), 0.5))
 
 

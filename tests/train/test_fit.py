@@ -39,6 +39,8 @@ from intarsia.train import (
 )  # fmt: skip
 from intarsia.train.precision import learned_state
 
+from ..refusals import refused
+
 QUICK: dict[str, Any] = {"epochs": 2, "batch_size": 8, "lr": 1e-2, "trackers": ()}
 
 
@@ -178,7 +180,7 @@ def test_recomputation_changes_nothing(objective: Any) -> None:
 
 
 def test_recomputation_needs_a_model_that_offers_it() -> None:
-    with pytest.raises(ConfigError, match="without gradient checkpointing"):
+    with refused(ConfigError, what="recompute of Host"):
         fit(host(), pictures(16), recompute=True, **QUICK)
 
 
@@ -342,33 +344,33 @@ def broken(**change: Any) -> TensorDataset:
 
 
 @pytest.mark.parametrize(
-    ("data", "error", "match"),
+    ("data", "error", 'what'),
     [
-        (broken(y=torch.full((16,), CLASSES)), DataError, r"labels: got 3 ... 3, want 0 ... 2"),
-        (broken(y=torch.full((16,), -1)), DataError, r"got -1 ... -1, want 0 ... 2"),
-        (broken(y=torch.zeros(16)), DataError, "labels .* one whole number for each image"),
-        (broken(y=torch.zeros(16, 2).long()), DataError, "shape .* for labels"),
-        (torch.utils.data.Subset(broken(), []), DataError, "training images: got 0"),
-        ([(torch.zeros(3, 4, 4), 0, 1)] * 4, DataError, r"want \(image, label\)"),
-        ([{"image": 0}] * 4, DataError, "a mapping with"),
-        ([(object(), 0)] * 4, DataError, "want tensors of one shape"),
-        (iter([1]), DataError, "no length"),
-        (torch.utils.data.DataLoader(broken()), DataError, "got a loader of batches.*own dataset"),
+        (broken(y=torch.full((16,), CLASSES)), DataError, "labels"),
+        (broken(y=torch.full((16,), -1)), DataError, "labels"),
+        (broken(y=torch.zeros(16)), DataError, "the model's output"),
+        (broken(y=torch.zeros(16, 2).long()), DataError, "the model's output"),
+        (torch.utils.data.Subset(broken(), []), DataError, "training images"),
+        ([(torch.zeros(3, 4, 4), 0, 1)] * 4, DataError, "an item of the dataset"),
+        ([{"image": 0}] * 4, DataError, "an item of the dataset"),
+        ([(object(), 0)] * 4, DataError, "a batch of images"),
+        (iter([1]), DataError, "dataset list_iterator"),
+        (torch.utils.data.DataLoader(broken()), DataError, "dataset DataLoader"),
     ],
     ids=[
         "high", "negative", "float", "matrix", "empty", "triples", "mapping", "objects", "stream",
         "loader",
     ],
 )  # fmt: skip
-def test_data_that_cannot_be_used_is_an_error(data: Any, error: type, match: str) -> None:
-    with pytest.raises(error, match=match):
+def test_data_that_cannot_be_used_is_an_error(data: Any, error: type, what: str) -> None:
+    with refused(error, what=what):
         fit(host(), data, **QUICK)
 
 
 def test_labels_of_every_set_are_checked_before_training() -> None:
     bad = broken(y=torch.full((16,), CLASSES))
     for sets in ({"val": bad}, {"test": bad}):
-        with pytest.raises(DataError, match="labels: got 3"):
+        with refused(DataError, what="labels", got="3 ... 3"):
             fit(host(), pictures(16), objective=_never, **sets, **QUICK)
 
 
@@ -377,48 +379,48 @@ def _never(model: nn.Module, x: Tensor, loss_of: Any) -> Outcome:
 
 
 @pytest.mark.parametrize(
-    ("options", "error", "match"),
+    ("options", "error", 'what'),
     [
-        ({"epoch": 3}, UnknownName, "setting of fit.*'epoch'.*Did you mean epochs"),
-        ({"epochs": 0}, ConfigError, "epochs: got 0, want at least 1"),
-        ({"epochs": 2.5}, ConfigError, "epochs: got 2.5, want a whole number"),
-        ({"batch_size": 2.0}, ConfigError, "batch_size: got 2.0, want a whole number"),
-        ({"lr": math.nan}, ConfigError, "lr: got nan"),
-        ({"lr": "1e-3"}, ConfigError, "lr: got '1e-3', want at least 0"),
-        ({"batch_size": 8, "accumulate": 3}, ConfigError, "accumulate: got 3 parts of 8"),
+        ({"epoch": 3}, UnknownName, "unknown setting of fit"),
+        ({"epochs": 0}, ConfigError, "epochs"),
+        ({"epochs": 2.5}, ConfigError, "epochs"),
+        ({"batch_size": 2.0}, ConfigError, "batch_size"),
+        ({"lr": math.nan}, ConfigError, "lr"),
+        ({"lr": "1e-3"}, ConfigError, "lr"),
+        ({"batch_size": 8, "accumulate": 3}, ConfigError, "accumulate"),
         ({"warmup": 1.0}, ConfigError, "warmup"),
         ({"precision": "fp8"}, ConfigError, "precision"),
         ({"clip": 0.0}, ConfigError, "clip"),
         ({"smoothing": 1.0}, ConfigError, "smoothing"),
         ({"mixup": -1.0}, ConfigError, "mixup"),
-        ({"select": "test"}, ConfigError, "select.*chooses nothing"),
-        ({"select": "val"}, ConfigError, "no validation set"),
+        ({"select": "test"}, ConfigError, "select"),
+        ({"select": "val"}, ConfigError, "select='val'"),
         ({"workers": -1}, ConfigError, "workers"),
         ({"evaluate_every": -1}, ConfigError, "evaluate_every"),
-        ({"trackers": ["tensorbord"]}, UnknownName, "Did you mean tensorboard"),
-        ({"trackers": "tensorboard"}, ConfigError, "no run folder"),
+        ({"trackers": ["tensorbord"]}, UnknownName, "unknown tracker"),
+        ({"trackers": "tensorboard"}, ConfigError, "tracker 'tensorboard'"),
         ({"checkpoint_steps": 0}, ConfigError, "checkpoint_steps"),
     ],
 )  # fmt: skip
-def test_settings_that_cannot_be_are_errors(options: Any, error: type, match: str) -> None:
-    with pytest.raises(error, match=match):
+def test_settings_that_cannot_be_are_errors(options: Any, error: type, what: str) -> None:
+    with refused(error, what=what):
         fit(host(), pictures(16), objective=_never, **options)
 
 
 @pytest.mark.skipif(torch.accelerator.is_available(), reason="only a CPU cannot do it")
 def test_half_precision_on_a_cpu_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="fp16.*bf16"):
+    with refused(ConfigError, what="precision", got="'fp16' on a CPU"):
         fit(host(), pictures(16), precision="fp16", **QUICK)
 
 
 def test_a_model_with_nothing_to_train_is_an_error() -> None:
     model = host()
     model.requires_grad_(False)
-    with pytest.raises(ConfigError, match="trained parameters.*got none.*intarsia.adapt"):
+    with refused(ConfigError, what="trained parameters of Host", got="none"):
         fit(model, pictures(16), **QUICK)
     model = host()
     model.head = nn.Unflatten(1, (WIDTH, 1))  # pyright: ignore
-    with pytest.raises(DataError, match="shape .* for labels"):
+    with refused(DataError, what="the model's output", got="shape (1, 12, 1) for labels (1,)"):
         fit(model, pictures(16), **QUICK)
 
 
@@ -446,7 +448,7 @@ def test_val_cannot_choose_what_it_was_trained_on() -> None:
     ):
         if isinstance(val, torch.utils.data.Subset) and isinstance(val.dataset, Dicts):
             val.dataset = train.dataset  # pyright: ignore
-        with pytest.raises(DataError, match="in both train and val"):
+        with refused(DataError, what="select='val'"):
             fit(host(), train, val, select="val", **QUICK)
     run = fit(host(), data, pictures(20, seed=1), select="val", **QUICK)
     assert run.record["results"]["selection"]["disjoint_from_train"] is True

@@ -9,6 +9,8 @@ import pytest
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.train.ranked import by_query, run_lines, score_run
 
+from ..refusals import refused
+
 QRELS = {"a": {"x": 1, "y": 0, "z": 1}, "b": {"y": 1}, "c": {"x": 1}}
 RUN = {"a": {"x": 3.0, "y": 2.0, "z": 1.0}, "b": {"x": 2.0, "y": 1.0}}
 
@@ -26,9 +28,9 @@ def test_measures_are_their_definitions() -> None:
 
 def test_what_cannot_be_measured_is_refused() -> None:
     pytest.importorskip("ir_measures")
-    with pytest.raises(ConfigError, match="nope"):
+    with refused(ConfigError, what="measure", got="'nope@@'"):
         score_run(QRELS, RUN, ["nope@@"])
-    with pytest.raises(DataError, match="judgements"):
+    with refused(DataError, what="judgements", got="none"):
         score_run({}, RUN)
 
 

@@ -36,6 +36,8 @@ from intarsia.train import (
 from intarsia.train.outcome import TargetLoss, divergence_of
 from intarsia.train.scores import rank_of, ranking
 
+from ..refusals import refused
+
 seeds = st.integers(0, 2**20)
 
 
@@ -93,7 +95,7 @@ def test_labels_that_never_occur_have_no_average_precision() -> None:
     logits, y = normal(4, 2, seed=0), torch.tensor([[1.0, 0], [0, 0], [1, 0], [0, 0]])
     alone = MultiLabel().scores(logits[:, :1], y[:, :1]).values["mean_average_precision"]
     assert MultiLabel().scores(logits, y).values["mean_average_precision"] == alone
-    with pytest.raises(DataError, match="evaluation labels: got no 1"):
+    with refused(DataError, what="evaluation labels"):
         MultiLabel().scores(logits, y * 0)
 
 

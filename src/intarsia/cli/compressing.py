@@ -152,7 +152,7 @@ def _net(run: str, given: dict[str, Any], force: bool, save: Path, as_json: bool
         fix = "Leave them out."
         raise ConfigError("--format chw", got=f"{sorted(some)}", want="no such options", fix=fix)
     if not (Path(run) / FILE).is_file():
-        fix = "In Python: intarsia.save(intarsia.compress(net, intarsia.Chw(), picture), 'fast')"
+        fix = "In Python: net = intarsia.compress(net, intarsia.sparse.Chw(), picture)"
         want = "a run of `intarsia fit` with a convolutional net"
         raise ConfigError(f"net {run!r}", got="no run", want=want, fix=fix)
     _warn_of_rivals("picture", NETS)
@@ -230,7 +230,7 @@ def _check(
 
 
 def doctor(as_json: Json = False) -> None:
-    """Say what runs sparse weights here: compiler, instruction set, kernels, measured floor.
+    """Say what runs sparse weights here: compiler, instruction set, kernels, speed of memory.
 
     And where another runtime is the better choice, with the command that writes a model for it.
     Works without a compiler, too: products then run dense, as it says.

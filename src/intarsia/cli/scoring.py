@@ -148,7 +148,7 @@ def predict(
 ) -> None:
     """Say what pictures show, or go on from prompts, as JSON lines, the likeliest token at a time.
 
-    A picture that cannot be read is told apart, the others are done, and the exit code is 1. Of a
+    A picture that cannot be read is named, the others are done, and the exit code is 1. Of a
     .jsonl file prompts are read as in training; of other text files each line is one.
 
     Example:  intarsia predict runs/elpv-lora-0 new_photos/ --csv > answers.csv

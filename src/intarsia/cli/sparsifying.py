@@ -42,7 +42,9 @@ def sparsify(
     seed: Annotated[int, typer.Option(help="Of what a method draws.")] = 0,
     save: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
     layout: Annotated[str, typer.Option(help=f"One of {', '.join(SAVED)}.")] = "dense",
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a walk to --save.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run to --save that was stopped.")
+    ] = False,
     test: Annotated[int, typer.Option(help="Other rows, to measure perplexity on.")] = 16,
     errors: Annotated[bool, typer.Option("--errors", help="Measure layers' errors.")] = False,
     sequential: Annotated[str, typer.Option(help="block, or layer: slower.")] = "block",

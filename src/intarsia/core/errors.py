@@ -111,13 +111,17 @@ class UnknownName(IntarsiaError, LookupError):
     """A name that is not in a closed list: the nearest names first, and ten of them at most.
 
     listed: a command, or a call, that prints all of them, for a list that may be longer.
+    near: the names that are spelled alike.
     """
+
+    near: tuple[str, ...] = ()
 
     def __init__(self, kind: str, name: str, known: Iterable[str], listed: str = "") -> None:
         names = sorted(known)
         parts = (name, name.rpartition(".")[2])  # a setting may be said with its whole path
         matches = (difflib.get_close_matches(part, names, n=3) for part in parts)
         near = next((some for some in matches if some), list[str]())
+        self.near = tuple(near)
         shown = [*near, *(other for other in names if other not in near)][:SHOWN]
         want = f"one of {', '.join(shown)}"
         fix = f"Did you mean {' or '.join(near)}?" if near else "Choose one of them."

@@ -1,4 +1,4 @@
-"""A package's public names, listed once: in the stub beside its `__init__.py`, for type checkers.
+"""A package's public names, listed once: in the stub beside its file, for type checkers.
 
 Each is imported when it is first used, so that importing the package costs nothing.
 """
@@ -7,31 +7,65 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+ROOT = Path(__file__).parents[1]
+
 
 def homes(stub: Path) -> dict[str, str]:
-    """Name -> module below the package, of the lines `from .module import Name as Name`."""
+    """Map a stub's names to modules below its package; a module of the package itself to ""."""
     imports = (n for n in ast.parse(stub.read_text()).body if isinstance(n, ast.ImportFrom))
-    return {alias.name: node.module or "" for node in imports for alias in node.names}
+    return {alias.name: n.module or "" for n in imports if n.level == 1 for alias in n.names}
+
+
+@functools.cache
+def namespaces() -> Mapping[str, str]:
+    """Map every public name to the namespace in which a user finds it, "" for the top level.
+
+    Of several namespaces the top level goes before the topics (`intarsia.sparse`), and these before
+    the packages (`intarsia.methods`).
+    """
+    top = homes(ROOT / "__init__.pyi")
+    spaces = [name for name, module in top.items() if not module]
+    places: dict[str, str] = {}
+    for space in sorted(spaces, key=lambda space: not (ROOT / space).is_dir()):
+        places |= dict.fromkeys(homes(_listing(space)), space)
+    return places | {name: "" for name, module in top.items() if module}
+
+
+def _listing(space: str) -> Path:
+    """Return the file that lists a namespace's names: its stub, or else its `__init__.py`."""
+    stubs = (ROOT / f"{space}.pyi", ROOT / space / "__init__.pyi")
+    return next((stub for stub in stubs if stub.is_file()), ROOT / space / "__init__.py")
+
+
+def public_path(name: str) -> str:
+    """Return how a user writes a public name: "intarsia.Lora", "intarsia.routers.TopP"."""
+    return ".".join(filter(None, ("intarsia", namespaces()[name], name)))
 
 
 def exports(
-    package: str, file: str
+    module: str, file: str
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
-    """Return `__getattr__`, `__dir__` and `__all__` of a package.  file: its `__init__.py`."""
+    """Return `__getattr__`, `__dir__` and `__all__` of a package or a module, whose file it is."""
     known = homes(Path(file).with_suffix(".pyi"))
+    package = module if Path(file).stem == "__init__" else module.rpartition(".")[0]
     names = sorted(known, key=str.casefold)
 
     def get(name: str) -> Any:
         if name not in known:
             near = difflib.get_close_matches(name, names)
             fix = f". Did you mean {' or '.join(near)}?" if near else ""
+            if name in namespaces():
+                fix = f". It is {public_path(name)}."
             # without its object: Python would suggest a second time at the end of the same line
-            raise AttributeError(f"module {package!r} has no attribute {name!r}{fix}", name=name)
+            raise AttributeError(f"module {module!r} has no attribute {name!r}{fix}", name=name)
+        if not known[name]:
+            return importlib.import_module(f"{package}.{name}")
         return getattr(importlib.import_module(f"{package}.{known[name]}"), name)
 
     return get, lambda: names, names

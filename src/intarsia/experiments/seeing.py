@@ -237,7 +237,7 @@ class SeeingRun:
         return [text for text in described if text]
 
     def predict(self, question: Question, tokens: int = 32) -> str:
-        """The answer, the likeliest token at a time.  Raises: as `intarsia.answer` does."""
+        """The answer, the likeliest token at a time.  Raises: as `intarsia.senses.answer` does."""
         return answer_of(self.model, self.make, question, tokens)
 
 

@@ -65,11 +65,11 @@ class Context:
     forward. A copy, and a file, has the settings and nothing of a batch.
 
     valid: (B, T) bool, False = padding, or None; from the forward's `attention_mask`.
-    task_ids: (B,) int64 on the CPU, the task of each sample; see `intarsia.task_ids`.
+    task_ids: (B,) int64 on the CPU, the task of each sample; see `intarsia.gating.task_ids`.
     input_ids: (B, T) int64, the forward's own token ids, or None.
     modality: (B, T) int64, of each token, a place in `data.senses.encoders.MODALITIES`, 0 = text;
       set by a model that sees or hears.
-    ids: (B, T) or (B,) int64, given by `intarsia.set_ids`; they go before `input_ids`.
+    ids: (B, T) or (B,) int64, given by `intarsia.gating.set_ids`; they go before `input_ids`.
     states: the `LayerState` of each thread along the depth of the model.
     held: source -> its draw for this batch; kept until `redraw` where `hold` is set, so that
       gradient checkpointing computes with the same numbers again.
@@ -215,7 +215,7 @@ def task_ids(model: nn.Module, ids: Tensor) -> AbstractContextManager[None]:
     """Inside, the samples of a batch are of these tasks.  ids: (B,) int64.
 
     Works for every host, whatever arguments its forward takes:
-    `with intarsia.task_ids(model, ids): logits = model(images)`.
+    `with intarsia.gating.task_ids(model, ids): logits = model(images)`.
     Raises: ConfigError for ids that are no vector of whole numbers; in the model's forward, for
     tasks that it does not have.
     """

@@ -45,7 +45,7 @@ class ReadsExperts(nn.Module):
         """
         if not self._seen:
             what = f"experts of a {type(self).__name__}"
-            fix = "Put it into intarsia.Mixture(StackedExperts(..., act='relu'), router)."
+            fix = "Put it into intarsia.mixtures.Mixture(StackedExperts(..., act='relu'), router)."
             raise ConfigError(what, got="none to read", want="those that it routes over", fix=fix)
         return self._seen[0].encoder()
 

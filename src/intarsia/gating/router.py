@@ -122,7 +122,7 @@ def learned_routers(model: nn.Module) -> dict[str, Router]:
 def aux_loss(model: nn.Module) -> Tensor:
     """The sum of all routers' losses of the newest forward, by which a mixture balances its load.
 
-    loss = criterion(model(x), y) + intarsia.aux_loss(model)
+    loss = criterion(model(x), y) + intarsia.gating.aux_loss(model)
 
     The coefficients are those of the method's settings; 0 for a model without such losses. `fit`
     adds it by itself.

@@ -57,7 +57,7 @@ class ReadMe(Change):
         PreGate(width=self.width, heads=self.heads)
 
     def apply(self, host: nn.Module, plan: Plan, *, name: str = "default") -> nn.Module:
-        want, fix = "texts of several kinds", "Call intarsia.extract(model, domains)."
+        want, fix = "texts of several kinds", "Call intarsia.privacy.extract(model, domains)."
         raise ConfigError("domains", got="none", want=want, fix=fix)
 
 

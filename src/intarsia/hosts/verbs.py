@@ -94,7 +94,7 @@ def adapt(
       seed start from the same projections.
 
     Draws of random experts are made anew by each call of the model, and by nothing else: for a part
-    of it, such as `forward_features`, call `intarsia.redraw(model)` before every batch. With
+    of it, such as `forward_features`, call `intarsia.gating.redraw(model)` before every batch. With
     gradient checkpointing, go backward before the next call, which forgets the draw.
 
     Raises: TargetError if a place matches nothing or cannot carry a cell; ConfigError for a name

@@ -59,7 +59,7 @@ class Chw(Change):
       here, a dense product among them, measured once and kept in the saved folder.
     force: also where the whole net is slower than before; several pictures go one by one.
 
-    fast = intarsia.compress(net, intarsia.Chw(), example)      `chw_report(fast)` says what it is
+    fast = intarsia.compress(net, intarsia.sparse.Chw(), example)   `chw_report(fast)` describes it
     Raises: ConfigError without an example, for several pictures, or where dense is faster, unless
     forced; TargetError for a net that cannot be traced, has no such layer, has adapters, or is not
     float32 on a CPU.
@@ -159,7 +159,10 @@ def chw_report(net: nn.Module) -> ChwReport:
     """
     plans = [s.plan for s in steps_of(net) if isinstance(s.plan.change, Chw)]
     if not plans or not isinstance(net, ChwNet):
-        got, fix = type(net).__name__, "Call intarsia.compress(net, intarsia.Chw(), example)."
+        got, fix = (
+            type(net).__name__,
+            "Call intarsia.compress(net, intarsia.sparse.Chw(), example).",
+        )
         raise TargetError("net", got=got, want="one in CHW", fix=fix)
     decided = plans[-1].decided
     forms = {name: Form(*form) for name, form in decided["forms"].items()}

@@ -26,7 +26,7 @@ class LlavaMole(BesideAttention):
 
     Raises: ConfigError on a setting that cannot be; TargetError for an MLP of an unknown kind, see
     `mixtures.dialects`.
-    Source: paper, section 3.2, and released code; `fit` adds the loss, see `intarsia.aux_loss`.
+    Source: paper, section 3.2, and released code; `fit` adds the loss: `intarsia.gating.aux_loss`.
     Not for data without domains that tell themselves apart: a LoRA trained longer may do as well.
     """
 

@@ -114,7 +114,7 @@ def _named(model: nn.Module, poly: str | None) -> tuple[PeftModel, str]:
         return cast(PeftModel, model), poly or names[0]
     got = "several" if poly is None and names else repr(poly)
     want = f"an adapter of the method Poly, here one of {names}"
-    fix = "Name one of them with poly=, or call intarsia.adapt(model, intarsia.Poly(...)) first."
+    fix = "Name one with poly=, or call intarsia.adapt(model, intarsia.methods.Poly(...)) first."
     raise ConfigError("poly", got=got, want=want, fix=fix)
 
 

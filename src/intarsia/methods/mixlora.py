@@ -37,7 +37,7 @@ class MixLora(BesideAttention):
     Raises: ConfigError on a setting that cannot be; TargetError for an MLP of an unknown kind, see
     `mixtures.dialects`.
     Source: paper, section 3, and released code. The balance loss, k at uniform routing, is added by
-    `fit`, see `intarsia.aux_loss`. Here the down-projection is computed once for all experts, too.
+    `fit`, see `intarsia.gating.aux_loss`. Here the down-projection, too, is computed once for all.
     The release trains several such models in one batch; here each is trained by itself, and several
     answer one batch: model(..., adapter_names=["a", "b", "a"]).
     Not for a budget of parameters: a LoRA with the rank of all active experts does as well.

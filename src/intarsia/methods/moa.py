@@ -143,7 +143,7 @@ def choose_spans(
     """
     found = attentions(model)
     if spans_of(model) is not None:
-        fix = "Call intarsia.detach_spans(model) first."
+        fix = "Call intarsia.spans.detach_spans(model) first."
         raise TargetError("model", got="one with spans", want="one without", fix=fix)
     span = method.density * method.lengths[0]
     if span < SPAN:

@@ -26,8 +26,8 @@ class Poly(Method):
     times the routing logits. How w comes about: see TaskRouter. `intarsia.methods.mhr` has what
     follows the training: a LoRA of one task, MHR-mu, MHR-z, new tasks, two learning rates.
 
-    tasks: how many there are; more than one needs `with intarsia.task_ids(model, ids):` around the
-      model's call, or "task_ids" in the dataset of `fit`.
+    tasks: how many there are; more than one needs `with intarsia.gating.task_ids(model, ids):`
+      around the model's call, or "task_ids" in the dataset of `fit`.
     skills: S; 1 is LoRA.  heads: Q.  rank: r of each skill, and of what a task gets.
     alpha: None = r, a scale of 1; PEFT's Poly has 1.
     noise: w is drawn anew for each sample in training, as in Poly's paper and PEFT; by default it

@@ -148,7 +148,10 @@ def tiled_view(model: nn.Module) -> TiledView:
     """The connector of a model with `Slime`.  Raises: ConfigError for another model."""
     view = connectors_of(model).get("image")
     if not isinstance(view, TiledView):
-        want, fix = "one with Slime", "Call intarsia.apply(model, intarsia.Slime(...)) first."
+        want, fix = (
+            "one with Slime",
+            "Call intarsia.apply(model, intarsia.senses.Slime(...)) first.",
+        )
         raise ConfigError("model", got=type(view).__name__, want=want, fix=fix)
     return view
 

@@ -1,6 +1,6 @@
 """PR-MoE of DeepSpeed-MoE (arXiv:2201.05596): experts beside an MLP, more of them in later layers.
 
-Its Mixture-of-Students: `intarsia.student_of` and `intarsia.train.distill`.
+Its Mixture-of-Students: `intarsia.experts.student_of` and `intarsia.train.distill`.
 """
 
 from __future__ import annotations

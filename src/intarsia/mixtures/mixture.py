@@ -50,7 +50,7 @@ class Mixture(_InPlaceOfMlp):
 
     Rows are sorted by expert, so that time and memory grow with the pairs, never with T times E.
     Exact and differentiable. Padding and dropped tokens get 0 from the experts. Losses stay with
-    the router, see `intarsia.aux_loss`. A NaN in a row reaches that row's output and no other's.
+    the router, see `intarsia.gating.aux_loss`. A NaN in a row reaches that row's output alone.
     taken: the newest routing in training after the capacity, beside `router.last` before it.
 
     Raises: ConfigError for a router of another number of experts, one that cannot read them

@@ -200,7 +200,7 @@ def wrap_residuals(model: nn.Module, update: Update, paths: Sequence[str]) -> nn
     """Wrap the modules at these paths, whose host adds x itself, in `Residual`s of one thread.
 
     In place; the thread starts anew at every forward of the model. Paths in the order of the depth.
-    `intarsia.add_momentum` does this to a host of blocks, and refuses what it does not fit.
+    `intarsia.methods.add_momentum` does this to a host of blocks, and refuses what it does not fit.
 
     Raises: TargetError for a path that is not there; ConfigError as `Residual` does.
     """

@@ -1,6 +1,6 @@
 """Z-code M3 (arXiv:2109.10465): full experts drop at random; merging and pruning.
 
-Whole models: `intarsia.merge_mixtures` and `intarsia.prune_experts`.
+Whole models: `intarsia.experts.merge_mixtures` and `intarsia.experts.prune_experts`.
 """
 
 from __future__ import annotations

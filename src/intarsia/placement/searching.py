@@ -30,7 +30,7 @@ def place(trace: Trace, topology: Topology | int, by: PlacementSearch | None = N
     """
     search = MoeTuner() if by is None else by
     if isinstance(search, type) or not isinstance(search, PlacementSearch):
-        got, fix = repr(by), "For example: place(trace, 8, intarsia.MoeTuner())"
+        got, fix = repr(by), "For example: place(trace, 8, intarsia.placement.MoeTuner())"
         raise ConfigError("by", got=got, want="the settings of a search", fix=fix)
     devices = Topology.uniform(topology) if isinstance(topology, int) else topology
     return search.place(trace, devices)

@@ -89,7 +89,9 @@ class HashRouter(Router):
         ids = self.context.ids if self.context.ids is not None else self.context.input_ids
         if ids is None:
             want = "the id of each token, such as input_ids"
-            fix = "Call intarsia.set_ids(model, input_ids) before the model, or use by='row'."
+            fix = (
+                "Call intarsia.gating.set_ids(model, input_ids) before the model, or use by='row'."
+            )
             raise ConfigError("ids", got="none", want=want, fix=fix)
         count = ids.numel()
         if rows == count:

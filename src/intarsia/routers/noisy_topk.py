@@ -42,7 +42,7 @@ class NoisyTopK:
         check_counts(self.experts, self.active)
         if self.active == 1 < self.experts:
             got = "1, a weight of 1 always"
-            fix = "Use intarsia.Switch or TopK(active=1, scale='prob')."
+            fix = "Use intarsia.routers.Switch or TopK(active=1, scale='prob')."
             raise ConfigError("active", got=got, want="at least 2 of several experts", fix=fix)
         for what in ("std", "importance", "load"):
             at_least(what, getattr(self, what), 0, "Try 0.1.")

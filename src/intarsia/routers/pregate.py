@@ -146,7 +146,7 @@ class PreGateRouter(Router):
     def route(self, rows: Tensor, valid: Tensor | None) -> Routing:
         ids = self.context.ids if self.context.ids is not None else self.context.input_ids
         if ids is None:
-            fix = "Call the model with input_ids, or intarsia.set_ids(model, ids) before it."
+            fix = "Call the model with input_ids, or intarsia.gating.set_ids(model, ids) before it."
             raise ConfigError("ids", got="none", want="the ids of the tokens", fix=fix)
         if ids.dim() != 2 or ids.numel() != len(rows):
             got, want = f"ids {tuple(ids.shape)} for {len(rows)} tokens", "one for each token"

@@ -31,9 +31,9 @@ class TaskRouter(Router):
     noise: in training sigma(Z) is a draw of the relaxed Bernoulli distribution at temperature 1,
     sigma(Z + log u - log(1 - u)) with u ~ U(0, 1), one for each sample (Poly's paper, and PEFT).
     By default it is sigma(Z) itself, as in evaluation, and as in MHR's released code.
-    Task ids, (samples,), come from `intarsia.task_ids`; one task needs none. unknown: without them
-    a model of several tasks raises in evaluation, "error", or takes the mean of w over the tasks,
-    "mean"; training always needs them.
+    Task ids, (samples,), come from `intarsia.gating.task_ids`; one task needs none.
+    unknown: without them a model of several tasks raises in evaluation, "error", or takes the mean
+    of w over the tasks, "mean"; training always needs them.
 
     Raises: ConfigError for a setting out of range, and for ids that are missing or unknown;
     ShapeError for ids that do not fit the batch.
@@ -121,7 +121,9 @@ class TaskRouter(Router):
             return torch.zeros(rows, dtype=torch.int64)
         if self.training or self.unknown == "error":
             want = f"the task of each sample, 0 ... {self.tasks - 1}"
-            ways = "`with intarsia.task_ids(model, ids):`, give `fit` a dataset with 'task_ids'"
+            ways = (
+                "`with intarsia.gating.task_ids(model, ids):`, give `fit` a dataset with 'task_ids'"
+            )
             fix = f"Call the model inside {ways}, or set unknown='mean' for evaluation."
             raise ConfigError("task_ids", got="none", want=want, fix=fix)
         return None

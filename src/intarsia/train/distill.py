@@ -31,7 +31,7 @@ def distill(
     the gradient (arXiv:1503.02531). The teacher is in evaluation mode, without a gradient, and its
     mixtures drop no token; it goes to where the batch is, and is otherwise as before.
 
-    teacher: with the model's classes or vocabulary, such as what `intarsia.student_of` was given;
+    teacher: with the model's classes or vocabulary, as given to `intarsia.experts.student_of`;
     beta: 0 or more; temperature: T above 0.
     Costs one forward of the teacher more than `plain`. Not for labels that a teacher never saw.
     Raises: ConfigError for settings that cannot be, and a teacher with logits of another shape.

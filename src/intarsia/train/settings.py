@@ -157,7 +157,7 @@ class Compute:
     device: "cpu", "cuda", "cuda:1", "mps"; None = what accelerate chooses.
     recompute: forget activations and compute them again in the backward: less memory, a third more
       time.  compile: torch.compile the forward; pays for long runs on an accelerator.
-    parallel: how the processes share out the experts of mixtures, as intarsia.Fssdp(); None = each
+    parallel: how processes share the experts of mixtures, as intarsia.parallel.Fssdp(); None = each
       has all. Of one process it changes nothing.
     gather: afterwards each process has the whole model again. False: with its own experts alone, so
       that none needs room for all of them; the run folder has the whole.
@@ -177,7 +177,10 @@ class Compute:
         if self.parallel is None:
             return
         if isinstance(self.parallel, type) or not isinstance(self.parallel, Parallelism):
-            got, fix = repr(self.parallel), "For example: parallel=intarsia.Fssdp(memory=2)"
+            got, fix = (
+                repr(self.parallel),
+                "For example: parallel=intarsia.parallel.Fssdp(memory=2)",
+            )
             raise ConfigError("parallel", got=got, want="the settings of a strategy", fix=fix)
         if self.recompute or self.compile:
             other = "recompute" if self.recompute else "compile"

@@ -19,7 +19,7 @@ def trainer_loss(model: nn.Module) -> Callable[..., Tensor]:
     """A `compute_loss_func` for `transformers.Trainer`: cross-entropy plus `aux_loss`.
 
     arguments = TrainingArguments(..., label_names=["labels"])    # an adapted model does not say
-    trainer = Trainer(model, arguments, ..., compute_loss_func=intarsia.trainer_loss(model))
+    trainer = Trainer(model, arguments, ..., compute_loss_func=intarsia.train.trainer_loss(model))
 
     Labels (B,) of classes, or (B, T) of tokens, each predicted from those before it, -100 where
     nothing is to be predicted. With gradient accumulation each part counts by its labels, as in

@@ -16,6 +16,8 @@ from intarsia.core.errors import DataError
 from intarsia.data import load_data
 from intarsia_lab.materials import suites
 
+from ...refusals import refused
+
 Table = Callable[..., None]
 Draw = Callable[..., None]
 
@@ -118,24 +120,27 @@ def test_wrong_counts(name: str, request: pytest.FixtureRequest, table: Table, h
 
 def test_changed_bytes_are_found(cifar: Path) -> None:
     (cifar / "test").write_bytes(b"changed")
-    with pytest.raises(DataError, match="corrupted.*download=True"):
+    with refused(
+        DataError,
+        got=RuntimeError,
+    ):
         suites.read("gicd/cifar100")
 
 
 def test_missing_files(aircraft: Path, food: Path) -> None:
     (aircraft / "images_variant_val.txt").unlink()
-    with pytest.raises(DataError, match=r"images_variant_val.txt\n, want this file"):
+    with refused(DataError, what="gicd/aircraft", want="this file"):
         suites.read("gicd/aircraft")
     (food / "images/waffles/03.jpg").unlink()
     (food / "images/waffles/03.jpg").parent.joinpath("x").touch()
-    with pytest.raises(DataError, match="food101, train: got 1 of 10 missing"):
+    with refused(DataError, what="pictures of gicd/food101, train"):
         suites.read("gicd/food101")
 
 
 def test_a_line_torchvision_cannot_read(aircraft: Path) -> None:
     with (aircraft / "images_variant_test.txt").open("a") as file:
         file.write("3000000 Zeppelin\n")
-    with pytest.raises(DataError, match="KeyError: 'Zeppelin'"):
+    with refused(DataError, got="KeyError: 'Zeppelin'"):
         suites.read("gicd/aircraft")
 
 

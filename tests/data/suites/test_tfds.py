@@ -21,6 +21,8 @@ from intarsia.data import load_data
 from intarsia_lab.materials import suites
 from intarsia_lab.materials.suites import tfds
 
+from ...refusals import refused
+
 Example = dict[str, Any]
 
 
@@ -184,7 +186,7 @@ def test_a_wrong_count_is_found(
     rows = [{"image": _png(np.zeros((2, 2), np.uint8)), "label": np.int64(0)}] * 1100
     library({"train": rows, "validation": rows, "test": rows})
     prepared("dtd/3.0.1")
-    with pytest.raises(DataError, match="test 1100, want .*test 1880"):
+    with refused(DataError, what="images of vtab-1k/dtd"):
         suites.read("vtab-1k/dtd")
 
 
@@ -207,7 +209,7 @@ def test_without_the_package_an_extra_is_missing(
 ) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     prepared("sun397/tfds/4.0.0")
-    with pytest.raises(MissingExtra, match=r"tensorflow-datasets.*pip install 'intarsia\[tfds\]'"):
+    with refused(MissingExtra, what="optional dependency 'tensorflow-datasets'"):
         suites.read("vtab-1k/sun397")
 
 
@@ -215,6 +217,6 @@ def test_a_set_that_tfds_cannot_read(
     library: Callable[..., list[str]], prepared: Callable[[str], Path]
 ) -> None:
     library({"test": []})  # no part `train`: KeyError
-    root = prepared("clevr/3.1.0")
-    with pytest.raises(DataError, match=f"tfds build clevr --data_dir {root}"):
+    prepared("clevr/3.1.0")
+    with refused(DataError, got="KeyError: 'train'"):
         suites.read("vtab-1k/clevr_dist")

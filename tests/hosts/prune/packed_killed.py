@@ -22,8 +22,8 @@ from intarsia.methods.gqsa import stages
 SHORT = stages.Tuning(blocks=8, weights=0.3, model=8, end=0.02)
 CASES: dict[str, tuple[Any, tuple[int, ...]]] = {
     # number of the write at which a walk dies, of three a block; 99: in the stage behind the blocks
-    "gqsa": (intarsia.Gqsa(density=0.75, tuning=SHORT), (2, 5, 99)),
-    "qmoe": (intarsia.Qmoe(), (3, 5)),
+    "gqsa": (intarsia.sparse.Gqsa(density=0.75, tuning=SHORT), (2, 5, 99)),
+    "qmoe": (intarsia.sparse.Qmoe(), (3, 5)),
 }
 
 

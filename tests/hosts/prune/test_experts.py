@@ -128,7 +128,7 @@ def test_a_mixture_keeps_its_router_and_its_dead_expert() -> None:
 
 def test_density_two_of_four_and_magnitude_in_experts_and_an_undo() -> None:
     model = fused("GptOss")  # stored as (in, out)
-    intarsia.sparsify(model, intarsia.Magnitude(0.5, "2:4"))
+    intarsia.sparsify(model, intarsia.sparse.Magnitude(0.5, "2:4"))
     for m in experts_of(model)[1].layers.values():
         assert int((m.read() != 0).reshape(-1, 4).sum(1).max()) == 2
     again = fused("GptOss")
@@ -138,7 +138,7 @@ def test_density_two_of_four_and_magnitude_in_experts_and_an_undo() -> None:
         raise RuntimeError(line)
 
     with pytest.raises(RuntimeError):
-        intarsia.sparsify(again, intarsia.Magnitude(0.5), progress=stop_it)
+        intarsia.sparsify(again, intarsia.sparse.Magnitude(0.5), progress=stop_it)
     assert all(torch.equal(t, before[n]) for n, t in again.state_dict().items())
 
 
@@ -217,7 +217,7 @@ def test_a_walk_with_a_folder_holds_no_second_copy(tmp_path: Path) -> None:
             most[0] = max(most[0], live_bytes())
 
         out = tmp_path / "walk" if on_disk else None
-        intarsia.sparsify(model, intarsia.Magnitude(0.5), out=out, progress=report)
+        intarsia.sparsify(model, intarsia.sparse.Magnitude(0.5), out=out, progress=report)
         peaks[on_disk] = most[0] - start
     blocks = sum(m.stored.nbytes for s in stops_of(llama(4), ()) for m in s.layers.values())
     assert peaks[False] >= blocks > 4 * max(1, peaks[True])

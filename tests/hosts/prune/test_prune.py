@@ -203,7 +203,7 @@ def test_what_cannot_be_pruned_is_refused_and_the_model_is_as_it_was() -> None:
     with pytest.raises(ConfigError, match="got '2/4', want 'n:m'"):
         intarsia.Wanda(0.5, "2/4")
     refused(ShapeError, "inputs of 'model.layers.0.* got 32, want a multiple of 5",
-            intarsia.Magnitude(0.2, "1:5"))  # fmt: skip
+            intarsia.sparse.Magnitude(0.2, "1:5"))  # fmt: skip
     refused(DataError, "7 rows of 32 tokens", calib=rows(7))
     refused(DataError, "8 rows of 31 tokens", calib=rows(8, 31))
     refused(DataError, "0 rows", calib=[])
@@ -224,12 +224,12 @@ def test_moments_that_are_not_finite_are_refused_by_their_layer() -> None:
 
 def test_magnitude_needs_no_rows() -> None:
     model = llama()
-    done = intarsia.sparsify(model, intarsia.Magnitude(0.25))
+    done = intarsia.sparsify(model, intarsia.sparse.Magnitude(0.25))
     assert done.density == 0.25
 
 
 def test_a_pruned_model_is_saved_and_loaded(tmp_path: Path) -> None:
-    model = intarsia.apply(llama(), intarsia.DSnoT(intarsia.Wanda(0.5)), batched(rows()))
+    model = intarsia.apply(llama(), intarsia.sparse.DSnoT(intarsia.Wanda(0.5)), batched(rows()))
     intarsia.save(model, tmp_path / "saved")
     again = intarsia.load(llama(), tmp_path / "saved")
     state = model.state_dict()
@@ -261,7 +261,7 @@ def stopped(out: Path, after: int, method: Pruner) -> None:
 
 @pytest.mark.parametrize("after", [1, 2, 3])
 def test_a_walk_goes_on_with_the_same_bits(after: int, tmp_path: Path) -> None:
-    method = intarsia.DSnoT(intarsia.SparseGPT(0.4))
+    method = intarsia.sparse.DSnoT(intarsia.SparseGPT(0.4))
     whole, again = llama(), llama()
     intarsia.sparsify(whole, method, rows())
     stopped(tmp_path, after, method)

@@ -35,12 +35,12 @@ def dense() -> Any:
 
 
 def pruned() -> Any:
-    return intarsia.apply(dense(), intarsia.Magnitude(density=0.5))
+    return intarsia.apply(dense(), intarsia.sparse.Magnitude(density=0.5))
 
 
 def spanned() -> Any:
-    spans = intarsia.Spans.uniform(2, 4, 0.5, sink=4, block=4)
-    return intarsia.attach_spans(dense(), spans, length=48)
+    spans = intarsia.spans.Spans.uniform(2, 4, 0.5, sink=4, block=4)
+    return intarsia.spans.attach_spans(dense(), spans, length=48)
 
 
 def upcycled() -> Any:

@@ -13,6 +13,7 @@ from intarsia.data import backbones
 from intarsia_lab.bench.fitting_methods import suited
 from intarsia_lab.bench.plan import BenchPlan
 
+from ...refusals import refused
 from . import toys
 
 EFFICIENTNET = {"model": "efficientnet-lite0", "size": 64, "last_blocks": 3, "frozen_once": True}
@@ -47,7 +48,11 @@ def test_what_has_no_place_is_left_out_and_said() -> None:
 
 
 def test_what_was_asked_for_by_name_is_never_left_out() -> None:
-    with pytest.raises(ConfigError, match="efficientnet-lite0") as error:
+    with refused(
+        ConfigError,
+        what="methods with model 'efficientnet-lite0'",
+        want="those that fit it, as lora",
+    ) as error:
         suited(of("lora", "vpt-deep", **EFFICIENTNET), named=True)
     assert "vpt-deep: model for prompts" in str(error.value.got)
     assert error.value.want == "those that fit it, as lora"
@@ -55,7 +60,7 @@ def test_what_was_asked_for_by_name_is_never_left_out() -> None:
 
 
 def test_where_nothing_fits_no_plan_is_left() -> None:
-    with pytest.raises(ConfigError, match=r"want one that fits\. Use another --model"):
+    with refused(ConfigError, what="methods with model 'efficientnet-lite0'", want="one that fits"):
         suited(of("vpt-deep", "vpt-shallow", **EFFICIENTNET), named=False)
 
 

@@ -26,6 +26,8 @@ from intarsia_lab.bench.report.records import (
     read,
 )
 
+from ...refusals import refused
+
 Make = Callable[..., RunResult]
 
 words = st.text(max_size=12)
@@ -106,47 +108,48 @@ def test_a_second_writer_waits_for_the_first(make_result: Make, tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    ("where", "value", "says"),
+    ("where", "value", "what"),
     [
-        ("seed", "0", "result.seed: got '0', want int"),
-        ("seed", True, "result.seed: got True, want int"),
-        ("task.synthetic", 1, "result.task.synthetic: got 1, want bool"),
-        ("outcome.accuracy", 1.2, "accuracy of a result: got 1.2"),
-        ("outcome.accuracy", float("nan"), "accuracy of a result: got nan"),
-        ("outcome.loss", float("inf"), "loss of a result: got inf"),
-        ("outcome.seconds", -1, "seconds of a result: got -1"),
-        ("outcome.trained", 99, "trained of a result: got 99, want no less than"),
-        ("outcome.peak_bytes", 1.5, "peak_bytes: got 1.5, want int or None"),
-        ("setup.tried", -1, "tried of a result: got -1"),
-        ("status", "lost", "status of a result: got 'lost'"),
-        ("status", "failed", "result.outcome: got unknown"),
-        ("extra", 1, "result: got unknown \\['extra'\\]"),
-        ("task", [], "result.task: got list, want a JSON object"),
+        ("seed", "0", "result.seed"),
+        ("seed", True, "result.seed"),
+        ("task.synthetic", 1, "result.task.synthetic"),
+        ("outcome.accuracy", 1.2, "accuracy of a result"),
+        ("outcome.accuracy", float("nan"), "accuracy of a result"),
+        ("outcome.loss", float("inf"), "loss of a result"),
+        ("outcome.seconds", -1, "seconds of a result"),
+        ("outcome.trained", 99, "trained of a result"),
+        ("outcome.peak_bytes", 1.5, "result.outcome.peak_bytes"),
+        ("setup.tried", -1, "tried of a result"),
+        ("status", "lost", "status of a result"),
+        ("status", "failed", "result.outcome"),
+        ("extra", 1, "result"),
+        ("task", [], "result.task"),
     ],
 )
-def test_a_wrong_value_is_named(make_result: Make, where: str, value: Any, says: str) -> None:
+def test_a_wrong_value_is_named(make_result: Make, where: str, value: Any, what: str) -> None:
     raw = make_result().to_dict()
     *path, last = where.split(".")
     place = raw
     for name in path:
         place = place[name]
     place[last] = value
-    with pytest.raises(DataError, match=says):
+    with refused(DataError, what=what):
         RunResult.from_dict(raw)
 
 
 def test_a_missing_value_is_named(make_result: Make) -> None:
     raw = make_result().to_dict()
     del raw["task"]["group"]
-    with pytest.raises(DataError, match=r"result.task: got no \['group'\]"):
+    with refused(DataError, what="result.task", got="no ['group']"):
         RunResult.from_dict(raw)
 
 
 def test_another_version_s_record_is_refused(make_result: Make, tmp_path: Path) -> None:
     path = tmp_path / "r.jsonl"
     path.write_text(json.dumps(make_result().to_dict() | {"format": 2}) + "\n")
-    with pytest.raises(CheckpointError, match=r"line 1 of .*got format of a result: got 2, want 1"):
+    with refused(CheckpointError) as caught:
         read(path)
+    assert "format of a result: got 2, want 1" in str(caught.value.got)
 
 
 @pytest.mark.parametrize("line", ["{", "[]", "\0"])
@@ -160,7 +163,7 @@ def test_a_damaged_line_is_named(make_result: Make, tmp_path: Path, line: str) -
 
 
 def test_places_without_a_file(make_result: Make, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="run the benchmark first"):
+    with refused(DataError, got="FileNotFoundError"):
         read(tmp_path / "none.jsonl")
     (tmp_path / "file").write_text("")
     with pytest.raises(TrainingError):

@@ -12,6 +12,8 @@ from intarsia_lab.bench.report.records import RunResult
 from intarsia_lab.bench.report.sheets import find, gaps, sheets
 from intarsia_lab.bench.report.summary import tables
 
+from ...refusals import refused
+
 Make = Callable[..., RunResult]
 
 
@@ -41,26 +43,26 @@ def test_no_protocol_backbone_or_suite_lends_another_its_numbers(
 
 
 def test_two_results_of_one_cell_are_refused(make_result: Make) -> None:
-    with pytest.raises(DataError, match="a repeat is no second sample"):
+    with refused(DataError, what="results of 'MOSA' on 'mnist', seed 0"):
         sheets([make_result(), make_result(accuracy=0.9)])
 
 
 def test_a_name_means_one_thing(make_result: Make) -> None:
-    with pytest.raises(DataError, match="method 'mosa'"):
+    with refused(DataError, what="method 'mosa'"):
         sheets([make_result(), make_result(seed=1, label="other")])
-    with pytest.raises(DataError, match="task 'mnist'"):
+    with refused(DataError, what="task 'mnist'"):
         sheets([make_result(), make_result(seed=1, group="structured")])
 
 
 def test_nothing_is_no_sheet() -> None:
-    with pytest.raises(DataError, match="got none"):
+    with refused(DataError, what="results", got="none"):
         sheets([])
 
 
 def test_a_baseline_is_found_by_name_or_label(make_result: Make) -> None:
     methods = sheets([make_result("a", label="x"), make_result("b", label="x")])[0].arms
     assert find(methods, "a").name == "a"
-    with pytest.raises(DataError, match="Call it by its name"):
+    with refused(DataError, what="baseline 'x'"):
         find(methods, "x")
     with pytest.raises(UnknownName):
         find(methods, "nobody")

@@ -16,6 +16,8 @@ from intarsia_lab.bench.report.records import Done, Origin, RunResult
 from intarsia_lab.bench.report.sentences import notes, sentences
 from intarsia_lab.bench.report.summary import MethodRow, tables
 
+from ...refusals import refused
+
 Make = Callable[..., RunResult]
 MakeAll = Callable[..., list[RunResult]]
 
@@ -107,7 +109,7 @@ def test_the_order_of_results_changes_nothing(make_suite: MakeAll) -> None:
 
 
 def test_a_baseline_that_nobody_knows(make_suite: MakeAll) -> None:
-    with pytest.raises(UnknownName, match="adaptformer"):
+    with refused(UnknownName, what="unknown baseline", got="'adaptfomer'"):
         tables(make_suite(), "adaptfomer")
 
 

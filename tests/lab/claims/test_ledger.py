@@ -13,6 +13,8 @@ from intarsia.results.statistics import verdict
 from intarsia_lab.claims import claims, ledger
 from intarsia_lab.kit import Claim, Result
 
+from ...refusals import refused
+
 # whose spread is a range, a half-width or a share of the bar
 RANGES = ("bi", "mosa", "mosa-budget", "mosa-long")
 
@@ -132,12 +134,14 @@ def test_rows_without_some_of_the_keys_have_empty_cells():
 
 def test_a_foreign_record_is_refused(tmp_path):
     (tmp_path / "x.json").write_text(json.dumps({"key": "x"}))
-    with pytest.raises(CheckpointError, match="Run the claim again"):
+    with refused(CheckpointError, what="record x.json", got="'values'"):
         ledger.read(tmp_path / "x.json")
 
 
 def test_an_unknown_claim_names_its_neighbours():
-    with pytest.raises(UnknownName, match="Did you mean .*mosa"):
+    with refused(
+        UnknownName, what="unknown claim", got="'mosa-lang'", near=("mosa-long", "moa-gap", "mosa")
+    ):
         ledger.claim("mosa-lang")
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.testing import assert_close
 
 import intarsia
-from intarsia import UnionOfExperts
+from intarsia.experts import UnionOfExperts
 from intarsia_lab.claims import union_gates
 from intarsia_lab.claims.ledger import claim
 from intarsia_lab.claims.union_gates import choose_at_random, drop_patches

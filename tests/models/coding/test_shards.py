@@ -18,6 +18,8 @@ from intarsia.core.errors import ConfigError
 from intarsia.models.coding import BSC, DSC, GSC, MCA, MMCA, TSC
 from intarsia.train import DataShards
 
+from ...refusals import refused
+
 KINDS = {"bsc": BSC, "tsc": TSC, "dsc": DSC, "mca": MCA, "mmca": MMCA, "gsc": GSC}
 KINDS |= {"gsc_full": partial(GSC, slab="full")}
 
@@ -103,7 +105,7 @@ def test_a_shard_whose_rows_are_all_left_out_takes_part(name: str) -> None:
 
 
 def test_shards_need_one_seed() -> None:
-    with pytest.raises(ConfigError, match="one number for all processes"):
+    with refused(ConfigError, what="random_state", got=None):
         BSC(2).fit(rows(False), shards=Exchange(2))
 
 

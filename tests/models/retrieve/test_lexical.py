@@ -20,6 +20,7 @@ from intarsia.models.retrieve.showing import found
 from intarsia.models.retrieve.sparse_index import SparseIndex
 from intarsia.models.retrieve.tuning import tuned
 
+from ...refusals import refused
 from .conftest import WORDS, word_tokenizer
 
 pytest.importorskip("bm25s")
@@ -109,7 +110,11 @@ def test_languages_have_their_own_stems(toy: Any) -> None:
     assert (caught.value.got, caught.value.want) == ("english", "german")
     with pytest.raises(ConfigError):
         index.lexical = None
-    with pytest.raises(ConfigError, match="BM25 of an index to merge"):
+    with refused(
+        ConfigError,
+        what="BM25 of an index to merge",
+        got="Lexical(language='german', share=0.6, k1=2.0, b=0.4)",
+    ):
         index.merge(SparseIndex.build(toy, [("y", "Hund")], lexical=Lexical("german", k1=2.0)))
 
 

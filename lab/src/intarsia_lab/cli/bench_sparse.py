@@ -1,4 +1,4 @@
-"""`intarsia bench sparse`: shapes, of a model or any, beside dense, peers and the floor."""
+"""`intarsia bench sparse`: shapes, of a model or any, beside dense, peers and the memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from intarsia.core.checks import between
 from intarsia.core.errors import ConfigError
 
 SHAPES, DENSITIES = "4096x4096,576x1536", "0.5,0.3"
-COLUMNS = ("kernel", "density", "ms", "x dense", "bytes/weight", "GB/s", "of floor", "error")
+COLUMNS = ("kernel", "density", "ms", "x dense", "bytes/weight", "GB/s", "of limit", "error")
 
 
 def bench_sparse(shapes: str | None, density: str | None, model: str | None, as_json: bool) -> None:

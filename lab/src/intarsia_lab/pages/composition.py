@@ -66,9 +66,9 @@ with the same outputs. Every pair was tried, since a method chooses what it is m
 """
 SUMS = """## Sums, means, differences
 
-`intarsia.combine(model, {"a": 0.5, "b": 0.5}, "mean")` makes a third adapter whose change of the
-weights is the mean of both. It works between all methods tagged *linear*, each tried with the first
-of them: """
+`intarsia.sparse.combine(model, {"a": 0.5, "b": 0.5}, "mean")` makes a third adapter whose change of
+the weights is the mean of both. It works between all methods tagged *linear*, each tried with
+the first of them: """
 
 
 class Trait(NamedTuple):

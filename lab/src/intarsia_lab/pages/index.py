@@ -88,19 +88,20 @@ def index_text(found: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def stubs() -> list[Path]:
-    """The stubs of packages, which list their public names: the top level's and the folders'."""
-    return sorted((*ROOT.glob("__init__.pyi"), *ROOT.glob("*/__init__.pyi")))
+    """Return the stubs, which list public names: of the top level, the topics and the folders."""
+    return sorted((*ROOT.glob("*.pyi"), *ROOT.glob("*/__init__.pyi")))
 
 
 def stub_text(found: Mapping[str, Mapping[str, Any]], stub: Path, package: str = "") -> str:
-    """A stub: its names as they are, and the settings class of every card below its package.
+    """Return a stub's text: its names as they are, and the settings of every card below its folder.
 
-    package: "routers." for that folder, "" for the top level.
+    package: "routers." for that folder; "" for the top level and the topics, whose names are chosen
+    by hand.
     """
-    places = (e["config"].rpartition(".") for e in found.values() if e["config"])
+    places = (e["config"].rpartition(".") for e in found.values() if e["config"] and package)
     below = {name: m.removeprefix(package) for m, _, name in places if m.startswith(package)}
     names = homes(stub) | below
-    rows = sorted((m, n.islower(), n) for n, m in names.items() if _exists(f"{package}{m}"))
+    rows = sorted((m, n.islower(), n) for n, m in names.items() if _exists(f"{package}{m or n}"))
     return "".join(f"from .{m} import {n} as {n}\n" for m, _, n in rows)
 
 

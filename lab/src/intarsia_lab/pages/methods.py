@@ -34,9 +34,9 @@ The settings of every method, as in `intarsia.Lora(rank=8)`; generated from the 
 MEASURED = """
 ## Measured
 
-Claims of its paper that were run here, each against a bar that was fixed before.
+Claims of its paper that were run here, each against a target that was fixed before.
 
-| claim | against | bar | got | verdict |
+| claim | against | target | got | verdict |
 |---|---|---|---|---|
 """
 REPOSITORIES = "https://github.com"

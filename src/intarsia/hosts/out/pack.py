@@ -214,7 +214,9 @@ def _described(model: PeftModel, name: str | None) -> tuple[IntarsiaConfig, Code
     if not _codes(settings):
         what, want = f"adapter {name!r}", "one that codes them while it trains"
         got = f"method {config.method!r}, whose weights are floats"
-        raise ConfigError(what, got=got, want=want, fix="Train intarsia.BiAdapter(over=...).")
+        raise ConfigError(
+            what, got=got, want=want, fix="Train intarsia.methods.BiAdapter(over=...)."
+        )
     return config, settings, name
 
 

@@ -56,8 +56,8 @@ def save_sparse(
     """Write a model of transformers, whole or not at all: its zeros are exact.
 
     layout: "dense", a folder that `from_pretrained` opens; "bitmask", smaller, which
-    `intarsia.convert_sparse` turns into such a folder; "pack-quantized", int4 in groups of 16,
-    which `from_pretrained` opens: zeros stay, other weights are rounded, but for layers that
+    `intarsia.sparse.convert_sparse` turns into such a folder; "pack-quantized", int4 in groups of
+    16, which `from_pretrained` opens: zeros stay, other weights are rounded, but for layers that
     `Gqsa(symmetric=True)` has packed.  tokenizer: is written beside it; None = the one that
     belongs to what the model was loaded from, where this machine has it.
     record: file name -> what it holds as JSON.

@@ -50,8 +50,8 @@ class SeeingConfig(PreTrainedConfig):
 class SeeingForCausalLM(PreTrainedModel, GenerationMixin, HoldsDecoder):
     """A decoder with connectors, and maybe adapters, as one model of transformers.
 
-    The forward takes what `intarsia.processor(model, tokenizer)` makes, and labels. `generate`
-    takes such a row or batch, padded on the left.
+    The forward takes what `intarsia.senses.processor(model, tokenizer)` makes, and labels.
+    `generate` takes such a row or batch, padded on the left.
     Raises: CheckpointError for steps that no method takes, and for weights that are not there.
     """
 

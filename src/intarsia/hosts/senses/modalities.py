@@ -57,9 +57,9 @@ class Modalities(Senses):
     by: how, for each: "mlp", means of neighbours and a two-layer projector (LLaVA-1.5); "queries",
       a resampler and the projector.
 
-    The model then takes, beside `input_ids`, what `intarsia.processor(model, tokenizer)` makes:
-    features and rows with marks, negative token ids, in whose places the vectors go. The encoders
-    are no part of it. A batch without pictures or sounds is computed as before.
+    The model then takes, beside `input_ids`, what `intarsia.senses.processor(model, tokenizer)`
+    makes: features and rows with marks, negative token ids, in whose places the vectors go. The
+    encoders are no part of it. A batch without pictures or sounds is computed as before.
 
     Raises: TargetError for what is no decoder of transformers; ConfigError for no modality, or
     numbers that cannot be; UnknownName for an encoder.
@@ -276,7 +276,7 @@ def _vectors(
     if int(views.sum()) != len(features) or int(counts.sum()) != marks:
         got = f"{marks} marks for {len(features)} views of {len(views)} {modality}s"
         want = f"{int(counts.sum())} marks"
-        fix = "Make the batch with intarsia.processor(model, tokenizer)."
+        fix = "Make the batch with intarsia.senses.processor(model, tokenizer)."
         raise ShapeError("batch", got=got, want=want, fix=fix)
     rows = places.nonzero()[:, 0]  # the row of each mark
     row = rows[(counts.cumsum(0) - counts).to(rows.device)]  # of each picture

@@ -68,7 +68,7 @@ def spanned(
         got = "a mask (B, 1, Q, K)" if isinstance(seen, Tensor) else type(seen).__name__
         raise ConfigError("attention_mask", got=got, want=want, fix=fix)
     if windows is not None and seen.longest > windows.length:
-        fix = "Attach them for longer texts: intarsia.attach_spans(model, spans, length=...)."
+        fix = "Attach them for longer texts: intarsia.spans.attach_spans(model, spans, length=...)."
         want = f"at most {windows.length}, which the spans are for"
         raise ConfigError("tokens of a text", got=seen.longest, want=want, fix=fix)
     if windows is None or (not isinstance(key, RingLayer) and seen.keys <= windows.reach):

@@ -133,7 +133,7 @@ class HeadSpans(Change):
         spans, length = Spans.from_dict(plan.decided["spans"]), int(plan.decided["length"])
         found = attentions(host)
         if hasattr(base_of(host), UNDO):
-            fix = "Call intarsia.detach_spans(model) first."
+            fix = "Call intarsia.spans.detach_spans(model) first."
             raise TargetError("model", got="one with spans", want="one without", fix=fix)
         if spans.layers != len(found.modules):
             fix = "Take the spans of this model."
@@ -153,7 +153,9 @@ class HeadSpans(Change):
 
     def fold(self, host: nn.Module) -> nn.Module:
         """Raises: FoldError: a stock model sees everything, and its outputs are others."""
-        fix = "Save it with intarsia.save, or take the spans out: intarsia.detach_spans(model)."
+        fix = (
+            "Save it with intarsia.save, or take the spans out: intarsia.spans.detach_spans(model)."
+        )
         raise FoldError("spans", got="heads that see a part", want="a model as it was", fix=fix)
 
 

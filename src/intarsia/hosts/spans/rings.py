@@ -199,7 +199,7 @@ class RingLayer(CacheLayerMixin):
     def crop(self, tokens_to_remove: int) -> None:
         """Nothing can be taken back.  Raises: ConfigError."""
         if tokens_to_remove:
-            fix = "Detach the spans for assisted decoding: intarsia.detach_spans(model)."
+            fix = "Detach the spans for assisted decoding: intarsia.spans.detach_spans(model)."
             want = "tokens that are only added"
             raise ConfigError("cache", got=f"{tokens_to_remove} tokens", want=want, fix=fix)
 

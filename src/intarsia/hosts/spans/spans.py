@@ -86,7 +86,7 @@ class Spans:
         """
         at_least("length of the text", length, self.sink + self.block, "Use a smaller sink.")
         if self.longest is not None and length > self.longest:
-            fix = "Choose spans for it: intarsia.MoA(extend=...), or give a shorter length."
+            fix = "Choose spans for it: intarsia.spans.MoA(extend=...), or give a shorter length."
             want = f"at most {self.longest}, which the spans were chosen for"
             raise ConfigError("length of the text", got=length, want=want, fix=fix)
         alpha, beta = (torch.tensor(of, dtype=torch.float64) for of in (self.alpha, self.beta))

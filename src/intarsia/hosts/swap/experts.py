@@ -240,7 +240,9 @@ def _scores(path: str, count: int, by: Mapping[str, Tensor] | str | None, seed: 
     if key is None or len(by[key]) != count:  # pyright: ignore
         got = "none for this layer" if key is None else f"{len(by[key])} numbers"  # pyright: ignore
         what = f"loads of {path!r}"
-        fix = "Pass by=intarsia.expert_loads(model, batches) of this very model, or 'random'."
+        fix = (
+            "Pass by=intarsia.experts.expert_loads(model, batches) of this very model, or 'random'."
+        )
         raise ConfigError(what, got=got, want=f"a number for each of {count} experts", fix=fix)
     return torch.as_tensor(by[key])  # pyright: ignore
 

@@ -155,7 +155,7 @@ class UnionOfExperts(Change):
         """The dense model, if all experts are active.  Raises: FoldError."""
         if "outputs" not in self.preserves:
             got = f"a union of which {self.active} of {self.experts} experts are active"
-            fix = "intarsia.recompose(model) gives the dense model, in which all are."
+            fix = "intarsia.experts.recompose(model) gives the dense model, in which all are."
             raise FoldError("fold", got=got, want="all of them with weight 1", fix=fix)
         return recompose(host)
 

@@ -151,7 +151,7 @@ def _scores(
     batches = list(batches)
     if kind != "weight" and not batches:
         what = f"selection {kind!r}"
-        fix = "Call intarsia.choose_channels(model, method, batches), and adapt with the result."
+        fix = "Adapt with what intarsia.methods.choose_channels(model, method, batches) returns."
         raise ConfigError(what, got="no calibration data", want="a few batches", fix=fix)
     modules = {path: unwrapped(m) for path, m in walk(model) if path in sites}
     families = {path: _family(method, site) for path, site in sites.items()}

@@ -103,7 +103,10 @@ def co_permute(model: nn.Module, method: S2ft) -> tuple[S2ft, Permutation]:
     then.
     """
     if not method.channels:
-        what, fix = "channels", "Call method = intarsia.choose_channels(model, method) first."
+        what, fix = (
+            "channels",
+            "Call method = intarsia.methods.choose_channels(model, method) first.",
+        )
         raise ConfigError(what, got="none", want="those of choose_channels", fix=fix)
     chosen, orders = dict(method.channels), []
     for couple in couples(base_of(model)):
@@ -150,7 +153,9 @@ def _picked(
         if bool(((count > 0) & (count != each)).any()):
             what = f"permutation at {path!r}"
             got, want = "a part of a head, or of a group of heads", f"all {each} channels of one"
-            raise TargetError(what, got=got, want=want, fix="Choose with intarsia.choose_channels.")
+            raise TargetError(
+                what, got=got, want=want, fix="Choose with intarsia.methods.choose_channels."
+            )
         units |= count > 0
     return units
 

@@ -45,10 +45,10 @@ class S2ft(Method):
       fraction above 0.
     selection: "random", by a seed; or by a score of the slice: "weight", its norm; "activation",
       the root mean square of its channel; "weight_activation", their product; "gradient", the norm
-      of its gradient. The last three need data: `intarsia.choose_channels`.
+      of its gradient. The last three need data: `intarsia.methods.choose_channels`.
     order: train the slices with the "largest" or the "smallest" scores.
-    channels: (path, "3,7,9-12") pairs, filled in by `intarsia.choose_channels` and `adapt`. A layer
-      without a pair (an `IntarsiaConfig` given to PEFT directly) draws single channels.
+    channels: (path, "3,7,9-12") pairs, filled in by `intarsia.methods.choose_channels` and `adapt`.
+      A layer without a pair (an `IntarsiaConfig` given to PEFT directly) draws single channels.
 
     Raises: ConfigError for fractions outside 0 ... 1, or none above 0; UnknownName for a selection.
     Source: arXiv:2412.06289 and its release, whose scripts train down=0.03, or down=0.02 and
@@ -133,7 +133,7 @@ class S2ft(Method):
             ids = read(text)
             if not first <= ids[0] <= ids[-1] < first + width:
                 got, want = f"{ids[0]} ... {ids[-1]}", f"{first} ... {first + width - 1}"
-                fix = "Choose them on this model: intarsia.choose_channels."
+                fix = "Choose them on this model: intarsia.methods.choose_channels."
                 raise ShapeError(f"channels of {site.path!r}", got=got, want=want, fix=fix)
             return ids
         if not (count := int(getattr(self, family) * width + 0.5)):

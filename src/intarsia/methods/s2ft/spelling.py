@@ -21,7 +21,7 @@ def spell(ids: Iterable[int]) -> str:
 
 def read(text: str) -> list[int]:
     """Parse the text of `spell`.  Raises: ConfigError for other text."""
-    ids, fix = list[int](), "Take them from intarsia.choose_channels."
+    ids, fix = list[int](), "Take them from intarsia.methods.choose_channels."
     for run in text.split(","):
         first, _, last = run.partition("-")
         if not (first.isdecimal() and (last or first).isdecimal()) or run.endswith("-"):

@@ -17,6 +17,8 @@ from intarsia_lab.routing import VARIANTS, Contest, sheets_of, tidy, write
 from intarsia_lab.routing.report.publish import as_markdown
 from intarsia_lab.routing.report.tables import notes, sentence, table_of
 
+from ....refusals import refused
+
 Told = Callable[..., dict[str, Any]]
 
 
@@ -89,11 +91,11 @@ def test_materials_and_budgets_are_sheets_of_their_own(told: Told) -> None:
 
 
 def test_wrong_rows(told: Told) -> None:
-    with pytest.raises(DataError, match="at least 1"):
+    with refused(DataError, what="cells", got=0):
         sheets_of([])
-    with pytest.raises(DataError, match="seed 0 twice"):
+    with refused(DataError, what="cells of 'top-k'"):
         sheets_of([told(), told()])
-    with pytest.raises(UnknownName, match="Did you mean top-k"):
+    with refused(UnknownName, what="unknown baseline", got="'topk'", near=("top-k",)):
         sheets_of([told(), told("comet")], "topk")
 
 
@@ -117,17 +119,17 @@ def test_the_files(told: Told, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("contest", "message"),
+    ("contest", "what"),
     [
-        (Contest(["austen"], ["top-k", "top-k"]), "each once"),
-        (Contest(["austen"], seeds=()), "at least one"),
-        (Contest(["austin"]), "Did you mean austen"),
-        (Contest(["austen"], ["comett"]), "Did you mean comet"),
+        (Contest(["austen"], ["top-k", "top-k"]), "routers"),
+        (Contest(["austen"], seeds=()), "seeds"),
+        (Contest(["austin"]), "unknown corpus or set of pictures"),
+        (Contest(["austen"], ["comett"]), "unknown contender"),
         (Contest(["austen"], budgets=["time"]), "budget"),
     ],
 )
-def test_wrong_contests(contest: Contest, message: str) -> None:
-    with pytest.raises((ConfigError, UnknownName), match=message):
+def test_wrong_contests(contest: Contest, what: str) -> None:
+    with refused(ConfigError, UnknownName, what=what):
         contest.asked()
 
 

@@ -1,0 +1,189 @@
+"""Hold names, summaries and comments to the shares that are recorded; these may only get better.
+
+    python scripts/words.py             fail where a folder has become worse
+    python scripts/words.py --write     record the shares of today, where they are better
+    python scripts/words.py FOLDER      list a folder's names and summaries to mend
+
+Three numbers for each folder of `src/intarsia`, `lab/src/intarsia_lab` and for `tests`: variables
+and parameters whose name says nothing about what they hold, in percent; docstrings whose summary
+begins with a pronoun or a preposition, in percent; comments for each hundred lines.
+"""
+
+from __future__ import annotations
+
+import ast
+import io
+import json
+import re
+import sys
+import tokenize
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RECORD = Path(__file__).with_name("words.json")
+VAGUE = frozenset(
+    [
+        "found",
+        "made",
+        "said",
+        "told",
+        "asked",
+        "given",
+        "seen",
+        "kept",
+        "held",
+        "shown",
+        "chosen",
+        "known",
+        "wanted",
+        "taken",
+        "left",
+        "own",
+        "whole",
+        "beside",
+        "here",
+        "there",
+        "one",
+        "other",
+        "others",
+        "few",
+        "many",
+        "more",
+        "most",
+        "each",
+        "every",
+        "same",
+        "how",
+        "what",
+        "who",
+        "where",
+        "when",
+        "why",
+        "about",
+        "of",
+        "at",
+        "by",
+        "to",
+    ]
+)
+BEGINNINGS = re.compile(
+    r"(What|Whether|That|Those|Of|So many|Where|Which|How|Who|Whose|By|In|As|With|Without|For|From|"
+    r"On|To|At|Behind|Beside|Inside|Around|Once|Until|Times|More|Ready|Such|Each|All|None|One|"
+    r"Likewise|It)\b"
+)
+FOR_TOOLS = ("noqa", "type:", "fmt:", "pyright:", "pragma", "ruff:")
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+SLACK = 0.05  # of a percent, so that a line that is taken away makes nothing worse
+
+
+@dataclass
+class Words:
+    """The counts of a folder.  vague, weak: "FILE:LINE text" of each name and summary to mend."""
+
+    names: int = 0
+    summaries: int = 0
+    lines: int = 0
+    comments: int = 0
+    vague: list[str] = field(default_factory=list[str])
+    weak: list[str] = field(default_factory=list[str])
+
+    def shares(self) -> dict[str, float]:
+        """Return the three numbers, with two digits."""
+        return {
+            "vague names": round(100 * len(self.vague) / max(1, self.names), 2),
+            "weak summaries": round(100 * len(self.weak) / max(1, self.summaries), 2),
+            "comments": round(100 * self.comments / max(1, self.lines), 2),
+        }
+
+
+def stored_names(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield the line and the name of every variable that is set and of every parameter."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.lineno, node.id
+        elif isinstance(node, ast.arg):
+            yield node.lineno, node.arg
+
+
+def summaries(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Yield the line and the first line of the docstring of every function and class with one."""
+    for node in ast.walk(tree):
+        if isinstance(node, Function | ast.ClassDef) and (text := ast.get_docstring(node)):
+            yield node.lineno, text.split("\n")[0]
+
+
+def comments(text: str) -> int:
+    """Count the comments for readers."""
+    tokens = tokenize.generate_tokens(io.StringIO(text).readline)
+    texts = (token.string for token in tokens if token.type == tokenize.COMMENT)
+    return sum(not any(mark in comment for mark in FOR_TOOLS) for comment in texts)
+
+
+def measure(folder: Path) -> Words:
+    """Count the words of all Python files below a folder."""
+    words = Words()
+    for path in sorted(folder.rglob("*.py")):
+        text = path.read_text()
+        tree, place = ast.parse(text), path.relative_to(ROOT)
+        names, firsts = list(stored_names(tree)), list(summaries(tree))
+        words.names += len(names)
+        words.summaries += len(firsts)
+        words.lines += text.count("\n")
+        words.comments += comments(text)
+        words.vague += [f"{place}:{line} {name}" for line, name in names if name in VAGUE]
+        words.weak += [
+            f"{place}:{line} {first}" for line, first in firsts if BEGINNINGS.match(first)
+        ]
+    return words
+
+
+def folders() -> list[Path]:
+    """Return the folders that have a record of their own."""
+    packages = (ROOT / "src" / "intarsia", ROOT / "lab" / "src" / "intarsia_lab")
+    inner = (path for package in packages for path in package.iterdir())
+    return [*sorted(p for p in inner if p.is_dir() and any(p.glob("*.py"))), ROOT / "tests"]
+
+
+def worse(now: Mapping[str, float], before: Mapping[str, float]) -> list[str]:
+    """Return which of a folder's three numbers are worse than those recorded, in words."""
+    texts: list[str] = []
+    for name, value in now.items():
+        sign = -1 if name == "comments" else 1
+        if sign * (value - before.get(name, value)) > SLACK:
+            texts.append(f"{name} {value}, recorded {before[name]}")
+    return texts
+
+
+def better(now: Mapping[str, float], before: Mapping[str, float]) -> dict[str, float]:
+    """Return the better one of each number."""
+    return {
+        name: (max if name == "comments" else min)(value, before.get(name, value))
+        for name, value in now.items()
+    }
+
+
+def main(arguments: list[str]) -> int:
+    """Run the command; 1 if a folder has become worse."""
+    if arguments and arguments[0] != "--write":
+        words = measure((ROOT / arguments[0]).resolve())
+        print("\n".join([*words.vague, *words.weak, str(words.shares())]))
+        return 0
+    before = json.loads(RECORD.read_text()) if RECORD.exists() else {}
+    now = {str(path.relative_to(ROOT)): measure(path).shares() for path in folders()}
+    if arguments:
+        record = {name: better(shares, before.get(name, {})) for name, shares in now.items()}
+        RECORD.write_text(json.dumps(record, indent=1) + "\n")
+        return 0
+    problems = [
+        f"{name}: {text}" for name in now for text in worse(now[name], before.get(name, {}))
+    ]
+    print("\n".join(problems) or f"words: {len(now)} folders, none worse than recorded")
+    if problems:
+        print("List them: python scripts/words.py FOLDER")
+    return bool(problems)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,5 @@
+"""Pictures and sounds as compressed weights."""
+
+from .core.exports import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

@@ -1,0 +1,2 @@
+from .models.codec.codec import Recombiner as Recombiner
+from .models.codec.recombiner import RecombinerSettings as RecombinerSettings

@@ -1,0 +1,5 @@
+"""Mixtures made from a dense model, pruned, merged and saved."""
+
+from .core.exports import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

@@ -1,0 +1,5 @@
+"""Memories that learn a thing at one sight."""
+
+from .core.exports import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

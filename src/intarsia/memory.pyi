@@ -1,0 +1,2 @@
+from .models.memory.mac import Mac as Mac
+from .models.memory.sparsey_net import SparseyNet as SparseyNet

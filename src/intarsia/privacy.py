@@ -1,0 +1,5 @@
+"""Unlearning, and what experts give away of a text."""
+
+from .core.exports import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)

@@ -1,0 +1,5 @@
+"""Recommenders of sessions and rankings."""
+
+from .core.exports import exports
+
+__getattr__, __dir__, __all__ = exports(__name__, __file__)
