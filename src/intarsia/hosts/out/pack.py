@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard, cast, runtime_checkable
 
 import torch
 from peft import PeftModel
@@ -37,6 +37,7 @@ PACKED = "adapter_packed.safetensors"
 BYTES = "bytes"  # the one tensor of the file, so that its header stays small
 
 
+@runtime_checkable
 class Coded(Protocol):
     """A method over another one, whose weights are stored in a format."""
 
@@ -197,7 +198,7 @@ def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> Pe
 
 
 def _codes(settings: Any) -> TypeGuard[Coded]:
-    return all(hasattr(settings, name) for name in ("over", "biases", "format"))
+    return isinstance(settings, Coded)
 
 
 def _described(model: PeftModel, name: str | None) -> tuple[IntarsiaConfig, Coded, str]:
