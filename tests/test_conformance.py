@@ -23,6 +23,7 @@ from intarsia.core.card import KINDS
 from intarsia.core.errors import ConformanceError
 from intarsia.gating import Router
 from intarsia.gating.gate import wide_linear
+from intarsia.mixtures.residual import Update
 
 from .refusals import refused
 
@@ -495,7 +496,7 @@ def test_a_planted_fault_of_a_model_is_found(planted: Card) -> None:
 
 
 @dataclass(frozen=True)
-class Jump:
+class Jump(Update):
     """f(x), or something else by its `fault`."""
 
     fault: str = ""

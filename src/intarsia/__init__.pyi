@@ -14,6 +14,7 @@ from . import offloading as offloading
 from . import parallel as parallel
 from . import placement as placement
 from . import privacy as privacy
+from . import processes as processes
 from . import recommend as recommend
 from . import routers as routers
 from . import schedules as schedules

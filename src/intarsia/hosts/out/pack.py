@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard, cast
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeGuard, cast, runtime_checkable
 
 import torch
 from peft import PeftModel
@@ -37,6 +37,7 @@ PACKED = "adapter_packed.safetensors"
 BYTES = "bytes"  # the one tensor of the file, so that its header stays small
 
 
+@runtime_checkable
 class Coded(Protocol):
     """Method over another one, whose weights are stored in a format."""
 
@@ -207,7 +208,7 @@ def unpack(model: nn.Module, folder: str | Path, *, name: str = "default") -> Pe
 
 def _codes_weights(settings: Any) -> TypeGuard[Coded]:
     """Return True if a method codes its weights."""
-    return all(hasattr(settings, name) for name in ("over", "biases", "format"))
+    return isinstance(settings, Coded)
 
 
 def _copy_config(model: PeftModel, name: str | None) -> tuple[IntarsiaConfig, Coded, str]:
