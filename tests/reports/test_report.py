@@ -38,7 +38,7 @@ FINITE = st.floats(-1e12, 1e12, allow_subnormal=False)
 def report_with(text: str) -> Report:
     """A report that has `text` in every place where a text can stand."""
     series = charts.Series(text, [0, 1], [1, 2], Look(1, 0), [text, text], when={"group": 0})
-    drawing = charts.lines([series], charts.Axis(text), charts.Axis(text), text)
+    drawing = charts.Chart([series], charts.Axis(text), charts.Axis(text))
     blocks = (
         Table(text, (Column(text, text), Column("n")), ((Entry(text, text, text), Entry("1")),)),
         Note(text),
@@ -83,14 +83,14 @@ def test_a_console_shows_the_first_section_and_the_sentences() -> None:
 def test_a_chart_of_any_numbers_has_a_mark_for_each(values: list[float]) -> None:
     xs = list(range(len(values)))
     series = charts.Series("s", xs, values, Look(1, 0), ["p"] * len(values))
-    drawing = charts.lines([series], charts.Axis(), charts.Axis(), "label")
+    drawing = charts.Chart([series], charts.Axis(), charts.Axis()).svg("label")
     assert drawing.count("<title>") == len(values) and "nan" not in drawing
 
 
 def test_values_that_are_not_finite_have_no_mark() -> None:
     nan, inf = float("nan"), float("inf")
     series = charts.Series("s", [0, 1, 2], [nan, 1.0, inf], Look(1, 0), ["a", "b", "c"])
-    drawing = charts.lines([series], charts.Axis(), charts.Axis(), "label")
+    drawing = charts.Chart([series], charts.Axis(), charts.Axis()).svg("label")
     assert drawing.count("<title>") == 1 and "s: b" in drawing
 
 
@@ -123,7 +123,7 @@ def test_equal_values_have_equal_colours_in_maps_of_one_scale() -> None:
     shades = []
     for other in (0.1, 0.9):
         cells = heat_maps.HeatMap([[0.5, other]], ["r"], ["a", "b"], 1.0, [["", ""]])
-        shades.append(re.findall(r"--s:([\d.]+)", heat_maps.heat(cells, "label"))[0])
+        shades.append(re.findall(r"--s:([\d.]+)", cells.svg("label"))[0])
     assert shades == ["0.5", "0.5"]
 
 

@@ -68,8 +68,22 @@ def shown_when(when: When) -> str:
     return f' data-when="{escape(pairs)}"'
 
 
-def lines(series: Sequence[Series], x: Axis, y: Axis, label: str) -> str:
-    """Draw series over two axes.  label: what the drawing is, for readers who cannot see it."""
+@dataclass(frozen=True)
+class Chart:
+    """Series over two axes."""
+
+    series: Sequence[Series]
+    x: Axis
+    y: Axis
+
+    def svg(self, label: str) -> str:
+        """Return the drawing."""
+        return _lines(self, label)
+
+
+def _lines(chart: Chart, label: str) -> str:
+    """Draw a chart."""
+    series, x, y = chart.series, chart.x, chart.y
     series = [_finite(line) for line in series]
     xs = [float(v) for line in series for v in _places(line, x)]
     ys = [v + sign * line.spread for line in series for v in line.y for sign in (-1, 1)]
@@ -245,13 +259,28 @@ class ChartBar:
     hover: str
 
 
-def bars(bars: Sequence[ChartBar], rows: Sequence[str], axis: Axis, label: str) -> str:
+@dataclass(frozen=True)
+class BarChart:
+    """Horizontal bars in rows with names."""
+
+    bars: Sequence[ChartBar]
+    rows: Sequence[str]
+    axis: Axis
+
+    def svg(self, label: str) -> str:
+        """Return the drawing."""
+        return _bars(self, label)
+
+
+def _bars(chart: BarChart, label: str) -> str:
+    """Draw a chart of bars."""
+    bars, rows = chart.bars, chart.rows
     """Draw horizontal bars, several in a row where they do not begin at the same place."""
     margin = min(220.0, 12 + LETTER * max(map(len, rows), default=1))
     bottom = 8.0 + 24 * len(rows)
     box = (margin, 4.0, WIDTH - 16.0, bottom)
     ends = [bar.start + bar.length for bar in bars] or [1.0]
-    axis = replace(axis, limits=(0.0, max(ends) * 1.02 or 1.0))
+    axis = replace(chart.axis, limits=(0.0, max(ends) * 1.02 or 1.0))
     across = _scale(axis, ends, box[0], box[2])
     parts = _axis_lines(axis, ends, across, box, True)
     for i, name in enumerate(rows):
@@ -290,8 +319,8 @@ class Points:
     when: When
 
 
-def by_cost(series: Sequence[Points], y: str, *, seconds: bool, label: str) -> str:
-    """Draw scores against trained parameters on a log axis, or against training seconds.
+def by_cost(series: Sequence[Points], y: str, *, seconds: bool) -> Chart:
+    """Return scores against trained parameters on a log axis, or against training seconds.
 
     A small mark for each run; a large one with its spread at the mean.
     """
@@ -316,4 +345,4 @@ def by_cost(series: Sequence[Points], y: str, *, seconds: bool, label: str) -> s
                    joined=False, sizes=[13.0], spread=deviation, when=points.when)
         )  # fmt: skip
     title = "Training time, seconds" if seconds else "Trained parameters, with head"
-    return lines(drawn, Axis(title, log=not seconds, zero=seconds), Axis(y, " %"), label)
+    return Chart(drawn, Axis(title, log=not seconds, zero=seconds), Axis(y, " %"))

@@ -16,7 +16,8 @@ class HeatMap:
 
     text: in each cell; hover: its tooltip.  top: where the colours end, equal for maps that are
     compared.  diverging: colours for both signs.  panel: number of the panel that a click shows.
-    strong: rows whose names are in bold.
+    strong: rows whose names are in bold.  width: px that it takes at most, where its texts leave
+    that choice.
     """
 
     values: Sequence[Sequence[float | None]]
@@ -30,18 +31,20 @@ class HeatMap:
     strong: frozenset[int] = frozenset()
     x: str = ""
     y: str = ""
+    width: float = 720
+
+    def svg(self, label: str) -> str:
+        """Return the drawing."""
+        return _heat(self, label)
 
 
-def heat(cells: HeatMap, label: str, *, width: float = 720) -> str:
-    """Draw a heat map; cells are as wide as their text and their number allow.
-
-    width: px that it takes at most, where its texts leave that choice.
-    """
+def _heat(cells: HeatMap, label: str) -> str:
+    """Draw a heat map; cells are as wide as their text and their number allow."""
     across = max(len(cells.columns), 1)
     letters = max((len(t) for row in cells.text for t in row), default=0)
     margin = 10 + LETTER * max(map(len, cells.rows), default=1) + (18 if cells.y else 0)
     least = max(10.0, LETTER * letters + 6)
-    cell = max(least, min(64.0, (width - margin - 40) / across))
+    cell = max(least, min(64.0, (cells.width - margin - 40) / across))
     longest = LETTER * max(map(len, cells.columns), default=1)
     stride = max(1, math.ceil((longest + 4) / cell))
     # short names, such as numbers, stand upright and some are left out; others lean

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from .looks import Look
 from .table import Table
@@ -29,24 +30,37 @@ class Note:
     when: When = field(default_factory=dict)
 
 
+class Drawing(Protocol):
+    """A chart or a map as data, which can draw itself."""
+
+    def svg(self, label: str) -> str:
+        """Return the drawing.  label: what it is, for readers who cannot see it."""
+        ...
+
+
 @dataclass(frozen=True)
 class Figure:
     """A drawing with its caption.
 
-    name: "plot-NAME" is its id.  svg: of `charts`, or "" with `picture`, an address of image data.
-    alt: what a reader who cannot see it is told.  title: begins the caption, in bold.
+    name: "plot-NAME" is its id.  alt: what a reader who cannot see it is told.  picture: an
+    address of image data, instead of a drawing.  title: begins the caption, in bold.
     legend: (colour, name) of what is drawn.  scale: ends of the colours, as text.
     """
 
     name: str
     alt: str
-    svg: str = ""
+    drawing: Drawing | None = None
     title: str = ""
     caption: str = ""
     picture: str = ""
     legend: tuple[tuple[int | str, str], ...] = ()
     scale: tuple[str, str] | None = None
     when: When = field(default_factory=dict)
+
+    @property
+    def svg(self) -> str:
+        """The drawing as SVG; "" for a picture."""
+        return self.drawing.svg(self.alt) if self.drawing is not None else ""
 
 
 @dataclass(frozen=True)

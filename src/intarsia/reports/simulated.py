@@ -131,12 +131,10 @@ def _map(name: str, title: str, caption: str, sent: Tensor, top: float, unit: st
         for i, row in enumerate(values)
     ]
     text = [[f"{v:.3g}" for v in row] for row in values] if len(values) <= 8 else ()
-    cells = heat_maps.HeatMap(
-        values, places, places, top, hover, text, x="to device", y="from device"
-    )
+    axes = {"x": "to device", "y": "from device"}
+    cells = heat_maps.HeatMap(values, places, places, top, hover, text, **axes, width=480)
     label = f"Bytes between devices {name} placing; the numbers are in the table"
-    drawing = heat_maps.heat(cells, label, width=480)
-    return Figure(name, label, drawing, title, caption, scale=("0", f"{top:.3g} {unit}"))
+    return Figure(name, label, cells, title, caption, scale=("0", f"{top:.3g} {unit}"))
 
 
 def _loads(even: Mapping[str, Tensor]) -> tuple[Note | Container, ...]:
@@ -152,8 +150,8 @@ def _loads(even: Mapping[str, Tensor]) -> tuple[Note | Container, ...]:
         ]
         names = [str(n) for n in range(len(rows))], [str(j) for j in range(len(rows[0]))]
         label = f"{title} by layer, over the mean"
-        cells = heat_maps.HeatMap(rows, *names, top, hover, y="layer")
-        drawing = heat_maps.heat(cells, label, width=960 if i == 0 else 480)
+        width = 960 if i == 0 else 480
+        drawing = heat_maps.HeatMap(rows, *names, top, hover, y="layer", width=width)
         drawn.append(Figure(f"loads-{i}", label, drawing, title, scale=("0", f"{top:.2f}")))
     note = Note("A row is a layer; 1 is the layer's mean. The devices have one scale of colours.")
     return note, Container((drawn[0],)), Container(tuple(drawn[1:]), kind="pair")
@@ -175,7 +173,7 @@ def _hits(hits: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[Figure | T
     figure = Figure(
         "hits",
         label,
-        charts.lines(series, across, up, label),
+        charts.Chart(series, across, up),
         "Hit rate against slots,",
         "while the batch's sequences are decoded from an empty start.",
         legend=tuple((line.look.color, line.name) for line in series),
@@ -208,7 +206,7 @@ def _timeline(line: Timeline) -> Figure:
     return Figure(
         "timeline",
         label,
-        charts.bars(bars, names, charts.Axis(f"{prefix}s"), label),
+        charts.BarChart(bars, names, charts.Axis(f"{prefix}s")),
         "Who does what when.",
         "--save writes the same for Perfetto.",
         legend=tuple((i + 1, name) for i, name in enumerate(RESOURCES)),

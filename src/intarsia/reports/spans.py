@@ -67,7 +67,7 @@ def _report(
     figure = Figure(
         "spans",
         label,
-        heat_maps.heat(cells, label),
+        cells,
         "Span",
         "as a share of the text",
         scale=("0", "1"),

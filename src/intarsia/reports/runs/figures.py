@@ -45,7 +45,7 @@ def by_parameters(comparison: Comparison) -> Figure:
     points = _points(comparison, lambda run: float(run.costs.trained))
     measure = capital(comparison.measure)
     label = f"{measure} against trained parameters; the numbers are in the table of results"
-    drawing = charts.by_cost(points, measure, seconds=False, label=label)
+    drawing = charts.by_cost(points, measure, seconds=False)
     return Figure("parameters", label, drawing, "Against trained parameters")
 
 
@@ -54,7 +54,7 @@ def by_time(comparison: Comparison) -> Figure:
     points = _points(comparison, lambda run: run.costs.seconds)
     measure = capital(comparison.measure)
     label = f"{measure} against training time; the numbers are in the table of results"
-    drawing = charts.by_cost(points, measure, seconds=True, label=label)
+    drawing = charts.by_cost(points, measure, seconds=True)
     return Figure("time", label, drawing, "Against training time")
 
 
@@ -95,7 +95,7 @@ def curves(comparison: Comparison) -> list[Figure]:
         name = metric_name(metric)
         up = charts.Axis(name, UNIT.get(metric, ""))
         label = f"{name} by epoch"
-        drawing = charts.lines(series, charts.Axis("Epoch"), up, label)
+        drawing = charts.Chart(series, charts.Axis("Epoch"), up)
         figures.append(Figure(f"curves-{metric}", label, drawing, when={"metric": metric}))
     return figures
 
@@ -155,11 +155,10 @@ def confusions(confusion: Confusion, number: int) -> list[Figure]:
         ]
         top = 100.0 if mode == "shares" else float(confusion.counts.max())
         cells = heat_maps.HeatMap(
-            values.tolist(), names, names, top, hover, text, x="Predicted", y="True"
+            values.tolist(), names, names, top, hover, text, x="Predicted", y="True", width=560
         )
         label = "Confusion matrix; the most frequent confusions are in the table beside it"
         caption = "A row holds the pictures of one class; a column what they were taken for."
-        drawing = heat_maps.heat(cells, label, width=560)
         name, title, when = f"confusion-{number}-{mode}", "Confusion matrix.", {"mode": mode}
-        figures.append(Figure(name, label, drawing, title, caption, when=when))
+        figures.append(Figure(name, label, cells, title, caption, when=when))
     return figures

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..charts import Axis, Series, lines
+from ..charts import Axis, Chart, Series
 from ..looks import Look
 from ..report import Figure
 from ..table import Column, Entry
@@ -113,6 +113,6 @@ def against_rates(comparison: Comparison, looks: Sequence[Look]) -> Figure | Non
     up = Axis(f"Validation {comparison.measure}", " %")
     up = Axis("Validation perplexity") if searches[-1]["measure"] == "perplexity" else up
     label = "Validation score against learning rate; the rates are in the table of results"
-    drawing = lines(series, Axis("Learning rate", log=True), up, label)
+    drawing = Chart(series, Axis("Learning rate", log=True), up)
     caption = "The large mark is the rate that the method has."
     return Figure("rates", label, drawing, "On validation, by learning rate.", caption)

@@ -46,9 +46,8 @@ def courses(comparison: Comparison, looks: Sequence[Look]) -> list[Figure]:
             for number, rows in changes.items()
         ]
         label = f"{title}, by step"
-        drawing = charts.lines(
-            series, charts.Axis("Step"), charts.Axis(title.split(",")[0], " %", zero=True), label
-        )
+        up = charts.Axis(title.split(",")[0], " %", zero=True)
+        drawing = charts.Chart(series, charts.Axis("Step"), up)
         caption = "At each change of the masks."
         when = {"course": name}
         figures.append(Figure(f"masks-{name}", label, drawing, caption=caption, when=when))
@@ -91,11 +90,12 @@ def densities(comparison: Comparison) -> Figure | None:
     ]
     numbered = [str(i + 1) for i in range(len(layers))]
     heads = [short(label, 28) for label in rows]
-    cells = heat_maps.HeatMap(values, heads, numbered, 1.0, hover, x="Layers, from the input on")
+    cells = heat_maps.HeatMap(
+        values, heads, numbered, 1.0, hover, x="Layers, from the input on", width=960
+    )
     label = "Density of each masked layer"
     title, caption = "Density of each layer", "at the end; dark is dense."
-    drawing = heat_maps.heat(cells, label, width=960)
-    return Figure("densities", label, drawing, title, caption, scale=("0", "1"))
+    return Figure("densities", label, cells, title, caption, scale=("0", "1"))
 
 
 def lines(comparison: Comparison, looks: Sequence[Look]) -> Figure | None:
@@ -109,7 +109,7 @@ def lines(comparison: Comparison, looks: Sequence[Look]) -> Figure | None:
         return None
     label = "Validation score between two candidates"
     across = charts.Axis("Share of the second candidate")
-    drawing = charts.lines(series, across, charts.Axis("Score on validation"), label)
+    drawing = charts.Chart(series, across, charts.Axis("Score on validation"))
     title = "On the way from one candidate to another,"
     caption = "the two that are farthest apart: a dip says that their average is worse than both."
     return Figure("line", label, drawing, title, caption)

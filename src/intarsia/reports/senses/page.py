@@ -205,11 +205,11 @@ def _modalities(tables: Mapping[str, list[list[float | None]]]) -> tuple[Block, 
         for layer, row in zip(tables, values, strict=True)
     ]
     label = "Share of each expert of the tokens of each modality, by layer"
-    cells = heat_maps.HeatMap(values, list(tables), columns, 1.0, hover, y="layer")
+    cells = heat_maps.HeatMap(values, list(tables), columns, 1.0, hover, y="layer", width=960)
     figure = Figure(
         "loads",
         f"{label}; the numbers are in the table",
-        heat_maps.heat(cells, label, width=960),
+        cells,
         "Share of each expert.",
         "Of the tokens of text, of pictures and of sounds, in each layer.",
         scale=("0", "1"),

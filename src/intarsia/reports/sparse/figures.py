@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..charts import Axis, ChartBar, Series, bars, lines
-from ..heat_maps import HeatMap, heat
+from ..charts import Axis, BarChart, Chart, ChartBar, Series
+from ..heat_maps import HeatMap
 from ..looks import Look
 from ..report import Figure
 
@@ -35,7 +35,7 @@ def perplexity(models: Sequence[Any], names: Sequence[str], looks: Sequence[Look
     if not series:
         return None
     label = "Perplexity against density; the numbers are in the table of results"
-    drawing = lines(series, Axis("Density", reverse=True), Axis("Perplexity", log=True), label)
+    drawing = Chart(series, Axis("Density", reverse=True), Axis("Perplexity", log=True))
     caption = "Each line begins at the dense model; lower is better."
     return Figure("perplexity", label, drawing, "Perplexity against density.", caption)
 
@@ -62,7 +62,7 @@ def sizes(models: Sequence[Any]) -> Figure | None:
     return Figure(
         "bytes",
         label,
-        bars(drawn, rows, Axis("MB as a bitmask file"), label),
+        BarChart(drawn, rows, Axis("MB as a bitmask file")),
         "Where the bytes are.",
         "Zeros left out are what the file saves.",
         legend=tuple((colors[name], name) for name in names),
@@ -79,7 +79,7 @@ def maps(layers: Sequence[Mapping[str, Any]], folder: int) -> list[Figure]:
             continue
         top = 1.0 if name == "density" else max(errors)
         label = f"{title.strip(',')} {caption}".strip() + ", by block and layer"
-        drawing = _map(values, top, label)
+        drawing = _map(values, top)
         figures.append(
             Figure(f"{name}-{folder}", label, drawing, title, caption, scale=("0", f"{top:.2g}"))
         )
@@ -90,7 +90,7 @@ def _values(layers: Sequence[Mapping[str, Any]], key: str) -> dict[tuple[str, st
     return {place_of(row["layer"]): row[key] for row in layers if row.get(key) is not None}
 
 
-def _map(values: Mapping[tuple[str, str], float], top: float, label: str) -> str:
+def _map(values: Mapping[tuple[str, str], float], top: float) -> HeatMap:
     blocks = list(dict.fromkeys(block for block, _ in values))
     kinds = list(dict.fromkeys(kind for _, kind in values))
     z = [[values.get((block, kind)) for kind in kinds] for block in blocks]
@@ -100,7 +100,7 @@ def _map(values: Mapping[tuple[str, str], float], top: float, label: str) -> str
     ]
     short = [kind.rpartition(".")[2] or kind for kind in kinds]
     columns = short if len(set(short)) == len(short) else kinds
-    return heat(HeatMap(z, blocks, columns, top, hover), label, width=480)
+    return HeatMap(z, blocks, columns, top, hover, width=480)
 
 
 def place_of(layer: str) -> tuple[str, str]:

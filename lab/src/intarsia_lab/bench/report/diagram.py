@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
+from typing import NamedTuple
 
 from intarsia.reports.looks import MARKS, Look
 
@@ -79,24 +80,35 @@ def _mark(n: int, half: int, last: int, top: float, x: float, number: int, row: 
     return Mark(x, y, left, row.method.label, row.rank, number)
 
 
-def drawing(ranks: Diagram, looks: Sequence[Look]) -> str:
-    """Return a diagram as SVG.  looks: of the rows of its findings."""
-    start, end = ranks.ticks[0][0], ranks.ticks[-1][0]
-    size = f'viewBox="0 0 {WIDTH:g} {ranks.height:g}" width="{WIDTH:g}" height="{ranks.height:g}"'
-    ticks = "".join(f"M{x:.1f} 52v-6" for x, _ in ranks.ticks)
-    parts = [
-        f'<svg class="ranks" {size} role="img" aria-label="Critical-difference diagram">',
-        f'<path class="critical" d="M{start} 10v8M{start} 14h{ranks.span:.1f}m0-4v8"/>',
-        f'<text class="soft" x="{start + ranks.span + 8:.1f}" y="18">critical difference '
-        f"{ranks.critical:.2f}</text>",
-        f'<path class="axis" d="M{start} 52H{end:.1f}{ticks}"/>',
-    ]
-    for x, rank in ranks.ticks:
-        parts.append(f'<text class="soft" x="{x:.1f}" y="40" text-anchor="middle">{rank}</text>')
-    for mark in ranks.marks:
-        parts += _drawn_mark(mark, looks[mark.row])
-    parts += [f'<path class="bar" d="M{x:.1f} {y:g}H{to:.1f}"/>' for x, to, y in ranks.bars]
-    return "".join([*parts, "</svg>"])
+class RankDrawing(NamedTuple):
+    """A diagram and the looks of its rows, to be drawn."""
+
+    diagram: Diagram
+    looks: Sequence[Look]
+
+    def svg(self, label: str) -> str:
+        """Return the drawing."""
+        ranks = self.diagram
+        start, end = ranks.ticks[0][0], ranks.ticks[-1][0]
+        size = (
+            f'viewBox="0 0 {WIDTH:g} {ranks.height:g}" width="{WIDTH:g}" height="{ranks.height:g}"'
+        )
+        ticks = "".join(f"M{x:.1f} 52v-6" for x, _ in ranks.ticks)
+        parts = [
+            f'<svg class="ranks" {size} role="img" aria-label="{escape(label)}">',
+            f'<path class="critical" d="M{start} 10v8M{start} 14h{ranks.span:.1f}m0-4v8"/>',
+            f'<text class="soft" x="{start + ranks.span + 8:.1f}" y="18">critical difference '
+            f"{ranks.critical:.2f}</text>",
+            f'<path class="axis" d="M{start} 52H{end:.1f}{ticks}"/>',
+        ]
+        for x, rank in ranks.ticks:
+            parts.append(
+                f'<text class="soft" x="{x:.1f}" y="40" text-anchor="middle">{rank}</text>'
+            )
+        for mark in ranks.marks:
+            parts += _drawn_mark(mark, self.looks[mark.row])
+        parts += [f'<path class="bar" d="M{x:.1f} {y:g}H{to:.1f}"/>' for x, to, y in ranks.bars]
+        return "".join([*parts, "</svg>"])
 
 
 def _drawn_mark(mark: Mark, look: Look) -> tuple[str, str, str]:

@@ -36,7 +36,7 @@ def by_cost(findings: Findings, number: int, cost: str) -> Figure | None:
         return None
     against = "training time" if cost == "seconds" else "trained parameters"
     label = f"Accuracy against {against}; the numbers are in the table of results"
-    drawing = charts.by_cost(points, "Accuracy", seconds=cost == "seconds", label=label)
+    drawing = charts.by_cost(points, "Accuracy", seconds=cost == "seconds")
     name = "time" if cost == "seconds" else "parameters"
     return Figure(f"{name}-{number}", label, drawing, f"Against {against}")
 
@@ -109,8 +109,7 @@ def heat(
             "a task shows its runs."
         )
         when: dict[str, str | int] = {f"mode-{number}": mode} if len(modes) > 1 else {}
-        drawing = heat_maps.heat(cells, label, width=1080)
-        figures.append(Figure(f"heat-{number}-{mode}", label, drawing, caption=caption, when=when))
+        figures.append(Figure(f"heat-{number}-{mode}", label, cells, caption=caption, when=when))
     hint = "Click on a task of the map to see its runs."
     return figures, Panels(f"heat-{number}", hint, tuple(panels))
 
@@ -164,6 +163,7 @@ def _cells(
         diverging=mode == "differences",
         panel=places,
         strong=frozenset(i for i, row in enumerate(rows) if row[1]),
+        width=1080,
     )
 
 

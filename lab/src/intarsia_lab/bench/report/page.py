@@ -22,7 +22,7 @@ from intarsia.reports.table import Entry, Table, plain
 from intarsia.reports.wording import capital, first_line, joined
 
 from . import figures
-from .diagram import diagram, drawing
+from .diagram import RankDrawing, diagram
 from .records import Failed, RunResult
 from .sentences import heading, notes, sentences
 from .summary import Findings, Summary
@@ -141,7 +141,7 @@ def _against(i: int, findings: Findings, tail: str) -> list[Section]:
         caption += "difference (Nemenyi, 0.05); 1 = best."
         alt = "Critical-difference diagram; the ranks are in the tables"
         title = "Average ranks over tasks."
-        blocks.append(Figure(f"ranks-{i}", alt, drawing(ranks, looks), title, caption))
+        blocks.append(Figure(f"ranks-{i}", alt, RankDrawing(ranks, looks), title, caption))
     title = f"Against {base.label}" if table is not None and base else "Ranks"
     return [Section(title + tail, tuple(blocks))] if blocks else []
 

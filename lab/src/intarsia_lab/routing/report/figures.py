@@ -7,8 +7,8 @@ from dataclasses import replace
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from intarsia.reports.charts import Axis, Series, lines
-from intarsia.reports.heat_maps import HeatMap, heat
+from intarsia.reports.charts import Axis, Chart, Series
+from intarsia.reports.heat_maps import HeatMap
 from intarsia.reports.looks import Look, looks_of, short
 from intarsia.reports.report import Figure
 
@@ -85,7 +85,7 @@ def _positions(row: Row) -> dict[int | None, Line]:
     return {None: dict(zip(QUARTERS, losses, strict=True))} if losses else {}
 
 
-class Drawing(NamedTuple):
+class LineFigure(NamedTuple):
     """A figure of lines: what is read of a row, its title, the titles of its axes, and its kind.
 
     layered: it has a line for each layer.  late: the first quarter of a course, where values fall
@@ -101,28 +101,28 @@ class Drawing(NamedTuple):
     late: bool = False
 
 
-def drawings() -> tuple[Drawing, ...]:
+def drawings() -> tuple[LineFigure, ...]:
     """Return the figures of lines: four while training, then five of the test part and of drops."""
     quarters, dropped = QUARTERS, Axis("Dropped", " %", zero=True)
     information = Axis("Normalised information", zero=True)
     loss = Axis("Validation loss")
     return (
-        Drawing("by_steps", "Loss by steps", _curve("step"), Axis("Steps"), loss, late=True),
-        Drawing("by_operations", "Loss by operations", _curve("flops"), Axis("Operations"), loss,
+        LineFigure("by_steps", "Loss by steps", _curve("step"), Axis("Steps"), loss, late=True),
+        LineFigure("by_operations", "Loss by operations", _curve("flops"), Axis("Operations"), loss,
                 late=True),
-        Drawing("load_cv", "Load CV by steps", _course("load_cv"), Axis("Steps"),
+        LineFigure("load_cv", "Load CV by steps", _course("load_cv"), Axis("Steps"),
                 Axis("Load CV", zero=True), layered=True),
-        Drawing("gate_entropy", "Gate entropy by steps", _course("gate_entropy"), Axis("Steps"),
+        LineFigure("gate_entropy", "Gate entropy by steps", _course("gate_entropy"), Axis("Steps"),
                 Axis("Nats", zero=True), layered=True),
-        Drawing("agreement", "Agreement of consecutive layers", _agreement, Axis("Layers"),
+        LineFigure("agreement", "Agreement of consecutive layers", _agreement, Axis("Layers"),
                 information),
-        Drawing("specialisation", "Specialisation by layer", _specialisation, Axis("Layer"),
+        LineFigure("specialisation", "Specialisation by layer", _specialisation, Axis("Layer"),
                 information),
-        Drawing("loss_by_position", "Loss by position", _positions,
+        LineFigure("loss_by_position", "Loss by position", _positions,
                 Axis("Quarter of the row", names=quarters), Axis("Test loss")),
-        Drawing("by_place", "Dropped by place in the batch", _drops("dropped_by_place"),
+        LineFigure("by_place", "Dropped by place in the batch", _drops("dropped_by_place"),
                 Axis("Quarter of the batch", names=quarters), dropped, layered=True),
-        Drawing("by_position", "Dropped by position in the row", _drops("dropped_by_position"),
+        LineFigure("by_position", "Dropped by position in the row", _drops("dropped_by_position"),
                 Axis("Quarter of the row", names=quarters), dropped, layered=True),
     )  # fmt: skip
 
@@ -136,7 +136,7 @@ def figures_of(sheets: Sequence[RouterSheet], number: int) -> dict[str, Figure]:
     return figures
 
 
-def series_of(sheets: Sequence[RouterSheet], number: int, drawing: Drawing) -> list[Series]:
+def series_of(sheets: Sequence[RouterSheet], number: int, drawing: LineFigure) -> list[Series]:
     """Return the lines of a figure: of each contender the mean over seeds, and each seed."""
     by_name = dict(zip(names_of(sheets), enumerate(looks(sheets)), strict=True))
     return [
@@ -146,7 +146,7 @@ def series_of(sheets: Sequence[RouterSheet], number: int, drawing: Drawing) -> l
     ]
 
 
-def _drawn(drawing: Drawing, series: Sequence[Series], sheet: int) -> Figure:
+def _drawn(drawing: LineFigure, series: Sequence[Series], sheet: int) -> Figure:
     x, y = drawing.x, drawing.y
     if drawing.name in ("agreement", "specialisation"):
         x = replace(x, names=tuple(dict.fromkeys(str(v) for line in series for v in line.x)))
@@ -156,10 +156,10 @@ def _drawn(drawing: Drawing, series: Sequence[Series], sheet: int) -> Figure:
         y = replace(y, limits=(min(values) - margin, max(values) + margin))
     label = f"{drawing.title}; the mean is in the table"
     name, when = f"{drawing.name}-{sheet}", {"sheet": sheet}
-    return Figure(name, label, lines(series, x, y, label), drawing.title, when=when)
+    return Figure(name, label, Chart(series, x, y), drawing.title, when=when)
 
 
-def _of(contender: RouterResults, drawing: Drawing, group: int, look: Look) -> Iterator[Series]:
+def _of(contender: RouterResults, drawing: LineFigure, group: int, look: Look) -> Iterator[Series]:
     read = {row["seed"]: drawing.read(row) for row in contender.rows}
     by_seed = {seed: layers for seed, layers in read.items() if layers}
     if not by_seed:
@@ -215,4 +215,4 @@ def _map(layer: Row, row: Row, when: dict[str, str | int]) -> Figure:
     cells = HeatMap(shares, rows, columns, 100.0, hover, text, y="Expert")
     label = "Experts by classes; how much they know of each other is in the table"
     name = "experts-" + "-".join(map(str, when.values()))
-    return Figure(name, label, heat(cells, label, width=720), when=when)
+    return Figure(name, label, cells, when=when)
