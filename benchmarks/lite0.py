@@ -15,7 +15,7 @@ from frame import interleaved, markdown, parser, publish, read
 from intarsia.hosts.swap.compress import compress
 from intarsia.kernels import native
 from intarsia.methods.fast_convnets import Chw, chw_report
-from intarsia_lab.claims.fast_convnets import SIDE, dense_runtimes, lite0
+from intarsia_lab.materials.convnet_times import SIDE, dense_runtimes, lite0
 
 NETS = ((1, 1.0), (4, 0.7), (4, 0.5), (1, 0.5), (4, 0.2), (1, 0.2), (1, 0.1))  # rows, density
 HEAD = ("net", "runs in", "ms", "x fastest dense fp32", "layers by rows of a block (0 = dense)")

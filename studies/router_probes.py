@@ -18,7 +18,7 @@ from typing import Any
 
 from intarsia.routers import EvoMoe, Recurrent
 from intarsia_lab.claims.ledger import machine, markdown
-from intarsia_lab.claims.routed import CORPUS, Cell, information
+from intarsia_lab.routing.contenders import CORPUS, Cell, information
 from intarsia_lab.claims.study import threads
 from intarsia_lab.routing import TEXT, VARIANTS, RouterTrial, Start, Variant, cells
 

@@ -18,7 +18,7 @@ NO_NAMES = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "b
 EXCEPTIONS: dict[str, str] = {
     "core/card.py::Card": "a record of one method, not a setting anyone passes on",
     "lab/bench/report/records.py::Done": "what a run leaves behind, not a setting anyone passes on",
-    "lab/kit/claim.py::Claim": "a record of one experiment, not a setting anyone passes on",
+    "lab/kit/study.py::Study": "a record of one experiment, not a setting anyone passes on",
     "lab/cli/benching.py::bench": "a signature: one line for each option, three lines of body",
     "lab/claims/ledger.py::Record": "what a run leaves behind, not a setting anyone passes on",
     "kernels/chw/steps.py::ProgramStep": "a row of the kernels' table, no setting anyone passes on",

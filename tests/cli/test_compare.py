@@ -21,7 +21,7 @@ from intarsia.experiments.settings import method
 from intarsia.train import Training
 from intarsia_lab.claims import ledger
 from intarsia_lab.cli import words as lab_words
-from intarsia_lab.kit import Claim, Result
+from intarsia_lab.kit import NoControl, Result, Study
 
 from .conftest import QUICK, TINY, Intarsia, photos
 
@@ -361,14 +361,16 @@ def test_assets_are_obtained_in_another_process() -> None:
     assert demo_steps.faster_precision(torch.device("cpu")) in ("fp32", "bf16")
 
 
-def fake_claims(needs: str = "cpu") -> tuple[Claim, ...]:
+def fake_claims(needs: str = "cpu") -> tuple[Study, ...]:
     def measure(seeds: tuple[int, ...], report: Any) -> Result:
         report("measuring")
         return Result(0.5, 0.1, tuple(0.5 for _ in seeds), ({"method": "ours", "score": 0.5},))
 
     return tuple(
-        Claim(key, "It is small.", "nothing", bar=bar, sense="<=", run=measure, needs=needs)
-        for key, bar in (("small", 1.0), ("tiny", 0.1))
+        Study(
+            key, "It is small.", "nothing", target, "<=", measure, NoControl("A toy."), needs=needs
+        )
+        for key, target in (("small", 1.0), ("tiny", 0.1))
     )
 
 
@@ -381,9 +383,9 @@ def test_claims_are_run_kept_and_published(
     page = tmp_path / "claims.md"
     said = intarsia("claim", "small", "--page", page, "--seeds", "4,5")
     assert said.code == 0, said.err
-    assert "holds" in said.out and "bar <= 1" in said.out and "ours" in said.out
+    assert "holds" in said.out and "target <= 1" in said.out and "ours" in said.out
     said = intarsia("claim", "--all", "--page", page, "--json")
-    assert [record["holds"] for record in said.json] == [True, False]
+    assert [record["verdict"] for record in said.json] == ["holds", "fails"]
     assert said.json[0]["seeds"] == [0, 1, 2]
     text = page.read_text()
     assert "**holds**" in text and "**fails**" in text

@@ -106,9 +106,7 @@ def test_tensors_are_computed_once_and_come_with_their_facts(tmp_path: Path) -> 
     for compute in (lambda: made, lambda: ({}, {})):
         tensors, facts = store.tensors("rows-1", compute)
         assert tensors["x"].tolist() == [[0, 3], [1, 4], [2, 5]]
-        assert facts == {
-            "classes": ["a", "b"]
-        }
+        assert facts == {"classes": ["a", "b"]}
 
 
 def test_damaged_tensors_are_refused_by_their_file(tmp_path: Path) -> None:

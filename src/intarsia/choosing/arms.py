@@ -67,7 +67,7 @@ RECIPES = {"ema": ("ema", 0.99), "smoothing": ("smoothing", 0.1)}
 def with_recipe(arm: BenchArm, name: str) -> BenchArm:
     """The same with one of RECIPES."""
     recipe = (*arm.settings.recipe, RECIPES[name])
-    return Arm(f"{arm.name} {name}", replace(arm.settings, recipe=recipe), arm.version)
+    return Arm(f"{arm.name} {name}", replace(arm.settings, recipe=recipe))
 
 
 def by_task(arm: BenchArm) -> BenchArm:

@@ -25,14 +25,10 @@ MOST = 6  # trials in a piece: beyond, what they hold in memory costs more than 
 
 @dataclass(frozen=True)
 class Arm(Generic[S]):
-    """Who is compared: a name, and the settings that it stands for.
-
-    version: to be changed with anything else that changes what the arm does.
-    """
+    """A contender of a comparison: its name, and the settings that it stands for."""
 
     name: str
     settings: S
-    version: str = ""
 
 
 @dataclass(frozen=True)

@@ -36,20 +36,6 @@ class Ranking:
     cliques: tuple[tuple[int, int], ...]
 
 
-def verdict(bar: str, got: float, values: Sequence[float]) -> str:
-    """ "holds", "fails" or "not decided": one rule for all claims.
-
-    The 95 % interval of the seeds' mean and the figure itself must lie on one side of the bar.  A
-    single value has no interval and decides nothing.  bar: as in "<= 0.85".
-    """
-    sense, number = bar.split()
-    points = (*t_interval(values), got)
-    right = [
-        point <= float(number) if sense == "<=" else point >= float(number) for point in points
-    ]
-    return "holds" if all(right) else "not decided" if any(right) else "fails"
-
-
 @dataclass(frozen=True)
 class PairedInterval:
     """Mean of one arm minus another on the same test items, with its 95 % interval.

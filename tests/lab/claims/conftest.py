@@ -8,8 +8,9 @@ import pytest
 
 from intarsia.data import corpora
 from intarsia.data.small_models import Small
-from intarsia_lab.claims import routed, routing_traces
+from intarsia_lab.materials import routing_traces
 from intarsia_lab.routing import Scale, materials
+from intarsia_lab.routing import contenders as routed
 
 WORDS = "The cat sat on 12 mats, and Tom ran.\n"
 

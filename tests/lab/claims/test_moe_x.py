@@ -12,8 +12,9 @@ import torch
 
 from intarsia.data.small_models import Small
 from intarsia.mixtures.zcode_m3 import mixtures_in
-from intarsia_lab.claims import kinds_of_text, moe_x
-from intarsia_lab.claims.code_states import STATES, states_of
+from intarsia_lab.claims import moe_x
+from intarsia_lab.materials.code_states import STATES, states_of
+from intarsia_lab.routing import kinds_of_text
 
 MODULE = '''def f(a, b=[1, (2)]):
     """Doc."""

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from intarsia_lab.claims import expertflow, moetuner, routing_traces
+from intarsia_lab.claims import expertflow, moetuner
 from intarsia_lab.claims.ledger import claim
+from intarsia_lab.materials import routing_traces
 
 
 @pytest.mark.usefixtures("mixture")
@@ -23,9 +24,9 @@ def test_a_seed_s_traces_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(routing_traces.kept(0, "trained")) == 768
     monkeypatch.setattr(expertflow, "AT_ONCE", 2)
     for key in ("expertflow-step", "expertflow-regroup", "se-moe-lfu"):
-        result = claim(key).run((0,), said.append)
+        result = claim(key).measure((0,), said.append)
         assert -1 < result.got < 1.5 and result.table
-    result = claim("moetuner-traffic").run((0,), said.append)
+    result = claim("moetuner-traffic").measure((0,), said.append)
     assert 0.5 < result.got < 1.5 and len(result.table) == 14
 
 

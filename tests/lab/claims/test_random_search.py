@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from intarsia_lab.claims import random_search, sms, sparse_ift
+from intarsia_lab.claims import random_search, sparse_ift
 from intarsia_lab.claims.random_search import (
     Nets,
     SearchedNet,
@@ -14,8 +14,8 @@ from intarsia_lab.claims.random_search import (
     mlp,
     of_control,
     together,
-    tost,
 )
+from intarsia_lab.materials import thin_resnets, wide_resnets
 
 
 @pytest.fixture(autouse=True)
@@ -23,16 +23,10 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forty pictures, the same to learn and to test."""
     draw = torch.Generator().manual_seed(0)
     rows = TensorDataset(torch.randn(40, 1, 28, 28, generator=draw), torch.arange(40) % 10)
-    monkeypatch.setattr(sms, "rows", lambda _: rows)
+    monkeypatch.setattr(thin_resnets, "rows", lambda _: rows)
     monkeypatch.setattr(random_search, "BATCH", 20)
     monkeypatch.setattr(random_search, "EPOCHS", 2)
     monkeypatch.setattr(random_search, "LOOK", 1)
-
-
-def test_equivalence_is_shown_by_small_differences_only() -> None:
-    assert tost([0.1, -0.1, 0.05, 0.0], 0.5) < 0.01
-    assert tost([0.4, 0.6, 0.5, 0.5], 0.5) > 0.3
-    assert tost([2.0, -2.0, 1.0, -1.0], 0.5) > 0.05  # nothing is known
 
 
 def test_an_interval_of_a_correlation_holds_it() -> None:
@@ -53,11 +47,12 @@ def test_the_control_is_judged_by_the_loss_after_an_epoch() -> None:
     up, down = [1.0, 2.0, 3.0, 4.0, 5.0], [5.0, 4.0, 3.0, 2.0, 1.0]
     half = Nets(up, down, up, up)
     found = [SearchedNet(half, half, half)] * 2
-    assert of_control(found)[0] < 0 < random_search.of_ranks(found)[0]
+    (low, high), _, _ = of_control(found)
+    assert low <= high < 0 < random_search.of_ranks(found)[0][0]
 
 
 def test_every_way_of_sparse_ift_is_trained(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sparse_ift, "EPOCHS", 1)
+    monkeypatch.setattr(wide_resnets, "EPOCHS", 1)
     for name, way in sparse_ift.ARMS.items():
         found = sparse_ift.run(way, 0)
         assert 0 <= found.accuracy <= 100

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.utils.data import TensorDataset
 
-from intarsia_lab.claims import rigl, sms
+from intarsia_lab.claims import rigl
+from intarsia_lab.materials import thin_resnets
 
 
 def test_arms_of_equal_cost() -> None:
@@ -21,13 +22,13 @@ def test_arms_of_equal_cost() -> None:
 def test_an_arm_ends_at_its_density(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     random = torch.Generator().manual_seed(0)
     few = torch.randn(256, 1, 28, 28, generator=random), torch.arange(256) % 10
-    monkeypatch.setattr(sms, "rows", lambda part: TensorDataset(*few))
+    monkeypatch.setattr(thin_resnets, "rows", lambda part: TensorDataset(*few))
     seen = []
 
     def scored(model: torch.nn.Module) -> float:
-        seen.append(sms.density_of(model))
+        seen.append(thin_resnets.density_of(model))
         return 0.0
 
-    monkeypatch.setattr(sms, "accuracy", scored)
+    monkeypatch.setattr(thin_resnets, "accuracy", scored)
     rigl.accuracy(rigl.ARMS[name]._replace(epochs=1), 0)
     assert seen[0] == pytest.approx(rigl.DENSITY, abs=0.02)  # the smallest layers keep more

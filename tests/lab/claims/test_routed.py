@@ -12,9 +12,10 @@ import pytest
 from intarsia.data import corpora
 from intarsia.data.small_models import Small
 from intarsia.experiments.pool import Arm
-from intarsia_lab.claims import evomoe, momentum, recurrent, routed
-from intarsia_lab.kit import Claim
+from intarsia_lab.claims import evomoe, momentum, recurrent
+from intarsia_lab.kit import Study
 from intarsia_lab.routing import Scale, materials
+from intarsia_lab.routing import contenders as routed
 
 SCALE = Scale(Small(8, 2, 2, 8), batch=4, steps=10, length=8, vocabulary=260, test=16)
 BENCH = routed.Bench("toy", SCALE, "here")
@@ -32,9 +33,9 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-def arms_of(claim: Claim) -> tuple[Arm[routed.AtBudget], ...]:
-    assert isinstance(claim.run, partial)
-    told = claim.run.keywords
+def arms_of(claim: Study) -> tuple[Arm[routed.AtBudget], ...]:
+    assert isinstance(claim.measure, partial)
+    told = claim.measure.keywords
     return told["base"], told["ours"], *told.get("beside", ())
 
 
@@ -42,7 +43,7 @@ def arms_of(claim: Claim) -> tuple[Arm[routed.AtBudget], ...]:
 @pytest.mark.parametrize("key", CLAIMS)
 def test_a_claim_runs_all_its_contenders(key: str) -> None:
     claim: Any = CLAIMS[key]
-    result = claim.run((0,), lambda _: None, bench=BENCH)
+    result = claim.measure((0,), lambda _: None, bench=BENCH)
     assert len(result.values) == 1 and result.got == result.values[0] >= 0
     assert [row["contender"] for row in result.table] == [arm.name for arm in arms_of(claim)]
     assert result.table[0]["ratio"] == "1.0000"

@@ -11,9 +11,10 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from intarsia.hosts import apply
-from intarsia_lab.claims import last_blocks, s2ft_text
-from intarsia_lab.claims.low_rank import trained
-from intarsia_lab.claims.short_texts import QuestionAnswer
+from intarsia_lab.claims import s2ft_text
+from intarsia_lab.materials import last_blocks
+from intarsia_lab.materials.low_rank import trained
+from intarsia_lab.materials.short_texts import QuestionAnswer
 
 SIZES = {"POOL": 8, "TRAIN": 6, "VAL": 4, "TEST": 4, "EPOCHS": 1}
 QUESTIONS = [

@@ -11,9 +11,9 @@ import pytest
 from intarsia.conformance.senses import Letters, decoder, questions
 from intarsia.data.senses.questions import Question
 from intarsia.methods.slime import Slime
-from intarsia_lab.claims import slime, small_trunk, uni_moe
+from intarsia_lab.claims import slime, uni_moe
 from intarsia_lab.claims.ledger import claim
-from intarsia_lab.materials import canvases
+from intarsia_lab.materials import canvases, small_trunk
 
 
 @pytest.fixture(autouse=True)
@@ -31,10 +31,10 @@ def test_uni_moe_in_its_smallest_form(monkeypatch: pytest.MonkeyPatch) -> None:
     arms = {name: uni_moe.ARMS[name] for name in (uni_moe.DENSE, uni_moe.BALANCED, uni_moe.OURS)}
     monkeypatch.setattr(uni_moe, "ARMS", arms | {uni_moe.COPIES: arms[uni_moe.OURS]})
     said: list[str] = []
-    first = claim("uni-moe").run((0,), said.append)
+    first = claim("uni-moe").measure((0,), said.append)
     ran = len(said)
     assert len(first.table) == ran == 4 and {"audio", "image", "text"} <= first.table[0].keys()
-    again = claim("uni-moe-stages").run((0,), said.append)
+    again = claim("uni-moe-stages").measure((0,), said.append)
     assert len(said) == ran and again.got == 0 and again.table == first.table
 
 
@@ -107,11 +107,11 @@ def test_slime_in_its_smallest_form(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(slime, name, value)
     slime.questions.cache_clear()
     said: list[str] = []
-    first = claim("slime").run((0,), said.append)
+    first = claim("slime").measure((0,), said.append)
     local = {row["arm"]: row["local vectors"] for row in first.table}
     few = (slime.OURS, slime.DOWN, slime.JOINT, slime.RANDOM)
     assert local == {slime.EVERY: "16"} | dict.fromkeys(few, "4")
-    assert claim("slime-stages").run((0,), said.append).table == first.table
+    assert claim("slime-stages").measure((0,), said.append).table == first.table
     assert len(said) == len(arms)
     slime.questions.cache_clear()
 

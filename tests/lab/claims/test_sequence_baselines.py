@@ -13,7 +13,7 @@ import torch
 from intarsia.data.interactions import Interactions, events
 from intarsia.models.recommend.onerec import OneRec
 from intarsia_lab.claims import m2trec, onerec, onerec_next
-from intarsia_lab.claims import sequence_baselines as baselines
+from intarsia_lab.materials import sequence_baselines as baselines
 
 RING = 8
 

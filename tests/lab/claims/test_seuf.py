@@ -6,8 +6,9 @@ import math
 
 import pytest
 
-from intarsia_lab.claims import routing_traces, seuf
+from intarsia_lab.claims import seuf
 from intarsia_lab.claims.ledger import claim
+from intarsia_lab.materials import held_out_rows, routing_traces
 
 
 def test_every_arm_is_run_once_and_kept(
@@ -19,15 +20,15 @@ def test_every_arm_is_run_once_and_kept(
     small = {"FORGOTTEN": ("a",), "LENGTH": 16, "TRAINED": 4, "JUDGED": 2, "STEPS": 2}
     for name, value in (small | {"RANDOM": 1, "TARGETS": (0.0, 1e-3), "RATE": 0.05}).items():
         monkeypatch.setattr(seuf, name, value)
-    seuf.rows.cache_clear()
+    held_out_rows.rows.cache_clear()
     said: list[str] = []
-    first = claim("seuf-expert").run((0,), said.append)
+    first = claim("seuf-expert").measure((0,), said.append)
     ran = len(said)
     assert len(first.table) == 6 and ran >= 6
-    again = claim("seuf-size").run((0,), said.append)
+    again = claim("seuf-size").measure((0,), said.append)
     assert len(said) == ran and 0 < again.got < 5
     assert again.table == first.table
-    seuf.rows.cache_clear()
+    held_out_rows.rows.cache_clear()
 
 
 def test_damage_is_interpolated_on_the_path() -> None:

@@ -11,7 +11,8 @@ from torch.utils.data import TensorDataset
 
 from intarsia.fitting import fit
 from intarsia.kernels import native
-from intarsia_lab.claims import fast_convnets, sms, sparse_cnns, wide_sparse
+from intarsia_lab.claims import sparse_cnns, wide_sparse
+from intarsia_lab.materials import convnet_times, thin_resnets
 
 
 def test_whole_filters_go_little_by_little_and_stay_away() -> None:
@@ -57,7 +58,7 @@ def test_the_dense_net_of_equal_time_is_no_faster(
     spent: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = {str(w): 1 + w for w in wide_sparse.WIDTHS} | {"sparse": spent}
-    monkeypatch.setattr(wide_sparse, "kept", lambda *_, **__: times)
+    monkeypatch.setattr(wide_sparse, "stored", lambda *_, **__: times)
     wide_sparse.chosen.cache_clear()
     try:
         assert wide_sparse.chosen() == (0.5 if spent < 2 else 1.6, times)
@@ -81,11 +82,11 @@ def test_times_and_training_of_the_smallest_nets(
     for name, value in (("WIDTHS", (0.4,)), ("OFTEN", 1), ("NET_EPOCHS", 1)):
         monkeypatch.setattr(wide_sparse, name, value)
     monkeypatch.setattr(wide_sparse, "dense_runtimes", lambda *_: {"peer fp32": lambda: None})
-    monkeypatch.setattr(fast_convnets, "REPEATS", 1)
+    monkeypatch.setattr(convnet_times, "REPEATS", 1)
     assert set(wide_sparse.milliseconds()) == {"sparse", "0.4"}
     draw = torch.Generator().manual_seed(0)
     few = torch.randn(256, 1, 28, 28, generator=draw), torch.arange(256) % 10
-    monkeypatch.setattr(sms, "rows", lambda part: TensorDataset(*few))
+    monkeypatch.setattr(thin_resnets, "rows", lambda part: TensorDataset(*few))
     seen: list[float] = []
 
     def scored(net: nn.Module) -> float:
@@ -93,6 +94,6 @@ def test_times_and_training_of_the_smallest_nets(
         seen.append(sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights))
         return 50.0
 
-    monkeypatch.setattr(sms, "accuracy", scored)
+    monkeypatch.setattr(thin_resnets, "accuracy", scored)
     assert wide_sparse.trained("sparse", "", 0) == 50
     assert seen[0] == pytest.approx(wide_sparse.SPARSE, abs=0.01)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from intarsia_lab.claims import sparsey, sparsey_baselines
+from intarsia_lab.materials import thin_digits
 
 
 def test_items_are_members_of_families() -> None:
@@ -24,7 +25,7 @@ def test_figures_of_a_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_thin_stroke_is_a_line() -> None:
     picture = np.zeros((28, 28))
     picture[4:24, 10:17] = 255
-    line = sparsey.thin(picture)
+    line = thin_digits.thin(picture)
     assert 8 <= line.sum() <= 45 and line[14].sum() == 1
 
 

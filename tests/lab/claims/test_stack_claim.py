@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from intarsia.experiments.stack_entries import ENTRIES
-from intarsia_lab.claims import read_me, routing_traces, seuf, stack
+from intarsia_lab.claims import read_me, seuf, stack
 from intarsia_lab.claims.ledger import claim
+from intarsia_lab.materials import held_out_rows, routing_traces
 
 
 def test_pairs_and_batches_are_judged(
@@ -15,19 +16,19 @@ def test_pairs_and_batches_are_judged(
     monkeypatch.setattr(seuf, "texts", lambda: mixture)
     monkeypatch.setattr(routing_traces, "HELD_OUT", 4)
     monkeypatch.setattr(routing_traces, "TRAINED", 1)
-    monkeypatch.setattr(seuf, "LENGTH", 16)
+    monkeypatch.setattr(held_out_rows, "LENGTH", 16)
     for name, value in (("CALIBRATION", 4), ("MEASURED", 4)):
         monkeypatch.setattr(stack, name, value)
     few = {name: ENTRIES[name] for name in ("prune", "merge", "student", "quant")}
     monkeypatch.setattr(stack, "ENTRIES", few)
-    for cached in (seuf.rows, stack.table, read_me.served):
+    for cached in (held_out_rows.rows, stack.table, read_me.served):
         cached.cache_clear()
     said: list[str] = []
     found = stack.table(0, said.append)
     assert stack.failures(found) == 28 - 6  # of the pairs of four entries none is missing
-    result = claim("stack-bytes").run((0,), said.append)
+    result = claim("stack-bytes").measure((0,), said.append)
     assert 0 < result.got < 100 and len(result.table) == 1 + 4 + 6
     monkeypatch.setattr(read_me, "STREAMS", 4)
-    result = claim("read-me-batching").run((0,), said.append)
+    result = claim("read-me-batching").measure((0,), said.append)
     assert 0 < result.got <= 1.01 and len(result.table) == 3
-    assert -1e-9 <= claim("read-me-ahead").run((0,), said.append).got < 1
+    assert -1e-9 <= claim("read-me-ahead").measure((0,), said.append).got < 1

@@ -11,7 +11,8 @@ import pytest
 import timm
 import torch
 
-from intarsia_lab.claims import bi, low_rank, mos, s2ft, study, tails
+from intarsia_lab.claims import bi, mos, s2ft
+from intarsia_lab.materials import low_rank, picture_cells, tails, task_tracks
 
 CLASSES = 2
 
@@ -35,10 +36,10 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         return torch.randn(40, 5, 24, generator=draws), labels, where[:24], where[24:], CLASSES
 
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
-    monkeypatch.setattr(study, "_trunk", trunk)
-    monkeypatch.setattr(study, "prepare", prepare)
+    monkeypatch.setattr(picture_cells, "_trunk", trunk)
+    monkeypatch.setattr(picture_cells, "prepare", prepare)
     monkeypatch.setattr(s2ft, "IMAGES", 12)
-    few = {"budget": study.Budget("few", 12, 1), "sets": ("a", "bb")}
+    few = {"budget": picture_cells.Budget("few", 12, 1), "sets": ("a", "bb")}
     for module in (mos, bi):
         monkeypatch.setattr(module, "STUDY", replace(module.STUDY, **few))
     for cached in (tails.pictures, s2ft.probe, s2ft.rate):
@@ -59,7 +60,7 @@ def test_mos_and_what_it_is_held_against_have_as_many_parameters() -> None:
 def test_ways_to_share_judge_the_same_cells(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mos, "parameters", lambda *_: 7)
     order = mos.orders((0,), quiet)
-    monkeypatch.setattr(study, "fit", None)  # only what was not run yet would need it
+    monkeypatch.setattr(picture_cells, "fit", None)  # only what was not run yet would need it
     assert mos.orders((0,), quiet) == order
     assert [row["adapter"] for row in order.table] == [mos.MOS[2], mos.SUBSET, mos.POOL]
     assert len(order.values) == 1 and order.got == order.values[0]
@@ -104,13 +105,16 @@ def test_each_arm_of_s2ft_has_its_own_rate(small: None, monkeypatch: pytest.Monk
 
     def accuracy(arm: str, task: str, rate: float) -> float:
         tried.append((arm, rate))
-        return rate if arm == s2ft.OURS else -rate
+        return rate if arm == task_tracks.OURS else -rate
 
     monkeypatch.setattr(s2ft, "tried", accuracy)
     monkeypatch.setattr(s2ft, "TARGETS", s2ft.TARGETS[:1])
     result = s2ft.retention((0,), quiet)
     assert {arm for arm, _ in tried} == set(s2ft.METHODS) and len(tried) == 12
-    assert (s2ft.rate(s2ft.OURS), s2ft.rate(s2ft.LORA)) == (max(s2ft.RATES), min(s2ft.RATES))
+    assert (s2ft.rate(task_tracks.OURS), s2ft.rate(task_tracks.LORA)) == (
+        max(task_tracks.RATES),
+        min(task_tracks.RATES),
+    )
     assert result.got in (0, 1) and len(result.table) == 3
     found = s2ft.tracks((0,), quiet)  # kept
     starts = {(t.source[0], len(t.source)) for t in found.values()}
@@ -120,8 +124,8 @@ def test_each_arm_of_s2ft_has_its_own_rate(small: None, monkeypatch: pytest.Monk
 
 def test_both_are_read_where_they_reach_the_same_accuracy() -> None:
     ours, lora = (
-        s2ft.Track([0.2, 0.6, 0.7], [0.9, 0.8, 0.5]),
-        s2ft.Track([0.2, 0.5, 0.6], [0.9] * 3),
+        task_tracks.Track([0.2, 0.6, 0.7], [0.9, 0.8, 0.5]),
+        task_tracks.Track([0.2, 0.5, 0.6], [0.9] * 3),
     )
-    found = {(s2ft.OURS, "t", 0): ours, (s2ft.LORA, "t", 0): lora}
+    found = {(task_tracks.OURS, "t", 0): ours, (task_tracks.LORA, "t", 0): lora}
     assert s2ft.matched(found, "t", 0) == (0.6, 0.8, 0.9)

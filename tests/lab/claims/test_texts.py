@@ -13,9 +13,10 @@ import torch
 from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM
 
 from intarsia.hosts import adapt
-from intarsia_lab.claims import last_blocks, lt_sft, mixtures, poly, short_texts
-from intarsia_lab.claims.last_blocks import IGNORED, LanguageRows, padded, sentence_tail
-from intarsia_lab.claims.short_texts import QuestionAnswer, definition
+from intarsia_lab.claims import lt_sft, mixtures, poly
+from intarsia_lab.materials import last_blocks, short_texts
+from intarsia_lab.materials.last_blocks import IGNORED, LanguageRows, padded, sentence_tail
+from intarsia_lab.materials.short_texts import QuestionAnswer, definition
 
 SENTENCE = "a red dog runs far from big old grey cats and sees six small green birds fly"
 WORDS = SENTENCE.split()

@@ -13,7 +13,8 @@ import timm
 import torch
 
 from intarsia.mixtures.zcode_m3 import mixtures_in
-from intarsia_lab.claims import study, tails, transport
+from intarsia_lab.claims import transport
+from intarsia_lab.materials import picture_cells, tails
 
 
 def quiet(_: str) -> None: ...
@@ -34,8 +35,8 @@ def small(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
         return torch.randn(40, 5, 16).bfloat16(), labels, where[:24], where[24:], 2
 
     monkeypatch.setenv("INTARSIA_HOME", str(tmp_path))
-    monkeypatch.setattr(study, "_trunk", trunk)
-    monkeypatch.setattr(study, "prepare", prepare)
+    monkeypatch.setattr(picture_cells, "_trunk", trunk)
+    monkeypatch.setattr(picture_cells, "prepare", prepare)
     monkeypatch.setattr(transport, "EXPERTS", (2, 4))
     tails.pictures.cache_clear()
     yield

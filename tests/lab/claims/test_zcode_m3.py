@@ -12,8 +12,10 @@ from intarsia.data.small_models import Small
 from intarsia.mixtures.zcode_m3 import mixtures_in
 from intarsia.routers import TopK
 from intarsia.train.order import Order
-from intarsia_lab.claims import kinds_of_text, routing_traces, zcode_m3
-from intarsia_lab.claims.kinds_of_text import TextKinds
+from intarsia_lab.claims import zcode_m3
+from intarsia_lab.materials import routing_traces
+from intarsia_lab.routing import kinds_of_text
+from intarsia_lab.routing.kinds_of_text import TextKinds
 
 WORDS = "The cat sat on 12 mats, and Tom ran.\n" * 400
 

@@ -17,12 +17,12 @@ from intarsia.methods import BiAdapter
 from intarsia.results.sheet import deviation
 from intarsia.train import Training
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from . import low_rank
-from .low_rank import PEFT, Found, OnPictures, by_peft, less_the_best, parameters
-from .study import Budget, result_of
-from .tails import bare_tail
+from ..kit import Report, Result, Study, above
+from ..kit.arms import result_of
+from ..materials import low_rank
+from ..materials.low_rank import PEFT, Found, OnPictures, by_peft, less_the_best, parameters
+from ..materials.picture_cells import Budget
+from ..materials.tails import bare_tail
 
 FIRST = 9  # of twelve blocks; the three from there on are adapted
 BUDGET = Budget("400 images", images=400, epochs=5)
@@ -116,10 +116,18 @@ def against_peft(seeds: tuple[int, ...], report: Report) -> Result:
 
 PAPER = "(arXiv:2307.16867, abstract)"
 
-claim = partial(Claim, minutes=6)
+study = partial(
+    Study,
+    control=above(
+        "The adapters see which way a picture is turned: above chance, 25 %, by 10 points.",
+        "photo-rotation, %",
+        35,
+    ),
+    minutes=6,
+)
 
 CLAIMS = (
-    claim(
+    study(
         "bi",
         system="Bi adapters",
         work="ViT-S, solar cells and turned photographs",
@@ -129,17 +137,17 @@ CLAIMS = (
         f"bits, within 2 % {PAPER}.",
         baseline="float adapters of width 1 and 32; the largest of the three figures, each as a "
         "share of its bar",
-        bar=1.0,
+        target=1.0,
         sense="<=",
-        run=one_bit,
+        measure=one_bit,
     ),
-    claim(
+    study(
         "bi-peft",
         sentence="With as many bytes an adapter of one bit per weight is at least as accurate as "
         f"LoRA, PiSSA and DoRA {PAPER}.",
         baseline="the most accurate of PEFT's three on the projections, rank 1; points of accuracy",
-        bar=0.0,
+        target=0.0,
         sense=">=",
-        run=against_peft,
+        measure=against_peft,
     ),
 )

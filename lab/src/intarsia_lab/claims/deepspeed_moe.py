@@ -17,14 +17,13 @@ from intarsia.train import cosine, evaluate
 from intarsia.train.distill import distill, staged_distillation
 from intarsia.train.objectives import Objective, Staged, plain
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
+from ..kit import COUNTED, Control, Report, Result, Study, below, numbers
+from ..kit.arms import by_seed, judge, row_of, shown
 from ..routing import VARIANTS, Scale, Variant, material
 from ..routing.build import dense, with_mixtures
 from ..routing.cell import CLIP, WARMUP, WEIGHT_DECAY
+from ..routing.contenders import BENCH, Bench, Cell, arm, loss
 from ..routing.materials import Material, stream
-from .routed import BENCH, Bench, Cell, arm, loss
-from .study import by_seed, judge, row_of, shown
 
 MANY, PYRAMID = 16, (4, 4, 16, 16)
 EVEN = Variant("even", TopK(MANY, 1, "prob"))
@@ -151,53 +150,72 @@ SIZES = (
 )
 PAPER = "(arXiv:2201.05596, section 4). "
 
-claim = partial(Claim, sense="<=", needs="long", minutes=14)
+study = partial(
+    Study,
+    sense="<=",
+    control=below(
+        "Every model is better than a uniform guess among 1,024 tokens, 6.93 nats.",
+        "test loss",
+        6.93,
+    ),
+    needs="long",
+)
 
 CLAIMS = (
-    claim(
+    study(
         "deepspeed-moe",
         system="DeepSpeed-MoE",
         work="a decoder of width 64 from scratch on Austen",
         sentence="Fewer experts in early layers and an MLP beside them are as good as many experts "
         "everywhere " + PAPER + "Test loss.",
         baseline="16 experts in each layer, top-1",
-        bar=1.01,
-        run=partial(ratio, ours=PR, base=EVEN),
+        target=1.01,
+        measure=partial(ratio, ours=PR, base=EVEN),
+        minutes=14,
     ),
-    claim(
+    study(
         "deepspeed-moe-size",
         sentence="Such a pyramid is much smaller than many experts everywhere "
         + PAPER
         + "All parameters, as the paper counts.",
         baseline="16 experts in each layer, top-1",
-        bar=0.65,
-        run=partial(ratio, ours=PR, base=EVEN, of=total, more=SIZES),
+        target=0.65,
+        control=COUNTED,
+        measure=partial(ratio, ours=PR, base=EVEN, of=total, more=SIZES),
+        minutes=14,
     ),
-    claim(
+    study(
         "deepspeed-moe-residual",
         sentence="One expert beside an MLP is no worse than one expert " + PAPER + "Test loss.",
         baseline="top-1 of the same eight experts",
-        bar=1.0,
-        run=partial(ratio, ours=BESIDE, base=ONE, beside=(TWO,)),
+        target=1.0,
+        measure=partial(ratio, ours=BESIDE, base=ONE, beside=(TWO,)),
         minutes=20,
     ),
-    claim(
+    study(
         "deepspeed-moe-two",
         sentence="One expert beside an MLP is as good as two experts a token "
         + PAPER
         + "Test loss.",
         baseline="top-2 of the same eight experts",
-        bar=1.01,
-        run=partial(ratio, ours=BESIDE, base=TWO, beside=(ONE,)),
+        target=1.01,
+        measure=partial(ratio, ours=BESIDE, base=TWO, beside=(ONE,)),
         minutes=20,
     ),
-    claim(
+    study(
         "deepspeed-moe-students",
         sentence="A shallower student learns best from a teacher at first and from labels alone "
         "afterwards " + PAPER + "Test loss of a student of three of four layers.",
         baseline="the better of no distillation and distillation to the end",
-        bar=1.0,
-        run=students,
+        target=1.0,
+        control=Control(
+            "The teacher is better than a student of labels alone.",
+            lambda rows: (
+                numbers(rows, "test loss", {"model": "teacher"})
+                < numbers(rows, "test loss", {"model": "labels alone"})
+            ),
+        ),
+        measure=students,
         minutes=12,
     ),
 )

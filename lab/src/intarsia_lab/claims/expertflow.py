@@ -15,10 +15,9 @@ from intarsia.placement.expertflow import Predictive, TokenTable, active, forese
 from intarsia.placement.policies import Belady, Expected, Lfu, Lru
 from intarsia.placement.trace import Trace
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .routing_traces import kept, traces
-from .study import result_of
+from ..kit import SIMULATED, Control, Report, Result, Study, numbers
+from ..kit.arms import result_of
+from ..materials.routing_traces import kept, traces
 
 SHARE = 0.25  # of the experts that are in memory
 STREAMS = (1, 4)
@@ -128,10 +127,22 @@ REGROUPED = (
     "recall: of the table of tokens, of a token's two experts."
 )
 
-claim = partial(Claim, needs="long", minutes=25)
+study = partial(
+    Study,
+    sense="<=",
+    control=Control(
+        "Belady's cache, which knows the future, hits more than LRU.",
+        lambda rows: (
+            numbers(rows, "1 streams", {"cache": "Belady"})
+            > numbers(rows, "1 streams", {"cache": "LRU"})
+        ),
+    ),
+    needs="long",
+    minutes=25,
+)
 
 CLAIMS = (
-    claim(
+    study(
         "expertflow-step",
         system="ExpertFlow",
         work="routing traces, simulated",
@@ -139,26 +150,25 @@ CLAIMS = (
         "(arXiv:2410.17954, predictive caching): Belady's hit rate less that with one step known, "
         "four streams.",
         baseline="Belady from the same contents; difference",
-        bar=0.06,
-        sense="<=",
-        run=partial(hits, streams=4, of=lambda r: r["Belady"] - r["one step known"]),
+        target=0.06,
+        measure=partial(hits, streams=4, of=lambda r: r["Belady"] - r["one step known"]),
     ),
-    claim(
+    study(
         "expertflow-regroup",
         sentence="Sequences regrouped into batches by predicted routes activate fewer experts "
         "(arXiv:2410.17954, token scheduler).",
         baseline="batches in the order of arrival; ratio of active experts",
-        bar=0.94,
-        sense="<=",
-        run=regrouped,
+        target=0.94,
+        control=SIMULATED,
+        measure=regrouped,
     ),
-    claim(
+    study(
         "se-moe-lfu",
         sentence="Counters of use that are decayed hit more than LRU (arXiv:2205.10034): one "
         "stream, both cold; with four streams see the table.",
         baseline="LRU; difference of hit rates",
-        bar=0.03,
+        target=0.03,
         sense=">=",
-        run=partial(hits, streams=1, of=lambda r: r["LFU, decayed, cold"] - r["LRU, cold"]),
+        measure=partial(hits, streams=1, of=lambda r: r["LFU, decayed, cold"] - r["LRU, cold"]),
     ),
 )

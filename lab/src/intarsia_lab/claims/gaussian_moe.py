@@ -9,9 +9,8 @@ from typing import Any
 
 from intarsia.models import Convergence, convergence_study
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .study import result_of
+from ..kit import Control, Effect, Report, Result, Study, numbers
+from ..kit.arms import result_of
 
 GATES = ("linear", "sigmoid")
 NAMES = {"gate": "beta_1 and tau", "ratio": "beta_1 / tau", "experts": "a, b, nu", "mass": "mass"}
@@ -65,45 +64,55 @@ def _off(found: dict[str, Convergence]) -> float:
 PAPER = "(arXiv:2401.13875, abstract). Slope of log error against log n: "
 EASY = "With an activation inside, the gate is found at the parametric rate " + PAPER
 
-claim = partial(Claim, sense="<=", minutes=2)
+study = partial(
+    Study,
+    sense="<=",
+    control=Control(
+        "The experts, which every gate can learn, are found at a rate below n^-0.3.",
+        lambda rows: max(numbers(rows, "slope", {"what": "a, b, nu"})) < -0.3,
+    ),
+    minutes=2,
+)
 
 CLAIMS = (
-    claim(
+    study(
         "gaussian-moe",
         system="Softmax-Gaussian mixtures",
         work="drawn mixtures, whose rates are known",
         sentence=EASY + "beta_1 and tau of the sigmoid gate.",
         baseline="slope -1/2 of the parametric rate",
-        bar=-0.40,
-        run=partial(slopes, of=partial(_slope, gate="sigmoid", name="gate")),
+        target=-0.40,
+        effect=Effect(-0.5, "arXiv:2401.13875, abstract: the parametric rate"),
+        measure=partial(slopes, of=partial(_slope, gate="sigmoid", name="gate")),
     ),
-    claim(
+    study(
         "gaussian-moe-linear",
         sentence="A temperature in a linear softmax gate cannot be learned at any polynomial rate "
         + PAPER
         + "beta_1 and tau of the linear gate.",
         baseline="slope 0 of no learning",
-        bar=-0.20,
+        target=-0.20,
         sense=">=",
-        run=partial(slopes, of=partial(_slope, gate="linear", name="gate")),
+        measure=partial(slopes, of=partial(_slope, gate="linear", name="gate")),
     ),
-    claim(
+    study(
         "gaussian-moe-ratio",
         sentence="What the density of a linear gate does depend on is found "
         + PAPER
         + "beta_1 / tau.",
         baseline="slope -1/2 of the parametric rate",
-        bar=-0.40,
-        run=partial(slopes, of=partial(_slope, gate="linear", name="ratio")),
+        target=-0.40,
+        effect=Effect(-0.5, "arXiv:2401.13875, abstract: the parametric rate"),
+        measure=partial(slopes, of=partial(_slope, gate="linear", name="ratio")),
     ),
-    claim(
+    study(
         "gaussian-moe-experts",
         sentence="Experts are found at the parametric rate whatever the gate "
         + PAPER
         + "experts of both gates, as their largest distance from -0.55 (bar: between -0.70 and "
         "-0.40).",
         baseline="slope -0.55; distance",
-        bar=0.15,
-        run=partial(slopes, of=_off),
+        target=0.15,
+        measure=partial(slopes, of=_off),
     ),
 )

@@ -24,12 +24,13 @@ from intarsia.kernels.native.floor import read_bandwidth
 from intarsia.methods.gqsa.gqsa import Gqsa
 from intarsia.methods.gqsa.stages import Tuning
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .kept import kept
-from .products import SIDE, int4_onnxruntime, int4_torch, rotating, seconds_of
-from .sparsify import nll
-from .study import each, result_of
+from ..kit import TIMED, Report, Result, Study, below
+from ..kit.arms import each, result_of
+from ..kit.stored import StoredResults
+from ..materials.products import SIDE, int4_onnxruntime, int4_torch, rotating, seconds_of
+from ..materials.token_loss import nll
+
+stored = StoredResults(__file__)
 
 TEXTS: tuple[str, ...] = ("austen", "python-docs")
 CALIBRATION, HELD_OUT, LENGTH = 16, 24, 256  # rows, rows, tokens
@@ -66,8 +67,8 @@ class GqsaCells:
 
     def cell(self, arm: str, text: str, seed: int) -> CodeScore:
         """A cell from the file, or by running it."""
-        inputs = {"arm": arm, "text": text, "seed": seed, "version": 2}
-        return CodeScore(*kept("gqsa", inputs, lambda: self._run(ARMS[arm], text, seed)))
+        inputs = {"arm": arm, "text": text, "seed": seed}
+        return CodeScore(*stored("gqsa", inputs, lambda: self._run(ARMS[arm], text, seed)))
 
     def _run(self, method: Any, text: str, seed: int) -> CodeScore:
         if self.model is None:
@@ -190,7 +191,7 @@ def _packed(form: GroupSparse, stored: Mapping[str, Tensor], x: Tensor) -> Calla
 
 
 CLAIMS = (
-    Claim(
+    Study(
         "gqsa",
         system="GQSA",
         work="SmolLM2-135M, two texts",
@@ -198,20 +199,27 @@ CLAIMS = (
         "(arXiv:2412.17560), cost SmolLM2-135M less than 2:4 sparsity at 16 bits, three times as "
         "large (scaled down: 16 calibration rows).",
         baseline="2:4 by SparseGPT: its loss taken off; the worse of two texts",
-        bar=0.0,
+        target=0.0,
         sense="<=",
-        run=of_order,
+        control=below(
+            "The dense model has a perplexity below 50 on Austen.",
+            "austen",
+            50,
+            {"weights": "dense"},
+        ),
+        measure=of_order,
         needs="long",
         minutes=120,
     ),
-    Claim(
+    Study(
         "gqsa-speed",
         sentence="A group-sparse int4 product of one row (GQSA, arXiv:2412.17560) is faster than "
         "dense int4.",
         baseline="the better of torch's int4 and ONNX Runtime's MatMulNBits, groups of 32",
-        bar=1.4,
+        target=1.4,
         sense=">=",
-        run=of_speed,
+        control=TIMED,
+        measure=of_speed,
         minutes=4,
     ),
 )

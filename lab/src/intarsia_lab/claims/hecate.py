@@ -18,10 +18,9 @@ from intarsia.placement.timeline import simulate
 from intarsia.placement.topology import Topology
 from intarsia.placement.trace import Trace
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .routing_traces import traces
-from .study import result_of, shown
+from ..kit import SIMULATED, Report, Result, Study
+from ..kit.arms import result_of, shown
+from ..materials.routing_traces import traces
 
 DEVICES, TOKENS = 8, 1024  # of a batch
 LINKS = Topology.two_level(2, 4)
@@ -146,68 +145,71 @@ NOTE_PAPER = NOTE.replace(
     "and 4,096 tokens a device, each measured row standing for 32",
 )
 PAPER = "(arXiv:2502.02581, abstract): "
-claim = partial(Claim, needs="long", minutes=30, sense="<=")
+study = partial(
+    Study,
+    baseline="plain expert parallelism; ratio",
+    sense="<=",
+    control=SIMULATED,
+    needs="long",
+    minutes=30,
+)
 
 CLAIMS = (
-    claim(
+    study(
         "hecate",
         system="Hecate",
         work="routing traces, simulated",
         sentence="Copies for one batch even loads that change " + PAPER + "excess, balanced.",
-        baseline="plain expert parallelism; ratio",
-        bar=0.80,
-        run=partial(run, kinds=("balanced",), arm=HECATE, over=EP),
+        target=0.80,
+        measure=partial(run, kinds=("balanced",), arm=HECATE, over=EP),
     ),
-    claim(
+    study(
         "hecate-skewed",
         sentence="The same on a mixture whose layers are not balanced each (arXiv:2502.02581).",
-        baseline="plain expert parallelism; ratio",
-        bar=0.40,
-        run=partial(run, kinds=("skewed",), arm=HECATE, over=EP),
+        target=0.40,
+        measure=partial(run, kinds=("skewed",), arm=HECATE, over=EP),
     ),
-    claim(
+    study(
         "hecate-lasting",
         sentence="Copies for one batch are no worse than lasting ones where loads drift "
         + PAPER
         + "excess, the worse of two mixtures.",
         baseline="EPLB of the first five batches with as many copies; ratio",
-        bar=1.0,
-        run=partial(run, kinds=("balanced", "skewed"), arm=HECATE, over=EPLB),
+        target=1.0,
+        measure=partial(run, kinds=("balanced", "skewed"), arm=HECATE, over=EPLB),
     ),
-    claim(
+    study(
         "hecate-calibrated",
         sentence="Choosing again once the gate has spoken evens most of what is left "
         + PAPER
         + "excess, the worse of two mixtures.",
-        baseline="plain expert parallelism; ratio",
-        bar=0.40,
-        run=partial(run, kinds=("balanced", "skewed"), arm=TOLD, over=EP),
+        target=0.40,
+        measure=partial(run, kinds=("balanced", "skewed"), arm=TOLD, over=EP),
     ),
-    claim(
+    study(
         "hecate-time",
         sentence="An iteration takes less time " + PAPER + "simulated, balanced mixture, drift.",
         baseline="plain expert parallelism; times as fast, simulated",
-        bar=1.2,
+        target=1.2,
         sense=">=",
-        run=faster,
+        measure=faster,
     ),
-    claim(
+    study(
         "hecate-calibrated-gpt",
         sentence="Choosing again once the gate has spoken evens most of what is left, at the sizes "
         "of the paper's model (arXiv:2502.02581): excess, the worse of two mixtures.",
-        baseline="plain expert parallelism; ratio",
-        bar=0.40,
-        run=partial(
+        target=0.40,
+        measure=partial(
             run, kinds=("balanced", "skewed"), arm=TOLD, over=EP, size=PAPER_SIZE, times=TIMES
         ),
     ),
-    claim(
+    study(
         "hecate-time-gpt",
         sentence="An iteration takes less time at the sizes of the paper's model "
         "(arXiv:2502.02581): simulated, balanced mixture, drift.",
         baseline="plain expert parallelism; times as fast, simulated",
-        bar=1.2,
+        target=1.2,
         sense=">=",
-        run=partial(faster, size=PAPER_SIZE, times=TIMES),
+        measure=partial(faster, size=PAPER_SIZE, times=TIMES),
     ),
 )

@@ -22,18 +22,18 @@ from intarsia.fitting import evaluate, fit, fit_in_phases
 from intarsia.hosts import SparseDelta, adapt
 from intarsia.methods import LtSft
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from . import short_texts
-from .kept import kept
-from .last_blocks import LanguageRows, Row, StateTokens
-from .study import result_of, shown, threads
+from ..kit import Control, Report, Result, Study, above, numbers
+from ..kit.arms import result_of, shown, threads
+from ..kit.stored import StoredResults
+from ..materials import short_texts
+from ..materials.last_blocks import LanguageRows, Row, StateTokens
+
+stored = StoredResults(__file__)
 
 TRAIN, TEST = 400, 192  # rows
 EPOCHS, BATCH = 2, 16  # of a phase: 50 steps
 SEED = 99  # of the runs that choose rates
 DENSITY = 0.02
-VERSION = 2
 CHOSEN = ("model.layers.*",)  # of two blocks with 7,077,888 weights: 141,558 places
 TASKS = ("kinds", "emoji")
 DOMAIN, IN_DOMAIN = "old texts", "old kinds"
@@ -133,7 +133,7 @@ def trained(way: TuningWay, name: str, seed: int, lr: float) -> nn.Module:
 
 
 def inputs_of(**more: Any) -> dict[str, Any]:
-    return {"version": VERSION, "rows": [TRAIN, TEST], "training": [EPOCHS, BATCH]} | more
+    return {"rows": [TRAIN, TEST], "training": [EPOCHS, BATCH]} | more
 
 
 def rate(arm: str, report: Report) -> float:
@@ -149,7 +149,7 @@ def rate(arm: str, report: Report) -> float:
             report(f"  {base} at rate {lr}: {found[str(lr)]:.3f} right on validation rows")
         return found
 
-    found = kept("lt_sft", inputs_of(rates=list(RATES[base]), of=base), run)
+    found = stored("lt_sft", inputs_of(rates=list(RATES[base]), of=base), run)
     return max(RATES[base], key=lambda lr: found[str(lr)])
 
 
@@ -165,7 +165,7 @@ def cell(arm: str, task: str, seed: int, report: Report) -> float:
         report(f"  seed {seed}, {task}, {arm}: {wrong:.3f} wrong")
         return wrong
 
-    return kept("lt_sft", inputs_of(arm=arm, task=task, seed=seed, rate=lr), run)
+    return stored("lt_sft", inputs_of(arm=arm, task=task, seed=seed, rate=lr), run)
 
 
 def sums(arm: str, seed: int, report: Report) -> Mapping[str, float]:
@@ -185,7 +185,7 @@ def sums(arm: str, seed: int, report: Report) -> Mapping[str, float]:
         report(f"  seed {seed}, {arm}: {found}")
         return found
 
-    return kept("lt_sft", inputs_of(sum=arm, seed=seed, rate=lr), run)
+    return stored("lt_sft", inputs_of(sum=arm, seed=seed, rate=lr), run)
 
 
 def with_delta(one: SparseDelta, name: str) -> float:
@@ -258,44 +258,57 @@ WORK = (
     "adapters."
 )
 PAPER = "(arXiv:2110.07560)"
-claim = partial(Claim, minutes=20, work="SmolLM2; glosses of WordNet, emoji, definitions of GCIDE")
+LEARNED = Control(
+    "The arms in the model's own weights reach 30 % of what full training gains, in error.",
+    lambda rows: all(
+        1 - numbers(rows, "error, kinds", {"arm": arm})[0]
+        > 0.3 * (1 - numbers(rows, "error, kinds", {"arm": FULL})[0])
+        for arm in (OURS, RANDOM)
+    ),
+)
+ANSWERED = above("The task's delta answers a tenth of its own task.", "task at home", 0.1)
+study = partial(Study, minutes=20, work="SmolLM2; glosses of WordNet, emoji, definitions of GCIDE")
 
 CLAIMS = (
-    claim(
+    study(
         "lt-sft",
         system="LT-SFT",
         sentence="Weights chosen by how far they move in a full training, rewound and trained "
         "alone, solve a task better than as many weights chosen at random and trained for as many "
         f"steps in all {PAPER}.",
         baseline="error at random places, equal density, twice the steps; the worse of two tasks",
-        bar=0.75,
+        target=0.75,
         sense="<=",
-        run=partial(of_places, over=(TWICE,)),
+        control=LEARNED,
+        measure=partial(of_places, over=(TWICE,)),
     ),
-    claim(
+    study(
         "lt-sft-lora",
         sentence="They solve it at least as well as adapters with as many trained parameters, "
         f"trained for as many steps in all {PAPER}.",
         baseline="the smaller error of LoRA and of adapters after attention and MLP; worse task",
-        bar=1.0,
+        target=1.0,
         sense="<=",
-        run=partial(of_places, over=(LORA, ADAPTER)),
+        control=LEARNED,
+        measure=partial(of_places, over=(LORA, ADAPTER)),
     ),
-    claim(
+    study(
         "lt-sft-composition",
         sentence="Deltas of a domain and of a task at the places that drifted most add up better "
         f"than those of the same density at random places {PAPER}.",
         baseline="the same sum at random places, 2 % each; accuracy in points",
-        bar=0.0,
+        target=0.0,
         sense=">=",
-        run=partial(compose, over=(RANDOM, SUM)),
+        control=ANSWERED,
+        measure=partial(compose, over=(RANDOM, SUM)),
     ),
-    claim(
+    study(
         "lt-sft-composition-task",
         sentence=f"Adding the domain's delta makes the task's delta better in the domain {PAPER}.",
         baseline="the task's delta at drifted places, 2 %, without the domain's; points",
-        bar=0.0,
+        target=0.0,
         sense=">=",
-        run=partial(compose, over=(OURS, TASK_ALONE)),
+        control=ANSWERED,
+        measure=partial(compose, over=(OURS, TASK_ALONE)),
     ),
 )

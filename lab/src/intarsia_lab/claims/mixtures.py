@@ -30,19 +30,19 @@ from intarsia.methods import LlavaMole, MixLora
 from intarsia.mixtures.lora_experts import OutputExperts, dealt
 from intarsia.routers import TopK
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from . import short_texts
-from .kept import kept
-from .last_blocks import LanguageRows, Row, StateTokens, padded
-from .study import result_of, shown, threads
+from ..kit import TIMED, Report, Result, Study, above
+from ..kit.arms import result_of, shown, threads
+from ..kit.stored import StoredResults
+from ..materials import short_texts
+from ..materials.last_blocks import LanguageRows, Row, StateTokens, padded
+
+stored = StoredResults(__file__)
 
 RANK, EXPERTS = 4, 4  # of LLaVA-MoLE: an expert for each domain
 TRAIN, TEST = 320, 160  # rows of a domain
 EPOCHS, BATCH = 2, 16  # 40 steps a domain, 160 of the mixture
 RATES, SEED = (1e-3, 4e-3), 99  # of which one is chosen; the seed of these runs
 LEAST = 1.02  # below this ratio there is no conflict to resolve
-VERSION = 1
 SHAPE = {"tokens": 2048, "width": 576, "hidden": 1536}  # SmolLM2-135M's MLP
 DOMAINS = {
     "kinds": short_texts.kinds,
@@ -123,7 +123,7 @@ def losses(model: nn.Module, domains: Sequence[str], part: str = "test") -> Loss
 
 
 def inputs_of(**more: Any) -> dict[str, Any]:
-    found = {"version": VERSION, "rows": [TRAIN, TEST], "training": [EPOCHS, BATCH]}
+    found = {"rows": [TRAIN, TEST], "training": [EPOCHS, BATCH]}
     return found | {"domains": list(DOMAINS)} | more
 
 
@@ -139,7 +139,7 @@ def rate(report: Report) -> float:
             report(f"  {LORA} at rate {lr}: mean log loss {found[str(lr)]:.4f} on validation rows")
         return found
 
-    found = kept("mixtures", inputs_of(rates=list(RATES)), run)
+    found = stored("mixtures", inputs_of(rates=list(RATES)), run)
     return min(RATES, key=lambda lr: found[str(lr)])
 
 
@@ -157,7 +157,7 @@ def cell(name: str, seed: int, report: Report) -> dict[str, Any]:
         report(f"  seed {seed}, {name}: " + ", ".join(f"{d} {v[0]:.3f}" for d, v in found.items()))
         return {"losses": found, "share": share}
 
-    return kept("mixtures", inputs_of(arm=name, seed=seed, rate=lr), run)
+    return stored("mixtures", inputs_of(arm=name, seed=seed, rate=lr), run)
 
 
 @torch.no_grad()
@@ -302,53 +302,65 @@ def time_shared(seeds: Sequence[int], report: Report, reps: int = 15) -> Result:
     return result_of(values, table, note)
 
 
-claim = partial(Claim, sense="<=", minutes=20, work="SmolLM2; four domains of short texts")
+study = partial(
+    Study,
+    sense="<=",
+    control=above(
+        "A LoRA for each domain answers a quarter of the kinds, where chance is below a tenth.",
+        "kinds, right",
+        0.25,
+        {"arm": "LoRA, r = 4, one for each domain"},
+    ),
+    minutes=20,
+    work="SmolLM2; four domains of short texts",
+)
 
 CLAIMS = (
-    claim(
+    study(
         "llava-mole-conflict",
         sentence="Domains of instructions that are mixed into one LoRA conflict: it is worse on "
         "them than a LoRA of each alone (arXiv:2401.16160, section 1).",
         baseline="a LoRA of the same rank for each domain, as many steps of it; ratio of losses",
-        bar=LEAST,
+        target=LEAST,
         sense=">=",
-        run=partial(ratio, ours=LORA, over=SINGLE),
+        measure=partial(ratio, ours=LORA, over=SINGLE),
     ),
-    claim(
+    study(
         "llava-mole",
         system="LLaVA-MoLE",
         sentence="One LoRA expert a token resolves the conflict of domains that a plain LoRA of "
         "the same active rank suffers (arXiv:2401.16160, abstract).",
         baseline="the gap between one LoRA of all domains and a LoRA of each; the share closed",
-        bar=0.5,
+        target=0.5,
         sense=">=",
-        run=closed,
+        measure=closed,
     ),
-    claim(
+    study(
         "llava-mole-twice",
         sentence="A mixture of LoRA experts is better than a plain LoRA that sees twice the "
         "samples (arXiv:2401.16160, abstract).",
         baseline="a plain LoRA of an expert's rank, twice the steps; ratio of losses",
-        bar=1.0,
-        run=partial(ratio, ours=MOLE, over=LONG),
+        target=1.0,
+        measure=partial(ratio, ours=MOLE, over=LONG),
     ),
-    claim(
+    study(
         "mixlora",
         system="MixLoRA",
         sentence="A mixture of LoRA experts is at least as good as one LoRA of as many parameters "
         "(arXiv:2404.15159, section 4).",
         baseline="a plain LoRA with the rank of all experts together, as many steps; of losses",
-        bar=1.0,
-        run=partial(ratio, ours=MIX, over=EQUAL),
+        target=1.0,
+        measure=partial(ratio, ours=MIX, over=EQUAL),
     ),
-    claim(
+    study(
         "mixlora-time",
+        work="an MLP of SmolLM2's shape, 2,048 tokens",
         sentence="Experts that share the products of their frozen MLP are faster than whole MLPs, "
         "with the same outputs (arXiv:2404.15159, section 3.3).",
         baseline="the MLP of every active expert by itself, rows sorted by expert",
-        bar=0.85,
-        run=time_shared,
+        target=0.85,
+        control=TIMED,
+        measure=time_shared,
         minutes=0.5,
-        work="an MLP of SmolLM2's shape, 2,048 tokens",
     ),
 )

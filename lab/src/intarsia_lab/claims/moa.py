@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,11 +22,11 @@ from intarsia.hosts.spans.spans import Spans
 from intarsia.hosts.spans.windows import Seen, Windows, grouped
 from intarsia.methods.moa import MoA, choose_spans
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .kept import kept
-from .sparsify import upper
-from .study import result_of, shown
+from ..kit import COUNTED, TIMED, NoControl, Report, Result, Study, below
+from ..kit.arms import result_of, shown, upper
+from ..kit.stored import StoredResults
+
+stored = StoredResults(__file__)
 
 TEXT = "austen"
 LENGTHS, CHECK, BLOCK, STEP = (512, 1024), 1536, 16, 64
@@ -58,7 +59,7 @@ class SpanCells:
 
     def inputs(self, density: float, seed: int, **more: Any) -> dict[str, Any]:
         sizes = [*LENGTHS, CHECK, EXTEND, BLOCK, STEP, ROWS, HELD_OUT, ANSWER]
-        return {"density": density, "seed": seed, "sizes": sizes, "version": 2, **more}
+        return {"density": density, "seed": seed, "sizes": sizes, **more}
 
     def chosen(self, density: float, seed: int, report: Report) -> dict[str, Any]:
         """Spans from other rows at each seed."""
@@ -71,7 +72,7 @@ class SpanCells:
             spans = choose_spans(model, method(density), rows, seed=seed, progress=report)
             return {"spans": spans.to_dict(), "seconds": time.process_time() - clock}
 
-        return kept("moa-spans", self.inputs(density, seed), run)
+        return stored("moa-spans", self.inputs(density, seed), run)
 
     def losses(self, density: float, seed: int, report: Report) -> dict[str, float]:
         """Of the last third of held-out rows: dense, MoA, uniform and random at its density."""
@@ -82,7 +83,7 @@ class SpanCells:
             ids = torch.stack([_ids(texts.test[i]) for i in range(HELD_OUT)])
             return {name: _loss(model, of, ids) for name, of in rivals(spans, seed).items()}
 
-        return kept("moa-losses", self.inputs(density, seed), run)
+        return stored("moa-losses", self.inputs(density, seed), run)
 
     def found(self, density: float, seed: int, report: Report) -> dict[str, float]:
         """The share of lines that are found: dense, MoA and the uniform window."""
@@ -95,7 +96,7 @@ class SpanCells:
             del arms["random"]
             return {name: retrieved(model, of, prompts, report) for name, of in arms.items()}
 
-        return kept("moa-lines", self.inputs(density, seed, lines=[PROMPTS, LINES]), run)
+        return stored("moa-lines", self.inputs(density, seed, lines=[PROMPTS, LINES]), run)
 
 
 CELLS = SpanCells()
@@ -322,59 +323,66 @@ def _attended(layer: Any, query: Tensor, new: Tensor, seen: Seen) -> Tensor:
     return grouped(query, keys, values, None, None)
 
 
+LEARNED = below(
+    "The dense model is better than a uniform guess among 49,152 tokens by 5 nats.",
+    "loss",
+    5.8,
+    {"spans": "dense"},
+)
+study = partial(Study, sense=">=", needs="long", minutes=60)
+
 CLAIMS = (
-    Claim(
+    study(
         "moa",
-        "Spans that are chosen head by head (MoA, arXiv:2406.14909) lose less than one window for "
-        "all heads, at an equal number of keys and values.",
-        "the uniform window (StreamingLLM) at densities .5 and .25: loss of the last third of "
-        f"{CHECK} tokens; the largest upper end of a 95 % interval",
-        0.0,
-        "<=",
-        of_losses,
-        needs="long",
-        minutes=60,
         system="MoA",
         work="SmolLM2-135M on long texts",
+        sentence="Spans that are chosen head by head (MoA, arXiv:2406.14909) lose less than one "
+        "window for "
+        "all heads, at an equal number of keys and values.",
+        baseline="the uniform window (StreamingLLM) at densities .5 and .25: loss of the last "
+        "third of "
+        f"{CHECK} tokens; the largest upper end of a 95 % interval",
+        target=0.0,
+        sense="<=",
+        control=LEARNED,
+        measure=of_losses,
     ),
-    Claim(
+    study(
         "moa-gap",
-        "Spans of heads close half of what the uniform window loses to full attention.",
-        "the uniform window; the density at which less is closed",
-        0.5,
-        ">=",
-        of_gap,
-        needs="long",
-        minutes=60,
+        sentence="Spans of heads close half of what the uniform window loses to full attention.",
+        baseline="the uniform window; the density at which less is closed",
+        target=0.5,
+        control=LEARNED,
+        measure=of_gap,
     ),
-    Claim(
+    study(
         "moa-retrieval",
-        "Spans of heads find lines in a list that the uniform window no longer sees.",
-        "the uniform window at density .5, percentage points of lines found",
-        10.0,
-        ">=",
-        of_lines,
-        needs="long",
-        minutes=60,
+        sentence="Spans of heads find lines in a list that the uniform window no longer sees.",
+        baseline="the uniform window at density .5, percentage points of lines found",
+        target=10.0,
+        control=NoControl(
+            "The score of the dense model stands in the claim: chance is no answer at all."
+        ),
+        measure=of_lines,
     ),
-    Claim(
+    study(
         "moa-bytes",
-        "Keys and values in rings take the share of bytes that the density says.",
-        "density x the bytes of a full cache; the largest difference in blocks of a head",
-        1.0,
-        "<=",
-        of_bytes,
-        needs="long",
+        sentence="Keys and values in rings take the share of bytes that the density says.",
+        baseline="density x the bytes of a full cache; the largest difference in blocks of a head",
+        target=1.0,
+        sense="<=",
+        control=COUNTED,
+        measure=of_bytes,
         minutes=30,
     ),
-    Claim(
+    study(
         "moa-time",
-        "A token's attention on rings is faster than on a full cache.",
-        f"a full cache of {EXTEND} tokens in preallocated memory, density .25; the least ratio",
-        1.5,
-        ">=",
-        of_time,
-        needs="long",
+        sentence="A token's attention on rings is faster than on a full cache.",
+        baseline=f"a full cache of {EXTEND} tokens in preallocated memory, density .25; the least "
+        f"ratio",
+        target=1.5,
+        control=TIMED,
+        measure=of_time,
         minutes=30,
     ),
 )

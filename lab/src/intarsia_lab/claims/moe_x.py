@@ -21,20 +21,21 @@ from intarsia.mixtures.zcode_m3 import mixtures_in
 from intarsia.routers import MoeX, TopK
 from intarsia.train import evaluate
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
+from ..kit import Report, Result, Study, below
+from ..kit.arms import by_seed, judge, row_of, shown, threads
+from ..kit.stored import StoredResults
+from ..materials.code_states import STATES, library, states_of
 from ..routing import VARIANTS, Expert, Variant
-from .code_states import STATES, library, states_of
-from .kept import kept
-from .kinds_of_text import BATCH, LENGTH, decoder_of_experts, in_rows, learn, vocabulary
-from .routed import BENCH, Bench, Cell, arm
-from .study import by_seed, judge, row_of, shown, threads
+from ..routing.contenders import BENCH, Bench, Cell, arm
+from ..routing.kinds_of_text import BATCH, LENGTH, decoder_of_experts, in_rows, learn, vocabulary
+
+stored = StoredResults(__file__)
 
 EXPERTS, ACTIVE = 8, 2
 GATE, WEIGHTS = "linear gate", "score of the weights"
 LINEAR, OURS = VARIANTS["top-k-relu"], Variant("moe-x", MoeX(EXPERTS, ACTIVE), Expert("relu"))
 STEPS, PROBED, LAYER = 700, 160, 2  # of the probe: steps, rows of held-out code, mixture read
-CHARACTERS, VERSION = 2_000_000, 1
+CHARACTERS = 2_000_000
 RELU = Small(act="relu")
 SHARES = tuple(tenth / 10 for tenth in range(10))  # of a unit's maximum, above which it is on
 HIGH, LEAST = 0.95, 10  # precision of a unit that is believed, and tokens that show it
@@ -230,7 +231,7 @@ def probed(seed: int, steps: int) -> dict[str, Probed]:
     inputs = {"seed": seed, "steps": steps, "routers": repr(ROUTERS), "states": list(STATES)}
     inputs |= {"sizes": [CHARACTERS, PROBED, LAYER], "python": platform.python_version()}
     with threads(1):
-        made = kept("moe-x-probe", inputs | {"version": VERSION}, run)
+        made = stored("moe-x-probe", inputs, run)
     return {name: Probed(**one) for name, one in made.items()}
 
 
@@ -264,10 +265,14 @@ PROBE_ROW = row_of(
 PAPER = "(arXiv:2503.07639). "
 BASELINE = "a linear gate over the same ReLU experts, top-2 of 8"
 
-claim = partial(Claim, sense="<=", minutes=14)
-
+LEARNED = below(
+    "Every model is better than a uniform guess among 1,024 tokens, 6.93 nats.", "test loss", 6.93
+)
+ANSWERED = below(
+    "Every model is better than a uniform guess among 2,048 tokens, 7.62 nats.", "test loss", 7.62
+)
 CLAIMS = (
-    claim(
+    Study(
         "moe-x",
         system="MoE-X",
         work="a decoder of width 64 from scratch on Austen",
@@ -275,41 +280,49 @@ CLAIMS = (
         + PAPER
         + "Units on of an expert that a token has.",
         baseline=BASELINE,
-        bar=0.92,
-        run=partial(on_text, of=units_ratio),
+        target=0.92,
+        sense="<=",
+        control=LEARNED,
+        measure=partial(on_text, of=units_ratio),
         needs="long",
+        minutes=14,
     ),
-    claim(
+    Study(
         "moe-x-loss",
         sentence="Routing by the experts' own weights costs no loss " + PAPER + "Test loss.",
         baseline=BASELINE,
-        bar=1.01,
-        run=partial(on_text, of=loss_ratio),
+        target=1.01,
+        sense="<=",
+        control=LEARNED,
+        measure=partial(on_text, of=loss_ratio),
         needs="long",
+        minutes=14,
     ),
-    claim(
+    Study(
         "moe-x-probe",
         sentence="Its units are detectors of what a model has to keep in mind, no worse ones, at "
         "as many units on; brackets, strings and indentation of Python code stand in for a chess "
         "board " + PAPER + "Mean over the states of the F1 of the best single unit.",
         baseline=BASELINE + "; difference of the means",
-        bar=0.0,
+        target=0.0,
         sense=">=",
-        run=partial(probe, of=lambda made: made.coverage),
-        minutes=12,
+        control=ANSWERED,
+        measure=partial(probe, of=lambda made: made.coverage),
         needs="cpu",
+        minutes=12,
     ),
-    claim(
+    Study(
         "moe-x-reconstruction",
         sentence="Its sure units, taken together, say more of what a model has to keep in mind, at "
         "as many units on; states of Python code stand in for a chess board "
         + PAPER
         + "Mean F1 of all units of precision 0.95 together.",
         baseline=BASELINE + "; difference of the means",
-        bar=0.0,
+        target=0.0,
         sense=">=",
-        run=partial(probe, of=lambda made: made.reconstruction),
-        minutes=12,
+        control=ANSWERED,
+        measure=partial(probe, of=lambda made: made.reconstruction),
         needs="cpu",
+        minutes=12,
     ),
 )

@@ -18,10 +18,9 @@ from intarsia.placement.timeline import simulate
 from intarsia.placement.topology import Topology
 from intarsia.placement.trace import Trace
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .routing_traces import traces, uniform
-from .study import result_of, shown
+from ..kit import SIMULATED, Report, Result, Study
+from ..kit.arms import result_of, shown
+from ..materials.routing_traces import traces, uniform
 
 DEVICES = 4
 LINKS = Topology.uniform(DEVICES)
@@ -108,17 +107,17 @@ NOTE = (
 PAPER = "(arXiv:2502.06643, abstract): "
 
 
-def claim(key: str, sentence: str, bar: float, of: Of, **more: Any) -> Claim:
-    """more: arm, kinds and over of `run`, and what else a Claim has."""
+def study(key: str, sentence: str, target: float, of: Of, **more: Any) -> Study:
+    """more: arm, kinds and over of `run`, and what else a Study has."""
     how = {"kinds": ("balanced",), "arm": STAY}
     how |= {name: more.pop(name) for name in ("kinds", "arm", "over") if name in more}
     judged: Any = partial(run, of=of, **how)
     given = {"baseline": "experts in order; ratio", "sense": "<=", "needs": "long", "minutes": 30}
-    return Claim(key, sentence, bar=bar, run=judged, **given | more)
+    return Study(key, sentence, target=target, measure=judged, control=SIMULATED, **given | more)
 
 
 CLAIMS = (
-    claim(
+    study(
         "moetuner",
         "Clusters of experts by an integer programme even the devices' loads "
         f"{PAPER}largest load over the mean on unseen text, balanced mixture.",
@@ -130,7 +129,7 @@ CLAIMS = (
         system="MoETuner",
         work="routing traces, simulated",
     ),
-    claim(
+    study(
         "moetuner-traffic",
         "Ordering the clusters by traffic lowers what goes between devices "
         f"{PAPER}share of transitions that change the device, the worse of two mixtures.",
@@ -139,7 +138,7 @@ CLAIMS = (
         arm=TUNER,
         kinds=("balanced", "skewed"),
     ),
-    claim(
+    study(
         "moetuner-joint",
         "Exchanging experts for balance and traffic at once lowers traffic further than "
         "the two programmes one after the other (beside arXiv:2502.06643): transitions that "
@@ -147,14 +146,14 @@ CLAIMS = (
         0.86,
         cross,
     ),
-    claim(
+    study(
         "moetuner-joint-skewed",
         "The same on a mixture whose layers are not balanced each (beside arXiv:2502.06643).",
         0.92,
         cross,
         kinds=("skewed",),
     ),
-    claim(
+    study(
         "moetuner-home",
         "Where rows come back after each layer, exchanges by co-activation lower the "
         "devices that a token is sent to (beside arXiv:2502.06643), balanced mixture.",
@@ -162,7 +161,7 @@ CLAIMS = (
         destinations,
         arm=HOME,
     ),
-    claim(
+    study(
         "moetuner-uniform",
         "A trace without any structure gives nothing to gain (a control of "
         "arXiv:2502.06643): transitions that change the device, of exchanges for traffic.",
@@ -173,7 +172,7 @@ CLAIMS = (
         needs="cpu",
         minutes=1,
     ),
-    claim(
+    study(
         "moetuner-time",
         "Less traffic is less time on two nodes with links 10 : 1 "
         f"{PAPER}simulated time of a batch whose rows move on, exchanges for traffic, balanced "

@@ -6,9 +6,9 @@ from functools import partial
 
 from intarsia.mixtures import AdamOnce
 
-from ..kit import Claim
+from ..kit import Study, below
 from ..routing import VARIANTS, Variant
-from .routed import WIDE, WIDE_WORK, arm, hurt, perplexity, ratio
+from ..routing.contenders import WIDE, WIDE_WORK, arm, hurt, perplexity, ratio
 
 TOPK = VARIANTS["top-k"]
 RELEASED = AdamOnce(gamma1=1.0, start="zero")
@@ -34,45 +34,54 @@ EQUAL = (
     "lower with momentum in all seeds, as clean ones are."
 )
 
-claim = partial(Claim, sense="<=", needs="long", minutes=15)
+study = partial(
+    Study,
+    baseline="the same mixture without momentum; ratio of perplexities",
+    sense="<=",
+    control=below(
+        "Every model is better than a uniform guess among 1,024 tokens, 6.93 nats.",
+        "test loss",
+        6.93,
+    ),
+    needs="long",
+)
 
 CLAIMS = (
-    claim(
+    study(
         "momentum",
         system="MomentumSMoE",
         work="a decoder of width 64 from scratch on Austen",
         sentence="Momentum along the depth lowers the perplexity of a sparse mixture of experts "
         "(arXiv:2410.14574, abstract).",
-        baseline="the same mixture without momentum; ratio of perplexities",
-        bar=0.995,
-        run=partial(ratio, ours=MOMENTUM, base=SMOE, of=perplexity, note=NOTE),
+        target=0.995,
+        measure=partial(ratio, ours=MOMENTUM, base=SMOE, of=perplexity, note=NOTE),
+        minutes=15,
     ),
-    claim(
+    study(
         "momentum-wide",
         work=WIDE_WORK,
         sentence="Momentum along the depth lowers the perplexity of a wider and deeper mixture, "
         "too (arXiv:2410.14574, abstract).",
-        baseline="the same mixture without momentum; ratio of perplexities",
-        bar=0.995,
-        run=partial(ratio, ours=MOMENTUM, base=SMOE, of=perplexity, note=NOTE, bench=WIDE),
+        target=0.995,
+        measure=partial(ratio, ours=MOMENTUM, base=SMOE, of=perplexity, note=NOTE, bench=WIDE),
         minutes=240,
     ),
-    claim(
+    study(
         "momentum-swapped",
         sentence="A mixture with momentum stands swapped tokens at least as well "
         "(arXiv:2410.14574, abstract): the share by which they raise its perplexity.",
         baseline="the same mixture without momentum; ratio of the rises",
-        bar=1.0,
-        run=partial(ratio, ours=MOMENTUM, base=SMOE, of=hurt, note=f"{NOTE}\n{EQUAL}"),
+        target=1.0,
+        measure=partial(ratio, ours=MOMENTUM, base=SMOE, of=hurt, note=f"{NOTE}\n{EQUAL}"),
+        minutes=15,
     ),
-    claim(
+    study(
         "momentum-adam",
         sentence="Our own Adam step at the first layer, which is not the paper's, and momentum "
         "from there on lower the perplexity of a sparse mixture of experts (after "
         "arXiv:2410.14574, section 3).",
-        baseline="the same mixture without momentum; ratio of perplexities",
-        bar=0.995,
-        run=partial(
+        target=0.995,
+        measure=partial(
             ratio,
             ours=ADAM,
             base=SMOE,

@@ -15,9 +15,9 @@ from intarsia.results.sheet import Differences, Sheet
 from intarsia.train import Training
 from intarsia.train.objectives import two_pass
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .study import Budget, Study, StudyRecipe, StudyScore, shown
+from ..kit import Effect, Report, Result, Study, above
+from ..kit.arms import shown
+from ..materials.picture_cells import Budget, PictureCells, StudyRecipe, StudyScore
 
 SCARCE = Budget("scarce", images=100, epochs=40)
 AMPLE = Budget("ample", images=500, epochs=5)
@@ -45,9 +45,9 @@ def official(budget: Budget, **settings: Any) -> Official:
     return Official(16, **(recipe | settings))
 
 
-def arm(name: str, *recipe: Any, version: str = "", **options: Any) -> Arm[StudyRecipe]:
+def arm(name: str, *recipe: Any, **options: Any) -> Arm[StudyRecipe]:
     """Return an arm from the fields of its recipe."""
-    return Arm(name, StudyRecipe(*recipe, **options), version)
+    return Arm(name, StudyRecipe(*recipe, **options))
 
 
 def released(name: str, **settings: Any) -> Arm[StudyRecipe]:
@@ -91,14 +91,14 @@ def gain(
     sets: Sequence[str] = SETS,
 ) -> Result:
     """Every arm on every set, budget and seed; the lower end of MoSA's paired interval."""
-    study = Study(base=BASE)
-    sheets = study.sheets(arms, budgets, sets, seeds, report)
+    cells = PictureCells(base=BASE)
+    sheets = cells.sheets(arms, budgets, sets, seeds, report)
     gained = sheets[SCARCE.name].minus(MOSA.name, ADAPTER.name, "accuracy")
     assert gained is not None
     rows = [row(sheets[budget.name], budget, arm, ADAPTER) for budget in budgets for arm in arms]
     note = (
         f"MoSA minus the plain adapter where data is scarce: {interval(gained)}.\n{EVIDENCE}\n"
-        f"{cost(study, sheets)}"
+        f"{cost(cells, sheets)}"
     )
     mean, half = gained.mean, gained.half_width
     return Result(mean - half, half, tuple(gained.known.tolist()), tuple(rows), note)
@@ -118,8 +118,8 @@ def published_gain(
     """
     whole = released("adapter, released recipe", experts=1)
     split = released("MoSA, released recipe")
-    study = Study(base=BASE, first=first)
-    sheets = study.sheets((whole, split), (budget,), sets, seeds, report)
+    cells = PictureCells(base=BASE, first=first)
+    sheets = cells.sheets((whole, split), (budget,), sets, seeds, report)
     sheet = sheets[budget.name]
     gained = sheet.minus(split.name, whole.name, "accuracy")
     assert gained is not None
@@ -128,7 +128,7 @@ def published_gain(
     verdict = f"The whole interval is {place} the paper's {EFFECT}." if place else NOT_DECIDED
     note = (
         f"MoSA as released minus its own adapter, trained alike: {interval(gained)}. {verdict} "
-        f"{cost(study, sheets)}"
+        f"{cost(cells, sheets)}"
     )
     rows = [row(sheet, budget, arm, whole) for arm in (whole, split)]
     return Result(mean - half, half, tuple(gained.known.tolist()), tuple(rows), note)
@@ -143,14 +143,14 @@ def interval(gained: Differences) -> str:
     )
 
 
-def cost(study: Study, sheets: Mapping[str, Sheet[str, str, StudyScore]]) -> str:
+def cost(cells: PictureCells, sheets: Mapping[str, Sheet[str, str, StudyScore]]) -> str:
     """Return the time that training took, and how many runs are of an earlier time."""
     seconds = [score.cpu for sheet in sheets.values() for score in sheet.results.values()]
     words = f"{sum(seconds) / 3600:.1f} CPU hours of training in {len(seconds)} runs."
-    if study.kept:
+    if cells.kept:
         words += (
-            f" {study.kept} of them were kept from earlier runs, which the time "
-            f"above does not count; {study.cells.path.name} deleted, all run again."
+            f" {cells.kept} of them were kept from earlier runs, which the time "
+            f"above does not count; {cells.store.path.name} deleted, all run again."
         )
     return words
 
@@ -189,8 +189,17 @@ SENTENCE = (
 )
 BASELINE = "the same adapter, not split; lower end of the 95 % interval of paired differences"
 
+study = partial(
+    Study,
+    baseline=BASELINE,
+    sense=">=",
+    control=above(
+        "The adapter is above chance on ten classes, 10 %, by 20 points.", "fashion-mnist", 30
+    ),
+)
+
 CLAIMS = (
-    Claim(
+    study(
         "mosa",
         system="MoSA",
         work="last three blocks of a ViT-S/14, 100 pictures of each of three sets",
@@ -199,30 +208,28 @@ CLAIMS = (
         "DA-VPT's table 3 has them).",
         baseline="the same adapter whole, by the same released recipe with its two passes, both at "
         "the published rate of VTAB-1k; lower end of the 95 % interval of paired differences",
-        bar=EFFECT,
-        sense=">=",
-        run=published_gain,
+        target=EFFECT,
+        effect=Effect(
+            1.3, "FGVC, mean of five sets: 89.9 against AdaptFormer's 88.6; DA-VPT, table 3"
+        ),
+        measure=published_gain,
         seeds=tuple(range(14)),
         needs="long",
         minutes=25,
     ),
-    Claim(
+    study(
         "mosa-budget",
         sentence=SENTENCE + " By this library's own rule, `Mosa.for_budget`: a draw for each "
         "sample, one pass, no dropout.",
-        baseline=BASELINE,
-        bar=0.0,
-        sense=">=",
-        run=partial(gain, arms=(ADAPTER, MOSA), budgets=(SCARCE,)),
+        target=0.0,
+        measure=partial(gain, arms=(ADAPTER, MOSA), budgets=(SCARCE,)),
         minutes=10,
     ),
-    Claim(
+    study(
         "mosa-long",
         sentence=SENTENCE + " With every other way to regularise that adapter beside it.",
-        baseline=BASELINE,
-        bar=0.0,
-        sense=">=",
-        run=partial(gain, arms=ARMS, budgets=(SCARCE, AMPLE)),
+        target=0.0,
+        measure=partial(gain, arms=ARMS, budgets=(SCARCE, AMPLE)),
         seeds=(0, 1, 2, 3, 4),
         needs="long",
         minutes=150,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import statistics
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from intarsia.data.atomic_files import load_interactions
 from intarsia.data.interactions import Interactions
 from intarsia.fitting import fit, fit_in_phases
 from intarsia.models.recommend.onerec import OneRec, OneRecModel
@@ -21,17 +20,16 @@ from intarsia.models.recommend.session_reward import SessionReward
 from intarsia.train.preference import PreferenceRounds
 from intarsia.train.tasks import own_losses
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .kept import kept
-from .study import by_seed, judge, result_of, row_of
+from ..kit import COUNTED, Control, Report, Result, Study, numbers
+from ..kit.arms import by_seed, judge, result_of, row_of
+from ..kit.stored import StoredResults
+from ..materials import film_sessions
 
-SETTINGS = OneRec()
-EPOCHS, LEAST, SHARE = 12, 5, 0.8  # of training; events of a film; of a user's events, that train
+stored = StoredResults(__file__)
+
 USERS, SAMPLES, STEPS = 120, 24, 2  # of a round; STEPS epochs
 SUPERVISED, ROUND = "supervised", "after one round"
 WHOLE, SINGLE = "a session at once", "one item after the other"
-OPTIONS: dict[str, Any] = {"batch_size": 64, "trackers": ()}
 
 
 class Aligned(NamedTuple):
@@ -49,40 +47,25 @@ class Aligned(NamedTuple):
     twice: float
 
 
-@lru_cache
-def films() -> Interactions:
-    """MovieLens-100k without films of fewer than 5 events."""
-    data = load_interactions("ml-100k")
-    known = data.popularity() >= LEAST
-    found, place = data.rows(known[data.items]), known.cumsum() - 1
-    ids = tuple(name for name, there in zip(data.item_ids, known, strict=True) if there)
-    return replace(found, items=place[found.items], item_ids=ids, fields={})
-
-
-def parts() -> tuple[Interactions, Interactions]:
-    """The first 80 % of each user's events, and the rest."""
-    data = films()
-    counts = np.bincount(data.users, minlength=len(data.user_ids))
-    place = np.arange(len(data)) - (counts.cumsum() - counts)[data.users]
-    early = place < counts[data.users] * SHARE
-    return data.rows(early), data.rows(~early)
-
-
 def windows(model: OneRecModel, events: Interactions) -> tuple[Tensor, Tensor]:
     """Histories and sessions of logged events."""
     rows: Any = model.questions(events)
     both = [rows[i] for i in range(len(rows))]
-    return padded([h for h, _ in both], SETTINGS.history), torch.stack([s for _, s in both])
+    return padded([h for h, _ in both], film_sessions.SETTINGS.history), torch.stack(
+        [s for _, s in both]
+    )
 
 
 def taste(events: Interactions, odd: bool, seed: int) -> SessionReward:
     """A reward fitted on one half of the users: the policy's own, or the judge, larger."""
     count = len(events.item_ids)
     width, layers = (48, 2) if odd else (32, 1)
-    model = SessionReward(count, SETTINGS, width=width, layers=layers, seed=seed + 77 * odd + 11)
+    model = SessionReward(
+        count, film_sessions.SETTINGS, width=width, layers=layers, seed=seed + 77 * odd + 11
+    )
     rows = model.rows(events.rows(events.users % 2 == odd))
     how: Any = {"epochs": 5, "lr": 2e-3, "weight_decay": 0.02, "seed": seed + 77 * odd}
-    fit(model, rows, task=model.task, **OPTIONS | how)
+    fit(model, rows, task=model.task, **film_sessions.OPTIONS | how)
     return model
 
 
@@ -104,7 +87,7 @@ def seen_by(
         float(judge_.reward(histories, drawn).mean()),
         float(reward.reward(histories, drawn).mean()),
         100 * float(hit),
-        len(drawn.unique()) / len(films().item_ids),
+        len(drawn.unique()) / len(film_sessions.films().item_ids),
         float(again),
         statistics.mean(twice),
     )
@@ -112,19 +95,23 @@ def seen_by(
 
 def found_of(seed: int) -> dict[str, Aligned]:
     """A model of a seed before and after its round."""
-    inputs = {"seed": seed, "epochs": EPOCHS, "settings": repr(SETTINGS), "version": 1}
-    rows = kept("onerec", inputs, lambda: [list(one) for one in aligned(seed)])
+    inputs = {
+        "seed": seed,
+        "epochs": film_sessions.EPOCHS,
+        "settings": repr(film_sessions.SETTINGS),
+    }
+    rows = stored("onerec", inputs, lambda: [list(one) for one in aligned(seed)])
     return {n: Aligned(*row) for n, row in zip((SUPERVISED, ROUND), rows, strict=True)}
 
 
 def aligned(seed: int) -> tuple[Aligned, Aligned]:
     """A model before and after its round."""
-    train, test = parts()
-    model = SETTINGS.build(train, seed=seed)
+    train, test = film_sessions.parts()
+    model = film_sessions.SETTINGS.build(train, seed=seed)
     reward, judge_ = taste(train, False, seed), taste(train, True, seed)
     samples = model.samples(train)
-    how: Any = OPTIONS | {"seed": seed, "task": model.task}
-    fit(model, samples, objective=own_losses, epochs=EPOCHS, lr=1e-3, **how)
+    how: Any = film_sessions.OPTIONS | {"seed": seed, "task": model.task}
+    fit(model, samples, objective=own_losses, epochs=film_sessions.EPOCHS, lr=1e-3, **how)
     asked = windows(model, test)
     before = seen_by(model, reward, judge_, asked)
     histories, _ = windows(model, train)
@@ -161,8 +148,13 @@ def trained(settings: OneRec, train: Interactions, steps: int, seed: int) -> One
     """A model after so many steps, in whole epochs."""
     model = settings.build(train, seed=seed)
     samples: Any = model.samples(train)
-    epochs = max(1, round(steps * OPTIONS["batch_size"] / len(samples)))
-    how: Any = OPTIONS | {"seed": seed, "task": model.task, "epochs": epochs, "lr": 1e-3}
+    epochs = max(1, round(steps * film_sessions.OPTIONS["batch_size"] / len(samples)))
+    how: Any = film_sessions.OPTIONS | {
+        "seed": seed,
+        "task": model.task,
+        "epochs": epochs,
+        "lr": 1e-3,
+    }
     fit(model, samples, objective=own_losses, **how)
     return model
 
@@ -174,7 +166,7 @@ def one_by_one(model: OneRecModel, x: Tensor, count: int, generator: torch.Gener
     """
     rows = x.repeat_interleave(count, 0)
     drawn = rows.new_zeros(len(rows), 0)
-    for _ in range(SETTINGS.session):
+    for _ in range(film_sessions.SETTINGS.session):
         taken = drawn if drawn.shape[1] else None
         new = model.written(rows, 1, width=1, taken=taken, draws=generator).items[:, 0]  # (R, 1)
         drawn = torch.cat([drawn, new], 1)
@@ -182,19 +174,15 @@ def one_by_one(model: OneRecModel, x: Tensor, count: int, generator: torch.Gener
     return drawn.view(len(x), count, -1)
 
 
+@stored.cell
 def sessions_of(seed: int) -> dict[str, float]:
-    """The judge's mean score of sessions that are drawn at once, and of those item by item."""
-    inputs = {"sessions": seed, "epochs": EPOCHS, "settings": repr(SETTINGS), "version": 1}
-    return kept("onerec", inputs, lambda: both_ways(seed))
-
-
-def both_ways(seed: int) -> dict[str, float]:
-    train, test = parts()
+    """Return the judge's mean score of sessions drawn at once, and of those item by item."""
+    train, test = film_sessions.parts()
     judge_ = taste(train, True, seed)
-    rows: Any = SETTINGS.build(train, seed=seed).samples(train)
-    steps = EPOCHS * len(rows) // OPTIONS["batch_size"]
-    whole = trained(SETTINGS, train, steps, seed)
-    single = trained(replace(SETTINGS, session=1), train, steps, seed)
+    rows: Any = film_sessions.SETTINGS.build(train, seed=seed).samples(train)
+    steps = film_sessions.EPOCHS * len(rows) // film_sessions.OPTIONS["batch_size"]
+    whole = trained(film_sessions.SETTINGS, train, steps, seed)
+    single = trained(replace(film_sessions.SETTINGS, session=1), train, steps, seed)
     histories, _ = windows(whole, test)
     scores: dict[str, list[Tensor]] = {WHOLE: [], SINGLE: []}
     for i, part in enumerate(histories.split(128)):
@@ -219,7 +207,7 @@ def of_sessions(seeds: tuple[int, ...], report: Report) -> Result:
 
 def of_ids(seeds: tuple[int, ...], report: Report) -> Result:
     """The least entropy of a level of balanced codes over log K."""
-    train, _ = parts()
+    train, _ = film_sessions.parts()
     vectors = item_vectors(train)
     rows: list[dict[str, Any]] = []
     values: list[float] = []
@@ -240,50 +228,56 @@ def of_ids(seeds: tuple[int, ...], report: Report) -> Result:
     return result_of(values, rows, "Balance uses all codes alike and costs distortion.", min)
 
 
+study = partial(
+    Study,
+    sense=">=",
+    control=Control(
+        "The supervised model recalls more than five films drawn at random, 0.4 %.",
+        lambda rows: numbers(rows, "recall@5, %", {"model": "supervised"})[0] > 0.4,
+    ),
+)
+
 CLAIMS = (
-    Claim(
+    study(
         "onerec-preference",
         system="OneRec",
         work="MovieLens-100k, sessions",
         sentence="One round of preference alignment raises the score of a judge that the policy "
         "never saw by 5 % in every seed (OneRec, arXiv:2502.18965; MovieLens-100k).",
         baseline="the supervised model's drawn sessions, by the judge",
-        bar=1.05,
-        sense=">=",
-        run=partial(of_preference, of="judge"),
+        target=1.05,
+        measure=partial(of_preference, of="judge"),
         needs="long",
         minutes=25,
     ),
-    Claim(
+    study(
         "onerec-price",
         sentence="It keeps 85 % of the recall of what users took (OneRec, arXiv:2502.18965; "
         "MovieLens-100k).",
         baseline="the supervised model's recall at 5, all test windows",
-        bar=0.85,
-        sense=">=",
-        run=partial(of_preference, of="recall", over=statistics.mean),
+        target=0.85,
+        measure=partial(of_preference, of="recall", over=statistics.mean),
         needs="long",
         minutes=25,
     ),
-    Claim(
+    study(
         "onerec-session",
         sentence="A judge likes sessions that are written at once no less than those of a model "
         "of the next item, applied five times (OneRec, arXiv:2502.18965; MovieLens-100k).",
         baseline="the same model of sessions of one item, as many steps; the judge's score",
-        bar=1.0,
-        sense=">=",
-        run=of_sessions,
+        target=1.0,
+        measure=of_sessions,
         needs="long",
         minutes=30,
     ),
-    Claim(
+    study(
         "onerec-ids",
         sentence="Balanced residual k-means uses all codes of each level alike (OneRec, "
         "arXiv:2502.18965; films of MovieLens-100k).",
         baseline="entropy of a level's codes over log K, the least of levels and seeds",
-        bar=0.995,
-        sense=">=",
-        run=of_ids,
+        target=0.995,
+        control=COUNTED,
+        measure=of_ids,
         seeds=(0, 1, 2, 3, 4),
         minutes=2,
     ),

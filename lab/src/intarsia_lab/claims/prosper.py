@@ -14,10 +14,11 @@ from sklearn.decomposition import FastICA, MiniBatchDictionaryLearning
 from intarsia.models.coding import BSC, DSC, GSC, MCA, MMCA, TSC
 from intarsia.results.sheet import deviation
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .kept import kept
-from .study import result_of
+from ..kit import NoControl, Report, Result, Study
+from ..kit.arms import result_of
+from ..kit.stored import StoredResults
+
+stored = StoredResults(__file__)
 
 STEPS, SAMPLES, FOUND = 100, 1000, 0.9  # of the bars; FOUND: a cosine
 KINDS: Mapping[str, Callable[..., Any]] = {
@@ -29,11 +30,6 @@ KINDS: Mapping[str, Callable[..., Any]] = {
     "GSC": GSC,
 }
 Array = np.ndarray
-
-
-def figures(what: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
-    """A cell's, from the file of cells or by computing them."""
-    return kept("prosper", {"what": what, "version": 2, **inputs}, make)
 
 
 def bars(signed: Array | None = None) -> Array:
@@ -83,7 +79,9 @@ def learned(kind: str, data: str, seed: int) -> dict[str, float]:
         w = model.mixing_.T if kind == "FastICA" else model.components_
         return {"bars": bars_in(w, truth), "cpu": time.process_time() - start}
 
-    return figures("bars", {"kind": kind, "data": data, "seed": seed, "steps": STEPS}, make)
+    return stored(
+        "prosper", {"what": "bars", "kind": kind, "data": data, "seed": seed, "steps": STEPS}, make
+    )
 
 
 def find_bars(seeds: Sequence[int], report: Report) -> Result:
@@ -129,10 +127,18 @@ def masked_bars(seeds: Sequence[int], report: Report) -> Result:
 
 PAPER = " (arXiv:1908.06843)."
 TEN = tuple(range(10))
-claim = partial(Claim, sense=">=", minutes=10)
+study = partial(
+    Study,
+    sense=">=",
+    control=NoControl(
+        "The bars that were drawn are known: the figure counts how many of them are found."
+    ),
+    seeds=TEN,
+    minutes=10,
+)
 
 CLAIMS = (
-    claim(
+    study(
         "prosper-bars",
         system="ProSper",
         work="drawn bars",
@@ -140,16 +146,14 @@ CLAIMS = (
         + PAPER
         + " Seeds of ten in which it does, of the worst model.",
         baseline="DictionaryLearning and FastICA of scikit-learn stand beside it",
-        bar=8,
-        seeds=TEN,
-        run=find_bars,
+        target=8,
+        measure=find_bars,
     ),
-    claim(
+    study(
         "prosper-max",
         sentence="Where causes hide each other, MCA finds more of them than BSC" + PAPER,
         baseline="BSC on the same data, bars",
-        bar=1,
-        seeds=TEN,
-        run=masked_bars,
+        target=1,
+        measure=masked_bars,
     ),
 )

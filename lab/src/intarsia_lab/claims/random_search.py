@@ -6,13 +6,14 @@ import copy
 import math
 import statistics
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.stats import spearmanr, ttest_1samp
+from scipy.stats import spearmanr
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
@@ -20,11 +21,12 @@ from intarsia.core.seeds import mix
 from intarsia.experiments.pool import Arm
 from intarsia.methods.random_search import RandomSearch, cut, search
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from . import sms
-from .kept import kept
-from .study import each, result_of, shown
+from ..kit import Report, Result, Study, above
+from ..kit.arms import each, result_of, shown
+from ..kit.stored import StoredResults
+from ..materials import thin_resnets
+
+stored = StoredResults(__file__)
 
 UNITS, EPOCHS, BATCH, LOOK, BEST, SCORED = 256, 5, 128, 20, 5, 512
 DENSITIES = (0.1, 0.5, 0.2, 0.05)  # the first is judged
@@ -70,7 +72,7 @@ def together(nets: Sequence[nn.Module], goal: float | None, seed: int) -> Nets:
         return functional_call(bare, w, (x,))
 
     every: Callable[..., Tensor] = torch.vmap(one, in_dims=(0, None))
-    (x, y), (test_x, test_y) = (sms.rows(part).tensors for part in ("train", "test"))
+    (x, y), (test_x, test_y) = (thin_resnets.rows(part).tensors for part in ("train", "test"))
 
     def losses(px: Tensor, py: Tensor) -> Tensor:
         logits = every(weights, px)  # (nets, rows, 10)
@@ -111,7 +113,7 @@ def together(nets: Sequence[nn.Module], goal: float | None, seed: int) -> Nets:
 def run(density: float, seed: int) -> SearchedNet:
     """The parent, its five best of so many draws, and five random ones, trained."""
     parent = mlp(seed)
-    x, y = sms.rows("train").tensors
+    x, y = thin_resnets.rows("train").tensors
     found = search(
         parent, RandomSearch(density, DRAWS), [(x[:SCORED], y[:SCORED])], seed=mix(seed, 1)
     )
@@ -129,21 +131,12 @@ def run(density: float, seed: int) -> SearchedNet:
 
 def cell(_: None, density: float, seed: int) -> SearchedNet:
     """What came out of a seed, from the file or by running it."""
-    inputs = {"density": density, "seed": seed, "draws": DRAWS, "epochs": EPOCHS, "version": 1}
-    found = kept("random-search", inputs, lambda: run(density, seed))
+    inputs = {"density": density, "seed": seed, "draws": DRAWS, "epochs": EPOCHS}
+    found = stored("random-search", inputs, lambda: run(density, seed))
     return SearchedNet(*(Nets(*nets) for nets in found))
 
 
-def tost(values: Sequence[float], margin: float) -> float:
-    """The larger p of two one-sided t-tests: that the mean lies outside -margin ... margin."""
-    sides = ((-margin, "greater"), (margin, "less"))
-    return max(one_sided(values, of, side) for of, side in sides)
-
-
-def one_sided(values: Sequence[float], of: float, side: str) -> float:
-    """p of a t-test of the mean against a value."""
-    found: Any = ttest_1samp(values, of, alternative=side)
-    return float(found.pvalue)
+Ends = tuple[float, float] | None  # of an interval over nets; None = over seeds
 
 
 def interval(one: Sequence[float], two: Sequence[float]) -> tuple[float, float, float]:
@@ -160,27 +153,23 @@ def _gap(found: Sequence[SearchedNet], name: str) -> list[float]:
     return [statistics.mean(a) - statistics.mean(b) for a, b in halves]
 
 
-def of_accuracy(found: Sequence[SearchedNet]) -> tuple[float, list[float], str]:
-    """p of accuracies that differ by more than half a point."""
+def of_accuracy(found: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
+    """Return the difference of accuracies in points, selected minus random, of each seed."""
     gaps = _gap(found, "accuracy")
-    return tost(gaps, MARGIN), gaps, f"Mean difference {statistics.mean(gaps):+.2f} points."
+    return None, gaps, f"Mean difference {statistics.mean(gaps):+.2f} points."
 
 
-def of_loss(found: Sequence[SearchedNet]) -> tuple[float, list[float], str]:
-    """p of initial losses that are not lower."""
+def of_loss(found: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
+    """Return the difference of initial losses of each seed."""
     gaps = _gap(found, "first")
-    return (
-        one_sided(gaps, 0, "less"),
-        gaps,
-        f"Mean difference of the initial loss {statistics.mean(gaps):+.4f}.",
-    )
+    return None, gaps, f"Mean difference of the initial loss {statistics.mean(gaps):+.4f}."
 
 
-def of_speed(found: Sequence[SearchedNet]) -> tuple[float, list[float], str]:
-    """p of times to 95 % of the parent's accuracy that differ by more than a tenth."""
+def of_speed(found: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
+    """Return the share by which steps to 95 % of the parent's accuracy differ, of each seed."""
     means = ((statistics.mean(s.selected.steps), statistics.mean(s.random.steps)) for s in found)
     shares = [a / b - 1 for a, b in means]
-    return tost(shares, SLOWER), shares, f"Mean difference {100 * statistics.mean(shares):+.1f} %."
+    return None, shares, f"Mean difference {100 * statistics.mean(shares):+.1f} %."
 
 
 def correlations(found: Sequence[SearchedNet], name: str) -> tuple[float, float, float]:
@@ -203,23 +192,23 @@ def _in_words(found: Sequence[SearchedNet]) -> str:
     )
 
 
-def of_ranks(found: Sequence[SearchedNet]) -> tuple[float, list[float], str]:
-    """How far the interval's nearer end lies beyond 0: at most 0 if the interval contains it."""
+def of_ranks(found: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
+    """Return the rank correlation of initial loss and accuracy with its interval over nets."""
     rho, low, high = correlations(found, "first")
-    return max(low, -high), [rho], _in_words(found)
+    return (low, high), [rho], _in_words(found)
 
 
-def of_control(found: Sequence[SearchedNet]) -> tuple[float, list[float], str]:
-    """The upper end of the interval: at most 0 if a lower loss goes with a higher accuracy."""
-    rho, _, high = correlations(found, "epoch")
-    return high, [rho], _in_words(found)
+def of_control(found: Sequence[SearchedNet]) -> tuple[Ends, list[float], str]:
+    """Return the rank correlation of the loss after an epoch and accuracy with its interval."""
+    rho, low, high = correlations(found, "epoch")
+    return (low, high), [rho], _in_words(found)
 
 
 def judged(
     seeds: tuple[int, ...],
     report: Report,
     *,
-    of: Callable[[Sequence[SearchedNet]], tuple[float, list[float], str]],
+    of: Callable[[Sequence[SearchedNet]], tuple[Ends, list[float], str]],
 ) -> Result:
     """What `of` says of the first density, and a row for each density."""
     arms, first, others = [Arm("", None)], DENSITIES[:1], DENSITIES[1:]
@@ -234,8 +223,8 @@ def judged(
             row[name] = shown(scores, ".2f")
         row["loss before"] = f"{statistics.mean(_gap(found, 'first')):+.4f}"
         table.append(row)
-    got, values, note = of(made.by_seed("", DENSITIES[0]))
-    return result_of(values, table, note, over=lambda _: got)
+    items, values, note = of(made.by_seed("", DENSITIES[0]))
+    return replace(result_of(values, table, note), items=items)
 
 
 def _said(found: SearchedNet) -> str:
@@ -249,14 +238,20 @@ SCALE = (
 )
 
 
-def _claim(key: str, sentence: str, baseline: str, bar: float, of: Any, **names: Any) -> Claim:
-    return Claim(
+LEARNED = above("Parents are above chance, 10 %, by 40 points.", "parent", 50)
+
+
+def _study(
+    key: str, sentence: str, baseline: str, sense: str, target: float, of: Any, **names: Any
+) -> Study:
+    return Study(
         key,
         sentence=f"{sentence} {SCALE}.",
         baseline=baseline,
-        bar=bar,
-        sense="<=",
-        run=partial(judged, of=of),
+        target=target,
+        sense=sense,
+        control=LEARNED,
+        measure=partial(judged, of=of),
         seeds=tuple(range(10)),
         minutes=8,
         **names,
@@ -264,40 +259,45 @@ def _claim(key: str, sentence: str, baseline: str, bar: float, of: Any, **names:
 
 
 CLAIMS = (
-    _claim(
+    _study(
         "random-search",
         "After training, selected architectures are as accurate as random ones",
-        "a difference of half a point: p of two one-sided tests over seeds",
-        0.05,
+        "a difference of half a point in mean accuracy",
+        "within",
+        MARGIN,
         of_accuracy,
         system="Random search of sparse nets",
         work="random sparse nets from scratch on Fashion-MNIST",
     ),
-    _claim(
+    _study(
         "random-search-loss",
         "Before training, selected architectures have a lower loss than random ones",
-        "no difference: p of a one-sided paired test over seeds",
-        0.01,
+        "no difference",
+        "<=",
+        0.0,
         of_loss,
     ),
-    _claim(
+    _study(
         "random-search-speed",
         "Selected architectures reach 95 % of their parent's accuracy no sooner than random ones",
-        "a difference of a tenth of the steps: p of two one-sided tests over seeds",
-        0.05,
+        "a difference of a tenth of the steps",
+        "within",
+        SLOWER,
         of_speed,
     ),
-    _claim(
+    _study(
         "random-search-rank",
         "The loss before training does not rank architectures by accuracy",
-        "0, by which the 95 % interval of Spearman's correlation over 60 nets must not miss it",
+        "Spearman's correlation over 60 nets, 0: an interval that contains 0 decides nothing",
+        "within",
         0.0,
         of_ranks,
     ),
-    _claim(
+    _study(
         "random-search-control",
         "The loss after an epoch does rank architectures by accuracy, as a control",
-        "0: the upper end of the 95 % interval of Spearman's correlation over 60 nets",
+        "Spearman's correlation over 60 nets, 0",
+        "<=",
         0.0,
         of_control,
     ),

@@ -6,9 +6,9 @@ from functools import partial
 
 from intarsia.routers import Recurrent
 
-from ..kit import Claim
+from ..kit import Study, below
 from ..routing import VARIANTS, Variant
-from .routed import WIDE, WIDE_WORK, arm, information, ratio
+from ..routing.contenders import WIDE, WIDE_WORK, arm, information, ratio
 
 TOPK = arm("linear router, top-2 of 8", VARIANTS["top-k"])
 RMOE = arm("RMoE, p = 32", VARIANTS["rmoe"])
@@ -35,39 +35,46 @@ UNEVEN = (
     "recurrence (docs/log, 2026-11-25)."
 )
 
-claim = partial(Claim, needs="long", minutes=25)
+study = partial(
+    Study,
+    baseline="linear top-2 router; ratio of test losses",
+    sense="<=",
+    control=below(
+        "Every model is better than a uniform guess among 1,024 tokens, 6.93 nats.",
+        "test loss",
+        6.93,
+    ),
+    needs="long",
+    minutes=25,
+)
 
 CLAIMS = (
-    claim(
+    study(
         "rmoe",
         system="RMoE",
         work="a decoder of width 64 from scratch on Austen",
         sentence="Routers that pass a state along the depth predict no worse than linear ones "
         "(arXiv:2408.06793, abstract).",
-        baseline="linear top-2 router; ratio of test losses",
-        bar=1.0,
-        sense="<=",
-        run=partial(ratio, ours=RMOE, base=TOPK, beside=(ALONE,), note=f"{NOTE}\n{SHORT}"),
+        target=1.0,
+        measure=partial(ratio, ours=RMOE, base=TOPK, beside=(ALONE,), note=f"{NOTE}\n{SHORT}"),
     ),
-    claim(
+    study(
         "rmoe-wide",
         work=WIDE_WORK,
         sentence="Routers that pass a state along six layers predict no worse than linear ones, "
         "all with the same balance loss (arXiv:2408.06793, abstract).",
-        baseline="linear top-2 router; ratio of test losses",
-        bar=1.0,
-        sense="<=",
-        run=partial(ratio, ours=EVEN, base=TOPK, note=SAME, bench=WIDE),
+        target=1.0,
+        measure=partial(ratio, ours=EVEN, base=TOPK, note=SAME, bench=WIDE),
         minutes=240,
     ),
-    claim(
+    study(
         "rmoe-information",
         sentence="Choices of consecutive layers know more of each other when routers pass a state "
         "along (arXiv:2408.06793, section 5): mutual information of a token's first experts.",
         baseline="linear top-2 router; ratio of mutual informations",
-        bar=1.2,
+        target=1.2,
         sense=">=",
-        run=partial(
+        measure=partial(
             ratio, ours=RMOE, base=TOPK, of=information, beside=(ALONE,), note=f"{NOTE}\n{UNEVEN}"
         ),
     ),

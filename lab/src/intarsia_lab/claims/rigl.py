@@ -11,15 +11,16 @@ from intarsia.experiments.pool import Arm
 from intarsia.fitting import fit
 from intarsia.schedules import Gradual, RigL, Set
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from . import sms
-from .kept import kept
-from .sparse_ift import OPTIONS, resnet
-from .study import each, lower, result_of, shown
+from ..kit import Report, Result, Study, above
+from ..kit.arms import each, lower, result_of, shown
+from ..kit.stored import StoredResults
+from ..materials import thin_resnets
+from ..materials.wide_resnets import OPTIONS, resnet
+
+stored = StoredResults(__file__)
 
 DENSITY, EVERY, EPOCHS = 0.2, 25, 7
-STEPS = -(-sms.TRAIN // 128)  # of an epoch
+STEPS = -(-thin_resnets.TRAIN // 128)  # of an epoch
 
 
 class MaskWay(NamedTuple):
@@ -66,8 +67,8 @@ def operations(name: str) -> float:
 
 def cell(name: str, _: str, seed: int) -> MaskScore:
     """A net of one arm from one seed, from the file or by training it."""
-    inputs = {"arm": name, "seed": seed, "data": sms.DATA, "epochs": EPOCHS, "version": 1}
-    points = kept("rigl", inputs, lambda: accuracy(ARMS[name], seed), under="accuracy")
+    inputs = {"arm": name, "seed": seed, "data": thin_resnets.DATA, "epochs": EPOCHS}
+    points = stored("rigl", inputs, lambda: accuracy(ARMS[name], seed))
     return MaskScore(points, operations(name))
 
 
@@ -75,8 +76,8 @@ def accuracy(way: MaskWay, seed: int) -> float:
     """Train a net, and score it in points."""
     model = resnet(seed)
     how: dict[str, Any] = OPTIONS | {"epochs": way.epochs, "seed": seed}
-    fit(model, sms.rows("train"), schedule=way.schedule, **how)
-    return sms.accuracy(model)
+    fit(model, thin_resnets.rows("train"), schedule=way.schedule, **how)
+    return thin_resnets.accuracy(model)
 
 
 def judged(seeds: tuple[int, ...], report: Report, *, beside: str) -> Result:
@@ -98,24 +99,33 @@ SCALE = (
     "(RigL, arXiv:1911.11134; scaled down: a thin ResNet-8 on 10,000 pictures of Fashion-MNIST, "
     "a fifth of the weights)."
 )
-claim = partial(Claim, sense=">=", seeds=(0, 1, 2, 3, 4), needs="long", minutes=20)
+study = partial(
+    Study,
+    sense=">=",
+    control=above(
+        "The dense net is above chance, 10 %, by 40 points.", "accuracy", 50, {"model": "dense"}
+    ),
+    seeds=(0, 1, 2, 3, 4),
+    needs="long",
+    minutes=20,
+)
 
 CLAIMS = (
-    claim(
+    study(
         "rigl",
         sentence=f"Masks that follow the dense gradient beat masks that stay {SCALE}",
         baseline="fixed random masks, in points; the lower end of a 95 % interval of paired "
         "differences",
-        bar=0.0,
-        run=partial(judged, beside=STATIC),
+        target=0.0,
+        measure=partial(judged, beside=STATIC),
     ),
-    claim(
+    study(
         "rigl-gradual",
         sentence="Sparse from the start is within half a point of gradual pruning at as many "
         f"operations {SCALE}",
         baseline="gradual magnitude pruning, in points; the lower end of a 95 % interval of paired "
         "differences",
-        bar=-0.5,
-        run=partial(judged, beside=GRADUAL),
+        target=-0.5,
+        measure=partial(judged, beside=GRADUAL),
     ),
 )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import lru_cache, partial
 from typing import Any, cast
 
@@ -23,43 +22,28 @@ from intarsia.hosts.attach.adapt import Adapt
 from intarsia.methods import S2ft
 from intarsia.train import Training
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from . import tails
-from .kept import kept
-from .low_rank import by_peft
-from .study import class_scores, each, result_of, threads
-from .tails import TailTokens
+from ..kit import Control, Report, Result, Study, above, numbers
+from ..kit.arms import class_scores, each, result_of, threads
+from ..kit.stored import StoredResults
+from ..materials import tails, task_tracks
+from ..materials.low_rank import by_peft
+from ..materials.tails import TailTokens
+
+stored = StoredResults(__file__)
 
 FIRST = 9  # of twelve blocks; the three from there on are adapted
 SOURCE, TARGETS = "fashion-mnist", ("elpv", "photo-rotation", "prompt-kind")
 IMAGES, EPOCHS, BATCH, EVERY = 640, 3, 16, 20  # 120 steps
 PROBED, TEST = 1000, 250  # pictures of the source's probe; test pictures of either task
-RATES = (3e-4, 1e-3, 3e-3)
-TUNED = 100  # the seed of the trainings by which a rate is chosen
 # for each block 15,360 weights: 40 of 1,536 channels, rank 8 of fc2, rank 4 of both linear maps
 CHANNELS, RANK, BOTH = 40, 8, 4
-VERSION = 1
-OURS, LORA = "S2FT", "LoRA"
 METHODS: Mapping[str, Change] = {
-    OURS: Adapt(S2ft(down=CHANNELS / 1536), targets=("fc2",)),
-    LORA: Adapt(Lora(RANK), targets=("fc2",)),
+    task_tracks.OURS: Adapt(S2ft(down=CHANNELS / 1536), targets=("fc2",)),
+    task_tracks.LORA: Adapt(Lora(RANK), targets=("fc2",)),
     "PiSSA": by_peft("PiSSA", BOTH, ("mlp_linear",)),
     "DoRA": by_peft("DoRA", BOTH, ("mlp_linear",)),
 }
 ARMS = tuple(Arm(name, name) for name in METHODS)
-
-
-@dataclass
-class Track:
-    """Accuracy on the new task and on the old one, while the new one is trained."""
-
-    target: list[float] = field(default_factory=list)
-    source: list[float] = field(default_factory=list)
-
-    def kept(self, level: float) -> float:
-        """Source accuracy when the target's first was at least `level`."""
-        return next(s for t, s in zip(self.target, self.source, strict=True) if t >= level)
 
 
 def pictures(task: str) -> TailTokens:
@@ -117,7 +101,6 @@ def inputs(arm: str, task: str, seed: int) -> dict[str, Any]:
         "seed": seed,
         "blocks": FIRST,
         "sizes": [IMAGES, EPOCHS, BATCH, TEST],
-        "version": VERSION,
     }
 
 
@@ -126,24 +109,26 @@ def tried(arm: str, task: str, rate: float) -> float:
 
     def run() -> float:
         with threads(1):
-            model = fitted(arm, task, rate, TUNED)
+            model = fitted(arm, task, rate, task_tracks.TUNED)
             return class_scores(model, pictures(task).val).accuracy
 
-    return kept("s2ft", inputs(arm, task, TUNED) | {"rate": rate}, run, "validation")
+    return stored("s2ft", inputs(arm, task, task_tracks.TUNED) | {"rate": rate}, run)
 
 
 @lru_cache
 def rate(arm: str) -> float:
     """The rate at which an arm is best on validation pictures, the mean over the tasks."""
-    return max(RATES, key=lambda lr: statistics.mean(tried(arm, task, lr) for task in TARGETS))
+    return max(
+        task_tracks.RATES, key=lambda lr: statistics.mean(tried(arm, task, lr) for task in TARGETS)
+    )
 
 
-def train(arm: str, task: str, seed: int) -> Track:
+def train(arm: str, task: str, seed: int) -> task_tracks.Track:
     """One arm trained on one task, looked at every few steps."""
     lr = rate(arm)
 
     def run() -> dict[str, list[float]]:
-        track, old = Track(), probe()
+        track, old = task_tracks.Track(), probe()
         x, y = pictures(task).test.tensors
 
         def look(model: nn.Module, step: int, steps: int) -> None:
@@ -162,10 +147,12 @@ def train(arm: str, task: str, seed: int) -> Track:
         return vars(track)
 
     more = {"rate": lr, "source": SOURCE, "every": EVERY, "probed": PROBED}
-    return Track(**kept("s2ft", inputs(arm, task, seed) | more, run))
+    return task_tracks.Track(**stored("s2ft", inputs(arm, task, seed) | more, run))
 
 
-def tracks(seeds: Sequence[int], report: Report) -> Mapping[tuple[str, str, int], Track]:
+def tracks(
+    seeds: Sequence[int], report: Report
+) -> Mapping[tuple[str, str, int], task_tracks.Track]:
     """Every arm on every task and seed."""
     return each(
         ARMS,
@@ -178,10 +165,13 @@ def tracks(seeds: Sequence[int], report: Report) -> Mapping[tuple[str, str, int]
 
 
 def matched(
-    found: Mapping[tuple[str, str, int], Track], task: str, seed: int, other: str = LORA
+    found: Mapping[tuple[str, str, int], task_tracks.Track],
+    task: str,
+    seed: int,
+    other: str = task_tracks.LORA,
 ) -> tuple[float, float, float]:
     """The highest target accuracy that both reach; what ours and the other kept there."""
-    both = [found[arm, task, seed] for arm in (OURS, other)]
+    both = [found[arm, task, seed] for arm in (task_tracks.OURS, other)]
     level = min(max(track.target) for track in both)
     return level, both[0].kept(level), both[1].kept(level)
 
@@ -189,10 +179,13 @@ def matched(
 def retention(seeds: Sequence[int], report: Report) -> Result:
     """Share of tasks in which S2FT keeps at least LoRA's source accuracy, one value per seed."""
     found = tracks(seeds, report)
-    start = statistics.mean(found[LORA, t, s].source[0] for t in TARGETS for s in seeds)
+    start = statistics.mean(found[task_tracks.LORA, t, s].source[0] for t in TARGETS for s in seeds)
     at = {(t, s, o): matched(found, t, s, o) for t in TARGETS for s in seeds for o in METHODS}
     values = [
-        statistics.mean(at[t, s, LORA][1] >= at[t, s, LORA][2] for t in TARGETS) for s in seeds
+        statistics.mean(
+            at[t, s, task_tracks.LORA][1] >= at[t, s, task_tracks.LORA][2] for t in TARGETS
+        )
+        for s in seeds
     ]
     rows = [
         {
@@ -206,13 +199,13 @@ def retention(seeds: Sequence[int], report: Report) -> Result:
         }
         for t in TARGETS
         for other in METHODS
-        if other != OURS
+        if other != task_tracks.OURS
     ]
     note = (
         f"One value per seed: the share of {len(TARGETS)} tasks. ViT-S at 56 px, its last "
         f"{12 - FIRST} blocks; the source is {SOURCE}: a probe of the pretrained features "
         f"({start:.3f} right at first) is read again on what training has made of them. Each arm "
-        f"has the rate of {RATES} that is best on validation pictures: "
+        f"has the rate of {task_tracks.RATES} that is best on validation pictures: "
         f"{', '.join(f'{arm} {rate(arm):g}' for arm in METHODS)}; the rate is constant, "
         f"{IMAGES} pictures x {EPOCHS} epochs looked at every {EVERY} steps; two arms are read "
         "where they first reach the highest target accuracy that both reach. S2FT and LoRA are in "
@@ -227,7 +220,8 @@ def in_domain(seeds: Sequence[int], report: Report) -> Result:
     found = tracks(seeds, report)
     end = {key: track.target[-1] for key, track in found.items()}
     values = tuple(
-        statistics.mean(end[OURS, t, s] - end[LORA, t, s] for t in TARGETS) for s in seeds
+        statistics.mean(end[task_tracks.OURS, t, s] - end[task_tracks.LORA, t, s] for t in TARGETS)
+        for s in seeds
     )
     rows = [
         {"task": t} | {arm: _mean(end[arm, t, s] for s in seeds) for arm in METHODS}
@@ -243,10 +237,18 @@ def _mean(values: Any) -> str:
 
 PAPER = "(arXiv:2412.06289, abstract)"
 
-claim = partial(Claim, sense=">=", minutes=15)
+study = partial(
+    Study,
+    sense=">=",
+    control=Control(
+        "Every task is learned: the turn of a picture above chance, 25 %, by 10 points.",
+        lambda rows: numbers(rows, "matched target accuracy", {"task": "photo-rotation"})[0] > 0.35,
+    ),
+    minutes=15,
+)
 
 CLAIMS = (
-    claim(
+    study(
         "s2ft",
         system="S2FT",
         work="ViT-S, three new tasks after Fashion-MNIST",
@@ -254,15 +256,21 @@ CLAIMS = (
         "at the same accuracy on a new task it keeps at least LoRA's accuracy on another one, in "
         f"two thirds of the tasks {PAPER}.",
         baseline="LoRA of the same size, where both first reach the same target accuracy",
-        bar=2 / 3,
-        run=retention,
+        target=2 / 3,
+        measure=retention,
     ),
-    claim(
+    study(
         "s2ft-in-domain",
         sentence="S2FT learns a new task about as well as LoRA of its size: at most 4 points worse "
         f"{PAPER}.",
         baseline="LoRA of the same size; final target accuracy, S2FT minus LoRA",
-        bar=-0.04,
-        run=in_domain,
+        target=-0.04,
+        control=above(
+            "LoRA sees which way a picture is turned: above chance, 25 %, by 10 points.",
+            "LoRA",
+            0.35,
+            {"task": "photo-rotation"},
+        ),
+        measure=in_domain,
     ),
 )

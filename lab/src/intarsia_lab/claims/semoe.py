@@ -10,9 +10,8 @@ import torch.distributed as dist
 from intarsia.parallel.processes import Processes
 from intarsia.parallel.semoe import bucketed
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .study import result_of
+from ..kit import TIMED, Report, Result, Study
+from ..kit.arms import result_of
 
 TENSORS, NUMBERS, PROCESSES = 200, 2000, 4  # 8 kB each
 
@@ -55,16 +54,16 @@ def bucket(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 CLAIMS = (
-    Claim(
+    Study(
         "semoe-bucket",
         system="SE-MoE",
         work=f"{PROCESSES} processes, {TENSORS} tensors",
         sentence="Many small tensors in one buffer take one exchange's time "
         "(arXiv:2205.10034, section 3.2).",
         baseline="a collective for each of 200; times as fast",
-        bar=4.0,
+        target=4.0,
         sense=">=",
-        minutes=1,
-        run=bucket,
+        control=TIMED,
+        measure=bucket,
     ),
 )

@@ -7,43 +7,29 @@ import math
 import statistics
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache, partial
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from intarsia.methods.seuf import Seuf, Unlearned, unlearn
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from ..materials import byte_pairs
-from .kept import judged, kept
-from .routing_traces import VOCABULARY, made, texts
-from .study import threads
+from ..kit import Control, Effect, Report, Result, Study, numbers
+from ..kit.arms import judged, threads
+from ..kit.stored import StoredResults
+from ..materials import held_out_rows
+from ..materials.routing_traces import made
+
+stored = StoredResults(__file__)
 
 FORGOTTEN = ("code", "glosses", "help")
-LENGTH, TRAINED, JUDGED, STEPS = 128, 64, 16, 80
+TRAINED, JUDGED, STEPS = 64, 16, 80
 RATE, TARGETS = 1e-3, (0.5, 1.0)
 RANDOM = 4  # experts of the attributed one's layer
 ALL, TOP, LIFT, FREE = "all weights", "top affinity", "top lift", "without anchor"
-VERSION = 2
 NEVER = 99.0  # nats: the text has not risen so far
 Cell = Mapping[str, Any]
 ByKind = Mapping[str, Mapping[str, Cell]]
-
-
-@lru_cache(maxsize=1)
-def rows(seed: int) -> dict[str, Tensor]:
-    """Rows of each kind, from the last tenth, which the mixture was not trained on."""
-    whole = texts()
-    words = byte_pairs.trained((text[:300_000] for text in whole.values()), VOCABULARY)
-    found: dict[str, Tensor] = {}
-    for name, text in whole.items():
-        ids = torch.tensor(words(text)["input_ids"])
-        ids = ids[int(len(ids) * 0.9) :]
-        found[name] = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
-    return found
 
 
 def cells(kind: str, seed: int, report: Report) -> dict[str, Cell]:
@@ -70,8 +56,12 @@ def cells(kind: str, seed: int, report: Report) -> dict[str, Cell]:
 def _cell(
     kind: str, seed: int, arm: str, report: Report, at: tuple[int, int] | None = None
 ) -> Cell:
-    inputs = {"kind": kind, "seed": seed, "arm": arm, "at": at, "version": VERSION}
-    inputs |= {"steps": STEPS, "rate": RATE, "rows": [TRAINED, JUDGED, LENGTH]}
+    inputs = {"kind": kind, "seed": seed, "arm": arm, "at": at}
+    inputs |= {
+        "steps": STEPS,
+        "rate": RATE,
+        "rows": [TRAINED, JUDGED, held_out_rows.LENGTH],
+    }
 
     def run() -> Cell:
         with threads(1):
@@ -87,7 +77,7 @@ def _cell(
             "last": out.path[-1]["forget"] - out.path[0]["forget"],
         }
 
-    return kept("seuf", inputs, run, under="out")
+    return stored("seuf", inputs, run)
 
 
 def _run(kind: str, seed: int, arm: str, at: tuple[int, int] | None, report: Report) -> Unlearned:
@@ -95,7 +85,7 @@ def _run(kind: str, seed: int, arm: str, at: tuple[int, int] | None, report: Rep
 
     model: Any = MixtralForCausalLM.from_pretrained(made(seed, report), dtype=torch.float32)
     model.config.use_cache = False
-    held = rows(seed)
+    held = held_out_rows.rows(seed)
     per = TRAINED // (len(held) - 1)
     keep = torch.cat([r[:per] for name, r in held.items() if name != kind])
     judged = torch.cat([r[-JUDGED // 2 :] for name, r in held.items() if name != kind])
@@ -217,10 +207,19 @@ NOTE = (
     "probability of the tokens to forget. All claims named seuf judge the same runs."
 )
 PAPER = "(arXiv:2411.18797): "
-claim = partial(Claim, needs="long", minutes=20, sense="<=")
+study = partial(
+    Study,
+    sense="<=",
+    control=Control(
+        "In every arm on trial the text to forget rises by 0.5 nats.",
+        lambda rows: max(numbers(rows, "at +0.5", {"arm": TOP})) < NEVER,
+    ),
+    needs="long",
+    minutes=20,
+)
 
 CLAIMS = (
-    claim(
+    study(
         "seuf-expert",
         system="SEUF",
         work="mixtures trained on four kinds of text",
@@ -229,47 +228,48 @@ CLAIMS = (
         + "damage to other "
         "text at equal forgetting, the worse of two targets.",
         baseline="mean of four random experts of the same layer; ratio",
-        bar=0.90,
-        run=partial(run, of=lambda found: against_random(found, TOP)),
+        target=0.90,
+        measure=partial(run, of=lambda found: against_random(found, TOP)),
     ),
-    claim(
+    study(
         "seuf-lift",
         sentence="The expert of the largest lift is the right one to unlearn in (beside "
         "arXiv:2411.18797): damage to other text at equal forgetting, the worse of two targets.",
         baseline="mean of four random experts of the same layer; ratio",
-        bar=0.90,
-        run=partial(run, of=lambda found: against_random(found, LIFT)),
+        target=0.90,
+        measure=partial(run, of=lambda found: against_random(found, LIFT)),
     ),
-    claim(
+    study(
         "seuf-anchor",
         sentence="The anchor sends the text to the expert " + PAPER + "rise of its share of the "
         "probability.",
         baseline="before unlearning; difference",
-        bar=0.15,
+        target=0.15,
         sense=">=",
-        run=partial(run, of=lambda found: _share(found, TOP)),
+        measure=partial(run, of=lambda found: _share(found, TOP)),
     ),
-    claim(
+    study(
         "seuf-unanchored",
         sentence="Without the anchor the text does not go to the expert " + PAPER + "rise of its "
         "share of the probability.",
         baseline="before unlearning; difference",
-        bar=0.05,
-        run=partial(run, of=lambda found: _share(found, FREE)),
+        target=0.05,
+        measure=partial(run, of=lambda found: _share(found, FREE)),
     ),
-    claim(
+    study(
         "seuf-all",
         sentence="One expert damages other text less than all weights do " + PAPER + "damage at "
         "+1.0; expected to fail on mixtures whose routers spread every text.",
         baseline="gradient ascent in all weights, a tenth of the rate; ratio",
-        bar=1.0,
-        run=partial(run, of=lambda found: damage(found[TOP]) / max(1e-9, damage(found[ALL]))),
+        target=1.0,
+        measure=partial(run, of=lambda found: damage(found[TOP]) / max(1e-9, damage(found[ALL]))),
     ),
-    claim(
+    study(
         "seuf-size",
         sentence="A small part of the weights is trained " + PAPER + "percent of all.",
         baseline="the paper has 0.06 %, of a far larger model",
-        bar=1.0,
-        run=partial(run, of=_size),
+        target=1.0,
+        effect=Effect(0.06, "arXiv:2411.18797, abstract: 0.06 % of the parameters"),
+        measure=partial(run, of=_size),
     ),
 )

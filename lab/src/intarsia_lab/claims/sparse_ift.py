@@ -7,41 +7,20 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
-import torch
-from torch import nn
-
 from intarsia.experiments.pool import Arm
 from intarsia.fitting import fit
 from intarsia.hosts import apply
 from intarsia.methods.sparse_ift import SparseIft, flop_audit
 from intarsia.schedules import FixedMask, RigL
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from . import sms
-from .kept import kept
-from .study import each, lower, result_of, shown
+from ..kit import Report, Result, Study, above
+from ..kit.arms import each, lower, result_of, shown
+from ..kit.stored import StoredResults
+from ..materials import thin_resnets, wide_resnets
 
-WIDTHS, EPOCHS, DENSITY = (8, 16, 32), 4, 0.25
-OPTIONS: dict[str, Any] = {
-    "batch_size": 128,
-    "lr": 0.1,
-    "weight_decay": 5e-4,
-    "optimizer": sms.nesterov,
-    "trackers": (),
-}
+stored = StoredResults(__file__)
+
 EVERY = 25  # steps between changes of RigL's masks, of 79 an epoch
-
-
-def resnet(seed: int) -> nn.Module:
-    """A thin ResNet-8 for grey pictures of 28 x 28, which its stem halves."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        stem = (nn.Conv2d(1, WIDTHS[0], 3, 2, 1, bias=False), nn.BatchNorm2d(WIDTHS[0]), nn.ReLU())
-        sizes = zip((WIDTHS[0], *WIDTHS), WIDTHS, (1, 2, 2), strict=False)
-        blocks = [sms.ResidualBlock(a, b, stride) for a, b, stride in sizes]
-        pool = (nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(WIDTHS[-1], 10))
-        return nn.Sequential(*stem, *blocks, *pool)
 
 
 class IftScore(NamedTuple):
@@ -67,7 +46,9 @@ ARMS: Mapping[str, IftWay] = {
     "parallel, RigL": IftWay("parallel", RIGL),
     "factorised, RigL": IftWay("factorised", RIGL),
     "doped, RigL": IftWay("doped", RIGL),
-    "as wide as the dense one, RigL": IftWay(None, RigL(DENSITY, every=EVERY, spread="uniform")),
+    "as wide as the dense one, RigL": IftWay(
+        None, RigL(wide_resnets.DENSITY, every=EVERY, spread="uniform")
+    ),
 }
 OTHERS = tuple(name for name in ARMS if name not in (DENSE, WIDE, STATIC))
 
@@ -75,21 +56,21 @@ OTHERS = tuple(name for name in ARMS if name not in (DENSE, WIDE, STATIC))
 def cell(way: IftWay, _: str, seed: int) -> IftScore:
     """A net of one way from one seed, from the file or by training it."""
     name = next(name for name, one in ARMS.items() if one == way)
-    inputs = {"arm": name, "seed": seed, "data": sms.DATA, "epochs": EPOCHS, "version": 1}
-    return IftScore(*kept("sparse-ift", inputs, lambda: run(way, seed)))
+    inputs = {"arm": name, "seed": seed, "data": thin_resnets.DATA, "epochs": wide_resnets.EPOCHS}
+    return IftScore(*stored("sparse-ift", inputs, lambda: run(way, seed)))
 
 
 def run(way: IftWay, seed: int) -> IftScore:
     """Train a net of one way, and score it."""
-    model, macs = resnet(seed), 1.0
+    model, macs = wide_resnets.resnet(seed), 1.0
     if way.kind is not None:
-        model = apply(model, SparseIft(way.kind, DENSITY), seed=seed)
+        model = apply(model, SparseIft(way.kind, wide_resnets.DENSITY), seed=seed)
         macs = max(layer.ratio for layer in flop_audit(model))
     elif way.schedule is not None:
-        macs = DENSITY
-    how: dict[str, Any] = OPTIONS | {"epochs": EPOCHS, "seed": seed}
-    fit(model, sms.rows("train"), schedule=way.schedule, **how)
-    return IftScore(sms.accuracy(model), macs)
+        macs = wide_resnets.DENSITY
+    how: dict[str, Any] = wide_resnets.OPTIONS | {"epochs": wide_resnets.EPOCHS, "seed": seed}
+    fit(model, thin_resnets.rows("train"), schedule=way.schedule, **how)
+    return IftScore(thin_resnets.accuracy(model), macs)
 
 
 def judged(
@@ -116,29 +97,32 @@ SCALE = (
     "Fashion-MNIST, three quarters of the weights 0)."
 )
 
+study = partial(
+    Study,
+    sense=">=",
+    control=above("Every net is above chance, 10 %, by 40 points.", "accuracy", 50),
+    seeds=(0, 1, 2, 3, 4),
+)
+
 CLAIMS = (
-    Claim(
+    study(
         "sparse-ift",
         system="Sparse-IFT",
         work="a thin ResNet-8 from scratch on Fashion-MNIST",
         sentence="A net of twice the width, sparse and trained by RigL, is more accurate than the "
         f"dense net of as many multiplications {SCALE}",
         baseline="the dense net, in points; the lower end of a 95 % interval of paired differences",
-        bar=0.0,
-        sense=">=",
-        run=partial(judged, arms=(WIDE, DENSE)),
-        seeds=(0, 1, 2, 3, 4),
+        target=0.0,
+        measure=partial(judged, arms=(WIDE, DENSE)),
         minutes=5,
     ),
-    Claim(
+    study(
         "sparse-ift-rigl",
         sentence="In the wide sparse net masks that RigL changes are at least as good as fixed "
         f"random ones {SCALE}",
         baseline="the same net with fixed masks, in points; the mean of paired differences",
-        bar=0.0,
-        sense=">=",
-        run=partial(judged, arms=(WIDE, STATIC, *OTHERS), by_mean=True),
-        seeds=(0, 1, 2, 3, 4),
+        target=0.0,
+        measure=partial(judged, arms=(WIDE, STATIC, *OTHERS), by_mean=True),
         needs="long",
         minutes=12,
     ),

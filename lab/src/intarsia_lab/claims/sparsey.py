@@ -13,17 +13,16 @@ import numpy as np
 from intarsia.data import sets
 from intarsia.models.memory import Mac, SparseyNet, adherence, basis_set_size, similarity
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .study import result_of
+from ..kit import TIMED, NoControl, Report, Result, Study, above
+from ..kit.arms import result_of
+from ..materials import thin_digits
 
-Array = np.ndarray
 SIZE, ACTIVE, FAMILIES = 144, 12, 5
 COUNTS = (10, 25, 50, 100, 200)
 JUDGED = 25  # items, up to which the memory is said to hold
 
 
-def family_items(n: int, seed: int) -> Array:
+def family_items(n: int, seed: int) -> thin_digits.Array:
     """Items of 12 of 144 bits: members of five families, who share 1 ... 12 bits with its head."""
     random = np.random.default_rng(seed)
     heads = [random.choice(SIZE, ACTIVE, replace=False) for _ in range(FAMILIES)]
@@ -108,37 +107,15 @@ def timed(seeds: Sequence[int], report: Report) -> Result:
     return result_of(values, rows, "Learning and reading an item, CPU time.", statistics.median)
 
 
-def thin(picture: Array) -> Array:
-    """Strokes thinned to a width of one pixel, by Zhang and Suen (Comm. ACM 27, 1984).  -> bool."""
-    on = np.pad(picture > 64, 1)
-    changed = True
-    while changed:
-        changed = False
-        for first in (True, False):
-            # neighbours from the north, clockwise
-            p = [np.roll(on, shift, (0, 1)) for shift in _AROUND]
-            turns = sum((~p[k] & p[(k + 1) % 8]).astype(int) for k in range(8))
-            near = sum(q.astype(int) for q in p)
-            one, two = (p[0] & p[2] & p[4], p[2] & p[4] & p[6])
-            if not first:
-                one, two = (p[0] & p[2] & p[6], p[0] & p[4] & p[6])
-            gone = on & (turns == 1) & (near >= 2) & (near <= 6) & ~one & ~two
-            on = on & ~gone
-            changed |= bool(gone.any())
-    return on[1:-1, 1:-1]
-
-
-# shifts that bring the neighbour in the north, north-east, east, ... to a pixel's place
-_AROUND = ((1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1))
-
-
 def spread(seeds: Sequence[int], report: Report) -> Result:
     """The smaller of distinct codes / (0.9 n) and adherence / 0.3 of thin digits."""
     data = sets.load("mnist")
     values, rows = [], []
     for seed in seeds:
         chosen = np.random.default_rng(seed).permutation(len(data))[:200]
-        x = np.stack([thin(np.asarray(data.images)[i]).ravel() for i in chosen]).astype(float)
+        x = np.stack([thin_digits.thin(np.asarray(data.images)[i]).ravel() for i in chosen]).astype(
+            float
+        )
         net = SparseyNet(grid=(5,), radius=4.0, random_state=seed).fit(x)
         codes, order = basis_set_size(net.codes_) / len(x), adherence(x, net.codes_)
         values.append(min(codes / 0.9, order / 0.3))
@@ -166,44 +143,53 @@ def spread(seeds: Sequence[int], report: Report) -> Result:
     return result_of(values, rows, note, min)
 
 
-def _both(x: Array, mac: Mac) -> str:
+def _both(x: thin_digits.Array, mac: Mac) -> str:
     return f"{basis_set_size(mac.codes_) / len(x):.3f} / {adherence(x, mac.codes_):.3f}"
 
 
 PAPER = " (arXiv:1710.07829)."
-claim = partial(Claim, sense=">=", seeds=tuple(range(5)), minutes=1)
+LEARNED = above(
+    "Ten items are recalled, far below the capacity.", "modules recalled", 0.95, {"items": "10"}
+)
+study = partial(Study, sense=">=", seeds=tuple(range(5)), minutes=1)
 
 CLAIMS = (
-    claim(
+    study(
         "sparsey-memory",
         system="Sparsey",
         work="random codes",
         sentence="Items that were seen once are recalled while there are at most 25" + PAPER,
         baseline="1 is all modules",
-        bar=0.95,
-        run=partial(judged, of="recall", over=min),
+        target=0.95,
+        control=LEARNED,
+        measure=partial(judged, of="recall", over=min),
     ),
-    claim(
+    study(
         "sparsey-similarity",
         sentence="Like items have like codes while there are at most 25" + PAPER,
         baseline="correlation of overlaps; random codes have 0",
-        bar=0.5,
-        run=partial(judged, of="similarity", over=min),
+        target=0.5,
+        control=LEARNED,
+        measure=partial(judged, of="similarity", over=min),
     ),
-    claim(
+    study(
         "sparsey-time",
         sentence="The time of an item does not depend on how many are stored" + PAPER,
         baseline="an item at 200 stored ones; at 2,000, ratio",
-        bar=1.2,
+        target=1.2,
         sense="<=",
-        run=timed,
+        control=TIMED,
+        measure=timed,
     ),
-    claim(
+    study(
         "sparsey-collapse",
         sentence="Thin digits keep distinct codes (0.9 n) whose order is that of their likeness "
         "(0.3)" + PAPER + " The smaller of both over its bar.",
         baseline="1 keeps both",
-        bar=1.0,
-        run=spread,
+        target=1.0,
+        control=NoControl(
+            "Codes are compared with those of another rule on the same digits: nothing is trained."
+        ),
+        measure=spread,
     ),
 )

@@ -14,10 +14,9 @@ from sklearn.neighbors import KNeighborsClassifier
 from intarsia.data import sets
 from intarsia.models.memory import Mac, SparseyNet
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .sparsey import PAPER, Array, thin
-from .study import result_of, shown
+from ..kit import NoControl, Report, Result, Study, above
+from ..kit.arms import result_of, shown
+from ..materials.thin_digits import Array, thin
 
 TRAIN, TEST = 2000, 1000
 SIZE, ACTIVE, MISSING = 144, 12, 3
@@ -158,25 +157,35 @@ def of_capacity(seeds: Sequence[int], report: Report) -> Result:
     return result_of(values, rows, note)
 
 
-claim = partial(Claim, sense=">=", seeds=tuple(range(5)))
+PAPER = " (arXiv:1710.07829)."
+study = partial(Study, sense=">=")
 
 CLAIMS = (
-    claim(
+    study(
         "sparsey-digits",
         sentence="Codes of digits that were seen once say which digit it is" + PAPER,
         baseline="100 points are all; neighbours in pixels stand beside it",
-        bar=80.0,
-        run=read_digits,
+        target=80.0,
+        control=above(
+            "One neighbour of grey digits is above chance, 10 %, by 60 points.",
+            "accuracy",
+            70,
+            {"features": "grey digits, 1 neighbour"},
+        ),
+        measure=read_digits,
         seeds=(0, 1, 2),
         minutes=5,
     ),
-    claim(
+    study(
         "sparsey-capacity",
         sentence="A mac completes as many random items as Willshaw's matrix of as many bits"
         + PAPER,
         baseline="Willshaw's matrix, items at 95 % of the bits; ratio",
-        bar=1.0,
-        run=of_capacity,
-        minutes=1,
+        target=1.0,
+        control=NoControl(
+            "The memories are written in one pass by a fixed rule: no training could fail."
+        ),
+        measure=of_capacity,
+        seeds=tuple(range(5)),
     ),
 )

@@ -7,26 +7,28 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from intarsia.data.language_models import language_model
 from intarsia.data.texts import load_texts
 from intarsia.experiments.pool import Arm
 from intarsia.hosts.prune.pruner import Pruner, sparsify
 from intarsia.hosts.prune.pruners import Magnitude, SparseGPT, Wanda
-from intarsia.hosts.prune.rows import batched
 from intarsia.methods.dsnot import DSnoT
 from intarsia.partitions.swaps import Swapped
 from intarsia.results.sheet import deviation
 from intarsia.scores import Statistics
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .kept import kept
-from .study import each, upper
+from ..kit import Control, Report, Result, Study, numbers
+from ..kit.arms import each, upper
+from ..kit.stored import StoredResults
+from ..materials import token_loss
+
+stored = StoredResults(__file__)
 
 TEXTS = ("austen", "python-docs")
 DENSITIES = (0.7, 0.6, 0.5, 0.4, 0.3)
@@ -75,8 +77,8 @@ class PrunedCells:
         """A cell from the file, or by running it.  arm: "dense", a base, or "base + dsnot"."""
         if arm == "dense":  # one for all densities and draws
             task, seed = (task[0], 1.0), 0
-        inputs = {"arm": arm, "text": task[0], "density": task[1], "seed": seed, "version": 1}
-        return Pruned(*kept("sparsify", inputs, lambda: self._run(arm, *task, seed)))
+        inputs = {"arm": arm, "text": task[0], "density": task[1], "seed": seed}
+        return Pruned(*stored("sparsify", inputs, lambda: self._run(arm, *task, seed)))
 
     def _run(self, arm: str, text: str, density: float, seed: int) -> Pruned:
         if self.model is None:
@@ -95,20 +97,7 @@ class PrunedCells:
             draw = torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))
             rows = [train[int(i)] for i in draw[:CALIBRATION]]
             sparsify(self.model, CountedDSnoT(method) if swaps else method, rows, seed=seed)
-        return Pruned(nll(self.model, test), time.process_time() - clock, *SUMS)
-
-
-@torch.no_grad()
-def nll(model: nn.Module, rows: Sequence[Any]) -> float:
-    """The mean loss of a token."""
-    found: list[float] = []
-    for batch in batched(rows, 4):
-        ids = batch["input_ids"]
-        logits = model(input_ids=ids).logits[:, :-1].flatten(0, 1)
-        found += nn.functional.cross_entropy(
-            logits, ids[:, 1:].flatten(), reduction="none"
-        ).tolist()
-    return statistics.mean(found)
+        return Pruned(token_loss.nll(self.model, test), time.process_time() - clock, *SUMS)
 
 
 def ran(names: Sequence[str], densities: Sequence[float], seeds: Any, report: Report) -> Any:
@@ -180,29 +169,36 @@ def of_swaps(seeds: tuple[int, ...], report: Report) -> Result:
     )  # fmt: skip
 
 
+study = partial(
+    Study,
+    control=Control(
+        "Each pruned model is better than a uniform guess among 49,152 tokens.",
+        lambda rows: max(numbers(rows, "0.3")) < 49_152,
+    ),
+    needs="long",
+)
+
 CLAIMS = (
-    Claim(
+    study(
         "sparsify",
         sentence="Compensating for pruned weights (SparseGPT, arXiv:2301.00774) costs a language "
         "model less than choosing by inputs alone (Wanda, arXiv:2306.11695).",
         baseline="Wanda at density .5: its loss minus SparseGPT's; the worse of two texts",
-        bar=0.0,
+        target=0.0,
         sense=">=",
-        run=of_methods,
-        needs="long",
+        measure=of_methods,
         minutes=120,
     ),
-    Claim(
+    study(
         "dsnot",
         system="DSnoT",
         work="SmolLM2-135M, two texts",
         sentence="Swaps without training (DSnoT, arXiv:2310.08915) lower the loss of models pruned "
         "by size or by Wanda to densities .4 and .3.",
         baseline="the same mask without swaps; the largest upper end of a 95 % interval",
-        bar=0.0,
+        target=0.0,
         sense="<=",
-        run=of_swaps,
-        needs="long",
+        measure=of_swaps,
         minutes=90,
     ),
 )

@@ -23,10 +23,11 @@ from intarsia.results.sheet import deviation
 from intarsia.schedules import FixedMask
 from intarsia.train import SquareHead, distill, plain
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .kept import kept
-from .study import each, shown
+from ..kit import Control, Report, Result, Study, numbers
+from ..kit.arms import each, shown
+from ..kit.stored import StoredResults
+
+stored = StoredResults(__file__)
 
 STEPS, BATCH, LENGTH, HELD_OUT, CALIBRATION = 100, 16, 96, 64, 32
 DENSE_STEPS = 400  # of the small model's own training
@@ -70,8 +71,8 @@ class SparseCells:
 
     def cell(self, arm: str, density: float, seed: int) -> Closed:
         """A cell from the file, or by running it.  arm: one of OBJECTIVES."""
-        inputs = {"bench": self.name, "arm": arm, "density": density, "seed": seed, "version": 1}
-        return Closed(*kept("squarehead", inputs, lambda: self._run(arm, density, seed)))
+        inputs = {"bench": self.name, "arm": arm, "density": density, "seed": seed}
+        return Closed(*stored("squarehead", inputs, lambda: self._run(arm, density, seed)))
 
     def _run(self, arm: str, density: float, seed: int) -> Closed:
         self.made = self.made or self.make()
@@ -160,8 +161,17 @@ def closing_of(bench: SparseCells, densities: tuple[float, ...]) -> Callable[...
     return run
 
 
+study = partial(
+    Study,
+    sense=">=",
+    control=Control(
+        "The teacher is better than its students.",
+        lambda rows: max(numbers(rows, "dense")) < min(numbers(rows, "after")),
+    ),
+)
+
 CLAIMS = (
-    Claim(
+    study(
         "squarehead",
         system="SquareHead",
         work="a small decoder on Austen and WordNet",
@@ -169,18 +179,16 @@ CLAIMS = (
         "the gap between them than by labels alone (SquareHead, arXiv:2310.06927; scaled down: a "
         "model of bytes with 4 blocks, trained here, 80 % pruned).",
         baseline="the share of the gap that labels close in as many steps",
-        bar=1.2,
-        sense=">=",
-        run=closing_of(SparseCells("small", 1e-3, small), (0.2,)),
+        target=1.2,
+        measure=closing_of(SparseCells("small", 1e-3, small), (0.2,)),
         minutes=10,
     ),
-    Claim(
+    study(
         "squarehead-smollm2",
         sentence="The same for SmolLM2-135M on WordNet's definitions, 70 and 80 % pruned.",
         baseline="the share of the gap that labels close in as many steps; the worse density",
-        bar=1.2,
-        sense=">=",
-        run=closing_of(SparseCells("smollm2", 1e-4, smollm2), (0.3, 0.2)),
+        target=1.2,
+        measure=closing_of(SparseCells("smollm2", 1e-4, smollm2), (0.3, 0.2)),
         needs="long",
         minutes=120,
     ),

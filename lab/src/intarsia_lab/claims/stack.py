@@ -11,11 +11,10 @@ import torch
 from intarsia.experiments.stack import StackTable, broken, stack_pairs
 from intarsia.experiments.stack_entries import ENTRIES
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .routing_traces import made
-from .seuf import rows
-from .study import result_of, threads
+from ..kit import NoControl, Report, Result, Study
+from ..kit.arms import result_of, threads
+from ..materials.held_out_rows import rows
+from ..materials.routing_traces import made
 
 CALIBRATION, MEASURED, BATCH = 32, 48, 16  # rows
 PRODUCT = (("prune", "quant"), ("merge", "quant"), ("student", "quant"))  # bytes multiply
@@ -87,10 +86,18 @@ NOTE = (
     "sequences. hits: a cache of a quarter of the experts, one stream. Bytes sent: a token, "
     "four devices."
 )
-claim = partial(Claim, needs="long", minutes=20, sense="<=")
+study = partial(
+    Study,
+    sense="<=",
+    control=NoControl(
+        "Bytes and refusals are counted on mixtures that stand as they were trained."
+    ),
+    needs="long",
+    minutes=20,
+)
 
 CLAIMS = (
-    claim(
+    study(
         "stack-pairs",
         system="Survey of compressed mixtures",
         work="a small mixture, 28 pairs of changes",
@@ -98,16 +105,16 @@ CLAIMS = (
         "(arXiv:2412.14219): of all 28 pairs of eight, those that neither run nor are refused for "
         "a declared reason, and lossless ones that change the loss by more than 1e-5.",
         baseline="none",
-        bar=0.0,
-        run=partial(run, of=failures),
+        target=0.0,
+        measure=partial(run, of=failures),
     ),
-    claim(
+    study(
         "stack-bytes",
         sentence="What fewer experts and fewer bits save multiplies (arXiv:2412.14219): percent by "
         "which a pair's bytes differ from the product of the two, all weights counted, the worst "
         "of three pairs.",
         baseline="the product of the two shares",
-        bar=2.0,
-        run=partial(run, of=product_error),
+        target=2.0,
+        measure=partial(run, of=product_error),
     ),
 )

@@ -19,9 +19,8 @@ from intarsia.placement.timeline import simulate
 from intarsia.placement.topology import Topology
 from intarsia.placement.trace import Trace
 
-from ..kit import Claim, Result
-from ..kit.claim import Report
-from .study import result_of, threads
+from ..kit import SIMULATED, TIMED, Effect, Report, Result, Study
+from ..kit.arms import result_of, threads
 
 EXPERTS, DEVICES = 2, 8
 TOKENS, HIDDEN = (128, 512, 2048, 8192), (1024, 4096, 16384)
@@ -131,37 +130,40 @@ def _seconds(
     return statistics.median(found)
 
 
+study = partial(
+    Study,
+    baseline="einsum of a mask (T, E, C); times as fast",
+    sense=">=",
+    control=TIMED,
+    minutes=1,
+)
+
 CLAIMS = (
-    Claim(
+    study(
         "tutel",
         system="Tutel",
         work="routing traces, simulated",
         sentence="A degree of parallelism for each batch is faster than the best one for all "
         "(arXiv:2206.03382, section 3): simulated time.",
         baseline="the best single degree; times as fast, geometric mean, simulated",
-        bar=1.2,
-        sense=">=",
+        target=1.2,
+        control=SIMULATED,
+        measure=adaptive,
         minutes=2,
-        run=adaptive,
     ),
-    Claim(
+    study(
         "tutel-tables",
         sentence="Tables of places are faster than products with one-hot masks "
         "(arXiv:2206.03382, section 4.2).",
-        baseline="einsum of a mask (T, E, C); times as fast",
-        bar=5.0,
-        sense=">=",
-        minutes=1,
-        run=partial(times_as_fast, tokens=2048, experts=16, width=256, active=2),
+        target=5.0,
+        measure=partial(times_as_fast, tokens=2048, experts=16, width=256, active=2),
     ),
-    Claim(
+    study(
         "deepspeed-tables",
         sentence="A table in place of one-hot products takes a sixth of the time or less at many "
         "experts (arXiv:2201.05596, section 5.4).",
-        baseline="einsum of a mask (T, E, C); times as fast",
-        bar=6.0,
-        sense=">=",
-        minutes=1,
-        run=partial(times_as_fast, tokens=512, experts=64, width=512, active=2),
+        target=6.0,
+        effect=Effect(6.0, "arXiv:2201.05596, section 5.4: over 6x"),
+        measure=partial(times_as_fast, tokens=512, experts=64, width=512, active=2),
     ),
 )

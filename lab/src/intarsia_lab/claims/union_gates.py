@@ -15,9 +15,8 @@ from intarsia.hosts import apply
 from intarsia.hosts.swap.union_of_experts import UnionOfExperts
 from intarsia.routers.union import UnionRouter
 
-from ..kit import Claim
-from ..kit.claim import Report
-from .union_of_experts import Cell, Found, arm_cell, judge, noise, trained
+from ..kit import Report, Study, above
+from ..routing.union_arms import Cell, Found, arm_cell, judge, noise, trained
 
 DENSE, SIZES, FROZEN, STRAIGHT = "dense", "sizes", "frozen", "straight-through"
 SCORE, RANDOM, UNION, DROPPED = "score", "random", "union of experts", "dropped patches"
@@ -140,25 +139,34 @@ _TUNED = (
 _PAPER = "(arXiv:2503.02495)"
 on_gates = partial(judge, on=gates, score="accuracy, %", note=_GATES)
 on_tuned = partial(judge, on=tuned, score="accuracy, %", note=_TUNED)
-claim = partial(Claim, needs="long", sense=">=")
+study = partial(
+    Study,
+    sense=">=",
+    control=above(
+        "The dense model is above chance, 10 %, by 20 points.",
+        "accuracy, %",
+        30,
+        {"model": "dense"},
+    ),
+    needs="long",
+    minutes=12,
+)
 
 CLAIMS = (
-    claim(
+    study(
         "uoe-choice",
         sentence=f"Which positions an expert takes matters {_PAPER}: accuracy of the default gate "
         "less that of a random choice, in points.",
         baseline="positions drawn at random, in training and afterwards",
-        bar=3.0,
-        minutes=12,
-        run=partial(on_gates, of=partial(less, one=FROZEN, two=RANDOM)),
+        target=3.0,
+        measure=partial(on_gates, of=partial(less, one=FROZEN, two=RANDOM)),
     ),
-    claim(
+    study(
         "uoe-pretrained",
         sentence=f"A pretrained ViT that is cut and tuned is as good as one that is tuned whole "
         f"{_PAPER}: difference of accuracies in points.",
         baseline="the dense ViT, tuned alike; the table has one that drops patches, too",
-        bar=-1.0,
-        minutes=12,
-        run=partial(on_tuned, of=partial(less, one=UNION, two=DENSE)),
+        target=-1.0,
+        measure=partial(on_tuned, of=partial(less, one=UNION, two=DENSE)),
     ),
 )

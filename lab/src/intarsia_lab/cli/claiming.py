@@ -15,7 +15,7 @@ from intarsia.cli.options import Json
 from intarsia.cli.shell import note, say, show_json, show_table
 from intarsia.core.errors import ConfigError
 
-from ..kit import Claim
+from ..kit import Study
 from .words import CLAIMS, check_claim
 
 NEEDS = {"cpu": "", "gpu": "an accelerator", "long": "more than ten minutes"}
@@ -60,17 +60,17 @@ def claim(
     if as_json:
         show_json(records)
         return
-    from intarsia.results.statistics import verdict
-
     from ..claims.ledger import squared
 
     for record in records:
         say(f"{record['key']}: {record['sentence']}")
-        say(f"  against {record['baseline']}, bar {record['bar']}")
+        say(f"  against {record['baseline']}, target {record['target']}")
         say(
             f"  got {record['got']:.3f} (spread {record['spread']:.3f}, {len(record['seeds'])} "
-            f"seeds): {verdict(record['bar'], record['got'], record['values'])}"
+            f"seeds): {record['verdict']}"
         )
+        if record["reason"]:
+            say(f"  {record['reason']}")
         say(f"  of commit {record['commit'] or 'unknown'}, code {record['code']}")
         say(f"  {record['seconds']:.0f} s; {record['machine']}\n  {record['note']}".rstrip())
         names, *cells = squared(record["table"])
@@ -79,7 +79,7 @@ def claim(
     say(f"Page: {page}")
 
 
-def _chosen(name: str | None, long: bool) -> list[Claim]:
+def _chosen(name: str | None, long: bool) -> list[Study]:
     """The claim of a name, or all that this machine can run in the time that was granted."""
     import torch
 
@@ -93,7 +93,7 @@ def _chosen(name: str | None, long: bool) -> list[Claim]:
     return [c for c in claims() if c.needs in can]
 
 
-def _judged(found: Claim, seeds: Sequence[int] | None, page: Path) -> dict[str, Any]:
+def _judged(found: Study, seeds: Sequence[int] | None, page: Path) -> dict[str, Any]:
     """Run a claim, save its record beside the page, and write the page anew."""
     from ..claims import run_claim, write_page
     from ..claims.ledger import save
@@ -106,7 +106,7 @@ def _judged(found: Claim, seeds: Sequence[int] | None, page: Path) -> dict[str, 
     return dataclasses.asdict(record)
 
 
-def _show_list(found: Sequence[Claim], folder: Path, as_json: bool) -> None:
+def _show_list(found: Sequence[Study], folder: Path, as_json: bool) -> None:
     """Print the claims, with the verdicts of the records in a folder."""
     from ..claims.ledger import read, state
 
@@ -116,7 +116,7 @@ def _show_list(found: Sequence[Claim], folder: Path, as_json: bool) -> None:
         names = ("sentence", "baseline", "minutes", "needs")
         show_json(
             [
-                {"name": c.key, "bar": f"{c.sense} {c.bar:g}", "result": states[c.key]}
+                {"name": c.key, "target": c.bound, "result": states[c.key]}
                 | {n: getattr(c, n) for n in names}
                 for c in found
             ]

@@ -1,5 +1,17 @@
-"""What every experiment of the laboratory is made of."""
+"""The parts of every experiment of the laboratory."""
 
-from .claim import Claim as Claim
-from .claim import Report as Report
-from .claim import Result as Result
+from .control import COUNTED as COUNTED
+from .control import SIMULATED as SIMULATED
+from .control import TIMED as TIMED
+from .control import Control as Control
+from .control import NoControl as NoControl
+from .control import above as above
+from .control import below as below
+from .control import numbers as numbers
+from .study import Effect as Effect
+from .study import Report as Report
+from .study import Result as Result
+from .study import Study as Study
+from .study import Verdict as Verdict
+from .study import over_items as over_items
+from .study import seeds_needed as seeds_needed

@@ -15,7 +15,6 @@ from intarsia.catalog import TAGS, cards, describe, example, shown
 from intarsia.core.card import KINDS
 from intarsia.core.errors import DataError
 from intarsia.core.files import read_json
-from intarsia.results.statistics import verdict
 
 from .index import write as write_index
 from .method_figures import figure, when
@@ -34,9 +33,9 @@ The settings of every method, as in `intarsia.Lora(rank=8)`; generated from the 
 MEASURED = """
 ## Measured
 
-Claims of its paper that were run here, each against a bar that was fixed before.
+Claims of its paper that were run here, each against a target that was fixed before.
 
-| claim | against | bar | got | verdict |
+| claim | against | target | figure | verdict |
 |---|---|---|---|---|
 """
 REPOSITORIES = "https://github.com"
@@ -150,10 +149,9 @@ def page(
     if own := measured(paper["arxiv"], claims):
         lines.append(MEASURED.rstrip("\n"))
         for claim in own:
-            found = verdict(claim["bar"], claim["got"], claim["values"])
-            found = f"**{found}**" if found == "fails" else found
+            word = f"**{claim['verdict']}**" if claim["verdict"] == "fails" else claim["verdict"]
             link = f"[{claim['key']}](../claims.md#{claim['key']})"
-            figures = f"{claim['bar']} | {claim['got']:.3f} | {found}"
+            figures = f"{claim['target']} | {claim['got']:.3f} | {word}"
             lines.append(f"| {link} | {claim['baseline']} | {figures} |")
     return "\n".join([*lines, ""])
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from intarsia_lab.claims import provenance
-from intarsia_lab.claims.provenance import LABORATORY, LIBRARY, code_digest, commit, dependencies
+from intarsia_lab.kit import provenance
+from intarsia_lab.kit.provenance import LABORATORY, LIBRARY, code_digest, commit, dependencies
 
 FILES = {
     "toy_lab/claims/toy.py": "from toy.parts import Twice, third\nfrom ..deep import inner\n",
@@ -63,6 +63,8 @@ def test_words_and_other_files_do_not_change_the_digest(folder: Path) -> None:
     before = digest(folder)
     (folder / "toy" / "parts" / "other.py").write_text("other = 2\n")
     (folder / "toy" / "ground.py").write_text("ground = 5\n")
+    claims = folder / "toy_lab" / "claims" / "toy.py"
+    claims.write_text(claims.read_text() + "CLAIMS = (\n    Study(target=2),\n)\n")
     named = folder / "toy" / "named.py"
     named.write_text(f'"""Words,\n\nmore words."""\n\n# a comment\n\n{named.read_text()}')
     assert digest(folder) == before

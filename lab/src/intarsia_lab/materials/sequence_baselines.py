@@ -21,7 +21,9 @@ from intarsia.core.errors import MissingExtra
 from intarsia.data.interactions import Interactions
 from intarsia.models.recommend.semantic_ids import item_vectors
 
-from .kept import kept
+from ..kit.stored import StoredResults
+
+stored = StoredResults(__file__)
 
 Scorer = Callable[[Tensor], Tensor]  # histories (B, n), places from 1, 0 = none -> (B, items + 1)
 Settings = Mapping[str, Any]
@@ -146,7 +148,5 @@ def best_of(
     """The settings of the highest score on validation; each score is kept as a cell of `name`."""
     if len(options) == 1:
         return options[0]
-    found = [
-        kept(name, {**inputs, "tried": one, "version": 1}, partial(score, one)) for one in options
-    ]
+    found = [stored(name, {**inputs, "tried": one}, partial(score, one)) for one in options]
     return options[int(np.argmax(found))]

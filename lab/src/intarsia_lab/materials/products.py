@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .study import threads
+from ..kit.arms import threads
 
 SIDE = 4096
 ROTATED = 192 * 2**20  # bytes of copies that take turns: more than any cache

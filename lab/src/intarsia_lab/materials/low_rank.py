@@ -16,8 +16,9 @@ from intarsia.methods.peft_methods import PeftMethod, of_settings
 from intarsia.results.sheet import Differences, Sheet
 from intarsia.train import Training
 
-from ..kit.claim import Report
-from .study import Budget, Study, StudyRecipe, StudyScore, shown
+from ..kit import Report
+from ..kit.arms import shown
+from .picture_cells import Budget, PictureCells, StudyRecipe, StudyScore
 from .tails import bare_tail
 
 Found = Sheet[str, str, StudyScore]
@@ -67,8 +68,8 @@ class OnPictures:
     def measure(self, names: Sequence[str], seeds: Sequence[int], report: Report) -> Found:
         """The scores of these adapters on the sets."""
         arms = [Arm(name, StudyRecipe(lambda _, m=self.methods[name]: m)) for name in names]
-        study = Study(base=self.base, first=self.first)
-        return study.sheets(arms, [self.budget], self.sets, seeds, report)[self.budget.name]
+        cells = PictureCells(base=self.base, first=self.first)
+        return cells.sheets(arms, [self.budget], self.sets, seeds, report)[self.budget.name]
 
 
 def rows_of(found: Found, counted: str, count: Callable[[str], int]) -> tuple[dict[str, Any], ...]:

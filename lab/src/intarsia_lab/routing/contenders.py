@@ -10,10 +10,9 @@ from typing import Any, NamedTuple
 from intarsia.data.small_models import Small
 from intarsia.experiments.pool import Arm
 
-from ..kit import Result
-from ..kit.claim import Report
-from ..routing import TEXT, RouterTrial, Scale, Variant, cells
-from .study import judge, shown
+from ..kit import Report, Result
+from ..kit.arms import judge, shown
+from . import TEXT, RouterTrial, Scale, Variant, cells
 
 CORPUS = "austen"
 

@@ -9,9 +9,11 @@ from intarsia.adapters import Bottleneck
 from intarsia.core.errors import TrainingError
 from intarsia.experiments.pool import Arm
 from intarsia.train import Training
-from intarsia_lab.claims import mosa, study
+from intarsia_lab.claims import mosa
+from intarsia_lab.kit import arms
+from intarsia_lab.materials import picture_cells
 
-TINY = study.Budget("tiny", images=12, epochs=2)
+TINY = picture_cells.Budget("tiny", images=12, epochs=2)
 
 
 @pytest.fixture
@@ -30,46 +32,48 @@ def small(monkeypatch, tmp_path):
         where = np.arange(40)
         return tokens, labels, where[:24], where[24:], 2
 
-    monkeypatch.setattr(study, "_trunk", trunk)
-    monkeypatch.setattr(study, "prepare", prepare)
+    monkeypatch.setattr(picture_cells, "_trunk", trunk)
+    monkeypatch.setattr(picture_cells, "prepare", prepare)
     return tmp_path / "cells.jsonl"
 
 
 def arm(name="adapter", **options):
-    return Arm(name, study.StudyRecipe(lambda _: Bottleneck(4, activation="gelu"), **options))
+    return Arm(
+        name, picture_cells.StudyRecipe(lambda _: Bottleneck(4, activation="gelu"), **options)
+    )
 
 
 BASE = Training(lr=1e-2, batch_size=6)
 
 
 def test_a_cell_runs_once_and_is_read_afterwards(small, monkeypatch):
-    first = study.Study(base=BASE, ledger=small).cell("set", TINY, arm(), 0)
-    monkeypatch.setattr(study, "fit", None)
-    again = study.Study(base=BASE, ledger=small)
+    first = picture_cells.PictureCells(base=BASE, ledger=small).cell("set", TINY, arm(), 0)
+    monkeypatch.setattr(picture_cells, "fit", None)
+    again = picture_cells.PictureCells(base=BASE, ledger=small)
     assert again.cell("set", TINY, arm(), 0) == first
     with pytest.raises(TypeError):
         again.cell("set", TINY, arm(), 1)
 
 
 def test_a_line_cut_short_is_run_again(small):
-    first = study.Study(base=BASE, ledger=small).cell("set", TINY, arm(), 0)
+    first = picture_cells.PictureCells(base=BASE, ledger=small).cell("set", TINY, arm(), 0)
     small.write_text(small.read_text()[:-20])
-    again = study.Study(base=BASE, ledger=small).cell("set", TINY, arm(), 0)
+    again = picture_cells.PictureCells(base=BASE, ledger=small).cell("set", TINY, arm(), 0)
     assert (again.accuracy, again.loss) == (first.accuracy, first.loss)
 
 
 def test_half_the_epochs_are_half_the_steps(small, monkeypatch):
     seen = []
-    real = study.fit
+    real = picture_cells.fit
     monkeypatch.setattr(
-        study, "fit", lambda *a, **k: (seen.append(k["training"].epochs), real(*a, **k))
+        picture_cells, "fit", lambda *a, **k: (seen.append(k["training"].epochs), real(*a, **k))
     )
-    study.Study(base=BASE, ledger=small).cell("set", TINY, arm(epochs=0.5), 0)
+    picture_cells.PictureCells(base=BASE, ledger=small).cell("set", TINY, arm(epochs=0.5), 0)
     assert seen == [1]
 
 
 def test_the_claim_compares_in_pairs(small, monkeypatch):
-    monkeypatch.setattr(study.packages, "cache_dir", lambda: small.parent)
+    monkeypatch.setattr(picture_cells.packages, "cache_dir", lambda: small.parent)
     result = mosa.gain(
         (0, 1), lambda _: None, arms=mosa.ARMS[:2], budgets=(mosa.SCARCE,), sets=("a",)
     )
@@ -78,16 +82,16 @@ def test_the_claim_compares_in_pairs(small, monkeypatch):
 
 
 def test_every_arm_runs(small, monkeypatch):
-    monkeypatch.setattr(study.packages, "cache_dir", lambda: small.parent)
-    few = study.Budget(mosa.SCARCE.name, images=12, epochs=2)
+    monkeypatch.setattr(picture_cells.packages, "cache_dir", lambda: small.parent)
+    few = picture_cells.Budget(mosa.SCARCE.name, images=12, epochs=2)
     result = mosa.gain((0,), lambda _: None, arms=mosa.ARMS, budgets=(few,), sets=("a",))
     assert [r["method"] for r in result.table] == [arm.name for arm in mosa.ARMS]
     assert len({arm.name for arm in mosa.ARMS}) == len(mosa.ARMS)
 
 
 def test_the_released_recipe_is_held_against_its_own_adapter(small, monkeypatch):
-    monkeypatch.setattr(study.packages, "cache_dir", lambda: small.parent)
-    few = study.Budget(mosa.SCARCE.name, images=12, epochs=2)
+    monkeypatch.setattr(picture_cells.packages, "cache_dir", lambda: small.parent)
+    few = picture_cells.Budget(mosa.SCARCE.name, images=12, epochs=2)
     result = mosa.published_gain((0, 1), lambda _: None, budget=few, sets=("a",), first=6)
     whole, split = (row["method"] for row in result.table)
     assert whole.startswith("adapter") and split.startswith("MoSA") and len(result.values) == 2
@@ -101,21 +105,21 @@ def test_a_failed_cell_stops_no_other_and_is_an_error_in_the_end():
         if settings == "bad":
             raise ValueError("no such thing")
         done.append((task, seed))
-        return study.StudyScore(50.0, 1.0, 0.1)
+        return picture_cells.StudyScore(50.0, 1.0, 0.1)
 
     done, lines = [], []
-    arms = [Arm("a", "bad"), Arm("b", "good")]
+    both = [Arm("a", "bad"), Arm("b", "good")]
     with pytest.raises(TrainingError, match=r"2 of 4 .*no such thing"):
-        study.each(arms, (0, 1), work, lines.append, tasks=("x",), said=lambda s: f"{s.loss}")
+        arms.each(both, (0, 1), work, lines.append, tasks=("x",), said=lambda s: f"{s.loss}")
     assert done == [("x", 0), ("x", 1)]
     assert len(lines) == 4 and "x, seed 0, a: FAILED" in lines[0] and "b: 1.0" in lines[1]
 
 
 def test_the_sheet_has_a_value_for_each_arm_task_and_seed():
     def work(settings, task, seed):
-        return study.StudyScore(settings + len(task) + seed, 0.0, 0.0)
+        return picture_cells.StudyScore(settings + len(task) + seed, 0.0, 0.0)
 
-    found = study.each(
+    found = arms.each(
         [Arm("a", 10), Arm("b", 20)], (0, 3), work, lambda _: None, tasks=("x", "xx"), said=str
     )
     assert found.of("b", "accuracy").tolist() == [[21, 24], [22, 25]]
@@ -124,8 +128,8 @@ def test_the_sheet_has_a_value_for_each_arm_task_and_seed():
 
 
 def test_what_chooses_sees_neither_training_nor_test_images(small):
-    judging = study.Study(base=BASE, ledger=small)
-    choosing = study.Study(base=BASE, part="val", ledger=small)
+    judging = picture_cells.PictureCells(base=BASE, ledger=small)
+    choosing = picture_cells.PictureCells(base=BASE, part="val", ledger=small)
     train, test, _ = judging._data("set", 12, 0)
     few, val, _ = choosing._data("set", 12, 0)
     rows = [{tuple(x.flatten().tolist()) for x in s.tensors[0]} for s in (train, test, few, val)]
@@ -134,4 +138,6 @@ def test_what_chooses_sees_neither_training_nor_test_images(small):
 
 
 def test_an_option_is_called_the_same_in_every_process():
-    assert study._said(arm) == "arm" and "0x" not in study._said(mosa.official(TINY).optimizer)
+    assert picture_cells._said(arm) == "arm" and "0x" not in picture_cells._said(
+        mosa.official(TINY).optimizer
+    )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FunctionType
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -19,26 +17,22 @@ from torch.utils.data import TensorDataset
 from intarsia.core import Method
 from intarsia.core.change import Change
 from intarsia.core.registry import method_to_dict
-from intarsia.core.store import Store, key_of
+from intarsia.core.store import Store
 from intarsia.data import backbones, packages, sets
 from intarsia.data.decode import to_rgb
-from intarsia.experiments.pool import Arm, Trial, TrialEnd, refuse_failed, run_told
+from intarsia.experiments.pool import Arm
 from intarsia.fitting import fit
 from intarsia.hosts import apply
 from intarsia.hosts.anatomy.prefix import run_prefix, split_at
-from intarsia.results.sheet import Sheet, Spread, deviation
-from intarsia.results.statistics import t_interval
-from intarsia.train import Training, evaluate
+from intarsia.results.sheet import Sheet
+from intarsia.train import Training
 from intarsia.train.objectives import Objective, plain
-from intarsia.train.scores import Metrics
 
-from ..kit import Result
-from ..kit.claim import Report
-from ..materials import structured
+from ..kit import Report
+from ..kit.arms import class_scores, each
+from ..kit.provenance import code_digest
+from . import structured
 
-S = TypeVar("S")  # of an arm
-T = TypeVar("T")  # a task
-R = TypeVar("R")  # what came out
 SIZE = 56  # px
 RENDERED = 2400  # pictures of a synthetic set
 
@@ -74,7 +68,7 @@ class StudyScore:
     cpu: float
 
 
-class Study:
+class PictureCells:
     """Cells (set, budget, arm, seed), each run once and kept in a JSON-lines file.
 
     Test images are 40 % of a set (at most `test`), drawn by a fixed seed; training images are drawn
@@ -94,7 +88,8 @@ class Study:
         ledger: Path | None = None,
     ) -> None:
         self.base, self.test, self.part, self.first = base, test, part, first
-        self.cells = Store(ledger or packages.cache_dir() / "claims" / "cells.jsonl")
+        path = ledger or packages.cache_dir() / "claims" / "cells.jsonl"
+        self.store = Store(path.parent, path.name, code=code_digest(Path(__file__)))
         self._held: tuple[Any, Any] | None = None
         self.kept = 0  # cells that were read, not run
 
@@ -111,19 +106,18 @@ class Study:
             "base": repr(self.base),
             "options": sorted(f"({n!r}, {_said(v)})" for n, v in recipe.options(budget).items()),
             "epochs": recipe.epochs,
-            "version": arm.version,
             "size": SIZE,
             "block": self.first,
             "test": self.test,
             "part": self.part,
         }
-        key = key_of(inputs)
-        if key in self.cells:
-            self.kept += 1
-        else:
-            score = self._run(name, budget, recipe, method, seed)
-            self.cells.add(key, {**inputs, "score": vars(score)})
-        return StudyScore(**self.cells[key]["score"])
+        self.kept += 1
+
+        def compute() -> dict[str, Any]:
+            self.kept -= 1
+            return vars(self._run(name, budget, recipe, method, seed))
+
+        return StudyScore(**self.store.record(inputs, compute))
 
     def sheets(
         self,
@@ -233,154 +227,3 @@ def prepare(name: str, most_test: int, first: int) -> tuple[Any, Any, Any, Any, 
 def _pixels(image: Any) -> torch.Tensor:
     small = to_rgb(image).resize((SIZE, SIZE), 3)  # 3 = bicubic
     return torch.from_numpy(np.asarray(small).copy()).permute(2, 0, 1)
-
-
-def in_words(made: Any) -> str:
-    """The numbers that came out, by their names if they have some."""
-    if isinstance(made, float | int):
-        return f"{made:.4g}"
-    made = made._asdict() if hasattr(made, "_asdict") else made
-    return ", ".join(f"{name} {in_words(value)}" for name, value in made.items())
-
-
-def class_scores(model: torch.nn.Module, rows: TensorDataset, batch_size: int = 64) -> Metrics:
-    """The scores of a model of classes."""
-    scores = evaluate(model, rows, batch_size=batch_size)
-    assert isinstance(scores, Metrics)
-    return scores
-
-
-def result_of(
-    values: Sequence[float],
-    rows: Iterable[Mapping[str, Any]],
-    note: str = "",
-    over: Callable[[Sequence[float]], float] = statistics.mean,
-) -> Result:
-    """A claim's result from one value for each seed.  over: what of them is judged."""
-    return Result(over(values), deviation(values), tuple(values), tuple(rows), note)
-
-
-def by_arm(
-    arms: Mapping[str, S],
-    seeds: Sequence[int],
-    work: Callable[[S, int], R],
-    report: Report,
-    said: Callable[[R], str] = in_words,
-) -> dict[str, list[R]]:
-    """What `each` makes of every arm on a single task, in the order of the seeds."""
-    named = [Arm(name, settings) for name, settings in arms.items()]
-    found = each(named, seeds, lambda arm, _, seed: work(arm, seed), report, said=said)
-    return {name: found.by_seed(name, "") for name in arms}
-
-
-def by_seed(
-    seeds: Sequence[int], work: Callable[[int], Mapping[str, R]], report: Report
-) -> dict[str, list[R]]:
-    """`by_arm` of arms that depend on each other.  work: a seed -> what came out of each arm."""
-    made = by_arm({"": work}, seeds, lambda run, seed: run(seed), report)[""]
-    return {name: [one[name] for one in made] for name in made[0]}
-
-
-def lower(values: Sequence[float]) -> float:
-    """The lower end of the mean's 95 % interval, over seeds; test items are taken as given."""
-    return t_interval(values)[0]
-
-
-def upper(values: Sequence[float]) -> float:
-    """The upper end of the mean's 95 % interval."""
-    return t_interval(values)[1]
-
-
-def judge(
-    found: Mapping[str, Sequence[R]],
-    of: Callable[[Mapping[str, R]], float],
-    row: Callable[[str, Sequence[R]], Mapping[str, Any]],
-    note: str = "",
-    over: Callable[[Sequence[float]], float] = statistics.mean,
-) -> Result:
-    """A claim's result from what came out of each arm, in the order of the seeds.
-
-    of: what came out of a seed's arms -> its value.  row: an arm's line of the table.
-    """
-    seeds = zip(*found.values(), strict=True)
-    values = [of(dict(zip(found, made, strict=True))) for made in seeds]
-    return result_of(values, [row(name, made) for name, made in found.items()], note, over)
-
-
-def row_of(head: str, columns: Mapping[str, tuple[str, str]]) -> Callable[..., dict[str, Any]]:
-    """A `row` for `judge` of means and spreads.
-
-    head: what the arms are.  columns: title -> attribute of what came out ("" = itself), format.
-    """
-
-    def row(name: str, made: Sequence[Any]) -> dict[str, Any]:
-        values = {
-            title: shown([getattr(one, what) if what else one for one in made], form)
-            for title, (what, form) in columns.items()
-        }
-        return {head: name} | values
-
-    return row
-
-
-def shown(values: Sequence[float], form: str) -> str:
-    """Mean and spread for a table."""
-    return Spread.of(values).text(form)
-
-
-def each(
-    arms: Sequence[Arm[S]],
-    seeds: Sequence[int],
-    work: Callable[[S, T, int], R],
-    report: Report,
-    *,
-    tasks: Sequence[T] = ("",),
-    said: Callable[[R], str] = in_words,
-) -> Sheet[str, T, R]:
-    """Every arm on every task from every seed, in this process, on one thread.
-
-    work: an arm's settings, task and seed -> what came out.  said: that in a few words.
-    Returns a sheet with the arms' names, whose values are attributes of what came out.
-    Raises: TrainingError when all others have run, if some failed.
-    """
-    found: dict[tuple[str, T, int], R] = {}
-
-    def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
-        arm, task, seed = inputs["arm"], inputs["task"], inputs["seed"]
-        with threads(1):  # tiny batches: two threads cost more than they give
-            made = found[arm.name, task, seed] = work(arm.settings, task, seed)
-        return {"said": said(made)}
-
-    trials = [
-        Trial(_title(arm, task, seed), {"arm": arm, "task": task, "seed": seed})
-        for seed in seeds
-        for task in tasks
-        for arm in arms
-    ]
-    failed: list[str] = []
-
-    def done(end: TrialEnd) -> None:
-        if end.result is None:
-            failed.append(f"{end.trial.name}: {end.error}")
-
-    run_told(
-        trials, run, jobs=1, done=done, said=lambda end: end["said"], report=report, executor="here"
-    )
-    refuse_failed(failed, len(trials))
-    return Sheet(tuple(arm.name for arm in arms), tuple(tasks), tuple(seeds), found, getattr)
-
-
-def _title(arm: Arm[Any], task: object, seed: int) -> str:
-    words = task if isinstance(task, tuple) else (task,) if task else ()
-    return ", ".join([*map(str, words), f"seed {seed}", *([arm.name] if arm.name else [])])
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    """Inside, torch computes with `count` threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

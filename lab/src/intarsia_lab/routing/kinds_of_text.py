@@ -18,11 +18,10 @@ from intarsia.hosts import upcycle
 from intarsia.mixtures import Capacity
 from intarsia.train import cosine
 
-from ..materials import byte_pairs
+from ..materials import byte_pairs, routing_traces
 from ..materials.byte_pairs import BytePairs
-from ..routing.cell import CLIP, WARMUP, WEIGHT_DECAY
-from ..routing.materials import as_met
-from . import routing_traces
+from .cell import CLIP, WARMUP, WEIGHT_DECAY
+from .materials import as_met
 
 SHAPE, LENGTH, VOCABULARY = Small(), 64, 2048
 BATCH, LR = 16, 3e-3  # those of the routers' comparisons

@@ -1,0 +1,195 @@
+"""Arms of an experiment, carried out for every task and seed, and the result they give."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import torch
+from torch.utils.data import TensorDataset
+
+from intarsia.experiments.pool import Arm, Trial, TrialEnd, refuse_failed, run_told
+from intarsia.results.sheet import Sheet, Spread, deviation
+from intarsia.results.statistics import t_interval
+from intarsia.train import evaluate
+from intarsia.train.scores import Metrics
+
+from .study import Report, Result
+
+S = TypeVar("S")  # of an arm
+T = TypeVar("T")  # a task
+R = TypeVar("R")  # what came out
+
+
+def in_words(made: Any) -> str:
+    """Return the numbers of a result in words, by their names if they have some."""
+    if isinstance(made, float | int):
+        return f"{made:.4g}"
+    made = made._asdict() if hasattr(made, "_asdict") else made
+    return ", ".join(f"{name} {in_words(value)}" for name, value in made.items())
+
+
+def class_scores(model: torch.nn.Module, rows: TensorDataset, batch_size: int = 64) -> Metrics:
+    """Return the scores of a model of classes."""
+    scores = evaluate(model, rows, batch_size=batch_size)
+    assert isinstance(scores, Metrics)
+    return scores
+
+
+def result_of(
+    values: Sequence[float],
+    rows: Iterable[Mapping[str, Any]],
+    note: str = "",
+    over: Callable[[Sequence[float]], float] = statistics.mean,
+) -> Result:
+    """Return a claim's result from one value for each seed.  over: the figure from them."""
+    return Result(over(values), deviation(values), tuple(values), tuple(rows), note)
+
+
+def by_arm(
+    arms: Mapping[str, S],
+    seeds: Sequence[int],
+    work: Callable[[S, int], R],
+    report: Report,
+    said: Callable[[R], str] = in_words,
+) -> dict[str, list[R]]:
+    """Return the results of `each` for every arm on a single task, in the order of the seeds."""
+    named = [Arm(name, settings) for name, settings in arms.items()]
+    sheet = each(named, seeds, lambda arm, _, seed: work(arm, seed), report, said=said)
+    return {name: sheet.by_seed(name, "") for name in arms}
+
+
+def by_seed(
+    seeds: Sequence[int], work: Callable[[int], Mapping[str, R]], report: Report
+) -> dict[str, list[R]]:
+    """`by_arm` of arms that depend on each other.  work: a seed -> what came out of each arm."""
+    results = by_arm({"": work}, seeds, lambda run, seed: run(seed), report)[""]
+    return {name: [arms[name] for arms in results] for name in results[0]}
+
+
+def lower(values: Sequence[float]) -> float:
+    """Return the lower end of the mean's 95 % interval over seeds."""
+    return t_interval(values)[0]
+
+
+def upper(values: Sequence[float]) -> float:
+    """Return the upper end of the mean's 95 % interval over seeds."""
+    return t_interval(values)[1]
+
+
+def judge(
+    results: Mapping[str, Sequence[R]],
+    of: Callable[[Mapping[str, R]], float],
+    row: Callable[[str, Sequence[R]], Mapping[str, Any]],
+    note: str = "",
+    over: Callable[[Sequence[float]], float] = statistics.mean,
+) -> Result:
+    """Return a claim's result from the results of each arm, in the order of the seeds.
+
+    of: what came out of a seed's arms -> its value.  row: an arm's line of the table.
+    """
+    seeds = zip(*results.values(), strict=True)
+    values = [of(dict(zip(results, values_of_arm, strict=True))) for values_of_arm in seeds]
+    return result_of(
+        values, [row(name, values_of_arm) for name, values_of_arm in results.items()], note, over
+    )
+
+
+def row_of(head: str, columns: Mapping[str, tuple[str, str]]) -> Callable[..., dict[str, Any]]:
+    """Return a `row` for `judge` that has means and spreads.
+
+    head: what the arms are.  columns: title -> attribute of what came out ("" = itself), format.
+    """
+
+    def row(name: str, results: Sequence[Any]) -> dict[str, Any]:
+        values = {
+            title: shown(
+                [getattr(result, attribute) if attribute else result for result in results], form
+            )
+            for title, (attribute, form) in columns.items()
+        }
+        return {head: name} | values
+
+    return row
+
+
+def shown(values: Sequence[float], form: str) -> str:
+    """Return mean and spread for a table."""
+    return Spread.of(values).text(form)
+
+
+def each(
+    arms: Sequence[Arm[S]],
+    seeds: Sequence[int],
+    work: Callable[[S, T, int], R],
+    report: Report,
+    *,
+    tasks: Sequence[T] = ("",),
+    said: Callable[[R], str] = in_words,
+) -> Sheet[str, T, R]:
+    """Carry out every arm on every task from every seed, in this process, on one thread.
+
+    work: an arm's settings, task and seed -> what came out.  said: that in a few words.
+    Returns a sheet with the arms' names, whose values are attributes of what came out.
+    Raises: TrainingError when all others have run, if some failed.
+    """
+    results: dict[tuple[str, T, int], R] = {}
+
+    def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
+        arm, task, seed = inputs["arm"], inputs["task"], inputs["seed"]
+        with threads(1):  # tiny batches: two threads cost more than they give
+            result = results[arm.name, task, seed] = work(arm.settings, task, seed)
+        return {"said": said(result)}
+
+    trials = [
+        Trial(_title(arm, task, seed), {"arm": arm, "task": task, "seed": seed})
+        for seed in seeds
+        for task in tasks
+        for arm in arms
+    ]
+    failed: list[str] = []
+
+    def done(end: TrialEnd) -> None:
+        if end.result is None:
+            failed.append(f"{end.trial.name}: {end.error}")
+
+    run_told(
+        trials, run, jobs=1, done=done, said=lambda end: end["said"], report=report, executor="here"
+    )
+    refuse_failed(failed, len(trials))
+    return Sheet(tuple(arm.name for arm in arms), tuple(tasks), tuple(seeds), results, getattr)
+
+
+def _title(arm: Arm[Any], task: object, seed: int) -> str:
+    words = task if isinstance(task, tuple) else (task,) if task else ()
+    return ", ".join([*map(str, words), f"seed {seed}", *([arm.name] if arm.name else [])])
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let torch compute with `count` threads inside."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def judged(
+    seeds: Iterable[int],
+    cells: Callable[[int], S],
+    *,
+    of: Callable[[S], float],
+    rows: Callable[[int, S], Iterable[Mapping[str, Any]]],
+    note: str,
+) -> Result:
+    """Return a claim's result from the results of each seed, in the order of the seeds.
+
+    cells: of all arms of a seed.  of: what of them is judged.  rows: of the table.
+    """
+    by_seed = [(seed, cells(seed)) for seed in seeds]
+    table = [row for seed, results in by_seed for row in rows(seed, results)]
+    return result_of([of(results) for _, results in by_seed], table, note)

@@ -1,0 +1,72 @@
+"""Results of a claim's runs, stored by their inputs and by the code that they depend on."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+from intarsia.core.store import Store
+from intarsia.data import packages
+
+from .provenance import code_digest
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class StoredResults:
+    """The stored results of one module of the laboratory: `stored = StoredResults(__file__)`.
+
+    A result is read back if it has the same inputs and if nothing changed in the code that the
+    module depends on, see `provenance`; else it is computed. A result of older code is announced.
+    """
+
+    def __init__(self, module: str) -> None:
+        self.module = Path(module)
+
+    def __call__(
+        self,
+        name: str,
+        inputs: Mapping[str, Any],
+        run: Callable[[], Any],
+        report: Callable[[str], None] = lambda _: None,
+    ) -> Any:
+        """Return the JSON-ready result of `run`, from the file of that name or by running it."""
+        code = code_digest(self.module)
+        store = Store(packages.cache_dir() / "claims", f"{name}.jsonl", code=code)
+        if store.stale(inputs):
+            report(f"{name}: the stored result is of older code, so that it is computed again.")
+        return store.record(inputs, run)
+
+    def cell(self, function: Callable[P, R]) -> Callable[P, R]:
+        """Store what a function returns under its arguments; they and the result are JSON-ready.
+
+        A NamedTuple or a dataclass is returned as such, if the function's annotation says so. An
+        argument called `report` is told of stale results, and is no input.
+        """
+        signature = inspect.signature(function)
+
+        @functools.wraps(function)
+        def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+            bound = signature.bind(*args, **kwargs)
+            bound.apply_defaults()
+            inputs = dict(bound.arguments)
+            report = inputs.pop("report", None) or (lambda _: None)
+
+            def compute() -> Any:
+                result: Any = function(*args, **kwargs)
+                return dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result
+
+            name = f"{self.module.stem}-{function.__name__}"
+            plain = self(name, inputs, compute, report)
+            kind: Any = typing.get_type_hints(function)["return"]
+            if hasattr(kind, "_make"):
+                return kind(*plain)
+            return kind(**plain) if dataclasses.is_dataclass(kind) else plain
+
+        return wrapper

@@ -1,0 +1,184 @@
+"""A paper's headline as an experiment that holds, fails, is not decided, or is void."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+
+from intarsia.core.checks import one_of
+from intarsia.core.errors import ConfigError
+from intarsia.results.statistics import paired_interval, t_interval
+
+from .control import Control, NoControl
+
+Report = Callable[[str], None]
+Word = Literal["holds", "fails", "not decided", "void"]
+SENSES = ("<=", ">=", "within")
+POWER = 0.8
+MOST_SEEDS = 10_000
+
+
+@dataclass(frozen=True)
+class Effect:
+    """A paper's own effect on its own table: the number, in the claim's unit, and its source."""
+
+    value: float
+    source: str
+
+
+@dataclass(frozen=True)
+class Result:
+    """Result of a claim's run: its figure, one value for each seed, and its table.
+
+    got: the figure in the table, the values' mean or the worst of several.  spread: standard
+    deviation of the values.  items: the 95 % interval over test items and seeds together, where the
+    run recorded items; else the interval is Student's, over the values.
+    """
+
+    got: float
+    spread: float
+    values: tuple[float, ...]
+    table: tuple[Mapping[str, Any], ...] = ()
+    note: str = ""
+    items: tuple[float, float] | None = None
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval; infinite for fewer than two values, which decide nothing."""
+        if self.items is not None:
+            return self.items
+        return t_interval(self.values) if len(self.values) > 1 else (-math.inf, math.inf)
+
+
+def over_items(
+    items: Sequence[np.ndarray], ours: Sequence[np.ndarray], theirs: Sequence[np.ndarray]
+) -> tuple[float, float]:
+    """Return the 95 % interval of a paired difference over test items and seeds together.
+
+    items, ours, theirs: for each seed the items' numbers and both arms' values, see
+    `results.statistics.paired_interval`. Infinite where that has no interval.
+    """
+    paired = paired_interval(items, ours, theirs)
+    return (-math.inf, math.inf) if paired is None else (paired.low, paired.high)
+
+
+class Verdict(NamedTuple):
+    """Verdict in one of four words, and its reason in a sentence."""
+
+    word: Word
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Study:
+    """The smallest honest experiment for a headline; its target is fixed before the run.
+
+    `measure(seeds, report)` carries out what is not stored and returns a Result, whose interval is
+    held against `target` ("at most" where `sense` is "<=", "at least" where it is ">=", between
+    -target and target where it is "within"). `control` is a condition that must hold before
+    anything is judged, or says in a sentence why there can be none. `effect` is the paper's own,
+    None where it is not known. `needs` is "cpu", "gpu" or "long". `work` names model and data in a
+    few words. `system` is the short name of the paper whose headline this is, else "".
+
+    Raises: ConfigError without a control, and for an unknown sense.
+    """
+
+    key: str
+    sentence: str
+    baseline: str
+    target: float
+    sense: str
+    measure: Callable[[tuple[int, ...], Report], Result]
+    control: Control | NoControl | None = None
+    effect: Effect | None = None
+    seeds: tuple[int, ...] = (0, 1, 2)
+    needs: str = "cpu"
+    minutes: float = 1.0
+    work: str = ""
+    system: str = ""
+
+    def __post_init__(self) -> None:
+        one_of("sense", self.sense, SENSES)
+        if self.control is None:
+            want = "a positive control, or the reason why there can be none"
+            fix = "Pass control=Control(...), or control=NoControl('...')."
+            raise ConfigError(f"control of claim {self.key}", got=None, want=want, fix=fix)
+
+    @property
+    def bound(self) -> str:
+        """The target with its sense, as in ">= 1.3"."""
+        return f"{self.sense} {self.target:g}"
+
+    def judge(self, result: Result) -> Verdict:
+        """Return the verdict on a result: the one rule for all claims.
+
+        A failed control makes it *void*. It *holds* if the whole 95 % interval is on the target's
+        side, and *fails* if the whole interval is on the other side; the figure itself must agree,
+        where it is the worst of several and no mean. Otherwise it is *not decided*.
+        """
+        assert self.control is not None
+        if not all(map(math.isfinite, (result.got, *result.values))):
+            return Verdict("void", "A measured value is not a number.")
+        if failure := self.control.failure(result.table):
+            return Verdict("void", failure)
+        low, high = result.interval
+        points = (low, high, result.got)
+        target = self.target
+        if self.sense == "within":
+            right = all(abs(point) <= target for point in points)
+            wrong = low > target or high < -target
+        else:
+            sign = 1 if self.sense == ">=" else -1
+            sides = [sign * (point - target) >= 0 for point in points]
+            right, wrong = all(sides), not any(sides)
+        if right or wrong:
+            return Verdict("holds" if right else "fails")
+        return Verdict("not decided", self._undecided(result))
+
+    def _undecided(self, result: Result) -> str:
+        """Return how many seeds would decide a claim, if its values kept their mean and spread."""
+        low, high = result.interval
+        if not math.isfinite(low):
+            return "A single value has no interval."
+        if len(result.values) < 2:
+            return "The target lies inside the interval over test items of a single value."
+        mean = statistics.mean(result.values)
+        nearest = math.copysign(self.target, mean) if self.sense == "within" else self.target
+        if not low <= nearest <= high:
+            return "The figure, the worst of several, lies on the other side than their mean."
+        count = seeds_needed(result.values, mean - nearest)
+        if count is None:
+            return f"The target lies inside the interval; {MOST_SEEDS} seeds would not decide it."
+        return f"The target lies inside the interval; about {count} seeds would decide it."
+
+
+def seeds_needed(pilot: Sequence[float], effect: float) -> int | None:
+    """Return how many seeds show an effect with 80 % power in a two-sided t-test at 5 %.
+
+    pilot: values of at least two seeds, whose standard deviation s counts: the least n at which a
+    noncentral t with n - 1 degrees of freedom and centre |effect| sqrt(n) / s passes the critical
+    value in 80 % of the draws.  None if `MOST_SEEDS` are too few.
+    """
+    from scipy.stats import nct, t
+
+    spread = statistics.stdev(pilot)
+    if spread == 0:
+        return 2
+    standard = abs(effect) / spread
+
+    def shows(count: int) -> bool:
+        critical = t.ppf(0.975, count - 1)
+        return bool(nct.sf(critical, count - 1, standard * math.sqrt(count)) >= POWER)
+
+    if not shows(MOST_SEEDS):
+        return None
+    low, high = 1, MOST_SEEDS  # power grows with the seeds: too few, enough
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if shows(middle) else (middle, high)
+    return high

@@ -1,0 +1,36 @@
+"""Sessions of films of MovieLens-100k, by users."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+
+from intarsia.data.atomic_files import load_interactions
+from intarsia.data.interactions import Interactions
+from intarsia.models.recommend.onerec import OneRec
+
+SETTINGS = OneRec()
+EPOCHS, LEAST, SHARE = 12, 5, 0.8  # of training; events of a film; of a user's events, that train
+OPTIONS: dict[str, Any] = {"batch_size": 64, "trackers": ()}
+
+
+@lru_cache
+def films() -> Interactions:
+    """MovieLens-100k without films of fewer than 5 events."""
+    data = load_interactions("ml-100k")
+    known = data.popularity() >= LEAST
+    found, place = data.rows(known[data.items]), known.cumsum() - 1
+    ids = tuple(name for name, there in zip(data.item_ids, known, strict=True) if there)
+    return replace(found, items=place[found.items], item_ids=ids, fields={})
+
+
+def parts() -> tuple[Interactions, Interactions]:
+    """The first 80 % of each user's events, and the rest."""
+    data = films()
+    counts = np.bincount(data.users, minlength=len(data.user_ids))
+    place = np.arange(len(data)) - (counts.cumsum() - counts)[data.users]
+    early = place < counts[data.users] * SHARE
+    return data.rows(early), data.rows(~early)

@@ -1,0 +1,26 @@
+"""Rows of each kind of text that a small mixture was not trained on."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from . import byte_pairs
+from .routing_traces import VOCABULARY, texts
+
+LENGTH = 128  # tokens
+
+
+@lru_cache(maxsize=1)
+def rows(seed: int) -> dict[str, Tensor]:
+    """Rows of each kind, from the last tenth, which the mixture was not trained on."""
+    whole = texts()
+    words = byte_pairs.trained((text[:300_000] for text in whole.values()), VOCABULARY)
+    found: dict[str, Tensor] = {}
+    for name, text in whole.items():
+        ids = torch.tensor(words(text)["input_ids"])
+        ids = ids[int(len(ids) * 0.9) :]
+        found[name] = ids[: len(ids) // LENGTH * LENGTH].view(-1, LENGTH)
+    return found

@@ -1,0 +1,21 @@
+"""Points of a training at which the new task and the old one are scored."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+RATES = (3e-4, 1e-3, 3e-3)
+TUNED = 100  # the seed of the trainings by which a rate is chosen
+OURS, LORA = "S2FT", "LoRA"
+
+
+@dataclass
+class Track:
+    """Accuracy on the new task and on the old one, while the new one is trained."""
+
+    target: list[float] = field(default_factory=list)
+    source: list[float] = field(default_factory=list)
+
+    def kept(self, level: float) -> float:
+        """Source accuracy when the target's first was at least `level`."""
+        return next(s for t, s in zip(self.target, self.source, strict=True) if t >= level)

@@ -1,0 +1,31 @@
+"""Digits thinned to lines one pixel wide."""
+
+from __future__ import annotations
+
+import numpy as np
+
+Array = np.ndarray
+
+
+def thin(picture: Array) -> Array:
+    """Strokes thinned to a width of one pixel, by Zhang and Suen (Comm. ACM 27, 1984).  -> bool."""
+    on = np.pad(picture > 64, 1)
+    changed = True
+    while changed:
+        changed = False
+        for first in (True, False):
+            # neighbours from the north, clockwise
+            p = [np.roll(on, shift, (0, 1)) for shift in _AROUND]
+            turns = sum((~p[k] & p[(k + 1) % 8]).astype(int) for k in range(8))
+            near = sum(q.astype(int) for q in p)
+            one, two = (p[0] & p[2] & p[4], p[2] & p[4] & p[6])
+            if not first:
+                one, two = (p[0] & p[2] & p[6], p[0] & p[4] & p[6])
+            gone = on & (turns == 1) & (near >= 2) & (near <= 6) & ~one & ~two
+            on = on & ~gone
+            changed |= bool(gone.any())
+    return on[1:-1, 1:-1]
+
+
+# shifts that bring the neighbour in the north, north-east, east, ... to a pixel's place
+_AROUND = ((1, 0), (1, -1), (0, -1), (-1, -1), (-1, 0), (-1, 1), (0, 1), (1, 1))
