@@ -95,9 +95,9 @@ class Store:
 
     def stale(self, inputs: Mapping[str, Any]) -> bool:
         """Return whether the result of these inputs is there from other code alone."""
-        wanted = json.loads(json.dumps(inputs))
-        same = any(row.get("inputs") == wanted for row in self.rows.values())
-        return same and self._key(inputs) not in self.rows
+        plain = json.loads(json.dumps(inputs))
+        is_known = any(row.get("inputs") == plain for row in self.rows.values())
+        return is_known and self._key(inputs) not in self.rows
 
     def _key(self, inputs: Mapping[str, Any]) -> str:
         return key_of({"inputs": inputs, "code": self.code})
@@ -117,9 +117,9 @@ class Store:
                 from safetensors.torch import save_file
 
                 tensors, facts = compute()
-                whole = {name: tensor.contiguous() for name, tensor in tensors.items()}
+                contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
                 metadata = {name: json.dumps(value) for name, value in facts.items()}
-                save_file(whole, str(scratch), metadata=metadata)
+                save_file(contiguous, str(scratch), metadata=metadata)
         with reading(file):
             with open_tensors(file) as head:
                 about = {n: parse_json(text) for n, text in (head.metadata() or {}).items()}

@@ -41,7 +41,7 @@ def test_claims_share_their_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     length = comet.Length(draws=6, epochs=1, file=tmp_path / "kept.jsonl")
     results = []
     for claim in comet.CLAIMS:
-        run: Any = claim.run
+        run: Any = claim.measure
         results.append(run((0,), lambda _: None, length=length))
         monkeypatch.setattr(comet, "fit", None)  # nothing is run twice
     assert [row["gate"] for row in results[0].table] == list(comet.GATES)

@@ -58,7 +58,7 @@ def test_the_dense_net_of_equal_time_is_no_faster(
     spent: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = {str(w): 1 + w for w in wide_sparse.WIDTHS} | {"sparse": spent}
-    monkeypatch.setattr(wide_sparse, "kept", lambda *_, **__: times)
+    monkeypatch.setattr(wide_sparse, "stored", lambda *_, **__: times)
     wide_sparse.chosen.cache_clear()
     try:
         assert wide_sparse.chosen() == (0.5 if spent < 2 else 1.6, times)

@@ -18,7 +18,7 @@ from intarsia_lab.claims import union_gates
 from intarsia_lab.claims.ledger import claim
 from intarsia_lab.claims.union_gates import choose_at_random, drop_patches
 from intarsia_lab.kit import Report
-from intarsia_lab.materials.union_arms import Cell
+from intarsia_lab.routing.union_arms import Cell
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,7 @@ def test_each_arm_is_run_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         arms = (("dense", 80.0), ("sizes", 70.0), ("frozen", 69.0), ("random", 60.0 + seed))
         return {arm: cell(arm, score) for arm, score in arms}
 
-    monkeypatch.setitem(claim("uoe-choice").run.keywords, "on", cells)  # type: ignore[attr-defined]
+    monkeypatch.setitem(claim("uoe-choice").measure.keywords, "on", cells)  # type: ignore[attr-defined]
     found = claim("uoe-choice").measure((0, 1), lambda _: None)
     assert found.values == (9, 8) and [row["of the dense"] for row in found.table] == ["1.000"] * 4
     assert (

@@ -63,6 +63,8 @@ def test_words_and_other_files_do_not_change_the_digest(folder: Path) -> None:
     before = digest(folder)
     (folder / "toy" / "parts" / "other.py").write_text("other = 2\n")
     (folder / "toy" / "ground.py").write_text("ground = 5\n")
+    claims = folder / "toy_lab" / "claims" / "toy.py"
+    claims.write_text(claims.read_text() + "CLAIMS = (\n    Study(target=2),\n)\n")
     named = folder / "toy" / "named.py"
     named.write_text(f'"""Words,\n\nmore words."""\n\n# a comment\n\n{named.read_text()}')
     assert digest(folder) == before

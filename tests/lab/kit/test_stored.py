@@ -8,7 +8,7 @@ from typing import NamedTuple
 import pytest
 
 from intarsia_lab.kit import stored as module
-from intarsia_lab.kit.stored import Stored
+from intarsia_lab.kit.stored import StoredResults
 
 
 def test_a_result_is_computed_again_for_other_inputs_and_other_code(
@@ -24,7 +24,7 @@ def test_a_result_is_computed_again_for_other_inputs_and_other_code(
         runs.append(1)
         return {"loss": float(len(runs))}
 
-    stored = Stored(__file__)
+    stored = StoredResults(__file__)
     for _ in range(2):
         assert stored("toy", {"seed": 0}, run, lines.append) == {"loss": 1.0}
     assert stored("toy", {"seed": 1}, run, lines.append) == {"loss": 2.0} and not lines
@@ -49,7 +49,7 @@ def test_a_cell_is_stored_by_its_arguments_and_returned_in_its_type(
     monkeypatch.setattr(module, "code_digest", lambda _: "a")
     runs: list[tuple[str, int]] = []
 
-    @Stored(__file__).cell
+    @StoredResults(__file__).cell
     def train(arm: tuple[str, float], seed: int = 0, report: object = None) -> Scores:
         runs.append((arm[0], seed))
         return Scores(1.0, 0.5)

@@ -17,10 +17,10 @@ from intarsia.schedules.bdwp import n_of_m_mask
 
 from ..kit import Report, Result, Study, above
 from ..kit.arms import by_arm, judge, row_of
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials import thin_resnets
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 EPOCHS, PATTERN, POINTS = 8, "2:8", 1.0
 # not what reads the picture, nor the classifier

@@ -20,10 +20,10 @@ from intarsia.schedules import masked_weights
 
 from ..kit import Report, Result, Study, above
 from ..kit.arms import class_scores, each, result_of, shown
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials import thin_resnets
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 SIZES = CellSizes(classes=10, inputs=1, channels=8, cells=2, nodes=3)
 BUDGET, DENSITY, EPOCHS = 100, 0.05, 2  # weights of every net that is judged; of the search

@@ -19,9 +19,9 @@ from intarsia.train.tasks.next_item import NextItem
 
 from ..kit import Report, Result, Study, above
 from ..kit.arms import by_arm, judge, lower, row_of
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 WIDTH, HISTORY, EPOCHS, K = 64, 20, 6, 20
 OPTIONS: dict[str, Any] = {"batch_size": 1024, "lr": 3e-3, "weight_decay": 0.0, "trackers": ()}

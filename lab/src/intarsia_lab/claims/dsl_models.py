@@ -18,9 +18,9 @@ from intarsia.schedules import Dsl
 
 from ..kit import Report, Result, Study, above
 from ..kit.arms import by_arm, judge, lower, row_of
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 DENSE, HALF, FIFTH, STATIC, NARROW = (
     *("dense", "DSL, density .5", "DSL, density .2", "fixed random mask, density .2"),

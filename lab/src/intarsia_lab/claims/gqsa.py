@@ -26,11 +26,11 @@ from intarsia.methods.gqsa.stages import Tuning
 
 from ..kit import TIMED, Report, Result, Study, below
 from ..kit.arms import each, result_of
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials.products import SIDE, int4_onnxruntime, int4_torch, rotating, seconds_of
 from ..materials.token_loss import nll
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 TEXTS: tuple[str, ...] = ("austen", "python-docs")
 CALIBRATION, HELD_OUT, LENGTH = 16, 24, 256  # rows, rows, tokens

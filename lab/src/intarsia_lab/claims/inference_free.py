@@ -24,9 +24,9 @@ from intarsia.train.ranked import by_query
 
 from ..kit import TIMED, Report, Result, Study, above
 from ..kit.arms import result_of
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 PART, MEASURE = "naves-nt", "nDCG@10"
 STEPS, BATCH, NEGATIVES = 100, 16, 3

@@ -31,7 +31,7 @@ KEPT = 0.1  # of the declared time: less is no run of its own
 
 
 def claims() -> tuple[Study, ...]:
-    """Every claim: the CLAIMS of the files in this folder, in the files' order."""
+    """Return every claim: the CLAIMS of the files in this folder, in the files' order."""
     return tuple(c for module in _modules() for c in module.CLAIMS)
 
 
@@ -53,11 +53,11 @@ def _homes() -> dict[str, Path]:
 
 
 def claim(key: str) -> Study:
-    """The claim of that key.  Raises: UnknownName."""
-    known = {c.key: c for c in claims()}
-    if key not in known:
-        raise UnknownName("claim", key, known, "intarsia claim")
-    return known[key]
+    """Return the claim of that key.  Raises: UnknownName."""
+    studies = {c.key: c for c in claims()}
+    if key not in studies:
+        raise UnknownName("claim", key, studies, "intarsia claim")
+    return studies[key]
 
 
 @dataclass(frozen=True)
@@ -92,12 +92,12 @@ class Record:
 
     @property
     def older(self) -> bool:
-        """Whether the code that the figure depends on has changed since; also if it is unknown."""
+        """True if the code that the figure depends on has changed since, or is unknown."""
         return not self.code or self.code != code_of(self.key)
 
 
 def machine() -> str:
-    """Processor, cores and versions, in one line."""
+    """Return processor, cores and versions in one line."""
     name = platform.processor() or platform.machine()
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
@@ -110,29 +110,29 @@ def machine() -> str:
 
 
 def run_claim(
-    found: Study, *, seeds: Sequence[int] | None = None, report: Report = print
+    study: Study, *, seeds: Sequence[int] | None = None, report: Report = print
 ) -> Record:
     """Run a claim and judge it against its target, which was fixed before."""
-    chosen = tuple(found.seeds if seeds is None else seeds)
-    code = {"commit": commit(), "code": code_of(found.key)}  # before the run, as it was loaded
+    numbers = tuple(study.seeds if seeds is None else seeds)
+    code = {"commit": commit(), "code": code_of(study.key)}  # before the run, as it was loaded
     start = time.perf_counter()
-    result = found.measure(chosen, report)
-    verdict = found.judge(result)
-    command = f"intarsia claim {found.key}"
+    result = study.measure(numbers, report)
+    verdict = study.judge(result)
+    command = f"intarsia claim {study.key}"
     if seeds is not None:
-        command += f" --seeds {','.join(map(str, chosen))}"
+        command += f" --seeds {','.join(map(str, numbers))}"
     return Record(
-        key=found.key,
-        sentence=found.sentence,
-        baseline=found.baseline,
-        target=found.bound,
+        key=study.key,
+        sentence=study.sentence,
+        baseline=study.baseline,
+        target=study.bound,
         got=result.got,
         spread=result.spread,
         values=result.values,
         interval=result.interval if math.isfinite(result.interval[0]) else None,
         verdict=verdict.word,
         reason=verdict.reason,
-        seeds=chosen,
+        seeds=numbers,
         seconds=time.perf_counter() - start,
         machine=machine(),
         date=datetime.now(UTC).strftime("%Y-%m-%d"),
@@ -168,12 +168,12 @@ def judge_again(folder: Path) -> dict[str, tuple[str, Verdict]]:
     Nothing is run. Returns the word before and the verdict now of each record that changed.
     """
     changed: dict[str, tuple[str, Verdict]] = {}
-    known = {c.key: c for c in claims()}
+    studies = {c.key: c for c in claims()}
     for path in sorted(folder.glob("*.json")):
         record = read(path)
-        if record.key not in known:
+        if record.key not in studies:
             continue
-        verdict = verdict_of(known[record.key], record)
+        verdict = verdict_of(studies[record.key], record)
         now = dataclasses.replace(record, verdict=verdict.word, reason=verdict.reason)
         if now != record:
             save(now, folder)
@@ -233,10 +233,10 @@ def _counts(studies: Iterable[Study], records: Mapping[str, Record]) -> list[str
     """Return a table of how many claims have each verdict, of all and of the headlines."""
     words = ("holds", "fails", "not decided", "void", "not run")
     lines = ["| verdict | headlines | all claims |", "|---|---|---|"]
-    given = [(study, _word(records.get(study.key))) for study in studies]
+    verdicts = [(study, _word(records.get(study.key))) for study in studies]
     for word in words:
-        headlines = sum(word == verdict for study, verdict in given if study.system)
-        lines.append(f"| {word} | {headlines} | {sum(word == v for _, v in given)} |")
+        headlines = sum(word == verdict for study, verdict in verdicts if study.system)
+        lines.append(f"| {word} | {headlines} | {sum(word == v for _, v in verdicts)} |")
     return [*lines, ""]
 
 
@@ -304,9 +304,9 @@ def _section(study: Study, record: Record | None) -> list[str]:
     lines = ["", f"## {study.key}", "", study.sentence, ""]
     if record is None:
         return [*lines, f"Not run yet: `intarsia claim {study.key}`, {study.minutes:g} minutes."]
-    at = f" at commit {record.commit}" if record.commit else ""
-    when = f"on {record.date}{at}, {_cost(study, record)}"
-    lines += [f"`{record.command}` {when}; {record.machine}{OLDER * record.older}.", ""]
+    place = f" at commit {record.commit}" if record.commit else ""
+    date = f"on {record.date}{place}, {_cost(study, record)}"
+    lines += [f"`{record.command}` {date}; {record.machine}{OLDER * record.older}.", ""]
     if record.reason:
         lines += [f"{record.verdict.capitalize()}: {record.reason}", ""]
     folded = [*record.note.splitlines(), ""] if record.note else []
@@ -327,7 +327,7 @@ def _cost(study: Study, record: Record) -> str:
 
 
 def markdown(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Rows as a Markdown table; none for no rows."""
+    """Return rows as a Markdown table; no lines for no rows."""
     names, *cells = squared(rows)
     if not names:
         return []
@@ -336,7 +336,7 @@ def markdown(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def squared(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, ...]]:
-    """All keys of the rows, then the cells of each row, empty where a row has no such key."""
+    """Return all keys of the rows, then each row's cells, empty where a row has no such key."""
     rows = list(rows)
     names = tuple(dict.fromkeys(name for row in rows for name in row))
     return [names, *(tuple(str(row.get(name, "")) for name in names) for row in rows)]

@@ -24,11 +24,11 @@ from intarsia.methods import LtSft
 
 from ..kit import Control, Report, Result, Study, above, numbers
 from ..kit.arms import result_of, shown, threads
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials import short_texts
 from ..materials.last_blocks import LanguageRows, Row, StateTokens
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 TRAIN, TEST = 400, 192  # rows
 EPOCHS, BATCH = 2, 16  # of a phase: 50 steps

@@ -24,7 +24,7 @@ from intarsia.train.tasks import own_losses
 
 from ..kit import Control, Report, Result, Study, numbers
 from ..kit.arms import by_arm, judge, row_of
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials.sequence_baselines import (
     GRU4REC,
     LAST,
@@ -40,7 +40,7 @@ from ..materials.sequence_baselines import (
     popular,
 )
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 COLD, EPOCHS = 0.1, 12
 SETTINGS = M2TRec(width=64, layers=1)

@@ -32,11 +32,11 @@ from intarsia.routers import TopK
 
 from ..kit import TIMED, Report, Result, Study, above
 from ..kit.arms import result_of, shown, threads
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials import short_texts
 from ..materials.last_blocks import LanguageRows, Row, StateTokens, padded
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 RANK, EXPERTS = 4, 4  # of LLaVA-MoLE: an expert for each domain
 TRAIN, TEST = 320, 160  # rows of a domain

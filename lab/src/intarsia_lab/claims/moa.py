@@ -24,9 +24,9 @@ from intarsia.methods.moa import MoA, choose_spans
 
 from ..kit import COUNTED, TIMED, NoControl, Report, Result, Study, below
 from ..kit.arms import result_of, shown, upper
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 TEXT = "austen"
 LENGTHS, CHECK, BLOCK, STEP = (512, 1024), 1536, 16, 64

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
-from intarsia.data.small_models import SmallModel
 from intarsia.gating import RouterConfig
 from intarsia.mixtures import as_wide_mlp
 from intarsia.mixtures.zcode_m3 import mixtures_in
@@ -23,20 +22,20 @@ from intarsia.train import evaluate
 
 from ..kit import Report, Result, Study, below
 from ..kit.arms import by_seed, judge, row_of, shown, threads
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials.code_states import STATES, library, states_of
 from ..routing import VARIANTS, Expert, Variant
 from ..routing.contenders import BENCH, Bench, Cell, arm
 from ..routing.kinds_of_text import BATCH, LENGTH, decoder_of_experts, in_rows, learn, vocabulary
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 EXPERTS, ACTIVE = 8, 2
 GATE, WEIGHTS = "linear gate", "score of the weights"
 LINEAR, OURS = VARIANTS["top-k-relu"], Variant("moe-x", MoeX(EXPERTS, ACTIVE), Expert("relu"))
 STEPS, PROBED, LAYER = 700, 160, 2  # of the probe: steps, rows of held-out code, mixture read
 CHARACTERS = 2_000_000
-RELU = SmallModel(act="relu")
+RELU = Small(act="relu")
 SHARES = tuple(tenth / 10 for tenth in range(10))  # of a unit's maximum, above which it is on
 HIGH, LEAST = 0.95, 10  # precision of a unit that is believed, and tokens that show it
 OURS_LEARNED = "score of the weights, temperature learned"

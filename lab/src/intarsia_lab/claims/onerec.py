@@ -22,10 +22,10 @@ from intarsia.train.tasks import own_losses
 
 from ..kit import COUNTED, Control, Report, Result, Study, numbers
 from ..kit.arms import by_seed, judge, result_of, row_of
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials import film_sessions
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 USERS, SAMPLES, STEPS = 120, 24, 2  # of a round; STEPS epochs
 SUPERVISED, ROUND = "supervised", "after one round"

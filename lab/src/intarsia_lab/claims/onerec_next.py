@@ -18,7 +18,7 @@ from intarsia.train.tasks import own_losses
 
 from ..kit import Report, Result, Study, above
 from ..kit.arms import by_arm, judge, row_of
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials.film_sessions import EPOCHS, OPTIONS, SETTINGS, parts
 from ..materials.sequence_baselines import (
     LAST,
@@ -33,7 +33,7 @@ from ..materials.sequence_baselines import (
     grid,
 )
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 ONEREC, DEEP = "OneRec", 10
 WHOLE = 1e12  # seconds: all events of a user are one history

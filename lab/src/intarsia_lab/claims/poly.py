@@ -28,7 +28,7 @@ from intarsia.reports.sheet import Differences
 
 from ..kit import Control, Report, Result, Study, numbers
 from ..kit.arms import result_of, shown, threads
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials.last_blocks import (
     Row,
     SentenceTail,
@@ -39,7 +39,7 @@ from ..materials.last_blocks import (
 )
 from ..materials.short_texts import by_kind
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 HELD = 6  # kinds held out of 24; other ones with each of four seeds
 EACH, TEST, LENGTH = 96, 96, 20  # rows of a task, half of them yes; tokens

@@ -16,9 +16,9 @@ from intarsia.reports.sheet import deviation
 
 from ..kit import NoControl, Report, Result, Study
 from ..kit.arms import result_of
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 STEPS, SAMPLES, FOUND = 100, 1000, 0.9  # of the bars; FOUND: a cosine
 KINDS: Mapping[str, Callable[..., Any]] = {

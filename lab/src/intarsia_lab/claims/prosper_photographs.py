@@ -18,9 +18,9 @@ from intarsia.models.coding import BSC, GSC
 
 from ..kit import Control, NoControl, Report, Result, Study, numbers
 from ..kit.arms import result_of, shown
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 PAPER = " (arXiv:1908.06843)."
 Array = np.ndarray

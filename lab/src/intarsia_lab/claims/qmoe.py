@@ -26,11 +26,11 @@ from intarsia.routers import TopK
 
 from ..kit import COUNTED, Effect, Report, Result, Study, below
 from ..kit.arms import result_of
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials.products import SIDE, rotating, seconds_of
 from ..materials.token_loss import nll
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 ZEROS = 0.885  # of the paper's models
 CALIBRATION, HELD_OUT, LENGTH = 16, 24, 256  # rows, rows, tokens

@@ -23,10 +23,10 @@ from intarsia.methods.random_search import RandomSearch, cut, search
 
 from ..kit import Report, Result, Study, above
 from ..kit.arms import each, result_of, shown
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials import thin_resnets
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 UNITS, EPOCHS, BATCH, LOOK, BEST, SCORED = 256, 5, 128, 20, 5, 512
 DENSITIES = (0.1, 0.5, 0.2, 0.05)  # the first is judged

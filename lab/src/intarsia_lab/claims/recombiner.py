@@ -34,9 +34,9 @@ from intarsia.reports.sheet import Differences
 
 from ..kit import COUNTED, Report, Result, Study, above
 from ..kit.arms import each, result_of, shown
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 Array = np.ndarray[Any, Any]
 ARMS: Mapping[str, dict[str, Any]] = {

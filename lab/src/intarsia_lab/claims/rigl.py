@@ -13,11 +13,11 @@ from intarsia.schedules import Gradual, RigL, Set
 
 from ..kit import Report, Result, Study, above
 from ..kit.arms import each, lower, result_of, shown
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials import thin_resnets
 from ..materials.wide_resnets import OPTIONS, resnet
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 DENSITY, EVERY, EPOCHS = 0.2, 25, 7
 STEPS = -(-thin_resnets.TRAIN // 128)  # of an epoch

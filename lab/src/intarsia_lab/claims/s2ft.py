@@ -24,12 +24,12 @@ from intarsia.train import Training
 
 from ..kit import Control, Report, Result, Study, above, numbers
 from ..kit.arms import class_scores, each, result_of, threads
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials import tails, task_tracks
 from ..materials.low_rank import by_peft
 from ..materials.tails import TailTokens
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 FIRST = 9  # of twelve blocks; the three from there on are adapted
 SOURCE, TARGETS = "fashion-mnist", ("elpv", "photo-rotation", "prompt-kind")

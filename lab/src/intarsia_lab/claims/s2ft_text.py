@@ -23,13 +23,13 @@ from intarsia.train import Training
 
 from ..kit import Report, Result, Study, above
 from ..kit.arms import each, result_of, threads
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials import last_blocks
 from ..materials.last_blocks import LanguageRows, Row, StateTokens
 from ..materials.short_texts import QuestionAnswer, kinds, quiet
 from ..materials.task_tracks import LORA, OURS, RATES, TUNED, Track
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 POOL, TRAIN, VAL, TEST = 800, 480, 100, 200  # glosses; TRAIN of the pool for each seed
 HELD = {"novels": "austen", "help pages": "python-docs"}

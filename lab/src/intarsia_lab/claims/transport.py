@@ -26,10 +26,10 @@ from intarsia.train import Training
 
 from ..kit import Report, Result, Study, above
 from ..kit.arms import class_scores, each, result_of, shown, threads
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials import tails
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 EXPERTS = (8, 32, 64)
 SET, FIRST, TEST = "fashion-mnist", 10, 300  # two of twelve blocks; the last one gets experts

@@ -26,11 +26,11 @@ from intarsia.train.tasks.answers import Answers
 
 from ..kit import Report, Result, Study, above
 from ..kit.arms import judged, threads
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials.small_trunk import trunk
 from ..materials.stamps import Stamp, stamps, topic_questions
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 SHARES = {"audio": 1.0, "image": 1 / 4, "text": 1 / 16}  # of the training stamps
 LAYERS, VECTORS = 4, (4, 4)

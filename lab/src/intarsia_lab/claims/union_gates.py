@@ -16,7 +16,7 @@ from intarsia.hosts.swap.union_of_experts import UnionOfExperts
 from intarsia.routers.union import UnionRouter
 
 from ..kit import Report, Study, above
-from ..materials.union_arms import Cell, Found, arm_cell, judge, noise, trained
+from ..routing.union_arms import Cell, Found, arm_cell, judge, noise, trained
 
 DENSE, SIZES, FROZEN, STRAIGHT = "dense", "sizes", "frozen", "straight-through"
 SCORE, RANDOM, UNION, DROPPED = "score", "random", "union of experts", "dropped patches"

@@ -16,8 +16,8 @@ from intarsia.hosts.swap.upcycle import Upcycle
 from intarsia.routers import Switch
 
 from ..kit import COUNTED, TIMED, Report, Study, above, below
-from ..materials import union_arms
 from ..materials.routing_traces import texts
+from ..routing import union_arms
 
 LENGTH, ROWS, STEPS, TEXT_LR, HELD_OUT = 128, 4, 10, 2e-4, 4  # rows of a kind of text
 PICTURES: dict[str, Any] = {

@@ -28,12 +28,12 @@ from intarsia.train.distill import distill
 
 from ..kit import NoControl, Report, Result, Study, above
 from ..kit.arms import each, result_of, shown, threads
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..materials import thin_resnets
 from ..materials.convnet_times import blocks_of, dense_runtimes, interleaved
 from ..materials.momentum_sgd import momentum
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 LITE0, SIDE, DENSITY = "efficientnet-lite0", 224, 0.3
 PHOTOGRAPHS, CROPS, HELD_OUT = 20, 800, 400  # of 29 photographs; crops of those, and of the others

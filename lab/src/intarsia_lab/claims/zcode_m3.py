@@ -20,10 +20,10 @@ from intarsia.train import evaluate
 
 from ..kit import Control, Report, Result, Study, below
 from ..kit.arms import by_arm, by_seed, judge, row_of, threads
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 from ..routing.kinds_of_text import BATCH, TextKinds, decoder_of_experts, kinds, learn
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 EXPERTS = 8
 IN_ORDER, BY_LOT = "in order", "by lot"

@@ -24,7 +24,7 @@ R = TypeVar("R")  # what came out
 
 
 def in_words(made: Any) -> str:
-    """The numbers that came out, by their names if they have some."""
+    """Return the numbers of a result in words, by their names if they have some."""
     if isinstance(made, float | int):
         return f"{made:.4g}"
     made = made._asdict() if hasattr(made, "_asdict") else made
@@ -32,7 +32,7 @@ def in_words(made: Any) -> str:
 
 
 def class_scores(model: torch.nn.Module, rows: TensorDataset, batch_size: int = 64) -> Metrics:
-    """The scores of a model of classes."""
+    """Return the scores of a model of classes."""
     scores = evaluate(model, rows, batch_size=batch_size)
     assert isinstance(scores, Metrics)
     return scores
@@ -44,7 +44,7 @@ def result_of(
     note: str = "",
     over: Callable[[Sequence[float]], float] = statistics.mean,
 ) -> Result:
-    """A claim's result from one value for each seed.  over: what of them is judged."""
+    """Return a claim's result from one value for each seed.  over: the figure from them."""
     return Result(over(values), deviation(values), tuple(values), tuple(rows), note)
 
 
@@ -55,56 +55,60 @@ def by_arm(
     report: Report,
     said: Callable[[R], str] = in_words,
 ) -> dict[str, list[R]]:
-    """What `each` makes of every arm on a single task, in the order of the seeds."""
+    """Return the results of `each` for every arm on a single task, in the order of the seeds."""
     named = [Arm(name, settings) for name, settings in arms.items()]
-    found = each(named, seeds, lambda arm, _, seed: work(arm, seed), report, said=said)
-    return {name: found.by_seed(name, "") for name in arms}
+    sheet = each(named, seeds, lambda arm, _, seed: work(arm, seed), report, said=said)
+    return {name: sheet.by_seed(name, "") for name in arms}
 
 
 def by_seed(
     seeds: Sequence[int], work: Callable[[int], Mapping[str, R]], report: Report
 ) -> dict[str, list[R]]:
     """`by_arm` of arms that depend on each other.  work: a seed -> what came out of each arm."""
-    made = by_arm({"": work}, seeds, lambda run, seed: run(seed), report)[""]
-    return {name: [one[name] for one in made] for name in made[0]}
+    results = by_arm({"": work}, seeds, lambda run, seed: run(seed), report)[""]
+    return {name: [arms[name] for arms in results] for name in results[0]}
 
 
 def lower(values: Sequence[float]) -> float:
-    """The lower end of the mean's 95 % interval, over seeds; test items are taken as given."""
+    """Return the lower end of the mean's 95 % interval over seeds."""
     return t_interval(values)[0]
 
 
 def upper(values: Sequence[float]) -> float:
-    """The upper end of the mean's 95 % interval."""
+    """Return the upper end of the mean's 95 % interval over seeds."""
     return t_interval(values)[1]
 
 
 def judge(
-    found: Mapping[str, Sequence[R]],
+    results: Mapping[str, Sequence[R]],
     of: Callable[[Mapping[str, R]], float],
     row: Callable[[str, Sequence[R]], Mapping[str, Any]],
     note: str = "",
     over: Callable[[Sequence[float]], float] = statistics.mean,
 ) -> Result:
-    """A claim's result from what came out of each arm, in the order of the seeds.
+    """Return a claim's result from the results of each arm, in the order of the seeds.
 
     of: what came out of a seed's arms -> its value.  row: an arm's line of the table.
     """
-    seeds = zip(*found.values(), strict=True)
-    values = [of(dict(zip(found, made, strict=True))) for made in seeds]
-    return result_of(values, [row(name, made) for name, made in found.items()], note, over)
+    seeds = zip(*results.values(), strict=True)
+    values = [of(dict(zip(results, values_of_arm, strict=True))) for values_of_arm in seeds]
+    return result_of(
+        values, [row(name, values_of_arm) for name, values_of_arm in results.items()], note, over
+    )
 
 
 def row_of(head: str, columns: Mapping[str, tuple[str, str]]) -> Callable[..., dict[str, Any]]:
-    """A `row` for `judge` of means and spreads.
+    """Return a `row` for `judge` that has means and spreads.
 
     head: what the arms are.  columns: title -> attribute of what came out ("" = itself), format.
     """
 
-    def row(name: str, made: Sequence[Any]) -> dict[str, Any]:
+    def row(name: str, results: Sequence[Any]) -> dict[str, Any]:
         values = {
-            title: shown([getattr(one, what) if what else one for one in made], form)
-            for title, (what, form) in columns.items()
+            title: shown(
+                [getattr(result, attribute) if attribute else result for result in results], form
+            )
+            for title, (attribute, form) in columns.items()
         }
         return {head: name} | values
 
@@ -112,7 +116,7 @@ def row_of(head: str, columns: Mapping[str, tuple[str, str]]) -> Callable[..., d
 
 
 def shown(values: Sequence[float], form: str) -> str:
-    """Mean and spread for a table."""
+    """Return mean and spread for a table."""
     return Spread.of(values).text(form)
 
 
@@ -125,19 +129,19 @@ def each(
     tasks: Sequence[T] = ("",),
     said: Callable[[R], str] = in_words,
 ) -> Sheet[str, T, R]:
-    """Every arm on every task from every seed, in this process, on one thread.
+    """Carry out every arm on every task from every seed, in this process, on one thread.
 
     work: an arm's settings, task and seed -> what came out.  said: that in a few words.
     Returns a sheet with the arms' names, whose values are attributes of what came out.
     Raises: TrainingError when all others have run, if some failed.
     """
-    found: dict[tuple[str, T, int], R] = {}
+    results: dict[tuple[str, T, int], R] = {}
 
     def run(inputs: Mapping[str, Any]) -> dict[str, Any]:
         arm, task, seed = inputs["arm"], inputs["task"], inputs["seed"]
         with threads(1):  # tiny batches: two threads cost more than they give
-            made = found[arm.name, task, seed] = work(arm.settings, task, seed)
-        return {"said": said(made)}
+            result = results[arm.name, task, seed] = work(arm.settings, task, seed)
+        return {"said": said(result)}
 
     trials = [
         Trial(_title(arm, task, seed), {"arm": arm, "task": task, "seed": seed})
@@ -155,7 +159,7 @@ def each(
         trials, run, jobs=1, done=done, said=lambda end: end["said"], report=report, executor="here"
     )
     refuse_failed(failed, len(trials))
-    return Sheet(tuple(arm.name for arm in arms), tuple(tasks), tuple(seeds), found, getattr)
+    return Sheet(tuple(arm.name for arm in arms), tuple(tasks), tuple(seeds), results, getattr)
 
 
 def _title(arm: Arm[Any], task: object, seed: int) -> str:
@@ -165,7 +169,7 @@ def _title(arm: Arm[Any], task: object, seed: int) -> str:
 
 @contextmanager
 def threads(count: int) -> Iterator[None]:
-    """Inside, torch computes with `count` threads."""
+    """Let torch compute with `count` threads inside."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -182,10 +186,10 @@ def judged(
     rows: Callable[[int, S], Iterable[Mapping[str, Any]]],
     note: str,
 ) -> Result:
-    """A claim's result from the cells of each seed, in the order of the seeds.
+    """Return a claim's result from the results of each seed, in the order of the seeds.
 
     cells: of all arms of a seed.  of: what of them is judged.  rows: of the table.
     """
-    found = [(seed, cells(seed)) for seed in seeds]
-    table = [row for seed, one in found for row in rows(seed, one)]
-    return result_of([of(one) for _, one in found], table, note)
+    by_seed = [(seed, cells(seed)) for seed in seeds]
+    table = [row for seed, results in by_seed for row in rows(seed, results)]
+    return result_of([of(results) for _, results in by_seed], table, note)

@@ -42,14 +42,14 @@ class NoControl:
         return ""
 
 
-def numbers(rows: Rows, column: str, where: Mapping[str, str] | None = None) -> list[float]:
+def numbers(rows: Rows, column: str, row_values: Mapping[str, str] | None = None) -> list[float]:
     """Return the first number of each cell of a column, in the rows that have these values.
 
     Raises: LookupError if there is none.
     """
-    wanted = (where or {}).items()
-    chosen = [row for row in rows if all(str(row.get(name)) == value for name, value in wanted)]
-    texts = [str(row[column]) for row in chosen if str(row.get(column, ""))]
+    pairs = (row_values or {}).items()
+    matching = [row for row in rows if all(str(row.get(name)) == value for name, value in pairs)]
+    texts = [str(row[column]) for row in matching if str(row.get(column, ""))]
     values = [float(match[0].replace(",", "")) for t in texts if (match := NUMBER.match(t))]
     if not values:
         raise LookupError(column)
@@ -57,17 +57,21 @@ def numbers(rows: Rows, column: str, where: Mapping[str, str] | None = None) -> 
 
 
 def above(
-    sentence: str, column: str, least: float, where: Mapping[str, str] | None = None
+    sentence: str, column: str, bound: float, row_values: Mapping[str, str] | None = None
 ) -> Control:
     """Return the control that the mean of a column's cells is above a value."""
-    return Control(sentence, lambda rows: statistics.mean(numbers(rows, column, where)) > least)
+    return Control(
+        sentence, lambda rows: statistics.mean(numbers(rows, column, row_values)) > bound
+    )
 
 
 def below(
-    sentence: str, column: str, most: float, where: Mapping[str, str] | None = None
+    sentence: str, column: str, bound: float, row_values: Mapping[str, str] | None = None
 ) -> Control:
     """Return the control that the mean of a column's cells is below a value."""
-    return Control(sentence, lambda rows: statistics.mean(numbers(rows, column, where)) < most)
+    return Control(
+        sentence, lambda rows: statistics.mean(numbers(rows, column, row_values)) < bound
+    )
 
 
 COUNTED = NoControl("The figure is counted, not learned: there is no training that could fail.")

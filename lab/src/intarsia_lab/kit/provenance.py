@@ -5,7 +5,7 @@ imports, those inside functions too, and on the modules of the library that all 
 imports, through the lists of public names, and by keys of cards, as in `card("lora")`. With
 formats and kernels come the C sources. What those modules of the library import in turn is under
 every claim alike: the commit stands for it, since a digest of it would change with every commit.
-Docstrings, lines of comment and blank lines do not count.
+Docstrings, lines of comment, blank lines, and the targets and sentences in CLAIMS do not count.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ LABORATORY, LIBRARY = Path(__file__).parents[1], Path(intarsia.__file__).parent
 CHECKOUT = "lab/src/intarsia_lab/"  # where the laboratory stands in its repository
 COMPILED = ("formats", "kernels")  # folders of the library whose modules call C
 DOCSTRING = re.compile(r'^[ \t]*[rR]?"""(?:[^"\\]|\\.|"(?!""))*"""[ \t]*\n', re.M)
+DECLARED = re.compile(r"^CLAIMS = \(.*?^\)\n", re.M | re.S)  # judges results, computes none
 COMMENT = re.compile(r"^[ \t]*(?:#[^\n]*)?\n", re.M)
 CARDS = ("card", "by_name", "find")  # functions whose first argument is a method's key
 
@@ -76,9 +77,11 @@ def _name(path: Path) -> str:
 
 @functools.cache
 def _code(path: Path) -> str:
-    """Return a file without docstrings, lines of comment and blank lines."""
+    """Return a file without docstrings, comments, blank lines and what claims declare."""
     text = path.read_text()
-    return COMMENT.sub("", DOCSTRING.sub("", text)) if path.suffix == ".py" else text
+    if path.suffix != ".py":
+        return text
+    return COMMENT.sub("", DOCSTRING.sub("", DECLARED.sub("", text)))
 
 
 @functools.cache

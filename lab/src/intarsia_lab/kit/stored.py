@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 from intarsia.core.store import Store
-from intarsia.data.packages import cache_dir
+from intarsia.data import packages
 
 from .provenance import code_digest
 
@@ -19,8 +19,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
-class Stored:
-    """The stored results of one module of the laboratory: `stored = Stored(__file__)`.
+class StoredResults:
+    """The stored results of one module of the laboratory: `stored = StoredResults(__file__)`.
 
     A result is read back if it has the same inputs and if nothing changed in the code that the
     module depends on, see `provenance`; else it is computed. A result of older code is announced.
@@ -38,7 +38,7 @@ class Stored:
     ) -> Any:
         """Return the JSON-ready result of `run`, from the file of that name or by running it."""
         code = code_digest(self.module)
-        store = Store(cache_dir() / "claims", f"{name}.jsonl", code=code)
+        store = Store(packages.cache_dir() / "claims", f"{name}.jsonl", code=code)
         if store.stale(inputs):
             report(f"{name}: the stored result is of older code, so that it is computed again.")
         return store.record(inputs, run)

@@ -33,7 +33,7 @@ class Effect:
 
 @dataclass(frozen=True)
 class Result:
-    """What a claim's run measured: its figure, one value for each seed, and its table.
+    """Result of a claim's run: its figure, one value for each seed, and its table.
 
     got: the figure in the table, the values' mean or the worst of several.  spread: standard
     deviation of the values.  items: the 95 % interval over test items and seeds together, where the
@@ -68,7 +68,7 @@ def over_items(
 
 
 class Verdict(NamedTuple):
-    """One of four words, and the reason in a sentence."""
+    """Verdict in one of four words, and its reason in a sentence."""
 
     word: Word
     reason: str = ""

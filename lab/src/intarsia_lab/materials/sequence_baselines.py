@@ -21,9 +21,9 @@ from intarsia.core.errors import MissingExtra
 from intarsia.data.interactions import Interactions
 from intarsia.models.recommend.semantic_ids import item_vectors
 
-from ..kit.stored import Stored
+from ..kit.stored import StoredResults
 
-stored = Stored(__file__)
+stored = StoredResults(__file__)
 
 Scorer = Callable[[Tensor], Tensor]  # histories (B, n), places from 1, 0 = none -> (B, items + 1)
 Settings = Mapping[str, Any]

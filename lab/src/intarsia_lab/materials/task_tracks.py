@@ -16,6 +16,6 @@ class Track:
     target: list[float] = field(default_factory=list)
     source: list[float] = field(default_factory=list)
 
-    def stored(self, level: float) -> float:
+    def kept(self, level: float) -> float:
         """Source accuracy when the target's first was at least `level`."""
         return next(s for t, s in zip(self.target, self.source, strict=True) if t >= level)

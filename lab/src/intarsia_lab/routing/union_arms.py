@@ -1,0 +1,97 @@
+"""Arms of the claims on unions of experts: their training, their costs, and their judgement."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from intarsia.core.modes import evaluating
+from intarsia.fitting import evaluate, fit
+from intarsia.hosts import apply
+
+from ..kit import Report, Result
+from ..kit.arms import result_of, shown, threads
+from ..kit.stored import StoredResults
+from .cost import operations
+
+stored = StoredResults(__file__)
+
+SET, SIZE, IMAGES, TEST, EPOCHS, BATCH, LR = "fashion-mnist", 56, 600, 1000, 3, 32, 1e-4
+FORWARDS = 5  # forwards, the fastest of which counts
+DENSE, UNION, SWITCH = "dense", "union of experts", "Switch"
+Cell = Mapping[str, float]
+Found = Mapping[str, Cell]
+
+
+def seconds(model: nn.Module, x: Tensor) -> float:
+    """CPU seconds of a forward, the fastest of a few."""
+    best = float("inf")
+    with torch.no_grad(), evaluating(model):
+        for _ in range(FORWARDS + 1):
+            start = time.process_time()
+            model(x)
+            best = min(best, time.process_time() - start)
+    return best
+
+
+def trained(
+    model: Any, change: Any, train: Any, test: Any, x: Tensor, seed: int, **options: Any
+) -> tuple[Any, dict[str, float]]:
+    """Scores after the training, and what a forward of x costs."""
+    if change is not None:
+        model = apply(model, change, seed=seed)
+    start = time.process_time()
+    fit(model, train, seed=seed, clip=1.0, trackers=(), **options)
+    spent = time.process_time() - start
+    scores = evaluate(model, test, batch_size=32)
+    macs = operations(model, x) / 2
+    return scores, {"macs": macs, "seconds": seconds(model, x), "training": spent}
+
+
+def noise(seed: int, count: int = 64) -> Tensor:
+    """Pictures to count and to time a forward on.  (count, 3, SIZE, SIZE)."""
+    return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+
+
+def arm_cell(
+    name: str, seed: int, settings: list[Any], run: Callable[[], Cell], report: Report
+) -> Cell:
+    """What an arm gave with a seed: run on one thread once, and kept."""
+
+    def told() -> Cell:
+        with threads(1):
+            found = run()
+        report(f"  {name}, seed {seed}: {found}")
+        return found
+
+    inputs = {"arm": name, "seed": seed, "settings": settings}
+    return stored("union_of_experts", inputs, told)
+
+
+def judge(
+    seeds: tuple[int, ...],
+    report: Report,
+    *,
+    on: Callable[[int, Report], Found],
+    of: Callable[[Found], float],
+    score: str,
+    note: str,
+) -> Result:
+    """A figure of each seed's arms, the first of which is the dense one; the table has all."""
+    found = [on(seed, report) for seed in seeds]
+    table = [
+        {
+            "model": name,
+            score: shown([one[name]["score"] for one in found], ".3f"),
+            "MACs": f"{found[0][name]['macs']:.3e}",
+            "of the dense": f"{found[0][name]['macs'] / found[0][DENSE]['macs']:.3f}",
+            "CPU s a forward": shown([one[name]["seconds"] for one in found], ".3f"),
+            "CPU s of training": shown([one[name]["training"] for one in found], ".0f"),
+        }
+        for name in found[0]
+    ]
+    return result_of([of(one) for one in found], table, note)
