@@ -35,7 +35,7 @@ GATE, WEIGHTS = "linear gate", "score of the weights"
 LINEAR, OURS = VARIANTS["top-k-relu"], Variant("moe-x", MoeX(EXPERTS, ACTIVE), Expert("relu"))
 STEPS, PROBED, LAYER = 700, 160, 2  # of the probe: steps, rows of held-out code, mixture read
 CHARACTERS = 2_000_000
-RELU = Small(act="relu")
+RELU = SmallModel(act="relu")
 SHARES = tuple(tenth / 10 for tenth in range(10))  # of a unit's maximum, above which it is on
 HIGH, LEAST = 0.95, 10  # precision of a unit that is believed, and tokens that show it
 OURS_LEARNED = "score of the weights, temperature learned"

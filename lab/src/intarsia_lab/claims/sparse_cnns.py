@@ -66,8 +66,8 @@ class Filters(Gradual):
             count = max(1, round(self.density_at(*progress) * len(norms)))
             rows = torch.zeros(len(norms), dtype=torch.bool)
             rows[norms.topk(count).indices.cpu()] = True
-            found[name] = kept[name] & rows.view(-1, 1, 1, 1).to(kept[name].device)
-        return found
+            largest[name] = masks[name] & rows.view(-1, 1, 1, 1).to(masks[name].device)
+        return largest
 
 
 @lru_cache
