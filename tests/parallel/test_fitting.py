@@ -12,7 +12,7 @@ import torch
 
 from intarsia.core.errors import ConfigError, TrainingError
 from intarsia.parallel import DeepSpeed, ExpertParallel, Fssdp, Processes, Strategy, Tutel
-from intarsia.train.settings import Compute, Running
+from intarsia.train.settings import Running
 from intarsia.train.straggler import Busy, straggler
 
 CLOSE = 1e-12
@@ -169,8 +169,8 @@ def test_processes_with_other_models_are_told(two: Processes) -> None:
 
 def test_what_cannot_be_shared_out_is_refused() -> None:
     with pytest.raises(ConfigError, match="settings of a strategy"):
-        Compute(parallel=Fssdp)  # pyright: ignore[reportArgumentType]
+        Running(parallel=Fssdp)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="gather=False: got no run folder"):
-        Running(compute=Compute(gather=False))
+        Running(gather=False)
     with pytest.raises(ConfigError, match="recompute"):
-        Compute(parallel=Fssdp(), recompute=True)
+        Running(parallel=Fssdp(), recompute=True)

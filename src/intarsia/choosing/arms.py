@@ -14,9 +14,8 @@ from typing import Any, TypeVar
 
 from ..core.errors import UnknownName
 from ..core.registry import keys
-from ..experiments.experiment import Experiment
+from ..experiments.experiment import HEADS, Experiment
 from ..experiments.pool import Arm
-from ..experiments.settings import HEADS
 
 T = TypeVar("T")
 ADAPTER_LR, CONV_LR, FULL_LR = 5e-3, 3e-3, 1e-4

@@ -12,18 +12,11 @@ from typing import Any
 
 import typer
 
-from ..core.checks import BALANCED, DEVICES
 from ..core.plugins import TASKS, plugins
 from ..core.registry import index
-from .early import (
-    BACKBONES,
-    CHOICES,
-    CORPORA,
-    RECOMMENDERS,
-    RUN,
-    SETS,
-    TRACKERS,
-)
+from ..core.schema import Setting, words
+from ..data.corpora import MIXED
+from .early import BACKBONES, CORPORA, RECOMMENDERS, RUN, SETS
 
 Complete = Callable[[str], list[str]]
 HELP = 60  # characters beside a word: one line
@@ -90,26 +83,38 @@ def _timms() -> tuple[str, ...]:
     return tuple(name for file in files for name in TIMM.findall(file.read_text()))
 
 
-def settings(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Settings of the method that was named: of several METHOD.name=."""
-    if "method" in ctx.params:
-        return [f"{n}=" for n in _settings_of(ctx.params["method"]) if n.startswith(incomplete)]
-    names = [m for m in (ctx.params.get("methods") or "").split(",") if m in index()]
-    return among(f"{m}.{n}=" for m in names for n in _settings_of(m))(incomplete)
+def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return the settings of the method that was named, or METHOD.name= of several, with help."""
+    if (method := ctx.params.get("method")) is not None:
+        known = _settings_of(method)
+    else:
+        names = [m for m in (ctx.params.get("methods") or "").split(",") if m in index()]
+        known = [(f"{m}.{word}", help) for m in names for word, help in _settings_of(m)]
+    return [(word, help) for word, help in known if word.startswith(incomplete)]
 
 
-def _settings_of(method: str) -> list[str]:
+def _settings_of(method: str) -> list[tuple[str, str]]:
     entry: Any = index().get(method, {})
-    return [setting["name"] for setting in entry.get("settings", ())]
+    return [
+        (f"{setting['name']}=", shorten(setting.get("help", ""), HELP))
+        for setting in entry.get("settings", ())
+    ]
 
 
 OF_OPTION: dict[str, Callable[..., Iterable[Any]]] = {
-    **{name: among(words) for name, words in CHOICES.items()},
-    "device": among(DEVICES),
+    "method": methods,
     "model": models,
     "settings": settings,
-    "tracker": among(TRACKERS),
-    "class_weights": among((BALANCED,)),
 }
 METHODS = several(method_names)
 KIND = among(sorted({entry["kind"] for entry in index().values()}))
+FAMILY = among(sorted({entry["family"] for entry in index().values()}))
+CALIBRATION = several(among((MIXED, *CORPORA)))
+
+
+def of_setting(name: str, declared: Setting) -> Callable[..., Iterable[Any]] | None:
+    """Return what completes the value of a setting: its own words, or a function of its name."""
+    if name in OF_OPTION:
+        return OF_OPTION[name]
+    known = declared.choices or declared.offers
+    return (lambda incomplete: among(words(known))(incomplete)) if known else None

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Any, get_args, get_origin
+from typing import Any
 
 from ..core.errors import CheckpointError, ConfigError, UnknownName
 from ..core.files import read_json
+from ..core.schema import fits, in_words
 from .early import method_key
-from .options import flag, shared
+from .options import FIELDS, OF_RUN, flag
 
 FILES = ("experiment.json", "run.json")
-OF_FIT = {"data": str, "method": str, "seed": int}
-INVERSE = {"untrained": "pretrained", "fraction": "images"}  # an option -> its name in the file
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -52,48 +50,25 @@ def with_config(
     override is reported, and what goes with them: settings of a method are left out for another.
     """
     found, given = read_config(path), dict(asked)
-    named = {INVERSE.get(word, word) for word in words}
     theirs, own = found.get("method"), found.get("settings")
     another = "method" in words and method_key(given["method"], lambda _: None) != theirs
     if own and theirs and another and "settings" not in words:
         report(f"Without --set {' '.join(own)} of {path}, which is for {theirs}.")
         del found["settings"]
     for name, value in found.items():
-        if name in named:
-            word = next(w for w in words if INVERSE.get(w, w) == name)
-            if (now := given[word]) != value and word not in INVERSE:
-                report(f"{flag(word)} {now} in place of {value} of {path}.")
-            elif word in INVERSE:
-                report(f"{flag(word)} in place of {name}={value} of {path}.")
-        elif name == "pretrained":
-            given["untrained"] = not value
-        elif name == "images" and isinstance(value, float):
-            given["fraction"] = value
-        else:
+        if name not in words:
             given[name] = value
+        elif (now := given[name]) != value:
+            report(f"{flag(name)} {now} in place of {value} of {path}.")
     return given, words | found.keys()
 
 
 def _check(found: Mapping[str, Any], file: Path) -> None:
-    types = OF_FIT | {p.name: get_args(p.annotation)[0] for p in shared()}
-    types |= {"pretrained": bool, "images": int | float | None}
+    known = ("data", *OF_RUN)
     for name, value in found.items():
-        if name not in types.keys() - INVERSE.keys():
-            known = types.keys() - INVERSE.keys()
+        if name not in known:
             raise UnknownName(f"option in {file}", name, known, "intarsia fit --help")
-        if not _fits(value, types[name]):
-            want = str(getattr(types[name], "__name__", types[name]))
+        kind = FIELDS[name][0].type
+        if not fits(value, kind):
             fix = f"See `intarsia fit --help` for {flag(name)}."
-            raise ConfigError(f"{name} in {file}", got=repr(value), want=want, fix=fix)
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    if isinstance(kind, UnionType):
-        return any(_fits(value, one) for one in get_args(kind))
-    if kind is type(None):
-        return value is None
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(isinstance(one, str) for one in value)
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return type(value) is kind
+            raise ConfigError(f"{name} in {file}", got=repr(value), want=in_words(kind), fix=fix)

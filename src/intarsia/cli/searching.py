@@ -12,6 +12,7 @@ import typer
 from ..core.checks import one_of
 from ..core.errors import ConfigError, DataError
 from .begun_index import check_same, known_by, settings_file
+from .completing import among
 from .options import Json
 from .shell import note, say, show_json, show_table, whole_text
 from .targets import hold, target
@@ -43,7 +44,13 @@ def index(
     append: Annotated[
         Path | None, typer.Option(help="Add the documents to this index of the same model.")
     ] = None,
-    stored: Annotated[str, typer.Option(help="Of weights: float16, float32, uint8.")] = "float16",
+    stored: Annotated[
+        str,
+        typer.Option(
+            help="Of weights: float16, float32, uint8.",
+            autocompletion=among(("float16", "float32", "uint8")),
+        ),
+    ] = "float16",
     prune: Annotated[float, typer.Option(help="Leave out weights below this share.")] = 0.0,
     language: Annotated[
         str, typer.Option(help="Of BM25's stems beside the model; none = the model alone.")
@@ -52,7 +59,11 @@ def index(
         int | None, typer.Option(help="Of the model's logits at a time: what bounds the memory.")
     ] = None,
     form: Annotated[
-        str | None, typer.Option(help=f"Write an index for another engine: {', '.join(FORMS)}.")
+        str | None,
+        typer.Option(
+            help=f"Write an index for another engine: {', '.join(FORMS)}.",
+            autocompletion=among(FORMS),
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -233,7 +244,7 @@ def search(
 
     index = SparseIndex.load(folder)
     if serve:
-        _serve(index, folder, port)
+        serve(index, folder, port)
     elif queries is not None and run is not None:
         _run(index, queries, run, k)
     else:
@@ -269,31 +280,3 @@ def _run(index: SparseIndex, queries: Path, run: Path, k: int) -> None:
     lines = run_lines(index.run(asked, k))
     write_text(run, "\n".join(lines) + "\n")
     say(f"{run}: {len(lines):,} rows of {len(asked):,} queries.")
-
-
-def answers(index: SparseIndex) -> dict[str, Any]:
-    """What the page to search asks for."""
-    from ..models.retrieve.showing import found
-
-    def answer(asked: dict[str, Any]) -> dict[str, Any]:
-        query, k = asked.get("query"), asked.get("k", 10)
-        if not isinstance(query, str) or not isinstance(k, int) or not 1 <= k <= 100:
-            fix = 'For example {"query": "...", "k": 10}.'
-            raise DataError("question", got=sorted(asked), want="a query and a k", fix=fix)
-        return found(index, query, k)
-
-    return {"/search": answer}
-
-
-def page_of(index: SparseIndex, folder: Path) -> str:
-    """The page to search an index."""
-    from ..results.local_page import render
-
-    lead = f"{len(index):,} documents, encoded by {Path(index.model).name}; no model runs here."
-    return render("search", heading=f"Search {folder.name}", lead=lead)
-
-
-def _serve(index: SparseIndex, folder: Path, port: int) -> None:
-    from ..results.local_page import serve_page
-
-    serve_page(page_of(index, folder), answers(index), port, say, note)

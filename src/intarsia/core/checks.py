@@ -82,6 +82,7 @@ def rate_grid(what: str, rates: Iterable[float]) -> tuple[float, ...]:
 
 
 DEVICES = ("cpu", "cuda", "mps")
+AUGMENTS = ("none", "light", "crop")
 
 
 def check_device(name: str) -> None:

@@ -13,12 +13,12 @@ import json
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from .card import Card, Paper
 from .errors import ConfigError, UnknownName
+from .schema import fits, in_words
 
 if TYPE_CHECKING:
     from .cell import Method
@@ -27,6 +27,25 @@ INDEX = Path(__file__).with_name("cards.json")
 KEY = "method"
 LISTED = "intarsia list"
 """The command that prints every method, for an error."""
+
+
+NAMES = Path(__file__).with_name("names.txt")
+"""Closed lists whose modules take seconds to import; `python -m intarsia.cli.names` writes it."""
+
+
+def read_lists(path: Path) -> Mapping[str, tuple[str, ...]]:
+    """Return the lists of a file with a list's name and a word in each line."""
+    lists: dict[str, tuple[str, ...]] = {}
+    for line in path.read_text().splitlines():
+        name, word = line.split(": ", 1)
+        lists[name] = (*lists.get(name, ()), word)
+    return lists
+
+
+@functools.cache
+def listed(name: str) -> tuple[str, ...]:
+    """Return one of the closed lists of names.txt, such as "set" for the named image sets."""
+    return read_lists(NAMES)[name]
 
 
 @functools.cache
@@ -76,6 +95,15 @@ def card(key: str) -> Card:
         exceptions=entry["exceptions"],
     )
     return found
+
+
+def recommenders() -> Mapping[str, tuple[str, ...]]:
+    """Return the recommenders by the task of `intarsia fit` that trains them, the default first."""
+    tasks: dict[str, tuple[str, ...]] = {}
+    for key, entry in index().items():
+        if (task := entry.get("data_of")) is not None:
+            tasks[task] = (*tasks.get(task, ()), key)
+    return tasks
 
 
 def spelled(text: str) -> str:
@@ -196,32 +224,23 @@ def settings_from_dict(found: Card, settings: Mapping[str, Any]) -> Any:
     return config
 
 
-TYPES: Mapping[str, type] = {
-    "bool": bool,
-    "int": Integral,
-    "float": Real,
-    "str": str,
-    "None": type(None),
-}
-
-
 def check_types(settings: object) -> None:
     """Check settings, and those inside them, against the plain types that their fields declare.
 
-    A whole number may stand for a float; True is no number. Fields of other types are not checked,
-    and settings of PEFT neither, which fills in what it declares.
+    Fields of other types are not checked, and settings of PEFT neither, which fills in what it
+    declares.
     Raises: ConfigError, with the field's name.
     """
-    for field in fields(cast(Any, settings)) if is_dataclass(settings) else ():
-        value, declared = getattr(settings, field.name), str(field.type)
-        names = [name.strip() for name in declared.split("|")]
+    if not is_dataclass(settings) or type(settings).__module__.partition(".")[0] == "peft":
+        return
+    try:
+        kinds = get_type_hints(type(settings))
+    except NameError:  # a type that only type checkers import
+        kinds = {}
+    for field in fields(settings):
+        value, kind = getattr(settings, field.name), kinds.get(field.name)
         if is_dataclass(value) and not isinstance(value, type):
-            if type(value).__module__.partition(".")[0] != "peft":
-                check_types(value)
-        elif TYPES.keys() >= {*names} and not any(_is_a(value, name) for name in names):
-            want, fix = declared.replace(" | ", " or "), "Give a value of that type."
-            raise ConfigError(field.name, got=repr(value), want=want, fix=fix)
-
-
-def _is_a(value: object, name: str) -> bool:
-    return isinstance(value, TYPES[name]) and isinstance(value, bool) <= (name == "bool")
+            check_types(value)
+        elif kind is not None and not fits(value, kind):
+            fix = "Give a value of that type."
+            raise ConfigError(field.name, got=repr(value), want=in_words(kind), fix=fix)

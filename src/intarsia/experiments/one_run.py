@@ -9,8 +9,8 @@ from typing import Any
 
 from ..core.registry import index
 from ..data import Fold
+from ..data.corpora import is_text
 from ..data.packages import announce
-from ..data.texts import is_text
 from ..hosts.together import on_one_trunk
 from ..results.store import key_of
 from ..train import Running

@@ -16,7 +16,7 @@ from typing import Any
 
 from ..core.checks import RATE_REACH, rate_grid
 from ..core.errors import ConfigError
-from ..data.texts import is_text
+from ..data.corpora import is_text
 from ..results import numbers
 from ..results.runs.reading import measure
 from ..results.store import Store, key_of

@@ -7,26 +7,23 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import types
-import typing
 from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import partial
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 from ..core import Card, Method, registry
 from ..core.change import Change
 from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
 from ..core.registry import card, find, index, keys, method_key, method_to_dict, settings_to_dict
+from ..core.schema import in_words, read, written
 from ..gating import RouterConfig
 from ..hosts import Adapt, as_change
 from ..hosts.prune.pruner import Pruner
 from ..schedules import FixedMask
 from ..train import OBJECTIVES, Objective, Training
-from .experiment import GLOBS, Adapted
+from .experiment import GLOBS, HEADS, TEACHER, Adapted, objectives, schedules
 
-BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-SEVERAL = (tuple, Sequence)
 Tree = dict[str, Any]
 
 
@@ -190,10 +187,10 @@ def _changed(start: Any, given: Mapping[str, str], above: str, what: str) -> Any
                 f"--set {where}.{next(iter(inner[name]))}",
                 got=f"{name} is no method",
                 want=f"{where}=value",
-                fix=f"Its type is {_shown(hint)}.",
+                fix=f"Its type is {in_words(hint)}.",
             )
         else:
-            new[name] = value_of(f"--set {where}", own[name], hint)
+            new[name] = read(f"--set {where}", own[name], hint)
     return with_settings(start, **new)
 
 
@@ -242,72 +239,6 @@ def _plain_in(hint: Any) -> Any:
     return next((c for c in kinds if dataclasses.is_dataclass(c)), None)
 
 
-def value_of(what: str, text: str, hint: Any) -> Any:
-    """Text as a value of an annotated type; nothing after the = is None where that is allowed.
-
-    Raises: ConfigError with what was got and wanted.
-    """
-    for kind in _kinds(hint):
-        value, fits = _read(text, kind)
-        if fits:
-            return value
-    raise ConfigError(what, got=repr(text), want=_shown(hint), fix=_hint_for(what, hint))
-
-
-def _kinds(hint: Any) -> list[Any]:
-    """The members of a type, text last: "0.5" is a number wherever it can be one."""
-    union = get_origin(hint) in (typing.Union, types.UnionType)
-    order = (type(None), bool, int, float)
-    members = list(get_args(hint)) if union else [hint]
-    return sorted(members, key=lambda k: order.index(k) if k in order else len(order))
-
-
-def _read(text: str, kind: Any) -> tuple[Any, bool]:
-    if kind is type(None):
-        return None, text == ""
-    if kind is bool:
-        return BOOLEANS.get(text.lower()), text.lower() in BOOLEANS
-    if kind in (int, float):
-        try:
-            return kind(text), True
-        except ValueError:
-            return None, False
-    if kind is str:
-        return text, text != ""
-    if get_origin(kind) in SEVERAL:
-        items = [item.strip() for item in text.split(",") if item.strip()]
-        read = [_read(item, get_args(kind)[0]) for item in items]
-        return tuple(value for value, _ in read), bool(read) and all(fits for _, fits in read)
-    return None, False
-
-
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
-
-
-def _shown(hint: Any) -> str:
-    """A type in words."""
-    names = [
-        "nothing"
-        if kind is type(None)
-        else f"{NAMES.get(get_args(kind)[0], 'values')}, or several with commas"
-        if get_origin(kind) in SEVERAL
-        else NAMES.get(kind, str(kind))
-        for kind in _kinds(hint)
-    ]
-    return " or ".join(names)
-
-
-def _hint_for(what: str, hint: Any) -> str:
-    examples: dict[Any, str] = {int: "4", float: "0.1", bool: "true", str: "gelu"}
-    several = {tuple[kind, ...]: "0,1,2" if kind is int else examples[kind] for kind in examples}
-    kind = next((k for k in _kinds(hint) if k in examples | several), str)
-    return f"For example: {what}{'=' if ' ' in what else ' '}{(examples | several)[kind]}"
-
-
-HEADS, TEACHER = "task_heads", "teacher"
-SCHEDULES = ("fixed-mask", "gradual", "rigl", "set", "bdwp", "dsl")
-
-
 def objective(text: str, found: object = None) -> Objective:
     """An objective by name, with its settings behind a colon: two_pass:add=1,reg=0.5.
 
@@ -321,7 +252,7 @@ def objective(text: str, found: object = None) -> Objective:
     if name in keys("objective"):
         return configured("objective", name, card(name).config, rest, {TEACHER})
     if name not in OBJECTIVES:
-        raise UnknownName("objective", name, (*OBJECTIVES, *keys("objective"), HEADS))
+        raise UnknownName("objective", name, objectives())
     function = OBJECTIVES[name]
     hints, settings = get_type_hints(function), inspect.signature(function).parameters.values()
     known = [p.name for p in settings if p.kind is inspect.Parameter.KEYWORD_ONLY]
@@ -329,7 +260,7 @@ def objective(text: str, found: object = None) -> Objective:
     for key, value in pairs(part for part in rest.split(",") if part).items():
         if key not in known:
             raise UnknownName(f"setting of objective {name!r}", key, known)
-        given[key] = value_of(f"--objective {name}:{key}", value, hints[key])
+        given[key] = read(f"--objective {name}:{key}", value, hints[key])
     return partial(function, **given) if given else function
 
 
@@ -349,7 +280,7 @@ def configured(what: str, name: str, config: Any, rest: str, others: Set[str] = 
         if setting not in known:
             raise UnknownName(f"setting of {what} {name!r}", setting, known)
         if setting not in others:
-            given[setting] = value_of(f"--{what} {name}:{setting}", value, hints[setting])
+            given[setting] = read(f"--{what} {name}:{setting}", value, hints[setting])
     return config(**given)
 
 
@@ -363,8 +294,8 @@ def schedule(text: str | None) -> Any:
     name, _, rest = text.partition(":")
     key = find(name, "schedule")
     config: Any = card(key).config
-    if not (hasattr(config, "begin") or hasattr(config, "training")):
-        raise UnknownName("schedule", name, SCHEDULES)
+    if index()[key]["family"] != "sparse training":
+        raise UnknownName("schedule", name, schedules())
     return configured("schedule", name, config, rest)
 
 
@@ -392,8 +323,6 @@ def words(config: object, start: object | None = None) -> tuple[str, ...]:
             found += [f"{field.name}={method_key(cast(Method, now))}"] if other else []
             inner = words(cast(Method, now), None if other else before)
             found += [f"{field.name}.{word}" for word in inner]
-        elif isinstance(now, tuple):
-            found.append(f"{field.name}={','.join(map(str, now))}")
         else:
-            found.append(f"{field.name}={'' if now is None else now}")
+            found.append(f"{field.name}={written(now)}")
     return tuple(found)

@@ -26,7 +26,7 @@ from ..schedules import LayerSchedule, SparseSchedule
 from ..schedules.phases import Settle
 from . import checkpoint, resume
 from .batch_norms import recalibrate
-from .evaluate import evaluate
+from .evaluation import evaluate
 from .folder import METRICS, RUN, STATE, Log
 from .forward import wrapped
 from .interrupt import Interrupted, stop_on_signals
@@ -94,7 +94,7 @@ class Loop:
         self.at.identity = identity
         main = ranks.is_main_process
         with ExitStack() as stack:
-            seat = self.how.compute.seat
+            seat = self.how.seat
             self.stop = seat.stop if seat else stack.enter_context(stop_on_signals())
             stack.enter_context(global_kept())
             stack.enter_context(modes_kept(self.model))
@@ -144,19 +144,19 @@ class Loop:
             yield self.parts
 
     def _attached(self) -> AbstractContextManager[Attached]:
-        strategy, recipe = self.how.compute.parallel, self.job.recipe
+        strategy, recipe = self.how.parallel, self.job.recipe
         others = {
             type(recipe.schedule).__name__: isinstance(
                 recipe.schedule, SparseSchedule | LayerSchedule
             ),
             "ema": recipe.ema is not None,
-            "runs that step together": self.how.compute.seat is not None,
+            "runs that step together": self.how.seat is not None,
         }
         if strategy is not None and any(others.values()):
             got = next(name for name, there in others.items() if there)
             fix = "Leave one of both out."
             raise ConfigError("parallel", got=got, want="a run of its own weights", fix=fix)
-        gather = self.how.compute.gather
+        gather = self.how.gather
         return attached(self.model, strategy, meter=self.busy.meter, gather=gather)
 
     def _look(self) -> Task:
@@ -256,7 +256,7 @@ class Loop:
 
     def _now(self) -> tuple[float, float]:
         """Time on the wall and of the cores; of a run among others its share."""
-        seat = self.how.compute.seat
+        seat = self.how.seat
         return seat.now() if seat else (time.perf_counter(), time.process_time())
 
     def _score(self, every: int) -> None:

@@ -22,6 +22,7 @@ from ..core.checks import at_least, between
 from ..core.errors import ConfigError
 from ..gating import contexts, passes, redraw, task_ids
 from ..mixtures import SplitLinear
+from . import settings
 from .order import Inputs
 from .outcome import LossOf, Outcome, counted, divergence_of, wide
 
@@ -282,11 +283,5 @@ def _bottlenecks(model: nn.Module) -> Iterator[Bottlenecks]:
 
 
 OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
-    {
-        "plain": plain,
-        "two_pass": two_pass,
-        "one_backward": one_backward,
-        "local_variance": local_variance,
-        "pace": pace,
-    }
+    {name: globals()[name] for name in settings.OBJECTIVES}
 )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..core import Card, Paper
 from ..core.checks import above, at_least
 from ..core.errors import ConfigError
-from .distill import check_logits, taught
+from .distillation import check_logits, taught
 from .objectives import blocks_of, logits_of
 from .order import Inputs
 from .outcome import LossOf, Outcome, counted, divergence_of

@@ -27,7 +27,7 @@ from intarsia.methods.sparse_bytenn import SparseByteNn
 from intarsia.results.sheet import Sheet
 from intarsia.schedules import Gradual
 from intarsia.schedules.masked import Kept, Weights
-from intarsia.train.distill import distill
+from intarsia.train.distillation import distill
 
 from ..kit import Claim, Result
 from ..kit.claim import Report

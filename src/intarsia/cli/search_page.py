@@ -1,0 +1,41 @@
+"""The page to search an index, on this machine alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..core.errors import DataError
+from .shell import note, say
+
+if TYPE_CHECKING:
+    from ..models.retrieve.sparse_index import SparseIndex
+
+
+def answers(index: SparseIndex) -> dict[str, Any]:
+    """Return the function that answers each question of the page."""
+    from ..models.retrieve.showing import found
+
+    def answer(asked: dict[str, Any]) -> dict[str, Any]:
+        query, k = asked.get("query"), asked.get("k", 10)
+        if not isinstance(query, str) or not isinstance(k, int) or not 1 <= k <= 100:
+            fix = 'For example {"query": "...", "k": 10}.'
+            raise DataError("question", got=sorted(asked), want="a query and a k", fix=fix)
+        return found(index, query, k)
+
+    return {"/search": answer}
+
+
+def page_of(index: SparseIndex, folder: Path) -> str:
+    """Return the page to search an index."""
+    from ..results.local_page import render
+
+    lead = f"{len(index):,} documents, encoded by {Path(index.model).name}; no model runs here."
+    return render("search", heading=f"Search {folder.name}", lead=lead)
+
+
+def serve(index: SparseIndex, folder: Path, port: int) -> None:
+    """Serve the page to search an index until Ctrl-C."""
+    from ..results.local_page import serve_page
+
+    serve_page(page_of(index, folder), answers(index), port, say, note)
