@@ -13,11 +13,11 @@ from ..core.errors import ConfigError
 from ..core.folders import data_name
 from ..core.locks import alone
 from ..core.schema import Setting
+from ..data.corpora import is_text
 from . import completing
 from .early import (
     check_data,
     check_rates,
-    is_text,
     learning_rates,
     method_key,
     numbers,

@@ -23,44 +23,44 @@ HELP = 60  # characters beside a word: one line
 TIMM = re.compile(r"^@register_model\ndef (\w+)", re.M)
 
 
-def among(known: Iterable[str]) -> Complete:
-    """Those of some words that begin as the incomplete one does."""
+def among(words: Iterable[str]) -> Complete:
+    """Return a completer among some words."""
 
     def complete(incomplete: str) -> list[str]:
-        return [word for word in known if word.startswith(incomplete)]
+        return [word for word in words if word.startswith(incomplete)]
 
     return complete
 
 
-def several(one: Complete) -> Complete:
-    """The last of several with commas."""
+def several(complete_word: Complete) -> Complete:
+    """Return a completer of the last of several words with commas."""
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")
-        return [f"{before}{comma}{word}" for word in one(last)]
+        return [f"{before}{comma}{word}" for word in complete_word(last)]
 
     return complete
 
 
 def methods(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """What `--method` takes, with what it is: the recommenders of a task, where one was said."""
-    known = RECOMMENDERS.get(ctx.params.get("task") or "", method_names(""))
-    return [found for found in cards(incomplete) if found[0] in known]
+    """Complete `--method`, with summaries: the recommenders of a task, where one was given."""
+    keys = RECOMMENDERS.get(ctx.params.get("task") or "", method_names(""))
+    return [row for row in cards(incomplete) if row[0] in keys]
 
 
 def method_names(incomplete: str) -> list[str]:
-    """What can be trained on labels or text."""
+    """Complete the methods that can be trained on labels or text."""
     return among(key for key, entry in index().items() if entry["kind"] in RUN)(incomplete)
 
 
 def cards(incomplete: str) -> list[tuple[str, str]]:
-    """What `intarsia show` takes."""
-    every = ((key, shorten(entry["summary"], HELP)) for key, entry in index().items())
-    return [found for found in every if found[0].startswith(incomplete)]
+    """Complete the name that `intarsia show` takes."""
+    rows = ((key, shorten(entry["summary"], HELP)) for key, entry in index().items())
+    return [row for row in rows if row[0].startswith(incomplete)]
 
 
 def data(incomplete: str) -> Iterator[str]:
-    """Named sets, corpora and suites, and what lies in the folder."""
+    """Complete named sets, corpora and suites, and the files of the folder."""
     yield from among((*SETS, *CORPORA, *(f"{suite}/" for suite in plugins(TASKS))))(incomplete)
     folder, _, head = incomplete.rpartition("/")
     for path in sorted(Path(folder or ("/" if incomplete.startswith("/") else ".")).glob("*")):
@@ -69,28 +69,28 @@ def data(incomplete: str) -> Iterator[str]:
 
 
 def models(incomplete: str) -> list[str]:
-    """The backbones of packages, and the models of the timm that is installed."""
+    """Complete the backbones of packages, and the models of the timm that is installed."""
     return among((*BACKBONES, *_timms()))(incomplete)
 
 
 @lru_cache(maxsize=1)
 def _timms() -> tuple[str, ...]:
-    """Names out of timm's source, which is read and not imported."""
-    found = find_spec("timm")
-    if found is None or found.origin is None:
+    """Read the names of models in timm's source, which is not imported."""
+    spec = find_spec("timm")
+    if spec is None or spec.origin is None:
         return ()
-    files = sorted(Path(found.origin).parent.glob("models/*.py"))
+    files = sorted(Path(spec.origin).parent.glob("models/*.py"))
     return tuple(name for file in files for name in TIMM.findall(file.read_text()))
 
 
 def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Return the settings of the method that was named, or METHOD.name= of several, with help."""
     if (method := ctx.params.get("method")) is not None:
-        known = _settings_of(method)
+        rows = _settings_of(method)
     else:
         names = [m for m in (ctx.params.get("methods") or "").split(",") if m in index()]
-        known = [(f"{m}.{word}", help) for m in names for word, help in _settings_of(m)]
-    return [(word, help) for word, help in known if word.startswith(incomplete)]
+        rows = [(f"{m}.{word}", help) for m in names for word, help in _settings_of(m)]
+    return [(word, help) for word, help in rows if word.startswith(incomplete)]
 
 
 def _settings_of(method: str) -> list[tuple[str, str]]:
@@ -116,5 +116,5 @@ def of_setting(name: str, declared: Setting) -> Callable[..., Iterable[Any]] | N
     """Return what completes the value of a setting: its own words, or a function of its name."""
     if name in OF_OPTION:
         return OF_OPTION[name]
-    known = declared.choices or declared.offers
-    return (lambda incomplete: among(words(known))(incomplete)) if known else None
+    offered = declared.choices or declared.offers
+    return (lambda incomplete: among(words(offered))(incomplete)) if offered else None

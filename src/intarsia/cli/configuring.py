@@ -16,7 +16,7 @@ FILES = ("experiment.json", "run.json")
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The values of a run folder, of its experiment.json or run.json, or of a file like the former.
+    """Read the values of a run folder, its experiment.json or run.json, or a file like the former.
 
     Raises: ConfigError for a file that is not there or not of a run, and for a value of another
     type; UnknownName for a name that is no option; CheckpointError for what is no JSON.
@@ -27,47 +27,47 @@ def read_config(path: Path) -> dict[str, Any]:
         fix = "For example: --config runs/first/run.json"
         raise ConfigError(f"--config {path}", got=got, want=" or ".join(FILES), fix=fix)
     try:
-        found = read_json(file)
+        values = read_json(file)
     except (OSError, ValueError) as error:
         what, fix = f"--config {file}", "Restore it from a copy."
         raise CheckpointError(what, got=error, want="a JSON object", fix=fix) from error
-    if isinstance(found, dict) and isinstance(found.get("record"), dict):  # run.json
-        found = found["record"].get("experiment")
-    if not isinstance(found, dict):
+    if isinstance(values, dict) and isinstance(values.get("record"), dict):  # run.json
+        values = values["record"].get("experiment")
+    if not isinstance(values, dict):
         got, want = "none in it", "the options of a run of `intarsia fit`"
         fix = "A run from Python has its settings in its program."
         raise ConfigError(f"--config {file}", got=got, want=want, fix=fix)
-    _check(found, file)
-    return found
+    _check(values, file)
+    return values
 
 
 def with_config(
-    path: Path, asked: Mapping[str, Any], words: set[str], report: Callable[[str], None]
+    path: Path, parameters: Mapping[str, Any], words: set[str], report: Callable[[str], None]
 ) -> tuple[dict[str, Any], set[str]]:
-    """All parameters of `fit` as the file has them, but for those given; and all names set.
+    """Return all parameters of `fit`, those of the file where none is given, and all names set.
 
-    asked: the parameters; words: names of those that stand on the command line.  What these
+    parameters: their values; words: names of those that stand on the command line.  What these
     override is reported, and what goes with them: settings of a method are left out for another.
     """
-    found, given = read_config(path), dict(asked)
-    theirs, own = found.get("method"), found.get("settings")
-    another = "method" in words and method_key(given["method"], lambda _: None) != theirs
+    values, merged = read_config(path), dict(parameters)
+    theirs, own = values.get("method"), values.get("settings")
+    another = "method" in words and method_key(merged["method"], lambda _: None) != theirs
     if own and theirs and another and "settings" not in words:
         report(f"Without --set {' '.join(own)} of {path}, which is for {theirs}.")
-        del found["settings"]
-    for name, value in found.items():
+        del values["settings"]
+    for name, value in values.items():
         if name not in words:
-            given[name] = value
-        elif (now := given[name]) != value:
+            merged[name] = value
+        elif (now := merged[name]) != value:
             report(f"{flag(name)} {now} in place of {value} of {path}.")
-    return given, words | found.keys()
+    return merged, words | values.keys()
 
 
-def _check(found: Mapping[str, Any], file: Path) -> None:
-    known = ("data", *OF_RUN)
-    for name, value in found.items():
-        if name not in known:
-            raise UnknownName(f"option in {file}", name, known, "intarsia fit --help")
+def _check(values: Mapping[str, Any], file: Path) -> None:
+    names = ("data", *OF_RUN)
+    for name, value in values.items():
+        if name not in names:
+            raise UnknownName(f"option in {file}", name, names, "intarsia fit --help")
         kind = FIELDS[name][0].type
         if not fits(value, kind):
             fix = f"See `intarsia fit --help` for {flag(name)}."

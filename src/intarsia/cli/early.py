@@ -32,9 +32,9 @@ def check_data(spec: str) -> None:
     if os.path.exists(os.path.expanduser(spec)):  # no error for a name that is too long
         return
     if not slash and not Path(spec).suffix:
-        known = (*SETS, *CORPORA, *(f"{name}/TASK" for name in plugins(TASKS)))
+        names = (*SETS, *CORPORA, *(f"{name}/TASK" for name in plugins(TASKS)))
         what = "data set (and no folder of that name is here)"
-        raise UnknownName(what, spec, known, "docs/how-to/command-line.md")
+        raise UnknownName(what, spec, names, "docs/how-to/command-line.md")
     if difflib.get_close_matches(head, plugins(TASKS), cutoff=0.7):
         raise UnknownName("suite (and no folder of that name is here)", head, plugins(TASKS))
     got, want = "nothing there", "a named set, a task, a folder, a table or a text file"
@@ -67,25 +67,25 @@ def check_run(folder: Path) -> None:
     raise ConfigError(f"run {folder}", got=describe_folder(folder), want=want, fix=fix)
 
 
-def check_word(option: str, word: str | None, known: Iterable[str]) -> None:
+def check_word(option: str, word: str | None, words: Iterable[str]) -> None:
     """Raises: UnknownName for a value of an option that is none of its words; None is let through.
 
     option: with its dashes.
     """
-    if word is not None and word not in known:
-        raise UnknownName(option, word, known)
+    if word is not None and word not in words:
+        raise UnknownName(option, word, words)
 
 
 def numbers(what: str, text: str) -> tuple[int, ...]:
     """Whole numbers with commas.  Raises: ConfigError."""
     try:
-        found = tuple(int(word) for word in text.split(",") if word.strip())
+        values = tuple(int(word) for word in text.split(",") if word.strip())
     except ValueError:
-        found = ()
-    if not found:
+        values = ()
+    if not values:
         want = "a whole number, or several with commas"
         raise ConfigError(what, got=repr(text), want=want, fix=f"For example: {what}=0,1")
-    return found
+    return values
 
 
 def learning_rates(text: str) -> tuple[float, ...]:
@@ -129,8 +129,8 @@ def check_settings(key: str, settings: Iterable[str]) -> None:
     entry = index()[key]
     if entry["family"] == "peft":  # what PEFT's config has is known to PEFT
         return
-    known = [setting["name"] for setting in entry["settings"]]
+    names = [setting["name"] for setting in entry["settings"]]
     for text in settings:
         name = text.partition("=")[0].partition(".")[0].strip()
-        if known and name and name not in known:
-            raise UnknownName(f"setting of {key!r}", name, known, f"intarsia show {key}")
+        if names and name and name not in names:
+            raise UnknownName(f"setting of {key!r}", name, names, f"intarsia show {key}")

@@ -145,6 +145,7 @@ def option_row(panel: str, name: str, kind: Any, default: Any, declared: Setting
         *filter(None, names),
         help=declared.help,
         rich_help_panel=panel,
+        show_default=not option.startswith("/"),  # what the option turns off
         autocompletion=completing.of_setting(name, declared),
         parser=reader,
     )
@@ -210,10 +211,10 @@ def with_options(options: tuple[Parameter, ...]) -> Callable[[Verb], Verb]:
     """Add options to a verb that takes them as **given."""
 
     def add(verb: Verb) -> Verb:
-        own = inspect.signature(verb, eval_str=True)
-        kept = [p for p in own.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
-        parameters = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in (*kept, *options)]
-        verb.__signature__ = own.replace(parameters=parameters)  # pyright: ignore
+        signature = inspect.signature(verb, eval_str=True)
+        named = [p for p in signature.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+        parameters = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in (*named, *options)]
+        verb.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore
         verb.__annotations__ = {p.name: p.annotation for p in parameters}
         return verb
 
@@ -246,4 +247,6 @@ def _environment(name: str, value: str) -> Iterator[None]:
 def given_in_words(ctx: typer.Context) -> set[str]:
     """Return the names of the parameters that stand on the command line."""
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
-    return {name for name, of in sources.items() if getattr(of, "name", "") == "COMMANDLINE"}
+    return {
+        name for name, source in sources.items() if getattr(source, "name", "") == "COMMANDLINE"
+    }

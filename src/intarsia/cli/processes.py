@@ -11,7 +11,7 @@ from ..core.schema import check, setting
 
 @dataclass(frozen=True)
 class Processes:
-    """How the experts of mixtures are shared out among processes."""
+    """Settings of how the experts of mixtures are shared out among processes."""
 
     expert_parallel: int | None = setting(
         None,
@@ -31,7 +31,7 @@ class Processes:
 
 
 def plan_of(given: dict[str, Any]) -> str | None:
-    """The plan that was asked for, if experts are to be shared out.  given: loses both options.
+    """Return the plan by which experts are to be shared out, if any.  given: loses both options.
 
     Raises: ConfigError for one option without the other's sense, or another number of processes;
     UnknownName for no plan.
@@ -57,5 +57,5 @@ def plan_of(given: dict[str, Any]) -> str | None:
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints."""
+    """Return True in the process that prints."""
     return os.environ.get("RANK", "0") == "0"

@@ -16,11 +16,11 @@ def answers(index: SparseIndex) -> dict[str, Any]:
     """Return the function that answers each question of the page."""
     from ..models.retrieve.showing import found
 
-    def answer(asked: dict[str, Any]) -> dict[str, Any]:
-        query, k = asked.get("query"), asked.get("k", 10)
+    def answer(question: dict[str, Any]) -> dict[str, Any]:
+        query, k = question.get("query"), question.get("k", 10)
         if not isinstance(query, str) or not isinstance(k, int) or not 1 <= k <= 100:
             fix = 'For example {"query": "...", "k": 10}.'
-            raise DataError("question", got=sorted(asked), want="a query and a k", fix=fix)
+            raise DataError("question", got=sorted(question), want="a query and a k", fix=fix)
         return found(index, query, k)
 
     return {"/search": answer}

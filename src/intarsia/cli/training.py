@@ -13,9 +13,10 @@ import typer
 from ..core.checks import at_least
 from ..core.errors import ConfigError
 from ..core.folders import data_name
+from ..data.corpora import is_text
 from . import processes
 from .configuring import with_config
-from .early import RETRIEVAL, check_data, check_run, check_settings, is_text, method_key
+from .early import RETRIEVAL, check_data, check_run, check_settings, method_key
 from .options import (
     Data,
     Json,

@@ -15,13 +15,13 @@ from ..train.settings import Running
 from .options import FIELDS, flag
 
 
-def check_options(given: Mapping[str, Any]) -> None:
+def check_options(options: Mapping[str, Any]) -> None:
     """Refuse what the settings of a run refuse, before torch is imported.
 
-    given: values by the names of their settings; None = left out.
+    options: values by the names of their settings; None = left out.
     Raises: ConfigError; UnknownName.
     """
-    values = {name: value for name, value in given.items() if value is not None}
+    values = {name: value for name, value in options.items() if value is not None}
     for name in FIELDS.keys() & values.keys():
         item: Field[Any] = FIELDS[name][0]
         item.metadata[METADATA].check(flag(name), values[name], item.type)
@@ -57,15 +57,15 @@ def check_teacher(objective: str, teacher: str | None) -> None:
         raise ConfigError("--teacher", got=got, want=want, fix=fix)
 
 
-def experiment_values(given: Mapping[str, Any]) -> dict[str, Any]:
+def experiment_values(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of an `Experiment`, out of all parameters of a verb."""
-    values = {name: value for name, value in given.items() if value is not None}
+    values = {name: value for name, value in options.items() if value is not None}
     if "density" in values:
         values["schedule"] = with_density(values["schedule"], values["density"])
     if (teacher := values.get("teacher")) is not None:
         mark = "," if ":" in values["objective"] else ":"
-        where = Path(teacher).resolve() if Path(teacher).exists() else teacher
-        values["objective"] = f"{values['objective']}{mark}teacher={where}"
+        place = Path(teacher).resolve() if Path(teacher).exists() else teacher
+        values["objective"] = f"{values['objective']}{mark}teacher={place}"
     return values
 
 
@@ -76,6 +76,6 @@ def with_density(schedule: str | None, density: float | None) -> str | None:
     return f"{schedule}{',' if ':' in schedule else ':'}density={density}"
 
 
-def running_values(given: Mapping[str, Any]) -> dict[str, Any]:
+def running_values(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values of a `Running` out of all parameters of a verb."""
-    return {item.name: given[item.name] for item, _ in options_of(Running)}
+    return {item.name: options[item.name] for item, _ in options_of(Running)}

@@ -83,8 +83,8 @@ def card(key: str) -> Card:
     if key not in index():
         raise UnknownName("method", str(key), index(), LISTED)
     entry = index()[key]
-    found = _Listed.__new__(_Listed)
-    found.__dict__.update(
+    listed_card = _Listed.__new__(_Listed)
+    listed_card.__dict__.update(
         key=key,
         kind=entry["kind"],
         paper=Paper(**entry["paper"]),
@@ -94,7 +94,7 @@ def card(key: str) -> Card:
         names=tuple(entry["names"]),
         exceptions=entry["exceptions"],
     )
-    return found
+    return listed_card
 
 
 def recommenders() -> Mapping[str, tuple[str, ...]]:
@@ -121,10 +121,10 @@ def find(name: str, *kinds: str) -> str:
     among = {key: entry for key, entry in index().items() if not kinds or entry["kind"] in kinds}
     if name in among:
         return name
-    known = {n: key for key, entry in among.items() for n in (key, *entry["names"])}
-    plain = {spelled(n): key for n, key in known.items()}
+    keys_by_name = {n: key for key, entry in among.items() for n in (key, *entry["names"])}
+    plain = {spelled(n): key for n, key in keys_by_name.items()}
     if spelled(name) not in plain:
-        raise UnknownName("method", name, known, LISTED)
+        raise UnknownName("method", name, keys_by_name, LISTED)
     return plain[spelled(name)]
 
 
@@ -139,9 +139,9 @@ def method_key(method: object) -> str:
     Raises: ConfigError if they are of a class that is not in the list.
     """
     kind = type(method)
-    own = str(getattr(method, "card_key", ""))
-    if own in index():
-        return own
+    key_of_class = str(getattr(method, "card_key", ""))
+    if key_of_class in index():
+        return key_of_class
     for key, entry in index().items():
         if f"{kind.__module__}.{kind.__name__}" == f"intarsia.{entry['config']}":
             return key
@@ -157,9 +157,9 @@ def method_to_dict(method: Method) -> dict[str, Any]:
 
 def settings_to_dict(config: object) -> dict[str, Any]:
     """The settings of any card's config, ready for JSON."""
-    own: Any = getattr(config, "settings_to_dict", None)
-    if callable(own):
-        return cast("dict[str, Any]", own())
+    to_dict: Any = getattr(config, "settings_to_dict", None)
+    if callable(to_dict):
+        return cast("dict[str, Any]", to_dict())
     return {f.name: _plain(getattr(config, f.name)) for f in fields(cast(Any, config))}
 
 
@@ -178,8 +178,8 @@ def _live(value: Any) -> Any:
     if not isinstance(value, Mapping) or KEY not in value:
         return cast(Any, value)
     # what a method is made of may be a router or a change, too
-    known = (*keys(), *keys("router"), *keys("change"))
-    return _from_dict(cast("Mapping[str, Any]", value), known)
+    allowed = (*keys(), *keys("router"), *keys("change"))
+    return _from_dict(cast("Mapping[str, Any]", value), allowed)
 
 
 def method_from_dict(settings: Mapping[str, Any]) -> Any:
@@ -191,35 +191,35 @@ def method_from_dict(settings: Mapping[str, Any]) -> Any:
     return _from_dict(settings, keys())
 
 
-def _from_dict(settings: Mapping[str, Any], known: tuple[str, ...]) -> Any:
+def _from_dict(settings: Mapping[str, Any], allowed: tuple[str, ...]) -> Any:
     if KEY not in settings:
         want = f"a {KEY!r} among them"
-        fix = f"Add one of {list(known)}."
+        fix = f"Add one of {list(allowed)}."
         raise ConfigError("method settings", got=sorted(settings), want=want, fix=fix)
     key = str(settings[KEY])
-    if key not in known:
-        raise UnknownName("method", key, known, LISTED)
+    if key not in allowed:
+        raise UnknownName("method", key, allowed, LISTED)
     rest = {name: value for name, value in settings.items() if name != KEY}
     return settings_from_dict(card(key), rest)
 
 
-def settings_from_dict(found: Card, settings: Mapping[str, Any]) -> Any:
+def settings_from_dict(card: Card, settings: Mapping[str, Any]) -> Any:
     """The config that `settings_to_dict` wrote; settings left out take their defaults.
 
     Raises: as `method_from_dict`.
     """
-    known = settings_to_dict(found.config())
+    defaults = settings_to_dict(card.config())
     for name in settings:
-        if name not in known:
+        if name not in defaults:
             raise UnknownName(
-                f"setting of {found.key!r}", str(name), known, f"intarsia show {found.key}"
+                f"setting of {card.key!r}", str(name), defaults, f"intarsia show {card.key}"
             )
-    given = {name: _live(value) for name, value in settings.items()}
+    values = {name: _live(value) for name, value in settings.items()}
     try:
-        config = found.config(**given)
+        config = card.config(**values)
     except TypeError as error:
-        what, want = f"settings of {found.key!r}", "values of the right types"
-        raise ConfigError(what, got=given, want=want, fix=f"({error})") from error
+        what, want = f"settings of {card.key!r}", "values of the right types"
+        raise ConfigError(what, got=values, want=want, fix=f"({error})") from error
     check_types(config)
     return config
 

@@ -80,12 +80,12 @@ class Setting:
         if isinstance(value, Real) and not self._in_range(_as_float(value)):
             fix = self.fix or f"Try {self._example()}."
             raise ConfigError(name, got=value, want=self.range_in_words(name.lstrip("-")), fix=fix)
-        if known := words(self.choices):
+        if choices := words(self.choices):
             for word in (value,) if isinstance(value, str) else value:
                 # an objective or a schedule has settings of its own: two_pass:add=1
                 first = word.partition(":")[0].partition("+")[0] if self.suffix else word
-                if first not in known:
-                    raise UnknownName(name, first, known, fix=self.fix)
+                if first not in choices:
+                    raise UnknownName(name, first, choices, fix=self.fix)
         if self.test is not None:
             self.test(value)
 
@@ -196,8 +196,8 @@ def members(kind: Any) -> list[Any]:
     """Return the members of a type, text last: "0.5" is a number wherever it can be one."""
     union = get_origin(kind) in (typing.Union, types.UnionType)
     order = (type(None), bool, int, float)
-    every = list(get_args(kind)) if union else [kind]
-    return sorted(every, key=lambda k: order.index(k) if k in order else len(order))
+    kinds = list(get_args(kind)) if union else [kind]
+    return sorted(kinds, key=lambda k: order.index(k) if k in order else len(order))
 
 
 def fits(value: object, kind: Any) -> bool:

@@ -202,7 +202,7 @@ def record_of(
         "trunk": trunk_fingerprint(model),
         "data": data.record,
         "inputs": input_config(model).record(augment=experiment.pictures.augment),  # pyright: ignore
-        "method": settings.said(method),
+        "method": settings.describe_method(method),
     }
 
 

@@ -178,7 +178,7 @@ class Experiment:
         return Experiment.of(self.flat() | changes)
 
     def suited(self) -> "Experiment":
-        """Without the places for cells, and the frozen blocks, that the method does not have.
+        """Return it without places for cells, and frozen blocks, that the method does not have.
 
         So one wish, "in the last six blocks", can be put to methods of every kind.
         """
@@ -194,14 +194,14 @@ class Experiment:
 
     @property
     def label(self) -> str:
-        """The method in a table."""
+        """The name of the method in a table."""
         method = self.adapted.method
         if method in (*keys("baseline"), *keys("recipe")):
             method = next(iter(index()[method]["names"]), method)
         return method if self.objective == "plain" else f"{method}, {self.objective}"
 
     def command(self) -> str:
-        """The `intarsia fit` that repeats it: what differs from the defaults."""
+        """Return the `intarsia fit` that repeats it: the options that are not the defaults."""
         start, now = Experiment(Pictures(self.pictures.data)).flat(), self.flat()
         words = ["intarsia", "fit", self.pictures.data]
         text = is_text(self.pictures.data)  # for which another model is the default
@@ -232,7 +232,7 @@ def save(experiment: Experiment, out: Path | None) -> None:
 
 
 def read(out: Path) -> Experiment:
-    """The experiment of a run folder.
+    """Read the experiment of a run folder.
 
     Raises: ConfigError if there is none; CheckpointError if the file is damaged.
     """
@@ -252,15 +252,15 @@ def read(out: Path) -> Experiment:
         raise CheckpointError(f"experiment {path}", got=got, want=want, fix=fix) from error
 
 
-def resumed(out: Path, asked: Mapping[str, Any]) -> Experiment:
-    """The experiment of a run folder, if what was asked for in words is the same.
+def resumed(out: Path, options: Mapping[str, Any]) -> Experiment:
+    """Read the experiment of a run folder, and compare it with the options that were given.
 
-    asked: the options that were given, by name.
+    options: those on the command line, by name.
     Raises: ConfigError for an option that differs from the run's.
     """
     saved = read(out)
     flat = saved.flat()
-    for name, value in asked.items():
+    for name, value in options.items():
         value = list(value) if isinstance(value, tuple) else value
         if name in flat and value != flat[name]:
             raise ConfigError(

@@ -76,7 +76,7 @@ def _on_texts(
     }
     about |= {"search": search} if search else {}
     method = settings.chosen(asked, experiment.training)
-    about["method"] = settings.said(method)
+    about["method"] = settings.describe_method(method)
     model = with_method(model, method, experiment, data.train)
     cast_frozen(model, experiment.training.precision)
     if score:

@@ -160,7 +160,7 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Running:
-    """How, and on what, a run is carried out; this changes what is learned by rounding at most.
+    """The device and the folder of a run, and how it is carried out; results differ by rounding.
 
     out: the run folder, None = nothing is written.  resume: go on from its checkpoint.
     checkpoint_steps, checkpoint_seconds: whichever comes first; None = not by that.
@@ -249,9 +249,9 @@ def settle(
     Raises: UnknownName for a keyword that is in none of them.
     """
     start = training or Training(), Recipe(), Running()
-    known = {name for settings in start for name in keywords(settings)}
-    for name in options.keys() - known:
-        raise UnknownName("setting of fit", name, known, "help(intarsia.train.options.Options)")
+    names = {name for settings in start for name in keywords(settings)}
+    for name in options.keys() - names:
+        raise UnknownName("setting of fit", name, names, "help(intarsia.train.options.Options)")
     values = cast("Mapping[str, Any]", options)
     first, recipe, running = start
     return (

@@ -96,14 +96,14 @@ def _tables() -> Iterator[str]:
 
 
 def _default(item: Any) -> str:
-    given = item.default not in (None, (), MISSING)
-    return f"`{written(item.default)}`" if given else ""
+    stated = item.default not in (None, (), MISSING)
+    return f"`{written(item.default)}`" if stated else ""
 
 
 def _range(name: str, declared: Setting) -> str:
     """Return the words that are valid, or the range of a number."""
-    if known := words(declared.choices):
-        return ", ".join(f"`{word}`" for word in known)
+    if valid := words(declared.choices):
+        return ", ".join(f"`{word}`" for word in valid)
     bounds = (declared.least, declared.above, declared.below, declared.most)
     return declared.range_in_words(name) if any(bound is not None for bound in bounds) else ""
 
