@@ -244,7 +244,7 @@ def search(
 
     index = SparseIndex.load(folder)
     if serve:
-        serve(index, folder, port)
+        serve_index(index, folder, port)
     elif queries is not None and run is not None:
         _run(index, queries, run, k)
     else:

@@ -33,8 +33,13 @@ METADATA = "setting"
 BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 SEVERAL = (tuple, list, Sequence)
 PLAIN: Mapping[Any, type] = {bool: bool, int: Integral, float: Real, str: str, Path: Path}
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
-NAMES |= {Path: "a path"}
+NAMES: Mapping[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a word",
+    Path: "a path",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +86,7 @@ class Setting:
             fix = self.fix or f"Try {self._example()}."
             raise ConfigError(name, got=value, want=self.range_in_words(name.lstrip("-")), fix=fix)
         if choices := words(self.choices):
-            for word in (value,) if isinstance(value, str) else value:
+            for word in cast("Sequence[str]", (value,) if isinstance(value, str) else value):
                 # an objective or a schedule has settings of its own: two_pass:add=1
                 first = word.partition(":")[0].partition("+")[0] if self.suffix else word
                 if first not in choices:
@@ -171,7 +176,9 @@ def to_json(settings: object) -> dict[str, Any]:
         if is_dataclass(value):
             values |= to_json(value)
         elif METADATA in item.metadata and not item.metadata[METADATA].python:
-            values[item.name] = list(value) if isinstance(value, tuple) else value
+            values[item.name] = (
+                list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
+            )
     return values
 
 
@@ -200,17 +207,16 @@ def members(kind: Any) -> list[Any]:
     return sorted(kinds, key=lambda k: order.index(k) if k in order else len(order))
 
 
-def fits(value: object, kind: Any) -> bool:
+def fits(value: Any, kind: Any) -> bool:
     """Return True if a value is of a type of plain values; of any other type, every value is.
 
     A whole number may stand for a float; True is no number; a list may stand for a tuple.
     """
     for member in members(kind):
         if get_origin(member) in SEVERAL:
-            items = value if isinstance(value, Sequence) else None
-            if items is None or isinstance(items, str):
+            if not isinstance(value, Sequence) or isinstance(value, str):
                 continue
-            if all(fits(item, get_args(member)[0]) for item in cast("Sequence[object]", items)):
+            if all(fits(item, get_args(member)[0]) for item in cast("Sequence[object]", value)):
                 return True
         elif member in (None, type(None)):
             if value is None:
