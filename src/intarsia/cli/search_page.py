@@ -34,7 +34,7 @@ def page_of(index: SparseIndex, folder: Path) -> str:
     return render("search", heading=f"Search {folder.name}", lead=lead)
 
 
-def serve(index: SparseIndex, folder: Path, port: int) -> None:
+def serve_index(index: SparseIndex, folder: Path, port: int) -> None:
     """Serve the page to search an index until Ctrl-C."""
     from ..results.local_page import serve_page
 

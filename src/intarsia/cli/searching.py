@@ -14,6 +14,7 @@ from ..core.errors import ConfigError, DataError
 from .begun_index import check_same, known_by, settings_file
 from .completing import among
 from .options import Json
+from .search_page import serve_index
 from .shell import note, say, show_json, show_table, whole_text
 from .targets import hold, target
 
