@@ -64,6 +64,7 @@ generate: setup  ## write the files that are generated from the methods' cards, 
 	$(BIN)/python -m intarsia_lab.pages.methods
 	$(BIN)/python -m intarsia_lab.pages.composition
 	$(BIN)/python -m intarsia_lab.pages.hosts
+	$(BIN)/python -m intarsia_lab.pages.settings
 	$(BIN)/python -m intarsia.cli.names
 	$(BIN)/python -m intarsia_lab.cli.names
 

@@ -36,6 +36,11 @@ def _is_dataclass(node: ast.ClassDef) -> bool:
 
 
 def _fields(node: ast.ClassDef) -> int:
+    """Count the fields; settings of a run that are declared with their help may be many."""
+    defaults = [item.value for item in node.body if isinstance(item, ast.AnnAssign)]
+    calls = [default.func for default in defaults if isinstance(default, ast.Call)]
+    if any(getattr(call, "id", "") == "setting" for call in calls):
+        return 0
     return sum(
         isinstance(item, ast.AnnAssign) and "ClassVar" not in ast.unparse(item.annotation)
         for item in node.body
@@ -104,8 +109,10 @@ def test_one_too_many_is_found(text: str, key: str) -> None:
         + "".join(f"    a{i}: int = 0\n" for i in range(DATACLASS_FIELDS))
         + "    K: ClassVar[int] = 1\n",
         "class Plain:\n" + "".join(f"    a{i}: int = 0\n" for i in range(20)),
+        "@dataclass\nclass C:\n"
+        + "".join(f"    a{i}: int = setting(0, 'Help.')\n" for i in range(20)),
     ],
-    ids=["file", "function", "dataclass", "not a dataclass"],
+    ids=["file", "function", "dataclass", "not a dataclass", "settings"],
 )
 def test_the_limit_itself_is_allowed(text: str) -> None:
     assert list(oversized(text, "f.py")) == []

@@ -24,15 +24,17 @@ from .hosts.attach.peft import is_adapted, is_peft
 from .hosts.saved import save
 from .processes.parallelism import WholeModel
 from .schedules import LayerSchedule, Phased, SparseSchedule
-from .train.evaluate import evaluate as score_set
+from .train.evaluation import evaluate as score_set
 from .train.folder import PHASES, owned, write_learned
 from .train.loop import Job, Sets
 from .train.objectives import Objective, Staged, plain
 from .train.one_pass import OnePass
+from .train.optimisers import adamw
+from .train.options import Options
 from .train.order import classes_of
 from .train.run import Finish, Run, fit_once
 from .train.scores import Scores
-from .train.settings import Options, Training, settle
+from .train.settings import Training, settle
 from .train.tasks import Task
 from .train.tasks.choose import chosen
 
@@ -234,7 +236,7 @@ def fit_in_phases(
         with owned(running.out, running.resume):
             while True:
                 phase = next(steps)
-                own: Any = dict(options) | {"optimizer": phase.optimizer(recipe.optimizer)}
+                own: Any = dict(options) | {"optimizer": phase.optimizer(recipe.optimizer or adamw)}
                 own |= {} if phase.schedule is None else {"schedule": phase.schedule}
                 # the next phase, and what the method makes of it, need the whole model
                 own |= {**phase.options, "gather": True}

@@ -136,7 +136,7 @@ def test_any_method_can_take_an_average_of_its_weights_or_smooth_labels() -> Non
             and with_recipe.settings.into(start).flat() == plain | changed
         )
     both = arm("mosa ema smoothing").settings.into(start).recipe
-    assert both.ema == 0.99 and both.loss.smoothing == 0.1
+    assert both.ema == 0.99 and both.smoothing == 0.1
     with pytest.raises(UnknownName):
         arm("nothing ema")
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from typing import Any
 
+import pytest
 import timm
 import typer
 
 from intarsia.cli import app, completing, early
+from intarsia.cli.options import FIELDS
 from intarsia.core.registry import keys
+from intarsia.core.schema import METADATA
 
+GROUP: Any = typer.main.get_group(app)
 COMPLETED = """
 import contextlib, io, json, os, sys
 from intarsia.cli import main
@@ -59,7 +64,64 @@ def test_every_word_that_is_offered_is_taken() -> None:
     assert set(completing.models("")) >= {*early.BACKBONES, *timm.list_models("resnet*")}
 
 
-def test_every_option_of_words_is_completed() -> None:
-    parameters = {p.name: p for p in typer.main.get_group(app).commands["fit"].params}
-    for name in completing.OF_OPTION.keys() & parameters.keys():
-        assert parameters[name]._custom_shell_complete is not None, name  # pyright: ignore
+def test_every_setting_with_words_of_its_own_is_completed() -> None:
+    parameters = {p.name: p for p in GROUP.commands["fit"].params}
+    for name, (item, _) in FIELDS.items():
+        declared = item.metadata[METADATA]
+        if declared.choices or declared.offers or name in completing.OF_OPTION:
+            assert parameters[name]._custom_shell_complete is not None, name
+
+
+# verb, option: words that have to be among those it is offered
+WORDS = {
+    ("fit", "precision"): "bf16",
+    ("fit", "objective"): "two_pass",
+    ("fit", "schedule"): "fixed-mask",
+    ("fit", "augment"): "crop",
+    ("fit", "select"): "val",
+    ("fit", "device"): "mps",
+    ("fit", "class_weights"): "balanced",
+    ("fit", "trackers"): "csv",
+    ("fit", "plan"): "fssdp",
+    ("fit", "task"): "sparse-retrieval",
+    ("fit", "see"): "pixels",
+    ("fit", "hear"): "log-mel",
+    ("compare", "precision"): "bf16",
+    ("auto", "precision"): "bf16",
+    ("evaluate", "part"): "test",
+    ("list", "family"): "pruning",
+    ("list", "kind"): "adapter",
+    ("list", "tag"): "linear",
+    ("export", "form"): "gguf",
+    ("export", "quant"): "q4_0",
+    ("serve", "policy"): "lfu",
+    ("serve", "dtype"): "bfloat16",
+    ("serve", "engine"): "vllm",
+    ("serve", "batching"): "none",
+    ("simulate", "plan"): "tutel",
+    ("simulate", "policy"): "belady",
+    ("place", "by"): "eplb",
+    ("compress", "format"): "gqsa",
+    ("compress", "calib"): "mixed",
+    ("sparsify", "method"): "wanda",
+    ("sparsify", "base"): "magnitude",
+    ("sparsify", "layout"): "bitmask",
+    ("sparsify", "sequential"): "layer",
+    ("convert", "layout"): "bitmask",
+    ("unlearn", "loss"): "npo",
+    ("unlearn", "by"): "lift",
+    ("components", "model"): "gsc",
+    ("index", "stored"): "uint8",
+    ("index", "form"): "trec",
+    ("generate", "dtype"): "auto",
+    ("demo", "data"): "elpv",
+}
+
+
+@pytest.mark.parametrize(("verb", "name"), WORDS, ids=" ".join)
+def test_a_word_of_a_closed_list_is_completed(verb: str, name: str) -> None:
+    command = GROUP.commands[verb]
+    (option,) = (p for p in command.params if p.name == name)
+    word = WORDS[verb, name]
+    items = option.shell_complete(typer.Context(command), word[:-1])
+    assert word in {item.value for item in items}

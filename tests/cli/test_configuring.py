@@ -66,9 +66,9 @@ def test_settings_go_with_their_method() -> None:
         ("{", CheckpointError, "a JSON object"),
         ("[]", ConfigError, "the options of a run"),
         ('{"epoch": 3}', UnknownName, "Did you mean epochs"),
-        ('{"epochs": "3"}', ConfigError, "want int"),
-        ('{"lr": true}', ConfigError, "want float"),
-        ('{"settings": "experts=4"}', ConfigError, "want list"),
+        ('{"epochs": "3"}', ConfigError, "want a whole number"),
+        ('{"lr": true}', ConfigError, "want a number"),
+        ('{"settings": "experts=4"}', ConfigError, "several with commas"),
         ('{"record": {}}', ConfigError, "in its program"),
     ],
 )

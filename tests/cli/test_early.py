@@ -9,9 +9,11 @@ import pytest
 
 from intarsia.cli import early, names
 from intarsia.cli.options import shared
-from intarsia.core.errors import ConfigError, DataError, UnknownName
+from intarsia.cli.values import check_options
+from intarsia.core import registry
+from intarsia.core.errors import ConfigError, DataError, IntarsiaError, UnknownName
 from intarsia.experiments.experiment import FILE
-from intarsia.train.settings import PRECISIONS, SELECTIONS, settle
+from intarsia.train.settings import settle
 from intarsia_lab.cli import names as lab_names
 from intarsia_lab.cli import words
 
@@ -23,7 +25,7 @@ STALE = "run: make generate"
 
 def test_the_names_are_those_of_the_library() -> None:
     """As sets: the order of what two branches add is left to the next `make generate`."""
-    for file, lists in ((early.NAMES, names.names()), (words.NAMES, lab_names.names())):
+    for file, lists in ((registry.NAMES, names.names()), (words.NAMES, lab_names.names())):
         lines = names.text(lists).splitlines()
         assert set(file.read_text().splitlines()) == set(lines), STALE
 
@@ -31,9 +33,9 @@ def test_the_names_are_those_of_the_library() -> None:
 def test_every_list_has_its_names() -> None:
     assert {"mosa", "stack-bytes"} <= set(words.CLAIMS) and "mosa houlsby" in early.ARMS
     assert early.RECOMMENDERS["sessions"][0] == "m2trec" and len(early.RECOMMENDERS) == 2
-    assert early.SELECTIONS == SELECTIONS and early.CHOICES["precision"] == PRECISIONS
-    lists = (early.SETS, early.CORPORA, early.TEXTS, early.BACKBONES, early.TRACKERS)
-    assert all((*lists, words.ROUTERS, *words.CHOICES.values(), *early.RECOMMENDERS.values()))
+    lists = (early.SETS, early.CORPORA, early.BACKBONES, early.FORMATS, early.QUANTS)
+    ours = (words.ROUTERS, words.SUITES, words.PROFILES, words.PROTOCOLS)
+    assert all((*lists, *ours, *early.RECOMMENDERS.values()))
 
 
 @pytest.mark.parametrize("spec", ["elpv", "mini/elpv", "vtab-1k/joint@train+val", "austen", "."])
@@ -61,12 +63,12 @@ def test_data_that_cannot_be_are_refused(spec: str, error: type[Exception], got:
     [{"objective": "two_pass:add=1"}, {"objective": "task_heads+two_pass"}, {"precision": None}],
 )
 def test_words_with_settings_and_words_left_out_are_let_through(given: dict[str, object]) -> None:
-    early.check_choices(given)
+    check_options(given)
 
 
 def test_a_word_that_is_none_of_an_option_is_refused() -> None:
     with refused(UnknownName, what="unknown --objective", got="'two_pas'", near=("two_pass",)):
-        early.check_choices({"objective": "two_pas:add=1"})
+        check_options({"objective": "two_pas:add=1"})
 
 
 def test_a_method_is_named_by_its_key_or_by_its_paper() -> None:
@@ -123,15 +125,15 @@ def test_fit_says_which_method_a_name_stands_for(intarsia: Intarsia) -> None:
 )
 def test_a_number_is_refused_early_where_the_library_refuses_it(name: str, value: Any) -> None:
     given = {"batch_size": 32} | {name: value}
-    with pytest.raises(ConfigError) as ours:
-        early.check_numbers(given)
-    with pytest.raises(ConfigError) as theirs:
+    with pytest.raises(IntarsiaError) as ours:
+        check_options(given)
+    with pytest.raises(IntarsiaError) as theirs:
         settle(None, cast(Any, given))
     assert (ours.value.want, ours.value.got) == (theirs.value.want, theirs.value.got)
 
 
 def test_numbers_that_can_be_are_let_through() -> None:
-    early.check_numbers({p.name: p.default for p in shared()} | {"class_weights": "a=1, b=2.5"})
+    check_options({p.name: p.default for p in shared()} | {"class_weights": "a=1, b=2.5"})
     assert early.numbers("--seeds", "0, 2") == (0, 2)
     for text in ("", "a", "0;1"):
         with refused(ConfigError, what="--seeds"):

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from intarsia.core.errors import CheckpointError, ConfigError
+from intarsia.data.sets import located
 from intarsia.experiments import execute, experiment
 from intarsia.experiments.experiment import Experiment, Pictures
 from intarsia.train import Training
@@ -135,7 +136,7 @@ def test_a_path_is_kept_in_full(
     assert said.code == 0, said.err
     monkeypatch.chdir(tmp_path)
     assert intarsia("evaluate", out).code == 0
-    assert experiment.located("elpv") == "elpv" and experiment.located("none/such") == "none/such"
+    assert located("elpv") == "elpv" and located("none/such") == "none/such"
 
 
 def test_an_experiment_is_its_json() -> None:
@@ -144,7 +145,7 @@ def test_an_experiment_is_its_json() -> None:
     assert one.changed(seed=3).training.seed == 3
     assert one.command() == "intarsia fit x --val 0 --lr 0.5 --objective two_pass"
     share = Experiment(Pictures("x", images=0.1))
-    assert share.command() == "intarsia fit x --fraction 0.1"
+    assert share.command() == "intarsia fit x --images 0.1"
 
 
 def test_a_stopped_run_goes_on_to_the_same_bits(
@@ -310,7 +311,7 @@ def test_bad_pictures(intarsia: Intarsia, tmp_path: Path, make: Any, says: str) 
         ("--lr nan", "Try 1e-3."),
         ("--epochs ten", "'ten'"),
         ("--epochs=ten", "'ten'"),
-        ("--split-seed -1", "seed of the split"),
+        ("--split-seed -1", "want at least 0"),
         ("--seed 99999999999999999999", "want 0 ..."),
         ("--precision fp8", "fp8"),
         ("--precision fp16", "on a CPU"),
@@ -320,8 +321,8 @@ def test_bad_pictures(intarsia: Intarsia, tmp_path: Path, make: Any, says: str) 
         ("--size 0", "size"),
         ("--images 1", "want between 2 and 16"),
         ("--shots 100", "Lower --shots. "),
-        ("--shots 2 --fraction 0.5", "fraction=0.5 and shots=2"),
-        ("--images -1", "at least 1"),
+        ("--shots 2 --images 0.5", "fraction=0.5 and shots=2"),
+        ("--images -1", "want above 0"),
         ("--test 1000", "size of a split"),
         ("--objective two_pas", "Did you mean two_pass"),
         ("--objective local_variance --method lora", "MoSA"),

@@ -15,14 +15,11 @@ from PIL import Image
 
 from intarsia.catalog import cards
 from intarsia.cli import app, listing, shell
-from intarsia.cli.options import shared
 from intarsia.cli.simulating import PLANS, POLICIES
 from intarsia.core.errors import ConfigError
 from intarsia.experiments.stack_entries import ENTRIES
 from intarsia.experiments.stack_entries import POLICIES as CACHES
 from intarsia.placement.topology import KEYS
-from intarsia.train import Recipe, Running, Training
-from intarsia.train.settings import keywords
 
 from .conftest import Intarsia
 
@@ -145,13 +142,6 @@ def test_ctrl_c_is_a_clean_stop(intarsia: Intarsia, monkeypatch: pytest.MonkeyPa
 def test_keywords_of_the_library_are_told_as_options(capsys: pytest.CaptureFixture[str]) -> None:
     shell.show_error(ConfigError("x", got=1, want=2, fix="Pass on_error='skip' or [resume=True]."))
     assert "Pass --skip-unreadable or [--resume]." in capsys.readouterr().err
-
-
-def test_defaults_are_those_of_the_library() -> None:
-    parameters = {p.name: p.default for p in shared()}
-    for start in (Training(), Recipe(), Running()):
-        for name, value in keywords(start).items():
-            assert parameters.get(name, value) == value, name
 
 
 def test_an_unknown_verb_and_an_unknown_option(intarsia: Intarsia) -> None:

@@ -11,7 +11,8 @@ import torch
 import intarsia
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.data import corpora
-from intarsia.data.calibration import MIXED, names_of
+from intarsia.data.calibration import names_of
+from intarsia.data.corpora import MIXED
 
 from .test_texts import Bytes
 

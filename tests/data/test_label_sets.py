@@ -15,12 +15,12 @@ from PIL import Image
 from intarsia.core.errors import ConfigError, DataError
 from intarsia.core.pictured import lists_pictures
 from intarsia.data import ImageSet, load_data
-from intarsia.data.fingerprint import fingerprint
+from intarsia.data.corpora import is_text
+from intarsia.data.fingerprints import fingerprint
 from intarsia.data.images import stratified
 from intarsia.data.label_sets import strata
 from intarsia.data.loaders import Prepared, tensors
 from intarsia.data.splits import read_data
-from intarsia.data.texts import is_text
 
 from ..refusals import refused
 

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from intarsia.core.errors import AssetError, ConfigError, DataError
+from intarsia.data.corpora import is_text
 from intarsia.data.language_models import language_model
-from intarsia.data.texts import IGNORED, grouped, is_text, load_texts, read_texts
+from intarsia.data.texts import IGNORED, grouped, load_texts, read_texts
 
 from ..refusals import refused
 

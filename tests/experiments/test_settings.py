@@ -12,9 +12,9 @@ from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.experiments.experiment import Adapted
 from intarsia.experiments.settings import (
     chosen,
+    describe_method,
     method,
     objective,
-    said,
     words,
 )
 from intarsia.methods import Adamix, BiAdapter, MixLora
@@ -131,7 +131,7 @@ def test_a_wrong_objective(text: str, got: str) -> None:
     ],
 )
 def test_a_record_says_what_of_a_baseline_was_set(asked: Adapted, wanted: object) -> None:
-    assert said(chosen(asked, Training())) == wanted
+    assert describe_method(chosen(asked, Training())) == wanted
 
 
 def test_last_blocks_are_said_once() -> None:

@@ -12,7 +12,7 @@ import torch
 
 from intarsia.core.errors import ConfigError, TrainingError
 from intarsia.parallel import DeepSpeed, ExpertParallel, Fssdp, Processes, Strategy, Tutel
-from intarsia.train.settings import Compute, Running
+from intarsia.train.settings import Running
 from intarsia.train.straggler import Busy, straggler
 
 from ..refusals import refused
@@ -171,8 +171,8 @@ def test_processes_with_other_models_are_told(two: Processes) -> None:
 
 def test_what_cannot_be_shared_out_is_refused() -> None:
     with refused(ConfigError, what="parallel", got="<class 'intarsia.parallel.fssdp.Fssdp'>"):
-        Compute(parallel=Fssdp)  # pyright: ignore[reportArgumentType]
+        Running(parallel=Fssdp)  # pyright: ignore[reportArgumentType]
     with refused(ConfigError, what="gather=False"):
-        Running(compute=Compute(gather=False))
+        Running(gather=False)
     with refused(ConfigError, what="recompute"):
-        Compute(parallel=Fssdp(), recompute=True)
+        Running(parallel=Fssdp(), recompute=True)

@@ -13,7 +13,6 @@ from torch.utils.data import TensorDataset
 from intarsia import fit
 from intarsia.core.errors import ConfigError, UnknownName
 from intarsia.train import Recipe
-from intarsia.train.settings import LossOptions
 from intarsia.train.tasks import Classes, Heads
 from intarsia.train.tasks.choose import chosen
 from intarsia.train.weights import WeightedCrossEntropy, weights_of
@@ -76,7 +75,7 @@ def test_a_weight_moves_what_is_learned() -> None:
 )
 def test_weights_that_cannot_be(asked: Any, error: type[Exception], want: str) -> None:
     with refused(error, want=want):
-        LossOptions(class_weights=asked)
+        Recipe(class_weights=asked)
 
 
 def test_weights_that_do_not_fit_the_data() -> None:
@@ -89,8 +88,8 @@ def test_weights_that_do_not_fit_the_data() -> None:
     with refused(ConfigError, what="class_weights='balanced'"):
         weights_of("balanced", "abcd", LABELS)
     with refused(ConfigError, what="class_weights", got="mixed images with them"):
-        LossOptions(class_weights="balanced", mixup=0.2)
-    recipe = Recipe(loss=LossOptions(class_weights="balanced"))
+        Recipe(class_weights="balanced", mixup=0.2)
+    recipe = Recipe(class_weights="balanced")
     with refused(ConfigError, what="class_weights", got="balanced for MultiLabel"):
         chosen(None, rows, recipe)
     task = chosen(None, data, recipe)

@@ -14,9 +14,8 @@ from typing import Any, Protocol, TypeVar
 
 from ..core.errors import UnknownName
 from ..core.registry import keys
-from ..experiments.experiment import Experiment
+from ..experiments.experiment import HEADS, Experiment
 from ..experiments.pool import Arm
-from ..experiments.settings import HEADS
 
 
 class HasName(Protocol):

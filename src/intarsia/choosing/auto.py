@@ -24,10 +24,11 @@ from ..core.files import JOINED, read_json, write_json
 from ..core.folders import data_name
 from ..core.locks import alone
 from ..data import backbone, input_config, outline
+from ..data.corpora import is_text
 from ..data.packages import announce
-from ..data.texts import is_text
+from ..data.sets import located
 from ..experiments.execute import pictures_of
-from ..experiments.experiment import Adapted, Experiment, Pictures, located
+from ..experiments.experiment import Adapted, Experiment, Pictures
 from ..experiments.one_run import run as one_run
 from ..experiments.opening import open_run
 from ..experiments.pool import Trial, TrialEnd, refuse_failed, run_trials

@@ -11,10 +11,11 @@ import typer
 from ..core.errors import ConfigError
 from ..core.folders import data_name
 from . import completing
-from .early import ARMS, check_choices, check_data, check_numbers, method_key
-from .options import Data, Json, allow_pixels, given_in_words, shared, with_options
+from .early import ARMS, check_data, method_key
+from .options import Data, Json, allow_pixels, given_in_words, row, with_options
 from .shell import note, say, show_json, show_rich
 from .training import use_threads
+from .values import check_options
 
 if TYPE_CHECKING:
     from ..choosing.auto import AutoRun
@@ -28,15 +29,16 @@ OPTIONS = (
         "skip_unreadable",
         "model",
         "size",
-        "untrained",
+        "pretrained",
         "batch_size",
     ),
     *("weight_decay", "smoothing", "class_weights", "device", "precision", "threads"),
     "max_pixels",
+    "seed",
 )
 
 
-@with_options(tuple(p for p in shared() if p.name in OPTIONS))
+@with_options(tuple(map(row, OPTIONS)))
 def auto(
     ctx: typer.Context,
     data: Annotated[str | None, Data.__metadata__[0]] = None,  # pyright: ignore
@@ -48,7 +50,6 @@ def auto(
             help="To choose among, with commas; the leaders of the benchmarks if not given.",
         ),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of weights, draws, order and split.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="The folder; runs/auto-DATA if not given.")
     ] = None,
@@ -67,8 +68,7 @@ def auto(
     Example:  intarsia auto photos --minutes 10
     """
     words = given_in_words(ctx)
-    check_choices(given)
-    check_numbers(given | {"seed": seed})
+    check_options(given)
     if data is not None:
         check_data(data)
     names = [n.strip() for n in (methods or "").split(",") if n.strip()]
@@ -83,8 +83,8 @@ def auto(
     use_threads(given.pop("threads"))
     allow_pixels(ctx, given.pop("max_pixels"))
     device = given.pop("device")
-    options = {n: v for n, v in given.items() if n in words and n != "untrained"}
-    options |= {"pretrained": False} if given["untrained"] else {}
+    seed = given.pop("seed")
+    options = {name: value for name, value in given.items() if name in words}
     common: dict[str, Any] = {"out": out, "resume": resume, "device": device, "report": note}
     try:
         found = choose(data, minutes=minutes, methods=names, seed=seed, **common, **options)

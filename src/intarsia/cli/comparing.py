@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ..core.checks import at_least
 from ..core.errors import ConfigError
 from ..core.folders import data_name
 from ..core.locks import alone
+from ..core.schema import Setting
+from ..data.corpora import is_text
 from . import completing
 from .early import (
-    check_choices,
     check_data,
-    check_numbers,
     check_rates,
-    is_text,
     learning_rates,
     method_key,
     numbers,
@@ -26,22 +26,23 @@ from .options import (
     Data,
     Json,
     allow_pixels,
-    experiment_values,
     given_in_words,
     option_row,
-    running_values,
+    row,
     shared,
     with_options,
 )
 from .shell import note, say, show_json, show_rich
 from .targets import PAGE, REPORTS, target
 from .training import FOR_TEXTS, use_threads
+from .values import check_options, experiment_values, running_values
 
 if TYPE_CHECKING:
     from ..reports.report import Report
 
 TEXT_METHODS = "lora,mixlora"  # where nothing is said
 PROBE = "linear"
+OF_METHODS = "A setting of one method: METHOD.name=value, as lora.rank=8; may be repeated."
 LR = (
     "One learning rate for all methods; if not given, each has the one that is best for it on "
     "validation. --set METHOD.lr=value fixes that of one method."
@@ -58,13 +59,12 @@ Baseline = Annotated[
 
 @with_options(
     (
-        *shared(
-            settings="A setting of one method: METHOD.name=value, as lora.rank=8; may be repeated.",
-            split_seed="Of the split; each run's own seed if not given.",
-            lr=(float | None, None, LR),
-        ),
-        option_row("Training", "rates", str | None, None, RATES),
-        option_row("Model", "no_linear", bool, False, NO_LINEAR),
+        *shared(without=("method", "seed", "settings", "split_seed", "lr")),
+        row("settings", help=OF_METHODS),
+        row("split_seed", help="Of the split; each run's own seed if not given."),
+        row("lr", kind=float | None, default=None, help=LR),
+        option_row("Training", "rates", str | None, None, Setting(help=RATES)),
+        option_row("Model", "no_linear", bool, False, Setting(help=NO_LINEAR)),
     )
 )
 def compare(
@@ -107,8 +107,8 @@ def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[st
     data, baseline = asked["data"], asked["baseline"]
     grid, no_linear = given.pop("rates"), given.pop("no_linear")
     check_data(data)
-    check_choices(given)
-    check_numbers(given | {"jobs": asked["jobs"]})
+    check_options(given)
+    at_least("--jobs", asked["jobs"], 1)
     check_rates(given["lr"], grid)
     if is_text(data):
         given |= {"model": FOR_TEXTS["model"]} if "model" not in words else {}
@@ -117,12 +117,11 @@ def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[st
     if names and PROBE not in names and not (is_text(data) or no_linear):
         note("A linear probe stands beside them; --no-linear leaves it out.")
         names.append(PROBE)
+    from ..data.sets import located
     from ..experiments import matrix
-    from ..experiments.experiment import Experiment, located
+    from ..experiments.experiment import Experiment
 
     values = experiment_values(given) | {"data": located(data), "settings": ()}
-    if values["lr"] is None:  # a search replaces it
-        del values["lr"]
     seeds = numbers("--seeds", asked["seeds"])
     folder = asked["out"] or Path("runs") / f"compare-{data_name(data)}"
     start = Experiment.of(values)

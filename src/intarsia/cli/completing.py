@@ -12,62 +12,55 @@ from typing import Any
 
 import typer
 
-from ..core.checks import BALANCED, DEVICES
 from ..core.plugins import TASKS, plugins
 from ..core.registry import index
-from .early import (
-    BACKBONES,
-    CHOICES,
-    CORPORA,
-    RECOMMENDERS,
-    RUN,
-    SETS,
-    TRACKERS,
-)
+from ..core.schema import Setting, words
+from ..data.corpora import MIXED
+from .early import BACKBONES, CORPORA, RECOMMENDERS, RUN, SETS
 
 Complete = Callable[[str], list[str]]
 HELP = 60  # characters beside a word: one line
 TIMM = re.compile(r"^@register_model\ndef (\w+)", re.M)
 
 
-def among(known: Iterable[str]) -> Complete:
-    """Those of some words that begin as the incomplete one does."""
+def among(words: Iterable[str]) -> Complete:
+    """Return a completer among some words."""
 
     def complete(incomplete: str) -> list[str]:
-        return [word for word in known if word.startswith(incomplete)]
+        return [word for word in words if word.startswith(incomplete)]
 
     return complete
 
 
-def several(one: Complete) -> Complete:
-    """The last of several with commas."""
+def several(complete_word: Complete) -> Complete:
+    """Return a completer of the last of several words with commas."""
 
     def complete(incomplete: str) -> list[str]:
         before, comma, last = incomplete.rpartition(",")
-        return [f"{before}{comma}{word}" for word in one(last)]
+        return [f"{before}{comma}{word}" for word in complete_word(last)]
 
     return complete
 
 
 def methods(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
-    """What `--method` takes, with what it is: the recommenders of a task, where one was said."""
-    known = RECOMMENDERS.get(ctx.params.get("task") or "", method_names(""))
-    return [found for found in cards(incomplete) if found[0] in known]
+    """Complete `--method`, with summaries: the recommenders of a task, where one was given."""
+    keys = RECOMMENDERS.get(ctx.params.get("task") or "", method_names(""))
+    return [row for row in cards(incomplete) if row[0] in keys]
 
 
 def method_names(incomplete: str) -> list[str]:
-    """What can be trained on labels or text."""
+    """Complete the methods that can be trained on labels or text."""
     return among(key for key, entry in index().items() if entry["kind"] in RUN)(incomplete)
 
 
 def cards(incomplete: str) -> list[tuple[str, str]]:
-    """What `intarsia show` takes."""
-    every = ((key, shorten(entry["summary"], HELP)) for key, entry in index().items())
-    return [found for found in every if found[0].startswith(incomplete)]
+    """Complete the name that `intarsia show` takes."""
+    rows = ((key, shorten(entry["summary"], HELP)) for key, entry in index().items())
+    return [row for row in rows if row[0].startswith(incomplete)]
 
 
 def data(incomplete: str) -> Iterator[str]:
-    """Named sets, corpora and suites, and what lies in the folder."""
+    """Complete named sets, corpora and suites, and the files of the folder."""
     yield from among((*SETS, *CORPORA, *(f"{suite}/" for suite in plugins(TASKS))))(incomplete)
     folder, _, head = incomplete.rpartition("/")
     for path in sorted(Path(folder or ("/" if incomplete.startswith("/") else ".")).glob("*")):
@@ -76,40 +69,52 @@ def data(incomplete: str) -> Iterator[str]:
 
 
 def models(incomplete: str) -> list[str]:
-    """The backbones of packages, and the models of the timm that is installed."""
+    """Complete the backbones of packages, and the models of the timm that is installed."""
     return among((*BACKBONES, *_timms()))(incomplete)
 
 
 @lru_cache(maxsize=1)
 def _timms() -> tuple[str, ...]:
-    """Names out of timm's source, which is read and not imported."""
-    found = find_spec("timm")
-    if found is None or found.origin is None:
+    """Read the names of models in timm's source, which is not imported."""
+    spec = find_spec("timm")
+    if spec is None or spec.origin is None:
         return ()
-    files = sorted(Path(found.origin).parent.glob("models/*.py"))
+    files = sorted(Path(spec.origin).parent.glob("models/*.py"))
     return tuple(name for file in files for name in TIMM.findall(file.read_text()))
 
 
-def settings(ctx: typer.Context, incomplete: str) -> list[str]:
-    """Settings of the method that was named: of several METHOD.name=."""
-    if "method" in ctx.params:
-        return [f"{n}=" for n in _settings_of(ctx.params["method"]) if n.startswith(incomplete)]
-    names = [m for m in (ctx.params.get("methods") or "").split(",") if m in index()]
-    return among(f"{m}.{n}=" for m in names for n in _settings_of(m))(incomplete)
+def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
+    """Return the settings of the method that was named, or METHOD.name= of several, with help."""
+    if (method := ctx.params.get("method")) is not None:
+        rows = _settings_of(method)
+    else:
+        names = [m for m in (ctx.params.get("methods") or "").split(",") if m in index()]
+        rows = [(f"{m}.{word}", help) for m in names for word, help in _settings_of(m)]
+    return [(word, help) for word, help in rows if word.startswith(incomplete)]
 
 
-def _settings_of(method: str) -> list[str]:
+def _settings_of(method: str) -> list[tuple[str, str]]:
     entry: Any = index().get(method, {})
-    return [setting["name"] for setting in entry.get("settings", ())]
+    return [
+        (f"{setting['name']}=", shorten(setting.get("help", ""), HELP))
+        for setting in entry.get("settings", ())
+    ]
 
 
 OF_OPTION: dict[str, Callable[..., Iterable[Any]]] = {
-    **{name: among(words) for name, words in CHOICES.items()},
-    "device": among(DEVICES),
+    "method": methods,
     "model": models,
     "settings": settings,
-    "tracker": among(TRACKERS),
-    "class_weights": among((BALANCED,)),
 }
 METHODS = several(method_names)
 KIND = among(sorted({entry["kind"] for entry in index().values()}))
+FAMILY = among(sorted({entry["family"] for entry in index().values()}))
+CALIBRATION = several(among((MIXED, *CORPORA)))
+
+
+def of_setting(name: str, declared: Setting) -> Callable[..., Iterable[Any]] | None:
+    """Return what completes the value of a setting: its own words, or a function of its name."""
+    if name in OF_OPTION:
+        return OF_OPTION[name]
+    offered = declared.choices or declared.offers
+    return (lambda incomplete: among(words(offered))(incomplete)) if offered else None

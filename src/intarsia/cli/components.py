@@ -12,6 +12,7 @@ import typer
 from ..core.checks import at_least, one_of
 from ..core.errors import ConfigError, ShapeError
 from ..core.folders import check_kind
+from .completing import among
 from .options import Json
 from .shell import note, say, show_json
 from .targets import target
@@ -28,7 +29,9 @@ def components(
     fit: Annotated[
         Path | None, typer.Option(help="A picture, or a folder of them, to learn from first.")
     ] = None,
-    model: Annotated[str, typer.Option(help=f"Of --fit: {', '.join(MODELS)}.")] = "gsc",
+    model: Annotated[
+        str, typer.Option(help=f"Of --fit: {', '.join(MODELS)}.", autocompletion=among(MODELS))
+    ] = "gsc",
     atoms: Annotated[int, typer.Option(help="Of --fit: components.")] = 64,
     side: Annotated[int, typer.Option(help="Of --fit: px of a patch's side.")] = 8,
     patches: Annotated[int, typer.Option(help="Of --fit: patches.")] = 5000,

@@ -11,6 +11,7 @@ import typer
 
 from ..core.checks import at_least, between
 from ..core.errors import ConfigError, UnknownName
+from .completing import among
 from .early import FORMATS, check_calibration, numbers
 from .options import Calibration, Json
 from .shell import note, say, show_json, show_table, warn
@@ -26,7 +27,11 @@ def compress(
         str, typer.Argument(help="smollm2, a folder of save_pretrained, or a run (chw).")
     ],
     format: Annotated[
-        str, typer.Option(help="bitmask, columns, blockint, gqsa, ternary, chw, ...")
+        str,
+        typer.Option(
+            help="bitmask, columns, blockint, gqsa, ternary, chw, ...",
+            autocompletion=among(FORMATS),
+        ),
     ] = "bitmask",
     values: Annotated[
         str | None, typer.Option(help="Of bitmask: same, fp32, bf16, int8; of columns not int8.")

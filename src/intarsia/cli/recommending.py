@@ -13,9 +13,10 @@ from ..core.checks import at_least
 from ..core.errors import CheckpointError, ConfigError, DataError, UnknownName
 from ..core.folders import data_name
 from ..core.registry import find
-from .early import RECOMMENDERS, check_numbers, check_settings
-from .options import Json, flag, with_density
+from .early import RECOMMENDERS, check_settings
+from .options import Json, flag
 from .shell import note, say, show_json, show_table, warn
+from .values import check_options, with_density
 
 if TYPE_CHECKING:
     from ..models.recommend.showing import RecommenderPage
@@ -42,7 +43,7 @@ def fit_recommender(given: Mapping[str, Any], words: set[str]) -> None:
         known = ", ".join(flag(name) for name in (*OPTIONS, "settings", "schedule", "density"))
         fix = f"Leave it out. A recommender has {known}."
         raise ConfigError("options of --task", got=got, want="those of a recommender", fix=fix)
-    check_numbers({n: given[n] for n in (*OPTIONS, "seed", "schedule", "density") if n in words})
+    check_options({n: given[n] for n in (*OPTIONS, "seed", "schedule", "density") if n in words})
     asked, out = _asked(given, words)
     note("Loading PyTorch.")
     import torch

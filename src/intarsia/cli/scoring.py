@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..core.errors import ConfigError
-from .early import check_numbers, check_run
+from .completing import among
+from .early import check_run
 from .options import Device, Json, MaxPixels, RunFolder, Side, allow_pixels
 from .seeing import evaluate_seeing, is_seeing, predict_seeing
 from .shell import note, say, show_json, show_table, warn
 from .targets import page_target
+from .values import check_options
 
 if TYPE_CHECKING:
     from ..experiments.runs import PictureRun, Prediction
@@ -35,7 +37,8 @@ def evaluate(
         str | None,
         typer.Option(
             help="train, val or test; all, of texts and of other pictures without parts. If not "
-            "given, test where there is one, and of other texts all."
+            "given, test where there is one, and of other texts all.",
+            autocompletion=among(("train", "val", "test", "all")),
         ),
     ] = None,
     device: Device = None,
@@ -54,7 +57,7 @@ def evaluate(
         evaluate_seeing(run, data, part, device, as_json)
         return
     check_run(run)
-    check_numbers({"device": device})
+    check_options({"device": device})
     allow_pixels(ctx, max_pixels)
     from ..experiments.opening import open_run
     from ..experiments.writing import TextRun
@@ -161,7 +164,7 @@ def predict(
     if as_json and as_csv:
         raise ConfigError("--json and --csv", got="both", want="one of them", fix="Choose one.")
     check_run(run)
-    check_numbers({"device": device})
+    check_options({"device": device})
     allow_pixels(ctx, max_pixels)
     from ..experiments.opening import open_run
     from ..experiments.writing import TextRun

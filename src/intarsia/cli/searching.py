@@ -12,7 +12,9 @@ import typer
 from ..core.checks import one_of
 from ..core.errors import ConfigError, DataError
 from .begun_index import check_same, known_by, settings_file
+from .completing import among
 from .options import Json
+from .search_page import serve_index
 from .shell import note, say, show_json, show_table, whole_text
 from .targets import hold, target
 
@@ -43,7 +45,13 @@ def index(
     append: Annotated[
         Path | None, typer.Option(help="Add the documents to this index of the same model.")
     ] = None,
-    stored: Annotated[str, typer.Option(help="Of weights: float16, float32, uint8.")] = "float16",
+    stored: Annotated[
+        str,
+        typer.Option(
+            help="Of weights: float16, float32, uint8.",
+            autocompletion=among(("float16", "float32", "uint8")),
+        ),
+    ] = "float16",
     prune: Annotated[float, typer.Option(help="Leave out weights below this share.")] = 0.0,
     language: Annotated[
         str, typer.Option(help="Of BM25's stems beside the model; none = the model alone.")
@@ -52,7 +60,11 @@ def index(
         int | None, typer.Option(help="Of the model's logits at a time: what bounds the memory.")
     ] = None,
     form: Annotated[
-        str | None, typer.Option(help=f"Write an index for another engine: {', '.join(FORMS)}.")
+        str | None,
+        typer.Option(
+            help=f"Write an index for another engine: {', '.join(FORMS)}.",
+            autocompletion=among(FORMS),
+        ),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -233,7 +245,7 @@ def search(
 
     index = SparseIndex.load(folder)
     if serve:
-        _serve(index, folder, port)
+        serve_index(index, folder, port)
     elif queries is not None and run is not None:
         _run(index, queries, run, k)
     else:
@@ -269,32 +281,3 @@ def _run(index: SparseIndex, queries: Path, run: Path, k: int) -> None:
     lines = run_lines(index.run(questions, k))
     write_text(run, "\n".join(lines) + "\n")
     say(f"{run}: {len(lines):,} rows of {len(questions):,} queries.")
-
-
-def answers(index: SparseIndex) -> dict[str, Any]:
-    """Return the function that answers requests of the page to search."""
-    from ..models.retrieve.showing import search_results
-
-    def answer(request: dict[str, Any]) -> dict[str, Any]:
-        query, k = request.get("query"), request.get("k", 10)
-        if not isinstance(query, str) or not isinstance(k, int) or not 1 <= k <= 100:
-            fix = 'For example {"query": "...", "k": 10}.'
-            raise DataError("question", got=sorted(request), want="a query and a k", fix=fix)
-        return search_results(index, query, k)
-
-    return {"/search": answer}
-
-
-def page_of(index: SparseIndex, folder: Path) -> str:
-    """Return the page to search an index."""
-    from ..reports.page import live
-    from ..reports.report import Report
-
-    lead = f"{len(index):,} documents, encoded by {Path(index.model).name}; no model runs here."
-    return live(Report(f"Search {folder.name}", (lead,)), "search")
-
-
-def _serve(index: SparseIndex, folder: Path, port: int) -> None:
-    from ..reports.local_page import serve_page
-
-    serve_page(page_of(index, folder), answers(index), port, say, note)

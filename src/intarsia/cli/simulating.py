@@ -9,6 +9,7 @@ import typer
 
 from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
+from .completing import among
 from .options import Json
 from .placing import Devices, TopologyFile, TraceFile, topology_of
 from .shell import note, say, show_json
@@ -27,7 +28,10 @@ def simulate(
     devices: Devices = None,
     topology: TopologyFile = None,
     plan: Annotated[
-        str, typer.Option(help=f"One of {', '.join(PLANS)}; auto compares them.")
+        str,
+        typer.Option(
+            help=f"One of {', '.join(PLANS)}; auto compares them.", autocompletion=among(PLANS)
+        ),
     ] = "ep",
     placement: Annotated[
         Path | None, typer.Option(help="Of `intarsia place`; experts in order if not given.")
@@ -39,7 +43,10 @@ def simulate(
     slots: Annotated[
         int | None, typer.Option(help="Also: a cache of so many experts while decoding.")
     ] = None,
-    policy: Annotated[str, typer.Option(help=f"Of the cache: {', '.join(POLICIES)}.")] = "expected",
+    policy: Annotated[
+        str,
+        typer.Option(help=f"Of the cache: {', '.join(POLICIES)}.", autocompletion=among(POLICIES)),
+    ] = "expected",
     streams: Annotated[int, typer.Option(help="Sequences that are decoded at once.")] = 1,
     backward: Annotated[bool, typer.Option("--backward", help="With the gradients.")] = False,
     save: Annotated[

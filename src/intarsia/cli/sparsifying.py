@@ -14,6 +14,7 @@ import typer
 
 from ..core.checks import at_least, between
 from ..core.errors import ConfigError, MissingExtra, UnknownName
+from .completing import among
 from .early import check_calibration
 from .options import Calibration, Json
 from .shell import note, say, show_json
@@ -29,8 +30,15 @@ ORDERS = ("block", "layer")
 
 def sparsify(
     model: Annotated[str, typer.Argument(help="smollm2, or a folder of save_pretrained.")],
-    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "wanda",
-    base: Annotated[str, typer.Option(help="Of dsnot: whose mask is made better.")] = "wanda",
+    method: Annotated[
+        str, typer.Option(help=f"One of {', '.join(METHODS)}.", autocompletion=among(METHODS))
+    ] = "wanda",
+    base: Annotated[
+        str,
+        typer.Option(
+            help="Of dsnot: whose mask is made better.", autocompletion=among(METHODS[1:])
+        ),
+    ] = "wanda",
     density: Annotated[float, typer.Option(help="The share of weights that is kept.")] = 0.5,
     pattern: Annotated[str | None, typer.Option(help="As 2:4; unstructured if not given.")] = None,
     layers: Annotated[
@@ -41,13 +49,17 @@ def sparsify(
     size: Annotated[int, typer.Option(help="Tokens of a row.")] = 512,
     seed: Annotated[int, typer.Option(help="Of what a method draws.")] = 0,
     save: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
-    layout: Annotated[str, typer.Option(help=f"One of {', '.join(SAVED)}.")] = "dense",
+    layout: Annotated[
+        str, typer.Option(help=f"One of {', '.join(SAVED)}.", autocompletion=among(SAVED))
+    ] = "dense",
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with a run to --save that was stopped.")
     ] = False,
     test: Annotated[int, typer.Option(help="Other rows, to measure perplexity on.")] = 16,
     errors: Annotated[bool, typer.Option("--errors", help="Measure layers' errors.")] = False,
-    sequential: Annotated[str, typer.Option(help="block, or layer: slower.")] = "block",
+    sequential: Annotated[
+        str, typer.Option(help="block, or layer: slower.", autocompletion=among(ORDERS))
+    ] = "block",
     as_json: Json = False,
 ) -> None:
     """Prune a pretrained language model block by block; no gradient is computed.
@@ -126,7 +138,9 @@ def _pruned(
 def convert(
     old: Annotated[Path, typer.Argument(help="A folder of sparse weights.")],
     new: Annotated[Path, typer.Argument(help="The folder to write.")],
-    layout: Annotated[str, typer.Option(help=f"One of {', '.join(SAVED)}.")] = "dense",
+    layout: Annotated[
+        str, typer.Option(help=f"One of {', '.join(SAVED)}.", autocompletion=among(SAVED))
+    ] = "dense",
 ) -> None:
     """Write sparse weights in another layout; old sparse-bitmask folders open again.
 

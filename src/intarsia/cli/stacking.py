@@ -9,7 +9,8 @@ import typer
 
 from ..core.checks import at_least
 from ..core.errors import ConfigError
-from .early import check_data, is_text
+from ..data.corpora import is_text
+from .early import check_data
 from .options import Json
 from .shell import note, say, show_json, show_table
 from .targets import target

@@ -13,27 +13,19 @@ import typer
 from ..core.checks import at_least
 from ..core.errors import ConfigError
 from ..core.folders import data_name
-from . import completing, processes
+from ..data.corpora import is_text
+from . import processes
 from .configuring import with_config
-from .early import (
-    RETRIEVAL,
-    check_choices,
-    check_data,
-    check_numbers,
-    check_run,
-    check_settings,
-    is_text,
-    method_key,
-)
+from .early import RETRIEVAL, check_data, check_run, check_settings, method_key
 from .options import (
     Data,
     Json,
+    OtherTasks,
+    Senses,
     allow_pixels,
-    experiment_values,
     flag,
     given_in_words,
-    other_tasks,
-    running_values,
+    rows,
     shared,
     with_options,
 )
@@ -41,6 +33,7 @@ from .recommending import fit_recommender, is_run
 from .retriever_steps import fit_task as fit_retrieval
 from .seeing import fit_seeing, is_seeing
 from .shell import note, say, show_json, show_table
+from .values import check_options, experiment_values, running_values
 
 if TYPE_CHECKING:
     from ..experiments.experiment import Experiment
@@ -48,19 +41,10 @@ if TYPE_CHECKING:
 FOR_TEXTS = {"model": "smollm2"}  # where nothing is said
 
 
-@with_options((*shared(), *other_tasks(), *processes.options()))
+@with_options((*shared(), *rows(OtherTasks, Senses, processes.Processes)))
 def fit(
     ctx: typer.Context,
     data: Annotated[str | None, Data.__metadata__[0]] = None,  # pyright: ignore
-    method: Annotated[
-        str,
-        typer.Option(
-            autocompletion=completing.methods,
-            help="An adapter or baseline of `intarsia list`, as lora, bottleneck, linear (the "
-            "head) or full (everything); or official (MoSA's published recipe).",
-        ),
-    ] = "lora",
-    seed: Annotated[int, typer.Option(help="Of weights, draws, order and split.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="The run folder; runs/DATA-METHOD-SEED if not given.")
     ] = None,
@@ -90,7 +74,7 @@ def fit(
     Example:  torchrun --nproc-per-node 4 -m intarsia fit elpv --method upcycle --expert-parallel 4
     Example:  intarsia fit answers.jsonl --size 128 --images 500 --epochs 1 --batch-size 8
     """
-    given |= {"data": data, "method": method, "seed": seed, "resume": resume, "out": out}
+    given |= {"data": data, "resume": resume, "out": out}
     plan = processes.plan_of(given)
     if _other_task(given, as_json, given_in_words(ctx)):
         return
@@ -154,8 +138,7 @@ def _other_task(given: dict[str, Any], as_json: bool, words: set[str]) -> bool:
     if any(senses.values()) or (given["resume"] and is_seeing(given["out"])):
         fit_seeing(asked | senses, words)
         return True
-    if task is not None:
-        check_choices({"task": task})
+    check_options({"task": task})
     if task == RETRIEVAL:
         fit_retrieval(asked, words, **own)
         return True
@@ -184,8 +167,7 @@ def _checked(given: dict[str, Any], config: Path | None, words: set[str]) -> set
         if is_text(given["data"]):
             given |= {name: value for name, value in FOR_TEXTS.items() if name not in words}
     given["method"] = method_key(given["method"], note)
-    check_choices(given)
-    check_numbers(given)
+    check_options(given)
     if not given["resume"]:
         check_settings(given["method"], given["settings"] or ())
     elif given["out"] is not None:
@@ -198,15 +180,14 @@ def _asked(given: dict[str, Any], words: set[str]) -> tuple[Experiment, Path]:
 
     words: the names of what was given.  Raises: ConfigError for no data.
     """
-    from ..experiments.experiment import Experiment, located, resumed
+    from ..data.sets import located
+    from ..experiments.experiment import Experiment, resumed
 
     values, data, out = experiment_values(given), given["data"], given["out"]
     if data is not None:
         values["data"] = located(data)
         out = out or Path("runs") / f"{data_name(data)}-{values['method']}-{values['seed']}"
     if given["resume"] and out is not None:
-        named = {"untrained": "pretrained", "fraction": "images"}
-        words = {named.get(n, n) for n in words}
         return resumed(out, {n: v for n, v in values.items() if n in words}), out
     if data is None or out is None:
         want = "a named set, a folder, a table or a text file"

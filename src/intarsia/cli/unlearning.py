@@ -10,7 +10,9 @@ import typer
 
 from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
-from .early import check_data, is_text
+from ..data.corpora import is_text
+from .completing import among
+from .early import check_data
 from .options import Json
 from .shell import note, say, show_json, show_table
 from .targets import target
@@ -24,8 +26,12 @@ def unlearn(
     model: Annotated[str, typer.Argument(help="A folder of save_pretrained with experts.")],
     forget: Annotated[str, typer.Option(help="A text: a corpus, or a file.")],
     retain: Annotated[str | None, typer.Option(help="Another one, which is to stay.")] = None,
-    loss: Annotated[str, typer.Option(help=f"One of {', '.join(LOSSES)}.")] = "gdiff",
-    by: Annotated[str, typer.Option(help="Which expert: by affinity, or by lift.")] = "affinity",
+    loss: Annotated[
+        str, typer.Option(help=f"One of {', '.join(LOSSES)}.", autocompletion=among(LOSSES))
+    ] = "gdiff",
+    by: Annotated[
+        str, typer.Option(help="Which expert: by affinity, or by lift.", autocompletion=among(BY))
+    ] = "affinity",
     at: Annotated[
         str | None, typer.Option(help="LAYER,EXPERT in place of that; or all: every weight.")
     ] = None,

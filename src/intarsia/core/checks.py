@@ -18,14 +18,14 @@ def one_of(what: str, got: object, allowed: Collection[object], fix: str = "Pick
 
 
 def _holds(test: Callable[[], bool]) -> bool:
-    """Whether it is so; of what is no number, such as a text, nothing is."""
+    """Evaluate the comparison; return False for values that are not numbers."""
     try:
         return test()
     except TypeError:
         return False
 
 
-def _said(got: object) -> object:
+def _quoted(got: object) -> object:
     return repr(got) if isinstance(got, str) else got
 
 
@@ -33,7 +33,7 @@ def whole(what: str, got: object, least: float = -math.inf, fix: str = "") -> No
     """Raises: ConfigError unless `got` is a whole number, and got >= least."""
     if not isinstance(got, Integral):
         fix = fix or f"Try {max(1, least)}."
-        raise ConfigError(what, got=_said(got), want="a whole number", fix=fix)
+        raise ConfigError(what, got=_quoted(got), want="a whole number", fix=fix)
     at_least(what, int(got), least, fix)
 
 
@@ -41,26 +41,26 @@ def at_least(what: str, got: float, least: float, fix: str = "") -> None:
     """Raises: ConfigError unless got >= least; NaN is refused, too, and what is no number."""
     if not _holds(lambda: got >= least):
         want, fix = f"at least {least}", fix or f"Try {least}."
-        raise ConfigError(what, got=_said(got), want=want, fix=fix)
+        raise ConfigError(what, got=_quoted(got), want=want, fix=fix)
 
 
 def above(what: str, got: float, bound: float, fix: str = "Try 0.1.") -> None:
     """Raises: ConfigError unless got > bound; NaN and infinity are refused, too."""
     if not _holds(lambda: bound < got < math.inf):
-        raise ConfigError(what, got=_said(got), want=f"above {bound}", fix=fix)
+        raise ConfigError(what, got=_quoted(got), want=f"above {bound}", fix=fix)
 
 
 def between(what: str, got: float, low: float, high: float, fix: str = "") -> None:
     """Raises: ConfigError unless low <= got <= high; NaN is refused, too."""
     if not _holds(lambda: low <= got <= high):
         want, fix = f"{low} ... {high}", fix or f"Try {low}."
-        raise ConfigError(what, got=_said(got), want=want, fix=fix)
+        raise ConfigError(what, got=_quoted(got), want=want, fix=fix)
 
 
 def below_one(what: str, got: float, fix: str = "Try 0.1.") -> None:
     """Raises: ConfigError unless 0 <= got < 1; NaN is refused, too."""
     if not _holds(lambda: 0 <= got < 1):
-        raise ConfigError(what, got=_said(got), want=f"0 <= {what} < 1", fix=fix)
+        raise ConfigError(what, got=_quoted(got), want=f"0 <= {what} < 1", fix=fix)
 
 
 RATE_REACH = (1e-6, 1.0)
@@ -82,6 +82,7 @@ def rate_grid(what: str, rates: Iterable[float]) -> tuple[float, ...]:
 
 
 DEVICES = ("cpu", "cuda", "mps")
+AUGMENTS = ("none", "light", "crop")
 
 
 def check_device(name: str) -> None:
@@ -94,29 +95,29 @@ BALANCED = "balanced"  # class weights by how often a class occurs
 
 
 def named_numbers(what: str, text: str) -> dict[str, float]:
-    """ "a=1,b=2.5" as a mapping.  Raises: ConfigError for anything else, or a name given twice."""
-    found: dict[str, float] = {}
+    """Return "a=1,b=2.5" as a mapping.  Raises: ConfigError for anything else, or a name twice."""
+    numbers: dict[str, float] = {}
     for part in text.split(","):
         name, equals, value = (word.strip() for word in part.rpartition("="))
         try:
-            number = float(value) if equals and name and name not in found else math.nan
+            number = float(value) if equals and name and name not in numbers else math.nan
         except ValueError:
             number = math.nan
         if math.isnan(number):
             want = f"{BALANCED}, or a number for each name, once: a=1,b=2"
             raise ConfigError(what, got=repr(text), want=want, fix=f"For example: {BALANCED}")
-        found[name] = number
-    return found
+        numbers[name] = number
+    return numbers
 
 
 def from_environment(name: str, default: int, want: str) -> int:
-    """A whole number from 1 on out of a variable of the environment, `default` where it is not set.
+    """Read a whole number from 1 on in the environment, `default` where it is not set.
 
     want: what it is a number of, in the error.
     Raises: ConfigError.
     """
-    asked = os.environ.get(name, "")
-    if asked and not (asked.isascii() and asked.isdecimal() and int(asked[:18]) > 0):
+    text = os.environ.get(name, "")
+    if text and not (text.isascii() and text.isdecimal() and int(text[:18]) > 0):
         fix = f"For example {default}; unset it for that."
-        raise ConfigError(name, got=repr(asked), want=want, fix=fix)
-    return int(asked[:18]) if asked else default
+        raise ConfigError(name, got=repr(text), want=want, fix=fix)
+    return int(text[:18]) if text else default

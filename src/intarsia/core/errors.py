@@ -111,12 +111,15 @@ class UnknownName(IntarsiaError, LookupError):
     """A name that is not in a closed list: the nearest names first, and ten of them at most.
 
     listed: a command, or a call, that prints all of them, for a list that may be longer.
+    fix: what else is to be said, such as why a name that one might expect is not among them.
     near: the names that are spelled alike.
     """
 
     near: tuple[str, ...] = ()
 
-    def __init__(self, kind: str, name: str, known: Iterable[str], listed: str = "") -> None:
+    def __init__(
+        self, kind: str, name: str, known: Iterable[str], listed: str = "", *, fix: str = ""
+    ) -> None:
         names = sorted(known)
         parts = (name, name.rpartition(".")[2])  # a setting may be said with its whole path
         matches = (difflib.get_close_matches(part, names, n=3) for part in parts)
@@ -124,7 +127,8 @@ class UnknownName(IntarsiaError, LookupError):
         self.near = tuple(near)
         shown = [*near, *(other for other in names if other not in near)][:SHOWN]
         want = f"one of {', '.join(shown)}"
-        fix = f"Did you mean {' or '.join(near)}?" if near else "Choose one of them."
+        fix = f"Did you mean {' or '.join(near)}? {fix}".strip() if near else fix
+        fix = fix or "Choose one of them."
         if left := len(names) - len(shown):
             want += f" and {left} more"
             fix += f" All {len(names)}: {listed}" if listed else ""

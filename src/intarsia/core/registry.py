@@ -13,13 +13,13 @@ import json
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from numbers import Integral, Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from .card import Card, Paper
 from .errors import ConfigError, UnknownName
 from .method_settings import MethodSettings
+from .schema import fits, in_words
 
 if TYPE_CHECKING:
     from .cell import Method
@@ -28,6 +28,25 @@ INDEX = Path(__file__).with_name("cards.json")
 KEY = "method"
 LISTED = "intarsia list"
 """The command that prints every method, for an error."""
+
+
+NAMES = Path(__file__).with_name("names.txt")
+"""Closed lists whose modules take seconds to import; `python -m intarsia.cli.names` writes it."""
+
+
+def read_lists(path: Path) -> Mapping[str, tuple[str, ...]]:
+    """Return the lists of a file with a list's name and a word in each line."""
+    lists: dict[str, tuple[str, ...]] = {}
+    for line in path.read_text().splitlines():
+        name, word = line.split(": ", 1)
+        lists[name] = (*lists.get(name, ()), word)
+    return lists
+
+
+@functools.cache
+def listed(name: str) -> tuple[str, ...]:
+    """Return one of the closed lists of names.txt, such as "set" for the named image sets."""
+    return read_lists(NAMES)[name]
 
 
 @functools.cache
@@ -65,8 +84,8 @@ def card(key: str) -> Card:
     if key not in index():
         raise UnknownName("method", str(key), index(), LISTED)
     entry = index()[key]
-    found = _Listed.__new__(_Listed)
-    found.__dict__.update(
+    listed_card = _Listed.__new__(_Listed)
+    listed_card.__dict__.update(
         key=key,
         kind=entry["kind"],
         paper=Paper(**entry["paper"]),
@@ -76,7 +95,16 @@ def card(key: str) -> Card:
         names=tuple(entry["names"]),
         exceptions=entry["exceptions"],
     )
-    return found
+    return listed_card
+
+
+def recommenders() -> Mapping[str, tuple[str, ...]]:
+    """Return the recommenders by the task of `intarsia fit` that trains them, the default first."""
+    tasks: dict[str, tuple[str, ...]] = {}
+    for key, entry in index().items():
+        if (task := entry.get("data_of")) is not None:
+            tasks[task] = (*tasks.get(task, ()), key)
+    return tasks
 
 
 def spelled(text: str) -> str:
@@ -94,10 +122,10 @@ def find(name: str, *kinds: str) -> str:
     among = {key: entry for key, entry in index().items() if not kinds or entry["kind"] in kinds}
     if name in among:
         return name
-    known = {n: key for key, entry in among.items() for n in (key, *entry["names"])}
-    plain = {spelled(n): key for n, key in known.items()}
+    keys_by_name = {n: key for key, entry in among.items() for n in (key, *entry["names"])}
+    plain = {spelled(n): key for n, key in keys_by_name.items()}
     if spelled(name) not in plain:
-        raise UnknownName("method", name, known, LISTED)
+        raise UnknownName("method", name, keys_by_name, LISTED)
     return plain[spelled(name)]
 
 
@@ -151,8 +179,8 @@ def _live(value: Any) -> Any:
     if not isinstance(value, Mapping) or KEY not in value:
         return cast(Any, value)
     # what a method is made of may be a router or a change, too
-    known = (*keys(), *keys("router"), *keys("change"))
-    return _from_dict(cast("Mapping[str, Any]", value), known)
+    allowed = (*keys(), *keys("router"), *keys("change"))
+    return _from_dict(cast("Mapping[str, Any]", value), allowed)
 
 
 def method_from_dict(settings: Mapping[str, Any]) -> Any:
@@ -164,65 +192,56 @@ def method_from_dict(settings: Mapping[str, Any]) -> Any:
     return _from_dict(settings, keys())
 
 
-def _from_dict(settings: Mapping[str, Any], known: tuple[str, ...]) -> Any:
+def _from_dict(settings: Mapping[str, Any], allowed: tuple[str, ...]) -> Any:
     if KEY not in settings:
         want = f"a {KEY!r} among them"
-        fix = f"Add one of {list(known)}."
+        fix = f"Add one of {list(allowed)}."
         raise ConfigError("method settings", got=sorted(settings), want=want, fix=fix)
     key = str(settings[KEY])
-    if key not in known:
-        raise UnknownName("method", key, known, LISTED)
+    if key not in allowed:
+        raise UnknownName("method", key, allowed, LISTED)
     rest = {name: value for name, value in settings.items() if name != KEY}
     return settings_from_dict(card(key), rest)
 
 
-def settings_from_dict(found: Card, settings: Mapping[str, Any]) -> Any:
+def settings_from_dict(card: Card, settings: Mapping[str, Any]) -> Any:
     """The config that `settings_to_dict` wrote; settings left out take their defaults.
 
     Raises: as `method_from_dict`.
     """
-    known = settings_to_dict(found.config())
+    defaults = settings_to_dict(card.config())
     for name in settings:
-        if name not in known:
+        if name not in defaults:
             raise UnknownName(
-                f"setting of {found.key!r}", str(name), known, f"intarsia show {found.key}"
+                f"setting of {card.key!r}", str(name), defaults, f"intarsia show {card.key}"
             )
-    given = {name: _live(value) for name, value in settings.items()}
+    values = {name: _live(value) for name, value in settings.items()}
     try:
-        config = found.config(**given)
+        config = card.config(**values)
     except TypeError as error:
-        what, want = f"settings of {found.key!r}", "values of the right types"
-        raise ConfigError(what, got=given, want=want, fix=f"({error})") from error
+        what, want = f"settings of {card.key!r}", "values of the right types"
+        raise ConfigError(what, got=values, want=want, fix=f"({error})") from error
     check_types(config)
     return config
-
-
-TYPES: Mapping[str, type] = {
-    "bool": bool,
-    "int": Integral,
-    "float": Real,
-    "str": str,
-    "None": type(None),
-}
 
 
 def check_types(settings: object) -> None:
     """Check settings, and those inside them, against the plain types that their fields declare.
 
-    A whole number may stand for a float; True is no number. Fields of other types are not checked,
-    and settings of PEFT neither, which fills in what it declares.
+    Fields of other types are not checked, and settings of PEFT neither, which fills in what it
+    declares.
     Raises: ConfigError, with the field's name.
     """
-    for field in fields(cast(Any, settings)) if is_dataclass(settings) else ():
-        value, declared = getattr(settings, field.name), str(field.type)
-        names = [name.strip() for name in declared.split("|")]
+    if not is_dataclass(settings) or type(settings).__module__.partition(".")[0] == "peft":
+        return
+    try:
+        kinds = get_type_hints(type(settings))
+    except NameError:  # a type that only type checkers import
+        kinds = {}
+    for field in fields(settings):
+        value, kind = getattr(settings, field.name), kinds.get(field.name)
         if is_dataclass(value) and not isinstance(value, type):
-            if type(value).__module__.partition(".")[0] != "peft":
-                check_types(value)
-        elif TYPES.keys() >= {*names} and not any(_is_a(value, name) for name in names):
-            want, fix = declared.replace(" | ", " or "), "Give a value of that type."
-            raise ConfigError(field.name, got=repr(value), want=want, fix=fix)
-
-
-def _is_a(value: object, name: str) -> bool:
-    return isinstance(value, TYPES[name]) and isinstance(value, bool) <= (name == "bool")
+            check_types(value)
+        elif kind is not None and not fits(value, kind):
+            fix = "Give a value of that type."
+            raise ConfigError(field.name, got=repr(value), want=in_words(kind), fix=fix)

@@ -20,7 +20,6 @@ from intarsia.data.instructions import Sample, tokens_of
 from intarsia.data.packages import announce
 from intarsia.data.texts import Report, Texts, TextSplits, part_record, read_source
 
-MIXED = "mixed"  # every corpus of the library
 MOST = 0.9  # of a text that is read for training rows: its end is left for tests
 CHARACTERS = 12  # of a token, at most in ordinary text
 
@@ -33,9 +32,9 @@ def names_of(spec: str) -> tuple[str, ...]:
     Raises: ConfigError for no name, or one that is given twice.
     """
     words = (word.strip() for word in spec.split(","))
-    names = tuple(n for word in words for n in (corpora.names() if word == MIXED else (word,)))
+    names = tuple(n for w in words for n in (corpora.names() if w == corpora.MIXED else (w,)))
     if not all(names) or len(set(names)) < len(names):
-        fix = f"For example: {MIXED}, or {MIXED},notes.txt."
+        fix = f"For example: {corpora.MIXED}, or {corpora.MIXED},notes.txt."
         raise ConfigError("calibration", got=repr(spec), want="different names", fix=fix)
     return names
 

@@ -8,9 +8,11 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from intarsia.core.errors import DataError
+from intarsia.core.pictured import lists_pictures
 from intarsia.data.packages import obtain, pinned
 
 # the lexicographer files of WordNet 3.0 for nouns, in order of their numbers
@@ -40,6 +42,16 @@ class Corpus:
 def names() -> tuple[str, ...]:
     """Return the names of the corpora that `read` knows."""
     return tuple(CORPORA)
+
+
+MIXED = "mixed"  # stands for every corpus, as a text for calibration
+SUFFIXES = (".txt", ".md", ".jsonl")  # of files of texts
+
+
+def is_text(spec: str) -> bool:
+    """Return True for a named corpus, or a .txt, .md or .jsonl file of texts."""
+    known = spec in names() or Path(spec).suffix.lower() in SUFFIXES
+    return known and not lists_pictures(Path(spec))
 
 
 def read(name: str, progress: Report) -> Any:

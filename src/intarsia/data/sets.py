@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 from intarsia.core.errors import DataError, UnknownName
+from intarsia.core.files import JOINED
 from intarsia.data import photos, readers, sounds
 from intarsia.data.decoded import Decoded, decoded_once
 from intarsia.data.images import ImageSet
@@ -40,6 +41,15 @@ class NamedSet:
 def names() -> tuple[str, ...]:
     """Return the names of the sets that `load` knows."""
     return tuple(SETS)
+
+
+def located(data: str) -> str:
+    """Return a named set as it is, a path in full: a run folder then works from everywhere."""
+    plain = data.removesuffix(JOINED)
+    path = Path(plain).expanduser()
+    if plain in names() or not path.exists():
+        return data
+    return str(path.resolve()) + data[len(plain) :]
 
 
 def load(

@@ -23,7 +23,7 @@ from intarsia.core.checks import one_of, whole
 from intarsia.core.errors import ConfigError, DataError, UnknownName
 from intarsia.core.files import JOINED
 from intarsia.data import sets, tasks
-from intarsia.data.fingerprint import fingerprint, shared
+from intarsia.data.fingerprints import fingerprint, shared
 from intarsia.data.folders import check_same_classes, read_folder
 from intarsia.data.images import ImageSet, OnError, check_every_class, stratified, verify
 from intarsia.data.joined import chained

@@ -18,7 +18,6 @@ from torch.utils.data import Dataset
 
 from intarsia.core.checks import at_least
 from intarsia.core.errors import ConfigError, DataError
-from intarsia.core.pictured import lists_pictures
 from intarsia.core.reading import read_text
 from intarsia.data import corpora
 from intarsia.data.instructions import (
@@ -33,7 +32,6 @@ from intarsia.data.packages import announce
 
 IGNORED = -100
 SHARES = (0.1, 0.1)  # of the rows, for val and test
-SUFFIXES = (".txt", ".md", ".jsonl")
 Report = Callable[[str], None]
 
 
@@ -69,12 +67,6 @@ class TextSplits:
     val: Texts | None
     test: Texts
     record: dict[str, Any]
-
-
-def is_text(spec: str) -> bool:
-    """Decide whether `load_texts` can read it: a corpus, or a .txt, .md or .jsonl file of texts."""
-    is_known = spec in corpora.names() or Path(spec).suffix.lower() in SUFFIXES
-    return is_known and not lists_pictures(Path(spec))
 
 
 def check_text(spec: str) -> None:

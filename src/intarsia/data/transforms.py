@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal, cast, get_args
+from typing import Any, cast
 
 import torch
 from PIL import Image
@@ -19,12 +19,11 @@ from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode, v2
 
-from intarsia.core.checks import at_least, one_of
+from intarsia.core.checks import AUGMENTS, at_least, one_of
 from intarsia.core.errors import DataError, IntarsiaError
 from intarsia.core.foreign import config_of
 from intarsia.core.reading import check_regular
 
-Augment = Literal["none", "light", "crop"]
 Transform = Callable[[Image.Image], Tensor]
 
 SPARE = 3  # Pillow's `reducing_gap`: what is shrunk to 3 times a size first, looks the same after
@@ -57,7 +56,7 @@ class InputConfig:
             fix = "Correct it in the model's config.json, or write InputConfig(size, mean, std)."
             raise DataError("input configuration", got=self, want=want, fix=fix)
 
-    def record(self, augment: Augment = "none") -> dict[str, Any]:
+    def record(self, augment: str = "none") -> dict[str, Any]:
         """Return the settings for a run's record, ready for JSON."""
         fields = {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
         return fields | {"augment": augment}
@@ -198,7 +197,7 @@ def eval_transform(inputs: InputConfig) -> Transform:
     return SizedTransform(cast(Transform, steps), _side_needed(inputs))
 
 
-def train_transform(inputs: InputConfig, *, augment: Augment = "none") -> Transform:
+def train_transform(inputs: InputConfig, *, augment: str = "none") -> Transform:
     """Return the transform for training.
 
     "none": as in evaluation. "light": a random crop of 60 to 100 % of the area, and a flip. "crop":
@@ -207,7 +206,7 @@ def train_transform(inputs: InputConfig, *, augment: Augment = "none") -> Transf
     Raises: ConfigError for another augmentation.
     Not for pictures whose meaning changes when mirrored, such as digits or text.
     """
-    one_of("augment", augment, get_args(Augment))
+    one_of("augment", augment, AUGMENTS)
     if augment == "none":
         return eval_transform(inputs)
     interpolation = InterpolationMode(inputs.interpolation)

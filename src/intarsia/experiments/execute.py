@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 
 from ..core import interrupts
 from ..core.errors import ConfigError
+from ..core.schema import to_json
 from ..data import (
     Fold,
     ImageSet,
@@ -32,7 +33,7 @@ from ..data import (
     train_transform,
     trunk_fingerprint,
 )
-from ..data.texts import is_text
+from ..data.corpora import is_text
 from ..fitting import fit_as
 from ..hosts import apply
 from ..hosts.prune.rows import training_rows
@@ -85,7 +86,7 @@ def carry_out(
         return language.carry_out(experiment, running, report, score=score, search=search)
     method = method_of(experiment)
     recipe = recipe_of(method, experiment)
-    device_named(running.compute.device)  # one that is not there is refused, too
+    device_named(running.device)  # one that is not there is refused, too
     shared = shared or SharedWork()
     with owned(running.out, running.resume):  # a folder in use is refused before the work begins
         return _on_pictures(
@@ -145,8 +146,8 @@ def _on_pictures(
     sets = sets_of(experiment, data, input_config(model), shared, same, score=score)
     same = same | {"trunk": about["trunk"]}
     model = with_method(model, method, experiment, data.classes, sets[0])
-    model.to(device_named(running.compute.device))
-    experiments.save(experiment, running.out)
+    model.to(device_named(running.device))
+    on_main(processes(), lambda: experiments.save(experiment, running.out))
     report(
         f"Training {experiment.label} on {len(data.train):,} pictures of "
         f"{' x '.join(map(str, about['inputs']['size']))} px, {experiment.training.epochs} epochs."
@@ -158,7 +159,7 @@ def _on_pictures(
     with ExitStack() as stack:
         enter = stack.enter_context
         sets, spent = enter(computed(model, sets, experiment, running, shared, same))
-        if not (whole or running.compute.recompute or running.compute.compile):
+        if not (whole or running.recompute or running.compile):
             asked = method, recipe["objective"], experiment
             sets, more = enter(once.trimmed(model, sets, *asked, shared, same))
             spent = spent.plus(more)
@@ -201,14 +202,13 @@ def record_of(
         "trunk": trunk_fingerprint(model),
         "data": data.record,
         "inputs": input_config(model).record(augment=experiment.pictures.augment),  # pyright: ignore
-        "method": settings.said(method),
+        "method": settings.describe_method(method),
     }
 
 
 def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:
     """Keywords of `fit`: the objective, and all that is not in `Training`."""
-    asked = keywords(experiment.recipe)
-    own = {name: asked[name] for name in experiments.RECIPE}
+    own = to_json(experiment.recipe)
     own["objective"] = settings.objective(experiment.objective, method)
     own |= settings.schedule_of(experiment.schedule, method)
     if settings.teacher_of(experiment.objective) and experiment.adapted.frozen_once:
@@ -230,7 +230,7 @@ def by_task(objective: Objective, experiment: Experiment, data: Splits) -> Objec
 
     Raises: ConfigError for data that are one task.
     """
-    if not experiment.objective.startswith(settings.HEADS):
+    if not experiment.objective.startswith(experiments.HEADS):
         return objective
     if "tasks" not in data.record:
         what = f"--objective {experiment.objective}"

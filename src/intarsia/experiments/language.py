@@ -9,6 +9,7 @@ from torch import nn
 
 from ..core.errors import ConfigError
 from ..core.registry import card
+from ..core.schema import to_json
 from ..data import trunk_fingerprint
 from ..data.language_models import language_model
 from ..data.texts import Texts, TextSplits, check_text, load_texts
@@ -18,22 +19,17 @@ from ..hosts.prune.rows import training_rows
 from ..train import Run, Running, evaluate
 from ..train.folder import owned
 from ..train.precision import cast_frozen
+from ..train.processes import on_main, processes
 from ..train.settings import keywords
-from . import experiment as experiments
 from . import settings
-from .experiment import Experiment
+from .experiment import Experiment, Pictures, save
 from .restoring import with_teacher
 
 LENGTH = 256  # tokens of a row, unless --size says otherwise
-PICTURES_ONLY = {
-    "shots": None,
-    "augment": "none",
-    "skip_unreadable": False,
-    "frozen_once": False,
-    "mixup": 0.0,
-    "cutmix": 0.0,
-    "class_weights": None,
-}
+PICTURES_ONLY = (
+    *("shots", "augment", "skip_unreadable", "frozen_once"),
+    *("mixup", "cutmix", "class_weights"),
+)
 
 
 def carry_out(
@@ -80,13 +76,13 @@ def _on_texts(
     }
     about |= {"search": search} if search else {}
     method = settings.chosen(asked, experiment.training)
-    about["method"] = settings.said(method)
+    about["method"] = settings.describe_method(method)
     model = with_method(model, method, experiment, data.train)
     cast_frozen(model, experiment.training.precision)
     if score:
         report(f"Scoring {data.test.name} ({len(data.test):,} rows) before training.")
         about["before"] = scores(model, data.test, experiment).scores()
-    experiments.save(experiment, running.out)
+    on_main(processes(), lambda: save(experiment, running.out))
     report(
         f"Training {experiment.label} on {data.train.tokens:,} tokens in {len(data.train):,} rows, "
         f"{experiment.training.epochs} epochs."
@@ -97,8 +93,7 @@ def _on_texts(
         lambda asked: model_of(asked, report),
         lambda name: language_model(name, progress=report)[0],
     )
-    recipe = keywords(experiment.recipe)
-    options = keywords(running) | {name: recipe[name] for name in experiments.RECIPE}
+    options = keywords(running) | to_json(experiment.recipe)
     return fit_as(method)(
         model,
         data.train,
@@ -124,8 +119,9 @@ def check_options(experiment: Experiment) -> None:
     if method in settings.known() and card(method).config().needs_head:
         what, fix = f"method {method!r}", "Use lora, or another of `intarsia list`."
         raise ConfigError(what, got="a text", want="a method without a classifier", fix=fix)
-    for name, nothing in PICTURES_ONLY.items():
-        if flat[name] != nothing:
+    default = Experiment(Pictures("")).flat()
+    for name in PICTURES_ONLY:
+        if flat[name] != default[name]:
             what, got = f"--{name.replace('_', '-')}", f"{flat[name]} for a text"
             raise ConfigError(what, got=got, want="pictures, which it is for", fix="Leave it out.")
 

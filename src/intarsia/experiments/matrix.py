@@ -15,7 +15,8 @@ from ..core import Method
 from ..core.checks import above, at_least
 from ..core.errors import ConfigError, UnknownName
 from ..core.registry import settings_to_dict
-from ..data.texts import is_text
+from ..core.schema import read
+from ..data.corpora import is_text
 from ..reports import numbers
 from ..reports.runs.reading import measure
 from ..train.folder import RUN
@@ -147,7 +148,7 @@ def apart_from_rates(
     for method, words in chosen.items():
         if (text := settings.pairs(words).get("lr")) is not None:
             what = f"--set {method}.lr"
-            rates[method] = settings.value_of(what, text, float)
+            rates[method] = read(what, text, float)
             above(what, rates[method], 0, "Try 1e-3.")
     rest = {
         m: [w for w in words if w.partition("=")[0].strip() != "lr"] for m, words in chosen.items()

@@ -36,8 +36,8 @@ def features_once(one: Experiment) -> Experiment:
     Other methods, and probes of pictures that are cropped or mixed anew in every step, are returned
     as they are.
     """
-    loss, same = one.recipe.loss, one.pictures.augment == "none"
-    if one.adapted.method != "linear" or not same or loss.mixup or loss.cutmix:
+    recipe, same = one.recipe, one.pictures.augment == "none"
+    if one.adapted.method != "linear" or not same or recipe.mixup or recipe.cutmix:
         return one
     if settings.teacher_of(one.objective) is not None:  # it sees the pictures
         return one
@@ -66,7 +66,7 @@ def tokens_once(
     same: what tells these tokens apart in `shared`, but for the part, the block and the type.
     Raises: ConfigError with augmentation, which changes a picture in every epoch, or recomputation.
     """
-    if experiment.pictures.augment != "none" or running.compute.recompute:
+    if experiment.pictures.augment != "none" or running.recompute:
         what = "--frozen-once"
         fix = "Leave --frozen-once out: every step then computes every block."
         raise ConfigError(what, got="--augment or --recompute with it", want="it alone", fix=fix)

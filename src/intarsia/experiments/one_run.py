@@ -10,8 +10,8 @@ from typing import Any
 from ..core.registry import index
 from ..core.store import key_of
 from ..data import Fold
+from ..data.corpora import is_text
 from ..data.packages import announce
-from ..data.texts import is_text
 from ..hosts.together import on_one_trunk
 from ..train import Running
 from ..train.settings import with_keywords

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..core.errors import ConfigError
-from ..data.texts import is_text
+from ..data.corpora import is_text
 from . import experiment as experiments
 from .runs import PictureRun, Report, open_pictures
 from .writing import TextRun, open_texts

@@ -17,7 +17,7 @@ from typing import Any
 from ..core.checks import RATE_REACH, rate_grid
 from ..core.errors import ConfigError
 from ..core.store import Store, key_of
-from ..data.texts import is_text
+from ..data.corpora import is_text
 from ..reports import numbers
 from ..reports.runs.reading import measure
 from . import searching

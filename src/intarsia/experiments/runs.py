@@ -26,7 +26,7 @@ from ..reports.runs import read_run
 from ..reports.runs.reading import need
 from ..train import Metrics, MultiLabel, Scores
 from ..train import predict as predict_logits
-from ..train.evaluate import device_of
+from ..train.evaluation import device_of
 from ..train.objectives import logits_of
 from ..train.precision import autocast, cast_frozen, compute_dtype
 from . import experiment as experiments

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import types
-import typing
 from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import partial
-from typing import Any, cast, get_args, get_origin, get_type_hints
+from typing import Any, cast, get_args, get_type_hints
 
 from ..core import Card, Method, registry
 from ..core.change import Change
@@ -19,22 +17,21 @@ from ..core.checks import at_least
 from ..core.errors import ConfigError, UnknownName
 from ..core.method_settings import MethodSettings
 from ..core.registry import card, find, index, keys, method_key, method_to_dict, settings_to_dict
+from ..core.schema import in_words, read, written
 from ..gating import RouterConfig
 from ..hosts import Adapt, as_change
 from ..hosts.attach.adapt import PublishedRecipe
 from ..hosts.prune.pruner import Pruner
-from ..schedules import FixedMask, LayerSchedule, SparseSchedule
+from ..schedules import FixedMask
 from ..train import OBJECTIVES, Objective, Training
-from .experiment import GLOBS, Adapted
+from .experiment import GLOBS, HEADS, TEACHER, Adapted, objectives, schedules
 
-BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
-SEVERAL = (tuple, Sequence)
 Tree = dict[str, Any]
 
 
 def pairs(settings: Iterable[str]) -> dict[str, str]:
-    """name=value as a mapping.  Raises: ConfigError for anything else, or a name given twice."""
-    found: dict[str, str] = {}
+    """Return name=value as a mapping.  Raises: ConfigError for anything else, or a name twice."""
+    values: dict[str, str] = {}
     for text in settings:
         name, equals, value = text.partition("=")
         name = name.strip()
@@ -42,21 +39,21 @@ def pairs(settings: Iterable[str]) -> dict[str, str]:
             raise ConfigError(
                 "--set", got=repr(text), want="name=value", fix="For example: --set experts=4"
             )
-        if name in found:
+        if name in values:
             raise ConfigError(
                 f"--set {name}", got="it twice", want="it once", fix="Take one of them out."
             )
-        found[name] = value.strip()
-    return found
+        values[name] = value.strip()
+    return values
 
 
 def known() -> tuple[str, ...]:
-    """The keys of all that can be done to a model: what `--method` takes."""
+    """Return the keys of all that can be done to a model: what `--method` takes."""
     return tuple(key for kind in ("adapter", "baseline", "recipe", "change") for key in keys(kind))
 
 
 def method(key: str, settings: Sequence[str], start: Any = None, among: Any = None) -> Any:
-    """The settings of a method with what `--set` says; `start` is what the rest is left at.
+    """Return the settings of a method with what `--set` says; `start` has the values of the rest.
 
     among: the keys to choose from, None = what can be done to a model.
 
@@ -68,43 +65,43 @@ def method(key: str, settings: Sequence[str], start: Any = None, among: Any = No
     return _build(card(key), pairs(settings), start, "")
 
 
-def chosen(asked: Adapted, training: Training) -> Any:
-    """The settings of the method of an experiment.
+def chosen(adapted: Adapted, training: Training) -> Any:
+    """Return the settings of the method of an experiment.
 
     A recipe takes the rate, the epochs and the batch size from the training. Last blocks are a
     setting of a baseline that has them.
     Raises: as `method` does; ConfigError for a setting that has an option of its own, and for
     places that the method does not have.
     """
-    _check_places(asked)
-    given = pairs(asked.settings)
+    _check_places(adapted)
+    values = pairs(adapted.settings)
     start = None
-    if asked.method in keys("recipe"):
-        config = card(asked.method).config
-        own = {f.name for f in dataclasses.fields(training)} & set(settings_to_dict(config()))
-        for name in own & given.keys():
-            what, fix = f"--set {name}", f"Use --{name.replace('_', '-')} {given[name]}."
-            raise ConfigError(what, got=f"{name}={given[name]}", want="it as an option", fix=fix)
-        start = config.for_training(training)
-    found = method(asked.method, asked.settings, start)
-    if (blocks := layers(asked)) is None or "last_blocks" not in settings_to_dict(found):
-        return found
-    if "last_blocks" in given:
-        got, want = f"{given['last_blocks']}, and --last-blocks {asked.last_blocks}", "one of them"
-        raise ConfigError("--set last_blocks", got=got, want=want, fix="Leave one out.")
-    return with_settings(found, last_blocks=len(blocks))
+    if adapted.method in keys("recipe"):
+        recipe = card(adapted.method).config
+        shared = {f.name for f in dataclasses.fields(training)} & set(settings_to_dict(recipe()))
+        for name in shared & values.keys():
+            what, fix = f"--set {name}", f"Use --{name.replace('_', '-')} {values[name]}."
+            raise ConfigError(what, got=f"{name}={values[name]}", want="it as an option", fix=fix)
+        start = recipe.for_training(training)
+    config = method(adapted.method, adapted.settings, start)
+    if (blocks := layers(adapted)) is None or "last_blocks" not in settings_to_dict(config):
+        return config
+    if "last_blocks" in values:
+        got = f"{values['last_blocks']}, and --last-blocks {adapted.last_blocks}"
+        raise ConfigError("--set last_blocks", got=got, want="one of them", fix="Leave one out.")
+    return with_settings(config, last_blocks=len(blocks))
 
 
 def change_of(
-    found: Any, asked: Adapted, classes: Sequence[str] | None = None, **places: Any
+    config: Any, adapted: Adapted, classes: Sequence[str] | None = None, **places: Any
 ) -> Change:
-    """What settings do to a model, at the places of an experiment.
+    """Return the change that settings make to a model, at the places of an experiment.
 
     classes: their names, kept with an adapter.  places: of `Adapt`, such as head=None.
     """
-    change, blocks = as_change(found), layers(asked)
+    change, blocks = as_change(config), layers(adapted)
     if isinstance(change, Adapt):
-        targets = list(asked.targets) or None
+        targets = list(adapted.targets) or None
         return dataclasses.replace(
             change, targets=targets, layers=blocks, classes=classes, **places
         )
@@ -112,120 +109,121 @@ def change_of(
     return change.with_settings(**where) if where.keys() <= {*settings_to_dict(change)} else change
 
 
-def said(found: Any) -> str | dict[str, Any]:
-    """A method for a run's record: cells with all settings, another change with those set."""
-    found = found.method if isinstance(found, PublishedRecipe) else found
-    key = method_key(found)
+def describe_method(method: Any) -> str | dict[str, Any]:
+    """Return a method as run.json stores it: adapters with every setting, others with those set."""
+    method = method.method if isinstance(method, PublishedRecipe) else method
+    key = method_key(method)
     if key in keys():
-        return method_to_dict(found)
-    start, now = settings_to_dict(card(key).config()), settings_to_dict(found)
-    given = {name: value for name, value in now.items() if value != start[name]}
-    return {"method": key} | given if given else key
+        return method_to_dict(method)
+    start, now = settings_to_dict(card(key).config()), settings_to_dict(method)
+    changed = {name: value for name, value in now.items() if value != start[name]}
+    return {"method": key} | changed if changed else key
 
 
-def layers(asked: Adapted) -> range | None:
-    """The blocks that get cells, None = all.  Raises: ConfigError for less than one."""
-    if asked.last_blocks is None:
+def layers(adapted: Adapted) -> range | None:
+    """Return the blocks that get cells, None = all.  Raises: ConfigError for less than one."""
+    if adapted.last_blocks is None:
         return None
-    at_least("--last-blocks", asked.last_blocks, 1, "Try 6.")
-    return range(-asked.last_blocks, 0)
+    at_least("--last-blocks", adapted.last_blocks, 1, "Try 6.")
+    return range(-adapted.last_blocks, 0)
 
 
-def _check_places(asked: Adapted) -> None:
+def _check_places(adapted: Adapted) -> None:
     """Raises: ConfigError for --last-blocks or --target with a method that has no such places."""
-    if asked.method not in known() or asked.method in (*keys(), *keys("recipe")):
+    if adapted.method not in known() or adapted.method in (*keys(), *keys("recipe")):
         return
-    own = settings_to_dict(card(asked.method).config())
-    prunes = index()[asked.method]["family"] in GLOBS
-    numbered = own.keys() & {"last_blocks", "layers"} and not prunes
-    last_refused = asked.last_blocks is not None and not numbered
-    refused = ["--last-blocks"] * last_refused + ["--target"] * bool(asked.targets)
+    names = settings_to_dict(card(adapted.method).config())
+    prunes = index()[adapted.method]["family"] in GLOBS
+    numbered = names.keys() & {"last_blocks", "layers"} and not prunes
+    last_refused = adapted.last_blocks is not None and not numbered
+    refused = ["--last-blocks"] * last_refused + ["--target"] * bool(adapted.targets)
     if refused:
-        roles, them = "roles" in own, "it" if len(refused) == 1 else "them"
-        globs = "layers" if "layers" in own else "base.layers"
+        roles, them = "roles" in names, "it" if len(refused) == 1 else "them"
+        globs = "layers" if "layers" in names else "base.layers"
         named = f"Use --set {globs}='*.mlp.*', or leave {them} out." if prunes else ""
         raise ConfigError(
-            f"{' and '.join(refused)} with method {asked.method!r}",
+            f"{' and '.join(refused)} with method {adapted.method!r}",
             got="places for cells",
             want="its own settings for them" if roles or prunes else "none: it adds no cells",
             fix="Use --set roles=qkv." if roles else named or f"Leave {them} out.",
         )
 
 
-def _build(found: Card, given: Mapping[str, str], start: Any, above: str) -> Any:
-    """A card's config; names in `given` may lead into a method inside, name.inner=value."""
-    if given and not settings_to_dict(found.config()):
-        what = f"--set with method {found.key!r}"
-        got = ", ".join(f"{name}={value}" for name, value in given.items())
+def _build(card: Card, values: Mapping[str, str], start: Any, above: str) -> Any:
+    """Build a card's config; names in `values` may lead into a method inside, name.inner=value."""
+    if values and not settings_to_dict(card.config()):
+        what = f"--set with method {card.key!r}"
+        got = ", ".join(f"{name}={value}" for name, value in values.items())
         raise ConfigError(what, got=got, want="none: it has no settings", fix="Leave --set out.")
-    start = start if start is not None else found.config()
-    return _changed(start, given, above, f"setting of {found.key!r}")
+    start = start if start is not None else card.config()
+    return _changed(start, values, above, f"setting of {card.key!r}")
 
 
-def _changed(start: Any, given: Mapping[str, str], above: str, what: str) -> Any:
-    """A dataclass with values read from text."""
+def _changed(start: Any, values: Mapping[str, str], above: str, what: str) -> Any:
+    """Return a dataclass with values read from text."""
     hints = _hints(start)
-    own = {name: value for name, value in given.items() if "." not in name}
+    direct = {name: value for name, value in values.items() if "." not in name}
     inner: dict[str, dict[str, str]] = {}
-    for name, value in given.items():
+    for name, value in values.items():
         outer, dot, rest = name.partition(".")
         if outer not in hints:
             raise UnknownName(what, f"{above}{name}", hints)
         if dot:
             inner.setdefault(outer, {})[rest] = value
     new: dict[str, Any] = {}
-    for name in {**own, **inner}:
-        where, hint = f"{above}{name}", hints[name]
+    for name in {**direct, **inner}:
+        path, hint = f"{above}{name}", hints[name]
         options, plain = _methods_in(hint), _plain_in(hint)
-        if own.get(name) == "" and type(None) in get_args(hint):
+        if direct.get(name) == "" and type(None) in get_args(hint):
             new[name] = None
         elif options:
             new[name] = _inner(
-                where, options, own.get(name), inner.get(name, {}), getattr(start, name)
+                path, options, direct.get(name), inner.get(name, {}), getattr(start, name)
             )
         elif plain and name in inner:
             now = getattr(start, name) or plain()
-            new[name] = _changed(now, inner[name], f"{where}.", f"setting of {name!r}")
+            new[name] = _changed(now, inner[name], f"{path}.", f"setting of {name!r}")
         elif name in inner:
             raise ConfigError(
-                f"--set {where}.{next(iter(inner[name]))}",
+                f"--set {path}.{next(iter(inner[name]))}",
                 got=f"{name} is no method",
-                want=f"{where}=value",
-                fix=f"Its type is {_shown(hint)}.",
+                want=f"{path}=value",
+                fix=f"Its type is {in_words(hint)}.",
             )
         else:
-            new[name] = value_of(f"--set {where}", own[name], hint)
+            new[name] = read(f"--set {path}", direct[name], hint)
     return with_settings(start, **new)
 
 
 def _hints(config: Any) -> dict[str, Any]:
-    """The settings of a config, with their types; of one that is no field, its value's."""
-    every = get_type_hints(type(config))
+    """Return the types of a config's settings; of one that is no field, that of its value."""
+    types = get_type_hints(type(config))
     return {
-        name: every.get(name) or (tuple[str, ...] if isinstance(now, list) else type(now))
+        name: types.get(name) or (tuple[str, ...] if isinstance(now, list) else type(now))
         for name, now in settings_to_dict(config).items()
     }
 
 
 def with_settings(config: Any, **new: Any) -> Any:
-    """A config with other values."""
-    own = isinstance(config, MethodSettings)
-    return config.with_settings(**new) if own else dataclasses.replace(config, **new)
+    """Return a config with other values."""
+    if isinstance(config, MethodSettings):
+        return config.with_settings(**new)
+    return dataclasses.replace(config, **new)
 
 
 def _inner(
-    where: str, options: dict[str, Card], key: str | None, given: Mapping[str, str], start: Any
+    path: str, options: dict[str, Card], key: str | None, values: Mapping[str, str], start: Any
 ) -> Any:
-    """A method inside a method: chosen by its key, or the one that is there, with its settings."""
-    now = next((k for k, found in options.items() if found.config is type(start)), None)
+    """Build a method inside a method: chosen by its key, or the present one, with its settings."""
+    now = next((k for k, option in options.items() if option.config is type(start)), None)
     if key is not None and key not in options:
-        raise UnknownName(f"method for --set {where}", key, options, registry.LISTED)
-    chosen = key or now or next(iter(options))
-    return _build(options[chosen], given, start if chosen == now else None, f"{where}.")
+        raise UnknownName(f"method for --set {path}", key, options, registry.LISTED)
+    choice = key or now or next(iter(options))
+    return _build(options[choice], values, start if choice == now else None, f"{path}.")
 
 
 def _methods_in(hint: Any) -> dict[str, Card]:
-    """The methods and routers that a field's type allows, by key; the protocols allow all."""
+    """Return the methods and routers that a field's type allows; the protocols allow all."""
     kinds: list[Any] = list(get_args(hint) or (hint,))
     for protocol, kind in ((Method, "adapter"), (RouterConfig, "router")):
         if protocol in kinds:
@@ -238,124 +236,60 @@ def _methods_in(hint: Any) -> dict[str, Card]:
 
 
 def _plain_in(hint: Any) -> Any:
-    """The dataclass in a field's type that is no method, such as `Capacity`."""
+    """Return the dataclass in a field's type that is no method, such as `Capacity`."""
     kinds: list[Any] = list(get_args(hint) or (hint,))
     return next((c for c in kinds if dataclasses.is_dataclass(c)), None)
 
 
-def value_of(what: str, text: str, hint: Any) -> Any:
-    """Text as a value of an annotated type; nothing after the = is None where that is allowed.
+def objective(text: str, method: MethodSettings | None = None) -> Objective:
+    """Return an objective by name, with its settings behind a colon: two_pass:add=1,reg=0.5.
 
-    Raises: ConfigError with what was got and wanted.
-    """
-    for kind in _kinds(hint):
-        value, fits = _read(text, kind)
-        if fits:
-            return value
-    raise ConfigError(what, got=repr(text), want=_shown(hint), fix=_hint_for(what, hint))
-
-
-def _kinds(hint: Any) -> list[Any]:
-    """The members of a type, text last: "0.5" is a number wherever it can be one."""
-    union = get_origin(hint) in (typing.Union, types.UnionType)
-    order = (type(None), bool, int, float)
-    members = list(get_args(hint)) if union else [hint]
-    return sorted(members, key=lambda k: order.index(k) if k in order else len(order))
-
-
-def _read(text: str, kind: Any) -> tuple[Any, bool]:
-    if kind is type(None):
-        return None, text == ""
-    if kind is bool:
-        return BOOLEANS.get(text.lower()), text.lower() in BOOLEANS
-    if kind in (int, float):
-        try:
-            return kind(text), True
-        except ValueError:
-            return None, False
-    if kind is str:
-        return text, text != ""
-    if get_origin(kind) in SEVERAL:
-        items = [item.strip() for item in text.split(",") if item.strip()]
-        read = [_read(item, get_args(kind)[0]) for item in items]
-        return tuple(value for value, _ in read), bool(read) and all(fits for _, fits in read)
-    return None, False
-
-
-NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "a word"}
-
-
-def _shown(hint: Any) -> str:
-    """A type in words."""
-    names = [
-        "nothing"
-        if kind is type(None)
-        else f"{NAMES.get(get_args(kind)[0], 'values')}, or several with commas"
-        if get_origin(kind) in SEVERAL
-        else NAMES.get(kind, str(kind))
-        for kind in _kinds(hint)
-    ]
-    return " or ".join(names)
-
-
-def _hint_for(what: str, hint: Any) -> str:
-    examples: dict[Any, str] = {int: "4", float: "0.1", bool: "true", str: "gelu"}
-    several = {tuple[kind, ...]: "0,1,2" if kind is int else examples[kind] for kind in examples}
-    kind = next((k for k in _kinds(hint) if k in examples | several), str)
-    return f"For example: {what}{'=' if ' ' in what else ' '}{(examples | several)[kind]}"
-
-
-HEADS, TEACHER = "task_heads", "teacher"
-SCHEDULES = ("fixed-mask", "gradual", "rigl", "set", "bdwp", "dsl")
-
-
-def objective(text: str, found: MethodSettings | None = None) -> Objective:
-    """An objective by name, with its settings behind a colon: two_pass:add=1,reg=0.5.
-
-    found: a method, whose own `trained_by`, if it has one, stands in the place of "plain".
+    method: a method, whose own `trained_by`, if it has that, stands in the place of "plain".
     Behind "task_heads+" it is the one that each task's head has; alone, that is "plain".
     Raises: UnknownName for a name or a setting that does not exist.
     """
     if text in ("plain", HEADS):
-        return (found and found.trained_by) or OBJECTIVES["plain"]
+        return (method and method.trained_by) or OBJECTIVES["plain"]
     name, _, rest = text.removeprefix(f"{HEADS}+").partition(":")
     if name in keys("objective"):
         return configured("objective", name, card(name).config, rest, {TEACHER})
     if name not in OBJECTIVES:
-        raise UnknownName("objective", name, (*OBJECTIVES, *keys("objective"), HEADS))
+        raise UnknownName("objective", name, objectives())
     function = OBJECTIVES[name]
     hints, settings = get_type_hints(function), inspect.signature(function).parameters.values()
-    known = [p.name for p in settings if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    given: Tree = {}
+    names = [p.name for p in settings if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    values: Tree = {}
     for key, value in pairs(part for part in rest.split(",") if part).items():
-        if key not in known:
-            raise UnknownName(f"setting of objective {name!r}", key, known)
-        given[key] = value_of(f"--objective {name}:{key}", value, hints[key])
-    return partial(function, **given) if given else function
+        if key not in names:
+            raise UnknownName(f"setting of objective {name!r}", key, names)
+        values[key] = read(f"--objective {name}:{key}", value, hints[key])
+    return partial(function, **values) if values else function
 
 
 def teacher_of(text: str) -> str | None:
-    """The name of an objective's teacher: squarehead:teacher=smollm2."""
+    """Return the name of an objective's teacher: squarehead:teacher=smollm2."""
     return pairs(part for part in text.partition(":")[2].split(",") if part).get(TEACHER)
 
 
-def configured(what: str, name: str, config: Any, rest: str, others: Set[str] = frozenset()) -> Any:
-    """A config with settings behind a colon, but for those of `others`.
+def configured(
+    what: str, name: str, config: Any, rest: str, without: Set[str] = frozenset()
+) -> Any:
+    """Return a config with the settings behind a colon, but for those of `without`.
 
     Raises: UnknownName for a setting that does not exist; ConfigError for a value that cannot be.
     """
-    hints, known = get_type_hints(config), [f.name for f in dataclasses.fields(config)]
-    given: Tree = {}
+    hints, names = get_type_hints(config), [f.name for f in dataclasses.fields(config)]
+    values: Tree = {}
     for setting, value in pairs(part for part in rest.split(",") if part).items():
-        if setting not in known:
-            raise UnknownName(f"setting of {what} {name!r}", setting, known)
-        if setting not in others:
-            given[setting] = value_of(f"--{what} {name}:{setting}", value, hints[setting])
-    return config(**given)
+        if setting not in names:
+            raise UnknownName(f"setting of {what} {name!r}", setting, names)
+        if setting not in without:
+            values[setting] = read(f"--{what} {name}:{setting}", value, hints[setting])
+    return config(**values)
 
 
 def schedule(text: str | None) -> Any:
-    """A schedule of masks by name, with its settings behind a colon: rigl:density=0.25,every=10.
+    """Return a schedule of masks by name, with settings behind a colon: rigl:density=0.25,every=10.
 
     Raises: UnknownName for a name or a setting that does not exist.
     """
@@ -364,37 +298,35 @@ def schedule(text: str | None) -> Any:
     name, _, rest = text.partition(":")
     key = find(name, "schedule")
     config: Any = card(key).config
-    if not isinstance(config(), SparseSchedule | LayerSchedule):
-        raise UnknownName("schedule", name, SCHEDULES)
+    if index()[key]["family"] != "sparse training":
+        raise UnknownName("schedule", name, schedules())
     return configured("schedule", name, config, rest)
 
 
 def schedule_of(text: str | None, method: Any) -> dict[str, Any]:
-    """The keyword of `fit` for a schedule of masks; nothing without one.
+    """Return the keyword of `fit` for a schedule of masks; nothing without one.
 
     What a pruner has set to 0 stays 0, unless another schedule is asked for.
     """
-    found = schedule(text)
-    if found is None and isinstance(method, Pruner) and method.density < 1:
-        found = FixedMask()
-    return {} if found is None else {"schedule": found}
+    masks = schedule(text)
+    if masks is None and isinstance(method, Pruner) and method.density < 1:
+        masks = FixedMask()
+    return {} if masks is None else {"schedule": masks}
 
 
 def words(config: object, start: object | None = None) -> tuple[str, ...]:
-    """The `--set` values that turn `start` (None = the defaults) into a config, a dataclass."""
+    """Return the `--set` values that turn `start` (None = the defaults) into a dataclass."""
     start = type(config)() if start is None else start
-    found: list[str] = []
+    texts: list[str] = []
     for field in dataclasses.fields(cast(Any, config)):
         now, before = getattr(config, field.name), getattr(start, field.name)
         if now == before:
             continue
         if dataclasses.is_dataclass(now):
-            other = type(now) is not type(before)
-            found += [f"{field.name}={method_key(cast(Method, now))}"] if other else []
-            inner = words(cast(Method, now), None if other else before)
-            found += [f"{field.name}.{word}" for word in inner]
-        elif isinstance(now, tuple):
-            found.append(f"{field.name}={','.join(map(str, now))}")
+            replaced = type(now) is not type(before)
+            texts += [f"{field.name}={method_key(cast(Method, now))}"] if replaced else []
+            inner = words(cast(Method, now), None if replaced else before)
+            texts += [f"{field.name}.{word}" for word in inner]
         else:
-            found.append(f"{field.name}={'' if now is None else now}")
-    return tuple(found)
+            texts.append(f"{field.name}={written(now)}")
+    return tuple(texts)

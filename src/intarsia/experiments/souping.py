@@ -18,7 +18,7 @@ from ..core.errors import ConfigError, DataError
 from ..fitting import write_trained
 from ..mixtures.sparse_soup import State, check_alike, distance, greedy, mixed, pairs
 from ..train.batch_norms import has_batch_norms, recalibrate
-from ..train.evaluate import device_of
+from ..train.evaluation import device_of
 from ..train.folder import owned, write_results
 from ..train.order import to_device
 from ..train.record import shared_samples

@@ -16,7 +16,7 @@ from ..data.decode import Picture, read_image, to_rgb
 from ..data.loaders import side_of
 from ..hosts.swap.union_patches import has_unions, taken_patches
 from ..reports.senses.page import Shown, write_pictures
-from ..train.evaluate import device_of
+from ..train.evaluation import device_of
 
 
 def patches_page(

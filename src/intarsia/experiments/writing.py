@@ -15,13 +15,14 @@ from ..core.checks import at_least
 from ..core.errors import DataError, UnknownName
 from ..core.modes import evaluating
 from ..data.language_models import language_model
+from ..data.sets import located
 from ..data.texts import Prompt, Texts, read_prompts, read_texts
 from ..reports.runs import read_run
-from ..train.evaluate import device_of
+from ..train.evaluation import device_of
 from ..train.precision import cast_frozen
 from . import experiment as experiments
 from . import language
-from .experiment import Experiment, located
+from .experiment import Experiment
 from .restoring import restored
 from .runs import Report, check_unchanged
 

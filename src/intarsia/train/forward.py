@@ -31,15 +31,15 @@ def wrapped(
     Raises: ConfigError for recompute on a model that does not offer it.
     """
     shared: dict[str, Any] = {"shard": (accelerator.process_index, accelerator.num_processes)}
-    if running.compute.recompute:
+    if running.recompute:
         _set_recompute(model, True)
         shared["hold"] = True
     try:
         with having(model, **shared):
             forward = model
-            if running.compute.seat is not None:
-                forward = Seated(model, running.compute.seat)
-            if running.compute.compile:
+            if running.seat is not None:
+                forward = Seated(model, running.seat)
+            if running.compile:
                 forward = cast(nn.Module, torch.compile(model))
             if accelerator.num_processes > 1:
                 forward = accelerator.prepare_model(forward)
@@ -52,7 +52,7 @@ def wrapped(
                 yield forward
     finally:
         redraw(model)
-        if running.compute.recompute:
+        if running.recompute:
             _set_recompute(model, False)
 
 

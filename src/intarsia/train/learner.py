@@ -21,7 +21,7 @@ from ..schedules import ByFit, LayerSchedule, Masking, SparseSchedule
 from .average import Average
 from .objectives import Objective, Staged
 from .one_pass import Memory, OnePass
-from .optimisers import LearningRate
+from .optimisers import LearningRate, adamw, cosine
 from .order import Batch, to_device
 from .precision import DTYPES, autocast, slow_attention, written_out
 from .settings import Recipe, Schedule, Training
@@ -52,7 +52,8 @@ class Learner:
         self.training, self.recipe, self.accelerator = training, recipe, accelerator
         masks = recipe.schedule if isinstance(recipe.schedule, SparseSchedule) else None
         self.masking = Masking(masks, model, training.seed) if masks is not None else None
-        make = self.masking.masked.optimizer(recipe.optimizer) if self.masking else recipe.optimizer
+        make = recipe.optimizer or adamw
+        make = self.masking.masked.optimizer(make) if self.masking else make
         self.optimizer = make(model, training.lr, training.weight_decay)
         # not always the model's own parameters, see schedules.Entries
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
@@ -99,7 +100,8 @@ class Learner:
         Raises: TrainingError if the loss or a gradient is not finite; the parameters are then
         those before the step.
         """
-        lr = self.rate.set(self.recipe.factor(step, steps, self.training.warmup))
+        factor = self.recipe.lr_factor or cosine(self.training.warmup)
+        lr = self.rate.set(factor(step, steps))
         self._schedule(step, steps)
         objective = self.objective
         if isinstance(objective, Staged):

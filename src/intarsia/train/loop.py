@@ -26,7 +26,7 @@ from ..schedules import LayerSchedule, SparseSchedule
 from ..schedules.phases import Settle
 from . import checkpoint, resume
 from .batch_norms import recalibrate
-from .evaluate import evaluate
+from .evaluation import evaluate
 from .folder import METRICS, RUN, STATE, Log
 from .forward import wrapped
 from .interrupt import Interrupted, stop_on_signals
@@ -94,7 +94,7 @@ class Loop:
         self.at.identity = identity
         main = ranks.is_main_process
         with ExitStack() as stack:
-            seat = self.how.compute.seat
+            seat = self.how.seat
             self.stop = seat.stop if seat else stack.enter_context(stop_on_signals())
             stack.enter_context(global_kept())
             stack.enter_context(modes_kept(self.model))
@@ -144,13 +144,13 @@ class Loop:
             yield self.parts
 
     def _attached(self) -> AbstractContextManager[WholeModel]:
-        parallel, recipe = self.how.compute.parallel, self.job.recipe
+        parallel, recipe = self.how.parallel, self.job.recipe
         others = {
             type(recipe.schedule).__name__: isinstance(
                 recipe.schedule, SparseSchedule | LayerSchedule
             ),
             "ema": recipe.ema is not None,
-            "runs that step together": self.how.compute.seat is not None,
+            "runs that step together": self.how.seat is not None,
         }
         if parallel is None:
             return nullcontext(WholeModel())
@@ -158,7 +158,7 @@ class Loop:
             got = next(name for name, there in others.items() if there)
             fix = "Leave one of both out."
             raise ConfigError("parallel", got=got, want="a run of its own weights", fix=fix)
-        gather = self.how.compute.gather
+        gather = self.how.gather
         return parallel.attached(self.model, meter=self.busy.meter, gather=gather)
 
     def _look(self) -> Task:
@@ -258,7 +258,7 @@ class Loop:
 
     def _now(self) -> tuple[float, float]:
         """Time on the wall and of the cores; of a run among others its share."""
-        seat = self.how.compute.seat
+        seat = self.how.seat
         return seat.now() if seat else (time.perf_counter(), time.process_time())
 
     def _score(self, every: int) -> None:

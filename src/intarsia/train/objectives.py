@@ -24,6 +24,7 @@ from ..core.foreign import logits_in
 from ..gating import contexts, passes, redraw, task_ids
 from ..mixtures import SplitLinear
 from ..mixtures.routed import RoutedCell, TwoSided
+from . import settings
 from .order import Inputs
 from .outcome import LossOf, Outcome, counted, divergence_of, wide
 
@@ -283,11 +284,5 @@ def _bottlenecks(model: nn.Module) -> Iterator[Bottlenecks]:
 
 
 OBJECTIVES: Mapping[str, Objective] = MappingProxyType(
-    {
-        "plain": plain,
-        "two_pass": two_pass,
-        "one_backward": one_backward,
-        "local_variance": local_variance,
-        "pace": pace,
-    }
+    {name: globals()[name] for name in settings.OBJECTIVES}
 )

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
 
 from ..mixtures.split_adamw import decay_groups
-
-LrFactor = Callable[[int, int], float]
+from .settings import LrFactor
 
 
 def adamw(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from ..core.errors import ConfigError, DataError
 from ..core.heads import heads_of
-from .evaluate import each
+from .evaluation import each
 from .order import Batch
 from .record import bare
 from .scores import Metrics

@@ -19,6 +19,7 @@ from ..schedules import LayerSchedule, SparseSchedule
 from . import record as records
 from .folder import ADAPTER, FORMAT, README, Write, owned, write_results
 from .loop import Job, Loop
+from .optimisers import adamw
 from .precision import cast_frozen, trained
 from .processes import accelerator, on_main
 from .progress import tracker_names
@@ -65,7 +66,7 @@ def fit_once(
     model, training, out = job.model, job.training, job.running.out
     trained(model)  # raises if nothing is
     disjoint = _check_selection(job, evaluate_every)
-    device = job.running.compute.device
+    device = job.running.device
     ranks = accelerator(tracker_names(job.running.trackers, out), out, device)
     if training.precision == "fp16" and ranks.device.type == "cpu":
         what, got = "precision", "'fp16' on a CPU"
@@ -153,7 +154,9 @@ def _about(job: Job) -> dict[str, Any]:
         "task": records.describe(job.task),
         "objective": records.describe(job.objective),
         "training": records.plain_values(job.training),
-        "recipe": records.plain_values(keywords(job.recipe))
+        "recipe": records.plain_values(
+            keywords(job.recipe) | {"optimizer": job.recipe.optimizer or adamw}
+        )
         | ({"schedule": records.describe(schedule)} if masks else {}),
         "running": records.plain_values(
             keywords(job.running) | {"seat": _beside(job), "parallel": _shared_out(job)}
@@ -166,13 +169,13 @@ def _about(job: Job) -> dict[str, Any]:
 
 def _shared_out(job: Job) -> Any:
     """How experts are shared out among processes."""
-    parallel = job.running.compute.parallel
+    parallel = job.running.parallel
     return None if parallel is None else records.describe(parallel)
 
 
 def _beside(job: Job) -> int | None:
     """How many runs step together."""
-    seat = job.running.compute.seat
+    seat = job.running.seat
     return None if seat is None else len(seat.stack.spent)
 
 

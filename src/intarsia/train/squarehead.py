@@ -14,7 +14,7 @@ from ..core import Card, Paper
 from ..core.checks import above, at_least
 from ..core.errors import ConfigError
 from ..core.foreign import is_encoder_decoder
-from .distill import check_logits, taught
+from .distillation import check_logits, taught
 from .objectives import blocks_of, logits_of
 from .order import Inputs
 from .outcome import LossOf, Outcome, counted, divergence_of

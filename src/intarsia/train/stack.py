@@ -203,7 +203,7 @@ def stacked(
 ) -> list[Result | BaseException]:
     """Run the jobs beside each other; the result of each, or its error.
 
-    A job trains with `Compute(seat=...)` on its seat. The first SIGINT or SIGTERM stops all after
+    A job trains with `seat=...` on its seat. The first SIGINT or SIGTERM stops all after
     their step, and each says so in its error.
     """
     stack = Stack(len(jobs), joining)

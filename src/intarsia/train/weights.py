@@ -10,20 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..core.checks import BALANCED, above, named_numbers
+from ..core.checks import BALANCED, named_numbers
 from ..core.errors import ConfigError, UnknownName
-
-ClassWeights = str | Mapping[str, float] | Sequence[float]
-
-
-def check_weights(asked: ClassWeights | None) -> None:
-    """Raises: ConfigError for weights that cannot be, whatever the classes are."""
-    if asked is None or asked == BALANCED:
-        return
-    named = named_numbers("class_weights", asked) if isinstance(asked, str) else asked
-    values = named.values() if isinstance(named, Mapping) else named
-    for value in values:
-        above("class_weights", value, 0, fix="Try 1.0 for a class that counts as usual.")
+from .settings import ClassWeights
 
 
 def weights_of(

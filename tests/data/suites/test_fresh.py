@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from intarsia.data.fingerprint import shared
+from intarsia.data.fingerprints import shared
 from intarsia.data.images import verify
 from intarsia_lab.materials.suites import suite
 from intarsia_lab.materials.suites.task import SuiteTask

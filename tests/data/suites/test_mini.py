@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from intarsia.data import ImageSet, sets
-from intarsia.data.fingerprint import shared
+from intarsia.data.fingerprints import shared
 from intarsia.data.images import check_every_class, verify
 from intarsia.data.packages import Package
 from intarsia_lab.materials import structured

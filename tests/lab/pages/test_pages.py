@@ -6,6 +6,8 @@ from pathlib import Path
 
 from intarsia.catalog import cards
 from intarsia.core.errors import DataError
+from intarsia.core.registry import index
+from intarsia_lab.pages.index import helps_of
 from intarsia_lab.pages.methods import measured, pages, published, reference, write
 
 from ...refusals import refused
@@ -77,3 +79,22 @@ def test_the_table_of_the_reference_is_up_to_date() -> None:
     assert reference(without + "\n") == text
     with refused(DataError, what="reference page"):
         reference("# Reference\n")
+
+
+def test_a_setting_has_the_help_of_its_configs_docstring() -> None:
+    doc = """One sentence, with a colon: no setting.
+
+rank, width: r and d, see
+  the paper; alpha: None = r.  on: x, as
+in eq. 3. Source: the paper.
+
+Raises: ConfigError. rank: of no use here."""
+    assert helps_of(doc, ("rank", "width", "alpha", "on")) == {
+        "rank": "r and d, see the paper",
+        "width": "r and d, see the paper",
+        "alpha": "None = r",
+        "on": "x, as in eq. 3",
+    }
+    assert helps_of(doc, ()) == {}
+    known = [setting for entry in index().values() for setting in entry["settings"]]
+    assert sum("help" in setting for setting in known) > 0.75 * len(known)

@@ -14,7 +14,7 @@ from intarsia.fitting import fit
 from intarsia.hosts import student_of
 from intarsia.routers import TopK
 from intarsia.train import cosine, evaluate
-from intarsia.train.distill import distill, staged_distillation
+from intarsia.train.distillation import distill, staged_distillation
 from intarsia.train.objectives import Objective, Staged, plain
 
 from ..kit import COUNTED, Control, Report, Result, Study, below, numbers

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 
+from intarsia.data.small_models import SmallModel
 from intarsia.gating import RouterConfig
 from intarsia.mixtures import as_wide_mlp
 from intarsia.mixtures.zcode_m3 import mixtures_in

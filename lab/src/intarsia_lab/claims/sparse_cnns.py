@@ -26,7 +26,7 @@ from intarsia.methods.sparse_bytenn import SparseByteNn
 from intarsia.reports.sheet import Sheet
 from intarsia.schedules import Gradual
 from intarsia.schedules.masked import Masks, Weights
-from intarsia.train.distill import distill
+from intarsia.train.distillation import distill
 
 from ..kit import Report, Result, Study, above
 from ..kit.arms import class_scores, each, result_of, shown

@@ -24,7 +24,7 @@ from intarsia.kernels import native
 from intarsia.methods.fast_convnets import Chw
 from intarsia.schedules import Gradual
 from intarsia.schedules.masked_layers import masked_weights
-from intarsia.train.distill import distill
+from intarsia.train.distillation import distill
 
 from ..kit import NoControl, Report, Result, Study, above
 from ..kit.arms import each, result_of, shown, threads

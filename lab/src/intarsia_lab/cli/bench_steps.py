@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.choosing.arms import ARMS, BenchArm, arm, by_task
-from intarsia.cli.options import share_of
 from intarsia.cli.shell import in_words
 from intarsia.core.checks import at_least
 from intarsia.core.errors import ConfigError, UnknownName
+from intarsia.core.schema import read
 from intarsia.experiments.experiment import Experiment, Pictures
-from intarsia.experiments.settings import value_of
 from intarsia.reports.numbers import size
 from intarsia.train.processes import device_named
 
@@ -77,7 +76,7 @@ def ask(given: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, Path,
     tasks = [_task(suite, name) for name in names]
     methods = _names(given["methods"]) or methods_of(base, rules)
     seeds: tuple[int, ...] = (
-        value_of("--seeds", given["seeds"], tuple[int, ...]) if given["seeds"] else base.seeds
+        read("--seeds", given["seeds"], tuple[int, ...]) if given["seeds"] else base.seeds
     )
     plan = BenchPlan(
         suite,
@@ -135,7 +134,7 @@ def _values(given: Mapping[str, Any], base: Profile, rules: Protocol) -> dict[st
     if shots is not None:
         at_least("--shots", shots, 1, fix="Try 5.")
     if fraction is not None:
-        values["images"] = share_of(None, fraction)
+        values["images"] = fraction
     return values | {"shots": shots}
 
 

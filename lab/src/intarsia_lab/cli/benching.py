@@ -8,14 +8,15 @@ from typing import Annotated, Any
 import typer
 
 from intarsia.cli.completing import among, models
-from intarsia.cli.early import check_choices, check_numbers, numbers
+from intarsia.cli.early import check_word, numbers
 from intarsia.cli.options import Device, Json, MaxPixels, allow_pixels, given_in_words
 from intarsia.cli.shell import SOME_FAILED, note, say, show_json, show_table, warn
-from intarsia.core.checks import above
+from intarsia.cli.values import check_options
+from intarsia.core.checks import above, at_least
 from intarsia.core.errors import ConfigError
 
 from .bench_sparse import bench_sparse
-from .words import CHOICES
+from .words import PROFILES, PROTOCOLS, SUITES
 
 
 def bench(
@@ -24,7 +25,7 @@ def bench(
         str | None,
         typer.Argument(
             help="mini, fresh, vtab-1k, fgvc or gicd; sparse: products of sparse weights.",
-            autocompletion=among(CHOICES["suite"]),
+            autocompletion=among(SUITES),
         ),
     ] = None,
     tasks: Annotated[
@@ -45,7 +46,7 @@ def bench(
     protocol: Annotated[
         str,
         typer.Option(
-            autocompletion=among(CHOICES["protocol"]),
+            autocompletion=among(PROTOCOLS),
             help="honest: one setting for all tasks; tuned: a grid, chosen on validation images; "
             "even: one rate a method, chosen alike; official: MoSA's published recipe.",
         ),
@@ -54,7 +55,7 @@ def bench(
         str,
         typer.Option(
             help="full; quick: cut to fit 15 minutes; few: 100 images, 40 epochs, five seeds.",
-            autocompletion=among(CHOICES["profile"]),
+            autocompletion=among(PROFILES),
         ),
     ] = "full",
     model: Annotated[
@@ -141,9 +142,12 @@ def bench(
     Example:  intarsia bench mini --profile quick --jobs 2
     """
     given: dict[str, Any] = dict(locals())
-    check_choices(given, CHOICES)
+    check_word("--suite", suite, SUITES)
+    check_word("--profile", profile, PROFILES)
+    check_word("--protocol", protocol, PROTOCOLS)
     allow_pixels(ctx, max_pixels)
-    check_numbers({"jobs": jobs, "threads": threads, "epochs": epochs, "device": device})
+    check_options({"precision": precision, "threads": threads, "epochs": epochs, "device": device})
+    at_least("--jobs", jobs, 1)
     if seeds is not None:
         numbers("--seeds", seeds)
     if budget is not None:

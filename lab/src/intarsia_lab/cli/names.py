@@ -16,12 +16,12 @@ from .words import NAMES
 
 
 def names() -> Mapping[str, Iterable[str]]:
-    """Return the words of every list: those of an option under its flag."""
+    """Return the words of every list."""
     return {
         "claim": sorted(claim.key for claim in claims()),
-        "--suite": (*suites.MODULES, "sparse"),
-        "--profile": (profile.name for profile in PROFILES),
-        "--protocol": (protocol.name for protocol in PROTOCOLS),
+        "suite": (*suites.MODULES, "sparse"),
+        "profile": (profile.name for profile in PROFILES),
+        "protocol": (protocol.name for protocol in PROTOCOLS),
         "router": sorted(VARIANTS),
     }
 

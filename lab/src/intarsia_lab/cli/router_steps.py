@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from intarsia.core.locks import alone
-from intarsia.experiments.settings import value_of
+from intarsia.core.schema import read
 from intarsia.reports.numbers import plural
 
 from ..routing import PICTURES, TEXT, VARIANTS, Contest, Scale, cells, sheets_of, tidy, write
@@ -19,7 +19,7 @@ def ask(given: Mapping[str, Any]) -> Contest:
     """The contest that was asked for; what cannot be is found when its cells are."""
     names = _names(given["routers"])
     budget = given["budget"]
-    seeds: tuple[int, ...] = value_of("--seeds", given["seeds"], tuple[int, ...])
+    seeds: tuple[int, ...] = read("--seeds", given["seeds"], tuple[int, ...])
     return Contest(
         _names(given["data"]),
         None if names == ["all"] else names,

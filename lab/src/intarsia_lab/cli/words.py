@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from intarsia.cli import early
 from intarsia.core.errors import UnknownName
+from intarsia.core.registry import read_lists
 
 NAMES = Path(__file__).with_name("names.txt")
-WORDS = early.read_words(NAMES)
+WORDS = read_lists(NAMES)
 CLAIMS, ROUTERS = WORDS["claim"], WORDS["router"]
-CHOICES = {**early.CHOICES, **early.choices(WORDS)}
+SUITES, PROFILES, PROTOCOLS = map(WORDS.__getitem__, ("suite", "profile", "protocol"))
 
 
 def check_claim(name: str) -> None:

@@ -11,13 +11,16 @@ from torch.utils.data import Dataset
 from ...core.errors import ConfigError
 from ...schedules import ByFit
 from ..order import Inputs, Reader, classes_of, labels_of, size_of
-from ..settings import Recipe, keywords
+from ..settings import Recipe
 from ..weights import weights_of
 from .classes import Classes
 from .labels import MultiLabel
 from .regression import Regression
 from .task import Task
 from .tokens import Tokens
+
+OF_LABELS = ("mixup", "cutmix", "smoothing", "class_weights")
+"""The settings of a recipe that are about the labels of classes, before the loss."""
 
 
 def task_of(dataset: Dataset[Any]) -> Task:
@@ -56,7 +59,7 @@ def chosen(
     classes: their names, where the dataset does not know them.
     Raises: ConfigError where the recipe has a setting that the task has not.
     """
-    given = {name: value for name, value in keywords(recipe.loss).items() if value}
+    given = {name: value for name in OF_LABELS if (value := getattr(recipe, name))}
     found = task or task_of(dataset)
     if isinstance(recipe.schedule, ByFit) and not found.answers:
         got = f"{type(recipe.schedule).__name__} for {type(found).__name__}"

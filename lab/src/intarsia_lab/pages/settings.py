@@ -1,0 +1,118 @@
+"""Generated from the fields of settings: `python -m intarsia_lab.pages.settings` writes all of it.
+
+The keywords of `fit` for type checkers, train/options.py, and docs/settings.md.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from collections.abc import Iterator
+from dataclasses import MISSING
+from pathlib import Path
+from typing import Any
+
+from intarsia.cli.options import PANELS, OnCommandLine, OtherTasks, Senses
+from intarsia.cli.processes import Processes
+from intarsia.core.files import write_text
+from intarsia.core.registry import INDEX
+from intarsia.core.schema import Setting, in_words, option_name, settings_of, words, written
+from intarsia.train import settings
+from intarsia.train.settings import Recipe, Running, Training
+
+OPTIONS = INDEX.parents[1] / "train" / "options.py"
+ONLY_COMMAND_LINE = (OnCommandLine, OtherTasks, Senses, Processes)
+HEAD = '''"""The keywords of `fit` for type checkers: every field of Training, Recipe and Running.
+
+Written by `python -m intarsia_lab.pages.settings` from train/settings.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TypedDict
+
+from ..parallel.strategy import Strategy
+from ..schedules import ByFit, LayerSchedule, SparseSchedule
+from .settings import ClassWeights, LrFactor, OptimizerFactory, Schedule
+from .stack import Seat
+
+
+class Options(TypedDict, total=False):
+    """Keywords of `fit`."""
+
+'''
+PAGE = """# Settings of a run
+
+Every setting of a run is one field of a dataclass. The option of `intarsia fit`, the keyword of
+`intarsia.fit`, the checks, completion and the entry in experiment.json are made from it, and this
+page by `python -m intarsia_lab.pages.settings`. Settings without an option are for Python only;
+options without a keyword are for the command line only.
+"""
+
+
+def options_text() -> str:
+    """Return train/options.py; the types are those in the source of the fields."""
+    lines: list[str] = []
+    for node in ast.parse(inspect.getsource(settings)).body:
+        if isinstance(node, ast.ClassDef) and node.name in (
+            kind.__name__ for kind in (Training, Recipe, Running)
+        ):
+            for item in node.body:
+                if isinstance(item, ast.AnnAssign):
+                    kind = item.annotation
+                    quoted = isinstance(kind, ast.Constant)
+                    text = str(kind.value) if quoted else ast.unparse(kind)
+                    # a keyword may be a path in words, which the field makes a Path
+                    text = text.replace("Path", "str | Path")
+                    lines.append(f"    {ast.unparse(item.target)}: {text}\n")
+    return HEAD + "".join(lines)
+
+
+def page() -> str:
+    """Return docs/settings.md."""
+    return "\n".join([PAGE, *_tables()])
+
+
+def _tables() -> Iterator[str]:
+    for kind, panel in PANELS.items():
+        only = ", on the command line only" if kind in ONLY_COMMAND_LINE else ""
+        yield f"## {panel}: `{kind.__name__}`{only}\n"
+        yield "| setting | option | type | default | range | help |\n|---|---|---|---|---|---|"
+        for item, declared in settings_of(kind):
+            option = "" if declared.python or item.name == "data" else f"`{option_name(item)}`"
+            plain = item.type if not isinstance(item.type, str) else None
+            cells = (
+                f"`{item.name}`",
+                option,
+                in_words(plain) if plain is not None else f"`{item.type}`".replace(" | ", " or "),
+                _default(item),
+                _range(item.name, declared),
+                declared.help,
+            )
+            yield f"| {' | '.join(cells)} |"
+        yield ""
+
+
+def _default(item: Any) -> str:
+    stated = item.default not in (None, (), MISSING)
+    return f"`{written(item.default)}`" if stated else ""
+
+
+def _range(name: str, declared: Setting) -> str:
+    """Return the words that are valid, or the range of a number."""
+    if valid := words(declared.choices):
+        return ", ".join(f"`{word}`" for word in valid)
+    bounds = (declared.least, declared.above, declared.below, declared.most)
+    return declared.range_in_words(name) if any(bound is not None for bound in bounds) else ""
+
+
+def write(docs: Path) -> None:
+    """Write the keywords and the page.  docs: the folder of the documentation."""
+    write_text(OPTIONS, options_text())
+    write_text(docs / "settings.md", page())
+
+
+if __name__ == "__main__":
+    write(Path("docs"))

@@ -1,0 +1,81 @@
+"""The values of the options of a run: refused before torch is imported, and as its settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import Field
+from pathlib import Path
+from typing import Any
+
+from ..core.errors import ConfigError
+from ..core.registry import find, index
+from ..core.schema import METADATA, options_of
+from ..experiments.experiment import Experiment, schedules
+from ..train.settings import Running
+from .options import FIELDS, flag
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse what the settings of a run refuse, before torch is imported.
+
+    options: values by the names of their settings; None = left out.
+    Raises: ConfigError; UnknownName.
+    """
+    values = {name: value for name, value in options.items() if value is not None}
+    for name in FIELDS.keys() & values.keys():
+        item: Field[Any] = FIELDS[name][0]
+        item.metadata[METADATA].check(flag(name), values[name], item.type)
+    Experiment.of({"data": ""} | values)  # settings that contradict each other
+    if "density" in values:
+        _check_density(values.get("schedule"))
+    check_teacher(str(values.get("objective")), values.get("teacher"))
+
+
+def _check_density(schedule: str | None) -> None:
+    """Raises: ConfigError for a density without a schedule that has one."""
+    dense = [
+        name
+        for name in schedules()
+        if any(s["name"] == "density" for s in index()[find(name, "schedule")]["settings"])
+    ]
+    name = (schedule or "").partition(":")[0].replace("_", "-")
+    if name not in dense:
+        fix = "Try --schedule rigl --density 0.25."
+        if name == "bdwp":
+            fix = "Say how many of a group are kept: --schedule bdwp:pattern=2:8."
+        got = f"it with {schedule or 'no --schedule'}"
+        raise ConfigError("--density", got=got, want=f"{', '.join(dense)} with it", fix=fix)
+
+
+def check_teacher(objective: str, teacher: str | None) -> None:
+    """Raises: ConfigError for a teacher without an objective that has one, or the reverse."""
+    has, wants = teacher or "teacher=" in objective, objective.startswith("squarehead")
+    if bool(has) != wants:
+        got = f"{teacher or 'none'} with --objective {objective}"
+        fix = "For example: --objective squarehead --teacher smollm2"
+        want = "squarehead and the dense model, both or neither"
+        raise ConfigError("--teacher", got=got, want=want, fix=fix)
+
+
+def experiment_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of an `Experiment`, out of all parameters of a verb."""
+    values = {name: value for name, value in options.items() if value is not None}
+    if "density" in values:
+        values["schedule"] = with_density(values["schedule"], values["density"])
+    if (teacher := values.get("teacher")) is not None:
+        mark = "," if ":" in values["objective"] else ":"
+        place = Path(teacher).resolve() if Path(teacher).exists() else teacher
+        values["objective"] = f"{values['objective']}{mark}teacher={place}"
+    return values
+
+
+def with_density(schedule: str | None, density: float | None) -> str | None:
+    """Return a schedule by name, with its density behind its other settings."""
+    if schedule is None or density is None:
+        return schedule
+    return f"{schedule}{',' if ':' in schedule else ':'}density={density}"
+
+
+def running_values(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the values of a `Running` out of all parameters of a verb."""
+    return {item.name: options[item.name] for item, _ in options_of(Running)}

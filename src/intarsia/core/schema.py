@@ -1,0 +1,290 @@
+"""Settings of a run, each declared once: a field with its type, default, help and range.
+
+    @dataclass(frozen=True)
+    class Training:
+        epochs: int = setting(20, "Passes over the training images.", least=1)
+
+        def __post_init__(self) -> None:
+            check(self)
+
+The options of the command line, what is refused before torch is imported, completion, `--config`,
+experiment.json and docs/settings.md are made from these fields. A module of settings imports no
+torch and has no `from __future__ import annotations`: the types of its fields are read as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, TypeVar, cast, get_args, get_origin
+
+from .errors import ConfigError, UnknownName
+
+Kind = TypeVar("Kind")
+Words = Sequence[str] | Callable[[], Sequence[str]]
+"""A closed list, or a function that returns it: one that reads a file is called when needed."""
+METADATA = "setting"
+BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+SEVERAL = (tuple, list, Sequence)
+PLAIN: Mapping[Any, type] = {bool: bool, int: Integral, float: Real, str: str, Path: Path}
+NAMES: Mapping[Any, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "a word",
+    Path: "a path",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The declaration of one setting, beside the type and the default of its field.
+
+    help: one sentence for `--help` and the docs.
+    least, above, below, most: the range of a number: least <= x, above < x, x < below, x <= most.
+    choices: the only words that are valid.  suffix: a word may have settings of its own behind a
+    colon.  offers: words that completion offers among others.
+    test: raises an error for a value that the range does not refuse.  fix: the end of every error.
+    flag, short: the option, where it is not called as the field; "" = `--field-name`.
+    panel: the heading of the option in `--help`; "" = that of the field's class.
+    python: it is set in Python only, and is neither an option nor part of experiment.json.
+    """
+
+    help: str
+    least: float | None = None
+    above: float | None = None
+    below: float | None = None
+    most: float | None = None
+    choices: Words = ()
+    suffix: bool = False
+    offers: Words = ()
+    test: Callable[[Any], None] | None = None
+    fix: str = ""
+    flag: str = ""
+    short: str = ""
+    panel: str = ""
+    python: bool = False
+
+    def check(self, name: str, value: Any, kind: Any) -> None:
+        """Refuse a value that its field cannot have.  name: of the setting, in the error.
+
+        Raises: ConfigError for another type or a number out of range; UnknownName for a word that
+        is none of the choices; what `test` raises.
+        """
+        if value is None and fits(None, kind):
+            return
+        if not fits(value, kind):
+            fix = self.fix or "Give a value of that type."
+            raise ConfigError(name, got=repr(value), want=in_words(kind), fix=fix)
+        if isinstance(value, Real) and not self._in_range(_as_float(value)):
+            fix = self.fix or f"Try {self._example()}."
+            raise ConfigError(name, got=value, want=self.range_in_words(name.lstrip("-")), fix=fix)
+        if choices := words(self.choices):
+            for word in cast("Sequence[str]", (value,) if isinstance(value, str) else value):
+                # an objective or a schedule has settings of its own: two_pass:add=1
+                first = word.partition(":")[0].partition("+")[0] if self.suffix else word
+                if first not in choices:
+                    raise UnknownName(name, first, choices, fix=self.fix)
+        if self.test is not None:
+            self.test(value)
+
+    def _in_range(self, value: float) -> bool:
+        """Return True for a number inside; NaN and infinity are outside of every range."""
+        return (
+            abs(value) < math.inf
+            and (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.below is None or value < self.below)
+            and (self.most is None or value <= self.most)
+        )
+
+    def _example(self) -> float:
+        if self.below is not None or self.above is not None:
+            return 0.1
+        return 0 if self.least is None else self.least
+
+    def range_in_words(self, name: str) -> str:
+        """Return the range as an error and the docs say it, such as "at least 1"."""
+        low = f"{self.least} <= " if self.least is not None else ""
+        low = f"{self.above} < " if self.above is not None else low
+        if self.below is not None:
+            return f"{low}{name} < {self.below}"
+        if self.most is not None:
+            return f"{self.least} ... {self.most}"
+        if self.above is not None:
+            return f"above {self.above}"
+        return f"at least {self.least}" if self.least is not None else "a finite number"
+
+
+def _as_float(value: Real) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # a whole number that no float can hold
+        return math.inf
+
+
+def setting(default: Any, help: str, **declared: Any) -> Any:
+    """Return a dataclass field with its declaration, see `Setting`; MISSING = it must be given."""
+    return field(default=default, metadata={METADATA: Setting(help=help, **declared)})
+
+
+def words(listed: Words) -> Sequence[str]:
+    """Return a closed list, read now if it is a function."""
+    return listed() if callable(listed) else listed
+
+
+def settings_of(*kinds: type) -> Iterator[tuple[dataclasses.Field[Any], Setting]]:
+    """Yield every declared field of dataclasses with its declaration, in order."""
+    for kind in kinds:
+        for item in fields(cast(Any, kind)):
+            if METADATA in item.metadata:
+                yield item, item.metadata[METADATA]
+
+
+def options_of(*kinds: type) -> Iterator[tuple[dataclasses.Field[Any], Setting]]:
+    """Yield those of `settings_of` that are options, which JSON can hold."""
+    return ((item, declared) for item, declared in settings_of(*kinds) if not declared.python)
+
+
+def option_name(item: dataclasses.Field[Any]) -> str:
+    """Return the option of a field, as `--batch-size`."""
+    declared: Setting = item.metadata[METADATA]
+    return declared.flag.split("/")[-1] or f"--{item.name.replace('_', '-')}"
+
+
+def check(settings: object) -> None:
+    """Check every declared field of a dataclass; its `__post_init__` calls this.
+
+    Raises: as `Setting.check`.
+    """
+    for item in fields(cast(Any, settings)):
+        if (declared := item.metadata.get(METADATA)) is not None:
+            declared.check(item.name, getattr(settings, item.name), item.type)
+
+
+def to_json(settings: object) -> dict[str, Any]:
+    """Return the options of a dataclass, and of those inside it, as one flat mapping for JSON."""
+    values: dict[str, Any] = {}
+    for item in fields(cast(Any, settings)):
+        value = getattr(settings, item.name)
+        if is_dataclass(value):
+            values |= to_json(value)
+        elif METADATA in item.metadata and not item.metadata[METADATA].python:
+            values[item.name] = (
+                list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
+            )
+    return values
+
+
+def from_json(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
+    """Return the dataclass that `to_json` wrote; other names are left alone.
+
+    Raises: as `check`; ConfigError for a setting that must be given and is not.
+    """
+    new: dict[str, Any] = {}
+    for item in fields(cast(Any, kind)):
+        if isinstance(item.type, type) and is_dataclass(item.type):
+            new[item.name] = from_json(item.type, values)
+        elif item.name in values:
+            value = values[item.name]
+            new[item.name] = tuple(cast("list[Any]", value)) if isinstance(value, list) else value
+        elif item.default is MISSING and item.default_factory is MISSING:
+            raise ConfigError(item.name, got="nothing", want="a value", fix="Add it.")
+    return kind(**new)
+
+
+def members(kind: Any) -> list[Any]:
+    """Return the members of a type, text last: "0.5" is a number wherever it can be one."""
+    union = get_origin(kind) in (typing.Union, types.UnionType)
+    order = (type(None), bool, int, float)
+    kinds = list(get_args(kind)) if union else [kind]
+    return sorted(kinds, key=lambda k: order.index(k) if k in order else len(order))
+
+
+def fits(value: Any, kind: Any) -> bool:
+    """Return True if a value is of a type of plain values; of any other type, every value is.
+
+    A whole number may stand for a float; True is no number; a list may stand for a tuple.
+    """
+    for member in members(kind):
+        if get_origin(member) in SEVERAL:
+            if not isinstance(value, Sequence) or isinstance(value, str):
+                continue
+            if all(fits(item, get_args(member)[0]) for item in cast("Sequence[object]", value)):
+                return True
+        elif member in (None, type(None)):
+            if value is None:
+                return True
+        elif member not in PLAIN or _is_a(value, member):
+            return True
+    return False
+
+
+def _is_a(value: object, kind: type) -> bool:
+    # Python counts True as a number
+    return isinstance(value, PLAIN[kind]) and isinstance(value, bool) == (kind is bool)
+
+
+def read(what: str, text: str, kind: Any) -> Any:
+    """Return a text as a value of a type; an empty text is None where that is allowed.
+
+    Raises: ConfigError.
+    """
+    for member in members(kind):
+        value, valid = _read(text, member)
+        if valid:
+            return value
+    raise ConfigError(what, got=repr(text), want=in_words(kind), fix=_example_of(what, kind))
+
+
+def written(value: Any) -> str:
+    """Return a value as the text that `read` reads."""
+    if value is None:
+        return ""
+    if isinstance(value, tuple | list):
+        return ",".join(map(written, cast("Sequence[Any]", value)))
+    return str(value)
+
+
+def _read(text: str, kind: Any) -> tuple[Any, bool]:
+    if kind is type(None):
+        return None, text == ""
+    if kind is bool:
+        return BOOLEANS.get(text.lower()), text.lower() in BOOLEANS
+    if kind in (int, float):
+        try:
+            return kind(text), True
+        except ValueError:
+            return None, False
+    if kind is str:
+        return text, text != ""
+    if get_origin(kind) in SEVERAL:
+        items = [item.strip() for item in text.split(",") if item.strip()]
+        values = [_read(item, get_args(kind)[0]) for item in items]
+        return tuple(v for v, _ in values), bool(values) and all(valid for _, valid in values)
+    return None, False
+
+
+def in_words(kind: Any) -> str:
+    """Return a type as an error says it, such as "nothing or a whole number"."""
+    return " or ".join(
+        "nothing"
+        if member is type(None)
+        else f"{NAMES.get(get_args(member)[0], 'values')}, or several with commas"
+        if get_origin(member) in SEVERAL
+        else NAMES.get(member, getattr(member, "__name__", str(member)))
+        for member in members(kind)
+    )
+
+
+def _example_of(what: str, kind: Any) -> str:
+    examples: dict[Any, str] = {int: "4", float: "0.1", bool: "true", str: "gelu"}
+    several = {tuple[item, ...]: "0,1,2" if item is int else examples[item] for item in examples}
+    first = next((k for k in members(kind) if k in examples | several), str)
+    return f"For example: {what}{'=' if ' ' in what else ' '}{(examples | several)[first]}"
