@@ -6,7 +6,7 @@ from .fingerprints import fingerprint as fingerprint
 from .fingerprints import shared as shared
 from .images import ImageSet as ImageSet
 from .language_models import language_model as language_model
-from .loaders import Held as Held
+from .loaders import ImageTensors as ImageTensors
 from .loaders import Prepared as Prepared
 from .loaders import tensors as tensors
 from .packages import cache_dir as cache_dir
