@@ -22,13 +22,13 @@ NAMES = "gcc-aarch64-linux-gnu and qemu-user-static"  # Debian's
 
 
 def missing() -> str:
-    """What is not on this machine; nothing if all is."""
+    """Return the programs that this machine lacks; an empty text if it has all."""
     gone = [program for program in (COMPILER, EMULATOR) if shutil.which(program) is None]
     return f"no {' and '.join(gone)} here (Debian: {NAMES})" if gone else ""
 
 
 def built(folder: Path) -> Path:
-    """One program with all kernels, for the emulated processor."""
+    """Compile one program with all kernels, for the emulated processor."""
     program, source = folder / "kernels", Path(__file__).with_name("emulated_call.c")
     sources = [str(path) for path in building.sources() if path.suffix == ".c"]
     flags = ("-O2", *building.FLAGS[2:], "-std=gnu11", "-static", "-pthread", "-Wno-psabi")
@@ -50,7 +50,7 @@ def regions(words: list[int]) -> list[tuple[int, int]]:
 
 
 def call(program: Path, name: str, arguments: tuple[Any, ...]) -> int:
-    """One kernel's result; what it wrote is in the tensors."""
+    """Call a kernel; return its result, and write its outputs into the tensors."""
     numbers = [int(a or 0) for a in arguments]
     words = [n for n in numbers if n > 2**32]
     places = regions(words)
@@ -76,7 +76,7 @@ def call(program: Path, name: str, arguments: tuple[Any, ...]) -> int:
 
 @contextmanager
 def emulated(program: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Inside, every kernel is the emulated one; gives the names of those that ran."""
+    """Replace every kernel by the emulated one inside the block; yields the names that ran."""
     ran: list[str] = []
 
     def function(_: str, name: str, __: tuple[Any, ...]) -> Callable[..., int]:

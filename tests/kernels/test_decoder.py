@@ -62,7 +62,7 @@ def product(dst: Value, src: Value, seed: int, bias: bool = False) -> ProductSte
 def program(
     size: int, heads: int, groups: int, dtype: torch.dtype = torch.float32, window: int = 0
 ) -> tuple[list[DecoderStep], LayerCache]:
-    """All kinds of steps once, on heads of `size` numbers."""
+    """Return a program with each kind of step once, on heads of `size` numbers."""
     width, turned = 37, size // 4 * 2
     shape = SLOTS, groups, LENGTH, size
     cache = LayerCache(*(drawn(*shape, seed=s).to(dtype) for s in (8, 9)))

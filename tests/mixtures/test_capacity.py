@@ -110,7 +110,7 @@ def test_lots_drop_early_and_late_tokens_alike() -> None:
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_which_policies_let_a_later_token_decide(policy: str) -> None:
-    """Of tokens 0 ... 3, the last one chooses another expert or the same."""
+    """Compare tokens 0 ... 3 whose last one chooses another expert, or the same."""
     fates = set[bool]()
     for seed in range(20):
         for last in (0, 1):

@@ -98,7 +98,7 @@ def outputs_naive(cell: MlpExperts, host: Any, x: Tensor, routing: Routing) -> T
 
 
 def deltas_naive(cell: MlpExperts, host: Any, x: Tensor, routing: Routing) -> Tensor:
-    """For at most one expert a token: an MLP whose LoRAs are scaled by its weight."""
+    """Compute, for at most one expert a token, an MLP whose LoRAs are scaled by its weight."""
     gates, rows = routing.dense(), []
     for t, row in enumerate(x.reshape(-1, WIDTH)):
         e = int(gates[t].argmax())

@@ -215,7 +215,7 @@ def test_shapes_are_known_without_values() -> None:
 
 
 def test_memory_is_linear_in_tokens() -> None:
-    """What is kept for the backward, in numbers per token; an S x E x S tensor would double it."""
+    """Count the numbers kept for the backward by token; an S x E x S tensor would double them."""
 
     def kept(tokens: int) -> float:
         layer, total = mixture(), 0
@@ -234,7 +234,7 @@ def test_memory_is_linear_in_tokens() -> None:
 
 @pytest.mark.parametrize("policy", [None, "order", "random", "score"])
 def test_the_largest_tensor_is_linear_in_tokens(policy: str | None) -> None:
-    """Of all that forward and backward make; S x E x S, or S x E x C, would grow by four."""
+    """Compare the largest tensors; S x E x S, or S x E x C, would grow by four."""
 
     class Largest(TorchDispatchMode):
         bytes = 0

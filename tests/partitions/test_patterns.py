@@ -90,7 +90,7 @@ def test_what_cannot_be_is_refused() -> None:
 
 
 def sorted_largest(scores: Tensor, count: int) -> Tensor:
-    """By a whole sort."""
+    """Select the largest by sorting everything."""
     order = scores.argsort(dim=-1, descending=True, stable=True)[..., :count]
     return torch.zeros_like(scores, dtype=torch.bool).scatter(-1, order, True)
 

@@ -96,7 +96,7 @@ def test_tables_keep_their_number_of_weights_and_masked_moments_stay_0(store: st
 
 
 def test_without_a_memory_the_batch_decides() -> None:
-    """As the paper has it: where a row is not in the batch its gradient is 0."""
+    """Rows that are not in the batch have the gradient 0, as in the paper."""
     masks: list[Tensor] = []
     for schedule in (Dsl(0.5, every=2, memory=0.0), Dsl(0.5, every=2)):
         net = model()

@@ -136,7 +136,7 @@ def test_depthwise_steps_have_the_same_bits_on_any_number_of_threads(build: str)
 
 @needs_kernels
 def test_zeros_around_a_picture_are_no_neighbours() -> None:
-    """What lies before and behind a channel in memory, NaN here, never enters a window."""
+    """Put NaN before and behind a channel in memory: none may enter a window."""
     x = torch.full((3, 7, 7), torch.nan)
     x[1] = drawn(7, 7)
     for k, stride in ((3, 1), (5, 1), (3, 2), (5, 2)):
