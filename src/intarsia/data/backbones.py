@@ -36,7 +36,7 @@ from intarsia.data.packages import (
     reading,
 )
 
-from ..core.heads import heads_of
+from ..core.heads import own_classifier
 
 HUB = "hf-hub:"  # timm's prefix for a repository
 FOLDER = "local-dir:"  # timm's prefix for a model in a folder
@@ -269,7 +269,7 @@ def _note(model: nn.Module, **changes: object) -> nn.Module:
 
 def _classifier(model: nn.Module) -> str:
     """The classifier's prefix in the state dict; an unused prefix when there is no classifier."""
-    head = next(iter(heads_of(model)), None)
+    head = own_classifier(model)
     names = (name for name, module in model.named_modules() if module is head)
     return next(names, "no classifier") + "."
 
