@@ -10,12 +10,24 @@ from torch import nn
 NAMES = ("classifier", "head", "fc", "score", "pre_classifier", "projector")
 
 
+def own_classifier(model: nn.Module) -> Any:
+    """Return what a model of timm says is its classifier, a tuple of several or of none.
+
+    None stands for a model of another library.
+    """
+    get: Any = getattr(model, "get_classifier", None)
+    if not callable(get):
+        return None
+    classifier = get()
+    return () if classifier is None else classifier
+
+
 def heads_of(model: nn.Module) -> list[nn.Module]:
     """The classifiers of a timm, transformers or torchvision model, as they are; none without.
 
     A distilled DeiT has two.  model: the host itself, not a PeftModel around it.
     """
-    get: Any = getattr(model, "get_classifier", None)
-    got: Any = get() if callable(get) else tuple(getattr(model, name, None) for name in NAMES)
+    got = own_classifier(model)
+    got = tuple(getattr(model, name, None) for name in NAMES) if got is None else got
     found: list[Any] = [*got] if isinstance(got, tuple) else [got]
     return [m for m in found if isinstance(m, nn.Module)]

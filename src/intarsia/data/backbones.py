@@ -35,7 +35,7 @@ from intarsia.data.packages import (
     pinned,
 )
 
-from ..core.heads import heads_of
+from ..core.heads import own_classifier
 
 HUB = "hf-hub:"  # timm's prefix for a repository
 FOLDER = "local-dir:"  # timm's prefix for a model in a folder
@@ -284,7 +284,7 @@ def _update_config(model: nn.Module, **changes: object) -> nn.Module:
 
 def _head_prefix(model: nn.Module) -> str:
     """Return the classifier's prefix in the state dict; an unused one without a classifier."""
-    head = next(iter(heads_of(model)), None)
+    head = own_classifier(model)
     names = (name for name, module in model.named_modules() if module is head)
     return next(names, "no classifier") + "."
 
