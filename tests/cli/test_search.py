@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from intarsia.cli import app, searching
-from intarsia.cli.searching import answers, page_of
+from intarsia.cli.search_page import answers, page_of
 from intarsia.models.retrieve.sparse_index import SparseIndex
 from intarsia.results.local_page import LocalPage, running
 
