@@ -221,7 +221,7 @@ def fits(value: Any, kind: Any) -> bool:
         elif member in (None, type(None)):
             if value is None:
                 return True
-        elif member not in PLAIN or _is_a(value, member):
+        elif member not in PLAIN or _is_a(cast(object, value), member):
             return True
     return False
 
