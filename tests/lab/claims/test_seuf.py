@@ -16,8 +16,9 @@ def test_every_arm_is_run_once_and_kept(
 ) -> None:
     monkeypatch.setattr(routing_traces, "HELD_OUT", 1)
     monkeypatch.setattr(routing_traces, "TRAINED", 1)
-    monkeypatch.setattr(seuf, "texts", lambda: mixture)
-    small = {"FORGOTTEN": ("a",), "LENGTH": 16, "TRAINED": 4, "JUDGED": 2, "STEPS": 2}
+    monkeypatch.setattr(held_out_rows, "texts", lambda: mixture)
+    monkeypatch.setattr(held_out_rows, "LENGTH", 16)
+    small = {"FORGOTTEN": ("a",), "TRAINED": 4, "JUDGED": 2, "STEPS": 2}
     for name, value in (small | {"RANDOM": 1, "TARGETS": (0.0, 1e-3), "RATE": 0.05}).items():
         monkeypatch.setattr(seuf, name, value)
     held_out_rows.rows.cache_clear()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from intarsia.experiments.stack_entries import ENTRIES
-from intarsia_lab.claims import read_me, seuf, stack
+from intarsia_lab.claims import read_me, stack
 from intarsia_lab.claims.ledger import claim
 from intarsia_lab.materials import held_out_rows, routing_traces
 
@@ -13,7 +13,7 @@ from intarsia_lab.materials import held_out_rows, routing_traces
 def test_pairs_and_batches_are_judged(
     mixture: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(seuf, "texts", lambda: mixture)
+    monkeypatch.setattr(held_out_rows, "texts", lambda: mixture)
     monkeypatch.setattr(routing_traces, "HELD_OUT", 4)
     monkeypatch.setattr(routing_traces, "TRAINED", 1)
     monkeypatch.setattr(held_out_rows, "LENGTH", 16)
