@@ -165,7 +165,9 @@ def _continued(
         least = spans_of_heads.sink + spans_of_heads.block
         attach_spans(host, spans_of_heads, length=max(ids.shape[1] + tokens, least))
     end = tokenizer.eos_token_id
-    decoded = continued(host, ids, tokens, heard=lambda new: end is not None and int(new[0]) == end)
+    decoded = continued(
+        host, ids, tokens, on_token=lambda new: end is not None and int(new[0]) == end
+    )
     record: dict[str, Any] = {
         "text": tokenizer.decode(decoded.tokens[0], skip_special_tokens=True),
         "tokens": decoded.tokens.shape[1],

@@ -137,8 +137,8 @@ def set_steps(host: nn.Module, steps: Iterable[Step]) -> None:
     config: Any = config_of(host)
     if not hasattr(config, "to_json_string"):  # of another library
         return
-    attributes: dict[str, Any] = vars(config)
-    other = attributes.get("quantization_config")
+    attributes = cast("dict[str, Any]", vars(config))
+    other: Any = attributes.get("quantization_config")
     if other and not is_record(other):
         return
     entries = [step.entry() for step in steps_of(host) if not step.plain]

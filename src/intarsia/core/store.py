@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .errors import AssetError, CheckpointError, TrainingError, disk_error
 from .files import parse_json, writing
@@ -62,8 +62,9 @@ class Store:
                 row = parse_json(line)
             except ValueError:
                 continue
-            if isinstance(row, dict) and isinstance(row.get(KEY), str):
-                yield row
+            record = cast("dict[str, Any]", row) if isinstance(row, dict) else {}
+            if isinstance(record.get(KEY), str):
+                yield record
 
     def __contains__(self, key: str) -> bool:
         return key in self.rows
@@ -114,7 +115,7 @@ class Store:
         file = self.folder / f"{key}.safetensors"
         with building(file) as scratch:
             if scratch is not None:
-                from safetensors.torch import save_file
+                from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
                 tensors, facts = compute()
                 contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -122,12 +123,13 @@ class Store:
                 save_file(contiguous, str(scratch), metadata=metadata)
         with reading(file):
             with open_tensors(file) as head:
-                about = {n: parse_json(text) for n, text in (head.metadata() or {}).items()}
+                metadata = cast("dict[str, str]", head.metadata() or {})
+                about = {name: parse_json(text) for name, text in metadata.items()}
             return read_tensors(file), about
 
 
 @contextmanager
-def building(target: Path) -> Iterator[Path | None]:
+def building(target: Path) -> Generator[Path | None]:
     """Yield a scratch path that becomes `target` on success; None when `target` exists already.
 
     One process builds and the others wait. A crash leaves no partial `target`.
@@ -148,7 +150,7 @@ def building(target: Path) -> Iterator[Path | None]:
 
 
 @contextmanager
-def reading(file: Path) -> Iterator[None]:
+def reading(file: Path) -> Generator[None]:
     """Turn the errors of reading a damaged cached file into an AssetError."""
     from safetensors import SafetensorError
 

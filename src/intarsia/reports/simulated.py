@@ -131,8 +131,9 @@ def _map(name: str, title: str, caption: str, sent: Tensor, top: float, unit: st
         for i, row in enumerate(values)
     ]
     text = [[f"{v:.3g}" for v in row] for row in values] if len(values) <= 8 else ()
-    axes = {"x": "to device", "y": "from device"}
-    cells = heat_maps.HeatMap(values, places, places, top, hover, text, **axes, width=480)
+    cells = heat_maps.HeatMap(
+        values, places, places, top, hover, text, x="to device", y="from device", width=480
+    )
     label = f"Bytes between devices {name} placing; the numbers are in the table"
     return Figure(name, label, cells, title, caption, scale=("0", f"{top:.3g} {unit}"))
 

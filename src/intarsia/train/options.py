@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from ..parallel.strategy import Strategy
+from ..processes.parallelism import Parallelism
 from ..schedules import ByFit, LayerSchedule, SparseSchedule
 from .settings import ClassWeights, LrFactor, OptimizerFactory, Schedule
 from .stack import Seat
@@ -46,6 +46,6 @@ class Options(TypedDict, total=False):
     recompute: bool
     compile: bool
     trackers: str | Sequence[str] | None
-    parallel: Strategy | None
+    parallel: Parallelism | None
     gather: bool
     seat: Seat | None

@@ -33,11 +33,14 @@ ALONE: list[float] = []  # of the candidates of the round that runs
 class ScoredSoup(SparseModelSoup):
     """The method, whose candidates are scored on the test part, for the table alone."""
 
-    card_key = "sms"
+    @property
+    def card_key(self) -> str:
+        """The key of the soup's card."""
+        return "sms"
 
-    def _settle(self, run: EndedTraining, **kept: Any) -> None:
+    def _average_candidates(self, run: EndedTraining, **options: Any) -> None:
         ALONE[:] = ALONE[-self.candidates + 1 :] + [thin_resnets.accuracy(run.model)]
-        super()._settle(run, **kept)
+        super()._average_candidates(run, **options)
 
 
 class Souped(NamedTuple):

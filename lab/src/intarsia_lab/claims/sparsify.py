@@ -44,7 +44,10 @@ BASES: dict[str, Callable[[float], Pruner]] = {
 class CountedDSnoT(DSnoT):
     """DSnoT that adds up |eps| before and after its swaps, in SUMS."""
 
-    card_key = "dsnot"
+    @property
+    def card_key(self) -> str:
+        """The key of DSnoT's card."""
+        return "dsnot"
 
     def swapped(self, weight: Tensor, mask: Tensor, statistics: Statistics) -> Swapped:
         """The swaps, whose sums are noted."""

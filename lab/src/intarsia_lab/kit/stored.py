@@ -8,7 +8,7 @@ import inspect
 import typing
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 from intarsia.core.store import Store
 from intarsia.data import packages
@@ -60,13 +60,15 @@ class StoredResults:
 
             def compute() -> Any:
                 result: Any = function(*args, **kwargs)
-                return dataclasses.asdict(result) if dataclasses.is_dataclass(result) else result
+                return (
+                    dataclasses.asdict(result) if dataclasses.is_dataclass(type(result)) else result
+                )
 
             name = f"{self.module.stem}-{function.__name__}"
             plain = self(name, inputs, compute, report)
             kind: Any = typing.get_type_hints(function)["return"]
             if hasattr(kind, "_make"):
                 return kind(*plain)
-            return kind(**plain) if dataclasses.is_dataclass(kind) else plain
+            return cast(R, kind(**plain) if dataclasses.is_dataclass(kind) else plain)  # pyright: ignore
 
         return wrapper

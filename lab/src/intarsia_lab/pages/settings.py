@@ -33,7 +33,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
-from ..parallel.strategy import Strategy
+from ..processes.parallelism import Parallelism
 from ..schedules import ByFit, LayerSchedule, SparseSchedule
 from .settings import ClassWeights, LrFactor, OptimizerFactory, Schedule
 from .stack import Seat
