@@ -28,14 +28,15 @@ from intarsia.reports.sheet import Differences
 from intarsia.schedules import active_at, set_active
 from intarsia_lab.claims.ledger import machine, markdown
 from intarsia_lab.claims.mosa import ADAPTER, BASE, SETS, arm, plain
-from intarsia_lab.claims.study import Budget, Score, Study, threads
+from intarsia_lab.kit.arms import threads
 from intarsia_lab.materials import structured
+from intarsia_lab.materials.picture_cells import Budget, PictureCells, StudyScore
 
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks" / "mosa_k.md"
 FEW = Budget("few steps", images=1000, epochs=5)
 LONG = Budget("scarce, long", images=200, epochs=100)
 VTAB = Budget("as many as VTAB-1k has", images=800, epochs=20)  # the last three blocks, as `mini`
-Cells = dict[tuple[str, int], Score]  # by set and seed
+Cells = dict[tuple[str, int], StudyScore]  # by set and seed
 
 
 def ramp(model: Any, step: int, steps: int) -> None:
@@ -79,7 +80,7 @@ def search(report: Callable[[str], None], images: int | None) -> dict[tuple[Budg
         for budget, names, seeds, arms in SEARCH:
             if images not in (None, budget.images):
                 continue
-            study = Study(base=BASE, part="val", test=500, first=9 if budget is VTAB else 6)
+            study = PictureCells(base=BASE, part="val", test=500, first=9 if budget is VTAB else 6)
             for name, seed, one in product(names, seeds, arms):
                 score = study.cell(name, budget, one, seed)
                 found.setdefault((budget, one.name), {})[name, seed] = score
