@@ -50,7 +50,7 @@ ARMS = (
     arm("k = 2, per sample", lambda _: Mosa(over=plain(), active=2)),
     arm("k = 3, per sample", lambda _: Mosa(over=plain(), active=3)),
     arm("k = 2, per batch", lambda _: Mosa(over=plain(), active=2, draw="batch")),
-    arm("k from 1 to 4, per sample", lambda _: Mosa(over=plain()), version="ramp",
+    arm("k from 1 to 4, per sample", lambda _: Mosa(over=plain()),
         options=lambda _: {"schedule": ramp}),
 )  # fmt: skip
 WHOLE, K1, K2, K3, BATCH, RAMP = ARMS
