@@ -134,6 +134,10 @@ class UnknownName(IntarsiaError, LookupError):
             fix += f" All {len(names)}: {listed}" if listed else ""
         super().__init__(f"unknown {kind}", got=repr(name), want=want, fix=fix)
 
+    def __reduce__(self) -> tuple[object, ...]:
+        rebuild, parts = super().__reduce__()
+        return rebuild, parts, {"near": self.near}
+
 
 def disk_error(path: object, error: Exception) -> TrainingError:
     """The error for a file that could not be written."""
