@@ -49,16 +49,16 @@ class Attached(WholeModel):
         for path, part in self.parts.items():
             for name, weight in part.local.named_parameters(recurse=False):
                 self.of[id(weight)] = part, name
-                whole = f"{wholes.get(path, path)}.{name}"
-                self.names[f"{path}.{LOCAL}.{name}"] = whole, part, name
+                full_path = f"{wholes.get(path, path)}.{name}"
+                self.names[f"{path}.{LOCAL}.{name}"] = full_path, part, name
 
     def pieces(self, state: Mapping[str, Tensor]) -> dict[str, Tensor | Piece]:
         """A state of the model under the names of one process; of experts, what is here."""
-        found: dict[str, Tensor | Piece] = {}
+        by_path: dict[str, Tensor | Piece] = {}
         for path, value in state.items():
-            to, part, name = self.names.get(path, (path, None, ""))
-            found[to] = value if part is None else self.piece(part, name, value)
-        return found
+            full_path, part, name = self.names.get(path, (path, None, ""))
+            by_path[full_path] = value if part is None else self.piece(part, name, value)
+        return by_path
 
     def piece(self, part: OwnExperts, name: str, value: Tensor) -> Piece:
         """What this process has of a weight, or of what an optimiser remembers of it."""
@@ -71,20 +71,22 @@ class Attached(WholeModel):
 
     def own(self, state: Mapping[str, Tensor | Stored]) -> dict[str, Tensor]:
         """Of a state under the names of one process, whole or in files, what this process keeps."""
-        here = {to: (path, part, name) for path, (to, part, name) in self.names.items()}
-        found: dict[str, Tensor] = {}
+        local_paths = {
+            full_path: (path, part, name) for path, (full_path, part, name) in self.names.items()
+        }
+        by_path: dict[str, Tensor] = {}
         for path, value in state.items():
-            to, part, name = here.get(path, (path, None, ""))
-            found[to] = self._mine(part, name, value)
-        return found
+            local_path, part, name = local_paths.get(path, (path, None, ""))
+            by_path[local_path] = self._mine(part, name, value)
+        return by_path
 
     def _mine(self, part: OwnExperts | None, name: str, value: Tensor | Stored) -> Tensor:
         if part is None:
             return value.all() if isinstance(value, Stored) else value
         index, *sliced = part.lot(dist.get_rank(self.group))
-        there, own = len(value), self._experts(part)
-        if there != own:
-            got, want = f"{there} experts in {name!r}", f"{own}, as this model has"
+        stored, experts = len(value), self._experts(part)
+        if stored != experts:
+            got, want = f"{stored} experts in {name!r}", f"{experts}, as this model has"
             fix = "Open it with the model that it was written of; processes may differ."
             raise CheckpointError("experts of a checkpoint", got=got, want=want, fix=fix)
         units = units_of(part.local, name)
@@ -123,8 +125,8 @@ class Attached(WholeModel):
     def owners(self) -> dict[str, Any]:
         """Return who owns the experts of layers where that may change, and how many processes."""
         owners = {path: part.owner for path, part in self.parts.items()}
-        of = {path: owner for path, owner in owners.items() if owner is not None}
-        return {"world": self.world, "of": of}
+        changeable = {path: owner for path, owner in owners.items() if owner is not None}
+        return {"world": self.world, "of": changeable}
 
     def set_owners(self, owners: Mapping[str, Any]) -> None:
         """Set owners that a checkpoint has, and make room for their weights.
@@ -146,14 +148,14 @@ class Attached(WholeModel):
     ) -> dict[str, Any]:
         """An optimiser's state_dict as `pieces` has the model's."""
         rows = dict(state["state"])
-        for at, parameter in enumerate(parameters):
-            if at in rows and id(parameter) in self.of:
+        for number, parameter in enumerate(parameters):
+            if number in rows and id(parameter) in self.of:
                 part, name = self.of[id(parameter)]
-                rows[at] = {
+                rows[number] = {
                     key: self.piece(part, name, value)
                     if isinstance(value, Tensor) and value.dim() == parameter.dim()
                     else value
-                    for key, value in rows[at].items()
+                    for key, value in rows[number].items()
                 }
         return state | {"state": rows}
 
@@ -162,15 +164,15 @@ class Attached(WholeModel):
     ) -> dict[str, Any]:
         """Of an optimiser's state_dict, whole or in files, what this process keeps."""
         rows = dict(state["state"])
-        for at, parameter in enumerate(parameters):
+        for number, parameter in enumerate(parameters):
             part, name = self.of.get(id(parameter), (None, ""))
-            if at in rows:
-                rows[at] = {
+            if number in rows:
+                rows[number] = {
                     key: self._mine(part, name, value)
                     if isinstance(value, Stored)
                     or (isinstance(value, Tensor) and value.dim() == parameter.dim())
                     else value
-                    for key, value in rows[at].items()
+                    for key, value in rows[number].items()
                 }
         return state | {"state": rows}
 
@@ -178,30 +180,32 @@ class Attached(WholeModel):
         """A weight, or what an optimiser remembers of it, of all experts."""
         lots = [part.lot(rank) for rank in range(self.world)]
         rank, experts = dist.get_rank(self.group), self._experts(part)
-        whole: Tensor | None = None
-        for of, lot in enumerate(lots):
+        full: Tensor | None = None
+        for sender, lot in enumerate(lots):
             if not len(lot[0]):
                 continue
             shape = (len(lot[0]), *value.shape[1:])
-            rows = value.detach().contiguous() if of == rank else value.new_empty(shape)
-            source = of if self.group is None else dist.get_global_rank(self.group, of)
+            rows = value.detach().contiguous() if sender == rank else value.new_empty(shape)
+            source = sender if self.group is None else dist.get_global_rank(self.group, sender)
             dist.broadcast(rows, source, group=self.group)
-            whole = put_part(units_of(part.local, name), whole, rows, experts, *lot)
-        assert whole is not None
-        return whole
+            full = put_part(units_of(part.local, name), full, rows, experts, *lot)
+        assert full is not None
+        return full
 
     def norm(self, parameters: Sequence[nn.Parameter], meter: Meter | None = None) -> Tensor:
         """The norm of all gradients, those of other processes' experts among them."""
-        every = torch.nn.utils.get_total_norm
-        there = [(p.grad, id(p) in self.of) for p in parameters if p.grad is not None]
-        own, rest = (
-            every([grad for grad, sharded in there if sharded is kind]).to(parameters[0].device)
+        total_norm = torch.nn.utils.get_total_norm
+        gradients = [(p.grad, id(p) in self.of) for p in parameters if p.grad is not None]
+        sharded_norm, shared_norm = (
+            total_norm([grad for grad, sharded in gradients if sharded is kind]).to(
+                parameters[0].device
+            )
             for kind in (True, False)
         )
-        squared = own.double().square()  # also where this process has no expert
+        squared = sharded_norm.double().square()  # also where this process has no expert
         with nullcontext() if meter is None else meter.waiting():
             dist.all_reduce(squared, group=self.group)
-        return (squared + rest.double().square()).sqrt()
+        return (squared + shared_norm.double().square()).sqrt()
 
 
 @contextmanager
@@ -232,13 +236,13 @@ def attached(
     if strategy is None or world == 1:
         yield WholeModel()
         return
-    found = places(model)
+    expert_layers = places(model)
     strategy.check_trains()
     check_alike("model and strategy", _digest(model, strategy), group)
     links = topology or strategy.links(world, group)
     parts: dict[str, OwnExperts] = {}
-    for number, place in enumerate(found):
-        part = strategy.shard(place.experts, Wire(number, group, meter), links, len(found))
+    for number, place in enumerate(expert_layers):
+        part = strategy.shard(place.experts, Wire(number, group, meter), links, len(expert_layers))
         place.put(part)
         parts[place.part] = part
         for weight in part.parameters():
@@ -246,13 +250,13 @@ def attached(
                 weight.register_hook(lambda grad: grad / world)
         for weight in place.experts.parameters():
             weight.data = weight.data.new_empty(0)  # its room is given back
-    state = Attached(parts, group, {place.part: place.path for place in found})
+    state = Attached(parts, group, {place.part: place.path for place in expert_layers})
     setattr(model, IGNORED, list(state.names))
     yield state
     if not gather:
         return
     delattr(model, IGNORED)
-    for place, part in zip(found, parts.values(), strict=True):
+    for place, part in zip(expert_layers, parts.values(), strict=True):
         for name, weight in part.local.named_parameters(recurse=False):
             place.experts.get_parameter(name).data = state.gathered(part, name, weight)
         place.restore()

@@ -63,22 +63,22 @@ class Auto(Strategy):
         """The one with the least time, forward and backward; the first of equals."""
         draws = torch.Generator().manual_seed(0)
         pairs = torch.rand(self.tokens, 1, experts, generator=draws)
-        row, each = torch.arange(self.tokens), max(1, self.tokens // (4 * topology.devices))
+        row, length = torch.arange(self.tokens), max(1, self.tokens // (4 * topology.devices))
         trace = Trace(
-            pairs.topk(min(self.active, experts)).indices, experts, row // each, row % each
+            pairs.topk(min(self.active, experts)).indices, experts, row // length, row % length
         )
         seconds: dict[Strategy, float] = {}
         refused = ConfigError("devices", got="no strategy", want="one", fix="Use fewer.")
-        for one in (ExpertParallel(), Fssdp(), Tutel(), DeepSpeed()):
+        for strategy in (ExpertParallel(), Fssdp(), Tutel(), DeepSpeed()):
             try:
-                plan = one.plan(trace, size, topology, backward=True)
+                plan = strategy.plan(trace, size, topology, backward=True)
             except ConfigError as error:
                 refused = error
                 continue
-            seconds[one] = simulate(plan, topology).seconds
+            seconds[strategy] = simulate(plan, topology).seconds
         if not seconds:
             raise refused
-        return min(seconds, key=lambda one: seconds[one])
+        return min(seconds, key=lambda strategy: seconds[strategy])
 
     def links(self, world: int, group: Group = None) -> Topology:
         """The links as they are measured: the choice depends on them."""

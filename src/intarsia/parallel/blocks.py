@@ -24,13 +24,15 @@ def agreed_capacity(routing: Routing, wire: Wire, multiple: int) -> int:
 
     The largest load of an expert in any process, 1 at least, rounded up to a multiple.
     """
-    own = routing.expert.bincount(minlength=routing.experts).max().reshape(1)
-    return rounded_up(int(wire.told(own, "counts").max()), multiple)
+    load = routing.expert.bincount(minlength=routing.experts).max().reshape(1)
+    return rounded_up(int(wire.told(load, "counts").max()), multiple)
 
 
 def planned_capacity(expert: Tensor, rows: Tensor, experts: int, multiple: int) -> int:
     """The same from a trace.  expert: (N, k), -1 = none; rows: (D, N) bool."""
-    loads = [expert[of][expert[of] >= 0].long().bincount(minlength=experts).max() for of in rows]
+    loads = [
+        expert[mask][expert[mask] >= 0].long().bincount(minlength=experts).max() for mask in rows
+    ]
     return rounded_up(int(torch.stack(loads).max()), multiple)
 
 
@@ -68,11 +70,11 @@ class PairTable:
         rows = rows.index_copy(0, self.place, x.index_select(0, self.routing.token))
         return rows.view(self.routing.experts, self.capacity, -1)
 
-    def combine(self, made: Tensor) -> Tensor:
+    def combine(self, outputs: Tensor) -> Tensor:
         """sum_e G_te made_et.  (E, C, out) -> (T, out)."""
-        made = made.flatten(0, 1)
-        pairs = made.index_select(0, self.place) * self.routing.weight[:, None]
-        out = pairs.new_zeros(self.routing.tokens, made.shape[-1])  # of weights wider than rows
+        outputs = outputs.flatten(0, 1)
+        pairs = outputs.index_select(0, self.place) * self.routing.weight[:, None]
+        out = pairs.new_zeros(self.routing.tokens, outputs.shape[-1])  # of weights wider than rows
         return out.index_add(0, self.routing.token, pairs)
 
 
@@ -94,14 +96,16 @@ class Swap:
         if self.inner == 1:
             return self._all(blocks, self.members, wire, phase)
         size, inner = blocks.shape[1:], self.inner
-        own = self.members.index(wire.rank)
-        node, place = divmod(own, inner)
+        index = self.members.index(wire.rank)
+        node, place = divmod(index, inner)
         near = self.members[node * inner : (node + 1) * inner]
         by_node = blocks.view(-1, inner, *size).transpose(0, 1)  # (I, N, m, ...)
-        found = self._all(by_node.flatten(1, 2), near, wire, f"{phase}_inside")
-        found = found.view(inner, -1, *size).transpose(0, 1)  # (N, I, m, ...): from whom
-        found = self._all(found.flatten(1, 2), self.members[place::inner], wire, f"{phase}_across")
-        return found.reshape(-1, *size)
+        received = self._all(by_node.flatten(1, 2), near, wire, f"{phase}_inside")
+        received = received.view(inner, -1, *size).transpose(0, 1)  # (N, I, m, ...): from whom
+        received = self._all(
+            received.flatten(1, 2), self.members[place::inner], wire, f"{phase}_across"
+        )
+        return received.reshape(-1, *size)
 
     def _all(self, blocks: Tensor, members: Sequence[int], wire: Wire, phase: str) -> Tensor:
         counts = [blocks.shape[1] * (rank in members) for rank in range(wire.world)]
@@ -115,19 +119,19 @@ class Swap:
         """The sum of the blocks that the members have for each.  (G, m, ...) -> (m, ...)."""
         return self.run(blocks, wire, phase).sum(0)
 
-    def sent(self, rank: int, devices: int, each: int) -> dict[str, Tensor]:
-        """Bytes from a member to every device by stage, blocks of `each` bytes."""
-        groups = [("", self.members, each)]
+    def sent(self, rank: int, devices: int, block: int) -> dict[str, Tensor]:
+        """Bytes from a member to every device by stage, blocks of `block` bytes."""
+        groups = [("", self.members, block)]
         if self.inner > 1:
             node, place = divmod(self.members.index(rank), self.inner)
             near = self.members[node * self.inner : (node + 1) * self.inner]
             far = self.members[place :: self.inner]
-            groups = [("_inside", near, each * len(far)), ("_across", far, each * len(near))]
-        found: dict[str, Tensor] = {}
+            groups = [("_inside", near, block * len(far)), ("_across", far, block * len(near))]
+        by_stage: dict[str, Tensor] = {}
         for stage, members, size in groups:
-            found[stage] = torch.zeros(devices, dtype=torch.int64)
-            found[stage][[m for m in members if m != rank]] = size
-        return found
+            by_stage[stage] = torch.zeros(devices, dtype=torch.int64)
+            by_stage[stage][[m for m in members if m != rank]] = size
+        return by_stage
 
 
 def swaps_of(groups: Iterable[Sequence[int]], nodes: Tensor, exchange: str) -> dict[int, Swap]:
@@ -135,33 +139,35 @@ def swaps_of(groups: Iterable[Sequence[int]], nodes: Tensor, exchange: str) -> d
 
     Raises: ConfigError where a hierarchical exchange finds nodes with other numbers of members.
     """
-    found: dict[int, Swap] = {}
+    swaps: dict[int, Swap] = {}
     for members in groups:
         inner = 1
         if exchange == "hierarchical":
-            at = nodes[list(members)].tolist()
-            inner = at.count(at[0])
-            cuts = [at[i : i + inner] for i in range(0, len(at), inner)]
-            if any(len(set(c)) > 1 or len(c) < inner for c in cuts) or len(cuts) > len(set(at)):
-                got, want = f"processes {list(members)} on nodes {at}", "as many in a row on each"
+            member_nodes = nodes[list(members)].tolist()
+            inner = member_nodes.count(member_nodes[0])
+            cuts = [member_nodes[i : i + inner] for i in range(0, len(member_nodes), inner)]
+            uneven = any(len(set(c)) > 1 or len(c) < inner for c in cuts)
+            if uneven or len(cuts) > len(set(member_nodes)):
+                got = f"processes {list(members)} on nodes {member_nodes}"
+                want = "as many in a row on each"
                 fix = "Use exchange='flat', or start them node by node."
                 raise ConfigError("hierarchical exchange", got=got, want=want, fix=fix)
             inner = 1 if inner == len(members) else inner
-        found |= dict.fromkeys(members, Swap(tuple(members), inner))
-    return found
+        swaps |= dict.fromkeys(members, Swap(tuple(members), inner))
+    return swaps
 
 
 def swap_steps(
-    swaps: dict[int, Swap], layer: int, phase: str, each: int, *, backward: bool = False
+    swaps: dict[int, Swap], layer: int, phase: str, block: int, *, backward: bool = False
 ) -> list[PlanStep]:
-    """The steps of `Swap.run` in all processes: blocks of `each` bytes; turned round if backward.
+    """The steps of `Swap.run` in all processes: blocks of `block` bytes; turned round if backward.
 
     An exchange of every process with itself alone is none.
     """
     devices = len(swaps)
     if all(len(swap.members) == 1 for swap in swaps.values()):
         return []
-    rows = [swaps[rank].sent(rank, devices, each) for rank in range(devices)]
+    rows = [swaps[rank].sent(rank, devices, block) for rank in range(devices)]
     steps: list[PlanStep] = []
     for stage in rows[0]:
         sent = torch.stack([row[stage] for row in rows])
@@ -208,13 +214,13 @@ class _Alike(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        found = ctx.swap.gather(grads[0].contiguous(), ctx.wire, f"{ctx.phase}.back")
-        return found.sum(0), None, None, None
+        gradients = ctx.swap.gather(grads[0].contiguous(), ctx.wire, f"{ctx.phase}.back")
+        return gradients.sum(0), None, None, None
 
 
 def _part(rows: Tensor, swap: Swap, wire: Wire) -> Tensor:
-    each = rows.shape[1] // len(swap.members)
-    return rows.narrow(1, swap.members.index(wire.rank) * each, each).contiguous()
+    length = rows.shape[1] // len(swap.members)
+    return rows.narrow(1, swap.members.index(wire.rank) * length, length).contiguous()
 
 
 def _whole(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:

@@ -113,7 +113,7 @@ class DeepSpeed(Strategy):
         groups, rows = self.groups(experts, topology), self.rows(trace, devices)
         check_parts(size.hidden, groups.slices)
         parts = self.parts
-        there: list[PlanStep] = []
+        forward: list[PlanStep] = []
         back: list[PlanStep] = []
         for layer in range(trace.layers):
             places = planned_capacity(trace.expert[:, layer], rows, experts, parts)
@@ -130,20 +130,28 @@ class DeepSpeed(Strategy):
                 (groups.slice, "sums", table),
                 (groups.exchange, "combine", block * size.row),
             ]
-            steps = [swap_steps(of, layer, phase, each) for of, phase, each in legs]
+            steps = [
+                swap_steps(swaps, layer, phase, bytes_each) for swaps, phase, bytes_each in legs
+            ]
             join_steps = swap_steps(groups.tensor, layer, "join", table) if parts > 1 else []
-            there += [counts_step(layer, devices), *steps[0], *steps[1], product]
-            there += [*steps[2], *steps[3], *join_steps]
-            turned = [swap_steps(of, layer, phase, each, backward=True) for of, phase, each in legs]
-            own = groups.held * slice_weights(size, groups.slices)
-            extra = [("copies", own), ("split", table)] if parts > 1 else []
-            more = [swap_steps(groups.tensor, layer, n, each, backward=True) for n, each in extra]
-            copies, whole = more or ([], [])
+            forward += [counts_step(layer, devices), *steps[0], *steps[1], product]
+            forward += [*steps[2], *steps[3], *join_steps]
+            turned = [
+                swap_steps(swaps, layer, phase, bytes_each, backward=True)
+                for swaps, phase, bytes_each in legs
+            ]
+            weight_bytes = groups.held * slice_weights(size, groups.slices)
+            extra = [("copies", weight_bytes), ("split", table)] if parts > 1 else []
+            extra_steps = [
+                swap_steps(groups.tensor, layer, n, bytes_each, backward=True)
+                for n, bytes_each in extra
+            ]
+            copies, split_steps = extra_steps or ([], [])
             slower = replace(product, name=f"{name}.back", flops=2 * work)
             back = [
-                *turned[3], *turned[2], slower, *copies, *turned[1], *turned[0], *whole, *back
+                *turned[3], *turned[2], slower, *copies, *turned[1], *turned[0], *split_steps, *back
             ]  # fmt: skip
-        return chained(there, back if backward else [], devices)
+        return chained(forward, back if backward else [], devices)
 
     @property
     def parts(self) -> int:
@@ -182,15 +190,15 @@ class DeepSpeedExperts(OwnExperts):
         self.held = self.lot(wire.rank)[0]
         self.local: Cuttable = cut(experts, *self.lot(wire.rank))
         self.exchange, self.slice, self.tensor = (
-            of[wire.rank] for of in (groups.exchange, groups.slice, groups.tensor)
+            swaps[wire.rank] for swaps in (groups.exchange, groups.slice, groups.tensor)
         )
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
         """Experts that a process keeps, and which of how many slices of their hidden units."""
         groups = self.groups
         owner, part = divmod(rank // self.settings.tensor, groups.slices)
-        held = torch.arange(owner * groups.held, (owner + 1) * groups.held)
-        return held, part, groups.slices
+        experts = torch.arange(owner * groups.held, (owner + 1) * groups.held)
+        return experts, part, groups.slices
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
         wire, parts = self.wire, self.settings.parts
@@ -201,15 +209,15 @@ class DeepSpeedExperts(OwnExperts):
             rows = split(rows, self.tensor, wire, "split")  # (E, C / L, d)
             copies = alike(packed(local), self.tensor, wire, "copies")
             local = having(local, unpacked(copies, local), local.experts)
-        held, owners = len(self.held), len(self.exchange.members)
+        count, owners = len(self.held), len(self.exchange.members)
         blocks = rows.reshape(owners, -1, rows.shape[-1])  # (G, n C / L, d)
         came = self.exchange.run(blocks, wire, "dispatch")
         if len(self.slice.members) > 1:
             came = self.slice.gather(came, wire, "slices").flatten(0, 1)  # (S G, n C / L, d)
-        made = self._computed(local, came.view(len(came), held, -1, came.shape[-1]))
+        outputs = self._computed(local, came.view(len(came), count, -1, came.shape[-1]))
         if len(self.slice.members) > 1:
-            made = self.slice.add(made.view(-1, owners, *made.shape[1:]), wire, "sums")
-        back = self.exchange.run(made, wire, "combine")
+            outputs = self.slice.add(outputs.view(-1, owners, *outputs.shape[1:]), wire, "sums")
+        back = self.exchange.run(outputs, wire, "combine")
         back = back.view(self.experts, -1, back.shape[-1])  # (E, C / L, out)
         if parts > 1:
             back = join(back, self.tensor, wire, "join")
@@ -217,11 +225,11 @@ class DeepSpeedExperts(OwnExperts):
 
     def _computed(self, local: Cuttable, came: Tensor) -> Tensor:
         """(D', n, m, d) -> (D', n m, out)."""
-        sources, held, places, width = came.shape
+        sources, experts, places, width = came.shape
         rows = came.transpose(0, 1).reshape(-1, width)
-        expert = torch.arange(held, device=rows.device).repeat_interleave(sources * places)
-        made = local(rows, expert).view(held, sources, places, -1)
-        return made.transpose(0, 1).reshape(sources, held * places, -1)
+        expert = torch.arange(experts, device=rows.device).repeat_interleave(sources * places)
+        outputs = local(rows, expert).view(experts, sources, places, -1)
+        return outputs.transpose(0, 1).reshape(sources, experts * places, -1)
 
 
 CARD = Card(

@@ -39,7 +39,7 @@ class Processes:
         self._started: list[tuple[Any, Connection]] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def run(self, job: Callable[..., Any], *given: Any) -> list[Any]:
+    def run(self, job: Callable[..., Any], *arguments: Any) -> list[Any]:
         """job(*given) in every process; what each returned, by rank.
 
         job: a function of a module, which finds its rank in torch.distributed. What it is given and
@@ -50,7 +50,7 @@ class Processes:
         if not self._started:
             self._start()
         for _, pipe in self._started:
-            pipe.send((job, given))
+            pipe.send((job, arguments))
         answers: dict[int, Any] = {}
         end = time.monotonic() + self.seconds
         while len(answers) < self.count:
@@ -66,7 +66,7 @@ class Processes:
                     answers[rank] = "failed", _failure(f"process {rank}", "it ended")
                 if answers[rank][0] == "failed":
                     end = min(end, time.monotonic() + STRAGGLERS)
-        failed = [found for kind, found in answers.values() if kind == "failed"]
+        failed = [answer for kind, answer in answers.values() if kind == "failed"]
         if len(answers) < self.count and not failed:
             missing = sorted(set(range(self.count)) - answers.keys())
             failed = [_failure(f"processes {missing}", f"no answer in {self.seconds:g} s")]
@@ -83,8 +83,8 @@ class Processes:
         store = Path(self._folder.name) / "store"
         for rank in range(self.count):
             ours, theirs = context.Pipe()
-            given = rank, self.count, str(store), self.seconds, theirs
-            process = context.Process(target=_serve, args=given, daemon=True)
+            arguments = rank, self.count, str(store), self.seconds, theirs
+            process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
             self._started.append((process, ours))
@@ -115,9 +115,9 @@ class Processes:
         self.close()
 
 
-def _failure(what: str, got: str) -> TrainingError:
+def _failure(subject: str, got: str) -> TrainingError:
     fix = "See its messages above; try fewer processes."
-    return TrainingError(what, got=got, want="the job done", fix=fix)
+    return TrainingError(subject, got=got, want="the job done", fix=fix)
 
 
 def _serve(rank: int, count: int, store: str, seconds: float, pipe: Connection) -> None:
@@ -129,11 +129,11 @@ def _serve(rank: int, count: int, store: str, seconds: float, pipe: Connection) 
     try:
         while True:
             try:
-                job, given = pipe.recv()
+                job, arguments = pipe.recv()
             except (EOFError, OSError):
                 break
             try:
-                answer = "done", job(*given)
+                answer = "done", job(*arguments)
             except IntarsiaError as error:
                 answer = "failed", error
             except Exception as error:
@@ -141,6 +141,6 @@ def _serve(rank: int, count: int, store: str, seconds: float, pipe: Connection) 
                 answer = "failed", _failure(f"process {rank}", text)
             sys.stdout.flush()
             pipe.send(answer)
-            del job, given, answer
+            del job, arguments, answer
     finally:
         dist.destroy_process_group()

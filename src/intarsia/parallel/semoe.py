@@ -73,10 +73,10 @@ class SeMoe(Strategy):
     ) -> DevicePlan:
         inner = DeepSpeed(1, self.exchange).plan(trace, size, topology, backward=backward)
         devices, experts = topology.devices, trace.experts
-        own = size.weights * experts // devices  # a slice of one, or some
-        load = torch.eye(devices, dtype=torch.int64) * own
+        weight_bytes = size.weights * experts // devices  # a slice of one, or some
+        load = torch.eye(devices, dtype=torch.int64) * weight_bytes
         part = torch.full((devices, devices), -(-self.dense // devices)).fill_diagonal_(0)
-        found: list[PlanStep] = []
+        steps: list[PlanStep] = []
         began = [""]  # the step before each layer's first
 
         def brought(kind: str, layer: int, before: str) -> PlanStep:
@@ -88,19 +88,19 @@ class SeMoe(Strategy):
             name, layer = step.name, step.layer
             if step.phase == "counts":
                 early = layer and self.prefetch != "none"
-                found.append(brought("load", layer, began[layer - 1 if early else layer]))
+                steps.append(brought("load", layer, began[layer - 1 if early else layer]))
                 if self.dense and (self.prefetch != "2d" or not layer):
-                    found.append(brought("gather", layer, began[layer]))
+                    steps.append(brought("gather", layer, began[layer]))
                 waits = (f"{layer}.gather",) if self.dense else ()
                 step = replace(step, after=tuple(n for n in (began[layer], *waits) if n))
             elif step.phase == "expert" and not name.endswith(".back"):
                 if self.dense and self.prefetch == "2d" and layer + 1 < trace.layers:
-                    found.append(brought("gather", layer + 1, step.after[0]))
+                    steps.append(brought("gather", layer + 1, step.after[0]))
                 step = replace(step, after=(*step.after, f"{layer}.load"))
-            found.append(step)
+            steps.append(step)
             if step.resource == "link" and step.phase.startswith("combine"):
                 began[layer + 1 :] = [name]
-        return DevicePlan(tuple(found), devices)
+        return DevicePlan(tuple(steps), devices)
 
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
@@ -126,16 +126,16 @@ class ColumnEmbedding(nn.Module):
             works = [d for d in range(1, wire.world + 1) if width % d == 0]
             got, want = f"{width} columns for {wire.world} processes", "a number that divides them"
             raise ConfigError("embedding", got=got, want=want, fix=f"Try {works[-1]} processes.")
-        each = width // wire.world
-        own = table.detach()[:, wire.rank * each : (wire.rank + 1) * each]
-        self.weight, self.wire = nn.Parameter(own.clone()), wire
+        columns = width // wire.world
+        part = table.detach()[:, wire.rank * columns : (wire.rank + 1) * columns]
+        self.weight, self.wire = nn.Parameter(part.clone()), wire
 
     def forward(self, ids: Tensor) -> Tensor:
         wire, flat = self.wire, ids.reshape(-1)
         count = torch.tensor([len(flat)], device=ids.device)
         counts = wire.told(count, "counts").flatten().tolist()
-        every = wire.send(flat.repeat(wire.world), [len(flat)] * wire.world, counts, "ids")
-        columns = nn.functional.embedding(every, self.weight)  # (all ids, H / D)
+        all_ids = wire.send(flat.repeat(wire.world), [len(flat)] * wire.world, counts, "ids")
+        columns = nn.functional.embedding(all_ids, self.weight)  # (all ids, H / D)
         back = wire.send(columns, counts, [len(flat)] * wire.world, "columns")
         rows = back.view(wire.world, len(flat), back.shape[1]).transpose(0, 1)
         return rows.reshape(*ids.shape, wire.world * columns.shape[1])
@@ -148,8 +148,8 @@ def bucketed(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) 
     Source: arXiv:2205.10034, section 3.2 (fusion communication).
     """
     sizes = [t.numel() for t in tensors]
-    found = collective(torch.cat([t.reshape(-1) for t in tensors]))
-    return [part.view(t.shape) for part, t in zip(found.split(sizes), tensors, strict=True)]
+    flat = collective(torch.cat([t.reshape(-1) for t in tensors]))
+    return [part.view(t.shape) for part, t in zip(flat.split(sizes), tensors, strict=True)]
 
 
 def elastic(weights: Sequence[float], devices: int) -> list[list[float]]:
@@ -169,13 +169,13 @@ def elastic(weights: Sequence[float], devices: int) -> list[list[float]]:
     for task, weight in enumerate(weights):
         count = min(devices, max(1, math.ceil(weight / mean - 1e-12))) if mean else 1
         parts += [(weight / count, task)] * count
-    found = [[0.0] * len(weights) for _ in range(devices)]
+    shares = [[0.0] * len(weights) for _ in range(devices)]
     total = [0.0] * devices
     for work, task in sorted(parts, key=lambda p: (-p[0], p[1])):
         device = min(range(devices), key=lambda d: (total[d], d))
-        found[device][task] += work
+        shares[device][task] += work
         total[device] += work
-    return found
+    return shares
 
 
 def memory(dense: int, sparse: int, devices: int, active: float = 1.0) -> Mapping[str, float]:

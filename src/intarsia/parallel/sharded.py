@@ -51,9 +51,9 @@ class Sharded(OwnExperts):
         self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
         self.experts, self.layer, self.meter = holds.shape[1], layer, meter
         self.nodes = torch.zeros(self.world, dtype=torch.int64) if nodes is None else nodes
-        held = int(self.holds[self.rank].sum())
-        if len(holds) != self.world or local.experts != held:
-            got = f"{local.experts} experts of {held}, on {self.world} of {len(holds)} processes"
+        count = int(self.holds[self.rank].sum())
+        if len(holds) != self.world or local.experts != count:
+            got = f"{local.experts} experts of {count}, on {self.world} of {len(holds)} processes"
             fix = "Take them from intarsia.parallel.shard."
             raise ConfigError("sharded experts", got=got, want="those that it holds", fix=fix)
         self.own = self.holds[self.rank].cumsum(0) - 1  # expert -> its place among the local ones
@@ -65,10 +65,12 @@ class Sharded(OwnExperts):
         """
         self._check_copies()
 
-        def computed(rows: Tensor, here: Routing) -> Tensor:
-            place = self.own.to(here.expert.device)
-            own = replace(here, expert=place[here.expert], experts=self.local.experts)
-            return self.local.mix(rows, own)
+        def computed(rows: Tensor, local_routing: Routing) -> Tensor:
+            place = self.own.to(local_routing.expert.device)
+            renumbered = replace(
+                local_routing, expert=place[local_routing.expert], experts=self.local.experts
+            )
+            return self.local.mix(rows, renumbered)
 
         return self.sent(x, routing, numbers, self.holds, computed)
 
@@ -85,26 +87,26 @@ class Sharded(OwnExperts):
         computed: of the rows that came here, by their routing among the E experts.
         """
         number = torch.arange(len(x)) if numbers is None else numbers
-        at = torch.full_like(routing.expert, self.rank)
-        of = number.to(at.device)[routing.token]
-        to = destinations(routing.expert[:, None], at, holds, self.nodes, of)[:, 0]
-        order = (to * max(len(x), 1) + routing.token).argsort(stable=True)
-        to, token = to[order], routing.token[order]
-        once, row = (to * max(len(x), 1) + token).unique_consecutive(return_inverse=True)
+        sender = torch.full_like(routing.expert, self.rank)
+        pair_number = number.to(sender.device)[routing.token]
+        target = destinations(routing.expert[:, None], sender, holds, self.nodes, pair_number)[:, 0]
+        order = (target * max(len(x), 1) + routing.token).argsort(stable=True)
+        target, token = target[order], routing.token[order]
+        once, row = (target * max(len(x), 1) + token).unique_consecutive(return_inverse=True)
         place, token = once // max(len(x), 1), once % max(len(x), 1)
-        rows, pairs = (torch.bincount(t, minlength=self.world) for t in (place, to))
-        row = row - (rows.cumsum(0) - rows)[to]  # within its message
+        rows, pairs = (torch.bincount(t, minlength=self.world) for t in (place, target))
+        row = row - (rows.cumsum(0) - rows)[target]  # within its message
         came = self._counts(torch.stack([rows, pairs], 1))
         sizes = rows.tolist(), came[:, 0].tolist()
         paired = pairs.tolist(), came[:, 1].tolist()
-        there = self._send(x[token], *sizes, "dispatch")
-        told = torch.stack([row, routing.expert[order]], 1)
-        told = self._send(told, *paired, "dispatch")
+        received_rows = self._send(x[token], *sizes, "dispatch")
+        headers = torch.stack([row, routing.expert[order]], 1)
+        headers = self._send(headers, *paired, "dispatch")
         weight = self._send(routing.weight[order], *paired, "dispatch")
         starts = came[:, 0].cumsum(0) - came[:, 0]
-        received = told[:, 0] + starts.repeat_interleave(came[:, 1])
-        here = Routing(received, told[:, 1], weight, len(there), self.experts)
-        back = self._send(computed(there, here), sizes[1], sizes[0], "combine")
+        received = headers[:, 0] + starts.repeat_interleave(came[:, 1])
+        local_routing = Routing(received, headers[:, 1], weight, len(received_rows), self.experts)
+        back = self._send(computed(received_rows, local_routing), sizes[1], sizes[0], "combine")
         return back.new_zeros(len(x), back.shape[1]).index_add(0, token, back)
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
@@ -120,8 +122,8 @@ class Sharded(OwnExperts):
 
     def _counts(self, mine: Tensor) -> Tensor:
         """(rows, pairs) of each message that comes here.  (D, 2) -> (D, 2)."""
-        each = [1] * self.world
-        return exchanged(mine, each, each, **self._of("counts"))
+        single = [1] * self.world
+        return exchanged(mine, single, single, **self._of("counts"))
 
     def _send(self, rows: Tensor, send: list[int], receive: list[int], phase: str) -> Tensor:
         return exchanged(rows, send, receive, **self._of(phase))

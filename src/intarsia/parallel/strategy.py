@@ -110,17 +110,17 @@ def run(
     return x
 
 
-def chained(there: list[PlanStep], back: list[PlanStep], devices: int) -> DevicePlan:
+def chained(forward: list[PlanStep], back: list[PlanStep], devices: int) -> DevicePlan:
     """Each step after the one before."""
-    return DevicePlan(chain([*there, *back]), devices)
+    return DevicePlan(chain([*forward, *back]), devices)
 
 
 def lined_up(
     steps: Sequence[PlanStep], after: Mapping[str, tuple[str, ...]]
 ) -> tuple[PlanStep, ...]:
     """Steps that wait for the named ones where `after` says so, else for the one before."""
-    found: list[PlanStep] = []
+    lined: list[PlanStep] = []
     for step in steps:
-        before = (found[-1].name,) if found else ()
-        found.append(replace(step, after=after.get(step.name, before)))
-    return tuple(found)
+        before = (lined[-1].name,) if lined else ()
+        lined.append(replace(step, after=after.get(step.name, before)))
+    return tuple(lined)

@@ -100,7 +100,7 @@ class Tutel(Strategy):
         slices = slices_of(experts, devices)
         check_parts(size.hidden, slices)
         rows = self.rows(trace, devices)
-        there: list[PlanStep] = []
+        forward: list[PlanStep] = []
         back: list[PlanStep] = []
         after: dict[str, tuple[str, ...]] = {}
         for layer in range(trace.layers):
@@ -108,9 +108,9 @@ class Tutel(Strategy):
             places = planned_capacity(trace.expert[:, layer], rows, experts, multiple)
             degree = self.chosen(experts, places, size, topology)
             steps, turned = self._layer(layer, degree, places, size, topology, experts, after)
-            there += steps
+            forward += steps
             back = turned + back
-        return DevicePlan(lined_up(there + back if backward else there, after), devices)
+        return DevicePlan(lined_up(forward + back if backward else forward, after), devices)
 
     def _layer(
         self,
@@ -124,12 +124,12 @@ class Tutel(Strategy):
     ) -> tuple[list[PlanStep], list[PlanStep]]:
         """The steps of a layer, and those of its gradients."""
         devices, slices = topology.devices, slices_of(experts, topology.devices)
-        held = max(1, experts // devices)
-        of = weights_swaps(experts, devices, degree)
-        own = held * slice_weights(size, slices)
-        weights = swap_steps(of, layer, "weights", own)
-        turned = swap_steps(of, layer, "weights", own, backward=True)
-        there, back = [counts_step(layer, devices), *weights], list(turned)
+        per_device = max(1, experts // devices)
+        weight_swaps = weights_swaps(experts, devices, degree)
+        weight_bytes = per_device * slice_weights(size, slices)
+        weights = swap_steps(weight_swaps, layer, "weights", weight_bytes)
+        turned = swap_steps(weight_swaps, layer, "weights", weight_bytes, backward=True)
+        forward, back = [counts_step(layer, devices), *weights], list(turned)
         count = 1 if degree == 0 else self.chunks
         sent = swaps_of([range(devices)], topology.nodes(), self.exchange)
         per = block_rows(experts, devices, degree, places // count) if degree else 0
@@ -142,13 +142,13 @@ class Tutel(Strategy):
             name = f"{layer}.{chunk}.expert"
             there_and_back: list[list[PlanStep]] = []
             for phase in ("dispatch", "combine") if degree else ():
-                made = swap_steps(sent, layer, f"{chunk}.{phase}", per * size.row)
-                there_and_back.append(made)
+                exchange_steps = swap_steps(sent, layer, f"{chunk}.{phase}", per * size.row)
+                there_and_back.append(exchange_steps)
                 back_of = swap_steps(sent, layer, f"{chunk}.{phase}", per * size.row, backward=True)
                 back = back_of + back if phase == "combine" else back + back_of
             product = PlanStep(name, layer, "expert", "compute", flops=work)
-            at = len(swap_steps(sent, layer, f"{chunk}.combine", 1)) if degree else 0
-            back.insert(at, replace(product, name=f"{name}.back", flops=2 * work))
+            position = len(swap_steps(sent, layer, f"{chunk}.combine", 1)) if degree else 0
+            back.insert(position, replace(product, name=f"{name}.back", flops=2 * work))
             if degree and count > 1:
                 ahead += there_and_back[0]
                 rest += [product, *there_and_back[1]]
@@ -156,20 +156,20 @@ class Tutel(Strategy):
             else:
                 dispatch, combine = there_and_back if degree else ([], [])
                 rest += [*dispatch, product, *combine]
-        return [*there, *ahead, *rest], back
+        return [*forward, *ahead, *rest], back
 
     def chosen(self, experts: int, places: int, size: ExpertSize, topology: Topology) -> int:
         """The degree for tables of C places.  Raises: ConfigError for one that is none of them."""
         devices = topology.devices
-        known = degrees(experts, devices)
+        possible = degrees(experts, devices)
         if self.degree is None and self.by == "bytes":
-            return min(known, key=lambda r: received(r, experts, devices, places, size))
+            return min(possible, key=lambda r: received(r, experts, devices, places, size))
         if self.degree is None:
-            return min(known, key=lambda r: self._seconds(r, experts, places, size, topology))
-        if self.degree not in known:
+            return min(possible, key=lambda r: self._seconds(r, experts, places, size, topology))
+        if self.degree not in possible:
             got, want = (
                 f"{self.degree} for {experts} experts on {devices} devices",
-                f"one of {known}",
+                f"one of {possible}",
             )
             raise ConfigError("degree", got=got, want=want, fix="Leave it out: the best is taken.")
         return self.degree
@@ -185,14 +185,15 @@ class Tutel(Strategy):
     @classmethod
     def tuned(cls, trace: Trace, size: ExpertSize, topology: Topology) -> Tutel:
         """The settings with the least simulated time for such a batch."""
-        every = [
+        candidates = [
             cls(degree, chunks, exchange)
             for degree in degrees(trace.experts, topology.devices)
             for chunks in (CHUNKS if degree else (1,))
             for exchange in (_exchanges(topology) if degree else ("flat",))
         ]
         return min(
-            every, key=lambda one: simulate(one.plan(trace, size, topology), topology).seconds
+            candidates,
+            key=lambda candidate: simulate(candidate.plan(trace, size, topology), topology).seconds,
         )
 
     def shard(
@@ -216,9 +217,9 @@ class TutelExperts(OwnExperts):
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
         """Experts that a process keeps, and which of how many slices of their hidden units."""
-        held = max(1, self.experts // self.wire.world)
+        per_device = max(1, self.experts // self.wire.world)
         owner, part = divmod(rank, self.slices)
-        return torch.arange(owner * held, (owner + 1) * held), part, self.slices
+        return torch.arange(owner * per_device, (owner + 1) * per_device), part, self.slices
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
         settings = self.settings
@@ -229,11 +230,11 @@ class TutelExperts(OwnExperts):
         weights = self._weights(degree)
         if degree == 0:
             return table.combine(_computed(weights, filled))
-        made = [
+        outputs = [
             self._sent(chunk, number, degree, weights)
             for number, chunk in enumerate(filled.chunk(settings.chunks, 1))
         ]
-        return table.combine(torch.cat(made, 1))
+        return table.combine(torch.cat(outputs, 1))
 
     def _degree(self, places: int) -> int:
         """The degree for tables of C places, looked for once."""
@@ -252,7 +253,9 @@ class TutelExperts(OwnExperts):
             return having(self.local, unpacked(rows.flatten(0, 1), self.local), self.experts)
         count = self.slices if degree == 0 else self.slices // degree
         by_expert = rows.view(-1, count, *rows.shape[1:]).unbind(1)  # slices of (E', n, P / S)
-        weights = joined([unpacked(of.flatten(0, 1), self.local) for of in by_expert], self.local)
+        weights = joined(
+            [unpacked(part.flatten(0, 1), self.local) for part in by_expert], self.local
+        )
         return having(self.local, weights, len(next(iter(weights.values()))))
 
     def _sent(self, rows: Tensor, chunk: int, degree: int, weights: Cuttable) -> Tensor:
@@ -264,11 +267,13 @@ class TutelExperts(OwnExperts):
         blocks = parts.expand(-1, degree, -1, -1, -1)  # each of the r groups has all rows
         blocks = blocks.reshape(world, -1, width)  # (D, n C' r / S, d)
         came = self.swap.run(blocks, wire, f"{chunk}.dispatch")
-        held = len(self.held)
-        came = came.view(world, held, -1, width).transpose(0, 1).flatten(1, 2)  # (n, rows, d)
-        made = _computed(weights, came)
-        made = made.view(held, world, -1, made.shape[-1]).transpose(0, 1)
-        back = self.swap.run(made.reshape(world, -1, made.shape[-1]), wire, f"{chunk}.combine")
+        count = len(self.held)
+        came = came.view(world, count, -1, width).transpose(0, 1).flatten(1, 2)  # (n, rows, d)
+        outputs = _computed(weights, came)
+        outputs = outputs.view(count, world, -1, outputs.shape[-1]).transpose(0, 1)
+        back = self.swap.run(
+            outputs.reshape(world, -1, outputs.shape[-1]), wire, f"{chunk}.combine"
+        )
         return back.view(experts, degree, places, -1).sum(1)
 
 
@@ -321,12 +326,12 @@ def slice_weights(size: ExpertSize, slices: int) -> int:
 
 def received(degree: int, experts: int, devices: int, places: int, size: ExpertSize) -> float:
     """Bytes that a device receives in a forward: the formula of `Tutel`."""
-    slices, held = slices_of(experts, devices), max(1, experts // devices)
-    own = held * slice_weights(size, slices)
+    slices, per_device = slices_of(experts, devices), max(1, experts // devices)
+    weight_bytes = per_device * slice_weights(size, slices)
     if degree == 0:
-        return (devices - 1) * own
+        return (devices - 1) * weight_bytes
     rows = 2 * block_rows(experts, devices, degree, places) * size.row
-    return (devices - 1) * rows + (slices // degree - 1) * own
+    return (devices - 1) * rows + (slices // degree - 1) * weight_bytes
 
 
 def block_rows(experts: int, devices: int, degree: int, places: int) -> int:
@@ -336,8 +341,8 @@ def block_rows(experts: int, devices: int, degree: int, places: int) -> int:
 
 def weights_swaps(experts: int, devices: int, degree: int) -> dict[int, Swap]:
     """Among which devices slices are gathered: all with r = 0, else S / r in a row."""
-    each = devices if degree == 0 else slices_of(experts, devices) // degree
-    groups = [range(at, at + each) for at in range(0, devices, each)]
+    length = devices if degree == 0 else slices_of(experts, devices) // degree
+    groups = [range(first, first + length) for first in range(0, devices, length)]
     return swaps_of(groups, torch.zeros(devices, dtype=torch.int64), "flat")
 
 
