@@ -29,8 +29,8 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         values = read_json(file)
     except (OSError, ValueError) as error:
-        what, fix = f"--config {file}", "Restore it from a copy."
-        raise CheckpointError(what, got=error, want="a JSON object", fix=fix) from error
+        subject, fix = f"--config {file}", "Restore it from a copy."
+        raise CheckpointError(subject, got=error, want="a JSON object", fix=fix) from error
     if isinstance(values, dict) and isinstance(values.get("record"), dict):  # run.json
         values = values["record"].get("experiment")
     if not isinstance(values, dict):
@@ -50,10 +50,10 @@ def with_config(
     override is reported, and what goes with them: settings of a method are left out for another.
     """
     values, merged = read_config(path), dict(parameters)
-    theirs, own = values.get("method"), values.get("settings")
+    theirs, settings = values.get("method"), values.get("settings")
     another = "method" in words and method_key(merged["method"], lambda _: None) != theirs
-    if own and theirs and another and "settings" not in words:
-        report(f"Without --set {' '.join(own)} of {path}, which is for {theirs}.")
+    if settings and theirs and another and "settings" not in words:
+        report(f"Without --set {' '.join(settings)} of {path}, which is for {theirs}.")
         del values["settings"]
     for name, value in values.items():
         if name not in words:

@@ -59,22 +59,22 @@ def spans(
     host, tokenizer = language_model(model)
     size = max(*numbers, check)
     texts = load_calibration(calib, tokenizer, rows=rows, length=size, progress=note)
-    chosen = choose_spans(host, method, texts.train, seed=seed, progress=note)
-    chosen = replace(chosen, about={**chosen.about, "calibration": texts.record["rows"]})
-    chosen.save(save)
-    record = {"file": str(save), **_told(chosen, size)}
+    choice = choose_spans(host, method, texts.train, seed=seed, progress=note)
+    choice = replace(choice, about={**choice.about, "calibration": texts.record["rows"]})
+    choice.save(save)
+    record = {"file": str(save), **_summary(choice, size)}
     if as_json:
         show_json(record)
         return
     losses = ", ".join(f"{value:.4f} {name}" for name, value in record["loss"].items())
     say(
-        f"{chosen.layers} layers of {chosen.heads} heads, density {record['density']:.3f} at {size}"
+        f"{choice.layers} layers of {choice.heads} heads, density {record['density']:.3f} at {size}"
     )
     say(f"loss of the last third on other rows: {losses}")
     say(f"{save}\nNext:  intarsia generate {model} '...' --spans {save}")
 
 
-def _told(spans: Any, size: int) -> dict[str, Any]:
+def _summary(spans: Any, size: int) -> dict[str, Any]:
     details = spans.about
     loss = details["loss"][details["chosen"]]
     return {

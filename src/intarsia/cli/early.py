@@ -33,8 +33,8 @@ def check_data(spec: str) -> None:
         return
     if not slash and not Path(spec).suffix:
         names = (*SETS, *CORPORA, *(f"{name}/TASK" for name in plugins(TASKS)))
-        what = "data set (and no folder of that name is here)"
-        raise UnknownName(what, spec, names, "docs/how-to/command-line.md")
+        subject = "data set (and no folder of that name is here)"
+        raise UnknownName(subject, spec, names, "docs/how-to/command-line.md")
     if difflib.get_close_matches(head, plugins(TASKS), cutoff=0.7):
         raise UnknownName("suite (and no folder of that name is here)", head, plugins(TASKS))
     got, want = "nothing there", "a named set, a task, a folder, a table or a text file"
@@ -76,7 +76,7 @@ def check_word(option: str, word: str | None, words: Iterable[str]) -> None:
         raise UnknownName(option, word, words)
 
 
-def numbers(what: str, text: str) -> tuple[int, ...]:
+def numbers(option: str, text: str) -> tuple[int, ...]:
     """Whole numbers with commas.  Raises: ConfigError."""
     try:
         values = tuple(int(word) for word in text.split(",") if word.strip())
@@ -84,7 +84,7 @@ def numbers(what: str, text: str) -> tuple[int, ...]:
         values = ()
     if not values:
         want = "a whole number, or several with commas"
-        raise ConfigError(what, got=repr(text), want=want, fix=f"For example: {what}=0,1")
+        raise ConfigError(option, got=repr(text), want=want, fix=f"For example: {option}=0,1")
     return values
 
 

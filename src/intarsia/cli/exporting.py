@@ -70,9 +70,13 @@ def export(
     _check_bits(form, quant, int8)
     place = _target(run, form, out)
     lines: list[str] = []
-    how: dict[str, Any] = {"fold_it": not keep_adapter, "report": note, "result": lines.append}
-    how |= {"quant": quant} if form == "gguf" else {"int8": int8}
-    path = _written(run, form, place, how)
+    release_options: dict[str, Any] = {
+        "fold_it": not keep_adapter,
+        "report": note,
+        "result": lines.append,
+    }
+    release_options |= {"quant": quant} if form == "gguf" else {"int8": int8}
+    path = _written(run, form, place, release_options)
     if as_json:
         show_json({"path": str(path), "format": form, "checks": lines})
         return
@@ -80,15 +84,15 @@ def export(
         say(line)
 
 
-def _written(run: str, form: str, place: Path, how: dict[str, Any]) -> Path:
-    """Write the export, and return where.  how: the other arguments of the release."""
+def _written(run: str, form: str, place: Path, release_options: dict[str, Any]) -> Path:
+    """Write the export, and return where.  release_options: the other arguments of the release."""
     if form == "gguf":
         from ..experiments.release_text import release_text
 
-        return release_text(run, place, **how)
+        return release_text(run, place, **release_options)
     from ..experiments.release import release
 
-    return release(Path(run), form, place, **how)
+    return release(Path(run), form, place, **release_options)
 
 
 def _check_bits(form: str, quant: str | None, int8: bool) -> None:

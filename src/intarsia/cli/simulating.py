@@ -158,7 +158,7 @@ def _best(
 
     batches_before = min(WINDOW, max(0, len(routed) // tokens - 1))
     batches = [routed.rows(slice(i * tokens, (i + 1) * tokens)) for i in range(batches_before + 1)]
-    past, batch = [of.load() for of in batches[:-1]], batches[-1]
+    past, batch = [earlier.load() for earlier in batches[:-1]], batches[-1]
     size = ExpertSize.of(batch) if expert is None else ExpertSize(*_size(expert))
     lines: dict[str, tuple[Any, Any]] = {}
     for name in ("ep", *STRATEGIES) if plan == "auto" else (plan,):
@@ -169,7 +169,7 @@ def _best(
         lines[name] = devices_plan, run(devices_plan, links)
     best = min(lines, key=lambda name: lines[name][1].seconds)
     devices_plan, line = lines[best]
-    seconds = {name: of.seconds for name, (_, of) in lines.items()}
+    seconds = {name: timeline.seconds for name, (_, timeline) in lines.items()}
     return (
         _told(devices_plan, line, batch, size, links) | {"plan": best, "plans": seconds},
         line,
