@@ -171,7 +171,7 @@ def _best(
     devices_plan, line = lines[best]
     seconds = {name: timeline.seconds for name, (_, timeline) in lines.items()}
     return (
-        _told(devices_plan, line, batch, size, links) | {"plan": best, "plans": seconds},
+        _record_of(devices_plan, line, batch, size, links) | {"plan": best, "plans": seconds},
         line,
         devices_plan,
     )
@@ -263,10 +263,10 @@ def _simulated(
         batch, placed, size, engine=engine, nodes=nodes, backward=backward
     )
     line = run(devices_plan, links)
-    return _told(devices_plan, line, batch, size, links), line, devices_plan
+    return _record_of(devices_plan, line, batch, size, links), line, devices_plan
 
 
-def _told(devices_plan: Any, line: Any, batch: Any, size: Any, links: Any) -> dict[str, Any]:
+def _record_of(devices_plan: Any, line: Any, batch: Any, size: Any, links: Any) -> dict[str, Any]:
     """Return the record of a plan."""
     from ..placement.timeline import rows_to_hide
 

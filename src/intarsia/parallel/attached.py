@@ -53,7 +53,7 @@ class Attached(WholeModel):
                 self.names[f"{path}.{LOCAL}.{name}"] = full_path, part, name
 
     def pieces(self, state: Mapping[str, Tensor]) -> dict[str, Tensor | Piece]:
-        """A state of the model under the names of one process; of experts, what is here."""
+        """Return a state of the model under the names of one process, experts as local pieces."""
         by_path: dict[str, Tensor | Piece] = {}
         for path, value in state.items():
             full_path, part, name = self.names.get(path, (path, None, ""))
@@ -61,16 +61,19 @@ class Attached(WholeModel):
         return by_path
 
     def piece(self, part: OwnExperts, name: str, value: Tensor) -> Piece:
-        """What this process has of a weight, or of what an optimiser remembers of it."""
+        """Return this process's piece of a weight, or of an optimiser's state of its shape."""
         units = units_of(part.local, name)
         return Piece(value, units, *part.lot(dist.get_rank(self.group)), self._experts(part))
 
     def _experts(self, part: OwnExperts) -> int:
-        """E of a layer."""
+        """Return E, the number of experts of a layer on all processes."""
         return 1 + max(int(i.max()) for i, *_ in map(part.lot, range(self.world)) if len(i))
 
     def own(self, state: Mapping[str, Tensor | Stored]) -> dict[str, Tensor]:
-        """Of a state under the names of one process, whole or in files, what this process keeps."""
+        """Return this process's part of a state under the names of one process.
+
+        state: tensors of all experts, or stored ones, of which only the rows needed are read.
+        """
         local_paths = {
             full_path: (path, part, name) for path, (full_path, part, name) in self.names.items()
         }
@@ -95,12 +98,12 @@ class Attached(WholeModel):
         return own_part(units, value, index, *sliced)
 
     def past(self) -> dict[str, list[Tensor]]:
-        """Loads of the newest batches, by part, of those that go by them; alike everywhere."""
+        """Return the experts' loads in the newest batches by part, the same in every process."""
         loads = {path: part.past for path, part in self.parts.items()}
         return {path: list(past) for path, past in loads.items() if past is not None}
 
     def follow(self, past: Mapping[str, Sequence[Tensor]]) -> None:
-        """Go on from these loads, of any number of processes."""
+        """Continue from these loads, which may be of another number of processes."""
         for path, part in self.parts.items():
             if path in past and part.past is not None:
                 part.past = list(past[path])
@@ -146,7 +149,7 @@ class Attached(WholeModel):
     def optimizer_pieces(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
     ) -> dict[str, Any]:
-        """An optimiser's state_dict as `pieces` has the model's."""
+        """Return an optimiser's state_dict with local pieces, as `pieces` does for the model."""
         rows = dict(state["state"])
         for number, parameter in enumerate(parameters):
             if number in rows and id(parameter) in self.of:
@@ -162,7 +165,7 @@ class Attached(WholeModel):
     def own_optimizer(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
     ) -> dict[str, Any]:
-        """Of an optimiser's state_dict, whole or in files, what this process keeps."""
+        """Return this process's part of an optimiser's state_dict, as `own` does for the model."""
         rows = dict(state["state"])
         for number, parameter in enumerate(parameters):
             part, name = self.of.get(id(parameter), (None, ""))
@@ -177,7 +180,7 @@ class Attached(WholeModel):
         return state | {"state": rows}
 
     def gathered(self, part: OwnExperts, name: str, value: Tensor) -> Tensor:
-        """A weight, or what an optimiser remembers of it, of all experts."""
+        """Collect a weight, or an optimiser's state of its shape, of all experts."""
         lots = [part.lot(rank) for rank in range(self.world)]
         rank, experts = dist.get_rank(self.group), self._experts(part)
         full: Tensor | None = None
@@ -193,7 +196,7 @@ class Attached(WholeModel):
         return full
 
     def norm(self, parameters: Sequence[nn.Parameter], meter: Meter | None = None) -> Tensor:
-        """The norm of all gradients, those of other processes' experts among them."""
+        """Return the norm of all gradients, other processes' experts included."""
         total_norm = torch.nn.utils.get_total_norm
         gradients = [(p.grad, id(p) in self.of) for p in parameters if p.grad is not None]
         sharded_norm, shared_norm = (
@@ -218,7 +221,7 @@ def attached(
     group: Group = None,
     gather: bool = True,
 ) -> Iterator[WholeModel]:
-    """Inside, each layer of experts is this process's part of them; afterwards all, as learned.
+    """Replace each layer's experts by this process's part, and put all back when the block ends.
 
     model: with mixtures of ours, or a sparse model of transformers as it is.
     Processes are those of torch.distributed; with one, or without a strategy, nothing changes.

@@ -60,7 +60,7 @@ class Auto(Strategy):
         return best.plan(trace, size, topology, backward=backward, past=past)
 
     def chosen(self, experts: int, size: ExpertSize, topology: Topology) -> Strategy:
-        """The one with the least time, forward and backward; the first of equals."""
+        """Return the strategy with the least time, forward and backward; the first of equals."""
         draws = torch.Generator().manual_seed(0)
         pairs = torch.rand(self.tokens, 1, experts, generator=draws)
         row, length = torch.arange(self.tokens), max(1, self.tokens // (4 * topology.devices))
@@ -81,7 +81,7 @@ class Auto(Strategy):
         return min(seconds, key=lambda strategy: seconds[strategy])
 
     def links(self, world: int, group: Group = None) -> Topology:
-        """The links as they are measured: the choice depends on them."""
+        """Measure the links between the processes, on which the choice depends."""
         return Topology.measured(group)
 
     def shard(
@@ -103,7 +103,7 @@ NAMED: Mapping[str, Any] = MappingProxyType(
 
 
 def strategy_named(name: str) -> Strategy:
-    """The strategy of `intarsia fit --plan`.  Raises: UnknownName."""
+    """Return the strategy of `intarsia fit --plan`.  Raises: UnknownName."""
     if name not in NAMED:
         raise UnknownName("--plan", name, NAMED)
     return NAMED[name]()

@@ -20,7 +20,7 @@ EXCHANGES = ("flat", "hierarchical")
 
 
 def agreed_capacity(routing: Routing, wire: Wire, multiple: int) -> int:
-    """C: places for each expert from each process, so that no pair is dropped; one number for all.
+    """Agree on C, the places of each expert from each process, so that no pair is dropped.
 
     The largest load of an expert in any process, 1 at least, rounded up to a multiple.
     """
@@ -29,7 +29,10 @@ def agreed_capacity(routing: Routing, wire: Wire, multiple: int) -> int:
 
 
 def planned_capacity(expert: Tensor, rows: Tensor, experts: int, multiple: int) -> int:
-    """The same from a trace.  expert: (N, k), -1 = none; rows: (D, N) bool."""
+    """Return the C of `agreed_capacity` from a trace.
+
+    expert: (N, k), -1 = none; rows: (D, N) bool.
+    """
     loads = [
         expert[mask][expert[mask] >= 0].long().bincount(minlength=experts).max() for mask in rows
     ]
@@ -41,7 +44,7 @@ def rounded_up(count: int, multiple: int) -> int:
 
 
 def counts_step(layer: int, devices: int) -> PlanStep:
-    """The exchange of `agreed_capacity`."""
+    """Return the step in which `agreed_capacity` exchanges its counts."""
     sent = torch.full((devices, devices), INDEX).fill_diagonal_(0)
     return PlanStep(f"{layer}.counts", layer, "counts", "link", bytes=sent)
 
@@ -65,13 +68,13 @@ class PairTable:
         return cls(routing, place, capacity)
 
     def fill(self, x: Tensor) -> Tensor:
-        """(T, d) -> (E, C, d), zeros where no pair is."""
+        """Put each pair's row in its place, zeros elsewhere.  (T, d) -> (E, C, d)."""
         rows = x.new_zeros(self.routing.experts * self.capacity, x.shape[-1])
         rows = rows.index_copy(0, self.place, x.index_select(0, self.routing.token))
         return rows.view(self.routing.experts, self.capacity, -1)
 
     def combine(self, outputs: Tensor) -> Tensor:
-        """sum_e G_te made_et.  (E, C, out) -> (T, out)."""
+        """Return y_t = sum_e G_te f_e(x_t).  outputs f: (E, C, out) -> (T, out)."""
         outputs = outputs.flatten(0, 1)
         pairs = outputs.index_select(0, self.place) * self.routing.weight[:, None]
         out = pairs.new_zeros(self.routing.tokens, outputs.shape[-1])  # of weights wider than rows
@@ -80,7 +83,7 @@ class PairTable:
 
 @dataclass(frozen=True)
 class Swap:
-    """Each member of a group sends a block of equal size to each other one.
+    """An all-to-all in a group: each member sends a block of equal size to every other.
 
     members: ascending processes, of which this is one; inner: so many in a row are on one node, to
     exchange inside first, then between equal places of the nodes (2DH); 1: in one step.
@@ -90,7 +93,7 @@ class Swap:
     inner: int = 1
 
     def run(self, blocks: Tensor, wire: Wire, phase: str) -> Tensor:
-        """blocks: (G, m, ...), one for each member -> (G, m, ...), one from each."""
+        """Exchange blocks (G, m, ...), one for each member -> (G, m, ...), one from each."""
         if len(self.members) == 1:
             return blocks
         if self.inner == 1:
@@ -112,15 +115,18 @@ class Swap:
         return wire.send(blocks.flatten(0, 1), counts, counts, phase).view(blocks.shape)
 
     def gather(self, rows: Tensor, wire: Wire, phase: str) -> Tensor:
-        """The rows of every member, gradients added up at theirs.  (m, ...) -> (G, m, ...)."""
+        """Collect every member's rows; gradients are added up at their owners.
+
+        (m, ...) -> (G, m, ...).
+        """
         return self.run(rows.expand(len(self.members), *rows.shape), wire, phase)
 
     def add(self, blocks: Tensor, wire: Wire, phase: str) -> Tensor:
-        """The sum of the blocks that the members have for each.  (G, m, ...) -> (m, ...)."""
+        """Return the sum of the members' blocks for this process.  (G, m, ...) -> (m, ...)."""
         return self.run(blocks, wire, phase).sum(0)
 
     def sent(self, rank: int, devices: int, block: int) -> dict[str, Tensor]:
-        """Bytes from a member to every device by stage, blocks of `block` bytes."""
+        """Return the bytes from a member to every device by stage, for blocks of `block` bytes."""
         groups = [("", self.members, block)]
         if self.inner > 1:
             node, place = divmod(self.members.index(rank), self.inner)
@@ -135,7 +141,9 @@ class Swap:
 
 
 def swaps_of(groups: Iterable[Sequence[int]], nodes: Tensor, exchange: str) -> dict[int, Swap]:
-    """The swap of each process.  groups: that part them; nodes: (D,), of the processes.
+    """Return the swap of each process.
+
+    groups: disjoint sets of all processes; nodes: (D,), of the processes.
 
     Raises: ConfigError where a hierarchical exchange finds nodes with other numbers of members.
     """
@@ -160,7 +168,9 @@ def swaps_of(groups: Iterable[Sequence[int]], nodes: Tensor, exchange: str) -> d
 def swap_steps(
     swaps: dict[int, Swap], layer: int, phase: str, block: int, *, backward: bool = False
 ) -> list[PlanStep]:
-    """The steps of `Swap.run` in all processes: blocks of `block` bytes; turned round if backward.
+    """Return the plan steps of `Swap.run` in all processes, reversed if backward.
+
+    block: bytes of a block.
 
     An exchange of every process with itself alone is none.
     """
@@ -179,7 +189,7 @@ def swap_steps(
 
 
 class _Split(torch.autograd.Function):
-    """One of equal parts of rows that all members have alike; gradients are put together."""
+    """A member's equal part of rows that all members share; gradients are concatenated."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
@@ -228,17 +238,17 @@ def _whole(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
 
 
 def split(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-    """This member's part of the places.  (E, C, d) -> (E, C / G, d)."""
+    """Take this member's part of the places.  (E, C, d) -> (E, C / G, d)."""
     return cast(Tensor, _Split.apply(rows, swap, wire, phase))
 
 
 def join(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-    """The inverse of `split`.  (E, C / G, d) -> (E, C, d)."""
+    """Concatenate the members' parts, the inverse of `split`.  (E, C / G, d) -> (E, C, d)."""
     return cast(Tensor, _Join.apply(rows, swap, wire, phase))
 
 
 def alike(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-    """Weights of which each member has a copy, with one gradient."""
+    """Return weights that every member has a copy of, with one summed gradient."""
     return cast(Tensor, _Alike.apply(rows, swap, wire, phase))
 
 

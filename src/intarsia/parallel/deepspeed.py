@@ -82,7 +82,7 @@ class DeepSpeed(Strategy):
             raise ConfigError("parallel", got=got, want=want, fix=fix)
 
     def groups(self, experts: int, topology: Topology) -> Groups:
-        """Who is with whom."""
+        """Return the groups of devices that exchange tables, slices and rows."""
         devices, tensor = topology.devices, self.tensor
         if devices % tensor:
             got, want = f"{devices} devices for tensor={tensor}", "a number that tensor divides"
@@ -155,7 +155,7 @@ class DeepSpeed(Strategy):
 
     @property
     def parts(self) -> int:
-        """Parts of the places, one for each tensor-parallel rank."""
+        """Number of parts of the places, one for each tensor-parallel rank."""
         return self.tensor if self.exchange == "coordinated" else 1
 
     def shard(
@@ -194,7 +194,7 @@ class DeepSpeedExperts(OwnExperts):
         )
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Experts that a process keeps, and which of how many slices of their hidden units."""
+        """Return the experts that a process keeps, its slice of them, and the number of slices."""
         groups = self.groups
         owner, part = divmod(rank // self.settings.tensor, groups.slices)
         experts = torch.arange(owner * groups.held, (owner + 1) * groups.held)
@@ -224,7 +224,10 @@ class DeepSpeedExperts(OwnExperts):
         return table.combine(back)
 
     def _computed(self, local: Cuttable, came: Tensor) -> Tensor:
-        """(D', n, m, d) -> (D', n m, out)."""
+        """Compute n local experts on m rows from each of D' devices.
+
+        (D', n, m, d) -> (D', n m, out).
+        """
         sources, experts, places, width = came.shape
         rows = came.transpose(0, 1).reshape(-1, width)
         expert = torch.arange(experts, device=rows.device).repeat_interleave(sources * places)

@@ -83,7 +83,9 @@ class Fssdp(Strategy):
         size: ExpertSize,
         topology: Topology,
     ) -> Tensor:
-        """P1 of a layer.  past: loads (E,) of the batches before; load: (D, E), of this one.
+        """Decide which devices hold copies of which experts of a layer (P1).
+
+        past: loads (E,) of the batches before; load: (D, E), of this one.
 
         Returns (D, E) bool.
         """
@@ -116,7 +118,10 @@ class Fssdp(Strategy):
         past: Sequence[Tensor] = (),
         owner: Tensor | None = None,
     ) -> DevicePlan:
-        """owner: (L, E), experts in order if not given."""
+        """Return the plan of a batch, see `Strategy.plan`.
+
+        owner: (L, E), in order if not given.
+        """
         devices, nodes = topology.devices, topology.nodes()
         owner = in_order(trace.layers, trace.experts, devices) if owner is None else owner
         home = homes(trace, devices)
@@ -167,12 +172,12 @@ class Fssdp(Strategy):
 
 
 def in_order(layers: int, experts: int, devices: int) -> Tensor:
-    """Owners of consecutive experts, as evenly as can be.  Returns (L, E)."""
+    """Return owners of consecutive experts, as evenly as can be.  Returns (L, E)."""
     return (torch.arange(experts) * devices // experts).repeat(layers, 1)
 
 
 def _loads(expert: Tensor, home: Tensor, experts: int, devices: int) -> Tensor:
-    """Pairs of each device's tokens with each expert.  (N, k) -> (D, E)."""
+    """Count the pairs of each device's tokens with each expert.  (N, k) -> (D, E)."""
     row, place = (expert >= 0).nonzero(as_tuple=True)
     index = home[row] * experts + expert[row, place].long()
     return index.bincount(minlength=devices * experts).view(devices, experts)
@@ -226,7 +231,7 @@ class FssdpExperts(Sharded):
         return self.sent(x, routing, None, holds, computed)
 
     def _computed(self, rows: Tensor, local_routing: Routing, holds: Tensor) -> Tensor:
-        """With the copies that this process holds for the batch."""
+        """Compute rows with the copies that this process holds for the batch."""
 
         def with_copies(rows: Tensor, weight: Tensor, mine: Tensor, phase: str) -> Tensor:
             copies = sparse_gather(mine, self.owner, holds, self.wire, phase)
@@ -244,16 +249,16 @@ class FssdpExperts(Sharded):
         return with_copies(rows, local_routing.weight, mine, "gather")
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Experts that a process owns, whole."""
+        """Return the experts that a process owns, each as one slice."""
         return (self.owner == rank).nonzero().flatten(), 0, 1
 
     def due(self, step: int) -> bool:
-        """Return whether owners change after so many steps."""
+        """Return True if owners change after so many steps."""
         interval = self.settings.reshard
         return bool(interval and self.past) and step % interval == 0
 
     def new_owners(self, layers: Sequence[FssdpExperts]) -> Tensor:
-        """The owners that even out the mean loads of the newest batches."""
+        """Return the owners that even out the mean loads of the newest batches.  (L, E)."""
         load = torch.stack([torch.stack(part.past).double().mean(0) for part in layers])
         return by_load(load, self.nodes, self.settings.hottest).owner
 
@@ -274,7 +279,7 @@ class FssdpExperts(Sharded):
         self.local.experts = int(self.holds[self.rank].sum())
 
     def _check_copies(self) -> None:
-        """Copies are for a batch, and their gradients come to their owners."""
+        """Accept copies: they last one batch, and their gradients go to the owners."""
 
 
 class _Again(torch.autograd.Function):
@@ -297,7 +302,7 @@ class _Again(torch.autograd.Function):
 
 
 def _autocast_as_here(device: str) -> Callable[[], AbstractContextManager[object]]:
-    """What sets autocast as it is now: a backward runs outside of it."""
+    """Return a factory of today's autocast context, for a backward, which runs outside of it."""
     if not torch.amp.is_autocast_available(device):
         return nullcontext
     dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
@@ -305,7 +310,7 @@ def _autocast_as_here(device: str) -> Callable[[], AbstractContextManager[object
 
 
 def sparse_gather(mine: Tensor, owner: Tensor, holds: Tensor, wire: Wire, phase: str) -> Tensor:
-    """Rows of the experts held here, by expert, from their owners; gradients are added up there.
+    """Gather the rows of the experts held here from their owners; gradients are added up there.
 
     mine: (own, P), by expert;  owner: (E,);  holds: (D, E) bool.  Returns (held, P).
     """

@@ -32,7 +32,7 @@ class OwnExperts(Experts):
 
     @abc.abstractmethod
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Experts that a process keeps, and which of how many slices of their hidden units."""
+        """Return the experts that a process keeps, its slice of them, and the number of slices."""
 
     def due(self, step: int) -> bool:
         """Return True if owners change after so many steps."""
@@ -72,7 +72,7 @@ STACKED: Mapping[str, UnitAxes] = {
 
 
 def units_of(experts: nn.Module, name: str) -> UnitAxes | None:
-    """Where hidden units stand in a weight of these experts; None for one that has none of them."""
+    """Return the axes of a weight that run over hidden units, or None if it has none."""
     if not isinstance(experts, FusedExperts):
         return STACKED.get(name)
     into, out = (2, 1) if experts.transposed else (1, 2)
@@ -88,8 +88,11 @@ def units_of(experts: nn.Module, name: str) -> UnitAxes | None:
 
 
 def stacked(experts: Experts) -> Cuttable:
-    """Raises: ConfigError for other experts, whose weights are no matrices of one size, and for an
-    activation that learns."""
+    """Return experts whose weights can be cut.
+
+    Raises: ConfigError for other experts, whose weights are no matrices of one size, and for an
+    activation that learns.
+    """
     if not isinstance(experts, StackedExperts | FusedExperts):
         got, want = type(experts).__name__, "StackedExperts, whose weights can be cut and sent"
         fix = "Use intarsia.upcycle(...) with experts of one size, or the plan 'ep'."
@@ -102,7 +105,7 @@ def stacked(experts: Experts) -> Cuttable:
 
 
 def size_of(experts: Experts) -> ExpertSize:
-    """What an expert's rows and weights take."""
+    """Return the widths and bytes of an expert's rows and weights."""
     weights = stacked(experts)
     if isinstance(weights, FusedExperts):
         item = next(weights.parameters()).element_size()
@@ -118,7 +121,7 @@ def size_of(experts: Experts) -> ExpertSize:
 
 
 def cut(experts: Cuttable, index: Tensor, part: int = 0, parts: int = 1) -> Cuttable:
-    """A copy of these experts, with the part-th of `parts` equal parts of their hidden units.
+    """Copy these experts with the part-th of `parts` equal parts of their hidden units.
 
     The parts' outputs add up to the whole's: the first keeps the output bias, others have zeros.
     Raises: ConfigError for hidden units that cannot be divided so.
@@ -164,13 +167,13 @@ def _check_sums(experts: FusedExperts) -> None:
 
 
 def packed(experts: Cuttable) -> Tensor:
-    """All weights of each expert in a row.  Returns (E, P)."""
+    """Flatten the weights of each expert into a row.  Returns (E, P)."""
     weights = [w.flatten(1) for _, w in experts.named_parameters(recurse=False)]
     return torch.cat(weights, 1)
 
 
 def unpacked(rows: Tensor, like: Cuttable) -> dict[str, Tensor]:
-    """The inverse of `packed`: weights by name.  rows: (M, P)."""
+    """Return weights by name, the inverse of `packed`.  rows: (M, P)."""
     shapes = {name: w.shape[1:] for name, w in like.named_parameters(recurse=False)}
     parts = rows.split([shape.numel() for shape in shapes.values()], 1)
     return {
@@ -180,7 +183,7 @@ def unpacked(rows: Tensor, like: Cuttable) -> dict[str, Tensor]:
 
 
 def joined(slices: Sequence[Mapping[str, Tensor]], like: Cuttable) -> dict[str, Tensor]:
-    """Experts of as many hidden units as these slices of them have together."""
+    """Join slices of experts along their hidden units.  Returns weights by name."""
     weights: dict[str, Tensor] = {}
     for name in slices[0]:
         values, units = [piece[name] for piece in slices], units_of(like, name)
@@ -193,7 +196,7 @@ def joined(slices: Sequence[Mapping[str, Tensor]], like: Cuttable) -> dict[str, 
 
 
 def having(like: Cuttable, weights: Mapping[str, Tensor], experts: int) -> Cuttable:
-    """Experts that compute with these weights, through which gradients pass, and own none."""
+    """Return experts that compute with these weights, pass gradients through, and own none."""
     copied = copy.copy(like)
     # plain attributes, found before parameters, of which there are none
     vars(copied).update({"_parameters": {}, "experts": experts, **weights})

@@ -86,7 +86,10 @@ class StockPlace:
 
 
 class Called:
-    """f(hidden (T, d), index (T, k), weights (T, k)) -> (T, d), of experts on several processes."""
+    """The forward of stock experts on several processes.
+
+    f(hidden (T, d), index (T, k), weights (T, k)) -> (T, d).
+    """
 
     def __init__(self, part: Experts, experts: int) -> None:
         self.part, self.experts = part, experts
@@ -98,7 +101,7 @@ class Called:
 
 
 def pairs_of(index: Tensor, weights: Tensor, experts: int) -> Routing:
-    """A stock gate's choice as a routing; an expert that is none of them is nobody."""
+    """Convert a stock gate's choice to a routing, without pairs of experts that do not exist."""
     routing = Routing.from_topk(index, weights, experts)
     valid = routing.expert < experts
     if bool(valid.all()):
@@ -108,7 +111,7 @@ def pairs_of(index: Tensor, weights: Tensor, experts: int) -> Routing:
 
 
 def places(model: nn.Module) -> list[Place]:
-    """The experts of a model, in its order.
+    """Return the layers of experts of a model, in its order.
 
     Raises: ConfigError for none, a capacity, routers that read experts or choose by the whole batch
     (`Switch`, `ExpertChoice`, `Transport`), or what cannot be cut; TargetError for stock experts

@@ -40,7 +40,7 @@ class Processes:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
     def run(self, job: Callable[..., Any], *arguments: Any) -> list[Any]:
-        """job(*given) in every process; what each returned, by rank.
+        """Call job(*arguments) in every process and return the results by rank.
 
         job: a function of a module, which finds its rank in torch.distributed. What it is given and
         returns goes through a pipe.

@@ -20,7 +20,7 @@ from .sharded import Sharded
 
 
 def check_agreed(plan: DevicePlan, group: Group = None) -> None:
-    """All processes have one plan; otherwise they would wait for each other, or mix tokens up.
+    """Check that all processes have the same plan; else they wait forever or mix tokens up.
 
     Raises: TrainingError, in each of them, with the two hashes that are farthest apart.
     """
@@ -28,7 +28,7 @@ def check_agreed(plan: DevicePlan, group: Group = None) -> None:
 
 
 def check_alike(subject: str, digest: str, group: Group = None) -> None:
-    """All processes have the same; otherwise they would wait for each other, or mix tokens up.
+    """Check that all processes have the same digest; else they wait forever or mix tokens up.
 
     digest: a hash, in hexadecimal.
     Raises: TrainingError, in each of them, with the two hashes that are farthest apart.
@@ -54,7 +54,7 @@ def carry_out(
     meter: Meter | None = None,
     group: Group = None,
 ) -> Tensor:
-    """x <- x + mixture(x), layer after layer, with the trace's routing: what `plan` describes.
+    """Compute x <- x + mixture(x), layer after layer, with the trace's routing, as `plan` says.
 
     x: this process's rows of the trace, those of the sequences that `homes` gives it, in order;
     plan: of `expert_parallel(trace, placement, size, engine=engine)`, see there for the engines.
@@ -83,7 +83,7 @@ def carry_out(
 
 
 def routed(trace: Trace, numbers: Tensor, layer: int, x: Tensor) -> Routing:
-    """A layer's routing of these rows; its weights are as a gate's, whose gradients travel, too."""
+    """Return a layer's routing of these rows, with weights that take gradients as a gate's do."""
     if len(numbers):
         recorded = trace.rows(numbers).routing(layer)
         token, expert, weight = recorded.token, recorded.expert, recorded.weight.to(x.dtype)
@@ -103,7 +103,10 @@ def _moved(
     meter: Meter | None,
     group: Group,
 ) -> tuple[Tensor, Tensor]:
-    """Rows at their next device, in the order of their numbers; all processes know who goes."""
+    """Send rows to their next device; returns those that are here then, and their numbers.
+
+    came, goes: (N,), the device of each row of the trace before and after, known to all processes.
+    """
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     target = goes[numbers]
     order = target.argsort(stable=True)

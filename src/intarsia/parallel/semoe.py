@@ -142,7 +142,7 @@ class ColumnEmbedding(nn.Module):
 
 
 def bucketed(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """A collective on many tensors of one type, called once: all in one buffer, and cut again.
+    """Call a collective once for many tensors of one type: join them in a buffer, and cut it again.
 
     collective: a map of a flat tensor to one whose first axis runs over the same numbers.
     Source: arXiv:2205.10034, section 3.2 (fusion communication).
@@ -153,7 +153,7 @@ def bucketed(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) 
 
 
 def elastic(weights: Sequence[float], devices: int) -> list[list[float]]:
-    """What each device does of every task: light tasks share a device, heavy ones are split.
+    """Deal tasks out to devices: light tasks share a device, heavy ones are split.
 
     weights: work of the tasks of one model.  Returns (D, tasks): the longest first to the least
     loaded device, and a task above the mean is first cut into equal parts no longer than the mean.
@@ -179,7 +179,7 @@ def elastic(weights: Sequence[float], devices: int) -> list[list[float]]:
 
 
 def memory(dense: int, sparse: int, devices: int, active: float = 1.0) -> Mapping[str, float]:
-    """Bytes that a training needs, of half-precision weights and AdamW.
+    """Estimate the bytes that a training with half-precision weights and AdamW needs.
 
     dense, sparse: D and S, parameters; devices: N; active: alpha, the share of the sparse ones in
     use.  Returns gpu, of each device: (16 D + 4 alpha S) / N; cpu: 16 alpha S, and disk: 12 S, in

@@ -59,7 +59,7 @@ class Sharded(OwnExperts):
         self.own = self.holds[self.rank].cumsum(0) - 1  # expert -> its place among the local ones
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
-        """sum_e G_te expert_e(x_t) of this process's rows.  (T, d) -> (T, out).
+        """Return y_t = sum_e G_te f_e(x_t) of this process's rows.  (T, d) -> (T, out).
 
         numbers: (T,), by which copies are taken in turn; the rows' places here if not given.
         """
@@ -82,7 +82,7 @@ class Sharded(OwnExperts):
         holds: Tensor,
         computed: Callable[[Tensor, Routing], Tensor],
     ) -> Tensor:
-        """Rows to those that hold their experts, what these make of them, and back.
+        """Send rows to the processes that hold their experts, compute, and bring outputs back.
 
         computed: of the rows that came here, by their routing among the E experts.
         """
@@ -110,7 +110,7 @@ class Sharded(OwnExperts):
         return back.new_zeros(len(x), back.shape[1]).index_add(0, token, back)
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Experts that a process keeps, whole."""
+        """Return the experts that a process keeps, each as one slice."""
         return self.holds[rank].nonzero().flatten(), 0, 1
 
     def _check_copies(self) -> None:
@@ -121,7 +121,10 @@ class Sharded(OwnExperts):
             raise ConfigError("sharded experts", got=got, want=want, fix=fix)
 
     def _counts(self, mine: Tensor) -> Tensor:
-        """(rows, pairs) of each message that comes here.  (D, 2) -> (D, 2)."""
+        """Exchange the numbers of rows and pairs of each message that comes here.
+
+        (D, 2) -> (D, 2).
+        """
         single = [1] * self.world
         return exchanged(mine, single, single, **self._of("counts"))
 
@@ -141,7 +144,7 @@ def shard(
     nodes: Tensor | None = None,
     meter: Meter | None = None,
 ) -> Sharded:
-    """The part of a layer's experts that a placement gives to this process; `experts` stay whole.
+    """Return the experts of a layer that a placement gives to this process; `experts` stay whole.
 
     Raises: ConfigError for a placement of other experts, or another number of devices.
     """

@@ -40,7 +40,7 @@ class ExpertTrial:
     bias: bool = False
 
     def trace(self, seed: int = 0) -> Trace:
-        """Tokens of five sequences; or process 3 has none, or an expert; or all go everywhere."""
+        """Draw the routing of five sequences, or of three, so that process 3 has no tokens."""
         draws = torch.Generator().manual_seed(seed)
         sequences = 3 if self.routing == "a process without tokens" else 5
         tokens = 6 * sequences
@@ -77,7 +77,7 @@ class ExpertTrial:
 
 
 def alone(trace: Trace, x: Tensor, layers: Sequence[StackedExperts]) -> Tensor:
-    """What one process computes."""
+    """Compute all layers in one process, as the reference."""
     for number, layer in enumerate(layers):
         recorded = trace.routing(number)
         weight = recorded.weight.to(x.dtype)
@@ -88,7 +88,9 @@ def alone(trace: Trace, x: Tensor, layers: Sequence[StackedExperts]) -> Tensor:
 
 
 def compare_with_one(strategy: Strategy, trial: ExpertTrial, topology: Topology = LINKS) -> int:
-    """Called in each of the topology's processes.  Returns the bytes that this one sent.
+    """Compare a strategy with one process; called in each of the topology's processes.
+
+    Returns the bytes that this process sent.
 
     Raises: ConformanceError where outputs, gradients or bytes differ.
     """
@@ -123,7 +125,7 @@ def compare_with_one(strategy: Strategy, trial: ExpertTrial, topology: Topology 
 
 
 def as_planned(meter: Meter, plan: DevicePlan) -> None:
-    """What all processes sent is what a plan says, step by step.  Called in each of them.
+    """Check that all processes sent the bytes of a plan, step by step.  Called in each of them.
 
     Raises: ConformanceError where steps or bytes differ.
     """
@@ -140,7 +142,7 @@ def as_planned(meter: Meter, plan: DevicePlan) -> None:
 
 
 def of_part(subject: str, part: OwnExperts, experts: StackedExperts, exact: bool) -> None:
-    """The gradients of a process's own experts, or slices of them, beside the whole's."""
+    """Compare gradients of a process's experts, or slices of them, with the full layer's."""
     local, lot = part.local, part.lot(dist.get_rank())
     for name, weight in local.named_parameters(recurse=False):
         full = own_part(units_of(local, name), getattr(experts, name).grad, *lot)

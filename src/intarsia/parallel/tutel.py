@@ -122,7 +122,10 @@ class Tutel(Strategy):
         experts: int,
         after: dict[str, tuple[str, ...]],
     ) -> tuple[list[PlanStep], list[PlanStep]]:
-        """The steps of a layer, and those of its gradients."""
+        """Return the steps of a layer, and those of its gradients.
+
+        after: steps that wait for another than the one before; chunks are added to it.
+        """
         devices, slices = topology.devices, slices_of(experts, topology.devices)
         per_device = max(1, experts // devices)
         weight_swaps = weights_swaps(experts, devices, degree)
@@ -159,7 +162,10 @@ class Tutel(Strategy):
         return [*forward, *ahead, *rest], back
 
     def chosen(self, experts: int, places: int, size: ExpertSize, topology: Topology) -> int:
-        """The degree for tables of C places.  Raises: ConfigError for one that is none of them."""
+        """Return the degree for tables of C places.
+
+        Raises: ConfigError for one that is none of them.
+        """
         devices = topology.devices
         possible = degrees(experts, devices)
         if self.degree is None and self.by == "bytes":
@@ -177,14 +183,14 @@ class Tutel(Strategy):
     def _seconds(
         self, degree: int, experts: int, places: int, size: ExpertSize, topology: Topology
     ) -> float:
-        """Simulate the forward of a layer."""
+        """Return the simulated seconds of the forward of a layer."""
         after: dict[str, tuple[str, ...]] = {}
         steps, _ = self._layer(0, degree, places, size, topology, experts, after)
         return simulate(DevicePlan(lined_up(steps, after), topology.devices), topology).seconds
 
     @classmethod
     def tuned(cls, trace: Trace, size: ExpertSize, topology: Topology) -> Tutel:
-        """The settings with the least simulated time for such a batch."""
+        """Find the settings with the least simulated time for such a batch."""
         candidates = [
             cls(degree, chunks, exchange)
             for degree in degrees(trace.experts, topology.devices)
@@ -216,7 +222,7 @@ class TutelExperts(OwnExperts):
         self.swap = swaps_of([range(wire.world)], topology.nodes(), settings.exchange)[wire.rank]
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Experts that a process keeps, and which of how many slices of their hidden units."""
+        """Return the experts that a process keeps, its slice of them, and the number of slices."""
         per_device = max(1, self.experts // self.wire.world)
         owner, part = divmod(rank, self.slices)
         return torch.arange(owner * per_device, (owner + 1) * per_device), part, self.slices
@@ -237,14 +243,14 @@ class TutelExperts(OwnExperts):
         return table.combine(torch.cat(outputs, 1))
 
     def _degree(self, places: int) -> int:
-        """The degree for tables of C places, looked for once."""
+        """Return the degree for tables of C places, chosen once for each C."""
         if places not in self.degrees:
             size = _size(self.local, self.slices)
             self.degrees[places] = self.settings.chosen(self.experts, places, size, self.topology)
         return self.degrees[places]
 
     def _weights(self, degree: int) -> Cuttable:
-        """What this process computes with: slices of its neighbours beside its own."""
+        """Gather the slices that this process computes with, its neighbours' beside its own."""
         swap = weights_swaps(self.experts, self.wire.world, degree)[self.wire.rank]
         if len(swap.members) == 1:
             return self.local
@@ -259,7 +265,10 @@ class TutelExperts(OwnExperts):
         return having(self.local, weights, len(next(iter(weights.values()))))
 
     def _sent(self, rows: Tensor, chunk: int, degree: int, weights: Cuttable) -> Tensor:
-        """Part of the tables to where it is computed, and back.  (E, C', d) -> (E, C', out)."""
+        """Send a chunk of the tables to where it is computed, and bring outputs back.
+
+        (E, C', d) -> (E, C', out).
+        """
         world, wire = self.wire.world, self.wire
         experts, places, width = rows.shape
         group = self.slices // degree  # devices that share a table's rows
@@ -278,14 +287,14 @@ class TutelExperts(OwnExperts):
 
 
 def _computed(experts: Cuttable, tables: Tensor) -> Tensor:
-    """(E, C, d) -> (E, C, out)."""
+    """Compute each expert on its table.  (E, C, d) -> (E, C, out)."""
     count, places, width = tables.shape
     expert = torch.arange(count, device=tables.device).repeat_interleave(places)
     return experts(tables.reshape(-1, width), expert).view(count, places, -1)
 
 
 def _exchanges(topology: Topology) -> tuple[str, ...]:
-    """Those that there are: levels want nodes, with as many devices each."""
+    """Return the exchanges that a topology allows: levels need nodes of equal size."""
     nodes = topology.nodes()
     if not int(nodes.max()):
         return ("flat",)
@@ -302,7 +311,10 @@ def _size(local: Cuttable, slices: int) -> ExpertSize:
 
 
 def slices_of(experts: int, devices: int) -> int:
-    """S: devices that share an expert.  Raises: ConfigError unless one number divides the other."""
+    """Return S, the devices that share an expert.
+
+    Raises: ConfigError unless one number divides the other.
+    """
     if experts % devices and devices % experts:
         works = [d for d in range(1, 2 * devices + 1) if not (experts % d and d % experts)]
         near = sorted(sorted(works, key=lambda d: abs(d - devices))[:2])
@@ -313,19 +325,19 @@ def slices_of(experts: int, devices: int) -> int:
 
 
 def degrees(experts: int, devices: int) -> tuple[int, ...]:
-    """0 and the divisors of S."""
+    """Return the possible degrees: 0 and the divisors of S."""
     slices = slices_of(experts, devices)
     return 0, *(r for r in range(1, slices + 1) if slices % r == 0)
 
 
 def slice_weights(size: ExpertSize, slices: int) -> int:
-    """Bytes of a slice of an expert; with biases each has a place for the output's."""
+    """Return the bytes of a slice of an expert; with biases each has a place for the output's."""
     inner = (2 + size.gated) * size.width + size.bias * (1 + size.gated)
     return (inner * size.hidden // slices + size.bias * size.width) * size.item
 
 
 def received(degree: int, experts: int, devices: int, places: int, size: ExpertSize) -> float:
-    """Bytes that a device receives in a forward: the formula of `Tutel`."""
+    """Return the bytes that a device receives in a forward: the formula of `Tutel`."""
     slices, per_device = slices_of(experts, devices), max(1, experts // devices)
     weight_bytes = per_device * slice_weights(size, slices)
     if degree == 0:
@@ -335,12 +347,12 @@ def received(degree: int, experts: int, devices: int, places: int, size: ExpertS
 
 
 def block_rows(experts: int, devices: int, degree: int, places: int) -> int:
-    """Rows from a device to each other one: E C r / D."""
+    """Return the rows from a device to each other one: E C r / D."""
     return experts * places * degree // devices
 
 
 def weights_swaps(experts: int, devices: int, degree: int) -> dict[int, Swap]:
-    """Among which devices slices are gathered: all with r = 0, else S / r in a row."""
+    """Return the swaps that gather slices: among all with r = 0, else among S / r in a row."""
     length = devices if degree == 0 else slices_of(experts, devices) // degree
     groups = [range(first, first + length) for first in range(0, devices, length)]
     return swaps_of(groups, torch.zeros(devices, dtype=torch.int64), "flat")

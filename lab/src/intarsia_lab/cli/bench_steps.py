@@ -139,7 +139,10 @@ def _values(arguments: Mapping[str, Any], base: Profile, rules: Protocol) -> dic
 
 
 def _task(suite: suites.Suite, name: str) -> suites.SuiteTask:
-    """Find a task of a suite, or several as one: "a+b", "joint".  Raises: UnknownName, ConfigError."""
+    """Find a task of a suite, or several as one: "a+b", "joint".
+
+    Raises: UnknownName, ConfigError.
+    """
     located = suites.find(f"{suite.name}/{name}")
     return located[1] if located else suite.task(name)
 
@@ -194,8 +197,8 @@ def foretold(plan: BenchPlan, running: How, out: Path, report: Report) -> dict[s
     )
     text = (
         f"{estimate['runs']} runs, about {estimate['hours']:.1f} hours on this machine"
-        f"{cores}{memory}; by steps timed on the first task, of runs one by one. The same command without --estimate "
-        "runs them, and goes on where it was stopped."
+        f"{cores}{memory}; by steps timed on the first task, of runs one by one. "
+        "The same command without --estimate runs them, and goes on where it was stopped."
     )
     return estimate | {"text": text}
 
