@@ -70,13 +70,9 @@ def export(
     _check_bits(form, quant, int8)
     place = _target(run, form, out)
     lines: list[str] = []
-    release_options: dict[str, Any] = {
-        "fold_it": not keep_adapter,
-        "report": note,
-        "result": lines.append,
-    }
-    release_options |= {"quant": quant} if form == "gguf" else {"int8": int8}
-    path = _written(run, form, place, release_options)
+    options: dict[str, Any] = {"fold_it": not keep_adapter, "report": note, "result": lines.append}
+    options |= {"quant": quant} if form == "gguf" else {"int8": int8}
+    path = _written(run, form, place, options)
     if as_json:
         show_json({"path": str(path), "format": form, "checks": lines})
         return
@@ -84,15 +80,15 @@ def export(
         say(line)
 
 
-def _written(run: str, form: str, place: Path, release_options: dict[str, Any]) -> Path:
-    """Write the export, and return where.  release_options: the other arguments of the release."""
+def _written(run: str, form: str, place: Path, options: dict[str, Any]) -> Path:
+    """Write the export, and return where.  options: the other arguments of the release."""
     if form == "gguf":
         from ..experiments.release_text import release_text
 
-        return release_text(run, place, **release_options)
+        return release_text(run, place, **options)
     from ..experiments.release import release
 
-    return release(Path(run), form, place, **release_options)
+    return release(Path(run), form, place, **options)
 
 
 def _check_bits(form: str, quant: str | None, int8: bool) -> None:

@@ -61,7 +61,7 @@ def evaluate(
     allow_pixels(ctx, max_pixels)
     from ..experiments.opening import open_run
     from ..experiments.writing import TextRun
-    from ..reports import numbers
+    from ..reports.numbers import percent
     from ..train.processes import device_named
     from .training import TEXT_COLUMNS, text_row
 
@@ -79,14 +79,10 @@ def evaluate(
         _show_labels(scores)
         return
     say(
-        f"{scores['set']}: {scores['n']:,} pictures, "
-        f"accuracy {numbers.percent(scores['accuracy'])}, "
-        f"balanced {numbers.percent(scores['balanced_accuracy'])}, loss {scores['loss']:.3f}"
+        f"{scores['set']}: {scores['n']:,} pictures, accuracy {percent(scores['accuracy'])}, "
+        f"balanced {percent(scores['balanced_accuracy'])}, loss {scores['loss']:.3f}"
     )
-    rows = [
-        (name, f"{c['n']:,}", numbers.percent(c["accuracy"]))
-        for name, c in scores["classes"].items()
-    ]
+    rows = [(name, f"{c['n']:,}", percent(c["accuracy"])) for name, c in scores["classes"].items()]
     show_table("", ("class", "pictures", "right"), rows, right="pictures,right")
 
 
