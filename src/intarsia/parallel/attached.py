@@ -88,12 +88,14 @@ class Attached(WholeModel):
             return value.all() if isinstance(value, Stored) else value
         index, *sliced = part.lot(dist.get_rank(self.group))
         stored, experts = len(value), self._experts(part)
+        # A file of another model would otherwise be cut at the wrong rows without a word.
         if stored != experts:
             got, want = f"{stored} experts in {name!r}", f"{experts}, as this model has"
             fix = "Open it with the model that it was written of; processes may differ."
             raise CheckpointError("experts of a checkpoint", got=got, want=want, fix=fix)
         units = units_of(part.local, name)
         if isinstance(value, Stored):
+            # Only the rows of this process's experts leave the file; they are then numbered from 0.
             return own_part(units, value.rows(index), torch.arange(len(index)), *sliced)
         return own_part(units, value, index, *sliced)
 
@@ -115,10 +117,13 @@ class Attached(WholeModel):
         them in, and those of whatever it remembers of the weight. All processes do the same.
         """
         due = [(path, part) for path, part in self.parts.items() if part.due(step)]
+        # Layers with the same number of experts are dealt out together, so that what is uneven in
+        # one layer can be made up by another.
         for experts in sorted({part.experts for _, part in due}):
             layers = [(path, part) for path, part in due if part.experts == experts]
             owners = layers[0][1].new_owners([part for _, part in layers])
             for (path, part), owner in zip(layers, owners, strict=True):
+                # No rows are sent for a layer that keeps its owners; all processes agree on that.
                 if part.owner is not None and torch.equal(owner, part.owner):
                     continue
                 for name, weight in part.local.named_parameters(recurse=False):
@@ -144,6 +149,7 @@ class Attached(WholeModel):
                 part.set_owner(owner)
                 count = len(part.lot(dist.get_rank(self.group))[0])
                 for weight in part.local.parameters(recurse=False):
+                    # The caller loads the values afterwards, of as many experts as are owned then.
                     put_rows(weight, weight.new_empty([count, *weight.shape[1:]]))
 
     def optimizer_pieces(
@@ -188,6 +194,7 @@ class Attached(WholeModel):
             if not len(lot[0]):
                 continue
             shape = (len(lot[0]), *value.shape[1:])
+            # Each process in turn sends its experts to all others, one weight at a time.
             rows = value.detach().contiguous() if sender == rank else value.new_empty(shape)
             source = sender if self.group is None else dist.get_global_rank(self.group, sender)
             dist.broadcast(rows, source, group=self.group)
@@ -205,6 +212,8 @@ class Attached(WholeModel):
             )
             for kind in (True, False)
         )
+        # Gradients of experts exist in one process each, so their squares are summed over
+        # processes; all other gradients are alike everywhere and count once.
         squared = sharded_norm.double().square()  # also where this process has no expert
         with nullcontext() if meter is None else meter.waiting():
             dist.all_reduce(squared, group=self.group)
@@ -240,6 +249,7 @@ def attached(
         yield WholeModel()
         return
     expert_layers = places(model)
+    # All that can be refused is refused before the first weight is cut or freed.
     strategy.check_trains()
     check_alike("model and strategy", _digest(model, strategy), group)
     links = topology or strategy.links(world, group)
@@ -250,10 +260,13 @@ def attached(
         parts[place.part] = part
         for weight in part.parameters():
             if weight.requires_grad:
+                # An expert's owner receives the gradients of all processes' rows: their sum becomes
+                # the mean, as DistributedDataParallel makes it for all other weights.
                 weight.register_hook(lambda grad: grad / world)
         for weight in place.experts.parameters():
             weight.data = weight.data.new_empty(0)  # its room is given back
     state = Attached(parts, group, {place.part: place.path for place in expert_layers})
+    # DistributedDataParallel must not average weights that are different experts in each process.
     setattr(model, IGNORED, list(state.names))
     yield state
     if not gather:
@@ -261,6 +274,7 @@ def attached(
     delattr(model, IGNORED)
     for place, part in zip(expert_layers, parts.values(), strict=True):
         for name, weight in part.local.named_parameters(recurse=False):
+            # The Parameter objects stay the same: references to them remain valid.
             place.experts.get_parameter(name).data = state.gathered(part, name, weight)
         place.restore()
 
@@ -270,6 +284,7 @@ def _digest(model: nn.Module, strategy: Strategy) -> str:
     for name, weight in model.state_dict().items():
         if isinstance(weight, Tensor):
             total.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+            # numpy has no bfloat16, but every weight is some bytes.
             flat = weight.detach().cpu().contiguous().reshape(-1)
             total.update(flat.view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
     return total.hexdigest()

@@ -61,7 +61,9 @@ class Auto(Strategy):
 
     def chosen(self, experts: int, size: ExpertSize, topology: Topology) -> Strategy:
         """Return the strategy with the least time, forward and backward; the first of equals."""
+        # A fixed seed: processes that choose on their own must simulate the same batch.
         draws = torch.Generator().manual_seed(0)
+        # The experts with the k largest of E uniform draws are an even load.
         pairs = torch.rand(self.tokens, 1, experts, generator=draws)
         row, length = torch.arange(self.tokens), max(1, self.tokens // (4 * topology.devices))
         trace = Trace(
@@ -72,6 +74,8 @@ class Auto(Strategy):
         for strategy in (ExpertParallel(), Fssdp(), Tutel(), DeepSpeed()):
             try:
                 plan = strategy.plan(trace, size, topology, backward=True)
+            # A strategy that cannot divide these experts is no candidate; its error is raised only
+            # if there is no other candidate.
             except ConfigError as error:
                 refused = error
                 continue

@@ -59,9 +59,13 @@ class PairTable:
 
     @classmethod
     def of(cls, routing: Routing, capacity: int) -> PairTable:
+        # A stable sort keeps the order of tokens within an expert, so that the table does not
+        # depend on the device.
         order = routing.expert.argsort(stable=True)
         expert = routing.expert[order]
         load = expert.bincount(minlength=routing.experts)
+        # A pair's position within its expert: its position among all, minus the pairs of the
+        # experts before.
         inside = torch.arange(len(order), device=order.device) - (load.cumsum(0) - load)[expert]
         place = torch.empty_like(order)
         place[order] = expert * capacity + inside
@@ -76,6 +80,8 @@ class PairTable:
     def combine(self, outputs: Tensor) -> Tensor:
         """Return y_t = sum_e G_te f_e(x_t).  outputs f: (E, C, out) -> (T, out)."""
         outputs = outputs.flatten(0, 1)
+        # Each pair reads its own output and is scaled by its gate weight; pairs of a token are then
+        # added up.
         pairs = outputs.index_select(0, self.place) * self.routing.weight[:, None]
         out = pairs.new_zeros(self.routing.tokens, outputs.shape[-1])  # of weights wider than rows
         return out.index_add(0, self.routing.token, pairs)
@@ -100,8 +106,12 @@ class Swap:
             return self._all(blocks, self.members, wire, phase)
         size, inner = blocks.shape[1:], self.inner
         index = self.members.index(wire.rank)
+        # 2DH: the first exchange, inside the node, hands each neighbour all that goes to its place
+        # on any node; the second, across nodes, is between equal places.
         node, place = divmod(index, inner)
         near = self.members[node * inner : (node + 1) * inner]
+        # Blocks are ordered by destination: N nodes of I members. Sorted by place on the node
+        # first, the blocks for one neighbour are contiguous.
         by_node = blocks.view(-1, inner, *size).transpose(0, 1)  # (I, N, m, ...)
         received = self._all(by_node.flatten(1, 2), near, wire, f"{phase}_inside")
         received = received.view(inner, -1, *size).transpose(0, 1)  # (N, I, m, ...): from whom
@@ -132,6 +142,7 @@ class Swap:
             node, place = divmod(self.members.index(rank), self.inner)
             near = self.members[node * self.inner : (node + 1) * self.inner]
             far = self.members[place :: self.inner]
+            # The same bytes travel twice, but in I + N messages in place of I N.
             groups = [("_inside", near, block * len(far)), ("_across", far, block * len(near))]
         by_stage: dict[str, Tensor] = {}
         for stage, members, size in groups:
@@ -154,12 +165,15 @@ def swaps_of(groups: Iterable[Sequence[int]], nodes: Tensor, exchange: str) -> d
             member_nodes = nodes[list(members)].tolist()
             inner = member_nodes.count(member_nodes[0])
             cuts = [member_nodes[i : i + inner] for i in range(0, len(member_nodes), inner)]
+            # Every run of `inner` members must be exactly one node, or `divmod` above would mix
+            # nodes up.
             uneven = any(len(set(c)) > 1 or len(c) < inner for c in cuts)
             if uneven or len(cuts) > len(set(member_nodes)):
                 got = f"processes {list(members)} on nodes {member_nodes}"
                 want = "as many in a row on each"
                 fix = "Use exchange='flat', or start them node by node."
                 raise ConfigError("hierarchical exchange", got=got, want=want, fix=fix)
+            # On a single node there is nothing to exchange across nodes: one step is enough.
             inner = 1 if inner == len(members) else inner
         swaps |= dict.fromkeys(members, Swap(tuple(members), inner))
     return swaps
@@ -182,9 +196,12 @@ def swap_steps(
     for stage in rows[0]:
         sent = torch.stack([row[stage] for row in rows])
         name = f"{layer}.{phase}{stage}"
+        # The gradient of a block travels from its receiver back to its sender: the matrix of bytes
+        # is transposed.
         if backward:
             sent, name = sent.T.contiguous(), f"{name}.back"
         steps.append(PlanStep(name, layer, phase.rpartition(".")[2], "link", bytes=sent))
+    # What was exchanged last in the forward comes back first.
     return steps[::-1] if backward else steps
 
 

@@ -90,13 +90,18 @@ class DeepSpeed(Strategy):
         data = devices // tensor
         slices = slices_of(experts, data)
         kind = "hierarchical" if self.exchange == "hierarchical" else "flat"
+        # Device numbers by owner of experts, slice, and tensor rank: each kind of group varies one
+        # of the three axes and holds the others.
         rank = torch.arange(devices).view(-1, slices, tensor)  # (owners of experts, S, L)
         flat = torch.zeros(devices, dtype=torch.int64)
         return Groups(
             slices,
             max(1, experts // data),
+            # The expert group: all owners, with equal slice and tensor rank.
             swaps_of(rank.flatten(1).T.tolist(), topology.nodes(), kind),
+            # The slice group: the devices that hold other hidden units of the same experts.
             swaps_of(rank.transpose(1, 2).flatten(0, 1).tolist(), flat, "flat"),
+            # The tensor group: the devices that bring the same rows and hold copies.
             swaps_of(rank.flatten(0, 1).tolist(), flat, "flat"),
         )
 
@@ -124,6 +129,7 @@ class DeepSpeed(Strategy):
             work = torch.full((devices,), computed, dtype=torch.float64)
             name = f"{layer}.expert"
             product = PlanStep(name, layer, "expert", "compute", flops=work)
+            # The legs of the forward in order: group, phase, and bytes of a block.
             legs = [
                 (groups.exchange, "dispatch", block * size.row),
                 (groups.slice, "slices", table),
@@ -147,6 +153,7 @@ class DeepSpeed(Strategy):
                 for n, bytes_each in extra
             ]
             copies, split_steps = extra_steps or ([], [])
+            # A backward computes gradients of rows and of weights: twice the products.
             slower = replace(product, name=f"{name}.back", flops=2 * work)
             back = [
                 *turned[3], *turned[2], slower, *copies, *turned[1], *turned[0], *split_steps, *back
@@ -206,16 +213,22 @@ class DeepSpeedExperts(OwnExperts):
         table = PairTable.of(routing, places)
         rows, local = table.fill(x), self.local
         if parts > 1:
+            # Coordinated exchange (section 5.3): the L tensor ranks have the same rows, so each
+            # sends 1 / L of the places, and all gather the outputs at the end.
             rows = split(rows, self.tensor, wire, "split")  # (E, C / L, d)
+            # Each rank has then seen a part of the rows only, so the gradients of its copies are
+            # summed over the L ranks.
             copies = alike(packed(local), self.tensor, wire, "copies")
             local = having(local, unpacked(copies, local), local.experts)
         count, owners = len(self.held), len(self.exchange.members)
         blocks = rows.reshape(owners, -1, rows.shape[-1])  # (G, n C / L, d)
         came = self.exchange.run(blocks, wire, "dispatch")
         if len(self.slice.members) > 1:
+            # Slices of one expert need all rows of their group, as each computes a summand.
             came = self.slice.gather(came, wire, "slices").flatten(0, 1)  # (S G, n C / L, d)
         outputs = self._computed(local, came.view(len(came), count, -1, came.shape[-1]))
         if len(self.slice.members) > 1:
+            # The partial outputs of the slices add up to the expert's output.
             outputs = self.slice.add(outputs.view(-1, owners, *outputs.shape[1:]), wire, "sums")
         back = self.exchange.run(outputs, wire, "combine")
         back = back.view(self.experts, -1, back.shape[-1])  # (E, C / L, out)
@@ -229,6 +242,7 @@ class DeepSpeedExperts(OwnExperts):
         (D', n, m, d) -> (D', n m, out).
         """
         sources, experts, places, width = came.shape
+        # Rows are grouped by expert, whichever device they came from.
         rows = came.transpose(0, 1).reshape(-1, width)
         expert = torch.arange(experts, device=rows.device).repeat_interleave(sources * places)
         outputs = local(rows, expert).view(experts, sources, places, -1)

@@ -92,17 +92,24 @@ class Fssdp(Strategy):
         nodes = topology.nodes()
         copies = owner[None] == torch.arange(topology.devices)[:, None]
         if past:
+            # Step 1: the loads that are expected, the mean of the last batches, decide on copies
+            # before the batch itself is known, so that the gather can overlap computation.
             expected = torch.stack(list(past)[-self.window :]).double().mean(0)
             copies = materialise(expected, owner, nodes, self.memory, self.hottest)
         if not self.calibrate or topology.devices == 1:
             return copies
+        # Step 2, calibration: the placement for the loads that the batch really has, and whether it
+        # saves more time than its copies take to arrive.
         by_own_load = materialise(load.sum(0), owner, nodes, self.memory, self.hottest)
         rows_before, rows_after = (
             rows_computed(load, holders, nodes).max() for holders in (copies, by_own_load)
         )
+        # Forward and backward compute three products of a row, and all wait for the busiest device.
         saved_seconds = (
             3 * float(rows_before - rows_after) * size.flops / float(topology.flops.min())
         )
+        # The device that receives the most further copies is waited for; a copy travels once in the
+        # forward, and its gradient once in the backward.
         further = int((by_own_load & ~copies).sum(1).max())
         apart = ~torch.eye(topology.devices, dtype=torch.bool)
         copy_seconds = 2 * further * size.weights / float(topology.bandwidth[apart].min())
@@ -134,11 +141,14 @@ class Fssdp(Strategy):
             load = _loads(expert, home, trace.experts, devices)
             holds = self.holds([batch[layer] for batch in past], load, owner[layer], size, topology)
             target = destinations(expert, home, holds, nodes, row)
+            # The exchange of rows itself is that of plain expert parallelism, with more devices to
+            # choose from.
             (counts, dispatch, product, combine), turned = layer_steps(
                 layer, home, target, size, devices
             )
             load_bytes = off_diagonal(torch.full((devices, devices), trace.experts * INDEX))
             loads = PlanStep(f"{layer}.loads", layer, "loads", "link", bytes=load_bytes)
+            # The sparse all-gather: weights go from owners to the holders of copies.
             sent = Placement.of(owner[layer][None], devices).moved(
                 Placement(owner[layer][None], holds[None]), size.weights
             )
@@ -153,6 +163,7 @@ class Fssdp(Strategy):
                 after[loads.name] = ()
                 forward += [gather, loads, counts, dispatch, product, combine]
             again = replace(gather, name=f"{layer}.again", phase="again")
+            # The sparse reduce-scatter: gradients of copies take the ways of the gather backwards.
             reduce = replace(
                 gather,
                 name=f"{again.name if self.rematerialise else gather.name}.back",
@@ -217,6 +228,7 @@ class FssdpExperts(Sharded):
         counts = routing.expert.bincount(minlength=self.experts)
         load = self.wire.told(counts[None], "loads").view(self.world, -1).cpu()  # as owners are
         holds = self.settings.holds(self.past, load, self.owner, self.size, self.topology)
+        # Loads of an evaluation say nothing of the training's next batch.
         if self.training:
             self.past = [*self.past, load.sum(0)][-self.settings.window :]
         held_experts = holds[self.rank].nonzero().flatten()
@@ -236,6 +248,8 @@ class FssdpExperts(Sharded):
         def with_copies(rows: Tensor, weight: Tensor, mine: Tensor, phase: str) -> Tensor:
             copies = sparse_gather(mine, self.owner, holds, self.wire, phase)
             reweighted = replace(local_routing, weight=weight)
+            # A process without copies or rows must still take part in the exchanges of the
+            # backward: an empty sum ties its output to all inputs.
             tied = copies[:0].sum() + rows[:0].sum() + weight[:0].sum()  # 0, with all gradients
             if not len(copies):
                 return rows.new_zeros(0, self.outputs) + tied
@@ -289,12 +303,16 @@ class _Again(torch.autograd.Function):
     def forward(
         ctx: Any, rows: Tensor, weight: Tensor, mine: Tensor, product: Callable[..., Tensor]
     ) -> Tensor:
+        # Only the owner's weights are saved: the copies are freed, and gathered again when the
+        # backward needs them.
         ctx.save_for_backward(rows, weight, mine)
         ctx.product, ctx.precision = product, _autocast_as_here(rows.device.type)
         return product(rows, weight, mine, "gather")
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        # The product is computed once more, with gradients this time, as in activation
+        # checkpointing.
         saved = [t.detach().requires_grad_() for t in ctx.saved_tensors]
         with torch.enable_grad(), ctx.precision():
             outputs = ctx.product(*saved, "again")
@@ -319,8 +337,10 @@ def sparse_gather(mine: Tensor, owner: Tensor, holds: Tensor, wire: Wire, phase:
     place = owned.cumsum(0) - 1
     send = [(holds[receiver] & owned).nonzero().flatten() for receiver in range(world)]
     came = [(holds[rank] & (owner == sender)).nonzero().flatten() for sender in range(world)]
+    # Messages are ordered by receiver, and within a message by expert.
     rows = mine[place[torch.cat(send)]]
     received = wire.send(rows, [len(e) for e in send], [len(e) for e in came], phase)
+    # They arrive ordered by sender; the caller expects them by expert.
     return received[torch.cat(came).argsort()]
 
 

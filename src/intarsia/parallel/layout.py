@@ -76,6 +76,8 @@ def units_of(experts: nn.Module, name: str) -> UnitAxes | None:
     if not isinstance(experts, FusedExperts):
         return STACKED.get(name)
     into, out = (2, 1) if experts.transposed else (1, 2)
+    # A fused weight has gate and up in one axis: as two runs after each other, or interleaved,
+    # which a cut through hidden units must respect.
     two = {"runs": 2} if experts.concatenated else {"each": 2}
     fused = {
         "gate_up_proj": UnitAxes(into, **two),
@@ -131,11 +133,14 @@ def cut(experts: Cuttable, index: Tensor, part: int = 0, parts: int = 1) -> Cutt
         _check_sums(experts)
     check_parts(hidden, parts)
     cut_experts = copy.copy(experts)
+    # The shallow copy shares the dictionary of parameters with the original; it gets its own before
+    # any parameter is replaced.
     vars(cut_experts).update(_parameters={})
     for name, weight in experts.named_parameters(recurse=False):
         units = units_of(experts, name)
         value = own_part(units, weight.detach(), index, part, parts)
         parameter = nn.Parameter(value.clone(), weight.requires_grad)
+        # The output bias is zero in all parts but the first, and must stay so.
         if part and units is None and parameter.requires_grad:
             parameter.register_hook(torch.zeros_like)  # it is learned in the first part alone
         setattr(cut_experts, name, parameter)
@@ -186,6 +191,8 @@ def joined(slices: Sequence[Mapping[str, Tensor]], like: Cuttable) -> dict[str, 
     """Join slices of experts along their hidden units.  Returns weights by name."""
     weights: dict[str, Tensor] = {}
     for name in slices[0]:
+        # A weight without hidden units, the output bias, is zero in all slices but the first: the
+        # sum restores it.
         values, units = [piece[name] for piece in slices], units_of(like, name)
         if units is None:
             weights[name] = torch.stack(values).sum(0)

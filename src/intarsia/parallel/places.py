@@ -76,6 +76,7 @@ class StockPlace:
         for name in self.experts.names:
             delattr(self.module, name)
         self.module.add_module(PART, part)
+        # An attribute of the instance shadows the method of the class for this module alone.
         self.module.forward = Called(part, self.experts.experts)
 
     def restore(self) -> None:
@@ -103,6 +104,7 @@ class Called:
 def pairs_of(index: Tensor, weights: Tensor, experts: int) -> Routing:
     """Convert a stock gate's choice to a routing, without pairs of experts that do not exist."""
     routing = Routing.from_topk(index, weights, experts)
+    # An index of E or more names no expert: the pair is left out.
     valid = routing.expert < experts
     if bool(valid.all()):
         return routing
@@ -122,6 +124,8 @@ def places(model: nn.Module) -> list[Place]:
         if isinstance(module, Mixture):
             path = f"{name}.experts" if name else "experts"
             by_path[name] = MixturePlace(path, module, module.experts)
+            # A capacity counts the rows of one process: the same batch on more processes would drop
+            # other tokens.
             if module.capacity is not None:
                 got, want = f"{name} with a capacity", "none: whom it drops depends on who is there"
                 fix = "Build it without, capacity=None, or leave `parallel` out."
@@ -133,6 +137,7 @@ def places(model: nn.Module) -> list[Place]:
             got = f"{type(module).__name__} at {name!r}, which chooses by all rows of a process"
             want, fix = "routers of each row alone", "Use TopK, or leave `parallel` out."
             raise ConfigError("parallel", got=got, want=want, fix=fix)
+    # Experts of transformers' own models, which are no `Mixture`.
     for path, stock in _stock(model).items():
         by_path[path] = StockPlace(path, stock.module, FusedExperts(stock))
     if not by_path:
@@ -141,6 +146,8 @@ def places(model: nn.Module) -> list[Place]:
         raise ConfigError("parallel", got=got, want=want, fix=fix)
     for place in by_path.values():
         stacked(place.experts)
+    # The number of a layer names its messages, so all processes must number layers alike: by their
+    # order in the model.
     order = {path: position for position, (path, _) in enumerate(model.named_modules())}
     return [by_path[path] for path in sorted(by_path, key=lambda path: order[path])]
 

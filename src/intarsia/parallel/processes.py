@@ -55,6 +55,8 @@ class Processes:
         end = time.monotonic() + self.seconds
         while len(answers) < self.count:
             open_ = {pipe: r for r, (_, pipe) in enumerate(self._started) if r not in answers}
+            # Answers are read as they come: a failed process is seen at once, even if the others
+            # wait for it in an exchange.
             ready = wait(list(open_), max(0.0, end - time.monotonic()))
             if not ready:
                 break
@@ -63,7 +65,10 @@ class Processes:
                 try:
                     answers[rank] = pipe.recv()  # pyright: ignore
                 except EOFError:
+                    # A closed pipe without an answer: the process was killed or has crashed.
                     answers[rank] = "failed", _failure(f"process {rank}", "it ended")
+                # The others fail soon, too, but may hang in an exchange until its time is over:
+                # they are waited for only briefly.
                 if answers[rank][0] == "failed":
                     end = min(end, time.monotonic() + STRAGGLERS)
         failed = [answer for kind, answer in answers.values() if kind == "failed"]
@@ -77,6 +82,7 @@ class Processes:
         return [answers[rank][1] for rank in range(self.count)]
 
     def _start(self) -> None:
+        # A fork server imports torch once, before it is asked for processes: they start fast.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         self._folder = tempfile.TemporaryDirectory()
@@ -121,6 +127,7 @@ def _failure(subject: str, got: str) -> TrainingError:
 
 
 def _serve(rank: int, count: int, store: str, seconds: float, pipe: Connection) -> None:
+    # As many threads as cores in each of the processes would slow all of them down.
     torch.set_num_threads(1)
     limit = timedelta(seconds=seconds)
     dist.init_process_group(
@@ -139,8 +146,12 @@ def _serve(rank: int, count: int, store: str, seconds: float, pipe: Connection) 
             except Exception as error:
                 text = "".join(traceback.format_exception(error))
                 answer = "failed", _failure(f"process {rank}", text)
+            # What a job printed must be out before its answer, or it may be lost when the process
+            # is ended.
             sys.stdout.flush()
             pipe.send(answer)
+            # Tensors of a finished job must not stay in memory while the process waits for the
+            # next.
             del job, arguments, answer
     finally:
         dist.destroy_process_group()

@@ -35,6 +35,8 @@ def check_alike(subject: str, digest: str, group: Group = None) -> None:
     """
     digest_number = int(digest[:15], 16)  # 60 bits
     smallest, largest = (torch.tensor(digest_number, device=device_of(group)) for _ in range(2))
+    # All digests are equal exactly if the smallest is the largest: two small reductions in place of
+    # a gather.
     dist.all_reduce(smallest, dist.ReduceOp.MIN, group=group)
     dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
     if int(smallest) != int(largest):
@@ -75,6 +77,8 @@ def carry_out(
             x, numbers = _moved(
                 x, numbers, devices[number], devices[number + 1], number, meter, group
             )
+        # With the engine "stay" rows have just moved to where this layer needs them; with others
+        # they start and end each layer at home.
         routing = routed(trace, numbers, number, x)
         x = x + layer.mix(x, routing, numbers)
     if stays:
@@ -90,6 +94,7 @@ def routed(trace: Trace, numbers: Tensor, layer: int, x: Tensor) -> Routing:
     else:
         token = expert = torch.zeros(0, dtype=torch.int64)
         weight = x.new_zeros(0)
+    # A leaf with gradients makes the backward exchange gradients of gate weights, as in a training.
     weight = weight.detach().requires_grad_(torch.is_grad_enabled())
     return Routing(token, expert, weight, len(x), trace.experts)
 
@@ -109,6 +114,8 @@ def _moved(
     """
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     target = goes[numbers]
+    # Rows are sent in the order of receivers; the stable sort keeps them in ascending order of
+    # their numbers within a message.
     order = target.argsort(stable=True)
     send = torch.bincount(target, minlength=world).tolist()
     arriving = (goes == rank).nonzero().flatten()

@@ -75,10 +75,13 @@ class SeMoe(Strategy):
         devices, experts = topology.devices, trace.experts
         weight_bytes = size.weights * experts // devices  # a slice of one, or some
         load = torch.eye(devices, dtype=torch.int64) * weight_bytes
+        # ZeRO-3: each device holds 1 / D of the dense weights and sends it to every other; rounded
+        # up to whole bytes.
         part = torch.full((devices, devices), -(-self.dense // devices)).fill_diagonal_(0)
         steps: list[PlanStep] = []
         began = [""]  # the step before each layer's first
 
+        # A step that brings weights in: from host memory (load) or over the links (gather).
         def brought(kind: str, layer: int, before: str) -> PlanStep:
             resource, sent = ("load", load) if kind == "load" else ("link", part)
             after = (before,) if before else ()
@@ -87,6 +90,8 @@ class SeMoe(Strategy):
         for step in inner.steps:
             name, layer = step.name, step.layer
             if step.phase == "counts":
+                # 1D prefetch: the load of layer i starts as soon as layer i - 1 begins, not when
+                # layer i does.
                 early = layer and self.prefetch != "none"
                 steps.append(brought("load", layer, began[layer - 1 if early else layer]))
                 if self.dense and (self.prefetch != "2d" or not layer):
@@ -94,10 +99,13 @@ class SeMoe(Strategy):
                 waits = (f"{layer}.gather",) if self.dense else ()
                 step = replace(step, after=tuple(n for n in (began[layer], *waits) if n))
             elif step.phase == "expert" and not name.endswith(".back"):
+                # 2D prefetch: while the experts of this layer are computed, the links gather the
+                # dense weights of the next.
                 if self.dense and self.prefetch == "2d" and layer + 1 < trace.layers:
                     steps.append(brought("gather", layer + 1, step.after[0]))
                 step = replace(step, after=(*step.after, f"{layer}.load"))
             steps.append(step)
+            # The next layer begins when the outputs of this one are back.
             if step.resource == "link" and step.phase.startswith("combine"):
                 began[layer + 1 :] = [name]
         return DevicePlan(tuple(steps), devices)
@@ -134,6 +142,8 @@ class ColumnEmbedding(nn.Module):
         wire, flat = self.wire, ids.reshape(-1)
         count = torch.tensor([len(flat)], device=ids.device)
         counts = wire.told(count, "counts").flatten().tolist()
+        # Every process looks all ids up in its own columns, then sends each process the columns of
+        # its ids.
         all_ids = wire.send(flat.repeat(wire.world), [len(flat)] * wire.world, counts, "ids")
         columns = nn.functional.embedding(all_ids, self.weight)  # (all ids, H / D)
         back = wire.send(columns, counts, [len(flat)] * wire.world, "columns")
@@ -167,10 +177,14 @@ def elastic(weights: Sequence[float], devices: int) -> list[list[float]]:
     mean = sum(weights) / devices
     parts: list[tuple[float, int]] = []
     for task, weight in enumerate(weights):
+        # A task above the mean is cut into parts no longer than the mean; 1e-12 keeps rounding from
+        # adding a part.
         count = min(devices, max(1, math.ceil(weight / mean - 1e-12))) if mean else 1
         parts += [(weight / count, task)] * count
     shares = [[0.0] * len(weights) for _ in range(devices)]
     total = [0.0] * devices
+    # Longest processing time first: each part goes to the least loaded device; ties are broken by
+    # number, so that all processes agree.
     for work, task in sorted(parts, key=lambda p: (-p[0], p[1])):
         device = min(range(devices), key=lambda d: (total[d], d))
         shares[device][task] += work

@@ -89,23 +89,32 @@ class Sharded(OwnExperts):
         number = torch.arange(len(x)) if numbers is None else numbers
         sender = torch.full_like(routing.expert, self.rank)
         pair_number = number.to(sender.device)[routing.token]
+        # Step 1: the process that computes each pair, by the copies that there are.
         target = destinations(routing.expert[:, None], sender, holds, self.nodes, pair_number)[:, 0]
         order = (target * max(len(x), 1) + routing.token).argsort(stable=True)
         target, token = target[order], routing.token[order]
+        # Step 2: a row goes once to each process, however many of its experts are there; the pairs
+        # refer to it by its position in the message.
         once, row = (target * max(len(x), 1) + token).unique_consecutive(return_inverse=True)
         place, token = once // max(len(x), 1), once % max(len(x), 1)
         rows, pairs = (torch.bincount(t, minlength=self.world) for t in (place, target))
         row = row - (rows.cumsum(0) - rows)[target]  # within its message
+        # Step 3: sizes are exchanged first, as every process must know how much to receive.
         came = self._counts(torch.stack([rows, pairs], 1))
         sizes = rows.tolist(), came[:, 0].tolist()
         paired = pairs.tolist(), came[:, 1].tolist()
+        # Step 4: rows, then the position and expert of each pair, then its gate weight, which takes
+        # a gradient.
         received_rows = self._send(x[token], *sizes, "dispatch")
         headers = torch.stack([row, routing.expert[order]], 1)
         headers = self._send(headers, *paired, "dispatch")
         weight = self._send(routing.weight[order], *paired, "dispatch")
+        # Positions within a message become positions among all rows received.
         starts = came[:, 0].cumsum(0) - came[:, 0]
         received = headers[:, 0] + starts.repeat_interleave(came[:, 1])
         local_routing = Routing(received, headers[:, 1], weight, len(received_rows), self.experts)
+        # Step 5: outputs, already summed over the experts of a process, come back row by row and
+        # are added up at home.
         back = self._send(computed(received_rows, local_routing), sizes[1], sizes[0], "combine")
         return back.new_zeros(len(x), back.shape[1]).index_add(0, token, back)
 
@@ -114,6 +123,7 @@ class Sharded(OwnExperts):
         return self.holds[rank].nonzero().flatten(), 0, 1
 
     def _check_copies(self) -> None:
+        # Copies would be trained apart from each other.
         copies = bool((self.holds.sum(0) > 1).any())
         if copies and torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
             got, want = "copies of experts in a forward with gradients", "one copy of each"

@@ -46,6 +46,8 @@ class ExpertTrial:
         tokens = 6 * sequences
         k = {"k = E": self.experts, "one expert": 1}.get(self.routing, min(2, self.experts))
         scores = torch.rand(tokens, self.layers, self.experts, generator=draws)
+        # The even loads of uniform draws would hide errors in strategies that look for busy
+        # experts.
         scores[:, :, 0] += 0.5  # some are hotter
         if self.routing == "an expert without tokens":
             scores[:, :, -1] = -1
@@ -108,12 +110,14 @@ def compare_with_one(strategy: Strategy, trial: ExpertTrial, topology: Topology 
         rows = trial.rows(len(before))[strategy.rows(before, topology.devices)[rank]]
         run(strategy, plan, parts, rows, before)
         past.append(before.load())
+    # Only the batch that is compared counts; those before were there to be remembered.
     meter.sent.clear()
     plan = strategy.plan(trace, size, topology, backward=True, past=past)
     x = trial.rows(len(trace)).requires_grad_()
     local_rows = x.detach()[mine].requires_grad_()
     want, got = alone(trace, x, full_layers), run(strategy, plan, parts, local_rows, trace)
     same("outputs", got, want[mine], trial.whole)
+    # A loss that is not linear, so that gradients depend on the outputs.
     want.square().sum().backward()
     got.square().sum().backward()
     assert x.grad is not None and local_rows.grad is not None

@@ -104,6 +104,7 @@ class Tutel(Strategy):
         back: list[PlanStep] = []
         after: dict[str, tuple[str, ...]] = {}
         for layer in range(trace.layers):
+            # C must be divisible by the slices, which share its places, and by the chunks.
             multiple = slices * self.chunks
             places = planned_capacity(trace.expert[:, layer], rows, experts, multiple)
             degree = self.chosen(experts, places, size, topology)
@@ -135,6 +136,8 @@ class Tutel(Strategy):
         forward, back = [counts_step(layer, devices), *weights], list(turned)
         count = 1 if degree == 0 else self.chunks
         sent = swaps_of([range(devices)], topology.nodes(), self.exchange)
+        # Rows of a block to each device, and the rows that one device computes in all: with r = 0
+        # those of its own tables, as the weights have come to it.
         per = block_rows(experts, devices, degree, places // count) if degree else 0
         computed = devices * per if degree else experts * places
         flops = computed * size.flops / max(1, degree)  # of a row each group has h / r units
@@ -147,11 +150,15 @@ class Tutel(Strategy):
             for phase in ("dispatch", "combine") if degree else ():
                 exchange_steps = swap_steps(sent, layer, f"{chunk}.{phase}", per * size.row)
                 there_and_back.append(exchange_steps)
+                # Gradients take the exchanges in reverse: back through the combine first, the
+                # dispatch last.
                 back_of = swap_steps(sent, layer, f"{chunk}.{phase}", per * size.row, backward=True)
                 back = back_of + back if phase == "combine" else back + back_of
             product = PlanStep(name, layer, "expert", "compute", flops=work)
             position = len(swap_steps(sent, layer, f"{chunk}.combine", 1)) if degree else 0
             back.insert(position, replace(product, name=f"{name}.back", flops=2 * work))
+            # Pipelining: all dispatches are queued ahead, and each product waits for its own
+            # chunk's dispatch alone, so that links and devices work at the same time.
             if degree and count > 1:
                 ahead += there_and_back[0]
                 rest += [product, *there_and_back[1]]
@@ -168,6 +175,7 @@ class Tutel(Strategy):
         """
         devices = topology.devices
         possible = degrees(experts, devices)
+        # The degree is chosen for each capacity anew: no weights move when it changes.
         if self.degree is None and self.by == "bytes":
             return min(possible, key=lambda r: received(r, experts, devices, places, size))
         if self.degree is None:
@@ -255,9 +263,11 @@ class TutelExperts(OwnExperts):
         if len(swap.members) == 1:
             return self.local
         rows = swap.gather(packed(self.local), self.wire, "weights")  # (G, n, P / S)
+        # Experts were whole in their processes: those of all processes, in order, are the layer.
         if degree == 0 and self.slices == 1:
             return having(self.local, unpacked(rows.flatten(0, 1), self.local), self.experts)
         count = self.slices if degree == 0 else self.slices // degree
+        # `count` neighbours in a row hold the slices of the same experts.
         by_expert = rows.view(-1, count, *rows.shape[1:]).unbind(1)  # slices of (E', n, P / S)
         weights = joined(
             [unpacked(part.flatten(0, 1), self.local) for part in by_expert], self.local
@@ -272,6 +282,8 @@ class TutelExperts(OwnExperts):
         world, wire = self.wire.world, self.wire
         experts, places, width = rows.shape
         group = self.slices // degree  # devices that share a table's rows
+        # The devices of a group share a table's places, and each of the r groups computes other
+        # hidden units of all rows.
         parts = rows.view(experts, 1, group, places // group, width)
         blocks = parts.expand(-1, degree, -1, -1, -1)  # each of the r groups has all rows
         blocks = blocks.reshape(world, -1, width)  # (D, n C' r / S, d)
@@ -283,6 +295,7 @@ class TutelExperts(OwnExperts):
         back = self.swap.run(
             outputs.reshape(world, -1, outputs.shape[-1]), wire, f"{chunk}.combine"
         )
+        # The outputs of the r groups are partial sums over hidden units.
         return back.view(experts, degree, places, -1).sum(1)
 
 
