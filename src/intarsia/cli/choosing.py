@@ -70,6 +70,7 @@ def auto(
     words = given_in_words(ctx)
     check_options(arguments)
     if data is not None:
+        # Names are checked before torch is imported, which takes seconds.
         check_data(data)
     names = [n.strip() for n in (methods or "").split(",") if n.strip()]
     for name in names:
@@ -84,11 +85,13 @@ def auto(
     allow_pixels(ctx, arguments.pop("max_pixels"))
     device = arguments.pop("device")
     seed = arguments.pop("seed")
+    # Only what stands on the command line is fixed; all other settings are the search's to choose.
     options = {name: value for name, value in arguments.items() if name in words}
     common: dict[str, Any] = {"out": out, "resume": resume, "device": device, "report": note}
     try:
         search = choose(data, minutes=minutes, methods=names, seed=seed, **common, **options)
     except KeyboardInterrupt as stop:
+        # Ctrl-C: the message is the command that goes on, with the folder the search has used.
         folder = shlex.quote(str(out or Path("runs") / f"auto-{data_name(str(data))}"))
         raise KeyboardInterrupt(f"Go on: intarsia auto --resume --out {folder}") from stop
     _show(search, as_json)

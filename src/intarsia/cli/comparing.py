@@ -95,6 +95,7 @@ def compare(
 
     Example:  intarsia compare elpv --size 70 -n 200 --epochs 40 --seeds 0,1 --set lora.rank=8
     """
+    # `locals()` before any other variable: the verb's own parameters and no more.
     request = {**locals(), **arguments}
     words = given_in_words(ctx)
     allow_pixels(ctx, arguments["max_pixels"])
@@ -115,6 +116,7 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
         request |= {"methods": TEXT_METHODS} if "methods" not in words else {}
     names, settings = _named(request["methods"], arguments["settings"] or ())
     if names and PROBE not in names and not (is_text(data) or no_linear):
+        # A method should do better than a linear probe on the same features.
         note("A linear probe stands beside them; --no-linear leaves it out.")
         names.append(PROBE)
     from ..data.sets import located
@@ -125,10 +127,12 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
     seeds = numbers("--seeds", request["seeds"])
     folder = request["out"] or Path("runs") / f"compare-{data_name(data)}"
     start = Experiment.of(values)
+    # A method whose rate is given by --set keeps that; the search covers the others.
     settings_of, fixed = matrix.apart_from_rates(matrix.by_method(settings))
     if grid is not None and fixed.keys() >= set(names):
         got, fix = "a rate for every method by --set", "Leave one of them out."
         raise ConfigError("--rates", got=got, want="a method to search for", fix=fix)
+    # A mixture and the plain adapter beside it get the same adapter, so that they can be compared.
     settings_of = matrix.on_one_adapter(start, names, settings_of, note)
     once = not arguments["recompute"]
     runs = matrix.planned(start, names, seeds, settings_of, folder, fixed, once=once)
@@ -139,6 +143,7 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
         "running": running_values(arguments),
     }
     use_threads(arguments["threads"])
+    # Two commands in the same folder would run the same runs and write over each other.
     with alone(folder):
         try:
             if arguments["lr"] is None:
@@ -185,6 +190,7 @@ def report(
     target(out, "page.html", option="--out", mark=REPORTS.get(out.suffix.lower(), PAGE))
     if len(runs) == 1 and runs[0].suffix == ".json":
         _show_spans(runs[0], out, baseline, as_json)
+    # The kind of a folder is known by the record that its verb wrote.
     elif all(any(p.glob("sparsify.json")) or any(p.glob("*/sparsify.json")) for p in runs):
         _show_sparse(runs, out, baseline, as_json)
     else:

@@ -31,6 +31,7 @@ def read_config(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         subject, fix = f"--config {file}", "Restore it from a copy."
         raise CheckpointError(subject, got=error, want="a JSON object", fix=fix) from error
+    # run.json holds the experiment inside its record; experiment.json is the experiment.
     if isinstance(values, dict) and isinstance(values.get("record"), dict):  # run.json
         values = values["record"].get("experiment")
     if not isinstance(values, dict):
@@ -51,6 +52,7 @@ def with_config(
     """
     values, merged = read_config(path), dict(parameters)
     theirs, settings = values.get("method"), values.get("settings")
+    # The file may have a paper's name or a key: both are compared as keys.
     another = "method" in words and method_key(merged["method"], lambda _: None) != theirs
     if settings and theirs and another and "settings" not in words:
         report(f"Without --set {' '.join(settings)} of {path}, which is for {theirs}.")

@@ -57,6 +57,7 @@ def spans(
 
     method = MoA(density, numbers, check, extend, sink, block, answer=answer)
     host, tokenizer = language_model(model)
+    # Texts must be as long as the longest length that is profiled or validated.
     size = max(*numbers, check)
     texts = load_calibration(calib, tokenizer, rows=rows, length=size, progress=note)
     choice = choose_spans(host, method, texts.train, seed=seed, progress=note)
@@ -162,6 +163,7 @@ def _continued(
         host = load_saved(host, load)
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     if spans_of_heads is not None:
+        # Spans need room for the first tokens and one block, however short the prompt is.
         least = spans_of_heads.sink + spans_of_heads.block
         attach_spans(host, spans_of_heads, length=max(ids.shape[1] + tokens, least))
     end = tokenizer.eos_token_id
@@ -179,6 +181,7 @@ def _continued(
     }
     if compare:
         stock = stock_generate(host, ids, decoded.tokens.shape[1])
+        # The same greedy tokens are the evidence that the faster decoding changes nothing.
         equal = stock.tokens.tolist() == decoded.tokens.tolist()
         record["transformers"] = {"a_second": stock.rate, "same": equal}
     return record

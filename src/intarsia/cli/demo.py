@@ -48,6 +48,7 @@ def demo(
 
     Example:  intarsia demo
     """
+    # All that can be refused is refused before torch is imported.
     runs = numbers("--seeds", seeds)
     check_options({"device": device})
     from .demo_steps import Demo, fold_one, obtain, train_all
@@ -60,6 +61,7 @@ def demo(
     try:
         contest = train_all(request, METHODS, jobs, device, note)
     except KeyboardInterrupt as stop:
+        # Finished runs are kept, so the same command is the way to go on.
         raise KeyboardInterrupt("Call the same command again to go on.") from stop
     note("3/4  The MoSA model as a stock timm model")
     stock = fold_one(contest, out / "stock", note)

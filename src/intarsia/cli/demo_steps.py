@@ -46,6 +46,8 @@ class Demo:
 def obtain(request: Demo) -> None:
     """Have weights and pictures here, in a process whose memory no run is charged with."""
     model = request.model if request.pretrained else None
+    # Decoding and unpacking take much memory once; in a process of their own they do not count as
+    # the runs' peak.
     FreshProcess(threads=1).run(_obtain, {"model": model, "data": request.data})
 
 
@@ -67,6 +69,7 @@ def faster_precision(device: torch.device) -> str:
             start = time.perf_counter()
             float(torch.mm(x, w)[0, 0])  # waits for the device
             times.append(time.perf_counter() - start)
+        # The least of the times: the others include the work of other processes.
         seconds[name] = min(times)
     return min(seconds, key=seconds.__getitem__)
 
@@ -97,6 +100,7 @@ def _precision(request: Demo, device: torch.device, report: Report) -> str:
     """Return the precision of the runs that are there, else the faster one here."""
     records = sorted(request.out.glob(f"*/{experiments.FILE}"))
     if records:
+        # All runs of a comparison share one precision, even if the machine has changed since.
         return experiments.read(records[0].parent).training.precision
     precision = faster_precision(device)
     report(f"Precision {precision}: the faster one here.")
@@ -111,6 +115,7 @@ def fold_one(runs: Sequence[PlannedRun], target: Path, report: Report) -> Path:
     method = runs[-1].experiment.adapted.method
     first = next(e for e in runs if e.experiment.adapted.method == method)
     opened = open_pictures(first.folder, as_trained=False)
+    # The stock model is exported and compared on real pictures, not on noise.
     images = some_pictures(opened, report, COMPARED)
     stock = stock_of(opened, images, report)
     path = export_timm(stock, target, classes=opened.classes, inputs=images, report=report)

@@ -112,6 +112,8 @@ def _target(run: str, form: str, out: Path | None) -> Path:
     """
     if form != "gguf":
         check_run(Path(run))
+    # A run's export goes into its folder; a named model's beside the working folder's files.
     inside = Path(run) / "export" if Path(run).is_dir() else Path(Path(run).name)
     place = out or inside.with_name(inside.name + SUFFIXES[form])
+    # An earlier export of this verb may be replaced: it is known by its mark or its files.
     return target(place, "m.onnx", option="--out", mark=MARKS.get(form, ""), written_names=EXPORTED)

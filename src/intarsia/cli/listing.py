@@ -37,9 +37,11 @@ def list_methods(
     Example:  intarsia list RMoE
     """
     described = [describe(card) for card in cards(kind, tag, family, text)]
+    # Commands have no kind, tag or family: they are listed only where none is asked for.
     if kind is tag is family is None:
         described += commands(text)
     if as_json:
+        # `intarsia show` has these; in a list they would bury the rest.
         hidden = ("settings", "doc")
         show_json([{k: v for k, v in card.items() if k not in hidden} for card in described])
         return

@@ -164,6 +164,7 @@ def _judged(
     from ..placement.placement import Placement
 
     placements = {search: placed}
+    # Experts in order, the layout that engines have without any placement, if devices divide them.
     if placed.experts % placed.devices == 0:
         plain = Placement.contiguous(placed.layers, placed.experts, placed.devices)
         placements = {"contiguous": plain} | placements
@@ -189,6 +190,7 @@ def topology_of(devices: int | None, file: Path | None) -> Any:
 def _search(search: str, redundant: int) -> Any:
     from ..core.registry import card
 
+    # joint_home and joint_stay are one search with two engines.
     key, _, variant = search.partition("_")
     if key == "joint":
         return card("joint_swaps").config(variant)

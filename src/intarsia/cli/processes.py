@@ -39,6 +39,7 @@ def plan_of(arguments: dict[str, Any]) -> str | None:
     UnknownName for no plan.
     """
     count, plan = arguments.pop("expert_parallel"), arguments.pop("plan")
+    # The settings' own checks refuse what no number of processes could make right.
     Processes(count, plan)  # refuses what they cannot be
     if count is None:
         if plan is not None:
@@ -46,6 +47,7 @@ def plan_of(arguments: dict[str, Any]) -> str | None:
             want = "--expert-parallel with it"
             raise ConfigError("--plan", got="it alone", want=want, fix=fix)
         return None
+    # torchrun tells each process how many there are; without it there is one.
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != count:
         started = "one process" if world == 1 else f"{world} processes"

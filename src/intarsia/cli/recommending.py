@@ -66,6 +66,7 @@ def fit_recommender(arguments: Mapping[str, Any], words: set[str]) -> None:
     schedule = settings.schedule(with_density(request["schedule"], request["density"]))
     say_data(data)
     if not arguments["resume"]:
+        # Written before the training, so that a run stopped at any moment can go on.
         write_json(out / ASKED, request)
     options = {n: v for n, v in request["options"].items() if n != "device"}
     try:
@@ -100,6 +101,7 @@ def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str
     """Return what to train, of the command line or of the run to go on with, and its folder."""
     out: Path | None = arguments["out"]
     if arguments["resume"]:
+        # A run goes on with the settings it has: only where it runs may change.
         extra = sorted(words - {"resume", "out", "as_json", "device", "threads"})
         if out is None or not is_run(out) or extra:
             got = f"it with {', '.join(map(flag, extra))}" if extra else f"--out {out}"
@@ -120,6 +122,7 @@ def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str
     if is_run(out):
         got, fix = "a recommender's run", "Choose another --out, or go on with it: --resume."
         raise ConfigError(f"run folder {out}", got=got, want="a new one", fix=fix)
+    # A path is kept absolute, as the run may go on from another folder.
     named = Path(arguments["data"])
     request = {"data": str(named.resolve()) if named.exists() else arguments["data"]}
     request |= {
@@ -220,6 +223,7 @@ def recommend(
     if as_json:
         show_json({"run": str(run), "who": query, "items": listed})
         return
+    # Only generative recommenders give items a semantic id.
     coded = any("code" in row for row in listed)
     columns = ("item", "title", "score", "events", *(("why",) if why else ()))
     columns += ("semantic id",) if coded else ()
@@ -238,6 +242,7 @@ def answers(showing: RecommenderPage) -> dict[str, Any]:
 
     def answer(question: dict[str, Any]) -> dict[str, Any]:
         user, items, k = question.get("user"), question.get("items"), question.get("k", 10)
+        # A question comes from a browser: types are checked as strictly as options are.
         listed = isinstance(items, list) and {type(item) for item in items} == {str}
         if isinstance(user, str) == listed or not isinstance(k, int) or not 1 <= k <= 100:
             fix = 'For example {"user": "42"}, or {"items": ["50", "181"], "k": 10}.'

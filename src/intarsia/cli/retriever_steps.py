@@ -38,11 +38,13 @@ def fit_task(options: Mapping[str, Any], words: set[str], teachers: str, save: P
     collection = load_collection(options["data"], "train", report=note)
     numbers = {name: i for i, name in enumerate(collection.docs)}
     texts = list(collection.docs.values())
+    # A query with the documents that were judged relevant to it (grade above 0).
     answered = [
         (collection.queries[q], [numbers[d] for d, g in collection.qrels[q].items() if g > 0])
         for q in collection.judged
     ]
     drawn = not answered
+    # Without judged queries passages of the documents serve as queries.
     pairs = answered or draw_pairs(texts, recipe.steps * recipe.batch, options["seed"])
     note("Queries are drawn from the documents." if drawn else f"{len(pairs):,} judged queries.")
     name = options["model"] if "model" in words else "splade-tiny"
@@ -79,6 +81,7 @@ def _recipe(options: Mapping[str, Any], teachers: str) -> Any:
         if name not in defaults or name == "teachers":
             raise UnknownName("setting of sparse-retrieval", name, defaults)
         try:
+            # The type of the default is the type of the setting.
             values[name] = type(defaults[name])(value)
         except ValueError as error:
             want = f"as {defaults[name]}"

@@ -200,6 +200,7 @@ def _predict_pictures(
     if as_json:
         show_json([p.row() | {"classes": dict(p.classes)} for p in predictions])
     elif as_csv:
+        # All rows have the same columns: the first one names them.
         writer = csv.DictWriter(sys.stdout, list(predictions[0].row()))
         writer.writeheader()
         writer.writerows(p.row() for p in predictions)
@@ -210,6 +211,7 @@ def _predict_pictures(
         warn(f"{p.file}: cannot be read: {p.error}")
     if bad:
         warn(f"{len(bad)} of {len(predictions)} pictures could not be read.")
+        # Scripts see by the exit code that some answers are missing.
         raise typer.Exit(1)
 
 

@@ -86,6 +86,8 @@ def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str
     check_options({name: arguments[name] for name in ("see", "hear")})
     key = method_key(arguments["method"], note) if "method" in words else "lora"
     check_settings(key, arguments["settings"] or ())
+    # Only options on the command line are passed on: the task has other defaults than pictures
+    # have.
     options = {n: arguments[n] for n in OPTIONS if n in words} | {"seed": arguments["seed"]}
     check_options(options | {"batch_size": arguments["batch_size"]})
     out = out or Path("runs") / f"{data_name(data)}-{key}-{arguments['seed']}"
@@ -154,6 +156,7 @@ def predict_seeing(
     files: dict[str, tuple[Any, ...]] = {n: tuple(arguments[n] or ()) for n in ("image", "audio")}
     question = Question(" ".join(words), None, files["image"], files["audio"])
     opened = _open(run, device)
+    # What the encoder does to the pictures, such as cutting them to its size.
     told_of = opened.told(question)
     if told_of:
         note(f"Pictures: {'; '.join(told_of)}.")

@@ -139,6 +139,7 @@ def _serve(
 
     host, _ = address
     sources, folders = names_of(models), names_of(adapters)
+    # The address is taken first: a port in use is reported at once, not after minutes of loading.
     with closing(bound(*address)) as listening:
         if not is_local(host):
             warn(f"Whoever reaches {host} can use this server; it asks for no key.")
@@ -161,6 +162,7 @@ def _slots(text: str | None) -> int | float | None:
         value: float = int(text) if numeric else float(text)
     except ValueError:
         value = -1
+    # One expert is computed while another is loaded, so a single slot cannot work.
     if not (value >= 2 if numeric else 0 < value <= 1):
         want, fix = "2 or more, or a share below 1", "For example: --slots 0.25, or --memory 8GB"
         raise ConfigError("--slots", got=repr(text), want=want, fix=fix)

@@ -54,6 +54,7 @@ def say(line: str) -> None:
 
 def show_json(data: Any) -> None:
     """Data as JSON on stdout, and nothing else there."""
+    # NaN and Infinity are no JSON: strict readers would refuse the whole text.
     text = json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False)
     say(text)
 
@@ -73,6 +74,7 @@ def show_table(
     """A table on stdout; `right` names the columns of numbers."""
     table = Table(title=printable(title) or None, title_justify="left", title_style="bold")
     for column in columns:
+        # Numbers are aligned at the right and never broken over two lines.
         number = column in right.split(",")
         table.add_column(column, justify="right" if number else "left", no_wrap=number)
     for row in rows:
@@ -115,6 +117,7 @@ def in_words(text: str) -> str:
 def show_error(error: Exception) -> None:
     """Print an error of the library in its four parts."""
     parts = {name: str(getattr(error, name, "")) for name in ("got", "want", "fix")}
+    # A fix is written for Python; on the command line it must name options.
     parts["fix"] = in_words(parts["fix"])
     lines = [f"[bold]{name:<5}[/bold]{escape(printable(text))}" for name, text in parts.items()]
     title = escape(printable(f"{type(error).__name__}: {getattr(error, 'what', '')}"))
@@ -136,6 +139,8 @@ class Verbs(TyperGroup):
         if (command := super().get_command(ctx, cmd_name)) is not None:
             return command
         if cmd_name in plugins(VERBS):
+            # A verb of another distribution becomes a command of its own, imported only when it is
+            # called.
             added = typer.Typer(add_completion=False, rich_markup_mode="rich")
             added.command(cmd_name)(plugins(VERBS)[cmd_name].load())
             return typer.main.get_command(added)
@@ -157,10 +162,12 @@ class Verbs(TyperGroup):
             warn(f"Stopped. {stop}".strip())
             raise typer.Exit(INTERRUPTED) from stop
         except BadParameter as error:
+            # typer's message names the option but not the value that was wrong.
             if word := _word(ctx.meta.get(WORDS, ()), getattr(error.param, "opts", ())):
                 error.message = f"{word!r}: {error.message}"
             raise
         except Exception as error:
+            # An error that is none of the library's is a bug: its traceback is needed.
             if not _is_ours(error):
                 raise
             if ctx.params.get("debug"):
@@ -189,5 +196,6 @@ def _is_ours(error: Exception) -> bool:
 
 def arguments(argv: Sequence[str]) -> list[str]:
     """`--debug` and `--quiet` belong in front of the verb and may stand anywhere."""
+    # typer knows options of the group only in front of the verb.
     rest = [a for a in argv if a not in ANYWHERE]
     return [*(a for a in ANYWHERE if a in argv), *rest]

@@ -156,6 +156,7 @@ def _best(
     from ..placement.engines import ExpertSize
     from ..placement.timeline import simulate as run
 
+    # Strategies that go by past loads get the batches before; the last batch is the one timed.
     batches_before = min(WINDOW, max(0, len(routed) // tokens - 1))
     batches = [routed.rows(slice(i * tokens, (i + 1) * tokens)) for i in range(batches_before + 1)]
     past, batch = [earlier.load() for earlier in batches[:-1]], batches[-1]
@@ -163,6 +164,7 @@ def _best(
     lines: dict[str, tuple[Any, Any]] = {}
     for name in ("ep", *STRATEGIES) if plan == "auto" else (plan,):
         strategy: Any = card(name).config()
+        # Tutel's degree and chunks depend on the batch; its defaults would not do it justice.
         if name == "tutel":
             strategy = Tutel.tuned(batch, size, links)
         devices_plan = strategy.plan(batch, size, links, backward=backward, past=past)

@@ -21,6 +21,7 @@ REPORTS = {".md": "<!-- intarsia report -->", ".tex": "% intarsia report"}
 @contextmanager
 def holding() -> Iterator[None]:
     """Carry out a verb inside, and let go at its end of what it held."""
+    # A context variable, not a global: verbs of several threads hold their own paths.
     with ExitStack() as stack:
         before = _HELD.set(stack)
         try:

@@ -76,6 +76,8 @@ def fit(
     """
     arguments |= {"data": data, "resume": resume, "out": out}
     plan = processes.plan_of(arguments)
+    # Recommenders, retrievers and models with senses have settings of their own and never come back
+    # here.
     if _fit_other_task(arguments, as_json, given_in_words(ctx)):
         return
     words = _completed(arguments, config, given_in_words(ctx))
@@ -114,6 +116,8 @@ def _running(arguments: dict[str, Any], out: Path, resume: bool, plan: str | Non
     if plan is not None:
         from ..parallel.auto import strategy_named
 
+        # Experts stay with their processes at the end (gather=False): the run's folder has them
+        # all, and no process needs room for them.
         values |= {"parallel": strategy_named(plan), "gather": False}  # the folder has it
     return with_keywords(Running(out=out, resume=resume), values)
 
@@ -124,6 +128,7 @@ def _resumable(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as stop:
+        # A folder without experiment.json has nothing to go on with.
         again = f"Go on: intarsia fit --resume --out {shlex.quote(str(out))}"
         if not (out / "experiment.json").is_file():
             again = "Nothing was trained yet: the same command begins again."
@@ -172,11 +177,13 @@ def _completed(arguments: dict[str, Any], config: Path | None, words: set[str]) 
     if arguments["data"] is not None:
         check_data(arguments["data"])
         if is_text(arguments["data"]):
+            # A text as data means a language model, unless a model is named.
             arguments |= {name: value for name, value in FOR_TEXTS.items() if name not in words}
     arguments["method"] = method_key(arguments["method"], note)
     check_options(arguments)
     if not arguments["resume"]:
         check_settings(arguments["method"], arguments["settings"] or ())
+    # A run that goes on has its settings in its folder, so only the folder is checked.
     elif arguments["out"] is not None:
         check_run(arguments["out"])
     return words
@@ -195,6 +202,8 @@ def _experiment_of(arguments: dict[str, Any], words: set[str]) -> tuple[Experime
         values["data"] = located(data)
         out = out or Path("runs") / f"{data_name(data)}-{values['method']}-{values['seed']}"
     if arguments["resume"] and out is not None:
+        # Options on the command line are compared with the run's own, and refused where they
+        # differ.
         return resumed(out, {n: v for n, v in values.items() if n in words}), out
     if data is None or out is None:
         want = "a named set, a folder, a table or a text file"
@@ -225,6 +234,7 @@ def _show(run: Any, out: Path | None) -> None:
         if isinstance(result, Metrics):
             shares = numbers.percent(result.accuracy), numbers.percent(result.balanced_accuracy)
             rows.append((part, *shares, f"{result.loss:.3f}"))
+        # A text's run has scores before the training, too: perplexities are read side by side.
         elif result is not None and before:
             rows.append((part, *text_row(result if isinstance(result, dict) else result.scores())))
     columns = TEXT_COLUMNS if before else ("part", "accuracy", "balanced", "loss")

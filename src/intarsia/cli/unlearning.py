@@ -64,6 +64,7 @@ def unlearn(
             if not is_text(text):
                 want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: austen"
                 raise ConfigError(option, got=text, want=want, fix=fix)
+    # Only gradient ascent does without a text to keep; lift compares two texts, too.
     if retain is None and (loss != "ga" or by == "lift"):
         want, fix = "a text to keep", "Give --retain, or --loss ga --by affinity."
         raise ConfigError("--retain", got="nothing", want=want, fix=fix)
@@ -114,9 +115,11 @@ def _unlearned(
     told_of = {"length": size, "train": train, "progress": note, "seed": settings["seed"]}
     read = [None if t is None else load_texts(t, tokenizer, **told_of) for t in texts]
     some = [[] if r is None else r.train for r in read]
+    # At most 32 rows that are not trained on judge how far the unlearning has come.
     judge = tuple(
         [] if r is None else [r.test[i] for i in range(min(32, len(r.test)))] for r in read
     )
+    # Doubts about the chosen expert are warnings: they are shown and kept in the record.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         unlearned = carry_out(host, method, *some, judge=judge, progress=note, **settings)  # pyright: ignore
@@ -133,6 +136,7 @@ def _unlearned(
     }
     if unlearned.attribution is not None:
         record["affinity"] = unlearned.attribution.affinity.tolist()
+    # Written beside and moved at the end: a killed command leaves no half model.
     with writing(target) as scratch:
         scratch.mkdir()
         host.save_pretrained(scratch)

@@ -27,6 +27,7 @@ def bench_sparse(shapes: str | None, density: str | None, model: str | None, as_
     shape_counts: dict[tuple[int, int], int] = {}
     if model is not None:
         shape_counts, model_densities = _of_model(model)
+        # A pruned model is timed at its own density, unless --density names others.
         densities = densities if density is not None or not model_densities else model_densities
     timed_shapes = tuple(shape_counts) or read_shapes(shapes or SHAPES)
     table = time_shapes(timed_shapes, densities, report=note)
@@ -56,6 +57,7 @@ def _of_model(name: str) -> tuple[dict[tuple[int, int], int], tuple[float, ...]]
 
     model, _ = open_language_model(name, progress=note)
     weights = [m.weight for m in model.modules() if isinstance(m, PackedLinear)]
+    # Without packed layers the model's dense matrices give the shapes.
     weights = weights or [m.read() for m in matrices_of(model, ()).values()]
     layers: dict[tuple[int, int], int] = {}
     for weight in weights:
@@ -63,6 +65,7 @@ def _of_model(name: str) -> tuple[dict[tuple[int, int], int], tuple[float, ...]]
         layers[shape] = layers.get(shape, 0) + 1
     density = sum(int(w.count_nonzero()) for w in weights) / max(1, sum(w.numel() for w in weights))
     note(f"{Path(name).name}: {len(weights)} layers, density {density:.3f}")
+    # Above 95 % a model is taken as dense: then the usual densities are timed.
     return layers, (round(density, 2),) if density < 0.95 else ()
 
 
@@ -73,6 +76,7 @@ def _show(table: Any, shapes: Any, layers: dict[tuple[int, int], int]) -> None:
 
     floor = table.floor
     for shape in shapes:
+        # The fastest dense product of this shape, by which all rows are divided.
         dense = table.best(shape, *DENSE)
         rows = [
             (
@@ -91,6 +95,7 @@ def _show(table: Any, shapes: Any, layers: dict[tuple[int, int], int]) -> None:
     threads = f"{floor.threads} thread" + "s" * (floor.threads > 1)
     say(f"Floor: {floor.read / 1e9:.1f} GB/s read; products of many rows {peaks}; {threads}.")
     say(f"Kernels: {table.instructions}.")
+    # A better runtime elsewhere is named where there is one.
     if line := advice("text"):
         say(line)
     for name, reason in table.left_out.items():

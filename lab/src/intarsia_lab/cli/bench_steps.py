@@ -71,7 +71,9 @@ def ask(arguments: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, P
     rules = protocol(arguments["protocol"])
     if arguments["calibrate"]:
         rules = _calibrated(rules)
+    # The data's place stays empty: each task of the plan fills it in.
     start = Experiment(Pictures("")).changed(**_values(arguments, base, rules))
+    # The command line's tasks, else the profile's, else all of the suite.
     names = _names(arguments["tasks"]) or _those_of(base.tasks, [t.name for t in suite.tasks])
     tasks = [_task(suite, name) for name in names]
     methods = _names(arguments["methods"]) or methods_of(base, rules)
@@ -87,6 +89,7 @@ def ask(arguments: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, P
         start,
         (OWN_HEADS,) * (arguments["heads"] == "each") + rules.departures(start),
     )
+    # A method that was named and does not fit the model is an error; one of a profile is left out.
     plan = suited(plan, named=bool(_names(arguments["methods"])))
     executor = "ray" if arguments["ray"] else "processes"
     running = How(arguments["jobs"], executor, arguments["threads"], not arguments["keep_failed"])
@@ -125,7 +128,9 @@ def _values(arguments: Mapping[str, Any], base: Profile, rules: Protocol) -> dic
     values = {"model": arguments["model"], **base.values, **rules.starts}
     values |= {name: arguments[name] for name in OWN if arguments[name] is not None}
     if arguments["last_blocks"] is not None:
+        # 0 means all blocks.
         last = arguments["last_blocks"] or None
+        # If the first blocks stay as they are, their features are computed once and kept.
         values |= {"last_blocks": last, "frozen_once": last is not None}
     fraction, shots = arguments["fraction"], arguments["shots"]
     if fraction is not None and shots is not None:
@@ -158,6 +163,7 @@ def _headed(
         raise UnknownName("--heads", heads, HEADS)
     if heads == "one":
         return method
+    # A published recipe includes its head: another one would be another method.
     if rules.name == OFFICIAL:
         subject, got = (
             f"--heads each under protocol {rules.name!r}",
@@ -215,12 +221,15 @@ def carry(
 
     Raises: UnknownName, before a run begins, for a baseline that is not in the plan.
     """
+    # Refused now rather than after hours of runs.
     reference = _baseline(plan, baseline)
     for change in plan.cut:
         report(change)
     if budget is not None:
         reported = len(plan.cut)
+        # A budget cuts seeds, then epochs, by the time that a pilot of each method takes.
         plan = fitted(plan, measured_costs(plan, out, running, report), budget, running.jobs)
+        # Cuts before the budget were reported above.
         for cut in plan.cut[reported:]:
             report(f"To fit {budget:g} minutes: {cut}")
     results = run_plan(plan, out, running, report)

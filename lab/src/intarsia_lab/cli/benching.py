@@ -141,6 +141,7 @@ def bench(
 
     Example:  intarsia bench mini --profile quick --jobs 2
     """
+    # First of all, so that it has the parameters and nothing else.
     arguments: dict[str, Any] = dict(locals())
     check_word("--suite", suite, SUITES)
     check_word("--profile", profile, PROFILES)
@@ -162,6 +163,7 @@ def bench(
             "For example: intarsia bench sparse --shapes 64x64",
         )
         raise ConfigError("--shapes, --density", got=got, want="bench sparse", fix=fix)
+    # Imports torch and timm: after all that can be refused without them.
     from .bench_steps import ask, carry, foretold, listed
 
     if show or suite is None:

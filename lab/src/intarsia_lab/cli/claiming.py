@@ -87,6 +87,7 @@ def _chosen(name: str | None, long: bool) -> list[Study]:
 
     if name is not None:
         return [claim(name)]
+    # A claim needs one of cpu, gpu and long; long ones only run if allowed.
     can = {"cpu", "gpu" if torch.cuda.is_available() else "cpu", "long" if long else "cpu"}
     for omitted in (c for c in claims() if c.needs not in can):
         note(f"{omitted.key} is left out: it is marked {omitted.needs!r}.")
@@ -101,6 +102,7 @@ def _judged(study: Study, seeds: Sequence[int] | None, page: Path) -> dict[str, 
     note(f"Claim {study.key}: about {study.minutes:g} minutes.")
     record = run_claim(study, seeds=seeds, report=note)
     folder = page.with_suffix("")
+    # Saved after each claim: a stop loses the one that runs, not those before.
     save(record, folder)
     write_page(folder, page)
     return dataclasses.asdict(record)
@@ -111,6 +113,7 @@ def _show_list(studies: Sequence[Study], folder: Path, as_json: bool) -> None:
     from ..claims.ledger import read, state
 
     files = {c.key: folder / f"{c.key}.json" for c in studies}
+    # A claim without a record has not been tried.
     states = {key: state(read(f) if f.is_file() else None) for key, f in files.items()}
     if as_json:
         names = ("sentence", "baseline", "minutes", "needs")

@@ -36,11 +36,14 @@ def carry(
 
     Raises: UnknownName and ConfigError for what cannot be, before a cell runs.
     """
+    # Raises before any run if a name does not exist.
     trials = contest.asked()
     baseline = contest.baseline(arguments["baseline"])
     folder = arguments["out"] or Path("runs") / f"routers-{'-'.join(contest.data)}"
     report(f"{plural(len(trials), 'cell')}; tables and page in {folder}")
+    # Two commands in one folder would write over each other's tables.
     with alone(folder):
+        # Runs that an earlier command finished are read, not repeated.
         rows = cells(
             trials,
             jobs=arguments["jobs"],
@@ -61,6 +64,7 @@ def _command(arguments: Mapping[str, Any]) -> str:
     words = ["intarsia compare-routers", arguments["data"], "--routers", arguments["routers"]]
     words += ["--seeds", arguments["seeds"], "--budget", arguments["budget"]]
     for name in ("steps", "baseline"):
+        # Options that were left out stay left out, so that their defaults apply.
         words += [] if arguments[name] is None else [f"--{name}", str(arguments[name])]
     return " ".join(words + (["--sees-later"] if arguments["sees_later"] else []))
 
