@@ -106,7 +106,7 @@ app.command("demo")(demo)
 
 
 def main() -> None:
-    """The `intarsia` command."""
+    """Run the `intarsia` command on the words of the command line."""
     # Outermost, so that an error of typer itself is reported, too.
     with never_lost():
         app(arguments(sys.argv[1:]), prog_name="intarsia")

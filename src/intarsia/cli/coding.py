@@ -196,14 +196,14 @@ def _there(file: Path) -> None:
 
 
 def _no_folder(target: Path) -> None:
-    """Before the work, not after it."""
+    """Refuse a folder in place of a file before the work, not after it."""
     if target.is_dir():
         fix = f"Name a file in it: {target / 'photo'}."
         raise ConfigError("--out", got=f"the folder {target}", want="a file", fix=fix)
 
 
 def _picture(file: Path, want: str = "a whole picture") -> Any:
-    """A picture as it is in its file, turned as its EXIF says.  Raises: DataError, with `want`."""
+    """Open a picture, turned as its EXIF says.  Raises: DataError, with `want`."""
     from PIL import Image, ImageOps
 
     from ..data.decode import open_picture
@@ -227,7 +227,7 @@ def _picture(file: Path, want: str = "a whole picture") -> Any:
 
 
 def _read(file: Path) -> tuple[Any, int]:
-    """A signal and, of audio, its rate.  Raises: DataError."""
+    """Read a signal and, of audio, its samples a second, else 0.  Raises: DataError."""
     import numpy as np
 
     suffix = file.suffix.lower()

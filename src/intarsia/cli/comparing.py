@@ -104,7 +104,11 @@ def compare(
 
 
 def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: set[str]) -> None:
-    """given: the shared options among all that was asked; words: the names of what was given."""
+    """Run the comparison and show it.
+
+    request: all parameters of the verb; arguments: the options that it shares with `fit`;
+    words: names of the parameters on the command line.
+    """
     data, baseline = request["data"], request["baseline"]
     grid, no_linear = arguments.pop("rates"), arguments.pop("no_linear")
     check_data(data)
@@ -166,7 +170,7 @@ def _named(methods: str, settings: Sequence[str]) -> tuple[list[str], list[str]]
 
 
 def _by_key(settings: Sequence[str], keys: Mapping[str, str]) -> Iterator[str]:
-    """METHOD.name=value with the method's key in place of the name that was given for it."""
+    """Yield METHOD.name=value with the method's key in place of its name."""
     for text in settings:
         name, dot, rest = text.partition(".")
         yield f"{keys.get(name, name)}{dot}{rest}"

@@ -95,7 +95,7 @@ def _packed(
     save: Path,
     format: str,
 ) -> dict[str, Any]:
-    """Open, pack and write a model; what is told of it.  text: corpus, rows, tokens of a row.
+    """Open, pack and write a model; returns the record.  text: corpus, rows, tokens of a row.
 
     format: by whose name a better runtime is looked up, before the work.
     """
@@ -150,7 +150,7 @@ def _packed(
 
 
 def _net(run: str, options: dict[str, Any], force: bool, save: Path, as_json: bool) -> None:
-    """A run's net in CHW.  options: options, of which it has none."""
+    """Compress a run's net to CHW.  options: those of other formats, refused if not None."""
     from ..experiments.experiment import FILE
     from ..experiments.packing import compress_run
     from ..methods.fast_convnets import Chw
@@ -182,7 +182,7 @@ def _warn_of_rivals(kind: str, format: str) -> None:
 
 
 def chosen_format(name: str, options: dict[str, Any]) -> Any:
-    """A format, or a method that packs layers itself, with the settings that were given.
+    """Return a format, or a method that packs layers itself, with settings other than None.
 
     Raises: UnknownName; ConfigError for a setting that it does not have.
     """
@@ -203,7 +203,7 @@ def chosen_format(name: str, options: dict[str, Any]) -> Any:
 
 
 def _tuning(steps: str | None) -> dict[str, int] | None:
-    """The setting of `Gqsa` for --steps.  Raises: ConfigError for anything but two numbers."""
+    """Return the setting of `Gqsa` for --steps.  Raises: ConfigError unless it is two numbers."""
     if steps is None:
         return None
     counts = numbers("--steps", steps)

@@ -147,7 +147,7 @@ def _continued(
     dtype: str,
     compare: bool,
 ) -> dict[str, Any]:
-    """Load, decode, and what there is to tell.  paths: of spans, and of a saved folder."""
+    """Load a model, decode, and return the record.  paths: of spans, and of a saved folder."""
     from ..hosts.decoding import generate as continued
     from ..hosts.decoding import stock_generate
     from ..hosts.opened import open_language_model

@@ -44,7 +44,7 @@ class Demo:
 
 
 def obtain(request: Demo) -> None:
-    """Have weights and pictures here, in a process whose memory no run is charged with."""
+    """Fetch weights and pictures in a process of its own, whose memory counts for no run."""
     model = request.model if request.pretrained else None
     # Decoding and unpacking take much memory once; in a process of their own they do not count as
     # the runs' peak.
@@ -60,7 +60,7 @@ def _obtain(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def faster_precision(device: torch.device) -> str:
-    """ "bf16" where a device multiplies it faster than fp32, as one layer of a ViT-S does."""
+    """Return "bf16" if a device multiplies it faster than fp32 in a layer of a ViT-S."""
     seconds: dict[str, float] = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         x, w = (torch.randn(size).to(device, dtype) for size in ((544, 384), (384, 1536)))

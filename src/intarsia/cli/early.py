@@ -81,7 +81,7 @@ def check_word(option: str, word: str | None, words: Iterable[str]) -> None:
 
 
 def numbers(option: str, text: str) -> tuple[int, ...]:
-    """Whole numbers with commas.  Raises: ConfigError."""
+    """Return whole numbers with commas as a tuple.  Raises: ConfigError."""
     try:
         values = tuple(int(word) for word in text.split(",") if word.strip())
     except ValueError:
@@ -119,7 +119,7 @@ def check_rates(lr: float | None, grid: str | None) -> None:
 
 
 def method_key(name: str, report: Callable[[str], None]) -> str:
-    """The key of what `--method` names, by its key or its paper's name; reported if it differs.
+    """Return the key of a method by its key or its paper's name, and report it if it differs.
 
     Raises: UnknownName.
     """

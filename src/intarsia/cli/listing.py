@@ -95,6 +95,6 @@ def show(
 
 
 def _with_pefts(described: dict[str, Any]) -> list[dict[str, Any]]:
-    """The settings of a baseline out of PEFT: with those of PEFT's config, which is imported."""
+    """Return the settings of a baseline of PEFT, those of PEFT's own config included."""
     settings = settings_to_dict(card(described["name"]).config())
     return [{"name": n, "type": type(v).__name__, "default": v} for n, v in settings.items()]

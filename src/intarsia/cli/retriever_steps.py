@@ -17,9 +17,9 @@ OWN = ("data", "task", "teachers", "save", "model", "seed", "settings", "resume"
 
 
 def fit_task(options: Mapping[str, Any], words: set[str], teachers: str, save: Path | None) -> None:
-    """`intarsia fit DOCS --task sparse-retrieval`.
+    """Carry out `intarsia fit DOCS --task sparse-retrieval`.
 
-    options: the options of `fit`; words: those that were said.
+    options: the options of `fit`; words: names of those on the command line.
     """
     if strange := sorted(words - {*OWN, "ctx"}):
         got = ", ".join(flag(name) for name in strange)
@@ -69,7 +69,7 @@ def fit_task(options: Mapping[str, Any], words: set[str], teachers: str, save: P
 
 
 def _recipe(options: Mapping[str, Any], teachers: str) -> Any:
-    """The recipe of the options; --set steps=300 and the like.  Raises: UnknownName."""
+    """Return the recipe of the options, such as --set steps=300.  Raises: UnknownName."""
     from dataclasses import fields
 
     from ..models.retrieve.learning import LearnedRetrieval

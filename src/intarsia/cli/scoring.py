@@ -87,7 +87,7 @@ def evaluate(
 
 
 def _scored(opened: Any, data: str | None, part: str | None, skip: bool) -> dict[str, Any]:
-    """The scores of a run.  Raises: ConfigError for pictures to leave out, of a run on texts."""
+    """Return the scores of a run.  Raises: ConfigError for --skip-unreadable of a run on texts."""
     if not skip:
         return opened.evaluate(data, part, note)
     from ..experiments.runs import PictureRun
@@ -99,7 +99,7 @@ def _scored(opened: Any, data: str | None, part: str | None, skip: bool) -> dict
 
 
 def _show_labels(scores: dict[str, Any]) -> None:
-    """The scores of several labels, and how each is found."""
+    """Show the scores of several labels, with precision and recall of each."""
     from ..reports import numbers
     from .training import LABEL_COLUMNS, label_row
 
@@ -216,7 +216,7 @@ def _predict_pictures(
 
 
 def _shown(prediction: Prediction) -> str:
-    """The likeliest classes with their probabilities; or all labels above one half."""
+    """Return the likeliest classes with their probabilities, or all labels above one half."""
     from ..reports import numbers
 
     count = SHOWN if prediction.labels is None else max(1, len(prediction.labels))

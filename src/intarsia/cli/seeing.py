@@ -37,9 +37,9 @@ def is_seeing(folder: Path | None) -> bool:
 
 
 def fit_seeing(arguments: Mapping[str, Any], words: set[str]) -> None:
-    """`intarsia fit DATA.jsonl --see ENCODER --hear ENCODER`.
+    """Carry out `intarsia fit DATA.jsonl --see ENCODER --hear ENCODER`.
 
-    arguments: all options of `fit`; words: those that were said.
+    arguments: all options of `fit`; words: names of those on the command line.
     """
     if strange := sorted(words - {*OPTIONS, *ROWS, *OTHER, *OWN}):
         got = ", ".join(map(flag, strange))
@@ -124,7 +124,7 @@ def _show(scores: Mapping[str, Mapping[str, float]]) -> None:
 def evaluate_seeing(
     run: Path, data: str | None, part: str | None, device: str | None, as_json: bool
 ) -> None:
-    """`intarsia evaluate RUN`."""
+    """Carry out `intarsia evaluate RUN`."""
     opened = _open(run, device)
     scores = opened.evaluate(data, part)
     if as_json:
@@ -142,7 +142,7 @@ def predict_seeing(
     device: str | None,
     as_json: bool,
 ) -> bool:
-    """`intarsia predict RUN "what is this?" --image a.png`; False for a run of another kind.
+    """Answer `intarsia predict RUN "what is this?" --image a.png`; False for another kind of run.
 
     arguments: image, audio: lists of paths; page: where to write the page with picture and answer.
     """

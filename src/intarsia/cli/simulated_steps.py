@@ -52,7 +52,7 @@ def write_report(
 
 
 def hit_rates(trace: Any, streams: int) -> dict[str, list[tuple[float, float]]]:
-    """Policy -> (share in memory, hit rate), from an empty start."""
+    """Return policy -> [(share of experts in memory, hit rate)], from an empty start."""
     from ..core.registry import card
     from ..placement.cache import replay
     from ..placement.describe import demand

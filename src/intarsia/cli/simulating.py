@@ -150,7 +150,7 @@ def _check(
 def _best(
     routed: Any, links: Any, plan: str, tokens: int, expert: str | None, backward: bool
 ) -> tuple[dict[str, Any], Any, Any]:
-    """A strategy, or the one with the least time; of the batch after those that it has seen."""
+    """Simulate a strategy, or all and the fastest; returns its record, timeline and plan."""
     from ..core.registry import card
     from ..parallel.tutel import Tutel
     from ..placement.engines import ExpertSize
@@ -283,7 +283,7 @@ def _record_of(devices_plan: Any, line: Any, batch: Any, size: Any, links: Any) 
 
 
 def _size(text: str) -> tuple[int, int]:
-    """ "4096x14336" as two numbers.  Raises: ConfigError."""
+    """Read "4096x14336" as two numbers.  Raises: ConfigError."""
     width, _, hidden = text.partition("x")
     if not (width.isdecimal() and hidden.isdecimal()):
         want, fix = "width x hidden units", "For example: --expert 4096x14336"

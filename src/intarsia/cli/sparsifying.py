@@ -115,10 +115,11 @@ def _said(done: Any, record: dict[str, Any]) -> str:
 def _pruned(
     host: Any, method: Any, texts: Any, test: int, options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """Prune, and measure: what `sparsify` returns, and the part of the record that is measured."""
+    """Prune and measure; returns the result of `sparsify` and the measured part of the record."""
     from ..core.registry import method_key
     from ..hosts.prune.pruner import bytes_by_part, sparsify, stops_of
 
+    # Measured before the pruning, which changes the model in place.
     dense = _perplexity(host, texts.test) if test else None
     started = time.perf_counter()
     done = sparsify(host, method, texts.train, progress=note, **options)
@@ -180,6 +181,7 @@ def _check_layout(layout: str) -> None:
 def _method(method: str, base: str, density: float, pattern: str | None, layers: Any) -> Any:
     from ..core.registry import card
 
+    # DSnoT improves the mask of another method, which it has as a setting.
     inner = card(base if method == "dsnot" else method).config(density, pattern, layers)
     return card("dsnot").config(inner) if method == "dsnot" else inner
 

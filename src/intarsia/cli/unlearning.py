@@ -102,7 +102,7 @@ def _unlearned(
     settings: dict[str, Any],
     target: Path,
 ) -> dict[str, Any]:
-    """Load, unlearn and write; what there is to tell."""
+    """Load a model, unlearn, write it, and return the record."""
     from ..core.files import write_json, writing
     from ..core.sealing import seal_stock
     from ..data.language_models import language_model

@@ -14,7 +14,7 @@ COLUMNS = ("kernel", "density", "ms", "x dense", "bytes/weight", "GB/s", "of lim
 
 
 def bench_sparse(shapes: str | None, density: str | None, model: str | None, as_json: bool) -> None:
-    """Time and show; see `intarsia bench --help`.
+    """Time kernels and show them; see `intarsia bench --help`.
 
     Raises: ConfigError for shapes or densities that cannot be, or both shapes and a model.
     """
@@ -50,7 +50,7 @@ def _densities(text: str) -> tuple[float, ...]:
 
 
 def _of_model(name: str) -> tuple[dict[tuple[int, int], int], tuple[float, ...]]:
-    """Shape -> layers of it inside the blocks; and the density of all of them."""
+    """Return shape -> number of layers inside the blocks, and their density if below 0.95."""
     from intarsia.hosts.opened import open_language_model
     from intarsia.hosts.swap.compress import matrices_of
     from intarsia.hosts.swap.packed_linear import PackedLinear

@@ -37,7 +37,7 @@ OWN_HEADS = "Each task has a head of its own: a picture's loss sees the classes 
 
 
 def listed(root: Path | None) -> dict[str, Any]:
-    """Suites, tasks and what is on disk; methods, protocols and profiles."""
+    """List suites with their tasks and files on disk, methods, protocols and profiles."""
     _use_root(root)
     return {
         "suites": suites.describe(),
@@ -62,7 +62,7 @@ def _use_root(root: Path | None) -> None:
 
 
 def ask(arguments: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, Path, float | None]:
-    """The plan that was asked for, how to run it, the folder of its results, and its minutes.
+    """Return the plan of the command line, how to run it, its folder, and its minutes.
 
     Raises: UnknownName and ConfigError for what does not exist, before a run begins.
     """
@@ -105,7 +105,7 @@ def ask(arguments: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, P
 
 
 def methods_of(base: Profile, rules: Protocol) -> tuple[str, ...]:
-    """The methods of a profile that a protocol is for; all of the benchmark's, if it names none."""
+    """Return a profile's methods that suit a protocol; all of the benchmark if it has none."""
     if rules.only:
         return _those_of(base.methods, rules.only)
     return base.methods or tuple(c.name for c in ARMS)
@@ -155,7 +155,7 @@ def _task(suite: suites.Suite, name: str) -> suites.SuiteTask:
 def _headed(
     method: BenchArm, heads: str, tasks: Sequence[suites.SuiteTask], rules: Protocol
 ) -> BenchArm:
-    """A method with the heads that were asked for.
+    """Return a method with one head, or one for each task.
 
     Raises: UnknownName for other words; ConfigError where a head for each task cannot be.
     """
@@ -184,7 +184,7 @@ def _names(text: str | None) -> tuple[str, ...]:
 
 
 def _those_of(names: Sequence[str], available: Sequence[str]) -> tuple[str, ...]:
-    """A profile's names that the suite has; all of them, where it names none of the suite's."""
+    """Return the names that are available, or all that are available if none of them is."""
     return tuple(n for n in names if n in available) or tuple(available)
 
 

@@ -16,7 +16,7 @@ from ..routing.report.findings import RouterSheet
 
 
 def ask(arguments: Mapping[str, Any]) -> Contest:
-    """The contest that was asked for; what cannot be is found when its cells are."""
+    """Return the contest of the command line; `carry` refuses what it cannot be."""
     names = _names(arguments["routers"])
     budget = arguments["budget"]
     seeds: tuple[int, ...] = read("--seeds", arguments["seeds"], tuple[int, ...])
