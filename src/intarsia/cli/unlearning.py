@@ -81,7 +81,7 @@ def unlearn(
         show_json({"folder": str(folder), **record})
         return
     _show(record)
-    say(str(target))
+    say(str(folder))
 
 
 def _place(text: str | None) -> tuple[int, int] | str | None:
