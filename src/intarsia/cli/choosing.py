@@ -83,6 +83,7 @@ def auto(
 
     use_threads(arguments.pop("threads"))
     allow_pixels(ctx, arguments.pop("max_pixels"))
+    # These say where and how the search runs; all others describe the runs.
     device = arguments.pop("device")
     seed = arguments.pop("seed")
     # Only what stands on the command line is fixed; all other settings are the search's to choose.

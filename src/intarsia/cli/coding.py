@@ -289,4 +289,5 @@ def _points(data: bytes) -> int:
     from ..models.codec import irc
 
     header, _ = irc.read(data)
+    # Pixels, samples or points: the rate is bits for each of them.
     return math.prod(header.sizes) * header.count

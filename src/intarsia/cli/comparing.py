@@ -154,6 +154,7 @@ def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: 
                 from ..experiments.rates import RATES, RateSearch
 
                 search = RateSearch(RATES if grid is None else learning_rates(grid), **running)
+                # The rates that the search finds replace those of the planned runs.
                 runs = search.find(runs, folder, note, fixed)
             matrix.run_all(runs, report=note, **running)
         except KeyboardInterrupt as stop:
@@ -218,6 +219,7 @@ def _show_sparse(folders: Sequence[Path], page: Path, baseline: str | None, as_j
         fix = "Leave it out: magnitude is the baseline of a page of pruned models."
         raise ConfigError("--baseline", got=baseline, want="none", fix=fix)
     results = gather(folders)
+    # --json prints the records themselves in place of the page's table.
     models = {"models": [dict(result.record) for result in results]} if as_json else None
     _show_report(report_of(results), page, models)
 
@@ -238,6 +240,7 @@ def _show_report(report: Report, out: Path, content: Mapping[str, Any] | None) -
     from ..reports.terminal import summary
     from ..reports.writing import write
 
+    # The suffix of the name decides between HTML, Markdown and LaTeX.
     written = write(report, out)
     if content is not None:
         show_json({"report": str(written), **content})

@@ -79,6 +79,8 @@ def models(incomplete: str) -> list[str]:
 @lru_cache(maxsize=1)
 def _timms() -> tuple[str, ...]:
     """Read the names of models in timm's source, which is not imported."""
+    # Its modules register their models when imported, which takes seconds: the names are read
+    # instead.
     spec = find_spec("timm")
     if spec is None or spec.origin is None:
         return ()

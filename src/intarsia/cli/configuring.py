@@ -21,6 +21,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises: ConfigError for a file that is not there or not of a run, and for a value of another
     type; UnknownName for a name that is no option; CheckpointError for what is no JSON.
     """
+    # A folder, or one of its two files, or any file like them.
     file = next((path / name for name in FILES if (path / name).is_file()), path)
     if not file.is_file():
         got = "a folder without one" if path.is_dir() else "no such file"
@@ -60,12 +61,14 @@ def with_config(
     for name, value in values.items():
         if name not in words:
             merged[name] = value
+        # The command line wins over the file, and says so.
         elif (now := merged[name]) != value:
             report(f"{flag(name)} {now} in place of {value} of {path}.")
     return merged, words | values.keys()
 
 
 def _check(values: Mapping[str, Any], file: Path) -> None:
+    # A file may be written by hand: names and types are checked as those of options are.
     names = ("data", *OF_RUN)
     for name, value in values.items():
         if name not in names:

@@ -161,6 +161,7 @@ def _continued(
     host, tokenizer = open_language_model(model, dtype=dtype)
     if load is not None:
         host = load_saved(host, load)
+    # Continued without a chat template: the prompt is the text that is continued.
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     if spans_of_heads is not None:
         # Spans need room for the first tokens and one block, however short the prompt is.

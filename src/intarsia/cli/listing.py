@@ -69,6 +69,7 @@ def show(
     Example:  intarsia show mosa
     """
     described = describe(card(find(method)))
+    # Their settings are declared in PEFT, not in the index.
     if "peft" in described["family"]:
         described["settings"] = _with_pefts(described)
     if as_json:

@@ -66,6 +66,7 @@ def trace(
     host, tokenizer = language_model(model)
     texts = load_texts(text, tokenizer, length=size, train=rows, progress=note).train
     started = time.perf_counter()
+    # One sequence at a time, so that a long text needs no more memory than a short one.
     routed = record(host, (texts[i] for i in range(len(texts))), progress=note)
     seconds = time.perf_counter() - started
     routed.save(file)
@@ -175,6 +176,7 @@ def _judged(
 
 
 def topology_of(devices: int | None, file: Path | None) -> Any:
+    # Alike devices by their number, or any others by a file, but one of both.
     if (devices is None) == (file is None):
         got = "neither" if file is None else "both"
         fix = "For example: --devices 8, or --topology a.json"
@@ -194,6 +196,7 @@ def _search(search: str, redundant: int) -> Any:
     key, _, variant = search.partition("_")
     if key == "joint":
         return card("joint_swaps").config(variant)
+    # Only eplb knows copies of experts.
     return card(search).config(**({"redundant": redundant} if redundant else {}))
 
 

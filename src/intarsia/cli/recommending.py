@@ -247,6 +247,7 @@ def answers(showing: RecommenderPage) -> dict[str, Any]:
         if isinstance(user, str) == listed or not isinstance(k, int) or not 1 <= k <= 100:
             fix = 'For example {"user": "42"}, or {"items": ["50", "181"], "k": 10}.'
             raise DataError("question", got=sorted(question), want="a user or items", fix=fix)
+        # Anything but true is false, as for an option that is not there.
         flags = {name: question.get(name) is True for name in ("session", "new")}
         query = user if isinstance(user, str) else list(items or ())
         return showing.answer(query, k, include_seen=question.get("seen") is True, **flags)

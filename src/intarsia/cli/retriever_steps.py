@@ -21,6 +21,7 @@ def fit_task(options: Mapping[str, Any], words: set[str], teachers: str, save: P
 
     options: the options of `fit`; words: names of those on the command line.
     """
+    # An option that would be ignored is refused.
     if strange := sorted(words - {*OWN, "ctx"}):
         got = ", ".join(flag(name) for name in strange)
         want = "--model, --teachers, --save, --seed, --resume, --set steps=300 and the like"

@@ -92,6 +92,7 @@ def _scored(opened: Any, data: str | None, part: str | None, skip: bool) -> dict
         return opened.evaluate(data, part, note)
     from ..experiments.runs import PictureRun
 
+    # Texts have no part that could be unreadable: the option would do nothing.
     if not isinstance(opened, PictureRun):
         got, want = "it for a run on texts", "a run on pictures"
         raise ConfigError("--skip-unreadable", got=got, want=want, fix="Leave it out.")
@@ -190,6 +191,7 @@ def _predict_pictures(
 
     predictions = opened.predict(files)
     bad = [p for p in predictions if p.error]
+    # An answer without a file has no picture for the page.
     good = [p for p in predictions if p.file and not p.error]
     if page is not None and good:
         from ..experiments.union_page import answers_page
@@ -219,7 +221,9 @@ def _shown(prediction: Prediction) -> str:
     """Return the likeliest classes with their probabilities, or all labels above one half."""
     from ..reports import numbers
 
+    # With several labels as many are shown as are above one half, and the likeliest if none is.
     count = SHOWN if prediction.labels is None else max(1, len(prediction.labels))
+    # Classes are sorted by probability, so the first ones are the likeliest.
     text = ", ".join(f"{n} {numbers.percent(s)}" for n, s in prediction.classes[:count])
     return f"none above one half; the likeliest: {text}" if prediction.labels == () else text
 
@@ -236,6 +240,7 @@ def _predict_texts(
     if as_csv:
         got, want = "a run on texts", "JSON lines, which they are"
         raise ConfigError("--csv", got=got, want=want, fix="Leave it out.")
+    # A line is printed as soon as it is complete: completions take seconds each.
     prompts = prompts_of(opened, files)
     for line in complete(opened, prompts, TOKENS if tokens is None else tokens):
         say(json.dumps(line, ensure_ascii=False))

@@ -41,6 +41,7 @@ def fit_seeing(arguments: Mapping[str, Any], words: set[str]) -> None:
 
     arguments: all options of `fit`; words: names of those on the command line.
     """
+    # An option that would be ignored is refused, so that nobody believes it was followed.
     if strange := sorted(words - {*OPTIONS, *ROWS, *OTHER, *OWN}):
         got = ", ".join(map(flag, strange))
         want = ", ".join(map(flag, (*OWN, "model", "settings", *ROWS, *OPTIONS)))
@@ -90,6 +91,7 @@ def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str
     # have.
     options = {n: arguments[n] for n in OPTIONS if n in words} | {"seed": arguments["seed"]}
     check_options(options | {"batch_size": arguments["batch_size"]})
+    # The same name as `fit` gives to other runs: data, method, seed.
     out = out or Path("runs") / f"{data_name(data)}-{key}-{arguments['seed']}"
     if is_seeing(out):
         fix = "Choose another --out, or go on with it: --resume."

@@ -141,6 +141,7 @@ def _check(
     at_least("--tokens", tokens, 1)
     at_least("--streams", streams, 1)
     if slots is not None:
+        # Checked before the trace is read, which may be large.
         at_least("--slots", slots, 2, "One is computed while another comes in: give 2 or more.")
     if placement is not None and plan not in ENGINES:
         fix = "Leave --placement out, or use --plan ep or stay."
@@ -205,6 +206,8 @@ def _decoded(
     from ..placement.expertflow import TokenTable, predicted_steps
     from ..placement.policies import Belady
 
+    # Its table of predictions is learned: on the sequences it is judged on it would know the
+    # answers.
     if policy == "expertflow":  # learned from one half, judged on the other
         learned, trace = trace.split()
     steps = demand(trace, streams)
@@ -212,6 +215,8 @@ def _decoded(
     foreseen_experts = (
         predicted_steps(trace, TokenTable.of(learned), streams) if policy == "expertflow" else ()
     )
+    # Belady is given the future, as a limit for all other policies; the others see each step as it
+    # comes.
     cache = Belady(*sizes, steps) if policy == "belady" else card(policy).config().build(*sizes)
     replayed = replay(steps, cache, slots, expert_bytes=size, foreseen=foreseen_experts)
     bytes_a_step = replayed.bytes / len(steps)

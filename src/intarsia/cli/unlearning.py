@@ -88,6 +88,7 @@ def _place(text: str | None) -> tuple[int, int] | str | None:
     if text is None or text == "all":
         return text
     parts = text.split(",")
+    # Negative numbers are refused, too: layers and experts are counted from 0.
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         want, fix = "LAYER,EXPERT or all", "For example: --at 3,7"
         raise ConfigError("--at", got=text, want=want, fix=fix)
@@ -112,6 +113,7 @@ def _unlearned(
     host: Any
     host, tokenizer = language_model(model, dtype="auto")
     train, size = sizes
+    # Both texts are cut alike, so that their losses compare.
     told_of = {"length": size, "train": train, "progress": note, "seed": settings["seed"]}
     read = [None if t is None else load_texts(t, tokenizer, **told_of) for t in texts]
     some = [[] if r is None else r.train for r in read]
@@ -134,6 +136,7 @@ def _unlearned(
         "texts": list(texts),
         "settings": dict(unlearned.settings) | {n: v for n, v in settings.items() if n != "at"},
     }
+    # With --at the expert is given, and no affinity is measured.
     if unlearned.attribution is not None:
         record["affinity"] = unlearned.attribution.affinity.tolist()
     # Written beside and moved at the end: a killed command leaves no half model.

@@ -246,6 +246,7 @@ def carry(
 
 
 def _baseline(plan: BenchPlan, baseline: str | None) -> str:
+    # Without a baseline named: the benchmark's own if it is in the plan, else the first method.
     names = [c.name for c in plan.arms]
     if baseline is not None and baseline not in names:
         raise UnknownName("baseline", baseline, names)

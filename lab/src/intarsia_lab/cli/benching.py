@@ -154,6 +154,8 @@ def bench(
     if budget is not None:
         above("--budget", budget, 0, "For example: --budget 30; left out, nothing is cut.")
     if suite == "sparse":
+        # --model has a default, which is for pictures and no language model: only one that is named
+        # counts here.
         model_given = "model" in given_in_words(ctx)
         bench_sparse(shapes, density, model if model_given else None, as_json)
         return
@@ -179,6 +181,7 @@ def bench(
         show_json(summary)
     else:
         _show(summary)
+    # Tables are written without the failed runs; scripts see them by the exit code.
     if summary["failed"]:
         raise typer.Exit(SOME_FAILED)
 

@@ -45,6 +45,7 @@ def claim(
     if every and name is not None:
         got = f"the name {name!r} with it"
         raise ConfigError("--all", got=got, want="one of them", fix="Leave one out.")
+    # Records lie in a folder of the page's name without its suffix.
     if not page.suffix:
         want = "a file, beside which the records lie"
         raise ConfigError("--page", got=page, want=want, fix=f"For example: {page}.md")
@@ -73,6 +74,7 @@ def claim(
             say(f"  {record['reason']}")
         say(f"  of commit {record['commit'] or 'unknown'}, code {record['code']}")
         say(f"  {record['seconds']:.0f} s; {record['machine']}\n  {record['note']}".rstrip())
+        # The first row has the names of the columns.
         names, *cells = squared(record["table"])
         if cells:
             show_table("", names, cells)
@@ -104,6 +106,7 @@ def _judged(study: Study, seeds: Sequence[int] | None, page: Path) -> dict[str, 
     folder = page.with_suffix("")
     # Saved after each claim: a stop loses the one that runs, not those before.
     save(record, folder)
+    # The page is written from all records of the folder, those of earlier calls included.
     write_page(folder, page)
     return dataclasses.asdict(record)
 
