@@ -31,6 +31,7 @@ def test_a_text_is_unlearned(intarsia: Intarsia, mixture: Path, tmp_path: Path) 
     more = ("--at", f"{layer},{expert}", "--loss", "ga", "--save", tmp_path / "two")
     said = intarsia("unlearn", mixture, *given, *more)
     assert said.code == 0 and f"expert {expert} of layer {layer}" in said.out, said.err
+    assert said.out.rstrip().endswith("two")  # the folder that was written
 
 
 @pytest.mark.parametrize(

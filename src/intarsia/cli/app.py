@@ -65,6 +65,7 @@ def options(
     ] = False,
 ) -> None:
     """Sparse and modular adaptation of pretrained models."""
+    # Paths that a verb writes stay locked until it ends, however it ends.
     ctx.with_resource(holding())
     if quiet:
         ctx.with_resource(kept_quiet())
@@ -105,6 +106,7 @@ app.command("demo")(demo)
 
 
 def main() -> None:
-    """The `intarsia` command."""
+    """Run the `intarsia` command on the words of the command line."""
+    # Outermost, so that an error of typer itself is reported, too.
     with never_lost():
         app(arguments(sys.argv[1:]), prog_name="intarsia")

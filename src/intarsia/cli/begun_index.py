@@ -21,6 +21,7 @@ def known_by(docs: str) -> list[Any]:
     file = path / "corpus.jsonl" if path.is_dir() else path
     if not file.is_file():
         return [docs]
+    # Documents may be gigabytes: their size and time are compared, not a hash of them.
     return [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns]
 
 
@@ -29,6 +30,7 @@ def check_same(partial: Path, settings: dict[str, Any], save: Path) -> None:
     try:
         before = read_json(settings_file(partial))
     except (OSError, ValueError):
+        # A settings file that cannot be read belongs to no known command: it is refused as another.
         before = None
     if before != settings:
         got = "an index that was begun of other documents, or with other options"

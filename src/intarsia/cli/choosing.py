@@ -57,7 +57,7 @@ def auto(
         bool, typer.Option("--resume", help="Go on with the search in --out, as it was started.")
     ] = False,
     as_json: Json = False,
-    **given: Any,
+    **arguments: Any,
 ) -> None:
     """Choose a method, a size, epochs and a rate on held-out pictures, and train the choice.
 
@@ -68,8 +68,9 @@ def auto(
     Example:  intarsia auto photos --minutes 10
     """
     words = given_in_words(ctx)
-    check_options(given)
+    check_options(arguments)
     if data is not None:
+        # Names are checked before torch is imported, which takes seconds.
         check_data(data)
     names = [n.strip() for n in (methods or "").split(",") if n.strip()]
     for name in names:
@@ -80,21 +81,24 @@ def auto(
         raise ConfigError("DATA", got="nothing", want=want, fix=fix)
     from ..choosing.auto import auto as choose
 
-    use_threads(given.pop("threads"))
-    allow_pixels(ctx, given.pop("max_pixels"))
-    device = given.pop("device")
-    seed = given.pop("seed")
-    options = {name: value for name, value in given.items() if name in words}
+    use_threads(arguments.pop("threads"))
+    allow_pixels(ctx, arguments.pop("max_pixels"))
+    # These say where and how the search runs; all others describe the runs.
+    device = arguments.pop("device")
+    seed = arguments.pop("seed")
+    # Only what stands on the command line is fixed; all other settings are the search's to choose.
+    options = {name: value for name, value in arguments.items() if name in words}
     common: dict[str, Any] = {"out": out, "resume": resume, "device": device, "report": note}
     try:
-        found = choose(data, minutes=minutes, methods=names, seed=seed, **common, **options)
+        search = choose(data, minutes=minutes, methods=names, seed=seed, **common, **options)
     except KeyboardInterrupt as stop:
-        where = shlex.quote(str(out or Path("runs") / f"auto-{data_name(str(data))}"))
-        raise KeyboardInterrupt(f"Go on: intarsia auto --resume --out {where}") from stop
-    _show(found, as_json)
+        # Ctrl-C: the message is the command that goes on, with the folder the search has used.
+        folder = shlex.quote(str(out or Path("runs") / f"auto-{data_name(str(data))}"))
+        raise KeyboardInterrupt(f"Go on: intarsia auto --resume --out {folder}") from stop
+    _show(search, as_json)
 
 
-def _show(found: AutoRun, as_json: bool) -> None:
+def _show(search: AutoRun, as_json: bool) -> None:
     from ..reports.terminal import Terminal
 
     if as_json:
@@ -108,12 +112,12 @@ def _show(found: AutoRun, as_json: bool) -> None:
             }
             | row.experiment.flat()
             | {"method": row.name}
-            for row in found.rows
+            for row in search.rows
         ]
-        scores = {"test": dict(found.test), "certainty": found.certainty.record()}
-        show_json({"folder": str(found.folder), **scores, "rows": rows})
+        scores = {"test": dict(search.test), "certainty": search.certainty.record()}
+        show_json({"folder": str(search.folder), **scores, "rows": rows})
         return
-    say(found.certainty.statement)
-    show_rich(Terminal(found.table()))
-    say(f"Report: {found.report}\nRepeat: {found.choice.command()}")
-    say(f"Next:  intarsia predict {found.folder} PICTURES")
+    say(search.certainty.statement)
+    show_rich(Terminal(search.table()))
+    say(f"Report: {search.report}\nRepeat: {search.choice.command()}")
+    say(f"Next:  intarsia predict {search.folder} PICTURES")

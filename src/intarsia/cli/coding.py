@@ -55,8 +55,11 @@ def encode(
     from ..models.codec.codec import Recombiner
 
     codec, start = Recombiner.load(prior or _built_in()), time.monotonic()
+    # Between two parts the rest of the signal is fitted again, to make up for what the coded part
+    # lost.
     between = codec.steps_of(steps) - steps
     note(f"{steps} steps of fitting before the first part, {between} more between the parts.")
+    # A codec warns in Python's way; here its warnings become lines on stderr.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         data = codec.encode(signal, steps=steps, rate=rate, seed=seed)
@@ -104,11 +107,13 @@ def decode(
         "payload": len(payload),
     }
     if inspect:
+        # Fields that this kind of signal does not use are 0 or empty.
         rows = [(name, str(value)) for name, value in record.items() if value not in (0, ())]
         show_json(record) if as_json else show_table("", ("what", "value"), rows)
         return
     place = out or file.with_name(f"{file.stem}.decoded{SUFFIXES[header.kind]}")
     _no_folder(place)
+    # PNG and .wav hold one signal each; an array holds any number.
     if header.count > 1 and header.kind != "video" and place.suffix != ".npy":
         place = place.with_suffix(".npy")
         note(f"A pack of {header.count} signals: written as one array, {place}.")
@@ -147,6 +152,7 @@ def prior(
         path
         for picture in pictures
         for path in (sorted(picture.rglob("*")) if picture.is_dir() else [picture])
+        # A file that was named is taken whatever its suffix; of a folder only pictures are.
         if picture.is_file() or path.suffix.lower() in PICTURES
     ]
     if not files:
@@ -155,10 +161,16 @@ def prior(
     from ..models.codec.codec import Recombiner
 
     arrays = [to_rgb(_picture(path)) for path in files]
+    # The training's checkpoints, which let a killed one go on; removed when the prior is written.
     state = save.with_name(f".{save.name}.training")
     options: dict[str, Any] = {"crops": crops, "tiles": tiles, "steps": steps, "seed": seed}
     codec = Recombiner.train(
-        arrays, bits_per_pixel, batch=max(1, 256 // tiles**2), out=state, **options
+        # A part has tiles x tiles patches: the batch keeps about 256 patches a step.
+        arrays,
+        bits_per_pixel,
+        batch=max(1, 256 // tiles**2),
+        out=state,
+        **options,
     )
     codec.save(save)
     shutil.rmtree(state, ignore_errors=True)
@@ -174,6 +186,8 @@ def _built_in() -> Path:
 
 def _there(file: Path) -> None:
     try:
+        # Opening is the only sure test: it also refuses a pipe, a device, or a file without
+        # permission.
         open_regular(file).close()
     except OSError as error:
         fix = "Check the path."
@@ -182,14 +196,14 @@ def _there(file: Path) -> None:
 
 
 def _no_folder(target: Path) -> None:
-    """Before the work, not after it."""
+    """Refuse a folder in place of a file before the work, not after it."""
     if target.is_dir():
         fix = f"Name a file in it: {target / 'photo'}."
         raise ConfigError("--out", got=f"the folder {target}", want="a file", fix=fix)
 
 
 def _picture(file: Path, want: str = "a whole picture") -> Any:
-    """A picture as it is in its file, turned as its EXIF says.  Raises: DataError, with `want`."""
+    """Open a picture, turned as its EXIF says.  Raises: DataError, with `want`."""
     from PIL import Image, ImageOps
 
     from ..data.decode import open_picture
@@ -199,9 +213,11 @@ def _picture(file: Path, want: str = "a whole picture") -> Any:
         with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
             picture = open_picture(file)
         with picture:
+            # The header gives the size, so a picture too large is refused before it is decoded.
             if picture.width * picture.height > MOST_POINTS:
                 got, want = f"{picture.width} x {picture.height} px", f"at most {MOST_POINTS:,} px"
                 raise DataError(str(file), got=got, want=want, fix="Cut it into parts.")
+            # The pixels are coded as they are seen; the file of `encode` has no EXIF.
             return ImageOps.exif_transpose(picture)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, DataError):
@@ -211,7 +227,7 @@ def _picture(file: Path, want: str = "a whole picture") -> Any:
 
 
 def _read(file: Path) -> tuple[Any, int]:
-    """A signal and, of audio, its rate.  Raises: DataError."""
+    """Read a signal and, of audio, its samples a second, else 0.  Raises: DataError."""
     import numpy as np
 
     suffix = file.suffix.lower()
@@ -225,6 +241,7 @@ def _read(file: Path) -> tuple[Any, int]:
             with open_regular(file) as raw:
                 rate, samples = wavfile.read(raw)
             if samples.dtype == np.int16:
+                # 16-bit samples as numbers in [-1, 1), as the codec expects.
                 samples = samples / 32768
             return (samples.mean(1) if samples.ndim == 2 else samples), int(rate)
     except Exception as error:  # a .npy's header is a literal of Python, and may fail anywhere
@@ -240,6 +257,7 @@ def _save(target: Path, signal: Any, rate: int) -> None:
     import numpy as np
     from PIL import Image
 
+    # The file is made in memory first: what is on disk is then whole or not there.
     buffer, suffix = io.BytesIO(), target.suffix.lower()
     if suffix == ".npy":
         np.save(buffer, signal)
@@ -271,4 +289,5 @@ def _points(data: bytes) -> int:
     from ..models.codec import irc
 
     header, _ = irc.read(data)
+    # Pixels, samples or points: the rate is bits for each of them.
     return math.prod(header.sizes) * header.count

@@ -84,7 +84,7 @@ def compare(
     jobs: Annotated[int, typer.Option(help="Runs at a time.")] = 1,
     baseline: Baseline = None,
     as_json: Json = False,
-    **given: Any,
+    **arguments: Any,
 ) -> None:
     """Train several methods at several seeds on the same data: one table, one page.
 
@@ -95,69 +95,83 @@ def compare(
 
     Example:  intarsia compare elpv --size 70 -n 200 --epochs 40 --seeds 0,1 --set lora.rank=8
     """
-    asked = {**locals(), **given}
+    # `locals()` before any other variable: the verb's own parameters and no more.
+    request = {**locals(), **arguments}
     words = given_in_words(ctx)
-    allow_pixels(ctx, given["max_pixels"])
+    allow_pixels(ctx, arguments["max_pixels"])
     numbers("--seeds", seeds)
-    _compare_methods(asked, given, words)
+    _compare_methods(request, arguments, words)
 
 
-def _compare_methods(asked: dict[str, Any], given: dict[str, Any], words: set[str]) -> None:
-    """given: the shared options among all that was asked; words: the names of what was given."""
-    data, baseline = asked["data"], asked["baseline"]
-    grid, no_linear = given.pop("rates"), given.pop("no_linear")
+def _compare_methods(request: dict[str, Any], arguments: dict[str, Any], words: set[str]) -> None:
+    """Run the comparison and show it.
+
+    request: all parameters of the verb; arguments: the options that it shares with `fit`;
+    words: names of the parameters on the command line.
+    """
+    data, baseline = request["data"], request["baseline"]
+    grid, no_linear = arguments.pop("rates"), arguments.pop("no_linear")
     check_data(data)
-    check_options(given)
-    at_least("--jobs", asked["jobs"], 1)
-    check_rates(given["lr"], grid)
+    check_options(arguments)
+    at_least("--jobs", request["jobs"], 1)
+    check_rates(arguments["lr"], grid)
     if is_text(data):
-        given |= {"model": FOR_TEXTS["model"]} if "model" not in words else {}
-        asked |= {"methods": TEXT_METHODS} if "methods" not in words else {}
-    names, settings = _named(asked["methods"], given["settings"] or ())
+        arguments |= {"model": FOR_TEXTS["model"]} if "model" not in words else {}
+        request |= {"methods": TEXT_METHODS} if "methods" not in words else {}
+    names, settings = _named(request["methods"], arguments["settings"] or ())
     if names and PROBE not in names and not (is_text(data) or no_linear):
+        # A method should do better than a linear probe on the same features.
         note("A linear probe stands beside them; --no-linear leaves it out.")
         names.append(PROBE)
     from ..data.sets import located
     from ..experiments import matrix
     from ..experiments.experiment import Experiment
 
-    values = experiment_values(given) | {"data": located(data), "settings": ()}
-    seeds = numbers("--seeds", asked["seeds"])
-    folder = asked["out"] or Path("runs") / f"compare-{data_name(data)}"
+    values = experiment_values(arguments) | {"data": located(data), "settings": ()}
+    seeds = numbers("--seeds", request["seeds"])
+    folder = request["out"] or Path("runs") / f"compare-{data_name(data)}"
     start = Experiment.of(values)
-    chosen, fixed = matrix.apart_from_rates(matrix.by_method(settings))
+    # A method whose rate is given by --set keeps that; the search covers the others.
+    settings_of, fixed = matrix.apart_from_rates(matrix.by_method(settings))
     if grid is not None and fixed.keys() >= set(names):
         got, fix = "a rate for every method by --set", "Leave one of them out."
         raise ConfigError("--rates", got=got, want="a method to search for", fix=fix)
-    chosen = matrix.on_one_adapter(start, names, chosen, note)
-    once = not given["recompute"]
-    runs = matrix.planned(start, names, seeds, chosen, folder, fixed, once=once)
+    # A mixture and the plain adapter beside it get the same adapter, so that they can be compared.
+    settings_of = matrix.on_one_adapter(start, names, settings_of, note)
+    once = not arguments["recompute"]
+    runs = matrix.planned(start, names, seeds, settings_of, folder, fixed, once=once)
     matrix.check_baseline(runs, baseline)
-    how = {"jobs": asked["jobs"], "threads": given["threads"], "running": running_values(given)}
-    use_threads(given["threads"])
+    running = {
+        "jobs": request["jobs"],
+        "threads": arguments["threads"],
+        "running": running_values(arguments),
+    }
+    use_threads(arguments["threads"])
+    # Two commands in the same folder would run the same runs and write over each other.
     with alone(folder):
         try:
-            if given["lr"] is None:
+            if arguments["lr"] is None:
                 from ..experiments.rates import RATES, RateSearch
 
-                search = RateSearch(RATES if grid is None else learning_rates(grid), **how)
+                search = RateSearch(RATES if grid is None else learning_rates(grid), **running)
+                # The rates that the search finds replace those of the planned runs.
                 runs = search.find(runs, folder, note, fixed)
-            matrix.run_all(runs, report=note, **how)
+            matrix.run_all(runs, report=note, **running)
         except KeyboardInterrupt as stop:
             raise KeyboardInterrupt("Call the same command again to go on.") from stop
         page = folder / "report.html"
-        show_comparison([e.folder for e in runs], page, baseline, asked["as_json"])
+        show_comparison([e.folder for e in runs], page, baseline, request["as_json"])
 
 
 def _named(methods: str, settings: Sequence[str]) -> tuple[list[str], list[str]]:
     """Return the keys of methods, and METHOD.name=value with keys in place of names."""
-    given = [name.strip() for name in methods.split(",") if name.strip()]
-    names = [method_key(name, note) for name in given]
-    return names, list(_by_key(settings, dict(zip(given, names, strict=True))))
+    written = [name.strip() for name in methods.split(",") if name.strip()]
+    names = [method_key(name, note) for name in written]
+    return names, list(_by_key(settings, dict(zip(written, names, strict=True))))
 
 
 def _by_key(settings: Sequence[str], keys: Mapping[str, str]) -> Iterator[str]:
-    """METHOD.name=value with the method's key in place of the name that was given for it."""
+    """Yield METHOD.name=value with the method's key in place of its name."""
     for text in settings:
         name, dot, rest = text.partition(".")
         yield f"{keys.get(name, name)}{dot}{rest}"
@@ -181,6 +195,7 @@ def report(
     target(out, "page.html", option="--out", mark=REPORTS.get(out.suffix.lower(), PAGE))
     if len(runs) == 1 and runs[0].suffix == ".json":
         _show_spans(runs[0], out, baseline, as_json)
+    # The kind of a folder is known by the record that its verb wrote.
     elif all(any(p.glob("sparsify.json")) or any(p.glob("*/sparsify.json")) for p in runs):
         _show_sparse(runs, out, baseline, as_json)
     else:
@@ -203,9 +218,10 @@ def _show_sparse(folders: Sequence[Path], page: Path, baseline: str | None, as_j
     if baseline is not None:
         fix = "Leave it out: magnitude is the baseline of a page of pruned models."
         raise ConfigError("--baseline", got=baseline, want="none", fix=fix)
-    found = gather(folders)
-    models = {"models": [dict(one.record) for one in found]} if as_json else None
-    _show_report(report_of(found), page, models)
+    results = gather(folders)
+    # --json prints the records themselves in place of the page's table.
+    models = {"models": [dict(result.record) for result in results]} if as_json else None
+    _show_report(report_of(results), page, models)
 
 
 def show_comparison(
@@ -224,6 +240,7 @@ def _show_report(report: Report, out: Path, content: Mapping[str, Any] | None) -
     from ..reports.terminal import summary
     from ..reports.writing import write
 
+    # The suffix of the name decides between HTML, Markdown and LaTeX.
     written = write(report, out)
     if content is not None:
         show_json({"report": str(written), **content})

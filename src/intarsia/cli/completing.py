@@ -55,15 +55,18 @@ def method_names(incomplete: str) -> list[str]:
 
 def cards(incomplete: str) -> list[tuple[str, str]]:
     """Complete the name that `intarsia show` takes."""
+    # The index is a JSON file beside the code: completion must answer faster than torch imports.
     rows = ((key, shorten(entry["summary"], HELP)) for key, entry in index().items())
     return [row for row in rows if row[0].startswith(incomplete)]
 
 
 def data(incomplete: str) -> Iterator[str]:
     """Complete named sets, corpora and suites, and the files of the folder."""
+    # A trailing slash invites the shell to complete a task of the suite behind it.
     yield from among((*SETS, *CORPORA, *(f"{suite}/" for suite in plugins(TASKS))))(incomplete)
     folder, _, head = incomplete.rpartition("/")
     for path in sorted(Path(folder or ("/" if incomplete.startswith("/") else ".")).glob("*")):
+        # Hidden files are left out, as shells leave them out.
         if path.name.startswith(head) and not path.name.startswith("."):
             yield f"{folder}/{path.name}" if folder else path.name
 
@@ -76,6 +79,8 @@ def models(incomplete: str) -> list[str]:
 @lru_cache(maxsize=1)
 def _timms() -> tuple[str, ...]:
     """Read the names of models in timm's source, which is not imported."""
+    # Its modules register their models when imported, which takes seconds: the names are read
+    # instead.
     spec = find_spec("timm")
     if spec is None or spec.origin is None:
         return ()
@@ -85,6 +90,7 @@ def _timms() -> tuple[str, ...]:
 
 def settings(ctx: typer.Context, incomplete: str) -> list[tuple[str, str]]:
     """Return the settings of the method that was named, or METHOD.name= of several, with help."""
+    # A verb with --method completes NAME=; one with --methods completes METHOD.NAME=.
     if (method := ctx.params.get("method")) is not None:
         rows = _settings_of(method)
     else:

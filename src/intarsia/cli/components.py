@@ -104,9 +104,11 @@ def _learn(
         raise ConfigError("--fit", got=f"no picture in {source}", want="pictures", fix=fix)
     pictures = [grey(np.asarray(read_image(file))) for file in files]
     kind: Any = card(model).config
+    # These models else leave out, late in a run, the samples that they explain worst.
     settings = {"data_cut": False} if issubclass(kind, Truncated) else {}
     learner = kind(n_components=atoms, n_iter=steps, random_state=seed, **settings)
     x = cut(pictures, side, patches, np.random.default_rng(seed))
+    # Patches less their mean have negative values, of which these models know nothing.
     if model not in NOT_NEGATIVE:
         x = x - x.mean(axis=1, keepdims=True)
     note(
@@ -114,6 +116,7 @@ def _learn(
         "until then it may rise, and losses of two steps do not compare."
     )
     start = time.monotonic()
+    # Progress by the log evidence, whose negative is the loss that the bar shows.
     with Bar(steps, 0, show=True, what=f"fitting {model}", unit="step").shown() as bar:
 
         def told(step: int, steps: int, evidence: float) -> None:

@@ -95,7 +95,7 @@ def _packed(
     save: Path,
     format: str,
 ) -> dict[str, Any]:
-    """Open, pack and write a model; what is told of it.  text: corpus, rows, tokens of a row.
+    """Open, pack and write a model; returns the record.  text: corpus, rows, tokens of a row.
 
     format: by whose name a better runtime is looked up, before the work.
     """
@@ -119,11 +119,13 @@ def _packed(
     calibration: Any = ()
     read: dict[str, int] = {}
     packs_itself = isinstance(stored, Change)
+    # Only methods that calibrate need texts.
     if packs_itself or stored.needs:
         corpus, rows, size = text
         texts = load_calibration(corpus, tokenizer, rows=rows, length=size, progress=note)
         calibration, read = texts.train, texts.record["rows"]
     started, walk = time.perf_counter(), save.with_name(f"{save.name}.walk")
+    # Finished blocks lie beside --save: --resume goes on with them.
     if packs_itself and stored.walks:
         options |= {"out": walk, "progress": note}
     host = pack(host, stored, calibration, **options)
@@ -148,7 +150,7 @@ def _packed(
 
 
 def _net(run: str, options: dict[str, Any], force: bool, save: Path, as_json: bool) -> None:
-    """A run's net in CHW.  options: options, of which it has none."""
+    """Compress a run's net to CHW.  options: those of other formats, refused if not None."""
     from ..experiments.experiment import FILE
     from ..experiments.packing import compress_run
     from ..methods.fast_convnets import Chw
@@ -180,7 +182,7 @@ def _warn_of_rivals(kind: str, format: str) -> None:
 
 
 def chosen_format(name: str, options: dict[str, Any]) -> Any:
-    """A format, or a method that packs layers itself, with the settings that were given.
+    """Return a format, or a method that packs layers itself, with settings other than None.
 
     Raises: UnknownName; ConfigError for a setting that it does not have.
     """
@@ -189,9 +191,11 @@ def chosen_format(name: str, options: dict[str, Any]) -> Any:
 
     settings = {n: v for n, v in options.items() if v is not None}
     try:
+        # Methods that calibrate and prune are built by their card; plain formats by name.
         if name in METHODS:
             return card(METHODS[name]).config(**settings)
         return Compress(format_named(name, **settings)).format
+    # The constructor's own complaint names the setting that it does not have.
     except TypeError as error:
         want = f"settings that {name} has"
         fix = f"Leave out those that it does not have ({error})."
@@ -199,7 +203,7 @@ def chosen_format(name: str, options: dict[str, Any]) -> Any:
 
 
 def _tuning(steps: str | None) -> dict[str, int] | None:
-    """The setting of `Gqsa` for --steps.  Raises: ConfigError for anything but two numbers."""
+    """Return the setting of `Gqsa` for --steps.  Raises: ConfigError unless it is two numbers."""
     if steps is None:
         return None
     counts = numbers("--steps", steps)
@@ -210,6 +214,7 @@ def _tuning(steps: str | None) -> dict[str, int] | None:
 
 
 def _tensors(host: Any) -> list[Any]:
+    # Tied weights are one tensor in memory: by address they count once.
     tensors = {t.data_ptr(): t for t in (*host.parameters(), *host.buffers())}
     return list(tensors.values())
 
@@ -258,6 +263,7 @@ def doctor(as_json: Json = False) -> None:
     if as_json:
         show_json(record | {"better elsewhere": lines})
         return
+    # Both go into lines of their own below the table.
     kernels, missing = record.pop("kernels"), record.pop("why not")
     rows = [(name, _plain(value)) for name, value in record.items()]
     show_table(

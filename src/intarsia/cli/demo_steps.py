@@ -31,7 +31,7 @@ COMPARED = 200  # test pictures
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo may be asked to do otherwise."""
+    """Settings of the demo that the command line may change."""
 
     data: str
     model: str
@@ -43,10 +43,12 @@ class Demo:
     pretrained: bool = True
 
 
-def obtain(asked: Demo) -> None:
-    """Have weights and pictures here, in a process whose memory no run is charged with."""
-    model = asked.model if asked.pretrained else None
-    FreshProcess(threads=1).run(_obtain, {"model": model, "data": asked.data})
+def obtain(request: Demo) -> None:
+    """Fetch weights and pictures in a process of its own, whose memory counts for no run."""
+    model = request.model if request.pretrained else None
+    # Decoding and unpacking take much memory once; in a process of their own they do not count as
+    # the runs' peak.
+    FreshProcess(threads=1).run(_obtain, {"model": model, "data": request.data})
 
 
 def _obtain(inputs: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,7 +60,7 @@ def _obtain(inputs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def faster_precision(device: torch.device) -> str:
-    """ "bf16" where a device multiplies it faster than fp32, as one layer of a ViT-S does."""
+    """Return "bf16" if a device multiplies it faster than fp32 in a layer of a ViT-S."""
     seconds: dict[str, float] = {}
     for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
         x, w = (torch.randn(size).to(device, dtype) for size in ((544, 384), (384, 1536)))
@@ -67,40 +69,42 @@ def faster_precision(device: torch.device) -> str:
             start = time.perf_counter()
             float(torch.mm(x, w)[0, 0])  # waits for the device
             times.append(time.perf_counter() - start)
+        # The least of the times: the others include the work of other processes.
         seconds[name] = min(times)
     return min(seconds, key=seconds.__getitem__)
 
 
 def train_all(
-    asked: Demo, methods: Sequence[str], jobs: int, device: str | None, report: Report
+    request: Demo, methods: Sequence[str], jobs: int, device: str | None, report: Report
 ) -> list[PlannedRun]:
     """Train the methods at every seed, `jobs` runs at a time with one thread each.
 
     Two small runs side by side take less time than one after the other with two threads.
     Raises: as `run_all` does; ConfigError for a device that is not there.
     """
-    where = device_named(device)
+    target_device = device_named(device)
     torch.set_num_threads(1)
-    pictures = Pictures(located(asked.data), images=asked.images, val=VAL, test=TEST)
-    adapted = Adapted(asked.model, asked.size, pretrained=asked.pretrained)
-    training = Training(epochs=asked.epochs, batch_size=32, lr=5e-3, weight_decay=0.01)
+    pictures = Pictures(located(request.data), images=request.images, val=VAL, test=TEST)
+    adapted = Adapted(request.model, request.size, pretrained=request.pretrained)
+    training = Training(epochs=request.epochs, batch_size=32, lr=5e-3, weight_decay=0.01)
     start = Experiment(pictures, adapted, training).changed(
-        last_blocks=BLOCKS, frozen_once=True, precision=_precision(asked, where, report)
+        last_blocks=BLOCKS, frozen_once=True, precision=_precision(request, target_device, report)
     )
-    chosen = on_one_adapter(start, methods, {}, report)
-    runs = planned(start, methods, asked.seeds, chosen, asked.out)
+    settings = on_one_adapter(start, methods, {}, report)
+    runs = planned(start, methods, request.seeds, settings, request.out)
     run_all(runs, jobs=jobs, report=report, threads=1, running={"device": device})
     return runs
 
 
-def _precision(asked: Demo, device: torch.device, report: Report) -> str:
-    """That of the runs that are there, else the faster one."""
-    found = sorted(asked.out.glob(f"*/{experiments.FILE}"))
-    if found:
-        return experiments.read(found[0].parent).training.precision
-    chosen = faster_precision(device)
-    report(f"Precision {chosen}: the faster one here.")
-    return chosen
+def _precision(request: Demo, device: torch.device, report: Report) -> str:
+    """Return the precision of the runs that are there, else the faster one here."""
+    records = sorted(request.out.glob(f"*/{experiments.FILE}"))
+    if records:
+        # All runs of a comparison share one precision, even if the machine has changed since.
+        return experiments.read(records[0].parent).training.precision
+    precision = faster_precision(device)
+    report(f"Precision {precision}: the faster one here.")
+    return precision
 
 
 def fold_one(runs: Sequence[PlannedRun], target: Path, report: Report) -> Path:
@@ -111,11 +115,15 @@ def fold_one(runs: Sequence[PlannedRun], target: Path, report: Report) -> Path:
     method = runs[-1].experiment.adapted.method
     first = next(e for e in runs if e.experiment.adapted.method == method)
     opened = open_pictures(first.folder, as_trained=False)
+    # The stock model is exported and compared on real pictures, not on noise.
     images = some_pictures(opened, report, COMPARED)
     stock = stock_of(opened, images, report)
     path = export_timm(stock, target, classes=opened.classes, inputs=images, report=report)
     if images is not None:
         with torch.no_grad():
-            same = opened.model(images).argmax(1) == stock(images).argmax(1)
-        report(f"Adapted and stock model agree on {int(same.sum())} of {len(same)} test pictures.")
+            agreeing = opened.model(images).argmax(1) == stock(images).argmax(1)
+        report(
+            f"Adapted and stock model agree on {int(agreeing.sum())} of {len(agreeing)} "
+            "test pictures."
+        )
     return path

@@ -27,14 +27,17 @@ def check_data(spec: str) -> None:
     """Raises: UnknownName or DataError unless it is a name of the library or a path that exists."""
     spec = spec.removesuffix(JOINED)
     head, slash, _ = spec.partition("/")
+    # A name of the library, or a task of an installed suite as SUITE/TASK.
     if spec in (*SETS, *CORPORA) or (slash and head in plugins(TASKS)):
         return
     if os.path.exists(os.path.expanduser(spec)):  # no error for a name that is too long
         return
+    # A single word without suffix was meant as a name: the error suggests the nearest names.
     if not slash and not Path(spec).suffix:
         names = (*SETS, *CORPORA, *(f"{name}/TASK" for name in plugins(TASKS)))
-        what = "data set (and no folder of that name is here)"
-        raise UnknownName(what, spec, names, "docs/how-to/command-line.md")
+        subject = "data set (and no folder of that name is here)"
+        raise UnknownName(subject, spec, names, "docs/how-to/command-line.md")
+    # A path whose first part looks like a suite's name: probably a slip in that name.
     if difflib.get_close_matches(head, plugins(TASKS), cutoff=0.7):
         raise UnknownName("suite (and no folder of that name is here)", head, plugins(TASKS))
     got, want = "nothing there", "a named set, a task, a folder, a table or a text file"
@@ -54,6 +57,7 @@ def check_calibration(spec: str, rows: int) -> None:
             want = "mixed, a corpus, or a .txt, .md or .jsonl file; several with commas"
             fix = "For example: --calib mixed, or --calib mixed,notes.txt"
             raise ConfigError("--calib", got=name, want=want, fix=fix)
+    # The mixture reads every corpus, and each text needs one row at least.
     texts = sum(len(CORPORA) if name == MIXED else 1 for name in names)
     at_least("--rows", rows, texts, fix=f"Give each of the {texts} texts one, or name fewer.")
 
@@ -76,15 +80,16 @@ def check_word(option: str, word: str | None, words: Iterable[str]) -> None:
         raise UnknownName(option, word, words)
 
 
-def numbers(what: str, text: str) -> tuple[int, ...]:
-    """Whole numbers with commas.  Raises: ConfigError."""
+def numbers(option: str, text: str) -> tuple[int, ...]:
+    """Return whole numbers with commas as a tuple.  Raises: ConfigError."""
     try:
         values = tuple(int(word) for word in text.split(",") if word.strip())
     except ValueError:
+        # An empty list and a word are the same mistake, and get the same error.
         values = ()
     if not values:
         want = "a whole number, or several with commas"
-        raise ConfigError(what, got=repr(text), want=want, fix=f"For example: {what}=0,1")
+        raise ConfigError(option, got=repr(text), want=want, fix=f"For example: {option}=0,1")
     return values
 
 
@@ -114,7 +119,7 @@ def check_rates(lr: float | None, grid: str | None) -> None:
 
 
 def method_key(name: str, report: Callable[[str], None]) -> str:
-    """The key of what `--method` names, by its key or its paper's name; reported if it differs.
+    """Return the key of a method by its key or its paper's name, and report it if it differs.
 
     Raises: UnknownName.
     """
@@ -131,6 +136,8 @@ def check_settings(key: str, settings: Iterable[str]) -> None:
         return
     names = [setting["name"] for setting in entry["settings"]]
     for text in settings:
+        # A dotted name sets a field of a nested setting: the part before the dot is what is
+        # declared.
         name = text.partition("=")[0].partition(".")[0].strip()
         if names and name and name not in names:
             raise UnknownName(f"setting of {key!r}", name, names, f"intarsia show {key}")

@@ -70,9 +70,9 @@ def export(
     _check_bits(form, quant, int8)
     place = _target(run, form, out)
     lines: list[str] = []
-    how: dict[str, Any] = {"fold_it": not keep_adapter, "report": note, "result": lines.append}
-    how |= {"quant": quant} if form == "gguf" else {"int8": int8}
-    path = _written(run, form, place, how)
+    options: dict[str, Any] = {"fold_it": not keep_adapter, "report": note, "result": lines.append}
+    options |= {"quant": quant} if form == "gguf" else {"int8": int8}
+    path = _written(run, form, place, options)
     if as_json:
         show_json({"path": str(path), "format": form, "checks": lines})
         return
@@ -80,15 +80,15 @@ def export(
         say(line)
 
 
-def _written(run: str, form: str, place: Path, how: dict[str, Any]) -> Path:
-    """Write the export, and return where.  how: the other arguments of the release."""
+def _written(run: str, form: str, place: Path, options: dict[str, Any]) -> Path:
+    """Write the export, and return where.  options: the other arguments of the release."""
     if form == "gguf":
         from ..experiments.release_text import release_text
 
-        return release_text(run, place, **how)
+        return release_text(run, place, **options)
     from ..experiments.release import release
 
-    return release(Path(run), form, place, **how)
+    return release(Path(run), form, place, **options)
 
 
 def _check_bits(form: str, quant: str | None, int8: bool) -> None:
@@ -112,6 +112,8 @@ def _target(run: str, form: str, out: Path | None) -> Path:
     """
     if form != "gguf":
         check_run(Path(run))
+    # A run's export goes into its folder; a named model's beside the working folder's files.
     inside = Path(run) / "export" if Path(run).is_dir() else Path(Path(run).name)
     place = out or inside.with_name(inside.name + SUFFIXES[form])
+    # An earlier export of this verb may be replaced: it is known by its mark or its files.
     return target(place, "m.onnx", option="--out", mark=MARKS.get(form, ""), written_names=EXPORTED)

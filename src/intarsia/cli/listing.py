@@ -37,9 +37,11 @@ def list_methods(
     Example:  intarsia list RMoE
     """
     described = [describe(card) for card in cards(kind, tag, family, text)]
+    # Commands have no kind, tag or family: they are listed only where none is asked for.
     if kind is tag is family is None:
         described += commands(text)
     if as_json:
+        # `intarsia show` has these; in a list they would bury the rest.
         hidden = ("settings", "doc")
         show_json([{k: v for k, v in card.items() if k not in hidden} for card in described])
         return
@@ -67,6 +69,7 @@ def show(
     Example:  intarsia show mosa
     """
     described = describe(card(find(method)))
+    # Their settings are declared in PEFT, not in the index.
     if "peft" in described["family"]:
         described["settings"] = _with_pefts(described)
     if as_json:
@@ -93,6 +96,6 @@ def show(
 
 
 def _with_pefts(described: dict[str, Any]) -> list[dict[str, Any]]:
-    """The settings of a baseline out of PEFT: with those of PEFT's config, which is imported."""
+    """Return the settings of a baseline of PEFT, those of PEFT's own config included."""
     settings = settings_to_dict(card(described["name"]).config())
     return [{"name": n, "type": type(v).__name__, "default": v} for n, v in settings.items()]

@@ -139,6 +139,7 @@ def row(name: str, **changes: Any) -> Parameter:
 def option_row(panel: str, name: str, kind: Any, default: Any, declared: Setting) -> Parameter:
     """Return one option: its heading in the help, its name in Python, its type, what it is."""
     option = declared.flag or f"--{name.replace('_', '-')}"
+    # typer reads "/--no-x" as an option without a positive form only if a space comes first.
     names = (f" {option}" if option.startswith("/") else option, declared.short)
     typed, reader = _typed(kind, option)
     info = typer.Option(
@@ -149,6 +150,7 @@ def option_row(panel: str, name: str, kind: Any, default: Any, declared: Setting
         autocompletion=completing.of_setting(name, declared),
         parser=reader,
     )
+    # An option that may be repeated has None for "not given", as typer knows no empty tuple.
     default = None if default in ((), MISSING) else default
     return Parameter(
         name, Parameter.KEYWORD_ONLY, default=default, annotation=Annotated[typed, info]
@@ -158,10 +160,13 @@ def option_row(panel: str, name: str, kind: Any, default: Any, declared: Setting
 def _typed(kind: Any, option: str) -> tuple[Any, Callable[[str], Any] | None]:
     """Return a type that typer knows, and the reader of values that have several types."""
     kinds = [member for member in members(kind) if member is not type(None)]
+    # A list of words: the option is repeated on the command line.
     if any(get_origin(member) in SEVERAL and get_args(member)[0] is str for member in kinds):
         return list[str] | None, None
+    # A word among the types takes any text; the setting's own check then judges it.
     if str in kinds:
         return (str | None if fits(None, kind) else str), None
+    # Such as int | float: one reader decides between them by the text.
     if len(kinds) > 1:
         return float | None, partial(read, option, kind=kind)
     return kind, None
@@ -214,6 +219,8 @@ def with_options(options: tuple[Parameter, ...]) -> Callable[[Verb], Verb]:
         signature = inspect.signature(verb, eval_str=True)
         named = [p for p in signature.parameters.values() if p.kind is not Parameter.VAR_KEYWORD]
         parameters = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in (*named, *options)]
+        # typer builds a command from signature and annotations: both get the added options, and the
+        # verb receives their values by keyword.
         verb.__signature__ = signature.replace(parameters=parameters)  # pyright: ignore
         verb.__annotations__ = {p.name: p.annotation for p in parameters}
         return verb
@@ -233,6 +240,7 @@ LIMIT = "INTARSIA_MAX_PIXELS"  # of data.decode, which is not imported for `--he
 
 @contextmanager
 def _environment(name: str, value: str) -> Iterator[None]:
+    # Several verbs may run in one process: each leaves the environment as it was.
     before = os.environ.get(name)
     os.environ[name] = value
     try:

@@ -66,6 +66,7 @@ def trace(
     host, tokenizer = language_model(model)
     texts = load_texts(text, tokenizer, length=size, train=rows, progress=note).train
     started = time.perf_counter()
+    # One sequence at a time, so that a long text needs no more memory than a short one.
     routed = record(host, (texts[i] for i in range(len(texts))), progress=note)
     seconds = time.perf_counter() - started
     routed.save(file)
@@ -164,6 +165,7 @@ def _judged(
     from ..placement.placement import Placement
 
     placements = {search: placed}
+    # Experts in order, the layout that engines have without any placement, if devices divide them.
     if placed.experts % placed.devices == 0:
         plain = Placement.contiguous(placed.layers, placed.experts, placed.devices)
         placements = {"contiguous": plain} | placements
@@ -174,6 +176,7 @@ def _judged(
 
 
 def topology_of(devices: int | None, file: Path | None) -> Any:
+    # Alike devices by their number, or any others by a file, but one of both.
     if (devices is None) == (file is None):
         got = "neither" if file is None else "both"
         fix = "For example: --devices 8, or --topology a.json"
@@ -189,9 +192,11 @@ def topology_of(devices: int | None, file: Path | None) -> Any:
 def _search(search: str, redundant: int) -> Any:
     from ..core.registry import card
 
+    # joint_home and joint_stay are one search with two engines.
     key, _, variant = search.partition("_")
     if key == "joint":
         return card("joint_swaps").config(variant)
+    # Only eplb knows copies of experts.
     return card(search).config(**({"redundant": redundant} if redundant else {}))
 
 

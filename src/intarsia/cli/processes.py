@@ -30,13 +30,16 @@ class Processes:
         check(self)
 
 
-def plan_of(given: dict[str, Any]) -> str | None:
-    """Return the plan by which experts are to be shared out, if any.  given: loses both options.
+def plan_of(arguments: dict[str, Any]) -> str | None:
+    """Return the plan by which experts are to be shared out, if any.
+
+    arguments: the options of `intarsia fit` by name; both of these are taken out of them.
 
     Raises: ConfigError for one option without the other's sense, or another number of processes;
     UnknownName for no plan.
     """
-    count, plan = given.pop("expert_parallel"), given.pop("plan")
+    count, plan = arguments.pop("expert_parallel"), arguments.pop("plan")
+    # The settings' own checks refuse what no number of processes could make right.
     Processes(count, plan)  # refuses what they cannot be
     if count is None:
         if plan is not None:
@@ -44,14 +47,15 @@ def plan_of(given: dict[str, Any]) -> str | None:
             want = "--expert-parallel with it"
             raise ConfigError("--plan", got="it alone", want=want, fix=fix)
         return None
+    # torchrun tells each process how many there are; without it there is one.
     world = int(os.environ.get("WORLD_SIZE", "1"))
     if world != count:
         started = "one process" if world == 1 else f"{world} processes"
         fix = f"torchrun --nproc-per-node {count} -m intarsia fit ... --expert-parallel {count}"
         want = f"{count}, started by torchrun"
         raise ConfigError("--expert-parallel", got=started, want=want, fix=fix)
-    if given.get("task") is not None:
-        got, fix = f"--task {given['task']}", "Leave one of both out."
+    if arguments.get("task") is not None:
+        got, fix = f"--task {arguments['task']}", "Leave one of both out."
         raise ConfigError("--expert-parallel", got=got, want="pictures or texts", fix=fix)
     return plan or "auto"
 

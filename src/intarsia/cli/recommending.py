@@ -31,20 +31,25 @@ OTHER = (
 
 
 def is_run(folder: Path | None) -> bool:
-    """Whether a folder holds a recommender's run, finished or not."""
+    """Return True if a folder holds a recommender's run, finished or not."""
     return folder is not None and (folder / ASKED).is_file()
 
 
-def fit_recommender(given: Mapping[str, Any], words: set[str]) -> None:
-    """Train a recommender.  given: all options of `intarsia fit`; words: those that were said."""
+def fit_recommender(arguments: Mapping[str, Any], words: set[str]) -> None:
+    """Train a recommender.
+
+    arguments: all options of `intarsia fit`; words: names of those on the command line.
+    """
     strange = sorted(words - {*OPTIONS, *WHERE, *OTHER})
     if strange:
         got = ", ".join(flag(name) for name in strange)
-        known = ", ".join(flag(name) for name in (*OPTIONS, "settings", "schedule", "density"))
-        fix = f"Leave it out. A recommender has {known}."
+        allowed = ", ".join(flag(name) for name in (*OPTIONS, "settings", "schedule", "density"))
+        fix = f"Leave it out. A recommender has {allowed}."
         raise ConfigError("options of --task", got=got, want="those of a recommender", fix=fix)
-    check_options({n: given[n] for n in (*OPTIONS, "seed", "schedule", "density") if n in words})
-    asked, out = _asked(given, words)
+    check_options(
+        {n: arguments[n] for n in (*OPTIONS, "seed", "schedule", "density") if n in words}
+    )
+    request, out = _request_of(arguments, words)
     note("Loading PyTorch.")
     import torch
 
@@ -52,79 +57,92 @@ def fit_recommender(given: Mapping[str, Any], words: set[str]) -> None:
     from ..data.atomic_files import load_interactions
     from ..experiments import recommending, settings
 
-    if given["threads"]:
-        torch.set_num_threads(given["threads"])
-    data = load_interactions(asked["data"])
-    method = settings.method(asked["method"], asked["settings"], among=RECOMMENDERS[asked["task"]])
-    schedule = settings.schedule(with_density(asked["schedule"], asked["density"]))
+    if arguments["threads"]:
+        torch.set_num_threads(arguments["threads"])
+    data = load_interactions(request["data"])
+    method = settings.method(
+        request["method"], request["settings"], among=RECOMMENDERS[request["task"]]
+    )
+    schedule = settings.schedule(with_density(request["schedule"], request["density"]))
     say_data(data)
-    if not given["resume"]:
-        write_json(out / ASKED, asked)
-    options = {n: v for n, v in asked["options"].items() if n != "device"}
+    if not arguments["resume"]:
+        # Written before the training, so that a run stopped at any moment can go on.
+        write_json(out / ASKED, request)
+    options = {n: v for n, v in request["options"].items() if n != "device"}
     try:
         done = recommending.fit_recommender(
             method,
             data,
             schedule=schedule,
-            seed=asked["seed"],
+            seed=request["seed"],
             out=out,
-            resume=given["resume"],
-            device=given["device"],
+            resume=arguments["resume"],
+            device=arguments["device"],
             report=note,
             **options,
         )
     except KeyboardInterrupt as stop:
         again = f"Go on: intarsia fit --resume --out {shlex.quote(str(out))}"
         raise KeyboardInterrupt(again) from stop
-    if given["as_json"]:
-        tables = [vars(one) for one in done.tables]
+    if arguments["as_json"]:
+        tables = [vars(table) for table in done.tables]
         show_json({"folder": str(out), "measures": dict(done.measures), "tables": tables})
         return
     rows = [(name, f"{value:.4f}") for name, value in done.measures.items()]
     show_table("", ("test, all items ranked", "value"), rows, right="value")
-    if asked["schedule"]:
+    if request["schedule"]:
         for line in done.tables:
             say(str(line))
     someone = shlex.quote(data.user_ids[0])
     say(f"Next:  intarsia recommend {shlex.quote(str(out))} --user {someone}")
 
 
-def _asked(given: Mapping[str, Any], words: set[str]) -> tuple[dict[str, Any], Path]:
-    """What is to be run, and its folder: of the command line, or of the run to go on with."""
-    out: Path | None = given["out"]
-    if given["resume"]:
-        more = sorted(words - {"resume", "out", "as_json", "device", "threads"})
-        if out is None or not is_run(out) or more:
-            got = f"it with {', '.join(map(flag, more))}" if more else f"--out {out}"
+def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str, Any], Path]:
+    """Return what to train, of the command line or of the run to go on with, and its folder."""
+    out: Path | None = arguments["out"]
+    if arguments["resume"]:
+        # A run goes on with the settings it has: only where it runs may change.
+        extra = sorted(words - {"resume", "out", "as_json", "device", "threads"})
+        if out is None or not is_run(out) or extra:
+            got = f"it with {', '.join(map(flag, extra))}" if extra else f"--out {out}"
             want = "a recommender's run in --out, which has its own settings"
             fix = "For example: intarsia fit --resume --out runs/ml-100k-m2trec-0"
             raise ConfigError("--resume", got=got, want=want, fix=fix)
         return _read(out / ASKED), out
-    if given["data"] is None:
+    if arguments["data"] is None:
         want = "ml-100k, a folder of atomic files, or a CSV file"
         fix = "For example: intarsia fit ml-100k --task sessions"
         raise ConfigError("DATA", got="nothing", want=want, fix=fix)
-    known = RECOMMENDERS[given["task"]]
-    key = find(given["method"], "model") if "method" in words else known[0]
-    if key not in known:
-        raise UnknownName(f"method for --task {given['task']}", key, known)
-    check_settings(key, given["settings"] or ())
-    out = out or Path("runs") / f"{data_name(given['data'])}-{key}-{given['seed']}"
+    models = RECOMMENDERS[arguments["task"]]
+    key = find(arguments["method"], "model") if "method" in words else models[0]
+    if key not in models:
+        raise UnknownName(f"method for --task {arguments['task']}", key, models)
+    check_settings(key, arguments["settings"] or ())
+    out = out or Path("runs") / f"{data_name(arguments['data'])}-{key}-{arguments['seed']}"
     if is_run(out):
         got, fix = "a recommender's run", "Choose another --out, or go on with it: --resume."
         raise ConfigError(f"run folder {out}", got=got, want="a new one", fix=fix)
-    named = Path(given["data"])
-    asked = {"data": str(named.resolve()) if named.exists() else given["data"]}
-    asked |= {"task": given["task"], "method": key, "settings": list(given["settings"] or ())}
-    asked |= {"schedule": given["schedule"], "density": given["density"], "seed": given["seed"]}
-    return asked | {"options": {n: given[n] for n in OPTIONS if n in words}}, out
+    # A path is kept absolute, as the run may go on from another folder.
+    named = Path(arguments["data"])
+    request = {"data": str(named.resolve()) if named.exists() else arguments["data"]}
+    request |= {
+        "task": arguments["task"],
+        "method": key,
+        "settings": list(arguments["settings"] or ()),
+    }
+    request |= {
+        "schedule": arguments["schedule"],
+        "density": arguments["density"],
+        "seed": arguments["seed"],
+    }
+    return request | {"options": {n: arguments[n] for n in OPTIONS if n in words}}, out
 
 
 def _read(path: Path) -> dict[str, Any]:
     from ..core.files import read_json
 
     try:
-        found = read_json(path)
+        request = read_json(path)
         for name in (
             "data",
             "task",
@@ -135,15 +153,15 @@ def _read(path: Path) -> dict[str, Any]:
             "seed",
             "options",
         ):
-            found[name]
-        return found
+            request[name]
+        return request
     except (OSError, ValueError, KeyError, TypeError) as error:
         want, fix = "the file as `intarsia fit` wrote it", "Start the run anew."
         raise CheckpointError(str(path), got=error, want=want, fix=fix) from error
 
 
 def say_data(data: Any) -> None:
-    """How much there is."""
+    """Note how many events, users and items the data have."""
     fields = f", fields of items: {', '.join(data.fields)}" if data.fields else ""
     note(
         f"{len(data):,} events of {len(data.user_ids):,} users with {len(data.item_ids):,} items"
@@ -176,7 +194,7 @@ def recommend(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of the page; 0 = any.")] = 0,
     as_json: Json = False,
 ) -> None:
-    """What somebody wants next, out of all items, those without any event among them.
+    """Rank all items by what a user is likely to take next, items without any event among them.
 
     Example:  intarsia recommend runs/ml-100k-m2trec-0 --user 42
     Example:  intarsia recommend runs/ml-100k-m2trec-0 --history 50,181 --new premieres.item --why
@@ -197,44 +215,47 @@ def recommend(
     if serve:
         _serve(RecommenderPage(model), run, port)
         return
-    who: Any = user if user is not None else [w.strip() for w in (history or "").split(",") if w]
-    items, told = recommend_with_warnings(model, who, k, include_seen=seen, session=session)
-    for line in told:
+    query: Any = user if user is not None else [w.strip() for w in (history or "").split(",") if w]
+    items, warnings = recommend_with_warnings(model, query, k, include_seen=seen, session=session)
+    for line in warnings:
         warn(line)
-    listed = item_rows(model, who, items, why)
+    listed = item_rows(model, query, items, why)
     if as_json:
-        show_json({"run": str(run), "who": who, "items": listed})
+        show_json({"run": str(run), "who": query, "items": listed})
         return
+    # Only generative recommenders give items a semantic id.
     coded = any("code" in row for row in listed)
     columns = ("item", "title", "score", "events", *(("why",) if why else ()))
     columns += ("semantic id",) if coded else ()
-    show_table("", columns, [_line(row, why) for row in listed], right="item,score")
+    show_table("", columns, [_cells_of(row, why) for row in listed], right="item,score")
 
 
-def _line(row: Mapping[str, Any], why: bool) -> tuple[str, ...]:
+def _cells_of(row: Mapping[str, Any], explained: bool) -> tuple[str, ...]:
     cells = (row["item"], row["title"], f"{row['score']:.3f}", "none" if row["new"] else "some")
-    said = ", ".join(f"{name} {value:+.2f}" for name, value in list(row["why"].items())[:3])
+    reasons = ", ".join(f"{name} {value:+.2f}" for name, value in list(row["why"].items())[:3])
     code = ("-".join(map(str, row["code"])),) if "code" in row else ()
-    return (*cells, *((said,) if why else ()), *code)
+    return (*cells, *((reasons,) if explained else ()), *code)
 
 
 def answers(showing: RecommenderPage) -> dict[str, Any]:
-    """What the page of recommendations asks for."""
+    """Return the functions that answer the page of recommendations, by path."""
 
-    def answer(asked: dict[str, Any]) -> dict[str, Any]:
-        user, items, k = asked.get("user"), asked.get("items"), asked.get("k", 10)
-        listed = isinstance(items, list) and {type(one) for one in items} == {str}
+    def answer(question: dict[str, Any]) -> dict[str, Any]:
+        user, items, k = question.get("user"), question.get("items"), question.get("k", 10)
+        # A question comes from a browser: types are checked as strictly as options are.
+        listed = isinstance(items, list) and {type(item) for item in items} == {str}
         if isinstance(user, str) == listed or not isinstance(k, int) or not 1 <= k <= 100:
             fix = 'For example {"user": "42"}, or {"items": ["50", "181"], "k": 10}.'
-            raise DataError("question", got=sorted(asked), want="a user or items", fix=fix)
-        flags = {name: asked.get(name) is True for name in ("session", "new")}
+            raise DataError("question", got=sorted(question), want="a user or items", fix=fix)
+        # Anything but true is false, as for an option that is not there.
+        flags = {name: question.get(name) is True for name in ("session", "new")}
         query = user if isinstance(user, str) else list(items or ())
-        return showing.answer(query, k, include_seen=asked.get("seen") is True, **flags)
+        return showing.answer(query, k, include_seen=question.get("seen") is True, **flags)
 
-    def find(asked: dict[str, Any]) -> dict[str, Any]:
-        if not isinstance(text := asked.get("text"), str):
+    def find(question: dict[str, Any]) -> dict[str, Any]:
+        if not isinstance(text := question.get("text"), str):
             fix = 'For example {"text": "toy story"}.'
-            raise DataError("question", got=sorted(asked), want="a text", fix=fix)
+            raise DataError("question", got=sorted(question), want="a text", fix=fix)
         return showing.find(text)
 
     return {"/recommend": answer, "/find": find, "/about": lambda _: showing.about()}
@@ -246,10 +267,10 @@ def page_of(showing: RecommenderPage, run: Path) -> str:
     from ..reports.page import live
     from ..reports.report import Report
 
-    known = showing.model.known
+    interactions = showing.model.known
     lead = (
-        f"{method_key(showing.model.settings)} knows {len(known.item_ids):,} items and "
-        f"{len(known.user_ids):,} users, and ranks all items for each."
+        f"{method_key(showing.model.settings)} knows {len(interactions.item_ids):,} items and "
+        f"{len(interactions.user_ids):,} users, and ranks all items for each."
     )
     return live(Report(f"What comes next, by {run.resolve().name}", (lead,)), "recommend")
 

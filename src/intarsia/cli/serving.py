@@ -114,12 +114,14 @@ def serve(
     if engine == "vllm":
         _to_vllm(models, adapter or [], room, host, port)
         return
+    # Found without importing them: importing takes seconds.
     if missing := next((name for name in NEEDS if find_spec(name) is None), None):
         raise MissingExtra(missing, "serve")
     from ..hosts.serving.settings import Limits
 
     limits = Limits(body, tokens, at_once, queue, seconds, drain, batching, arrival)
     opened = {"slots": room, "context": context, "dtype": dtype}
+    # A policy decides which experts stay in memory: without slots all of them do.
     opened["policy"] = _policy(policy) if room is not None else None
     _serve(models, adapter or [], limits, (host, port), opened)
 
@@ -139,12 +141,15 @@ def _serve(
 
     host, _ = address
     sources, folders = names_of(models), names_of(adapters)
+    # The address is taken first: a port in use is reported at once, not after minutes of loading.
     with closing(bound(*address)) as listening:
         if not is_local(host):
+            # The server has no keys: it is for this machine, or for a network that is trusted.
             warn(f"Whoever reaches {host} can use this server; it asks for no key.")
         places = {name: Path(folder) for name, folder in folders.items()}
         served = open_models(sources, places, progress=note, **opened)
         say(f"Models: {', '.join(served)}")
+        # Returns after SIGTERM or Ctrl-C, when the requests in the works are done or out of time.
         cut = run(Application(served, limits, hosts_of(host)), listening, say)
     if cut:
         warn(f"Cut off {cut} requests that were not done in --drain {limits.drain:g} seconds.")
@@ -156,11 +161,13 @@ def _slots(text: str | None) -> int | float | None:
     """Return a whole number, or a share.  Raises: ConfigError."""
     if text is None:
         return None
+    # "1" would be one slot and "1.0" all experts: the point decides what is meant.
     numeric = text.strip().isdecimal()
     try:
         value: float = int(text) if numeric else float(text)
     except ValueError:
         value = -1
+    # One expert is computed while another is loaded, so a single slot cannot work.
     if not (value >= 2 if numeric else 0 < value <= 1):
         want, fix = "2 or more, or a share below 1", "For example: --slots 0.25, or --memory 8GB"
         raise ConfigError("--slots", got=repr(text), want=want, fix=fix)
@@ -174,6 +181,7 @@ def _policy(name: str) -> Any:
 
 
 def _to_vllm(models: list[str], adapters: list[str], room: object, host: str, port: int) -> None:
+    # vllm keeps all experts of its one model in memory.
     if room is not None or len(models) != 1:
         got = "--slots or --memory" if room is not None else f"{len(models)} models"
         fix = "Leave it out, or serve with --engine transformers."

@@ -48,18 +48,19 @@ def warn(line: str) -> None:
 
 
 def say(line: str) -> None:
-    """Lines of a result, on stdout."""
+    """Print lines of a result on stdout."""
     print(printable(line), flush=True)
 
 
 def show_json(data: Any) -> None:
-    """Data as JSON on stdout, and nothing else there."""
+    """Print data as JSON on stdout, and nothing else there."""
+    # NaN and Infinity are no JSON: strict readers would refuse the whole text.
     text = json.dumps(_finite(data), indent=2, ensure_ascii=False, allow_nan=False)
     say(text)
 
 
 def _finite(data: Any) -> Any:
-    """The same with None for numbers that JSON does not have."""
+    """Return the data with None for NaN and infinity, which JSON does not have."""
     if isinstance(data, dict):
         return {key: _finite(value) for key, value in data.items()}
     if isinstance(data, (list, tuple)):
@@ -70,9 +71,10 @@ def _finite(data: Any) -> Any:
 def show_table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, right: str = ""
 ) -> None:
-    """A table on stdout; `right` names the columns of numbers."""
+    """Print a table on stdout; `right` names the columns of numbers, with commas."""
     table = Table(title=printable(title) or None, title_justify="left", title_style="bold")
     for column in columns:
+        # Numbers are aligned at the right and never broken over two lines.
         number = column in right.split(",")
         table.add_column(column, justify="right" if number else "left", no_wrap=number)
     for row in rows:
@@ -81,7 +83,7 @@ def show_table(
 
 
 def show_rich(table: RenderableType) -> None:
-    """A table of rich on stdout."""
+    """Print a table of rich on stdout."""
     terminal = Console()
     # a pipe has no width: lines as long as they need to be
     console = terminal if terminal.is_terminal else Console(width=PIPE)
@@ -106,7 +108,7 @@ OPTIONS = {
 
 
 def in_words(text: str) -> str:
-    """A library's text with its keywords as options."""
+    """Return a text of the library with options in place of its keywords."""
     for keyword, option in OPTIONS.items():
         text = text.replace(keyword, option)
     return text
@@ -115,6 +117,7 @@ def in_words(text: str) -> str:
 def show_error(error: Exception) -> None:
     """Print an error of the library in its four parts."""
     parts = {name: str(getattr(error, name, "")) for name in ("got", "want", "fix")}
+    # A fix is written for Python; on the command line it must name options.
     parts["fix"] = in_words(parts["fix"])
     lines = [f"[bold]{name:<5}[/bold]{escape(printable(text))}" for name, text in parts.items()]
     title = escape(printable(f"{type(error).__name__}: {getattr(error, 'what', '')}"))
@@ -136,6 +139,8 @@ class Verbs(TyperGroup):
         if (command := super().get_command(ctx, cmd_name)) is not None:
             return command
         if cmd_name in plugins(VERBS):
+            # A verb of another distribution becomes a command of its own, imported only when it is
+            # called.
             added = typer.Typer(add_completion=False, rich_markup_mode="rich")
             added.command(cmd_name)(plugins(VERBS)[cmd_name].load())
             return typer.main.get_command(added)
@@ -146,7 +151,7 @@ class Verbs(TyperGroup):
         return None
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
-        """Keeps the words of a verb, for the error of one that is no value of its option."""
+        """Keep the words of a verb, for the error of one that is no value of its option."""
         ctx.meta[WORDS] = list(args)
         return super().resolve_command(ctx, args)
 
@@ -157,10 +162,12 @@ class Verbs(TyperGroup):
             warn(f"Stopped. {stop}".strip())
             raise typer.Exit(INTERRUPTED) from stop
         except BadParameter as error:
+            # typer's message names the option but not the value that was wrong.
             if word := _word(ctx.meta.get(WORDS, ()), getattr(error.param, "opts", ())):
                 error.message = f"{word!r}: {error.message}"
             raise
         except Exception as error:
+            # An error that is none of the library's is a bug: its traceback is needed.
             if not _is_ours(error):
                 raise
             if ctx.params.get("debug"):
@@ -188,6 +195,7 @@ def _is_ours(error: Exception) -> bool:
 
 
 def arguments(argv: Sequence[str]) -> list[str]:
-    """`--debug` and `--quiet` belong in front of the verb and may stand anywhere."""
+    """Move `--debug` and `--quiet`, which may stand anywhere, in front of the verb."""
+    # typer knows options of the group only in front of the verb.
     rest = [a for a in argv if a not in ANYWHERE]
     return [*(a for a in ANYWHERE if a in argv), *rest]

@@ -31,6 +31,7 @@ def write_report(
     from ..reports.simulated import EXPERTS, IN_ORDER, PLACED, Simulated, write_page
 
     bytes_of_expert = ExpertSize.of(batch) if size is None else ExpertSize(*size)
+    # The baseline of the page: plain expert parallelism with experts in order.
     plain = Placement.contiguous(batch.layers, batch.experts, links.devices)
     before = expert_parallel(batch, plain, bytes_of_expert, nodes=links.nodes(), backward=backward)
     load = batch.load()
@@ -51,7 +52,7 @@ def write_report(
 
 
 def hit_rates(trace: Any, streams: int) -> dict[str, list[tuple[float, float]]]:
-    """Policy -> (share in memory, hit rate), from an empty start."""
+    """Return policy -> [(share of experts in memory, hit rate)], from an empty start."""
     from ..core.registry import card
     from ..placement.cache import replay
     from ..placement.describe import demand
@@ -63,7 +64,9 @@ def hit_rates(trace: Any, streams: int) -> dict[str, list[tuple[float, float]]]:
     for name in POLICIES:
         points: list[tuple[float, float]] = []
         for share in SHARES:
+            # Two at least: one expert is computed while the next is loaded.
             slots = max(2, round(share * experts))
+            # Belady knows the future, which gives the best rate that any policy can reach.
             policy = (
                 Belady(*sizes, steps) if name == "belady" else card(name).config().build(*sizes)
             )

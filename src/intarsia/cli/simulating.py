@@ -141,6 +141,7 @@ def _check(
     at_least("--tokens", tokens, 1)
     at_least("--streams", streams, 1)
     if slots is not None:
+        # Checked before the trace is read, which may be large.
         at_least("--slots", slots, 2, "One is computed while another comes in: give 2 or more.")
     if placement is not None and plan not in ENGINES:
         fix = "Leave --placement out, or use --plan ep or stay."
@@ -150,28 +151,30 @@ def _check(
 def _best(
     routed: Any, links: Any, plan: str, tokens: int, expert: str | None, backward: bool
 ) -> tuple[dict[str, Any], Any, Any]:
-    """A strategy, or the one with the least time; of the batch after those that it has seen."""
+    """Simulate a strategy, or all and the fastest; returns its record, timeline and plan."""
     from ..core.registry import card
     from ..parallel.tutel import Tutel
     from ..placement.engines import ExpertSize
     from ..placement.timeline import simulate as run
 
+    # Strategies that go by past loads get the batches before; the last batch is the one timed.
     batches_before = min(WINDOW, max(0, len(routed) // tokens - 1))
     batches = [routed.rows(slice(i * tokens, (i + 1) * tokens)) for i in range(batches_before + 1)]
-    past, batch = [of.load() for of in batches[:-1]], batches[-1]
+    past, batch = [earlier.load() for earlier in batches[:-1]], batches[-1]
     size = ExpertSize.of(batch) if expert is None else ExpertSize(*_size(expert))
     lines: dict[str, tuple[Any, Any]] = {}
     for name in ("ep", *STRATEGIES) if plan == "auto" else (plan,):
         strategy: Any = card(name).config()
+        # Tutel's degree and chunks depend on the batch; its defaults would not do it justice.
         if name == "tutel":
             strategy = Tutel.tuned(batch, size, links)
         devices_plan = strategy.plan(batch, size, links, backward=backward, past=past)
         lines[name] = devices_plan, run(devices_plan, links)
     best = min(lines, key=lambda name: lines[name][1].seconds)
     devices_plan, line = lines[best]
-    seconds = {name: of.seconds for name, (_, of) in lines.items()}
+    seconds = {name: timeline.seconds for name, (_, timeline) in lines.items()}
     return (
-        _told(devices_plan, line, batch, size, links) | {"plan": best, "plans": seconds},
+        _record_of(devices_plan, line, batch, size, links) | {"plan": best, "plans": seconds},
         line,
         devices_plan,
     )
@@ -203,6 +206,8 @@ def _decoded(
     from ..placement.expertflow import TokenTable, predicted_steps
     from ..placement.policies import Belady
 
+    # Its table of predictions is learned: on the sequences it is judged on it would know the
+    # answers.
     if policy == "expertflow":  # learned from one half, judged on the other
         learned, trace = trace.split()
     steps = demand(trace, streams)
@@ -210,6 +215,8 @@ def _decoded(
     foreseen_experts = (
         predicted_steps(trace, TokenTable.of(learned), streams) if policy == "expertflow" else ()
     )
+    # Belady is given the future, as a limit for all other policies; the others see each step as it
+    # comes.
     cache = Belady(*sizes, steps) if policy == "belady" else card(policy).config().build(*sizes)
     replayed = replay(steps, cache, slots, expert_bytes=size, foreseen=foreseen_experts)
     bytes_a_step = replayed.bytes / len(steps)
@@ -263,10 +270,10 @@ def _simulated(
         batch, placed, size, engine=engine, nodes=nodes, backward=backward
     )
     line = run(devices_plan, links)
-    return _told(devices_plan, line, batch, size, links), line, devices_plan
+    return _record_of(devices_plan, line, batch, size, links), line, devices_plan
 
 
-def _told(devices_plan: Any, line: Any, batch: Any, size: Any, links: Any) -> dict[str, Any]:
+def _record_of(devices_plan: Any, line: Any, batch: Any, size: Any, links: Any) -> dict[str, Any]:
     """Return the record of a plan."""
     from ..placement.timeline import rows_to_hide
 
@@ -281,7 +288,7 @@ def _told(devices_plan: Any, line: Any, batch: Any, size: Any, links: Any) -> di
 
 
 def _size(text: str) -> tuple[int, int]:
-    """ "4096x14336" as two numbers.  Raises: ConfigError."""
+    """Read "4096x14336" as two numbers.  Raises: ConfigError."""
     width, _, hidden = text.partition("x")
     if not (width.isdecimal() and hidden.isdecimal()):
         want, fix = "width x hidden units", "For example: --expert 4096x14336"

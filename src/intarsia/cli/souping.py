@@ -40,6 +40,7 @@ def soup(
     if len(runs) < 2:
         fix = "Name two or more: intarsia soup runs/a runs/b --save soup"
         raise ConfigError("soup", got=f"{len(runs)} candidate", want="at least two", fix=fix)
+    # Each of them is checked before torch is imported.
     for run in runs:
         check_run(run)
     shares = _shares(weights)
@@ -63,7 +64,7 @@ def soup(
 
 
 def _shares(text: str | None) -> list[float] | None:
-    """Numbers with commas.  Raises: ConfigError."""
+    """Return numbers with commas as a list.  Raises: ConfigError."""
     try:
         return None if text is None else [float(word) for word in text.split(",")]
     except ValueError as error:

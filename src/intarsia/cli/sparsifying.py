@@ -107,6 +107,7 @@ def sparsify(
 
 
 def _said(done: Any, record: dict[str, Any]) -> str:
+    # Without --test there is nothing to measure on, and both are None.
     dense, pruned = (record["perplexity"][which] for which in ("dense", "pruned"))
     sentences = [] if dense is None else [f"perplexity {dense:.1f} dense, {pruned:.1f} pruned"]
     return "\n".join([str(done), *sentences, f"{record['seconds']} s"])
@@ -115,11 +116,13 @@ def _said(done: Any, record: dict[str, Any]) -> str:
 def _pruned(
     host: Any, method: Any, texts: Any, test: int, options: dict[str, Any]
 ) -> tuple[Any, dict[str, Any]]:
-    """Prune, and measure: what `sparsify` returns, and the part of the record that is measured."""
+    """Prune and measure; returns the result of `sparsify` and the measured part of the record."""
     from ..core.registry import method_key
     from ..hosts.prune.pruner import bytes_by_part, sparsify, stops_of
 
+    # Measured before the pruning, which changes the model in place.
     dense = _perplexity(host, texts.test) if test else None
+    # The pruning alone is timed, not the two measurements around it.
     started = time.perf_counter()
     done = sparsify(host, method, texts.train, progress=note, **options)
     seconds = round(time.perf_counter() - started, 1)
@@ -158,6 +161,7 @@ def convert(
 
 def _check(names: Sequence[str], density: float, rows: int, calib: str, save: Path | None) -> None:
     """Refuse wrong words before torch is imported.  names: method, base, layout, sequential."""
+    # Options whose values are closed lists; all are checked alike.
     closed = {"--method": METHODS, "--base": METHODS[1:], "--layout": SAVED, "--sequential": ORDERS}
     for (option, words), got in zip(closed.items(), names, strict=True):
         if got not in words:
@@ -173,6 +177,7 @@ def _check_layout(layout: str) -> None:
     """Raises: UnknownName; MissingExtra for a layout that another library writes."""
     if layout not in SAVED:
         raise UnknownName("--layout", layout, SAVED)
+    # Refused before hours of work, not when the folder is written.
     if layout == PACKED and find_spec("compressed_tensors") is None:
         raise MissingExtra("compressed-tensors", "hf-int4")
 
@@ -180,6 +185,8 @@ def _check_layout(layout: str) -> None:
 def _method(method: str, base: str, density: float, pattern: str | None, layers: Any) -> Any:
     from ..core.registry import card
 
+    # DSnoT improves the mask of another method, which it has as a setting.
+    # DSnoT improves the mask of another method, which is a setting of it.
     inner = card(base if method == "dsnot" else method).config(density, pattern, layers)
     return card("dsnot").config(inner) if method == "dsnot" else inner
 

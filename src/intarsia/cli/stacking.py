@@ -80,7 +80,7 @@ def stack(
 
 
 def _texts(model: str, text: str, sizes: tuple[int, int, int]) -> tuple[Any, Any, Any]:
-    """The model, batches to calibrate on and batches to measure on."""
+    """Load the model, batches to calibrate on, and batches to measure on."""
     from ..data.language_models import language_model
     from ..data.texts import load_texts
     from ..data.token_batches import inputs_of
@@ -89,6 +89,7 @@ def _texts(model: str, text: str, sizes: tuple[int, int, int]) -> tuple[Any, Any
     host, tokenizer = language_model(model)
     parts = load_texts(text, tokenizer, length=size, train=calibration, test=rows, progress=note)
     some = [[part[i] for i in range(len(part))] for part in (parts.train, parts.test)]
+    # A padded row would count as cheaper than it is: only full rows are measured.
     full_rows = [[row for row in part if len(row["input_ids"]) == size] for part in some]
     if not all(full_rows):
         got, fix = f"no row of {size} tokens", "Give more text, or a smaller --size."
@@ -100,6 +101,7 @@ def _show(record: dict[str, Any]) -> None:
     columns = ("entries", "nats", "MB", "Mop/token", "hits", "B/token sent", "ms simulated")
     cells: list[tuple[str, ...]] = []
     for row in record["rows"]:
+        # On the Pareto front of loss, bytes and operations.
         mark = " *" if row["front"] else ""
         sent, seconds = row["sent_bytes"], row["simulated_seconds"]
         cells.append(
@@ -117,6 +119,7 @@ def _show(record: dict[str, Any]) -> None:
     for row in record["rows"]:
         if (interaction := row.get("interaction")) is not None:
             mean, low, high = interaction
+            # An interaction is only reported where its interval leaves 0 out.
             if low > 0 or high < 0:
                 word = "more" if mean > 0 else "less"
                 interval = f"({low:.4f} ... {high:.4f})"

@@ -21,7 +21,10 @@ REPORTS = {".md": "<!-- intarsia report -->", ".tex": "% intarsia report"}
 @contextmanager
 def holding() -> Iterator[None]:
     """Carry out a verb inside, and let go at its end of what it held."""
+    # A context variable, not a global: verbs of several threads hold their own paths.
     with ExitStack() as stack:
+        # `target` and `hold` find the stack of their verb by the context variable, without a
+        # parameter through every call.
         before = _HELD.set(stack)
         try:
             yield

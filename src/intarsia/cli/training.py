@@ -59,7 +59,7 @@ def fit(
         ),
     ] = None,
     as_json: Json = False,
-    **given: Any,
+    **arguments: Any,
 ) -> None:
     """Adapt a pretrained model to pictures or texts, and score it on the test part.
 
@@ -74,27 +74,29 @@ def fit(
     Example:  torchrun --nproc-per-node 4 -m intarsia fit elpv --method upcycle --expert-parallel 4
     Example:  intarsia fit answers.jsonl --size 128 --images 500 --epochs 1 --batch-size 8
     """
-    given |= {"data": data, "resume": resume, "out": out}
-    plan = processes.plan_of(given)
-    if _other_task(given, as_json, given_in_words(ctx)):
+    arguments |= {"data": data, "resume": resume, "out": out}
+    plan = processes.plan_of(arguments)
+    # Recommenders, retrievers and models with senses have settings of their own and never come back
+    # here.
+    if _fit_other_task(arguments, as_json, given_in_words(ctx)):
         return
-    words = _checked(given, config, given_in_words(ctx))
-    allow_pixels(ctx, given["max_pixels"])
+    words = _completed(arguments, config, given_in_words(ctx))
+    allow_pixels(ctx, arguments["max_pixels"])
     if processes.is_main():
         note("Loading PyTorch and timm.")
     from ..experiments.execute import carry_out
 
-    experiment, out = _asked(given, words)
-    use_threads(given["threads"])
-    with _going_on(out):
-        how = _running(given, out, resume, plan)
-        run = carry_out(experiment, how, note if processes.is_main() else _quiet)
+    experiment, out = _experiment_of(arguments, words)
+    use_threads(arguments["threads"])
+    with _resumable(out):
+        running = _running(arguments, out, resume, plan)
+        run = carry_out(experiment, running, note if processes.is_main() else _quiet)
     if processes.is_main():
-        _told(run, out, as_json)
+        _show_result(run, out, as_json)
 
 
-def _told(run: Any, out: Path, as_json: bool) -> None:
-    """The scores, as a table or as JSON."""
+def _show_result(run: Any, out: Path, as_json: bool) -> None:
+    """Print the scores, as a table or as JSON."""
     if as_json:
         show_json({"folder": str(out), **run.record["results"], "method": run.record["record"]})
     else:
@@ -102,92 +104,106 @@ def _told(run: Any, out: Path, as_json: bool) -> None:
 
 
 def _quiet(_: str) -> None:
-    """Nothing: another process says it."""
+    """Print nothing: the main process does."""
 
 
-def _running(given: dict[str, Any], out: Path, resume: bool, plan: str | None) -> Any:
-    """How the run is carried out; plan: by which the processes share experts out, if they do."""
+def _running(arguments: dict[str, Any], out: Path, resume: bool, plan: str | None) -> Any:
+    """Return how to carry the run out.  plan: how processes share the experts, if they do."""
     from ..train import Running
     from ..train.settings import with_keywords
 
-    values = running_values(given)
+    values = running_values(arguments)
     if plan is not None:
         from ..parallel.auto import strategy_named
 
+        # Experts stay with their processes at the end (gather=False): the run's folder has them
+        # all, and no process needs room for them.
         values |= {"parallel": strategy_named(plan), "gather": False}  # the folder has it
     return with_keywords(Running(out=out, resume=resume), values)
 
 
 @contextmanager
-def _going_on(out: Path) -> Iterator[None]:
-    """Inside, Ctrl-C says how to go on."""
+def _resumable(out: Path) -> Iterator[None]:
+    """Answer Ctrl-C inside by the command that goes on with the run."""
     try:
         yield
     except KeyboardInterrupt as stop:
+        # A folder without experiment.json has nothing to go on with.
         again = f"Go on: intarsia fit --resume --out {shlex.quote(str(out))}"
         if not (out / "experiment.json").is_file():
             again = "Nothing was trained yet: the same command begins again."
         raise KeyboardInterrupt(again) from stop
 
 
-def _other_task(given: dict[str, Any], as_json: bool, words: set[str]) -> bool:
-    """Train a recommender or a retriever, if that was asked for.  given: loses their options."""
-    task, own = given.pop("task"), {name: given.pop(name) for name in ("teachers", "save")}
-    senses = {name: given.pop(name) for name in ("see", "hear")}
-    asked = given | {"task": task, "as_json": as_json}
-    if any(senses.values()) or (given["resume"] and is_seeing(given["out"])):
-        fit_seeing(asked | senses, words)
+def _fit_other_task(arguments: dict[str, Any], as_json: bool, words: set[str]) -> bool:
+    """Train a recommender, a retriever or a model with senses, if that was asked for.
+
+    arguments: the options of `fit` by name; those of the other tasks are taken out of them.
+    Returns False for an ordinary run.
+    """
+    task, retrieval_options = (
+        arguments.pop("task"),
+        {name: arguments.pop(name) for name in ("teachers", "save")},
+    )
+    senses = {name: arguments.pop(name) for name in ("see", "hear")}
+    request = arguments | {"task": task, "as_json": as_json}
+    if any(senses.values()) or (arguments["resume"] and is_seeing(arguments["out"])):
+        fit_seeing(request | senses, words)
         return True
     check_options({"task": task})
     if task == RETRIEVAL:
-        fit_retrieval(asked, words, **own)
+        fit_retrieval(request, words, **retrieval_options)
         return True
-    if strange := sorted(words & own.keys()):
+    if strange := sorted(words & retrieval_options.keys()):
         fix = "For example: intarsia fit docs.jsonl --task sparse-retrieval --save enc"
         raise ConfigError(flag(strange[0]), got=task or "no task", want=RETRIEVAL, fix=fix)
-    if task is not None or (given["resume"] and is_run(given["out"])):
-        fit_recommender(asked, words)
+    if task is not None or (arguments["resume"] and is_run(arguments["out"])):
+        fit_recommender(request, words)
         return True
     return False
 
 
-def _checked(given: dict[str, Any], config: Path | None, words: set[str]) -> set[str]:
+def _completed(arguments: dict[str, Any], config: Path | None, words: set[str]) -> set[str]:
     """Complete the parameters by those of a file and of the data, and refuse what cannot be.
 
     words: names of the parameters that were given; returns those and the file's.
     """
     if config is not None:
-        if given["resume"]:
+        if arguments["resume"]:
             got, fix = "--config with it", "Leave --config out: the run has its own settings."
             raise ConfigError("--resume", got=got, want="it alone", fix=fix)
-        found, words = with_config(config, given, words, note)
-        given |= found
-    if given["data"] is not None:
-        check_data(given["data"])
-        if is_text(given["data"]):
-            given |= {name: value for name, value in FOR_TEXTS.items() if name not in words}
-    given["method"] = method_key(given["method"], note)
-    check_options(given)
-    if not given["resume"]:
-        check_settings(given["method"], given["settings"] or ())
-    elif given["out"] is not None:
-        check_run(given["out"])
+        merged, words = with_config(config, arguments, words, note)
+        arguments |= merged
+    if arguments["data"] is not None:
+        check_data(arguments["data"])
+        if is_text(arguments["data"]):
+            # A text as data means a language model, unless a model is named.
+            arguments |= {name: value for name, value in FOR_TEXTS.items() if name not in words}
+    arguments["method"] = method_key(arguments["method"], note)
+    check_options(arguments)
+    if not arguments["resume"]:
+        check_settings(arguments["method"], arguments["settings"] or ())
+    # A run that goes on has its settings in its folder, so only the folder is checked.
+    elif arguments["out"] is not None:
+        check_run(arguments["out"])
     return words
 
 
-def _asked(given: dict[str, Any], words: set[str]) -> tuple[Experiment, Path]:
-    """The experiment of the command line, or the one to go on with, and its folder.
+def _experiment_of(arguments: dict[str, Any], words: set[str]) -> tuple[Experiment, Path]:
+    """Return the experiment of the command line, or the one to go on with, and its folder.
 
     words: the names of what was given.  Raises: ConfigError for no data.
     """
     from ..data.sets import located
     from ..experiments.experiment import Experiment, resumed
 
-    values, data, out = experiment_values(given), given["data"], given["out"]
+    values, data, out = experiment_values(arguments), arguments["data"], arguments["out"]
     if data is not None:
         values["data"] = located(data)
         out = out or Path("runs") / f"{data_name(data)}-{values['method']}-{values['seed']}"
-    if given["resume"] and out is not None:
+    if arguments["resume"] and out is not None:
+        # Options on the command line are compared with the run's own, and refused where they
+        # differ.
         return resumed(out, {n: v for n, v in values.items() if n in words}), out
     if data is None or out is None:
         want = "a named set, a folder, a table or a text file"
@@ -207,23 +223,24 @@ def use_threads(count: int | None) -> None:
 
 
 def _show(run: Any, out: Path | None) -> None:
-    """Scores, costs, and what to do next."""
+    """Print scores, costs, and the commands that usually come next."""
     from ..reports import numbers
     from ..train import Metrics
 
     before = run.record["record"].get("before")
     scores = {"test, before": before, "val": run.val, "test": run.test}
     rows: list[tuple[str, ...]] = []
-    for part, found in scores.items():
-        if isinstance(found, Metrics):
-            shares = numbers.percent(found.accuracy), numbers.percent(found.balanced_accuracy)
-            rows.append((part, *shares, f"{found.loss:.3f}"))
-        elif found is not None and before:
-            rows.append((part, *text_row(found if isinstance(found, dict) else found.scores())))
+    for part, result in scores.items():
+        if isinstance(result, Metrics):
+            shares = numbers.percent(result.accuracy), numbers.percent(result.balanced_accuracy)
+            rows.append((part, *shares, f"{result.loss:.3f}"))
+        # A text's run has scores before the training, too: perplexities are read side by side.
+        elif result is not None and before:
+            rows.append((part, *text_row(result if isinstance(result, dict) else result.scores())))
     columns = TEXT_COLUMNS if before else ("part", "accuracy", "balanced", "loss")
     if "mean_average_precision" in run.record["results"].get("test", {}):
         columns = LABEL_COLUMNS
-        rows = [(part, *label_row(found.scores())) for part, found in scores.items() if found]
+        rows = [(part, *label_row(result.scores())) for part, result in scores.items() if result]
     show_table("", columns, rows, right=",".join(columns[1:]))
     results, counts = run.record["results"], run.record["parameters"]
     say(
@@ -232,27 +249,27 @@ def _show(run: Any, out: Path | None) -> None:
         f"{numbers.seconds(results['seconds'])} of training."
     )
     run_folder = shlex.quote(str(out))
-    more = f"evaluate {run_folder}" if before else f"predict {run_folder} PICTURES"
-    say(f"Next:  intarsia report {run_folder}  |  intarsia {more}")
+    next_command = f"evaluate {run_folder}" if before else f"predict {run_folder} PICTURES"
+    say(f"Next:  intarsia report {run_folder}  |  intarsia {next_command}")
 
 
 LABEL_COLUMNS = ("part", "mean average precision", "F1", "ranking precision", "loss")
 
 
-def label_row(found: dict[str, Any]) -> tuple[str, ...]:
-    """The scores of several labels, but for their part, as LABEL_COLUMNS names them."""
+def label_row(scores: dict[str, Any]) -> tuple[str, ...]:
+    """Return the scores of several labels as cells of LABEL_COLUMNS, without the part."""
     from ..reports import numbers
 
     names = ("mean_average_precision", "f1", "ranking_precision")
-    return (*(numbers.percent(found[name]) for name in names), f"{found['loss']:.3f}")
+    return (*(numbers.percent(scores[name]) for name in names), f"{scores['loss']:.3f}")
 
 
 TEXT_COLUMNS = ("part", "perplexity", "loss", "tokens right", "exact match", "tokens")
 
 
-def text_row(found: dict[str, Any]) -> tuple[str, ...]:
-    """The scores of a text, but for its part, as TEXT_COLUMNS names them."""
+def text_row(scores: dict[str, Any]) -> tuple[str, ...]:
+    """Return the scores of a text as cells of TEXT_COLUMNS, without the part."""
     from ..reports import numbers
 
-    shares = (numbers.percent(found[name]) for name in ("accuracy", "exact_match"))
-    return f"{found['perplexity']:.2f}", f"{found['loss']:.3f}", *shares, f"{found['tokens']:,}"
+    shares = (numbers.percent(scores[name]) for name in ("accuracy", "exact_match"))
+    return f"{scores['perplexity']:.2f}", f"{scores['loss']:.3f}", *shares, f"{scores['tokens']:,}"

@@ -64,6 +64,7 @@ def unlearn(
             if not is_text(text):
                 want, fix = "a corpus, or a .txt, .md or .jsonl file", "For example: austen"
                 raise ConfigError(option, got=text, want=want, fix=fix)
+    # Only gradient ascent does without a text to keep; lift compares two texts, too.
     if retain is None and (loss != "ga" or by == "lift"):
         want, fix = "a text to keep", "Give --retain, or --loss ga --by affinity."
         raise ConfigError("--retain", got="nothing", want=want, fix=fix)
@@ -80,13 +81,14 @@ def unlearn(
         show_json({"folder": str(folder), **record})
         return
     _show(record)
-    say(str(target))
+    say(str(folder))
 
 
 def _place(text: str | None) -> tuple[int, int] | str | None:
     if text is None or text == "all":
         return text
     parts = text.split(",")
+    # Negative numbers are refused, too: layers and experts are counted from 0.
     if len(parts) != 2 or not all(part.strip().isdecimal() for part in parts):
         want, fix = "LAYER,EXPERT or all", "For example: --at 3,7"
         raise ConfigError("--at", got=text, want=want, fix=fix)
@@ -101,7 +103,7 @@ def _unlearned(
     settings: dict[str, Any],
     target: Path,
 ) -> dict[str, Any]:
-    """Load, unlearn and write; what there is to tell."""
+    """Load a model, unlearn, write it, and return the record."""
     from ..core.files import write_json, writing
     from ..core.sealing import seal_stock
     from ..data.language_models import language_model
@@ -111,12 +113,15 @@ def _unlearned(
     host: Any
     host, tokenizer = language_model(model, dtype="auto")
     train, size = sizes
+    # Both texts are cut alike, so that their losses compare.
     told_of = {"length": size, "train": train, "progress": note, "seed": settings["seed"]}
     read = [None if t is None else load_texts(t, tokenizer, **told_of) for t in texts]
     some = [[] if r is None else r.train for r in read]
+    # At most 32 rows that are not trained on judge how far the unlearning has come.
     judge = tuple(
         [] if r is None else [r.test[i] for i in range(min(32, len(r.test)))] for r in read
     )
+    # Doubts about the chosen expert are warnings: they are shown and kept in the record.
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", UserWarning)
         unlearned = carry_out(host, method, *some, judge=judge, progress=note, **settings)  # pyright: ignore
@@ -131,8 +136,10 @@ def _unlearned(
         "texts": list(texts),
         "settings": dict(unlearned.settings) | {n: v for n, v in settings.items() if n != "at"},
     }
+    # With --at the expert is given, and no affinity is measured.
     if unlearned.attribution is not None:
         record["affinity"] = unlearned.attribution.affinity.tolist()
+    # Written beside and moved at the end: a killed command leaves no half model.
     with writing(target) as scratch:
         scratch.mkdir()
         host.save_pretrained(scratch)

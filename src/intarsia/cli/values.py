@@ -25,6 +25,7 @@ def check_options(options: Mapping[str, Any]) -> None:
     for name in FIELDS.keys() & values.keys():
         item: Field[Any] = FIELDS[name][0]
         item.metadata[METADATA].check(flag(name), values[name], item.type)
+    # Data are checked elsewhere; the rest of the experiment checks itself.
     Experiment.of({"data": ""} | values)  # settings that contradict each other
     if "density" in values:
         _check_density(values.get("schedule"))
@@ -38,6 +39,7 @@ def _check_density(schedule: str | None) -> None:
         for name in schedules()
         if any(s["name"] == "density" for s in index()[find(name, "schedule")]["settings"])
     ]
+    # A schedule is NAME:setting=value,...; its name may have underscores.
     name = (schedule or "").partition(":")[0].replace("_", "-")
     if name not in dense:
         fix = "Try --schedule rigl --density 0.25."
@@ -49,6 +51,7 @@ def _check_density(schedule: str | None) -> None:
 
 def check_teacher(objective: str, teacher: str | None) -> None:
     """Raises: ConfigError for a teacher without an objective that has one, or the reverse."""
+    # A teacher may also stand inside --objective itself.
     has, wants = teacher or "teacher=" in objective, objective.startswith("squarehead")
     if bool(has) != wants:
         got = f"{teacher or 'none'} with --objective {objective}"
@@ -63,6 +66,7 @@ def experiment_values(options: Mapping[str, Any]) -> dict[str, Any]:
     if "density" in values:
         values["schedule"] = with_density(values["schedule"], values["density"])
     if (teacher := values.get("teacher")) is not None:
+        # The first setting of an objective follows a colon, further ones a comma.
         mark = "," if ":" in values["objective"] else ":"
         place = Path(teacher).resolve() if Path(teacher).exists() else teacher
         values["objective"] = f"{values['objective']}{mark}teacher={place}"

@@ -49,56 +49,63 @@ class Attached(WholeModel):
         for path, part in self.parts.items():
             for name, weight in part.local.named_parameters(recurse=False):
                 self.of[id(weight)] = part, name
-                whole = f"{wholes.get(path, path)}.{name}"
-                self.names[f"{path}.{LOCAL}.{name}"] = whole, part, name
+                full_path = f"{wholes.get(path, path)}.{name}"
+                self.names[f"{path}.{LOCAL}.{name}"] = full_path, part, name
 
     def pieces(self, state: Mapping[str, Tensor]) -> dict[str, Tensor | Piece]:
-        """A state of the model under the names of one process; of experts, what is here."""
-        found: dict[str, Tensor | Piece] = {}
+        """Return a state of the model under the names of one process, experts as local pieces."""
+        by_path: dict[str, Tensor | Piece] = {}
         for path, value in state.items():
-            to, part, name = self.names.get(path, (path, None, ""))
-            found[to] = value if part is None else self.piece(part, name, value)
-        return found
+            full_path, part, name = self.names.get(path, (path, None, ""))
+            by_path[full_path] = value if part is None else self.piece(part, name, value)
+        return by_path
 
     def piece(self, part: OwnExperts, name: str, value: Tensor) -> Piece:
-        """What this process has of a weight, or of what an optimiser remembers of it."""
+        """Return this process's piece of a weight, or of an optimiser's state of its shape."""
         units = units_of(part.local, name)
         return Piece(value, units, *part.lot(dist.get_rank(self.group)), self._experts(part))
 
     def _experts(self, part: OwnExperts) -> int:
-        """E of a layer."""
+        """Return E, the number of experts of a layer on all processes."""
         return 1 + max(int(i.max()) for i, *_ in map(part.lot, range(self.world)) if len(i))
 
     def own(self, state: Mapping[str, Tensor | Stored]) -> dict[str, Tensor]:
-        """Of a state under the names of one process, whole or in files, what this process keeps."""
-        here = {to: (path, part, name) for path, (to, part, name) in self.names.items()}
-        found: dict[str, Tensor] = {}
+        """Return this process's part of a state under the names of one process.
+
+        state: tensors of all experts, or stored ones, of which only the rows needed are read.
+        """
+        local_paths = {
+            full_path: (path, part, name) for path, (full_path, part, name) in self.names.items()
+        }
+        by_path: dict[str, Tensor] = {}
         for path, value in state.items():
-            to, part, name = here.get(path, (path, None, ""))
-            found[to] = self._mine(part, name, value)
-        return found
+            local_path, part, name = local_paths.get(path, (path, None, ""))
+            by_path[local_path] = self._mine(part, name, value)
+        return by_path
 
     def _mine(self, part: OwnExperts | None, name: str, value: Tensor | Stored) -> Tensor:
         if part is None:
             return value.all() if isinstance(value, Stored) else value
         index, *sliced = part.lot(dist.get_rank(self.group))
-        there, own = len(value), self._experts(part)
-        if there != own:
-            got, want = f"{there} experts in {name!r}", f"{own}, as this model has"
+        stored, experts = len(value), self._experts(part)
+        # A file of another model would otherwise be cut at the wrong rows without a word.
+        if stored != experts:
+            got, want = f"{stored} experts in {name!r}", f"{experts}, as this model has"
             fix = "Open it with the model that it was written of; processes may differ."
             raise CheckpointError("experts of a checkpoint", got=got, want=want, fix=fix)
         units = units_of(part.local, name)
         if isinstance(value, Stored):
+            # Only the rows of this process's experts leave the file; they are then numbered from 0.
             return own_part(units, value.rows(index), torch.arange(len(index)), *sliced)
         return own_part(units, value, index, *sliced)
 
     def past(self) -> dict[str, list[Tensor]]:
-        """Loads of the newest batches, by part, of those that go by them; alike everywhere."""
+        """Return the experts' loads in the newest batches by part, the same in every process."""
         loads = {path: part.past for path, part in self.parts.items()}
         return {path: list(past) for path, past in loads.items() if past is not None}
 
     def follow(self, past: Mapping[str, Sequence[Tensor]]) -> None:
-        """Go on from these loads, of any number of processes."""
+        """Continue from these loads, which may be of another number of processes."""
         for path, part in self.parts.items():
             if path in past and part.past is not None:
                 part.past = list(past[path])
@@ -110,10 +117,13 @@ class Attached(WholeModel):
         them in, and those of whatever it remembers of the weight. All processes do the same.
         """
         due = [(path, part) for path, part in self.parts.items() if part.due(step)]
+        # Layers with the same number of experts are dealt out together, so that what is uneven in
+        # one layer can be made up by another.
         for experts in sorted({part.experts for _, part in due}):
             layers = [(path, part) for path, part in due if part.experts == experts]
             owners = layers[0][1].new_owners([part for _, part in layers])
             for (path, part), owner in zip(layers, owners, strict=True):
+                # No rows are sent for a layer that keeps its owners; all processes agree on that.
                 if part.owner is not None and torch.equal(owner, part.owner):
                     continue
                 for name, weight in part.local.named_parameters(recurse=False):
@@ -123,8 +133,8 @@ class Attached(WholeModel):
     def owners(self) -> dict[str, Any]:
         """Return who owns the experts of layers where that may change, and how many processes."""
         owners = {path: part.owner for path, part in self.parts.items()}
-        of = {path: owner for path, owner in owners.items() if owner is not None}
-        return {"world": self.world, "of": of}
+        changeable = {path: owner for path, owner in owners.items() if owner is not None}
+        return {"world": self.world, "of": changeable}
 
     def set_owners(self, owners: Mapping[str, Any]) -> None:
         """Set owners that a checkpoint has, and make room for their weights.
@@ -139,69 +149,75 @@ class Attached(WholeModel):
                 part.set_owner(owner)
                 count = len(part.lot(dist.get_rank(self.group))[0])
                 for weight in part.local.parameters(recurse=False):
+                    # The caller loads the values afterwards, of as many experts as are owned then.
                     put_rows(weight, weight.new_empty([count, *weight.shape[1:]]))
 
     def optimizer_pieces(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
     ) -> dict[str, Any]:
-        """An optimiser's state_dict as `pieces` has the model's."""
+        """Return an optimiser's state_dict with local pieces, as `pieces` does for the model."""
         rows = dict(state["state"])
-        for at, parameter in enumerate(parameters):
-            if at in rows and id(parameter) in self.of:
+        for number, parameter in enumerate(parameters):
+            if number in rows and id(parameter) in self.of:
                 part, name = self.of[id(parameter)]
-                rows[at] = {
+                rows[number] = {
                     key: self.piece(part, name, value)
                     if isinstance(value, Tensor) and value.dim() == parameter.dim()
                     else value
-                    for key, value in rows[at].items()
+                    for key, value in rows[number].items()
                 }
         return state | {"state": rows}
 
     def own_optimizer(
         self, state: dict[str, Any], parameters: Sequence[nn.Parameter]
     ) -> dict[str, Any]:
-        """Of an optimiser's state_dict, whole or in files, what this process keeps."""
+        """Return this process's part of an optimiser's state_dict, as `own` does for the model."""
         rows = dict(state["state"])
-        for at, parameter in enumerate(parameters):
+        for number, parameter in enumerate(parameters):
             part, name = self.of.get(id(parameter), (None, ""))
-            if at in rows:
-                rows[at] = {
+            if number in rows:
+                rows[number] = {
                     key: self._mine(part, name, value)
                     if isinstance(value, Stored)
                     or (isinstance(value, Tensor) and value.dim() == parameter.dim())
                     else value
-                    for key, value in rows[at].items()
+                    for key, value in rows[number].items()
                 }
         return state | {"state": rows}
 
     def gathered(self, part: OwnExperts, name: str, value: Tensor) -> Tensor:
-        """A weight, or what an optimiser remembers of it, of all experts."""
+        """Collect a weight, or an optimiser's state of its shape, of all experts."""
         lots = [part.lot(rank) for rank in range(self.world)]
         rank, experts = dist.get_rank(self.group), self._experts(part)
-        whole: Tensor | None = None
-        for of, lot in enumerate(lots):
+        full: Tensor | None = None
+        for sender, lot in enumerate(lots):
             if not len(lot[0]):
                 continue
             shape = (len(lot[0]), *value.shape[1:])
-            rows = value.detach().contiguous() if of == rank else value.new_empty(shape)
-            source = of if self.group is None else dist.get_global_rank(self.group, of)
+            # Each process in turn sends its experts to all others, one weight at a time.
+            rows = value.detach().contiguous() if sender == rank else value.new_empty(shape)
+            source = sender if self.group is None else dist.get_global_rank(self.group, sender)
             dist.broadcast(rows, source, group=self.group)
-            whole = put_part(units_of(part.local, name), whole, rows, experts, *lot)
-        assert whole is not None
-        return whole
+            full = put_part(units_of(part.local, name), full, rows, experts, *lot)
+        assert full is not None
+        return full
 
     def norm(self, parameters: Sequence[nn.Parameter], meter: Meter | None = None) -> Tensor:
-        """The norm of all gradients, those of other processes' experts among them."""
-        every = torch.nn.utils.get_total_norm
-        there = [(p.grad, id(p) in self.of) for p in parameters if p.grad is not None]
-        own, rest = (
-            every([grad for grad, sharded in there if sharded is kind]).to(parameters[0].device)
+        """Return the norm of all gradients, other processes' experts included."""
+        total_norm = torch.nn.utils.get_total_norm
+        gradients = [(p.grad, id(p) in self.of) for p in parameters if p.grad is not None]
+        sharded_norm, shared_norm = (
+            total_norm([grad for grad, sharded in gradients if sharded is kind]).to(
+                parameters[0].device
+            )
             for kind in (True, False)
         )
-        squared = own.double().square()  # also where this process has no expert
+        # Gradients of experts exist in one process each, so their squares are summed over
+        # processes; all other gradients are alike everywhere and count once.
+        squared = sharded_norm.double().square()  # also where this process has no expert
         with nullcontext() if meter is None else meter.waiting():
             dist.all_reduce(squared, group=self.group)
-        return (squared + rest.double().square()).sqrt()
+        return (squared + shared_norm.double().square()).sqrt()
 
 
 @contextmanager
@@ -214,7 +230,7 @@ def attached(
     group: Group = None,
     gather: bool = True,
 ) -> Iterator[WholeModel]:
-    """Inside, each layer of experts is this process's part of them; afterwards all, as learned.
+    """Replace each layer's experts by this process's part, and put all back when the block ends.
 
     model: with mixtures of ours, or a sparse model of transformers as it is.
     Processes are those of torch.distributed; with one, or without a strategy, nothing changes.
@@ -232,28 +248,33 @@ def attached(
     if strategy is None or world == 1:
         yield WholeModel()
         return
-    found = places(model)
+    expert_layers = places(model)
+    # All that can be refused is refused before the first weight is cut or freed.
     strategy.check_trains()
     check_alike("model and strategy", _digest(model, strategy), group)
     links = topology or strategy.links(world, group)
     parts: dict[str, OwnExperts] = {}
-    for number, place in enumerate(found):
-        part = strategy.shard(place.experts, Wire(number, group, meter), links, len(found))
+    for number, place in enumerate(expert_layers):
+        part = strategy.shard(place.experts, Wire(number, group, meter), links, len(expert_layers))
         place.put(part)
         parts[place.part] = part
         for weight in part.parameters():
             if weight.requires_grad:
+                # An expert's owner receives the gradients of all processes' rows: their sum becomes
+                # the mean, as DistributedDataParallel makes it for all other weights.
                 weight.register_hook(lambda grad: grad / world)
         for weight in place.experts.parameters():
             weight.data = weight.data.new_empty(0)  # its room is given back
-    state = Attached(parts, group, {place.part: place.path for place in found})
+    state = Attached(parts, group, {place.part: place.path for place in expert_layers})
+    # DistributedDataParallel must not average weights that are different experts in each process.
     setattr(model, IGNORED, list(state.names))
     yield state
     if not gather:
         return
     delattr(model, IGNORED)
-    for place, part in zip(found, parts.values(), strict=True):
+    for place, part in zip(expert_layers, parts.values(), strict=True):
         for name, weight in part.local.named_parameters(recurse=False):
+            # The Parameter objects stay the same: references to them remain valid.
             place.experts.get_parameter(name).data = state.gathered(part, name, weight)
         place.restore()
 
@@ -263,6 +284,7 @@ def _digest(model: nn.Module, strategy: Strategy) -> str:
     for name, weight in model.state_dict().items():
         if isinstance(weight, Tensor):
             total.update(f"{name}{tuple(weight.shape)}{weight.dtype}".encode())
+            # numpy has no bfloat16, but every weight is some bytes.
             flat = weight.detach().cpu().contiguous().reshape(-1)
             total.update(flat.view(torch.uint8).numpy())  # pyright: ignore[reportArgumentType]
     return total.hexdigest()

@@ -60,28 +60,32 @@ class Auto(Strategy):
         return best.plan(trace, size, topology, backward=backward, past=past)
 
     def chosen(self, experts: int, size: ExpertSize, topology: Topology) -> Strategy:
-        """The one with the least time, forward and backward; the first of equals."""
+        """Return the strategy with the least time, forward and backward; the first of equals."""
+        # A fixed seed: processes that choose on their own must simulate the same batch.
         draws = torch.Generator().manual_seed(0)
+        # The experts with the k largest of E uniform draws are an even load.
         pairs = torch.rand(self.tokens, 1, experts, generator=draws)
-        row, each = torch.arange(self.tokens), max(1, self.tokens // (4 * topology.devices))
+        row, length = torch.arange(self.tokens), max(1, self.tokens // (4 * topology.devices))
         trace = Trace(
-            pairs.topk(min(self.active, experts)).indices, experts, row // each, row % each
+            pairs.topk(min(self.active, experts)).indices, experts, row // length, row % length
         )
         seconds: dict[Strategy, float] = {}
         refused = ConfigError("devices", got="no strategy", want="one", fix="Use fewer.")
-        for one in (ExpertParallel(), Fssdp(), Tutel(), DeepSpeed()):
+        for strategy in (ExpertParallel(), Fssdp(), Tutel(), DeepSpeed()):
             try:
-                plan = one.plan(trace, size, topology, backward=True)
+                plan = strategy.plan(trace, size, topology, backward=True)
+            # A strategy that cannot divide these experts is no candidate; its error is raised only
+            # if there is no other candidate.
             except ConfigError as error:
                 refused = error
                 continue
-            seconds[one] = simulate(plan, topology).seconds
+            seconds[strategy] = simulate(plan, topology).seconds
         if not seconds:
             raise refused
-        return min(seconds, key=lambda one: seconds[one])
+        return min(seconds, key=lambda strategy: seconds[strategy])
 
     def links(self, world: int, group: Group = None) -> Topology:
-        """The links as they are measured: the choice depends on them."""
+        """Measure the links between the processes, on which the choice depends."""
         return Topology.measured(group)
 
     def shard(
@@ -103,7 +107,7 @@ NAMED: Mapping[str, Any] = MappingProxyType(
 
 
 def strategy_named(name: str) -> Strategy:
-    """The strategy of `intarsia fit --plan`.  Raises: UnknownName."""
+    """Return the strategy of `intarsia fit --plan`.  Raises: UnknownName."""
     if name not in NAMED:
         raise UnknownName("--plan", name, NAMED)
     return NAMED[name]()

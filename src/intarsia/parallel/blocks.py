@@ -20,17 +20,22 @@ EXCHANGES = ("flat", "hierarchical")
 
 
 def agreed_capacity(routing: Routing, wire: Wire, multiple: int) -> int:
-    """C: places for each expert from each process, so that no pair is dropped; one number for all.
+    """Agree on C, the places of each expert from each process, so that no pair is dropped.
 
     The largest load of an expert in any process, 1 at least, rounded up to a multiple.
     """
-    own = routing.expert.bincount(minlength=routing.experts).max().reshape(1)
-    return rounded_up(int(wire.told(own, "counts").max()), multiple)
+    load = routing.expert.bincount(minlength=routing.experts).max().reshape(1)
+    return rounded_up(int(wire.told(load, "counts").max()), multiple)
 
 
 def planned_capacity(expert: Tensor, rows: Tensor, experts: int, multiple: int) -> int:
-    """The same from a trace.  expert: (N, k), -1 = none; rows: (D, N) bool."""
-    loads = [expert[of][expert[of] >= 0].long().bincount(minlength=experts).max() for of in rows]
+    """Return the C of `agreed_capacity` from a trace.
+
+    expert: (N, k), -1 = none; rows: (D, N) bool.
+    """
+    loads = [
+        expert[mask][expert[mask] >= 0].long().bincount(minlength=experts).max() for mask in rows
+    ]
     return rounded_up(int(torch.stack(loads).max()), multiple)
 
 
@@ -39,7 +44,7 @@ def rounded_up(count: int, multiple: int) -> int:
 
 
 def counts_step(layer: int, devices: int) -> PlanStep:
-    """The exchange of `agreed_capacity`."""
+    """Return the step in which `agreed_capacity` exchanges its counts."""
     sent = torch.full((devices, devices), INDEX).fill_diagonal_(0)
     return PlanStep(f"{layer}.counts", layer, "counts", "link", bytes=sent)
 
@@ -54,31 +59,37 @@ class PairTable:
 
     @classmethod
     def of(cls, routing: Routing, capacity: int) -> PairTable:
+        # A stable sort keeps the order of tokens within an expert, so that the table does not
+        # depend on the device.
         order = routing.expert.argsort(stable=True)
         expert = routing.expert[order]
         load = expert.bincount(minlength=routing.experts)
+        # A pair's position within its expert: its position among all, minus the pairs of the
+        # experts before.
         inside = torch.arange(len(order), device=order.device) - (load.cumsum(0) - load)[expert]
         place = torch.empty_like(order)
         place[order] = expert * capacity + inside
         return cls(routing, place, capacity)
 
     def fill(self, x: Tensor) -> Tensor:
-        """(T, d) -> (E, C, d), zeros where no pair is."""
+        """Put each pair's row in its place, zeros elsewhere.  (T, d) -> (E, C, d)."""
         rows = x.new_zeros(self.routing.experts * self.capacity, x.shape[-1])
         rows = rows.index_copy(0, self.place, x.index_select(0, self.routing.token))
         return rows.view(self.routing.experts, self.capacity, -1)
 
-    def combine(self, made: Tensor) -> Tensor:
-        """sum_e G_te made_et.  (E, C, out) -> (T, out)."""
-        made = made.flatten(0, 1)
-        pairs = made.index_select(0, self.place) * self.routing.weight[:, None]
-        out = pairs.new_zeros(self.routing.tokens, made.shape[-1])  # of weights wider than rows
+    def combine(self, outputs: Tensor) -> Tensor:
+        """Return y_t = sum_e G_te f_e(x_t).  outputs f: (E, C, out) -> (T, out)."""
+        outputs = outputs.flatten(0, 1)
+        # Each pair reads its own output and is scaled by its gate weight; pairs of a token are then
+        # added up.
+        pairs = outputs.index_select(0, self.place) * self.routing.weight[:, None]
+        out = pairs.new_zeros(self.routing.tokens, outputs.shape[-1])  # of weights wider than rows
         return out.index_add(0, self.routing.token, pairs)
 
 
 @dataclass(frozen=True)
 class Swap:
-    """Each member of a group sends a block of equal size to each other one.
+    """An all-to-all in a group: each member sends a block of equal size to every other.
 
     members: ascending processes, of which this is one; inner: so many in a row are on one node, to
     exchange inside first, then between equal places of the nodes (2DH); 1: in one step.
@@ -88,92 +99,114 @@ class Swap:
     inner: int = 1
 
     def run(self, blocks: Tensor, wire: Wire, phase: str) -> Tensor:
-        """blocks: (G, m, ...), one for each member -> (G, m, ...), one from each."""
+        """Exchange blocks (G, m, ...), one for each member -> (G, m, ...), one from each."""
         if len(self.members) == 1:
             return blocks
         if self.inner == 1:
             return self._all(blocks, self.members, wire, phase)
         size, inner = blocks.shape[1:], self.inner
-        own = self.members.index(wire.rank)
-        node, place = divmod(own, inner)
+        index = self.members.index(wire.rank)
+        # 2DH: the first exchange, inside the node, hands each neighbour all that goes to its place
+        # on any node; the second, across nodes, is between equal places.
+        node, place = divmod(index, inner)
         near = self.members[node * inner : (node + 1) * inner]
+        # Blocks are ordered by destination: N nodes of I members. Sorted by place on the node
+        # first, the blocks for one neighbour are contiguous.
         by_node = blocks.view(-1, inner, *size).transpose(0, 1)  # (I, N, m, ...)
-        found = self._all(by_node.flatten(1, 2), near, wire, f"{phase}_inside")
-        found = found.view(inner, -1, *size).transpose(0, 1)  # (N, I, m, ...): from whom
-        found = self._all(found.flatten(1, 2), self.members[place::inner], wire, f"{phase}_across")
-        return found.reshape(-1, *size)
+        received = self._all(by_node.flatten(1, 2), near, wire, f"{phase}_inside")
+        received = received.view(inner, -1, *size).transpose(0, 1)  # (N, I, m, ...): from whom
+        received = self._all(
+            received.flatten(1, 2), self.members[place::inner], wire, f"{phase}_across"
+        )
+        return received.reshape(-1, *size)
 
     def _all(self, blocks: Tensor, members: Sequence[int], wire: Wire, phase: str) -> Tensor:
         counts = [blocks.shape[1] * (rank in members) for rank in range(wire.world)]
         return wire.send(blocks.flatten(0, 1), counts, counts, phase).view(blocks.shape)
 
     def gather(self, rows: Tensor, wire: Wire, phase: str) -> Tensor:
-        """The rows of every member, gradients added up at theirs.  (m, ...) -> (G, m, ...)."""
+        """Collect every member's rows; gradients are added up at their owners.
+
+        (m, ...) -> (G, m, ...).
+        """
         return self.run(rows.expand(len(self.members), *rows.shape), wire, phase)
 
     def add(self, blocks: Tensor, wire: Wire, phase: str) -> Tensor:
-        """The sum of the blocks that the members have for each.  (G, m, ...) -> (m, ...)."""
+        """Return the sum of the members' blocks for this process.  (G, m, ...) -> (m, ...)."""
         return self.run(blocks, wire, phase).sum(0)
 
-    def sent(self, rank: int, devices: int, each: int) -> dict[str, Tensor]:
-        """Bytes from a member to every device by stage, blocks of `each` bytes."""
-        groups = [("", self.members, each)]
+    def sent(self, rank: int, devices: int, block: int) -> dict[str, Tensor]:
+        """Return the bytes from a member to every device by stage, for blocks of `block` bytes."""
+        groups = [("", self.members, block)]
         if self.inner > 1:
             node, place = divmod(self.members.index(rank), self.inner)
             near = self.members[node * self.inner : (node + 1) * self.inner]
             far = self.members[place :: self.inner]
-            groups = [("_inside", near, each * len(far)), ("_across", far, each * len(near))]
-        found: dict[str, Tensor] = {}
+            # The same bytes travel twice, but in I + N messages in place of I N.
+            groups = [("_inside", near, block * len(far)), ("_across", far, block * len(near))]
+        by_stage: dict[str, Tensor] = {}
         for stage, members, size in groups:
-            found[stage] = torch.zeros(devices, dtype=torch.int64)
-            found[stage][[m for m in members if m != rank]] = size
-        return found
+            by_stage[stage] = torch.zeros(devices, dtype=torch.int64)
+            by_stage[stage][[m for m in members if m != rank]] = size
+        return by_stage
 
 
 def swaps_of(groups: Iterable[Sequence[int]], nodes: Tensor, exchange: str) -> dict[int, Swap]:
-    """The swap of each process.  groups: that part them; nodes: (D,), of the processes.
+    """Return the swap of each process.
+
+    groups: disjoint sets of all processes; nodes: (D,), of the processes.
 
     Raises: ConfigError where a hierarchical exchange finds nodes with other numbers of members.
     """
-    found: dict[int, Swap] = {}
+    swaps: dict[int, Swap] = {}
     for members in groups:
         inner = 1
         if exchange == "hierarchical":
-            at = nodes[list(members)].tolist()
-            inner = at.count(at[0])
-            cuts = [at[i : i + inner] for i in range(0, len(at), inner)]
-            if any(len(set(c)) > 1 or len(c) < inner for c in cuts) or len(cuts) > len(set(at)):
-                got, want = f"processes {list(members)} on nodes {at}", "as many in a row on each"
+            member_nodes = nodes[list(members)].tolist()
+            inner = member_nodes.count(member_nodes[0])
+            cuts = [member_nodes[i : i + inner] for i in range(0, len(member_nodes), inner)]
+            # Every run of `inner` members must be exactly one node, or `divmod` above would mix
+            # nodes up.
+            uneven = any(len(set(c)) > 1 or len(c) < inner for c in cuts)
+            if uneven or len(cuts) > len(set(member_nodes)):
+                got = f"processes {list(members)} on nodes {member_nodes}"
+                want = "as many in a row on each"
                 fix = "Use exchange='flat', or start them node by node."
                 raise ConfigError("hierarchical exchange", got=got, want=want, fix=fix)
+            # On a single node there is nothing to exchange across nodes: one step is enough.
             inner = 1 if inner == len(members) else inner
-        found |= dict.fromkeys(members, Swap(tuple(members), inner))
-    return found
+        swaps |= dict.fromkeys(members, Swap(tuple(members), inner))
+    return swaps
 
 
 def swap_steps(
-    swaps: dict[int, Swap], layer: int, phase: str, each: int, *, backward: bool = False
+    swaps: dict[int, Swap], layer: int, phase: str, block: int, *, backward: bool = False
 ) -> list[PlanStep]:
-    """The steps of `Swap.run` in all processes: blocks of `each` bytes; turned round if backward.
+    """Return the plan steps of `Swap.run` in all processes, reversed if backward.
+
+    block: bytes of a block.
 
     An exchange of every process with itself alone is none.
     """
     devices = len(swaps)
     if all(len(swap.members) == 1 for swap in swaps.values()):
         return []
-    rows = [swaps[rank].sent(rank, devices, each) for rank in range(devices)]
+    rows = [swaps[rank].sent(rank, devices, block) for rank in range(devices)]
     steps: list[PlanStep] = []
     for stage in rows[0]:
         sent = torch.stack([row[stage] for row in rows])
         name = f"{layer}.{phase}{stage}"
+        # The gradient of a block travels from its receiver back to its sender: the matrix of bytes
+        # is transposed.
         if backward:
             sent, name = sent.T.contiguous(), f"{name}.back"
         steps.append(PlanStep(name, layer, phase.rpartition(".")[2], "link", bytes=sent))
+    # What was exchanged last in the forward comes back first.
     return steps[::-1] if backward else steps
 
 
 class _Split(torch.autograd.Function):
-    """One of equal parts of rows that all members have alike; gradients are put together."""
+    """A member's equal part of rows that all members share; gradients are concatenated."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
@@ -208,13 +241,13 @@ class _Alike(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        found = ctx.swap.gather(grads[0].contiguous(), ctx.wire, f"{ctx.phase}.back")
-        return found.sum(0), None, None, None
+        gradients = ctx.swap.gather(grads[0].contiguous(), ctx.wire, f"{ctx.phase}.back")
+        return gradients.sum(0), None, None, None
 
 
 def _part(rows: Tensor, swap: Swap, wire: Wire) -> Tensor:
-    each = rows.shape[1] // len(swap.members)
-    return rows.narrow(1, swap.members.index(wire.rank) * each, each).contiguous()
+    length = rows.shape[1] // len(swap.members)
+    return rows.narrow(1, swap.members.index(wire.rank) * length, length).contiguous()
 
 
 def _whole(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
@@ -222,17 +255,17 @@ def _whole(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
 
 
 def split(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-    """This member's part of the places.  (E, C, d) -> (E, C / G, d)."""
+    """Take this member's part of the places.  (E, C, d) -> (E, C / G, d)."""
     return cast(Tensor, _Split.apply(rows, swap, wire, phase))
 
 
 def join(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-    """The inverse of `split`.  (E, C / G, d) -> (E, C, d)."""
+    """Concatenate the members' parts, the inverse of `split`.  (E, C / G, d) -> (E, C, d)."""
     return cast(Tensor, _Join.apply(rows, swap, wire, phase))
 
 
 def alike(rows: Tensor, swap: Swap, wire: Wire, phase: str) -> Tensor:
-    """Weights of which each member has a copy, with one gradient."""
+    """Return weights that every member has a copy of, with one summed gradient."""
     return cast(Tensor, _Alike.apply(rows, swap, wire, phase))
 
 

@@ -82,7 +82,7 @@ class DeepSpeed(Strategy):
             raise ConfigError("parallel", got=got, want=want, fix=fix)
 
     def groups(self, experts: int, topology: Topology) -> Groups:
-        """Who is with whom."""
+        """Return the groups of devices that exchange tables, slices and rows."""
         devices, tensor = topology.devices, self.tensor
         if devices % tensor:
             got, want = f"{devices} devices for tensor={tensor}", "a number that tensor divides"
@@ -90,13 +90,18 @@ class DeepSpeed(Strategy):
         data = devices // tensor
         slices = slices_of(experts, data)
         kind = "hierarchical" if self.exchange == "hierarchical" else "flat"
+        # Device numbers by owner of experts, slice, and tensor rank: each kind of group varies one
+        # of the three axes and holds the others.
         rank = torch.arange(devices).view(-1, slices, tensor)  # (owners of experts, S, L)
         flat = torch.zeros(devices, dtype=torch.int64)
         return Groups(
             slices,
             max(1, experts // data),
+            # The expert group: all owners, with equal slice and tensor rank.
             swaps_of(rank.flatten(1).T.tolist(), topology.nodes(), kind),
+            # The slice group: the devices that hold other hidden units of the same experts.
             swaps_of(rank.transpose(1, 2).flatten(0, 1).tolist(), flat, "flat"),
+            # The tensor group: the devices that bring the same rows and hold copies.
             swaps_of(rank.flatten(0, 1).tolist(), flat, "flat"),
         )
 
@@ -113,7 +118,7 @@ class DeepSpeed(Strategy):
         groups, rows = self.groups(experts, topology), self.rows(trace, devices)
         check_parts(size.hidden, groups.slices)
         parts = self.parts
-        there: list[PlanStep] = []
+        forward: list[PlanStep] = []
         back: list[PlanStep] = []
         for layer in range(trace.layers):
             places = planned_capacity(trace.expert[:, layer], rows, experts, parts)
@@ -124,30 +129,40 @@ class DeepSpeed(Strategy):
             work = torch.full((devices,), computed, dtype=torch.float64)
             name = f"{layer}.expert"
             product = PlanStep(name, layer, "expert", "compute", flops=work)
+            # The legs of the forward in order: group, phase, and bytes of a block.
             legs = [
                 (groups.exchange, "dispatch", block * size.row),
                 (groups.slice, "slices", table),
                 (groups.slice, "sums", table),
                 (groups.exchange, "combine", block * size.row),
             ]
-            steps = [swap_steps(of, layer, phase, each) for of, phase, each in legs]
+            steps = [
+                swap_steps(swaps, layer, phase, bytes_each) for swaps, phase, bytes_each in legs
+            ]
             join_steps = swap_steps(groups.tensor, layer, "join", table) if parts > 1 else []
-            there += [counts_step(layer, devices), *steps[0], *steps[1], product]
-            there += [*steps[2], *steps[3], *join_steps]
-            turned = [swap_steps(of, layer, phase, each, backward=True) for of, phase, each in legs]
-            own = groups.held * slice_weights(size, groups.slices)
-            extra = [("copies", own), ("split", table)] if parts > 1 else []
-            more = [swap_steps(groups.tensor, layer, n, each, backward=True) for n, each in extra]
-            copies, whole = more or ([], [])
+            forward += [counts_step(layer, devices), *steps[0], *steps[1], product]
+            forward += [*steps[2], *steps[3], *join_steps]
+            turned = [
+                swap_steps(swaps, layer, phase, bytes_each, backward=True)
+                for swaps, phase, bytes_each in legs
+            ]
+            weight_bytes = groups.held * slice_weights(size, groups.slices)
+            extra = [("copies", weight_bytes), ("split", table)] if parts > 1 else []
+            extra_steps = [
+                swap_steps(groups.tensor, layer, n, bytes_each, backward=True)
+                for n, bytes_each in extra
+            ]
+            copies, split_steps = extra_steps or ([], [])
+            # A backward computes gradients of rows and of weights: twice the products.
             slower = replace(product, name=f"{name}.back", flops=2 * work)
             back = [
-                *turned[3], *turned[2], slower, *copies, *turned[1], *turned[0], *whole, *back
+                *turned[3], *turned[2], slower, *copies, *turned[1], *turned[0], *split_steps, *back
             ]  # fmt: skip
-        return chained(there, back if backward else [], devices)
+        return chained(forward, back if backward else [], devices)
 
     @property
     def parts(self) -> int:
-        """Parts of the places, one for each tensor-parallel rank."""
+        """Number of parts of the places, one for each tensor-parallel rank."""
         return self.tensor if self.exchange == "coordinated" else 1
 
     def shard(
@@ -182,15 +197,15 @@ class DeepSpeedExperts(OwnExperts):
         self.held = self.lot(wire.rank)[0]
         self.local: Cuttable = cut(experts, *self.lot(wire.rank))
         self.exchange, self.slice, self.tensor = (
-            of[wire.rank] for of in (groups.exchange, groups.slice, groups.tensor)
+            swaps[wire.rank] for swaps in (groups.exchange, groups.slice, groups.tensor)
         )
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Experts that a process keeps, and which of how many slices of their hidden units."""
+        """Return the experts that a process keeps, its slice of them, and the number of slices."""
         groups = self.groups
         owner, part = divmod(rank // self.settings.tensor, groups.slices)
-        held = torch.arange(owner * groups.held, (owner + 1) * groups.held)
-        return held, part, groups.slices
+        experts = torch.arange(owner * groups.held, (owner + 1) * groups.held)
+        return experts, part, groups.slices
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
         wire, parts = self.wire, self.settings.parts
@@ -198,30 +213,40 @@ class DeepSpeedExperts(OwnExperts):
         table = PairTable.of(routing, places)
         rows, local = table.fill(x), self.local
         if parts > 1:
+            # Coordinated exchange (section 5.3): the L tensor ranks have the same rows, so each
+            # sends 1 / L of the places, and all gather the outputs at the end.
             rows = split(rows, self.tensor, wire, "split")  # (E, C / L, d)
+            # Each rank has then seen a part of the rows only, so the gradients of its copies are
+            # summed over the L ranks.
             copies = alike(packed(local), self.tensor, wire, "copies")
             local = having(local, unpacked(copies, local), local.experts)
-        held, owners = len(self.held), len(self.exchange.members)
+        count, owners = len(self.held), len(self.exchange.members)
         blocks = rows.reshape(owners, -1, rows.shape[-1])  # (G, n C / L, d)
         came = self.exchange.run(blocks, wire, "dispatch")
         if len(self.slice.members) > 1:
+            # Slices of one expert need all rows of their group, as each computes a summand.
             came = self.slice.gather(came, wire, "slices").flatten(0, 1)  # (S G, n C / L, d)
-        made = self._computed(local, came.view(len(came), held, -1, came.shape[-1]))
+        outputs = self._computed(local, came.view(len(came), count, -1, came.shape[-1]))
         if len(self.slice.members) > 1:
-            made = self.slice.add(made.view(-1, owners, *made.shape[1:]), wire, "sums")
-        back = self.exchange.run(made, wire, "combine")
+            # The partial outputs of the slices add up to the expert's output.
+            outputs = self.slice.add(outputs.view(-1, owners, *outputs.shape[1:]), wire, "sums")
+        back = self.exchange.run(outputs, wire, "combine")
         back = back.view(self.experts, -1, back.shape[-1])  # (E, C / L, out)
         if parts > 1:
             back = join(back, self.tensor, wire, "join")
         return table.combine(back)
 
     def _computed(self, local: Cuttable, came: Tensor) -> Tensor:
-        """(D', n, m, d) -> (D', n m, out)."""
-        sources, held, places, width = came.shape
+        """Compute n local experts on m rows from each of D' devices.
+
+        (D', n, m, d) -> (D', n m, out).
+        """
+        sources, experts, places, width = came.shape
+        # Rows are grouped by expert, whichever device they came from.
         rows = came.transpose(0, 1).reshape(-1, width)
-        expert = torch.arange(held, device=rows.device).repeat_interleave(sources * places)
-        made = local(rows, expert).view(held, sources, places, -1)
-        return made.transpose(0, 1).reshape(sources, held * places, -1)
+        expert = torch.arange(experts, device=rows.device).repeat_interleave(sources * places)
+        outputs = local(rows, expert).view(experts, sources, places, -1)
+        return outputs.transpose(0, 1).reshape(sources, experts * places, -1)
 
 
 CARD = Card(

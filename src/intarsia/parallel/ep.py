@@ -46,11 +46,9 @@ class ExpertParallel(Strategy):
     def shard(self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1) -> Sharded:
         check_devices(topology, wire)
         placed = Placement.contiguous(1, experts.experts, wire.world)
-        found = shard(
-            experts, placed, 0, group=wire.group, nodes=topology.nodes(), meter=wire.meter
-        )
-        found.layer = wire.layer
-        return found
+        part = shard(experts, placed, 0, group=wire.group, nodes=topology.nodes(), meter=wire.meter)
+        part.layer = wire.layer
+        return part
 
 
 CARD = Card(

@@ -83,24 +83,37 @@ class Fssdp(Strategy):
         size: ExpertSize,
         topology: Topology,
     ) -> Tensor:
-        """P1 of a layer.  past: loads (E,) of the batches before; load: (D, E), of this one.
+        """Decide which devices hold copies of which experts of a layer (P1).
+
+        past: loads (E,) of the batches before; load: (D, E), of this one.
 
         Returns (D, E) bool.
         """
         nodes = topology.nodes()
-        found = owner[None] == torch.arange(topology.devices)[:, None]
+        copies = owner[None] == torch.arange(topology.devices)[:, None]
         if past:
+            # Step 1: the loads that are expected, the mean of the last batches, decide on copies
+            # before the batch itself is known, so that the gather can overlap computation.
             expected = torch.stack(list(past)[-self.window :]).double().mean(0)
-            found = materialise(expected, owner, nodes, self.memory, self.hottest)
+            copies = materialise(expected, owner, nodes, self.memory, self.hottest)
         if not self.calibrate or topology.devices == 1:
-            return found
-        true = materialise(load.sum(0), owner, nodes, self.memory, self.hottest)
-        slowest, then = (rows_computed(load, held, nodes).max() for held in (found, true))
-        seconds = 3 * float(slowest - then) * size.flops / float(topology.flops.min())
-        more = int((true & ~found).sum(1).max())
+            return copies
+        # Step 2, calibration: the placement for the loads that the batch really has, and whether it
+        # saves more time than its copies take to arrive.
+        by_own_load = materialise(load.sum(0), owner, nodes, self.memory, self.hottest)
+        rows_before, rows_after = (
+            rows_computed(load, holders, nodes).max() for holders in (copies, by_own_load)
+        )
+        # Forward and backward compute three products of a row, and all wait for the busiest device.
+        saved_seconds = (
+            3 * float(rows_before - rows_after) * size.flops / float(topology.flops.min())
+        )
+        # The device that receives the most further copies is waited for; a copy travels once in the
+        # forward, and its gradient once in the backward.
+        further = int((by_own_load & ~copies).sum(1).max())
         apart = ~torch.eye(topology.devices, dtype=torch.bool)
-        takes = 2 * more * size.weights / float(topology.bandwidth[apart].min())
-        return true if seconds > takes else found
+        copy_seconds = 2 * further * size.weights / float(topology.bandwidth[apart].min())
+        return by_own_load if saved_seconds > copy_seconds else copies
 
     def plan(
         self,
@@ -112,38 +125,45 @@ class Fssdp(Strategy):
         past: Sequence[Tensor] = (),
         owner: Tensor | None = None,
     ) -> DevicePlan:
-        """owner: (L, E), experts in order if not given."""
+        """Return the plan of a batch, see `Strategy.plan`.
+
+        owner: (L, E), in order if not given.
+        """
         devices, nodes = topology.devices, topology.nodes()
         owner = in_order(trace.layers, trace.experts, devices) if owner is None else owner
         home = homes(trace, devices)
         row = ranks_on_device(home)  # a layer knows its process's rows alone
-        there: list[PlanStep] = []
+        forward: list[PlanStep] = []
         back: list[PlanStep] = []
         after: dict[str, tuple[str, ...]] = {}
         for layer in range(trace.layers):
             expert = trace.expert[:, layer]
             load = _loads(expert, home, trace.experts, devices)
-            holds = self.holds([of[layer] for of in past], load, owner[layer], size, topology)
-            to = destinations(expert, home, holds, nodes, row)
+            holds = self.holds([batch[layer] for batch in past], load, owner[layer], size, topology)
+            target = destinations(expert, home, holds, nodes, row)
+            # The exchange of rows itself is that of plain expert parallelism, with more devices to
+            # choose from.
             (counts, dispatch, product, combine), turned = layer_steps(
-                layer, home, to, size, devices
+                layer, home, target, size, devices
             )
-            told = off_diagonal(torch.full((devices, devices), trace.experts * INDEX))
-            loads = PlanStep(f"{layer}.loads", layer, "loads", "link", bytes=told)
+            load_bytes = off_diagonal(torch.full((devices, devices), trace.experts * INDEX))
+            loads = PlanStep(f"{layer}.loads", layer, "loads", "link", bytes=load_bytes)
+            # The sparse all-gather: weights go from owners to the holders of copies.
             sent = Placement.of(owner[layer][None], devices).moved(
                 Placement(owner[layer][None], holds[None]), size.weights
             )
             gather = PlanStep(f"{layer}.gather", layer, "gather", "link", bytes=sent)
             after[product.name] = (dispatch.name, gather.name)
             if self.calibrate:  # the loads decide who comes
-                there += [loads, gather, counts, dispatch, product, combine]
+                forward += [loads, gather, counts, dispatch, product, combine]
             elif layer:  # gathered while the layer before is computed
-                there.insert(len(there) - 2, gather)
-                there += [loads, counts, dispatch, product, combine]
+                forward.insert(len(forward) - 2, gather)
+                forward += [loads, counts, dispatch, product, combine]
             else:
                 after[loads.name] = ()
-                there += [gather, loads, counts, dispatch, product, combine]
+                forward += [gather, loads, counts, dispatch, product, combine]
             again = replace(gather, name=f"{layer}.again", phase="again")
+            # The sparse reduce-scatter: gradients of copies take the ways of the gather backwards.
             reduce = replace(
                 gather,
                 name=f"{again.name if self.rematerialise else gather.name}.back",
@@ -152,7 +172,7 @@ class Fssdp(Strategy):
             )
             extra = [again] if self.rematerialise else []
             back = [turned[0], *extra, turned[1], reduce, turned[2], *back]
-        return DevicePlan(lined_up(there + back if backward else there, after), devices)
+        return DevicePlan(lined_up(forward + back if backward else forward, after), devices)
 
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
@@ -163,15 +183,15 @@ class Fssdp(Strategy):
 
 
 def in_order(layers: int, experts: int, devices: int) -> Tensor:
-    """Owners of consecutive experts, as evenly as can be.  Returns (L, E)."""
+    """Return owners of consecutive experts, as evenly as can be.  Returns (L, E)."""
     return (torch.arange(experts) * devices // experts).repeat(layers, 1)
 
 
 def _loads(expert: Tensor, home: Tensor, experts: int, devices: int) -> Tensor:
-    """Pairs of each device's tokens with each expert.  (N, k) -> (D, E)."""
+    """Count the pairs of each device's tokens with each expert.  (N, k) -> (D, E)."""
     row, place = (expert >= 0).nonzero(as_tuple=True)
-    at = home[row] * experts + expert[row, place].long()
-    return at.bincount(minlength=devices * experts).view(devices, experts)
+    index = home[row] * experts + expert[row, place].long()
+    return index.bincount(minlength=devices * experts).view(devices, experts)
 
 
 class FssdpExperts(Sharded):
@@ -205,49 +225,54 @@ class FssdpExperts(Sharded):
         self.size, self.outputs = size_of(experts), experts.outputs
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
-        own = routing.expert.bincount(minlength=self.experts)
-        load = self.wire.told(own[None], "loads").view(self.world, -1).cpu()  # as owners are
+        counts = routing.expert.bincount(minlength=self.experts)
+        load = self.wire.told(counts[None], "loads").view(self.world, -1).cpu()  # as owners are
         holds = self.settings.holds(self.past, load, self.owner, self.size, self.topology)
+        # Loads of an evaluation say nothing of the training's next batch.
         if self.training:
             self.past = [*self.past, load.sum(0)][-self.settings.window :]
-        held = holds[self.rank].nonzero().flatten()
+        held_experts = holds[self.rank].nonzero().flatten()
         place = (holds[self.rank].cumsum(0) - 1).to(x.device)
 
-        def computed(rows: Tensor, here: Routing) -> Tensor:
-            here = replace(here, expert=place[here.expert], experts=len(held))
-            return self._computed(rows, here, holds)
+        def computed(rows: Tensor, local_routing: Routing) -> Tensor:
+            local_routing = replace(
+                local_routing, expert=place[local_routing.expert], experts=len(held_experts)
+            )
+            return self._computed(rows, local_routing, holds)
 
         return self.sent(x, routing, None, holds, computed)
 
-    def _computed(self, rows: Tensor, here: Routing, holds: Tensor) -> Tensor:
-        """With the copies that this process holds for the batch."""
+    def _computed(self, rows: Tensor, local_routing: Routing, holds: Tensor) -> Tensor:
+        """Compute rows with the copies that this process holds for the batch."""
 
         def with_copies(rows: Tensor, weight: Tensor, mine: Tensor, phase: str) -> Tensor:
             copies = sparse_gather(mine, self.owner, holds, self.wire, phase)
-            found = replace(here, weight=weight)
+            reweighted = replace(local_routing, weight=weight)
+            # A process without copies or rows must still take part in the exchanges of the
+            # backward: an empty sum ties its output to all inputs.
             tied = copies[:0].sum() + rows[:0].sum() + weight[:0].sum()  # 0, with all gradients
             if not len(copies):
                 return rows.new_zeros(0, self.outputs) + tied
             having_them = having(self.local, unpacked(copies, self.local), len(copies))
-            return having_them.mix(rows, found) + tied
+            return having_them.mix(rows, reweighted) + tied
 
         mine = packed(self.local)
         if self.settings.rematerialise and torch.is_grad_enabled():
-            made: Any = _Again.apply(rows, here.weight, mine, with_copies)
-            return cast(Tensor, made)
-        return with_copies(rows, here.weight, mine, "gather")
+            outputs: Any = _Again.apply(rows, local_routing.weight, mine, with_copies)
+            return cast(Tensor, outputs)
+        return with_copies(rows, local_routing.weight, mine, "gather")
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Experts that a process owns, whole."""
+        """Return the experts that a process owns, each as one slice."""
         return (self.owner == rank).nonzero().flatten(), 0, 1
 
     def due(self, step: int) -> bool:
-        """Return whether owners change after so many steps."""
-        every = self.settings.reshard
-        return bool(every and self.past) and step % every == 0
+        """Return True if owners change after so many steps."""
+        interval = self.settings.reshard
+        return bool(interval and self.past) and step % interval == 0
 
     def new_owners(self, layers: Sequence[FssdpExperts]) -> Tensor:
-        """The owners that even out the mean loads of the newest batches."""
+        """Return the owners that even out the mean loads of the newest batches.  (L, E)."""
         load = torch.stack([torch.stack(part.past).double().mean(0) for part in layers])
         return by_load(load, self.nodes, self.settings.hottest).owner
 
@@ -268,7 +293,7 @@ class FssdpExperts(Sharded):
         self.local.experts = int(self.holds[self.rank].sum())
 
     def _check_copies(self) -> None:
-        """Copies are for a batch, and their gradients come to their owners."""
+        """Accept copies: they last one batch, and their gradients go to the owners."""
 
 
 class _Again(torch.autograd.Function):
@@ -276,22 +301,26 @@ class _Again(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, rows: Tensor, weight: Tensor, mine: Tensor, made: Callable[..., Tensor]
+        ctx: Any, rows: Tensor, weight: Tensor, mine: Tensor, product: Callable[..., Tensor]
     ) -> Tensor:
+        # Only the owner's weights are saved: the copies are freed, and gathered again when the
+        # backward needs them.
         ctx.save_for_backward(rows, weight, mine)
-        ctx.made, ctx.precision = made, _autocast_as_here(rows.device.type)
-        return made(rows, weight, mine, "gather")
+        ctx.product, ctx.precision = product, _autocast_as_here(rows.device.type)
+        return product(rows, weight, mine, "gather")
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        # The product is computed once more, with gradients this time, as in activation
+        # checkpointing.
         saved = [t.detach().requires_grad_() for t in ctx.saved_tensors]
         with torch.enable_grad(), ctx.precision():
-            made = ctx.made(*saved, "again")
-        return *torch.autograd.grad(made, saved, grads[0]), None
+            outputs = ctx.product(*saved, "again")
+        return *torch.autograd.grad(outputs, saved, grads[0]), None
 
 
 def _autocast_as_here(device: str) -> Callable[[], AbstractContextManager[object]]:
-    """What sets autocast as it is now: a backward runs outside of it."""
+    """Return a factory of today's autocast context, for a backward, which runs outside of it."""
     if not torch.amp.is_autocast_available(device):
         return nullcontext
     dtype, enabled = torch.get_autocast_dtype(device), torch.is_autocast_enabled(device)
@@ -299,18 +328,20 @@ def _autocast_as_here(device: str) -> Callable[[], AbstractContextManager[object
 
 
 def sparse_gather(mine: Tensor, owner: Tensor, holds: Tensor, wire: Wire, phase: str) -> Tensor:
-    """Rows of the experts held here, by expert, from their owners; gradients are added up there.
+    """Gather the rows of the experts held here from their owners; gradients are added up there.
 
     mine: (own, P), by expert;  owner: (E,);  holds: (D, E) bool.  Returns (held, P).
     """
     rank, world = wire.rank, wire.world
-    own = owner == rank
-    place = own.cumsum(0) - 1
-    send = [(holds[to] & own).nonzero().flatten() for to in range(world)]
-    came = [(holds[rank] & (owner == of)).nonzero().flatten() for of in range(world)]
+    owned = owner == rank
+    place = owned.cumsum(0) - 1
+    send = [(holds[receiver] & owned).nonzero().flatten() for receiver in range(world)]
+    came = [(holds[rank] & (owner == sender)).nonzero().flatten() for sender in range(world)]
+    # Messages are ordered by receiver, and within a message by expert.
     rows = mine[place[torch.cat(send)]]
-    found = wire.send(rows, [len(e) for e in send], [len(e) for e in came], phase)
-    return found[torch.cat(came).argsort()]
+    received = wire.send(rows, [len(e) for e in send], [len(e) for e in came], phase)
+    # They arrive ordered by sender; the caller expects them by expert.
+    return received[torch.cat(came).argsort()]
 
 
 CARD = Card(

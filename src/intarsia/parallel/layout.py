@@ -32,7 +32,7 @@ class OwnExperts(Experts):
 
     @abc.abstractmethod
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Experts that a process keeps, and which of how many slices of their hidden units."""
+        """Return the experts that a process keeps, its slice of them, and the number of slices."""
 
     def due(self, step: int) -> bool:
         """Return True if owners change after so many steps."""
@@ -56,10 +56,10 @@ class OwnExperts(Experts):
         return self.mix(rows, Routing(token, expert, weight, len(rows), self.experts))
 
     def every(self, x: Tensor) -> Tensor:
-        made = [
+        outputs = [
             self.forward(x, torch.full((len(x),), e, device=x.device)) for e in range(self.experts)
         ]
-        return torch.stack(made, 1)
+        return torch.stack(outputs, 1)
 
 
 Cuttable = StackedExperts | FusedExperts  # whose weights have a row for each expert
@@ -72,10 +72,12 @@ STACKED: Mapping[str, UnitAxes] = {
 
 
 def units_of(experts: nn.Module, name: str) -> UnitAxes | None:
-    """Where hidden units stand in a weight of these experts; None for one that has none of them."""
+    """Return the axes of a weight that run over hidden units, or None if it has none."""
     if not isinstance(experts, FusedExperts):
         return STACKED.get(name)
     into, out = (2, 1) if experts.transposed else (1, 2)
+    # A fused weight has gate and up in one axis: as two runs after each other, or interleaved,
+    # which a cut through hidden units must respect.
     two = {"runs": 2} if experts.concatenated else {"each": 2}
     fused = {
         "gate_up_proj": UnitAxes(into, **two),
@@ -88,8 +90,11 @@ def units_of(experts: nn.Module, name: str) -> UnitAxes | None:
 
 
 def stacked(experts: Experts) -> Cuttable:
-    """Raises: ConfigError for other experts, whose weights are no matrices of one size, and for an
-    activation that learns."""
+    """Return experts whose weights can be cut.
+
+    Raises: ConfigError for other experts, whose weights are no matrices of one size, and for an
+    activation that learns.
+    """
     if not isinstance(experts, StackedExperts | FusedExperts):
         got, want = type(experts).__name__, "StackedExperts, whose weights can be cut and sent"
         fix = "Use intarsia.upcycle(...) with experts of one size, or the plan 'ep'."
@@ -102,54 +107,61 @@ def stacked(experts: Experts) -> Cuttable:
 
 
 def size_of(experts: Experts) -> ExpertSize:
-    """What an expert's rows and weights take."""
-    of = stacked(experts)
-    if isinstance(of, FusedExperts):
-        item = next(of.parameters()).element_size()
-        return ExpertSize(of.width, of.hidden, item, of.gated, of.biased)
-    _, hidden, width = of.up.shape
+    """Return the widths and bytes of an expert's rows and weights."""
+    weights = stacked(experts)
+    if isinstance(weights, FusedExperts):
+        item = next(weights.parameters()).element_size()
+        return ExpertSize(weights.width, weights.hidden, item, weights.gated, weights.biased)
+    _, hidden, width = weights.up.shape
     return ExpertSize(
-        width, hidden, of.up.element_size(), of.gate is not None, of.up_bias is not None
+        width,
+        hidden,
+        weights.up.element_size(),
+        weights.gate is not None,
+        weights.up_bias is not None,
     )
 
 
-def cut(experts: Cuttable, index: Tensor, part: int = 0, of: int = 1) -> Cuttable:
-    """A copy of these experts, with the part-th of `of` equal parts of their hidden units.
+def cut(experts: Cuttable, index: Tensor, part: int = 0, parts: int = 1) -> Cuttable:
+    """Copy these experts with the part-th of `parts` equal parts of their hidden units.
 
     The parts' outputs add up to the whole's: the first keeps the output bias, others have zeros.
     Raises: ConfigError for hidden units that cannot be divided so.
     """
     hidden = size_of(experts).hidden
-    if of > 1 and isinstance(experts, FusedExperts):
+    if parts > 1 and isinstance(experts, FusedExperts):
         _check_sums(experts)
-    check_parts(hidden, of)
-    found = copy.copy(experts)
-    vars(found).update(_parameters={})
+    check_parts(hidden, parts)
+    cut_experts = copy.copy(experts)
+    # The shallow copy shares the dictionary of parameters with the original; it gets its own before
+    # any parameter is replaced.
+    vars(cut_experts).update(_parameters={})
     for name, weight in experts.named_parameters(recurse=False):
         units = units_of(experts, name)
-        value = own_part(units, weight.detach(), index, part, of)
-        own = nn.Parameter(value.clone(), weight.requires_grad)
-        if part and units is None and own.requires_grad:
-            own.register_hook(torch.zeros_like)  # it is learned in the first part alone
-        setattr(found, name, own)
-    found.experts = len(index)
-    if isinstance(found, FusedExperts):
-        found.hidden = hidden // of
-    return found
+        value = own_part(units, weight.detach(), index, part, parts)
+        parameter = nn.Parameter(value.clone(), weight.requires_grad)
+        # The output bias is zero in all parts but the first, and must stay so.
+        if part and units is None and parameter.requires_grad:
+            parameter.register_hook(torch.zeros_like)  # it is learned in the first part alone
+        setattr(cut_experts, name, parameter)
+    cut_experts.experts = len(index)
+    if isinstance(cut_experts, FusedExperts):
+        cut_experts.hidden = hidden // parts
+    return cut_experts
 
 
-def check_parts(hidden: int, of: int) -> None:
+def check_parts(hidden: int, parts: int) -> None:
     """Raises: ConfigError for hidden units that cannot be cut into so many equal parts."""
-    if hidden % of:
-        got, want = f"{hidden} hidden units for {of} parts", "a number that divides them"
+    if hidden % parts:
+        got, want = f"{hidden} hidden units for {parts} parts", "a number that divides them"
         raise ConfigError("slices of experts", got=got, want=want, fix="Use fewer processes.")
 
 
 def _check_sums(experts: FusedExperts) -> None:
     """Raises: ConfigError for experts whose output is no sum over slices of their hidden units."""
     fused = "gate_up_proj", "up_proj", "down_proj"
-    known = {f"{name}{end}" for name in fused for end in ("", "_bias")}
-    if strange := sorted(set(experts.names) - known):
+    summable = {f"{name}{end}" for name in fused for end in ("", "_bias")}
+    if strange := sorted(set(experts.names) - summable):
         got = f"{strange[0]!r} among the weights of a stock model's experts"
     elif not experts.adds:
         got = "experts of a stock model with a norm of their outputs"
@@ -160,13 +172,13 @@ def _check_sums(experts: FusedExperts) -> None:
 
 
 def packed(experts: Cuttable) -> Tensor:
-    """All weights of each expert in a row.  Returns (E, P)."""
+    """Flatten the weights of each expert into a row.  Returns (E, P)."""
     weights = [w.flatten(1) for _, w in experts.named_parameters(recurse=False)]
     return torch.cat(weights, 1)
 
 
 def unpacked(rows: Tensor, like: Cuttable) -> dict[str, Tensor]:
-    """The inverse of `packed`: weights by name.  rows: (M, P)."""
+    """Return weights by name, the inverse of `packed`.  rows: (M, P)."""
     shapes = {name: w.shape[1:] for name, w in like.named_parameters(recurse=False)}
     parts = rows.split([shape.numel() for shape in shapes.values()], 1)
     return {
@@ -176,21 +188,23 @@ def unpacked(rows: Tensor, like: Cuttable) -> dict[str, Tensor]:
 
 
 def joined(slices: Sequence[Mapping[str, Tensor]], like: Cuttable) -> dict[str, Tensor]:
-    """Experts of as many hidden units as these slices of them have together."""
-    found: dict[str, Tensor] = {}
+    """Join slices of experts along their hidden units.  Returns weights by name."""
+    weights: dict[str, Tensor] = {}
     for name in slices[0]:
-        values, units = [of[name] for of in slices], units_of(like, name)
+        # A weight without hidden units, the output bias, is zero in all slices but the first: the
+        # sum restores it.
+        values, units = [piece[name] for piece in slices], units_of(like, name)
         if units is None:
-            found[name] = torch.stack(values).sum(0)
+            weights[name] = torch.stack(values).sum(0)
         else:
             apart = [units.apart(value) for value in values]
-            found[name] = units.together(torch.cat(apart, units.axis + 1))
-    return found
+            weights[name] = units.together(torch.cat(apart, units.axis + 1))
+    return weights
 
 
 def having(like: Cuttable, weights: Mapping[str, Tensor], experts: int) -> Cuttable:
-    """Experts that compute with these weights, through which gradients pass, and own none."""
-    found = copy.copy(like)
+    """Return experts that compute with these weights, pass gradients through, and own none."""
+    copied = copy.copy(like)
     # plain attributes, found before parameters, of which there are none
-    vars(found).update({"_parameters": {}, "experts": experts, **weights})
-    return found
+    vars(copied).update({"_parameters": {}, "experts": experts, **weights})
+    return copied

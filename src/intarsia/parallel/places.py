@@ -76,6 +76,7 @@ class StockPlace:
         for name in self.experts.names:
             delattr(self.module, name)
         self.module.add_module(PART, part)
+        # An attribute of the instance shadows the method of the class for this module alone.
         self.module.forward = Called(part, self.experts.experts)
 
     def restore(self) -> None:
@@ -86,39 +87,45 @@ class StockPlace:
 
 
 class Called:
-    """f(hidden (T, d), index (T, k), weights (T, k)) -> (T, d), of experts on several processes."""
+    """The forward of stock experts on several processes.
+
+    f(hidden (T, d), index (T, k), weights (T, k)) -> (T, d).
+    """
 
     def __init__(self, part: Experts, experts: int) -> None:
         self.part, self.experts = part, experts
 
-    def __call__(self, *given: Any, **named: Any) -> Tensor:
-        hidden, index, weights = arguments(given, named)
-        made = self.part.mix(hidden, pairs_of(index, weights, self.experts))
-        return made.to(hidden.dtype)
+    def __call__(self, *positional: Any, **named: Any) -> Tensor:
+        hidden, index, weights = arguments(positional, named)
+        outputs = self.part.mix(hidden, pairs_of(index, weights, self.experts))
+        return outputs.to(hidden.dtype)
 
 
 def pairs_of(index: Tensor, weights: Tensor, experts: int) -> Routing:
-    """A stock gate's choice as a routing; an expert that is none of them is nobody."""
-    found = Routing.from_topk(index, weights, experts)
-    there = found.expert < experts
-    if bool(there.all()):
-        return found
-    token, expert, weight = found.token[there], found.expert[there], found.weight[there]
+    """Convert a stock gate's choice to a routing, without pairs of experts that do not exist."""
+    routing = Routing.from_topk(index, weights, experts)
+    # An index of E or more names no expert: the pair is left out.
+    valid = routing.expert < experts
+    if bool(valid.all()):
+        return routing
+    token, expert, weight = routing.token[valid], routing.expert[valid], routing.weight[valid]
     return Routing(token, expert, weight, len(index), experts)
 
 
 def places(model: nn.Module) -> list[Place]:
-    """The experts of a model, in its order.
+    """Return the layers of experts of a model, in its order.
 
     Raises: ConfigError for none, a capacity, routers that read experts or choose by the whole batch
     (`Switch`, `ExpertChoice`, `Transport`), or what cannot be cut; TargetError for stock experts
     with other weights than matrices.
     """
-    found: dict[str, Place] = {}
+    by_path: dict[str, Place] = {}
     for name, module in model.named_modules():
         if isinstance(module, Mixture):
             path = f"{name}.experts" if name else "experts"
-            found[name] = MixturePlace(path, module, module.experts)
+            by_path[name] = MixturePlace(path, module, module.experts)
+            # A capacity counts the rows of one process: the same batch on more processes would drop
+            # other tokens.
             if module.capacity is not None:
                 got, want = f"{name} with a capacity", "none: whom it drops depends on who is there"
                 fix = "Build it without, capacity=None, or leave `parallel` out."
@@ -130,16 +137,19 @@ def places(model: nn.Module) -> list[Place]:
             got = f"{type(module).__name__} at {name!r}, which chooses by all rows of a process"
             want, fix = "routers of each row alone", "Use TopK, or leave `parallel` out."
             raise ConfigError("parallel", got=got, want=want, fix=fix)
-    for path, of in _stock(model).items():
-        found[path] = StockPlace(path, of.module, FusedExperts(of))
-    if not found:
+    # Experts of transformers' own models, which are no `Mixture`.
+    for path, stock in _stock(model).items():
+        by_path[path] = StockPlace(path, stock.module, FusedExperts(stock))
+    if not by_path:
         got, want = "a model without mixtures", "one with experts to be shared out"
         fix = "Call intarsia.upcycle(model, ...), or leave `parallel` out: data-parallel."
         raise ConfigError("parallel", got=got, want=want, fix=fix)
-    for place in found.values():
+    for place in by_path.values():
         stacked(place.experts)
-    order = {path: at for at, (path, _) in enumerate(model.named_modules())}
-    return [found[path] for path in sorted(found, key=lambda path: order[path])]
+    # The number of a layer names its messages, so all processes must number layers alike: by their
+    # order in the model.
+    order = {path: position for position, (path, _) in enumerate(model.named_modules())}
+    return [by_path[path] for path in sorted(by_path, key=lambda path: order[path])]
 
 
 def _stock(model: nn.Module) -> Mapping[str, Any]:

@@ -39,8 +39,8 @@ class Processes:
         self._started: list[tuple[Any, Connection]] = []
         self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def run(self, job: Callable[..., Any], *given: Any) -> list[Any]:
-        """job(*given) in every process; what each returned, by rank.
+    def run(self, job: Callable[..., Any], *arguments: Any) -> list[Any]:
+        """Call job(*arguments) in every process and return the results by rank.
 
         job: a function of a module, which finds its rank in torch.distributed. What it is given and
         returns goes through a pipe.
@@ -50,11 +50,13 @@ class Processes:
         if not self._started:
             self._start()
         for _, pipe in self._started:
-            pipe.send((job, given))
+            pipe.send((job, arguments))
         answers: dict[int, Any] = {}
         end = time.monotonic() + self.seconds
         while len(answers) < self.count:
             open_ = {pipe: r for r, (_, pipe) in enumerate(self._started) if r not in answers}
+            # Answers are read as they come: a failed process is seen at once, even if the others
+            # wait for it in an exchange.
             ready = wait(list(open_), max(0.0, end - time.monotonic()))
             if not ready:
                 break
@@ -63,10 +65,13 @@ class Processes:
                 try:
                     answers[rank] = pipe.recv()  # pyright: ignore
                 except EOFError:
+                    # A closed pipe without an answer: the process was killed or has crashed.
                     answers[rank] = "failed", _failure(f"process {rank}", "it ended")
+                # The others fail soon, too, but may hang in an exchange until its time is over:
+                # they are waited for only briefly.
                 if answers[rank][0] == "failed":
                     end = min(end, time.monotonic() + STRAGGLERS)
-        failed = [found for kind, found in answers.values() if kind == "failed"]
+        failed = [answer for kind, answer in answers.values() if kind == "failed"]
         if len(answers) < self.count and not failed:
             missing = sorted(set(range(self.count)) - answers.keys())
             failed = [_failure(f"processes {missing}", f"no answer in {self.seconds:g} s")]
@@ -77,14 +82,15 @@ class Processes:
         return [answers[rank][1] for rank in range(self.count)]
 
     def _start(self) -> None:
+        # A fork server imports torch once, before it is asked for processes: they start fast.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOAD)
         self._folder = tempfile.TemporaryDirectory()
         store = Path(self._folder.name) / "store"
         for rank in range(self.count):
             ours, theirs = context.Pipe()
-            given = rank, self.count, str(store), self.seconds, theirs
-            process = context.Process(target=_serve, args=given, daemon=True)
+            arguments = rank, self.count, str(store), self.seconds, theirs
+            process = context.Process(target=_serve, args=arguments, daemon=True)
             process.start()
             theirs.close()
             self._started.append((process, ours))
@@ -115,12 +121,13 @@ class Processes:
         self.close()
 
 
-def _failure(what: str, got: str) -> TrainingError:
+def _failure(subject: str, got: str) -> TrainingError:
     fix = "See its messages above; try fewer processes."
-    return TrainingError(what, got=got, want="the job done", fix=fix)
+    return TrainingError(subject, got=got, want="the job done", fix=fix)
 
 
 def _serve(rank: int, count: int, store: str, seconds: float, pipe: Connection) -> None:
+    # As many threads as cores in each of the processes would slow all of them down.
     torch.set_num_threads(1)
     limit = timedelta(seconds=seconds)
     dist.init_process_group(
@@ -129,18 +136,22 @@ def _serve(rank: int, count: int, store: str, seconds: float, pipe: Connection) 
     try:
         while True:
             try:
-                job, given = pipe.recv()
+                job, arguments = pipe.recv()
             except (EOFError, OSError):
                 break
             try:
-                answer = "done", job(*given)
+                answer = "done", job(*arguments)
             except IntarsiaError as error:
                 answer = "failed", error
             except Exception as error:
                 text = "".join(traceback.format_exception(error))
                 answer = "failed", _failure(f"process {rank}", text)
+            # What a job printed must be out before its answer, or it may be lost when the process
+            # is ended.
             sys.stdout.flush()
             pipe.send(answer)
-            del job, given, answer
+            # Tensors of a finished job must not stay in memory while the process waits for the
+            # next.
+            del job, arguments, answer
     finally:
         dist.destroy_process_group()

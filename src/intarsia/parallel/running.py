@@ -20,27 +20,29 @@ from .sharded import Sharded
 
 
 def check_agreed(plan: DevicePlan, group: Group = None) -> None:
-    """All processes have one plan; otherwise they would wait for each other, or mix tokens up.
+    """Check that all processes have the same plan; else they wait forever or mix tokens up.
 
     Raises: TrainingError, in each of them, with the two hashes that are farthest apart.
     """
     check_alike("plan of the processes", plan.digest(), group)
 
 
-def check_alike(what: str, digest: str, group: Group = None) -> None:
-    """All processes have the same; otherwise they would wait for each other, or mix tokens up.
+def check_alike(subject: str, digest: str, group: Group = None) -> None:
+    """Check that all processes have the same digest; else they wait forever or mix tokens up.
 
     digest: a hash, in hexadecimal.
     Raises: TrainingError, in each of them, with the two hashes that are farthest apart.
     """
-    own = int(digest[:15], 16)  # 60 bits
-    least, most = (torch.tensor(own, device=device_of(group)) for _ in range(2))
-    dist.all_reduce(least, dist.ReduceOp.MIN, group=group)
-    dist.all_reduce(most, dist.ReduceOp.MAX, group=group)
-    if int(least) != int(most):
-        got = f"{int(least):015x} and {int(most):015x}, here {own:015x}"
+    digest_number = int(digest[:15], 16)  # 60 bits
+    smallest, largest = (torch.tensor(digest_number, device=device_of(group)) for _ in range(2))
+    # All digests are equal exactly if the smallest is the largest: two small reductions in place of
+    # a gather.
+    dist.all_reduce(smallest, dist.ReduceOp.MIN, group=group)
+    dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
+    if int(smallest) != int(largest):
+        got = f"{int(smallest):015x} and {int(largest):015x}, here {digest_number:015x}"
         fix = "Start every process with the same model, data, seed and settings."
-        raise TrainingError(what, got=got, want="one for all", fix=fix)
+        raise TrainingError(subject, got=got, want="one for all", fix=fix)
 
 
 def carry_out(
@@ -54,7 +56,7 @@ def carry_out(
     meter: Meter | None = None,
     group: Group = None,
 ) -> Tensor:
-    """x <- x + mixture(x), layer after layer, with the trace's routing: what `plan` describes.
+    """Compute x <- x + mixture(x), layer after layer, with the trace's routing, as `plan` says.
 
     x: this process's rows of the trace, those of the sequences that `homes` gives it, in order;
     plan: of `expert_parallel(trace, placement, size, engine=engine)`, see there for the engines.
@@ -68,26 +70,31 @@ def carry_out(
     if len(x) != len(numbers):
         got, want = f"{len(x)} rows", f"the {len(numbers)} of process {rank}"
         raise ConfigError("rows", got=got, want=want, fix="Take those where homes(...) is here.")
-    at = torch.cat([home[None], row_devices(trace, placement, engine, home), home[None]])
+    devices = torch.cat([home[None], row_devices(trace, placement, engine, home), home[None]])
     stays = engine == "stay"
     for number, layer in enumerate(layers):
         if stays:
-            x, numbers = _moved(x, numbers, at[number], at[number + 1], number, meter, group)
+            x, numbers = _moved(
+                x, numbers, devices[number], devices[number + 1], number, meter, group
+            )
+        # With the engine "stay" rows have just moved to where this layer needs them; with others
+        # they start and end each layer at home.
         routing = routed(trace, numbers, number, x)
         x = x + layer.mix(x, routing, numbers)
     if stays:
-        x, _ = _moved(x, numbers, at[-2], at[-1], len(layers), meter, group)
+        x, _ = _moved(x, numbers, devices[-2], devices[-1], len(layers), meter, group)
     return x
 
 
 def routed(trace: Trace, numbers: Tensor, layer: int, x: Tensor) -> Routing:
-    """A layer's routing of these rows; its weights are as a gate's, whose gradients travel, too."""
+    """Return a layer's routing of these rows, with weights that take gradients as a gate's do."""
     if len(numbers):
-        found = trace.rows(numbers).routing(layer)
-        token, expert, weight = found.token, found.expert, found.weight.to(x.dtype)
+        recorded = trace.rows(numbers).routing(layer)
+        token, expert, weight = recorded.token, recorded.expert, recorded.weight.to(x.dtype)
     else:
         token = expert = torch.zeros(0, dtype=torch.int64)
         weight = x.new_zeros(0)
+    # A leaf with gradients makes the backward exchange gradients of gate weights, as in a training.
     weight = weight.detach().requires_grad_(torch.is_grad_enabled())
     return Routing(token, expert, weight, len(x), trace.experts)
 
@@ -101,14 +108,19 @@ def _moved(
     meter: Meter | None,
     group: Group,
 ) -> tuple[Tensor, Tensor]:
-    """Rows at their next device, in the order of their numbers; all processes know who goes."""
+    """Send rows to their next device; returns those that are here then, and their numbers.
+
+    came, goes: (N,), the device of each row of the trace before and after, known to all processes.
+    """
     rank, world = dist.get_rank(group), dist.get_world_size(group)
-    to = goes[numbers]
-    order = to.argsort(stable=True)
-    send = torch.bincount(to, minlength=world).tolist()
-    here = (goes == rank).nonzero().flatten()
-    receive = torch.bincount(came[here], minlength=world).tolist()
+    target = goes[numbers]
+    # Rows are sent in the order of receivers; the stable sort keeps them in ascending order of
+    # their numbers within a message.
+    order = target.argsort(stable=True)
+    send = torch.bincount(target, minlength=world).tolist()
+    arriving = (goes == rank).nonzero().flatten()
+    receive = torch.bincount(came[arriving], minlength=world).tolist()
     name = f"{layer}.move"
-    there = exchanged(x[order], send, receive, group=group, meter=meter, name=name)
-    arrived = here[came[here].argsort(stable=True)]  # by sender, then by number
-    return there[arrived.argsort()], here
+    received = exchanged(x[order], send, receive, group=group, meter=meter, name=name)
+    arrived = arriving[came[arriving].argsort(stable=True)]  # by sender, then by number
+    return received[arrived.argsort()], arriving

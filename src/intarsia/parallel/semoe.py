@@ -73,12 +73,15 @@ class SeMoe(Strategy):
     ) -> DevicePlan:
         inner = DeepSpeed(1, self.exchange).plan(trace, size, topology, backward=backward)
         devices, experts = topology.devices, trace.experts
-        own = size.weights * experts // devices  # a slice of one, or some
-        load = torch.eye(devices, dtype=torch.int64) * own
+        weight_bytes = size.weights * experts // devices  # a slice of one, or some
+        load = torch.eye(devices, dtype=torch.int64) * weight_bytes
+        # ZeRO-3: each device holds 1 / D of the dense weights and sends it to every other; rounded
+        # up to whole bytes.
         part = torch.full((devices, devices), -(-self.dense // devices)).fill_diagonal_(0)
-        found: list[PlanStep] = []
+        steps: list[PlanStep] = []
         began = [""]  # the step before each layer's first
 
+        # A step that brings weights in: from host memory (load) or over the links (gather).
         def brought(kind: str, layer: int, before: str) -> PlanStep:
             resource, sent = ("load", load) if kind == "load" else ("link", part)
             after = (before,) if before else ()
@@ -87,20 +90,25 @@ class SeMoe(Strategy):
         for step in inner.steps:
             name, layer = step.name, step.layer
             if step.phase == "counts":
+                # 1D prefetch: the load of layer i starts as soon as layer i - 1 begins, not when
+                # layer i does.
                 early = layer and self.prefetch != "none"
-                found.append(brought("load", layer, began[layer - 1 if early else layer]))
+                steps.append(brought("load", layer, began[layer - 1 if early else layer]))
                 if self.dense and (self.prefetch != "2d" or not layer):
-                    found.append(brought("gather", layer, began[layer]))
+                    steps.append(brought("gather", layer, began[layer]))
                 waits = (f"{layer}.gather",) if self.dense else ()
                 step = replace(step, after=tuple(n for n in (began[layer], *waits) if n))
             elif step.phase == "expert" and not name.endswith(".back"):
+                # 2D prefetch: while the experts of this layer are computed, the links gather the
+                # dense weights of the next.
                 if self.dense and self.prefetch == "2d" and layer + 1 < trace.layers:
-                    found.append(brought("gather", layer + 1, step.after[0]))
+                    steps.append(brought("gather", layer + 1, step.after[0]))
                 step = replace(step, after=(*step.after, f"{layer}.load"))
-            found.append(step)
+            steps.append(step)
+            # The next layer begins when the outputs of this one are back.
             if step.resource == "link" and step.phase.startswith("combine"):
                 began[layer + 1 :] = [name]
-        return DevicePlan(tuple(found), devices)
+        return DevicePlan(tuple(steps), devices)
 
     def shard(
         self, experts: Experts, wire: Wire, topology: Topology, layers: int = 1
@@ -126,34 +134,36 @@ class ColumnEmbedding(nn.Module):
             works = [d for d in range(1, wire.world + 1) if width % d == 0]
             got, want = f"{width} columns for {wire.world} processes", "a number that divides them"
             raise ConfigError("embedding", got=got, want=want, fix=f"Try {works[-1]} processes.")
-        each = width // wire.world
-        own = table.detach()[:, wire.rank * each : (wire.rank + 1) * each]
-        self.weight, self.wire = nn.Parameter(own.clone()), wire
+        columns = width // wire.world
+        part = table.detach()[:, wire.rank * columns : (wire.rank + 1) * columns]
+        self.weight, self.wire = nn.Parameter(part.clone()), wire
 
     def forward(self, ids: Tensor) -> Tensor:
         wire, flat = self.wire, ids.reshape(-1)
         count = torch.tensor([len(flat)], device=ids.device)
         counts = wire.told(count, "counts").flatten().tolist()
-        every = wire.send(flat.repeat(wire.world), [len(flat)] * wire.world, counts, "ids")
-        columns = nn.functional.embedding(every, self.weight)  # (all ids, H / D)
+        # Every process looks all ids up in its own columns, then sends each process the columns of
+        # its ids.
+        all_ids = wire.send(flat.repeat(wire.world), [len(flat)] * wire.world, counts, "ids")
+        columns = nn.functional.embedding(all_ids, self.weight)  # (all ids, H / D)
         back = wire.send(columns, counts, [len(flat)] * wire.world, "columns")
         rows = back.view(wire.world, len(flat), back.shape[1]).transpose(0, 1)
         return rows.reshape(*ids.shape, wire.world * columns.shape[1])
 
 
 def bucketed(tensors: Sequence[Tensor], collective: Callable[[Tensor], Tensor]) -> list[Tensor]:
-    """A collective on many tensors of one type, called once: all in one buffer, and cut again.
+    """Call a collective once for many tensors of one type: join them in a buffer, and cut it again.
 
     collective: a map of a flat tensor to one whose first axis runs over the same numbers.
     Source: arXiv:2205.10034, section 3.2 (fusion communication).
     """
     sizes = [t.numel() for t in tensors]
-    found = collective(torch.cat([t.reshape(-1) for t in tensors]))
-    return [part.view(t.shape) for part, t in zip(found.split(sizes), tensors, strict=True)]
+    flat = collective(torch.cat([t.reshape(-1) for t in tensors]))
+    return [part.view(t.shape) for part, t in zip(flat.split(sizes), tensors, strict=True)]
 
 
 def elastic(weights: Sequence[float], devices: int) -> list[list[float]]:
-    """What each device does of every task: light tasks share a device, heavy ones are split.
+    """Deal tasks out to devices: light tasks share a device, heavy ones are split.
 
     weights: work of the tasks of one model.  Returns (D, tasks): the longest first to the least
     loaded device, and a task above the mean is first cut into equal parts no longer than the mean.
@@ -167,19 +177,23 @@ def elastic(weights: Sequence[float], devices: int) -> list[list[float]]:
     mean = sum(weights) / devices
     parts: list[tuple[float, int]] = []
     for task, weight in enumerate(weights):
+        # A task above the mean is cut into parts no longer than the mean; 1e-12 keeps rounding from
+        # adding a part.
         count = min(devices, max(1, math.ceil(weight / mean - 1e-12))) if mean else 1
         parts += [(weight / count, task)] * count
-    found = [[0.0] * len(weights) for _ in range(devices)]
+    shares = [[0.0] * len(weights) for _ in range(devices)]
     total = [0.0] * devices
+    # Longest processing time first: each part goes to the least loaded device; ties are broken by
+    # number, so that all processes agree.
     for work, task in sorted(parts, key=lambda p: (-p[0], p[1])):
         device = min(range(devices), key=lambda d: (total[d], d))
-        found[device][task] += work
+        shares[device][task] += work
         total[device] += work
-    return found
+    return shares
 
 
 def memory(dense: int, sparse: int, devices: int, active: float = 1.0) -> Mapping[str, float]:
-    """Bytes that a training needs, of half-precision weights and AdamW.
+    """Estimate the bytes that a training with half-precision weights and AdamW needs.
 
     dense, sparse: D and S, parameters; devices: N; active: alpha, the share of the sparse ones in
     use.  Returns gpu, of each device: (16 D + 4 alpha S) / N; cpu: 16 alpha S, and disk: 12 S, in

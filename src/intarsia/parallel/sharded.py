@@ -51,24 +51,26 @@ class Sharded(OwnExperts):
         self.rank, self.world = dist.get_rank(group), dist.get_world_size(group)
         self.experts, self.layer, self.meter = holds.shape[1], layer, meter
         self.nodes = torch.zeros(self.world, dtype=torch.int64) if nodes is None else nodes
-        held = int(self.holds[self.rank].sum())
-        if len(holds) != self.world or local.experts != held:
-            got = f"{local.experts} experts of {held}, on {self.world} of {len(holds)} processes"
+        count = int(self.holds[self.rank].sum())
+        if len(holds) != self.world or local.experts != count:
+            got = f"{local.experts} experts of {count}, on {self.world} of {len(holds)} processes"
             fix = "Take them from intarsia.parallel.shard."
             raise ConfigError("sharded experts", got=got, want="those that it holds", fix=fix)
         self.own = self.holds[self.rank].cumsum(0) - 1  # expert -> its place among the local ones
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
-        """sum_e G_te expert_e(x_t) of this process's rows.  (T, d) -> (T, out).
+        """Return y_t = sum_e G_te f_e(x_t) of this process's rows.  (T, d) -> (T, out).
 
         numbers: (T,), by which copies are taken in turn; the rows' places here if not given.
         """
         self._check_copies()
 
-        def computed(rows: Tensor, here: Routing) -> Tensor:
-            place = self.own.to(here.expert.device)
-            own = replace(here, expert=place[here.expert], experts=self.local.experts)
-            return self.local.mix(rows, own)
+        def computed(rows: Tensor, local_routing: Routing) -> Tensor:
+            place = self.own.to(local_routing.expert.device)
+            renumbered = replace(
+                local_routing, expert=place[local_routing.expert], experts=self.local.experts
+            )
+            return self.local.mix(rows, renumbered)
 
         return self.sent(x, routing, numbers, self.holds, computed)
 
@@ -80,38 +82,48 @@ class Sharded(OwnExperts):
         holds: Tensor,
         computed: Callable[[Tensor, Routing], Tensor],
     ) -> Tensor:
-        """Rows to those that hold their experts, what these make of them, and back.
+        """Send rows to the processes that hold their experts, compute, and bring outputs back.
 
         computed: of the rows that came here, by their routing among the E experts.
         """
         number = torch.arange(len(x)) if numbers is None else numbers
-        at = torch.full_like(routing.expert, self.rank)
-        of = number.to(at.device)[routing.token]
-        to = destinations(routing.expert[:, None], at, holds, self.nodes, of)[:, 0]
-        order = (to * max(len(x), 1) + routing.token).argsort(stable=True)
-        to, token = to[order], routing.token[order]
-        once, row = (to * max(len(x), 1) + token).unique_consecutive(return_inverse=True)
+        sender = torch.full_like(routing.expert, self.rank)
+        pair_number = number.to(sender.device)[routing.token]
+        # Step 1: the process that computes each pair, by the copies that there are.
+        target = destinations(routing.expert[:, None], sender, holds, self.nodes, pair_number)[:, 0]
+        order = (target * max(len(x), 1) + routing.token).argsort(stable=True)
+        target, token = target[order], routing.token[order]
+        # Step 2: a row goes once to each process, however many of its experts are there; the pairs
+        # refer to it by its position in the message.
+        once, row = (target * max(len(x), 1) + token).unique_consecutive(return_inverse=True)
         place, token = once // max(len(x), 1), once % max(len(x), 1)
-        rows, pairs = (torch.bincount(t, minlength=self.world) for t in (place, to))
-        row = row - (rows.cumsum(0) - rows)[to]  # within its message
+        rows, pairs = (torch.bincount(t, minlength=self.world) for t in (place, target))
+        row = row - (rows.cumsum(0) - rows)[target]  # within its message
+        # Step 3: sizes are exchanged first, as every process must know how much to receive.
         came = self._counts(torch.stack([rows, pairs], 1))
         sizes = rows.tolist(), came[:, 0].tolist()
         paired = pairs.tolist(), came[:, 1].tolist()
-        there = self._send(x[token], *sizes, "dispatch")
-        told = torch.stack([row, routing.expert[order]], 1)
-        told = self._send(told, *paired, "dispatch")
+        # Step 4: rows, then the position and expert of each pair, then its gate weight, which takes
+        # a gradient.
+        received_rows = self._send(x[token], *sizes, "dispatch")
+        headers = torch.stack([row, routing.expert[order]], 1)
+        headers = self._send(headers, *paired, "dispatch")
         weight = self._send(routing.weight[order], *paired, "dispatch")
+        # Positions within a message become positions among all rows received.
         starts = came[:, 0].cumsum(0) - came[:, 0]
-        received = told[:, 0] + starts.repeat_interleave(came[:, 1])
-        here = Routing(received, told[:, 1], weight, len(there), self.experts)
-        back = self._send(computed(there, here), sizes[1], sizes[0], "combine")
+        received = headers[:, 0] + starts.repeat_interleave(came[:, 1])
+        local_routing = Routing(received, headers[:, 1], weight, len(received_rows), self.experts)
+        # Step 5: outputs, already summed over the experts of a process, come back row by row and
+        # are added up at home.
+        back = self._send(computed(received_rows, local_routing), sizes[1], sizes[0], "combine")
         return back.new_zeros(len(x), back.shape[1]).index_add(0, token, back)
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Experts that a process keeps, whole."""
+        """Return the experts that a process keeps, each as one slice."""
         return self.holds[rank].nonzero().flatten(), 0, 1
 
     def _check_copies(self) -> None:
+        # Copies would be trained apart from each other.
         copies = bool((self.holds.sum(0) > 1).any())
         if copies and torch.is_grad_enabled() and any(p.requires_grad for p in self.parameters()):
             got, want = "copies of experts in a forward with gradients", "one copy of each"
@@ -119,9 +131,12 @@ class Sharded(OwnExperts):
             raise ConfigError("sharded experts", got=got, want=want, fix=fix)
 
     def _counts(self, mine: Tensor) -> Tensor:
-        """(rows, pairs) of each message that comes here.  (D, 2) -> (D, 2)."""
-        each = [1] * self.world
-        return exchanged(mine, each, each, **self._of("counts"))
+        """Exchange the numbers of rows and pairs of each message that comes here.
+
+        (D, 2) -> (D, 2).
+        """
+        single = [1] * self.world
+        return exchanged(mine, single, single, **self._of("counts"))
 
     def _send(self, rows: Tensor, send: list[int], receive: list[int], phase: str) -> Tensor:
         return exchanged(rows, send, receive, **self._of(phase))
@@ -139,7 +154,7 @@ def shard(
     nodes: Tensor | None = None,
     meter: Meter | None = None,
 ) -> Sharded:
-    """The part of a layer's experts that a placement gives to this process; `experts` stay whole.
+    """Return the experts of a layer that a placement gives to this process; `experts` stay whole.
 
     Raises: ConfigError for a placement of other experts, or another number of devices.
     """

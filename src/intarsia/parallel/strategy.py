@@ -70,7 +70,10 @@ class Strategy(abc.ABC):
 
 
 def dealt(trace: Trace, devices: int, alike: int = 1) -> Tensor:
-    """Sequences in turn; so many devices in a row have the same rows.  Returns (D, N) bool."""
+    """Deal sequences out in turn; `alike` consecutive devices have the same rows.
+
+    Returns (D, N) bool.
+    """
     home = homes(trace, devices // alike)
     return home[None] == torch.arange(devices)[:, None] // alike
 
@@ -91,7 +94,7 @@ def run(
     *,
     group: Group = None,
 ) -> Tensor:
-    """x <- x + mixture(x), layer after layer, with the trace's routing: what `plan` describes.
+    """Compute x <- x + mixture(x), layer after layer, with the trace's routing, as `plan` says.
 
     layers: of `strategy.shard`; x: this process's rows of the trace, in order.  Returns the same
     rows. Gradients take the ways back.
@@ -110,17 +113,17 @@ def run(
     return x
 
 
-def chained(there: list[PlanStep], back: list[PlanStep], devices: int) -> DevicePlan:
-    """Each step after the one before."""
-    return DevicePlan(chain([*there, *back]), devices)
+def chained(forward: list[PlanStep], back: list[PlanStep], devices: int) -> DevicePlan:
+    """Return a plan in which each step waits for the one before, backward steps last."""
+    return DevicePlan(chain([*forward, *back]), devices)
 
 
 def lined_up(
     steps: Sequence[PlanStep], after: Mapping[str, tuple[str, ...]]
 ) -> tuple[PlanStep, ...]:
-    """Steps that wait for the named ones where `after` says so, else for the one before."""
-    found: list[PlanStep] = []
+    """Make steps wait for those that `after` names, else for the one before."""
+    lined: list[PlanStep] = []
     for step in steps:
-        before = (found[-1].name,) if found else ()
-        found.append(replace(step, after=after.get(step.name, before)))
-    return tuple(found)
+        before = (lined[-1].name,) if lined else ()
+        lined.append(replace(step, after=after.get(step.name, before)))
+    return tuple(lined)

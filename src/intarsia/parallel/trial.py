@@ -40,12 +40,14 @@ class ExpertTrial:
     bias: bool = False
 
     def trace(self, seed: int = 0) -> Trace:
-        """Tokens of five sequences; or process 3 has none, or an expert; or all go everywhere."""
+        """Draw the routing of five sequences, or of three, so that process 3 has no tokens."""
         draws = torch.Generator().manual_seed(seed)
         sequences = 3 if self.routing == "a process without tokens" else 5
         tokens = 6 * sequences
         k = {"k = E": self.experts, "one expert": 1}.get(self.routing, min(2, self.experts))
         scores = torch.rand(tokens, self.layers, self.experts, generator=draws)
+        # The even loads of uniform draws would hide errors in strategies that look for busy
+        # experts.
         scores[:, :, 0] += 0.5  # some are hotter
         if self.routing == "an expert without tokens":
             scores[:, :, -1] = -1
@@ -58,16 +60,16 @@ class ExpertTrial:
     def layers_of(self) -> list[StackedExperts]:
         draws = torch.Generator().manual_seed(1)
         sizes = self.experts, self.width, self.hidden
-        made = [
+        layers = [
             StackedExperts(*sizes, act="relu", bias=self.bias, gated=self.bias, generator=draws)
             for _ in range(self.layers)
         ]
-        for layer in made:
+        for layer in layers:
             layer.double()
             for weight in layer.parameters():
                 values = torch.randint(-2, 3, weight.shape, generator=draws).double()
                 weight.data = values if self.whole else weight.data
-        return made
+        return layers
 
     def rows(self, count: int) -> Tensor:
         draws = torch.Generator().manual_seed(2)
@@ -77,51 +79,57 @@ class ExpertTrial:
 
 
 def alone(trace: Trace, x: Tensor, layers: Sequence[StackedExperts]) -> Tensor:
-    """What one process computes."""
+    """Compute all layers in one process, as the reference."""
     for number, layer in enumerate(layers):
-        found = trace.routing(number)
-        weight = found.weight.to(x.dtype)
-        x = x + layer.mix(x, Routing(found.token, found.expert, weight, len(x), trace.experts))
+        recorded = trace.routing(number)
+        weight = recorded.weight.to(x.dtype)
+        x = x + layer.mix(
+            x, Routing(recorded.token, recorded.expert, weight, len(x), trace.experts)
+        )
     return x
 
 
 def compare_with_one(strategy: Strategy, trial: ExpertTrial, topology: Topology = LINKS) -> int:
-    """Called in each of the topology's processes.  Returns the bytes that this one sent.
+    """Compare a strategy with one process; called in each of the topology's processes.
+
+    Returns the bytes that this process sent.
 
     Raises: ConformanceError where outputs, gradients or bytes differ.
     """
-    rank, trace, whole = dist.get_rank(), trial.trace(), trial.layers_of()
+    rank, trace, full_layers = dist.get_rank(), trial.trace(), trial.layers_of()
     mine = strategy.rows(trace, topology.devices)[rank]
     meter = Meter()
     parts = [
-        strategy.shard(of, Wire(n, None, meter), topology, trial.layers)
-        for n, of in enumerate(trial.layers_of())
+        strategy.shard(experts, Wire(n, None, meter), topology, trial.layers)
+        for n, experts in enumerate(trial.layers_of())
     ]
-    size, past = size_of(whole[0]), list[Tensor]()
+    size, past = size_of(full_layers[0]), list[Tensor]()
     for seed in range(1, trial.past + 1):  # batches before, that strategies may have seen
         before = trial.trace(seed)
         plan = strategy.plan(before, size, topology, past=past)
         rows = trial.rows(len(before))[strategy.rows(before, topology.devices)[rank]]
         run(strategy, plan, parts, rows, before)
         past.append(before.load())
+    # Only the batch that is compared counts; those before were there to be remembered.
     meter.sent.clear()
     plan = strategy.plan(trace, size, topology, backward=True, past=past)
     x = trial.rows(len(trace)).requires_grad_()
-    own = x.detach()[mine].requires_grad_()
-    want, got = alone(trace, x, whole), run(strategy, plan, parts, own, trace)
+    local_rows = x.detach()[mine].requires_grad_()
+    want, got = alone(trace, x, full_layers), run(strategy, plan, parts, local_rows, trace)
     same("outputs", got, want[mine], trial.whole)
+    # A loss that is not linear, so that gradients depend on the outputs.
     want.square().sum().backward()
     got.square().sum().backward()
-    assert x.grad is not None and own.grad is not None
-    same("gradients of rows", own.grad, x.grad[mine], trial.whole)
-    for layer, (part, of) in enumerate(zip(parts, whole, strict=True)):
-        of_part(f"gradients of layer {layer}", part, of, trial.whole)
+    assert x.grad is not None and local_rows.grad is not None
+    same("gradients of rows", local_rows.grad, x.grad[mine], trial.whole)
+    for layer, (part, experts) in enumerate(zip(parts, full_layers, strict=True)):
+        of_part(f"gradients of layer {layer}", part, experts, trial.whole)
     as_planned(meter, plan)
     return int(sum(map(sum, meter.sent.values())))
 
 
 def as_planned(meter: Meter, plan: DevicePlan) -> None:
-    """What all processes sent is what a plan says, step by step.  Called in each of them.
+    """Check that all processes sent the bytes of a plan, step by step.  Called in each of them.
 
     Raises: ConformanceError where steps or bytes differ.
     """
@@ -137,26 +145,28 @@ def as_planned(meter: Meter, plan: DevicePlan) -> None:
             )
 
 
-def of_part(what: str, part: OwnExperts, of: StackedExperts, exact: bool) -> None:
-    """The gradients of a process's own experts, or slices of them, beside the whole's."""
+def of_part(subject: str, part: OwnExperts, experts: StackedExperts, exact: bool) -> None:
+    """Compare gradients of a process's experts, or slices of them, with the full layer's."""
     local, lot = part.local, part.lot(dist.get_rank())
     for name, weight in local.named_parameters(recurse=False):
-        full = own_part(units_of(local, name), getattr(of, name).grad, *lot)
+        full = own_part(units_of(local, name), getattr(experts, name).grad, *lot)
         grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-        same(f"{what}: {name}", grad, full, exact)
+        same(f"{subject}: {name}", grad, full, exact)
 
 
-def same(what: str, got: Tensor, want: Tensor, exact: bool) -> None:
+def same(subject: str, got: Tensor, want: Tensor, exact: bool) -> None:
     """Raises: ConformanceError unless equal, or close where sums are rounded."""
     got, want = got.detach(), want.detach()
     limit = 0.0 if exact else CLOSE * max(1.0, float(want.abs().max()) if want.numel() else 1.0)
     fits = got.shape == want.shape
     off = float((got - want).abs().max()) if fits and got.numel() else 0.0
     if not fits or not off <= limit:
-        raise _differs(what, f"{tuple(got.shape)}, off by {off:.1e}", f"{tuple(want.shape)}, equal")
+        raise _differs(
+            subject, f"{tuple(got.shape)}, off by {off:.1e}", f"{tuple(want.shape)}, equal"
+        )
 
 
-def _differs(what: str, got: object, want: object) -> ConformanceError:
-    where = f"{what} in process {dist.get_rank()}"
+def _differs(subject: str, got: object, want: object) -> ConformanceError:
+    place = f"{subject} in process {dist.get_rank()}"
     fix = "What is planned and what is carried out must be one thing; see Strategy."
-    return ConformanceError(where, got=got, want=want, fix=fix)
+    return ConformanceError(place, got=got, want=want, fix=fix)

@@ -100,17 +100,18 @@ class Tutel(Strategy):
         slices = slices_of(experts, devices)
         check_parts(size.hidden, slices)
         rows = self.rows(trace, devices)
-        there: list[PlanStep] = []
+        forward: list[PlanStep] = []
         back: list[PlanStep] = []
         after: dict[str, tuple[str, ...]] = {}
         for layer in range(trace.layers):
+            # C must be divisible by the slices, which share its places, and by the chunks.
             multiple = slices * self.chunks
             places = planned_capacity(trace.expert[:, layer], rows, experts, multiple)
             degree = self.chosen(experts, places, size, topology)
             steps, turned = self._layer(layer, degree, places, size, topology, experts, after)
-            there += steps
+            forward += steps
             back = turned + back
-        return DevicePlan(lined_up(there + back if backward else there, after), devices)
+        return DevicePlan(lined_up(forward + back if backward else forward, after), devices)
 
     def _layer(
         self,
@@ -122,16 +123,21 @@ class Tutel(Strategy):
         experts: int,
         after: dict[str, tuple[str, ...]],
     ) -> tuple[list[PlanStep], list[PlanStep]]:
-        """The steps of a layer, and those of its gradients."""
+        """Return the steps of a layer, and those of its gradients.
+
+        after: steps that wait for another than the one before; chunks are added to it.
+        """
         devices, slices = topology.devices, slices_of(experts, topology.devices)
-        held = max(1, experts // devices)
-        of = weights_swaps(experts, devices, degree)
-        own = held * slice_weights(size, slices)
-        weights = swap_steps(of, layer, "weights", own)
-        turned = swap_steps(of, layer, "weights", own, backward=True)
-        there, back = [counts_step(layer, devices), *weights], list(turned)
+        per_device = max(1, experts // devices)
+        weight_swaps = weights_swaps(experts, devices, degree)
+        weight_bytes = per_device * slice_weights(size, slices)
+        weights = swap_steps(weight_swaps, layer, "weights", weight_bytes)
+        turned = swap_steps(weight_swaps, layer, "weights", weight_bytes, backward=True)
+        forward, back = [counts_step(layer, devices), *weights], list(turned)
         count = 1 if degree == 0 else self.chunks
         sent = swaps_of([range(devices)], topology.nodes(), self.exchange)
+        # Rows of a block to each device, and the rows that one device computes in all: with r = 0
+        # those of its own tables, as the weights have come to it.
         per = block_rows(experts, devices, degree, places // count) if degree else 0
         computed = devices * per if degree else experts * places
         flops = computed * size.flops / max(1, degree)  # of a row each group has h / r units
@@ -142,13 +148,17 @@ class Tutel(Strategy):
             name = f"{layer}.{chunk}.expert"
             there_and_back: list[list[PlanStep]] = []
             for phase in ("dispatch", "combine") if degree else ():
-                made = swap_steps(sent, layer, f"{chunk}.{phase}", per * size.row)
-                there_and_back.append(made)
+                exchange_steps = swap_steps(sent, layer, f"{chunk}.{phase}", per * size.row)
+                there_and_back.append(exchange_steps)
+                # Gradients take the exchanges in reverse: back through the combine first, the
+                # dispatch last.
                 back_of = swap_steps(sent, layer, f"{chunk}.{phase}", per * size.row, backward=True)
                 back = back_of + back if phase == "combine" else back + back_of
             product = PlanStep(name, layer, "expert", "compute", flops=work)
-            at = len(swap_steps(sent, layer, f"{chunk}.combine", 1)) if degree else 0
-            back.insert(at, replace(product, name=f"{name}.back", flops=2 * work))
+            position = len(swap_steps(sent, layer, f"{chunk}.combine", 1)) if degree else 0
+            back.insert(position, replace(product, name=f"{name}.back", flops=2 * work))
+            # Pipelining: all dispatches are queued ahead, and each product waits for its own
+            # chunk's dispatch alone, so that links and devices work at the same time.
             if degree and count > 1:
                 ahead += there_and_back[0]
                 rest += [product, *there_and_back[1]]
@@ -156,20 +166,24 @@ class Tutel(Strategy):
             else:
                 dispatch, combine = there_and_back if degree else ([], [])
                 rest += [*dispatch, product, *combine]
-        return [*there, *ahead, *rest], back
+        return [*forward, *ahead, *rest], back
 
     def chosen(self, experts: int, places: int, size: ExpertSize, topology: Topology) -> int:
-        """The degree for tables of C places.  Raises: ConfigError for one that is none of them."""
+        """Return the degree for tables of C places.
+
+        Raises: ConfigError for one that is none of them.
+        """
         devices = topology.devices
-        known = degrees(experts, devices)
+        possible = degrees(experts, devices)
+        # The degree is chosen for each capacity anew: no weights move when it changes.
         if self.degree is None and self.by == "bytes":
-            return min(known, key=lambda r: received(r, experts, devices, places, size))
+            return min(possible, key=lambda r: received(r, experts, devices, places, size))
         if self.degree is None:
-            return min(known, key=lambda r: self._seconds(r, experts, places, size, topology))
-        if self.degree not in known:
+            return min(possible, key=lambda r: self._seconds(r, experts, places, size, topology))
+        if self.degree not in possible:
             got, want = (
                 f"{self.degree} for {experts} experts on {devices} devices",
-                f"one of {known}",
+                f"one of {possible}",
             )
             raise ConfigError("degree", got=got, want=want, fix="Leave it out: the best is taken.")
         return self.degree
@@ -177,22 +191,23 @@ class Tutel(Strategy):
     def _seconds(
         self, degree: int, experts: int, places: int, size: ExpertSize, topology: Topology
     ) -> float:
-        """Simulate the forward of a layer."""
+        """Return the simulated seconds of the forward of a layer."""
         after: dict[str, tuple[str, ...]] = {}
         steps, _ = self._layer(0, degree, places, size, topology, experts, after)
         return simulate(DevicePlan(lined_up(steps, after), topology.devices), topology).seconds
 
     @classmethod
     def tuned(cls, trace: Trace, size: ExpertSize, topology: Topology) -> Tutel:
-        """The settings with the least simulated time for such a batch."""
-        every = [
+        """Find the settings with the least simulated time for such a batch."""
+        candidates = [
             cls(degree, chunks, exchange)
             for degree in degrees(trace.experts, topology.devices)
             for chunks in (CHUNKS if degree else (1,))
             for exchange in (_exchanges(topology) if degree else ("flat",))
         ]
         return min(
-            every, key=lambda one: simulate(one.plan(trace, size, topology), topology).seconds
+            candidates,
+            key=lambda candidate: simulate(candidate.plan(trace, size, topology), topology).seconds,
         )
 
     def shard(
@@ -215,10 +230,10 @@ class TutelExperts(OwnExperts):
         self.swap = swaps_of([range(wire.world)], topology.nodes(), settings.exchange)[wire.rank]
 
     def lot(self, rank: int) -> tuple[Tensor, int, int]:
-        """Experts that a process keeps, and which of how many slices of their hidden units."""
-        held = max(1, self.experts // self.wire.world)
+        """Return the experts that a process keeps, its slice of them, and the number of slices."""
+        per_device = max(1, self.experts // self.wire.world)
         owner, part = divmod(rank, self.slices)
-        return torch.arange(owner * held, (owner + 1) * held), part, self.slices
+        return torch.arange(owner * per_device, (owner + 1) * per_device), part, self.slices
 
     def mix(self, x: Tensor, routing: Routing, numbers: Tensor | None = None) -> Tensor:
         settings = self.settings
@@ -229,58 +244,70 @@ class TutelExperts(OwnExperts):
         weights = self._weights(degree)
         if degree == 0:
             return table.combine(_computed(weights, filled))
-        made = [
+        outputs = [
             self._sent(chunk, number, degree, weights)
             for number, chunk in enumerate(filled.chunk(settings.chunks, 1))
         ]
-        return table.combine(torch.cat(made, 1))
+        return table.combine(torch.cat(outputs, 1))
 
     def _degree(self, places: int) -> int:
-        """The degree for tables of C places, looked for once."""
+        """Return the degree for tables of C places, chosen once for each C."""
         if places not in self.degrees:
             size = _size(self.local, self.slices)
             self.degrees[places] = self.settings.chosen(self.experts, places, size, self.topology)
         return self.degrees[places]
 
     def _weights(self, degree: int) -> Cuttable:
-        """What this process computes with: slices of its neighbours beside its own."""
+        """Gather the slices that this process computes with, its neighbours' beside its own."""
         swap = weights_swaps(self.experts, self.wire.world, degree)[self.wire.rank]
         if len(swap.members) == 1:
             return self.local
         rows = swap.gather(packed(self.local), self.wire, "weights")  # (G, n, P / S)
+        # Experts were whole in their processes: those of all processes, in order, are the layer.
         if degree == 0 and self.slices == 1:
             return having(self.local, unpacked(rows.flatten(0, 1), self.local), self.experts)
         count = self.slices if degree == 0 else self.slices // degree
+        # `count` neighbours in a row hold the slices of the same experts.
         by_expert = rows.view(-1, count, *rows.shape[1:]).unbind(1)  # slices of (E', n, P / S)
-        weights = joined([unpacked(of.flatten(0, 1), self.local) for of in by_expert], self.local)
+        weights = joined(
+            [unpacked(part.flatten(0, 1), self.local) for part in by_expert], self.local
+        )
         return having(self.local, weights, len(next(iter(weights.values()))))
 
     def _sent(self, rows: Tensor, chunk: int, degree: int, weights: Cuttable) -> Tensor:
-        """Part of the tables to where it is computed, and back.  (E, C', d) -> (E, C', out)."""
+        """Send a chunk of the tables to where it is computed, and bring outputs back.
+
+        (E, C', d) -> (E, C', out).
+        """
         world, wire = self.wire.world, self.wire
         experts, places, width = rows.shape
         group = self.slices // degree  # devices that share a table's rows
+        # The devices of a group share a table's places, and each of the r groups computes other
+        # hidden units of all rows.
         parts = rows.view(experts, 1, group, places // group, width)
         blocks = parts.expand(-1, degree, -1, -1, -1)  # each of the r groups has all rows
         blocks = blocks.reshape(world, -1, width)  # (D, n C' r / S, d)
         came = self.swap.run(blocks, wire, f"{chunk}.dispatch")
-        held = len(self.held)
-        came = came.view(world, held, -1, width).transpose(0, 1).flatten(1, 2)  # (n, rows, d)
-        made = _computed(weights, came)
-        made = made.view(held, world, -1, made.shape[-1]).transpose(0, 1)
-        back = self.swap.run(made.reshape(world, -1, made.shape[-1]), wire, f"{chunk}.combine")
+        count = len(self.held)
+        came = came.view(world, count, -1, width).transpose(0, 1).flatten(1, 2)  # (n, rows, d)
+        outputs = _computed(weights, came)
+        outputs = outputs.view(count, world, -1, outputs.shape[-1]).transpose(0, 1)
+        back = self.swap.run(
+            outputs.reshape(world, -1, outputs.shape[-1]), wire, f"{chunk}.combine"
+        )
+        # The outputs of the r groups are partial sums over hidden units.
         return back.view(experts, degree, places, -1).sum(1)
 
 
 def _computed(experts: Cuttable, tables: Tensor) -> Tensor:
-    """(E, C, d) -> (E, C, out)."""
+    """Compute each expert on its table.  (E, C, d) -> (E, C, out)."""
     count, places, width = tables.shape
     expert = torch.arange(count, device=tables.device).repeat_interleave(places)
     return experts(tables.reshape(-1, width), expert).view(count, places, -1)
 
 
 def _exchanges(topology: Topology) -> tuple[str, ...]:
-    """Those that there are: levels want nodes, with as many devices each."""
+    """Return the exchanges that a topology allows: levels need nodes of equal size."""
     nodes = topology.nodes()
     if not int(nodes.max()):
         return ("flat",)
@@ -297,7 +324,10 @@ def _size(local: Cuttable, slices: int) -> ExpertSize:
 
 
 def slices_of(experts: int, devices: int) -> int:
-    """S: devices that share an expert.  Raises: ConfigError unless one number divides the other."""
+    """Return S, the devices that share an expert.
+
+    Raises: ConfigError unless one number divides the other.
+    """
     if experts % devices and devices % experts:
         works = [d for d in range(1, 2 * devices + 1) if not (experts % d and d % experts)]
         near = sorted(sorted(works, key=lambda d: abs(d - devices))[:2])
@@ -308,36 +338,36 @@ def slices_of(experts: int, devices: int) -> int:
 
 
 def degrees(experts: int, devices: int) -> tuple[int, ...]:
-    """0 and the divisors of S."""
+    """Return the possible degrees: 0 and the divisors of S."""
     slices = slices_of(experts, devices)
     return 0, *(r for r in range(1, slices + 1) if slices % r == 0)
 
 
 def slice_weights(size: ExpertSize, slices: int) -> int:
-    """Bytes of a slice of an expert; with biases each has a place for the output's."""
+    """Return the bytes of a slice of an expert; with biases each has a place for the output's."""
     inner = (2 + size.gated) * size.width + size.bias * (1 + size.gated)
     return (inner * size.hidden // slices + size.bias * size.width) * size.item
 
 
 def received(degree: int, experts: int, devices: int, places: int, size: ExpertSize) -> float:
-    """Bytes that a device receives in a forward: the formula of `Tutel`."""
-    slices, held = slices_of(experts, devices), max(1, experts // devices)
-    own = held * slice_weights(size, slices)
+    """Return the bytes that a device receives in a forward: the formula of `Tutel`."""
+    slices, per_device = slices_of(experts, devices), max(1, experts // devices)
+    weight_bytes = per_device * slice_weights(size, slices)
     if degree == 0:
-        return (devices - 1) * own
+        return (devices - 1) * weight_bytes
     rows = 2 * block_rows(experts, devices, degree, places) * size.row
-    return (devices - 1) * rows + (slices // degree - 1) * own
+    return (devices - 1) * rows + (slices // degree - 1) * weight_bytes
 
 
 def block_rows(experts: int, devices: int, degree: int, places: int) -> int:
-    """Rows from a device to each other one: E C r / D."""
+    """Return the rows from a device to each other one: E C r / D."""
     return experts * places * degree // devices
 
 
 def weights_swaps(experts: int, devices: int, degree: int) -> dict[int, Swap]:
-    """Among which devices slices are gathered: all with r = 0, else S / r in a row."""
-    each = devices if degree == 0 else slices_of(experts, devices) // degree
-    groups = [range(at, at + each) for at in range(0, devices, each)]
+    """Return the swaps that gather slices: among all with r = 0, else among S / r in a row."""
+    length = devices if degree == 0 else slices_of(experts, devices) // degree
+    groups = [range(first, first + length) for first in range(0, devices, length)]
     return swaps_of(groups, torch.zeros(devices, dtype=torch.int64), "flat")
 
 

@@ -14,56 +14,59 @@ COLUMNS = ("kernel", "density", "ms", "x dense", "bytes/weight", "GB/s", "of lim
 
 
 def bench_sparse(shapes: str | None, density: str | None, model: str | None, as_json: bool) -> None:
-    """Time and show; see `intarsia bench --help`.
+    """Time kernels and show them; see `intarsia bench --help`.
 
     Raises: ConfigError for shapes or densities that cannot be, or both shapes and a model.
     """
     if shapes is not None and model is not None:
         fix = "Give one of them."
         raise ConfigError("--shapes", got=f"with --model {model}", want="one", fix=fix)
-    given = _densities(density or DENSITIES)
+    densities = _densities(density or DENSITIES)
     from ..bench.sparse import read_shapes, time_shapes
 
-    found: dict[tuple[int, int], int] = {}
+    shape_counts: dict[tuple[int, int], int] = {}
     if model is not None:
-        found, own = _of_model(model)
-        given = given if density is not None or not own else own
-    wanted = tuple(found) or read_shapes(shapes or SHAPES)
-    table = time_shapes(wanted, given, report=note)
+        shape_counts, model_densities = _of_model(model)
+        # A pruned model is timed at its own density, unless --density names others.
+        densities = densities if density is not None or not model_densities else model_densities
+    timed_shapes = tuple(shape_counts) or read_shapes(shapes or SHAPES)
+    table = time_shapes(timed_shapes, densities, report=note)
     if as_json:
-        layers = {f"{out}x{width}": n for (out, width), n in found.items()}
+        layers = {f"{out}x{width}": n for (out, width), n in shape_counts.items()}
         show_json(table.record() | {"layers": layers})
         return
-    _show(table, wanted, found)
+    _show(table, timed_shapes, shape_counts)
 
 
 def _densities(text: str) -> tuple[float, ...]:
     try:
-        found = tuple(float(part) for part in text.split(","))
+        densities = tuple(float(part) for part in text.split(","))
     except ValueError as error:
         want, fix = "numbers with commas", "For example: --density 0.5,0.3"
         raise ConfigError("--density", got=text, want=want, fix=fix) from error
-    for one in found:
-        between("--density", one, 0.001, 1, "Try 0.5.")
-    return found
+    for density in densities:
+        between("--density", density, 0.001, 1, "Try 0.5.")
+    return densities
 
 
 def _of_model(name: str) -> tuple[dict[tuple[int, int], int], tuple[float, ...]]:
-    """Shape -> layers of it inside the blocks; and the density of all of them."""
+    """Return shape -> number of layers inside the blocks, and their density if below 0.95."""
     from intarsia.hosts.opened import open_language_model
     from intarsia.hosts.swap.compress import matrices_of
     from intarsia.hosts.swap.packed_linear import PackedLinear
 
     model, _ = open_language_model(name, progress=note)
     weights = [m.weight for m in model.modules() if isinstance(m, PackedLinear)]
+    # Without packed layers the model's dense matrices give the shapes.
     weights = weights or [m.read() for m in matrices_of(model, ()).values()]
-    found: dict[tuple[int, int], int] = {}
+    layers: dict[tuple[int, int], int] = {}
     for weight in weights:
         shape = int(weight.shape[0]), int(weight.shape[1])
-        found[shape] = found.get(shape, 0) + 1
-    kept = sum(int(w.count_nonzero()) for w in weights) / max(1, sum(w.numel() for w in weights))
-    note(f"{Path(name).name}: {len(weights)} layers, density {kept:.3f}")
-    return found, (round(kept, 2),) if kept < 0.95 else ()
+        layers[shape] = layers.get(shape, 0) + 1
+    density = sum(int(w.count_nonzero()) for w in weights) / max(1, sum(w.numel() for w in weights))
+    note(f"{Path(name).name}: {len(weights)} layers, density {density:.3f}")
+    # Above 95 % a model is taken as dense: then the usual densities are timed.
+    return layers, (round(density, 2),) if density < 0.95 else ()
 
 
 def _show(table: Any, shapes: Any, layers: dict[tuple[int, int], int]) -> None:
@@ -73,6 +76,7 @@ def _show(table: Any, shapes: Any, layers: dict[tuple[int, int], int]) -> None:
 
     floor = table.floor
     for shape in shapes:
+        # The fastest dense product of this shape, by which all rows are divided.
         dense = table.best(shape, *DENSE)
         rows = [
             (
@@ -91,7 +95,8 @@ def _show(table: Any, shapes: Any, layers: dict[tuple[int, int], int]) -> None:
     threads = f"{floor.threads} thread" + "s" * (floor.threads > 1)
     say(f"Floor: {floor.read / 1e9:.1f} GB/s read; products of many rows {peaks}; {threads}.")
     say(f"Kernels: {table.instructions}.")
+    # A better runtime elsewhere is named where there is one.
     if line := advice("text"):
         say(line)
-    for name, why in table.left_out.items():
-        note(f"{name} is left out: {why}")
+    for name, reason in table.left_out.items():
+        note(f"{name} is left out: {reason}")

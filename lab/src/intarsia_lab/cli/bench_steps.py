@@ -37,7 +37,7 @@ OWN_HEADS = "Each task has a head of its own: a picture's loss sees the classes 
 
 
 def listed(root: Path | None) -> dict[str, Any]:
-    """Suites, tasks and what is on disk; methods, protocols and profiles."""
+    """List suites with their tasks and files on disk, methods, protocols and profiles."""
     _use_root(root)
     return {
         "suites": suites.describe(),
@@ -61,48 +61,51 @@ def _use_root(root: Path | None) -> None:
         os.environ["INTARSIA_DATA"] = str(root.expanduser().absolute())
 
 
-def ask(given: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, Path, float | None]:
-    """The plan that was asked for, how to run it, the folder of its results, and its minutes.
+def ask(arguments: Mapping[str, Any], report: Report) -> tuple[BenchPlan, How, Path, float | None]:
+    """Return the plan of the command line, how to run it, its folder, and its minutes.
 
     Raises: UnknownName and ConfigError for what does not exist, before a run begins.
     """
-    _use_root(given["root"])
-    suite, base = suites.suite(given["suite"]), profile(given["profile"])
-    rules = protocol(given["protocol"])
-    if given["calibrate"]:
+    _use_root(arguments["root"])
+    suite, base = suites.suite(arguments["suite"]), profile(arguments["profile"])
+    rules = protocol(arguments["protocol"])
+    if arguments["calibrate"]:
         rules = _calibrated(rules)
-    start = Experiment(Pictures("")).changed(**_values(given, base, rules))
-    names = _names(given["tasks"]) or _those_of(base.tasks, [t.name for t in suite.tasks])
+    # The data's place stays empty: each task of the plan fills it in.
+    start = Experiment(Pictures("")).changed(**_values(arguments, base, rules))
+    # The command line's tasks, else the profile's, else all of the suite.
+    names = _names(arguments["tasks"]) or _those_of(base.tasks, [t.name for t in suite.tasks])
     tasks = [_task(suite, name) for name in names]
-    methods = _names(given["methods"]) or methods_of(base, rules)
+    methods = _names(arguments["methods"]) or methods_of(base, rules)
     seeds: tuple[int, ...] = (
-        read("--seeds", given["seeds"], tuple[int, ...]) if given["seeds"] else base.seeds
+        read("--seeds", arguments["seeds"], tuple[int, ...]) if arguments["seeds"] else base.seeds
     )
     plan = BenchPlan(
         suite,
         tuple(tasks),
-        tuple(_headed(arm(name), given["heads"], tasks, rules) for name in methods),
+        tuple(_headed(arm(name), arguments["heads"], tasks, rules) for name in methods),
         seeds,
         rules,
         start,
-        (OWN_HEADS,) * (given["heads"] == "each") + rules.departures(start),
+        (OWN_HEADS,) * (arguments["heads"] == "each") + rules.departures(start),
     )
-    plan = suited(plan, named=bool(_names(given["methods"])))
-    where = "ray" if given["ray"] else "processes"
-    how = How(given["jobs"], where, given["threads"], not given["keep_failed"])
-    if given["device"] is not None:
-        device_named(given["device"])  # one that is not there is refused before any run
-        how = replace(how, device=given["device"])
-    out = given["out"] or Path("runs") / f"bench-{suite.name}-{rules.name}"
+    # A method that was named and does not fit the model is an error; one of a profile is left out.
+    plan = suited(plan, named=bool(_names(arguments["methods"])))
+    executor = "ray" if arguments["ray"] else "processes"
+    running = How(arguments["jobs"], executor, arguments["threads"], not arguments["keep_failed"])
+    if arguments["device"] is not None:
+        device_named(arguments["device"])  # one that is not there is refused before any run
+        running = replace(running, device=arguments["device"])
+    out = arguments["out"] or Path("runs") / f"bench-{suite.name}-{rules.name}"
     report(
         f"{len(plan.tasks)} tasks x {len(plan.arms)} methods x {len(plan.seeds)} seeds, "
         f"protocol {rules.name}, {plan.model}; results in {out}"
     )
-    return plan, how, out, base.minutes if given["budget"] is None else given["budget"]
+    return plan, running, out, base.minutes if arguments["budget"] is None else arguments["budget"]
 
 
 def methods_of(base: Profile, rules: Protocol) -> tuple[str, ...]:
-    """The methods of a profile that a protocol is for; all of the benchmark's, if it names none."""
+    """Return a profile's methods that suit a protocol; all of the benchmark if it has none."""
     if rules.only:
         return _those_of(base.methods, rules.only)
     return base.methods or tuple(c.name for c in ARMS)
@@ -117,20 +120,22 @@ def _calibrated(rules: Protocol) -> Protocol:
     return replace(rules, calibrate=True)
 
 
-def _values(given: Mapping[str, Any], base: Profile, rules: Protocol) -> dict[str, Any]:
-    """What all places share: the profile's, over them the protocol's, over them what was given.
+def _values(arguments: Mapping[str, Any], base: Profile, rules: Protocol) -> dict[str, Any]:
+    """Return the settings of all runs: the profile's, then the protocol's, then the command line's.
 
     Raises: ConfigError for a share and shots together, or what is no share.
     """
-    values = {"model": given["model"], **base.values, **rules.starts}
-    values |= {name: given[name] for name in OWN if given[name] is not None}
-    if given["last_blocks"] is not None:
-        last = given["last_blocks"] or None
+    values = {"model": arguments["model"], **base.values, **rules.starts}
+    values |= {name: arguments[name] for name in OWN if arguments[name] is not None}
+    if arguments["last_blocks"] is not None:
+        # 0 means all blocks.
+        last = arguments["last_blocks"] or None
+        # If the first blocks stay as they are, their features are computed once and kept.
         values |= {"last_blocks": last, "frozen_once": last is not None}
-    fraction, shots = given["fraction"], given["shots"]
+    fraction, shots = arguments["fraction"], arguments["shots"]
     if fraction is not None and shots is not None:
-        what, got = "size of the training part", f"--fraction {fraction:g} and --shots {shots}"
-        raise ConfigError(what, got=got, want="one of them", fix="Leave out the other.")
+        subject, got = "size of the training part", f"--fraction {fraction:g} and --shots {shots}"
+        raise ConfigError(subject, got=got, want="one of them", fix="Leave out the other.")
     if shots is not None:
         at_least("--shots", shots, 1, fix="Try 5.")
     if fraction is not None:
@@ -139,94 +144,114 @@ def _values(given: Mapping[str, Any], base: Profile, rules: Protocol) -> dict[st
 
 
 def _task(suite: suites.Suite, name: str) -> suites.SuiteTask:
-    """One of a suite, or several as one: "a+b", "joint".  Raises: UnknownName, ConfigError."""
-    found = suites.find(f"{suite.name}/{name}")
-    return found[1] if found else suite.task(name)
+    """Find a task of a suite, or several as one: "a+b", "joint".
+
+    Raises: UnknownName, ConfigError.
+    """
+    located = suites.find(f"{suite.name}/{name}")
+    return located[1] if located else suite.task(name)
 
 
 def _headed(
-    found: BenchArm, heads: str, tasks: Sequence[suites.SuiteTask], rules: Protocol
+    method: BenchArm, heads: str, tasks: Sequence[suites.SuiteTask], rules: Protocol
 ) -> BenchArm:
-    """A method with the heads that were asked for.
+    """Return a method with one head, or one for each task.
 
     Raises: UnknownName for other words; ConfigError where a head for each task cannot be.
     """
     if heads not in HEADS:
         raise UnknownName("--heads", heads, HEADS)
     if heads == "one":
-        return found
+        return method
+    # A published recipe includes its head: another one would be another method.
     if rules.name == OFFICIAL:
-        what, got = f"--heads each under protocol {rules.name!r}", "a recipe with its own objective"
+        subject, got = (
+            f"--heads each under protocol {rules.name!r}",
+            "a recipe with its own objective",
+        )
         want, fix = "one head over all classes, as published", "Use --protocol honest or tuned."
-        raise ConfigError(what, got=got, want=want, fix=fix)
+        raise ConfigError(subject, got=got, want=want, fix=fix)
     if single := [task.name for task in tasks if task.group != suites.JOINT]:
         got = f"{', '.join(single)}: one task each"
         want = "tasks that are several in one label space"
         fix = "For example: --tasks elpv+mnist, or --tasks joint for all of a suite."
         raise ConfigError("--heads each", got=got, want=want, fix=fix)
-    return by_task(found)
+    return by_task(method)
 
 
 def _names(text: str | None) -> tuple[str, ...]:
     return tuple(n.strip() for n in (text or "").split(",") if n.strip())
 
 
-def _those_of(chosen: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
-    """A profile's names that the suite has; all of them, where it names none of the suite's."""
-    return tuple(n for n in chosen if n in known) or tuple(known)
+def _those_of(names: Sequence[str], available: Sequence[str]) -> tuple[str, ...]:
+    """Return the names that are available, or all that are available if none of them is."""
+    return tuple(n for n in names if n in available) or tuple(available)
 
 
-def foretold(plan: BenchPlan, how: How, out: Path, report: Report) -> dict[str, Any]:
-    """What a plan would take, and the same in a sentence; nothing of it is run."""
-    for told in plan.cut:
-        report(told)
-    found = estimated(plan, out, how, report)
+def foretold(plan: BenchPlan, running: How, out: Path, report: Report) -> dict[str, Any]:
+    """Estimate the time and memory of a plan, also as a sentence; no run is started."""
+    for change in plan.cut:
+        report(change)
+    estimate = estimated(plan, out, running, report)
     memory = (
-        "" if found["peak_bytes"] is None else f", {size(found['peak_bytes'])} beside the model"
+        ""
+        if estimate["peak_bytes"] is None
+        else f", {size(estimate['peak_bytes'])} beside the model"
     )
-    cores = "" if found["cpu_hours"] is None else f", {found['cpu_hours']:.1f} hours of its cores"
+    cores = (
+        "" if estimate["cpu_hours"] is None else f", {estimate['cpu_hours']:.1f} hours of its cores"
+    )
     text = (
-        f"{found['runs']} runs, about {found['hours']:.1f} hours on this machine{cores}{memory}; "
-        "by steps timed on the first task, of runs one by one. The same command without --estimate "
-        "runs them, and goes on where it was stopped."
+        f"{estimate['runs']} runs, about {estimate['hours']:.1f} hours on this machine"
+        f"{cores}{memory}; by steps timed on the first task, of runs one by one. "
+        "The same command without --estimate runs them, and goes on where it was stopped."
     )
-    return found | {"text": text}
+    return estimate | {"text": text}
 
 
 def carry(
-    plan: BenchPlan, how: How, out: Path, baseline: str | None, budget: float | None, report: Report
+    plan: BenchPlan,
+    running: How,
+    out: Path,
+    baseline: str | None,
+    budget: float | None,
+    report: Report,
 ) -> dict[str, Any]:
     """Run a plan and write its tables; what happened, ready for JSON.
 
     Raises: UnknownName, before a run begins, for a baseline that is not in the plan.
     """
-    held = _baseline(plan, baseline)
-    for told in plan.cut:
-        report(told)
+    # Refused now rather than after hours of runs.
+    reference = _baseline(plan, baseline)
+    for change in plan.cut:
+        report(change)
     if budget is not None:
-        known = len(plan.cut)
-        plan = fitted(plan, measured_costs(plan, out, how, report), budget, how.jobs)
-        for cut in plan.cut[known:]:
+        reported = len(plan.cut)
+        # A budget cuts seeds, then epochs, by the time that a pilot of each method takes.
+        plan = fitted(plan, measured_costs(plan, out, running, report), budget, running.jobs)
+        # Cuts before the budget were reported above.
+        for cut in plan.cut[reported:]:
             report(f"To fit {budget:g} minutes: {cut}")
-    found = run_plan(plan, out, how, report)
-    written = write(found, out, baseline=held, cut=plan.cut)
+    results = run_plan(plan, out, running, report)
+    written = write(results, out, baseline=reference, cut=plan.cut)
     return {
         "plan": plan.asked,
         "failed": [
-            f"{r.task.name}, {r.method.name}, seed {r.seed}: {_error(r)}" for r in failures(found)
+            f"{r.task.name}, {r.method.name}, seed {r.seed}: {_error(r)}" for r in failures(results)
         ],
-        "results": [r.to_dict() for r in found],
-        "table": as_markdown(tables(found, held, out), plan.cut),
+        "results": [r.to_dict() for r in results],
+        "table": as_markdown(tables(results, reference, out), plan.cut),
         "report": str(next((p for p in written if p.suffix == ".html"), out)),
     }
 
 
-def _baseline(plan: BenchPlan, asked: str | None) -> str:
+def _baseline(plan: BenchPlan, baseline: str | None) -> str:
+    # Without a baseline named: the benchmark's own if it is in the plan, else the first method.
     names = [c.name for c in plan.arms]
-    if asked is not None and asked not in names:
-        raise UnknownName("baseline", asked, names)
-    return asked or (BASELINE if BASELINE in names else names[0])
+    if baseline is not None and baseline not in names:
+        raise UnknownName("baseline", baseline, names)
+    return baseline or (BASELINE if BASELINE in names else names[0])
 
 
-def _error(found: records.RunResult) -> str:
-    return in_words(found.outcome.error) if isinstance(found.outcome, records.Failed) else ""
+def _error(result: records.RunResult) -> str:
+    return in_words(result.outcome.error) if isinstance(result.outcome, records.Failed) else ""

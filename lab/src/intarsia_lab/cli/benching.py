@@ -141,7 +141,8 @@ def bench(
 
     Example:  intarsia bench mini --profile quick --jobs 2
     """
-    given: dict[str, Any] = dict(locals())
+    # First of all, so that it has the parameters and nothing else.
+    arguments: dict[str, Any] = dict(locals())
     check_word("--suite", suite, SUITES)
     check_word("--profile", profile, PROFILES)
     check_word("--protocol", protocol, PROTOCOLS)
@@ -153,8 +154,10 @@ def bench(
     if budget is not None:
         above("--budget", budget, 0, "For example: --budget 30; left out, nothing is cut.")
     if suite == "sparse":
-        asked = "model" in given_in_words(ctx)
-        bench_sparse(shapes, density, model if asked else None, as_json)
+        # --model has a default, which is for pictures and no language model: only one that is named
+        # counts here.
+        model_given = "model" in given_in_words(ctx)
+        bench_sparse(shapes, density, model if model_given else None, as_json)
         return
     if shapes is not None or density is not None:
         got, fix = (
@@ -162,30 +165,32 @@ def bench(
             "For example: intarsia bench sparse --shapes 64x64",
         )
         raise ConfigError("--shapes, --density", got=got, want="bench sparse", fix=fix)
+    # Imports torch and timm: after all that can be refused without them.
     from .bench_steps import ask, carry, foretold, listed
 
     if show or suite is None:
         _show_list(listed(root), as_json)
         return
-    plan, how, folder, minutes = ask(given, note)
+    plan, running, folder, minutes = ask(arguments, note)
     if estimate:
-        found = foretold(plan, how, folder, note)
-        show_json(found) if as_json else say(found["text"])
+        prediction = foretold(plan, running, folder, note)
+        show_json(prediction) if as_json else say(prediction["text"])
         return
-    summary = carry(plan, how, folder, baseline, minutes, note)
+    summary = carry(plan, running, folder, baseline, minutes, note)
     if as_json:
         show_json(summary)
     else:
         _show(summary)
+    # Tables are written without the failed runs; scripts see them by the exit code.
     if summary["failed"]:
         raise typer.Exit(SOME_FAILED)
 
 
-def _show_list(found: dict[str, Any], as_json: bool) -> None:
+def _show_list(listing: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        show_json(found)
+        show_json(listing)
         return
-    for suite in found["suites"]:
+    for suite in listing["suites"]:
         if "error" in suite:
             note(f"{suite['suite']}: {suite['error']}")
             continue
@@ -199,18 +204,18 @@ def _show_list(found: dict[str, Any], as_json: bool) -> None:
             *(m["name"], m["method"], " ".join(m["settings"]), f"{m['lr']:g}", m["objective"]),
             "half" if m["half"] else "all",
         )
-        for m in found["methods"]
+        for m in listing["methods"]
     ]
     show_table("Methods", ("name", "method", "settings", "lr", "objective", "epochs"), rows)
     rows = [
-        (p["name"], p["about"], _grid(p["grid"], own=not p["chosen_on"]))
-        for p in found["protocols"]
+        (p["name"], p["about"], _grid(p["grid"], relative=not p["chosen_on"]))
+        for p in listing["protocols"]
     ]
     show_table("Protocols", ("name", "about", "grid of a search"), rows)
 
 
-def _grid(grid: dict[str, list[float]], *, own: bool) -> str:
-    names = {"lr": "lr x"} if own else {}  # times the method's own rate
+def _grid(grid: dict[str, list[float]], *, relative: bool) -> str:
+    names = {"lr": "lr x"} if relative else {}  # times the method's own rate
     return "; ".join(f"{names.get(n, n)} {', '.join(f'{v:g}' for v in grid[n])}" for n in grid)
 
 

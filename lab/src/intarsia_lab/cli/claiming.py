@@ -45,10 +45,11 @@ def claim(
     if every and name is not None:
         got = f"the name {name!r} with it"
         raise ConfigError("--all", got=got, want="one of them", fix="Leave one out.")
+    # Records lie in a folder of the page's name without its suffix.
     if not page.suffix:
         want = "a file, beside which the records lie"
         raise ConfigError("--page", got=page, want=want, fix=f"For example: {page}.md")
-    chosen = None if seeds is None else numbers("--seeds", seeds)
+    chosen_seeds = None if seeds is None else numbers("--seeds", seeds)
     if name is not None:
         check_claim(name)
     elif not every:
@@ -56,7 +57,7 @@ def claim(
 
         _show_list(claims(), page.with_suffix(""), as_json)
         return
-    records = [_judged(one, chosen, page) for one in _chosen(name, long)]
+    records = [_judged(study, chosen_seeds, page) for study in _chosen(name, long)]
     if as_json:
         show_json(records)
         return
@@ -73,6 +74,7 @@ def claim(
             say(f"  {record['reason']}")
         say(f"  of commit {record['commit'] or 'unknown'}, code {record['code']}")
         say(f"  {record['seconds']:.0f} s; {record['machine']}\n  {record['note']}".rstrip())
+        # The first row has the names of the columns.
         names, *cells = squared(record["table"])
         if cells:
             show_table("", names, cells)
@@ -80,37 +82,41 @@ def claim(
 
 
 def _chosen(name: str | None, long: bool) -> list[Study]:
-    """The claim of a name, or all that this machine can run in the time that was granted."""
+    """Return the claim of a name, or all that this machine can run, long ones if allowed."""
     import torch
 
     from ..claims import claim, claims
 
     if name is not None:
         return [claim(name)]
+    # A claim needs one of cpu, gpu and long; long ones only run if allowed.
     can = {"cpu", "gpu" if torch.cuda.is_available() else "cpu", "long" if long else "cpu"}
-    for left in (c for c in claims() if c.needs not in can):
-        note(f"{left.key} is left out: it is marked {left.needs!r}.")
+    for omitted in (c for c in claims() if c.needs not in can):
+        note(f"{omitted.key} is left out: it is marked {omitted.needs!r}.")
     return [c for c in claims() if c.needs in can]
 
 
-def _judged(found: Study, seeds: Sequence[int] | None, page: Path) -> dict[str, Any]:
+def _judged(study: Study, seeds: Sequence[int] | None, page: Path) -> dict[str, Any]:
     """Run a claim, save its record beside the page, and write the page anew."""
     from ..claims import run_claim, write_page
     from ..claims.ledger import save
 
-    note(f"Claim {found.key}: about {found.minutes:g} minutes.")
-    record = run_claim(found, seeds=seeds, report=note)
+    note(f"Claim {study.key}: about {study.minutes:g} minutes.")
+    record = run_claim(study, seeds=seeds, report=note)
     folder = page.with_suffix("")
+    # Saved after each claim: a stop loses the one that runs, not those before.
     save(record, folder)
+    # The page is written from all records of the folder, those of earlier calls included.
     write_page(folder, page)
     return dataclasses.asdict(record)
 
 
-def _show_list(found: Sequence[Study], folder: Path, as_json: bool) -> None:
+def _show_list(studies: Sequence[Study], folder: Path, as_json: bool) -> None:
     """Print the claims, with the verdicts of the records in a folder."""
     from ..claims.ledger import read, state
 
-    files = {c.key: folder / f"{c.key}.json" for c in found}
+    files = {c.key: folder / f"{c.key}.json" for c in studies}
+    # A claim without a record has not been tried.
     states = {key: state(read(f) if f.is_file() else None) for key, f in files.items()}
     if as_json:
         names = ("sentence", "baseline", "minutes", "needs")
@@ -118,12 +124,13 @@ def _show_list(found: Sequence[Study], folder: Path, as_json: bool) -> None:
             [
                 {"name": c.key, "target": c.bound, "result": states[c.key]}
                 | {n: getattr(c, n) for n in names}
-                for c in found
+                for c in studies
             ]
         )
         return
     columns = ("claim", "what is claimed", "minutes", "needs", "result")
     cells = [
-        (c.key, c.sentence, f"{c.minutes:g}", NEEDS.get(c.needs, ""), states[c.key]) for c in found
+        (c.key, c.sentence, f"{c.minutes:g}", NEEDS.get(c.needs, ""), states[c.key])
+        for c in studies
     ]
     show_table("", columns, cells, right="minutes")

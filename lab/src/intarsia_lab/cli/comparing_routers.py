@@ -59,14 +59,17 @@ def compare_routers(
 
     Example:  intarsia compare-routers austen --routers top-k,switch --seeds 0,1
     """
+    # First of all, so that it has the parameters and nothing else.
     options = {**locals()}
     numbers("--seeds", seeds)
     check_routers(routers)
+    # Imports torch: after all that can be refused without it.
     from .router_steps import ask, carry
 
     try:
         sheets, record = carry(ask(options), options, note)
     except KeyboardInterrupt as stop:
+        # Finished runs are kept.
         raise KeyboardInterrupt("Call the same command again to go on.") from stop
     if as_json:
         show_json(record)

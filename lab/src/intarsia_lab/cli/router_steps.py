@@ -15,54 +15,58 @@ from ..routing import PICTURES, TEXT, VARIANTS, Contest, Scale, cells, sheets_of
 from ..routing.report.findings import RouterSheet
 
 
-def ask(given: Mapping[str, Any]) -> Contest:
-    """The contest that was asked for; what cannot be is found when its cells are."""
-    names = _names(given["routers"])
-    budget = given["budget"]
-    seeds: tuple[int, ...] = read("--seeds", given["seeds"], tuple[int, ...])
+def ask(arguments: Mapping[str, Any]) -> Contest:
+    """Return the contest of the command line; `carry` refuses what it cannot be."""
+    names = _names(arguments["routers"])
+    budget = arguments["budget"]
+    seeds: tuple[int, ...] = read("--seeds", arguments["seeds"], tuple[int, ...])
     return Contest(
-        _names(given["data"]),
+        _names(arguments["data"]),
         None if names == ["all"] else names,
         seeds,
         ("steps", "flops") if budget == "both" else (budget,),
-        given["sees_later"],
+        arguments["sees_later"],
     )
 
 
 def carry(
-    contest: Contest, given: Mapping[str, Any], report: Callable[[str], None]
+    contest: Contest, arguments: Mapping[str, Any], report: Callable[[str], None]
 ) -> tuple[list[RouterSheet], dict[str, Any]]:
     """Run the cells that are not kept and write the files; the sheets, and all of it as JSON.
 
     Raises: UnknownName and ConfigError for what cannot be, before a cell runs.
     """
-    asked = contest.asked()
-    baseline = contest.baseline(given["baseline"])
-    folder = given["out"] or Path("runs") / f"routers-{'-'.join(contest.data)}"
-    report(f"{plural(len(asked), 'cell')}; tables and page in {folder}")
+    # Raises before any run if a name does not exist.
+    trials = contest.asked()
+    baseline = contest.baseline(arguments["baseline"])
+    folder = arguments["out"] or Path("runs") / f"routers-{'-'.join(contest.data)}"
+    report(f"{plural(len(trials), 'cell')}; tables and page in {folder}")
+    # Two commands in one folder would write over each other's tables.
     with alone(folder):
+        # Runs that an earlier command finished are read, not repeated.
         rows = cells(
-            asked,
-            jobs=given["jobs"],
+            trials,
+            jobs=arguments["jobs"],
             report=report,
             baseline=VARIANTS[baseline],
-            text=_scale(TEXT, given["steps"]),
-            pictures=_scale(PICTURES, given["steps"]),
+            text=_scale(TEXT, arguments["steps"]),
+            pictures=_scale(PICTURES, arguments["steps"]),
             sees_later=contest.sees_later,
-            threads=given["threads"] or 1,
+            threads=arguments["threads"] or 1,
         )
         sheets = sheets_of(rows, baseline)
-        written = write(sheets, rows, folder, _command(given))
+        written = write(sheets, rows, folder, _command(arguments))
     return sheets, {"report": str(written[0]), "rows": tidy(sheets)}
 
 
-def _command(given: Mapping[str, Any]) -> str:
-    """What makes the same cells and files again, but for where they lie."""
-    words = ["intarsia compare-routers", given["data"], "--routers", given["routers"]]
-    words += ["--seeds", given["seeds"], "--budget", given["budget"]]
+def _command(arguments: Mapping[str, Any]) -> str:
+    """Return the command line that repeats these runs and files, in any folder."""
+    words = ["intarsia compare-routers", arguments["data"], "--routers", arguments["routers"]]
+    words += ["--seeds", arguments["seeds"], "--budget", arguments["budget"]]
     for name in ("steps", "baseline"):
-        words += [] if given[name] is None else [f"--{name}", str(given[name])]
-    return " ".join(words + (["--sees-later"] if given["sees_later"] else []))
+        # Options that were left out stay left out, so that their defaults apply.
+        words += [] if arguments[name] is None else [f"--{name}", str(arguments[name])]
+    return " ".join(words + (["--sees-later"] if arguments["sees_later"] else []))
 
 
 def _scale(scale: Scale, steps: int | None) -> Scale:
