@@ -81,10 +81,10 @@ def fit(
     _no_phases(model)
     training, recipe, running = settle(training, options)
     recipe = replace(recipe, schedule=in_blocks(model, _own_schedule(model, recipe.schedule)))
-    sets, about = sets_of(model, train, val, test)
+    sets, origins = sets_of(model, train, val, test)
     task = chosen(task, sets[0], recipe, classes_of(train))
     job = Job(model, sets, task, objective, training, recipe, running)
-    return fit_once(job, about | dict(record or {}), evaluate_every, write_trained, finish)
+    return fit_once(job, origins | dict(record or {}), evaluate_every, write_trained, finish)
 
 
 def _own_schedule(model: nn.Module, schedule: Any) -> Any:
@@ -100,17 +100,17 @@ def in_blocks(model: nn.Module, schedule: Any) -> Any:
     Embeddings, stems, heads and depthwise convolutions stay dense; of a model without blocks that
     are known, every linear map and convolution is masked.
     """
-    known = isinstance(schedule, SparseSchedule | LayerSchedule)
-    if not known or schedule.layers is not None or is_adapted(model):
+    masks = isinstance(schedule, SparseSchedule | LayerSchedule)
+    if not masks or schedule.layers is not None or is_adapted(model):
         return schedule
-    found = tuple(
+    paths = tuple(
         f"{path}.{inner}"
         for path, block in blocks(model)
         for inner, layer in layers_of(block)
         if groups_of(layer) == 1
     )
     settings: Any = schedule
-    return replace(settings, layers=found) if found else schedule
+    return replace(settings, layers=paths) if paths else schedule
 
 
 def sets_of(
@@ -124,17 +124,17 @@ def sets_of(
     Raises: ConfigError for splits with another val or test beside them; DataError for pictures and
     a model that does not say how it wants them.
     """
-    about: dict[str, Any] = {}
+    origins: dict[str, Any] = {}
     if isinstance(train, Splits | TextSplits):
         if val is not None or test is not None:
             got = "sets beside splits that have their own"
             fix = "Call fit(model, splits), or fit(model, splits.train, val, test=test)."
             raise ConfigError("val, test", got=got, want="splits alone", fix=fix)
-        about["data"] = train.record
+        origins["data"] = train.record
         train, val, test = train.train, train.val, train.test
     if isinstance(train, ImageSet):
-        about["inputs"] = input_config(model).record()
-    return (seen_by(model, train), seen_by(model, val), seen_by(model, test)), about
+        origins["inputs"] = input_config(model).record()
+    return (seen_by(model, train), seen_by(model, val), seen_by(model, test)), origins
 
 
 def seen_by(model: nn.Module, dataset: Any) -> Any:
@@ -227,24 +227,26 @@ def fit_in_phases(
     """
     settings, recipe, running = settle(training, options)
     classes = classes_of(train)
-    (train, val, test), about = sets_of(model, train, val, test)
+    (train, val, test), origins = sets_of(model, train, val, test)
     task = chosen(task, train, recipe, classes)
-    record = about | dict(record or {})
+    record = origins | dict(record or {})
     runs: list[tuple[str, Run]] = []
     steps = method.phases(model, seed=settings.seed)
     try:
         with owned(running.out, running.resume):
             while True:
                 phase = next(steps)
-                own: Any = dict(options) | {"optimizer": phase.optimizer(recipe.optimizer or adamw)}
-                own |= {} if phase.schedule is None else {"schedule": phase.schedule}
+                keywords: Any = dict(options) | {
+                    "optimizer": phase.optimizer(recipe.optimizer or adamw)
+                }
+                keywords |= {} if phase.schedule is None else {"schedule": phase.schedule}
                 # the next phase, and what the method makes of it, need the whole model
-                own |= {**phase.options, "gather": True}
-                own["epochs"] = max(1, round(settings.epochs * phase.length))
+                keywords |= {**phase.options, "gather": True}
+                keywords["epochs"] = max(1, round(settings.epochs * phase.length))
                 if running.out is not None and not phase.last:
-                    own["out"] = running.out / PHASES / f"{len(runs) + 1}-{phase.name}"
+                    keywords["out"] = running.out / PHASES / f"{len(runs) + 1}-{phase.name}"
                 sets = train, val, test if phase.last else None
-                job = Job(model, sets, task, objective, *settle(training, own), phase.settle)
+                job = Job(model, sets, task, objective, *settle(training, keywords), phase.settle)
                 last = [finish] if phase.last else []
                 run = fit_once(job, record, evaluate_every, write_trained, *last)
                 runs.append((phase.name, run))

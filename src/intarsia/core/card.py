@@ -74,5 +74,5 @@ class Card:
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            what, got = f"kind of {self.key!r}", self.kind
-            raise ConfigError(what, got=got, want=KINDS, fix="Use one of the kinds.")
+            subject, got = f"kind of {self.key!r}", self.kind
+            raise ConfigError(subject, got=got, want=KINDS, fix="Use one of the kinds.")

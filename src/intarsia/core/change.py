@@ -138,13 +138,13 @@ def set_steps(host: nn.Module, steps: Iterable[Step]) -> None:
     if not hasattr(config, "to_json_string"):  # of another library
         return
     attributes = cast("dict[str, Any]", vars(config))
-    other: Any = attributes.get("quantization_config")
-    if other and not is_record(other):
+    existing: Any = attributes.get("quantization_config")
+    if existing and not is_record(existing):
         return
     entries = [step.entry() for step in steps_of(host) if not step.plain]
     if entries:
         config.quantization_config = {"quant_method": RECORD, "steps": entries}
-    elif other:
+    elif existing:
         del config.quantization_config
 
 

@@ -52,20 +52,20 @@ def exports(
     module: str, file: str
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Return `__getattr__`, `__dir__` and `__all__` of a package or a module, whose file it is."""
-    known = homes(Path(file).with_suffix(".pyi"))
+    modules = homes(Path(file).with_suffix(".pyi"))
     package = module if Path(file).stem == "__init__" else module.rpartition(".")[0]
-    names = sorted(known, key=str.casefold)
+    names = sorted(modules, key=str.casefold)
 
     def get(name: str) -> Any:
-        if name not in known:
+        if name not in modules:
             near = difflib.get_close_matches(name, names)
             fix = f". Did you mean {' or '.join(near)}?" if near else ""
             if name in namespaces():
                 fix = f". It is {public_path(name)}."
             # without its object: Python would suggest a second time at the end of the same line
             raise AttributeError(f"module {module!r} has no attribute {name!r}{fix}", name=name)
-        if not known[name]:
+        if not modules[name]:
             return importlib.import_module(f"{package}.{name}")
-        return getattr(importlib.import_module(f"{package}.{known[name]}"), name)
+        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
 
     return get, lambda: names, names

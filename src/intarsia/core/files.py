@@ -272,16 +272,16 @@ def parse_json(raw: str | bytes, pairs: Callable[[Any], Any] | None = None) -> A
     a character, which no text can have.
     """
     try:
-        found = json.loads(raw, object_pairs_hook=pairs)
+        parsed = json.loads(raw, object_pairs_hook=pairs)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if HALVES.search(raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogatepass")):
-        json.dumps(found, ensure_ascii=False).encode()  # of two halves that belong together is one
-    level: list[Any] = [found]
+        json.dumps(parsed, ensure_ascii=False).encode()  # of two halves that belong together is one
+    level: list[Any] = [parsed]
     for _ in range(DEEP):
         nested: list[Any] = [v for v in level if isinstance(v, dict | list)]
         if not nested:
-            return found
+            return parsed
         inside: list[Any] = [part.values() if isinstance(part, dict) else part for part in nested]
         level = [value for part in inside for value in part]
     raise ValueError(f"nested more than {DEEP} levels deep")

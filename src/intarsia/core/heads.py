@@ -29,5 +29,5 @@ def heads_of(model: nn.Module) -> list[nn.Module]:
     """
     got = own_classifier(model)
     got = tuple(getattr(model, name, None) for name in NAMES) if got is None else got
-    found: list[Any] = [*got] if isinstance(got, tuple) else [got]
-    return [m for m in found if isinstance(m, nn.Module)]
+    classifiers: list[Any] = [*got] if isinstance(got, tuple) else [got]
+    return [m for m in classifiers if isinstance(m, nn.Module)]

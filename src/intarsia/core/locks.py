@@ -73,8 +73,8 @@ def alone(folder: str | Path) -> Generator[None, None, None]:
         try:
             folder.mkdir(exist_ok=True)
         except FileExistsError as error:
-            what, fix = f"folder {folder}", "Choose another name."
-            raise ConfigError(what, got="a file", want="a folder", fix=fix) from error
+            subject, fix = f"folder {folder}", "Choose another name."
+            raise ConfigError(subject, got="a file", want="a folder", fix=fix) from error
         except OSError as error:
             raise disk_error(folder, error) from error
         try:

@@ -38,9 +38,9 @@ class MethodSettings:
         """Return the settings by name."""
         return {f.name: getattr(self, f.name) for f in fields(cast(Any, self))}
 
-    def with_settings(self, **given: Any) -> Self:
+    def with_settings(self, **values: Any) -> Self:
         """Return the same settings with these values."""
-        return replace(cast(Any, self), **given)
+        return replace(cast(Any, self), **values)
 
     def suited_to(self, images: int, epochs: int, given: Collection[str] = ()) -> Self:
         """Return what the method itself would choose for so many images and epochs.

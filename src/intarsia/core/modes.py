@@ -31,12 +31,12 @@ def modes_kept(model: nn.Module) -> Generator[None]:
 @contextmanager
 def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Generator[None]:
     """Inside, the module computes this; it, its name and its hooks stay as they are."""
-    own = vars(module)
-    before = own.get("forward")
-    own["forward"] = forward
+    attributes = vars(module)
+    before = attributes.get("forward")
+    attributes["forward"] = forward
     try:
         yield
     finally:
-        del own["forward"]
+        del attributes["forward"]
         if before is not None:
-            own["forward"] = before
+            attributes["forward"] = before

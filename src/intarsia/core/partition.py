@@ -68,9 +68,9 @@ class Partition:
                 got, fix = label.dtype, "A mask m becomes a one-part label by m.to(torch.int8) - 1."
                 raise ConfigError(f"labels of {name!r}", got=got, want="an integer type", fix=fix)
             if label.numel() and not (int(label.min()) >= -1 and int(label.max()) < self.parts):
-                what, got = f"labels of {name!r}", f"{int(label.min())} ... {int(label.max())}"
+                subject, got = f"labels of {name!r}", f"{int(label.min())} ... {int(label.max())}"
                 fix = "Number the parts from 0; use -1 for weights that belong to nobody."
-                raise ConfigError(what, got=got, want=f"-1 ... {self.parts - 1}", fix=fix)
+                raise ConfigError(subject, got=got, want=f"-1 ... {self.parts - 1}", fix=fix)
         self.check()
 
     def check(self) -> None:
@@ -105,22 +105,22 @@ class Partition:
 def _check_mask(name: str, part: int, mask: Tensor, owner: Tensor) -> None:
     if mask.dtype != torch.bool:
         raise ConfigError(f"mask of {name!r}", got=mask.dtype, want="bool", fix="Use mask.bool().")
-    if bool((taken := mask & (owner >= 0)).any()):
-        place = tuple(int(i) for i in taken.nonzero()[0])
+    if bool((overlap := mask & (owner >= 0)).any()):
+        place = tuple(int(i) for i in overlap.nonzero()[0])
         got = f"parts {int(owner[place])} and {part} at {place}"
         fix = "Give each weight to one part, or build one partition for each mask."
         raise ConfigError(f"masks of {name!r}", got=got, want="masks that do not overlap", fix=fix)
 
 
-def _same_shapes(given: Sequence[Mapping[str, Tensor]]) -> None:
-    first = given[0]
-    for other in given:
-        for name in other.keys() | first.keys():
-            shapes = [tuple(m[name].shape) if name in m else None for m in (other, first)]
+def _same_shapes(mappings: Sequence[Mapping[str, Tensor]]) -> None:
+    first = mappings[0]
+    for mapping in mappings:
+        for name in mapping.keys() | first.keys():
+            shapes = [tuple(m[name].shape) if name in m else None for m in (mapping, first)]
             if None in shapes or shapes[0] != shapes[1]:
-                what, fix = f"sets of {name!r}", "Combine sets of the same parameters."
+                subject, fix = f"sets of {name!r}", "Combine sets of the same parameters."
                 got = f"shapes {shapes[0]} and {shapes[1]}"
-                raise ShapeError(what, got=got, want="the same shape in all", fix=fix)
+                raise ShapeError(subject, got=got, want="the same shape in all", fix=fix)
 
 
 def _one_part(partitions: tuple[Partition, ...]) -> None:
@@ -128,8 +128,8 @@ def _one_part(partitions: tuple[Partition, ...]) -> None:
         raise ConfigError("set algebra", got="none", want="partitions", fix="Pass at least one.")
     for p in partitions:
         if p.parts != 1:
-            what, fix = "set algebra", "Build each set as a Partition with parts=1."
-            raise ConfigError(what, got=f"{p.parts} parts", want="one-part partitions", fix=fix)
+            subject, fix = "set algebra", "Build each set as a Partition with parts=1."
+            raise ConfigError(subject, got=f"{p.parts} parts", want="one-part partitions", fix=fix)
     _same_shapes([p.label for p in partitions])
 
 

@@ -45,9 +45,9 @@ class NofM:
         """
         length = weight.shape[self.axis]
         if length % self.m:
-            what = f"axis {self.axis} of a weight of {tuple(weight.shape)}"
+            subject = f"axis {self.axis} of a weight of {tuple(weight.shape)}"
             want = f"a multiple of m = {self.m}"
-            raise ShapeError(what, got=length, want=want, fix="Leave this weight out.")
+            raise ShapeError(subject, got=length, want=want, fix="Leave this weight out.")
         lines = weight.movedim(self.axis, -1)
         return lines.reshape(*lines.shape[:-1], length // self.m, self.m)
 
@@ -89,8 +89,10 @@ class Blocks:
         rows, columns = self._sides(*matrix.shape)
         out, rest = matrix.shape
         if out % rows or rest % columns:
-            what, want = "weight", f"a multiple of blocks of {rows} x {columns}"
-            raise ShapeError(what, got=tuple(weight.shape), want=want, fix="Leave this weight out.")
+            subject, want = "weight", f"a multiple of blocks of {rows} x {columns}"
+            raise ShapeError(
+                subject, got=tuple(weight.shape), want=want, fix="Leave this weight out."
+            )
         tiled = matrix.reshape(out // rows, rows, rest // columns, columns)
         return tiled.transpose(1, 2).flatten(2)
 

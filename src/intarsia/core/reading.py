@@ -78,24 +78,24 @@ def _inside(path: Path, levels: int = 2) -> Iterable[Path]:
         yield from _inside(inner, levels - 1)
 
 
-def read_bytes(path: str | Path, most: int = LARGEST) -> bytes:
+def read_bytes(path: str | Path, limit: int = LARGEST) -> bytes:
     """Read a regular file whole.
 
-    Raises: OSError as `open_regular`, and for a file of more than `most` bytes.
+    Raises: OSError as `open_regular`, and for a file of more than `limit` bytes.
     """
     with open_regular(path) as file:
-        if (size := os.fstat(file.fileno()).st_size) > most:
-            got = f"{size:,} bytes, where at most {most:,} are read"
+        if (size := os.fstat(file.fileno()).st_size) > limit:
+            got = f"{size:,} bytes, where at most {limit:,} are read"
             raise OSError(errno.EFBIG, got, str(path))
         return file.read()
 
 
-def read_text(path: str | Path, encoding: str = "utf-8", most: int = LARGEST) -> str:
+def read_text(path: str | Path, encoding: str = "utf-8", limit: int = LARGEST) -> str:
     r"""Read a regular file as text, its line ends as "\n".
 
     Raises: OSError as `read_bytes`; UnicodeDecodeError for other bytes than the encoding has.
     """
-    with io.TextIOWrapper(io.BytesIO(read_bytes(path, most)), encoding) as text:
+    with io.TextIOWrapper(io.BytesIO(read_bytes(path, limit)), encoding) as text:
         return text.read()
 
 

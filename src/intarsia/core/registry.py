@@ -219,8 +219,8 @@ def settings_from_dict(card: Card, settings: Mapping[str, Any]) -> Any:
     try:
         config = card.config(**values)
     except TypeError as error:
-        what, want = f"settings of {card.key!r}", "values of the right types"
-        raise ConfigError(what, got=values, want=want, fix=f"({error})") from error
+        subject, want = f"settings of {card.key!r}", "values of the right types"
+        raise ConfigError(subject, got=values, want=want, fix=f"({error})") from error
     check_types(config)
     return config
 

@@ -68,8 +68,8 @@ class Routing:
     ) -> Routing:
         """The non-zero entries of a gate matrix.  gates: (T, E)."""
         if gates.dim() != 2:
-            what, got = "gates", tuple(gates.shape)
-            raise ShapeError(what, got=got, want="(T, E)", fix="Flatten the batch to tokens.")
+            subject, got = "gates", tuple(gates.shape)
+            raise ShapeError(subject, got=got, want="(T, E)", fix="Flatten the batch to tokens.")
         token, expert = gates.nonzero(as_tuple=True)
         tokens, experts = gates.shape
         return cls(token, expert, gates[token, expert], tokens, experts, losses or {}, state)

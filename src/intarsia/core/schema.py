@@ -231,7 +231,7 @@ def _is_a(value: object, kind: type) -> bool:
     return isinstance(value, PLAIN[kind]) and isinstance(value, bool) == (kind is bool)
 
 
-def read(what: str, text: str, kind: Any) -> Any:
+def read(subject: str, text: str, kind: Any) -> Any:
     """Return a text as a value of a type; an empty text is None where that is allowed.
 
     Raises: ConfigError.
@@ -240,7 +240,7 @@ def read(what: str, text: str, kind: Any) -> Any:
         value, valid = _read(text, member)
         if valid:
             return value
-    raise ConfigError(what, got=repr(text), want=in_words(kind), fix=_example_of(what, kind))
+    raise ConfigError(subject, got=repr(text), want=in_words(kind), fix=_example_of(subject, kind))
 
 
 def written(value: Any) -> str:
@@ -283,8 +283,8 @@ def in_words(kind: Any) -> str:
     )
 
 
-def _example_of(what: str, kind: Any) -> str:
+def _example_of(subject: str, kind: Any) -> str:
     examples: dict[Any, str] = {int: "4", float: "0.1", bool: "true", str: "gelu"}
     several = {tuple[item, ...]: "0,1,2" if item is int else examples[item] for item in examples}
     first = next((k for k in members(kind) if k in examples | several), str)
-    return f"For example: {what}{'=' if ' ' in what else ' '}{(examples | several)[first]}"
+    return f"For example: {subject}{'=' if ' ' in subject else ' '}{(examples | several)[first]}"

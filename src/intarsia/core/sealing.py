@@ -48,15 +48,15 @@ def digests(folder: Path, *, besides: Collection[str] = ()) -> dict[str, str]:
 def sealed(content: Mapping[str, Any], files: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return JSON content with its seal.  files: digests of the files beside it."""
     seal: dict[str, Any] = {FILES: dict(files or {})}
-    whole = json.loads(json.dumps({**content, SEAL: seal}))
-    whole[SEAL] = {SETTINGS: _digest(whole), **seal}
-    return whole
+    record = json.loads(json.dumps({**content, SEAL: seal}))
+    record[SEAL] = {SETTINGS: _digest(record), **seal}
+    return record
 
 
 def seal_folder(folder: Path, name: str, content: Mapping[str, Any]) -> None:
     """Write the settings file of a folder, after all its other files."""
-    whole = sealed(content, digests(folder, besides=(name,)))
-    (folder / name).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    record = sealed(content, digests(folder, besides=(name,)))
+    (folder / name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def check_sealed(path: Path, content: Any, *, needs: Collection[str] = ()) -> dict[str, Any]:
@@ -75,12 +75,12 @@ def check_settings(path: Path, content: Any) -> tuple[dict[str, Any], dict[str, 
 
     Raises: CheckpointError for content that is not as it was written, or has no digest.
     """
-    whole = _object(content)
-    seal = _object(whole.get(SEAL))
+    record = _object(content)
+    seal = _object(record.get(SEAL))
     files = _object(seal.get(FILES))
     if FILES not in seal:
         raise _changed(path, "settings without the digests that were written with them")
-    rest = {key: value for key, value in whole.items() if key != SEAL}
+    rest = {key: value for key, value in record.items() if key != SEAL}
     if seal.get(SETTINGS) != _digest({**rest, SEAL: {FILES: files}}):
         raise _changed(path, "settings that changed after they were written")
     return rest, files
@@ -98,13 +98,13 @@ def check_files(folder: Path, files: Mapping[str, str], needs: Collection[str] =
     """
     if missing := sorted({*needs} - files.keys()):
         raise _changed(folder, f"no digest of {missing[0]!r}")
-    for name, wanted in files.items():
+    for name, digest in files.items():
         place = folder / name
         if ".." in Path(name).parts or Path(name).is_absolute():
             raise _changed(folder, f"a digest of a file elsewhere, {name!r}")
         if not place.is_file():
             raise _changed(place, "no such file")
-        if sha256(place) != wanted:
+        if sha256(place) != digest:
             raise _changed(place, "bytes that changed after they were written")
 
 
@@ -137,9 +137,9 @@ def check_if_sealed(folder: Path, *names: str) -> None:
 def seal_file(path: Path) -> None:
     """Fill in the digest of a safetensors file that was written with `OPEN` in its metadata."""
     _sort_metadata(path)
-    digest, at = _file_digest(path)
+    digest, offset = _file_digest(path)
     with path.open("r+b") as file:
-        file.seek(at)
+        file.seek(offset)
         file.write(digest.encode())
 
 
@@ -160,10 +160,10 @@ def check_file(path: Path) -> None:
 
     OSError where it cannot be read.
     """
-    digest, at = _file_digest(path)
+    digest, offset = _file_digest(path)
     with open_regular(path) as file:
-        file.seek(at)
-        if at == 0 or file.read(64) != digest.encode():
+        file.seek(offset)
+        if offset == 0 or file.read(64) != digest.encode():
             raise _changed(path, "bytes that changed after they were written, or no digest of them")
 
 
@@ -178,13 +178,13 @@ def _file_digest(path: Path) -> tuple[str, int]:
         size = struct.unpack("<Q", front)[0] if len(front) == 8 else 0
         header = file.read(min(size, path.stat().st_size))
         key = f'"{SEAL}":"'.encode()
-        at = header.find(key) + len(key)
-        if at < len(key) or len(header) < at + 64:
+        offset = header.find(key) + len(key)
+        if offset < len(key) or len(header) < offset + 64:
             return "", 0
-        total.update(front + header[:at] + b"0" * 64 + header[at + 64 :])
+        total.update(front + header[:offset] + b"0" * 64 + header[offset + 64 :])
         while block := file.read(1 << 20):
             total.update(block)
-    return total.hexdigest(), len(front) + at
+    return total.hexdigest(), len(front) + offset
 
 
 def _digest(content: Mapping[str, Any]) -> str:

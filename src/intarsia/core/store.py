@@ -124,8 +124,8 @@ class Store:
         with reading(file):
             with open_tensors(file) as head:
                 metadata = cast("dict[str, str]", head.metadata() or {})
-                about = {name: parse_json(text) for name, text in metadata.items()}
-            return read_tensors(file), about
+                notes = {name: parse_json(text) for name, text in metadata.items()}
+            return read_tensors(file), notes
 
 
 @contextmanager
@@ -142,9 +142,11 @@ def building(target: Path) -> Generator[Path | None]:
         try:
             stack.enter_context(held(target, wait=FOREVER))
         except TrainingError as error:
-            what, got = f"cache folder {target.parent}", error.got
+            subject, got = f"cache folder {target.parent}", error.got
             fix = "Set INTARSIA_HOME to a writable folder with a few GB of free space."
-            raise AssetError(what, got=got, want="a folder that can be written", fix=fix) from error
+            raise AssetError(
+                subject, got=got, want="a folder that can be written", fix=fix
+            ) from error
         # another process may have built it meanwhile
         yield None if target.exists() else stack.enter_context(writing(target))
 

@@ -39,10 +39,10 @@ class Meter:
         finally:
             self.seconds += self.clock() - began
 
-    def note(self, name: str, each: int, counts: Sequence[int]) -> None:
-        """So many rows of `each` bytes went to every process, under the name of a step."""
-        own = dist.get_rank(self.group)
-        row = [each * count * (to != own) for to, count in enumerate(counts)]
+    def note(self, name: str, row_bytes: int, counts: Sequence[int]) -> None:
+        """So many rows of `row_bytes` bytes went to every process, under the name of a step."""
+        rank = dist.get_rank(self.group)
+        row = [row_bytes * count * (target != rank) for target, count in enumerate(counts)]
         self.sent[name] = [
             a + b for a, b in zip(self.sent.get(name, [0] * len(row)), row, strict=True)
         ]
@@ -50,21 +50,21 @@ class Meter:
     def gathered(self) -> dict[str, Tensor]:
         """Of all processes: step -> (D, D) int64. Called by each of them, with the same steps."""
         count, device = dist.get_world_size(self.group), device_of(self.group)
-        found: dict[str, Tensor] = {}
+        totals: dict[str, Tensor] = {}
         for name, row in sorted(self.sent.items()):
             parts = [torch.zeros(count, dtype=torch.int64, device=device) for _ in range(count)]
             dist.all_gather(parts, torch.tensor(row, device=device), group=self.group)
-            found[name] = torch.stack(parts).cpu()
-        return found
+            totals[name] = torch.stack(parts).cpu()
+        return totals
 
 
 class _Exchange(torch.autograd.Function):
     """Rows to their processes; gradients go the same ways back."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, send: list[int], receive: list[int], of: Any) -> Tensor:
-        ctx.send, ctx.receive, ctx.of = send, receive, of
-        group, meter, name = of
+    def forward(ctx: Any, rows: Tensor, send: list[int], receive: list[int], route: Any) -> Tensor:
+        ctx.send, ctx.receive, ctx.of = send, receive, route
+        group, meter, name = route
         return _sent(rows, send, receive, group, meter, name)
 
     @staticmethod
@@ -96,7 +96,7 @@ def is_lost(error: Exception) -> bool:
     return dist.is_initialized() and any(text in str(error) for text in GONE)
 
 
-def lost(what: str, error: Exception, group: Group = None) -> TrainingError:
+def lost(subject: str, error: Exception, group: Group = None) -> TrainingError:
     """What a process says when others do not answer."""
     rank, text = dist.get_rank(group), str(error).splitlines()[0]
     late = "imed out" in str(error)
@@ -107,19 +107,19 @@ def lost(what: str, error: Exception, group: Group = None) -> TrainingError:
         if late
         else ("See what it said. Start all again, from the last checkpoint: --resume")
     )
-    what = f"{what} in process {rank} of {dist.get_world_size(group)}"
-    return TrainingError(what, got=got, want="all processes to take part", fix=fix)
+    subject = f"{subject} in process {rank} of {dist.get_world_size(group)}"
+    return TrainingError(subject, got=got, want="all processes to take part", fix=fix)
 
 
 @contextmanager
-def answered(what: Callable[[], str], group: Group = None) -> Iterator[None]:
+def answered(subject: Callable[[], str], group: Group = None) -> Iterator[None]:
     """Raises: TrainingError inside, where another process does not answer, for what was done."""
     try:
         yield
     except RuntimeError as error:
         if not is_lost(error):
             raise
-        raise lost(what(), error, group) from error
+        raise lost(subject(), error, group) from error
 
 
 def exchanged(
@@ -137,8 +137,8 @@ def exchanged(
     come from each. Differentiable: gradients of rows travel back under the name `name`.back. Every
     process calls it, with rows or without, and calls backward if one of them does.
     """
-    found: Any = _Exchange.apply(rows, list(send), list(receive), (group, meter, name))
-    return cast(Tensor, found)
+    received: Any = _Exchange.apply(rows, list(send), list(receive), (group, meter, name))
+    return cast(Tensor, received)
 
 
 @dataclass(frozen=True)
@@ -164,5 +164,5 @@ class Wire:
 
     def told(self, values: Tensor, phase: str) -> Tensor:
         """What every process says to all.  values: (n,) -> (D, n)."""
-        each = [1] * self.world
-        return self.send(values.detach().repeat(self.world, 1), each, each, phase)
+        counts = [1] * self.world
+        return self.send(values.detach().repeat(self.world, 1), counts, counts, phase)

@@ -47,8 +47,8 @@ class WholeModel:
     ) -> dict[str, Any]:
         """Return what this process keeps of an optimiser's state_dict, whole or in files."""
         rows = {
-            at: {key: _whole(value) for key, value in row.items()}
-            for at, row in state["state"].items()
+            index: {key: _whole(value) for key, value in row.items()}
+            for index, row in state["state"].items()
         }
         return state | {"state": rows}
 

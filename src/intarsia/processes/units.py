@@ -20,10 +20,10 @@ class UnitAxes:
     runs: int = 1
     each: int = 1
 
-    def part(self, weight: Tensor, part: int, of: int) -> Tensor:
-        """The part-th of `of` equal parts, a view.  (E, ..., runs, h / of, each, ...)."""
+    def part(self, weight: Tensor, part: int, slices: int) -> Tensor:
+        """The part-th of `slices` equal parts, a view.  (E, ..., runs, h / slices, each, ...)."""
         apart = self.apart(weight)
-        count = apart.shape[self.axis + 1] // of
+        count = apart.shape[self.axis + 1] // slices
         return apart.narrow(self.axis + 1, part * count, count)
 
     def apart(self, weight: Tensor) -> Tensor:
@@ -35,41 +35,43 @@ class UnitAxes:
         return apart.flatten(self.axis, self.axis + 2)
 
 
-def own_part(units: UnitAxes | None, whole: Tensor, index: Tensor, part: int, of: int) -> Tensor:
+def own_part(
+    units: UnitAxes | None, weight: Tensor, index: Tensor, part: int, slices: int
+) -> Tensor:
     """Of a weight of all experts, what stands in these, in the part-th slice.  (E, ...)."""
-    value = whole[index]
-    if units is not None and of > 1:
-        return units.together(units.part(value, part, of))
+    value = weight[index]
+    if units is not None and slices > 1:
+        return units.together(units.part(value, part, slices))
     return torch.zeros_like(value) if part else value
 
 
 def put_part(
     units: UnitAxes | None,
-    whole: Tensor | None,
+    weight: Tensor | None,
     value: Tensor,
     experts: int,
     index: Tensor,
     part: int,
-    of: int,
+    slices: int,
 ) -> Tensor:
     """The inverse of `own_part`, one part after another.  Returns the whole so far."""
-    units = units if of > 1 else None
-    if whole is None:
+    units = units if slices > 1 else None
+    if weight is None:
         shape = [experts, *value.shape[1:]]
         if units is not None:
-            shape[units.axis] *= of
-        whole = value.new_zeros(shape)
+            shape[units.axis] *= slices
+        weight = value.new_zeros(shape)
     if units is not None:
-        rows = units.part(whole, part, of)
+        rows = units.part(weight, part, slices)
         rows[index] = units.apart(value)
     elif not part:
-        whole[index] = value
-    return whole
+        weight[index] = value
+    return weight
 
 
 def put_rows(weight: nn.Parameter, rows: Tensor) -> None:
     """Give a weight these rows, of another number than it had; its gradient is gone before."""
     # autograd remembers a weight's old shape until its dtype changes
-    other = torch.float16 if weight.dtype != torch.float16 else torch.float32
-    weight.data = torch.empty(0, dtype=other, device=weight.device)
+    dtype = torch.float16 if weight.dtype != torch.float16 else torch.float32
+    weight.data = torch.empty(0, dtype=dtype, device=weight.device)
     weight.data = rows

@@ -79,17 +79,19 @@ def write_whole(path: Path, tensors: Mapping[str, Tensor | Piece], *, first: boo
 
     Raises: OSError for a full disk.
     """
-    header, starts, end = _header({name: _shape(found) for name, found in tensors.items()}, tensors)
+    header, starts, end = _header(
+        {name: _shape(tensor) for name, tensor in tensors.items()}, tensors
+    )
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         os.truncate(handle, end)  # alike in all: what others have written stays
         if first:
             _put(handle, memoryview(header), 0)
-        for name, found in tensors.items():
-            if isinstance(found, Piece):
-                _put_rows(handle, found, starts[name])
+        for name, tensor in tensors.items():
+            if isinstance(tensor, Piece):
+                _put_rows(handle, tensor, starts[name])
             elif first:
-                _put(handle, _bytes(found), starts[name])
+                _put(handle, _bytes(tensor), starts[name])
         os.fsync(handle)
     finally:
         os.close(handle)
@@ -100,13 +102,13 @@ def _units(piece: Piece) -> UnitAxes | None:
     return piece.units if piece.of > 1 else None
 
 
-def _shape(found: Tensor | Piece) -> list[int]:
+def _shape(tensor: Tensor | Piece) -> list[int]:
     """(E, ...) of the whole weight."""
-    if isinstance(found, Tensor):
-        return list(found.shape)
-    shape = [found.experts, *found.value.shape[1:]]
-    if (units := _units(found)) is not None:
-        shape[units.axis] *= found.of
+    if isinstance(tensor, Tensor):
+        return list(tensor.shape)
+    shape = [tensor.experts, *tensor.value.shape[1:]]
+    if (units := _units(tensor)) is not None:
+        shape[units.axis] *= tensor.of
     return shape
 
 
@@ -114,19 +116,21 @@ def _header(
     shapes: Mapping[str, list[int]], tensors: Mapping[str, Tensor | Piece]
 ) -> tuple[bytes, dict[str, int], int]:
     """What stands before the numbers, where those of each tensor begin, and the file's bytes."""
-    values = {n: found.value if isinstance(found, Piece) else found for n, found in tensors.items()}
+    values = {
+        n: tensor.value if isinstance(tensor, Piece) else tensor for n, tensor in tensors.items()
+    }
     # safetensors itself names the types and puts tensors in order
     empty = safetensors.torch.save({n: torch.empty(0, dtype=v.dtype) for n, v in values.items()})
-    said: dict[str, Any] = json.loads(empty[8 : 8 + struct.unpack("<Q", empty[:8])[0]])
-    at, starts = 0, dict[str, int]()
-    for name, entry in said.items():
-        starts[name], size = at, math.prod(shapes[name]) * values[name].element_size()
-        entry |= {"shape": shapes[name], "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(said, separators=(",", ":"), ensure_ascii=False).encode()
+    header: dict[str, Any] = json.loads(empty[8 : 8 + struct.unpack("<Q", empty[:8])[0]])
+    offset, starts = 0, dict[str, int]()
+    for name, entry in header.items():
+        starts[name], size = offset, math.prod(shapes[name]) * values[name].element_size()
+        entry |= {"shape": shapes[name], "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGNED)
     raw = struct.pack("<Q", len(text)) + text
-    return raw, {name: len(raw) + start for name, start in starts.items()}, len(raw) + at
+    return raw, {name: len(raw) + start for name, start in starts.items()}, len(raw) + offset
 
 
 def _put_rows(handle: int, piece: Piece, start: int) -> None:
@@ -137,12 +141,12 @@ def _put_rows(handle: int, piece: Piece, start: int) -> None:
     row = math.prod(shape[1:]) * piece.value.element_size()
     # lines in which a slice's units adjoin
     lines = 1 if units is None else math.prod(shape[1 : units.axis]) * units.runs
-    each = row // lines // (1 if units is None else piece.of)
+    width = row // lines // (1 if units is None else piece.of)
     for expert, value in zip(piece.index.tolist(), piece.value, strict=True):
-        raw, at = _bytes(value), start + expert * row + piece.part * each
+        raw, offset = _bytes(value), start + expert * row + piece.part * width
         for line in range(lines):
-            part = raw[line * each : (line + 1) * each]
-            _put(handle, part, at + line * (row // lines))
+            part = raw[line * width : (line + 1) * width]
+            _put(handle, part, offset + line * (row // lines))
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -150,8 +154,8 @@ def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(flat.numpy())  # pyright: ignore[reportArgumentType]
 
 
-def _put(handle: int, raw: memoryview, at: int) -> None:
+def _put(handle: int, raw: memoryview, offset: int) -> None:
     """All of it, however little the system takes at once."""
     done = 0
     while done < len(raw):
-        done += os.pwrite(handle, raw[done:], at + done)
+        done += os.pwrite(handle, raw[done:], offset + done)

@@ -35,12 +35,12 @@ class Average:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Inside, the parameters have the averaged values."""
-        own = [p.detach().clone() for p in self.parameters]
+        latest = [p.detach().clone() for p in self.parameters]
         self.keep()
         try:
             yield
         finally:
-            _put(self.parameters, own)
+            _put(self.parameters, latest)
 
     def keep(self) -> None:
         """The parameters have the averaged values from now on."""
@@ -56,5 +56,5 @@ class Average:
 
 @torch.no_grad()
 def _put(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for own, value in zip(into, values, strict=True):
-        own.copy_(value)
+    for tensor, value in zip(into, values, strict=True):
+        tensor.copy_(value)

@@ -32,7 +32,7 @@ from ..processes.together import write_together
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 PARTS = "part-{:05d}-of-{:05d}.safetensors"
-Found = dict[str, Tensor | Piece]
+Flat = dict[str, Tensor | Piece]
 _TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"
 
 
@@ -96,18 +96,18 @@ def save_together(folder: Path, state: Mapping[str, Any], group: Group = None) -
     """
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     before, final = _saves(folder), _next(folder)
-    found: Found = {}
-    tree = flatten(state, found)
-    own = {key: t for key, t in found.items() if rank == 0 or isinstance(t, Piece)}
+    tensors: Flat = {}
+    tree = flatten(state, tensors)
+    mine = {key: t for key, t in tensors.items() if rank == 0 or isinstance(t, Piece)}
 
-    def finish(scratch: Path, said: list[dict[str, Any]]) -> None:
+    def finish(scratch: Path, entries: list[dict[str, Any]]) -> None:
         (scratch / STATE).write_text(json.dumps(tree))
-        hashes = {STATE: sha256(scratch / STATE), "parts": _digest(said)}
-        manifest = {"sha256": hashes, "parts": said}
+        hashes = {STATE: sha256(scratch / STATE), "parts": _digest(entries)}
+        manifest = {"sha256": hashes, "parts": entries}
         (scratch / MANIFEST).write_text(json.dumps(manifest))
 
     def part(scratch: Path) -> dict[str, Any]:
-        return write_file(scratch / PARTS.format(rank + 1, world), own)
+        return write_file(scratch / PARTS.format(rank + 1, world), mine)
 
     write_together(final, part, finish, group)
     if rank == 0:
@@ -127,8 +127,8 @@ def _tidy(folder: Path, before: Mapping[int, Path]) -> None:
 
 def latest(folder: Path) -> Path | None:
     """The newest complete checkpoint in a folder."""
-    found = _saves(folder)
-    return found[max(found)] if found else None
+    saves = _saves(folder)
+    return saves[max(saves)] if saves else None
 
 
 def _saves(folder: Path) -> dict[int, Path]:
@@ -157,8 +157,8 @@ def load(path: Path) -> dict[str, Any]:
                 raise _damaged(path / MANIFEST, "other words than were written")
             pieces = Pieces(path, manifest["parts"])
             with unbroken():
-                found: dict[str, Any] = {key: pieces.tensor(key) for key in pieces.whole}
-            return unflatten(tree, found | {key: Stored(pieces, key) for key in pieces.pieces})
+                weights: dict[str, Any] = {key: pieces.tensor(key) for key in pieces.whole}
+            return unflatten(tree, weights | {key: Stored(pieces, key) for key in pieces.pieces})
         with unbroken():
             tensors = read_tensors(path / TENSORS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -167,9 +167,9 @@ def load(path: Path) -> dict[str, Any]:
     return unflatten(tree, {k: v.clone() for k, v in tensors.items()})
 
 
-def _digest(said: Any) -> str:
+def _digest(entries: Any) -> str:
     """SHA-256 of what a manifest says."""
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:

@@ -41,8 +41,8 @@ def distill(
     target, logits = taught(teacher, x), logits_of(model, x)
     check_logits(target, logits)
     task = loss_of(logits)
-    soft, own = (counted(part, loss_of) / temperature for part in (target, logits))
-    divergence = temperature**2 * divergence_of(loss_of)(soft, own)
+    soft, student = (counted(part, loss_of) / temperature for part in (target, logits))
+    divergence = temperature**2 * divergence_of(loss_of)(soft, student)
     return Outcome(task + beta * divergence, logits, {"task": task, "divergence": divergence})
 
 

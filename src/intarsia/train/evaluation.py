@@ -54,7 +54,7 @@ def each(
     model: nn.Module,
     dataset: Dataset[Any],
     task: Task,
-    of: Callable[[Tensor, Batch], tuple[Tensor, ...]],
+    rows_of: Callable[[Tensor, Batch], tuple[Tensor, ...]],
     batch_size: int,
     workers: int,
     watch: Callable[[], None] = lambda: None,
@@ -73,15 +73,15 @@ def each(
     first = share * state.process_index
     mine = [min(i, count - 1) for i in range(first, first + share)]
     keys: list[Key] = [(0, tuple(mine[i : i + batch_size])) for i in range(0, share, batch_size)]
-    found: list[tuple[Tensor, ...]] = []
+    outputs: list[tuple[Tensor, ...]] = []
     with evaluating(model):
         for x, y in read(Reader(dataset, seed=0, task=task), keys, workers):
             watch()
             batch = to_device(x, device), y.to(device)
             with autocast(device, dtype):
                 output = logits_of(model, batch[0])
-            found.append(of(output, batch))
-    rows = tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+            outputs.append(rows_of(output, batch))
+    rows = tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
     if state.num_processes > 1:
         with answered(lambda: "an evaluation"):
             rows = tuple(gather(part) for part in rows)

@@ -82,28 +82,28 @@ class Log:
         try:
             self._file = self.path.open("a+b")
             self._file.seek(0)
-            kept = self._lines(self._file.read(size))
-            self._file.truncate(kept)
+            intact = self._lines(self._file.read(size))
+            self._file.truncate(intact)
             self._file.seek(0, os.SEEK_END)
         except OSError as error:
             raise disk_error(self.path, error) from error
-        if kept < size:
-            what = f"{self.path} has {kept} of the {size} bytes that it had at the checkpoint"
-            warnings.warn(f"{what}: the curve of this run has a gap.", stacklevel=2)
+        if intact < size:
+            gap = f"{self.path} has {intact} of the {size} bytes that it had at the checkpoint"
+            warnings.warn(f"{gap}: the curve of this run has a gap.", stacklevel=2)
 
     def _lines(self, raw: bytes) -> int:
         """Keep the whole lines at the start; returns their bytes."""
-        kept = 0
+        size = 0
         for line in raw.splitlines(keepends=True):
             try:
-                found = parse_json(line) if line.endswith(b"\n") else None
+                row = parse_json(line) if line.endswith(b"\n") else None
             except ValueError:
-                found = None
-            if not isinstance(found, dict):
+                row = None
+            if not isinstance(row, dict):
                 break
-            self.lines.append(found)
-            kept += len(line)
-        return kept
+            self.lines.append(row)
+            size += len(line)
+        return size
 
     def write(self, line: Mapping[str, Any]) -> None:
         self.lines.append(dict(line))

@@ -65,16 +65,16 @@ def mean_in_order(meter: Meter, bucket: dist.GradBucket) -> torch.futures.Future
     """
     flat, world = bucket.buffer(), dist.get_world_size()
     parts = [len(part) for part in flat.tensor_split(world)]
-    own = [parts[dist.get_rank()]] * world
+    receive = [parts[dist.get_rank()]] * world
     with torch.no_grad():
-        come = exchanged(flat / world, parts, own, meter=meter, name="gradients")
-        total, *others = come.view(world, own[0])
-        for other in others:
-            total = total + other
-        mean = exchanged(total.repeat(world), own, parts, meter=meter, name="gradients.back")
-    found = torch.futures.Future[Tensor]()
-    found.set_result(mean)
-    return found
+        come = exchanged(flat / world, parts, receive, meter=meter, name="gradients")
+        total, *rest = come.view(world, receive[0])
+        for addend in rest:
+            total = total + addend
+        mean = exchanged(total.repeat(world), receive, parts, meter=meter, name="gradients.back")
+    future = torch.futures.Future[Tensor]()
+    future.set_result(mean)
+    return future
 
 
 def _set_recompute(model: nn.Module, on: bool) -> None:
@@ -87,6 +87,9 @@ def _set_recompute(model: nn.Module, on: bool) -> None:
         else:
             host.gradient_checkpointing_disable()  # pyright: ignore
     else:
-        what, got = f"recompute of {type(host).__name__}", "a model without gradient checkpointing"
+        subject, got = (
+            f"recompute of {type(host).__name__}",
+            "a model without gradient checkpointing",
+        )
         fix = "Leave recompute off, or use a smaller batch."
-        raise ConfigError(what, got=got, want="a timm or transformers model", fix=fix)
+        raise ConfigError(subject, got=got, want="a timm or transformers model", fix=fix)

@@ -38,7 +38,7 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """
     interrupts.check()
     request = StopRequest()
-    told = threading.Timer(SOON, os.write, (2, STOPPING))
+    notice = threading.Timer(SOON, os.write, (2, STOPPING))
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
@@ -48,15 +48,15 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if request:
             raise KeyboardInterrupt
         request.signal = number
-        told.start()
+        notice.start()
 
     try:
         for number in before:
             signal.signal(number, note)
         yield request
     finally:
-        told.cancel()
+        notice.cancel()
         if request:
-            told.join()
+            notice.join()
         for number, handler in before.items():
             signal.signal(number, handler)

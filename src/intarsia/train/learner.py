@@ -115,9 +115,9 @@ class Learner:
                 objective = self.memory.of(positions[i])
             wait = nullcontext() if last else self.accelerator.no_sync(self.forward)
             with wait, written_out(self.attentions):
-                found = self._backward(objective, batch, share)
-            names = list(found)
-            values = torch.stack(list(found.values())) * share
+                terms = self._backward(objective, batch, share)
+            names = list(terms)
+            values = torch.stack(list(terms.values())) * share
             total = values if total is None else total + values
         assert total is not None
         if self.accelerator.num_processes > 1:
@@ -145,10 +145,10 @@ class Learner:
     def _same_masks(self) -> None:
         """Raises: TrainingError where processes have other masks."""
         if self.masking and self.accelerator.num_processes > 1:
-            found = gather_object([self.masking.digest()])
-            if len(set(found)) > 1:
+            digests = gather_object([self.masking.digest()])
+            if len(set(digests)) > 1:
                 fix = "Run all processes on machines of one kind, with one version of torch."
-                got = f"{len(set(found))} kinds in {len(found)} processes"
+                got = f"{len(set(digests))} kinds in {len(digests)} processes"
                 raise TrainingError("masks", got=got, want="the same in all", fix=fix)
 
     def end_epoch(self) -> None:
@@ -161,14 +161,14 @@ class Learner:
         """What each part weighs, where the mean over processes is the batch's."""
         mean = float(sum(counts))
         if self.accelerator.num_processes > 1:  # rows of tokens differ in length
-            own = torch.tensor(mean, device=self.accelerator.device)
-            mean = float(self._mean(own))
+            local = torch.tensor(mean, device=self.accelerator.device)
+            mean = float(self._mean(local))
         return [count / mean if mean else 0.0 for count in counts]
 
-    def _mean(self, own: Tensor) -> Tensor:
+    def _mean(self, local: Tensor) -> Tensor:
         """Over the processes."""
         with self.meter.waiting():
-            return cast(Tensor, self.accelerator.reduce(own, "mean"))
+            return cast(Tensor, self.accelerator.reduce(local, "mean"))
 
     def _backward(self, objective: Objective, batch: Batch, share: float) -> dict[str, Tensor]:
         device = self.accelerator.device
@@ -223,11 +223,11 @@ class Learner:
                 best[path] = move(best[path])
             put_rows(weight, move(weight))
 
-    def _refuse(self, what: str, got: float, step: int) -> None:
+    def _refuse(self, subject: str, got: float, step: int) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         as_before = "The model and the last checkpoint are as they were before this step."
         fix = f"Lower lr, clip the gradients (clip=1.0), or look for broken images. {as_before}"
-        raise NotFinite(f"{what} at step {step + 1}", got=got, want="a finite number", fix=fix)
+        raise NotFinite(f"{subject} at step {step + 1}", got=got, want="a finite number", fix=fix)
 
     def state(self) -> dict[str, Any]:
         """What the optimiser, the loss scale and a schedule that follows the fit remember."""
@@ -235,16 +235,16 @@ class Learner:
         fit = {"accuracies": self.accuracies, "recent": self.recent}
         masks = self.masking.state() if self.masking else None
         optimizer = self.parts.optimizer_pieces(self.optimizer.state_dict(), self.parameters)
-        own = {"optimizer": optimizer, "scaler": scaler, "fit": fit}
-        more = {"average": self.average, "memory": self.memory}
-        kept = {name: part.state() for name, part in more.items() if part is not None}
-        return own | ({"masks": masks} if masks else {}) | kept
+        base = {"optimizer": optimizer, "scaler": scaler, "fit": fit}
+        optional = {"average": self.average, "memory": self.memory}
+        extras = {name: part.state() for name, part in optional.items() if part is not None}
+        return base | ({"masks": masks} if masks else {}) | extras
 
     def load_state(self, state: dict[str, Any]) -> None:
         if self.masking:
             self.masking.load_state(state["masks"])
-        found = self.parts.own_optimizer(state["optimizer"], self.parameters)
-        self.optimizer.load_state_dict(found)
+        optimizer = self.parts.own_optimizer(state["optimizer"], self.parameters)
+        self.optimizer.load_state_dict(optimizer)
         self.accuracies, self.recent = state["fit"]["accuracies"], state["fit"]["recent"]
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])

@@ -139,13 +139,13 @@ class Loop:
         Raises: TrainingError there, where another process does not answer.
         """
         self.ranks, self.busy = ranks, Busy(ranks)
-        here = answered(lambda: f"after step {self.at.step}")
-        with here, self._attached() as self.parts:
+        guard = answered(lambda: f"after step {self.at.step}")
+        with guard, self._attached() as self.parts:
             yield self.parts
 
     def _attached(self) -> AbstractContextManager[WholeModel]:
         parallel, recipe = self.how.parallel, self.job.recipe
-        others = {
+        conflicts = {
             type(recipe.schedule).__name__: isinstance(
                 recipe.schedule, SparseSchedule | LayerSchedule
             ),
@@ -154,8 +154,8 @@ class Loop:
         }
         if parallel is None:
             return nullcontext(WholeModel())
-        if any(others.values()):
-            got = next(name for name, there in others.items() if there)
+        if any(conflicts.values()):
+            got = next(name for name, present in conflicts.items() if present)
             fix = "Leave one of both out."
             raise ConfigError("parallel", got=got, want="a run of its own weights", fix=fix)
         gather = self.how.gather
@@ -183,9 +183,9 @@ class Loop:
         path = checkpoint.latest(self.how.out / STATE)
         state = on_main(self.ranks, lambda: path and checkpoint.load(path))
         if not state and (self.how.out / RUN).exists():
-            what, fix = f"run {self.how.out}", "It is done; train anew in another folder."
+            subject, fix = f"run {self.how.out}", "It is done; train anew in another folder."
             got = "a finished one without its state/"
-            raise CheckpointError(what, got=got, want="a checkpoint to go on from", fix=fix)
+            raise CheckpointError(subject, got=got, want="a checkpoint to go on from", fix=fix)
         if state:
             resume.restore(self.model, self.learner, self.at, state, self.ranks)
 
@@ -239,7 +239,7 @@ class Loop:
         clock, cpu = self._now()
         with self.busy.step():
             parts, positions = next(batches)
-            found = self.learner.step(parts, self.at.step, self.steps, positions)
+            values = self.learner.step(parts, self.at.step, self.steps, positions)
         self.at.step += 1
         best = self.at.best
         self.learner.reshard(self.at.step, None if best is None else best.learned)
@@ -248,54 +248,59 @@ class Loop:
         self.at.cpu_seconds += cores - cpu
         if ended := self.at.step % self.order.steps == 0:
             self.learner.end_epoch()
-            found |= self.busy.end_epoch()
+            values |= self.busy.end_epoch()
         if self.learner.routed and ended:
             self.at.loads = statistics.loads(self.model)
-            found |= statistics.summary(self.at.loads)
+            values |= statistics.summary(self.at.loads)
             self.warned = self.warned or statistics.warn_of_collapse(self.at.loads)
             statistics.forget(self.model)
-        self._note("train", self.epochs, found)
+        self._note("train", self.epochs, values)
 
     def _now(self) -> tuple[float, float]:
         """Time on the wall and of the cores; of a run among others its share."""
         seat = self.how.seat
         return seat.now() if seat else (time.perf_counter(), time.process_time())
 
-    def _score(self, every: int) -> None:
+    def _score(self, evaluate_every: int) -> None:
         """Score on val if that is due; a request to stop leaves it for later."""
         epoch, rest = divmod(self.at.step, self.order.steps)
-        due = not rest and every and epoch % every == 0 and self.at.step > self.at.scored
+        due = (
+            not rest
+            and evaluate_every
+            and epoch % evaluate_every == 0
+            and self.at.step > self.at.scored
+        )
         if self.val is None or not due:
             return
         average = self.learner.average
         with average.in_place() if average else nullcontext():
             try:
-                found = self._evaluate(self.val)
+                scores = self._evaluate(self.val)
             except Interrupted:
                 return
             self.at.scored = self.at.step
-            self.val_scores = self.at.step, found
-            self._note("val", epoch, found.scores())
-            best, value = self.at.best, found.best
+            self.val_scores = self.at.step, scores
+            self._note("val", epoch, scores.scores())
+            best, value = self.at.best, scores.best
             masks = self.learner.masking  # an epoch before the density that is asked for is none
             early = masks is not None and masks.pruning(self.at.step, self.steps)
-            chosen = self.recipe.select == "val" and not early
-            if chosen and (best is None or value > best.value):
+            selects = self.recipe.select == "val" and not early
+            if selects and (best is None or value > best.value):
                 self.at.best = resume.Score(epoch, value, resume.learned_copy(self.model))
 
     def _evaluate(self, dataset: Dataset[Any]) -> Scores:
         size = max(1, self.training.batch_size // self.ranks.num_processes)
         size = max(size, 32) if self.task.small_outputs else size
-        how: dict[str, Any] = {"batch_size": size, "workers": self.how.workers}
-        return evaluate(self.model, dataset, task=self.task, watch=self._watch, **how)
+        options: dict[str, Any] = {"batch_size": size, "workers": self.how.workers}
+        return evaluate(self.model, dataset, task=self.task, watch=self._watch, **options)
 
     def _watch(self) -> None:
         """Raises: Interrupted on a request to stop; several processes stop after a step only."""
         if self.stop and self.ranks.num_processes == 1:
             raise self._interrupted()
 
-    def _note(self, split: str, epoch: int, found: dict[str, float]) -> None:
-        line = {"step": self.at.step, "epoch": epoch, "split": split, **found}
+    def _note(self, split: str, epoch: int, values: dict[str, float]) -> None:
+        line = {"step": self.at.step, "epoch": epoch, "split": split, **values}
         line["seconds"] = round(self.at.seconds, 4)
         if self.ranks.is_main_process:
             self.log.write(line)
@@ -304,15 +309,15 @@ class Loop:
 
     def _decide(self, since: float) -> tuple[bool, bool]:
         """(stop, save), the same in every process."""
-        how = self.how
-        due = (how.checkpoint_steps is not None and self.at.step % how.checkpoint_steps == 0) or (
-            how.checkpoint_seconds is not None and since >= how.checkpoint_seconds
-        )
+        running = self.how
+        due = (
+            running.checkpoint_steps is not None and self.at.step % running.checkpoint_steps == 0
+        ) or (running.checkpoint_seconds is not None and since >= running.checkpoint_seconds)
         flags = torch.tensor([bool(self.stop), due], dtype=torch.float32, device=self.ranks.device)
         if self.ranks.num_processes > 1:
             flags = self.ranks.reduce(flags, "sum")
         stop, save = (bool(flag) for flag in flags.tolist())  # pyright: ignore
-        return stop, save and how.out is not None
+        return stop, save and running.out is not None
 
     def recalibrate(self, share: float) -> None:
         """Count the statistics of batch norms anew, on a share of the training data."""
@@ -341,10 +346,10 @@ class Loop:
 
     def _interrupted(self) -> Interrupted:
         out = self.how.out
-        where = f"stopped after step {self.at.step} of {self.steps}"
+        progress = f"stopped after step {self.at.step} of {self.steps}"
         if out is None:
-            return Interrupted(f"{where}; nothing was saved, since no out=... was given")
-        return Interrupted(f"{where}; go on with fit(..., out={str(out)!r}, resume=True)")
+            return Interrupted(f"{progress}; nothing was saved, since no out=... was given")
+        return Interrupted(f"{progress}; go on with fit(..., out={str(out)!r}, resume=True)")
 
     def finish(self) -> dict[str, Scores]:
         """Scores of the chosen weights, which the model then has."""
@@ -363,9 +368,9 @@ class Loop:
         elif self.val is not None:
             scores["val"] = self._evaluate(self.val)
         if self.test is not None:
-            found, val = self._evaluate(self.test), scores.get("val")
-            if isinstance(found, Metrics) and isinstance(val, Metrics):
-                found = found.tempered(val)
-            scores["test"] = found
+            test_scores, val = self._evaluate(self.test), scores.get("val")
+            if isinstance(test_scores, Metrics) and isinstance(val, Metrics):
+                test_scores = test_scores.tempered(val)
+            scores["test"] = test_scores
             self._note("test", self.epochs, scores["test"].scores())
         return scores

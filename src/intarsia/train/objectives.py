@@ -65,8 +65,8 @@ def logits_of(model: nn.Module, x: Inputs) -> Tensor:
         out = model(x)
     else:
         arguments = {k: v for k, v in x.items() if k != "task_ids"}
-        told = task_ids(model, x["task_ids"]) if "task_ids" in x else nullcontext()
-        with told:
+        tasks = task_ids(model, x["task_ids"]) if "task_ids" in x else nullcontext()
+        with tasks:
             out = model(**arguments)
     logits = logits_in(out)
     return logits if logits.ndim == 3 else wide(logits)
@@ -110,9 +110,9 @@ def two_pass(
         logits = logits_of(model, stacked)
     first, second = logits.chunk(2)
     task = loss_of(first)
-    one, two = counted(first, loss_of), counted(second, loss_of)
+    p1, p2 = counted(first, loss_of), counted(second, loss_of)
     apart = divergence_of(loss_of)
-    divergence = (apart(two, one, detach=detach) + apart(one, two, detach=detach)) / 2
+    divergence = (apart(p2, p1, detach=detach) + apart(p1, p2, detach=detach)) / 2
     loss = task + reg * divergence
     parts = {"task": task, "divergence": divergence}
     if add:
@@ -162,15 +162,15 @@ def pace(
     return Outcome(task + weight * distance, first, {"task": task, "distance": distance})
 
 
-def _step(model: nn.Module, every: int) -> int:
+def _step(model: nn.Module, interval: int) -> int:
     """The step of `before_step`; 0 where every step is the same."""
-    if every == 1:
+    if interval == 1:
         return 0
-    found = contexts(model)
-    if not found:
-        got, fix = f"{every} in a model without cells that draw", "Use every=1, or method Pace."
+    drawing = contexts(model)
+    if not drawing:
+        got, fix = f"{interval} in a model without cells that draw", "Use every=1, or method Pace."
         raise ConfigError("every", got=got, want="cells that know the step", fix=fix)
-    return found[0].step
+    return drawing[0].step
 
 
 def _mean(values: Tensor, x: Inputs) -> Tensor:
@@ -190,16 +190,16 @@ def local_variance(model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: floa
     how later layers change the difference: a surrogate for `two_pass`, not the same loss.
     Raises: ConfigError for a model without a cell whose up-projection is split.
     """
-    with _bottlenecks(model) as seen:
+    with _bottlenecks(model) as calls:
         logits = logits_of(model, x)
-    if not seen:
-        what = "objective 'local_variance'"
+    if not calls:
+        subject = "objective 'local_variance'"
         got, want = "no split up-projection in the forward", "MoSA with split='up' or 'both'"
-        raise ConfigError(what, got=got, want=want, fix="Use objective 'plain' or 'two_pass'.")
+        raise ConfigError(subject, got=got, want=want, fix="Use objective 'plain' or 'two_pass'.")
     task = loss_of(logits)
     # outside autocast the sums of squares keep float32
     spread = torch.stack(
-        [_mean(layer.variance(z.to(layer.weight.dtype), scale), x) for layer, scale, z in seen]
+        [_mean(layer.variance(z.to(layer.weight.dtype), scale), x) for layer, scale, z in calls]
     ).sum()
     return Outcome(task + weight * spread, logits, {"task": task, "variance": spread})
 
@@ -235,24 +235,24 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     sizes = {k: sum(p.numel() for m in v for p in m.parameters()) for k, v in groups.items()}
     large = [v for k, v in groups.items() if len(v) > 1 and sizes[k] * 2 >= max(sizes.values())]
     if not large:
-        what, got = f"blocks of {type(model).__name__}", "no repeated block in a ModuleList"
+        subject, got = f"blocks of {type(model).__name__}", "no repeated block in a ModuleList"
         fix = "Leave out what compares blocks: deep=0, or `distill` in place of SquareHead."
-        raise ConfigError(what, got=got, want="at least two", fix=fix)
+        raise ConfigError(subject, got=got, want="at least two", fix=fix)
     return max(large, key=len)
 
 
 @contextmanager
-def _hidden(model: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
+def _hidden(model: nn.Module, record: bool) -> Iterator[list[Tensor]]:
     """Outputs of the first half of the blocks, while inside."""
-    seen: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-        seen.append(output[0] if isinstance(output, tuple) else output)  # pyright: ignore
+        outputs.append(output[0] if isinstance(output, tuple) else output)  # pyright: ignore
 
-    blocks = blocks_of(model) if wanted else []
+    blocks = blocks_of(model) if record else []
     hooks = [block.register_forward_hook(keep) for block in blocks[: len(blocks) // 2]]
     try:
-        yield seen
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()
@@ -264,11 +264,11 @@ Bottlenecks = list[tuple[SplitLinear, Tensor | float, Tensor]]
 @contextmanager
 def _bottlenecks(model: nn.Module) -> Iterator[Bottlenecks]:
     """(split up-projection, the cell's scale, its input) of each call while inside."""
-    seen: Bottlenecks = []
+    calls: Bottlenecks = []
 
     def watch(layer: SplitLinear, scale: Tensor | float) -> torch.utils.hooks.RemovableHandle:
         return layer.register_forward_pre_hook(
-            lambda _m, args: seen.append((layer, scale, args[0]))
+            lambda _m, args: calls.append((layer, scale, args[0]))
         )
 
     hooks = []
@@ -277,7 +277,7 @@ def _bottlenecks(model: nn.Module) -> Iterator[Bottlenecks]:
         if body is not None and isinstance(body.up, SplitLinear):
             hooks.append(watch(body.up, body.scale))
     try:
-        yield seen
+        yield calls
     finally:
         for hook in hooks:
             hook.remove()

@@ -42,8 +42,8 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.count < self.shares:
-            what, fix = "training images", "Give the run some images to learn from."
-            raise DataError(what, got=self.count, want=f"at least {self.shares}", fix=fix)
+            subject, fix = "training images", "Give the run some images to learn from."
+            raise DataError(subject, got=self.count, want=f"at least {self.shares}", fix=fix)
         if self.batch_size % self.shares:
             want = f"a multiple of {self.shares} (processes times accumulate)"
             fix = f"Use {max(1, round(self.batch_size / self.shares)) * self.shares}."
@@ -142,15 +142,15 @@ def to_device(inputs: Inputs, device: torch.device) -> Inputs:
 
 def size_of(dataset: Dataset[Any]) -> int:
     """Its length.  Raises: DataError for a dataset without one, and for a loader of batches."""
-    what, want = f"dataset {type(dataset).__name__}", "a map-style dataset"
+    subject, want = f"dataset {type(dataset).__name__}", "a map-style dataset"
     if isinstance(dataset, DataLoader):
         fix = "Give the loader's own dataset, and batch_size=..."
-        raise DataError(what, got="a loader of batches", want=want, fix=fix)
+        raise DataError(subject, got="a loader of batches", want=want, fix=fix)
     try:
         return len(dataset)  # pyright: ignore[reportArgumentType]
     except TypeError as error:
         fix = "Give it __len__ and __getitem__, or collect it into a list."
-        raise DataError(what, got="no length", want=want, fix=fix) from error
+        raise DataError(subject, got="no length", want=want, fix=fix) from error
 
 
 def _tensors(dataset: Dataset[Any], positions: Sequence[int]) -> tuple[Tensor, Tensor] | None:
@@ -231,14 +231,14 @@ def _padded(rows: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
 def labels_of(dataset: Dataset[Any]) -> np.ndarray | None:
     """All labels, where they can be had without reading images."""
     if isinstance(dataset, Subset):
-        whole = labels_of(dataset.dataset)
-        return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
+        labels = labels_of(dataset.dataset)
+        return None if labels is None else labels[np.asarray(dataset.indices, dtype=np.int64)]
     if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
         return dataset.tensors[1].numpy(force=True)
     for name in ("labels", "targets"):
-        found = getattr(dataset, name, None)
-        if found is not None and len(found) == size_of(dataset):
-            return np.asarray(found)
+        values = getattr(dataset, name, None)
+        if values is not None and len(values) == size_of(dataset):
+            return np.asarray(values)
     return None
 
 
@@ -267,9 +267,11 @@ def read(reader: Reader, keys: Sequence[Key], workers: int) -> Iterator[Batch]:
         text = str(error)
         if isinstance(error, RuntimeError) and "worker" not in text and "shared memory" not in text:
             raise
-        what, want = f"{workers} workers that read data", "room for them in memory and /dev/shm"
+        subject, want = f"{workers} workers that read data", "room for them in memory and /dev/shm"
         fix = "Use workers=0, or give the container more shared memory (--shm-size)."
-        raise TrainingError(what, got=text.strip().splitlines()[0], want=want, fix=fix) from error
+        raise TrainingError(
+            subject, got=text.strip().splitlines()[0], want=want, fix=fix
+        ) from error
     finally:
         if ahead is not None:
             ahead._shutdown_workers()  # left to the collector of garbage, each is waited for, 5 s

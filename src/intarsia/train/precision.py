@@ -19,12 +19,12 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm, nn.RMSNorm)
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that learn, by name.  Raises: ConfigError if there are none."""
-    found = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    if not found:
-        what = f"trained parameters of {type(model).__name__}"
+    learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if not learned:
+        subject = f"trained parameters of {type(model).__name__}"
         fix = "Adapt the model first: model = intarsia.adapt(model)."
-        raise ConfigError(what, got="none", want="at least one", fix=fix)
-    return found
+        raise ConfigError(subject, got="none", want="at least one", fix=fix)
+    return learned
 
 
 def frozen(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -102,8 +102,8 @@ def training_mode(model: nn.Module) -> None:
         for norm in inside:
             if isinstance(norm, _BatchNorm):
                 kind = nn.Linear if isinstance(norm, nn.BatchNorm1d) else _ConvNd
-                beside = [m.weight.requires_grad for m in inside if isinstance(m, kind)]
-                if not _learns(norm) or (beside and not any(beside)):
+                siblings = [m.weight.requires_grad for m in inside if isinstance(m, kind)]
+                if not _learns(norm) or (siblings and not any(siblings)):
                     norm.eval()
 
 

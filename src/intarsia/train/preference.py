@@ -98,9 +98,9 @@ class PreferenceRounds:
             raise DataError("samples", got="one reward for all", want="several", fix=fix)
         histories, sessions, score = histories[differ], sessions[differ], score[differ]
         row = torch.arange(len(score), device=device)
-        best, worst = (sessions[row, at] for at in (score.argmax(1), score.argmin(1)))
+        best, worst = (sessions[row, index] for index in (score.argmax(1), score.argmin(1)))
         with evaluating(model):
-            reference = [model(histories, one, per_session=True) for one in (best, worst)]
+            reference = [model(histories, session, per_session=True) for session in (best, worst)]
         self.found = histories, best, worst, *reference
         self.rewards.append((float(score.amax(1).mean()), float(score.amin(1).mean())))
 
@@ -111,7 +111,7 @@ class PreferenceRounds:
         place = torch.randint(len(self.found[0]), (self.pairs,))
         history, best, worst, ref_best, ref_worst = (part[place] for part in self.found)
         with evaluating(model):  # without dropout: the reference had none
-            logp = [model(history, one, per_session=True) for one in (best, worst)]
+            logp = [model(history, session, per_session=True) for session in (best, worst)]
         prefer = preference_loss(logp[0], logp[1], ref_best, ref_worst, self.beta)
         loss = next_.loss + self.weight * prefer
         return Outcome(loss, loss.detach(), {"next": next_.loss, "preference": prefer})

@@ -41,8 +41,8 @@ def linear_probe(
     """
     x, y = features(model, train, batch_size=batch_size, workers=workers)
     if len(y.unique()) < 2:
-        what, got = "classes of the training images", len(y.unique())
-        raise DataError(what, got=got, want="at least 2", fix="Add images of another class.")
+        subject, got = "classes of the training images", len(y.unique())
+        raise DataError(subject, got=got, want="at least 2", fix="Add images of another class.")
     regression = LogisticRegression(C=inverse_decay, max_iter=2000)
     fitted = make_pipeline(StandardScaler(), regression).fit(x.numpy(), y.numpy())
     x, labels = features(model, test, batch_size=batch_size, workers=workers)
@@ -61,15 +61,18 @@ def features(
     """
     heads = heads_of(bare(model))
     if len(heads) != 1:
-        what, got = f"head of {type(model).__name__}", f"{len(heads)} of them" if heads else "none"
+        subject, got = (
+            f"head of {type(model).__name__}",
+            f"{len(heads)} of them" if heads else "none",
+        )
         fix = "Build the model with num_classes above 0, and without distillation."
-        raise ConfigError(what, got=got, want="one classifier to look in front of", fix=fix)
-    seen: list[Tensor] = []
+        raise ConfigError(subject, got=got, want="one classifier to look in front of", fix=fix)
+    inputs: list[Tensor] = []
 
     def instead(_logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        return seen.pop(), batch[1]
+        return inputs.pop(), batch[1]
 
-    hook = heads[0].register_forward_pre_hook(lambda _head, args: seen.append(args[0].float()))
+    hook = heads[0].register_forward_pre_hook(lambda _head, args: inputs.append(args[0].float()))
     try:
         rows, labels = each(model, dataset, Classes(), instead, batch_size, workers)
         return rows, labels

@@ -38,14 +38,14 @@ def by_query(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dict
         fix = "Give it queries with judgements."
         raise DataError("judgements", got="none", want="at least one query", fix=fix)
     library = _library()
-    asked = {_measure(library, name): name for name in measures}
+    parsed = {_measure(library, name): name for name in measures}
     place = {query: i for i, query in enumerate(qrels)}
-    found = {name: np.zeros(len(place)) for name in measures}
+    values = {name: np.zeros(len(place)) for name in measures}
     judged = {query: dict(grades) for query, grades in qrels.items()}
     ranked = {query: dict(run[query]) for query in qrels if query in run}
-    for one in library.iter_calc(list(asked), judged, ranked):
-        found[asked[one.measure]][place[one.query_id]] = one.value
-    return found
+    for result in library.iter_calc(list(parsed), judged, ranked):
+        values[parsed[result.measure]][place[result.query_id]] = result.value
+    return values
 
 
 def run_lines(run: Run, tag: str = "intarsia") -> list[str]:

@@ -106,12 +106,12 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
 
 def method_of(model: nn.Module) -> dict[str, Any]:
     """The host's class, and each active adapter's settings as its config gives them."""
-    found: dict[str, Any] = {"host": type(bare(model)).__name__}
+    entry: dict[str, Any] = {"host": type(bare(model)).__name__}
     configs = getattr(model, "peft_config", None)
     if isinstance(configs, Mapping):
         active = getattr(model, "active_adapters", None) or list(configs)
-        found["adapters"] = {name: plain_values(configs[name].to_dict()) for name in active}
-    return found
+        entry["adapters"] = {name: plain_values(configs[name].to_dict()) for name in active}
+    return entry
 
 
 def plain_values(value: Any) -> Any:
@@ -141,8 +141,8 @@ def describe(function: object) -> Any:
         if weights:
             return {"name": type(function).__qualname__, "sha256": tensors_hash(weights)}
     if isinstance(function, partial):
-        given = {k: plain_values(v) for k, v in function.keywords.items()}
-        return {"name": describe(function.func)} | given
+        settings = {k: plain_values(v) for k, v in function.keywords.items()}
+        return {"name": describe(function.func)} | settings
     if isinstance(function, Callable):
         return getattr(function, "__qualname__", type(function).__qualname__)
     return repr(function)
@@ -154,12 +154,12 @@ def data_of(dataset: Dataset[Any]) -> dict[str, Any]:
     Pictures are hashed by the digests of their pixels, whatever was computed of them, and texts by
     those of their rows, `digests`; other tensors whole; the rest by their labels.
     """
-    known = classes_of(dataset)
+    classes = classes_of(dataset)
     if isinstance(dataset, Subset):
         index = np.asarray(dataset.indices, dtype=np.int64).tobytes()
         inner = data_of(dataset.dataset)
         digest = _sha(inner["sha256"].encode() + index)
-        known = inner.get("classes")
+        classes = inner.get("classes")
     elif rows := digests_of(dataset):
         labels = labels_of(dataset)  # the rows of a text hold theirs
         digest = _sha(" ".join(rows).encode() + (b"" if labels is None else labels.tobytes()))
@@ -168,21 +168,21 @@ def data_of(dataset: Dataset[Any]) -> dict[str, Any]:
     else:
         labels = labels_of(dataset)
         digest = _sha(b"" if labels is None else labels.astype(np.int64).tobytes())
-    found: dict[str, Any] = {"n": size_of(dataset), "sha256": digest}
-    if known is not None:
-        found["classes"] = [str(name) for name in known]
-    return found
+    entry: dict[str, Any] = {"n": size_of(dataset), "sha256": digest}
+    if classes is not None:
+        entry["classes"] = [str(name) for name in classes]
+    return entry
 
 
 def _sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def shared_samples(one: Dataset[Any], two: Dataset[Any]) -> int | None:
+def shared_samples(first_set: Dataset[Any], second_set: Dataset[Any]) -> int | None:
     """How many samples stand in both sets; None if that cannot be told without decoding."""
-    if one is two:
-        return size_of(one)
-    first, second = _keys(one), _keys(two)
+    if first_set is second_set:
+        return size_of(first_set)
+    first, second = _keys(first_set), _keys(second_set)
     if first is None or second is None or first[0] != second[0]:
         return None
     return len(first[1] & second[1])
@@ -210,9 +210,9 @@ def _keys(dataset: Dataset[Any]) -> tuple[object, set[Any]] | None:
         rows = dataset.tensors[0].detach().cpu().contiguous()
         return "bytes", {_sha(row.numpy().tobytes()) for row in rows}
     if isinstance(dataset, Subset):
-        whole = dataset.dataset
-        if isinstance(whole, TensorDataset):
+        parent = dataset.dataset
+        if isinstance(parent, TensorDataset):
             index = torch.as_tensor(list(dataset.indices), dtype=torch.int64)
-            return _keys(TensorDataset(whole.tensors[0][index]))
-        return id(whole), {int(i) for i in dataset.indices}
+            return _keys(TensorDataset(parent.tensors[0][index]))
+        return id(parent), {int(i) for i in dataset.indices}
     return None

@@ -55,11 +55,11 @@ class Metrics(Scores):
     def of(cls, logits: Tensor, labels: Tensor) -> Metrics:
         """Scores of logits (n, classes) against labels (n,)."""
         guess, truth = logits.argmax(1).numpy(), labels.numpy()
-        shown = np.unique(truth)
+        present = np.unique(truth)
         return cls(
             loss=float(F.cross_entropy(logits.double(), labels)),
             accuracy=float(accuracy_score(truth, guess)),
-            balanced_accuracy=float(recall_score(truth, guess, labels=shown, average="macro")),
+            balanced_accuracy=float(recall_score(truth, guess, labels=present, average="macro")),
             ece=calibration_error(logits, labels),
             logits=logits,
             labels=labels,
@@ -89,8 +89,8 @@ class Metrics(Scores):
     def tempered_by(self, t: float) -> Metrics:
         """With the loss after this temperature, which was not fitted on these logits."""
         loss = float(F.cross_entropy(self.logits.double() / t, self.labels))
-        found = {"temperature": t, "tempered_loss": loss}
-        return replace(self, extra=dict(self.extra) | found)
+        tempered = {"temperature": t, "tempered_loss": loss}
+        return replace(self, extra=dict(self.extra) | tempered)
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
@@ -128,11 +128,11 @@ def best_temperature(
         loss = F.cross_entropy(wide / math.exp(log_t), labels, reduction="sum")
         return float(loss) + (log_t / prior) ** 2 / 2
 
-    most = 8 * prior
-    found: Any = minimize_scalar(energy, bounds=(-most, most), method="bounded")
-    at, step = float(found.x), 1e-3
-    curvature = (energy(at + step) - 2 * energy(at) + energy(at - step)) / step**2
-    return math.exp(at) if curvature > certainty**-2 else None
+    reach = 8 * prior
+    minimum: Any = minimize_scalar(energy, bounds=(-reach, reach), method="bounded")
+    best, step = float(minimum.x), 1e-3
+    curvature = (energy(best + step) - 2 * energy(best) + energy(best - step)) / step**2
+    return math.exp(best) if curvature > certainty**-2 else None
 
 
 @dataclass(frozen=True)
@@ -208,6 +208,6 @@ def ranking(ranks: Tensor, k: int) -> dict[str, float]:
     }
 
 
-def rank_of(own: Tensor, scores: Tensor) -> Tensor:
+def rank_of(score: Tensor, scores: Tensor) -> Tensor:
     """The place of a score among its row's, ties at the worst of theirs.  (n,), (n, V) -> (n,)."""
-    return (~(scores < own[:, None])).sum(1)  # a NaN is the worst of all
+    return (~(scores < score[:, None])).sum(1)  # a NaN is the worst of all

@@ -36,7 +36,7 @@ Joining = Callable[[Sequence[nn.Module], Sequence[Tensor]], "Together | None"]
 
 
 @dataclass
-class _Asked:
+class _Request:
     """What a run waits for: its logits, or its gradients."""
 
     model: nn.Module | None
@@ -54,23 +54,23 @@ class Stack:
         self.turn = 0
         self.change = threading.Condition()
         self.alive = list(range(count))
-        self.asked: dict[int, _Asked] = {}
+        self.asked: dict[int, _Request] = {}
         self.found: dict[int, Any] = {}
         self.random: dict[int, dict[str, Any]] = {}
         self.spent = [(0.0, 0.0)] * count
         self.mark = time.perf_counter(), time.process_time()
         self._together: tuple[list[int], Together | None] = [], None
 
-    def meet(self, run: int, asked: _Asked) -> Any:
+    def meet(self, run: int, request: _Request) -> Any:
         """Wait until all have asked; returns what was found for this one."""
         self.random[run] = global_state()
-        self.asked[run] = asked
+        self.asked[run] = request
         self._pass_on()
         self.wait(run)
-        found = self.found.pop(run)
-        if isinstance(found, Exception):
-            raise found
-        return found
+        answer = self.found.pop(run)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def wait(self, run: int) -> None:
         """Until it is this run's turn; the global generators are then where it left them."""
@@ -104,23 +104,23 @@ class Stack:
             self.change.notify_all()
 
     def _answer(self) -> None:
-        asked, self.asked = dict(sorted(self.asked.items())), {}
-        kinds = {id(a.model) if a.model is None else 0: a for a in asked.values()}
+        requests, self.asked = dict(sorted(self.asked.items())), {}
+        kinds = {id(a.model) if a.model is None else 0: a for a in requests.values()}
         try:
             if len(kinds) > 1:
                 raise RuntimeError("runs of a stack that do not step alike")
-            if next(iter(asked.values())).model is None:
-                torch.autograd.backward([a.value for a in asked.values()])
-                self.found.update(dict.fromkeys(asked))
+            if next(iter(requests.values())).model is None:
+                torch.autograd.backward([a.value for a in requests.values()])
+                self.found.update(dict.fromkeys(requests))
             else:
-                self.found.update(self._forward(asked))
+                self.found.update(self._forward(requests))
         except Exception as error:
-            self.found.update(dict.fromkeys(asked, error))
+            self.found.update(dict.fromkeys(requests, error))
 
-    def _forward(self, asked: Mapping[int, _Asked]) -> dict[int, Tensor]:
-        first, runs = next(iter(asked.values())), list(asked)
-        models = [a.model for a in asked.values() if a.model is not None]
-        rows = [a.value for a in asked.values()]
+    def _forward(self, requests: Mapping[int, _Request]) -> dict[int, Tensor]:
+        first, runs = next(iter(requests.values())), list(requests)
+        models = [a.model for a in requests.values() if a.model is not None]
+        rows = [a.value for a in requests.values()]
         device = rows[0].device.type
         half: dict[str, Any] = {"dtype": first.half, "enabled": first.half is not None}
         with torch.autocast(device, **half), torch.set_grad_enabled(first.grad):
@@ -130,11 +130,11 @@ class Stack:
             together = self._together[1]
             if together is not None:
                 return dict(zip(runs, together(rows, lambda i: self._own(runs[i])), strict=True))
-            found: dict[int, Tensor] = {}
+            outputs: dict[int, Tensor] = {}
             for run, model, x in zip(runs, models, rows, strict=True):
                 with self._own(run):
-                    found[run] = model(x)
-            return found
+                    outputs[run] = model(x)
+            return outputs
 
     def close(self) -> None:
         """The models compute for themselves again."""
@@ -180,7 +180,7 @@ class Seat:
         return self.stack.spent[self.run]
 
     def backward(self, loss: Tensor) -> None:
-        self.stack.meet(self.run, _Asked(None, loss, True, None))
+        self.stack.meet(self.run, _Request(None, loss, True, None))
 
 
 class Seated(nn.Module):
@@ -194,8 +194,8 @@ class Seated(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
         half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        asked = _Asked(self.model, x, torch.is_grad_enabled(), half)
-        return self.seat.stack.meet(self.seat.run, asked)
+        request = _Request(self.model, x, torch.is_grad_enabled(), half)
+        return self.seat.stack.meet(self.seat.run, request)
 
 
 def stacked(

@@ -21,8 +21,11 @@ def straggler(busy: Sequence[float]) -> dict[str, float]:
     busy: (D,), b_r in seconds, of each process r. A step lasts as long as the slowest process
     computes: with a share of 0.25 all of them together could be done in 1 / 1.25 of that time.
     """
-    most, mean = max(busy), sum(busy) / len(busy)
-    return {"straggler": busy.index(most), "straggler_share": most / mean - 1 if mean else 0.0}
+    longest, mean = max(busy), sum(busy) / len(busy)
+    return {
+        "straggler": busy.index(longest),
+        "straggler_share": longest / mean - 1 if mean else 0.0,
+    }
 
 
 class Busy:
@@ -47,11 +50,11 @@ class Busy:
 
     def end_epoch(self) -> dict[str, float]:
         """`straggler` of the steps since the last call, alike in all processes: each calls it."""
-        own, self.seconds = self.seconds, 0.0
+        seconds, self.seconds = self.seconds, 0.0
         if not self.told:
             return {}
-        found: Any = gather_object([own])
-        return straggler(found)
+        busy: Any = gather_object([seconds])
+        return straggler(busy)
 
 
 def backward(loss: Tensor, meter: Meter) -> None:

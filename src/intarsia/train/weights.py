@@ -16,20 +16,20 @@ from .settings import ClassWeights
 
 
 def weights_of(
-    asked: ClassWeights, classes: Sequence[str] | None, labels: np.ndarray | None
+    weights: ClassWeights, classes: Sequence[str] | None, labels: np.ndarray | None
 ) -> tuple[float, ...]:
     """One weight for each class.
 
-    asked: "balanced", n / (C n_c) for n labels of C classes, n_c of class c, so that every class
+    weights: "balanced", n / (C n_c) for n labels of C classes, n_c of class c, so that every class
       counts the same and the mean weight of a sample is 1; "a=1,b=2" or {"a": 1, "b": 2}, other
       classes 1; or a number for each class.
     classes: their names, where known.  labels: (n,) of the training part, where known.
     Raises: ConfigError where these are wanted and not known, or for a class without samples;
     UnknownName for a class that does not exist.
     """
-    if asked == BALANCED:
+    if weights == BALANCED:
         return _balanced(classes, labels)
-    named = named_numbers("class_weights", asked) if isinstance(asked, str) else asked
+    named = named_numbers("class_weights", weights) if isinstance(weights, str) else weights
     if not isinstance(named, Mapping):
         return tuple(float(value) for value in named)
     if classes is None:
@@ -65,7 +65,7 @@ class WeightedCrossEntropy:
     smoothing: float = 0.0
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        each = F.cross_entropy(logits, target, reduction="none", label_smoothing=self.smoothing)
+        losses = F.cross_entropy(logits, target, reduction="none", label_smoothing=self.smoothing)
         return (
-            torch.tensor(self.weights, device=each.device, dtype=each.dtype)[target] * each
+            torch.tensor(self.weights, device=losses.device, dtype=losses.dtype)[target] * losses
         ).mean()

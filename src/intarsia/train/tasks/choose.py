@@ -59,22 +59,22 @@ def chosen(
     classes: their names, where the dataset does not know them.
     Raises: ConfigError where the recipe has a setting that the task has not.
     """
-    given = {name: value for name in OF_LABELS if (value := getattr(recipe, name))}
-    found = task or task_of(dataset)
-    if isinstance(recipe.schedule, ByFit) and not found.answers:
-        got = f"{type(recipe.schedule).__name__} for {type(found).__name__}"
+    settings = {name: value for name in OF_LABELS if (value := getattr(recipe, name))}
+    resolved = task or task_of(dataset)
+    if isinstance(recipe.schedule, ByFit) and not resolved.answers:
+        got = f"{type(recipe.schedule).__name__} for {type(resolved).__name__}"
         want = "a task with right answers, for it follows the training accuracy"
         raise ConfigError("schedule", got=got, want=want, fix="Use ActiveSchedule.")
-    if task is None and type(found) is Classes:
-        if weights := given.pop("class_weights", None):
+    if task is None and type(resolved) is Classes:
+        if weights := settings.pop("class_weights", None):
             names = classes or classes_of(dataset)
-            given["weights"] = weights_of(weights, names, labels_of(dataset))
-        return Classes(**given)
-    if task is None and type(found) is Tokens and given.keys() <= {"smoothing"}:
-        return Tokens(**given)
-    for name, value in given.items():
-        got = f"{value} for {type(found).__name__}"
-        own = f"Classes({'weights=...' if name == 'class_weights' else f'{name}={value}'})"
-        fix = f"Leave it out, or give it to the task: task={own}."
+            settings["weights"] = weights_of(weights, names, labels_of(dataset))
+        return Classes(**settings)
+    if task is None and type(resolved) is Tokens and settings.keys() <= {"smoothing"}:
+        return Tokens(**settings)
+    for name, value in settings.items():
+        got = f"{value} for {type(resolved).__name__}"
+        example = f"Classes({'weights=...' if name == 'class_weights' else f'{name}={value}'})"
+        fix = f"Leave it out, or give it to the task: task={example}."
         raise ConfigError(name, got=got, want="a task of classes that is not named", fix=fix)
-    return found
+    return resolved

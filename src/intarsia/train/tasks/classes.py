@@ -53,8 +53,10 @@ class Classes(Task):
                 "(images, classes), or (texts, tokens, vocabulary) for labels of tokens",
             )
         if self.weights and len(self.weights) != output.shape[-1]:
-            what, got = "class_weights", f"{len(self.weights)} for {output.shape[-1]} classes"
-            raise ConfigError(what, got=got, want="one for each class", fix="Name each class once.")
+            subject, got = "class_weights", f"{len(self.weights)} for {output.shape[-1]} classes"
+            raise ConfigError(
+                subject, got=got, want="one for each class", fix="Name each class once."
+            )
         return dataclasses.replace(self, classes=output.shape[-1])
 
     def check(self, target: Tensor) -> None:
@@ -111,12 +113,12 @@ class Heads(Classes):
             raise weighted()
 
     def loss_of(self, batch: Batch) -> TargetLoss:
-        whole = super().loss_of(batch)
-        return dataclasses.replace(whole, criterion=partial(_by_task, whole.criterion, self.groups))
+        joint = super().loss_of(batch)
+        return dataclasses.replace(joint, criterion=partial(_by_task, joint.criterion, self.groups))
 
     def scores(self, *rows: Tensor) -> Metrics:
-        own = task_accuracy(rows[0], rows[1], self.groups)
-        return dataclasses.replace(super().scores(*rows), extra={"own_task_accuracy": own})
+        accuracy = task_accuracy(rows[0], rows[1], self.groups)
+        return dataclasses.replace(super().scores(*rows), extra={"own_task_accuracy": accuracy})
 
 
 def task_heads(
@@ -159,8 +161,8 @@ def _by_task(criterion: Any, groups: Groups, logits: Tensor, target: Tensor) -> 
     for number, classes in enumerate(groups):
         rows = (of_image == number).nonzero().flatten()
         if len(rows):
-            own = logits[rows][:, list(classes)]
-            total = total + criterion(own, place[target[rows]]) * (len(rows) / len(logits))
+            columns = logits[rows][:, list(classes)]
+            total = total + criterion(columns, place[target[rows]]) * (len(rows) / len(logits))
     return total
 
 
@@ -185,9 +187,9 @@ def _tasks(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Of each class its task, and its place among the classes of that task.  (C,), (C,)."""
     order = [c for classes in groups for c in classes]
     if sorted(order) != list(range(logits.shape[-1])):
-        what, want = "groups of classes", f"each of the {logits.shape[-1]} classes once"
+        subject, want = "groups of classes", f"each of the {logits.shape[-1]} classes once"
         got = f"{len(groups)} groups with {len(order)} classes"
-        raise ConfigError(what, got=got, want=want, fix="Take them from suites.groups(classes).")
+        raise ConfigError(subject, got=got, want=want, fix="Take them from suites.groups(classes).")
     task, place = torch.empty(2, len(order), dtype=torch.int64).unbind()
     for number, classes in enumerate(groups):
         task[list(classes)] = number
@@ -198,9 +200,11 @@ def _tasks(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
 def whole_numbers(labels: Any, ndim: int, want: str) -> Tensor:
     """Labels as int64.  Raises: DataError for another kind, or another number of axes."""
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != ndim:
-        found = isinstance(labels, Tensor) and f"{labels.dtype} of shape {tuple(labels.shape)}"
+        description = (
+            isinstance(labels, Tensor) and f"{labels.dtype} of shape {tuple(labels.shape)}"
+        )
         fix = "Give the class index, counted from 0, or say what the labels are: task=..."
-        raise DataError("labels", got=found or type(labels).__name__, want=want, fix=fix)
+        raise DataError("labels", got=description or type(labels).__name__, want=want, fix=fix)
     return labels.long()
 
 

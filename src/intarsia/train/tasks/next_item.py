@@ -87,9 +87,9 @@ class NextItem(Task):
         target = batch[1][:, -1] if self.every else batch[1]
         logits = wide(output[:, -1] if self.every else output)
         check_range(target, logits.shape[-1])
-        own = logits.gather(1, target[:, None])[:, 0]
+        score = logits.gather(1, target[:, None])[:, 0]
         loss = F.cross_entropy(logits, target, reduction="none")
-        return loss.double(), rank_of(own, logits)
+        return loss.double(), rank_of(score, logits)
 
     def scores(self, *rows: Tensor) -> Named:
         loss, ranks = rows

@@ -58,8 +58,8 @@ class NextSession(Task):
         return TargetLoss(_missed, batch[1])
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        there = (batch[1][:, :, None] == output[:, None, :]).any(2)
-        return (there.double().mean(1),)
+        hits = (batch[1][:, :, None] == output[:, None, :]).any(2)
+        return (hits.double().mean(1),)
 
     def scores(self, *rows: Tensor) -> Named:
         recall = float(rows[0].mean())

@@ -78,16 +78,19 @@ class Pairs(Task):
     def _info_nce(self, output: Tensor, target: Tensor) -> Tensor:
         total = output.new_zeros(())
         for near in self._groups(output):
-            own = torch.arange(len(near), device=near.device)
-            one, other = F.cross_entropy(near, own), F.cross_entropy(near.T, own)
-            total = total + (one + other) / 2 * (len(near) / len(target))
+            index = torch.arange(len(near), device=near.device)
+            by_query, by_document = F.cross_entropy(near, index), F.cross_entropy(near.T, index)
+            total = total + (by_query + by_document) / 2 * (len(near) / len(target))
         return total
 
     def _divergence(self, target: Tensor, output: Tensor, *, detach: bool = True) -> Tensor:
         """KL of a query's distribution over its group's documents, the mean over queries."""
         count = len(output) // 2
         groups = zip(self._groups(target), self._groups(output), strict=True)
-        parts = [kl(two, one, detach=detach) * (len(one) / count) for two, one in groups]
+        parts = [
+            kl(target_group, output_group, detach=detach) * (len(output_group) / count)
+            for target_group, output_group in groups
+        ]
         return torch.stack(parts).sum()
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
@@ -98,9 +101,9 @@ class Pairs(Task):
         losses, ranks = [], []
         for first in range(0, len(queries), ROWS):
             near = queries[first : first + ROWS] @ documents.T
-            own = near.diagonal(first)
-            ranks.append(rank_of(own, near))
+            similarity = near.diagonal(first)
+            ranks.append(rank_of(similarity, near))
             logits = near.double() / self.temperature
-            losses.append(logits.logsumexp(1) - own.double() / self.temperature)
+            losses.append(logits.logsumexp(1) - similarity.double() / self.temperature)
         values = {"loss": float(torch.cat(losses).mean())} | ranking(torch.cat(ranks), self.k)
         return Named(values, f"ndcg_{self.k}", {"queries": queries, "documents": documents})

@@ -74,8 +74,8 @@ class Task(abc.ABC):
     @torch.no_grad()
     def score(self, model: nn.Module, batches: Iterable[Batch]) -> Mapping[str, float]:
         """The scores of a model, in its present mode, on some batches."""
-        found = [self.rows(logits_of(model, batch[0]), batch) for batch in batches]
-        rows = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+        outputs = [self.rows(logits_of(model, batch[0]), batch) for batch in batches]
+        rows = (torch.cat(parts).cpu() for parts in zip(*outputs, strict=True))
         return self.scores(*rows).scores()
 
 
