@@ -53,7 +53,7 @@ COMMANDS: Mapping[str, tuple[Paper, str]] = MappingProxyType(
 def cards(
     kind: str | None = None, tag: str | None = None, family: str | None = None, text: str = ""
 ) -> tuple[Card, ...]:
-    """The cards that have all that is asked for, by key; None asks for nothing.
+    """List the cards that have all that is asked for, by key; None asks for nothing.
 
     text: stands in the key, a name, the summary, or the paper's title or arXiv number; case,
     hyphens and spaces do not count.
@@ -99,7 +99,7 @@ def commands(text: str = "") -> list[dict[str, Any]]:
 
 
 def describe(method: Card) -> dict[str, Any]:
-    """A listed card as JSON can hold it: paper, tags, and each setting with its type and default.
+    """Describe a listed card for JSON: paper, tags, and each setting with its type and default.
 
     python: where its config is imported from; doc: the config's docstring.
     """
@@ -115,7 +115,7 @@ def describe(method: Card) -> dict[str, Any]:
 
 
 def _doc(module: str, config: str) -> str:
-    """A class's docstring, read from the source: an import would bring torch."""
+    """Read a class's docstring from the source: an import would bring torch."""
     path = Path(__file__).parent.joinpath(*module.split("."))
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     classes = (n for n in ast.parse(source.read_text()).body if isinstance(n, ast.ClassDef))
@@ -124,7 +124,7 @@ def _doc(module: str, config: str) -> str:
 
 
 def shown(value: Any) -> str:
-    """A described setting as text; a method inside by its key and what it sets."""
+    """Write a described setting as text; a method inside by its key and what it sets."""
     if isinstance(value, dict):
         inner = (f"{k}={shown(v)}" for k, v in value.items() if k != "method" and v is not None)
         return " ".join([value["method"], *inner] if "method" in value else inner)
@@ -132,7 +132,7 @@ def shown(value: Any) -> str:
 
 
 def example(described: Mapping[str, Any]) -> tuple[str, str]:
-    """A command and a line of Python that use what is described, its first number spelled out."""
+    """Write a command and a line of Python for a described method, its first number spelled out."""
     numbers = (s for s in described["settings"] if isinstance(s["default"], int | float))
     number = next((s for s in numbers if not isinstance(s["default"], bool)), None)
     setting = f"{number['name']}={number['default']}" if number else ""

@@ -95,7 +95,7 @@ def _own_schedule(model: nn.Module, schedule: Any) -> Any:
 
 
 def in_blocks(model: nn.Module, schedule: Any) -> Any:
-    """A schedule of masks on the layers inside the model's blocks, unless it names its own.
+    """Put a schedule of masks on the layers inside the model's blocks, unless it names its own.
 
     Embeddings, stems, heads and depthwise convolutions stay dense; of a model without blocks that
     are known, every linear map and convolution is masked.
@@ -119,7 +119,7 @@ def sets_of(
     val: Dataset[Any] | None,
     test: Dataset[Any] | None,
 ) -> tuple[Sets, dict[str, Any]]:
-    """The three sets as the model sees them, and the record of where they come from.
+    """Return the three sets as the model sees them, and the record of where they come from.
 
     Raises: ConfigError for splits with another val or test beside them; DataError for pictures and
     a model that does not say how it wants them.
@@ -138,7 +138,7 @@ def sets_of(
 
 
 def seen_by(model: nn.Module, dataset: Any) -> Any:
-    """Pictures resized and normalised as the model's configuration says; other sets as they are."""
+    """Resize and normalise pictures as the model's configuration says; leave other sets alone."""
     if not isinstance(dataset, ImageSet):
         return dataset
     return tensors_or_prepared(dataset, eval_transform(input_config(model)))
@@ -168,7 +168,7 @@ def evaluate(
 def write_trained(
     model: nn.Module, folder: Path, record: Mapping[str, Any], parts: WholeModel | None = None
 ) -> None:
-    """A changed model by `save`; any other as what it has learned.  parts: see `Write`."""
+    """Write a changed model by `save`, any other as what it has learned.  parts: see `Write`."""
     if is_peft(model) or steps_of(model):
         save(model, folder, record=record, parts=parts)
     else:
@@ -257,7 +257,7 @@ def fit_in_phases(
 
 
 def fit_as(method: object) -> Callable[..., Run]:
-    """How a method is trained: `fit`, or `fit_in_phases` with the last run as what it gave."""
+    """Return the function that trains a method: `fit`, or `fit_in_phases` with its last run."""
     if not isinstance(method, Phased):
         return fit
     phased: Phased = method

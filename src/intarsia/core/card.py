@@ -44,7 +44,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Card:
-    """One method: its key, kind, config, papers, and tags that conformance checks both ways.
+    """The description of a method: key, kind, config, paper, and tags that conformance checks.
 
     `config` is a frozen dataclass whose defaults work; `tiny` are its settings for tests.
     `family` is the group in which a reader looks for it, such as "adapter mixtures"; `names` are

@@ -123,7 +123,7 @@ class Step:
 
 
 def steps_of(model: nn.Module) -> tuple[Step, ...]:
-    """What turns the plain model into this one, adapters apart: PEFT keeps a list of those."""
+    """Return the steps that turn the plain model into this one; PEFT lists adapters itself."""
     return getattr(model, STEPS, ())
 
 

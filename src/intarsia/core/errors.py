@@ -26,7 +26,7 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: control characters, which may stand in a file's name, as \\x1b."""
+    """Escape control characters, which may stand in a file's name, as \\x1b for a terminal."""
     return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
@@ -136,7 +136,7 @@ class UnknownName(IntarsiaError, LookupError):
 
 
 def disk_error(path: object, error: Exception) -> TrainingError:
-    """The error for a file that could not be written."""
+    """Return the error for a file that could not be written."""
     return TrainingError(
         f"writing to {path}",
         got=error,

@@ -35,7 +35,7 @@ def exchange(first: Path, second: Path) -> bool:
 
 @functools.cache
 def _system_call() -> Callable[[bytes, bytes], int] | None:
-    """The C library's exchange of two paths; None on a system without it."""
+    """Return the C library's exchange of two paths; None on a system without it."""
     try:
         library = ctypes.CDLL(None, use_errno=True)
         if sys.platform == "darwin":

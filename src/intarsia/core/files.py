@@ -245,7 +245,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def unbroken() -> Generator[None, None, None]:
-    """Inside, Ctrl-C and SIGTERM wait.
+    """Hold back Ctrl-C and SIGTERM until the end of the block.
 
     torch turns an interrupt while it reads tensors into an error of its own, as if the file were
     damaged.
@@ -266,7 +266,7 @@ def unbroken() -> Generator[None, None, None]:
 
 
 def parse_json(raw: str | bytes, pairs: Callable[[Any], Any] | None = None) -> Any:
-    """A JSON text that anybody may have written.  pairs: makes an object of its pairs.
+    """Parse a JSON text that anybody may have written.  pairs: makes an object of its pairs.
 
     Raises: ValueError if it is none, nested so deeply that nothing can work with it, or has half
     a character, which no text can have.
@@ -288,7 +288,7 @@ def parse_json(raw: str | bytes, pairs: Callable[[Any], Any] | None = None) -> A
 
 
 def read_json(path: str | Path) -> Any:
-    """A JSON file that anybody may have written.
+    """Read a JSON file that anybody may have written.
 
     Raises: OSError if it cannot be read or is no regular file; ValueError as `parse_json` does.
     """

@@ -23,7 +23,7 @@ def own_classifier(model: nn.Module) -> Any:
 
 
 def heads_of(model: nn.Module) -> list[nn.Module]:
-    """The classifiers of a timm, transformers or torchvision model, as they are; none without.
+    """Return the classifiers of a timm, transformers or torchvision model; none without.
 
     A distilled DeiT has two.  model: the host itself, not a PeftModel around it.
     """

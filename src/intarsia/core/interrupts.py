@@ -21,7 +21,7 @@ def check() -> None:
 
 @contextmanager
 def never_lost() -> Generator[None, None, None]:
-    """Inside, Ctrl-C ends the program with one line and its exit code, whoever catches it.
+    """End the program on Ctrl-C with one line and its exit code, whoever catches it inside.
 
     Modules of other packages may catch the KeyboardInterrupt, or an error that it became, and go
     on; the next import then raises it again, as `check` does. Outside the main thread, and where

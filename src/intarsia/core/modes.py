@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Generator[None]:
-    """Evaluation mode; afterwards every module is as it was."""
+    """Set evaluation mode inside; afterwards every module is in its former mode."""
     with modes_kept(model):
         model.eval()
         yield
@@ -19,7 +19,7 @@ def evaluating(model: nn.Module) -> Generator[None]:
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Generator[None]:
-    """Afterwards every module is in the mode it was in."""
+    """Put every module back into its present mode at the end."""
     before = {m: m.training for m in model.modules()}
     try:
         yield
@@ -30,7 +30,7 @@ def modes_kept(model: nn.Module) -> Generator[None]:
 
 @contextmanager
 def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Generator[None]:
-    """Inside, the module computes this; it, its name and its hooks stay as they are."""
+    """Replace a module's forward inside; the module, its name and its hooks stay as they are."""
     attributes = vars(module)
     before = attributes.get("forward")
     attributes["forward"] = forward

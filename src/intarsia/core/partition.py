@@ -17,7 +17,7 @@ NOBODY = -1
 
 
 def label_dtype(parts: int) -> torch.dtype:
-    """The smallest signed integer type that holds the labels -1 ... parts - 1."""
+    """Return the smallest signed integer type that holds the labels -1 ... parts - 1."""
     for dtype in (torch.int8, torch.int16):
         if parts - 1 <= torch.iinfo(dtype).max:
             return dtype
@@ -43,7 +43,7 @@ class Partition:
 
     @classmethod
     def from_masks(cls, *masks: Mapping[str, Tensor], pattern: Pattern | None = None) -> Partition:
-        """Part i is what mask i selects.  masks: parameter name -> bool, of the parameter's shape.
+        """Make part i of the weights that mask i selects.  masks: name -> bool, of its shape.
 
         Raises: ConfigError for none, for a mask that is not bool, and for masks that overlap;
         ShapeError for masks of other parameters or shapes.
@@ -83,12 +83,12 @@ class Partition:
         return self.label[name]
 
     def mask(self, name: str, part: int) -> Tensor:
-        """Bool mask of the parameter's shape; True = selected by `part`."""
+        """Return the bool mask of the parameter's shape; True = selected by `part`."""
         between("part", part, 0, self.parts - 1, fix="Parts count from 0.")
         return self.label[name] == part
 
     def sizes(self) -> Tensor:
-        """How many weights each part owns, over all parameters.  Returns (parts,) int64."""
+        """Count the weights that each part owns, over all parameters.  Returns (parts,) int64."""
         counts = torch.zeros(self.parts, dtype=torch.int64)
         for label in self.label.values():
             owned = label.flatten().long().cpu()
@@ -96,7 +96,7 @@ class Partition:
         return counts
 
     def density(self) -> float:
-        """The share of weights that belong to some part."""
+        """Return the share of weights that belong to some part."""
         total = sum(label.numel() for label in self.label.values())
         owned = sum(int((label >= 0).sum()) for label in self.label.values())
         return owned / total if total else 0.0
@@ -134,14 +134,14 @@ def _one_part(partitions: tuple[Partition, ...]) -> None:
 
 
 def union(*partitions: Partition) -> Partition:
-    """The weights selected by any of several one-part partitions."""
+    """Select the weights that are in any of several one-part partitions."""
     _one_part(partitions)
     names = partitions[0].label
     return Partition({n: torch.stack([p[n] for p in partitions]).amax(0) for n in names}, 1)
 
 
 def intersect(*partitions: Partition) -> Partition:
-    """The weights selected by all of several one-part partitions."""
+    """Select the weights that are in all of several one-part partitions."""
     _one_part(partitions)
     names = partitions[0].label
     return Partition({n: torch.stack([p[n] for p in partitions]).amin(0) for n in names}, 1)

@@ -14,7 +14,7 @@ TEXT_COLUMNS = ("text", "prompt", "messages")
 
 
 def lists_pictures(file: Path) -> bool:
-    """Whether a .jsonl file lists pictures: its first row has a picture, a label, and no text.
+    """Return True if a .jsonl file lists pictures: its first row has picture and label, no text.
 
     False for any other file, and for one that cannot be read.
     """

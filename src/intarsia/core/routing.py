@@ -66,7 +66,7 @@ class Routing:
     def from_dense(
         cls, gates: Tensor, losses: Mapping[str, Tensor] | None = None, state: Tensor | None = None
     ) -> Routing:
-        """The non-zero entries of a gate matrix.  gates: (T, E)."""
+        """Make a routing of the non-zero entries of a gate matrix.  gates: (T, E)."""
         if gates.dim() != 2:
             subject, got = "gates", tuple(gates.shape)
             raise ShapeError(subject, got=got, want="(T, E)", fix="Flatten the batch to tokens.")
@@ -75,12 +75,12 @@ class Routing:
         return cls(token, expert, gates[token, expert], tokens, experts, losses or {}, state)
 
     def dense(self) -> Tensor:
-        """The gate matrix (T, E); entries given twice add up."""
+        """Return the gate matrix (T, E); entries given twice add up."""
         gates = self.weight.new_zeros(self.tokens * self.experts)
         flat = self.token * self.experts + self.expert
         return gates.index_add(0, flat, self.weight).view(self.tokens, self.experts)
 
     def load(self) -> Tensor:
-        """How many (token, expert) pairs each expert received.  Returns (E,) int64."""
+        """Count the (token, expert) pairs that each expert received.  Returns (E,) int64."""
         none = self.expert.new_zeros(self.experts)
         return none.index_add(0, self.expert, torch.ones_like(self.expert))

@@ -40,7 +40,7 @@ def _add_config(mappings: ModuleType) -> None:
 
 
 def _add_quantizer(mappings: ModuleType) -> None:
-    """What rebuilds a changed model before its weights are read is a quantizer to transformers."""
+    """Register the class that rebuilds a changed model: to transformers it is a quantizer."""
     home = "intarsia.hosts.stock_folder"
     mappings.AUTO_QUANTIZATION_CONFIG_MAPPING[CHANGED] = Later(home, "ChangedConfig")
     mappings.AUTO_QUANTIZER_MAPPING[CHANGED] = Later(home, "ChangedQuantizer")

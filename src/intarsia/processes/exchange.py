@@ -32,7 +32,7 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Inside, the time counts as that of an exchange."""
+        """Count the time inside as that of an exchange."""
         began = self.clock()
         try:
             yield
@@ -40,7 +40,7 @@ class Meter:
             self.seconds += self.clock() - began
 
     def note(self, name: str, row_bytes: int, counts: Sequence[int]) -> None:
-        """So many rows of `row_bytes` bytes went to every process, under the name of a step."""
+        """Add the rows sent to each process under a step's name; a row has `row_bytes` bytes."""
         rank = dist.get_rank(self.group)
         row = [row_bytes * count * (target != rank) for target, count in enumerate(counts)]
         self.sent[name] = [
@@ -48,7 +48,10 @@ class Meter:
         ]
 
     def gathered(self) -> dict[str, Tensor]:
-        """Of all processes: step -> (D, D) int64. Called by each of them, with the same steps."""
+        """Return the bytes from and to all D processes: step -> (D, D) int64.
+
+        Called by each of them, with the same steps.
+        """
         count, device = dist.get_world_size(self.group), device_of(self.group)
         totals: dict[str, Tensor] = {}
         for name, row in sorted(self.sent.items()):
@@ -59,7 +62,7 @@ class Meter:
 
 
 class _Exchange(torch.autograd.Function):
-    """Rows to their processes; gradients go the same ways back."""
+    """The exchange of rows with its gradient: gradients go the same ways back."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, send: list[int], receive: list[int], route: Any) -> Tensor:
@@ -92,12 +95,12 @@ GONE = ("losed by peer", "onnection reset", "imed out", "onnection refused", "NC
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether torch.distributed says that another process is gone or late."""
+    """Return True if an error of torch.distributed says that another process is gone or late."""
     return dist.is_initialized() and any(text in str(error) for text in GONE)
 
 
 def lost(subject: str, error: Exception, group: Group = None) -> TrainingError:
-    """What a process says when others do not answer."""
+    """Return the error of a process that others do not answer."""
     rank, text = dist.get_rank(group), str(error).splitlines()[0]
     late = "imed out" in str(error)
     got = f"no answer in time ({text})" if late else f"a process that is gone ({text})"
@@ -113,7 +116,10 @@ def lost(subject: str, error: Exception, group: Group = None) -> TrainingError:
 
 @contextmanager
 def answered(subject: Callable[[], str], group: Group = None) -> Iterator[None]:
-    """Raises: TrainingError inside, where another process does not answer, for what was done."""
+    """Turn an error inside into a TrainingError if another process does not answer.
+
+    subject: returns what was being done, for the error.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -131,7 +137,7 @@ def exchanged(
     meter: Meter | None = None,
     name: str = "exchange",
 ) -> Tensor:
-    """The rows that all processes sent here, in the order of the processes.
+    """Send rows to all processes; return those that they sent here, in the order of processes.
 
     rows: (N, ...), those for process 0 first, `send[p]` of them for process p; receive: how many
     come from each. Differentiable: gradients of rows travel back under the name `name`.back. Every
@@ -158,11 +164,11 @@ class Wire:
         return dist.get_world_size(self.group)
 
     def send(self, rows: Tensor, send: Sequence[int], receive: Sequence[int], phase: str) -> Tensor:
-        """`exchanged`, as the step `layer`.phase."""
+        """Exchange rows as `exchanged` does, under the name `layer`.phase."""
         name = f"{self.layer}.{phase}"
         return exchanged(rows, send, receive, group=self.group, meter=self.meter, name=name)
 
     def told(self, values: Tensor, phase: str) -> Tensor:
-        """What every process says to all.  values: (n,) -> (D, n)."""
+        """Return the values of every process, sent to all.  values: (n,) -> (D, n)."""
         counts = [1] * self.world
         return self.send(values.detach().repeat(self.world, 1), counts, counts, phase)

@@ -16,7 +16,7 @@ Move = tuple[str, nn.Parameter, Callable[[Tensor], Tensor]]
 
 
 class WholeModel:
-    """What the training loop asks about a model's weights; here every process has all of them.
+    """The training loop's view of a model's weights; here every process has all of them.
 
     shared: True if processes have different weights, which then all take part in a checkpoint.
     group: the processes that share the weights; None = all.

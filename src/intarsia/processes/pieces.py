@@ -42,7 +42,7 @@ class Piece:
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor | Piece]) -> dict[str, Any]:
-    """Write a process's file.  Returns what the manifest should say of it."""
+    """Write a process's file; return its entry for the manifest."""
     entry: dict[str, Any] = {"file": path.name, "whole": {}, "pieces": {}}
     values: dict[str, Tensor] = {}
     for key, weight in tensors.items():
@@ -63,7 +63,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor | Piece]) -> dict[str, A
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, contiguous, no two in one piece of memory, as safetensors wants them."""
+    """Copy tensors to the CPU, contiguous and sharing no memory, as safetensors wants them."""
     storages: set[int] = set()
     separate: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -95,7 +95,7 @@ def _units(piece: Mapping[str, Any]) -> UnitAxes | None:
 class Pieces:
     """The weights of a folder, opened: all experts are there, and every file is.
 
-    said: what `write_file` gave in each process, by rank.
+    manifests: the entries that `write_file` returned in each process, by rank.
     Raises: CheckpointError for a file that is missing or short, experts that no file has; in
     `tensor` and `rows`, for bytes that changed.
     """
@@ -122,14 +122,14 @@ class Pieces:
         return key in self.whole or key in self.pieces
 
     def tensor(self, key: str) -> Tensor:
-        """A weight that one process wrote."""
+        """Read a weight that one process wrote whole."""
         file, sha = self.whole[key]
         with self._opened(file) as opened:
             value: Tensor = opened.get_tensor(key).clone()
         return self._same(value, sha, f"{key!r} in {file}")
 
     def rows(self, key: str, index: Tensor) -> Tensor:
-        """Rows of these experts, whole, from whichever files have them.  (n,) -> (n, ...)."""
+        """Read the rows of these experts from whichever files have them.  (n,) -> (n, ...)."""
         row_of = {int(expert): row for row, expert in enumerate(index)}
         weight: Tensor | None = None
         for piece in self.pieces[key]:
@@ -154,7 +154,7 @@ class Pieces:
         return weight
 
     def all(self, key: str) -> Tensor:
-        """The rows of all experts."""
+        """Read the rows of all experts."""
         return self.rows(key, torch.arange(self.pieces[key][0]["experts"]))
 
     def _check_all_there(self, files: list[tuple[str, int]]) -> None:
@@ -174,7 +174,7 @@ class Pieces:
 
     @contextmanager
     def _opened(self, file: str) -> Iterator[Any]:
-        """Raises: CheckpointError inside, for what the file has not."""
+        """Open a file.  Raises: CheckpointError inside, for what the file has not."""
         try:
             with unbroken():
                 opened = open_tensors(self.folder / file)
@@ -203,7 +203,7 @@ class Stored:
     key: str
 
     def __len__(self) -> int:
-        """E."""
+        """Return E, the number of experts."""
         return int(self.pieces.pieces[self.key][0]["experts"])
 
     def rows(self, index: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ def write_together(
     finish: Callable[[Path, list[Report]], None],
     group: Group = None,
 ) -> Path:
-    """Every process writes its part of a new folder; the first one finishes it and gives its name.
+    """Write a new folder, a part of it in every process; the first process finishes and names it.
 
     part: writes into the folder that it is given, and returns what `finish` should know of that;
     finish: called in the first process with what all have said, by rank.
@@ -52,7 +52,7 @@ def write_together(
 
 
 def _written(part: Callable[[Path], Report], scratch: Path) -> Report:
-    """A process's own files, on the disk itself: another machine may have written them."""
+    """Write a process's own files, and sync them: no other machine could do that for it."""
     before = {path.name for path in scratch.iterdir()}
     report = part(scratch)
     for path in scratch.iterdir():
@@ -63,7 +63,7 @@ def _written(part: Callable[[Path], Report], scratch: Path) -> Report:
 
 
 def _tried(job: Callable[[], Any], target: Path) -> Any:
-    """What a job gives, or its error, to be told to all."""
+    """Return a job's result, or its error, which all processes then get."""
     try:
         return job()
     except IntarsiaError as error:
@@ -76,7 +76,7 @@ def _tried(job: Callable[[], Any], target: Path) -> Any:
 
 
 def _everyone(report: Any, target: Path, group: Group) -> list[Any]:
-    """What all processes say, by rank.  Raises: the first error among it, in each of them."""
+    """Gather all processes' reports, by rank.  Raises: the first error among them, in each."""
     reports: list[Any] = [None] * dist.get_world_size(group)
     with answered(lambda: f"writing {target}", group):
         dist.all_gather_object(reports, report, group=group)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class UnitAxes:
-    """Where the h hidden units of an expert stand in a weight (E, ...).
+    """The place of an expert's h hidden units in a weight (E, ...).
 
     axis: along which; runs: of all of them, one after the other (2: gates, then the values that
     they gate); each: numbers of a unit side by side (2: a gate and its value).
@@ -21,24 +21,24 @@ class UnitAxes:
     each: int = 1
 
     def part(self, weight: Tensor, part: int, slices: int) -> Tensor:
-        """The part-th of `slices` equal parts, a view.  (E, ..., runs, h / slices, each, ...)."""
+        """Return the part-th of equal slices, a view.  (E, ..., runs, h / slices, each, ...)."""
         apart = self.apart(weight)
         count = apart.shape[self.axis + 1] // slices
         return apart.narrow(self.axis + 1, part * count, count)
 
     def apart(self, weight: Tensor) -> Tensor:
-        """(E, ..., runs h each, ...) -> (E, ..., runs, h, each, ...)."""
+        """Unflatten the units' axis.  (E, ..., runs h each, ...) -> (E, ..., runs, h, each, ...)."""
         return weight.unflatten(self.axis, (self.runs, -1, self.each))
 
     def together(self, apart: Tensor) -> Tensor:
-        """The inverse of `apart`."""
+        """Flatten the axis of the units again: the inverse of `apart`."""
         return apart.flatten(self.axis, self.axis + 2)
 
 
 def own_part(
     units: UnitAxes | None, weight: Tensor, index: Tensor, part: int, slices: int
 ) -> Tensor:
-    """Of a weight of all experts, what stands in these, in the part-th slice.  (E, ...)."""
+    """Return the part-th slice of some experts, out of a weight of all experts.  (E, ...)."""
     value = weight[index]
     if units is not None and slices > 1:
         return units.together(units.part(value, part, slices))
@@ -54,7 +54,10 @@ def put_part(
     part: int,
     slices: int,
 ) -> Tensor:
-    """The inverse of `own_part`, one part after another.  Returns the whole so far."""
+    """Put a part into the weight of all experts: the inverse of `own_part`, part by part.
+
+    weight: as far as earlier calls filled it, None at the first.  Returns it.
+    """
     units = units if slices > 1 else None
     if weight is None:
         shape = [experts, *value.shape[1:]]

@@ -38,7 +38,7 @@ def write_folder(
     before: Callable[[Path], object] = lambda scratch: None,
     after: Callable[[Path], object] = lambda scratch: None,
 ) -> Path:
-    """Weights of a model, and what goes with them; there as a whole, or not at all.
+    """Write weights of a model, and what goes with them; there as a whole, or not at all.
 
     files: tensors of the model's state by name, for each safetensors file.
     parts: of a model that is shared out; every process then calls this, and writes its experts.
@@ -98,12 +98,12 @@ def write_whole(path: Path, tensors: Mapping[str, Tensor | Piece], *, first: boo
 
 
 def _units(piece: Piece) -> UnitAxes | None:
-    """Where hidden units stand, if a piece has a slice of them."""
+    """Return the place of the hidden units, if a piece has a slice of them; else None."""
     return piece.units if piece.of > 1 else None
 
 
 def _shape(tensor: Tensor | Piece) -> list[int]:
-    """(E, ...) of the whole weight."""
+    """Return the shape (E, ...) of the whole weight."""
     if isinstance(tensor, Tensor):
         return list(tensor.shape)
     shape = [tensor.experts, *tensor.value.shape[1:]]
@@ -115,7 +115,7 @@ def _shape(tensor: Tensor | Piece) -> list[int]:
 def _header(
     shapes: Mapping[str, list[int]], tensors: Mapping[str, Tensor | Piece]
 ) -> tuple[bytes, dict[str, int], int]:
-    """What stands before the numbers, where those of each tensor begin, and the file's bytes."""
+    """Return the file's header, where the numbers of each tensor begin, and the file's length."""
     values = {
         n: tensor.value if isinstance(tensor, Piece) else tensor for n, tensor in tensors.items()
     }
@@ -134,7 +134,7 @@ def _header(
 
 
 def _put_rows(handle: int, piece: Piece, start: int) -> None:
-    """The experts of a piece, each at its place; of a slice, its hidden units."""
+    """Write the experts of a piece, each at its place; of a slice, its hidden units."""
     units, shape = _units(piece), _shape(piece)
     if units is None and piece.part:
         return  # a bias after the hidden units: the first slice has it
@@ -155,7 +155,7 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def _put(handle: int, raw: memoryview, offset: int) -> None:
-    """All of it, however little the system takes at once."""
+    """Write all the bytes at an offset, however little the system takes at once."""
     done = 0
     while done < len(raw):
         done += os.pwrite(handle, raw[done:], offset + done)

@@ -26,7 +26,7 @@ class Average:
         self.steps = 0
 
     def add(self) -> None:
-        """The parameters after one more step."""
+        """Move the average towards the parameters, after one more step of training."""
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         now: Any = [p.detach() for p in self.parameters]
         get_ema_multi_avg_fn(decay)(self.values, now, self.steps)  # pyright: ignore
@@ -34,7 +34,7 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the parameters have the averaged values."""
+        """Put the averaged values into the parameters inside, and the latest ones back after it."""
         latest = [p.detach().clone() for p in self.parameters]
         self.keep()
         try:
@@ -43,7 +43,7 @@ class Average:
             _put(self.parameters, latest)
 
     def keep(self) -> None:
-        """The parameters have the averaged values from now on."""
+        """Put the averaged values into the parameters for good."""
         _put(self.parameters, self.values)
 
     def state(self) -> dict[str, Any]:

@@ -37,7 +37,7 @@ _TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"
 
 
 def flatten(tree: Any, tensors: dict[str, Any], path: str = "") -> Any:
-    """`tree` as JSON, its tensors and pieces of them moved to `tensors` under their paths."""
+    """Return `tree` as JSON, with its tensors and pieces moved to `tensors` under their paths."""
     if isinstance(tree, Tensor | Piece):
         tensors[path] = tree.detach() if isinstance(tree, Tensor) else tree
         return {_TENSOR: path}
@@ -57,7 +57,7 @@ def flatten(tree: Any, tensors: dict[str, Any], path: str = "") -> Any:
 
 
 def unflatten(tree: Any, tensors: Mapping[str, Any]) -> Any:
-    """The inverse of `flatten`."""
+    """Return the tree that `flatten` was given: its inverse."""
     if isinstance(tree, list):
         return [unflatten(v, tensors) for v in tree]
     if not isinstance(tree, dict):
@@ -90,7 +90,7 @@ def save(folder: Path, state: Mapping[str, Any]) -> Path:
 
 
 def save_together(folder: Path, state: Mapping[str, Any], group: Group = None) -> Path:
-    """`save`, of a state with pieces: each process writes its own, the first one all the rest.
+    """Save a state with pieces: each process writes its own, the first one all the rest.
 
     Called by every process.  Raises: as `save`, in all of them; TrainingError where one is gone.
     """
@@ -120,19 +120,19 @@ def _next(folder: Path) -> Path:
 
 
 def _tidy(folder: Path, before: Mapping[int, Path]) -> None:
-    """Without the checkpoints before, and what killed ones left."""
+    """Remove the earlier checkpoints, and the scratch folders of writers that were killed."""
     for old in (*before.values(), *folder.glob(".save-*")):
         shutil.rmtree(old, ignore_errors=True)
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint in a folder."""
+    """Return the newest complete checkpoint in a folder; None without one."""
     saves = _saves(folder)
     return saves[max(saves)] if saves else None
 
 
 def _saves(folder: Path) -> dict[int, Path]:
-    """The complete checkpoints in a folder, by number."""
+    """Return the complete checkpoints in a folder, by number."""
     inside = folder.iterdir() if folder.is_dir() else ()
     named = {path: re.fullmatch(r"save-(\d{6,})", path.name) for path in inside}
     return {int(match[1]): path for path, match in named.items() if match}
@@ -168,7 +168,7 @@ def load(path: Path) -> dict[str, Any]:
 
 
 def _digest(entries: Any) -> str:
-    """SHA-256 of what a manifest says."""
+    """Return the SHA-256 of a manifest's entries."""
     return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
@@ -182,7 +182,7 @@ def _damaged(path: Path, got: str) -> CheckpointError:
 
 
 def tensors_hash(tensors: Sequence[tuple[str, Tensor]]) -> str:
-    """SHA-256 over names, types, shapes and values."""
+    """Return the SHA-256 over the names, types, shapes and values of tensors."""
     total = hashlib.sha256()
     for name, tensor in tensors:
         total.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())

@@ -25,12 +25,13 @@ def distill(
     beta: float = 1.0,
     temperature: float = 1.0,
 ) -> Outcome:
-    """L = CE + beta T^2 KL(softmax(t / T) || softmax(s / T)), t the teacher's logits, s its own.
+    """Compute L = CE + beta T^2 KL(softmax(t / T) || softmax(s / T)) of teacher and student.
 
-    The mean over samples, or, with `fit`, over the tokens that have a label. T^2 keeps the size of
-    the gradient (arXiv:1503.02531). The teacher is in evaluation mode, without a gradient, and its
-    mixtures drop no token; it goes to where the batch is, and is otherwise as before.
+    t are the teacher's logits, s the student's. The mean is over samples, or, with `fit`, over the
+    tokens that have a label. T^2 keeps the size of the gradient (arXiv:1503.02531). The teacher is
+    in evaluation mode, without a gradient, and its mixtures drop no token; it is moved to the
 
+    batch's device, and is otherwise as before.
     teacher: with the model's classes or vocabulary, as given to `intarsia.experts.student_of`;
     beta: 0 or more; temperature: T above 0.
     Costs one forward of the teacher more than `plain`. Not for labels that a teacher never saw.
@@ -47,7 +48,7 @@ def distill(
 
 
 def taught(teacher: nn.Module, x: Inputs) -> Tensor:
-    """A teacher's logits: in evaluation mode, without a gradient, no token dropped."""
+    """Return a teacher's logits: in evaluation mode, without a gradient, no token dropped."""
     teacher.to((x if isinstance(x, Tensor) else next(iter(x.values()))).device)
     with torch.no_grad(), evaluating(teacher), undropped(teacher):
         return logits_of(teacher, x)
@@ -68,7 +69,7 @@ def _check(beta: float, temperature: float) -> None:
 def staged_distillation(
     teacher: nn.Module, *, until: float = 0.6, beta: float = 1.0, temperature: float = 1.0
 ) -> Staged:
-    """`distill` for the first share of the steps, then the labels alone.
+    """Return the objective that is `distill` for a first share of the steps, then the labels alone.
 
     fit(student, train, objective=staged_distillation(teacher, until=0.6))
 

@@ -31,7 +31,7 @@ def evaluate(
     workers: int = 0,
     watch: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """`intarsia.evaluate`, for datasets of tensors.
+    """Score a model on a dataset of tensors: the core of `intarsia.evaluate`.
 
     watch: called before each batch; what it raises ends the evaluation.
     """
@@ -43,7 +43,7 @@ def evaluate(
 def predict(
     model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 64, workers: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Logits (n, classes) float32 and labels (n,), on the CPU, in the set's order."""
+    """Return logits (n, classes) float32 and labels (n,), on the CPU, in the set's order."""
     task = task_of(dataset)
     logits, labels = each(model, dataset, task, lambda z, b: (z, b[1]), batch_size, workers)
     return logits, labels
@@ -59,7 +59,7 @@ def each(
     workers: int,
     watch: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, ...]:
-    """Rows for each sample out of its batch's output, on the CPU, in order.
+    """Return the rows that `rows_of` computes of each batch's output, on the CPU, in order.
 
     With several processes each takes its share, and all get the rows of the whole set.
     """
@@ -89,5 +89,5 @@ def each(
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter is."""
+    """Return the device of the model's first parameter; the CPU for a model without any."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -92,7 +92,7 @@ class Log:
             warnings.warn(f"{gap}: the curve of this run has a gap.", stacklevel=2)
 
     def _lines(self, raw: bytes) -> int:
-        """Keep the whole lines at the start; returns their bytes."""
+        """Keep the whole lines at the start of a file; return their length in bytes."""
         size = 0
         for line in raw.splitlines(keepends=True):
             try:
@@ -116,7 +116,7 @@ class Log:
             raise disk_error(self.path, error) from error
 
     def size(self) -> int:
-        """Bytes so far, on the disk itself."""
+        """Return the length of the file in bytes, all of which are then on the disk itself."""
         if self._file is None or self.path is None:
             return 0
         try:
@@ -133,7 +133,7 @@ class Log:
 
 @contextmanager
 def owned(out: Path | None, resume: bool) -> Iterator[None]:
-    """Inside, this run alone works in the folder, which is made; None = no folder.
+    """Make the run folder and keep other runs from it inside; None = no folder.
 
     A run whose loss was no number leaves its place to the next one.
     Raises: ConfigError if another process works there, or it holds another run; TrainingError at
@@ -189,7 +189,7 @@ def write_results(
     write: Write | None,
     evaluated: Dataset[Any] | None = None,
 ) -> None:
-    """adapter/, predictions.safetensors, and run.json last: with it, all is there.
+    """Write adapter/, predictions.safetensors, and run.json last: with it, all is there.
 
     write: None where adapter/ is there.  evaluated: the set of that split, whose samples get their
     numbers beside their outputs, so that runs can be compared sample by sample.
@@ -207,7 +207,7 @@ def write_results(
 
 
 def write_learned(model: nn.Module, folder: Path, parts: WholeModel | None = None) -> None:
-    """What a model has learned: PEFT's files, or the trained weights.  parts: see `Write`."""
+    """Write what a model has learned: PEFT's files, or the trained weights.  parts: see `Write`."""
     if hasattr(model, "peft_config"):
         adapted: Any = model
         write_folder(

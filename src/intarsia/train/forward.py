@@ -23,7 +23,7 @@ from .stack import Seated
 def wrapped(
     model: nn.Module, running: Running, accelerator: Accelerator, meter: Meter
 ) -> Iterator[nn.Module]:
-    """The model for training; its settings are restored afterwards.
+    """Yield the model as it is called in training; its settings are restored afterwards.
 
     Each process draws its own rows of the joined batch's draws. Under `recompute` draws are held
     until the next `redraw`, so that the second computation meets the same experts.
@@ -57,7 +57,7 @@ def wrapped(
 
 
 def mean_in_order(meter: Meter, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """1/W sum_r g_r of each gradient, added up in the order of the processes, wherever it stands.
+    """Compute 1/W sum_r g_r of each gradient, always added up in the order of the W processes.
 
     As a sum over a ring it moves 2 (W - 1) / W of the bucket: a part to the process that adds it
     up, and back. A ring's order depends on the place in a bucket, and DistributedDataParallel fills

@@ -31,7 +31,7 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Inside, the first SIGINT or SIGTERM is noted; outside the main thread, nothing changes.
+    """Turn the first SIGINT or SIGTERM inside into a request to stop; only in the main thread.
 
     If what is going on takes longer than a second to end, a line on stderr says so.
     Raises: KeyboardInterrupt for one that came before and was swallowed, see `core.interrupts`.

@@ -130,7 +130,7 @@ class Learner:
         return {"lr": lr, **logged}
 
     def _schedule(self, step: int, steps: int) -> None:
-        """Tell the modules that change along a run which step comes, then the schedule."""
+        """Announce the coming step to modules that change along a run, then to the schedule."""
         before_step(self.model, step, steps)
         schedule = self.recipe.schedule
         if self.masking:
@@ -158,7 +158,7 @@ class Learner:
         self.recent = []
 
     def _shares(self, counts: Sequence[int]) -> list[float]:
-        """What each part weighs, where the mean over processes is the batch's."""
+        """Return each part's weight in the loss: its count over the mean count of a process."""
         mean = float(sum(counts))
         if self.accelerator.num_processes > 1:  # rows of tokens differ in length
             local = torch.tensor(mean, device=self.accelerator.device)
@@ -166,7 +166,7 @@ class Learner:
         return [count / mean if mean else 0.0 for count in counts]
 
     def _mean(self, local: Tensor) -> Tensor:
-        """Over the processes."""
+        """Return the mean of a value over the processes."""
         with self.meter.waiting():
             return cast(Tensor, self.accelerator.reduce(local, "mean"))
 
@@ -230,7 +230,7 @@ class Learner:
         raise NotFinite(f"{subject} at step {step + 1}", got=got, want="a finite number", fix=fix)
 
     def state(self) -> dict[str, Any]:
-        """What the optimiser, the loss scale and a schedule that follows the fit remember."""
+        """Return the state of the optimiser, the loss scale and all that follows the fit."""
         scaler = self.scaler.state_dict() if self.scaler else None
         fit = {"accuracies": self.accuracies, "recent": self.recent}
         masks = self.masking.state() if self.masking else None

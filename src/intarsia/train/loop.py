@@ -48,7 +48,7 @@ Sets = tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any] | None]  # train, v
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, on which sets, for which loss, and how."""
+    """The order for a run: the model, its sets, the loss, and the settings."""
 
     model: nn.Module
     sets: Sets
@@ -77,7 +77,7 @@ class Loop:
 
     @contextmanager
     def running(self, identity: dict[str, Any]) -> Iterator[None]:
-        """Everything that is open or set only while the run goes on, inside of `shared_out`."""
+        """Open and set everything that belongs to a run in progress, inside of `shared_out`."""
         ranks, job = self.ranks, self.job
         shares = ranks.num_processes * job.training.accumulate
         size, seed = job.training.batch_size, job.training.seed
@@ -134,9 +134,9 @@ class Loop:
 
     @contextmanager
     def shared_out(self, ranks: Accelerator) -> Iterator[WholeModel]:
-        """Inside, the experts of the model's mixtures are on all processes, if that was asked for.
+        """Share the experts of the model's mixtures out among the processes, if that was asked for.
 
-        Raises: TrainingError there, where another process does not answer.
+        Raises: TrainingError inside, where another process does not answer.
         """
         self.ranks, self.busy = ranks, Busy(ranks)
         guard = answered(lambda: f"after step {self.at.step}")
@@ -162,7 +162,7 @@ class Loop:
         return parallel.attached(self.model, meter=self.busy.meter, gather=gather)
 
     def _look(self) -> Task:
-        """The task, knowing the model's output for one sample; labels are checked against it."""
+        """Return the task, fitted to the model's output for one sample; check labels against it."""
         device, dtype = self.ranks.device, compute_dtype(self.model)
         x, y = self.reader[(0, (0,))]
         if isinstance(x, torch.Tensor) and x.dim() == 4 and device.type == "cpu":
@@ -190,7 +190,7 @@ class Loop:
             resume.restore(self.model, self.learner, self.at, state, self.ranks)
 
     def train(self, evaluate_every: int) -> None:
-        """All steps that are left."""
+        """Take all steps that the run still has, with scores and checkpoints where they are due."""
         last_save, saved = time.monotonic(), self.at.step
         batches = self._batches()
         while True:
@@ -207,7 +207,7 @@ class Loop:
         self.save()
 
     def _stale(self, evaluate_every: int) -> bool:
-        """Whether val has been no better for as long as the recipe is patient."""
+        """Return True if val has been no better for as many epochs as the recipe's patience."""
         best, patience = self.at.best, self.recipe.patience
         if best is None or patience is None or self.at.step % self.order.steps:
             return False
@@ -215,11 +215,11 @@ class Loop:
 
     @property
     def epochs(self) -> int:
-        """Those begun so far."""
+        """The number of epochs begun so far."""
         return -(-self.at.step // self.order.steps)
 
     def _batches(self) -> Iterator[tuple[list[Batch], list[tuple[int, ...]]]]:
-        """The parts of each batch that is left, as this process sees them, and their samples."""
+        """Yield this process's parts of each batch still to come, and their samples' positions."""
         parts, rank = self.training.accumulate, self.ranks.process_index
         world = self.ranks.num_processes
         epoch, first = divmod(self.at.step, self.order.steps)
@@ -257,7 +257,7 @@ class Loop:
         self._note("train", self.epochs, values)
 
     def _now(self) -> tuple[float, float]:
-        """Time on the wall and of the cores; of a run among others its share."""
+        """Return wall-clock and CPU time in seconds; in a stack of runs, this run's share."""
         seat = self.how.seat
         return seat.now() if seat else (time.perf_counter(), time.process_time())
 
@@ -308,7 +308,7 @@ class Loop:
         track(self.ranks, line)
 
     def _decide(self, since: float) -> tuple[bool, bool]:
-        """(stop, save), the same in every process."""
+        """Return (stop, save), the same in every process."""
         running = self.how
         due = (
             running.checkpoint_steps is not None and self.at.step % running.checkpoint_steps == 0
@@ -328,7 +328,7 @@ class Loop:
             recalibrate(self.model, (to_device(x, device) for x in batches))
 
     def score(self) -> float:
-        """The model's score on the validation set, more is better."""
+        """Return the model's score on the validation set, more is better."""
         assert self.val is not None
         return self._evaluate(self.val).best
 
@@ -352,7 +352,7 @@ class Loop:
         return Interrupted(f"{progress}; go on with fit(..., out={str(out)!r}, resume=True)")
 
     def finish(self) -> dict[str, Scores]:
-        """Scores of the chosen weights, which the model then has."""
+        """Put the chosen weights into the model, and return their scores."""
         if self.at.best is not None:
             resume.put_back(self.model, self.at.best.learned)
         elif self.learner.average is not None:

@@ -33,7 +33,7 @@ Objective = Callable[[nn.Module, Inputs, LossOf], Outcome]
 
 @dataclass(frozen=True)
 class Staged:
-    """One objective for the first share of a run's steps, another one after it.
+    """A pair of objectives: one for the first share of a run's steps, another after it.
 
     first: for the steps s < until S of S; then: after them; until: a share, 0 = never, 1 = to the
     end. The step alone decides, so that a resumed run sees the same.
@@ -49,12 +49,12 @@ class Staged:
         between("until", self.until, 0, 1, fix="Try 0.6: a share of the steps.")
 
     def at(self, step: int, steps: int) -> Objective:
-        """The objective of a step of so many, counted from 0."""
+        """Return the objective of a step, counted from 0, in a run of so many steps."""
         return self.first if step < self.until * steps else self.then
 
 
 def logits_of(model: nn.Module, x: Inputs) -> Tensor:
-    """Logits of a model that returns them or has `.logits`; draws anew.
+    """Return the logits of a model that returns them or has `.logits`; random parts draw anew.
 
     At least float32. Those of tokens (B, T, V) keep their type, since they are large: losses and
     scores widen the rows they need.
@@ -73,14 +73,14 @@ def logits_of(model: nn.Module, x: Inputs) -> Tensor:
 
 
 def twice(x: Inputs) -> Inputs:
-    """Two copies of a batch, stacked."""
+    """Return two copies of a batch, stacked."""
     if isinstance(x, Tensor):
         return torch.cat([x, x])
     return {name: torch.cat([part, part]) for name, part in x.items()}
 
 
 def plain(model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
-    """The loss of one forward."""
+    """Compute the loss of one forward."""
     logits = logits_of(model, x)
     return Outcome(loss_of(logits), logits)
 
@@ -95,7 +95,7 @@ def two_pass(
     detach: bool = True,
     deep: float = 0.0,
 ) -> Outcome:
-    """Two stochastic passes that should agree (MoSA, arXiv:2312.02923; R-Drop, arXiv:2106.14448).
+    """Make two stochastic passes agree (MoSA, arXiv:2312.02923; R-Drop, arXiv:2106.14448).
 
     L = CE(p1) + add CE(p2) + reg/2 [KL(sg p2 || p1) + KL(sg p1 || p2)] + deep D
     with D the `deep_alignment` of the two passes; of texts, KL is over tokens that have a label. A
@@ -124,7 +124,7 @@ def two_pass(
 
 
 def one_backward(model: nn.Module, x: Inputs, loss_of: LossOf, *, reg: float = 1.0) -> Outcome:
-    """L = CE(p1) + reg KL(sg p2 || p1), pass 2 without a graph.
+    """Compute L = CE(p1) + reg KL(sg p2 || p1), pass 2 without a graph.
 
     The passes are drawn alike, so the expected gradient is that of `two_pass` with add=0 and
     detached targets; its variance is larger, its cost two forwards and one backward, its memory
@@ -141,7 +141,7 @@ def one_backward(model: nn.Module, x: Inputs, loss_of: LossOf, *, reg: float = 1
 def pace(
     model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: float = 1.0, every: int = 1
 ) -> Outcome:
-    """L = CE(z1) + weight * mean |z1 - z2|^2, of two noisy passes (PACE, arXiv:2409.17137).
+    """Compute L = CE(z1) + weight * mean |z1 - z2|^2 of two noisy passes (PACE, arXiv:2409.17137).
 
     z1 and z2 are logits, both with a gradient, the square summed over classes. `every`: only each
     so many steps, the first among them, have the second pass; the others are `plain` (PACE_lazy).
@@ -163,7 +163,7 @@ def pace(
 
 
 def _step(model: nn.Module, interval: int) -> int:
-    """The step of `before_step`; 0 where every step is the same."""
+    """Return the step that `before_step` announced; 0 where every step has both passes."""
     if interval == 1:
         return 0
     drawing = contexts(model)
@@ -174,7 +174,7 @@ def _step(model: nn.Module, interval: int) -> int:
 
 
 def _mean(values: Tensor, x: Inputs) -> Tensor:
-    """Over tokens that are no padding.  values: (B, T)."""
+    """Return the mean over tokens that are no padding.  values: (B, T)."""
     mask = x.get("attention_mask") if isinstance(x, Mapping) else None
     if mask is None or mask.shape != values.shape:
         return values.mean()
@@ -182,7 +182,7 @@ def _mean(values: Tensor, x: Inputs) -> Tensor:
 
 
 def local_variance(model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: float = 1.0) -> Outcome:
-    """L = CE(p) + weight * sum over cells of mean over tokens of Var(scale * up(z)).
+    """Compute L = CE(p) + weight * sum over cells of mean over tokens of Var(scale * up(z)).
 
     Var is the variance of a split up-projection's output over the draw of its experts, summed over
     outputs, in closed form (`SplitLinear.variance`) at the bottleneck z of this forward: half the
@@ -205,7 +205,7 @@ def local_variance(model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: floa
 
 
 def deep_alignment(hidden: list[Tensor], x: Inputs | None = None) -> Tensor:
-    """Sum over blocks of the mean squared distance between two stacked passes.  [(2B, ...)] -> ().
+    """Sum the mean squared distance of two stacked passes over blocks.  [(2B, ...)] -> ().
 
     `hidden` are the outputs of the first half of a model's blocks; no target is detached (MoSA's
     released code: the first six of twelve). x: one pass's inputs, whose padding does not count.
@@ -221,7 +221,7 @@ def _distance(first: Tensor, second: Tensor, x: Inputs | None) -> Tensor:
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a model, in order: the most numerous class of list members.
+    """Return the repeated blocks of a model, in order: the most numerous class of list members.
 
     Single layers, and classes that hold less than half of the parameters of the largest one, do
     not count, so that Swin's blocks win over its stages and over what is inside a block.
@@ -243,7 +243,7 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
 
 @contextmanager
 def _hidden(model: nn.Module, record: bool) -> Iterator[list[Tensor]]:
-    """Outputs of the first half of the blocks, while inside."""
+    """Record the outputs of the first half of the blocks while inside; none if not `record`."""
     outputs: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: object) -> None:
@@ -263,7 +263,7 @@ Bottlenecks = list[tuple[SplitLinear, Tensor | float, Tensor]]
 
 @contextmanager
 def _bottlenecks(model: nn.Module) -> Iterator[Bottlenecks]:
-    """(split up-projection, the cell's scale, its input) of each call while inside."""
+    """Record (split up-projection, the cell's scale, its input) of each call while inside."""
     calls: Bottlenecks = []
 
     def watch(layer: SplitLinear, scale: Tensor | float) -> torch.utils.hooks.RemovableHandle:

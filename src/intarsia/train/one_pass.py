@@ -52,7 +52,7 @@ class Memory:
         self.known = torch.zeros(samples, dtype=torch.bool)
 
     def of(self, positions: Sequence[int]) -> Objective:
-        """The objective of a step with these samples, in their order."""
+        """Return the objective of a step with these samples, in their order."""
         return partial(self._objective, torch.as_tensor(positions, dtype=torch.int64))
 
     def _objective(

@@ -56,7 +56,7 @@ class Order:
         return full + (rest >= self.shares)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[int, ...]]:
-        """The batches of an epoch, from batch `first` on."""
+        """Yield the batches of an epoch, from batch `first` on."""
         generator = torch.Generator().manual_seed(mix(self.seed, epoch))
         order = torch.randperm(self.count, generator=generator).tolist()
         for i in range(first, self.steps):
@@ -64,7 +64,7 @@ class Order:
             yield tuple(batch[: len(batch) // self.shares * self.shares])
 
     def part(self, batch: Sequence[int], share: int) -> tuple[int, ...]:
-        """The positions of one share of a batch."""
+        """Return the positions of one share of a batch."""
         size = len(batch) // self.shares
         return tuple(batch[share * size : (share + 1) * size])
 
@@ -128,20 +128,20 @@ class Reader(Dataset[Batch]):
 
 
 def nbytes(inputs: Inputs) -> int:
-    """Bytes of a batch's inputs."""
+    """Return the bytes of a batch's inputs."""
     parts = [inputs] if isinstance(inputs, Tensor) else inputs.values()
     return sum(part.nbytes for part in parts)
 
 
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:
-    """The inputs there."""
+    """Return the inputs on a device."""
     if isinstance(inputs, Tensor):
         return inputs.to(device, non_blocking=True)
     return {name: part.to(device, non_blocking=True) for name, part in inputs.items()}
 
 
 def size_of(dataset: Dataset[Any]) -> int:
-    """Its length.  Raises: DataError for a dataset without one, and for a loader of batches."""
+    """Return a dataset's length.  Raises: DataError without one, and for a loader of batches."""
     subject, want = f"dataset {type(dataset).__name__}", "a map-style dataset"
     if isinstance(dataset, DataLoader):
         fix = "Give the loader's own dataset, and batch_size=..."
@@ -154,7 +154,7 @@ def size_of(dataset: Dataset[Any]) -> int:
 
 
 def _tensors(dataset: Dataset[Any], positions: Sequence[int]) -> tuple[Tensor, Tensor] | None:
-    """A batch of a TensorDataset, or of subsets of one, without a loop over images."""
+    """Return a batch of a TensorDataset, or a subset of one, in one go; None of other datasets."""
     while isinstance(dataset, Subset):
         positions = [dataset.indices[i] for i in positions]
         dataset = dataset.dataset
@@ -172,7 +172,7 @@ def _item(dataset: Dataset[Any], epoch: int, position: int) -> Any:
 
 
 def pair(item: Any) -> tuple[Any, Any]:
-    """(inputs, label) of a tuple, or of a mapping as Hugging Face datasets give it."""
+    """Return (inputs, label) of a tuple, or of a mapping as Hugging Face datasets give it."""
     if isinstance(item, Mapping):
         label = next((k for k in ("labels", "label") if k in item), None)
         if label and len(item) > 1:
@@ -188,7 +188,7 @@ def pair(item: Any) -> tuple[Any, Any]:
 
 
 def input_of(item: Any) -> Any:
-    """What the model reads of a sample, labelled or not."""
+    """Return the part of a sample that the model reads, be it labelled or not."""
     if isinstance(item, Mapping):
         rest = {k: v for k, v in item.items() if k not in ("labels", "label")}
         return rest["pixel_values"] if set(rest) == {"pixel_values"} else rest
@@ -196,7 +196,7 @@ def input_of(item: Any) -> Any:
 
 
 def stack(rows: list[tuple[Any, Any]]) -> tuple[Inputs, Any]:
-    """Pairs as one batch, rows of tokens padded.  Raises: DataError."""
+    """Collate pairs into one batch, rows of tokens padded.  Raises: DataError."""
     try:
         first = rows[0][0]
         if isinstance(first, Mapping) and "input_ids" in first:
@@ -212,7 +212,7 @@ def stack(rows: list[tuple[Any, Any]]) -> tuple[Inputs, Any]:
 
 
 def _padded(rows: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Rows of tokens of one length, padded on the right."""
+    """Pad rows of tokens on the right, to the length of the longest."""
     longest = max(len(x["input_ids"]) for x, _ in rows)
     padded = []
     for x, y in rows:
@@ -229,7 +229,7 @@ def _padded(rows: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
 
 
 def labels_of(dataset: Dataset[Any]) -> np.ndarray | None:
-    """All labels, where they can be had without reading images."""
+    """Return all labels of a dataset; None where that would take reading its images."""
     if isinstance(dataset, Subset):
         labels = labels_of(dataset.dataset)
         return None if labels is None else labels[np.asarray(dataset.indices, dtype=np.int64)]
@@ -243,7 +243,7 @@ def labels_of(dataset: Dataset[Any]) -> np.ndarray | None:
 
 
 def read(reader: Reader, keys: Sequence[Key], workers: int) -> Iterator[Batch]:
-    """Batches in the order of the keys.  Raises: TrainingError when a worker cannot go on."""
+    """Yield batches in the order of the keys.  Raises: TrainingError when a worker cannot go on."""
     if workers and keys:
         first = nbytes(reader[keys[0]][0])
         workers = usable_workers(workers, bytes_ahead=2 * workers * first)

@@ -18,7 +18,7 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm, nn.RMSNorm)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that learn, by name.  Raises: ConfigError if there are none."""
+    """Return the parameters that learn, by name.  Raises: ConfigError if there are none."""
     learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
     if not learned:
         subject = f"trained parameters of {type(model).__name__}"
@@ -28,7 +28,7 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def frozen(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters that do not learn."""
+    """Yield the parameters that do not learn, with their names."""
     return ((n, p) for n, p in model.named_parameters() if not p.requires_grad)
 
 
@@ -52,20 +52,20 @@ def cast_frozen(model: nn.Module, precision: str) -> None:
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
-    """The half type that frozen weights are held in, else float32."""
+    """Return the half type that frozen weights are held in, else float32."""
     halves = {p.dtype for _, p in frozen(model)} & {torch.bfloat16, torch.float16}
     return halves.pop() if len(halves) == 1 else torch.float32
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """torch.autocast to a half type; nothing for float32."""
+    """Return torch.autocast to a half type; a context that does nothing for float32."""
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype)
 
 
 def slow_attention(model: nn.Module, device: torch.device, dtype: torch.dtype) -> list[nn.Module]:
-    """timm's attention layers that are faster unfused: on a CPU, in a half type.
+    """Return timm's attention layers that are faster unfused: on a CPU, in a half type.
 
     torch's fused attention takes longer there than two matrix products and a softmax, whose scores
     are small up to some hundred tokens.
@@ -80,7 +80,7 @@ def slow_attention(model: nn.Module, device: torch.device, dtype: torch.dtype) -
 
 @contextmanager
 def written_out(attentions: list[nn.Module]) -> Iterator[None]:
-    """Inside, these modules compute their attention step by step."""
+    """Have these modules compute their attention step by step while inside."""
     for module in attentions:
         module.fused_attn = False  # pyright: ignore
     try:
@@ -91,7 +91,7 @@ def written_out(attentions: list[nn.Module]) -> Iterator[None]:
 
 
 def training_mode(model: nn.Module) -> None:
-    """Training mode, but for batch norms of a frozen trunk, whose statistics belong to it.
+    """Set training mode, but not of batch norms of a frozen trunk, whose statistics belong to it.
 
     One that is trained among frozen layers of its kind, as by BitFit, keeps them too: those of a
     batch are not what its weights were trained with, and what follows cannot adapt to the noise.
@@ -112,6 +112,6 @@ def _learns(module: nn.Module) -> bool:
 
 
 def learned_state(model: nn.Module) -> dict[str, Tensor]:
-    """Trained parameters and persistent buffers; no frozen weights."""
+    """Return trained parameters and persistent buffers, by name; no frozen weights."""
     without = {n for n, _ in frozen(model)}
     return {n: t for n, t in model.state_dict().items() if n not in without}

@@ -26,7 +26,7 @@ BATCH = 64  # histories that are sampled for at a time
 def preference_loss(
     chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
 ) -> Tensor:
-    """-log sigma(beta [log pi/pi_ref (chosen) - log pi/pi_ref (rejected)]), the mean (DPO).
+    """Compute mean -log sigma(beta [log pi/pi_ref (chosen) - log pi/pi_ref (rejected)]) (DPO).
 
     All (B,), log-probabilities of whole samples.  Source: arXiv:2305.18290, equation 7.
     """

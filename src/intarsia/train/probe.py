@@ -32,7 +32,7 @@ def linear_probe(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Metrics:
-    """Scores on `test` of a logistic regression on the features that go into the model's head.
+    """Score on `test` a logistic regression on the features that go into the model's head.
 
     Features are standardised on `train`; every image passes the trunk once. inverse_decay: C of
     sklearn's LogisticRegression, smaller values pull the weights to 0 more strongly. The model is
@@ -55,7 +55,7 @@ def linear_probe(
 def features(
     model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 64, workers: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The inputs of the model's head, (n, d) float32, and the labels (n,), on the CPU.
+    """Return the inputs of the model's head, (n, d) float32, and the labels (n,), on the CPU.
 
     In the set's order, in every process.  Raises: ConfigError for a model without one head.
     """

@@ -33,7 +33,7 @@ EXCHANGE_LIMIT = "INTARSIA_EXCHANGE_SECONDS"
 
 
 def processes() -> PartialState:
-    """This process among those that accelerate or torchrun started; the group ends with it.
+    """Return this process among those that accelerate or torchrun started; the group ends with it.
 
     Raises: ConfigError if the others do not come within `RENDEZVOUS` seconds.
     """
@@ -60,8 +60,10 @@ def processes() -> PartialState:
 
 
 def cores_of(environment: Mapping[str, str]) -> int:
-    """This process's share of its machine's; accelerate gives each process all of them where no
-    launcher says how many there are here, and threads that wait for each other take turns.
+    """Return this process's share of its machine's cores.
+
+    accelerate gives each process all of them where no launcher says how many processes there are
+    here, and threads that wait for each other take turns.
     """
     near = environment.get("MASTER_ADDR") in ("127.0.0.1", "::1", "localhost")
     count = environment.get("LOCAL_WORLD_SIZE") or (
@@ -71,7 +73,7 @@ def cores_of(environment: Mapping[str, str]) -> int:
 
 
 def _met(cpu: bool) -> PartialState:
-    """All processes, which must come within a limit; later collectives have one of their own.
+    """Wait for all processes, which must come within a limit; collectives have another limit.
 
     Raises: ConfigError if they do not.
     """
@@ -92,7 +94,7 @@ def _met(cpu: bool) -> PartialState:
 
 
 def waiting(environment: Mapping[str, str]) -> str:
-    """What is waited for, where the environment says that there are others; "" if it does not."""
+    """Return the notice that other processes are awaited; "" if the environment names none."""
     world = environment.get("WORLD_SIZE", "1")
     if world in ("", "1"):
         return ""
@@ -114,7 +116,7 @@ def _check_environment() -> None:
 
 
 def device_named(name: str | None) -> torch.device:
-    """The device of that name; None = what accelerate chooses.
+    """Return the device of that name; None = what accelerate chooses.
 
     Raises: ConfigError for a name that is none, for a device that is not there, and for any name
     where several processes have a device each.
@@ -140,7 +142,7 @@ def device_named(name: str | None) -> torch.device:
 
 
 def accelerator(trackers: Sequence[str], out: Path | None, device: str | None) -> Accelerator:
-    """accelerate for one run; autocast stays with the loop, since its own would patch the model.
+    """Return accelerate's object for one run, without its autocast, which would patch the model.
 
     Raises: ConfigError if the program has an Accelerator of another precision, or for a device that
     is not there.
@@ -188,14 +190,14 @@ class DataShards:
         self.count: int = self._ranks.num_processes
 
     def sum(self, array: np.ndarray) -> np.ndarray:
-        """The sum over the processes, each of which calls this.  -> the same shape, float64."""
+        """Sum an array over the processes, each of which calls this.  -> its shape, float64."""
         total = torch.tensor(array, dtype=torch.float64, device=self._ranks.device)
         if self.count > 1:
             dist.all_reduce(total)
         return total.cpu().numpy()
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """The rows of all processes, in their order; each calls this with as many as it has."""
+        """Return the rows of all processes, in their order; each calls this with its own rows."""
         parts: list[Any] = [rows] * self.count
         if self.count > 1:
             dist.all_gather_object(parts, rows)

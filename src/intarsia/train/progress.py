@@ -30,7 +30,7 @@ LOG_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class FirstSteps:
-    """Where a run begins: steps done and their seconds; side: of its pictures in px, on a CPU.
+    """The start of a run: steps done and their seconds; side: of its pictures in px, on a CPU.
 
     guess: seconds that all of it may take, judged by one picture; 0 = not known.
     """
@@ -104,7 +104,7 @@ class Bar:
         )
 
     def _left(self, done: int, seconds: float) -> float | None:
-        """Seconds of training that are left, told once if they are many; None = not known yet."""
+        """Estimate the remaining seconds, announced once if they are many; None = not known yet."""
         steps, spent = done - self.start.step, seconds - self.start.seconds
         if steps < 1 or (steps < FIRST_STEPS and spent < FIRST_SECONDS):
             return None
@@ -117,7 +117,7 @@ class Bar:
         return remaining
 
     def _smaller(self, remaining: float) -> str:
-        """What smaller pictures would save, where that is much."""
+        """Return the hint what smaller pictures would save; "" where that is little."""
         side = self.start.side
         if side is None or side <= SMALLER or remaining < VERY_LONG:
             return ""
@@ -134,7 +134,7 @@ class Bar:
 
 
 def duration(seconds: float) -> str:
-    """About how long: 40 s, 12 min, 2 h 05 min."""
+    """Write seconds as a rounded duration: 40 s, 12 min, 2 h 05 min."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
@@ -142,7 +142,7 @@ def duration(seconds: float) -> str:
 
 
 def tracker_names(requested: Sequence[str] | None, out: Path | None) -> list[str]:
-    """The trackers to use: those asked for, else TensorBoard if it is installed and `out` is set.
+    """Return the trackers to use: those asked for, else TensorBoard if installed, with an `out`.
 
     "csv" is ours, the others are accelerate's.
     Raises: UnknownName for another name; MissingExtra; ConfigError without `out`.
@@ -189,7 +189,7 @@ class Csv(GeneralTracker):
         return self._writer
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
-        """Nothing: run.json has the settings."""
+        """Do nothing: run.json has the settings."""
 
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
         self._writer.writerows([step, name, value] for name, value in values.items())
@@ -204,7 +204,7 @@ TRACKERS: Mapping[str, Any] = {**LOGGER_TYPE_TO_CLASS, CSV: Csv}
 
 @contextmanager
 def tracking(accelerator: Accelerator, step: int, csv_in: Path | None) -> Iterator[None]:
-    """Inside, trackers are open; TensorBoard and csv forget what a killed run wrote after `step`.
+    """Open the trackers; TensorBoard and csv forget what a killed run wrote after `step`.
 
     csv_in: the folder of metrics.csv, None = none.
     Raises: ConfigError for one that cannot start, as without an account.

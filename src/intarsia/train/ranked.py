@@ -20,7 +20,7 @@ MEASURES = ("nDCG@10", "R@100", "RR@10", "Success@20")
 
 
 def score_run(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dict[str, float]:
-    """The mean of each measure over the queries of `qrels`; one that `run` lacks counts 0.
+    """Return the mean of each measure over the queries of `qrels`; one that `run` lacks counts 0.
 
     Raises: as `by_query`.
     """
@@ -28,7 +28,7 @@ def score_run(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dic
 
 
 def by_query(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dict[str, np.ndarray]:
-    """Each measure of each query of `qrels`, in its order.  -> name -> (queries,).
+    """Compute the measures of each query of `qrels`, in its order: name -> (queries,).
 
     Equal scores are ordered by the document's id, as trec_eval does.
     Raises: MissingExtra without ir-measures; ConfigError for an unknown measure; DataError where no
@@ -49,7 +49,7 @@ def by_query(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dict
 
 
 def run_lines(run: Run, tag: str = "intarsia") -> list[str]:
-    """A run in TREC's format: query Q0 document rank score tag."""
+    """Write a run as lines of TREC's format: query Q0 document rank score tag."""
     lines: list[str] = []
     for query, scores in run.items():
         order = sorted(scores.items(), key=lambda row: -row[1])

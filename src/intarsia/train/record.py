@@ -31,7 +31,7 @@ PACKAGES = ("intarsia", "torch", "timm", "peft", "accelerate", "numpy")
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores and accelerators."""
+    """Describe the machine: its processor, cores and accelerators."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "system": platform.system(),
@@ -70,7 +70,7 @@ def forget_peak() -> int:
 
 
 def peak_bytes(start: int) -> dict[str, int]:
-    """Highest resident memory and accelerator allocation since `forget_peak`.
+    """Return the highest resident memory and accelerator allocation since `forget_peak`.
 
     start: the value that returned; `grown` is the peak above it, the memory of training itself.
     Where the system cannot forget, the process's highest resident memory so far.
@@ -88,13 +88,13 @@ def peak_bytes(start: int) -> dict[str, int]:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The host model inside a PeftModel, else the model itself."""
+    """Return the host model inside a PeftModel, else the model itself."""
     inner = getattr(model, "get_base_model", None)
     return inner() if callable(inner) else model  # pyright: ignore[reportReturnType]
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """All, trained, and trained outside the heads."""
+    """Count all parameters, the trained ones, and the trained ones outside the heads."""
     learns = trained(model)
     inside = {id(p) for head in heads_of(bare(model)) for p in head.parameters()}
     return {
@@ -105,7 +105,7 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
 
 
 def method_of(model: nn.Module) -> dict[str, Any]:
-    """The host's class, and each active adapter's settings as its config gives them."""
+    """Describe the host's class, and each active adapter's settings as its config gives them."""
     entry: dict[str, Any] = {"host": type(bare(model)).__name__}
     configs = getattr(model, "peft_config", None)
     if isinstance(configs, Mapping):
@@ -115,7 +115,7 @@ def method_of(model: nn.Module) -> dict[str, Any]:
 
 
 def plain_values(value: Any) -> Any:
-    """Settings as JSON can hold them: sets sorted, functions and others by name."""
+    """Return settings as JSON can hold them: sets sorted, functions and others by name."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
         return {f.name: plain_values(getattr(value, f.name)) for f in fields}
@@ -133,7 +133,7 @@ def plain_values(value: Any) -> Any:
 
 
 def describe(function: object) -> Any:
-    """A function by name; a partial with its keywords; a model by its kind and weights."""
+    """Describe a function by name, a partial with its keywords, a model by its kind and weights."""
     if dataclasses.is_dataclass(function) and not isinstance(function, type):
         return {"name": type(function).__qualname__} | plain_values(function)
     if isinstance(function, nn.Module):
@@ -149,7 +149,7 @@ def describe(function: object) -> Any:
 
 
 def data_of(dataset: Dataset[Any]) -> dict[str, Any]:
-    """Number of samples, class names where known, and a hash that needs no decoding.
+    """Describe a dataset: samples, class names where known, and a hash that needs no decoding.
 
     Pictures are hashed by the digests of their pixels, whatever was computed of them, and texts by
     those of their rows, `digests`; other tensors whole; the rest by their labels.
@@ -179,7 +179,7 @@ def _sha(data: bytes) -> str:
 
 
 def shared_samples(first_set: Dataset[Any], second_set: Dataset[Any]) -> int | None:
-    """How many samples stand in both sets; None if that cannot be told without decoding."""
+    """Count the samples that both sets have; None if counting them would need decoding."""
     if first_set is second_set:
         return size_of(first_set)
     first, second = _keys(first_set), _keys(second_set)
@@ -189,7 +189,7 @@ def shared_samples(first_set: Dataset[Any], second_set: Dataset[Any]) -> int | N
 
 
 def item_numbers(dataset: Dataset[Any]) -> torch.Tensor | None:
-    """A number of each sample, equal where the sample is, in whatever set: (n,) int64.
+    """Return a number of each sample, the same for equal samples of any set: (n,) int64.
 
     60 bits of the samples' digests, or of a tensor's rows; None where that takes decoding.
     """
@@ -203,7 +203,7 @@ def item_numbers(dataset: Dataset[Any]) -> torch.Tensor | None:
 
 
 def _keys(dataset: Dataset[Any]) -> tuple[object, set[Any]] | None:
-    """(what kind of key, the samples' keys)."""
+    """Return (the kind of key, the samples' keys), to compare datasets with keys of one kind."""
     if rows := digests_of(dataset):
         return "digest", set(rows)
     if isinstance(dataset, TensorDataset):

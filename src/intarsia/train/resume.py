@@ -54,7 +54,7 @@ class ReadsBuffers(Protocol):
 
 
 def learned_copy(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the trained parameters and buffers, on the CPU."""
+    """Return a copy of the trained parameters and buffers, on the CPU."""
     return {name: t.detach().cpu().clone() for name, t in learned_state(model).items()}
 
 
@@ -77,14 +77,14 @@ def put_back(model: nn.Module, learned: Mapping[str, Tensor]) -> None:
 
 
 def trunk_hash(model: nn.Module) -> str:
-    """SHA-256 of the frozen weights, as they are held in training."""
+    """Return the SHA-256 of the frozen weights, in the type that they have in training."""
     return tensors_hash(list(frozen(model)))
 
 
 def capture(
     model: nn.Module, learner: Learner, position: Position, ranks: Accelerator
 ) -> dict[str, Any]:
-    """The whole state of a run.  Every process calls this: each has generators of its own."""
+    """Return the whole state of a run.  Every process calls this: each has its own generators."""
     random = [global_state()]
     if ranks.num_processes > 1:
         random = gather_object(random)

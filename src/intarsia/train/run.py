@@ -43,7 +43,7 @@ class Run:
     out: Path | None
 
     def __str__(self) -> str:
-        """Method, data, scores, costs and the folder, in a few lines."""
+        """Return method, data, scores, costs and the folder, in a few lines."""
         return summary(self.record, self.val, self.test, self.out)
 
     __repr__ = __str__  # of a record and logits nobody reads the values in a notebook
@@ -59,7 +59,7 @@ def fit_once(
     write: Write,
     finish: Finish = lambda run: run,
 ) -> Run:
-    """One training, whatever the method: `fit`, or a phase.
+    """Train a model once, whatever the method: a `fit`, or one phase.
 
     write: puts the trained model into the run's folder.  finish: see `fit`.
     """
@@ -120,7 +120,10 @@ def _fit(
 
 
 def _check_selection(job: Job, evaluate_every: int) -> bool | None:
-    """True if val shares no sample with train; None if not checked, or not known."""
+    """Return True if val shares no sample with train; None if not checked, or not known.
+
+    Raises: DataError or ConfigError where the best epoch cannot be selected fairly on val.
+    """
     whole("evaluate_every", evaluate_every, 0, fix="Try 1.")
     train, val, _ = job.sets
     if job.settle is not None and job.settle.by_val:
@@ -146,7 +149,7 @@ def _check_selection(job: Job, evaluate_every: int) -> bool | None:
 
 
 def _about(job: Job) -> dict[str, Any]:
-    """The part of the record that is known before the first step."""
+    """Return the part of the record that is known before the first step."""
     named = dict(zip(("train", "val", "test"), job.sets, strict=True))
     schedule = job.recipe.schedule
     masks = isinstance(schedule, SparseSchedule | LayerSchedule)
@@ -173,19 +176,19 @@ def _about(job: Job) -> dict[str, Any]:
 
 
 def _shared_out(job: Job) -> Any:
-    """How experts are shared out among processes."""
+    """Describe the way in which experts are shared out among processes; None without."""
     parallel = job.running.parallel
     return None if parallel is None else records.describe(parallel)
 
 
 def _beside(job: Job) -> int | None:
-    """How many runs step together."""
+    """Return the number of runs that step together; None for a run by itself."""
     seat = job.running.seat
     return None if seat is None else len(seat.stack.spent)
 
 
 def _identity(setup: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The settings and data that a checkpoint must share with the run."""
+    """Return the settings and data that a checkpoint must share with the run."""
     parts = setup["data"]
     data = parts["train"]
     return {

@@ -21,16 +21,16 @@ class Scores(abc.ABC):
 
     @abc.abstractmethod
     def scores(self) -> dict[str, float]:
-        """The numbers, for JSON."""
+        """Return the numbers by name, for JSON."""
 
     @property
     def best(self) -> float:
-        """What select="val" looks at; higher is better."""
+        """The number by which select="val" compares epochs; higher is better."""
         return -self.loss
 
     @property
     def predictions(self) -> dict[str, Tensor]:
-        """What is kept in the run folder, one row a sample; empty where that would be large."""
+        """The tensors for the run folder, one row a sample; empty where they would be large."""
         return {}
 
 
@@ -53,7 +53,7 @@ class Metrics(Scores):
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor) -> Metrics:
-        """Scores of logits (n, classes) against labels (n,)."""
+        """Score logits (n, classes) against labels (n,)."""
         guess, truth = logits.argmax(1).numpy(), labels.numpy()
         present = np.unique(truth)
         return cls(
@@ -78,7 +78,7 @@ class Metrics(Scores):
         return {name: getattr(self, name) for name in names} | dict(self.extra)
 
     def tempered(self, val: Metrics) -> Metrics:
-        """With the loss after one temperature, fitted on val: `temperature`, `tempered_loss`.
+        """Add the loss after one temperature, fitted on val: `temperature`, `tempered_loss`.
 
         What the logits rank first stays the same.  Without the two where val cannot carry a
         temperature, see `best_temperature`.
@@ -87,14 +87,14 @@ class Metrics(Scores):
         return self if fitted is None else self.tempered_by(fitted)
 
     def tempered_by(self, t: float) -> Metrics:
-        """With the loss after this temperature, which was not fitted on these logits."""
+        """Add the loss after this temperature, which was not fitted on these logits."""
         loss = float(F.cross_entropy(self.logits.double() / t, self.labels))
         tempered = {"temperature": t, "tempered_loss": loss}
         return replace(self, extra=dict(self.extra) | tempered)
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """ECE = sum_b n_b / n |accuracy_b - confidence_b|, in bins of equal width (arXiv:1706.04599).
+    """Compute ECE = sum_b n_b / n |accuracy_b - confidence_b| in equal bins (arXiv:1706.04599).
 
     logits: (n, classes), labels: (n,).  NaN where a logit is.
     """
@@ -109,7 +109,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
 def best_temperature(
     logits: Tensor, labels: Tensor, prior: float = 0.5, certainty: float = 0.25
 ) -> float | None:
-    """The temperature T of logits / T, fitted on a part that was not trained on.
+    """Fit the temperature T of logits / T, on a part that was not trained on.
 
     The most probable one: log T ~ N(0, prior^2) in advance, and the labels' likelihood.  The paper
     has the likelihood alone, whose T falls to 0 on a part without a mistake and follows every
@@ -194,7 +194,7 @@ class Named(Scores):
 
 
 def ranking(ranks: Tensor, k: int) -> dict[str, float]:
-    """Hit rate and NDCG among the first k, and mean reciprocal rank, of one right item a row.
+    """Compute hit rate and NDCG at k, and mean reciprocal rank, of one right item a row.
 
     ranks: (n,), 1 = best.  scikit-learn's `top_k_accuracy_score`, `ndcg_score` and
     `label_ranking_average_precision_score`, which need the scores of all items in memory.
@@ -209,5 +209,5 @@ def ranking(ranks: Tensor, k: int) -> dict[str, float]:
 
 
 def rank_of(score: Tensor, scores: Tensor) -> Tensor:
-    """The place of a score among its row's, ties at the worst of theirs.  (n,), (n, V) -> (n,)."""
+    """Rank a score among its row's, 1 = best, ties at the worst place.  (n,), (n, V) -> (n,)."""
     return (~(scores < score[:, None])).sum(1)  # a NaN is the worst of all

@@ -54,7 +54,7 @@ class SquareHead:
         above("eps", self.eps, 0, fix="Try 1e-6.")
 
     def __call__(self, model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
-        """The loss of one forward of each."""
+        """Compute the loss of one forward of student and teacher."""
         if self.teacher is None:
             want, fix = "the dense model", "Pass SquareHead(teacher), or fit --teacher NAME."
             raise ConfigError("teacher of SquareHead", got="none", want=want, fix=fix)
@@ -82,9 +82,9 @@ class SquareHead:
 
 
 def relative_error(output: Tensor, target: Tensor, keep: Tensor | None, eps: float) -> Tensor:
-    """mean (own - target)^2 / (mean target^2 + eps), in float32 or better.
+    """Compute mean (output - target)^2 / (mean target^2 + eps), in float32 or better.
 
-    own, target: (B, T, d) or (B, ...).  keep: (B, T) bool, the tokens that count; one of another
+    output, target: (B, T, d) or (B, ...).  keep: (B, T) bool, the tokens that count; one of another
     shape is left alone, as are all of it if None.
     """
     if keep is not None and keep.shape == output.shape[:-1]:
@@ -94,14 +94,14 @@ def relative_error(output: Tensor, target: Tensor, keep: Tensor | None, eps: flo
 
 
 def mask_of(x: Inputs) -> Tensor | None:
-    """The tokens of a batch that are no padding, (B, T) bool; None where all are."""
+    """Return the tokens of a batch that are no padding, (B, T) bool; None without padding."""
     mask = x.get("attention_mask") if isinstance(x, Mapping) else None
     return None if mask is None or mask.ndim != 2 else mask.bool()
 
 
 @contextmanager
 def block_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
-    """The output of each block, in the order of the forward, while inside.
+    """Record the output of each block, in the order of the forward, while inside.
 
     No hook is left for the backward, in which recomputed blocks run once more.
     """

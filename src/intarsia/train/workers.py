@@ -10,7 +10,7 @@ import torch
 
 
 def usable_workers(count: int, *, bytes_ahead: int, shm: Path = Path("/dev/shm")) -> int:
-    """`count`, or 0 with a warning when shared memory cannot hold the batches made ahead."""
+    """Return `count`, or 0 with a warning if shared memory cannot hold the batches made ahead."""
     reason = ""
     if shm.is_dir() and (free := shutil.disk_usage(shm).free) < bytes_ahead:
         reason = f"{free / 1e6:.0f} MB free in {shm}, want {bytes_ahead / 1e6:.0f} MB"

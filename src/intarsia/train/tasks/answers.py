@@ -17,7 +17,7 @@ OF_TOKEN = {"input_ids": 0, "attention_mask": 0, "asked": 0, "labels": IGNORED} 
 
 
 def answers_batch(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Rows of a processor as one batch: a `data_collator` for transformers' `Trainer`.
+    """Collate rows of a processor into one batch: a `data_collator` for transformers' `Trainer`.
 
     Tokens are padded on the right; features of pictures and sounds follow each other in the order
     of their marks, those of all rows in one tensor.

@@ -24,7 +24,7 @@ OF_LABELS = ("mixup", "cutmix", "smoothing", "class_weights")
 
 
 def task_of(dataset: Dataset[Any]) -> Task:
-    """The task of a dataset, by the label of its first sample.
+    """Choose the task of a dataset, by the label of its first sample.
 
     A whole number: Classes; one for each token: Tokens; a row of 0 and 1: MultiLabel; numbers with
     a fraction: Regression. The others have to be named.
@@ -54,7 +54,7 @@ def chosen(
     recipe: Recipe,
     classes: Sequence[str] | None = None,
 ) -> Task:
-    """The task asked for, or the dataset's own with the recipe's smoothing, mixing and weights.
+    """Return the task asked for, or the dataset's own with the recipe's settings for labels.
 
     classes: their names, where the dataset does not know them.
     Raises: ConfigError where the recipe has a setting that the task has not.

@@ -124,7 +124,7 @@ class Heads(Classes):
 def task_heads(
     model: nn.Module, x: Inputs, loss_of: LossOf, *, groups: Groups, over: Objective = plain
 ) -> Outcome:
-    """The objective `over` with the loss of `Heads(groups=groups)`, for a task of classes.
+    """Compute the objective `over` with the loss of `Heads(groups=groups)`, for a task of classes.
 
     Terms that compare two passes still see all logits.
     Raises: ConfigError for groups that are no partition of the classes, and for soft targets.
@@ -138,7 +138,7 @@ def task_heads(
 
 
 def mixed() -> ConfigError:
-    """A mixed image has no one task."""
+    """Return the error for mixed images, which have no one task."""
     return ConfigError(
         "heads of tasks",
         got="a loss without one label for each image",
@@ -148,13 +148,13 @@ def mixed() -> ConfigError:
 
 
 def weighted() -> ConfigError:
-    """Weights are those of all classes, a head knows those of its task."""
+    """Return the error for weights of all classes, where a head knows those of its task only."""
     got, fix = "class_weights with them", "Leave the weights out."
     return ConfigError("heads of tasks", got=got, want="classes that count the same", fix=fix)
 
 
 def _by_task(criterion: Any, groups: Groups, logits: Tensor, target: Tensor) -> Tensor:
-    """Mean loss of logits (B, C), each task's images by their own columns."""
+    """Compute the mean loss of logits (B, C), each task's images by their own columns."""
     task, place = _tasks(groups, logits)
     of_image = task[target]
     total = logits.new_zeros(())
@@ -167,7 +167,7 @@ def _by_task(criterion: Any, groups: Groups, logits: Tensor, target: Tensor) -> 
 
 
 def own_task(logits: Tensor, labels: Tensor, groups: Groups) -> Tensor:
-    """Logits with -inf where a class is not of the task of the image's label.  (n, C) -> (n, C).
+    """Set logits to -inf where a class is not of the task of the image's label.  -> (n, C).
 
     Raises: ConfigError for groups that are no partition of the classes.
     """
@@ -176,7 +176,7 @@ def own_task(logits: Tensor, labels: Tensor, groups: Groups) -> Tensor:
 
 
 def task_accuracy(logits: Tensor, labels: Tensor, groups: Groups) -> float:
-    """Share of images that are right when their task is known.  (n, C), (n,) -> 0 to 1.
+    """Return the share of right images when their task is known.  (n, C), (n,) -> 0 to 1.
 
     At least the accuracy over all classes.
     """
@@ -184,7 +184,7 @@ def task_accuracy(logits: Tensor, labels: Tensor, groups: Groups) -> float:
 
 
 def _tasks(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each class its task, and its place among the classes of that task.  (C,), (C,)."""
+    """Return each class's task, and its place among the classes of that task.  (C,), (C,)."""
     order = [c for classes in groups for c in classes]
     if sorted(order) != list(range(logits.shape[-1])):
         subject, want = "groups of classes", f"each of the {logits.shape[-1]} classes once"
@@ -198,7 +198,7 @@ def _tasks(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def whole_numbers(labels: Any, ndim: int, want: str) -> Tensor:
-    """Labels as int64.  Raises: DataError for another kind, or another number of axes."""
+    """Return labels as int64.  Raises: DataError for another kind, or another number of axes."""
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != ndim:
         description = (
             isinstance(labels, Tensor) and f"{labels.dtype} of shape {tuple(labels.shape)}"

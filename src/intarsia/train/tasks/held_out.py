@@ -43,7 +43,7 @@ class HeldOut(NextItem):
 
 
 def own_losses(model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
-    """The objective of models that know their losses: model(x, target) -> named losses, added.
+    """Compute the loss of a model that knows its own: model(x, target) -> named losses, added.
 
     Raises: DataError for a task without a target.
     """

@@ -72,7 +72,7 @@ def _binary(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _binary_kl(target: Tensor, logits: Tensor, *, detach: bool = True) -> Tensor:
-    """KL of independent labels, sum over both answers of p log(p / q): the mean over labels."""
+    """Compute the KL of independent labels: the mean over labels of sum p log(p / q)."""
     target = target.detach() if detach else target
     p = target.sigmoid()
     present = p * (F.logsigmoid(target) - F.logsigmoid(logits))

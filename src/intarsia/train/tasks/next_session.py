@@ -19,7 +19,7 @@ from .task import Task, refuse_output
 
 @dataclass(frozen=True)
 class NextSession(Task):
-    """What a user takes next, as a session of items, in any order.
+    """The next session of a user: several items, in any order.
 
     Samples are (history (t,), session (S,)), items from 1 on; histories are padded with 0 on the
     left. In evaluation a model gives the sessions that it would write, (B, S) whole numbers;

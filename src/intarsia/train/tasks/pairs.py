@@ -50,7 +50,7 @@ class Pairs(Task):
         return self.group is None
 
     def collate(self, items: Sequence[Any]) -> tuple[Inputs, Any]:
-        """Queries, then documents, padded alike."""
+        """Collate queries, then documents, padded alike."""
         pairs = [pair(item) for item in items]
         return stack([(q, 0) for q, _ in pairs] + [(d, 0) for _, d in pairs])
 
@@ -67,7 +67,7 @@ class Pairs(Task):
         return TargetLoss(self._info_nce, batch[1], divergence=self._divergence)
 
     def _groups(self, output: Tensor) -> list[Tensor]:
-        """The similarities (g, g) of each group, over the temperature.  output: (2B, d)."""
+        """Return the similarities (g, g) of each group, over the temperature.  output: (2B, d)."""
         queries, documents = F.normalize(wide(output), dim=-1).chunk(2)
         size = self.group or max(1, len(queries))
         both = zip(queries.split(size), documents.split(size), strict=True)
@@ -84,7 +84,7 @@ class Pairs(Task):
         return total
 
     def _divergence(self, target: Tensor, output: Tensor, *, detach: bool = True) -> Tensor:
-        """KL of a query's distribution over its group's documents, the mean over queries."""
+        """Compute the mean KL of a query's distribution over its group's documents."""
         count = len(output) // 2
         groups = zip(self._groups(target), self._groups(output), strict=True)
         parts = [

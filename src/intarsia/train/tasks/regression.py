@@ -123,5 +123,5 @@ def _squared(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _distance(target: Tensor, output: Tensor, *, detach: bool = True) -> Tensor:
-    """Mean squared distance of two outputs: twice the KL of unit Gaussians, as the loss is."""
+    """Compute the mean squared distance of two outputs: twice the KL of unit Gaussians."""
     return F.mse_loss(output, target.detach() if detach else target)

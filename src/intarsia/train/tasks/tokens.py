@@ -20,12 +20,12 @@ from .task import Task, refuse_output
 
 
 def labelled(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logits before a labelled token.  (B, T, V), (B, T) -> (N, V)."""
+    """Return the logits before each labelled token.  (B, T, V), (B, T) -> (N, V)."""
     return logits[:, :-1][labels[:, 1:] != IGNORED]
 
 
 def next_token(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of each token after the first, the mean over those whose label is not -100.
+    """Compute the mean cross-entropy of tokens after the first, those labelled -100 left out.
 
     logits: (B, T, V), of the token after each; labels: (B, T), the tokens themselves.
     """
@@ -74,7 +74,7 @@ class Tokens(Task):
         return {"accuracy": hits.float().sum() / max(1, hits.numel())}  # a part may have none
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        """(B, 3): loss, number of tokens, number of hits; the logits are forgotten."""
+        """Return (B, 3): loss, number of tokens, number of hits; the logits are not kept."""
         labels = batch[1]
         check_range(labels[labels != IGNORED], output.shape[-1])
         mask = labels[:, 1:] != IGNORED
