@@ -27,7 +27,7 @@ class UnitAxes:
         return apart.narrow(self.axis + 1, part * count, count)
 
     def apart(self, weight: Tensor) -> Tensor:
-        """Unflatten the units' axis.  (E, ..., runs h each, ...) -> (E, ..., runs, h, each, ...)."""
+        """Split the units' axis.  (E, ..., runs h each, ...) -> (E, ..., runs, h, each, ...)."""
         return weight.unflatten(self.axis, (self.runs, -1, self.each))
 
     def together(self, apart: Tensor) -> Tensor:

@@ -27,6 +27,7 @@ class Average:
 
     def add(self) -> None:
         """Move the average towards the parameters, after one more step of training."""
+        # 0.1 at the first step, so that the starting weights are soon forgotten
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         now: Any = [p.detach() for p in self.parameters]
         get_ema_multi_avg_fn(decay)(self.values, now, self.steps)  # pyright: ignore
@@ -35,6 +36,7 @@ class Average:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """Put the averaged values into the parameters inside, and the latest ones back after it."""
+        # copies: the averages go into the parameters' own memory, which the optimiser holds
         latest = [p.detach().clone() for p in self.parameters]
         self.keep()
         try:

@@ -36,4 +36,5 @@ def recalibrate(model: nn.Module, batches: Iterable[Inputs]) -> None:
     """
     if has_batch_norms(model):
         with modes_kept(model):
+            # torch passes on the first element of a batch: the tuple keeps a mapping in one piece
             update_bn(((x,) for x in batches), _Reads(model))

@@ -38,6 +38,7 @@ _TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"
 
 def flatten(tree: Any, tensors: dict[str, Any], path: str = "") -> Any:
     """Return `tree` as JSON, with its tensors and pieces moved to `tensors` under their paths."""
+    # a tensor leaves its path in the JSON, and its values in the safetensors file
     if isinstance(tree, Tensor | Piece):
         tensors[path] = tree.detach() if isinstance(tree, Tensor) else tree
         return {_TENSOR: path}
@@ -47,6 +48,7 @@ def flatten(tree: Any, tensors: dict[str, Any], path: str = "") -> Any:
         # JSON keys are strings; an optimiser counts its parameters
         return {_PAIRS: [[k, flatten(v, tensors, f"{path}/{k}")] for k, v in tree.items()]}
     if isinstance(tree, tuple | list):
+        # JSON has no tuples, and Python's random state must be one
         items = [flatten(v, tensors, f"{path}/{i}") for i, v in enumerate(tree)]
         return {_TUPLE: items} if isinstance(tree, tuple) else items
     if tree is None or isinstance(tree, bool | int | float | str):
@@ -98,6 +100,7 @@ def save_together(folder: Path, state: Mapping[str, Any], group: Group = None) -
     before, final = _saves(folder), _next(folder)
     tensors: Flat = {}
     tree = flatten(state, tensors)
+    # weights that all processes have alike are written once, by the first
     mine = {key: t for key, t in tensors.items() if rank == 0 or isinstance(t, Piece)}
 
     def finish(scratch: Path, entries: list[dict[str, Any]]) -> None:
@@ -121,6 +124,7 @@ def _next(folder: Path) -> Path:
 
 def _tidy(folder: Path, before: Mapping[int, Path]) -> None:
     """Remove the earlier checkpoints, and the scratch folders of writers that were killed."""
+    # only now, when the new checkpoint is complete: a kill in between leaves two, never none
     for old in (*before.values(), *folder.glob(".save-*")):
         shutil.rmtree(old, ignore_errors=True)
 
@@ -148,6 +152,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         manifest = read_json(path / MANIFEST)
         hashes = manifest["sha256"]
+        # files of several processes have digests of each row, which `Pieces` checks on reading
         for name in (STATE,) if "parts" in manifest else (TENSORS, STATE):
             if sha256(path / name) != hashes[name]:
                 raise _damaged(path / name, "other bytes than were written")

@@ -30,8 +30,8 @@ def distill(
     t are the teacher's logits, s the student's. The mean is over samples, or, with `fit`, over the
     tokens that have a label. T^2 keeps the size of the gradient (arXiv:1503.02531). The teacher is
     in evaluation mode, without a gradient, and its mixtures drop no token; it is moved to the
-
     batch's device, and is otherwise as before.
+
     teacher: with the model's classes or vocabulary, as given to `intarsia.experts.student_of`;
     beta: 0 or more; temperature: T above 0.
     Costs one forward of the teacher more than `plain`. Not for labels that a teacher never saw.
@@ -42,6 +42,7 @@ def distill(
     target, logits = taught(teacher, x), logits_of(model, x)
     check_logits(target, logits)
     task = loss_of(logits)
+    # both at temperature T, only the rows that have a label
     soft, student = (counted(part, loss_of) / temperature for part in (target, logits))
     divergence = temperature**2 * divergence_of(loss_of)(soft, student)
     return Outcome(task + beta * divergence, logits, {"task": task, "divergence": divergence})
@@ -49,6 +50,7 @@ def distill(
 
 def taught(teacher: nn.Module, x: Inputs) -> Tensor:
     """Return a teacher's logits: in evaluation mode, without a gradient, no token dropped."""
+    # the loop knows the student only, and does not move the teacher
     teacher.to((x if isinstance(x, Tensor) else next(iter(x.values()))).device)
     with torch.no_grad(), evaluating(teacher), undropped(teacher):
         return logits_of(teacher, x)

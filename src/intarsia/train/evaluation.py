@@ -81,10 +81,12 @@ def each(
             with autocast(device, dtype):
                 output = logits_of(model, batch[0])
             outputs.append(rows_of(output, batch))
+    # from a tuple for each batch to one tensor for each kind of row
     rows = tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
     if state.num_processes > 1:
         with answered(lambda: "an evaluation"):
             rows = tuple(gather(part) for part in rows)
+    # without the repeated samples at the end
     return tuple(part[:count].cpu() for part in rows)
 
 

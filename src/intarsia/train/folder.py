@@ -83,6 +83,7 @@ class Log:
             self._file = self.path.open("a+b")
             self._file.seek(0)
             intact = self._lines(self._file.read(size))
+            # lines after the checkpoint belong to steps that are taken again
             self._file.truncate(intact)
             self._file.seek(0, os.SEEK_END)
         except OSError as error:
@@ -99,6 +100,7 @@ class Log:
                 row = parse_json(line) if line.endswith(b"\n") else None
             except ValueError:
                 row = None
+            # whatever follows a damaged line cannot be trusted to be in order
             if not isinstance(row, dict):
                 break
             self.lines.append(row)
@@ -120,6 +122,7 @@ class Log:
         if self._file is None or self.path is None:
             return 0
         try:
+            # a checkpoint names this size, so that the lines must outlive a crash of the machine
             os.fsync(self._file.fileno())
         except OSError as error:
             raise disk_error(self.path, error) from error
@@ -148,6 +151,7 @@ def owned(out: Path | None, resume: bool) -> Iterator[None]:
 @contextmanager
 def _owned(out: Path, resume: bool) -> Iterator[None]:
     with alone(out):
+        # a run that diverged has no result: a new attempt may take the same folder
         if not resume and (out / FAILED).is_file() and not (out / RUN).exists():
             for name in (STATE, PHASES, TENSORBOARD):
                 shutil.rmtree(out / name, ignore_errors=True)
@@ -171,6 +175,7 @@ def _owned(out: Path, resume: bool) -> Iterator[None]:
 def _check_same_folder(out: Path, begun: os.stat_result) -> None:
     """Raises: TrainingError for another folder, or none, where a run began."""
     now = out.stat() if out.is_dir() else None
+    # device and inode: a path alone would not tell a folder that was replaced
     if now is not None and os.path.samestat(begun, now):
         return
     learned = out / ADAPTER
@@ -196,12 +201,14 @@ def write_results(
     """
     if write is not None:
         write(model, out / ADAPTER, record)
+    # outputs of each sample, for comparisons in pairs of two runs
     if metrics is not None and (tensors := metrics.predictions):
         if evaluated is not None and (items := item_numbers(evaluated)) is not None:
             tensors["items"] = items
         with writing(out / "predictions.safetensors") as scratch:
             safetensors.torch.save_file(tensors, scratch, metadata={"split": split, **OPEN})
             seal_file(scratch)
+    # run.json is the seal: it holds the digests of the weights beside it
     files = {f"{ADAPTER}/{name}": digest for name, digest in digests(out / ADAPTER).items()}
     write_json(out / RUN, sealed(record, files))
 

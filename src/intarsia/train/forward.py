@@ -30,6 +30,7 @@ def wrapped(
     meter: of what processes on CPUs send of gradients, and wait for.
     Raises: ConfigError for recompute on a model that does not offer it.
     """
+    # random routers draw for the joined batch and take their own rows: as in one process
     shared: dict[str, Any] = {"shard": (accelerator.process_index, accelerator.num_processes)}
     if running.recompute:
         _set_recompute(model, True)
@@ -37,12 +38,14 @@ def wrapped(
     try:
         with having(model, **shared):
             forward = model
+            # from the inside out: seat or compiled model, then DistributedDataParallel
             if running.seat is not None:
                 forward = Seated(model, running.seat)
             if running.compile:
                 forward = cast(nn.Module, torch.compile(model))
             if accelerator.num_processes > 1:
                 forward = accelerator.prepare_model(forward)
+                # gloo's own sum depends on the ring; see `mean_in_order`
                 if accelerator.device.type == "cpu":
                     ddp: Any = forward
                     # a lambda has no annotations; DistributedDataParallel takes none that are text
@@ -64,13 +67,16 @@ def mean_in_order(meter: Meter, bucket: dist.GradBucket) -> torch.futures.Future
     its buckets otherwise after a run's first step: a run that goes on would end with other bits.
     """
     flat, world = bucket.buffer(), dist.get_world_size()
+    # step 1: part p of the bucket goes to process p, from all the others
     parts = [len(part) for part in flat.tensor_split(world)]
     receive = [parts[dist.get_rank()]] * world
     with torch.no_grad():
         come = exchanged(flat / world, parts, receive, meter=meter, name="gradients")
+        # step 2: it adds the W parts up, from process 0 on
         total, *rest = come.view(world, receive[0])
         for addend in rest:
             total = total + addend
+        # step 3: every process gets every part's mean back
         mean = exchanged(total.repeat(world), receive, parts, meter=meter, name="gradients.back")
     future = torch.futures.Future[Tensor]()
     future.set_result(mean)

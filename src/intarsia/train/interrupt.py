@@ -38,7 +38,9 @@ def stop_on_signals() -> Iterator[StopRequest]:
     """
     interrupts.check()
     request = StopRequest()
+    # os.write goes past Python's buffered stderr, whose lock the interrupted step may hold
     notice = threading.Timer(SOON, os.write, (2, STOPPING))
+    # Python sets handlers in the main thread only
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

@@ -50,6 +50,7 @@ class Learner:
     ) -> None:
         self.model, self.forward, self.objective, self.task = model, forward, objective, task
         self.training, self.recipe, self.accelerator = training, recipe, accelerator
+        # masks come first: the optimiser may hold entries of the weights that are kept, not all
         masks = recipe.schedule if isinstance(recipe.schedule, SparseSchedule) else None
         self.masking = Masking(masks, model, training.seed) if masks is not None else None
         make = recipe.optimizer or adamw
@@ -57,6 +58,7 @@ class Learner:
         self.optimizer = make(model, training.lr, training.weight_decay)
         # not always the model's own parameters, see schedules.Entries
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        # rates are set from the step's number alone, so that resuming needs no state of a scheduler
         self.rate = LearningRate(self.optimizer)
         self.average: Average | None = None
         if recipe.ema is not None:
@@ -64,6 +66,7 @@ class Learner:
             self.average = Average(learns, recipe.ema)
         self.memory: Memory | None = None  # of an objective that keeps something of each sample
         self.backward: Callable[[Tensor], object] = Tensor.backward
+        # fp16 gradients underflow without a loss scale; bf16 has the range of float32
         scaled = training.precision == "fp16"
         self.scaler = torch.amp.GradScaler(accelerator.device.type) if scaled else None
         dtype = DTYPES[training.precision]
@@ -101,11 +104,13 @@ class Learner:
         those before the step.
         """
         factor = self.recipe.lr_factor or cosine(self.training.warmup)
+        # 1. what changes from step to step: the rate, annealed modules, masks, the objective
         lr = self.rate.set(factor(step, steps))
         self._schedule(step, steps)
         objective = self.objective
         if isinstance(objective, Staged):
             objective = objective.at(step, steps)
+        # 2. forward and backward of each part; gradients add up
         names: list[str] = []
         total: Tensor | None = None
         shares = self._shares([self.task.count(batch) for batch in batches])
@@ -113,15 +118,18 @@ class Learner:
             last = i == len(batches) - 1
             if self.memory is not None:
                 objective = self.memory.of(positions[i])
+            # processes exchange gradients once a step, in the backward of the last part
             wait = nullcontext() if last else self.accelerator.no_sync(self.forward)
             with wait, written_out(self.attentions):
                 terms = self._backward(objective, batch, share)
             names = list(terms)
+            # one tensor, so that the device is waited for once a step and not for each value
             values = torch.stack(list(terms.values())) * share
             total = values if total is None else total + values
         assert total is not None
         if self.accelerator.num_processes > 1:
             total = self._mean(total)
+        # 3. the update, refused if loss or gradient is not finite
         logged = dict(zip(names, total.tolist(), strict=True))
         self._update(logged["loss"], step, steps)
         if self.average is not None:
@@ -135,6 +143,7 @@ class Learner:
         schedule = self.recipe.schedule
         if self.masking:
             self.masking.before(step, steps)
+            # each process draws the first masks by itself: they must have come out alike
             if step == 0:
                 self._same_masks()
         elif isinstance(schedule, ByFit):
@@ -181,6 +190,7 @@ class Learner:
             parts["auxiliary"] = aux_loss(self.model)
             loss = loss + parts["auxiliary"]
         values = {"loss": loss, **self.task.noted(outcome.logits, batch), **parts}
+        # the logged values are of the whole part, the gradient is weighed
         loss = loss * share
         self.backward(self.scaler.scale(loss) if self.scaler else loss)
         return {name: value.detach().float() for name, value in values.items()}
@@ -189,14 +199,17 @@ class Learner:
         if not math.isfinite(loss):
             self._refuse("loss", loss, step)
         if self.scaler:
+            # the norm, and clipping by it, are of gradients without the scale
             self.scaler.unscale_(self.optimizer)
         regrows = self.masking is not None and self.masking.replaces(step, steps)
+        # of all weights, those of other processes' experts too
         norm = self.parts.norm(self.parameters, self.meter)
         # a scaler looks at the gradients itself, skips the step and lowers its scale
         if not self.scaler and not bool(torch.isfinite(norm)):
             self._refuse("gradient norm", float(norm), step)
         if self.recipe.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.clip, norm)
+        # a step that moves the mask uses the gradient for regrowth and leaves the weights alone
         if self.masking and regrows:
             self.masking.regrow(step, steps)
             self._same_masks()
@@ -217,6 +230,7 @@ class Learner:
         """
         for path, weight, move in self.parts.moves(step):
             for key, value in self.optimizer.state.get(weight, {}).items():
+                # moments have a row for each expert; a step count has none
                 if isinstance(value, Tensor) and value.dim() == weight.dim():
                     self.optimizer.state[weight][key] = move(value)
             if best is not None:

@@ -81,6 +81,7 @@ class Loop:
         ranks, job = self.ranks, self.job
         shares = ranks.num_processes * job.training.accumulate
         size, seed = job.training.batch_size, job.training.seed
+        # the order is that of one process; each takes its share of every batch
         self.order = Order(size_of(self.train_set), size, seed, shares)
         if self.task.whole and shares > 1:
             raise ConfigError(
@@ -95,6 +96,7 @@ class Loop:
         main = ranks.is_main_process
         with ExitStack() as stack:
             seat = self.how.seat
+            # signals first: all that follows is undone in the reverse order if one comes
             self.stop = seat.stop if seat else stack.enter_context(stop_on_signals())
             stack.enter_context(global_kept())
             stack.enter_context(modes_kept(self.model))
@@ -115,9 +117,11 @@ class Loop:
             self.learner.remember(size_of(self.train_set))
             if (masking := self.learner.masking) is not None:
                 stack.enter_context(masking.masked.training())
+            # global draws differ between processes; those of routers are the first process's
             seed_all(mix(seed, ranks.process_index))
             statistics.forget(self.model)
             set_generator_states(self.model, on_main(ranks, lambda: generator_states(self.model)))
+            # everything that a checkpoint restores exists by now
             if self.how.resume:
                 self._restore()
             out = self.how.out
@@ -169,10 +173,12 @@ class Loop:
             self.side = x.shape[-1]
         with torch.no_grad(), evaluating(self.model), autocast(device, dtype):
             started = time.perf_counter()
+            # one forward, also the guess of how long the run takes
             output = logits_of(self.model, to_device(x, device))
             self.forward = time.perf_counter() - started
         task = self.task.seen(output, (x, y))
         for dataset in (self.train_set, self.val, self.test):
+            # a label that the head has no output for is refused now, not in the last batch
             labels = labels_of(dataset) if dataset is not None and task.labelled else None
             if labels is not None and len(labels):
                 task.check(torch.as_tensor(labels))
@@ -211,6 +217,7 @@ class Loop:
         best, patience = self.at.best, self.recipe.patience
         if best is None or patience is None or self.at.step % self.order.steps:
             return False
+        # patience counts scores on val, which are `evaluate_every` epochs apart
         return self.epochs - best.epoch >= patience * evaluate_every
 
     @property
@@ -222,6 +229,7 @@ class Loop:
         """Yield this process's parts of each batch still to come, and their samples' positions."""
         parts, rank = self.training.accumulate, self.ranks.process_index
         world = self.ranks.num_processes
+        # a run that goes on begins in the middle of an epoch, whose order is known from its seed
         epoch, first = divmod(self.at.step, self.order.steps)
         while epoch < self.training.epochs:
             keys: list[Key] = [
@@ -242,6 +250,7 @@ class Loop:
             values = self.learner.step(parts, self.at.step, self.steps, positions)
         self.at.step += 1
         best = self.at.best
+        # experts may change their process, and the best epoch's copies go with them
         self.learner.reshard(self.at.step, None if best is None else best.learned)
         wall, cores = self._now()
         self.at.seconds += wall - clock
@@ -276,6 +285,7 @@ class Loop:
         with average.in_place() if average else nullcontext():
             try:
                 scores = self._evaluate(self.val)
+            # the step is done and unscored: the run that goes on scores it first
             except Interrupted:
                 return
             self.at.scored = self.at.step
@@ -289,6 +299,7 @@ class Loop:
                 self.at.best = resume.Score(epoch, value, resume.learned_copy(self.model))
 
     def _evaluate(self, dataset: Dataset[Any]) -> Scores:
+        # without gradients small outputs fit in larger batches
         size = max(1, self.training.batch_size // self.ranks.num_processes)
         size = max(size, 32) if self.task.small_outputs else size
         options: dict[str, Any] = {"batch_size": size, "workers": self.how.workers}
@@ -315,6 +326,7 @@ class Loop:
         ) or (running.checkpoint_seconds is not None and since >= running.checkpoint_seconds)
         flags = torch.tensor([bool(self.stop), due], dtype=torch.float32, device=self.ranks.device)
         if self.ranks.num_processes > 1:
+            # one process's signal stops all; clocks differ, so that saving is decided together
             flags = self.ranks.reduce(flags, "sum")
         stop, save = (bool(flag) for flag in flags.tolist())  # pyright: ignore
         return stop, save and running.out is not None
@@ -358,6 +370,7 @@ class Loop:
         elif self.learner.average is not None:
             self.learner.average.keep()
         self.fix_weights()
+        # what a phase does to the model at its end makes older scores void
         if self.job.settle is not None:
             self.val_scores = None
             self.job.settle.run(self)

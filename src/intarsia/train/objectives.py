@@ -64,6 +64,7 @@ def logits_of(model: nn.Module, x: Inputs) -> Tensor:
     if isinstance(x, Tensor):
         out = model(x)
     else:
+        # hosts know no task ids: routers get them beside the forward
         arguments = {k: v for k, v in x.items() if k != "task_ids"}
         tasks = task_ids(model, x["task_ids"]) if "task_ids" in x else nullcontext()
         with tasks:
@@ -105,6 +106,7 @@ def two_pass(
     first order twice as large.
     Twice the cost of `plain`. Not for a model without randomness: both passes are then equal.
     """
+    # both passes are rows of one batch; `passes` has each half draw its own experts
     stacked = twice(x)
     with passes(model, 2), _hidden(model, deep != 0) as hidden:
         logits = logits_of(model, stacked)
@@ -112,6 +114,7 @@ def two_pass(
     task = loss_of(first)
     p1, p2 = counted(first, loss_of), counted(second, loss_of)
     apart = divergence_of(loss_of)
+    # symmetric: each pass is the target of the other, without a gradient if `detach`
     divergence = (apart(p2, p1, detach=detach) + apart(p1, p2, detach=detach)) / 2
     loss = task + reg * divergence
     parts = {"task": task, "divergence": divergence}
@@ -152,12 +155,14 @@ def pace(
     """
     at_least("weight", weight, 0)
     at_least("every", every, 1)
+    # PACE_lazy: most steps have a single pass
     if not weight or _step(model, every) % every:
         return plain(model, x, loss_of)
     with passes(model, 2):
         first, second = logits_of(model, twice(x)).chunk(2)
     task = loss_of(first)
     apart = counted(first, loss_of) - counted(second, loss_of)
+    # the squared distance summed over classes, the mean over rows
     distance = apart.square().sum(-1).mean()
     return Outcome(task + weight * distance, first, {"task": task, "distance": distance})
 
@@ -227,17 +232,20 @@ def blocks_of(model: nn.Module) -> list[nn.Module]:
     not count, so that Swin's blocks win over its stages and over what is inside a block.
     Raises: ConfigError for a model without a repeated block.
     """
+    # 1. children of lists that have children themselves, by class
     groups: dict[type, list[nn.Module]] = {}
     for module in model.modules():
         if isinstance(module, nn.ModuleList | nn.Sequential):
             for child in (c for c in module.children() if any(c.children())):
                 groups.setdefault(type(child), []).append(child)
+    # 2. classes with at least half of the largest class's parameters
     sizes = {k: sum(p.numel() for m in v for p in m.parameters()) for k, v in groups.items()}
     large = [v for k, v in groups.items() if len(v) > 1 and sizes[k] * 2 >= max(sizes.values())]
     if not large:
         subject, got = f"blocks of {type(model).__name__}", "no repeated block in a ModuleList"
         fix = "Leave out what compares blocks: deep=0, or `distill` in place of SquareHead."
         raise ConfigError(subject, got=got, want="at least two", fix=fix)
+    # 3. the most numerous of them
     return max(large, key=len)
 
 
@@ -249,6 +257,7 @@ def _hidden(model: nn.Module, record: bool) -> Iterator[list[Tensor]]:
     def keep(_module: nn.Module, _inputs: object, output: object) -> None:
         outputs.append(output[0] if isinstance(output, tuple) else output)  # pyright: ignore
 
+    # without a deep term no hook is set, and the model may have no repeated block
     blocks = blocks_of(model) if record else []
     hooks = [block.register_forward_hook(keep) for block in blocks[: len(blocks) // 2]]
     try:
@@ -273,6 +282,7 @@ def _bottlenecks(model: nn.Module) -> Iterator[Bottlenecks]:
 
     hooks = []
     for cell in model.modules():
+        # only a split up-projection has its variance in closed form
         body = cast(TwoSided, cell.body) if isinstance(cell, RoutedCell) else None
         if body is not None and isinstance(body.up, SplitLinear):
             hooks.append(watch(body.up, body.scale))

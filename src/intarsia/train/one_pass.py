@@ -63,11 +63,14 @@ class Memory:
             got, want = f"outputs {tuple(now.shape)}", "a row of logits for each sample"
             fix = "Use `pace`, which compares two passes of one step."
             raise ConfigError("objective OnePass", got=got, want=want, fix=fix)
+        # the number of classes is known at the first step
         if not len(self.logits):
             self.logits = torch.zeros(self.samples, now.shape[1])
         before, stored = self.logits[positions].to(now.device), self.known[positions].to(now)
         task = loss_of(now)
+        # samples that no epoch has met yet add 0
         distance = ((now - before).square().sum(-1) * stored).mean()
+        # on the CPU: a row for each sample may be too much for an accelerator
         self.logits[positions], self.known[positions] = now.detach().float().cpu(), True
         parts = {"task": task, "distance": distance}
         return Outcome(task + self.asked.weight * distance, now, parts)

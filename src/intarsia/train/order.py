@@ -53,14 +53,17 @@ class Order:
     def steps(self) -> int:
         """Batches in an epoch."""
         full, rest = divmod(self.count, self.batch_size)
+        # a last batch counts if every share gets a sample
         return full + (rest >= self.shares)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[int, ...]]:
         """Yield the batches of an epoch, from batch `first` on."""
+        # a generator for each epoch: no state has to be saved to know a later order
         generator = torch.Generator().manual_seed(mix(self.seed, epoch))
         order = torch.randperm(self.count, generator=generator).tolist()
         for i in range(first, self.steps):
             batch = order[i * self.batch_size : (i + 1) * self.batch_size]
+            # cut to equal shares
             yield tuple(batch[: len(batch) // self.shares * self.shares])
 
     def part(self, batch: Sequence[int], share: int) -> tuple[int, ...]:
@@ -115,6 +118,7 @@ class Reader(Dataset[Batch]):
     def __getitem__(self, key: Key) -> Batch:
         epoch, positions = key
         task = self.task
+        # tensors in memory need no loop over samples, and no random transform sees them
         tensors = _tensors(self.dataset, positions) if task is None or task.labelled else None
         if tensors is not None:
             return tensors if task is None else task.batch(*tensors)
@@ -167,6 +171,7 @@ def _tensors(dataset: Dataset[Any], positions: Sequence[int]) -> tuple[Tensor, T
 
 def _item(dataset: Dataset[Any], epoch: int, position: int) -> Any:
     while isinstance(dataset, Subset):
+        # a subset hides whether its dataset augments
         dataset, position = dataset.dataset, dataset.indices[position]
     return dataset.drawn(epoch, position) if isinstance(dataset, Augments) else dataset[position]
 
@@ -190,6 +195,7 @@ def pair(item: Any) -> tuple[Any, Any]:
 def input_of(item: Any) -> Any:
     """Return the part of a sample that the model reads, be it labelled or not."""
     if isinstance(item, Mapping):
+        # timm takes a tensor, transformers its arguments by name: pixel_values alone serve both
         rest = {k: v for k, v in item.items() if k not in ("labels", "label")}
         return rest["pixel_values"] if set(rest) == {"pixel_values"} else rest
     return item[0] if isinstance(item, tuple | list) and item else item
@@ -199,6 +205,7 @@ def stack(rows: list[tuple[Any, Any]]) -> tuple[Inputs, Any]:
     """Collate pairs into one batch, rows of tokens padded.  Raises: DataError."""
     try:
         first = rows[0][0]
+        # pictures have one size already; texts have their own lengths
         if isinstance(first, Mapping) and "input_ids" in first:
             rows = _padded(rows)
         return default_collate(rows)
@@ -221,6 +228,7 @@ def _padded(rows: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
         mask = of_token.setdefault("attention_mask", torch.ones(count, dtype=torch.int64))
         rest = (0, longest - count)
         for name, value in of_token.items():
+            # whatever has a row for each token is padded, all else left alone
             if value.shape[:1] == mask.shape:
                 of_token[name] = F.pad(value, (0, 0) * (value.ndim - 1) + rest)  # the first axis
         y = torch.as_tensor(y)
@@ -245,6 +253,7 @@ def labels_of(dataset: Dataset[Any]) -> np.ndarray | None:
 def read(reader: Reader, keys: Sequence[Key], workers: int) -> Iterator[Batch]:
     """Yield batches in the order of the keys.  Raises: TrainingError when a worker cannot go on."""
     if workers and keys:
+        # workers put batches into shared memory, which containers often have little of
         first = nbytes(reader[keys[0]][0])
         workers = usable_workers(workers, bytes_ahead=2 * workers * first)
     if not workers:
@@ -265,6 +274,7 @@ def read(reader: Reader, keys: Sequence[Key], workers: int) -> Iterator[Batch]:
         yield from ahead
     except (OSError, RuntimeError) as error:
         text = str(error)
+        # an error of the dataset itself is its own best message
         if isinstance(error, RuntimeError) and "worker" not in text and "shared memory" not in text:
             raise
         subject, want = f"{workers} workers that read data", "room for them in memory and /dev/shm"

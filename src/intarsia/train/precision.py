@@ -45,6 +45,7 @@ def cast_frozen(model: nn.Module, precision: str) -> None:
     for path, module in model.named_modules():
         if isinstance(module, NORMS) or adapters & set(path.split(".")):
             continue
+        # only a module's own parameters: its children come in their turn
         for name, parameter in module.named_parameters(recurse=False):
             rests = parameter.requires_grad or name in adapters
             if not rests and parameter.dtype == torch.float32:
@@ -72,6 +73,7 @@ def slow_attention(model: nn.Module, device: torch.device, dtype: torch.dtype) -
     """
     if device.type != "cpu" or dtype == torch.float32:
         return []
+    # scores grow with the square of the patches: above the limit the fused kernel wins again
     embed = next((m for m in model.modules() if hasattr(m, "num_patches")), None)
     if embed is None or int(embed.num_patches) > MOST_PATCHES:  # pyright: ignore
         return []
@@ -102,6 +104,7 @@ def training_mode(model: nn.Module) -> None:
         for norm in inside:
             if isinstance(norm, _BatchNorm):
                 kind = nn.Linear if isinstance(norm, nn.BatchNorm1d) else _ConvNd
+                # the layers of the norm's kind beside it: frozen ones cannot adapt to new statistics
                 siblings = [m.weight.requires_grad for m in inside if isinstance(m, kind)]
                 if not _learns(norm) or (siblings and not any(siblings)):
                     norm.eval()

@@ -84,19 +84,23 @@ class PreferenceRounds:
 
         Raises: DataError where no user has two samples of different reward.
         """
+        # 1. users of this round
         some = torch.randperm(len(self.histories), generator=generator)[: self.users]
         device = next(model.parameters()).device
         histories = self.histories[some].to(device)
+        # 2. W sessions for each, and the reward of each session
         drawn, rewards = [], []
         for part in histories.split(BATCH):
             drawn.append(model.draw(part, self.samples, generator))  # (B, W, S)
             rewards.append(self.reward(part, drawn[-1]).to(device))
         sessions, score = torch.cat(drawn), torch.cat(rewards)
+        # 3. users whose samples differ in reward: the others have no preference
         differ = score.amax(1) > score.amin(1)
         if not bool(differ.any()):
             fix = "Draw more samples, or use a reward that tells sessions apart."
             raise DataError("samples", got="one reward for all", want="several", fix=fix)
         histories, sessions, score = histories[differ], sessions[differ], score[differ]
+        # 4. the best and the worst session, and their log-probability before the round
         row = torch.arange(len(score), device=device)
         best, worst = (sessions[row, index] for index in (score.argmax(1), score.argmin(1)))
         with evaluating(model):
@@ -105,6 +109,7 @@ class PreferenceRounds:
         self.rewards.append((float(score.amax(1).mean()), float(score.amin(1).mean())))
 
     def __call__(self, model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
+        # L_next on the batch, then L_preference on pairs of the round
         next_ = own_losses(model, x, loss_of)
         if not model.training:
             return next_

@@ -47,6 +47,7 @@ def linear_probe(
     fitted = make_pipeline(StandardScaler(), regression).fit(x.numpy(), y.numpy())
     x, labels = features(model, test, batch_size=batch_size, workers=workers)
     classes = int(torch.cat([y, labels]).max()) + 1
+    # test images may show a class that the training images do not: no probability is 0
     chance = np.full((len(labels), classes), LEAST)
     chance[:, regression.classes_] = fitted.predict_proba(x.numpy()).clip(LEAST)
     return Metrics.of(torch.from_numpy(chance).log().float(), labels)
@@ -67,6 +68,7 @@ def features(
         )
         fix = "Build the model with num_classes above 0, and without distillation."
         raise ConfigError(subject, got=got, want="one classifier to look in front of", fix=fix)
+    # the hook sees the head's input; the forward's own output is thrown away
     inputs: list[Tensor] = []
 
     def instead(_logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:

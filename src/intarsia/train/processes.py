@@ -38,6 +38,7 @@ def processes() -> PartialState:
     Raises: ConfigError if the others do not come within `RENDEZVOUS` seconds.
     """
     _check_environment()
+    # accelerate keeps one state a program: only the first call waits for the others
     first = not PartialState._shared_state
     notice = threading.Timer(SOON, lambda: print(waiting(os.environ), file=sys.stderr))
     if first and waiting(os.environ):
@@ -82,6 +83,7 @@ def _met(cpu: bool) -> PartialState:
     try:
         state = PartialState(cpu=cpu, timeout=timedelta(seconds=seconds))
     except (RuntimeError, ValueError) as error:  # of torch.distributed, and of its environment
+        # so that a program may catch the error and train alone
         PartialState._reset_state()
         got = f"not all of WORLD_SIZE={os.environ['WORLD_SIZE']} ({str(error).splitlines()[0]})"
         fix = "Start them all (accelerate launch and torchrun do), or unset WORLD_SIZE to train "
@@ -89,6 +91,7 @@ def _met(cpu: bool) -> PartialState:
         want = f"all of them within {seconds} s"
         raise ConfigError("processes", got=got, want=want, fix=fix) from error
     if dist.is_initialized():
+        # the group was made with the short limit of the rendezvous
         _set_pg_timeout(timedelta(seconds=later))
     return state
 
@@ -123,6 +126,7 @@ def device_named(name: str | None) -> torch.device:
     """
     state = processes()
     if name is None:
+        # each process has a device of its own; one alone takes the best
         default = state.device if state.num_processes > 1 else state.default_device
         return cast(torch.device, default)
     if state.num_processes > 1:
@@ -166,6 +170,7 @@ def on_main(ranks: Accelerator | PartialState, job: Callable[[], Result]) -> Res
     if ranks.is_main_process:
         try:
             result = job()
+        # sent to all: the other processes must not wait for a result that never comes
         except IntarsiaError as error:
             if ranks.num_processes == 1:
                 raise

@@ -83,6 +83,7 @@ class Bar:
     def step(self, done: int, line: Mapping[str, float | int | str]) -> None:
         """Show the newest scores of the line's split."""
         split = str(line["split"])
+        # the few numbers that fit on a line: what the task is judged by
         measures = ["accuracy"] if "accuracy" in line else ["loss"]
         measures = ["loss", "accuracy"] if split == "train" else measures
         measures = ["psnr"] if "psnr" in line else measures
@@ -105,6 +106,7 @@ class Bar:
 
     def _left(self, done: int, seconds: float) -> float | None:
         """Estimate the remaining seconds, announced once if they are many; None = not known yet."""
+        # of this start of the run only: an earlier one may have had another machine
         steps, spent = done - self.start.step, seconds - self.start.seconds
         if steps < 1 or (steps < FIRST_STEPS and spent < FIRST_SECONDS):
             return None
@@ -121,6 +123,7 @@ class Bar:
         side = self.start.side
         if side is None or side <= SMALLER or remaining < VERY_LONG:
             return ""
+        # the time of a forward grows about as the number of pixels
         less = duration(remaining * (SMALLER / side) ** 2)
         return f" Pictures of {SMALLER} px (--size {SMALLER}) would take about {less}."
 
@@ -154,6 +157,7 @@ def tracker_names(requested: Sequence[str] | None, out: Path | None) -> list[str
     for name in requested:
         if name not in TRACKERS:
             raise UnknownName("tracker", name, TRACKERS)
+        # TensorBoard has an extra of ours; other trackers are installed by their own names
         if name != CSV and find_spec(name) is None and name == "tensorboard":
             raise MissingExtra(name, "track")
         if name != CSV and find_spec(name) is None:
@@ -227,6 +231,7 @@ def tracking(accelerator: Accelerator, step: int, csv_in: Path | None) -> Iterat
             fix = "Use others; wandb without an account: WANDB_MODE=offline."
             raise ConfigError(subject, got=error, want=want, fix=fix) from error
     if csv_in is not None and accelerator.is_main_process:
+        # accelerate then logs to it as to its own
         accelerator.trackers.append(Csv(csv_in, step))
     try:
         yield

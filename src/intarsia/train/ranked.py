@@ -38,8 +38,10 @@ def by_query(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dict
         fix = "Give it queries with judgements."
         raise DataError("judgements", got="none", want="at least one query", fix=fix)
     library = _library()
+    # measures are parsed first, so that a wrong name costs no work
     parsed = {_measure(library, name): name for name in measures}
     place = {query: i for i, query in enumerate(qrels)}
+    # a query without a ranking counts 0
     values = {name: np.zeros(len(place)) for name in measures}
     judged = {query: dict(grades) for query, grades in qrels.items()}
     ranked = {query: dict(run[query]) for query in qrels if query in run}
