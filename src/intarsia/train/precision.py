@@ -104,7 +104,7 @@ def training_mode(model: nn.Module) -> None:
         for norm in inside:
             if isinstance(norm, _BatchNorm):
                 kind = nn.Linear if isinstance(norm, nn.BatchNorm1d) else _ConvNd
-                # the layers of the norm's kind beside it: frozen ones cannot adapt to new statistics
+                # the layers of its kind beside the norm: frozen ones cannot adapt to new statistics
                 siblings = [m.weight.requires_grad for m in inside if isinstance(m, kind)]
                 if not _learns(norm) or (siblings and not any(siblings)):
                     norm.eval()

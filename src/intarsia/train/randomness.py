@@ -24,6 +24,7 @@ def seed_all(seed: int) -> None:
 def global_state() -> dict[str, Any]:
     """Return Python's, NumPy's and torch's global states, of all devices."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
+    # torch's uint32 has few operations: int64 holds the same numbers
     numbers = torch.from_numpy(np.asarray(keys, dtype=np.int64))
     return {
         "python": random.getstate(),
@@ -59,6 +60,7 @@ def seeded_cpu(seed: int) -> Iterator[None]:
     python, array, tensor = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
+    # the CPU's generator alone: torch.manual_seed goes on to every accelerator
     torch.default_generator.manual_seed(seed)
     try:
         yield

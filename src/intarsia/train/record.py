@@ -75,6 +75,7 @@ def peak_bytes(start: int) -> dict[str, int]:
     start: the value that returned; `grown` is the peak above it, the memory of training itself.
     Where the system cannot forget, the process's highest resident memory so far.
     """
+    # macOS counts bytes, Linux kilobytes
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     with contextlib.suppress(OSError, StopIteration):
@@ -96,6 +97,7 @@ def bare(model: nn.Module) -> nn.Module:
 def parameter_counts(model: nn.Module) -> dict[str, int]:
     """Count all parameters, the trained ones, and the trained ones outside the heads."""
     learns = trained(model)
+    # papers count adapters without the head, which every method trains
     inside = {id(p) for head in heads_of(bare(model)) for p in head.parameters()}
     return {
         "all": sum(p.numel() for p in model.parameters()),
@@ -116,6 +118,7 @@ def method_of(model: nn.Module) -> dict[str, Any]:
 
 def plain_values(value: Any) -> Any:
     """Return settings as JSON can hold them: sets sorted, functions and others by name."""
+    # from the most special kind of value to the plainest
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
         return {f.name: plain_values(getattr(value, f.name)) for f in fields}
@@ -158,6 +161,7 @@ def data_of(dataset: Dataset[Any]) -> dict[str, Any]:
     if isinstance(dataset, Subset):
         index = np.asarray(dataset.indices, dtype=np.int64).tobytes()
         inner = data_of(dataset.dataset)
+        # the parent's content and the chosen rows
         digest = _sha(inner["sha256"].encode() + index)
         classes = inner.get("classes")
     elif rows := digests_of(dataset):
@@ -183,6 +187,7 @@ def shared_samples(first_set: Dataset[Any], second_set: Dataset[Any]) -> int | N
     if first_set is second_set:
         return size_of(first_set)
     first, second = _keys(first_set), _keys(second_set)
+    # digests cannot be compared with rows of bytes, nor with places in a parent set
     if first is None or second is None or first[0] != second[0]:
         return None
     return len(first[1] & second[1])
@@ -208,11 +213,13 @@ def _keys(dataset: Dataset[Any]) -> tuple[object, set[Any]] | None:
         return "digest", set(rows)
     if isinstance(dataset, TensorDataset):
         rows = dataset.tensors[0].detach().cpu().contiguous()
+        # inputs alone: the same picture with another label is the same sample
         return "bytes", {_sha(row.numpy().tobytes()) for row in rows}
     if isinstance(dataset, Subset):
         parent = dataset.dataset
         if isinstance(parent, TensorDataset):
             index = torch.as_tensor(list(dataset.indices), dtype=torch.int64)
             return _keys(TensorDataset(parent.tensors[0][index]))
+        # two subsets of one parent share the samples with the same index
         return id(parent), {int(i) for i in dataset.indices}
     return None

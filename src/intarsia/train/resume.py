@@ -60,6 +60,7 @@ def learned_copy(model: nn.Module) -> dict[str, Tensor]:
 
 def put_back(model: nn.Module, learned: Mapping[str, Tensor]) -> None:
     """Set trained parameters and buffers.  Raises: CheckpointError if names or shapes differ."""
+    # names and shapes are compared before any weight is written
     current = learned_state(model)
     shapes = {n: tuple(t.shape) for n, t in current.items()}
     saved_shapes = {n: tuple(t.shape) for n, t in learned.items()}
@@ -72,6 +73,7 @@ def put_back(model: nn.Module, learned: Mapping[str, Tensor]) -> None:
         for name, tensor in current.items():
             tensor.copy_(learned[name])
     for module in model.modules():
+        # values that a module derived from its buffers are stale now
         if isinstance(module, ReadsBuffers):
             module.read_buffers()
 
@@ -85,6 +87,7 @@ def capture(
     model: nn.Module, learner: Learner, position: Position, ranks: Accelerator
 ) -> dict[str, Any]:
     """Return the whole state of a run.  Every process calls this: each has its own generators."""
+    # a state for each process, by rank
     random = [global_state()]
     if ranks.num_processes > 1:
         random = gather_object(random)
@@ -106,6 +109,7 @@ def capture(
         "counts": {n: (r.received, r.served) for n, r in learned_routers(model).items()},
         "past": learner.parts.past(),
         "owners": learner.parts.owners(),
+        # alike in all processes: routers draw for the whole batch
         "draws": generator_states(model),
         "random": random,
     }
@@ -132,10 +136,12 @@ def restore(
     was, now = (
         {k: v for k, v in entries.items() if k not in later} for entries in (saved, identity)
     )
+    # everything else decides what the next step computes
     check_same(was, now)
     # before any weight: owners decide what is kept here
     learner.parts.set_owners(state["owners"])
     mine = learner.parts.own
+    # weights, then what was computed of them: optimiser, loads, draws
     put_back(model, mine(state["learned"]))
     learner.load_state(state["learner"])
     learner.parts.follow(state["past"])
@@ -158,6 +164,7 @@ def check_same(saved: Mapping[str, Any], current: Mapping[str, Any], path: str =
     for name in sorted(saved.keys() | current.keys()):
         old, new = saved.get(name), current.get(name)
         entry = f"{path}.{name}" if path else name
+        # down to the single setting, so that the error can name it
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             check_same(old, new, entry)
         elif old != new:

@@ -65,6 +65,7 @@ def fit_once(
     """
     model, training, out = job.model, job.training, job.running.out
     trained(model)  # raises if nothing is
+    # all that can be refused is refused before a folder is made
     disjoint = _check_selection(job, evaluate_every)
     device = job.running.device
     ranks = accelerator(tracker_names(job.running.trackers, out), out, device)
@@ -91,9 +92,11 @@ def _fit(
     model, training, out = job.model, job.training, job.running.out
     model.to(ranks.device)
     cast_frozen(model, training.precision)
+    # the record is taken before the first step, the identity of frozen weights after their cast
     setup = _about(job)
     loop = Loop(job)
     identity = _identity(setup, model) if out is not None else {}
+    # memory from here on is that of training
     resident = records.forget_peak()
     with loop.shared_out(ranks) as parts:
         with loop.running(identity):
@@ -102,6 +105,7 @@ def _fit(
         results = _results(loop, scores, disjoint) | {"peak_bytes": records.peak_bytes(resident)}
         if loop.learner.masking is not None:
             results["masks"] = loop.learner.masking.report()
+        # `finish` may add to the folder, and returns the run that is written
         done = setup | {"record": records.plain_values(record), "results": results}
         run = Run(done, tuple(loop.log.lines), scores.get("val"), scores.get("test"), out)
         run = finish(run)
@@ -127,6 +131,7 @@ def _check_selection(job: Job, evaluate_every: int) -> bool | None:
     whole("evaluate_every", evaluate_every, 0, fix="Try 1.")
     train, val, _ = job.sets
     if job.settle is not None and job.settle.by_val:
+        # a phase that selects by val needs val as much as select="val" does
         shared = 0 if val is None else records.shared_samples(train, val)
         if val is None or shared:
             got = "none" if val is None else f"{shared} samples of train in it"
@@ -162,10 +167,12 @@ def _about(job: Job) -> dict[str, Any]:
         "task": records.describe(job.task),
         "objective": records.describe(job.objective),
         "training": records.plain_values(job.training),
+        # the optimiser that was used, not None for the default
         "recipe": records.plain_values(
             keywords(job.recipe) | {"optimizer": job.recipe.optimizer or adamw}
         )
         | ({"schedule": records.describe(schedule)} if masks else {}),
+        # strategies and stacks are described: their objects cannot be written
         "running": records.plain_values(
             keywords(job.running) | {"seat": _beside(job), "parallel": _shared_out(job)}
         ),

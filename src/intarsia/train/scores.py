@@ -102,6 +102,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     if not confidence.isfinite().all():
         return math.nan
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bin b holds ((b-1)/M, b/M]
+    # sum_b |sum of gaps in b| / n equals sum_b n_b / n |accuracy_b - confidence_b|
     gap = (guess == labels).double() - confidence
     return float(gap.new_zeros(bins).index_add(0, place, gap).abs().sum() / max(1, len(gap)))
 
@@ -121,6 +122,7 @@ def best_temperature(
     from scipy.optimize import minimize_scalar  # a third of a second, needed once
 
     wide = logits.double()
+    # without a mistake the likelihood alone would let T fall to 0
     if not wide.isfinite().all() or bool((wide.argmax(1) == labels).all()):
         return None
 
@@ -128,9 +130,11 @@ def best_temperature(
         loss = F.cross_entropy(wide / math.exp(log_t), labels, reduction="sum")
         return float(loss) + (log_t / prior) ** 2 / 2
 
+    # eight standard deviations of the prior: no temperature lies beyond
     reach = 8 * prior
     minimum: Any = minimize_scalar(energy, bounds=(-reach, reach), method="bounded")
     best, step = float(minimum.x), 1e-3
+    # Laplace: the second difference of the energy is the inverse variance of log T
     curvature = (energy(best + step) - 2 * energy(best) + energy(best - step)) / step**2
     return math.exp(best) if curvature > certainty**-2 else None
 
@@ -154,6 +158,7 @@ class TokenMetrics(Scores):
     @property
     def perplexity(self) -> float:
         """exp(loss)."""
+        # exp of more than 709 overflows
         return math.exp(min(self.loss, 700.0))
 
     @property
@@ -200,6 +205,7 @@ def ranking(ranks: Tensor, k: int) -> dict[str, float]:
     `label_ranking_average_precision_score`, which need the scores of all items in memory.
     """
     ranks = ranks.double()
+    # with one right item the ideal DCG is 1, so that NDCG is 1 / log2(rank + 1)
     inside = (ranks <= k).double()
     return {
         f"hit_rate_{k}": float(inside.mean()),

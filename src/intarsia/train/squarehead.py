@@ -61,12 +61,14 @@ class SquareHead:
         if is_encoder_decoder(self.teacher):
             want, fix = "blocks with one padding mask", "Use `distill` for it."
             raise ConfigError("teacher", got="an encoder with a decoder", want=want, fix=fix)
+        # the teacher first, without a gradient; then the student on the same batch
         with block_outputs(self.teacher) as targets:
             target = taught(self.teacher, x)
         with block_outputs(model) as outputs:
             logits = logits_of(model, x)
         _check(outputs, targets, logits.requires_grad)
         keep = mask_of(x)
+        # one relative error for each pair of blocks, added up
         feature = torch.stack(
             [relative_error(s, t, keep, self.eps) for s, t in zip(outputs, targets, strict=True)]
         ).sum()
@@ -87,6 +89,7 @@ def relative_error(output: Tensor, target: Tensor, keep: Tensor | None, eps: flo
     output, target: (B, T, d) or (B, ...).  keep: (B, T) bool, the tokens that count; one of another
     shape is left alone, as are all of it if None.
     """
+    # padding would be fitted, too
     if keep is not None and keep.shape == output.shape[:-1]:
         output, target = output[keep], target[keep]  # (N, d)
     output, target = (h.to(torch.promote_types(h.dtype, torch.float32)) for h in (output, target))
@@ -121,6 +124,7 @@ def block_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
 def _check(outputs: list[Tensor], targets: list[Tensor], learns: bool) -> None:
     """Raises: ConfigError for blocks that cannot be compared, or do not learn."""
     shapes = [[tuple(h.shape) for h in tensors] for tensors in (targets, outputs)]
+    # as many blocks, each as wide: pruning leaves shapes as they are
     if shapes[0] != shapes[1]:
         texts = [f"{len(s)} blocks with outputs {s[-1] if s else '()'}" for s in shapes]
         fix = "Take the dense model that the student was pruned from."

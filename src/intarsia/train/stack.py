@@ -51,11 +51,13 @@ class Stack:
     def __init__(self, count: int, joining: Joining) -> None:
         self.joining = joining
         self.stop = StopRequest()
+        # the run whose thread may work; -1 when all have ended
         self.turn = 0
         self.change = threading.Condition()
         self.alive = list(range(count))
         self.asked: dict[int, _Request] = {}
         self.found: dict[int, Any] = {}
+        # the global generators of each run that waits
         self.random: dict[int, dict[str, Any]] = {}
         self.spent = [(0.0, 0.0)] * count
         self.mark = time.perf_counter(), time.process_time()
@@ -63,6 +65,7 @@ class Stack:
 
     def meet(self, run: int, request: _Request) -> Any:
         """Wait until all runs have made a request; return the answer to this one's."""
+        # the generators are put aside: the next run has its own
         self.random[run] = global_state()
         self.asked[run] = request
         self._pass_on()
@@ -96,6 +99,7 @@ class Stack:
 
     def _pass_on(self) -> None:
         """Give the turn to the next run without a request; when all have one, answer them first."""
+        # the last run to come computes for all
         if self.alive and len(self.asked) == len(self.alive):
             self._answer()
         ready = [run for run in self.alive if run not in self.asked]
@@ -105,16 +109,19 @@ class Stack:
 
     def _answer(self) -> None:
         requests, self.asked = dict(sorted(self.asked.items())), {}
+        # forwards and backwards cannot be mixed: all runs must be at the same point of a step
         kinds = {id(a.model) if a.model is None else 0: a for a in requests.values()}
         try:
             if len(kinds) > 1:
                 raise RuntimeError("runs of a stack that do not step alike")
+            # losses of separate models: one backward computes the gradients of each
             if next(iter(requests.values())).model is None:
                 torch.autograd.backward([a.value for a in requests.values()])
                 self.found.update(dict.fromkeys(requests))
             else:
                 self.found.update(self._forward(requests))
         except Exception as error:
+            # every thread raises it, none waits for ever
             self.found.update(dict.fromkeys(requests, error))
 
     def _forward(self, requests: Mapping[int, _Request]) -> dict[int, Tensor]:
@@ -124,12 +131,14 @@ class Stack:
         device = rows[0].device.type
         half: dict[str, Any] = {"dtype": first.half, "enabled": first.half is not None}
         with torch.autocast(device, **half), torch.set_grad_enabled(first.grad):
+            # a run has ended since: the others are joined anew
             if self._together[0] != runs:
                 self.close()
                 self._together = runs, self.joining(models, rows)
             together = self._together[1]
             if together is not None:
                 return dict(zip(runs, together(rows, lambda i: self._own(runs[i])), strict=True))
+            # models that cannot be joined compute one after the other
             outputs: dict[int, Tensor] = {}
             for run, model, x in zip(runs, models, rows, strict=True):
                 with self._own(run):
@@ -193,6 +202,7 @@ class Seated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
+        # autocast and gradient mode belong to a thread: they go with the request
         half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         request = _Request(self.model, x, torch.is_grad_enabled(), half)
         return self.seat.stack.meet(self.seat.run, request)
@@ -213,12 +223,14 @@ def stacked(
         stack.wait(run)
         try:
             ends[run] = jobs[run](Seat(stack, run))
+        # KeyboardInterrupt too: the caller decides, outside of the thread
         except BaseException as error:
             ends[run] = error
         finally:
             stack.leave(run)
 
     with global_kept(), stop_on_signals() as stack.stop:
+        # each run starts from the state in which it would start alone
         begun = global_state()
         stack.random = {run: begun for run in stack.alive}
         threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(len(jobs))]

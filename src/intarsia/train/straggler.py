@@ -46,6 +46,7 @@ class Busy:
         """Count the time inside, which is one step's."""
         began, waited = self.meter.clock(), self.meter.seconds
         yield
+        # wall time of the step without the waiting that the meter saw in it
         self.seconds += self.meter.clock() - began - (self.meter.seconds - waited)
 
     def end_epoch(self) -> dict[str, float]:
@@ -68,6 +69,7 @@ def backward(loss: Tensor, meter: Meter) -> None:
         # called in the order in which they are queued, so before DistributedDataParallel's
         Variable._execution_engine.queue_callback(own_part_done)  # pyright: ignore
 
+    # the loss's hook runs as the first of the backward
     hook = loss.register_hook(first)
     loss.backward()
     hook.remove()

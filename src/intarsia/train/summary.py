@@ -19,6 +19,7 @@ def summary(
     """Write the lines that `print(run)` shows.  record: of run.json."""
     results, training, counts = record["results"], record["training"], record["parameters"]
     epoch, n = results["selection"]["epoch"], record["data"]["train"]["n"]
+    # patience may have ended the run early
     epochs = results["selection"].get("stopped_after") or training["epochs"]
     selected = "" if epoch == epochs else f", epoch {epoch} chosen on val"
     early = "" if epochs == training["epochs"] else f" of {training['epochs']}"
@@ -43,6 +44,7 @@ def _next(record: Mapping[str, Any], out: Path | None) -> list[str]:
         save = " Next: intarsia.save(model, FOLDER), or intarsia.fold(model)" if adapted else ""
         return [f"Nothing was written.{save}"]
     report = f"intarsia report {shlex.quote(str(out))}"
+    # only a run whose record names its label can be opened to predict from pictures
     if record.get("record", {}).get("label"):
         later = f"intarsia.open_run({str(out)!r}).predict(PICTURES)"
     elif adapted:
@@ -74,6 +76,7 @@ def scores_text(metrics: Scores, n: int) -> str:
     """Write a set's scores, shares as per cent, beside the accuracy of the commonest class."""
     text = f"{_numbers(metrics.scores())} on {n:,} samples"
     if isinstance(metrics, Metrics) and len(metrics.labels):
+        # an accuracy says little where one class is most of the set
         share = float(metrics.labels.bincount().max()) / len(metrics.labels)
         text += f" (the commonest class alone: accuracy {100 * share:.1f} %)"
     return text

@@ -36,6 +36,7 @@ def trainer_loss(model: nn.Module) -> Callable[..., Tensor]:
         count = (labels != IGNORED).sum()  # as the Trainer counts them, the first token with them
         total = count if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
         criterion = next_token if labels.ndim == 2 else F.cross_entropy
+        # `next_token` widens the rows that it needs; a whole (B, T, V) would be large
         logits = logits if labels.ndim == 2 else logits.float()
         share = count / total.to(logits.device).clamp(min=1)
         return (criterion(logits, labels) + aux_loss(model)) * share

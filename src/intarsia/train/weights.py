@@ -30,6 +30,7 @@ def weights_of(
     if weights == BALANCED:
         return _balanced(classes, labels)
     named = named_numbers("class_weights", weights) if isinstance(weights, str) else weights
+    # a number for each class needs no names
     if not isinstance(named, Mapping):
         return tuple(float(value) for value in named)
     if classes is None:
@@ -47,6 +48,7 @@ def _balanced(classes: Sequence[str] | None, labels: np.ndarray | None) -> tuple
         fix = "Give a number for each class, or leave it out."
         raise ConfigError("class_weights", got=got, want=want, fix=fix)
     counts = np.bincount(labels, minlength=len(classes or ()))
+    # n / (C n_c) would be infinite
     if not counts.all():
         got = f"no training image of {int((counts == 0).sum())} classes"
         fix = "Give a number for each class."

@@ -16,6 +16,7 @@ def usable_workers(count: int, *, bytes_ahead: int, shm: Path = Path("/dev/shm")
         reason = f"{free / 1e6:.0f} MB free in {shm}, want {bytes_ahead / 1e6:.0f} MB"
     else:
         try:
+            # a system without /dev/shm, or with a quota, refuses it here and not in a worker
             torch.empty(max(1, bytes_ahead), dtype=torch.uint8).share_memory_()
         except (RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]

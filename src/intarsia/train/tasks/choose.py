@@ -34,9 +34,11 @@ def task_of(dataset: Dataset[Any]) -> Task:
     inputs, label = Reader(dataset, seed=0)[(0, (0,))]
     if not isinstance(label, Tensor):
         return Classes()
+    # by the label of a batch of one: its axes and type
     if label.is_floating_point():
         return Regression() if label.ndim <= 2 else Classes()
     if label.ndim == 2:
+        # a row of 0 and 1 is several labels of a picture, but token ids of a text
         binary = bool(((label == 0) | (label == 1)).all())
         return MultiLabel() if binary and not _of_tokens(inputs) else Tokens()
     return Classes()
@@ -65,6 +67,7 @@ def chosen(
         got = f"{type(recipe.schedule).__name__} for {type(resolved).__name__}"
         want = "a task with right answers, for it follows the training accuracy"
         raise ConfigError("schedule", got=got, want=want, fix="Use ActiveSchedule.")
+    # only a task that was chosen here takes the recipe's settings; a named one has its own
     if task is None and type(resolved) is Classes:
         if weights := settings.pop("class_weights", None):
             names = classes or classes_of(dataset)

@@ -161,6 +161,7 @@ def _by_task(criterion: Any, groups: Groups, logits: Tensor, target: Tensor) -> 
     for number, classes in enumerate(groups):
         rows = (of_image == number).nonzero().flatten()
         if len(rows):
+            # a softmax over the task's own columns, labels counted within them
             columns = logits[rows][:, list(classes)]
             total = total + criterion(columns, place[target[rows]]) * (len(rows) / len(logits))
     return total
@@ -185,6 +186,7 @@ def task_accuracy(logits: Tensor, labels: Tensor, groups: Groups) -> float:
 
 def _tasks(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
     """Return each class's task, and its place among the classes of that task.  (C,), (C,)."""
+    # a partition of the classes: each in one group, and once
     order = [c for classes in groups for c in classes]
     if sorted(order) != list(range(logits.shape[-1])):
         subject, want = "groups of classes", f"each of the {logits.shape[-1]} classes once"

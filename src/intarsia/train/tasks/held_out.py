@@ -53,6 +53,7 @@ def own_losses(model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
     if not model.training:  # a score of the loop's own
         logits = logits_of(model, x)
         return Outcome(loss_of(logits), logits)
+    # the model draws its negatives itself
     parts: dict[str, Tensor] = model(x, loss_of.target)
     total = sum(parts.values(), start=next(iter(parts.values())).new_zeros(()))
     return Outcome(total, total.detach(), parts if len(parts) > 1 else {})

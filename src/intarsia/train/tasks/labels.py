@@ -45,6 +45,7 @@ class MultiLabel(Task):
 
     def scores(self, *rows: Tensor) -> Named:
         logits, target = rows
+        # the precision of a label that no sample has is not defined
         occur = target.any(0).numpy()
         if not occur.any():
             subject, got = "evaluation labels", "no 1"

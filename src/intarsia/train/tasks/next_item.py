@@ -63,6 +63,7 @@ class NextItem(Task):
             )
         if not self.every:
             return inputs, target
+        # every place predicts the item after it, the last one the target; padding predicts nothing
         following = torch.cat([inputs[:, 1:], target[:, None]], 1)
         return inputs, following.masked_fill(inputs == 0, IGNORED)
 

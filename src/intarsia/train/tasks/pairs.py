@@ -78,6 +78,7 @@ class Pairs(Task):
     def _info_nce(self, output: Tensor, target: Tensor) -> Tensor:
         total = output.new_zeros(())
         for near in self._groups(output):
+            # the right document of query i is document i of its group
             index = torch.arange(len(near), device=near.device)
             by_query, by_document = F.cross_entropy(near, index), F.cross_entropy(near.T, index)
             total = total + (by_query + by_document) / 2 * (len(near) / len(target))
@@ -100,6 +101,7 @@ class Pairs(Task):
         queries, documents = rows
         losses, ranks = [], []
         for first in range(0, len(queries), ROWS):
+            # all documents, some queries at a time: (n, n) would not fit into memory
             near = queries[first : first + ROWS] @ documents.T
             similarity = near.diagonal(first)
             ranks.append(rank_of(similarity, near))

@@ -102,6 +102,7 @@ class Reconstruction(Task):
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
         assert isinstance(batch[0], Tensor)
+        # an error for each sample: PSNR is a mean of logarithms, not the logarithm of a mean
         away = (output.double() - batch[0].double()).flatten(1)
         return away.square().mean(1), away.abs().mean(1)
 

@@ -83,6 +83,7 @@ class Tokens(Task):
         counts = torch.stack(
             [loss, torch.ones_like(loss), (picked.argmax(-1) == targets).double()], 1
         )
+        # each labelled token's values are added to its text
         row = mask.nonzero()[:, 0]
         return (counts.new_zeros(len(labels), 3).index_add_(0, row, counts),)
 
