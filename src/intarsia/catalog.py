@@ -103,6 +103,7 @@ def describe(method: Card) -> dict[str, Any]:
 
     python: where its config is imported from; doc: the config's docstring.
     """
+    # out of the index: the config's module would import torch
     entry = dict(registry.index()[method.key])
     del entry["module"]
     module, _, config = entry.pop("config").rpartition(".")
@@ -133,6 +134,7 @@ def shown(value: Any) -> str:
 
 def example(described: Mapping[str, Any]) -> tuple[str, str]:
     """Write a command and a line of Python for a described method, its first number spelled out."""
+    # the first number is shown as one that can be set; True counts as a number in Python
     numbers = (s for s in described["settings"] if isinstance(s["default"], int | float))
     number = next((s for s in numbers if not isinstance(s["default"], bool)), None)
     setting = f"{number['name']}={number['default']}" if number else ""

@@ -81,6 +81,7 @@ def fit(
     _no_phases(model)
     training, recipe, running = settle(training, options)
     recipe = replace(recipe, schedule=in_blocks(model, _own_schedule(model, recipe.schedule)))
+    # pictures become tensors of the model's size; texts and tensors stay as they are
     sets, origins = sets_of(model, train, val, test)
     task = chosen(task, sets[0], recipe, classes_of(train))
     job = Job(model, sets, task, objective, training, recipe, running)
@@ -231,6 +232,7 @@ def fit_in_phases(
     task = chosen(task, train, recipe, classes)
     record = origins | dict(record or {})
     runs: list[tuple[str, Run]] = []
+    # a generator: between two phases the method works on the model
     steps = method.phases(model, seed=settings.seed)
     try:
         with owned(running.out, running.resume):
@@ -245,6 +247,7 @@ def fit_in_phases(
                 keywords["epochs"] = max(1, round(settings.epochs * phase.length))
                 if running.out is not None and not phase.last:
                     keywords["out"] = running.out / PHASES / f"{len(runs) + 1}-{phase.name}"
+                # the test set is for the result alone
                 sets = train, val, test if phase.last else None
                 job = Job(model, sets, task, objective, *settle(training, keywords), phase.settle)
                 last = [finish] if phase.last else []

@@ -105,6 +105,7 @@ class Cell(nn.Module, abc.ABC):
     def cast(self, x: Tensor, like: Tensor | None = None) -> Tensor:
         """Return x in the dtype of `like`, or of the cell's parameters; under autocast x itself."""
         device = x.device.type  # the meta device knows no autocast
+        # autocast chooses the type of each product itself
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return x
         like = next(self.parameters(), x) if like is None else like

@@ -134,13 +134,16 @@ def set_steps(host: nn.Module, steps: Iterable[Step]) -> None:
     own behind: `from_pretrained` then rebuilds what `save_pretrained` wrote, or refuses it.
     """
     setattr(host, STEPS, tuple(steps))
+    # transformers writes its config with the model: the record has to be in it
     config: Any = config_of(host)
     if not hasattr(config, "to_json_string"):  # of another library
         return
     attributes = cast("dict[str, Any]", vars(config))
     existing: Any = attributes.get("quantization_config")
+    # a quantised model: its own record of quantization is not ours to replace
     if existing and not is_record(existing):
         return
+    # steps that leave plain modules behind need no rebuilding
     entries = [step.entry() for step in steps_of(host) if not step.plain]
     if entries:
         config.quantization_config = {"quant_method": RECORD, "steps": entries}

@@ -31,6 +31,7 @@ def _quoted(got: object) -> object:
 
 def whole(subject: str, got: object, least: float = -math.inf, fix: str = "") -> None:
     """Raises: ConfigError unless `got` is a whole number, and got >= least."""
+    # NumPy's integers count, 2.0 does not
     if not isinstance(got, Integral):
         fix = fix or f"Try {max(1, least)}."
         raise ConfigError(subject, got=_quoted(got), want="a whole number", fix=fix)
@@ -39,6 +40,7 @@ def whole(subject: str, got: object, least: float = -math.inf, fix: str = "") ->
 
 def at_least(subject: str, got: float, least: float, fix: str = "") -> None:
     """Raises: ConfigError unless got >= least; NaN is refused, too, and what is no number."""
+    # the comparison is positive, so that NaN fails it
     if not _holds(lambda: got >= least):
         want, fix = f"at least {least}", fix or f"Try {least}."
         raise ConfigError(subject, got=_quoted(got), want=want, fix=fix)
@@ -98,6 +100,7 @@ def named_numbers(subject: str, text: str) -> dict[str, float]:
     """Return "a=1,b=2.5" as a mapping.  Raises: ConfigError for anything else, or a name twice."""
     numbers: dict[str, float] = {}
     for part in text.split(","):
+        # the last "=": a name of a class may have one
         name, equals, value = (word.strip() for word in part.rpartition("="))
         try:
             number = float(value) if equals and name and name not in numbers else math.nan

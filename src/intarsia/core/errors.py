@@ -37,6 +37,7 @@ class IntarsiaError(Exception):
     """
 
     def __init__(self, what: str, *, got: object, want: object, fix: str) -> None:
+        # KeyError's own text is only the key: the type says what it means
         if isinstance(got, Exception) and not isinstance(got, IntarsiaError):
             got = f"{type(got).__name__}: {got}"
         self.what, self.got, self.want, self.fix = what, got, want, fix
@@ -122,9 +123,11 @@ class UnknownName(IntarsiaError, LookupError):
     ) -> None:
         names = sorted(choices)
         parts = (name, name.rpartition(".")[2])  # a setting may be said with its whole path
+        # the whole name first, then its last part
         matches = (difflib.get_close_matches(part, names, n=3) for part in parts)
         near = next((some for some in matches if some), list[str]())
         self.near = tuple(near)
+        # the likely ones lead the list, which may be cut
         displayed = [*near, *(candidate for candidate in names if candidate not in near)][:SHOWN]
         want = f"one of {', '.join(displayed)}"
         fix = f"Did you mean {' or '.join(near)}? {fix}".strip() if near else fix

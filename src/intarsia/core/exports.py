@@ -32,6 +32,7 @@ def namespaces() -> Mapping[str, str]:
     top = homes(ROOT / "__init__.pyi")
     spaces = [name for name, module in top.items() if not module]
     places: dict[str, str] = {}
+    # packages first: topics then overwrite their names, and the top level both
     for space in sorted(spaces, key=lambda space: not (ROOT / space).is_dir()):
         places |= dict.fromkeys(homes(_listing(space)), space)
     return places | {name: "" for name, module in top.items() if module}
@@ -64,6 +65,7 @@ def exports(
                 fix = f". It is {public_path(name)}."
             # without its object: Python would suggest a second time at the end of the same line
             raise AttributeError(f"module {module!r} has no attribute {name!r}{fix}", name=name)
+        # a submodule that is public as a whole
         if not modules[name]:
             return importlib.import_module(f"{package}.{name}")
         return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)

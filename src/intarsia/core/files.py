@@ -52,6 +52,7 @@ def writing(
     with held(target, wait=wait):
         try:
             tidy(target)
+            # beside the target: a rename is atomic only within one file system
             folder = Path(tempfile.mkdtemp(prefix=f".{target.name}{SCRATCH}", dir=target.parent))
         except OSError as error:
             raise disk_error(target, error) from error
@@ -69,6 +70,7 @@ def writing(
 
 def _finish(folder: Path, target: Path, spare: bool) -> None:
     """Put what was written into a scratch folder in place of the target, and beside it."""
+    # 1. mkdtemp and some writers make private files: give them the umask's mode, then sync
     mode = _mode(folder)
     names = _names(folder, target)
     for path in folder.rglob("*"):
@@ -76,7 +78,9 @@ def _finish(folder: Path, target: Path, spare: bool) -> None:
             path.chmod(mode)
         sync(path)
     for name in names:
+        # 2. refuse before anything is replaced
         _check_replaced(target.with_name(name), folder / name, spare)
+    # 3. put it in place: by one exchange, or by renames that `repaired` can finish
     is_replaced = target.is_dir()
     if len(names) > 1 or (is_replaced and not exchange(folder / target.name, target)):
         (folder / READY).touch()
@@ -92,8 +96,10 @@ def _put_in_place(folder: Path, target: Path, names: Iterable[str]) -> None:
     for name in names:
         place = target.with_name(name)
         if place.is_dir():
+            # a folder cannot be renamed onto one with files in it
             os.replace(place, folder / BEFORE)
         os.replace(folder / name, place)
+    # from here on the scratch folder is only to be removed
     (folder / READY).unlink(missing_ok=True)
 
 
@@ -147,6 +153,7 @@ def repaired(path: str | Path) -> Path:
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
+    # only the moment between two renames leaves a ready scratch folder and no target
     if not target.exists() and any(map(_is_ready, _left(target))):
         with suppress(IntarsiaError, OSError), held(target, wait=SECONDS):
             tidy(target)
@@ -182,6 +189,7 @@ def check_target(target: Path, *, mark: str = "", own: Collection[str] = ()) -> 
     if not target.exists():
         return
     if target.is_dir():
+        # one unknown file is enough: it would be lost
         theirs = sorted({path.name for path in target.iterdir()} - {*own})
         got = f"other files in it, such as {theirs[0]!r}" if theirs else ""
         want = "a new folder, or one that was written like this"
@@ -253,6 +261,7 @@ def unbroken() -> Generator[None, None, None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    # signals are noted, and the first is raised again at the end
     came: list[int] = []
     kinds = signal.SIGINT, signal.SIGTERM
     before = {kind: signal.signal(kind, lambda number, _: came.append(number)) for kind in kinds}
@@ -277,6 +286,7 @@ def parse_json(raw: str | bytes, pairs: Callable[[Any], Any] | None = None) -> A
         raise ValueError("nested too deeply") from error
     if HALVES.search(raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogatepass")):
         json.dumps(parsed, ensure_ascii=False).encode()  # of two halves that belong together is one
+    # level by level, without recursion, which deep JSON would exhaust
     level: list[Any] = [parsed]
     for _ in range(DEEP):
         nested: list[Any] = [v for v in level if isinstance(v, dict | list)]

@@ -27,6 +27,7 @@ def heads_of(model: nn.Module) -> list[nn.Module]:
 
     A distilled DeiT has two.  model: the host itself, not a PeftModel around it.
     """
+    # timm names its classifier; of other libraries the attribute's name tells it
     got = own_classifier(model)
     got = tuple(getattr(model, name, None) for name in NAMES) if got is None else got
     classifiers: list[Any] = [*got] if isinstance(got, tuple) else [got]

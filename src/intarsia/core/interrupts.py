@@ -32,8 +32,10 @@ def never_lost() -> Generator[None, None, None]:
     if not in_main or before is not signal.default_int_handler:
         yield
         return
+    # noted as well as raised: an import may swallow what is raised
     signal.signal(signal.SIGINT, _note)
     looking = _AtImports()
+    # the next import asks this finder first
     sys.meta_path.insert(0, looking)
     try:
         yield

@@ -26,6 +26,7 @@ def held(target: str | Path, *, wait: float = 0) -> Generator[None, None, None]:
     """
     from filelock import FileLock, Timeout  # not needed to read, nor by `import intarsia`
 
+    # links to one place share one lock
     target = Path(os.path.realpath(target))
     above = [path for path in target.parents if not path.exists()]  # inner first
     try:

@@ -32,6 +32,7 @@ def modes_kept(model: nn.Module) -> Generator[None]:
 def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Generator[None]:
     """Replace a module's forward inside; the module, its name and its hooks stay as they are."""
     attributes = vars(module)
+    # a forward of the instance, as accelerate sets one, comes back afterwards
     before = attributes.get("forward")
     attributes["forward"] = forward
     try:

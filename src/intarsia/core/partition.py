@@ -19,6 +19,7 @@ NOBODY = -1
 def label_dtype(parts: int) -> torch.dtype:
     """Return the smallest signed integer type that holds the labels -1 ... parts - 1."""
     for dtype in (torch.int8, torch.int16):
+        # labels are as many as weights: a byte each is enough for most
         if parts - 1 <= torch.iinfo(dtype).max:
             return dtype
     return torch.int32
@@ -54,6 +55,7 @@ class Partition:
         label: dict[str, Tensor] = {}
         for name, first in masks[0].items():
             dtype, device = label_dtype(len(masks)), first.device
+            # mask by mask, so that the first overlap is found with its two parts
             owner = torch.full(first.shape, NOBODY, dtype=dtype, device=device)
             for part, mask in enumerate(m[name] for m in masks):
                 _check_mask(name, part, mask, owner)
@@ -92,6 +94,7 @@ class Partition:
         counts = torch.zeros(self.parts, dtype=torch.int64)
         for label in self.label.values():
             owned = label.flatten().long().cpu()
+            # nobody's weights are -1, which bincount refuses
             counts += torch.bincount(owned[owned >= 0], minlength=self.parts)
         return counts
 
@@ -137,6 +140,7 @@ def union(*partitions: Partition) -> Partition:
     """Select the weights that are in any of several one-part partitions."""
     _one_part(partitions)
     names = partitions[0].label
+    # labels are 0 or -1: the maximum is "in any", the minimum "in all"
     return Partition({n: torch.stack([p[n] for p in partitions]).amax(0) for n in names}, 1)
 
 

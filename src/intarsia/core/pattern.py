@@ -58,6 +58,7 @@ class NofM:
     def holds(self, mask: Tensor) -> Tensor:
         """Return where a mask keeps to the pattern: bool, of the mask's shape."""
         groups = self.groups(mask)
+        # a group is right or wrong as a whole
         right = groups.sum(-1, keepdim=True) == self.n
         return self.restored(right.expand_as(groups))
 
@@ -93,6 +94,7 @@ class Blocks:
             raise ShapeError(
                 subject, got=tuple(weight.shape), want=want, fix="Leave this weight out."
             )
+        # (R, rows, C, columns) -> (R, C, rows * columns)
         tiled = matrix.reshape(out // rows, rows, rest // columns, columns)
         return tiled.transpose(1, 2).flatten(2)
 
@@ -105,6 +107,7 @@ class Blocks:
     def holds(self, mask: Tensor) -> Tensor:
         """Return where a mask keeps to the pattern: bool, of the mask's shape."""
         groups = self.groups(mask)
+        # a block is all in the part or all out of it
         right = groups.all(-1, keepdim=True) | ~groups.any(-1, keepdim=True)
         return self.restored(right.expand_as(groups), mask.shape)
 

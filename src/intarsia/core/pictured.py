@@ -22,6 +22,7 @@ def lists_pictures(file: Path) -> bool:
         return False
     try:
         lines = read_lines(file.expanduser(), "utf-8-sig")
+        # the first row that is not blank; a file of pictures may be long
         row: Any = parse_json(next(filter(str.strip, lines), "null"))
     except (OSError, ValueError):
         return False

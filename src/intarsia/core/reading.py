@@ -39,6 +39,7 @@ def open_handle(path: str | Path) -> int:
     except ValueError as error:  # a zero byte, or a character that no path has
         raise OSError(errno.EINVAL, str(error), ascii(str(path))) from error
     try:
+        # of the open file: a path could be exchanged between a check and the opening
         _check_regular(os.fstat(handle).st_mode, path)
     except OSError:
         os.close(handle)
@@ -107,6 +108,7 @@ def read_lines(
     Raises: OSError as `open_regular`, and for a line of more than LONGEST characters, while it is
     read; UnicodeDecodeError for other bytes than the encoding has.
     """
+    # a bounded readline: a file without line ends would fill the memory
     with io.TextIOWrapper(open_regular(path), encoding, newline=newline) as text:
         while line := text.readline(LONGEST + 1):
             if len(line) > LONGEST:
@@ -136,6 +138,7 @@ def open_tensors(path: str | Path, framework: str = "pt") -> Any:
     from safetensors import safe_open
 
     with open_regular(path) as file:
+        # safetensors opens by name only: this name is the open file itself
         number = f"/dev/fd/{file.fileno()}"
         try:
             return safe_open(number if os.path.exists(number) else str(path), framework)

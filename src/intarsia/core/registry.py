@@ -84,6 +84,7 @@ def card(key: str) -> Card:
     if key not in index():
         raise UnknownName("method", str(key), index(), LISTED)
     entry = index()[key]
+    # without __init__, which would ask for the config and so import the module
     listed_card = _Listed.__new__(_Listed)
     listed_card.__dict__.update(
         key=key,
@@ -109,6 +110,7 @@ def recommenders() -> Mapping[str, tuple[str, ...]]:
 
 def spelled(text: str) -> str:
     """A name without case, hyphens, spaces and signs: "MoE-X" and "moe_x" are one."""
+    # NFKC: a full-width or superscript letter is its plain one
     plain = unicodedata.normalize("NFKC", text).casefold()
     return "".join(letter for letter in plain if letter.isalnum())
 
@@ -120,6 +122,7 @@ def find(name: str, *kinds: str) -> str:
     Raises: UnknownName.
     """
     among = {key: entry for key, entry in index().items() if not kinds or entry["kind"] in kinds}
+    # a key as it is written goes before names that spell alike
     if name in among:
         return name
     keys_by_name = {n: key for key, entry in among.items() for n in (key, *entry["names"])}
@@ -140,6 +143,7 @@ def method_key(method: object) -> str:
     Raises: ConfigError if they are of a class that is not in the list.
     """
     kind = type(method)
+    # several cards may have one class, as those of PEFT's methods
     if isinstance(method, MethodSettings) and method.card_key in index():
         return method.card_key
     for key, entry in index().items():
@@ -209,6 +213,7 @@ def settings_from_dict(card: Card, settings: Mapping[str, Any]) -> Any:
 
     Raises: as `method_from_dict`.
     """
+    # a name is checked against the defaults before the config is made with it
     defaults = settings_to_dict(card.config())
     for name in settings:
         if name not in defaults:

@@ -57,6 +57,7 @@ class Routing:
             fix = "Pass the outputs of topk as they are."
             raise ShapeError("top-k routing", got=got, want="two matrices (T, k)", fix=fix)
         tokens, k = index.shape
+        # row t of the index becomes k entries of token t
         token = torch.arange(tokens, device=index.device).repeat_interleave(k)
         return cls(
             token, index.reshape(-1), weight.reshape(-1), tokens, experts, losses or {}, state
@@ -77,6 +78,7 @@ class Routing:
     def dense(self) -> Tensor:
         """Return the gate matrix (T, E); entries given twice add up."""
         gates = self.weight.new_zeros(self.tokens * self.experts)
+        # entry (t, e) of the matrix, counted row by row
         flat = self.token * self.experts + self.expert
         return gates.index_add(0, flat, self.weight).view(self.tokens, self.experts)
 

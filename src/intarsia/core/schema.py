@@ -85,6 +85,7 @@ class Setting:
         if isinstance(value, Real) and not self._in_range(_as_float(value)):
             fix = self.fix or f"Try {self._example()}."
             raise ConfigError(name, got=value, want=self.range_in_words(name.lstrip("-")), fix=fix)
+        # a list of words is checked word by word
         if choices := words(self.choices):
             for word in cast("Sequence[str]", (value,) if isinstance(value, str) else value):
                 # an objective or a schedule has settings of its own: two_pass:add=1
@@ -189,6 +190,7 @@ def from_json(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     """
     new: dict[str, Any] = {}
     for item in fields(cast(Any, kind)):
+        # settings inside settings share one flat JSON object
         if isinstance(item.type, type) and is_dataclass(item.type):
             new[item.name] = from_json(item.type, values)
         elif item.name in values:
@@ -204,6 +206,7 @@ def members(kind: Any) -> list[Any]:
     union = get_origin(kind) in (typing.Union, types.UnionType)
     order = (type(None), bool, int, float)
     kinds = list(get_args(kind)) if union else [kind]
+    # the narrowest type first: "3" is an int before it is a float, and text last
     return sorted(kinds, key=lambda k: order.index(k) if k in order else len(order))
 
 
@@ -214,6 +217,7 @@ def fits(value: Any, kind: Any) -> bool:
     """
     for member in members(kind):
         if get_origin(member) in SEVERAL:
+            # a text is a sequence of letters, but no list of words
             if not isinstance(value, Sequence) or isinstance(value, str):
                 continue
             if all(fits(item, get_args(member)[0]) for item in cast("Sequence[object]", value)):

@@ -48,6 +48,7 @@ def digests(folder: Path, *, besides: Collection[str] = ()) -> dict[str, str]:
 def sealed(content: Mapping[str, Any], files: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return JSON content with its seal.  files: digests of the files beside it."""
     seal: dict[str, Any] = {FILES: dict(files or {})}
+    # through JSON, so that a reader's digest is of the same values (tuples are lists there)
     record = json.loads(json.dumps({**content, SEAL: seal}))
     record[SEAL] = {SETTINGS: _digest(record), **seal}
     return record
@@ -78,6 +79,7 @@ def check_settings(path: Path, content: Any) -> tuple[dict[str, Any], dict[str, 
     record = _object(content)
     seal = _object(record.get(SEAL))
     files = _object(seal.get(FILES))
+    # a file without a seal is not trusted: to strip it would be too easy
     if FILES not in seal:
         raise _changed(path, "settings without the digests that were written with them")
     rest = {key: value for key, value in record.items() if key != SEAL}
@@ -100,6 +102,7 @@ def check_files(folder: Path, files: Mapping[str, str], needs: Collection[str] =
         raise _changed(folder, f"no digest of {missing[0]!r}")
     for name, digest in files.items():
         place = folder / name
+        # a digest must not make us read outside of the folder
         if ".." in Path(name).parts or Path(name).is_absolute():
             raise _changed(folder, f"a digest of a file elsewhere, {name!r}")
         if not place.is_file():
@@ -148,6 +151,7 @@ def _sort_metadata(path: Path) -> None:
     with path.open("r+b") as file:
         size = struct.unpack("<Q", file.read(8))[0]
         header = json.loads(file.read(size))
+        # safetensors writes metadata in the order of a hash map
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         if len(text) <= size:  # the same words in another order
@@ -181,6 +185,7 @@ def _file_digest(path: Path) -> tuple[str, int]:
         offset = header.find(key) + len(key)
         if offset < len(key) or len(header) < offset + 64:
             return "", 0
+        # the digest is inside of what it digests: zeros stand in its place
         total.update(front + header[:offset] + b"0" * 64 + header[offset + 64 :])
         while block := file.read(1 << 20):
             total.update(block)

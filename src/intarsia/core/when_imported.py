@@ -18,6 +18,7 @@ class _WhenImported:
         if name != self.module:
             return None
         finders = (f.find_spec for f in sys.meta_path if f is not self and hasattr(f, "find_spec"))
+        # the real finders find the module; only its loader is extended
         spec = next((s for find in finders if (s := find(name, path, target)) is not None), None)
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module

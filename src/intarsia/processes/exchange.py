@@ -42,6 +42,7 @@ class Meter:
     def note(self, name: str, row_bytes: int, counts: Sequence[int]) -> None:
         """Add the rows sent to each process under a step's name; a row has `row_bytes` bytes."""
         rank = dist.get_rank(self.group)
+        # rows that stay in this process cost no exchange
         row = [row_bytes * count * (target != rank) for target, count in enumerate(counts)]
         self.sent[name] = [
             a + b for a, b in zip(self.sent.get(name, [0] * len(row)), row, strict=True)
@@ -56,6 +57,7 @@ class Meter:
         totals: dict[str, Tensor] = {}
         for name, row in sorted(self.sent.items()):
             parts = [torch.zeros(count, dtype=torch.int64, device=device) for _ in range(count)]
+            # sorted names: every process gathers the same step at the same time
             dist.all_gather(parts, torch.tensor(row, device=device), group=self.group)
             totals[name] = torch.stack(parts).cpu()
         return totals
@@ -73,6 +75,7 @@ class _Exchange(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         group, meter, name = ctx.of
+        # what was received is sent back: the two counts change places
         back = _sent(grads[0], ctx.receive, ctx.send, group, meter, f"{name}.back")
         return back, None, None, None
 
@@ -87,6 +90,7 @@ def _sent(
     except RuntimeError as error:  # gloo: a connection that was reset, or a time-out
         raise lost(f"exchange {name!r}", error, group) from error
     if meter is not None:
+        # counted after the exchange, so that a failed one does not count
         meter.note(name, rows.dtype.itemsize * math.prod(rows.shape[1:]), send)
     return out
 
@@ -102,6 +106,7 @@ def is_lost(error: Exception) -> bool:
 def lost(subject: str, error: Exception, group: Group = None) -> TrainingError:
     """Return the error of a process that others do not answer."""
     rank, text = dist.get_rank(group), str(error).splitlines()[0]
+    # a slow process needs patience, a dead one a new start: two different fixes
     late = "imed out" in str(error)
     got = f"no answer in time ({text})" if late else f"a process that is gone ({text})"
     fix = (
@@ -123,6 +128,7 @@ def answered(subject: Callable[[], str], group: Group = None) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        # an error of this process's own work stays as it is
         if not is_lost(error):
             raise
         raise lost(subject(), error, group) from error

@@ -47,6 +47,7 @@ class WholeModel:
     ) -> dict[str, Any]:
         """Return what this process keeps of an optimiser's state_dict, whole or in files."""
         rows = {
+            # an optimiser's state counts its parameters instead of naming them
             index: {key: _whole(value) for key, value in row.items()}
             for index, row in state["state"].items()
         }

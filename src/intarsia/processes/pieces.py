@@ -46,6 +46,7 @@ def write_file(path: Path, tensors: Mapping[str, Tensor | Piece]) -> dict[str, A
     entry: dict[str, Any] = {"file": path.name, "whole": {}, "pieces": {}}
     values: dict[str, Tensor] = {}
     for key, weight in tensors.items():
+        # a whole weight has one digest, a piece one for each row, to be checked row by row
         values[key] = value = (weight.value if isinstance(weight, Piece) else weight).detach().cpu()
         if isinstance(weight, Tensor):
             entry["whole"][key] = _sha256(value)
@@ -69,6 +70,7 @@ def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         tensor = tensor.cpu().contiguous()
         storage = tensor.untyped_storage()
+        # a view would bring all of its storage into the file
         covers = storage.nbytes() == tensor.numel() * tensor.element_size()
         if storage.data_ptr() in storages or not covers:
             tensor = tensor.clone()
@@ -111,6 +113,7 @@ class Pieces:
             }
             self.pieces: dict[str, list[Any]] = {}
             for manifest in manifests:
+                # each piece remembers its file: experts of one weight are spread over several
                 for key, piece in manifest["pieces"].items():
                     located = piece | {"file": manifest["file"], "units": _units(piece)}
                     self.pieces.setdefault(key, []).append(located)
@@ -130,13 +133,16 @@ class Pieces:
 
     def rows(self, key: str, index: Tensor) -> Tensor:
         """Read the rows of these experts from whichever files have them.  (n,) -> (n, ...)."""
+        # the row of the result that each wanted expert gets
         row_of = {int(expert): row for row, expert in enumerate(index)}
         weight: Tensor | None = None
         for piece in self.pieces[key]:
+            # (row of the file, row of the result) of the experts that this file has
             matches = [(n, row_of[e]) for n, e in enumerate(piece["index"]) if e in row_of]
             if not matches:
                 continue
             with self._opened(piece["file"]) as opened:
+                # memory-mapped: only these rows are read from the disk
                 stored = opened.get_slice(key)
                 rows = [
                     self._same(
@@ -146,6 +152,7 @@ class Pieces:
                     )
                     for n, _ in matches
                 ]
+            # slices of hidden units from several files make up one expert
             targets = torch.tensor([place for _, place in matches])
             lot = len(index), targets, piece["part"], piece["of"]
             weight = put_part(piece["units"], weight, torch.stack(rows), *lot)
@@ -160,12 +167,14 @@ class Pieces:
     def _check_all_there(self, files: list[tuple[str, int]]) -> None:
         for name, size in files:
             path = self.folder / name
+            # a name with a folder in it could lead out of the checkpoint
             if path.name != name or not path.is_file():
                 expected = f"{len(files)} files, one of each process"
                 raise self._damaged(name, "no such file", want=expected)
             if path.stat().st_size != size:
                 raise self._damaged(name, f"{path.stat().st_size} bytes", want=f"{size}")
         for key, pieces in self.pieces.items():
+            # every slice of every expert must be in some file
             present = {(e, piece["part"]) for piece in pieces for e in piece["index"]}
             count = pieces[0]["experts"] * pieces[0]["of"]
             if len(present) != count or any(len(p["sha256"]) != len(p["index"]) for p in pieces):

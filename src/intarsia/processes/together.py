@@ -44,15 +44,19 @@ def write_together(
         stack.close()  # syncs and renames
 
     with stack:
+        # 1. the first process makes the folder, and all learn its name or the error
         begun = _everyone(_tried(begin, target) if main else None, target, group)
         scratch = Path(begun[0])
+        # 2. every process writes its part
         reports = _everyone(_tried(lambda: _written(part, scratch), target), target, group)
+        # 3. the first one finishes and renames; the others wait for that
         _everyone(_tried(lambda: end(reports), target) if main else None, target, group)
     return target
 
 
 def _written(part: Callable[[Path], Report], scratch: Path) -> Report:
     """Write a process's own files, and sync them: no other machine could do that for it."""
+    # files of other processes are synced by those
     before = {path.name for path in scratch.iterdir()}
     report = part(scratch)
     for path in scratch.iterdir():
@@ -80,6 +84,7 @@ def _everyone(report: Any, target: Path, group: Group) -> list[Any]:
     reports: list[Any] = [None] * dist.get_world_size(group)
     with answered(lambda: f"writing {target}", group):
         dist.all_gather_object(reports, report, group=group)
+    # the same first error in all, so that none goes on alone
     for entry in reports:
         if isinstance(entry, IntarsiaError):
             raise entry

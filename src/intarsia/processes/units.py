@@ -42,6 +42,7 @@ def own_part(
     value = weight[index]
     if units is not None and slices > 1:
         return units.together(units.part(value, part, slices))
+    # a weight without hidden units, as a bias after them, counts in the first slice only
     return torch.zeros_like(value) if part else value
 
 
@@ -60,6 +61,7 @@ def put_part(
     """
     units = units if slices > 1 else None
     if weight is None:
+        # room for all experts, and for all slices of their units
         shape = [experts, *value.shape[1:]]
         if units is not None:
             shape[units.axis] *= slices

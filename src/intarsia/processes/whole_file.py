@@ -56,6 +56,7 @@ def write_folder(
                 safetensors.torch.save_file(apart(tensors), scratch / name)
             after(scratch)
         return folder
+    # of a model that is shared out: each process writes into the same files
     first = dist.get_rank(parts.group) == 0
 
     def own(scratch: Path) -> None:
@@ -92,6 +93,7 @@ def write_whole(path: Path, tensors: Mapping[str, Tensor | Piece], *, first: boo
                 _put_rows(handle, tensor, starts[name])
             elif first:
                 _put(handle, _bytes(tensor), starts[name])
+        # the file is complete when the last process has synced its share
         os.fsync(handle)
     finally:
         os.close(handle)
@@ -108,6 +110,7 @@ def _shape(tensor: Tensor | Piece) -> list[int]:
         return list(tensor.shape)
     shape = [tensor.experts, *tensor.value.shape[1:]]
     if (units := _units(tensor)) is not None:
+        # a slice has 1 / of of the hidden units
         shape[units.axis] *= tensor.of
     return shape
 
@@ -123,6 +126,7 @@ def _header(
     empty = safetensors.torch.save({n: torch.empty(0, dtype=v.dtype) for n, v in values.items()})
     header: dict[str, Any] = json.loads(empty[8 : 8 + struct.unpack("<Q", empty[:8])[0]])
     offset, starts = 0, dict[str, int]()
+    # empty tensors gave the order and types; true shapes and offsets go in their place
     for name, entry in header.items():
         starts[name], size = offset, math.prod(shapes[name]) * values[name].element_size()
         entry |= {"shape": shapes[name], "data_offsets": [offset, offset + size]}
@@ -138,9 +142,11 @@ def _put_rows(handle: int, piece: Piece, start: int) -> None:
     units, shape = _units(piece), _shape(piece)
     if units is None and piece.part:
         return  # a bias after the hidden units: the first slice has it
+    # bytes of an expert in the file
     row = math.prod(shape[1:]) * piece.value.element_size()
     # lines in which a slice's units adjoin
     lines = 1 if units is None else math.prod(shape[1 : units.axis]) * units.runs
+    # bytes of a slice in one line
     width = row // lines // (1 if units is None else piece.of)
     for expert, value in zip(piece.index.tolist(), piece.value, strict=True):
         raw, offset = _bytes(value), start + expert * row + piece.part * width
