@@ -51,6 +51,7 @@ class IntarsiaError(Exception):
 def _rebuild(
     cls: type[IntarsiaError], subject: str, got: object, want: object, fix: str
 ) -> IntarsiaError:
+    # a subclass may have an __init__ of its own, with other arguments
     error = cls.__new__(cls)
     IntarsiaError.__init__(error, subject, got=got, want=want, fix=fix)
     return error

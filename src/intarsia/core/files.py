@@ -204,6 +204,7 @@ def check_target(target: Path, *, mark: str = "", own: Collection[str] = ()) -> 
 def _ends(path: Path) -> bytes:
     """Return the first and the last bytes of a file; a zip has its names there."""
     with open_regular(path) as file:
+        # a short file is read twice, which does no harm
         first = file.read(END)
         file.seek(max(0, path.stat().st_size - END))
         return first + file.read(END)
@@ -228,6 +229,7 @@ def write_text(target: str | Path, content: str | bytes) -> Path:
 
     Raises: ConfigError where a folder is; TrainingError if it cannot be written.
     """
+    # half a surrogate pair from a file's name must not stop a report
     raw = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
     with writing(target, wait=SECONDS) as scratch:
         scratch.write_bytes(raw)
@@ -289,6 +291,7 @@ def parse_json(raw: str | bytes, pairs: Callable[[Any], Any] | None = None) -> A
     # level by level, without recursion, which deep JSON would exhaust
     level: list[Any] = [parsed]
     for _ in range(DEEP):
+        # numbers and texts end here; containers give the next level
         nested: list[Any] = [v for v in level if isinstance(v, dict | list)]
         if not nested:
             return parsed

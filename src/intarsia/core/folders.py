@@ -30,6 +30,7 @@ def describe_folder(folder: Path) -> str:
     if (kind := next((MARKS[mark] for mark in MARKS if mark in names), None)) is not None:
         return kind
     suffixes = Counter(suffix for name in names if (suffix := Path(name).suffix))
+    # nothing with a suffix: folders, or nothing at all
     if not suffixes:
         return "a folder of folders" if names else "an empty folder"
     # a folder of no known kind: the commonest suffix says most about it

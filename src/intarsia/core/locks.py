@@ -56,6 +56,7 @@ def held(target: str | Path, *, wait: float = 0) -> Generator[None, None, None]:
 
 def _place(target: Path) -> Path:
     """Return the file to lock for a target."""
+    # a folder mounted into a container often has a parent that cannot be written
     if target.is_dir() and not os.access(target.parent, os.W_OK):
         return target / ".lock"
     return target.parent / f".{target.name}.lock"
@@ -70,6 +71,7 @@ def alone(folder: str | Path) -> Generator[None, None, None]:
     """
     folder = Path(folder).absolute()
     with held(folder):
+        # only a folder that was made here may be removed
         is_new = not folder.exists()
         try:
             folder.mkdir(exist_ok=True)

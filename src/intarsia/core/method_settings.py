@@ -36,6 +36,7 @@ class MethodSettings:
 
     def settings_to_dict(self) -> dict[str, Any]:
         """Return the settings by name."""
+        # not dataclasses.asdict, which would turn settings inside into dicts without their class
         return {f.name: getattr(self, f.name) for f in fields(cast(Any, self))}
 
     def with_settings(self, **values: Any) -> Self:

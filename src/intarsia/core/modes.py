@@ -20,6 +20,7 @@ def evaluating(model: nn.Module) -> Generator[None]:
 @contextmanager
 def modes_kept(model: nn.Module) -> Generator[None]:
     """Put every module back into its present mode at the end."""
+    # each module's own: batch norms of a frozen trunk differ from the rest
     before = {m: m.training for m in model.modules()}
     try:
         yield

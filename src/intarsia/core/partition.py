@@ -64,6 +64,7 @@ class Partition:
         return cls(label, len(masks), pattern)
 
     def __post_init__(self) -> None:
+        # types and ranges first; the pattern is then checked on valid labels
         at_least("parts", self.parts, 1)
         for name, label in self.label.items():
             if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
@@ -109,6 +110,7 @@ def _check_mask(name: str, part: int, mask: Tensor, owner: Tensor) -> None:
     if mask.dtype != torch.bool:
         raise ConfigError(f"mask of {name!r}", got=mask.dtype, want="bool", fix="Use mask.bool().")
     if bool((overlap := mask & (owner >= 0)).any()):
+        # the first weight of two parts, for the error
         place = tuple(int(i) for i in overlap.nonzero()[0])
         got = f"parts {int(owner[place])} and {part} at {place}"
         fix = "Give each weight to one part, or build one partition for each mask."

@@ -48,6 +48,7 @@ class NofM:
             subject = f"axis {self.axis} of a weight of {tuple(weight.shape)}"
             want = f"a multiple of m = {self.m}"
             raise ShapeError(subject, got=length, want=want, fix="Leave this weight out.")
+        # groups run along the last axis, whichever axis they are of
         lines = weight.movedim(self.axis, -1)
         return lines.reshape(*lines.shape[:-1], length // self.m, self.m)
 
@@ -86,6 +87,7 @@ class Blocks:
 
         Raises: ShapeError for a weight that blocks do not tile.
         """
+        # a convolution's kernel positions count as columns
         matrix = weight.flatten(1) if weight.dim() > 1 else weight.reshape(1, -1)
         rows, columns = self._sides(*matrix.shape)
         out, rest = matrix.shape

@@ -29,5 +29,6 @@ def lists_pictures(file: Path) -> bool:
     if not isinstance(row, dict):
         return False
     columns = (IMAGE_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS)
+    # a row of chat data may name a picture, too, but has text
     picture, label, text = (any(name in row for name in names) for names in columns)
     return picture and label and not text

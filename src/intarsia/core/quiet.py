@@ -17,6 +17,7 @@ def quiet() -> bool:
 @contextmanager
 def kept_quiet() -> Generator[None]:
     """Leave progress lines and bars out inside, here and in processes that are started."""
+    # the environment is inherited by workers, a variable of this module is not
     before = os.environ.get(QUIET)
     os.environ[QUIET] = "1"
     try:

@@ -39,6 +39,7 @@ def read_lists(path: Path) -> Mapping[str, tuple[str, ...]]:
     lists: dict[str, tuple[str, ...]] = {}
     for line in path.read_text().splitlines():
         name, word = line.split(": ", 1)
+        # in the file's order, which is the order that help shows
         lists[name] = (*lists.get(name, ()), word)
     return lists
 
@@ -61,6 +62,7 @@ class _Listed(Card):
     def __getattr__(self, name: str) -> Any:
         if name not in ("config", "tiny"):
             raise AttributeError(name)
+        # the only import of a method's module
         module = importlib.import_module(f"intarsia.{index()[self.key]['module']}")
         return getattr(next(c for c in cards_in(module) if c.key == self.key), name)
 
@@ -240,6 +242,7 @@ def check_types(settings: object) -> None:
     if not is_dataclass(settings) or type(settings).__module__.partition(".")[0] == "peft":
         return
     try:
+        # annotations are texts: they are resolved in the class's module
         kinds = get_type_hints(type(settings))
     except NameError:  # a type that only type checkers import
         kinds = {}

@@ -77,6 +77,7 @@ class Setting:
         Raises: ConfigError for another type or a number out of range; UnknownName for a word that
         is none of the choices; what `test` raises.
         """
+        # None stands for "not set", which no range or choice restricts
         if value is None and fits(None, kind):
             return
         if not fits(value, kind):
@@ -112,6 +113,7 @@ class Setting:
 
     def range_in_words(self, name: str) -> str:
         """Return the range as an error and the docs say it, such as "at least 1"."""
+        # a lower bound is inclusive or exclusive, never both
         low = f"{self.least} <= " if self.least is not None else ""
         low = f"{self.above} < " if self.above is not None else low
         if self.below is not None:

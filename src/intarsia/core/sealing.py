@@ -66,6 +66,7 @@ def check_sealed(path: Path, content: Any, *, needs: Collection[str] = ()) -> di
     content: as it was read.  needs: files beside it that are read, so that digests are wanted.
     Raises: CheckpointError for anything that is not as it was written, and for a missing digest.
     """
+    # the settings first: they hold the digests of the files
     rest, files = check_settings(path, content)
     check_files(path.parent, files, needs)
     return rest

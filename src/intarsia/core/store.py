@@ -60,6 +60,7 @@ class Store:
             raise CheckpointError(str(self.path), got=error, want="a file", fix=fix) from error
         for line in raw.splitlines():
             try:
+                # a line that a kill cut short is no JSON
                 row = parse_json(line)
             except ValueError:
                 continue

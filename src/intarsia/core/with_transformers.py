@@ -34,6 +34,7 @@ class Later:
 
 
 def _add_config(mappings: ModuleType) -> None:
+    # register raises for a type that is there already
     if SEEING not in mappings.CONFIG_MAPPING:
         later = Later("intarsia.hosts.senses.auto", "SeeingConfig")
         mappings.CONFIG_MAPPING.register(SEEING, later)
