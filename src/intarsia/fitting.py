@@ -177,7 +177,7 @@ def write_trained(
 
 
 def _no_phases(model: nn.Module) -> None:
-    """Raises: ConfigError for an adapter whose method trains in phases."""
+    """Refuse an adapter whose method trains in phases.  Raises: ConfigError."""
     configs: Mapping[str, Any] = model.peft_config if is_adapted(model) else {}
     for name in model.active_adapters if is_adapted(model) else ():
         config = configs[name]

@@ -12,7 +12,7 @@ from .errors import ConfigError
 
 
 def one_of(subject: str, got: object, allowed: Collection[object], fix: str = "Pick one.") -> None:
-    """Raises: ConfigError unless `got` is one of those allowed."""
+    """Check that `got` is one of those allowed.  Raises: ConfigError."""
     if got not in allowed:
         raise ConfigError(subject, got=repr(got), want=f"one of {tuple(allowed)}", fix=fix)
 
@@ -30,7 +30,7 @@ def _quoted(got: object) -> object:
 
 
 def whole(subject: str, got: object, least: float = -math.inf, fix: str = "") -> None:
-    """Raises: ConfigError unless `got` is a whole number, and got >= least."""
+    """Check that `got` is a whole number, and got >= least.  Raises: ConfigError."""
     # NumPy's integers count, 2.0 does not
     if not isinstance(got, Integral):
         fix = fix or f"Try {max(1, least)}."
@@ -39,7 +39,7 @@ def whole(subject: str, got: object, least: float = -math.inf, fix: str = "") ->
 
 
 def at_least(subject: str, got: float, least: float, fix: str = "") -> None:
-    """Raises: ConfigError unless got >= least; NaN is refused, too, and what is no number."""
+    """Check that got >= least, which NaN and other types are not.  Raises: ConfigError."""
     # the comparison is positive, so that NaN fails it
     if not _holds(lambda: got >= least):
         want, fix = f"at least {least}", fix or f"Try {least}."
@@ -47,20 +47,20 @@ def at_least(subject: str, got: float, least: float, fix: str = "") -> None:
 
 
 def above(subject: str, got: float, bound: float, fix: str = "Try 0.1.") -> None:
-    """Raises: ConfigError unless got > bound; NaN and infinity are refused, too."""
+    """Check that got > bound, NaN and infinity refused, too.  Raises: ConfigError."""
     if not _holds(lambda: bound < got < math.inf):
         raise ConfigError(subject, got=_quoted(got), want=f"above {bound}", fix=fix)
 
 
 def between(subject: str, got: float, low: float, high: float, fix: str = "") -> None:
-    """Raises: ConfigError unless low <= got <= high; NaN is refused, too."""
+    """Check that low <= got <= high, which NaN is not.  Raises: ConfigError."""
     if not _holds(lambda: low <= got <= high):
         want, fix = f"{low} ... {high}", fix or f"Try {low}."
         raise ConfigError(subject, got=_quoted(got), want=want, fix=fix)
 
 
 def below_one(subject: str, got: float, fix: str = "Try 0.1.") -> None:
-    """Raises: ConfigError unless 0 <= got < 1; NaN is refused, too."""
+    """Check that 0 <= got < 1, which NaN is not.  Raises: ConfigError."""
     if not _holds(lambda: 0 <= got < 1):
         raise ConfigError(subject, got=_quoted(got), want=f"0 <= {subject} < 1", fix=fix)
 
@@ -88,7 +88,7 @@ AUGMENTS = ("none", "light", "crop")
 
 
 def check_device(name: str) -> None:
-    """Raises: ConfigError unless it is a name of a device, which need not be there."""
+    """Check that it is a name of a device, which need not be there.  Raises: ConfigError."""
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise ConfigError("device", got=repr(name), want="cpu, cuda, cuda:1 or mps", fix="Try cpu.")
 

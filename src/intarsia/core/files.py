@@ -182,9 +182,10 @@ def reserved(
 
 
 def check_target(target: Path, *, mark: str = "", own: Collection[str] = ()) -> None:
-    """Raises: ConfigError for a target with something in its place that would be lost.
+    """Check that nothing at a target would be lost.
 
     mark, own: as of `reserved`.
+    Raises: ConfigError for a target with something in its place that would be lost.
     """
     if not target.exists():
         return
@@ -211,7 +212,10 @@ def _ends(path: Path) -> bytes:
 
 
 def _check_replaced(old: Path, new: Path, spare: bool) -> None:
-    """Raises: ConfigError for a folder that would be lost, and for a file where a folder is due."""
+    """Check that a new file or folder may replace an old one.
+
+    Raises: ConfigError for a folder that would be lost, and for a file where a folder is due.
+    """
     if new.is_dir() and old.exists() and not old.is_dir():
         fix = "Choose another name."
         raise ConfigError(f"writing to {old}", got="a file", want="a folder", fix=fix)

@@ -14,7 +14,7 @@ _came: list[int] = []
 
 
 def check() -> None:
-    """Raises: KeyboardInterrupt if Ctrl-C came inside `never_lost` and the program still runs."""
+    """Raise the KeyboardInterrupt that came inside `never_lost` if the program still runs."""
     if _came:
         raise KeyboardInterrupt
 

@@ -77,7 +77,7 @@ class Partition:
         self.check()
 
     def check(self) -> None:
-        """Raises: ConfigError with the first place where a part breaks the pattern."""
+        """Check each part's pattern.  Raises: ConfigError with the first place that breaks it."""
         for name in self.label if self.pattern is not None else ():
             for part in range(self.parts):
                 check_pattern(cast(Pattern, self.pattern), name, part, self.mask(name, part))

@@ -122,7 +122,7 @@ ROWS, COLUMNS = Blocks(1, None), Blocks(None, 1)
 
 
 def check_pattern(pattern: Pattern, name: str, part: int, mask: Tensor) -> None:
-    """Raises: ConfigError with the first place where a part's mask breaks the pattern."""
+    """Check a part's mask.  Raises: ConfigError with the first place that breaks the pattern."""
     if mask.numel() and not bool((right := pattern.holds(mask)).all()):
         place = tuple(int(i) for i in (~right).nonzero()[0])
         got = f"part {part}, which breaks it at {place}"

@@ -52,7 +52,7 @@ def listed(name: str) -> tuple[str, ...]:
 
 @functools.cache
 def index() -> Mapping[str, Mapping[str, Any]]:
-    """The card index: key -> kind, module below `intarsia`, paper, settings, ..."""
+    """Return the card index: key -> kind, module below `intarsia`, paper, settings, ..."""
     return json.loads(INDEX.read_text())
 
 
@@ -68,18 +68,18 @@ class _Listed(Card):
 
 
 def cards_in(module: Any) -> tuple[Card, ...]:
-    """The cards of a method's module: its CARD, or all its CARDS."""
+    """Return the cards of a method's module: its CARD, or all its CARDS."""
     return (module.CARD,) if hasattr(module, "CARD") else tuple(module.CARDS)
 
 
 def keys(kind: str = "adapter") -> tuple[str, ...]:
-    """The keys of one kind; an adapter is what a host can attach."""
+    """Return the keys of one kind; an adapter is a method that a host can attach."""
     return tuple(key for key, entry in index().items() if entry["kind"] == kind)
 
 
 @functools.cache
 def card(key: str) -> Card:
-    """The card of a method; its module is imported when `config` or `tiny` is read.
+    """Return the card of a method; its module is imported when `config` or `tiny` is read.
 
     Raises: UnknownName if the list has no such key.
     """
@@ -111,14 +111,14 @@ def recommenders() -> Mapping[str, tuple[str, ...]]:
 
 
 def spelled(text: str) -> str:
-    """A name without case, hyphens, spaces and signs: "MoE-X" and "moe_x" are one."""
+    """Return a name without case, hyphens, spaces and signs: "MoE-X" and "moe_x" are one."""
     # NFKC: a full-width or superscript letter is its plain one
     plain = unicodedata.normalize("NFKC", text).casefold()
     return "".join(letter for letter in plain if letter.isalnum())
 
 
 def find(name: str, *kinds: str) -> str:
-    """The key of a method by its key or by a name of its paper, in any spelling.
+    """Find the key of a method by its key or by a name of its paper, in any spelling.
 
     kinds: those to choose from; all if none is given.
     Raises: UnknownName.
@@ -135,12 +135,12 @@ def find(name: str, *kinds: str) -> str:
 
 
 def by_name(name: str, *kinds: str) -> Any:
-    """The default settings of what `find` finds."""
+    """Return the default settings of the method that `find` finds."""
     return card(find(name, *kinds)).config()
 
 
 def method_key(method: object) -> str:
-    """The key under which the list knows a method's settings.
+    """Return the key under which the list knows a method's settings.
 
     Raises: ConfigError if they are of a class that is not in the list.
     """
@@ -157,12 +157,12 @@ def method_key(method: object) -> str:
 
 
 def method_to_dict(method: Method) -> dict[str, Any]:
-    """{"method": key, setting: value, ...}, ready for JSON; a method inside a method likewise."""
+    """Return {"method": key, setting: value, ...} for JSON; a method inside likewise."""
     return {KEY: method_key(method)} | settings_to_dict(method)
 
 
 def settings_to_dict(config: object) -> dict[str, Any]:
-    """The settings of any card's config, ready for JSON."""
+    """Return the settings of any card's config, ready for JSON."""
     if isinstance(config, MethodSettings):
         settings = config.settings_to_dict()
     else:
@@ -190,7 +190,7 @@ def _live(value: Any) -> Any:
 
 
 def method_from_dict(settings: Mapping[str, Any]) -> Any:
-    """The method that `method_to_dict` wrote; settings left out take their defaults.
+    """Make the method that `method_to_dict` wrote; settings left out take their defaults.
 
     Raises: UnknownName for a key or a setting that does not exist; ConfigError for a value that the
     method refuses.
@@ -211,7 +211,7 @@ def _from_dict(settings: Mapping[str, Any], allowed: tuple[str, ...]) -> Any:
 
 
 def settings_from_dict(card: Card, settings: Mapping[str, Any]) -> Any:
-    """The config that `settings_to_dict` wrote; settings left out take their defaults.
+    """Make the config that `settings_to_dict` wrote; settings left out take their defaults.
 
     Raises: as `method_from_dict`.
     """

@@ -51,7 +51,7 @@ class Routing:
         losses: Mapping[str, Tensor] | None = None,
         state: Tensor | None = None,
     ) -> Routing:
-        """k experts per token.  index: (T, k) int64, weight: (T, k)."""
+        """Make a routing of k experts per token.  index: (T, k) int64, weight: (T, k)."""
         if index.shape != weight.shape or index.dim() != 2:
             got = f"{tuple(index.shape)} and {tuple(weight.shape)}"
             fix = "Pass the outputs of topk as they are."

@@ -95,9 +95,10 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def check_files(folder: Path, files: Mapping[str, str], needs: Collection[str] = ()) -> None:
-    """Raises: CheckpointError for a file that is gone or is not the one that was written.
+    """Check files against their digests.
 
     needs: files that are read, so that digests are wanted.
+    Raises: CheckpointError for a file that is gone or is not the one that was written.
     """
     if missing := sorted({*needs} - files.keys()):
         raise _changed(folder, f"no digest of {missing[0]!r}")
@@ -161,9 +162,9 @@ def _sort_metadata(path: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Raises: CheckpointError for a safetensors file that has no seal, or another one.
+    """Check the seal of a safetensors file.
 
-    OSError where it cannot be read.
+    Raises: CheckpointError for one that has no seal, or another; OSError if it cannot be read.
     """
     digest, offset = _file_digest(path)
     with open_regular(path) as file:

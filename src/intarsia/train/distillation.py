@@ -57,7 +57,7 @@ def taught(teacher: nn.Module, x: Inputs) -> Tensor:
 
 
 def check_logits(target: Tensor, logits: Tensor) -> None:
-    """Raises: ConfigError for a teacher's logits of another shape."""
+    """Check the shape of a teacher's logits.  Raises: ConfigError for another one."""
     if target.shape != logits.shape:
         got, want = f"logits {tuple(target.shape)}", f"{tuple(logits.shape)}, as the model's"
         raise ConfigError("teacher", got=got, want=want, fix="Give the student the teacher's head.")

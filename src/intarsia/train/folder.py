@@ -173,7 +173,7 @@ def _owned(out: Path, resume: bool) -> Iterator[None]:
 
 
 def _check_same_folder(out: Path, begun: os.stat_result) -> None:
-    """Raises: TrainingError for another folder, or none, where a run began."""
+    """Check that a run's folder is still there.  Raises: TrainingError for another, or none."""
     now = out.stat() if out.is_dir() else None
     # device and inode: a path alone would not tell a folder that was replaced
     if now is not None and os.path.samestat(begun, now):

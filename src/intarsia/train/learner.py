@@ -152,7 +152,7 @@ class Learner:
             cast(Schedule, schedule)(self.model, step, steps)
 
     def _same_masks(self) -> None:
-        """Raises: TrainingError where processes have other masks."""
+        """Check that all processes have the same masks.  Raises: TrainingError."""
         if self.masking and self.accelerator.num_processes > 1:
             digests = gather_object([self.masking.digest()])
             if len(set(digests)) > 1:

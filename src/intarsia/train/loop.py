@@ -306,7 +306,7 @@ class Loop:
         return evaluate(self.model, dataset, task=self.task, watch=self._watch, **options)
 
     def _watch(self) -> None:
-        """Raises: Interrupted on a request to stop; several processes stop after a step only."""
+        """Raise Interrupted on a request to stop; several processes stop after a step only."""
         if self.stop and self.ranks.num_processes == 1:
             raise self._interrupted()
 

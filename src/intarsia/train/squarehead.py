@@ -122,7 +122,7 @@ def block_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
 
 
 def _check(outputs: list[Tensor], targets: list[Tensor], learns: bool) -> None:
-    """Raises: ConfigError for blocks that cannot be compared, or do not learn."""
+    """Check blocks.  Raises: ConfigError for those that cannot be compared, or do not learn."""
     shapes = [[tuple(h.shape) for h in tensors] for tensors in (targets, outputs)]
     # as many blocks, each as wide: pruning leaves shapes as they are
     if shapes[0] != shapes[1]:

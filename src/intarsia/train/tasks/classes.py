@@ -211,7 +211,7 @@ def whole_numbers(labels: Any, ndim: int, want: str) -> Tensor:
 
 
 def check_range(labels: Tensor, classes: int) -> None:
-    """Raises: DataError unless all labels are in 0 ... classes - 1."""
+    """Check that all labels are in 0 ... classes - 1.  Raises: DataError."""
     if not labels.numel():
         return
     low, high = (int(v) for v in labels.aminmax())

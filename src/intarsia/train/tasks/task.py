@@ -45,7 +45,7 @@ class Task(abc.ABC):
         return self
 
     def check(self, target: Tensor) -> None:  # noqa: B027
-        """Raises: DataError for a target the model has no output for; by default there is none."""
+        """Refuse a target that the model has no output for; by default none.  Raises: DataError."""
 
     def count(self, batch: Batch) -> int:
         """Count the terms of the loss's mean, by which the parts of a batch are weighed."""
@@ -80,7 +80,7 @@ class Task(abc.ABC):
 
 
 def refuse_output(output: Tensor, target: Tensor, want: str) -> None:
-    """Raises: DataError for an output of a shape that the target does not go with."""
+    """Refuse an output of a shape that the target does not go with.  Raises: DataError."""
     got = f"shape {tuple(output.shape)} for labels {tuple(target.shape)}"
     fix = "Give the model the head that its labels want, or fit the task that it has: task=..."
     raise DataError("the model's output", got=got, want=want, fix=fix)
