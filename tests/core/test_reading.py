@@ -81,7 +81,7 @@ def test_a_file_that_is_too_large_is_not_read(tmp_path: Path) -> None:
     path.write_bytes(b"12345")
     assert reading.read_bytes(path, 5) == b"12345"
     with pytest.raises(OSError, match="5 bytes, where at most 4 are read"):
-        reading.read_text(path, most=4)
+        reading.read_text(path, limit=4)
     with path.open("r+b") as file:
         file.truncate(2**40)  # takes no room
     with pytest.raises(OSError, match=r"1,099,511,627,776 bytes"):

@@ -44,7 +44,7 @@ class Paper:
 
 @dataclass(frozen=True)
 class Card:
-    """One method: its key, kind, config, papers, and tags that conformance checks both ways.
+    """The description of a method: key, kind, config, paper, and tags that conformance checks.
 
     `config` is a frozen dataclass whose defaults work; `tiny` are its settings for tests.
     `family` is the group in which a reader looks for it, such as "adapter mixtures"; `names` are
@@ -73,6 +73,7 @@ class Card:
     exceptions: Mapping[str, str] = field(default_factory=lambda: dict[str, str]())
 
     def __post_init__(self) -> None:
+        # a misspelled kind would hide the method from every list
         if self.kind not in KINDS:
-            what, got = f"kind of {self.key!r}", self.kind
-            raise ConfigError(what, got=got, want=KINDS, fix="Use one of the kinds.")
+            subject, got = f"kind of {self.key!r}", self.kind
+            raise ConfigError(subject, got=got, want=KINDS, fix="Use one of the kinds.")

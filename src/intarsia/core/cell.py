@@ -58,7 +58,7 @@ class Units:
 
 
 class Cell(nn.Module, abc.ABC):
-    """What is added at a site: y = site(x) + cell(x).
+    """The addition at a site of a host: y = site(x) + cell(x).
 
     A cell never merges itself into a host; `delta` is what it would add. A `whole` cell computes
     the output of the site with its addition (experts of an MLP share its products), by `around`.
@@ -70,41 +70,42 @@ class Cell(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, x: Tensor) -> Tensor:
-        """The addition.  x: (..., inputs) -> (..., outputs)."""
+        """Compute the addition.  x: (..., inputs) -> (..., outputs)."""
 
     def around(self, module: nn.Module, x: Tensor) -> Tensor:
-        """The site with the cell: module(x) + cell(x).  x: (..., inputs) -> (..., outputs)."""
+        """Compute module(x) + cell(x).  x: (..., inputs) -> (..., outputs)."""
         return module(x) + self(x)
 
     def weighted(self, x: Tensor, weight: Tensor) -> Tensor:
-        """weight_n cell(x_n).  x: (N, reads), weight: (N,) -> (N, outputs)."""
+        """Compute weight_n cell(x_n).  x: (N, reads), weight: (N,) -> (N, outputs)."""
         return self(x) * weight[:, None]
 
     def check(self, module: nn.Module) -> None:
         """Raise TargetError if the cell cannot sit on this module of the host."""
 
     def delta(self) -> Tensor | None:
-        """The weight change (outputs, inputs) if the cell is linear in x, else None."""
+        """Return the weight change (outputs, inputs) if the cell is linear in x, else None."""
         return None
 
     def affine(self) -> tuple[Tensor, Tensor] | None:
-        """(s, t), both (outputs,), if the cell adds s * y + t to the y that it reads, else None."""
+        """Return (s, t), both (outputs,), if the cell adds s * y + t to its input y, else None."""
         return None
 
     def units(self) -> Units | None:
-        """The hidden units that the cell is, else None.
+        """Return the hidden units that compute the same as the cell, None if no units do.
 
         Raises: FoldError where it would be but for a part of it.
         """
         return None
 
     def merged(self) -> Cell:
-        """The deterministic cell that stands for this one after training; most cells are that."""
+        """Return the deterministic cell that replaces this one after training; mostly itself."""
         return self
 
     def cast(self, x: Tensor, like: Tensor | None = None) -> Tensor:
-        """x in the dtype of `like`, or of the cell's parameters, unless autocast will see to it."""
+        """Return x in the dtype of `like`, or of the cell's parameters; under autocast x itself."""
         device = x.device.type  # the meta device knows no autocast
+        # autocast chooses the type of each product itself
         if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
             return x
         like = next(self.parameters(), x) if like is None else like

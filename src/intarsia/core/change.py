@@ -123,7 +123,7 @@ class Step:
 
 
 def steps_of(model: nn.Module) -> tuple[Step, ...]:
-    """What turns the plain model into this one, adapters apart: PEFT keeps a list of those."""
+    """Return the steps that turn the plain model into this one; PEFT lists adapters itself."""
     return getattr(model, STEPS, ())
 
 
@@ -134,17 +134,20 @@ def set_steps(host: nn.Module, steps: Iterable[Step]) -> None:
     own behind: `from_pretrained` then rebuilds what `save_pretrained` wrote, or refuses it.
     """
     setattr(host, STEPS, tuple(steps))
+    # transformers writes its config with the model: the record has to be in it
     config: Any = config_of(host)
     if not hasattr(config, "to_json_string"):  # of another library
         return
     attributes = cast("dict[str, Any]", vars(config))
-    other: Any = attributes.get("quantization_config")
-    if other and not is_record(other):
+    existing: Any = attributes.get("quantization_config")
+    # a quantised model: its own record of quantization is not ours to replace
+    if existing and not is_record(existing):
         return
+    # steps that leave plain modules behind need no rebuilding
     entries = [step.entry() for step in steps_of(host) if not step.plain]
     if entries:
         config.quantization_config = {"quant_method": RECORD, "steps": entries}
-    elif other:
+    elif existing:
         del config.quantization_config
 
 

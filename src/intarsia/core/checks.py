@@ -11,10 +11,10 @@ from numbers import Integral
 from .errors import ConfigError
 
 
-def one_of(what: str, got: object, allowed: Collection[object], fix: str = "Pick one.") -> None:
-    """Raises: ConfigError unless `got` is one of those allowed."""
+def one_of(subject: str, got: object, allowed: Collection[object], fix: str = "Pick one.") -> None:
+    """Check that `got` is one of those allowed.  Raises: ConfigError."""
     if got not in allowed:
-        raise ConfigError(what, got=repr(got), want=f"one of {tuple(allowed)}", fix=fix)
+        raise ConfigError(subject, got=repr(got), want=f"one of {tuple(allowed)}", fix=fix)
 
 
 def _holds(test: Callable[[], bool]) -> bool:
@@ -29,45 +29,47 @@ def _quoted(got: object) -> object:
     return repr(got) if isinstance(got, str) else got
 
 
-def whole(what: str, got: object, least: float = -math.inf, fix: str = "") -> None:
-    """Raises: ConfigError unless `got` is a whole number, and got >= least."""
+def whole(subject: str, got: object, least: float = -math.inf, fix: str = "") -> None:
+    """Check that `got` is a whole number, and got >= least.  Raises: ConfigError."""
+    # NumPy's integers count, 2.0 does not
     if not isinstance(got, Integral):
         fix = fix or f"Try {max(1, least)}."
-        raise ConfigError(what, got=_quoted(got), want="a whole number", fix=fix)
-    at_least(what, int(got), least, fix)
+        raise ConfigError(subject, got=_quoted(got), want="a whole number", fix=fix)
+    at_least(subject, int(got), least, fix)
 
 
-def at_least(what: str, got: float, least: float, fix: str = "") -> None:
-    """Raises: ConfigError unless got >= least; NaN is refused, too, and what is no number."""
+def at_least(subject: str, got: float, least: float, fix: str = "") -> None:
+    """Check that got >= least, which NaN and other types are not.  Raises: ConfigError."""
+    # the comparison is positive, so that NaN fails it
     if not _holds(lambda: got >= least):
         want, fix = f"at least {least}", fix or f"Try {least}."
-        raise ConfigError(what, got=_quoted(got), want=want, fix=fix)
+        raise ConfigError(subject, got=_quoted(got), want=want, fix=fix)
 
 
-def above(what: str, got: float, bound: float, fix: str = "Try 0.1.") -> None:
-    """Raises: ConfigError unless got > bound; NaN and infinity are refused, too."""
+def above(subject: str, got: float, bound: float, fix: str = "Try 0.1.") -> None:
+    """Check that got > bound, NaN and infinity refused, too.  Raises: ConfigError."""
     if not _holds(lambda: bound < got < math.inf):
-        raise ConfigError(what, got=_quoted(got), want=f"above {bound}", fix=fix)
+        raise ConfigError(subject, got=_quoted(got), want=f"above {bound}", fix=fix)
 
 
-def between(what: str, got: float, low: float, high: float, fix: str = "") -> None:
-    """Raises: ConfigError unless low <= got <= high; NaN is refused, too."""
+def between(subject: str, got: float, low: float, high: float, fix: str = "") -> None:
+    """Check that low <= got <= high, which NaN is not.  Raises: ConfigError."""
     if not _holds(lambda: low <= got <= high):
         want, fix = f"{low} ... {high}", fix or f"Try {low}."
-        raise ConfigError(what, got=_quoted(got), want=want, fix=fix)
+        raise ConfigError(subject, got=_quoted(got), want=want, fix=fix)
 
 
-def below_one(what: str, got: float, fix: str = "Try 0.1.") -> None:
-    """Raises: ConfigError unless 0 <= got < 1; NaN is refused, too."""
+def below_one(subject: str, got: float, fix: str = "Try 0.1.") -> None:
+    """Check that 0 <= got < 1, which NaN is not.  Raises: ConfigError."""
     if not _holds(lambda: 0 <= got < 1):
-        raise ConfigError(what, got=_quoted(got), want=f"0 <= {what} < 1", fix=fix)
+        raise ConfigError(subject, got=_quoted(got), want=f"0 <= {subject} < 1", fix=fix)
 
 
 RATE_REACH = (1e-6, 1.0)
 """The lowest and the highest learning rate that a search tries."""
 
 
-def rate_grid(what: str, rates: Iterable[float]) -> tuple[float, ...]:
+def rate_grid(subject: str, rates: Iterable[float]) -> tuple[float, ...]:
     """Return the learning rates of a search in ascending order.
 
     Raises: ConfigError for fewer than two, one that stands there twice, or one outside RATE_REACH.
@@ -77,7 +79,7 @@ def rate_grid(what: str, rates: Iterable[float]) -> tuple[float, ...]:
         got = ", ".join(f"{rate:g}" for rate in grid) or "none"
         want = f"two or more different rates, each from {low:g} to {high:g}"
         fix = "For example 1e-3,3e-3,1e-2; --lr takes a single rate for all methods."
-        raise ConfigError(what, got=got, want=want, fix=fix)
+        raise ConfigError(subject, got=got, want=want, fix=fix)
     return grid
 
 
@@ -86,7 +88,7 @@ AUGMENTS = ("none", "light", "crop")
 
 
 def check_device(name: str) -> None:
-    """Raises: ConfigError unless it is a name of a device, which need not be there."""
+    """Check that it is a name of a device, which need not be there.  Raises: ConfigError."""
     if not re.fullmatch(r"cpu|mps|cuda(:\d+)?", name):
         raise ConfigError("device", got=repr(name), want="cpu, cuda, cuda:1 or mps", fix="Try cpu.")
 
@@ -94,10 +96,11 @@ def check_device(name: str) -> None:
 BALANCED = "balanced"  # class weights by how often a class occurs
 
 
-def named_numbers(what: str, text: str) -> dict[str, float]:
+def named_numbers(subject: str, text: str) -> dict[str, float]:
     """Return "a=1,b=2.5" as a mapping.  Raises: ConfigError for anything else, or a name twice."""
     numbers: dict[str, float] = {}
     for part in text.split(","):
+        # the last "=": a name of a class may have one
         name, equals, value = (word.strip() for word in part.rpartition("="))
         try:
             number = float(value) if equals and name and name not in numbers else math.nan
@@ -105,7 +108,7 @@ def named_numbers(what: str, text: str) -> dict[str, float]:
             number = math.nan
         if math.isnan(number):
             want = f"{BALANCED}, or a number for each name, once: a=1,b=2"
-            raise ConfigError(what, got=repr(text), want=want, fix=f"For example: {BALANCED}")
+            raise ConfigError(subject, got=repr(text), want=want, fix=f"For example: {BALANCED}")
         numbers[name] = number
     return numbers
 

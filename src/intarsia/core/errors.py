@@ -26,8 +26,8 @@ _CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\
 
 
 def printable(text: str) -> str:
-    """Text for a terminal: control characters, which may stand in a file's name, as \\x1b."""
-    return _CONTROLS.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    """Escape control characters, which may stand in a file's name, as \\x1b for a terminal."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
 
 
 class IntarsiaError(Exception):
@@ -37,6 +37,7 @@ class IntarsiaError(Exception):
     """
 
     def __init__(self, what: str, *, got: object, want: object, fix: str) -> None:
+        # KeyError's own text is only the key: the type says what it means
         if isinstance(got, Exception) and not isinstance(got, IntarsiaError):
             got = f"{type(got).__name__}: {got}"
         self.what, self.got, self.want, self.fix = what, got, want, fix
@@ -48,10 +49,11 @@ class IntarsiaError(Exception):
 
 
 def _rebuild(
-    cls: type[IntarsiaError], what: str, got: object, want: object, fix: str
+    cls: type[IntarsiaError], subject: str, got: object, want: object, fix: str
 ) -> IntarsiaError:
+    # a subclass may have an __init__ of its own, with other arguments
     error = cls.__new__(cls)
-    IntarsiaError.__init__(error, what, got=got, want=want, fix=fix)
+    IntarsiaError.__init__(error, subject, got=got, want=want, fix=fix)
     return error
 
 
@@ -118,19 +120,21 @@ class UnknownName(IntarsiaError, LookupError):
     near: tuple[str, ...] = ()
 
     def __init__(
-        self, kind: str, name: str, known: Iterable[str], listed: str = "", *, fix: str = ""
+        self, kind: str, name: str, choices: Iterable[str], listed: str = "", *, fix: str = ""
     ) -> None:
-        names = sorted(known)
+        names = sorted(choices)
         parts = (name, name.rpartition(".")[2])  # a setting may be said with its whole path
+        # the whole name first, then its last part
         matches = (difflib.get_close_matches(part, names, n=3) for part in parts)
         near = next((some for some in matches if some), list[str]())
         self.near = tuple(near)
-        shown = [*near, *(other for other in names if other not in near)][:SHOWN]
-        want = f"one of {', '.join(shown)}"
+        # the likely ones lead the list, which may be cut
+        displayed = [*near, *(candidate for candidate in names if candidate not in near)][:SHOWN]
+        want = f"one of {', '.join(displayed)}"
         fix = f"Did you mean {' or '.join(near)}? {fix}".strip() if near else fix
         fix = fix or "Choose one of them."
-        if left := len(names) - len(shown):
-            want += f" and {left} more"
+        if hidden := len(names) - len(displayed):
+            want += f" and {hidden} more"
             fix += f" All {len(names)}: {listed}" if listed else ""
         super().__init__(f"unknown {kind}", got=repr(name), want=want, fix=fix)
 
@@ -140,7 +144,7 @@ class UnknownName(IntarsiaError, LookupError):
 
 
 def disk_error(path: object, error: Exception) -> TrainingError:
-    """The error for a file that could not be written."""
+    """Return the error for a file that could not be written."""
     return TrainingError(
         f"writing to {path}",
         got=error,

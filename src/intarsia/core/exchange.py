@@ -22,6 +22,7 @@ def exchange(first: Path, second: Path) -> bool:
     Returns False, with nothing changed, where the system or the file system has no such call.
     Raises: OSError for names that are not there or may not be changed.
     """
+    # three outcomes: exchanged, no such call here, or an error of these paths
     call = _system_call()
     if call is None:
         return False
@@ -35,8 +36,9 @@ def exchange(first: Path, second: Path) -> bool:
 
 @functools.cache
 def _system_call() -> Callable[[bytes, bytes], int] | None:
-    """The C library's exchange of two paths; None on a system without it."""
+    """Return the C library's exchange of two paths; None on a system without it."""
     try:
+        # the C library that Python itself is linked with
         library = ctypes.CDLL(None, use_errno=True)
         if sys.platform == "darwin":
             swap = library.renamex_np

@@ -32,6 +32,7 @@ def namespaces() -> Mapping[str, str]:
     top = homes(ROOT / "__init__.pyi")
     spaces = [name for name, module in top.items() if not module]
     places: dict[str, str] = {}
+    # packages first: topics then overwrite their names, and the top level both
     for space in sorted(spaces, key=lambda space: not (ROOT / space).is_dir()):
         places |= dict.fromkeys(homes(_listing(space)), space)
     return places | {name: "" for name, module in top.items() if module}
@@ -52,20 +53,21 @@ def exports(
     module: str, file: str
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Return `__getattr__`, `__dir__` and `__all__` of a package or a module, whose file it is."""
-    known = homes(Path(file).with_suffix(".pyi"))
+    modules = homes(Path(file).with_suffix(".pyi"))
     package = module if Path(file).stem == "__init__" else module.rpartition(".")[0]
-    names = sorted(known, key=str.casefold)
+    names = sorted(modules, key=str.casefold)
 
     def get(name: str) -> Any:
-        if name not in known:
+        if name not in modules:
             near = difflib.get_close_matches(name, names)
             fix = f". Did you mean {' or '.join(near)}?" if near else ""
             if name in namespaces():
                 fix = f". It is {public_path(name)}."
             # without its object: Python would suggest a second time at the end of the same line
             raise AttributeError(f"module {module!r} has no attribute {name!r}{fix}", name=name)
-        if not known[name]:
+        # a submodule that is public as a whole
+        if not modules[name]:
             return importlib.import_module(f"{package}.{name}")
-        return getattr(importlib.import_module(f"{package}.{known[name]}"), name)
+        return getattr(importlib.import_module(f"{package}.{modules[name]}"), name)
 
     return get, lambda: names, names

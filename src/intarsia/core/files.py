@@ -52,6 +52,7 @@ def writing(
     with held(target, wait=wait):
         try:
             tidy(target)
+            # beside the target: a rename is atomic only within one file system
             folder = Path(tempfile.mkdtemp(prefix=f".{target.name}{SCRATCH}", dir=target.parent))
         except OSError as error:
             raise disk_error(target, error) from error
@@ -69,6 +70,7 @@ def writing(
 
 def _finish(folder: Path, target: Path, spare: bool) -> None:
     """Put what was written into a scratch folder in place of the target, and beside it."""
+    # 1. mkdtemp and some writers make private files: give them the umask's mode, then sync
     mode = _mode(folder)
     names = _names(folder, target)
     for path in folder.rglob("*"):
@@ -76,7 +78,9 @@ def _finish(folder: Path, target: Path, spare: bool) -> None:
             path.chmod(mode)
         sync(path)
     for name in names:
+        # 2. refuse before anything is replaced
         _check_replaced(target.with_name(name), folder / name, spare)
+    # 3. put it in place: by one exchange, or by renames that `repaired` can finish
     is_replaced = target.is_dir()
     if len(names) > 1 or (is_replaced and not exchange(folder / target.name, target)):
         (folder / READY).touch()
@@ -92,8 +96,10 @@ def _put_in_place(folder: Path, target: Path, names: Iterable[str]) -> None:
     for name in names:
         place = target.with_name(name)
         if place.is_dir():
+            # a folder cannot be renamed onto one with files in it
             os.replace(place, folder / BEFORE)
         os.replace(folder / name, place)
+    # from here on the scratch folder is only to be removed
     (folder / READY).unlink(missing_ok=True)
 
 
@@ -147,6 +153,7 @@ def repaired(path: str | Path) -> Path:
     """
     path = Path(path)
     target = Path(os.path.realpath(path))
+    # only the moment between two renames leaves a ready scratch folder and no target
     if not target.exists() and any(map(_is_ready, _left(target))):
         with suppress(IntarsiaError, OSError), held(target, wait=SECONDS):
             tidy(target)
@@ -175,13 +182,15 @@ def reserved(
 
 
 def check_target(target: Path, *, mark: str = "", own: Collection[str] = ()) -> None:
-    """Raises: ConfigError for a target with something in its place that would be lost.
+    """Check that nothing at a target would be lost.
 
     mark, own: as of `reserved`.
+    Raises: ConfigError for a target with something in its place that would be lost.
     """
     if not target.exists():
         return
     if target.is_dir():
+        # one unknown file is enough: it would be lost
         theirs = sorted({path.name for path in target.iterdir()} - {*own})
         got = f"other files in it, such as {theirs[0]!r}" if theirs else ""
         want = "a new folder, or one that was written like this"
@@ -196,13 +205,17 @@ def check_target(target: Path, *, mark: str = "", own: Collection[str] = ()) -> 
 def _ends(path: Path) -> bytes:
     """Return the first and the last bytes of a file; a zip has its names there."""
     with open_regular(path) as file:
+        # a short file is read twice, which does no harm
         first = file.read(END)
         file.seek(max(0, path.stat().st_size - END))
         return first + file.read(END)
 
 
 def _check_replaced(old: Path, new: Path, spare: bool) -> None:
-    """Raises: ConfigError for a folder that would be lost, and for a file where a folder is due."""
+    """Check that a new file or folder may replace an old one.
+
+    Raises: ConfigError for a folder that would be lost, and for a file where a folder is due.
+    """
     if new.is_dir() and old.exists() and not old.is_dir():
         fix = "Choose another name."
         raise ConfigError(f"writing to {old}", got="a file", want="a folder", fix=fix)
@@ -220,6 +233,7 @@ def write_text(target: str | Path, content: str | bytes) -> Path:
 
     Raises: ConfigError where a folder is; TrainingError if it cannot be written.
     """
+    # half a surrogate pair from a file's name must not stop a report
     raw = content if isinstance(content, bytes) else content.encode("utf-8", "replace")
     with writing(target, wait=SECONDS) as scratch:
         scratch.write_bytes(raw)
@@ -245,7 +259,7 @@ def sync(path: Path) -> None:
 
 @contextmanager
 def unbroken() -> Generator[None, None, None]:
-    """Inside, Ctrl-C and SIGTERM wait.
+    """Hold back Ctrl-C and SIGTERM until the end of the block.
 
     torch turns an interrupt while it reads tensors into an error of its own, as if the file were
     damaged.
@@ -253,6 +267,7 @@ def unbroken() -> Generator[None, None, None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    # signals are noted, and the first is raised again at the end
     came: list[int] = []
     kinds = signal.SIGINT, signal.SIGTERM
     before = {kind: signal.signal(kind, lambda number, _: came.append(number)) for kind in kinds}
@@ -266,29 +281,31 @@ def unbroken() -> Generator[None, None, None]:
 
 
 def parse_json(raw: str | bytes, pairs: Callable[[Any], Any] | None = None) -> Any:
-    """A JSON text that anybody may have written.  pairs: makes an object of its pairs.
+    """Parse a JSON text that anybody may have written.  pairs: makes an object of its pairs.
 
     Raises: ValueError if it is none, nested so deeply that nothing can work with it, or has half
     a character, which no text can have.
     """
     try:
-        found = json.loads(raw, object_pairs_hook=pairs)
+        parsed = json.loads(raw, object_pairs_hook=pairs)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
     if HALVES.search(raw if isinstance(raw, bytes) else raw.encode("utf-8", "surrogatepass")):
-        json.dumps(found, ensure_ascii=False).encode()  # of two halves that belong together is one
-    level: list[Any] = [found]
+        json.dumps(parsed, ensure_ascii=False).encode()  # of two halves that belong together is one
+    # level by level, without recursion, which deep JSON would exhaust
+    level: list[Any] = [parsed]
     for _ in range(DEEP):
+        # numbers and texts end here; containers give the next level
         nested: list[Any] = [v for v in level if isinstance(v, dict | list)]
         if not nested:
-            return found
+            return parsed
         inside: list[Any] = [part.values() if isinstance(part, dict) else part for part in nested]
         level = [value for part in inside for value in part]
     raise ValueError(f"nested more than {DEEP} levels deep")
 
 
 def read_json(path: str | Path) -> Any:
-    """A JSON file that anybody may have written.
+    """Read a JSON file that anybody may have written.
 
     Raises: OSError if it cannot be read or is no regular file; ValueError as `parse_json` does.
     """

@@ -25,12 +25,15 @@ def describe_folder(folder: Path) -> str:
     """Say in words what stands at a path: a folder of a known kind, or of which files."""
     if not folder.is_dir():
         return "a file" if folder.exists() else "no such folder"
+    # hidden files are the system's
     names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
     if (kind := next((MARKS[mark] for mark in MARKS if mark in names), None)) is not None:
         return kind
     suffixes = Counter(suffix for name in names if (suffix := Path(name).suffix))
+    # nothing with a suffix: folders, or nothing at all
     if not suffixes:
         return "a folder of folders" if names else "an empty folder"
+    # a folder of no known kind: the commonest suffix says most about it
     suffix, count = suffixes.most_common(1)[0]
     return f"a folder with {count} {suffix} file{'' if count == 1 else 's'}"
 

@@ -40,4 +40,5 @@ def activation_of(norm: nn.Module) -> nn.Module | None:
 
 def logits_in(output: Any) -> Tensor:
     """Return the logits of a model's output, which timm and torchvision give as they are."""
+    # transformers returns an object with fields
     return getattr(output, "logits", output)

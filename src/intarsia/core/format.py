@@ -32,7 +32,7 @@ class Format(abc.ABC):
     def encode(
         self, weight: Tensor, keep: Tensor | None = None, moments: Tensor | None = None
     ) -> dict[str, Tensor]:
-        """What is written: tensors by name, indices and metadata included.
+        """Return the tensors to write, by name, indices and metadata included.
 
         keep: bool, of the weight's shape, the weights that are kept, all others being 0; None = the
         format's own choice. moments: second moments of the layer's inputs, (in,) or (in, in), for
@@ -42,26 +42,26 @@ class Format(abc.ABC):
 
     @abc.abstractmethod
     def decode(self, stored: Stored, shape: Sequence[int]) -> Tensor:
-        """The tensor of that shape that `stored` stands for.
+        """Return the tensor of that shape that `stored` stands for.
 
         Raises: ShapeError where they do not fit.
         """
 
     def matmul(self, x: Tensor, stored: Stored, shape: Sequence[int]) -> Tensor:
-        """x W^T, W (out, in) the weight that is stored; decodes it first.
+        """Compute x W^T, W (out, in) the weight that is stored; decode it first.
 
         x: (..., in) -> (..., out). A format with a kernel of its own overrides it.
         """
         return x @ self.decode(stored, shape).to(x).T
 
     def bound(self, stored: Stored, shape: Sequence[int]) -> Any:
-        """`matmul` for a few rows of x with the least overhead (`kernels.native.Bound`), or None.
+        """Return `matmul` for a few rows of x with the least overhead, or None without a kernel.
 
-        The stored tensors are looked at now, and must stay where they are.
+        It is a `kernels.native.Bound`: the stored tensors are looked at now, and must stay there.
         """
         return None
 
 
 def nbytes(stored: Stored) -> int:
-    """The bytes of all that is stored."""
+    """Count the bytes of all that is stored."""
     return sum(t.numel() * t.element_size() for t in stored.values())

@@ -23,11 +23,12 @@ def own_classifier(model: nn.Module) -> Any:
 
 
 def heads_of(model: nn.Module) -> list[nn.Module]:
-    """The classifiers of a timm, transformers or torchvision model, as they are; none without.
+    """Return the classifiers of a timm, transformers or torchvision model; none without.
 
     A distilled DeiT has two.  model: the host itself, not a PeftModel around it.
     """
+    # timm names its classifier; of other libraries the attribute's name tells it
     got = own_classifier(model)
     got = tuple(getattr(model, name, None) for name in NAMES) if got is None else got
-    found: list[Any] = [*got] if isinstance(got, tuple) else [got]
-    return [m for m in found if isinstance(m, nn.Module)]
+    classifiers: list[Any] = [*got] if isinstance(got, tuple) else [got]
+    return [m for m in classifiers if isinstance(m, nn.Module)]

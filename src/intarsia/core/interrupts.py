@@ -14,14 +14,14 @@ _came: list[int] = []
 
 
 def check() -> None:
-    """Raises: KeyboardInterrupt if Ctrl-C came inside `never_lost` and the program still runs."""
+    """Raise the KeyboardInterrupt that came inside `never_lost` if the program still runs."""
     if _came:
         raise KeyboardInterrupt
 
 
 @contextmanager
 def never_lost() -> Generator[None, None, None]:
-    """Inside, Ctrl-C ends the program with one line and its exit code, whoever catches it.
+    """End the program on Ctrl-C with one line and its exit code, whoever catches it inside.
 
     Modules of other packages may catch the KeyboardInterrupt, or an error that it became, and go
     on; the next import then raises it again, as `check` does. Outside the main thread, and where
@@ -32,8 +32,10 @@ def never_lost() -> Generator[None, None, None]:
     if not in_main or before is not signal.default_int_handler:
         yield
         return
+    # noted as well as raised: an import may swallow what is raised
     signal.signal(signal.SIGINT, _note)
     looking = _AtImports()
+    # the next import asks this finder first
     sys.meta_path.insert(0, looking)
     try:
         yield

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 
 def plain_linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """x W^T + b of copies; draws no random numbers.  weight: (out, in), bias: out entries."""
+    """Make the layer x W^T + b of copies, without a draw.  weight: (out, in), bias: out entries."""
     out, width = weight.shape
+    # nn.Linear's own initialisation would draw from the global generator
     layer: nn.Linear = nn.utils.skip_init(  # pyright: ignore
         nn.Linear, width, out, bias is not None, device=weight.device, dtype=weight.dtype
     )

@@ -26,6 +26,7 @@ def held(target: str | Path, *, wait: float = 0) -> Generator[None, None, None]:
     """
     from filelock import FileLock, Timeout  # not needed to read, nor by `import intarsia`
 
+    # links to one place share one lock
     target = Path(os.path.realpath(target))
     above = [path for path in target.parents if not path.exists()]  # inner first
     try:
@@ -55,6 +56,7 @@ def held(target: str | Path, *, wait: float = 0) -> Generator[None, None, None]:
 
 def _place(target: Path) -> Path:
     """Return the file to lock for a target."""
+    # a folder mounted into a container often has a parent that cannot be written
     if target.is_dir() and not os.access(target.parent, os.W_OK):
         return target / ".lock"
     return target.parent / f".{target.name}.lock"
@@ -69,12 +71,13 @@ def alone(folder: str | Path) -> Generator[None, None, None]:
     """
     folder = Path(folder).absolute()
     with held(folder):
+        # only a folder that was made here may be removed
         is_new = not folder.exists()
         try:
             folder.mkdir(exist_ok=True)
         except FileExistsError as error:
-            what, fix = f"folder {folder}", "Choose another name."
-            raise ConfigError(what, got="a file", want="a folder", fix=fix) from error
+            subject, fix = f"folder {folder}", "Choose another name."
+            raise ConfigError(subject, got="a file", want="a folder", fix=fix) from error
         except OSError as error:
             raise disk_error(folder, error) from error
         try:

@@ -36,11 +36,12 @@ class MethodSettings:
 
     def settings_to_dict(self) -> dict[str, Any]:
         """Return the settings by name."""
+        # not dataclasses.asdict, which would turn settings inside into dicts without their class
         return {f.name: getattr(self, f.name) for f in fields(cast(Any, self))}
 
-    def with_settings(self, **given: Any) -> Self:
+    def with_settings(self, **values: Any) -> Self:
         """Return the same settings with these values."""
-        return replace(cast(Any, self), **given)
+        return replace(cast(Any, self), **values)
 
     def suited_to(self, images: int, epochs: int, given: Collection[str] = ()) -> Self:
         """Return what the method itself would choose for so many images and epochs.

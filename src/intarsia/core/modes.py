@@ -11,7 +11,7 @@ from torch import nn
 
 @contextmanager
 def evaluating(model: nn.Module) -> Generator[None]:
-    """Evaluation mode; afterwards every module is as it was."""
+    """Set evaluation mode inside; afterwards every module is in its former mode."""
     with modes_kept(model):
         model.eval()
         yield
@@ -19,7 +19,8 @@ def evaluating(model: nn.Module) -> Generator[None]:
 
 @contextmanager
 def modes_kept(model: nn.Module) -> Generator[None]:
-    """Afterwards every module is in the mode it was in."""
+    """Put every module back into its present mode at the end."""
+    # each module's own: batch norms of a frozen trunk differ from the rest
     before = {m: m.training for m in model.modules()}
     try:
         yield
@@ -30,13 +31,14 @@ def modes_kept(model: nn.Module) -> Generator[None]:
 
 @contextmanager
 def forward_as(module: nn.Module, forward: Callable[..., Any]) -> Generator[None]:
-    """Inside, the module computes this; it, its name and its hooks stay as they are."""
-    own = vars(module)
-    before = own.get("forward")
-    own["forward"] = forward
+    """Replace a module's forward inside; the module, its name and its hooks stay as they are."""
+    attributes = vars(module)
+    # a forward of the instance, as accelerate sets one, comes back afterwards
+    before = attributes.get("forward")
+    attributes["forward"] = forward
     try:
         yield
     finally:
-        del own["forward"]
+        del attributes["forward"]
         if before is not None:
-            own["forward"] = before
+            attributes["forward"] = before

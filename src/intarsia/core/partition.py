@@ -17,8 +17,9 @@ NOBODY = -1
 
 
 def label_dtype(parts: int) -> torch.dtype:
-    """The smallest signed integer type that holds the labels -1 ... parts - 1."""
+    """Return the smallest signed integer type that holds the labels -1 ... parts - 1."""
     for dtype in (torch.int8, torch.int16):
+        # labels are as many as weights: a byte each is enough for most
         if parts - 1 <= torch.iinfo(dtype).max:
             return dtype
     return torch.int32
@@ -43,7 +44,7 @@ class Partition:
 
     @classmethod
     def from_masks(cls, *masks: Mapping[str, Tensor], pattern: Pattern | None = None) -> Partition:
-        """Part i is what mask i selects.  masks: parameter name -> bool, of the parameter's shape.
+        """Make part i of the weights that mask i selects.  masks: name -> bool, of its shape.
 
         Raises: ConfigError for none, for a mask that is not bool, and for masks that overlap;
         ShapeError for masks of other parameters or shapes.
@@ -54,6 +55,7 @@ class Partition:
         label: dict[str, Tensor] = {}
         for name, first in masks[0].items():
             dtype, device = label_dtype(len(masks)), first.device
+            # mask by mask, so that the first overlap is found with its two parts
             owner = torch.full(first.shape, NOBODY, dtype=dtype, device=device)
             for part, mask in enumerate(m[name] for m in masks):
                 _check_mask(name, part, mask, owner)
@@ -62,19 +64,20 @@ class Partition:
         return cls(label, len(masks), pattern)
 
     def __post_init__(self) -> None:
+        # types and ranges first; the pattern is then checked on valid labels
         at_least("parts", self.parts, 1)
         for name, label in self.label.items():
             if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
                 got, fix = label.dtype, "A mask m becomes a one-part label by m.to(torch.int8) - 1."
                 raise ConfigError(f"labels of {name!r}", got=got, want="an integer type", fix=fix)
             if label.numel() and not (int(label.min()) >= -1 and int(label.max()) < self.parts):
-                what, got = f"labels of {name!r}", f"{int(label.min())} ... {int(label.max())}"
+                subject, got = f"labels of {name!r}", f"{int(label.min())} ... {int(label.max())}"
                 fix = "Number the parts from 0; use -1 for weights that belong to nobody."
-                raise ConfigError(what, got=got, want=f"-1 ... {self.parts - 1}", fix=fix)
+                raise ConfigError(subject, got=got, want=f"-1 ... {self.parts - 1}", fix=fix)
         self.check()
 
     def check(self) -> None:
-        """Raises: ConfigError with the first place where a part breaks the pattern."""
+        """Check each part's pattern.  Raises: ConfigError with the first place that breaks it."""
         for name in self.label if self.pattern is not None else ():
             for part in range(self.parts):
                 check_pattern(cast(Pattern, self.pattern), name, part, self.mask(name, part))
@@ -83,20 +86,21 @@ class Partition:
         return self.label[name]
 
     def mask(self, name: str, part: int) -> Tensor:
-        """Bool mask of the parameter's shape; True = selected by `part`."""
+        """Return the bool mask of the parameter's shape; True = selected by `part`."""
         between("part", part, 0, self.parts - 1, fix="Parts count from 0.")
         return self.label[name] == part
 
     def sizes(self) -> Tensor:
-        """How many weights each part owns, over all parameters.  Returns (parts,) int64."""
+        """Count the weights that each part owns, over all parameters.  Returns (parts,) int64."""
         counts = torch.zeros(self.parts, dtype=torch.int64)
         for label in self.label.values():
             owned = label.flatten().long().cpu()
+            # nobody's weights are -1, which bincount refuses
             counts += torch.bincount(owned[owned >= 0], minlength=self.parts)
         return counts
 
     def density(self) -> float:
-        """The share of weights that belong to some part."""
+        """Return the share of weights that belong to some part."""
         total = sum(label.numel() for label in self.label.values())
         owned = sum(int((label >= 0).sum()) for label in self.label.values())
         return owned / total if total else 0.0
@@ -105,22 +109,23 @@ class Partition:
 def _check_mask(name: str, part: int, mask: Tensor, owner: Tensor) -> None:
     if mask.dtype != torch.bool:
         raise ConfigError(f"mask of {name!r}", got=mask.dtype, want="bool", fix="Use mask.bool().")
-    if bool((taken := mask & (owner >= 0)).any()):
-        place = tuple(int(i) for i in taken.nonzero()[0])
+    if bool((overlap := mask & (owner >= 0)).any()):
+        # the first weight of two parts, for the error
+        place = tuple(int(i) for i in overlap.nonzero()[0])
         got = f"parts {int(owner[place])} and {part} at {place}"
         fix = "Give each weight to one part, or build one partition for each mask."
         raise ConfigError(f"masks of {name!r}", got=got, want="masks that do not overlap", fix=fix)
 
 
-def _same_shapes(given: Sequence[Mapping[str, Tensor]]) -> None:
-    first = given[0]
-    for other in given:
-        for name in other.keys() | first.keys():
-            shapes = [tuple(m[name].shape) if name in m else None for m in (other, first)]
+def _same_shapes(mappings: Sequence[Mapping[str, Tensor]]) -> None:
+    first = mappings[0]
+    for mapping in mappings:
+        for name in mapping.keys() | first.keys():
+            shapes = [tuple(m[name].shape) if name in m else None for m in (mapping, first)]
             if None in shapes or shapes[0] != shapes[1]:
-                what, fix = f"sets of {name!r}", "Combine sets of the same parameters."
+                subject, fix = f"sets of {name!r}", "Combine sets of the same parameters."
                 got = f"shapes {shapes[0]} and {shapes[1]}"
-                raise ShapeError(what, got=got, want="the same shape in all", fix=fix)
+                raise ShapeError(subject, got=got, want="the same shape in all", fix=fix)
 
 
 def _one_part(partitions: tuple[Partition, ...]) -> None:
@@ -128,20 +133,21 @@ def _one_part(partitions: tuple[Partition, ...]) -> None:
         raise ConfigError("set algebra", got="none", want="partitions", fix="Pass at least one.")
     for p in partitions:
         if p.parts != 1:
-            what, fix = "set algebra", "Build each set as a Partition with parts=1."
-            raise ConfigError(what, got=f"{p.parts} parts", want="one-part partitions", fix=fix)
+            subject, fix = "set algebra", "Build each set as a Partition with parts=1."
+            raise ConfigError(subject, got=f"{p.parts} parts", want="one-part partitions", fix=fix)
     _same_shapes([p.label for p in partitions])
 
 
 def union(*partitions: Partition) -> Partition:
-    """The weights selected by any of several one-part partitions."""
+    """Select the weights that are in any of several one-part partitions."""
     _one_part(partitions)
     names = partitions[0].label
+    # labels are 0 or -1: the maximum is "in any", the minimum "in all"
     return Partition({n: torch.stack([p[n] for p in partitions]).amax(0) for n in names}, 1)
 
 
 def intersect(*partitions: Partition) -> Partition:
-    """The weights selected by all of several one-part partitions."""
+    """Select the weights that are in all of several one-part partitions."""
     _one_part(partitions)
     names = partitions[0].label
     return Partition({n: torch.stack([p[n] for p in partitions]).amin(0) for n in names}, 1)

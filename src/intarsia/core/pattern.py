@@ -13,7 +13,7 @@ from .errors import ConfigError, ShapeError
 
 @dataclass(frozen=True)
 class NofM:
-    """Of each m consecutive weights along `axis` a part has exactly n.
+    """The pattern N:M: a part has exactly n of each m consecutive weights along `axis`.
 
     n, m: 2 and 4 are what GPUs multiply; axis: of the weight (out, in, ...); -1, the last, and 1
     is the inputs of a linear map.
@@ -31,7 +31,7 @@ class NofM:
 
     @classmethod
     def read(cls, text: str, axis: int = -1) -> NofM:
-        """The pattern of "n:m".  Raises: ConfigError for another text."""
+        """Read a pattern written as "n:m".  Raises: ConfigError for another text."""
         n, _, m = str(text).partition(":")
         if not (n.isdigit() and m.isdigit() and 1 <= int(n) <= int(m)):
             want, fix = "'n:m', n of each m weights", "Write it as '2:4'."
@@ -39,25 +39,27 @@ class NofM:
         return cls(int(n), int(m), axis)
 
     def groups(self, weight: Tensor) -> Tensor:
-        """The weights in groups of m.  (out, in, ...) -> (..., m), the axis moved to the end.
+        """Group weights by m.  (out, in, ...) -> (..., m), the axis moved to the end.
 
         Raises: ShapeError for an axis that m does not divide.
         """
         length = weight.shape[self.axis]
         if length % self.m:
-            what = f"axis {self.axis} of a weight of {tuple(weight.shape)}"
+            subject = f"axis {self.axis} of a weight of {tuple(weight.shape)}"
             want = f"a multiple of m = {self.m}"
-            raise ShapeError(what, got=length, want=want, fix="Leave this weight out.")
+            raise ShapeError(subject, got=length, want=want, fix="Leave this weight out.")
+        # groups run along the last axis, whichever axis they are of
         lines = weight.movedim(self.axis, -1)
         return lines.reshape(*lines.shape[:-1], length // self.m, self.m)
 
     def restored(self, groups: Tensor) -> Tensor:
-        """The inverse of `groups`."""
+        """Put groups back into a weight's shape: the inverse of `groups`."""
         return groups.flatten(-2).movedim(-1, self.axis)
 
     def holds(self, mask: Tensor) -> Tensor:
-        """Where a mask keeps to the pattern: bool, of the mask's shape."""
+        """Return where a mask keeps to the pattern: bool, of the mask's shape."""
         groups = self.groups(mask)
+        # a group is right or wrong as a whole
         right = groups.sum(-1, keepdim=True) == self.n
         return self.restored(right.expand_as(groups))
 
@@ -81,28 +83,33 @@ class Blocks:
         at_least("columns", 1 if self.columns is None else self.columns, 1)
 
     def groups(self, weight: Tensor) -> Tensor:
-        """The weights block by block.  (out, in, ...) -> (R, C, rows * columns).
+        """Return the weights block by block.  (out, in, ...) -> (R, C, rows * columns).
 
         Raises: ShapeError for a weight that blocks do not tile.
         """
+        # a convolution's kernel positions count as columns
         matrix = weight.flatten(1) if weight.dim() > 1 else weight.reshape(1, -1)
         rows, columns = self._sides(*matrix.shape)
         out, rest = matrix.shape
         if out % rows or rest % columns:
-            what, want = "weight", f"a multiple of blocks of {rows} x {columns}"
-            raise ShapeError(what, got=tuple(weight.shape), want=want, fix="Leave this weight out.")
+            subject, want = "weight", f"a multiple of blocks of {rows} x {columns}"
+            raise ShapeError(
+                subject, got=tuple(weight.shape), want=want, fix="Leave this weight out."
+            )
+        # (R, rows, C, columns) -> (R, C, rows * columns)
         tiled = matrix.reshape(out // rows, rows, rest // columns, columns)
         return tiled.transpose(1, 2).flatten(2)
 
     def restored(self, groups: Tensor, shape: torch.Size) -> Tensor:
-        """The inverse of `groups` for a weight of that shape."""
+        """Put blocks back into a weight of that shape: the inverse of `groups`."""
         out, rest = (shape[0], shape[1:].numel()) if len(shape) > 1 else (1, shape.numel())
         rows, columns = self._sides(out, rest)
         return groups.reshape(*groups.shape[:2], rows, columns).transpose(1, 2).reshape(shape)
 
     def holds(self, mask: Tensor) -> Tensor:
-        """Where a mask keeps to the pattern: bool, of the mask's shape."""
+        """Return where a mask keeps to the pattern: bool, of the mask's shape."""
         groups = self.groups(mask)
+        # a block is all in the part or all out of it
         right = groups.all(-1, keepdim=True) | ~groups.any(-1, keepdim=True)
         return self.restored(right.expand_as(groups), mask.shape)
 
@@ -115,7 +122,7 @@ ROWS, COLUMNS = Blocks(1, None), Blocks(None, 1)
 
 
 def check_pattern(pattern: Pattern, name: str, part: int, mask: Tensor) -> None:
-    """Raises: ConfigError with the first place where a part's mask breaks the pattern."""
+    """Check a part's mask.  Raises: ConfigError with the first place that breaks the pattern."""
     if mask.numel() and not bool((right := pattern.holds(mask)).all()):
         place = tuple(int(i) for i in (~right).nonzero()[0])
         got = f"part {part}, which breaks it at {place}"

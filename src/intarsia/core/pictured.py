@@ -14,7 +14,7 @@ TEXT_COLUMNS = ("text", "prompt", "messages")
 
 
 def lists_pictures(file: Path) -> bool:
-    """Whether a .jsonl file lists pictures: its first row has a picture, a label, and no text.
+    """Return True if a .jsonl file lists pictures: its first row has picture and label, no text.
 
     False for any other file, and for one that cannot be read.
     """
@@ -22,11 +22,13 @@ def lists_pictures(file: Path) -> bool:
         return False
     try:
         lines = read_lines(file.expanduser(), "utf-8-sig")
+        # the first row that is not blank; a file of pictures may be long
         row: Any = parse_json(next(filter(str.strip, lines), "null"))
     except (OSError, ValueError):
         return False
     if not isinstance(row, dict):
         return False
     columns = (IMAGE_COLUMNS, LABEL_COLUMNS, TEXT_COLUMNS)
+    # a row of chat data may name a picture, too, but has text
     picture, label, text = (any(name in row for name in names) for names in columns)
     return picture and label and not text

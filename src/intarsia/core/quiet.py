@@ -10,13 +10,14 @@ QUIET = "INTARSIA_QUIET"
 
 
 def quiet() -> bool:
-    """Whether progress lines and bars are left out: INTARSIA_QUIET=1, as by --quiet."""
+    """Return True if progress lines and bars are left out: INTARSIA_QUIET=1, as by --quiet."""
     return os.environ.get(QUIET, "0") not in ("", "0")
 
 
 @contextmanager
 def kept_quiet() -> Generator[None]:
-    """Inside, no progress is told, here and in processes that are started."""
+    """Leave progress lines and bars out inside, here and in processes that are started."""
+    # the environment is inherited by workers, a variable of this module is not
     before = os.environ.get(QUIET)
     os.environ[QUIET] = "1"
     try:

@@ -39,6 +39,7 @@ def open_handle(path: str | Path) -> int:
     except ValueError as error:  # a zero byte, or a character that no path has
         raise OSError(errno.EINVAL, str(error), ascii(str(path))) from error
     try:
+        # of the open file: a path could be exchanged between a check and the opening
         _check_regular(os.fstat(handle).st_mode, path)
     except OSError:
         os.close(handle)
@@ -78,24 +79,24 @@ def _inside(path: Path, levels: int = 2) -> Iterable[Path]:
         yield from _inside(inner, levels - 1)
 
 
-def read_bytes(path: str | Path, most: int = LARGEST) -> bytes:
+def read_bytes(path: str | Path, limit: int = LARGEST) -> bytes:
     """Read a regular file whole.
 
-    Raises: OSError as `open_regular`, and for a file of more than `most` bytes.
+    Raises: OSError as `open_regular`, and for a file of more than `limit` bytes.
     """
     with open_regular(path) as file:
-        if (size := os.fstat(file.fileno()).st_size) > most:
-            got = f"{size:,} bytes, where at most {most:,} are read"
+        if (size := os.fstat(file.fileno()).st_size) > limit:
+            got = f"{size:,} bytes, where at most {limit:,} are read"
             raise OSError(errno.EFBIG, got, str(path))
         return file.read()
 
 
-def read_text(path: str | Path, encoding: str = "utf-8", most: int = LARGEST) -> str:
+def read_text(path: str | Path, encoding: str = "utf-8", limit: int = LARGEST) -> str:
     r"""Read a regular file as text, its line ends as "\n".
 
     Raises: OSError as `read_bytes`; UnicodeDecodeError for other bytes than the encoding has.
     """
-    with io.TextIOWrapper(io.BytesIO(read_bytes(path, most)), encoding) as text:
+    with io.TextIOWrapper(io.BytesIO(read_bytes(path, limit)), encoding) as text:
         return text.read()
 
 
@@ -107,6 +108,7 @@ def read_lines(
     Raises: OSError as `open_regular`, and for a line of more than LONGEST characters, while it is
     read; UnicodeDecodeError for other bytes than the encoding has.
     """
+    # a bounded readline: a file without line ends would fill the memory
     with io.TextIOWrapper(open_regular(path), encoding, newline=newline) as text:
         while line := text.readline(LONGEST + 1):
             if len(line) > LONGEST:
@@ -136,6 +138,7 @@ def open_tensors(path: str | Path, framework: str = "pt") -> Any:
     from safetensors import safe_open
 
     with open_regular(path) as file:
+        # safetensors opens by name only: this name is the open file itself
         number = f"/dev/fd/{file.fileno()}"
         try:
             return safe_open(number if os.path.exists(number) else str(path), framework)

@@ -39,6 +39,7 @@ def read_lists(path: Path) -> Mapping[str, tuple[str, ...]]:
     lists: dict[str, tuple[str, ...]] = {}
     for line in path.read_text().splitlines():
         name, word = line.split(": ", 1)
+        # in the file's order, which is the order that help shows
         lists[name] = (*lists.get(name, ()), word)
     return lists
 
@@ -51,7 +52,7 @@ def listed(name: str) -> tuple[str, ...]:
 
 @functools.cache
 def index() -> Mapping[str, Mapping[str, Any]]:
-    """The card index: key -> kind, module below `intarsia`, paper, settings, ..."""
+    """Return the card index: key -> kind, module below `intarsia`, paper, settings, ..."""
     return json.loads(INDEX.read_text())
 
 
@@ -61,29 +62,31 @@ class _Listed(Card):
     def __getattr__(self, name: str) -> Any:
         if name not in ("config", "tiny"):
             raise AttributeError(name)
+        # the only import of a method's module
         module = importlib.import_module(f"intarsia.{index()[self.key]['module']}")
         return getattr(next(c for c in cards_in(module) if c.key == self.key), name)
 
 
 def cards_in(module: Any) -> tuple[Card, ...]:
-    """The cards of a method's module: its CARD, or all its CARDS."""
+    """Return the cards of a method's module: its CARD, or all its CARDS."""
     return (module.CARD,) if hasattr(module, "CARD") else tuple(module.CARDS)
 
 
 def keys(kind: str = "adapter") -> tuple[str, ...]:
-    """The keys of one kind; an adapter is what a host can attach."""
+    """Return the keys of one kind; an adapter is a method that a host can attach."""
     return tuple(key for key, entry in index().items() if entry["kind"] == kind)
 
 
 @functools.cache
 def card(key: str) -> Card:
-    """The card of a method; its module is imported when `config` or `tiny` is read.
+    """Return the card of a method; its module is imported when `config` or `tiny` is read.
 
     Raises: UnknownName if the list has no such key.
     """
     if key not in index():
         raise UnknownName("method", str(key), index(), LISTED)
     entry = index()[key]
+    # without __init__, which would ask for the config and so import the module
     listed_card = _Listed.__new__(_Listed)
     listed_card.__dict__.update(
         key=key,
@@ -108,18 +111,20 @@ def recommenders() -> Mapping[str, tuple[str, ...]]:
 
 
 def spelled(text: str) -> str:
-    """A name without case, hyphens, spaces and signs: "MoE-X" and "moe_x" are one."""
+    """Return a name without case, hyphens, spaces and signs: "MoE-X" and "moe_x" are one."""
+    # NFKC: a full-width or superscript letter is its plain one
     plain = unicodedata.normalize("NFKC", text).casefold()
     return "".join(letter for letter in plain if letter.isalnum())
 
 
 def find(name: str, *kinds: str) -> str:
-    """The key of a method by its key or by a name of its paper, in any spelling.
+    """Find the key of a method by its key or by a name of its paper, in any spelling.
 
     kinds: those to choose from; all if none is given.
     Raises: UnknownName.
     """
     among = {key: entry for key, entry in index().items() if not kinds or entry["kind"] in kinds}
+    # a key as it is written goes before names that spell alike
     if name in among:
         return name
     keys_by_name = {n: key for key, entry in among.items() for n in (key, *entry["names"])}
@@ -130,16 +135,17 @@ def find(name: str, *kinds: str) -> str:
 
 
 def by_name(name: str, *kinds: str) -> Any:
-    """The default settings of what `find` finds."""
+    """Return the default settings of the method that `find` finds."""
     return card(find(name, *kinds)).config()
 
 
 def method_key(method: object) -> str:
-    """The key under which the list knows a method's settings.
+    """Return the key under which the list knows a method's settings.
 
     Raises: ConfigError if they are of a class that is not in the list.
     """
     kind = type(method)
+    # several cards may have one class, as those of PEFT's methods
     if isinstance(method, MethodSettings) and method.card_key in index():
         return method.card_key
     for key, entry in index().items():
@@ -151,12 +157,12 @@ def method_key(method: object) -> str:
 
 
 def method_to_dict(method: Method) -> dict[str, Any]:
-    """{"method": key, setting: value, ...}, ready for JSON; a method inside a method likewise."""
+    """Return {"method": key, setting: value, ...} for JSON; a method inside likewise."""
     return {KEY: method_key(method)} | settings_to_dict(method)
 
 
 def settings_to_dict(config: object) -> dict[str, Any]:
-    """The settings of any card's config, ready for JSON."""
+    """Return the settings of any card's config, ready for JSON."""
     if isinstance(config, MethodSettings):
         settings = config.settings_to_dict()
     else:
@@ -184,7 +190,7 @@ def _live(value: Any) -> Any:
 
 
 def method_from_dict(settings: Mapping[str, Any]) -> Any:
-    """The method that `method_to_dict` wrote; settings left out take their defaults.
+    """Make the method that `method_to_dict` wrote; settings left out take their defaults.
 
     Raises: UnknownName for a key or a setting that does not exist; ConfigError for a value that the
     method refuses.
@@ -205,10 +211,11 @@ def _from_dict(settings: Mapping[str, Any], allowed: tuple[str, ...]) -> Any:
 
 
 def settings_from_dict(card: Card, settings: Mapping[str, Any]) -> Any:
-    """The config that `settings_to_dict` wrote; settings left out take their defaults.
+    """Make the config that `settings_to_dict` wrote; settings left out take their defaults.
 
     Raises: as `method_from_dict`.
     """
+    # a name is checked against the defaults before the config is made with it
     defaults = settings_to_dict(card.config())
     for name in settings:
         if name not in defaults:
@@ -219,8 +226,8 @@ def settings_from_dict(card: Card, settings: Mapping[str, Any]) -> Any:
     try:
         config = card.config(**values)
     except TypeError as error:
-        what, want = f"settings of {card.key!r}", "values of the right types"
-        raise ConfigError(what, got=values, want=want, fix=f"({error})") from error
+        subject, want = f"settings of {card.key!r}", "values of the right types"
+        raise ConfigError(subject, got=values, want=want, fix=f"({error})") from error
     check_types(config)
     return config
 
@@ -235,6 +242,7 @@ def check_types(settings: object) -> None:
     if not is_dataclass(settings) or type(settings).__module__.partition(".")[0] == "peft":
         return
     try:
+        # annotations are texts: they are resolved in the class's module
         kinds = get_type_hints(type(settings))
     except NameError:  # a type that only type checkers import
         kinds = {}

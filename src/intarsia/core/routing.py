@@ -51,12 +51,13 @@ class Routing:
         losses: Mapping[str, Tensor] | None = None,
         state: Tensor | None = None,
     ) -> Routing:
-        """k experts per token.  index: (T, k) int64, weight: (T, k)."""
+        """Make a routing of k experts per token.  index: (T, k) int64, weight: (T, k)."""
         if index.shape != weight.shape or index.dim() != 2:
             got = f"{tuple(index.shape)} and {tuple(weight.shape)}"
             fix = "Pass the outputs of topk as they are."
             raise ShapeError("top-k routing", got=got, want="two matrices (T, k)", fix=fix)
         tokens, k = index.shape
+        # row t of the index becomes k entries of token t
         token = torch.arange(tokens, device=index.device).repeat_interleave(k)
         return cls(
             token, index.reshape(-1), weight.reshape(-1), tokens, experts, losses or {}, state
@@ -66,21 +67,22 @@ class Routing:
     def from_dense(
         cls, gates: Tensor, losses: Mapping[str, Tensor] | None = None, state: Tensor | None = None
     ) -> Routing:
-        """The non-zero entries of a gate matrix.  gates: (T, E)."""
+        """Make a routing of the non-zero entries of a gate matrix.  gates: (T, E)."""
         if gates.dim() != 2:
-            what, got = "gates", tuple(gates.shape)
-            raise ShapeError(what, got=got, want="(T, E)", fix="Flatten the batch to tokens.")
+            subject, got = "gates", tuple(gates.shape)
+            raise ShapeError(subject, got=got, want="(T, E)", fix="Flatten the batch to tokens.")
         token, expert = gates.nonzero(as_tuple=True)
         tokens, experts = gates.shape
         return cls(token, expert, gates[token, expert], tokens, experts, losses or {}, state)
 
     def dense(self) -> Tensor:
-        """The gate matrix (T, E); entries given twice add up."""
+        """Return the gate matrix (T, E); entries given twice add up."""
         gates = self.weight.new_zeros(self.tokens * self.experts)
+        # entry (t, e) of the matrix, counted row by row
         flat = self.token * self.experts + self.expert
         return gates.index_add(0, flat, self.weight).view(self.tokens, self.experts)
 
     def load(self) -> Tensor:
-        """How many (token, expert) pairs each expert received.  Returns (E,) int64."""
+        """Count the (token, expert) pairs that each expert received.  Returns (E,) int64."""
         none = self.expert.new_zeros(self.experts)
         return none.index_add(0, self.expert, torch.ones_like(self.expert))

@@ -77,6 +77,7 @@ class Setting:
         Raises: ConfigError for another type or a number out of range; UnknownName for a word that
         is none of the choices; what `test` raises.
         """
+        # None stands for "not set", which no range or choice restricts
         if value is None and fits(None, kind):
             return
         if not fits(value, kind):
@@ -85,6 +86,7 @@ class Setting:
         if isinstance(value, Real) and not self._in_range(_as_float(value)):
             fix = self.fix or f"Try {self._example()}."
             raise ConfigError(name, got=value, want=self.range_in_words(name.lstrip("-")), fix=fix)
+        # a list of words is checked word by word
         if choices := words(self.choices):
             for word in cast("Sequence[str]", (value,) if isinstance(value, str) else value):
                 # an objective or a schedule has settings of its own: two_pass:add=1
@@ -111,6 +113,7 @@ class Setting:
 
     def range_in_words(self, name: str) -> str:
         """Return the range as an error and the docs say it, such as "at least 1"."""
+        # a lower bound is inclusive or exclusive, never both
         low = f"{self.least} <= " if self.least is not None else ""
         low = f"{self.above} < " if self.above is not None else low
         if self.below is not None:
@@ -189,6 +192,7 @@ def from_json(kind: type[Kind], values: Mapping[str, Any]) -> Kind:
     """
     new: dict[str, Any] = {}
     for item in fields(cast(Any, kind)):
+        # settings inside settings share one flat JSON object
         if isinstance(item.type, type) and is_dataclass(item.type):
             new[item.name] = from_json(item.type, values)
         elif item.name in values:
@@ -204,6 +208,7 @@ def members(kind: Any) -> list[Any]:
     union = get_origin(kind) in (typing.Union, types.UnionType)
     order = (type(None), bool, int, float)
     kinds = list(get_args(kind)) if union else [kind]
+    # the narrowest type first: "3" is an int before it is a float, and text last
     return sorted(kinds, key=lambda k: order.index(k) if k in order else len(order))
 
 
@@ -214,6 +219,7 @@ def fits(value: Any, kind: Any) -> bool:
     """
     for member in members(kind):
         if get_origin(member) in SEVERAL:
+            # a text is a sequence of letters, but no list of words
             if not isinstance(value, Sequence) or isinstance(value, str):
                 continue
             if all(fits(item, get_args(member)[0]) for item in cast("Sequence[object]", value)):
@@ -231,7 +237,7 @@ def _is_a(value: object, kind: type) -> bool:
     return isinstance(value, PLAIN[kind]) and isinstance(value, bool) == (kind is bool)
 
 
-def read(what: str, text: str, kind: Any) -> Any:
+def read(subject: str, text: str, kind: Any) -> Any:
     """Return a text as a value of a type; an empty text is None where that is allowed.
 
     Raises: ConfigError.
@@ -240,7 +246,7 @@ def read(what: str, text: str, kind: Any) -> Any:
         value, valid = _read(text, member)
         if valid:
             return value
-    raise ConfigError(what, got=repr(text), want=in_words(kind), fix=_example_of(what, kind))
+    raise ConfigError(subject, got=repr(text), want=in_words(kind), fix=_example_of(subject, kind))
 
 
 def written(value: Any) -> str:
@@ -283,8 +289,8 @@ def in_words(kind: Any) -> str:
     )
 
 
-def _example_of(what: str, kind: Any) -> str:
+def _example_of(subject: str, kind: Any) -> str:
     examples: dict[Any, str] = {int: "4", float: "0.1", bool: "true", str: "gelu"}
     several = {tuple[item, ...]: "0,1,2" if item is int else examples[item] for item in examples}
     first = next((k for k in members(kind) if k in examples | several), str)
-    return f"For example: {what}{'=' if ' ' in what else ' '}{(examples | several)[first]}"
+    return f"For example: {subject}{'=' if ' ' in subject else ' '}{(examples | several)[first]}"

@@ -48,15 +48,16 @@ def digests(folder: Path, *, besides: Collection[str] = ()) -> dict[str, str]:
 def sealed(content: Mapping[str, Any], files: Mapping[str, str] | None = None) -> dict[str, Any]:
     """Return JSON content with its seal.  files: digests of the files beside it."""
     seal: dict[str, Any] = {FILES: dict(files or {})}
-    whole = json.loads(json.dumps({**content, SEAL: seal}))
-    whole[SEAL] = {SETTINGS: _digest(whole), **seal}
-    return whole
+    # through JSON, so that a reader's digest is of the same values (tuples are lists there)
+    record = json.loads(json.dumps({**content, SEAL: seal}))
+    record[SEAL] = {SETTINGS: _digest(record), **seal}
+    return record
 
 
 def seal_folder(folder: Path, name: str, content: Mapping[str, Any]) -> None:
     """Write the settings file of a folder, after all its other files."""
-    whole = sealed(content, digests(folder, besides=(name,)))
-    (folder / name).write_text(json.dumps(whole, indent=1) + "\n", encoding="utf-8")
+    record = sealed(content, digests(folder, besides=(name,)))
+    (folder / name).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
 
 
 def check_sealed(path: Path, content: Any, *, needs: Collection[str] = ()) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def check_sealed(path: Path, content: Any, *, needs: Collection[str] = ()) -> di
     content: as it was read.  needs: files beside it that are read, so that digests are wanted.
     Raises: CheckpointError for anything that is not as it was written, and for a missing digest.
     """
+    # the settings first: they hold the digests of the files
     rest, files = check_settings(path, content)
     check_files(path.parent, files, needs)
     return rest
@@ -75,12 +77,13 @@ def check_settings(path: Path, content: Any) -> tuple[dict[str, Any], dict[str, 
 
     Raises: CheckpointError for content that is not as it was written, or has no digest.
     """
-    whole = _object(content)
-    seal = _object(whole.get(SEAL))
+    record = _object(content)
+    seal = _object(record.get(SEAL))
     files = _object(seal.get(FILES))
+    # a file without a seal is not trusted: to strip it would be too easy
     if FILES not in seal:
         raise _changed(path, "settings without the digests that were written with them")
-    rest = {key: value for key, value in whole.items() if key != SEAL}
+    rest = {key: value for key, value in record.items() if key != SEAL}
     if seal.get(SETTINGS) != _digest({**rest, SEAL: {FILES: files}}):
         raise _changed(path, "settings that changed after they were written")
     return rest, files
@@ -92,19 +95,21 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def check_files(folder: Path, files: Mapping[str, str], needs: Collection[str] = ()) -> None:
-    """Raises: CheckpointError for a file that is gone or is not the one that was written.
+    """Check files against their digests.
 
     needs: files that are read, so that digests are wanted.
+    Raises: CheckpointError for a file that is gone or is not the one that was written.
     """
     if missing := sorted({*needs} - files.keys()):
         raise _changed(folder, f"no digest of {missing[0]!r}")
-    for name, wanted in files.items():
+    for name, digest in files.items():
         place = folder / name
+        # a digest must not make us read outside of the folder
         if ".." in Path(name).parts or Path(name).is_absolute():
             raise _changed(folder, f"a digest of a file elsewhere, {name!r}")
         if not place.is_file():
             raise _changed(place, "no such file")
-        if sha256(place) != wanted:
+        if sha256(place) != digest:
             raise _changed(place, "bytes that changed after they were written")
 
 
@@ -137,9 +142,9 @@ def check_if_sealed(folder: Path, *names: str) -> None:
 def seal_file(path: Path) -> None:
     """Fill in the digest of a safetensors file that was written with `OPEN` in its metadata."""
     _sort_metadata(path)
-    digest, at = _file_digest(path)
+    digest, offset = _file_digest(path)
     with path.open("r+b") as file:
-        file.seek(at)
+        file.seek(offset)
         file.write(digest.encode())
 
 
@@ -148,6 +153,7 @@ def _sort_metadata(path: Path) -> None:
     with path.open("r+b") as file:
         size = struct.unpack("<Q", file.read(8))[0]
         header = json.loads(file.read(size))
+        # safetensors writes metadata in the order of a hash map
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         if len(text) <= size:  # the same words in another order
@@ -156,14 +162,14 @@ def _sort_metadata(path: Path) -> None:
 
 
 def check_file(path: Path) -> None:
-    """Raises: CheckpointError for a safetensors file that has no seal, or another one.
+    """Check the seal of a safetensors file.
 
-    OSError where it cannot be read.
+    Raises: CheckpointError for one that has no seal, or another; OSError if it cannot be read.
     """
-    digest, at = _file_digest(path)
+    digest, offset = _file_digest(path)
     with open_regular(path) as file:
-        file.seek(at)
-        if at == 0 or file.read(64) != digest.encode():
+        file.seek(offset)
+        if offset == 0 or file.read(64) != digest.encode():
             raise _changed(path, "bytes that changed after they were written, or no digest of them")
 
 
@@ -178,13 +184,14 @@ def _file_digest(path: Path) -> tuple[str, int]:
         size = struct.unpack("<Q", front)[0] if len(front) == 8 else 0
         header = file.read(min(size, path.stat().st_size))
         key = f'"{SEAL}":"'.encode()
-        at = header.find(key) + len(key)
-        if at < len(key) or len(header) < at + 64:
+        offset = header.find(key) + len(key)
+        if offset < len(key) or len(header) < offset + 64:
             return "", 0
-        total.update(front + header[:at] + b"0" * 64 + header[at + 64 :])
+        # the digest is inside of what it digests: zeros stand in its place
+        total.update(front + header[:offset] + b"0" * 64 + header[offset + 64 :])
         while block := file.read(1 << 20):
             total.update(block)
-    return total.hexdigest(), len(front) + at
+    return total.hexdigest(), len(front) + offset
 
 
 def _digest(content: Mapping[str, Any]) -> str:

@@ -47,6 +47,7 @@ class Store:
 
     def refresh(self) -> None:
         """Read the records that other processes have appended since."""
+        # a later line of the same key replaces the earlier one
         self.rows = {row[KEY]: row for row in self._read()}
 
     def _read(self) -> Iterator[dict[str, Any]]:
@@ -59,6 +60,7 @@ class Store:
             raise CheckpointError(str(self.path), got=error, want="a file", fix=fix) from error
         for line in raw.splitlines():
             try:
+                # a line that a kill cut short is no JSON
                 row = parse_json(line)
             except ValueError:
                 continue
@@ -86,8 +88,10 @@ class Store:
         key = self._key(inputs)
         if key in self.rows:
             return self.rows[key]["result"]
+        # a lock for each key: different results are computed side by side
         with held(self.folder / f"{self.path.stem}-{key}", wait=FOREVER):
             self.refresh()
+            # another process may have computed it while this one waited
             if key not in self.rows:
                 row = {"inputs": inputs, "code": self.code, "result": compute()}
                 # what is returned now must be what a later process reads
@@ -118,14 +122,15 @@ class Store:
                 from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
                 tensors, facts = compute()
+                # safetensors takes no strided views
                 contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
                 metadata = {name: json.dumps(value) for name, value in facts.items()}
                 save_file(contiguous, str(scratch), metadata=metadata)
         with reading(file):
             with open_tensors(file) as head:
                 metadata = cast("dict[str, str]", head.metadata() or {})
-                about = {name: parse_json(text) for name, text in metadata.items()}
-            return read_tensors(file), about
+                notes = {name: parse_json(text) for name, text in metadata.items()}
+            return read_tensors(file), notes
 
 
 @contextmanager
@@ -142,9 +147,11 @@ def building(target: Path) -> Generator[Path | None]:
         try:
             stack.enter_context(held(target, wait=FOREVER))
         except TrainingError as error:
-            what, got = f"cache folder {target.parent}", error.got
+            subject, got = f"cache folder {target.parent}", error.got
             fix = "Set INTARSIA_HOME to a writable folder with a few GB of free space."
-            raise AssetError(what, got=got, want="a folder that can be written", fix=fix) from error
+            raise AssetError(
+                subject, got=got, want="a folder that can be written", fix=fix
+            ) from error
         # another process may have built it meanwhile
         yield None if target.exists() else stack.enter_context(writing(target))
 
@@ -174,6 +181,7 @@ def append_line(path: Path, row: Mapping[str, Any]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{path}.lock"), path.open("a+b") as file:
+            # under the lock: an unfinished last line is a killed writer's, not another's
             file.truncate(_end_of_last_line(file.tell(), file))
             file.write(line)
             file.flush()
@@ -187,6 +195,7 @@ def _end_of_last_line(end: int, file: Any, block: int = 4096) -> int:
     while end:
         start = max(0, end - block)
         file.seek(start)
+        # from the end, block by block: the file may be long
         place = file.read(end - start).rfind(b"\n")
         if place >= 0:
             return start + place + 1

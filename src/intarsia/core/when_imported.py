@@ -17,8 +17,9 @@ class _WhenImported:
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
         if name != self.module:
             return None
-        others = (f.find_spec for f in sys.meta_path if f is not self and hasattr(f, "find_spec"))
-        spec = next((s for find in others if (s := find(name, path, target)) is not None), None)
+        finders = (f.find_spec for f in sys.meta_path if f is not self and hasattr(f, "find_spec"))
+        # the real finders find the module; only its loader is extended
+        spec = next((s for find in finders if (s := find(name, path, target)) is not None), None)
         if spec is not None and spec.loader is not None:
             run = spec.loader.exec_module
 
@@ -32,8 +33,8 @@ class _WhenImported:
 
 def when_imported(module: str, then: Callable[[ModuleType], None]) -> None:
     """Call `then` with a module, now or when it is imported; once for each module's name."""
-    if (found := sys.modules.get(module)) is not None:
-        then(found)
+    if (loaded := sys.modules.get(module)) is not None:
+        then(loaded)
         return
     ours = (finder for finder in sys.meta_path if isinstance(finder, _WhenImported))
     if not any(finder.module == module for finder in ours):

@@ -34,13 +34,14 @@ class Later:
 
 
 def _add_config(mappings: ModuleType) -> None:
+    # register raises for a type that is there already
     if SEEING not in mappings.CONFIG_MAPPING:
         later = Later("intarsia.hosts.senses.auto", "SeeingConfig")
         mappings.CONFIG_MAPPING.register(SEEING, later)
 
 
 def _add_quantizer(mappings: ModuleType) -> None:
-    """What rebuilds a changed model before its weights are read is a quantizer to transformers."""
+    """Register the class that rebuilds a changed model: to transformers it is a quantizer."""
     home = "intarsia.hosts.stock_folder"
     mappings.AUTO_QUANTIZATION_CONFIG_MAPPING[CHANGED] = Later(home, "ChangedConfig")
     mappings.AUTO_QUANTIZER_MAPPING[CHANGED] = Later(home, "ChangedQuantizer")

@@ -32,44 +32,50 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Inside, the time counts as that of an exchange."""
+        """Count the time inside as that of an exchange."""
         began = self.clock()
         try:
             yield
         finally:
             self.seconds += self.clock() - began
 
-    def note(self, name: str, each: int, counts: Sequence[int]) -> None:
-        """So many rows of `each` bytes went to every process, under the name of a step."""
-        own = dist.get_rank(self.group)
-        row = [each * count * (to != own) for to, count in enumerate(counts)]
+    def note(self, name: str, row_bytes: int, counts: Sequence[int]) -> None:
+        """Add the rows sent to each process under a step's name; a row has `row_bytes` bytes."""
+        rank = dist.get_rank(self.group)
+        # rows that stay in this process cost no exchange
+        row = [row_bytes * count * (target != rank) for target, count in enumerate(counts)]
         self.sent[name] = [
             a + b for a, b in zip(self.sent.get(name, [0] * len(row)), row, strict=True)
         ]
 
     def gathered(self) -> dict[str, Tensor]:
-        """Of all processes: step -> (D, D) int64. Called by each of them, with the same steps."""
+        """Return the bytes from and to all D processes: step -> (D, D) int64.
+
+        Called by each of them, with the same steps.
+        """
         count, device = dist.get_world_size(self.group), device_of(self.group)
-        found: dict[str, Tensor] = {}
+        totals: dict[str, Tensor] = {}
         for name, row in sorted(self.sent.items()):
             parts = [torch.zeros(count, dtype=torch.int64, device=device) for _ in range(count)]
+            # sorted names: every process gathers the same step at the same time
             dist.all_gather(parts, torch.tensor(row, device=device), group=self.group)
-            found[name] = torch.stack(parts).cpu()
-        return found
+            totals[name] = torch.stack(parts).cpu()
+        return totals
 
 
 class _Exchange(torch.autograd.Function):
-    """Rows to their processes; gradients go the same ways back."""
+    """The exchange of rows with its gradient: gradients go the same ways back."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, send: list[int], receive: list[int], of: Any) -> Tensor:
-        ctx.send, ctx.receive, ctx.of = send, receive, of
-        group, meter, name = of
+    def forward(ctx: Any, rows: Tensor, send: list[int], receive: list[int], route: Any) -> Tensor:
+        ctx.send, ctx.receive, ctx.of = send, receive, route
+        group, meter, name = route
         return _sent(rows, send, receive, group, meter, name)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         group, meter, name = ctx.of
+        # what was received is sent back: the two counts change places
         back = _sent(grads[0], ctx.receive, ctx.send, group, meter, f"{name}.back")
         return back, None, None, None
 
@@ -84,6 +90,7 @@ def _sent(
     except RuntimeError as error:  # gloo: a connection that was reset, or a time-out
         raise lost(f"exchange {name!r}", error, group) from error
     if meter is not None:
+        # counted after the exchange, so that a failed one does not count
         meter.note(name, rows.dtype.itemsize * math.prod(rows.shape[1:]), send)
     return out
 
@@ -92,13 +99,14 @@ GONE = ("losed by peer", "onnection reset", "imed out", "onnection refused", "NC
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether torch.distributed says that another process is gone or late."""
+    """Return True if an error of torch.distributed says that another process is gone or late."""
     return dist.is_initialized() and any(text in str(error) for text in GONE)
 
 
-def lost(what: str, error: Exception, group: Group = None) -> TrainingError:
-    """What a process says when others do not answer."""
+def lost(subject: str, error: Exception, group: Group = None) -> TrainingError:
+    """Return the error of a process that others do not answer."""
     rank, text = dist.get_rank(group), str(error).splitlines()[0]
+    # a slow process needs patience, a dead one a new start: two different fixes
     late = "imed out" in str(error)
     got = f"no answer in time ({text})" if late else f"a process that is gone ({text})"
     fix = (
@@ -107,19 +115,23 @@ def lost(what: str, error: Exception, group: Group = None) -> TrainingError:
         if late
         else ("See what it said. Start all again, from the last checkpoint: --resume")
     )
-    what = f"{what} in process {rank} of {dist.get_world_size(group)}"
-    return TrainingError(what, got=got, want="all processes to take part", fix=fix)
+    subject = f"{subject} in process {rank} of {dist.get_world_size(group)}"
+    return TrainingError(subject, got=got, want="all processes to take part", fix=fix)
 
 
 @contextmanager
-def answered(what: Callable[[], str], group: Group = None) -> Iterator[None]:
-    """Raises: TrainingError inside, where another process does not answer, for what was done."""
+def answered(subject: Callable[[], str], group: Group = None) -> Iterator[None]:
+    """Turn an error inside into a TrainingError if another process does not answer.
+
+    subject: returns what was being done, for the error.
+    """
     try:
         yield
     except RuntimeError as error:
+        # an error of this process's own work stays as it is
         if not is_lost(error):
             raise
-        raise lost(what(), error, group) from error
+        raise lost(subject(), error, group) from error
 
 
 def exchanged(
@@ -131,14 +143,14 @@ def exchanged(
     meter: Meter | None = None,
     name: str = "exchange",
 ) -> Tensor:
-    """The rows that all processes sent here, in the order of the processes.
+    """Send rows to all processes; return those that they sent here, in the order of processes.
 
     rows: (N, ...), those for process 0 first, `send[p]` of them for process p; receive: how many
     come from each. Differentiable: gradients of rows travel back under the name `name`.back. Every
     process calls it, with rows or without, and calls backward if one of them does.
     """
-    found: Any = _Exchange.apply(rows, list(send), list(receive), (group, meter, name))
-    return cast(Tensor, found)
+    received: Any = _Exchange.apply(rows, list(send), list(receive), (group, meter, name))
+    return cast(Tensor, received)
 
 
 @dataclass(frozen=True)
@@ -158,11 +170,11 @@ class Wire:
         return dist.get_world_size(self.group)
 
     def send(self, rows: Tensor, send: Sequence[int], receive: Sequence[int], phase: str) -> Tensor:
-        """`exchanged`, as the step `layer`.phase."""
+        """Exchange rows as `exchanged` does, under the name `layer`.phase."""
         name = f"{self.layer}.{phase}"
         return exchanged(rows, send, receive, group=self.group, meter=self.meter, name=name)
 
     def told(self, values: Tensor, phase: str) -> Tensor:
-        """What every process says to all.  values: (n,) -> (D, n)."""
-        each = [1] * self.world
-        return self.send(values.detach().repeat(self.world, 1), each, each, phase)
+        """Return the values of every process, sent to all.  values: (n,) -> (D, n)."""
+        counts = [1] * self.world
+        return self.send(values.detach().repeat(self.world, 1), counts, counts, phase)

@@ -16,7 +16,7 @@ Move = tuple[str, nn.Parameter, Callable[[Tensor], Tensor]]
 
 
 class WholeModel:
-    """What the training loop asks about a model's weights; here every process has all of them.
+    """The training loop's view of a model's weights; here every process has all of them.
 
     shared: True if processes have different weights, which then all take part in a checkpoint.
     group: the processes that share the weights; None = all.
@@ -47,8 +47,9 @@ class WholeModel:
     ) -> dict[str, Any]:
         """Return what this process keeps of an optimiser's state_dict, whole or in files."""
         rows = {
-            at: {key: _whole(value) for key, value in row.items()}
-            for at, row in state["state"].items()
+            # an optimiser's state counts its parameters instead of naming them
+            index: {key: _whole(value) for key, value in row.items()}
+            for index, row in state["state"].items()
         }
         return state | {"state": rows}
 

@@ -42,39 +42,41 @@ class Piece:
 
 
 def write_file(path: Path, tensors: Mapping[str, Tensor | Piece]) -> dict[str, Any]:
-    """Write a process's file.  Returns what the manifest should say of it."""
-    said: dict[str, Any] = {"file": path.name, "whole": {}, "pieces": {}}
+    """Write a process's file; return its entry for the manifest."""
+    entry: dict[str, Any] = {"file": path.name, "whole": {}, "pieces": {}}
     values: dict[str, Tensor] = {}
-    for key, found in tensors.items():
-        values[key] = value = (found.value if isinstance(found, Piece) else found).detach().cpu()
-        if isinstance(found, Tensor):
-            said["whole"][key] = _sha256(value)
+    for key, weight in tensors.items():
+        # a whole weight has one digest, a piece one for each row, to be checked row by row
+        values[key] = value = (weight.value if isinstance(weight, Piece) else weight).detach().cpu()
+        if isinstance(weight, Tensor):
+            entry["whole"][key] = _sha256(value)
             continue
-        said["pieces"][key] = {
-            "units": None if found.units is None else astuple(found.units),
-            "experts": found.experts,
-            "index": found.index.tolist(),
-            "part": found.part,
-            "of": found.of,
+        entry["pieces"][key] = {
+            "units": None if weight.units is None else astuple(weight.units),
+            "experts": weight.experts,
+            "index": weight.index.tolist(),
+            "part": weight.part,
+            "of": weight.of,
             "sha256": [_sha256(row) for row in value],
         }
     safetensors.torch.save_file(apart(values), path)
-    return said | {"bytes": path.stat().st_size}
+    return entry | {"bytes": path.stat().st_size}
 
 
 def apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """On the CPU, contiguous, no two in one piece of memory, as safetensors wants them."""
-    seen: set[int] = set()
-    found: dict[str, Tensor] = {}
+    """Copy tensors to the CPU, contiguous and sharing no memory, as safetensors wants them."""
+    storages: set[int] = set()
+    separate: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         tensor = tensor.cpu().contiguous()
         storage = tensor.untyped_storage()
-        whole = storage.nbytes() == tensor.numel() * tensor.element_size()
-        if storage.data_ptr() in seen or not whole:
+        # a view would bring all of its storage into the file
+        covers = storage.nbytes() == tensor.numel() * tensor.element_size()
+        if storage.data_ptr() in storages or not covers:
             tensor = tensor.clone()
-        seen.add(tensor.untyped_storage().data_ptr())
-        found[name] = tensor
-    return found
+        storages.add(tensor.untyped_storage().data_ptr())
+        separate[name] = tensor
+    return separate
 
 
 def _sha256(tensor: Tensor) -> str:
@@ -86,30 +88,35 @@ def _units(piece: Mapping[str, Any]) -> UnitAxes | None:
     """Return where hidden units stand in a weight, or None where it has none."""
     if piece["units"] is None:
         return None
-    axis, runs, each = map(int, piece["units"])
-    if axis not in (1, 2) or min(runs, each) < 1:
+    axis, runs, width = map(int, piece["units"])
+    if axis not in (1, 2) or min(runs, width) < 1:
         raise ValueError(f"hidden units at {piece['units']}")
-    return UnitAxes(axis, runs, each)
+    return UnitAxes(axis, runs, width)
 
 
 class Pieces:
     """The weights of a folder, opened: all experts are there, and every file is.
 
-    said: what `write_file` gave in each process, by rank.
+    manifests: the entries that `write_file` returned in each process, by rank.
     Raises: CheckpointError for a file that is missing or short, experts that no file has; in
     `tensor` and `rows`, for bytes that changed.
     """
 
-    def __init__(self, folder: Path, said: Sequence[Mapping[str, Any]]) -> None:
+    def __init__(self, folder: Path, manifests: Sequence[Mapping[str, Any]]) -> None:
         self.folder = folder
         try:
-            files = [(str(of["file"]), int(of["bytes"])) for of in said]
-            self.whole = {k: (of["file"], sha) for of in said for k, sha in of["whole"].items()}
+            files = [(str(manifest["file"]), int(manifest["bytes"])) for manifest in manifests]
+            self.whole = {
+                k: (manifest["file"], sha)
+                for manifest in manifests
+                for k, sha in manifest["whole"].items()
+            }
             self.pieces: dict[str, list[Any]] = {}
-            for of in said:
-                for key, piece in of["pieces"].items():
-                    own = piece | {"file": of["file"], "units": _units(piece)}
-                    self.pieces.setdefault(key, []).append(own)
+            for manifest in manifests:
+                # each piece remembers its file: experts of one weight are spread over several
+                for key, piece in manifest["pieces"].items():
+                    located = piece | {"file": manifest["file"], "units": _units(piece)}
+                    self.pieces.setdefault(key, []).append(located)
             self._check_all_there(files)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise self._damaged("its manifest", f"{type(error).__name__}: {error}") from error
@@ -118,21 +125,24 @@ class Pieces:
         return key in self.whole or key in self.pieces
 
     def tensor(self, key: str) -> Tensor:
-        """A weight that one process wrote."""
+        """Read a weight that one process wrote whole."""
         file, sha = self.whole[key]
         with self._opened(file) as opened:
-            found: Tensor = opened.get_tensor(key).clone()
-        return self._same(found, sha, f"{key!r} in {file}")
+            value: Tensor = opened.get_tensor(key).clone()
+        return self._same(value, sha, f"{key!r} in {file}")
 
     def rows(self, key: str, index: Tensor) -> Tensor:
-        """Rows of these experts, whole, from whichever files have them.  (n,) -> (n, ...)."""
-        wanted = {int(expert): at for at, expert in enumerate(index)}
-        whole: Tensor | None = None
+        """Read the rows of these experts from whichever files have them.  (n,) -> (n, ...)."""
+        # the row of the result that each wanted expert gets
+        row_of = {int(expert): row for row, expert in enumerate(index)}
+        weight: Tensor | None = None
         for piece in self.pieces[key]:
-            at = [(n, wanted[e]) for n, e in enumerate(piece["index"]) if e in wanted]
-            if not at:
+            # (row of the file, row of the result) of the experts that this file has
+            matches = [(n, row_of[e]) for n, e in enumerate(piece["index"]) if e in row_of]
+            if not matches:
                 continue
             with self._opened(piece["file"]) as opened:
+                # memory-mapped: only these rows are read from the disk
                 stored = opened.get_slice(key)
                 rows = [
                     self._same(
@@ -140,37 +150,40 @@ class Pieces:
                         piece["sha256"][n],
                         f"{key!r} of expert {piece['index'][n]} in {piece['file']}",
                     )
-                    for n, _ in at
+                    for n, _ in matches
                 ]
-            to = torch.tensor([place for _, place in at])
-            lot = len(index), to, piece["part"], piece["of"]
-            whole = put_part(piece["units"], whole, torch.stack(rows), *lot)
-        if whole is None:  # no expert is wanted
-            whole = self.all(key)[:0]
-        return whole
+            # slices of hidden units from several files make up one expert
+            targets = torch.tensor([place for _, place in matches])
+            lot = len(index), targets, piece["part"], piece["of"]
+            weight = put_part(piece["units"], weight, torch.stack(rows), *lot)
+        if weight is None:  # no expert is wanted
+            weight = self.all(key)[:0]
+        return weight
 
     def all(self, key: str) -> Tensor:
-        """The rows of all experts."""
+        """Read the rows of all experts."""
         return self.rows(key, torch.arange(self.pieces[key][0]["experts"]))
 
     def _check_all_there(self, files: list[tuple[str, int]]) -> None:
         for name, size in files:
             path = self.folder / name
+            # a name with a folder in it could lead out of the checkpoint
             if path.name != name or not path.is_file():
-                others = f"{len(files)} files, one of each process"
-                raise self._damaged(name, "no such file", want=others)
+                expected = f"{len(files)} files, one of each process"
+                raise self._damaged(name, "no such file", want=expected)
             if path.stat().st_size != size:
                 raise self._damaged(name, f"{path.stat().st_size} bytes", want=f"{size}")
         for key, pieces in self.pieces.items():
-            there = {(e, piece["part"]) for piece in pieces for e in piece["index"]}
+            # every slice of every expert must be in some file
+            present = {(e, piece["part"]) for piece in pieces for e in piece["index"]}
             count = pieces[0]["experts"] * pieces[0]["of"]
-            if len(there) != count or any(len(p["sha256"]) != len(p["index"]) for p in pieces):
-                got, want = f"{len(there)} parts of experts of {key!r}", f"{count}"
+            if len(present) != count or any(len(p["sha256"]) != len(p["index"]) for p in pieces):
+                got, want = f"{len(present)} parts of experts of {key!r}", f"{count}"
                 raise self._damaged("its manifest", got, want=want)
 
     @contextmanager
     def _opened(self, file: str) -> Iterator[Any]:
-        """Raises: CheckpointError inside, for what the file has not."""
+        """Open a file.  Raises: CheckpointError inside, for what the file has not."""
         try:
             with unbroken():
                 opened = open_tensors(self.folder / file)
@@ -179,16 +192,16 @@ class Pieces:
         except (OSError, IndexError, SafetensorError) as error:
             raise self._damaged(file, f"{type(error).__name__}: {error}") from error
 
-    def _same(self, value: Tensor, sha: str, what: str) -> Tensor:
+    def _same(self, value: Tensor, sha: str, subject: str) -> Tensor:
         if _sha256(value) != sha:
-            raise self._damaged(what, "bytes that changed after they were written")
+            raise self._damaged(subject, "bytes that changed after they were written")
         return value
 
     def _damaged(
-        self, what: str, got: str, want: str = "the files as they were written"
+        self, subject: str, got: str, want: str = "the files as they were written"
     ) -> CheckpointError:
         fix = "Copy the whole folder again, or go on from another checkpoint."
-        return CheckpointError(f"{what}, checkpoint {self.folder}", got=got, want=want, fix=fix)
+        return CheckpointError(f"{subject}, checkpoint {self.folder}", got=got, want=want, fix=fix)
 
 
 @dataclass(frozen=True)
@@ -199,7 +212,7 @@ class Stored:
     key: str
 
     def __len__(self) -> int:
-        """E."""
+        """Return E, the number of experts."""
         return int(self.pieces.pieces[self.key][0]["experts"])
 
     def rows(self, index: Tensor) -> Tensor:

@@ -13,16 +13,16 @@ from ..core.errors import IntarsiaError, disk_error
 from ..core.files import sync, writing
 from .exchange import Group, answered
 
-Said = TypeVar("Said")
+Report = TypeVar("Report")
 
 
 def write_together(
     target: str | Path,
-    part: Callable[[Path], Said],
-    finish: Callable[[Path, list[Said]], None],
+    part: Callable[[Path], Report],
+    finish: Callable[[Path, list[Report]], None],
     group: Group = None,
 ) -> Path:
-    """Every process writes its part of a new folder; the first one finishes it and gives its name.
+    """Write a new folder, a part of it in every process; the first process finishes and names it.
 
     part: writes into the folder that it is given, and returns what `finish` should know of that;
     finish: called in the first process with what all have said, by rank.
@@ -39,31 +39,35 @@ def write_together(
         scratch.mkdir()
         return str(scratch)
 
-    def end(said: list[Said]) -> None:
-        finish(scratch, said)
+    def end(reports: list[Report]) -> None:
+        finish(scratch, reports)
         stack.close()  # syncs and renames
 
     with stack:
+        # 1. the first process makes the folder, and all learn its name or the error
         begun = _everyone(_tried(begin, target) if main else None, target, group)
         scratch = Path(begun[0])
-        said = _everyone(_tried(lambda: _written(part, scratch), target), target, group)
-        _everyone(_tried(lambda: end(said), target) if main else None, target, group)
+        # 2. every process writes its part
+        reports = _everyone(_tried(lambda: _written(part, scratch), target), target, group)
+        # 3. the first one finishes and renames; the others wait for that
+        _everyone(_tried(lambda: end(reports), target) if main else None, target, group)
     return target
 
 
-def _written(part: Callable[[Path], Said], scratch: Path) -> Said:
-    """A process's own files, on the disk itself: another machine may have written them."""
+def _written(part: Callable[[Path], Report], scratch: Path) -> Report:
+    """Write a process's own files, and sync them: no other machine could do that for it."""
+    # files of other processes are synced by those
     before = {path.name for path in scratch.iterdir()}
-    said = part(scratch)
+    report = part(scratch)
     for path in scratch.iterdir():
         if path.name not in before:
             with suppress(FileNotFoundError):  # another's, under a name for the time of writing
                 sync(path)
-    return said
+    return report
 
 
 def _tried(job: Callable[[], Any], target: Path) -> Any:
-    """What a job gives, or its error, to be told to all."""
+    """Return a job's result, or its error, which all processes then get."""
     try:
         return job()
     except IntarsiaError as error:
@@ -75,12 +79,13 @@ def _tried(job: Callable[[], Any], target: Path) -> Any:
         raise
 
 
-def _everyone(own: Any, target: Path, group: Group) -> list[Any]:
-    """What all processes say, by rank.  Raises: the first error among it, in each of them."""
-    found: list[Any] = [None] * dist.get_world_size(group)
+def _everyone(report: Any, target: Path, group: Group) -> list[Any]:
+    """Gather all processes' reports, by rank.  Raises: the first error among them, in each."""
+    reports: list[Any] = [None] * dist.get_world_size(group)
     with answered(lambda: f"writing {target}", group):
-        dist.all_gather_object(found, own, group=group)
-    for said in found:
-        if isinstance(said, IntarsiaError):
-            raise said
-    return found
+        dist.all_gather_object(reports, report, group=group)
+    # the same first error in all, so that none goes on alone
+    for entry in reports:
+        if isinstance(entry, IntarsiaError):
+            raise entry
+    return reports

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class UnitAxes:
-    """Where the h hidden units of an expert stand in a weight (E, ...).
+    """The place of an expert's h hidden units in a weight (E, ...).
 
     axis: along which; runs: of all of them, one after the other (2: gates, then the values that
     they gate); each: numbers of a unit side by side (2: a gate and its value).
@@ -20,56 +20,63 @@ class UnitAxes:
     runs: int = 1
     each: int = 1
 
-    def part(self, weight: Tensor, part: int, of: int) -> Tensor:
-        """The part-th of `of` equal parts, a view.  (E, ..., runs, h / of, each, ...)."""
+    def part(self, weight: Tensor, part: int, slices: int) -> Tensor:
+        """Return the part-th of equal slices, a view.  (E, ..., runs, h / slices, each, ...)."""
         apart = self.apart(weight)
-        count = apart.shape[self.axis + 1] // of
+        count = apart.shape[self.axis + 1] // slices
         return apart.narrow(self.axis + 1, part * count, count)
 
     def apart(self, weight: Tensor) -> Tensor:
-        """(E, ..., runs h each, ...) -> (E, ..., runs, h, each, ...)."""
+        """Split the units' axis.  (E, ..., runs h each, ...) -> (E, ..., runs, h, each, ...)."""
         return weight.unflatten(self.axis, (self.runs, -1, self.each))
 
     def together(self, apart: Tensor) -> Tensor:
-        """The inverse of `apart`."""
+        """Flatten the axis of the units again: the inverse of `apart`."""
         return apart.flatten(self.axis, self.axis + 2)
 
 
-def own_part(units: UnitAxes | None, whole: Tensor, index: Tensor, part: int, of: int) -> Tensor:
-    """Of a weight of all experts, what stands in these, in the part-th slice.  (E, ...)."""
-    value = whole[index]
-    if units is not None and of > 1:
-        return units.together(units.part(value, part, of))
+def own_part(
+    units: UnitAxes | None, weight: Tensor, index: Tensor, part: int, slices: int
+) -> Tensor:
+    """Return the part-th slice of some experts, out of a weight of all experts.  (E, ...)."""
+    value = weight[index]
+    if units is not None and slices > 1:
+        return units.together(units.part(value, part, slices))
+    # a weight without hidden units, as a bias after them, counts in the first slice only
     return torch.zeros_like(value) if part else value
 
 
 def put_part(
     units: UnitAxes | None,
-    whole: Tensor | None,
+    weight: Tensor | None,
     value: Tensor,
     experts: int,
     index: Tensor,
     part: int,
-    of: int,
+    slices: int,
 ) -> Tensor:
-    """The inverse of `own_part`, one part after another.  Returns the whole so far."""
-    units = units if of > 1 else None
-    if whole is None:
+    """Put a part into the weight of all experts: the inverse of `own_part`, part by part.
+
+    weight: as far as earlier calls filled it, None at the first.  Returns it.
+    """
+    units = units if slices > 1 else None
+    if weight is None:
+        # room for all experts, and for all slices of their units
         shape = [experts, *value.shape[1:]]
         if units is not None:
-            shape[units.axis] *= of
-        whole = value.new_zeros(shape)
+            shape[units.axis] *= slices
+        weight = value.new_zeros(shape)
     if units is not None:
-        rows = units.part(whole, part, of)
+        rows = units.part(weight, part, slices)
         rows[index] = units.apart(value)
     elif not part:
-        whole[index] = value
-    return whole
+        weight[index] = value
+    return weight
 
 
 def put_rows(weight: nn.Parameter, rows: Tensor) -> None:
     """Give a weight these rows, of another number than it had; its gradient is gone before."""
     # autograd remembers a weight's old shape until its dtype changes
-    other = torch.float16 if weight.dtype != torch.float16 else torch.float32
-    weight.data = torch.empty(0, dtype=other, device=weight.device)
+    dtype = torch.float16 if weight.dtype != torch.float16 else torch.float32
+    weight.data = torch.empty(0, dtype=dtype, device=weight.device)
     weight.data = rows

@@ -38,7 +38,7 @@ def write_folder(
     before: Callable[[Path], object] = lambda scratch: None,
     after: Callable[[Path], object] = lambda scratch: None,
 ) -> Path:
-    """Weights of a model, and what goes with them; there as a whole, or not at all.
+    """Write weights of a model, and what goes with them; there as a whole, or not at all.
 
     files: tensors of the model's state by name, for each safetensors file.
     parts: of a model that is shared out; every process then calls this, and writes its experts.
@@ -56,6 +56,7 @@ def write_folder(
                 safetensors.torch.save_file(apart(tensors), scratch / name)
             after(scratch)
         return folder
+    # of a model that is shared out: each process writes into the same files
     first = dist.get_rank(parts.group) == 0
 
     def own(scratch: Path) -> None:
@@ -79,70 +80,79 @@ def write_whole(path: Path, tensors: Mapping[str, Tensor | Piece], *, first: boo
 
     Raises: OSError for a full disk.
     """
-    header, starts, end = _header({name: _shape(found) for name, found in tensors.items()}, tensors)
+    header, starts, end = _header(
+        {name: _shape(tensor) for name, tensor in tensors.items()}, tensors
+    )
     handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         os.truncate(handle, end)  # alike in all: what others have written stays
         if first:
             _put(handle, memoryview(header), 0)
-        for name, found in tensors.items():
-            if isinstance(found, Piece):
-                _put_rows(handle, found, starts[name])
+        for name, tensor in tensors.items():
+            if isinstance(tensor, Piece):
+                _put_rows(handle, tensor, starts[name])
             elif first:
-                _put(handle, _bytes(found), starts[name])
+                _put(handle, _bytes(tensor), starts[name])
+        # the file is complete when the last process has synced its share
         os.fsync(handle)
     finally:
         os.close(handle)
 
 
 def _units(piece: Piece) -> UnitAxes | None:
-    """Where hidden units stand, if a piece has a slice of them."""
+    """Return the place of the hidden units, if a piece has a slice of them; else None."""
     return piece.units if piece.of > 1 else None
 
 
-def _shape(found: Tensor | Piece) -> list[int]:
-    """(E, ...) of the whole weight."""
-    if isinstance(found, Tensor):
-        return list(found.shape)
-    shape = [found.experts, *found.value.shape[1:]]
-    if (units := _units(found)) is not None:
-        shape[units.axis] *= found.of
+def _shape(tensor: Tensor | Piece) -> list[int]:
+    """Return the shape (E, ...) of the whole weight."""
+    if isinstance(tensor, Tensor):
+        return list(tensor.shape)
+    shape = [tensor.experts, *tensor.value.shape[1:]]
+    if (units := _units(tensor)) is not None:
+        # a slice has 1 / of of the hidden units
+        shape[units.axis] *= tensor.of
     return shape
 
 
 def _header(
     shapes: Mapping[str, list[int]], tensors: Mapping[str, Tensor | Piece]
 ) -> tuple[bytes, dict[str, int], int]:
-    """What stands before the numbers, where those of each tensor begin, and the file's bytes."""
-    values = {n: found.value if isinstance(found, Piece) else found for n, found in tensors.items()}
+    """Return the file's header, where the numbers of each tensor begin, and the file's length."""
+    values = {
+        n: tensor.value if isinstance(tensor, Piece) else tensor for n, tensor in tensors.items()
+    }
     # safetensors itself names the types and puts tensors in order
     empty = safetensors.torch.save({n: torch.empty(0, dtype=v.dtype) for n, v in values.items()})
-    said: dict[str, Any] = json.loads(empty[8 : 8 + struct.unpack("<Q", empty[:8])[0]])
-    at, starts = 0, dict[str, int]()
-    for name, entry in said.items():
-        starts[name], size = at, math.prod(shapes[name]) * values[name].element_size()
-        entry |= {"shape": shapes[name], "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(said, separators=(",", ":"), ensure_ascii=False).encode()
+    header: dict[str, Any] = json.loads(empty[8 : 8 + struct.unpack("<Q", empty[:8])[0]])
+    offset, starts = 0, dict[str, int]()
+    # empty tensors gave the order and types; true shapes and offsets go in their place
+    for name, entry in header.items():
+        starts[name], size = offset, math.prod(shapes[name]) * values[name].element_size()
+        entry |= {"shape": shapes[name], "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % ALIGNED)
     raw = struct.pack("<Q", len(text)) + text
-    return raw, {name: len(raw) + start for name, start in starts.items()}, len(raw) + at
+    return raw, {name: len(raw) + start for name, start in starts.items()}, len(raw) + offset
 
 
 def _put_rows(handle: int, piece: Piece, start: int) -> None:
-    """The experts of a piece, each at its place; of a slice, its hidden units."""
+    """Write the experts of a piece, each at its place; of a slice, its hidden units."""
     units, shape = _units(piece), _shape(piece)
     if units is None and piece.part:
         return  # a bias after the hidden units: the first slice has it
+    # bytes of an expert in the file
     row = math.prod(shape[1:]) * piece.value.element_size()
     # lines in which a slice's units adjoin
     lines = 1 if units is None else math.prod(shape[1 : units.axis]) * units.runs
-    each = row // lines // (1 if units is None else piece.of)
+    # bytes of a slice in one line
+    width = row // lines // (1 if units is None else piece.of)
     for expert, value in zip(piece.index.tolist(), piece.value, strict=True):
-        raw, at = _bytes(value), start + expert * row + piece.part * each
+        raw, offset = _bytes(value), start + expert * row + piece.part * width
         for line in range(lines):
-            part = raw[line * each : (line + 1) * each]
-            _put(handle, part, at + line * (row // lines))
+            part = raw[line * width : (line + 1) * width]
+            _put(handle, part, offset + line * (row // lines))
 
 
 def _bytes(tensor: Tensor) -> memoryview:
@@ -150,8 +160,8 @@ def _bytes(tensor: Tensor) -> memoryview:
     return memoryview(flat.numpy())  # pyright: ignore[reportArgumentType]
 
 
-def _put(handle: int, raw: memoryview, at: int) -> None:
-    """All of it, however little the system takes at once."""
+def _put(handle: int, raw: memoryview, offset: int) -> None:
+    """Write all the bytes at an offset, however little the system takes at once."""
     done = 0
     while done < len(raw):
-        done += os.pwrite(handle, raw[done:], at + done)
+        done += os.pwrite(handle, raw[done:], offset + done)

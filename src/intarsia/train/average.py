@@ -26,7 +26,8 @@ class Average:
         self.steps = 0
 
     def add(self) -> None:
-        """The parameters after one more step."""
+        """Move the average towards the parameters, after one more step of training."""
+        # 0.1 at the first step, so that the starting weights are soon forgotten
         decay = min(self.decay, (1 + self.steps) / (10 + self.steps))
         now: Any = [p.detach() for p in self.parameters]
         get_ema_multi_avg_fn(decay)(self.values, now, self.steps)  # pyright: ignore
@@ -34,16 +35,17 @@ class Average:
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """Inside, the parameters have the averaged values."""
-        own = [p.detach().clone() for p in self.parameters]
+        """Put the averaged values into the parameters inside, and the latest ones back after it."""
+        # copies: the averages go into the parameters' own memory, which the optimiser holds
+        latest = [p.detach().clone() for p in self.parameters]
         self.keep()
         try:
             yield
         finally:
-            _put(self.parameters, own)
+            _put(self.parameters, latest)
 
     def keep(self) -> None:
-        """The parameters have the averaged values from now on."""
+        """Put the averaged values into the parameters for good."""
         _put(self.parameters, self.values)
 
     def state(self) -> dict[str, Any]:
@@ -56,5 +58,5 @@ class Average:
 
 @torch.no_grad()
 def _put(into: Sequence[Tensor], values: Sequence[Tensor]) -> None:
-    for own, value in zip(into, values, strict=True):
-        own.copy_(value)
+    for tensor, value in zip(into, values, strict=True):
+        tensor.copy_(value)

@@ -24,16 +24,17 @@ class _Reads(nn.Module):
 
 
 def has_batch_norms(model: nn.Module) -> bool:
-    """Whether a model keeps statistics of batches."""
+    """Return True for a model with a batch norm that keeps statistics of batches."""
     norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
     return any(m.track_running_stats for m in norms)
 
 
 def recalibrate(model: nn.Module, batches: Iterable[Inputs]) -> None:
-    """Mean and variance of every batch norm over these inputs; nothing else of the model changes.
+    """Compute mean and variance of every batch norm anew, over these inputs.
 
-    The forwards are those of training mode, without a gradient.
+    Nothing else of the model changes. The forwards are those of training mode, without a gradient.
     """
     if has_batch_norms(model):
         with modes_kept(model):
+            # torch passes on the first element of a batch: the tuple keeps a mapping in one piece
             update_bn(((x,) for x in batches), _Reads(model))

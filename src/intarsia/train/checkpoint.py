@@ -32,12 +32,13 @@ from ..processes.together import write_together
 
 TENSORS, STATE, MANIFEST = "tensors.safetensors", "state.json", "manifest.json"
 PARTS = "part-{:05d}-of-{:05d}.safetensors"
-Found = dict[str, Tensor | Piece]
+Flat = dict[str, Tensor | Piece]
 _TENSOR, _TUPLE, _PAIRS = "__tensor__", "__tuple__", "__pairs__"
 
 
 def flatten(tree: Any, tensors: dict[str, Any], path: str = "") -> Any:
-    """`tree` as JSON, its tensors and pieces of them moved to `tensors` under their paths."""
+    """Return `tree` as JSON, with its tensors and pieces moved to `tensors` under their paths."""
+    # a tensor leaves its path in the JSON, and its values in the safetensors file
     if isinstance(tree, Tensor | Piece):
         tensors[path] = tree.detach() if isinstance(tree, Tensor) else tree
         return {_TENSOR: path}
@@ -47,6 +48,7 @@ def flatten(tree: Any, tensors: dict[str, Any], path: str = "") -> Any:
         # JSON keys are strings; an optimiser counts its parameters
         return {_PAIRS: [[k, flatten(v, tensors, f"{path}/{k}")] for k, v in tree.items()]}
     if isinstance(tree, tuple | list):
+        # JSON has no tuples, and Python's random state must be one
         items = [flatten(v, tensors, f"{path}/{i}") for i, v in enumerate(tree)]
         return {_TUPLE: items} if isinstance(tree, tuple) else items
     if tree is None or isinstance(tree, bool | int | float | str):
@@ -57,7 +59,7 @@ def flatten(tree: Any, tensors: dict[str, Any], path: str = "") -> Any:
 
 
 def unflatten(tree: Any, tensors: Mapping[str, Any]) -> Any:
-    """The inverse of `flatten`."""
+    """Return the tree that `flatten` was given: its inverse."""
     if isinstance(tree, list):
         return [unflatten(v, tensors) for v in tree]
     if not isinstance(tree, dict):
@@ -90,24 +92,25 @@ def save(folder: Path, state: Mapping[str, Any]) -> Path:
 
 
 def save_together(folder: Path, state: Mapping[str, Any], group: Group = None) -> Path:
-    """`save`, of a state with pieces: each process writes its own, the first one all the rest.
+    """Save a state with pieces: each process writes its own, the first one all the rest.
 
     Called by every process.  Raises: as `save`, in all of them; TrainingError where one is gone.
     """
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     before, final = _saves(folder), _next(folder)
-    found: Found = {}
-    tree = flatten(state, found)
-    own = {key: t for key, t in found.items() if rank == 0 or isinstance(t, Piece)}
+    tensors: Flat = {}
+    tree = flatten(state, tensors)
+    # weights that all processes have alike are written once, by the first
+    mine = {key: t for key, t in tensors.items() if rank == 0 or isinstance(t, Piece)}
 
-    def finish(scratch: Path, said: list[dict[str, Any]]) -> None:
+    def finish(scratch: Path, entries: list[dict[str, Any]]) -> None:
         (scratch / STATE).write_text(json.dumps(tree))
-        hashes = {STATE: sha256(scratch / STATE), "parts": _digest(said)}
-        manifest = {"sha256": hashes, "parts": said}
+        hashes = {STATE: sha256(scratch / STATE), "parts": _digest(entries)}
+        manifest = {"sha256": hashes, "parts": entries}
         (scratch / MANIFEST).write_text(json.dumps(manifest))
 
     def part(scratch: Path) -> dict[str, Any]:
-        return write_file(scratch / PARTS.format(rank + 1, world), own)
+        return write_file(scratch / PARTS.format(rank + 1, world), mine)
 
     write_together(final, part, finish, group)
     if rank == 0:
@@ -120,19 +123,20 @@ def _next(folder: Path) -> Path:
 
 
 def _tidy(folder: Path, before: Mapping[int, Path]) -> None:
-    """Without the checkpoints before, and what killed ones left."""
+    """Remove the earlier checkpoints, and the scratch folders of writers that were killed."""
+    # only now, when the new checkpoint is complete: a kill in between leaves two, never none
     for old in (*before.values(), *folder.glob(".save-*")):
         shutil.rmtree(old, ignore_errors=True)
 
 
 def latest(folder: Path) -> Path | None:
-    """The newest complete checkpoint in a folder."""
-    found = _saves(folder)
-    return found[max(found)] if found else None
+    """Return the newest complete checkpoint in a folder; None without one."""
+    saves = _saves(folder)
+    return saves[max(saves)] if saves else None
 
 
 def _saves(folder: Path) -> dict[int, Path]:
-    """The complete checkpoints in a folder, by number."""
+    """Return the complete checkpoints in a folder, by number."""
     inside = folder.iterdir() if folder.is_dir() else ()
     named = {path: re.fullmatch(r"save-(\d{6,})", path.name) for path in inside}
     return {int(match[1]): path for path, match in named.items() if match}
@@ -148,6 +152,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         manifest = read_json(path / MANIFEST)
         hashes = manifest["sha256"]
+        # files of several processes have digests of each row, which `Pieces` checks on reading
         for name in (STATE,) if "parts" in manifest else (TENSORS, STATE):
             if sha256(path / name) != hashes[name]:
                 raise _damaged(path / name, "other bytes than were written")
@@ -157,8 +162,8 @@ def load(path: Path) -> dict[str, Any]:
                 raise _damaged(path / MANIFEST, "other words than were written")
             pieces = Pieces(path, manifest["parts"])
             with unbroken():
-                found: dict[str, Any] = {key: pieces.tensor(key) for key in pieces.whole}
-            return unflatten(tree, found | {key: Stored(pieces, key) for key in pieces.pieces})
+                weights: dict[str, Any] = {key: pieces.tensor(key) for key in pieces.whole}
+            return unflatten(tree, weights | {key: Stored(pieces, key) for key in pieces.pieces})
         with unbroken():
             tensors = read_tensors(path / TENSORS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -167,9 +172,9 @@ def load(path: Path) -> dict[str, Any]:
     return unflatten(tree, {k: v.clone() for k, v in tensors.items()})
 
 
-def _digest(said: Any) -> str:
-    """SHA-256 of what a manifest says."""
-    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+def _digest(entries: Any) -> str:
+    """Return the SHA-256 of a manifest's entries."""
+    return hashlib.sha256(json.dumps(entries).encode()).hexdigest()
 
 
 def _damaged(path: Path, got: str) -> CheckpointError:
@@ -182,7 +187,7 @@ def _damaged(path: Path, got: str) -> CheckpointError:
 
 
 def tensors_hash(tensors: Sequence[tuple[str, Tensor]]) -> str:
-    """SHA-256 over names, types, shapes and values."""
+    """Return the SHA-256 over the names, types, shapes and values of tensors."""
     total = hashlib.sha256()
     for name, tensor in tensors:
         total.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)}\n".encode())

@@ -25,11 +25,12 @@ def distill(
     beta: float = 1.0,
     temperature: float = 1.0,
 ) -> Outcome:
-    """L = CE + beta T^2 KL(softmax(t / T) || softmax(s / T)), t the teacher's logits, s its own.
+    """Compute L = CE + beta T^2 KL(softmax(t / T) || softmax(s / T)) of teacher and student.
 
-    The mean over samples, or, with `fit`, over the tokens that have a label. T^2 keeps the size of
-    the gradient (arXiv:1503.02531). The teacher is in evaluation mode, without a gradient, and its
-    mixtures drop no token; it goes to where the batch is, and is otherwise as before.
+    t are the teacher's logits, s the student's. The mean is over samples, or, with `fit`, over the
+    tokens that have a label. T^2 keeps the size of the gradient (arXiv:1503.02531). The teacher is
+    in evaluation mode, without a gradient, and its mixtures drop no token; it is moved to the
+    batch's device, and is otherwise as before.
 
     teacher: with the model's classes or vocabulary, as given to `intarsia.experts.student_of`;
     beta: 0 or more; temperature: T above 0.
@@ -41,20 +42,22 @@ def distill(
     target, logits = taught(teacher, x), logits_of(model, x)
     check_logits(target, logits)
     task = loss_of(logits)
-    soft, own = (counted(part, loss_of) / temperature for part in (target, logits))
-    divergence = temperature**2 * divergence_of(loss_of)(soft, own)
+    # both at temperature T, only the rows that have a label
+    soft, student = (counted(part, loss_of) / temperature for part in (target, logits))
+    divergence = temperature**2 * divergence_of(loss_of)(soft, student)
     return Outcome(task + beta * divergence, logits, {"task": task, "divergence": divergence})
 
 
 def taught(teacher: nn.Module, x: Inputs) -> Tensor:
-    """A teacher's logits: in evaluation mode, without a gradient, no token dropped."""
+    """Return a teacher's logits: in evaluation mode, without a gradient, no token dropped."""
+    # the loop knows the student only, and does not move the teacher
     teacher.to((x if isinstance(x, Tensor) else next(iter(x.values()))).device)
     with torch.no_grad(), evaluating(teacher), undropped(teacher):
         return logits_of(teacher, x)
 
 
 def check_logits(target: Tensor, logits: Tensor) -> None:
-    """Raises: ConfigError for a teacher's logits of another shape."""
+    """Check the shape of a teacher's logits.  Raises: ConfigError for another one."""
     if target.shape != logits.shape:
         got, want = f"logits {tuple(target.shape)}", f"{tuple(logits.shape)}, as the model's"
         raise ConfigError("teacher", got=got, want=want, fix="Give the student the teacher's head.")
@@ -68,7 +71,7 @@ def _check(beta: float, temperature: float) -> None:
 def staged_distillation(
     teacher: nn.Module, *, until: float = 0.6, beta: float = 1.0, temperature: float = 1.0
 ) -> Staged:
-    """`distill` for the first share of the steps, then the labels alone.
+    """Return the objective that is `distill` for a first share of the steps, then the labels alone.
 
     fit(student, train, objective=staged_distillation(teacher, until=0.6))
 

@@ -31,7 +31,7 @@ def evaluate(
     workers: int = 0,
     watch: Callable[[], None] = lambda: None,
 ) -> Scores:
-    """`intarsia.evaluate`, for datasets of tensors.
+    """Score a model on a dataset of tensors: the core of `intarsia.evaluate`.
 
     watch: called before each batch; what it raises ends the evaluation.
     """
@@ -43,7 +43,7 @@ def evaluate(
 def predict(
     model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 64, workers: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """Logits (n, classes) float32 and labels (n,), on the CPU, in the set's order."""
+    """Return logits (n, classes) float32 and labels (n,), on the CPU, in the set's order."""
     task = task_of(dataset)
     logits, labels = each(model, dataset, task, lambda z, b: (z, b[1]), batch_size, workers)
     return logits, labels
@@ -54,12 +54,12 @@ def each(
     model: nn.Module,
     dataset: Dataset[Any],
     task: Task,
-    of: Callable[[Tensor, Batch], tuple[Tensor, ...]],
+    rows_of: Callable[[Tensor, Batch], tuple[Tensor, ...]],
     batch_size: int,
     workers: int,
     watch: Callable[[], None] = lambda: None,
 ) -> tuple[Tensor, ...]:
-    """Rows for each sample out of its batch's output, on the CPU, in order.
+    """Return the rows that `rows_of` computes of each batch's output, on the CPU, in order.
 
     With several processes each takes its share, and all get the rows of the whole set.
     """
@@ -73,21 +73,23 @@ def each(
     first = share * state.process_index
     mine = [min(i, count - 1) for i in range(first, first + share)]
     keys: list[Key] = [(0, tuple(mine[i : i + batch_size])) for i in range(0, share, batch_size)]
-    found: list[tuple[Tensor, ...]] = []
+    outputs: list[tuple[Tensor, ...]] = []
     with evaluating(model):
         for x, y in read(Reader(dataset, seed=0, task=task), keys, workers):
             watch()
             batch = to_device(x, device), y.to(device)
             with autocast(device, dtype):
                 output = logits_of(model, batch[0])
-            found.append(of(output, batch))
-    rows = tuple(torch.cat(parts) for parts in zip(*found, strict=True))
+            outputs.append(rows_of(output, batch))
+    # from a tuple for each batch to one tensor for each kind of row
+    rows = tuple(torch.cat(parts) for parts in zip(*outputs, strict=True))
     if state.num_processes > 1:
         with answered(lambda: "an evaluation"):
             rows = tuple(gather(part) for part in rows)
+    # without the repeated samples at the end
     return tuple(part[:count].cpu() for part in rows)
 
 
 def device_of(model: nn.Module) -> torch.device:
-    """Where the model's first parameter is."""
+    """Return the device of the model's first parameter; the CPU for a model without any."""
     return next((p.device for p in model.parameters()), torch.device("cpu"))

@@ -82,28 +82,30 @@ class Log:
         try:
             self._file = self.path.open("a+b")
             self._file.seek(0)
-            kept = self._lines(self._file.read(size))
-            self._file.truncate(kept)
+            intact = self._lines(self._file.read(size))
+            # lines after the checkpoint belong to steps that are taken again
+            self._file.truncate(intact)
             self._file.seek(0, os.SEEK_END)
         except OSError as error:
             raise disk_error(self.path, error) from error
-        if kept < size:
-            what = f"{self.path} has {kept} of the {size} bytes that it had at the checkpoint"
-            warnings.warn(f"{what}: the curve of this run has a gap.", stacklevel=2)
+        if intact < size:
+            gap = f"{self.path} has {intact} of the {size} bytes that it had at the checkpoint"
+            warnings.warn(f"{gap}: the curve of this run has a gap.", stacklevel=2)
 
     def _lines(self, raw: bytes) -> int:
-        """Keep the whole lines at the start; returns their bytes."""
-        kept = 0
+        """Keep the whole lines at the start of a file; return their length in bytes."""
+        size = 0
         for line in raw.splitlines(keepends=True):
             try:
-                found = parse_json(line) if line.endswith(b"\n") else None
+                row = parse_json(line) if line.endswith(b"\n") else None
             except ValueError:
-                found = None
-            if not isinstance(found, dict):
+                row = None
+            # whatever follows a damaged line cannot be trusted to be in order
+            if not isinstance(row, dict):
                 break
-            self.lines.append(found)
-            kept += len(line)
-        return kept
+            self.lines.append(row)
+            size += len(line)
+        return size
 
     def write(self, line: Mapping[str, Any]) -> None:
         self.lines.append(dict(line))
@@ -116,10 +118,11 @@ class Log:
             raise disk_error(self.path, error) from error
 
     def size(self) -> int:
-        """Bytes so far, on the disk itself."""
+        """Return the length of the file in bytes, all of which are then on the disk itself."""
         if self._file is None or self.path is None:
             return 0
         try:
+            # a checkpoint names this size, so that the lines must outlive a crash of the machine
             os.fsync(self._file.fileno())
         except OSError as error:
             raise disk_error(self.path, error) from error
@@ -133,7 +136,7 @@ class Log:
 
 @contextmanager
 def owned(out: Path | None, resume: bool) -> Iterator[None]:
-    """Inside, this run alone works in the folder, which is made; None = no folder.
+    """Make the run folder and keep other runs from it inside; None = no folder.
 
     A run whose loss was no number leaves its place to the next one.
     Raises: ConfigError if another process works there, or it holds another run; TrainingError at
@@ -148,6 +151,7 @@ def owned(out: Path | None, resume: bool) -> Iterator[None]:
 @contextmanager
 def _owned(out: Path, resume: bool) -> Iterator[None]:
     with alone(out):
+        # a run that diverged has no result: a new attempt may take the same folder
         if not resume and (out / FAILED).is_file() and not (out / RUN).exists():
             for name in (STATE, PHASES, TENSORBOARD):
                 shutil.rmtree(out / name, ignore_errors=True)
@@ -169,8 +173,9 @@ def _owned(out: Path, resume: bool) -> Iterator[None]:
 
 
 def _check_same_folder(out: Path, begun: os.stat_result) -> None:
-    """Raises: TrainingError for another folder, or none, where a run began."""
+    """Check that a run's folder is still there.  Raises: TrainingError for another, or none."""
     now = out.stat() if out.is_dir() else None
+    # device and inode: a path alone would not tell a folder that was replaced
     if now is not None and os.path.samestat(begun, now):
         return
     learned = out / ADAPTER
@@ -189,25 +194,27 @@ def write_results(
     write: Write | None,
     evaluated: Dataset[Any] | None = None,
 ) -> None:
-    """adapter/, predictions.safetensors, and run.json last: with it, all is there.
+    """Write adapter/, predictions.safetensors, and run.json last: with it, all is there.
 
     write: None where adapter/ is there.  evaluated: the set of that split, whose samples get their
     numbers beside their outputs, so that runs can be compared sample by sample.
     """
     if write is not None:
         write(model, out / ADAPTER, record)
+    # outputs of each sample, for comparisons in pairs of two runs
     if metrics is not None and (tensors := metrics.predictions):
         if evaluated is not None and (items := item_numbers(evaluated)) is not None:
             tensors["items"] = items
         with writing(out / "predictions.safetensors") as scratch:
             safetensors.torch.save_file(tensors, scratch, metadata={"split": split, **OPEN})
             seal_file(scratch)
+    # run.json is the seal: it holds the digests of the weights beside it
     files = {f"{ADAPTER}/{name}": digest for name, digest in digests(out / ADAPTER).items()}
     write_json(out / RUN, sealed(record, files))
 
 
 def write_learned(model: nn.Module, folder: Path, parts: WholeModel | None = None) -> None:
-    """What a model has learned: PEFT's files, or the trained weights.  parts: see `Write`."""
+    """Write what a model has learned: PEFT's files, or the trained weights.  parts: see `Write`."""
     if hasattr(model, "peft_config"):
         adapted: Any = model
         write_folder(

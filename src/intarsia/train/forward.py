@@ -23,13 +23,14 @@ from .stack import Seated
 def wrapped(
     model: nn.Module, running: Running, accelerator: Accelerator, meter: Meter
 ) -> Iterator[nn.Module]:
-    """The model for training; its settings are restored afterwards.
+    """Yield the model as it is called in training; its settings are restored afterwards.
 
     Each process draws its own rows of the joined batch's draws. Under `recompute` draws are held
     until the next `redraw`, so that the second computation meets the same experts.
     meter: of what processes on CPUs send of gradients, and wait for.
     Raises: ConfigError for recompute on a model that does not offer it.
     """
+    # random routers draw for the joined batch and take their own rows: as in one process
     shared: dict[str, Any] = {"shard": (accelerator.process_index, accelerator.num_processes)}
     if running.recompute:
         _set_recompute(model, True)
@@ -37,12 +38,14 @@ def wrapped(
     try:
         with having(model, **shared):
             forward = model
+            # from the inside out: seat or compiled model, then DistributedDataParallel
             if running.seat is not None:
                 forward = Seated(model, running.seat)
             if running.compile:
                 forward = cast(nn.Module, torch.compile(model))
             if accelerator.num_processes > 1:
                 forward = accelerator.prepare_model(forward)
+                # gloo's own sum depends on the ring; see `mean_in_order`
                 if accelerator.device.type == "cpu":
                     ddp: Any = forward
                     # a lambda has no annotations; DistributedDataParallel takes none that are text
@@ -57,24 +60,27 @@ def wrapped(
 
 
 def mean_in_order(meter: Meter, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
-    """1/W sum_r g_r of each gradient, added up in the order of the processes, wherever it stands.
+    """Compute 1/W sum_r g_r of each gradient, always added up in the order of the W processes.
 
     As a sum over a ring it moves 2 (W - 1) / W of the bucket: a part to the process that adds it
     up, and back. A ring's order depends on the place in a bucket, and DistributedDataParallel fills
     its buckets otherwise after a run's first step: a run that goes on would end with other bits.
     """
     flat, world = bucket.buffer(), dist.get_world_size()
+    # step 1: part p of the bucket goes to process p, from all the others
     parts = [len(part) for part in flat.tensor_split(world)]
-    own = [parts[dist.get_rank()]] * world
+    receive = [parts[dist.get_rank()]] * world
     with torch.no_grad():
-        come = exchanged(flat / world, parts, own, meter=meter, name="gradients")
-        total, *others = come.view(world, own[0])
-        for other in others:
-            total = total + other
-        mean = exchanged(total.repeat(world), own, parts, meter=meter, name="gradients.back")
-    found = torch.futures.Future[Tensor]()
-    found.set_result(mean)
-    return found
+        come = exchanged(flat / world, parts, receive, meter=meter, name="gradients")
+        # step 2: it adds the W parts up, from process 0 on
+        total, *rest = come.view(world, receive[0])
+        for addend in rest:
+            total = total + addend
+        # step 3: every process gets every part's mean back
+        mean = exchanged(total.repeat(world), receive, parts, meter=meter, name="gradients.back")
+    future = torch.futures.Future[Tensor]()
+    future.set_result(mean)
+    return future
 
 
 def _set_recompute(model: nn.Module, on: bool) -> None:
@@ -87,6 +93,9 @@ def _set_recompute(model: nn.Module, on: bool) -> None:
         else:
             host.gradient_checkpointing_disable()  # pyright: ignore
     else:
-        what, got = f"recompute of {type(host).__name__}", "a model without gradient checkpointing"
+        subject, got = (
+            f"recompute of {type(host).__name__}",
+            "a model without gradient checkpointing",
+        )
         fix = "Leave recompute off, or use a smaller batch."
-        raise ConfigError(what, got=got, want="a timm or transformers model", fix=fix)
+        raise ConfigError(subject, got=got, want="a timm or transformers model", fix=fix)

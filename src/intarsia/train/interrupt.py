@@ -31,14 +31,16 @@ class StopRequest:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Inside, the first SIGINT or SIGTERM is noted; outside the main thread, nothing changes.
+    """Turn the first SIGINT or SIGTERM inside into a request to stop; only in the main thread.
 
     If what is going on takes longer than a second to end, a line on stderr says so.
     Raises: KeyboardInterrupt for one that came before and was swallowed, see `core.interrupts`.
     """
     interrupts.check()
     request = StopRequest()
-    told = threading.Timer(SOON, os.write, (2, STOPPING))
+    # os.write goes past Python's buffered stderr, whose lock the interrupted step may hold
+    notice = threading.Timer(SOON, os.write, (2, STOPPING))
+    # Python sets handlers in the main thread only
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
@@ -48,15 +50,15 @@ def stop_on_signals() -> Iterator[StopRequest]:
         if request:
             raise KeyboardInterrupt
         request.signal = number
-        told.start()
+        notice.start()
 
     try:
         for number in before:
             signal.signal(number, note)
         yield request
     finally:
-        told.cancel()
+        notice.cancel()
         if request:
-            told.join()
+            notice.join()
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -50,6 +50,7 @@ class Learner:
     ) -> None:
         self.model, self.forward, self.objective, self.task = model, forward, objective, task
         self.training, self.recipe, self.accelerator = training, recipe, accelerator
+        # masks come first: the optimiser may hold entries of the weights that are kept, not all
         masks = recipe.schedule if isinstance(recipe.schedule, SparseSchedule) else None
         self.masking = Masking(masks, model, training.seed) if masks is not None else None
         make = recipe.optimizer or adamw
@@ -57,6 +58,7 @@ class Learner:
         self.optimizer = make(model, training.lr, training.weight_decay)
         # not always the model's own parameters, see schedules.Entries
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        # rates are set from the step's number alone, so that resuming needs no state of a scheduler
         self.rate = LearningRate(self.optimizer)
         self.average: Average | None = None
         if recipe.ema is not None:
@@ -64,6 +66,7 @@ class Learner:
             self.average = Average(learns, recipe.ema)
         self.memory: Memory | None = None  # of an objective that keeps something of each sample
         self.backward: Callable[[Tensor], object] = Tensor.backward
+        # fp16 gradients underflow without a loss scale; bf16 has the range of float32
         scaled = training.precision == "fp16"
         self.scaler = torch.amp.GradScaler(accelerator.device.type) if scaled else None
         dtype = DTYPES[training.precision]
@@ -101,11 +104,13 @@ class Learner:
         those before the step.
         """
         factor = self.recipe.lr_factor or cosine(self.training.warmup)
+        # 1. what changes from step to step: the rate, annealed modules, masks, the objective
         lr = self.rate.set(factor(step, steps))
         self._schedule(step, steps)
         objective = self.objective
         if isinstance(objective, Staged):
             objective = objective.at(step, steps)
+        # 2. forward and backward of each part; gradients add up
         names: list[str] = []
         total: Tensor | None = None
         shares = self._shares([self.task.count(batch) for batch in batches])
@@ -113,15 +118,18 @@ class Learner:
             last = i == len(batches) - 1
             if self.memory is not None:
                 objective = self.memory.of(positions[i])
+            # processes exchange gradients once a step, in the backward of the last part
             wait = nullcontext() if last else self.accelerator.no_sync(self.forward)
             with wait, written_out(self.attentions):
-                found = self._backward(objective, batch, share)
-            names = list(found)
-            values = torch.stack(list(found.values())) * share
+                terms = self._backward(objective, batch, share)
+            names = list(terms)
+            # one tensor, so that the device is waited for once a step and not for each value
+            values = torch.stack(list(terms.values())) * share
             total = values if total is None else total + values
         assert total is not None
         if self.accelerator.num_processes > 1:
             total = self._mean(total)
+        # 3. the update, refused if loss or gradient is not finite
         logged = dict(zip(names, total.tolist(), strict=True))
         self._update(logged["loss"], step, steps)
         if self.average is not None:
@@ -130,11 +138,12 @@ class Learner:
         return {"lr": lr, **logged}
 
     def _schedule(self, step: int, steps: int) -> None:
-        """Tell the modules that change along a run which step comes, then the schedule."""
+        """Announce the coming step to modules that change along a run, then to the schedule."""
         before_step(self.model, step, steps)
         schedule = self.recipe.schedule
         if self.masking:
             self.masking.before(step, steps)
+            # each process draws the first masks by itself: they must have come out alike
             if step == 0:
                 self._same_masks()
         elif isinstance(schedule, ByFit):
@@ -143,12 +152,12 @@ class Learner:
             cast(Schedule, schedule)(self.model, step, steps)
 
     def _same_masks(self) -> None:
-        """Raises: TrainingError where processes have other masks."""
+        """Check that all processes have the same masks.  Raises: TrainingError."""
         if self.masking and self.accelerator.num_processes > 1:
-            found = gather_object([self.masking.digest()])
-            if len(set(found)) > 1:
+            digests = gather_object([self.masking.digest()])
+            if len(set(digests)) > 1:
                 fix = "Run all processes on machines of one kind, with one version of torch."
-                got = f"{len(set(found))} kinds in {len(found)} processes"
+                got = f"{len(set(digests))} kinds in {len(digests)} processes"
                 raise TrainingError("masks", got=got, want="the same in all", fix=fix)
 
     def end_epoch(self) -> None:
@@ -158,17 +167,17 @@ class Learner:
         self.recent = []
 
     def _shares(self, counts: Sequence[int]) -> list[float]:
-        """What each part weighs, where the mean over processes is the batch's."""
+        """Return each part's weight in the loss: its count over the mean count of a process."""
         mean = float(sum(counts))
         if self.accelerator.num_processes > 1:  # rows of tokens differ in length
-            own = torch.tensor(mean, device=self.accelerator.device)
-            mean = float(self._mean(own))
+            local = torch.tensor(mean, device=self.accelerator.device)
+            mean = float(self._mean(local))
         return [count / mean if mean else 0.0 for count in counts]
 
-    def _mean(self, own: Tensor) -> Tensor:
-        """Over the processes."""
+    def _mean(self, local: Tensor) -> Tensor:
+        """Return the mean of a value over the processes."""
         with self.meter.waiting():
-            return cast(Tensor, self.accelerator.reduce(own, "mean"))
+            return cast(Tensor, self.accelerator.reduce(local, "mean"))
 
     def _backward(self, objective: Objective, batch: Batch, share: float) -> dict[str, Tensor]:
         device = self.accelerator.device
@@ -181,6 +190,7 @@ class Learner:
             parts["auxiliary"] = aux_loss(self.model)
             loss = loss + parts["auxiliary"]
         values = {"loss": loss, **self.task.noted(outcome.logits, batch), **parts}
+        # the logged values are of the whole part, the gradient is weighed
         loss = loss * share
         self.backward(self.scaler.scale(loss) if self.scaler else loss)
         return {name: value.detach().float() for name, value in values.items()}
@@ -189,14 +199,17 @@ class Learner:
         if not math.isfinite(loss):
             self._refuse("loss", loss, step)
         if self.scaler:
+            # the norm, and clipping by it, are of gradients without the scale
             self.scaler.unscale_(self.optimizer)
         regrows = self.masking is not None and self.masking.replaces(step, steps)
+        # of all weights, those of other processes' experts too
         norm = self.parts.norm(self.parameters, self.meter)
         # a scaler looks at the gradients itself, skips the step and lowers its scale
         if not self.scaler and not bool(torch.isfinite(norm)):
             self._refuse("gradient norm", float(norm), step)
         if self.recipe.clip is not None:
             torch.nn.utils.clip_grads_with_norm_(self.parameters, self.recipe.clip, norm)
+        # a step that moves the mask uses the gradient for regrowth and leaves the weights alone
         if self.masking and regrows:
             self.masking.regrow(step, steps)
             self._same_masks()
@@ -217,34 +230,35 @@ class Learner:
         """
         for path, weight, move in self.parts.moves(step):
             for key, value in self.optimizer.state.get(weight, {}).items():
+                # moments have a row for each expert; a step count has none
                 if isinstance(value, Tensor) and value.dim() == weight.dim():
                     self.optimizer.state[weight][key] = move(value)
             if best is not None:
                 best[path] = move(best[path])
             put_rows(weight, move(weight))
 
-    def _refuse(self, what: str, got: float, step: int) -> None:
+    def _refuse(self, subject: str, got: float, step: int) -> None:
         self.optimizer.zero_grad(set_to_none=True)
         as_before = "The model and the last checkpoint are as they were before this step."
         fix = f"Lower lr, clip the gradients (clip=1.0), or look for broken images. {as_before}"
-        raise NotFinite(f"{what} at step {step + 1}", got=got, want="a finite number", fix=fix)
+        raise NotFinite(f"{subject} at step {step + 1}", got=got, want="a finite number", fix=fix)
 
     def state(self) -> dict[str, Any]:
-        """What the optimiser, the loss scale and a schedule that follows the fit remember."""
+        """Return the state of the optimiser, the loss scale and all that follows the fit."""
         scaler = self.scaler.state_dict() if self.scaler else None
         fit = {"accuracies": self.accuracies, "recent": self.recent}
         masks = self.masking.state() if self.masking else None
         optimizer = self.parts.optimizer_pieces(self.optimizer.state_dict(), self.parameters)
-        own = {"optimizer": optimizer, "scaler": scaler, "fit": fit}
-        more = {"average": self.average, "memory": self.memory}
-        kept = {name: part.state() for name, part in more.items() if part is not None}
-        return own | ({"masks": masks} if masks else {}) | kept
+        base = {"optimizer": optimizer, "scaler": scaler, "fit": fit}
+        optional = {"average": self.average, "memory": self.memory}
+        extras = {name: part.state() for name, part in optional.items() if part is not None}
+        return base | ({"masks": masks} if masks else {}) | extras
 
     def load_state(self, state: dict[str, Any]) -> None:
         if self.masking:
             self.masking.load_state(state["masks"])
-        found = self.parts.own_optimizer(state["optimizer"], self.parameters)
-        self.optimizer.load_state_dict(found)
+        optimizer = self.parts.own_optimizer(state["optimizer"], self.parameters)
+        self.optimizer.load_state_dict(optimizer)
         self.accuracies, self.recent = state["fit"]["accuracies"], state["fit"]["recent"]
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])

@@ -48,7 +48,7 @@ Sets = tuple[Dataset[Any], Dataset[Any] | None, Dataset[Any] | None]  # train, v
 
 @dataclass(frozen=True)
 class Job:
-    """What is trained, on which sets, for which loss, and how."""
+    """The order for a run: the model, its sets, the loss, and the settings."""
 
     model: nn.Module
     sets: Sets
@@ -77,10 +77,11 @@ class Loop:
 
     @contextmanager
     def running(self, identity: dict[str, Any]) -> Iterator[None]:
-        """Everything that is open or set only while the run goes on, inside of `shared_out`."""
+        """Open and set everything that belongs to a run in progress, inside of `shared_out`."""
         ranks, job = self.ranks, self.job
         shares = ranks.num_processes * job.training.accumulate
         size, seed = job.training.batch_size, job.training.seed
+        # the order is that of one process; each takes its share of every batch
         self.order = Order(size_of(self.train_set), size, seed, shares)
         if self.task.whole and shares > 1:
             raise ConfigError(
@@ -95,6 +96,7 @@ class Loop:
         main = ranks.is_main_process
         with ExitStack() as stack:
             seat = self.how.seat
+            # signals first: all that follows is undone in the reverse order if one comes
             self.stop = seat.stop if seat else stack.enter_context(stop_on_signals())
             stack.enter_context(global_kept())
             stack.enter_context(modes_kept(self.model))
@@ -115,9 +117,11 @@ class Loop:
             self.learner.remember(size_of(self.train_set))
             if (masking := self.learner.masking) is not None:
                 stack.enter_context(masking.masked.training())
+            # global draws differ between processes; those of routers are the first process's
             seed_all(mix(seed, ranks.process_index))
             statistics.forget(self.model)
             set_generator_states(self.model, on_main(ranks, lambda: generator_states(self.model)))
+            # everything that a checkpoint restores exists by now
             if self.how.resume:
                 self._restore()
             out = self.how.out
@@ -134,18 +138,18 @@ class Loop:
 
     @contextmanager
     def shared_out(self, ranks: Accelerator) -> Iterator[WholeModel]:
-        """Inside, the experts of the model's mixtures are on all processes, if that was asked for.
+        """Share the experts of the model's mixtures out among the processes, if that was asked for.
 
-        Raises: TrainingError there, where another process does not answer.
+        Raises: TrainingError inside, where another process does not answer.
         """
         self.ranks, self.busy = ranks, Busy(ranks)
-        here = answered(lambda: f"after step {self.at.step}")
-        with here, self._attached() as self.parts:
+        guard = answered(lambda: f"after step {self.at.step}")
+        with guard, self._attached() as self.parts:
             yield self.parts
 
     def _attached(self) -> AbstractContextManager[WholeModel]:
         parallel, recipe = self.how.parallel, self.job.recipe
-        others = {
+        conflicts = {
             type(recipe.schedule).__name__: isinstance(
                 recipe.schedule, SparseSchedule | LayerSchedule
             ),
@@ -154,25 +158,27 @@ class Loop:
         }
         if parallel is None:
             return nullcontext(WholeModel())
-        if any(others.values()):
-            got = next(name for name, there in others.items() if there)
+        if any(conflicts.values()):
+            got = next(name for name, present in conflicts.items() if present)
             fix = "Leave one of both out."
             raise ConfigError("parallel", got=got, want="a run of its own weights", fix=fix)
         gather = self.how.gather
         return parallel.attached(self.model, meter=self.busy.meter, gather=gather)
 
     def _look(self) -> Task:
-        """The task, knowing the model's output for one sample; labels are checked against it."""
+        """Return the task, fitted to the model's output for one sample; check labels against it."""
         device, dtype = self.ranks.device, compute_dtype(self.model)
         x, y = self.reader[(0, (0,))]
         if isinstance(x, torch.Tensor) and x.dim() == 4 and device.type == "cpu":
             self.side = x.shape[-1]
         with torch.no_grad(), evaluating(self.model), autocast(device, dtype):
             started = time.perf_counter()
+            # one forward, also the guess of how long the run takes
             output = logits_of(self.model, to_device(x, device))
             self.forward = time.perf_counter() - started
         task = self.task.seen(output, (x, y))
         for dataset in (self.train_set, self.val, self.test):
+            # a label that the head has no output for is refused now, not in the last batch
             labels = labels_of(dataset) if dataset is not None and task.labelled else None
             if labels is not None and len(labels):
                 task.check(torch.as_tensor(labels))
@@ -183,14 +189,14 @@ class Loop:
         path = checkpoint.latest(self.how.out / STATE)
         state = on_main(self.ranks, lambda: path and checkpoint.load(path))
         if not state and (self.how.out / RUN).exists():
-            what, fix = f"run {self.how.out}", "It is done; train anew in another folder."
+            subject, fix = f"run {self.how.out}", "It is done; train anew in another folder."
             got = "a finished one without its state/"
-            raise CheckpointError(what, got=got, want="a checkpoint to go on from", fix=fix)
+            raise CheckpointError(subject, got=got, want="a checkpoint to go on from", fix=fix)
         if state:
             resume.restore(self.model, self.learner, self.at, state, self.ranks)
 
     def train(self, evaluate_every: int) -> None:
-        """All steps that are left."""
+        """Take all steps that the run still has, with scores and checkpoints where they are due."""
         last_save, saved = time.monotonic(), self.at.step
         batches = self._batches()
         while True:
@@ -207,21 +213,23 @@ class Loop:
         self.save()
 
     def _stale(self, evaluate_every: int) -> bool:
-        """Whether val has been no better for as long as the recipe is patient."""
+        """Return True if val has been no better for as many epochs as the recipe's patience."""
         best, patience = self.at.best, self.recipe.patience
         if best is None or patience is None or self.at.step % self.order.steps:
             return False
+        # patience counts scores on val, which are `evaluate_every` epochs apart
         return self.epochs - best.epoch >= patience * evaluate_every
 
     @property
     def epochs(self) -> int:
-        """Those begun so far."""
+        """The number of epochs begun so far."""
         return -(-self.at.step // self.order.steps)
 
     def _batches(self) -> Iterator[tuple[list[Batch], list[tuple[int, ...]]]]:
-        """The parts of each batch that is left, as this process sees them, and their samples."""
+        """Yield this process's parts of each batch still to come, and their samples' positions."""
         parts, rank = self.training.accumulate, self.ranks.process_index
         world = self.ranks.num_processes
+        # a run that goes on begins in the middle of an epoch, whose order is known from its seed
         epoch, first = divmod(self.at.step, self.order.steps)
         while epoch < self.training.epochs:
             keys: list[Key] = [
@@ -239,63 +247,71 @@ class Loop:
         clock, cpu = self._now()
         with self.busy.step():
             parts, positions = next(batches)
-            found = self.learner.step(parts, self.at.step, self.steps, positions)
+            values = self.learner.step(parts, self.at.step, self.steps, positions)
         self.at.step += 1
         best = self.at.best
+        # experts may change their process, and the best epoch's copies go with them
         self.learner.reshard(self.at.step, None if best is None else best.learned)
         wall, cores = self._now()
         self.at.seconds += wall - clock
         self.at.cpu_seconds += cores - cpu
         if ended := self.at.step % self.order.steps == 0:
             self.learner.end_epoch()
-            found |= self.busy.end_epoch()
+            values |= self.busy.end_epoch()
         if self.learner.routed and ended:
             self.at.loads = statistics.loads(self.model)
-            found |= statistics.summary(self.at.loads)
+            values |= statistics.summary(self.at.loads)
             self.warned = self.warned or statistics.warn_of_collapse(self.at.loads)
             statistics.forget(self.model)
-        self._note("train", self.epochs, found)
+        self._note("train", self.epochs, values)
 
     def _now(self) -> tuple[float, float]:
-        """Time on the wall and of the cores; of a run among others its share."""
+        """Return wall-clock and CPU time in seconds; in a stack of runs, this run's share."""
         seat = self.how.seat
         return seat.now() if seat else (time.perf_counter(), time.process_time())
 
-    def _score(self, every: int) -> None:
+    def _score(self, evaluate_every: int) -> None:
         """Score on val if that is due; a request to stop leaves it for later."""
         epoch, rest = divmod(self.at.step, self.order.steps)
-        due = not rest and every and epoch % every == 0 and self.at.step > self.at.scored
+        due = (
+            not rest
+            and evaluate_every
+            and epoch % evaluate_every == 0
+            and self.at.step > self.at.scored
+        )
         if self.val is None or not due:
             return
         average = self.learner.average
         with average.in_place() if average else nullcontext():
             try:
-                found = self._evaluate(self.val)
+                scores = self._evaluate(self.val)
+            # the step is done and unscored: the run that goes on scores it first
             except Interrupted:
                 return
             self.at.scored = self.at.step
-            self.val_scores = self.at.step, found
-            self._note("val", epoch, found.scores())
-            best, value = self.at.best, found.best
+            self.val_scores = self.at.step, scores
+            self._note("val", epoch, scores.scores())
+            best, value = self.at.best, scores.best
             masks = self.learner.masking  # an epoch before the density that is asked for is none
             early = masks is not None and masks.pruning(self.at.step, self.steps)
-            chosen = self.recipe.select == "val" and not early
-            if chosen and (best is None or value > best.value):
+            selects = self.recipe.select == "val" and not early
+            if selects and (best is None or value > best.value):
                 self.at.best = resume.Score(epoch, value, resume.learned_copy(self.model))
 
     def _evaluate(self, dataset: Dataset[Any]) -> Scores:
+        # without gradients small outputs fit in larger batches
         size = max(1, self.training.batch_size // self.ranks.num_processes)
         size = max(size, 32) if self.task.small_outputs else size
-        how: dict[str, Any] = {"batch_size": size, "workers": self.how.workers}
-        return evaluate(self.model, dataset, task=self.task, watch=self._watch, **how)
+        options: dict[str, Any] = {"batch_size": size, "workers": self.how.workers}
+        return evaluate(self.model, dataset, task=self.task, watch=self._watch, **options)
 
     def _watch(self) -> None:
-        """Raises: Interrupted on a request to stop; several processes stop after a step only."""
+        """Raise Interrupted on a request to stop; several processes stop after a step only."""
         if self.stop and self.ranks.num_processes == 1:
             raise self._interrupted()
 
-    def _note(self, split: str, epoch: int, found: dict[str, float]) -> None:
-        line = {"step": self.at.step, "epoch": epoch, "split": split, **found}
+    def _note(self, split: str, epoch: int, values: dict[str, float]) -> None:
+        line = {"step": self.at.step, "epoch": epoch, "split": split, **values}
         line["seconds"] = round(self.at.seconds, 4)
         if self.ranks.is_main_process:
             self.log.write(line)
@@ -303,16 +319,17 @@ class Loop:
         track(self.ranks, line)
 
     def _decide(self, since: float) -> tuple[bool, bool]:
-        """(stop, save), the same in every process."""
-        how = self.how
-        due = (how.checkpoint_steps is not None and self.at.step % how.checkpoint_steps == 0) or (
-            how.checkpoint_seconds is not None and since >= how.checkpoint_seconds
-        )
+        """Return (stop, save), the same in every process."""
+        running = self.how
+        due = (
+            running.checkpoint_steps is not None and self.at.step % running.checkpoint_steps == 0
+        ) or (running.checkpoint_seconds is not None and since >= running.checkpoint_seconds)
         flags = torch.tensor([bool(self.stop), due], dtype=torch.float32, device=self.ranks.device)
         if self.ranks.num_processes > 1:
+            # one process's signal stops all; clocks differ, so that saving is decided together
             flags = self.ranks.reduce(flags, "sum")
         stop, save = (bool(flag) for flag in flags.tolist())  # pyright: ignore
-        return stop, save and how.out is not None
+        return stop, save and running.out is not None
 
     def recalibrate(self, share: float) -> None:
         """Count the statistics of batch norms anew, on a share of the training data."""
@@ -323,7 +340,7 @@ class Loop:
             recalibrate(self.model, (to_device(x, device) for x in batches))
 
     def score(self) -> float:
-        """The model's score on the validation set, more is better."""
+        """Return the model's score on the validation set, more is better."""
         assert self.val is not None
         return self._evaluate(self.val).best
 
@@ -341,18 +358,19 @@ class Loop:
 
     def _interrupted(self) -> Interrupted:
         out = self.how.out
-        where = f"stopped after step {self.at.step} of {self.steps}"
+        progress = f"stopped after step {self.at.step} of {self.steps}"
         if out is None:
-            return Interrupted(f"{where}; nothing was saved, since no out=... was given")
-        return Interrupted(f"{where}; go on with fit(..., out={str(out)!r}, resume=True)")
+            return Interrupted(f"{progress}; nothing was saved, since no out=... was given")
+        return Interrupted(f"{progress}; go on with fit(..., out={str(out)!r}, resume=True)")
 
     def finish(self) -> dict[str, Scores]:
-        """Scores of the chosen weights, which the model then has."""
+        """Put the chosen weights into the model, and return their scores."""
         if self.at.best is not None:
             resume.put_back(self.model, self.at.best.learned)
         elif self.learner.average is not None:
             self.learner.average.keep()
         self.fix_weights()
+        # what a phase does to the model at its end makes older scores void
         if self.job.settle is not None:
             self.val_scores = None
             self.job.settle.run(self)
@@ -363,9 +381,9 @@ class Loop:
         elif self.val is not None:
             scores["val"] = self._evaluate(self.val)
         if self.test is not None:
-            found, val = self._evaluate(self.test), scores.get("val")
-            if isinstance(found, Metrics) and isinstance(val, Metrics):
-                found = found.tempered(val)
-            scores["test"] = found
+            test_scores, val = self._evaluate(self.test), scores.get("val")
+            if isinstance(test_scores, Metrics) and isinstance(val, Metrics):
+                test_scores = test_scores.tempered(val)
+            scores["test"] = test_scores
             self._note("test", self.epochs, scores["test"].scores())
         return scores

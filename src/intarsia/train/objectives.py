@@ -33,7 +33,7 @@ Objective = Callable[[nn.Module, Inputs, LossOf], Outcome]
 
 @dataclass(frozen=True)
 class Staged:
-    """One objective for the first share of a run's steps, another one after it.
+    """A pair of objectives: one for the first share of a run's steps, another after it.
 
     first: for the steps s < until S of S; then: after them; until: a share, 0 = never, 1 = to the
     end. The step alone decides, so that a resumed run sees the same.
@@ -49,12 +49,12 @@ class Staged:
         between("until", self.until, 0, 1, fix="Try 0.6: a share of the steps.")
 
     def at(self, step: int, steps: int) -> Objective:
-        """The objective of a step of so many, counted from 0."""
+        """Return the objective of a step, counted from 0, in a run of so many steps."""
         return self.first if step < self.until * steps else self.then
 
 
 def logits_of(model: nn.Module, x: Inputs) -> Tensor:
-    """Logits of a model that returns them or has `.logits`; draws anew.
+    """Return the logits of a model that returns them or has `.logits`; random parts draw anew.
 
     At least float32. Those of tokens (B, T, V) keep their type, since they are large: losses and
     scores widen the rows they need.
@@ -64,23 +64,24 @@ def logits_of(model: nn.Module, x: Inputs) -> Tensor:
     if isinstance(x, Tensor):
         out = model(x)
     else:
+        # hosts know no task ids: routers get them beside the forward
         arguments = {k: v for k, v in x.items() if k != "task_ids"}
-        told = task_ids(model, x["task_ids"]) if "task_ids" in x else nullcontext()
-        with told:
+        tasks = task_ids(model, x["task_ids"]) if "task_ids" in x else nullcontext()
+        with tasks:
             out = model(**arguments)
     logits = logits_in(out)
     return logits if logits.ndim == 3 else wide(logits)
 
 
 def twice(x: Inputs) -> Inputs:
-    """Two copies of a batch, stacked."""
+    """Return two copies of a batch, stacked."""
     if isinstance(x, Tensor):
         return torch.cat([x, x])
     return {name: torch.cat([part, part]) for name, part in x.items()}
 
 
 def plain(model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
-    """The loss of one forward."""
+    """Compute the loss of one forward."""
     logits = logits_of(model, x)
     return Outcome(loss_of(logits), logits)
 
@@ -95,7 +96,7 @@ def two_pass(
     detach: bool = True,
     deep: float = 0.0,
 ) -> Outcome:
-    """Two stochastic passes that should agree (MoSA, arXiv:2312.02923; R-Drop, arXiv:2106.14448).
+    """Make two stochastic passes agree (MoSA, arXiv:2312.02923; R-Drop, arXiv:2106.14448).
 
     L = CE(p1) + add CE(p2) + reg/2 [KL(sg p2 || p1) + KL(sg p1 || p2)] + deep D
     with D the `deep_alignment` of the two passes; of texts, KL is over tokens that have a label. A
@@ -105,14 +106,16 @@ def two_pass(
     first order twice as large.
     Twice the cost of `plain`. Not for a model without randomness: both passes are then equal.
     """
+    # both passes are rows of one batch; `passes` has each half draw its own experts
     stacked = twice(x)
     with passes(model, 2), _hidden(model, deep != 0) as hidden:
         logits = logits_of(model, stacked)
     first, second = logits.chunk(2)
     task = loss_of(first)
-    one, two = counted(first, loss_of), counted(second, loss_of)
+    p1, p2 = counted(first, loss_of), counted(second, loss_of)
     apart = divergence_of(loss_of)
-    divergence = (apart(two, one, detach=detach) + apart(one, two, detach=detach)) / 2
+    # symmetric: each pass is the target of the other, without a gradient if `detach`
+    divergence = (apart(p2, p1, detach=detach) + apart(p1, p2, detach=detach)) / 2
     loss = task + reg * divergence
     parts = {"task": task, "divergence": divergence}
     if add:
@@ -124,7 +127,7 @@ def two_pass(
 
 
 def one_backward(model: nn.Module, x: Inputs, loss_of: LossOf, *, reg: float = 1.0) -> Outcome:
-    """L = CE(p1) + reg KL(sg p2 || p1), pass 2 without a graph.
+    """Compute L = CE(p1) + reg KL(sg p2 || p1), pass 2 without a graph.
 
     The passes are drawn alike, so the expected gradient is that of `two_pass` with add=0 and
     detached targets; its variance is larger, its cost two forwards and one backward, its memory
@@ -141,7 +144,7 @@ def one_backward(model: nn.Module, x: Inputs, loss_of: LossOf, *, reg: float = 1
 def pace(
     model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: float = 1.0, every: int = 1
 ) -> Outcome:
-    """L = CE(z1) + weight * mean |z1 - z2|^2, of two noisy passes (PACE, arXiv:2409.17137).
+    """Compute L = CE(z1) + weight * mean |z1 - z2|^2 of two noisy passes (PACE, arXiv:2409.17137).
 
     z1 and z2 are logits, both with a gradient, the square summed over classes. `every`: only each
     so many steps, the first among them, have the second pass; the others are `plain` (PACE_lazy).
@@ -152,29 +155,31 @@ def pace(
     """
     at_least("weight", weight, 0)
     at_least("every", every, 1)
+    # PACE_lazy: most steps have a single pass
     if not weight or _step(model, every) % every:
         return plain(model, x, loss_of)
     with passes(model, 2):
         first, second = logits_of(model, twice(x)).chunk(2)
     task = loss_of(first)
     apart = counted(first, loss_of) - counted(second, loss_of)
+    # the squared distance summed over classes, the mean over rows
     distance = apart.square().sum(-1).mean()
     return Outcome(task + weight * distance, first, {"task": task, "distance": distance})
 
 
-def _step(model: nn.Module, every: int) -> int:
-    """The step of `before_step`; 0 where every step is the same."""
-    if every == 1:
+def _step(model: nn.Module, interval: int) -> int:
+    """Return the step that `before_step` announced; 0 where every step has both passes."""
+    if interval == 1:
         return 0
-    found = contexts(model)
-    if not found:
-        got, fix = f"{every} in a model without cells that draw", "Use every=1, or method Pace."
+    drawing = contexts(model)
+    if not drawing:
+        got, fix = f"{interval} in a model without cells that draw", "Use every=1, or method Pace."
         raise ConfigError("every", got=got, want="cells that know the step", fix=fix)
-    return found[0].step
+    return drawing[0].step
 
 
 def _mean(values: Tensor, x: Inputs) -> Tensor:
-    """Over tokens that are no padding.  values: (B, T)."""
+    """Return the mean over tokens that are no padding.  values: (B, T)."""
     mask = x.get("attention_mask") if isinstance(x, Mapping) else None
     if mask is None or mask.shape != values.shape:
         return values.mean()
@@ -182,7 +187,7 @@ def _mean(values: Tensor, x: Inputs) -> Tensor:
 
 
 def local_variance(model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: float = 1.0) -> Outcome:
-    """L = CE(p) + weight * sum over cells of mean over tokens of Var(scale * up(z)).
+    """Compute L = CE(p) + weight * sum over cells of mean over tokens of Var(scale * up(z)).
 
     Var is the variance of a split up-projection's output over the draw of its experts, summed over
     outputs, in closed form (`SplitLinear.variance`) at the bottleneck z of this forward: half the
@@ -190,22 +195,22 @@ def local_variance(model: nn.Module, x: Inputs, loss_of: LossOf, *, weight: floa
     how later layers change the difference: a surrogate for `two_pass`, not the same loss.
     Raises: ConfigError for a model without a cell whose up-projection is split.
     """
-    with _bottlenecks(model) as seen:
+    with _bottlenecks(model) as calls:
         logits = logits_of(model, x)
-    if not seen:
-        what = "objective 'local_variance'"
+    if not calls:
+        subject = "objective 'local_variance'"
         got, want = "no split up-projection in the forward", "MoSA with split='up' or 'both'"
-        raise ConfigError(what, got=got, want=want, fix="Use objective 'plain' or 'two_pass'.")
+        raise ConfigError(subject, got=got, want=want, fix="Use objective 'plain' or 'two_pass'.")
     task = loss_of(logits)
     # outside autocast the sums of squares keep float32
     spread = torch.stack(
-        [_mean(layer.variance(z.to(layer.weight.dtype), scale), x) for layer, scale, z in seen]
+        [_mean(layer.variance(z.to(layer.weight.dtype), scale), x) for layer, scale, z in calls]
     ).sum()
     return Outcome(task + weight * spread, logits, {"task": task, "variance": spread})
 
 
 def deep_alignment(hidden: list[Tensor], x: Inputs | None = None) -> Tensor:
-    """Sum over blocks of the mean squared distance between two stacked passes.  [(2B, ...)] -> ().
+    """Sum the mean squared distance of two stacked passes over blocks.  [(2B, ...)] -> ().
 
     `hidden` are the outputs of the first half of a model's blocks; no target is detached (MoSA's
     released code: the first six of twelve). x: one pass's inputs, whose padding does not count.
@@ -221,38 +226,42 @@ def _distance(first: Tensor, second: Tensor, x: Inputs | None) -> Tensor:
 
 
 def blocks_of(model: nn.Module) -> list[nn.Module]:
-    """The repeated blocks of a model, in order: the most numerous class of list members.
+    """Return the repeated blocks of a model, in order: the most numerous class of list members.
 
     Single layers, and classes that hold less than half of the parameters of the largest one, do
     not count, so that Swin's blocks win over its stages and over what is inside a block.
     Raises: ConfigError for a model without a repeated block.
     """
+    # 1. children of lists that have children themselves, by class
     groups: dict[type, list[nn.Module]] = {}
     for module in model.modules():
         if isinstance(module, nn.ModuleList | nn.Sequential):
             for child in (c for c in module.children() if any(c.children())):
                 groups.setdefault(type(child), []).append(child)
+    # 2. classes with at least half of the largest class's parameters
     sizes = {k: sum(p.numel() for m in v for p in m.parameters()) for k, v in groups.items()}
     large = [v for k, v in groups.items() if len(v) > 1 and sizes[k] * 2 >= max(sizes.values())]
     if not large:
-        what, got = f"blocks of {type(model).__name__}", "no repeated block in a ModuleList"
+        subject, got = f"blocks of {type(model).__name__}", "no repeated block in a ModuleList"
         fix = "Leave out what compares blocks: deep=0, or `distill` in place of SquareHead."
-        raise ConfigError(what, got=got, want="at least two", fix=fix)
+        raise ConfigError(subject, got=got, want="at least two", fix=fix)
+    # 3. the most numerous of them
     return max(large, key=len)
 
 
 @contextmanager
-def _hidden(model: nn.Module, wanted: bool) -> Iterator[list[Tensor]]:
-    """Outputs of the first half of the blocks, while inside."""
-    seen: list[Tensor] = []
+def _hidden(model: nn.Module, record: bool) -> Iterator[list[Tensor]]:
+    """Record the outputs of the first half of the blocks while inside; none if not `record`."""
+    outputs: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: object) -> None:
-        seen.append(output[0] if isinstance(output, tuple) else output)  # pyright: ignore
+        outputs.append(output[0] if isinstance(output, tuple) else output)  # pyright: ignore
 
-    blocks = blocks_of(model) if wanted else []
+    # without a deep term no hook is set, and the model may have no repeated block
+    blocks = blocks_of(model) if record else []
     hooks = [block.register_forward_hook(keep) for block in blocks[: len(blocks) // 2]]
     try:
-        yield seen
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()
@@ -263,21 +272,22 @@ Bottlenecks = list[tuple[SplitLinear, Tensor | float, Tensor]]
 
 @contextmanager
 def _bottlenecks(model: nn.Module) -> Iterator[Bottlenecks]:
-    """(split up-projection, the cell's scale, its input) of each call while inside."""
-    seen: Bottlenecks = []
+    """Record (split up-projection, the cell's scale, its input) of each call while inside."""
+    calls: Bottlenecks = []
 
     def watch(layer: SplitLinear, scale: Tensor | float) -> torch.utils.hooks.RemovableHandle:
         return layer.register_forward_pre_hook(
-            lambda _m, args: seen.append((layer, scale, args[0]))
+            lambda _m, args: calls.append((layer, scale, args[0]))
         )
 
     hooks = []
     for cell in model.modules():
+        # only a split up-projection has its variance in closed form
         body = cast(TwoSided, cell.body) if isinstance(cell, RoutedCell) else None
         if body is not None and isinstance(body.up, SplitLinear):
             hooks.append(watch(body.up, body.scale))
     try:
-        yield seen
+        yield calls
     finally:
         for hook in hooks:
             hook.remove()

@@ -46,27 +46,32 @@ class OnePass:
 class Memory:
     """The newest logits of each training sample, (samples, classes), and which are there."""
 
-    def __init__(self, asked: OnePass, samples: int) -> None:
-        self.asked, self.samples = asked, samples
+    def __init__(self, settings: OnePass, samples: int) -> None:
+        self.asked, self.samples = settings, samples
         self.logits = torch.zeros(0)
         self.known = torch.zeros(samples, dtype=torch.bool)
 
     def of(self, positions: Sequence[int]) -> Objective:
-        """The objective of a step with these samples, in their order."""
+        """Return the objective of a step with these samples, in their order."""
         return partial(self._objective, torch.as_tensor(positions, dtype=torch.int64))
 
-    def _objective(self, at: Tensor, model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
+    def _objective(
+        self, positions: Tensor, model: nn.Module, x: Inputs, loss_of: LossOf
+    ) -> Outcome:
         now = logits_of(model, x)  # (B, classes)
-        if now.ndim != 2 or len(now) != len(at):
+        if now.ndim != 2 or len(now) != len(positions):
             got, want = f"outputs {tuple(now.shape)}", "a row of logits for each sample"
             fix = "Use `pace`, which compares two passes of one step."
             raise ConfigError("objective OnePass", got=got, want=want, fix=fix)
+        # the number of classes is known at the first step
         if not len(self.logits):
             self.logits = torch.zeros(self.samples, now.shape[1])
-        before, known = self.logits[at].to(now.device), self.known[at].to(now)
+        before, stored = self.logits[positions].to(now.device), self.known[positions].to(now)
         task = loss_of(now)
-        distance = ((now - before).square().sum(-1) * known).mean()
-        self.logits[at], self.known[at] = now.detach().float().cpu(), True
+        # samples that no epoch has met yet add 0
+        distance = ((now - before).square().sum(-1) * stored).mean()
+        # on the CPU: a row for each sample may be too much for an accelerator
+        self.logits[positions], self.known[positions] = now.detach().float().cpu(), True
         parts = {"task": task, "distance": distance}
         return Outcome(task + self.asked.weight * distance, now, parts)
 

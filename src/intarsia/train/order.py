@@ -42,8 +42,8 @@ class Order:
 
     def __post_init__(self) -> None:
         if self.count < self.shares:
-            what, fix = "training images", "Give the run some images to learn from."
-            raise DataError(what, got=self.count, want=f"at least {self.shares}", fix=fix)
+            subject, fix = "training images", "Give the run some images to learn from."
+            raise DataError(subject, got=self.count, want=f"at least {self.shares}", fix=fix)
         if self.batch_size % self.shares:
             want = f"a multiple of {self.shares} (processes times accumulate)"
             fix = f"Use {max(1, round(self.batch_size / self.shares)) * self.shares}."
@@ -53,18 +53,21 @@ class Order:
     def steps(self) -> int:
         """Batches in an epoch."""
         full, rest = divmod(self.count, self.batch_size)
+        # a last batch counts if every share gets a sample
         return full + (rest >= self.shares)
 
     def epoch(self, epoch: int, first: int = 0) -> Iterator[tuple[int, ...]]:
-        """The batches of an epoch, from batch `first` on."""
+        """Yield the batches of an epoch, from batch `first` on."""
+        # a generator for each epoch: no state has to be saved to know a later order
         generator = torch.Generator().manual_seed(mix(self.seed, epoch))
         order = torch.randperm(self.count, generator=generator).tolist()
         for i in range(first, self.steps):
             batch = order[i * self.batch_size : (i + 1) * self.batch_size]
+            # cut to equal shares
             yield tuple(batch[: len(batch) // self.shares * self.shares])
 
     def part(self, batch: Sequence[int], share: int) -> tuple[int, ...]:
-        """The positions of one share of a batch."""
+        """Return the positions of one share of a batch."""
         size = len(batch) // self.shares
         return tuple(batch[share * size : (share + 1) * size])
 
@@ -115,6 +118,7 @@ class Reader(Dataset[Batch]):
     def __getitem__(self, key: Key) -> Batch:
         epoch, positions = key
         task = self.task
+        # tensors in memory need no loop over samples, and no random transform sees them
         tensors = _tensors(self.dataset, positions) if task is None or task.labelled else None
         if tensors is not None:
             return tensors if task is None else task.batch(*tensors)
@@ -128,33 +132,33 @@ class Reader(Dataset[Batch]):
 
 
 def nbytes(inputs: Inputs) -> int:
-    """Bytes of a batch's inputs."""
+    """Return the bytes of a batch's inputs."""
     parts = [inputs] if isinstance(inputs, Tensor) else inputs.values()
     return sum(part.nbytes for part in parts)
 
 
 def to_device(inputs: Inputs, device: torch.device) -> Inputs:
-    """The inputs there."""
+    """Return the inputs on a device."""
     if isinstance(inputs, Tensor):
         return inputs.to(device, non_blocking=True)
     return {name: part.to(device, non_blocking=True) for name, part in inputs.items()}
 
 
 def size_of(dataset: Dataset[Any]) -> int:
-    """Its length.  Raises: DataError for a dataset without one, and for a loader of batches."""
-    what, want = f"dataset {type(dataset).__name__}", "a map-style dataset"
+    """Return a dataset's length.  Raises: DataError without one, and for a loader of batches."""
+    subject, want = f"dataset {type(dataset).__name__}", "a map-style dataset"
     if isinstance(dataset, DataLoader):
         fix = "Give the loader's own dataset, and batch_size=..."
-        raise DataError(what, got="a loader of batches", want=want, fix=fix)
+        raise DataError(subject, got="a loader of batches", want=want, fix=fix)
     try:
         return len(dataset)  # pyright: ignore[reportArgumentType]
     except TypeError as error:
         fix = "Give it __len__ and __getitem__, or collect it into a list."
-        raise DataError(what, got="no length", want=want, fix=fix) from error
+        raise DataError(subject, got="no length", want=want, fix=fix) from error
 
 
 def _tensors(dataset: Dataset[Any], positions: Sequence[int]) -> tuple[Tensor, Tensor] | None:
-    """A batch of a TensorDataset, or of subsets of one, without a loop over images."""
+    """Return a batch of a TensorDataset, or a subset of one, in one go; None of other datasets."""
     while isinstance(dataset, Subset):
         positions = [dataset.indices[i] for i in positions]
         dataset = dataset.dataset
@@ -167,12 +171,13 @@ def _tensors(dataset: Dataset[Any], positions: Sequence[int]) -> tuple[Tensor, T
 
 def _item(dataset: Dataset[Any], epoch: int, position: int) -> Any:
     while isinstance(dataset, Subset):
+        # a subset hides whether its dataset augments
         dataset, position = dataset.dataset, dataset.indices[position]
     return dataset.drawn(epoch, position) if isinstance(dataset, Augments) else dataset[position]
 
 
 def pair(item: Any) -> tuple[Any, Any]:
-    """(inputs, label) of a tuple, or of a mapping as Hugging Face datasets give it."""
+    """Return (inputs, label) of a tuple, or of a mapping as Hugging Face datasets give it."""
     if isinstance(item, Mapping):
         label = next((k for k in ("labels", "label") if k in item), None)
         if label and len(item) > 1:
@@ -188,17 +193,19 @@ def pair(item: Any) -> tuple[Any, Any]:
 
 
 def input_of(item: Any) -> Any:
-    """What the model reads of a sample, labelled or not."""
+    """Return the part of a sample that the model reads, be it labelled or not."""
     if isinstance(item, Mapping):
+        # timm takes a tensor, transformers its arguments by name: pixel_values alone serve both
         rest = {k: v for k, v in item.items() if k not in ("labels", "label")}
         return rest["pixel_values"] if set(rest) == {"pixel_values"} else rest
     return item[0] if isinstance(item, tuple | list) and item else item
 
 
 def stack(rows: list[tuple[Any, Any]]) -> tuple[Inputs, Any]:
-    """Pairs as one batch, rows of tokens padded.  Raises: DataError."""
+    """Collate pairs into one batch, rows of tokens padded.  Raises: DataError."""
     try:
         first = rows[0][0]
+        # pictures have one size already; texts have their own lengths
         if isinstance(first, Mapping) and "input_ids" in first:
             rows = _padded(rows)
         return default_collate(rows)
@@ -212,7 +219,7 @@ def stack(rows: list[tuple[Any, Any]]) -> tuple[Inputs, Any]:
 
 
 def _padded(rows: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """Rows of tokens of one length, padded on the right."""
+    """Pad rows of tokens on the right, to the length of the longest."""
     longest = max(len(x["input_ids"]) for x, _ in rows)
     padded = []
     for x, y in rows:
@@ -221,6 +228,7 @@ def _padded(rows: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
         mask = of_token.setdefault("attention_mask", torch.ones(count, dtype=torch.int64))
         rest = (0, longest - count)
         for name, value in of_token.items():
+            # whatever has a row for each token is padded, all else left alone
             if value.shape[:1] == mask.shape:
                 of_token[name] = F.pad(value, (0, 0) * (value.ndim - 1) + rest)  # the first axis
         y = torch.as_tensor(y)
@@ -229,22 +237,23 @@ def _padded(rows: list[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
 
 
 def labels_of(dataset: Dataset[Any]) -> np.ndarray | None:
-    """All labels, where they can be had without reading images."""
+    """Return all labels of a dataset; None where that would take reading its images."""
     if isinstance(dataset, Subset):
-        whole = labels_of(dataset.dataset)
-        return None if whole is None else whole[np.asarray(dataset.indices, dtype=np.int64)]
+        labels = labels_of(dataset.dataset)
+        return None if labels is None else labels[np.asarray(dataset.indices, dtype=np.int64)]
     if isinstance(dataset, TensorDataset) and len(dataset.tensors) == 2:
         return dataset.tensors[1].numpy(force=True)
     for name in ("labels", "targets"):
-        found = getattr(dataset, name, None)
-        if found is not None and len(found) == size_of(dataset):
-            return np.asarray(found)
+        values = getattr(dataset, name, None)
+        if values is not None and len(values) == size_of(dataset):
+            return np.asarray(values)
     return None
 
 
 def read(reader: Reader, keys: Sequence[Key], workers: int) -> Iterator[Batch]:
-    """Batches in the order of the keys.  Raises: TrainingError when a worker cannot go on."""
+    """Yield batches in the order of the keys.  Raises: TrainingError when a worker cannot go on."""
     if workers and keys:
+        # workers put batches into shared memory, which containers often have little of
         first = nbytes(reader[keys[0]][0])
         workers = usable_workers(workers, bytes_ahead=2 * workers * first)
     if not workers:
@@ -265,11 +274,14 @@ def read(reader: Reader, keys: Sequence[Key], workers: int) -> Iterator[Batch]:
         yield from ahead
     except (OSError, RuntimeError) as error:
         text = str(error)
+        # an error of the dataset itself is its own best message
         if isinstance(error, RuntimeError) and "worker" not in text and "shared memory" not in text:
             raise
-        what, want = f"{workers} workers that read data", "room for them in memory and /dev/shm"
+        subject, want = f"{workers} workers that read data", "room for them in memory and /dev/shm"
         fix = "Use workers=0, or give the container more shared memory (--shm-size)."
-        raise TrainingError(what, got=text.strip().splitlines()[0], want=want, fix=fix) from error
+        raise TrainingError(
+            subject, got=text.strip().splitlines()[0], want=want, fix=fix
+        ) from error
     finally:
         if ahead is not None:
             ahead._shutdown_workers()  # left to the collector of garbage, each is waited for, 5 s

@@ -22,12 +22,12 @@ class Outcome:
 
 
 def wide(logits: Tensor) -> Tensor:
-    """In float32 or better."""
+    """Return logits in float32, or in their own type if that is wider."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def kl(target: Tensor, logits: Tensor, *, detach: bool = True) -> Tensor:
-    """KL(softmax(target) || softmax(logits)), the mean over rows.  (..., C), (..., C) -> ()."""
+    """Compute KL(softmax(target) || softmax(logits)), mean over rows.  (..., C), (..., C) -> ()."""
     target = target.detach() if detach else target
     logits, target = wide(logits.flatten(0, -2)), wide(target.flatten(0, -2))
     total = F.kl_div(
@@ -59,12 +59,12 @@ class TargetLoss:
 
 
 def counted(output: Tensor, loss_of: LossOf) -> Tensor:
-    """The rows of an output that its loss looks at, in float32 or better."""
+    """Return the rows of an output that its loss looks at, in float32 or better."""
     if isinstance(loss_of, TargetLoss):
         output = loss_of.read(output, loss_of.target)
     return wide(output)
 
 
 def divergence_of(loss_of: LossOf) -> Callable[..., Tensor]:
-    """How two outputs are compared: KL of their softmax, unless the loss has its own."""
+    """Return the distance of two outputs: KL of their softmax, unless the loss has its own."""
     return loss_of.divergence if isinstance(loss_of, TargetLoss) else kl

@@ -18,17 +18,17 @@ NORMS = (nn.LayerNorm, nn.GroupNorm, _BatchNorm, nn.RMSNorm)
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The parameters that learn, by name.  Raises: ConfigError if there are none."""
-    found = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    if not found:
-        what = f"trained parameters of {type(model).__name__}"
+    """Return the parameters that learn, by name.  Raises: ConfigError if there are none."""
+    learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    if not learned:
+        subject = f"trained parameters of {type(model).__name__}"
         fix = "Adapt the model first: model = intarsia.adapt(model)."
-        raise ConfigError(what, got="none", want="at least one", fix=fix)
-    return found
+        raise ConfigError(subject, got="none", want="at least one", fix=fix)
+    return learned
 
 
 def frozen(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """The parameters that do not learn."""
+    """Yield the parameters that do not learn, with their names."""
     return ((n, p) for n, p in model.named_parameters() if not p.requires_grad)
 
 
@@ -45,6 +45,7 @@ def cast_frozen(model: nn.Module, precision: str) -> None:
     for path, module in model.named_modules():
         if isinstance(module, NORMS) or adapters & set(path.split(".")):
             continue
+        # only a module's own parameters: its children come in their turn
         for name, parameter in module.named_parameters(recurse=False):
             rests = parameter.requires_grad or name in adapters
             if not rests and parameter.dtype == torch.float32:
@@ -52,26 +53,27 @@ def cast_frozen(model: nn.Module, precision: str) -> None:
 
 
 def compute_dtype(model: nn.Module) -> torch.dtype:
-    """The half type that frozen weights are held in, else float32."""
+    """Return the half type that frozen weights are held in, else float32."""
     halves = {p.dtype for _, p in frozen(model)} & {torch.bfloat16, torch.float16}
     return halves.pop() if len(halves) == 1 else torch.float32
 
 
 def autocast(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[object]:
-    """torch.autocast to a half type; nothing for float32."""
+    """Return torch.autocast to a half type; a context that does nothing for float32."""
     if dtype == torch.float32:
         return nullcontext()
     return torch.autocast(device.type, dtype)
 
 
 def slow_attention(model: nn.Module, device: torch.device, dtype: torch.dtype) -> list[nn.Module]:
-    """timm's attention layers that are faster unfused: on a CPU, in a half type.
+    """Return timm's attention layers that are faster unfused: on a CPU, in a half type.
 
     torch's fused attention takes longer there than two matrix products and a softmax, whose scores
     are small up to some hundred tokens.
     """
     if device.type != "cpu" or dtype == torch.float32:
         return []
+    # scores grow with the square of the patches: above the limit the fused kernel wins again
     embed = next((m for m in model.modules() if hasattr(m, "num_patches")), None)
     if embed is None or int(embed.num_patches) > MOST_PATCHES:  # pyright: ignore
         return []
@@ -80,7 +82,7 @@ def slow_attention(model: nn.Module, device: torch.device, dtype: torch.dtype) -
 
 @contextmanager
 def written_out(attentions: list[nn.Module]) -> Iterator[None]:
-    """Inside, these modules compute their attention step by step."""
+    """Have these modules compute their attention step by step while inside."""
     for module in attentions:
         module.fused_attn = False  # pyright: ignore
     try:
@@ -91,7 +93,7 @@ def written_out(attentions: list[nn.Module]) -> Iterator[None]:
 
 
 def training_mode(model: nn.Module) -> None:
-    """Training mode, but for batch norms of a frozen trunk, whose statistics belong to it.
+    """Set training mode, but not of batch norms of a frozen trunk, whose statistics belong to it.
 
     One that is trained among frozen layers of its kind, as by BitFit, keeps them too: those of a
     batch are not what its weights were trained with, and what follows cannot adapt to the noise.
@@ -102,8 +104,9 @@ def training_mode(model: nn.Module) -> None:
         for norm in inside:
             if isinstance(norm, _BatchNorm):
                 kind = nn.Linear if isinstance(norm, nn.BatchNorm1d) else _ConvNd
-                beside = [m.weight.requires_grad for m in inside if isinstance(m, kind)]
-                if not _learns(norm) or (beside and not any(beside)):
+                # the layers of its kind beside the norm: frozen ones cannot adapt to new statistics
+                siblings = [m.weight.requires_grad for m in inside if isinstance(m, kind)]
+                if not _learns(norm) or (siblings and not any(siblings)):
                     norm.eval()
 
 
@@ -112,6 +115,6 @@ def _learns(module: nn.Module) -> bool:
 
 
 def learned_state(model: nn.Module) -> dict[str, Tensor]:
-    """Trained parameters and persistent buffers; no frozen weights."""
+    """Return trained parameters and persistent buffers, by name; no frozen weights."""
     without = {n for n, _ in frozen(model)}
     return {n: t for n, t in model.state_dict().items() if n not in without}

@@ -26,7 +26,7 @@ BATCH = 64  # histories that are sampled for at a time
 def preference_loss(
     chosen: Tensor, rejected: Tensor, ref_chosen: Tensor, ref_rejected: Tensor, beta: float
 ) -> Tensor:
-    """-log sigma(beta [log pi/pi_ref (chosen) - log pi/pi_ref (rejected)]), the mean (DPO).
+    """Compute mean -log sigma(beta [log pi/pi_ref (chosen) - log pi/pi_ref (rejected)]) (DPO).
 
     All (B,), log-probabilities of whole samples.  Source: arXiv:2305.18290, equation 7.
     """
@@ -84,34 +84,39 @@ class PreferenceRounds:
 
         Raises: DataError where no user has two samples of different reward.
         """
+        # 1. users of this round
         some = torch.randperm(len(self.histories), generator=generator)[: self.users]
         device = next(model.parameters()).device
         histories = self.histories[some].to(device)
+        # 2. W sessions for each, and the reward of each session
         drawn, rewards = [], []
         for part in histories.split(BATCH):
             drawn.append(model.draw(part, self.samples, generator))  # (B, W, S)
             rewards.append(self.reward(part, drawn[-1]).to(device))
         sessions, score = torch.cat(drawn), torch.cat(rewards)
+        # 3. users whose samples differ in reward: the others have no preference
         differ = score.amax(1) > score.amin(1)
         if not bool(differ.any()):
             fix = "Draw more samples, or use a reward that tells sessions apart."
             raise DataError("samples", got="one reward for all", want="several", fix=fix)
         histories, sessions, score = histories[differ], sessions[differ], score[differ]
+        # 4. the best and the worst session, and their log-probability before the round
         row = torch.arange(len(score), device=device)
-        best, worst = (sessions[row, at] for at in (score.argmax(1), score.argmin(1)))
+        best, worst = (sessions[row, index] for index in (score.argmax(1), score.argmin(1)))
         with evaluating(model):
-            reference = [model(histories, one, per_session=True) for one in (best, worst)]
+            reference = [model(histories, session, per_session=True) for session in (best, worst)]
         self.found = histories, best, worst, *reference
         self.rewards.append((float(score.amax(1).mean()), float(score.amin(1).mean())))
 
     def __call__(self, model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
+        # L_next on the batch, then L_preference on pairs of the round
         next_ = own_losses(model, x, loss_of)
         if not model.training:
             return next_
         place = torch.randint(len(self.found[0]), (self.pairs,))
         history, best, worst, ref_best, ref_worst = (part[place] for part in self.found)
         with evaluating(model):  # without dropout: the reference had none
-            logp = [model(history, one, per_session=True) for one in (best, worst)]
+            logp = [model(history, session, per_session=True) for session in (best, worst)]
         prefer = preference_loss(logp[0], logp[1], ref_best, ref_worst, self.beta)
         loss = next_.loss + self.weight * prefer
         return Outcome(loss, loss.detach(), {"next": next_.loss, "preference": prefer})

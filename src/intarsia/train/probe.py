@@ -32,7 +32,7 @@ def linear_probe(
     batch_size: int = 64,
     workers: int = 0,
 ) -> Metrics:
-    """Scores on `test` of a logistic regression on the features that go into the model's head.
+    """Score on `test` a logistic regression on the features that go into the model's head.
 
     Features are standardised on `train`; every image passes the trunk once. inverse_decay: C of
     sklearn's LogisticRegression, smaller values pull the weights to 0 more strongly. The model is
@@ -41,12 +41,13 @@ def linear_probe(
     """
     x, y = features(model, train, batch_size=batch_size, workers=workers)
     if len(y.unique()) < 2:
-        what, got = "classes of the training images", len(y.unique())
-        raise DataError(what, got=got, want="at least 2", fix="Add images of another class.")
+        subject, got = "classes of the training images", len(y.unique())
+        raise DataError(subject, got=got, want="at least 2", fix="Add images of another class.")
     regression = LogisticRegression(C=inverse_decay, max_iter=2000)
     fitted = make_pipeline(StandardScaler(), regression).fit(x.numpy(), y.numpy())
     x, labels = features(model, test, batch_size=batch_size, workers=workers)
     classes = int(torch.cat([y, labels]).max()) + 1
+    # test images may show a class that the training images do not: no probability is 0
     chance = np.full((len(labels), classes), LEAST)
     chance[:, regression.classes_] = fitted.predict_proba(x.numpy()).clip(LEAST)
     return Metrics.of(torch.from_numpy(chance).log().float(), labels)
@@ -55,21 +56,25 @@ def linear_probe(
 def features(
     model: nn.Module, dataset: Dataset[Any], *, batch_size: int = 64, workers: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """The inputs of the model's head, (n, d) float32, and the labels (n,), on the CPU.
+    """Return the inputs of the model's head, (n, d) float32, and the labels (n,), on the CPU.
 
     In the set's order, in every process.  Raises: ConfigError for a model without one head.
     """
     heads = heads_of(bare(model))
     if len(heads) != 1:
-        what, got = f"head of {type(model).__name__}", f"{len(heads)} of them" if heads else "none"
+        subject, got = (
+            f"head of {type(model).__name__}",
+            f"{len(heads)} of them" if heads else "none",
+        )
         fix = "Build the model with num_classes above 0, and without distillation."
-        raise ConfigError(what, got=got, want="one classifier to look in front of", fix=fix)
-    seen: list[Tensor] = []
+        raise ConfigError(subject, got=got, want="one classifier to look in front of", fix=fix)
+    # the hook sees the head's input; the forward's own output is thrown away
+    inputs: list[Tensor] = []
 
     def instead(_logits: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        return seen.pop(), batch[1]
+        return inputs.pop(), batch[1]
 
-    hook = heads[0].register_forward_pre_hook(lambda _head, args: seen.append(args[0].float()))
+    hook = heads[0].register_forward_pre_hook(lambda _head, args: inputs.append(args[0].float()))
     try:
         rows, labels = each(model, dataset, Classes(), instead, batch_size, workers)
         return rows, labels

@@ -33,51 +33,57 @@ EXCHANGE_LIMIT = "INTARSIA_EXCHANGE_SECONDS"
 
 
 def processes() -> PartialState:
-    """This process among those that accelerate or torchrun started; the group ends with it.
+    """Return this process among those that accelerate or torchrun started; the group ends with it.
 
     Raises: ConfigError if the others do not come within `RENDEZVOUS` seconds.
     """
     _check_environment()
+    # accelerate keeps one state a program: only the first call waits for the others
     first = not PartialState._shared_state
-    told = threading.Timer(SOON, lambda: print(waiting(os.environ), file=sys.stderr))
+    notice = threading.Timer(SOON, lambda: print(waiting(os.environ), file=sys.stderr))
     if first and waiting(os.environ):
-        told.start()
+        notice.start()
     # accelerate forms a group of CPU processes only when told that there is nothing else
     alone, threads = not torch.accelerator.is_available(), torch.get_num_threads()
     try:
         with warnings.catch_warnings():  # of how many threads accelerate sets: see below
             warnings.filterwarnings("ignore", "OMP_NUM_THREADS/MKL_NUM_THREADS unset")
             met = _met(alone) if first and waiting(os.environ) else None
-            found = met or PartialState(cpu=alone)
+            state = met or PartialState(cpu=alone)
     finally:
-        told.cancel()
-    if first and alone and found.num_processes > 1 and "OMP_NUM_THREADS" not in os.environ:
+        notice.cancel()
+    if first and alone and state.num_processes > 1 and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(min(threads, cores_of(os.environ)))
     if first:
         # gloo's threads must end before Python does: one that then frees a tensor aborts
-        atexit.register(found.destroy_process_group)
-    return found
+        atexit.register(state.destroy_process_group)
+    return state
 
 
-def cores_of(told: Mapping[str, str]) -> int:
-    """This process's share of its machine's; accelerate gives each process all of them where no
-    launcher says how many there are here, and threads that wait for each other take turns.
+def cores_of(environment: Mapping[str, str]) -> int:
+    """Return this process's share of its machine's cores.
+
+    accelerate gives each process all of them where no launcher says how many processes there are
+    here, and threads that wait for each other take turns.
     """
-    near = told.get("MASTER_ADDR") in ("127.0.0.1", "::1", "localhost")
-    here = told.get("LOCAL_WORLD_SIZE") or (told.get("WORLD_SIZE", "1") if near else "1")
-    return max(1, (os.cpu_count() or 1) // max(1, int(here)))
+    near = environment.get("MASTER_ADDR") in ("127.0.0.1", "::1", "localhost")
+    count = environment.get("LOCAL_WORLD_SIZE") or (
+        environment.get("WORLD_SIZE", "1") if near else "1"
+    )
+    return max(1, (os.cpu_count() or 1) // max(1, int(count)))
 
 
 def _met(cpu: bool) -> PartialState:
-    """All processes, which must come within a limit; later collectives have one of their own.
+    """Wait for all processes, which must come within a limit; collectives have another limit.
 
     Raises: ConfigError if they do not.
     """
     seconds = from_environment(LIMIT, RENDEZVOUS, "a number of seconds")
     later = from_environment(EXCHANGE_LIMIT, EXCHANGE, "a number of seconds")
     try:
-        found = PartialState(cpu=cpu, timeout=timedelta(seconds=seconds))
+        state = PartialState(cpu=cpu, timeout=timedelta(seconds=seconds))
     except (RuntimeError, ValueError) as error:  # of torch.distributed, and of its environment
+        # so that a program may catch the error and train alone
         PartialState._reset_state()
         got = f"not all of WORLD_SIZE={os.environ['WORLD_SIZE']} ({str(error).splitlines()[0]})"
         fix = "Start them all (accelerate launch and torchrun do), or unset WORLD_SIZE to train "
@@ -85,19 +91,20 @@ def _met(cpu: bool) -> PartialState:
         want = f"all of them within {seconds} s"
         raise ConfigError("processes", got=got, want=want, fix=fix) from error
     if dist.is_initialized():
+        # the group was made with the short limit of the rendezvous
         _set_pg_timeout(timedelta(seconds=later))
-    return found
+    return state
 
 
-def waiting(told: Mapping[str, str]) -> str:
-    """What is waited for, where the environment says that there are others; "" if it does not."""
-    world = told.get("WORLD_SIZE", "1")
+def waiting(environment: Mapping[str, str]) -> str:
+    """Return the notice that other processes are awaited; "" if the environment names none."""
+    world = environment.get("WORLD_SIZE", "1")
     if world in ("", "1"):
         return ""
-    where = f"{told.get('MASTER_ADDR', '?')}:{told.get('MASTER_PORT', '?')}"
+    address = f"{environment.get('MASTER_ADDR', '?')}:{environment.get('MASTER_PORT', '?')}"
     return (
-        f"Waiting at {where} for the other processes, since WORLD_SIZE={world} is set. Start them "
-        "(accelerate launch and torchrun do), or unset it to train in this process alone."
+        f"Waiting at {address} for the other processes, since WORLD_SIZE={world} is set. Start "
+        "them (accelerate launch and torchrun do), or unset it to train in this process alone."
     )
 
 
@@ -106,50 +113,51 @@ def _check_environment() -> None:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        what, fix = "ACCELERATE_TORCH_DEVICE", "Unset it, or name one that is there: cpu."
+        subject, fix = "ACCELERATE_TORCH_DEVICE", "Unset it, or name one that is there: cpu."
         got = f"{name!r} ({str(error).splitlines()[0]})"
-        raise ConfigError(what, got=got, want="a device of this machine", fix=fix) from error
+        raise ConfigError(subject, got=got, want="a device of this machine", fix=fix) from error
 
 
 def device_named(name: str | None) -> torch.device:
-    """The device of that name; None = what accelerate chooses.
+    """Return the device of that name; None = what accelerate chooses.
 
     Raises: ConfigError for a name that is none, for a device that is not there, and for any name
     where several processes have a device each.
     """
     state = processes()
     if name is None:
-        own = state.device if state.num_processes > 1 else state.default_device
-        return cast(torch.device, own)
+        # each process has a device of its own; one alone takes the best
+        default = state.device if state.num_processes > 1 else state.default_device
+        return cast(torch.device, default)
     if state.num_processes > 1:
         got = f"{name!r} for {state.num_processes} processes"
         fix = "Leave it out: each process has its own."
         raise ConfigError("device", got=got, want="none", fix=fix)
     check_device(name)
     device = torch.device(name)
-    there = {"cpu": 1, "mps": int(torch.backends.mps.is_available())}
-    count = there.get(device.type, torch.cuda.device_count() if torch.cuda.is_available() else 0)
+    counts = {"cpu": 1, "mps": int(torch.backends.mps.is_available())}
+    count = counts.get(device.type, torch.cuda.device_count() if torch.cuda.is_available() else 0)
     if (device.index or 0) >= count:
-        every = ["cpu"] + ["mps"] * there["mps"]
-        every += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+        names = ["cpu"] + ["mps"] * counts["mps"]
+        names += [f"cuda:{i}" for i in range(torch.cuda.device_count())]
         fix = "Leave it out: the best one that is there is used."
-        raise ConfigError("device", got=repr(name), want=f"one of {', '.join(every)}", fix=fix)
+        raise ConfigError("device", got=repr(name), want=f"one of {', '.join(names)}", fix=fix)
     return device
 
 
 def accelerator(trackers: Sequence[str], out: Path | None, device: str | None) -> Accelerator:
-    """accelerate for one run; autocast stays with the loop, since its own would patch the model.
+    """Return accelerate's object for one run, without its autocast, which would patch the model.
 
     Raises: ConfigError if the program has an Accelerator of another precision, or for a device that
     is not there.
     """
-    chosen = device_named(device)
+    torch_device = device_named(device)
     try:
         theirs: Any = [name for name in trackers if name != CSV] or None
-        found = Accelerator(mixed_precision="no", log_with=theirs, project_dir=out)
+        instance = Accelerator(mixed_precision="no", log_with=theirs, project_dir=out)
         # accelerate knows one device a program, a run may have another
-        setattr(found.state, "device", chosen)  # noqa: B010
-        return found
+        setattr(instance.state, "device", torch_device)  # noqa: B010
+        return instance
     except ValueError as error:
         got, want = f"an Accelerator in use ({error})", "none, or one with mixed_precision='no'"
         fix = "Set the precision with fit(..., precision='bf16') only."
@@ -158,20 +166,21 @@ def accelerator(trackers: Sequence[str], out: Path | None, device: str | None) -
 
 def on_main(ranks: Accelerator | PartialState, job: Callable[[], Result]) -> Result:
     """Run a job in the main process; every process gets its result, or raises its error."""
-    found: Result | IntarsiaError | None = None
+    result: Result | IntarsiaError | None = None
     if ranks.is_main_process:
         try:
-            found = job()
+            result = job()
+        # sent to all: the other processes must not wait for a result that never comes
         except IntarsiaError as error:
             if ranks.num_processes == 1:
                 raise
-            found = error
+            result = error
     if ranks.num_processes > 1:
         with answered(lambda: "what the first process says"):
-            found = broadcast_object_list([found])[0]
-    if isinstance(found, IntarsiaError):
-        raise found
-    return cast(Result, found)
+            result = broadcast_object_list([result])[0]
+    if isinstance(result, IntarsiaError):
+        raise result
+    return cast(Result, result)
 
 
 class DataShards:
@@ -186,15 +195,15 @@ class DataShards:
         self.count: int = self._ranks.num_processes
 
     def sum(self, array: np.ndarray) -> np.ndarray:
-        """The sum over the processes, each of which calls this.  -> the same shape, float64."""
-        own = torch.tensor(array, dtype=torch.float64, device=self._ranks.device)
+        """Sum an array over the processes, each of which calls this.  -> its shape, float64."""
+        total = torch.tensor(array, dtype=torch.float64, device=self._ranks.device)
         if self.count > 1:
-            dist.all_reduce(own)
-        return own.cpu().numpy()
+            dist.all_reduce(total)
+        return total.cpu().numpy()
 
     def gather(self, rows: np.ndarray) -> np.ndarray:
-        """The rows of all processes, in their order; each calls this with as many as it has."""
-        found: list[Any] = [rows] * self.count
+        """Return the rows of all processes, in their order; each calls this with its own rows."""
+        parts: list[Any] = [rows] * self.count
         if self.count > 1:
-            dist.all_gather_object(found, rows)
-        return np.concatenate(found)
+            dist.all_gather_object(parts, rows)
+        return np.concatenate(parts)

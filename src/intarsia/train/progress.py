@@ -30,7 +30,7 @@ LOG_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class FirstSteps:
-    """Where a run begins: steps done and their seconds; side: of its pictures in px, on a CPU.
+    """The start of a run: steps done and their seconds; side: of its pictures in px, on a CPU.
 
     guess: seconds that all of it may take, judged by one picture; 0 = not known.
     """
@@ -60,12 +60,12 @@ class Bar:
         unit: str = "picture",
     ) -> None:
         console = Console(stderr=True, soft_wrap=True)
-        told = show and not quiet() and parent_process() is None
-        self.drawn = told and console.is_terminal
-        self.logged = told and not console.is_terminal
+        enabled = show and not quiet() and parent_process() is None
+        self.drawn = enabled and console.is_terminal
+        self.logged = enabled and not console.is_terminal
         self.steps, self.epochs, self.start, self.what = steps, epochs, start, what
         self.unit = "step" if epochs else unit
-        self._say = console.print if told else lambda *_, **__: None
+        self._say = console.print if enabled else lambda *_, **__: None
         self._estimated, self._line_at = False, time.monotonic()
         self._bar = Progress(
             TextColumn("{task.description}"),
@@ -83,45 +83,48 @@ class Bar:
     def step(self, done: int, line: Mapping[str, float | int | str]) -> None:
         """Show the newest scores of the line's split."""
         split = str(line["split"])
-        wanted = ["accuracy"] if "accuracy" in line else ["loss"]
-        wanted = ["loss", "accuracy"] if split == "train" else wanted
-        wanted = ["psnr"] if "psnr" in line else wanted
-        found = [f"{n} {line[n]:.3f}" for n in wanted if isinstance(line.get(n), float)]
-        self._shown[split] = " ".join([split, *found])
-        left = self._left(done, float(line.get("seconds", 0.0)))
-        at = f"epoch {line['epoch']}/{self.epochs}" if self.epochs else self.what
+        # the few numbers that fit on a line: what the task is judged by
+        measures = ["accuracy"] if "accuracy" in line else ["loss"]
+        measures = ["loss", "accuracy"] if split == "train" else measures
+        measures = ["psnr"] if "psnr" in line else measures
+        texts = [f"{n} {line[n]:.3f}" for n in measures if isinstance(line.get(n), float)]
+        self._shown[split] = " ".join([split, *texts])
+        remaining = self._left(done, float(line.get("seconds", 0.0)))
+        position = f"epoch {line['epoch']}/{self.epochs}" if self.epochs else self.what
         if self.logged and time.monotonic() - self._line_at >= LOG_SECONDS:
             self._line_at = time.monotonic()
             number = f"{self.unit} {done:,}/{self.steps:,}"
-            rest = "" if left is None else f", about {duration(left)} left"
-            shown = "  ".join(self._shown.values())
-            self._say(f"{at}, {number}: {shown}{rest}", highlight=False)
+            rest = "" if remaining is None else f", about {duration(remaining)} left"
+            scores = "  ".join(self._shown.values())
+            self._say(f"{position}, {number}: {scores}{rest}", highlight=False)
         self._bar.update(
             self._task,
             completed=done,
-            description=at,
+            description=position,
             scores="  ".join(self._shown.values()),
         )
 
     def _left(self, done: int, seconds: float) -> float | None:
-        """Seconds of training that are left, told once if they are many; None = not known yet."""
+        """Estimate the remaining seconds, announced once if they are many; None = not known yet."""
+        # of this start of the run only: an earlier one may have had another machine
         steps, spent = done - self.start.step, seconds - self.start.seconds
         if steps < 1 or (steps < FIRST_STEPS and spent < FIRST_SECONDS):
             return None
-        left = (self.steps - done) * spent / steps
-        if not self._estimated and left >= LONG:
-            each = f"{self.steps:,} {self.unit}s, "
-            text = f"About {duration(left)} of {self.what}: {each}{spent / steps:.2g} s each."
-            self._say(text + self._smaller(left), highlight=False)
+        remaining = (self.steps - done) * spent / steps
+        if not self._estimated and remaining >= LONG:
+            total = f"{self.steps:,} {self.unit}s, "
+            text = f"About {duration(remaining)} of {self.what}: {total}{spent / steps:.2g} s each."
+            self._say(text + self._smaller(remaining), highlight=False)
         self._estimated = True
-        return left
+        return remaining
 
-    def _smaller(self, left: float) -> str:
-        """What smaller pictures would save, where that is much."""
+    def _smaller(self, remaining: float) -> str:
+        """Return the hint what smaller pictures would save; "" where that is little."""
         side = self.start.side
-        if side is None or side <= SMALLER or left < VERY_LONG:
+        if side is None or side <= SMALLER or remaining < VERY_LONG:
             return ""
-        less = duration(left * (SMALLER / side) ** 2)
+        # the time of a forward grows about as the number of pixels
+        less = duration(remaining * (SMALLER / side) ** 2)
         return f" Pictures of {SMALLER} px (--size {SMALLER}) would take about {less}."
 
     @contextmanager
@@ -134,35 +137,36 @@ class Bar:
 
 
 def duration(seconds: float) -> str:
-    """About how long: 40 s, 12 min, 2 h 05 min."""
+    """Write seconds as a rounded duration: 40 s, 12 min, 2 h 05 min."""
     if seconds < 90:
         return f"{max(1, round(seconds))} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-def tracker_names(wanted: Sequence[str] | None, out: Path | None) -> list[str]:
-    """The trackers to use: those asked for, else TensorBoard if it is installed and `out` is set.
+def tracker_names(requested: Sequence[str] | None, out: Path | None) -> list[str]:
+    """Return the trackers to use: those asked for, else TensorBoard if installed, with an `out`.
 
     "csv" is ours, the others are accelerate's.
     Raises: UnknownName for another name; MissingExtra; ConfigError without `out`.
     """
-    if wanted is None:
+    if requested is None:
         return ["tensorboard"] if out is not None and find_spec("tensorboard") else []
-    if isinstance(wanted, str):
-        wanted = [wanted]
-    for name in wanted:
+    if isinstance(requested, str):
+        requested = [requested]
+    for name in requested:
         if name not in TRACKERS:
             raise UnknownName("tracker", name, TRACKERS)
+        # TensorBoard has an extra of ours; other trackers are installed by their own names
         if name != CSV and find_spec(name) is None and name == "tensorboard":
             raise MissingExtra(name, "track")
         if name != CSV and find_spec(name) is None:
             fix = f"Install it (usually: pip install {name}), or use another tracker."
             raise ConfigError(f"tracker {name!r}", got="not installed", want="installed", fix=fix)
         if TRACKERS[name].requires_logging_directory and out is None:
-            what, want = f"tracker {name!r}", "somewhere to write"
-            raise ConfigError(what, got="no run folder", want=want, fix="Pass out='runs/first'.")
-    return list(wanted)
+            subject, want = f"tracker {name!r}", "somewhere to write"
+            raise ConfigError(subject, got="no run folder", want=want, fix="Pass out='runs/first'.")
+    return list(requested)
 
 
 class Csv(GeneralTracker):
@@ -174,22 +178,22 @@ class Csv(GeneralTracker):
     def __init__(self, folder: Path, step: int) -> None:
         super().__init__()
         path = folder / "metrics.csv"
-        kept: list[list[str]] = []
+        rows: list[list[str]] = []
         if step and path.is_file():  # what a killed run wrote after its checkpoint is left out
             with path.open(newline="") as file:
-                kept = [
+                rows = [
                     row for row in csv.reader(file) if row[0].isdecimal() and int(row[0]) <= step
                 ]
         self._file = path.open("w", newline="")
         self._writer = csv.writer(self._file)
-        self._writer.writerows([["step", "name", "value"], *kept])
+        self._writer.writerows([["step", "name", "value"], *rows])
 
     @property
     def tracker(self) -> Any:
         return self._writer
 
     def store_init_configuration(self, values: dict[str, Any]) -> None:
-        """Nothing: run.json has the settings."""
+        """Do nothing: run.json has the settings."""
 
     def log(self, values: dict[str, Any], step: int | None = None, **_: Any) -> None:
         self._writer.writerows([step, name, value] for name, value in values.items())
@@ -204,7 +208,7 @@ TRACKERS: Mapping[str, Any] = {**LOGGER_TYPE_TO_CLASS, CSV: Csv}
 
 @contextmanager
 def tracking(accelerator: Accelerator, step: int, csv_in: Path | None) -> Iterator[None]:
-    """Inside, trackers are open; TensorBoard and csv forget what a killed run wrote after `step`.
+    """Open the trackers; TensorBoard and csv forget what a killed run wrote after `step`.
 
     csv_in: the folder of metrics.csv, None = none.
     Raises: ConfigError for one that cannot start, as without an account.
@@ -223,10 +227,11 @@ def tracking(accelerator: Accelerator, step: int, csv_in: Path | None) -> Iterat
                 },
             )
         except Exception as error:  # each has errors of its own
-            what, want = f"tracker {' or '.join(names)}", "all of them to start"
+            subject, want = f"tracker {' or '.join(names)}", "all of them to start"
             fix = "Use others; wandb without an account: WANDB_MODE=offline."
-            raise ConfigError(what, got=error, want=want, fix=fix) from error
+            raise ConfigError(subject, got=error, want=want, fix=fix) from error
     if csv_in is not None and accelerator.is_main_process:
+        # accelerate then logs to it as to its own
         accelerator.trackers.append(Csv(csv_in, step))
     try:
         yield

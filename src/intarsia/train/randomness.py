@@ -22,8 +22,9 @@ def seed_all(seed: int) -> None:
 
 
 def global_state() -> dict[str, Any]:
-    """Python's, NumPy's and torch's global states, all devices: tensors, tuples and numbers."""
+    """Return Python's, NumPy's and torch's global states, of all devices."""
     name, keys, position, has_gauss, gauss = np.random.get_state()
+    # torch's uint32 has few operations: int64 holds the same numbers
     numbers = torch.from_numpy(np.asarray(keys, dtype=np.int64))
     return {
         "python": random.getstate(),
@@ -45,7 +46,7 @@ def set_global_state(state: Mapping[str, Any]) -> None:
 
 @contextmanager
 def global_kept() -> Iterator[None]:
-    """Afterwards the global generators are where they were."""
+    """Restore the global generators at the end to the state that they are in now."""
     before = global_state()
     try:
         yield
@@ -55,10 +56,11 @@ def global_kept() -> Iterator[None]:
 
 @contextmanager
 def seeded_cpu(seed: int) -> Iterator[None]:
-    """Inside, the global CPU generators start from `seed`; cheap, and safe in a forked worker."""
+    """Start the global CPU generators from `seed` inside; cheap, and safe in a forked worker."""
     python, array, tensor = random.getstate(), np.random.get_state(), torch.get_rng_state()
     random.seed(seed)
     np.random.seed(seed % 2**32)
+    # the CPU's generator alone: torch.manual_seed goes on to every accelerator
     torch.default_generator.manual_seed(seed)
     try:
         yield
@@ -69,7 +71,7 @@ def seeded_cpu(seed: int) -> Iterator[None]:
 
 
 def generator_states(model: nn.Module) -> dict[str, Tensor]:
-    """The state of the generator of everything that draws, by path."""
+    """Return the state of each module's generator, of all modules that draw, by path."""
     return {name: draws.generator.get_state() for name, draws in random_sources(model).items()}
 
 

@@ -20,7 +20,7 @@ MEASURES = ("nDCG@10", "R@100", "RR@10", "Success@20")
 
 
 def score_run(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dict[str, float]:
-    """The mean of each measure over the queries of `qrels`; one that `run` lacks counts 0.
+    """Return the mean of each measure over the queries of `qrels`; one that `run` lacks counts 0.
 
     Raises: as `by_query`.
     """
@@ -28,7 +28,7 @@ def score_run(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dic
 
 
 def by_query(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dict[str, np.ndarray]:
-    """Each measure of each query of `qrels`, in its order.  -> name -> (queries,).
+    """Compute the measures of each query of `qrels`, in its order: name -> (queries,).
 
     Equal scores are ordered by the document's id, as trec_eval does.
     Raises: MissingExtra without ir-measures; ConfigError for an unknown measure; DataError where no
@@ -38,18 +38,20 @@ def by_query(qrels: Qrels, run: Run, measures: Sequence[str] = MEASURES) -> dict
         fix = "Give it queries with judgements."
         raise DataError("judgements", got="none", want="at least one query", fix=fix)
     library = _library()
-    asked = {_measure(library, name): name for name in measures}
+    # measures are parsed first, so that a wrong name costs no work
+    parsed = {_measure(library, name): name for name in measures}
     place = {query: i for i, query in enumerate(qrels)}
-    found = {name: np.zeros(len(place)) for name in measures}
+    # a query without a ranking counts 0
+    values = {name: np.zeros(len(place)) for name in measures}
     judged = {query: dict(grades) for query, grades in qrels.items()}
     ranked = {query: dict(run[query]) for query in qrels if query in run}
-    for one in library.iter_calc(list(asked), judged, ranked):
-        found[asked[one.measure]][place[one.query_id]] = one.value
-    return found
+    for result in library.iter_calc(list(parsed), judged, ranked):
+        values[parsed[result.measure]][place[result.query_id]] = result.value
+    return values
 
 
 def run_lines(run: Run, tag: str = "intarsia") -> list[str]:
-    """A run in TREC's format: query Q0 document rank score tag."""
+    """Write a run as lines of TREC's format: query Q0 document rank score tag."""
     lines: list[str] = []
     for query, scores in run.items():
         order = sorted(scores.items(), key=lambda row: -row[1])

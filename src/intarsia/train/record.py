@@ -31,7 +31,7 @@ PACKAGES = ("intarsia", "torch", "timm", "peft", "accelerate", "numpy")
 
 
 def machine() -> dict[str, Any]:
-    """Processor, cores and accelerators."""
+    """Describe the machine: its processor, cores and accelerators."""
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "system": platform.system(),
@@ -70,11 +70,12 @@ def forget_peak() -> int:
 
 
 def peak_bytes(start: int) -> dict[str, int]:
-    """Highest resident memory and accelerator allocation since `forget_peak`.
+    """Return the highest resident memory and accelerator allocation since `forget_peak`.
 
     start: the value that returned; `grown` is the peak above it, the memory of training itself.
     Where the system cannot forget, the process's highest resident memory so far.
     """
+    # macOS counts bytes, Linux kilobytes
     unit = 1 if sys.platform == "darwin" else 1024
     peak = {"resident": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     with contextlib.suppress(OSError, StopIteration):
@@ -88,14 +89,15 @@ def peak_bytes(start: int) -> dict[str, int]:
 
 
 def bare(model: nn.Module) -> nn.Module:
-    """The host model inside a PeftModel, else the model itself."""
+    """Return the host model inside a PeftModel, else the model itself."""
     inner = getattr(model, "get_base_model", None)
     return inner() if callable(inner) else model  # pyright: ignore[reportReturnType]
 
 
 def parameter_counts(model: nn.Module) -> dict[str, int]:
-    """All, trained, and trained outside the heads."""
+    """Count all parameters, the trained ones, and the trained ones outside the heads."""
     learns = trained(model)
+    # papers count adapters without the head, which every method trains
     inside = {id(p) for head in heads_of(bare(model)) for p in head.parameters()}
     return {
         "all": sum(p.numel() for p in model.parameters()),
@@ -105,17 +107,18 @@ def parameter_counts(model: nn.Module) -> dict[str, int]:
 
 
 def method_of(model: nn.Module) -> dict[str, Any]:
-    """The host's class, and each active adapter's settings as its config gives them."""
-    found: dict[str, Any] = {"host": type(bare(model)).__name__}
+    """Describe the host's class, and each active adapter's settings as its config gives them."""
+    entry: dict[str, Any] = {"host": type(bare(model)).__name__}
     configs = getattr(model, "peft_config", None)
     if isinstance(configs, Mapping):
         active = getattr(model, "active_adapters", None) or list(configs)
-        found["adapters"] = {name: plain_values(configs[name].to_dict()) for name in active}
-    return found
+        entry["adapters"] = {name: plain_values(configs[name].to_dict()) for name in active}
+    return entry
 
 
 def plain_values(value: Any) -> Any:
-    """Settings as JSON can hold them: sets sorted, functions and others by name."""
+    """Return settings as JSON can hold them: sets sorted, functions and others by name."""
+    # from the most special kind of value to the plainest
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = dataclasses.fields(value)
         return {f.name: plain_values(getattr(value, f.name)) for f in fields}
@@ -133,7 +136,7 @@ def plain_values(value: Any) -> Any:
 
 
 def describe(function: object) -> Any:
-    """A function by name; a partial with its keywords; a model by its kind and weights."""
+    """Describe a function by name, a partial with its keywords, a model by its kind and weights."""
     if dataclasses.is_dataclass(function) and not isinstance(function, type):
         return {"name": type(function).__qualname__} | plain_values(function)
     if isinstance(function, nn.Module):
@@ -141,25 +144,26 @@ def describe(function: object) -> Any:
         if weights:
             return {"name": type(function).__qualname__, "sha256": tensors_hash(weights)}
     if isinstance(function, partial):
-        given = {k: plain_values(v) for k, v in function.keywords.items()}
-        return {"name": describe(function.func)} | given
+        settings = {k: plain_values(v) for k, v in function.keywords.items()}
+        return {"name": describe(function.func)} | settings
     if isinstance(function, Callable):
         return getattr(function, "__qualname__", type(function).__qualname__)
     return repr(function)
 
 
 def data_of(dataset: Dataset[Any]) -> dict[str, Any]:
-    """Number of samples, class names where known, and a hash that needs no decoding.
+    """Describe a dataset: samples, class names where known, and a hash that needs no decoding.
 
     Pictures are hashed by the digests of their pixels, whatever was computed of them, and texts by
     those of their rows, `digests`; other tensors whole; the rest by their labels.
     """
-    known = classes_of(dataset)
+    classes = classes_of(dataset)
     if isinstance(dataset, Subset):
         index = np.asarray(dataset.indices, dtype=np.int64).tobytes()
         inner = data_of(dataset.dataset)
+        # the parent's content and the chosen rows
         digest = _sha(inner["sha256"].encode() + index)
-        known = inner.get("classes")
+        classes = inner.get("classes")
     elif rows := digests_of(dataset):
         labels = labels_of(dataset)  # the rows of a text hold theirs
         digest = _sha(" ".join(rows).encode() + (b"" if labels is None else labels.tobytes()))
@@ -168,28 +172,29 @@ def data_of(dataset: Dataset[Any]) -> dict[str, Any]:
     else:
         labels = labels_of(dataset)
         digest = _sha(b"" if labels is None else labels.astype(np.int64).tobytes())
-    found: dict[str, Any] = {"n": size_of(dataset), "sha256": digest}
-    if known is not None:
-        found["classes"] = [str(name) for name in known]
-    return found
+    entry: dict[str, Any] = {"n": size_of(dataset), "sha256": digest}
+    if classes is not None:
+        entry["classes"] = [str(name) for name in classes]
+    return entry
 
 
 def _sha(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def shared_samples(one: Dataset[Any], two: Dataset[Any]) -> int | None:
-    """How many samples stand in both sets; None if that cannot be told without decoding."""
-    if one is two:
-        return size_of(one)
-    first, second = _keys(one), _keys(two)
+def shared_samples(first_set: Dataset[Any], second_set: Dataset[Any]) -> int | None:
+    """Count the samples that both sets have; None if counting them would need decoding."""
+    if first_set is second_set:
+        return size_of(first_set)
+    first, second = _keys(first_set), _keys(second_set)
+    # digests cannot be compared with rows of bytes, nor with places in a parent set
     if first is None or second is None or first[0] != second[0]:
         return None
     return len(first[1] & second[1])
 
 
 def item_numbers(dataset: Dataset[Any]) -> torch.Tensor | None:
-    """A number of each sample, equal where the sample is, in whatever set: (n,) int64.
+    """Return a number of each sample, the same for equal samples of any set: (n,) int64.
 
     60 bits of the samples' digests, or of a tensor's rows; None where that takes decoding.
     """
@@ -203,16 +208,18 @@ def item_numbers(dataset: Dataset[Any]) -> torch.Tensor | None:
 
 
 def _keys(dataset: Dataset[Any]) -> tuple[object, set[Any]] | None:
-    """(what kind of key, the samples' keys)."""
+    """Return (the kind of key, the samples' keys), to compare datasets with keys of one kind."""
     if rows := digests_of(dataset):
         return "digest", set(rows)
     if isinstance(dataset, TensorDataset):
         rows = dataset.tensors[0].detach().cpu().contiguous()
+        # inputs alone: the same picture with another label is the same sample
         return "bytes", {_sha(row.numpy().tobytes()) for row in rows}
     if isinstance(dataset, Subset):
-        whole = dataset.dataset
-        if isinstance(whole, TensorDataset):
+        parent = dataset.dataset
+        if isinstance(parent, TensorDataset):
             index = torch.as_tensor(list(dataset.indices), dtype=torch.int64)
-            return _keys(TensorDataset(whole.tensors[0][index]))
-        return id(whole), {int(i) for i in dataset.indices}
+            return _keys(TensorDataset(parent.tensors[0][index]))
+        # two subsets of one parent share the samples with the same index
+        return id(parent), {int(i) for i in dataset.indices}
     return None

@@ -54,63 +54,73 @@ class ReadsBuffers(Protocol):
 
 
 def learned_copy(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of the trained parameters and buffers, on the CPU."""
+    """Return a copy of the trained parameters and buffers, on the CPU."""
     return {name: t.detach().cpu().clone() for name, t in learned_state(model).items()}
 
 
 def put_back(model: nn.Module, learned: Mapping[str, Tensor]) -> None:
     """Set trained parameters and buffers.  Raises: CheckpointError if names or shapes differ."""
-    own = learned_state(model)
-    other = {n: tuple(t.shape) for n, t in own.items()}
-    wanted = {n: tuple(t.shape) for n, t in learned.items()}
-    if other != wanted:
-        differ = sorted(n for n in other | wanted if other.get(n) != wanted.get(n))
-        what, got = "trained weights", f"{len(differ)} that do not fit, first {differ[0]!r}"
+    # names and shapes are compared before any weight is written
+    current = learned_state(model)
+    shapes = {n: tuple(t.shape) for n, t in current.items()}
+    saved_shapes = {n: tuple(t.shape) for n, t in learned.items()}
+    if shapes != saved_shapes:
+        differ = sorted(n for n in shapes | saved_shapes if shapes.get(n) != saved_shapes.get(n))
+        subject, got = "trained weights", f"{len(differ)} that do not fit, first {differ[0]!r}"
         fix = "Build the model with the same method, backbone and number of classes."
-        raise CheckpointError(what, got=got, want="the model the run was started with", fix=fix)
+        raise CheckpointError(subject, got=got, want="the model the run was started with", fix=fix)
     with torch.no_grad():
-        for name, tensor in own.items():
+        for name, tensor in current.items():
             tensor.copy_(learned[name])
     for module in model.modules():
+        # values that a module derived from its buffers are stale now
         if isinstance(module, ReadsBuffers):
             module.read_buffers()
 
 
 def trunk_hash(model: nn.Module) -> str:
-    """SHA-256 of the frozen weights, as they are held in training."""
+    """Return the SHA-256 of the frozen weights, in the type that they have in training."""
     return tensors_hash(list(frozen(model)))
 
 
-def capture(model: nn.Module, learner: Learner, at: Position, ranks: Accelerator) -> dict[str, Any]:
-    """The whole state of a run.  Every process calls this: each has generators of its own."""
+def capture(
+    model: nn.Module, learner: Learner, position: Position, ranks: Accelerator
+) -> dict[str, Any]:
+    """Return the whole state of a run.  Every process calls this: each has its own generators."""
+    # a state for each process, by rank
     random = [global_state()]
     if ranks.num_processes > 1:
         random = gather_object(random)
-    whole = learner.parts.pieces  # names of one process, whatever their number
-    best = at.best and {"epoch": at.best.epoch, "value": at.best.value} | {
-        "learned": whole(at.best.learned)
+    pieces = learner.parts.pieces  # names of one process, whatever their number
+    best = position.best and {"epoch": position.best.epoch, "value": position.best.value} | {
+        "learned": pieces(position.best.learned)
     }
     return {
-        "identity": at.identity,
-        "step": at.step,
-        "scored": at.scored,
-        "seconds": at.seconds,
-        "cpu_seconds": at.cpu_seconds,
-        "metrics_bytes": at.metrics_bytes,
+        "identity": position.identity,
+        "step": position.step,
+        "scored": position.scored,
+        "seconds": position.seconds,
+        "cpu_seconds": position.cpu_seconds,
+        "metrics_bytes": position.metrics_bytes,
         "best": best,
-        "learned": whole(learned_state(model)),
+        "learned": pieces(learned_state(model)),
         "learner": learner.state(),
-        "loads": {name: (list(load.share), load.active) for name, load in at.loads.items()},
+        "loads": {name: (list(load.share), load.active) for name, load in position.loads.items()},
         "counts": {n: (r.received, r.served) for n, r in learned_routers(model).items()},
         "past": learner.parts.past(),
         "owners": learner.parts.owners(),
+        # alike in all processes: routers draw for the whole batch
         "draws": generator_states(model),
         "random": random,
     }
 
 
 def restore(
-    model: nn.Module, learner: Learner, at: Position, state: Mapping[str, Any], ranks: Accelerator
+    model: nn.Module,
+    learner: Learner,
+    position: Position,
+    state: Mapping[str, Any],
+    ranks: Accelerator,
 ) -> None:
     """Restore a run to the state that was captured.
 
@@ -118,39 +128,46 @@ def restore(
     settings or number of processes.
     """
     saved = state["identity"]
-    own = at.identity
+    identity = position.identity
     # a part that is only scored may be left out of the rest of a run, or come to it
-    later = {name for name in ("val", "test", "task") if not (saved.get(name) and own.get(name))}
-    was, now = ({k: v for k, v in one.items() if k not in later} for one in (saved, own))
+    later = {
+        name for name in ("val", "test", "task") if not (saved.get(name) and identity.get(name))
+    }
+    was, now = (
+        {k: v for k, v in entries.items() if k not in later} for entries in (saved, identity)
+    )
+    # everything else decides what the next step computes
     check_same(was, now)
     # before any weight: owners decide what is kept here
     learner.parts.set_owners(state["owners"])
     mine = learner.parts.own
+    # weights, then what was computed of them: optimiser, loads, draws
     put_back(model, mine(state["learned"]))
     learner.load_state(state["learner"])
     learner.parts.follow(state["past"])
     set_generator_states(model, state["draws"])
     random = state["random"]
     set_global_state(random[ranks.process_index % len(random)])  # of fewer processes, perhaps
-    at.step, at.metrics_bytes = state["step"], state["metrics_bytes"]
-    at.scored = state["scored"]
-    at.seconds, at.cpu_seconds = state["seconds"], state["cpu_seconds"]
-    at.loads = {name: Load(tuple(share), k) for name, (share, k) in state["loads"].items()}
+    position.step, position.metrics_bytes = state["step"], state["metrics_bytes"]
+    position.scored = state["scored"]
+    position.seconds, position.cpu_seconds = state["seconds"], state["cpu_seconds"]
+    position.loads = {name: Load(tuple(share), k) for name, (share, k) in state["loads"].items()}
     routers = learned_routers(model)
     for name, (received, served) in state["counts"].items():
         routers[name].received, routers[name].served = received, served
     best = state["best"]
-    at.best = Score(**best | {"learned": mine(best["learned"])}) if best else None
+    position.best = Score(**best | {"learned": mine(best["learned"])}) if best else None
 
 
-def check_same(saved: Mapping[str, Any], own: Mapping[str, Any], path: str = "") -> None:
+def check_same(saved: Mapping[str, Any], current: Mapping[str, Any], path: str = "") -> None:
     """Raise CheckpointError at the first entry that differs."""
-    for name in sorted(saved.keys() | own.keys()):
-        one, two = saved.get(name), own.get(name)
-        where = f"{path}.{name}" if path else name
-        if isinstance(one, Mapping) and isinstance(two, Mapping):
-            check_same(one, two, where)
-        elif one != two:
-            what = f"checkpoint of another run, {where}"
+    for name in sorted(saved.keys() | current.keys()):
+        old, new = saved.get(name), current.get(name)
+        entry = f"{path}.{name}" if path else name
+        # down to the single setting, so that the error can name it
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            check_same(old, new, entry)
+        elif old != new:
+            subject = f"checkpoint of another run, {entry}"
             fix = "Resume with the model, data and settings of its start, or take another folder."
-            raise CheckpointError(what, got=two, want=one, fix=fix)
+            raise CheckpointError(subject, got=new, want=old, fix=fix)

@@ -43,7 +43,7 @@ class Run:
     out: Path | None
 
     def __str__(self) -> str:
-        """Method, data, scores, costs and the folder, in a few lines."""
+        """Return method, data, scores, costs and the folder, in a few lines."""
         return summary(self.record, self.val, self.test, self.out)
 
     __repr__ = __str__  # of a record and logits nobody reads the values in a notebook
@@ -59,18 +59,21 @@ def fit_once(
     write: Write,
     finish: Finish = lambda run: run,
 ) -> Run:
-    """One training, whatever the method: `fit`, or a phase.
+    """Train a model once, whatever the method: a `fit`, or one phase.
 
     write: puts the trained model into the run's folder.  finish: see `fit`.
     """
     model, training, out = job.model, job.training, job.running.out
     trained(model)  # raises if nothing is
+    # all that can be refused is refused before a folder is made
     disjoint = _check_selection(job, evaluate_every)
     device = job.running.device
     ranks = accelerator(tracker_names(job.running.trackers, out), out, device)
     if training.precision == "fp16" and ranks.device.type == "cpu":
-        what, got = "precision", "'fp16' on a CPU"
-        raise ConfigError(what, got=got, want="'fp32' or 'bf16' there", fix="Use precision='bf16'.")
+        subject, got = "precision", "'fp16' on a CPU"
+        raise ConfigError(
+            subject, got=got, want="'fp32' or 'bf16' there", fix="Use precision='bf16'."
+        )
     with owned(out, job.running.resume):
         if out is not None:
             on_main(ranks, lambda: write_text(out / "README.txt", README))
@@ -89,9 +92,11 @@ def _fit(
     model, training, out = job.model, job.training, job.running.out
     model.to(ranks.device)
     cast_frozen(model, training.precision)
-    about = _about(job)
+    # the record is taken before the first step, the identity of frozen weights after their cast
+    setup = _about(job)
     loop = Loop(job)
-    identity = _identity(about, model) if out is not None else {}
+    identity = _identity(setup, model) if out is not None else {}
+    # memory from here on is that of training
     resident = records.forget_peak()
     with loop.shared_out(ranks) as parts:
         with loop.running(identity):
@@ -100,27 +105,33 @@ def _fit(
         results = _results(loop, scores, disjoint) | {"peak_bytes": records.peak_bytes(resident)}
         if loop.learner.masking is not None:
             results["masks"] = loop.learner.masking.report()
-        done = about | {"record": records.plain_values(record), "results": results}
+        # `finish` may add to the folder, and returns the run that is written
+        done = setup | {"record": records.plain_values(record), "results": results}
         run = Run(done, tuple(loop.log.lines), scores.get("val"), scores.get("test"), out)
         run = finish(run)
         if out is not None:
             split = "test" if "test" in scores else "val"
-            found, last = scores.get(split), write
+            metrics, last = scores.get(split), write
             if parts.shared:  # each process writes its experts
                 write(model, out / ADAPTER, run.record, parts)
                 last = None
             evaluated = job.sets[2] if split == "test" else job.sets[1]
             on_main(
-                ranks, lambda: write_results(out, model, run.record, split, found, last, evaluated)
+                ranks,
+                lambda: write_results(out, model, run.record, split, metrics, last, evaluated),
             )
     return run
 
 
-def _check_selection(job: Job, every: int) -> bool | None:
-    """True if val shares no sample with train; None if not checked, or not known."""
-    whole("evaluate_every", every, 0, fix="Try 1.")
+def _check_selection(job: Job, evaluate_every: int) -> bool | None:
+    """Return True if val shares no sample with train; None if not checked, or not known.
+
+    Raises: DataError or ConfigError where the best epoch cannot be selected fairly on val.
+    """
+    whole("evaluate_every", evaluate_every, 0, fix="Try 1.")
     train, val, _ = job.sets
     if job.settle is not None and job.settle.by_val:
+        # a phase that selects by val needs val as much as select="val" does
         shared = 0 if val is None else records.shared_samples(train, val)
         if val is None or shared:
             got = "none" if val is None else f"{shared} samples of train in it"
@@ -128,20 +139,22 @@ def _check_selection(job: Job, every: int) -> bool | None:
             raise DataError("val", got=got, want="samples of its own to choose by", fix=fix)
     if job.recipe.select != "val":
         return None
-    if val is None or not every:
+    if val is None or not evaluate_every:
         got = "no validation set" if val is None else "evaluate_every=0"
         want = "a score on val after some epochs"
         raise ConfigError("select='val'", got=got, want=want, fix="Pass val=..., or select='last'.")
     shared = records.shared_samples(train, val)
     if shared:
-        what, want = "select='val'", "sets that share none: a model knows what it was trained on"
+        subject, want = "select='val'", "sets that share none: a model knows what it was trained on"
         got = f"{shared} images that are in both train and val"
-        raise DataError(what, got=got, want=want, fix="Take them out of val, or use select='last'.")
+        raise DataError(
+            subject, got=got, want=want, fix="Take them out of val, or use select='last'."
+        )
     return None if shared is None else True
 
 
 def _about(job: Job) -> dict[str, Any]:
-    """The part of the record that is known before the first step."""
+    """Return the part of the record that is known before the first step."""
     named = dict(zip(("train", "val", "test"), job.sets, strict=True))
     schedule = job.recipe.schedule
     masks = isinstance(schedule, SparseSchedule | LayerSchedule)
@@ -154,10 +167,12 @@ def _about(job: Job) -> dict[str, Any]:
         "task": records.describe(job.task),
         "objective": records.describe(job.objective),
         "training": records.plain_values(job.training),
+        # the optimiser that was used, not None for the default
         "recipe": records.plain_values(
             keywords(job.recipe) | {"optimizer": job.recipe.optimizer or adamw}
         )
         | ({"schedule": records.describe(schedule)} if masks else {}),
+        # strategies and stacks are described: their objects cannot be written
         "running": records.plain_values(
             keywords(job.running) | {"seat": _beside(job), "parallel": _shared_out(job)}
         ),
@@ -168,32 +183,32 @@ def _about(job: Job) -> dict[str, Any]:
 
 
 def _shared_out(job: Job) -> Any:
-    """How experts are shared out among processes."""
+    """Describe the way in which experts are shared out among processes; None without."""
     parallel = job.running.parallel
     return None if parallel is None else records.describe(parallel)
 
 
 def _beside(job: Job) -> int | None:
-    """How many runs step together."""
+    """Return the number of runs that step together; None for a run by itself."""
     seat = job.running.seat
     return None if seat is None else len(seat.stack.spent)
 
 
-def _identity(about: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
-    """The settings and data that a checkpoint must share with the run."""
-    parts = about["data"]
+def _identity(setup: Mapping[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Return the settings and data that a checkpoint must share with the run."""
+    parts = setup["data"]
     data = parts["train"]
     return {
-        "method": about["method"],
+        "method": setup["method"],
         "backbone": trunk_hash(model),
         "classes": data.get("classes"),
         "data": {k: v for k, v in data.items() if k != "classes"},
         "val": parts.get("val"),
         "test": parts.get("test"),
-        "task": about["task"],
-        "objective": about["objective"],
-        "training": about["training"],
-        "recipe": about["recipe"],
+        "task": setup["task"],
+        "objective": setup["objective"],
+        "training": setup["training"],
+        "recipe": setup["recipe"],
     }
 
 

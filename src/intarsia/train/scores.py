@@ -21,16 +21,16 @@ class Scores(abc.ABC):
 
     @abc.abstractmethod
     def scores(self) -> dict[str, float]:
-        """The numbers, for JSON."""
+        """Return the numbers by name, for JSON."""
 
     @property
     def best(self) -> float:
-        """What select="val" looks at; higher is better."""
+        """The number by which select="val" compares epochs; higher is better."""
         return -self.loss
 
     @property
     def predictions(self) -> dict[str, Tensor]:
-        """What is kept in the run folder, one row a sample; empty where that would be large."""
+        """The tensors for the run folder, one row a sample; empty where they would be large."""
         return {}
 
 
@@ -53,13 +53,13 @@ class Metrics(Scores):
 
     @classmethod
     def of(cls, logits: Tensor, labels: Tensor) -> Metrics:
-        """Scores of logits (n, classes) against labels (n,)."""
+        """Score logits (n, classes) against labels (n,)."""
         guess, truth = logits.argmax(1).numpy(), labels.numpy()
-        shown = np.unique(truth)
+        present = np.unique(truth)
         return cls(
             loss=float(F.cross_entropy(logits.double(), labels)),
             accuracy=float(accuracy_score(truth, guess)),
-            balanced_accuracy=float(recall_score(truth, guess, labels=shown, average="macro")),
+            balanced_accuracy=float(recall_score(truth, guess, labels=present, average="macro")),
             ece=calibration_error(logits, labels),
             logits=logits,
             labels=labels,
@@ -78,7 +78,7 @@ class Metrics(Scores):
         return {name: getattr(self, name) for name in names} | dict(self.extra)
 
     def tempered(self, val: Metrics) -> Metrics:
-        """With the loss after one temperature, fitted on val: `temperature`, `tempered_loss`.
+        """Add the loss after one temperature, fitted on val: `temperature`, `tempered_loss`.
 
         What the logits rank first stays the same.  Without the two where val cannot carry a
         temperature, see `best_temperature`.
@@ -87,14 +87,14 @@ class Metrics(Scores):
         return self if fitted is None else self.tempered_by(fitted)
 
     def tempered_by(self, t: float) -> Metrics:
-        """With the loss after this temperature, which was not fitted on these logits."""
+        """Add the loss after this temperature, which was not fitted on these logits."""
         loss = float(F.cross_entropy(self.logits.double() / t, self.labels))
-        found = {"temperature": t, "tempered_loss": loss}
-        return replace(self, extra=dict(self.extra) | found)
+        tempered = {"temperature": t, "tempered_loss": loss}
+        return replace(self, extra=dict(self.extra) | tempered)
 
 
 def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
-    """ECE = sum_b n_b / n |accuracy_b - confidence_b|, in bins of equal width (arXiv:1706.04599).
+    """Compute ECE = sum_b n_b / n |accuracy_b - confidence_b| in equal bins (arXiv:1706.04599).
 
     logits: (n, classes), labels: (n,).  NaN where a logit is.
     """
@@ -102,6 +102,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
     if not confidence.isfinite().all():
         return math.nan
     place = (confidence * bins).ceil().long().clamp(1, bins) - 1  # bin b holds ((b-1)/M, b/M]
+    # sum_b |sum of gaps in b| / n equals sum_b n_b / n |accuracy_b - confidence_b|
     gap = (guess == labels).double() - confidence
     return float(gap.new_zeros(bins).index_add(0, place, gap).abs().sum() / max(1, len(gap)))
 
@@ -109,7 +110,7 @@ def calibration_error(logits: Tensor, labels: Tensor, bins: int = 15) -> float:
 def best_temperature(
     logits: Tensor, labels: Tensor, prior: float = 0.5, certainty: float = 0.25
 ) -> float | None:
-    """The temperature T of logits / T, fitted on a part that was not trained on.
+    """Fit the temperature T of logits / T, on a part that was not trained on.
 
     The most probable one: log T ~ N(0, prior^2) in advance, and the labels' likelihood.  The paper
     has the likelihood alone, whose T falls to 0 on a part without a mistake and follows every
@@ -121,6 +122,7 @@ def best_temperature(
     from scipy.optimize import minimize_scalar  # a third of a second, needed once
 
     wide = logits.double()
+    # without a mistake the likelihood alone would let T fall to 0
     if not wide.isfinite().all() or bool((wide.argmax(1) == labels).all()):
         return None
 
@@ -128,11 +130,13 @@ def best_temperature(
         loss = F.cross_entropy(wide / math.exp(log_t), labels, reduction="sum")
         return float(loss) + (log_t / prior) ** 2 / 2
 
-    most = 8 * prior
-    found: Any = minimize_scalar(energy, bounds=(-most, most), method="bounded")
-    at, step = float(found.x), 1e-3
-    curvature = (energy(at + step) - 2 * energy(at) + energy(at - step)) / step**2
-    return math.exp(at) if curvature > certainty**-2 else None
+    # eight standard deviations of the prior: no temperature lies beyond
+    reach = 8 * prior
+    minimum: Any = minimize_scalar(energy, bounds=(-reach, reach), method="bounded")
+    best, step = float(minimum.x), 1e-3
+    # Laplace: the second difference of the energy is the inverse variance of log T
+    curvature = (energy(best + step) - 2 * energy(best) + energy(best - step)) / step**2
+    return math.exp(best) if curvature > certainty**-2 else None
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,7 @@ class TokenMetrics(Scores):
     @property
     def perplexity(self) -> float:
         """exp(loss)."""
+        # exp of more than 709 overflows
         return math.exp(min(self.loss, 700.0))
 
     @property
@@ -194,12 +199,13 @@ class Named(Scores):
 
 
 def ranking(ranks: Tensor, k: int) -> dict[str, float]:
-    """Hit rate and NDCG among the first k, and mean reciprocal rank, of one right item a row.
+    """Compute hit rate and NDCG at k, and mean reciprocal rank, of one right item a row.
 
     ranks: (n,), 1 = best.  scikit-learn's `top_k_accuracy_score`, `ndcg_score` and
     `label_ranking_average_precision_score`, which need the scores of all items in memory.
     """
     ranks = ranks.double()
+    # with one right item the ideal DCG is 1, so that NDCG is 1 / log2(rank + 1)
     inside = (ranks <= k).double()
     return {
         f"hit_rate_{k}": float(inside.mean()),
@@ -208,6 +214,6 @@ def ranking(ranks: Tensor, k: int) -> dict[str, float]:
     }
 
 
-def rank_of(own: Tensor, scores: Tensor) -> Tensor:
-    """The place of a score among its row's, ties at the worst of theirs.  (n,), (n, V) -> (n,)."""
-    return (~(scores < own[:, None])).sum(1)  # a NaN is the worst of all
+def rank_of(score: Tensor, scores: Tensor) -> Tensor:
+    """Rank a score among its row's, 1 = best, ties at the worst place.  (n,), (n, V) -> (n,)."""
+    return (~(scores < score[:, None])).sum(1)  # a NaN is the worst of all

@@ -33,7 +33,7 @@ Settings = TypeVar("Settings")
 
 
 def check_weights(weights: ClassWeights) -> None:
-    """Raises: ConfigError for weights that cannot be, whatever the classes are."""
+    """Check weights, whatever the classes are.  Raises: ConfigError for impossible ones."""
     if weights == BALANCED:
         return
     named = named_numbers("class_weights", weights) if isinstance(weights, str) else weights

@@ -54,78 +54,82 @@ class SquareHead:
         above("eps", self.eps, 0, fix="Try 1e-6.")
 
     def __call__(self, model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
-        """The loss of one forward of each."""
+        """Compute the loss of one forward of student and teacher."""
         if self.teacher is None:
             want, fix = "the dense model", "Pass SquareHead(teacher), or fit --teacher NAME."
             raise ConfigError("teacher of SquareHead", got="none", want=want, fix=fix)
         if is_encoder_decoder(self.teacher):
             want, fix = "blocks with one padding mask", "Use `distill` for it."
             raise ConfigError("teacher", got="an encoder with a decoder", want=want, fix=fix)
-        with block_outputs(self.teacher) as wanted:
+        # the teacher first, without a gradient; then the student on the same batch
+        with block_outputs(self.teacher) as targets:
             target = taught(self.teacher, x)
-        with block_outputs(model) as own:
+        with block_outputs(model) as outputs:
             logits = logits_of(model, x)
-        _check(own, wanted, logits.requires_grad)
+        _check(outputs, targets, logits.requires_grad)
         keep = mask_of(x)
+        # one relative error for each pair of blocks, added up
         feature = torch.stack(
-            [relative_error(s, t, keep, self.eps) for s, t in zip(own, wanted, strict=True)]
+            [relative_error(s, t, keep, self.eps) for s, t in zip(outputs, targets, strict=True)]
         ).sum()
         task = loss_of(logits)
         parts = {"task": task, "feature": feature}
         loss = self.ce * task + self.feature * feature
         if self.kl:
             check_logits(target, logits)
-            soft, said = (counted(part, loss_of) / self.temperature for part in (target, logits))
-            parts["divergence"] = self.temperature**2 * divergence_of(loss_of)(soft, said)
+            soft, student = (counted(part, loss_of) / self.temperature for part in (target, logits))
+            parts["divergence"] = self.temperature**2 * divergence_of(loss_of)(soft, student)
             loss = loss + self.kl * parts["divergence"]
         return Outcome(loss, logits, parts)
 
 
-def relative_error(own: Tensor, target: Tensor, keep: Tensor | None, eps: float) -> Tensor:
-    """mean (own - target)^2 / (mean target^2 + eps), in float32 or better.
+def relative_error(output: Tensor, target: Tensor, keep: Tensor | None, eps: float) -> Tensor:
+    """Compute mean (output - target)^2 / (mean target^2 + eps), in float32 or better.
 
-    own, target: (B, T, d) or (B, ...).  keep: (B, T) bool, the tokens that count; one of another
+    output, target: (B, T, d) or (B, ...).  keep: (B, T) bool, the tokens that count; one of another
     shape is left alone, as are all of it if None.
     """
-    if keep is not None and keep.shape == own.shape[:-1]:
-        own, target = own[keep], target[keep]  # (N, d)
-    own, target = (h.to(torch.promote_types(h.dtype, torch.float32)) for h in (own, target))
-    return (own - target).square().mean() / (target.square().mean() + eps)
+    # padding would be fitted, too
+    if keep is not None and keep.shape == output.shape[:-1]:
+        output, target = output[keep], target[keep]  # (N, d)
+    output, target = (h.to(torch.promote_types(h.dtype, torch.float32)) for h in (output, target))
+    return (output - target).square().mean() / (target.square().mean() + eps)
 
 
 def mask_of(x: Inputs) -> Tensor | None:
-    """The tokens of a batch that are no padding, (B, T) bool; None where all are."""
+    """Return the tokens of a batch that are no padding, (B, T) bool; None without padding."""
     mask = x.get("attention_mask") if isinstance(x, Mapping) else None
     return None if mask is None or mask.ndim != 2 else mask.bool()
 
 
 @contextmanager
 def block_outputs(model: nn.Module) -> Iterator[list[Tensor]]:
-    """The output of each block, in the order of the forward, while inside.
+    """Record the output of each block, in the order of the forward, while inside.
 
     No hook is left for the backward, in which recomputed blocks run once more.
     """
-    seen: list[Tensor] = []
+    outputs: list[Tensor] = []
 
     def keep(_module: nn.Module, _inputs: object, output: Any) -> None:
-        seen.append(output[0] if isinstance(output, tuple) else output)
+        outputs.append(output[0] if isinstance(output, tuple) else output)
 
     hooks = [block.register_forward_hook(keep) for block in blocks_of(model)]
     try:
-        yield seen
+        yield outputs
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _check(own: list[Tensor], wanted: list[Tensor], learns: bool) -> None:
-    """Raises: ConfigError for blocks that cannot be compared, or do not learn."""
-    shapes = [[tuple(h.shape) for h in found] for found in (wanted, own)]
+def _check(outputs: list[Tensor], targets: list[Tensor], learns: bool) -> None:
+    """Check blocks.  Raises: ConfigError for those that cannot be compared, or do not learn."""
+    shapes = [[tuple(h.shape) for h in tensors] for tensors in (targets, outputs)]
+    # as many blocks, each as wide: pruning leaves shapes as they are
     if shapes[0] != shapes[1]:
-        said = [f"{len(s)} blocks with outputs {s[-1] if s else '()'}" for s in shapes]
+        texts = [f"{len(s)} blocks with outputs {s[-1] if s else '()'}" for s in shapes]
         fix = "Take the dense model that the student was pruned from."
-        raise ConfigError("teacher", got=said[0], want=f"{said[1]}, as the student", fix=fix)
-    if learns and not any(h.requires_grad for h in own):
+        raise ConfigError("teacher", got=texts[0], want=f"{texts[1]}, as the student", fix=fix)
+    if learns and not any(h.requires_grad for h in outputs):
         got, want = "block outputs without a gradient", "a trained weight in or before a block"
         fix = "Train more than the head."
         raise ConfigError("SquareHead", got=got, want=want, fix=fix)

@@ -24,7 +24,7 @@ Result = TypeVar("Result")
 
 
 class Together(Protocol):
-    """One forward for the rows of several models.  alone(i): inside, draws are those of run i."""
+    """A joint forward for several models' rows.  alone(i): a context with the draws of run i."""
 
     def __call__(self, rows: Sequence[Tensor], alone: Callable[[int], Any]) -> list[Tensor]: ...
 
@@ -36,8 +36,8 @@ Joining = Callable[[Sequence[nn.Module], Sequence[Tensor]], "Together | None"]
 
 
 @dataclass
-class _Asked:
-    """What a run waits for: its logits, or its gradients."""
+class _Request:
+    """A run's request to the stack: for its logits, or, without a model, for its gradients."""
 
     model: nn.Module | None
     value: Tensor
@@ -51,42 +51,45 @@ class Stack:
     def __init__(self, count: int, joining: Joining) -> None:
         self.joining = joining
         self.stop = StopRequest()
+        # the run whose thread may work; -1 when all have ended
         self.turn = 0
         self.change = threading.Condition()
         self.alive = list(range(count))
-        self.asked: dict[int, _Asked] = {}
+        self.asked: dict[int, _Request] = {}
         self.found: dict[int, Any] = {}
+        # the global generators of each run that waits
         self.random: dict[int, dict[str, Any]] = {}
         self.spent = [(0.0, 0.0)] * count
         self.mark = time.perf_counter(), time.process_time()
         self._together: tuple[list[int], Together | None] = [], None
 
-    def meet(self, run: int, asked: _Asked) -> Any:
-        """Wait until all have asked; returns what was found for this one."""
+    def meet(self, run: int, request: _Request) -> Any:
+        """Wait until all runs have made a request; return the answer to this one's."""
+        # the generators are put aside: the next run has its own
         self.random[run] = global_state()
-        self.asked[run] = asked
+        self.asked[run] = request
         self._pass_on()
         self.wait(run)
-        found = self.found.pop(run)
-        if isinstance(found, Exception):
-            raise found
-        return found
+        answer = self.found.pop(run)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def wait(self, run: int) -> None:
-        """Until it is this run's turn; the global generators are then where it left them."""
+        """Wait for this run's turn; the global generators are then in the state it left them in."""
         with self.change:
             self.change.wait_for(lambda: self.turn == run)
         if run in self.random:
             set_global_state(self.random.pop(run))
 
     def leave(self, run: int) -> None:
-        """This one has ended."""
+        """Take a run that has ended out of the stack."""
         self.account()
         self.alive.remove(run)
         self._pass_on()
 
     def account(self) -> None:
-        """Share out the time since the last call among those that go on."""
+        """Share out the time since the last call equally among the runs that go on."""
         now = time.perf_counter(), time.process_time()
         wall, cpu = (b - a for a, b in zip(self.mark, now, strict=True))
         self.mark, share = now, max(1, len(self.alive))
@@ -95,7 +98,8 @@ class Stack:
             self.spent[run] = before[0] + wall / share, before[1] + cpu / share
 
     def _pass_on(self) -> None:
-        """Give the turn to the next one that has not asked; when all have, answer them first."""
+        """Give the turn to the next run without a request; when all have one, answer them first."""
+        # the last run to come computes for all
         if self.alive and len(self.asked) == len(self.alive):
             self._answer()
         ready = [run for run in self.alive if run not in self.asked]
@@ -104,40 +108,45 @@ class Stack:
             self.change.notify_all()
 
     def _answer(self) -> None:
-        asked, self.asked = dict(sorted(self.asked.items())), {}
-        kinds = {id(a.model) if a.model is None else 0: a for a in asked.values()}
+        requests, self.asked = dict(sorted(self.asked.items())), {}
+        # forwards and backwards cannot be mixed: all runs must be at the same point of a step
+        kinds = {id(a.model) if a.model is None else 0: a for a in requests.values()}
         try:
             if len(kinds) > 1:
                 raise RuntimeError("runs of a stack that do not step alike")
-            if next(iter(asked.values())).model is None:
-                torch.autograd.backward([a.value for a in asked.values()])
-                self.found.update(dict.fromkeys(asked))
+            # losses of separate models: one backward computes the gradients of each
+            if next(iter(requests.values())).model is None:
+                torch.autograd.backward([a.value for a in requests.values()])
+                self.found.update(dict.fromkeys(requests))
             else:
-                self.found.update(self._forward(asked))
+                self.found.update(self._forward(requests))
         except Exception as error:
-            self.found.update(dict.fromkeys(asked, error))
+            # every thread raises it, none waits for ever
+            self.found.update(dict.fromkeys(requests, error))
 
-    def _forward(self, asked: Mapping[int, _Asked]) -> dict[int, Tensor]:
-        first, runs = next(iter(asked.values())), list(asked)
-        models = [a.model for a in asked.values() if a.model is not None]
-        rows = [a.value for a in asked.values()]
+    def _forward(self, requests: Mapping[int, _Request]) -> dict[int, Tensor]:
+        first, runs = next(iter(requests.values())), list(requests)
+        models = [a.model for a in requests.values() if a.model is not None]
+        rows = [a.value for a in requests.values()]
         device = rows[0].device.type
         half: dict[str, Any] = {"dtype": first.half, "enabled": first.half is not None}
         with torch.autocast(device, **half), torch.set_grad_enabled(first.grad):
+            # a run has ended since: the others are joined anew
             if self._together[0] != runs:
                 self.close()
                 self._together = runs, self.joining(models, rows)
             together = self._together[1]
             if together is not None:
                 return dict(zip(runs, together(rows, lambda i: self._own(runs[i])), strict=True))
-            found: dict[int, Tensor] = {}
+            # models that cannot be joined compute one after the other
+            outputs: dict[int, Tensor] = {}
             for run, model, x in zip(runs, models, rows, strict=True):
                 with self._own(run):
-                    found[run] = model(x)
-            return found
+                    outputs[run] = model(x)
+            return outputs
 
     def close(self) -> None:
-        """The models compute for themselves again."""
+        """Let the models compute for themselves again."""
         runs, together = self._together
         self._together = [], None
         if together is not None:
@@ -148,7 +157,7 @@ class Stack:
 
 
 class _OwnDraws:
-    """Inside, torch draws as a run does, on every device; its states move on."""
+    """A context in which torch draws as one run does, on every device; its states move on."""
 
     def __init__(self, state: dict[str, Any]) -> None:
         self.state = state
@@ -175,12 +184,12 @@ class Seat:
         return self.stack.stop
 
     def now(self) -> tuple[float, float]:
-        """This run's share of the time on the wall and of the cores."""
+        """Return this run's share of the wall-clock and of the CPU time, in seconds."""
         self.stack.account()
         return self.stack.spent[self.run]
 
     def backward(self, loss: Tensor) -> None:
-        self.stack.meet(self.run, _Asked(None, loss, True, None))
+        self.stack.meet(self.run, _Request(None, loss, True, None))
 
 
 class Seated(nn.Module):
@@ -193,15 +202,16 @@ class Seated(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
+        # autocast and gradient mode belong to a thread: they go with the request
         half = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-        asked = _Asked(self.model, x, torch.is_grad_enabled(), half)
-        return self.seat.stack.meet(self.seat.run, asked)
+        request = _Request(self.model, x, torch.is_grad_enabled(), half)
+        return self.seat.stack.meet(self.seat.run, request)
 
 
 def stacked(
     jobs: Sequence[Callable[[Seat], Result]], joining: Joining
 ) -> list[Result | BaseException]:
-    """Run the jobs beside each other; the result of each, or its error.
+    """Run the jobs beside each other; return the result of each, or its error.
 
     A job trains with `seat=...` on its seat. The first SIGINT or SIGTERM stops all after
     their step, and each says so in its error.
@@ -213,12 +223,14 @@ def stacked(
         stack.wait(run)
         try:
             ends[run] = jobs[run](Seat(stack, run))
+        # KeyboardInterrupt too: the caller decides, outside of the thread
         except BaseException as error:
             ends[run] = error
         finally:
             stack.leave(run)
 
     with global_kept(), stop_on_signals() as stack.stop:
+        # each run starts from the state in which it would start alone
         begun = global_state()
         stack.random = {run: begun for run in stack.alive}
         threads = [threading.Thread(target=work, args=(n,), daemon=True) for n in range(len(jobs))]

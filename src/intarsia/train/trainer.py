@@ -16,7 +16,7 @@ from .tasks.tokens import next_token
 
 
 def trainer_loss(model: nn.Module) -> Callable[..., Tensor]:
-    """A `compute_loss_func` for `transformers.Trainer`: cross-entropy plus `aux_loss`.
+    """Return a `compute_loss_func` for `transformers.Trainer`: cross-entropy plus `aux_loss`.
 
     arguments = TrainingArguments(..., label_names=["labels"])    # an adapted model does not say
     trainer = Trainer(model, arguments, ..., compute_loss_func=intarsia.train.trainer_loss(model))
@@ -29,15 +29,16 @@ def trainer_loss(model: nn.Module) -> Callable[..., Tensor]:
 
     def loss(outputs: Any, labels: Tensor | None, num_items_in_batch: Any = None) -> Tensor:
         if labels is None:
-            what, fix = "labels of a batch", 'Pass label_names=["labels"] to TrainingArguments.'
-            raise ConfigError(what, got="none that the Trainer knows of", want="labels", fix=fix)
+            subject, fix = "labels of a batch", 'Pass label_names=["labels"] to TrainingArguments.'
+            raise ConfigError(subject, got="none that the Trainer knows of", want="labels", fix=fix)
         logits = outputs["logits"] if isinstance(outputs, dict) else outputs.logits
         labels = labels.to(logits.device)
         count = (labels != IGNORED).sum()  # as the Trainer counts them, the first token with them
-        whole = count if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
-        own = next_token if labels.ndim == 2 else F.cross_entropy
+        total = count if num_items_in_batch is None else torch.as_tensor(num_items_in_batch)
+        criterion = next_token if labels.ndim == 2 else F.cross_entropy
+        # `next_token` widens the rows that it needs; a whole (B, T, V) would be large
         logits = logits if labels.ndim == 2 else logits.float()
-        share = count / whole.to(logits.device).clamp(min=1)
-        return (own(logits, labels) + aux_loss(model)) * share
+        share = count / total.to(logits.device).clamp(min=1)
+        return (criterion(logits, labels) + aux_loss(model)) * share
 
     return loss

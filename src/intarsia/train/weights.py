@@ -16,20 +16,21 @@ from .settings import ClassWeights
 
 
 def weights_of(
-    asked: ClassWeights, classes: Sequence[str] | None, labels: np.ndarray | None
+    weights: ClassWeights, classes: Sequence[str] | None, labels: np.ndarray | None
 ) -> tuple[float, ...]:
-    """One weight for each class.
+    """Return the weight of each class in the loss.
 
-    asked: "balanced", n / (C n_c) for n labels of C classes, n_c of class c, so that every class
+    weights: "balanced", n / (C n_c) for n labels of C classes, n_c of class c, so that every class
       counts the same and the mean weight of a sample is 1; "a=1,b=2" or {"a": 1, "b": 2}, other
       classes 1; or a number for each class.
     classes: their names, where known.  labels: (n,) of the training part, where known.
     Raises: ConfigError where these are wanted and not known, or for a class without samples;
     UnknownName for a class that does not exist.
     """
-    if asked == BALANCED:
+    if weights == BALANCED:
         return _balanced(classes, labels)
-    named = named_numbers("class_weights", asked) if isinstance(asked, str) else asked
+    named = named_numbers("class_weights", weights) if isinstance(weights, str) else weights
+    # a number for each class needs no names
     if not isinstance(named, Mapping):
         return tuple(float(value) for value in named)
     if classes is None:
@@ -47,6 +48,7 @@ def _balanced(classes: Sequence[str] | None, labels: np.ndarray | None) -> tuple
         fix = "Give a number for each class, or leave it out."
         raise ConfigError("class_weights", got=got, want=want, fix=fix)
     counts = np.bincount(labels, minlength=len(classes or ()))
+    # n / (C n_c) would be infinite
     if not counts.all():
         got = f"no training image of {int((counts == 0).sum())} classes"
         fix = "Give a number for each class."
@@ -56,7 +58,7 @@ def _balanced(classes: Sequence[str] | None, labels: np.ndarray | None) -> tuple
 
 @dataclass(frozen=True)
 class WeightedCrossEntropy:
-    """The mean over samples of w[y] * cross-entropy, so that parts of a batch add up to the whole.
+    """The mean over samples of w[y] * cross-entropy; parts of a batch add up to the whole.
 
     weights: one for each class.  smoothing: of the labels.
     """
@@ -65,7 +67,7 @@ class WeightedCrossEntropy:
     smoothing: float = 0.0
 
     def __call__(self, logits: Tensor, target: Tensor) -> Tensor:
-        each = F.cross_entropy(logits, target, reduction="none", label_smoothing=self.smoothing)
+        losses = F.cross_entropy(logits, target, reduction="none", label_smoothing=self.smoothing)
         return (
-            torch.tensor(self.weights, device=each.device, dtype=each.dtype)[target] * each
+            torch.tensor(self.weights, device=losses.device, dtype=losses.dtype)[target] * losses
         ).mean()

@@ -10,12 +10,13 @@ import torch
 
 
 def usable_workers(count: int, *, bytes_ahead: int, shm: Path = Path("/dev/shm")) -> int:
-    """`count`, or 0 with a warning when shared memory cannot hold the batches made ahead."""
+    """Return `count`, or 0 with a warning if shared memory cannot hold the batches made ahead."""
     reason = ""
     if shm.is_dir() and (free := shutil.disk_usage(shm).free) < bytes_ahead:
         reason = f"{free / 1e6:.0f} MB free in {shm}, want {bytes_ahead / 1e6:.0f} MB"
     else:
         try:
+            # a system without /dev/shm, or with a quota, refuses it here and not in a worker
             torch.empty(max(1, bytes_ahead), dtype=torch.uint8).share_memory_()
         except (RuntimeError, OSError) as error:
             reason = str(error).splitlines()[0]

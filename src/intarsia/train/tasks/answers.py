@@ -17,7 +17,7 @@ OF_TOKEN = {"input_ids": 0, "attention_mask": 0, "asked": 0, "labels": IGNORED} 
 
 
 def answers_batch(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """Rows of a processor as one batch: a `data_collator` for transformers' `Trainer`.
+    """Collate rows of a processor into one batch: a `data_collator` for transformers' `Trainer`.
 
     Tokens are padded on the right; features of pictures and sounds follow each other in the order
     of their marks, those of all rows in one tensor.
@@ -33,6 +33,7 @@ def answers_batch(items: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
                 rows.append(F.pad(torch.as_tensor(row), (0, longest - len(ids)), value=padding))
         if len(rows) == len(items):
             batch[name] = torch.stack(rows)
+    # pictures and sounds have no place for each token: rows without any add nothing
     for name in dict.fromkeys(n for item in items for n in item if n not in OF_TOKEN):
         batch[name] = torch.cat([item[name] for item in items if name in item])
     return batch

@@ -24,7 +24,7 @@ OF_LABELS = ("mixup", "cutmix", "smoothing", "class_weights")
 
 
 def task_of(dataset: Dataset[Any]) -> Task:
-    """The task of a dataset, by the label of its first sample.
+    """Choose the task of a dataset, by the label of its first sample.
 
     A whole number: Classes; one for each token: Tokens; a row of 0 and 1: MultiLabel; numbers with
     a fraction: Regression. The others have to be named.
@@ -34,9 +34,11 @@ def task_of(dataset: Dataset[Any]) -> Task:
     inputs, label = Reader(dataset, seed=0)[(0, (0,))]
     if not isinstance(label, Tensor):
         return Classes()
+    # by the label of a batch of one: its axes and type
     if label.is_floating_point():
         return Regression() if label.ndim <= 2 else Classes()
     if label.ndim == 2:
+        # a row of 0 and 1 is several labels of a picture, but token ids of a text
         binary = bool(((label == 0) | (label == 1)).all())
         return MultiLabel() if binary and not _of_tokens(inputs) else Tokens()
     return Classes()
@@ -54,27 +56,28 @@ def chosen(
     recipe: Recipe,
     classes: Sequence[str] | None = None,
 ) -> Task:
-    """The task asked for, or the dataset's own with the recipe's smoothing, mixing and weights.
+    """Return the task asked for, or the dataset's own with the recipe's settings for labels.
 
     classes: their names, where the dataset does not know them.
     Raises: ConfigError where the recipe has a setting that the task has not.
     """
-    given = {name: value for name in OF_LABELS if (value := getattr(recipe, name))}
-    found = task or task_of(dataset)
-    if isinstance(recipe.schedule, ByFit) and not found.answers:
-        got = f"{type(recipe.schedule).__name__} for {type(found).__name__}"
+    settings = {name: value for name in OF_LABELS if (value := getattr(recipe, name))}
+    resolved = task or task_of(dataset)
+    if isinstance(recipe.schedule, ByFit) and not resolved.answers:
+        got = f"{type(recipe.schedule).__name__} for {type(resolved).__name__}"
         want = "a task with right answers, for it follows the training accuracy"
         raise ConfigError("schedule", got=got, want=want, fix="Use ActiveSchedule.")
-    if task is None and type(found) is Classes:
-        if weights := given.pop("class_weights", None):
+    # only a task that was chosen here takes the recipe's settings; a named one has its own
+    if task is None and type(resolved) is Classes:
+        if weights := settings.pop("class_weights", None):
             names = classes or classes_of(dataset)
-            given["weights"] = weights_of(weights, names, labels_of(dataset))
-        return Classes(**given)
-    if task is None and type(found) is Tokens and given.keys() <= {"smoothing"}:
-        return Tokens(**given)
-    for name, value in given.items():
-        got = f"{value} for {type(found).__name__}"
-        own = f"Classes({'weights=...' if name == 'class_weights' else f'{name}={value}'})"
-        fix = f"Leave it out, or give it to the task: task={own}."
+            settings["weights"] = weights_of(weights, names, labels_of(dataset))
+        return Classes(**settings)
+    if task is None and type(resolved) is Tokens and settings.keys() <= {"smoothing"}:
+        return Tokens(**settings)
+    for name, value in settings.items():
+        got = f"{value} for {type(resolved).__name__}"
+        example = f"Classes({'weights=...' if name == 'class_weights' else f'{name}={value}'})"
+        fix = f"Leave it out, or give it to the task: task={example}."
         raise ConfigError(name, got=got, want="a task of classes that is not named", fix=fix)
-    return found
+    return resolved

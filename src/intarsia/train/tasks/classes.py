@@ -53,8 +53,10 @@ class Classes(Task):
                 "(images, classes), or (texts, tokens, vocabulary) for labels of tokens",
             )
         if self.weights and len(self.weights) != output.shape[-1]:
-            what, got = "class_weights", f"{len(self.weights)} for {output.shape[-1]} classes"
-            raise ConfigError(what, got=got, want="one for each class", fix="Name each class once.")
+            subject, got = "class_weights", f"{len(self.weights)} for {output.shape[-1]} classes"
+            raise ConfigError(
+                subject, got=got, want="one for each class", fix="Name each class once."
+            )
         return dataclasses.replace(self, classes=output.shape[-1])
 
     def check(self, target: Tensor) -> None:
@@ -111,18 +113,18 @@ class Heads(Classes):
             raise weighted()
 
     def loss_of(self, batch: Batch) -> TargetLoss:
-        whole = super().loss_of(batch)
-        return dataclasses.replace(whole, criterion=partial(_by_task, whole.criterion, self.groups))
+        joint = super().loss_of(batch)
+        return dataclasses.replace(joint, criterion=partial(_by_task, joint.criterion, self.groups))
 
     def scores(self, *rows: Tensor) -> Metrics:
-        own = task_accuracy(rows[0], rows[1], self.groups)
-        return dataclasses.replace(super().scores(*rows), extra={"own_task_accuracy": own})
+        accuracy = task_accuracy(rows[0], rows[1], self.groups)
+        return dataclasses.replace(super().scores(*rows), extra={"own_task_accuracy": accuracy})
 
 
 def task_heads(
     model: nn.Module, x: Inputs, loss_of: LossOf, *, groups: Groups, over: Objective = plain
 ) -> Outcome:
-    """The objective `over` with the loss of `Heads(groups=groups)`, for a task of classes.
+    """Compute the objective `over` with the loss of `Heads(groups=groups)`, for a task of classes.
 
     Terms that compare two passes still see all logits.
     Raises: ConfigError for groups that are no partition of the classes, and for soft targets.
@@ -136,7 +138,7 @@ def task_heads(
 
 
 def mixed() -> ConfigError:
-    """A mixed image has no one task."""
+    """Return the error for mixed images, which have no one task."""
     return ConfigError(
         "heads of tasks",
         got="a loss without one label for each image",
@@ -146,26 +148,27 @@ def mixed() -> ConfigError:
 
 
 def weighted() -> ConfigError:
-    """Weights are those of all classes, a head knows those of its task."""
+    """Return the error for weights of all classes, where a head knows those of its task only."""
     got, fix = "class_weights with them", "Leave the weights out."
     return ConfigError("heads of tasks", got=got, want="classes that count the same", fix=fix)
 
 
 def _by_task(criterion: Any, groups: Groups, logits: Tensor, target: Tensor) -> Tensor:
-    """Mean loss of logits (B, C), each task's images by their own columns."""
+    """Compute the mean loss of logits (B, C), each task's images by their own columns."""
     task, place = _tasks(groups, logits)
     of_image = task[target]
     total = logits.new_zeros(())
     for number, classes in enumerate(groups):
         rows = (of_image == number).nonzero().flatten()
         if len(rows):
-            own = logits[rows][:, list(classes)]
-            total = total + criterion(own, place[target[rows]]) * (len(rows) / len(logits))
+            # a softmax over the task's own columns, labels counted within them
+            columns = logits[rows][:, list(classes)]
+            total = total + criterion(columns, place[target[rows]]) * (len(rows) / len(logits))
     return total
 
 
 def own_task(logits: Tensor, labels: Tensor, groups: Groups) -> Tensor:
-    """Logits with -inf where a class is not of the task of the image's label.  (n, C) -> (n, C).
+    """Set logits to -inf where a class is not of the task of the image's label.  -> (n, C).
 
     Raises: ConfigError for groups that are no partition of the classes.
     """
@@ -174,7 +177,7 @@ def own_task(logits: Tensor, labels: Tensor, groups: Groups) -> Tensor:
 
 
 def task_accuracy(logits: Tensor, labels: Tensor, groups: Groups) -> float:
-    """Share of images that are right when their task is known.  (n, C), (n,) -> 0 to 1.
+    """Return the share of right images when their task is known.  (n, C), (n,) -> 0 to 1.
 
     At least the accuracy over all classes.
     """
@@ -182,12 +185,13 @@ def task_accuracy(logits: Tensor, labels: Tensor, groups: Groups) -> float:
 
 
 def _tasks(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
-    """Of each class its task, and its place among the classes of that task.  (C,), (C,)."""
+    """Return each class's task, and its place among the classes of that task.  (C,), (C,)."""
+    # a partition of the classes: each in one group, and once
     order = [c for classes in groups for c in classes]
     if sorted(order) != list(range(logits.shape[-1])):
-        what, want = "groups of classes", f"each of the {logits.shape[-1]} classes once"
+        subject, want = "groups of classes", f"each of the {logits.shape[-1]} classes once"
         got = f"{len(groups)} groups with {len(order)} classes"
-        raise ConfigError(what, got=got, want=want, fix="Take them from suites.groups(classes).")
+        raise ConfigError(subject, got=got, want=want, fix="Take them from suites.groups(classes).")
     task, place = torch.empty(2, len(order), dtype=torch.int64).unbind()
     for number, classes in enumerate(groups):
         task[list(classes)] = number
@@ -196,16 +200,18 @@ def _tasks(groups: Groups, logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def whole_numbers(labels: Any, ndim: int, want: str) -> Tensor:
-    """Labels as int64.  Raises: DataError for another kind, or another number of axes."""
+    """Return labels as int64.  Raises: DataError for another kind, or another number of axes."""
     if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.ndim != ndim:
-        found = isinstance(labels, Tensor) and f"{labels.dtype} of shape {tuple(labels.shape)}"
+        description = (
+            isinstance(labels, Tensor) and f"{labels.dtype} of shape {tuple(labels.shape)}"
+        )
         fix = "Give the class index, counted from 0, or say what the labels are: task=..."
-        raise DataError("labels", got=found or type(labels).__name__, want=want, fix=fix)
+        raise DataError("labels", got=description or type(labels).__name__, want=want, fix=fix)
     return labels.long()
 
 
 def check_range(labels: Tensor, classes: int) -> None:
-    """Raises: DataError unless all labels are in 0 ... classes - 1."""
+    """Check that all labels are in 0 ... classes - 1.  Raises: DataError."""
     if not labels.numel():
         return
     low, high = (int(v) for v in labels.aminmax())

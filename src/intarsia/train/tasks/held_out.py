@@ -43,7 +43,7 @@ class HeldOut(NextItem):
 
 
 def own_losses(model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
-    """The objective of models that know their losses: model(x, target) -> named losses, added.
+    """Compute the loss of a model that knows its own: model(x, target) -> named losses, added.
 
     Raises: DataError for a task without a target.
     """
@@ -51,8 +51,9 @@ def own_losses(model: nn.Module, x: Inputs, loss_of: LossOf) -> Outcome:
         fix = "Name the task: task=..."
         raise DataError("own_losses", got="a loss without a target", want="a task's own", fix=fix)
     if not model.training:  # a score of the loop's own
-        found = logits_of(model, x)
-        return Outcome(loss_of(found), found)
+        logits = logits_of(model, x)
+        return Outcome(loss_of(logits), logits)
+    # the model draws its negatives itself
     parts: dict[str, Tensor] = model(x, loss_of.target)
     total = sum(parts.values(), start=next(iter(parts.values())).new_zeros(()))
     return Outcome(total, total.detach(), parts if len(parts) > 1 else {})

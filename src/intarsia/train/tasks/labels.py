@@ -45,18 +45,19 @@ class MultiLabel(Task):
 
     def scores(self, *rows: Tensor) -> Named:
         logits, target = rows
+        # the precision of a label that no sample has is not defined
         occur = target.any(0).numpy()
         if not occur.any():
-            what, got = "evaluation labels", "no 1"
-            raise DataError(what, got=got, want="at least one", fix="Label some samples.")
+            subject, got = "evaluation labels", "no 1"
+            raise DataError(subject, got=got, want="at least one", fix="Label some samples.")
         y, z = target.numpy(), logits.numpy()
         # a label at a time: scikit-learn takes a single one for two classes
-        each = [_f1(y[:, i], z[:, i] > 0) for i in range(y.shape[1])]
+        f1 = [_f1(y[:, i], z[:, i] > 0) for i in range(y.shape[1])]
         values = {
             "loss": float(_binary(logits.double(), target)),
             "mean_average_precision": average_precision_score(y[:, occur], z[:, occur]),
             "ranking_precision": label_ranking_average_precision_score(y, z),
-            "f1": sum(each) / len(each),
+            "f1": sum(f1) / len(f1),
         }
         values = {name: float(value) for name, value in values.items()}
         return Named(values, "mean_average_precision", {"logits": logits, "labels": target})
@@ -72,7 +73,7 @@ def _binary(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _binary_kl(target: Tensor, logits: Tensor, *, detach: bool = True) -> Tensor:
-    """KL of independent labels, sum over both answers of p log(p / q): the mean over labels."""
+    """Compute the KL of independent labels: the mean over labels of sum p log(p / q)."""
     target = target.detach() if detach else target
     p = target.sigmoid()
     present = p * (F.logsigmoid(target) - F.logsigmoid(logits))

@@ -42,7 +42,7 @@ class NextItem(Task):
         at_least("k", self.k, 1)
 
     def collate(self, items: Sequence[Any]) -> tuple[Inputs, Any]:
-        """Histories of one length, padded on the left."""
+        """Collate histories into rows of one length, padded on the left."""
         pairs = [pair(item) for item in items]
         histories = [_row(history) for history, _ in pairs]
         if any(h.ndim != 1 or h.is_floating_point() or not len(h) for h in histories):
@@ -63,6 +63,7 @@ class NextItem(Task):
             )
         if not self.every:
             return inputs, target
+        # every place predicts the item after it, the last one the target; padding predicts nothing
         following = torch.cat([inputs[:, 1:], target[:, None]], 1)
         return inputs, following.masked_fill(inputs == 0, IGNORED)
 
@@ -83,13 +84,13 @@ class NextItem(Task):
         return TargetLoss(_cross_entropy, batch[1], read=_known)
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        """Loss and rank of each sample's next item; the logits are forgotten."""
+        """Return loss and rank of each sample's next item; the logits are not kept."""
         target = batch[1][:, -1] if self.every else batch[1]
         logits = wide(output[:, -1] if self.every else output)
         check_range(target, logits.shape[-1])
-        own = logits.gather(1, target[:, None])[:, 0]
+        score = logits.gather(1, target[:, None])[:, 0]
         loss = F.cross_entropy(logits, target, reduction="none")
-        return loss.double(), rank_of(own, logits)
+        return loss.double(), rank_of(score, logits)
 
     def scores(self, *rows: Tensor) -> Named:
         loss, ranks = rows
@@ -97,7 +98,7 @@ class NextItem(Task):
 
 
 def _row(history: Any) -> Tensor:
-    """A history as a tensor, a scalar if it cannot be one."""
+    """Return a history as a tensor; a scalar, which is refused later, if it is a mapping."""
     return torch.zeros(()) if isinstance(history, Mapping) else torch.as_tensor(history)
 
 

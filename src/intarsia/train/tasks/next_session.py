@@ -19,7 +19,7 @@ from .task import Task, refuse_output
 
 @dataclass(frozen=True)
 class NextSession(Task):
-    """What a user takes next, as a session of items, in any order.
+    """The next session of a user: several items, in any order.
 
     Samples are (history (t,), session (S,)), items from 1 on; histories are padded with 0 on the
     left. In evaluation a model gives the sessions that it would write, (B, S) whole numbers;
@@ -37,6 +37,7 @@ class NextSession(Task):
         if len({tuple(s.shape) for s in sessions}) != 1 or sessions[0].ndim != 1:
             fix = "Cut sessions to one length."
             raise DataError("sessions", got="several lengths", want="one", fix=fix)
+        # padding is that of histories of single items; their target is not used
         return NextItem(every=False).collate(rows)[0], torch.stack(sessions)
 
     def batch(self, inputs: Inputs, target: Any) -> Batch:
@@ -58,8 +59,8 @@ class NextSession(Task):
         return TargetLoss(_missed, batch[1])
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        there = (batch[1][:, :, None] == output[:, None, :]).any(2)
-        return (there.double().mean(1),)
+        hits = (batch[1][:, :, None] == output[:, None, :]).any(2)
+        return (hits.double().mean(1),)
 
     def scores(self, *rows: Tensor) -> Named:
         recall = float(rows[0].mean())

@@ -50,7 +50,7 @@ class Pairs(Task):
         return self.group is None
 
     def collate(self, items: Sequence[Any]) -> tuple[Inputs, Any]:
-        """Queries, then documents, padded alike."""
+        """Collate queries, then documents, padded alike."""
         pairs = [pair(item) for item in items]
         return stack([(q, 0) for q, _ in pairs] + [(d, 0) for _, d in pairs])
 
@@ -67,7 +67,7 @@ class Pairs(Task):
         return TargetLoss(self._info_nce, batch[1], divergence=self._divergence)
 
     def _groups(self, output: Tensor) -> list[Tensor]:
-        """The similarities (g, g) of each group, over the temperature.  output: (2B, d)."""
+        """Return the similarities (g, g) of each group, over the temperature.  output: (2B, d)."""
         queries, documents = F.normalize(wide(output), dim=-1).chunk(2)
         size = self.group or max(1, len(queries))
         both = zip(queries.split(size), documents.split(size), strict=True)
@@ -78,16 +78,20 @@ class Pairs(Task):
     def _info_nce(self, output: Tensor, target: Tensor) -> Tensor:
         total = output.new_zeros(())
         for near in self._groups(output):
-            own = torch.arange(len(near), device=near.device)
-            one, other = F.cross_entropy(near, own), F.cross_entropy(near.T, own)
-            total = total + (one + other) / 2 * (len(near) / len(target))
+            # the right document of query i is document i of its group
+            index = torch.arange(len(near), device=near.device)
+            by_query, by_document = F.cross_entropy(near, index), F.cross_entropy(near.T, index)
+            total = total + (by_query + by_document) / 2 * (len(near) / len(target))
         return total
 
     def _divergence(self, target: Tensor, output: Tensor, *, detach: bool = True) -> Tensor:
-        """KL of a query's distribution over its group's documents, the mean over queries."""
+        """Compute the mean KL of a query's distribution over its group's documents."""
         count = len(output) // 2
         groups = zip(self._groups(target), self._groups(output), strict=True)
-        parts = [kl(two, one, detach=detach) * (len(one) / count) for two, one in groups]
+        parts = [
+            kl(target_group, output_group, detach=detach) * (len(output_group) / count)
+            for target_group, output_group in groups
+        ]
         return torch.stack(parts).sum()
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
@@ -97,10 +101,11 @@ class Pairs(Task):
         queries, documents = rows
         losses, ranks = [], []
         for first in range(0, len(queries), ROWS):
+            # all documents, some queries at a time: (n, n) would not fit into memory
             near = queries[first : first + ROWS] @ documents.T
-            own = near.diagonal(first)
-            ranks.append(rank_of(own, near))
+            similarity = near.diagonal(first)
+            ranks.append(rank_of(similarity, near))
             logits = near.double() / self.temperature
-            losses.append(logits.logsumexp(1) - own.double() / self.temperature)
+            losses.append(logits.logsumexp(1) - similarity.double() / self.temperature)
         values = {"loss": float(torch.cat(losses).mean())} | ranking(torch.cat(ranks), self.k)
         return Named(values, f"ndcg_{self.k}", {"queries": queries, "documents": documents})

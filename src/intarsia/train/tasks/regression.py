@@ -30,9 +30,9 @@ class Regression(Task):
     def batch(self, inputs: Inputs, target: Any) -> Batch:
         target = torch.as_tensor(target)
         if target.ndim not in (1, 2) or not bool(torch.isfinite(target).all()):
-            what, want = "targets", "finite numbers, one or a row of them for each sample"
+            subject, want = "targets", "finite numbers, one or a row of them for each sample"
             got = f"{target.dtype} of shape {tuple(target.shape)}"
-            raise DataError(what, got=got, want=want, fix="Leave out samples without a target.")
+            raise DataError(subject, got=got, want=want, fix="Leave out samples without a target.")
         target = target if target.is_floating_point() else target.to(torch.float32)
         return inputs, target.reshape(len(target), -1)
 
@@ -52,13 +52,13 @@ class Regression(Task):
         return output.reshape(batch[1].shape), batch[1]
 
     def scores(self, *rows: Tensor) -> Named:
-        found, target = (part.double() for part in rows)
+        output, target = (part.double() for part in rows)
         values = {
-            "loss": float(_squared(found, target)),
-            "absolute_error": float(mean_absolute_error(target.numpy(), found.numpy())),
+            "loss": float(_squared(output, target)),
+            "absolute_error": float(mean_absolute_error(target.numpy(), output.numpy())),
         }
         if len(target) > 1:
-            values["r2"] = float(r2_score(target.numpy(), found.numpy()))
+            values["r2"] = float(r2_score(target.numpy(), output.numpy()))
         return Named(values, kept={"predictions": rows[0], "targets": rows[1]})
 
 
@@ -85,9 +85,9 @@ class Reconstruction(Task):
     def batch(self, inputs: Inputs, target: Any) -> Batch:
         if not isinstance(inputs, Tensor) or not inputs.is_floating_point():
             got = inputs.dtype if isinstance(inputs, Tensor) else f"inputs {sorted(inputs)}"
-            what = "samples to reconstruct"
+            subject = "samples to reconstruct"
             fix = "Turn them into numbers in the dataset's transform."
-            raise DataError(what, got=got, want="one floating-point tensor each", fix=fix)
+            raise DataError(subject, got=got, want="one floating-point tensor each", fix=fix)
         return inputs, torch.zeros(len(inputs), dtype=torch.int64)
 
     def seen(self, output: Tensor, batch: Batch) -> Reconstruction:
@@ -102,6 +102,7 @@ class Reconstruction(Task):
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
         assert isinstance(batch[0], Tensor)
+        # an error for each sample: PSNR is a mean of logarithms, not the logarithm of a mean
         away = (output.double() - batch[0].double()).flatten(1)
         return away.square().mean(1), away.abs().mean(1)
 
@@ -123,5 +124,5 @@ def _squared(output: Tensor, target: Tensor) -> Tensor:
 
 
 def _distance(target: Tensor, output: Tensor, *, detach: bool = True) -> Tensor:
-    """Mean squared distance of two outputs: twice the KL of unit Gaussians, as the loss is."""
+    """Compute the mean squared distance of two outputs: twice the KL of unit Gaussians."""
     return F.mse_loss(output, target.detach() if detach else target)

@@ -29,58 +29,58 @@ class Task(abc.ABC):
 
     @property
     def whole(self) -> bool:
-        """Whether the loss compares the rows of a batch, which then cannot be taken in parts."""
+        """True if the loss compares the rows of a batch, which then cannot be taken in parts."""
         return False
 
     def collate(self, items: Sequence[Any]) -> tuple[Inputs, Any]:
-        """Samples as one batch, rows of tokens padded.  Raises: DataError."""
+        """Collate samples into one batch, rows of tokens padded.  Raises: DataError."""
         return stack([pair(item) for item in items])
 
     @abc.abstractmethod
     def batch(self, inputs: Inputs, target: Any) -> Batch:
-        """A collated batch in the task's own types.  Raises: DataError for a target of another."""
+        """Return a batch in the task's own types.  Raises: DataError for another target."""
 
     def seen(self, output: Tensor, batch: Batch) -> Self:
-        """The task, knowing one output of the model.  Raises: DataError if it does not fit."""
+        """Return the task, knowing a model's output.  Raises: DataError if it does not fit."""
         return self
 
     def check(self, target: Tensor) -> None:  # noqa: B027
-        """Raises: DataError for a target the model has no output for; by default there is none."""
+        """Refuse a target that the model has no output for; by default none.  Raises: DataError."""
 
     def count(self, batch: Batch) -> int:
-        """How many things the loss is a mean over, by which the parts of a batch are weighed."""
+        """Count the terms of the loss's mean, by which the parts of a batch are weighed."""
         return len(batch[1])
 
     @abc.abstractmethod
     def loss_of(self, batch: Batch) -> TargetLoss:
-        """The loss of an output for this batch."""
+        """Return the function that computes the loss of an output for this batch."""
 
     def loss(self, model: nn.Module, batch: Batch, objective: Objective = plain) -> Outcome:
-        """The loss of one batch, with its named parts."""
+        """Compute the loss of one batch, with its named parts."""
         return objective(model, batch[0], self.loss_of(batch))
 
     def noted(self, output: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Other values to log of a training step: means over the batch."""
+        """Return other values to log of a training step: means over the batch."""
         return {}
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        """The values of a batch that its scores need: tensors with one row a sample."""
+        """Return the values of a batch that its scores need: tensors with one row a sample."""
         return output, batch[1]
 
     @abc.abstractmethod
     def scores(self, *rows: Tensor) -> Scores:
-        """The scores of a whole set.  rows: of all batches, on the CPU.  Raises: DataError."""
+        """Compute a whole set's scores.  rows: of all batches, on the CPU.  Raises: DataError."""
 
     @torch.no_grad()
     def score(self, model: nn.Module, batches: Iterable[Batch]) -> Mapping[str, float]:
-        """The scores of a model, in its present mode, on some batches."""
-        found = [self.rows(logits_of(model, batch[0]), batch) for batch in batches]
-        rows = (torch.cat(parts).cpu() for parts in zip(*found, strict=True))
+        """Compute the scores of a model, in its present mode, on some batches."""
+        outputs = [self.rows(logits_of(model, batch[0]), batch) for batch in batches]
+        rows = (torch.cat(parts).cpu() for parts in zip(*outputs, strict=True))
         return self.scores(*rows).scores()
 
 
 def refuse_output(output: Tensor, target: Tensor, want: str) -> None:
-    """Raises: DataError for an output of a shape that the target does not go with."""
+    """Refuse an output of a shape that the target does not go with.  Raises: DataError."""
     got = f"shape {tuple(output.shape)} for labels {tuple(target.shape)}"
     fix = "Give the model the head that its labels want, or fit the task that it has: task=..."
     raise DataError("the model's output", got=got, want=want, fix=fix)

@@ -20,12 +20,12 @@ from .task import Task, refuse_output
 
 
 def labelled(logits: Tensor, labels: Tensor) -> Tensor:
-    """The logits before a labelled token.  (B, T, V), (B, T) -> (N, V)."""
+    """Return the logits before each labelled token.  (B, T, V), (B, T) -> (N, V)."""
     return logits[:, :-1][labels[:, 1:] != IGNORED]
 
 
 def next_token(logits: Tensor, labels: Tensor, *, label_smoothing: float = 0.0) -> Tensor:
-    """Cross-entropy of each token after the first, the mean over those whose label is not -100.
+    """Compute the mean cross-entropy of tokens after the first, those labelled -100 left out.
 
     logits: (B, T, V), of the token after each; labels: (B, T), the tokens themselves.
     """
@@ -74,29 +74,30 @@ class Tokens(Task):
         return {"accuracy": hits.float().sum() / max(1, hits.numel())}  # a part may have none
 
     def rows(self, output: Tensor, batch: Batch) -> tuple[Tensor, ...]:
-        """(B, 3): loss, number of tokens, number of hits; the logits are forgotten."""
+        """Return (B, 3): loss, number of tokens, number of hits; the logits are not kept."""
         labels = batch[1]
         check_range(labels[labels != IGNORED], output.shape[-1])
-        known = labels[:, 1:] != IGNORED
-        picked, wanted = wide(labelled(output, labels)), labels[:, 1:][known]
-        loss = F.cross_entropy(picked, wanted, reduction="none").double()
+        mask = labels[:, 1:] != IGNORED
+        picked, targets = wide(labelled(output, labels)), labels[:, 1:][mask]
+        loss = F.cross_entropy(picked, targets, reduction="none").double()
         counts = torch.stack(
-            [loss, torch.ones_like(loss), (picked.argmax(-1) == wanted).double()], 1
+            [loss, torch.ones_like(loss), (picked.argmax(-1) == targets).double()], 1
         )
-        row = known.nonzero()[:, 0]
+        # each labelled token's values are added to its text
+        row = mask.nonzero()[:, 0]
         return (counts.new_zeros(len(labels), 3).index_add_(0, row, counts),)
 
     def scores(self, *rows: Tensor) -> TokenMetrics:
         loss, tokens, hits = rows[0].unbind(1)
         if not bool(tokens.any()):
-            what = "evaluation texts"
+            subject = "evaluation texts"
             fix = "Label the answers; -100 is for what is not to be predicted."
-            raise DataError(what, got="no token that has a label", want="at least one", fix=fix)
-        asked = tokens > 0
+            raise DataError(subject, got="no token that has a label", want="at least one", fix=fix)
+        has_labels = tokens > 0
         return TokenMetrics(
             loss=float(loss.sum() / tokens.sum()),
             accuracy=float(hits.sum() / tokens.sum()),
-            exact_match=float((hits == tokens)[asked].double().mean()),
+            exact_match=float((hits == tokens)[has_labels].double().mean()),
             tokens=int(tokens.sum()),
             rows=rows[0],
         )
