@@ -10,12 +10,13 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {"": ROOT / "src" / "intarsia", "lab/": ROOT / "lab" / "src" / "intarsia_lab"}
-FILE_LINES, FUNCTION_LINES, DATACLASS_FIELDS = 400, 60, 8
+FILE_LINES, FUNCTION_LINES, DATACLASS_FIELDS = 500, 60, 8
 NO_NAMES = frozenset({"utils", "util", "common", "helpers", "helper", "misc", "base", "manager"})
 
 # "folder/file.py", "folder/file.py::function" or "folder/file.py::Class" -> why it is larger;
 # those of the laboratory with lab/ before
 EXCEPTIONS: dict[str, str] = {
+    "core/schema.py::Setting": "what a setting may declare, each with a default",
     "core/card.py::Card": "a record of one method, not a setting anyone passes on",
     "lab/bench/report/records.py::Done": "what a run leaves behind, not a setting anyone passes on",
     "lab/kit/study.py::Study": "a record of one experiment, not a setting anyone passes on",
@@ -48,13 +49,17 @@ def _fields(node: ast.ClassDef) -> int:
 
 
 def oversized(text: str, where: str) -> Iterator[tuple[str, str]]:
-    """Everything in a source text that is over its limit: (key, what)."""
-    lines = text.count("\n") + (not text.endswith("\n"))
-    if lines > FILE_LINES:
+    """Yield everything in a source text that is over its limit: (key, what).
+
+    Lines of comments do not count in a function: they say where its steps begin.
+    """
+    source = text.splitlines()
+    if (lines := len(source)) > FILE_LINES:
         yield where, f"{lines} lines, at most {FILE_LINES}"
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            inside = source[node.lineno - 1 : node.end_lineno]
+            lines = sum(not line.lstrip().startswith("#") for line in inside)
             if lines > FUNCTION_LINES:
                 yield f"{where}::{node.name}", f"{lines} lines, at most {FUNCTION_LINES}"
         elif isinstance(node, ast.ClassDef) and _is_dataclass(node):

@@ -21,17 +21,20 @@ MODELS = ("bsc", "dsc", "gsc", "mca", "mmca", "mog", "mop", "tsc")
 NOT_NEGATIVE = ("mca", "mop")
 
 
+Out = Annotated[Path | None, typer.Option("--out", "-o", help="The PNG; RUN.png if not given.")]
+Fit = Annotated[
+    Path | None, typer.Option(help="A picture, or a folder of them, to learn from first.")
+]
+Model = Annotated[
+    str, typer.Option(help=f"Of --fit: {', '.join(MODELS)}.", autocompletion=among(MODELS))
+]
+
+
 def components(
     run: Annotated[Path, typer.Argument(help="A folder of `save`; with --fit the one to write.")],
-    out: Annotated[
-        Path | None, typer.Option("--out", "-o", help="The PNG; RUN.png if not given.")
-    ] = None,
-    fit: Annotated[
-        Path | None, typer.Option(help="A picture, or a folder of them, to learn from first.")
-    ] = None,
-    model: Annotated[
-        str, typer.Option(help=f"Of --fit: {', '.join(MODELS)}.", autocompletion=among(MODELS))
-    ] = "gsc",
+    out: Out = None,
+    fit: Fit = None,
+    model: Model = "gsc",
     atoms: Annotated[int, typer.Option(help="Of --fit: components.")] = 64,
     side: Annotated[int, typer.Option(help="Of --fit: px of a patch's side.")] = 8,
     patches: Annotated[int, typer.Option(help="Of --fit: patches.")] = 5000,

@@ -22,30 +22,36 @@ METHODS = {"gqsa": "gqsa", "qmoe": "qmoe", "ternary": "qmoe"}  # of layers, and 
 NETS = "chw"  # of a convolutional net, whole
 
 
+Model = Annotated[str, typer.Argument(help="smollm2, a folder of save_pretrained, or a run (chw).")]
+Format = Annotated[
+    str,
+    typer.Option(
+        help="bitmask, columns, blockint, gqsa, ternary, chw, ...",
+        autocompletion=among(FORMATS),
+    ),
+]
+Values = Annotated[
+    str | None, typer.Option(help="Of bitmask: same, fp32, bf16, int8; of columns not int8.")
+]
+Density = Annotated[
+    float | None, typer.Option(help="Of formats that prune: the share that is kept.")
+]
+Steps = Annotated[
+    str | None, typer.Option(help="Of gqsa: of each block, and of all scales. 0,0 = none.")
+]
+Layers = Annotated[
+    list[str] | None, typer.Option(help="A glob of layers, as 'mlp.*'; may be repeated.")
+]
+
+
 def compress(
-    model: Annotated[
-        str, typer.Argument(help="smollm2, a folder of save_pretrained, or a run (chw).")
-    ],
-    format: Annotated[
-        str,
-        typer.Option(
-            help="bitmask, columns, blockint, gqsa, ternary, chw, ...",
-            autocompletion=among(FORMATS),
-        ),
-    ] = "bitmask",
-    values: Annotated[
-        str | None, typer.Option(help="Of bitmask: same, fp32, bf16, int8; of columns not int8.")
-    ] = None,
-    density: Annotated[
-        float | None, typer.Option(help="Of formats that prune: the share that is kept.")
-    ] = None,
+    model: Model,
+    format: Format = "bitmask",
+    values: Values = None,
+    density: Density = None,
     bits: Annotated[int | None, typer.Option(help="Of formats that round: bits a weight.")] = None,
-    steps: Annotated[
-        str | None, typer.Option(help="Of gqsa: of each block, and of all scales. 0,0 = none.")
-    ] = None,
-    layers: Annotated[
-        list[str] | None, typer.Option(help="A glob of layers, as 'mlp.*'; may be repeated.")
-    ] = None,
+    steps: Steps = None,
+    layers: Layers = None,
     calib: Calibration = "mixed",
     rows: Annotated[int, typer.Option(help="Calibration rows.")] = 64,
     size: Annotated[int, typer.Option(help="Tokens of a row.")] = 512,

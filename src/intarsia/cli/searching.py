@@ -30,42 +30,50 @@ NAMED = "naves, naves-nt, reverse-dictionary."
 Save = Annotated[Path | None, typer.Option(help="The folder (or file) to write.")]
 
 
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model",
+        "-m",
+        help="splade-tiny, a folder of `fit --task sparse-retrieval`, or a "
+        "masked language model (a folder, or a name of the Hub).",
+    ),
+]
+Append = Annotated[
+    Path | None, typer.Option(help="Add the documents to this index of the same model.")
+]
+Stored = Annotated[
+    str,
+    typer.Option(
+        help="Of weights: float16, float32, uint8.",
+        autocompletion=among(("float16", "float32", "uint8")),
+    ),
+]
+Language = Annotated[
+    str, typer.Option(help="Of BM25's stems beside the model; none = the model alone.")
+]
+Megabytes = Annotated[
+    int | None, typer.Option(help="Of the model's logits at a time: what bounds the memory.")
+]
+Form = Annotated[
+    str | None,
+    typer.Option(
+        help=f"Write an index for another engine: {', '.join(FORMS)}.",
+        autocompletion=among(FORMS),
+    ),
+]
+
+
 def index(
     docs: Annotated[str, typer.Argument(help=f"{DOCS}{NAMED} With --form: an index's folder.")],
-    model: Annotated[
-        str,
-        typer.Option(
-            "--model",
-            "-m",
-            help="splade-tiny, a folder of `fit --task sparse-retrieval`, or a "
-            "masked language model (a folder, or a name of the Hub).",
-        ),
-    ] = "splade-tiny",
+    model: Model = "splade-tiny",
     save: Save = None,
-    append: Annotated[
-        Path | None, typer.Option(help="Add the documents to this index of the same model.")
-    ] = None,
-    stored: Annotated[
-        str,
-        typer.Option(
-            help="Of weights: float16, float32, uint8.",
-            autocompletion=among(("float16", "float32", "uint8")),
-        ),
-    ] = "float16",
+    append: Append = None,
+    stored: Stored = "float16",
     prune: Annotated[float, typer.Option(help="Leave out weights below this share.")] = 0.0,
-    language: Annotated[
-        str, typer.Option(help="Of BM25's stems beside the model; none = the model alone.")
-    ] = "english",
-    megabytes: Annotated[
-        int | None, typer.Option(help="Of the model's logits at a time: what bounds the memory.")
-    ] = None,
-    form: Annotated[
-        str | None,
-        typer.Option(
-            help=f"Write an index for another engine: {', '.join(FORMS)}.",
-            autocompletion=among(FORMS),
-        ),
-    ] = None,
+    language: Language = "english",
+    megabytes: Megabytes = None,
+    form: Form = None,
     as_json: Json = False,
 ) -> None:
     """Index documents by a sparse encoder and by BM25; what was stopped goes on where it stood.

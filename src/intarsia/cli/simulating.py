@@ -23,39 +23,44 @@ WINDOW = 5  # batches that a strategy may have seen before
 POLICIES = ("belady", "expected", "expertflow", "lfu", "lru")
 
 
+Plan = Annotated[
+    str,
+    typer.Option(
+        help=f"One of {', '.join(PLANS)}; auto compares them.", autocompletion=among(PLANS)
+    ),
+]
+PlacementOption = Annotated[
+    Path | None, typer.Option(help="Of `intarsia place`; experts in order if not given.")
+]
+Expert = Annotated[
+    str | None, typer.Option(help="d x h, as 4096x14336; the trace's own if not given.")
+]
+Slots = Annotated[int | None, typer.Option(help="Also: a cache of so many experts while decoding.")]
+Policy = Annotated[
+    str,
+    typer.Option(help=f"Of the cache: {', '.join(POLICIES)}.", autocompletion=among(POLICIES)),
+]
+Save = Annotated[Path | None, typer.Option(help="A timeline for Perfetto or chrome://tracing.")]
+Report = Annotated[
+    Path | None,
+    typer.Option(help="A page to write: traffic, loads, hit rates, the timeline."),
+]
+
+
 def simulate(
     trace: TraceFile,
     devices: Devices = None,
     topology: TopologyFile = None,
-    plan: Annotated[
-        str,
-        typer.Option(
-            help=f"One of {', '.join(PLANS)}; auto compares them.", autocompletion=among(PLANS)
-        ),
-    ] = "ep",
-    placement: Annotated[
-        Path | None, typer.Option(help="Of `intarsia place`; experts in order if not given.")
-    ] = None,
-    expert: Annotated[
-        str | None, typer.Option(help="d x h, as 4096x14336; the trace's own if not given.")
-    ] = None,
+    plan: Plan = "ep",
+    placement: PlacementOption = None,
+    expert: Expert = None,
     tokens: Annotated[int, typer.Option(help="Of one batch, from the trace's first.")] = 4096,
-    slots: Annotated[
-        int | None, typer.Option(help="Also: a cache of so many experts while decoding.")
-    ] = None,
-    policy: Annotated[
-        str,
-        typer.Option(help=f"Of the cache: {', '.join(POLICIES)}.", autocompletion=among(POLICIES)),
-    ] = "expected",
+    slots: Slots = None,
+    policy: Policy = "expected",
     streams: Annotated[int, typer.Option(help="Sequences that are decoded at once.")] = 1,
     backward: Annotated[bool, typer.Option("--backward", help="With the gradients.")] = False,
-    save: Annotated[
-        Path | None, typer.Option(help="A timeline for Perfetto or chrome://tracing.")
-    ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(help="A page to write: traffic, loads, hit rates, the timeline."),
-    ] = None,
+    save: Save = None,
+    report: Report = None,
     as_json: Json = False,
 ) -> None:
     """Say how long a batch takes on devices, what binds, and whether moving experts would pay.

@@ -28,38 +28,44 @@ RECORD = "sparsify.json"
 ORDERS = ("block", "layer")
 
 
+Method = Annotated[
+    str, typer.Option(help=f"One of {', '.join(METHODS)}.", autocompletion=among(METHODS))
+]
+Base = Annotated[
+    str,
+    typer.Option(help="Of dsnot: whose mask is made better.", autocompletion=among(METHODS[1:])),
+]
+Layers = Annotated[
+    list[str] | None, typer.Option(help="A glob of layers, as 'mlp.*'; may be repeated.")
+]
+Layout = Annotated[
+    str, typer.Option(help=f"One of {', '.join(SAVED)}.", autocompletion=among(SAVED))
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Go on with a run to --save that was stopped.")
+]
+Sequential = Annotated[
+    str, typer.Option(help="block, or layer: slower.", autocompletion=among(ORDERS))
+]
+
+
 def sparsify(
     model: Annotated[str, typer.Argument(help="smollm2, or a folder of save_pretrained.")],
-    method: Annotated[
-        str, typer.Option(help=f"One of {', '.join(METHODS)}.", autocompletion=among(METHODS))
-    ] = "wanda",
-    base: Annotated[
-        str,
-        typer.Option(
-            help="Of dsnot: whose mask is made better.", autocompletion=among(METHODS[1:])
-        ),
-    ] = "wanda",
+    method: Method = "wanda",
+    base: Base = "wanda",
     density: Annotated[float, typer.Option(help="The share of weights that is kept.")] = 0.5,
     pattern: Annotated[str | None, typer.Option(help="As 2:4; unstructured if not given.")] = None,
-    layers: Annotated[
-        list[str] | None, typer.Option(help="A glob of layers, as 'mlp.*'; may be repeated.")
-    ] = None,
+    layers: Layers = None,
     calib: Calibration = "mixed",
     rows: Annotated[int, typer.Option(help="Calibration rows.")] = 128,
     size: Annotated[int, typer.Option(help="Tokens of a row.")] = 512,
     seed: Annotated[int, typer.Option(help="Of what a method draws.")] = 0,
     save: Annotated[Path | None, typer.Option(help="The folder to write.")] = None,
-    layout: Annotated[
-        str, typer.Option(help=f"One of {', '.join(SAVED)}.", autocompletion=among(SAVED))
-    ] = "dense",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run to --save that was stopped.")
-    ] = False,
+    layout: Layout = "dense",
+    resume: Resume = False,
     test: Annotated[int, typer.Option(help="Other rows, to measure perplexity on.")] = 16,
     errors: Annotated[bool, typer.Option("--errors", help="Measure layers' errors.")] = False,
-    sequential: Annotated[
-        str, typer.Option(help="block, or layer: slower.", autocompletion=among(ORDERS))
-    ] = "block",
+    sequential: Sequential = "block",
     as_json: Json = False,
 ) -> None:
     """Prune a pretrained language model block by block; no gradient is computed.
