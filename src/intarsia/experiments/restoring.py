@@ -38,10 +38,17 @@ def check_backbone(
     model: nn.Module, folder: Path, experiment: Experiment, record: Mapping[str, Any]
 ) -> None:
     """Raises: CheckpointError for another model than that of the training, at its picture size."""
-    if (found := trunk_fingerprint(model)) != (want := need(record, "record.trunk", str, folder)):
-        what, got = f"backbone {experiment.adapted.model!r} of {folder}", f"weights {found[:12]}"
+    if (fingerprint := trunk_fingerprint(model)) != (
+        want := need(record, "record.trunk", str, folder)
+    ):
+        subject, got = (
+            f"backbone {experiment.adapted.model!r} of {folder}",
+            f"weights {fingerprint[:12]}",
+        )
         fix = "Use the version of timm and of the weights that run.json names."
-        raise CheckpointError(what, got=got, want=f"{want[:12]}, those it was trained on", fix=fix)
+        raise CheckpointError(
+            subject, got=got, want=f"{want[:12]}, those it was trained on", fix=fix
+        )
 
 
 def with_teacher(
@@ -58,8 +65,12 @@ def with_teacher(
     """
     if not isinstance(objective, SquareHead) or name is None:
         return objective
+    # a name is a run folder if it holds an experiment, else the name of a pretrained model
     folder = Path(name)
     if not (folder / experiments.FILE).is_file():
         return replace(objective, teacher=named(name))
-    asked, record = experiments.read(folder), read_run(folder).record
-    return replace(objective, teacher=restored(start(asked), folder, asked, record, classes))
+    teacher_experiment, record = experiments.read(folder), read_run(folder).record
+    return replace(
+        objective,
+        teacher=restored(start(teacher_experiment), folder, teacher_experiment, record, classes),
+    )

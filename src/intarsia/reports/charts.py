@@ -85,8 +85,10 @@ def _lines(chart: Chart, label: str) -> str:
     """Draw a chart."""
     series, x, y = chart.series, chart.x, chart.y
     series = [_finite(line) for line in series]
+    # the axes cover every point and its error bar
     xs = [float(v) for line in series for v in _places(line, x)]
     ys = [v + sign * line.spread for line in series for v in line.y for sign in (-1, 1)]
+    # room at the left for the longest text of a tick
     margin = 26 + LETTER * max(map(len, (text for _, text in _ticks(y, ys))), default=1)
     box = (margin, 10.0, WIDTH - 12.0, HEIGHT - 46.0)
     across = _scale(x, xs, box[0], box[2])
@@ -130,6 +132,7 @@ def _limits(axis: Axis, values: Sequence[float]) -> tuple[float, float]:
         low, high = math.log10(low), math.log10(high)
         margin = max(0.1, 0.06 * (high - low))
         return 10 ** (low - margin), 10 ** (high + margin)
+    # equal values still need an axis with some length
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
     return (min(0.0, low) if axis.zero else low - margin), high + margin
 
@@ -139,6 +142,7 @@ def _scale(
 ) -> Callable[[float], float]:
     """Return the function from a value of an axis to its place in px."""
     low, high = _limits(axis, values)
+    # px grow to the right and downwards; a caller swaps start and end for the vertical axis
     if axis.reverse:
         start, end = end, start
     if axis.log:
@@ -158,6 +162,7 @@ def _ticks(axis: Axis, values: Sequence[float]) -> list[tuple[float, str]]:
 
 def _log_ticks(low: float, high: float) -> list[float]:
     decades = math.log10(high / low)
+    # over many decades only powers of ten, over few also 2 and 5, within one all
     steps = (1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 0.7 else tuple(range(1, 10))
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**power for power in powers for step in steps]
@@ -167,6 +172,7 @@ def _log_ticks(low: float, high: float) -> list[float]:
 def _round_ticks(low: float, high: float, limit: int = 6) -> list[float]:
     """Return at most `limit` multiples of 1, 2 or 5 times a power of ten between two values."""
     size = 10.0 ** math.floor(math.log10((high - low) / limit))
+    # the smallest step with at most `limit` ticks
     step = next(size * k for k in (1, 2, 5, 10, 20) if (high - low) / (size * k) <= limit)
     first = math.ceil(low / step - 1e-9)
     return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
@@ -231,6 +237,7 @@ def _series(
         low, high = up(y - line.spread), up(y + line.spread)
         bar = f"M{x:.1f} {low:.1f}V{high:.1f}M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8"
         parts.append(f'<path class="spread" d="{bar}"/>')
+    # long lines get no marks, and tooltips at only some of their points
     marked = not line.joined or (len(points) <= MARKED and not line.faint) or len(points) == 1
     sizes = line.sizes or [8.0] * len(points)
     step = 1 + len(points) // HITS
@@ -327,6 +334,7 @@ def by_cost(series: Sequence[Points], y: str, *, seconds: bool) -> Chart:
     unit = "{:,.1f} s" if seconds else "{:,.0f} parameters"
     drawn: list[Series] = []
     for points in series:
+        # a log axis has no place for 0 parameters
         x = points.x if seconds else [max(count, 1) for count in points.x]
         shares = [100 * share for share in points.y]
         if len(shares) > 1:

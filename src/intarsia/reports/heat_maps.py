@@ -46,6 +46,7 @@ def _heat(cells: HeatMap, label: str) -> str:
     least = max(10.0, LETTER * letters + 6)
     cell = max(least, min(64.0, (cells.width - margin - 40) / across))
     longest = LETTER * max(map(len, cells.columns), default=1)
+    # every stride-th name fits beside its neighbours
     stride = max(1, math.ceil((longest + 4) / cell))
     # short names, such as numbers, stand upright and some are left out; others lean
     leaning = stride > 1 and longest > 4 * LETTER
@@ -65,6 +66,7 @@ def _heat(cells: HeatMap, label: str) -> str:
             parts.append(text_at(x, top - 6, name, "start", turn))
         elif j % stride == 0:
             parts.append(text_at(x, top - 6, name, "middle"))
+    # rows that are lower than a letter are not all named
     rare = max(1, math.ceil(13 / high))
     for i, name in enumerate(cells.rows):
         if i % rare == 0:
@@ -109,6 +111,7 @@ def _cell(
         f'<rect class="{kind if value is not None else "empty"}" x="{x:.4g}"{shade}>{title}</rect>'
     )
     if text:
+        # light text on dark cells
         over = 'class="on" ' if share > 0.55 else ""
         place = f'x="{x + wide / 2:.4g}" y="{high / 2 + 4:.3g}"'
         drawn += f"<text {over}{place}>{escape(text)}</text>"

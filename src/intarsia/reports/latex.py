@@ -35,6 +35,7 @@ def escape(text: str) -> str:
 
 def latex(table: Table, title: str = "") -> str:
     """A table environment; notes are set below, in small print."""
+    # numbers stand right, so that their digits are below each other
     columns = "".join("r" if column.numeric else "l" for column in table.columns)
     lines = [
         r"\begin{table}",
@@ -56,6 +57,7 @@ def latex(table: Table, title: str = "") -> str:
 
 
 def _line(row: Sequence[Entry]) -> str:
+    # a little space before the row of means
     space = "\\addlinespace\n" if row[0].place == "mean" else ""
     return space + _row(map(_cell, row))
 

@@ -36,6 +36,7 @@ class LocalPage:
     """
 
     def __init__(self, page: str, answers: Mapping[str, Answer], *, port: int = 0) -> None:
+        # the server makes a handler for each request, so that it carries its data as a class
         handler = type("Handler", (_Handler,), {"page": page.encode(), "answers": dict(answers)})
         try:
             self.server = ThreadingHTTPServer((HOST, port), handler)
@@ -65,7 +66,7 @@ class LocalPage:
 
 
 class running:
-    """Inside, a page is answered by a thread of its own; gives its address."""
+    """Context in which a thread of its own answers a page; yields the page's address."""
 
     def __init__(self, page: LocalPage) -> None:
         self.page = page
@@ -120,11 +121,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(403, "this server's own address", "Open the address that was printed.")
         elif self.path not in self.answers:
             self._refuse(404, f"one of {sorted(self.answers)}", "Ask there.")
+        # a page of another site can send a form without asking, but no JSON
         elif self.headers.get_content_type() != "application/json":
             self._refuse(415, "application/json", "Set the content type.")
         elif not (size := self.headers.get("Content-Length", "")).isdecimal():
             self._refuse(411, "a length", "Send Content-Length.")
         elif int(size) > LARGEST:
+            # the body is not read, so that nothing after it can be a request
             self.close_connection = True
             self._refuse(413, f"at most {LARGEST:,} bytes", "Ask for less.", got=f"{int(size):,}")
         else:
@@ -150,7 +153,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(status, text.encode("utf-8", "replace"), "application/json")
 
     def _is_ours(self) -> bool:
-        """Whether the browser asked for this machine by its own name: no other site's name."""
+        """Return whether the browser asked for this machine by its own name, not another site's."""
+        # a site could give its own name this machine's address (DNS rebinding)
         address: Any = self.server.server_address
         port = address[1]
         return self.headers.get("Host") in (f"{HOST}:{port}", f"localhost:{port}")

@@ -12,6 +12,7 @@ def markdown(table: Table) -> str:
     """Return a table: first places in bold, second ones in italics."""
     rows = [[escape(column.title) for column in table.columns]]
     rows += [[_marked(cell) for cell in row] for row in table.rows]
+    # a rule needs three dashes at least
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(table.columns))]
     numeric = [column.numeric for column in table.columns]
     rule = ["-" * (w - 1) + ":" if n else "-" * w for w, n in zip(widths, numeric, strict=True)]
@@ -24,6 +25,7 @@ def markdown(table: Table) -> str:
 
 def _marked(cell: Entry) -> str:
     text = escape(f"{cell.text} ({cell.remark})" if cell.remark else cell.text)
+    # the two best of a column
     around = {"first": "**", "second": "_"}.get(cell.place, "")
     return f"{around}{text}{around}"
 

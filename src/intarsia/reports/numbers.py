@@ -25,7 +25,7 @@ def bare(spread: Spread) -> str:
 
 
 def points(spread: Spread) -> str:
-    """Of a difference, in percentage points: "+2.1 ± 0.6"."""
+    """Return a difference in percentage points: "+2.1 ± 0.6"."""
     found = in_percent(spread)
     mean = signed(found.mean)
     return mean if found.deviation is None else f"{mean} ± {found.deviation:.1f}"
@@ -38,7 +38,7 @@ def in_percent(spread: Spread) -> Spread:
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """With a sign, unless it rounds to zero."""
+    """Return a number with its sign, unless it rounds to zero."""
     text = f"{abs(value):.{digits}f}"
     if float(text) == 0:
         return text
@@ -46,7 +46,7 @@ def signed(value: float, digits: int = 1) -> str:
 
 
 def interval(low: float, high: float, digits: int = 1) -> str:
-    """Of differences between shares, in percentage points: "[+0.4, +2.1]"."""
+    """Return an interval of differences in percentage points: "[+0.4, +2.1]"."""
     return f"[{signed(100 * low, digits)}, {signed(100 * high, digits)}]"
 
 
@@ -108,5 +108,6 @@ def plural(n: int, one: str, many: str | None = None) -> str:
 
 
 def _three(value: float) -> str:
+    # the limits are where a value would round to four digits
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:.{digits}f}"

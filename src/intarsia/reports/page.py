@@ -89,6 +89,7 @@ def _style() -> str:
 
 def embedded(value: Any) -> str:
     """Return JSON in which "<" never appears: no text can close its script element."""
+    # sorted, so that equal reports are equal bytes
     text = json.dumps(value, sort_keys=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -98,6 +99,7 @@ def width_class(table: Table) -> str:
     needed = 0.0
     for i, column in enumerate(table.columns):
         cells = [row[i] for row in table.rows]
+        # a heading may break between its words, so that the longest one counts
         word = max(map(len, re.split(r"[\s/-]", column.title)), default=0)
         if column.numeric:
             text = max((max(len(c.text) * _TEXT, len(c.remark) * _SMALL) for c in cells), default=0)

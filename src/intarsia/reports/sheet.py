@@ -56,6 +56,7 @@ def suite_mean(accuracy: np.ndarray, weight: np.ndarray | None = None) -> Spread
     accuracy: (tasks, seeds) without NaN but for seeds that are NaN throughout, which are left out.
     Raises: ShapeError where a task lacks a seed: such a mean would mix unequal tasks.
     """
+    # a seed that no task has finished yet is left out
     seeds = accuracy[:, ~np.isnan(accuracy).all(0)]
     if not seeds.size or np.isnan(seeds).any():
         what = "accuracies of a suite"
@@ -73,7 +74,7 @@ def deviation(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Differences:
-    """One arm minus another, by task and seed: at least one pair.
+    """Differences of one arm minus another, by task and seed: at least one pair.
 
     pairs: (tasks, seeds), NaN where either arm has no value.  over_items: on one task, the interval
     over its test items and the seeds, where the runs have kept what it takes.
@@ -90,7 +91,7 @@ class Differences:
 
     @classmethod
     def by_seed(cls, ours: Mapping[int, float], theirs: Mapping[int, float]) -> Differences | None:
-        """On one task, by seed; None without a seed in common."""
+        """Pair two arms on one task by seed; None without a seed in common."""
         shared = [seed for seed in ours if seed in theirs]
         found = [np.array([[one[seed] for seed in shared]]) for one in (ours, theirs)]
         return cls.of(*found) if shared else None
@@ -107,13 +108,13 @@ class Differences:
 
     @property
     def mean(self) -> float:
-        """Over tasks, of the means over seeds."""
+        """Mean over tasks of the means over seeds."""
         known = self.by_task[~np.isnan(self.by_task)]
         return math.fsum(known) / len(known)
 
     @property
     def n(self) -> int:
-        """How many pairs there are."""
+        """Number of pairs."""
         return len(self.known)
 
     @property
@@ -123,12 +124,12 @@ class Differences:
 
     @property
     def ahead(self) -> int:
-        """In how many pairs the value is higher than the other arm's."""
+        """Number of pairs whose value is higher than the other arm's."""
         return int((self.known > 0).sum())
 
     @property
     def behind(self) -> int:
-        """In how many pairs the value is lower than the other arm's."""
+        """Number of pairs whose value is lower than the other arm's."""
         return int((self.known < 0).sum())
 
     @property
@@ -139,7 +140,7 @@ class Differences:
 
     @cached_property
     def p(self) -> float | None:
-        """Of Wilcoxon's signed-rank test across tasks, uncorrected; None for one task."""
+        """P-value of Wilcoxon's signed-rank test across tasks, uncorrected; None for one task."""
         return wilcoxon(self.by_task[~np.isnan(self.by_task)])
 
     @cached_property
@@ -153,13 +154,14 @@ class Differences:
         alone say nothing about other items.
         """
         known = ~np.isnan(self.by_task)
+        # one task is no sample of tasks: its own items are the sample then
         if known.sum() > 1:
             return bootstrap_interval(self.pairs[known], seed=0)
         return self.over_items and (self.over_items.low, self.over_items.high)
 
     @property
     def half_width(self) -> float:
-        """Of the 95 % t-interval of the mean, all pairs being one sample; infinite for one pair."""
+        """Half width of the 95 % t-interval of the mean over all pairs; infinite for one pair."""
         low, high = statistics.t_interval(self.known.tolist())
         return (high - low) / 2
 
@@ -175,7 +177,7 @@ class Differences:
 
 @dataclass(frozen=True, eq=False)
 class ItemValues:
-    """What one run made of each item of the part that it was scored on.
+    """Values of one run for each item of the part that it was scored on.
 
     items: (n,) int64, equal where the item is, in whatever seed.  values: (n,), bool for right or
     wrong, else numbers.  weights: (n,), of each in the mean, None = all alike.
@@ -189,7 +191,7 @@ class ItemValues:
 def paired(
     ours: Mapping[int, ItemValues], theirs: Mapping[int, ItemValues]
 ) -> PairedInterval | None:
-    """One arm minus another over the items of one task and the seeds that both have.
+    """Pair two arms over the items of one task and the seeds that both have.
 
     None without such a seed, and where the items of a seed are not the same.
     """
@@ -213,7 +215,7 @@ class BySeed(abc.ABC):
         """seed -> value, where there is one."""
 
     def spread(self, what: str) -> Spread | None:
-        """Over the seeds; None without a value."""
+        """Return the spread over the seeds; None without a value."""
         values = list(self.by_seed(what).values())
         return Spread.of(values) if values else None
 
@@ -249,13 +251,14 @@ class Sheet(Generic[A, T, R]):
             for (arm, task, seed), result in self.results.items():
                 if (value := self.read(result, name)) is not None:
                     found[arms[arm], tasks[task], seeds[seed]] = value
+            # it is kept, and given to everybody who asks
             found.flags.writeable = False
             self._found[name] = found
         return self._found[name]
 
     @cached_property
     def _found(self) -> dict[str, np.ndarray]:
-        """What `values` has read: a page asks for one name again and again."""
+        """Values read so far: a page asks for one name again and again."""
         return {}
 
     @cached_property
@@ -265,7 +268,7 @@ class Sheet(Generic[A, T, R]):
         return arms, tasks, {seed: i for i, seed in enumerate(self.seeds)}
 
     def by_seed(self, arm: A, task: T) -> list[R]:
-        """One arm's results on one task, in the order of the seeds."""
+        """Return an arm's results on a task, in the order of the seeds."""
         return [self.results[arm, task, seed] for seed in self.seeds]
 
     def of(self, arm: A, name: str) -> np.ndarray:
@@ -273,12 +276,13 @@ class Sheet(Generic[A, T, R]):
         return self.values(name)[self.arms.index(arm)]
 
     def minus(self, arm: A, base: A, name: str) -> Differences | None:
-        """One arm minus another, paired by task and seed; None without a pair."""
+        """Subtract one arm from another, paired by task and seed; None without a pair."""
         values: Any = self.values(name)
         return Differences.of(values[self.arms.index(arm)], values[self.arms.index(base)])
 
     @cached_property
     def begun(self) -> np.ndarray:
         """The seeds that an arm has any result of, done or failed.  (arms, seeds), bool."""
+        # on any task
         pairs = {(arm, seed) for arm, _, seed in self.results}
         return np.array([[(arm, seed) in pairs for seed in self.seeds] for arm in self.arms])

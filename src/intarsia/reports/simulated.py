@@ -24,7 +24,7 @@ RESOURCES = ("compute", "link", "load")
 
 @dataclass(frozen=True)
 class Simulated:
-    """What the page shows.
+    """Contents of the page of a simulation.
 
     plan: its name; tokens: of the batch; before, after: bytes (D, D) with the experts
     in order, and by the plan; line: of the plan; loads: EXPERTS, IN_ORDER and, of a placement,
@@ -50,6 +50,7 @@ def write_page(simulation: Simulated, out: Path | str) -> Path:
 def report_of(simulation: Simulated) -> Report:
     """Return the report of a simulation."""
     even = {title: _over_mean(load) for title, load in simulation.loads.items()}
+    # the seconds of each resource along the longest chain of dependent steps
     binds = ", ".join(
         f"{name} {numbers.prefixed(s, 's')}" for name, s in simulation.line.binds().items() if s
     )
@@ -100,6 +101,7 @@ def _over_mean(load: Tensor) -> Tensor:
 
 def _traffic(simulation: Simulated) -> tuple[Container, ...]:
     """Draw bytes from row to column before and after, with colours that end at the same value."""
+    # one scale for both maps, so that their colours can be compared
     top = float(torch.stack([simulation.before, simulation.after]).max())
     size, prefix = numbers.prefix_of(top)
     unit = f"{prefix}B"
@@ -140,6 +142,7 @@ def _map(name: str, title: str, caption: str, sent: Tensor, top: float, unit: st
 
 def _loads(even: Mapping[str, Tensor]) -> tuple[Note | Container, ...]:
     """Draw loads over the mean of their layer; those of devices have one scale of colours."""
+    # devices have one scale; experts, of which there are more, have their own
     widest = max(float(load.max()) for title, load in even.items() if title != EXPERTS)
     drawn: list[Figure] = []
     for i, (title, load) in enumerate(even.items()):

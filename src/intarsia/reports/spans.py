@@ -88,9 +88,11 @@ def _report(
 def _spans(content: Mapping[str, Any]) -> tuple[list[list[int]], int]:
     """Tokens of each head at the longest length; as `hosts.spans.Spans.at`."""
     length, sink, block = (int(content[name]) for name in ("longest", "sink", "block"))
+    # blocks that the sink tokens and the token itself take, rounded up
     least = -(-(sink + 1) // block)
     spans = [
         [
+            # a span grows with the text: floor((alpha + beta * length) / block) blocks
             min(length, max(least, math.floor((a + b * length) / block + 1e-9)) * block)
             for a, b in zip(alphas, betas, strict=True)
         ]

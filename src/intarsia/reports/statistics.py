@@ -57,7 +57,7 @@ class PairedInterval:
 
     @property
     def significant(self) -> bool:
-        """Whether the whole interval is on one side of 0."""
+        """True where the whole interval is on one side of 0."""
         return self.low > 0 or self.high < 0
 
 
@@ -70,7 +70,7 @@ def task_means(accuracy: np.ndarray) -> np.ndarray:
 
 
 def weights(groups: Sequence[str]) -> np.ndarray:
-    """Of each task in the mean over groups of the means over a group's tasks.  (tasks,)"""
+    """Return each task's weight in the mean over groups of the means over their tasks.  (tasks,)"""
     names, place, size = np.unique(np.array(groups), return_inverse=True, return_counts=True)
     return 1.0 / (len(names) * size[place])
 
@@ -109,28 +109,34 @@ def paired_interval(
     whose exact McNemar test does not.  One seed speaks of other items, not of other trainings.
     None for fewer than two items, where all differences of numbers are the same, and for NaN.
     """
+    # step 1: give each item a number that is the same in every seed
     ids, place = np.unique(np.concatenate(items), return_inverse=True)
     seeds, n = len(items), len(ids)
     if n < 2:
         return None
     whole = all(values.dtype == bool for values in (*ours, *theirs))
+    # step 2: the difference of each item, and each seed's weighted mean of them
     gaps = [a.astype(float) - b.astype(float) for a, b in zip(ours, theirs, strict=True)]
     scale = [np.ones(len(gap)) for gap in gaps] if weights is None else weights
     means = np.array([float(w @ gap / w.sum()) for w, gap in zip(scale, gaps, strict=True)])
+    # step 3: x_is, an item's share in the deviation of a seed's mean; 0 where it is missing
     shares = [w * (d - m) / w.sum() for w, d, m in zip(scale, gaps, means, strict=True)]
     x = np.zeros((seeds, n))
     row = np.repeat(np.arange(seeds), [len(gap) for gap in gaps])
     np.add.at(x, (row, place.ravel()), np.concatenate(shares))
     every = np.concatenate(gaps)
     differing = len(np.unique(place[every != 0]))
+    # step 4: V = s^2 / S + c
     between, within = _variances(x, means)
     if whole and (seeds == 1 or _alike(every, place)):
         within += 2 / n**2  # Bonett and Price (2012): two items more, one for each arm
     total = between + within
     if not total > 0:  # NaN neither
         return None
+    # step 5: mean plus or minus a t quantile of the combined degrees of freedom
     mean = round(math.fsum(means) / seeds, DECIMALS) + 0.0
     half = _quantile(between / total, seeds, n) * math.sqrt(total)
+    # step 6: with one seed, or few items that differ, the exact test decides about 0
     exact = whole and seeds == 1 and weights is None
     p = mcnemar(int((every > 0).sum()), int((every < 0).sum())) if exact else None
     if differing < FEWEST or (p is not None and p >= ALPHA):
@@ -142,22 +148,24 @@ def paired_interval(
 
 
 def _variances(x: np.ndarray, means: np.ndarray) -> tuple[float, float]:
-    """Of the mean over seeds: what a difference between seeds shows, and what the items add.
+    """Return the variance of the mean over seeds: between seeds, and what the items add.
 
     x: (seeds, items), each item's share in the deviation of a seed's mean.  means: (seeds,).
     """
     seeds, items = x.shape
     squares = float((x**2).sum())
+    # Bessel's correction for the items' own mean
     corrected = items / (items - 1)
     if seeds == 1:
         return 0.0, squares * corrected
+    # sum over pairs s != t = (sum over seeds)^2 - the squares themselves
     cross = float((x.sum(0) ** 2).sum()) - squares
     within = max(0.0, cross) / (seeds * (seeds - 1)) * corrected
     return float(means.var(ddof=1)) / seeds, within
 
 
 def _alike(gaps: np.ndarray, place: np.ndarray) -> bool:
-    """Whether all but a few items have the commonest difference: too few to show a spread."""
+    """Return whether all but a few items have one difference: too few to show a spread."""
     values, counts = np.unique(gaps, return_counts=True)
     return len(np.unique(place[gaps != values[counts.argmax()]])) < FEWEST
 
@@ -194,11 +202,13 @@ def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float]:
     from scipy.stats import bootstrap
 
     table, count = np.sort(pairs, axis=1), (~np.isnan(pairs)).sum(1)  # known seeds first
+    # two streams: one draws tasks (SciPy), the other draws the seeds of each
     outer, inner = np.random.default_rng(seed).spawn(2)
 
     def draw(index: np.ndarray, axis: int = -1) -> np.ndarray:
         """index: (..., tasks), drawn by SciPy."""
         n = count[index][..., None]
+        # seeds of a drawn task, with replacement, among those that it has
         pick = (inner.random((*index.shape, table.shape[1])) * n).astype(int)
         drawn = np.take_along_axis(table[index], pick, -1)
         inside = np.arange(table.shape[1]) < n
@@ -240,6 +250,7 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
         from statsmodels.stats.multitest import multipletests
     except ImportError as error:
         raise MissingExtra("statsmodels", "bench") from error
+    # tests without a p keep their place and do not count
     corrected = iter(np.asarray(multipletests(known, method="holm")[1]))
     return [None if value is None else float(next(corrected)) for value in p]
 
@@ -275,6 +286,7 @@ def critical_difference(methods: int, tasks: int) -> float:
     """Nemenyi's: average ranks further apart than this differ at the 0.05 level (Demsar 2006)."""
     from scipy.stats import studentized_range
 
+    # CD = q_alpha sqrt(k (k + 1) / (6 N)), k methods on N tasks
     q = studentized_range.ppf(1 - ALPHA, methods, np.inf) / math.sqrt(2)
     return float(q * math.sqrt(methods * (methods + 1) / (6 * tasks)))
 
@@ -284,6 +296,7 @@ def _cliques(ordered: np.ndarray, critical: float) -> tuple[tuple[int, int], ...
         (first, int(np.searchsorted(ordered, rank + critical, side="right")) - 1)
         for first, rank in enumerate(ordered)
     ]
+    # a clique inside a longer one says nothing new
     longest = [span for i, span in enumerate(spans) if i == 0 or span[1] > spans[i - 1][1]]
     return tuple(span for span in longest if span[1] > span[0])
 

@@ -27,7 +27,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is shown, a smaller remark beside it, the value in full, its place in its column.
+    """Text of a table's entry, a smaller remark, the value in full, its place in the column.
 
     place: "first", "second", or nothing; "mean" for the head of a row of means; "warn" for what
     should be looked at.  shade: 0 ... 1, how dark a page draws it; None = not at all.  hidden: a
@@ -61,7 +61,7 @@ class Table:
     when: Mapping[str, str | int] = field(default_factory=dict)
 
     def filled(self) -> Table:
-        """Without the columns that say nothing in any row."""
+        """Return the table without the columns that are empty in every row."""
         places = [i for i in range(len(self.columns)) if any(row[i].text for row in self.rows)]
         columns = tuple(self.columns[i] for i in places)
         return replace(

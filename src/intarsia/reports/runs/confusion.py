@@ -28,7 +28,7 @@ class Confusion:
 
     @property
     def shares(self) -> np.ndarray:
-        """Each row divided by its sum; a row without pictures stays 0."""
+        """Rows divided by their sums; a row without pictures stays 0."""
         total = self.counts.sum(1, keepdims=True)
         return self.counts / np.maximum(total, 1)
 
@@ -43,15 +43,18 @@ def confusion_of(group: RunGroup, limit: int = SHOWN) -> Confusion | None:
 
 def _joined(answers: Sequence[Predictions], limit: int) -> Confusion:
     classes = answers[0].classes
+    # one count for each picture of each run, at (its class, the class it was taken for)
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
     for one in answers:
         np.add.at(counts, (one.labels, one.predicted), 1)
     if len(classes) <= limit:
         return Confusion(classes, counts, len(answers), 0)
+    # too many classes to show: keep those with most mistakes, as either class of a pair
     wrong = counts - np.diag(np.diag(counts))
     # stable, so that classes without a mistake keep their order
     order = np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")
     kept = np.sort(order[: limit - 1])
+    # the new row of each class; all that are not kept share the last one
     place = np.full(len(classes), limit - 1)
     place[kept] = np.arange(limit - 1)
     small = np.zeros((limit, limit), dtype=counts.dtype)

@@ -33,11 +33,13 @@ def read_curve(path: Path) -> tuple[Point, ...]:
     """
     if not path.is_file():
         return ()
+    # all lines of a split and an epoch are one point
     lines: dict[tuple[str, float], list[Mapping[str, Any]]] = defaultdict(list)
     try:
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
+    # a finished file ends with a line break, after which nothing stands
     *whole, _unfinished = text.split("\n")
     for number, line in enumerate(whole, start=1):
         try:
@@ -75,6 +77,7 @@ def mean_line(lines: Iterable[Mapping[float, float]]) -> dict[float, float]:
     lines = [line for line in lines if line]
     if not lines:
         return {}
+    # where a run ended early, a mean over the others would jump
     epochs = sorted(set.intersection(*(set(line) for line in lines)))
     return {epoch: fmean(line[epoch] for line in lines) for epoch in epochs}
 

@@ -103,6 +103,7 @@ def curves(comparison: Comparison) -> list[Figure]:
 def _curves_of(group: RunGroup, number: int, metric: str, look: Look) -> Iterator[charts.Series]:
     for split, part in SPLITS.items():
         lines = {run.seed: line_of(run.curve, split, metric) for run in group.runs}
+        # the mean has the full line; each seed, if there are several, a faint one
         if not (mean := mean_line(lines.values())):
             continue
         name = f"{group.label}, {part}"
@@ -117,6 +118,7 @@ def _curves_of(group: RunGroup, number: int, metric: str, look: Look) -> Iterato
 def _curve(
     line: Mapping[float, float], metric: str, name: str, look: Look, when: When
 ) -> charts.Series:
+    # shares are drawn in percent
     values = [(100 if metric in UNIT else 1) * value for value in line.values()]
     form = ".1f" if metric in UNIT else ".4g"
     hover = [
@@ -146,6 +148,7 @@ def confusions(confusion: Confusion, number: int) -> list[Figure]:
         ]
         for i, true in enumerate(confusion.classes)
     ]
+    # with more classes the numbers are in the tooltips alone
     legible = len(names) <= LEGIBLE
     figures: list[Figure] = []
     for mode, values in (("shares", 100 * confusion.shares), ("counts", confusion.counts)):

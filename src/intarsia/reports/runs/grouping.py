@@ -63,7 +63,7 @@ class RunGroup(BySeed):
         return self._of_all("tempered_loss")
 
     def _of_all(self, what: str) -> Spread | None:
-        """The spread of one of VALUES that every run has."""
+        """Return the spread of one of VALUES, None unless every run has it."""
         return self.spread(what) if len(self.by_seed(what)) == len(self.runs) else None
 
     @property
@@ -100,15 +100,16 @@ class Comparison:
 
     @property
     def best(self) -> RunGroup:
-        """Of the highest mean accuracy."""
+        """Group of the highest mean accuracy."""
         return max(self.groups, key=lambda group: group.accuracy.mean)
 
     @cached_property
     def leader(self) -> RunGroup | None:
-        """The one of the highest mean, if it is significantly ahead of every other, else None.
+        """Group of the highest mean, if it is significantly ahead of every other, else None.
 
         With one seed none is: what is ahead is a training then, and not a method.
         """
+        # with a second place that may be as good, no method is called the best
         rest = [group for group in self.groups if group is not self.best]
         found = [self.best.interval(group)[0] for group in rest]
         return self.best if all(map(_ahead, found)) else None
@@ -119,16 +120,16 @@ class Comparison:
 
     @property
     def measure(self) -> str:
-        """What the runs are compared by, in words."""
+        """Name of the measure that the runs are compared by."""
         return self.groups[0].runs[0].scores.measure.replace("_", " ")
 
     @property
     def several_labels(self) -> bool:
-        """Whether a picture may have several labels."""
+        """True where a picture may have several labels."""
         return self.measure != "accuracy"
 
     def others(self) -> tuple[RunGroup, ...]:
-        """All but the baseline."""
+        """Return all groups but the baseline."""
         return tuple(group for group in self.groups if group is not self.baseline)
 
 
@@ -164,6 +165,7 @@ def group_runs(runs: Iterable[FinishedRun]) -> tuple[RunGroup, ...]:
         raise DataError("runs", got=0, want="at least 1", fix="Name a run folder.")
     for (label, _), members in found.items():
         _check_seeds(label, members)
+    # two groups may have one label, as LoRA at two ranks: the setting is added then
     labels = _apart([(label, settings_of(members[0])) for (label, _), members in found.items()])
     ordered = (sorted(members, key=lambda run: run.seed) for members in found.values())
     pairs = zip(labels, ordered, strict=True)
@@ -183,6 +185,7 @@ def _method_of(run: FinishedRun) -> str:
     given = run.given.get("label")
     if isinstance(given, str) and given.strip():
         return given
+    # a caller's label comes first; else the adapters' methods; else what was trained
     names = [str(a.get("method") or a.get("peft_type")) for a in adapters_of(run).values()]
     if not names:
         counts = run.costs
@@ -216,6 +219,7 @@ def settings_of(run: FinishedRun) -> dict[str, Any]:
         for part, about in (data.items() if isinstance(data, Mapping) else ())
         if isinstance(about, Mapping)
     }
+    # runs that differ in the seed alone are one group
     training = {k: v for k, v in dict(record["training"]).items() if k != "seed"}
     adapters = {
         name: {k: v for k, v in about.items() if k not in _ELSEWHERE and k != "seed"}
@@ -257,6 +261,7 @@ def set_of(run: FinishedRun) -> str | None:
     if isinstance(data, str):
         return data
     parts = data.get("parts") if isinstance(data, Mapping) else None
+    # a part is named "set/part"
     for part in parts.values() if isinstance(parts, Mapping) else ():
         if isinstance(part, Mapping) and part.get("name"):
             return str(part["name"]).partition("/")[0]
@@ -285,6 +290,7 @@ def _apart(named: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     labels: list[str] = []
     for label, settings in named:
         if counts[label] > 1:
+            # only the settings in which groups of the same label differ
             same = [other for name, other in named if name == label]
             own = flat(settings)
             shown = (f"{n.rpartition('.')[2]}={own.get(n)}" for n in differing(same))

@@ -42,7 +42,8 @@ def run_items(tensors: Tensors, part: str) -> RunItems:
 
 
 def _classes(logits: np.ndarray, labels: np.ndarray) -> dict[str, ItemValues]:
-    """Of pictures: logits (n, classes), labels (n,)."""
+    """Return the values of pictures.  logits: (n, classes); labels: (n,)."""
+    # balanced accuracy weighs a picture by 1 / the size of its class; loss is -log softmax
     order, right = np.arange(len(labels)), logits.argmax(1) == labels
     _, place, size = np.unique(labels, return_inverse=True, return_counts=True)
     loss = np.logaddexp.reduce(logits, axis=1) - logits[order, labels]
@@ -54,7 +55,7 @@ def _classes(logits: np.ndarray, labels: np.ndarray) -> dict[str, ItemValues]:
 
 
 def _texts(tensors: Tensors) -> dict[str, ItemValues]:
-    """Of texts, whose scores are means over tokens; one without a token is left out."""
+    """Return the values of texts, means over their tokens; texts without a token are left out."""
     some = tensors["tokens"] > 0
     tokens = tensors["tokens"][some].astype(float)
     order = np.arange(len(tokens))
@@ -80,6 +81,7 @@ def interval_of(
         return None, "the runs kept no predictions"
     if not all(score in run.values for run in each):
         return None, f"{score.replace('_', ' ')} is no mean over items"
+    # without numbers the items are known to be the same only if the parts are
     if not all(run.numbered for run in each) and _several(run.part for run in each):
         return None, _UNNUMBERED
     mine, other = (

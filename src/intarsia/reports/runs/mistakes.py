@@ -56,6 +56,7 @@ def worst(logits: Tensor, labels: Tensor, k: int) -> list[tuple[int, float]]:
     """
     confidence, predicted = logits.double().softmax(1).max(1)
     wrong = (predicted != labels).nonzero()[:, 0].tolist()
+    # Python's sort is stable: equal confidences stay in the set's order
     wrong.sort(key=lambda i: -float(confidence[i]))
     return [(i, float(confidence[i])) for i in wrong[:k]]
 
@@ -91,6 +92,7 @@ def save_mistakes(
         for i, confidence in chosen
     ]
     target = Path(folder) / MISTAKES
+    # the folder appears as a whole, or not at all
     with writing(target) as scratch:
         scratch.mkdir()
         for i, _ in chosen:
@@ -108,12 +110,12 @@ def thumbnail(picture: Image.Image, side: int = SIDE) -> Image.Image:
 
 
 def file_name(index: int) -> str:
-    """Of a picture's thumbnail."""
+    """Return the file name of a picture's thumbnail."""
     return f"{index:06d}.png"
 
 
 def read_mistakes(run: Path) -> Mistakes | None:
-    """What `save_mistakes` wrote into a run folder; None if there is nothing.
+    """Read what `save_mistakes` wrote into a run folder; None if there is nothing.
 
     Raises: CheckpointError for a list that is damaged or of another version, or a thumbnail that is
     missing or no picture.
@@ -140,6 +142,7 @@ def _mistake(folder: Path, line: dict[str, Any]) -> Mistake:
     path = folder / file_name(index)
     if not path.is_file():
         raise _damaged(path, "no such file")
+    # files may come from elsewhere: refuse a large one before it is decoded
     if (size := path.stat().st_size) > LARGEST:
         raise _damaged(path, f"{size} bytes")
     try:

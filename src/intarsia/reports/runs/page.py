@@ -131,6 +131,7 @@ def _curves(comparison: Comparison) -> Section:
     metric = Control("metric", "Show", tuple((m, figures.metric_name(m)) for m in metrics))
     splits = figures.splits_of(comparison)
     few = len(comparison.groups) <= 4
+    # with many methods the training lines would hide those of validation
     first = tuple(split for split, _ in splits if split != "train" or few)
     parts = Control("split", "Parts", splits, "checkbox", first or (splits[0][0],))
     seeds = Control(
@@ -147,6 +148,7 @@ def _curves(comparison: Comparison) -> Section:
 
 def _curve_table(comparison: Comparison) -> Table | None:
     """Return the mean score by epoch, on validation or else training: the curves in words."""
+    # validation comes first; training is the second choice
     for split, name in reversed(figures.SPLITS.items()):
         lines = [
             mean_line(line_of(run.curve, split, run.scores.measure) for run in group.runs)
@@ -194,6 +196,7 @@ def _errors(comparison: Comparison) -> list[Section]:
     if any(confusion_of(group) is not None for group in groups):
         modes = (("shares", "% of each row"), ("counts", "counts"))
         blocks.append(Control("mode", "Numbers in the matrix", modes, "radio"))
+    # the page's bytes for pictures are divided among the methods
     share = LARGEST // len(groups)
     for number, group in enumerate(groups):
         inside = (
@@ -209,6 +212,7 @@ def _errors(comparison: Comparison) -> list[Section]:
 def _confusion(comparison: Comparison, number: int) -> tuple[Block, ...]:
     """Return the matrix of a method as a figure for each mode, and its most frequent confusions."""
     group = comparison.groups[number]
+    # the figure may join rare classes; the table is of all pairs
     confusion, whole = confusion_of(group), confusion_of(group, limit=10**9)
     if confusion is None or whole is None:
         text = "No predictions were kept, so there is no confusion matrix."
@@ -288,6 +292,7 @@ def _routing(comparison: Comparison) -> list[Section]:
             load = row.load
             name = f"{row.place} (collapsed)" if load.collapsed else row.place
             shares = [Entry(numbers.percent(s, 0), shade=s) for s in load.share]
+            # routers may have fewer experts than the widest one
             empty = [Entry("")] * (routed.experts - len(shares))
             head = Entry(name, place="warn" if load.collapsed else "")
             rows.append([head, *shares, *empty, f"{load.variation:.2f}", f"{load.entropy:.2f}"])

@@ -39,6 +39,7 @@ def described(comparison: Comparison) -> list[str]:
     searches = {group.label: found for group in comparison.groups if (found := search_of(group))}
     if not searches:
         return []
+    # methods that were searched in the same way share a sentence
     alike: dict[str, list[str]] = {}  # labels by what they tried, which differs between folders
     for label, search in searches.items():
         alike.setdefault(_tried(search, comparison), []).append(label)
@@ -79,6 +80,7 @@ def shared(comparison: Comparison) -> str | None:
     """Warn of several methods that share one rate which nobody searched for."""
     groups = comparison.groups
     rates = {rate_of(group) for group in groups}
+    # a rate that was chosen for one method favours it
     if len(groups) < 2 or len(rates) > 1 or None in rates or any(map(search_of, groups)):
         return None
     return (
@@ -97,6 +99,7 @@ def series_of(comparison: Comparison, looks: Sequence[Look]) -> list[Series]:
         scores = [(rate, score) for rate, score in tried if score]  # None: every trial failed
         perplexity = search["measure"] == "perplexity"
         xs = [rate for rate, _ in scores]
+        # the search's score of a text is 1 / perplexity
         ys = [1 / score if perplexity else 100 * score for _, score in scores]
         hover = [f"{y:.4g} at {x:g}" for x, y in zip(xs, ys, strict=True)]
         sizes = [13.0 if rate == search["rate"] else 7.0 for rate in xs]

@@ -53,7 +53,7 @@ MEASURES = ("mean_average_precision", "accuracy")  # the first that a task has i
 
 
 def measure(scores: Mapping[str, float]) -> str:
-    """The score that decides."""
+    """Return the name of the score that decides."""
     return next((name for name in MEASURES if name in scores), "accuracy")
 
 
@@ -80,7 +80,7 @@ class Predictions:
 
 @dataclass(frozen=True, eq=False)
 class FinishedRun:
-    """One finished run; `record` is its run.json."""
+    """Finished run; `record` is its run.json."""
 
     folder: Path
     seed: int
@@ -93,18 +93,18 @@ class FinishedRun:
 
     @property
     def given(self) -> Mapping[str, Any]:
-        """What the caller of `fit` had written down: label, model, data."""
+        """Notes of the caller of `fit`: label, model, data."""
         found = self.record.get("record")
         return found if isinstance(found, Mapping) else {}
 
     @cached_property
     def items(self) -> RunItems | None:
-        """What it made of each item, see `read_items`."""
+        """Values of its items, see `read_items`."""
         return read_items(self.folder)
 
     @property
     def samples(self) -> str:
-        """What is right or wrong: "tokens" of a text, or "pictures"."""
+        """Kind of what is right or wrong: "tokens" of a text, or "pictures"."""
         scores = self.record["results"].get(self.scores.split)
         return "tokens" if isinstance(scores, Mapping) and "perplexity" in scores else "pictures"
 
@@ -115,6 +115,7 @@ def gather(folders: Iterable[Path | str]) -> tuple[FinishedRun, ...]:
     A folder named twice is read once.
     Raises: DataError for a path without a run; CheckpointError for one that is damaged.
     """
+    # by resolved path, so that a folder named twice is one run
     found: dict[Path, FinishedRun] = {}
     for folder in map(Path, folders):
         for path in _runs_in(folder):
@@ -127,7 +128,7 @@ def gather(folders: Iterable[Path | str]) -> tuple[FinishedRun, ...]:
 
 
 def read_run(folder: Path | str) -> FinishedRun:
-    """One run folder, as `intarsia.fit(..., out=folder)` writes it.
+    """Read one run folder, as `intarsia.fit(..., out=folder)` writes it.
 
     Raises: DataError if there is no finished, scored run; CheckpointError for a damaged one.
     """
@@ -182,7 +183,7 @@ def _read_json(folder: Path) -> dict[str, Any]:
 
 
 def need(record: Mapping[str, Any], where: str, kind: type[T], folder: Path) -> T:
-    """The value at a dotted path of run.json; float takes whole numbers, none may be infinite.
+    """Return the value at a dotted path of run.json; float takes whole numbers, none is infinite.
 
     Raises: CheckpointError if it is missing or of another kind.
     """
@@ -192,6 +193,7 @@ def need(record: Mapping[str, Any], where: str, kind: type[T], folder: Path) -> 
             raise damaged(folder / RUN, f"no {where!r}")
         value = value[name]
     wanted: Any = (int, float) if kind is float else kind
+    # True is an int for Python, but no number of a record
     wrong = not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool)
     if wrong or (isinstance(value, float) and not math.isfinite(value)):
         raise damaged(folder / RUN, f"{where} = {value!r}")
@@ -200,6 +202,7 @@ def need(record: Mapping[str, Any], where: str, kind: type[T], folder: Path) -> 
 
 def _scores(folder: Path, record: Mapping[str, Any]) -> SplitScores:
     results = need(record, "results", dict, folder)
+    # the test part decides; a run without one is scored on validation
     split = next((name for name in SPLITS if name in results), None)
     if split is None:
         what = f"results of {str(folder)!r}"
@@ -255,13 +258,14 @@ def _predictions(folder: Path, scores: SplitScores) -> Tensors | None:
     names = ("tokens", "hits", "loss") if "tokens" in tensors else ("logits", "labels")
     if missing := [name for name in names if name not in tensors]:
         raise damaged(path, f"no {joined(missing)}")
+    # every tensor has a row for each item
     if len({len(value) for value in tensors.values()}) > 1:
         raise damaged(path, "tensors of unequal length")
     return None if split is not None and split != scores.split else tensors
 
 
 def read_items(folder: Path) -> RunItems | None:
-    """What a run made of each item; None if it kept no predictions.
+    """Read the values of a run's items; None if it kept no predictions.
 
     Raises: as `read_run`.
     """
@@ -291,6 +295,7 @@ def _answers(
     if not len(labels) or labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise damaged(path, f"labels that are not 0 ... {logits.shape[1] - 1}")
     predicted = logits.argmax(1)
+    # predictions of another run in this folder would give another accuracy
     share = float((predicted == labels).mean())
     if not math.isclose(share, scores.accuracy, abs_tol=1e-6):
         raise damaged(path, f"accuracy {share:.6f}, where run.json says {scores.accuracy:.6f}")
@@ -298,7 +303,7 @@ def _answers(
 
 
 def damaged(path: Path, got: str) -> CheckpointError:
-    """What to say of a file that is not as it was written."""
+    """Return the error for a file that is not as it was written."""
     return CheckpointError(
         f"run file {path}",
         got=got,

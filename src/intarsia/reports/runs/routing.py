@@ -35,7 +35,7 @@ class Routed:
 
 
 def routings(comparison: Comparison) -> list[Routed]:
-    """Of the methods that route; empty if none does."""
+    """Return the routers of the methods that route; empty if none does."""
     found = [(group, _rows(group.runs[0])) for group in comparison.groups]
     return [Routed(group.label, group.runs[0].seed, rows) for group, rows in found if rows]
 
@@ -53,5 +53,6 @@ def _rows(run: FinishedRun) -> tuple[RouterRow, ...]:
 
 def short(path: str) -> str:
     """A router's path without what all routers have in theirs."""
+    # PEFT's prefix, and the place of cells inside a module
     path = re.sub(r"^base_model\.model\.", "", path)
     return re.sub(r"\.intarsia_cells\..*$", "", path)

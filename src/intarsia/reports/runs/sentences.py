@@ -36,7 +36,7 @@ def _methods(comparison: Comparison) -> str:
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """What was run, on what, and what came out."""
+    """Say what was run, on which data, and with which result."""
     found = [_what(comparison), *choices(comparison.runs), _result(comparison)]
     found += differences(comparison)
     if comparison.baseline is not None and comparison.best is not comparison.baseline:
@@ -80,6 +80,7 @@ def _result(comparison: Comparison) -> str:
     if best is base:
         return f"None does better than the baseline, {base.label}: it gets {right}."
     found = best.difference(base)
+    # without a seed in common, the difference of the means
     apart = Spread(best.accuracy.mean - base.accuracy.mean, None, 0)
     spread = apart if found is None else found.spread
     text = f"The highest {comparison.measure} is that of {best.label}, {right}"
@@ -92,7 +93,7 @@ def _result(comparison: Comparison) -> str:
 
 
 def differences(comparison: Comparison) -> list[str]:
-    """Each method minus the baseline, with its interval over test items and seeds, or why not."""
+    """Say how each method differs from the baseline, with the interval or why there is none."""
     base = comparison.baseline
     if base is None:
         return []
@@ -111,6 +112,7 @@ def _difference(group: RunGroup, base: RunGroup) -> str:
     differ = f"{numbers.plural(found.differing, kind)} differ{'s' if found.differing == 1 else ''}"
     where = PART_NAMES.get(run.scores.split, run.scores.split)
     over = f"{found.items:,} {where} {kind}s and {numbers.plural(found.seeds, 'seed')}"
+    # the verdict counts only if the interval is on one side of 0, see below
     side = "ahead" if found.low > 0 else "behind"
     verdict = f"{capital(group.label)} is {side}."
     if found.seeds == 1:
@@ -171,6 +173,7 @@ def _guessing(comparison: Comparison) -> str | None:
     answers = comparison.best.runs[0].answers
     if answers is None:
         return None
+    # the score of a model that has learned nothing but the commonest class
     counts = np.bincount(answers.labels, minlength=len(answers.classes))
     share = numbers.percent(float(counts.max() / counts.sum()))
     name = answers.classes[int(counts.argmax())]
@@ -228,7 +231,7 @@ def _shared(runs: Iterable[FinishedRun]) -> list[str]:
 
 
 def _per_seed(runs: Iterable[FinishedRun], part: str) -> bool:
-    """Whether runs of one seed have different pictures in a part."""
+    """Return whether runs of one seed have different pictures in a part."""
     seen: dict[int, set[object]] = defaultdict(set)
     for run in runs:
         about = data_of(run).get(part, {})
@@ -241,7 +244,7 @@ def _vary(runs: Iterable[FinishedRun], what: Callable[[FinishedRun], Any]) -> bo
 
 
 def data_of(run: FinishedRun) -> dict[str, Mapping[str, Any]]:
-    """What run.json says of each part."""
+    """Return the record of each part of the data."""
     data = run.record.get("data")
     data = data if isinstance(data, Mapping) else {}
     return {str(part): about for part, about in data.items() if isinstance(about, Mapping)}
@@ -253,7 +256,7 @@ def sizes_of(run: FinishedRun) -> dict[str, int]:
 
 
 def selection_of(run: FinishedRun) -> Mapping[str, Any]:
-    """How the result was chosen: rule, epoch, disjoint_from_train."""
+    """Return the record of how the result was chosen: rule, epoch, disjoint_from_train."""
     found = run.record["results"].get("selection")
     return found if isinstance(found, Mapping) else {}
 
@@ -265,9 +268,10 @@ def choices(runs: Sequence[FinishedRun]) -> list[str]:
 
 
 def selection_rule(runs: Sequence[FinishedRun]) -> str:
-    """In words, for all runs."""
+    """Say how the results of all runs were chosen."""
     rules = dict.fromkeys(str(selection_of(run).get("rule")) for run in runs)
     text = " ".join(HOW_CHOSEN.get(rule, f"Selection: {rule}.") for rule in rules)
+    # `intarsia auto` chooses everything, so that a rule for the epoch alone would mislead
     if len(choices(runs)) == len(runs):
         text = "All settings were chosen on held-out training pictures, as said above."
     text = text.replace("accuracy", runs[0].scores.measure.replace("_", " "))

@@ -26,7 +26,7 @@ _SEEN_ELSEWHERE = (
 
 @dataclass(frozen=True)
 class DataPart:
-    """One part of the data: its size, its hash, and what is known of its classes."""
+    """Part of the data: its size, its hash, and what is known of its classes."""
 
     name: str
     count: str
@@ -50,9 +50,10 @@ def value_text(value: Any) -> str:
 
 
 def _listed(words: Sequence[str]) -> str:
-    """All of a few; of many, such as a model's layers, those that differ in numbers only as one."""
+    """List a few words; of many, such as a model's layers, join those that differ in numbers."""
     if len(words) <= FEW:
         return ", ".join(words)
+    # blocks.0.attn.qkv and blocks.1.attn.qkv become one: blocks.*.attn.qkv (2 times)
     patterns = Counter(re.sub(r"\d+", "*", word) for word in words)
     return ", ".join(f"{name} ({n} times)" if n > 1 else name for name, n in patterns.items())
 
@@ -96,7 +97,7 @@ def _method(run: FinishedRun) -> str:
 
 
 def given_rows(comparison: Comparison) -> list[tuple[str, str]]:
-    """What the caller of the first run had written down and stands nowhere else on the page."""
+    """Return the notes of the first run's caller that stand nowhere else on the page."""
     given = comparison.runs[0].given
     rest = {name: value for name, value in given.items() if name not in _SEEN_ELSEWHERE}
     return [(name, value_text(value)) for name, value in flat(rest).items()]
@@ -152,7 +153,7 @@ def _origin(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def machine_rows(run: FinishedRun) -> list[tuple[str, str]]:
-    """The machine and the versions of the first run."""
+    """Return the machine and the versions of a run."""
     rows: list[tuple[str, str]] = []
     for section in ("machine", "versions"):
         about = run.record.get(section)
@@ -186,7 +187,7 @@ def run_rows(comparison: Comparison) -> Table:
 
 
 def commands(runs: Iterable[FinishedRun]) -> list[str]:
-    """Each command once, in order."""
+    """Return each command once, in order."""
     return list(dict.fromkeys(text for run in runs if (text := _command(run))))
 
 

@@ -19,13 +19,13 @@ COURSES = {
 
 
 def masks_of(group: RunGroup) -> dict[str, Any] | None:
-    """Of the group's first run that kept them: its changes of masks, and its layers."""
+    """Return the masks' changes and layers of the group's first run that kept them."""
     records = (run.record["results"].get("masks") for run in group.runs)
     return next((masks for masks in records if masks), None)
 
 
 def soup_of(group: RunGroup) -> dict[str, Any] | None:
-    """What a soup's run says of its candidates."""
+    """Return the record of a soup's candidates."""
     records = (run.given.get("soup") for run in group.runs)
     return next((soup for soup in records if isinstance(soup, dict)), None)
 
@@ -79,6 +79,7 @@ def densities(comparison: Comparison) -> Figure | None:
         for label, masks in by_label.items()
     }
     layers = list(dict.fromkeys(layer for row in rows.values() for layer in row))
+    # columns are numbered, since the names of layers are too long for them; tooltips have both
     names = [layer.removesuffix(".weight") for layer in layers]
     values = [[row.get(layer) for layer in layers] for row in rows.values()]
     hover = [

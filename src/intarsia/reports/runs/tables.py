@@ -37,7 +37,7 @@ _BY_LABEL = (
 
 
 def table_of(comparison: Comparison) -> Table:
-    """A row for every group: accuracy, difference, trained parameters, time, memory."""
+    """Return a row for every group: accuracy, difference, trained parameters, time, memory."""
     groups, base = comparison.groups, comparison.baseline
     several = len({len(group.runs) for group in groups}) > 1  # else a sentence says how many
     columns = [
@@ -56,6 +56,7 @@ def table_of(comparison: Comparison) -> Table:
         title = "Difference"
         meaning = f"{capital(comparison.measure)} minus that of {base.label} at the same seed, "
         meaning += "percentage points, and its 95 % interval over test items and seeds"
+        # beside the score, as in the rows
         columns.insert(2, Column(title, meaning))
     table = Table(
         caption=caption(comparison),
@@ -68,7 +69,7 @@ def table_of(comparison: Comparison) -> Table:
 
 
 def caption(comparison: Comparison) -> str:
-    """What the numbers were measured on."""
+    """Say which data the numbers were measured on."""
     splits = {run.scores.split for run in comparison.runs}
     where = " and ".join({"test": "test", "val": "validation"}.get(s, s) for s in sorted(splits))
     text = f"{capital(comparison.measure)} on the {where} {comparison.runs[0].samples}"

@@ -122,6 +122,7 @@ def pictures_report(
         sentence = f"An expert takes {share} of the patches, and every class token."
     pages = [lit(question.picture) for question in pictures if question.picture is not None]
     views = [view for i in range(len(pictures)) for view in _views(pictures[i].picture, i, taken)]
+    # all pictures of the page together keep to its limit of bytes
     addresses = iter(embedded_pictures([*pages, *views]))
     shown_at = [next(addresses) for _ in pages]
     blocks: list[Block] = []
@@ -169,15 +170,19 @@ def lit(
         small.thumbnail((longer, longer))
         return small
     rows, columns = grid
+    # the queries of a tile stand in a square, or else beside each other
     cells = math.isqrt(chosen.shape[1])
     square = cells * cells == chosen.shape[1]
     across = (cells, cells) if square else (1, chosen.shape[1])
+    # a tile's side in px is a multiple of its queries, so that each has whole pixels
     side = max(1, longer // (max(rows, columns) * max(across))) * max(across)
     page = np.asarray(place_on_white(picture, columns * side, rows * side), dtype=np.float32)
+    # (tiles, queries) -> (rows of queries, columns of queries) of the whole picture
     mask = chosen.reshape(rows, columns, *across).swapaxes(1, 2)
     mask = mask.reshape(rows * across[0], columns * across[1])
     high, wide = side // across[0], side // across[1]
     light_map = np.ones((rows * side, columns * side, 1), dtype=np.float32)
+    # each query becomes a rectangle of pixels
     light = np.kron(mask, np.ones((high, wide)))
     light_map[: light.shape[0], : light.shape[1], 0] = LEFT + (1 - LEFT) * light
     return Image.fromarray((page * light_map + np.array(VEIL) * (1 - light_map)).astype(np.uint8))

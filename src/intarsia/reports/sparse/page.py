@@ -61,6 +61,7 @@ def gather(folders: Iterable[Path | str]) -> list[PrunedModel]:
             fix = "Give folders of `intarsia sparsify` alone, or runs of `intarsia fit` alone."
             raise DataError(str(given), got=f"no {RECORD}", want="a pruned model", fix=fix)
         for folder in here:
+            # a folder named twice is read once
             records.setdefault(folder.resolve(), PrunedModel(folder, _read(folder / RECORD)))
     return list(records.values())
 
