@@ -20,6 +20,7 @@ def step_cycles(
     net = backbones.backbone(model, classes=1000, size=size, pretrained=False)
     picture = torch.zeros(1, 3, *input_config(net).size)
     rows: list[dict[str, Any]] = []
+    # cycles of a step, summed over layers: "before" with dense weights, "after" with N:M
     dense = sparse = 0
     for layer, before, after in each_layer(sat, layer_shapes(net, picture, batch=batch), training):
         stages = {"FF": after.forward, "BP": after.backward, "WU": after.weights}

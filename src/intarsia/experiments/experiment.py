@@ -263,6 +263,7 @@ def resumed(out: Path, options: Mapping[str, Any]) -> Experiment:
     options: those on the command line, by name.
     Raises: ConfigError for an option that differs from the run's.
     """
+    # the saved settings are the run's; the options may only repeat them
     saved = read(out)
     flat = saved.flat()
     for name, value in options.items():

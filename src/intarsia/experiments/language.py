@@ -62,6 +62,7 @@ def _on_texts(
     search: Mapping[str, Any] | None,
 ) -> Run:
     adapted, seed = experiment.adapted, experiment.training.seed
+    # the tokenizer is the model's, so that the model comes before the texts
     model, tokenizer = language_model(
         adapted.model, pretrained=adapted.pretrained, seed=seed, progress=report
     )
@@ -93,7 +94,7 @@ def _on_texts(
     objective = with_teacher(
         settings.objective(experiment.objective, method),
         settings.teacher_of(experiment.objective),
-        lambda adapted: model_of(adapted, report),
+        lambda teacher: model_of(teacher, report),
         lambda name: language_model(name, progress=report)[0],
     )
     options = keywords(running) | to_json(experiment.recipe)

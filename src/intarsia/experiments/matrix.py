@@ -107,6 +107,7 @@ def planned(
         got = f"{', '.join(methods)}; {', '.join(map(str, seeds))}"
         fix = "For example: --methods linear,lora --seeds 0,1"
         raise ConfigError("--methods or --seeds", got=got, want="each once, at least one", fix=fix)
+    # a setting for a method that is not compared is most often a misspelt name
     if unknown := [name for name in (*settings_by_method, *rates) if name not in methods]:
         raise UnknownName("method in --set METHOD.name=value", unknown[0], methods)
     plan: list[PlannedRun] = []

@@ -98,9 +98,10 @@ def lost(error: Exception) -> str:
 
 
 def threads_on(cores: list[int], jobs: int, requested: int | None) -> int:
-    """Cores for each of `jobs` workers on machines of so many cores, all of them at a time.
+    """Return the cores of each of `jobs` workers that run at a time on machines of so many cores.
 
-    requested: so many, None = as many as there is room for. A worker without room would wait for ever.
+    requested: so many, None = as many as there is room for; a worker without room would wait
+      for ever.
     Raises: ConfigError if they do not all have room.
     """
 

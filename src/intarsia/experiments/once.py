@@ -71,6 +71,7 @@ def tokens_once(
         fix = "Leave --frozen-once out: every step then computes every block."
         raise ConfigError(subject, got="--augment or --recompute with it", want="it alone", fix=fix)
     dtype = DTYPES[experiment.training.precision]
+    # everything below this block is frozen, so that its outputs are those of every step
     block = first_trained_block(model)
     with reading_tokens(model, block) as prefix:
 
@@ -149,7 +150,7 @@ def trimmed(
                 constants = keeping_constants(model, train, dtype=DTYPES[precision])
                 train, also = stack.enter_context(constants)
                 spent = Spent.now().since(start)
-                # step 3: large frozen weights do not change any more: they are packed for the processor
+                # step 3: large frozen weights never change: they are packed for the processor
                 stack.enter_context(packing(model))
                 # the other parts get the same constants, shared by runs on the same trunk
                 for number, part in enumerate(("val", "test")):
@@ -185,6 +186,7 @@ def reads_logits_only(objective: object) -> bool:
 def with_seconds(record: Mapping[str, Any], once: Spent) -> dict[str, Any]:
     """The record with what was computed once for the training pictures counted as training time."""
     results = dict(record["results"])
+    # no method is faster than another only because its tokens were computed beforehand
     if once.seconds:
         results |= {name: round(results[name] + spent, 3) for name, spent in once._asdict().items()}
         results["seconds_once"] = round(once.seconds, 3)

@@ -41,6 +41,7 @@ def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
     of several runs of one shape, which step together; the result is then `ends`, for each its
     result or its error.
     """
+    # several runs in one: they share the frozen trunk and step together
     if "stack" in inputs:
         return _stack(inputs["stack"])
     experiment = Experiment.of(inputs["experiment"])
@@ -121,6 +122,7 @@ def origin_of(record: Mapping[str, Any]) -> dict[str, Any]:
 @lru_cache(maxsize=1)
 def source() -> str:
     """A digest of this package's source: results of another one may differ."""
+    # the package's folder: every module may change a result
     top = Path(__file__).parents[1]
     files = sorted(top.rglob("*.py"))
     return key_of({path.relative_to(top).as_posix(): path.read_text() for path in files})

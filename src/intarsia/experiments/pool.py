@@ -81,6 +81,7 @@ def run_trials(
     Raises: ConfigError for impossible numbers; KeyboardInterrupt after the running trials have been
     told to stop.
     """
+    # trials that share a trunk go together in one piece
     todo = pieces(trials, jobs)
     slots = _slots(executor, jobs, threads, len(todo))
     if executor == "here" and len(slots) == 1:  # in this thread, which Ctrl-C reaches
@@ -143,6 +144,7 @@ def _serve(
 
 def pieces(trials: Sequence[Trial], jobs: int) -> list[list[Trial]]:
     """Trials in pieces, one stack in one: at most MOST of them, and a piece for each job."""
+    # a trial without a stack has its own number as key, and so stays by itself
     stacks: dict[object, list[Trial]] = {}
     for number, trial in enumerate(trials):
         stacks.setdefault(trial.stack or number, []).append(trial)
@@ -213,6 +215,7 @@ def run_told(
 
     describe: a result in a few words.
     """
+    # means are kept for each kind, since methods differ in time more than seeds do
     pace = TimeLeft(trials, jobs)
     start = time.monotonic()
 

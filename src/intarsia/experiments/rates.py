@@ -213,6 +213,7 @@ class _Trials:
             return {"error": ends[0]["error"]}
         # all trials of a method have the same measure, so that any of them names it
         val = next(end["val"] for end in ends if "val" in end)
+        # a rate counts with its neighbours, so that a lucky trial does not win
         smooth = searching.smoothed(scores, rates)
         best = searching.best_of(smooth)
         self.report(f"{self.bases[method].label}: rate {best:g}, the best of {len(rates)}.")

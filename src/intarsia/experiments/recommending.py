@@ -56,6 +56,7 @@ def parts_of(data: Interactions, data_of: str) -> Parts:
     if data_of == "sessions":
         train, val, test = data.split_by_time(0.8, 0.9)
         return train, val, test
+    # the last events are the test, those before them validation, as time passed
     rest, test = data.leave_last(LAST)
     train, val = rest.leave_last(LAST)
     return train, val, test
@@ -242,6 +243,7 @@ def _events(arrays: Mapping[str, Any], names: Mapping[str, Any], start: str) -> 
 
 def first_of(data: Interactions, items: int, users: int) -> Interactions:
     """The same with its first items and users only, where the events are theirs."""
+    # items and users are numbered in the order they came, so that the first are the trained ones
     fields = {n: f.take(np.arange(items)) for n, f in data.fields.items()}
     ids = {"item_ids": data.item_ids[:items], "user_ids": data.user_ids[:users]}
     return replace(data, **ids, fields=fields)

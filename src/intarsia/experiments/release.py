@@ -44,6 +44,7 @@ def release(
         raise ConfigError(subject, got="--format timm", want=want, fix="Leave one of them out.")
     opened = open_pictures(run, as_trained=False)
     images = some_pictures(opened, report)
+    # folded: the adapter's change is added to the weights, and the net is timm's own again
     model = stock_of(opened, images, result) if fold_it else opened.model
     export_options: Any = {
         "classes": list(opened.classes),

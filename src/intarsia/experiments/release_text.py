@@ -42,6 +42,7 @@ def release_text(
         return export_gguf_adapter(model, target, quant=quant or "f32", report=result)
     # any tokens will do: the folded model is compared with the adapted one on them
     tokens: Any = torch.arange(32)[None] % len(tokenizer)
+    # GGUF has no place for adapters inside a model: their changes go into its weights
     stock = fold_whole(model, inputs={"input_ids": tokens}, report=result)
     return export_gguf(stock, target, tokenizer=tokenizer, quant=quant or "bf16", report=result)
 

@@ -68,6 +68,7 @@ def with_teacher(
     # a name is a run folder if it holds an experiment, else the name of a pretrained model
     folder = Path(name)
     if not (folder / experiments.FILE).is_file():
+        # a pretrained model, which has learned nothing of this task
         return replace(objective, teacher=named(name))
     teacher_experiment, record = experiments.read(folder), read_run(folder).record
     return replace(

@@ -188,6 +188,7 @@ def check_unchanged(
 
 def score(opened: PictureRun, images: ImageSet) -> Scores:
     """The model's scores on a set."""
+    # in batches, in evaluation mode, on the model's own device
     logits, labels = predict_logits(opened.model, held(images, opened.inputs), batch_size=BATCH)
     return MultiLabel().scores(logits, labels) if images.several else Metrics.of(logits, labels)
 
@@ -205,6 +206,7 @@ def scores_of(images: ImageSet, scores: Scores) -> dict[str, Any]:
             **scores.scores(),
             "classes": _labels(images, scores),
         }
+    # one class for each picture: the highest logit is the answer
     right = scores.logits.argmax(1) == scores.labels
     per_class = {
         name: {"n": int(mine.sum()), "accuracy": float(right[mine].double().mean())}
@@ -297,6 +299,7 @@ def _predict(opened: PictureRun, pictures: Sequence[Picture]) -> Iterator[Predic
         if i in errors:
             yield Prediction(file, error=errors[i], labels=() if opened.several_labels else None)
         else:
+            # the likeliest class comes first
             order = shares[i].argsort(descending=True).tolist()
             ranked = tuple((opened.classes[c], float(shares[i][c])) for c in order)
             likely = tuple(name for name, share in ranked if share > 0.5)

@@ -48,6 +48,7 @@ def row_of(end: TrialEnd) -> dict[str, Any]:
 
     n: samples of the validation part, where the trial says so.
     """
+    # an error is kept as well, so that a search that goes on knows what has failed
     if end.result is None:
         return {"error": end.error}
     results = end.result["results"]
@@ -57,6 +58,7 @@ def row_of(end: TrialEnd) -> dict[str, Any]:
     if wrong := unusable(results["val"], "val"):
         return {"error": wrong, "seconds": results["seconds"]}
     row = {name: results[name] for name in ("val", "seconds")}
+    # the loss of a final run is tempered by what validation found best
     row |= {"temperature": results.get("temperature")}
     return row | ({"n": sizes["val"]} if (sizes := end.result.get("sizes")) else {})
 
@@ -140,6 +142,7 @@ def extended(
     The same grid if none did, or if the next rate is outside `reach`. Rates go up by half a decade:
     1e-3, 3e-3, 1e-2.
     """
+    # one step at each side that won; `reach` keeps a diverging search from running away
     low, high = min(rates), max(rates)
     won = set(winners)
     beyond = [_step(edge, direction) for edge, direction in ((low, -1), (high, 1)) if edge in won]

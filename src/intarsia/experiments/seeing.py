@@ -222,6 +222,7 @@ class SeeingRun:
         """
         if data is not None:
             return self._scores(self.make.asked(read_questions(data)))
+        # the same seed gives the same parts as in training
         parts = split_of(self.asked, read_questions(self.asked.data), self.make)
         sets = {"test": parts.test, "val": parts.val, "train": parts.train}
         if (rows := sets.get(part or "test")) is None:
@@ -269,6 +270,7 @@ def open_seeing(folder: str | Path, report: Report = lambda _: None) -> SeeingRu
     folder = Path(folder)
     config, record = read_asked(folder), read_run(folder).record
     model, tokenizer = language_model(config.model, seed=config.seed, progress=report)
+    # connectors and adapters fit only the decoder that they were trained on
     want = (record.get("record") or {}).get("trunk")
     if (got := trunk_fingerprint(model)) != want:
         fix = "Use the version of the weights that the run was trained on."

@@ -45,6 +45,7 @@ def _shown(run: SeeingRun, question: Question, answer: str) -> Shown:
     if not question.image:
         return Shown(text, answer, right=question.answer)
     source = question.image[0]
+    # the page shows the first picture of a question
     picture: Image.Image = source if isinstance(source, Image.Image) else read_image(source)
     view = connectors_of(run.model)["image"]
     row = run.make.rows([question])[0]

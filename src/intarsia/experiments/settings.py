@@ -103,6 +103,7 @@ def change_of(
 
     classes: their names, kept with an adapter.  places: of `Adapt`, such as head=None.
     """
+    # an adapter has places of its own; another change takes blocks only if it has such a setting
     change, blocks = as_change(config), layers(adapted)
     if isinstance(change, Adapt):
         targets = list(adapted.targets) or None
@@ -119,6 +120,7 @@ def describe_method(method: Any) -> str | dict[str, Any]:
     key = method_key(method)
     if key in keys():
         return method_to_dict(method)
+    # what is not written is a default of this version, which the record names
     start, now = settings_to_dict(card(key).config()), settings_to_dict(method)
     changed = {name: value for name, value in now.items() if value != start[name]}
     return {"method": key} | changed if changed else key
@@ -267,6 +269,7 @@ def objective(text: str, method: MethodSettings | None = None) -> Objective:
     if name not in OBJECTIVES:
         raise UnknownName("objective", name, objectives())
     function = OBJECTIVES[name]
+    # an objective is a function: its settings are the keywords that it takes
     hints, settings = get_type_hints(function), inspect.signature(function).parameters.values()
     names = [p.name for p in settings if p.kind is inspect.Parameter.KEYWORD_ONLY]
     values: Tree = {}

@@ -151,6 +151,7 @@ class Kitchen:
     def check_val(self) -> None:
         """Raises: DataError for no val part, or one that is in the training part."""
         val = self.part("val")
+        # candidates have learned training pictures: scores on them choose nothing
         shared = 0 if val is None else shared_samples(self._seen("train"), self._seen("val"))
         if val is None or shared:
             got = "none" if val is None else f"{shared} samples of train in it"
@@ -178,6 +179,7 @@ class Kitchen:
 
     def line(self, states: Sequence[State], apart: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The score on val of (1 - t) a + t b, a and b those farthest apart."""
+        # where a barrier lies between two candidates, it is seen best between the farthest
         widest = max(apart, key=lambda pair: pair["distance"])
         ends = [states[int(widest[end])] for end in ("a", "b")]
         points: list[tuple[float, float]] = []

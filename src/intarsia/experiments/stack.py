@@ -57,6 +57,7 @@ def parsed(spec: str, *, alone: bool = False) -> dict[str, str]:
 
 def conflict(names: Sequence[str]) -> str | None:
     """Return why these entries cannot be together, None if they can."""
+    # an entry names its conflicts, or the other one does
     for a, b in combinations(names, 2):
         for first, second in ((a, b), (b, a)):
             if reason := ENTRIES[first].conflicts.get(second):
@@ -103,6 +104,7 @@ class StackTable:
         CE(ab) - CE(a) - CE(b) + CE(none), by sequence: the mean, and the bounds of its 95 %
         interval, resampled over sequences.
         """
+        # the order of names in a pair is that of the settings
         pair = self.found.get((a, b)) or self.found[b, a]
         none, first, two = (self.found[k].each for k in ((), (a,), (b,)))
         excess = pair.each - first - two + none

@@ -135,6 +135,7 @@ def _placement(text: str) -> str:
 
 
 def _place(on: Stacked, text: str) -> None:
+    # renaming experts moves them between devices and leaves every output as it is
     relabel(on.model, place(trace_of(on, on.calibration), DEVICES, JointSwaps(_placement(text))))
 
 
@@ -166,6 +167,7 @@ def _bits(text: str) -> int:
 
 
 def _quantise(on: Stacked, text: str) -> None:
+    # the model computes with decoded weights, as a device that loads the format would
     on.format = form = Absmax(_bits(text))
     stock = gated_experts(on.model)
     for path, name, expert, weight in on.matrices():
@@ -236,6 +238,7 @@ def trace_of(on: Stacked, rows: Sequence[Batch]) -> Trace:
             index = torch.stack([routes[path][0] for path in stock], 1)  # (T, L, k)
             experts.append(torch.where(index >= count, NONE, index))
     length = rows[0]["input_ids"].shape[1]
+    # token number -> its sequence and its position in it; all rows have one length
     row = torch.arange(sum(len(e) for e in experts))
     layer = next(iter(stock.values()))
     sizes = {"width": str(layer.width), "hidden": str(layer.hidden), "gated": "true"}

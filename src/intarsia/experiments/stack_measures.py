@@ -76,6 +76,7 @@ def measure(on: Stacked, names: tuple[str, ...], rows: Sequence[Batch]) -> Measu
     # a cache with room for a quarter of all experts
     slots = max(2, round(SLOTS * trace.layers * trace.experts))
     hits = replay(demand(trace, 1), policy, slots).rate
+    # simulated; the seconds of this processor are measured
     sent, seconds = _on_devices(trace, on)
     exact = _offloaded_is_exact(on, rows[:1]) if on.policy else None
     return Measured(
@@ -179,6 +180,7 @@ def _offloaded_is_exact(on: Stacked, rows: Sequence[Batch]) -> bool:
         policy = POLICIES[on.policy or "expected"]()
         count = sum(layer.experts for layer in gated_experts(on.model).values())
         slots = max(2, round(SLOTS * count))
+        # experts are loaded from disk as the router asks for them
         small: Any = offload(Path(folder, "model"), slots=slots, policy=policy)
         in_memory, two = (losses(m, rows, on.below) for m in (on.model, small))
         del small

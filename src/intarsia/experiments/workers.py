@@ -69,6 +69,7 @@ class OwnProcess:
             process: Any = context.Process(target=_serve, args=arguments)  # pyright: ignore
             process.start()
             self._process = process
+            # the child has its own copy; with this one open, its end would not be noticed
             theirs.close()
         try:
             self._pipe.send((work, dict(inputs)))
@@ -168,6 +169,7 @@ def sendable(error: BaseException) -> BaseException:
     """The error, or its text where it cannot travel between processes."""
     if isinstance(error, IntarsiaError | KeyboardInterrupt):
         return error
+    # the line where it was raised tells more than the class of an error that cannot travel
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(frame.filename).name}:{frame.lineno}"
     return RuntimeError(f"{type(error).__name__}: {error} ({place})")

@@ -142,6 +142,7 @@ def complete(opened: TextRun, prompts: Sequence[Prompt], tokens: int) -> Iterato
             got = f"{len(prompt.ids)} tokens and {tokens} to come"
             fix = "Shorten it, or ask for fewer --tokens."
             raise DataError(f"prompt {number}", got=got, want=f"at most {room} together", fix=fix)
+        # one prompt at a time, greedily: no padding, and no draw
         ids = prompt.ids[None].to(device_of(model))
         with evaluating(model), torch.no_grad():
             output = model.generate(

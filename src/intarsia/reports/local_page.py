@@ -104,6 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
     page: bytes
     answers: Mapping[str, Answer]
     timeout = PATIENCE
+    # the answer's headers do not tell which Python runs here
     server_version, sys_version = "intarsia", ""
 
     def do_GET(self) -> None:  # noqa: N802 (the library's name)
@@ -135,21 +136,21 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bytes) -> None:
         try:
-            asked = parse_json(body)
-            if not isinstance(asked, dict):
-                raise ValueError(type(asked).__name__)
+            question = parse_json(body)
+            if not isinstance(question, dict):
+                raise ValueError(type(question).__name__)
         except ValueError as error:
             self._refuse(400, "one JSON object", "Send one.", got=str(error))
             return
         try:
-            found, status = self.answers[self.path](asked), 200
+            content, status = self.answers[self.path](question), 200
         except IntarsiaError as error:
-            found, status = _told(error.what, error.got, error.want, error.fix), 400
+            content, status = _told(error.what, error.got, error.want, error.fix), 400
         except Exception as error:  # the page says so; the terminal has the traceback
             self.log_error("%s", repr(error))
             got, fix = type(error).__name__, "See the terminal."
-            found, status = _told("the answer", got, "none of its own errors", fix), 500
-        text = json.dumps(found, ensure_ascii=False)
+            content, status = _told("the answer", got, "none of its own errors", fix), 500
+        text = json.dumps(content, ensure_ascii=False)
         self._send(status, text.encode("utf-8", "replace"), "application/json")
 
     def _is_ours(self) -> bool:
@@ -160,8 +161,8 @@ class _Handler(BaseHTTPRequestHandler):
         return self.headers.get("Host") in (f"{HOST}:{port}", f"localhost:{port}")
 
     def _refuse(self, status: int, want: str, fix: str, got: str = "") -> None:
-        told = _told("question", got or f"{self.command} {self.path[:80]}", want, fix)
-        self._send(status, json.dumps(told).encode("utf-8", "replace"), "application/json")
+        content = _told("question", got or f"{self.command} {self.path[:80]}", want, fix)
+        self._send(status, json.dumps(content).encode("utf-8", "replace"), "application/json")
 
     def _send(self, status: int, body: bytes, kind: str) -> None:
         self.send_response(status)
@@ -184,5 +185,5 @@ class _Handler(BaseHTTPRequestHandler):
         print(format % args, file=sys.stderr, flush=True)
 
 
-def _told(what: str, got: object, want: object, fix: str) -> dict[str, Any]:
-    return {"error": {"what": what, "got": str(got), "want": str(want), "fix": fix}}
+def _told(subject: str, got: object, want: object, fix: str) -> dict[str, Any]:
+    return {"error": {"what": subject, "got": str(got), "want": str(want), "fix": fix}}

@@ -15,6 +15,7 @@ def markdown(table: Table) -> str:
     # a rule needs three dashes at least
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(table.columns))]
     numeric = [column.numeric for column in table.columns]
+    # a colon at the end aligns a column of numbers to the right
     rule = ["-" * (w - 1) + ":" if n else "-" * w for w, n in zip(widths, numeric, strict=True)]
     lines = [_line(rows[0], widths, numeric), _line(rule, widths, numeric)]
     lines += [_line(row, widths, numeric) for row in rows[1:]]

@@ -26,19 +26,20 @@ def bare(spread: Spread) -> str:
 
 def points(spread: Spread) -> str:
     """Return a difference in percentage points: "+2.1 ± 0.6"."""
-    found = in_percent(spread)
-    mean = signed(found.mean)
-    return mean if found.deviation is None else f"{mean} ± {found.deviation:.1f}"
+    shares = in_percent(spread)
+    mean = signed(shares.mean)
+    return mean if shares.deviation is None else f"{mean} ± {shares.deviation:.1f}"
 
 
 def in_percent(spread: Spread) -> Spread:
     """A spread of shares, times 100."""
-    known = spread.deviation
-    return Spread(100 * spread.mean, None if known is None else 100 * known, spread.n)
+    deviation = spread.deviation
+    return Spread(100 * spread.mean, None if deviation is None else 100 * deviation, spread.n)
 
 
 def signed(value: float, digits: int = 1) -> str:
     """Return a number with its sign, unless it rounds to zero."""
+    # rounded first: a minus before 0.0 would look like a difference
     text = f"{abs(value):.{digits}f}"
     if float(text) == 0:
         return text
@@ -68,16 +69,17 @@ def seconds(value: float) -> str:
     """4.2 s, 38 s, 5 min 12 s, 2 h 03 min."""
     if value < 10:
         return f"{value:.1f} s"
-    whole = round(value)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    rounded = round(value)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
 def size(n: int) -> str:
     """Bytes in decimal units: 980 MB, 1.32 GB."""
+    # below what would round to 1.00 GB
     if n < 10**9 * 0.9995:
         return f"{max(1, round(n / 10**6))} MB" if n >= 10**6 else f"{n / 1000:.0f} kB"
     return f"{_three(n / 10**9)} GB"
@@ -102,9 +104,9 @@ def ratio(value: float) -> str:
     return f"{_three(value)}×"
 
 
-def plural(n: int, one: str, many: str | None = None) -> str:
+def plural(n: int, noun: str, plural_form: str | None = None) -> str:
     """1 picture, 2 pictures, 1,000 pictures."""
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
+    return f"{n:,} {noun if n == 1 else plural_form or noun + 's'}"
 
 
 def _three(value: float) -> str:

@@ -30,6 +30,7 @@ def embedded_pictures(pictures: Sequence[Image.Image], largest: int = LARGEST) -
 
 def _shrunk(picture: Image.Image, factor: float) -> Image.Image:
     side = max(FEW_PIXELS, round(factor * max(picture.size)))
+    # `thumbnail` changes a picture in place
     small = picture.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     return small

@@ -59,9 +59,9 @@ def suite_mean(accuracy: np.ndarray, weight: np.ndarray | None = None) -> Spread
     # a seed that no task has finished yet is left out
     seeds = accuracy[:, ~np.isnan(accuracy).all(0)]
     if not seeds.size or np.isnan(seeds).any():
-        what = "accuracies of a suite"
+        subject = "accuracies of a suite"
         got, want = "a task without one of the seeds", "the same seeds in every task"
-        raise ShapeError(what, got=got, want=want, fix="Take the tasks that are complete.")
+        raise ShapeError(subject, got=got, want=want, fix="Take the tasks that are complete.")
     weight = np.full(len(seeds), 1 / len(seeds)) if weight is None else weight
     # a sum in a fixed order of values: the order of the tasks must not show in the last digit
     return Spread.of([math.fsum(column * weight) for column in seeds.T])
@@ -86,6 +86,7 @@ class Differences:
     @classmethod
     def of(cls, ours: np.ndarray, theirs: np.ndarray) -> Differences | None:
         """(tasks, seeds) each; None without a pair."""
+        # equal values in another order of sums would differ in the last bits
         pairs = np.round(ours - theirs, DECIMALS) + 0.0  # no -0
         return None if np.isnan(pairs).all() else cls(pairs)
 
@@ -93,8 +94,8 @@ class Differences:
     def by_seed(cls, ours: Mapping[int, float], theirs: Mapping[int, float]) -> Differences | None:
         """Pair two arms on one task by seed; None without a seed in common."""
         shared = [seed for seed in ours if seed in theirs]
-        found = [np.array([[one[seed] for seed in shared]]) for one in (ours, theirs)]
-        return cls.of(*found) if shared else None
+        values = [np.array([[arm[seed] for seed in shared]]) for arm in (ours, theirs)]
+        return cls.of(*values) if shared else None
 
     @cached_property
     def by_task(self) -> np.ndarray:
@@ -109,8 +110,8 @@ class Differences:
     @property
     def mean(self) -> float:
         """Mean over tasks of the means over seeds."""
-        known = self.by_task[~np.isnan(self.by_task)]
-        return math.fsum(known) / len(known)
+        means = self.by_task[~np.isnan(self.by_task)]
+        return math.fsum(means) / len(means)
 
     @property
     def n(self) -> int:
@@ -135,8 +136,8 @@ class Differences:
     @property
     def record(self) -> tuple[int, int, int]:
         """Tasks on which it was ahead, equal and behind."""
-        known = self.by_task[~np.isnan(self.by_task)]
-        return int((known > 0).sum()), int((known == 0).sum()), int((known < 0).sum())
+        gaps = self.by_task[~np.isnan(self.by_task)]
+        return int((gaps > 0).sum()), int((gaps == 0).sum()), int((gaps < 0).sum())
 
     @cached_property
     def p(self) -> float | None:
@@ -153,10 +154,10 @@ class Differences:
         one task it is over that task's items and the seeds; None without `over_items`, since seeds
         alone say nothing about other items.
         """
-        known = ~np.isnan(self.by_task)
+        complete = ~np.isnan(self.by_task)
         # one task is no sample of tasks: its own items are the sample then
-        if known.sum() > 1:
-            return bootstrap_interval(self.pairs[known], seed=0)
+        if complete.sum() > 1:
+            return bootstrap_interval(self.pairs[complete], seed=0)
         return self.over_items and (self.over_items.low, self.over_items.high)
 
     @property
@@ -198,6 +199,7 @@ def paired(
     pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     if not pairs or not all(np.array_equal(a.items, b.items) for a, b in pairs):
         return None
+    # the weights are those of the items, which both arms share
     weights = [a.weights for a, _ in pairs if a.weights is not None]
     return paired_interval(
         [a.items for a, _ in pairs],
@@ -211,23 +213,23 @@ class BySeed(abc.ABC):
     """The results of one arm on one task, by seed."""
 
     @abc.abstractmethod
-    def by_seed(self, what: str) -> dict[int, float]:
+    def by_seed(self, name: str) -> dict[int, float]:
         """seed -> value, where there is one."""
 
-    def spread(self, what: str) -> Spread | None:
+    def spread(self, name: str) -> Spread | None:
         """Return the spread over the seeds; None without a value."""
-        values = list(self.by_seed(what).values())
+        values = list(self.by_seed(name).values())
         return Spread.of(values) if values else None
 
-    def minus(self, base: BySeed, what: str) -> Differences | None:
+    def minus(self, base: BySeed, name: str) -> Differences | None:
         """Values minus those of another at the same seeds; None without a seed in common."""
-        return Differences.by_seed(self.by_seed(what), base.by_seed(what))
+        return Differences.by_seed(self.by_seed(name), base.by_seed(name))
 
-    def ratio(self, base: BySeed, what: str) -> float | None:
+    def ratio(self, base: BySeed, name: str) -> float | None:
         """Mean over the shared seeds of value / that of another."""
-        theirs = base.by_seed(what)
-        found = [v / theirs[s] for s, v in self.by_seed(what).items() if theirs.get(s)]
-        return fmean(found) if found else None
+        theirs = base.by_seed(name)
+        ratios = [v / theirs[s] for s, v in self.by_seed(name).items() if theirs.get(s)]
+        return fmean(ratios) if ratios else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,13 +249,13 @@ class Sheet(Generic[A, T, R]):
         """A value of every result.  (arms, tasks, seeds), NaN where it is not known; read-only."""
         if name not in self._found:
             arms, tasks, seeds = self._places
-            found = np.full((len(arms), len(tasks), len(seeds)), np.nan)
+            table = np.full((len(arms), len(tasks), len(seeds)), np.nan)
             for (arm, task, seed), result in self.results.items():
                 if (value := self.read(result, name)) is not None:
-                    found[arms[arm], tasks[task], seeds[seed]] = value
+                    table[arms[arm], tasks[task], seeds[seed]] = value
             # it is kept, and given to everybody who asks
-            found.flags.writeable = False
-            self._found[name] = found
+            table.flags.writeable = False
+            self._found[name] = table
         return self._found[name]
 
     @cached_property

@@ -80,6 +80,7 @@ def _headline(simulation: Simulated, even: Mapping[str, Tensor]) -> list[str]:
     if simulation.plan == "ep" and PLACED not in even:
         return [f"{batch}, experts in order: {took[1]}."]
     subject = "As placed" if PLACED in even else f"By the plan {simulation.plan}"
+    # relative to experts in order, which is what a user has without a plan
     change = after / before - 1 if before else 0.0
     helps = f"takes {numbers.percent(abs(change))} {'less' if change < 0 else 'more'} time"
     if abs(change) < LEAST:
@@ -132,6 +133,7 @@ def _map(name: str, title: str, caption: str, sent: Tensor, top: float, unit: st
         [f"device {i} to {j}: {v:.3g} {unit}" for j, v in enumerate(row)]
         for i, row in enumerate(values)
     ]
+    # beyond eight devices the numbers do not fit into their cells
     text = [[f"{v:.3g}" for v in row] for row in values] if len(values) <= 8 else ()
     cells = heat_maps.HeatMap(
         values, places, places, top, hover, text, x="to device", y="from device", width=480
@@ -182,6 +184,7 @@ def _hits(hits: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[Figure | T
         "while the batch's sequences are decoded from an empty start.",
         legend=tuple((line.look.color, line.name) for line in series),
     )
+    # policies may have been tried at different shares
     shares = sorted({share for points in hits.values() for share, _ in points})
     rows = [
         [name, *(f"{rates[s]:.3f}" if s in rates else "" for s in shares)]
@@ -194,6 +197,7 @@ def _hits(hits: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[Figure | T
 def _timeline(line: Timeline) -> Figure:
     """Draw what each device computes, sends and loads; a row for each device and resource."""
     size, prefix = numbers.prefix_of(line.seconds)
+    # steps that take no time have no bar
     spans = [span for span in line.spans if span.end > span.start]
     names = sorted({f"device {span.device}, {span.resource}" for span in spans})
     bars = [

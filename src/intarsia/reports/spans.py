@@ -104,6 +104,7 @@ def _spans(content: Mapping[str, Any]) -> tuple[list[list[int]], int]:
 
 
 def _losses(content: Mapping[str, Any]) -> dict[str, float]:
+    # a file of spans that nothing was measured for has no results
     measured = content["about"]
     if "loss" not in measured:
         return {}
@@ -123,6 +124,7 @@ def _table(content: Mapping[str, Any]) -> Table:
 
 
 def _sentences(content: Mapping[str, Any], spans: list[list[int]], length: int) -> list[str]:
+    # each head keeps the keys and values of its span
     lengths = [s for row in spans for s in row]
     share = sum(lengths) / (len(lengths) * length)
     full = sum(s == length for s in lengths)
@@ -132,9 +134,9 @@ def _sentences(content: Mapping[str, Any], spans: list[list[int]], length: int) 
     ]
     losses = _losses(content)
     if losses:
-        dense, even, chosen = losses.values()
+        dense, even, selected = losses.values()
         sentences.append(
-            f"On other rows the loss rises by {chosen - dense:.4f}, and by {even - dense:.4f} with "
-            "the same window for all heads."
+            f"On other rows the loss rises by {selected - dense:.4f}, and by {even - dense:.4f} "
+            "with the same window for all heads."
         )
     return sentences

@@ -63,9 +63,10 @@ class PairedInterval:
 
 def task_means(accuracy: np.ndarray) -> np.ndarray:
     """Means over seeds.  (..., tasks, seeds) -> (..., tasks), NaN for a task without any."""
-    known = ~np.isnan(accuracy)
-    count = known.sum(-1)
-    total = np.where(known, accuracy, 0.0).sum(-1)
+    # a mean of what there is, with no warning for a task without any
+    present = ~np.isnan(accuracy)
+    count = present.sum(-1)
+    total = np.where(present, accuracy, 0.0).sum(-1)
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
@@ -114,7 +115,7 @@ def paired_interval(
     seeds, n = len(items), len(ids)
     if n < 2:
         return None
-    whole = all(values.dtype == bool for values in (*ours, *theirs))
+    binary = all(values.dtype == bool for values in (*ours, *theirs))
     # step 2: the difference of each item, and each seed's weighted mean of them
     gaps = [a.astype(float) - b.astype(float) for a, b in zip(ours, theirs, strict=True)]
     scale = [np.ones(len(gap)) for gap in gaps] if weights is None else weights
@@ -124,11 +125,11 @@ def paired_interval(
     x = np.zeros((seeds, n))
     row = np.repeat(np.arange(seeds), [len(gap) for gap in gaps])
     np.add.at(x, (row, place.ravel()), np.concatenate(shares))
-    every = np.concatenate(gaps)
-    differing = len(np.unique(place[every != 0]))
+    all_gaps = np.concatenate(gaps)
+    differing = len(np.unique(place[all_gaps != 0]))
     # step 4: V = s^2 / S + c
     between, within = _variances(x, means)
-    if whole and (seeds == 1 or _alike(every, place)):
+    if binary and (seeds == 1 or _alike(all_gaps, place)):
         within += 2 / n**2  # Bonett and Price (2012): two items more, one for each arm
     total = between + within
     if not total > 0:  # NaN neither
@@ -137,12 +138,12 @@ def paired_interval(
     mean = round(math.fsum(means) / seeds, DECIMALS) + 0.0
     half = _quantile(between / total, seeds, n) * math.sqrt(total)
     # step 6: with one seed, or few items that differ, the exact test decides about 0
-    exact = whole and seeds == 1 and weights is None
-    p = mcnemar(int((every > 0).sum()), int((every < 0).sum())) if exact else None
+    exact = binary and seeds == 1 and weights is None
+    p = mcnemar(int((all_gaps > 0).sum()), int((all_gaps < 0).sum())) if exact else None
     if differing < FEWEST or (p is not None and p >= ALPHA):
         half = max(half, abs(mean))
     low, high = mean - half, mean + half
-    if whole:
+    if binary:
         low, high = max(-1.0, low), min(1.0, high)
     return PairedInterval(mean, low, high, seeds, n, differing, p, between / total)
 
@@ -207,6 +208,7 @@ def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float]:
 
     def draw(index: np.ndarray, axis: int = -1) -> np.ndarray:
         """index: (..., tasks), drawn by SciPy."""
+        # (..., tasks, 1): the seeds that each drawn task has
         n = count[index][..., None]
         # seeds of a drawn task, with replacement, among those that it has
         pick = (inner.random((*index.shape, table.shape[1])) * n).astype(int)
@@ -221,8 +223,8 @@ def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float]:
         "vectorized": True,
         "rng": outer,
     }
-    found = bootstrap((np.arange(len(table)),), draw, batch=1_000, **options)
-    low, high = np.round(found.confidence_interval, DECIMALS) + 0.0
+    result = bootstrap((np.arange(len(table)),), draw, batch=1_000, **options)
+    low, high = np.round(result.confidence_interval, DECIMALS) + 0.0
     return float(low), float(high)
 
 
@@ -235,23 +237,24 @@ def wilcoxon(differences: np.ndarray) -> float | None:
 
     if len(differences) < 2:
         return None
+    # no difference at all: there is nothing to rank
     if not np.any(differences):
         return 1.0
-    found: Any = stats.wilcoxon(np.sort(differences), zero_method="pratt")
-    return float(found.pvalue)
+    result: Any = stats.wilcoxon(np.sort(differences), zero_method="pratt")
+    return float(result.pvalue)
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
     """Holm's correction for as many tests as have a p.  Raises: MissingExtra."""
-    known = [value for value in p if value is not None]
-    if not known:
+    values = [value for value in p if value is not None]
+    if not values:
         return list(p)
     try:
         from statsmodels.stats.multitest import multipletests
     except ImportError as error:
         raise MissingExtra("statsmodels", "bench") from error
     # tests without a p keep their place and do not count
-    corrected = iter(np.asarray(multipletests(known, method="holm")[1]))
+    corrected = iter(np.asarray(multipletests(values, method="holm")[1]))
     return [None if value is None else float(next(corrected)) for value in p]
 
 
@@ -273,11 +276,12 @@ def ranking(means: np.ndarray) -> Ranking | None:
     methods, tasks = means.shape
     if methods < 3 or tasks < 2:
         return None
-    each = ranks(means)
-    average = each.mean(1)
+    task_ranks = ranks(means)
+    # (methods, tasks) -> (methods,)
+    average = task_ranks.mean(1)
     # equal everywhere: the test would divide by the variance of the ranks, which is 0
-    same = bool((each == each[0]).all())
-    p = 1.0 if same else float(stats.friedmanchisquare(*each).pvalue)
+    all_equal = bool((task_ranks == task_ranks[0]).all())
+    p = 1.0 if all_equal else float(stats.friedmanchisquare(*task_ranks).pvalue)
     critical = critical_difference(methods, tasks)
     return Ranking(average, tasks, p, critical, _cliques(np.sort(average), critical))
 

@@ -62,6 +62,7 @@ class Table:
 
     def filled(self) -> Table:
         """Return the table without the columns that are empty in every row."""
+        # best and baseline number rows, and so stay as they are
         places = [i for i in range(len(self.columns)) if any(row[i].text for row in self.rows)]
         columns = tuple(self.columns[i] for i in places)
         return replace(

@@ -45,20 +45,20 @@ def _joined(answers: Sequence[Predictions], limit: int) -> Confusion:
     classes = answers[0].classes
     # one count for each picture of each run, at (its class, the class it was taken for)
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    for one in answers:
-        np.add.at(counts, (one.labels, one.predicted), 1)
+    for predictions in answers:
+        np.add.at(counts, (predictions.labels, predictions.predicted), 1)
     if len(classes) <= limit:
         return Confusion(classes, counts, len(answers), 0)
     # too many classes to show: keep those with most mistakes, as either class of a pair
     wrong = counts - np.diag(np.diag(counts))
     # stable, so that classes without a mistake keep their order
     order = np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")
-    kept = np.sort(order[: limit - 1])
+    shown_classes = np.sort(order[: limit - 1])
     # the new row of each class; all that are not kept share the last one
     place = np.full(len(classes), limit - 1)
-    place[kept] = np.arange(limit - 1)
+    place[shown_classes] = np.arange(limit - 1)
     small = np.zeros((limit, limit), dtype=counts.dtype)
     np.add.at(small, (place[:, None], place[None, :]), counts)
-    others = len(classes) - len(kept)
-    names = (*(classes[i] for i in kept), f"{others} other classes")
-    return Confusion(names, small, len(answers), others)
+    joined = len(classes) - len(shown_classes)
+    names = (*(classes[i] for i in shown_classes), f"{joined} other classes")
+    return Confusion(names, small, len(answers), joined)

@@ -40,8 +40,8 @@ def read_curve(path: Path) -> tuple[Point, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
     # a finished file ends with a line break, after which nothing stands
-    *whole, _unfinished = text.split("\n")
-    for number, line in enumerate(whole, start=1):
+    *complete, _unfinished = text.split("\n")
+    for number, line in enumerate(complete, start=1):
         try:
             entry = parse_json(line)
             lines[str(entry["split"]), float(entry["epoch"])].append(entry)
@@ -51,25 +51,27 @@ def read_curve(path: Path) -> tuple[Point, ...]:
 
 
 def _values(entries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    found: dict[str, list[float]] = defaultdict(list)
+    by_name: dict[str, list[float]] = defaultdict(list)
     for entry in entries:
         for name, value in entry.items():
+            # everything else that is a number is a metric
             if name not in _NOT_VALUES and isinstance(value, int | float):
-                found[name].append(float(value))
-    return {name: fmean(values) for name, values in found.items()}
+                by_name[name].append(float(value))
+    return {name: fmean(values) for name, values in by_name.items()}
 
 
 def metrics_of(curves: Iterable[Iterable[Point]]) -> list[str]:
     """The names of all values; accuracy and loss first, the learning rate last."""
     first = {"accuracy": 0, "loss": 1, "lr": 9}
+    # the metrics that any run has, whatever they are called
     names = {name for curve in curves for point in curve for name in point.values}
     return sorted(names, key=lambda name: (first.get(name, 5), name))
 
 
 def line_of(curve: Iterable[Point], split: str, metric: str) -> dict[float, float]:
     """epoch -> value, by epoch."""
-    found = {p.epoch: p.values[metric] for p in curve if p.split == split and metric in p.values}
-    return dict(sorted(found.items()))
+    values = {p.epoch: p.values[metric] for p in curve if p.split == split and metric in p.values}
+    return dict(sorted(values.items()))
 
 
 def mean_line(lines: Iterable[Mapping[float, float]]) -> dict[float, float]:

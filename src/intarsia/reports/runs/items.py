@@ -33,6 +33,7 @@ def run_items(tensors: Tensors, part: str) -> RunItems:
         values = _texts(tensors)
     elif "logits" in tensors and tensors["labels"].shape == tensors["logits"].shape[:1]:
         values = _classes(tensors["logits"].astype(float), tensors["labels"])
+    # runs of an earlier version
     if "items" not in tensors:
         return RunItems(part, False, values)
     items = tensors["items"]
@@ -60,8 +61,8 @@ def _texts(tensors: Tensors) -> dict[str, ItemValues]:
     tokens = tensors["tokens"][some].astype(float)
     order = np.arange(len(tokens))
     return {
-        name: ItemValues(order, tensors[where][some] / tokens, tokens)
-        for name, where in (("accuracy", "hits"), ("loss", "loss"))
+        name: ItemValues(order, tensors[key][some] / tokens, tokens)
+        for name, key in (("accuracy", "hits"), ("loss", "loss"))
     }
 
 
@@ -72,23 +73,26 @@ def interval_of(
 
     ours, theirs: seed -> a run's items, None for a run that kept none.
     """
+    # only seeds that both have can be paired
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
         return None, "no seed in common"
     runs = [(ours[seed], theirs[seed]) for seed in seeds]
-    each = [run for pair in runs for run in pair if run is not None]
-    if len(each) < 2 * len(seeds):
+    all_items = [run for pair in runs for run in pair if run is not None]
+    if len(all_items) < 2 * len(seeds):
         return None, "the runs kept no predictions"
-    if not all(score in run.values for run in each):
+    # F1, for example, is no mean over items, so that items say nothing of its spread
+    if not all(score in run.values for run in all_items):
         return None, f"{score.replace('_', ' ')} is no mean over items"
     # without numbers the items are known to be the same only if the parts are
-    if not all(run.numbered for run in each) and _several(run.part for run in each):
+    if not all(run.numbered for run in all_items) and _several(run.part for run in all_items):
         return None, _UNNUMBERED
-    mine, other = (
-        {seed: run.values[score] for seed in seeds if (run := by[seed])} for by in (ours, theirs)
+    mine, base = (
+        {seed: run.values[score] for seed in seeds if (run := items[seed])}
+        for items in (ours, theirs)
     )
-    found = paired(mine, other)
-    return found, "" if found else "the methods were not scored on the same items"
+    interval = paired(mine, base)
+    return interval, "" if interval else "the methods were not scored on the same items"
 
 
 _UNNUMBERED = (

@@ -79,7 +79,7 @@ def save_mistakes(
     if k < 1:
         raise ConfigError("k", got=k, want="at least 1", fix="24 fill a page.")
     _check(logits, labels, classes)
-    chosen = worst(logits, labels, k)
+    mistakes = worst(logits, labels, k)
     predicted = logits.argmax(1)
     wrong = int((predicted != labels).sum())
     lines = [
@@ -89,13 +89,13 @@ def save_mistakes(
             "predicted": str(classes[int(predicted[i])]),
             "confidence": confidence,
         }
-        for i, confidence in chosen
+        for i, confidence in mistakes
     ]
     target = Path(folder) / MISTAKES
     # the folder appears as a whole, or not at all
     with writing(target) as scratch:
         scratch.mkdir()
-        for i, _ in chosen:
+        for i, _ in mistakes:
             thumbnail(images(i)).save(scratch / file_name(i), optimize=True)
         content = {"format": FORMAT, "n": len(labels), "wrong": wrong, "mistakes": lines}
         (scratch / LIST).write_text(json.dumps(content, indent=1) + "\n")
@@ -128,8 +128,8 @@ def read_mistakes(run: Path) -> Mistakes | None:
         content = read_json(path)
         if content["format"] != FORMAT:
             raise _damaged(path, f"format {content['format']}")
-        shown = tuple(_mistake(folder, line) for line in content["mistakes"])
-        return Mistakes(shown, wrong=int(content["wrong"]), n=int(content["n"]))
+        mistakes = tuple(_mistake(folder, line) for line in content["mistakes"])
+        return Mistakes(mistakes, wrong=int(content["wrong"]), n=int(content["n"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
@@ -146,6 +146,7 @@ def _mistake(folder: Path, line: dict[str, Any]) -> Mistake:
     if (size := path.stat().st_size) > LARGEST:
         raise _damaged(path, f"{size} bytes")
     try:
+        # PNG alone, and verified: a file in a run folder may come from anybody
         with open_regular(path) as raw, Image.open(raw, formats=["PNG"]) as picture:
             picture.verify()
             side = max(picture.size)
@@ -172,6 +173,7 @@ def _check(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(classes)):
         got, want = f"{int(labels.min())} ... {int(labels.max())}", f"0 ... {len(classes) - 1}"
         raise DataError("labels", got=got, want=want, fix="Count classes from 0.")
+    # a sum that overflows would make the softmax useless, too
     if not bool(torch.isfinite(logits).all()) or not math.isfinite(float(logits.double().sum())):
-        what, fix = "logits", "Look for the reason before reading mistakes out of them."
-        raise DataError(what, got="values that are not finite", want="finite numbers", fix=fix)
+        subject, fix = "logits", "Look for the reason before reading mistakes out of them."
+        raise DataError(subject, got="values that are not finite", want="finite numbers", fix=fix)

@@ -94,8 +94,8 @@ class FinishedRun:
     @property
     def given(self) -> Mapping[str, Any]:
         """Notes of the caller of `fit`: label, model, data."""
-        found = self.record.get("record")
-        return found if isinstance(found, Mapping) else {}
+        notes = self.record.get("record")
+        return notes if isinstance(notes, Mapping) else {}
 
     @cached_property
     def items(self) -> RunItems | None:
@@ -116,15 +116,15 @@ def gather(folders: Iterable[Path | str]) -> tuple[FinishedRun, ...]:
     Raises: DataError for a path without a run; CheckpointError for one that is damaged.
     """
     # by resolved path, so that a folder named twice is one run
-    found: dict[Path, FinishedRun] = {}
+    runs: dict[Path, FinishedRun] = {}
     for folder in map(Path, folders):
         for path in _runs_in(folder):
-            found.setdefault(path.resolve(), read_run(path))
-    if not found:
+            runs.setdefault(path.resolve(), read_run(path))
+    if not runs:
         raise DataError(
             "runs", got="no folder", want="at least one run folder", fix="Name the runs to show."
         )
-    return tuple(found.values())
+    return tuple(runs.values())
 
 
 def read_run(folder: Path | str) -> FinishedRun:
@@ -135,6 +135,7 @@ def read_run(folder: Path | str) -> FinishedRun:
     folder = Path(folder)
     record = _read_json(folder)
     scores = _scores(folder, record)
+    # predictions may be missing: then there are no confusions and no intervals
     tensors = _predictions(folder, scores)
     return FinishedRun(
         folder=folder,
@@ -151,6 +152,7 @@ def read_run(folder: Path | str) -> FinishedRun:
 def _runs_in(folder: Path) -> Sequence[Path]:
     if (folder / RUN).is_file():
         return [folder]
+    # a folder of runs, one level deep
     below = [path.parent for path in folder.glob(f"*/{RUN}")] if folder.is_dir() else []
     if below:
         # run.json is read twice, so that a damaged one is still reported by `read_run`
@@ -168,8 +170,8 @@ def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / RUN
     if not path.is_file():
         _runs_in(folder)  # says what is there instead
-        what, got = f"run folder {str(folder)!r}", "a folder of runs"
-        raise DataError(what, got=got, want="one run", fix="Name one of the folders in it.")
+        subject, got = f"run folder {str(folder)!r}", "a folder of runs"
+        raise DataError(subject, got=got, want="one run", fix="Name one of the folders in it.")
     try:
         record = read_json(path)
     except (OSError, ValueError) as error:
@@ -182,21 +184,21 @@ def _read_json(folder: Path) -> dict[str, Any]:
     return record
 
 
-def need(record: Mapping[str, Any], where: str, kind: type[T], folder: Path) -> T:
+def need(record: Mapping[str, Any], path: str, kind: type[T], folder: Path) -> T:
     """Return the value at a dotted path of run.json; float takes whole numbers, none is infinite.
 
     Raises: CheckpointError if it is missing or of another kind.
     """
     value: Any = record
-    for name in where.split("."):
+    for name in path.split("."):
         if not isinstance(value, Mapping) or name not in value:
-            raise damaged(folder / RUN, f"no {where!r}")
+            raise damaged(folder / RUN, f"no {path!r}")
         value = value[name]
-    wanted: Any = (int, float) if kind is float else kind
+    types: Any = (int, float) if kind is float else kind
     # True is an int for Python, but no number of a record
-    wrong = not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool)
+    wrong = not isinstance(value, types) or (isinstance(value, bool) and kind is not bool)
     if wrong or (isinstance(value, float) and not math.isfinite(value)):
-        raise damaged(folder / RUN, f"{where} = {value!r}")
+        raise damaged(folder / RUN, f"{path} = {value!r}")
     return cast(T, value)
 
 
@@ -205,21 +207,22 @@ def _scores(folder: Path, record: Mapping[str, Any]) -> SplitScores:
     # the test part decides; a run without one is scored on validation
     split = next((name for name in SPLITS if name in results), None)
     if split is None:
-        what = f"results of {str(folder)!r}"
+        subject = f"results of {str(folder)!r}"
         fix = "Train with val=... or test=..., so that there is something to report."
-        raise DataError(what, got="no score", want="a score on a test or val part", fix=fix)
+        raise DataError(subject, got="no score", want="a score on a test or val part", fix=fix)
     rest = need(record, f"results.{split}", dict, folder)
-    by = measure(rest)
-    share = need(record, f"results.{split}.{by}", float, folder)
+    measure_name = measure(rest)
+    share = need(record, f"results.{split}.{measure_name}", float, folder)
     if not 0 <= share <= 1:
-        raise damaged(folder / RUN, f"results.{split}.{by} = {share}")
-    beside = ("balanced_accuracy", "loss", "ece", "tempered_loss", "f1")
-    return SplitScores(split, share, *(rest.get(name) for name in beside), measure=by)
+        raise damaged(folder / RUN, f"results.{split}.{measure_name} = {share}")
+    further = ("balanced_accuracy", "loss", "ece", "tempered_loss", "f1")
+    return SplitScores(split, share, *(rest.get(name) for name in further), measure=measure_name)
 
 
 def _costs(folder: Path, record: Mapping[str, Any]) -> RunCosts:
     peak = record["results"].get("peak_bytes")
     peak = peak if isinstance(peak, Mapping) else {}
+    # an accelerator's memory is the one that runs out first
     kind = next((name for name in ("accelerator", "resident") if name in peak), "unknown")
     return RunCosts(
         trained=need(record, "parameters.trained", int, folder),
@@ -233,10 +236,11 @@ def _costs(folder: Path, record: Mapping[str, Any]) -> RunCosts:
 
 def class_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]:
     """Names from what is said of the data, or "class 0" ... where none were known."""
-    given, data = record.get("record"), record.get("data")
-    given = given if isinstance(given, Mapping) else {}
+    notes, data = record.get("record"), record.get("data")
+    notes = notes if isinstance(notes, Mapping) else {}
     parts = list(data.values()) if isinstance(data, Mapping) else []
-    for part in (*parts, given.get("data"), given):
+    # names stand with a part, with the data, or in the caller's own notes
+    for part in (*parts, notes.get("data"), notes):
         names = part.get("classes") if isinstance(part, Mapping) else None
         if isinstance(names, list) and len(names) == count:
             return tuple(map(str, names))
@@ -276,8 +280,8 @@ def read_items(folder: Path) -> RunItems | None:
     if (tensors := _predictions(folder, scores)) is None:
         return None
     data = record.get("data")
-    about = data.get(scores.split) if isinstance(data, Mapping) else None
-    part = about.get("sha256") if isinstance(about, Mapping) else None
+    part_record = data.get(scores.split) if isinstance(data, Mapping) else None
+    part = part_record.get("sha256") if isinstance(part_record, Mapping) else None
     return run_items(tensors, str(part))
 
 

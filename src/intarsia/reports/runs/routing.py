@@ -36,18 +36,18 @@ class Routed:
 
 def routings(comparison: Comparison) -> list[Routed]:
     """Return the routers of the methods that route; empty if none does."""
-    found = [(group, _rows(group.runs[0])) for group in comparison.groups]
-    return [Routed(group.label, group.runs[0].seed, rows) for group, rows in found if rows]
+    by_group = [(group, _rows(group.runs[0])) for group in comparison.groups]
+    return [Routed(group.label, group.runs[0].seed, rows) for group, rows in by_group if rows]
 
 
 def _rows(run: FinishedRun) -> tuple[RouterRow, ...]:
-    found: Any = run.record["results"].get("routing")
-    if not isinstance(found, Mapping):
+    shares: Any = run.record["results"].get("routing")
+    if not isinstance(shares, Mapping):
         return ()
     active: Any = run.record["results"].get("routing_active") or {}  # not in older records
     return tuple(
         RouterRow(short(str(name)), Load(tuple(map(float, share)), float(active.get(name, 1.0))))
-        for name, share in found.items()
+        for name, share in shares.items()
     )
 
 

@@ -66,13 +66,15 @@ def setting_rows(
     Without the methods' own: see `method_rows`.
     """
     settings = [settings_of(group.runs[0]) for group in comparison.groups]
-    for one in settings:
-        del one["adapter"]
-    leaves = [flat(one) for one in settings]
-    own = differing(settings)
-    common = [(n, value_text(v)) for n, v in leaves[0].items() if n not in own]
+    for setting in settings:
+        del setting["adapter"]
+    leaves = [flat(setting) for setting in settings]
+    names = differing(settings)
+    common = [(n, value_text(v)) for n, v in leaves[0].items() if n not in names]
     # what a method does not have is no setting of it
-    rows = [(n, [value_text(one[n]) if n in one else "" for one in leaves]) for n in own]
+    rows = [
+        (n, [value_text(setting[n]) if n in setting else "" for setting in leaves]) for n in names
+    ]
     return common, [row for row in rows if any(row[1])]
 
 
@@ -85,41 +87,42 @@ def _method(run: FinishedRun) -> str:
     adapters = adapters_of(run)
     if not adapters:
         return "no adapter"
-    told: list[str] = []
-    for name, about in adapters.items():
-        options = {k: v for k, v in flat(about.get("options") or {}).items() if v is not None}
-        words = [str(about.get("method") or about.get("peft_type"))]
+    texts: list[str] = []
+    for name, adapter in adapters.items():
+        options = {k: v for k, v in flat(adapter.get("options") or {}).items() if v is not None}
+        words = [str(adapter.get("method") or adapter.get("peft_type"))]
         words += [f"{k}={value_text(v)}" for k, v in options.items()]
-        if targets := about.get("target_modules"):
+        if targets := adapter.get("target_modules"):
             words.append(f"on {value_text(targets)}")
-        told.append((f"{name}: " if len(adapters) > 1 else "") + " ".join(words))
-    return "; ".join(told)
+        texts.append((f"{name}: " if len(adapters) > 1 else "") + " ".join(words))
+    return "; ".join(texts)
 
 
 def given_rows(comparison: Comparison) -> list[tuple[str, str]]:
     """Return the notes of the first run's caller that stand nowhere else on the page."""
-    given = comparison.runs[0].given
-    rest = {name: value for name, value in given.items() if name not in _SEEN_ELSEWHERE}
+    notes = comparison.runs[0].given
+    rest = {name: value for name, value in notes.items() if name not in _SEEN_ELSEWHERE}
     return [(name, value_text(value)) for name, value in flat(rest).items()]
 
 
 def data_parts(comparison: Comparison) -> dict[str, Any]:
     """The parts of the first run, and whether the other runs had the same."""
     first = comparison.runs[0]
-    own = data_of(first)
-    hashes = {part: str(about.get("sha256", "")) for part, about in own.items()}
-    others = [
-        {part: str(about.get("sha256", "")) for part, about in data_of(run).items()}
+    first_parts = data_of(first)
+    hashes = {part: str(facts.get("sha256", "")) for part, facts in first_parts.items()}
+    # equal digests mean equal pictures and labels, in the same order
+    all_hashes = [
+        {part: str(facts.get("sha256", "")) for part, facts in data_of(run).items()}
         for run in comparison.runs
     ]
-    about = first.given.get("data")
-    about = about if isinstance(about, Mapping) else {}
-    recorded = about.get("parts")
+    data = first.given.get("data")
+    data = data if isinstance(data, Mapping) else {}
+    recorded = data.get("parts")
     recorded = recorded if isinstance(recorded, Mapping) else {}
     parts = [
         DataPart(
             PART_NAMES.get(part, part),
-            f"{n:,}" if isinstance(n := own[part].get("n"), int) else "not known",
+            f"{n:,}" if isinstance(n := first_parts[part].get("n"), int) else "not known",
             sha,
             _counts(recorded.get(part)),
         )
@@ -129,7 +132,7 @@ def data_parts(comparison: Comparison) -> dict[str, Any]:
         "name": set_of(first),
         "parts": parts,
         "seed": first.seed,
-        "same": all(other == hashes for other in others),
+        "same": all(run_hashes == hashes for run_hashes in all_hashes),
         "origin": _origin(recorded),
     }
 
@@ -143,10 +146,10 @@ def _counts(part: Any) -> str:
 
 def _origin(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Source and licence, as the data's record states them."""
-    known = [part for part in parts.values() if isinstance(part, Mapping)]
+    records = [part for part in parts.values() if isinstance(part, Mapping)]
     rows: list[tuple[str, str]] = []
     for name in ("source", "licence"):
-        values = dict.fromkeys(str(part[name]) for part in known if part.get(name))
+        values = dict.fromkeys(str(part[name]) for part in records if part.get(name))
         if values:
             rows.append((name.capitalize(), "; ".join(values)))
     return rows
@@ -156,8 +159,8 @@ def machine_rows(run: FinishedRun) -> list[tuple[str, str]]:
     """Return the machine and the versions of a run."""
     rows: list[tuple[str, str]] = []
     for section in ("machine", "versions"):
-        about = run.record.get(section)
-        for name, value in about.items() if isinstance(about, Mapping) else ():
+        values = run.record.get(section)
+        for name, value in values.items() if isinstance(values, Mapping) else ():
             rows.append((str(name).replace("_", " "), value_text(value) or "none"))
     return rows
 
@@ -192,11 +195,11 @@ def commands(runs: Iterable[FinishedRun]) -> list[str]:
 
 
 def _command(run: FinishedRun) -> str:
-    given = run.given.get("command", run.record.get("command"))
-    if isinstance(given, str):
-        return given
-    if not isinstance(given, Sequence) or not given:
+    command = run.given.get("command", run.record.get("command"))
+    if isinstance(command, str):
+        return command
+    if not isinstance(command, Sequence) or not command:
         return ""
-    program, *rest = map(str, given)
+    program, *rest = map(str, command)
     # the script by name: its folder is another one elsewhere
     return shlex.join([Path(program).name, *rest])

@@ -93,6 +93,7 @@ def _values(layers: Sequence[Mapping[str, Any]], key: str) -> dict[tuple[str, st
 
 
 def _map(values: Mapping[tuple[str, str], float], top: float) -> HeatMap:
+    # in the order of the model, each once
     blocks = list(dict.fromkeys(block for block, _ in values))
     kinds = list(dict.fromkeys(kind for _, kind in values))
     z = [[values.get((block, kind)) for kind in kinds] for block in blocks]
@@ -108,5 +109,6 @@ def _map(values: Mapping[tuple[str, str], float], top: float) -> HeatMap:
 
 def place_of(layer: str) -> tuple[str, str]:
     """ "model.layers.3.mlp.up_proj" -> ("3", "mlp.up_proj"); without a number, itself twice."""
+    # the first number in a path is that of the block
     number = _NUMBER.search(layer)
     return (number.group(1), layer[number.end() :]) if number else (layer, layer)
