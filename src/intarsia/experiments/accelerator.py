@@ -15,7 +15,7 @@ from ..schedules import Bdwp
 def step_cycles(
     model: str, pattern: str, directions: str, batch: int, size: int | None, side: int
 ) -> tuple[list[dict[str, Any]], int, int]:
-    """(a row for each layer, cycles of a dense step, cycles of one with N:M weights)."""
+    """Return a row for each layer, the cycles of a dense step, and those with N:M weights."""
     sat, training = Sat(side=side), Bdwp(pattern, directions)
     net = backbones.backbone(model, classes=1000, size=size, pretrained=False)
     picture = torch.zeros(1, 3, *input_config(net).size)

@@ -185,7 +185,7 @@ def finished(run: Run, *, data: Splits, spent: Spent, temperature: float | None 
 
 
 def with_temperature(run: Run, test: Metrics, temperature: float) -> Run:
-    """The run with its loss after a temperature that another run fitted on validation."""
+    """Return the run with its loss after a temperature that another run fitted on validation."""
     test = test.tempered_by(temperature)
     results = dict(run.record["results"]) | {"test": test.scores()}
     return dataclasses.replace(run, test=test, record=dict(run.record) | {"results": results})
@@ -211,7 +211,7 @@ def record_of(
 
 
 def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:
-    """Keywords of `fit`: the objective, and all that is not in `Training`."""
+    """Return keywords of `fit`: the objective, and all that is not in `Training`."""
     options = to_json(experiment.recipe)
     options["objective"] = settings.objective(experiment.objective, method)
     options |= settings.schedule_of(experiment.schedule, method)
@@ -238,7 +238,7 @@ def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:
 
 
 def by_task(objective: Objective, experiment: Experiment, data: Splits) -> Objective:
-    """The objective with a head for each task, where that was asked for.
+    """Return the objective with a head for each task, where that was asked for.
 
     Raises: ConfigError for data that are one task.
     """
@@ -252,7 +252,7 @@ def by_task(objective: Objective, experiment: Experiment, data: Splits) -> Objec
 
 
 def with_own_task(run: Run, data: Splits) -> dict[str, Any]:
-    """The record with the test accuracy among an image's own task's classes, of joint tasks."""
+    """Return the record with, of joint tasks, the test accuracy within each image's own task."""
     results = dict(run.record["results"])
     if "tasks" in data.record and isinstance(run.test, Metrics):
         groups = list(data.record["tasks"].values())
@@ -269,7 +269,7 @@ def pictures_key(experiment: Experiment) -> dict[str, Any]:
 
 
 def hashes(data: Splits) -> dict[str, str]:
-    """The SHA-256 of each part's pictures and labels."""
+    """Return the SHA-256 of each part's pictures and labels."""
     return {part: part_record["sha256"] for part, part_record in data.record["parts"].items()}
 
 
@@ -279,7 +279,7 @@ def trunk_key(adapted: Adapted) -> dict[str, Any]:
 
 
 def pictures_of(experiment: Experiment, report: Report) -> Splits:
-    """The three parts of the data."""
+    """Return the three parts of the data."""
     pictures = experiment.pictures
     seed = experiment.training.seed if pictures.split_seed is None else pictures.split_seed
     # `--images` below 1 is a share of the training part, else a number of pictures
@@ -298,7 +298,7 @@ def pictures_of(experiment: Experiment, report: Report) -> Splits:
 
 
 def model_of(adapted: Adapted, classes: int, seed: int) -> nn.Module:
-    """The backbone with a new head, before anything is added."""
+    """Return the backbone with a new head, before anything is added."""
     return backbone(
         adapted.model, classes=classes, size=adapted.size, seed=seed, pretrained=adapted.pretrained
     )
@@ -340,7 +340,7 @@ def sets_of(
 def held(
     images: ImageSet, inputs: InputConfig, shared: SharedWork | None = None, identity: Any = None
 ) -> Dataset[Any]:
-    """A set as the model sees it in evaluation, in memory if it fits there.
+    """Return a set as the model sees it in evaluation, in memory if it fits there.
 
     identity: what tells it apart in `shared`.
     """
@@ -356,7 +356,7 @@ def held(
 
 
 def method_of(experiment: Experiment) -> Any:
-    """The settings of the experiment's method.  Raises: as `settings.chosen` does."""
+    """Return the settings of the experiment's method.  Raises: as `settings.chosen` does."""
     return settings.chosen(experiment.adapted, experiment.training)
 
 
@@ -387,6 +387,6 @@ def with_method(
     classes: tuple[str, ...],
     train: Any = None,
 ) -> nn.Module:
-    """The model, changed by the method.  train: of which a pruner takes its calibration rows."""
+    """Change the model by the method.  train: of which a pruner takes its calibration rows."""
     change = settings.change_of(method, experiment.adapted, classes)
     return apply(model, change, training_rows(change, train), seed=experiment.training.seed)

@@ -112,7 +112,7 @@ def _on_texts(
 
 
 def model_of(experiment: Experiment, report: Callable[[str], None]) -> nn.Module:
-    """The language model, before anything is done to it."""
+    """Return the language model, before anything is done to it."""
     adapted, seed = experiment.adapted, experiment.training.seed
     return language_model(adapted.model, pretrained=adapted.pretrained, seed=seed, progress=report)[
         0
@@ -136,14 +136,14 @@ def check_options(experiment: Experiment) -> None:
 
 
 def length_of(experiment: Experiment) -> int:
-    """Tokens of a row."""
+    """Return the number of tokens of a row."""
     return experiment.adapted.size or LENGTH
 
 
 def texts_of(
     experiment: Experiment, tokenizer: Any, report: Callable[[str], None] = print
 ) -> TextSplits:
-    """The rows of tokens of the experiment's data."""
+    """Return the rows of tokens of the experiment's data."""
     source, seed = experiment.pictures, experiment.training.seed
     return load_texts(
         source.data,
@@ -160,7 +160,7 @@ def texts_of(
 def with_method(
     model: nn.Module, method: Any, experiment: Experiment, train: Any = None
 ) -> nn.Module:
-    """The model, changed by the method; no head, since a language model trains none.
+    """Return the model, changed by the method; no head, since a language model trains none.
 
     train: of which a pruner takes its calibration rows.
     """
@@ -169,5 +169,5 @@ def with_method(
 
 
 def scores(model: nn.Module, texts: Texts, experiment: Experiment) -> Any:
-    """TokenMetrics of a part."""
+    """Return the `TokenMetrics` of a part."""
     return evaluate(model, texts, batch_size=experiment.training.batch_size)

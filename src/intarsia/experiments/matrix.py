@@ -53,7 +53,7 @@ class PlannedRun:
         return replace(self, experiment=self.experiment.changed(lr=rate), search=search)
 
     def trial(self, running: Mapping[str, Any], *, quiet: bool) -> Trial:
-        """The piece of work.  running: of `Running`; quiet: what it says comes with its end."""
+        """Return the run as a trial.  running: of `Running`; quiet: its lines come with its end."""
         name = f"{self.experiment.label}, seed {self.experiment.training.seed}"
         inputs = {
             "experiment": self.experiment.flat(),
@@ -96,7 +96,7 @@ def planned(
     *,
     once: bool = True,
 ) -> list[PlannedRun]:
-    """Every method at every seed; all of a seed before the next one.
+    """Plan every method at every seed; all of a seed before the next one.
 
     settings_by_method: name=value settings by method; rates: learning rates
     that are not those of `start`.
@@ -136,7 +136,7 @@ def check_baseline(runs: Sequence[PlannedRun], baseline: str | None) -> None:
 
 
 def by_method(words: Iterable[str]) -> dict[str, list[str]]:
-    """METHOD.name=value as name=value by method.  Raises: ConfigError without a method."""
+    """Read METHOD.name=value as name=value by method.  Raises: ConfigError without a method."""
     values: dict[str, list[str]] = {}
     for name, value in settings.pairs(words).items():
         method, dot, rest = name.partition(".")
@@ -174,7 +174,7 @@ def on_one_adapter(
     settings_by_method: Mapping[str, Sequence[str]],
     report: Report,
 ) -> dict[str, Sequence[str]]:
-    """Settings under which a mixture and the plain adapter beside it are the same adapter.
+    """Return settings under which a mixture and the plain adapter beside it are one adapter.
 
     A mixture's own defaults may differ from those of the adapter it is made of (its activation, for
     one); a comparison of the two would then be one of activations. The first mixture's adapter
@@ -245,7 +245,7 @@ def run_all(
 
 
 def _said(result: Mapping[str, Any]) -> str:
-    """The share of right answers, on the part that counts."""
+    """Return the share of right answers, on the part that counts."""
     scores = result["results"]
     part = next(part for part in ("test", "val") if scores.get(part))
     if (score_name := measure(scores[part])) != "accuracy":

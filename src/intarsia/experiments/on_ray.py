@@ -75,7 +75,7 @@ class RayWorker:
 
 
 def connected() -> Any:
-    """The ray package, connected.  Raises: MissingExtra without it."""
+    """Return the ray package, connected.  Raises: MissingExtra without it."""
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
@@ -126,6 +126,6 @@ def threads_on(cores: list[int], jobs: int, requested: int | None) -> int:
 
 
 def threads_for(jobs: int, requested: int | None) -> int:
-    """`threads_on` the machines of the cluster.  Raises: ConfigError, MissingExtra."""
+    """Return `threads_on` of the cluster's machines.  Raises: ConfigError, MissingExtra."""
     nodes = [node for node in connected().nodes() if node["Alive"]]
     return threads_on([int(node["Resources"].get("CPU", 0)) for node in nodes], jobs, requested)

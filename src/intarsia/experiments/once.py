@@ -48,7 +48,7 @@ def features_once(experiment: Experiment) -> Experiment:
 def pictures_each_step(
     model: nn.Module, sets: Sets, experiment: Experiment, running: Running, *_: Any
 ) -> Iterator[tuple[Sets, Spent]]:
-    """The sets as they are, and no time spent on them."""
+    """Return the sets as they are, and no time spent on them."""
     yield sets, Spent()
 
 
@@ -102,7 +102,7 @@ def of_part(identity: Mapping[str, Any], part: str) -> dict[str, Any]:
 def _told_prefix(
     prefix: nn.Module, images: Dataset[Any], part: str, dtype: torch.dtype
 ) -> TensorDataset:
-    """`run_prefix` with a bar, or with lines where stderr is no terminal."""
+    """Call `run_prefix` with a progress bar, or with lines where stderr is no terminal."""
     started, device = time.monotonic(), next(prefix.parameters()).device
     # on a CPU the first steps' time, from which the bar guesses the rest, depends on the size
     side = images[0][0].shape[-1] if device.type == "cpu" else None
@@ -167,7 +167,7 @@ def _remembered(
     mark: dict[str, Any],
     make: Callable[[], Tensor],
 ) -> Tensor:
-    """Rows with constants, in this process's memory for the runs that come next."""
+    """Keep rows with constants in this process's memory, for the runs that come next."""
     return shared.get("constants", {**part_identity, **mark}, make)
 
 
@@ -184,7 +184,7 @@ def reads_logits_only(objective: object) -> bool:
 
 
 def with_seconds(record: Mapping[str, Any], once: Spent) -> dict[str, Any]:
-    """The record with what was computed once for the training pictures counted as training time."""
+    """Count what was computed once for the training pictures as training time, in the record."""
     results = dict(record["results"])
     # no method is faster than another only because its tokens were computed beforehand
     if once.seconds:

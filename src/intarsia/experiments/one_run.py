@@ -121,7 +121,7 @@ def origin_of(record: Mapping[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=1)
 def source() -> str:
-    """A digest of this package's source: results of another one may differ."""
+    """Return a digest of this package's source: results of another one may differ."""
     # the package's folder: every module may change a result
     top = Path(__file__).parents[1]
     files = sorted(top.rglob("*.py"))

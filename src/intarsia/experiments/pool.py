@@ -143,7 +143,7 @@ def _serve(
 
 
 def pieces(trials: Sequence[Trial], jobs: int) -> list[list[Trial]]:
-    """Trials in pieces, one stack in one: at most MOST of them, and a piece for each job."""
+    """Group trials in pieces, by stack: at most MOST of them in one, and a piece for each job."""
     # a trial without a stack has its own number as key, and so stays by itself
     stacks: dict[object, list[Trial]] = {}
     for number, trial in enumerate(trials):
@@ -188,7 +188,7 @@ class TimeLeft:
         self.seconds[end.trial.kind].append(end.seconds)
 
     def left(self) -> float | None:
-        """Seconds, or None before anything ended."""
+        """Return the seconds that are left, None before anything ended."""
         if not self.ended:
             return None
         means = {kind: sum(took) / len(took) for kind, took in self.seconds.items()}
@@ -211,7 +211,7 @@ def run_told(
     executor: str = "processes",
     threads: int | None = None,
 ) -> None:
-    """`run_trials`, with a line for each end: which, how it ended, how long the rest will take.
+    """Call `run_trials`, with a line for each end: how it ended, how long the rest will take.
 
     describe: a result in a few words.
     """
@@ -242,7 +242,7 @@ def refuse_failed(errors: Sequence[str], count: int) -> None:
 
 
 def _ends_of(slot: Executor, work: Work, piece: Sequence[Trial]) -> list[TrialEnd]:
-    """The ends of a piece; the trials of one whose process died are tried one by one."""
+    """Return the ends of a piece; the trials of one whose process died are tried one by one."""
     if len(piece) == 1:
         return [_end_of(slot, work, piece[0])]
     start = time.perf_counter()

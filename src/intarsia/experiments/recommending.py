@@ -49,7 +49,7 @@ class FittedRecommender:
 
 
 def parts_of(data: Interactions, data_of: str) -> Parts:
-    """Train, val and test: of sessions by time (80, 10, 10 %), of ranking each user's last events.
+    """Split into train, val, test: sessions by time (80, 10, 10 %), else each user's last events.
 
     Raises: DataError where a user's later events would come before her earlier ones.
     """
@@ -116,7 +116,7 @@ def fit_recommender(
 
 
 def measured(model: Recommender, val: Interactions, test: Interactions) -> dict[str, float]:
-    """Full-sort measures of a model: of each held-out question, or of each user's test items.
+    """Measure a full sort: of each held-out question, or of each user's test items.
 
     What a user took in training or for validation is no rival of her test items: a recommender that
     ranks it high is right.
@@ -184,7 +184,7 @@ def save_recommender(
 
 
 def open_recommender(folder: str | Path, *, mapped: bool = False) -> Recommender:
-    """The recommender of a run folder, or of the folder that `save_recommender` wrote.
+    """Return the recommender of a run folder, or of the folder that `save_recommender` wrote.
 
     mapped: tables are pages of the file, not memory, see `load_tables`.
     Raises: ConfigError where there is none; CheckpointError for a damaged one.
@@ -242,7 +242,7 @@ def _events(arrays: Mapping[str, Any], names: Mapping[str, Any], start: str) -> 
 
 
 def first_of(data: Interactions, items: int, users: int) -> Interactions:
-    """The same with its first items and users only, where the events are theirs."""
+    """Return the same with its first items and users only, where the events are theirs."""
     # items and users are numbered in the order they came, so that the first are the trained ones
     fields = {n: f.take(np.arange(items)) for n, f in data.fields.items()}
     ids = {"item_ids": data.item_ids[:items], "user_ids": data.user_ids[:users]}

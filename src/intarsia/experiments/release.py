@@ -66,7 +66,7 @@ def release(
 
 
 def stock_of(opened: PictureRun, images: Tensor | None, result: Report) -> nn.Module:
-    """The folded model; one without an adapter is stock already."""
+    """Return the folded model; one without an adapter is stock already."""
     if not is_adapted(opened.model):
         return opened.model
     return fold(opened.model, inputs=images, report=result)

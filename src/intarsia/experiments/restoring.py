@@ -26,7 +26,7 @@ def restored(
     record: Mapping[str, Any],
     classes: tuple[str, ...] | None = None,
 ) -> nn.Module:
-    """The pretrained model with what the run has learned.
+    """Return the pretrained model with what the run has learned.
 
     Raises: CheckpointError for another pretrained model, or damaged files.
     """
@@ -58,7 +58,7 @@ def with_teacher(
     named: Callable[[str], nn.Module],
     classes: tuple[str, ...] | None = None,
 ) -> Objective:
-    """The objective with its teacher, if it has one: a run of `fit`, or a pretrained model.
+    """Return the objective with its teacher, if it has one: a run of `fit`, or a pretrained model.
 
     start: the pretrained model of a run's experiment.  named: a model by its name.
     Raises: as `restored` does.

@@ -66,7 +66,7 @@ class PictureRun:
         report: Report = lambda _: None,
         on_error: OnError = "raise",
     ) -> dict[str, Any]:
-        """Scores on a part of the run's own data, or of other data with the same classes.
+        """Return scores on a part of the run's own data, or of other data with the same classes.
 
         part: "train", "val", "test" or, of other data, "all"; None = "test" where there is one.
         on_error: "skip" leaves damaged pictures of other data out, which is reported.
@@ -93,7 +93,7 @@ class PictureRun:
 
 
 def open_pictures(folder: Path, *, size: int | None = None, as_trained: bool = True) -> PictureRun:
-    """A finished run on pictures, see `intarsia.open_run`."""
+    """Return a finished run on pictures, see `intarsia.open_run`."""
     experiment = experiments.read(folder)
     record = read_run(folder).record
     classes = tuple(map(str, need(record, "record.data.classes", list, folder)))
@@ -110,7 +110,7 @@ def open_pictures(folder: Path, *, size: int | None = None, as_trained: bool = T
 
 
 def _of_size(size: int, model: nn.Module, experiment: Experiment, classes: int) -> nn.Module:
-    """The backbone for pictures of another size; a random one is that of the training, resampled.
+    """Return the backbone for pictures of another size; random weights are resampled.
 
     Raises: ConfigError for a size that it cannot take.
     """
@@ -135,7 +135,7 @@ def pictures_to_score(
     report: Report,
     on_error: OnError = "raise",
 ) -> ImageSet:
-    """A part of the run's own data, or of other data with the same classes.
+    """Return a part of the run's own data, or of other data with the same classes.
 
     Raises: UnknownName for a part that is not there; DataError for other classes.
     """
@@ -187,14 +187,14 @@ def check_unchanged(
 
 
 def score(opened: PictureRun, images: ImageSet) -> Scores:
-    """The model's scores on a set."""
+    """Return the model's scores on a set."""
     # in batches, in evaluation mode, on the model's own device
     logits, labels = predict_logits(opened.model, held(images, opened.inputs), batch_size=BATCH)
     return MultiLabel().scores(logits, labels) if images.several else Metrics.of(logits, labels)
 
 
 def scores_of(images: ImageSet, scores: Scores) -> dict[str, Any]:
-    """Scores for JSON: of the set, and how many of each class were right.
+    """Return scores for JSON: of the set, and how many of each class were right.
 
     Of several labels, how often each applies and, at one half, how many of the guesses and of the
     pictures that have it are right (precision, recall).
@@ -229,7 +229,7 @@ def _labels(images: ImageSet, scores: Scores) -> dict[str, dict[str, float]]:
 
 
 def picture_files(paths: Sequence[Path]) -> list[Path]:
-    """The pictures named, and those anywhere below the folders named, in order.
+    """Return the pictures named, and those anywhere below the folders named, in order.
 
     Raises: DataError for a path that is not there, or a folder without pictures.
     """
@@ -308,7 +308,7 @@ def _predict(opened: PictureRun, pictures: Sequence[Picture]) -> Iterator[Predic
 
 @torch.no_grad()
 def _shares(opened: PictureRun, pictures: list[Tensor]) -> Tensor:
-    """Probabilities (n, classes) of n pictures."""
+    """Return the probabilities (n, classes) of n pictures."""
     if not pictures:
         return torch.zeros(0, len(opened.classes))
     device = device_of(opened.model)

@@ -74,7 +74,7 @@ def sees(method: Any) -> bool:
 
 
 def built(config: Seeing, report: Report) -> tuple[nn.Module, Processor, Any, str]:
-    """The model with connectors and the method's cells, its processor, the method, its trunk.
+    """Build the model with connectors and cells; return its processor, method and trunk as well.
 
     Raises: as `language_model`, `apply` and the method's settings do; UnknownName; ConfigError for
     no encoder.
@@ -106,7 +106,7 @@ def built(config: Seeing, report: Report) -> tuple[nn.Module, Processor, Any, st
 
 
 def seeing_methods() -> tuple[str, ...]:
-    """The changes that give a decoder connectors by themselves."""
+    """Return the changes that give a decoder connectors by themselves."""
     return tuple(key for key in keys("change") if sees_by_key(key))
 
 
@@ -147,11 +147,11 @@ def fit_seeing(
     if not resume:
         # written first, so that a run that is killed can be resumed from its folder
         write_json(out / FILE, asdict(config))
-    scores: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
 
     def finish(run: Run) -> Run:
-        scores["scores"] = scores_by_modality(model, data.test, run_batch(config))
-        return replace(run, record={**run.record, "by_modality": scores["scores"]})
+        outputs["scores"] = scores_by_modality(model, data.test, run_batch(config))
+        return replace(run, record={**run.record, "by_modality": outputs["scores"]})
 
     record = {"trunk": trunk, "model": config.model, "questions": data.record}
     options: dict[str, Any] = DEFAULTS | {"trackers": ()} | dict(config.options)
@@ -168,7 +168,7 @@ def fit_seeing(
         **options,
         **running,
     )
-    return FittedReader(run, scores["scores"])
+    return FittedReader(run, outputs["scores"])
 
 
 def run_batch(config: Seeing) -> int:
@@ -176,7 +176,7 @@ def run_batch(config: Seeing) -> int:
 
 
 def split_of(config: Seeing, questions: Sequence[Question], make: Processor) -> QuestionSplits:
-    """The parts of the run's questions."""
+    """Return the parts of the run's questions."""
     rows = config.rows
     return split_questions(
         questions,
@@ -191,7 +191,7 @@ def split_of(config: Seeing, questions: Sequence[Question], make: Processor) -> 
 def scores_by_modality(
     model: nn.Module, questions: QuestionRows, batch_size: int = 8
 ) -> dict[str, dict[str, float]]:
-    """Loss, share of right tokens and of right answers: of all, and of each modality."""
+    """Return loss, shares of right tokens and right answers: of all, and of each modality."""
     parts = {"all": questions} | {name: questions.of(name) for name in questions.modalities}
     by_modality: dict[str, dict[str, float]] = {}
     for name, part in parts.items():
@@ -216,7 +216,7 @@ class SeeingRun:
     def evaluate(
         self, data: str | None = None, part: str | None = None
     ) -> dict[str, dict[str, float]]:
-        """Scores by modality on a part of the run's questions ("test"), or on all of others'.
+        """Return scores by modality on a part of the run's questions ("test"), or on others.
 
         Raises: UnknownName for a part that is not there; as `read_questions` does.
         """
@@ -242,7 +242,7 @@ class SeeingRun:
         return [text for text in described if text]
 
     def predict(self, question: Question, tokens: int = 32) -> str:
-        """The answer, the likeliest token at a time.  Raises: as `intarsia.senses.answer` does."""
+        """Return the answer, the likeliest token first.  Raises: as `intarsia.senses.answer`."""
         return answer_of(self.model, self.make, question, tokens)
 
 
@@ -262,7 +262,7 @@ def read_asked(folder: Path) -> Seeing:
 
 
 def open_seeing(folder: str | Path, report: Report = lambda _: None) -> SeeingRun:
-    """A finished run as a model again.
+    """Return a finished run as a model again.
 
     Raises: ConfigError for a folder without a finished run; CheckpointError for damaged files, or
     another pretrained model than that of the training.

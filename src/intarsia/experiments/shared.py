@@ -46,7 +46,7 @@ class SharedWork:
         self._kinds: dict[str, OrderedDict[str, Any]] = {}
 
     def get(self, kind: str, inputs: Mapping[str, Any], make: Callable[[], T]) -> T:
-        """The thing made from these inputs, from memory if it is there."""
+        """Return the thing made from these inputs, from memory if it is there."""
         memory = self._kinds.setdefault(kind, OrderedDict())
         key = key_of(inputs)
         if key not in memory:
@@ -60,7 +60,7 @@ class SharedWork:
     def tensors(
         self, kind: str, inputs: Mapping[str, Any], make: Callable[[], TensorDataset]
     ) -> tuple[TensorDataset, Spent]:
-        """(x, label) pairs from memory or the folder, and the time that making them took.
+        """Return (x, label) pairs from memory or the folder, and the time that making them took.
 
         One process makes them; from the folder they are memory-mapped, so that processes share
         the pages.

@@ -130,7 +130,7 @@ class Kitchen:
         self.sets: dict[str, Any] = {}
 
     def part(self, name: str) -> Any:
-        """A part of the run's data as the model sees it; None where there is none."""
+        """Return a part of the run's data as the model sees it; None where there is none."""
         if name not in self.sets:
             self.sets |= self._parts()
         return self.sets[name]
@@ -173,12 +173,12 @@ class Kitchen:
             model.eval()
 
     def value(self, state: State) -> float:
-        """The score of tensors on val, more is better."""
+        """Return the score of tensors on val, more is better."""
         self.put(state)
         return self._score("val").best
 
     def line(self, states: Sequence[State], apart: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The score on val of (1 - t) a + t b, a and b those farthest apart."""
+        """Return the score on val of (1 - t) a + t b, a and b those farthest apart."""
         # where a barrier lies between two candidates, it is seen best between the farthest
         widest = max(apart, key=lambda pair: pair["distance"])
         ends = [states[int(widest[end])] for end in ("a", "b")]

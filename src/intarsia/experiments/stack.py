@@ -27,7 +27,7 @@ Report = Callable[[str], None]
 
 
 def parsed(spec: str, *, alone: bool = False) -> dict[str, str]:
-    """ "prune:0.25,quant:w4" as settings by entry, in the order that they are carried out.
+    """Read "prune:0.25,quant:w4" as settings by entry, in the order that they are carried out.
 
     alone: they are not put on one model, so that conflicts do not matter.
     Raises: UnknownName, ConfigError for an entry given twice, with a value that it does not take,
@@ -77,7 +77,7 @@ def stacked(
     calibration: Sequence[Batch],
     rows: Sequence[Batch],
 ) -> Measured:
-    """A copy of the model with these entries, measured on rows that it was not calibrated on.
+    """Measure a copy of the model with these entries, on rows that it was not calibrated on.
 
     Raises: as `parsed`, and TargetError for experts of another layout.
     """
@@ -138,7 +138,7 @@ class StackTable:
         return rows
 
     def digest(self) -> str:
-        """SHA-256 of all but the seconds that the processor took."""
+        """Return the SHA-256 of all but the seconds that the processor took."""
         stable = [{n: v for n, v in row.items() if n != "cpu_seconds"} for row in self.rows()]
         return hashlib.sha256(json.dumps(stable).encode()).hexdigest()
 
@@ -152,7 +152,7 @@ def stack_pairs(
     pairs: bool = True,
     report: Report = lambda _: None,
 ) -> StackTable:
-    """The model as it is, each entry alone, and, if asked for, all pairs."""
+    """Return the model as it is, each entry alone, and, if asked for, all pairs."""
     plan: list[tuple[str, ...]] = [(), *((name,) for name in settings)]
     plan += list(combinations(settings, 2)) if pairs else []
     measured: dict[tuple[str, ...], Measured] = {}
@@ -174,7 +174,7 @@ def stack_of(
     *,
     report: Report = lambda _: None,
 ) -> StackTable:
-    """The model as it is, and with the entries one after the other, up to all of them."""
+    """Return the model as it is, and with the entries one after the other, up to all of them."""
     names = tuple(settings)
     prefixes = [names[:count] for count in range(len(names) + 1)]
     measured: dict[tuple[str, ...], Measured] = {}
@@ -185,7 +185,7 @@ def stack_of(
 
 
 def broken(table: StackTable, tolerance: float = 1e-5) -> list[str]:
-    """Laws that do not hold: an entry that says that it preserves outputs, and changes them."""
+    """Return the broken laws: an entry that claims to preserve outputs, and changes them."""
     bad: list[str] = []
     for names, measured in table.found.items():
         for name in names:

@@ -48,7 +48,7 @@ class Stacked:
     policy: str | None = None
 
     def matrices(self) -> Iterator[tuple[str, str, int, Tensor]]:
-        """(path, name, expert, its weight) of all experts."""
+        """Yield (path, name, expert, its weight) of all experts."""
         for path, layer in gated_experts(self.model).items():
             for name in NAMES:
                 for expert, weight in enumerate(getattr(layer.module, name).detach()):
@@ -225,7 +225,7 @@ ENTRIES: dict[str, StackEntry] = {
 
 @torch.no_grad()
 def trace_of(on: Stacked, rows: Sequence[Batch]) -> Trace:
-    """The routing of some rows, skipped experts left out."""
+    """Return the routing of some rows, skipped experts left out."""
     experts: list[Tensor] = []
     stock = gated_experts(on.model)
     count = next(iter(stock.values())).experts

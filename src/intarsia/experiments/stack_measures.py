@@ -67,7 +67,7 @@ class Measured:
 
 
 def measure(on: Stacked, names: tuple[str, ...], rows: Sequence[Batch]) -> Measured:
-    """Everything that there is to know of a stack."""
+    """Measure a stack on rows: loss, bytes, operations, hits, traffic and times."""
     started = time.process_time()
     sequence_losses = losses(on.model, rows, on.below)
     cpu = time.process_time() - started
@@ -93,7 +93,7 @@ def measure(on: Stacked, names: tuple[str, ...], rows: Sequence[Batch]) -> Measu
 
 @torch.no_grad()
 def losses(model: Any, rows: Sequence[Batch], below: Mapping[str, float]) -> Tensor:
-    """Cross-entropy of each sequence, nats a token.  (S,) float64."""
+    """Return the cross-entropy of each sequence, nats a token.  (S,) float64."""
     sequence_losses: list[Tensor] = []
     with evaluating(model), skipping(model, below):
         for batch in rows:
@@ -106,7 +106,7 @@ def losses(model: Any, rows: Sequence[Batch], below: Mapping[str, float]) -> Ten
 
 
 def stored_bytes(on: Stacked) -> int:
-    """Bytes of the tensors of a safetensors file with every weight, routers included."""
+    """Return the bytes of the tensors in a safetensors file with every weight, routers included."""
     return _payload(safetensors.torch.save(_tensors(on)))
 
 
@@ -132,7 +132,7 @@ def _tensors(on: Stacked) -> dict[str, Tensor]:
 
 
 def expected_bytes(on: Stacked) -> int:
-    """The same by the formula: two bytes a number, or what the format says of each shape."""
+    """Return the same by the formula: two bytes a number, or what the format says of each shape."""
     paths = tuple(f"{path}." for path in gated_experts(on.model))
     total = ITEM * sum(
         p.numel() for name, p in on.model.named_parameters() if not name.startswith(paths)
@@ -144,7 +144,7 @@ def expected_bytes(on: Stacked) -> int:
 
 
 def _operations(on: Stacked, trace: Trace) -> float:
-    """Multiplications and additions a token: of its experts, and of all other matrices."""
+    """Count multiplications and additions a token: of its experts, and of all other matrices."""
     paths = list(gated_experts(on.model))
     prefixes = tuple(f"{path}." for path in paths)
     # a tied embedding is the head's matrix, an untied one is looked up
@@ -164,7 +164,7 @@ def _operations(on: Stacked, trace: Trace) -> float:
 
 
 def _on_devices(trace: Trace, on: Stacked) -> tuple[float | None, float | None]:
-    """Bytes a token between devices, and simulated seconds; None where experts do not divide."""
+    """Return bytes a token between devices, and seconds; None where experts do not divide."""
     if trace.experts % DEVICES:
         return None, None
     # experts in their order, as many on each device
@@ -174,7 +174,7 @@ def _on_devices(trace: Trace, on: Stacked) -> tuple[float | None, float | None]:
 
 
 def _offloaded_is_exact(on: Stacked, rows: Sequence[Batch]) -> bool:
-    """Does the model say the same bits with a quarter of its experts in memory?"""
+    """Return whether outputs are the same bits with a quarter of the experts in memory."""
     with tempfile.TemporaryDirectory() as folder:
         on.model.save_pretrained(Path(folder, "model"))
         policy = POLICIES[on.policy or "expected"]()

@@ -86,7 +86,7 @@ def _ready(picture: Any, transform: Any) -> Tensor:
 
 
 def _seen(x: Tensor, inputs: InputConfig) -> Image.Image:
-    """The picture that was read.  (3, H, W), normalised."""
+    """Return the picture that was read.  (3, H, W), normalised."""
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (inputs.mean, inputs.std))
     # undo the normalisation: what the model read, in 0 ... 255
     pixels = (x * std + mean).clamp(0, 1).mul(255).round().permute(1, 2, 0)

@@ -166,7 +166,7 @@ def _serve(pipe: Connection, threads: int, environment: Mapping[str, str]) -> No
 
 
 def sendable(error: BaseException) -> BaseException:
-    """The error, or its text where it cannot travel between processes."""
+    """Return the error, or its text where it cannot travel between processes."""
     if isinstance(error, IntarsiaError | KeyboardInterrupt):
         return error
     # the line where it was raised tells more than the class of an error that cannot travel

@@ -49,7 +49,7 @@ class TextRun:
     def evaluate(
         self, data: str | None = None, part: str | None = None, report: Report = lambda _: None
     ) -> dict[str, Any]:
-        """Scores on a part of the run's own text, or of another one.
+        """Return scores on a part of the run's own text, or of another one.
 
         part: "train", "val", "test" or "all"; None = "test", of another text "all".
         Raises: UnknownName for a part that is not there; DataError where the run's own text is not
@@ -78,7 +78,7 @@ class TextRun:
 
 
 def open_texts(folder: Path, *, as_trained: bool = True, report: Report) -> TextRun:
-    """A finished run on texts, see `intarsia.open_run`."""
+    """Return a finished run on texts, see `intarsia.open_run`."""
     experiment = experiments.read(folder)
     record, adapted = read_run(folder).record, experiment.adapted
     model, tokenizer = language_model(
@@ -92,7 +92,7 @@ def open_texts(folder: Path, *, as_trained: bool = True, report: Report) -> Text
 
 
 def _part(opened: TextRun, data: str | None, part: str, report: Report) -> Texts:
-    """A part of the run's own text, or of another one in shares of its own."""
+    """Return a part of the run's own text, or of another one in shares of its own."""
     experiment = opened.experiment
     # the run's own text is split as in training; another one has no numbers of rows to keep
     is_own = data is None or located(data) == located(experiment.pictures.data)
@@ -118,7 +118,7 @@ def _stdin() -> list[str]:
 
 
 def prompts_of(opened: TextRun, sources: Iterable[Path | Sequence[str]]) -> list[Prompt]:
-    """The prompts of files, "-" for standard input, and of lines.  Raises: DataError."""
+    """Return the prompts of files, "-" for standard input, and of lines.  Raises: DataError."""
     prompts: list[Prompt] = []
     for source in sources:
         lines = _stdin() if source == STDIN else source

@@ -29,12 +29,12 @@ PREAMBLE = "% needs \\usepackage{adjustbox,booktabs} and \\usepackage[T1]{fonten
 
 
 def escape(text: str) -> str:
-    """Text that LaTeX sets as it reads."""
+    """Escape a text so that LaTeX sets it as it reads."""
     return text.translate(_SPECIAL)
 
 
 def latex(table: Table, title: str = "") -> str:
-    """A table environment; notes are set below, in small print."""
+    """Return a table environment; notes are set below, in small print."""
     # numbers stand right, so that their digits are below each other
     columns = "".join("r" if column.numeric else "l" for column in table.columns)
     lines = [

@@ -179,7 +179,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing for each question; what a person searches for is no one's business."""
+        """Log nothing: what a person searches for is no one's business."""
 
     def log_error(self, format: str, *args: Any) -> None:
         print(format % args, file=sys.stderr, flush=True)

@@ -42,7 +42,7 @@ _SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_|<>[]#~"} | {"\n": " ", "\r
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows letter by letter."""
+    """Escape a text so that Markdown shows it letter by letter."""
     return text.translate(_SPECIAL)
 
 

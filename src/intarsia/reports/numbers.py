@@ -10,17 +10,17 @@ PREFIXES = {1e9: "G", 1e6: "M", 1e3: "k", 1: "", 1e-3: "m", 1e-6: MICRO, 1e-9: "
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """0.8071 -> "80.7 %"."""
+    """Return a share in percent: 0.8071 -> "80.7 %"."""
     return f"{100 * share:.{digits}f} %"
 
 
 def accuracy(spread: Spread) -> str:
-    """ "80.7 ± 0.4 %"; without ± for one seed."""
+    """Return a mean share in percent: "80.7 ± 0.4 %"; without ± for one seed."""
     return f"{bare(spread)} %"
 
 
 def bare(spread: Spread) -> str:
-    """The same without its unit, for a table that says it once: "80.7 ± 0.4"."""
+    """Return the same without its unit, for a table that says it once: "80.7 ± 0.4"."""
     return in_percent(spread).text()
 
 
@@ -32,7 +32,7 @@ def points(spread: Spread) -> str:
 
 
 def in_percent(spread: Spread) -> Spread:
-    """A spread of shares, times 100."""
+    """Return a spread of shares, times 100."""
     deviation = spread.deviation
     return Spread(100 * spread.mean, None if deviation is None else 100 * deviation, spread.n)
 
@@ -52,12 +52,12 @@ def interval(low: float, high: float, digits: int = 1) -> str:
 
 
 def probability(p: float) -> str:
-    """0.012, < 0.001."""
+    """Return a p-value: 0.012, < 0.001."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def count(n: int) -> str:
-    """950, 48.4 k, 1.23 M ... T: three digits."""
+    """Return a count in three digits: 950, 48.4 k, 1.23 M ... T."""
     for size, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
         # 999 950 would round to 1000 k
         if n >= size * 0.9995:
@@ -66,7 +66,7 @@ def count(n: int) -> str:
 
 
 def seconds(value: float) -> str:
-    """4.2 s, 38 s, 5 min 12 s, 2 h 03 min."""
+    """Return a time: 4.2 s, 38 s, 5 min 12 s, 2 h 03 min."""
     if value < 10:
         return f"{value:.1f} s"
     rounded = round(value)
@@ -78,7 +78,7 @@ def seconds(value: float) -> str:
 
 
 def size(n: int) -> str:
-    """Bytes in decimal units: 980 MB, 1.32 GB."""
+    """Return bytes in decimal units: 980 MB, 1.32 GB."""
     # below what would round to 1.00 GB
     if n < 10**9 * 0.9995:
         return f"{max(1, round(n / 10**6))} MB" if n >= 10**6 else f"{n / 1000:.0f} kB"
@@ -100,12 +100,12 @@ def prefixed(value: float, unit: str) -> str:
 
 
 def ratio(value: float) -> str:
-    """1.05×."""
+    """Return a ratio in three digits: 1.05×."""
     return f"{_three(value)}×"
 
 
 def plural(n: int, noun: str, plural_form: str | None = None) -> str:
-    """1 picture, 2 pictures, 1,000 pictures."""
+    """Return a number with its noun: 1 picture, 2 pictures, 1,000 pictures."""
     return f"{n:,} {noun if n == 1 else plural_form or noun + 's'}"
 
 

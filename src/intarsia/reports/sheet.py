@@ -45,13 +45,13 @@ class Spread:
         return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
     def text(self, form: str = ".1f") -> str:
-        """ "3.3 ± 0.2"; without ± for one value.  form: of the mean; a sign stays with it."""
+        """Return "3.3 ± 0.2"; without ± for one value.  form: of the mean; a sign stays with it."""
         mean = f"{self.mean:{form}}"
         return mean if self.deviation is None else f"{mean} ± {self.deviation:{form.lstrip('+')}}"
 
 
 def suite_mean(accuracy: np.ndarray, weight: np.ndarray | None = None) -> Spread:
-    """Weighted mean over tasks (None = all alike), and its spread over seeds.
+    """Return the weighted mean over tasks (None = all alike), and its spread over seeds.
 
     accuracy: (tasks, seeds) without NaN but for seeds that are NaN throughout, which are left out.
     Raises: ShapeError where a task lacks a seed: such a mean would mix unequal tasks.
@@ -68,7 +68,7 @@ def suite_mean(accuracy: np.ndarray, weight: np.ndarray | None = None) -> Spread
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Sample standard deviation, 0 for one value."""
+    """Return the sample standard deviation, 0 for one value."""
     return Spread.of(values).deviation or 0.0
 
 
@@ -85,7 +85,7 @@ class Differences:
 
     @classmethod
     def of(cls, ours: np.ndarray, theirs: np.ndarray) -> Differences | None:
-        """(tasks, seeds) each; None without a pair."""
+        """Subtract arrays (tasks, seeds); None without a pair."""
         # equal values in another order of sums would differ in the last bits
         pairs = np.round(ours - theirs, DECIMALS) + 0.0  # no -0
         return None if np.isnan(pairs).all() else cls(pairs)
@@ -214,7 +214,7 @@ class BySeed(abc.ABC):
 
     @abc.abstractmethod
     def by_seed(self, name: str) -> dict[int, float]:
-        """seed -> value, where there is one."""
+        """Return seed -> value of that name, where there is one."""
 
     def spread(self, name: str) -> Spread | None:
         """Return the spread over the seeds; None without a value."""
@@ -222,11 +222,11 @@ class BySeed(abc.ABC):
         return Spread.of(values) if values else None
 
     def minus(self, base: BySeed, name: str) -> Differences | None:
-        """Values minus those of another at the same seeds; None without a seed in common."""
+        """Subtract the values of another at the same seeds; None without a seed in common."""
         return Differences.by_seed(self.by_seed(name), base.by_seed(name))
 
     def ratio(self, base: BySeed, name: str) -> float | None:
-        """Mean over the shared seeds of value / that of another."""
+        """Return the mean over the shared seeds of value / that of another."""
         theirs = base.by_seed(name)
         ratios = [v / theirs[s] for s, v in self.by_seed(name).items() if theirs.get(s)]
         return fmean(ratios) if ratios else None
@@ -246,7 +246,7 @@ class Sheet(Generic[A, T, R]):
     read: Callable[[R, str], float | None]
 
     def values(self, name: str) -> np.ndarray:
-        """A value of every result.  (arms, tasks, seeds), NaN where it is not known; read-only."""
+        """Return a value of every result.  (arms, tasks, seeds), NaN if not known; read-only."""
         if name not in self._found:
             arms, tasks, seeds = self._places
             table = np.full((len(arms), len(tasks), len(seeds)), np.nan)
@@ -274,7 +274,7 @@ class Sheet(Generic[A, T, R]):
         return [self.results[arm, task, seed] for seed in self.seeds]
 
     def of(self, arm: A, name: str) -> np.ndarray:
-        """A value of one arm's results.  (tasks, seeds)."""
+        """Return a value of one arm's results.  (tasks, seeds)."""
         return self.values(name)[self.arms.index(arm)]
 
     def minus(self, arm: A, base: A, name: str) -> Differences | None:

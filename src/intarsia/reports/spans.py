@@ -86,7 +86,7 @@ def _report(
 
 
 def _spans(content: Mapping[str, Any]) -> tuple[list[list[int]], int]:
-    """Tokens of each head at the longest length; as `hosts.spans.Spans.at`."""
+    """Return the tokens of each head at the longest length; as `hosts.spans.Spans.at`."""
     length, sink, block = (int(content[name]) for name in ("longest", "sink", "block"))
     # blocks that the sink tokens and the token itself take, rounded up
     least = -(-(sink + 1) // block)

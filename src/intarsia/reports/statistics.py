@@ -62,7 +62,7 @@ class PairedInterval:
 
 
 def task_means(accuracy: np.ndarray) -> np.ndarray:
-    """Means over seeds.  (..., tasks, seeds) -> (..., tasks), NaN for a task without any."""
+    """Average over seeds.  (..., tasks, seeds) -> (..., tasks), NaN for a task without any."""
     # a mean of what there is, with no warning for a task without any
     present = ~np.isnan(accuracy)
     count = present.sum(-1)
@@ -77,7 +77,7 @@ def weights(groups: Sequence[str]) -> np.ndarray:
 
 
 def t_interval(values: Sequence[float], level: float = 1 - ALPHA) -> tuple[float, float]:
-    """Student's interval of the mean of one sample; without ends for one value."""
+    """Return Student's interval of the mean of one sample; without ends for one value."""
     from scipy.stats import t
 
     mean, count = math.fsum(values) / len(values), len(values)
@@ -93,7 +93,7 @@ def paired_interval(
     theirs: Sequence[np.ndarray],
     weights: Sequence[np.ndarray] | None = None,
 ) -> PairedInterval | None:
-    """The difference of two arms on one test set, over its items and the seeds together.
+    """Return the difference of two arms on one test set, over its items and the seeds together.
 
     One array (n,) for each seed.  items: whole numbers, the same for the same item in whatever
     seed; an item may be missing in some of them.  ours, theirs: the arms' values of each item: bool
@@ -172,7 +172,7 @@ def _alike(gaps: np.ndarray, place: np.ndarray) -> bool:
 
 
 def _quantile(share: float, seeds: int, items: int) -> float:
-    """Student's 97.5 % quantile of a mean whose variance is, by this share, one between seeds.
+    """Return Student's 97.5 % quantile; `share` of the mean's variance is between seeds.
 
     The degrees of freedom are 1 / (share / (seeds - 1) + (1 - share) / (items - 1)). Satterthwaite
     squares the shares, which excludes 0 in up to 8 % of the draws with three seeds: a small
@@ -189,14 +189,17 @@ def _quantile(share: float, seeds: int, items: int) -> float:
 
 
 def mcnemar(won: int, lost: int) -> float:
-    """Two-sided p of the exact McNemar test: items that one arm alone has right, and the other."""
+    """Return the two-sided p of the exact McNemar test.
+
+    won, lost: items that one arm alone has right, and that the other alone has right.
+    """
     from scipy.stats import binomtest
 
     return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
 def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % of a two-stage percentile bootstrap of the mean over tasks of the means over seeds.
+    """Return 95 % of a two-stage percentile bootstrap of the mean over tasks of means over seeds.
 
     pairs: (tasks, seeds) of two tasks or more, at least one of each, NaN where there is none.
     """
@@ -207,7 +210,7 @@ def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float]:
     outer, inner = np.random.default_rng(seed).spawn(2)
 
     def draw(index: np.ndarray, axis: int = -1) -> np.ndarray:
-        """index: (..., tasks), drawn by SciPy."""
+        """Return the mean of each draw.  index: (..., tasks), drawn by SciPy."""
         # (..., tasks, 1): the seeds that each drawn task has
         n = count[index][..., None]
         # seeds of a drawn task, with replacement, among those that it has
@@ -229,7 +232,7 @@ def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float]:
 
 
 def wilcoxon(differences: np.ndarray) -> float | None:
-    """Two-sided p of the signed-rank test (zeros by Pratt); None for fewer than two tasks.
+    """Return the two-sided p of the signed-rank test (zeros by Pratt); None for one task.
 
     Five tasks or fewer cannot get below 0.05, whatever they say.
     """
@@ -245,7 +248,7 @@ def wilcoxon(differences: np.ndarray) -> float | None:
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Holm's correction for as many tests as have a p.  Raises: MissingExtra."""
+    """Correct p by Holm for as many tests as have one.  Raises: MissingExtra."""
     values = [value for value in p if value is not None]
     if not values:
         return list(p)
@@ -259,14 +262,14 @@ def holm(p: Sequence[float | None]) -> list[float | None]:
 
 
 def ranks(means: np.ndarray) -> np.ndarray:
-    """Rank of each method on each task, 1 = best, ties share theirs.  (methods, tasks) in, out."""
+    """Rank the methods on each task, 1 = best, ties share theirs.  (methods, tasks) in, out."""
     from scipy.stats import rankdata
 
     return rankdata(-np.round(means, DECIMALS), axis=0)
 
 
 def ranking(means: np.ndarray) -> Ranking | None:
-    """Average ranks with Friedman's test and Nemenyi's critical difference.
+    """Return average ranks with Friedman's test and Nemenyi's critical difference.
 
     means: (methods, tasks) without NaN.  None for fewer than three methods or two tasks: two
     methods are what Wilcoxon's test is for.
@@ -287,7 +290,7 @@ def ranking(means: np.ndarray) -> Ranking | None:
 
 
 def critical_difference(methods: int, tasks: int) -> float:
-    """Nemenyi's: average ranks further apart than this differ at the 0.05 level (Demsar 2006)."""
+    """Return Nemenyi's difference: ranks further apart differ at the 0.05 level (Demsar 2006)."""
     from scipy.stats import studentized_range
 
     # CD = q_alpha sqrt(k (k + 1) / (6 N)), k methods on N tasks
@@ -306,7 +309,7 @@ def _cliques(ordered: np.ndarray, critical: float) -> tuple[tuple[int, int], ...
 
 
 def ppt(accuracy: float, parameters: float) -> float:
-    """Accuracy after a discount for trained parameters: acc * exp(-log10(P / 1e7 + 1)).
+    """Discount accuracy for trained parameters: acc * exp(-log10(P / 1e7 + 1)).
 
     Not for comparing backbones: 1e7 does not grow with them.
     """

@@ -34,7 +34,7 @@ class Terminal:
 
 
 def _drawn(table: Table, level: int) -> RichTable:
-    """The columns that are spare at `level`."""
+    """Return the columns that are spare at `level`."""
     places = [i for i, column in enumerate(table.columns) if column.spare <= level]
     # a reader is told what was left out
     missing = ", ".join(c.title for c in table.columns if c.spare > level)

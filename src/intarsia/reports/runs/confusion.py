@@ -34,7 +34,7 @@ class Confusion:
 
 
 def confusion_of(group: RunGroup, limit: int = SHOWN) -> Confusion | None:
-    """The sum over the group's runs; None if a run has no predictions or other classes."""
+    """Return the sum over the group's runs; None if a run has no predictions or other classes."""
     answers = [run.answers for run in group.runs if run.answers is not None]
     if len(answers) != len(group.runs) or len({a.classes for a in answers}) != 1:
         return None

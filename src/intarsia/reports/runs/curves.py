@@ -26,7 +26,7 @@ class Point:
 
 
 def read_curve(path: Path) -> tuple[Point, ...]:
-    """The points of a metrics.jsonl, in order; none if there is no such file.
+    """Return the points of a metrics.jsonl, in order; none if there is no such file.
 
     An unfinished last line is left out: a killed run may stand in the middle of it.
     Raises: CheckpointError for any other line that is not what it should be.
@@ -61,7 +61,7 @@ def _values(entries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
 
 
 def metrics_of(curves: Iterable[Iterable[Point]]) -> list[str]:
-    """The names of all values; accuracy and loss first, the learning rate last."""
+    """Return the names of all values; accuracy and loss first, the learning rate last."""
     first = {"accuracy": 0, "loss": 1, "lr": 9}
     # the metrics that any run has, whatever they are called
     names = {name for curve in curves for point in curve for name in point.values}
@@ -69,13 +69,13 @@ def metrics_of(curves: Iterable[Iterable[Point]]) -> list[str]:
 
 
 def line_of(curve: Iterable[Point], split: str, metric: str) -> dict[float, float]:
-    """epoch -> value, by epoch."""
+    """Return epoch -> value of one metric on one split, in the order of the epochs."""
     values = {p.epoch: p.values[metric] for p in curve if p.split == split and metric in p.values}
     return dict(sorted(values.items()))
 
 
 def mean_line(lines: Iterable[Mapping[float, float]]) -> dict[float, float]:
-    """The mean at the epochs that every one of the lines has."""
+    """Return the mean at the epochs that every one of the lines has."""
     lines = [line for line in lines if line]
     if not lines:
         return {}

@@ -34,7 +34,7 @@ class RunGroup(BySeed):
     runs: tuple[FinishedRun, ...]
 
     def by_seed(self, name: str) -> dict[int, float]:
-        """seed -> one of VALUES, where there is one."""
+        """Return seed -> one of VALUES, where there is one."""
         values = {run.seed: VALUES[name](run) for run in self.runs}
         return {seed: value for seed, value in values.items() if value is not None}
 
@@ -77,13 +77,13 @@ class RunGroup(BySeed):
         return max(peaks) if peaks else None
 
     def difference(self, baseline: RunGroup) -> Differences | None:
-        """Accuracy minus that of the baseline, seed by seed; None without a seed in common."""
+        """Subtract the baseline's accuracy, seed by seed; None without a seed in common."""
         return self.minus(baseline, "accuracy")
 
     def interval(
         self, baseline: RunGroup, score: str | None = None
     ) -> tuple[PairedInterval | None, str]:
-        """The interval of a score minus the other's, or what is missing for it.
+        """Return the interval of a score minus the other's, or what is missing for it.
 
         score: None = the one that decides.
         """
@@ -153,7 +153,7 @@ def comparison_of(runs: Iterable[FinishedRun], baseline: str | None = None) -> C
 
 
 def group_runs(runs: Iterable[FinishedRun]) -> tuple[RunGroup, ...]:
-    """Runs of equal settings together; labels that are used twice tell what differs.
+    """Group runs of equal settings; labels that are used twice tell what differs.
 
     Raises: DataError for no run, and for two runs of one group that have the same seed.
     """
@@ -176,7 +176,7 @@ def group_runs(runs: Iterable[FinishedRun]) -> tuple[RunGroup, ...]:
 
 
 def label_of(run: FinishedRun) -> str:
-    """The caller's label, the adapters' methods, or what is trained; and a schedule of masks."""
+    """Return the caller's label, the methods, or what is trained; and a schedule of masks."""
     name, schedule = _method_of(run), (run.record.get("recipe") or {}).get("schedule")
     masks = schedule.get("name") if isinstance(schedule, Mapping) else None
     if masks in (None, "FixedMask") or "masks" not in run.record["results"]:
@@ -203,7 +203,7 @@ def _method_of(run: FinishedRun) -> str:
 
 
 def adapters_of(run: FinishedRun) -> dict[str, Mapping[str, Any]]:
-    """Settings of each adapter, by name."""
+    """Return the settings of each adapter, by name."""
     method = run.record.get("method")
     adapters = method.get("adapters") if isinstance(method, Mapping) else None
     adapters = adapters if isinstance(adapters, Mapping) else {}
@@ -215,7 +215,7 @@ _ELSEWHERE = ("base_model_name_or_path", "revision", "auto_mapping", "peft_versi
 
 
 def settings_of(run: FinishedRun) -> dict[str, Any]:
-    """Everything that decides a result but the seed and the pictures themselves."""
+    """Return everything that decides a result but the seed and the pictures themselves."""
     record = run.record
     data = record.get("data")
     sizes = {
@@ -244,7 +244,7 @@ def settings_of(run: FinishedRun) -> dict[str, Any]:
 
 
 def _asked(run: FinishedRun, adapter: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An adapter with the options that were asked for: its own may hold what the seed chose."""
+    """Return an adapter with the options it was given: its own may hold what the seed chose."""
     options_given = run.given.get("method")
     if (
         "options" not in adapter
@@ -257,14 +257,14 @@ def _asked(run: FinishedRun, adapter: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def model_of(run: FinishedRun) -> str:
-    """The model's name as the caller gave it, else its class."""
+    """Return the model's name as the caller gave it, else its class."""
     method = run.record.get("method")
     host = method.get("host") if isinstance(method, Mapping) else None
     return str(run.given.get("model") or host or "a model")
 
 
 def set_of(run: FinishedRun) -> str | None:
-    """The data set's name, where the caller gave it or the record of its parts has it."""
+    """Return the data set's name, where the caller gave it or the record of its parts has it."""
     data = run.given.get("data")
     if isinstance(data, str):
         return data
@@ -277,7 +277,7 @@ def set_of(run: FinishedRun) -> str | None:
 
 
 def flat(tree: Any, path: str = "") -> dict[str, Any]:
-    """Leaves by dotted path; lists of plain values are leaves."""
+    """Return the leaves of a tree by dotted path; lists of plain values are leaves."""
     if isinstance(tree, Mapping):
         leaves: dict[str, Any] = {}
         for name, value in tree.items():
@@ -287,7 +287,7 @@ def flat(tree: Any, path: str = "") -> dict[str, Any]:
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Dotted paths that are not the same everywhere."""
+    """Return the dotted paths whose values are not the same everywhere."""
     leaves = [flat(tree) for tree in settings]
     names = dict.fromkeys(name for leaf in leaves for name in leaf)
     return [n for n in names if len({json.dumps(leaf.get(n), default=str) for leaf in leaves}) > 1]

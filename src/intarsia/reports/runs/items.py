@@ -27,7 +27,7 @@ class RunItems:
 
 
 def run_items(tensors: Tensors, part: str) -> RunItems:
-    """The items of a run's predictions.  part: a digest of the part that was scored."""
+    """Return the items of a run's predictions.  part: a digest of the part that was scored."""
     values: dict[str, ItemValues] = {}
     if "tokens" in tensors:
         values = _texts(tensors)
@@ -69,7 +69,7 @@ def _texts(tensors: Tensors) -> dict[str, ItemValues]:
 def interval_of(
     ours: Mapping[int, RunItems | None], theirs: Mapping[int, RunItems | None], score: str
 ) -> tuple[PairedInterval | None, str]:
-    """The interval of a score's difference over items and seeds, or what is missing for it.
+    """Return the interval of a score's difference over items and seeds, or what is missing for it.
 
     ours, theirs: seed -> a run's items, None for a run that kept none.
     """

@@ -50,7 +50,7 @@ class Mistakes:
 
 
 def worst(logits: Tensor, labels: Tensor, k: int) -> list[tuple[int, float]]:
-    """(index, confidence) of the k most confident mistakes; ties in the set's order.
+    """Return (index, confidence) of the k most confident mistakes; ties in the set's order.
 
     Confidence is the softmax probability of the predicted class.  logits (n, classes), labels (n,).
     """
@@ -103,7 +103,7 @@ def save_mistakes(
 
 
 def thumbnail(picture: Image.Image, side: int = SIDE) -> Image.Image:
-    """An RGB copy whose longer side is at most `side`; smaller pictures stay as they are."""
+    """Return an RGB copy whose longer side is at most `side`; smaller pictures stay as they are."""
     small = picture.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     return small

@@ -235,7 +235,7 @@ def _costs(folder: Path, record: Mapping[str, Any]) -> RunCosts:
 
 
 def class_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]:
-    """Names from what is said of the data, or "class 0" ... where none were known."""
+    """Return the classes' names from the record, or "class 0" ... where it has none."""
     notes, data = record.get("record"), record.get("data")
     notes = notes if isinstance(notes, Mapping) else {}
     parts = list(data.values()) if isinstance(data, Mapping) else []
@@ -248,7 +248,7 @@ def class_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]:
 
 
 def _predictions(folder: Path, scores: SplitScores) -> Tensors | None:
-    """predictions.safetensors; None if it is missing or of another split than the scores."""
+    """Read predictions.safetensors; None if it is missing or of another split than the scores."""
     path = folder / PREDICTIONS
     if not path.is_file():
         return None
@@ -288,7 +288,7 @@ def read_items(folder: Path) -> RunItems | None:
 def _answers(
     folder: Path, record: Mapping[str, Any], scores: SplitScores, tensors: Tensors
 ) -> Predictions | None:
-    """The classes of pictures; None for texts, and for several labels a picture."""
+    """Return the classes of pictures; None for texts, and for several labels a picture."""
     if "tokens" in tensors:
         return None
     path, logits, labels = folder / PREDICTIONS, tensors["logits"], tensors["labels"]

@@ -52,7 +52,7 @@ def _rows(run: FinishedRun) -> tuple[RouterRow, ...]:
 
 
 def short(path: str) -> str:
-    """A router's path without what all routers have in theirs."""
+    """Return a router's path without what all routers have in theirs."""
     # PEFT's prefix, and the place of cells inside a module
     path = re.sub(r"^base_model\.model\.", "", path)
     return re.sub(r"\.intarsia_cells\..*$", "", path)

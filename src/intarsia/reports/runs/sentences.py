@@ -24,13 +24,13 @@ HOW_CHOSEN = {
 
 
 def title(comparison: Comparison) -> str:
-    """The methods and the data, for a heading."""
+    """Return the methods and the data, for a heading."""
     data = set_of(comparison.runs[0])
     return f"{_methods(comparison)} on {data}" if data else _methods(comparison)
 
 
 def _methods(comparison: Comparison) -> str:
-    """Their names, or how many there are."""
+    """Return the methods' names, or of more than four their number."""
     labels = [group.label for group in comparison.groups]
     return capital(joined(labels)) if len(labels) <= 4 else f"{len(labels)} methods"
 
@@ -163,7 +163,7 @@ def _kind(runs: Sequence[FinishedRun]) -> str:
 
 
 def _perplexity(best: RunGroup) -> str | None:
-    """Perplexity and exact match after training, and before, of the first run."""
+    """Say the first run's perplexity and exact match after training, and before it."""
     run = best.runs[0]
     after, before = run.record["results"].get(run.scores.split, {}), run.given.get("before")
     if run.samples != "tokens":
@@ -189,7 +189,7 @@ def _guessing(comparison: Comparison) -> str | None:
 
 
 def notices(comparison: Comparison) -> list[str]:
-    """Reasons to read the table with care: runs that differ in more than the method."""
+    """Return reasons to read the table with care: runs that differ in more than the method."""
     runs, groups = comparison.runs, comparison.groups
     kind = _kind(runs)
     lines = [
@@ -227,7 +227,7 @@ _MACHINES = "The runs are from different machines or thread counts: do not compa
 
 
 def _shared(runs: Iterable[FinishedRun]) -> list[str]:
-    """Pictures that stand in two parts, as the data's record tells."""
+    """Say how many pictures stand in two parts, as the data's record tells."""
     counts: dict[str, int] = {}
     for run in runs:
         data = run.given.get("data")
@@ -266,7 +266,7 @@ def data_of(run: FinishedRun) -> dict[str, Mapping[str, Any]]:
 
 
 def sizes_of(run: FinishedRun) -> dict[str, int]:
-    """Pictures in each part."""
+    """Return the number of pictures, or rows, in each part."""
     return {
         part: n
         for part, part_record in data_of(run).items()

@@ -35,7 +35,7 @@ class DataPart:
 
 
 def value_text(value: Any) -> str:
-    """A setting as text."""
+    """Return a setting as text."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -61,7 +61,7 @@ def _listed(words: Sequence[str]) -> str:
 def setting_rows(
     comparison: Comparison,
 ) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
-    """(name, value) of the settings all groups share, and (name, a value each) of the others.
+    """Return (name, value) of the settings all groups share, and (name, values) of the others.
 
     Without the methods' own: see `method_rows`.
     """
@@ -79,7 +79,7 @@ def setting_rows(
 
 
 def method_rows(comparison: Comparison) -> list[tuple[str, str]]:
-    """(label, what is added to the model and with which settings) of each group."""
+    """Return each group's label, and what is added to the model with which settings."""
     return [(group.label, _method(group.runs[0])) for group in comparison.groups]
 
 
@@ -106,7 +106,7 @@ def given_rows(comparison: Comparison) -> list[tuple[str, str]]:
 
 
 def data_parts(comparison: Comparison) -> dict[str, Any]:
-    """The parts of the first run, and whether the other runs had the same."""
+    """Return the parts of the first run, and whether the other runs had the same."""
     first = comparison.runs[0]
     first_parts = data_of(first)
     hashes = {part: str(facts.get("sha256", "")) for part, facts in first_parts.items()}
@@ -145,7 +145,7 @@ def _counts(part: Any) -> str:
 
 
 def _origin(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Source and licence, as the data's record states them."""
+    """Return source and licence, as the data's record states them."""
     records = [part for part in parts.values() if isinstance(part, Mapping)]
     rows: list[tuple[str, str]] = []
     for name in ("source", "licence"):

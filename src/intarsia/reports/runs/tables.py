@@ -127,12 +127,12 @@ def _ratio(value: float | None, base: float | None, is_base: bool) -> str:
 
 
 def markdown_table(comparison: Comparison) -> str:
-    """GitHub-flavoured, aligned in its source."""
+    """Return the table as GitHub-flavoured Markdown, aligned in its source."""
     return markdown(table_of(comparison))
 
 
 def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """The table's values in full, ready for JSON."""
+    """Return the table's values in full, ready for JSON."""
     base = comparison.baseline
     rows: list[dict[str, Any]] = []
     for group in comparison.groups:
@@ -166,7 +166,7 @@ def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _paired(group: RunGroup, base: RunGroup) -> dict[str, Any]:
-    """The difference for JSON; without a seed in common, that of the means."""
+    """Return the difference for JSON; without a seed in common, that of the means."""
     difference = group.difference(base)
     if difference is None:
         apart = group.accuracy.mean - base.accuracy.mean

@@ -162,7 +162,7 @@ def lit(
     grid: tuple[int, int] = (0, 0),
     longer: int = SHOWN,
 ) -> Image.Image:
-    """The picture, veiled but for the cells whose vectors were read.
+    """Return the picture, veiled but for the cells whose vectors were read.
 
     A query stands at its place in the square of its tile's queries.  longer: px of its longer side.
     """
@@ -190,7 +190,7 @@ def lit(
 
 
 def _tables(loads: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
-    """The share of each expert of the tokens of a modality, by layer; None = no token."""
+    """Return the share of each expert of the tokens of a modality, by layer; None = no token."""
     tables: dict[str, list[list[float | None]]] = {}
     for number, table in enumerate(loads.values()):
         rows: list[list[float | None]] = []

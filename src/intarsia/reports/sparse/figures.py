@@ -108,7 +108,7 @@ def _map(values: Mapping[tuple[str, str], float], top: float) -> HeatMap:
 
 
 def place_of(layer: str) -> tuple[str, str]:
-    """ "model.layers.3.mlp.up_proj" -> ("3", "mlp.up_proj"); without a number, itself twice."""
+    """Split "model.layers.3.mlp.up_proj" into ("3", "mlp.up_proj"); without a number, it twice."""
     # the first number in a path is that of the block
     number = _NUMBER.search(layer)
     return (number.group(1), layer[number.end() :]) if number else (layer, layer)

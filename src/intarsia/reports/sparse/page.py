@@ -40,7 +40,7 @@ class PrunedModel(NamedTuple):
         return settings.get("base", settings)["density"]
 
     def perplexity(self, which: str) -> float | None:
-        """ "dense" or "pruned"; None = not measured."""
+        """Return the perplexity, "dense" or "pruned"; None = not measured."""
         return (self.record.get("perplexity") or {}).get(which)
 
 
@@ -151,7 +151,7 @@ def looks_of(pruned: Sequence[PrunedModel]) -> list[looks.Look]:
 
 
 def label(model: PrunedModel, among: Sequence[PrunedModel]) -> str:
-    """Method and density, and the folder where those are not enough."""
+    """Return method and density, and the folder where those are not enough."""
     text = f"{model.method}, density {model.asked:g}"
     alike = [o for o in among if (o.method, o.asked) == (model.method, model.asked)]
     return text if len(alike) < 2 else f"{text}, {model.folder.name}"
@@ -163,7 +163,7 @@ def told_of(model: PrunedModel) -> list[str]:
 
 
 def sentences(pruned: Sequence[PrunedModel]) -> list[str]:
-    """The result in words: the best at each density that several methods were tried at."""
+    """Return the result in words: the best at each density that several methods were tried at."""
     lines: list[str] = []
     dense = next((d for model in pruned if (d := model.perplexity("dense"))), None)
     if dense is not None:
