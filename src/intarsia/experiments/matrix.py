@@ -240,11 +240,11 @@ def run_all(
     # one line a run would interleave with others', so that parallel runs report at their end
     trials = [planned_run.trial(running or {}, quiet=jobs > 1) for planned_run in unfinished]
     pool_options: dict[str, Any] = {"jobs": jobs, "executor": EXECUTOR, "threads": threads}
-    run_told(trials, run, done=done, describe=_said, report=report, **pool_options)
+    run_told(trials, run, done=done, describe=_score_in_words, report=report, **pool_options)
     refuse_failed(failed, len(trials))
 
 
-def _said(result: Mapping[str, Any]) -> str:
+def _score_in_words(result: Mapping[str, Any]) -> str:
     """Return the share of right answers, on the part that counts."""
     scores = result["results"]
     part = next(part for part in ("test", "val") if scores.get(part))

@@ -78,7 +78,7 @@ def tokens_once(
         def tokens(part: str, images: Dataset[Any]) -> tuple[ImageTensors, Spent]:
             inputs = {**of_part(identity, part), "block": block, "dtype": str(dtype)}
             dataset, spent = shared.tensors(
-                "tokens", inputs, lambda: _told_prefix(prefix, images, part, dtype)
+                "tokens", inputs, lambda: _prefix_with_bar(prefix, images, part, dtype)
             )
             return ImageTensors(*dataset.tensors, digests=digests_of(images)), spent
 
@@ -99,7 +99,7 @@ def of_part(identity: Mapping[str, Any], part: str) -> dict[str, Any]:
     return {**identity, "part": part, "pictures": identity["pictures"][part]}
 
 
-def _told_prefix(
+def _prefix_with_bar(
     prefix: nn.Module, images: Dataset[Any], part: str, dtype: torch.dtype
 ) -> TensorDataset:
     """Call `run_prefix` with a progress bar, or with lines where stderr is no terminal."""

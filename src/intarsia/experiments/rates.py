@@ -125,7 +125,11 @@ class _Trials:
             "jobs": jobs,
             "executor": "here" if jobs == 1 else "processes",
         }
-        pool_options |= {"threads": self.how.threads, "report": self.report, "describe": _told}
+        pool_options |= {
+            "threads": self.how.threads,
+            "report": self.report,
+            "describe": _score_in_words,
+        }
 
         def carry(missing: Sequence[Trial], done: Callable[[TrialEnd], None]) -> None:
             def ended(end: TrialEnd) -> None:
@@ -235,7 +239,7 @@ def _check_validation(experiment: Experiment) -> None:
         raise ConfigError("search for learning rates", got="--val 0", want=want, fix=fix)
 
 
-def _told(result: Mapping[str, Any]) -> str:
+def _score_in_words(result: Mapping[str, Any]) -> str:
     """Return the validation score of a trial, in words."""
     scores = result["results"]["val"]
     if wrong := searching.unusable(scores, "val"):

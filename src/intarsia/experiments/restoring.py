@@ -1,4 +1,4 @@
-"""What a run has learned, put back into its pretrained model; and the model that teaches a run."""
+"""Put what a run has learned back into its pretrained model; and open a run's teacher."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from .experiment import Experiment
 from .pool import Trial, TrialEnd
 
 SEARCHES = "searches.jsonl"
-"""Where a folder keeps the ends of its trials."""
+"""File in which a folder keeps the ends of its trials."""
 
 Carry = Callable[[Sequence[Trial], Callable[[TrialEnd], None]], None]
 Score = tuple[float, float]

@@ -1,4 +1,4 @@
-"""What runs have in common, made once: in this process for the newest few, on disk for all."""
+"""Work that runs have in common, done once: the newest few in memory, all of it on disk."""
 
 from __future__ import annotations
 

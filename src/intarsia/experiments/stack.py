@@ -1,4 +1,4 @@
-"""What makes sparse models cheaper, alone and in pairs: a survey's list made runnable.
+"""Techniques that make sparse models cheaper, alone and in pairs: a survey's list made runnable.
 
 Which techniques can be put on one model, in which order, what they save together, and whether what
 they cost adds up (after the survey arXiv:2412.14219). Bytes are those of what would be written,

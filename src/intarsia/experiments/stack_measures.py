@@ -1,4 +1,4 @@
-"""What a stack of techniques is worth: loss, bytes, operations, hits, traffic, times."""
+"""Measures of a stack of techniques: loss, bytes, operations, hits, traffic, times."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a trial runs: in this process, or in one of its own that takes one after another."""
+"""Executors of trials: this process, or one of its own that takes one after another."""
 
 from __future__ import annotations
 

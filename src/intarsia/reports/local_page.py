@@ -145,11 +145,11 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             content, status = self.answers[self.path](question), 200
         except IntarsiaError as error:
-            content, status = _told(error.what, error.got, error.want, error.fix), 400
+            content, status = _error_content(error.what, error.got, error.want, error.fix), 400
         except Exception as error:  # the page says so; the terminal has the traceback
             self.log_error("%s", repr(error))
             got, fix = type(error).__name__, "See the terminal."
-            content, status = _told("the answer", got, "none of its own errors", fix), 500
+            content, status = _error_content("the answer", got, "none of its own errors", fix), 500
         text = json.dumps(content, ensure_ascii=False)
         self._send(status, text.encode("utf-8", "replace"), "application/json")
 
@@ -161,7 +161,7 @@ class _Handler(BaseHTTPRequestHandler):
         return self.headers.get("Host") in (f"{HOST}:{port}", f"localhost:{port}")
 
     def _refuse(self, status: int, want: str, fix: str, got: str = "") -> None:
-        content = _told("question", got or f"{self.command} {self.path[:80]}", want, fix)
+        content = _error_content("question", got or f"{self.command} {self.path[:80]}", want, fix)
         self._send(status, json.dumps(content).encode("utf-8", "replace"), "application/json")
 
     def _send(self, status: int, body: bytes, kind: str) -> None:
@@ -185,5 +185,5 @@ class _Handler(BaseHTTPRequestHandler):
         print(format % args, file=sys.stderr, flush=True)
 
 
-def _told(subject: str, got: object, want: object, fix: str) -> dict[str, Any]:
+def _error_content(subject: str, got: object, want: object, fix: str) -> dict[str, Any]:
     return {"error": {"what": subject, "got": str(got), "want": str(want), "fix": fix}}

@@ -1,4 +1,4 @@
-"""How the series of a report are told from each other: a colour and a mark for each."""
+"""Looks of the series of a report: a colour and a mark that set each one off."""
 
 from __future__ import annotations
 

@@ -247,7 +247,7 @@ class Sheet(Generic[A, T, R]):
 
     def values(self, name: str) -> np.ndarray:
         """Return a value of every result.  (arms, tasks, seeds), NaN if not known; read-only."""
-        if name not in self._found:
+        if name not in self._values_read:
             arms, tasks, seeds = self._places
             table = np.full((len(arms), len(tasks), len(seeds)), np.nan)
             for (arm, task, seed), result in self.results.items():
@@ -255,11 +255,11 @@ class Sheet(Generic[A, T, R]):
                     table[arms[arm], tasks[task], seeds[seed]] = value
             # it is kept, and given to everybody who asks
             table.flags.writeable = False
-            self._found[name] = table
-        return self._found[name]
+            self._values_read[name] = table
+        return self._values_read[name]
 
     @cached_property
-    def _found(self) -> dict[str, np.ndarray]:
+    def _values_read(self) -> dict[str, np.ndarray]:
         """Values read so far: a page asks for one name again and again."""
         return {}
 

@@ -1,4 +1,4 @@
-"""What a reviewer asks of a benchmark; SciPy and statsmodels do the statistics.
+"""Statistics of a benchmark that a reviewer asks for; SciPy and statsmodels compute them.
 
 Over several tasks, tasks are the sample: arrays of accuracies, NaN where there is none.  On one
 task, its test items and the seeds are: `paired_interval`.

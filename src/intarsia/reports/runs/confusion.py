@@ -1,4 +1,4 @@
-"""Which class was taken for which: counts over all seeds of a group."""
+"""Confusion matrices: which class was taken for which, over all seeds of a group."""
 
 from __future__ import annotations
 

@@ -166,7 +166,7 @@ def group_runs(runs: Iterable[FinishedRun]) -> tuple[RunGroup, ...]:
     for (label, _), members in by_settings.items():
         _check_seeds(label, members)
     # two groups may have one label, as LoRA at two ranks: the setting is added then
-    labels = _apart(
+    labels = _distinct_labels(
         [(label, settings_of(members[0])) for (label, _), members in by_settings.items()]
     )
     # pairs are formed by seed, so that runs stand in its order
@@ -230,7 +230,9 @@ def settings_of(run: FinishedRun) -> dict[str, Any]:
         for name, config in adapters_of(run).items()
     }
     # one adapter needs no name before its settings
-    adapter = _asked(run, next(iter(adapters.values()))) if len(adapters) == 1 else adapters
+    adapter = (
+        _with_given_options(run, next(iter(adapters.values()))) if len(adapters) == 1 else adapters
+    )
     return {
         "model": model_of(run),
         "data": {"set": set_of(run)} | sizes,
@@ -243,7 +245,7 @@ def settings_of(run: FinishedRun) -> dict[str, Any]:
     }
 
 
-def _asked(run: FinishedRun, adapter: Mapping[str, Any]) -> Mapping[str, Any]:
+def _with_given_options(run: FinishedRun, adapter: Mapping[str, Any]) -> Mapping[str, Any]:
     """Return an adapter with the options it was given: its own may hold what the seed chose."""
     options_given = run.given.get("method")
     if (
@@ -293,7 +295,7 @@ def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [n for n in names if len({json.dumps(leaf.get(n), default=str) for leaf in leaves}) > 1]
 
 
-def _apart(named: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+def _distinct_labels(named: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     counts = Counter(label for label, _ in named)
     labels: list[str] = []
     for label, settings in named:

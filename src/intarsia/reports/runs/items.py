@@ -1,4 +1,4 @@
-"""What a run made of each item that it was scored on: a picture, or a row of text."""
+"""Values of a run for each item that it was scored on: a picture, or a row of text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Who routes where: the share of each expert in each router, of the last epoch of a run."""
+"""Shares of each expert in each router, in the last epoch of a run."""
 
 from __future__ import annotations
 

@@ -37,10 +37,10 @@ def _methods(comparison: Comparison) -> str:
 
 def sentences(comparison: Comparison) -> list[str]:
     """Say what was run, on which data, and with which result."""
-    lines = [_what(comparison), *choices(comparison.runs), _result(comparison)]
+    lines = [_task_sentence(comparison), *choices(comparison.runs), _result_sentence(comparison)]
     lines += differences(comparison)
     if comparison.baseline is not None and comparison.best is not comparison.baseline:
-        lines.append(_cost(comparison.best, comparison.baseline))
+        lines.append(_cost_sentence(comparison.best, comparison.baseline))
     if (guess := _guessing(comparison)) is not None:
         lines.append(guess)
     if (text := _perplexity(comparison.best)) is not None:
@@ -48,7 +48,7 @@ def sentences(comparison: Comparison) -> list[str]:
     return lines + rates.described(comparison)
 
 
-def _what(comparison: Comparison) -> str:
+def _task_sentence(comparison: Comparison) -> str:
     run = comparison.runs[0]
     several = len(comparison.groups) > 1
     text = f"{_methods(comparison)} adapt{'' if several else 's'} {model_of(run)}"
@@ -68,7 +68,7 @@ def _what(comparison: Comparison) -> str:
     return f"{text}: {', '.join(facts)}."
 
 
-def _result(comparison: Comparison) -> str:
+def _result_sentence(comparison: Comparison) -> str:
     best, base = comparison.best, comparison.baseline
     part = PART_NAMES.get(best.runs[0].scores.split, best.runs[0].scores.split)
     right = f"{numbers.accuracy(best.accuracy)} of the {part} {best.runs[0].samples} right"
@@ -144,7 +144,7 @@ def _item(run: FinishedRun) -> str:
     return "picture" if run.samples == "pictures" else "text"
 
 
-def _cost(best: RunGroup, base: RunGroup) -> str:
+def _cost_sentence(best: RunGroup, base: RunGroup) -> str:
     costs = best.runs[0].costs
     share = costs.trained / costs.parameters
     small = (
@@ -197,11 +197,14 @@ def notices(comparison: Comparison) -> list[str]:
         for differs, text in (
             (_per_seed(runs, "test"), f"Not all methods were scored on the same test {kind}."),
             (_per_seed(runs, "train"), f"Not all methods learned from the same training {kind}."),
-            (_vary(runs, model_of), "The runs start from different models."),
-            (_vary(runs, lambda r: r.scores.split), "Some runs were scored on test, some on val."),
-            (_vary(runs, lambda r: r.record.get("machine")), _MACHINES),
-            (_vary(runs, lambda r: r.record.get("versions")), "Package versions differ."),
-            (_vary(runs, lambda r: r.costs.peak_kind), "Memory was measured in different ways."),
+            (_differ(runs, model_of), "The runs start from different models."),
+            (
+                _differ(runs, lambda r: r.scores.split),
+                "Some runs were scored on test, some on val.",
+            ),
+            (_differ(runs, lambda r: r.record.get("machine")), _MACHINES),
+            (_differ(runs, lambda r: r.record.get("versions")), "Package versions differ."),
+            (_differ(runs, lambda r: r.costs.peak_kind), "Memory was measured in different ways."),
         )
         if differs
     ]
@@ -220,13 +223,13 @@ def notices(comparison: Comparison) -> list[str]:
         lines.append(text)
     if len(groups) > 1 and any(len(group.runs) == 1 for group in groups):
         lines.append("A method with one seed has no spread: its difference may be chance.")
-    return lines + _shared(runs)
+    return lines + _shared_pictures(runs)
 
 
 _MACHINES = "The runs are from different machines or thread counts: do not compare their times."
 
 
-def _shared(runs: Iterable[FinishedRun]) -> list[str]:
+def _shared_pictures(runs: Iterable[FinishedRun]) -> list[str]:
     """Say how many pictures stand in two parts, as the data's record tells."""
     counts: dict[str, int] = {}
     for run in runs:
@@ -250,7 +253,7 @@ def _per_seed(runs: Iterable[FinishedRun], part: str) -> bool:
     return any(len(hashes) > 1 for hashes in hashes_by_seed.values())
 
 
-def _vary(runs: Iterable[FinishedRun], value_of: Callable[[FinishedRun], Any]) -> bool:
+def _differ(runs: Iterable[FinishedRun], value_of: Callable[[FinishedRun], Any]) -> bool:
     return len({json.dumps(value_of(run), sort_keys=True, default=str) for run in runs}) > 1
 
 

@@ -44,7 +44,7 @@ class PrunedModel(NamedTuple):
         return (self.record.get("perplexity") or {}).get(which)
 
 
-def _in(folder: Path) -> list[Path]:
+def _model_folders(folder: Path) -> list[Path]:
     return [folder] if (folder / RECORD).is_file() else [p.parent for p in _below(folder)]
 
 
@@ -56,7 +56,7 @@ def gather(folders: Iterable[Path | str]) -> list[PrunedModel]:
     """Raises: DataError for a folder without sparsify.json; CheckpointError for a damaged one."""
     records: dict[Path, PrunedModel] = {}
     for source in map(Path, folders):
-        model_folders = _in(source)
+        model_folders = _model_folders(source)
         if not model_folders:
             fix = "Give folders of `intarsia sparsify` alone, or runs of `intarsia fit` alone."
             raise DataError(str(source), got=f"no {RECORD}", want="a pruned model", fix=fix)
