@@ -81,8 +81,7 @@ def run_trials(
     Raises: ConfigError for impossible numbers; KeyboardInterrupt after the running trials have been
     told to stop.
     """
-    # trials that share a trunk go together in one piece
-    todo = pieces(trials, jobs)
+    todo = pieces(trials, jobs)  # trials that share a trunk go together in one
     slots = _slots(executor, jobs, threads, len(todo))
     if executor == "here" and len(slots) == 1:  # in this thread, which Ctrl-C reaches
         for piece in todo:
@@ -104,11 +103,9 @@ def run_trials(
                     break
                 _serve(piece, slot, work, begun, ended.put)
         except BaseException as error:
-            # handed to the main thread, which raises it
-            ended.put(error)
+            ended.put(error)  # the main thread raises it
         finally:
-            # the sign that this slot has ended
-            ended.put(None)
+            ended.put(None)  # the sign that this slot has ended
 
     for slot in slots:
         threading.Thread(target=serve, args=(slot,), daemon=True).start()
