@@ -134,7 +134,7 @@ def carry(rules: Row, places: list[Place], kept: Store, out: Path, args: Any) ->
         kept.add(end.trial.inputs["key"], row)
 
     how: Row = {"jobs": args.jobs, "threads": args.threads, "report": print}
-    run_told(trials, one_run, done=done, said=said, **how)
+    run_told(trials, one_run, done=done, describe=said, **how)
 
 
 def said(result: Mapping[str, Any]) -> str:

@@ -258,7 +258,9 @@ def test_what_is_left_out_changes_nothing(method: str) -> None:
     )
     for frozen in (True, False):
         one = start.changed(frozen_once=frozen)
-        whole, short = (carry_out(one, Running(), lambda _: None, whole=w) for w in (True, False))
+        whole, short = (
+            carry_out(one, Running(), lambda _: None, untrimmed=w) for w in (True, False)
+        )
         losses = [[line["loss"] for line in found.history] for found in (whole, short)]
         assert_close(*losses, rtol=1e-4, atol=1e-4)
         assert isinstance(whole.test, Metrics) and isinstance(short.test, Metrics)

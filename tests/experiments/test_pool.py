@@ -101,7 +101,7 @@ def test_every_end_is_told_with_the_time_that_is_left() -> None:
     said: list[str] = []
     trials = [Trial("a", {"do": "work", "n": 1}), Trial("b", {"do": "raise", "n": 1})]
     run_told(
-        trials, work, jobs=1, done=lambda _: None, said=lambda r: f"{r['square']} of it",
+        trials, work, jobs=1, done=lambda _: None, describe=lambda r: f"{r['square']} of it",
         report=said.append, executor="here",
     )  # fmt: skip
     assert said[0].startswith("[1/2] a: 1 of it, 0 s; 0 min gone, about 0 left")

@@ -15,11 +15,12 @@ from ..schedules import Bdwp
 def step_cycles(
     model: str, pattern: str, directions: str, batch: int, size: int | None, side: int
 ) -> tuple[list[dict[str, Any]], int, int]:
-    """(a row for each layer, cycles of a dense step, cycles of one with N:M weights)."""
+    """Return a row for each layer, the cycles of a dense step, and those with N:M weights."""
     sat, training = Sat(side=side), Bdwp(pattern, directions)
     net = backbones.backbone(model, classes=1000, size=size, pretrained=False)
     picture = torch.zeros(1, 3, *input_config(net).size)
     rows: list[dict[str, Any]] = []
+    # cycles of a step, summed over layers: "before" with dense weights, "after" with N:M
     dense = sparse = 0
     for layer, before, after in each_layer(sat, layer_shapes(net, picture, batch=batch), training):
         stages = {"FF": after.forward, "BP": after.backward, "WU": after.weights}

@@ -62,7 +62,7 @@ def carry_out(
     shared: SharedWork | None = None,
     *,
     score: bool = True,
-    whole: bool = False,
+    untrimmed: bool = False,
     evaluate_every: int = 1,
     temperature: float | None = None,
     search: Mapping[str, Any] | None = None,
@@ -72,8 +72,8 @@ def carry_out(
     """Train as the experiment says; `running.out` becomes a folder that can be resumed and read.
 
     shared: where several runs keep what they have in common; the result is the same without it.
-    score: False does not look at the test part, as a search must not.  whole: True computes all of
-    the model in every step, see `once.trimmed`; for tests.  evaluate_every: as `fit` takes it.
+    score: False does not look at the test part, as a search must not.  untrimmed: True computes
+    all of the model in every step, see `once.trimmed`; for tests.  evaluate_every: as of `fit`.
     temperature: of the `tempered_loss` of a run without a validation part.  search: how the rate
     was found, for the record.  fold: of the training pictures, held out as the validation part.
     choice: how all of the experiment was chosen, for the record, with the method's "label".
@@ -97,7 +97,7 @@ def carry_out(
             report,
             shared,
             score=score,
-            whole=whole,
+            untrimmed=untrimmed,
             evaluate_every=evaluate_every,
             temperature=temperature,
             search=search,
@@ -115,7 +115,7 @@ def _on_pictures(
     shared: SharedWork,
     *,
     score: bool,
-    whole: bool,
+    untrimmed: bool,
     evaluate_every: int,
     temperature: float | None,
     search: Mapping[str, Any] | None,
@@ -127,56 +127,57 @@ def _on_pictures(
     recipe["objective"] = with_teacher(
         recipe["objective"],
         settings.teacher_of(experiment.objective),
-        lambda asked: model_of(asked.adapted, len(data.classes), asked.training.seed),
+        lambda teacher: model_of(teacher.adapted, len(data.classes), teacher.training.seed),
         lambda name: backbone(name, classes=len(data.classes), size=experiment.adapted.size),
         tuple(data.classes),
     )
     recipe["objective"] = by_task(recipe["objective"], experiment, data)
     if weights := recipe["class_weights"]:
         recipe["class_weights"] = weights_of(weights, data.classes, data.train.labels)
-    data = data if fold is None else hold_out(data, fold)
-    method, chosen = for_budget(method, experiment, len(data.train), report)
+    data = data if fold is None else hold_out(data, fold)  # its training part is now smaller
+    method, budget_settings = for_budget(method, experiment, len(data.train), report)
     adapted, seed, classes = experiment.adapted, experiment.training.seed, len(data.classes)
     key = trunk_key(adapted) | {"classes": classes, "seed": seed}
+    # a copy, since the method changes the model in place and other runs share the original
     model = copy.deepcopy(shared.get("model", key, lambda: model_of(adapted, classes, seed)))
-    about = record_of(model, method, experiment, data) | {"chosen": chosen}
-    about |= {"search": search} if search else {}
-    about |= {"choice": choice, "label": choice["label"]} if choice else {}
-    same = {"inputs": about["inputs"], "pictures": hashes(data)}
-    sets = sets_of(experiment, data, input_config(model), shared, same, score=score)
-    same = same | {"trunk": about["trunk"]}
+    record = record_of(model, method, experiment, data) | {"chosen": budget_settings}
+    record |= {"search": search} if search else {}
+    record |= {"choice": choice, "label": choice["label"]} if choice else {}
+    identity = {"inputs": record["inputs"], "pictures": hashes(data)}
+    sets = sets_of(experiment, data, input_config(model), shared, identity, score=score)
+    identity = identity | {"trunk": record["trunk"]}  # tokens depend on it, pixels do not
     model = with_method(model, method, experiment, data.classes, sets[0])
     model.to(device_named(running.device))
-    on_main(processes(), lambda: experiments.save(experiment, running.out))
+    on_main(processes(), lambda: experiments.save(experiment, running.out))  # to be resumable
     report(
         f"Training {experiment.label} on {len(data.train):,} pictures of "
-        f"{' x '.join(map(str, about['inputs']['size']))} px, {experiment.training.epochs} epochs."
+        f"{' x '.join(map(str, record['inputs']['size']))} px, {experiment.training.epochs} epochs."
     )
     options = keywords(running) | recipe
-    options |= {"training": experiment.training, "record": about}
-    options |= {"evaluate_every": evaluate_every}
+    options |= {"training": experiment.training, "record": record, "evaluate_every": evaluate_every}
     computed = once.tokens_once if experiment.adapted.frozen_once else once.pictures_each_step
     with ExitStack() as stack:
         enter = stack.enter_context
-        sets, spent = enter(computed(model, sets, experiment, running, shared, same))
-        if not (whole or running.recompute or running.compile):
-            asked = method, recipe["objective"], experiment
-            sets, more = enter(once.trimmed(model, sets, *asked, shared, same))
-            spent = spent.plus(more)
+        sets, spent = enter(computed(model, sets, experiment, running, shared, identity))
+        if not (untrimmed or running.recompute or running.compile):  # they need the whole forward
+            trim_inputs = method, recipe["objective"], experiment
+            sets, trimming = enter(once.trimmed(model, sets, *trim_inputs, shared, identity))
+            spent = spent.plus(trimming)
         train, val, test = sets
         finish = partial(finished, data=data, spent=spent, temperature=temperature)
         return fit_as(method)(model, train, val, test=test, finish=finish, **options)
 
 
 def finished(run: Run, *, data: Splits, spent: Spent, temperature: float | None = None) -> Run:
-    """The run with what only its experiment knows; its mistakes are put into its folder."""
-    if run.out is not None and isinstance(found := run.test, Metrics):
+    """Add to a run what only its experiment knows, and write its mistakes into its folder."""
+    if run.out is not None and isinstance(metrics := run.test, Metrics):
         out, image = run.out, data.test.image
-        save = partial(save_mistakes, out, image, found.logits, found.labels, data.classes)
+        save = partial(save_mistakes, out, image, metrics.logits, metrics.labels, data.classes)
         on_main(processes(), save)
     if temperature is not None and run.val is None and isinstance(run.test, Metrics):
         run = with_temperature(run, run.test, temperature)
     record = once.with_seconds(with_own_task(run, data), spent)
+    # a search keeps the best temperature, which a final run without validation then uses
     if run.test is None and isinstance(val := run.val, Metrics):  # for a run that counts
         fitted = best_temperature(val.logits, val.labels)
         record["results"] = record["results"] | {"temperature": fitted}
@@ -184,7 +185,7 @@ def finished(run: Run, *, data: Splits, spent: Spent, temperature: float | None 
 
 
 def with_temperature(run: Run, test: Metrics, temperature: float) -> Run:
-    """The run with its loss after a temperature that another run fitted on validation."""
+    """Return the run with its loss after a temperature that another run fitted on validation."""
     test = test.tempered_by(temperature)
     results = dict(run.record["results"]) | {"test": test.scores()}
     return dataclasses.replace(run, test=test, record=dict(run.record) | {"results": results})
@@ -193,7 +194,10 @@ def with_temperature(run: Run, test: Metrics, temperature: float) -> Run:
 def record_of(
     model: nn.Module, method: Any, experiment: Experiment, data: Splits
 ) -> dict[str, Any]:
-    """What run.json says beside what the training loop knows; the model as it was pretrained."""
+    """Return what run.json holds besides the training loop's results.
+
+    model: as it was pretrained, before the method changes it.
+    """
     return {
         "label": experiment.label,
         "command": experiment.command(),
@@ -207,85 +211,94 @@ def record_of(
 
 
 def recipe_of(method: Any, experiment: Experiment) -> dict[str, Any]:
-    """Keywords of `fit`: the objective, and all that is not in `Training`."""
-    own = to_json(experiment.recipe)
-    own["objective"] = settings.objective(experiment.objective, method)
-    own |= settings.schedule_of(experiment.schedule, method)
+    """Return keywords of `fit`: the objective, and all that is not in `Training`."""
+    options = to_json(experiment.recipe)
+    options["objective"] = settings.objective(experiment.objective, method)
+    options |= settings.schedule_of(experiment.schedule, method)
     if settings.teacher_of(experiment.objective) and experiment.adapted.frozen_once:
         want, fix = "pictures, which the teacher sees, too", "Leave --frozen-once out."
         raise ConfigError("--teacher", got="--frozen-once with it", want=want, fix=fix)
+    # a published recipe brings its own objective and schedule; the command line's stay out
     published = method.fit_options
     if published is None:
-        return own
+        return options
     if experiment.objective != "plain" or experiment.adapted.frozen_once:
-        what, got = f"method {experiment.adapted.method!r}", "--objective or --frozen-once with it"
+        subject, got = (
+            f"method {experiment.adapted.method!r}",
+            "--objective or --frozen-once with it",
+        )
         want = "neither: the recipe has its objective, and dropout in every block"
-        raise ConfigError(what, got=got, want=want, fix="Leave them out, or use its method alone.")
-    known = {f.name for f in dataclasses.fields(experiment.training)} - {"weight_decay"}
-    return own | {name: value for name, value in published.items() if name not in known}
+        raise ConfigError(
+            subject, got=got, want=want, fix="Leave them out, or use its method alone."
+        )
+    training_fields = {f.name for f in dataclasses.fields(experiment.training)} - {"weight_decay"}
+    return options | {
+        name: value for name, value in published.items() if name not in training_fields
+    }
 
 
 def by_task(objective: Objective, experiment: Experiment, data: Splits) -> Objective:
-    """The objective with a head for each task, where that was asked for.
+    """Return the objective with a head for each task, where that was asked for.
 
     Raises: ConfigError for data that are one task.
     """
     if not experiment.objective.startswith(experiments.HEADS):
         return objective
     if "tasks" not in data.record:
-        what = f"--objective {experiment.objective}"
+        subject = f"--objective {experiment.objective}"
         got, want = f"{experiment.pictures.data}, one task", "several tasks in one label space"
-        raise ConfigError(what, got=got, want=want, fix="For example: mini/elpv+mnist")
+        raise ConfigError(subject, got=got, want=want, fix="For example: mini/elpv+mnist")
     return partial(task_heads, groups=list(data.record["tasks"].values()), over=objective)
 
 
 def with_own_task(run: Run, data: Splits) -> dict[str, Any]:
-    """The record with the test accuracy among an image's own task's classes, of joint tasks."""
+    """Return the record with, of joint tasks, the test accuracy within each image's own task."""
     results = dict(run.record["results"])
     if "tasks" in data.record and isinstance(run.test, Metrics):
         groups = list(data.record["tasks"].values())
-        found = task_accuracy(run.test.logits, run.test.labels, groups)
-        results["test"] = results["test"] | {"own_task_accuracy": found}
+        share = task_accuracy(run.test.logits, run.test.labels, groups)
+        results["test"] = results["test"] | {"own_task_accuracy": share}
     return dict(run.record) | {"results": results}
 
 
 def pictures_key(experiment: Experiment) -> dict[str, Any]:
-    """What the pictures of an experiment depend on."""
-    asked = experiment.pictures
-    seed = experiment.training.seed if asked.split_seed is None else asked.split_seed
-    return dataclasses.asdict(asked) | {"split_seed": seed}
+    """Return everything that the pictures of an experiment depend on, as a key of `SharedWork`."""
+    pictures = experiment.pictures
+    seed = experiment.training.seed if pictures.split_seed is None else pictures.split_seed
+    return dataclasses.asdict(pictures) | {"split_seed": seed}
 
 
 def hashes(data: Splits) -> dict[str, str]:
-    """The SHA-256 of each part's pictures and labels."""
-    return {part: found["sha256"] for part, found in data.record["parts"].items()}
+    """Return the SHA-256 of each part's pictures and labels."""
+    return {part: part_record["sha256"] for part, part_record in data.record["parts"].items()}
 
 
 def trunk_key(adapted: Adapted) -> dict[str, Any]:
-    """What the trunk of a model depends on."""
+    """Return everything that the trunk of a model depends on, as a part of a key."""
     return {name: getattr(adapted, name) for name in ("model", "size", "pretrained")}
 
 
 def pictures_of(experiment: Experiment, report: Report) -> Splits:
-    """The three parts of the data."""
-    asked = experiment.pictures
-    seed = experiment.training.seed if asked.split_seed is None else asked.split_seed
-    share = asked.images is not None and 0 < asked.images < 1
-    size: dict[str, Any] = {"fraction" if share else "train": asked.images}
+    """Return the three parts of the data."""
+    pictures = experiment.pictures
+    seed = experiment.training.seed if pictures.split_seed is None else pictures.split_seed
+    # `--images` below 1 is a share of the training part, else a number of pictures
+    share = pictures.images is not None and 0 < pictures.images < 1
+    size: dict[str, Any] = {"fraction" if share else "train": pictures.images}
     return load_data(
-        asked.data,
+        pictures.data,
         seed=seed,
         **size,
-        shots=asked.shots,
-        val=asked.val,
-        test=asked.test,
-        on_error="skip" if asked.skip_unreadable else "raise",
+        shots=pictures.shots,
+        val=pictures.val,
+        test=pictures.test,
+        on_error="skip" if pictures.skip_unreadable else "raise",
         progress=report,
     )
 
 
 def model_of(adapted: Adapted, classes: int, seed: int) -> nn.Module:
-    """The backbone with a new head, before anything is added."""
+    """Return the backbone with a new head, before anything is added."""
     return backbone(
         adapted.model, classes=classes, size=adapted.size, seed=seed, pretrained=adapted.pretrained
     )
@@ -296,18 +309,18 @@ def sets_of(
     data: Splits,
     inputs: InputConfig,
     shared: SharedWork,
-    same: Mapping[str, Any],
+    identity: Mapping[str, Any],
     *,
     score: bool = True,
 ) -> Sets:
-    """Training, validation and test as the model sees them; `same` tells them apart in `shared`.
+    """Return training, validation and test as the model sees them.
 
-    score: False makes no test part.
+    identity: what tells them apart in `shared`.  score: False makes no test part.
     """
     augment = experiment.pictures.augment
 
     def of(part: str, images: ImageSet) -> Dataset[Any]:
-        return held(images, inputs, shared, once.of_part(same, part))
+        return held(images, inputs, shared, once.of_part(identity, part))
 
     task = tasks.find(experiment.pictures.data)
     if augment != "none" and task and not task.crops:
@@ -315,6 +328,7 @@ def sets_of(
         want = "'none': its labels are places, angles and counts, which a crop or flip changes"
         raise ConfigError("--augment", got=got, want=want, fix="Leave it out.")
     if augment == "none":
+        # pictures that never change are prepared once and kept; augmented ones in every epoch
         train = of("train", data.train)
     else:
         look: Any = train_transform(inputs, augment=augment)  # pyright: ignore
@@ -324,45 +338,46 @@ def sets_of(
 
 
 def held(
-    images: ImageSet, inputs: InputConfig, shared: SharedWork | None = None, same: Any = None
+    images: ImageSet, inputs: InputConfig, shared: SharedWork | None = None, identity: Any = None
 ) -> Dataset[Any]:
-    """A set as the model sees it in evaluation, in memory if it fits there.
+    """Return a set as the model sees it in evaluation, in memory if it fits there.
 
-    same: what tells it apart in `shared`.
+    identity: what tells it apart in `shared`.
     """
     look = eval_transform(inputs)
     try:
         if shared is None:
             return tensors(images, look)
-        found, _ = shared.tensors("pixels", same, lambda: tensors(images, look))
-        return ImageTensors(*found.tensors, digests=images.digests)
+        pixels, _ = shared.tensors("pixels", identity, lambda: tensors(images, look))
+        return ImageTensors(*pixels.tensors, digests=images.digests)
     except ConfigError:  # more than half of the free memory
+        # then each picture is decoded again whenever it is needed
         return Prepared(images, look)
 
 
 def method_of(experiment: Experiment) -> Any:
-    """The settings of the experiment's method.  Raises: as `settings.chosen` does."""
+    """Return the settings of the experiment's method.  Raises: as `settings.chosen` does."""
     return settings.chosen(experiment.adapted, experiment.training)
 
 
 def for_budget(
-    found: Any, experiment: Experiment, images: int, report: Report
+    method: Any, experiment: Experiment, images: int, report: Report
 ) -> tuple[Any, dict[str, Any]]:
-    """What the method itself would choose for so many images and epochs, where nothing was said.
+    """Let the method choose the settings that nobody gave, for so many images and epochs.
 
     See `MethodSettings.suited_to`.  Returns the method, and what it chose.
     """
-    given = {name.partition(".")[0] for name in settings.pairs(experiment.adapted.settings)}
+    names = {name.partition(".")[0] for name in settings.pairs(experiment.adapted.settings)}
     epochs = experiment.training.epochs
-    chosen = found.suited_to(images, epochs, given)
-    if chosen is found:
-        return found, {}
-    why = (inspect.getdoc(type(found).for_budget) or "").partition("\n")[0]
+    suited = method.suited_to(images, epochs, names)
+    if suited is method:
+        return method, {}
+    reason = (inspect.getdoc(type(method).for_budget) or "").partition("\n")[0]
     report(
-        f"{experiment.adapted.method}: active={chosen.active} of {chosen.experts} parts for "
-        f"{images:,} images x {epochs} epochs. {why} (--set active=K decides it yourself.)"
+        f"{experiment.adapted.method}: active={suited.active} of {suited.experts} parts for "
+        f"{images:,} images x {epochs} epochs. {reason} (--set active=K decides it yourself.)"
     )
-    return chosen, {"active": chosen.active}
+    return suited, {"active": suited.active}
 
 
 def with_method(
@@ -372,6 +387,6 @@ def with_method(
     classes: tuple[str, ...],
     train: Any = None,
 ) -> nn.Module:
-    """The model, changed by the method.  train: of which a pruner takes its calibration rows."""
+    """Change the model by the method.  train: of which a pruner takes its calibration rows."""
     change = settings.change_of(method, experiment.adapted, classes)
     return apply(model, change, training_rows(change, train), seed=experiment.training.seed)

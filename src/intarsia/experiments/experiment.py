@@ -185,8 +185,10 @@ class Experiment:
         entry = index().get(self.adapted.method, {})
         if entry.get("kind") not in ("baseline", "change"):
             return self
+        # pruners have `layers`, too, but theirs are globs and no numbers of blocks
         in_blocks = {setting["name"] for setting in entry["settings"]} & {"last_blocks", "layers"}
         last = self.adapted.last_blocks if in_blocks and entry["family"] not in GLOBS else None
+        # frozen blocks can be computed once only if all trained ones come after them
         freezes = entry["kind"] == "baseline" and (
             last is not None or card(self.adapted.method).config().on_top
         )
@@ -203,6 +205,7 @@ class Experiment:
 
     def command(self) -> str:
         """Return the `intarsia fit` that repeats it: the options that are not the defaults."""
+        # what differs from an experiment with all defaults has to be typed
         start, now = Experiment(Pictures(self.pictures.data)).flat(), self.flat()
         words = ["intarsia", "fit", self.pictures.data]
         text = is_text(self.pictures.data)  # for which another model is the default
@@ -219,6 +222,7 @@ GROUPS = (Pictures, Adapted, Training, Recipe, Experiment)
 def _option(name: str, value: Any) -> list[str]:
     """Return the words that set an option on the command line."""
     option = next(option_name(item) for item, _ in options_of(*GROUPS) if item.name == name)
+    # a flag is set by its name alone; only values that differ from the default come here
     if isinstance(value, bool):
         return [option]
     if isinstance(value, list):
@@ -240,9 +244,9 @@ def read(out: Path) -> Experiment:
     path = out / FILE
     if not path.is_file():
         got = "a folder without one" if out.is_dir() else "no such folder"
-        what = f"experiment in {out}"
+        subject = f"experiment in {out}"
         fix = "Check the path, or start the run with `intarsia fit DATA --out FOLDER`."
-        raise ConfigError(what, got=got, want=f"a run of `intarsia fit`, with {FILE}", fix=fix)
+        raise ConfigError(subject, got=got, want=f"a run of `intarsia fit`, with {FILE}", fix=fix)
     try:
         return Experiment.of(read_json(path))
     except (ValueError, TypeError, AttributeError, OSError, IntarsiaError) as error:
@@ -259,9 +263,11 @@ def resumed(out: Path, options: Mapping[str, Any]) -> Experiment:
     options: those on the command line, by name.
     Raises: ConfigError for an option that differs from the run's.
     """
+    # the saved settings are the run's; the options may only repeat them
     saved = read(out)
     flat = saved.flat()
     for name, value in options.items():
+        # JSON has lists only, so that a tuple is compared as one
         value = list(value) if isinstance(value, tuple) else value
         if name in flat and value != flat[name]:
             raise ConfigError(

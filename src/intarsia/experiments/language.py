@@ -61,36 +61,40 @@ def _on_texts(
     score: bool,
     search: Mapping[str, Any] | None,
 ) -> Run:
-    asked, seed = experiment.adapted, experiment.training.seed
+    adapted, seed = experiment.adapted, experiment.training.seed
+    # the tokenizer is the model's, so that the model comes before the texts
     model, tokenizer = language_model(
-        asked.model, pretrained=asked.pretrained, seed=seed, progress=report
+        adapted.model, pretrained=adapted.pretrained, seed=seed, progress=report
     )
     data = texts_of(experiment, tokenizer, report)
-    about = {
+    record = {
         "label": experiment.label,
         "command": experiment.command(),
         "experiment": experiment.flat(),
-        "model": asked.model,
+        "model": adapted.model,
         "trunk": trunk_fingerprint(model),
         "data": data.record,
     }
-    about |= {"search": search} if search else {}
-    method = settings.chosen(asked, experiment.training)
-    about["method"] = settings.describe_method(method)
+    record |= {"search": search} if search else {}
+    method = settings.chosen(adapted, experiment.training)
+    record["method"] = settings.describe_method(method)
     model = with_method(model, method, experiment, data.train)
+    # frozen weights are stored in the type of the training: bf16 halves their memory
     cast_frozen(model, experiment.training.precision)
     if score:
         report(f"Scoring {data.test.name} ({len(data.test):,} rows) before training.")
-        about["before"] = scores(model, data.test, experiment).scores()
+        # after the cast, so that the two scores differ by the training alone
+        record["before"] = scores(model, data.test, experiment).scores()
     on_main(processes(), lambda: save(experiment, running.out))
     report(
         f"Training {experiment.label} on {data.train.tokens:,} tokens in {len(data.train):,} rows, "
         f"{experiment.training.epochs} epochs."
     )
+    # a teacher is a finished run's model or a pretrained one, opened only if one is named
     objective = with_teacher(
         settings.objective(experiment.objective, method),
         settings.teacher_of(experiment.objective),
-        lambda asked: model_of(asked, report),
+        lambda teacher: model_of(teacher, report),
         lambda name: language_model(name, progress=report)[0],
     )
     options = keywords(running) | to_json(experiment.recipe)
@@ -100,7 +104,7 @@ def _on_texts(
         data.val,
         test=data.test if score else None,
         training=experiment.training,
-        record=about,
+        record=record,
         objective=objective,
         **options,
         **settings.schedule_of(experiment.schedule, method),
@@ -108,42 +112,47 @@ def _on_texts(
 
 
 def model_of(experiment: Experiment, report: Callable[[str], None]) -> nn.Module:
-    """The language model, before anything is done to it."""
-    asked, seed = experiment.adapted, experiment.training.seed
-    return language_model(asked.model, pretrained=asked.pretrained, seed=seed, progress=report)[0]
+    """Return the language model, before anything is done to it."""
+    adapted, seed = experiment.adapted, experiment.training.seed
+    return language_model(adapted.model, pretrained=adapted.pretrained, seed=seed, progress=report)[
+        0
+    ]
 
 
 def check_options(experiment: Experiment) -> None:
     """Raises: ConfigError for an option or a method that only pictures have."""
     flat, method = experiment.flat(), experiment.adapted.method
     if method in settings.known() and card(method).config().needs_head:
-        what, fix = f"method {method!r}", "Use lora, or another of `intarsia list`."
-        raise ConfigError(what, got="a text", want="a method without a classifier", fix=fix)
+        subject, fix = f"method {method!r}", "Use lora, or another of `intarsia list`."
+        raise ConfigError(subject, got="a text", want="a method without a classifier", fix=fix)
+    # an option that was left at its default was not asked for
     default = Experiment(Pictures("")).flat()
     for name in PICTURES_ONLY:
         if flat[name] != default[name]:
-            what, got = f"--{name.replace('_', '-')}", f"{flat[name]} for a text"
-            raise ConfigError(what, got=got, want="pictures, which it is for", fix="Leave it out.")
+            subject, got = f"--{name.replace('_', '-')}", f"{flat[name]} for a text"
+            raise ConfigError(
+                subject, got=got, want="pictures, which it is for", fix="Leave it out."
+            )
 
 
 def length_of(experiment: Experiment) -> int:
-    """Tokens of a row."""
+    """Return the number of tokens of a row."""
     return experiment.adapted.size or LENGTH
 
 
 def texts_of(
     experiment: Experiment, tokenizer: Any, report: Callable[[str], None] = print
 ) -> TextSplits:
-    """The rows of tokens of the experiment's data."""
-    asked, seed = experiment.pictures, experiment.training.seed
+    """Return the rows of tokens of the experiment's data."""
+    source, seed = experiment.pictures, experiment.training.seed
     return load_texts(
-        asked.data,
+        source.data,
         tokenizer,
         length=length_of(experiment),
-        seed=seed if asked.split_seed is None else asked.split_seed,
-        train=asked.images,
-        val=asked.val,
-        test=asked.test,
+        seed=seed if source.split_seed is None else source.split_seed,
+        train=source.images,
+        val=source.val,
+        test=source.test,
         progress=report,
     )
 
@@ -151,7 +160,7 @@ def texts_of(
 def with_method(
     model: nn.Module, method: Any, experiment: Experiment, train: Any = None
 ) -> nn.Module:
-    """The model, changed by the method; no head, since a language model trains none.
+    """Return the model, changed by the method; no head, since a language model trains none.
 
     train: of which a pruner takes its calibration rows.
     """
@@ -160,5 +169,5 @@ def with_method(
 
 
 def scores(model: nn.Module, texts: Texts, experiment: Experiment) -> Any:
-    """TokenMetrics of a part."""
+    """Return the `TokenMetrics` of a part."""
     return evaluate(model, texts, batch_size=experiment.training.batch_size)

@@ -53,7 +53,7 @@ class PlannedRun:
         return replace(self, experiment=self.experiment.changed(lr=rate), search=search)
 
     def trial(self, running: Mapping[str, Any], *, quiet: bool) -> Trial:
-        """The piece of work.  running: of `Running`; quiet: what it says comes with its end."""
+        """Return the run as a trial.  running: of `Running`; quiet: its lines come with its end."""
         name = f"{self.experiment.label}, seed {self.experiment.training.seed}"
         inputs = {
             "experiment": self.experiment.flat(),
@@ -73,12 +73,16 @@ class PlannedRun:
         """
         if not (self.folder / experiments.FILE).is_file():
             return False
+        # a folder of another experiment is refused: its results would be taken for this one's
         ours, theirs = self.experiment.flat(), experiments.read(self.folder).flat()
         differs = [f"{k}={theirs[k]}" for k in ours if ours[k] != theirs[k] and k not in but]
         if differs:
-            what, want = f"run folder {self.folder}", "a new folder, or runs of the same comparison"
+            subject, want = (
+                f"run folder {self.folder}",
+                "a new folder, or runs of the same comparison",
+            )
             got = f"a run with {', '.join(differs)}"
-            raise ConfigError(what, got=got, want=want, fix="Choose another --out.")
+            raise ConfigError(subject, got=got, want=want, fix="Choose another --out.")
         return (self.folder / RUN).is_file()
 
 
@@ -86,15 +90,16 @@ def planned(
     start: Experiment,
     methods: Sequence[str],
     seeds: Sequence[int],
-    chosen: Mapping[str, Sequence[str]],
+    settings_by_method: Mapping[str, Sequence[str]],
     out: Path,
     rates: Mapping[str, float] = MappingProxyType({}),
     *,
     once: bool = True,
 ) -> list[PlannedRun]:
-    """Every method at every seed; all of a seed before the next one.
+    """Plan every method at every seed; all of a seed before the next one.
 
-    chosen: name=value settings by method; rates: learning rates that are not those of `start`.
+    settings_by_method: name=value settings by method; rates: learning rates
+    that are not those of `start`.
     once: a linear probe's features are computed once, where that changes no result.
     Raises: UnknownName and ConfigError for what is wrong with any of them, before a run begins.
     """
@@ -102,19 +107,24 @@ def planned(
         got = f"{', '.join(methods)}; {', '.join(map(str, seeds))}"
         fix = "For example: --methods linear,lora --seeds 0,1"
         raise ConfigError("--methods or --seeds", got=got, want="each once, at least one", fix=fix)
-    if unknown := [name for name in (*chosen, *rates) if name not in methods]:
+    # a setting for a method that is not compared is most often a misspelt name
+    if unknown := [name for name in (*settings_by_method, *rates) if name not in methods]:
         raise UnknownName("method in --set METHOD.name=value", unknown[0], methods)
-    found: list[PlannedRun] = []
+    plan: list[PlannedRun] = []
     for seed in seeds:
         for method in methods:
-            one = start.changed(method=method, seed=seed, settings=tuple(chosen.get(method, ())))
-            one = one.changed(lr=rates.get(method, start.training.lr)).suited()
-            one = features_once(one) if once else one
-            method_of(one)
-            if is_text(one.pictures.data):
-                language.check_options(one)
-            found.append(PlannedRun(one, out / f"{method}-{seed}"))
-    return found
+            # the settings of this method, its own rate, and only the places that it has
+            experiment = start.changed(
+                method=method, seed=seed, settings=tuple(settings_by_method.get(method, ()))
+            )
+            experiment = experiment.changed(lr=rates.get(method, start.training.lr)).suited()
+            experiment = features_once(experiment) if once else experiment
+            # building the settings refuses what is wrong before the first run begins
+            method_of(experiment)
+            if is_text(experiment.pictures.data):
+                language.check_options(experiment)
+            plan.append(PlannedRun(experiment, out / f"{method}-{seed}"))
+    return plan
 
 
 def check_baseline(runs: Sequence[PlannedRun], baseline: str | None) -> None:
@@ -126,66 +136,75 @@ def check_baseline(runs: Sequence[PlannedRun], baseline: str | None) -> None:
 
 
 def by_method(words: Iterable[str]) -> dict[str, list[str]]:
-    """METHOD.name=value as name=value by method.  Raises: ConfigError without a method."""
-    found: dict[str, list[str]] = {}
+    """Read METHOD.name=value as name=value by method.  Raises: ConfigError without a method."""
+    values: dict[str, list[str]] = {}
     for name, value in settings.pairs(words).items():
         method, dot, rest = name.partition(".")
         if not dot:
             got, fix = "no method in front of it", f"For example: --set lora.{name}={value}"
             raise ConfigError(f"--set {name}", got=got, want="METHOD.name=value", fix=fix)
-        found.setdefault(method, []).append(f"{rest}={value}")
-    return found
+        values.setdefault(method, []).append(f"{rest}={value}")
+    return values
 
 
 def apart_from_rates(
-    chosen: Mapping[str, Sequence[str]],
+    settings_by_method: Mapping[str, Sequence[str]],
 ) -> tuple[dict[str, Sequence[str]], dict[str, float]]:
     """Return the settings by method without METHOD.lr=value, and those rates by method.
 
     Raises: ConfigError for a rate that is no number above 0.
     """
     rates: dict[str, float] = {}
-    for method, words in chosen.items():
+    for method, words in settings_by_method.items():
         if (text := settings.pairs(words).get("lr")) is not None:
-            what = f"--set {method}.lr"
-            rates[method] = read(what, text, float)
-            above(what, rates[method], 0, "Try 1e-3.")
+            subject = f"--set {method}.lr"
+            rates[method] = read(subject, text, float)
+            above(subject, rates[method], 0, "Try 1e-3.")
+    # the words without the rate; a method that had nothing else is dropped
     rest = {
-        m: [w for w in words if w.partition("=")[0].strip() != "lr"] for m, words in chosen.items()
+        m: [w for w in words if w.partition("=")[0].strip() != "lr"]
+        for m, words in settings_by_method.items()
     }
     return {m: words for m, words in rest.items() if words or m not in rates}, rates
 
 
 def on_one_adapter(
-    start: Experiment, methods: Sequence[str], chosen: Mapping[str, Sequence[str]], report: Report
+    start: Experiment,
+    methods: Sequence[str],
+    settings_by_method: Mapping[str, Sequence[str]],
+    report: Report,
 ) -> dict[str, Sequence[str]]:
-    """Settings under which a mixture and the plain adapter beside it are the same adapter.
+    """Return settings under which a mixture and the plain adapter beside it are one adapter.
 
     A mixture's own defaults may differ from those of the adapter it is made of (its activation, for
     one); a comparison of the two would then be one of activations. The first mixture's adapter
     counts for all, but for methods whose own settings were given.
     """
-    made = {
-        name: method_of(start.changed(method=name, settings=tuple(chosen.get(name, ()))).suited())
+    configs = {
+        name: method_of(
+            start.changed(method=name, settings=tuple(settings_by_method.get(name, ()))).suited()
+        )
         for name in methods
     }
-    first: Any = next((m for m in made.values() if "over" in settings_to_dict(m)), None)
+    # a mixture names the adapter that it is made of `over`
+    first: Any = next((m for m in configs.values() if "over" in settings_to_dict(m)), None)
     if first is None:
-        return dict(chosen)
+        return dict(settings_by_method)
     over: Method = first.over
-    found = dict(chosen)
-    for name, method in made.items():
-        if name in chosen or method is first:
+    adjusted = dict(settings_by_method)
+    for name, method in configs.items():
+        if name in settings_by_method or method is first:
             continue
+        # the plain adapter takes its settings as they are, another mixture as those of its `over`
         if type(method) is type(over):
-            found[name] = settings.words(over)
+            adjusted[name] = settings.words(over)
         elif "over" in settings_to_dict(method):
-            found[name] = [f"over.{word}" for word in settings.words(over)]
+            adjusted[name] = [f"over.{word}" for word in settings.words(over)]
         else:
             continue
-        if found[name]:
-            report(f"{name}: the adapter that is split: {', '.join(found[name])}")
-    return found
+        if adjusted[name]:
+            report(f"{name}: the adapter that is split: {', '.join(adjusted[name])}")
+    return adjusted
 
 
 def run_all(
@@ -203,31 +222,33 @@ def run_all(
     stopped.
     """
     at_least("--jobs", jobs, 1, fix="Leave it out.")
-    left = [one for one in runs if not one.finished()]
-    if len(left) < len(runs):
-        report(f"{len(runs) - len(left)} of {len(runs)} runs are there already.")
+    unfinished = [planned_run for planned_run in runs if not planned_run.finished()]
+    if len(unfinished) < len(runs):
+        report(f"{len(runs) - len(unfinished)} of {len(runs)} runs are there already.")
     failed: list[str] = []
-    said: set[tuple[str, str]] = set()
+    reported: set[tuple[str, str]] = set()
 
     def done(end: TrialEnd) -> None:
         if end.result is None:
             failed.append(f"{end.trial.name}: {end.error}")
             return
         for line in end.result["lines"]:  # a kind of run says the same at every seed
-            if (end.trial.kind, line) not in said:
+            if (end.trial.kind, line) not in reported:
                 report(f"{end.trial.name}: {line}")
-            said.add((end.trial.kind, line))
+            reported.add((end.trial.kind, line))
 
-    trials = [one.trial(running or {}, quiet=jobs > 1) for one in left]
-    how: dict[str, Any] = {"jobs": jobs, "executor": EXECUTOR, "threads": threads}
-    run_told(trials, run, done=done, said=_said, report=report, **how)
+    # one line a run would interleave with others', so that parallel runs report at their end
+    trials = [planned_run.trial(running or {}, quiet=jobs > 1) for planned_run in unfinished]
+    pool_options: dict[str, Any] = {"jobs": jobs, "executor": EXECUTOR, "threads": threads}
+    run_told(trials, run, done=done, describe=_score_in_words, report=report, **pool_options)
     refuse_failed(failed, len(trials))
 
 
-def _said(result: Mapping[str, Any]) -> str:
-    """The share of right answers, on the part that counts."""
+def _score_in_words(result: Mapping[str, Any]) -> str:
+    """Return the share of right answers, on the part that counts."""
     scores = result["results"]
     part = next(part for part in ("test", "val") if scores.get(part))
-    if (by := measure(scores[part])) != "accuracy":
-        return f"{by.replace('_', ' ')} {numbers.percent(scores[part][by])} on the {part} part"
+    if (score_name := measure(scores[part])) != "accuracy":
+        score = numbers.percent(scores[part][score_name])
+        return f"{score_name.replace('_', ' ')} {score} on the {part} part"
     return f"{numbers.percent(scores[part]['accuracy'])} of the {part} part right"

@@ -33,13 +33,13 @@ class OnRay:
             self._worker = actor.remote(self.threads, settings())
             self._tell_if_busy()
         try:
-            right, found = ray.get(self._worker.run.remote(work, dict(inputs)))
+            right, result = ray.get(self._worker.run.remote(work, dict(inputs)))
         except ray.exceptions.RayError as error:  # of a trial's own errors none is raised here
             self.close()
             raise Died(lost(error)) from error
         if right:
-            return found
-        raise found
+            return result
+        raise result
 
     def _tell_if_busy(self) -> None:
         begun, _ = self._ray.wait([self._worker.begun.remote()], timeout=PATIENCE)
@@ -57,15 +57,16 @@ class OnRay:
 
 
 class RayWorker:
-    """One slot's process on a machine of the cluster."""
+    """Process of one slot on a machine of the cluster."""
 
     def __init__(self, threads: int, environment: Mapping[str, str]) -> None:
         os.environ.update(environment)
         begin(threads)
 
     def begun(self) -> None:
-        """Returns as soon as the cluster had cores for it."""
+        """Return as soon as the cluster has found cores for the worker."""
 
+    # errors are returned, not raised: Ray would wrap them in a type of its own
     def run(self, work: Work, inputs: Mapping[str, Any]) -> tuple[bool, Any]:
         try:
             return True, work(inputs)
@@ -74,7 +75,7 @@ class RayWorker:
 
 
 def connected() -> Any:
-    """The ray package, connected.  Raises: MissingExtra without it."""
+    """Return the ray package, connected.  Raises: MissingExtra without it."""
     try:
         ray: Any = importlib.import_module("ray")
     except ImportError as error:
@@ -85,39 +86,46 @@ def connected() -> Any:
 
 
 def settings() -> dict[str, str]:
-    """What this process was told of folders; a cluster's workers do not inherit it."""
+    """Return this process's INTARSIA_ variables, which a cluster's workers do not inherit."""
     return {name: value for name, value in os.environ.items() if name.startswith("INTARSIA_")}
 
 
 def lost(error: Exception) -> str:
-    """What a person is told of a worker that is gone."""
+    """Return the message about a worker that is gone."""
     text = f"its worker was lost: {type(error).__name__}: {error}"
     memory = "OutOfMemory" in type(error).__name__ or "memory" in str(error).lower()
     return text + ("; try fewer --jobs" if memory else "")
 
 
-def threads_on(cores: list[int], jobs: int, asked: int | None) -> int:
-    """Cores for each of `jobs` workers on machines of so many cores, all of them at a time.
+def threads_on(cores: list[int], jobs: int, requested: int | None) -> int:
+    """Return the cores of each of `jobs` workers that run at a time on machines of so many cores.
 
-    asked: so many, None = as many as there is room for. A worker without room would wait for ever.
+    requested: so many, None = as many as there is room for; a worker without room would wait
+      for ever.
     Raises: ConfigError if they do not all have room.
     """
 
     def room(threads: int) -> int:
         return sum(n // threads for n in cores)
 
-    most = max(cores, default=0)
-    if asked is None and (fits := [n for n in range(1, most + 1) if room(n) >= jobs]):
+    # a worker lives on one machine: it has no more cores than the largest of them
+    largest = max(cores, default=0)
+    # the largest number of cores at which all workers still have room
+    if requested is None and (fits := [n for n in range(1, largest + 1) if room(n) >= jobs]):
         return fits[-1]
-    if asked is not None and room(asked) >= jobs:
-        return asked
-    each = asked or 1
-    what, fix = "--jobs and --threads on Ray", "Use fewer --jobs or --threads, or a larger cluster."
-    want = f"at most {room(each)} such jobs on machines of {cores or 'no'} cores"
-    raise ConfigError(what, got=f"{jobs} jobs of {each} cores", want=want, fix=fix)
+    if requested is not None and room(requested) >= jobs:
+        return requested
+    # there is no room: say how many workers would have it
+    share = requested or 1
+    subject, fix = (
+        "--jobs and --threads on Ray",
+        "Use fewer --jobs or --threads, or a larger cluster.",
+    )
+    want = f"at most {room(share)} such jobs on machines of {cores or 'no'} cores"
+    raise ConfigError(subject, got=f"{jobs} jobs of {share} cores", want=want, fix=fix)
 
 
-def threads_for(jobs: int, asked: int | None) -> int:
-    """`threads_on` the machines of the cluster.  Raises: ConfigError, MissingExtra."""
+def threads_for(jobs: int, requested: int | None) -> int:
+    """Return `threads_on` of the cluster's machines.  Raises: ConfigError, MissingExtra."""
     nodes = [node for node in connected().nodes() if node["Alive"]]
-    return threads_on([int(node["Resources"].get("CPU", 0)) for node in nodes], jobs, asked)
+    return threads_on([int(node["Resources"].get("CPU", 0)) for node in nodes], jobs, requested)

@@ -1,4 +1,4 @@
-"""What a run computes once, or leaves out, with the same result to rounding."""
+"""Work that a run does once, or leaves out, with the same result to rounding."""
 
 from __future__ import annotations
 
@@ -30,25 +30,25 @@ from .experiment import Experiment
 from .shared import SharedWork, Spent
 
 
-def features_once(one: Experiment) -> Experiment:
+def features_once(experiment: Experiment) -> Experiment:
     """Return a linear probe whose features are computed once, where that changes no result.
 
     Other methods, and probes of pictures that are cropped or mixed anew in every step, are returned
     as they are.
     """
-    recipe, same = one.recipe, one.pictures.augment == "none"
-    if one.adapted.method != "linear" or not same or recipe.mixup or recipe.cutmix:
-        return one
-    if settings.teacher_of(one.objective) is not None:  # it sees the pictures
-        return one
-    return one.changed(frozen_once=True)
+    recipe, unchanged = experiment.recipe, experiment.pictures.augment == "none"
+    if experiment.adapted.method != "linear" or not unchanged or recipe.mixup or recipe.cutmix:
+        return experiment
+    if settings.teacher_of(experiment.objective) is not None:  # it sees the pictures
+        return experiment
+    return experiment.changed(frozen_once=True)
 
 
 @contextmanager
 def pictures_each_step(
     model: nn.Module, sets: Sets, experiment: Experiment, running: Running, *_: Any
 ) -> Iterator[tuple[Sets, Spent]]:
-    """The sets as they are, and no time spent on them."""
+    """Return the sets as they are, and no time spent on them."""
     yield sets, Spent()
 
 
@@ -59,28 +59,30 @@ def tokens_once(
     experiment: Experiment,
     running: Running,
     shared: SharedWork,
-    same: Mapping[str, Any],
+    identity: Mapping[str, Any],
 ) -> Iterator[tuple[Sets, Spent]]:
-    """Inside, the model reads tokens; gives them for each set, and the time of the first.
+    """Let the model read tokens inside the context; yield those of each set, and the time spent.
 
-    same: what tells these tokens apart in `shared`, but for the part, the block and the type.
+    identity: what tells these tokens apart in `shared`, but for the part, the block and the type.
     Raises: ConfigError with augmentation, which changes a picture in every epoch, or recomputation.
     """
     if experiment.pictures.augment != "none" or running.recompute:
-        what = "--frozen-once"
+        subject = "--frozen-once"
         fix = "Leave --frozen-once out: every step then computes every block."
-        raise ConfigError(what, got="--augment or --recompute with it", want="it alone", fix=fix)
+        raise ConfigError(subject, got="--augment or --recompute with it", want="it alone", fix=fix)
     dtype = DTYPES[experiment.training.precision]
+    # everything below this block is frozen, so that its outputs are those of every step
     block = first_trained_block(model)
     with reading_tokens(model, block) as prefix:
 
         def tokens(part: str, images: Dataset[Any]) -> tuple[ImageTensors, Spent]:
-            inputs = {**of_part(same, part), "block": block, "dtype": str(dtype)}
-            found, spent = shared.tensors(
-                "tokens", inputs, lambda: _told_prefix(prefix, images, part, dtype)
+            inputs = {**of_part(identity, part), "block": block, "dtype": str(dtype)}
+            dataset, spent = shared.tensors(
+                "tokens", inputs, lambda: _prefix_with_bar(prefix, images, part, dtype)
             )
-            return ImageTensors(*found.tensors, digests=digests_of(images)), spent
+            return ImageTensors(*dataset.tensors, digests=digests_of(images)), spent
 
+        # only the training part's time counts as training: a run would compute it in any case
         train, once = tokens("train", sets[0])
         val, test = (
             None if images is None else tokens(part, images)[0]
@@ -89,19 +91,20 @@ def tokens_once(
         yield (train, val, test), once
 
 
-def of_part(same: Mapping[str, Any], part: str) -> dict[str, Any]:
-    """What tells the pixels or the tokens of a part apart: its own pictures, not the others'.
+def of_part(identity: Mapping[str, Any], part: str) -> dict[str, Any]:
+    """Return the key of a part's pixels or tokens: its own pictures, not those of other parts.
 
     Runs that draw their training pictures by their seed then share what they score on.
     """
-    return {**same, "part": part, "pictures": same["pictures"][part]}
+    return {**identity, "part": part, "pictures": identity["pictures"][part]}
 
 
-def _told_prefix(
+def _prefix_with_bar(
     prefix: nn.Module, images: Dataset[Any], part: str, dtype: torch.dtype
 ) -> TensorDataset:
-    """`run_prefix` with a bar, or with lines where stderr is no terminal."""
+    """Call `run_prefix` with a progress bar, or with lines where stderr is no terminal."""
     started, device = time.monotonic(), next(prefix.parameters()).device
+    # on a CPU the first steps' time, from which the bar guesses the rest, depends on the size
     side = images[0][0].shape[-1] if device.type == "cpu" else None
     show, count = processes().is_main_process, len(cast(Sized, images))
     bar = Bar(count, 0, show=show, start=FirstSteps(side=side), what="frozen blocks")
@@ -122,47 +125,55 @@ def trimmed(
     objective: object,
     experiment: Experiment,
     shared: SharedWork,
-    same: Mapping[str, Any],
+    identity: Mapping[str, Any],
 ) -> Iterator[tuple[Sets, Spent]]:
-    """Inside, the model leaves out what nobody reads, and what the rows given here hold already.
+    """Let the model leave out, inside the context, what nobody reads or the rows hold already.
 
     Its last block gives the class token alone (`reading_class_token`); where it reads tokens, what
     is constant of them is kept with them (`keeping_constants`), and the rest of the frozen maps is
     packed (`packing`). The model as it is, and the set,
     for a method of several phases, which trains other parameters in each, and for objectives that
     read more than logits. Gives the rows of each set, and the time that those of the first took.
-    same: what tells the tokens apart; runs of one trunk score on the same rows.
+    identity: what tells the tokens apart; runs of one trunk score on the same rows.
     """
     train, *scored = sets
     spent = Spent()
     precision = experiment.training.precision
     with ExitStack() as stack:
         if not isinstance(method, Phased) and reads_logits_only(objective):
+            # step 1: the last block computes the class token only
             stack.enter_context(reading_class_token(model, train[0][0][None]))
             if experiment.adapted.frozen_once and isinstance(train, ImageTensors):
+                # step 2: what frozen maps give of the tokens is constant, so that it is stored
                 start = Spent.now()
                 cast_frozen(model, precision)
-                kept = keeping_constants(model, train, dtype=DTYPES[precision])
-                train, also = stack.enter_context(kept)
+                constants = keeping_constants(model, train, dtype=DTYPES[precision])
+                train, also = stack.enter_context(constants)
                 spent = Spent.now().since(start)
+                # step 3: large frozen weights never change: they are packed for the processor
                 stack.enter_context(packing(model))
+                # the other parts get the same constants, shared by runs on the same trunk
                 for number, part in enumerate(("val", "test")):
-                    if isinstance(found := scored[number], ImageTensors):
-                        of = of_part(same, part)
-                        scored[number] = also(found, partial(_remembered, shared, of))
+                    if isinstance(part_set := scored[number], ImageTensors):
+                        part_identity = of_part(identity, part)
+                        scored[number] = also(part_set, partial(_remembered, shared, part_identity))
         val, test = scored
         yield (train, val, test), spent
 
 
 def _remembered(
-    shared: SharedWork, of: Mapping[str, Any], mark: dict[str, Any], make: Callable[[], Tensor]
+    shared: SharedWork,
+    part_identity: Mapping[str, Any],
+    mark: dict[str, Any],
+    make: Callable[[], Tensor],
 ) -> Tensor:
-    """Rows with constants, in this process's memory for the runs that come next."""
-    return shared.get("constants", {**of, **mark}, make)
+    """Keep rows with constants in this process's memory, for the runs that come next."""
+    return shared.get("constants", {**part_identity, **mark}, make)
 
 
 def reads_logits_only(objective: object) -> bool:
-    """Whether an objective of `settings.objective` looks at nothing of a forward but its logits."""
+    """Return whether an objective reads nothing of a forward pass but its logits."""
+    # settings are bound by `partial`: look through it, and at the objective it wraps
     if isinstance(objective, partial):
         over = objective.keywords.get("over", plain)
         deep = bool(objective.keywords.get("deep"))
@@ -173,8 +184,9 @@ def reads_logits_only(objective: object) -> bool:
 
 
 def with_seconds(record: Mapping[str, Any], once: Spent) -> dict[str, Any]:
-    """The record with what was computed once for the training pictures counted as training time."""
+    """Count what was computed once for the training pictures as training time, in the record."""
     results = dict(record["results"])
+    # no method is faster than another only because its tokens were computed beforehand
     if once.seconds:
         results |= {name: round(results[name] + spent, 3) for name, spent in once._asdict().items()}
         results["seconds_once"] = round(once.seconds, 3)

@@ -41,44 +41,47 @@ def run(inputs: Mapping[str, Any], seat: Seat | None = None) -> dict[str, Any]:
     of several runs of one shape, which step together; the result is then `ends`, for each its
     result or its error.
     """
+    # several runs in one: they share the frozen trunk and step together
     if "stack" in inputs:
         return _stack(inputs["stack"])
     experiment = Experiment.of(inputs["experiment"])
     folder = Path(inputs["folder"])
     shared = shared_in(inputs["shared"]) if "shared" in inputs else None
     options = {"trackers": (), **inputs.get("running", {}), "seat": seat}
+    # a folder with an experiment is a run that was stopped, which goes on
     running = with_keywords(Running(out=folder, resume=(folder / FILE).is_file()), options)
     lines: list[str] = []
     quiet = inputs.get("quiet", True)
-    found = carry_out(
+    finished = carry_out(
         experiment,
         running,
         lines.append if quiet else announce,
         shared,
         score=inputs.get("test", True),
-        whole=inputs.get("whole", False),
+        untrimmed=inputs.get("whole", False),
         evaluate_every=inputs.get("evaluate_every", 1),
         temperature=inputs.get("temperature"),
         search=inputs.get("search"),
         fold=Fold(**inputs["fold"]) if "fold" in inputs else None,
         choice=inputs.get("choice"),
     )
-    record = found.record
+    record = finished.record
     return {
         "results": dict(record["results"]),
         "parameters": dict(record["parameters"]),
-        "sizes": {part: about["n"] for part, about in record["data"].items()},
+        "sizes": {part: part_record["n"] for part, part_record in record["data"].items()},
         "origin": {} if inputs.get("shared") is None else origin_of(record["record"]),
         "lines": lines,
     }
 
 
-def _stack(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Raises: KeyboardInterrupt for all, if they were stopped."""
-    found = stacked([partial(run, inputs) for inputs in each], on_one_trunk)
+def _stack(runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Run several inputs together.  Raises: KeyboardInterrupt for all, if they were stopped."""
+    results = stacked([partial(run, inputs) for inputs in runs], on_one_trunk)
     ends: list[dict[str, Any]] = []
-    for end in found:
+    for end in results:
         if isinstance(end, BaseException):
+            # Ctrl-C and the like are no result of one run: they end all of them
             if not isinstance(end, Exception):
                 raise end
             ends.append({"result": None, "error": str(sendable(end))})
@@ -87,36 +90,39 @@ def _stack(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     return {"ends": ends}
 
 
-def shape_of(experiment: Experiment, **more: Any) -> str:
-    """The same for runs that may step together: they differ in seed, rate and decay alone.
+def shape_of(experiment: Experiment, **extra: Any) -> str:
+    """Return a key that runs share if they may step together: only seed, rate and decay differ.
 
     "" for runs that gain nothing: texts, and methods that are no adapter, which train the trunk.
-    more: what else has to be the same.
+    extra: what else has to be the same.
     """
     flat = experiment.flat()
     kind = index().get(experiment.adapted.method, {}).get("kind")
     if is_text(experiment.pictures.data) or kind in ("baseline", "change", "recipe"):
         return ""
+    # these may differ between runs that step together
     for name in ("seed", "lr", "weight_decay"):
         del flat[name]
-    return key_of({**flat, **more})
+    return key_of({**flat, **extra})
 
 
-def origin_of(about: Mapping[str, Any]) -> dict[str, Any]:
-    """What a score came out of, see `results.Origin`.  about: what `record_of` said."""
-    parts: Mapping[str, Any] = about["data"]["parts"]
-    shared = {k: v for k, v in about["data"]["shared_pictures"].items() if "test" in k.split()}
+def origin_of(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the origin of a score, see `results.Origin`.  record: the record of `record_of`."""
+    parts: Mapping[str, Any] = record["data"]["parts"]
+    # pictures of the test part that another part has as well make its score too good
+    shared = {k: v for k, v in record["data"]["shared_pictures"].items() if "test" in k.split()}
     return {
         "code": source(),
         "pictures": key_of({name: part["sha256"] for name, part in parts.items()}),
         "twins": sum(shared.values()) if shared else None,
-        "chosen": dict(about.get("chosen", {})),
+        "chosen": dict(record.get("chosen", {})),
     }
 
 
 @lru_cache(maxsize=1)
 def source() -> str:
-    """A digest of this package's source: results of another one may differ."""
+    """Return a digest of this package's source: results of another one may differ."""
+    # the package's folder: every module may change a result
     top = Path(__file__).parents[1]
     files = sorted(top.rglob("*.py"))
     return key_of({path.relative_to(top).as_posix(): path.read_text() for path in files})

@@ -18,7 +18,7 @@ def open_run(
     as_trained: bool = True,
     report: Report = lambda _: None,
 ) -> PictureRun | TextRun:
-    """A finished run of `intarsia fit`, with its trained model.
+    """Return a finished run of `intarsia fit`, with its trained model.
 
     Both kinds have `evaluate()` and `predict(...)`, `model`, `classes` (none of a run on texts),
     `experiment` and `record`, the contents of run.json.

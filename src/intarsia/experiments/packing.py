@@ -38,19 +38,23 @@ def compress_run(
     if not isinstance(run, PictureRun):
         want, fix = "a run on pictures", "Pack a language model as bitmask, columns or gqsa."
         raise ConfigError(f"run {str(folder)!r}", got="a run on texts", want=want, fix=fix)
+    # refused here, before anything is written, where the net cannot be packed or is no faster
     plan = change.plan(run.model, [torch.zeros(1, 3, *run.inputs.size)])
+    # `plan` timed one picture; with `force` the written net takes several, one by one
     fast = apply_plan(run.model, replace(plan, change=replace(change, force=True)))
-    told = chw_report(fast)
-    found = {
-        "layers": {one.path: {"density": one.density, "rows": one.rows} for one in told.layers},
-        "left": list(told.left),
-        "milliseconds": dict(told.milliseconds),
+    packed = chw_report(fast)
+    summary = {
+        "layers": {
+            layer.path: {"density": layer.density, "rows": layer.rows} for layer in packed.layers
+        },
+        "left": list(packed.left),
+        "milliseconds": dict(packed.milliseconds),
     }
     record: dict[str, Any] = copy.deepcopy(dict(run.record))
     record["record"]["label"] = f"{record['record']['label']}, in CHW"
-    record["record"]["chw"] = found
+    record["record"]["chw"] = summary
     with writing(out) as scratch:
         scratch.mkdir()
         experiments.save(run.experiment, scratch)
         write_results(scratch, fast, record, "test", None, write_trained)
-    return found
+    return summary

@@ -33,7 +33,7 @@ class Arm(Generic[S]):
 
 @dataclass(frozen=True)
 class Trial:
-    """One piece of work: how it is called in messages, and everything it depends on.
+    """A piece of work: its name in messages, and everything that its result depends on.
 
     kind: trials of one kind take about as long; "" = of no kind.  stack: trials of one stack may be
     carried out in one piece, as `work` of {"stack": [inputs, ...]} -> {"ends": [...]}, see
@@ -76,17 +76,18 @@ def run_trials(
 ) -> None:
     """Run every trial, `jobs` pieces at a time, in their order; call `done` as each one ends.
 
-    A trial that raises, or whose process dies, is an TrialEnd with an error like any other.
+    A trial that raises, or whose process dies, is a TrialEnd with an error like any other.
     threads: of torch in each process; None shares this machine's cores out, or those of Ray's.
     Raises: ConfigError for impossible numbers; KeyboardInterrupt after the running trials have been
     told to stop.
     """
-    todo = pieces(trials, jobs)
+    todo = pieces(trials, jobs)  # trials that share a trunk go together in one
     slots = _slots(executor, jobs, threads, len(todo))
     if executor == "here" and len(slots) == 1:  # in this thread, which Ctrl-C reaches
         for piece in todo:
             _serve(piece, slots[0], work, begun, done)
         return
+    # one thread for each slot takes pieces off `waiting`; this thread alone calls `done`
     waiting: queue.SimpleQueue[list[Trial]] = queue.SimpleQueue()
     for piece in todo:
         waiting.put(piece)
@@ -102,23 +103,24 @@ def run_trials(
                     break
                 _serve(piece, slot, work, begun, ended.put)
         except BaseException as error:
-            ended.put(error)
+            ended.put(error)  # the main thread raises it
         finally:
-            ended.put(None)
+            ended.put(None)  # the sign that this slot has ended
 
     for slot in slots:
         threading.Thread(target=serve, args=(slot,), daemon=True).start()
-    left = len(slots)
+    open_slots = len(slots)
     try:
-        while left:
-            found = ended.get()
-            if found is None:
-                left -= 1
-            elif isinstance(found, BaseException):
-                raise found
+        while open_slots:
+            end = ended.get()
+            if end is None:
+                open_slots -= 1
+            elif isinstance(end, BaseException):
+                raise end
             else:
-                done(found)
+                done(end)
     finally:
+        # after an error too: no slot begins another piece, and processes are closed
         stopped.set()
         for slot in slots:
             slot.close()
@@ -138,16 +140,18 @@ def _serve(
 
 
 def pieces(trials: Sequence[Trial], jobs: int) -> list[list[Trial]]:
-    """Trials in pieces, one stack in one: at most MOST of them, and a piece for each job."""
+    """Group trials in pieces, by stack: at most MOST of them in one, and a piece for each job."""
+    # a trial without a stack has its own number as key, and so stays by itself
     stacks: dict[object, list[Trial]] = {}
     for number, trial in enumerate(trials):
         stacks.setdefault(trial.stack or number, []).append(trial)
-    found: list[list[Trial]] = []
+    groups: list[list[Trial]] = []
     for members in stacks.values():
+        # ceiling divisions: small enough for memory, and enough pieces to occupy all jobs
         parts = max(-(-len(members) // MOST), min(len(members), -(-jobs // len(stacks))))
         size = -(-len(members) // parts)
-        found += [members[i : i + size] for i in range(0, len(members), size)]
-    return found
+        groups += [members[i : i + size] for i in range(0, len(members), size)]
+    return groups
 
 
 def _slots(executor: str, jobs: int, threads: int | None, trials: int) -> list[Executor]:
@@ -157,13 +161,14 @@ def _slots(executor: str, jobs: int, threads: int | None, trials: int) -> list[E
     if executor == "ray":
         share = threads_for(number, threads) if number else 1
     else:
+        # without a number, this machine's cores are divided among the jobs
         share = threads or max(1, (os.cpu_count() or 1) // jobs)
     return [EXECUTORS[executor](share) for _ in range(number)]
 
 
 @dataclass
 class TimeLeft:
-    """How long what is left will take: by the mean time of what has ended of each kind.
+    """Estimate of the time that is left, from the mean time of the ended trials of each kind.
 
     A kind of which nothing has ended takes the mean of all.
     """
@@ -180,15 +185,16 @@ class TimeLeft:
         self.seconds[end.trial.kind].append(end.seconds)
 
     def left(self) -> float | None:
-        """Seconds, or None before anything ended."""
+        """Return the seconds that are left, None before anything ended."""
         if not self.ended:
             return None
         means = {kind: sum(took) / len(took) for kind, took in self.seconds.items()}
         usual = sum(map(sum, self.seconds.values())) / self.ended
-        more = Counter(trial.kind for trial in self.trials)
-        more.subtract({kind: len(took) for kind, took in self.seconds.items()})
-        total = sum(n * means.get(kind, usual) for kind, n in more.items())
-        return total / max(1, min(self.jobs, more.total()))
+        remaining = Counter(trial.kind for trial in self.trials)
+        # what remains of each kind, at the kind's own mean time
+        remaining.subtract({kind: len(took) for kind, took in self.seconds.items()})
+        total = sum(n * means.get(kind, usual) for kind, n in remaining.items())
+        return total / max(1, min(self.jobs, remaining.total()))
 
 
 def run_told(
@@ -197,27 +203,28 @@ def run_told(
     *,
     jobs: int,
     done: Callable[[TrialEnd], None],
-    said: Callable[[Mapping[str, Any]], str],
+    describe: Callable[[Mapping[str, Any]], str],
     report: Callable[[str], None],
     executor: str = "processes",
     threads: int | None = None,
 ) -> None:
-    """`run_trials`, with a line for each end: which, how it ended, how long the rest will take.
+    """Call `run_trials`, with a line for each end: how it ended, how long the rest will take.
 
-    said: a result in a few words.
+    describe: a result in a few words.
     """
+    # means are kept for each kind, since methods differ in time more than seeds do
     pace = TimeLeft(trials, jobs)
     start = time.monotonic()
 
     def ended(end: TrialEnd) -> None:
         done(end)
         pace.add(end)
-        left = pace.left() or 0.0
-        how = f"FAILED, {end.error}" if end.result is None else said(end.result)
+        seconds_left = pace.left() or 0.0
+        outcome = f"FAILED, {end.error}" if end.result is None else describe(end.result)
         took = "" if end.result is None else f", {end.seconds:.0f} s"
         report(
-            f"[{pace.ended}/{len(trials)}] {end.trial.name}: {how}{took}; "
-            f"{(time.monotonic() - start) / 60:.0f} min gone, about {left / 60:.0f} left"
+            f"[{pace.ended}/{len(trials)}] {end.trial.name}: {outcome}{took}; "
+            f"{(time.monotonic() - start) / 60:.0f} min gone, about {seconds_left / 60:.0f} left"
         )
 
     if trials:
@@ -232,21 +239,23 @@ def refuse_failed(errors: Sequence[str], count: int) -> None:
 
 
 def _ends_of(slot: Executor, work: Work, piece: Sequence[Trial]) -> list[TrialEnd]:
-    """The ends of a piece; the trials of one whose process died are tried one by one."""
+    """Return the ends of a piece; the trials of one whose process died are tried one by one."""
     if len(piece) == 1:
         return [_end_of(slot, work, piece[0])]
     start = time.perf_counter()
     try:
         ends = slot.run(work, {"stack": [dict(trial.inputs) for trial in piece]})["ends"]
     except Exception as error:
+        # one member may be at fault, or memory for all: alone, the others can succeed
         first, *_, last = (trial.name for trial in piece)
         LOG.warning(
             "%d trials in one piece, %s to %s, failed (%s); each is tried by itself.",
             *(len(piece), first, last, error),
         )
         return [_end_of(slot, work, trial) for trial in piece]
-    each = (time.perf_counter() - start) / len(piece)
-    return [TrialEnd(t, e["result"], e["error"], each) for t, e in zip(piece, ends, strict=True)]
+    # trials of one piece step together, so that each counts with its share of the time
+    share = (time.perf_counter() - start) / len(piece)
+    return [TrialEnd(t, e["result"], e["error"], share) for t, e in zip(piece, ends, strict=True)]
 
 
 def _end_of(slot: Executor, work: Work, trial: Trial) -> TrialEnd:

@@ -65,26 +65,35 @@ class RateSearch:
         Raises: ConfigError for a run without a validation part, and for finished runs of another
         comparison in their folders; TrainingError if all trials of a method failed.
         """
+        # one experiment stands for all seeds of a method: the search has seeds of its own
         bases = {r.method: r.experiment for r in runs if r.method not in fixed}
         if not bases:
             return list(runs)
         for r in runs:
             _check_validation(r.experiment)
+            # refuses folders of another comparison now; the rate may differ, since it is searched
             r.finished(but=() if r.method in fixed else ("lr",))
-        taken = {r.experiment.training.seed for r in runs}
-        seeds = list(islice((s for s in count(FIRST_SEED) if s not in taken), MOST_DRAWS))
-        kept = Store(out, searching.SEARCHES)
-        for key in [key for key, row in kept.rows.items() if "error" in row]:
-            del kept.rows[key]  # it is tried once more, and once only
-        trials = _Trials(bases, out / FOLDER, kept, self, report)
+        run_seeds = {r.experiment.training.seed for r in runs}
+        # no run of the comparison is scored on a draw that its rate was chosen by
+        seeds = list(islice((s for s in count(FIRST_SEED) if s not in run_seeds), MOST_DRAWS))
+        store = Store(out, searching.SEARCHES)
+        for key in [key for key, row in store.rows.items() if "error" in row]:
+            del store.rows[key]  # it is tried once more, and once only
+        trials = _Trials(bases, out / FOLDER, store, self, report)
+        # the first draw shows the size of the validation part, and so how many draws are needed
         trials.carry(self.rates, seeds[:1])
-        found = trials.widest(self.rates, seeds[: trials.draws(seeds[0])])
+        searches = trials.widest(self.rates, seeds[: trials.draws(seeds[0])])
         shutil.rmtree(out / FOLDER, ignore_errors=True)  # of trials that failed
+        # the shared pixels and tokens of the search are not needed any more
         shared_in.cache_clear()
-        failed = [f"{method}: {how['error']}" for method, how in found.items() if "error" in how]
-        refuse_failed(failed, len(found))
+        failed = [
+            f"{method}: {search['error']}"
+            for method, search in searches.items()
+            if "error" in search
+        ]
+        refuse_failed(failed, len(searches))
         return [
-            r.at_rate(found[r.method]["rate"], found[r.method]) if r.method in found else r
+            r.at_rate(searches[r.method]["rate"], searches[r.method]) if r.method in searches else r
             for r in runs
         ]
 
@@ -112,43 +121,54 @@ class _Trials:
         trials = [self._trial(e) for m in self.bases for e in self.of(m, rates, seeds)]
         jobs = self.how.jobs
         # one after the other they share what they have in memory with the trials of later rounds
-        how: dict[str, Any] = {"jobs": jobs, "executor": "here" if jobs == 1 else "processes"}
-        how |= {"threads": self.how.threads, "report": self.report, "said": _told}
+        pool_options: dict[str, Any] = {
+            "jobs": jobs,
+            "executor": "here" if jobs == 1 else "processes",
+        }
+        pool_options |= {
+            "threads": self.how.threads,
+            "report": self.report,
+            "describe": _score_in_words,
+        }
 
-        def carry(left: Sequence[Trial], done: Callable[[TrialEnd], None]) -> None:
+        def carry(missing: Sequence[Trial], done: Callable[[TrialEnd], None]) -> None:
             def ended(end: TrialEnd) -> None:
                 done(end)
                 if end.result is not None:  # its score is all that is wanted of it
                     shutil.rmtree(end.trial.inputs["folder"], ignore_errors=True)
 
-            if left:
-                self.report(f"Searching learning rates on validation: {len(left)} trials.")
-            run_told(left, run, done=ended, **how)
+            if missing:
+                self.report(f"Searching learning rates on validation: {len(missing)} trials.")
+            run_told(missing, run, done=ended, **pool_options)
 
         searching.carry_missing(trials, self.kept, carry, again=False)
 
-    def _trial(self, one: Experiment) -> Trial:
-        key = key_of(one.flat())
+    def _trial(self, experiment: Experiment) -> Trial:
+        key = key_of(experiment.flat())
         inputs: dict[str, Any] = {
             "key": key,
-            "experiment": one.flat(),
+            "experiment": experiment.flat(),
             "folder": str((self.out / key).absolute()),
             "shared": None,
             "test": False,
-            "evaluate_every": int(one.recipe.select == "val" or one.recipe.patience is not None),
+            "evaluate_every": int(
+                experiment.recipe.select == "val" or experiment.recipe.patience is not None
+            ),
             "running": {k: v for k, v in self.how.running.items() if k != "trackers"},
         }
-        name = f"{one.label}, rate {one.training.lr:g}, seed {one.training.seed}"
-        shape = shape_of(one, test=False, running=inputs["running"])
-        return Trial(name, inputs, kind=one.label, stack=shape)
+        name = (
+            f"{experiment.label}, rate {experiment.training.lr:g}, seed {experiment.training.seed}"
+        )
+        shape = shape_of(experiment, test=False, running=inputs["running"])
+        return Trial(name, inputs, kind=experiment.label, stack=shape)
 
-    def ends(self, found: Sequence[Experiment]) -> list[Mapping[str, Any]]:
+    def ends(self, experiments: Sequence[Experiment]) -> list[Mapping[str, Any]]:
         """Return the kept ends of trials."""
-        return [self.kept[key_of(one.flat())] for one in found]
+        return [self.kept[key_of(experiment.flat())] for experiment in experiments]
 
     def draws(self, seed: int) -> int:
         """Return how many draws a validation part of this size needs; 1 for texts."""
-        if any(is_text(one.pictures.data) for one in self.bases.values()):
+        if any(is_text(base.pictures.data) for base in self.bases.values()):
             return 1
         return MOST_DRAWS if self._size([seed]) < ENOUGH else DRAWS
 
@@ -164,15 +184,16 @@ class _Trials:
             self.carry(rates, seeds)
             scores = {m: self._scores(m, rates, seeds) for m in self.bases}
             winners = [
-                searching.winning_edge(searching.smoothed(found, rates))
-                for found in scores.values()
-                if found
+                searching.winning_edge(searching.smoothed(method_scores, rates))
+                for method_scores in scores.values()
+                if method_scores
             ]
+            # the grid grows for all methods when one of them is best at an edge
             wider = searching.extended(rates, winners, self.how.reach)
             if wider == tuple(rates):
                 break
-            more = " and ".join(f"{rate:g}" for rate in wider if rate not in rates)
-            self.report(f"A method's best rate is at an edge of the grid; tried as well: {more}.")
+            added = " and ".join(f"{rate:g}" for rate in wider if rate not in rates)
+            self.report(f"A method's best rate is at an edge of the grid; tried as well: {added}.")
             rates = wider
         return {m: self._how_found(m, scores[m], rates, seeds) for m in self.bases}
 
@@ -180,8 +201,8 @@ class _Trials:
         self, method: str, rates: Sequence[float], seeds: Sequence[int]
     ) -> dict[float, searching.Score]:
         trials = self.of(method, rates, seeds)
-        found = searching.scores_by(trials, self.ends(trials), ["lr"])
-        return {rate: score for (rate,), score in found.items()}
+        by_rate = searching.scores_by(trials, self.ends(trials), ["lr"])
+        return {rate: score for (rate,), score in by_rate.items()}
 
     def _how_found(
         self,
@@ -194,7 +215,9 @@ class _Trials:
         ends = self.ends(self.of(method, rates, seeds))
         if not scores:
             return {"error": ends[0]["error"]}
+        # all trials of a method have the same measure, so that any of them names it
         val = next(end["val"] for end in ends if "val" in end)
+        # a rate counts with its neighbours, so that a lucky trial does not win
         smooth = searching.smoothed(scores, rates)
         best = searching.best_of(smooth)
         self.report(f"{self.bases[method].label}: rate {best:g}, the best of {len(rates)}.")
@@ -209,14 +232,14 @@ class _Trials:
         }
 
 
-def _check_validation(one: Experiment) -> None:
+def _check_validation(experiment: Experiment) -> None:
     """Raises: ConfigError for an experiment without a validation part."""
-    if one.pictures.val == 0:
+    if experiment.pictures.val == 0:
         want, fix = "a validation part", "Leave --val out, or fix one rate for all: --lr 3e-3."
         raise ConfigError("search for learning rates", got="--val 0", want=want, fix=fix)
 
 
-def _told(result: Mapping[str, Any]) -> str:
+def _score_in_words(result: Mapping[str, Any]) -> str:
     """Return the validation score of a trial, in words."""
     scores = result["results"]["val"]
     if wrong := searching.unusable(scores, "val"):

@@ -49,13 +49,14 @@ class FittedRecommender:
 
 
 def parts_of(data: Interactions, data_of: str) -> Parts:
-    """Train, val and test: of sessions by time (80, 10, 10 %), of ranking each user's last events.
+    """Split into train, val, test: sessions by time (80, 10, 10 %), else each user's last events.
 
     Raises: DataError where a user's later events would come before her earlier ones.
     """
     if data_of == "sessions":
         train, val, test = data.split_by_time(0.8, 0.9)
         return train, val, test
+    # the last events are the test, those before them validation, as time passed
     rest, test = data.leave_last(LAST)
     train, val = rest.leave_last(LAST)
     return train, val, test
@@ -86,51 +87,55 @@ def fit_recommender(
     train, val, test = parts or parts_of(data, settings.data_of)
     model = settings.build(train, seed=seed)
     ranking = settings.data_of == "ranking"
-    own: dict[str, Any] = dict(settings.training) | {"trackers": ()}
-    own |= {"select": "val"} if ranking else {}
+    defaults: dict[str, Any] = dict(settings.training) | {"trackers": ()}
+    defaults |= {"select": "val"} if ranking else {}
+    # "tables" is a word for the layers that this method keeps its tables in
     if isinstance(schedule, SparseSchedule) and schedule.layers in (None, ("tables",)):
         schedule = replace(schedule, layers=settings.tables)  # pyright: ignore
-    found: dict[str, Any] = {}
+    outputs: dict[str, Any] = {}
 
     def finish(run: Run) -> Run:
-        found["measures"] = measured(model, val, test)
+        outputs["measures"] = measured(model, val, test)
+        # only now: the items that a user is known to have are left out of her ranking
         model.known = data
-        report(f"Test, all items ranked: {in_words(found['measures'])}.")
+        report(f"Test, all items ranked: {in_words(outputs['measures'])}.")
         if out is not None:
-            found["tables"] = save_recommender(model, Path(out) / FOLDER, train)
-        return replace(run, record={**run.record, "measures": found["measures"]})
+            outputs["tables"] = save_recommender(model, Path(out) / FOLDER, train)
+        return replace(run, record={**run.record, "measures": outputs["measures"]})
 
     run = fit(
         model,
         *model.sets(train, val, test)[:2],
         task=model.task,
         objective=own_losses,
-        **own | options | {"schedule": schedule, "seed": seed, "out": out, "resume": resume},
+        **defaults | options | {"schedule": schedule, "seed": seed, "out": out, "resume": resume},
         finish=finish,
         record={"recommender": method_key(settings)},
     )
-    return FittedRecommender(model, run, found["measures"], found.get("tables", ()))
+    return FittedRecommender(model, run, outputs["measures"], outputs.get("tables", ()))
 
 
 def measured(model: Recommender, val: Interactions, test: Interactions) -> dict[str, float]:
-    """Full-sort measures of a model: of each held-out question, or of each user's test items.
+    """Measure a full sort: of each held-out question, or of each user's test items.
 
     What a user took in training or for validation is no rival of her test items: a recommender that
     ranks it high is right.
     """
     questions: Any = model.questions(test)
     ranked: list[Any] = []
-    wanted: list[Any] = []
+    right_items: list[Any] = []
     device = next(model.parameters()).device  # where the training was
     if model.settings.data_of == "ranking":
         users, items = questions.tensors
-        taken = seen_rows(val) & ~seen_rows(test)
-        asked = users.unique()
+        # what a user took for validation is not a wrong answer: it leaves the ranking
+        val_only = seen_rows(val) & ~seen_rows(test)
+        test_users = users.unique()
         with evaluating(model), torch.no_grad():
-            for part in asked.split(256):
-                hidden = taken[part].to(device)
+            # users in groups, since a row of scores is as long as the list of items
+            for part in test_users.split(256):
+                hidden = val_only[part].to(device)
                 ranked += model.ranked(part.to(device), DEEP, hidden).tolist()
-        wanted = [items[users == user].tolist() for user in asked]
+        right_items = [items[users == user].tolist() for user in test_users]
     else:
         with evaluating(model), torch.no_grad():
             for first in range(0, len(questions), 256):
@@ -138,8 +143,8 @@ def measured(model: Recommender, val: Interactions, test: Interactions) -> dict[
                 both: Any = model.task.collate(rows)
                 x, y = both
                 ranked += model.ranked(x.to(device), DEEP).tolist()
-                wanted += [one.flatten().tolist() for one in y]
-    return full_sort(ranked, wanted)
+                right_items += [answer.flatten().tolist() for answer in y]
+    return full_sort(ranked, right_items)
 
 
 def in_words(measures: Mapping[str, float]) -> str:
@@ -155,33 +160,37 @@ def save_recommender(
     written as CSR rows where that is smaller; returns a line for each table.
     Raises: TrainingError if it cannot be written.
     """
-    known = model.known
+    events = model.known
     names = {
-        "users": known.user_ids,
-        "items": known.item_ids,
-        "fields": {n: {"kind": f.kind, "values": f.values} for n, f in known.fields.items()},
+        "users": events.user_ids,
+        "items": events.item_ids,
+        "fields": {n: {"kind": f.kind, "values": f.values} for n, f in events.fields.items()},
     }
-    kept = {n: np.ascontiguousarray(getattr(known, n)) for n in ARRAYS}
-    kept |= {f"train.{n}": np.ascontiguousarray(getattr(built_of, n)) for n in ARRAYS}
+    arrays = {n: np.ascontiguousarray(getattr(events, n)) for n in ARRAYS}
+    arrays |= {f"train.{n}": np.ascontiguousarray(getattr(built_of, n)) for n in ARRAYS}
     with writing(folder) as scratch:
         scratch.mkdir()
         lines = save_tables(model, scratch / WEIGHTS)
-        save_file(kept, scratch / EVENTS)
+        save_file(arrays, scratch / EVENTS)
         write_json(scratch / NAMES, names, indent=None)
-        about = {"format": FORMAT, "key": method_key(model.settings)}
-        about |= {"version": version("intarsia"), "settings": settings_to_dict(model.settings)}
-        about |= {"built_of": [len(built_of.item_ids), len(built_of.user_ids)]}
-        seal_folder(scratch, CARD, about)
+        card_content = {"format": FORMAT, "key": method_key(model.settings)}
+        card_content |= {
+            "version": version("intarsia"),
+            "settings": settings_to_dict(model.settings),
+        }
+        card_content |= {"built_of": [len(built_of.item_ids), len(built_of.user_ids)]}
+        seal_folder(scratch, CARD, card_content)
     return lines
 
 
 def open_recommender(folder: str | Path, *, mapped: bool = False) -> Recommender:
-    """The recommender of a run folder, or of the folder that `save_recommender` wrote.
+    """Return the recommender of a run folder, or of the folder that `save_recommender` wrote.
 
     mapped: tables are pages of the file, not memory, see `load_tables`.
     Raises: ConfigError where there is none; CheckpointError for a damaged one.
     """
     folder = repaired(folder)
+    # a run folder holds the recommender in a folder of its own
     folder = folder / FOLDER if (folder / FOLDER).is_dir() else folder
     if not (folder / CARD).is_file():
         got = "a folder without one" if folder.is_dir() else "no such folder"
@@ -189,13 +198,13 @@ def open_recommender(folder: str | Path, *, mapped: bool = False) -> Recommender
         raise ConfigError(f"recommender in {folder}", got=got, want="a finished run", fix=fix)
     try:
         needs = (WEIGHTS, EVENTS, NAMES)
-        about = check_sealed(folder / CARD, read_json(folder / CARD), needs=needs)
-        if about["format"] != FORMAT:
-            raise ValueError(f"format {about['format']!r}")
-        settings: Any = settings_from_dict(card(about["key"]), about["settings"])
+        content = check_sealed(folder / CARD, read_json(folder / CARD), needs=needs)
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r}")
+        settings: Any = settings_from_dict(card(content["key"]), content["settings"])
         arrays, names = read_tensors(folder / EVENTS, "np"), read_json(folder / NAMES)
-        known, train = (_events(arrays, names, start) for start in ("", "train."))
-        items, users = about["built_of"]
+        events, train = (_events(arrays, names, start) for start in ("", "train."))
+        items, users = content["built_of"]
         train = first_of(train, items, users)
         with unfilled() if mapped else nullcontext():
             model: Recommender = settings.restore(train, read_tensors(folder / WEIGHTS))
@@ -205,15 +214,16 @@ def open_recommender(folder: str | Path, *, mapped: bool = False) -> Recommender
         want, fix = "what `intarsia fit` wrote", "Copy it again from its source, or train anew."
         raise CheckpointError(f"folder {folder}", got=error, want=want, fix=fix) from error
     put_tables(model, folder / WEIGHTS, mapped)
-    if len(known.item_ids) > items:
-        new = known.item_ids[items:]
+    # items that came after the training are added to the trained model
+    if len(events.item_ids) > items:
+        new = events.item_ids[items:]
         if not model.takes_items:
             fix = "Train it anew with these items."
             raise CheckpointError(f"folder {folder}", got="new items", want="none", fix=fix)
         model.add_items(
-            new, {n: f.take(np.arange(items, len(f.values))) for n, f in known.fields.items()}
+            new, {n: f.take(np.arange(items, len(f.values))) for n, f in events.fields.items()}
         )
-    model.known = known
+    model.known = events
     model.eval()
     return model
 
@@ -226,13 +236,14 @@ def _events(arrays: Mapping[str, Any], names: Mapping[str, Any], start: str) -> 
         )
         for n, f in names["fields"].items()
     }
-    own: dict[str, Any] = {n: arrays[f"{start}{n}"] for n in ARRAYS}
-    own |= {"user_ids": tuple(names["users"]), "item_ids": tuple(names["items"])}
-    return Interactions(**own, fields=fields)
+    columns: dict[str, Any] = {n: arrays[f"{start}{n}"] for n in ARRAYS}
+    columns |= {"user_ids": tuple(names["users"]), "item_ids": tuple(names["items"])}
+    return Interactions(**columns, fields=fields)
 
 
 def first_of(data: Interactions, items: int, users: int) -> Interactions:
-    """The same with its first items and users only, where the events are theirs."""
+    """Return the same with its first items and users only, where the events are theirs."""
+    # items and users are numbered in the order they came, so that the first are the trained ones
     fields = {n: f.take(np.arange(items)) for n, f in data.fields.items()}
     ids = {"item_ids": data.item_ids[:items], "user_ids": data.user_ids[:users]}
     return replace(data, **ids, fields=fields)

@@ -40,32 +40,40 @@ def release(
     or loses too much in int8.
     """
     if form == "timm" and not fold_it:
-        what, want = "--keep-adapter", "onnx or torch: timm knows no adapters"
-        raise ConfigError(what, got="--format timm", want=want, fix="Leave one of them out.")
+        subject, want = "--keep-adapter", "onnx or torch: timm knows no adapters"
+        raise ConfigError(subject, got="--format timm", want=want, fix="Leave one of them out.")
     opened = open_pictures(run, as_trained=False)
     images = some_pictures(opened, report)
+    # folded: the adapter's change is added to the weights, and the net is timm's own again
     model = stock_of(opened, images, result) if fold_it else opened.model
-    told: Any = {"classes": list(opened.classes), "preprocessing": opened.inputs, "report": result}
-    told["several_labels"] = opened.several_labels
+    export_options: Any = {
+        "classes": list(opened.classes),
+        "preprocessing": opened.inputs,
+        "report": result,
+    }
+    export_options["several_labels"] = opened.several_labels
     if int8:
+        # ranges come from training pictures; they are judged on pictures that set none of them
         calibration, _ = _spread(opened, "train", CALIBRATION, report)
         part = "val" if "val" in opened.record["record"]["data"]["parts"] else "test"
         judged, labels = _spread(opened, part, VALIDATION, report)
-        return export_onnx_int8(model, target, calibration, judged, labels, **told)
+        return export_onnx_int8(model, target, calibration, judged, labels, **export_options)
     if form == "timm":
-        return export_timm(model, target, inputs=images, **told)
-    return (export_onnx if form == "onnx" else export_program)(model, target, images=images, **told)
+        return export_timm(model, target, inputs=images, **export_options)
+    return (export_onnx if form == "onnx" else export_program)(
+        model, target, images=images, **export_options
+    )
 
 
 def stock_of(opened: PictureRun, images: Tensor | None, result: Report) -> nn.Module:
-    """The folded model; one without an adapter is stock already."""
+    """Return the folded model; one without an adapter is stock already."""
     if not is_adapted(opened.model):
         return opened.model
     return fold(opened.model, inputs=images, report=result)
 
 
 def some_pictures(opened: PictureRun, report: Report, count: int = PICTURES) -> Tensor | None:
-    """So many pictures of the test part as the model sees them; None where the data are gone."""
+    """Return `count` test pictures as the model sees them; None if the data are gone."""
     try:
         return _spread(opened, "test", count, report)[0]
     except (DataError, AssetError, LookupError) as error:
@@ -80,7 +88,8 @@ def _spread(opened: PictureRun, part: str, count: int, report: Report) -> tuple[
     """
     images: ImageSet = pictures_to_score(opened, None, part, report)
     transform: Any = eval_transform(opened.inputs)
+    # every step-th picture: sets are often sorted by class
     step = max(1, len(images) // count)
-    chosen = range(0, min(len(images), step * count), step)
-    labels = torch.from_numpy(images.labels[list(chosen)])
-    return torch.stack([transform(images.image(i)) for i in chosen]), labels
+    rows = range(0, min(len(images), step * count), step)
+    labels = torch.from_numpy(images.labels[list(rows)])
+    return torch.stack([transform(images.image(i)) for i in rows]), labels

@@ -40,7 +40,9 @@ def release_text(
     model, tokenizer = _opened(source, report)
     if not fold_it:
         return export_gguf_adapter(model, target, quant=quant or "f32", report=result)
+    # any tokens will do: the folded model is compared with the adapted one on them
     tokens: Any = torch.arange(32)[None] % len(tokenizer)
+    # GGUF has no place for adapters inside a model: their changes go into its weights
     stock = fold_whole(model, inputs={"input_ids": tokens}, report=result)
     return export_gguf(stock, target, tokenizer=tokenizer, quant=quant or "bf16", report=result)
 
@@ -54,6 +56,7 @@ def _opened(source: str, report: Report) -> tuple[nn.Module, Any]:
             want, fix = "a run on texts", "Use --format onnx --int8 for a fast net on pictures."
             raise ConfigError("--format gguf", got="a run on pictures", want=want, fix=fix)
         return run.model, run.tokenizer
+    # an adapter's folder has no model of its own; its file names the one it belongs to
     if (folder / ADAPTER).is_file() and not (folder / "config.json").is_file():
         try:
             content = read_json(folder / ADAPTER)

@@ -1,4 +1,4 @@
-"""What a run has learned, put back into its pretrained model; and the model that teaches a run."""
+"""Put what a run has learned back into its pretrained model; and open a run's teacher."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def restored(
     record: Mapping[str, Any],
     classes: tuple[str, ...] | None = None,
 ) -> nn.Module:
-    """The pretrained model with what the run has learned.
+    """Return the pretrained model with what the run has learned.
 
     Raises: CheckpointError for another pretrained model, or damaged files.
     """
@@ -38,10 +38,17 @@ def check_backbone(
     model: nn.Module, folder: Path, experiment: Experiment, record: Mapping[str, Any]
 ) -> None:
     """Raises: CheckpointError for another model than that of the training, at its picture size."""
-    if (found := trunk_fingerprint(model)) != (want := need(record, "record.trunk", str, folder)):
-        what, got = f"backbone {experiment.adapted.model!r} of {folder}", f"weights {found[:12]}"
+    if (fingerprint := trunk_fingerprint(model)) != (
+        want := need(record, "record.trunk", str, folder)
+    ):
+        subject, got = (
+            f"backbone {experiment.adapted.model!r} of {folder}",
+            f"weights {fingerprint[:12]}",
+        )
         fix = "Use the version of timm and of the weights that run.json names."
-        raise CheckpointError(what, got=got, want=f"{want[:12]}, those it was trained on", fix=fix)
+        raise CheckpointError(
+            subject, got=got, want=f"{want[:12]}, those it was trained on", fix=fix
+        )
 
 
 def with_teacher(
@@ -51,15 +58,20 @@ def with_teacher(
     named: Callable[[str], nn.Module],
     classes: tuple[str, ...] | None = None,
 ) -> Objective:
-    """The objective with its teacher, if it has one: a run of `fit`, or a pretrained model.
+    """Return the objective with its teacher, if it has one: a run of `fit`, or a pretrained model.
 
     start: the pretrained model of a run's experiment.  named: a model by its name.
     Raises: as `restored` does.
     """
     if not isinstance(objective, SquareHead) or name is None:
         return objective
+    # a name is a run folder if it holds an experiment, else the name of a pretrained model
     folder = Path(name)
     if not (folder / experiments.FILE).is_file():
+        # a pretrained model, which has learned nothing of this task
         return replace(objective, teacher=named(name))
-    asked, record = experiments.read(folder), read_run(folder).record
-    return replace(objective, teacher=restored(start(asked), folder, asked, record, classes))
+    teacher_experiment, record = experiments.read(folder), read_run(folder).record
+    return replace(
+        objective,
+        teacher=restored(start(teacher_experiment), folder, teacher_experiment, record, classes),
+    )

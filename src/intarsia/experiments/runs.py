@@ -56,8 +56,8 @@ class PictureRun:
 
     @property
     def several_labels(self) -> bool:
-        about: Any = (self.record.get("record") or {}).get("data") or {}
-        return bool(about.get("several_labels"))
+        data_record: Any = (self.record.get("record") or {}).get("data") or {}
+        return bool(data_record.get("several_labels"))
 
     def evaluate(
         self,
@@ -66,7 +66,7 @@ class PictureRun:
         report: Report = lambda _: None,
         on_error: OnError = "raise",
     ) -> dict[str, Any]:
-        """Scores on a part of the run's own data, or of other data with the same classes.
+        """Return scores on a part of the run's own data, or of other data with the same classes.
 
         part: "train", "val", "test" or, of other data, "all"; None = "test" where there is one.
         on_error: "skip" leaves damaged pictures of other data out, which is reported.
@@ -77,7 +77,7 @@ class PictureRun:
         return scores_of(images, score(self, images))
 
     def predict(self, pictures: str | Picture | Sequence[str | Picture]) -> list[Prediction]:
-        """One prediction for each picture, in order; one that cannot be read has an `error`.
+        """Predict the class of each picture, in order; one that cannot be read has an `error`.
 
         pictures: paths of files, or of folders with pictures anywhere below; Pillow images; arrays
           (H, W, 3).
@@ -85,19 +85,20 @@ class PictureRun:
         Raises: DataError for a path that is not there, or a folder without pictures.
         """
         several = [pictures] if isinstance(pictures, str | Picture) else pictures
-        found: list[Picture] = []
-        for one in several:
-            found += picture_files([Path(one)]) if isinstance(one, str | Path) else [one]
-        starts = range(0, len(found), BATCH)
-        return [p for first in starts for p in _predict(self, found[first : first + BATCH])]
+        sources: list[Picture] = []
+        for source in several:
+            sources += picture_files([Path(source)]) if isinstance(source, str | Path) else [source]
+        starts = range(0, len(sources), BATCH)
+        return [p for first in starts for p in _predict(self, sources[first : first + BATCH])]
 
 
 def open_pictures(folder: Path, *, size: int | None = None, as_trained: bool = True) -> PictureRun:
-    """A finished run on pictures, see `intarsia.open_run`."""
+    """Return a finished run on pictures, see `intarsia.open_run`."""
     experiment = experiments.read(folder)
     record = read_run(folder).record
     classes = tuple(map(str, need(record, "record.data.classes", list, folder)))
     model = model_of(experiment.adapted, len(classes), experiment.training.seed)
+    # at the size of the training: another size changes the weights of its positions
     check_backbone(model, folder, experiment, record)
     if size not in (None, experiment.adapted.size):
         model = _of_size(size, model, experiment, len(classes))
@@ -109,21 +110,22 @@ def open_pictures(folder: Path, *, size: int | None = None, as_trained: bool = T
 
 
 def _of_size(size: int, model: nn.Module, experiment: Experiment, classes: int) -> nn.Module:
-    """The backbone for pictures of another size; a random one is that of the training, resampled.
+    """Return the backbone for pictures of another size; random weights are resampled.
 
     Raises: ConfigError for a size that it cannot take.
     """
     at_least("size", size, 1, "For example: 224.")
-    asked = replace(experiment.adapted, size=size)
-    found = model_of(asked, classes, experiment.training.seed)
-    if not asked.pretrained:
+    adapted = replace(experiment.adapted, size=size)
+    resized = model_of(adapted, classes, experiment.training.seed)
+    if not adapted.pretrained:
         try:
-            found.load_state_dict(resampled(model.state_dict(), found))
+            # random weights are those of the training; pretrained ones come in the new size
+            resized.load_state_dict(resampled(model.state_dict(), resized))
         except RuntimeError as error:
-            what, got = f"picture size {size} of {asked.model}", "layers of another shape"
+            subject, got = f"picture size {size} of {adapted.model}", "layers of another shape"
             want, fix = "a size that leaves its layers as they are", "Use that of the training."
-            raise ConfigError(what, got=got, want=want, fix=fix) from error
-    return found
+            raise ConfigError(subject, got=got, want=want, fix=fix) from error
+    return resized
 
 
 def pictures_to_score(
@@ -133,32 +135,36 @@ def pictures_to_score(
     report: Report,
     on_error: OnError = "raise",
 ) -> ImageSet:
-    """A part of the run's own data, or of other data with the same classes.
+    """Return a part of the run's own data, or of other data with the same classes.
 
     Raises: UnknownName for a part that is not there; DataError for other classes.
     """
     if data is None:
         split = pictures_of(opened.experiment, report)
-        found = {"train": split.train, "val": split.val, "test": split.test}
-        parts = {name: images for name, images in found.items() if images is not None}
+        sets = {"train": split.train, "val": split.val, "test": split.test}
+        parts = {name: images for name, images in sets.items() if images is not None}
         check_unchanged(opened.experiment, opened.record, split.record)
     else:
         parts = read_data(data, on_error=on_error, progress=report)
-    chosen = part or next(name for name in PARTS if name in parts)
-    if chosen not in parts:
-        raise UnknownName("part", chosen, parts)
-    images = parts[chosen]
+    part_name = part or next(name for name in PARTS if name in parts)
+    if part_name not in parts:
+        raise UnknownName("part", part_name, parts)
+    images = parts[part_name]
     if data is not None and images.skipped:
         bad = len(images.skipped)
         report(f"{bad} of {bad + len(images)} pictures cannot be read and are left out.")
+    # a softmax over classes and a yes or no for each label cannot be compared
     if images.several != opened.several_labels:
-        one, many = "one class for each picture", "several labels a picture"
-        got, want = (many, one) if images.several else (one, many)
+        single_words, several_words = "one class for each picture", "several labels a picture"
+        got, want = (
+            (several_words, single_words) if images.several else (single_words, several_words)
+        )
         fix = "Name data like those the run was trained on."
         raise DataError(f"labels of {images.name!r}", got=got, want=want, fix=fix)
     if images.classes != opened.classes:
-        wanted = ImageSet("run", [], images.labels[:0], opened.classes)
-        check_same_classes({"the run": wanted, "the data": images})
+        # an empty set that has the run's classes, for the comparison and its message
+        run_set = ImageSet("run", [], images.labels[:0], opened.classes)
+        check_same_classes({"the run": run_set, "the data": images})
     return images
 
 
@@ -170,8 +176,8 @@ def check_unchanged(
     record: of the run; now: that of its data as they are now.
     """
     then: Any = (record.get("record") or {}).get("data") or {}
-    for part, about in then.get("parts", {}).items():
-        if now["parts"].get(part, {}).get("sha256") != about.get("sha256"):
+    for part, part_record in then.get("parts", {}).items():
+        if now["parts"].get(part, {}).get("sha256") != part_record.get("sha256"):
             raise DataError(
                 f"{part} part of {experiment.pictures.data}",
                 got="other data than the run had",
@@ -181,50 +187,53 @@ def check_unchanged(
 
 
 def score(opened: PictureRun, images: ImageSet) -> Scores:
-    """The model's scores on a set."""
+    """Return the model's scores on a set."""
+    # in batches, in evaluation mode, on the model's own device
     logits, labels = predict_logits(opened.model, held(images, opened.inputs), batch_size=BATCH)
     return MultiLabel().scores(logits, labels) if images.several else Metrics.of(logits, labels)
 
 
-def scores_of(images: ImageSet, found: Scores) -> dict[str, Any]:
-    """Scores for JSON: of the set, and how many of each class were right.
+def scores_of(images: ImageSet, scores: Scores) -> dict[str, Any]:
+    """Return scores for JSON: of the set, and how many of each class were right.
 
     Of several labels, how often each applies and, at one half, how many of the guesses and of the
     pictures that have it are right (precision, recall).
     """
-    if not isinstance(found, Metrics):
+    if not isinstance(scores, Metrics):
         return {
             "set": images.name,
             "n": len(images),
-            **found.scores(),
-            "classes": _labels(images, found),
+            **scores.scores(),
+            "classes": _labels(images, scores),
         }
-    right = found.logits.argmax(1) == found.labels
+    # one class for each picture: the highest logit is the answer
+    right = scores.logits.argmax(1) == scores.labels
     per_class = {
         name: {"n": int(mine.sum()), "accuracy": float(right[mine].double().mean())}
         for label, name in enumerate(images.classes)
-        if bool((mine := found.labels == label).any())
+        if bool((mine := scores.labels == label).any())
     }
-    return {"set": images.name, "n": len(images), **found.scores(), "classes": per_class}
+    return {"set": images.name, "n": len(images), **scores.scores(), "classes": per_class}
 
 
-def _labels(images: ImageSet, found: Scores) -> dict[str, dict[str, float]]:
+def _labels(images: ImageSet, scores: Scores) -> dict[str, dict[str, float]]:
     rows: dict[str, dict[str, float]] = {}
-    guess, truth = found.predictions["logits"] > 0, found.predictions["labels"] > 0
+    guess, truth = scores.predictions["logits"] > 0, scores.predictions["labels"] > 0
     for label, name in enumerate(images.classes):
-        mine, said = truth[:, label], guess[:, label]
-        both, n = int((mine & said).sum()), int(mine.sum())
-        precision, recall = both / max(1, int(said.sum())), both / max(1, n)
+        mine, guessed = truth[:, label], guess[:, label]
+        # precision = right guesses / guesses, recall = right guesses / pictures with the label
+        both, n = int((mine & guessed).sum()), int(mine.sum())
+        precision, recall = both / max(1, int(guessed.sum())), both / max(1, n)
         rows[name] = {"n": n, "precision": precision, "recall": recall}
     return rows
 
 
 def picture_files(paths: Sequence[Path]) -> list[Path]:
-    """The pictures named, and those anywhere below the folders named, in order.
+    """Return the pictures named, and those anywhere below the folders named, in order.
 
     Raises: DataError for a path that is not there, or a folder without pictures.
     """
-    found: list[Path] = []
+    pictures: list[Path] = []
     for path in paths:
         if os.path.isdir(path):  # unlike Path.is_dir, no error for a name that is too long
             files = (p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
@@ -235,8 +244,8 @@ def picture_files(paths: Sequence[Path]) -> list[Path]:
             got = "none" if os.path.isdir(path) else "no such file"
             want = "a picture, or a folder with some"
             raise DataError(f"pictures in {path}", got=got, want=want, fix="Check the path.")
-        found += inside
-    return found
+        pictures += inside
+    return pictures
 
 
 @dataclass(frozen=True)
@@ -253,7 +262,7 @@ class Prediction:
     labels: tuple[str, ...] | None = None
 
     def row(self) -> dict[str, Any]:
-        """For JSON and CSV; several labels and their probabilities as a;b."""
+        """Return it for JSON and CSV, with several labels and their probabilities as a;b."""
         if self.labels is not None:
             share = dict(self.classes)
             return {
@@ -278,25 +287,28 @@ def _predict(opened: PictureRun, pictures: Sequence[Picture]) -> Iterator[Predic
     for i, picture in enumerate(pictures):
         try:
             encoded = isinstance(picture, Path | bytes)
+            # a large JPEG is decoded near the size that is needed, which is faster
             side = side_of(transform)
             ready[i] = transform(read_image(picture, side=side) if encoded else to_rgb(picture))
         except DataError as error:
             errors[i] = f"{error.got}; want {error.want}"
+    # one forward for all pictures that could be read
     shares = dict(zip(ready, _shares(opened, list(ready.values())), strict=True))
     for i, picture in enumerate(pictures):
         file = picture if isinstance(picture, Path) else None
         if i in errors:
             yield Prediction(file, error=errors[i], labels=() if opened.several_labels else None)
         else:
+            # the likeliest class comes first
             order = shares[i].argsort(descending=True).tolist()
             ranked = tuple((opened.classes[c], float(shares[i][c])) for c in order)
-            there = tuple(name for name, share in ranked if share > 0.5)
-            yield Prediction(file, ranked, labels=there if opened.several_labels else None)
+            likely = tuple(name for name, share in ranked if share > 0.5)
+            yield Prediction(file, ranked, labels=likely if opened.several_labels else None)
 
 
 @torch.no_grad()
 def _shares(opened: PictureRun, pictures: list[Tensor]) -> Tensor:
-    """Probabilities (n, classes) of n pictures."""
+    """Return the probabilities (n, classes) of n pictures."""
     if not pictures:
         return torch.zeros(0, len(opened.classes))
     device = device_of(opened.model)

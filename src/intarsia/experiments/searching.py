@@ -19,14 +19,14 @@ from .experiment import Experiment
 from .pool import Trial, TrialEnd
 
 SEARCHES = "searches.jsonl"
-"""Where a folder keeps the ends of its trials."""
+"""File in which a folder keeps the ends of its trials."""
 
 Carry = Callable[[Sequence[Trial], Callable[[TrialEnd], None]], None]
 Score = tuple[float, float]
 
 
 def carry_missing(
-    trials: Sequence[Trial], kept: Store, carry: Carry, *, again: bool = True
+    trials: Sequence[Trial], store: Store, carry: Carry, *, again: bool = True
 ) -> None:
     """Carry out the trials whose ends are not kept yet, and keep each end.
 
@@ -35,10 +35,10 @@ def carry_missing(
     """
 
     def missing(key: str) -> bool:
-        return key not in kept or (again and "error" in kept[key])
+        return key not in store or (again and "error" in store[key])
 
     def done(end: TrialEnd) -> None:
-        kept.add(str(end.trial.inputs["key"]), row_of(end))
+        store.add(str(end.trial.inputs["key"]), row_of(end))
 
     carry([trial for trial in trials if missing(str(trial.inputs["key"]))], done)
 
@@ -48,6 +48,7 @@ def row_of(end: TrialEnd) -> dict[str, Any]:
 
     n: samples of the validation part, where the trial says so.
     """
+    # an error is kept as well, so that a search that goes on knows what has failed
     if end.result is None:
         return {"error": end.error}
     results = end.result["results"]
@@ -57,6 +58,7 @@ def row_of(end: TrialEnd) -> dict[str, Any]:
     if wrong := unusable(results["val"], "val"):
         return {"error": wrong, "seconds": results["seconds"]}
     row = {name: results[name] for name in ("val", "seconds")}
+    # the loss of a final run is tempered by what validation found best
     row |= {"temperature": results.get("temperature")}
     return row | ({"n": sizes["val"]} if (sizes := end.result.get("sizes")) else {})
 
@@ -65,8 +67,8 @@ def unusable(scores: Mapping[str, Any], part: str) -> str:
     """Return why scores of a part are no result, or "" if each is a number."""
     for name, value in scores.items():
         if isinstance(value, float) and not math.isfinite(value):
-            what, fix = f"{name} of {part}", "The training went astray: lower the method's lr."
-            return str(TrainingError(what, got=value, want="a finite number", fix=fix))
+            subject, fix = f"{name} of {part}", "The training went astray: lower the method's lr."
+            return str(TrainingError(subject, got=value, want="a finite number", fix=fix))
     return ""
 
 
@@ -83,6 +85,7 @@ def scores_by(
     names: of the values, as ("lr",).  A run that failed counts as 0. Values of which every run
     failed are left out.
     """
+    # draws and tasks with the same values are one group
     ended: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
     for run, end in zip(runs, ends, strict=True):
         flat = run.flat()
@@ -108,10 +111,11 @@ def smoothed(scores: Mapping[float, Score], rates: Iterable[float]) -> dict[floa
     seeds only. rates: the whole grid; one without a score, of which every run failed, counts as 0.
     """
     grid = sorted(rates)
-    known = [scores.get(rate, (0.0, -math.inf)) for rate in grid]
+    grid_scores = [scores.get(rate, (0.0, -math.inf)) for rate in grid]
 
     def mean(place: int) -> Score:
-        near = [*known[max(0, place - 1) : place + 2], known[place]]
+        # both neighbours and the rate itself twice; at an edge the missing neighbour is left out
+        near = [*grid_scores[max(0, place - 1) : place + 2], grid_scores[place]]
         return fmean(score for score, _ in near), fmean(loss for _, loss in near)
 
     return {rate: mean(place) for place, rate in enumerate(grid) if rate in scores}
@@ -125,6 +129,7 @@ def winning_edge(scores: Mapping[float, Score]) -> float | None:
     rates, best = sorted(scores), best_of(scores)
     if len(rates) < 2 or best not in (rates[0], rates[-1]):
         return None
+    # the rate next to the edge
     neighbour = rates[1] if best == rates[0] else rates[-2]
     return best if scores[best][0] > scores[neighbour][0] else None
 
@@ -137,12 +142,14 @@ def extended(
     The same grid if none did, or if the next rate is outside `reach`. Rates go up by half a decade:
     1e-3, 3e-3, 1e-2.
     """
+    # one step at each side that won; `reach` keeps a diverging search from running away
     low, high = min(rates), max(rates)
     won = set(winners)
-    beyond = [_step(edge, by) for edge, by in ((low, -1), (high, 1)) if edge in won]
+    beyond = [_step(edge, direction) for edge, direction in ((low, -1), (high, 1)) if edge in won]
     return tuple(sorted({*rates, *(rate for rate in beyond if reach[0] <= rate <= reach[1])}))
 
 
-def _step(rate: float, by: int) -> float:
+def _step(rate: float, direction: int) -> float:
     """Return the neighbour of a rate among 1, 3, 10, 30 ..., times a power of ten."""
-    return float(f"{10 ** ((round(2 * math.log10(rate)) + by) / 2):.1g}")
+    # half decades, rounded to one digit: 10 ** 0.5 becomes 3
+    return float(f"{10 ** ((round(2 * math.log10(rate)) + direction) / 2):.1g}")

@@ -39,7 +39,7 @@ Report = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Seeing:
-    """What is trained, and on what.
+    """Settings of a run on questions: the model, its encoders, the method, the data.
 
     data: a .jsonl file of questions.  see, hear: encoders.  method: an adapter of the decoder, a
     change that sees by itself, or "modalities": connectors alone.  settings: name=value of it.
@@ -69,41 +69,44 @@ class FittedReader:
 
 
 def sees(method: Any) -> bool:
-    """Whether a change gives a decoder connectors by itself."""
+    """Return whether a change gives a decoder connectors by itself."""
     return isinstance(method, Senses)
 
 
-def built(asked: Seeing, report: Report) -> tuple[nn.Module, Processor, Any, str]:
-    """The model with connectors and the method's cells, its processor, the method, its trunk.
+def built(config: Seeing, report: Report) -> tuple[nn.Module, Processor, Any, str]:
+    """Build the model with connectors and cells; return its processor, method and trunk as well.
 
     Raises: as `language_model`, `apply` and the method's settings do; UnknownName; ConfigError for
     no encoder.
     """
-    model, tokenizer = language_model(asked.model, seed=asked.seed, progress=report)
+    model, tokenizer = language_model(config.model, seed=config.seed, progress=report)
+    # before connectors are added: the record names the pretrained decoder
     trunk = trunk_fingerprint(model)
-    key = find(asked.method, "adapter", "change")
-    method = methods.method(key, asked.settings, among=(*keys(), PLAIN, *seeing_methods()))
+    key = find(config.method, "adapter", "change")
+    method = methods.method(key, config.settings, among=(*keys(), PLAIN, *seeing_methods()))
     if sees(method):
-        change = _with_encoders(method, asked)
-        model = apply(model, change, seed=asked.seed)
+        change = _with_encoders(method, config)
+        model = apply(model, change, seed=config.seed)
         adapter = change.over
         method = change
     else:
-        change = Modalities(asked.see, asked.hear)
-        model = apply(model, change, seed=asked.seed)
-        given = {name.partition("=")[0] for name in asked.settings}
-        if "modalities" in settings_to_dict(method) and "modalities" not in given:
+        change = Modalities(config.see, config.hear)
+        model = apply(model, change, seed=config.seed)
+        # an adapter by modality gets those that there are encoders for, unless they were given
+        names = {name.partition("=")[0] for name in config.settings}
+        if "modalities" in settings_to_dict(method) and "modalities" not in names:
             method = methods.with_settings(method, modalities=("text", *change.encoders))
         adapter = method
     if adapter is not None:
-        model = apply(model, Adapt(adapter, head=None), seed=asked.seed)
+        model = apply(model, Adapt(adapter, head=None), seed=config.seed)
+    # an adapter freezes everything else; connectors start from nothing and have to learn
     for connector in connectors_of(model).values():
         connector.requires_grad_(True)
     return model, processor(model, tokenizer, progress=report), method, trunk
 
 
 def seeing_methods() -> tuple[str, ...]:
-    """The changes that give a decoder connectors by themselves."""
+    """Return the changes that give a decoder connectors by themselves."""
     return tuple(key for key in keys("change") if sees_by_key(key))
 
 
@@ -111,19 +114,19 @@ def sees_by_key(key: str) -> bool:
     return card(key).family == "pictures and sounds"
 
 
-def _with_encoders(method: Any, asked: Seeing) -> Any:
-    given = {"image": asked.see, "audio": asked.hear}
-    known = {f.name for f in fields(method)}
+def _with_encoders(method: Any, config: Seeing) -> Any:
+    encoders = {"image": config.see, "audio": config.hear}
+    field_names = {f.name for f in fields(method)}
     for name in ("image", "audio"):
-        if given[name] is not None and name not in known:
-            got, want = f"{given[name]} for {asked.method}", "a method that takes it"
+        if encoders[name] is not None and name not in field_names:
+            got, want = f"{encoders[name]} for {config.method}", "a method that takes it"
             fix = "Leave it out, or use --method uni-moe."
             raise ConfigError("--hear" if name == "audio" else "--see", got=got, want=want, fix=fix)
-    return replace(method, **{n: v for n, v in given.items() if n in known})
+    return replace(method, **{n: v for n, v in encoders.items() if n in field_names})
 
 
 def fit_seeing(
-    asked: Seeing,
+    config: Seeing,
     out: Path,
     *,
     resume: bool = False,
@@ -134,50 +137,51 @@ def fit_seeing(
 
     Raises: as `built`, `read_questions` and `fit` do.
     """
-    questions = read_questions(asked.data)
-    model, make, method, trunk = built(asked, report)
-    data = split_of(asked, questions, make)
+    questions = read_questions(config.data)
+    model, make, method, trunk = built(config, report)
+    data = split_of(config, questions, make)
     report(
-        f"Training {asked.method} on {len(data.train):,} questions "
+        f"Training {config.method} on {len(data.train):,} questions "
         f"({', '.join(f'{n:,} {m}' for m, n in data.train.modalities.items())})."
     )
     if not resume:
-        write_json(out / FILE, asdict(asked))
-    found: dict[str, Any] = {}
+        # written first, so that a run that is killed can be resumed from its folder
+        write_json(out / FILE, asdict(config))
+    outputs: dict[str, Any] = {}
 
     def finish(run: Run) -> Run:
-        found["scores"] = scores_by_modality(model, data.test, run_batch(asked))
-        return replace(run, record={**run.record, "by_modality": found["scores"]})
+        outputs["scores"] = scores_by_modality(model, data.test, run_batch(config))
+        return replace(run, record={**run.record, "by_modality": outputs["scores"]})
 
-    about = {"trunk": trunk, "model": asked.model, "questions": data.record}
-    options: dict[str, Any] = DEFAULTS | {"trackers": ()} | dict(asked.options)
+    record = {"trunk": trunk, "model": config.model, "questions": data.record}
+    options: dict[str, Any] = DEFAULTS | {"trackers": ()} | dict(config.options)
     run = fit_as(method)(
         model,
         data.train,
         data.val,
         test=data.test,
         task=Answers(),
-        record=about,
+        record=record,
         finish=finish,
         out=out,
         resume=resume,
         **options,
         **running,
     )
-    return FittedReader(run, found["scores"])
+    return FittedReader(run, outputs["scores"])
 
 
-def run_batch(asked: Seeing) -> int:
-    return int(asked.options.get("batch_size", DEFAULTS["batch_size"]))
+def run_batch(config: Seeing) -> int:
+    return int(config.options.get("batch_size", DEFAULTS["batch_size"]))
 
 
-def split_of(asked: Seeing, questions: Sequence[Question], make: Processor) -> QuestionSplits:
-    """The parts of the run's questions."""
-    rows = asked.rows
+def split_of(config: Seeing, questions: Sequence[Question], make: Processor) -> QuestionSplits:
+    """Return the parts of the run's questions."""
+    rows = config.rows
     return split_questions(
         questions,
         make,
-        seed=asked.seed,
+        seed=config.seed,
         train=rows.get("images"),
         val=rows.get("val"),
         test=rows.get("test"),
@@ -185,15 +189,15 @@ def split_of(asked: Seeing, questions: Sequence[Question], make: Processor) -> Q
 
 
 def scores_by_modality(
-    model: nn.Module, asked: QuestionRows, batch_size: int = 8
+    model: nn.Module, questions: QuestionRows, batch_size: int = 8
 ) -> dict[str, dict[str, float]]:
-    """Loss, share of right tokens and of right answers: of all, and of each modality."""
-    parts = {"all": asked} | {name: asked.of(name) for name in asked.modalities}
-    found: dict[str, dict[str, float]] = {}
+    """Return loss, shares of right tokens and right answers: of all, and of each modality."""
+    parts = {"all": questions} | {name: questions.of(name) for name in questions.modalities}
+    by_modality: dict[str, dict[str, float]] = {}
     for name, part in parts.items():
         scores: Any = evaluate(model, part, task=Answers(), batch_size=batch_size)
-        found[name] = {"n": len(part)} | scores.scores()
-    return found
+        by_modality[name] = {"n": len(part)} | scores.scores()
+    return by_modality
 
 
 @dataclass(frozen=True)
@@ -212,23 +216,24 @@ class SeeingRun:
     def evaluate(
         self, data: str | None = None, part: str | None = None
     ) -> dict[str, dict[str, float]]:
-        """Scores by modality on a part of the run's questions ("test"), or on all of others'.
+        """Return scores by modality on a part of the run's questions ("test"), or on others.
 
         Raises: UnknownName for a part that is not there; as `read_questions` does.
         """
         if data is not None:
             return self._scores(self.make.asked(read_questions(data)))
+        # the same seed gives the same parts as in training
         parts = split_of(self.asked, read_questions(self.asked.data), self.make)
-        known = {"test": parts.test, "val": parts.val, "train": parts.train}
-        if (found := known.get(part or "test")) is None:
-            raise UnknownName("part", part or "test", [n for n, p in known.items() if p])
-        return self._scores(found)
+        sets = {"test": parts.test, "val": parts.val, "train": parts.train}
+        if (rows := sets.get(part or "test")) is None:
+            raise UnknownName("part", part or "test", [n for n, p in sets.items() if p])
+        return self._scores(rows)
 
-    def _scores(self, asked: QuestionRows) -> dict[str, dict[str, float]]:
-        return scores_by_modality(self.model, asked, run_batch(self.asked))
+    def _scores(self, rows: QuestionRows) -> dict[str, dict[str, float]]:
+        return scores_by_modality(self.model, rows, run_batch(self.asked))
 
     def told(self, question: Question) -> list[str]:
-        """What each picture of a question becomes, in words; nothing where all are one view."""
+        """Return in words what each picture of a question becomes; nothing if all are one view."""
         connector = connectors_of(self.model).get("image")
         if connector is None or not question.image:
             return []
@@ -237,38 +242,39 @@ class SeeingRun:
         return [text for text in described if text]
 
     def predict(self, question: Question, tokens: int = 32) -> str:
-        """The answer, the likeliest token at a time.  Raises: as `intarsia.senses.answer` does."""
+        """Return the answer, the likeliest token first.  Raises: as `intarsia.senses.answer`."""
         return answer_of(self.model, self.make, question, tokens)
 
 
 def is_seeing(folder: Path | None) -> bool:
-    """Whether a folder holds such a run, finished or not."""
+    """Return whether a folder holds such a run, finished or not."""
     return folder is not None and (folder / FILE).is_file()
 
 
 def read_asked(folder: Path) -> Seeing:
-    """What a run folder was started with.  Raises: CheckpointError for a damaged file."""
+    """Read the settings that a run was started with.  Raises: CheckpointError if damaged."""
     try:
-        found = read_json(folder / FILE)
-        return Seeing(**found | {"settings": tuple(found["settings"])})
+        content = read_json(folder / FILE)
+        return Seeing(**content | {"settings": tuple(content["settings"])})
     except (OSError, ValueError, TypeError, KeyError) as error:
         want, fix = "the file as `intarsia fit` wrote it", "Restore it from a copy."
         raise CheckpointError(str(folder / FILE), got=error, want=want, fix=fix) from error
 
 
 def open_seeing(folder: str | Path, report: Report = lambda _: None) -> SeeingRun:
-    """A finished run as a model again.
+    """Return a finished run as a model again.
 
     Raises: ConfigError for a folder without a finished run; CheckpointError for damaged files, or
     another pretrained model than that of the training.
     """
     folder = Path(folder)
-    asked, record = read_asked(folder), read_run(folder).record
-    model, tokenizer = language_model(asked.model, seed=asked.seed, progress=report)
+    config, record = read_asked(folder), read_run(folder).record
+    model, tokenizer = language_model(config.model, seed=config.seed, progress=report)
+    # connectors and adapters fit only the decoder that they were trained on
     want = (record.get("record") or {}).get("trunk")
     if (got := trunk_fingerprint(model)) != want:
         fix = "Use the version of the weights that the run was trained on."
-        what = f"model {asked.model!r} of {folder}"
-        raise CheckpointError(what, got=got[:12], want=str(want)[:12], fix=fix)
+        subject = f"model {config.model!r} of {folder}"
+        raise CheckpointError(subject, got=got[:12], want=str(want)[:12], fix=fix)
     model = load(model, folder).eval()
-    return SeeingRun(model, processor(model, tokenizer, progress=report), asked, record)
+    return SeeingRun(model, processor(model, tokenizer, progress=report), config, record)

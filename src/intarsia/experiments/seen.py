@@ -27,28 +27,32 @@ def write_page(
 
     Raises: as `write_seen` does, and the processor for what cannot be read.
     """
-    shown = [_shown(run, q, a) for q, a in zip(questions, answers, strict=True)]
+    items = [_shown(run, q, a) for q, a in zip(questions, answers, strict=True)]
+    # connectors may have routers of their own, which the page does not show
     routers = {p for p in learned_routers(run.model) if "connectors" not in p}
     loads: dict[str, Any] = {}
     if routers:
+        # without answers, as in prediction
         rows = [{n: t for n, t in r.items() if n != "labels"} for r in run.make.rows(questions)]
-        found = modality_loads(run.model, [answers_batch([row]) for row in rows])
-        loads = {path: table for path, table in found.items() if path in routers}
-    return write_seen(out, shown, loads, heading=f"{run.asked.method}: what was seen")
+        all_loads = modality_loads(run.model, [answers_batch([row]) for row in rows])
+        loads = {path: table for path, table in all_loads.items() if path in routers}
+    return write_seen(out, items, loads, heading=f"{run.asked.method}: what was seen")
 
 
 def _shown(run: SeeingRun, question: Question, answer: str) -> Shown:
-    told = "; ".join(run.told(question))
+    description = "; ".join(run.told(question))
     text = question.question
     if not question.image:
         return Shown(text, answer, right=question.answer)
     source = question.image[0]
+    # the page shows the first picture of a question
     picture: Image.Image = source if isinstance(source, Image.Image) else read_image(source)
     view = connectors_of(run.model)["image"]
     row = run.make.rows([question])[0]
+    # only a picture that was cut into tiles has a choice of them to show
     if not isinstance(view, TiledView) or int(row["image_views"][0]) == 1:
-        return Shown(text, answer, picture, told=told, right=question.answer)
-    chosen = selection(run.model, row)[0][1].numpy()
+        return Shown(text, answer, picture, told=description, right=question.answer)
+    read_vectors = selection(run.model, row)[0][1].numpy()
     side = run.make.encoders["image"].side
     grid = grid_of(*picture.size, side, run.make.tiles)
-    return Shown(text, answer, picture, chosen, grid, told, question.answer)
+    return Shown(text, answer, picture, read_vectors, grid, description, question.answer)

@@ -76,14 +76,18 @@ def chosen(adapted: Adapted, training: Training) -> Any:
     _check_places(adapted)
     values = pairs(adapted.settings)
     start = None
+    # a recipe has settings that the training has, too: there is one place for each to be given
     if adapted.method in keys("recipe"):
         recipe = card(adapted.method).config
         shared = {f.name for f in dataclasses.fields(training)} & set(settings_to_dict(recipe()))
         for name in shared & values.keys():
-            what, fix = f"--set {name}", f"Use --{name.replace('_', '-')} {values[name]}."
-            raise ConfigError(what, got=f"{name}={values[name]}", want="it as an option", fix=fix)
+            subject, fix = f"--set {name}", f"Use --{name.replace('_', '-')} {values[name]}."
+            raise ConfigError(
+                subject, got=f"{name}={values[name]}", want="it as an option", fix=fix
+            )
         start = recipe.for_training(training)
     config = method(adapted.method, adapted.settings, start)
+    # an adapter's blocks are places of the change, see `change_of`
     if (blocks := layers(adapted)) is None or "last_blocks" not in settings_to_dict(config):
         return config
     if "last_blocks" in values:
@@ -99,14 +103,15 @@ def change_of(
 
     classes: their names, kept with an adapter.  places: of `Adapt`, such as head=None.
     """
+    # an adapter has places of its own; another change takes blocks only if it has such a setting
     change, blocks = as_change(config), layers(adapted)
     if isinstance(change, Adapt):
         targets = list(adapted.targets) or None
         return dataclasses.replace(
             change, targets=targets, layers=blocks, classes=classes, **places
         )
-    where = {} if blocks is None else {"layers": tuple(blocks)}
-    return change.with_settings(**where) if where.keys() <= {*settings_to_dict(change)} else change
+    place = {} if blocks is None else {"layers": tuple(blocks)}
+    return change.with_settings(**place) if place.keys() <= {*settings_to_dict(change)} else change
 
 
 def describe_method(method: Any) -> str | dict[str, Any]:
@@ -115,6 +120,7 @@ def describe_method(method: Any) -> str | dict[str, Any]:
     key = method_key(method)
     if key in keys():
         return method_to_dict(method)
+    # what is not written is a default of this version, which the record names
     start, now = settings_to_dict(card(key).config()), settings_to_dict(method)
     changed = {name: value for name, value in now.items() if value != start[name]}
     return {"method": key} | changed if changed else key
@@ -132,6 +138,7 @@ def _check_places(adapted: Adapted) -> None:
     """Raises: ConfigError for --last-blocks or --target with a method that has no such places."""
     if adapted.method not in known() or adapted.method in (*keys(), *keys("recipe")):
         return
+    # baselines, pruners and other changes have no cells to place
     names = settings_to_dict(card(adapted.method).config())
     prunes = index()[adapted.method]["family"] in GLOBS
     numbered = names.keys() & {"last_blocks", "layers"} and not prunes
@@ -152,28 +159,31 @@ def _check_places(adapted: Adapted) -> None:
 def _build(card: Card, values: Mapping[str, str], start: Any, above: str) -> Any:
     """Build a card's config; names in `values` may lead into a method inside, name.inner=value."""
     if values and not settings_to_dict(card.config()):
-        what = f"--set with method {card.key!r}"
+        subject = f"--set with method {card.key!r}"
         got = ", ".join(f"{name}={value}" for name, value in values.items())
-        raise ConfigError(what, got=got, want="none: it has no settings", fix="Leave --set out.")
+        raise ConfigError(subject, got=got, want="none: it has no settings", fix="Leave --set out.")
     start = start if start is not None else card.config()
     return _changed(start, values, above, f"setting of {card.key!r}")
 
 
-def _changed(start: Any, values: Mapping[str, str], above: str, what: str) -> Any:
+def _changed(start: Any, values: Mapping[str, str], above: str, subject: str) -> Any:
     """Return a dataclass with values read from text."""
     hints = _hints(start)
     direct = {name: value for name, value in values.items() if "." not in name}
+    # step 1: part the values of this config from those of configs inside it, by the first dot
     inner: dict[str, dict[str, str]] = {}
     for name, value in values.items():
         outer, dot, rest = name.partition(".")
         if outer not in hints:
-            raise UnknownName(what, f"{above}{name}", hints)
+            raise UnknownName(subject, f"{above}{name}", hints)
         if dot:
             inner.setdefault(outer, {})[rest] = value
+    # step 2: read each value as its field's type, or build the config inside
     new: dict[str, Any] = {}
     for name in {**direct, **inner}:
         path, hint = f"{above}{name}", hints[name]
         options, plain = _methods_in(hint), _plain_in(hint)
+        # `name=` alone means None, where the field allows it
         if direct.get(name) == "" and type(None) in get_args(hint):
             new[name] = None
         elif options:
@@ -218,6 +228,7 @@ def _inner(
     now = next((k for k, option in options.items() if option.config is type(start)), None)
     if key is not None and key not in options:
         raise UnknownName(f"method for --set {path}", key, options, registry.LISTED)
+    # the method that was named, else the present one, else the first that the type allows
     choice = key or now or next(iter(options))
     return _build(options[choice], values, start if choice == now else None, f"{path}.")
 
@@ -228,6 +239,7 @@ def _methods_in(hint: Any) -> dict[str, Card]:
     for protocol, kind in ((Method, "adapter"), (RouterConfig, "router")):
         if protocol in kinds:
             return {key: card(key) for key in keys(kind)}
+    # a class's name finds its card, so that no method is imported to be listed
     listed = {
         entry["config"].rpartition(".")[2]: key for key, entry in index().items() if entry["config"]
     }
@@ -252,10 +264,12 @@ def objective(text: str, method: MethodSettings | None = None) -> Objective:
         return (method and method.trained_by) or OBJECTIVES["plain"]
     name, _, rest = text.removeprefix(f"{HEADS}+").partition(":")
     if name in keys("objective"):
+        # the teacher is a model and no setting: `teacher_of` reads it
         return configured("objective", name, card(name).config, rest, {TEACHER})
     if name not in OBJECTIVES:
         raise UnknownName("objective", name, objectives())
     function = OBJECTIVES[name]
+    # an objective is a function: its settings are the keywords that it takes
     hints, settings = get_type_hints(function), inspect.signature(function).parameters.values()
     names = [p.name for p in settings if p.kind is inspect.Parameter.KEYWORD_ONLY]
     values: Tree = {}
@@ -272,7 +286,7 @@ def teacher_of(text: str) -> str | None:
 
 
 def configured(
-    what: str, name: str, config: Any, rest: str, without: Set[str] = frozenset()
+    kind: str, name: str, config: Any, rest: str, without: Set[str] = frozenset()
 ) -> Any:
     """Return a config with the settings behind a colon, but for those of `without`.
 
@@ -282,9 +296,9 @@ def configured(
     values: Tree = {}
     for setting, value in pairs(part for part in rest.split(",") if part).items():
         if setting not in names:
-            raise UnknownName(f"setting of {what} {name!r}", setting, names)
+            raise UnknownName(f"setting of {kind} {name!r}", setting, names)
         if setting not in without:
-            values[setting] = read(f"--{what} {name}:{setting}", value, hints[setting])
+            values[setting] = read(f"--{kind} {name}:{setting}", value, hints[setting])
     return config(**values)
 
 
@@ -323,6 +337,7 @@ def words(config: object, start: object | None = None) -> tuple[str, ...]:
         if now == before:
             continue
         if dataclasses.is_dataclass(now):
+            # another method inside is named first; then come its settings, from its own defaults
             replaced = type(now) is not type(before)
             texts += [f"{field.name}={method_key(cast(Method, now))}"] if replaced else []
             inner = words(cast(Method, now), None if replaced else before)

@@ -1,4 +1,4 @@
-"""What runs have in common, made once: in this process for the newest few, on disk for all."""
+"""Work that runs have in common, done once: the newest few in memory, all of it on disk."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class Spent(NamedTuple):
     def since(self, start: Spent) -> Spent:
         return Spent(self.seconds - start.seconds, self.cpu_seconds - start.cpu_seconds)
 
-    def plus(self, more: Spent) -> Spent:
-        return Spent(self.seconds + more.seconds, self.cpu_seconds + more.cpu_seconds)
+    def plus(self, extra: Spent) -> Spent:
+        return Spent(self.seconds + extra.seconds, self.cpu_seconds + extra.cpu_seconds)
 
 
 class SharedWork:
@@ -46,20 +46,21 @@ class SharedWork:
         self._kinds: dict[str, OrderedDict[str, Any]] = {}
 
     def get(self, kind: str, inputs: Mapping[str, Any], make: Callable[[], T]) -> T:
-        """The thing made from these inputs, from memory if it is there."""
-        held = self._kinds.setdefault(kind, OrderedDict())
+        """Return the thing made from these inputs, from memory if it is there."""
+        memory = self._kinds.setdefault(kind, OrderedDict())
         key = key_of(inputs)
-        if key not in held:
-            held[key] = make()
-        held.move_to_end(key)
-        while len(held) > self.keep:
-            held.popitem(last=False)
-        return held[key]
+        if key not in memory:
+            memory[key] = make()
+        # the newest stay: least recently used ones are dropped
+        memory.move_to_end(key)
+        while len(memory) > self.keep:
+            memory.popitem(last=False)
+        return memory[key]
 
     def tensors(
         self, kind: str, inputs: Mapping[str, Any], make: Callable[[], TensorDataset]
     ) -> tuple[TensorDataset, Spent]:
-        """(x, label) pairs from memory or the folder, and the time that making them took.
+        """Return (x, label) pairs from memory or the folder, and the time that making them took.
 
         One process makes them; from the folder they are memory-mapped, so that processes share
         the pages.
@@ -74,9 +75,11 @@ class SharedWork:
             return make(), Spent.now().since(start)
 
         def compute() -> tuple[dict[str, Tensor], dict[str, Any]]:
+            # the time is stored with the tensors: a run that finds them still counts it
             x, y = make().tensors
             return {"x": x, "y": y}, {"spent": Spent.now().since(start)}
 
+        # a new format of the files makes new keys, so that old files are not read
         key = f"{kind}-{key_of({**inputs, 'format': FORMAT})}"
         tensors, facts = Store(self.folder).tensors(key, compute)
         return TensorDataset(tensors["x"], tensors["y"]), Spent(*facts["spent"])

@@ -67,52 +67,57 @@ def soup_runs(
     out = Path(out)
     with owned(out, False):
         runs = [open_run(folder, report=report) for folder in folders]
+        # an average keeps the zeros only if all candidates share one mask
         check_alike([run.model.state_dict() for run in runs], names)
         _check_same(runs, names)
         kitchen = Kitchen(runs[0], report)
+        # copies, since the first run's model is the one that the averages are put into
         states = [_copy(run.model.state_dict()) for run in runs]
-        chosen, state = list(range(len(states))), {}
+        members, state = list(range(len(states))), {}
         if by_val or line:
             kitchen.check_val()
         if by_val:
+            # GreedySoup: in the order of their scores, each is kept if the average gets no worse
             picked = greedy(states, kitchen.value, names)
-            chosen, state = sorted(picked.indices), picked.state
+            members, state = sorted(picked.indices), picked.state
         else:
+            # UniformSoup, or the weights given
             state = mixed(states, weights, names)
-        said = {
+        soup = {
             "candidates": names,
-            "chosen": [names[i] for i in chosen],
-            "weights": list(weights or [1 / len(chosen)] * len(chosen)),
+            "chosen": [names[i] for i in members],
+            "weights": list(weights or [1 / len(members)] * len(members)),
             "by": "val" if by_val else None,
             "distance": distance(states, state),
             "pairs": (apart := pairs(states)),
             "line": kitchen.line(states, apart) if line else None,
         }
         kitchen.put(state)
-        return _written(out, runs, kitchen, said)
+        return _written(out, runs, kitchen, soup)
 
 
 def _written(
-    out: Path, runs: Sequence[PictureRun | TextRun], kitchen: Kitchen, said: dict[str, Any]
+    out: Path, runs: Sequence[PictureRun | TextRun], kitchen: Kitchen, soup: dict[str, Any]
 ) -> dict[str, Any]:
     first = runs[0]
     record = copy.deepcopy(dict(first.record))
     results = [run.record["results"] for run in runs]
     scores = kitchen.scores()
-    selection = dict(record["results"]["selection"]) | {"rule": said["by"] or "last"}
+    selection = dict(record["results"]["selection"]) | {"rule": soup["by"] or "last"}
     record["results"] = {
-        **{part: found.scores() for part, found in scores.items()},
+        **{part: part_scores.scores() for part, part_scores in scores.items()},
         "selection": selection,
+        # a soup has cost what all its candidates have cost
         **{name: round(sum(r[name] for r in results), 3) for name in ADDED},
         "peak_bytes": record["results"].get("peak_bytes"),
     }
-    about = record["record"]
-    about["label"] = f"soup of {len(said['chosen'])}, {about['label']}"
-    about["soup"] = said
+    summary = record["record"]
+    summary["label"] = f"soup of {len(soup['chosen'])}, {summary['label']}"
+    summary["soup"] = soup
     experiments.save(first.experiment, out)
     split = "test" if "test" in scores else "val"
-    found, evaluated = scores.get(split), kitchen.part(split)
-    write_results(out, first.model, record, split, found, write_trained, evaluated)
+    part_scores, evaluated = scores.get(split), kitchen.part(split)
+    write_results(out, first.model, record, split, part_scores, write_trained, evaluated)
     return record
 
 
@@ -125,7 +130,7 @@ class Kitchen:
         self.sets: dict[str, Any] = {}
 
     def part(self, name: str) -> Any:
-        """A part of the run's data as the model sees it; None where there is none."""
+        """Return a part of the run's data as the model sees it; None where there is none."""
         if name not in self.sets:
             self.sets |= self._parts()
         return self.sets[name]
@@ -136,8 +141,8 @@ class Kitchen:
             texts = language.texts_of(run.experiment, run.tokenizer, self.report)
             return {"train": texts.train, "val": texts.val, "test": texts.test}
         has = run.record["record"]["data"]["parts"]
-        found = {n: pictures_to_score(run, None, n, self.report) for n in PARTS if n in has}
-        return dict.fromkeys(PARTS) | found
+        sets = {n: pictures_to_score(run, None, n, self.report) for n in PARTS if n in has}
+        return dict.fromkeys(PARTS) | sets
 
     def _seen(self, name: str) -> Any:
         images = self.part(name)
@@ -146,6 +151,7 @@ class Kitchen:
     def check_val(self) -> None:
         """Raises: DataError for no val part, or one that is in the training part."""
         val = self.part("val")
+        # candidates have learned training pictures: scores on them choose nothing
         shared = 0 if val is None else shared_samples(self._seen("train"), self._seen("val"))
         if val is None or shared:
             got = "none" if val is None else f"{shared} samples of train in it"
@@ -160,18 +166,20 @@ class Kitchen:
             rows = self._seen("train")
             draw = torch.Generator().manual_seed(self.run.experiment.training.seed)
             loader = DataLoader(rows, BATCH, shuffle=True, generator=draw)
+            # means and variances of an average are not the average of means and variances
             count = math.ceil(BN_SHARE * len(loader))
             batches = itertools.islice(loader, count)
             recalibrate(model, (to_device(x, device_of(model)) for x, _ in batches))
             model.eval()
 
     def value(self, state: State) -> float:
-        """The score of tensors on val, more is better."""
+        """Return the score of tensors on val, more is better."""
         self.put(state)
         return self._score("val").best
 
     def line(self, states: Sequence[State], apart: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """The score on val of (1 - t) a + t b, a and b those farthest apart."""
+        """Return the score on val of (1 - t) a + t b, a and b those farthest apart."""
+        # where a barrier lies between two candidates, it is seen best between the farthest
         widest = max(apart, key=lambda pair: pair["distance"])
         ends = [states[int(widest[end])] for end in ("a", "b")]
         points: list[tuple[float, float]] = []
@@ -182,7 +190,7 @@ class Kitchen:
         return {"a": widest["a"], "b": widest["b"], "points": points}
 
     def scores(self) -> dict[str, Scores]:
-        """Of the model as it is, on val and test."""
+        """Score the model as it is, on val and test."""
         parts = [name for name in ("val", "test") if self.part(name) is not None]
         return {name: self._score(name) for name in parts}
 
@@ -196,13 +204,13 @@ def _check_same(runs: Sequence[PictureRun | TextRun], names: Sequence[str]) -> N
     """Raises: ConfigError for runs that began with other weights, or whose parts are others."""
     first = runs[0].record["record"]
     for run, name in zip(runs[1:], names[1:], strict=True):
-        other, two = run.record["record"], f"candidates {names[0]} and {name}"
-        if first["trunk"] != other["trunk"]:
+        second, two = run.record["record"], f"candidates {names[0]} and {name}"
+        if first["trunk"] != second["trunk"]:
             fix = "Train all from one pruned model."
             raise ConfigError(two, got="other pretrained weights", want="the same", fix=fix)
         parts = [
-            {n: p.get("sha256") for n, p in one["data"].get("parts", {}).items()}
-            for one in (first, other)
+            {n: p.get("sha256") for n, p in record["data"].get("parts", {}).items()}
+            for record in (first, second)
         ]
         if parts[0] != parts[1]:
             fix = "Give all runs one --split-seed: test samples of one are trained on by another."

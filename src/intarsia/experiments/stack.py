@@ -1,4 +1,4 @@
-"""What makes sparse models cheaper, alone and in pairs: a survey's list made runnable.
+"""Techniques that make sparse models cheaper, alone and in pairs: a survey's list made runnable.
 
 Which techniques can be put on one model, in which order, what they save together, and whether what
 they cost adds up (after the survey arXiv:2412.14219). Bytes are those of what would be written,
@@ -27,46 +27,48 @@ Report = Callable[[str], None]
 
 
 def parsed(spec: str, *, alone: bool = False) -> dict[str, str]:
-    """ "prune:0.25,quant:w4" as settings by entry, in the order that they are carried out.
+    """Read "prune:0.25,quant:w4" as settings by entry, in the order that they are carried out.
 
     alone: they are not put on one model, so that conflicts do not matter.
     Raises: UnknownName, ConfigError for an entry given twice, with a value that it does not take,
     in an order that cannot be, or beside one that it conflicts with.
     """
-    found: dict[str, str] = {}
+    values: dict[str, str] = {}
     for word in (w.strip() for w in spec.split(",") if w.strip()):
         name, _, value = word.partition(":")
         if name not in ENTRIES:
             raise UnknownName("entry", name, tuple(ENTRIES))
-        if name in found:
+        if name in values:
             raise ConfigError("entry", got=f"{name} twice", want="once", fix="Leave one out.")
-        found[name] = value or ENTRIES[name].default
-        ENTRIES[name].read(found[name])
-    if not found:
+        values[name] = value or ENTRIES[name].default
+        ENTRIES[name].read(values[name])
+    if not values:
         raise ConfigError("entries", got="none", want=tuple(ENTRIES), fix="For example: quant:w4")
     if not alone:
-        check(tuple(found))
-    ordered = sorted(found, key=lambda name: ENTRIES[name].stage)
-    if list(found) != ordered:
-        fix = f"Give {','.join(f'{n}:{found[n]}' for n in ordered)}."
-        got, want = ",".join(found), "an order in which none undoes the one before"
+        check(tuple(values))
+    # pruning a quantised model, for example, would undo its format: stages fix the order
+    ordered = sorted(values, key=lambda name: ENTRIES[name].stage)
+    if list(values) != ordered:
+        fix = f"Give {','.join(f'{n}:{values[n]}' for n in ordered)}."
+        got, want = ",".join(values), "an order in which none undoes the one before"
         raise ConfigError("order of entries", got=got, want=want, fix=fix)
-    return found
+    return values
 
 
 def conflict(names: Sequence[str]) -> str | None:
-    """Why these cannot be together; None if they can."""
+    """Return why these entries cannot be together, None if they can."""
+    # an entry names its conflicts, or the other one does
     for a, b in combinations(names, 2):
-        for one, other in ((a, b), (b, a)):
-            if why := ENTRIES[one].conflicts.get(other):
-                return f"{one} and {other}: {why}"
+        for first, second in ((a, b), (b, a)):
+            if reason := ENTRIES[first].conflicts.get(second):
+                return f"{first} and {second}: {reason}"
     return None
 
 
 def check(names: Sequence[str]) -> None:
     """Raises: ConfigError for entries in conflict."""
-    if why := conflict(names):
-        raise ConfigError("entries", got=why, want="one of the two", fix="Leave one out.")
+    if reason := conflict(names):
+        raise ConfigError("entries", got=reason, want="one of the two", fix="Leave one out.")
 
 
 def stacked(
@@ -75,12 +77,13 @@ def stacked(
     calibration: Sequence[Batch],
     rows: Sequence[Batch],
 ) -> Measured:
-    """A copy of the model with these entries, measured on rows that it was not calibrated on.
+    """Measure a copy of the model with these entries, on rows that it was not calibrated on.
 
     Raises: as `parsed`, and TargetError for experts of another layout.
     """
     check(tuple(settings))
     gated_experts(model)
+    # each combination starts from the same model
     on = Stacked(copy.deepcopy(model), calibration)
     on.model.set_experts_implementation("eager")
     for name in sorted(settings, key=lambda name: ENTRIES[name].stage):
@@ -96,22 +99,26 @@ class StackTable:
     refused: Mapping[tuple[str, ...], str]
 
     def interaction(self, a: str, b: str, seed: int = 0) -> tuple[float, float, float]:
-        """What a pair costs beyond the sum of the two, nats a token, and its 95 % interval.
+        """Return the interaction of a pair, its cost beyond the sum of the two, in nats a token.
 
-        CE(ab) - CE(a) - CE(b) + CE(none), by sequence; resampled over sequences.
+        CE(ab) - CE(a) - CE(b) + CE(none), by sequence: the mean, and the bounds of its 95 %
+        interval, resampled over sequences.
         """
+        # the order of names in a pair is that of the settings
         pair = self.found.get((a, b)) or self.found[b, a]
-        none, one, two = (self.found[k].each for k in ((), (a,), (b,)))
-        each = pair.each - one - two + none
+        none, first, two = (self.found[k].each for k in ((), (a,), (b,)))
+        excess = pair.each - first - two + none
         draws = torch.Generator().manual_seed(seed)
-        drawn = torch.randint(len(each), (SAMPLES, len(each)), generator=draws)
-        low, high = each[drawn].mean(1).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
-        return float(each.mean()), low, high
+        # bootstrap: whole sequences are drawn again, since tokens of one are not independent
+        drawn = torch.randint(len(excess), (SAMPLES, len(excess)), generator=draws)
+        low, high = excess[drawn].mean(1).quantile(torch.tensor([0.025, 0.975]).double()).tolist()
+        return float(excess.mean()), low, high
 
     def front(self) -> list[tuple[str, ...]]:
-        """Those that none beats in cross-entropy, bytes and operations at once."""
+        """Return the combinations that none beats in loss, bytes and operations at once."""
         points = {k: (m.loss, m.bytes, m.operations) for k, m in self.found.items()}
 
+        # Pareto front: no other point is at least as good in all three and differs
         def beaten(p: tuple[float, ...]) -> bool:
             return any(
                 all(x <= y for x, y in zip(q, p, strict=True)) and q != p for q in points.values()
@@ -120,20 +127,20 @@ class StackTable:
         return [k for k, p in points.items() if not beaten(p)]
 
     def rows(self) -> list[dict[str, Any]]:
-        """Ready for JSON and tables."""
+        """Return the rows for JSON and tables."""
         front = set(self.front())
         rows: list[dict[str, Any]] = []
-        for names, one in self.found.items():
-            row = one.row() | {"front": names in front}
+        for names, measured in self.found.items():
+            row = measured.row() | {"front": names in front}
             if len(names) == 2 and all((name,) in self.found for name in names):
                 row["interaction"] = self.interaction(*names)
             rows.append(row)
         return rows
 
     def digest(self) -> str:
-        """SHA-256 of all but the seconds that the processor took."""
-        kept = [{n: v for n, v in row.items() if n != "cpu_seconds"} for row in self.rows()]
-        return hashlib.sha256(json.dumps(kept).encode()).hexdigest()
+        """Return the SHA-256 of all but the seconds that the processor took."""
+        stable = [{n: v for n, v in row.items() if n != "cpu_seconds"} for row in self.rows()]
+        return hashlib.sha256(json.dumps(stable).encode()).hexdigest()
 
 
 def stack_pairs(
@@ -145,18 +152,18 @@ def stack_pairs(
     pairs: bool = True,
     report: Report = lambda _: None,
 ) -> StackTable:
-    """The model as it is, each entry alone, and, if asked for, all pairs."""
-    asked: list[tuple[str, ...]] = [(), *((name,) for name in settings)]
-    asked += list(combinations(settings, 2)) if pairs else []
-    found: dict[tuple[str, ...], Measured] = {}
+    """Return the model as it is, each entry alone, and, if asked for, all pairs."""
+    plan: list[tuple[str, ...]] = [(), *((name,) for name in settings)]
+    plan += list(combinations(settings, 2)) if pairs else []
+    measured: dict[tuple[str, ...], Measured] = {}
     refused: dict[tuple[str, ...], str] = {}
-    for names in asked:
-        if why := conflict(names):
-            refused[names] = why
+    for names in plan:
+        if reason := conflict(names):
+            refused[names] = reason
             continue
-        found[names] = stacked(model, {n: settings[n] for n in names}, calibration, rows)
-        report(f"{' + '.join(names) or 'none'}: {found[names].loss:.4f} nats")
-    return StackTable(found, refused)
+        measured[names] = stacked(model, {n: settings[n] for n in names}, calibration, rows)
+        report(f"{' + '.join(names) or 'none'}: {measured[names].loss:.4f} nats")
+    return StackTable(measured, refused)
 
 
 def stack_of(
@@ -167,26 +174,27 @@ def stack_of(
     *,
     report: Report = lambda _: None,
 ) -> StackTable:
-    """The model as it is, and with the entries one after the other, up to all of them."""
+    """Return the model as it is, and with the entries one after the other, up to all of them."""
     names = tuple(settings)
-    asked = [names[:count] for count in range(len(names) + 1)]
-    found: dict[tuple[str, ...], Measured] = {}
-    for some in asked:
-        found[some] = stacked(model, {n: settings[n] for n in some}, calibration, rows)
-        report(f"{' + '.join(some) or 'none'}: {found[some].loss:.4f} nats")
-    return StackTable(found, {})
+    prefixes = [names[:count] for count in range(len(names) + 1)]
+    measured: dict[tuple[str, ...], Measured] = {}
+    for some in prefixes:
+        measured[some] = stacked(model, {n: settings[n] for n in some}, calibration, rows)
+        report(f"{' + '.join(some) or 'none'}: {measured[some].loss:.4f} nats")
+    return StackTable(measured, {})
 
 
 def broken(table: StackTable, tolerance: float = 1e-5) -> list[str]:
-    """Laws that do not hold: an entry that says that it preserves outputs, and changes them."""
+    """Return the broken laws: an entry that claims to preserve outputs, and changes them."""
     bad: list[str] = []
-    for names, one in table.found.items():
+    for names, measured in table.found.items():
         for name in names:
             rest = tuple(n for n in names if n != name)
+            # compare with the same combination without this entry
             if "outputs" in ENTRIES[name].preserves and rest in table.found:
-                apart = float((one.each - table.found[rest].each).abs().max())
+                apart = float((measured.each - table.found[rest].each).abs().max())
                 if apart > tolerance:
                     bad.append(f"{name} with {rest or 'none'}: outputs differ by {apart:.2g}")
-        if one.exact is False:
+        if measured.exact is False:
             bad.append(f"{names}: the offloaded model says other bits")
     return bad

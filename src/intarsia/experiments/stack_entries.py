@@ -48,10 +48,10 @@ class Stacked:
     policy: str | None = None
 
     def matrices(self) -> Iterator[tuple[str, str, int, Tensor]]:
-        """(path, name, expert, its weight) of all experts."""
-        for path, of in gated_experts(self.model).items():
+        """Yield (path, name, expert, its weight) of all experts."""
+        for path, layer in gated_experts(self.model).items():
             for name in NAMES:
-                for expert, weight in enumerate(getattr(of.module, name).detach()):
+                for expert, weight in enumerate(getattr(layer.module, name).detach()):
                     yield path, name, expert, weight
 
 
@@ -86,12 +86,13 @@ def _left(on: Stacked, text: str) -> int:
 
 
 def _loads(on: Stacked) -> dict[str, Tensor]:
-    seen = expert_inputs(on.model, on.calibration)
-    return {p: seen[p].load(of.experts) for p, of in gated_experts(on.model).items()}
+    inputs = expert_inputs(on.model, on.calibration)
+    return {p: inputs[p].load(layer.experts) for p, layer in gated_experts(on.model).items()}
 
 
 def _prune(on: Stacked, text: str) -> None:
     count = _left(on, text)
+    # the most used experts stay, in their old order
     order = {p: load.argsort(descending=True, stable=True) for p, load in _loads(on).items()}
     keep_stock_experts(on.model, {p: sorted(o[:count].tolist()) for p, o in order.items()})
 
@@ -121,9 +122,10 @@ def _quantile(text: str) -> float:
 
 def _skip(on: Stacked, text: str) -> None:
     share = _quantile(text)
-    for path, of in expert_inputs(on.model, on.calibration).items():
-        if share and of.weight.shape[1] > 1:
-            ratio = of.weight[:, 1:].sum(1) / of.weight[:, 0].clamp(min=1e-9)
+    for path, inputs in expert_inputs(on.model, on.calibration).items():
+        # g2 / g1: a token whose second gate is far below its first skips the second expert
+        if share and inputs.weight.shape[1] > 1:
+            ratio = inputs.weight[:, 1:].sum(1) / inputs.weight[:, 0].clamp(min=1e-9)
             on.below[path] = float(ratio.quantile(share))
 
 
@@ -133,6 +135,7 @@ def _placement(text: str) -> str:
 
 
 def _place(on: Stacked, text: str) -> None:
+    # renaming experts moves them between devices and leaves every output as it is
     relabel(on.model, place(trace_of(on, on.calibration), DEVICES, JointSwaps(_placement(text))))
 
 
@@ -144,17 +147,18 @@ def _energy(text: str) -> float:
 
 def _low_rank(on: Stacked, text: str) -> None:
     energy = _energy(text)
-    seen, stock = expert_inputs(on.model, on.calibration), gated_experts(on.model)
-    made: dict[tuple[str, str, int], tuple[Tensor, ...]] = {}
+    inputs, stock = expert_inputs(on.model, on.calibration), gated_experts(on.model)
+    # all inputs are taken from the model as it was, so that no factor depends on another
+    factored: dict[tuple[str, str, int], tuple[Tensor, ...]] = {}
     for path, name, expert, weight in on.matrices():
-        x = seen[path].of(expert)
+        x = inputs[path].of(expert)
         if name == "down_proj":
             x = hidden_of(stock[path].module, expert, x)
-        if (found := factors(weight, x, energy)) is not None:
-            made[path, name, expert] = found
-    for (path, name, expert), (u, v) in made.items():
+        if (pair := factors(weight, x, energy)) is not None:
+            factored[path, name, expert] = pair
+    for (path, name, expert), (u, v) in factored.items():
         getattr(stock[path].module, name).data[expert].copy_(u @ v)
-    on.stored |= made
+    on.stored |= factored
 
 
 def _bits(text: str) -> int:
@@ -163,14 +167,16 @@ def _bits(text: str) -> int:
 
 
 def _quantise(on: Stacked, text: str) -> None:
+    # the model computes with decoded weights, as a device that loads the format would
     on.format = form = Absmax(_bits(text))
     stock = gated_experts(on.model)
     for path, name, expert, weight in on.matrices():
+        # a factored matrix is quantised factor by factor, as it is stored
         parts = on.stored.get((path, name, expert), (weight,))
         decoded = tuple(form.decode(form.encode(w), w.shape).to(w.dtype) for w in parts)
-        whole = decoded[0] if len(decoded) == 1 else decoded[0] @ decoded[1]
+        weight_out = decoded[0] if len(decoded) == 1 else decoded[0] @ decoded[1]
         on.stored[path, name, expert] = tuple(w.clone() for w in parts)
-        getattr(stock[path].module, name).data[expert].copy_(whole)
+        getattr(stock[path].module, name).data[expert].copy_(weight_out)
 
 
 def _policy(text: str) -> str:
@@ -219,19 +225,21 @@ ENTRIES: dict[str, StackEntry] = {
 
 @torch.no_grad()
 def trace_of(on: Stacked, rows: Sequence[Batch]) -> Trace:
-    """The routing of some rows, skipped experts left out."""
+    """Return the routing of some rows, skipped experts left out."""
     experts: list[Tensor] = []
     stock = gated_experts(on.model)
     count = next(iter(stock.values())).experts
     with evaluating(on.model), ExitStack() as inside:
         inside.enter_context(skipping(on.model, on.below))
-        seen = inside.enter_context(recording(on.model)).routes
+        routes = inside.enter_context(recording(on.model)).routes
         for batch in rows:
             on.model(**batch)
-            index = torch.stack([seen[path][0] for path in stock], 1)  # (T, L, k)
+            # an index beyond the last expert marks one that was skipped
+            index = torch.stack([routes[path][0] for path in stock], 1)  # (T, L, k)
             experts.append(torch.where(index >= count, NONE, index))
     length = rows[0]["input_ids"].shape[1]
+    # token number -> its sequence and its position in it; all rows have one length
     row = torch.arange(sum(len(e) for e in experts))
-    of = next(iter(stock.values()))
-    about = {"width": str(of.width), "hidden": str(of.hidden), "gated": "true"}
-    return Trace(torch.cat(experts), count, row // length, row % length, about=about)
+    layer = next(iter(stock.values()))
+    sizes = {"width": str(layer.width), "hidden": str(layer.hidden), "gated": "true"}
+    return Trace(torch.cat(experts), count, row // length, row % length, about=sizes)

@@ -1,4 +1,4 @@
-"""What a stack of techniques is worth: loss, bytes, operations, hits, traffic, times."""
+"""Measures of a stack of techniques: loss, bytes, operations, hits, traffic, times."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ LINKS = Topology.two_level(2, 2, intra=(300e9, 2e-6), inter=(25e9, 10e-6))
 
 @dataclass(frozen=True)
 class Measured:
-    """What a stack of entries is worth.
+    """Measures of a model with a stack of entries.
 
     each: cross-entropy of every sequence, nats a token; sent: bytes a token between devices;
     seconds: simulated on devices, and of this processor; exact: an offloaded one has the same bits.
@@ -53,7 +53,7 @@ class Measured:
         return float(self.each.mean())
 
     def row(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """Return the measures for JSON."""
         return {
             "entries": " + ".join(self.names) or "none",
             "cross_entropy": self.loss,
@@ -67,62 +67,72 @@ class Measured:
 
 
 def measure(on: Stacked, names: tuple[str, ...], rows: Sequence[Batch]) -> Measured:
-    """Everything that there is to know of a stack."""
+    """Measure a stack on rows: loss, bytes, operations, hits, traffic and times."""
     started = time.process_time()
-    each = losses(on.model, rows, on.below)
+    sequence_losses = losses(on.model, rows, on.below)
     cpu = time.process_time() - started
     trace = trace_of(on, rows)
     policy = POLICIES[on.policy or "expected"]().build(trace.layers, trace.experts)
+    # a cache with room for a quarter of all experts
     slots = max(2, round(SLOTS * trace.layers * trace.experts))
     hits = replay(demand(trace, 1), policy, slots).rate
+    # simulated; the seconds of this processor are measured
     sent, seconds = _on_devices(trace, on)
     exact = _offloaded_is_exact(on, rows[:1]) if on.policy else None
     return Measured(
-        names, each, stored_bytes(on), _operations(on, trace), hits, sent, (seconds, cpu), exact
+        names,
+        sequence_losses,
+        stored_bytes(on),
+        _operations(on, trace),
+        hits,
+        sent,
+        (seconds, cpu),
+        exact,
     )
 
 
 @torch.no_grad()
 def losses(model: Any, rows: Sequence[Batch], below: Mapping[str, float]) -> Tensor:
-    """Cross-entropy of each sequence, nats a token.  (S,) float64."""
-    found: list[Tensor] = []
+    """Return the cross-entropy of each sequence, nats a token.  (S,) float64."""
+    sequence_losses: list[Tensor] = []
     with evaluating(model), skipping(model, below):
         for batch in rows:
             logits = model(**batch).logits[:, :-1].float()
             loss = F.cross_entropy(
                 logits.transpose(1, 2), batch["input_ids"][:, 1:], reduction="none"
             )
-            found.append(loss.double().mean(1))
-    return torch.cat(found)
+            sequence_losses.append(loss.double().mean(1))
+    return torch.cat(sequence_losses)
 
 
 def stored_bytes(on: Stacked) -> int:
-    """Bytes of the tensors of a safetensors file with every weight, routers included."""
+    """Return the bytes of the tensors in a safetensors file with every weight, routers included."""
     return _payload(safetensors.torch.save(_tensors(on)))
 
 
 def _payload(file: bytes) -> int:
+    # a safetensors file begins with 8 bytes for the length of its header
     return len(file) - 8 - int.from_bytes(file[:8], "little")
 
 
 def _tensors(on: Stacked) -> dict[str, Tensor]:
     paths = tuple(f"{path}." for path in gated_experts(on.model))
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, p in on.model.named_parameters():  # a tied head is named once
         if not name.startswith(paths):
-            found[name] = p.detach().bfloat16().contiguous()
+            tensors[name] = p.detach().bfloat16().contiguous()
     for path, name, expert, weight in on.matrices():
         for number, part in enumerate(on.stored.get((path, name, expert), (weight,))):
             key = f"{path}.{expert}.{name}.{number}"
             if on.format is None:
-                found[key] = part.bfloat16().contiguous().clone()
+                tensors[key] = part.bfloat16().contiguous().clone()
             else:
-                found |= {f"{key}.{n}": t for n, t in on.format.encode(part).items()}
-    return found
+                tensors |= {f"{key}.{n}": t for n, t in on.format.encode(part).items()}
+    return tensors
 
 
 def expected_bytes(on: Stacked) -> int:
-    """The same by the formula: two bytes a number, or what the format says of each shape."""
+    """Return the same by the formula: two bytes a number, or what the format says of each shape."""
     paths = tuple(f"{path}." for path in gated_experts(on.model))
     total = ITEM * sum(
         p.numel() for name, p in on.model.named_parameters() if not name.startswith(paths)
@@ -134,17 +144,18 @@ def expected_bytes(on: Stacked) -> int:
 
 
 def _operations(on: Stacked, trace: Trace) -> float:
-    """Multiplications and additions a token: of its experts, and of all other matrices."""
+    """Count multiplications and additions a token: of its experts, and of all other matrices."""
     paths = list(gated_experts(on.model))
     prefixes = tuple(f"{path}." for path in paths)
     # a tied embedding is the head's matrix, an untied one is looked up
-    words, head = (of() for of in (on.model.get_input_embeddings, on.model.get_output_embeddings))
+    words, head = (get() for get in (on.model.get_input_embeddings, on.model.get_output_embeddings))
     looked_up = None if head is not None and head.weight is words.weight else words.weight
     fixed = sum(
         p.numel()
         for name, p in on.model.named_parameters()
         if p.dim() == 2 and p is not looked_up and not name.startswith(prefixes)
     )
+    # an expert costs its stored numbers each time that a token visits it
     cost = torch.zeros(trace.layers, trace.experts, dtype=torch.float64)
     for path, name, expert, weight in on.matrices():
         parts = on.stored.get((path, name, expert), (weight,))
@@ -153,22 +164,24 @@ def _operations(on: Stacked, trace: Trace) -> float:
 
 
 def _on_devices(trace: Trace, on: Stacked) -> tuple[float | None, float | None]:
-    """Bytes a token between devices, and simulated seconds; None where experts do not divide."""
+    """Return bytes a token between devices, and seconds; None where experts do not divide."""
     if trace.experts % DEVICES:
         return None, None
-    at = Placement.contiguous(trace.layers, trace.experts, DEVICES)
-    plan = expert_parallel(trace, at, ExpertSize.of(trace, ITEM), nodes=LINKS.nodes())
+    # experts in their order, as many on each device
+    placement = Placement.contiguous(trace.layers, trace.experts, DEVICES)
+    plan = expert_parallel(trace, placement, ExpertSize.of(trace, ITEM), nodes=LINKS.nodes())
     return float(plan.bytes().sum()) / len(trace), simulate(plan, LINKS).seconds
 
 
 def _offloaded_is_exact(on: Stacked, rows: Sequence[Batch]) -> bool:
-    """Does the model say the same bits with a quarter of its experts in memory?"""
+    """Return whether outputs are the same bits with a quarter of the experts in memory."""
     with tempfile.TemporaryDirectory() as folder:
         on.model.save_pretrained(Path(folder, "model"))
         policy = POLICIES[on.policy or "expected"]()
-        count = sum(of.experts for of in gated_experts(on.model).values())
+        count = sum(layer.experts for layer in gated_experts(on.model).values())
         slots = max(2, round(SLOTS * count))
+        # experts are loaded from disk as the router asks for them
         small: Any = offload(Path(folder, "model"), slots=slots, policy=policy)
-        one, two = (losses(m, rows, on.below) for m in (on.model, small))
+        in_memory, two = (losses(m, rows, on.below) for m in (on.model, small))
         del small
-    return torch.equal(one, two)
+    return torch.equal(in_memory, two)

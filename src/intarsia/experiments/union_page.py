@@ -37,9 +37,9 @@ def patches_page(
     several: Any = [pictures] if isinstance(pictures, str | Picture) else list(pictures)
     inputs = inputs or input_config(model)
     x = _read(several, inputs)
-    taken = taken_patches(model, x.to(device_of(model)))
-    shown = _shown(several, answers, x, inputs)
-    return write_pictures(out, shown, {path: part.numpy() for path, part in taken.items()})
+    patches = taken_patches(model, x.to(device_of(model)))
+    items = _shown(several, answers, x, inputs)
+    return write_pictures(out, items, {path: part.numpy() for path, part in patches.items()})
 
 
 def answers_page(
@@ -71,6 +71,7 @@ def _shown(
     pictures: Sequence[Any], answers: Sequence[str], x: Tensor, inputs: InputConfig
 ) -> list[Shown]:
     """Return each picture of the page: its name, the answer, and what the model reads."""
+    # pictures without an answer have an empty one
     answers = [*answers, *[""] * (len(pictures) - len(answers))]
     names = [Path(p).name if isinstance(p, str | Path) else "" for p in pictures]
     rows = zip(names, answers, x, strict=True)
@@ -79,13 +80,14 @@ def _shown(
 
 def _ready(picture: Any, transform: Any) -> Tensor:
     if isinstance(picture, str | Path | bytes):
-        found = Path(picture) if isinstance(picture, str) else picture
-        return transform(read_image(found, side=side_of(transform)))
+        source = Path(picture) if isinstance(picture, str) else picture
+        return transform(read_image(source, side=side_of(transform)))
     return transform(to_rgb(picture))
 
 
 def _seen(x: Tensor, inputs: InputConfig) -> Image.Image:
-    """The picture that was read.  (3, H, W), normalised."""
+    """Return the picture that was read.  (3, H, W), normalised."""
     mean, std = (torch.tensor(v).view(-1, 1, 1) for v in (inputs.mean, inputs.std))
+    # undo the normalisation: what the model read, in 0 ... 255
     pixels = (x * std + mean).clamp(0, 1).mul(255).round().permute(1, 2, 0)
     return Image.fromarray(pixels.numpy().astype(np.uint8))

@@ -1,4 +1,4 @@
-"""Where a trial runs: in this process, or in one of its own that takes one after another."""
+"""Executors of trials: this process, or one of its own that takes one after another."""
 
 from __future__ import annotations
 
@@ -65,26 +65,28 @@ class OwnProcess:
         if self._pipe is None:
             context = self._context(work)
             self._pipe, theirs = context.Pipe()
-            told = (theirs, self.threads, dict(os.environ))
-            process: Any = context.Process(target=_serve, args=told)  # pyright: ignore
+            arguments = (theirs, self.threads, dict(os.environ))
+            process: Any = context.Process(target=_serve, args=arguments)  # pyright: ignore
             process.start()
             self._process = process
+            # the child has its own copy; with this one open, its end would not be noticed
             theirs.close()
         try:
             self._pipe.send((work, dict(inputs)))
-            right, found = self._pipe.recv()
+            right, result = self._pipe.recv()
         except (EOFError, OSError) as error:
+            # the pipe broke: the process is gone, and its exit code tells why
             code = self._ended()
             raise Died(
                 f"its process ended with exit code {code}"
                 + (", killed: most often memory ran out; try fewer --jobs" if code == -9 else "")
             ) from error
         if right:
-            return found
-        raise found
+            return result
+        raise result
 
     def _context(self, work: Work) -> BaseContext:
-        """How a process starts.  Spawned: a fork of a process with threads can hang."""
+        """Return the way to start a process: spawn, since a fork of one with threads can hang."""
         return multiprocessing.get_context("spawn")
 
     def _ended(self) -> int | None:
@@ -102,6 +104,7 @@ class OwnProcess:
         self._process = self._pipe = None
         pipe.close()  # an idle one sees the end of its work
         process.join(5)
+        # it is at work: ask it to stop as Ctrl-C does, and wait for it to save
         if process.is_alive() and process.pid:
             os.kill(process.pid, signal.SIGINT)
             process.join(30)
@@ -140,6 +143,7 @@ def _serve(pipe: Connection, threads: int, environment: Mapping[str, str]) -> No
     os.environ.update(environment)
     parent = multiprocessing.parent_process()
 
+    # a thread waits for the parent's end, since a busy worker would not notice it
     def follow() -> None:
         assert parent is not None
         wait([parent.sentinel])
@@ -155,15 +159,17 @@ def _serve(pipe: Connection, threads: int, environment: Mapping[str, str]) -> No
         try:
             answer = True, work(inputs)
         except BaseException as error:
+            # any error at all, Ctrl-C too, is an answer: the parent decides
             answer = False, sendable(error)
         with contextlib.suppress(OSError):  # nobody listens any more
             pipe.send(answer)
 
 
 def sendable(error: BaseException) -> BaseException:
-    """The error, or its text where it cannot travel between processes."""
+    """Return the error, or its text where it cannot travel between processes."""
     if isinstance(error, IntarsiaError | KeyboardInterrupt):
         return error
+    # the line where it was raised tells more than the class of an error that cannot travel
     frame = traceback.extract_tb(error.__traceback__)[-1]
     place = f"{Path(frame.filename).name}:{frame.lineno}"
     return RuntimeError(f"{type(error).__name__}: {error} ({place})")

@@ -49,7 +49,7 @@ class TextRun:
     def evaluate(
         self, data: str | None = None, part: str | None = None, report: Report = lambda _: None
     ) -> dict[str, Any]:
-        """Scores on a part of the run's own text, or of another one.
+        """Return scores on a part of the run's own text, or of another one.
 
         part: "train", "val", "test" or "all"; None = "test", of another text "all".
         Raises: UnknownName for a part that is not there; DataError where the run's own text is not
@@ -66,23 +66,23 @@ class TextRun:
     def predict(
         self, prompts: str | Path | Sequence[str | Path], tokens: int = TOKENS
     ) -> list[dict[str, str]]:
-        """Each prompt with its completion, the likeliest token at a time.
+        """Return each prompt with its completion, the likeliest token at a time.
 
         prompts: texts, or paths of files with prompts.  tokens: at most so many for each.
         Raises: ConfigError for tokens < 1; DataError for files that cannot be read, and prompts
         that leave no room.
         """
         several = [prompts] if isinstance(prompts, str | Path) else prompts
-        sources = [one if isinstance(one, Path) else [one] for one in several]
+        sources = [prompt if isinstance(prompt, Path) else [prompt] for prompt in several]
         return list(complete(self, prompts_of(self, sources), tokens))
 
 
 def open_texts(folder: Path, *, as_trained: bool = True, report: Report) -> TextRun:
-    """A finished run on texts, see `intarsia.open_run`."""
+    """Return a finished run on texts, see `intarsia.open_run`."""
     experiment = experiments.read(folder)
-    record, chosen = read_run(folder).record, experiment.adapted
+    record, adapted = read_run(folder).record, experiment.adapted
     model, tokenizer = language_model(
-        chosen.model, pretrained=chosen.pretrained, seed=experiment.training.seed, progress=report
+        adapted.model, pretrained=adapted.pretrained, seed=experiment.training.seed, progress=report
     )
     model = restored(model, folder, experiment, record)
     if as_trained:
@@ -92,17 +92,18 @@ def open_texts(folder: Path, *, as_trained: bool = True, report: Report) -> Text
 
 
 def _part(opened: TextRun, data: str | None, part: str, report: Report) -> Texts:
-    """A part of the run's own text, or of another one in shares of its own."""
-    asked = opened.experiment
-    own = data is None or located(data) == located(asked.pictures.data)
-    if not own:
-        asked = asked.changed(data=data, images=None, val=None, test=None)
-    found = language.texts_of(asked, opened.tokenizer, report)
-    if own:
-        check_unchanged(asked, opened.record, found.record)
-    parts = {"test": found.test, "val": found.val, "train": found.train}
+    """Return a part of the run's own text, or of another one in shares of its own."""
+    experiment = opened.experiment
+    # the run's own text is split as in training; another one has no numbers of rows to keep
+    is_own = data is None or located(data) == located(experiment.pictures.data)
+    if not is_own:
+        experiment = experiment.changed(data=data, images=None, val=None, test=None)
+    splits = language.texts_of(experiment, opened.tokenizer, report)
+    if is_own:
+        check_unchanged(experiment, opened.record, splits.record)
+    parts = {"test": splits.test, "val": splits.val, "train": splits.train}
     rows = [row for texts in parts.values() if texts is not None for row in texts.rows]
-    parts["all"] = Texts(f"{Path(asked.pictures.data).stem}/all", rows)
+    parts["all"] = Texts(f"{Path(experiment.pictures.data).stem}/all", rows)
     if (texts := parts.get(part)) is None:
         raise UnknownName("part", part, [p for p, t in parts.items() if t is not None])
     return texts
@@ -117,22 +118,23 @@ def _stdin() -> list[str]:
 
 
 def prompts_of(opened: TextRun, sources: Iterable[Path | Sequence[str]]) -> list[Prompt]:
-    """The prompts of files, "-" for standard input, and of lines.  Raises: DataError."""
-    found: list[Prompt] = []
+    """Return the prompts of files, "-" for standard input, and of lines.  Raises: DataError."""
+    prompts: list[Prompt] = []
     for source in sources:
         lines = _stdin() if source == STDIN else source
-        found += read_prompts(lines, opened.tokenizer, as_questions=opened.asked)
-    return found
+        prompts += read_prompts(lines, opened.tokenizer, as_questions=opened.asked)
+    return prompts
 
 
 def complete(opened: TextRun, prompts: Sequence[Prompt], tokens: int) -> Iterator[dict[str, str]]:
-    """Each prompt with its completion, the likeliest token at a time.
+    """Return each prompt with its completion, the likeliest token at a time.
 
     tokens: at most so many, fewer where the model says that it is done.
     Raises: ConfigError for tokens < 1; DataError for a prompt that leaves no room for them.
     """
     at_least("--tokens", tokens, 1, f"Try {TOKENS}.")
     model: Any = opened.model
+    # models without a limit of positions have room for any length
     room = getattr(model.config, "max_position_embeddings", None)
     end = opened.tokenizer.eos_token_id
     for number, prompt in enumerate(prompts, 1):
@@ -140,9 +142,10 @@ def complete(opened: TextRun, prompts: Sequence[Prompt], tokens: int) -> Iterato
             got = f"{len(prompt.ids)} tokens and {tokens} to come"
             fix = "Shorten it, or ask for fewer --tokens."
             raise DataError(f"prompt {number}", got=got, want=f"at most {room} together", fix=fix)
+        # one prompt at a time, greedily: no padding, and no draw
         ids = prompt.ids[None].to(device_of(model))
         with evaluating(model), torch.no_grad():
-            whole = model.generate(
+            output = model.generate(
                 input_ids=ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=tokens,
@@ -152,5 +155,6 @@ def complete(opened: TextRun, prompts: Sequence[Prompt], tokens: int) -> Iterato
                 top_k=None,
                 pad_token_id=end,
             )
-        said = opened.tokenizer.decode(whole[0, ids.shape[1] :], skip_special_tokens=True)
-        yield {"prompt": prompt.text, "completion": said}
+        # what comes after the prompt's own tokens
+        completion = opened.tokenizer.decode(output[0, ids.shape[1] :], skip_special_tokens=True)
+        yield {"prompt": prompt.text, "completion": completion}

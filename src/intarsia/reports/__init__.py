@@ -1,1 +1,1 @@
-"""What came out: reports as data, their renderers, and paired differences with intervals."""
+"""Results: reports as data, their renderers, and paired differences with intervals."""

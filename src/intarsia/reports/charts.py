@@ -85,13 +85,16 @@ def _lines(chart: Chart, label: str) -> str:
     """Draw a chart."""
     series, x, y = chart.series, chart.x, chart.y
     series = [_finite(line) for line in series]
+    # the axes cover every point and its error bar
     xs = [float(v) for line in series for v in _places(line, x)]
     ys = [v + sign * line.spread for line in series for v in line.y for sign in (-1, 1)]
+    # room at the left for the longest text of a tick
     margin = 26 + LETTER * max(map(len, (text for _, text in _ticks(y, ys))), default=1)
     box = (margin, 10.0, WIDTH - 12.0, HEIGHT - 46.0)
     across = _scale(x, xs, box[0], box[2])
     up = _scale(y, ys, box[3], box[1])
     parts = [*_axis_lines(x, xs, across, box, True), *_axis_lines(y, ys, up, box, False)]
+    # lines are drawn over the grid
     inside = "".join(_series(line, x, across, up) for line in series)
     if y.limits is not None:  # what lies beyond them is cut off
         place = (
@@ -130,6 +133,7 @@ def _limits(axis: Axis, values: Sequence[float]) -> tuple[float, float]:
         low, high = math.log10(low), math.log10(high)
         margin = max(0.1, 0.06 * (high - low))
         return 10 ** (low - margin), 10 ** (high + margin)
+    # equal values still need an axis with some length
     margin = 0.05 * (high - low) or 0.05 * abs(high) or 0.5
     return (min(0.0, low) if axis.zero else low - margin), high + margin
 
@@ -139,6 +143,7 @@ def _scale(
 ) -> Callable[[float], float]:
     """Return the function from a value of an axis to its place in px."""
     low, high = _limits(axis, values)
+    # px grow to the right and downwards; a caller swaps start and end for the vertical axis
     if axis.reverse:
         start, end = end, start
     if axis.log:
@@ -158,7 +163,9 @@ def _ticks(axis: Axis, values: Sequence[float]) -> list[tuple[float, str]]:
 
 def _log_ticks(low: float, high: float) -> list[float]:
     decades = math.log10(high / low)
+    # over many decades only powers of ten, over few also 2 and 5, within one all
     steps = (1.0,) if decades > 2 else (1.0, 2.0, 5.0) if decades > 0.7 else tuple(range(1, 10))
+    # every power of ten that the axis touches, times each step
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
     ticks = [step * 10.0**power for power in powers for step in steps]
     return [value for value in ticks if low <= value <= high][:: 1 + int(decades / 7)]
@@ -166,14 +173,18 @@ def _log_ticks(low: float, high: float) -> list[float]:
 
 def _round_ticks(low: float, high: float, limit: int = 6) -> list[float]:
     """Return at most `limit` multiples of 1, 2 or 5 times a power of ten between two values."""
+    # the power of ten just below the ideal distance of two ticks
     size = 10.0 ** math.floor(math.log10((high - low) / limit))
+    # the smallest step with at most `limit` ticks
     step = next(size * k for k in (1, 2, 5, 10, 20) if (high - low) / (size * k) <= limit)
+    # the first multiple inside the axis; 1e-9 forgives rounding at its end
     first = math.ceil(low / step - 1e-9)
     return [round(n * step, 12) for n in range(first, math.floor(high / step + 1e-9) + 1)]
 
 
 def tick_text(value: float) -> str:
     """Return a number of an axis: 0.25, 1500, 20k, 3M."""
+    # whole thousands only from 10 000 on: 1500 is easier to read than 1.5k
     size = next((s for s in PREFIXES if s >= 1e3 and abs(value) >= max(s, 1e4)), 1)
     text = f"{value / size:.4g}{PREFIXES[size]}"
     return text.replace("-", MINUS) if not 0 < abs(value) < 1e-4 else text
@@ -226,13 +237,16 @@ def _series(
     if line.joined and len(points) > 1:
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in points)
         parts.append(f'<path class="line{" dotted" if line.dotted else ""}" d="M{path}"/>')
+    # an error bar with short caps, around the first point
     if line.spread:
         (x, _), y = points[0], line.y[0]
         low, high = up(y - line.spread), up(y + line.spread)
         bar = f"M{x:.1f} {low:.1f}V{high:.1f}M{x - 4:.1f} {low:.1f}h8M{x - 4:.1f} {high:.1f}h8"
         parts.append(f'<path class="spread" d="{bar}"/>')
+    # long lines get no marks, and tooltips at only some of their points
     marked = not line.joined or (len(points) <= MARKED and not line.faint) or len(points) == 1
     sizes = line.sizes or [8.0] * len(points)
+    # at most HITS tooltips a line keep the page small
     step = 1 + len(points) // HITS
     for i, ((x, y), hover) in enumerate(zip(points, line.hover, strict=True)):
         title = f"<title>{escape(f'{line.name}: {hover}')}</title>"
@@ -279,6 +293,7 @@ def _bars(chart: BarChart, label: str) -> str:
     margin = min(220.0, 12 + LETTER * max(map(len, rows), default=1))
     bottom = 8.0 + 24 * len(rows)
     box = (margin, 4.0, WIDTH - 16.0, bottom)
+    # a bar may begin where another one ends
     ends = [bar.start + bar.length for bar in bars] or [1.0]
     axis = replace(chart.axis, limits=(0.0, max(ends) * 1.02 or 1.0))
     across = _scale(axis, ends, box[0], box[2])
@@ -327,9 +342,11 @@ def by_cost(series: Sequence[Points], y: str, *, seconds: bool) -> Chart:
     unit = "{:,.1f} s" if seconds else "{:,.0f} parameters"
     drawn: list[Series] = []
     for points in series:
+        # a log axis has no place for 0 parameters
         x = points.x if seconds else [max(count, 1) for count in points.x]
         shares = [100 * share for share in points.y]
         if len(shares) > 1:
+            # single runs are drawn only where a mean hides them
             rows = zip(x, shares, points.names, strict=True)
             hover = [f"{share:.2f} %, {unit.format(spent)}, {name}" for spent, share, name in rows]
             sizes = [7.0] * len(shares)

@@ -43,9 +43,11 @@ def _heat(cells: HeatMap, label: str) -> str:
     across = max(len(cells.columns), 1)
     letters = max((len(t) for row in cells.text for t in row), default=0)
     margin = 10 + LETTER * max(map(len, cells.rows), default=1) + (18 if cells.y else 0)
+    # a cell holds its text; beyond that the map fills its width, up to 64 px a cell
     least = max(10.0, LETTER * letters + 6)
     cell = max(least, min(64.0, (cells.width - margin - 40) / across))
     longest = LETTER * max(map(len, cells.columns), default=1)
+    # every stride-th name fits beside its neighbours
     stride = max(1, math.ceil((longest + 4) / cell))
     # short names, such as numbers, stand upright and some are left out; others lean
     leaning = stride > 1 and longest > 4 * LETTER
@@ -56,6 +58,7 @@ def _heat(cells: HeatMap, label: str) -> str:
         if letters
         else max(12.0, min(24.0, cell))
     )
+    # the last leaning name reaches beyond its column
     right = longest * 0.77 if leaning else 8
     parts: list[str] = []
     for j, name in enumerate(cells.columns):
@@ -65,6 +68,7 @@ def _heat(cells: HeatMap, label: str) -> str:
             parts.append(text_at(x, top - 6, name, "start", turn))
         elif j % stride == 0:
             parts.append(text_at(x, top - 6, name, "middle"))
+    # rows that are lower than a letter are not all named
     rare = max(1, math.ceil(13 / high))
     for i, name in enumerate(cells.rows):
         if i % rare == 0:
@@ -99,9 +103,11 @@ def _cell(
     """Draw a cell of row i at x; the style sheet knows its width and height."""
     text = cells.text[i][j] if cells.text else ""
     panel = cells.panel.get((i, j))
+    # nothing to draw, and nothing to click on
     if value is None and not text and panel is None:
         return ""
     share = 0.0 if value is None else min(1.0, abs(value) / (cells.top or 1.0))
+    # a colour for each sign, and a shade for the size
     kind = "fall" if cells.diverging and (value or 0) < 0 else "heat"
     shade = f' style="--s:{share:.2g}"' if value is not None else ""
     title = f"<title>{escape(cells.hover[i][j])}</title>"
@@ -109,6 +115,7 @@ def _cell(
         f'<rect class="{kind if value is not None else "empty"}" x="{x:.4g}"{shade}>{title}</rect>'
     )
     if text:
+        # a strong colour needs text of another colour than a weak one
         over = 'class="on" ' if share > 0.55 else ""
         place = f'x="{x + wide / 2:.4g}" y="{high / 2 + 4:.3g}"'
         drawn += f"<text {over}{place}>{escape(text)}</text>"

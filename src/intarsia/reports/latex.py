@@ -29,12 +29,13 @@ PREAMBLE = "% needs \\usepackage{adjustbox,booktabs} and \\usepackage[T1]{fonten
 
 
 def escape(text: str) -> str:
-    """Text that LaTeX sets as it reads."""
+    """Escape a text so that LaTeX sets it as it reads."""
     return text.translate(_SPECIAL)
 
 
 def latex(table: Table, title: str = "") -> str:
-    """A table environment; notes are set below, in small print."""
+    """Return a table environment; notes are set below, in small print."""
+    # numbers stand right, so that their digits are below each other
     columns = "".join("r" if column.numeric else "l" for column in table.columns)
     lines = [
         r"\begin{table}",
@@ -56,6 +57,7 @@ def latex(table: Table, title: str = "") -> str:
 
 
 def _line(row: Sequence[Entry]) -> str:
+    # a little space before the row of means
     space = "\\addlinespace\n" if row[0].place == "mean" else ""
     return space + _row(map(_cell, row))
 
@@ -65,6 +67,7 @@ def _row(cells: Iterable[str]) -> str:
 
 
 def _cell(cell: Entry) -> str:
+    # the best in bold, the second best underlined
     text = escape(cell.text)
     text = {"first": rf"\textbf{{{text}}}", "second": rf"\underline{{{text}}}"}.get(
         cell.place, text

@@ -36,6 +36,7 @@ class LocalPage:
     """
 
     def __init__(self, page: str, answers: Mapping[str, Answer], *, port: int = 0) -> None:
+        # the server makes a handler for each request, so that it carries its data as a class
         handler = type("Handler", (_Handler,), {"page": page.encode(), "answers": dict(answers)})
         try:
             self.server = ThreadingHTTPServer((HOST, port), handler)
@@ -65,7 +66,7 @@ class LocalPage:
 
 
 class running:
-    """Inside, a page is answered by a thread of its own; gives its address."""
+    """Context in which a thread of its own answers a page; yields the page's address."""
 
     def __init__(self, page: LocalPage) -> None:
         self.page = page
@@ -103,6 +104,7 @@ class _Handler(BaseHTTPRequestHandler):
     page: bytes
     answers: Mapping[str, Answer]
     timeout = PATIENCE
+    # the answer's headers do not tell which Python runs here
     server_version, sys_version = "intarsia", ""
 
     def do_GET(self) -> None:  # noqa: N802 (the library's name)
@@ -120,11 +122,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(403, "this server's own address", "Open the address that was printed.")
         elif self.path not in self.answers:
             self._refuse(404, f"one of {sorted(self.answers)}", "Ask there.")
+        # a page of another site can send a form without asking, but no JSON
         elif self.headers.get_content_type() != "application/json":
             self._refuse(415, "application/json", "Set the content type.")
         elif not (size := self.headers.get("Content-Length", "")).isdecimal():
             self._refuse(411, "a length", "Send Content-Length.")
         elif int(size) > LARGEST:
+            # the body is not read, so that nothing after it can be a request
             self.close_connection = True
             self._refuse(413, f"at most {LARGEST:,} bytes", "Ask for less.", got=f"{int(size):,}")
         else:
@@ -132,32 +136,33 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, body: bytes) -> None:
         try:
-            asked = parse_json(body)
-            if not isinstance(asked, dict):
-                raise ValueError(type(asked).__name__)
+            question = parse_json(body)
+            if not isinstance(question, dict):
+                raise ValueError(type(question).__name__)
         except ValueError as error:
             self._refuse(400, "one JSON object", "Send one.", got=str(error))
             return
         try:
-            found, status = self.answers[self.path](asked), 200
+            content, status = self.answers[self.path](question), 200
         except IntarsiaError as error:
-            found, status = _told(error.what, error.got, error.want, error.fix), 400
+            content, status = _error_content(error.what, error.got, error.want, error.fix), 400
         except Exception as error:  # the page says so; the terminal has the traceback
             self.log_error("%s", repr(error))
             got, fix = type(error).__name__, "See the terminal."
-            found, status = _told("the answer", got, "none of its own errors", fix), 500
-        text = json.dumps(found, ensure_ascii=False)
+            content, status = _error_content("the answer", got, "none of its own errors", fix), 500
+        text = json.dumps(content, ensure_ascii=False)
         self._send(status, text.encode("utf-8", "replace"), "application/json")
 
     def _is_ours(self) -> bool:
-        """Whether the browser asked for this machine by its own name: no other site's name."""
+        """Return whether the browser asked for this machine by its own name, not another site's."""
+        # a site could give its own name this machine's address (DNS rebinding)
         address: Any = self.server.server_address
         port = address[1]
         return self.headers.get("Host") in (f"{HOST}:{port}", f"localhost:{port}")
 
     def _refuse(self, status: int, want: str, fix: str, got: str = "") -> None:
-        told = _told("question", got or f"{self.command} {self.path[:80]}", want, fix)
-        self._send(status, json.dumps(told).encode("utf-8", "replace"), "application/json")
+        content = _error_content("question", got or f"{self.command} {self.path[:80]}", want, fix)
+        self._send(status, json.dumps(content).encode("utf-8", "replace"), "application/json")
 
     def _send(self, status: int, body: bytes, kind: str) -> None:
         self.send_response(status)
@@ -174,11 +179,11 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write(body)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Nothing for each question; what a person searches for is no one's business."""
+        """Log nothing: what a person searches for is no one's business."""
 
     def log_error(self, format: str, *args: Any) -> None:
         print(format % args, file=sys.stderr, flush=True)
 
 
-def _told(what: str, got: object, want: object, fix: str) -> dict[str, Any]:
-    return {"error": {"what": what, "got": str(got), "want": str(want), "fix": fix}}
+def _error_content(subject: str, got: object, want: object, fix: str) -> dict[str, Any]:
+    return {"error": {"what": subject, "got": str(got), "want": str(want), "fix": fix}}

@@ -1,4 +1,4 @@
-"""How the series of a report are told from each other: a colour and a mark for each."""
+"""Looks of the series of a report: a colour and a mark that set each one off."""
 
 from __future__ import annotations
 
@@ -30,7 +30,9 @@ class Look:
 
 def looks_of(count: int, baseline: int | None) -> list[Look]:
     """Return a look for each of `count` series; number `baseline` is grey, if there is one."""
+    # colours repeat after COLORS series, each time with another mark
     looks = [Look(n % COLORS + 1, (n + n // COLORS) % 7 + 1) for n in range(count)]
+    # the baseline is grey and takes no colour from the others
     if baseline is not None:
         looks.insert(baseline, Look(0, 0))
     return looks[:count]

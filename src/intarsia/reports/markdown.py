@@ -12,8 +12,10 @@ def markdown(table: Table) -> str:
     """Return a table: first places in bold, second ones in italics."""
     rows = [[escape(column.title) for column in table.columns]]
     rows += [[_marked(cell) for cell in row] for row in table.rows]
+    # a rule needs three dashes at least
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(table.columns))]
     numeric = [column.numeric for column in table.columns]
+    # a colon at the end aligns a column of numbers to the right
     rule = ["-" * (w - 1) + ":" if n else "-" * w for w, n in zip(widths, numeric, strict=True)]
     lines = [_line(rows[0], widths, numeric), _line(rule, widths, numeric)]
     lines += [_line(row, widths, numeric) for row in rows[1:]]
@@ -24,6 +26,7 @@ def markdown(table: Table) -> str:
 
 def _marked(cell: Entry) -> str:
     text = escape(f"{cell.text} ({cell.remark})" if cell.remark else cell.text)
+    # the two best of a column
     around = {"first": "**", "second": "_"}.get(cell.place, "")
     return f"{around}{text}{around}"
 
@@ -39,7 +42,7 @@ _SPECIAL = str.maketrans({c: f"\\{c}" for c in "\\`*_|<>[]#~"} | {"\n": " ", "\r
 
 
 def escape(text: str) -> str:
-    """Text that Markdown shows letter by letter."""
+    """Escape a text so that Markdown shows it letter by letter."""
     return text.translate(_SPECIAL)
 
 

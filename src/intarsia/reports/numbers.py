@@ -10,35 +10,36 @@ PREFIXES = {1e9: "G", 1e6: "M", 1e3: "k", 1: "", 1e-3: "m", 1e-6: MICRO, 1e-9: "
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """0.8071 -> "80.7 %"."""
+    """Return a share in percent: 0.8071 -> "80.7 %"."""
     return f"{100 * share:.{digits}f} %"
 
 
 def accuracy(spread: Spread) -> str:
-    """ "80.7 ± 0.4 %"; without ± for one seed."""
+    """Return a mean share in percent: "80.7 ± 0.4 %"; without ± for one seed."""
     return f"{bare(spread)} %"
 
 
 def bare(spread: Spread) -> str:
-    """The same without its unit, for a table that says it once: "80.7 ± 0.4"."""
+    """Return the same without its unit, for a table that says it once: "80.7 ± 0.4"."""
     return in_percent(spread).text()
 
 
 def points(spread: Spread) -> str:
-    """Of a difference, in percentage points: "+2.1 ± 0.6"."""
-    found = in_percent(spread)
-    mean = signed(found.mean)
-    return mean if found.deviation is None else f"{mean} ± {found.deviation:.1f}"
+    """Return a difference in percentage points: "+2.1 ± 0.6"."""
+    shares = in_percent(spread)
+    mean = signed(shares.mean)
+    return mean if shares.deviation is None else f"{mean} ± {shares.deviation:.1f}"
 
 
 def in_percent(spread: Spread) -> Spread:
-    """A spread of shares, times 100."""
-    known = spread.deviation
-    return Spread(100 * spread.mean, None if known is None else 100 * known, spread.n)
+    """Return a spread of shares, times 100."""
+    deviation = spread.deviation
+    return Spread(100 * spread.mean, None if deviation is None else 100 * deviation, spread.n)
 
 
 def signed(value: float, digits: int = 1) -> str:
-    """With a sign, unless it rounds to zero."""
+    """Return a number with its sign, unless it rounds to zero."""
+    # rounded first: a minus before 0.0 would look like a difference
     text = f"{abs(value):.{digits}f}"
     if float(text) == 0:
         return text
@@ -46,17 +47,17 @@ def signed(value: float, digits: int = 1) -> str:
 
 
 def interval(low: float, high: float, digits: int = 1) -> str:
-    """Of differences between shares, in percentage points: "[+0.4, +2.1]"."""
+    """Return an interval of differences in percentage points: "[+0.4, +2.1]"."""
     return f"[{signed(100 * low, digits)}, {signed(100 * high, digits)}]"
 
 
 def probability(p: float) -> str:
-    """0.012, < 0.001."""
+    """Return a p-value: 0.012, < 0.001."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def count(n: int) -> str:
-    """950, 48.4 k, 1.23 M ... T: three digits."""
+    """Return a count in three digits: 950, 48.4 k, 1.23 M ... T."""
     for size, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
         # 999 950 would round to 1000 k
         if n >= size * 0.9995:
@@ -65,19 +66,20 @@ def count(n: int) -> str:
 
 
 def seconds(value: float) -> str:
-    """4.2 s, 38 s, 5 min 12 s, 2 h 03 min."""
+    """Return a time: 4.2 s, 38 s, 5 min 12 s, 2 h 03 min."""
     if value < 10:
         return f"{value:.1f} s"
-    whole = round(value)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+    rounded = round(value)
+    if rounded < 60:
+        return f"{rounded} s"
+    if rounded < 3600:
+        return f"{rounded // 60} min {rounded % 60:02d} s"
+    return f"{rounded // 3600} h {rounded % 3600 // 60:02d} min"
 
 
 def size(n: int) -> str:
-    """Bytes in decimal units: 980 MB, 1.32 GB."""
+    """Return bytes in decimal units: 980 MB, 1.32 GB."""
+    # below what would round to 1.00 GB
     if n < 10**9 * 0.9995:
         return f"{max(1, round(n / 10**6))} MB" if n >= 10**6 else f"{n / 1000:.0f} kB"
     return f"{_three(n / 10**9)} GB"
@@ -98,15 +100,16 @@ def prefixed(value: float, unit: str) -> str:
 
 
 def ratio(value: float) -> str:
-    """1.05×."""
+    """Return a ratio in three digits: 1.05×."""
     return f"{_three(value)}×"
 
 
-def plural(n: int, one: str, many: str | None = None) -> str:
-    """1 picture, 2 pictures, 1,000 pictures."""
-    return f"{n:,} {one if n == 1 else many or one + 's'}"
+def plural(n: int, noun: str, plural_form: str | None = None) -> str:
+    """Return a number with its noun: 1 picture, 2 pictures, 1,000 pictures."""
+    return f"{n:,} {noun if n == 1 else plural_form or noun + 's'}"
 
 
 def _three(value: float) -> str:
+    # the limits are where a value would round to four digits
     digits = 2 if value < 9.995 else 1 if value < 99.95 else 0
     return f"{value:.{digits}f}"

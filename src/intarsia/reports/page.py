@@ -59,6 +59,7 @@ def _fill(
     # torch needs jinja2, so that it is always there
     import jinja2
 
+    # every text is escaped by default; a name the template lacks is an error
     environment = jinja2.Environment(
         autoescape=True,
         undefined=jinja2.StrictUndefined,
@@ -83,12 +84,14 @@ def _fill(
 
 def _style() -> str:
     """Return the style sheet; a rule for each width says when a table becomes cards."""
+    # media queries take no variables, so that each width has a rule of its own
     cards = read("cards.css")
     return read("page.css") + "".join(cards.replace("WIDTH", str(width)) for width in WIDTHS)
 
 
 def embedded(value: Any) -> str:
     """Return JSON in which "<" never appears: no text can close its script element."""
+    # sorted, so that equal reports are equal bytes
     text = json.dumps(value, sort_keys=True, allow_nan=False)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
@@ -98,11 +101,13 @@ def width_class(table: Table) -> str:
     needed = 0.0
     for i, column in enumerate(table.columns):
         cells = [row[i] for row in table.rows]
+        # a heading may break between its words, so that the longest one counts
         word = max(map(len, re.split(r"[\s/-]", column.title)), default=0)
         if column.numeric:
             text = max((max(len(c.text) * _TEXT, len(c.remark) * _SMALL) for c in cells), default=0)
         else:  # a text breaks between its words, and is readable from 16 letters on
             text = max((min(len(c.text), 16) * _TEXT for c in cells), default=0)
+        # the widest of heading and cells, and 0.8 rem between columns
         needed += max(word * _TEXT, text, 0 if i else _FIRST) + 0.8
     return f"w{next((width for width in WIDTHS if needed <= width), WIDTHS[-1])}"
 

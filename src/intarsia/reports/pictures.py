@@ -21,6 +21,7 @@ def embedded_pictures(pictures: Sequence[Image.Image], largest: int = LARGEST) -
     """
     encoded = [_encoded(picture) for picture in pictures]
     factor = 1.0
+    # one factor for all, so that their sizes stay comparable
     while sum(map(len, encoded)) > largest and factor > 0.1:
         factor *= SMALLER
         encoded = [_encoded(_shrunk(picture, factor)) for picture in pictures]
@@ -29,6 +30,7 @@ def embedded_pictures(pictures: Sequence[Image.Image], largest: int = LARGEST) -
 
 def _shrunk(picture: Image.Image, factor: float) -> Image.Image:
     side = max(FEW_PIXELS, round(factor * max(picture.size)))
+    # `thumbnail` changes a picture in place
     small = picture.copy()
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     return small
@@ -36,6 +38,7 @@ def _shrunk(picture: Image.Image, factor: float) -> Image.Image:
 
 def _encoded(picture: Image.Image) -> str:
     raw = io.BytesIO()
+    # a tiny picture is shown enlarged, where losses would be seen
     lossless = max(picture.size) < FEW_PIXELS
     picture.convert("RGB").save(raw, "WEBP", quality=QUALITY, lossless=lossless)
     return base64.b64encode(raw.getvalue()).decode()

@@ -123,6 +123,7 @@ class Control:
 
     def is_chosen(self, value: str | int) -> bool:
         """Return whether an option is chosen at first."""
+        # without a choice all boxes are ticked, and of a list the first entry is taken
         values = [option for option, _ in self.options]
         return value in (self.chosen or (values if self.kind == "checkbox" else values[:1]))
 

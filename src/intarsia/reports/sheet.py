@@ -45,35 +45,36 @@ class Spread:
         return cls(fmean(values), stdev(values) if len(values) > 1 else None, len(values))
 
     def text(self, form: str = ".1f") -> str:
-        """ "3.3 ± 0.2"; without ± for one value.  form: of the mean; a sign stays with it."""
+        """Return "3.3 ± 0.2"; without ± for one value.  form: of the mean; a sign stays with it."""
         mean = f"{self.mean:{form}}"
         return mean if self.deviation is None else f"{mean} ± {self.deviation:{form.lstrip('+')}}"
 
 
 def suite_mean(accuracy: np.ndarray, weight: np.ndarray | None = None) -> Spread:
-    """Weighted mean over tasks (None = all alike), and its spread over seeds.
+    """Return the weighted mean over tasks (None = all alike), and its spread over seeds.
 
     accuracy: (tasks, seeds) without NaN but for seeds that are NaN throughout, which are left out.
     Raises: ShapeError where a task lacks a seed: such a mean would mix unequal tasks.
     """
+    # a seed that no task has finished yet is left out
     seeds = accuracy[:, ~np.isnan(accuracy).all(0)]
     if not seeds.size or np.isnan(seeds).any():
-        what = "accuracies of a suite"
+        subject = "accuracies of a suite"
         got, want = "a task without one of the seeds", "the same seeds in every task"
-        raise ShapeError(what, got=got, want=want, fix="Take the tasks that are complete.")
+        raise ShapeError(subject, got=got, want=want, fix="Take the tasks that are complete.")
     weight = np.full(len(seeds), 1 / len(seeds)) if weight is None else weight
     # a sum in a fixed order of values: the order of the tasks must not show in the last digit
     return Spread.of([math.fsum(column * weight) for column in seeds.T])
 
 
 def deviation(values: Sequence[float]) -> float:
-    """Sample standard deviation, 0 for one value."""
+    """Return the sample standard deviation, 0 for one value."""
     return Spread.of(values).deviation or 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class Differences:
-    """One arm minus another, by task and seed: at least one pair.
+    """Differences of one arm minus another, by task and seed: at least one pair.
 
     pairs: (tasks, seeds), NaN where either arm has no value.  over_items: on one task, the interval
     over its test items and the seeds, where the runs have kept what it takes.
@@ -84,16 +85,17 @@ class Differences:
 
     @classmethod
     def of(cls, ours: np.ndarray, theirs: np.ndarray) -> Differences | None:
-        """(tasks, seeds) each; None without a pair."""
+        """Subtract arrays (tasks, seeds); None without a pair."""
+        # equal values in another order of sums would differ in the last bits
         pairs = np.round(ours - theirs, DECIMALS) + 0.0  # no -0
         return None if np.isnan(pairs).all() else cls(pairs)
 
     @classmethod
     def by_seed(cls, ours: Mapping[int, float], theirs: Mapping[int, float]) -> Differences | None:
-        """On one task, by seed; None without a seed in common."""
+        """Pair two arms on one task by seed; None without a seed in common."""
         shared = [seed for seed in ours if seed in theirs]
-        found = [np.array([[one[seed] for seed in shared]]) for one in (ours, theirs)]
-        return cls.of(*found) if shared else None
+        values = [np.array([[arm[seed] for seed in shared]]) for arm in (ours, theirs)]
+        return cls.of(*values) if shared else None
 
     @cached_property
     def by_task(self) -> np.ndarray:
@@ -107,13 +109,13 @@ class Differences:
 
     @property
     def mean(self) -> float:
-        """Over tasks, of the means over seeds."""
-        known = self.by_task[~np.isnan(self.by_task)]
-        return math.fsum(known) / len(known)
+        """Mean over tasks of the means over seeds."""
+        means = self.by_task[~np.isnan(self.by_task)]
+        return math.fsum(means) / len(means)
 
     @property
     def n(self) -> int:
-        """How many pairs there are."""
+        """Number of pairs."""
         return len(self.known)
 
     @property
@@ -123,23 +125,23 @@ class Differences:
 
     @property
     def ahead(self) -> int:
-        """In how many pairs the value is higher than the other arm's."""
+        """Number of pairs whose value is higher than the other arm's."""
         return int((self.known > 0).sum())
 
     @property
     def behind(self) -> int:
-        """In how many pairs the value is lower than the other arm's."""
+        """Number of pairs whose value is lower than the other arm's."""
         return int((self.known < 0).sum())
 
     @property
     def record(self) -> tuple[int, int, int]:
         """Tasks on which it was ahead, equal and behind."""
-        known = self.by_task[~np.isnan(self.by_task)]
-        return int((known > 0).sum()), int((known == 0).sum()), int((known < 0).sum())
+        gaps = self.by_task[~np.isnan(self.by_task)]
+        return int((gaps > 0).sum()), int((gaps == 0).sum()), int((gaps < 0).sum())
 
     @cached_property
     def p(self) -> float | None:
-        """Of Wilcoxon's signed-rank test across tasks, uncorrected; None for one task."""
+        """P-value of Wilcoxon's signed-rank test across tasks, uncorrected; None for one task."""
         return wilcoxon(self.by_task[~np.isnan(self.by_task)])
 
     @cached_property
@@ -152,14 +154,15 @@ class Differences:
         one task it is over that task's items and the seeds; None without `over_items`, since seeds
         alone say nothing about other items.
         """
-        known = ~np.isnan(self.by_task)
-        if known.sum() > 1:
-            return bootstrap_interval(self.pairs[known], seed=0)
+        complete = ~np.isnan(self.by_task)
+        # one task is no sample of tasks: its own items are the sample then
+        if complete.sum() > 1:
+            return bootstrap_interval(self.pairs[complete], seed=0)
         return self.over_items and (self.over_items.low, self.over_items.high)
 
     @property
     def half_width(self) -> float:
-        """Of the 95 % t-interval of the mean, all pairs being one sample; infinite for one pair."""
+        """Half width of the 95 % t-interval of the mean over all pairs; infinite for one pair."""
         low, high = statistics.t_interval(self.known.tolist())
         return (high - low) / 2
 
@@ -175,7 +178,7 @@ class Differences:
 
 @dataclass(frozen=True, eq=False)
 class ItemValues:
-    """What one run made of each item of the part that it was scored on.
+    """Values of one run for each item of the part that it was scored on.
 
     items: (n,) int64, equal where the item is, in whatever seed.  values: (n,), bool for right or
     wrong, else numbers.  weights: (n,), of each in the mean, None = all alike.
@@ -189,13 +192,14 @@ class ItemValues:
 def paired(
     ours: Mapping[int, ItemValues], theirs: Mapping[int, ItemValues]
 ) -> PairedInterval | None:
-    """One arm minus another over the items of one task and the seeds that both have.
+    """Pair two arms over the items of one task and the seeds that both have.
 
     None without such a seed, and where the items of a seed are not the same.
     """
     pairs = [(ours[seed], theirs[seed]) for seed in ours if seed in theirs]
     if not pairs or not all(np.array_equal(a.items, b.items) for a, b in pairs):
         return None
+    # the weights are those of the items, which both arms share
     weights = [a.weights for a, _ in pairs if a.weights is not None]
     return paired_interval(
         [a.items for a, _ in pairs],
@@ -209,23 +213,23 @@ class BySeed(abc.ABC):
     """The results of one arm on one task, by seed."""
 
     @abc.abstractmethod
-    def by_seed(self, what: str) -> dict[int, float]:
-        """seed -> value, where there is one."""
+    def by_seed(self, name: str) -> dict[int, float]:
+        """Return seed -> value of that name, where there is one."""
 
-    def spread(self, what: str) -> Spread | None:
-        """Over the seeds; None without a value."""
-        values = list(self.by_seed(what).values())
+    def spread(self, name: str) -> Spread | None:
+        """Return the spread over the seeds; None without a value."""
+        values = list(self.by_seed(name).values())
         return Spread.of(values) if values else None
 
-    def minus(self, base: BySeed, what: str) -> Differences | None:
-        """Values minus those of another at the same seeds; None without a seed in common."""
-        return Differences.by_seed(self.by_seed(what), base.by_seed(what))
+    def minus(self, base: BySeed, name: str) -> Differences | None:
+        """Subtract the values of another at the same seeds; None without a seed in common."""
+        return Differences.by_seed(self.by_seed(name), base.by_seed(name))
 
-    def ratio(self, base: BySeed, what: str) -> float | None:
-        """Mean over the shared seeds of value / that of another."""
-        theirs = base.by_seed(what)
-        found = [v / theirs[s] for s, v in self.by_seed(what).items() if theirs.get(s)]
-        return fmean(found) if found else None
+    def ratio(self, base: BySeed, name: str) -> float | None:
+        """Return the mean over the shared seeds of value / that of another."""
+        theirs = base.by_seed(name)
+        ratios = [v / theirs[s] for s, v in self.by_seed(name).items() if theirs.get(s)]
+        return fmean(ratios) if ratios else None
 
 
 @dataclass(frozen=True, eq=False)
@@ -242,20 +246,21 @@ class Sheet(Generic[A, T, R]):
     read: Callable[[R, str], float | None]
 
     def values(self, name: str) -> np.ndarray:
-        """A value of every result.  (arms, tasks, seeds), NaN where it is not known; read-only."""
-        if name not in self._found:
+        """Return a value of every result.  (arms, tasks, seeds), NaN if not known; read-only."""
+        if name not in self._values_read:
             arms, tasks, seeds = self._places
-            found = np.full((len(arms), len(tasks), len(seeds)), np.nan)
+            table = np.full((len(arms), len(tasks), len(seeds)), np.nan)
             for (arm, task, seed), result in self.results.items():
                 if (value := self.read(result, name)) is not None:
-                    found[arms[arm], tasks[task], seeds[seed]] = value
-            found.flags.writeable = False
-            self._found[name] = found
-        return self._found[name]
+                    table[arms[arm], tasks[task], seeds[seed]] = value
+            # it is kept, and given to everybody who asks
+            table.flags.writeable = False
+            self._values_read[name] = table
+        return self._values_read[name]
 
     @cached_property
-    def _found(self) -> dict[str, np.ndarray]:
-        """What `values` has read: a page asks for one name again and again."""
+    def _values_read(self) -> dict[str, np.ndarray]:
+        """Values read so far: a page asks for one name again and again."""
         return {}
 
     @cached_property
@@ -265,20 +270,21 @@ class Sheet(Generic[A, T, R]):
         return arms, tasks, {seed: i for i, seed in enumerate(self.seeds)}
 
     def by_seed(self, arm: A, task: T) -> list[R]:
-        """One arm's results on one task, in the order of the seeds."""
+        """Return an arm's results on a task, in the order of the seeds."""
         return [self.results[arm, task, seed] for seed in self.seeds]
 
     def of(self, arm: A, name: str) -> np.ndarray:
-        """A value of one arm's results.  (tasks, seeds)."""
+        """Return a value of one arm's results.  (tasks, seeds)."""
         return self.values(name)[self.arms.index(arm)]
 
     def minus(self, arm: A, base: A, name: str) -> Differences | None:
-        """One arm minus another, paired by task and seed; None without a pair."""
+        """Subtract one arm from another, paired by task and seed; None without a pair."""
         values: Any = self.values(name)
         return Differences.of(values[self.arms.index(arm)], values[self.arms.index(base)])
 
     @cached_property
     def begun(self) -> np.ndarray:
         """The seeds that an arm has any result of, done or failed.  (arms, seeds), bool."""
+        # on any task
         pairs = {(arm, seed) for arm, _, seed in self.results}
         return np.array([[(arm, seed) in pairs for seed in self.seeds] for arm in self.arms])

@@ -24,7 +24,7 @@ RESOURCES = ("compute", "link", "load")
 
 @dataclass(frozen=True)
 class Simulated:
-    """What the page shows.
+    """Contents of the page of a simulation.
 
     plan: its name; tokens: of the batch; before, after: bytes (D, D) with the experts
     in order, and by the plan; line: of the plan; loads: EXPERTS, IN_ORDER and, of a placement,
@@ -50,6 +50,7 @@ def write_page(simulation: Simulated, out: Path | str) -> Path:
 def report_of(simulation: Simulated) -> Report:
     """Return the report of a simulation."""
     even = {title: _over_mean(load) for title, load in simulation.loads.items()}
+    # the seconds of each resource along the longest chain of dependent steps
     binds = ", ".join(
         f"{name} {numbers.prefixed(s, 's')}" for name, s in simulation.line.binds().items() if s
     )
@@ -79,6 +80,7 @@ def _headline(simulation: Simulated, even: Mapping[str, Tensor]) -> list[str]:
     if simulation.plan == "ep" and PLACED not in even:
         return [f"{batch}, experts in order: {took[1]}."]
     subject = "As placed" if PLACED in even else f"By the plan {simulation.plan}"
+    # relative to experts in order, which is what a user has without a plan
     change = after / before - 1 if before else 0.0
     helps = f"takes {numbers.percent(abs(change))} {'less' if change < 0 else 'more'} time"
     if abs(change) < LEAST:
@@ -100,6 +102,7 @@ def _over_mean(load: Tensor) -> Tensor:
 
 def _traffic(simulation: Simulated) -> tuple[Container, ...]:
     """Draw bytes from row to column before and after, with colours that end at the same value."""
+    # one scale for both maps, so that their colours can be compared
     top = float(torch.stack([simulation.before, simulation.after]).max())
     size, prefix = numbers.prefix_of(top)
     unit = f"{prefix}B"
@@ -130,6 +133,7 @@ def _map(name: str, title: str, caption: str, sent: Tensor, top: float, unit: st
         [f"device {i} to {j}: {v:.3g} {unit}" for j, v in enumerate(row)]
         for i, row in enumerate(values)
     ]
+    # beyond eight devices the numbers do not fit into their cells
     text = [[f"{v:.3g}" for v in row] for row in values] if len(values) <= 8 else ()
     cells = heat_maps.HeatMap(
         values, places, places, top, hover, text, x="to device", y="from device", width=480
@@ -140,6 +144,7 @@ def _map(name: str, title: str, caption: str, sent: Tensor, top: float, unit: st
 
 def _loads(even: Mapping[str, Tensor]) -> tuple[Note | Container, ...]:
     """Draw loads over the mean of their layer; those of devices have one scale of colours."""
+    # devices have one scale; experts, of which there are more, have their own
     widest = max(float(load.max()) for title, load in even.items() if title != EXPERTS)
     drawn: list[Figure] = []
     for i, (title, load) in enumerate(even.items()):
@@ -179,6 +184,7 @@ def _hits(hits: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[Figure | T
         "while the batch's sequences are decoded from an empty start.",
         legend=tuple((line.look.color, line.name) for line in series),
     )
+    # policies may have been tried at different shares
     shares = sorted({share for points in hits.values() for share, _ in points})
     rows = [
         [name, *(f"{rates[s]:.3f}" if s in rates else "" for s in shares)]
@@ -191,6 +197,7 @@ def _hits(hits: Mapping[str, Sequence[tuple[float, float]]]) -> tuple[Figure | T
 def _timeline(line: Timeline) -> Figure:
     """Draw what each device computes, sends and loads; a row for each device and resource."""
     size, prefix = numbers.prefix_of(line.seconds)
+    # steps that take no time have no bar
     spans = [span for span in line.spans if span.end > span.start]
     names = sorted({f"device {span.device}, {span.resource}" for span in spans})
     bars = [

@@ -86,11 +86,13 @@ def _report(
 
 
 def _spans(content: Mapping[str, Any]) -> tuple[list[list[int]], int]:
-    """Tokens of each head at the longest length; as `hosts.spans.Spans.at`."""
+    """Return the tokens of each head at the longest length; as `hosts.spans.Spans.at`."""
     length, sink, block = (int(content[name]) for name in ("longest", "sink", "block"))
+    # blocks that the sink tokens and the token itself take, rounded up
     least = -(-(sink + 1) // block)
     spans = [
         [
+            # a span grows with the text: floor((alpha + beta * length) / block) blocks
             min(length, max(least, math.floor((a + b * length) / block + 1e-9)) * block)
             for a, b in zip(alphas, betas, strict=True)
         ]
@@ -102,6 +104,7 @@ def _spans(content: Mapping[str, Any]) -> tuple[list[list[int]], int]:
 
 
 def _losses(content: Mapping[str, Any]) -> dict[str, float]:
+    # a file of spans that nothing was measured for has no results
     measured = content["about"]
     if "loss" not in measured:
         return {}
@@ -121,6 +124,7 @@ def _table(content: Mapping[str, Any]) -> Table:
 
 
 def _sentences(content: Mapping[str, Any], spans: list[list[int]], length: int) -> list[str]:
+    # each head keeps the keys and values of its span
     lengths = [s for row in spans for s in row]
     share = sum(lengths) / (len(lengths) * length)
     full = sum(s == length for s in lengths)
@@ -130,9 +134,9 @@ def _sentences(content: Mapping[str, Any], spans: list[list[int]], length: int) 
     ]
     losses = _losses(content)
     if losses:
-        dense, even, chosen = losses.values()
+        dense, even, selected = losses.values()
         sentences.append(
-            f"On other rows the loss rises by {chosen - dense:.4f}, and by {even - dense:.4f} with "
-            "the same window for all heads."
+            f"On other rows the loss rises by {selected - dense:.4f}, and by {even - dense:.4f} "
+            "with the same window for all heads."
         )
     return sentences

@@ -1,4 +1,4 @@
-"""What a reviewer asks of a benchmark; SciPy and statsmodels do the statistics.
+"""Statistics of a benchmark that a reviewer asks for; SciPy and statsmodels compute them.
 
 Over several tasks, tasks are the sample: arrays of accuracies, NaN where there is none.  On one
 task, its test items and the seeds are: `paired_interval`.
@@ -57,26 +57,27 @@ class PairedInterval:
 
     @property
     def significant(self) -> bool:
-        """Whether the whole interval is on one side of 0."""
+        """True where the whole interval is on one side of 0."""
         return self.low > 0 or self.high < 0
 
 
 def task_means(accuracy: np.ndarray) -> np.ndarray:
-    """Means over seeds.  (..., tasks, seeds) -> (..., tasks), NaN for a task without any."""
-    known = ~np.isnan(accuracy)
-    count = known.sum(-1)
-    total = np.where(known, accuracy, 0.0).sum(-1)
+    """Average over seeds.  (..., tasks, seeds) -> (..., tasks), NaN for a task without any."""
+    # a mean of what there is, with no warning for a task without any
+    present = ~np.isnan(accuracy)
+    count = present.sum(-1)
+    total = np.where(present, accuracy, 0.0).sum(-1)
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
 def weights(groups: Sequence[str]) -> np.ndarray:
-    """Of each task in the mean over groups of the means over a group's tasks.  (tasks,)"""
+    """Return each task's weight in the mean over groups of the means over their tasks.  (tasks,)"""
     names, place, size = np.unique(np.array(groups), return_inverse=True, return_counts=True)
     return 1.0 / (len(names) * size[place])
 
 
 def t_interval(values: Sequence[float], level: float = 1 - ALPHA) -> tuple[float, float]:
-    """Student's interval of the mean of one sample; without ends for one value."""
+    """Return Student's interval of the mean of one sample; without ends for one value."""
     from scipy.stats import t
 
     mean, count = math.fsum(values) / len(values), len(values)
@@ -92,7 +93,7 @@ def paired_interval(
     theirs: Sequence[np.ndarray],
     weights: Sequence[np.ndarray] | None = None,
 ) -> PairedInterval | None:
-    """The difference of two arms on one test set, over its items and the seeds together.
+    """Return the difference of two arms on one test set, over its items and the seeds together.
 
     One array (n,) for each seed.  items: whole numbers, the same for the same item in whatever
     seed; an item may be missing in some of them.  ours, theirs: the arms' values of each item: bool
@@ -109,61 +110,69 @@ def paired_interval(
     whose exact McNemar test does not.  One seed speaks of other items, not of other trainings.
     None for fewer than two items, where all differences of numbers are the same, and for NaN.
     """
+    # step 1: give each item a number that is the same in every seed
     ids, place = np.unique(np.concatenate(items), return_inverse=True)
     seeds, n = len(items), len(ids)
     if n < 2:
         return None
-    whole = all(values.dtype == bool for values in (*ours, *theirs))
+    binary = all(values.dtype == bool for values in (*ours, *theirs))
+    # step 2: the difference of each item, and each seed's weighted mean of them
     gaps = [a.astype(float) - b.astype(float) for a, b in zip(ours, theirs, strict=True)]
     scale = [np.ones(len(gap)) for gap in gaps] if weights is None else weights
     means = np.array([float(w @ gap / w.sum()) for w, gap in zip(scale, gaps, strict=True)])
+    # step 3: x_is, an item's share in the deviation of a seed's mean; 0 where it is missing
     shares = [w * (d - m) / w.sum() for w, d, m in zip(scale, gaps, means, strict=True)]
     x = np.zeros((seeds, n))
     row = np.repeat(np.arange(seeds), [len(gap) for gap in gaps])
     np.add.at(x, (row, place.ravel()), np.concatenate(shares))
-    every = np.concatenate(gaps)
-    differing = len(np.unique(place[every != 0]))
+    all_gaps = np.concatenate(gaps)
+    differing = len(np.unique(place[all_gaps != 0]))
+    # step 4: V = s^2 / S + c
     between, within = _variances(x, means)
-    if whole and (seeds == 1 or _alike(every, place)):
+    if binary and (seeds == 1 or _alike(all_gaps, place)):
         within += 2 / n**2  # Bonett and Price (2012): two items more, one for each arm
     total = between + within
     if not total > 0:  # NaN neither
         return None
+    # step 5: mean plus or minus a t quantile of the combined degrees of freedom
     mean = round(math.fsum(means) / seeds, DECIMALS) + 0.0
     half = _quantile(between / total, seeds, n) * math.sqrt(total)
-    exact = whole and seeds == 1 and weights is None
-    p = mcnemar(int((every > 0).sum()), int((every < 0).sum())) if exact else None
+    # step 6: with one seed, or few items that differ, the exact test decides about 0
+    exact = binary and seeds == 1 and weights is None
+    p = mcnemar(int((all_gaps > 0).sum()), int((all_gaps < 0).sum())) if exact else None
     if differing < FEWEST or (p is not None and p >= ALPHA):
         half = max(half, abs(mean))
     low, high = mean - half, mean + half
-    if whole:
+    if binary:
         low, high = max(-1.0, low), min(1.0, high)
     return PairedInterval(mean, low, high, seeds, n, differing, p, between / total)
 
 
 def _variances(x: np.ndarray, means: np.ndarray) -> tuple[float, float]:
-    """Of the mean over seeds: what a difference between seeds shows, and what the items add.
+    """Return the variance of the mean over seeds: between seeds, and what the items add.
 
     x: (seeds, items), each item's share in the deviation of a seed's mean.  means: (seeds,).
     """
     seeds, items = x.shape
     squares = float((x**2).sum())
+    # Bessel's correction for the items' own mean
     corrected = items / (items - 1)
     if seeds == 1:
         return 0.0, squares * corrected
+    # sum over pairs s != t = (sum over seeds)^2 - the squares themselves
     cross = float((x.sum(0) ** 2).sum()) - squares
     within = max(0.0, cross) / (seeds * (seeds - 1)) * corrected
     return float(means.var(ddof=1)) / seeds, within
 
 
 def _alike(gaps: np.ndarray, place: np.ndarray) -> bool:
-    """Whether all but a few items have the commonest difference: too few to show a spread."""
+    """Return whether all but a few items have one difference: too few to show a spread."""
     values, counts = np.unique(gaps, return_counts=True)
     return len(np.unique(place[gaps != values[counts.argmax()]])) < FEWEST
 
 
 def _quantile(share: float, seeds: int, items: int) -> float:
-    """Student's 97.5 % quantile of a mean whose variance is, by this share, one between seeds.
+    """Return Student's 97.5 % quantile; `share` of the mean's variance is between seeds.
 
     The degrees of freedom are 1 / (share / (seeds - 1) + (1 - share) / (items - 1)). Satterthwaite
     squares the shares, which excludes 0 in up to 8 % of the draws with three seeds: a small
@@ -180,25 +189,31 @@ def _quantile(share: float, seeds: int, items: int) -> float:
 
 
 def mcnemar(won: int, lost: int) -> float:
-    """Two-sided p of the exact McNemar test: items that one arm alone has right, and the other."""
+    """Return the two-sided p of the exact McNemar test.
+
+    won, lost: items that one arm alone has right, and that the other alone has right.
+    """
     from scipy.stats import binomtest
 
     return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
 def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float]:
-    """95 % of a two-stage percentile bootstrap of the mean over tasks of the means over seeds.
+    """Return 95 % of a two-stage percentile bootstrap of the mean over tasks of means over seeds.
 
     pairs: (tasks, seeds) of two tasks or more, at least one of each, NaN where there is none.
     """
     from scipy.stats import bootstrap
 
     table, count = np.sort(pairs, axis=1), (~np.isnan(pairs)).sum(1)  # known seeds first
+    # two streams: one draws tasks (SciPy), the other draws the seeds of each
     outer, inner = np.random.default_rng(seed).spawn(2)
 
     def draw(index: np.ndarray, axis: int = -1) -> np.ndarray:
-        """index: (..., tasks), drawn by SciPy."""
+        """Return the mean of each draw.  index: (..., tasks), drawn by SciPy."""
+        # (..., tasks, 1): the seeds that each drawn task has
         n = count[index][..., None]
+        # seeds of a drawn task, with replacement, among those that it has
         pick = (inner.random((*index.shape, table.shape[1])) * n).astype(int)
         drawn = np.take_along_axis(table[index], pick, -1)
         inside = np.arange(table.shape[1]) < n
@@ -211,13 +226,13 @@ def bootstrap_interval(pairs: np.ndarray, seed: int) -> tuple[float, float]:
         "vectorized": True,
         "rng": outer,
     }
-    found = bootstrap((np.arange(len(table)),), draw, batch=1_000, **options)
-    low, high = np.round(found.confidence_interval, DECIMALS) + 0.0
+    result = bootstrap((np.arange(len(table)),), draw, batch=1_000, **options)
+    low, high = np.round(result.confidence_interval, DECIMALS) + 0.0
     return float(low), float(high)
 
 
 def wilcoxon(differences: np.ndarray) -> float | None:
-    """Two-sided p of the signed-rank test (zeros by Pratt); None for fewer than two tasks.
+    """Return the two-sided p of the signed-rank test (zeros by Pratt); None for one task.
 
     Five tasks or fewer cannot get below 0.05, whatever they say.
     """
@@ -225,34 +240,36 @@ def wilcoxon(differences: np.ndarray) -> float | None:
 
     if len(differences) < 2:
         return None
+    # no difference at all: there is nothing to rank
     if not np.any(differences):
         return 1.0
-    found: Any = stats.wilcoxon(np.sort(differences), zero_method="pratt")
-    return float(found.pvalue)
+    result: Any = stats.wilcoxon(np.sort(differences), zero_method="pratt")
+    return float(result.pvalue)
 
 
 def holm(p: Sequence[float | None]) -> list[float | None]:
-    """Holm's correction for as many tests as have a p.  Raises: MissingExtra."""
-    known = [value for value in p if value is not None]
-    if not known:
+    """Correct p by Holm for as many tests as have one.  Raises: MissingExtra."""
+    values = [value for value in p if value is not None]
+    if not values:
         return list(p)
     try:
         from statsmodels.stats.multitest import multipletests
     except ImportError as error:
         raise MissingExtra("statsmodels", "bench") from error
-    corrected = iter(np.asarray(multipletests(known, method="holm")[1]))
+    # tests without a p keep their place and do not count
+    corrected = iter(np.asarray(multipletests(values, method="holm")[1]))
     return [None if value is None else float(next(corrected)) for value in p]
 
 
 def ranks(means: np.ndarray) -> np.ndarray:
-    """Rank of each method on each task, 1 = best, ties share theirs.  (methods, tasks) in, out."""
+    """Rank the methods on each task, 1 = best, ties share theirs.  (methods, tasks) in, out."""
     from scipy.stats import rankdata
 
     return rankdata(-np.round(means, DECIMALS), axis=0)
 
 
 def ranking(means: np.ndarray) -> Ranking | None:
-    """Average ranks with Friedman's test and Nemenyi's critical difference.
+    """Return average ranks with Friedman's test and Nemenyi's critical difference.
 
     means: (methods, tasks) without NaN.  None for fewer than three methods or two tasks: two
     methods are what Wilcoxon's test is for.
@@ -262,19 +279,21 @@ def ranking(means: np.ndarray) -> Ranking | None:
     methods, tasks = means.shape
     if methods < 3 or tasks < 2:
         return None
-    each = ranks(means)
-    average = each.mean(1)
+    task_ranks = ranks(means)
+    # (methods, tasks) -> (methods,)
+    average = task_ranks.mean(1)
     # equal everywhere: the test would divide by the variance of the ranks, which is 0
-    same = bool((each == each[0]).all())
-    p = 1.0 if same else float(stats.friedmanchisquare(*each).pvalue)
+    all_equal = bool((task_ranks == task_ranks[0]).all())
+    p = 1.0 if all_equal else float(stats.friedmanchisquare(*task_ranks).pvalue)
     critical = critical_difference(methods, tasks)
     return Ranking(average, tasks, p, critical, _cliques(np.sort(average), critical))
 
 
 def critical_difference(methods: int, tasks: int) -> float:
-    """Nemenyi's: average ranks further apart than this differ at the 0.05 level (Demsar 2006)."""
+    """Return Nemenyi's difference: ranks further apart differ at the 0.05 level (Demsar 2006)."""
     from scipy.stats import studentized_range
 
+    # CD = q_alpha sqrt(k (k + 1) / (6 N)), k methods on N tasks
     q = studentized_range.ppf(1 - ALPHA, methods, np.inf) / math.sqrt(2)
     return float(q * math.sqrt(methods * (methods + 1) / (6 * tasks)))
 
@@ -284,12 +303,13 @@ def _cliques(ordered: np.ndarray, critical: float) -> tuple[tuple[int, int], ...
         (first, int(np.searchsorted(ordered, rank + critical, side="right")) - 1)
         for first, rank in enumerate(ordered)
     ]
+    # a clique inside a longer one says nothing new
     longest = [span for i, span in enumerate(spans) if i == 0 or span[1] > spans[i - 1][1]]
     return tuple(span for span in longest if span[1] > span[0])
 
 
 def ppt(accuracy: float, parameters: float) -> float:
-    """Accuracy after a discount for trained parameters: acc * exp(-log10(P / 1e7 + 1)).
+    """Discount accuracy for trained parameters: acc * exp(-log10(P / 1e7 + 1)).
 
     Not for comparing backbones: 1e7 does not grow with them.
     """

@@ -27,7 +27,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Entry:
-    """What is shown, a smaller remark beside it, the value in full, its place in its column.
+    """Text of a table's entry, a smaller remark, the value in full, its place in the column.
 
     place: "first", "second", or nothing; "mean" for the head of a row of means; "warn" for what
     should be looked at.  shade: 0 ... 1, how dark a page draws it; None = not at all.  hidden: a
@@ -61,7 +61,8 @@ class Table:
     when: Mapping[str, str | int] = field(default_factory=dict)
 
     def filled(self) -> Table:
-        """Without the columns that say nothing in any row."""
+        """Return the table without the columns that are empty in every row."""
+        # best and baseline number rows, and so stay as they are
         places = [i for i in range(len(self.columns)) if any(row[i].text for row in self.rows)]
         columns = tuple(self.columns[i] for i in places)
         return replace(
@@ -89,7 +90,7 @@ def plain(
 
 
 def csv_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows with the same keys as CSV, its header first."""
+    """Return rows with the same keys as CSV, its header first."""
     text = io.StringIO(newline="")
     writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()

@@ -23,8 +23,10 @@ class Terminal:
     table: Table
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[RichTable]:
+        # leave out the columns of the highest `spare` until the table fits
         levels = sorted({0, *(c.spare for c in self.table.columns)})
         drawn = _drawn(self.table, levels.pop())
+        # measured without a limit: rich would fold the text instead
         wide = options.update(width=UNBOUND)
         while levels and Measurement.get(console, wide, drawn).maximum > options.max_width:
             drawn = _drawn(self.table, levels.pop())
@@ -32,8 +34,9 @@ class Terminal:
 
 
 def _drawn(table: Table, level: int) -> RichTable:
-    """The columns that are spare at `level`."""
+    """Return the columns that are spare at `level`."""
     places = [i for i, column in enumerate(table.columns) if column.spare <= level]
+    # a reader is told what was left out
     missing = ", ".join(c.title for c in table.columns if c.spare > level)
     caption = table.caption + (f" In the report also: {missing}." if missing else "")
     drawn = RichTable(caption=Text(caption), caption_justify="left", header_style="bold")

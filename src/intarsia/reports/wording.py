@@ -6,16 +6,16 @@ from collections.abc import Sequence
 
 
 def capital(text: str) -> str:
-    """The first letter as at the beginning of a sentence."""
+    """Return a text with its first letter as at the beginning of a sentence."""
     return text[:1].upper() + text[1:]
 
 
 def joined(words: Sequence[str]) -> str:
-    """a, b and c."""
+    """Join words as in a sentence: a, b and c."""
     return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else list(words))
 
 
 def first_line(error: str, longest: int = 120) -> str:
-    """Of an error's text, cut to what fits into a table."""
+    """Return the first line of an error's text, cut to what fits into a table."""
     line = (error.strip().splitlines() or ["no message"])[0]
     return line if len(line) <= longest else f"{line[: longest - 1]}\N{HORIZONTAL ELLIPSIS}"

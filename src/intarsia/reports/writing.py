@@ -18,5 +18,6 @@ def write(report: Report, out: Path | str) -> Path:
 
     Raises: TrainingError when the file cannot be written.
     """
+    # any other name becomes a page, .html or not
     form = FORMS.get(Path(out).suffix.lower(), page.html)
     return write_text(out, form(report))

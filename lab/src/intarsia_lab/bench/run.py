@@ -256,7 +256,7 @@ def _run(
     if how.alone or work is not one_run:
         trials = [replace(t, inputs={**t.inputs, "whole": how.alone}, stack="") for t in trials]
     pool: dict[str, Any] = {"jobs": how.jobs, "executor": how.executor, "threads": how.threads}
-    run_told(trials, work, done=done, said=_said, report=report, **pool)
+    run_told(trials, work, done=done, describe=_said, report=report, **pool)
 
 
 def _said(result: Mapping[str, Any]) -> str:

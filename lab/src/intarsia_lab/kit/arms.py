@@ -156,7 +156,13 @@ def each(
             failed.append(f"{end.trial.name}: {end.error}")
 
     run_told(
-        trials, run, jobs=1, done=done, said=lambda end: end["said"], report=report, executor="here"
+        trials,
+        run,
+        jobs=1,
+        done=done,
+        describe=lambda end: end["said"],
+        report=report,
+        executor="here",
     )
     refuse_failed(failed, len(trials))
     return Sheet(tuple(arm.name for arm in arms), tuple(tasks), tuple(seeds), results, getattr)

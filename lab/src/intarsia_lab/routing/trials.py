@@ -138,7 +138,7 @@ def _run(
         else:
             kept.add(key_of(end.trial.inputs), {**end.trial.inputs, **end.result})
 
-    run_told(trials, work, done=done, said=_said, **how)
+    run_told(trials, work, done=done, describe=_said, **how)
     return failed
 
 

@@ -1,4 +1,4 @@
-"""What came out: run folders as one table and one page.
+"""Results of runs: their folders as one table and one page.
 
 runs = gather(["runs/lora-0", "runs/lora-1"])
 print(markdown_table(comparison_of(runs)))

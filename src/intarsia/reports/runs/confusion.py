@@ -1,4 +1,4 @@
-"""Which class was taken for which: counts over all seeds of a group."""
+"""Confusion matrices: which class was taken for which, over all seeds of a group."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class Confusion:
 
     @property
     def shares(self) -> np.ndarray:
-        """Each row divided by its sum; a row without pictures stays 0."""
+        """Rows divided by their sums; a row without pictures stays 0."""
         total = self.counts.sum(1, keepdims=True)
         return self.counts / np.maximum(total, 1)
 
 
 def confusion_of(group: RunGroup, limit: int = SHOWN) -> Confusion | None:
-    """The sum over the group's runs; None if a run has no predictions or other classes."""
+    """Return the sum over the group's runs; None if a run has no predictions or other classes."""
     answers = [run.answers for run in group.runs if run.answers is not None]
     if len(answers) != len(group.runs) or len({a.classes for a in answers}) != 1:
         return None
@@ -43,19 +43,22 @@ def confusion_of(group: RunGroup, limit: int = SHOWN) -> Confusion | None:
 
 def _joined(answers: Sequence[Predictions], limit: int) -> Confusion:
     classes = answers[0].classes
+    # one count for each picture of each run, at (its class, the class it was taken for)
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    for one in answers:
-        np.add.at(counts, (one.labels, one.predicted), 1)
+    for predictions in answers:
+        np.add.at(counts, (predictions.labels, predictions.predicted), 1)
     if len(classes) <= limit:
         return Confusion(classes, counts, len(answers), 0)
+    # too many classes to show: keep those with most mistakes, as either class of a pair
     wrong = counts - np.diag(np.diag(counts))
     # stable, so that classes without a mistake keep their order
     order = np.argsort(-(wrong.sum(0) + wrong.sum(1)), kind="stable")
-    kept = np.sort(order[: limit - 1])
+    shown_classes = np.sort(order[: limit - 1])
+    # the new row of each class; all that are not kept share the last one
     place = np.full(len(classes), limit - 1)
-    place[kept] = np.arange(limit - 1)
+    place[shown_classes] = np.arange(limit - 1)
     small = np.zeros((limit, limit), dtype=counts.dtype)
     np.add.at(small, (place[:, None], place[None, :]), counts)
-    others = len(classes) - len(kept)
-    names = (*(classes[i] for i in kept), f"{others} other classes")
-    return Confusion(names, small, len(answers), others)
+    joined = len(classes) - len(shown_classes)
+    names = (*(classes[i] for i in shown_classes), f"{joined} other classes")
+    return Confusion(names, small, len(answers), joined)

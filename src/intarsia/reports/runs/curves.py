@@ -26,20 +26,22 @@ class Point:
 
 
 def read_curve(path: Path) -> tuple[Point, ...]:
-    """The points of a metrics.jsonl, in order; none if there is no such file.
+    """Return the points of a metrics.jsonl, in order; none if there is no such file.
 
     An unfinished last line is left out: a killed run may stand in the middle of it.
     Raises: CheckpointError for any other line that is not what it should be.
     """
     if not path.is_file():
         return ()
+    # all lines of a split and an epoch are one point
     lines: dict[tuple[str, float], list[Mapping[str, Any]]] = defaultdict(list)
     try:
         text = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
-    *whole, _unfinished = text.split("\n")
-    for number, line in enumerate(whole, start=1):
+    # a finished file ends with a line break, after which nothing stands
+    *complete, _unfinished = text.split("\n")
+    for number, line in enumerate(complete, start=1):
         try:
             entry = parse_json(line)
             lines[str(entry["split"]), float(entry["epoch"])].append(entry)
@@ -49,32 +51,35 @@ def read_curve(path: Path) -> tuple[Point, ...]:
 
 
 def _values(entries: Iterable[Mapping[str, Any]]) -> dict[str, float]:
-    found: dict[str, list[float]] = defaultdict(list)
+    by_name: dict[str, list[float]] = defaultdict(list)
     for entry in entries:
         for name, value in entry.items():
+            # everything else that is a number is a metric
             if name not in _NOT_VALUES and isinstance(value, int | float):
-                found[name].append(float(value))
-    return {name: fmean(values) for name, values in found.items()}
+                by_name[name].append(float(value))
+    return {name: fmean(values) for name, values in by_name.items()}
 
 
 def metrics_of(curves: Iterable[Iterable[Point]]) -> list[str]:
-    """The names of all values; accuracy and loss first, the learning rate last."""
+    """Return the names of all values; accuracy and loss first, the learning rate last."""
     first = {"accuracy": 0, "loss": 1, "lr": 9}
+    # the metrics that any run has, whatever they are called
     names = {name for curve in curves for point in curve for name in point.values}
     return sorted(names, key=lambda name: (first.get(name, 5), name))
 
 
 def line_of(curve: Iterable[Point], split: str, metric: str) -> dict[float, float]:
-    """epoch -> value, by epoch."""
-    found = {p.epoch: p.values[metric] for p in curve if p.split == split and metric in p.values}
-    return dict(sorted(found.items()))
+    """Return epoch -> value of one metric on one split, in the order of the epochs."""
+    values = {p.epoch: p.values[metric] for p in curve if p.split == split and metric in p.values}
+    return dict(sorted(values.items()))
 
 
 def mean_line(lines: Iterable[Mapping[float, float]]) -> dict[float, float]:
-    """The mean at the epochs that every one of the lines has."""
+    """Return the mean at the epochs that every one of the lines has."""
     lines = [line for line in lines if line]
     if not lines:
         return {}
+    # where a run ended early, a mean over the others would jump
     epochs = sorted(set.intersection(*(set(line) for line in lines)))
     return {epoch: fmean(line[epoch] for line in lines) for epoch in epochs}
 

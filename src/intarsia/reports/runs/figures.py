@@ -42,6 +42,7 @@ def metric_name(metric: str) -> str:
 
 def by_parameters(comparison: Comparison) -> Figure:
     """Draw the score against trained parameters with the head."""
+    # the head is part of what has to be trained and stored
     points = _points(comparison, lambda run: float(run.costs.trained))
     measure = capital(comparison.measure)
     label = f"{measure} against trained parameters; the numbers are in the table of results"
@@ -77,6 +78,7 @@ def _points(comparison: Comparison, cost: Callable[[FinishedRun], float]) -> lis
 
 def splits_of(comparison: Comparison) -> tuple[tuple[str, str], ...]:
     """Return (key, name) of the parts of the data that any curve has values of."""
+    # a part without a value gets no checkbox
     splits = {point.split for run in comparison.runs for point in run.curve}
     return tuple((split, name) for split, name in SPLITS.items() if split in splits)
 
@@ -103,6 +105,7 @@ def curves(comparison: Comparison) -> list[Figure]:
 def _curves_of(group: RunGroup, number: int, metric: str, look: Look) -> Iterator[charts.Series]:
     for split, part in SPLITS.items():
         lines = {run.seed: line_of(run.curve, split, metric) for run in group.runs}
+        # the mean has the full line; each seed, if there are several, a faint one
         if not (mean := mean_line(lines.values())):
             continue
         name = f"{group.label}, {part}"
@@ -115,8 +118,9 @@ def _curves_of(group: RunGroup, number: int, metric: str, look: Look) -> Iterato
 
 
 def _curve(
-    line: Mapping[float, float], metric: str, name: str, look: Look, when: When
+    line: Mapping[float, float], metric: str, name: str, look: Look, choices: When
 ) -> charts.Series:
+    # shares are drawn in percent
     values = [(100 if metric in UNIT else 1) * value for value in line.values()]
     form = ".1f" if metric in UNIT else ".4g"
     hover = [
@@ -129,9 +133,9 @@ def _curve(
         values,
         look,
         hover,
-        dotted=when["split"] == "train",
-        faint=when["seed"] == "single",
-        when=when,
+        dotted=choices["split"] == "train",
+        faint=choices["seed"] == "single",
+        when=choices,
     )
 
 
@@ -146,6 +150,7 @@ def confusions(confusion: Confusion, number: int) -> list[Figure]:
         ]
         for i, true in enumerate(confusion.classes)
     ]
+    # with more classes the numbers are in the tooltips alone
     legible = len(names) <= LEGIBLE
     figures: list[Figure] = []
     for mode, values in (("shares", 100 * confusion.shares), ("counts", confusion.counts)):
@@ -153,12 +158,13 @@ def confusions(confusion: Confusion, number: int) -> list[Figure]:
             [f"{v:.0f}" if c and legible else "" for v, c in zip(vs, cs, strict=True)]
             for vs, cs in zip(values, confusion.counts, strict=True)
         ]
+        # shares of all methods have one scale; counts end at their own highest
         top = 100.0 if mode == "shares" else float(confusion.counts.max())
         cells = heat_maps.HeatMap(
             values.tolist(), names, names, top, hover, text, x="Predicted", y="True", width=560
         )
         label = "Confusion matrix; the most frequent confusions are in the table beside it"
         caption = "A row holds the pictures of one class; a column what they were taken for."
-        name, title, when = f"confusion-{number}-{mode}", "Confusion matrix.", {"mode": mode}
-        figures.append(Figure(name, label, cells, title, caption, when=when))
+        name, title, choices = f"confusion-{number}-{mode}", "Confusion matrix.", {"mode": mode}
+        figures.append(Figure(name, label, cells, title, caption, when=choices))
     return figures

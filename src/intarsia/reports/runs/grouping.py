@@ -33,10 +33,10 @@ class RunGroup(BySeed):
     label: str
     runs: tuple[FinishedRun, ...]
 
-    def by_seed(self, what: str) -> dict[int, float]:
-        """seed -> one of VALUES, where there is one."""
-        found = {run.seed: VALUES[what](run) for run in self.runs}
-        return {seed: value for seed, value in found.items() if value is not None}
+    def by_seed(self, name: str) -> dict[int, float]:
+        """Return seed -> one of VALUES, where there is one."""
+        values = {run.seed: VALUES[name](run) for run in self.runs}
+        return {seed: value for seed, value in values.items() if value is not None}
 
     @property
     def accuracy(self) -> Spread:
@@ -62,9 +62,9 @@ class RunGroup(BySeed):
     def tempered_loss(self) -> Spread | None:
         return self._of_all("tempered_loss")
 
-    def _of_all(self, what: str) -> Spread | None:
-        """The spread of one of VALUES that every run has."""
-        return self.spread(what) if len(self.by_seed(what)) == len(self.runs) else None
+    def _of_all(self, name: str) -> Spread | None:
+        """Return the spread of one of VALUES, None unless every run has it."""
+        return self.spread(name) if len(self.by_seed(name)) == len(self.runs) else None
 
     @property
     def seconds(self) -> Spread:
@@ -73,21 +73,21 @@ class RunGroup(BySeed):
     @property
     def peak_bytes(self) -> int | None:
         """The largest of the seeds."""
-        known = [run.costs.peak_bytes for run in self.runs if run.costs.peak_bytes is not None]
-        return max(known) if known else None
+        peaks = [run.costs.peak_bytes for run in self.runs if run.costs.peak_bytes is not None]
+        return max(peaks) if peaks else None
 
     def difference(self, baseline: RunGroup) -> Differences | None:
-        """Accuracy minus that of the baseline, seed by seed; None without a seed in common."""
+        """Subtract the baseline's accuracy, seed by seed; None without a seed in common."""
         return self.minus(baseline, "accuracy")
 
     def interval(
-        self, other: RunGroup, score: str | None = None
+        self, baseline: RunGroup, score: str | None = None
     ) -> tuple[PairedInterval | None, str]:
-        """The interval of a score minus the other's, or what is missing for it.
+        """Return the interval of a score minus the other's, or what is missing for it.
 
         score: None = the one that decides.
         """
-        ours, theirs = ({run.seed: run.items for run in g.runs} for g in (self, other))
+        ours, theirs = ({run.seed: run.items for run in g.runs} for g in (self, baseline))
         return interval_of(ours, theirs, score or self.runs[0].scores.measure)
 
 
@@ -100,18 +100,19 @@ class Comparison:
 
     @property
     def best(self) -> RunGroup:
-        """Of the highest mean accuracy."""
+        """Group of the highest mean accuracy."""
         return max(self.groups, key=lambda group: group.accuracy.mean)
 
     @cached_property
     def leader(self) -> RunGroup | None:
-        """The one of the highest mean, if it is significantly ahead of every other, else None.
+        """Group of the highest mean, if it is significantly ahead of every other, else None.
 
         With one seed none is: what is ahead is a training then, and not a method.
         """
+        # with a second place that may be as good, no method is called the best
         rest = [group for group in self.groups if group is not self.best]
-        found = [self.best.interval(group)[0] for group in rest]
-        return self.best if all(map(_ahead, found)) else None
+        intervals = [self.best.interval(group)[0] for group in rest]
+        return self.best if all(map(_ahead, intervals)) else None
 
     @property
     def runs(self) -> tuple[FinishedRun, ...]:
@@ -119,21 +120,21 @@ class Comparison:
 
     @property
     def measure(self) -> str:
-        """What the runs are compared by, in words."""
+        """Name of the measure that the runs are compared by."""
         return self.groups[0].runs[0].scores.measure.replace("_", " ")
 
     @property
     def several_labels(self) -> bool:
-        """Whether a picture may have several labels."""
+        """True where a picture may have several labels."""
         return self.measure != "accuracy"
 
     def others(self) -> tuple[RunGroup, ...]:
-        """All but the baseline."""
+        """Return all groups but the baseline."""
         return tuple(group for group in self.groups if group is not self.baseline)
 
 
-def _ahead(found: PairedInterval | None) -> bool:
-    return found is not None and found.seeds > 1 and found.low > 0
+def _ahead(interval: PairedInterval | None) -> bool:
+    return interval is not None and interval.seeds > 1 and interval.low > 0
 
 
 def comparison_of(runs: Iterable[FinishedRun], baseline: str | None = None) -> Comparison:
@@ -152,26 +153,30 @@ def comparison_of(runs: Iterable[FinishedRun], baseline: str | None = None) -> C
 
 
 def group_runs(runs: Iterable[FinishedRun]) -> tuple[RunGroup, ...]:
-    """Runs of equal settings together; labels that are used twice tell what differs.
+    """Group runs of equal settings; labels that are used twice tell what differs.
 
     Raises: DataError for no run, and for two runs of one group that have the same seed.
     """
-    found: dict[tuple[str, str], list[FinishedRun]] = {}
+    by_settings: dict[tuple[str, str], list[FinishedRun]] = {}
     for run in runs:
         settings = json.dumps(settings_of(run), sort_keys=True, default=str)
-        found.setdefault((label_of(run), settings), []).append(run)
-    if not found:
+        by_settings.setdefault((label_of(run), settings), []).append(run)
+    if not by_settings:
         raise DataError("runs", got=0, want="at least 1", fix="Name a run folder.")
-    for (label, _), members in found.items():
+    for (label, _), members in by_settings.items():
         _check_seeds(label, members)
-    labels = _apart([(label, settings_of(members[0])) for (label, _), members in found.items()])
-    ordered = (sorted(members, key=lambda run: run.seed) for members in found.values())
+    # two groups may have one label, as LoRA at two ranks: the setting is added then
+    labels = _distinct_labels(
+        [(label, settings_of(members[0])) for (label, _), members in by_settings.items()]
+    )
+    # pairs are formed by seed, so that runs stand in its order
+    ordered = (sorted(members, key=lambda run: run.seed) for members in by_settings.values())
     pairs = zip(labels, ordered, strict=True)
     return tuple(RunGroup(label, tuple(members)) for label, members in pairs)
 
 
 def label_of(run: FinishedRun) -> str:
-    """The caller's label, the adapters' methods, or what is trained; and a schedule of masks."""
+    """Return the caller's label, the methods, or what is trained; and a schedule of masks."""
     name, schedule = _method_of(run), (run.record.get("recipe") or {}).get("schedule")
     masks = schedule.get("name") if isinstance(schedule, Mapping) else None
     if masks in (None, "FixedMask") or "masks" not in run.record["results"]:
@@ -180,11 +185,13 @@ def label_of(run: FinishedRun) -> str:
 
 
 def _method_of(run: FinishedRun) -> str:
-    given = run.given.get("label")
-    if isinstance(given, str) and given.strip():
-        return given
+    label = run.given.get("label")
+    if isinstance(label, str) and label.strip():
+        return label
+    # a caller's label comes first; else the adapters' methods; else what was trained
     names = [str(a.get("method") or a.get("peft_type")) for a in adapters_of(run).values()]
     if not names:
+        # without an adapter: nothing but the head, everything, or a part of the trunk
         counts = run.costs
         if counts.trained_without_head == 0:
             return "linear probe"
@@ -196,11 +203,11 @@ def _method_of(run: FinishedRun) -> str:
 
 
 def adapters_of(run: FinishedRun) -> dict[str, Mapping[str, Any]]:
-    """Settings of each adapter, by name."""
+    """Return the settings of each adapter, by name."""
     method = run.record.get("method")
-    found = method.get("adapters") if isinstance(method, Mapping) else None
-    found = found if isinstance(found, Mapping) else {}
-    return {str(k): v for k, v in found.items() if isinstance(v, Mapping)}
+    adapters = method.get("adapters") if isinstance(method, Mapping) else None
+    adapters = adapters if isinstance(adapters, Mapping) else {}
+    return {str(k): v for k, v in adapters.items() if isinstance(v, Mapping)}
 
 
 # of PEFT's configs: where a model lies and what wrote it, which decides nothing
@@ -208,21 +215,24 @@ _ELSEWHERE = ("base_model_name_or_path", "revision", "auto_mapping", "peft_versi
 
 
 def settings_of(run: FinishedRun) -> dict[str, Any]:
-    """Everything that decides a result but the seed and the pictures themselves."""
+    """Return everything that decides a result but the seed and the pictures themselves."""
     record = run.record
     data = record.get("data")
     sizes = {
-        part: about.get("n")
-        for part, about in (data.items() if isinstance(data, Mapping) else ())
-        if isinstance(about, Mapping)
+        part: part_record.get("n")
+        for part, part_record in (data.items() if isinstance(data, Mapping) else ())
+        if isinstance(part_record, Mapping)
     }
+    # runs that differ in the seed alone are one group
     training = {k: v for k, v in dict(record["training"]).items() if k != "seed"}
     adapters = {
-        name: {k: v for k, v in about.items() if k not in _ELSEWHERE and k != "seed"}
-        for name, about in adapters_of(run).items()
+        name: {k: v for k, v in config.items() if k not in _ELSEWHERE and k != "seed"}
+        for name, config in adapters_of(run).items()
     }
     # one adapter needs no name before its settings
-    adapter = _asked(run, next(iter(adapters.values()))) if len(adapters) == 1 else adapters
+    adapter = (
+        _with_given_options(run, next(iter(adapters.values()))) if len(adapters) == 1 else adapters
+    )
     return {
         "model": model_of(run),
         "data": {"set": set_of(run)} | sizes,
@@ -235,28 +245,33 @@ def settings_of(run: FinishedRun) -> dict[str, Any]:
     }
 
 
-def _asked(run: FinishedRun, adapter: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An adapter with the options that were asked for: its own may hold what the seed chose."""
-    asked = run.given.get("method")
-    if "options" not in adapter or not isinstance(asked, Mapping) or "method" not in asked:
+def _with_given_options(run: FinishedRun, adapter: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return an adapter with the options it was given: its own may hold what the seed chose."""
+    options_given = run.given.get("method")
+    if (
+        "options" not in adapter
+        or not isinstance(options_given, Mapping)
+        or "method" not in options_given
+    ):
         return adapter
-    options = {k: v for k, v in asked.items() if k != "method"}
-    return {**adapter, "method": asked["method"], "options": options}
+    options = {k: v for k, v in options_given.items() if k != "method"}
+    return {**adapter, "method": options_given["method"], "options": options}
 
 
 def model_of(run: FinishedRun) -> str:
-    """The model's name as the caller gave it, else its class."""
+    """Return the model's name as the caller gave it, else its class."""
     method = run.record.get("method")
     host = method.get("host") if isinstance(method, Mapping) else None
     return str(run.given.get("model") or host or "a model")
 
 
 def set_of(run: FinishedRun) -> str | None:
-    """The data set's name, where the caller gave it or the record of its parts has it."""
+    """Return the data set's name, where the caller gave it or the record of its parts has it."""
     data = run.given.get("data")
     if isinstance(data, str):
         return data
     parts = data.get("parts") if isinstance(data, Mapping) else None
+    # a part is named "set/part"
     for part in parts.values() if isinstance(parts, Mapping) else ():
         if isinstance(part, Mapping) and part.get("name"):
             return str(part["name"]).partition("/")[0]
@@ -264,31 +279,32 @@ def set_of(run: FinishedRun) -> str | None:
 
 
 def flat(tree: Any, path: str = "") -> dict[str, Any]:
-    """Leaves by dotted path; lists of plain values are leaves."""
+    """Return the leaves of a tree by dotted path; lists of plain values are leaves."""
     if isinstance(tree, Mapping):
-        found: dict[str, Any] = {}
+        leaves: dict[str, Any] = {}
         for name, value in tree.items():
-            found |= flat(value, f"{path}.{name}" if path else str(name))
-        return found
+            leaves |= flat(value, f"{path}.{name}" if path else str(name))
+        return leaves
     return {path: tree}
 
 
 def differing(settings: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Dotted paths that are not the same everywhere."""
-    leaves = [flat(one) for one in settings]
-    names = dict.fromkeys(name for one in leaves for name in one)
-    return [n for n in names if len({json.dumps(one.get(n), default=str) for one in leaves}) > 1]
+    """Return the dotted paths whose values are not the same everywhere."""
+    leaves = [flat(tree) for tree in settings]
+    names = dict.fromkeys(name for leaf in leaves for name in leaf)
+    return [n for n in names if len({json.dumps(leaf.get(n), default=str) for leaf in leaves}) > 1]
 
 
-def _apart(named: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
+def _distinct_labels(named: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
     counts = Counter(label for label, _ in named)
     labels: list[str] = []
     for label, settings in named:
         if counts[label] > 1:
-            same = [other for name, other in named if name == label]
-            own = flat(settings)
-            shown = (f"{n.rpartition('.')[2]}={own.get(n)}" for n in differing(same))
-            label = f"{label} ({', '.join(shown)})"
+            # only the settings in which groups of the same label differ
+            namesakes = [alike for name, alike in named if name == label]
+            values = flat(settings)
+            words = (f"{n.rpartition('.')[2]}={values.get(n)}" for n in differing(namesakes))
+            label = f"{label} ({', '.join(words)})"
         labels.append(label)
     return labels
 
@@ -296,6 +312,7 @@ def _apart(named: Sequence[tuple[str, Mapping[str, Any]]]) -> list[str]:
 def _check_seeds(label: str, members: Sequence[FinishedRun]) -> None:
     by_seed: dict[int, FinishedRun] = {}
     for run in members:
+        # the same training twice would count as two independent ones
         first = by_seed.setdefault(run.seed, run)
         if first is not run:
             got = f"seed {run.seed} in {first.folder} and {run.folder}"

@@ -1,4 +1,4 @@
-"""What a run made of each item that it was scored on: a picture, or a row of text."""
+"""Values of a run for each item that it was scored on: a picture, or a row of text."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ class RunItems:
 
 
 def run_items(tensors: Tensors, part: str) -> RunItems:
-    """The items of a run's predictions.  part: a digest of the part that was scored."""
+    """Return the items of a run's predictions.  part: a digest of the part that was scored."""
     values: dict[str, ItemValues] = {}
     if "tokens" in tensors:
         values = _texts(tensors)
     elif "logits" in tensors and tensors["labels"].shape == tensors["logits"].shape[:1]:
         values = _classes(tensors["logits"].astype(float), tensors["labels"])
+    # runs of an earlier version
     if "items" not in tensors:
         return RunItems(part, False, values)
     items = tensors["items"]
@@ -42,7 +43,8 @@ def run_items(tensors: Tensors, part: str) -> RunItems:
 
 
 def _classes(logits: np.ndarray, labels: np.ndarray) -> dict[str, ItemValues]:
-    """Of pictures: logits (n, classes), labels (n,)."""
+    """Return the values of pictures.  logits: (n, classes); labels: (n,)."""
+    # balanced accuracy weighs a picture by 1 / the size of its class; loss is -log softmax
     order, right = np.arange(len(labels)), logits.argmax(1) == labels
     _, place, size = np.unique(labels, return_inverse=True, return_counts=True)
     loss = np.logaddexp.reduce(logits, axis=1) - logits[order, labels]
@@ -54,39 +56,43 @@ def _classes(logits: np.ndarray, labels: np.ndarray) -> dict[str, ItemValues]:
 
 
 def _texts(tensors: Tensors) -> dict[str, ItemValues]:
-    """Of texts, whose scores are means over tokens; one without a token is left out."""
+    """Return the values of texts, means over their tokens; texts without a token are left out."""
     some = tensors["tokens"] > 0
     tokens = tensors["tokens"][some].astype(float)
     order = np.arange(len(tokens))
     return {
-        name: ItemValues(order, tensors[where][some] / tokens, tokens)
-        for name, where in (("accuracy", "hits"), ("loss", "loss"))
+        name: ItemValues(order, tensors[key][some] / tokens, tokens)
+        for name, key in (("accuracy", "hits"), ("loss", "loss"))
     }
 
 
 def interval_of(
     ours: Mapping[int, RunItems | None], theirs: Mapping[int, RunItems | None], score: str
 ) -> tuple[PairedInterval | None, str]:
-    """The interval of a score's difference over items and seeds, or what is missing for it.
+    """Return the interval of a score's difference over items and seeds, or what is missing for it.
 
     ours, theirs: seed -> a run's items, None for a run that kept none.
     """
+    # only seeds that both have can be paired
     seeds = [seed for seed in ours if seed in theirs]
     if not seeds:
         return None, "no seed in common"
     runs = [(ours[seed], theirs[seed]) for seed in seeds]
-    each = [run for pair in runs for run in pair if run is not None]
-    if len(each) < 2 * len(seeds):
+    all_items = [run for pair in runs for run in pair if run is not None]
+    if len(all_items) < 2 * len(seeds):
         return None, "the runs kept no predictions"
-    if not all(score in run.values for run in each):
+    # F1, for example, is no mean over items, so that items say nothing of its spread
+    if not all(score in run.values for run in all_items):
         return None, f"{score.replace('_', ' ')} is no mean over items"
-    if not all(run.numbered for run in each) and _several(run.part for run in each):
+    # without numbers the items are known to be the same only if the parts are
+    if not all(run.numbered for run in all_items) and _several(run.part for run in all_items):
         return None, _UNNUMBERED
-    mine, other = (
-        {seed: run.values[score] for seed in seeds if (run := by[seed])} for by in (ours, theirs)
+    mine, base = (
+        {seed: run.values[score] for seed in seeds if (run := items[seed])}
+        for items in (ours, theirs)
     )
-    found = paired(mine, other)
-    return found, "" if found else "the methods were not scored on the same items"
+    interval = paired(mine, base)
+    return interval, "" if interval else "the methods were not scored on the same items"
 
 
 _UNNUMBERED = (

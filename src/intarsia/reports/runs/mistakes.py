@@ -50,12 +50,13 @@ class Mistakes:
 
 
 def worst(logits: Tensor, labels: Tensor, k: int) -> list[tuple[int, float]]:
-    """(index, confidence) of the k most confident mistakes; ties in the set's order.
+    """Return (index, confidence) of the k most confident mistakes; ties in the set's order.
 
     Confidence is the softmax probability of the predicted class.  logits (n, classes), labels (n,).
     """
     confidence, predicted = logits.double().softmax(1).max(1)
     wrong = (predicted != labels).nonzero()[:, 0].tolist()
+    # Python's sort is stable: equal confidences stay in the set's order
     wrong.sort(key=lambda i: -float(confidence[i]))
     return [(i, float(confidence[i])) for i in wrong[:k]]
 
@@ -78,7 +79,7 @@ def save_mistakes(
     if k < 1:
         raise ConfigError("k", got=k, want="at least 1", fix="24 fill a page.")
     _check(logits, labels, classes)
-    chosen = worst(logits, labels, k)
+    mistakes = worst(logits, labels, k)
     predicted = logits.argmax(1)
     wrong = int((predicted != labels).sum())
     lines = [
@@ -88,12 +89,13 @@ def save_mistakes(
             "predicted": str(classes[int(predicted[i])]),
             "confidence": confidence,
         }
-        for i, confidence in chosen
+        for i, confidence in mistakes
     ]
     target = Path(folder) / MISTAKES
+    # the folder appears as a whole, or not at all
     with writing(target) as scratch:
         scratch.mkdir()
-        for i, _ in chosen:
+        for i, _ in mistakes:
             thumbnail(images(i)).save(scratch / file_name(i), optimize=True)
         content = {"format": FORMAT, "n": len(labels), "wrong": wrong, "mistakes": lines}
         (scratch / LIST).write_text(json.dumps(content, indent=1) + "\n")
@@ -101,19 +103,19 @@ def save_mistakes(
 
 
 def thumbnail(picture: Image.Image, side: int = SIDE) -> Image.Image:
-    """An RGB copy whose longer side is at most `side`; smaller pictures stay as they are."""
+    """Return an RGB copy whose longer side is at most `side`; smaller pictures stay as they are."""
     small = picture.convert("RGB")
     small.thumbnail((side, side), Image.Resampling.LANCZOS)
     return small
 
 
 def file_name(index: int) -> str:
-    """Of a picture's thumbnail."""
+    """Return the file name of a picture's thumbnail."""
     return f"{index:06d}.png"
 
 
 def read_mistakes(run: Path) -> Mistakes | None:
-    """What `save_mistakes` wrote into a run folder; None if there is nothing.
+    """Read what `save_mistakes` wrote into a run folder; None if there is nothing.
 
     Raises: CheckpointError for a list that is damaged or of another version, or a thumbnail that is
     missing or no picture.
@@ -126,8 +128,8 @@ def read_mistakes(run: Path) -> Mistakes | None:
         content = read_json(path)
         if content["format"] != FORMAT:
             raise _damaged(path, f"format {content['format']}")
-        shown = tuple(_mistake(folder, line) for line in content["mistakes"])
-        return Mistakes(shown, wrong=int(content["wrong"]), n=int(content["n"]))
+        mistakes = tuple(_mistake(folder, line) for line in content["mistakes"])
+        return Mistakes(mistakes, wrong=int(content["wrong"]), n=int(content["n"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error
 
@@ -140,9 +142,11 @@ def _mistake(folder: Path, line: dict[str, Any]) -> Mistake:
     path = folder / file_name(index)
     if not path.is_file():
         raise _damaged(path, "no such file")
+    # files may come from elsewhere: refuse a large one before it is decoded
     if (size := path.stat().st_size) > LARGEST:
         raise _damaged(path, f"{size} bytes")
     try:
+        # PNG alone, and verified: a file in a run folder may come from anybody
         with open_regular(path) as raw, Image.open(raw, formats=["PNG"]) as picture:
             picture.verify()
             side = max(picture.size)
@@ -169,6 +173,7 @@ def _check(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> None:
     if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= len(classes)):
         got, want = f"{int(labels.min())} ... {int(labels.max())}", f"0 ... {len(classes) - 1}"
         raise DataError("labels", got=got, want=want, fix="Count classes from 0.")
+    # a sum that overflows would make the softmax useless, too
     if not bool(torch.isfinite(logits).all()) or not math.isfinite(float(logits.double().sum())):
-        what, fix = "logits", "Look for the reason before reading mistakes out of them."
-        raise DataError(what, got="values that are not finite", want="finite numbers", fix=fix)
+        subject, fix = "logits", "Look for the reason before reading mistakes out of them."
+        raise DataError(subject, got="values that are not finite", want="finite numbers", fix=fix)

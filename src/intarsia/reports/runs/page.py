@@ -130,8 +130,9 @@ def _curves(comparison: Comparison) -> Section:
     metrics = metrics_of(run.curve for run in comparison.runs)
     metric = Control("metric", "Show", tuple((m, figures.metric_name(m)) for m in metrics))
     splits = figures.splits_of(comparison)
-    few = len(comparison.groups) <= 4
-    first = tuple(split for split, _ in splits if split != "train" or few)
+    readable = len(comparison.groups) <= 4
+    # with many methods the training lines would hide those of validation
+    first = tuple(split for split, _ in splits if split != "train" or readable)
     parts = Control("split", "Parts", splits, "checkbox", first or (splits[0][0],))
     seeds = Control(
         "seed", "Lines", (("mean", "mean"), ("single", "each seed")), "checkbox", ("mean",)
@@ -147,6 +148,7 @@ def _curves(comparison: Comparison) -> Section:
 
 def _curve_table(comparison: Comparison) -> Table | None:
     """Return the mean score by epoch, on validation or else training: the curves in words."""
+    # validation comes first; training is the second choice
     for split, name in reversed(figures.SPLITS.items()):
         lines = [
             mean_line(line_of(run.curve, split, run.scores.measure) for run in group.runs)
@@ -194,6 +196,7 @@ def _errors(comparison: Comparison) -> list[Section]:
     if any(confusion_of(group) is not None for group in groups):
         modes = (("shares", "% of each row"), ("counts", "counts"))
         blocks.append(Control("mode", "Numbers in the matrix", modes, "radio"))
+    # the page's bytes for pictures are divided among the methods
     share = LARGEST // len(groups)
     for number, group in enumerate(groups):
         inside = (
@@ -209,13 +212,14 @@ def _errors(comparison: Comparison) -> list[Section]:
 def _confusion(comparison: Comparison, number: int) -> tuple[Block, ...]:
     """Return the matrix of a method as a figure for each mode, and its most frequent confusions."""
     group = comparison.groups[number]
-    confusion, whole = confusion_of(group), confusion_of(group, limit=10**9)
-    if confusion is None or whole is None:
+    # the figure may join rare classes; the table is of all pairs
+    confusion, complete = confusion_of(group), confusion_of(group, limit=10**9)
+    if confusion is None or complete is None:
         text = "No predictions were kept, so there is no confusion matrix."
         if comparison.several_labels:
             text = "A picture may have several labels, so there is no confusion matrix."
         return (Note(text, "missing"),)
-    pairs = _pairs(whole.classes, whole.counts.tolist())
+    pairs = _pairs(complete.classes, complete.counts.tolist())
     caption, titles = "Most frequent confusions", ["Class", "Taken for", "Pictures"]
     table = plain(caption, titles, pairs, words=2) if pairs else None
     notes = [Note(f"Sums over {confusion.runs} seeds.")] if confusion.runs > 1 else []
@@ -241,13 +245,16 @@ def _pairs(classes: Sequence[str], counts: Sequence[Sequence[int]]) -> list[tupl
 
 def _mistakes(group: RunGroup, largest: int, several: bool) -> tuple[Block, ...]:
     """Return the worst mistakes of the first run that kept some."""
+    # one seed is enough to look at
     run = next((run for run in group.runs if run.mistakes is not None), None)
     if run is None or run.mistakes is None:
         return (Note("No pictures of mistakes were kept.", "missing"),)
     mistakes = run.mistakes
     if not mistakes.shown:
         return (Note(f"No mistakes in {numbers.plural(mistakes.n, 'picture')}.", "missing"),)
-    addresses = embedded_pictures([_picture(one.picture) for one in mistakes.shown], largest)
+    addresses = embedded_pictures(
+        [_picture(mistake.picture) for mistake in mistakes.shown], largest
+    )
     answers = numbers.plural(len(mistakes.shown), "wrong answer")
     wrong, count = numbers.plural(mistakes.wrong, "mistake"), numbers.plural(mistakes.n, "picture")
     text = f"The {answers} given with the most confidence, out of {wrong} in {count}"
@@ -288,6 +295,7 @@ def _routing(comparison: Comparison) -> list[Section]:
             load = row.load
             name = f"{row.place} (collapsed)" if load.collapsed else row.place
             shares = [Entry(numbers.percent(s, 0), shade=s) for s in load.share]
+            # routers may have fewer experts than the widest one
             empty = [Entry("")] * (routed.experts - len(shares))
             head = Entry(name, place="warn" if load.collapsed else "")
             rows.append([head, *shares, *empty, f"{load.variation:.2f}", f"{load.entropy:.2f}"])
@@ -299,6 +307,7 @@ def _routing(comparison: Comparison) -> list[Section]:
 
 def _record(comparison: Comparison) -> Section:
     """Return everything needed to judge the numbers and to make them again."""
+    # what differs is shown; what all share is folded away
     common, differing = setting_rows(comparison)
     several = len(comparison.groups) > 1
     runs = run_rows(comparison)

@@ -30,29 +30,31 @@ def search_of(group: RunGroup) -> Mapping[str, Any] | None:
 def entry(group: RunGroup) -> Entry:
     """Return the rate of a group as the table shows it."""
     rate = rate_of(group)
+    # the best rate is at the end of what the search may try
     limit = (search_of(group) or {}).get("limit")
     return Entry("" if rate is None else f"{rate:g}", "limit" if limit else "")
 
 
 def described(comparison: Comparison) -> list[str]:
     """Say in sentences how the rates were found; nothing where none was searched for."""
-    searches = {group.label: found for group in comparison.groups if (found := search_of(group))}
+    searches = {group.label: search for group in comparison.groups if (search := search_of(group))}
     if not searches:
         return []
+    # methods that were searched in the same way share a sentence
     alike: dict[str, list[str]] = {}  # labels by what they tried, which differs between folders
     for label, search in searches.items():
         alike.setdefault(_tried(search, comparison), []).append(label)
-    found = [
+    texts = [
         f"{'Each method' if len(alike) == 1 else capital(joined(labels))} {tried}"
         for tried, labels in alike.items()
     ]
     if _own_splits(comparison):
-        found.append("Each seed draws its own test part, in which some of these samples may be.")
-    if given := [group.label for group in comparison.groups if group.label not in searches]:
-        found.append(f"The rate of {joined(given)} was given.")
+        texts.append("Each seed draws its own test part, in which some of these samples may be.")
+    if fixed := [group.label for group in comparison.groups if group.label not in searches]:
+        texts.append(f"The rate of {joined(fixed)} was given.")
     if ends := [label for label, search in searches.items() if search["limit"]]:
-        found.append(f"A better rate of {joined(ends)} may lie beyond the limit of the search.")
-    return found
+        texts.append(f"A better rate of {joined(ends)} may lie beyond the limit of the search.")
+    return texts
 
 
 def _tried(search: Mapping[str, Any], comparison: Comparison) -> str:
@@ -79,6 +81,7 @@ def shared(comparison: Comparison) -> str | None:
     """Warn of several methods that share one rate which nobody searched for."""
     groups = comparison.groups
     rates = {rate_of(group) for group in groups}
+    # a rate that was chosen for one method favours it
     if len(groups) < 2 or len(rates) > 1 or None in rates or any(map(search_of, groups)):
         return None
     return (
@@ -97,11 +100,12 @@ def series_of(comparison: Comparison, looks: Sequence[Look]) -> list[Series]:
         scores = [(rate, score) for rate, score in tried if score]  # None: every trial failed
         perplexity = search["measure"] == "perplexity"
         xs = [rate for rate, _ in scores]
+        # the search's score of a text is 1 / perplexity
         ys = [1 / score if perplexity else 100 * score for _, score in scores]
         hover = [f"{y:.4g} at {x:g}" for x, y in zip(xs, ys, strict=True)]
         sizes = [13.0 if rate == search["rate"] else 7.0 for rate in xs]
-        look, when = looks[number], {"group": number}
-        series.append(Series(group.label, xs, ys, look, hover, sizes=sizes, when=when))
+        look, choice = looks[number], {"group": number}
+        series.append(Series(group.label, xs, ys, look, hover, sizes=sizes, when=choice))
     return series
 
 

@@ -53,7 +53,7 @@ MEASURES = ("mean_average_precision", "accuracy")  # the first that a task has i
 
 
 def measure(scores: Mapping[str, float]) -> str:
-    """The score that decides."""
+    """Return the name of the score that decides."""
     return next((name for name in MEASURES if name in scores), "accuracy")
 
 
@@ -80,7 +80,7 @@ class Predictions:
 
 @dataclass(frozen=True, eq=False)
 class FinishedRun:
-    """One finished run; `record` is its run.json."""
+    """Finished run; `record` is its run.json."""
 
     folder: Path
     seed: int
@@ -93,18 +93,18 @@ class FinishedRun:
 
     @property
     def given(self) -> Mapping[str, Any]:
-        """What the caller of `fit` had written down: label, model, data."""
-        found = self.record.get("record")
-        return found if isinstance(found, Mapping) else {}
+        """Notes of the caller of `fit`: label, model, data."""
+        notes = self.record.get("record")
+        return notes if isinstance(notes, Mapping) else {}
 
     @cached_property
     def items(self) -> RunItems | None:
-        """What it made of each item, see `read_items`."""
+        """Values of its items, see `read_items`."""
         return read_items(self.folder)
 
     @property
     def samples(self) -> str:
-        """What is right or wrong: "tokens" of a text, or "pictures"."""
+        """Kind of what is right or wrong: "tokens" of a text, or "pictures"."""
         scores = self.record["results"].get(self.scores.split)
         return "tokens" if isinstance(scores, Mapping) and "perplexity" in scores else "pictures"
 
@@ -115,25 +115,27 @@ def gather(folders: Iterable[Path | str]) -> tuple[FinishedRun, ...]:
     A folder named twice is read once.
     Raises: DataError for a path without a run; CheckpointError for one that is damaged.
     """
-    found: dict[Path, FinishedRun] = {}
+    # by resolved path, so that a folder named twice is one run
+    runs: dict[Path, FinishedRun] = {}
     for folder in map(Path, folders):
         for path in _runs_in(folder):
-            found.setdefault(path.resolve(), read_run(path))
-    if not found:
+            runs.setdefault(path.resolve(), read_run(path))
+    if not runs:
         raise DataError(
             "runs", got="no folder", want="at least one run folder", fix="Name the runs to show."
         )
-    return tuple(found.values())
+    return tuple(runs.values())
 
 
 def read_run(folder: Path | str) -> FinishedRun:
-    """One run folder, as `intarsia.fit(..., out=folder)` writes it.
+    """Read one run folder, as `intarsia.fit(..., out=folder)` writes it.
 
     Raises: DataError if there is no finished, scored run; CheckpointError for a damaged one.
     """
     folder = Path(folder)
     record = _read_json(folder)
     scores = _scores(folder, record)
+    # predictions may be missing: then there are no confusions and no intervals
     tensors = _predictions(folder, scores)
     return FinishedRun(
         folder=folder,
@@ -150,6 +152,7 @@ def read_run(folder: Path | str) -> FinishedRun:
 def _runs_in(folder: Path) -> Sequence[Path]:
     if (folder / RUN).is_file():
         return [folder]
+    # a folder of runs, one level deep
     below = [path.parent for path in folder.glob(f"*/{RUN}")] if folder.is_dir() else []
     if below:
         # run.json is read twice, so that a damaged one is still reported by `read_run`
@@ -167,8 +170,8 @@ def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / RUN
     if not path.is_file():
         _runs_in(folder)  # says what is there instead
-        what, got = f"run folder {str(folder)!r}", "a folder of runs"
-        raise DataError(what, got=got, want="one run", fix="Name one of the folders in it.")
+        subject, got = f"run folder {str(folder)!r}", "a folder of runs"
+        raise DataError(subject, got=got, want="one run", fix="Name one of the folders in it.")
     try:
         record = read_json(path)
     except (OSError, ValueError) as error:
@@ -181,42 +184,45 @@ def _read_json(folder: Path) -> dict[str, Any]:
     return record
 
 
-def need(record: Mapping[str, Any], where: str, kind: type[T], folder: Path) -> T:
-    """The value at a dotted path of run.json; float takes whole numbers, none may be infinite.
+def need(record: Mapping[str, Any], path: str, kind: type[T], folder: Path) -> T:
+    """Return the value at a dotted path of run.json; float takes whole numbers, none is infinite.
 
     Raises: CheckpointError if it is missing or of another kind.
     """
     value: Any = record
-    for name in where.split("."):
+    for name in path.split("."):
         if not isinstance(value, Mapping) or name not in value:
-            raise damaged(folder / RUN, f"no {where!r}")
+            raise damaged(folder / RUN, f"no {path!r}")
         value = value[name]
-    wanted: Any = (int, float) if kind is float else kind
-    wrong = not isinstance(value, wanted) or (isinstance(value, bool) and kind is not bool)
+    types: Any = (int, float) if kind is float else kind
+    # True is an int for Python, but no number of a record
+    wrong = not isinstance(value, types) or (isinstance(value, bool) and kind is not bool)
     if wrong or (isinstance(value, float) and not math.isfinite(value)):
-        raise damaged(folder / RUN, f"{where} = {value!r}")
+        raise damaged(folder / RUN, f"{path} = {value!r}")
     return cast(T, value)
 
 
 def _scores(folder: Path, record: Mapping[str, Any]) -> SplitScores:
     results = need(record, "results", dict, folder)
+    # the test part decides; a run without one is scored on validation
     split = next((name for name in SPLITS if name in results), None)
     if split is None:
-        what = f"results of {str(folder)!r}"
+        subject = f"results of {str(folder)!r}"
         fix = "Train with val=... or test=..., so that there is something to report."
-        raise DataError(what, got="no score", want="a score on a test or val part", fix=fix)
+        raise DataError(subject, got="no score", want="a score on a test or val part", fix=fix)
     rest = need(record, f"results.{split}", dict, folder)
-    by = measure(rest)
-    share = need(record, f"results.{split}.{by}", float, folder)
+    measure_name = measure(rest)
+    share = need(record, f"results.{split}.{measure_name}", float, folder)
     if not 0 <= share <= 1:
-        raise damaged(folder / RUN, f"results.{split}.{by} = {share}")
-    beside = ("balanced_accuracy", "loss", "ece", "tempered_loss", "f1")
-    return SplitScores(split, share, *(rest.get(name) for name in beside), measure=by)
+        raise damaged(folder / RUN, f"results.{split}.{measure_name} = {share}")
+    further = ("balanced_accuracy", "loss", "ece", "tempered_loss", "f1")
+    return SplitScores(split, share, *(rest.get(name) for name in further), measure=measure_name)
 
 
 def _costs(folder: Path, record: Mapping[str, Any]) -> RunCosts:
     peak = record["results"].get("peak_bytes")
     peak = peak if isinstance(peak, Mapping) else {}
+    # an accelerator's memory is the one that runs out first
     kind = next((name for name in ("accelerator", "resident") if name in peak), "unknown")
     return RunCosts(
         trained=need(record, "parameters.trained", int, folder),
@@ -229,11 +235,12 @@ def _costs(folder: Path, record: Mapping[str, Any]) -> RunCosts:
 
 
 def class_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]:
-    """Names from what is said of the data, or "class 0" ... where none were known."""
-    given, data = record.get("record"), record.get("data")
-    given = given if isinstance(given, Mapping) else {}
+    """Return the classes' names from the record, or "class 0" ... where it has none."""
+    notes, data = record.get("record"), record.get("data")
+    notes = notes if isinstance(notes, Mapping) else {}
     parts = list(data.values()) if isinstance(data, Mapping) else []
-    for part in (*parts, given.get("data"), given):
+    # names stand with a part, with the data, or in the caller's own notes
+    for part in (*parts, notes.get("data"), notes):
         names = part.get("classes") if isinstance(part, Mapping) else None
         if isinstance(names, list) and len(names) == count:
             return tuple(map(str, names))
@@ -241,7 +248,7 @@ def class_names(record: Mapping[str, Any], count: int) -> tuple[str, ...]:
 
 
 def _predictions(folder: Path, scores: SplitScores) -> Tensors | None:
-    """predictions.safetensors; None if it is missing or of another split than the scores."""
+    """Read predictions.safetensors; None if it is missing or of another split than the scores."""
     path = folder / PREDICTIONS
     if not path.is_file():
         return None
@@ -255,13 +262,14 @@ def _predictions(folder: Path, scores: SplitScores) -> Tensors | None:
     names = ("tokens", "hits", "loss") if "tokens" in tensors else ("logits", "labels")
     if missing := [name for name in names if name not in tensors]:
         raise damaged(path, f"no {joined(missing)}")
+    # every tensor has a row for each item
     if len({len(value) for value in tensors.values()}) > 1:
         raise damaged(path, "tensors of unequal length")
     return None if split is not None and split != scores.split else tensors
 
 
 def read_items(folder: Path) -> RunItems | None:
-    """What a run made of each item; None if it kept no predictions.
+    """Read the values of a run's items; None if it kept no predictions.
 
     Raises: as `read_run`.
     """
@@ -272,15 +280,15 @@ def read_items(folder: Path) -> RunItems | None:
     if (tensors := _predictions(folder, scores)) is None:
         return None
     data = record.get("data")
-    about = data.get(scores.split) if isinstance(data, Mapping) else None
-    part = about.get("sha256") if isinstance(about, Mapping) else None
+    part_record = data.get(scores.split) if isinstance(data, Mapping) else None
+    part = part_record.get("sha256") if isinstance(part_record, Mapping) else None
     return run_items(tensors, str(part))
 
 
 def _answers(
     folder: Path, record: Mapping[str, Any], scores: SplitScores, tensors: Tensors
 ) -> Predictions | None:
-    """The classes of pictures; None for texts, and for several labels a picture."""
+    """Return the classes of pictures; None for texts, and for several labels a picture."""
     if "tokens" in tensors:
         return None
     path, logits, labels = folder / PREDICTIONS, tensors["logits"], tensors["labels"]
@@ -291,6 +299,7 @@ def _answers(
     if not len(labels) or labels.min() < 0 or labels.max() >= logits.shape[1]:
         raise damaged(path, f"labels that are not 0 ... {logits.shape[1] - 1}")
     predicted = logits.argmax(1)
+    # predictions of another run in this folder would give another accuracy
     share = float((predicted == labels).mean())
     if not math.isclose(share, scores.accuracy, abs_tol=1e-6):
         raise damaged(path, f"accuracy {share:.6f}, where run.json says {scores.accuracy:.6f}")
@@ -298,7 +307,7 @@ def _answers(
 
 
 def damaged(path: Path, got: str) -> CheckpointError:
-    """What to say of a file that is not as it was written."""
+    """Return the error for a file that is not as it was written."""
     return CheckpointError(
         f"run file {path}",
         got=got,

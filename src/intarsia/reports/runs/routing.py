@@ -1,4 +1,4 @@
-"""Who routes where: the share of each expert in each router, of the last epoch of a run."""
+"""Shares of each expert in each router, in the last epoch of a run."""
 
 from __future__ import annotations
 
@@ -35,23 +35,24 @@ class Routed:
 
 
 def routings(comparison: Comparison) -> list[Routed]:
-    """Of the methods that route; empty if none does."""
-    found = [(group, _rows(group.runs[0])) for group in comparison.groups]
-    return [Routed(group.label, group.runs[0].seed, rows) for group, rows in found if rows]
+    """Return the routers of the methods that route; empty if none does."""
+    by_group = [(group, _rows(group.runs[0])) for group in comparison.groups]
+    return [Routed(group.label, group.runs[0].seed, rows) for group, rows in by_group if rows]
 
 
 def _rows(run: FinishedRun) -> tuple[RouterRow, ...]:
-    found: Any = run.record["results"].get("routing")
-    if not isinstance(found, Mapping):
+    shares: Any = run.record["results"].get("routing")
+    if not isinstance(shares, Mapping):
         return ()
     active: Any = run.record["results"].get("routing_active") or {}  # not in older records
     return tuple(
         RouterRow(short(str(name)), Load(tuple(map(float, share)), float(active.get(name, 1.0))))
-        for name, share in found.items()
+        for name, share in shares.items()
     )
 
 
 def short(path: str) -> str:
-    """A router's path without what all routers have in theirs."""
+    """Return a router's path without what all routers have in theirs."""
+    # PEFT's prefix, and the place of cells inside a module
     path = re.sub(r"^base_model\.model\.", "", path)
     return re.sub(r"\.intarsia_cells\..*$", "", path)

@@ -24,31 +24,31 @@ HOW_CHOSEN = {
 
 
 def title(comparison: Comparison) -> str:
-    """The methods and the data, for a heading."""
-    where = set_of(comparison.runs[0])
-    return f"{_methods(comparison)} on {where}" if where else _methods(comparison)
+    """Return the methods and the data, for a heading."""
+    data = set_of(comparison.runs[0])
+    return f"{_methods(comparison)} on {data}" if data else _methods(comparison)
 
 
 def _methods(comparison: Comparison) -> str:
-    """Their names, or how many there are."""
+    """Return the methods' names, or of more than four their number."""
     labels = [group.label for group in comparison.groups]
     return capital(joined(labels)) if len(labels) <= 4 else f"{len(labels)} methods"
 
 
 def sentences(comparison: Comparison) -> list[str]:
-    """What was run, on what, and what came out."""
-    found = [_what(comparison), *choices(comparison.runs), _result(comparison)]
-    found += differences(comparison)
+    """Say what was run, on which data, and with which result."""
+    lines = [_task_sentence(comparison), *choices(comparison.runs), _result_sentence(comparison)]
+    lines += differences(comparison)
     if comparison.baseline is not None and comparison.best is not comparison.baseline:
-        found.append(_cost(comparison.best, comparison.baseline))
+        lines.append(_cost_sentence(comparison.best, comparison.baseline))
     if (guess := _guessing(comparison)) is not None:
-        found.append(guess)
+        lines.append(guess)
     if (text := _perplexity(comparison.best)) is not None:
-        found.append(text)
-    return found + rates.described(comparison)
+        lines.append(text)
+    return lines + rates.described(comparison)
 
 
-def _what(comparison: Comparison) -> str:
+def _task_sentence(comparison: Comparison) -> str:
     run = comparison.runs[0]
     several = len(comparison.groups) > 1
     text = f"{_methods(comparison)} adapt{'' if several else 's'} {model_of(run)}"
@@ -60,6 +60,7 @@ def _what(comparison: Comparison) -> str:
         facts.append(
             f"{joined(parts)} {'pictures' if run.samples == 'pictures' else 'rows of text'}"
         )
+    # methods may have different numbers of seeds: "2 to 3 seeds each"
     counts = sorted({len(group.runs) for group in comparison.groups})
     seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else ""
     seeds = seeds or numbers.plural(counts[0], "seed")
@@ -67,32 +68,33 @@ def _what(comparison: Comparison) -> str:
     return f"{text}: {', '.join(facts)}."
 
 
-def _result(comparison: Comparison) -> str:
+def _result_sentence(comparison: Comparison) -> str:
     best, base = comparison.best, comparison.baseline
-    where = PART_NAMES.get(best.runs[0].scores.split, best.runs[0].scores.split)
-    right = f"{numbers.accuracy(best.accuracy)} of the {where} {best.runs[0].samples} right"
+    part = PART_NAMES.get(best.runs[0].scores.split, best.runs[0].scores.split)
+    right = f"{numbers.accuracy(best.accuracy)} of the {part} {best.runs[0].samples} right"
     if comparison.several_labels:
         right = (
-            f"a {comparison.measure} of {numbers.accuracy(best.accuracy)} on the {where} pictures"
+            f"a {comparison.measure} of {numbers.accuracy(best.accuracy)} on the {part} pictures"
         )
     if base is None:
         return f"It gets {right}."
     if best is base:
         return f"None does better than the baseline, {base.label}: it gets {right}."
-    found = best.difference(base)
+    difference = best.difference(base)
+    # without a seed in common, the difference of the means
     apart = Spread(best.accuracy.mean - base.accuracy.mean, None, 0)
-    spread = apart if found is None else found.spread
+    spread = apart if difference is None else difference.spread
     text = f"The highest {comparison.measure} is that of {best.label}, {right}"
     if comparison.leader is not None:
         text = f"The best, {best.label}, gets {right}"
     text += f": {numbers.points(spread)} percentage points against {base.label}"
-    if found is not None and found.n > 1:
-        text += f", ahead in {found.ahead} of {found.n} shared seeds"
+    if difference is not None and difference.n > 1:
+        text += f", ahead in {difference.ahead} of {difference.n} shared seeds"
     return f"{text}."
 
 
 def differences(comparison: Comparison) -> list[str]:
-    """Each method minus the baseline, with its interval over test items and seeds, or why not."""
+    """Say how each method differs from the baseline, with the interval or why there is none."""
     base = comparison.baseline
     if base is None:
         return []
@@ -100,28 +102,36 @@ def differences(comparison: Comparison) -> list[str]:
 
 
 def _difference(group: RunGroup, base: RunGroup) -> str:
-    found, missing = group.interval(base)
+    interval, missing = group.interval(base)
     pairs = group.difference(base)
+    # seeds in common are paired; without any, the means are compared
     mean = group.accuracy.mean - base.accuracy.mean if pairs is None else pairs.mean
     text = f"{capital(group.label)} minus {base.label}: {numbers.signed(100 * mean, 2)} points"
-    if found is None:
+    if interval is None:
         return f"{text}. There is no interval: {missing}."
     run = group.runs[0]
     kind = _item(run)
-    differ = f"{numbers.plural(found.differing, kind)} differ{'s' if found.differing == 1 else ''}"
-    where = PART_NAMES.get(run.scores.split, run.scores.split)
-    over = f"{found.items:,} {where} {kind}s and {numbers.plural(found.seeds, 'seed')}"
-    side = "ahead" if found.low > 0 else "behind"
+    differ = (
+        f"{numbers.plural(interval.differing, kind)} differ{'s' if interval.differing == 1 else ''}"
+    )
+    part = PART_NAMES.get(run.scores.split, run.scores.split)
+    over = f"{interval.items:,} {part} {kind}s and {numbers.plural(interval.seeds, 'seed')}"
+    # the verdict counts only if the interval is on one side of 0, see below
+    side = "ahead" if interval.low > 0 else "behind"
     verdict = f"{capital(group.label)} is {side}."
-    if found.seeds == 1:
+    if interval.seeds == 1:
         verdict = f"Of these two trainings that of {group.label} is {side}."
-    if not found.significant:
+    if not interval.significant:
         verdict = "The difference is not statistically significant."
-    test = "" if found.p is None else f", p = {numbers.probability(found.p)} (exact McNemar test)"
+    test = (
+        ""
+        if interval.p is None
+        else f", p = {numbers.probability(interval.p)} (exact McNemar test)"
+    )
     test = test.replace("= <", "<")
-    ends = f"{numbers.signed(100 * found.low, 2)} to {numbers.signed(100 * found.high, 2)}"
+    ends = f"{numbers.signed(100 * interval.low, 2)} to {numbers.signed(100 * interval.high, 2)}"
     text = f"{text} (95 % interval {ends} over {over}; {differ}{test}). {verdict}"
-    return f"{text} {_FEW[found.seeds]}" if found.seeds in _FEW else text
+    return f"{text} {_FEW[interval.seeds]}" if interval.seeds in _FEW else text
 
 
 _FEW = {
@@ -134,7 +144,7 @@ def _item(run: FinishedRun) -> str:
     return "picture" if run.samples == "pictures" else "text"
 
 
-def _cost(best: RunGroup, base: RunGroup) -> str:
+def _cost_sentence(best: RunGroup, base: RunGroup) -> str:
     costs = best.runs[0].costs
     share = costs.trained / costs.parameters
     small = (
@@ -153,7 +163,7 @@ def _kind(runs: Sequence[FinishedRun]) -> str:
 
 
 def _perplexity(best: RunGroup) -> str | None:
-    """Perplexity and exact match after training, and before, of the first run."""
+    """Say the first run's perplexity and exact match after training, and before it."""
     run = best.runs[0]
     after, before = run.record["results"].get(run.scores.split, {}), run.given.get("before")
     if run.samples != "tokens":
@@ -171,6 +181,7 @@ def _guessing(comparison: Comparison) -> str | None:
     answers = comparison.best.runs[0].answers
     if answers is None:
         return None
+    # the score of a model that has learned nothing but the commonest class
     counts = np.bincount(answers.labels, minlength=len(answers.classes))
     share = numbers.percent(float(counts.max() / counts.sum()))
     name = answers.classes[int(counts.argmax())]
@@ -178,102 +189,118 @@ def _guessing(comparison: Comparison) -> str | None:
 
 
 def notices(comparison: Comparison) -> list[str]:
-    """Reasons to read the table with care: runs that differ in more than the method."""
+    """Return reasons to read the table with care: runs that differ in more than the method."""
     runs, groups = comparison.runs, comparison.groups
     kind = _kind(runs)
-    found = [
+    lines = [
         text
         for differs, text in (
             (_per_seed(runs, "test"), f"Not all methods were scored on the same test {kind}."),
             (_per_seed(runs, "train"), f"Not all methods learned from the same training {kind}."),
-            (_vary(runs, model_of), "The runs start from different models."),
-            (_vary(runs, lambda r: r.scores.split), "Some runs were scored on test, some on val."),
-            (_vary(runs, lambda r: r.record.get("machine")), _MACHINES),
-            (_vary(runs, lambda r: r.record.get("versions")), "Package versions differ."),
-            (_vary(runs, lambda r: r.costs.peak_kind), "Memory was measured in different ways."),
+            (_differ(runs, model_of), "The runs start from different models."),
+            (
+                _differ(runs, lambda r: r.scores.split),
+                "Some runs were scored on test, some on val.",
+            ),
+            (_differ(runs, lambda r: r.record.get("machine")), _MACHINES),
+            (_differ(runs, lambda r: r.record.get("versions")), "Package versions differ."),
+            (_differ(runs, lambda r: r.costs.peak_kind), "Memory was measured in different ways."),
         )
         if differs
     ]
     if any(run.scores.split == "val" for run in runs):
-        chosen = any(selection_of(run).get("rule") == "val" for run in runs)
+        chose_epoch = any(selection_of(run).get("rule") == "val" for run in runs)
         text = f"There is no test part: {comparison.measure} is that of the validation {kind}"
-        found.append(
-            f"{text}, which also chose the epoch, so it is too high." if chosen else f"{text}."
+        lines.append(
+            f"{text}, which also chose the epoch, so it is too high." if chose_epoch else f"{text}."
         )
     if any(run.scores.measure != "accuracy" for run in runs):
-        found.append(
+        lines.append(
             "A picture may have several labels, so there is no confusion matrix: a label is there "
             "or not, and is not taken for another."
         )
     if (text := rates.shared(comparison)) is not None:
-        found.append(text)
+        lines.append(text)
     if len(groups) > 1 and any(len(group.runs) == 1 for group in groups):
-        found.append("A method with one seed has no spread: its difference may be chance.")
-    return found + _shared(runs)
+        lines.append("A method with one seed has no spread: its difference may be chance.")
+    return lines + _shared_pictures(runs)
 
 
 _MACHINES = "The runs are from different machines or thread counts: do not compare their times."
 
 
-def _shared(runs: Iterable[FinishedRun]) -> list[str]:
-    """Pictures that stand in two parts, as the data's record tells."""
-    found: dict[str, int] = {}
+def _shared_pictures(runs: Iterable[FinishedRun]) -> list[str]:
+    """Say how many pictures stand in two parts, as the data's record tells."""
+    counts: dict[str, int] = {}
     for run in runs:
         data = run.given.get("data")
         shared = data.get("shared_pictures") if isinstance(data, Mapping) else None
+        # the largest number over seeds, since each seed may draw its own parts
         for pair, n in shared.items() if isinstance(shared, Mapping) else ():
             if isinstance(n, int) and n > 0:
-                found[str(pair)] = max(n, found.get(str(pair), 0))
-    return [f"{numbers.plural(n, 'picture')} in both parts of {pair}." for pair, n in found.items()]
+                counts[str(pair)] = max(n, counts.get(str(pair), 0))
+    return [
+        f"{numbers.plural(n, 'picture')} in both parts of {pair}." for pair, n in counts.items()
+    ]
 
 
 def _per_seed(runs: Iterable[FinishedRun], part: str) -> bool:
-    """Whether runs of one seed have different pictures in a part."""
-    seen: dict[int, set[object]] = defaultdict(set)
+    """Return whether runs of one seed have different pictures in a part."""
+    hashes_by_seed: dict[int, set[object]] = defaultdict(set)
     for run in runs:
-        about = data_of(run).get(part, {})
-        seen[run.seed].add(about.get("sha256"))
-    return any(len(hashes) > 1 for hashes in seen.values())
+        part_record = data_of(run).get(part, {})
+        hashes_by_seed[run.seed].add(part_record.get("sha256"))
+    return any(len(hashes) > 1 for hashes in hashes_by_seed.values())
 
 
-def _vary(runs: Iterable[FinishedRun], what: Callable[[FinishedRun], Any]) -> bool:
-    return len({json.dumps(what(run), sort_keys=True, default=str) for run in runs}) > 1
+def _differ(runs: Iterable[FinishedRun], value_of: Callable[[FinishedRun], Any]) -> bool:
+    return len({json.dumps(value_of(run), sort_keys=True, default=str) for run in runs}) > 1
 
 
 def data_of(run: FinishedRun) -> dict[str, Mapping[str, Any]]:
-    """What run.json says of each part."""
+    """Return the record of each part of the data."""
     data = run.record.get("data")
     data = data if isinstance(data, Mapping) else {}
-    return {str(part): about for part, about in data.items() if isinstance(about, Mapping)}
+    return {
+        str(part): part_record
+        for part, part_record in data.items()
+        if isinstance(part_record, Mapping)
+    }
 
 
 def sizes_of(run: FinishedRun) -> dict[str, int]:
-    """Pictures in each part."""
-    return {part: n for part, about in data_of(run).items() if isinstance(n := about.get("n"), int)}
+    """Return the number of pictures, or rows, in each part."""
+    return {
+        part: n
+        for part, part_record in data_of(run).items()
+        if isinstance(n := part_record.get("n"), int)
+    }
 
 
 def selection_of(run: FinishedRun) -> Mapping[str, Any]:
-    """How the result was chosen: rule, epoch, disjoint_from_train."""
-    found = run.record["results"].get("selection")
-    return found if isinstance(found, Mapping) else {}
+    """Return the record of how the result was chosen: rule, epoch, disjoint_from_train."""
+    selection = run.record["results"].get("selection")
+    return selection if isinstance(selection, Mapping) else {}
 
 
 def choices(runs: Sequence[FinishedRun]) -> list[str]:
     """Return what `intarsia auto` said of its choice, for the runs that it chose."""
-    found = [run.given.get("choice") for run in runs]
-    return [str(choice["statement"]) for choice in found if isinstance(choice, Mapping)]
+    records = [run.given.get("choice") for run in runs]
+    return [str(choice["statement"]) for choice in records if isinstance(choice, Mapping)]
 
 
 def selection_rule(runs: Sequence[FinishedRun]) -> str:
-    """In words, for all runs."""
+    """Say how the results of all runs were chosen."""
+    # each rule once, in the order of the runs
     rules = dict.fromkeys(str(selection_of(run).get("rule")) for run in runs)
     text = " ".join(HOW_CHOSEN.get(rule, f"Selection: {rule}.") for rule in rules)
+    # `intarsia auto` chooses everything, so that a rule for the epoch alone would mislead
     if len(choices(runs)) == len(runs):
         text = "All settings were chosen on held-out training pictures, as said above."
     text = text.replace("accuracy", runs[0].scores.measure.replace("_", " "))
     if "val" in rules:
-        known = {selection_of(run).get("disjoint_from_train") for run in runs}
-        sure = known <= {True}
+        disjoint = {selection_of(run).get("disjoint_from_train") for run in runs}
+        sure = disjoint <= {True}
         text += (
             " No picture of the validation part is in the training part."
             if sure

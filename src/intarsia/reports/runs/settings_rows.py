@@ -26,7 +26,7 @@ _SEEN_ELSEWHERE = (
 
 @dataclass(frozen=True)
 class DataPart:
-    """One part of the data: its size, its hash, and what is known of its classes."""
+    """Part of the data: its size, its hash, and what is known of its classes."""
 
     name: str
     count: str
@@ -35,7 +35,7 @@ class DataPart:
 
 
 def value_text(value: Any) -> str:
-    """A setting as text."""
+    """Return a setting as text."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -50,9 +50,10 @@ def value_text(value: Any) -> str:
 
 
 def _listed(words: Sequence[str]) -> str:
-    """All of a few; of many, such as a model's layers, those that differ in numbers only as one."""
+    """List a few words; of many, such as a model's layers, join those that differ in numbers."""
     if len(words) <= FEW:
         return ", ".join(words)
+    # blocks.0.attn.qkv and blocks.1.attn.qkv become one: blocks.*.attn.qkv (2 times)
     patterns = Counter(re.sub(r"\d+", "*", word) for word in words)
     return ", ".join(f"{name} ({n} times)" if n > 1 else name for name, n in patterns.items())
 
@@ -60,23 +61,25 @@ def _listed(words: Sequence[str]) -> str:
 def setting_rows(
     comparison: Comparison,
 ) -> tuple[list[tuple[str, str]], list[tuple[str, list[str]]]]:
-    """(name, value) of the settings all groups share, and (name, a value each) of the others.
+    """Return (name, value) of the settings all groups share, and (name, values) of the others.
 
     Without the methods' own: see `method_rows`.
     """
     settings = [settings_of(group.runs[0]) for group in comparison.groups]
-    for one in settings:
-        del one["adapter"]
-    leaves = [flat(one) for one in settings]
-    own = differing(settings)
-    common = [(n, value_text(v)) for n, v in leaves[0].items() if n not in own]
+    for setting in settings:
+        del setting["adapter"]
+    leaves = [flat(setting) for setting in settings]
+    names = differing(settings)
+    common = [(n, value_text(v)) for n, v in leaves[0].items() if n not in names]
     # what a method does not have is no setting of it
-    rows = [(n, [value_text(one[n]) if n in one else "" for one in leaves]) for n in own]
+    rows = [
+        (n, [value_text(setting[n]) if n in setting else "" for setting in leaves]) for n in names
+    ]
     return common, [row for row in rows if any(row[1])]
 
 
 def method_rows(comparison: Comparison) -> list[tuple[str, str]]:
-    """(label, what is added to the model and with which settings) of each group."""
+    """Return each group's label, and what is added to the model with which settings."""
     return [(group.label, _method(group.runs[0])) for group in comparison.groups]
 
 
@@ -84,41 +87,42 @@ def _method(run: FinishedRun) -> str:
     adapters = adapters_of(run)
     if not adapters:
         return "no adapter"
-    told: list[str] = []
-    for name, about in adapters.items():
-        options = {k: v for k, v in flat(about.get("options") or {}).items() if v is not None}
-        words = [str(about.get("method") or about.get("peft_type"))]
+    texts: list[str] = []
+    for name, adapter in adapters.items():
+        options = {k: v for k, v in flat(adapter.get("options") or {}).items() if v is not None}
+        words = [str(adapter.get("method") or adapter.get("peft_type"))]
         words += [f"{k}={value_text(v)}" for k, v in options.items()]
-        if targets := about.get("target_modules"):
+        if targets := adapter.get("target_modules"):
             words.append(f"on {value_text(targets)}")
-        told.append((f"{name}: " if len(adapters) > 1 else "") + " ".join(words))
-    return "; ".join(told)
+        texts.append((f"{name}: " if len(adapters) > 1 else "") + " ".join(words))
+    return "; ".join(texts)
 
 
 def given_rows(comparison: Comparison) -> list[tuple[str, str]]:
-    """What the caller of the first run had written down and stands nowhere else on the page."""
-    given = comparison.runs[0].given
-    rest = {name: value for name, value in given.items() if name not in _SEEN_ELSEWHERE}
+    """Return the notes of the first run's caller that stand nowhere else on the page."""
+    notes = comparison.runs[0].given
+    rest = {name: value for name, value in notes.items() if name not in _SEEN_ELSEWHERE}
     return [(name, value_text(value)) for name, value in flat(rest).items()]
 
 
 def data_parts(comparison: Comparison) -> dict[str, Any]:
-    """The parts of the first run, and whether the other runs had the same."""
+    """Return the parts of the first run, and whether the other runs had the same."""
     first = comparison.runs[0]
-    own = data_of(first)
-    hashes = {part: str(about.get("sha256", "")) for part, about in own.items()}
-    others = [
-        {part: str(about.get("sha256", "")) for part, about in data_of(run).items()}
+    first_parts = data_of(first)
+    hashes = {part: str(facts.get("sha256", "")) for part, facts in first_parts.items()}
+    # equal digests mean equal pictures and labels, in the same order
+    all_hashes = [
+        {part: str(facts.get("sha256", "")) for part, facts in data_of(run).items()}
         for run in comparison.runs
     ]
-    about = first.given.get("data")
-    about = about if isinstance(about, Mapping) else {}
-    recorded = about.get("parts")
+    data = first.given.get("data")
+    data = data if isinstance(data, Mapping) else {}
+    recorded = data.get("parts")
     recorded = recorded if isinstance(recorded, Mapping) else {}
     parts = [
         DataPart(
             PART_NAMES.get(part, part),
-            f"{n:,}" if isinstance(n := own[part].get("n"), int) else "not known",
+            f"{n:,}" if isinstance(n := first_parts[part].get("n"), int) else "not known",
             sha,
             _counts(recorded.get(part)),
         )
@@ -128,7 +132,7 @@ def data_parts(comparison: Comparison) -> dict[str, Any]:
         "name": set_of(first),
         "parts": parts,
         "seed": first.seed,
-        "same": all(other == hashes for other in others),
+        "same": all(run_hashes == hashes for run_hashes in all_hashes),
         "origin": _origin(recorded),
     }
 
@@ -141,22 +145,22 @@ def _counts(part: Any) -> str:
 
 
 def _origin(parts: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """Source and licence, as the data's record states them."""
-    known = [part for part in parts.values() if isinstance(part, Mapping)]
+    """Return source and licence, as the data's record states them."""
+    records = [part for part in parts.values() if isinstance(part, Mapping)]
     rows: list[tuple[str, str]] = []
     for name in ("source", "licence"):
-        values = dict.fromkeys(str(part[name]) for part in known if part.get(name))
+        values = dict.fromkeys(str(part[name]) for part in records if part.get(name))
         if values:
             rows.append((name.capitalize(), "; ".join(values)))
     return rows
 
 
 def machine_rows(run: FinishedRun) -> list[tuple[str, str]]:
-    """The machine and the versions of the first run."""
+    """Return the machine and the versions of a run."""
     rows: list[tuple[str, str]] = []
     for section in ("machine", "versions"):
-        about = run.record.get(section)
-        for name, value in about.items() if isinstance(about, Mapping) else ():
+        values = run.record.get(section)
+        for name, value in values.items() if isinstance(values, Mapping) else ():
             rows.append((str(name).replace("_", " "), value_text(value) or "none"))
     return rows
 
@@ -186,16 +190,16 @@ def run_rows(comparison: Comparison) -> Table:
 
 
 def commands(runs: Iterable[FinishedRun]) -> list[str]:
-    """Each command once, in order."""
+    """Return each command once, in order."""
     return list(dict.fromkeys(text for run in runs if (text := _command(run))))
 
 
 def _command(run: FinishedRun) -> str:
-    given = run.given.get("command", run.record.get("command"))
-    if isinstance(given, str):
-        return given
-    if not isinstance(given, Sequence) or not given:
+    command = run.given.get("command", run.record.get("command"))
+    if isinstance(command, str):
+        return command
+    if not isinstance(command, Sequence) or not command:
         return ""
-    program, *rest = map(str, given)
+    program, *rest = map(str, command)
     # the script by name: its folder is another one elsewhere
     return shlex.join([Path(program).name, *rest])

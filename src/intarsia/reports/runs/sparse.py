@@ -19,13 +19,13 @@ COURSES = {
 
 
 def masks_of(group: RunGroup) -> dict[str, Any] | None:
-    """Of the group's first run that kept them: its changes of masks, and its layers."""
+    """Return the masks' changes and layers of the group's first run that kept them."""
     records = (run.record["results"].get("masks") for run in group.runs)
     return next((masks for masks in records if masks), None)
 
 
 def soup_of(group: RunGroup) -> dict[str, Any] | None:
-    """What a soup's run says of its candidates."""
+    """Return the record of a soup's candidates."""
     records = (run.given.get("soup") for run in group.runs)
     return next((soup for soup in records if isinstance(soup, dict)), None)
 
@@ -33,9 +33,9 @@ def soup_of(group: RunGroup) -> dict[str, Any] | None:
 def courses(comparison: Comparison, looks: Sequence[Look]) -> list[Figure]:
     """Draw each of COURSES, a line for each group whose masks changed."""
     changes = {
-        number: kept
+        number: masks
         for number, group in enumerate(comparison.groups)
-        if (kept := (masks_of(group) or {}).get("changes"))
+        if (masks := (masks_of(group) or {}).get("changes"))
     }
     figures: list[Figure] = []
     for name, title in COURSES.items() if changes else ():
@@ -49,8 +49,8 @@ def courses(comparison: Comparison, looks: Sequence[Look]) -> list[Figure]:
         up = charts.Axis(title.split(",")[0], " %", zero=True)
         drawing = charts.Chart(series, charts.Axis("Step"), up)
         caption = "At each change of the masks."
-        when = {"course": name}
-        figures.append(Figure(f"masks-{name}", label, drawing, caption=caption, when=when))
+        choice = {"course": name}
+        figures.append(Figure(f"masks-{name}", label, drawing, caption=caption, when=choice))
     return figures
 
 
@@ -71,6 +71,7 @@ def _line(
 
 def densities(comparison: Comparison) -> Figure | None:
     """Draw a heat map: a row is a group with masks, a column one of its layers."""
+    # methods without masks have no row
     by_label = {g.label: masks for g in comparison.groups if (masks := masks_of(g))}
     if not by_label:
         return None
@@ -78,7 +79,9 @@ def densities(comparison: Comparison) -> Figure | None:
         label: {row["layer"]: row["density"] for row in masks["layers"]}
         for label, masks in by_label.items()
     }
+    # methods may prune different layers: a column for each that any has
     layers = list(dict.fromkeys(layer for row in rows.values() for layer in row))
+    # columns are numbered, since the names of layers are too long for them; tooltips have both
     names = [layer.removesuffix(".weight") for layer in layers]
     values = [[row.get(layer) for layer in layers] for row in rows.values()]
     hover = [

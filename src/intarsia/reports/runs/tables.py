@@ -37,7 +37,7 @@ _BY_LABEL = (
 
 
 def table_of(comparison: Comparison) -> Table:
-    """A row for every group: accuracy, difference, trained parameters, time, memory."""
+    """Return a row for every group: accuracy, difference, trained parameters, time, memory."""
     groups, base = comparison.groups, comparison.baseline
     several = len({len(group.runs) for group in groups}) > 1  # else a sentence says how many
     columns = [
@@ -56,6 +56,7 @@ def table_of(comparison: Comparison) -> Table:
         title = "Difference"
         meaning = f"{capital(comparison.measure)} minus that of {base.label} at the same seed, "
         meaning += "percentage points, and its 95 % interval over test items and seeds"
+        # beside the score, as in the rows
         columns.insert(2, Column(title, meaning))
     table = Table(
         caption=caption(comparison),
@@ -68,10 +69,10 @@ def table_of(comparison: Comparison) -> Table:
 
 
 def caption(comparison: Comparison) -> str:
-    """What the numbers were measured on."""
+    """Say which data the numbers were measured on."""
     splits = {run.scores.split for run in comparison.runs}
-    where = " and ".join({"test": "test", "val": "validation"}.get(s, s) for s in sorted(splits))
-    text = f"{capital(comparison.measure)} on the {where} {comparison.runs[0].samples}"
+    parts = " and ".join({"test": "test", "val": "validation"}.get(s, s) for s in sorted(splits))
+    text = f"{capital(comparison.measure)} on the {parts} {comparison.runs[0].samples}"
     if comparison.baseline is not None:
         text += f"; differences and ratios to {comparison.baseline.label}, in percentage points"
     return text + "."
@@ -102,41 +103,41 @@ def _row(group: RunGroup, base: RunGroup | None, seeds: bool) -> tuple[Entry, ..
         cells.insert(2, _difference(group, base))
     if (peak := group.peak_bytes) is None:
         return (*cells, Entry(""))
-    beside = _ratio(peak, base and base.peak_bytes, group is base)
-    return (*cells, Entry(numbers.size(peak), beside, f"{peak:,} bytes"))
+    peak_ratio = _ratio(peak, base and base.peak_bytes, group is base)
+    return (*cells, Entry(numbers.size(peak), peak_ratio, f"{peak:,} bytes"))
 
 
 def _difference(group: RunGroup, base: RunGroup) -> Entry:
     if group is base:
         return Entry("baseline")
-    found = group.difference(base)
-    if found is None:
+    difference = group.difference(base)
+    if difference is None:
         apart = group.accuracy.mean - base.accuracy.mean
         return Entry(numbers.signed(100 * apart), "not paired", "no seed in common")
     over, missing = group.interval(base)
     remark = "no interval" if over is None else numbers.interval(over.low, over.high)
     remark = remark.replace(" ", "\N{NO-BREAK SPACE}")  # a narrow column breaks it nowhere
-    full = f"{found.mean:+.6f} over {found.n} shared seeds, ahead in {found.ahead}"
+    full = f"{difference.mean:+.6f} over {difference.n} shared seeds, ahead in {difference.ahead}"
     full += f"; no interval: {missing}" if over is None else ""
-    return Entry(numbers.points(found.spread), remark, full)
+    return Entry(numbers.points(difference.spread), remark, full)
 
 
-def _ratio(value: float | None, base: float | None, same: bool) -> str:
-    return "" if same or not value or not base else numbers.ratio(value / base)
+def _ratio(value: float | None, base: float | None, is_base: bool) -> str:
+    return "" if is_base or not value or not base else numbers.ratio(value / base)
 
 
 def markdown_table(comparison: Comparison) -> str:
-    """GitHub-flavoured, aligned in its source."""
+    """Return the table as GitHub-flavoured Markdown, aligned in its source."""
     return markdown(table_of(comparison))
 
 
 def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
-    """The table's values in full, ready for JSON."""
+    """Return the table's values in full, ready for JSON."""
     base = comparison.baseline
     rows: list[dict[str, Any]] = []
     for group in comparison.groups:
         costs, balanced = group.runs[0].costs, group.balanced_accuracy
-        other = None if group is base else base
+        baseline = None if group is base else base
         rows.append(
             {
                 "method": group.label,
@@ -148,8 +149,8 @@ def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
                 "loss": asdict(group.loss) if group.loss else None,
                 "tempered_loss": asdict(group.tempered_loss) if group.tempered_loss else None,
                 "ece": asdict(group.ece) if group.ece else None,
-                "baseline": other.label if other else None,
-                "difference": _paired(group, other) if other else None,
+                "baseline": baseline.label if baseline else None,
+                "difference": _paired(group, baseline) if baseline else None,
                 "parameters": costs.parameters,
                 "trained": costs.trained,
                 "trained_without_head": costs.trained_without_head,
@@ -165,12 +166,12 @@ def json_rows(comparison: Comparison) -> list[dict[str, Any]]:
 
 
 def _paired(group: RunGroup, base: RunGroup) -> dict[str, Any]:
-    """The difference for JSON; without a seed in common, that of the means."""
-    found = group.difference(base)
-    if found is None:
+    """Return the difference for JSON; without a seed in common, that of the means."""
+    difference = group.difference(base)
+    if difference is None:
         apart = group.accuracy.mean - base.accuracy.mean
         interval = {"missing": group.interval(base)[1]}
         return {"mean": apart, "deviation": None, "n": 0, "ahead": 0, "interval": interval}
     over, missing = group.interval(base)
     interval = {"missing": missing} if over is None else asdict(over)
-    return asdict(found.spread) | {"ahead": found.ahead, "interval": interval}
+    return asdict(difference.spread) | {"ahead": difference.ahead, "interval": interval}

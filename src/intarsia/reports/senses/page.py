@@ -72,6 +72,7 @@ def seen_report(
         sentences.append(f"{read} of {total} vectors of tiles were read, the closest to the text.")
     pictured = [q for q in questions if q.picture is not None]
     views = [lit(q.picture, q.chosen, q.grid) for q in pictured if q.picture is not None]
+    # by identity: two questions may be equal, and have pictures that are not
     address = dict(zip(map(id, pictured), embedded_pictures(views), strict=True))
     blocks = tuple(_question(i, q, address.get(id(q))) for i, q in enumerate(questions))
     sections = [Section("Questions", blocks)]
@@ -98,30 +99,31 @@ def _question(number: int, q: Shown, picture: str | None) -> Container:
 
 
 def write_pictures(
-    out: str | Path, pictures: Sequence[Shown], taken: Mapping[str, np.ndarray] | None = None
+    out: str | Path, pictures: Sequence[Shown], patches: Mapping[str, np.ndarray] | None = None
 ) -> Path:
     """Write the page of a model's answers to pictures; it needs no other file.
 
-    pictures: as the model reads them, with its answers.  taken: of a union of experts, by the path
-    of each part of the model, (pictures, experts, rows, columns) bool, of `taken_patches`.
+    pictures: as the model reads them, with its answers.  patches: of a union of experts, by the
+    path of each part of the model, (pictures, experts, rows, columns) bool, of `taken_patches`.
     Raises: TrainingError if it cannot be written.
     """
-    return write(pictures_report(pictures, taken), out)
+    return write(pictures_report(pictures, patches), out)
 
 
 def pictures_report(
-    pictures: Sequence[Shown], taken: Mapping[str, np.ndarray] | None = None
+    pictures: Sequence[Shown], patches: Mapping[str, np.ndarray] | None = None
 ) -> Report:
     """Return the report of answers to pictures; see `write_pictures`."""
-    taken = taken or {}
+    patches = patches or {}
     eyebrow, heading = "Predictions", "What the pictures show"
     sentence = f"{numbers.plural(len(pictures), 'picture')}, as the model reads them."
-    if taken:
+    if patches:
         eyebrow, heading = "Union of Experts", "Which patches each expert takes"
-        share = numbers.percent(float(np.mean([part.mean() for part in taken.values()])), 0)
+        share = numbers.percent(float(np.mean([part.mean() for part in patches.values()])), 0)
         sentence = f"An expert takes {share} of the patches, and every class token."
     pages = [lit(question.picture) for question in pictures if question.picture is not None]
-    views = [view for i in range(len(pictures)) for view in _views(pictures[i].picture, i, taken)]
+    views = [view for i in range(len(pictures)) for view in _views(pictures[i].picture, i, patches)]
+    # all pictures of the page together keep to its limit of bytes
     addresses = iter(embedded_pictures([*pages, *views]))
     shown_at = [next(addresses) for _ in pages]
     blocks: list[Block] = []
@@ -132,7 +134,7 @@ def pictures_report(
         blocks.append(
             Container((Figure(f"picture-{i}", alt, picture=address), answer), kind="pair")
         )
-        for path, parts in taken.items():
+        for path, parts in patches.items():
             small = tuple(
                 Thumbnail(next(addresses), f"Expert {e} of {path}; bright is what it takes",
                           pixels=True)
@@ -143,12 +145,12 @@ def pictures_report(
 
 
 def _views(
-    picture: Image.Image | None, number: int, taken: Mapping[str, np.ndarray]
+    picture: Image.Image | None, number: int, patches: Mapping[str, np.ndarray]
 ) -> Iterator[Image.Image]:
     """Yield a small picture for each expert of each part of the model, what it takes bright."""
     assert picture is not None
     small = picture.resize((PATCHED, PATCHED), Image.Resampling.BICUBIC)
-    for parts in taken.values():
+    for parts in patches.values():
         masks = parts[number]  # (experts, rows, columns)
         grid = (masks.shape[1], masks.shape[2])
         yield from (lit(small, mask.reshape(-1, 1), grid, PATCHED) for mask in masks)
@@ -156,39 +158,44 @@ def _views(
 
 def lit(
     picture: Image.Image,
-    chosen: np.ndarray | None = None,
+    read_vectors: np.ndarray | None = None,
     grid: tuple[int, int] = (0, 0),
     longer: int = SHOWN,
 ) -> Image.Image:
-    """The picture, veiled but for the cells whose vectors were read.
+    """Return the picture, veiled but for the cells whose vectors were read.
 
     A query stands at its place in the square of its tile's queries.  longer: px of its longer side.
     """
-    if chosen is None or not grid[0]:
+    if read_vectors is None or not grid[0]:
         small = picture.convert("RGB")
         small.thumbnail((longer, longer))
         return small
     rows, columns = grid
-    cells = math.isqrt(chosen.shape[1])
-    square = cells * cells == chosen.shape[1]
-    across = (cells, cells) if square else (1, chosen.shape[1])
+    # the queries of a tile stand in a square, or else beside each other
+    cells = math.isqrt(read_vectors.shape[1])
+    square = cells * cells == read_vectors.shape[1]
+    across = (cells, cells) if square else (1, read_vectors.shape[1])
+    # a tile's side in px is a multiple of its queries, so that each has whole pixels
     side = max(1, longer // (max(rows, columns) * max(across))) * max(across)
     page = np.asarray(place_on_white(picture, columns * side, rows * side), dtype=np.float32)
-    mask = chosen.reshape(rows, columns, *across).swapaxes(1, 2)
+    # (tiles, queries) -> (rows of queries, columns of queries) of the whole picture
+    mask = read_vectors.reshape(rows, columns, *across).swapaxes(1, 2)
     mask = mask.reshape(rows * across[0], columns * across[1])
     high, wide = side // across[0], side // across[1]
     light_map = np.ones((rows * side, columns * side, 1), dtype=np.float32)
+    # each query becomes a rectangle of pixels
     light = np.kron(mask, np.ones((high, wide)))
     light_map[: light.shape[0], : light.shape[1], 0] = LEFT + (1 - LEFT) * light
     return Image.fromarray((page * light_map + np.array(VEIL) * (1 - light_map)).astype(np.uint8))
 
 
 def _tables(loads: Mapping[str, Any]) -> dict[str, list[list[float | None]]]:
-    """The share of each expert of the tokens of a modality, by layer; None = no token."""
+    """Return the share of each expert of the tokens of a modality, by layer; None = no token."""
     tables: dict[str, list[list[float | None]]] = {}
     for number, table in enumerate(loads.values()):
         rows: list[list[float | None]] = []
         for row in np.asarray(table, dtype=np.float64):
+            # loads are counts of tokens; a modality that no token had has no shares
             total = float(row.sum())
             rows.append([float(v) / total if total else None for v in row])
         tables[f"{number}"] = rows

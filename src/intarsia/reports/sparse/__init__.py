@@ -1,4 +1,4 @@
-"""What pruning did: folders of `intarsia sparsify` as one table and one page."""
+"""Results of pruning: folders of `intarsia sparsify` as one table and one page."""
 
 from .page import gather as gather
 from .page import report_of as report_of

@@ -28,6 +28,7 @@ def perplexity(models: Sequence[Any], names: Sequence[str], looks: Sequence[Look
         points = {model.record["density"]: model.perplexity("pruned") for model in mine}
         dense = next((d for model in mine if (d := model.perplexity("dense"))), None)
         if points:
+            # the dense model is the point at density 1
             line = sorted(points.items()) + ([(1.0, dense)] if dense else [])
             hover = [f"{y:.1f} at density {x:.2f}" for x, y in line]
             xs, ys = [x for x, _ in line], [y for _, y in line]
@@ -72,6 +73,7 @@ def sizes(models: Sequence[Any]) -> Figure | None:
 def maps(layers: Sequence[Mapping[str, Any]], folder: int) -> list[Figure]:
     """Draw blocks by layers for each of MAPS that a folder has; errors share one scale."""
     places = {name: _values(layers, key) for name, (key, _, _) in MAPS.items()}
+    # errors before and after have one scale, so that their colours can be compared
     errors = [v for name in ("before", "after") for v in places[name].values()]
     figures: list[Figure] = []
     for name, (_, title, caption) in MAPS.items():
@@ -91,6 +93,7 @@ def _values(layers: Sequence[Mapping[str, Any]], key: str) -> dict[tuple[str, st
 
 
 def _map(values: Mapping[tuple[str, str], float], top: float) -> HeatMap:
+    # in the order of the model, each once
     blocks = list(dict.fromkeys(block for block, _ in values))
     kinds = list(dict.fromkeys(kind for _, kind in values))
     z = [[values.get((block, kind)) for kind in kinds] for block in blocks]
@@ -98,12 +101,14 @@ def _map(values: Mapping[tuple[str, str], float], top: float) -> HeatMap:
         ["" if v is None else f"{b} {k}: {v:.3f}" for k, v in zip(kinds, row, strict=True)]
         for b, row in zip(blocks, z, strict=True)
     ]
+    # the last word of a layer's name is enough where no two are alike
     short = [kind.rpartition(".")[2] or kind for kind in kinds]
     columns = short if len(set(short)) == len(short) else kinds
     return HeatMap(z, blocks, columns, top, hover, width=480)
 
 
 def place_of(layer: str) -> tuple[str, str]:
-    """ "model.layers.3.mlp.up_proj" -> ("3", "mlp.up_proj"); without a number, itself twice."""
+    """Split "model.layers.3.mlp.up_proj" into ("3", "mlp.up_proj"); without a number, it twice."""
+    # the first number in a path is that of the block
     number = _NUMBER.search(layer)
     return (number.group(1), layer[number.end() :]) if number else (layer, layer)

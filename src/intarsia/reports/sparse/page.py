@@ -40,11 +40,11 @@ class PrunedModel(NamedTuple):
         return settings.get("base", settings)["density"]
 
     def perplexity(self, which: str) -> float | None:
-        """ "dense" or "pruned"; None = not measured."""
+        """Return the perplexity, "dense" or "pruned"; None = not measured."""
         return (self.record.get("perplexity") or {}).get(which)
 
 
-def _in(folder: Path) -> list[Path]:
+def _model_folders(folder: Path) -> list[Path]:
     return [folder] if (folder / RECORD).is_file() else [p.parent for p in _below(folder)]
 
 
@@ -55,12 +55,13 @@ def _below(folder: Path) -> list[Path]:
 def gather(folders: Iterable[Path | str]) -> list[PrunedModel]:
     """Raises: DataError for a folder without sparsify.json; CheckpointError for a damaged one."""
     records: dict[Path, PrunedModel] = {}
-    for given in map(Path, folders):
-        here = _in(given)
-        if not here:
+    for source in map(Path, folders):
+        model_folders = _model_folders(source)
+        if not model_folders:
             fix = "Give folders of `intarsia sparsify` alone, or runs of `intarsia fit` alone."
-            raise DataError(str(given), got=f"no {RECORD}", want="a pruned model", fix=fix)
-        for folder in here:
+            raise DataError(str(source), got=f"no {RECORD}", want="a pruned model", fix=fix)
+        for folder in model_folders:
+            # a folder named twice is read once
             records.setdefault(folder.resolve(), PrunedModel(folder, _read(folder / RECORD)))
     return list(records.values())
 
@@ -82,11 +83,11 @@ def report_of(pruned: Sequence[PrunedModel], heading: str | None = None) -> Repo
     try:
         return _report(pruned, heading)
     except (ArithmeticError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
-        what, fix = (
+        subject, fix = (
             f"{RECORD} of {len(pruned)} folders",
             "Prune again; `sparsify` writes the files.",
         )
-        raise CheckpointError(what, got=error, want="records", fix=fix) from error
+        raise CheckpointError(subject, got=error, want="records", fix=fix) from error
 
 
 def _report(pruned: Sequence[PrunedModel], heading: str | None) -> Report:
@@ -150,7 +151,7 @@ def looks_of(pruned: Sequence[PrunedModel]) -> list[looks.Look]:
 
 
 def label(model: PrunedModel, among: Sequence[PrunedModel]) -> str:
-    """Method and density, and the folder where those are not enough."""
+    """Return method and density, and the folder where those are not enough."""
     text = f"{model.method}, density {model.asked:g}"
     alike = [o for o in among if (o.method, o.asked) == (model.method, model.asked)]
     return text if len(alike) < 2 else f"{text}, {model.folder.name}"
@@ -162,7 +163,7 @@ def told_of(model: PrunedModel) -> list[str]:
 
 
 def sentences(pruned: Sequence[PrunedModel]) -> list[str]:
-    """The result in words: the best at each density that several methods were tried at."""
+    """Return the result in words: the best at each density that several methods were tried at."""
     lines: list[str] = []
     dense = next((d for model in pruned if (d := model.perplexity("dense"))), None)
     if dense is not None:
@@ -209,10 +210,10 @@ def calibration(model: PrunedModel) -> str:
     return f"{record['rows']} rows of {record['tokens']} tokens of {record['data']}{shares}"
 
 
-def table_of(found: Sequence[PrunedModel]) -> Table:
+def table_of(models: Sequence[PrunedModel]) -> Table:
     """Return a row for each folder; the caption says what each was calibrated on."""
     rows: list[tuple[Entry, ...]] = []
-    for model in found:
+    for model in models:
         pruned, dense = model.perplexity("pruned"), model.perplexity("dense")
         over = "" if pruned is None or dense is None else f"{pruned / dense:.2f}"
         rows.append(
@@ -225,11 +226,12 @@ def table_of(found: Sequence[PrunedModel]) -> Table:
                 Entry(f"{model.record['seconds']:.0f}"),
             )
         )
-    values = [model.perplexity("pruned") for model in found]
-    known = [v for v in values if v is not None]
-    best = values.index(min(known)) if known else None
+    # the lowest perplexity is the best row
+    values = [model.perplexity("pruned") for model in models]
+    measured = [v for v in values if v is not None]
+    best = values.index(min(measured)) if measured else None
     folders: dict[str, list[str]] = {}
-    for model in found:
+    for model in models:
         folders.setdefault(calibration(model), []).append(model.folder.name)
     texts = [
         f"{text}: {joined(names)}" if len(folders) > 1 else text for text, names in folders.items()

@@ -62,9 +62,9 @@ class RouterResults(BySeed):
     name: str
     rows: tuple[Row, ...]
 
-    def by_seed(self, what: str) -> dict[int, float]:
+    def by_seed(self, name: str) -> dict[int, float]:
         """seed -> one of VALUES, where there is one."""
-        found = {row["seed"]: VALUES[what](row) for row in self.rows}
+        found = {row["seed"]: VALUES[name](row) for row in self.rows}
         return {seed: value for seed, value in found.items() if value is not None}
 
     def difference(self, base: RouterResults) -> Differences | None:
