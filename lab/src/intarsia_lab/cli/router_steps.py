@@ -57,7 +57,7 @@ def carry(
 
 
 def _command(given: Mapping[str, Any]) -> str:
-    """What makes the same cells and files again, but for where they lie."""
+    """Return the command that makes the same results again, without their folder."""
     words = ["intarsia compare-routers", given["data"], "--routers", given["routers"]]
     words += ["--seeds", given["seeds"], "--budget", given["budget"]]
     for name in ("steps", "baseline"):

@@ -21,10 +21,10 @@ OPTIONS: dict[str, Any] = {"batch_size": 64, "trackers": ()}
 def films() -> Interactions:
     """MovieLens-100k without films of fewer than 5 events."""
     data = load_interactions("ml-100k")
-    known = data.popularity() >= LEAST
-    found, place = data.rows(known[data.items]), known.cumsum() - 1
-    ids = tuple(name for name, there in zip(data.item_ids, known, strict=True) if there)
-    return replace(found, items=place[found.items], item_ids=ids, fields={})
+    frequent = data.popularity() >= LEAST
+    events, place = data.rows(frequent[data.items]), frequent.cumsum() - 1
+    ids = tuple(name for name, keep in zip(data.item_ids, frequent, strict=True) if keep)
+    return replace(events, items=place[events.items], item_ids=ids, fields={})
 
 
 def parts() -> tuple[Interactions, Interactions]:

@@ -59,8 +59,8 @@ def scorer_of(model: Any) -> Scorer:
 
     def scores(x: Tensor) -> Tensor:
         rows = [model.score(None, [i - 1 for i in row if i][-LAST:]) for row in x.tolist()]
-        found = torch.from_numpy(np.stack(rows)).float()
-        return torch.nn.functional.pad(found, (1, 0), value=-torch.inf)
+        values = torch.from_numpy(np.stack(rows)).float()
+        return torch.nn.functional.pad(values, (1, 0), value=-torch.inf)
 
     return scores
 
@@ -92,8 +92,8 @@ def tiger(events: Interactions, spans: Spans, settings: Settings, seed: int) -> 
     from cornac.models.tiger import TIGER as Tiger
 
     data.add_modalities(item_feature=FeatureModality(item_vectors(events)))
-    how = {"tokenizer": "rkmeans", "n_beams": LAST, "max_len": LAST, "device": "cpu"}
-    return scorer_of(Tiger(seed=seed, **how, **settings).fit(data))
+    options = {"tokenizer": "rkmeans", "n_beams": LAST, "max_len": LAST, "device": "cpu"}
+    return scorer_of(Tiger(seed=seed, **options, **settings).fit(data))
 
 
 def neighbours(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
@@ -105,9 +105,9 @@ def neighbours(events: Interactions, spans: Spans, settings: Settings, seed: int
     rows = np.repeat(np.arange(len(spans)), [end - first for first, end in spans])
     items = np.concatenate([events.items[first:end] for first, end in spans]) + 1
     shape = len(spans), len(events.item_ids) + 1
-    taken: Any = sp.csr_matrix((np.ones(len(rows)), (rows, items)), shape)
-    there = taken.sign()  # once or several times
-    both = (there.T @ there).toarray()  # (items + 1, items + 1) sessions with both
+    counts: Any = sp.csr_matrix((np.ones(len(rows)), (rows, items)), shape)
+    present = counts.sign()  # once or several times
+    both = (present.T @ present).toarray()  # (items + 1, items + 1) sessions with both
     norm = np.sqrt(both.diagonal())
     np.fill_diagonal(both, 0)
     alike = both / np.maximum(np.outer(norm, norm) + settings["shrink"], 1e-9)
@@ -148,5 +148,8 @@ def best_of(
     """The settings of the highest score on validation; each score is kept as a cell of `name`."""
     if len(options) == 1:
         return options[0]
-    found = [stored(name, {**inputs, "tried": one}, partial(score, one)) for one in options]
-    return options[int(np.argmax(found))]
+    validation = [
+        stored(name, {**inputs, "tried": candidate}, partial(score, candidate))
+        for candidate in options
+    ]
+    return options[int(np.argmax(validation))]

@@ -121,7 +121,7 @@ def _rays(view: View, size: int) -> Rays:
 
 
 def _cross(solid: Solid, start: Vector | Rays, ahead: Vector | Rays) -> tuple[np.ndarray, ...]:
-    """Where rays enter and leave a solid (near < far if they hit it), and the face they enter."""
+    """Return where rays enter and leave a solid (near < far if they hit), and the face entered."""
     start, ahead = _local(solid, _minus(start, solid.at)), _local(solid, ahead)
     spans = _spans(solid, start, ahead)
     near, far = spans[0]
@@ -144,8 +144,8 @@ def _spans(solid: Solid, start: Sequence, ahead: Sequence) -> list[Span]:
 def _layer(start: np.ndarray, ahead: np.ndarray) -> Span:
     """Between -1 and 1 along one axis."""
     ahead = np.where(ahead == 0, 1e-12, ahead)
-    one, two = (-1 - start) / ahead, (1 - start) / ahead
-    return np.minimum(one, two), np.maximum(one, two)
+    entry, leaving = (-1 - start) / ahead, (1 - start) / ahead
+    return np.minimum(entry, leaving), np.maximum(entry, leaving)
 
 
 def _tube(start: Sequence[np.ndarray], ahead: Sequence[np.ndarray]) -> Span:
@@ -184,21 +184,21 @@ def _local(solid: Solid, vector: Vector | Rays) -> tuple:
     return (x * cosine + y * sine) / length, (y * cosine - x * sine) / width, z / height
 
 
-def _dot(one: Sequence, two: Sequence) -> Any:
+def _dot(left_vector: Sequence, right_vector: Sequence) -> Any:
     """The scalar product, summed in this order; numpy's sum may use another."""
-    total = one[0] * two[0]
-    for a, b in zip(one[1:], two[1:], strict=True):
+    total = left_vector[0] * right_vector[0]
+    for a, b in zip(left_vector[1:], right_vector[1:], strict=True):
         total = total + a * b
     return total
 
 
-def _minus(one: Sequence, two: Sequence) -> tuple:
-    return one[0] - two[0], one[1] - two[1], one[2] - two[2]
+def _minus(minuend: Sequence, subtrahend: Sequence) -> tuple:
+    return minuend[0] - subtrahend[0], minuend[1] - subtrahend[1], minuend[2] - subtrahend[2]
 
 
-def _times(one: Vector, two: Vector) -> Vector:
+def _times(left_vector: Vector, right_vector: Vector) -> Vector:
     """The vector product."""
-    (a, b, c), (d, e, f) = one, two
+    (a, b, c), (d, e, f) = left_vector, right_vector
     return b * f - c * e, c * d - a * f, a * e - b * d
 
 

@@ -197,8 +197,8 @@ def arrange(name: str, seed: int, index: int) -> tuple[list[Solid], View, np.nda
         solids = _objects(random, view, objects, bounds)
         if solids is None:
             continue
-        pixels, seen = render(solids, view, SCENE)
-        if seen.min() >= SEEN:
+        pixels, visible = render(solids, view, SCENE)
+        if visible.min() >= SEEN:
             return solids, view, pixels
 
 
@@ -214,12 +214,12 @@ def _objects(
             solid = _moved_to(nearest, solid, view)
         away = depth(view, solid.at)
         radius = max(solid.size)
-        beside = abs(solid.at[0] - view.eye[0]) + radius > 0.45 * away / view.zoom
+        outside = abs(solid.at[0] - view.eye[0]) + radius > 0.45 * away / view.zoom
         crowded = any(
-            math.dist(solid.at[:2], other.at[:2]) < 1.4 * (radius + max(other.size))
-            for other in solids
+            math.dist(solid.at[:2], neighbour.at[:2]) < 1.4 * (radius + max(neighbour.size))
+            for neighbour in solids
         )
-        if beside or crowded or (solids and away <= nearest):
+        if outside or crowded or (solids and away <= nearest):
             continue
         solids.append(solid)
         if len(solids) == objects:
@@ -253,7 +253,7 @@ def _toy(name: str, seed: int, index: int) -> np.ndarray:
 
 
 def pose(name: str, seed: int, index: int) -> tuple[list[Solid], View]:
-    """One of five grey toys with random proportions, and a view with a random light.
+    """Draw one of five grey toys with random proportions, and a view with a random light.
 
     The label is the toy's azimuth / 20 degrees, or (the eye's elevation - 30 degrees) / 5 degrees.
     """
@@ -276,12 +276,14 @@ def pose(name: str, seed: int, index: int) -> tuple[list[Solid], View]:
 
 
 def _part(row: Part, stretch: Sequence[float], swell: float, azimuth: int, shade: float) -> Solid:
-    kind, at, size = row
-    x, y, z = (a * s for a, s in zip(at, stretch, strict=True))
+    kind, centre, size = row
+    x, y, z = (a * s for a, s in zip(centre, stretch, strict=True))
     length, width, height = (a * s * swell for a, s in zip(size, stretch, strict=True))
     cosine, sine = turn(azimuth)
-    where = x * cosine - y * sine, x * sine + y * cosine, z
-    return Solid(kind, where, (length, width, height), (cosine, sine), (shade, shade, shade), 0.1)
+    position = x * cosine - y * sine, x * sine + y * cosine, z
+    return Solid(
+        kind, position, (length, width, height), (cosine, sine), (shade, shade, shade), 0.1
+    )
 
 
 def _both(part: Part) -> tuple[Part, Part]:

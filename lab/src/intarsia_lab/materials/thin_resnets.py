@@ -57,16 +57,16 @@ def nesterov(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
 @lru_cache
 def rows(part: str) -> TensorDataset:
     """The first pictures of a part, normalised."""
-    found = sets.load(DATA, part="train" if part == "train" else "test")
+    dataset = sets.load(DATA, part="train" if part == "train" else "test")
     count = TRAIN if part == "train" else TEST
-    images: Any = found.images
+    images: Any = dataset.images
     grey = [np.asarray(to_rgb(images[i]))[:, :, 0] for i in range(count)]
     pixels = torch.from_numpy(np.stack(grey)).float()[:, None] / 255
-    return TensorDataset((pixels - 0.3) / 0.35, torch.as_tensor(found.labels[:count]).long())
+    return TensorDataset((pixels - 0.3) / 0.35, torch.as_tensor(dataset.labels[:count]).long())
 
 
 def accuracy(model: nn.Module) -> float:
-    """On the test part, in points."""
+    """Return the accuracy on the test part, in points."""
     return 100 * class_scores(model, rows("test"), 512).accuracy
 
 

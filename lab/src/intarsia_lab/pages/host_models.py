@@ -37,10 +37,10 @@ def _pictures(size: int = 32, name: str = "x") -> Batch:
     return {name: torch.randn(2, 3, size, size, generator=draws)}
 
 
-def _tokens(**more: Any) -> Batch:
+def _tokens(**extra: Any) -> Batch:
     draws = torch.Generator().manual_seed(1)
     ids = torch.randint(5, 60, (2, 6), generator=draws)
-    return {"input_ids": ids} | more
+    return {"input_ids": ids} | extra
 
 
 def _sounds(name: str, *shape: int) -> Batch:
@@ -81,8 +81,8 @@ _hf_image = partial(_pictures, 32, "pixel_values")
 
 def _classifier(name: str, **settings: Any) -> Host:
     """A decoder of transformers with a classifier."""
-    found = DECODER | settings
-    return _hf(f"{name}ForSequenceClassification", f"{name}Config", _tokens, **found)
+    options = DECODER | settings
+    return _hf(f"{name}ForSequenceClassification", f"{name}Config", _tokens, **options)
 
 
 def _mixer() -> nn.Module:
@@ -123,11 +123,11 @@ def _hiera() -> nn.Module:
 
 
 def _blip2() -> nn.Module:
-    seen = SMALL | {"image_size": 32, "patch_size": 16}
+    vision = SMALL | {"image_size": 32, "patch_size": 16}
     asks = SMALL | {"encoder_hidden_size": 32, "vocab_size": 64}
     text = SMALL | {"model_type": "opt", "ffn_dim": 64, "word_embed_proj_dim": 32, "vocab_size": 64}
     config = hf.Blip2Config(
-        vision_config=seen,
+        vision_config=vision,
         qformer_config=asks,
         text_config=text,
         num_query_tokens=2,

@@ -122,11 +122,11 @@ with a convolution or a batch norm inside cannot be one.
 
 def page(report: Callable[[str], None] = lambda _: None) -> str:
     """The page, all of it tried now."""
-    found, reasons = cards("adapter"), list[str]()
-    heads = [*(c.key for c in found), UPCYCLE]
+    adapters, reasons = cards("adapter"), list[str]()
+    heads = [*(c.key for c in adapters), UPCYCLE]
     lines = [INTRO, f"| | {' | '.join(heads)} |", f"|---{'|---' * len(heads)}|"]
     for name in HOSTS:
-        cells = [_cell(partial(works, card, name), name, reasons) for card in found]
+        cells = [_cell(partial(works, card, name), name, reasons) for card in adapters]
         cells.append(_cell(partial(upcycles, name), name, reasons))
         lines.append(f"| **{name}** | {' | '.join(cells)} |")
         report(lines[-1])

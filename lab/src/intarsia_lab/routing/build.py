@@ -76,6 +76,9 @@ def _tell_places(model: Any, args: tuple[Any, ...]) -> None:
 def check_causal(variant: Variant, data: str, text: bool, sees_later: bool) -> None:
     """Raises: ConfigError for a text and a contender that sees later tokens, if unacknowledged."""
     if text and variant.sees_later and not sees_later:
-        what, got = f"{variant.name!r} on {data!r}", "a router that sees later tokens, and a text"
+        subject, got = (
+            f"{variant.name!r} on {data!r}",
+            "a router that sees later tokens, and a text",
+        )
         fix = "Compare it on pictures, or acknowledge the leak with sees_later=True."
-        raise ConfigError(what, got=got, want="routing that looks back only", fix=fix)
+        raise ConfigError(subject, got=got, want="routing that looks back only", fix=fix)

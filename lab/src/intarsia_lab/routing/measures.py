@@ -9,12 +9,12 @@ from intarsia.core import Routing
 
 
 def contingency(a: Tensor, b: Tensor, rows: int, columns: int) -> Tensor:
-    """How often a = i and b = j.  a, b: (N,) int64 -> (rows, columns) int64."""
+    """Count how often a = i and b = j.  a, b: (N,) int64 -> (rows, columns) int64."""
     return torch.bincount(a * columns + b, minlength=rows * columns).view(rows, columns)
 
 
 def entropy(counts: Tensor) -> float:
-    """Of shares, in nats.  counts: any shape."""
+    """Return the entropy of shares, in nats.  counts: any shape."""
     p = counts.double().flatten()
     p = p[p > 0] / p.sum()
     return float(-(p * p.log()).sum()) + 0.0  # no -0
@@ -22,8 +22,8 @@ def entropy(counts: Tensor) -> float:
 
 def mutual_information(table: Tensor) -> float:
     """sum_ij p_ij log p_ij / (p_i p_j), in nats, 0 or more.  table: counts (R, C)."""
-    found = entropy(table.sum(1)) + entropy(table.sum(0)) - entropy(table)
-    return max(0.0, found)
+    information = entropy(table.sum(1)) + entropy(table.sum(0)) - entropy(table)
+    return max(0.0, information)
 
 
 def normalised_information(table: Tensor) -> float:
@@ -58,13 +58,15 @@ def variation(load: Tensor) -> float:
     return float(load.std(correction=0) / mean) if mean > 0 else 0.0
 
 
-def dropped(asked: Routing, taken: Routing) -> Tensor:
+def dropped(requested: Routing, served: Routing) -> Tensor:
     """The share of each row's pairs that are gone; a row that asked for none asked for one.
 
     Returns (T,) float64.
     """
-    wanted, had = (torch.bincount(r.token, minlength=r.tokens).double() for r in (asked, taken))
-    return 1 - had / wanted.clamp_min(1)
+    requested_counts, had = (
+        torch.bincount(r.token, minlength=r.tokens).double() for r in (requested, served)
+    )
+    return 1 - had / requested_counts.clamp_min(1)
 
 
 def by_quarter(values: Tensor) -> list[float]:
@@ -82,7 +84,7 @@ def rank_correlation(a: Tensor, b: Tensor) -> float:
 
 
 def _ranks(v: Tensor) -> Tensor:
-    """Of each row's entries, equal ones the mean of theirs.  (N, E) -> (N, E) float64."""
+    """Return the ranks of each row's entries, equal ones their mean.  (N, E) -> (N, E) float64."""
     less = (v[:, :, None] > v[:, None, :]).sum(2)
-    same = (v[:, :, None] == v[:, None, :]).sum(2)
-    return less.double() + (same.double() - 1) / 2
+    equal = (v[:, :, None] == v[:, None, :]).sum(2)
+    return less.double() + (equal.double() - 1) / 2

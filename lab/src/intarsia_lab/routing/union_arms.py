@@ -60,13 +60,13 @@ def noise(seed: int, count: int = 64) -> Tensor:
 def arm_cell(
     name: str, seed: int, settings: list[Any], run: Callable[[], Cell], report: Report
 ) -> Cell:
-    """What an arm gave with a seed: run on one thread once, and kept."""
+    """Return an arm's result of a seed, run on one thread once, and kept."""
 
     def told() -> Cell:
         with threads(1):
-            found = run()
-        report(f"  {name}, seed {seed}: {found}")
-        return found
+            result = run()
+        report(f"  {name}, seed {seed}: {result}")
+        return result
 
     inputs = {"arm": name, "seed": seed, "settings": settings}
     return stored("union_of_experts", inputs, told)
@@ -77,21 +77,21 @@ def judge(
     report: Report,
     *,
     on: Callable[[int, Report], Found],
-    of: Callable[[Found], float],
+    figure: Callable[[Found], float],
     score: str,
     note: str,
 ) -> Result:
     """A figure of each seed's arms, the first of which is the dense one; the table has all."""
-    found = [on(seed, report) for seed in seeds]
+    results = [on(seed, report) for seed in seeds]
     table = [
         {
             "model": name,
-            score: shown([one[name]["score"] for one in found], ".3f"),
-            "MACs": f"{found[0][name]['macs']:.3e}",
-            "of the dense": f"{found[0][name]['macs'] / found[0][DENSE]['macs']:.3f}",
-            "CPU s a forward": shown([one[name]["seconds"] for one in found], ".3f"),
-            "CPU s of training": shown([one[name]["training"] for one in found], ".0f"),
+            score: shown([by_arm[name]["score"] for by_arm in results], ".3f"),
+            "MACs": f"{results[0][name]['macs']:.3e}",
+            "of the dense": f"{results[0][name]['macs'] / results[0][DENSE]['macs']:.3f}",
+            "CPU s a forward": shown([by_arm[name]["seconds"] for by_arm in results], ".3f"),
+            "CPU s of training": shown([by_arm[name]["training"] for by_arm in results], ".0f"),
         }
-        for name in found[0]
+        for name in results[0]
     ]
-    return result_of([of(one) for one in found], table, note)
+    return result_of([figure(by_arm) for by_arm in results], table, note)

@@ -60,7 +60,7 @@ def tidy(result: RunResult) -> dict[str, Any]:
 
 
 def write_csv(results: Iterable[RunResult], out: Path) -> Path:
-    """One header, one line for each result.  Raises: TrainingError when it cannot be written."""
+    """Write a header and a line for each result.  Raises: TrainingError if writing fails."""
     return write_text(out, csv_text([tidy(result) for result in results]))
 
 

@@ -47,9 +47,13 @@ def read_named(name: str, sizes: tuple[int, int, int], _: Path) -> Parts:
     Raises: AssetError when the package is not available.
     """
     full = sets.load(name)
-    where = distinct(full)
+    positions = distinct(full)
     first = sets.SETS[name].published_train
-    pools = (where, where) if first is None else (where[where < first], where[where >= first])
+    pools = (
+        (positions, positions)
+        if first is None
+        else (positions[positions < first], positions[positions >= first])
+    )
     return cut(full, *pools, sizes=sizes)
 
 
@@ -68,8 +72,10 @@ def distinct(images: ImageSet) -> np.ndarray:
     copies: dict[bytes, list[int]] = defaultdict(list)
     for i, picture in enumerate(images.images):
         copies[hashlib.sha256(np.asarray(picture).tobytes()).digest()].append(i)
-    kept = [same[0] for same in copies.values() if len(set(images.labels[same])) == 1]
-    return np.sort(np.asarray(kept, dtype=np.int64))
+    firsts = [
+        duplicates[0] for duplicates in copies.values() if len(set(images.labels[duplicates])) == 1
+    ]
+    return np.sort(np.asarray(firsts, dtype=np.int64))
 
 
 def cut(
@@ -82,7 +88,7 @@ def cut(
     checked = _draw(images, rest, n_val)
     learned = _draw(images, np.setdiff1d(rest, checked), n_train)
     positions = zip(PARTS, (learned, checked, tested), strict=True)
-    return {part: images.select(chosen, name=f"{images.name}/{part}") for part, chosen in positions}
+    return {part: images.select(rows, name=f"{images.name}/{part}") for part, rows in positions}
 
 
 def _draw(images: ImageSet, pool: np.ndarray, n: int) -> np.ndarray:
@@ -123,7 +129,7 @@ SUITE = Suite(
     "mini",
     "8 real tasks and a simulated one from package registries, 6 synthetic ones rendered here",
     (
-        *(named(n, *what, synthetic=n in SIMULATED) for n, what in _NAMED.items()),
+        *(named(n, *options, synthetic=n in SIMULATED) for n, options in _NAMED.items()),
         *map(_rendered, structured.names()),
     ),
     how="Its pictures are downloaded from PyPI, Debian and npm, or rendered; there is nothing to "

@@ -56,7 +56,7 @@ class Suite:
 
     def task(self, name: str) -> SuiteTask:
         """The task of that name.  Raises: UnknownName."""
-        for found in self.tasks:
-            if found.name == name:
-                return found
+        for known_task in self.tasks:
+            if known_task.name == name:
+                return known_task
         raise UnknownName(f"task of {self.name}", name, [t.name for t in self.tasks])
