@@ -59,8 +59,8 @@ class BenchPlan:
             self.protocol.check(arm)
 
     def places(self) -> Iterator[Slot]:
-        """Yield the places, a task's in a row so that its pictures stay in memory; seeds outside, so
-        that a run that is stopped leaves whole seeds."""
+        """Yield the places, a task's in a row so that its pictures stay in memory; seeds outermost,
+        so that a run that is stopped leaves whole seeds."""
         for seed in self.seeds:
             for task in self.tasks:
                 for arm in self.arms:

@@ -75,7 +75,7 @@ class SpanCells:
         return stored("moa-spans", self.inputs(density, seed), run)
 
     def losses(self, density: float, seed: int, report: Report) -> dict[str, float]:
-        """Return losses on held-out rows' last third: dense, MoA, uniform, random at its density."""
+        """Return losses on the last third of rows: dense, MoA, uniform, random at its density."""
         spans = Spans.from_dict(self.chosen(density, seed, report)["spans"])
 
         def run() -> dict[str, float]:

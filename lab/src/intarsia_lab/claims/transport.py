@@ -76,7 +76,7 @@ ROUTERS: Mapping[str, Callable[[int], RouterConfig]] = {
 
 
 class PictureScores(NamedTuple):
-    """Scores on test pictures: cross-entropy, accuracy in percent; largest load over the mean, tokens
+    """Scores on test pictures: cross-entropy, accuracy in percent; largest load / mean, tokens
     without an expert in percent. step: CPU seconds of one in training.
     """
 

@@ -139,7 +139,7 @@ def _values(given: Mapping[str, Any], base: Profile, rules: Protocol) -> dict[st
 
 
 def _task(suite: suites.Suite, name: str) -> suites.SuiteTask:
-    """Return a task of a suite, or several joined: "a+b", "joint".  Raises: UnknownName, ConfigError."""
+    """Return a task, or several joined: "a+b", "joint".  Raises: UnknownName, ConfigError."""
     found = suites.find(f"{suite.name}/{name}")
     return found[1] if found else suite.task(name)
 

@@ -46,7 +46,7 @@ class Course:
     count: int
 
     def factor(self, step: int, _: int) -> float:
-        """Return the rate's factor: one cosine over all steps, a short rise where it begins anew."""
+        """Return the rate's factor: a cosine over all steps, a short rise where it restarts."""
         rise = max(1, round(AGAIN * self.steps)) if self.first else 1
         return cosine(WARMUP)(self.first + step, self.steps) * min(1.0, (step + 1) / rise)
 
