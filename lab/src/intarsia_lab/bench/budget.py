@@ -34,7 +34,7 @@ CLOCKS = {"seconds": "hours", "cpu_seconds": "cpu_hours"}
 def measured_costs(
     plan: BenchPlan, out: Path, execution: How, report: Callable[[str], None], work: Work = one_run
 ) -> Costs:
-    """A pilot of each method on the first task that is there: twenty epochs of 64 images.
+    """Time a pilot of each method on the first task that is there: twenty epochs of 64 images.
 
     Of many classes more images, fewer times. Store in the folder, so that the same command
     gives the same plan when it goes on. A method whose pilot fails costs as much as the dearest
@@ -56,7 +56,7 @@ def _measured(
 def _piloted(
     plan: BenchPlan, out: Path, execution: How, report: Callable[[str], None], work: Work
 ) -> dict[str, Costs]:
-    pilots = Store(out, PILOTS)
+    pilots, running = Store(out, PILOTS), execution.running
     missing, seed = absent(plan), plan.seeds[0]
     task = next((t for t in plan.tasks if t.name not in missing), plan.tasks[0])
     place = Slot(task, plan.arms[0], seed)
@@ -67,14 +67,9 @@ def _piloted(
     trials: list[Trial] = []
     for arm in plan.arms:
         flat = _pilot(plan, Slot(task, arm, seed), images)
-        keys[arm.name] = key = key_of({"pilot": flat, "jobs": execution.jobs, **execution.running})
+        keys[arm.name] = key = key_of({"pilot": flat, "jobs": execution.jobs, **running})
         folder, shared = (str((out / name).absolute()) for name in (f"pilots/{key}", "shared"))
-        inputs = {
-            "experiment": flat,
-            "folder": folder,
-            "shared": shared,
-            "running": execution.running,
-        }
+        inputs = {"experiment": flat, "folder": folder, "shared": shared, "running": running}
         if key not in pilots:
             trials.append(Trial(arm.name, inputs))
     if trials:
@@ -138,7 +133,7 @@ def estimated(
 
 
 def _pilot(plan: BenchPlan, place: Slot, images: int) -> dict[str, Any]:
-    """A short run like the one that counts, with the active parts that one would choose."""
+    """Return a short run like the one that counts, with the active parts that one would choose."""
     final, task = plan.final(place), place.task
     images_trained = int(_kept(plan.start.pictures, task.classes, _trained_on(task)))
     method = method_of(final)
@@ -184,13 +179,13 @@ def _kept(pictures: Pictures, classes: int, images: int) -> float:
 
 
 def piloting(plan: BenchPlan, costs: Costs, jobs: int) -> float:
-    """Minutes that the pilots took which told the costs; the same when they were kept."""
+    """Return minutes that the pilots took which told the costs; the same when they were kept."""
     seconds = [SETTING_UP + costs[c.name] * PILOT_IMAGES * PILOT_EPOCHS for c in plan.arms]
     return sum(seconds) / 60 / jobs
 
 
 def fitted(plan: BenchPlan, costs: Costs, budget: float, jobs: int) -> BenchPlan:
-    """The plan, or a smaller one that fits into the minutes of a budget, pilots included.
+    """Return the plan, or a smaller one that fits into the minutes of a budget, pilots included.
 
     Raises: ConfigError if one seed of FEWEST_EPOCHS epochs does not fit.
     """

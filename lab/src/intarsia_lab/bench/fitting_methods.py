@@ -20,7 +20,7 @@ CLASSES = "0", "1"  # of no task: a place does not depend on them
 
 
 def suited(plan: BenchPlan, *, named: bool) -> BenchPlan:
-    """The plan with the methods that fit its model, each at its rate for such a network.
+    """Return the plan with the methods that fit its model, each at its rate for such a network.
 
     named: the methods were asked for by name, and none of them may be left out; else those that do
     not fit are, and `cut` says so. A model that lies in a hub is not looked at.
@@ -49,7 +49,7 @@ def suited(plan: BenchPlan, *, named: bool) -> BenchPlan:
 
 
 def _unfit(plan: BenchPlan, model: nn.Module) -> Mapping[str, str]:
-    """The methods without a place in a model, and what each says; no weight is computed."""
+    """Return the methods without a place in a model, and what each says; no weight is computed."""
     reasons: dict[str, str] = {}
     for arm in plan.arms:
         experiment = plan.final(Slot(plan.tasks[0], arm, plan.seeds[0]))

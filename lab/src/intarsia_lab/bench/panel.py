@@ -80,7 +80,7 @@ def facts(result: RunResult) -> dict[str, str]:
 
 
 def command(folder: Path) -> str:
-    """The `intarsia fit` that repeats a run; "" where its folder does not tell."""
+    """Return the `intarsia fit` that repeats a run; "" where its folder does not tell."""
     try:
         return experiment.read(folder).command()
     except IntarsiaError:  # it failed before it began, or its files are gone

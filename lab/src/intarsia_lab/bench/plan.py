@@ -67,11 +67,11 @@ class BenchPlan:
                     yield Slot(task, arm, seed)
 
     def final(self, place: Slot) -> Experiment:
-        """The run that counts, before a search has its say."""
+        """Return the run that counts, before a search has its say."""
         return self.protocol.final(place.arm, self._at(place), self._spec(place.task))
 
     def search(self, place: Slot) -> list[Experiment]:
-        """The runs that choose its settings."""
+        """Return the runs that choose its settings."""
         return self.protocol.search(place.arm, self._at(place), self._spec(place.task))
 
     def searches(self) -> list[tuple[Slot, Experiment]]:
@@ -92,7 +92,7 @@ class BenchPlan:
         return f"{self.suite.name}/{task.name}"
 
     def smaller(self, cut: str, **changes: Any) -> BenchPlan:
-        """The plan with some of it left out, and the sentence that says so."""
+        """Return the plan with some of it left out, and the sentence that says so."""
         return replace(self, cut=(*self.cut, cut), **changes)
 
     @cached_property

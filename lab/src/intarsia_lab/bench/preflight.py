@@ -58,7 +58,7 @@ def absent(plan: BenchPlan) -> dict[str, list[Path]]:
 
 
 def unfinished(plan: BenchPlan, out: Path) -> list[str]:
-    """The tasks that have a run without a score in the folder."""
+    """Return the tasks that have a run without a score in the folder."""
     file = out / RESULTS
     have = (
         {
@@ -78,7 +78,7 @@ def unfinished(plan: BenchPlan, out: Path) -> list[str]:
 
 
 def check_model(plan: BenchPlan) -> nn.Module | None:
-    """The plan's model without memory for its weights, None for one in a hub.
+    """Return the plan's model without memory for its weights, None for one in a hub.
 
     Raises: UnknownName, ConfigError and AssetError, as `check` does.
     """

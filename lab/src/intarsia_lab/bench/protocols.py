@@ -71,7 +71,7 @@ class Protocol:
             raise ConfigError(subject, got="no rule for it", want=f"one of {self.only}", fix=fix)
 
     def final(self, arm: BenchArm, start: Experiment, task: str) -> Experiment:
-        """The run that counts, before a search has its say."""
+        """Return the run that counts, before a search has its say."""
         parts = {"data": task + JOINED, "val": 0} if self.chosen_on is None else {"data": task}
         values: dict[str, Any] = {**parts, **self.training}
         run = arm.settings.into(start.changed(**values))
@@ -87,7 +87,7 @@ class Protocol:
         )
 
     def search(self, arm: BenchArm, start: Experiment, task: str) -> list[Experiment]:
-        """The runs whose validation accuracy chooses; none without a grid.
+        """Return the runs whose validation accuracy chooses; none without a grid.
 
         "lr" in the grid multiplies the arm's own; with `chosen_on` it is the rate, the same for all
         methods, and the runs are those of its tasks and seeds, whatever the task.
@@ -112,7 +112,7 @@ class Protocol:
     def best(
         self, runs: Sequence[Experiment], ends: Sequence[Mapping[str, Any]]
     ) -> tuple[Experiment, Mapping[str, Any]] | None:
-        """A run with the values of the highest mean accuracy on validation, and its end.
+        """Return a run with the values of the highest mean accuracy on validation, and its end.
 
         The lower loss decides among equals; a run that failed counts as 0. None if all of them
         failed.
@@ -144,7 +144,7 @@ class Protocol:
         return None if rates == self.grid["lr"] else replace(self, grid={**self.grid, "lr": rates})
 
     def settle(self, final: Experiment, best: Experiment) -> Experiment:
-        """The run that counts, with what the search chose."""
+        """Return the run that counts, with what the search chose."""
         flat = best.flat()
         return final.changed(**{name: flat[name] for name in self.grid})
 
@@ -180,7 +180,7 @@ PROTOCOLS = (HONEST, TUNED, EVEN, PUBLISHED)
 
 
 def protocol(name: str) -> Protocol:
-    """The protocol of that name.  Raises: UnknownName."""
+    """Return the protocol of that name.  Raises: UnknownName."""
     return named("protocol", name, PROTOCOLS)
 
 
@@ -193,7 +193,7 @@ def published(spec: str) -> Official:
 
 
 def _as_published(run: Experiment, spec: str) -> Experiment:
-    """A run with the cells, rate, batches and crops of the released recipe."""
+    """Return a run with the cells, rate, batches and crops of the released recipe."""
     recipe = published(spec)
     cells = Official(recipe.bottleneck, recipe.experts, recipe.split, deep=recipe.deep)
     return run.changed(

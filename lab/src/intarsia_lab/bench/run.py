@@ -79,7 +79,7 @@ def _search(
     report: Report,
     work: Work,
 ) -> dict[Slot, tuple[list[Experiment], list[Mapping[str, Any]]]]:
-    """The searches of each place and their ends; those that had ended are read."""
+    """Return the searches of each place and their ends; those that had ended are read."""
     runs = {place: plan.search(place) for place in places}
     trials: dict[str, Trial] = {}
     for place, experiments in runs.items():

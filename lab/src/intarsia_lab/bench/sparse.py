@@ -72,7 +72,7 @@ class ShapeTable:
     left_out: Mapping[str, str] = field(default_factory=dict)
 
     def best(self, shape: tuple[int, int], *kinds: str) -> Timed:
-        """The fastest of some kinds at a shape."""
+        """Return the fastest of some kinds at a shape."""
         return min((r for r in self.rows if r.shape == shape and r.kind in kinds), key=_ms)
 
     def share(self, row: Timed) -> float:
@@ -183,7 +183,7 @@ def time_shapes(
 
 @torch.inference_mode()
 def interleaved(contenders: Sequence[Contender], repeats: int) -> list[float]:
-    """The best milliseconds of a product of each, all in turns."""
+    """Return the best milliseconds of a product of each, all in turns."""
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     best = [math.inf] * len(contenders)
     for repeat in range(repeats + 1):
@@ -212,7 +212,7 @@ def ours(
 def of_format(
     name: str, kind: str, form: Format, weight: Tensor, x: Tensor, copies: int
 ) -> Contender:
-    """A format's products of copies of one weight."""
+    """Return a format's products of copies of one weight."""
     shape, stored = tuple(weight.shape), form.encode(weight)
     error = _error(form.matmul(x, stored, shape), x @ weight.T)
     calls: list[Call] = []

@@ -35,7 +35,7 @@ WIDTH = 32
 
 
 def adapter(width: int, bits: int, codebook: str = "median") -> BiAdapter:
-    """A bottleneck of so many bits a weight."""
+    """Return a bottleneck of so many bits a weight."""
     over = Bottleneck(width, norm="none", scale=SCALE)
     return BiAdapter(over, bits=bits, codebook=codebook)
 
@@ -89,7 +89,7 @@ SETTING = (
 
 
 def one_bit(seeds: tuple[int, ...], report: Report) -> Result:
-    """The largest of the three figures, each as a share of its bar."""
+    """Return the largest of the three figures, each as a share of its bar."""
     sheet = STUDY.measure(tuple(CODED), seeds, report)
     errors = {name: 100 - sheet.of(name, "accuracy") for name in sheet.arms}  # (sets, seeds) each
     ratios = errors[ONE] / errors[SAME_BYTES]
@@ -108,7 +108,7 @@ def one_bit(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def against_peft(seeds: tuple[int, ...], report: Report) -> Result:
-    """Accuracy of one bit less that of the best of LoRA, PiSSA and DoRA, in points."""
+    """Return accuracy of one bit less that of the best of LoRA, PiSSA and DoRA, in points."""
     sheet = STUDY.measure((ONE, *RIVALS), seeds, report)
     values, words = less_the_best(sheet, ONE, tuple(RIVALS), "one bit")
     return result_of(values, rows_of(sheet), f"{SETTING} {words}")

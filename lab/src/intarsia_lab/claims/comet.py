@@ -89,13 +89,13 @@ TWO = ("top-k", "top-k+")
 
 
 def draws(seed: int, count: int) -> list[Drawn]:
-    """The settings of a seed, the same for every gate."""
+    """Return the settings of a seed, the same for every gate."""
     lot = torch.rand(count, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     return [Drawn(between(3e-4, 1e-2, a), b, between(0.01, 0.1, c)) for a, b, c in lot.tolist()]
 
 
 def trained(router: RouterConfig, drawn: Drawn, seed: int, epochs: int) -> Watcher:
-    """The model of a gate, at the epoch that is best on the pairs kept from training."""
+    """Return the model of a gate, at the epoch that is best on the pairs kept from training."""
     model = watcher(router, seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", CollapseWarning)  # the table says so
@@ -116,7 +116,7 @@ def trained(router: RouterConfig, drawn: Drawn, seed: int, epochs: int) -> Watch
 
 @torch.no_grad()
 def scored(model: Watcher) -> dict[str, float]:
-    """Losses on what chooses and on test pairs; there, area under the curve, error in stars,
+    """Return losses on what chooses and on test pairs; there, area under the curve, error in stars,
     experts of a pair, and the largest share of one expert, means over both gates."""
     model.eval()
     val, test = (
@@ -176,7 +176,7 @@ def _one(
 
 
 def picked(tries: Sequence[Mapping[str, float]]) -> Mapping[str, float]:
-    """The one of the least loss on what chooses."""
+    """Return the one of the least loss on what chooses."""
     return min(tries, key=lambda t: t["val"])
 
 
@@ -197,7 +197,7 @@ def ratio(tries_by_gate: Tries, ours: str, base: str) -> tuple[float, ...]:
 
 
 def nonzeros(tries_by_gate: Tries) -> tuple[float, ...]:
-    """Experts of a test pair in the picked COMET, seed by seed."""
+    """Return experts of a test pair in the picked COMET, seed by seed."""
     return tuple(picked(tries)["active"] for tries in tries_by_gate["COMET"].values())
 
 

@@ -53,13 +53,13 @@ class ChosenCells(NamedTuple):
 
 @lru_cache
 def rows(part: str) -> TensorDataset:
-    """Pictures of 14 x 14."""
+    """Return pictures of 14 x 14."""
     x, y = thin_resnets.rows(part).tensors
     return TensorDataset(F.avg_pool2d(x, 2), y)
 
 
 def chosen(arm: str, seed: int, number: int) -> Genotype:
-    """The cells of an arm: searched on one half for weights, on the other for operations."""
+    """Return the cells of an arm: searched on one half for weights, on the other for operations."""
     if arm == RANDOM:
         draw = torch.Generator().manual_seed(mix(seed, number))
         return Genotype.drawn(SIZES.nodes, draw)

@@ -48,7 +48,7 @@ def ratio(
     bench: Bench = BENCH,
     remark: str = "",
 ) -> Result:
-    """A figure of one contender over another's, the mean of the seeds."""
+    """Return a figure of one contender over another's, the mean of the seeds."""
     arms = [arm(variant.name, variant) for variant in (base, ours, *rivals)]
     results, text = bench.cells(arms, seeds, report), bench.scale
     note = (

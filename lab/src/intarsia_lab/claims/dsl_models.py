@@ -110,7 +110,7 @@ LEARNED = above(
 
 
 def claims_of(key: str, model: str, minutes: float) -> tuple[Study, Study]:
-    """Both claims on a model."""
+    """Return both claims on a model."""
     named: dict[str, Any] = {"sense": ">=", "seeds": (0, 1, 2, 3, 4), "needs": "long"}
     named |= {"minutes": minutes, "control": LEARNED}
     half = partial(compared, model=model, figure=of_half, over=statistics.mean)

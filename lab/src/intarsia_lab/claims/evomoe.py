@@ -25,7 +25,7 @@ SETUP = (
 
 
 def entropy_rise(cell: Cell) -> float:
-    """The largest rise of the gate's entropy above what it was before, as a share of log E.
+    """Return the largest rise of the gate's entropy above what it was before, as a share of log E.
 
     Of the points since there is a gate: means over the layers, and over three points on end.
     """

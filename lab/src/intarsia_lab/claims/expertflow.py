@@ -113,7 +113,7 @@ def regrouped(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def _mixed(trace: Trace) -> list[Tensor]:
-    """Every eighth decode step of 16 sequences of mixed kinds."""
+    """Return every eighth decode step of 16 sequences of mixed kinds."""
     count = len(trace.sequence.unique())
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
     rows = [(trace.sequence == s).nonzero().flatten() for s in order.tolist()]

@@ -64,7 +64,7 @@ def _often(run: Callable[[], Any], times: int) -> None:
 
 @threads(1)
 def layers(seeds: tuple[int, ...], report: Report) -> Result:
-    """The least of the geometric means over all shapes, each over its bar."""
+    """Return the least of the geometric means over all shapes, each over its bar."""
     native.require()
     wide = native.instructions() == WIDE
     values: list[float] = []

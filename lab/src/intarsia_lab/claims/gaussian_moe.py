@@ -18,14 +18,14 @@ NAMES = {"gate": "beta_1 and tau", "ratio": "beta_1 / tau", "experts": "a, b, nu
 
 @lru_cache
 def studied(seed: int, report: Report) -> dict[str, Convergence]:
-    """Both gates: 1,000 to 64,000 samples, 10 replicates each."""
+    """Fit both gates: 1,000 to 64,000 samples, 10 replicates each."""
     return {gate: convergence_study(gate, seed=seed, report=report) for gate in GATES}
 
 
 def slopes(
     seeds: Sequence[int], report: Report, *, figure: Callable[[dict[str, Convergence]], float]
 ) -> Result:
-    """A figure of the slopes, the median of the seeds."""
+    """Return a figure of the slopes, the median of the seeds."""
     studies = [studied(seed, report) for seed in seeds]
     values = tuple(figure(study_of_seed) for study_of_seed in studies)
     rows = [_row(gate, name, studies) for gate in GATES for name in NAMES]

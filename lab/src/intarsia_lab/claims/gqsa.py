@@ -66,7 +66,7 @@ class GqsaCells:
         self.rows: dict[str, Any] = {}
 
     def cell(self, arm: str, text: str, seed: int) -> CodeScore:
-        """A cell from the file, or by running it."""
+        """Return a cell from the file, or by running it."""
         inputs = {"arm": arm, "text": text, "seed": seed}
         return CodeScore(*stored("gqsa", inputs, lambda: self._run(ARMS[arm], text, seed)))
 

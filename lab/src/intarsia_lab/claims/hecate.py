@@ -83,7 +83,7 @@ def run(
     size: ExpertSize = SIZE,
     times: int = 1,
 ) -> Result:
-    """The excess of an arm over that of another, on the kind of trace where it is worst."""
+    """Return the excess of an arm over that of another, on the kind of trace where it is worst."""
     by_kind = {kind: [excess(kind, seed, report, size, times) for seed in seeds] for kind in kinds}
     worst = [
         max(by_kind[kind][index][arm] / by_kind[kind][index][over] for kind in kinds)
@@ -102,7 +102,7 @@ def run(
 
 
 def repeated(batch: Trace, times: int) -> Trace:
-    """A batch of so many like it: each sequence again, on the same device."""
+    """Return a batch of so many like it: each sequence again, on the same device."""
     first = batch.sequence.unique(return_inverse=True)[1]
     copy = torch.arange(times).repeat_interleave(len(batch))
     weight = None if batch.weight is None else batch.weight.repeat(times, 1, 1)

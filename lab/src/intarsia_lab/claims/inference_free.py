@@ -45,12 +45,12 @@ Array = np.ndarray
 
 
 def cell(figure_name: str, inputs: Mapping[str, Any], make: Callable[[], Any]) -> Any:
-    """A cell's figures, computed once."""
+    """Return a cell's figures, computed once."""
     return stored("inference_free", {"what": figure_name, "part": PART, **inputs}, make)
 
 
 def _numbers(collection: Collection) -> tuple[list[str], list[tuple[str, list[int]]]]:
-    """The texts, and each judged query with the numbers of its documents."""
+    """Return the texts, and each judged query with the numbers of its documents."""
     place = {name: i for i, name in enumerate(collection.docs)}
     pairs = [
         (collection.queries[q], [place[d] for d in grades])
@@ -60,7 +60,7 @@ def _numbers(collection: Collection) -> tuple[list[str], list[tuple[str, list[in
 
 
 def encoded(arm: str, seed: int, folder: Path) -> SparseIndex:
-    """The index of an arm: trained on the training topics, from a seed; kept in a folder."""
+    """Return the index of an arm: trained on the training topics, from a seed; kept in a folder."""
     if (folder / "meta.json").exists():
         return SparseIndex.load(folder)
     options = dict(ARMS[arm])
@@ -79,18 +79,18 @@ def encoded(arm: str, seed: int, folder: Path) -> SparseIndex:
 
 
 def index_of(arm: str, seed: int) -> SparseIndex:
-    """The same, from where this machine keeps it."""
+    """Return the same, from where this machine keeps it."""
     name = f"{PART}-{arm.replace(' ', '-').replace(',', '')}-{STEPS}-{seed}-v2"
     return encoded(arm, seed, cache_dir() / "claims" / "inference_free" / name)
 
 
 def mean_terms(index: SparseIndex) -> float:
-    """Tokens of a document."""
+    """Return tokens of a document."""
     return float(index.sizes()["mean"])
 
 
 def thinned(index: SparseIndex, terms: float) -> SparseIndex:
-    """An index with so many tokens a document in the mean, those of largest weight.
+    """Return an index with so many tokens a document in the mean, those of largest weight.
 
     Arms are compared at equal terms: what they cost, and what more of them would gain, is then the
     same. One bound for all documents; the weight of a token is that of the score, q_j d_j.
@@ -109,13 +109,13 @@ def thinned(index: SparseIndex, terms: float) -> SparseIndex:
 
 
 def measured(index: SparseIndex) -> Array:
-    """nDCG@10 of each test topic."""
+    """Return nDCG@10 of each test topic."""
     collection = load_collection(PART)
     return by_query(collection.qrels, index.run(collection.queries, 10), [MEASURE])[MEASURE]
 
 
 def figures(arm: str, seed: int, terms: float | None = None) -> dict[str, Any]:
-    """nDCG@10 of each test topic and terms, of an arm as trained or with fewer terms."""
+    """Return nDCG@10 of each test topic and terms, of an arm as trained or with fewer terms."""
 
     def make() -> dict[str, Any]:
         index = index_of(arm, seed)
@@ -157,7 +157,7 @@ def tuned_bm25() -> dict[str, Any]:
 
 
 def lower_end(differences: Array) -> float:
-    """The lower end of a 95 % bootstrap interval of the mean over queries.  (queries,)."""
+    """Return the lower end of a 95 % bootstrap interval of the mean over queries.  (queries,)."""
     draws = np.random.default_rng(0).integers(len(differences), size=(DRAWS, len(differences)))
     return float(np.quantile(differences[draws].mean(axis=1), 0.025))
 
@@ -186,7 +186,7 @@ def idf_over_flat(seeds: Sequence[int], report: Report) -> Result:
 
 
 def over_bm25(seeds: Sequence[int], report: Report) -> Result:
-    """nDCG@10 of the ensemble over that of BM25."""
+    """Return nDCG@10 of the ensemble over that of BM25."""
     base = tuned_bm25()
     mean, values, rows = float(np.mean(base["values"])), [], []
     for seed in seeds:

@@ -71,7 +71,7 @@ SUM, TASK_ALONE, DOMAIN_ALONE, AT_HOME = "sum", "task alone", "domain alone", "t
 
 @lru_cache(maxsize=1)
 def bench() -> LanguageRows:
-    """Rows of each set: TEST are tested, as many validate, the rest is trained on."""
+    """Return rows of each set: TEST are tested, as many validate, the rest is trained on."""
     count = TRAIN + 2 * TEST
     sets = {
         "kinds": short_texts.kinds()[:count],
@@ -114,7 +114,7 @@ def delta(method: LtSft, name: str, seed: int, lr: float, times: int = 1) -> Spa
 
 
 def right(model: nn.Module, name: str, part: str = "test") -> float:
-    """The share of answers whose tokens are all right."""
+    """Return the share of answers whose tokens are all right."""
     scored_rows: Any = rows(name, part)
     return float(
         evaluate(model, scored_rows, task=StateTokens(), batch_size=32).scores()["exact_match"]
@@ -122,7 +122,7 @@ def right(model: nn.Module, name: str, part: str = "test") -> float:
 
 
 def trained(way: TuningWay, name: str, seed: int, lr: float) -> nn.Module:
-    """The last blocks, trained in one of the ways."""
+    """Return the last blocks, trained in one of the ways."""
     model, training_rows = bench().model(), rows(name, "train")
     data: Any = training_rows
     if isinstance(way.method, LtSft):
@@ -143,7 +143,7 @@ def inputs_of(**extra: Any) -> dict[str, Any]:
 
 
 def rate(arm: str, report: Report) -> float:
-    """The rate at which the arm's baseline is best on validation rows of the first task."""
+    """Return the rate at which the arm's baseline is best on validation rows of the first task."""
     method = ARMS[arm].method
     base = LORA if isinstance(method, Lora | Bottleneck) else RANDOM
 
@@ -160,7 +160,7 @@ def rate(arm: str, report: Report) -> float:
 
 
 def cell(arm: str, task: str, seed: int, report: Report) -> float:
-    """The error of an arm on a task; run once and kept."""
+    """Return the error of an arm on a task; run once and kept."""
     if arm in SUMS and task == TASKS[0]:
         return 1 - sums(arm, seed, report)[AT_HOME]
     lr = rate(arm, report)
@@ -252,7 +252,7 @@ def compose(seeds: Sequence[int], report: Report, *, over: tuple[str, str]) -> R
 
 
 def shared(a: SparseDelta, b: SparseDelta) -> float:
-    """The share of the smaller delta's places that the other changes too."""
+    """Return the share of the smaller delta's places that the other changes too."""
     both = 0
     for name in a.entries.keys() & b.entries.keys():
         both += int(torch.isin(a.entries[name][0], b.entries[name][0]).sum())

@@ -149,7 +149,7 @@ def words() -> Tensor:
 
 
 def found_of(arm: str, seed: int) -> HitRates:
-    """A model of an arm and seed, scored on the test."""
+    """Return a model of an arm and seed, scored on the test."""
     inputs = {"arm": arm, "seed": seed, "epochs": EPOCHS, "settings": repr(SETTINGS)}
     return HitRates(*stored("m2trec", inputs, lambda: list(scored(arm, seed))))
 
@@ -243,12 +243,12 @@ def of_all(rates: Any) -> float:
 
 
 def mean_or_none(values: Sequence[float]) -> float:
-    """The mean over seeds, 0 where a seed found no cold film at all."""
+    """Return the mean over seeds, 0 where a seed found no cold film at all."""
     return statistics.mean(values) if min(values) > 0 else 0.0
 
 
 def of_cold_tuned(rates: Any) -> float:
-    """The same beside the better of two tuned models of ids."""
+    """Return the same beside the better of two tuned models of ids."""
     rivals = (rates[FIELDS].chance, rates[SASREC].among_cold, rates[GRU4REC].among_cold)
     return rates[FIELDS].among_cold / (2 * max(rivals))
 

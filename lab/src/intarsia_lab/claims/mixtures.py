@@ -101,7 +101,7 @@ def rows(domain: str, part: str) -> list[Row]:
 
 
 def train(arm: Trained, domains: Sequence[str], lr: float, seed: int) -> nn.Module:
-    """The last blocks, trained on these domains together."""
+    """Return the last blocks, trained on these domains together."""
     model = adapt(bench().model(), arm.method, head=None, seed=seed)
     mixed: Any = list(chain(*(rows(domain, "train") for domain in domains)))
     fit(
@@ -132,7 +132,7 @@ def inputs_of(**extra: Any) -> dict[str, Any]:
 
 
 def rate(report: Report) -> float:
-    """The rate at which the mixed LoRA is best on validation rows; run once and kept."""
+    """Return the rate at which the mixed LoRA is best on validation rows; run once and kept."""
 
     def run() -> dict[str, float]:
         mean_losses: dict[str, float] = {}
@@ -155,7 +155,7 @@ def rate(report: Report) -> float:
 
 
 def cell(name: str, seed: int, report: Report) -> dict[str, Any]:
-    """Losses by domain of an arm, and the largest share of an expert; run once and kept."""
+    """Return losses by domain of an arm, and the largest share of an expert; run once and kept."""
     lr = rate(report)
 
     def run() -> dict[str, Any]:
@@ -176,7 +176,7 @@ def cell(name: str, seed: int, report: Report) -> dict[str, Any]:
 
 @torch.no_grad()
 def largest_share(model: nn.Module) -> float:
-    """The largest share of an expert in a block's pairs, on test rows of all; 0 for LoRA."""
+    """Return the largest share of an expert in a block's pairs, on test rows of all; 0 for LoRA."""
     if not learned_routers(model):
         return 0.0
     batch: Any = padded(list(chain(*(rows(domain, "test")[:16] for domain in DOMAINS))))[0]
@@ -186,7 +186,7 @@ def largest_share(model: nn.Module) -> float:
 
 
 def log_loss(result: Mapping[str, Any]) -> float:
-    """The mean over domains of the log of the loss: the log of their geometric mean."""
+    """Return the mean over domains of the log of the loss: the log of their geometric mean."""
     return statistics.mean(math.log(loss) for loss, _ in result["losses"].values())
 
 
@@ -199,7 +199,7 @@ def ratio(seeds: Sequence[int], report: Report, *, ours: str, over: str) -> Resu
 
 
 def closed(seeds: Sequence[int], report: Report) -> Result:
-    """The share of the conflict that MoLE resolves; 0 where there is none to resolve."""
+    """Return the share of the conflict that MoLE resolves; 0 where there is none to resolve."""
     by_arm = cells(seeds, report)
     single, mixed, ours = (
         [log_loss(result) for result in by_arm[name]] for name in (SINGLE, LORA, MOLE)
@@ -217,7 +217,7 @@ def cells(seeds: Sequence[int], report: Report) -> dict[str, list[dict[str, Any]
 
 
 def table(by_arm: Mapping[str, Sequence[Mapping[str, Any]]]) -> tuple[dict[str, Any], ...]:
-    """A line for each arm: loss of a token by domain, right answers of the two with few."""
+    """Return a line for each arm: loss of a token by domain, right answers of the two with few."""
     lines: list[dict[str, Any]] = []
     base = [log_loss(result) for result in by_arm[LORA]]
     for name, results in by_arm.items():
@@ -271,7 +271,7 @@ def shared_mlp(seed: int) -> tuple[OutputExperts, nn.Module, Tensor, Routing]:
 
 
 def naive(cell: OutputExperts, mlp: nn.Module, x: Tensor, routing: Routing) -> Tensor:
-    """Every active expert's whole MLP on its rows."""
+    """Return every active expert's whole MLP on its rows."""
 
     def weighted(e: int, rows: Tensor, weight: Tensor) -> Tensor:
         return cell.alone(mlp, e, rows) * weight[:, None]

@@ -39,7 +39,7 @@ REPEATS = 15
 
 
 def method(density: float) -> MoA:
-    """The settings of all claims."""
+    """Return the settings of all claims."""
     return MoA(density, LENGTHS, CHECK, EXTEND, block=BLOCK, step=STEP, answer=ANSWER)
 
 
@@ -50,7 +50,7 @@ class SpanCells:
         self.made: Any = None
 
     def model(self) -> tuple[Any, Any, Any]:
-        """The model, its tokenizer and rows of CHECK tokens."""
+        """Return the model, its tokenizer and rows of CHECK tokens."""
         if self.made is None:
             model, tokenizer = language_model("smollm2", progress=lambda _: None)
             rows = load_texts(TEXT, tokenizer, length=CHECK, progress=lambda _: None)
@@ -89,7 +89,7 @@ class SpanCells:
         return stored("moa-losses", self.inputs(density, seed), run)
 
     def found(self, density: float, seed: int, report: Report) -> dict[str, float]:
-        """The share of lines that are found: dense, MoA and the uniform window."""
+        """Return the share of lines that are found: dense, MoA and the uniform window."""
         spans = Spans.from_dict(self.chosen(density, seed, report)["spans"])
 
         def run() -> dict[str, float]:
@@ -176,7 +176,7 @@ def line_prompts(tokenizer: Any, count: int, lines: int, seed: int) -> list[tupl
 def retrieved(
     model: Any, spans: Spans | None, prompts: Sequence[tuple[Tensor, int]], report: Report
 ) -> float:
-    """The share of prompts whose answer is the most likely one, token by token."""
+    """Return the share of prompts whose answer is the most likely one, token by token."""
     hits = 0
     model.eval()
     try:
@@ -239,7 +239,7 @@ def _table(cells: dict[tuple[float, int], dict[str, float]], seeds: Sequence[int
 
 
 def of_lines(seeds: tuple[int, ...], report: Report) -> Result:
-    """Points of retrieval over the uniform window, at density .5."""
+    """Return points of retrieval over the uniform window, at density .5."""
     cells = [CELLS.found(0.5, s, report) for s in seeds]
     rows = [
         {"spans": arm, "found, %": shown([100 * c[arm] for c in cells], ".1f")} for arm in cells[0]
@@ -296,7 +296,7 @@ def of_time(seeds: tuple[int, ...], report: Report) -> Result:
 
 @torch.no_grad()
 def attention_times(spans: Spans) -> tuple[float, float]:
-    """Median CPU seconds of one token's attention in all layers: full, and with rings."""
+    """Return median CPU seconds of one token's attention in all layers: full, and with rings."""
     draw = torch.Generator().manual_seed(0)
     heads, share, size = spans.heads, 3, 64  # SmolLM2's
     query = torch.randn(1, heads * share, 1, size, generator=draw)

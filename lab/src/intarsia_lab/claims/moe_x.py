@@ -48,7 +48,7 @@ ROUTERS: dict[str, RouterConfig] = {
 
 
 def mean_of(cell: Cell, name: str) -> float:
-    """A figure of a cell's layers, their mean."""
+    """Return a figure of a cell's layers, their mean."""
     return statistics.mean(layer[name] for layer in cell["layers"])
 
 
@@ -59,7 +59,7 @@ def on_text(
     figure: Callable[[Cell, Cell], float],
     bench: Bench = BENCH,
 ) -> Result:
-    """A figure of our cell and the linear gate's, the mean of the seeds."""
+    """Return a figure of our cell and the linear gate's, the mean of the seeds."""
     arms = [arm(GATE, LINEAR), arm(WEIGHTS, OURS)]
     results, text = bench.cells(arms, seeds, report), bench.scale
     note = (
@@ -149,7 +149,7 @@ def _reads(text: str) -> bool:
 
 
 def wide_units(model: nn.Module, rows: Tensor, layer: int = LAYER) -> np.ndarray:
-    """The wide hidden layer of one mixture, (tokens, E h)."""
+    """Return the wide hidden layer of one mixture, (tokens, E h)."""
     outputs: list[Tensor] = []
 
     def see(mixture: Any, args: Any, _: Any) -> None:
@@ -166,7 +166,7 @@ def wide_units(model: nn.Module, rows: Tensor, layer: int = LAYER) -> np.ndarray
 
 
 def thinned(units: np.ndarray, limit: int) -> np.ndarray:
-    """The `limit` largest units of each token, the others 0.  (tokens, U) likewise."""
+    """Return the `limit` largest units of each token, the others 0.  (tokens, U) likewise."""
     if limit >= units.shape[1]:
         return units
     least = np.partition(units, -limit, axis=1)[:, -limit, None]
@@ -244,7 +244,7 @@ def probed(seed: int, steps: int) -> dict[str, Probed]:
 def probe(
     seeds: Sequence[int], report: Report, *, figure: Callable[[Probed], float], steps: int = STEPS
 ) -> Result:
-    """A figure of our model's units less that of the linear gate's, mean of the seeds."""
+    """Return a figure of our model's units less that of the linear gate's, mean of the seeds."""
     results = by_seed(seeds, lambda seed: probed(seed, steps), report)
     note = (
         f"Modules of the standard library; decoders of four layers from scratch, {EXPERTS} experts "

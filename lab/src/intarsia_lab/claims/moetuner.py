@@ -48,7 +48,7 @@ class Placed:
 
 @lru_cache
 def placed(kind: str, seed: int, report: Report) -> dict[str, Placed]:
-    """Every search on one trace, and experts in order."""
+    """Return every search on one trace, and experts in order."""
     full_trace = uniform(seed) if kind == "uniform" else traces(seed, report)[kind]
     searched, unseen = full_trace.split(seed=seed)
     placements = {PLAIN: Placement.contiguous(full_trace.layers, full_trace.experts, DEVICES)}
@@ -81,7 +81,7 @@ def run(
     figure: Of,
     over: str | None = PLAIN,
 ) -> Result:
-    """A figure of an arm, over that of another, on the kind of trace where it is worst."""
+    """Return a figure of an arm, over that of another, on the kind of trace where it is worst."""
     by_kind = {kind: [placed(kind, seed, report) for seed in seeds] for kind in kinds}
 
     def value(placements: Mapping[str, Placed]) -> float:

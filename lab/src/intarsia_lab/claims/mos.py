@@ -104,7 +104,7 @@ def against_lora(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def against_peft(seeds: tuple[int, ...], report: Report) -> Result:
-    """Accuracy of MoS less that of the best of LoRA, PiSSA and DoRA, in points."""
+    """Return accuracy of MoS less that of the best of LoRA, PiSSA and DoRA, in points."""
     rivals = [f"{kind}, rank {E}" for kind in PEFT]
     sheet = STUDY.measure([*rivals, MOS[E]], seeds, report)
     values, words = less_the_best(sheet, MOS[E], rivals, "MoS")
@@ -113,7 +113,7 @@ def against_peft(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def orders(seeds: tuple[int, ...], report: Report) -> Result:
-    """The smaller of two gaps in accuracy, in points, between three ways to share."""
+    """Return the smaller of two gaps in accuracy, in points, between three ways to share."""
     sheet = STUDY.measure((MOS[E], SUBSET, POOL), seeds, report)
     wrong = errors(sheet)
     gaps = wrong[SUBSET] - wrong[MOS[E]], wrong[POOL] - wrong[SUBSET]  # by seed

@@ -90,7 +90,7 @@ def gain(
     budgets: Sequence[Budget],
     sets: Sequence[str] = SETS,
 ) -> Result:
-    """Every arm on every set, budget and seed; the lower end of MoSA's paired interval."""
+    """Return every arm on every set, budget and seed; the lower end of MoSA's paired interval."""
     cells = PictureCells(base=BASE)
     sheets = cells.sheets(arms, budgets, sets, seeds, report)
     gained = sheets[SCARCE.name].minus(MOSA.name, ADAPTER.name, "accuracy")

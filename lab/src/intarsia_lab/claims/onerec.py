@@ -48,7 +48,7 @@ class Aligned(NamedTuple):
 
 
 def windows(model: OneRecModel, events: Interactions) -> tuple[Tensor, Tensor]:
-    """Histories and sessions of logged events."""
+    """Return histories and sessions of logged events."""
     rows: Any = model.questions(events)
     both = [rows[i] for i in range(len(rows))]
     return pad_sessions([h for h, _ in both], film_sessions.SETTINGS.history), torch.stack(
@@ -57,7 +57,7 @@ def windows(model: OneRecModel, events: Interactions) -> tuple[Tensor, Tensor]:
 
 
 def taste(events: Interactions, odd: bool, seed: int) -> SessionReward:
-    """A reward fitted on one half of the users: the policy's own, or the judge, larger."""
+    """Return a reward fitted on one half of the users: the policy's own, or the judge, larger."""
     count = len(events.item_ids)
     width, layers = (48, 2) if odd else (32, 1)
     model = SessionReward(
@@ -97,7 +97,7 @@ def seen_by(
 
 
 def found_of(seed: int) -> dict[str, Aligned]:
-    """A model of a seed before and after its round."""
+    """Return a model of a seed before and after its round."""
     inputs = {
         "seed": seed,
         "epochs": film_sessions.EPOCHS,
@@ -108,7 +108,7 @@ def found_of(seed: int) -> dict[str, Aligned]:
 
 
 def aligned(seed: int) -> tuple[Aligned, Aligned]:
-    """A model before and after its round."""
+    """Return a model before and after its round."""
     train, test = film_sessions.parts()
     model = film_sessions.SETTINGS.build(train, seed=seed)
     reward, judge_ = taste(train, False, seed), taste(train, True, seed)
@@ -124,7 +124,7 @@ def aligned(seed: int) -> tuple[Aligned, Aligned]:
 
 
 def of_preference(seeds: tuple[int, ...], report: Report, *, field: str, over: Any = min) -> Result:
-    """A figure after one round over the same before it, the least of the seeds."""
+    """Return a figure after one round over the same before it, the least of the seeds."""
     results = by_seed(seeds, found_of, report)
     columns = {
         "judge": ("judge", ".3f"),
@@ -148,7 +148,7 @@ def of_preference(seeds: tuple[int, ...], report: Report, *, field: str, over: A
 
 
 def trained(settings: OneRec, train: Interactions, steps: int, seed: int) -> OneRecModel:
-    """A model after so many steps, in whole epochs."""
+    """Return a model after so many steps, in whole epochs."""
     model = settings.build(train, seed=seed)
     samples: Any = model.samples(train)
     epochs = max(1, round(steps * film_sessions.OPTIONS["batch_size"] / len(samples)))
@@ -200,7 +200,7 @@ def sessions_of(seed: int) -> dict[str, float]:
 
 
 def of_sessions(seeds: tuple[int, ...], report: Report) -> Result:
-    """The judge's score of sessions at once over that of sessions item by item."""
+    """Return the judge's score of sessions at once over that of sessions item by item."""
     results = by_seed(seeds, sessions_of, report)
     note = (
         "As many steps of 64 windows each; a step of the first has five times the tokens. Both "
@@ -211,7 +211,7 @@ def of_sessions(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def of_ids(seeds: tuple[int, ...], report: Report) -> Result:
-    """The least entropy of a level of balanced codes over log K."""
+    """Return the least entropy of a level of balanced codes over log K."""
     train, _ = film_sessions.parts()
     vectors = item_vectors(train)
     rows: list[dict[str, Any]] = []

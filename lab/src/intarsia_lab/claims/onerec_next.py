@@ -60,7 +60,7 @@ class NextFound(NamedTuple):
 
 
 def early_and_late(train: Interactions) -> tuple[Interactions, Interactions]:
-    """The training events without the last tenth of each user, and that tenth."""
+    """Return the training events without the last tenth of each user, and that tenth."""
     counts = np.bincount(train.users, minlength=len(train.user_ids))
     place = np.arange(len(train)) - (counts.cumsum() - counts)[train.users]
     early = place + 1 <= counts[train.users] * (1 - HELD_OUT)
@@ -97,7 +97,7 @@ def ranked(rank: Rank, x: Tensor, y: Tensor) -> NextFound:
 
 
 def of_scores(score: Scorer) -> Rank:
-    """The 10 best of all films that are not in the history."""
+    """Return the 10 best of all films that are not in the history."""
 
     def rank(x: Tensor) -> Tensor:
         scores = score(x).clone().scatter(1, x, -torch.inf)
@@ -108,7 +108,7 @@ def of_scores(score: Scorer) -> Rank:
 
 
 def onerec(train: Interactions, settings: Settings, seed: int) -> Rank:
-    """The first film of a session, by its beams."""
+    """Return the first film of a session, by its beams."""
     model = SETTINGS.build(train, seed=seed)
     options: Any = OPTIONS | {"seed": seed, "epochs": EPOCHS, "task": model.task}
     fit(model, model.samples(train), objective=own_losses, lr=settings["lr"], **options)
@@ -128,7 +128,7 @@ def made(arm: str, train: Interactions, settings: Settings, seed: int) -> Rank:
 
 
 def found_of(arm: str, seed: int) -> NextFound:
-    """A method with the better of its settings (validation, seed 0), on the test."""
+    """Return a method with the better of its settings (validation, seed 0), on the test."""
     train, test = parts()
     inputs = {"next": arm, "epochs": EPOCHS, "model": repr(SETTINGS)}
 

@@ -65,7 +65,7 @@ Cell = Mapping[str, Mapping[str, Any]]
 
 
 def methods(tasks: int) -> dict[str, Method]:
-    """The arms; MHR, with its logits, has the fewest parameters."""
+    """Return the arms; MHR, with its logits, has the fewest parameters."""
     return {
         SHARED: Lora(5),
         POLY: Poly(tasks, skills=5, rank=1),
@@ -93,7 +93,7 @@ class TaskKinds:
         set_head(self.base, self.mixed(self.train))
 
     def mixed(self, part: Mapping[str, list[Row]]) -> list[Row]:
-        """The rows of the known tasks, with the tasks' numbers."""
+        """Return the rows of the known tasks, with the tasks' numbers."""
         return list(chain(*(told(part[n], i) for i, n in enumerate(self.known))))
 
 
@@ -105,7 +105,7 @@ def task(
     draws: np.random.Generator,
     part: str,
 ) -> list[Row]:
-    """Glosses of a kind (label 1), and as many of the other kinds (label 0)."""
+    """Return glosses of a kind (label 1), and as many of the other kinds (label 0)."""
     pools = {n: portion(glosses[n], part) for n in {name, *rivals}}
     yes = [pools[name][i] for i in draws.permutation(len(pools[name]))[: count // 2]]
     rest = [n for n in sorted(pools) if n != name]
@@ -121,7 +121,7 @@ def task(
 
 
 def portion(glosses: Sequence[str], part: str) -> Sequence[str]:
-    """A third of a kind's glosses to test, a sixth to validate, the rest to train on."""
+    """Return a third of a kind's glosses to test, a sixth to validate, the rest to train on."""
     third, half = len(glosses) // 3, len(glosses) // 2
     return {"test": glosses[:third], "val": glosses[third:half], "train": glosses[half:]}[part]
 
@@ -167,7 +167,7 @@ def train(
 
 
 def error(model: nn.Module, rows: Sequence[Row]) -> float:
-    """Percent of wrong answers."""
+    """Return percent of wrong answers."""
     scores: Any = evaluate(model, rows, task=StateClasses(), batch_size=96)  # pyright: ignore
     return 100 * (1 - scores.accuracy)
 
@@ -190,7 +190,7 @@ def inputs_of(**extra: Any) -> dict[str, Any]:
 
 
 def rate(report: Report) -> float:
-    """The rate at which the shared LoRA is best on validation rows; run once and kept."""
+    """Return the rate at which the shared LoRA is best on validation rows; run once and kept."""
 
     def run() -> dict[str, float]:
         kinds, errors = TaskKinds(SEED, "val"), {}
@@ -232,7 +232,7 @@ def mean(errors: Mapping[str, float]) -> float:
 def new_task(
     kinds: TaskKinds, models: Mapping[str, PeftModel], kind: str, lr: float, seed: int
 ) -> dict[str, float]:
-    """Error of each way to a held-out kind, from a few of its rows."""
+    """Return error of each way to a held-out kind, from a few of its rows."""
     number = len(kinds.known)
     half = SHOTS // 2
     kind_rows = kinds.train[kind]
@@ -259,7 +259,7 @@ def new_task(
 
 
 def on_known_tasks(seeds: Sequence[int], report: Report, *, over: str) -> Result:
-    """Error of MHR over that of another arm, the median of the seeds."""
+    """Return error of MHR over that of another arm, the median of the seeds."""
     cells = [cell(seed, report) for seed in seeds]
     middle = {n: statistics.median(c["known"][n] for c in cells) for n in cells[0]["known"]}
     rows = [
@@ -283,7 +283,7 @@ def on_known_tasks(seeds: Sequence[int], report: Report, *, over: str) -> Result
 def on_a_later_task(
     seeds: Sequence[int], report: Report, *, ours: str, over: str, surely: bool = False
 ) -> Result:
-    """Points by which one way is more accurate than another, the median of the seeds.
+    """Return points by which one way is more accurate than another, the median of the seeds.
 
     surely: the lower end of the interval over held-out tasks in place of the median.
     """

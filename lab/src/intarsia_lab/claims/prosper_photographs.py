@@ -44,7 +44,7 @@ def natural(
 
 
 def densities(seeds: Sequence[int], report: Report) -> Result:
-    """The smaller of GSC less BSC and BSC less FactorAnalysis, in nats a held-out patch."""
+    """Return the smaller of GSC less BSC and BSC less FactorAnalysis, in nats a held-out patch."""
 
     def make(seed: int) -> dict[str, float]:
         train, test = natural(seed)
@@ -78,7 +78,7 @@ SIGMA, SIDE, CROP = 25.0, 8, 160
 
 
 def denoised(seed: int) -> dict[str, Any]:
-    """PSNR and CPU seconds of each method on the middle of the photograph of that number."""
+    """Return PSNR and CPU seconds of each method on the middle of the photograph of that number."""
     random = np.random.default_rng(seed)
     names = ("china", "greentock_by_Peter_Nerlich", "TwoWings")
     clean = grey(next(p for p in photographs(shrink=4) if p.name == names[seed % 3]).pixels)
@@ -149,7 +149,7 @@ DENOISERS: Mapping[str, Callable[[Array, Array, int], Array]] = {
 
 
 def denoise(seeds: Sequence[int], report: Report) -> Result:
-    """PSNR of GSC less the best of the others."""
+    """Return PSNR of GSC less the best of the others."""
     figures_of_seeds = [
         stored("prosper", {"what": "denoise", "seed": s}, partial(denoised, s)) for s in seeds
     ]

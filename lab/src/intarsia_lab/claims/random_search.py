@@ -114,7 +114,7 @@ def together(nets: Sequence[nn.Module], goal: float | None, seed: int) -> Nets:
 
 
 def run(density: float, seed: int) -> SearchedNet:
-    """The parent, its five best of so many draws, and five random ones, trained."""
+    """Return the parent, its five best of so many draws, and five random ones, trained."""
     parent = mlp(seed)
     x, y = thin_resnets.rows("train").tensors
     candidates = search(

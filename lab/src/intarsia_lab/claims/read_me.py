@@ -33,7 +33,7 @@ Cell = Mapping[str, Any]
 
 
 def domains(tokenizer: Any, seed: int) -> tuple[dict[str, list[Batch]], dict[str, list[Batch]]]:
-    """Batches of each kind of text: to make masks of, and to judge by."""
+    """Return batches of each kind of text: to make masks of, and to judge by."""
     draws = torch.Generator().manual_seed(seed)
     calibration: dict[str, list[Batch]] = {}
     judged: dict[str, list[Batch]] = {}
@@ -48,7 +48,7 @@ def domains(tokenizer: Any, seed: int) -> tuple[dict[str, list[Batch]], dict[str
 
 @lru_cache
 def extracted(seed: int, report: Report) -> Cell:
-    """Losses of every kind of text under its own mask, random ones and none, and the gate's
+    """Return losses of every kind of text under its own mask, random ones and none, and the gate's
     accuracy; computed once and kept."""
     inputs = {"seed": seed, "density": DENSITY, "steps": STEPS}
     inputs |= {"rows": [LENGTH, BATCH, SEEN, JUDGED]}
@@ -110,7 +110,7 @@ def _loss(model: Any, batches: list[Batch]) -> float:
 def model_side(
     seeds: tuple[int, ...], report: Report, *, figure: Callable[[Cell], float]
 ) -> Result:
-    """A figure of each seed's extraction."""
+    """Return a figure of each seed's extraction."""
     extractions = [extracted(seed, report) for seed in seeds]
     rows: list[dict[str, Any]] = []
     for name in extractions[0]["losses"]:
@@ -140,7 +140,7 @@ def worst_gain(extraction: Cell) -> float:
 
 @lru_cache
 def served(kind: str, seed: int, report: Report) -> dict[str, float]:
-    """Experts of a batch by expert over those in order, waits, and hit rates, on a trace."""
+    """Return experts of a batch by expert over those in order, waits, and hit rates, on a trace."""
     trace = traces(seed, report)[kind]
     ratios: list[float] = []
     waits: list[tuple[int, int]] = []
@@ -169,7 +169,7 @@ def served(kind: str, seed: int, report: Report) -> dict[str, float]:
 def serving(
     seeds: tuple[int, ...], report: Report, *, figure: Callable[[Mapping[str, float]], float]
 ) -> Result:
-    """A figure on the balanced trace; the table has all three."""
+    """Return a figure on the balanced trace; the table has all three."""
     by_kind = {kind: [served(kind, seed, report) for seed in seeds] for kind in KINDS}
     rows: list[dict[str, Any]] = []
     for kind, some in by_kind.items():

@@ -103,7 +103,7 @@ def psnr(a: Array, b: Array) -> float:
 
 
 def coded(size: Size, arm: str, rate: float, seed: int) -> CodedPack:
-    """A cell from the file, or by running it; a training that was killed goes on."""
+    """Return a cell from the file, or by running it; a training that was killed goes on."""
     inputs = {"size": list(size), "arm": arm, "rate": rate, "seed": seed}
     run = by_coin if arm == "COIN" else by_prior
     folder = packages.cache_dir() / "claims" / key_of(inputs)
@@ -174,14 +174,14 @@ def row(codec: str, payload: float, file_bits: float, quality: str) -> dict[str,
 
 
 def in_table(name: str, packs: Sequence[CodedPack]) -> dict[str, Any]:
-    """A row of a codec of networks; its file of one picture has 24 bytes of header."""
+    """Return a row of a codec of networks; its file of one picture has 24 bytes of header."""
     payload = packs[0].payload * 8 / SIDE**2
     file_bits = payload + (0 if name == "COIN" else 24 * 8 / SIDE**2)
     return row(name, payload, file_bits, shown([pack.mean for pack in packs], ".2f"))
 
 
 def speed(size: Size, packs: Sequence[CodedPack]) -> str:
-    """CPU seconds a megapixel, and of a prior."""
+    """Return CPU seconds a megapixel, and of a prior."""
     pixels = size.pictures * SIDE**2 / 1e6
     encode, decode = (
         statistics.mean(getattr(pack, field) for pack in packs) / pixels
@@ -218,7 +218,7 @@ def ablation(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def rate_distortion(size: Size) -> Callable[..., Result]:
-    """The least lower end of the paired intervals over COIN and COMBINER, of all rates."""
+    """Return the least lower end of the paired intervals over COIN and COMBINER, of all rates."""
 
     def run(seeds: tuple[int, ...], report: Report) -> Result:
         names = "RECOMBINER", "COMBINER", "COIN"

@@ -66,7 +66,7 @@ def operations(name: str) -> float:
 
 
 def cell(name: str, _: str, seed: int) -> MaskScore:
-    """A net of one arm from one seed, from the file or by training it."""
+    """Return a net of one arm from one seed, from the file or by training it."""
     inputs = {"arm": name, "seed": seed, "data": thin_resnets.DATA, "epochs": EPOCHS}
     points = stored("rigl", inputs, lambda: accuracy(ARMS[name], seed))
     return MaskScore(points, operations(name))

@@ -86,7 +86,7 @@ def probe() -> Probe:
 
 
 def fitted(arm: str, task: str, rate: float, seed: int, **options: Any) -> nn.Module:
-    """The blocks with one arm's cells, trained on one task at a constant rate."""
+    """Return the blocks with one arm's cells, trained on one task at a constant rate."""
     target = pictures(task)
     model = apply(tails.tail(target.classes, FIRST, seed), METHODS[arm], seed=seed)
     training = Training(EPOCHS, BATCH, rate, 0.0, precision="bf16", seed=seed)
@@ -108,7 +108,7 @@ def inputs(arm: str, task: str, seed: int) -> dict[str, Any]:
 
 
 def tried(arm: str, task: str, rate: float) -> float:
-    """Accuracy on validation pictures."""
+    """Return accuracy on validation pictures."""
 
     def run() -> float:
         with threads(1):
@@ -120,7 +120,7 @@ def tried(arm: str, task: str, rate: float) -> float:
 
 @lru_cache
 def rate(arm: str) -> float:
-    """The rate at which an arm is best on validation pictures, the mean over the tasks."""
+    """Return the rate at which an arm is best on validation pictures, the mean over the tasks."""
     return max(
         task_tracks.RATES, key=lambda lr: statistics.mean(tried(arm, task, lr) for task in TARGETS)
     )
@@ -156,7 +156,7 @@ def train(arm: str, task: str, seed: int) -> task_tracks.Track:
 def tracks(
     seeds: Sequence[int], report: Report
 ) -> Mapping[tuple[str, str, int], task_tracks.Track]:
-    """Every arm on every task and seed."""
+    """Return every arm on every task and seed."""
     return each(
         ARMS,
         seeds,
@@ -173,7 +173,7 @@ def matched(
     seed: int,
     rival: str = task_tracks.LORA,
 ) -> tuple[float, float, float]:
-    """The highest target accuracy that both reach; what ours and the other kept there."""
+    """Return the highest target accuracy that both reach; what ours and the other kept there."""
     both = [tracks_by_arm[arm, task, seed] for arm in (task_tracks.OURS, rival)]
     level = min(max(track.target) for track in both)
     return level, both[0].kept(level), both[1].kept(level)

@@ -56,7 +56,7 @@ class Glosses:
 
 
 def texts() -> dict[str, list[QuestionAnswer]]:
-    """Rows from the middle of the texts that nobody trains on."""
+    """Return rows from the middle of the texts that nobody trains on."""
     rows_by_corpus = dict[str, list[QuestionAnswer]]()
     for name, corpus in HELD.items():
         words = corpora.read(corpus, quiet)[100_000:].split()[: ROWS * WORDS]
@@ -75,7 +75,7 @@ def glosses() -> Glosses:
 
 
 def fitted(arm: str, rate: float, seed: int, **options: Any) -> nn.Module:
-    """The last blocks with one arm's cells, trained on glosses at a constant rate."""
+    """Return the last blocks with one arm's cells, trained on glosses at a constant rate."""
     data = glosses()
     drawn = torch.randperm(len(data.pool), generator=torch.Generator().manual_seed(seed))
     rows: Any = [data.pool[i] for i in drawn[:TRAIN].tolist()]
@@ -87,7 +87,7 @@ def fitted(arm: str, rate: float, seed: int, **options: Any) -> nn.Module:
 
 
 def scores(model: nn.Module, rows: Any) -> Any:
-    """Loss and accuracy of the tokens that have a label."""
+    """Return loss and accuracy of the tokens that have a label."""
     return evaluate(model, rows, task=StateTokens(), batch_size=30)
 
 
@@ -99,7 +99,7 @@ def inputs(arm: str, seed: int, rate: float) -> dict[str, Any]:
 
 
 def tried(arm: str, rate: float) -> float:
-    """Accuracy on validation glosses."""
+    """Return accuracy on validation glosses."""
 
     def run() -> float:
         with threads(1):
@@ -110,12 +110,12 @@ def tried(arm: str, rate: float) -> float:
 
 @lru_cache
 def rate(arm: str) -> float:
-    """The rate at which an arm is best on validation glosses."""
+    """Return the rate at which an arm is best on validation glosses."""
     return max(RATES, key=lambda lr: tried(arm, lr))
 
 
 def train(arm: str, seed: int) -> dict[str, Track]:
-    """Accuracy on the glosses, and minus the loss of each text, every few steps."""
+    """Return accuracy on the glosses, and minus the loss of each text, every few steps."""
     lr = rate(arm)
 
     def run() -> dict[str, list[float]]:

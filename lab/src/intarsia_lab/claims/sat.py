@@ -28,7 +28,7 @@ ABLATIONS = {
 
 
 def layers_of(name: str) -> tuple[LayerShape, ...]:
-    """The layers of a model of timm, for pictures of 224 px."""
+    """Return the layers of a model of timm, for pictures of 224 px."""
     with torch.device("meta"):
         model, picture = timm.create_model(name), torch.empty(1, 3, SIDE, SIDE)
     return layer_shapes(model, picture, batch=BATCH)

@@ -38,7 +38,7 @@ def _sum(flat: torch.Tensor) -> torch.Tensor:
 
 
 def bucket(seeds: tuple[int, ...], report: Report) -> Result:
-    """Seconds of 200 collectives over those of one; the slowest process of each."""
+    """Return seconds of 200 collectives over those of one; the slowest process of each."""
     values: list[float] = []
     rows: list[dict[str, str]] = []
     with Processes(PROCESSES) as four:

@@ -156,7 +156,7 @@ def against_random(by_arm: Mapping[str, Cell], attributed: str) -> float:
 def run(
     seeds: tuple[int, ...], report: Report, *, figure: Callable[[Mapping[str, Cell]], float]
 ) -> Result:
-    """A figure of each seed, the mean over the forgotten kinds; the table has every arm."""
+    """Return a figure of each seed, the mean over the forgotten kinds; the table has every arm."""
 
     def by_kind(seed: int) -> ByKind:
         return {kind: cells(kind, seed, report) for kind in FORGOTTEN}

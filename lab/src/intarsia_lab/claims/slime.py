@@ -82,7 +82,7 @@ def questions(seed: int) -> tuple[list[Question], list[Question]]:
 
 
 def rows(make: Processor, part: list[Question]) -> QuestionRows:
-    """A processor's rows, with fewer vectors of each view."""
+    """Return a processor's rows, with fewer vectors of each view."""
     processed = make.asked(part)
     for row in processed.rows:
         row["image"] = pooled(row["image"], READS, grid=True)
@@ -144,7 +144,7 @@ def _at_random(model: torch.nn.Module, question_rows: QuestionRows, seed: int) -
 def run(
     seeds: tuple[int, ...], report: Report, *, figure: Callable[[Mapping[str, Cell]], float]
 ) -> Result:
-    """A figure of each seed; the table has every arm."""
+    """Return a figure of each seed; the table has every arm."""
 
     def cells(seed: int) -> Mapping[str, Cell]:
         return {arm: cell(arm, seed, report) for arm in ARMS}

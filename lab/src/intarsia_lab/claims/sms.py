@@ -59,7 +59,7 @@ class DenseNets:
         self.dense: dict[int, dict[str, Tensor]] = {}
 
     def start(self, seed: int) -> nn.Module:
-        """The dense net of a seed."""
+        """Return the dense net of a seed."""
         model = thin_resnets.resnet(seed)
         if seed not in self.dense:
             options: Any = {
@@ -73,7 +73,7 @@ class DenseNets:
         return model
 
     def cell(self, arm: str, density: float, seed: int) -> Souped:
-        """A cell from the file, or by running it.  arm: one of ARMS."""
+        """Return a cell from the file, or by running it.  arm: one of ARMS."""
         inputs = {"arm": arm, "density": density, "seed": seed, "data": thin_resnets.DATA}
         return Souped(*stored("sms", inputs, lambda: self._run(arm, density, seed)))
 
@@ -96,7 +96,7 @@ class DenseNets:
         return Souped(accuracy, statistics.mean(alone), max(alone), thin_resnets.density_of(model))
 
     def _independent(self, density: float, seed: int, *, again: bool) -> Souped:
-        """The average of nets that were pruned apart, each with a mask of its own."""
+        """Return the average of nets that were pruned apart, each with a mask of its own."""
         states: list[dict[str, Tensor]] = []
         alone: list[float] = []
         model = self.start(seed)
@@ -129,7 +129,7 @@ ARMS = ("soup", "IMP", "IMP, 3x the epochs", "independent masks", "independent m
 
 
 def of_soups(seeds: tuple[int, ...], report: Report) -> Result:
-    """The soup's accuracy minus the mean of its candidates', in points; the lower end."""
+    """Return the soup's accuracy minus the mean of its candidates', in points; the lower end."""
     bench = DenseNets()
     sheet = each([Arm(n, n) for n in ARMS], seeds, bench.cell, report, tasks=DENSITIES)
     table: list[dict[str, Any]] = []

@@ -59,7 +59,7 @@ class Filters(Gradual):
         progress: tuple[int, int],
         generator: torch.Generator,
     ) -> Masks:
-        """The outputs of the largest norms."""
+        """Return the outputs of the largest norms."""
         largest: dict[str, Tensor] = {}
         for name, weight in weights.items():
             norms = (weight.detach().abs() * masks[name]).flatten(1).sum(1)

@@ -50,19 +50,19 @@ def arms() -> Iterator[tuple[str, nn.Module, Any]]:
 
 
 def packed(model: nn.Module, form: Any, layers: Sequence[str] | None = None) -> nn.Module:
-    """The model with layers in a format, whether that is faster or not."""
+    """Return the model with layers in a format, whether that is faster or not."""
     return compress(model, form, layers=layers, force=True)
 
 
 def ours(model: nn.Module, ids: Tensor) -> list[float]:
-    """CPU seconds of each token after the first, in our loop."""
+    """Return CPU seconds of each token after the first, in our loop."""
     clock: list[float] = []
     generate(model, ids, TOKENS + 1, on_token=lambda _: clock.append(time.process_time()))
     return [b - a for a, b in itertools.pairwise(clock)]
 
 
 def transformers_own(model: nn.Module, ids: Tensor) -> list[float]:
-    """The same of transformers' `generate`: what 16 more tokens take, for each."""
+    """Return the same of transformers' `generate`: what 16 more tokens take, for each."""
     clock = time.process_time()
     stock_generate(model, ids, 2)
     middle = time.process_time()
@@ -91,7 +91,7 @@ def times_of(prompt: str, report: Report, stock: bool = True) -> Mapping[str, fl
 
 
 def run(seeds: tuple[int, ...], report: Report) -> Result:
-    """Tokens a second over those of dense bfloat16, the least over prompts."""
+    """Return tokens a second over those of dense bfloat16, the least over prompts."""
     cells = [times_of(PROMPTS[seed % len(PROMPTS)], report) for seed in seeds]
     rows = [
         {

@@ -54,7 +54,7 @@ OTHERS = tuple(name for name in ARMS if name not in (DENSE, WIDE, STATIC))
 
 
 def cell(way: IftWay, _: str, seed: int) -> IftScore:
-    """A net of one way from one seed, from the file or by training it."""
+    """Return a net of one way from one seed, from the file or by training it."""
     name = next(name for name, candidate in ARMS.items() if candidate == way)
     inputs = {"arm": name, "seed": seed, "data": thin_resnets.DATA, "epochs": wide_resnets.EPOCHS}
     return IftScore(*stored("sparse-ift", inputs, lambda: run(way, seed)))

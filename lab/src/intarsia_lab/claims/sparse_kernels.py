@@ -22,7 +22,7 @@ FORMS: Mapping[str, Format] = {"bitmask bf16": Bitmask("bf16"), "bitmask int8": 
 
 
 def bar(wide: float, narrow: float) -> float:
-    """The bar of this machine's instruction set."""
+    """Return the bar of this machine's instruction set."""
     return wide if native.instructions() == WIDE else narrow
 
 
@@ -53,7 +53,7 @@ def _row(seed: int) -> dict[str, str]:
 
 
 def of_bandwidth(seeds: tuple[int, ...], report: Report) -> Result:
-    """The lesser share of the read bandwidth of the two bitmasks, over its bar."""
+    """Return the lesser share of the read bandwidth of the two bitmasks, over its bar."""
     values: list[float] = []
     for seed in seeds:
         timings, floor = timed(seed)

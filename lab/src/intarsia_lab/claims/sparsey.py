@@ -54,7 +54,7 @@ def measured(n: int, seed: int) -> dict[str, float]:
 def judged(
     seeds: Sequence[int], report: Report, *, figure: str, over: Callable[[Sequence[float]], float]
 ) -> Result:
-    """A figure of up to 25 items, the worst of both counts of a seed."""
+    """Return a figure of up to 25 items, the worst of both counts of a seed."""
     figures = {n: [measured(n, seed) for seed in seeds] for n in COUNTS}
     report(f"{figure}: {[[round(m[figure], 3) for m in figures[n]] for n in COUNTS]}")
     judged_counts = [n for n in COUNTS if n <= JUDGED]
@@ -110,7 +110,7 @@ def timed(seeds: Sequence[int], report: Report) -> Result:
 
 
 def spread(seeds: Sequence[int], report: Report) -> Result:
-    """The smaller of distinct codes / (0.9 n) and adherence / 0.3 of thin digits."""
+    """Return the smaller of distinct codes / (0.9 n) and adherence / 0.3 of thin digits."""
     data = sets.load("mnist")
     values, rows = [], []
     for seed in seeds:

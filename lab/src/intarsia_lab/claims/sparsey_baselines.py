@@ -76,7 +76,7 @@ def items_of(n: int, seed: int) -> tuple[Array, Array]:
 
 
 def strongest(field: Array) -> Array:
-    """The 12 units of the strongest input.  (n, D) -> (n, D) of 0 and 1."""
+    """Return the 12 units of the strongest input.  (n, D) -> (n, D) of 0 and 1."""
     winners = np.zeros_like(field)
     best = np.argsort(-field, axis=1, kind="stable")[:, :ACTIVE]
     np.put_along_axis(winners, best, 1.0, axis=1)
@@ -133,7 +133,7 @@ def capacity(curve: Sequence[float]) -> float:
 
 
 def of_capacity(seeds: Sequence[int], report: Report) -> Result:
-    """Items that a mac completes, over those of Willshaw's matrix of as many bits."""
+    """Return items that a mac completes, over those of Willshaw's matrix of as many bits."""
     shares: dict[str, list[list[float]]] = {name: [] for name in MEMORIES}
     for seed in seeds:
         for name, memory in MEMORIES.items():

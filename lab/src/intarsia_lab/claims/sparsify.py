@@ -50,7 +50,7 @@ class CountedDSnoT(DSnoT):
         return "dsnot"
 
     def swapped(self, weight: Tensor, mask: Tensor, statistics: Statistics) -> Swapped:
-        """The swaps, whose sums are noted."""
+        """Return the swaps, whose sums are noted."""
         swaps = super().swapped(weight, mask, statistics)
         SUMS[0] += swaps.before
         SUMS[1] += swaps.after
@@ -110,7 +110,7 @@ def ran(names: Sequence[str], densities: Sequence[float], seeds: Any, report: Re
 
 
 def table(sheet: Any, densities: Sequence[float], seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Perplexity (mean over draws) by text, density and arm, with CPU seconds."""
+    """Return perplexity (mean over draws) by text, density and arm, with CPU seconds."""
     rows: list[dict[str, Any]] = []
     for text in TEXTS:
         for arm in sheet.arms:
@@ -146,7 +146,7 @@ def of_methods(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def of_swaps(seeds: tuple[int, ...], report: Report) -> Result:
-    """Loss with DSnoT minus without; the largest upper end of an interval."""
+    """Return loss with DSnoT minus without; the largest upper end of an interval."""
     names = [f"{b}{s}" for b in BASES for s in ("", " + dsnot")]
     sheet = ran(names, DENSITIES[3:], seeds, report)
     ends: dict[tuple[str, str, float], float] = {}

@@ -70,7 +70,7 @@ class SparseCells:
         self.made: Any = None
 
     def cell(self, arm: str, density: float, seed: int) -> Closed:
-        """A cell from the file, or by running it.  arm: one of OBJECTIVES."""
+        """Return a cell from the file, or by running it.  arm: one of OBJECTIVES."""
         inputs = {"bench": self.name, "arm": arm, "density": density, "seed": seed}
         return Closed(*stored("squarehead", inputs, lambda: self._run(arm, density, seed)))
 
@@ -103,7 +103,7 @@ def loss(model: nn.Module, rows: Any) -> float:
 
 
 def small() -> tuple[nn.Module, Any, Any]:
-    """A model of bytes, trained here on Austen."""
+    """Return a model of bytes, trained here on Austen."""
     text = corpora.read("austen", lambda _: None).encode()
     count = HELD_OUT + (DENSE_STEPS + STEPS) * BATCH
     ids = torch.tensor(list(text[: count * LENGTH])).view(-1, LENGTH)

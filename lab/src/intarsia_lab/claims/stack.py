@@ -38,7 +38,7 @@ def table(seed: int, report: Report) -> StackTable:
 
 
 def run(seeds: tuple[int, ...], report: Report, *, figure: Callable[[StackTable], float]) -> Result:
-    """A figure of each seed's table; the table shown is the first seed's."""
+    """Return a figure of each seed's table; the table shown is the first seed's."""
     tables = [table(seed, report) for seed in seeds]
     lines = [_row(row) for row in tables[0].rows()]
     lines += [
@@ -63,7 +63,7 @@ def _row(row: dict[str, Any]) -> dict[str, Any]:
 
 
 def failures(stack_table: StackTable) -> float:
-    """Pairs that are neither measured nor refused, and laws that do not hold."""
+    """Return pairs that are neither measured nor refused, and laws that do not hold."""
     pairs = [names for names in (*stack_table.found, *stack_table.refused) if len(names) == 2]
     return float(28 - len(pairs) + len(broken(stack_table)))
 

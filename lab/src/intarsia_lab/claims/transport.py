@@ -140,7 +140,7 @@ def train(name: str, experts: int, seed: int) -> PictureScores:
 
 
 def _wide(rows: Any) -> Any:
-    """The same in float32: what is below was kept in half the width."""
+    """Return the same in float32: what is below was kept in half the width."""
     x, y = rows.tensors
     return type(rows)(x.float(), y)
 
@@ -149,7 +149,7 @@ Runs = Sheet[str, int, PictureScores]
 
 
 def measure(seeds: Sequence[int], report: Report, names: Sequence[str] = tuple(ROUTERS)) -> Runs:
-    """Every router at every number of experts."""
+    """Return every router at every number of experts."""
     return each([Arm(name, name) for name in names], seeds, train, report, tasks=EXPERTS)
 
 
@@ -186,7 +186,7 @@ SETTING = (
 
 
 def rows_of(sheet: Runs) -> list[dict[str, Any]]:
-    """A line for each number of experts and router."""
+    """Return a line for each number of experts and router."""
     rows: list[dict[str, Any]] = []
     for i, experts in enumerate(sheet.tasks):
         for name in sheet.arms:

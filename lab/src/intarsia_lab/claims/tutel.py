@@ -32,7 +32,7 @@ LINKS: Mapping[str, Topology] = {
 
 
 def drawn(tokens: int, seed: int) -> Trace:
-    """Two experts, as even as chance makes them, of sequences of 16 tokens."""
+    """Return two experts, as even as chance makes them, of sequences of 16 tokens."""
     draws = torch.Generator().manual_seed(seed)
     expert = torch.randint(EXPERTS, (tokens, 1, 1), generator=draws)
     row = torch.arange(tokens)
@@ -89,7 +89,7 @@ def one_hot(x: Tensor, routing: Routing, places: int) -> Tensor:
 
 
 def tables(x: Tensor, routing: Routing, places: int) -> Tensor:
-    """The same by places."""
+    """Return the same by places."""
     table = PairTable.of(routing, places)
     return table.combine(table.fill(x))
 

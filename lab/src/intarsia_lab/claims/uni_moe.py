@@ -108,7 +108,7 @@ def _run(arm: str, seed: int, report: Report) -> Cell:
 
 
 def spread(result: Cell) -> float:
-    """Standard deviation of the accuracies over modalities."""
+    """Return standard deviation of the accuracies over modalities."""
     return statistics.pstdev(result["right"].values())
 
 
@@ -123,7 +123,7 @@ def ratio(ours: Cell, base: Cell) -> float:
 def run(
     seeds: tuple[int, ...], report: Report, *, figure: Callable[[Mapping[str, Cell]], float]
 ) -> Result:
-    """A figure of each seed; the table has every arm."""
+    """Return a figure of each seed; the table has every arm."""
 
     def cells(seed: int) -> Mapping[str, Cell]:
         return {arm: cell(arm, seed, report) for arm in ARMS}

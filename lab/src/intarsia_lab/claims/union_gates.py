@@ -119,7 +119,7 @@ def _tuned_cell(name: str, seed: int, report: Report) -> Cell:
 
 
 def less(by_arm: Mapping[str, Cell], ours: str, base: str) -> float:
-    """Accuracy of one arm less another's, in percentage points."""
+    """Return accuracy of one arm less another's, in percentage points."""
     return by_arm[ours]["score"] - by_arm[base]["score"]
 
 

@@ -79,7 +79,7 @@ class Rows(Dataset[dict[str, Tensor]]):
 
 
 def rows(tokenizer: Any, seed: int) -> tuple[Rows, Rows]:
-    """Rows of four kinds of text, to learn and to be judged by."""
+    """Return rows of four kinds of text, to learn and to be judged by."""
     draws = torch.Generator().manual_seed(seed)
     learnt: list[Tensor] = []
     judged: list[Tensor] = []
@@ -116,7 +116,7 @@ def ratio(by_arm: union_arms.Found, name: str) -> float:
 
 
 def points(by_arm: union_arms.Found) -> float:
-    """Accuracy of the union less that of the dense model, in percentage points."""
+    """Return accuracy of the union less that of the dense model, in percentage points."""
     return by_arm[union_arms.UNION]["score"] - by_arm[union_arms.DENSE]["score"]
 
 

@@ -80,7 +80,7 @@ def logits(net: nn.Module, pixels: Tensor) -> Tensor:
 
 
 def agreement(seed: int) -> dict[str, list[float]]:
-    """Percent of held-out crops whose first class is the dense net's first, or among five.
+    """Return percent of held-out crops whose first class is the dense net's first, or among five.
 
     What came out of the pruned net, and of that after training on the dense net's answers.
     """
@@ -117,7 +117,7 @@ def agreement(seed: int) -> dict[str, list[float]]:
 
 
 def of_agreement(seeds: tuple[int, ...], report: Report) -> Result:
-    """Percent of crops with the dense net's first class."""
+    """Return percent of crops with the dense net's first class."""
 
     def cell(_: str, __: str, seed: int) -> dict[str, list[float]]:
         inputs = {"claim": "agreement", "seed": seed, "density": DENSITY}

@@ -34,7 +34,7 @@ OTHERS = 10  # random choices of experts to keep
 
 
 def turned(names: Sequence[str], seed: int) -> list[str]:
-    """The kinds in an order that goes round with the seed."""
+    """Return the kinds in an order that goes round with the seed."""
     start = seed % len(names)
     return [*names[start:], *names[:start]]
 
@@ -67,7 +67,7 @@ def router() -> TopK:
 
 
 def late(seeds: Sequence[int], report: Report, *, steps: int = STEPS) -> Result:
-    """Loss on the last of four kinds, lots over order, the mean of the seeds."""
+    """Return loss on the last of four kinds, lots over order, the mean of the seeds."""
     arms = {name: key for key, name in POLICIES.items()}
     results = by_arm(arms, seeds, lambda policy, seed: of_policy(policy, seed, steps), report)
     note = (
@@ -103,12 +103,12 @@ def family(seed: int, steps: int) -> dict[str, Any]:
 
 
 def part(steps: int, parent_steps: int) -> int:
-    """A number of steps where a parent has `steps` in place of PARENT."""
+    """Return a number of steps where a parent has `steps` in place of PARENT."""
     return max(1, steps * parent_steps // PARENT)
 
 
 def parents(texts: TextKinds, seed: int, steps: int) -> tuple[nn.Module, nn.Module]:
-    """Two trainings that part after a third of their steps, by the rows they meet."""
+    """Return two trainings that part after a third of their steps, by the rows they meet."""
     order, shared = list(texts.train), part(steps, SHARED)
     first = decoder_of_experts(router(), seed)
     learn(first, texts.stream(order, 0, shared, seed), seed)
@@ -140,7 +140,7 @@ def merging(seeds: Sequence[int], report: Report, *, steps: int = PARENT) -> Res
 
 
 def kept_experts(net: nn.Module, scores: Mapping[str, Tensor], experts: int) -> nn.Module:
-    """A copy with the experts of largest score in each layer."""
+    """Return a copy with the experts of largest score in each layer."""
     small = copy.deepcopy(net)
     for path, mixture in mixtures_in(small).items():
         best = scores[f"{path}.router"].argsort(descending=True, stable=True)
@@ -149,7 +149,7 @@ def kept_experts(net: nn.Module, scores: Mapping[str, Tensor], experts: int) -> 
 
 
 def pruned(net: nn.Module, texts: TextKinds, seed: int) -> dict[str, float]:
-    """Losses with half of the experts, chosen in three ways."""
+    """Return losses with half of the experts, chosen in three ways."""
     rows = texts.stream(list(texts.train), 0, 8, seed).tensors[0]
     use = expert_loads(net, list(rows.split(64)))
     draws = torch.Generator().manual_seed(seed)
@@ -168,7 +168,7 @@ def pruned(net: nn.Module, texts: TextKinds, seed: int) -> dict[str, float]:
 
 
 def pruning(seeds: Sequence[int], report: Report, *, steps: int = PARENT) -> Result:
-    """Loss after pruning by use over the mean after pruning by lot."""
+    """Return loss after pruning by use over the mean after pruning by lot."""
     results = by_seed(seeds, lambda seed: family(seed, steps)["pruned"], report)
     note = (
         f"{SETTING} The first parent of zcode-m3-merge: {EXPERTS // 2} of {EXPERTS} experts stay "

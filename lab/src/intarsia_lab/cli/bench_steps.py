@@ -147,7 +147,7 @@ def _task(suite: suites.Suite, name: str) -> suites.SuiteTask:
 def _headed(
     found: BenchArm, heads: str, tasks: Sequence[suites.SuiteTask], rules: Protocol
 ) -> BenchArm:
-    """A method with the heads that were asked for.
+    """Return a method with the heads that were asked for.
 
     Raises: UnknownName for other words; ConfigError where a head for each task cannot be.
     """

@@ -16,7 +16,7 @@ from ..routing.report.findings import RouterSheet
 
 
 def ask(given: Mapping[str, Any]) -> Contest:
-    """The contest that was asked for; what cannot be is found when its cells are."""
+    """Return the contest that was asked for; what cannot be is found when its cells are."""
     names = _names(given["routers"])
     budget = given["budget"]
     seeds: tuple[int, ...] = read("--seeds", given["seeds"], tuple[int, ...])

@@ -39,14 +39,14 @@ def _items() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _of_kind(test: bool) -> list[np.ndarray]:
-    """The numbers of the items of each kind."""
+    """Return the numbers of the items of each kind."""
     labels = _items()[1]
     part = np.arange(TRAINING, len(labels)) if test else np.arange(TRAINING)
     return [part[labels[part] == label] for label in KINDS.values()]
 
 
 def asks_for(kind: int) -> str:
-    """The question for the colour of a kind."""
+    """Return the question for the colour of a kind."""
     return f"Colour of the {NAMES[kind]}"  # the kind last: two blocks read it from there
 
 
@@ -88,7 +88,7 @@ def tile_questions(count: int, seed: int) -> list[Question]:
 
 
 def canvas(items: list[np.ndarray], colours: list[str], across: int = ACROSS) -> Image.Image:
-    """Items in their colours on black, row by row, `across` in a row."""
+    """Return items in their colours on black, row by row, `across` in a row."""
     page = Image.new("RGB", (across * ITEM, len(items) // across * ITEM))
     for place, (item, colour) in enumerate(zip(items, colours, strict=True)):
         small = Image.fromarray(item).resize((ITEM, ITEM), Image.Resampling.BICUBIC)

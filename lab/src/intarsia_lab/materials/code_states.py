@@ -80,7 +80,7 @@ ONLY_WORDS = np.array([name in ("comment", "string", "docstring", "keyword") for
 
 
 def _row(kind: int, word: str, depth: dict[str, int], level: int, head: bool) -> np.ndarray:
-    """The states inside a token, but for "docstring"."""
+    """Return the states inside a token, but for "docstring"."""
     inside = [depth[bracket] > 0 for bracket in OPEN]
     return np.array(
         [

@@ -32,7 +32,7 @@ SHAPES = (
 
 
 def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) -> dict[str, float]:
-    """The least CPU seconds of each, all of them one after the other in every repeat."""
+    """Return the least CPU seconds of each, all of them one after the other in every repeat."""
     least: dict[str, float] = dict.fromkeys(runs, math.inf)
     for run in runs.values():
         run()
@@ -45,7 +45,7 @@ def interleaved(runs: Mapping[str, Callable[[], Any]], repeats: int = REPEATS) -
 
 
 def blocks_of(weight: Tensor, rows: int, density: float) -> Tensor:
-    """A weight of which blocks with the largest norms are left."""
+    """Return a weight of which blocks with the largest norms are left."""
     partition = keep_row_blocks({"w": weight.abs()}, {"w": density}, rows)
     return weight * partition.mask("w", 0)
 
@@ -102,7 +102,7 @@ def dense_runtimes(net: nn.Module, picture: Tensor) -> dict[str, Callable[[], An
 def whole(
     seeds: Sequence[int], report: Report, *, bars: Mapping[tuple[int, float], float]
 ) -> Result:
-    """The least ratio of the fastest dense float32 runtime to ours, each over its bar."""
+    """Return the least ratio of the fastest dense float32 runtime to ours, each over its bar."""
     native.require()
     values: list[float] = []
     rows: list[dict[str, str]] = []

@@ -28,7 +28,7 @@ def films() -> Interactions:
 
 
 def parts() -> tuple[Interactions, Interactions]:
-    """The first 80 % of each user's events, and the rest."""
+    """Return the first 80 % of each user's events, and the rest."""
     data = films()
     counts = np.bincount(data.users, minlength=len(data.user_ids))
     place = np.arange(len(data)) - (counts.cumsum() - counts)[data.users]

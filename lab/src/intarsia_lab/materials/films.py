@@ -93,7 +93,7 @@ class Watcher(nn.Module):
 
 @lru_cache
 def parts() -> dict[str, TensorDataset]:
-    """Pairs of each part with their targets: all events, and as many pairs that never met.
+    """Return pairs of each part with their targets: all events, and as many pairs that never met.
 
     Events are dealt out at random, once for all seeds; stars are told from the training's mean.
     """
@@ -118,6 +118,6 @@ def parts() -> dict[str, TensorDataset]:
 
 
 def watcher(router: RouterConfig, seed: int) -> Watcher:
-    """An untrained model of all users and films of MovieLens-100k."""
+    """Return an untrained model of all users and films of MovieLens-100k."""
     events = load_interactions("ml-100k")
     return Watcher(router, len(events.user_ids), len(events.item_ids), seed)

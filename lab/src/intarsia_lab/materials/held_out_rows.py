@@ -15,7 +15,7 @@ LENGTH = 128  # tokens
 
 @lru_cache(maxsize=1)
 def rows(seed: int) -> dict[str, Tensor]:
-    """Rows of each kind, from the last tenth, which the mixture was not trained on."""
+    """Return rows of each kind, from the last tenth, which the mixture was not trained on."""
     corpus = texts()
     words = byte_pairs.trained((text[:300_000] for text in corpus.values()), VOCABULARY)
     blocks: dict[str, Tensor] = {}

@@ -186,7 +186,7 @@ class SentenceTail(nn.Module):
         self.head = nn.Linear(last.output.dense.out_features, classes)
 
     def features(self, inputs_embeds: Tensor, attention_mask: Tensor) -> Tensor:
-        """Mean states of the real tokens.  (B, d)."""
+        """Return mean states of the real tokens.  (B, d)."""
         x = through(self.layers, inputs_embeds, attention_mask)
         weight = attention_mask[..., None].to(x)
         return (x * weight).sum(1) / weight.sum(1)
@@ -204,7 +204,7 @@ def through(layers: Any, x: Tensor, attention_mask: Tensor) -> Tensor:
 
 
 def sentence_tail(classes: int) -> SentenceTail:
-    """A fresh copy of MiniLM's last blocks, with a head of zeros."""
+    """Return a fresh copy of MiniLM's last blocks, with a head of zeros."""
     model, _ = encoder()
     with torch.random.fork_rng(devices=[]):
         tail = SentenceTail(copy.deepcopy(model.encoder.layer[-LAST:]), classes)

@@ -66,14 +66,14 @@ class OnPictures:
     sets: Sequence[str] = ("elpv", "photo-rotation")
 
     def measure(self, names: Sequence[str], seeds: Sequence[int], report: Report) -> Found:
-        """The scores of these adapters on the sets."""
+        """Return the scores of these adapters on the sets."""
         arms = [Arm(name, StudyRecipe(lambda _, m=self.methods[name]: m)) for name in names]
         cells = PictureCells(base=self.base, first=self.first)
         return cells.sheets(arms, [self.budget], self.sets, seeds, report)[self.budget.name]
 
 
 def rows_of(sheet: Found, counted: str, count: Callable[[str], int]) -> tuple[dict[str, Any], ...]:
-    """A line for each adapter: what is counted of it, and its accuracy on each set."""
+    """Return a line for each adapter: what is counted of it, and its accuracy on each set."""
     rows: list[dict[str, Any]] = []
     for name in sheet.arms:
         line: dict[str, Any] = {"adapter": name, counted: count(name)}
@@ -86,7 +86,7 @@ def rows_of(sheet: Found, counted: str, count: Callable[[str], int]) -> tuple[di
 def less_the_best(
     sheet: Found, ours: str, rivals: Sequence[str], called: str
 ) -> tuple[list[float], str]:
-    """Accuracy of `ours` less that of the best rival by seed, in points, and it in words."""
+    """Return accuracy of `ours` less that of the best rival by seed, in points, and it in words."""
     best = max(rivals, key=lambda name: float(sheet.of(name, "accuracy").mean()))
     gain = Differences.of(sheet.of(ours, "accuracy"), sheet.of(best, "accuracy"))
     assert gain is not None

@@ -94,7 +94,7 @@ class PictureCells:
         self.kept = 0  # cells that were read, not run
 
     def cell(self, name: str, budget: Budget, arm: Arm[StudyRecipe], seed: int) -> StudyScore:
-        """The score of one cell, from the file or by running it."""
+        """Return the score of one cell, from the file or by running it."""
         recipe = arm.settings
         method = recipe.method(budget)
         inputs = {
@@ -189,7 +189,7 @@ class PictureCells:
 
 
 def _said(value: object) -> str:
-    """The same text in every process: a function's own has its address."""
+    """Return the same text in every process: a function's own has its address."""
     return value.__qualname__ if isinstance(value, FunctionType) else repr(value)
 
 

@@ -35,7 +35,7 @@ def rotating(make: Callable[[], Run], size: int) -> Run:
 @torch.inference_mode()
 @threads(1)
 def seconds_of(runs: Mapping[str, Run], repeats: int = REPEATS) -> dict[str, float]:
-    """Median CPU time of each on one thread, all of them in turns."""
+    """Return median CPU time of each on one thread, all of them in turns."""
     times: dict[str, list[float]] = {name: [] for name in runs}
     for repeat in range(repeats + 1):
         for name, run in runs.items():

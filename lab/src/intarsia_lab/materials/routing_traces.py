@@ -56,7 +56,7 @@ def folder(seed: int) -> Path:
 
 
 def traces(seed: int, report: Report) -> dict[str, Trace]:
-    """The three held-out traces, by kind; the mixture is trained the first time."""
+    """Return the three held-out traces, by kind; the mixture is trained the first time."""
     made(seed, report)
     by_kind = {kind: kept(seed, kind) for kind in KINDS[:2]}
     return by_kind | {"drawn": drawn(seed)}
@@ -68,7 +68,7 @@ def kept(seed: int, name: str) -> Trace:
 
 
 def made(seed: int, report: Report) -> Path:
-    """The folder of a seed's mixture, trained where it is not there yet."""
+    """Return the folder of a seed's mixture, trained where it is not there yet."""
     with building(folder(seed)) as scratch:
         if scratch is not None:
             scratch.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def made(seed: int, report: Report) -> Path:
 
 
 def texts() -> dict[str, str]:
-    """Four kinds of text."""
+    """Return four kinds of text."""
     quiet: Report = lambda _: None  # noqa: E731
     library = sorted(Path(sysconfig.get_paths()["stdlib"]).glob("*.py"))
     code = "".join(file.read_text(encoding="utf-8", errors="replace") for file in library)
@@ -141,7 +141,7 @@ def summed(logits: tuple[Tensor, ...]) -> Tensor:
 
 
 def each_layer(logits: tuple[Tensor, ...]) -> Tensor:
-    """The mean of the layers' losses, E sum_e f_e p_e / k each."""
+    """Return the mean of the layers' losses, E sum_e f_e p_e / k each."""
     total = torch.zeros(())
     for layer in logits:
         p = layer.float().softmax(-1)
@@ -181,7 +181,7 @@ def drawn(seed: int, tokens: int = 15_360) -> Trace:
 
 
 def uniform(seed: int, tokens: int = 15_360) -> Trace:
-    """Every pair of experts alike, and no layer knows of another: nothing can be gained."""
+    """Return every pair of experts alike, and no layer knows of another: nothing can be gained."""
     draws = torch.Generator().manual_seed(seed)
     scores = torch.rand(tokens, LAYERS, EXPERTS, generator=draws)
     row = torch.arange(tokens)

@@ -55,7 +55,7 @@ def cornac_set(events: Interactions, spans: Spans) -> Any:
 
 
 def scorer_of(model: Any) -> Scorer:
-    """A model of Cornac as one that reads histories."""
+    """Return a model of Cornac as one that reads histories."""
 
     def scores(x: Tensor) -> Tensor:
         rows = [model.score(None, [i - 1 for i in row if i][-LAST:]) for row in x.tolist()]
@@ -122,7 +122,7 @@ def neighbours(events: Interactions, spans: Spans, settings: Settings, seed: int
 
 
 def popular(events: Interactions, spans: Spans, settings: Settings, seed: int) -> Scorer:
-    """Items by their events."""
+    """Return items by their events."""
     counts = torch.from_numpy(np.append(0, events.popularity())).float()
     return lambda x: counts.expand(len(x), -1)
 

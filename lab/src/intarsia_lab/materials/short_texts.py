@@ -43,7 +43,7 @@ def _glosses() -> tuple[tuple[str, str], ...]:
 
 
 def by_kind() -> dict[str, list[str]]:
-    """Glosses of each of 24 kinds of noun, in a random order."""
+    """Return glosses of each of 24 kinds of noun, in a random order."""
     glosses: dict[str, list[str]] = {}
     for gloss, kind in _glosses():
         glosses.setdefault(kind, []).append(short(gloss))
@@ -70,7 +70,7 @@ def old_definitions() -> tuple[tuple[str, str, str, str], ...]:
 
 
 def definition(entry: str) -> str:
-    """The first definition of an entry for a noun; "" where there is none of four words."""
+    """Return the first definition of an entry for a noun; "" where there is none of four words."""
     _, noun, rest = entry.partition(" n. ")
     plain = re.sub(r"\[[^\]]*\]|\([^)]*\)|[{}]", "", rest[:400] if noun else "")
     plain = re.sub(r"^\W*(pl\.\s+\w+\W+)?(\d+\.\s*)?", "", plain)
@@ -79,7 +79,7 @@ def definition(entry: str) -> str:
 
 
 def emoji() -> list[QuestionAnswer]:
-    """Names of emoji and their groups."""
+    """Return names of emoji and their groups."""
     file = obtain(pinned("emoji-datasource"), progress=quiet) / "package/emoji.json"
     rows = json.loads(file.read_text(encoding="utf-8"))
     named = {row["name"].lower(): row["category"] for row in rows if row["category"] != "Component"}
@@ -98,7 +98,7 @@ def sentences() -> list[QuestionAnswer]:
 
 
 def kinds() -> list[QuestionAnswer]:
-    """Glosses of WordNet and the kind of noun; none of a noun in `old_definitions`."""
+    """Return glosses of WordNet and the kind of noun; none of a noun in `old_definitions`."""
     excluded = {gloss for _, _, _, gloss in old_definitions()}
     return [QuestionAnswer(short(g), k) for g, k in _glosses() if g not in excluded]
 
@@ -114,7 +114,7 @@ def old_kinds() -> list[QuestionAnswer]:
 
 
 def old_texts() -> list[QuestionAnswer]:
-    """The same definitions as plain texts, in the same order."""
+    """Return the same definitions as plain texts, in the same order."""
     return [QuestionAnswer("", text) for _, text, _, _ in old_definitions()]
 
 

@@ -84,7 +84,7 @@ def render(solids: Sequence[Solid], view: View, size: int) -> tuple[np.ndarray, 
 def _shade(
     solids: Sequence[Solid], view: View, owner: np.ndarray, point: Rays, ahead: Rays
 ) -> list[np.ndarray]:
-    """The light from each point to the eye, by colour band."""
+    """Return the light from each point to the eye, by colour band."""
     lamp = _unit(view.lamp)
     normal = [np.zeros(owner.shape), np.zeros(owner.shape), np.ones(owner.shape)]  # the floor's
     colour = [np.full(owner.shape, band) for band in view.floor]
@@ -133,7 +133,7 @@ def _cross(solid: Solid, start: Vector | Rays, ahead: Vector | Rays) -> tuple[np
 
 
 def _spans(solid: Solid, start: Sequence, ahead: Sequence) -> list[Span]:
-    """The solid as an intersection of spans: a ball; a tube and a layer; three layers."""
+    """Return the solid as an intersection of spans: a ball; a tube and a layer; three layers."""
     if solid.kind == "ball":
         return [_tube(start, ahead)]
     if solid.kind == "can":
@@ -177,7 +177,7 @@ def _normal(solid: Solid, eye: Vector, ahead: Rays) -> Rays:
 
 
 def _local(solid: Solid, vector: Vector | Rays) -> tuple:
-    """A direction in the frame of the unit solid."""
+    """Return a direction in the frame of the unit solid."""
     x, y, z = vector
     cosine, sine = solid.turn
     length, width, height = solid.size
@@ -185,7 +185,7 @@ def _local(solid: Solid, vector: Vector | Rays) -> tuple:
 
 
 def _dot(left_vector: Sequence, right_vector: Sequence) -> Any:
-    """The scalar product, summed in this order; numpy's sum may use another."""
+    """Return the scalar product, summed in this order; numpy's sum may use another."""
     total = left_vector[0] * right_vector[0]
     for a, b in zip(left_vector[1:], right_vector[1:], strict=True):
         total = total + a * b
@@ -197,7 +197,7 @@ def _minus(minuend: Sequence, subtrahend: Sequence) -> tuple:
 
 
 def _times(left_vector: Vector, right_vector: Vector) -> Vector:
-    """The vector product."""
+    """Return the vector product."""
     (a, b, c), (d, e, f) = left_vector, right_vector
     return b * f - c * e, c * d - a * f, a * e - b * d
 

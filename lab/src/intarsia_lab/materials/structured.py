@@ -58,7 +58,7 @@ class Rendered:
 
 
 def names() -> tuple[str, ...]:
-    """Names of the tasks that `load` knows."""
+    """Return names of the tasks that `load` knows."""
     return tuple(TASKS)
 
 
@@ -177,7 +177,7 @@ def _scene(name: str, seed: int, index: int) -> np.ndarray:
 
 
 def arrange(name: str, seed: int, index: int) -> tuple[list[Solid], View, np.ndarray]:
-    """A scene of 3 to 10 visible objects: the objects, the view and the picture.
+    """Return a scene of 3 to 10 visible objects: the objects, the view and the picture.
 
     The label is the number of objects, or the range of the depth of the nearest object's centre.
     """
@@ -228,7 +228,7 @@ def _objects(
 
 
 def _object(random: _Random) -> Solid:
-    """A small or large object on the floor, of metal or rubber."""
+    """Return a small or large object on the floor, of metal or rubber."""
     kind = ("ball", "can", "cube")[random.below(3)]
     half = (0.35, 0.7)[random.below(2)] * (0.75 if kind == "cube" else 1.0)
     return Solid(
@@ -242,7 +242,7 @@ def _object(random: _Random) -> Solid:
 
 
 def _moved_to(distance: float, solid: Solid, view: View) -> Solid:
-    """The solid moved along y so that its depth is `distance`."""
+    """Return the solid moved along y so that its depth is `distance`."""
     x, y, z = solid.at
     slope = depth(view, (x, y + 1, z)) - depth(view, solid.at)
     return replace(solid, at=(x, y + (distance - depth(view, solid.at)) / slope, z))
@@ -287,7 +287,7 @@ def _part(row: Part, stretch: Sequence[float], swell: float, azimuth: int, shade
 
 
 def _both(part: Part) -> tuple[Part, Part]:
-    """A part and its mirror image."""
+    """Return a part and its mirror image."""
     kind, (x, y, z), size = part
     return part, (kind, (x, -y, z), size)
 

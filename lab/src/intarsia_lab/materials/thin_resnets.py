@@ -39,7 +39,7 @@ class ResidualBlock(nn.Module):
 
 
 def resnet(seed: int) -> nn.Module:
-    """A thin ResNet-8 for grey pictures of 28 x 28."""
+    """Return a thin ResNet-8 for grey pictures of 28 x 28."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         sizes = zip((1, *WIDTHS), WIDTHS, (1, 2, 2), strict=False)
@@ -56,7 +56,7 @@ def nesterov(model: nn.Module, lr: float, weight_decay: float) -> Optimizer:
 
 @lru_cache
 def rows(part: str) -> TensorDataset:
-    """The first pictures of a part, normalised."""
+    """Return the first pictures of a part, normalised."""
     dataset = sets.load(DATA, part="train" if part == "train" else "test")
     count = TRAIN if part == "train" else TEST
     images: Any = dataset.images
@@ -71,6 +71,6 @@ def accuracy(model: nn.Module) -> float:
 
 
 def density_of(model: nn.Module) -> float:
-    """The share of weights that are not 0."""
+    """Return the share of weights that are not 0."""
     weights = list(masked_weights(model).values())
     return sum(int(w.count_nonzero()) for w in weights) / sum(w.numel() for w in weights)

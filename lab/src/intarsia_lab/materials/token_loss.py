@@ -14,7 +14,7 @@ from intarsia.hosts.prune.rows import batched
 
 @torch.no_grad()
 def nll(model: nn.Module, rows: Sequence[Any]) -> float:
-    """The mean loss of a token."""
+    """Return the mean loss of a token."""
     losses: list[float] = []
     for batch in batched(rows, 4):
         ids = batch["input_ids"]

@@ -85,7 +85,7 @@ class Trait(NamedTuple):
 
 
 def trait(card: Card) -> Trait:
-    """The trait of an adapter with its tiny settings."""
+    """Return the trait of an adapter with its tiny settings."""
     config = tiny(card)
     cell = config.build(site(card), generator=torch.Generator())
     roles = set(config.roles)
@@ -186,14 +186,14 @@ def _grid(heads: Iterable[str], rows: Iterable[tuple[str, Iterable[str]]]) -> li
 
 
 def _of_a_plain_model() -> list[Card]:
-    """The changes of a plain model, and prompts, that its saved folder can hold."""
+    """Return the changes of a plain model, and prompts, that its saved folder can hold."""
     candidates = (*cards("change"), *cards("baseline", family="prompts"))
     saved = [c for c in candidates if comes_back_from_its_folder.__name__ not in c.exceptions]
     return [c for c in saved if host_of(c) is vit]
 
 
 def _made_of(methods: Iterable[Card]) -> list[str]:
-    """The table of methods made of others."""
+    """Return the table of methods made of others."""
     methods = list(methods)
     outer = [c for c in methods if any(f.name == "over" for f in dataclasses.fields(tiny(c)))]
     rows = ((a.key, ["yes" if over(a, b) else "" for b in methods]) for a in outer)
@@ -201,7 +201,7 @@ def _made_of(methods: Iterable[Card]) -> list[str]:
 
 
 def page() -> str:
-    """The page, all of it tried now."""
+    """Return the page, all of it tried now."""
     adapters = cards("adapter")
     groups = by_trait(adapters)
     firsts = [group[0] for group in groups.values()]

@@ -80,7 +80,7 @@ _hf_image = partial(_pictures, 32, "pixel_values")
 
 
 def _classifier(name: str, **settings: Any) -> Host:
-    """A decoder of transformers with a classifier."""
+    """Return a decoder of transformers with a classifier."""
     options = DECODER | settings
     return _hf(f"{name}ForSequenceClassification", f"{name}Config", _tokens, **options)
 
@@ -92,7 +92,7 @@ def _mixer() -> nn.Module:
 
 
 def _mobile(kind: Callable[..., nn.Module], *stages: str) -> Host:
-    """A MobileNet of few stages, each a block string of timm's."""
+    """Return a MobileNet of few stages, each a block string of timm's."""
 
     def make() -> nn.Module:
         return kind(decode_arch_def([[s] for s in stages]), 5, num_features=32, stem_size=16)
@@ -142,14 +142,14 @@ def _image_then_text() -> Batch:
 
 
 def _ended() -> Batch:
-    """Tokens with an end, by which BART's classifier reads."""
+    """Return tokens with an end, by which BART's classifier reads."""
     ids = _tokens()["input_ids"]
     ids[:, -1] = 2
     return {"input_ids": ids}
 
 
 def _generator(name: str, model: str = "", **settings: Any) -> Host:
-    """A decoder of transformers with its language head."""
+    """Return a decoder of transformers with its language head."""
     return _hf(model or f"{name}ForCausalLM", f"{name}Config", _tokens, **DECODER | settings)
 
 

@@ -19,7 +19,7 @@ ROOT = INDEX.parents[1]
 
 
 def modules_with_cards(root: Path = ROOT) -> list[str]:
-    """Modules below `root` with a line that begins with `CARD = ` or `CARDS = `, sorted."""
+    """Return modules below `root` with a line that begins with `CARD = ` or `CARDS = `, sorted."""
     files = (p for p in root.rglob("*.py") if re.search("^CARDS? = ", p.read_text(), re.MULTILINE))
     paths = (p.parent if p.stem == "__init__" else p.with_suffix("") for p in files)
     return sorted(".".join(p.relative_to(root).parts) for p in paths)
@@ -39,7 +39,7 @@ def entries(*, settings: bool = True) -> dict[str, dict[str, Any]]:
 
 
 def entry(method_card: Card, module: str, settings: bool) -> dict[str, Any]:
-    """A card as JSON can hold it, with each setting's type and default."""
+    """Return a card as JSON can hold it, with each setting's type and default."""
     config = cast(Any, method_card.config)
     named = inspect.isclass(config)
     return {
@@ -98,7 +98,7 @@ def _type_name(annotation: object) -> str:
 
 
 def index_text(entries_by_key: Mapping[str, Mapping[str, Any]]) -> str:
-    """The index as JSON, one field a line, so that changes can be read and merged."""
+    """Return the index as JSON, one field a line, so that changes can be read and merged."""
     cards = (
         f" {json.dumps(key)}: {{\n"
         + ",\n".join(
@@ -134,7 +134,7 @@ def stub_text(
 
 
 def package_of(stub: Path) -> str:
-    """The package of a stub, as `stub_text` wants it."""
+    """Return the package of a stub, as `stub_text` wants it."""
     return "".join(f"{part}." for part in stub.parent.relative_to(ROOT).parts)
 
 

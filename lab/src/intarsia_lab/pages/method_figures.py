@@ -16,7 +16,7 @@ CHOSEN = ("mixlora", "llava_mole")  # whose cell is a mixture that routes by its
 
 
 def figure(card: Mapping[str, Any]) -> str:
-    """The drawing of a described card, "" where its kind has none."""
+    """Return the drawing of a described card, "" where its kind has none."""
     draw = _DRAWINGS.get("mixture" if card["name"] == "upcycle" else card["kind"])
     if draw is None or card["name"] in NOT_BESIDE:
         return ""
@@ -72,7 +72,7 @@ def _sum(x: float, y: float) -> Lines:
 
 
 def _router(name: str, tags: set[str]) -> tuple[Lines, int, str]:
-    """Tokens, and which experts they go to."""
+    """Return tokens, and which experts they go to."""
     lines: Lines = _text(60, 20, "tokens", "soft") + _text(470, 20, "experts", "soft")
     tokens, experts = (44.0, 80.0, 116.0, 152.0), (44.0, 80.0, 116.0, 152.0)
     choices = ((0, 1), (0, 3), (2, 1), (3, 2)) if "sparse" in tags else ((0, 1, 2, 3),) * 4
@@ -129,7 +129,7 @@ def _baseline(name: str, tags: set[str]) -> tuple[Lines, int, str]:
 
 
 def _mixture(name: str, tags: set[str]) -> tuple[Lines, int, str]:
-    """A layer, and the experts in its place."""
+    """Return a layer, and the experts in its place."""
     lines = [*_box(20, 58, 110, 54, "layer"), *_arrow((130, 85), (200, 85))]
     lines += [*_text(165, 74, "becomes", "soft"), *_box(200, 58, 84, 54, "router", "new")]
     for number, y in enumerate((12, 58, 104)):
@@ -168,7 +168,7 @@ def when(card: Mapping[str, Any]) -> str:
 
 
 def _refused(doc: str) -> tuple[str, str] | None:
-    """The sentence of a docstring that begins with "Not for", "Not when" or "Not with"."""
+    """Return the sentence of a docstring that begins with "Not for", "Not when" or "Not with"."""
     lines = doc.splitlines()
     for number, line in enumerate(lines):
         if line.startswith(("Not for ", "Not when ", "Not with ", "Not where ", "Not in ")):

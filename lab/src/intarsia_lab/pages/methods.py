@@ -63,7 +63,7 @@ def pages(claims: Sequence[Record], references: Sequence[Record] = ()) -> dict[s
 
 
 def index(descriptions: list[dict[str, Any]]) -> str:
-    """The table of all methods, by kind."""
+    """Return the table of all methods, by kind."""
     lines = [INDEX]
     present = {card["kind"] for card in descriptions}
     for kind in (kind for kind in KINDS if kind in present):

@@ -45,12 +45,12 @@ TRUNK = 0.5  # density
 
 
 def trunk() -> nn.Module:
-    """The small ViT with half of each layer's weights 0."""
+    """Return the small ViT with half of each layer's weights 0."""
     return apply(vit(), Magnitude(TRUNK))
 
 
 def mixtral() -> nn.Module:
-    """A mixture of transformers, whose experts are one parameter."""
+    """Return a mixture of transformers, whose experts are one parameter."""
     sizes: Any = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
     sizes |= {"num_attention_heads": 4, "num_key_value_heads": 2, "num_local_experts": 4}
     with torch_seed(0):
@@ -198,7 +198,7 @@ def pruned(card: Card, mixture: str) -> str:
 
 
 def schedules() -> list[Card]:
-    """The schedules of masks."""
+    """Return the schedules of masks."""
     return [card for card in cards("schedule") if isinstance(tiny(card), SparseSchedule)]
 
 
@@ -207,7 +207,7 @@ def pruners() -> list[Card]:
 
 
 def parts(firsts: Sequence[Card]) -> Iterator[str | tuple[list[str], dict[str, list[str]]]]:
-    """Texts, and tables as (heads, rows): the part of the page on sparse weights."""
+    """Yield texts, and tables as (heads, rows): the part of the page on sparse weights."""
     yield INTRO
     heads = ["stays", "fold", "keep_zeros", "soup"]
     yield heads, {card.key: on_sparse_trunk(card) for card in firsts}

@@ -20,7 +20,7 @@ from .variant import Variant
 
 
 def dense(variant: Variant, material: Material, scale: Scale, seed: int) -> nn.Module:
-    """The model before it has experts; of one seed, all but the MLPs is the same for all."""
+    """Return the model before it has experts; of one seed, all but the MLPs is the same for all."""
     expert = variant.expert
     shape = dataclasses.replace(
         scale.shape, hidden=scale.shape.hidden * expert.times, act=expert.act

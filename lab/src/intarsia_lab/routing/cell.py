@@ -92,7 +92,7 @@ def work(inputs: Mapping[str, Any]) -> dict[str, Any]:
 def _train(
     model: nn.Module, material: Material, scale: Scale, seed: int, course: Course, spent: float
 ) -> Watch:
-    """The steps of a course, watched."""
+    """Train for the steps of a course, watched."""
     marks = [round(course.steps * i / POINTS) for i in range(1, POINTS)]
     watch = Watch(
         model, material.val, batch=scale.batch, marks=marks, first=course.first, spent=spent

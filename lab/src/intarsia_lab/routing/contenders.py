@@ -28,7 +28,7 @@ class AtBudget(NamedTuple):
 
 
 def arm(name: str, variant: Variant, budget: str = "steps") -> Arm[AtBudget]:
-    """A contender under the name it has in a table."""
+    """Return a contender under the name it has in a table."""
     return Arm(name, AtBudget(variant, budget))
 
 
@@ -103,7 +103,7 @@ def ratio(
     note: str = "",
     bench: Bench = BENCH,
 ) -> Result:
-    """A figure of one contender over that of another: the mean of the seeds' ratios."""
+    """Return a figure of one contender over that of another: the mean of the seeds' ratios."""
     results = bench.cells((base, ours, *rivals), seeds, report)
     return judged(
         results, base, lambda cells: figure(cells[ours.name]) / figure(cells[base.name]), note

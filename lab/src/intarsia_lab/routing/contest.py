@@ -26,7 +26,7 @@ class Contest(NamedTuple):
     sees_later: bool = False
 
     def asked(self) -> list[RouterTrial]:
-        """The cells.
+        """Return the cells.
 
         Raises: UnknownName for a material or contender that is not there; ConfigError for an
         unknown budget, or what is named twice or not at all.
@@ -65,7 +65,7 @@ class Contest(NamedTuple):
         return [name for name, variant in VARIANTS.items() if all_allowed or not variant.sees_later]
 
     def baseline(self, name: str | None) -> str:
-        """The one that was named, else "top-k" where it is among them, else the first.
+        """Return the one that was named, else "top-k" where it is among them, else the first.
 
         Raises: UnknownName for one that is not among them, for each of the data.
         """

@@ -36,7 +36,7 @@ class Price:
 
 
 def mixtures(model: nn.Module) -> dict[str, Mixture]:
-    """Every mixture of a model, by path, in the order of the depth."""
+    """Return every mixture of a model, by path, in the order of the depth."""
     return {path: m for path, m in model.named_modules() if isinstance(m, Mixture)}
 
 
@@ -71,5 +71,5 @@ def operations(model: nn.Module, x: Tensor) -> int:
 
 
 def matrices(module: nn.Module) -> int:
-    """The entries of a module's matrices."""
+    """Return the entries of a module's matrices."""
     return sum(p.numel() for n, p in module.named_parameters() if p.dim() > 1 and "bias" not in n)

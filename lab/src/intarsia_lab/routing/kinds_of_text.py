@@ -36,12 +36,12 @@ class TextKinds:
     test: dict[str, Tensor]
 
     def parts(self, names: Sequence[str] | None = None) -> TensorDataset:
-        """The test rows of these kinds, of all if none is named."""
+        """Return the test rows of these kinds, of all if none is named."""
         rows = torch.cat([self.test[name] for name in names or self.test])
         return TensorDataset(rows, rows)
 
     def stream(self, order: Sequence[str], first: int, steps: int, seed: int) -> TensorDataset:
-        """Batches with as many rows of each kind, kind after kind in this order.
+        """Return batches with as many rows of each kind, kind after kind in this order.
 
         Which rows a step sees depends on the seed and its number alone.
         """
@@ -92,7 +92,7 @@ def decoder_of_experts(
     capacity: Capacity | None = None,
     shape: SmallModel | None = None,
 ) -> nn.Module:
-    """An untrained decoder of four layers, whose MLPs are mixtures of experts drawn anew."""
+    """Return an untrained decoder of four layers, whose MLPs are mixtures of experts drawn anew."""
     shape = shape or SHAPE
     model = small_decoder(shape, tokens=VOCABULARY, length=LENGTH, seed=seed)
     return upcycle(model, router, how="fresh", capacity=capacity, seed=seed, sees_later=True)

@@ -52,14 +52,14 @@ def gate_entropy(routing: Routing) -> float:
 
 
 def variation(load: Tensor) -> float:
-    """Standard deviation over mean: 0 = even, sqrt(E - 1) = one has all.  load: (E,)."""
+    """Return standard deviation over mean: 0 = even, sqrt(E - 1) = one has all.  load: (E,)."""
     load = load.double()
     mean = load.mean()
     return float(load.std(correction=0) / mean) if mean > 0 else 0.0
 
 
 def dropped(requested: Routing, served: Routing) -> Tensor:
-    """The share of each row's pairs that are gone; a row that asked for none asked for one.
+    """Return the share of each row's pairs that are gone; a row that asked for none asked for one.
 
     Returns (T,) float64.
     """

@@ -52,7 +52,7 @@ class Scale:
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Scale:
-        """The scale that `to_dict` wrote."""
+        """Return the scale that `to_dict` wrote."""
         return cls(**{**raw, "shape": SmallModel(**raw["shape"])})
 
 

@@ -80,7 +80,7 @@ def chosen(names: Iterable[str]) -> list[Variant]:
 
 
 def _by_key(name: str) -> Variant:
-    """A router of the catalogue at eight experts, all else as its settings are."""
+    """Return a router of the catalogue at eight experts, all else as its settings are."""
     sized = {
         k for k in keys("router") if any(s["name"] == "experts" for s in index()[k]["settings"])
     }

@@ -28,7 +28,7 @@ Found = Mapping[str, Cell]
 
 
 def seconds(model: nn.Module, x: Tensor) -> float:
-    """CPU seconds of a forward, the fastest of a few."""
+    """Return CPU seconds of a forward, the fastest of a few."""
     best = float("inf")
     with torch.no_grad(), evaluating(model):
         for _ in range(FORWARDS + 1):
@@ -41,7 +41,7 @@ def seconds(model: nn.Module, x: Tensor) -> float:
 def trained(
     model: Any, change: Any, train: Any, test: Any, x: Tensor, seed: int, **options: Any
 ) -> tuple[Any, dict[str, float]]:
-    """Scores after the training, and what a forward of x costs."""
+    """Return scores after the training, and what a forward of x costs."""
     if change is not None:
         model = apply(model, change, seed=seed)
     start = time.process_time()
@@ -53,7 +53,7 @@ def trained(
 
 
 def noise(seed: int, count: int = 64) -> Tensor:
-    """Pictures to count and to time a forward on.  (count, 3, SIZE, SIZE)."""
+    """Return pictures to count and to time a forward on.  (count, 3, SIZE, SIZE)."""
     return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
 
 

@@ -107,7 +107,7 @@ class Variant:
 
     @classmethod
     def of(cls, raw: Mapping[str, Any]) -> Variant:
-        """The variant that `to_dict` wrote."""
+        """Return the variant that `to_dict` wrote."""
         router, experts = raw["router"], cast("Sequence[int] | None", raw["experts"])
         update, capacity = raw["update"], raw["capacity"]
         return cls(

@@ -84,7 +84,7 @@ class Watch:
             layer.forget()
 
     def spent(self, steps: int) -> dict[str, float]:
-        """Operations of so many steps of this training."""
+        """Return operations of so many steps of this training."""
         return self.price.spent(steps * self.batch, [x.pairs for x in self.layers.values()])
 
     @property

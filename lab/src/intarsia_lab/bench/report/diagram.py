@@ -73,7 +73,7 @@ def diagram(findings: Findings) -> Diagram | None:
 
 
 def _mark(n: int, half: int, last: int, top: float, x: float, number: int, row: MethodRow) -> Mark:
-    """The better half is labelled on the left from the top, the other on the right from below."""
+    """Label the better half on the left from the top, the other on the right from below."""
     on_left = n < half
     y = top + STEP * (n if on_left else last - 1 - n)
     assert row.rank is not None

@@ -31,7 +31,7 @@ COLUMNS = {name: OTHER.get(name, "string") for name in NAMES.split()}
 
 
 def tidy(result: RunResult) -> dict[str, Any]:
-    """A result as a flat row; None where it has no such value."""
+    """Return a result as a flat row; None where it has no such value."""
     task, method, setup, outcome = result.task, result.method, result.setup, result.outcome
     row = {
         "suite": task.suite,
@@ -65,7 +65,7 @@ def write_csv(results: Iterable[RunResult], out: Path) -> Path:
 
 
 def write_parquet(results: Iterable[RunResult], out: Path) -> Path:
-    """The same with types.  Raises: MissingExtra without pyarrow."""
+    """Write the same as Parquet, with types.  Raises: MissingExtra without pyarrow."""
     try:
         import pyarrow as pa
         from pyarrow import parquet

@@ -151,7 +151,7 @@ class RunResult:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any]) -> RunResult:
-        """The record of `to_dict`, strictly.
+        """Return the record of `to_dict`, strictly.
 
         Raises: DataError for a missing, unknown or wrong value; CheckpointError for a record of
         another format.
@@ -185,7 +185,7 @@ def append(path: Path | str, result: RunResult) -> None:
 
 
 def read(path: Path | str) -> list[RunResult]:
-    """The results of a file: the last line of each key, in the order the keys first came.
+    """Return the results of a file: the last line of each key, in the order the keys first came.
 
     An unfinished last line is left out: a killed run may stand in the middle of it.
     Raises: DataError if there is no file; CheckpointError for any other line that is damaged.
@@ -215,7 +215,7 @@ def only(results: Iterable[RunResult], status: str) -> list[RunResult]:
 
 
 def _decode(kind: Any, raw: Any, path: str, choice: Mapping[str, type]) -> Any:
-    """A dataclass from its dict; `choice` says which member of a union a field holds."""
+    """Return a dataclass from its dict; `choice` says which member of a union a field holds."""
     if not isinstance(raw, Mapping):
         raise _wrong(path, type(raw).__name__, "a JSON object")
     hints, fields_by_name = get_type_hints(kind), {f.name: f for f in fields(kind)}

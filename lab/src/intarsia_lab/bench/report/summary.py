@@ -94,7 +94,7 @@ class Findings:
         return any(row.complete < len(self.sheet.tasks) for row in self.rows)
 
     def row(self, method: MethodName) -> int:
-        """The number of a method's row in the arrays of the sheet."""
+        """Return the number of a method's row in the arrays of the sheet."""
         return self.sheet.arms.index(method)
 
 

@@ -32,7 +32,7 @@ class Field:
 
 
 def results_table(findings: Findings) -> Table:
-    """A row for every method: both means, balanced accuracy, loss, and what it costs."""
+    """Return a row for every method: both means, balanced accuracy, loss, and what it costs."""
     fields = [
         Field(METHOD, lambda row: Entry(row.method.label)),
         *_means(findings),
@@ -44,7 +44,7 @@ def results_table(findings: Findings) -> Table:
 
 
 def difference_table(findings: Findings) -> Table | None:
-    """A row for every method but the baseline; None where there is none."""
+    """Return a row for every method but the baseline; None where there is none."""
     base = findings.baseline
     if base is None or len(findings.rows) < 2:
         return None
@@ -98,7 +98,7 @@ def _missing(findings: Findings) -> list[str]:
 
 
 def tasks_table(findings: Findings) -> Table:
-    """A row for every task, below the mean of its group; a column for every method."""
+    """Return a row for every task, below the mean of its group; a column for every method."""
     sheet, methods = findings.sheet, [row.method for row in findings.rows]
     columns = [Column("Task", "A group of tasks, or one task", numeric=False)]
     columns += [Column(method.label, f"Accuracy of {method.label}, %") for method in methods]
@@ -125,7 +125,7 @@ def tasks_table(findings: Findings) -> Table:
 
 
 def mean_of(sheet: SuiteSheet, method: MethodName, tasks: np.ndarray) -> Spread | None:
-    """Mean over some tasks, None unless all are complete.  tasks: (tasks,), bool."""
+    """Return mean over some tasks, None unless all are complete.  tasks: (tasks,), bool."""
     number = sheet.arms.index(method)
     if not sheet.complete[number, tasks].all():
         return None
@@ -205,12 +205,12 @@ def _why_not(sheet: SuiteSheet, method: MethodName, task: TaskName) -> str:
 
 
 def share(spread: Spread | None) -> Entry:
-    """Accuracy in %, with its spread."""
+    """Return accuracy in %, with its spread."""
     return NONE if spread is None else Entry(numbers.bare(spread), full=f"{spread.mean:.6f}")
 
 
 def _means(findings: Findings) -> list[Field]:
-    """Both suite means; where a method lacks tasks, both over the shared tasks as well."""
+    """Return both suite means; where a method lacks tasks, both over the shared tasks as well."""
     sheet, total = findings.sheet, len(findings.sheet.tasks)
     meanings = {
         "group": "Mean over groups of the means over a group's tasks",

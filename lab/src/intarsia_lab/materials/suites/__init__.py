@@ -38,7 +38,7 @@ def suites() -> tuple[Suite, ...]:
 
 
 def suite(name: str) -> Suite:
-    """The suite of that name.
+    """Return the suite of that name.
 
     Raises: UnknownName; ImportError when a package that it needs is not installed.
     """
@@ -48,7 +48,7 @@ def suite(name: str) -> Suite:
 
 
 def find(spec: str) -> tuple[Suite, SuiteTask] | None:
-    """The task of "suite/task"; None when `spec` does not begin with the name of a suite.
+    """Return the task of "suite/task"; None when `spec` does not begin with the name of a suite.
 
     "suite/a+b" joins tasks, "suite/joint" all tasks of a suite. "@train+val" is ignored here.
     Raises: UnknownName for a task that the suite does not have; ConfigError for an impossible join.
@@ -66,7 +66,7 @@ def find(spec: str) -> tuple[Suite, SuiteTask] | None:
 
 
 def members(owner: Suite, name: str) -> tuple[SuiteTask, ...]:
-    """The tasks that "a+b" or "joint" consists of, or the single task of that name."""
+    """Return the tasks that "a+b" or "joint" consists of, or the single task of that name."""
     return owner.tasks if name == JOINT else tuple(map(owner.task, name.split("+")))
 
 
@@ -103,7 +103,7 @@ def joins(spec: str) -> bool:
 
 
 def published(spec: str, fraction: float) -> ImageSet | None:
-    """The published training part of "suite/task" with that fraction, or None."""
+    """Return the published training part of "suite/task" with that fraction, or None."""
     owner, task = _found(spec)
     return reading.read_published(owner, task, root(owner), fraction)
 

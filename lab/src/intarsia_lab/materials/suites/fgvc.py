@@ -79,7 +79,7 @@ def read(name: str, root: Path) -> Parts:
 
 
 def published(name: str, root: Path, fraction: float) -> ImageSet | None:
-    """The set in `train_<fraction>.json` (0.1 for 10 %); None when that file does not exist.
+    """Return the set in `train_<fraction>.json` (0.1 for 10 %); None when that file does not exist.
 
     Raises: DataError as `read` does. Its pictures may also be in train and val, but not in test.
     """
@@ -100,7 +100,7 @@ def _classes(rows: list[tuple[str, int]]) -> dict[int, int]:
 
 
 def _folder(name: str, root: Path) -> Path:
-    """The set's folder under the first name that exists, or where it should be."""
+    """Return the set's folder under the first name that exists, or where it should be."""
     places = [root / folder for folder in _folders(name)]
     return next((place for place in places if place.is_dir()), places[0])
 

@@ -26,7 +26,7 @@ _OPENS: dict[str, dict[str, partial[Any]]] = {
 
 
 def read(name: str, root: Path, *, download: bool = False) -> Parts:
-    """The published parts of a set; download: let torchvision download what is missing.
+    """Return the published parts of a set; download: let torchvision download what is missing.
 
     Pictures of Aircraft and Food-101 are paths. Those of CIFAR-100 (180 MB) are in memory.
     Raises: DataError when torchvision does not find the set, or its checksums differ.

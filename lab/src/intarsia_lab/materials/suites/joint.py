@@ -50,7 +50,7 @@ def groups(classes: Sequence[str]) -> dict[str, list[int]]:
 def joint_task(
     tasks: Sequence[SuiteTask], name: str, read: Callable[[SuiteTask, Path], Parts]
 ) -> SuiteTask:
-    """The task that joins `tasks`; read: reads one of them.
+    """Return the task that joins `tasks`; read: reads one of them.
 
     Raises: ConfigError as `joint` does, and for a task that is given twice.
     """

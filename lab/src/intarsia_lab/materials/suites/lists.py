@@ -141,7 +141,7 @@ def leaves(path: str) -> bool:
 
 
 def _id(label: object) -> int | None:
-    """A class id given as a number or as digits, or None."""
+    """Return a class id given as a number or as digits, or None."""
     if isinstance(label, str) and label.isascii() and label.isdecimal():
         return int(label)
     return label if isinstance(label, int) and not isinstance(label, bool) and label >= 0 else None

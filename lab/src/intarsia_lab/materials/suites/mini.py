@@ -42,7 +42,7 @@ SIMULATED = frozenset({"textile"})  # according to its publisher
 
 
 def read_named(name: str, sizes: tuple[int, int, int], _: Path) -> Parts:
-    """The parts of a task whose pictures come from a package.
+    """Return the parts of a task whose pictures come from a package.
 
     Raises: AssetError when the package is not available.
     """
@@ -58,7 +58,7 @@ def read_named(name: str, sizes: tuple[int, int, int], _: Path) -> Parts:
 
 
 def read_rendered(name: str, _: Path) -> Parts:
-    """The parts of a synthetic task."""
+    """Return the parts of a synthetic task."""
     full = structured.load(name, sum(USUAL), seed=SEED)
     ends = np.cumsum(USUAL)
     return {
@@ -68,7 +68,7 @@ def read_rendered(name: str, _: Path) -> Parts:
 
 
 def distinct(images: ImageSet) -> np.ndarray:
-    """Positions of the first of exact copies, without copies whose labels differ."""
+    """Return positions of the first of exact copies, without copies whose labels differ."""
     copies: dict[bytes, list[int]] = defaultdict(list)
     for i, picture in enumerate(images.images):
         copies[hashlib.sha256(np.asarray(picture).tobytes()).digest()].append(i)
@@ -100,7 +100,7 @@ def _draw(images: ImageSet, pool: np.ndarray, n: int) -> np.ndarray:
 def named(
     name: str, group: str, classes: int, sizes: tuple[int, int, int], *, synthetic: bool = False
 ) -> SuiteTask:
-    """A task whose pictures come from packages."""
+    """Return a task whose pictures come from packages."""
     return SuiteTask(
         name,
         group,

@@ -16,18 +16,18 @@ from .task import Parts, Suite, SuiteTask
 
 
 def home() -> Path:
-    """The folder with one folder per suite: `$INTARSIA_DATA`, or `suites` in the cache."""
+    """Return the folder with one folder per suite: `$INTARSIA_DATA`, or `suites` in the cache."""
     folder = os.environ.get("INTARSIA_DATA")
     return Path(folder).expanduser() if folder else cache_dir() / "suites"
 
 
 def root(suite: Suite) -> Path:
-    """The folder of a suite's pictures, whether it exists or not."""
+    """Return the folder of a suite's pictures, whether it exists or not."""
     return home() / suite.name
 
 
 def missing(task: SuiteTask, folder: Path) -> list[Path]:
-    """The missing files of `task` below `folder`; of alternatives, the likeliest one."""
+    """Return the missing files of `task` below `folder`; of alternatives, the likeliest one."""
     paths: list[Path] = []
     for need in task.needs:
         either = need.split("|")
@@ -38,7 +38,7 @@ def missing(task: SuiteTask, folder: Path) -> list[Path]:
 
 
 def read_task(suite: Suite, task: SuiteTask, folder: Path) -> dict[str, ImageSet]:
-    """The parts of a task below a suite's folder, counted but not decoded.
+    """Return the parts of a task below a suite's folder, counted but not decoded.
 
     Raises: DataError for missing files, for parts, classes or numbers of images other than
     published, and for a class without a test picture; the errors of the task's own reader.
@@ -58,7 +58,7 @@ def read_task(suite: Suite, task: SuiteTask, folder: Path) -> dict[str, ImageSet
 
 
 def read_published(suite: Suite, task: SuiteTask, folder: Path, fraction: float) -> ImageSet | None:
-    """The training part that a suite publishes for a fraction, or None.
+    """Return the training part that a suite publishes for a fraction, or None.
 
     Raises: DataError as `read_task` does.
     """

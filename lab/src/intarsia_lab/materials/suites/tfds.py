@@ -120,7 +120,7 @@ def is_prepared(name: str, root: Path) -> bool:
 
 
 def read(name: str, root: Path, *, classes: int) -> Parts:
-    """The three parts of a task; the encoded pictures are held in memory.
+    """Return the three parts of a task; the encoded pictures are held in memory.
 
     Raises: MissingExtra without `tensorflow-datasets`; DataError when it cannot read the set.
     """

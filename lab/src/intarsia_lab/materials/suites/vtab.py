@@ -43,7 +43,7 @@ _TASKS: dict[str, tuple[str, int, int, tuple[str, ...]]] = {
 
 
 def read(name: str, root: Path) -> Parts:
-    """The three parts of a task, from its lists or from its prepared TFDS data set.
+    """Return the three parts of a task, from its lists or from its prepared TFDS data set.
 
     Raises: DataError for a list that is missing or damaged (see `read_lines`), and for a picture
     in two lists; the errors of `tfds.read`.

@@ -111,7 +111,7 @@ def mean_loss(contender: RouterResults) -> float:
 
 
 def sheets_of(rows: Iterable[Row], baseline: str | None = None) -> list[RouterSheet]:
-    """A sheet for each material and budget, in the order of the rows.
+    """Return a sheet for each material and budget, in the order of the rows.
 
     baseline: name of the contender that the others are held against, None = the first.
     Raises: DataError for no rows, or two of one seed; UnknownName for a baseline that is nowhere.

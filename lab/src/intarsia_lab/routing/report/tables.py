@@ -51,7 +51,7 @@ COLUMNS: tuple[tuple[str, str, str], ...] = (
 
 
 def table_of(sheet: RouterSheet) -> Table:
-    """A row for every contender: mean over its seeds, and beside the baseline."""
+    """Return a row for every contender: mean over its seeds, and beside the baseline."""
     used = [column for column in COLUMNS if _is_shown(sheet, column[0])]
     columns = [
         Column("Contender", "The router, or what else is its own", numeric=False),
@@ -170,7 +170,7 @@ def notes(sheet: RouterSheet) -> list[str]:
 
 
 def sentence(sheet: RouterSheet) -> str:
-    """The result in words."""
+    """Return the result in words."""
     best, base = sheet.best, sheet.baseline
     loss = best.spread("loss")
     assert loss is not None
