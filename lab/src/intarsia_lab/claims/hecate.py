@@ -127,12 +127,10 @@ def faster(
         batches = [repeated(trace.rows(slice(index, index + TOKENS)), times) for index in starts]
         seconds = {EP: 0.0, HECATE: 0.0}
         for index in range(SETTINGS.window, len(batches)):
-            past = [
-                arm_or_batch.load() for arm_or_batch in batches[index - SETTINGS.window : index]
-            ]
+            past = [batch.load() for batch in batches[index - SETTINGS.window : index]]
             arms: Mapping[str, Any] = {EP: ExpertParallel(), HECATE: SETTINGS}
-            for name, arm_or_batch in arms.items():
-                plan = arm_or_batch.plan(batches[index], size, LINKS, backward=True, past=past)
+            for name, method in arms.items():
+                plan = method.plan(batches[index], size, LINKS, backward=True, past=past)
                 seconds[name] += simulate(plan, LINKS).seconds
         values.append(seconds[EP] / seconds[HECATE])
     rows = [{"seed": seed, "times": f"{v:.3f}"} for seed, v in zip(seeds, values, strict=True)]
