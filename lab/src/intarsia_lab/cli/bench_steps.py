@@ -118,7 +118,7 @@ def _calibrated(rules: Protocol) -> Protocol:
 
 
 def _values(given: Mapping[str, Any], base: Profile, rules: Protocol) -> dict[str, Any]:
-    """Return the settings all runs share: the profile's, then the protocol's, then those given.
+    """What all places share: the profile's, over them the protocol's, over them what was given.
 
     Raises: ConfigError for a share and shots together, or what is no share.
     """
@@ -139,7 +139,7 @@ def _values(given: Mapping[str, Any], base: Profile, rules: Protocol) -> dict[st
 
 
 def _task(suite: suites.Suite, name: str) -> suites.SuiteTask:
-    """Return a task, or several joined: "a+b", "joint".  Raises: UnknownName, ConfigError."""
+    """One of a suite, or several as one: "a+b", "joint".  Raises: UnknownName, ConfigError."""
     found = suites.find(f"{suite.name}/{name}")
     return found[1] if found else suite.task(name)
 
@@ -147,7 +147,7 @@ def _task(suite: suites.Suite, name: str) -> suites.SuiteTask:
 def _headed(
     found: BenchArm, heads: str, tasks: Sequence[suites.SuiteTask], rules: Protocol
 ) -> BenchArm:
-    """Return a method with the heads that were asked for.
+    """A method with the heads that were asked for.
 
     Raises: UnknownName for other words; ConfigError where a head for each task cannot be.
     """
@@ -177,7 +177,7 @@ def _those_of(chosen: Sequence[str], known: Sequence[str]) -> tuple[str, ...]:
 
 
 def foretold(plan: BenchPlan, how: How, out: Path, report: Report) -> dict[str, Any]:
-    """Estimate the runs and hours of a plan, also in a sentence; nothing of it is run."""
+    """What a plan would take, and the same in a sentence; nothing of it is run."""
     for told in plan.cut:
         report(told)
     found = estimated(plan, out, how, report)

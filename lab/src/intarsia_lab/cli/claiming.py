@@ -80,7 +80,7 @@ def claim(
 
 
 def _chosen(name: str | None, long: bool) -> list[Study]:
-    """Return the claim of a name, or all that this machine can run in the time that was granted."""
+    """The claim of a name, or all that this machine can run in the time that was granted."""
     import torch
 
     from ..claims import claim, claims

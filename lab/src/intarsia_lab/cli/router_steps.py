@@ -16,7 +16,7 @@ from ..routing.report.findings import RouterSheet
 
 
 def ask(given: Mapping[str, Any]) -> Contest:
-    """Return the contest that was asked for; what cannot be is found when its cells are."""
+    """The contest that was asked for; what cannot be is found when its cells are."""
     names = _names(given["routers"])
     budget = given["budget"]
     seeds: tuple[int, ...] = read("--seeds", given["seeds"], tuple[int, ...])
@@ -57,7 +57,7 @@ def carry(
 
 
 def _command(given: Mapping[str, Any]) -> str:
-    """Return the command that makes the same results again, without their folder."""
+    """What makes the same cells and files again, but for where they lie."""
     words = ["intarsia compare-routers", given["data"], "--routers", given["routers"]]
     words += ["--seeds", given["seeds"], "--budget", given["budget"]]
     for name in ("steps", "baseline"):
