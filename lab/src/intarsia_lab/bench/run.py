@@ -199,7 +199,10 @@ def _settled(
 
 
 def measured(output: Mapping[str, Any]) -> records.Done | records.Failed:
-    """A run's scores and costs out of what a worker says; failed where they are no numbers."""
+    """Return a run's scores and costs out of what a worker says.
+
+    The run counts as failed where they are no numbers.
+    """
     if wrong := unusable(output["results"]["test"], "test"):
         return records.Failed(wrong)
     try:

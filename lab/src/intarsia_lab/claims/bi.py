@@ -59,7 +59,10 @@ STUDY = OnPictures(METHODS, BASE, FIRST, BUDGET)
 
 
 def sizes(method: BiAdapter, classes: int = 4) -> tuple[int, int]:
-    """Bytes of the packed file and by the formula, with a float head; training changes neither."""
+    """Return bytes of the packed file and by the formula, with a float head.
+
+    Training changes neither.
+    """
     model = adapt(bare_tail(FIRST, classes), method)
     with tempfile.TemporaryDirectory() as folder:
         return pack(model, folder).stat().st_size, packed_size(model)

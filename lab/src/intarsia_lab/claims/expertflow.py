@@ -75,7 +75,10 @@ def hits(
     streams: int,
     figure: Callable[[Mapping[str, float]], float],
 ) -> Result:
-    """A figure of the hit rates with so many streams; the table has both numbers of streams."""
+    """Return a figure of the hit rates with so many streams.
+
+    The table has both numbers of streams.
+    """
     by_streams = {n: [rates(seed, n, report) for seed in seeds] for n in STREAMS}
     rows: list[dict[str, Any]] = []
     for name in by_streams[STREAMS[0]][0]:

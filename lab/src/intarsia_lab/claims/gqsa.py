@@ -96,7 +96,10 @@ class GqsaCells:
 
 
 def of_order(seeds: tuple[int, ...], report: Report) -> Result:
-    """Loss after all stages minus that of 2:4 SparseGPT; the worse text's mean over draws."""
+    """Return loss after all stages minus that of 2:4 SparseGPT.
+
+    It is the mean over draws of the worse text.
+    """
     cells = GqsaCells()
     sheet = each([Arm(n, n) for n in ARMS], seeds, cells.cell, report, tasks=TEXTS)
 

@@ -163,7 +163,10 @@ def lower_end(differences: Array) -> float:
 
 
 def idf_over_flat(seeds: Sequence[int], report: Report) -> Result:
-    """nDCG@10 that idf gains over flat queries at equal terms; its interval must be above 0."""
+    """Return nDCG@10 that idf gains over flat queries at equal terms.
+
+    Its interval must be above 0.
+    """
     gains, rows = [], []
     for seed in seeds:
         terms = min(figures(arm, seed)["terms"] for arm in (IDF, FLAT))

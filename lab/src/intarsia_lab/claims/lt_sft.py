@@ -202,7 +202,10 @@ def with_delta(change: SparseDelta, name: str) -> float:
 
 
 def of_places(seeds: Sequence[int], report: Report, *, over: Sequence[str]) -> Result:
-    """Error at drifted places over the least error of other arms; the worse task's median."""
+    """Return error at drifted places over the least error of other arms.
+
+    It is the median of the worse task.
+    """
     errors = {
         (arm, task): [cell(arm, task, seed, report) for seed in seeds]
         for task in TASKS

@@ -191,7 +191,10 @@ def log_loss(result: Mapping[str, Any]) -> float:
 
 
 def ratio(seeds: Sequence[int], report: Report, *, ours: str, over: str) -> Result:
-    """The geometric mean over domains of one arm's loss over another's; a value for each seed."""
+    """Return the geometric mean over domains of one arm's loss over another's.
+
+    There is a value for each seed.
+    """
     by_arm = cells(seeds, report)
     logs = {name: [log_loss(result) for result in results] for name, results in by_arm.items()}
     values = [math.exp(a - b) for a, b in zip(logs[ours], logs[over], strict=True)]

@@ -114,7 +114,10 @@ class Probed(NamedTuple):
 
 @lru_cache(maxsize=1)
 def code() -> Code:
-    """Rows of tokens of the standard library; of the last tenth the states after each token."""
+    """Return rows of tokens of the standard library.
+
+    The last tenth has the states after each token, too.
+    """
     files = [text for text in library(CHARACTERS) if _reads(text)]
     cut = round(0.9 * len(files))
     words = vocabulary(["".join(files[:cut])])

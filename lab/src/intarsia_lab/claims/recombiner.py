@@ -305,7 +305,10 @@ def bits_of_files(count: int, rate: float, report: Report) -> tuple[bool, bool]:
 
 
 def coding(seeds: tuple[int, ...], report: Report) -> Result:
-    """The bias of coded samples; infinite if a file's weights or length are not as they must be."""
+    """Return the bias of coded samples.
+
+    It is infinite if a file's weights or length are not as they must be.
+    """
     equal, right = bits_of_files(50, 0.5, report)
     values = tuple(excess((seed,)) for seed in seeds)
     note = (

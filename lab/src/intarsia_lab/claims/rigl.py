@@ -50,7 +50,10 @@ class MaskScore(NamedTuple):
 
 
 def operations(name: str) -> float:
-    """Operations of training: the mean density over the steps; RigL's dense gradients counted."""
+    """Return operations of training: the mean density over the steps.
+
+    RigL's dense gradients are counted.
+    """
     way = ARMS[name]
     steps = way.epochs * STEPS
     match way.schedule:

@@ -132,7 +132,10 @@ def rise(path: Sequence[Mapping[str, float]], amount: float, field: str = "retai
 
 
 def damage(cell: Cell, target: float = 1.0) -> float:
-    """The rise of the other texts where the forgotten one has risen so far; NEVER if it has not."""
+    """Return the rise of the other texts where the forgotten one has risen so far.
+
+    It is NEVER if the loss has not risen so far.
+    """
     value = cell["damage"][str(target)]
     return NEVER if value is None else float(value)
 

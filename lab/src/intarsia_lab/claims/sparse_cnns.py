@@ -189,7 +189,10 @@ def of_blocks(seeds: tuple[int, ...], report: Report) -> Result:
 
 
 def of_order(seeds: tuple[int, ...], report: Report) -> Result:
-    """The least step down the order unstructured, rearranged, blocks, filters; at .7 and .5."""
+    """Return the least step down the order unstructured, rearranged, blocks, filters.
+
+    The densities are .7 and .5.
+    """
     sheet, table = _scored(ARMS, seeds, report)
     order = (FREE, MOVED, PLAIN, FILTERS)
     steps = {

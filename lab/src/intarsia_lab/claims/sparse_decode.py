@@ -72,7 +72,10 @@ def transformers_own(model: nn.Module, ids: Tensor) -> list[float]:
 
 
 def times_of(prompt: str, report: Report, stock: bool = True) -> Mapping[str, float]:
-    """Median CPU seconds of a token, by arm; arms take turns, so that load meets all alike."""
+    """Return median CPU seconds of a token, by arm.
+
+    Arms take turns, so that load meets all alike.
+    """
     with threads(1):
         loaded = list(arms())
         times_by_job: dict[str, list[float]] = {}

@@ -120,7 +120,10 @@ MEMORIES: dict[str, Callable[[Array, Array, int], Array]] = {
 
 
 def capacity(curve: Sequence[float]) -> float:
-    """Items up to which all counts reach 95 % of the bits; between counts by a straight line."""
+    """Return items up to which all counts reach 95 % of the bits.
+
+    Between two counts the share is taken from a straight line.
+    """
     last = 0.0
     for i, value in enumerate(curve):
         if value < REACHED:

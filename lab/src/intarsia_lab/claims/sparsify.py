@@ -77,7 +77,10 @@ class PrunedCells:
         self.rows: dict[str, Any] = {}
 
     def cell(self, arm: str, task: tuple[str, float], seed: int) -> Pruned:
-        """A cell from the file, or by running it.  arm: "dense", a base, or "base + dsnot"."""
+        """Return a cell from the file, or by running it.
+
+        arm: "dense", a base, or "base + dsnot".
+        """
         if arm == "dense":  # one for all densities and draws
             task, seed = (task[0], 1.0), 0
         inputs = {"arm": arm, "text": task[0], "density": task[1], "seed": seed}

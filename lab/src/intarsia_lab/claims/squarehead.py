@@ -124,7 +124,10 @@ def smollm2() -> tuple[nn.Module, Any, Any]:
 
 
 def closing_of(bench: SparseCells, densities: tuple[float, ...]) -> Callable[..., Result]:
-    """The share of the gap that SquareHead closes over that of labels alone; the worst density."""
+    """Return the share of the gap that SquareHead closes over that of labels alone.
+
+    The worst density.
+    """
 
     def run(seeds: tuple[int, ...], report: Report) -> Result:
         arms = [Arm(n, n) for n in OBJECTIVES]

@@ -154,7 +154,10 @@ def measure(seeds: Sequence[int], report: Report, names: Sequence[str] = tuple(R
 
 
 def unbalanced(seeds: Sequence[int], report: Report) -> Result:
-    """The largest load of top-1 over the mean; the smallest of seeds and numbers of experts."""
+    """Return the largest load of top-1 over the mean.
+
+    The smallest of seeds and numbers of experts.
+    """
     sheet = measure(seeds, report)
     least = sheet.of(FREE, "load").min(0)  # of each seed
     return result_of(least.tolist(), rows_of(sheet), SETTING, min)

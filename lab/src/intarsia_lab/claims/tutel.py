@@ -97,7 +97,10 @@ def tables(x: Tensor, routing: Routing, places: int) -> Tensor:
 def times_as_fast(
     seeds: tuple[int, ...], report: Report, *, tokens: int, experts: int, width: int, active: int
 ) -> Result:
-    """Median seconds of the one-hot products over those of tables; both give the same rows."""
+    """Return median seconds of the one-hot products over those of tables.
+
+    Both give the same rows.
+    """
     values: list[float] = []
     rows: list[dict[str, str]] = []
     for seed in seeds:

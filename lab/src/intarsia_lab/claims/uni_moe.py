@@ -70,7 +70,10 @@ def drawn(pictured: list[Stamp], count: int) -> list[Stamp]:
 
 
 def chosen(seed: int, arm: str) -> list[Question]:
-    """The training questions: so many of each modality; balanced, as many rows but even shares."""
+    """Return the training questions: so many of each modality.
+
+    Balanced, as many rows but even shares.
+    """
     draws = torch.Generator().manual_seed(seed)
     parts: dict[str, list[Question]] = {}
     for modality, share in SHARES.items():

@@ -114,7 +114,10 @@ class LanguageRows:
             ]
 
     def model(self) -> nn.Module:
-        """The last blocks, norm and head: a fresh copy.  states (B, T, d) -> logits (B, T, V)."""
+        """Return the last blocks, norm and head: a fresh copy.
+
+        States (B, T, d) -> logits (B, T, V).
+        """
         from transformers import LlamaForCausalLM
 
         full, _ = decoder()
@@ -132,7 +135,10 @@ class LanguageRows:
 
 
 def _ids(tokenizer: Any, pair: QuestionAnswer) -> tuple[list[int], list[int]]:
-    """Tokens of the question with a line's end, and of the answer; a text has no question."""
+    """Return tokens of the question with a line's end, and of the answer.
+
+    A text has no question.
+    """
     prompt = tokenizer(f"{pair.prompt}\n", add_special_tokens=False)["input_ids"]
     answer = tokenizer(pair.answer, add_special_tokens=False)["input_ids"]
     return (prompt if pair.prompt else answer[:1]), (answer if pair.prompt else answer[1:])
@@ -196,7 +202,10 @@ class SentenceTail(nn.Module):
 
 
 def through(layers: Any, x: Tensor, attention_mask: Tensor) -> Tensor:
-    """States behind some of BERT's blocks.  x: (B, T, d); attention_mask: (B, T), 0 = padding."""
+    """Return states behind some of BERT's blocks.
+
+    x: (B, T, d); attention_mask: (B, T), 0 = padding.
+    """
     hidden = (1 - attention_mask[:, None, None, :].to(x)) * torch.finfo(x.dtype).min
     for layer in layers:
         x = layer(x, hidden)

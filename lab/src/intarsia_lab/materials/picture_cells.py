@@ -127,7 +127,10 @@ class PictureCells:
         seeds: Sequence[int],
         report: Report,
     ) -> dict[str, Sheet[str, str, StudyScore]]:
-        """The scores by budget; all budgets of a set follow each other, so that it is kept."""
+        """Return the scores by budget.
+
+        All budgets of a set follow each other, so that it is kept.
+        """
         named = {budget.name: budget for budget in budgets}
         combined = each(
             [Arm(arm.name, arm) for arm in arms],

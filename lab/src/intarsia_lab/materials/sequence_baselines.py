@@ -145,7 +145,10 @@ def grid(settings: Settings, **several: Sequence[Any]) -> list[Settings]:
 def best_of(
     name: str, inputs: Settings, options: Sequence[Settings], score: Callable[[Settings], float]
 ) -> Settings:
-    """The settings of the highest score on validation; each score is kept as a cell of `name`."""
+    """Return the settings of the highest score on validation.
+
+    Each score is kept as a cell of `name`.
+    """
     if len(options) == 1:
         return options[0]
     validation = [

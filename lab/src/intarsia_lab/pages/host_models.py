@@ -342,6 +342,9 @@ HOSTS: Mapping[str, Host] = MappingProxyType(
 
 
 def host(name: str) -> nn.Module:
-    """A tiny model by its name in `HOSTS`, in evaluation mode; the same weights at every call."""
+    """Return a tiny model by its name in `HOSTS`, in evaluation mode.
+
+    The same weights at every call.
+    """
     torch.manual_seed(0)
     return HOSTS[name].make().eval()

@@ -116,7 +116,10 @@ def judged(
     figure: Callable[[Mapping[str, Cell]], float],
     note: str,
 ) -> Result:
-    """The mean of a figure of each seed's cells.  base: whom the table holds the others against."""
+    """Return the mean of a figure of each seed's cells.
+
+    base: whom the table holds the others against.
+    """
     setting = _with_setting(results, note)
     return judge(
         results, figure, lambda name, cells: _row(name, cells, results[base.name]), setting
@@ -133,7 +136,10 @@ def measured(
     note: str = "",
     bench: Bench = BENCH,
 ) -> Result:
-    """A figure of one contender by itself: the mean of the seeds; the other stands in the table."""
+    """Return a figure of one contender by itself: the mean of the seeds.
+
+    The other stands in the table.
+    """
     results = bench.cells((base, ours), seeds, report)
     return judged(results, base, lambda cells: figure(cells[ours.name]), note)
 
@@ -159,7 +165,10 @@ def _row(name: str, cells: Sequence[Cell], base: Sequence[Cell]) -> dict[str, An
 
 
 def active(cell: Cell) -> float:
-    """Experts of a token at the end of training, mean over the layers; 0 without mixtures."""
+    """Return experts of a token at the end of training, mean over the layers.
+
+    0 without mixtures.
+    """
     layers = cell["curve"][-1]["layers"]
     return statistics.mean(layer["active"] for layer in layers) if layers else 0.0
 

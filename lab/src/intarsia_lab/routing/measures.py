@@ -36,7 +36,10 @@ def normalised_information(table: Tensor) -> float:
 
 
 def first_choice(routing: Routing) -> Tensor:
-    """The expert of largest weight of each row, E for a row without one.  Returns (T,) int64."""
+    """Return the expert of largest weight of each row, E for a row without one.
+
+    Returns (T,) int64.
+    """
     gates = routing.dense().detach()
     best = gates.argmax(1)
     has = torch.zeros(routing.tokens, dtype=torch.bool, device=gates.device)
@@ -45,7 +48,10 @@ def first_choice(routing: Routing) -> Tensor:
 
 
 def gate_entropy(routing: Routing) -> float:
-    """The mean over rows of the entropy of their weights as shares, in nats; 0 for one expert."""
+    """Return the mean over rows of the entropy of their weights as shares, in nats.
+
+    0 for one expert.
+    """
     gates = routing.dense().detach().abs()
     share = gates / gates.sum(1, keepdim=True).clamp_min(1e-12)
     return float(-(share * share.clamp_min(1e-12).log()).sum(1).mean()) + 0.0
@@ -70,7 +76,10 @@ def dropped(requested: Routing, served: Routing) -> Tensor:
 
 
 def by_quarter(values: Tensor) -> list[float]:
-    """Means of four consecutive parts of nearly equal size.  values: (N, ...), N at least 4."""
+    """Return means of four consecutive parts of nearly equal size.
+
+    values: (N, ...), N at least 4.
+    """
     return [float(part.double().mean()) for part in values.tensor_split(4)]
 
 

@@ -75,7 +75,10 @@ VARIANTS: dict[str, Variant] = {
 
 
 def chosen(names: Iterable[str]) -> list[Variant]:
-    """The contenders of these names; a router without one by its key.  Raises: UnknownName."""
+    """Return the contenders of these names.
+
+    A router without one by its key.  Raises: UnknownName.
+    """
     return [VARIANTS[name] if name in VARIANTS else _by_key(name) for name in names]
 
 

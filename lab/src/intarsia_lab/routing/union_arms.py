@@ -81,7 +81,10 @@ def judge(
     score: str,
     note: str,
 ) -> Result:
-    """A figure of each seed's arms, the first of which is the dense one; the table has all."""
+    """Return a figure of each seed's arms, the first of which is the dense one.
+
+    The table has all.
+    """
     results = [on(seed, report) for seed in seeds]
     table = [
         {

@@ -149,7 +149,10 @@ def _one_each(kind: str, names: Sequence[str], descriptions: Sequence[object]) -
 
 
 def find(methods: Iterable[MethodName], name: str) -> MethodName:
-    """The method of a name, or else of a label.  Raises: UnknownName; DataError for two labels."""
+    """Return the method of a name, or else of a label.
+
+    Raises: UnknownName; DataError for two labels.
+    """
     candidates = sorted(set(methods))
     hits = [m for m in candidates if m.name == name] or [m for m in candidates if m.label == name]
     if not hits:

@@ -134,7 +134,10 @@ def tables(
 
 
 def findings_of(sheet: SuiteSheet, baseline: str | None) -> Findings:
-    """The statistics of one sheet; baseline: the name of a method, which may be missing here."""
+    """Return the statistics of one sheet.
+
+    baseline: the name of a method, which may be missing here.
+    """
     base = next((m for m in sheet.arms if m.name == baseline), None)
     rows = [_row(sheet, number, base) for number in range(len(sheet.arms))]
     corrected = statistics.holm([row.difference.p if row.difference else None for row in rows])

@@ -54,7 +54,10 @@ def read_json(file: Path, *, ids: Container[int] | None = None) -> list[Row]:
 def to_set(
     name: str, rows: Iterable[Row], folder: Path, *, classes: dict[int, int], source: str
 ) -> ImageSet:
-    """The set of the rows, with pictures as paths below `folder`; classes: class id -> label."""
+    """Return the set of the rows, with pictures as paths below `folder`.
+
+    classes: class id -> label.
+    """
     rows = list(rows)
     labels = np.asarray([classes[i] for _, i in rows], dtype=np.int64)
     names = tuple(str(i) for i in classes)
